@@ -1,0 +1,28 @@
+"""What can go wrong while serving, one class for each answer that a caller can act on.
+
+FocalPathError
+├── BundleError          the bundle is damaged, incomplete or of another version
+├── ImageError           the image of a request cannot be used (HTTP 400)
+│   └── ImageTooLargeError   it is over the stated limit (HTTP 413)
+└── BackendUnavailableError  the inference backend does not answer (HTTP 503)
+"""
+
+
+class FocalPathError(ValueError):
+    """A mistake that the user can mend: the message says what was found, expected, and what to do."""
+
+
+class BundleError(FocalPathError):
+    """The bundle is damaged, incomplete or written for another version."""
+
+
+class ImageError(FocalPathError):
+    """The image of a request cannot be decoded or used."""
+
+
+class ImageTooLargeError(ImageError):
+    """The image of a request is over the stated limit of bytes or pixels."""
+
+
+class BackendUnavailableError(FocalPathError):
+    """The inference backend does not answer."""

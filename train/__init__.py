@@ -1,0 +1,1 @@
+"""Train SAM-Path with Dynamic Focal Attention: from images and masks to a checkpoint."""
