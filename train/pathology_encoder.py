@@ -1,0 +1,48 @@
+"""The pathology encoder: any timm vision transformer, run densely on the whole tile."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from train.errors import FocalPathError
+from train.image_encoder import PATCH_SIZE
+
+
+class PathologyEncoder(nn.Module):
+    """A timm ViT whose patch tokens are laid out as an image; class and register tokens drop out.
+
+    SAM-Path (arXiv 2307.09570) takes HIPT's ViT-S/16, a DINO ViT-S.
+    """
+
+    def __init__(self, name: str, tile_size_px: int, depth: int | None = None) -> None:
+        super().__init__()
+        if name not in timm.list_models("*"):
+            close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*patch16*")[:5])
+            raise FocalPathError(
+                f"timm has no model {name!r}; expected a vision transformer with patches of 16 "
+                f"pixels, such as {close or 'vit_small_patch16_224'}"
+            )
+        overrides: dict[str, Any] = {} if depth is None else {"depth": depth}
+        self.vit: Any = timm.create_model(name, img_size=tile_size_px, num_classes=0, **overrides)
+        patch_size = tuple(self.vit.patch_embed.patch_size)
+        if patch_size != (PATCH_SIZE, PATCH_SIZE):
+            raise FocalPathError(
+                f"{name} cuts patches of {patch_size} pixels, SAM of {PATCH_SIZE}: their features "
+                f"cannot be joined. Take a model with patch{PATCH_SIZE} in its name."
+            )
+        self.embed_dim: int = self.vit.num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode (B, 3, H, W) float32, normalised, to (B, D, H/16, W/16)."""
+        batch, _, height, width = images.shape
+        tokens: Tensor = self.vit.forward_features(images)
+        patches = tokens[:, self.vit.num_prefix_tokens :]  # B x (H/16 * W/16) x D
+        grid = (height // PATCH_SIZE, width // PATCH_SIZE)
+        return patches.transpose(1, 2).reshape(batch, self.embed_dim, *grid)
+
+
+def pathology_normalization() -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of HIPT's inputs, in units of [0, 255]."""
+    return torch.full((3, 1, 1), 127.5), torch.full((3, 1, 1), 127.5)

@@ -1,0 +1,120 @@
+"""The whole model, image to masks: normalise, encode twice, fuse, decode.
+
+SAM-Path's late fusion (arXiv 2307.09570) with Dynamic Focal Attention (arXiv 2604.13479).
+"""
+
+from contextlib import nullcontext
+from typing import NamedTuple, Self
+
+import torch
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+
+from train.focal_attention import ClassAttentionBias
+from train.image_encoder import build_image_encoder
+from train.mask_decoder import MaskDecoder, NoPrompt
+from train.pathology_encoder import PathologyEncoder, pathology_normalization
+from train.settings import Settings
+
+
+class SegmenterOutput(NamedTuple):
+    """Masks of a batch, the unlabelled channel first.
+
+    low_res_logits: (B, 1 + C, H/4, W/4) float32.
+    iou_scores: (B, 1 + C) float32, the predicted IoU of each mask.
+    """
+
+    low_res_logits: Tensor
+    iou_scores: Tensor
+
+
+class Segmenter(nn.Module):
+    """SAM-Path: two encoders side by side, a fusion neck and SAM's mask decoder."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    pathology_mean: Tensor
+    pathology_std: Tensor
+
+    def __init__(self, settings: Settings, initial_bias: Tensor) -> None:
+        """Build the model; `initial_bias` (C,) sets the number of classes."""
+        super().__init__()
+        model, bias = settings.model, settings.bias
+        self.tile_size_px = model.tile_size_px
+        self.encoders_frozen = model.encoders_frozen
+        self.num_classes = len(initial_bias)
+
+        self.image_encoder, image_dim = build_image_encoder(model.image_encoder, model.tile_size_px)
+        self.pathology_encoder = PathologyEncoder(
+            model.pathology_encoder, model.tile_size_px, model.pathology_encoder_depth
+        )
+        self.neck = nn.Sequential(
+            nn.Conv2d(
+                image_dim + self.pathology_encoder.embed_dim, model.decoder_dim, 1, bias=False
+            ),
+            LayerNorm2d(model.decoder_dim),
+            nn.Conv2d(model.decoder_dim, model.decoder_dim, 3, padding=1, bias=False),
+            LayerNorm2d(model.decoder_dim),
+        )
+        self.prompt_encoder = NoPrompt(model.decoder_dim)
+        self.mask_decoder = MaskDecoder(dim=model.decoder_dim, num_classes=self.num_classes)
+        self.class_attention_bias = ClassAttentionBias(
+            initial_bias, learned=bias.bias == "dfa" and not bias.bias_frozen
+        )
+        self._register_normalization()
+        if self.encoders_frozen:
+            self.image_encoder.requires_grad_(False)
+            self.pathology_encoder.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> SegmenterOutput:
+        """Segment (B, 3, H, W) float32, RGB in [0, 255], H = W = the tile size."""
+        return self.decode(self.encode(images))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Both encoders' features side by side, (B, D_image + D_pathology, H/16, W/16)."""
+        with torch.no_grad() if self.encoders_frozen else nullcontext():
+            image_features = self.image_encoder((images - self.pixel_mean) / self.pixel_std)
+            pathology_features = self.pathology_encoder(
+                (images - self.pathology_mean) / self.pathology_std
+            )
+            return torch.cat([image_features, pathology_features], dim=1)
+
+    def decode(self, features: Tensor, token_bias: Tensor | None = None) -> SegmenterOutput:
+        """Masks from the encoders' features; `token_bias` (T,) replaces the learned bias."""
+        if token_bias is None:
+            token_bias = self.class_attention_bias()
+        image_embeddings, image_pe = self.prompt_encoder(self.neck(features))
+        return SegmenterOutput(*self.mask_decoder(image_embeddings, image_pe, token_bias))
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; frozen encoders stay in evaluation mode."""
+        super().train(mode)
+        if self.encoders_frozen:
+            self.image_encoder.eval()
+            self.pathology_encoder.eval()
+        return self
+
+    def _register_normalization(self) -> None:
+        # ImageNet's mean and standard deviation in [0, 255], as SAM normalises.
+        mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+        buffers = {
+            "pixel_mean": torch.tensor(mean).reshape(3, 1, 1),
+            "pixel_std": torch.tensor(std).reshape(3, 1, 1),
+            **dict(
+                zip(("pathology_mean", "pathology_std"), pathology_normalization(), strict=True)
+            ),
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, value, persistent=False)
+
+
+def labels_from_logits(low_res_logits: Tensor, size_px: int) -> Tensor:
+    """Labels (B, H, W) int64 in 1..C from (B, 1 + C, h, w): unlabelled is never predicted."""
+    return upsample(low_res_logits[:, 1:], size_px).argmax(dim=1) + 1
+
+
+def upsample(low_res: Tensor, size_px: int) -> Tensor:
+    """Resize (B, K, h, w) bilinearly to (B, K, size_px, size_px), pixel centres at halves."""
+    return nn.functional.interpolate(
+        low_res, size=(size_px, size_px), mode="bilinear", align_corners=False
+    )

@@ -1,0 +1,183 @@
+"""What can be set for a training run, and the presets.
+
+Field names are unique over all the groups, so the command line shows them flat: `--bias dfa`.
+Where neither the paper (arXiv 2604.13479) nor SAM-Path (arXiv 2307.09570) gives a value, the
+field's text says "our choice".
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from train.errors import FocalPathError
+
+MAX_CLASSES = 254
+"""Labels are uint8: 0 is unlabelled, and one value is kept free."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiasSettings:
+    """Dynamic Focal Attention and its siblings: the bias a class in the cross-attention."""
+
+    bias: Literal["none", "cffa", "hcfa", "dfa"] = "dfa"
+    """none: SAM-Path; cffa: from class frequency (Eq. 2); hcfa: from a baseline's Dice (Eq. 3);
+    dfa: learned (Eq. 4)."""
+    bias_init: Literal["warm", "cold"] = "warm"
+    """Where dfa starts: at the centred log-frequency prior (Eq. 6), or at zero."""
+    bias_frozen: bool = False
+    """Keep dfa at its start: the control that tells learning from the frequency prior."""
+    bias_gamma: float = 0.5
+    """Magnitude of the prior, the same for all strategies (our choice)."""
+    bias_epsilon: float = 1e-6
+    """Added to frequencies and difficulties before the logarithm (our choice)."""
+    bias_lr_factor: float = 100.0
+    """The bias learns at this multiple of the base learning rate."""
+    bias_l2: float = 1e-4
+    """Factor of the penalty sum(delta^2) (our choice)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """SAM-Path's encoders and decoder, in any size."""
+
+    tile_size_px: int = 1024
+    """Side of the square image that the model takes; a multiple of 16."""
+    image_encoder: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_b"
+    """Size of SAM's image encoder; tiny is ours, to train from scratch."""
+    pathology_encoder: str = "vit_small_patch16_224"
+    """Any timm vision transformer with patches of 16 pixels."""
+    pathology_encoder_depth: int | None = None
+    """Number of its blocks; None keeps the architecture's own."""
+    encoders_frozen: bool = True
+    """Train only the fusion neck and the decoder, as SAM-Path does."""
+    decoder_dim: int = 256
+    """Channels of the mask decoder (SAM: 256)."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no patch grid fits."""
+        if self.tile_size_px % 16 or self.tile_size_px <= 0:
+            raise FocalPathError(
+                f"tile_size_px is {self.tile_size_px}; the encoders cut patches of 16 pixels, "
+                "so give a positive multiple of 16"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """Eq. 7: (1 - focal_weight) Dice + focal_weight Focal + iou_weight MSE."""
+
+    focal: bool = True
+    """Use the focal loss; without it the Dice loss has all the weight."""
+    focal_weight: float = 0.25
+    """Lambda: the focal loss's share."""
+    focal_gamma: float = 2.0
+    """Focusing parameter of the focal loss."""
+    iou_weight: float = 0.0625
+    """Beta: weight of the squared error of the predicted IoU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationSettings:
+    """AdamW with cosine annealing after a linear warm-up."""
+
+    epochs: int = 32
+    """Passes over the training tiles."""
+    batch_size: int = 12
+    """Tiles a step on each device."""
+    accumulate_batches: int = 1
+    """Batches whose gradients are added up before a step."""
+    learning_rate: float = 1e-4
+    """Base learning rate."""
+    weight_decay: float = 1e-2
+    """AdamW's weight decay; the bias has none."""
+    warmup_steps: int = 72
+    """Steps of linear warm-up."""
+    gradient_clip: float = 1.0
+    """Largest gradient norm (our choice)."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Lightning's precision of the arithmetic."""
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings:
+    """How training tiles are varied."""
+
+    augment: Literal["full", "dihedral", "none"] = "full"
+    """full: crops, flips, quarter turns and colour; dihedral: flips and quarter turns only."""
+    crop_scale_min: float = 0.08
+    """Smallest share of the tile's area that a random crop keeps."""
+    color_jitter: float = 0.1
+    """Strength of the change of brightness, contrast, saturation and hue."""
+    num_workers: int = 4
+    """Processes that load tiles; 0 loads them in the training process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TissueClass:
+    """A class by its name and the colour that it is painted in, "#rrggbb"."""
+
+    name: str
+    color: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All of a run's settings."""
+
+    preset: Annotated[str, tyro.conf.Suppress]
+    model: ModelSettings = field(default_factory=ModelSettings)
+    bias: BiasSettings = field(default_factory=BiasSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    optimization: OptimizationSettings = field(default_factory=OptimizationSettings)
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+
+
+def synthetic() -> Settings:
+    """Small encoders, trained from scratch on synthetic tissue in minutes on a CPU."""
+    return Settings(
+        preset="synthetic",
+        model=ModelSettings(
+            tile_size_px=256,
+            image_encoder="tiny",
+            pathology_encoder="vit_tiny_patch16_224",
+            pathology_encoder_depth=2,
+            encoders_frozen=False,
+            decoder_dim=128,
+        ),
+        bias=BiasSettings(bias_lr_factor=10.0),
+        optimization=OptimizationSettings(
+            epochs=30, batch_size=8, learning_rate=1e-3, warmup_steps=40
+        ),
+        augmentation=AugmentationSettings(crop_scale_min=0.6, num_workers=0),
+    )
+
+
+def bcss() -> Settings:
+    """Breast cancer, five classes, 1024 x 1024 tiles at 0.25 um per pixel."""
+    return Settings(preset="bcss", optimization=OptimizationSettings(accumulate_batches=2))
+
+
+def bdsa() -> Settings:
+    """Brain tissue, five classes; values as for BCSS (our choice)."""
+    return Settings(preset="bdsa", optimization=OptimizationSettings(accumulate_batches=2))
+
+
+def crag() -> Settings:
+    """Colorectal glands, two classes, 1536 x 1536 images, resized to the model's 1024."""
+    return Settings(
+        preset="crag",
+        loss=LossSettings(focal_weight=0.125, iou_weight=0.0),
+        optimization=OptimizationSettings(epochs=60, batch_size=6, warmup_steps=46),
+    )
+
+
+PRESETS: dict[str, Callable[[], Settings]] = {
+    "synthetic": synthetic,
+    "bcss": bcss,
+    "bdsa": bdsa,
+    "crag": crag,
+}
