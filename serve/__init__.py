@@ -1,1 +1,1 @@
-"""Serve an exported bundle: labels, pictures and numbers from tissue images. Never imports torch."""
+"""Serve an exported bundle: labels, pictures and numbers of tissue images. Never imports torch."""

@@ -2,6 +2,7 @@
 
 FocalPathError
 ├── BundleError          the bundle is damaged, incomplete or of another version
+├── SettingsError        a setting cannot be read or is out of range
 ├── ImageError           the image of a request cannot be used (HTTP 400)
 │   └── ImageTooLargeError   it is over the stated limit (HTTP 413)
 └── BackendUnavailableError  the inference backend does not answer (HTTP 503)
@@ -9,11 +10,15 @@ FocalPathError
 
 
 class FocalPathError(ValueError):
-    """A mistake that the user can mend: the message says what was found, expected, and what to do."""
+    """What the user can mend: the message says what was found, expected, and what to do."""
 
 
 class BundleError(FocalPathError):
     """The bundle is damaged, incomplete or written for another version."""
+
+
+class SettingsError(FocalPathError):
+    """A setting is of the wrong type or out of range."""
 
 
 class ImageError(FocalPathError):

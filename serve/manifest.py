@@ -7,13 +7,13 @@ model is called, which classes it knows, what goes in and comes out, and the SHA
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serve.errors import BundleError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 MANIFEST_FILE = "manifest.json"
 LOW_RES_STRIDE = 4
 """Pixels of the tile for one pixel of `low_res_probabilities`, along each axis."""
@@ -123,9 +123,7 @@ def interface(
     outputs = (
         TensorSpec(name="labels", dtype="uint8", shape=(-1, side, side)),
         TensorSpec(name="confidence", dtype="uint8", shape=(-1, side, side)),
-        TensorSpec(
-            name="low_res_probabilities", dtype="uint8", shape=(-1, num_classes, low, low)
-        ),
+        TensorSpec(name="low_res_probabilities", dtype="uint8", shape=(-1, num_classes, low, low)),
         TensorSpec(name="iou_scores", dtype="float32", shape=(-1, num_classes)),
     )
     return inputs, outputs
@@ -158,7 +156,9 @@ def read_bundle(folder: Path) -> Manifest:
     for artefact in manifest.artefacts:
         file = folder / artefact.file
         if not file.is_file():
-            raise BundleError(f"{file} is named in the manifest but missing. Copy the whole bundle.")
+            raise BundleError(
+                f"{file} is named in the manifest but missing. Copy the whole bundle."
+            )
         found = sha256_of(file)
         if found != artefact.sha256:
             raise BundleError(

@@ -1,10 +1,58 @@
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.http_service import running_service, wait_until_ready
 from tests.toy_bundle import write_toy_bundle
 
 
 @pytest.fixture(scope="session")
 def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy_bundle(tmp_path_factory.mktemp("toy") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def service_url(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The HTTP service over the toy bundle; takes uploads of at most 1 MiB and 1 megapixel."""
+    log = tmp_path_factory.mktemp("service") / "log.txt"
+    limits = {"max_upload_mib": "1", "max_image_megapixels": "1"}
+    with running_service(toy_bundle, log, **limits) as url:
+        wait_until_ready(url)
+        yield url
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny models lose more to waiting threads than they gain."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.toy_data import write_toy_data
+
+    return write_toy_data(tmp_path_factory.mktemp("toy_data") / "data")
+
+
+@pytest.fixture(scope="session")
+def toy_run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs on the toy data set."""
+    from tests.toy_data import toy_settings
+    from train.fit import fit
+
+    run = tmp_path_factory.mktemp("toy_run") / "run"
+    fit(toy_settings(), toy_data, run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def exported_bundle(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy run's bundle."""
+    from export.bundle import BundleSettings, write_bundle
+
+    bundle = tmp_path_factory.mktemp("exported") / "bundle"
+    write_bundle(toy_run, bundle, BundleSettings())
+    return bundle

@@ -37,7 +37,11 @@ _TEMPERATURE = 2_000.0
 
 
 def write_toy_bundle(
-    folder: Path, *, version: str = "1.0.0", max_batch_size: int = 8, tile_size_px: int = TILE_SIZE_PX
+    folder: Path,
+    *,
+    version: str = "1.0.0",
+    max_batch_size: int = 8,
+    tile_size_px: int = TILE_SIZE_PX,
 ) -> Path:
     """Write the bundle and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)

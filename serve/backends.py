@@ -1,0 +1,272 @@
+"""Where the model runs: one protocol, two backends.
+
+`OnnxRuntimeBackend` runs the bundle's ONNX file in this process, `TritonBackend` asks a Triton
+server over gRPC (KServe v2). Both answer with the arrays of the manifest's interface.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort
+from tritonclient import grpc as triton
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from serve.errors import BackendUnavailableError, BundleError
+from serve.manifest import Manifest, TensorSpec
+from serve.settings import ServeSettings
+
+_log = logging.getLogger(__name__)
+_OPEN_ERRORS = (
+    ort.Fail,
+    ort.InvalidArgument,
+    ort.InvalidGraph,
+    ort.InvalidProtobuf,
+    ort.NoSuchFile,
+    ort.NotImplemented,
+)
+_CHECK_TIMEOUT_S = 5.0
+"""Seconds to wait for Triton to say whether it is ready and what it serves."""
+
+
+InferBatch = Callable[[NDArray[np.uint8], Sequence[str]], dict[str, NDArray[Any]]]
+
+
+class Backend(Protocol):
+    """Runs the model on tiles."""
+
+    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Run the model.
+
+        Args:
+            images: (B, T, T, 3) uint8, RGB in [0, 255], any B from 1.
+            outputs: names from the manifest's outputs; the others are not computed or sent.
+
+        Returns:
+            The named outputs, with the dtypes and shapes of `serve.manifest.interface`.
+
+        Raises:
+            BackendUnavailableError: the backend does not answer.
+        """
+        ...
+
+    def is_ready(self) -> bool:
+        """Whether `infer` would answer now."""
+        ...
+
+    def close(self) -> None:
+        """Free what the backend holds; it is not used after."""
+        ...
+
+
+class OnnxRuntimeBackend:
+    """Runs a bundle's ONNX file in this process: on CUDA where ONNX Runtime has it, or the CPU."""
+
+    def __init__(
+        self, bundle: Path, manifest: Manifest, *, precision: str = "fp32", threads: int = 0
+    ) -> None:
+        self._manifest = manifest
+        file = bundle / _onnx_file(manifest, precision)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.only_execute_path_to_fetches = True  # else every output is computed
+        providers = _providers()
+        try:
+            self._session = onnxruntime.InferenceSession(file, options, providers=providers)
+        except _OPEN_ERRORS as error:
+            raise BundleError(
+                f"{file} cannot be opened by ONNX Runtime {onnxruntime.__version__}: "
+                f"{_first_line(error)}. Export the checkpoint again."
+            ) from error
+        self.providers: list[str] = self._session.get_providers()
+        """The execution providers in use, the preferred one first."""
+
+    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """See `Backend.infer`."""
+        return _in_batches(self._infer_batch, images, outputs, self._manifest)
+
+    def _infer_batch(
+        self, images: NDArray[np.uint8], outputs: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        answers = self._session.run(list(outputs), {"image": images}, self._run_options)
+        return dict(zip(outputs, answers, strict=True))
+
+    def is_ready(self) -> bool:
+        """True: an open session answers."""
+        return True
+
+    def close(self) -> None:
+        """Nothing to do: the session is freed with this object."""
+
+
+class TritonBackend:
+    """Asks a Triton server over gRPC; one client serves many threads.
+
+    Raises:
+        BackendUnavailableError: Triton is not reachable, does not serve the model, or serves
+            one with another interface than the manifest's.
+    """
+
+    def __init__(self, url: str, manifest: Manifest, *, timeout_s: float = 30.0) -> None:
+        self._url = _host_and_port(url)
+        self._manifest = manifest
+        self._timeout_s = timeout_s
+        self._client = triton.InferenceServerClient(
+            self._url,
+            channel_args=[
+                ("grpc.max_send_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
+                ("grpc.max_receive_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
+                # By default gRPC waits up to two minutes before it tries a lost server again.
+                ("grpc.initial_reconnect_backoff_ms", 200),
+                ("grpc.max_reconnect_backoff_ms", 2_000),
+                ("grpc.enable_http_proxy", 0),
+            ],
+        )
+        try:
+            self._check_interface()
+        except BackendUnavailableError:
+            self.close()
+            raise
+
+    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """See `Backend.infer`."""
+        return _in_batches(self._infer_batch, images, outputs, self._manifest)
+
+    def _infer_batch(
+        self, images: NDArray[np.uint8], outputs: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        tensor = triton.InferInput("image", list(images.shape), "UINT8")
+        tensor.set_data_from_numpy(np.ascontiguousarray(images))
+        try:
+            result = self._client.infer(
+                self._manifest.name,
+                [tensor],
+                outputs=[triton.InferRequestedOutput(name) for name in outputs],
+                client_timeout=self._timeout_s,
+            )
+        except InferenceServerException as error:
+            raise self._unavailable(error) from error
+        return {name: result.as_numpy(name) for name in outputs}
+
+    def is_ready(self) -> bool:
+        """Whether Triton is up and has the model loaded."""
+        try:
+            return bool(
+                self._client.is_model_ready(self._manifest.name, client_timeout=_CHECK_TIMEOUT_S)
+            )
+        except InferenceServerException:
+            return False
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._client.close()
+
+    def _check_interface(self) -> None:
+        try:
+            metadata = self._client.get_model_metadata(
+                self._manifest.name, client_timeout=min(self._timeout_s, _CHECK_TIMEOUT_S)
+            )
+        except InferenceServerException as error:
+            raise self._unavailable(error) from error
+        for found, expected in (
+            (_tensors(metadata.inputs), _as_triton(self._manifest.inputs)),
+            (_tensors(metadata.outputs), _as_triton(self._manifest.outputs)),
+        ):
+            if found != expected:
+                raise BackendUnavailableError(
+                    f"Triton at {self._url} serves another {self._manifest.name}: found {found}, "
+                    f"the bundle's manifest expects {expected}. Fill Triton's model repository "
+                    "from this bundle."
+                )
+
+    def _unavailable(self, error: InferenceServerException) -> BackendUnavailableError:
+        name = self._manifest.name
+        match error.status():
+            case "StatusCode.UNAVAILABLE":
+                found = f"Triton is not reachable at {self._url}"
+                todo = "Start it, or set its gRPC address with FOCALPATH_TRITON_URL"
+            case "StatusCode.DEADLINE_EXCEEDED":
+                found = f"Triton at {self._url} did not answer within {self._timeout_s:g} s"
+                todo = "Try again, or raise FOCALPATH_TRITON_TIMEOUT_S"
+            case _:
+                found = f"Triton at {self._url} refused {name}: {_first_line(error.message())}"
+                todo = f"Check that its model repository has {name} and its log"
+        return BackendUnavailableError(f"{found}; expected it to serve {name}. {todo}.")
+
+
+def open_backend(settings: ServeSettings, manifest: Manifest) -> Backend:
+    """Open the backend that the settings name.
+
+    Raises:
+        BundleError: the bundle has no file that ONNX Runtime can open.
+        BackendUnavailableError: Triton is not reachable or serves something else.
+    """
+    if settings.backend == "triton":
+        return TritonBackend(settings.triton_url, manifest, timeout_s=settings.triton_timeout_s)
+    backend = OnnxRuntimeBackend(
+        settings.bundle, manifest, precision=settings.precision, threads=settings.threads
+    )
+    _log.info("%s %s runs on %s", manifest.name, manifest.version, backend.providers[0])
+    return backend
+
+
+def _in_batches(
+    infer_batch: InferBatch, images: NDArray[np.uint8], outputs: Sequence[str], manifest: Manifest
+) -> dict[str, NDArray[Any]]:
+    """Split what is over the model's largest batch, and join the answers."""
+    side = manifest.tile_size_px
+    assert images.dtype == np.uint8
+    assert images.shape[1:] == (side, side, 3), images.shape
+    size = manifest.max_batch_size
+    answers = [
+        infer_batch(images[start : start + size], outputs) for start in range(0, len(images), size)
+    ]
+    if len(answers) == 1:
+        return answers[0]
+    return {name: np.concatenate([answer[name] for answer in answers]) for name in outputs}
+
+
+def _onnx_file(manifest: Manifest, precision: str) -> str:
+    files = {a.precision: a.file for a in manifest.artefacts if a.format == "onnx"}
+    if precision not in files:
+        raise BundleError(
+            f"the bundle has no ONNX file in {precision}, only in {', '.join(files) or 'none'}. "
+            "Choose one with FOCALPATH_PRECISION, or export again."
+        )
+    return files[precision]
+
+
+def _providers() -> list[str]:
+    available = onnxruntime.get_available_providers()
+    preferred = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    if "CUDAExecutionProvider" in available:
+        onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip installed them
+    return [provider for provider in preferred if provider in available]
+
+
+def _host_and_port(url: str) -> str:
+    address = url.removeprefix("grpc://")
+    host, _, port = address.rpartition(":")
+    if not host or "/" in address or not port.isdigit():
+        raise BackendUnavailableError(
+            f"{url!r} is no address of Triton's gRPC endpoint; expected host:port, "
+            "such as 127.0.0.1:8001."
+        )
+    return address
+
+
+def _tensors(described: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {t.name: (t.datatype, tuple(t.shape)) for t in described}
+
+
+def _as_triton(specs: Sequence[TensorSpec]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {t.name: (np_to_triton_dtype(np.dtype(t.dtype).type), t.shape) for t in specs}
+
+
+def _first_line(error: object) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

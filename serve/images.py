@@ -1,0 +1,154 @@
+"""Uploads to pixels: decode an image that may be broken, hostile or of an unusual kind.
+
+Whatever comes in, what comes out is (H, W, 3) uint8 RGB, upright, or an `ImageError`.
+"""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from serve.errors import ImageError, ImageTooLargeError
+from serve.settings import MEBIBYTE, MEGAPIXEL, ServeSettings
+
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
+_EXPECTED = "Send one PNG, JPEG, TIFF or WebP image with 8 bits a channel"
+_PNG_BIT_DEPTH_OFFSET = 24
+_TIFF_BITS_PER_SAMPLE = 258
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    RuntimeError,
+    AttributeError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's decoders raise on broken data: each plugin lets its own errors through."""
+
+
+def decode_image(
+    data: bytes,
+    *,
+    max_bytes: int = ServeSettings.max_upload_mib * MEBIBYTE,
+    max_pixels: int = ServeSettings.max_image_megapixels * MEGAPIXEL,
+) -> NDArray[np.uint8]:
+    """Decode a file's content, judged by the content alone and never by a name.
+
+    EXIF orientation is applied, transparency is composited on white, grey and CMYK become RGB.
+    Of a TIFF with several pages the first is taken: scanners put thumbnails behind it.
+
+    Args:
+        data: the bytes of a PNG, JPEG, TIFF or WebP file.
+        max_bytes: the most bytes that are looked at.
+        max_pixels: the most pixels, by the file's header, that are decoded.
+
+    Returns:
+        (H, W, 3) uint8, RGB in [0, 255].
+
+    Raises:
+        ImageTooLargeError: more bytes or pixels than allowed.
+        ImageError: not such an image, truncated, damaged, animated or of more than 8 bits.
+    """
+    if len(data) > max_bytes:
+        raise ImageTooLargeError(
+            f"The file has {len(data)} bytes, at most {max_bytes} are accepted. "
+            "Crop the image or compress it."
+        )
+    if not data:
+        raise ImageError(f"The file is empty. {_EXPECTED}.")
+    with _open(data, max_pixels) as image:
+        _check_kind(image, data)
+        try:
+            image.verify()  # checks PNG's checksums, and leaves the image unusable
+        except _DECODER_ERRORS as error:
+            raise _damaged(error) from error
+    with _open(data, max_pixels) as image:
+        try:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return np.array(_to_rgb(upright), np.uint8)
+        except _DECODER_ERRORS as error:
+            raise _damaged(error) from error
+
+
+def read_image(path: Path, settings: ServeSettings | None = None) -> NDArray[np.uint8]:
+    """Read and decode an image file.
+
+    Returns:
+        (H, W, 3) uint8, RGB in [0, 255].
+
+    Raises:
+        ImageError: the file is missing, or `decode_image` refuses it; the message names the file.
+    """
+    settings = settings or ServeSettings()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
+    try:
+        return decode_image(
+            data, max_bytes=settings.max_upload_bytes, max_pixels=settings.max_image_pixels
+        )
+    except ImageError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Read the header only; no pixel is decoded before the size is known to be allowed."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageTooLargeError(
+            f"The image is far larger than the {max_pixels} pixels that are accepted. Crop it."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"The file is no image that can be read. {_EXPECTED}.") from error
+    except _DECODER_ERRORS as error:
+        raise _damaged(error) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageTooLargeError(
+            f"The image is {width} x {height}: {width * height} pixels, at most {max_pixels} are "
+            "accepted. Crop it."
+        )
+    if width == 0 or height == 0:
+        raise ImageError(f"The image is {width} x {height}: it has no pixels. {_EXPECTED}.")
+    return image
+
+
+def _check_kind(image: Image.Image, data: bytes) -> None:
+    """Refuse what would be converted silently and wrongly: deep channels and animations."""
+    bits: tuple[int, ...] = (8,)
+    if image.format == "PNG":
+        bits = (data[_PNG_BIT_DEPTH_OFFSET],)  # Pillow quietly cuts 16-bit RGB to 8
+    elif image.format == "TIFF":
+        bits = image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (1,))  # type: ignore[attr-defined]
+    if max(bits) > 8 or image.mode == "F" or image.mode.startswith("I"):
+        raise ImageError(
+            f"The image has {max(bits)} bits a channel (mode {image.mode}), expected 8. "
+            "Convert it to 8 bits, so that you choose which value is white."
+        )
+    if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
+        raise ImageError(f"The image is an animation. {_EXPECTED}.")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data or image.mode in ("LA", "PA", "RGBA"):
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _damaged(error: Exception) -> ImageError:
+    reason = str(error).rstrip(".") or type(error).__name__
+    return ImageError(f"The image is damaged or truncated: {reason}. {_EXPECTED}.")

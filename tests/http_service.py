@@ -1,0 +1,62 @@
+"""The real HTTP service in a process of its own, for tests."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+_START_TIMEOUT_S = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running_service(bundle: Path, log: Path, **settings: str) -> Iterator[str]:
+    """Start `python -m serve http` with FOCALPATH_<SETTING>, yield its URL once it is alive."""
+    port = free_port()
+    environment = {**os.environ, "FOCALPATH_BUNDLE": str(bundle)}
+    environment |= {f"FOCALPATH_{name.upper()}": value for name, value in settings.items()}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serve", "http", "--port", str(port)],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            _wait_until_alive(process, url, log)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while httpx.get(f"{url}/readyz").status_code != 200:
+        assert time.monotonic() < deadline, f"{url} is not ready"
+        time.sleep(0.05)
+
+
+def _wait_until_alive(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while True:
+        assert process.poll() is None, log.read_text(encoding="utf-8")
+        assert time.monotonic() < deadline, log.read_text(encoding="utf-8")
+        try:
+            if httpx.get(f"{url}/livez").is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)

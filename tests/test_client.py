@@ -1,0 +1,119 @@
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+
+from serve.client import HttpClient, TritonClient
+from serve.errors import BackendUnavailableError, ImageError, ImageTooLargeError
+from serve.manifest import read_bundle
+from serve.segmenter import Segmenter, open_segmenter
+from serve.settings import ServeSettings
+from tests.http_service import free_port
+from tests.pictures import blobs
+
+
+@pytest.fixture(scope="module")
+def client(service_url: str) -> Iterator[HttpClient]:
+    with HttpClient(service_url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def segmenter(toy_bundle: Path) -> Iterator[Segmenter]:
+    with open_segmenter(ServeSettings(bundle=toy_bundle)) as segmenter:
+        yield segmenter
+
+
+@pytest.mark.parametrize("size", [(64, 64), (10, 20), (150, 333)])
+def test_http_gives_what_the_segmenter_gives_in_process(
+    size: tuple[int, int], client: HttpClient, segmenter: Segmenter
+) -> None:
+    image = blobs(*size)
+    here, there = segmenter.segment(image), client.segment(image)
+    assert there.labels.dtype == there.confidence.dtype == np.uint8
+    assert np.array_equal(there.labels, here.labels)
+    assert np.array_equal(there.confidence, here.confidence)
+    assert there.summary == here.summary
+
+
+def test_the_http_client_knows_the_model(client: HttpClient, toy_bundle: Path) -> None:
+    assert client.manifest == read_bundle(toy_bundle)
+
+
+def test_an_image_over_the_services_limit_is_refused_by_its_message(client: HttpClient) -> None:
+    with pytest.raises(ImageTooLargeError, match="1001 x 1000: 1001000 pixels"):
+        client.segment(np.zeros((1000, 1001, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_an_array_of_another_kind_is_refused(
+    image: np.ndarray, client: HttpClient, segmenter: Segmenter
+) -> None:
+    with pytest.raises(ImageError, match="expected \\(H, W, 3\\) uint8"):
+        segmenter.segment(image)
+    with pytest.raises(ImageError, match="expected \\(H, W, 3\\) uint8"):
+        client.segment(image)
+
+
+def test_a_service_that_is_not_there_is_named() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    with (
+        HttpClient(url) as client,
+        pytest.raises(BackendUnavailableError, match=f"no service at {url}.*python -m serve http"),
+    ):
+        client.segment(blobs(4, 4))
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:3000", "ftp://host", ""])
+def test_an_address_that_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(BackendUnavailableError, match="expected http://host:port"):
+        HttpClient(url)
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    """A web server that answers everything with a page of its own."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_another_web_server_is_told_from_the_service(stranger: str) -> None:
+    with HttpClient(stranger) as client:
+        with pytest.raises(BackendUnavailableError, match="does not answer with a manifest"):
+            _ = client.manifest
+        with pytest.raises(BackendUnavailableError, match="does not answer with the arrays"):
+            client.segment(blobs(4, 4))
+
+
+def test_a_triton_client_without_triton_says_so(toy_bundle: Path) -> None:
+    with pytest.raises(BackendUnavailableError, match="Triton is not reachable"):
+        TritonClient(f"127.0.0.1:{free_port()}", read_bundle(toy_bundle))

@@ -1,0 +1,88 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.errors import BundleError
+from serve.manifest import MANIFEST_FILE, Manifest, interface, read_bundle
+
+
+@pytest.fixture
+def bundle(toy_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
+
+
+def _edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = bundle / MANIFEST_FILE
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_written_manifest_reads_back_the_same(bundle: Path, tmp_path: Path) -> None:
+    manifest = read_bundle(bundle)
+    manifest.write(tmp_path)
+    assert Manifest.model_validate_json((tmp_path / MANIFEST_FILE).read_text()) == manifest
+
+
+def test_a_missing_bundle_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"manifest\.json is missing.*make export"):
+        read_bundle(tmp_path / "nowhere")
+
+
+def test_an_unknown_field_is_refused_by_name(bundle: Path) -> None:
+    _edit(bundle, lambda content: content.update(colour_space="sRGB"))
+    with pytest.raises(BundleError, match="colour_space: Extra inputs are not permitted"):
+        read_bundle(bundle)
+
+
+def test_another_schema_version_is_refused(bundle: Path) -> None:
+    _edit(bundle, lambda content: content.update(schema_version=2))
+    with pytest.raises(BundleError, match="schema_version"):
+        read_bundle(bundle)
+
+
+def test_a_manifest_that_is_no_json_is_refused(bundle: Path) -> None:
+    (bundle / MANIFEST_FILE).write_text("{")
+    with pytest.raises(BundleError, match="does not follow schema version 1"):
+        read_bundle(bundle)
+
+
+def test_a_changed_byte_in_a_file_is_found_by_its_checksum(bundle: Path) -> None:
+    model = bytearray((bundle / "model.onnx").read_bytes())
+    model[100] ^= 1
+    (bundle / "model.onnx").write_bytes(model)
+    with pytest.raises(BundleError, match="is damaged: its SHA-256 is"):
+        read_bundle(bundle)
+
+
+def test_a_missing_file_is_named(bundle: Path) -> None:
+    (bundle / "model.onnx").unlink()
+    with pytest.raises(BundleError, match=r"model\.onnx is named in the manifest but missing"):
+        read_bundle(bundle)
+
+
+def test_a_file_outside_the_bundle_is_refused(bundle: Path) -> None:
+    _edit(bundle, lambda content: content["artefacts"][0].update(file="../model.onnx"))
+    with pytest.raises(BundleError, match=r"artefacts\.0\.file"):
+        read_bundle(bundle)
+
+
+def test_an_interface_that_disagrees_with_the_classes_is_refused(bundle: Path) -> None:
+    _edit(bundle, lambda content: content["classes"].pop())
+    with pytest.raises(BundleError, match="inputs and outputs are"):
+        read_bundle(bundle)
+
+
+def test_a_bias_of_another_length_is_refused(bundle: Path) -> None:
+    _edit(bundle, lambda content: content["class_attention_bias"].pop())
+    with pytest.raises(BundleError, match="class_attention_bias has 4 values"):
+        read_bundle(bundle)
+
+
+def test_the_interface_has_probabilities_at_a_quarter_of_the_resolution() -> None:
+    _, outputs = interface(256, 5)
+    assert {spec.name: spec.shape for spec in outputs}["low_res_probabilities"] == (-1, 5, 64, 64)
