@@ -101,7 +101,7 @@ def _check_shapes(
 ) -> None:
     expected = {name: tuple(value.shape) for name, value in segmenter.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
-    differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    differing = [name for name in expected | found if expected.get(name) != found.get(name)]
     if differing:
         first = "; ".join(
             f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'none')}"

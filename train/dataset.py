@@ -167,16 +167,18 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray[Any, np.dtype[np.uint8
     return mask
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path, *, decode: bool = True) -> Image.Image:
+    """Open an image, closed again; without `decode` only its header is read."""
     try:
-        image = Image.open(path)
-        image.load()
+        with Image.open(path) as image:
+            if decode:
+                image.load()
+            return image
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise FocalPathError(
             f"{path} cannot be read as an image ({error}). Replace the file or remove it from "
             "folds.csv."
         ) from error
-    return image
 
 
 def count_pixels(folder: TileFolder, split: Split) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -198,8 +200,7 @@ def count_pixels(folder: TileFolder, split: Split) -> np.ndarray[Any, np.dtype[n
 
     def count(tile: Tile) -> np.ndarray[Any, np.dtype[np.int64]]:
         mask = read_mask(tile.mask, num_classes)
-        with Image.open(tile.image) as image:
-            size = image.size
+        size = _open(tile.image, decode=False).size
         if size != mask.shape[::-1]:
             raise FocalPathError(
                 f"{tile.mask} is {mask.shape[1]} x {mask.shape[0]} pixels, its image "

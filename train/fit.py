@@ -40,6 +40,14 @@ from train.task import SegmentationTask
 METRICS_FILE = "metrics.csv"
 FIGURE_FILE = "training.png"
 
+# Lightning's own use of torch, and its advice on workers, which the settings decide.
+_WARNINGS_OF_OTHERS = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    "The .* does not have many workers",
+    "Checkpoint directory .* exists and is not empty",
+    "Experiment logs directory .* exists and is not empty",
+)
+
 
 def fit(settings: Settings, data: Path, run: Path, *, resume: bool = False) -> CheckpointCard:
     """Train on a data set and write the run's folder.
@@ -164,7 +172,8 @@ class _BestCheckpoint(Callback):
 def _trainer(settings: Settings, run: Path | None, callbacks: list[Callback]) -> L.Trainer:
     optimization = settings.optimization
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message="The .* does not have many workers")
+    for message in _WARNINGS_OF_OTHERS:
+        warnings.filterwarnings("ignore", message=message)
     return L.Trainer(
         accelerator="auto",
         devices=1,

@@ -1,6 +1,6 @@
 """The pathology encoder: any timm vision transformer, run densely on the whole tile."""
 
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -25,7 +25,9 @@ class PathologyEncoder(nn.Module):
                 f"pixels, such as {close or 'vit_small_patch16_224'}"
             )
         overrides: dict[str, Any] = {} if depth is None else {"depth": depth}
-        self.vit: Any = timm.create_model(name, img_size=tile_size_px, num_classes=0, **overrides)
+        self.vit = cast(
+            Any, timm.create_model(name, img_size=tile_size_px, num_classes=0, **overrides)
+        )
         patch_size = tuple(self.vit.patch_embed.patch_size)
         if patch_size != (PATCH_SIZE, PATCH_SIZE):
             raise FocalPathError(

@@ -46,7 +46,7 @@ class SegmentationTask(L.LightningModule):
             loss = loss + self.settings.bias.bias_l2 * delta.square().sum()
         if not torch.isfinite(loss):
             raise FocalPathError(
-                f"the loss is {float(loss)} at step {self.global_step}, on the tiles "
+                f"the loss is {loss.item()} at step {self.global_step}, on the tiles "
                 f"{', '.join(batch['tile_id'])}; expected a finite number. Lower --learning-rate "
                 f"(now {self.settings.optimization.learning_rate:g}), or train with "
                 "--precision 32-true; the last whole checkpoint is kept."

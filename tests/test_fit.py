@@ -1,0 +1,124 @@
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.toy_data import toy_settings
+from train.checkpoint import load_checkpoint
+from train.dataset import class_frequencies, read_tile_folder
+from train.errors import FocalPathError
+from train.fit import evaluate, fit
+from train.focal_attention import initial_bias
+from train.segmenter import Segmenter
+from train.settings import BiasSettings, bcss, bdsa, crag
+from train.task import SegmentationTask
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_logs_loss_dice_iou_and_bias_of_every_epoch(toy_run: Path):
+    rows = rows_of(toy_run)
+    columns = {"loss", "dice_loss", "focal_loss", "iou_loss", "bias/Tumor", "validation/iou/Other"}
+    for column in columns:
+        assert len([row for row in rows if row[column]]) == 2
+
+
+def test_the_loss_falls(toy_data: Path, tmp_path: Path):
+    settings = toy_settings()
+    settings = replace(
+        settings, optimization=replace(settings.optimization, epochs=15, learning_rate=5e-3)
+    )
+    fit(settings, toy_data, tmp_path / "run")
+    losses = [float(row["loss"]) for row in rows_of(tmp_path / "run") if row["loss"]]
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_same_seed_same_result(toy_run: Path, toy_data: Path, tmp_path: Path):
+    fit(toy_settings(), toy_data, tmp_path / "again")
+    first = load_file(toy_run / "model.safetensors")
+    second = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert rows_of(toy_run) == rows_of(tmp_path / "again")
+
+
+def test_a_resumed_run_ends_as_an_unbroken_one(toy_run: Path, toy_data: Path, tmp_path: Path):
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(task: SegmentationTask) -> None:
+        if task.current_epoch == 1:
+            raise Interrupted
+
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SegmentationTask, "on_train_epoch_end", interrupt, raising=False)
+        with pytest.raises(Interrupted):
+            fit(toy_settings(), toy_data, run)
+    fit(toy_settings(), toy_data, run, resume=True)
+    unbroken, resumed = (
+        torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (toy_run, run)
+    )
+    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+
+
+def test_a_learned_bias_moves_and_a_frozen_one_stays_at_its_prior(
+    toy_run: Path, toy_data: Path, tmp_path: Path
+):
+    folder = read_tile_folder(toy_data)
+    prior = initial_bias(BiasSettings(), class_frequencies(folder)).tolist()
+    frozen = replace(toy_settings(), bias=BiasSettings(bias_frozen=True))
+    fit(frozen, toy_data, tmp_path / "frozen")
+    _, learned_card = load_checkpoint(toy_run)
+    _, frozen_card = load_checkpoint(tmp_path / "frozen")
+    assert list(frozen_card.class_attention_bias) == pytest.approx(prior)
+    assert list(learned_card.class_attention_bias) != pytest.approx(prior, abs=1e-4)
+
+
+def test_the_bias_has_its_own_learning_rate_and_no_weight_decay():
+    settings = toy_settings()
+    task = SegmentationTask(Segmenter(settings, torch.zeros(5)), settings, ())
+
+    class Trainer:
+        estimated_stepping_batches = 10
+
+    task.__dict__["_trainer"] = Trainer()
+    task._fabric = None
+    weights, bias = task.configure_optimizers()["optimizer"].param_groups
+    assert bias["params"] == [task.segmenter.class_attention_bias.delta]
+    assert bias["initial_lr"] == pytest.approx(10 * weights["initial_lr"])
+    assert bias["weight_decay"] == 0.0
+    assert weights["weight_decay"] == 1e-2
+
+
+def test_a_loss_that_is_not_a_number_names_step_tiles_and_remedy(toy_data: Path, tmp_path: Path):
+    settings = toy_settings()
+    settings = replace(settings, optimization=replace(settings.optimization, learning_rate=1e30))
+    with pytest.raises(FocalPathError, match=r"the loss is .* at step \d+.*tile.*--learning-rate"):
+        fit(settings, toy_data, tmp_path / "run")
+
+
+def test_the_best_checkpoint_is_scored_as_during_training(toy_run: Path, toy_data: Path):
+    segmenter, card = load_checkpoint(toy_run)
+    scores = evaluate(segmenter, card, toy_data, "validation")
+    assert scores == pytest.approx(card.metrics, abs=1e-6)
+
+
+def test_a_run_draws_its_figure(toy_run: Path):
+    with Image.open(toy_run / "training.png") as figure:
+        assert figure.width > figure.height > 300
+
+
+def test_presets_have_the_papers_values():
+    assert bcss().optimization.epochs == bdsa().optimization.epochs == 32
+    assert (crag().optimization.epochs, crag().optimization.warmup_steps) == (60, 46)
+    assert (crag().loss.focal_weight, crag().loss.iou_weight) == (0.125, 0.0)
+    assert (bcss().loss.focal_weight, bcss().loss.iou_weight) == (0.25, 0.0625)
+    assert bcss().bias.bias_lr_factor == 100

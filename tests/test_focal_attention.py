@@ -1,0 +1,159 @@
+import math
+
+import pytest
+import torch
+from segment_anything.modeling import MaskDecoder as SamMaskDecoder
+from segment_anything.modeling import TwoWayTransformer
+from torch import Tensor
+
+from train.errors import FocalPathError
+from train.focal_attention import BiasedAttention, ClassAttentionBias, initial_bias
+from train.mask_decoder import MaskDecoder
+from train.settings import BiasSettings
+
+DIM, NUM_CLASSES = 32, 5
+FREQUENCIES = torch.tensor([0.5, 0.3, 0.15, 0.04, 0.01])
+BIAS = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0])
+
+
+@pytest.fixture
+def decoder() -> MaskDecoder:
+    torch.manual_seed(0)
+    return MaskDecoder(dim=DIM, num_classes=NUM_CLASSES).eval()
+
+
+@pytest.fixture
+def image() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(3, DIM, 4, 4), torch.randn(1, DIM, 4, 4)
+
+
+def token_bias(values: Tensor) -> Tensor:
+    return ClassAttentionBias(values, learned=True)()
+
+
+def test_zero_bias_equals_sams_own_decoder(decoder: MaskDecoder, image: tuple[Tensor, Tensor]):
+    transformer = TwoWayTransformer(depth=2, embedding_dim=DIM, num_heads=8, mlp_dim=8 * DIM)
+    sam = SamMaskDecoder(
+        transformer_dim=DIM, transformer=transformer, num_multimask_outputs=1 + NUM_CLASSES
+    ).eval()
+    sam.load_state_dict(decoder.state_dict())
+    embeddings, image_pe = image
+    ours, our_iou = decoder(embeddings, image_pe, torch.zeros(3 + NUM_CLASSES))
+    for index, embedding in enumerate(embeddings):
+        masks, iou = sam(
+            embedding[None],
+            image_pe,
+            sparse_prompt_embeddings=torch.zeros(1, 0, DIM),
+            dense_prompt_embeddings=torch.zeros(1, DIM, 4, 4),
+            multimask_output=True,
+        )
+        torch.testing.assert_close(ours[index], masks[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(our_iou[index], iou[0], atol=1e-5, rtol=0)
+
+
+def test_bias_changes_the_logits(decoder: MaskDecoder, image: tuple[Tensor, Tensor]):
+    unbiased, _ = decoder(*image, torch.zeros(3 + NUM_CLASSES))
+    biased, _ = decoder(*image, token_bias(BIAS))
+    assert (biased - unbiased).abs().max() > 1e-3
+
+
+def test_every_class_bias_has_a_gradient(decoder: MaskDecoder, image: tuple[Tensor, Tensor]):
+    bias = ClassAttentionBias(BIAS, learned=True)
+    decoder(*image, bias())[0].square().sum().backward()
+    assert bias.delta.grad is not None
+    assert (bias.delta.grad.abs() > 1e-6).all()
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_each_block_alone_uses_the_bias(
+    decoder: MaskDecoder, image: tuple[Tensor, Tensor], block: int
+):
+    unbiased, _ = decoder(*image, torch.zeros(3 + NUM_CLASSES))
+    attention = decoder.transformer.layers[1 - block].cross_attn_image_to_token
+    forward = attention.forward
+    attention.forward = lambda q, k, v, key_bias: forward(q, k, v)
+    biased, _ = decoder(*image, token_bias(BIAS))
+    assert (biased - unbiased).abs().max() > 1e-4
+
+
+class QueryBiasedAttention(BiasedAttention):
+    """The same bias a token, put into an attention whose queries are the tokens."""
+
+    query_bias: Tensor
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
+        queries = self._separate_heads(self.q_proj(q), self.num_heads)
+        keys = self._separate_heads(self.k_proj(k), self.num_heads)
+        values = self._separate_heads(self.v_proj(v), self.num_heads)
+        logits = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
+        logits = logits + self.query_bias[:, None]
+        return self.out_proj(self._recombine_heads(logits.softmax(dim=-1) @ values))
+
+
+def test_bias_in_token_to_image_attention_would_be_a_no_op(
+    decoder: MaskDecoder, image: tuple[Tensor, Tensor]
+):
+    zero = torch.zeros(3 + NUM_CLASSES)
+    unbiased, _ = decoder(*image, zero)
+    delta = ClassAttentionBias(BIAS, learned=True)
+    for layer in decoder.transformer.layers:
+        other = QueryBiasedAttention(DIM, num_heads=8, downsample_rate=2)
+        other.load_state_dict(layer.cross_attn_token_to_image.state_dict())
+        other.query_bias = delta()
+        layer.cross_attn_token_to_image = other
+    biased, _ = decoder(*image, zero)
+    torch.testing.assert_close(biased, unbiased, atol=1e-5, rtol=0)
+    biased.square().sum().backward()
+    assert delta.delta.grad is not None
+    assert delta.delta.grad.abs().max() < 1e-4 * biased.square().sum()
+
+
+def test_attention_probabilities_follow_equation_1():
+    torch.manual_seed(0)
+    attention = BiasedAttention(8, num_heads=1)
+    image_tokens, class_tokens = torch.randn(1, 6, 8), torch.randn(1, 3, 8)
+    bias = torch.tensor([0.5, -1.0, 2.0])
+    queries, keys = attention.q_proj(image_tokens)[0], attention.k_proj(class_tokens)[0]
+    scores = (queries @ keys.T) / math.sqrt(8)
+    alpha = (scores + bias).exp() / (scores + bias).exp().sum(dim=1, keepdim=True)
+    expected = attention.out_proj(alpha @ attention.v_proj(class_tokens)[0])
+    found = attention(image_tokens, class_tokens, class_tokens, key_bias=bias)[0]
+    torch.testing.assert_close(found, expected)
+
+
+def test_tokens_that_are_no_class_get_no_bias():
+    torch.testing.assert_close(token_bias(BIAS), torch.cat([torch.zeros(3), BIAS]))
+
+
+def test_warm_start_is_centred_and_highest_for_the_rarest_class():
+    bias = initial_bias(BiasSettings(bias="dfa"), FREQUENCIES)
+    assert bias.mean().abs() < 1e-6
+    assert bias.tolist() == sorted(bias.tolist())
+    expected = 0.5 * (math.log(0.5 + 1e-6) - math.log(0.01 + 1e-6))
+    assert float(bias[4] - bias[0]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_cold_start_and_no_bias_are_zero():
+    cold = initial_bias(BiasSettings(bias="dfa", bias_init="cold"), FREQUENCIES)
+    none = initial_bias(BiasSettings(bias="none"), FREQUENCIES)
+    assert not cold.any()
+    assert not none.any()
+
+
+def test_cffa_is_minus_gamma_log_frequency():
+    bias = initial_bias(BiasSettings(bias="cffa", bias_gamma=0.7), FREQUENCIES)
+    torch.testing.assert_close(bias, -0.7 * FREQUENCIES.log(), atol=1e-3, rtol=0)
+
+
+def test_hcfa_is_highest_for_the_hardest_class_and_finite_at_both_ends():
+    dice = torch.tensor([0.9, 0.8, 0.5, 0.0, 1.0])
+    bias = initial_bias(BiasSettings(bias="hcfa"), FREQUENCIES, dice)
+    assert torch.isfinite(bias).all()
+    assert bias.argmax() == 3
+    assert bias.argmin() == 4
+
+
+def test_hcfa_without_a_baseline_says_what_to_run():
+    with pytest.raises(FocalPathError, match="--bias none"):
+        initial_bias(BiasSettings(bias="hcfa"), FREQUENCIES)

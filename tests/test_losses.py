@@ -1,0 +1,66 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from train.losses import SegmentationLoss, mask_iou
+from train.segmenter import SegmenterOutput
+from train.settings import LossSettings
+
+NUM_CLASSES = 3
+
+
+def output_for(labels: torch.Tensor, sharpness: float = 10.0) -> SegmenterOutput:
+    """Masks that predict `labels`, at a quarter of their resolution."""
+    low_res = labels[:, ::4, ::4]
+    logits = F.one_hot(low_res, 1 + NUM_CLASSES).movedim(-1, 1).float()
+    return SegmenterOutput(sharpness * (2 * logits - 1), torch.ones(len(labels), 1 + NUM_CLASSES))
+
+
+@pytest.fixture
+def labels() -> torch.Tensor:
+    quadrants = torch.tensor([[1, 2], [3, 1]]).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    return quadrants.expand(2, -1, -1)
+
+
+def test_a_perfect_prediction_costs_less_than_a_wrong_one(labels: torch.Tensor):
+    loss = SegmentationLoss(LossSettings())
+    right = loss(output_for(labels), labels)
+    wrong = loss(output_for(labels % NUM_CLASSES + 1), labels)
+    for part in ("dice_loss", "focal_loss", "iou_loss"):
+        assert right[part] < wrong[part]
+
+
+def test_the_parts_are_weighted_as_in_equation_7(labels: torch.Tensor):
+    settings = LossSettings(focal_weight=0.2, iou_weight=0.5)
+    parts = SegmentationLoss(settings)(output_for(labels, sharpness=0.3), labels)
+    expected = 0.8 * parts["dice_loss"] + 0.2 * parts["focal_loss"] + 0.5 * parts["iou_loss"]
+    torch.testing.assert_close(parts["loss"], expected)
+
+
+def test_without_focal_the_dice_loss_has_all_the_weight(labels: torch.Tensor):
+    settings = LossSettings(focal=False, iou_weight=0.0)
+    parts = SegmentationLoss(settings)(output_for(labels, sharpness=0.3), labels)
+    assert set(parts) == {"loss", "dice_loss"}
+    torch.testing.assert_close(parts["loss"], parts["dice_loss"])
+
+
+def test_unlabelled_pixels_count_nowhere(labels: torch.Tensor):
+    output = output_for(labels, sharpness=1.0)
+    partly = labels.clone()
+    partly[:, :, 8:] = 0
+    changed = SegmenterOutput(output.low_res_logits.clone(), output.iou_scores)
+    # Away from the labels' edge, where upsampling mixes neighbours.
+    changed.low_res_logits[:, :, :, -1] += 5 * torch.randn(2, 1 + NUM_CLASSES, 4)
+    loss = SegmentationLoss(LossSettings())
+    torch.testing.assert_close(loss(changed, partly), loss(output, partly))
+
+
+def test_an_image_without_labels_gives_a_finite_loss(labels: torch.Tensor):
+    parts = SegmentationLoss(LossSettings())(output_for(labels), torch.zeros_like(labels))
+    assert all(torch.isfinite(value) for value in parts.values())
+
+
+def test_true_iou_counts_pixels_above_one_half():
+    probabilities = torch.tensor([0.9, 0.6, 0.4, 0.1]).reshape(1, 1, 2, 2)
+    target = torch.tensor([1.0, 0.0, 1.0, 0.0]).reshape(1, 1, 2, 2)
+    assert mask_iou(probabilities, target).item() == pytest.approx(1 / 3)
