@@ -1,0 +1,76 @@
+# FocalPath: `make demo` does the main job, `make test` proves it. Both set up what they need.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP_FLAGS ?=
+
+DATA := artifacts/data/synthetic
+CHECKPOINT := artifacts/train/synthetic
+BUNDLE := artifacts/bundle
+DEMO := artifacts/demo
+PORT ?= 3000
+
+export BENTOML_DO_NOT_TRACK := True
+# Waiting threads must not take the core that another thread of the same step needs.
+export OMP_WAIT_POLICY := PASSIVE
+
+# The targets share their names with folders.
+.PHONY: install format lint typecheck imports test check data train evaluate export serve \
+	benchmark demo docker clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else \
+		f"error: Python {sys.version.split()[0]} found, 3.11 or 3.12 expected: make PYTHON=python3.11")'
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --progress-bar on $(PIP_FLAGS) \
+		--constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+format: install
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+lint: install
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+typecheck: install
+	$(VENV)/bin/mypy
+
+imports: install
+	$(VENV)/bin/lint-imports
+
+test: install
+	$(RUN) -m pytest
+
+check: lint typecheck imports test
+
+data: install
+	$(RUN) -m train prepare synthetic $(DATA)
+
+train: data
+	$(RUN) -m train fit synthetic --data $(DATA) --out $(CHECKPOINT)
+
+evaluate: install
+	$(RUN) -m train evaluate $(CHECKPOINT) --data $(DATA)
+
+export: install
+	$(RUN) -m export $(CHECKPOINT) --out $(BUNDLE) --model-repository model_repository --validate $(DATA)
+
+serve: install
+	$(RUN) -m serve http --bundle $(BUNDLE) --port $(PORT)
+
+benchmark: install
+	$(RUN) -m serve benchmark --bundle $(BUNDLE)
+
+demo: install
+	@$(VENV)/bin/python docs/demo.py --data $(DATA) --checkpoint $(CHECKPOINT) --bundle $(BUNDLE) --out $(DEMO)
+
+docker:
+	docker build --target serve --tag focalpath-serve .
+
+clean:
+	rm -rf artifacts build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,147 @@
+"""The demo, from synthetic tissue to a served segmentation: what `make demo` runs.
+
+It only calls the three command lines, as a user would, and draws one figure of what came back.
+"""
+
+import argparse
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+
+_START_TIMEOUT_S = 60.0
+
+
+def main() -> None:
+    """Run every step, tell its time, and say where the results are."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("data", "checkpoint", "bundle", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    paths = parser.parse_args()
+    started = time.monotonic()
+
+    _step("1/5  Synthetic tissue", "train", "prepare", "synthetic", paths.data)
+    fit = ("train", "fit", "synthetic", "--data", paths.data, "--out", paths.checkpoint)
+    _step("2/5  Training with Dynamic Focal Attention", *fit)
+    _step("3/5  Held-out tiles", "train", "evaluate", paths.checkpoint, "--data", paths.data)
+    export = ("export", paths.checkpoint, "--out", paths.bundle, "--validate", paths.data)
+    _step("4/5  Export", *export, "--model-repository", "model_repository")
+
+    images = write_images(paths.data, paths.out)
+    with running_service(paths.bundle, paths.out / "service.log") as url:
+        segment = ("serve", "segment", *images, "--url", url, "--out", paths.out)
+        _step(f"5/5  Segmenting through {url}", *segment)
+
+    (paths.out / "training.png").write_bytes((paths.checkpoint / "training.png").read_bytes())
+    draw_overview(paths.data, paths.bundle, images, paths.out)
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    print(f"\nDone in {minutes} min {seconds} s. Look at:")
+    for name in ("overview.png", "training.png", *(f"{i.stem}.overlay.png" for i in images)):
+        print(f"  {paths.out / name}")
+    print("The service is stopped; `make serve` starts it again.")
+
+
+def _step(title: str, *arguments: str | Path) -> None:
+    print(f"\n== {title}", flush=True)
+    status = subprocess.run([sys.executable, "-m", *map(str, arguments)]).returncode
+    if status:
+        sys.exit(status)
+
+
+def write_images(data: Path, out: Path) -> list[Path]:
+    """Write a held-out synthetic tile and scikit-image's real histology image."""
+    from skimage.data import immunohistochemistry
+
+    out.mkdir(parents=True, exist_ok=True)
+    synthetic, real = out / "synthetic.png", out / "immunohistochemistry.png"
+    synthetic.write_bytes((data / "img" / f"{richest_test_tile(data)}.png").read_bytes())
+    Image.fromarray(immunohistochemistry()).save(real)
+    return [synthetic, real]
+
+
+def richest_test_tile(data: Path) -> str:
+    """The held-out tile with the most classes, the rarest of them as large as can be."""
+    with (data / "folds.csv").open(newline="", encoding="utf-8") as file:
+        held_out = [row["img_id"] for row in csv.DictReader(file) if row["fold"] == "-1"]
+
+    def richness(tile_id: str) -> tuple[int, int]:
+        mask = np.asarray(Image.open(data / "mask" / f"{tile_id}.png"))
+        counts = np.bincount(mask.ravel())[1:]
+        return int((counts > 0).sum()), int(counts[counts > 0].min())
+
+    return max(held_out, key=richness)
+
+
+@contextmanager
+def running_service(bundle: Path, log: Path) -> Iterator[str]:
+    """Start the HTTP service on a free port of the loopback interface, and stop it at the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    url = f"http://127.0.0.1:{port}"
+    print(f"\n== Starting the service at {url}, its log is {log}", flush=True)
+    command = [sys.executable, "-m", "serve", "http", "--bundle", str(bundle), "--port", port]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            _wait_until_ready(process, url, log)
+            yield url
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=30)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.1)
+    sys.exit(f"error: the service did not become ready:\n{log.read_text(encoding='utf-8')}")
+
+
+def draw_overview(data: Path, bundle: Path, images: list[Path], out: Path) -> None:
+    """Draw the synthetic tile with truth and prediction, and the real image with its overlay."""
+    classes = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["classes"]
+    synthetic, real = images
+    mask = Image.open(data / "mask" / f"{richest_test_tile(data)}.png").convert("P")
+    palette = [0, 0, 0]
+    for entry in classes:
+        palette += bytes.fromhex(entry["color"][1:])
+    mask.putpalette(palette)
+    panels = {
+        "Held-out synthetic tile": Image.open(synthetic),
+        "Ground truth": Image.blend(Image.open(synthetic), mask.convert("RGB"), 0.5),
+        "Prediction": Image.open(out / "synthetic.overlay.png"),
+        "Real tissue (never trained on)": Image.open(real),
+        "Its segmentation": Image.open(out / "immunohistochemistry.overlay.png"),
+    }
+    figure = Figure(figsize=(15, 3.5), layout="constrained", dpi=100)
+    for axes, (title, image) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title(title, fontsize=11)
+        axes.axis("off")
+    handles = [Patch(color=entry["color"], label=entry["name"]) for entry in classes]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.savefig(out / "overview.png")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+    main()
