@@ -27,7 +27,7 @@ from train.tissue import CLASSES, make_tile
 __all__ = ["CLASSES", "SyntheticSettings", "make_tile", "write_dataset"]
 
 _GENERATOR_VERSION = 1
-"""Raised whenever the same settings would give other tiles, so that old data sets are not reused."""
+"""Raised whenever the same settings give other tiles, so that old data sets are not reused."""
 
 _TEST, _VALIDATION, _TRAINING = -1, 0, 1
 
@@ -56,7 +56,7 @@ class SyntheticSettings:
                 raise FocalPathError(f"{name} is {getattr(self, name)}; give 0 or more")
         if self.tile_size_px < 32:
             raise FocalPathError(
-                f"tile_size_px is {self.tile_size_px}; give 32 or more, as smaller tiles show no tissue"
+                f"tile_size_px is {self.tile_size_px}; give 32 or more: less shows no tissue"
             )
         if not 0.1 <= self.mpp <= 2:
             raise FocalPathError(
@@ -111,7 +111,7 @@ def _already_there(folder: Path, recipe: dict[str, object]) -> bool:
 
 @contextmanager
 def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
-    """Give a folder beside `folder` to fill, renamed to it at the end and removed on any failure."""
+    """Give a folder to fill, renamed to `folder` at the end or removed on any failure."""
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:

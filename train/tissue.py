@@ -170,7 +170,7 @@ def _draw_stromal_cells(
 
     patches = smooth_step(random_field(rng, size_px, 10 / mpp) - 1.0)
     strays = rng.uniform(0.01, 0.05) + rng.uniform(0.0, 0.5) * patches
-    crowd = rng.uniform(0.42, 1.0) * blur(infiltrate, 3 / mpp)
+    crowd = rng.uniform(0.45, 1.0) * blur(infiltrate, 3 / mpp)
     density = (stroma + infiltrate) * np.maximum(strays, crowd)
     draw_nuclei(rng, stains, scatter(rng, density, 6.8 / mpp), None, LYMPHOCYTE, mpp)
 
@@ -186,9 +186,7 @@ def _draw_tumor(rng: np.random.Generator, stains: Stains, tumor: Map, mpp: float
         haematoxylin=rng.uniform(0.38, 0.54),
         clumps=rng.uniform(0.2, 0.4),
     )
-    cells = scatter(rng, tumor * (1 - lumen) * 0.97, 0.76 * grade.length_um / mpp)
-    if len(cells) < 2:
-        return
+    cells = _packed(rng, size_px, 0.76 * grade.length_um / mpp)
     (nearest, second), owner = _neighbours(cells, size_px, 2)
     border = np.exp(-(((second - nearest) * mpp / 0.9) ** 2))
     tint = rng.standard_normal(len(cells)).astype(np.float32)[owner]
@@ -203,7 +201,15 @@ def _draw_tumor(rng: np.random.Generator, stains: Stains, tumor: Map, mpp: float
     cleft = rng.uniform(0.2, 1.0) * rim * smooth_step(random_field(rng, size_px, 9 / mpp))
     stains.eosin *= 1 - 0.8 * cleft
     stains.haematoxylin *= 1 - 0.7 * cleft
-    draw_nuclei(rng, stains, cells, None, grade, mpp)
+    shown = rng.random(len(cells)) < 0.97 * at(tumor * (1 - lumen), cells)
+    draw_nuclei(rng, stains, cells[shown], None, grade, mpp)
+
+
+def _packed(rng: np.random.Generator, size_px: int, spacing_px: float) -> Points:
+    """Centres of cells that fill the tile, and of those around it that reach into it."""
+    margin_px = int(2 * spacing_px)
+    side_px = size_px + 2 * margin_px
+    return scatter(rng, np.ones((side_px, side_px), np.float32), spacing_px) - np.float32(margin_px)
 
 
 def _neighbours(points: Points, size_px: int, k: int) -> tuple[list[Map], NDArray[np.intp]]:
@@ -241,7 +247,7 @@ def _draw_other(rng: np.random.Generator, stains: Stains, other: Map, mpp: float
 def _draw_fat(rng: np.random.Generator, stains: Stains, other: Map, mpp: float) -> None:
     """Draw empty vacuoles with thin walls, here and there a flat nucleus on a wall."""
     size_px = len(other)
-    centres = scatter(rng, np.ones_like(other), rng.uniform(26, 38) / mpp)
+    centres = _packed(rng, size_px, rng.uniform(26, 38) / mpp)
     (first, second, third), _ = _neighbours(centres, size_px, 3)
     # A soft minimum of the distances to two walls rounds the vacuole's corners.
     walls = np.stack([second - first, third - first]) * (mpp / 2)
@@ -254,15 +260,13 @@ def _draw_fat(rng: np.random.Generator, stains: Stains, other: Map, mpp: float) 
     if len(nuclei):
         _, (owner, neighbour) = (a.T for a in cKDTree(centres).query(nuclei, k=2))
         normal = centres[neighbour] - centres[owner]
-        draw_nuclei(
-            rng, stains, nuclei, np.arctan2(-normal[:, 1], normal[:, 0]), FIBROBLAST, mpp
-        )
+        draw_nuclei(rng, stains, nuclei, np.arctan2(-normal[:, 1], normal[:, 0]), FIBROBLAST, mpp)
 
 
 def _draw_blood(rng: np.random.Generator, stains: Stains, other: Map, mpp: float) -> None:
     """Draw red cells, packed until they press each other flat: no nuclei, strong eosin."""
     size_px = len(other)
-    cells = scatter(rng, np.full_like(other, 0.9), 4.6 / mpp)
+    cells = _packed(rng, size_px, 4.6 / mpp)
     (nearest, second), owner = _neighbours(cells, size_px, 2)
     size_um = rng.normal(3.2, 0.25, len(cells)).astype(np.float32)[owner]
     edge_um = np.minimum(size_um - nearest * mpp, (second - nearest) * mpp / 2 + 0.1)
@@ -287,7 +291,7 @@ def _draw_mucin(rng: np.random.Generator, stains: Stains, other: Map, mpp: float
 def _photograph(rng: np.random.Generator, stains: Stains, mpp: float) -> NDArray[np.uint8]:
     """Turn stain amounts into what a scanner's camera records: (H, W, 3) uint8 RGB."""
     size_px = len(stains.eosin)
-    vectors = _MACENKO + rng.uniform(0.1, 0.6) * (_RUIFROK - _MACENKO)
+    vectors = _MACENKO + rng.uniform(0.0, 0.5) * (_RUIFROK - _MACENKO)
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     vectors *= rng.uniform(0.88, 1.15, (2, 1)).astype(np.float32)  # strength of each stain
     density = np.maximum(stains.haematoxylin, 0)[..., None] * vectors[0]
