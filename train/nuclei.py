@@ -81,7 +81,8 @@ def random_field(rng: np.random.Generator, size_px: int, length_px: float) -> Ma
     kernel = (kernel / np.sqrt((kernel**2).sum(axis=1, keepdims=True))).astype(np.float32)
     white = rng.standard_normal((len(nodes), len(nodes)), np.float32)
     # kernel @ white @ kernel.T, but the threads of a BLAS would cost far more than they give here.
-    return np.einsum("ij,kj->ik", kernel, np.einsum("ij,kj->ik", kernel, white))
+    field = np.einsum("ij,kj->ik", kernel, np.einsum("ij,kj->ik", kernel, white))
+    return np.asarray(field, np.float32)
 
 
 def smooth_step(x: NDArray[np.floating]) -> Map:
@@ -96,7 +97,7 @@ def blur(image: NDArray[np.generic], sigma_px: float) -> Map:
     )
 
 
-def mix(canvas: Map, weight: Map, value: Map | float) -> None:
+def mix(canvas: Map, weight: Map, value: NDArray[np.floating] | float) -> None:
     """Lay `value` over the canvas, in place, as far as `weight` in [0, 1] says."""
     canvas += weight * (value - canvas)
 
@@ -104,7 +105,7 @@ def mix(canvas: Map, weight: Map, value: Map | float) -> None:
 def at(image: Map, points: Points) -> Map:
     """Read the map at points (N, 2), those outside at the nearest edge."""
     rows, columns = np.clip(points.astype(int), 0, len(image) - 1).T
-    return image[rows, columns]
+    return np.asarray(image[rows, columns], np.float32)
 
 
 def scatter(rng: np.random.Generator, density: Map, spacing_px: float) -> Points:
@@ -193,7 +194,10 @@ def _chromatin(
 
 
 def _nucleoli(
-    rng: np.random.Generator, plane_um: NDArray[np.complex64], radius_um: Map, mean_number: float
+    rng: np.random.Generator,
+    plane_um: NDArray[np.complex64],
+    radius_um: NDArray[np.floating],
+    mean_number: float,
 ) -> Map:
     """Dark spots of 1 um radius away from the outline, none to two a nucleus: N x P x P."""
     n, spots = len(plane_um), np.zeros(plane_um.shape, np.float32)

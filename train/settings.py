@@ -150,7 +150,7 @@ def synthetic() -> Settings:
         ),
         bias=BiasSettings(bias_lr_factor=10.0),
         optimization=OptimizationSettings(
-            epochs=30, batch_size=8, learning_rate=1e-3, warmup_steps=40
+            epochs=16, batch_size=8, learning_rate=1e-3, warmup_steps=40
         ),
         augmentation=AugmentationSettings(crop_scale_min=0.6, num_workers=0),
     )

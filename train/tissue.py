@@ -108,7 +108,7 @@ def _regions(rng: np.random.Generator, size_px: int, mpp: float) -> NDArray[np.u
     labels[_top(infiltrate, inflammatory_share)] = INFLAMMATORY
     # Rounds the corners and slivers where regions meet.
     votes = [blur(labels == label, 2.5 / mpp) for label in range(1, 6)]
-    return (np.argmax(votes, axis=0) + 1).astype(np.uint8)
+    return np.asarray(np.argmax(votes, axis=0) + 1, np.uint8)
 
 
 def _annotate(
@@ -302,4 +302,4 @@ def _photograph(rng: np.random.Generator, stains: Stains, mpp: float) -> NDArray
     sigma_px = rng.uniform(0.25, 0.42) / mpp
     light = ndimage.gaussian_filter(light, (sigma_px, sigma_px, 0), truncate=3.0)
     noise = 2.5 * np.sqrt(light / 255) * rng.standard_normal(light.shape, np.float32)
-    return np.clip(np.rint(light + noise), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(light + noise), 0, 255), np.uint8)
