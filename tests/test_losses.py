@@ -64,3 +64,15 @@ def test_true_iou_counts_pixels_above_one_half():
     probabilities = torch.tensor([0.9, 0.6, 0.4, 0.1]).reshape(1, 1, 2, 2)
     target = torch.tensor([1.0, 0.0, 1.0, 0.0]).reshape(1, 1, 2, 2)
     assert mask_iou(probabilities, target).item() == pytest.approx(1 / 3)
+
+
+def test_dice_of_pooled_pixels_ignores_a_class_that_one_image_lacks():
+    labels = torch.ones(2, 16, 16, dtype=torch.long)
+    labels[0, :, 8:] = 2
+    labels[1, :, 8:] = 3
+    output = output_for(labels)
+    per_image, pooled = (
+        SegmentationLoss(LossSettings(dice_per_image=choice))(output, labels)["dice_loss"]
+        for choice in (True, False)
+    )
+    assert per_image > pooled + 0.2

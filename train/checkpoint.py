@@ -64,14 +64,9 @@ def load_checkpoint(path: Path) -> tuple[Segmenter, CheckpointCard]:
         FocalPathError: a file is missing or damaged, or the weights are of another architecture.
     """
     weights_path = path / WEIGHTS_FILE if path.is_dir() else path
-    card_path = weights_path.with_suffix(".json")
-    for file in (weights_path, card_path):
-        if not file.is_file():
-            raise FocalPathError(
-                f"no checkpoint: {file} does not exist. Give a run's folder or its "
-                f"{WEIGHTS_FILE}, with {CARD_FILE} beside it; `make train` writes both."
-            )
-    card = _read_card(card_path)
+    card = read_card(path)
+    if not weights_path.is_file():
+        raise _missing(weights_path)
     try:
         weights = load_file(weights_path)
     except SafetensorError as error:
@@ -84,16 +79,31 @@ def load_checkpoint(path: Path) -> tuple[Segmenter, CheckpointCard]:
     return segmenter.eval(), card
 
 
-def _read_card(path: Path) -> CheckpointCard:
+def read_card(path: Path) -> CheckpointCard:
+    """Read what a checkpoint is, from a run's folder or the path of its weights.
+
+    Raises:
+        FocalPathError: the file is missing, or not of this version.
+    """
+    card_path = path / CARD_FILE if path.is_dir() else path.with_suffix(".json")
+    if not card_path.is_file():
+        raise _missing(card_path)
     try:
-        return TypeAdapter(CheckpointCard).validate_json(path.read_bytes())
+        return TypeAdapter(CheckpointCard).validate_json(card_path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise FocalPathError(
-            f"{path} is not a checkpoint's description: {place}: {first['msg']}. Train again, or "
-            "take the file of the same run."
+            f"{card_path} is not a checkpoint's description: {place}: {first['msg']}. Train "
+            "again, or take the file of the same run."
         ) from error
+
+
+def _missing(file: Path) -> FocalPathError:
+    return FocalPathError(
+        f"no checkpoint: {file} does not exist. Give a run's folder or its {WEIGHTS_FILE}, with "
+        f"{CARD_FILE} beside it; `make train` writes both."
+    )
 
 
 def _check_shapes(

@@ -41,7 +41,10 @@ class Tile:
 
 
 class Sample(TypedDict):
-    """A tile for the model. image: (3, H, W) uint8; labels: (H, W) int64, 0..C."""
+    """A tile for the model.
+
+    image: (3, H, W) uint8. labels: (H, W) int64, 0..C.
+    """
 
     tile_id: str
     image: Tensor
@@ -230,6 +233,16 @@ def class_frequencies(folder: TileFolder) -> Tensor:
     return torch.tensor(counts / counts.sum(), dtype=torch.float32)
 
 
+NUM_VIEWS = 8
+"""Flips and quarter turns of a square."""
+
+
+def turn(pixels: Tensor, view: int) -> Tensor:
+    """Flip and turn (..., H, W) by a view in 0..7; view 0 leaves it as it is."""
+    flipped = pixels.flip(-1) if view >= 4 else pixels
+    return torch.rot90(flipped, view % 4, dims=(-2, -1))
+
+
 class TileDataset(Dataset[Sample]):
     """Tiles at the model's size, augmented when asked.
 
@@ -247,9 +260,20 @@ class TileDataset(Dataset[Sample]):
     ) -> None:
         self.tiles = tiles
         self.num_classes = num_classes
-        self.seed = seed
-        self._resize = v2.Resize((tile_size_px, tile_size_px), antialias=True)
-        self._augment = None if augmentation is None else _augmentation(augmentation, tile_size_px)
+        self._seed = seed
+        self._augment = "none" if augmentation is None else augmentation.augment
+        size = (tile_size_px, tile_size_px)
+        self._resize = v2.Resize(size, antialias=True)
+        self._distort: v2.Transform = self._resize
+        if augmentation is not None and augmentation.augment == "full":
+            jitter = augmentation.color_jitter
+            scale = (augmentation.crop_scale_min, 1.0)
+            self._distort = v2.Compose(
+                [
+                    v2.RandomResizedCrop(size, scale=scale, antialias=True),
+                    v2.ColorJitter(jitter, jitter, jitter, jitter),
+                ]
+            )
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -257,20 +281,38 @@ class TileDataset(Dataset[Sample]):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """Load a tile by its index, or by (epoch, index) to draw that epoch's augmentation."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        tile = self.tiles[index]
-        image = tv_tensors.Image(torch.from_numpy(read_image(tile.image).copy()).permute(2, 0, 1))
-        labels = tv_tensors.Mask(torch.from_numpy(read_mask(tile.mask, self.num_classes).copy()))
-        if self._augment is None:
-            image, labels = self._resize(image, labels)
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(_mix(self.seed, epoch, index))
-                image, labels = self._augment(image, labels)
+        image, labels = self._read(index)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_mix(self._seed, epoch, index))
+            image, labels = self._distort(image, labels)
+        view = self.view(epoch, index)
         return {
-            "tile_id": tile.tile_id,
-            "image": image.as_subclass(Tensor),
-            "labels": labels.as_subclass(Tensor).long(),
+            "tile_id": self.tiles[index].tile_id,
+            "image": turn(image.as_subclass(Tensor), view).contiguous(),
+            "labels": turn(labels.as_subclass(Tensor), view).long(),
         }
+
+    def view(self, epoch: int, index: int) -> int:
+        """Which flip and turn a tile has in an epoch, in 0..7."""
+        if self._augment == "none":
+            return 0
+        return _mix(self._seed, epoch, index, 1) % NUM_VIEWS
+
+    def plain_image(self, index: int, view: int) -> Tensor:
+        """A tile's image (3, H, W) uint8 at the model's size, only flipped and turned."""
+        image, _ = self._resize(*self._read(index))
+        return turn(image.as_subclass(Tensor), view).contiguous()
+
+    def plain_labels(self, index: int, view: int) -> Tensor:
+        """The labels (H, W) int64 that belong to `plain_image`."""
+        _, labels = self._resize(*self._read(index))
+        return turn(labels.as_subclass(Tensor), view).long()
+
+    def _read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        tile = self.tiles[index]
+        pixels = torch.from_numpy(read_image(tile.image).copy()).permute(2, 0, 1)
+        labels = torch.from_numpy(read_mask(tile.mask, self.num_classes).copy())
+        return tv_tensors.Image(pixels), tv_tensors.Mask(labels)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -296,27 +338,3 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 def _mix(*values: int) -> int:
     return int(np.random.SeedSequence(values).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-class _QuarterTurns(v2.Transform):  # type: ignore[misc]
-    """Rotate by a random multiple of 90 degrees, without interpolation."""
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return {"turns": int(torch.randint(4, ()))}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return tv_tensors.wrap(torch.rot90(inpt, params["turns"], dims=(-2, -1)), like=inpt)
-
-
-def _augmentation(settings: AugmentationSettings, tile_size_px: int) -> v2.Compose:
-    size = (tile_size_px, tile_size_px)
-    steps: list[v2.Transform] = [v2.Resize(size, antialias=True)]
-    if settings.augment == "full":
-        jitter = settings.color_jitter
-        steps = [
-            v2.RandomResizedCrop(size, scale=(settings.crop_scale_min, 1.0), antialias=True),
-            v2.ColorJitter(jitter, jitter, jitter, jitter),
-        ]
-    if settings.augment != "none":
-        steps += [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), _QuarterTurns()]
-    return v2.Compose(steps)

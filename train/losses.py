@@ -14,15 +14,15 @@ class SegmentationLoss(nn.Module):
     """(1 - lambda) Dice + lambda Focal + beta MSE of the predicted IoU.
 
     Unlabelled pixels (label 0) count nowhere. Dice is over the softmax of all 1 + C channels,
-    pooled over the batch (our choice: a class absent from one tile then costs nothing), without
-    the unlabelled channel; Focal is the sigmoid focal loss of the C class channels.
+    without the unlabelled one; Focal is the sigmoid focal loss of the C class channels, a mean
+    over labelled pixels.
     """
 
     def __init__(self, settings: LossSettings) -> None:
         super().__init__()
         self.focal_weight = settings.focal_weight if settings.focal else 0.0
         self.iou_weight = settings.iou_weight
-        self._dice = DiceLoss(include_background=False, batch=True)
+        self._dice = DiceLoss(include_background=False, batch=not settings.dice_per_image)
         self._focal = FocalLoss(gamma=settings.focal_gamma, reduction="none")
 
     def forward(self, output: SegmenterOutput, labels: Tensor) -> dict[str, Tensor]:
@@ -54,9 +54,9 @@ class SegmentationLoss(nn.Module):
 def mask_iou(probabilities: Tensor, target: Tensor) -> Tensor:
     """IoU (B, C) of probabilities >= 0.5 with a one-hot target, both (B, C, H, W).
 
-    1 where a class is neither predicted nor present.
+    0 where a class is neither predicted nor present, as in SAM-Path.
     """
     predicted, present = probabilities >= 0.5, target >= 0.5
     intersection = (predicted & present).sum(dim=(2, 3)).float()
     union = (predicted | present).sum(dim=(2, 3)).float()
-    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
+    return intersection / union.clamp(min=1)

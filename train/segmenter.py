@@ -48,10 +48,9 @@ class Segmenter(nn.Module):
         self.pathology_encoder = PathologyEncoder(
             model.pathology_encoder, model.tile_size_px, model.pathology_encoder_depth
         )
+        self.num_features = image_dim + self.pathology_encoder.embed_dim
         self.neck = nn.Sequential(
-            nn.Conv2d(
-                image_dim + self.pathology_encoder.embed_dim, model.decoder_dim, 1, bias=False
-            ),
+            nn.Conv2d(self.num_features, model.decoder_dim, 1, bias=False),
             LayerNorm2d(model.decoder_dim),
             nn.Conv2d(model.decoder_dim, model.decoder_dim, 3, padding=1, bias=False),
             LayerNorm2d(model.decoder_dim),
@@ -65,6 +64,7 @@ class Segmenter(nn.Module):
         if self.encoders_frozen:
             self.image_encoder.requires_grad_(False)
             self.pathology_encoder.requires_grad_(False)
+        self.train()
 
     def forward(self, images: Tensor) -> SegmenterOutput:
         """Segment (B, 3, H, W) float32, RGB in [0, 255], H = W = the tile size."""

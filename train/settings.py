@@ -68,6 +68,9 @@ class ModelSettings:
 class LossSettings:
     """Eq. 7: (1 - focal_weight) Dice + focal_weight Focal + iou_weight MSE."""
 
+    dice_per_image: bool = True
+    """Dice of each image, then the mean, as in SAM-Path; else of a batch's pixels pooled, so that
+    a class absent from an image costs it nothing."""
     focal: bool = True
     """Use the focal loss; without it the Dice loss has all the weight."""
     focal_weight: float = 0.25
@@ -117,6 +120,39 @@ class AugmentationSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsSettings:
+    """Published weights to start from."""
+
+    sam_weights: str | None = None
+    """SAM's .pth file."""
+    pathology_weights: str | None = None
+    """The pathology encoder's .pth or .safetensors file: timm's, or a DINO training's teacher."""
+    random_encoders: bool = False
+    """Allow frozen encoders without weights, for benchmarks: they see nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSettings:
+    """What the training runs on, and what it tells; none of it changes the method."""
+
+    devices: int = 1
+    """GPUs, or processes on the CPU, of each node."""
+    nodes: int = 1
+    """Machines."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    embedding_cache: str | None = None
+    """Folder that keeps the frozen encoders' features, so that later epochs skip the encoders;
+    needs --augment dihedral or none."""
+    embedding_dtype: Literal["float16", "bfloat16"] = "float16"
+    """Type of the features in the cache."""
+    patience: int | None = None
+    """Stop after this many epochs without a better mean Dice; None never stops early."""
+    track: Literal["csv", "tensorboard", "mlflow"] = "csv"
+    """Log there besides the CSV; tensorboard and mlflow are installed apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TissueClass:
     """A class by its name and the colour that it is painted in, "#rrggbb"."""
 
@@ -134,6 +170,19 @@ class Settings:
     loss: LossSettings = field(default_factory=LossSettings)
     optimization: OptimizationSettings = field(default_factory=OptimizationSettings)
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    weights: WeightsSettings = field(default_factory=WeightsSettings)
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse an embedding cache of features that change from epoch to epoch."""
+        if self.runtime.embedding_cache is None:
+            return
+        if self.augmentation.augment == "full" or not self.model.encoders_frozen:
+            raise FocalPathError(
+                f"--embedding-cache with --augment {self.augmentation.augment} and encoders "
+                f"{'frozen' if self.model.encoders_frozen else 'trained'}; features can be kept "
+                "only of frozen encoders and --augment dihedral or none"
+            )
 
 
 def synthetic() -> Settings:
@@ -149,6 +198,7 @@ def synthetic() -> Settings:
             decoder_dim=128,
         ),
         bias=BiasSettings(bias_lr_factor=10.0),
+        loss=LossSettings(dice_per_image=False),
         optimization=OptimizationSettings(
             epochs=16, batch_size=8, learning_rate=1e-3, warmup_steps=40
         ),

@@ -12,11 +12,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from train.errors import FocalPathError
 from train.losses import SegmentationLoss
 from train.metrics import ClassScores, PooledConfusion, class_scores
-from train.segmenter import Segmenter, labels_from_logits
+from train.segmenter import Segmenter, SegmenterOutput, labels_from_logits
 from train.settings import Settings, TissueClass
 
 Batch = dict[str, Any]
-"""Collated `Sample`s: tile_id list of B, image (B, 3, H, W) uint8, labels (B, H, W) int64."""
+"""Collated `Sample`s: tile_id list of B, image (B, 3, H, W) uint8, labels (B, H, W) int64.
+
+From an embedding cache come features (B, D, H/16, W/16) in the place of the image.
+"""
 
 
 class SegmentationTask(L.LightningModule):
@@ -38,7 +41,7 @@ class SegmentationTask(L.LightningModule):
         Raises:
             FocalPathError: the loss is not a number.
         """
-        output = self.segmenter(batch["image"].float())
+        output = self._segment(batch)
         parts = self.loss(output, batch["labels"])
         delta = self.segmenter.class_attention_bias.delta
         loss: Tensor = parts["loss"]
@@ -103,8 +106,14 @@ class SegmentationTask(L.LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def _segment(self, batch: Batch) -> SegmenterOutput:
+        if "features" in batch:
+            return self.segmenter.decode(batch["features"].float())
+        output: SegmenterOutput = self.segmenter(batch["image"].float())
+        return output
+
     def _count(self, batch: Batch) -> None:
-        output = self.segmenter(batch["image"].float())
+        output = self._segment(batch)
         predicted = labels_from_logits(output.low_res_logits, batch["labels"].shape[-1])
         self.confusion.update(predicted, batch["labels"])
 

@@ -1,0 +1,149 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.check import count_splits, find_warnings, report, share_table
+from train.dataset import read_tile_folder
+from train.errors import FocalPathError
+
+Rows = list[tuple[str, int, str]]
+ROWS: Rows = [("a", 1, "one"), ("b", 0, "two"), ("c", -1, "three")]
+
+
+def write_data(root: Path, rows: Rows = ROWS, *, mpp: float | None = 0.5, side: int = 10) -> Path:
+    """Tiles that are half Tumor, half Stroma, with the folds and groups of `rows`."""
+    for folder in ("img", "mask"):
+        (root / folder).mkdir(parents=True)
+    labels = np.ones((side, side), np.uint8)
+    labels[side // 2 :] = 2
+    for name, _, _ in rows:
+        Image.new("RGB", (side, side)).save(root / "img" / f"{name}.png")
+        Image.fromarray(labels).save(root / "mask" / f"{name}.png")
+    with (root / "folds.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("img_id", "fold", "group"), *rows])
+    classes = [{"name": "Tumor", "color": "#d55e00"}, {"name": "Stroma", "color": "#009e73"}]
+    (root / "dataset.json").write_text(json.dumps({"mpp": mpp, "classes": classes}))
+    return root
+
+
+def relabel(root: Path, name: str, labels: np.ndarray) -> None:
+    Image.fromarray(labels.astype(np.uint8)).save(root / "mask" / f"{name}.png")
+
+
+def warnings_of(root: Path) -> list[str]:
+    folder = read_tile_folder(root)
+    return find_warnings(folder, count_splits(folder))
+
+
+def test_nothing_is_wrong_with_a_sound_data_set(tmp_path: Path) -> None:
+    assert warnings_of(write_data(tmp_path / "data")) == []
+
+
+def test_shares_are_of_labelled_pixels_and_unlabelled_of_all(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data")
+    relabel(root, "a", np.array([[1, 2, 2, 2], [0, 0, 0, 0]]).repeat(50, axis=0)[:100, :])
+    Image.new("RGB", (4, 100)).save(root / "img" / "a.png")
+    folder = read_tile_folder(root)
+    table = share_table(folder, count_splits(folder))
+    training = list(table.columns[1].cells)
+    assert training == ["25.00%", "75.00%", "50.00%", "1"]
+
+
+def test_a_class_below_one_percent_is_called_tiny(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data", side=20)
+    labels = np.ones((20, 20))
+    labels[0, :3] = 2
+    relabel(root, "a", labels)
+    assert warnings_of(root) == ["Stroma is tiny: 0.75% of the labelled training pixels (below 1%)"]
+
+
+def test_a_class_missing_from_a_split_is_named(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data")
+    relabel(root, "a", np.ones((10, 10)))
+    relabel(root, "c", np.ones((10, 10)))
+    assert warnings_of(root) == ["Stroma has no pixel for training and test: training refuses it"]
+
+
+def test_an_empty_split_is_named(tmp_path: Path) -> None:
+    assert warnings_of(write_data(tmp_path / "data", ROWS[:2])) == [
+        "no test tile: there is nothing to report"
+    ]
+
+
+def test_a_missing_resolution_is_named(tmp_path: Path) -> None:
+    (warning,) = warnings_of(write_data(tmp_path / "data", mpp=None))
+    assert "no mpp" in warning
+
+
+def test_a_magnification_given_as_mpp_is_named(tmp_path: Path) -> None:
+    (warning,) = warnings_of(write_data(tmp_path / "data", mpp=40))
+    assert "mpp 40" in warning
+
+
+def test_a_split_that_is_mostly_unlabelled_is_named(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data")
+    labels = np.zeros((10, 10))
+    labels[0], labels[1] = 1, 2
+    relabel(root, "b", labels)
+    (warning,) = warnings_of(root)
+    assert warning.startswith("80.00% of the validation pixels are unlabelled")
+
+
+def test_a_slide_in_two_folds_is_named(tmp_path: Path) -> None:
+    rows = [("a", 1, "one"), ("b", 0, "one"), ("c", -1, "two")]
+    (warning,) = warnings_of(write_data(tmp_path / "data", rows))
+    assert warning.startswith("1 of 2 patients or slides are in several folds, such as one in [0,")
+
+
+def test_patients_of_tcga_are_known_without_a_group(tmp_path: Path) -> None:
+    names = ["TCGA-A1-A0SK-DX1_0_0", "TCGA-A1-A0SK-DX1_0_790", "TCGA-OL-A66P-DX1_0_0"]
+    rows = [(name, fold, "") for name, fold in zip(names, (1, 0, -1), strict=True)]
+    (warning,) = warnings_of(write_data(tmp_path / "data", rows))
+    assert "TCGA-A1-A0SK in [0, 1]" in warning
+
+
+def test_a_tile_that_is_named_twice_is_named(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data")
+    with (root / "folds.csv").open("a", newline="") as file:
+        csv.writer(file).writerow(("a", 1, "one"))
+    (warning,) = warnings_of(root)
+    assert warning == "folds.csv names 1 tiles more than once, such as a"
+
+
+def test_tiles_that_are_not_square_are_named(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data")
+    relabel(root, "a", np.array([[1, 2, 1]]))
+    Image.new("RGB", (3, 1)).save(root / "img" / "a.png")
+    (warning,) = warnings_of(root)
+    assert "a (3 x 1)" in warning
+
+
+def test_images_that_folds_csv_forgets_are_named(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data")
+    Image.new("RGB", (10, 10)).save(root / "img" / "d.png")
+    (warning,) = warnings_of(root)
+    assert "such as d.png" in warning
+
+
+def test_a_mask_that_training_cannot_read_is_an_error(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data")
+    relabel(root, "b", np.full((10, 10), 3))
+    with pytest.raises(FocalPathError, match="has the label 3"):
+        report(root)
+
+
+def test_the_report_prints_table_and_warnings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_data(tmp_path / "data", ROWS[:2])
+    assert report(root, ["found [before]"]) == [
+        "found [before]",
+        "no test tile: there is nothing to report",
+    ]
+    output = capsys.readouterr().out
+    assert "Stroma" in output
+    assert "warning: found [before]" in output

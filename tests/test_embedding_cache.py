@@ -1,0 +1,137 @@
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.toy_data import TILE_SIZE_PX, toy_settings
+from train.dataset import TileDataset, read_tile_folder
+from train.embedding_cache import CachedTileDataset, EmbeddingCache
+from train.errors import FocalPathError
+from train.fit import fit
+from train.segmenter import Segmenter
+from train.settings import (
+    AugmentationSettings,
+    ModelSettings,
+    RuntimeSettings,
+    Settings,
+    WeightsSettings,
+)
+
+DIHEDRAL = AugmentationSettings(augment="dihedral", num_workers=0)
+
+
+def frozen_settings(cache: Path | None) -> Settings:
+    settings = toy_settings()
+    return replace(
+        settings,
+        model=replace(settings.model, encoders_frozen=True),
+        augmentation=DIHEDRAL,
+        weights=WeightsSettings(random_encoders=True),
+        runtime=RuntimeSettings(embedding_cache=None if cache is None else str(cache)),
+    )
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    torch.manual_seed(0)
+    return Segmenter(frozen_settings(None), torch.zeros(5)).eval()
+
+
+@pytest.fixture(scope="module")
+def dataset(toy_data: Path) -> TileDataset:
+    tiles = read_tile_folder(toy_data).tiles["training"]
+    return TileDataset(tiles, 5, TILE_SIZE_PX, DIHEDRAL, seed=3)
+
+
+@pytest.fixture
+def cache(segmenter: Segmenter, tmp_path: Path) -> EmbeddingCache:
+    return EmbeddingCache(RuntimeSettings(embedding_cache=str(tmp_path / "cache")), segmenter)
+
+
+def test_cached_features_are_those_of_the_augmented_image(
+    cache: EmbeddingCache, dataset: TileDataset, segmenter: Segmenter
+):
+    cache.fill(dataset, range(8), batch_size=4)
+    cached = CachedTileDataset(dataset, cache)
+    for epoch in range(4):
+        plain, sample = dataset[(epoch, 5)], cached[(epoch, 5)]
+        expected = segmenter.encode(plain["image"][None].float())[0]
+        torch.testing.assert_close(sample["features"].float(), expected, atol=2e-2, rtol=2e-3)
+        assert torch.equal(sample["labels"], plain["labels"])
+
+
+def test_what_is_there_is_not_encoded_again(
+    cache: EmbeddingCache, dataset: TileDataset, monkeypatch: pytest.MonkeyPatch
+):
+    cache.fill(dataset, range(1), batch_size=4)
+    monkeypatch.setattr(Segmenter, "encode", None)
+    cache.fill(dataset, range(1), batch_size=4)
+
+
+def test_other_encoder_weights_take_other_files(cache: EmbeddingCache, segmenter: Segmenter):
+    torch.manual_seed(9)
+    other = Segmenter(frozen_settings(None), torch.zeros(5))
+    settings = RuntimeSettings(embedding_cache=str(cache.folder.parent))
+    assert EmbeddingCache(settings, other).folder != cache.folder
+    assert EmbeddingCache(settings, segmenter).folder == cache.folder
+
+
+def test_a_damaged_file_is_named(cache: EmbeddingCache, dataset: TileDataset):
+    cache.fill(dataset, range(1), batch_size=4)
+    path = next(cache.folder.glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FocalPathError, match=f"{path.name}.*checksum differs"):
+        cache.read(path)
+    path.write_bytes(content[:100])
+    with pytest.raises(FocalPathError, match=f"{path.name}.*damaged"):
+        cache.read(path)
+
+
+def test_a_cache_that_cannot_fit_is_refused_before_anything_is_written(
+    cache: EmbeddingCache, dataset: TileDataset, monkeypatch: pytest.MonkeyPatch
+):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10, 10, 1000))
+    with pytest.raises(FocalPathError, match="needs .* GiB .* are free"):
+        cache.fill(dataset, range(1), batch_size=4)
+    assert not cache.folder.exists()
+
+
+def test_a_disk_that_fills_up_ends_cleanly(
+    cache: EmbeddingCache, dataset: TileDataset, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*arguments: object) -> None:
+        Path(str(arguments[1])).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("train.embedding_cache.save_file", full)
+    with pytest.raises(FocalPathError, match="room on the disk"):
+        cache.fill(dataset, range(1), batch_size=4)
+    assert not list(cache.folder.iterdir())
+
+
+def test_training_from_the_cache_equals_training_from_images(toy_data: Path, tmp_path: Path):
+    fit(frozen_settings(None), toy_data, tmp_path / "images")
+    fit(frozen_settings(tmp_path / "cache"), toy_data, tmp_path / "cached")
+    name = "mask_decoder.mask_tokens.weight"
+    expected, found = (
+        load_file(tmp_path / run / "model.safetensors")[name] for run in ("images", "cached")
+    )
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("augment", "frozen"), [("full", True), ("dihedral", False)])
+def test_features_that_change_every_epoch_are_not_cached(augment: str, frozen: bool):
+    with pytest.raises(FocalPathError, match="--embedding-cache"):
+        Settings(
+            preset="toy",
+            model=ModelSettings(encoders_frozen=frozen),
+            augmentation=AugmentationSettings(augment=augment),
+            runtime=RuntimeSettings(embedding_cache="cache"),
+        )

@@ -1,0 +1,286 @@
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+from torch import nn
+
+from tests.toy_data import TILE_SIZE_PX, toy_settings
+from train.checkpoint import load_checkpoint
+from train.errors import FocalPathError
+from train.fit import fit
+from train.segmenter import Segmenter
+from train.settings import BiasSettings, WeightsSettings
+from train.weights import (
+    import_sampath,
+    load_pathology_weights,
+    load_sam_weights,
+    load_sampath_weights,
+    num_sampath_classes,
+)
+
+NUM_CLASSES, DIM = 5, 32
+
+
+def sam_of(tile_size_px: int) -> Sam:
+    """segment_anything's own model in the toy preset's sizes."""
+    side = tile_size_px // 16
+    torch.manual_seed(1)
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=tile_size_px,
+            embed_dim=128,
+            depth=4,
+            num_heads=4,
+            out_chans=DIM,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=8,
+            global_attn_indexes=(1, 3),
+        ),
+        prompt_encoder=PromptEncoder(DIM, (side, side), (tile_size_px, tile_size_px), 16),
+        mask_decoder=MaskDecoder(
+            transformer_dim=DIM,
+            transformer=TwoWayTransformer(2, DIM, num_heads=8, mlp_dim=8 * DIM),
+            num_multimask_outputs=3,
+            iou_head_hidden_dim=256,
+        ),
+    )
+
+
+@pytest.fixture
+def segmenter() -> Segmenter:
+    torch.manual_seed(0)
+    return Segmenter(toy_settings(), torch.zeros(NUM_CLASSES)).eval()
+
+
+@pytest.fixture(scope="module")
+def sam_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sam") / "sam.pth"
+    torch.save(sam_of(TILE_SIZE_PX).state_dict(), path)
+    return path
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.equal(found, expected)
+
+
+def test_sam_weights_load_into_encoder_prompt_and_decoder(segmenter: Segmenter, sam_file: Path):
+    load_sam_weights(segmenter, sam_file)
+    published, ours = torch.load(sam_file, weights_only=True), segmenter.state_dict()
+    shared = [name for name in ours if name in published and "mlps" not in name]
+    shared = [name for name in shared if ours[name].shape == published[name].shape]
+    assert len(shared) > 100
+    assert all(same(ours[name], published[name]) for name in shared)
+
+
+def test_sams_encoder_gives_the_same_features_after_loading(segmenter: Segmenter, sam_file: Path):
+    load_sam_weights(segmenter, sam_file)
+    sam = sam_of(TILE_SIZE_PX).eval()
+    sam.image_encoder.neck = nn.Identity()
+    image = torch.randn(1, 3, TILE_SIZE_PX, TILE_SIZE_PX)
+    torch.testing.assert_close(segmenter.image_encoder(image), sam.image_encoder(image))
+
+
+def test_every_hypernetwork_starts_from_sams_single_mask_one(segmenter: Segmenter, sam_file: Path):
+    load_sam_weights(segmenter, sam_file)
+    name = "mask_decoder.output_hypernetworks_mlps.{}.layers.0.weight"
+    expected = torch.load(sam_file, weights_only=True)[name.format(0)]
+    ours = segmenter.state_dict()
+    assert all(same(ours[name.format(index)], expected) for index in range(NUM_CLASSES + 2))
+
+
+def test_only_the_single_mask_token_comes_from_sam(segmenter: Segmenter, sam_file: Path):
+    name = "mask_decoder.mask_tokens.weight"
+    before = segmenter.state_dict()[name].clone()
+    load_sam_weights(segmenter, sam_file)
+    after = segmenter.state_dict()[name]
+    assert same(after[0], torch.load(sam_file, weights_only=True)[name][0])
+    assert same(after[1:], before[1:])
+
+
+def test_position_embeddings_of_another_tile_size_are_resized(segmenter: Segmenter, tmp_path: Path):
+    sam = sam_of(2 * TILE_SIZE_PX)
+    with torch.no_grad():
+        sam.image_encoder.pos_embed.fill_(0.25)
+        sam.image_encoder.blocks[1].attn.rel_pos_h.fill_(0.5)
+    torch.save(sam.state_dict(), tmp_path / "sam.pth")
+    load_sam_weights(segmenter, tmp_path / "sam.pth")
+    torch.testing.assert_close(segmenter.image_encoder.pos_embed, torch.full((1, 4, 4, 128), 0.25))
+    torch.testing.assert_close(
+        segmenter.image_encoder.blocks[1].attn.rel_pos_h, torch.full((7, 32), 0.5)
+    )
+
+
+def test_sam_weights_of_another_size_name_the_first_mismatching_keys(
+    segmenter: Segmenter, sam_file: Path, tmp_path: Path
+):
+    weights = torch.load(sam_file, weights_only=True)
+    weights["image_encoder.patch_embed.proj.weight"] = torch.zeros(768, 3, 16, 16)
+    torch.save(weights, tmp_path / "sam.pth")
+    with pytest.raises(
+        FocalPathError, match=r"patch_embed.proj.weight is \(768.*expected \(128, 3, 16, 16\)"
+    ):
+        load_sam_weights(segmenter, tmp_path / "sam.pth")
+
+
+def test_sam_weights_with_a_missing_key_are_refused(
+    segmenter: Segmenter, sam_file: Path, tmp_path: Path
+):
+    weights = torch.load(sam_file, weights_only=True)
+    del weights["mask_decoder.iou_token.weight"]
+    torch.save(weights, tmp_path / "sam.pth")
+    with pytest.raises(FocalPathError, match="iou_token.weight is missing"):
+        load_sam_weights(segmenter, tmp_path / "sam.pth")
+
+
+@pytest.mark.parametrize("grid", [4, 14])
+def test_a_dino_teacher_loads_with_its_prefixes_stripped(
+    segmenter: Segmenter, tmp_path: Path, grid: int
+):
+    vit = {name: v.clone() for name, v in segmenter.pathology_encoder.vit.state_dict().items()}
+    teacher = {f"module.backbone.{name}": torch.randn_like(value) for name, value in vit.items()}
+    teacher["module.backbone.pos_embed"] = torch.randn(1, 1 + grid * grid, 192)
+    teacher["module.head.last_layer.weight_g"] = torch.ones(8, 1)
+    content = {
+        "student": {"module.backbone.cls_token": torch.zeros(1)},
+        "teacher": teacher,
+        "args": argparse.Namespace(arch="vit_tiny"),
+        "epoch": 3,
+    }
+    torch.save(content, tmp_path / "dino.pth")
+    load_pathology_weights(segmenter, tmp_path / "dino.pth")
+    loaded = segmenter.pathology_encoder.vit.state_dict()
+    assert same(loaded["cls_token"], teacher["module.backbone.cls_token"])
+    assert same(
+        loaded["blocks.0.attn.qkv.weight"], teacher["module.backbone.blocks.0.attn.qkv.weight"]
+    )
+    assert loaded["pos_embed"].shape == (1, 1 + 16, 192)
+    assert not same(loaded["pos_embed"], vit["pos_embed"])
+
+
+def test_pathology_weights_of_another_width_are_refused(segmenter: Segmenter, tmp_path: Path):
+    vit = segmenter.pathology_encoder.vit.state_dict()
+    torch.save({**vit, "norm.weight": torch.ones(384)}, tmp_path / "vit.pth")
+    with pytest.raises(FocalPathError, match=r"norm.weight is \(384,\), expected \(192,\)"):
+        load_pathology_weights(segmenter, tmp_path / "vit.pth")
+
+
+@pytest.fixture
+def sampath_file(segmenter: Segmenter, tmp_path: Path) -> Path:
+    """A Lightning checkpoint with SAM-Path's names, of random weights."""
+    weights = {}
+    for name, value in sam_of(TILE_SIZE_PX).state_dict().items():
+        weights[f"model.model.{name}"] = value
+    theirs = {
+        "neck.": "model.fusion_neck.",
+        "pathology_encoder.vit.": "model.extra_encoder.model.",
+        "mask_decoder.": "model.model.mask_decoder.",
+    }
+    stale = [name for name in weights if name.startswith("model.model.mask_decoder.output_hyper")]
+    for name in stale:
+        del weights[name]
+    for name, value in segmenter.state_dict().items():
+        for ours, prefix in theirs.items():
+            if name.startswith(ours):
+                weights[prefix + name.removeprefix(ours)] = torch.randn_like(value)
+    path = tmp_path / "sampath.ckpt"
+    torch.save({"state_dict": weights, "epoch": 31, "global_step": 2304}, path)
+    return path
+
+
+def test_a_sampath_checkpoint_is_converted_key_by_key(segmenter: Segmenter, sampath_file: Path):
+    load_sampath_weights(segmenter, sampath_file)
+    theirs = torch.load(sampath_file, weights_only=True)["state_dict"]
+    ours = segmenter.state_dict()
+    assert same(ours["neck.0.weight"], theirs["model.fusion_neck.0.weight"])
+    assert same(
+        ours["mask_decoder.mask_tokens.weight"],
+        theirs["model.model.mask_decoder.mask_tokens.weight"],
+    )
+    assert same(
+        ours["pathology_encoder.vit.norm.bias"], theirs["model.extra_encoder.model.norm.bias"]
+    )
+    assert not segmenter.class_attention_bias.delta.any()
+
+
+def test_a_sampath_checkpoint_tells_its_number_of_classes(sampath_file: Path):
+    assert num_sampath_classes(sampath_file) == NUM_CLASSES
+
+
+def test_an_imported_sampath_checkpoint_is_one_of_ours(
+    sampath_file: Path, toy_data: Path, tmp_path: Path
+):
+    import_sampath(sampath_file, tmp_path / "run", toy_data, toy_settings())
+    segmenter, card = load_checkpoint(tmp_path / "run")
+    theirs = torch.load(sampath_file, weights_only=True)["state_dict"]
+    assert same(segmenter.neck[0].weight, theirs["model.fusion_neck.0.weight"])
+    assert card.settings.bias.bias == "none"
+    assert card.classes[0].name == "Tumor"
+
+
+def test_a_sampath_checkpoint_with_an_unknown_key_is_refused(
+    segmenter: Segmenter, sampath_file: Path
+):
+    content = torch.load(sampath_file, weights_only=True)
+    content["state_dict"]["model.dense_prompt_decoder.layers.0.norm1.weight"] = torch.ones(4)
+    torch.save(content, sampath_file)
+    with pytest.raises(FocalPathError, match="dense_prompt_decoder.*no such weight"):
+        load_sampath_weights(segmenter, sampath_file)
+
+
+class Unsafe:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("code ran",)
+
+
+def test_a_file_that_would_run_code_is_refused(
+    segmenter: Segmenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    torch.save({"weight": Unsafe()}, tmp_path / "evil.pth")
+    with pytest.raises(FocalPathError, match="needs code to be opened is refused"):
+        load_sam_weights(segmenter, tmp_path / "evil.pth")
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_missing_weights_say_where_they_come_from_and_under_which_licence(
+    segmenter: Segmenter, tmp_path: Path
+):
+    with pytest.raises(FocalPathError, match=r"(?s)Apache-2.0.*Commons Clause.*CC-BY-NC-ND"):
+        load_sam_weights(segmenter, tmp_path / "sam_vit_b.pth")
+
+
+def test_frozen_encoders_without_weights_are_refused(toy_data: Path, tmp_path: Path):
+    settings = toy_settings()
+    settings = replace(settings, model=replace(settings.model, encoders_frozen=True))
+    with pytest.raises(FocalPathError, match="--sam-weights and --pathology-weights is not given"):
+        fit(settings, toy_data, tmp_path / "run")
+
+
+def test_frozen_encoders_keep_the_published_weights(
+    toy_data: Path, sam_file: Path, segmenter: Segmenter, tmp_path: Path
+):
+    torch.save(segmenter.pathology_encoder.vit.state_dict(), tmp_path / "vit.pth")
+    settings = toy_settings(
+        bias=BiasSettings(bias="none"),
+        weights=WeightsSettings(
+            sam_weights=str(sam_file), pathology_weights=str(tmp_path / "vit.pth")
+        ),
+    )
+    settings = replace(settings, model=replace(settings.model, encoders_frozen=True))
+    fit(settings, toy_data, tmp_path / "run")
+    trained = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
+    published = torch.load(sam_file, weights_only=True)
+    name = "image_encoder.blocks.3.mlp.lin2.weight"
+    assert same(trained[f"segmenter.{name}"], published[name])
+    name = "mask_decoder.iou_token.weight"
+    assert not same(trained[f"segmenter.{name}"], published[name])

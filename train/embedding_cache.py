@@ -1,0 +1,170 @@
+"""The frozen encoders' features on disk, so that every epoch after the first skips the encoders.
+
+A feature is what `Segmenter.encode` gives for one view (flip and turn) of one tile. Its file is
+named after the encoders' weights, the image's bytes and the view: a changed weight or image is
+another file, and runs may share a folder.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from train.dataset import NUM_VIEWS, TileDataset
+from train.errors import FocalPathError
+from train.segmenter import Segmenter
+from train.settings import RuntimeSettings
+
+CachedSample = dict[str, object]
+"""tile_id str, features (D, H/16, W/16), labels (H, W) int64."""
+
+
+class EmbeddingCache:
+    """Features by image and view, each in a file of its own, checked when it is read."""
+
+    def __init__(self, settings: RuntimeSettings, segmenter: Segmenter) -> None:
+        assert settings.embedding_cache is not None
+        self._dtype = getattr(torch, settings.embedding_dtype)
+        self._segmenter = segmenter
+        key = f"{_fingerprint(segmenter)}-{segmenter.tile_size_px}-{settings.embedding_dtype}"
+        self.folder = Path(settings.embedding_cache) / key
+
+    def fill(self, dataset: TileDataset, views: range, batch_size: int) -> None:
+        """Encode every view of every tile that is not in the cache yet.
+
+        Raises:
+            FocalPathError: the disk has no room; what was written stays whole.
+        """
+        missing = [
+            (index, view, path)
+            for index, digest in enumerate(_image_digests(dataset))
+            for view in views
+            if not (path := self.path(digest, view)).is_file()
+        ]
+        if not missing:
+            return
+        self._check_room(len(missing))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
+        for batch in track(batches, "Encoding tiles for the cache"):
+            images = torch.stack([dataset.plain_image(index, view) for index, view, _ in batch])
+            for (_, _, path), features in zip(batch, self._encode(images), strict=True):
+                self._write(path, features)
+
+    def path(self, image_digest: str, view: int) -> Path:
+        """Where the features of one view of one image are."""
+        return self.folder / f"{image_digest}-{view}.safetensors"
+
+    def read(self, path: Path) -> Tensor:
+        """Read (D, H/16, W/16) features.
+
+        Raises:
+            FocalPathError: the file is damaged.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                features: Tensor = file.get_tensor("features")
+                expected = (file.metadata() or {}).get("crc32")
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, str(error)) from error
+        if _checksum(features) != expected:
+            raise _damaged(path, "its checksum differs")
+        return features
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor) -> Tensor:
+        device = self._segmenter.pixel_mean.device
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+        with autocast:
+            features: Tensor = self._segmenter.encode(images.to(device).float())
+        return features.to(self._dtype).cpu()
+
+    def _write(self, path: Path, features: Tensor) -> None:
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        features = features.contiguous()
+        try:
+            save_file({"features": features}, partial, {"crc32": _checksum(features)})
+            os.replace(partial, path)
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+                raise
+            raise FocalPathError(
+                f"{path} could not be written ({error}): expected room on the disk of "
+                f"{self.folder}. Free some or choose another --embedding-cache; what is there "
+                "already is whole and will be used."
+            ) from error
+
+    def _check_room(self, num_files: int) -> None:
+        """Tell the size before anything is written, and refuse what cannot fit."""
+        side = self._segmenter.tile_size_px // 16
+        num_channels = self._segmenter.num_features
+        num_bytes = num_files * num_channels * side * side * self._dtype.itemsize
+        place = next(parent for parent in (self.folder, *self.folder.parents) if parent.exists())
+        free = shutil.disk_usage(place).free
+        Console().print(
+            f"Embedding cache: {num_files} views, {num_bytes / 2**30:.2f} GiB in {self.folder} "
+            f"({free / 2**30:.1f} GiB free)"
+        )
+        if num_bytes > free:
+            raise FocalPathError(
+                f"the embedding cache needs {num_bytes / 2**30:.2f} GiB in {self.folder}, where "
+                f"{free / 2**30:.2f} GiB are free. Choose another --embedding-cache, or "
+                f"--augment none, which keeps 1 view of a tile and not {NUM_VIEWS}."
+            )
+
+
+class CachedTileDataset(Dataset[CachedSample]):
+    """A tile data set whose images are replaced by their features."""
+
+    def __init__(self, dataset: TileDataset, cache: EmbeddingCache) -> None:
+        self._dataset = dataset
+        self._cache = cache
+        self._digests = list(_image_digests(dataset))
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> CachedSample:
+        """Load features by a tile's index, or by (epoch, index) in that epoch's view."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        view = self._dataset.view(epoch, index)
+        return {
+            "tile_id": self._dataset.tiles[index].tile_id,
+            "features": self._cache.read(self._cache.path(self._digests[index], view)),
+            "labels": self._dataset.plain_labels(index, view),
+        }
+
+
+def _image_digests(dataset: TileDataset) -> Iterator[str]:
+    for tile in dataset.tiles:
+        yield hashlib.sha256(tile.image.read_bytes()).hexdigest()[:32]
+
+
+def _fingerprint(segmenter: Segmenter) -> str:
+    """Names the encoders by their weights."""
+    digest = hashlib.sha256()
+    for part in (segmenter.image_encoder, segmenter.pathology_encoder):
+        for name, value in part.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def _checksum(features: Tensor) -> str:
+    return f"{zlib.crc32(features.contiguous().view(torch.uint8).numpy().tobytes()):08x}"
+
+
+def _damaged(path: Path, reason: str) -> FocalPathError:
+    return FocalPathError(f"{path} in the embedding cache is damaged: {reason}. Delete the file.")
