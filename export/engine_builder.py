@@ -1,0 +1,143 @@
+"""TensorRT's builder, told what to do by an `EnginePlan`.
+
+One path for TensorRT 10 and 11, which took the precision flags away: a strongly typed network.
+The `tensorrt` module is passed in.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from export.engine_plan import EnginePlan
+from serve.errors import FocalPathError
+
+INPUT = "image"
+
+
+class EngineError(FocalPathError):
+    """TensorRT cannot build or run the model; the message says what it reported."""
+
+
+def build_plan(trt: ModuleType, plan: EnginePlan, bundle: Path) -> bytes:
+    """Execute the plan: parse, configure, build.
+
+    Raises:
+        EngineError: the parser refuses the graph, or no plan comes out.
+    """
+    logger = trt.Logger(trt.Logger.WARNING)
+    builder = trt.Builder(logger)
+    # The parser owns the weights: it has to live until the plan is built.
+    network, parser = _parse(trt, logger, builder, bundle / plan.onnx_file)
+    config = _configure(trt, builder, plan)
+    cache = bundle / plan.timing_cache_file
+    _load_timing_cache(config, cache)
+    with _progress(trt) as monitor:
+        config.progress_monitor = monitor
+        serialized = builder.build_serialized_network(network, config)
+    del parser
+    if monitor.interrupted:
+        raise KeyboardInterrupt
+    if serialized is None:
+        raise EngineError(
+            f"TensorRT {trt.__version__} built no plan from {plan.onnx_file}; its log above says "
+            f"why. Where memory was short, lower workspace_bytes, now {plan.workspace_bytes}."
+        )
+    _save_timing_cache(config, cache)
+    return bytes(serialized)
+
+
+def _parse(trt: ModuleType, logger: Any, builder: Any, onnx_file: Path) -> tuple[Any, Any]:
+    # The flag's bit has another place in 10 and 11: always by name.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx_file)):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        listing = "\n".join(f"  {error.node_name()}: {error.desc()}" for error in errors)
+        raise EngineError(
+            f"TensorRT {trt.__version__} cannot read {onnx_file.name}:\n{listing}\n"
+            "Run the lint of the export, which names the fix for what it knows."
+        )
+    return network, parser
+
+
+def _configure(trt: ModuleType, builder: Any, plan: EnginePlan) -> Any:
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace_bytes)
+    config.builder_optimization_level = plan.builder_optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.hardware_compatibility_level = getattr(
+        trt.HardwareCompatibilityLevel, plan.hardware_compatibility_level.upper()
+    )
+    if plan.allow_tf32:
+        config.set_flag(trt.BuilderFlag.TF32)
+    else:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    profile = builder.create_optimization_profile()
+    side, batch = plan.image_size_px, plan.batch
+    shapes = [(size, side, side, 3) for size in (batch.min, batch.opt, batch.max)]
+    profile.set_shape(INPUT, *shapes)
+    if config.add_optimization_profile(profile) < 0:
+        raise EngineError(f"TensorRT refuses the optimization profile {shapes} of {INPUT}")
+    return config
+
+
+def _load_timing_cache(config: Any, path: Path) -> None:
+    """Start from the timings of an earlier build, where this TensorRT and GPU can use them."""
+    stored = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(stored)
+    if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+        return
+    config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
+def _save_timing_cache(config: Any, path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(bytes(config.get_timing_cache().serialize()))
+    partial.replace(path)
+
+
+@contextlib.contextmanager
+def _progress(trt: ModuleType) -> Iterator[Any]:
+    """Show the builder's phases; they nest, and TensorRT calls from its own threads."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
+        yield _monitor(trt, progress)
+
+
+def _monitor(trt: ModuleType, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.interrupted = False
+            self._tasks: dict[str, Any] = {}
+
+        @contextlib.contextmanager
+        def _noting_interrupts(self) -> Iterator[None]:
+            # No exception may pass through TensorRT: it would end the process.
+            try:
+                yield
+            except KeyboardInterrupt:
+                self.interrupted = True
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with self._noting_interrupts():
+                self._tasks[phase_name] = progress.add_task(phase_name, total=num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            """Answer False to stop the build."""
+            with self._noting_interrupts():
+                if phase_name in self._tasks:
+                    progress.update(self._tasks[phase_name], completed=step + 1)
+            return not self.interrupted
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self._noting_interrupts():
+                if phase_name in self._tasks:
+                    progress.remove_task(self._tasks.pop(phase_name))
+
+    return Monitor()

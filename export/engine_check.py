@@ -1,0 +1,339 @@
+"""Run a TensorRT plan, measure it, and hold its answers against ONNX Runtime's.
+
+Memory, streams and CUDA graphs are torch's; the `tensorrt` module is passed in.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from export.engine_builder import EngineError
+from export.engine_plan import EnginePlan
+from serve.manifest import Manifest, TensorSpec
+
+WARM_UP_RUNS = 10
+MEASURED_RUNS = 100
+_LEGIBLE_BYTE = 32
+"""The least byte of a probability whose logarithm is known to 2%."""
+
+# TensorRT's names for a kernel of a whole attention: _gemm_mha_v2_myl3_6, fmha_v2_, _gemv_mha_v1.
+_FUSED_ATTENTION = re.compile(r"(?<![a-z])f?mha(?![a-z])", re.IGNORECASE)
+
+_TENSORRT_TYPES = {"uint8": "UINT8", "float32": "FLOAT"}
+_TORCH_TYPES = {"uint8": torch.uint8, "float32": torch.float32}
+
+Answers = dict[str, NDArray[Any]]
+"""The model's outputs by name, over all images."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Latency(_Strict):
+    """Milliseconds of one call with its data already on the GPU."""
+
+    p50_ms: float
+    p99_ms: float
+
+
+class BatchReport(_Strict):
+    """What was measured at one batch size of the profile."""
+
+    batch_size: int
+    label_agreement: float
+    """Share of pixels with ONNX Runtime's label."""
+    max_log_probability_difference: float
+    """See `log_probability_difference`."""
+    num_nonfinite: int
+    """NaN and infinities in the float outputs."""
+    num_unknown_labels: int
+    """Pixels whose label is none of the classes."""
+    latency: Latency
+    cuda_graph_latency: Latency
+
+
+class EngineReport(_Strict):
+    """What the plan did on the machine that built it."""
+
+    gpu: str
+    compute_capability: str
+    tensorrt_version: str
+    plan_bytes: int
+    reference_file: str
+    """The ONNX file that ONNX Runtime answered with."""
+    num_tiles: int
+    num_layers: int
+    num_attention: int
+    """Attentions in the ONNX graph."""
+    num_fused_attention: int
+    """Layers of the plan that compute a whole attention in one kernel."""
+    batches: tuple[BatchReport, ...]
+
+
+class Gpu:
+    """What running a plan takes of CUDA: memory, one stream, graphs, a clock."""
+
+    def __init__(self) -> None:
+        major, minor = torch.cuda.get_device_capability()
+        self.name = torch.cuda.get_device_name()
+        self.compute_capability = f"{major}.{minor}"
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def find(cls) -> Self | None:
+        """The current CUDA device, or None on a machine without one."""
+        return cls() if torch.cuda.is_available() else None
+
+    @property
+    def stream_handle(self) -> int:
+        """The stream as TensorRT takes it: a `cudaStream_t` as an integer."""
+        return int(self._stream.cuda_stream)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Device memory for a tensor."""
+        return torch.empty(shape, dtype=dtype, device="cuda")
+
+    def synchronize(self) -> None:
+        """Wait for all that was given to the device."""
+        torch.cuda.synchronize()
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Record one call as a CUDA graph and return what replays it."""
+        run()  # TensorRT does its work for a new shape at the first call, which a graph cannot hold
+        self.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            run()
+
+        def replay() -> None:
+            with torch.cuda.stream(self._stream):
+                graph.replay()
+
+        return replay
+
+
+class PlanSession:
+    """A deserialised plan with memory for one batch size at a time."""
+
+    def __init__(
+        self, trt: ModuleType, gpu: Gpu, serialized: bytes, logger: Any, manifest: Manifest
+    ) -> None:
+        self._trt = trt
+        self._gpu = gpu
+        self._specs = {tensor.name: tensor for tensor in (*manifest.inputs, *manifest.outputs)}
+        self._inputs = [tensor.name for tensor in manifest.inputs]
+        self._runtime = trt.Runtime(logger)  # it has to outlive the engine
+        self.engine = self._runtime.deserialize_cuda_engine(serialized)
+        if self.engine is None:
+            raise EngineError("TensorRT cannot read the plan that it just built; its log says why.")
+        self._context = self.engine.create_execution_context()
+        if self._context is None:
+            raise EngineError(
+                "TensorRT cannot run the plan: most likely the GPU's memory is full. Stop what "
+                "else runs there, or export with a smaller maximal batch."
+            )
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    def check_interface(self, plan: EnginePlan) -> None:
+        """Check the plan's inputs and outputs and its profile against the manifest.
+
+        Raises:
+            EngineError: a name, a direction, a type or the profile is another.
+        """
+        trt, engine = self._trt, self.engine
+        names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+        if names != set(self._specs):
+            raise EngineError(
+                f"the plan has the tensors {sorted(names)}, expected {sorted(self._specs)}"
+            )
+        for name, spec in self._specs.items():
+            mode = trt.TensorIOMode.INPUT if name in self._inputs else trt.TensorIOMode.OUTPUT
+            dtype = getattr(trt.DataType, _TENSORRT_TYPES[spec.dtype])
+            found = engine.get_tensor_mode(name), engine.get_tensor_dtype(name)
+            if found != (mode, dtype):
+                raise EngineError(f"{name} is {found} in the plan, expected {(mode, dtype)}")
+        for name in self._inputs:
+            sizes = (plan.batch.min, plan.batch.opt, plan.batch.max)
+            expected = [_with_batch(self._specs[name], size) for size in sizes]
+            shapes = [tuple(shape) for shape in engine.get_tensor_profile_shape(name, 0)]
+            if shapes != expected:
+                raise EngineError(f"the profile of {name} is {shapes}, expected {expected}")
+
+    def set_batch(self, size: int) -> None:
+        """Give the plan memory for batches of `size`.
+
+        Raises:
+            EngineError: the plan refuses the batch, or answers in another shape.
+        """
+        self._tensors = {
+            name: self._gpu.empty(_with_batch(spec, size), _TORCH_TYPES[spec.dtype])
+            for name, spec in self._specs.items()
+        }
+        for name, tensor in self._tensors.items():
+            shape = tuple(tensor.shape)
+            if name in self._inputs and not self._context.set_input_shape(name, shape):
+                raise EngineError(f"the plan refuses {name} of shape {shape}")
+            if not self._context.set_tensor_address(name, tensor.data_ptr()):
+                raise EngineError(f"the plan refuses the memory for {name}")
+        for name, tensor in self._tensors.items():
+            found = tuple(self._context.get_tensor_shape(name))
+            if found != tuple(tensor.shape):
+                raise EngineError(f"{name} is {found} in the plan, expected {tuple(tensor.shape)}")
+
+    def enqueue(self) -> None:
+        """Start one inference on the stream.
+
+        Raises:
+            EngineError: TensorRT reports a failure.
+        """
+        if not self._context.execute_async_v3(self._gpu.stream_handle):
+            raise EngineError("TensorRT failed to run the plan; its log above says why.")
+
+    def answer(self, images: NDArray[np.uint8]) -> Answers:
+        """Run all images, in batches of the size that was set; the last is filled up."""
+        image = self._tensors[self._inputs[0]]
+        size = image.shape[0]
+        parts: list[Answers] = []
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            filled = np.resize(batch, (size, *batch.shape[1:]))
+            image.copy_(torch.from_numpy(filled))
+            self._gpu.synchronize()
+            self.enqueue()
+            self._gpu.synchronize()
+            parts.append(
+                {
+                    name: tensor[: len(batch)].cpu().numpy().copy()
+                    for name, tensor in self._tensors.items()
+                    if name not in self._inputs
+                }
+            )
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def reference_answers(path: Path, images: NDArray[np.uint8]) -> Answers:
+    """The answers of an ONNX file in ONNX Runtime on the CPU.
+
+    Args:
+        path: the ONNX file.
+        images: (N, H, W, 3) uint8, RGB.
+    """
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    parts = [session.run(None, {"image": image[None]}) for image in images]
+    return {
+        output.name: np.concatenate([part[place] for part in parts])
+        for place, output in enumerate(session.get_outputs())
+    }
+
+
+def measure_batch(
+    session: PlanSession, gpu: Gpu, size: int, images: NDArray[np.uint8], reference: Answers
+) -> BatchReport:
+    """Run all images at one batch size, compare, and time the calls."""
+    session.set_batch(size)
+    answers = session.answer(images)
+    labels = answers["labels"]
+    num_classes = answers["low_res_probabilities"].shape[1]
+    floats = [answer for answer in answers.values() if answer.dtype.kind == "f"]
+    return BatchReport(
+        batch_size=size,
+        label_agreement=float((labels == reference["labels"]).mean()),
+        max_log_probability_difference=log_probability_difference(
+            answers["low_res_probabilities"], reference["low_res_probabilities"]
+        ),
+        num_nonfinite=sum(int((~np.isfinite(answer)).sum()) for answer in floats),
+        num_unknown_labels=int(((labels < 1) | (labels > num_classes)).sum()),
+        latency=measure_latency(gpu, session.enqueue),
+        cuda_graph_latency=measure_latency(gpu, gpu.capture(session.enqueue)),
+    )
+
+
+def measure_latency(gpu: Gpu, run: Callable[[], None]) -> Latency:
+    """Time a call from giving it to the device until the device is done."""
+    for _ in range(WARM_UP_RUNS):
+        run()
+    gpu.synchronize()
+    times_ms = []
+    for _ in range(MEASURED_RUNS):
+        start = time.perf_counter()
+        run()
+        gpu.synchronize()
+        times_ms.append((time.perf_counter() - start) * 1_000)
+    p50, p99 = np.percentile(times_ms, [50, 99])
+    return Latency(p50_ms=float(p50), p99_ms=float(p99))
+
+
+def log_probability_difference(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
+    """The largest difference of log-probability, which is at most twice that of the logits.
+
+    The graph gives no logits, so this is read from its bytes, where both are at least an eighth of
+    1.0; it is uncertain by 0.03.
+    """
+    legible = (first >= _LEGIBLE_BYTE) & (second >= _LEGIBLE_BYTE)
+    ratio = first[legible].astype(np.float64) / second[legible]
+    return float(np.abs(np.log(ratio)).max(initial=0.0))
+
+
+def count_fused_attention(trt: ModuleType, engine: Any) -> int:
+    """Count the plan's layers that compute a whole attention in one kernel."""
+    inspector = engine.create_engine_inspector()
+    layers = [
+        inspector.get_layer_information(index, trt.LayerInformationFormat.JSON)
+        for index in range(engine.num_layers)
+    ]
+    return sum(bool(_FUSED_ATTENTION.search(_kernel(layer))) for layer in layers)
+
+
+def count_attention(path: Path) -> int:
+    """Count a graph's attentions: the operator, or a softmax that goes into a product."""
+    nodes = onnx.load(str(path), load_external_data=False).graph.node
+    factors = {name for node in nodes if node.op_type == "MatMul" for name in node.input}
+    casts = {node.input[0]: node.output[0] for node in nodes if node.op_type == "Cast"}
+    weights = [node.output[0] for node in nodes if node.op_type == "Softmax"]
+    written_out = [name for name in weights if {name, casts.get(name)} & factors]
+    operators = [node for node in nodes if node.op_type == "Attention"]
+    return len(written_out) + len(operators)
+
+
+def gate_failures(report: EngineReport, plan: EnginePlan) -> list[str]:
+    """Say what keeps the plan from being served; nothing where it passes."""
+    failures = []
+    for batch in report.batches:
+        place = f"at batch {batch.batch_size}"
+        if batch.num_nonfinite:
+            failures.append(f"{batch.num_nonfinite} NaN or infinite values {place}")
+        if batch.num_unknown_labels:
+            failures.append(f"{batch.num_unknown_labels} pixels with an unknown label {place}")
+        if batch.label_agreement < plan.min_label_agreement:
+            failures.append(
+                f"{batch.label_agreement:.3%} of the labels agree with {report.reference_file} in "
+                f"ONNX Runtime {place}, expected {plan.min_label_agreement:.1%}"
+            )
+    return failures
+
+
+def _with_batch(spec: TensorSpec, size: int) -> tuple[int, ...]:
+    return (size, *spec.shape[1:])
+
+
+def _kernel(layer: str) -> str:
+    """A layer's name and tactic; its metadata quote the names of ONNX nodes, which tell nothing."""
+    try:
+        information = json.loads(layer)
+    except json.JSONDecodeError:
+        return layer
+    if not isinstance(information, dict):
+        return str(information)
+    return f"{information.get('Name', '')} {information.get('TacticName', '')}"

@@ -1,0 +1,369 @@
+"""A lint of an ONNX graph against the rules of TensorRT's parser.
+
+The rules are data, in `tensorrt_rules.json`, which cites where they come from. A violation names
+the node and the fix on a machine that has no TensorRT: the builder would say so later, elsewhere.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnx.inliner
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from pydantic import BaseModel, ConfigDict
+
+from serve.errors import FocalPathError
+
+RULES_FILE = Path(__file__).with_name("tensorrt_rules.json")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputBelow(_Strict):
+    """A constant input whose values stay under a limit."""
+
+    input: int
+    limit: int
+
+
+class OperatorRule(_Strict):
+    """What TensorRT takes of one operator; inputs are given by their place."""
+
+    types: str
+    """The name of the set of types that the first input may have."""
+    same_type: Literal["all"] | tuple[int, ...] = ()
+    attributes: dict[str, tuple[str | int | float, ...]] = {}
+    """The values that an attribute may have, if it is given; a list's items one by one."""
+    absent_attributes: tuple[str, ...] = ()
+    constant_inputs: tuple[int, ...] = ()
+    absent_inputs: tuple[int, ...] = ()
+    zero_inputs: tuple[int, ...] = ()
+    below: InputBelow | None = None
+    rank: int | None = None
+    """The rank of each of the first three inputs."""
+    max_outputs: int | None = None
+
+
+class Opsets(_Strict):
+    """The range of opsets that the parser reads."""
+
+    min: int
+    max: int
+
+
+class Rules(_Strict):
+    """The content of `tensorrt_rules.json`; types by their names in ONNX."""
+
+    tensorrt_version: str
+    source: str
+    uint8_source: str
+    notes: tuple[str, ...]
+    opset: Opsets
+    tensor_types: tuple[str, ...]
+    uint8_casts: tuple[str, ...]
+    """The types that uint8 can be cast to and from."""
+    type_sets: dict[str, tuple[str, ...]]
+    operators: dict[str, OperatorRule]
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One place where the graph breaks a rule."""
+
+    rule: str
+    node: str
+    message: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.message}. {self.fix} [{self.rule}]"
+
+
+@functools.cache
+def load_rules() -> Rules:
+    """Read the rules that ship with this package."""
+    return Rules.model_validate_json(RULES_FILE.read_text(encoding="utf-8"))
+
+
+def lint(model: onnx.ModelProto, rules: Rules | None = None) -> list[Violation]:
+    """Say where a model breaks the rules of TensorRT's parser.
+
+    Tensors whose type ONNX cannot infer are passed over.
+    """
+    rules = rules or load_rules()
+    graph = _Graph(model)
+    return [violation for check in _CHECKS for violation in check(graph, rules)]
+
+
+def require_clean(path: Path) -> None:
+    """Refuse a model file that TensorRT's parser would not take.
+
+    Raises:
+        FocalPathError: it breaks at least one rule; the message lists them all.
+    """
+    violations = lint(onnx.load(str(path)))
+    if violations:
+        listing = "\n".join(f"  {violation}" for violation in violations)
+        raise FocalPathError(
+            f"{path.name} breaks {len(violations)} rule(s) of TensorRT "
+            f"{load_rules().tensorrt_version}'s parser:\n{listing}"
+        )
+
+
+class _Graph:
+    """A model with its tensors' types and ranks, and who makes and takes each tensor."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        graph = onnx.shape_inference.infer_shapes(model).graph
+        opsets = [entry.version for entry in model.opset_import if entry.domain in _STANDARD]
+        self.opset = max(opsets, default=0)
+        self.nodes = tuple(graph.node)
+        self.inputs = tuple(graph.input)
+        self.outputs = tuple(graph.output)
+        self.initializers = {entry.name: entry for entry in graph.initializer}
+        self.constants = self.initializers | _constant_nodes(self.nodes)
+        self.types = {name: entry.data_type for name, entry in self.constants.items()}
+        self.ranks = {name: len(entry.dims) for name, entry in self.constants.items()}
+        for info in (*graph.value_info, *self.inputs, *self.outputs):
+            tensor = info.type.tensor_type
+            if tensor.elem_type:
+                self.types[info.name] = tensor.elem_type
+            if tensor.HasField("shape"):
+                self.ranks[info.name] = len(tensor.shape.dim)
+        self.producers = {name: node for node in self.nodes for name in node.output if name}
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+
+    def type_of(self, tensor: str) -> str | None:
+        """The type by its name in ONNX, or None where it is not known."""
+        return TensorProto.DataType.Name(self.types[tensor]) if tensor in self.types else None
+
+    def values(self, tensor: str) -> NDArray[Any]:
+        """The values of a constant."""
+        return np.asarray(numpy_helper.to_array(self.constants[tensor]))
+
+
+_STANDARD = ("", "ai.onnx")
+
+
+def _constant_nodes(nodes: tuple[onnx.NodeProto, ...]) -> dict[str, TensorProto]:
+    return {
+        node.output[0]: attribute.t
+        for node in nodes
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    }
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or f"{node.op_type} -> {', '.join(node.output)}"
+
+
+def _input(node: onnx.NodeProto, place: int) -> str:
+    """The name of an input, empty where it is left out."""
+    return str(node.input[place]) if place < len(node.input) else ""
+
+
+def _check_opset(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+    if not rules.opset.min <= graph.opset <= rules.opset.max:
+        yield Violation(
+            "opset",
+            "model",
+            f"opset {graph.opset}, expected {rules.opset.min} to {rules.opset.max}",
+            "Export with --opset 20.",
+        )
+
+
+def _check_operators(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+    for node in graph.nodes:
+        if node.domain not in _STANDARD or node.op_type not in rules.operators:
+            name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            yield Violation(
+                "operator",
+                _name(node),
+                f"operator {name} is not in the list for TensorRT {rules.tensorrt_version}",
+                "Write it with operators from tensorrt_rules.json.",
+            )
+
+
+def _check_types(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+    """Types that no tensor may have, and types that this operator does not take."""
+    for tensor in sorted(graph.types):
+        found = graph.type_of(tensor)
+        if found not in rules.tensor_types:
+            yield Violation(
+                "float64" if found == "DOUBLE" else "tensor type",
+                _place(graph, tensor),
+                f"tensor {tensor} is {found}, expected one of {', '.join(rules.tensor_types)}",
+                "Compute it in float32 (shapes and indices in int64).",
+            )
+    for node, rule in _ruled(graph, rules):
+        found = graph.type_of(_input(node, 0))
+        if found == "UINT8" or found not in rules.tensor_types:
+            continue  # reported by its own rule, or not known
+        if found not in rules.type_sets[rule.types]:
+            yield Violation(
+                "operator type",
+                _name(node),
+                f"{node.op_type} of {found}, expected {', '.join(rules.type_sets[rule.types])}",
+                "Cast its input first.",
+            )
+
+
+def _check_uint8(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+    """Bytes are for the graph's edge: a Cast right after an input or right before an output."""
+    expected = " or ".join(rules.uint8_casts)
+    inputs = {info.name for info in graph.inputs} - set(graph.initializers)
+    outputs = {info.name for info in graph.outputs}
+    for tensor in sorted(name for name in graph.types if graph.type_of(name) == "UINT8"):
+        if tensor not in inputs | outputs:
+            message = f"tensor {tensor} is UINT8 inside the graph"
+            fix = "Keep bytes to inputs and outputs; compute in float32."
+            yield Violation("uint8", _place(graph, tensor), message, fix)
+        for node in graph.consumers.get(tensor, ()):
+            if node.op_type != "Cast" or graph.type_of(node.output[0]) not in rules.uint8_casts:
+                message = f"{node.op_type} takes the UINT8 tensor {tensor}"
+                fix = f"Only a Cast to {expected} may: let {node.op_type} take the Cast's output."
+                yield Violation("uint8", _name(node), message, fix)
+        producer = graph.producers.get(tensor)
+        if producer is None or tensor not in outputs:
+            continue
+        source = graph.type_of(_input(producer, 0))
+        if producer.op_type != "Cast" or source not in rules.uint8_casts:
+            message = f"{producer.op_type} of {source} makes the UINT8 output {tensor}"
+            fix = f"Only a Cast from {expected} may: cast to float32, then to uint8."
+            yield Violation("uint8", _name(producer), message, fix)
+
+
+def _check_mixed_types(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+    for node, rule in _ruled(graph, rules):
+        places = range(len(node.input)) if rule.same_type == "all" else rule.same_type
+        types = {graph.type_of(_input(node, place)) for place in places} - {None}
+        if len(types) > 1:
+            yield Violation(
+                "mixed types",
+                _name(node),
+                f"{node.op_type} mixes {' and '.join(sorted(map(str, types)))}",
+                "A strongly typed network casts nothing by itself: add a Cast.",
+            )
+
+
+def _check_attributes(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+    for node, rule in _ruled(graph, rules):
+        for attribute in node.attribute:
+            if attribute.name in rule.absent_attributes:
+                message = f"{node.op_type} has the attribute {attribute.name}"
+                yield Violation("attribute", _name(node), message, "Leave it out.")
+            allowed = rule.attributes.get(attribute.name)
+            if allowed is None:
+                continue
+            found = _values(helper.get_attribute_value(attribute))
+            if not set(found) <= set(allowed):
+                yield Violation(
+                    "attribute",
+                    _name(node),
+                    f"{node.op_type} with {attribute.name} = {', '.join(map(str, found))}",
+                    f"Use {' or '.join(map(str, allowed))}.",
+                )
+
+
+def _check_inputs(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+    for node, rule in _ruled(graph, rules):
+        for place in rule.absent_inputs:
+            if _input(node, place):
+                message = f"{node.op_type} has an input {place}, {_input(node, place)}"
+                yield Violation("input", _name(node), message, "TensorRT takes none: leave it out.")
+        for place in range(3 if rule.rank else 0):
+            rank = graph.ranks.get(_input(node, place), rule.rank)
+            if rank != rule.rank:
+                message = f"{node.op_type} has an input {place} of rank {rank}"
+                yield Violation("input", _name(node), message, f"Reshape it to rank {rule.rank}.")
+        if rule.max_outputs and sum(map(bool, node.output)) > rule.max_outputs:
+            message = f"{node.op_type} has {len(node.output)} outputs"
+            fix = f"TensorRT gives {rule.max_outputs}: do not use the others."
+            yield Violation("output", _name(node), message, fix)
+
+
+def _check_constants(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+    for node, rule in _ruled(graph, rules):
+        for place in rule.constant_inputs:
+            if _input(node, place) and _input(node, place) not in graph.constants:
+                message = f"{node.op_type} computes its input {place}, {_input(node, place)}"
+                fix = "TensorRT needs it while it builds: give a constant."
+                yield Violation("constant", _name(node), message, fix)
+        for place in rule.zero_inputs:
+            tensor = _input(node, place)
+            if tensor in graph.constants and graph.values(tensor).any():
+                message = f"{node.op_type} has a zero point that is not 0"
+                yield Violation("constant", _name(node), message, "Quantise symmetrically.")
+        below = rule.below
+        if below and (tensor := _input(node, below.input)) in graph.constants:
+            largest = int(graph.values(tensor).max())
+            if largest >= below.limit:
+                message = f"{node.op_type} with an input {below.input} of {largest}"
+                yield Violation("constant", _name(node), message, f"Stay below {below.limit}.")
+
+
+def _check_dynamic(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+    """Only the batch, the first dimension of each input and output, may change, and by one name."""
+    batches = set()
+    for kind, infos in (("input", graph.inputs), ("output", graph.outputs)):
+        for info in infos:
+            if info.name in graph.initializers:
+                continue
+            dims = info.type.tensor_type.shape.dim
+            if dims:
+                batches.add(dims[0].dim_param or dims[0].dim_value or "?")
+            fixed = [place for place, dim in enumerate(dims) if place and dim.dim_value < 1]
+            if fixed:
+                message = f"dimension {', '.join(map(str, fixed))} of {info.name} is dynamic"
+                fix = "Export with a fixed tile size: only the batch may change."
+                yield Violation("dynamic", f"{kind} {info.name}", message, fix)
+    if len(batches) > 1 or any(isinstance(batch, int) for batch in batches):
+        found = ", ".join(sorted(map(str, batches)))
+        message = f"the batch of inputs and outputs is {found}"
+        fix = "Give all of them the same dynamic batch, with one name."
+        yield Violation("dynamic", "inputs and outputs", message, fix)
+
+
+_CHECKS: tuple[Callable[[_Graph, Rules], Iterator[Violation]], ...] = (
+    _check_opset,
+    _check_operators,
+    _check_types,
+    _check_uint8,
+    _check_mixed_types,
+    _check_attributes,
+    _check_inputs,
+    _check_constants,
+    _check_dynamic,
+)
+
+
+def _ruled(graph: _Graph, rules: Rules) -> Iterator[tuple[onnx.NodeProto, OperatorRule]]:
+    for node in graph.nodes:
+        if node.domain in _STANDARD and node.op_type in rules.operators:
+            yield node, rules.operators[node.op_type]
+
+
+def _place(graph: _Graph, tensor: str) -> str:
+    producer = graph.producers.get(tensor)
+    if producer is not None:
+        return _name(producer)
+    return f"{'constant' if tensor in graph.constants else 'input'} {tensor}"
+
+
+def _values(value: Any) -> tuple[str | int | float, ...]:
+    items = value if isinstance(value, list | tuple) else [value]
+    return tuple(item.decode() if isinstance(item, bytes) else item for item in items)
