@@ -8,15 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 from rich.console import Console
 
 from export.deployable import Deployable
 from export.onnx_graph import PARITY_OUTPUT, drop_output, export_onnx
-from export.parity import Tolerance, check_parity, measure_parity, parity_images
-from serve.manifest import Artefact, Manifest, TissueClass, interface, sha256_of
+from export.parity import Images, Tolerance, check_parity, measure_parity, parity_images
+from serve.manifest import Artefact, Manifest, TissueClass, WarmUp, interface, sha256_of
 from train.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint
 
 MODEL_FILE = "model.onnx"
+WARM_UP_FILE = "warm_up.npz"
+MIN_WARM_UP_AGREEMENT = 0.98
+"""Share of labels that a server has to agree on: other hardware and precisions round otherwise."""
 _DIGITS_OF_VERSION = 12
 
 
@@ -68,7 +73,8 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
             sha256=sha256_of(staging / MODEL_FILE),
             parity=parity,
         )
-        manifest = _manifest(settings, card, sha256_of(weights), (artefact,))
+        warm_up = _write_warm_up(staging, images[:1])
+        manifest = _manifest(settings, card, sha256_of(weights), (artefact,), warm_up)
         manifest.write(staging)
     return manifest
 
@@ -78,6 +84,7 @@ def _manifest(
     card: CheckpointCard,
     checkpoint_sha256: str,
     artefacts: tuple[Artefact, ...],
+    warm_up: WarmUp,
 ) -> Manifest:
     tile_size_px = card.settings.model.tile_size_px
     inputs, outputs = interface(tile_size_px, len(card.classes))
@@ -94,6 +101,19 @@ def _manifest(
         class_attention_bias=card.class_attention_bias,
         checkpoint_sha256=checkpoint_sha256,
         artefacts=artefacts,
+        warm_up=warm_up,
+    )
+
+
+def _write_warm_up(folder: Path, images: Images) -> WarmUp:
+    """Write the first of `images` with its labels, for a server to compare with its own."""
+    session = onnxruntime.InferenceSession(folder / MODEL_FILE, providers=["CPUExecutionProvider"])
+    (labels,) = session.run(["labels"], {"image": images})
+    np.savez_compressed(folder / WARM_UP_FILE, image=images[0], labels=labels[0])
+    return WarmUp(
+        file=WARM_UP_FILE,
+        sha256=sha256_of(folder / WARM_UP_FILE),
+        min_agreement=MIN_WARM_UP_AGREEMENT,
     )
 
 

@@ -69,6 +69,16 @@ class Artefact(_Strict):
     tensorrt: TensorRTBuild | None = None
 
 
+class WarmUp(_Strict):
+    """An image and the labels that the model gave it at export; a server compares them."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """npz with `image` (T, T, 3) uint8 RGB and `labels` (T, T) uint8."""
+    sha256: Sha256
+    min_agreement: float = Field(ge=0, le=1)
+    """Share of the labels that must be the same: other runtimes round otherwise."""
+
+
 class Manifest(_Strict):
     """All that a reader of the bundle needs to know of the model.
 
@@ -88,6 +98,7 @@ class Manifest(_Strict):
     class_attention_bias: tuple[float, ...] = Field(description="the folded bias, one a class")
     checkpoint_sha256: Sha256
     artefacts: tuple[Artefact, ...] = Field(min_length=1)
+    warm_up: WarmUp | None = None
 
     @model_validator(mode="after")
     def _check_agreement(self) -> Self:
@@ -153,17 +164,20 @@ def read_bundle(folder: Path) -> Manifest:
             f"{path} does not follow schema version {SCHEMA_VERSION}: {_first_line(error)}. "
             "Export the checkpoint again with this version of FocalPath."
         ) from error
-    for artefact in manifest.artefacts:
-        file = folder / artefact.file
+    named_files: list[Artefact | WarmUp] = [*manifest.artefacts]
+    if manifest.warm_up is not None:
+        named_files.append(manifest.warm_up)
+    for named in named_files:
+        file = folder / named.file
         if not file.is_file():
             raise BundleError(
                 f"{file} is named in the manifest but missing. Copy the whole bundle."
             )
         found = sha256_of(file)
-        if found != artefact.sha256:
+        if found != named.sha256:
             raise BundleError(
                 f"{file} is damaged: its SHA-256 is {found}, the manifest expects "
-                f"{artefact.sha256}. Copy the bundle again."
+                f"{named.sha256}. Copy the bundle again."
             )
     return manifest
 
