@@ -1,37 +1,122 @@
 """Train and evaluate segmentation models that learn which tissue classes are hard.
 
 python -m train prepare synthetic DATA     write a data set
+python -m train prepare bcss SOURCE DATA   write one from published files (also crag, bdsa)
+python -m train check DATA                 validate one
 python -m train fit PRESET --data DATA     train a checkpoint
+python -m train import-sampath CKPT RUN --data DATA
 python -m train evaluate RUN --data DATA   score it
+python -m train compare PRESET --data DATA train and report the paper's comparison
+python -m train benchmark                  time a training step
 """
 
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import tyro
 
+from train.check import report
 from train.dataset import Split
 from train.errors import FocalPathError
-from train.settings import PRESETS, Settings
+from train.rows import RowName
+from train.settings import PRESETS, BenchmarkSettings, Settings
+from train.sources.bcss import BcssSettings, prepare_bcss
+from train.sources.bdsa import BdsaSettings, prepare_bdsa
+from train.sources.crag import CragSettings, prepare_crag
 from train.synthetic import SyntheticSettings, write_dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSynthetic:
+    """Draw H&E tissue with `train.synthetic`, unless it is there already."""
+
+    out: tyro.conf.Positional[Path]
+    """The folder to write."""
+    settings: SyntheticSettings
+
+    def run(self) -> None:
+        """Write it."""
+        write_dataset(self.out, self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareBcss:
+    """Cut BCSS (breast cancer): rgbs_colorNormalized/ and masks/, 22 codes, five classes."""
+
+    source: tyro.conf.Positional[Path]
+    """The folder with rgbs_colorNormalized/ (or images/) and masks/."""
+    out: tyro.conf.Positional[Path]
+    """The folder to write; it must not exist."""
+    settings: BcssSettings
+
+    def run(self) -> None:
+        """Write it, print the pixel shares and what looks wrong."""
+        prepare_bcss(self.source, self.out, self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareCrag:
+    """Convert CRAG (colorectal glands): train/ and valid/, instance masks, two classes."""
+
+    source: tyro.conf.Positional[Path]
+    """The folder with train/ and valid/, each with Images/ and Annotation/."""
+    out: tyro.conf.Positional[Path]
+    """The folder to write; it must not exist."""
+    settings: CragSettings
+
+    def run(self) -> None:
+        """Write it, print the pixel shares and what looks wrong."""
+        prepare_crag(self.source, self.out, self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareBdsa:
+    """Draw BDSA (brain): images/ and annotations/ of the Digital Slide Archive, five classes."""
+
+    source: tyro.conf.Positional[Path]
+    """The folder with images/, annotations/ and perhaps regions.csv."""
+    out: tyro.conf.Positional[Path]
+    """The folder to write; it must not exist."""
+    settings: BdsaSettings
+
+    def run(self) -> None:
+        """Write it, print the pixel shares and what looks wrong."""
+        prepare_bdsa(self.source, self.out, self.settings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
     """Write a data set in SAM-Path's layout."""
 
-    source: tyro.conf.Positional[Literal["synthetic"]]
-    """synthetic: H&E tissue drawn by `train.synthetic`."""
-    out: tyro.conf.Positional[Path]
-    """The folder to write."""
-    synthetic: SyntheticSettings
+    source: (
+        Annotated[PrepareSynthetic, tyro.conf.subcommand("synthetic")]
+        | Annotated[PrepareBcss, tyro.conf.subcommand("bcss")]
+        | Annotated[PrepareCrag, tyro.conf.subcommand("crag")]
+        | Annotated[PrepareBdsa, tyro.conf.subcommand("bdsa")]
+    )
 
     def run(self) -> None:
-        """Write it, unless it is there already."""
-        write_dataset(self.out, self.synthetic)
+        """Write it."""
+        self.source.run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Validate a data set: pixel shares of its classes, and what looks wrong."""
+
+    data: tyro.conf.Positional[Path]
+    """The data set: img/, mask/, folds.csv, dataset.json."""
+    strict: bool = False
+    """Exit with status 1 where there is a warning."""
+
+    def run(self) -> None:
+        """Print the table and the warnings."""
+        warnings = report(self.data)
+        if warnings and self.strict:
+            raise FocalPathError(f"{self.data} has {len(warnings)} warnings, and --strict is set")
 
 
 if TYPE_CHECKING:
@@ -54,13 +139,39 @@ class Fit:
     """The run's folder: model.safetensors, model.json, metrics.csv, training.png."""
     resume: bool = False
     """Continue the run in --out from its last epoch."""
+    difficulty_from: Path | None = None
+    """A trained baseline's run, whose Dice a class --bias hcfa takes for difficulty."""
 
     def run(self) -> None:
         """Train and print the scores of the best epoch."""
         from train.fit import fit, print_scores
 
-        card = fit(self.settings, self.data, self.out, resume=self.resume)
+        card = fit(
+            self.settings,
+            self.data,
+            self.out,
+            resume=self.resume,
+            difficulty_from=self.difficulty_from,
+        )
         print_scores(card.metrics, card, f"Validation, best epoch ({self.out})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSampath:
+    """Convert a SAM-Path Lightning checkpoint (late fusion, SAM ViT-B and HIPT ViT-S/16)."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """The .ckpt file."""
+    out: tyro.conf.Positional[Path]
+    """The run's folder to write: model.safetensors, model.json."""
+    data: Path
+    """The data set it was trained on: class names, colours, mpp and pixel shares."""
+
+    def run(self) -> None:
+        """Convert, accounting for every weight."""
+        from train.weights import import_sampath
+
+        print(f"wrote {import_sampath(self.checkpoint, self.out, self.data)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +199,55 @@ class Evaluate:
             self.out.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Train the rows of the paper's Table 1 and its ablation, and write tables and figures.
+
+    Repeat the command to continue: finished rows are not trained again.
+    """
+
+    settings: Preset
+    data: Path
+    """The data set, with test tiles."""
+    out: Path
+    """The folder to write: runs/ROW/seedN/ and report/README.md."""
+    seeds: int = 3
+    """Trainings of each row, with the seeds from --seed on."""
+    rows: tuple[RowName, ...] = get_args(RowName)
+    """The rows to train; base_with_focal, which the others are compared with, always is."""
+
+    def run(self) -> None:
+        """Train, score and report."""
+        from train.compare import compare
+        from train.report import write_report
+
+        comparison = compare(
+            self.settings, self.data, self.out, num_seeds=self.seeds, rows=self.rows
+        )
+        print(f"report: {write_report(comparison, self.out / 'report')}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Time a training step beside a direct SAM-Path loop, at real size with random weights."""
+
+    settings: BenchmarkSettings
+
+    def run(self) -> None:
+        """Measure, print and write."""
+        from train.benchmark import run_benchmark
+
+        run_benchmark(self.settings)
+
+
 Command = (
     Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Fit, tyro.conf.subcommand("fit")]
+    | Annotated[ImportSampath, tyro.conf.subcommand("import-sampath")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
 )
 
 
@@ -102,7 +258,9 @@ def main() -> None:
         tyro.conf.OmitSubcommandPrefixes,
         tyro.conf.CascadeSubcommandArgs,
     )
-    command = tyro.cli(Command, prog="python -m train", description=__doc__, config=config)
+    command = tyro.cli(
+        Command, prog="python -m train", description=__doc__.splitlines()[0], config=config
+    )
     try:
         command.run()
     except FocalPathError as error:

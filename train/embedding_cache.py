@@ -60,7 +60,7 @@ class EmbeddingCache:
         for batch in track(batches, "Encoding tiles for the cache"):
             images = torch.stack([dataset.plain_image(index, view) for index, view, _ in batch])
             for (_, _, path), features in zip(batch, self._encode(images), strict=True):
-                self._write(path, features)
+                self.write(path, features)
 
     def path(self, image_digest: str, view: int) -> Path:
         """Where the features of one view of one image are."""
@@ -90,7 +90,12 @@ class EmbeddingCache:
             features: Tensor = self._segmenter.encode(images.to(device).float())
         return features.to(self._dtype).cpu()
 
-    def _write(self, path: Path, features: Tensor) -> None:
+    def write(self, path: Path, features: Tensor) -> None:
+        """Write (D, H/16, W/16) features, whole or not at all.
+
+        Raises:
+            FocalPathError: the disk is full.
+        """
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         features = features.contiguous()
         try:

@@ -1,16 +1,58 @@
-"""Figures of a training run."""
+"""Figures of a training run, and those of the paper (arXiv 2604.13479) from a comparison."""
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 from train.settings import TissueClass
 
 Row = dict[str, float]
+
+_PAPER_STYLE: Any = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "pdf.fonttype": 42,  # text stays text
+}
+_UNLABELLED_COLOR = "#ffffff"
+_LABEL_BACKGROUND = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.3}
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """How two quantities of the classes go together: their line, Pearson's r and Spearman's rho."""
+
+    slope: float
+    intercept: float
+    pearson: float
+    pearson_p: float
+    spearman: float
+    spearman_p: float
+
+
+@dataclass(frozen=True)
+class Panels:
+    """One tile of Fig. 4: (H, W, 3) uint8 RGB, and label maps (H, W) in 0..C, each with its name.
+
+    The first label map is the ground truth.
+    """
+
+    image: NDArray[np.uint8]
+    labels: dict[str, NDArray[Any]]
 
 
 def plot_training(metrics: Path, classes: Sequence[TissueClass], figure_path: Path) -> None:
@@ -61,3 +103,180 @@ def _read_epochs(path: Path) -> list[Row]:
             {name: float(value) for name, value in row.items() if value}
             for row in csv.DictReader(file)
         ]
+
+
+def plot_share_against_dice(
+    classes: Sequence[TissueClass],
+    shares: NDArray[np.float64],
+    baseline_dice: NDArray[np.float64],
+    path: Path,
+) -> None:
+    """Draw Fig. 2: each class's share of the labelled training pixels against the baseline's Dice.
+
+    Args:
+        classes: Names and colours.
+        shares: (C,) in (0, 1].
+        baseline_dice: (seeds, C) on the test tiles.
+        path: Without suffix; a PDF and a PNG are written.
+    """
+    with matplotlib.rc_context(_PAPER_STYLE):
+        figure = Figure(figsize=(3.5, 2.8), layout="constrained")
+        axes = figure.subplots()
+        if shares.max() > 3 * shares.min():
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+        axes.set(xlabel="Share of labelled training pixels", ylabel="Baseline Dice (test)")
+        _scatter_classes(axes, classes, shares, baseline_dice)
+        _save(figure, path)
+
+
+def plot_bias(
+    classes: Sequence[TissueClass],
+    delta: NDArray[np.float64],
+    prior: NDArray[np.float64],
+    baseline_dice: NDArray[np.float64],
+    correlation: Correlation | None,
+    path: Path,
+) -> None:
+    """Draw Fig. 3: the learned bias a class, and the bias against the baseline's Dice.
+
+    Args:
+        classes: Names and colours.
+        delta: (seeds, C) learned biases.
+        prior: (C,) where they started (Eq. 6).
+        baseline_dice: (seeds, C) on the test tiles.
+        correlation: Of the means over seeds; None draws no line.
+        path: Without suffix; a PDF and a PNG are written.
+    """
+    with matplotlib.rc_context(_PAPER_STYLE):
+        figure = Figure(figsize=(7, 2.8), layout="constrained")
+        bars, scatter = figure.subplots(1, 2)
+        _draw_bias_bars(bars, classes, delta, prior)
+        scatter.set(xlabel="Baseline Dice (test)", ylabel=r"Learned bias $\delta_c$")
+        scatter.set_title("b", loc="left", fontweight="bold")
+        if correlation is not None:
+            text = (
+                f"Pearson r = {correlation.pearson:.2f} (p = {correlation.pearson_p:.2g}), "
+                f"Spearman \u03c1 = {correlation.spearman:.2f}"
+            )
+            scatter.set_title(text.replace("-", "\u2212"), loc="right", fontsize=7)
+        _scatter_classes(scatter, classes, baseline_dice.mean(axis=0), delta, line=correlation)
+        _save(figure, path)
+
+
+def plot_panels(classes: Sequence[TissueClass], tiles: Sequence[Panels], path: Path) -> None:
+    """Draw Fig. 4: a row a tile; its image, the ground truth and each method's prediction."""
+    titles = ["Image", *tiles[0].labels]
+    colors = ListedColormap([_UNLABELLED_COLOR, *(entry.color for entry in classes)])
+    with matplotlib.rc_context(_PAPER_STYLE):
+        size = (1.05 * len(titles), len(tiles) + 0.55)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02))
+        grid = figure.subplots(len(tiles), len(titles), squeeze=False)
+        for line, tile in zip(grid, tiles, strict=True):
+            line[0].imshow(tile.image)
+            for axes, labels in zip(line[1:], tile.labels.values(), strict=True):
+                axes.imshow(labels, cmap=colors, vmin=0, vmax=len(classes), interpolation="nearest")
+        for axes, title in zip(grid[0], titles, strict=True):
+            axes.set_title(title, fontsize=8)
+        for axes in grid.flat:
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(True)
+            axes.spines[:].set(linewidth=0.4, color="0.5")
+        figure.legend(
+            handles=_legend_patches(classes, tiles),
+            loc="outside lower center",
+            ncols=min(len(classes) + 1, len(titles)),
+            frameon=False,
+        )
+        _save(figure, path)
+
+
+def _draw_bias_bars(
+    axes: Axes,
+    classes: Sequence[TissueClass],
+    delta: NDArray[np.float64],
+    prior: NDArray[np.float64],
+) -> None:
+    """Bars of the mean over seeds, a dot a seed, and a mark at the prior."""
+    places = np.arange(len(classes))
+    colors = [entry.color for entry in classes]
+    means = delta.mean(axis=0)
+    axes.barh(places, means, color=colors, edgecolor="0.2", linewidth=0.6, height=0.6)
+    axes.axvline(0, color="0.2", linewidth=0.6)
+    axes.vlines(prior, places - 0.4, places + 0.4, color="black", linewidth=2, label="prior")
+    dots: dict[str, Any] = {"color": "white", "mec": "black", "ms": 3.2, "mew": 0.7}
+    for offset, values in zip(np.linspace(-0.15, 0.15, len(delta)), delta, strict=True):
+        axes.plot(values, places + offset, "o", **dots)
+    axes.plot([], [], "o", label="a seed", **dots)
+    axes.set_yticks(places, [entry.name for entry in classes])
+    axes.invert_yaxis()
+    axes.set(xlabel=r"Learned bias $\delta_c$")
+    axes.set_title("a", loc="left", fontweight="bold")
+    axes.legend(frameon=False, fontsize=7, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+
+
+def _scatter_classes(
+    axes: Axes,
+    classes: Sequence[TissueClass],
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    line: Correlation | None = None,
+) -> None:
+    """A named point a class at (x, mean of y over seeds), with a bar over the range of seeds."""
+    means = y.mean(axis=0)
+    spread = [means - y.min(axis=0), y.max(axis=0) - means]
+    axes.errorbar(x, means, yerr=spread, fmt="none", ecolor="0.4", elinewidth=0.8, zorder=2)
+    colors = [entry.color for entry in classes]
+    axes.scatter(x, means, s=34, c=colors, edgecolors="0.15", linewidths=0.7, zorder=3)
+    axes.margins(x=0.15, y=0.12)
+    axes.autoscale_view()
+    if line is not None:
+        ends = np.array(axes.get_xlim())
+        fitted = line.intercept + line.slope * ends
+        axes.plot(ends, fitted, color="0.5", linewidth=1, linestyle="--", zorder=1)
+        axes.set_xlim(*ends)
+    _label_points(axes, [entry.name for entry in classes], np.column_stack([x, means]))
+
+
+def _label_points(axes: Axes, names: Sequence[str], points: NDArray[np.float64]) -> None:
+    """Write each name beside its point, on the side where it covers least."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # settles the layout, so that places in pixels are known
+    radius = 4 * figure.dpi / 72
+    taken = [
+        Bbox.from_extents(x - radius, y - radius, x + radius, y + radius)
+        for x, y in axes.transData.transform(points[~np.isnan(points).any(axis=1)])
+    ]
+    sides = [(6, 3, "left"), (6, -9, "left"), (-6, 3, "right"), (-6, -9, "right")]
+    sides += [(0, 8, "center"), (0, -14, "center")]
+    for name, point in zip(names, points, strict=True):
+        if np.isnan(point).any():
+            continue
+        label = axes.annotate(name, tuple(point), xytext=(0, 0), textcoords="offset points")
+        label.set(in_layout=False, zorder=2.5, bbox=_LABEL_BACKGROUND)
+        costs = []
+        for dx, dy, side in sides:
+            label.set(position=(dx, dy), horizontalalignment=side)
+            box = label.get_window_extent()
+            outside = not (axes.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1)
+            costs.append(sum(box.overlaps(other) for other in taken) + 10 * outside)
+        dx, dy, side = sides[int(np.argmin(costs))]
+        label.set(position=(dx, dy), horizontalalignment=side)
+        taken.append(label.get_window_extent())
+
+
+def _legend_patches(classes: Sequence[TissueClass], tiles: Sequence[Panels]) -> list[Patch]:
+    style: dict[str, Any] = {"edgecolor": "0.5", "linewidth": 0.4}
+    patches = [Patch(facecolor=entry.color, label=entry.name, **style) for entry in classes]
+    if any((labels == 0).any() for tile in tiles for labels in tile.labels.values()):
+        patches.append(Patch(facecolor=_UNLABELLED_COLOR, label="unlabelled", **style))
+    return patches
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write PATH.pdf and PATH.png, the same bytes for the same figure."""
+    figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+    figure.savefig(path.with_suffix(".png"), dpi=200, metadata={"Software": None})

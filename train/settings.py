@@ -7,6 +7,7 @@ field's text says "our choice".
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -185,6 +186,22 @@ class Settings:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings:
+    """What `python -m train benchmark` measures."""
+
+    batch_size: int = 2
+    """Tiles a step."""
+    repeats: int = 3
+    """Steps of each variant, taken in turn; the median counts."""
+    tile_size_px: int = 1024
+    """Side of the tiles."""
+    image_encoder: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_b"
+    """SAM's encoder; smaller ones are for tests."""
+    out: Path = Path("docs/results/train/benchmark.json")
+    """Where the numbers go."""
+
+
 def synthetic() -> Settings:
     """Small encoders, trained from scratch on synthetic tissue in minutes on a CPU."""
     return Settings(
@@ -200,7 +217,7 @@ def synthetic() -> Settings:
         bias=BiasSettings(bias_lr_factor=10.0),
         loss=LossSettings(dice_per_image=False),
         optimization=OptimizationSettings(
-            epochs=16, batch_size=8, learning_rate=1e-3, warmup_steps=40
+            epochs=13, batch_size=4, learning_rate=1e-3, warmup_steps=60
         ),
         augmentation=AugmentationSettings(crop_scale_min=0.6, num_workers=0),
     )

@@ -36,11 +36,11 @@ _TEST, _VALIDATION, _TRAINING = -1, 0, 1
 class SyntheticSettings:
     """What a synthetic data set is made of."""
 
-    num_train: int = 160
+    num_train: int = 200
     """Tiles to train on."""
     num_validation: int = 24
     """Tiles to watch while training."""
-    num_test: int = 32
+    num_test: int = 64
     """Tiles held out for the final figures."""
     tile_size_px: int = 256
     """Height and width of a tile."""

@@ -1,0 +1,234 @@
+"""One row of a comparison with one seed: trained, scored, and never twice.
+
+RUN/               a training run (see `train.fit`), and beside its files
+    row.json       what it was trained from, how far it is, how long training took
+    test.npz       tile_ids (N,); confusion (N, C, C) int64, target x prediction, of each test tile
+    panels/ID.png  predicted labels of the tiles that Fig. 4 shows
+"""
+
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from train.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
+from train.dataset import Tile, TileDataset, TileFolder
+from train.fit import LAST_FILE, fit
+from train.rows import BASELINE, Row
+from train.segmenter import Segmenter, labels_from_logits
+from train.settings import Settings, TissueClass
+
+_MARKER_FILE, _SCORES_FILE, _PANELS = "row.json", "test.npz", "panels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowResult:
+    """A trained and scored run."""
+
+    card: CheckpointCard
+    confusion: NDArray[np.int64]
+    """(N, C, C) pixels of each test tile, target x prediction."""
+    train_seconds: float
+    device: str
+    panels: Path
+    """The folder of predicted labels."""
+
+
+@dataclass(frozen=True)
+class RowRun:
+    """One row with one seed: trained, scored, and marked as finished."""
+
+    row: Row
+    seed: int
+    settings: Settings
+    root: Path
+    fingerprint: str
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept."""
+        return self._folder_of(self.row)
+
+    def _folder_of(self, row: Row) -> Path:
+        return self.root / row.name / f"seed{self.seed}"
+
+    @property
+    def marker(self) -> dict[str, Any]:
+        """What `row.json` says; empty where there is none."""
+        try:
+            content = json.loads((self.folder / _MARKER_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """All that the result depends on, as it reads in `row.json`."""
+        settings = asdict(self.settings)
+        del settings["augmentation"]["num_workers"], settings["runtime"]["track"]
+        inputs: dict[str, Any] = {"settings": settings, "data_sha256": self.fingerprint}
+        if self.row.bias == "hcfa":
+            card = read_card(self._folder_of(BASELINE))
+            inputs["baseline_dice"] = [card.metrics[f"dice/{c.name}"] for c in card.classes]
+        read_back: dict[str, Any] = json.loads(json.dumps(inputs, default=str))
+        return read_back
+
+    def complete(self, data: TileFolder, panels: tuple[Tile, ...]) -> None:
+        """Train and score what is not there yet."""
+        marker, inputs = self.marker, self.inputs
+        if marker and _canonical(marker.get("inputs")) != _canonical(inputs):
+            changed = ", ".join(_differences(marker.get("inputs"), inputs))
+            Console().print(f"  trained before with other inputs ({changed}): trained again")
+            shutil.rmtree(self.folder)
+            marker = {}
+        trained = marker.get("stage") in ("trained", "finished")
+        if not (trained and (self.folder / WEIGHTS_FILE).is_file()):
+            self._train(data, marker, inputs)
+        if self.marker["stage"] != "finished" or not (self.folder / _SCORES_FILE).is_file():
+            self._score(data, panels)
+
+    def result(self) -> RowResult:
+        """Read what `complete` left."""
+        with np.load(self.folder / _SCORES_FILE) as scores:
+            confusion = scores["confusion"]
+        return RowResult(
+            card=read_card(self.folder),
+            confusion=confusion,
+            train_seconds=self.marker["train_seconds"],
+            device=self.marker["device"],
+            panels=self.folder / _PANELS,
+        )
+
+    def _train(self, data: TileFolder, marker: dict[str, Any], inputs: dict[str, Any]) -> None:
+        """Train, from `last.ckpt` on where an interrupted run left one.
+
+        Its time then is what led to `last.ckpt`, and what follows.
+        """
+        last = self.folder / LAST_FILE
+        resume = marker.get("stage") == "training" and last.is_file()
+        before = 0.0
+        if resume:
+            worked = last.stat().st_mtime - marker["started_at"]
+            before = marker["train_seconds"] + max(0.0, worked)
+            Console().print(f"  interrupted after {duration_text(before)}: resumed")
+        started = time.time()
+        marker = {
+            "stage": "training",
+            "started_at": started,
+            "train_seconds": before,
+            "device": _device_name(),
+            "inputs": inputs,
+        }
+        self._mark(marker)
+        baseline = self._folder_of(BASELINE) if self.row.bias == "hcfa" else None
+        fit(self.settings, data.root, self.folder, resume=resume, difficulty_from=baseline)
+        seconds = before + time.time() - started
+        self._mark({**marker, "stage": "trained", "train_seconds": seconds})
+
+    def _score(self, data: TileFolder, panels: tuple[Tile, ...]) -> None:
+        segmenter, card = load_checkpoint(self.folder)
+        shown = {tile.tile_id for tile in panels}
+        tile_ids, confusions = [], []
+        predictions = predict_test_tiles(segmenter, self.settings, data)
+        for tile_id, predicted, labels in track(
+            predictions, "Scoring test tiles", total=len(data.tiles["test"]), transient=True
+        ):
+            tile_ids.append(tile_id)
+            confusions.append(tile_confusion(predicted, labels, len(card.classes)))
+            if tile_id in shown:
+                _save_labels(predicted, card.classes, self.folder / _PANELS / f"{tile_id}.png")
+        partial = self.folder / f".partial-{_SCORES_FILE}"
+        np.savez_compressed(partial, tile_ids=np.array(tile_ids), confusion=np.stack(confusions))
+        os.replace(partial, self.folder / _SCORES_FILE)
+        self._mark({**self.marker, "stage": "finished"})
+        (self.folder / LAST_FILE).unlink(missing_ok=True)  # large, and of no more use
+
+    def _mark(self, marker: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f".{_MARKER_FILE}.partial"
+        partial.write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, self.folder / _MARKER_FILE)
+
+
+def _canonical(inputs: Any) -> str:
+    """Text to compare by: a Dice that is NaN equals itself."""
+    return json.dumps(inputs, sort_keys=True)
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """Name what differs, such as `epochs 2 -> 3`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), key)
+    elif _canonical(old) != _canonical(new):
+        yield name if name == "data_sha256" else f"{name} {old} -> {new}"
+
+
+def duration_text(seconds: float) -> str:
+    """`40 s`, `12 min` or `2.5 h`."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def _device_name() -> str:
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"CPU ({platform.machine()}, threads: {torch.get_num_threads()})"
+
+
+@torch.inference_mode()
+def predict_test_tiles(
+    segmenter: Segmenter, settings: Settings, folder: TileFolder
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Each test tile's ID, predicted labels (H, W) in 1..C and labels (H, W) in 0..C, on the CPU.
+
+    At the model's tile size and in the precision of training, as `train.fit.evaluate` scores.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = settings.optimization.precision
+    half = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    size_px = settings.model.tile_size_px
+    segmenter = segmenter.to(device).eval()
+    loader = DataLoader(
+        TileDataset(folder.tiles["test"], len(folder.classes), size_px),
+        batch_size=settings.optimization.batch_size,
+        num_workers=settings.augmentation.num_workers,
+    )
+    for batch in loader:
+        with torch.autocast(device.type, dtype=half, enabled=precision != "32-true"):
+            output = segmenter(batch["image"].to(device).float())
+        predicted = labels_from_logits(output.low_res_logits, size_px).cpu()
+        yield from zip(batch["tile_id"], predicted, batch["labels"], strict=True)
+
+
+def tile_confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> NDArray[np.int64]:
+    """Count (C, C) pixels, target x prediction; unlabelled ones count nowhere."""
+    labelled = labels > 0
+    cells = (labels[labelled] - 1) * num_classes + predicted[labelled] - 1
+    counts: NDArray[np.int64] = cells.bincount(minlength=num_classes**2).numpy()
+    return counts.reshape(num_classes, num_classes)
+
+
+def _save_labels(predicted: Tensor, classes: tuple[TissueClass, ...], path: Path) -> None:
+    """Write labels (H, W) as a PNG of those very values, shown in the classes' colours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(predicted.numpy().astype(np.uint8), mode="P")
+    colors = ["#ffffff", *(entry.color for entry in classes)]
+    image.putpalette([value for color in colors for value in ImageColor.getrgb(color)[:3]])
+    image.save(path)
