@@ -12,12 +12,13 @@ DEMO := artifacts/demo
 PORT ?= 3000
 
 export BENTOML_DO_NOT_TRACK := True
+export ORT_DISABLE_TELEMETRY := 1
 # Waiting threads must not take the core that another thread of the same step needs.
 export OMP_WAIT_POLICY := PASSIVE
 
 # The targets share their names with folders.
-.PHONY: install format lint typecheck imports test check data train evaluate export serve \
-	benchmark demo docker clean
+.PHONY: install format lint typecheck imports test check data train evaluate export engine serve \
+	benchmark benchmark-train compare demo docker clean
 
 install: $(VENV)/.installed
 
@@ -58,10 +59,21 @@ evaluate: install
 	$(RUN) -m train evaluate $(CHECKPOINT) --data $(DATA)
 
 export: install
-	$(RUN) -m export $(CHECKPOINT) --out $(BUNDLE) --model-repository model_repository --validate $(DATA)
+	$(RUN) -m export $(CHECKPOINT) --out $(BUNDLE) --model-repository model_repository --keep 3 \
+		--validate $(DATA)
+
+# Here where TensorRT and the GPU are; else in NVIDIA's container, where docker is; else says how.
+engine: install
+	$(RUN) -m export engine $(BUNDLE) --docker
 
 serve: install
 	$(RUN) -m serve http --bundle $(BUNDLE) --port $(PORT)
+
+benchmark-train: install
+	$(RUN) -m train benchmark
+
+compare: data
+	$(RUN) -m train compare synthetic --data $(DATA) --out artifacts/compare/synthetic
 
 benchmark: install
 	$(RUN) -m serve benchmark --bundle $(BUNDLE)

@@ -132,7 +132,7 @@ def draw_overview(data: Path, bundle: Path, images: list[Path], out: Path) -> No
         "Real tissue (never trained on)": Image.open(real),
         "Its segmentation": Image.open(out / "immunohistochemistry.overlay.png"),
     }
-    figure = Figure(figsize=(15, 3.5), layout="constrained", dpi=100)
+    figure = Figure(figsize=(15, 3.8), layout="constrained", dpi=100)
     for axes, (title, image) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         axes.imshow(image, interpolation="nearest")
         axes.set_title(title, fontsize=11)

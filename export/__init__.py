@@ -1,1 +1,7 @@
 """Export a checkpoint: ONNX with the learned bias folded in, parity, and Triton's repository."""
+
+import os
+
+# ONNX Runtime 1.29 and later otherwise sends usage data to its maker, and writes an id of this
+# machine into the home folder. It reads this when it is loaded, so before any import of it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

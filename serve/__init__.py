@@ -1,1 +1,7 @@
 """Serve an exported bundle: labels, pictures and numbers of tissue images. Never imports torch."""
+
+import os
+
+# ONNX Runtime 1.29 and later otherwise sends usage data to its maker, and writes an id of this
+# machine into the home folder. It reads this when it is loaded, so before any import of it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

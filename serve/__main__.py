@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Annotated, assert_never
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
+from serve.access import ApiKeys
 from serve.benchmark import Report, describe_machine, measure, noise_image, print_report
-from serve.client import HttpClient, TritonClient
-from serve.errors import FocalPathError, ImageError
-from serve.images import read_image
+from serve.client import HttpClient
+from serve.errors import FocalPathError
 from serve.manifest import read_bundle
-from serve.outputs import Summary, label_png, overlay_png
+from serve.segment_files import Segment, run_segment, write_whole
 from serve.segmenter import ImageSegmenter, open_segmenter
 from serve.settings import ServeSettings
+from serve.telemetry import check_tracing
 
 FlatSettings = tyro.conf.OmitArgPrefixes[ServeSettings]
 
@@ -30,29 +29,17 @@ FlatSettings = tyro.conf.OmitArgPrefixes[ServeSettings]
 class Http:
     """Start the HTTP service and run it until it is told to stop.
 
-    Every setting is also read from the environment, as FOCALPATH_<NAME>; flags come first.
+    Every setting is also read from the environment, as FOCALPATH_<NAME>; flags come first. On
+    SIGTERM and SIGINT no new request is taken and those at work are finished. `/livez`, `/readyz`
+    and `/metrics` need no API key: keep them from the outside.
     """
 
     settings: FlatSettings = field(default_factory=ServeSettings.from_environment)
     """What to serve, and the limits."""
     host: str = "127.0.0.1"
-    """IP address to listen at. There is no access control: think before opening it to others."""
+    """IP address to listen at; beyond this machine only with --api-keys-file."""
     port: int = 3000
     """TCP port to listen at."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """Segment images: a label PNG, an overlay PNG and a JSON for each, in the output folder."""
-
-    images: tyro.conf.Positional[tuple[Path, ...]]
-    """PNG, JPEG, TIFF or WebP files."""
-    settings: FlatSettings = field(default_factory=ServeSettings.from_environment)
-    """What to run when no --url is given, and the limits."""
-    url: str | None = None
-    """Ask this service instead of opening a bundle: http://host:port."""
-    out: Path = Path("artifacts/segmentations")
-    """Folder to write to; made if it is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +67,17 @@ Command = (
 
 def run_http(command: Http) -> None:
     """Check what can be checked, then hand over to BentoML, which returns when it is stopped."""
-    settings = replace(command.settings, bundle=command.settings.bundle.resolve())
+    # Absolute, since workers start elsewhere; links are kept, since one may come to lead elsewhere.
+    keys_file = command.settings.api_keys_file
+    settings = replace(
+        command.settings,
+        bundle=command.settings.bundle.absolute(),
+        api_keys_file=keys_file and keys_file.absolute(),
+    )
     manifest = read_bundle(settings.bundle)
     _check_address(command.host, command.port)
+    _check_access(command.host, settings)
+    check_tracing(settings)
     os.environ.update(settings.to_environment())  # for the worker processes
     with tempfile.TemporaryDirectory(prefix="focalpath-") as home:
         # Of its own, since a second server would delete the first one's metrics in a shared one.
@@ -95,36 +90,6 @@ def run_http(command: Http) -> None:
             flush=True,
         )
         run(command.host, command.port)
-
-
-def run_segment(command: Segment) -> None:
-    """Segment each image and write its three files, whole or not at all."""
-    _check_images(command.images)
-    segmenter: ImageSegmenter
-    if command.url is None:
-        segmenter = open_segmenter(command.settings)
-    elif command.url.startswith("grpc://"):
-        segmenter = TritonClient(command.url, read_bundle(command.settings.bundle))
-    else:
-        segmenter = HttpClient(command.url)
-    try:
-        for path in command.images:
-            image = read_image(path, command.settings)
-            result = segmenter.segment(image)
-            written = _write_whole(
-                command.out,
-                {
-                    f"{path.stem}.labels.png": label_png(result.labels, segmenter.manifest),
-                    f"{path.stem}.overlay.png": overlay_png(
-                        image, result.labels, segmenter.manifest
-                    ),
-                    f"{path.stem}.json": result.summary.model_dump_json(indent=2).encode(),
-                },
-            )
-            _print_summary(path, result.summary)
-            print("wrote " + ", ".join(map(str, written)), flush=True)
-    finally:
-        segmenter.close()
 
 
 def run_benchmark(command: Benchmark) -> None:
@@ -151,7 +116,7 @@ def run_benchmark(command: Benchmark) -> None:
         segmenter.close()
     print_report(report)
     out = command.out
-    _write_whole(out.parent, {out.name: report.model_dump_json(indent=2).encode()})
+    write_whole(out.parent, {out.name: report.model_dump_json(indent=2).encode()})
     print(f"wrote {out}")
 
 
@@ -176,39 +141,15 @@ def _check_address(host: str, port: int) -> None:
             ) from error
 
 
-def _check_images(paths: Sequence[Path]) -> None:
-    if not paths:
-        raise ImageError("no image is named. Name one or more files.")
-    for path in paths:
-        if not path.is_file():
-            raise ImageError(f"{path} is no file. Check the path; nothing was segmented.")
-    stems = [path.stem for path in paths]
-    for path in paths:
-        if stems.count(path.stem) > 1:
-            raise ImageError(
-                f"more than one image is called {path.stem}; their outputs would overwrite each "
-                "other. Segment them into different folders with --out."
-            )
-
-
-def _write_whole(folder: Path, contents: dict[str, bytes]) -> list[Path]:
-    """Write files beside their places and rename them, so that none is ever seen half-written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
-        for name, content in contents.items():
-            (Path(scratch) / name).write_bytes(content)
-        return [(Path(scratch) / name).replace(folder / name) for name in contents]
-
-
-def _print_summary(path: Path, summary: Summary) -> None:
-    table = Table(title=f"{path.name}, {summary.image.width_px} x {summary.image.height_px}")
-    table.add_column("class")
-    for title in ("share", "mean confidence", "predicted IoU"):
-        table.add_column(title, justify="right")
-    for row in summary.classes:
-        confidence = "" if row.mean_confidence is None else f"{row.mean_confidence:.2f}"
-        table.add_row(row.name, f"{row.pixel_share:.1%}", confidence, f"{row.predicted_iou:.2f}")
-    Console().print(table)
+def _check_access(host: str, settings: ServeSettings) -> None:
+    """Refuse to serve whoever can reach this machine, unless that is what is wanted."""
+    if settings.api_keys_file is not None:
+        ApiKeys(settings.api_keys_file)
+    elif not ipaddress.ip_address(host).is_loopback and not settings.insecure_no_key:
+        raise FocalPathError(
+            f"--host is {host}, where others can reach the service, and no API key is asked for. "
+            "Set --api-keys-file, or --insecure-no-key if something before it checks who calls."
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -224,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case Http():
                 run_http(command)
             case Segment():
-                run_segment(command)
+                return run_segment(command)
             case Benchmark():
                 run_benchmark(command)
             case _:

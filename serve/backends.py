@@ -13,12 +13,14 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
+from opentelemetry import propagate
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from serve.errors import BackendUnavailableError, BundleError
+from serve.errors import BackendUnavailableError, BundleError, ModelChangedError
 from serve.manifest import Manifest, TensorSpec
 from serve.settings import ServeSettings
+from serve.shared_memory import SharedTensors, is_about_shared_memory
 
 _log = logging.getLogger(__name__)
 _OPEN_ERRORS = (
@@ -29,9 +31,16 @@ _OPEN_ERRORS = (
     ort.NoSuchFile,
     ort.NotImplemented,
 )
+_RUN_ERRORS = (
+    ort.EPFail,
+    ort.EngineError,
+    ort.Fail,
+    ort.InvalidArgument,
+    ort.NotImplemented,
+    ort.RuntimeException,
+)
 _CHECK_TIMEOUT_S = 5.0
 """Seconds to wait for Triton to say whether it is ready and what it serves."""
-
 
 InferBatch = Callable[[NDArray[np.uint8], Sequence[str]], dict[str, NDArray[Any]]]
 
@@ -93,7 +102,13 @@ class OnnxRuntimeBackend:
     def _infer_batch(
         self, images: NDArray[np.uint8], outputs: Sequence[str]
     ) -> dict[str, NDArray[Any]]:
-        answers = self._session.run(list(outputs), {"image": images}, self._run_options)
+        try:
+            answers = self._session.run(list(outputs), {"image": images}, self._run_options)
+        except _RUN_ERRORS as error:
+            raise BackendUnavailableError(
+                f"ONNX Runtime failed on a batch of {len(images)} tiles: {_first_line(error)}. "
+                "Check this machine's free memory, or set a smaller FOCALPATH_CONCURRENCY."
+            ) from error
         return dict(zip(outputs, answers, strict=True))
 
     def is_ready(self) -> bool:
@@ -107,12 +122,20 @@ class OnnxRuntimeBackend:
 class TritonBackend:
     """Asks a Triton server over gRPC; one client serves many threads.
 
+    Args:
+        url: host:port of Triton's gRPC endpoint.
+        manifest: of the model that it is to serve.
+        timeout_s: seconds to wait for one answer.
+        shared_memory: pass tensors through shared memory, where Triton is on this machine.
+
     Raises:
         BackendUnavailableError: Triton is not reachable, does not serve the model, or serves
             one with another interface than the manifest's.
     """
 
-    def __init__(self, url: str, manifest: Manifest, *, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, url: str, manifest: Manifest, *, timeout_s: float = 30.0, shared_memory: bool = False
+    ) -> None:
         self._url = _host_and_port(url)
         self._manifest = manifest
         self._timeout_s = timeout_s
@@ -127,8 +150,9 @@ class TritonBackend:
                 ("grpc.enable_http_proxy", 0),
             ],
         )
+        self._shared = SharedTensors(self._client, manifest) if shared_memory else None
         try:
-            self._check_interface()
+            self._version = self._check_interface()
         except BackendUnavailableError:
             self.close()
             raise
@@ -140,18 +164,54 @@ class TritonBackend:
     def _infer_batch(
         self, images: NDArray[np.uint8], outputs: Sequence[str]
     ) -> dict[str, NDArray[Any]]:
+        images = np.ascontiguousarray(images)
+        answers = self._infer_shared(images, outputs)
+        if answers is not None:
+            return answers
         tensor = triton.InferInput("image", list(images.shape), "UINT8")
-        tensor.set_data_from_numpy(np.ascontiguousarray(images))
+        tensor.set_data_from_numpy(images)
         try:
-            result = self._client.infer(
-                self._manifest.name,
-                [tensor],
-                outputs=[triton.InferRequestedOutput(name) for name in outputs],
-                client_timeout=self._timeout_s,
-            )
+            result = self._ask(tensor, [triton.InferRequestedOutput(name) for name in outputs])
         except InferenceServerException as error:
             raise self._unavailable(error) from error
         return {name: result.as_numpy(name) for name in outputs}
+
+    def _infer_shared(
+        self, images: NDArray[np.uint8], outputs: Sequence[str]
+    ) -> dict[str, NDArray[Any]] | None:
+        """Through shared memory; None where it is not used or Triton does not know the place."""
+        place = self._shared.take(len(images)) if self._shared is not None else None
+        if self._shared is None or place is None:
+            return None
+        try:
+            self._ask(place.write(images), place.requested(outputs))
+            answers = place.read(outputs)
+        except ModelChangedError:
+            place.close()
+            raise
+        except InferenceServerException as error:
+            place.close()
+            if is_about_shared_memory(error):
+                return None
+            raise self._unavailable(error) from error
+        self._shared.give_back(place)
+        return answers
+
+    def _ask(
+        self, tensor: triton.InferInput, wanted: list[triton.InferRequestedOutput]
+    ) -> triton.InferResult:
+        trace_headers: dict[str, str] = {}
+        propagate.inject(trace_headers)  # W3C traceparent, if the caller's work is traced
+        result = self._client.infer(
+            self._manifest.name,
+            [tensor],
+            outputs=wanted,
+            client_timeout=self._timeout_s,
+            headers=trace_headers,
+        )
+        if (found := result.get_response().model_version) != self._version:
+            raise self._changed(f"version {found}")
+        return result
 
     def is_ready(self) -> bool:
         """Whether Triton is up and has the model loaded."""
@@ -164,9 +224,12 @@ class TritonBackend:
 
     def close(self) -> None:
         """Close the channel."""
+        if self._shared is not None:
+            self._shared.close()
         self._client.close()
 
-    def _check_interface(self) -> None:
+    def _check_interface(self) -> str:
+        """Compare what Triton serves with the manifest; return Triton's number of its version."""
         try:
             metadata = self._client.get_model_metadata(
                 self._manifest.name, client_timeout=min(self._timeout_s, _CHECK_TIMEOUT_S)
@@ -178,11 +241,16 @@ class TritonBackend:
             (_tensors(metadata.outputs), _as_triton(self._manifest.outputs)),
         ):
             if found != expected:
-                raise BackendUnavailableError(
-                    f"Triton at {self._url} serves another {self._manifest.name}: found {found}, "
-                    f"the bundle's manifest expects {expected}. Fill Triton's model repository "
-                    "from this bundle."
-                )
+                raise self._changed(str(found), str(expected))
+        return _newest(metadata.versions)
+
+    def _changed(self, found: str, expected: str | None = None) -> ModelChangedError:
+        expected = expected or f"version {self._version}, as when it was opened"
+        return ModelChangedError(
+            f"Triton at {self._url} serves another {self._manifest.name}: found {found}, the "
+            f"bundle's manifest expects {expected}. Fill Triton's model repository from this "
+            "bundle, and wait until Triton has loaded it."
+        )
 
     def _unavailable(self, error: InferenceServerException) -> BackendUnavailableError:
         name = self._manifest.name
@@ -193,6 +261,8 @@ class TritonBackend:
             case "StatusCode.DEADLINE_EXCEEDED":
                 found = f"Triton at {self._url} did not answer within {self._timeout_s:g} s"
                 todo = "Try again, or raise FOCALPATH_TRITON_TIMEOUT_S"
+            case "StatusCode.INVALID_ARGUMENT":  # the interface was right when it was opened
+                return self._changed(_first_line(error.message()))
             case _:
                 found = f"Triton at {self._url} refused {name}: {_first_line(error.message())}"
                 todo = f"Check that its model repository has {name} and its log"
@@ -207,12 +277,44 @@ def open_backend(settings: ServeSettings, manifest: Manifest) -> Backend:
         BackendUnavailableError: Triton is not reachable or serves something else.
     """
     if settings.backend == "triton":
-        return TritonBackend(settings.triton_url, manifest, timeout_s=settings.triton_timeout_s)
+        return TritonBackend(
+            settings.triton_url,
+            manifest,
+            timeout_s=settings.triton_timeout_s,
+            shared_memory=settings.triton_shared_memory,
+        )
     backend = OnnxRuntimeBackend(
         settings.bundle, manifest, precision=settings.precision, threads=settings.threads
     )
     _log.info("%s %s runs on %s", manifest.name, manifest.version, backend.providers[0])
     return backend
+
+
+def load_on_triton(settings: ServeSettings, manifest: Manifest) -> None:
+    """Have Triton load the newest version of the model from its repository.
+
+    Raises:
+        BackendUnavailableError: Triton is not reachable, not explicit or cannot load it.
+    """
+    with triton.InferenceServerClient(_host_and_port(settings.triton_url)) as client:
+        try:
+            client.load_model(manifest.name, client_timeout=settings.triton_timeout_s)
+        except InferenceServerException as error:
+            raise BackendUnavailableError(
+                f"Triton at {settings.triton_url} did not load {manifest.name}: "
+                f"{_first_line(error.message())}. Start it with --model-control-mode=explicit, and "
+                "publish the bundle into its repository."
+            ) from error
+
+
+def version_on_triton(settings: ServeSettings, manifest: Manifest) -> str | None:
+    """Triton's own number of the version that it answers with; None if it cannot be had now."""
+    with triton.InferenceServerClient(_host_and_port(settings.triton_url)) as client:
+        try:
+            metadata = client.get_model_metadata(manifest.name, client_timeout=_CHECK_TIMEOUT_S)
+        except InferenceServerException:
+            return None
+        return _newest(metadata.versions)
 
 
 def _in_batches(
@@ -258,6 +360,10 @@ def _host_and_port(url: str) -> str:
             "such as 127.0.0.1:8001."
         )
     return address
+
+
+def _newest(versions: Sequence[str]) -> str:
+    return max(versions, key=int, default="")
 
 
 def _tensors(described: Any) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -1,9 +1,13 @@
-"""Clients with one `segment()`: over HTTP to the service, over gRPC to a Triton server."""
+"""Clients with one `segment()`: over HTTP to the service, over gRPC to a Triton server.
 
+`AsyncHttpClient` and `AsyncTritonClient` are the same to be awaited.
+"""
+
+import asyncio
 import io
 import zipfile
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import numpy as np
@@ -12,6 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from serve.backends import TritonBackend
+from serve.batching import TilePool
 from serve.errors import (
     BackendUnavailableError,
     FocalPathError,
@@ -19,8 +24,9 @@ from serve.errors import (
     ImageTooLargeError,
 )
 from serve.manifest import Manifest
-from serve.outputs import Summary
+from serve.outputs import MppSource, Summary
 from serve.segmenter import Segmentation, Segmenter, check_image
+from serve.tiling import LowResProbabilities
 
 
 class HttpClient:
@@ -29,15 +35,12 @@ class HttpClient:
     Args:
         url: where the service listens, such as http://127.0.0.1:3000.
         timeout_s: seconds to wait for one answer.
+        api_key: sent with every request.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 300.0) -> None:
-        self._url = url.rstrip("/")
-        if not self._url.startswith(("http://", "https://")):
-            raise BackendUnavailableError(
-                f"{url!r} is no address of the service; expected http://host:port."
-            )
-        self._client = httpx.Client(timeout=timeout_s)
+    def __init__(self, url: str, *, timeout_s: float = 300.0, api_key: str | None = None) -> None:
+        self._url = _checked_url(url)
+        self._client = httpx.Client(timeout=timeout_s, headers=_headers(api_key))
         self._manifest: Manifest | None = None
 
     @property
@@ -48,42 +51,31 @@ class HttpClient:
             BackendUnavailableError: the service does not answer, or not as FocalPath's does.
         """
         if self._manifest is None:
-            answer = self._request("GET", "/model")
-            try:
-                self._manifest = Manifest.model_validate_json(answer)
-            except ValidationError as error:
-                raise BackendUnavailableError(
-                    f"{self._url}/model does not answer with a manifest that this version of "
-                    "FocalPath reads. Check the address, and use the same version on both sides."
-                ) from error
+            self._manifest = _parse_manifest(self._request("GET", "/model"), self._url)
         return self._manifest
 
-    def segment(self, image: NDArray[np.uint8]) -> Segmentation:
+    def segment(
+        self,
+        image: NDArray[np.uint8],
+        *,
+        mpp: float | None = None,
+        mpp_source: MppSource = "request",
+        with_probabilities: bool = False,
+    ) -> Segmentation:
         """Segment an image of any size up to the service's limit.
 
         Args:
             image: (H, W, 3) uint8, RGB in [0, 255].
+            mpp: um per pixel of the image; None takes it as the model's.
+            mpp_source: who says so.
+            with_probabilities: also return the probabilities of all classes.
 
         Raises:
-            ImageError: the service refuses the image.
+            ImageError: the service refuses the image or the um per pixel.
             BackendUnavailableError: the service or its backend does not answer.
         """
-        check_image(image)
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
-        answer = self._request("POST", "/arrays", buffer.getvalue())
-        try:
-            with np.load(io.BytesIO(answer), allow_pickle=False) as arrays:
-                return Segmentation(
-                    labels=arrays["labels"],
-                    confidence=arrays["confidence"],
-                    summary=Summary.model_validate_json(arrays["summary"].tobytes()),
-                )
-        except (ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
-            raise BackendUnavailableError(
-                f"{self._url}/arrays does not answer with the arrays of FocalPath's service: "
-                f"{error}. Check the address, and use the same version on both sides."
-            ) from error
+        request = _segment_request(image, mpp, with_probabilities)
+        return _parse_arrays(self._request("POST", "/arrays", **request), self._url, mpp_source)
 
     def close(self) -> None:
         """Close the connections."""
@@ -100,18 +92,65 @@ class HttpClient:
     ) -> None:
         self.close()
 
-    def _request(self, method: str, path: str, png: bytes | None = None) -> bytes:
-        files = None if png is None else {"image": ("image.png", png, "image/png")}
+    def _request(self, method: str, path: str, **options: Any) -> bytes:
         try:
-            response = self._client.request(method, self._url + path, files=files)
+            response = self._client.request(method, self._url + path, **options)
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise BackendUnavailableError(
-                f"no service at {self._url}: {error}. Start one with `python -m serve http`, or "
-                "correct the address."
-            ) from error
-        if response.is_success:
-            return response.content
-        raise _as_error(response, self._url)
+            raise _not_there(self._url, error) from error
+        return _content(response, self._url)
+
+
+class AsyncHttpClient:
+    """`HttpClient`, to be awaited.
+
+    Args:
+        url: where the service listens, such as http://127.0.0.1:3000.
+        timeout_s: seconds to wait for one answer.
+        api_key: sent with every request.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 300.0, api_key: str | None = None) -> None:
+        self._url = _checked_url(url)
+        self._client = httpx.AsyncClient(timeout=timeout_s, headers=_headers(api_key))
+
+    async def manifest(self) -> Manifest:
+        """The model behind the service; see `HttpClient.manifest`."""
+        return _parse_manifest(await self._request("GET", "/model"), self._url)
+
+    async def segment(
+        self,
+        image: NDArray[np.uint8],
+        *,
+        mpp: float | None = None,
+        mpp_source: MppSource = "request",
+        with_probabilities: bool = False,
+    ) -> Segmentation:
+        """Segment an image of any size; see `HttpClient.segment`."""
+        request = await asyncio.to_thread(_segment_request, image, mpp, with_probabilities)
+        content = await self._request("POST", "/arrays", **request)
+        return await asyncio.to_thread(_parse_arrays, content, self._url, mpp_source)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _request(self, method: str, path: str, **options: Any) -> bytes:
+        try:
+            response = await self._client.request(method, self._url + path, **options)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise _not_there(self._url, error) from error
+        return _content(response, self._url)
 
 
 class TritonClient(Segmenter):
@@ -121,13 +160,148 @@ class TritonClient(Segmenter):
         url: host:port of Triton's gRPC endpoint.
         manifest: of the bundle that Triton's model repository was filled from.
         timeout_s: seconds to wait for one answer.
+        shared_memory: pass tensors through shared memory, where Triton is on this machine.
 
     Raises:
         BackendUnavailableError: Triton is not reachable or serves something else.
     """
 
-    def __init__(self, url: str, manifest: Manifest, *, timeout_s: float = 30.0) -> None:
-        super().__init__(TritonBackend(url, manifest, timeout_s=timeout_s), manifest)
+    def __init__(
+        self, url: str, manifest: Manifest, *, timeout_s: float = 30.0, shared_memory: bool = False
+    ) -> None:
+        backend = TritonBackend(url, manifest, timeout_s=timeout_s, shared_memory=shared_memory)
+        super().__init__(TilePool(backend, max_tiles=2 * manifest.max_batch_size), manifest)
+
+
+class AsyncTritonClient:
+    """`TritonClient`, to be awaited: it works in threads, since tiling and blending compute.
+
+    Args:
+        url: host:port of Triton's gRPC endpoint.
+        manifest: of the bundle that Triton's model repository was filled from.
+        timeout_s: seconds to wait for one answer.
+        shared_memory: pass tensors through shared memory, where Triton is on this machine.
+
+    Raises:
+        BackendUnavailableError: Triton is not reachable or serves something else.
+    """
+
+    def __init__(
+        self, url: str, manifest: Manifest, *, timeout_s: float = 30.0, shared_memory: bool = False
+    ) -> None:
+        self._client = TritonClient(url, manifest, timeout_s=timeout_s, shared_memory=shared_memory)
+
+    async def manifest(self) -> Manifest:
+        """The manifest that this client was given."""
+        return self._client.manifest
+
+    async def segment(
+        self,
+        image: NDArray[np.uint8],
+        *,
+        mpp: float | None = None,
+        mpp_source: MppSource = "request",
+        with_probabilities: bool = False,
+    ) -> Segmentation:
+        """Segment an image of any size; see `Segmenter.segment`."""
+        return await asyncio.to_thread(
+            self._client.segment,
+            image,
+            mpp=mpp,
+            mpp_source=mpp_source,
+            with_probabilities=with_probabilities,
+        )
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await asyncio.to_thread(self._client.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+def _checked_url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise BackendUnavailableError(
+            f"{url!r} is no address of the service; expected http://host:port."
+        )
+    return url.rstrip("/")
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    return {} if api_key is None else {"X-API-Key": api_key}
+
+
+def _segment_request(
+    image: NDArray[np.uint8], mpp: float | None, with_probabilities: bool
+) -> dict[str, Any]:
+    """What `POST /arrays` is sent."""
+    check_image(image)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
+    options: dict[str, str | float] = {}
+    if mpp is not None:
+        options["mpp"] = mpp
+    if with_probabilities:
+        options["probabilities"] = "true"
+    return {
+        "files": {"image": ("image.png", buffer.getvalue(), "image/png")},
+        "params": options,
+    }
+
+
+def _parse_manifest(content: bytes, url: str) -> Manifest:
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise BackendUnavailableError(
+            f"{url}/model does not answer with a manifest that this version of FocalPath reads. "
+            "Check the address, and use the same version on both sides."
+        ) from error
+
+
+def _parse_arrays(content: bytes, url: str, mpp_source: MppSource) -> Segmentation:
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            summary = Summary.model_validate_json(arrays["summary"].tobytes())
+            low_res = None
+            if "probabilities" in arrays:
+                low_res = LowResProbabilities(
+                    arrays["probabilities"],
+                    tuple(arrays["origin_px"].tolist()),
+                    tuple(arrays["stride_px"].tolist()),
+                )
+            labels, confidence = arrays["labels"], arrays["confidence"]
+    except (ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+        raise BackendUnavailableError(
+            f"{url}/arrays does not answer with the arrays of FocalPath's service: {error}. "
+            "Check the address, and use the same version on both sides."
+        ) from error
+    if summary.image.mpp_source == "request":  # the caller may have it from elsewhere
+        image = summary.image.model_copy(update={"mpp_source": mpp_source})
+        summary = summary.model_copy(update={"image": image})
+    return Segmentation(labels, confidence, summary, low_res)
+
+
+def _not_there(url: str, error: Exception) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"no service at {url}: {error}. Start one with `python -m serve http`, or correct the "
+        "address."
+    )
+
+
+def _content(response: httpx.Response, url: str) -> bytes:
+    if response.is_success:
+        return response.content
+    raise _as_error(response, url)
 
 
 def _as_error(response: httpx.Response, url: str) -> FocalPathError:

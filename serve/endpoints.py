@@ -1,238 +1,219 @@
-"""The endpoints of the HTTP service, one Starlette application; `serve.service` runs it.
+"""The endpoints of the HTTP service, one FastAPI application; `serve.service` runs it.
 
-    POST /segment   multipart field `image`; JSON: the `Summary`
-    POST /labels    the same; PNG, indexed, pixel values are the labels
-    POST /overlay   the same; PNG, the image with the classes' colours over it
-    POST /arrays    the same; npz: `labels`, `confidence` (H x W uint8), `summary` (JSON as bytes)
-    GET  /model     JSON: the manifest
-    GET  /          JSON: this list
+Every POST takes multipart/form-data with one file in the field `image` (PNG, JPEG, TIFF or WebP)
+and the um per pixel as `mpp`, in the query or as a text field; all answers are in the pixels of
+the image as sent, upright.
 
-Errors are JSON, {"error": message}: 400 for an image that cannot be used, 413 for one that is too
-large, 503 while the model is not available.
+    POST /segment        JSON: the `Summary`: image, mpp and its source, numbers per class
+    POST /labels         PNG, indexed, pixel values are the labels, the palette the colours
+    POST /confidence     PNG, grey, probability of the label, 255 = 1.0
+    POST /overlay        PNG, the image under the classes' colours; query: `alpha` 0 to 1,
+                         `classes` (repeat it) to show only these
+    POST /geojson        QuPath's GeoJSON; query: `classes`, `simplify_px`, `min_area_px`
+    POST /dsa            an annotation document of the Digital Slide Archive; the same query
+    POST /probabilities  npz: `probabilities` (C x h x w uint8), `origin_px`, `stride_px`, ...
+    POST /arrays         npz: `labels`, `confidence` (H x W uint8), `summary` (JSON as bytes);
+                         with `probabilities=true` also what /probabilities has
+    POST /batch          several files in the field `images`, or zips of files: NDJSON, one line
+                         a file as it is done; query: `outputs` (repeat it) out of `json` (the
+                         `Summary`), `labels`, `confidence`, `overlay`, `geojson`, `dsa`
+    GET  /model          JSON: the manifest
+    GET  /metrics        for Prometheus
+    GET  /openapi.json   all this as OpenAPI
+    GET  /               the page, or JSON: this list
+
+Errors are JSON, {"error": message}: 400 for an image or an option that cannot be used, 413 for
+what is too large, 503 while the model is not available.
 """
 
-import asyncio
-import io
-import logging
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-import numpy as np
-from numpy.typing import NDArray
-from starlette.applications import Starlette
-from starlette.datastructures import FormData, Headers, UploadFile
+from fastapi import Depends, FastAPI, Request, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import APIKeyHeader, HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from serve.errors import FocalPathError, ImageError, ImageTooLargeError
-from serve.images import decode_image
-from serve.manifest import Manifest, read_bundle
-from serve.outputs import label_png, overlay_png
-from serve.segmenter import Segmentation, Segmenter, open_segmenter
-from serve.settings import MEBIBYTE, ServeSettings
-
-_log = logging.getLogger("bentoml.focalpath")
-_FORM_OVERHEAD_BYTES = MEBIBYTE
-"""What a multipart body may have around the image."""
-_MAX_FORM_FIELDS = 8
-_EXPECTED_FORM = (
-    "Send multipart/form-data with a file in the field 'image', as `curl -F image=@tile.png` does."
+from serve.batch import answer_batch
+from serve.errors import FocalPathError
+from serve.manifest import Manifest
+from serve.model import Model
+from serve.openapi import (
+    BATCH_BODY,
+    ERRORS,
+    IMAGE_BODY,
+    Alpha,
+    Classes,
+    MinAreaPx,
+    Mpp,
+    Outputs,
+    Responses,
+    SimplifyPx,
+    WithProbabilities,
+    binary_answer,
+    json_answer,
+    text_answer,
 )
-
-Render = Callable[[NDArray[np.uint8], Segmentation, Segmenter], Response]
-
-
-class Model:
-    """The segmenter, opened behind the running service, and again after it could not be opened."""
-
-    def __init__(self, settings: ServeSettings) -> None:
-        self._settings = settings
-        self._opening = threading.Lock()
-        self._manifest: Manifest | None = None
-        self._segmenter: Segmenter | None = None
-
-    def manifest(self) -> Manifest:
-        """The bundle's manifest; needs no backend.
-
-        Raises:
-            BundleError: the bundle is missing or damaged.
-        """
-        with self._opening:
-            return self._read_manifest()
-
-    def get(self) -> Segmenter:
-        """The open segmenter; waits while it is being opened.
-
-        Raises:
-            FocalPathError: it cannot be opened now.
-        """
-        with self._opening:
-            if self._segmenter is None:
-                self._segmenter = open_segmenter(self._settings, self._read_manifest())
-            return self._segmenter
-
-    def is_ready(self) -> bool:
-        """Whether a request would be answered now; tries to open what is not open."""
-        if self._opening.locked():
-            return False
-        try:
-            return self.get().is_ready()
-        except FocalPathError as error:
-            _log.warning("not ready: %s", error)
-            return False
-
-    def open_in_background(self) -> None:
-        """Start to open the segmenter without waiting for it."""
-        threading.Thread(target=self.is_ready, daemon=True).start()
-
-    def _read_manifest(self) -> Manifest:
-        if self._manifest is None:  # checks the files' SHA-256, so once only
-            self._manifest = read_bundle(self._settings.bundle)
-        return self._manifest
+from serve.outputs import Summary
+from serve.page import page_routes
+from serve.renderings import MEDIA_TYPES, Form, RenderOptions
+from serve.settings import ServeSettings
+from serve.telemetry import Telemetry
+from serve.uploads import (
+    FORM_OVERHEAD_BYTES,
+    MAX_BATCH_FILES,
+    BodyLimit,
+    batch_files,
+    error_response,
+    read_form,
+    read_mpp,
+)
+from serve.worker import Job, Worker, status_of
 
 
-class BodyLimit:
-    """ASGI middleware that refuses a body over the limit, by its header and by its actual bytes."""
+@dataclass(frozen=True)
+class Upload:
+    """A request's image, not decoded yet."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on while it is within the limit."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise self._refusal()
-            return message
-
-        declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
-            refusal = self._refusal()
-            await _error(refusal.detail, refusal.status_code)(scope, receive, send)
-            return
-        await self._app(scope, counted, send)
-
-    def _refusal(self) -> HTTPException:
-        limit = (self._max_bytes - _FORM_OVERHEAD_BYTES) / MEBIBYTE
-        return HTTPException(
-            413,
-            f"The upload is larger than the {limit:g} MiB that are accepted. "
-            "Crop the image or compress it.",
-        )
+    data: bytes
+    mpp: float | None
 
 
-def _error(message: str, status: int) -> JSONResponse:
-    return JSONResponse({"error": message}, status)
-
-
-async def _answer_focalpath_error(_: Request, error: Exception) -> Response:
-    match error:
-        case ImageTooLargeError():
-            status = 413
-        case ImageError():
-            status = 400
-        case _:
-            status = 503
-    return _error(str(error), status)
-
-
-async def _answer_http_exception(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    response = _error(error.detail, error.status_code)
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _answer_disconnect(_: Request, __: Exception) -> Response:
-    return _error("The request ended before its body did.", 400)  # nobody is left to read it
-
-
-async def _read_form(request: Request) -> FormData:
-    kind = request.headers.get("content-type", "nothing")
-    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
-        raise ImageError(f"The content type is {kind}. {_EXPECTED_FORM}")
+async def _read_upload(request: Request, mpp: Mpp = None) -> Upload:
+    form = await read_form(request, "image")
     try:
-        return await request.form(max_files=1, max_fields=_MAX_FORM_FIELDS)
-    except HTTPException as error:
-        if error.status_code != 400:
-            raise  # the body is over the limit
-        raise ImageError(f"The form cannot be read: {error.detail} {_EXPECTED_FORM}") from error
-
-
-async def _read_upload(request: Request) -> bytes:
-    form = await _read_form(request)
-    try:
-        upload = form.get("image")
-        if isinstance(upload, UploadFile):
-            return await upload.read()
-        found = ", ".join(repr(name) for name in form if name != "image") or "no field"
-        found = "text in the field 'image'" if upload is not None else found
-        raise ImageError(f"The form has {found}. {_EXPECTED_FORM}")
+        upload = form["image"]
+        assert isinstance(upload, UploadFile)
+        return Upload(await upload.read(), read_mpp(form, mpp))
     finally:
         await form.close()
 
 
-def _endpoint(render: Render) -> Callable[[Request], object]:
-    """An endpoint that segments the upload and renders the answer, off the event loop."""
-
-    async def endpoint(request: Request) -> Response:
-        data = await _read_upload(request)
-        state = request.app.state
-
-        def work() -> Response:
-            settings: ServeSettings = state.settings
-            image = decode_image(
-                data,
-                max_bytes=settings.max_upload_bytes,
-                max_pixels=settings.max_image_pixels,
-            )
-            segmenter = state.model.get()
-            return render(image, segmenter.segment(image), segmenter)
-
-        return await asyncio.get_running_loop().run_in_executor(state.pool, work)
-
-    return endpoint
+Uploaded = Annotated[Upload, Depends(_read_upload)]
 
 
-def _render_summary(_: NDArray[np.uint8], result: Segmentation, __: Segmenter) -> Response:
-    return Response(result.summary.model_dump_json(), media_type="application/json")
+async def _answer(request: Request, upload: Upload, form: Form, options: RenderOptions) -> Response:
+    """Segment the upload and answer with one form of it."""
+    state = request.app.state
+    worker: Worker = state.worker
+    job = Job(forms=(form,), mpp=upload.mpp, options=options)
+    (content,) = await worker.run(lambda: worker.answer(state.model, upload.data, job))
+    return Response(content, media_type=MEDIA_TYPES[form])
 
 
-def _render_labels(_: NDArray[np.uint8], result: Segmentation, segmenter: Segmenter) -> Response:
-    return Response(label_png(result.labels, segmenter.manifest), media_type="image/png")
+async def _segment(request: Request, upload: Uploaded) -> Response:
+    """Numbers per class: share of the pixels, area, confidence, predicted IoU."""
+    return await _answer(request, upload, "json", RenderOptions())
 
 
-def _render_overlay(
-    image: NDArray[np.uint8], result: Segmentation, segmenter: Segmenter
+async def _labels(request: Request, upload: Uploaded) -> Response:
+    """An indexed PNG whose pixel values are the labels and whose palette is the colours."""
+    return await _answer(request, upload, "labels", RenderOptions())
+
+
+async def _confidence(request: Request, upload: Uploaded) -> Response:
+    """A grey PNG of the probability of each pixel's label, 255 = 1.0."""
+    return await _answer(request, upload, "confidence", RenderOptions())
+
+
+async def _overlay(
+    request: Request, upload: Uploaded, classes: Classes, alpha: Alpha = 0.5
 ) -> Response:
-    picture = overlay_png(image, result.labels, segmenter.manifest)
-    return Response(picture, media_type="image/png")
+    """The image with the classes' colours over it, as a PNG."""
+    options = RenderOptions(alpha=alpha, classes=classes)
+    return await _answer(request, upload, "overlay", options)
 
 
-def _render_arrays(_: NDArray[np.uint8], result: Segmentation, __: Segmenter) -> Response:
-    buffer = io.BytesIO()
-    summary = np.frombuffer(result.summary.model_dump_json().encode(), np.uint8)
-    np.savez(buffer, labels=result.labels, confidence=result.confidence, summary=summary)
-    return Response(buffer.getvalue(), media_type="application/x-npz")
+async def _geojson(
+    request: Request,
+    upload: Uploaded,
+    classes: Classes,
+    simplify_px: SimplifyPx = 0.0,
+    min_area_px: MinAreaPx = 0,
+) -> Response:
+    """Regions as QuPath's annotations: polygons with holes, classes, colours and measurements."""
+    options = RenderOptions(classes=classes, simplify_px=simplify_px, min_area_px=min_area_px)
+    return await _answer(request, upload, "geojson", options)
+
+
+async def _dsa(
+    request: Request,
+    upload: Uploaded,
+    classes: Classes,
+    simplify_px: SimplifyPx = 0.0,
+    min_area_px: MinAreaPx = 0,
+) -> Response:
+    """Regions as an annotation document of the Digital Slide Archive."""
+    options = RenderOptions(classes=classes, simplify_px=simplify_px, min_area_px=min_area_px)
+    return await _answer(request, upload, "dsa", options)
+
+
+async def _probabilities(request: Request, upload: Uploaded) -> Response:
+    """An npz of all classes' probabilities at the decoder's resolution, and where its cells are."""
+    return await _answer(request, upload, "probabilities", RenderOptions())
+
+
+async def _arrays(
+    request: Request, upload: Uploaded, probabilities: WithProbabilities = False
+) -> Response:
+    """An npz of `labels`, `confidence` and `summary`, for programs."""
+    return await _answer(request, upload, "arrays", RenderOptions(with_probabilities=probabilities))
+
+
+async def _batch(
+    request: Request,
+    classes: Classes,
+    outputs: Outputs,
+    mpp: Mpp = None,
+    alpha: Alpha = 0.5,
+    simplify_px: SimplifyPx = 0.0,
+    min_area_px: MinAreaPx = 0,
+) -> Response:
+    """Several images, or zips of them: a line of JSON for each, in their order.
+
+    A line is `{"index", "name", "status": 200, "outputs": {...}}` or, for a file that cannot be
+    used, `{"index", "name", "status": 400, "error"}`; the other files are answered all the same.
+    """
+    form = await read_form(request, "images", max_files=MAX_BATCH_FILES)
+    state = request.app.state
+    options = RenderOptions(
+        alpha=alpha, classes=classes, simplify_px=simplify_px, min_area_px=min_area_px
+    )
+    try:
+        job = Job(
+            forms=tuple(dict.fromkeys(outputs)),
+            mpp=read_mpp(form, mpp),
+            options=options,
+        )
+        uploads = [upload for upload in form.getlist("images") if isinstance(upload, UploadFile)]
+        files = await state.worker.run(
+            lambda: batch_files(uploads, state.settings.max_upload_bytes)
+        )
+    except FocalPathError:
+        await form.close()
+        raise
+    lines = answer_batch(
+        files, form, job, state.worker, state.model, ahead=state.settings.concurrency
+    )
+    return StreamingResponse(lines, media_type="application/x-ndjson")
 
 
 async def _model(request: Request) -> Response:
+    """The manifest of the model that answers: classes, colours, um per pixel, files."""
     state = request.app.state
-    manifest = await asyncio.get_running_loop().run_in_executor(state.pool, state.model.manifest)
+    manifest: Manifest = await state.worker.run(state.model.manifest)
     return Response(manifest.model_dump_json(), media_type="application/json")
+
+
+def _metrics(request: Request) -> Response:
+    """Metrics in Prometheus' text format."""
+    return Response(request.app.state.telemetry.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _index(request: Request) -> Response:
@@ -244,27 +225,104 @@ async def _index(request: Request) -> Response:
     return JSONResponse({"service": "focalpath", "endpoints": endpoints})
 
 
-def build_app(settings: ServeSettings) -> Starlette:
+async def _answer_focalpath_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, FocalPathError)
+    return error_response(str(error), status_of(error))
+
+
+async def _answer_http_exception(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = error_response(error.detail, error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _answer_invalid_option(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][1:])
+    return error_response(f"{place} is {first['input']!r}: {first['msg']}.", 400)
+
+
+async def _answer_disconnect(_: Request, __: Exception) -> Response:
+    return error_response(
+        "The request ended before its body did.", 400
+    )  # nobody is left to read it
+
+
+async def _answer_our_own_error(_: Request, __: Exception) -> Response:
+    return error_response("The service failed on this request. Its log says more.", 500)
+
+
+_IMAGE_ENDPOINTS: tuple[tuple[str, Callable[..., Any], Responses], ...] = (
+    ("/segment", _segment, {200: {"model": Summary}}),
+    ("/labels", _labels, binary_answer("image/png")),
+    ("/confidence", _confidence, binary_answer("image/png")),
+    ("/overlay", _overlay, binary_answer("image/png")),
+    ("/geojson", _geojson, json_answer(MEDIA_TYPES["geojson"])),
+    ("/dsa", _dsa, json_answer(MEDIA_TYPES["dsa"])),
+    ("/probabilities", _probabilities, binary_answer("application/x-npz")),
+    ("/arrays", _arrays, binary_answer("application/x-npz")),
+)
+
+
+def build_app(settings: ServeSettings) -> FastAPI:
     """The endpoints, with the state that they share."""
-    app = Starlette(
-        routes=[
-            Route("/segment", _endpoint(_render_summary), methods=["POST"]),
-            Route("/labels", _endpoint(_render_labels), methods=["POST"]),
-            Route("/overlay", _endpoint(_render_overlay), methods=["POST"]),
-            Route("/arrays", _endpoint(_render_arrays), methods=["POST"]),
-            Route("/model", _model, methods=["GET"]),
-            Route("/", _index, methods=["GET"]),
-        ],
+    app = FastAPI(
+        title="FocalPath",
+        version="1",
+        description="Segmentation of histopathology images. For research use only.",
+        docs_url=None,  # they load scripts from another host
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # `serve.gateway` has it
+        dependencies=_key_headers(settings),
         middleware=[
-            Middleware(BodyLimit, max_bytes=settings.max_upload_bytes + _FORM_OVERHEAD_BYTES)
+            Middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_OVERHEAD_BYTES)
         ],
         exception_handlers={
             FocalPathError: _answer_focalpath_error,
             HTTPException: _answer_http_exception,
+            RequestValidationError: _answer_invalid_option,
             ClientDisconnect: _answer_disconnect,
+            Exception: _answer_our_own_error,
         },
     )
+    _add_routes(app)
     app.state.settings = settings
-    app.state.model = Model(settings)
-    app.state.pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="segment")
+    app.state.telemetry = Telemetry()
+    app.state.model = Model(settings, app.state.telemetry)
+    app.state.worker = Worker(settings, app.state.telemetry)
     return app
+
+
+def _add_routes(app: FastAPI) -> None:
+    for path, endpoint, responses in _IMAGE_ENDPOINTS:
+        app.post(
+            path,
+            name=path[1:],
+            response_class=Response,
+            responses={**responses, **ERRORS},
+            openapi_extra=IMAGE_BODY,
+        )(endpoint)
+    app.post(
+        "/batch",
+        name="batch",
+        response_class=Response,
+        responses={**text_answer("application/x-ndjson"), **ERRORS},
+        openapi_extra=BATCH_BODY,
+    )(_batch)
+    manifest: Responses = {200: {"model": Manifest}}
+    app.get("/model", response_class=Response, responses={**manifest, **ERRORS})(_model)
+    app.get("/metrics", response_class=Response, responses=text_answer("text/plain"))(_metrics)
+    app.router.routes.extend(page_routes(_index))
+
+
+def _key_headers(settings: ServeSettings) -> list[Any]:
+    """For the OpenAPI document only: `serve.access` checks the key before."""
+    if settings.api_keys_file is None:
+        return []
+    return [
+        Security(HTTPBearer(auto_error=False)),
+        Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
+    ]

@@ -3,9 +3,11 @@
 FocalPathError
 ├── BundleError          the bundle is damaged, incomplete or of another version
 ├── SettingsError        a setting cannot be read or is out of range
+├── OptionError          an option of a request cannot be used (HTTP 400)
 ├── ImageError           the image of a request cannot be used (HTTP 400)
 │   └── ImageTooLargeError   it is over the stated limit (HTTP 413)
 └── BackendUnavailableError  the inference backend does not answer (HTTP 503)
+    └── ModelChangedError    it answers, but with another model than the bundle's
 """
 
 
@@ -21,6 +23,10 @@ class SettingsError(FocalPathError):
     """A setting is of the wrong type or out of range."""
 
 
+class OptionError(FocalPathError):
+    """An option of a request is unknown, absurd or out of range."""
+
+
 class ImageError(FocalPathError):
     """The image of a request cannot be decoded or used."""
 
@@ -31,3 +37,7 @@ class ImageTooLargeError(ImageError):
 
 class BackendUnavailableError(FocalPathError):
     """The inference backend does not answer."""
+
+
+class ModelChangedError(BackendUnavailableError):
+    """The inference backend serves another model, or version of it, than when it was opened."""

@@ -1,24 +1,40 @@
 """Uploads to pixels: decode an image that may be broken, hostile or of an unusual kind.
 
 Whatever comes in, what comes out is (H, W, 3) uint8 RGB, upright, or an `ImageError`.
+
+The um per pixel that counts is the caller's, else the file's, else the model's, as an assumption.
+A file's is believed from MIN_MPP to MAX_MPP: beyond, it is that of a screen or printer (72 dpi are
+353 um per pixel), and the file says nothing. A caller's absurd value is refused instead.
 """
 
 import io
+import math
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from serve.errors import ImageError, ImageTooLargeError
+from serve.errors import ImageError, ImageTooLargeError, OptionError
 from serve.settings import MEBIBYTE, MEGAPIXEL, ServeSettings
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
+MIN_MPP, MAX_MPP = 0.05, 20.0
+"""um per pixel: from oil immersion, oversampled, to an overview at half a magnification."""
 _EXPECTED = "Send one PNG, JPEG, TIFF or WebP image with 8 bits a channel"
 _PNG_BIT_DEPTH_OFFSET = 24
 _TIFF_BITS_PER_SAMPLE = 258
+_TIFF_DESCRIPTION = 270
+_TIFF_RESOLUTION = (282, 283)
+_TIFF_RESOLUTION_UNIT = 296
+_TIFF_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}
+"""ResolutionUnit: inch, centimetre; 1 is none."""
+_IMAGEJ_MICRON = ("unit=micron", "unit=um", "unit=\\u00b5m", "unit=\u00b5m")
+"""How ImageJ, and so QuPath, says that the resolution is in pixels a micrometre."""
+_MAX_ANISOTROPY = 0.01
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -80,11 +96,24 @@ def decode_image(
             raise _damaged(error) from error
 
 
-def read_image(path: Path, settings: ServeSettings | None = None) -> NDArray[np.uint8]:
-    """Read and decode an image file.
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image file."""
 
-    Returns:
-        (H, W, 3) uint8, RGB in [0, 255].
+    pixels: NDArray[np.uint8]
+    """(H, W, 3) uint8, RGB in [0, 255]."""
+    mpp: float | None
+    """um per pixel that the file states, if it does believably."""
+
+
+def decode_picture(data: bytes, *, max_bytes: int, max_pixels: int) -> Picture:
+    """Decode a file's content and what it says of its scale; see `decode_image`."""
+    pixels = decode_image(data, max_bytes=max_bytes, max_pixels=max_pixels)
+    return Picture(pixels, file_mpp(data))
+
+
+def read_picture(path: Path, settings: ServeSettings | None = None) -> Picture:
+    """Read and decode an image file.
 
     Raises:
         ImageError: the file is missing, or `decode_image` refuses it; the message names the file.
@@ -95,11 +124,54 @@ def read_image(path: Path, settings: ServeSettings | None = None) -> NDArray[np.
     except OSError as error:
         raise ImageError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
     try:
-        return decode_image(
+        return decode_picture(
             data, max_bytes=settings.max_upload_bytes, max_pixels=settings.max_image_pixels
         )
     except ImageError as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def check_mpp(mpp: float) -> None:
+    """Raise OptionError unless `mpp` is what a microscope can give."""
+    if not MIN_MPP <= mpp <= MAX_MPP:  # false for not-a-number too
+        raise OptionError(
+            f"mpp is {mpp:g} um per pixel, expected {MIN_MPP:g} to {MAX_MPP:g}. Leave it out if it "
+            "is not known."
+        )
+
+
+def file_mpp(data: bytes) -> float | None:
+    """The um per pixel that a decodable PNG or TIFF states; None where it says nothing believable.
+
+    Read are PNG's pHYs, and TIFF's resolution in inches, centimetres or ImageJ's micrometres.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            sizes = _tiff_mpp(image) if image.format == "TIFF" else _png_mpp(image)
+    except (ArithmeticError, *_DECODER_ERRORS):
+        return None
+    if not all(math.isfinite(size) and MIN_MPP <= size <= MAX_MPP for size in sizes):
+        return None
+    if not sizes or abs(sizes[0] / sizes[1] - 1) > _MAX_ANISOTROPY:
+        return None
+    return sizes[0]
+
+
+def _png_mpp(image: Image.Image) -> tuple[float, ...]:
+    if image.format != "PNG" or "dpi" not in image.info:  # set for a pHYs chunk in metres
+        return ()
+    return tuple(25_400.0 / float(dpi) for dpi in image.info["dpi"])
+
+
+def _tiff_mpp(image: Image.Image) -> tuple[float, ...]:
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    if any(tag not in tags for tag in _TIFF_RESOLUTION):
+        return ()
+    unit = tags.get(_TIFF_RESOLUTION_UNIT, 2)  # the default of TIFF 6.0
+    um = _TIFF_UM_PER_UNIT.get(unit)
+    if um is None and any(name in str(tags.get(_TIFF_DESCRIPTION, "")) for name in _IMAGEJ_MICRON):
+        um = 1.0
+    return () if um is None else tuple(um / float(tags[tag]) for tag in _TIFF_RESOLUTION)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

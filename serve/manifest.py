@@ -47,7 +47,8 @@ class Parity(_Strict):
     num_tiles: int = Field(gt=0)
     label_agreement: float = Field(ge=0, le=1)
     """Share of pixels with the same label."""
-    max_logit_difference: float = Field(ge=0)
+    max_logit_difference: float | None = Field(default=None, ge=0)
+    """None where the artefact gives no logits, as a TensorRT plan."""
 
 
 class TensorRTBuild(_Strict):

@@ -1,5 +1,6 @@
 """Image in, segmentation out: what the service, the clients and the command line share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -8,16 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.backends import Backend, open_backend
-from serve.errors import ImageError
+from serve.batching import ObserveWait, TileBatcher, TilePool
+from serve.errors import ImageError, ImageTooLargeError
+from serve.images import check_mpp
 from serve.manifest import Manifest, read_bundle
-from serve.outputs import Summary, summarise
-from serve.settings import ServeSettings
-from serve.tiling import predict
+from serve.outputs import MppSource, Summary, summarise
+from serve.settings import MEGAPIXEL, ServeSettings
+from serve.tiling import LowResProbabilities, predict, scaled_size
+
+SAME_MPP = 0.02
+"""An image whose um per pixel is within this share of the model's is not resampled (our choice)."""
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """An image's segmentation."""
+    """An image's segmentation, in its own pixels."""
 
     labels: NDArray[np.uint8]
     """(H, W) uint8, 1..C in the order of the manifest's classes."""
@@ -25,6 +31,8 @@ class Segmentation:
     """(H, W) uint8, probability of the label, 255 = 1.0."""
     summary: Summary
     """Numbers per class, and which model answered."""
+    low_res: LowResProbabilities | None = None
+    """The probabilities of all classes, where they were asked for."""
 
 
 class ImageSegmenter(Protocol):
@@ -35,8 +43,15 @@ class ImageSegmenter(Protocol):
         """The model that answers."""
         ...
 
-    def segment(self, image: NDArray[np.uint8]) -> Segmentation:
-        """Segment an (H, W, 3) uint8 RGB image."""
+    def segment(
+        self,
+        image: NDArray[np.uint8],
+        *,
+        mpp: float | None = None,
+        mpp_source: MppSource = "request",
+        with_probabilities: bool = False,
+    ) -> Segmentation:
+        """Segment an (H, W, 3) uint8 RGB image; see `Segmenter.segment`."""
         ...
 
     def close(self) -> None:
@@ -45,26 +60,78 @@ class ImageSegmenter(Protocol):
 
 
 class Segmenter:
-    """Segments images of any size with one backend; many threads may use it at once."""
+    """Segments images of any size with one backend; many threads may use it at once.
 
-    def __init__(self, backend: Backend, manifest: Manifest) -> None:
+    Args:
+        backend: runs the model.
+        manifest: of that model.
+        max_pixels: most pixels of an image once it is at the model's um per pixel.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        manifest: Manifest,
+        *,
+        max_pixels: int = ServeSettings.max_image_megapixels * MEGAPIXEL,
+    ) -> None:
         self._backend = backend
+        self._max_pixels = max_pixels
         self.manifest = manifest
 
-    def segment(self, image: NDArray[np.uint8]) -> Segmentation:
+    def segment(
+        self,
+        image: NDArray[np.uint8],
+        *,
+        mpp: float | None = None,
+        mpp_source: MppSource = "request",
+        with_probabilities: bool = False,
+    ) -> Segmentation:
         """Segment an image of any size.
 
         Args:
             image: (H, W, 3) uint8, RGB in [0, 255].
+            mpp: um per pixel of the image; None takes it as the model's, and the summary says so.
+            mpp_source: who says so: the request or the file.
+            with_probabilities: also return the probabilities of all classes.
 
         Raises:
             ImageError: the array is of another shape or dtype.
+            ImageTooLargeError: it is too large at the model's um per pixel.
+            OptionError: `mpp` is absurd.
             BackendUnavailableError: the backend does not answer.
         """
         check_image(image)
-        prediction = predict(image, self._backend, self.manifest)
-        summary = summarise(prediction, self.manifest)
-        return Segmentation(prediction.labels, prediction.confidence, summary)
+        scale = self._scale(image, mpp)
+        prediction = predict(
+            image,
+            self._backend,
+            self.manifest,
+            scale=scale,
+            with_probabilities=with_probabilities,
+        )
+        if mpp is None:
+            mpp, mpp_source = self.manifest.mpp, "model" if self.manifest.mpp else "unknown"
+        summary = summarise(prediction, self.manifest, mpp=mpp, mpp_source=mpp_source)
+        return Segmentation(prediction.labels, prediction.confidence, summary, prediction.low_res)
+
+    def _scale(self, image: NDArray[np.uint8], mpp: float | None) -> float:
+        """Pixels at the model's um per pixel for one of the image."""
+        if mpp is None:
+            return 1.0
+        check_mpp(mpp)
+        model_mpp = self.manifest.mpp
+        if model_mpp is None or abs(mpp / model_mpp - 1) <= SAME_MPP:
+            return 1.0
+        scale = mpp / model_mpp
+        height, width = scaled_size(image.shape[0], image.shape[1], scale)
+        if height * width > self._max_pixels:
+            raise ImageTooLargeError(
+                f"At {mpp:g} um per pixel the image is {width} x {height} at the model's "
+                f"{model_mpp:g}: {width * height} pixels, at most {self._max_pixels} are "
+                "accepted. Crop it, or check its um per pixel."
+            )
+        return scale
 
     def warm_up(self) -> None:
         """Run one black tile, so that the first request does not pay for what is set up lazily."""
@@ -91,19 +158,38 @@ class Segmenter:
         self.close()
 
 
-def open_segmenter(settings: ServeSettings, manifest: Manifest | None = None) -> Segmenter:
-    """Read the bundle, open the backend and run it once.
+def open_segmenter(
+    settings: ServeSettings,
+    manifest: Manifest | None = None,
+    *,
+    observe: Callable[[Backend], Backend] = lambda backend: backend,
+    observe_wait: ObserveWait | None = None,
+) -> Segmenter:
+    """Read the bundle, open the backend, let requests share it, and run it once.
 
     Args:
         settings: name the bundle and the backend.
         manifest: the bundle's, if it has been read and checked already.
+        observe: puts something around the backend that sees every batch, such as metrics.
+        observe_wait: is told how long each tile waited for its batch.
 
     Raises:
         BundleError: the bundle is missing, damaged or of another version.
         BackendUnavailableError: Triton is not reachable or serves something else.
     """
     manifest = manifest or read_bundle(settings.bundle)
-    segmenter = Segmenter(open_backend(settings, manifest), manifest)
+    backend = observe(open_backend(settings, manifest))
+    shared: TilePool | TileBatcher
+    if settings.backend == "triton":
+        shared = TilePool(backend, max_tiles=2 * manifest.max_batch_size)
+    else:
+        shared = TileBatcher(
+            backend,
+            max_batch_size=settings.max_batch_size or manifest.max_batch_size,
+            max_delay_s=settings.batch_delay_ms / 1000,
+            observe_wait=observe_wait,
+        )
+    segmenter = Segmenter(shared, manifest, max_pixels=settings.max_image_pixels)
     segmenter.warm_up()
     return segmenter
 

@@ -1,9 +1,9 @@
-"""The HTTP service: BentoML runs the endpoints.
+"""The HTTP service: BentoML runs the workers, `serve.gateway` and `serve.endpoints` the requests.
 
-BentoML brings worker processes, `/livez`, `/readyz`, `/metrics`, the time limit (504) and the limit
-on waiting requests (429). The endpoints are an application mounted in it, since BentoML's own
-request parsing fetches URLs that a caller names, answers 500 to broken multipart bodies and hides
-the message of a 503.
+BentoML brings the worker processes, `/livez` and `/readyz`. The rest is an application mounted in
+it: BentoML's own request parsing fetches URLs that a caller names, answers 500 to broken multipart
+bodies and hides the message of a 503; its limits, access log and metrics see neither a request's id
+nor the name of its key, and its metrics grow with every path that anybody makes up.
 """
 
 import os
@@ -12,9 +12,14 @@ from typing import Any
 import bentoml
 
 from serve.endpoints import build_app
+from serve.gateway import build_gateway
+from serve.logs import configure_logging
 from serve.settings import ServeSettings
+from serve.telemetry import configure_tracing, flush_traces, forget_dead_workers
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # BentoML reads it when it starts to serve
+_NEVER_S = 10.0**9
+"""BentoML always sets a time limit; the gateway's ends a request before."""
 _settings = ServeSettings.from_environment()
 app = build_app(_settings)
 
@@ -22,19 +27,25 @@ app = build_app(_settings)
 @bentoml.service(
     name="focalpath",
     workers=_settings.workers,
-    traffic={
-        "timeout": _settings.request_timeout_s,
-        "max_concurrency": _settings.max_waiting * _settings.workers,  # BentoML divides it
-    },
-    # BentoML's access log breaks off the answer when this header is not UTF-8.
-    logging={"access": {"request_content_type": False}},
+    traffic={"timeout": _NEVER_S},
+    logging={"access": {"enabled": False}},
+    metrics={"enabled": False},
+    tracing={"excluded_urls": ".*"},
 )
-@bentoml.asgi_app(app)
+@bentoml.asgi_app(build_gateway(app, _settings, app.state.telemetry))
 class SegmentationService:
-    """Segments histopathology images: see the module for the endpoints."""
+    """Segments histopathology images: see `serve.endpoints`."""
 
     def __init__(self) -> None:
+        configure_logging(_settings.log_format)
+        configure_tracing(_settings)
+        forget_dead_workers()
         app.state.model.open_in_background()
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    def close(self) -> None:
+        """Send the spans that have not been sent yet: the process ends by a signal."""
+        flush_traces()
 
     def __is_ready__(self) -> bool:
         ready: bool = app.state.model.is_ready()

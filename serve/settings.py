@@ -1,6 +1,7 @@
 """Everything that can be set about serving, from the environment or the command line."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +16,8 @@ MEBIBYTE = 2**20
 MEGAPIXEL = 10**6
 PILLOW_LIMIT_MEGAPIXELS = 178
 """Above this Pillow itself refuses an image as a decompression bomb."""
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+")
+_LISTS = ("allowed_origins",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class ServeSettings:
     """host:port of Triton's gRPC endpoint."""
     triton_timeout_s: float = 30.0
     """Seconds to wait for one answer of Triton."""
+    triton_shared_memory: bool = False
+    """Pass tensors to a Triton on this machine through /dev/shm; where it fails, over gRPC."""
     max_upload_mib: int = 64
     """Largest upload in MiB; larger ones get HTTP 413."""
     max_image_megapixels: int = 64
@@ -45,6 +50,27 @@ class ServeSettings:
     """Requests of one process at work or waiting; beyond it they get HTTP 429."""
     request_timeout_s: float = 300.0
     """Seconds after which a request gets HTTP 504."""
+    max_batch_size: int = 0
+    """Most tiles, also of different requests, in one batch of ONNX Runtime; 0: the model's own."""
+    batch_delay_ms: float = 2.0
+    """Milliseconds that a tile waits for others to share its batch."""
+    api_keys_file: Path | None = None
+    """File of API keys, a line `name:key` or `name:sha256:<hex>` each; read again when it changes.
+    Callers send `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
+    insecure_no_key: bool = False
+    """Listen beyond this machine although no --api-keys-file is set."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins whose pages may call the service from a browser (CORS), such as https://dsa.example;
+    separated by commas in the environment."""
+    bundle_poll_s: float = 5.0
+    """Seconds between looks for a new version of the bundle in its folder; 0: never look."""
+    triton_load: bool = False
+    """Tell Triton to load the model when the bundle is new: for --model-control-mode=explicit."""
+    log_format: Literal["json", "text"] = "json"
+    """How the log is written: an object a line, or text."""
+    otlp_endpoint: str = ""
+    """Where traces are sent (OTLP over HTTP), such as http://collector:4318/v1/traces; needs the
+    extra `tracing`. Empty: nowhere."""
 
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[float, float]] = {
@@ -56,11 +82,20 @@ class ServeSettings:
             "concurrency": (1, 1024),
             "max_waiting": (1, 100_000),
             "request_timeout_s": (0.001, 86_400),
+            "max_batch_size": (0, 1024),
+            "batch_delay_ms": (0, 1000),
+            "bundle_poll_s": (0, 86_400),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise SettingsError(f"{name} is {value}, expected a value from {low} to {high}.")
+        for origin in self.allowed_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise SettingsError(
+                    f"allowed_origins has {origin!r}, expected a scheme and a host, such as "
+                    "https://dsa.example:8080, or *."
+                )
 
     @property
     def max_upload_bytes(self) -> int:
@@ -81,8 +116,13 @@ class ServeSettings:
         """
         names = {f"{ENVIRONMENT_PREFIX}{field.name.upper()}": field.name for field in fields(cls)}
         found = {name: environment[key] for key, name in names.items() if key in environment}
+        given: dict[str, object] = {
+            name: tuple(text.split(",")) if name in _LISTS else text
+            for name, text in found.items()
+            if text  # what is set to nothing keeps its default
+        }
         try:
-            return TypeAdapter(cls).validate_python(found)
+            return TypeAdapter(cls).validate_python(given)
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0]) if first["loc"] else ""
@@ -96,6 +136,12 @@ class ServeSettings:
     def to_environment(self) -> dict[str, str]:
         """The variables from which `from_environment` reads these settings again."""
         return {
-            f"{ENVIRONMENT_PREFIX}{field.name.upper()}": str(getattr(self, field.name))
+            f"{ENVIRONMENT_PREFIX}{field.name.upper()}": _as_text(getattr(self, field.name))
             for field in fields(self)
         }
+
+
+def _as_text(value: object) -> str:
+    if value is None:
+        return ""
+    return ",".join(value) if isinstance(value, tuple) else str(value)

@@ -7,24 +7,44 @@ Tiles overlap. What is blended is `low_res_probabilities`, weighted by a Gaussia
 a tile counts most where it has seen the most context; the blend is then upsampled bilinearly
 with half-pixel centres, as SAM upsamples its masks (`align_corners=False`). Where one tile
 suffices, the model's own `labels` and `confidence` are taken as they are.
+
+An image of another um per pixel than the model's is resampled first; its labels come from the
+blend at once in the image's own pixels, so that nothing is resampled twice.
 """
 
 import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from serve.backends import Backend
+from serve.batching import TileRunner
 from serve.manifest import LOW_RES_STRIDE, Manifest
 
 OVERLAP = 0.25
 """Share of a tile, along each axis, that it has in common with the next one, at least."""
 SIGMA = 0.125
 """Standard deviation of the Gaussian window, as a share of the tile."""
-_STRIP_ROWS = 64
-"""Rows at the decoder's resolution that are upsampled at once: bounds the memory."""
+_STRIP_ROWS = 256
+"""Rows of the image that are upsampled at once: bounds the memory."""
+
+
+@dataclass(frozen=True)
+class LowResProbabilities:
+    """The probabilities of all classes at the decoder's resolution."""
+
+    probabilities: NDArray[np.uint8]
+    """(C, h, w) uint8, 255 = 1.0."""
+    origin_px: tuple[float, float]
+    """(y, x) of the first cell's corner, in pixels of the image."""
+    stride_px: tuple[float, float]
+    """(y, x) from a cell to the next one, in pixels of the image."""
 
 
 @dataclass(frozen=True)
@@ -37,37 +57,102 @@ class Prediction:
     """(H, W) uint8, probability of the label, 255 = 1.0."""
     iou_scores: NDArray[np.float32]
     """(C,) float32, the IoU that the model predicts for each class's mask."""
+    low_res: LowResProbabilities | None = None
+    """Where they were asked for."""
 
 
-def predict(image: NDArray[np.uint8], backend: Backend, manifest: Manifest) -> Prediction:
+def predict(
+    image: NDArray[np.uint8],
+    backend: Backend,
+    manifest: Manifest,
+    *,
+    scale: float = 1.0,
+    with_probabilities: bool = False,
+) -> Prediction:
     """Segment an image of any size.
 
     Args:
         image: (H, W, 3) uint8, RGB in [0, 255].
-        backend: runs the model.
+        backend: runs the model; a `TileRunner` gets several tiles to work on at the same time.
         manifest: the model's tile size, classes and batch size.
+        scale: pixels at the model's um per pixel for one of the image, along each axis.
+        with_probabilities: also return the probabilities of all classes.
     """
     height, width = image.shape[:2]
     tile = manifest.tile_size_px
-    if height <= tile and width <= tile:
-        return _predict_one_tile(image, backend, tile)
-    padded = pad_by_reflection(image, max(_whole(height), tile), max(_whole(width), tile))
+    scaled = resample(image, *scaled_size(height, width, scale))
+    rows, columns = scaled.shape[:2]
+    if scale == 1 and rows <= tile and columns <= tile:
+        return _predict_one_tile(image, backend, tile, with_probabilities)
+    padded = pad_by_reflection(scaled, max(_whole(rows), tile), max(_whole(columns), tile))
+    blend = _Blend(len(manifest.classes), padded.shape[0], padded.shape[1], tile)
+    for origin, answer in _infer_tiles(padded, backend, manifest):
+        blend.add(origin, answer["low_res_probabilities"], answer["iou_scores"])
+    probabilities = blend.probabilities()
+    extent = rows / LOW_RES_STRIDE, columns / LOW_RES_STRIDE
+    labels, confidence = upsample_and_label(probabilities, height, width, extent)
+    low_res = _low_res(probabilities, (height, width), extent) if with_probabilities else None
+    return Prediction(labels, confidence, blend.iou_scores(), low_res)
+
+
+def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """Rows and columns of an image at the model's um per pixel."""
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
+def resample(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resize an (H, W, 3) uint8 image; smooths as far as it becomes smaller."""
+    if image.shape[:2] == (height, width):
+        return image
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized)
+
+
+def _infer_tiles(
+    padded: NDArray[np.uint8], backend: Backend, manifest: Manifest
+) -> Iterator[tuple[tuple[int, int], dict[str, NDArray[Any]]]]:
+    """Run the model on every tile; yields each tile's (y, x) with its answer."""
+    tile, size = manifest.tile_size_px, manifest.max_batch_size
+    outputs = ("low_res_probabilities", "iou_scores")
     origins = [
         (y, x)
         for y in tile_origins(padded.shape[0], tile)
         for x in tile_origins(padded.shape[1], tile)
     ]
-    blend = _Blend(len(manifest.classes), padded.shape[0], padded.shape[1], tile)
-    for start in range(0, len(origins), manifest.max_batch_size):
-        batch = origins[start : start + manifest.max_batch_size]
+    if isinstance(backend, TileRunner):
+        yield from _run_ahead(padded, origins, backend, outputs, tile, 2 * size)
+        return
+    for start in range(0, len(origins), size):
+        batch = origins[start : start + size]
         tiles = np.stack([padded[y : y + tile, x : x + tile] for y, x in batch])  # N x T x T x 3
-        outputs = backend.infer(tiles, ("low_res_probabilities", "iou_scores"))
-        for origin, probabilities, iou_scores in zip(
-            batch, outputs["low_res_probabilities"], outputs["iou_scores"], strict=True
-        ):
-            blend.add(origin, probabilities, iou_scores)
-    labels, confidence = upsample_and_label(blend.probabilities(), height, width)
-    return Prediction(labels, confidence, blend.iou_scores())
+        answers = backend.infer(tiles, outputs)
+        for index, origin in enumerate(batch):
+            yield origin, {name: answers[name][index] for name in outputs}
+
+
+def _run_ahead(
+    padded: NDArray[np.uint8],
+    origins: Sequence[tuple[int, int]],
+    runner: TileRunner,
+    outputs: Sequence[str],
+    tile: int,
+    window: int,
+) -> Iterator[tuple[tuple[int, int], dict[str, NDArray[Any]]]]:
+    """Keep `window` tiles at work, so that none waits for the blending of another."""
+    pending: deque[tuple[tuple[int, int], Future[dict[str, NDArray[Any]]]]] = deque()
+    try:
+        for y, x in origins:
+            if len(pending) >= window:
+                origin, future = pending.popleft()
+                yield origin, future.result()
+            cut = padded[y : y + tile, x : x + tile]
+            pending.append(((y, x), runner.submit(cut, outputs)))
+        while pending:
+            origin, future = pending.popleft()
+            yield origin, future.result()
+    finally:
+        for _, future in pending:
+            future.cancel()
 
 
 def tile_origins(length: int, tile: int) -> list[int]:
@@ -107,63 +192,91 @@ def gaussian_window(size: int) -> NDArray[np.float32]:
 
 
 def upsample_and_label(
-    probabilities: NDArray[np.float32], height: int, width: int
+    probabilities: NDArray[np.float32],
+    height: int,
+    width: int,
+    extent: tuple[float, float] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Upsample bilinearly with half-pixel centres, and take the most probable class.
+    """Resample bilinearly with half-pixel centres, and take the most probable class.
 
     Works strip by strip and class by class: C x H x W is never in memory.
 
     Args:
         probabilities: (C, h, w) float32 in [0, 255].
-        height: rows of the image, at most h * LOW_RES_STRIDE.
-        width: columns of the image, at most w * LOW_RES_STRIDE.
+        height: rows of the image.
+        width: columns of the image.
+        extent: rows and columns of the probabilities that the image is as large as; by default
+            those at LOW_RES_STRIDE.
 
     Returns:
         labels: (height, width) uint8, 1..C.
         confidence: (height, width) uint8, 255 = 1.0.
     """
+    rows, columns = extent or (height / LOW_RES_STRIDE, width / LOW_RES_STRIDE)
     labels = np.empty((height, width), np.uint8)
     confidence = np.empty((height, width), np.uint8)
-    for top in range(0, probabilities.shape[1], _STRIP_ROWS):
-        bottom = min(top + _STRIP_ROWS, probabilities.shape[1])
-        rows = slice(top * LOW_RES_STRIDE, min(bottom * LOW_RES_STRIDE, height))
-        best = _upsample_rows(probabilities[0], top, bottom)
+    for top in range(0, height, _STRIP_ROWS):
+        bottom = min(top + _STRIP_ROWS, height)
+        span = top * rows / height, bottom * rows / height
+        best = _resample_rows(probabilities[0], span, bottom - top, width, columns)
         winner = np.ones(best.shape, np.uint8)
         for index in range(1, len(probabilities)):
-            candidate = _upsample_rows(probabilities[index], top, bottom)
+            candidate = _resample_rows(probabilities[index], span, bottom - top, width, columns)
             winner[candidate > best] = index + 1
             np.maximum(best, candidate, out=best)
-        kept = rows.stop - rows.start
-        labels[rows] = winner[:kept, :width]
-        confidence[rows] = np.rint(best[:kept, :width]).clip(0, 255)
+        labels[top:bottom] = winner
+        confidence[top:bottom] = np.rint(best).clip(0, 255)
     return labels, confidence
 
 
-def _upsample_rows(plane: NDArray[np.float32], top: int, bottom: int) -> NDArray[np.float32]:
-    """Rows `top` to `bottom` of an (h, w) plane, LOW_RES_STRIDE times larger both ways.
+def _resample_rows(
+    plane: NDArray[np.float32], span: tuple[float, float], height: int, width: int, columns: float
+) -> NDArray[np.float32]:
+    """Rows `span` and the first `columns` of an (h, w) plane as (height, width).
 
-    One more row on each side goes in, for the interpolation across the strip's edges. Pillow's
-    bilinear filter, when it enlarges, is the half-pixel interpolation with clamped edges.
+    Some more rows on each side go in, for the interpolation across the strip's edges. Pillow's
+    bilinear filter, when it enlarges, is the half-pixel interpolation with clamped edges; when it
+    makes smaller, it averages.
     """
-    first, last = max(top - 1, 0), min(bottom + 1, plane.shape[0])
-    width = plane.shape[1]
-    enlarged = Image.fromarray(plane[first:last]).resize(
-        (width * LOW_RES_STRIDE, (bottom - top) * LOW_RES_STRIDE),
+    top, bottom = span
+    margin = max((bottom - top) / height, 1) + 1
+    first = max(math.floor(top - margin), 0)
+    last = min(math.ceil(bottom + margin), plane.shape[0])
+    resampled = Image.fromarray(plane[first:last]).resize(
+        (width, height),
         Image.Resampling.BILINEAR,
-        box=(0, top - first, width, bottom - first),
+        box=(0, top - first, min(columns, plane.shape[1]), min(bottom, plane.shape[0]) - first),
     )
-    return np.array(enlarged, np.float32)
+    return np.array(resampled, np.float32)
 
 
-def _predict_one_tile(image: NDArray[np.uint8], backend: Backend, tile: int) -> Prediction:
+def _predict_one_tile(
+    image: NDArray[np.uint8], backend: Backend, tile: int, with_probabilities: bool
+) -> Prediction:
     height, width = image.shape[:2]
-    padded = pad_by_reflection(image, tile, tile)
-    outputs = backend.infer(padded[None], ("labels", "confidence", "iou_scores"))
+    names = ["labels", "confidence", "iou_scores"]
+    if with_probabilities:
+        names.append("low_res_probabilities")
+    outputs = backend.infer(pad_by_reflection(image, tile, tile)[None], names)
+    low_res = None
+    if with_probabilities:
+        extent = height / LOW_RES_STRIDE, width / LOW_RES_STRIDE
+        low_res = _low_res(outputs["low_res_probabilities"][0], (height, width), extent)
     return Prediction(
         labels=np.ascontiguousarray(outputs["labels"][0, :height, :width]),
         confidence=np.ascontiguousarray(outputs["confidence"][0, :height, :width]),
         iou_scores=outputs["iou_scores"][0],
+        low_res=low_res,
     )
+
+
+def _low_res(
+    probabilities: NDArray[Any], size: tuple[int, int], extent: tuple[float, float]
+) -> LowResProbabilities:
+    """The part of the probabilities that the image covers, as bytes."""
+    rows, columns = (math.ceil(length) for length in extent)
+    covered = np.rint(probabilities[:, :rows, :columns]).clip(0, 255).astype(np.uint8)
+    return LowResProbabilities(covered, (0.0, 0.0), (size[0] / extent[0], size[1] / extent[1]))
 
 
 def _whole(length: int) -> int:

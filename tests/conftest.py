@@ -1,3 +1,4 @@
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,10 +50,31 @@ def toy_run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported_bundle(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy run's bundle."""
-    from export.bundle import BundleSettings, write_bundle
+def _toy_export(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The toy run's bundle, and the float32 graph that it was made from."""
+    import export.bundle
 
-    bundle = tmp_path_factory.mktemp("exported") / "bundle"
-    write_bundle(toy_run, bundle, BundleSettings())
-    return bundle
+    folder = tmp_path_factory.mktemp("exported")
+    graph = folder / "graph.onnx"
+    export_onnx = export.bundle.export_onnx
+
+    def export_and_copy(model: object, path: Path, **settings: object) -> None:
+        export_onnx(model, path, **settings)  # type: ignore[arg-type]
+        shutil.copyfile(path, graph)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export.bundle, "export_onnx", export_and_copy)
+        export.bundle.write_bundle(toy_run, folder / "bundle", export.bundle.BundleSettings())
+    return folder / "bundle", graph
+
+
+@pytest.fixture(scope="session")
+def exported_bundle(_toy_export: tuple[Path, Path]) -> Path:
+    """The toy run's bundle."""
+    return _toy_export[0]
+
+
+@pytest.fixture(scope="session")
+def toy_graph(_toy_export: tuple[Path, Path]) -> Path:
+    """The toy run's float32 graph with all outputs, the logits among them."""
+    return _toy_export[1]

@@ -24,20 +24,33 @@ def free_port() -> int:
 @contextmanager
 def running_service(bundle: Path, log: Path, **settings: str) -> Iterator[str]:
     """Start `python -m serve http` with FOCALPATH_<SETTING>, yield its URL once it is alive."""
+    with service_process(bundle, log, **settings) as (url, _):
+        yield url
+
+
+@contextmanager
+def service_process(
+    bundle: Path, log: Path, *, python: Path | None = None, **settings: str
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """As `running_service`, with the process; it may have ended already when this is left.
+
+    With another environment's `python` it runs beside the log, where it sees nothing of this one.
+    """
     port = free_port()
     environment = {**os.environ, "FOCALPATH_BUNDLE": str(bundle)}
     environment |= {f"FOCALPATH_{name.upper()}": value for name, value in settings.items()}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serve", "http", "--port", str(port)],
+            [str(python or sys.executable), "-m", "serve", "http", "--port", str(port)],
             env=environment,
+            cwd=log.parent if python else None,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
         url = f"http://127.0.0.1:{port}"
         try:
             _wait_until_alive(process, url, log)
-            yield url
+            yield url, process
         finally:
             process.terminate()
             process.wait(timeout=30)

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -6,10 +7,10 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from serve.client import HttpClient, TritonClient
+from serve.client import AsyncHttpClient, AsyncTritonClient, HttpClient, TritonClient
 from serve.errors import BackendUnavailableError, ImageError, ImageTooLargeError
 from serve.manifest import read_bundle
-from serve.segmenter import Segmenter, open_segmenter
+from serve.segmenter import Segmentation, Segmenter, open_segmenter
 from serve.settings import ServeSettings
 from tests.http_service import free_port
 from tests.pictures import blobs
@@ -37,6 +38,82 @@ def test_http_gives_what_the_segmenter_gives_in_process(
     assert np.array_equal(there.labels, here.labels)
     assert np.array_equal(there.confidence, here.confidence)
     assert there.summary == here.summary
+
+
+@pytest.mark.parametrize("size", [(64, 64), (150, 333)])
+def test_http_gives_the_same_for_another_mpp_with_probabilities(
+    size: tuple[int, int], client: HttpClient, segmenter: Segmenter
+) -> None:
+    image = blobs(*size)
+    here = segmenter.segment(image, mpp=0.7, mpp_source="file", with_probabilities=True)
+    there = client.segment(image, mpp=0.7, mpp_source="file", with_probabilities=True)
+    assert np.array_equal(there.labels, here.labels)
+    assert there.summary == here.summary
+    assert here.low_res is not None
+    assert there.low_res is not None
+    assert np.array_equal(there.low_res.probabilities, here.low_res.probabilities)
+    assert there.low_res.stride_px == here.low_res.stride_px
+    assert there.low_res.origin_px == here.low_res.origin_px
+
+
+def test_the_async_client_gives_each_of_many_the_same_as_the_other(
+    service_url: str, client: HttpClient
+) -> None:
+    images = [blobs(80, 70 + index, seed=index) for index in range(6)]
+
+    async def segment_all() -> list[Segmentation]:
+        async with AsyncHttpClient(service_url) as asynchronous:
+            assert await asynchronous.manifest() == client.manifest
+            return await asyncio.gather(*(asynchronous.segment(image) for image in images))
+
+    for image, result in zip(images, asyncio.run(segment_all()), strict=True):
+        assert np.array_equal(result.labels, client.segment(image).labels)
+
+
+def test_the_async_client_says_what_the_service_refuses(service_url: str) -> None:
+    async def segment() -> None:
+        async with AsyncHttpClient(service_url) as asynchronous:
+            await asynchronous.segment(blobs(20, 20), mpp=1000)
+
+    with pytest.raises(ImageError, match="mpp is '1000"):
+        asyncio.run(segment())
+
+
+def test_an_async_client_without_a_server_says_so(toy_bundle: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+
+    async def segment() -> None:
+        async with AsyncHttpClient(f"http://{address}") as asynchronous:
+            await asynchronous.segment(blobs(20, 20))
+
+    with pytest.raises(BackendUnavailableError, match="no service at"):
+        asyncio.run(segment())
+    with pytest.raises(BackendUnavailableError, match="Triton is not reachable"):
+        AsyncTritonClient(address, read_bundle(toy_bundle))
+
+
+def test_an_api_key_is_sent_with_every_request() -> None:
+    seen: list[str | None] = []
+
+    class Keys(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("X-API-Key"))
+            self.send_error(401)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Keys) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        with (
+            HttpClient(f"http://127.0.0.1:{server.server_port}", api_key="s3cret") as client,
+            pytest.raises(BackendUnavailableError, match="answers 401"),
+        ):
+            _ = client.manifest
+        server.shutdown()
+        thread.join()
+    assert seen == ["s3cret"]
 
 
 def test_the_http_client_knows_the_model(client: HttpClient, toy_bundle: Path) -> None:

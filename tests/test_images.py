@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.errors import ImageError, ImageTooLargeError
-from serve.images import decode_image, read_image
+from serve.errors import ImageError, ImageTooLargeError, OptionError
+from serve.images import check_mpp, decode_image, file_mpp, read_picture
 from tests.pictures import blobs, encoded, rgb_png
 
 IMAGE = blobs(40, 60)
@@ -149,19 +149,94 @@ def test_more_bytes_than_allowed_are_refused() -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"gone\.png cannot be read: No such file"):
-        read_image(tmp_path / "gone.png")
+        read_picture(tmp_path / "gone.png")
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "damaged.png").write_bytes(b"nothing")
     with pytest.raises(ImageError, match=r"damaged\.png: The file is no image"):
-        read_image(tmp_path / "damaged.png")
+        read_picture(tmp_path / "damaged.png")
 
 
 def test_the_name_of_a_file_says_nothing_of_its_format(tmp_path: Path) -> None:
     (tmp_path / "picture.jpg").write_bytes(encoded(IMAGE))
-    assert np.array_equal(read_image(tmp_path / "picture.jpg"), IMAGE)
+    assert np.array_equal(read_picture(tmp_path / "picture.jpg").pixels, IMAGE)
 
 
 def test_what_is_returned_can_be_written_to() -> None:
     decode_image(io.BytesIO(encoded(IMAGE)).getvalue())[0, 0] = 0
+
+
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT, DESCRIPTION = 282, 283, 296, 270
+INCH, CENTIMETRE, NO_UNIT = 2, 3, 1
+
+
+def _tiff(x: float, y: float, unit: int | None, description: str = "") -> bytes:
+    tags = {X_RESOLUTION: x, Y_RESOLUTION: y, DESCRIPTION: description}
+    if unit is not None:
+        tags[RESOLUTION_UNIT] = unit
+    return encoded(IMAGE, "TIFF", tiffinfo=tags)
+
+
+def test_a_png_states_its_mpp_by_pixels_a_metre() -> None:
+    assert file_mpp(encoded(IMAGE, dpi=(50_800, 50_800))) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "unit", "description", "mpp"),
+    [
+        (40_000.0, CENTIMETRE, "", 0.25),
+        (50_800.0, INCH, "", 0.5),
+        (50_800.0, None, "", 0.5),
+        (4.0, NO_UNIT, "ImageJ=1.53t\nunit=micron\n", 0.25),
+        (4.0, NO_UNIT, "ImageJ=1.53t\nunit=um\n", 0.25),
+    ],
+)
+def test_a_tiff_states_its_mpp_by_its_resolution(
+    resolution: float, unit: int | None, description: str, mpp: float
+) -> None:
+    assert file_mpp(_tiff(resolution, resolution, unit, description)) == pytest.approx(mpp)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded(IMAGE),
+        encoded(IMAGE, dpi=(72, 72)),
+        encoded(IMAGE, "JPEG", dpi=(300, 300)),
+        encoded(IMAGE, "WEBP"),
+        _tiff(4.0, 4.0, NO_UNIT),
+        _tiff(72.0, 72.0, INCH),
+        _tiff(10.0**6, 10.0**6, CENTIMETRE),
+        _tiff(0.0, 0.0, CENTIMETRE),
+        _tiff(40_000.0, 20_000.0, CENTIMETRE),
+        _tiff(40_000.0, 40_000.0, 77),
+    ],
+    ids=[
+        "no resolution",
+        "screen",
+        "printer",
+        "webp",
+        "no unit",
+        "screen tiff",
+        "too fine",
+        "zero",
+        "unequal",
+        "unknown unit",
+    ],  # fmt: skip
+)
+def test_a_resolution_that_no_microscope_gives_is_none(content: bytes) -> None:
+    assert file_mpp(content) is None
+
+
+def test_a_picture_has_its_pixels_and_its_mpp(tmp_path: Path) -> None:
+    (tmp_path / "slide.png").write_bytes(encoded(IMAGE, dpi=(25_400, 25_400)))
+    picture = read_picture(tmp_path / "slide.png")
+    assert np.array_equal(picture.pixels, IMAGE)
+    assert picture.mpp == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("mpp", [0.0, -1.0, 0.049, 20.1, float("nan"), float("inf")])
+def test_an_absurd_mpp_is_refused(mpp: float) -> None:
+    with pytest.raises(OptionError, match=r"um per pixel, expected 0\.05 to 20"):
+        check_mpp(mpp)

@@ -6,8 +6,17 @@ import pytest
 from PIL import Image
 
 from serve.manifest import Manifest, read_bundle
-from serve.outputs import LOW_CONFIDENCE, label_png, overlay_png, summarise
-from serve.tiling import Prediction
+from serve.outputs import (
+    LOW_CONFIDENCE,
+    MppSource,
+    arrays_npz,
+    confidence_png,
+    label_png,
+    overlay_png,
+    probabilities_npz,
+    summarise,
+)
+from serve.tiling import LowResProbabilities, Prediction
 
 LABELS = np.array([[1, 1, 2, 5]] * 3, np.uint8)
 CONFIDENCE = np.array([[255, 127, 128, 51]] * 3, np.uint8)
@@ -59,6 +68,23 @@ def test_an_overlay_without_opacity_is_the_image(manifest: Manifest) -> None:
     assert np.array_equal(_open(overlay_png(image, LABELS, manifest, alpha=0)), image)
 
 
+def test_an_overlay_of_some_classes_leaves_the_others_as_they_are(manifest: Manifest) -> None:
+    image = np.full((*LABELS.shape, 3), 100, np.uint8)
+    overlay = np.asarray(_open(overlay_png(image, LABELS, manifest, alpha=1, shown=[2])))
+    assert overlay[0].tolist() == [[100] * 3, [100] * 3, [0x2C, 0xA0, 0x2C], [100] * 3]
+
+
+def test_an_overlay_of_no_class_is_the_image(manifest: Manifest) -> None:
+    image = np.full((*LABELS.shape, 3), 100, np.uint8)
+    assert np.array_equal(_open(overlay_png(image, LABELS, manifest, shown=[])), image)
+
+
+def test_the_confidence_image_is_grey_and_its_values_are_the_confidence() -> None:
+    image = _open(confidence_png(CONFIDENCE))
+    assert (image.format, image.mode) == ("PNG", "L")
+    assert np.array_equal(np.asarray(image), CONFIDENCE)
+
+
 def test_pixels_are_counted_per_class(prediction: Prediction, manifest: Manifest) -> None:
     classes = summarise(prediction, manifest).classes
     assert [row.pixel_count for row in classes] == [6, 3, 0, 0, 3]
@@ -91,6 +117,50 @@ def test_low_confidence_counts_pixels_below_one_half(
     summary = summarise(prediction, manifest)
     assert summary.low_confidence_threshold == LOW_CONFIDENCE == 0.5
     assert summary.low_confidence_share == 0.5  # 127 and 51 of 255 are below, 128 is not
+
+
+def test_low_confidence_is_also_counted_per_class(
+    prediction: Prediction, manifest: Manifest
+) -> None:
+    found = [row.low_confidence_share for row in summarise(prediction, manifest).classes]
+    assert found == [0.5, 0, None, None, 1]
+
+
+@pytest.mark.parametrize("source", ["request", "file"])
+def test_a_known_mpp_gives_areas(
+    source: MppSource, prediction: Prediction, manifest: Manifest
+) -> None:
+    summary = summarise(prediction, manifest, mpp=0.5, mpp_source=source)
+    assert [row.area_um2 for row in summary.classes] == [1.5, 0.75, 0, 0, 0.75]
+    assert (summary.image.mpp, summary.image.mpp_source) == (0.5, source)
+
+
+@pytest.mark.parametrize(("mpp", "source"), [(0.5, "model"), (None, "unknown")])
+def test_an_assumed_mpp_gives_no_areas(
+    mpp: float | None, source: MppSource, prediction: Prediction, manifest: Manifest
+) -> None:
+    summary = summarise(prediction, manifest, mpp=mpp, mpp_source=source)
+    assert [row.area_um2 for row in summary.classes] == [None] * 5
+
+
+def test_the_arrays_have_the_probabilities_only_where_there_are_any(
+    prediction: Prediction, manifest: Manifest
+) -> None:
+    low_res = LowResProbabilities(np.ones((5, 1, 1), np.uint8), (0.0, 0.0), (4.0, 4.0))
+    summary = summarise(prediction, manifest)
+    for wanted, names in ((None, set()), (low_res, {"probabilities", "origin_px", "stride_px"})):
+        content = arrays_npz(LABELS, CONFIDENCE, summary, wanted)
+        with np.load(io.BytesIO(content)) as arrays:
+            assert set(arrays) == {"labels", "confidence", "summary"} | names
+
+
+def test_the_probabilities_say_where_they_are_and_of_which_classes(manifest: Manifest) -> None:
+    low_res = LowResProbabilities(np.ones((5, 2, 3), np.uint8), (0.0, 0.0), (4.5, 4.0))
+    with np.load(io.BytesIO(probabilities_npz(low_res, manifest)), allow_pickle=False) as arrays:
+        assert arrays["probabilities"].shape == (5, 2, 3)
+        assert arrays["origin_px"].tolist() == [0, 0]
+        assert arrays["stride_px"].tolist() == [4.5, 4]
+        assert arrays["classes"].tolist() == [tissue.name for tissue in manifest.classes]
 
 
 def test_the_summary_names_the_model_and_the_size(

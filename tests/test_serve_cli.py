@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from serve.__main__ import main
 from serve.settings import ServeSettings
-from tests.http_service import free_port
 from tests.pictures import blobs, encoded
 
 IMAGE = blobs(70, 90)
@@ -28,79 +26,6 @@ def _fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     assert message.startswith("error: ")
     assert message.count("\n") == 1
     return message
-
-
-def test_segment_writes_labels_overlay_and_numbers(
-    image: Path, toy_bundle: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "new" / "out"
-    assert main(["segment", str(image), "--bundle", str(toy_bundle), "--out", str(out)]) == 0
-    assert {path.name for path in out.iterdir()} == {
-        "slide.labels.png",
-        "slide.overlay.png",
-        "slide.json",
-    }
-    with Image.open(out / "slide.labels.png") as labels:
-        assert (labels.mode, labels.size) == ("P", (90, 70))
-    with Image.open(out / "slide.overlay.png") as overlay:
-        assert (overlay.mode, overlay.size) == ("RGB", (90, 70))
-    assert json.loads((out / "slide.json").read_text())["image"] == {
-        "width_px": 90,
-        "height_px": 70,
-    }
-
-
-def test_segment_over_http_writes_the_same_files(
-    image: Path, toy_bundle: Path, service_url: str, tmp_path: Path
-) -> None:
-    assert main(["segment", str(image), "--bundle", str(toy_bundle), "--out", f"{tmp_path}/a"]) == 0
-    assert main(["segment", str(image), "--url", service_url, "--out", f"{tmp_path}/b"]) == 0
-    for name in ("slide.labels.png", "slide.overlay.png", "slide.json"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def test_segment_prints_a_row_per_class(
-    image: Path, toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["segment", str(image), "--bundle", str(toy_bundle), "--out", str(tmp_path)])
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in ("Tumor", "Stroma", "Inflammatory", "Necrosis", "Other"))
-
-
-def test_a_missing_image_fails_before_anything_is_written(
-    image: Path, toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    missing = tmp_path / "gone.png"
-    message = _fails(capsys, "segment", image, missing, "--bundle", toy_bundle, "--out", out)
-    assert "gone.png is no file" in message
-    assert not out.exists()
-
-
-def test_a_damaged_image_leaves_no_file_behind(
-    toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    damaged, out = tmp_path / "damaged.png", tmp_path / "out"
-    damaged.write_bytes(encoded(IMAGE)[:500])
-    assert "damaged.png" in _fails(capsys, "segment", damaged, "--bundle", toy_bundle, "--out", out)
-    assert not out.exists()
-
-
-def test_two_images_of_one_name_are_refused(
-    image: Path, toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = tmp_path / "other" / "slide.jpg"
-    other.parent.mkdir()
-    other.write_bytes(encoded(IMAGE, "JPEG"))
-    message = _fails(capsys, "segment", image, other, "--bundle", toy_bundle)
-    assert "more than one image is called slide" in message
-
-
-def test_an_output_folder_that_is_a_file_is_one_message(
-    image: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    message = _fails(capsys, "segment", image, "--bundle", toy_bundle, "--out", image)
-    assert "slide.png" in message
 
 
 @pytest.mark.parametrize("command", ["http", "benchmark"])
@@ -132,13 +57,6 @@ def test_an_address_that_cannot_be_listened_at_is_one_message(
     flag: str, value: str, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert value in _fails(capsys, "http", "--bundle", toy_bundle, flag, value)
-
-
-def test_a_service_that_is_not_there_is_one_message(
-    image: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    url = f"http://127.0.0.1:{free_port()}"
-    assert f"no service at {url}" in _fails(capsys, "segment", image, "--url", url)
 
 
 def test_a_flag_out_of_range_is_refused(image: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,3 +30,23 @@ def test_an_unknown_backend_is_refused_with_the_choices() -> None:
 def test_a_value_out_of_range_is_refused() -> None:
     with pytest.raises(SettingsError, match="max_upload_mib is 0, expected a value from 1 to"):
         ServeSettings.from_environment({"FOCALPATH_MAX_UPLOAD_MIB": "0"})
+
+
+def test_lists_and_paths_survive_the_environment() -> None:
+    settings = ServeSettings(
+        api_keys_file=Path("/keys"), allowed_origins=("https://a.example", "http://b:8080")
+    )
+    variables = settings.to_environment()
+    assert variables["FOCALPATH_ALLOWED_ORIGINS"] == "https://a.example,http://b:8080"
+    assert ServeSettings.from_environment(variables) == settings
+
+
+def test_a_variable_that_is_set_to_nothing_keeps_its_default() -> None:
+    variables = {"FOCALPATH_API_KEYS_FILE": "", "FOCALPATH_WORKERS": ""}
+    assert ServeSettings.from_environment(variables) == ServeSettings()
+
+
+@pytest.mark.parametrize("origin", ["dsa.example", "https://", "https://a/path", "null", " *"])
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    with pytest.raises(SettingsError, match="allowed_origins has .*expected a scheme and a host"):
+        ServeSettings(allowed_origins=(origin,))

@@ -172,7 +172,7 @@ def test_work_on_one_image_does_not_block_other_requests(toy_bundle: Path) -> No
     class SlowModel:
         started, released = threading.Event(), threading.Event()
 
-        def get(self) -> None:
+        def run(self, _: object) -> None:
             self.started.set()
             self.released.wait(10)
             raise BackendUnavailableError("too slow")

@@ -1,12 +1,16 @@
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from serve.backends import OnnxRuntimeBackend
+from serve.batching import TileBatcher, TilePool
+from serve.errors import BackendUnavailableError
 from serve.manifest import LOW_RES_STRIDE, Manifest, read_bundle
 from serve.tiling import (
     OVERLAP,
@@ -29,7 +33,7 @@ def manifest(toy_bundle: Path) -> Manifest:
 
 @pytest.fixture(scope="module")
 def backend(toy_bundle: Path, manifest: Manifest) -> OnnxRuntimeBackend:
-    return OnnxRuntimeBackend(toy_bundle, manifest)
+    return OnnxRuntimeBackend(toy_bundle, manifest, threads=1)
 
 
 class FakeBackend:
@@ -187,3 +191,89 @@ def test_iou_scores_are_weighted_by_the_area_of_the_class_in_each_tile(manifest:
     image = np.zeros((TILE_SIZE_PX, TILE_SIZE_PX + 48, 3), np.uint8)
     found = predict(image, FakeBackend(probabilities, scores), manifest).iou_scores
     assert found == pytest.approx([(0.9 + 0.25 * 0.4) / 1.25, 0.8, 0.4, 0, 0])
+
+
+@pytest.mark.parametrize("scale", [0.37, 0.5, 1.3, 2.0])
+def test_a_resampled_image_gets_labels_in_its_own_pixels(
+    scale: float, backend: OnnxRuntimeBackend, manifest: Manifest
+) -> None:
+    side = round(120 / scale)  # coarse enough for the decoder's resolution
+    truth = np.repeat(np.repeat(np.arange(6).reshape(2, 3) % 5 + 1, side, axis=0), side, axis=1)
+    prediction = predict(painted(truth), backend, manifest, scale=scale)
+    assert prediction.labels.shape == prediction.confidence.shape == truth.shape
+    assert (prediction.labels == truth).mean() > 0.98
+
+
+def test_a_resampled_image_is_seen_by_the_model_at_the_models_scale(
+    backend: OnnxRuntimeBackend, manifest: Manifest
+) -> None:
+    image = blobs(300, 400, scale=3)
+    half = np.asarray(Image.fromarray(image).resize((200, 150), Image.Resampling.BICUBIC))
+    at_once = predict(half, backend, manifest, with_probabilities=True).low_res
+    resampled = predict(image, backend, manifest, scale=0.5, with_probabilities=True).low_res
+    assert at_once is not None
+    assert resampled is not None
+    assert np.array_equal(at_once.probabilities, resampled.probabilities)
+    assert at_once.stride_px == (4, 4)
+    assert resampled.stride_px == (8, 8)
+
+
+@pytest.mark.parametrize("scale", [0.6, 1.7])
+def test_a_shifted_crop_agrees_with_the_whole_image_also_where_it_is_resampled(
+    scale: float, backend: OnnxRuntimeBackend, manifest: Manifest
+) -> None:
+    image = blobs(500, 600, scale=3)
+    whole = predict(image, backend, manifest, scale=scale).labels[37:387, 21:421]
+    crop = predict(image[37:387, 21:421], backend, manifest, scale=scale).labels
+    assert (crop == whole)[32:-32, 32:-32].mean() >= 0.995
+
+
+@pytest.mark.parametrize("size", [(64, 64), (10, 21), (150, 333)])
+def test_probabilities_cover_the_image_and_agree_with_its_labels(
+    size: tuple[int, int], backend: OnnxRuntimeBackend, manifest: Manifest
+) -> None:
+    prediction = predict(blobs(*size, noise=5), backend, manifest, with_probabilities=True)
+    low_res = prediction.low_res
+    assert low_res is not None
+    assert low_res.probabilities.shape == (5, -(-size[0] // 4), -(-size[1] // 4))
+    assert low_res.probabilities.dtype == np.uint8
+    likeliest = low_res.probabilities.argmax(axis=0) + 1
+    near = likeliest.repeat(4, axis=0).repeat(4, axis=1)[: size[0], : size[1]]
+    assert (near == prediction.labels).mean() > 0.9
+
+
+def test_probabilities_are_left_out_unless_they_are_asked_for(
+    backend: OnnxRuntimeBackend, manifest: Manifest
+) -> None:
+    assert predict(blobs(150, 150), backend, manifest).low_res is None
+
+
+@pytest.mark.parametrize("kind", [TileBatcher, TilePool])
+def test_tiles_that_share_a_model_give_the_same_answer(
+    kind: type, toy_bundle: Path, backend: OnnxRuntimeBackend, manifest: Manifest
+) -> None:
+    size = {"max_batch_size": 3} if kind is TileBatcher else {"max_tiles": 3}
+    runner = kind(OnnxRuntimeBackend(toy_bundle, manifest), **size)
+    image = blobs(500, 300)
+    shared, alone = predict(image, runner, manifest), predict(image, backend, manifest)
+    runner.close()
+    assert np.array_equal(shared.labels, alone.labels)
+    assert np.array_equal(shared.confidence, alone.confidence)
+    assert np.allclose(shared.iou_scores, alone.iou_scores)
+
+
+def test_a_tile_that_fails_calls_off_those_that_wait(manifest: Manifest) -> None:
+    class FirstFails(FakeBackend):
+        futures: ClassVar[list[Future[Any]]] = []
+
+        def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[Any]:
+            self.futures.append(Future())
+            if len(self.futures) == 1:
+                self.futures[0].set_exception(BackendUnavailableError("lost"))
+            return self.futures[-1]
+
+    runner = FirstFails(np.zeros(0, np.uint8), np.zeros(0, np.float32))
+    with pytest.raises(BackendUnavailableError, match="lost"):
+        predict(blobs(400, 400), runner, manifest)
+    assert len(runner.futures) > 1
+    assert all(future.cancelled() for future in runner.futures[1:])

@@ -1,5 +1,6 @@
 """One image, the same labels from every runtime: against the real Triton server."""
 
+import asyncio
 import contextlib
 import io
 import os
@@ -22,9 +23,10 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from export.triton_repository import Target, publish, render_config
 from serve.backends import OnnxRuntimeBackend
-from serve.client import HttpClient, TritonClient
+from serve.client import AsyncTritonClient, HttpClient, TritonClient
 from serve.manifest import Manifest, read_bundle
-from serve.segmenter import ImageSegmenter, Segmenter
+from serve.segment_files import main as segment_files
+from serve.segmenter import ImageSegmenter, Segmentation, Segmenter
 from tests.toy_bundle import REFERENCE_RGB, TILE_SIZE_PX, write_toy_bundle
 from tests.triton_server import (
     CACHE_VARIABLE,
@@ -386,6 +388,114 @@ def test_every_way_to_segment_gives_a_larger_image_the_same_labels(
     labels = segmenter.segment(image).labels
     assert labels.shape == image.shape[:2]
     assert labels.tobytes() == in_process.segment(image).labels.tobytes()
+
+
+def test_every_way_to_segment_gives_the_same_for_another_mpp(
+    segmenter: ImageSegmenter, in_process: Segmenter
+) -> None:
+    image = _larger_image()
+
+    found = segmenter.segment(image, mpp=0.8, with_probabilities=True)
+    expected = in_process.segment(image, mpp=0.8, with_probabilities=True)
+    assert found.labels.tobytes() == expected.labels.tobytes()
+    assert found.low_res is not None
+    assert expected.low_res is not None
+    assert found.low_res.probabilities.tobytes() == expected.low_res.probabilities.tobytes()
+
+
+def test_tiles_of_one_image_share_batches_on_triton(server: TritonServer, toy_bundle: Path) -> None:
+    before = _statistics(server)
+    with TritonClient(server.grpc_url, read_bundle(toy_bundle)) as client:
+        client.segment(np.tile(_larger_image(), (3, 3, 1)))
+    after = _statistics(server)
+
+    executions = after.execution_count - before.execution_count
+    assert executions < after.inference_count - before.inference_count
+
+
+def test_the_async_client_gives_the_same_labels(
+    server: TritonServer, toy_bundle: Path, in_process: Segmenter
+) -> None:
+    images = [_tiles(1, seed=seed)[0] for seed in range(4)]
+
+    async def segment_all() -> list[Segmentation]:
+        async with AsyncTritonClient(server.grpc_url, read_bundle(toy_bundle)) as client:
+            return await asyncio.gather(*(client.segment(image) for image in images))
+
+    for image, result in zip(images, asyncio.run(segment_all()), strict=True):
+        assert result.labels.tobytes() == in_process.segment(image).labels.tobytes()
+
+
+def _shared_regions() -> set[Path]:
+    return set(Path("/dev/shm").glob("focalpath-*"))
+
+
+def test_shared_memory_gives_the_same_answer_and_leaves_nothing_behind(
+    server: TritonServer, toy_bundle: Path, in_process: Segmenter
+) -> None:
+    image = _larger_image()
+    manifest = read_bundle(toy_bundle)
+    with TritonClient(server.grpc_url, manifest, shared_memory=True) as client:
+        labels = [client.segment(image).labels.tobytes() for _ in range(3)]
+        one_tile = client.segment(image[:50, :60]).labels.tobytes()
+        assert _shared_regions()
+
+    assert set(labels) == {in_process.segment(image).labels.tobytes()}
+    assert one_tile == in_process.segment(image[:50, :60]).labels.tobytes()
+    assert not _shared_regions()
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as admin:
+        assert not admin.get_system_shared_memory_status().regions
+
+
+def test_shared_memory_that_triton_forgot_is_made_again(
+    server: TritonServer, toy_bundle: Path, in_process: Segmenter
+) -> None:
+    tile = _tiles(1, seed=5)[0]
+    manifest = read_bundle(toy_bundle)
+    with TritonClient(server.grpc_url, manifest, shared_memory=True) as client:
+        client.segment(tile)
+        with tritonclient.grpc.InferenceServerClient(server.grpc_url) as admin:
+            admin.unregister_system_shared_memory()
+        expected = in_process.segment(tile).labels.tobytes()
+        assert client.segment(tile).labels.tobytes() == expected
+        assert client.segment(tile).labels.tobytes() == expected
+    assert not _shared_regions()
+
+
+def test_without_shared_memory_tensors_are_sent(
+    server: TritonServer,
+    toy_bundle: Path,
+    in_process: Segmenter,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no space left on /dev/shm")
+
+    monkeypatch.setattr("serve.shared_memory.shm.create_shared_memory_region", refuse)
+    tile = _tiles(1, seed=6)[0]
+    manifest = read_bundle(toy_bundle)
+    with TritonClient(server.grpc_url, manifest, shared_memory=True) as client:
+        labels = client.segment(tile).labels.tobytes()
+    assert labels == in_process.segment(tile).labels.tobytes()
+    assert "tensors are sent to Triton" in caplog.text
+
+
+def test_the_command_line_writes_the_same_files_from_triton_and_from_the_bundle(
+    server: TritonServer, toy_bundle: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "slide.png"
+    Image.fromarray(_larger_image()).save(image)
+    formats = ["--format", "labels", "overlay", "geojson", "dsa", "probabilities"]
+    for name, url in (("triton", f"grpc://{server.grpc_url}"), ("bundle", str(toy_bundle))):
+        arguments = ["--url", url, "--bundle", str(toy_bundle), "--out", str(tmp_path / name)]
+        assert segment_files([str(image), *arguments, *formats]) == 0
+
+    names = {path.name for path in (tmp_path / "bundle").iterdir()}
+    assert len(names) == 7
+    for name in names:
+        written = (tmp_path / "triton" / name).read_bytes()
+        assert written == (tmp_path / "bundle" / name).read_bytes()
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "triton"])

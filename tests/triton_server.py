@@ -254,6 +254,7 @@ def _environment(package: Path) -> dict[str, str]:
         # The stub must load the libpython of this Python, and not another one of the system.
         "LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR")),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "ORT_DISABLE_TELEMETRY": "1",  # the stand-in imports onnxruntime, and not `serve`
     }
 
 

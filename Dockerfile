@@ -1,0 +1,76 @@
+# Images of FocalPath. `docker build --target serve --tag focalpath-serve .`
+
+ARG PYTHON=python:3.12.12-slim-bookworm
+# The release that export/engine_plan.py plans for: a plan runs only on the TensorRT that built it.
+ARG TENSORRT=nvcr.io/nvidia/tensorrt:26.06-py3
+
+# Training: `docker run --gpus all --volume "$PWD/artifacts:/workspace" focalpath-train fit bcss ...`
+FROM ${PYTHON} AS train
+WORKDIR /source
+COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY train train
+COPY export export
+COPY serve serve
+RUN pip install --no-cache-dir --root-user-action=ignore --constraint constraints.txt '.[train]' \
+    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin focalpath \
+    && install --directory --owner 10001 --group 10001 /workspace
+ENV PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp
+WORKDIR /workspace
+USER 10001:10001
+ENTRYPOINT ["python", "-m", "train"]
+
+# Export, and TensorRT engines with `engine BUNDLE` on the GPU that will serve them.
+FROM ${TENSORRT} AS export
+WORKDIR /source
+COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY train train
+COPY export export
+COPY serve serve
+# The image's own Python: it has the bindings of the image's TensorRT.
+RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir --root-user-action=ignore \
+        --constraint constraints.txt '.[export]' \
+    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin focalpath \
+    && install --directory --owner 10001 --group 10001 /workspace
+ENV PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
+    ORT_DISABLE_TELEMETRY=1
+WORKDIR /workspace
+USER 10001:10001
+ENTRYPOINT ["python3", "-m", "export"]
+
+# The environment of the service, built where its tools do not stay behind.
+FROM ${PYTHON} AS serve-environment
+WORKDIR /source
+RUN python -m venv --without-pip /opt/focalpath
+COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY train train
+COPY export export
+COPY serve serve
+RUN pip --python /opt/focalpath/bin/python install --no-cache-dir --constraint constraints.txt \
+    '.[serve,tracing]'
+
+FROM ${PYTHON} AS serve
+LABEL org.opencontainers.image.title="FocalPath service" \
+    org.opencontainers.image.licenses="Apache-2.0"
+RUN pip uninstall --yes --root-user-action=ignore pip \
+    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin focalpath
+COPY --from=serve-environment /opt/focalpath /opt/focalpath
+ENV PATH=/opt/focalpath/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
+    BENTOML_DO_NOT_TRACK=True \
+    ORT_DISABLE_TELEMETRY=1 \
+    FOCALPATH_BUNDLE=/artifacts/bundle
+WORKDIR /tmp
+USER 10001:10001
+EXPOSE 3000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:3000/readyz')"]
+ENTRYPOINT ["python", "-m", "serve"]
+# Needs FOCALPATH_API_KEYS_FILE, or FOCALPATH_INSECURE_NO_KEY=true behind something that asks for one.
+CMD ["http", "--host", "0.0.0.0", "--port", "3000"]

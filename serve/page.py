@@ -1,0 +1,68 @@
+"""The web page at `/`: the files in `serve/viewer`, which ask nothing of any other host."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+VIEWER = Path(__file__).parent / "viewer"
+VIEWER_PATH = "/viewer/"
+"""Where the page's own files are; they and `/` hold nothing secret, so they need no key."""
+
+_MEDIA_TYPES = {
+    ".css": "text/css",
+    ".html": "text/html",
+    ".jpg": "image/jpeg",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
+"""Stated, since a machine's own table may call JavaScript plain text, which browsers refuse."""
+_FILES = frozenset(path.name for path in VIEWER.iterdir() if path.suffix in _MEDIA_TYPES)
+_CONTENT_SECURITY_POLICY = (
+    "default-src 'none'",
+    "script-src 'self'",
+    "style-src 'self'",
+    "img-src 'self'",
+    "connect-src 'self'",
+    "base-uri 'none'",
+    "form-action 'none'",
+    "frame-ancestors 'none'",
+)
+_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "; ".join(_CONTENT_SECURITY_POLICY),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def page_routes(index: Endpoint) -> list[Route]:
+    """`/` is the page for who accepts HTML and `index` for others; `/viewer/` has the files."""
+
+    async def root(request: Request) -> Response:
+        if "text/html" in request.headers.get("accept", ""):
+            response: Response = _file_response("index.html")
+        else:
+            response = await index(request)
+        response.headers["Vary"] = "Accept"
+        return response
+
+    async def file(request: Request) -> Response:
+        return _file_response(request.path_params["name"])
+
+    return [
+        Route("/", root, methods=["GET"]),
+        Route(f"{VIEWER_PATH}{{name}}", file, methods=["GET"]),
+    ]
+
+
+def _file_response(name: str) -> FileResponse:
+    if name not in _FILES:
+        raise HTTPException(404, f"{VIEWER_PATH}{name} does not exist.")
+    path = VIEWER / name
+    return FileResponse(path, media_type=_MEDIA_TYPES[path.suffix], headers=_HEADERS)

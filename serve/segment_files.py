@@ -1,0 +1,323 @@
+"""Segment image files into a folder, several at a time: what `focalpath-segment` does."""
+
+import csv
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from serve.client import HttpClient, TritonClient
+from serve.errors import FocalPathError, ImageError
+from serve.images import check_mpp, read_picture
+from serve.manifest import Manifest, read_bundle
+from serve.outputs import Summary
+from serve.renderings import SUFFIXES, Form, RenderOptions, labels_of, needs_probabilities, render
+from serve.segmenter import ImageSegmenter, open_segmenter
+from serve.settings import ServeSettings
+
+SUMMARY_FILE = "summary.csv"
+FileForm = Literal["labels", "overlay", "confidence", "json", "geojson", "dsa", "probabilities"]
+_IMAGE_COLUMNS = ("image", "width_px", "height_px", "mpp", "mpp_source", "model", "version")
+_CLASS_COLUMNS = (
+    "label",
+    "name",
+    "pixel_count",
+    "pixel_share",
+    "area_um2",
+    "mean_confidence",
+    "low_confidence_share",
+    "predicted_iou",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Segment images: for each the chosen formats and a JSON of numbers, and one CSV of them all.
+
+    Files that are already there, from the same model, are not made again; none is ever seen
+    half-written.
+    """
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """PNG, JPEG, TIFF or WebP files."""
+    settings: tyro.conf.OmitArgPrefixes[ServeSettings] = field(
+        default_factory=ServeSettings.from_environment
+    )
+    """What to run when no --url is given, and the limits."""
+    url: str | None = None
+    """What answers: http://host:port of the service, grpc://host:port of Triton (with the --bundle
+    that its repository was filled from), or a bundle's folder."""
+    api_key_file: Path | None = None
+    """File with the API key of the service, on its first line."""
+    out: Path = Path("artifacts/segmentations")
+    """Folder to write to; made if it is missing."""
+    format: tuple[FileForm, ...] = ("labels", "overlay")
+    """What to write beside the JSON."""
+    mpp: float | None = None
+    """um per pixel of all images; by default each file's own, or else the model's."""
+    alpha: float = 0.5
+    """Overlay: 0 shows the image only, 1 the colours only."""
+    classes: tuple[str, ...] = ()
+    """Overlay, GeoJSON, DSA: names of the classes to show; by default all."""
+    simplify_px: float = 0.0
+    """GeoJSON, DSA: simplify outlines by about so many pixels; 0: exact."""
+    min_area_px: int = 0
+    """GeoJSON, DSA: leave out regions of fewer pixels."""
+    jobs: int = 2
+    """Images to work on at the same time."""
+    again: bool = False
+    """Also make the files that are already there."""
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """What is written for an image; the JSON last, since it says that the others are there."""
+        return (*(form for form in dict.fromkeys(self.format) if form != "json"), "json")
+
+    @property
+    def options(self) -> RenderOptions:
+        """How it is drawn."""
+        return RenderOptions(
+            alpha=self.alpha,
+            classes=self.classes,
+            simplify_px=self.simplify_px,
+            min_area_px=self.min_area_px,
+        )
+
+
+def run_segment(command: Segment) -> int:
+    """Segment every image and write its files; return the exit status.
+
+    An image that cannot be used is named at the end, and the others are worked on all the same.
+
+    Raises:
+        FocalPathError: nothing can be segmented at all.
+    """
+    _check(command)
+    segmenter = _open(command)
+    try:
+        manifest = segmenter.manifest
+        labels_of(command.classes, manifest)
+        finished = {} if command.again else _finished(command, manifest)
+        to_do = [path for path in command.images if path not in finished]
+        made, failures = _segment_all(command, segmenter, to_do)
+    finally:
+        segmenter.close()
+    known = finished | made
+    summaries = {path: known[path] for path in command.images if path in known}
+    if summaries:
+        write_whole(command.out, {SUMMARY_FILE: _summary_csv(summaries)})
+    _report(command, summaries, made)
+    for message in failures:
+        print(f"error: {message}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _check(command: Segment) -> None:
+    """Refuse what cannot work before anything is opened or written."""
+    if not command.images:
+        raise ImageError("no image is named. Name one or more files.")
+    stems: dict[str, Path] = {}
+    for path in command.images:
+        if not path.is_file():
+            raise ImageError(f"{path} is no file. Check the path; nothing was segmented.")
+        if path.stem in stems:
+            raise ImageError(
+                f"more than one image is called {path.stem}; their outputs would overwrite each "
+                "other. Segment them into different folders with --out."
+            )
+        stems[path.stem] = path
+    if command.jobs < 1:
+        raise FocalPathError(f"--jobs is {command.jobs}, expected at least 1.")
+    if not 0 <= command.alpha <= 1:
+        raise FocalPathError(f"--alpha is {command.alpha:g}, expected 0 to 1.")
+    if command.simplify_px < 0 or command.min_area_px < 0:
+        raise FocalPathError("--simplify-px and --min-area-px cannot be negative.")
+    if command.mpp is not None:
+        check_mpp(command.mpp)
+
+
+def _open(command: Segment) -> ImageSegmenter:
+    """What answers: the service, Triton, or a bundle in this process."""
+    settings, url = command.settings, command.url
+    if url is None:
+        return open_segmenter(settings)
+    if url.startswith("grpc://"):
+        return TritonClient(
+            url,
+            read_bundle(settings.bundle),
+            timeout_s=settings.triton_timeout_s,
+            shared_memory=settings.triton_shared_memory,
+        )
+    if "://" not in url and Path(url).is_dir():
+        return open_segmenter(replace(settings, bundle=Path(url)))
+    return HttpClient(url, api_key=_read_key(command.api_key_file))
+
+
+def _read_key(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    lines = path.read_text(encoding="utf-8").split()
+    if not lines:
+        raise FocalPathError(f"{path} is empty, expected an API key on its first line.")
+    return lines[0]
+
+
+def _finished(command: Segment, manifest: Manifest) -> dict[Path, Summary]:
+    """The images whose files are all there, newer than the image and from the same model."""
+    finished = {}
+    for path in command.images:
+        outputs = [command.out / f"{path.stem}{SUFFIXES[form]}" for form in command.forms]
+        if not all(output.is_file() for output in outputs):
+            continue
+        if min(output.stat().st_mtime for output in outputs) < path.stat().st_mtime:
+            continue
+        try:
+            summary = Summary.model_validate_json(outputs[-1].read_bytes())
+        except ValidationError:  # of another version, or not ours
+            continue
+        if (summary.model.name, summary.model.version) == (manifest.name, manifest.version):
+            finished[path] = summary
+    return finished
+
+
+def _segment_all(
+    command: Segment, segmenter: ImageSegmenter, paths: Sequence[Path]
+) -> tuple[dict[Path, Summary], list[str]]:
+    """Work on the images; what was made, and what went wrong."""
+    made: dict[Path, Summary] = {}
+    failures: list[str] = []
+    stopped = threading.Event()
+
+    def work(path: Path) -> Summary | None:
+        return None if stopped.is_set() else _segment_one(command, segmenter, path)
+
+    with _progress() as progress, ThreadPoolExecutor(command.jobs) as pool:
+        task = progress.add_task("segmenting", total=len(paths))
+        futures = {pool.submit(work, path): path for path in paths}
+        try:
+            for future in as_completed(futures):
+                progress.advance(task)
+                try:
+                    summary = future.result()
+                except ImageError as error:
+                    failures.append(_named(futures[future], error))
+                else:
+                    if summary is not None:
+                        made[futures[future]] = summary
+        except BaseException:  # no answer any more, or Ctrl+C: what has not begun is left
+            stopped.set()
+            raise
+    return made, failures
+
+
+def _segment_one(command: Segment, segmenter: ImageSegmenter, path: Path) -> Summary:
+    picture = read_picture(path, command.settings)
+    result = segmenter.segment(
+        picture.pixels,
+        mpp=picture.mpp if command.mpp is None else command.mpp,
+        mpp_source="file" if command.mpp is None else "request",
+        with_probabilities=needs_probabilities(command.forms, command.options),
+    )
+    write_whole(
+        command.out,
+        {
+            f"{path.stem}{SUFFIXES[form]}": render(
+                form, picture.pixels, result, segmenter.manifest, command.options
+            )
+            for form in command.forms
+        },
+    )
+    return result.summary
+
+
+def _named(path: Path, error: FocalPathError) -> str:
+    return str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
+
+
+def _progress() -> Progress:
+    """A bar on the terminal, if there is one."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def write_whole(folder: Path, contents: dict[str, bytes]) -> list[Path]:
+    """Write files beside their places and rename them, so that none is ever seen half-written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+        for name, content in contents.items():
+            (Path(scratch) / name).write_bytes(content)
+        return [(Path(scratch) / name).replace(folder / name) for name in contents]
+
+
+def _summary_csv(summaries: dict[Path, Summary]) -> bytes:
+    """A row for each image and class."""
+    with tempfile.SpooledTemporaryFile(mode="w+", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*_IMAGE_COLUMNS, *_CLASS_COLUMNS])
+        writer.writerows(_rows(summaries))
+        file.seek(0)
+        return file.read().encode()
+
+
+def _rows(summaries: dict[Path, Summary]) -> Iterable[list[object]]:
+    for path, summary in summaries.items():
+        image, model = summary.image, summary.model
+        about = [path.name, image.width_px, image.height_px, image.mpp, image.mpp_source]
+        for row in summary.classes:
+            numbers = [getattr(row, column) for column in _CLASS_COLUMNS]
+            yield [*about, model.name, model.version, *numbers]
+
+
+def _report(command: Segment, summaries: dict[Path, Summary], made: dict[Path, Summary]) -> None:
+    """Say what was done: in numbers for one image, in one line for more."""
+    console = Console()
+    if len(command.images) == 1:
+        for path, summary in summaries.items():
+            console.print(_table(path, summary))
+    skipped = len(summaries) - len(made)
+    already = f", {skipped} were there already" if skipped else ""
+    print(
+        f"wrote {len(made)} of {len(command.images)} images to {command.out}{already}", flush=True
+    )
+
+
+def _table(path: Path, summary: Summary) -> Table:
+    table = Table(title=f"{path.name}, {summary.image.width_px} x {summary.image.height_px}")
+    table.add_column("class")
+    for title in ("share", "mean confidence", "predicted IoU"):
+        table.add_column(title, justify="right")
+    for row in summary.classes:
+        confidence = "" if row.mean_confidence is None else f"{row.mean_confidence:.2f}"
+        table.add_row(row.name, f"{row.pixel_share:.1%}", confidence, f"{row.predicted_iou:.2f}")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`focalpath-segment`: run the command line and return its exit status."""
+    try:
+        command = tyro.cli(Segment, prog="focalpath-segment", args=arguments)
+        return run_segment(command)
+    except (FocalPathError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; start it again to go on where it was", file=sys.stderr)
+        return 130

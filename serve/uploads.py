@@ -1,0 +1,220 @@
+"""What a request brings: multipart forms, read strictly and within limits, and zips of images.
+
+Nothing that a caller names is ever opened: a name is only repeated in the answer, and an address
+in a field is text in the wrong place.
+"""
+
+import re
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO
+
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.errors import FocalPathError, ImageError, ImageTooLargeError, OptionError
+from serve.images import check_mpp
+from serve.settings import MEBIBYTE
+
+MAX_BATCH_FILES = 256
+"""Most files of one batch, zips' members included."""
+MAX_EXPANSION = 16
+"""A zip's members may be this many times as large as the largest upload, all together."""
+FORM_OVERHEAD_BYTES = MEBIBYTE
+"""What a multipart body may have around its files."""
+_MAX_FORM_FIELDS = 8
+_ZIP_START = b"PK"
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,  # a compression that Python lacks
+    RuntimeError,  # a password
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+)
+"""What zipfile raises on broken or unusual archives."""
+_PATH_TRICK = re.compile(r"(^|/)\.\.(/|$)|^/|^[A-Za-z]:|\\|[\x00-\x1f\x7f]")
+
+
+def error_response(message: str, status: int) -> JSONResponse:
+    """An error as every endpoint answers it."""
+    return JSONResponse({"error": message}, status)
+
+
+class BodyLimit:
+    """ASGI middleware that refuses a body over the limit, by its header and by its actual bytes."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on while it is within the limit."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise self._refusal()
+            return message
+
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self._max_bytes:
+            refusal = self._refusal()
+            await error_response(refusal.detail, refusal.status_code)(scope, receive, send)
+            return
+        await self._app(scope, counted, send)
+
+    def _refusal(self) -> HTTPException:
+        limit = (self._max_bytes - FORM_OVERHEAD_BYTES) / MEBIBYTE
+        return HTTPException(
+            413,
+            f"The upload is larger than the {limit:g} MiB that are accepted. "
+            "Crop the image or compress it.",
+        )
+
+
+async def read_form(request: Request, field: str, *, max_files: int = 1) -> FormData:
+    """Read a multipart form; close it when its files have been read.
+
+    Raises:
+        ImageError: the body is no such form, has no file in `field`, or fields that mean nothing.
+        HTTPException: the body is over the limit.
+    """
+    expected = (
+        f"Send multipart/form-data with a file in the field '{field}', as "
+        f"`curl -F {field}=@tile.png` does."
+    )
+    kind = request.headers.get("content-type", "nothing")
+    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
+        raise ImageError(f"The content type is {kind}. {expected}")
+    try:
+        form = await request.form(max_files=max_files, max_fields=_MAX_FORM_FIELDS)
+    except HTTPException as error:
+        if error.status_code != 400:
+            raise  # the body is over the limit
+        raise ImageError(f"The form cannot be read: {error.detail} {expected}") from error
+    unknown = ", ".join(repr(name) for name in dict.fromkeys(form) if name not in (field, "mpp"))
+    if unknown or not any(isinstance(upload, UploadFile) for upload in form.getlist(field)):
+        found = unknown or (f"text in the field '{field}'" if field in form else "no field")
+        await form.close()
+        raise ImageError(f"The form has {found}. {expected}")
+    return form
+
+
+def read_mpp(form: FormData, in_query: float | None) -> float | None:
+    """The um per pixel that the request states: in its query, or else as a text field.
+
+    Raises:
+        OptionError: the field is no number or absurd.
+    """
+    text = form.get("mpp")
+    if text is None or in_query is not None:
+        return in_query
+    try:
+        mpp = float(text) if isinstance(text, str) else float("nan")
+    except ValueError:
+        raise OptionError(f"mpp is {text!r}, expected a number of um per pixel.") from None
+    check_mpp(mpp)
+    return mpp
+
+
+@dataclass(frozen=True)
+class BatchFile:
+    """One file of a batch."""
+
+    name: str
+    read: Callable[[], bytes]
+    """Its content; raises a FocalPathError where it cannot be used."""
+
+
+def batch_files(uploads: list[UploadFile], max_bytes: int) -> list[BatchFile]:
+    """The files of a batch, those in zips included, without reading any.
+
+    A file that cannot be used is in the list, and says so when it is read.
+
+    Args:
+        uploads: the form's files.
+        max_bytes: the largest file that is read.
+
+    Raises:
+        ImageTooLargeError: too many files, or zips that expand too far.
+    """
+    files: list[BatchFile] = []
+    expanded = 0
+    for upload in uploads:
+        name = upload.filename or ""
+        start = upload.file.read(len(_ZIP_START))
+        upload.file.seek(0)
+        if start != _ZIP_START:
+            files.append(_checked(name, _reader(upload.file, max_bytes)))
+            continue
+        try:
+            archive = zipfile.ZipFile(upload.file)
+            members = [info for info in archive.infolist() if not _is_clutter(info)]
+        except _ZIP_ERRORS as error:
+            files.append(BatchFile(name, _failing(ImageError(f"The zip is damaged: {error}."))))
+            continue
+        expanded += sum(info.file_size for info in members)
+        files += [
+            _checked(info.filename, _member_reader(archive, info, max_bytes)) for info in members
+        ]
+    if len(files) > MAX_BATCH_FILES:
+        raise ImageTooLargeError(
+            f"The batch has {len(files)} files, at most {MAX_BATCH_FILES} are accepted. "
+            "Send it in parts."
+        )
+    if expanded > MAX_EXPANSION * max_bytes:
+        raise ImageTooLargeError(
+            f"The zips expand to {expanded} bytes, at most {MAX_EXPANSION * max_bytes} are "
+            "accepted. Send them in parts."
+        )
+    return files
+
+
+def _is_clutter(info: zipfile.ZipInfo) -> bool:
+    """Folders, and what macOS adds to a zip."""
+    return info.is_dir() or info.filename.startswith("__MACOSX/")
+
+
+def _checked(name: str, read: Callable[[], bytes]) -> BatchFile:
+    """Refuse names that are made to lead out of a folder: whoever unpacks the answers is safe."""
+    if _PATH_TRICK.search(name):
+        read = _failing(ImageError(f"The name {name!r} leads out of its folder. Rename the file."))
+    return BatchFile(name, read)
+
+
+def _failing(error: FocalPathError) -> Callable[[], bytes]:
+    def read() -> bytes:
+        raise error
+
+    return read
+
+
+def _reader(file: IO[bytes], max_bytes: int) -> Callable[[], bytes]:
+    return lambda: file.read(max_bytes + 1)  # one more, so that decoding refuses it
+
+
+def _member_reader(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, max_bytes: int
+) -> Callable[[], bytes]:
+    def read() -> bytes:
+        try:
+            with archive.open(info) as member:
+                return member.read(max_bytes + 1)  # its header may lie about the size
+        except _ZIP_ERRORS as error:
+            raise ImageError(f"The file cannot be unpacked: {error}. Zip it again.") from error
+
+    return read

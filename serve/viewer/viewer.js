@@ -1,0 +1,613 @@
+/** The page: choose an image, wait for the service, look at the answer, take it home. */
+
+import { readNpz } from "./npz.js";
+import { Service, ServiceError } from "./service.js";
+import { Stage } from "./stage.js";
+
+const BUSY_RETRIES = 5;
+const EXAMPLE = { path: "viewer/example.jpg", name: "synthetic-example.jpg", mpp: "0.5" };
+const SPOKEN_AFTER_MS = 400;
+const KEY_ITEM = "focalpath-key"; // in sessionStorage: gone with the tab
+const THEME_ITEM = "focalpath-theme";
+
+const $ = (id) => document.getElementById(id);
+const TITLE = document.title;
+const service = new Service();
+const stage = new Stage($("view"));
+
+/** What is open: the file, its bitmap, the request under way, and the answer. */
+const state = { file: null, bitmap: null, request: null, summary: null, histogram: null };
+let manifest = null;
+let mppHelp = "";
+let afterKey = null;
+
+/* Text ------------------------------------------------------------------------------------------ */
+
+const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
+const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+
+/** Make an element whose text is text: names of files and classes are never markup. */
+function element(tag, { text, className, ...attributes } = {}, ...children) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  if (className) made.className = className;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+function swatch(color) {
+  const made = element("span", { className: "swatch" });
+  made.style.setProperty("--class-color", color);
+  return made;
+}
+
+let speaking = 0;
+/** Tell screen readers, once things have settled. */
+function speak(text) {
+  clearTimeout(speaking);
+  speaking = setTimeout(() => ($("status").textContent = text), SPOKEN_AFTER_MS);
+}
+
+/* States ---------------------------------------------------------------------------------------- */
+
+/** @param {"empty" | "bare" | "working" | "failed" | "done"} name `bare`: no picture behind it */
+function show(name) {
+  const pictureless = name === "working" || name === "failed" ? !state.bitmap : false;
+  document.body.dataset.state = pictureless ? "bare" : name;
+  $("progress").hidden = name !== "working";
+  $("failure").hidden = name !== "failed";
+  $("view").tabIndex = state.bitmap || name === "done" ? 0 : -1;
+  $("readout").hidden = true;
+}
+
+function fail(error, retry) {
+  const expected = error.title !== undefined;
+  if (!expected) console.warn(error);
+  const card = $("failure");
+  card.querySelector("h2").textContent = error.title ?? "The answer cannot be read";
+  card.querySelector("p").textContent = expected
+    ? error.message
+    : `${error.message}. Try again, or tell whoever runs the service.`;
+  $("retry").hidden = expected && !error.mayPass && !error.asksForKey;
+  $("retry").onclick = retry;
+  show("failed");
+  if (error.asksForKey) askForKey(retry);
+}
+
+/* One image ------------------------------------------------------------------------------------- */
+
+/** Back to where nothing is open. */
+function close() {
+  const { request } = state;
+  Object.assign(state, { file: null, bitmap: null, request: null, summary: null, histogram: null });
+  request?.abort();
+  stage.clear();
+  $("file-name").textContent = "No image yet";
+  $("file-facts").textContent = "";
+  $("mpp-help").textContent = mppHelp;
+  $("preview-note").hidden = true;
+  $("download-failure").textContent = "";
+  document.title = TITLE;
+  show("empty");
+}
+
+async function open(file, mpp) {
+  close();
+  state.file = file;
+  if (mpp !== undefined) $("mpp").value = mpp;
+  $("mpp").dataset.fromExample = mpp ?? "";
+  $("file-name").textContent = file.name;
+  document.title = `${file.name}: FocalPath`;
+  const bitmap = await createImageBitmap(file).catch(() => null); // TIFF: the service shows it later
+  if (state.file !== file) return;
+  showBitmap(bitmap);
+  await segment();
+}
+
+function showBitmap(bitmap) {
+  state.bitmap = bitmap;
+  if (bitmap) stage.setImage(bitmap, bitmap);
+}
+
+/** Ask for the segmentation of the open image, and show it. */
+async function segment() {
+  const { file } = state;
+  const controller = new AbortController();
+  state.request = controller;
+  $("again").hidden = true;
+  show("working");
+  const clock = startClock();
+  try {
+    checkMpp();
+    const options = { query: mppQuery(), signal: controller.signal, onProgress: clock.tell };
+    const { response } = await patiently(() => service.post("arrays", file, options), clock, controller.signal);
+    const result = await readResult(response);
+    if (state.request !== controller) return;
+    await ensurePicture(file, result, controller.signal);
+    if (state.request !== controller) return;
+    present(result);
+  } catch (error) {
+    if (state.request !== controller) return;
+    fail(error, segment);
+  } finally {
+    clock.stop();
+  }
+}
+
+/** Try again while the service says that it is busy, as often and as soon as it allows. */
+async function patiently(request, clock, signal) {
+  for (let attempt = 0; ; attempt++) {
+    try {
+      return await request();
+    } catch (error) {
+      if (error.status !== 429 || attempt === BUSY_RETRIES) throw error;
+      await clock.countDown(error.retryAfterS ?? 2 ** attempt, signal);
+    }
+  }
+}
+
+async function readResult(buffer) {
+  const arrays = await readNpz(buffer);
+  const [labels, confidence, json] = ["labels", "confidence", "summary"].map((name) => {
+    if (!arrays.has(name)) throw new Error(`the answer has no ${name}`);
+    return arrays.get(name);
+  });
+  const [height, width] = labels.shape;
+  if (confidence.data.length !== width * height) throw new Error("labels and confidence differ in size");
+  const summary = JSON.parse(new TextDecoder().decode(json.data));
+  return { labels: labels.data, confidence: confidence.data, width, height, summary };
+}
+
+/** What the browser cannot show, or shows otherwise than the service reads it, the service shows. */
+async function ensurePicture(file, { width, height }, signal) {
+  if (state.bitmap?.width === width && state.bitmap.height === height) return;
+  try {
+    const { response } = await service.post("overlay", file, { query: new URLSearchParams({ alpha: 0 }), signal });
+    const bitmap = await createImageBitmap(new Blob([response], { type: "image/png" }));
+    signal.throwIfAborted();
+    showBitmap(bitmap);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    state.bitmap = null;
+    stage.setImage(null, { width, height });
+    $("preview-note").textContent = "This browser cannot show the image, so grey stands for it. The overlay is right.";
+    $("preview-note").hidden = false;
+  }
+}
+
+/** A card that says what is going on, and for how long. */
+function startClock() {
+  const started = performance.now();
+  const bar = $("progress").querySelector("progress");
+  let waiting = false;
+  const tell = (phase, done) => {
+    waiting = phase === "work";
+    const titles = { upload: "Sending the image", work: "Segmenting", download: "Receiving the result" };
+    $("progress-title").textContent = titles[phase];
+    if (done === null) bar.removeAttribute("value");
+    else bar.value = done;
+    $("progress-detail").textContent = done === null ? elapsed() : percent(done);
+    if (phase === "work") speak("Segmenting");
+  };
+  const elapsed = () => `${Math.floor((performance.now() - started) / 1000)} s`;
+  const timer = setInterval(() => {
+    if (waiting) $("progress-detail").textContent = elapsed();
+  }, 500);
+  const countDown = async (seconds, signal) => {
+    waiting = false;
+    $("progress-title").textContent = "The service is busy";
+    bar.removeAttribute("value");
+    speak(`The service is busy. Trying again in ${Math.ceil(seconds)} seconds.`);
+    const end = performance.now() + 1000 * seconds;
+    for (let left = seconds; left > 0; left = (end - performance.now()) / 1000) {
+      $("progress-detail").textContent = `Trying again in ${Math.ceil(left)} s`;
+      await new Promise((resolve) => setTimeout(resolve, Math.min(250, 1000 * left)));
+      signal.throwIfAborted();
+    }
+  };
+  tell("upload", 0);
+  return { tell, countDown, stop: () => clearInterval(timer) };
+}
+
+/* The answer ------------------------------------------------------------------------------------ */
+
+function present(result) {
+  const { summary } = result;
+  state.summary = summary;
+  state.histogram = new Uint32Array(256);
+  for (const value of result.confidence) state.histogram[value]++;
+  describeImage(summary.image);
+  showModel(summary.model); // a newer one may have answered than was there when the page was opened
+  $("threshold").value = Math.round(100 * (summary.low_confidence_threshold ?? 0.5));
+  fillClasses(summary.classes);
+  stage.setResult(result);
+  applyStyle();
+  show("done");
+  const found = summary.classes.filter((row) => row.pixel_count > 0);
+  speak(`Segmented ${state.file.name}. ${found.map((row) => `${row.name} ${percent(row.pixel_share)}`).join(", ")}.`);
+}
+
+/** um per pixel, where the request or the file says it; null where it is only assumed. */
+function knownMpp() {
+  const { mpp, mpp_source: source } = state.summary?.image ?? {};
+  return source === "request" || source === "file" ? mpp : null;
+}
+
+function describeImage({ width_px: width, height_px: height, mpp, mpp_source: source }) {
+  const known = knownMpp();
+  const size = `${grouped.format(width)} × ${grouped.format(height)} px`;
+  const extent = known ? ` · ${micrometres(width * known)} × ${micrometres(height * known)}` : "";
+  $("file-facts").textContent = size + extent;
+  const help = {
+    request: mppHelp,
+    file: `The file says ${mpp} µm per pixel.`,
+    model: `Not known: taken to be ${mpp}, what the model learnt at. If that is wrong, so is the result.`,
+    unknown: "Not known: neither the image nor the model says it.",
+  };
+  $("mpp-help").textContent = help[source] ?? "";
+}
+
+function micrometres(length) {
+  return length >= 1000 ? `${(length / 1000).toPrecision(3)} mm` : `${length.toPrecision(3)} µm`;
+}
+
+function fillClasses(rows) {
+  const total = rows.reduce((sum, row) => sum + (row.area_um2 ?? 0), 0);
+  const [unit, perUnit] = total >= 1e5 ? ["mm²", 1e6] : ["µm²", 1];
+  const area = (row) => {
+    const value = row.area_um2 / perUnit;
+    return perUnit === 1 ? grouped.format(value) : value.toFixed(3);
+  };
+  const header = document.querySelector("th.area");
+  header.hidden = !total;
+  header.textContent = `Area, ${unit}`;
+  $("classes").replaceChildren(
+    ...rows.map((row) => {
+      const cells = [percent(row.pixel_share, 1)];
+      if (total) cells.push(area(row));
+      cells.push(row.mean_confidence === null ? "–" : percent(row.mean_confidence), row.predicted_iou.toFixed(2));
+      return classRow(row, cells);
+    }),
+  );
+  $("composition").replaceChildren(
+    ...rows.filter((row) => row.pixel_count).map((row) => {
+      const part = element("span", { title: `${row.name} ${percent(row.pixel_share, 1)}` });
+      part.style.setProperty("--share", row.pixel_share);
+      part.style.setProperty("--class-color", row.color);
+      return part;
+    }),
+  );
+  const shares = rows.map((row) => `${row.name} ${percent(row.pixel_share, 1)}`).join(", ");
+  $("composition").setAttribute("aria-label", `Share of the image by class: ${shares}`);
+}
+
+function classRow(row, cells) {
+  const check = element("input", { type: "checkbox", value: row.label, "aria-label": `Show ${row.name}` });
+  check.checked = true;
+  const bar = element("span", { className: "bar" });
+  bar.style.setProperty("--share", row.pixel_share);
+  bar.style.setProperty("--class-color", row.color);
+  const label = element("label", {}, check, swatch(row.color), element("span", { className: "name", text: row.name }));
+  return element(
+    "tr",
+    { className: row.pixel_count ? "" : "absent" },
+    element("th", { scope: "row" }, label, bar),
+    ...cells.map((text) => element("td", { text })),
+  );
+}
+
+const classChecks = () => [...$("classes").querySelectorAll("input")];
+
+const shownLabels = () =>
+  new Set(classChecks().filter((check) => check.checked).map((check) => Number(check.value)));
+
+/** RGBA by label, 0 where the class is not shown. */
+function shownColors() {
+  const colors = new Uint32Array(256);
+  const shown = shownLabels();
+  for (const { label, color } of state.summary.classes) {
+    const rgb = Number.parseInt(color.slice(1), 16);
+    const [red, green, blue] = [rgb >> 16, (rgb >> 8) & 255, rgb & 255];
+    const bytes = new Uint8Array([red, green, blue, 255]);
+    if (shown.has(label)) [colors[label]] = new Uint32Array(bytes.buffer);
+  }
+  return colors;
+}
+
+function applyStyle() {
+  if (!state.summary) return;
+  stage.setStyle({
+    colors: shownColors(),
+    outline: document.querySelector("[name=drawing]:checked").value === "outline",
+  });
+  applyOpacity();
+  applyThreshold();
+}
+
+function applyOpacity() {
+  const opacity = $("opacity").value / 100;
+  $("opacity-value").textContent = percent(opacity);
+  stage.setStyle({ opacity });
+}
+
+function applyThreshold() {
+  const threshold = $("threshold").value / 100;
+  const limit = Math.ceil(threshold * 255);
+  $("threshold-value").textContent = percent(threshold);
+  $("threshold").disabled = !$("hatch").checked;
+  stage.setStyle({ hatched: $("hatch").checked, limit });
+  if (!state.histogram) return;
+  const total = state.histogram.reduce((sum, count) => sum + count, 0);
+  const low = state.histogram.slice(0, limit).reduce((sum, count) => sum + count, 0);
+  $("low-share").textContent = `${percent(low / total, 1)} of the image is below it.`;
+}
+
+function toggleOverlay() {
+  const button = $("show-overlay");
+  const shown = button.getAttribute("aria-pressed") !== "true";
+  button.setAttribute("aria-pressed", String(shown));
+  stage.setStyle({ shown });
+}
+
+/* On the stage ---------------------------------------------------------------------------------- */
+
+stage.addEventListener("point", ({ detail }) => {
+  const readout = $("readout");
+  readout.hidden = !detail || document.body.dataset.state !== "done";
+  if (readout.hidden) return;
+  const found = state.summary.classes.find((row) => row.label === detail.label);
+  const confidence = detail.confidence / 255;
+  const low = detail.confidence < Math.ceil(($("threshold").value / 100) * 255);
+  readout.style.setProperty("--class-color", found?.color ?? "transparent");
+  readout.querySelector("strong").textContent = found?.name ?? "Unlabelled";
+  readout.querySelector(".value").textContent = percent(confidence);
+  readout.querySelector("small").textContent = `${low ? "low confidence · " : ""}x ${detail.column}, y ${detail.row}`;
+  const { offsetWidth, offsetHeight } = readout;
+  const { clientWidth, clientHeight } = $("stage");
+  const beside = (at, size, limit) => (at + 18 + size > limit ? at - 18 - size : at + 18);
+  const x = Math.max(4, beside(detail.x, offsetWidth, clientWidth));
+  const y = Math.max(4, beside(detail.y, offsetHeight, clientHeight));
+  readout.style.transform = `translate(${Math.round(x)}px, ${Math.round(y)}px)`;
+  if ($("view").classList.contains("by-keyboard")) {
+    speak(`${found?.name ?? "Unlabelled"}, ${percent(confidence)}`);
+  }
+});
+
+stage.addEventListener("view", () => {
+  const across = stage.pixelsPerCssPixel;
+  if (!across) return;
+  $("zoom").textContent = `${Math.round(100 / across / devicePixelRatio)} %`;
+  const bar = $("scale-bar");
+  const mpp = knownMpp();
+  bar.hidden = !mpp || document.body.dataset.state !== "done";
+  if (bar.hidden) return;
+  const widest = Math.min(120, $("stage").clientWidth / 5);
+  const um = roundLength(widest * across * mpp);
+  bar.querySelector("span").textContent = um >= 1000 ? `${um / 1000} mm` : `${um} µm`;
+  bar.style.setProperty("--bar-width", `${um / mpp / across}px`);
+});
+
+/** The largest of 1, 2, 5, 10, 20, ... that is not above a length. */
+function roundLength(length) {
+  const power = 10 ** Math.floor(Math.log10(length));
+  return [5, 2, 1].find((first) => first * power <= length) * power;
+}
+
+$("view").addEventListener("keydown", (event) => {
+  if (event.key === "Tab" || event.key === "Shift") return;
+  if (event.key.toLowerCase() === "h" && !event.ctrlKey && !event.metaKey) toggleOverlay();
+});
+// Before the stage sees the key, so that the first one is spoken too.
+$("view").addEventListener("keydown", () => $("view").classList.toggle("by-keyboard", Boolean(state.bitmap)), { capture: true });
+for (const kind of ["pointermove", "blur"]) {
+  $("view").addEventListener(kind, () => $("view").classList.remove("by-keyboard"), { capture: true });
+}
+$("view").addEventListener("blur", () => ($("readout").hidden = true));
+$("zoom-in").onclick = () => stage.zoomBy(1.4);
+$("zoom-out").onclick = () => stage.zoomBy(1 / 1.4);
+$("fit").onclick = () => stage.fit();
+$("actual").onclick = () => stage.actualSize();
+$("show-overlay").onclick = toggleOverlay;
+
+/* Panel ----------------------------------------------------------------------------------------- */
+
+$("opacity").addEventListener("input", applyOpacity);
+$("threshold").addEventListener("input", applyThreshold);
+$("hatch").addEventListener("change", applyThreshold);
+for (const radio of document.querySelectorAll("[name=drawing]")) radio.addEventListener("change", applyStyle);
+$("classes").addEventListener("change", applyStyle);
+for (const [id, checked] of [["all", true], ["none", false]]) {
+  $(id).onclick = () => {
+    for (const check of classChecks()) check.checked = checked;
+    applyStyle();
+  };
+}
+
+$("mpp").addEventListener("input", () => {
+  $("mpp").dataset.fromExample = "";
+  $("again").hidden = !state.file || document.body.dataset.state !== "done";
+});
+$("mpp-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (state.file && document.body.dataset.state === "done") segment();
+});
+
+$("downloads").addEventListener("click", async ({ target }) => {
+  const button = target.closest("button");
+  if (!button) return;
+  const { path, suffix } = button.dataset;
+  const { file } = state;
+  $("download-failure").textContent = "";
+  button.disabled = true;
+  button.setAttribute("aria-busy", "true");
+  try {
+    const { response, type } = await service.post(path, file, { query: downloadQuery(path) });
+    save(new Blob([response], { type }), file.name.replace(/\.[^.]+$/, "") + suffix);
+  } catch (error) {
+    $("download-failure").textContent = `${error.title ?? "That failed"}. ${error.message}`;
+  } finally {
+    button.disabled = false;
+    button.removeAttribute("aria-busy");
+    button.focus({ preventScroll: true }); // it lost it when it was disabled
+  }
+});
+
+function checkMpp() {
+  if ($("mpp").validity.valid) return;
+  const { min, max } = $("mpp");
+  const message = `µm per pixel has to be a number from ${min} to ${max}, or empty.`;
+  throw Object.assign(new Error(message), { title: "The pixel size cannot be used", mayPass: true });
+}
+
+/** The pixel size, if one is given. */
+function mppQuery() {
+  const mpp = $("mpp").value;
+  return new URLSearchParams(mpp ? { mpp } : {});
+}
+
+function downloadQuery(path) {
+  const query = mppQuery();
+  if (path === "overlay") {
+    const shown = shownLabels();
+    query.set("alpha", shown.size ? $("opacity").value / 100 : 0); // no class named: all are shown
+    for (const { label, name } of state.summary.classes) {
+      if (shown.has(label)) query.append("classes", name);
+    }
+  }
+  return query;
+}
+
+function save(blob, name) {
+  const address = URL.createObjectURL(blob);
+  element("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+}
+
+/* Opening --------------------------------------------------------------------------------------- */
+
+function openFirst(files) {
+  if (!files.length) return;
+  const stale = $("mpp").dataset.fromExample !== ""; // the example's pixel size is not this image's
+  open(files[0], stale ? "" : undefined);
+}
+
+for (const id of ["open", "choose", "another"]) $(id).onclick = () => $("file").click();
+$("file").addEventListener("change", () => {
+  openFirst($("file").files);
+  $("file").value = ""; // so that the same file can be chosen again
+});
+$("example").onclick = async () => {
+  try {
+    const answer = await fetch(EXAMPLE.path);
+    if (!answer.ok) throw new ServiceError(answer.status);
+    await open(new File([await answer.blob()], EXAMPLE.name, { type: "image/jpeg" }), EXAMPLE.mpp);
+  } catch (error) {
+    fail(error instanceof ServiceError ? error : new ServiceError(0), () => $("example").click());
+  }
+};
+$("cancel").onclick = () => {
+  close();
+  $("choose").focus();
+};
+
+let dragDepth = 0; // dragenter and dragleave also come from what is inside
+const dragging = (depth) => {
+  dragDepth = depth;
+  document.body.classList.toggle("dragging", depth > 0);
+};
+addEventListener("dragenter", (event) => {
+  if (event.dataTransfer?.types.includes("Files")) dragging(dragDepth + 1);
+});
+addEventListener("dragleave", () => dragging(Math.max(0, dragDepth - 1)));
+addEventListener("dragover", (event) => event.preventDefault());
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  dragging(0);
+  openFirst(event.dataTransfer?.files ?? []);
+});
+addEventListener("paste", (event) => openFirst(event.clipboardData?.files ?? []));
+
+/* Key, theme, model ----------------------------------------------------------------------------- */
+
+function askForKey(then) {
+  afterKey = then;
+  $("enter-key").hidden = false;
+  $("key-message").textContent = service.key
+    ? "The service does not know the key that was used. Check it, or ask whoever runs the service."
+    : "Ask whoever runs the service for one. It is kept until this tab is closed.";
+  $("key").value = service.key;
+  if (!$("key-dialog").open) $("key-dialog").showModal();
+  $("key").select();
+}
+
+$("enter-key").onclick = () => askForKey(null);
+$("key-cancel").onclick = () => $("key-dialog").close();
+$("key-form").addEventListener("submit", () => {
+  service.key = $("key").value;
+  stored(sessionStorage, KEY_ITEM, service.key);
+  if (!manifest) loadModel();
+  afterKey?.();
+});
+
+/** Read, or write, what the browser keeps; it may refuse to keep anything. */
+function stored(storage, name, value) {
+  try {
+    if (value !== undefined) storage.setItem(name, value);
+    return storage.getItem(name);
+  } catch {
+    return null;
+  }
+}
+
+const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
+const isDark = () => (document.documentElement.dataset.theme ?? (systemIsDark.matches ? "dark" : "light")) === "dark";
+const showTheme = () => ($("theme").textContent = isDark() ? "Light theme" : "Dark theme");
+$("theme").onclick = () => {
+  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+  stored(localStorage, THEME_ITEM, document.documentElement.dataset.theme);
+  showTheme();
+};
+systemIsDark.addEventListener("change", showTheme);
+
+function showModel({ name, version }) {
+  $("model").textContent = `${name} ${version}`;
+  $("model").hidden = false;
+}
+
+async function loadModel() {
+  try {
+    manifest = await service.model();
+  } catch (error) {
+    if (error.asksForKey) askForKey(null);
+    else $("about").replaceChildren(element("dd", { text: `${error.title}. ${error.message}` }));
+    return;
+  }
+  const { name, version, classes, mpp, tile_size_px: tile } = manifest;
+  showModel({ name, version });
+  if (mpp) mppHelp = `For areas and a scale bar. The model learnt at ${mpp} µm per pixel.`;
+  if (!state.file) $("mpp-help").textContent = mppHelp;
+  const legend = classes.map((row) =>
+    element("span", { className: "legend" }, swatch(row.color), element("span", { text: row.name })),
+  );
+  const facts = [
+    ["Name", [name]],
+    ["Version", [version]],
+    ["Classes", legend, "legend-row"],
+    ["Learnt at", [mpp ? `${mpp} µm per pixel` : "an unknown pixel size"]],
+    ["Tiles", [`${tile} × ${tile} px`]],
+  ];
+  $("about").replaceChildren(
+    ...facts.flatMap(([term, values, className]) => [
+      element("dt", { text: term, className }),
+      element("dd", { className }, ...values),
+    ]),
+  );
+}
+
+const theme = stored(localStorage, THEME_ITEM);
+if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
+service.key = stored(sessionStorage, KEY_ITEM) ?? "";
+showTheme();
+show("empty");
+loadModel();

@@ -1,0 +1,127 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+from PIL import ImageColor
+
+from serve.annotations import dsa_annotation, geojson
+from serve.manifest import Manifest, read_bundle
+from serve.outputs import Summary, summarise
+from serve.polygons import Regions, trace_regions
+from serve.tiling import Prediction
+
+LABELS = np.ones((8, 10), np.uint8)
+LABELS[2:6, 3:7] = 4
+CONFIDENCE = np.full(LABELS.shape, 204, np.uint8)
+SHAPE_PROPERTIES = {
+    "type", "closed", "points", "holes", "fillColor", "lineColor", "lineWidth", "label", "group",
+    "user",
+}  # fmt: skip
+"""What large_image's annotation schema allows for a polyline, of which we write all but `id`."""
+
+
+@pytest.fixture(scope="module")
+def manifest(toy_bundle: Path) -> Manifest:
+    return read_bundle(toy_bundle)
+
+
+@pytest.fixture(scope="module")
+def regions() -> Regions:
+    return trace_regions(LABELS, CONFIDENCE)
+
+
+def _summary(manifest: Manifest, mpp: float | None, source: Any) -> Summary:
+    prediction = Prediction(LABELS, CONFIDENCE, np.zeros(5, np.float32))
+    return summarise(prediction, manifest, mpp=mpp, mpp_source=source)
+
+
+@pytest.fixture(scope="module")
+def collection(regions: Regions, manifest: Manifest) -> dict[str, Any]:
+    summary = _summary(manifest, 0.25, "request")
+    parsed: dict[str, Any] = json.loads(geojson(regions, summary, manifest))
+    return parsed
+
+
+@pytest.fixture(scope="module")
+def document(regions: Regions, manifest: Manifest) -> dict[str, Any]:
+    summary = _summary(manifest, 0.25, "request")
+    parsed: dict[str, Any] = json.loads(dsa_annotation(regions, summary, manifest))
+    return parsed
+
+
+def test_geojson_is_a_collection_of_annotations(collection: dict[str, Any]) -> None:
+    assert collection["type"] == "FeatureCollection"
+    for feature in collection["features"]:
+        assert feature["type"] == "Feature"
+        assert feature["properties"]["objectType"] == "annotation"
+
+
+def test_geojson_names_and_colours_the_class(
+    collection: dict[str, Any], manifest: Manifest
+) -> None:
+    found = [feature["properties"]["classification"] for feature in collection["features"]]
+    wanted = [manifest.classes[0], manifest.classes[3]]
+    assert found == [
+        {"name": tissue.name, "color": list(ImageColor.getrgb(tissue.color))} for tissue in wanted
+    ]
+
+
+def test_geojson_polygons_are_valid_with_their_holes(collection: dict[str, Any]) -> None:
+    shapes = [shapely.geometry.shape(feature["geometry"]) for feature in collection["features"]]
+    assert [shape.is_valid for shape in shapes] == [True, True]
+    assert shapes[0].equals(shapely.box(0, 0, 10, 8) - shapely.box(3, 2, 7, 6))
+
+
+def test_geojson_measures_each_region(collection: dict[str, Any]) -> None:
+    assert collection["features"][1]["properties"]["measurements"] == {
+        "Area px^2": 16,
+        "Area um^2": 1,
+        "Mean confidence": 0.8,
+    }
+
+
+@pytest.mark.parametrize(("mpp", "source"), [(0.5, "model"), (None, "unknown")])
+def test_an_assumed_scale_gives_no_area_in_um2(
+    mpp: float | None, source: str, regions: Regions, manifest: Manifest
+) -> None:
+    parsed = json.loads(geojson(regions, _summary(manifest, mpp, source), manifest))
+    assert "Area um^2" not in parsed["features"][0]["properties"]["measurements"]
+
+
+def test_an_image_without_regions_of_the_chosen_classes_is_an_empty_collection(
+    regions: Regions, manifest: Manifest
+) -> None:
+    none = Regions(
+        regions.polygons[:0], regions.labels[:0], regions.area_px[:0], regions.mean_confidence[:0]
+    )
+    parsed = json.loads(geojson(none, _summary(manifest, None, "unknown"), manifest))
+    assert parsed == {"type": "FeatureCollection", "features": []}
+
+
+def test_a_dsa_document_has_only_what_its_schema_allows(document: dict[str, Any]) -> None:
+    assert set(document) == {"name", "description", "attributes", "elements"}
+    for element in document["elements"]:
+        assert set(element) == SHAPE_PROPERTIES
+        assert (element["type"], element["closed"]) == ("polyline", True)
+        for ring in (element["points"], *element["holes"]):
+            assert len(ring) >= 3
+            assert all(len(point) == 3 and point[2] == 0 for point in ring)
+
+
+def test_a_dsa_polyline_is_closed_without_repeating_its_first_point(
+    document: dict[str, Any],
+) -> None:
+    points = document["elements"][1]["points"]
+    assert sorted(points) == [[3, 2, 0], [3, 6, 0], [7, 2, 0], [7, 6, 0]]
+
+
+def test_a_dsa_polyline_has_holes_colours_label_and_group(document: dict[str, Any]) -> None:
+    outer = document["elements"][0]
+    assert sorted(outer["holes"][0]) == [[3, 2, 0], [3, 6, 0], [7, 2, 0], [7, 6, 0]]
+    assert outer["fillColor"] == "rgba(214, 39, 40, 0.25)"
+    assert outer["lineColor"] == "rgb(214, 39, 40)"
+    assert outer["label"] == {"value": "Tumor"}
+    assert outer["group"] == "Tumor"

@@ -1,0 +1,195 @@
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from serve.batching import TileBatcher, TilePool
+from serve.errors import BackendUnavailableError
+
+SIDE = 4
+
+
+class EchoBackend:
+    """Answers each tile with its first pixel; can be held up, and remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, tuple[str, ...]]] = []
+        self.running, self.go_on = threading.Semaphore(0), threading.Semaphore(0)
+        self.is_held = False
+        self.error: Exception | None = None
+        self.is_closed = False
+
+    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        self.batches.append((len(images), tuple(outputs)))
+        self.running.release()
+        if self.is_held:
+            assert self.go_on.acquire(timeout=10)
+        if self.error is not None:
+            raise self.error
+        return {name: images[:, 0, 0, 0].astype(int) for name in outputs}
+
+    def is_ready(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.fixture
+def backend() -> EchoBackend:
+    return EchoBackend()
+
+
+@pytest.fixture
+def batcher(backend: EchoBackend) -> Iterator[TileBatcher]:
+    batcher = TileBatcher(backend, max_batch_size=4)
+    yield batcher
+    backend.is_held = False
+    backend.go_on.release(100)
+    batcher.close()
+
+
+def _tile(value: int) -> NDArray[np.uint8]:
+    return np.full((SIDE, SIDE, 3), value, np.uint8)
+
+
+def _hold(backend: EchoBackend, batcher: TileBatcher) -> None:
+    """Have a batch of one tile running until `go_on` is released."""
+    backend.is_held = True
+    batcher.submit(_tile(0), ("labels",))
+    assert backend.running.acquire(timeout=10)
+
+
+def test_tiles_that_wait_while_a_batch_runs_are_the_next_one(
+    backend: EchoBackend, batcher: TileBatcher
+) -> None:
+    _hold(backend, batcher)
+    futures = [batcher.submit(_tile(value), ("labels",)) for value in (1, 2, 3)]
+    backend.go_on.release(2)
+    assert [future.result(10)["labels"] for future in futures] == [1, 2, 3]
+    assert [size for size, _ in backend.batches] == [1, 3]
+
+
+def test_a_batch_is_not_larger_than_the_largest(backend: EchoBackend, batcher: TileBatcher) -> None:
+    _hold(backend, batcher)
+    futures = [batcher.submit(_tile(value), ("labels",)) for value in range(6)]
+    backend.go_on.release(3)
+    assert [future.result(10)["labels"] for future in futures] == list(range(6))
+    assert [size for size, _ in backend.batches] == [1, 4, 2]
+
+
+def test_after_a_shared_batch_the_next_waits_until_it_is_full(backend: EchoBackend) -> None:
+    batcher = TileBatcher(backend, max_batch_size=2, max_delay_s=600)
+    _hold(backend, batcher)
+    shared = [batcher.submit(_tile(value), ("labels",)) for value in (1, 2)]
+    backend.go_on.release(10)
+    assert [future.result(10)["labels"] for future in shared] == [1, 2]
+    first = batcher.submit(_tile(3), ("labels",))
+    second = batcher.submit(_tile(4), ("labels",))
+    assert (first.result(10)["labels"], second.result(10)["labels"]) == (3, 4)
+    batcher.close()
+    assert [size for size, _ in backend.batches] == [1, 2, 2]
+
+
+def test_a_single_caller_never_waits_for_others(backend: EchoBackend) -> None:
+    batcher = TileBatcher(backend, max_batch_size=8, max_delay_s=600)
+    for value in range(3):
+        future = batcher.submit(_tile(value), ("labels",))
+        assert future.result(10)["labels"] == value
+    batcher.close()
+
+
+def test_each_gets_the_outputs_that_it_asked_for(
+    backend: EchoBackend, batcher: TileBatcher
+) -> None:
+    _hold(backend, batcher)
+    first = batcher.submit(_tile(1), ("labels", "confidence"))
+    second = batcher.submit(_tile(2), ("iou_scores", "labels"))
+    backend.go_on.release(2)
+    assert set(first.result(10)) == {"labels", "confidence"}
+    assert set(second.result(10)) == {"iou_scores", "labels"}
+    assert backend.batches[1] == (2, ("labels", "confidence", "iou_scores"))
+
+
+def test_callers_in_many_threads_get_their_own_answers(batcher: TileBatcher) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(
+            pool.map(lambda value: batcher.infer(_tile(value)[None], ("labels",)), range(200))
+        )
+    assert [int(answer["labels"][0]) for answer in answers] == list(range(200))
+
+
+def test_an_error_reaches_all_who_wait_for_the_batch_and_nobody_after(
+    backend: EchoBackend, batcher: TileBatcher
+) -> None:
+    backend.error = BackendUnavailableError("lost")
+    future = batcher.submit(_tile(1), ("labels",))
+    with pytest.raises(BackendUnavailableError, match="lost"):
+        future.result(10)
+    backend.error = None
+    assert batcher.submit(_tile(2), ("labels",)).result(10)["labels"] == 2
+
+
+def test_a_tile_that_nobody_waits_for_any_more_is_not_run(
+    backend: EchoBackend, batcher: TileBatcher
+) -> None:
+    _hold(backend, batcher)
+    gone = batcher.submit(_tile(1), ("labels",))
+    kept = batcher.submit(_tile(2), ("labels",))
+    assert gone.cancel()
+    backend.go_on.release(2)
+    assert kept.result(10)["labels"] == 2
+    assert [size for size, _ in backend.batches] == [1, 1]
+
+
+def test_closing_finishes_what_waits_and_then_closes_the_backend(
+    backend: EchoBackend, batcher: TileBatcher
+) -> None:
+    _hold(backend, batcher)
+    futures = [batcher.submit(_tile(value), ("labels",)) for value in (1, 2)]
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    assert not backend.is_closed
+    backend.go_on.release(2)
+    closing.join(10)
+    assert [future.result(0)["labels"] for future in futures] == [1, 2]
+    assert backend.is_closed
+
+
+def test_what_is_closed_takes_no_tile(batcher: TileBatcher) -> None:
+    batcher.close()
+    assert not batcher.is_ready()
+    with pytest.raises(BackendUnavailableError, match="being closed"):
+        batcher.submit(_tile(1), ("labels",))
+
+
+def test_the_wait_is_told_in_the_context_of_the_request(backend: EchoBackend) -> None:
+    request = ContextVar("request", default="none")
+    waits: list[tuple[str, bool]] = []
+    batcher = TileBatcher(
+        backend,
+        max_batch_size=4,
+        observe_wait=lambda seconds: waits.append((request.get(), seconds >= 0)),
+    )
+    request.set("mine")
+    batcher.infer(_tile(1)[None], ("labels",))
+    batcher.close()
+    assert waits == [("mine", True)]
+
+
+def test_a_pool_has_several_tiles_at_the_backend_at_once(backend: EchoBackend) -> None:
+    backend.is_held = True
+    pool = TilePool(backend, max_tiles=3)
+    futures = [pool.submit(_tile(value), ("labels",)) for value in range(5)]
+    for _ in range(3):
+        assert backend.running.acquire(timeout=10)
+    assert len(backend.batches) == 3
+    backend.go_on.release(5)
+    assert [future.result(10)["labels"] for future in futures] == list(range(5))
+    pool.close()
+    assert backend.is_closed

@@ -1,0 +1,267 @@
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from serve.gateway import build_gateway
+from serve.logs import JsonFormatter, TextFormatter
+from serve.settings import ServeSettings
+from serve.telemetry import Telemetry, current_request
+
+NO_SECONDS = 0.001
+
+
+class Endpoints:
+    """What stands behind the gateway in these tests."""
+
+    def __init__(self) -> None:
+        self.telemetry = Telemetry()
+        self.released = asyncio.Event()
+
+    async def id_seen(self, _: Request) -> Response:
+        record = current_request()
+        assert record is not None
+        return PlainTextResponse(record.request_id)
+
+    async def slow(self, _: Request) -> Response:
+        await self.released.wait()
+        return PlainTextResponse("done")
+
+    async def stream(self, _: Request) -> Response:
+        async def parts() -> object:
+            yield b"first "
+            await asyncio.sleep(20 * NO_SECONDS)
+            yield b"last"
+
+        return StreamingResponse(parts())
+
+    async def staged(self, _: Request) -> Response:
+        with self.telemetry.stage("decode"):
+            return PlainTextResponse("decoded")
+
+    async def broken(self, _: Request) -> Response:
+        raise RuntimeError("ours")
+
+    async def metrics(self, _: Request) -> Response:
+        return PlainTextResponse(self.telemetry.render())
+
+    def app(self, **settings: object) -> Starlette:
+        async def failed(_: Request, __: Exception) -> Response:
+            return JSONResponse({"error": "ours"}, 500)
+
+        routes = [
+            Route(f"/{name}", getattr(self, name), methods=["GET", "POST"])
+            for name in ("id_seen", "slow", "stream", "staged", "broken", "metrics")
+        ]
+        inner = Starlette(routes=routes, exception_handlers={Exception: failed})
+        return build_gateway(inner, ServeSettings(**settings), self.telemetry)  # type: ignore[arg-type]
+
+
+def _run(
+    work: Callable[[httpx.AsyncClient, Endpoints], object], **settings: object
+) -> httpx.Response:
+    async def main() -> httpx.Response:
+        endpoints = Endpoints()
+        transport = httpx.ASGITransport(endpoints.app(**settings), raise_app_exceptions=False)
+        async with AsyncExitStack() as stack:
+            client = httpx.AsyncClient(transport=transport, base_url="http://test")
+            await stack.enter_async_context(client)
+            return await work(client, endpoints)  # type: ignore[misc, no-any-return]
+
+    return asyncio.run(main())
+
+
+def test_a_sane_request_id_is_kept_and_answered() -> None:
+    response = _run(lambda client, _: client.get("/id_seen", headers={"X-Request-ID": "run-7:a.b"}))
+    assert (response.text, response.headers["X-Request-ID"]) == ("run-7:a.b", "run-7:a.b")
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 65, '"},{"', "\xe9"])
+def test_any_other_request_id_is_replaced(given: str) -> None:
+    headers = {"X-Request-ID": given.encode("latin-1")}
+    response = _run(lambda client, _: client.get("/id_seen", headers=headers))
+    assert len(response.text) == 32
+    assert response.headers["X-Request-ID"] == response.text
+
+
+def test_a_refused_request_has_an_id_too() -> None:
+    assert "X-Request-ID" in _run(lambda client, _: client.get("/nowhere")).headers
+
+
+def test_beyond_the_limit_a_request_is_a_429_and_reading_is_not() -> None:
+    async def work(client: httpx.AsyncClient, endpoints: Endpoints) -> httpx.Response:
+        first = asyncio.create_task(client.post("/slow"))
+        while "in_progress 2.0" not in (await client.get("/metrics")).text:  # itself and the other
+            await asyncio.sleep(0)
+        refused = await client.post("/id_seen")
+        assert (await client.get("/id_seen")).status_code == 200
+        endpoints.released.set()
+        assert (await first).text == "done"
+        assert (await client.post("/id_seen")).status_code == 200
+        return refused
+
+    refused = _run(work, max_waiting=1)
+    assert refused.status_code == 429
+    assert refused.headers["Retry-After"] == "1"
+    assert refused.json() == {"error": "1 requests are waiting already. Try again later."}
+
+
+def test_a_request_that_takes_too_long_is_a_504() -> None:
+    response = _run(lambda client, _: client.post("/slow"), request_timeout_s=NO_SECONDS)
+    assert response.status_code == 504
+    assert response.json()["error"].startswith("The request took longer than 0.001 s.")
+
+
+def test_a_504_leaves_its_place_to_others() -> None:
+    async def work(client: httpx.AsyncClient, _: Endpoints) -> httpx.Response:
+        assert (await client.post("/slow")).status_code == 504
+        return await client.post("/id_seen")
+
+    assert _run(work, request_timeout_s=NO_SECONDS, max_waiting=1).status_code == 200
+
+
+def test_an_answer_that_has_begun_is_finished() -> None:
+    response = _run(lambda client, _: client.post("/stream"), request_timeout_s=NO_SECONDS)
+    assert response.text == "first last"
+
+
+def test_a_foreign_origin_is_allowed_when_it_is_listed() -> None:
+    headers = {"Origin": "https://dsa.example", "Access-Control-Request-Method": "POST"}
+    headers["Access-Control-Request-Headers"] = "x-api-key"
+    response = _run(
+        lambda client, _: client.options("/id_seen", headers=headers),
+        allowed_origins=("https://dsa.example",),
+    )
+    assert response.headers["Access-Control-Allow-Origin"] == "https://dsa.example"
+    assert "X-API-Key" in response.headers["Access-Control-Allow-Headers"]
+
+
+@pytest.mark.parametrize("origins", [(), ("https://dsa.example",)])
+def test_any_other_origin_is_not_allowed(origins: tuple[str, ...]) -> None:
+    response = _run(
+        lambda client, _: client.get("/id_seen", headers={"Origin": "https://evil.example"}),
+        allowed_origins=origins,
+    )
+    assert "Access-Control-Allow-Origin" not in response.headers
+
+
+def test_a_browser_asks_for_its_origin_without_a_key_and_sees_why_a_key_is_refused(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "keys").write_text("alice:0123456789abcdef")
+
+    async def work(client: httpx.AsyncClient, _: Endpoints) -> httpx.Response:
+        origin = {"Origin": "https://dsa.example"}
+        asked = {**origin, "Access-Control-Request-Method": "POST"}
+        assert (await client.options("/id_seen", headers=asked)).status_code == 200
+        return await client.post("/id_seen", headers=origin)
+
+    keys = {"api_keys_file": tmp_path / "keys"}
+    refused = _run(work, allowed_origins=("https://dsa.example",), **keys)
+    assert refused.status_code == 401
+    assert refused.headers["Access-Control-Allow-Origin"] == "https://dsa.example"
+
+
+def test_requests_are_counted_by_endpoint_status_and_reason(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("alice:0123456789abcdef")
+
+    async def work(client: httpx.AsyncClient, _: Endpoints) -> httpx.Response:
+        await client.post("/id_seen")
+        key = {"X-API-Key": "0123456789abcdef"}
+        await client.post("/id_seen", headers=key)
+        await client.post("/made/up", headers=key)
+        await client.post("/broken", headers=key)
+        return await client.get("/metrics")
+
+    metrics = _run(work, api_keys_file=tmp_path / "keys").text
+    for line in (
+        'focalpath_requests_total{endpoint="/id_seen",status="401"} 1.0',
+        'focalpath_requests_total{endpoint="/id_seen",status="200"} 1.0',
+        'focalpath_requests_total{endpoint="other",status="404"} 1.0',
+        'focalpath_requests_total{endpoint="/broken",status="500"} 1.0',
+        'focalpath_rejections_total{reason="no_key"} 1.0',
+        'focalpath_rejections_total{reason="error"} 1.0',
+        'focalpath_request_seconds_count{endpoint="/id_seen"} 2.0',
+    ):
+        assert line in metrics.splitlines()
+    assert "/made/up" not in metrics
+
+
+def _entries(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    formatter = JsonFormatter()
+    return [json.loads(formatter.format(record)) for record in caplog.records]
+
+
+def test_an_answer_is_a_line_of_the_log_with_the_keys_name_and_never_the_key(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "keys").write_text("alice:0123456789abcdef")
+    headers = {"X-API-Key": "0123456789abcdef"}
+    with caplog.at_level(logging.INFO):
+        _run(
+            lambda client, _: client.post("/staged", headers=headers),
+            api_keys_file=tmp_path / "keys",
+        )
+    (entry,) = [entry for entry in _entries(caplog) if entry["logger"] == "serve.access_log"]
+    assert entry["key"] == "alice"
+    assert (entry["method"], entry["path"], entry["status"]) == ("POST", "/staged", 200)
+    assert {"duration_ms", "decode_ms", "client"} < set(entry)
+    assert "0123456789abcdef" not in json.dumps(entry)
+
+
+def test_a_log_entry_inside_a_request_has_its_id(caplog: pytest.LogCaptureFixture) -> None:
+    formatted = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            formatted.append(json.loads(JsonFormatter().format(record)))
+
+    logger = logging.getLogger("serve.access_log")
+    logger.addHandler(handler := Handler())
+    try:
+        with caplog.at_level(logging.INFO):
+            _run(lambda client, _: client.get("/id_seen", headers={"X-Request-ID": "run-7"}))
+    finally:
+        logger.removeHandler(handler)
+    assert [entry["request_id"] for entry in formatted] == ["run-7"]
+
+
+def test_an_error_in_the_log_is_one_line_with_its_traceback() -> None:
+    try:
+        raise ValueError("two\nlines")
+    except ValueError as error:
+        info = (type(error), error, error.__traceback__)
+        record = logging.LogRecord("serve", logging.ERROR, __file__, 1, "it\nfailed", (), info)
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    assert "ValueError: two\nlines" in json.loads(line)["exception"]
+
+
+def test_the_log_as_text_has_the_fields_behind_the_message() -> None:
+    record = logging.LogRecord("serve", logging.INFO, __file__, 1, "answered", (), None)
+    record.fields = {"status": 200}
+    assert TextFormatter("%(message)s").format(record) == "answered status=200"
+
+
+def test_the_context_of_a_request_does_not_leak_into_other_threads() -> None:
+    seen: list[object] = []
+
+    async def work(client: httpx.AsyncClient, _: Endpoints) -> httpx.Response:
+        response = await client.get("/id_seen")
+        thread = threading.Thread(target=lambda: seen.append(current_request()))
+        thread.start()
+        thread.join()
+        return response
+
+    _run(work)
+    assert seen == [None]
