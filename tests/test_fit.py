@@ -17,7 +17,7 @@ from train.errors import FocalPathError
 from train.fit import evaluate, fit
 from train.focal_attention import initial_bias
 from train.segmenter import Segmenter
-from train.settings import BiasSettings, bcss, bdsa, crag
+from train.settings import BiasSettings, RuntimeSettings, bcss, bdsa, crag
 from train.task import SegmentationTask
 
 
@@ -141,3 +141,23 @@ def test_presets_have_the_papers_values():
     assert (crag().loss.focal_weight, crag().loss.iou_weight) == (0.125, 0.0)
     assert (bcss().loss.focal_weight, bcss().loss.iou_weight) == (0.25, 0.0625)
     assert bcss().bias.bias_lr_factor == 100
+
+
+def test_training_stops_early_without_a_better_dice(toy_data: Path, tmp_path: Path):
+    settings = toy_settings(runtime=RuntimeSettings(patience=1))
+    # A rate this small changes no prediction: the first epoch stays the best.
+    still = replace(settings.optimization, epochs=6, learning_rate=1e-12)
+    fit(replace(settings, optimization=still), toy_data, tmp_path / "run")
+    assert len(rows_of(tmp_path / "run")) == 2
+
+
+def test_a_tracker_that_is_not_installed_says_what_to_install(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def missing(*arguments: object, **options: object) -> None:
+        raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
+
+    monkeypatch.setattr("train.fit.TensorBoardLogger", missing)
+    settings = toy_settings(runtime=RuntimeSettings(track="tensorboard"))
+    with pytest.raises(FocalPathError, match="pip install tensorboard"):
+        fit(settings, toy_data, tmp_path / "run")
