@@ -1,11 +1,14 @@
-"""The model that is exported: uint8 image in, uint8 labels out, the learned bias folded in."""
+"""The reference of what is exported: uint8 image in, uint8 labels out, in plain torch.
+
+`export.folded` computes the same outputs in the form that leaves for ONNX; parity compares the two.
+"""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from train.segmenter import Segmenter, upsample
+from train.segmenter import Segmenter
 
 
 class DeployableOutput(NamedTuple):
@@ -26,18 +29,14 @@ class DeployableOutput(NamedTuple):
 
 
 class Deployable(nn.Module):
-    """Pre- and post-processing around a trained segmenter, all inside one graph.
-
-    Unlabelled is never predicted, so the softmax is over the C classes alone (our choice).
-    """
+    """Pre- and post-processing around a trained segmenter, its learned bias frozen."""
 
     class_attention_bias: Tensor
 
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
         self.segmenter = segmenter.eval()
-        # A buffer, not a parameter: in the graph the bias is a constant of this name, one value a
-        # token (iou, single-mask, unlabelled, then the classes), added in both blocks.
+        # One value a token: iou, single-mask, unlabelled, then the classes.
         with torch.no_grad():
             self.register_buffer("class_attention_bias", segmenter.class_attention_bias().clone())
 
@@ -46,17 +45,29 @@ class Deployable(nn.Module):
         images = image.float().permute(0, 3, 1, 2)
         features = self.segmenter.encode(images)
         low_res_logits, iou_scores = self.segmenter.decode(features, self.class_attention_bias)
-        low_res_logits = low_res_logits[:, 1:]
-        logits = upsample(low_res_logits, self.segmenter.tile_size_px)
-        # Casts by way of float32: TensorRT takes uint8 only at the graph's edge.
-        labels = logits.argmax(dim=1).float() + 1
-        return DeployableOutput(
-            labels=labels.to(torch.uint8),
-            confidence=_to_byte(logits.softmax(dim=1).amax(dim=1)),
-            low_res_probabilities=_to_byte(low_res_logits.softmax(dim=1)),
-            iou_scores=iou_scores[:, 1:],
-            low_res_logits=low_res_logits,
-        )
+        return outputs(low_res_logits[:, 1:], iou_scores[:, 1:], self.segmenter.tile_size_px)
+
+
+def outputs(low_res_logits: Tensor, iou_scores: Tensor, tile_size_px: int) -> DeployableOutput:
+    """Finish (B, C, H/4, W/4) logits and (B, C) scores of the classes alone.
+
+    Unlabelled is never predicted, so the softmax is over the C classes (our choice).
+    """
+    # By a factor, not to a size: the size of a batch would have to be computed in the graph.
+    factor = float(tile_size_px // low_res_logits.shape[-1])
+    logits = nn.functional.interpolate(low_res_logits, scale_factor=factor, mode="bilinear")
+    largest = logits.amax(dim=1)
+    # The largest of a softmax is 1 / sum(exp(logits - largest)): one map, not C.
+    confidence = 1 / (logits - largest[:, None]).exp().sum(dim=1)
+    # Casts by way of float32: TensorRT takes uint8 only at the graph's edge.
+    labels = logits.argmax(dim=1).float() + 1
+    return DeployableOutput(
+        labels=labels.to(torch.uint8),
+        confidence=_to_byte(confidence),
+        low_res_probabilities=_to_byte(low_res_logits.softmax(dim=1)),
+        iou_scores=iou_scores,
+        low_res_logits=low_res_logits,
+    )
 
 
 def _to_byte(probabilities: Tensor) -> Tensor:

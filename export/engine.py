@@ -28,7 +28,7 @@ from export.engine_check import (
     reference_answers,
 )
 from export.engine_plan import EnginePlan, container_command, read_engine_plan
-from export.parity import parity_images
+from export.validation import parity_images
 from serve.errors import BundleError, FocalPathError
 from serve.manifest import (
     MANIFEST_FILE,
@@ -237,9 +237,6 @@ def _install(
             "parity": Parity(
                 num_tiles=report.num_tiles,
                 label_agreement=min(batch.label_agreement for batch in report.batches),
-                max_logit_difference=max(
-                    batch.max_log_probability_difference for batch in report.batches
-                ),
             ),
             "tensorrt": TensorRTBuild(
                 version=report.tensorrt_version,

@@ -4,41 +4,88 @@ import logging
 import warnings
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from export.attention import AttentionForm
 from export.deployable import Deployable, DeployableOutput
+from export.folded import FoldedSegmenter, PlainPathologyEncoder
 from train.errors import FocalPathError
 
 BIAS_NAME = "class_attention_bias"
 PARITY_OUTPUT = "low_res_logits"
+_EXAMPLE_BATCH = 2
 
 
-def export_onnx(deployable: Deployable, path: Path, *, opset: int = 20) -> None:
-    """Write the model with a dynamic batch, and all of `DeployableOutput` as its outputs.
+def export_onnx(
+    deployable: Deployable, path: Path, *, opset: int = 20, form: AttentionForm | None = None
+) -> None:
+    """Write the folded model with a dynamic batch, and all of `DeployableOutput` as its outputs.
+
+    Args:
+        deployable: the reference; the graph computes the same.
+        path: the file to write.
+        opset: ONNX's opset; from 23 on, attention is ONNX's own operator where it fits.
+        form: how attention is written; by default what measured fastest, see docs/export.md.
 
     Raises:
         FocalPathError: the graph is not valid, or has lost the bias on the way.
     """
-    side = deployable.segmenter.tile_size_px
-    example = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8)
+    folded = FoldedSegmenter(deployable, form or AttentionForm(operator=opset >= 23)).eval()
+    side = folded.tile_size_px
+    example = torch.randint(0, 256, (_EXAMPLE_BATCH, side, side, 3), dtype=torch.uint8)
+    # Tracing with a symbolic batch takes twice as long, and the folded model only ever uses the
+    # batch as the first dimension: it is made dynamic afterwards. Other encoders may do anything.
+    is_plain = isinstance(folded.pathology_encoder, PlainPathologyEncoder)
+    dynamic = {"image": {0: torch.export.Dim("batch", min=1, max=1024)}} if is_plain else None
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # The exporter warns of its own internals; what it writes is checked below.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            deployable,
+            folded,
             (example,),
             dynamo=True,
             opset_version=opset,
             input_names=["image"],
             output_names=list(DeployableOutput._fields),
-            dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1, max=1024)}},
+            dynamic_shapes=dynamic,
             verbose=False,
         )
     assert program is not None, "the dynamo exporter returns a program"
+    if not is_plain:
+        _free_the_batch(program.model)
     program.save(str(path))
     check_graph(path)
+
+
+def _free_the_batch(model: ir.Model) -> None:
+    """Make the first dimension of inputs, outputs and reshapes dynamic."""
+    graph = model.graph
+    for value in (*graph.inputs, *graph.outputs):
+        assert value.shape is not None, f"{value} has no shape"
+        value.shape = ir.Shape(["batch", *value.shape.dims[1:]])
+    for node in graph:
+        for value in set(node.outputs) - set(graph.outputs):
+            value.shape = None  # of the example
+        assert node.op_type not in ("Expand", "Tile", "ConstantOfShape", "Shape"), node
+        if node.op_type != "Reshape":
+            continue
+        target = node.inputs[1]
+        assert target is not None, "Reshape has two inputs"
+        shape = ir.convenience.get_const_tensor(target)
+        assert shape is not None, f"{node} reshapes to what it computes"
+        first, *others = shape.numpy().tolist()
+        assert first == -1 or first % _EXAMPLE_BATCH == 0, f"{node} does not begin with the batch"
+        name = "_".join(["shape", "batch", *map(str, others)])
+        if name not in graph.initializers:
+            tensor = ir.tensor(np.array([-1, *others], np.int64), name=name)
+            graph.register_initializer(ir.val(name, const_value=tensor))
+        node.replace_input_with(1, graph.initializers[name])
+    RemoveUnusedNodesPass()(model)
 
 
 def check_graph(path: Path) -> None:

@@ -1,89 +1,68 @@
-"""Whether an exported graph answers as torch does, measured on real pixels."""
+"""The gate: whether an artefact answers as torch does in float32, measured on real pixels."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
 import torch
+from numpy.typing import NDArray
 
 from export.deployable import Deployable, DeployableOutput
 from export.onnx_graph import PARITY_OUTPUT
-from serve.manifest import Parity
-from train.dataset import read_image, read_tile_folder
-from train.errors import FocalPathError
-from train.tissue import make_tile
+from export.parity_schema import (
+    ArtefactParity,
+    ClassParity,
+    EmulationParity,
+    Limits,
+    Precision,
+    TileParity,
+    Tolerances,
+)
+from export.validation import Images, ValidationTiles
+from export.validation import parity_images as parity_images
+from train.metrics import class_scores
 
-Images = np.ndarray[Any, np.dtype[np.uint8]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tolerance:
-    """How far an artefact may be from torch in float32."""
-
-    min_label_agreement: float = 0.999
-    """Smallest share of pixels with the same label."""
-    max_logit_difference: float = 1e-3
-    """Largest difference of a low-resolution logit."""
+Logits = NDArray[np.floating[Any]]
 
 
-def measure_parity(deployable: Deployable, onnx_path: Path, images: Images) -> Parity:
-    """Run torch and ONNX Runtime on images (N, H, W, 3) uint8, in batches of several sizes.
+@dataclass(frozen=True)
+class Answers:
+    """A runtime's answers on all tiles.
 
-    The graph must still have its `low_res_logits` output.
+    labels: (N, H, W) uint8. logits: (N, C, H/4, W/4). iou_scores: (N, C).
     """
-    session = ort.InferenceSession(str(onnx_path), providers=["CPUExecutionProvider"])
-    num_agreeing, num_pixels, difference = 0, 0, 0.0
-    for batch in _batches(images):
+
+    labels: Images
+    logits: Logits
+    iou_scores: Logits
+
+
+def torch_answers(deployable: Deployable, images: Images) -> Answers:
+    """Run torch in float32, in batches of several sizes."""
+
+    def run(batch: Images) -> tuple[Any, ...]:
         with torch.inference_mode():
-            expected = DeployableOutput(*deployable(torch.from_numpy(batch)))
-        labels, logits = session.run(["labels", PARITY_OUTPUT], {"image": batch})
-        num_agreeing += int((labels == expected.labels.numpy()).sum())
-        num_pixels += labels.size
-        largest = np.abs(logits - expected.low_res_logits.numpy()).max()
-        # A NaN anywhere must not pass: a comparison with NaN is never true.
-        difference = max(difference, float(np.nan_to_num(largest, nan=np.inf)))
-    return Parity(
-        num_tiles=len(images),
-        label_agreement=num_agreeing / num_pixels,
-        max_logit_difference=difference,
-    )
-
-
-def check_parity(parity: Parity, tolerance: Tolerance, artefact: str) -> None:
-    """Refuse an artefact that is too far from torch.
-
-    Raises:
-        FocalPathError: it is.
-    """
-    if parity.label_agreement < tolerance.min_label_agreement:
-        raise FocalPathError(
-            f"{artefact} gives the same label as torch on {parity.label_agreement:.4%} of the "
-            f"pixels of {parity.num_tiles} tiles; expected at least "
-            f"{tolerance.min_label_agreement:.2%}. No bundle was written."
-        )
-    if not parity.max_logit_difference < tolerance.max_logit_difference:
-        raise FocalPathError(
-            f"a logit of {artefact} differs from torch by {parity.max_logit_difference:.2e}; "
-            f"expected less than {tolerance.max_logit_difference:.0e}. No bundle was written."
+            output = DeployableOutput(*deployable(torch.from_numpy(batch)))
+        return tuple(
+            tensor.numpy() for tensor in (output.labels, output.low_res_logits, output.iou_scores)
         )
 
+    return _in_batches(run, images)
 
-def parity_images(data: Path | None, tile_size_px: int, num_tiles: int) -> Images:
-    """Tiles to compare on, (N, H, W, 3) uint8: from a data set, or else drawn tissue.
 
-    A data set's held-out tiles come first: test, then validation, then training.
-    """
-    if data is None:
-        rng = np.random.default_rng(0)
-        return np.stack([make_tile(rng, tile_size_px)[0] for _ in range(num_tiles)])
-    folder = read_tile_folder(data)
-    tiles = [*folder.tiles["test"], *folder.tiles["validation"], *folder.tiles["training"]]
-    if not tiles:
-        raise FocalPathError(f"{data} has no tile to compare on; expected lines in folds.csv")
-    return np.stack([_fit(read_image(tile.image), tile_size_px) for tile in tiles[:num_tiles]])
+def onnx_answers(path: Path, images: Images) -> Answers:
+    """Run ONNX Runtime on the CPU; the graph must still have its `low_res_logits`."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = ["labels", PARITY_OUTPUT, "iou_scores"]
+    return _in_batches(lambda batch: tuple(session.run(names, {"image": batch})), images)
+
+
+def _in_batches(run: Callable[[Images], tuple[Any, ...]], images: Images) -> Answers:
+    parts = [run(batch) for batch in _batches(images)]
+    return Answers(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def _batches(images: Images) -> Iterator[Images]:
@@ -93,8 +72,161 @@ def _batches(images: Images) -> Iterator[Images]:
         yield images[start : start + 3]
 
 
-def _fit(image: Images, size_px: int) -> Images:
-    """Cut or mirror an image to the model's tile, without resampling."""
-    image = image[:size_px, :size_px]
-    missing = [(0, size_px - length) for length in image.shape[:2]]
-    return np.ascontiguousarray(np.pad(image, [*missing, (0, 0)], mode="symmetric"))
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Torch's answers, and what an artefact is held against."""
+
+    tiles: ValidationTiles
+    expected: Answers
+    class_names: tuple[str, ...]
+    class_shares: Sequence[float]
+    """Each class's share of the training pixels: the rarest is looked at apart."""
+    tolerances: Tolerances
+
+    def judge(
+        self,
+        answers: Answers,
+        file: str,
+        precision: Precision,
+        *,
+        fp32_islands: tuple[str, ...] = (),
+        emulation: EmulationParity | None = None,
+        measured_with: Literal["ONNX Runtime", "emulation"] = "ONNX Runtime",
+    ) -> ArtefactParity:
+        """Compare an artefact's answers, on all tiles or the first of them, with torch's."""
+        classes = self._compare_classes(answers.labels)
+        tiles = self._compare_tiles(answers)
+        values = np.concatenate([answers.logits.ravel(), answers.iou_scores.ravel()])
+        measured = ArtefactParity(
+            file=file,
+            precision=precision,
+            measured_with=measured_with,
+            num_tiles=len(tiles),
+            label_agreement=float(np.mean([tile.label_agreement for tile in tiles])),
+            max_logit_difference=max(tile.max_logit_difference for tile in tiles),
+            num_nan=int(np.isnan(values).sum()),
+            num_inf=int(np.isinf(values).sum()),
+            rarest_class=self._rarest_class(classes),
+            fp32_islands=fp32_islands,
+            emulation=emulation,
+            classes=classes,
+            tiles=tiles,
+            failures=(),
+        )
+        failures = tuple(self._failures(measured, answers.labels))
+        return measured.model_copy(update={"failures": failures})
+
+    def _compare_tiles(self, answers: Answers) -> tuple[TileParity, ...]:
+        num_tiles = len(answers.labels)
+        agreement = (answers.labels == self.expected.labels[:num_tiles]).mean(axis=(1, 2))
+        differences = np.abs(answers.logits - self.expected.logits[:num_tiles])
+        differences = np.where(np.isfinite(differences), differences, 0.0).max(axis=(1, 2, 3))
+        rows = zip(self.tiles.names, agreement, differences, strict=False)
+        return tuple(
+            TileParity(name=name, label_agreement=float(a), max_logit_difference=float(d))
+            for name, a, d in rows
+        )
+
+    def _compare_classes(self, labels: Images) -> tuple[ClassParity, ...]:
+        expected = self.expected.labels[: len(labels)]
+        masks = None if self.tiles.masks is None else self.tiles.masks[: len(labels)]
+        before, after = (self._scores(found, masks) for found in (expected, labels))
+        compared = []
+        for index, name in enumerate(self.class_names):
+            torchs = expected == index + 1
+            compared.append(
+                ClassParity(
+                    name=name,
+                    num_pixels=None if masks is None else int((masks == index + 1).sum()),
+                    agreement=float((labels[torchs] == index + 1).mean()) if torchs.any() else None,
+                    **{f"torch_{score}": values[index] for score, values in before.items()},
+                    **{score: values[index] for score, values in after.items()},
+                )
+            )
+        return tuple(compared)
+
+    def _scores(self, labels: Images, masks: Images | None) -> dict[str, list[float | None]]:
+        """Dice, IoU and recall of each class, None where they are not defined."""
+        num_classes = len(self.class_names)
+        if masks is None:
+            return {name: [None] * num_classes for name in ("dice", "iou", "recall")}
+        confusion = _confusion(labels, masks, num_classes)
+        scores = class_scores(torch.from_numpy(confusion))
+        counts = confusion.sum(axis=1)
+        recall = confusion.diagonal() / np.where(counts, counts, np.nan)
+        found: dict[str, list[float]] = {
+            "dice": scores.dice.tolist(),
+            "iou": scores.iou.tolist(),
+            "recall": recall.tolist(),
+        }
+        return {
+            name: [None if np.isnan(value) else float(value) for value in values]
+            for name, values in found.items()
+        }
+
+    def _rarest_class(self, classes: Sequence[ClassParity]) -> str | None:
+        present = [
+            (share, entry.name)
+            for share, entry in zip(self.class_shares, classes, strict=True)
+            if entry.num_pixels
+        ]
+        return min(present)[1] if present else None
+
+    def _failures(self, found: ArtefactParity, labels: Images) -> Iterator[str]:
+        limits = self.tolerances.limits(found.precision)
+        worst = min(found.tiles, key=lambda tile: tile.label_agreement)
+        if found.num_nan or found.num_inf:
+            yield f"{found.num_nan} NaN and {found.num_inf} infinite logits and IoU scores"
+        if found.label_agreement < limits.agreement:
+            yield (
+                f"{found.label_agreement:.4%} of the labels are torch's, expected at least "
+                f"{100 * limits.agreement:g}%; fewest on tile {worst.name} "
+                f"({worst.label_agreement:.4%}), most of them lost by "
+                f"{self._class_that_loses_most(labels)}"
+            )
+        for index, entry in enumerate(found.classes):
+            if entry.dice_loss > limits.dice_loss:
+                yield (
+                    f"class {entry.name} loses {100 * entry.dice_loss:.2f} Dice points "
+                    f"({entry.torch_dice:.4f} to {entry.dice:.4f}), at most "
+                    f"{100 * limits.dice_loss:.2f} may be lost; most on tile "
+                    f"{self._tile_that_differs_most(labels, index + 1)}"
+                )
+        difference = limits.logit_difference
+        if difference is not None and not found.max_logit_difference < difference:
+            worst = max(found.tiles, key=lambda tile: tile.max_logit_difference)
+            yield (
+                f"a logit differs by {found.max_logit_difference:.2e} on tile {worst.name}, "
+                f"expected less than {difference:.0e}"
+            )
+        if found.emulation is not None:
+            yield from _emulation_failures(found.emulation, limits)
+
+    def _class_that_loses_most(self, labels: Images) -> str:
+        expected = self.expected.labels[: len(labels)]
+        lost = np.bincount(expected[labels != expected], minlength=1 + len(self.class_names))
+        return self.class_names[int(lost[1:].argmax())]
+
+    def _tile_that_differs_most(self, labels: Images, label: int) -> str:
+        expected = self.expected.labels[: len(labels)]
+        differs = ((labels == label) != (expected == label)).sum(axis=(1, 2))
+        return self.tiles.names[int(differs.argmax())]
+
+
+def _emulation_failures(emulation: EmulationParity, limits: Limits) -> Iterator[str]:
+    where = f"with each node rounded, on {emulation.num_tiles} tiles,"
+    if emulation.nonfinite:
+        block, count = next(iter(emulation.nonfinite.items()))
+        yield f"{where} {block} is the first block with NaN or infinite values ({count})"
+    if emulation.label_agreement < limits.agreement:
+        yield (
+            f"{where} {emulation.label_agreement:.4%} of the labels are torch's, expected at "
+            f"least {100 * limits.agreement:g}%"
+        )
+
+
+def _confusion(labels: Images, masks: Images, num_classes: int) -> NDArray[np.int64]:
+    """(C, C) mask x label; unlabelled pixels are left out."""
+    known = (masks > 0) & (labels > 0) & (labels <= num_classes)
+    pairs = (masks[known].astype(np.int64) - 1) * num_classes + labels[known] - 1
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)

@@ -108,16 +108,28 @@ def render_config(manifest: Manifest, target: Target = "onnxruntime") -> str:
     )
 
 
-def publish(bundle: Path, repository: Path, target: Target = "onnxruntime") -> Path:
+def publish(
+    bundle: Path, repository: Path, target: Target = "onnxruntime", *, keep: int | None = None
+) -> Path:
     """Put the bundle into Triton's repository as the newest version; return the version's folder.
 
     The version appears whole or not at all. Publishing what the newest version already serves adds
     no version; what an older one served does, because Triton loads only the newest.
 
+    Args:
+        bundle: the bundle's folder.
+        repository: the model repository.
+        target: what executes the model inside Triton.
+        keep: delete the oldest versions beyond so many, but never the newest, nor the one that was
+            the newest until now: Triton serves it until it loads the new one. None keeps all.
+
     Raises:
         BundleError: the bundle is damaged or incomplete.
-        FocalPathError: the bundle has no artefact for the target, or the target is not known.
+        FocalPathError: the bundle has no artefact for the target, the target is not known, or
+            `keep` is below 1.
     """
+    if keep is not None and keep < 1:
+        raise FocalPathError(f"{keep} versions to keep; expected at least 1")
     runtime = _runtime(target)
     manifest = read_bundle(bundle)
     artefact = _select_artefact(manifest, runtime, target, bundle)
@@ -136,6 +148,9 @@ def publish(bundle: Path, repository: Path, target: Target = "onnxruntime") -> P
             _stage_version(bundle / artefact.file, staging / newest.name / runtime.model_file)
             (staging / newest.name).rename(newest)
         (staging / CONFIG_FILE).replace(folder / CONFIG_FILE)
+        if keep is not None:
+            served = {int(newest.name), *versions[-1:]}
+            _prune(folder, staging, keep, served)
     finally:
         shutil.rmtree(staging)
         if is_new and not any(folder.iterdir()):
@@ -206,6 +221,13 @@ def _versions(folder: Path) -> list[int]:
 def _serves(version: Path, runtime: _Runtime, artefact: Artefact) -> bool:
     model = version / runtime.model_file
     return model.is_file() and sha256_of(model) == artefact.sha256
+
+
+def _prune(folder: Path, staging: Path, keep: int, served: set[int]) -> None:
+    """Delete the oldest versions; each vanishes at once, whole, before its files do."""
+    for version in _versions(folder)[:-keep]:
+        if version not in served:
+            (folder / str(version)).rename(staging / f"pruned-{version}")
 
 
 def _stage_version(source: Path, destination: Path) -> None:

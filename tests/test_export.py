@@ -1,5 +1,4 @@
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +7,9 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from export.bundle import BundleSettings, write_bundle
 from export.deployable import Deployable, DeployableOutput
-from export.onnx_graph import BIAS_NAME, check_graph, export_onnx
-from export.parity import Tolerance, check_parity, measure_parity, parity_images
-from serve.manifest import Manifest, Parity, read_bundle
+from export.onnx_graph import BIAS_NAME, check_graph
+from serve.manifest import Manifest, read_bundle
 from train.checkpoint import load_checkpoint
 from train.errors import FocalPathError
 from train.segmenter import labels_from_logits
@@ -23,14 +20,6 @@ SIDE, NUM_CLASSES = 64, 5
 @pytest.fixture(scope="module")
 def deployable(toy_run: Path) -> Deployable:
     return Deployable(load_checkpoint(toy_run)[0]).eval()
-
-
-@pytest.fixture(scope="module")
-def graph_file(deployable: Deployable, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The graph with all outputs, the logits among them."""
-    path = tmp_path_factory.mktemp("graph") / "model.onnx"
-    export_onnx(deployable, path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -84,19 +73,19 @@ def test_the_learned_bias_is_a_named_constant_of_both_cross_attentions(
     assert sum(BIAS_NAME in node.input for node in graph.node) == 2
 
 
-def test_another_bias_in_the_graph_changes_the_answer(graph_file: Path, image: np.ndarray):
-    model = onnx.load(str(graph_file))
+def test_another_bias_in_the_graph_changes_the_answer(toy_graph: Path, image: np.ndarray):
+    model = onnx.load(str(toy_graph))
     constant = next(entry for entry in model.graph.initializer if entry.name == BIAS_NAME)
     other = onnx.numpy_helper.to_array(constant) + np.array([0, 0, 0, 5, -5, 5, -5, 5], np.float32)
     constant.CopyFrom(onnx.numpy_helper.from_array(other.astype(np.float32), BIAS_NAME))
-    before = ort.InferenceSession(str(graph_file)).run(["low_res_logits"], {"image": image})[0]
+    before = ort.InferenceSession(str(toy_graph)).run(["low_res_logits"], {"image": image})[0]
     session = ort.InferenceSession(model.SerializeToString())
     after = session.run(["low_res_logits"], {"image": image})[0]
     assert np.abs(after - before).max() > 1e-4
 
 
-def test_a_graph_without_the_bias_is_refused(graph_file: Path, tmp_path: Path):
-    model = onnx.load(str(graph_file))
+def test_a_graph_without_the_bias_is_refused(toy_graph: Path, tmp_path: Path):
+    model = onnx.load(str(toy_graph))
     zero = onnx.numpy_helper.from_array(np.zeros(1, np.float32), "nothing")
     model.graph.initializer.append(zero)
     for node in model.graph.node:
@@ -104,60 +93,6 @@ def test_a_graph_without_the_bias_is_refused(graph_file: Path, tmp_path: Path):
     onnx.save(model, str(tmp_path / "model.onnx"))
     with pytest.raises(FocalPathError, match="0 times; expected 2"):
         check_graph(tmp_path / "model.onnx")
-
-
-def test_parity_with_torch_is_measured_and_within_tolerance(manifest: Manifest):
-    parity = manifest.artefacts[0].parity
-    assert parity.num_tiles == 8
-    assert parity.label_agreement >= 0.999
-    assert 0 < parity.max_logit_difference < 1e-3
-
-
-def test_parity_sees_a_graph_with_another_bias(deployable: Deployable, graph_file: Path):
-    images = parity_images(None, SIDE, 4)
-    same = measure_parity(deployable, graph_file, images)
-    original = deployable.class_attention_bias.clone()
-    try:
-        deployable.class_attention_bias[3:] += torch.tensor([5.0, -5, 5, -5, 5])
-        other = measure_parity(deployable, graph_file, images)
-    finally:
-        deployable.class_attention_bias.copy_(original)
-    assert other.max_logit_difference > 10 * same.max_logit_difference
-
-
-@pytest.mark.parametrize(
-    ("label_agreement", "max_logit_difference", "message"),
-    [(0.99, 0.0, "99.0000%"), (1.0, 2e-3, "2.00e-03"), (1.0, float("inf"), "inf")],
-)
-def test_parity_out_of_tolerance_is_refused(
-    label_agreement: float, max_logit_difference: float, message: str
-):
-    parity = Parity(
-        num_tiles=1, label_agreement=label_agreement, max_logit_difference=max_logit_difference
-    )
-    with pytest.raises(FocalPathError, match=message):
-        check_parity(parity, Tolerance(), "model.onnx")
-
-
-def test_a_failed_export_leaves_the_earlier_bundle_and_nothing_else(
-    exported_bundle: Path, toy_run: Path, tmp_path: Path
-):
-    bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
-    before = (bundle / "manifest.json").read_bytes()
-    impossible = BundleSettings(model_version="2", tolerance=Tolerance(max_logit_difference=1e-12))
-    with pytest.raises(FocalPathError, match="No bundle was written"):
-        write_bundle(toy_run, bundle, impossible)
-    assert (bundle / "manifest.json").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-
-
-def test_a_new_export_replaces_the_earlier_bundle(
-    exported_bundle: Path, toy_run: Path, toy_data: Path, tmp_path: Path
-):
-    bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
-    write_bundle(toy_run, bundle, BundleSettings(model_version="2", validate=toy_data))
-    assert read_bundle(bundle).version == "2"
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_the_version_follows_the_checkpoint(manifest: Manifest):

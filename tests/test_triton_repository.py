@@ -217,6 +217,73 @@ def test_publishing_an_older_bundle_again_makes_it_the_newest(
     assert sha256_of(third / "model.onnx") == sha256_of(first / "model.onnx")
 
 
+def _publish_many(bundle: Path, repository: Path, folder: Path, num_versions: int) -> None:
+    for index in range(num_versions):
+        publish(_retrain(bundle, folder / f"retrained_{index}"), repository)
+
+
+def _version_names(repository: Path) -> list[str]:
+    return sorted(path.name for path in (repository / "segmenter").iterdir() if path.is_dir())
+
+
+def test_all_versions_are_kept_unless_asked(
+    toy_bundle: Path, repository: Path, tmp_path: Path
+) -> None:
+    _publish_many(toy_bundle, repository, tmp_path, 4)
+
+    assert _version_names(repository) == ["1", "2", "3", "4"]
+
+
+def test_keeping_three_deletes_the_oldest(
+    toy_bundle: Path, repository: Path, tmp_path: Path
+) -> None:
+    _publish_many(toy_bundle, repository, tmp_path, 4)
+
+    publish(toy_bundle, repository, keep=3)
+
+    assert _version_names(repository) == ["3", "4", "5"]
+
+
+def test_the_version_that_is_still_served_stays(
+    toy_bundle: Path, repository: Path, tmp_path: Path
+) -> None:
+    _publish_many(toy_bundle, repository, tmp_path, 3)
+
+    publish(toy_bundle, repository, keep=1)
+
+    assert _version_names(repository) == ["3", "4"]
+
+
+def test_keeping_one_where_nothing_new_is_published_leaves_the_newest(
+    toy_bundle: Path, repository: Path, tmp_path: Path
+) -> None:
+    _publish_many(toy_bundle, repository, tmp_path, 2)
+    publish(toy_bundle, repository)
+
+    publish(toy_bundle, repository, keep=1)
+
+    assert _version_names(repository) == ["3"]
+
+
+def test_a_publication_that_fails_deletes_no_version(
+    toy_bundle: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _publish_many(toy_bundle, repository, tmp_path, 3)
+    monkeypatch.setattr(shutil, "copyfile", _fail_half_way)
+
+    with pytest.raises(OSError, match="No space left"):
+        publish(toy_bundle, repository, keep=1)
+
+    assert _version_names(repository) == ["1", "2", "3"]
+
+
+def test_keeping_no_version_is_refused(toy_bundle: Path, repository: Path) -> None:
+    with pytest.raises(FocalPathError, match="0 versions to keep"):
+        publish(toy_bundle, repository, keep=0)
+
+    assert not repository.exists()
+
+
 def test_a_damaged_bundle_is_refused_and_changes_nothing(
     toy_bundle: Path, repository: Path, tmp_path: Path
 ) -> None:

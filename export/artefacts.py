@@ -1,0 +1,178 @@
+"""The forms of the model beside float32, each held against the gate before a bundle may have it."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from export.audit import Peak, blocks_beyond
+from export.emulation import HalfEmulator
+from export.islands import smallest_islands
+from export.onnx_graph import PARITY_OUTPUT
+from export.parity import Answers, Gate, onnx_answers
+from export.parity_schema import ArtefactParity, EmulationParity
+from export.precision import FLOAT16_MAX, HalfPrecision, convert_to_half, half_blocks
+from export.quantize import quantize_int8
+from train.errors import FocalPathError
+
+Say = Callable[[str], None]
+Judged = tuple[ArtefactParity, Answers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionSettings:
+    """Which forms of the model beside float32 are tried."""
+
+    fp16: bool = True
+    """Half precision, for GPUs."""
+    bf16: bool = False
+    """bfloat16, for GPUs. ONNX Runtime's CPU backend cannot run it: it is compared by emulation."""
+    int8: bool = False
+    """8 bits for the products, for CPUs."""
+    fp32_islands: tuple[str, ...] = ()
+    """Blocks that stay in float32 in half precision; parity.json lists their names."""
+    auto_islands: bool = True
+    """Also keep those in float32 whose activations are too large, or without which the gate fails;
+    else half precision is refused."""
+    fp16_range_share: float = 0.1
+    """Largest share of float16's 65,504 that an activation may reach in fp16."""
+    num_emulated_tiles: int = 2
+    """Tiles to compare fp16 on with each node's result rounded; 0 leaves this out."""
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        if not 0 < self.fp16_range_share <= 1:
+            raise FocalPathError(
+                f"fp16_range_share is {self.fp16_range_share}; give a share above 0, at most 1"
+            )
+        if self.num_emulated_tiles < 0:
+            raise FocalPathError(f"num_emulated_tiles is {self.num_emulated_tiles}; give 0 or more")
+
+    @property
+    def activation_limit(self) -> float:
+        """The magnitude from which on a block may not be computed in fp16."""
+        return self.fp16_range_share * FLOAT16_MAX
+
+
+class HalfMaker:
+    """Makes the half precision graph, with the islands that it needs."""
+
+    def __init__(
+        self,
+        source: Path,
+        precision: HalfPrecision,
+        gate: Gate,
+        settings: PrecisionSettings,
+        say: Say,
+    ) -> None:
+        """Prepare a float32 graph, `source`, that still has its logits."""
+        self._model = onnx.load(str(source))
+        self._precision = precision
+        self._gate = gate
+        self._settings = settings
+        self._say = say
+        self._blocks = half_blocks(self._model, precision)
+
+    def make(self, target: Path, peaks: Mapping[str, Peak]) -> Judged:
+        """Write the graph to `target`, its logits included, and judge it.
+
+        Raises:
+            FocalPathError: an island is no block, or every block would have to be one.
+        """
+        islands = frozenset(self._settings.fp32_islands)
+        too_large = self._too_large(peaks, islands)
+        if self._settings.auto_islands:
+            islands |= too_large.keys()
+        found, answers = self._judge(target, islands)
+        if not self._settings.auto_islands:
+            return _refused(found, too_large.values()), answers
+        if found.passed:
+            return found, answers
+        self._say(f"{found.file} does not pass ({found.failures[0]}); looking for islands")
+        candidates = [block for block in self._blocks if block not in islands]
+        more = smallest_islands(
+            candidates,
+            lambda chosen: (
+                len(chosen) == len(candidates) or self._judge(target, islands | chosen)[0].passed
+            ),
+        )
+        if len(more) == len(candidates):
+            return found, answers
+        self._say(f"{', '.join(sorted(more))} stay in float32 so that {found.file} passes")
+        return self._judge(target, islands | more)
+
+    def _too_large(self, peaks: Mapping[str, Peak], islands: frozenset[str]) -> dict[str, str]:
+        """What the audit has against each block."""
+        if self._precision == "bf16":
+            return {}  # it has the range of float32
+        limit = self._settings.activation_limit
+        beyond = [b for b in blocks_beyond(peaks, limit) if b in self._blocks and b not in islands]
+        reasons = {
+            block: f"{block} reaches {peaks[block].magnitude:,.0f} on tile {peaks[block].tile}, "
+            f"more than {limit:,.0f}"
+            for block in beyond
+        }
+        if reasons and self._settings.auto_islands:
+            self._say(f"Kept in float32: {'; '.join(reasons.values())}")
+        return reasons
+
+    def _judge(self, target: Path, islands: frozenset[str]) -> Judged:
+        converted = convert_to_half(self._model, self._precision, islands)
+        onnx.save(converted, str(target))
+        in_order = tuple(block for block in self._blocks if block in islands)
+        if self._precision == "bf16":
+            answers, emulation = self._emulate(converted, len(self._gate.tiles))
+            found = self._gate.judge(
+                answers,
+                "model.bf16.onnx",
+                "bf16",
+                fp32_islands=in_order,
+                emulation=emulation,
+                measured_with="emulation",
+            )
+            return found, answers
+        answers = onnx_answers(target, self._gate.tiles.images)
+        num_emulated = min(self._settings.num_emulated_tiles, len(self._gate.tiles))
+        found = self._gate.judge(
+            answers,
+            "model.fp16.onnx",
+            "fp16",
+            fp32_islands=in_order,
+            emulation=self._emulate(converted, num_emulated)[1] if num_emulated else None,
+        )
+        return found, answers
+
+    def _emulate(self, model: onnx.ModelProto, num_tiles: int) -> tuple[Answers, EmulationParity]:
+        emulator = HalfEmulator(model)
+        runs = [emulator.run(image[None]) for image in self._gate.tiles.images[:num_tiles]]
+        answers = Answers(
+            *(
+                np.concatenate([run.outputs[name] for run in runs])
+                for name in ("labels", PARITY_OUTPUT, "iou_scores")
+            )
+        )
+        nonfinite: dict[str, int] = {}
+        for run in runs:
+            for block, count in run.nonfinite.items():
+                nonfinite[block] = nonfinite.get(block, 0) + count
+        expected = self._gate.expected.labels[:num_tiles]
+        return answers, EmulationParity(
+            num_tiles=num_tiles,
+            label_agreement=float((answers.labels == expected).mean()),
+            nonfinite=nonfinite,
+        )
+
+
+def make_int8(source: Path, target: Path, gate: Gate) -> Judged:
+    """Write the graph for CPUs to `target`, its logits included, and judge it."""
+    quantize_int8(source, target)
+    answers = onnx_answers(target, gate.tiles.images)
+    return gate.judge(answers, "model.int8.onnx", "int8"), answers
+
+
+def _refused(found: ArtefactParity, reasons: Iterable[str]) -> ArtefactParity:
+    advice = "; name it with --fp32-islands, or leave out --no-auto-islands"
+    more = tuple(f"{reason}{advice}" for reason in reasons)
+    return found.model_copy(update={"failures": (*more, *found.failures)})

@@ -1,0 +1,280 @@
+"""The export forms of the encoders' attention: the same numbers, in what runtimes run fast.
+
+All forms share three foldings. The scale goes into the queries' projection, before the product. The
+keys' bias is dropped: it adds the same to all logits of a query, and the softmax ignores that. The
+values' bias moves behind the softmax, whose weights add up to 1, into the output projection. So
+SAM's padded tokens, zeros after the norm, have keys and values of zero, and padding after the
+projections is exact.
+
+Shape letters: B images, N = h*w tokens, D channels, d channels a head, w x w tokens a window.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling.image_encoder import Attention as SamAttention
+from segment_anything.modeling.image_encoder import get_rel_pos
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionForm:
+    """How attention is written in the graph; the answers are the same."""
+
+    global_positions: Literal["dense", "extended"] = "dense"
+    """SAM's relative position in the global blocks, over all N tokens. dense: a bias (B, heads, N,
+    N). extended: queries extended by their (h + w) position logits, keys by one-hot rows and
+    columns."""
+    window_positions: Literal["dense", "extended"] = "dense"
+    """The same inside windows."""
+    max_queries: int | None = 512
+    """Global attention takes at most so many queries at once, which bounds the memory of its
+    logits; None takes all."""
+    operator: bool = False
+    """Write ONNX's Attention operator where it fits; needs opset 23."""
+
+    def num_chunks(self, num_queries: int) -> int:
+        """How many parts so many queries are taken in."""
+        return -(-num_queries // (self.max_queries or num_queries))
+
+
+PLAIN = AttentionForm()
+
+
+class Projection(nn.Module):
+    """x W + b with W (in, out) as ONNX's MatMul wants it; no bias where it is folded away."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.detach().contiguous())
+        self.register_buffer("bias", None if bias is None else bias.detach().contiguous())
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Self:
+        """The same linear layer."""
+        return cls(linear.weight.T, linear.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Project (..., in) to (..., out)."""
+        projected = tokens @ self.weight
+        return projected if self.bias is None else projected + self.bias
+
+
+class FusedProjections(nn.Module):
+    """Queries, keys, values and output of self-attention, with scale and biases folded."""
+
+    def __init__(self, qkv: nn.Linear, proj: nn.Linear, num_heads: int, scale: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        query, key, value = qkv.weight.detach().T.chunk(3, dim=1)
+        biases = torch.zeros(3 * query.shape[1]) if qkv.bias is None else qkv.bias.detach()
+        query_bias, _, value_bias = biases.chunk(3)
+        self.query = Projection(query * scale, query_bias * scale)
+        self.key = Projection(key, None)
+        self.value = Projection(value, None)
+        output_bias = value_bias @ proj.weight.T
+        self.output = Projection(
+            proj.weight.T, output_bias if proj.bias is None else output_bias + proj.bias
+        )
+
+
+class PathologyAttention(FusedProjections):
+    """timm's self-attention of a vision transformer, without its options."""
+
+    def __init__(self, attention: Any, form: AttentionForm) -> None:
+        super().__init__(attention.qkv, attention.proj, attention.num_heads, attention.scale)
+        self.form = form
+
+    @staticmethod
+    def fits(attention: nn.Module) -> bool:
+        """Whether the module does nothing that this form leaves out."""
+        unused = [getattr(attention, name, None) for name in ("q_norm", "k_norm", "norm")]
+        return (
+            type(attention).__name__ == "Attention"
+            and type(attention).__module__.startswith("timm.")
+            and all(isinstance(module, nn.Identity) for module in unused)
+            and getattr(attention, "gate", None) is None
+        )
+
+    def forward(self, tokens: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
+        """Attend among (B, N, D)."""
+        assert attn_mask is None, "a tile's tokens all see each other"
+        assert not is_causal, "a tile's tokens have no order"
+        queries, keys, values = (
+            split_heads(projection(tokens), self.num_heads)
+            for projection in (self.query, self.key, self.value)
+        )
+        attended = _joined(
+            attend(part, keys, values, None, self.form)
+            for part in _chunks(queries, self.form.num_chunks(queries.shape[2]))
+        )
+        return self.output(join_heads(attended))  # type: ignore[no-any-return]
+
+
+class GlobalAttention(FusedProjections):
+    """SAM's self-attention over the whole image with decomposed relative position."""
+
+    rows: Tensor
+    columns: Tensor
+    one_hot: Tensor
+
+    def __init__(self, attention: SamAttention, grid: int, form: AttentionForm) -> None:
+        super().__init__(attention.qkv, attention.proj, attention.num_heads, attention.scale)
+        self.grid, self.form, self.positions = grid, form, form.global_positions
+        _register_positions(self, attention, grid)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Attend among (B, N, D), row by row."""
+        queries, keys, values = (
+            split_heads(projection(tokens), self.num_heads)
+            for projection in (self.query, self.key, self.value)
+        )
+        attended = attend_by_position(self, queries, keys, values)
+        return self.output(join_heads(attended))  # type: ignore[no-any-return]
+
+
+class WindowAttention(FusedProjections):
+    """SAM's self-attention inside w x w windows, the last ones padded with zeros.
+
+    Padded tokens take part as keys. The projections run on the real tokens only.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    one_hot: Tensor
+
+    def __init__(
+        self, attention: SamAttention, grid: int, window_size: int, form: AttentionForm
+    ) -> None:
+        super().__init__(attention.qkv, attention.proj, attention.num_heads, attention.scale)
+        self.tokens_per_side, self.grid = grid, window_size
+        self.form, self.positions = form, form.window_positions
+        self.windows_per_side = -(-grid // window_size)
+        _register_positions(self, attention, window_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Attend inside the windows of (B, N, D), row by row."""
+        queries, keys, values = (
+            self._partition(projection(tokens)) for projection in (self.query, self.key, self.value)
+        )
+        attended = attend_by_position(self, queries, keys, values)
+        return self.output(self._join(attended))  # type: ignore[no-any-return]
+
+    def _partition(self, tokens: Tensor) -> Tensor:
+        """From (B, N, D) to (B * windows, heads, w*w, d)."""
+        side, window, dim = self.tokens_per_side, self.grid, tokens.shape[-1]
+        count, head_dim = self.windows_per_side, dim // self.num_heads
+        if missing := count * window - side:
+            tokens = tokens.reshape(-1, side, side, dim)
+            tokens = F.pad(tokens, (0, 0, 0, missing, 0, missing))
+        tokens = tokens.reshape(-1, count, window, count, window, self.num_heads, head_dim)
+        tokens = tokens.permute(0, 1, 3, 5, 2, 4, 6)
+        return tokens.reshape(-1, self.num_heads, window**2, head_dim)
+
+    def _join(self, attended: Tensor) -> Tensor:
+        """From (B * windows, heads, w*w, d) to the real tokens (B, N, D)."""
+        side, window, count = self.tokens_per_side, self.grid, self.windows_per_side
+        head_dim = attended.shape[-1]
+        dim = self.num_heads * head_dim
+        tokens = attended.reshape(-1, count, count, self.num_heads, window, window, head_dim)
+        tokens = tokens.permute(0, 1, 4, 2, 5, 3, 6)
+        tokens = tokens.reshape(-1, count * window, count * window, dim)
+        return tokens[:, :side, :side].reshape(-1, side**2, dim)
+
+
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, form: AttentionForm
+) -> Tensor:
+    """Attend from (B, heads, Q, d), already scaled, to (B, heads, K, d) and values alike.
+
+    `bias`, added to the logits, is broadcastable to (B, heads, Q, K).
+    """
+    if form.operator and queries.shape[-1] == values.shape[-1]:
+        attended: Tensor = torch.onnx.ops.attention(queries, keys, values, bias, scale=1.0)[0]
+        return attended
+    logits = queries @ keys.transpose(-2, -1)
+    if bias is not None:
+        logits = logits + bias
+    return logits.softmax(dim=-1) @ values
+
+
+def attend_by_position(
+    tables: GlobalAttention | WindowAttention,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """Attend with SAM's decomposed relative position (arXiv 2304.02643, after arXiv 2112.01526).
+
+    The logit of a query and the key in row i, column j gets `row_logits[i] + column_logits[j]`,
+    which depend on the query's content and place.
+    """
+    num_chunks = tables.form.num_chunks(queries.shape[2])
+    side = tables.grid
+    queries = queries.reshape(-1, tables.num_heads, side, side, queries.shape[3])
+    row_logits = queries @ tables.rows  # B x heads x h x w x rows
+    column_logits = (queries.transpose(2, 3) @ tables.columns).transpose(2, 3)
+    if tables.positions == "extended":
+        padding = tables.one_hot.shape[-1] - queries.shape[-1] - 2 * side
+        keys = F.pad(keys, (0, tables.one_hot.shape[-1] - keys.shape[-1])) + tables.one_hot
+        queries = torch.cat([queries, row_logits, column_logits], dim=-1)
+        queries = F.pad(queries, (0, padding)) if padding else queries
+        return _joined(
+            attend(part.flatten(2, 3), keys, values, None, tables.form)
+            for part in _chunks(queries, num_chunks)
+        )
+    chunks = (_chunks(whole, num_chunks) for whole in (queries, row_logits, column_logits))
+    return _joined(
+        attend(part.flatten(2, 3), keys, values, _dense_bias(in_row, in_column), tables.form)
+        for part, in_row, in_column in zip(*chunks, strict=True)
+    )
+
+
+def _chunks(queries: Tensor, num_chunks: int) -> Sequence[Tensor]:
+    """Cut (B, heads, Q, ...) along the queries."""
+    return queries.chunk(num_chunks, dim=2) if num_chunks > 1 else (queries,)
+
+
+def _joined(parts: Iterable[Tensor]) -> Tensor:
+    parts = tuple(parts)
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+def _dense_bias(row_logits: Tensor, column_logits: Tensor) -> Tensor:
+    """(B, heads, h, w, rows) and (B, heads, h, w, columns) to (B, heads, h*w, rows*columns)."""
+    bias = row_logits[..., None] + column_logits[..., None, :]
+    return bias.flatten(4, 5).flatten(2, 3)
+
+
+def _register_positions(module: nn.Module, attention: SamAttention, grid: int) -> None:
+    """Register SAM's tables for a grid of g x g tokens, divided by the scale of the queries.
+
+    rows, columns: (g, d, g), of the query's and the key's row or column.
+    one_hot: (1, 1, g*g, d + 2*g, up to a multiple of 8), the row and column of each key.
+    """
+    for name, table in (("rows", attention.rel_pos_h), ("columns", attention.rel_pos_w)):
+        positions = get_rel_pos(grid, grid, table.detach()).transpose(1, 2)
+        module.register_buffer(name, (positions / attention.scale).contiguous())
+    row, column = torch.arange(grid**2) // grid, torch.arange(grid**2) % grid
+    head_dim = attention.rel_pos_h.shape[1]
+    one_hot = torch.zeros(1, 1, grid**2, -(-(head_dim + 2 * grid) // 8) * 8)
+    one_hot[0, 0, torch.arange(grid**2), head_dim + row] = 1
+    one_hot[0, 0, torch.arange(grid**2), head_dim + grid + column] = 1
+    module.register_buffer("one_hot", one_hot)
+
+
+def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
+    """From (B, N, D) to (B, heads, N, d)."""
+    tokens = tokens.reshape(-1, tokens.shape[1], num_heads, tokens.shape[2] // num_heads)
+    return tokens.transpose(1, 2)
+
+
+def join_heads(attended: Tensor) -> Tensor:
+    """From (B, heads, N, d) to (B, N, D)."""
+    return attended.transpose(1, 2).flatten(2)

@@ -1,0 +1,130 @@
+"""How large the activations of each block become, in torch and float32, on real tiles.
+
+ONNX Runtime on the CPU computes half precision in float32, so an overflow does not show there; it
+shows here, before anything is converted. Every operation counts, the logits of the attentions
+among them; what layer norms hold inside does not, as they stay in float32.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from export.model_graph import block_of_module
+from export.validation import ValidationTiles
+from train.errors import FocalPathError
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The largest magnitude that a block's values reached, and the tile that it was on."""
+
+    magnitude: float
+    tile: str
+
+
+def audit_activations(deployable: nn.Module, tiles: ValidationTiles) -> dict[str, Peak]:
+    """Run the model on each tile and note the largest magnitude of each block.
+
+    Returns:
+        Blocks by the names of `export.precision.half_blocks`, in the order of the computation.
+
+    Raises:
+        FocalPathError: the model computes a NaN or an infinity in float32.
+    """
+    peaks: dict[str, Peak] = {}
+    for tile, image in zip(tiles.names, tiles.images, strict=True):
+        recorder = _Recorder()
+        # The attention written out: a fused one would hide its logits. And no_grad, because in
+        # inference_mode the parts of an operation do not pass by the recorder.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder.watching(deployable):
+            deployable(torch.from_numpy(image[None]))
+        if recorder.first_nonfinite is not None:
+            raise FocalPathError(
+                f"{recorder.first_nonfinite} computes NaN or infinity in float32 on {tile}; the "
+                "checkpoint cannot be used in any precision. Train it again."
+            )
+        for block, magnitude in recorder.largest.items():
+            if block not in peaks or magnitude > peaks[block].magnitude:
+                peaks[block] = Peak(magnitude, tile)
+    return peaks
+
+
+def blocks_beyond(peaks: Mapping[str, Peak], limit: float) -> tuple[str, ...]:
+    """The blocks whose activations pass `limit`."""
+    return tuple(block for block, peak in peaks.items() if peak.magnitude > limit)
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[misc,no-untyped-call,unused-ignore]
+    """Notes the result of every operation under the block of the innermost module that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.largest: dict[str, float] = {}
+        self.first_nonfinite: str | None = None
+        self._running = [block_of_module("")]
+        self._num_norms = 0
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Follow which module runs, and record all operations."""
+        with ExitStack() as stack:
+            for name, module in model.named_modules():
+                handles = (
+                    module.register_forward_pre_hook(self._entering(block_of_module(name))),
+                    module.register_forward_hook(self._left),
+                )
+                for handle in handles:
+                    stack.callback(handle.remove)
+            stack.enter_context(self)
+            yield
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self._num_norms:
+            # A layer norm also returns mean and 1 / std, which no graph holds in half precision.
+            is_norm = func is torch.ops.aten.native_layer_norm.default
+            self._record(result[0] if is_norm else result)
+        return result
+
+    def _entering(self, block: str) -> Any:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            self._running.append(block)
+            if _is_norm(module):
+                self._num_norms += 1
+            self._record(inputs)
+            self._record(tuple(module.parameters(recurse=False)))
+
+        return hook
+
+    def _left(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._record(output)
+        self._running.pop()
+        if _is_norm(module):
+            self._num_norms -= 1
+
+    def _record(self, values: Any) -> None:
+        if isinstance(values, tuple | list):
+            for value in values:
+                self._record(value)
+        elif isinstance(values, Tensor) and values.is_floating_point() and values.numel():
+            low, high = torch.ops.aten.aminmax(values.detach())  # without a copy of the tensor
+            magnitude = float(torch.maximum(-low, high))
+            block = self._running[-1]
+            if math.isfinite(magnitude):
+                self.largest[block] = max(magnitude, self.largest.get(block, 0.0))
+            elif self.first_nonfinite is None:
+                self.first_nonfinite = block
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.LayerNorm | LayerNorm2d)

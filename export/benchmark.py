@@ -1,0 +1,278 @@
+"""How fast the export answers beside the model as it is published: `make benchmark-export`.
+
+Every variant has a process of its own. They take turns, so that what else the machine does falls on
+all of them alike; ratios are medians over the rounds, never between rounds.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+
+from export.benchmark_model import (
+    FLOPS_PER_TILE,
+    NUM_CLASSES,
+    build_benchmark_model,
+    draw_tiles,
+    write_model_settings,
+)
+from export.deployable import Deployable
+from export.onnx_graph import PARITY_OUTPUT, drop_output, export_onnx
+from export.quantize import quantize_int8
+from train.settings import ModelSettings
+
+BASELINE = "direct"
+LABELS = {
+    "direct": "(a) SAM-Path, PyTorch eager fp32",
+    "direct_fused": "(a') the same, fused attention in its ViT-S",
+    "torch": "(b) FocalPath, PyTorch eager fp32",
+    "compiled": "(c) FocalPath, torch.compile fp32",
+    "onnx": "(d) exported graph, ONNX Runtime fp32",
+    "onnx23": "(d') opset 23, ONNX Runtime fp32",
+    "int8": "(e) int8 graph, ONNX Runtime",
+    "openvino": "(e') exported graph, OpenVINO bf16",
+}
+_PACKAGES = ("torch", "onnxruntime", "onnx", "segment-anything", "timm", "openvino")
+
+
+class Measurement(BaseModel):
+    """One variant."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    variant: str
+    label: str
+    seconds: tuple[float, ...]
+    """Of each round."""
+    median_seconds: float
+    speedup: float
+    """Median over the rounds of (a)'s time by this one's."""
+    peak_memory_mib: float
+    label_agreement: float
+    """Share of pixels with (a)'s label."""
+    first_seconds: float
+    """Loading, compiling and the first run."""
+
+
+class BenchmarkReport(BaseModel):
+    """What `benchmark.json` holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    machine: str
+    num_cpus: int
+    load_average: tuple[float, ...]
+    """Over a minute, before and after: above `num_cpus`, others used the machine as well."""
+    versions: dict[str, str]
+    model: str
+    tile_size_px: int
+    num_rounds: int
+    matmul_gflops: float
+    """Of a 4096 x 4096 product in float32, median over the rounds."""
+    fp32_floor_seconds: float | None
+    """The model's 1.45 TFLOP at that speed: no float32 variant can be faster."""
+    measurements: tuple[Measurement, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Measure the exported graph beside the published model on this machine's CPU."""
+
+    out: Path = Path("docs/results/export")
+    """Folder for benchmark.json and benchmark.md."""
+    rounds: int = 3
+    """How often each variant takes its turn."""
+    variants: tuple[str, ...] = tuple(LABELS)
+    """Which ones; (a) is always among them."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+
+    def run(self) -> BenchmarkReport:
+        """Export, measure, write both files."""
+        console = Console(stderr=True)
+        variants = [name for name in self.variants if name != "openvino" or find_spec("openvino")]
+        with tempfile.TemporaryDirectory(prefix="focalpath-benchmark-") as name:
+            folder = Path(name)
+            console.print("Exporting")
+            _prepare(folder, self.model, variants)
+            report = self._measure(folder, [*dict.fromkeys([BASELINE, *variants])], console)
+        self.out.mkdir(parents=True, exist_ok=True)
+        text = report.model_dump_json(indent=2) + "\n"
+        (self.out / "benchmark.json").write_text(text, encoding="utf-8")
+        (self.out / "benchmark.md").write_text(markdown(report), encoding="utf-8")
+        return report
+
+    def _measure(self, folder: Path, variants: Sequence[str], console: Console) -> BenchmarkReport:
+        load_before = os.getloadavg()[0]
+        answers: dict[str, list[dict[str, float]]] = {name: [] for name in (*variants, "matmul")}
+        with ExitStack() as stack:
+            workers = {name: stack.enter_context(_worker(name, folder)) for name in answers}
+            firsts = {}
+            for name, worker in workers.items():
+                firsts[name] = _answer(worker)["first_s"]
+                console.print(f"{LABELS.get(name, name)}: ready after {firsts[name]:.1f} s")
+            for index in range(self.rounds):
+                for name, worker in workers.items():
+                    answers[name].append(_ask(worker))
+                    console.print(f"round {index + 1}: {name} {answers[name][-1]['seconds']:.2f} s")
+        matmul_s = statistics.median(answer["seconds"] for answer in answers.pop("matmul"))
+        matmul_flops = 2 * 4096**3 / matmul_s
+        is_real_size = self.model == ModelSettings()
+        return BenchmarkReport(
+            machine=machine_name(),
+            num_cpus=len(os.sched_getaffinity(0)),
+            load_average=(load_before, os.getloadavg()[0]),
+            versions=installed_versions(_PACKAGES),
+            model=f"{self.model.image_encoder} + {self.model.pathology_encoder}, "
+            f"{NUM_CLASSES} classes, random weights",
+            tile_size_px=self.model.tile_size_px,
+            num_rounds=self.rounds,
+            matmul_gflops=matmul_flops / 1e9,
+            fp32_floor_seconds=FLOPS_PER_TILE / matmul_flops if is_real_size else None,
+            measurements=tuple(_measurements(answers, firsts, folder)),
+        )
+
+
+def markdown(report: BenchmarkReport) -> str:
+    """The report as a table, with what has to be known to read it."""
+    lines = [
+        "# The exported graph on a CPU",
+        "",
+        f"{report.machine}, {report.num_cpus} CPUs; "
+        + ", ".join(f"{name} {found}" for name, found in report.versions.items())
+        + ".",
+        f"{report.model}; one tile of {report.tile_size_px} pixels; {report.num_rounds} rounds in "
+        "which the variants take turns. Written by `make benchmark-export`.",
+        "",
+        "| variant | seconds a tile | times faster than (a) | peak memory | same label as (a) |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {row.label} | {row.median_seconds:.2f} | {row.speedup:.2f} "
+        f"| {row.peak_memory_mib / 1024:.2f} GiB | {row.label_agreement:.3%} |"
+        for row in report.measurements
+    ]
+    lines += ["", f"The machine multiplies float32 matrices at {report.matmul_gflops:.0f} GFLOP/s."]
+    if report.fp32_floor_seconds is not None:
+        lines[-1] += (
+            f" The model's {FLOPS_PER_TILE / 1e12:.2f} TFLOP take "
+            f"{report.fp32_floor_seconds:.1f} s at that speed, before any softmax or norm."
+        )
+    lines += [
+        f"Load before and after: {report.load_average[0]:.1f} and {report.load_average[1]:.1f}. "
+        "Weights are random, so logits nearly tie and labels flip sooner than a trained model's: "
+        "the agreement is a lower bound. Memory is the whole process's, with its Python packages.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def machine_name() -> str:
+    """The processor's name."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return " ".join(line.split(":", 1)[1].split())
+    return platform.machine()
+
+
+def installed_versions(packages: Sequence[str]) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _prepare(folder: Path, settings: ModelSettings, variants: Sequence[str]) -> None:
+    write_model_settings(folder, settings)
+    np.save(folder / "images.npy", draw_tiles(1, settings.tile_size_px))
+    deployable = Deployable(build_benchmark_model(settings)).eval()
+    for opset, name in ((20, "model.onnx"), (23, "model.opset23.onnx")):
+        if opset == 23 and "onnx23" not in variants:
+            continue
+        export_onnx(deployable, folder / "with_logits.onnx", opset=opset)
+        drop_output(folder / "with_logits.onnx", folder / name, PARITY_OUTPUT)
+    if "int8" in variants:
+        quantize_int8(folder / "model.onnx", folder / "model.int8.onnx")
+
+
+def _measurements(
+    answers: Mapping[str, Sequence[Mapping[str, float]]],
+    firsts: Mapping[str, float],
+    folder: Path,
+) -> Iterator[Measurement]:
+    baseline = [answer["seconds"] for answer in answers[BASELINE]]
+    expected = np.load(folder / f"{BASELINE}.labels.npy")
+    for name, rounds in answers.items():
+        seconds = tuple(answer["seconds"] for answer in rounds)
+        ratios = [base / own for base, own in zip(baseline, seconds, strict=True)]
+        labels = np.load(folder / f"{name}.labels.npy")
+        yield Measurement(
+            variant=name,
+            label=LABELS[name],
+            seconds=seconds,
+            median_seconds=statistics.median(seconds),
+            speedup=statistics.median(ratios),
+            peak_memory_mib=rounds[-1]["peak_memory_mib"],
+            label_agreement=float((labels == expected).mean()),
+            first_seconds=firsts[name],
+        )
+
+
+Worker = subprocess.Popen[str]
+
+
+@contextmanager
+def _worker(variant: str, folder: Path) -> Iterator[Worker]:
+    command = [sys.executable, "-m", "export.benchmark_worker", variant, str(folder)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _ask(worker: Worker) -> dict[str, float]:
+    assert worker.stdin is not None, "made with a pipe"
+    worker.stdin.write("\n")
+    worker.stdin.flush()
+    return _answer(worker)
+
+
+def _answer(worker: Worker) -> dict[str, float]:
+    assert worker.stdout is not None, "made with a pipe"
+    line = worker.stdout.readline()
+    if not line:
+        sys.exit(f"error: {' '.join(map(str, worker.args))} ended without an answer, see above")  # type: ignore[arg-type]
+    answer: dict[str, float] = json.loads(line)
+    return answer
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    config: Any = (tyro.conf.OmitArgPrefixes,)
+    report = tyro.cli(Benchmark, prog="python -m export.benchmark", config=config).run()
+    sys.stdout.write(markdown(report))
+
+
+if __name__ == "__main__":
+    main()

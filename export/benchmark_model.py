@@ -1,0 +1,51 @@
+"""The model and the tile that the benchmarks run: real size, random weights."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from train.segmenter import Segmenter
+from train.settings import BiasSettings, ModelSettings, synthetic
+from train.tissue import make_tile
+
+NUM_CLASSES = 6
+FLOPS_PER_TILE = 1.45e12
+"""Of SAM's ViT-B, ViT-S, neck and decoder on a tile of 1024 pixels."""
+_SETTINGS_FILE = "model.json"
+
+
+def build_benchmark_model(settings: ModelSettings) -> Segmenter:
+    """Build a model whose weights depend on nothing but the settings.
+
+    Its bias is zero, because SAM-Path has none to compare with.
+    """
+    torch.manual_seed(0)
+    run = replace(synthetic(), model=settings, bias=BiasSettings(bias="none"))
+    segmenter = Segmenter(run, torch.zeros(NUM_CLASSES)).eval()
+    with torch.no_grad():
+        for name, parameter in segmenter.named_parameters():
+            # SAM starts its positions at zero, which a trained model does not have.
+            if "rel_pos" in name or "pos_embed" in name:
+                nn.init.normal_(parameter, std=0.02)
+    return segmenter
+
+
+def draw_tiles(num_tiles: int, tile_size_px: int) -> NDArray[np.uint8]:
+    """Drawn tissue, (N, H, W, 3) uint8."""
+    rng = np.random.default_rng(0)
+    return np.stack([make_tile(rng, tile_size_px)[0] for _ in range(num_tiles)])
+
+
+def write_model_settings(folder: Path, settings: ModelSettings) -> None:
+    """Say in `folder` which model its workers build."""
+    (folder / _SETTINGS_FILE).write_text(json.dumps(asdict(settings)), encoding="utf-8")
+
+
+def read_model_settings(folder: Path) -> ModelSettings:
+    """Read what `write_model_settings` wrote."""
+    return ModelSettings(**json.loads((folder / _SETTINGS_FILE).read_text(encoding="utf-8")))

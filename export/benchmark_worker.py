@@ -1,0 +1,141 @@
+"""One variant of `make benchmark-export` in a process of its own, so that its memory is its own.
+
+It says so when it is ready, and then runs once for every line that it reads. Packages are imported
+by the variants that need them: ONNX Runtime's process has no torch.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Images = NDArray[np.uint8]
+Run = Callable[[Images], NDArray[Any]]
+"""From (B, H, W, 3) uint8 to labels (B, H, W)."""
+
+
+def direct(folder: Path, *, fused: bool) -> Run:
+    """SAM-Path as published, its ViT-S with or without PyTorch's fused attention."""
+    import torch
+
+    from export.benchmark_model import build_benchmark_model, read_model_settings
+    from export.direct_sam_path import DirectSamPath
+
+    model = DirectSamPath(build_benchmark_model(read_model_settings(folder)))
+    for block in model.segmenter.pathology_encoder.vit.blocks:
+        block.attn.fused_attn = fused
+
+    def run(images: Images) -> NDArray[Any]:
+        with torch.inference_mode():
+            return np.asarray(model(torch.from_numpy(images)).numpy())
+
+    return run
+
+
+def ours(folder: Path, *, compiled: bool) -> Run:
+    """This project's model in torch, eager or compiled."""
+    import torch
+
+    from export.benchmark_model import build_benchmark_model, read_model_settings
+    from export.deployable import Deployable
+
+    model: Any = Deployable(build_benchmark_model(read_model_settings(folder))).eval()
+    if compiled:
+        model = torch.compile(model)
+
+    def run(images: Images) -> NDArray[Any]:
+        with torch.inference_mode():
+            return np.asarray(model(torch.from_numpy(images)).labels.numpy())
+
+    return run
+
+
+def onnx_runtime(folder: Path, *, file: str) -> Run:
+    """A graph in ONNX Runtime, without the parity output."""
+    import os
+
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    session = onnxruntime.InferenceSession(
+        folder / file, options, providers=["CPUExecutionProvider"]
+    )
+    outputs = ["labels", "confidence", "low_res_probabilities", "iou_scores"]
+    return lambda images: np.asarray(session.run(outputs, {"image": images})[0])
+
+
+def openvino(folder: Path, *, file: str) -> Run:
+    """The same graph in OpenVINO, which computes in bfloat16 where the CPU can."""
+    import os
+
+    import openvino as ov  # type: ignore[import-not-found, unused-ignore]
+
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16",
+        "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    model = ov.Core().compile_model(folder / file, "CPU", settings)
+    return lambda images: np.array(model([images])["labels"])
+
+
+def matmul(folder: Path) -> Run:
+    """No model but 4096 x 4096 products in float32: what the machine can do at most."""
+    import torch
+
+    left, right = torch.rand(2, 4096, 4096)
+
+    def run(images: Images) -> NDArray[Any]:
+        return np.asarray((left @ right)[:1].numpy())
+
+    return run
+
+
+VARIANTS: dict[str, Callable[[Path], Run]] = {
+    "direct": lambda folder: direct(folder, fused=False),
+    "direct_fused": lambda folder: direct(folder, fused=True),
+    "torch": lambda folder: ours(folder, compiled=False),
+    "compiled": lambda folder: ours(folder, compiled=True),
+    "onnx": lambda folder: onnx_runtime(folder, file="model.onnx"),
+    "onnx23": lambda folder: onnx_runtime(folder, file="model.opset23.onnx"),
+    "int8": lambda folder: onnx_runtime(folder, file="model.int8.onnx"),
+    "openvino": lambda folder: openvino(folder, file="model.onnx"),
+    "matmul": matmul,
+}
+
+
+def peak_memory_mib() -> float:
+    """The largest resident set that this process had."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("Linux writes VmHWM")
+
+
+def main() -> None:
+    """Serve runs of the variant in `argv[1]` with the files in the folder `argv[2]`."""
+    variant, folder = sys.argv[1], Path(sys.argv[2])
+    started = time.perf_counter()
+    run = VARIANTS[variant](folder)
+    images = np.load(folder / "images.npy")
+    np.save(folder / f"{variant}.labels.npy", run(images))
+    ready = {"first_s": time.perf_counter() - started}
+    sys.stdout.write(json.dumps(ready) + "\n")
+    sys.stdout.flush()
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        run(images)
+        seconds = time.perf_counter() - started
+        answer = {"seconds": seconds, "peak_memory_mib": peak_memory_mib()}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

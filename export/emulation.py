@@ -1,0 +1,147 @@
+"""Half precision as a GPU computes it, on the CPU: each node in float32, its result rounded.
+
+ONNX Runtime's CPU backend joins neighbouring half precision nodes in float32 and drops the rounding
+between them (microsoft/onnxruntime issue 8787), so neither an overflow nor the loss of digits shows
+there; bfloat16 it does not run at all. Here every node runs by itself, and what it returns is
+rounded to the type that the graph gives it. Sums inside a node stay in float32, as in the kernels
+of a GPU; softmax and GELU round once, at their end.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.utils import Extractor
+
+from export.model_graph import ModelGraph
+
+Array = NDArray[Any]
+
+_HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_LARGE = 1_000_000
+"""Values from which on a node is worth the threads of its own."""
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """What the graph answers, and where a value was NaN or infinite on the way."""
+
+    outputs: dict[str, Array]
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    """NaN and infinite values of each block that has some."""
+
+
+class HalfEmulator:
+    """A model in half precision whose every node can be run by itself."""
+
+    def __init__(self, model: ModelProto) -> None:
+        """Prepare a model that `convert_to_half` made: it has the type of each tensor."""
+        self._graph = ModelGraph(model)
+        infos = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+        self._types = {info.name: info.type.tensor_type.elem_type for info in infos}
+        self._constants = {entry.name: _to_array(entry) for entry in model.graph.initializer}
+        self._tail = self._graph.tail()
+        self._tail_inputs, self._tail_outputs = self._edges_of_tail()
+        # Resampling and what follows are float32 in the graph: they run as they are, at once.
+        part = Extractor(model).extract_model(self._tail_inputs, self._tail_outputs)
+        self._tail_session = onnxruntime.InferenceSession(part.SerializeToString(), _options())
+
+    def run(self, image: NDArray[np.uint8]) -> Emulated:
+        """Answer a batch (B, H, W, 3) uint8."""
+        (image_name,) = self._graph.inputs
+        values: dict[str, Array] = {image_name: image}
+        uses = Counter(
+            name
+            for index, node in enumerate(self._graph.nodes)
+            if index not in self._tail
+            for name in node.input
+        )
+        uses.update(self._tail_inputs)
+        nonfinite: Counter[str] = Counter()
+        for index, node in enumerate(self._graph.nodes):
+            if index in self._tail:
+                continue
+            for name, result in zip(node.output, self._evaluate(node, values), strict=True):
+                values[name] = result
+                if result.dtype.kind == "f":
+                    nonfinite[self._graph.blocks[index]] += int((~np.isfinite(result)).sum())
+            for name in node.input:
+                uses[name] -= 1
+                if not uses[name]:
+                    values.pop(name, None)
+        feeds = {name: values[name] for name in self._tail_inputs}
+        answers = self._tail_session.run(self._tail_outputs, feeds)
+        outputs = dict(zip(self._tail_outputs, answers, strict=True))
+        return Emulated(outputs, {block: count for block, count in nonfinite.items() if count})
+
+    def _evaluate(self, node: NodeProto, values: dict[str, Array]) -> list[Array]:
+        inputs = {
+            name: values[name] if name in values else self._constants[name]
+            for name in dict.fromkeys(node.input)
+            if name
+        }
+        if node.op_type == "Cast" and self._types.get(node.output[0]) in (
+            *_HALF,
+            TensorProto.FLOAT,
+        ):
+            results = [next(iter(inputs.values())).astype(np.float32)]
+        else:
+            results = _run_alone(node, inputs, self._graph.opset)
+        return [
+            self._round(result, name) for name, result in zip(node.output, results, strict=True)
+        ]
+
+    def _round(self, result: Array, name: str) -> Array:
+        kind = self._types.get(name)
+        if kind not in _HALF:
+            return result
+        with np.errstate(over="ignore"):
+            return result.astype(helper.tensor_dtype_to_np_dtype(kind)).astype(np.float32)
+
+    def _edges_of_tail(self) -> tuple[list[str], list[str]]:
+        taken = dict.fromkeys(
+            name
+            for index in sorted(self._tail)
+            for name in self._graph.nodes[index].input
+            if name and name not in self._constants and self._graph.producer[name] not in self._tail
+        )
+        return list(taken), [
+            name for name in self._graph.outputs if self._graph.producer[name] in self._tail
+        ]
+
+
+def _to_array(entry: TensorProto) -> Array:
+    array = numpy_helper.to_array(entry)
+    return array.astype(np.float32) if entry.data_type in _HALF else array
+
+
+def _run_alone(node: NodeProto, inputs: dict[str, Array], opset: int) -> list[Array]:
+    def info(name: str, array: Array | None) -> Any:
+        kind = TensorProto.UNDEFINED
+        if array is not None:
+            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        return helper.make_tensor_value_info(name, kind, None)
+
+    graph = helper.make_graph(
+        [node],
+        "node",
+        [info(name, array) for name, array in inputs.items()],
+        [helper.make_empty_tensor_value_info(name) for name in node.output],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    is_large = any(array.size >= _LARGE for array in inputs.values())
+    options = _options(num_threads=0 if is_large else 1)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return list(session.run(None, inputs))
+
+
+def _options(num_threads: int = 0) -> onnxruntime.SessionOptions:
+    """Quiet, with so many threads; 0 is one a core."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = num_threads
+    return options

@@ -1,0 +1,230 @@
+"""The model in the form that is exported: all that no image changes is a constant.
+
+Everything is token-major, (B, tokens, channels): every layer but one 3 x 3 convolution is a MatMul,
+every norm ONNX's LayerNormalization. Blocks keep the names that they have in the segmenter.
+
+Shape letters: B images, N = h*w image tokens, D channels, C classes, T = 3 + C tokens.
+"""
+
+import copy
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import ImageEncoderViT
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from export.attention import (
+    AttentionForm,
+    GlobalAttention,
+    PathologyAttention,
+    Projection,
+    WindowAttention,
+)
+from export.deployable import Deployable, DeployableOutput, outputs
+from export.folded_decoder import FoldedDecoder, TokenNorm
+from train.image_encoder import PATCH_SIZE
+from train.pathology_encoder import PathologyEncoder
+from train.segmenter import Segmenter
+
+
+class FoldedSegmenter(nn.Module):
+    """The whole model: (B, H, W, 3) uint8 to `DeployableOutput`."""
+
+    class_attention_bias: Tensor
+
+    @torch.no_grad()
+    def __init__(self, deployable: Deployable, form: AttentionForm) -> None:
+        super().__init__()
+        segmenter = deployable.segmenter
+        self.tile_size_px = segmenter.tile_size_px
+        self.image_encoder = FoldedImageEncoder(segmenter, form)
+        self.pathology_encoder = (
+            FoldedPathologyEncoder(segmenter, form)
+            if FoldedPathologyEncoder.fits(segmenter.pathology_encoder)
+            else PlainPathologyEncoder(segmenter)
+        )
+        self.neck = FoldedNeck(segmenter)
+        token_bias = deployable.class_attention_bias.detach()
+        self.mask_decoder = FoldedDecoder(segmenter)
+        # As ONNX's Attention wants a mask: (batch, heads, queries, keys).
+        token_bias = token_bias[self.mask_decoder.token_order].reshape(1, 1, 1, -1)
+        self.register_buffer("class_attention_bias", token_bias)
+
+    def forward(self, image: Tensor) -> DeployableOutput:
+        """Segment (B, H, W, 3) uint8, RGB in [0, 255], H = W = the tile size."""
+        # The cast comes first: TensorRT takes uint8 only at the graph's edge.
+        patches = _patches(image.float(), self.tile_size_px // PATCH_SIZE)
+        keys = self.neck(self.image_encoder(patches), self.pathology_encoder(patches))
+        low_res_logits, iou_scores = self.mask_decoder(keys, self.class_attention_bias)
+        return outputs(low_res_logits, iou_scores, self.tile_size_px)
+
+
+class FoldedImageEncoder(nn.Module):
+    """SAM's image encoder without its neck: patches (B, N, 768) to (B, N, D)."""
+
+    def __init__(self, segmenter: Segmenter, form: AttentionForm) -> None:
+        super().__init__()
+        encoder = cast(ImageEncoderViT, segmenter.image_encoder)
+        grid = segmenter.tile_size_px // PATCH_SIZE
+        positions = None if encoder.pos_embed is None else encoder.pos_embed.flatten(1, 2)
+        self.patch_embed = _fold_patch_embedding(
+            encoder.patch_embed.proj, segmenter.pixel_mean, segmenter.pixel_std, positions
+        )
+        self.blocks = nn.ModuleList(ImageBlock(block, grid, form) for block in encoder.blocks)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Encode (B, N, 768) float32 pixels in [0, 255]."""
+        tokens: Tensor = self.patch_embed(patches)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+
+class ImageBlock(nn.Module):
+    """A block of SAM's image encoder on (B, N, D)."""
+
+    def __init__(self, block: Any, grid: int, form: AttentionForm) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.attn = (
+            WindowAttention(block.attn, grid, block.window_size, form)
+            if block.window_size > 0
+            else GlobalAttention(block.attn, grid, form)
+        )
+        self.mlp = with_projections(block.mlp)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Transform (B, N, D)."""
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))  # type: ignore[no-any-return]
+
+
+class FoldedPathologyEncoder(nn.Module):
+    """timm's vision transformer: patches (B, N, 768) to (B, N, D)."""
+
+    positions: Tensor
+
+    def __init__(self, segmenter: Segmenter, form: AttentionForm) -> None:
+        super().__init__()
+        vit = segmenter.pathology_encoder.vit
+        self.num_prefix_tokens: int = vit.num_prefix_tokens
+        prefix = torch.cat(
+            [token[0] for token in (vit.cls_token, vit.reg_token) if token is not None]
+            or [torch.zeros(0, vit.embed_dim)]
+        )
+        positions = vit.pos_embed
+        if not vit.no_embed_class:
+            prefix = prefix + positions[0, : self.num_prefix_tokens]
+            positions = positions[:, self.num_prefix_tokens :]
+        patch_embed = _fold_patch_embedding(
+            vit.patch_embed.proj, segmenter.pathology_mean, segmenter.pathology_std, positions
+        )
+        self.patch_embed = Projection(patch_embed.weight, None)
+        # Added after room was made for the prefix, which so needs no copy an image.
+        positions = torch.cat([prefix[None], cast(Tensor, patch_embed.bias)], dim=1)
+        self.register_buffer("positions", positions)
+        self.norm_pre, self.norm = vit.norm_pre, vit.norm
+        self.blocks = nn.ModuleList()
+        for block in vit.blocks:
+            attention = PathologyAttention(block.attn, form)
+            block = with_projections(block)
+            block.attn = attention
+            self.blocks.append(block)
+
+    @staticmethod
+    def fits(encoder: PathologyEncoder) -> bool:
+        """Whether timm's model is the plain vision transformer that this form writes out."""
+        vit = encoder.vit
+        return (
+            type(vit) is VisionTransformer
+            and isinstance(vit.patch_embed.norm, nn.Identity)
+            and vit.pos_embed is not None
+            and not vit.dynamic_img_size
+            and all(PathologyAttention.fits(block.attn) for block in cast(Any, vit.blocks))
+        )
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Encode (B, N, 768) float32 pixels in [0, 255]."""
+        tokens = F.pad(self.patch_embed(patches), (0, 0, self.num_prefix_tokens, 0))
+        tokens = self.norm_pre(tokens + self.positions)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens[:, self.num_prefix_tokens :])  # type: ignore[no-any-return]
+
+
+class PlainPathologyEncoder(nn.Module):
+    """Any other encoder of timm's as it is, behind the same patches."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__()
+        self.encoder = segmenter.pathology_encoder
+        self.grid = segmenter.tile_size_px // PATCH_SIZE
+        self.register_buffer("mean", segmenter.pathology_mean)
+        self.register_buffer("std", segmenter.pathology_std)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Encode (B, N, 768) float32 pixels in [0, 255]."""
+        size = self.grid * PATCH_SIZE
+        pixels = patches.reshape(-1, self.grid, self.grid, PATCH_SIZE, PATCH_SIZE, 3)
+        images = pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, size, size)
+        features: Tensor = self.encoder((images - self.mean) / self.std)
+        return features.flatten(2).transpose(1, 2)
+
+
+class FoldedNeck(nn.Module):
+    """The fusion neck, and SAM's "no mask" embedding in the bias of its last norm."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__()
+        self.grid = segmenter.tile_size_px // PATCH_SIZE
+        mix, norm1, self.conv, norm2 = cast(Any, segmenter.neck)
+        weight = mix.weight.flatten(1).T  # (D_image + D_pathology) x D
+        num_pathology = segmenter.pathology_encoder.embed_dim
+        self.mix_image = Projection(weight[:-num_pathology], None)
+        self.mix_pathology = Projection(weight[-num_pathology:], None)
+        self.norm1 = TokenNorm(norm1)
+        self.norm2 = TokenNorm(norm2, segmenter.prompt_encoder.no_mask_embed.weight[0])
+
+    def forward(self, image_tokens: Tensor, pathology_tokens: Tensor) -> Tensor:
+        """Fuse (B, N, D_image) and (B, N, D_pathology) to the decoder's (B, N, D)."""
+        tokens = self.mix_image(image_tokens) + self.mix_pathology(pathology_tokens)
+        tokens = self.norm1(tokens).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return self.norm2(self.conv(tokens).flatten(2).transpose(1, 2))  # type: ignore[no-any-return]
+
+
+def with_projections(module: nn.Module) -> nn.Module:
+    """A copy, sharing its tensors, whose linear layers are written as MatMul and Add."""
+    tensors = [*module.parameters(), *module.buffers()]
+    module = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, Projection.of(child))
+    return module
+
+
+def _patches(image: Tensor, grid: int) -> Tensor:
+    """Cut (B, H, W, 3) into (B, N, 16*16*3), row by row."""
+    pixels = image.reshape(-1, grid, PATCH_SIZE, grid, PATCH_SIZE, 3)
+    return pixels.permute(0, 1, 3, 2, 4, 5).reshape(-1, grid**2, PATCH_SIZE**2 * 3)
+
+
+def _fold_patch_embedding(
+    conv: nn.Conv2d, mean: Tensor, std: Tensor, positions: Tensor | None
+) -> Projection:
+    """Normalisation, patch convolution and position embedding as one projection of raw pixels.
+
+    Exact, because the convolution pads nothing. `positions` is (1, N, D).
+    """
+    weight = conv.weight / std
+    bias = -(weight * mean).sum(dim=(1, 2, 3))
+    if conv.bias is not None:
+        bias = bias + conv.bias
+    if positions is not None:
+        bias = bias + positions
+    return Projection(weight.permute(2, 3, 1, 0).flatten(0, 2), bias)

@@ -1,0 +1,136 @@
+"""An exported graph as the passes over it see it: who makes and takes a tensor, and which block."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from onnx import ModelProto, NodeProto
+
+from train.errors import FocalPathError
+
+NORMS = {"LayerNormalization", "GroupNormalization", "InstanceNormalization", "RMSNormalization"}
+_MODEL_ITSELF = "segmenter"
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+_TOKEN_OUTPUT = "iou_scores"
+_TAIL_BLOCKS = {
+    "mask_decoder.output_upscaling",
+    "mask_decoder.output_hypernetworks_mlps",
+    "mask_decoder.iou_prediction_head",
+}
+
+
+class ModelGraph:
+    """A model's nodes with who makes and takes each tensor, and the block of each node."""
+
+    def __init__(self, model: ModelProto) -> None:
+        if model.functions or any(
+            attribute.HasField("g") for node in model.graph.node for attribute in node.attribute
+        ):
+            raise FocalPathError(
+                "the graph has functions or branches, expected one flat list of nodes. Export it "
+                "without control flow, or leave half precision out with --no-fp16."
+            )
+        self.nodes = list(model.graph.node)
+        self.opset = next(e.version for e in model.opset_import if e.domain in ("", "ai.onnx"))
+        self.inputs = {entry.name for entry in model.graph.input}
+        self.outputs = [entry.name for entry in model.graph.output]
+        self.producer = {name: i for i, node in enumerate(self.nodes) for name in node.output}
+        self.consumers: dict[str, list[int]] = defaultdict(list)
+        for index, node in enumerate(self.nodes):
+            for name in node.input:
+                self.consumers[name].append(index)
+        self.blocks = self._find_blocks()
+
+    def parents(self, index: int) -> Iterator[int]:
+        """The nodes whose outputs a node takes."""
+        return (self.producer[name] for name in self.nodes[index].input if name in self.producer)
+
+    def children(self, index: int) -> Iterator[int]:
+        """The nodes that take a node's outputs."""
+        return (child for name in self.nodes[index].output for child in self.consumers[name])
+
+    def descendants(self, sources: Iterable[int], through: set[str] | None = None) -> set[int]:
+        """The sources and all after them; only nodes of the operators `through`, where given."""
+        found, waiting = set(), list(sources)
+        while waiting:
+            index = waiting.pop()
+            if index not in found:
+                found.add(index)
+                waiting += [
+                    child
+                    for child in self.children(index)
+                    if through is None or self.nodes[child].op_type in through
+                ]
+        return found
+
+    def after_pixels(self) -> set[int]:
+        """The nodes whose values, not only shapes, depend on the image."""
+        first = [
+            index
+            for name in self.inputs
+            for index in self.consumers[name]
+            if self.nodes[index].op_type != "Shape"
+        ]
+        without_shape = {node.op_type for node in self.nodes} - {"Shape"}
+        return self.descendants(first, without_shape)
+
+    def tail(self) -> set[int]:
+        """The upscaling and what follows the tokens' last norm: masks, logits, labels, IoU."""
+        sources = [
+            index
+            for index, node in enumerate(self.nodes)
+            if self.blocks[index] in _TAIL_BLOCKS or node.op_type == "ConvTranspose"
+        ]
+        return self.descendants([*sources, *self._last_norm_of_tokens()])
+
+    def _last_norm_of_tokens(self) -> set[int]:
+        if _TOKEN_OUTPUT not in self.producer:
+            return set()
+        norms, seen, waiting = set(), set(), [self.producer[_TOKEN_OUTPUT]]
+        while waiting:
+            index = waiting.pop()
+            if index in seen:
+                continue
+            seen.add(index)
+            if self.nodes[index].op_type in NORMS:
+                norms.add(index)
+            else:
+                waiting += self.parents(index)
+        return norms
+
+    def _find_blocks(self) -> list[str]:
+        """Each node's block; one without the exporter's note belongs to its first parent's."""
+        blocks: list[str] = []
+        for index, node in enumerate(self.nodes):
+            scope = _scope(node)
+            if scope is None:
+                inherited = (blocks[parent] for parent in self.parents(index) if parent < index)
+                blocks.append(next(inherited, _MODEL_ITSELF))
+            else:
+                blocks.append(block_of_module(scope))
+        return blocks
+
+
+def block_of_module(name: str) -> str:
+    """The block that a module of the deployable model belongs to.
+
+    `segmenter.image_encoder.blocks.3.attn.qkv` is in `image_encoder.blocks.3`, the model itself in
+    `segmenter`.
+    """
+    name = name.removeprefix("segmenter").removeprefix(".")
+    repeated = re.match(r".*?\b(?:blocks|transformer\.layers|mask_decoder\.layers)\.\d+", name)
+    if repeated:
+        return repeated.group()
+    parts = name.split(".")
+    return parts[0] if parts[0] == "neck" else ".".join(parts[:2]) or _MODEL_ITSELF
+
+
+def _scope(node: NodeProto) -> str | None:
+    """The module that the exporter notes at a node."""
+    for entry in node.metadata_props:
+        if entry.key == _SCOPES_KEY:
+            scopes = ast.literal_eval(entry.value)
+            # The last is the operation itself; before it come modules, the innermost last.
+            return str(scopes[-2]) if len(scopes) > 1 else ""
+    return None

@@ -1,0 +1,193 @@
+"""The parity report for people: Markdown, and pictures of the tiles that differ most."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from export.parity import Answers, Gate
+from export.parity_schema import ArtefactParity, ParityReport
+from train.settings import TissueClass
+
+REPORT_FILE = "parity_report.md"
+NUM_PICTURED_TILES = 3
+_UNLABELLED_COLOR = "#ffffff"
+_DIFFERENT_COLOR = "#d6001c"
+
+
+def write_report(report: ParityReport, pictures: Sequence[str], folder: Path) -> None:
+    """Write `parity_report.md`; `pictures` are files beside it, by `picture_name`."""
+    lines = [
+        "# Parity with torch",
+        "",
+        f"Every artefact against torch in float32 on {report.tiles}"
+        f"{'' if report.has_masks else ', without masks'}.",
+        "",
+        *_summary(report),
+    ]
+    for artefact in report.artefacts:
+        lines += ["", *_section(artefact, picture_name(artefact) in pictures)]
+    lines += ["", *_audit(report), "", *_how(report)]
+    (folder / REPORT_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def picture_name(artefact: ArtefactParity) -> str:
+    """The file with an artefact's worst tiles."""
+    return f"parity_{artefact.precision}.png"
+
+
+def draw_worst_tiles(
+    artefact: ArtefactParity,
+    answers: Answers,
+    gate: Gate,
+    classes: Sequence[TissueClass],
+    folder: Path,
+) -> str | None:
+    """Draw the tiles with the most differing labels; None where no label differs."""
+    order = np.argsort([tile.label_agreement for tile in artefact.tiles], kind="stable")
+    worst = [int(i) for i in order if artefact.tiles[i].label_agreement < 1][:NUM_PICTURED_TILES]
+    if not worst:
+        return None
+    colors = ListedColormap([_UNLABELLED_COLOR, *(entry.color for entry in classes)])
+    titles = ["Image", "Torch, float32", artefact.file, "Difference"]
+    if gate.tiles.masks is not None:
+        titles.insert(1, "Mask")
+    width = 2.3 * len(titles)
+    figure = Figure(figsize=(width, 2.55 * len(worst) + 0.5), layout="constrained", dpi=100)
+    grid = figure.subplots(len(worst), len(titles), squeeze=False)
+    for line, index in zip(grid, worst, strict=True):
+        expected, found = gate.expected.labels[index], answers.labels[index]
+        maps = [expected, found]
+        if gate.tiles.masks is not None:
+            maps.insert(0, gate.tiles.masks[index])
+        line[0].imshow(gate.tiles.images[index])
+        for axes, labels in zip(line[1:-1], maps, strict=True):
+            axes.imshow(labels, cmap=colors, vmin=0, vmax=len(classes), interpolation="nearest")
+        line[-1].imshow(_paint_difference(gate.tiles.images[index], expected != found))
+        num_different = int((expected != found).sum())
+        line[0].set_ylabel(gate.tiles.names[index], fontsize=9)
+        line[-1].set_xlabel(
+            f"{num_different:,} pixels ({num_different / expected.size:.3%})", fontsize=9
+        )
+        for axes in line:
+            axes.set(xticks=[], yticks=[])
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=10)
+    patches = [Patch(facecolor=entry.color, label=entry.name) for entry in classes]
+    patches.append(Patch(facecolor=_DIFFERENT_COLOR, label="another label than torch"))
+    figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    name = picture_name(artefact)
+    figure.savefig(folder / name, metadata={"Software": None})
+    return name
+
+
+def _paint_difference(image: Any, different: Any) -> Any:
+    """The image in pale grey with the differing pixels, a little widened, in red."""
+    widened = different.copy()
+    for axis in (0, 1):
+        for step in (-1, 1):
+            widened |= np.roll(different, step, axis=axis)
+    painted = np.repeat(image.mean(axis=2, keepdims=True) / 2 + 127, 3, axis=2).astype(np.uint8)
+    painted[widened] = [int(_DIFFERENT_COLOR[place : place + 2], 16) for place in (1, 3, 5)]
+    return painted
+
+
+def _summary(report: ParityReport) -> Iterator[str]:
+    yield (
+        "| Artefact | In the bundle | Measured with | Same label | Largest logit difference "
+        "| Float32 islands |"
+    )
+    yield "|---|---|---|---|---|---|"
+    for artefact in report.artefacts:
+        yield (
+            f"| {artefact.file} | {'yes' if artefact.passed else '**no**'} "
+            f"| {artefact.measured_with} | {artefact.label_agreement:.4%} "
+            f"| {artefact.max_logit_difference:.2e} "
+            f"| {', '.join(artefact.fp32_islands) or '-'} |"
+        )
+
+
+def _section(artefact: ArtefactParity, has_picture: bool) -> Iterator[str]:
+    yield f"## {artefact.file}"
+    yield ""
+    if artefact.failures:
+        yield "Not in the bundle:"
+        yield ""
+        yield from (f"- {failure}" for failure in artefact.failures)
+    else:
+        yield "Passed."
+    yield ""
+    yield "| Class | Mask pixels | Torch's label kept | Dice | IoU | Recall |"
+    yield "|---|---|---|---|---|---|"
+    for entry in artefact.classes:
+        pixels = "-" if entry.num_pixels is None else f"{entry.num_pixels:,}"
+        kept = "-" if entry.agreement is None else f"{entry.agreement:.3%}"
+        rare = " (rarest)" if entry.name == artefact.rarest_class else ""
+        pairs = (
+            (entry.torch_dice, entry.dice),
+            (entry.torch_iou, entry.iou),
+            (entry.torch_recall, entry.recall),
+        )
+        scores = " | ".join(_score(*pair) for pair in pairs)
+        yield f"| {entry.name}{rare} | {pixels} | {kept} | {scores} |"
+    yield ""
+    yield "Scores are against the masks, in brackets the difference from torch's."
+    yield ""
+    yield f"NaN: {artefact.num_nan}, infinite: {artefact.num_inf}, in logits and IoU scores."
+    if artefact.emulation is not None:
+        yield ""
+        yield (
+            f"With each node's result rounded, on {artefact.emulation.num_tiles} tiles: "
+            f"{artefact.emulation.label_agreement:.4%} of the labels are torch's, "
+            f"{sum(artefact.emulation.nonfinite.values())} NaN or infinite values on the way."
+        )
+    worst = sorted(artefact.tiles, key=lambda tile: tile.label_agreement)[:NUM_PICTURED_TILES]
+    yield ""
+    listing = ", ".join(f"{tile.name} {tile.label_agreement:.3%}" for tile in worst)
+    yield f"Tiles with the fewest of torch's labels: {listing}."
+    if has_picture:
+        yield ""
+        yield f"![Tiles that differ most]({picture_name(artefact)})"
+
+
+def _score(before: float | None, after: float | None) -> str:
+    if before is None or after is None:
+        return "-"
+    return f"{after:.4f} ({after - before:+.4f})"
+
+
+def _audit(report: ParityReport) -> Iterator[str]:
+    yield "## Activations"
+    yield ""
+    yield (
+        "The largest magnitude of each block in torch and float32, attention logits and weights "
+        f"included. fp16 ends at 65,504; a block beyond {report.activation_limit:,.0f} is not "
+        "computed in fp16."
+    )
+    yield ""
+    yield "| Block | Largest magnitude | Tile | In half precision |"
+    yield "|---|---|---|---|"
+    for peak in report.peaks:
+        half = "yes" if peak.computed_in == "half" else "no, always float32"
+        yield f"| {peak.block} | {peak.magnitude:,.1f} | {peak.tile} | {half} |"
+
+
+def _how(report: ParityReport) -> Iterator[str]:
+    yield "## How this was measured"
+    yield ""
+    yield (
+        "Torch runs the trained model in float32 on the CPU; ONNX Runtime runs each artefact on "
+        "the CPU, one tile alone and then three at a time. Its CPU backend computes fp16 in "
+        "float32 and leaves roundings out, so it cannot prove fp16 safe: therefore the activations "
+        "above, and an emulation in which every node runs by itself and its result is rounded to "
+        "the graph's type, as a GPU's kernels do. bf16, which that backend does not run, is "
+        "measured by the emulation alone. Neither is a GPU: a TensorRT plan is compared again "
+        "where it is built."
+    )
+    yield ""
+    limits = ", ".join(f"{name} {value:g}" for name, value in report.tolerances.items())
+    yield f"Tolerances: {limits}."

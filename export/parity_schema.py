@@ -1,0 +1,158 @@
+"""What the gate measures and allows; `parity.json` in the bundle is a `ParityReport`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from serve.manifest import Parity
+
+PARITY_FILE = "parity.json"
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerances:
+    """How far an artefact may be from torch in float32: shares of pixels, and Dice in [0, 1]."""
+
+    fp32_agreement: float = 0.9999
+    """Least share of pixels with torch's label in float32."""
+    fp32_dice_loss: float = 0.002
+    """Most Dice that a class may lose in float32; measured where there are masks."""
+    fp32_logit_difference: float = 1e-3
+    """Largest difference of a low-resolution logit in float32."""
+    half_agreement: float = 0.995
+    """Least share of pixels with torch's label in fp16 and bf16."""
+    half_dice_loss: float = 0.002
+    """Most Dice that a class may lose in fp16 and bf16."""
+    int8_agreement: float = 0.99
+    """Least share of pixels with torch's label in int8."""
+    int8_dice_loss: float = 0.01
+    """Most Dice that a class may lose in int8."""
+
+    def limits(self, precision: Precision) -> "Limits":
+        """The limits of one precision."""
+        if precision == "fp32":
+            return Limits(self.fp32_agreement, self.fp32_dice_loss, self.fp32_logit_difference)
+        if precision == "int8":
+            return Limits(self.int8_agreement, self.int8_dice_loss)
+        return Limits(self.half_agreement, self.half_dice_loss)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an artefact of one precision has to keep to."""
+
+    agreement: float
+    dice_loss: float
+    logit_difference: float | None = None
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassParity(_Strict):
+    """One class in torch and in the artefact; scores are None where there is no mask or pixel."""
+
+    name: str
+    num_pixels: int | None
+    """Pixels of the masks."""
+    agreement: float | None
+    """Share of torch's pixels of this class that the artefact labels alike."""
+    torch_dice: float | None
+    dice: float | None
+    torch_iou: float | None
+    iou: float | None
+    torch_recall: float | None
+    recall: float | None
+
+    @property
+    def dice_loss(self) -> float:
+        """How much Dice the class loses; below 0 where it gains."""
+        if self.torch_dice is None or self.dice is None:
+            return 0.0
+        return self.torch_dice - self.dice
+
+
+class TileParity(_Strict):
+    """One tile."""
+
+    name: str
+    label_agreement: float
+    max_logit_difference: float
+    """Of the values that are finite."""
+
+
+class EmulationParity(_Strict):
+    """Half precision with each node's result rounded, on the first tiles."""
+
+    num_tiles: int
+    label_agreement: float
+    nonfinite: dict[str, int]
+    """NaN and infinite values of each block that has some."""
+
+
+class ArtefactParity(_Strict):
+    """What was measured of one artefact, and the verdict."""
+
+    file: str
+    precision: Precision
+    measured_with: Literal["ONNX Runtime", "emulation"]
+    num_tiles: int
+    label_agreement: float
+    max_logit_difference: float
+    num_nan: int
+    num_inf: int
+    rarest_class: str | None
+    """The class with the fewest training pixels among those that the masks have."""
+    fp32_islands: tuple[str, ...] = ()
+    emulation: EmulationParity | None = None
+    classes: tuple[ClassParity, ...]
+    tiles: tuple[TileParity, ...]
+    failures: tuple[str, ...]
+    """Why it is not in the bundle; empty for one that is."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bundle may have it."""
+        return not self.failures
+
+    def for_manifest(self) -> Parity:
+        """What a reader of the bundle needs of this."""
+        return Parity(
+            num_tiles=self.num_tiles,
+            label_agreement=self.label_agreement,
+            max_logit_difference=self.max_logit_difference,
+        )
+
+
+class BlockPeak(_Strict):
+    """The largest magnitude of a block's values in torch and float32."""
+
+    block: str
+    magnitude: float
+    tile: str
+    computed_in: Literal["half", "float32"]
+    """What `model.fp16.onnx` computes it in, islands aside."""
+
+
+class ParityReport(_Strict):
+    """The content of `parity.json`."""
+
+    schema_version: Literal[1] = 1
+    tiles: str
+    num_tiles: int
+    has_masks: bool
+    tolerances: dict[str, float]
+    activation_limit: float
+    """Magnitude from which on a block may not be computed in fp16."""
+    peaks: tuple[BlockPeak, ...]
+    artefacts: tuple[ArtefactParity, ...]
+
+    def write(self, folder: Path) -> None:
+        """Write `parity.json` into `folder`."""
+        path = folder / PARITY_FILE
+        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,209 @@
+"""Half precision as a strongly typed graph, with float32 where half precision is not safe.
+
+TensorRT's strongly typed networks and ONNX itself cast nothing by themselves: every node has one
+floating point type, and an explicit Cast stands wherever it changes. In float32 stay
+
+- what does not depend on the pixels, and the normalisation of the image;
+- layer norms, whose squares overflow float16 (the classic silent failure of ViT engines);
+- everything from the upscaling and from the last norm of the tokens on: the class weights, logits,
+  softmax and labels;
+- blocks that are named as islands, because their activations are too large or too delicate.
+
+The softmax of an attention stays with its products, so that a runtime can fuse all three; fused
+kernels hold it in float32. Nodes are found by structure, and blocks by the names of the modules
+that the exporter notes at each node. The converters of onnxconverter-common and ONNX Runtime know
+neither islands by module nor graphs in bfloat16, hence this one.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from export.model_graph import NORMS, ModelGraph
+from train.errors import FocalPathError
+
+HalfPrecision = Literal["fp16", "bf16"]
+
+FLOAT16_MAX = 65_504.0
+
+_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+_TYPE_NAMES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
+
+_PRODUCTS = {"Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"}
+_STATISTICS = {"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2"}
+_ELEMENTWISE = {"Add", "Div", "Mul", "Pow", "Reciprocal", "Sqrt", "Sub", "Cast"} | _STATISTICS
+
+
+def half_blocks(model: ModelProto, precision: HalfPrecision = "fp16") -> tuple[str, ...]:
+    """The blocks that half precision would compute in, in their order: the possible islands."""
+    graph = ModelGraph(model)
+    in_half = _nodes_in_half(graph, precision, frozenset())
+    return tuple(dict.fromkeys(graph.blocks[index] for index in sorted(in_half)))
+
+
+def convert_to_half(
+    model: ModelProto, precision: HalfPrecision, islands: Iterable[str] = ()
+) -> ModelProto:
+    """A strongly typed copy of a float32 model in half precision.
+
+    Args:
+        model: a valid model with float32 outputs, as `export_onnx` writes it.
+        precision: fp16, or bf16, where operators that do not know bfloat16 in the model's opset
+            stay in float32.
+        islands: blocks that stay in float32, by the names of `half_blocks`.
+
+    Raises:
+        FocalPathError: an island is no block of the model, a weight is beyond float16, or nothing
+            would be left in half precision.
+    """
+    graph = ModelGraph(model)
+    islands = frozenset(islands)
+    known = half_blocks(model, precision)
+    unknown = sorted(islands - set(known))
+    if unknown:
+        raise FocalPathError(
+            f"no block is called {', '.join(unknown)}; expected some of {', '.join(known)}"
+        )
+    in_half = _nodes_in_half(graph, precision, islands)
+    if not in_half:
+        raise FocalPathError(
+            f"every block is a float32 island, so {precision} would change nothing. Name fewer "
+            "islands, or leave it out."
+        )
+    return _Conversion(model, graph, precision, in_half).run()
+
+
+def _nodes_in_half(
+    graph: ModelGraph, precision: HalfPrecision, islands: frozenset[str]
+) -> set[int]:
+    pixels = graph.after_pixels()
+    products = [i for i in pixels if graph.nodes[i].op_type in _PRODUCTS]
+    statistics = [i for i in pixels if graph.nodes[i].op_type in _STATISTICS]
+    norms = {i for i in pixels if graph.nodes[i].op_type in NORMS}
+    norms |= graph.descendants(statistics, _ELEMENTWISE)
+    outputs = {graph.producer[name] for name in graph.outputs if name in graph.producer}
+    candidates = graph.descendants(products) - norms - graph.tail() - outputs
+    return {
+        index
+        for index in candidates
+        if graph.blocks[index] not in islands and _takes(graph, index, precision)
+    }
+
+
+def _takes(graph: ModelGraph, index: int, precision: HalfPrecision) -> bool:
+    """Whether the operator knows the type: many learned bfloat16 only in opset 22."""
+    node = graph.nodes[index]
+    if node.op_type == "Cast":
+        return False
+    schema = onnx.defs.get_schema(node.op_type, graph.opset, node.domain)
+    variable = {entry.type_param_str: entry.allowed_type_strs for entry in schema.type_constraints}
+    first = variable.get(schema.inputs[0].type_str, ()) if schema.inputs else ()
+    return "tensor(float)" in first and _TYPE_NAMES[precision] in first
+
+
+class _Conversion:
+    """One pass over the nodes, in their order, that casts an input where its type is another."""
+
+    def __init__(
+        self, model: ModelProto, graph: ModelGraph, precision: HalfPrecision, in_half: set[int]
+    ) -> None:
+        self._model, self._graph, self._precision = model, graph, precision
+        self._in_half = in_half
+        self._half = _TYPES[precision]
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+        infos = (*inferred.value_info, *inferred.input, *inferred.output)
+        # The type of each float tensor in the new graph; the others are not in here.
+        self._types: dict[str, int] = {
+            info.name: TensorProto.FLOAT
+            for info in infos
+            if info.type.tensor_type.elem_type == TensorProto.FLOAT
+        }
+        self._constants = {
+            entry.name: entry
+            for entry in model.graph.initializer
+            if entry.data_type == TensorProto.FLOAT
+        }
+        self._casts: dict[tuple[str, int], str] = {}
+        self._nodes: list[NodeProto] = []
+
+    def run(self) -> ModelProto:
+        self._convert_constants()
+        for index, node in enumerate(self._graph.nodes):
+            self._convert(index, node)
+        converted = ModelProto()
+        converted.CopyFrom(self._model)
+        del converted.graph.node[:], converted.graph.value_info[:], converted.graph.initializer[:]
+        converted.graph.node.extend(self._nodes)
+        others = (e for e in self._model.graph.initializer if e.data_type != TensorProto.FLOAT)
+        converted.graph.initializer.extend([*others, *self._constants.values()])
+        converted = onnx.shape_inference.infer_shapes(converted, check_type=True, strict_mode=True)
+        onnx.checker.check_model(converted, full_check=True)
+        return converted
+
+    def _convert(self, index: int, node: NodeProto) -> None:
+        to_half = index in self._in_half
+        converted = NodeProto()
+        converted.CopyFrom(node)
+        if node.op_type != "Cast":
+            wanted = self._half if to_half else TensorProto.FLOAT
+            converted.input[:] = [
+                self._as_type(name, wanted if _is_generic(node, place, self._graph.opset) else None)
+                for place, name in enumerate(node.input)
+            ]
+        self._nodes.append(converted)
+        if to_half:
+            self._types |= {name: self._half for name in node.output if name in self._types}
+
+    def _as_type(self, name: str, wanted: int | None) -> str:
+        """The name under which a tensor is found in the wanted type."""
+        if name in self._constants:
+            other = f"{name}_{self._precision}"
+            return other if wanted == self._half and other in self._constants else name
+        found = self._types.get(name)
+        if found is None or wanted is None or found == wanted:
+            return name
+        key = (name, wanted)
+        if key not in self._casts:
+            self._casts[key] = f"{name}_as_{'fp32' if wanted != self._half else self._precision}"
+            cast = helper.make_node("Cast", [name], [self._casts[key]], to=wanted)
+            cast.name = f"cast_{self._casts[key]}"
+            cast.metadata_props.extend(self._graph.nodes[self._graph.producer[name]].metadata_props)
+            self._nodes.append(cast)
+        return self._casts[key]
+
+    def _convert_constants(self) -> None:
+        """Store each constant in the types that its nodes take, under its own name if only one."""
+        for name, entry in list(self._constants.items()):
+            uses = {
+                index in self._in_half and _is_generic(self._graph.nodes[index], place, opset)
+                for opset in [self._graph.opset]
+                for index in self._graph.consumers[name]
+                for place, taken in enumerate(self._graph.nodes[index].input)
+                if taken == name
+            }
+            if True not in uses:
+                continue
+            new_name = f"{name}_{self._precision}" if False in uses else name
+            values = self._rounded(numpy_helper.to_array(entry), name)
+            self._constants[new_name] = numpy_helper.from_array(values, new_name)
+
+    def _rounded(self, values: NDArray[Any], name: str) -> NDArray[Any]:
+        largest = float(np.abs(values).max(initial=0.0))
+        if self._precision == "fp16" and largest > FLOAT16_MAX:
+            user = next(i for i in self._graph.consumers[name] if i in self._in_half)
+            raise FocalPathError(
+                f"the constant {name} reaches {largest:.3g}, float16 ends at {FLOAT16_MAX:,.0f}. "
+                f"Keep its block in float32: --fp32-islands {self._graph.blocks[user]}"
+            )
+        return values.astype(helper.tensor_dtype_to_np_dtype(self._half))
+
+
+def _is_generic(node: NodeProto, place: int, opset: int) -> bool:
+    """Whether an input follows the node's type; Resize's scales, say, are always float32."""
+    schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    formal = schema.inputs[min(place, len(schema.inputs) - 1)]
+    return formal.type_str in {entry.type_param_str for entry in schema.type_constraints}

@@ -1,0 +1,108 @@
+"""The tiles that every artefact is compared on: a data set's held-out tiles, or drawn tissue."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.dataset import Split, TileDataset, TileFolder, read_tile_folder
+from train.errors import FocalPathError
+from train.tissue import CLASSES, make_tile
+
+Images = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationTiles:
+    """Tiles of the model's size.
+
+    images: (N, H, W, 3) uint8, RGB. masks: (N, H, W) uint8, 0 unlabelled and 1..C the classes, or
+    None where nothing says what is right.
+    """
+
+    source: str
+    """What the tiles are, for the reader of a report."""
+    names: tuple[str, ...]
+    images: Images
+    masks: Images | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def validation_tiles(
+    data: Path | None,
+    tile_size_px: int,
+    num_tiles: int,
+    *,
+    class_names: Sequence[str] | None = None,
+    mpp: float | None = None,
+) -> ValidationTiles:
+    """Tiles of a data set as the evaluation sees them, or else drawn tissue.
+
+    A data set's held-out tiles come first: test, then validation, then training.
+
+    Args:
+        data: a data set in SAM-Path's layout, or None.
+        tile_size_px: the model's tile size.
+        num_tiles: how many tiles at most.
+        class_names: the model's classes; None leaves masks out.
+        mpp: um per pixel of drawn tissue.
+
+    Raises:
+        FocalPathError: the data set has no tiles, or other classes than the model.
+    """
+    if num_tiles < 1:
+        raise FocalPathError(f"{num_tiles} tiles to compare on; expected at least 1")
+    if data is None:
+        return _drawn_tiles(tile_size_px, num_tiles, class_names, mpp or 0.5)
+    folder = read_tile_folder(data)
+    found = [entry.name for entry in folder.classes]
+    if class_names is not None and found != list(class_names):
+        raise FocalPathError(
+            f"{data} has the classes {', '.join(found)}; the model has {', '.join(class_names)}. "
+            "Give a data set with the model's classes, in their order, to --validate."
+        )
+    if not any(folder.tiles.values()):
+        raise FocalPathError(f"{data} has no tile to compare on; expected lines in folds.csv")
+    return _tiles_of(folder, tile_size_px, num_tiles, with_masks=class_names is not None)
+
+
+def parity_images(data: Path | None, tile_size_px: int, num_tiles: int) -> Images:
+    """Only the images of `validation_tiles`, (N, H, W, 3) uint8."""
+    return validation_tiles(data, tile_size_px, num_tiles).images
+
+
+def _tiles_of(
+    folder: TileFolder, tile_size_px: int, num_tiles: int, *, with_masks: bool
+) -> ValidationTiles:
+    order: tuple[Split, ...] = ("test", "validation", "training")
+    ordered = [(split, tile) for split in order for tile in folder.tiles[split]][:num_tiles]
+    dataset = TileDataset([tile for _, tile in ordered], len(folder.classes), tile_size_px)
+    samples = [dataset[index] for index in range(len(dataset))]
+    counts = {split: sum(s == split for s, _ in ordered) for split, _ in ordered}
+    listing = ", ".join(f"{count} {split}" for split, count in counts.items())
+    return ValidationTiles(
+        source=f"{listing} tiles of {folder.root.name}",
+        names=tuple(sample["tile_id"] for sample in samples),
+        images=np.stack([sample["image"].permute(1, 2, 0).numpy() for sample in samples]),
+        masks=np.stack([sample["labels"].numpy().astype(np.uint8) for sample in samples])
+        if with_masks
+        else None,
+    )
+
+
+def _drawn_tiles(
+    tile_size_px: int, num_tiles: int, class_names: Sequence[str] | None, mpp: float
+) -> ValidationTiles:
+    rng = np.random.default_rng(0)
+    pairs = [make_tile(rng, tile_size_px, mpp) for _ in range(num_tiles)]
+    same_classes = class_names is not None and list(class_names) == [name for name, _ in CLASSES]
+    return ValidationTiles(
+        source=f"{num_tiles} tiles of drawn tissue",
+        names=tuple(f"drawn_{index}" for index in range(num_tiles)),
+        images=np.stack([image for image, _ in pairs]),
+        masks=np.stack([labels for _, labels in pairs]) if same_classes else None,
+    )

@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from export.parity_report import draw_worst_tiles, picture_name, write_report
+from export.parity_schema import BlockPeak, ParityReport
+from tests.toy_gate import CLASS_NAMES, painted_gate, relabelled
+from train.settings import TissueClass
+
+CLASSES = tuple(
+    TissueClass(name=name, color=color)
+    for name, color in zip(CLASS_NAMES, ("#d55e00", "#009e73", "#0072b2"), strict=True)
+)
+RED = (0xD6, 0x00, 0x1C)
+
+
+def test_a_picture_shows_the_differing_pixels_in_red(tmp_path: Path) -> None:
+    gate = painted_gate()
+    answers = relabelled(gate, tile=1, num_pixels=60, label=1)
+    found = gate.judge(answers, "model.fp16.onnx", "fp16")
+    name = draw_worst_tiles(found, answers, gate, CLASSES, tmp_path)
+    assert name == picture_name(found) == "parity_fp16.png"
+    pixels = np.asarray(Image.open(tmp_path / name).convert("RGB"))
+    right_edge = pixels[:, -pixels.shape[1] // 5 :]
+    assert (right_edge == RED).all(axis=2).sum() > 500
+
+
+def test_no_picture_is_drawn_where_no_label_differs(tmp_path: Path) -> None:
+    gate = painted_gate()
+    found = gate.judge(gate.expected, "model.onnx", "fp32")
+    assert draw_worst_tiles(found, gate.expected, gate, CLASSES, tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_says_what_failed_and_shows_it(tmp_path: Path) -> None:
+    gate = painted_gate()
+    answers = relabelled(gate, tile=2, num_pixels=3, label=2)
+    found = gate.judge(answers, "model.fp16.onnx", "fp16")
+    report = ParityReport(
+        tiles="painted tiles",
+        num_tiles=3,
+        has_masks=True,
+        tolerances={"half_agreement": 0.995},
+        activation_limit=6550.4,
+        peaks=(BlockPeak(block="neck", magnitude=12.0, tile="tile_0", computed_in="half"),),
+        artefacts=(found,),
+    )
+    write_report(report, ["parity_fp16.png"], tmp_path)
+    text = (tmp_path / "parity_report.md").read_text(encoding="utf-8")
+    assert "- class Necrosis loses 0.50 Dice points (1.0000 to 0.9950)" in text
+    assert "| model.fp16.onnx | **no** |" in text
+    assert "| Necrosis (rarest) | 300 |" in text
+    assert "![Tiles that differ most](parity_fp16.png)" in text
+    assert "| neck | 12.0 | tile_0 | yes |" in text

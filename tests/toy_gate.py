@@ -1,0 +1,47 @@
+"""A gate over painted tiles, and answers that differ from torch's where a test wants it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from export.parity import Answers, Gate
+from export.parity_schema import Tolerances
+from export.validation import ValidationTiles
+
+SIDE, NUM_TILES = 40, 3
+CLASS_NAMES = ("Tumor", "Stroma", "Necrosis")
+
+
+def painted_gate(*, masks: bool = True, shares: Sequence[float] = (0.6, 0.3, 0.1)) -> Gate:
+    """Torch is right everywhere: left half Tumor, right half Stroma, a corner Necrosis."""
+    labels = np.ones((NUM_TILES, SIDE, SIDE), np.uint8)
+    labels[:, :, SIDE // 2 :] = 2
+    labels[:, :10, :10] = 3
+    rng = np.random.default_rng(0)
+    tiles = ValidationTiles(
+        source="painted tiles",
+        names=tuple(f"tile_{index}" for index in range(NUM_TILES)),
+        images=rng.integers(0, 256, (NUM_TILES, SIDE, SIDE, 3), dtype=np.uint8),
+        masks=labels.copy() if masks else None,
+    )
+    expected = Answers(
+        labels=labels,
+        logits=rng.normal(size=(NUM_TILES, 3, SIDE // 4, SIDE // 4)).astype(np.float32),
+        iou_scores=np.zeros((NUM_TILES, 3), np.float32),
+    )
+    return Gate(
+        tiles=tiles,
+        expected=expected,
+        class_names=CLASS_NAMES,
+        class_shares=shares,
+        tolerances=Tolerances(),
+    )
+
+
+def relabelled(gate: Gate, tile: int, num_pixels: int, label: int) -> Answers:
+    """Torch's answers with the first pixels of a tile's Necrosis labelled otherwise."""
+    labels = gate.expected.labels.copy()
+    rows, columns = np.nonzero(labels[tile] == 3)
+    labels[tile, rows[:num_pixels], columns[:num_pixels]] = label
+    return replace(gate.expected, labels=labels)
