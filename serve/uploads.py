@@ -118,17 +118,17 @@ def read_mpp(form: FormData, in_query: float | None) -> float | None:
     """The um per pixel that the request states: in its query, or else as a text field.
 
     Raises:
-        OptionError: the field is no number or absurd.
+        OptionError: the field is no number or absurd, also where the query has a good one.
     """
     text = form.get("mpp")
-    if text is None or in_query is not None:
+    if text is None:
         return in_query
     try:
         mpp = float(text) if isinstance(text, str) else float("nan")
     except ValueError:
         raise OptionError(f"mpp is {text!r}, expected a number of um per pixel.") from None
     check_mpp(mpp)
-    return mpp
+    return mpp if in_query is None else in_query
 
 
 @dataclass(frozen=True)

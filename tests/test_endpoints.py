@@ -104,6 +104,17 @@ def test_the_querys_mpp_comes_before_the_forms(service_url: str) -> None:
     assert image.mpp == 1.0
 
 
+def test_an_absurd_mpp_in_the_form_is_a_400_also_beside_a_good_one_in_the_query(
+    service_url: str,
+) -> None:
+    files = {"image": ("tile.png", encoded(blobs(64, 64)))}
+    answer = httpx.post(
+        f"{service_url}/segment?mpp=0.5", files=files, data={"mpp": "-0.95"}, timeout=30
+    )
+    assert answer.status_code == 400
+    assert "-0.95" in answer.json()["error"]
+
+
 def test_an_image_too_large_at_the_models_mpp_is_a_413(service_url: str) -> None:
     status, message = _error(_post(service_url, "segment", mpp=20))
     assert status == 413
