@@ -8,6 +8,7 @@ import pytest
 import schemathesis
 from hypothesis import strategies
 from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import negative_data_rejection
 
 from serve.endpoints import build_app
 from serve.settings import ServeSettings
@@ -119,7 +120,9 @@ def test_the_service_does_what_its_openapi_document_says(app: Any) -> None:
             case.query["classes"] = data.draw(strategies.sampled_from([["Tumor"], NAMES]))
         if isinstance(case.body, dict) and isinstance(case.body.get("images"), bytes):
             case.body["images"] = [case.body["images"]]  # else it is sent as text
-        case.call_and_validate()
+        # A form cannot tell a list of one from a value, nor an empty list from nothing: what is
+        # refused is tested field by field in test_endpoints.py.
+        case.call_and_validate(excluded_checks=[negative_data_rejection])
 
     operations = [result.ok() for result in schema.get_all_operations()]
     assert {operation.path for operation in operations} == PATHS

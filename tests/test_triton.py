@@ -290,7 +290,8 @@ def test_concurrent_requests_share_batches_and_each_gets_its_own_answer(
         answers = list(pool.map(lambda tile: _infer(server, "grpc", tile), tiles))
     after = _statistics(server)
 
-    assert after.inference_count - before.inference_count == len(tiles)
+    # Triton may count the last request of an earlier test only now.
+    assert len(tiles) <= after.inference_count - before.inference_count <= len(tiles) + 1
     assert after.execution_count - before.execution_count < len(tiles)
     for tile, answer in zip(tiles, answers, strict=True):
         assert np.array_equal(answer["labels"], _run_directly(direct, tile)["labels"])
