@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 # The targets share their names with folders.
 .PHONY: install format lint typecheck imports test check data train evaluate export engine serve \
-	benchmark benchmark-train compare demo docker clean
+	benchmark benchmark-train benchmark-export benchmark-gpu compare demo docker clean
 
 install: $(VENV)/.installed
 
@@ -77,6 +77,13 @@ compare: data
 
 benchmark: install
 	$(RUN) -m serve benchmark --bundle $(BUNDLE)
+
+benchmark-export: install
+	$(RUN) -m export.benchmark
+
+# Ends with exit status 2 on a machine without a GPU.
+benchmark-gpu: install
+	$(RUN) -m export.benchmark_gpu
 
 demo: install
 	@$(VENV)/bin/python docs/demo.py --data $(DATA) --checkpoint $(CHECKPOINT) --bundle $(BUNDLE) --out $(DEMO)

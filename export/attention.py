@@ -31,8 +31,8 @@ class AttentionForm:
     window_positions: Literal["dense", "extended"] = "dense"
     """The same inside windows."""
     max_queries: int | None = 512
-    """Global attention takes at most so many queries at once, which bounds the memory of its
-    logits; None takes all."""
+    """Attention takes at most so many queries at once, which bounds the memory of its logits; None
+    takes all."""
     operator: bool = False
     """Write ONNX's Attention operator where it fits; needs opset 23."""
 

@@ -298,7 +298,9 @@ def _eager(deployable: Deployable, device: Device) -> Compute:
 
 
 def _compiled(deployable: Deployable, device: Device) -> Compute:
-    compiled: Any = torch.compile(deployable.to(device))
+    # On the CPU, where only the script is tried out, nothing is compiled.
+    backend = {"cuda": "inductor", "cpu": "eager"}[device]
+    compiled: Any = torch.compile(deployable.to(device), backend=backend)
 
     def compute(images: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode(), torch.autocast(device, torch.bfloat16):

@@ -1,0 +1,159 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export import benchmark, benchmark_gpu, benchmark_worker
+from export.benchmark import Benchmark, BenchmarkReport, Measurement
+from export.benchmark_gpu import GpuBenchmark, GpuMeasurement, GpuReport, NoGpuError, Stages
+from export.benchmark_model import (
+    build_benchmark_model,
+    draw_tiles,
+    read_model_settings,
+    write_model_settings,
+)
+from tests.toy_data import toy_settings
+
+MODEL = toy_settings().model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_model_settings(tmp_path, MODEL)
+    return tmp_path
+
+
+def measurement(variant: str, seconds: float, speedup: float) -> Measurement:
+    return Measurement(
+        variant=variant,
+        label=benchmark.LABELS[variant],
+        seconds=(seconds,),
+        median_seconds=seconds,
+        speedup=speedup,
+        peak_memory_mib=2048,
+        label_agreement=0.9991,
+        first_seconds=1,
+    )
+
+
+@pytest.fixture
+def report() -> BenchmarkReport:
+    return BenchmarkReport(
+        machine="A processor",
+        num_cpus=2,
+        load_average=(0.5, 2.0),
+        versions={"torch": "2.14.1"},
+        model="vit_b",
+        tile_size_px=1024,
+        num_rounds=1,
+        matmul_gflops=290,
+        fp32_floor_seconds=5,
+        measurements=(measurement("direct", 16, 1), measurement("onnx", 4, 4)),
+    )
+
+
+def test_the_baseline_gives_the_labels_of_our_model(folder: Path):
+    images = draw_tiles(2, MODEL.tile_size_px)
+    direct = benchmark_worker.VARIANTS["direct"](folder)(images)
+    ours = benchmark_worker.VARIANTS["torch"](folder)(images)
+    assert direct.min() >= 1
+    np.testing.assert_array_equal(direct, ours)
+
+
+def test_every_worker_builds_the_same_model(folder: Path):
+    first, second = (
+        build_benchmark_model(read_model_settings(folder)).state_dict() for _ in range(2)
+    )
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert first["image_encoder.blocks.0.attn.rel_pos_h"].std() > 0
+
+
+def test_the_table_names_machine_ratio_memory_and_agreement(report: BenchmarkReport):
+    text = benchmark.markdown(report)
+    assert "A processor, 2 CPUs; torch 2.14.1." in text
+    assert f"| {benchmark.LABELS['onnx']} | 4.00 | 4.00 | 2.00 GiB | 99.910% |" in text
+    assert "take 5.0 s" in text
+
+
+@pytest.mark.slow
+def test_the_benchmark_writes_what_its_variants_measured(tmp_path: Path):
+    settings = Benchmark(out=tmp_path / "out", rounds=2, variants=("onnx", "int8"), model=MODEL)
+    report = settings.run()
+    assert [row.variant for row in report.measurements] == ["direct", "onnx", "int8"]
+    direct, onnx, int8 = report.measurements
+    assert onnx.label_agreement > 0.999
+    assert int8.label_agreement > 0.9
+    # ONNX Runtime's process has no torch.
+    assert onnx.peak_memory_mib < direct.peak_memory_mib
+    assert len(onnx.seconds) == 2
+    written = (tmp_path / "out" / "benchmark.json").read_text(encoding="utf-8")
+    assert BenchmarkReport.model_validate_json(written) == report
+    assert (tmp_path / "out" / "benchmark.md").is_file()
+
+
+def test_without_a_gpu_the_benchmark_says_so_and_ends_with_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["benchmark_gpu"])
+    with pytest.raises(SystemExit) as ended:
+        benchmark_gpu.main()
+    assert ended.value.code == NoGpuError.exit_status == 2
+    assert "make benchmark-export" in capsys.readouterr().err
+
+
+def test_the_gpu_benchmark_takes_batches_and_model_from_the_command_line(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    seen: list[GpuBenchmark] = []
+    monkeypatch.setattr(GpuBenchmark, "run", lambda self: seen.append(self) or gpu_report())
+    monkeypatch.setattr(
+        sys, "argv", ["benchmark_gpu", "--batch-sizes", "2", "8", "--image-encoder", "vit_l"]
+    )
+    benchmark_gpu.main()
+    assert seen[0].batch_sizes == (2, 8)
+    assert seen[0].model.image_encoder == "vit_l"
+
+
+def gpu_report() -> GpuReport:
+    stages = Stages(decode_ms=1, copy_ms=2, compute_ms=10, encode_ms=3)
+    return GpuReport(
+        device="A GPU",
+        versions={},
+        model="vit_b",
+        tile_size_px=1024,
+        num_runs=3,
+        peak_tflops=250,
+        skipped={"TensorRT fp16": "not installed"},
+        measurements=(
+            GpuMeasurement(
+                variant="PyTorch bf16 + compile",
+                batch_size=4,
+                stages=stages,
+                tiles_per_second=400,
+                peak_share=0.512,
+                label_agreement=1,
+            ),
+        ),
+    )
+
+
+def test_the_gpu_table_tells_the_stages_apart_and_says_what_did_not_run():
+    text = benchmark_gpu.markdown(gpu_report())
+    assert "| PyTorch bf16 + compile | 4 | 1.0 | 2.0 | 10.0 | 3.0 | 400.0 | 51.2% |" in text
+    assert "- TensorRT fp16 did not run: not installed" in text
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_dry_on_the_cpu(tmp_path: Path):
+    report = GpuBenchmark(
+        out=tmp_path, device="cpu", batch_sizes=(1, 2), runs=1, peak_size=64, model=MODEL
+    ).run()
+    ran = [(row.variant, row.batch_size) for row in report.measurements]
+    assert len(ran) == 8
+    assert report.skipped.keys() == {"TensorRT fp16"}
+    assert all(row.stages.compute_ms > 0 for row in report.measurements)
+    assert min(row.label_agreement for row in report.measurements) > 0.9
+    assert (tmp_path / "benchmark_gpu.md").is_file()
