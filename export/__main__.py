@@ -86,33 +86,28 @@ class Engine:
 
     def run(self) -> None:
         """Build here, or in the container."""
-        images = None
-        if self.validate is not None:
-            tile_size_px = read_bundle(self.bundle).tile_size_px
-            images = parity_images(self.validate, tile_size_px, self.num_tiles)
+        manifest, plan = read_bundle(self.bundle), read_engine_plan(self.bundle)
+        images = parity_images(self.validate, manifest.tile_size_px, self.num_tiles)
+        container = container_command(
+            plan, self.bundle, data=self.validate, num_tiles=self.num_tiles
+        )
         try:
-            plan = build_engine(self.bundle, images=images)
+            path = build_engine(self.bundle, images=images, container=container)
         except WrongMachineError as error:
             if not self.docker or shutil.which("docker") is None:
                 raise
-            self._build_in_container(error)
+            Console().print(f"Building in {plan.container_image}", highlight=False)
+            _run_container(container, error)
             return
-        Console().print(f"{plan}: built and compared with ONNX Runtime")
+        Console().print(f"{path}: built and compared with ONNX Runtime")
 
-    def _build_in_container(self, reason: WrongMachineError) -> None:
-        if self.validate is not None:
-            raise FocalPathError(
-                "--validate with --docker: the container sees the bundle, but not the data set. "
-                "Leave --validate out, or build inside the container."
-            )
-        plan = read_engine_plan(self.bundle)
-        Console().print(f"Building in {plan.container_image}", highlight=False)
-        command = container_command(plan, self.bundle)
-        status = subprocess.run(command, check=False).returncode
-        if status == _DOCKER_FAILED:
-            raise reason
-        if status:
-            raise FocalPathError(f"the container ended with status {status}; it says why above")
+
+def _run_container(command: Sequence[str], reason: WrongMachineError) -> None:
+    status = subprocess.run(command, check=False).returncode
+    if status == _DOCKER_FAILED:
+        raise reason
+    if status:
+        raise FocalPathError(f"the container ended with status {status}; it says why above")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

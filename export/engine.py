@@ -8,7 +8,7 @@ import importlib
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -59,6 +59,7 @@ def build_engine(
     bundle: Path,
     *,
     images: NDArray[np.uint8] | None = None,
+    container: Sequence[str] | None = None,
     trt: ModuleType | None = None,
     gpu: Gpu | None = None,
 ) -> Path:
@@ -69,6 +70,7 @@ def build_engine(
     Args:
         bundle: the bundle's folder, with `engine_plan.json`.
         images: (N, H, W, 3) uint8, RGB: tiles to compare on; drawn tissue by default.
+        container: the command to show where this machine cannot; `container_command` by default.
         trt: the `tensorrt` module; imported by default.
         gpu: the GPU to build on; the current CUDA device by default.
 
@@ -87,7 +89,7 @@ def build_engine(
     precision = _check_source(bundle, manifest, plan)
     if images is not None:
         _check_images(images, manifest)
-    with _pointing_to_the_container(plan, bundle):
+    with _pointing_to_the_container(plan, container or container_command(plan, bundle)):
         trt = trt or load_tensorrt()
         gpu = gpu or Gpu.find()
         _check_version(trt, plan)
@@ -180,14 +182,13 @@ def _check_images(images: NDArray[np.uint8], manifest: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def _pointing_to_the_container(plan: EnginePlan, bundle: Path) -> Iterator[None]:
+def _pointing_to_the_container(plan: EnginePlan, command: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except WrongMachineError as error:
-        command = shlex.join(container_command(plan, bundle))
         raise WrongMachineError(
             f"{error} Build {plan.plan_file} on a machine with a GPU of compute capability "
-            f"{plan.compute_capability} (an A100 has 8.0):\n{command}"
+            f"{plan.compute_capability} (an A100 has 8.0):\n{shlex.join(command)}"
         ) from error
 
 

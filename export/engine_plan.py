@@ -5,6 +5,7 @@ Building is then only an execution, on another machine: `python -m export engine
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -19,6 +20,7 @@ RELEASE: Final = "26.06"
 """NVIDIA's monthly release; all of its containers hold the same TensorRT, here 11.0."""
 A100: Final = "8.0"
 BUNDLE_MOUNT: Final = "/bundle"
+DATA_MOUNT: Final = "/data"
 SOURCE_MOUNT: Final = "/focalpath"
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -152,17 +154,32 @@ def read_engine_plan(bundle: Path) -> EnginePlan:
         ) from error
 
 
-def container_command(plan: EnginePlan, bundle: Path) -> Sequence[str]:
-    """The command that builds the plan in its container, on a machine with the GPU."""
-    script = (
-        f'python3 -m pip install --quiet "{SOURCE_MOUNT}[export]" && '
-        f"python3 -m export engine {BUNDLE_MOUNT}"
-    )
+def container_command(
+    plan: EnginePlan, bundle: Path, *, data: Path | None = None, num_tiles: int | None = None
+) -> Sequence[str]:
+    """The command that builds the plan in its container, on a machine with the GPU.
+
+    Args:
+        plan: how to build.
+        bundle: the bundle's folder, which gets the plan.
+        data: data set to compare on; by default drawn tissue.
+        num_tiles: tiles to compare on; by default as many as the builder takes.
+    """
+    build = f"python3 -m export engine {BUNDLE_MOUNT}"
+    volumes = ["--volume", f"{bundle.resolve()}:{BUNDLE_MOUNT}"]
+    if data is not None:
+        # Under its own name, which the report tells.
+        mount = f"{DATA_MOUNT}/{data.resolve().name}"
+        volumes += ["--volume", f"{data.resolve()}:{mount}:ro"]
+        build += f" --validate {shlex.quote(mount)}"
+    if num_tiles is not None:
+        build += f" --num-tiles {num_tiles}"
+    script = f'python3 -m pip install --quiet "{SOURCE_MOUNT}[export]" && {build}'
     return (
         *("docker", "run", "--rm", "--gpus", "all"),
         *("--env", "PIP_BREAK_SYSTEM_PACKAGES=1"),
         *("--volume", f"{_SOURCE}:{SOURCE_MOUNT}:ro"),
-        *("--volume", f"{bundle.resolve()}:{BUNDLE_MOUNT}"),
+        *volumes,
         *("--workdir", SOURCE_MOUNT),
         plan.container_image,
         *("bash", "-c", script),

@@ -56,7 +56,7 @@ def test_engine_compares_on_the_data_that_it_is_given(
 ) -> None:
     shapes = []
 
-    def build(folder: Path, images: object) -> Path:
+    def build(folder: Path, images: object, container: object) -> Path:
         shapes.append(images.shape)  # type: ignore[attr-defined]
         return folder / "model.plan"
 
@@ -85,6 +85,17 @@ def test_with_docker_the_container_command_is_run(
     (command,) = commands
     assert command[:3] == ["docker", "run", "--rm"]
     assert f"{bundle}:/bundle" in command
+
+
+def test_the_container_sees_the_data_set_and_compares_on_as_many_tiles(
+    bundle: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = _pretend_docker(monkeypatch, status=0)
+    main(["engine", str(bundle), "--docker", "--validate", str(toy_data), "--num-tiles", "3"])
+    (command,) = commands
+    mount = f"/data/{toy_data.name}"
+    assert f"{toy_data}:{mount}:ro" in command
+    assert command[-1].endswith(f"engine /bundle --validate {mount} --num-tiles 3")
 
 
 def test_a_container_that_fails_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
