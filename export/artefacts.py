@@ -1,6 +1,6 @@
 """The forms of the model beside float32, each held against the gate before a bundle may have it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from export.parity import Answers, Gate, onnx_answers
 from export.parity_schema import ArtefactParity, EmulationParity
 from export.precision import FLOAT16_MAX, HalfPrecision, convert_to_half, half_blocks
 from export.quantize import quantize_int8
+from serve.openvino_provider import ComputeType, computes_bfloat16, openvino_options
 from train.errors import FocalPathError
 
 Say = Callable[[str], None]
@@ -31,6 +32,9 @@ class PrecisionSettings:
     """bfloat16, for GPUs. ONNX Runtime's CPU backend cannot run it: it is compared by emulation."""
     int8: bool = False
     """8 bits for the products, for CPUs."""
+    openvino: bool = False
+    """Also hold the float32 graph against torch in OpenVINO, in bfloat16 where this machine's CPU
+    has it and in float32; a service may then choose it."""
     fp32_islands: tuple[str, ...] = ()
     """Blocks that stay in float32 in half precision; parity.json lists their names."""
     auto_islands: bool = True
@@ -170,6 +174,18 @@ def make_int8(source: Path, target: Path, gate: Gate) -> Judged:
     quantize_int8(source, target)
     answers = onnx_answers(target, gate.tiles.images)
     return gate.judge(answers, "model.int8.onnx", "int8"), answers
+
+
+def judge_openvino(source: Path, gate: Gate) -> Iterator[Judged]:
+    """Judge the float32 graph in OpenVINO, in each type that this machine computes in.
+
+    Raises:
+        BackendUnavailableError: its plugin is not installed.
+    """
+    compute_types: tuple[ComputeType, ...] = ("bf16", "fp32") if computes_bfloat16() else ("fp32",)
+    for compute_type in compute_types:
+        answers = onnx_answers(source, gate.tiles.images, openvino_options(compute_type))
+        yield gate.judge(answers, "model.onnx", compute_type, measured_with="OpenVINO"), answers
 
 
 def _refused(found: ArtefactParity, reasons: Iterable[str]) -> ArtefactParity:

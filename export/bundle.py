@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 from rich.console import Console
 
-from export.artefacts import HalfMaker, PrecisionSettings, make_int8
+from export.artefacts import HalfMaker, PrecisionSettings, judge_openvino, make_int8
 from export.attention import AttentionForm
 from export.audit import Peak, audit_activations
 from export.deployable import Deployable
@@ -22,8 +22,9 @@ from export.folded import FoldedSegmenter
 from export.model_card import write_model_card
 from export.onnx_graph import PARITY_OUTPUT, export_onnx
 from export.parity import Answers, Gate, onnx_answers, torch_answers
-from export.parity_report import draw_worst_tiles, write_report
+from export.parity_report import REPORT_FILE, draw_worst_tiles, write_report
 from export.parity_schema import (
+    PARITY_FILE,
     ArtefactParity,
     BlockPeak,
     ParityReport,
@@ -33,7 +34,16 @@ from export.parity_schema import (
 from export.precision import HalfPrecision, half_blocks
 from export.tensorrt_lint import require_clean
 from export.validation import Images, validation_tiles
-from serve.manifest import Artefact, Manifest, TissueClass, WarmUp, interface, sha256_of
+from serve.manifest import (
+    Artefact,
+    Manifest,
+    OpenVinoParity,
+    TissueClass,
+    WarmUp,
+    interface,
+    sha256_of,
+)
+from serve.openvino_provider import computes_bfloat16
 from train.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint
 from train.errors import FocalPathError
 
@@ -41,9 +51,15 @@ MODEL_FILE = "model.onnx"
 WARM_UP_FILE = "warm_up.npz"
 MIN_WARM_UP_AGREEMENT = 0.98
 """Share of labels that a server has to agree on: other hardware and precisions round otherwise."""
+REFUSED_SUFFIX = "-refused"
+"""Of the folder beside the bundle's that holds the report where no bundle came about."""
 _DIGITS_OF_VERSION = 12
 _ENGINE_PRECISIONS: tuple[Precision, ...] = ("fp16", "fp32")
 """What a TensorRT plan is built from: the first that the bundle has."""
+
+
+class GateError(FocalPathError):
+    """The float32 graph does not answer as torch does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +86,32 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
     """Export a checkpoint, prove that it answers as torch does, and write all that serving needs.
 
     Raises:
-        FocalPathError: the checkpoint cannot be used, or the float32 graph is out of tolerance. A
-            bundle that was there before stays as it was.
+        FocalPathError: the checkpoint cannot be used, or the float32 graph is out of tolerance: its
+            report is then beside where the bundle would be. A bundle that was there before stays as
+            it was.
     """
+    if settings.precision.openvino:
+        computes_bfloat16()  # a missing plugin is told before the work
     segmenter, card = load_checkpoint(checkpoint)
     weights = checkpoint / WEIGHTS_FILE if checkpoint.is_dir() else checkpoint
+    refused = bundle.with_name(f"{bundle.name}{REFUSED_SUFFIX}")
     with _replaced_whole(bundle) as staging:
         export = _Export(Deployable(segmenter).eval(), card, settings, staging)
-        export.write_artefacts(weights)
+        try:
+            export.write_float32(weights)
+        except GateError as error:
+            with _replaced_whole(refused) as folder:
+                export.write_parity(folder)
+            raise GateError(
+                f"{error}. No bundle was written; {refused / REPORT_FILE} shows the classes and "
+                "tiles."
+            ) from error
+        export.write_other_forms()
         manifest = export.write_manifest(sha256_of(weights))
-        export.write_reports(manifest)
+        report = export.write_parity(staging)
+        write_model_card(manifest, card, report, staging)
+    if (refused / PARITY_FILE).is_file():
+        shutil.rmtree(refused)  # of an earlier try
     return manifest
 
 
@@ -95,6 +127,7 @@ class _Export:
     ) -> None:
         self._deployable, self._card, self._settings = deployable, card, settings
         self._folder = folder
+        self._source = folder / "with_logits.onnx"
         self._console = Console()
         names = tuple(entry.name for entry in card.classes)
         tiles = validation_tiles(
@@ -116,42 +149,51 @@ class _Export:
         self._half_blocks: tuple[str, ...] = ()
         self._pictures: list[str] = []
 
-    def write_artefacts(self, weights: Path) -> None:
-        """Write every form of the model that passes the gate.
+    def write_float32(self, weights: Path) -> None:
+        """Write the float32 graph.
 
         Raises:
-            FocalPathError: the float32 graph does not pass.
+            GateError: it does not pass.
         """
-        settings, tiles = self._settings, self._gate.tiles
-        source = self._folder / "with_logits.onnx"
-        self._say(f"Exporting {weights} to ONNX, opset {settings.opset}")
-        export_onnx(self._deployable, source, opset=settings.opset)
+        tiles = self._gate.tiles
+        self._say(f"Exporting {weights} to ONNX, opset {self._settings.opset}")
+        export_onnx(self._deployable, self._source, opset=self._settings.opset)
         self._say(f"Comparing with torch on {tiles.source}")
-        answers = onnx_answers(source, tiles.images)
+        answers = onnx_answers(self._source, tiles.images)
         found = self._gate.judge(answers, MODEL_FILE, "fp32")
+        self._note(found, answers)
         if not found.passed:
-            raise FocalPathError(
-                f"{MODEL_FILE} does not answer as torch does: {'; '.join(found.failures)}. No "
-                "bundle was written."
+            raise GateError(
+                f"{MODEL_FILE} does not answer as torch does: {'; '.join(found.failures)}"
             )
-        self._keep(source, found, answers)
+        self._keep(self._source, found)
+
+    def write_other_forms(self) -> None:
+        """Write every other form of the model that passes the gate."""
+        precision, source = self._settings.precision, self._source
         # Attention written out: its operator would hide the logits.
         folded = FoldedSegmenter(self._deployable, AttentionForm()).eval()
-        self._peaks = audit_activations(folded, tiles)
+        self._peaks = audit_activations(folded, self._gate.tiles)
         self._half_blocks = half_blocks(onnx.load(str(source)))
+        if precision.openvino:
+            for judged in judge_openvino(source, self._gate):
+                self._note(*judged)
         halves: list[HalfPrecision] = []
-        if settings.precision.fp16:
+        if precision.fp16:
             halves.append("fp16")
-        if settings.precision.bf16:
+        if precision.bf16:
             halves.append("bf16")
-        for precision in halves:
-            target = self._folder / f"with_logits.{precision}.onnx"
-            maker = HalfMaker(source, precision, self._gate, settings.precision, self._say)
+        for half in halves:
+            target = self._folder / f"with_logits.{half}.onnx"
+            maker = HalfMaker(source, half, self._gate, precision, self._say)
             found, answers = maker.make(target, self._peaks)
-            self._keep(target, found, answers)
-        if settings.precision.int8:
+            self._note(found, answers)
+            self._keep(target, found)
+        if precision.int8:
             target = self._folder / "with_logits.int8.onnx"
-            self._keep(target, *make_int8(source, target, self._gate))
+            found, answers = make_int8(source, target, self._gate)
+            self._note(found, answers)
+            self._keep(target, found)
         for path in self._folder.glob("with_logits*"):
             path.unlink()
 
@@ -164,9 +206,10 @@ class _Export:
                 precision=found.precision,
                 sha256=sha256_of(self._folder / found.file),
                 parity=found.for_manifest(),
+                openvino=self._passed_in_openvino(found.file),
             )
             for found in self._judged
-            if found.passed
+            if found.passed and found.measured_with != "OpenVINO"
         )
         warm_up = _write_warm_up(self._folder, self._gate.tiles.images[:1])
         manifest = _manifest(self._settings, self._card, checkpoint_sha256, artefacts, warm_up)
@@ -176,8 +219,8 @@ class _Export:
         manifest.write(self._folder)
         return manifest
 
-    def write_reports(self, manifest: Manifest) -> None:
-        """Write `parity.json`, the report with its pictures, and the model card."""
+    def write_parity(self, folder: Path) -> ParityReport:
+        """Write `parity.json` and the report with its pictures into `folder`."""
         tiles, precision = self._gate.tiles, self._settings.precision
         report = ParityReport(
             tiles=tiles.source,
@@ -196,20 +239,35 @@ class _Export:
             ),
             artefacts=tuple(self._judged),
         )
-        report.write(self._folder)
-        write_report(report, self._pictures, self._folder)
-        write_model_card(manifest, self._card, report, self._folder)
+        report.write(folder)
+        write_report(report, self._pictures, folder)
+        if folder != self._folder:
+            for name in self._pictures:
+                shutil.copyfile(self._folder / name, folder / name)
+        return report
 
-    def _keep(self, source: Path, found: ArtefactParity, answers: Answers) -> None:
-        """Note the verdict, draw the worst tiles, and put what passed into the bundle."""
+    def _passed_in_openvino(self, file: str) -> tuple[OpenVinoParity, ...]:
+        return tuple(
+            OpenVinoParity(compute_type=found.precision, parity=found.for_manifest())
+            for found in self._judged
+            if found.passed and found.measured_with == "OpenVINO" and found.file == file
+            if found.precision in ("bf16", "fp32")
+        )
+
+    def _note(self, found: ArtefactParity, answers: Answers) -> None:
+        """Keep the verdict, draw the worst tiles, and say what did not pass."""
         self._judged.append(found)
         picture = draw_worst_tiles(found, answers, self._gate, self._card.classes, self._folder)
         if picture is not None:
             self._pictures.append(picture)
         if not found.passed:
             first, *others = found.failures
-            more = f" (and {len(others)} more, see parity_report.md)" if others else ""
-            self._say(f"{found.file} is not in the bundle: {first}{more}")
+            more = f" (and {len(others)} more, see {REPORT_FILE})" if others else ""
+            self._say(f"{found.title} does not pass: {first}{more}")
+
+    def _keep(self, source: Path, found: ArtefactParity) -> None:
+        """Put what passed into the bundle."""
+        if not found.passed:
             return
         target = self._folder / found.file
         _save_without_logits(source, target)

@@ -115,7 +115,7 @@ def _precision(report: ParityReport) -> Iterator[str]:
     for artefact in report.artefacts:
         if not artefact.passed:
             yield ""
-            yield f"{artefact.file} was tried and left out: {'; '.join(artefact.failures)}."
+            yield f"{artefact.title} was tried and left out: {'; '.join(artefact.failures)}."
 
 
 def _artefact_row(artefact: ArtefactParity) -> str:
@@ -128,7 +128,7 @@ def _artefact_row(artefact: ArtefactParity) -> str:
         if entry.name == artefact.rarest_class:
             recall = f"{entry.recall:.4f}, torch {entry.torch_recall:.4f} ({entry.name})"
     return (
-        f"| {artefact.file} | {artefact.label_agreement:.4%} "
+        f"| {artefact.title} | {artefact.label_agreement:.4%} "
         f"| {artefact.max_logit_difference:.1e} | {lost} | {recall} "
         f"| {', '.join(artefact.fp32_islands) or '-'} |"
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +18,7 @@ from export.parity_schema import (
     EmulationParity,
     Limits,
     Precision,
+    Runtime,
     TileParity,
     Tolerances,
 )
@@ -53,9 +54,16 @@ def torch_answers(deployable: Deployable, images: Images) -> Answers:
     return _in_batches(run, images)
 
 
-def onnx_answers(path: Path, images: Images) -> Answers:
-    """Run ONNX Runtime on the CPU; the graph must still have its `low_res_logits`."""
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+def onnx_answers(path: Path, images: Images, options: ort.SessionOptions | None = None) -> Answers:
+    """Run ONNX Runtime; the graph must still have its `low_res_logits`.
+
+    Args:
+        path: the graph.
+        images: (N, H, W, 3) uint8, RGB.
+        options: of a session that names its own provider; by default the CPU's.
+    """
+    providers = None if options else ["CPUExecutionProvider"]
+    session = ort.InferenceSession(str(path), options, providers=providers)
     names = ["labels", PARITY_OUTPUT, "iou_scores"]
     return _in_batches(lambda batch: tuple(session.run(names, {"image": batch})), images)
 
@@ -91,7 +99,7 @@ class Gate:
         *,
         fp32_islands: tuple[str, ...] = (),
         emulation: EmulationParity | None = None,
-        measured_with: Literal["ONNX Runtime", "emulation"] = "ONNX Runtime",
+        measured_with: Runtime = "ONNX Runtime",
     ) -> ArtefactParity:
         """Compare an artefact's answers, on all tiles or the first of them, with torch's."""
         classes = self._compare_classes(answers.labels)

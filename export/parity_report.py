@@ -31,13 +31,16 @@ def write_report(report: ParityReport, pictures: Sequence[str], folder: Path) ->
     ]
     for artefact in report.artefacts:
         lines += ["", *_section(artefact, picture_name(artefact) in pictures)]
-    lines += ["", *_audit(report), "", *_how(report)]
+    if report.peaks:
+        lines += ["", *_audit(report)]
+    lines += ["", *_how(report)]
     (folder / REPORT_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def picture_name(artefact: ArtefactParity) -> str:
     """The file with an artefact's worst tiles."""
-    return f"parity_{artefact.precision}.png"
+    runtime = "openvino_" if artefact.measured_with == "OpenVINO" else ""
+    return f"parity_{runtime}{artefact.precision}.png"
 
 
 def draw_worst_tiles(
@@ -53,7 +56,7 @@ def draw_worst_tiles(
     if not worst:
         return None
     colors = ListedColormap([_UNLABELLED_COLOR, *(entry.color for entry in classes)])
-    titles = ["Image", "Torch, float32", artefact.file, "Difference"]
+    titles = ["Image", "Torch, float32", artefact.title, "Difference"]
     if gate.tiles.masks is not None:
         titles.insert(1, "Mask")
     width = 2.3 * len(titles)
@@ -98,13 +101,13 @@ def _paint_difference(image: Any, different: Any) -> Any:
 
 def _summary(report: ParityReport) -> Iterator[str]:
     yield (
-        "| Artefact | In the bundle | Measured with | Same label | Largest logit difference "
+        "| Artefact | Passed | Measured with | Same label | Largest logit difference "
         "| Float32 islands |"
     )
     yield "|---|---|---|---|---|---|"
     for artefact in report.artefacts:
         yield (
-            f"| {artefact.file} | {'yes' if artefact.passed else '**no**'} "
+            f"| {artefact.title} | {'yes' if artefact.passed else '**no**'} "
             f"| {artefact.measured_with} | {artefact.label_agreement:.4%} "
             f"| {artefact.max_logit_difference:.2e} "
             f"| {', '.join(artefact.fp32_islands) or '-'} |"
@@ -112,10 +115,10 @@ def _summary(report: ParityReport) -> Iterator[str]:
 
 
 def _section(artefact: ArtefactParity, has_picture: bool) -> Iterator[str]:
-    yield f"## {artefact.file}"
+    yield f"## {artefact.title}"
     yield ""
     if artefact.failures:
-        yield "Not in the bundle:"
+        yield "Not passed, and not served:"
         yield ""
         yield from (f"- {failure}" for failure in artefact.failures)
     else:
@@ -186,7 +189,8 @@ def _how(report: ParityReport) -> Iterator[str]:
         "above, and an emulation in which every node runs by itself and its result is rounded to "
         "the graph's type, as a GPU's kernels do. bf16, which that backend does not run, is "
         "measured by the emulation alone. Neither is a GPU: a TensorRT plan is compared again "
-        "where it is built."
+        "where it is built. OpenVINO runs the float32 graph through ONNX Runtime, told what to "
+        "compute in."
     )
     yield ""
     limits = ", ".join(f"{name} {value:g}" for name, value in report.tolerances.items())

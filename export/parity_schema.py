@@ -11,6 +11,7 @@ from serve.manifest import Parity
 PARITY_FILE = "parity.json"
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Runtime = Literal["ONNX Runtime", "emulation", "OpenVINO"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,8 @@ class ArtefactParity(_Strict):
 
     file: str
     precision: Precision
-    measured_with: Literal["ONNX Runtime", "emulation"]
+    """What it computes in: the graph's own types, or the one that OpenVINO was told."""
+    measured_with: Runtime
     num_tiles: int
     label_agreement: float
     max_logit_difference: float
@@ -119,6 +121,13 @@ class ArtefactParity(_Strict):
     def passed(self) -> bool:
         """Whether the bundle may have it."""
         return not self.failures
+
+    @property
+    def title(self) -> str:
+        """What was measured: a file, or one in another runtime than ONNX Runtime's own."""
+        if self.measured_with == "OpenVINO":
+            return f"{self.file} in OpenVINO, {self.precision}"
+        return self.file
 
     def for_manifest(self) -> Parity:
         """What a reader of the bundle needs of this."""

@@ -18,12 +18,14 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from serve.errors import BackendUnavailableError, BundleError, ModelChangedError
-from serve.manifest import Manifest, TensorSpec
-from serve.settings import ServeSettings
+from serve.manifest import Artefact, Manifest, TensorSpec
+from serve.openvino_provider import ComputeType, computes_bfloat16, openvino_options
+from serve.settings import Provider, ServeSettings
 from serve.shared_memory import SharedTensors, is_about_shared_memory
 
 _log = logging.getLogger(__name__)
 _OPEN_ERRORS = (
+    ort.EPFail,
     ort.Fail,
     ort.InvalidArgument,
     ort.InvalidGraph,
@@ -39,6 +41,7 @@ _RUN_ERRORS = (
     ort.NotImplemented,
     ort.RuntimeException,
 )
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _CHECK_TIMEOUT_S = 5.0
 """Seconds to wait for Triton to say whether it is ready and what it serves."""
 
@@ -73,18 +76,42 @@ class Backend(Protocol):
 
 
 class OnnxRuntimeBackend:
-    """Runs a bundle's ONNX file in this process: on CUDA where ONNX Runtime has it, or the CPU."""
+    """Runs a bundle's ONNX file in this process.
+
+    Args:
+        bundle: the bundle's folder.
+        manifest: its manifest.
+        precision: which of its ONNX files.
+        provider: what computes; see `ServeSettings.provider`.
+        threads: CPU threads for one inference; 0 takes one a core.
+
+    Raises:
+        BundleError: the bundle has no such file, or one that cannot be opened, or it did not pass
+            the gate with this provider.
+        BackendUnavailableError: the provider is not there.
+    """
 
     def __init__(
-        self, bundle: Path, manifest: Manifest, *, precision: str = "fp32", threads: int = 0
+        self,
+        bundle: Path,
+        manifest: Manifest,
+        *,
+        precision: str = "fp32",
+        provider: Provider = "auto",
+        threads: int = 0,
     ) -> None:
         self._manifest = manifest
-        file = bundle / _onnx_file(manifest, precision)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        artefact = _onnx_artefact(manifest, precision)
+        file = bundle / artefact.file
         self._run_options = onnxruntime.RunOptions()
         self._run_options.only_execute_path_to_fetches = True  # else every output is computed
-        providers = _providers()
+        if provider == "openvino":
+            options = openvino_options(_openvino_type(artefact), threads)
+            providers = None  # they are in the options
+        else:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            providers = _providers(provider)
         try:
             self._session = onnxruntime.InferenceSession(file, options, providers=providers)
         except _OPEN_ERRORS as error:
@@ -94,6 +121,11 @@ class OnnxRuntimeBackend:
             ) from error
         self.providers: list[str] = self._session.get_providers()
         """The execution providers in use, the preferred one first."""
+        if provider == "cuda" and self.providers[0] != _CUDA:
+            raise BackendUnavailableError(
+                f"ONNX Runtime fell back from CUDA to {self.providers[0]}; its log says why. Check "
+                "the GPU's driver and libraries, or choose FOCALPATH_PROVIDER=cpu."
+            )
 
     def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """See `Backend.infer`."""
@@ -274,7 +306,8 @@ def open_backend(settings: ServeSettings, manifest: Manifest) -> Backend:
 
     Raises:
         BundleError: the bundle has no file that ONNX Runtime can open.
-        BackendUnavailableError: Triton is not reachable or serves something else.
+        BackendUnavailableError: Triton is not reachable or serves something else, or ONNX Runtime
+            lacks the provider.
     """
     if settings.backend == "triton":
         return TritonBackend(
@@ -284,7 +317,11 @@ def open_backend(settings: ServeSettings, manifest: Manifest) -> Backend:
             shared_memory=settings.triton_shared_memory,
         )
     backend = OnnxRuntimeBackend(
-        settings.bundle, manifest, precision=settings.precision, threads=settings.threads
+        settings.bundle,
+        manifest,
+        precision=settings.precision,
+        provider=settings.provider,
+        threads=settings.threads,
     )
     _log.info("%s %s runs on %s", manifest.name, manifest.version, backend.providers[0])
     return backend
@@ -333,22 +370,41 @@ def _in_batches(
     return {name: np.concatenate([answer[name] for answer in answers]) for name in outputs}
 
 
-def _onnx_file(manifest: Manifest, precision: str) -> str:
-    files = {a.precision: a.file for a in manifest.artefacts if a.format == "onnx"}
-    if precision not in files:
+def _onnx_artefact(manifest: Manifest, precision: str) -> Artefact:
+    found = {a.precision: a for a in manifest.artefacts if a.format == "onnx"}
+    if precision not in found:
         raise BundleError(
-            f"the bundle has no ONNX file in {precision}, only in {', '.join(files) or 'none'}. "
+            f"the bundle has no ONNX file in {precision}, only in {', '.join(found) or 'none'}. "
             "Choose one with FOCALPATH_PRECISION, or export again."
         )
-    return files[precision]
+    return found[precision]
 
 
-def _providers() -> list[str]:
+def _openvino_type(artefact: Artefact) -> ComputeType:
+    """The fastest type that passed the gate and that this CPU computes in."""
+    passed = [entry.compute_type for entry in artefact.openvino]
+    for compute_type in passed:
+        if compute_type != "bf16" or computes_bfloat16():
+            return compute_type
+    raise BundleError(
+        f"OpenVINO may not run {artefact.file} here: it passed the export's gate with OpenVINO in "
+        f"{', '.join(passed) or 'no type'}. Export again with --openvino, and see its "
+        "parity_report.md; or choose another provider with FOCALPATH_PROVIDER."
+    )
+
+
+def _providers(provider: Provider) -> list[str]:
     available = onnxruntime.get_available_providers()
-    preferred = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    if "CUDAExecutionProvider" in available:
-        onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip installed them
-    return [provider for provider in preferred if provider in available]
+    if provider == "cuda" and _CUDA not in available:
+        raise BackendUnavailableError(
+            f"ONNX Runtime {onnxruntime.__version__} has no CUDA, only {', '.join(available)}. "
+            "Install onnxruntime-gpu in place of onnxruntime, or choose another provider with "
+            "FOCALPATH_PROVIDER."
+        )
+    if provider == "cpu" or _CUDA not in available:
+        return [_CPU]
+    onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip installed them
+    return [_CUDA, _CPU]
 
 
 def _host_and_port(url: str) -> str:

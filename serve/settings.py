@@ -16,6 +16,7 @@ MEBIBYTE = 2**20
 MEGAPIXEL = 10**6
 PILLOW_LIMIT_MEGAPIXELS = 178
 """Above this Pillow itself refuses an image as a decompression bomb."""
+Provider = Literal["auto", "cpu", "cuda", "openvino"]
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+")
 _LISTS = ("allowed_origins",)
 
@@ -30,6 +31,9 @@ class ServeSettings:
     """Where the model runs: in this process by ONNX Runtime, or on a Triton server over gRPC."""
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
     """Which of the bundle's ONNX files ONNX Runtime opens."""
+    provider: Provider = "auto"
+    """What computes in ONNX Runtime. auto: CUDA where it is, else the CPU. openvino: a plugin for
+    CPUs, for bundles that were exported with --openvino."""
     threads: int = 0
     """CPU threads for one inference of ONNX Runtime; 0 lets it take one a core."""
     triton_url: str = "127.0.0.1:8001"

@@ -9,6 +9,7 @@ import pytest
 from export.artefacts import PrecisionSettings
 from export.bundle import BundleSettings, write_bundle
 from export.engine_plan import read_engine_plan
+from export.parity import Answers, onnx_answers
 from export.parity_schema import ParityReport, Tolerances
 from export.precision import half_blocks
 from export.tensorrt_lint import require_clean
@@ -171,16 +172,60 @@ def test_int8_is_kept_only_if_it_passes(
 
 
 @pytest.mark.usefixtures("_quick_export")
-def test_a_float32_graph_that_fails_leaves_the_earlier_bundle_and_nothing_else(
+def test_a_float32_graph_that_fails_leaves_the_earlier_bundle_and_its_report(
     exported_bundle: Path, toy_run: Path, tmp_path: Path
 ) -> None:
     bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
     impossible = BundleSettings(tolerances=Tolerances(fp32_logit_difference=1e-12))
-    with pytest.raises(FocalPathError, match=r"a logit differs by .* No bundle was written"):
+    refused = tmp_path / "bundle-refused"
+    with pytest.raises(FocalPathError, match=rf"a logit differs .* No bundle .*; {refused}/parity"):
         write_bundle(toy_run, bundle, impossible)
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "bundle-refused"}
+    assert _names(refused) == {"parity.json", "parity_report.md"}
+    (found,) = _report(refused).artefacts
+    assert not found.passed
+    assert "on tile drawn_" in (refused / "parity_report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_a_refusal_names_class_and_tile_with_a_picture_until_an_export_passes(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer_wrongly(*arguments: object) -> Answers:
+        answers = onnx_answers(*arguments)  # type: ignore[arg-type]
+        answers.labels[1] = 1 + answers.labels[1] % 5
+        return answers
+
+    bundle, refused = tmp_path / "bundle", tmp_path / "bundle-refused"
+    settings = BundleSettings(precision=FP32_ONLY, num_parity_tiles=2)
+    monkeypatch.setattr("export.bundle.onnx_answers", answer_wrongly)
+    with pytest.raises(FocalPathError, match="on tile drawn_1"):
+        write_bundle(toy_run, bundle, settings)
+    assert _names(refused) == {"parity.json", "parity_report.md", "parity_fp32.png"}
+    assert "most of them lost by" in (refused / "parity_report.md").read_text(encoding="utf-8")
+    monkeypatch.setattr("export.bundle.onnx_answers", onnx_answers)
+    write_bundle(toy_run, bundle, settings)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.usefixtures("_quick_export")
+@pytest.mark.parametrize(("least", "passed"), [(0.5, ["bf16", "fp32"]), (1.1, ["fp32"])])
+def test_openvino_may_serve_what_passed_the_gate_in_it(
+    toy_run: Path, tmp_path: Path, least: float, passed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.artefacts.computes_bfloat16", lambda: True)
+    bundle = tmp_path / "bundle"
+    settings = BundleSettings(
+        num_parity_tiles=2,
+        precision=PrecisionSettings(fp16=False, openvino=True),
+        tolerances=Tolerances(half_agreement=least, half_dice_loss=1.0),
+    )
+    (artefact,) = write_bundle(toy_run, bundle, settings).artefacts
+    assert [entry.compute_type for entry in artefact.openvino] == passed
+    titles = [found.title for found in _report(bundle).artefacts]
+    assert titles == ["model.onnx", *(f"model.onnx in OpenVINO, {t}" for t in ("bf16", "fp32"))]
 
 
 @pytest.mark.usefixtures("_quick_export")
