@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from serve.bombs import refuse_bombs, refuse_large_exif
 from serve.errors import ImageError, ImageTooLargeError, OptionError
 from serve.settings import MEBIBYTE, MEGAPIXEL, ServeSettings
 
@@ -81,6 +82,7 @@ def decode_image(
         )
     if not data:
         raise ImageError(f"The file is empty. {_EXPECTED}.")
+    refuse_bombs(data)
     with _open(data, max_pixels) as image:
         _check_kind(image, data)
         try:
@@ -90,8 +92,11 @@ def decode_image(
     with _open(data, max_pixels) as image:
         try:
             image.load()
+            refuse_large_exif(image.info.get("exif"))
             upright = ImageOps.exif_transpose(image)
             return np.array(_to_rgb(upright), np.uint8)
+        except ImageError:
+            raise
         except _DECODER_ERRORS as error:
             raise _damaged(error) from error
 

@@ -37,7 +37,8 @@ def encoded(image: Image.Image | NDArray[np.uint8], kind: str = "PNG", **options
     return buffer.getvalue()
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
+def png_chunk(name: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG, with the right checksum."""
     checksum = zlib.crc32(name + content).to_bytes(4, "big")
     return len(content).to_bytes(4, "big") + name + content + checksum
 
@@ -46,8 +47,8 @@ def rgb_png(width: int, height: int, *, bit_depth: int = 8, pixels: bytes = b"")
     """A PNG of which everything can be a lie, but the checksums are right."""
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([bit_depth, 2, 0, 0, 0])
     chunks = (
-        _chunk(b"IHDR", header),
-        _chunk(b"IDAT", zlib.compress(pixels)),
-        _chunk(b"IEND", b""),
+        png_chunk(b"IHDR", header),
+        png_chunk(b"IDAT", zlib.compress(pixels)),
+        png_chunk(b"IEND", b""),
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
