@@ -14,12 +14,14 @@ import bentoml
 from serve.endpoints import build_app
 from serve.gateway import build_gateway
 from serve.logs import configure_logging
+from serve.protocol import use_service_protocol
 from serve.settings import ServeSettings
 from serve.telemetry import configure_tracing, flush_traces, forget_dead_workers
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # BentoML reads it when it starts to serve
 _NEVER_S = 10.0**9
 """BentoML always sets a time limit; the gateway's ends a request before."""
+use_service_protocol()
 _settings = ServeSettings.from_environment()
 app = build_app(_settings)
 

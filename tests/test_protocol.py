@@ -1,0 +1,132 @@
+"""What uvicorn answers by itself, before any application sees a request."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import pytest
+import uvicorn
+from starlette.responses import PlainTextResponse
+
+import serve.protocol
+from serve.protocol import ServiceProtocol
+
+MOMENT_S = 0.1
+POST = b"POST /segment HTTP/1.1\r\nHost: x\r\n"
+FORM = b"Content-Type: multipart/form-data; boundary=x\r\n"
+NO_HTTP = {
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    "words": b"hello\r\n\r\n",
+    "header of 200 KiB": POST + b"X-A: " + b"a" * 200_000 + b"\r\n\r\n",
+    "20,000 headers": POST + b"X-A: a\r\n" * 20_000 + b"\r\n",
+    "line of 200 KiB": b"POST /" + b"a" * 200_000 + b" HTTP/1.1\r\n\r\n",
+    "no host": b"POST /segment HTTP/1.1\r\n\r\n",
+    "HTTP/x": b"POST /segment HTTP/x\r\nHost: x\r\n\r\n",
+    "negative length": POST + b"Content-Length: -5\r\n\r\n",
+    "two lengths": POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",
+    "header without a name": POST + b": a\r\n\r\n",
+    "zero byte in a header": POST + b"X-A: \0\r\n\r\n",
+    "broken chunk": POST + FORM + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "endless chunk size": POST + FORM + b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * 100_000,
+}
+
+
+def exchange(address: tuple[str, int], sent: bytes) -> tuple[int, bytes, bytes]:
+    """Status, head and body of what is answered until the service hangs up."""
+    with socket.create_connection(address, timeout=30) as connection:
+        try:
+            connection.sendall(sent)
+            received = b""
+            while part := connection.recv(65_536):
+                received += part
+        except ConnectionError:  # it hangs up on those who go on sending
+            pass
+    head, _, body = received.partition(b"\r\n\r\n")
+    if b"transfer-encoding: chunked" in head.lower():
+        body = body.split(b"\r\n")[1]
+    return int(head.split()[1]), head, body
+
+
+def address_of(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return parts.hostname, parts.port
+
+
+@pytest.mark.parametrize("kind", NO_HTTP)
+def test_what_is_no_http_is_a_400_in_json(kind: str, service_url: str) -> None:
+    status, head, body = exchange(address_of(service_url), NO_HTTP[kind])
+    assert status == 400
+    assert b"content-type: application/json" in head.lower()
+    assert "no HTTP/1.1, or its line and headers are longer" in json.loads(body)["error"]
+
+
+def test_a_websocket_is_answered_as_the_request_that_it_comes_with(service_url: str) -> None:
+    upgrade = b"Connection: Upgrade, close\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n"
+    status, _, body = exchange(address_of(service_url), POST + upgrade)
+    assert status == 400
+    assert "The content type is nothing" in json.loads(body)["error"]
+
+
+def _with_server(work: Callable[[tuple[str, int]], object]) -> object:
+    """Do `work`, in a thread, with a server that speaks the protocol."""
+
+    async def main() -> object:
+        config = uvicorn.Config(
+            PlainTextResponse("answer"), http=ServiceProtocol, log_config=None, lifespan="off"
+        )
+        server = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            serving = asyncio.create_task(server._serve([listening]))
+            try:
+                return await asyncio.to_thread(work, listening.getsockname())
+            finally:
+                server.should_exit = True
+                await serving
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"])
+def test_a_head_that_does_not_end_is_a_408(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve.protocol, "HEAD_TIMEOUT_S", MOMENT_S)
+    status, _, body = _with_server(lambda address: exchange(address, sent))  # type: ignore[misc]
+    assert status == 408
+    assert "head of the request took longer" in json.loads(body)["error"]
+
+
+def test_the_second_head_of_a_connection_has_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve.protocol, "HEAD_TIMEOUT_S", MOMENT_S)
+
+    def work(address: tuple[str, int]) -> bytes:
+        with socket.create_connection(address, timeout=30) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            first = connection.recv(65_536)
+            connection.sendall(b"GET / HT")
+            second = b"".join(iter(lambda: connection.recv(65_536), b""))
+        return first + second
+
+    received = _with_server(work)
+    assert isinstance(received, bytes)
+    assert received.startswith(b"HTTP/1.1 200")
+    assert b"HTTP/1.1 408" in received
+
+
+def test_an_answer_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve.protocol, "HEAD_TIMEOUT_S", MOMENT_S)
+
+    def work(address: tuple[str, int]) -> bytes:
+        with socket.create_connection(address, timeout=30) as connection:
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
+            received = b""
+            while not received.endswith(b"answer"):
+                received += connection.recv(65_536)
+            connection.settimeout(3 * MOMENT_S)
+            with pytest.raises(TimeoutError):  # still open: a body is not a head
+                connection.recv(1)
+        return received
+
+    assert _with_server(work).startswith(b"HTTP/1.1 200")  # type: ignore[attr-defined]
