@@ -22,8 +22,9 @@ the image as sent, upright.
     GET  /openapi.json   all this as OpenAPI
     GET  /               the page, or JSON: this list
 
-Errors are JSON, {"error": message}: 400 for an image or an option that cannot be used, 413 for
-what is too large, 503 while the model is not available.
+Errors are JSON, {"error": message}: 400 for an image or an option that cannot be used, 408 for an
+upload that stops arriving, 413 for what is too large, 429 when too many wait, 503 while the model
+is not available.
 """
 
 from collections.abc import Callable
@@ -70,6 +71,7 @@ from serve.uploads import (
     MAX_BATCH_FILES,
     BodyLimit,
     batch_files,
+    check_name,
     error_response,
     read_form,
     read_mpp,
@@ -90,6 +92,7 @@ async def _read_upload(request: Request, mpp: Mpp = None) -> Upload:
     try:
         upload = form["image"]
         assert isinstance(upload, UploadFile)
+        check_name(upload.filename or "")
         return Upload(await upload.read(), read_mpp(form, mpp))
     finally:
         await form.close()

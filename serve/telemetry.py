@@ -51,6 +51,7 @@ _REASONS = {
     401: "no_key",
     404: "not_found",
     405: "method",
+    408: "slow",
     413: "too_large",
     415: "media_type",
     422: "bad_request",

@@ -4,6 +4,7 @@ Nothing that a caller names is ever opened: a name is only repeated in the answe
 in a field is text in the wrong place.
 """
 
+import asyncio
 import re
 import zipfile
 import zlib
@@ -27,6 +28,8 @@ MAX_EXPANSION = 16
 """A zip's members may be this many times as large as the largest upload, all together."""
 FORM_OVERHEAD_BYTES = MEBIBYTE
 """What a multipart body may have around its files."""
+MAX_PAUSE_S = 30.0
+"""Seconds that a body may keep the service waiting for its next part."""
 _MAX_FORM_FIELDS = 8
 _ZIP_START = b"PK"
 _ZIP_ERRORS = (
@@ -49,11 +52,15 @@ def error_response(message: str, status: int) -> JSONResponse:
 
 
 class BodyLimit:
-    """ASGI middleware that refuses a body over the limit, by its header and by its actual bytes."""
+    """ASGI middleware that refuses a body over the limit, by its header and by its actual bytes.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    One that stops arriving is refused too: it would keep its place among the waiting.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_pause_s: float = MAX_PAUSE_S) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_pause_s = max_pause_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on while it is within the limit."""
@@ -61,10 +68,16 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         received = 0
+        is_complete = False
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, is_complete
+            try:
+                async with asyncio.timeout(None if is_complete else self._max_pause_s):
+                    message = await receive()
+            except TimeoutError:
+                raise self._too_slow() from None
+            is_complete = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self._max_bytes:
                 raise self._refusal()
@@ -85,13 +98,18 @@ class BodyLimit:
             "Crop the image or compress it.",
         )
 
+    def _too_slow(self) -> HTTPException:
+        return HTTPException(
+            408, f"No more of the upload has arrived for {self._max_pause_s:g} s. Send it again."
+        )
+
 
 async def read_form(request: Request, field: str, *, max_files: int = 1) -> FormData:
     """Read a multipart form; close it when its files have been read.
 
     Raises:
         ImageError: the body is no such form, has no file in `field`, or fields that mean nothing.
-        HTTPException: the body is over the limit.
+        HTTPException: the body is over the limit, or stops arriving.
     """
     expected = (
         f"Send multipart/form-data with a file in the field '{field}', as "
@@ -104,7 +122,7 @@ async def read_form(request: Request, field: str, *, max_files: int = 1) -> Form
         form = await request.form(max_files=max_files, max_fields=_MAX_FORM_FIELDS)
     except HTTPException as error:
         if error.status_code != 400:
-            raise  # the body is over the limit
+            raise  # the body is over the limit, or too slow
         raise ImageError(f"The form cannot be read: {error.detail} {expected}") from error
     unknown = ", ".join(repr(name) for name in dict.fromkeys(form) if name not in (field, "mpp"))
     if unknown or not any(isinstance(upload, UploadFile) for upload in form.getlist(field)):
@@ -189,10 +207,20 @@ def _is_clutter(info: zipfile.ZipInfo) -> bool:
     return info.is_dir() or info.filename.startswith("__MACOSX/")
 
 
-def _checked(name: str, read: Callable[[], bytes]) -> BatchFile:
-    """Refuse names that are made to lead out of a folder: whoever unpacks the answers is safe."""
+def check_name(name: str) -> None:
+    """Raise ImageError for a name that is made to lead out of a folder.
+
+    No name is ever opened here; whoever unpacks a batch's answers under their names is safe too.
+    """
     if _PATH_TRICK.search(name):
-        read = _failing(ImageError(f"The name {name!r} leads out of its folder. Rename the file."))
+        raise ImageError(f"The name {name!r} leads out of its folder. Rename the file.")
+
+
+def _checked(name: str, read: Callable[[], bytes]) -> BatchFile:
+    try:
+        check_name(name)
+    except ImageError as error:
+        read = _failing(error)
     return BatchFile(name, read)
 
 

@@ -2,7 +2,7 @@ import asyncio
 import io
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from serve.errors import BackendUnavailableError
 from serve.manifest import Manifest, read_bundle
 from serve.outputs import Summary
 from serve.settings import ServeSettings
+from serve.uploads import BodyLimit
 from tests.http_service import free_port, running_service
 from tests.pictures import blobs, encoded, painted, rgb_png
 from tests.toy_bundle import TILE_SIZE_PX
@@ -220,3 +221,28 @@ def test_without_triton_a_broken_image_is_still_a_400(url_without_triton: str) -
 
 def test_without_triton_the_manifest_is_still_served(url_without_triton: str) -> None:
     assert httpx.get(f"{url_without_triton}/model").json()["name"] == "segmenter"
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../b", "a\\b"])
+def test_a_name_that_leads_out_of_its_folder_is_a_400(name: str, service_url: str) -> None:
+    response = httpx.post(f"{service_url}/segment", files={"image": (name, encoded(TILE))})
+    status, message = _error(response)
+    assert status == 400
+    assert "leads out of its folder" in message
+
+
+def test_an_upload_that_stops_arriving_is_a_408() -> None:
+    async def first_part_only() -> AsyncIterator[bytes]:
+        yield b"--x\r\n"
+        await asyncio.Event().wait()
+
+    async def request() -> httpx.Response:
+        app = BodyLimit(build_app(ServeSettings()), max_bytes=2**20, max_pause_s=0.05)
+        transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            headers = {"content-type": "multipart/form-data; boundary=x"}
+            return await client.post("/segment", content=first_part_only(), headers=headers)
+
+    status, message = _error(asyncio.run(request()))
+    assert status == 408
+    assert "No more of the upload has arrived for 0.05 s" in message
