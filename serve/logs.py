@@ -3,6 +3,7 @@
 import json
 import logging
 import logging.config
+import warnings
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -49,6 +50,9 @@ def configure_logging(log_format: Literal["json", "text"]) -> None:
     formatter = (
         {"()": JsonFormatter} if log_format == "json" else {"()": TextFormatter, "fmt": _TEXT}
     )
+    logging.captureWarnings(True)
+    # Python keeps each new text for ever, and whoever sends a broken TIFF can make up any number.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     logging.config.dictConfig(
         {
             "version": 1,

@@ -2,6 +2,7 @@ import asyncio
 import json
 import logging
 import threading
+import warnings
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,7 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from serve.gateway import build_gateway
-from serve.logs import JsonFormatter, TextFormatter
+from serve.logs import JsonFormatter, TextFormatter, configure_logging
 from serve.settings import ServeSettings
 from serve.telemetry import Telemetry, current_request
 
@@ -265,3 +266,21 @@ def test_the_context_of_a_request_does_not_leak_into_other_threads() -> None:
 
     _run(work)
     assert seen == [None]
+
+
+def test_a_warning_is_a_line_of_the_log_and_pillows_are_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = logging.root.handlers[:]
+    with warnings.catch_warnings():
+        try:
+            warnings.simplefilter("default")
+            configure_logging("json")
+            warnings.warn_explicit("odd TIFF", UserWarning, "x.py", 1, module="PIL.TiffImagePlugin")
+            warnings.warn_explicit("ours", UserWarning, "x.py", 1, module="serve")
+        finally:
+            logging.captureWarnings(False)
+            logging.root.handlers[:] = before
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["logger"] for line in lines] == ["py.warnings"]
+    assert "ours" in lines[0]["message"]
