@@ -75,8 +75,9 @@ benchmark-train: install
 compare: data
 	$(RUN) -m train compare synthetic --data $(DATA) --out artifacts/compare/synthetic
 
+# With the tests' Triton and its perf_analyzer, where they can be had.
 benchmark: install
-	$(RUN) -m serve benchmark --bundle $(BUNDLE)
+	$(RUN) -m tests.benchmark_on_triton --bundle $(BUNDLE) --out docs/results/serve
 
 benchmark-export: install
 	$(RUN) -m export.benchmark

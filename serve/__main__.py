@@ -1,4 +1,4 @@
-"""Serve a bundle: `python -m serve http`, `segment` and `benchmark`."""
+"""Serve a bundle: `python -m serve http`, `segment`, `benchmark` and `load`."""
 
 import ipaddress
 import os
@@ -7,18 +7,16 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, assert_never
 
 import tyro
 
 from serve.access import ApiKeys
-from serve.benchmark import Report, describe_machine, measure, noise_image, print_report
-from serve.client import HttpClient
+from serve.benchmark_run import Benchmark, run_benchmark
 from serve.errors import FocalPathError
+from serve.load import Load, run_load
 from serve.manifest import read_bundle
-from serve.segment_files import Segment, run_segment, write_whole
-from serve.segmenter import ImageSegmenter, open_segmenter
+from serve.segment_files import Segment, run_segment
 from serve.settings import ServeSettings
 from serve.telemetry import check_tracing
 
@@ -42,26 +40,11 @@ class Http:
     """TCP port to listen at."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """Measure how long one answer takes, and write the numbers as JSON."""
-
-    settings: FlatSettings = field(default_factory=ServeSettings.from_environment)
-    """What to run in this process; --backend triton measures Triton."""
-    url: str | None = None
-    """Measure this service as well: http://host:port."""
-    image_sizes: tuple[int, ...] = ()
-    """Sides of the square images in pixels; by default the model's tile size."""
-    num_requests: int = 50
-    """Answers to time for each size."""
-    out: Path = Path("artifacts/benchmark.json")
-    """File to write to."""
-
-
 Command = (
     Annotated[Http, tyro.conf.subcommand("http")]
     | Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
+    | Annotated[Load, tyro.conf.subcommand("load")]
 )
 
 
@@ -90,34 +73,6 @@ def run_http(command: Http) -> None:
             flush=True,
         )
         run(command.host, command.port)
-
-
-def run_benchmark(command: Benchmark) -> None:
-    """Measure every route and size, print the table and write the JSON."""
-    if command.num_requests < 1 or any(size < 1 for size in command.image_sizes):
-        raise FocalPathError(
-            f"--num-requests is {command.num_requests} and --image-sizes {command.image_sizes}; "
-            "expected numbers above 0."
-        )
-    name = "ONNX Runtime in process" if command.settings.backend == "onnxruntime" else "Triton gRPC"
-    routes: list[tuple[str, ImageSegmenter]] = [(name, open_segmenter(command.settings))]
-    if command.url is not None:
-        routes.append(("HTTP", HttpClient(command.url)))
-    sizes = command.image_sizes or (routes[0][1].manifest.tile_size_px,)
-    report = Report(
-        machine=describe_machine(),
-        latencies=tuple(
-            measure(segmenter, noise_image(size), route=route, num_requests=command.num_requests)
-            for size in sizes
-            for route, segmenter in routes
-        ),
-    )
-    for _, segmenter in routes:
-        segmenter.close()
-    print_report(report)
-    out = command.out
-    write_whole(out.parent, {out.name: report.model_dump_json(indent=2).encode()})
-    print(f"wrote {out}")
 
 
 def _check_address(host: str, port: int) -> None:
@@ -155,7 +110,7 @@ def _check_access(host: str, settings: ServeSettings) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
-        command: Http | Segment | Benchmark = tyro.cli(
+        command: Http | Segment | Benchmark | Load = tyro.cli(
             Command,
             prog="python -m serve",
             description=__doc__,
@@ -168,6 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return run_segment(command)
             case Benchmark():
                 run_benchmark(command)
+            case Load():
+                return run_load(command)
             case _:
                 assert_never(command)
     except (FocalPathError, OSError) as error:

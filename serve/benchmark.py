@@ -1,21 +1,39 @@
-"""How long one answer takes: in this process, over HTTP, or on Triton."""
+"""Latency and throughput of every way to a segmentation: `python -m serve benchmark`.
+
+One run: the routes take turns, level by level and round by round, so that what else the machine
+does falls on all of them alike. Each client asks again as soon as it has its answer. The clients
+run on the machine that is measured and take part of its processors.
+"""
 
 import os
 import platform
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import onnxruntime
-from numpy.typing import NDArray
 from pydantic import BaseModel
-from rich.console import Console
-from rich.table import Table
 
-from serve.segmenter import ImageSegmenter
+from serve.benchmark_routes import Ask, Route
+from serve.perf_analyzer import PerfAnalyzerRow
 
+GOAL_CLIENTS = 8
+MODEL = "model alone"
+"""The backend in this process, given the image's tiles: no cutting, no blending, no picture."""
+SEGMENTER = "in process"
+"""Pixels to labels in this process."""
+SERVICE = "HTTP service"
+MAX_ADDED_MS, MAX_ADDED_SHARE = 10.0, 0.10
+MIN_THROUGHPUT_SHARE = 0.90
 _CPU_INFO = Path("/proc/cpuinfo")
+_PACKAGES = ("onnxruntime", "bentoml", "tritonclient", "pillow", "numpy")
+
+Unit = Literal["image", "tile"]
 
 
 class Machine(BaseModel):
@@ -25,29 +43,56 @@ class Machine(BaseModel):
     num_cpus: int
     system: str
     python: str
-    onnxruntime: str
+    packages: dict[str, str]
+    load_average: tuple[float, float]
+    """Over a minute, before and after."""
 
 
-class Latency(BaseModel):
-    """Times of one way to segment one size of image, one request after the other."""
+class Measurement(BaseModel):
+    """One route with so many clients."""
 
     route: str
-    model: str
-    image_size_px: int
+    unit: Unit
+    """What a request is: a whole image, or one tile of the model."""
+    clients: int
     num_requests: int
-    median_ms: float
+    """Over all rounds."""
+    p50_ms: float
     p95_ms: float
-    images_per_second: float
+    p99_ms: float
+    per_second: float
+    """Median over the rounds."""
 
 
-class Report(BaseModel):
-    """All that one run of the benchmark measured."""
+class Goal(BaseModel):
+    """What was to be reached, and what was."""
+
+    text: str
+    limit: float
+    found: float
+    is_met: bool
+
+
+class BenchmarkReport(BaseModel):
+    """All that one run measured: what `benchmark.json` holds."""
 
     machine: Machine
-    latencies: tuple[Latency, ...]
+    model: str
+    backend: str
+    image_px: tuple[int, int]
+    png_bytes: int
+    num_tiles: int
+    num_rounds: int
+    measurements: tuple[Measurement, ...]
+    perf_analyzer: tuple[PerfAnalyzerRow, ...]
+    label_agreement: dict[str, float]
+    """Share of the pixels whose label is that of this process, by route."""
+    goals: tuple[Goal, ...]
+    notes: tuple[str, ...]
+    """What was left out, and what the numbers do not say."""
 
 
-def describe_machine() -> Machine:
+def describe_machine(load_before: float) -> Machine:
     """Describe the machine this runs on."""
     processor = platform.processor() or platform.machine()
     if _CPU_INFO.is_file():
@@ -59,70 +104,133 @@ def describe_machine() -> Machine:
         num_cpus=os.cpu_count() or 1,
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
-        onnxruntime=onnxruntime.__version__,
+        packages={name: version(name) for name in _PACKAGES},
+        load_average=(load_before, os.getloadavg()[0]),
     )
-
-
-def noise_image(size_px: int, seed: int = 0) -> NDArray[np.uint8]:
-    """A (size, size, 3) uint8 image that no codec can shrink: the worst case for transfers."""
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (size_px, size_px, 3), np.uint8)
 
 
 def measure(
-    segmenter: ImageSegmenter,
-    image: NDArray[np.uint8],
+    routes: Sequence[Route],
+    unit: Unit,
     *,
-    route: str,
-    num_requests: int,
-    num_warm_up: int = 3,
+    levels: Sequence[int],
+    num_rounds: int,
+    min_requests: int,
+    tell: Callable[[str], None],
     clock: Callable[[], float] = time.perf_counter,
-) -> Latency:
-    """Segment `image` again and again and time each answer.
+) -> list[Measurement]:
+    """Measure every route at every level; the routes alternate within a level and a round.
 
     Args:
-        segmenter: what answers.
-        image: (H, W, 3) uint8.
-        route: how the segmenter is reached, for the report.
-        num_requests: answers that are timed.
-        num_warm_up: answers before these.
+        routes: what to compare.
+        unit: what one request of theirs is.
+        levels: numbers of clients.
+        num_rounds: how often each route takes its turn.
+        min_requests: requests of a turn, or twice the clients where that is more.
+        tell: is told what is measured.
         clock: seconds, increasing.
     """
-    for _ in range(num_warm_up):
-        segmenter.segment(image)
-    times_ms = []
-    for _ in range(num_requests):
+    measurements = []
+    for clients in levels:
+        num_requests = max(min_requests, 2 * clients)
+        times: dict[str, list[float]] = {route.name: [] for route in routes}
+        rates: dict[str, list[float]] = {route.name: [] for route in routes}
+        for round_ in range(num_rounds):
+            for route in routes:
+                tell(f"{clients} clients, round {round_ + 1}: {route.name}")
+                seconds, taken = _one_turn(route, clients, num_requests, clock)
+                times[route.name] += taken
+                rates[route.name].append(num_requests / seconds)
+        measurements += [
+            _summary(route.name, unit, clients, times[route.name], rates[route.name])
+            for route in routes
+        ]
+    return measurements
+
+
+def _one_turn(
+    route: Route, clients: int, num_requests: int, clock: Callable[[], float]
+) -> tuple[float, list[float]]:
+    """Seconds that all requests took together, and each by itself."""
+    left = iter(range(num_requests))
+    guard = threading.Lock()
+    ready = threading.Barrier(clients + 1)
+
+    def work() -> list[float]:
+        with ExitStack() as stack:
+            try:
+                ask = stack.enter_context(route.connect())
+                ask()  # the first request of a connection pays for what is set up lazily
+            finally:
+                ready.wait()
+            return _ask_while_there_are(left, guard, ask, clock)
+
+    with ThreadPoolExecutor(clients) as pool:
+        working = [pool.submit(work) for _ in range(clients)]
+        ready.wait()
         start = clock()
-        segmenter.segment(image)
-        times_ms.append((clock() - start) * 1000)
-    manifest = segmenter.manifest
-    return Latency(
+        taken = [seconds for one in working for seconds in one.result()]
+        return clock() - start, taken
+
+
+def _ask_while_there_are(
+    left: Iterator[int], guard: threading.Lock, ask: Ask, clock: Callable[[], float]
+) -> list[float]:
+    taken: list[float] = []
+    while True:
+        with guard:
+            if next(left, None) is None:
+                return taken
+        start = clock()
+        ask()
+        taken.append(clock() - start)
+
+
+def _summary(
+    route: str, unit: Unit, clients: int, seconds: list[float], rates: list[float]
+) -> Measurement:
+    p50, p95, p99 = np.percentile(1000 * np.array(seconds), (50, 95, 99))
+    return Measurement(
         route=route,
-        model=f"{manifest.name} {manifest.version}",
-        image_size_px=max(image.shape[:2]),
-        num_requests=num_requests,
-        median_ms=float(np.median(times_ms)),
-        p95_ms=float(np.percentile(times_ms, 95)),
-        images_per_second=1000 * num_requests / sum(times_ms),
+        unit=unit,
+        clients=clients,
+        num_requests=len(seconds),
+        p50_ms=float(p50),
+        p95_ms=float(p95),
+        p99_ms=float(p99),
+        per_second=float(np.median(rates)),
     )
 
 
-def print_report(report: Report) -> None:
-    """Print the report as a table."""
-    machine = report.machine
-    table = Table(
-        title=f"{machine.processor}, {machine.num_cpus} CPUs, ONNX Runtime {machine.onnxruntime}"
-    )
-    table.add_column("route")
-    for title in ("image px", "requests", "median ms", "p95 ms", "images/s"):
-        table.add_column(title, justify="right")
-    for row in report.latencies:
-        table.add_row(
-            row.route,
-            str(row.image_size_px),
-            str(row.num_requests),
-            f"{row.median_ms:.1f}",
-            f"{row.p95_ms:.1f}",
-            f"{row.images_per_second:.1f}",
+def goals_of(measurements: Sequence[Measurement]) -> list[Goal]:
+    """What the service was to reach, beside what it did; only of what was measured."""
+    found = {(one.route, one.clients): one for one in measurements if one.unit == "image"}
+    goals = []
+    model, service = found.get((MODEL, 1)), found.get((SERVICE, 1))
+    if model is not None and service is not None:
+        limit = max(MAX_ADDED_MS, MAX_ADDED_SHARE * model.p50_ms)
+        added = service.p50_ms - model.p50_ms
+        goals.append(
+            Goal(
+                text=f"the service adds at most {MAX_ADDED_MS:g} ms or {MAX_ADDED_SHARE:.0%} to "
+                "the model's own time, at the median, in ms",
+                limit=limit,
+                found=added,
+                is_met=added <= limit,
+            )
         )
-    Console().print(table)
+    service = found.get((SERVICE, GOAL_CLIENTS))
+    for name in (MODEL, SEGMENTER):
+        other = found.get((name, GOAL_CLIENTS))
+        if other is not None and service is not None:
+            share = service.per_second / other.per_second
+            goals.append(
+                Goal(
+                    text=f"share of the throughput of '{name}' that the service has with "
+                    f"{GOAL_CLIENTS} clients, at least",
+                    limit=MIN_THROUGHPUT_SHARE,
+                    found=share,
+                    is_met=share >= MIN_THROUGHPUT_SHARE,
+                )
+            )
+    return goals

@@ -160,10 +160,11 @@ def _open(command: Segment) -> ImageSegmenter:
         )
     if "://" not in url and Path(url).is_dir():
         return open_segmenter(replace(settings, bundle=Path(url)))
-    return HttpClient(url, api_key=_read_key(command.api_key_file))
+    return HttpClient(url, api_key=read_key(command.api_key_file))
 
 
-def _read_key(path: Path | None) -> str | None:
+def read_key(path: Path | None) -> str | None:
+    """The API key on a file's first line; None without a file."""
     if path is None:
         return None
     lines = path.read_text(encoding="utf-8").split()

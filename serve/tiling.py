@@ -12,6 +12,7 @@ An image of another um per pixel than the model's is resampled first; its labels
 blend at once in the image's own pixels, so that nothing is resampled twice.
 """
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -153,6 +154,14 @@ def _run_ahead(
     finally:
         for _, future in pending:
             future.cancel()
+
+
+def cut_tiles(image: NDArray[np.uint8], tile: int) -> NDArray[np.uint8]:
+    """The (N, tile, tile, 3) tiles that an image at the model's um per pixel is cut into."""
+    rows, columns = image.shape[:2]
+    padded = pad_by_reflection(image, max(_whole(rows), tile), max(_whole(columns), tile))
+    starts = (tile_origins(length, tile) for length in padded.shape[:2])
+    return np.stack([padded[y : y + tile, x : x + tile] for y, x in itertools.product(*starts)])
 
 
 def tile_origins(length: int, tile: int) -> list[int]:

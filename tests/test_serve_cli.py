@@ -1,9 +1,7 @@
-import json
 import shutil
 import socket
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from serve.__main__ import main
@@ -82,25 +80,6 @@ def test_flags_come_before_the_environment(
     assert main([*arguments, "--bundle", str(tmp_path / "nowhere")]) == 1
 
 
-def test_benchmark_measures_in_process_and_over_http(
-    toy_bundle: Path, service_url: str, tmp_path: Path
-) -> None:
-    out = tmp_path / "benchmark.json"
-    arguments = ["--url", service_url, "--num-requests", "3", "--out", str(out)]
-    sizes = ["--image-sizes", "64", "100"]
-    assert main(["benchmark", "--bundle", str(toy_bundle), *arguments, *sizes]) == 0
-    report = json.loads(out.read_text())
-    measured = [(row["route"], row["image_size_px"]) for row in report["latencies"]]
-    assert measured == [
-        ("ONNX Runtime in process", 64),
-        ("HTTP", 64),
-        ("ONNX Runtime in process", 100),
-        ("HTTP", 100),
-    ]
-    assert all(0 < row["median_ms"] <= row["p95_ms"] for row in report["latencies"])
-    assert report["machine"]["num_cpus"] > 0
-
-
 def test_the_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["http", "--help"])
@@ -108,19 +87,3 @@ def test_the_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> 
     printed = capsys.readouterr().out
     for name in ServeSettings.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in printed
-
-
-def test_the_median_and_the_95th_percentile_are_taken_over_the_timed_requests(
-    toy_bundle: Path,
-) -> None:
-    from serve.benchmark import measure
-    from serve.segmenter import open_segmenter
-
-    ticks = iter(np.cumsum([0, 0.010, 0, 0.030, 0, 0.020]))
-    with open_segmenter(ServeSettings(bundle=toy_bundle)) as segmenter:
-        latency = measure(
-            segmenter, IMAGE, route="test", num_requests=3, clock=lambda: float(next(ticks))
-        )
-    assert latency.median_ms == pytest.approx(20)
-    assert latency.p95_ms == pytest.approx(29)
-    assert latency.images_per_second == pytest.approx(50)

@@ -67,14 +67,14 @@ def _build(folder: Path) -> None:
     package = folder / "package"
     venv.create(folder / "venv", symlinks=True)
     stub_python = folder / "venv" / "bin" / "python"
-    _pip("install", "--no-deps", "--target", str(package), SERVER_PACKAGE)
-    _pip("--python", str(stub_python), "install", *_STUB_PACKAGES)
+    pip("install", "--no-deps", "--target", str(package), SERVER_PACKAGE)
+    pip("--python", str(stub_python), "install", *_STUB_PACKAGES)
     server = package / "pytriton" / "tritonserver"
     stub = server / "python_backend_stubs" / _PYTHON / "triton_python_backend_stub"
     shutil.copy2(stub, server / "backends" / "python")
 
 
-def _pip(*arguments: str) -> None:
+def pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
