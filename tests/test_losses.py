@@ -1,8 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.losses.dice import DiceLoss
+from monai.losses.focal_loss import FocalLoss
 
-from train.losses import SegmentationLoss, mask_iou
+from train.losses import SegmentationLoss, dice_loss, focal_terms, mask_iou
 from train.segmenter import SegmenterOutput
 from train.settings import LossSettings
 
@@ -62,7 +64,7 @@ def test_an_image_without_labels_gives_a_finite_loss(labels: torch.Tensor):
 
 def test_true_iou_counts_pixels_above_one_half():
     probabilities = torch.tensor([0.9, 0.6, 0.4, 0.1]).reshape(1, 1, 2, 2)
-    target = torch.tensor([1.0, 0.0, 1.0, 0.0]).reshape(1, 1, 2, 2)
+    target = torch.tensor([True, False, True, False]).reshape(1, 1, 2, 2)
     assert mask_iou(probabilities, target).item() == pytest.approx(1 / 3)
 
 
@@ -76,3 +78,29 @@ def test_dice_of_pooled_pixels_ignores_a_class_that_one_image_lacks():
         for choice in (True, False)
     )
     assert per_image > pooled + 0.2
+
+
+@pytest.mark.parametrize("per_image", [True, False])
+def test_dice_loss_and_its_gradient_are_monais(per_image: bool):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, NUM_CLASSES, 8, 8, generator=generator).requires_grad_()
+    target = torch.rand(2, NUM_CLASSES, 8, 8, generator=generator) > 0.7
+    target[1, 0] = False
+    ours = dice_loss(logits.sigmoid(), target, per_image=per_image)
+    monais = DiceLoss(batch=not per_image)(logits.sigmoid(), target.float())
+    torch.testing.assert_close(ours, monais)
+    gradients = (torch.autograd.grad(loss, logits)[0] for loss in (ours, monais))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_and_its_gradient_are_monais_also_for_logits_far_from_zero(gamma: float):
+    generator = torch.Generator().manual_seed(0)
+    logits = 30 * torch.randn(2, NUM_CLASSES, 8, 8, generator=generator)
+    logits.requires_grad_()
+    target = torch.rand(2, NUM_CLASSES, 8, 8, generator=generator) > 0.7
+    ours = focal_terms(logits, target, gamma)
+    monais = FocalLoss(gamma=gamma, reduction="none")(logits, target.float())
+    torch.testing.assert_close(ours, monais)
+    gradients = (torch.autograd.grad(terms.sum(), logits)[0] for terms in (ours, monais))
+    torch.testing.assert_close(*gradients)
