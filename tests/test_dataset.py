@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.toy_data import TILE_SIZE_PX, write_toy_data
+from tests.toy_data import TILE_SIZE_PX, toy_settings, write_toy_data
 from train.dataset import (
     EpochSampler,
     TileDataset,
     class_frequencies,
     count_pixels,
+    evaluation_tiles,
     read_tile_folder,
 )
 from train.errors import FocalPathError
@@ -177,6 +179,17 @@ def test_a_split_without_tiles_is_named(tmp_path: Path):
 def augmented(toy_data: Path) -> TileDataset:
     tiles = read_tile_folder(toy_data).tiles["training"]
     return TileDataset(tiles, 5, TILE_SIZE_PX, AugmentationSettings(), seed=1)
+
+
+def test_tiles_are_scored_at_the_size_of_the_settings(toy_data: Path):
+    folder = read_tile_folder(toy_data)
+    settings = toy_settings()
+    model = replace(settings.model, score_size_px=2 * TILE_SIZE_PX)
+    own = evaluation_tiles(folder, "test", settings)[0]
+    larger = evaluation_tiles(folder, "test", replace(settings, model=model))[0]
+    assert torch.equal(larger["image"], own["image"])
+    twice = own["labels"].repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert torch.equal(larger["labels"], twice)
 
 
 def test_augmentation_depends_on_epoch_and_index_only(augmented: TileDataset):

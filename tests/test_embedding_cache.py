@@ -49,7 +49,7 @@ def dataset(toy_data: Path) -> TileDataset:
 
 @pytest.fixture
 def cache(segmenter: Segmenter, tmp_path: Path) -> EmbeddingCache:
-    return EmbeddingCache(RuntimeSettings(embedding_cache=str(tmp_path / "cache")), segmenter)
+    return EmbeddingCache(frozen_settings(tmp_path / "cache"), segmenter)
 
 
 def test_cached_features_are_those_of_the_augmented_image(
@@ -75,7 +75,7 @@ def test_what_is_there_is_not_encoded_again(
 def test_other_encoder_weights_take_other_files(cache: EmbeddingCache, segmenter: Segmenter):
     torch.manual_seed(9)
     other = Segmenter(frozen_settings(None), torch.zeros(5))
-    settings = RuntimeSettings(embedding_cache=str(cache.folder.parent))
+    settings = frozen_settings(cache.folder.parent)
     assert EmbeddingCache(settings, other).folder != cache.folder
     assert EmbeddingCache(settings, segmenter).folder == cache.folder
 

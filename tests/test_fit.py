@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,22 @@ def test_same_seed_same_result(toy_run: Path, toy_data: Path, tmp_path: Path):
     second = load_file(tmp_path / "again" / "model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert rows_of(toy_run) == rows_of(tmp_path / "again")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, hidden by it
+def test_a_compiled_run_learns_what_an_eager_one_learns(
+    toy_run: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Traced as for the default backend, whose C++ takes minutes to build.
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compile_module, backend="eager"))
+    settings = replace(toy_settings(), runtime=RuntimeSettings(compile=True))
+    fit(settings, toy_data, tmp_path / "compiled")
+    eager = load_file(toy_run / "model.safetensors")
+    compiled = load_file(tmp_path / "compiled" / "model.safetensors")
+    assert eager.keys() == compiled.keys()
+    name = "mask_decoder.mask_tokens.weight"
+    torch.testing.assert_close(compiled[name], eager[name], atol=2e-3, rtol=0)
 
 
 _KILLED_RUN = """

@@ -5,7 +5,7 @@ import torch
 
 from tests.toy_data import TILE_SIZE_PX, toy_settings
 from train.errors import FocalPathError
-from train.segmenter import Segmenter, labels_from_logits
+from train.segmenter import Segmenter, encode_for_training, labels_from_logits
 from train.settings import ModelSettings, bcss
 
 NUM_CLASSES = 5
@@ -56,6 +56,25 @@ def test_frozen_encoders_get_no_gradient_and_stay_in_evaluation_mode(images: tor
     trained = {name for name, p in segmenter.named_parameters() if p.grad is not None}
     assert not any("encoder." in name for name in trained if not name.startswith("prompt"))
     assert "neck.0.weight" in trained
+
+
+@pytest.mark.parametrize(
+    ("frozen", "mixed", "expected"),
+    [(True, True, torch.bfloat16), (True, False, torch.float32), (False, True, torch.float32)],
+)
+def test_frozen_encoders_run_in_bfloat16_in_a_mixed_run_on_a_cpu(
+    images: torch.Tensor, frozen: bool, mixed: bool, expected: torch.dtype
+):
+    settings = toy_settings()
+    settings = replace(settings, model=replace(settings.model, encoders_frozen=frozen))
+    segmenter = Segmenter(settings, torch.zeros(NUM_CLASSES))
+    seen: list[torch.dtype] = []
+    layer = segmenter.image_encoder.blocks[0].attn.qkv
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    features = encode_for_training(segmenter, images.to(torch.uint8), mixed_precision=mixed)
+    assert seen == [expected]
+    assert features.dtype == torch.float32
+    assert features.requires_grad is not frozen
 
 
 def test_sams_published_names_load_unmapped(segmenter: Segmenter):

@@ -27,8 +27,15 @@ from torch.optim import AdamW
 
 from train.embedding_cache import EmbeddingCache
 from train.losses import SegmentationLoss
-from train.segmenter import Segmenter, SegmenterOutput
-from train.settings import BenchmarkSettings, ModelSettings, RuntimeSettings, Settings, bcss
+from train.segmenter import Segmenter, SegmenterOutput, encode_for_training
+from train.settings import (
+    AugmentationSettings,
+    BenchmarkSettings,
+    ModelSettings,
+    RuntimeSettings,
+    Settings,
+    bcss,
+)
 from train.tissue import CLASSES, make_tile
 
 Step = Callable[[], float]
@@ -74,9 +81,8 @@ class Benchmark:
 
     def from_images(self) -> float:
         """Our step without a cache: encoders under bfloat16 autocast, the batch decoded at once."""
-        with torch.autocast("cpu", torch.bfloat16):
-            features = self.segmenter.encode(self.images.float())
-        return self._learn(self.segmenter.decode(features.float()))
+        features = encode_for_training(self.segmenter, self.images, mixed_precision=True)
+        return self._learn(self.segmenter.decode(features))
 
     def from_cache(self) -> float:
         """Our step on features read from the embedding cache: what every later epoch does."""
@@ -127,7 +133,9 @@ class Benchmark:
 
     def _fill_cache(self, folder: Path) -> list[Path]:
         runtime = RuntimeSettings(embedding_cache=str(folder))
-        self.cache = EmbeddingCache(runtime, self.segmenter)
+        augmentation = AugmentationSettings(augment="dihedral")
+        settings = replace(self.training, runtime=runtime, augmentation=augmentation)
+        self.cache = EmbeddingCache(settings, self.segmenter)
         self.cache.folder.mkdir(parents=True)
         with torch.no_grad():
             features = self.segmenter.encode(self.images.float())

@@ -25,7 +25,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from train.errors import FocalPathError
-from train.settings import MAX_CLASSES, AugmentationSettings, TissueClass
+from train.settings import MAX_CLASSES, AugmentationSettings, Settings, TissueClass
 
 Split = Literal["training", "validation", "test"]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -257,14 +257,21 @@ class TileDataset(Dataset[Sample]):
         tile_size_px: int,
         augmentation: AugmentationSettings | None = None,
         seed: int = 0,
+        label_size_px: int | None = None,
     ) -> None:
+        """Read tiles as (T, T) images, with labels of the same size.
+
+        Without an augmentation labels may be of another size, `label_size_px`.
+        """
+        assert label_size_px is None or augmentation is None
         self.tiles = tiles
         self.num_classes = num_classes
         self._seed = seed
         self._augment = "none" if augmentation is None else augmentation.augment
         size = (tile_size_px, tile_size_px)
         self._resize = v2.Resize(size, antialias=True)
-        self._distort: v2.Transform = self._resize
+        self._resize_labels = v2.Resize((label_size_px or tile_size_px,) * 2)
+        self._distort: v2.Transform | None = None
         if augmentation is not None and augmentation.augment == "full":
             jitter = augmentation.color_jitter
             scale = (augmentation.crop_scale_min, 1.0)
@@ -284,7 +291,7 @@ class TileDataset(Dataset[Sample]):
         image, labels = self._read(index)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_mix(self._seed, epoch, index))
-            image, labels = self._distort(image, labels)
+            image, labels = self._vary(image, labels)
         view = self.view(epoch, index)
         return {
             "tile_id": self.tiles[index].tile_id,
@@ -305,14 +312,31 @@ class TileDataset(Dataset[Sample]):
 
     def plain_labels(self, index: int, view: int) -> Tensor:
         """The labels (H, W) int64 that belong to `plain_image`."""
-        _, labels = self._resize(*self._read(index))
-        return turn(labels.as_subclass(Tensor), view).long()
+        _, labels = self._read(index)
+        return turn(self._resize_labels(labels).as_subclass(Tensor), view).long()
+
+    def _vary(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if self._distort is None:
+            return self._resize(image), self._resize_labels(labels)
+        varied: tuple[Tensor, Tensor] = self._distort(image, labels)
+        return varied
 
     def _read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         tile = self.tiles[index]
         pixels = torch.from_numpy(read_image(tile.image).copy()).permute(2, 0, 1)
         labels = torch.from_numpy(read_mask(tile.mask, self.num_classes).copy())
         return tv_tensors.Image(pixels), tv_tensors.Mask(labels)
+
+
+def evaluation_tiles(folder: TileFolder, split: Split, settings: Settings) -> TileDataset:
+    """A split's tiles as they are scored: not augmented, labels at the size that counts."""
+    model = settings.model
+    return TileDataset(
+        folder.tiles[split],
+        len(folder.classes),
+        model.tile_size_px,
+        label_size_px=model.score_size_px,
+    )
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -23,8 +23,8 @@ from torch.utils.data import Dataset
 
 from train.dataset import NUM_VIEWS, TileDataset
 from train.errors import FocalPathError
-from train.segmenter import Segmenter
-from train.settings import RuntimeSettings
+from train.segmenter import Segmenter, encode_for_training
+from train.settings import Settings
 
 CachedSample = dict[str, object]
 """tile_id str, features (D, H/16, W/16), labels (H, W) int64."""
@@ -33,12 +33,14 @@ CachedSample = dict[str, object]
 class EmbeddingCache:
     """Features by image and view, each in a file of its own, checked when it is read."""
 
-    def __init__(self, settings: RuntimeSettings, segmenter: Segmenter) -> None:
-        assert settings.embedding_cache is not None
-        self._dtype = getattr(torch, settings.embedding_dtype)
+    def __init__(self, settings: Settings, segmenter: Segmenter) -> None:
+        runtime = settings.runtime
+        assert runtime.embedding_cache is not None
+        self._dtype = getattr(torch, runtime.embedding_dtype)
+        self._mixed_precision = settings.mixed_precision
         self._segmenter = segmenter
-        key = f"{_fingerprint(segmenter)}-{segmenter.tile_size_px}-{settings.embedding_dtype}"
-        self.folder = Path(settings.embedding_cache) / key
+        key = f"{_fingerprint(segmenter)}-{segmenter.tile_size_px}-{runtime.embedding_dtype}"
+        self.folder = Path(runtime.embedding_cache) / key
 
     def fill(self, dataset: TileDataset, views: range, batch_size: int) -> None:
         """Encode every view of every tile that is not in the cache yet.
@@ -84,10 +86,10 @@ class EmbeddingCache:
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
-        device = self._segmenter.pixel_mean.device
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-        with autocast:
-            features: Tensor = self._segmenter.encode(images.to(device).float())
+        images = images.to(self._segmenter.pixel_mean.device)
+        features = encode_for_training(
+            self._segmenter, images, mixed_precision=self._mixed_precision
+        )
         return features.to(self._dtype).cpu()
 
     def write(self, path: Path, features: Tensor) -> None:

@@ -43,6 +43,7 @@ from train.dataset import (
     TileFolder,
     class_frequencies,
     count_pixels,
+    evaluation_tiles,
     read_tile_folder,
 )
 from train.embedding_cache import CachedTileDataset, EmbeddingCache
@@ -115,7 +116,7 @@ def fit(
     trainer = _trainer(settings, run, _callbacks(settings, run, card, folder.classes))
     task = SegmentationTask(segmenter, settings, folder.classes)
     if settings.runtime.compile:
-        segmenter.compile()
+        task.compile_parts()
     trainer.fit(task, *loaders, ckpt_path=last if resume and last.is_file() else None)
     trainer.strategy.barrier()
     if trainer.is_global_zero:
@@ -136,7 +137,7 @@ def evaluate(
     task = SegmentationTask(segmenter, card.settings, card.classes)
     settings = replace(card.settings, runtime=RuntimeSettings())
     trainer = _trainer(settings, None, [RichProgressBar(leave=False)])
-    loader = _evaluation_loader(_plain_tiles(folder, split, settings), settings)
+    loader = _evaluation_loader(evaluation_tiles(folder, split, settings), settings)
     trainer.test(task, loader, verbose=False)
     return {
         name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()
@@ -338,10 +339,10 @@ def _loaders(
         settings.augmentation,
         seed=settings.optimization.seed,
     )
-    validation = _plain_tiles(folder, "validation", settings)
+    validation = evaluation_tiles(folder, "validation", settings)
     if settings.runtime.embedding_cache is None:
         return _training_loader(training, settings), _evaluation_loader(validation, settings)
-    cache = EmbeddingCache(settings.runtime, segmenter)
+    cache = EmbeddingCache(settings, segmenter)
     num_views = NUM_VIEWS if settings.augmentation.augment == "dihedral" else 1
     batch_size = settings.optimization.batch_size
     cache.fill(training, range(num_views), batch_size)
@@ -350,10 +351,6 @@ def _loaders(
         _training_loader(CachedTileDataset(training, cache), settings),
         _evaluation_loader(CachedTileDataset(validation, cache), settings),
     )
-
-
-def _plain_tiles(folder: TileFolder, split: Split, settings: Settings) -> TileDataset:
-    return TileDataset(folder.tiles[split], len(folder.classes), settings.model.tile_size_px)
 
 
 def _training_loader(

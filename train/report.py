@@ -172,9 +172,11 @@ def _introduction(comparison: Comparison) -> str:
         f"# Comparison on {settings.preset}\n\n"
         f"The methods of {_PAPER}, trained alike: {len(comparison.rows)} rows, "
         f"{_seeds_text(comparison)} each, {settings.optimization.epochs} epochs, tiles of "
-        f"{settings.model.tile_size_px} pixels ({sizes}). Data set SHA-256 "
-        f"`{comparison.fingerprint[:16]}`, [settings](settings.json). Written by `python -m train "
-        f"compare {settings.preset}`; the sentences below are computed from the numbers."
+        f"{settings.model.tile_size_px} pixels, scored at "
+        f"{settings.model.score_size_px or settings.model.tile_size_px} ({sizes}). "
+        f"Data set SHA-256 `{comparison.fingerprint[:16]}`, [settings](settings.json). "
+        f"Written by `python -m train compare {settings.preset}`; the sentences below are "
+        "computed from the numbers."
     )
     if settings.preset == "synthetic":
         text += (
@@ -269,7 +271,7 @@ def _method(comparison: Comparison) -> str:
   only bias and focal loss differ. The epoch with the best mean validation Dice is tested, once.
 - HCFA takes the validation Dice of the {BASELINE.title} run of the same seed.
 - Dice and IoU of a class are those of all test pixels pooled; unlabelled pixels count nowhere; the
-  mean is the plain mean over classes. Masks are scored at the model's tile size.
+  mean is the plain mean over classes.
 - Intervals: paired bootstrap over the {num_tiles} test tiles. {NUM_RESAMPLES} times, {num_tiles}
   tiles are drawn with replacement, their confusion matrices added up, Dice computed for each seed
   and averaged over the {num_seeds} seed{"s" * (num_seeds > 1)}; all rows and seeds see the same

@@ -10,7 +10,7 @@ from scipy import stats
 
 from train.bootstrap import Floats, seed_scores
 from train.compare import Comparison
-from train.dataset import TileDataset
+from train.dataset import evaluation_tiles
 from train.figures import (
     Correlation,
     Panels,
@@ -146,12 +146,9 @@ def _correlation_text(x: Floats, y: Floats) -> str:
 
 
 def _panels(comparison: Comparison) -> list[Panels]:
-    """Image, ground truth and the first seed's predictions, at the model's size."""
-    tiles = TileDataset(
-        comparison.panels,
-        len(comparison.data.classes),
-        comparison.settings.model.tile_size_px,
-    )
+    """Image, ground truth and the first seed's predictions."""
+    folder = replace(comparison.data, tiles={**comparison.data.tiles, "test": comparison.panels})
+    tiles = evaluation_tiles(folder, "test", comparison.settings)
     seed = comparison.seeds[0]
     panels = []
     for index in range(len(tiles)):

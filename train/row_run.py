@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from train.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
-from train.dataset import Tile, TileDataset, TileFolder
+from train.dataset import Tile, TileFolder, evaluation_tiles
 from train.fit import LAST_FILE, fit
 from train.rows import BASELINE, Row
-from train.segmenter import Segmenter, labels_from_logits
+from train.segmenter import Segmenter, encode_for_training, labels_from_logits
 from train.settings import Settings, TissueClass
 
 _MARKER_FILE, _SCORES_FILE, _PANELS = "row.json", "test.npz", "panels"
@@ -198,21 +198,25 @@ def predict_test_tiles(
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Each test tile's ID, predicted labels (H, W) in 1..C and labels (H, W) in 0..C, on the CPU.
 
-    At the model's tile size and in the precision of training, as `train.fit.evaluate` scores.
+    At the size that scores count and in the precision of training, as `train.fit.evaluate` does.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = settings.optimization.precision
     half = torch.float16 if precision == "16-mixed" else torch.bfloat16
-    size_px = settings.model.tile_size_px
     segmenter = segmenter.to(device).eval()
     loader = DataLoader(
-        TileDataset(folder.tiles["test"], len(folder.classes), size_px),
+        evaluation_tiles(folder, "test", settings),
         batch_size=settings.optimization.batch_size,
         num_workers=settings.augmentation.num_workers,
     )
     for batch in loader:
-        with torch.autocast(device.type, dtype=half, enabled=precision != "32-true"):
-            output = segmenter(batch["image"].to(device).float())
+        with torch.autocast(device.type, dtype=half, enabled=settings.mixed_precision):
+            images = batch["image"].to(device)
+            features = encode_for_training(
+                segmenter, images, mixed_precision=settings.mixed_precision
+            )
+            output = segmenter.decode(features)
+        size_px = batch["labels"].shape[-1]
         predicted = labels_from_logits(output.low_res_logits, size_px).cpu()
         yield from zip(batch["tile_id"], predicted, batch["labels"], strict=True)
 

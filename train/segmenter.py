@@ -108,6 +108,27 @@ class Segmenter(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
 
+def encode_for_training(segmenter: Segmenter, images: Tensor, *, mixed_precision: bool) -> Tensor:
+    """Features as training, validation and the embedding cache compute them.
+
+    Frozen encoders learn nothing: on a GPU that knows bfloat16 they always run in it, on a CPU,
+    where few are faster at it, in a run of mixed precision.
+
+    Args:
+        segmenter: the model.
+        images: (B, 3, H, W) uint8, RGB in [0, 255], on its device.
+        mixed_precision: whether the run is one.
+
+    Returns:
+        (B, D_image + D_pathology, H/16, W/16) float32.
+    """
+    if not segmenter.encoders_frozen:
+        return segmenter.encode(images.float()).float()
+    fast = images.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=fast or mixed_precision):
+        return segmenter.encode(images.float()).float()
+
+
 def labels_from_logits(low_res_logits: Tensor, size_px: int) -> Tensor:
     """Labels (B, H, W) int64 in 1..C from (B, 1 + C, h, w): unlabelled is never predicted."""
     return upsample(low_res_logits[:, 1:], size_px).argmax(dim=1) + 1

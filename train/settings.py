@@ -45,6 +45,8 @@ class ModelSettings:
 
     tile_size_px: int = 1024
     """Side of the square image that the model takes; a multiple of 16."""
+    score_size_px: int | None = None
+    """Side of the masks that validation and test scores count; None is tile_size_px."""
     image_encoder: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_b"
     """Size of SAM's image encoder; tiny is ours, to train from scratch."""
     pathology_encoder: str = "vit_small_patch16_224"
@@ -57,7 +59,9 @@ class ModelSettings:
     """Channels of the mask decoder (SAM: 256)."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no patch grid fits."""
+        """Refuse sizes that no patch grid fits, and scores on nothing."""
+        if self.score_size_px is not None and self.score_size_px <= 0:
+            raise FocalPathError(f"score_size_px is {self.score_size_px}; give 1 or more")
         if self.tile_size_px % 16 or self.tile_size_px <= 0:
             raise FocalPathError(
                 f"tile_size_px is {self.tile_size_px}; the encoders cut patches of 16 pixels, "
@@ -174,6 +178,11 @@ class Settings:
     weights: WeightsSettings = field(default_factory=WeightsSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
 
+    @property
+    def mixed_precision(self) -> bool:
+        """Whether the arithmetic is partly of 16 bits."""
+        return self.optimization.precision != "32-true"
+
     def __post_init__(self) -> None:
         """Refuse an embedding cache of features that change from epoch to epoch."""
         if self.runtime.embedding_cache is None:
@@ -234,9 +243,10 @@ def bdsa() -> Settings:
 
 
 def crag() -> Settings:
-    """Colorectal glands, two classes, 1536 x 1536 images, resized to the model's 1024."""
+    """Colorectal glands, two classes, 1536 x 1536 images, scored at that size."""
     return Settings(
         preset="crag",
+        model=ModelSettings(score_size_px=1536),
         loss=LossSettings(focal_weight=0.125, iou_weight=0.0),
         optimization=OptimizationSettings(epochs=60, batch_size=6, warmup_steps=46),
     )

@@ -12,7 +12,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from train.errors import FocalPathError
 from train.losses import SegmentationLoss
 from train.metrics import ClassScores, PooledConfusion, class_scores
-from train.segmenter import Segmenter, SegmenterOutput, labels_from_logits
+from train.segmenter import (
+    Segmenter,
+    SegmenterOutput,
+    encode_for_training,
+    labels_from_logits,
+)
 from train.settings import Settings, TissueClass
 
 Batch = dict[str, Any]
@@ -106,11 +111,20 @@ class SegmentationTask(L.LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def compile_parts(self) -> None:
+        """Compile what every step computes; names of weights stay."""
+        model = self.segmenter
+        parts = (model.image_encoder, model.pathology_encoder, model.neck, model.mask_decoder)
+        for part in (*parts, self.loss):
+            part.compile()
+
     def _segment(self, batch: Batch) -> SegmenterOutput:
-        if "features" in batch:
-            return self.segmenter.decode(batch["features"].float())
-        output: SegmenterOutput = self.segmenter(batch["image"].float())
-        return output
+        features = batch.get("features")
+        if features is None:
+            features = encode_for_training(
+                self.segmenter, batch["image"], mixed_precision=self.settings.mixed_precision
+            )
+        return self.segmenter.decode(features.float())
 
     def _count(self, batch: Batch) -> None:
         output = self._segment(batch)
