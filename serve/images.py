@@ -7,8 +7,10 @@ A file's is believed from MIN_MPP to MAX_MPP: beyond, it is that of a screen or 
 353 um per pixel), and the file says nothing. A caller's absurd value is refused instead.
 """
 
+import html
 import io
 import math
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -35,6 +37,23 @@ _TIFF_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}
 """ResolutionUnit: inch, centimetre; 1 is none."""
 _IMAGEJ_MICRON = ("unit=micron", "unit=um", "unit=\\u00b5m", "unit=\u00b5m")
 """How ImageJ, and so QuPath, says that the resolution is in pixels a micrometre."""
+_OME_UM = {
+    "m": 1e6,
+    "cm": 1e4,
+    "mm": 1e3,
+    "\u00b5m": 1.0,
+    "\u03bcm": 1.0,
+    "um": 1.0,
+    "nm": 1e-3,
+    "\u00c5": 1e-4,
+    "in": 25_400.0,
+}
+"""OME's units of length that a microscope's image may be in; µ is one of two characters."""
+_OME_PIXELS = re.compile(r"<(?:\w{1,32}:)?Pixels\s([^<>]{1,8192})>")
+_OME_SIZE = re.compile(r"\b(PhysicalSize[XY](?:Unit)?)\s*=\s*(?:\"([^\"]{0,64})\"|'([^']{0,64})')")
+_APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*([0-9.]{1,32})\s*(?:\||$)")
+_MAX_DESCRIPTION = 2**20
+"""Characters of a TIFF's description that are searched."""
 _MAX_ANISOTROPY = 0.01
 _DECODER_ERRORS = (
     OSError,
@@ -148,7 +167,8 @@ def check_mpp(mpp: float) -> None:
 def file_mpp(data: bytes) -> float | None:
     """The um per pixel that a decodable PNG or TIFF states; None where it says nothing believable.
 
-    Read are PNG's pHYs, and TIFF's resolution in inches, centimetres or ImageJ's micrometres.
+    Read are PNG's pHYs, OME-TIFF's PhysicalSizeX and Y, Aperio's MPP, and TIFF's resolution in
+    inches, centimetres or ImageJ's micrometres.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -170,13 +190,39 @@ def _png_mpp(image: Image.Image) -> tuple[float, ...]:
 
 def _tiff_mpp(image: Image.Image) -> tuple[float, ...]:
     tags = image.tag_v2  # type: ignore[attr-defined]
+    description = str(tags.get(_TIFF_DESCRIPTION, ""))[:_MAX_DESCRIPTION]
+    if (pixels := _OME_PIXELS.search(description)) is not None:
+        return _ome_mpp(pixels[1])
+    if description.startswith("Aperio") and (found := _APERIO_MPP.search(description)):
+        return (float(found[1]),) * 2
     if any(tag not in tags for tag in _TIFF_RESOLUTION):
         return ()
     unit = tags.get(_TIFF_RESOLUTION_UNIT, 2)  # the default of TIFF 6.0
     um = _TIFF_UM_PER_UNIT.get(unit)
-    if um is None and any(name in str(tags.get(_TIFF_DESCRIPTION, "")) for name in _IMAGEJ_MICRON):
+    if um is None and any(name in description for name in _IMAGEJ_MICRON):
         um = 1.0
     return () if um is None else tuple(um / float(tags[tag]) for tag in _TIFF_RESOLUTION)
+
+
+def _ome_mpp(attributes: str) -> tuple[float, ...]:
+    """PhysicalSizeX and Y of OME's Pixels element, by default in micrometres.
+
+    Found as text: an XML parser would follow a hostile file's entities, and nothing else is needed.
+    """
+    # Pillow takes the description for Latin-1; OME's is UTF-8.
+    readable = attributes.encode("latin-1", "replace").decode("utf-8", "replace")
+    found = {
+        name: html.unescape(double or single)
+        for name, double, single in _OME_SIZE.findall(readable)
+    }
+    sizes = []
+    for axis in "XY" if "PhysicalSizeY" in found else "XX":
+        size = found.get(f"PhysicalSize{axis}")
+        um = _OME_UM.get(found.get(f"PhysicalSize{axis}Unit", "um"))
+        if size is None or um is None:
+            return ()
+        sizes.append(float(size) * um)
+    return tuple(sizes)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -171,7 +171,7 @@ X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT, DESCRIPTION = 282, 283, 296, 270
 INCH, CENTIMETRE, NO_UNIT = 2, 3, 1
 
 
-def _tiff(x: float, y: float, unit: int | None, description: str = "") -> bytes:
+def _tiff(x: float, y: float, unit: int | None, description: str | bytes = "") -> bytes:
     tags = {X_RESOLUTION: x, Y_RESOLUTION: y, DESCRIPTION: description}
     if unit is not None:
         tags[RESOLUTION_UNIT] = unit
@@ -196,6 +196,83 @@ def test_a_tiff_states_its_mpp_by_its_resolution(
     resolution: float, unit: int | None, description: str, mpp: float
 ) -> None:
     assert file_mpp(_tiff(resolution, resolution, unit, description)) == pytest.approx(mpp)
+
+
+def _ome(attributes: str, before: str = "") -> bytes:
+    """An OME-TIFF whose other tags say 72 dpi, as its writers do."""
+    xml = (
+        f'<?xml version="1.0" encoding="UTF-8"?>{before}<OME xmlns="http://www.openmicroscopy.org">'
+        f'<Image ID="Image:0"><Pixels ID="Pixels:0" {attributes} SizeX="9"><Channel/></Pixels>'
+    )
+    return _tiff(72.0, 72.0, INCH, xml.encode())
+
+
+@pytest.mark.parametrize(
+    ("attributes", "mpp"),
+    [
+        ('PhysicalSizeX="0.25" PhysicalSizeY="0.25"', 0.25),
+        ('PhysicalSizeX="0.25"', 0.25),
+        ('PhysicalSizeX="0.5" PhysicalSizeXUnit="\u00b5m"', 0.5),
+        ('PhysicalSizeX="0.5" PhysicalSizeXUnit="\u03bcm"', 0.5),
+        ('PhysicalSizeX="0.5" PhysicalSizeXUnit="&#181;m"', 0.5),
+        ("PhysicalSizeX='500' PhysicalSizeXUnit='nm'", 0.5),
+        (
+            'PhysicalSizeXUnit="mm" PhysicalSizeYUnit="nm" PhysicalSizeX="5e-4" '
+            'PhysicalSizeY="500"',
+            0.5,
+        ),
+    ],
+)
+def test_an_ome_tiff_states_its_mpp_in_its_description(attributes: str, mpp: float) -> None:
+    assert file_mpp(_ome(attributes)) == pytest.approx(mpp)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        'PhysicalSizeX="1e9"',
+        'PhysicalSizeX="0.001"',
+        'PhysicalSizeX="-0.5"',
+        'PhysicalSizeX="nan"',
+        'PhysicalSizeX="half"',
+        'PhysicalSizeX="0.5" PhysicalSizeXUnit="pixel"',
+        'PhysicalSizeX="0.25" PhysicalSizeY="0.5"',
+        'PhysicalSizeX="&size;"',
+        'SizeY="9"',
+    ],
+)
+def test_what_no_microscope_gives_is_none_in_an_ome_tiff_too(attributes: str) -> None:
+    assert file_mpp(_ome(attributes)) is None
+
+
+def test_entities_of_an_ome_tiff_are_not_expanded() -> None:
+    entity = '<!DOCTYPE x [<!ENTITY size "0.5"><!ENTITY f SYSTEM "file:///etc/hostname">]>'
+    assert file_mpp(_ome('PhysicalSizeX="&size;"', entity)) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["<Pixels " * 100_000, "<Pixels " + "a" * 10**6, "Aperio" + "|MPP=" * 200_000]
+)
+def test_a_description_made_to_be_searched_for_hours_is_done_with_at_once(text: str) -> None:
+    assert file_mpp(_tiff(72.0, 72.0, INCH, text)) is None
+
+
+@pytest.mark.parametrize(
+    ("description", "mpp"),
+    [
+        (
+            "Aperio Image Library v11.2.1\r\n46000x32914 -> |AppMag = 40|MPP = 0.2525|Left = 1",
+            0.2525,
+        ),
+        ("Aperio Leica Biosystems GT450|AppMag = 20|MPP = 0.5", 0.5),
+        ("Aperio Image Library|AppMag = 20|MPP = 500|Left = 1", None),
+        ("Aperio Image Library|AppMag = 20|MPP = 0.2.5|Left = 1", None),
+        ("Another Library|MPP = 0.25|", None),
+    ],
+)
+def test_an_aperio_slide_states_its_mpp(description: str, mpp: float | None) -> None:
+    found = file_mpp(_tiff(72.0, 72.0, INCH, description))
+    assert found == (None if mpp is None else pytest.approx(mpp))
 
 
 @pytest.mark.parametrize(
