@@ -1,6 +1,7 @@
 """Serve a bundle: `python -m serve http`, `segment`, `benchmark` and `load`."""
 
 import ipaddress
+import logging
 import os
 import socket
 import sys
@@ -15,11 +16,13 @@ from serve.access import ApiKeys
 from serve.benchmark_run import Benchmark, run_benchmark
 from serve.errors import FocalPathError
 from serve.load import Load, run_load
+from serve.logs import configure_logging
 from serve.manifest import read_bundle
 from serve.segment_files import Segment, run_segment
 from serve.settings import ServeSettings
 from serve.telemetry import check_tracing
 
+_log = logging.getLogger("serve")
 FlatSettings = tyro.conf.OmitArgPrefixes[ServeSettings]
 
 
@@ -67,10 +70,10 @@ def run_http(command: Http) -> None:
         os.environ.setdefault("BENTOML_HOME", home)
         from serve.service import run
 
-        print(
-            f"Serving {manifest.name} {manifest.version} at http://{command.host}:{command.port} "
-            f"({settings.backend}). Press Ctrl+C to stop.",
-            flush=True,
+        configure_logging(settings.log_format)
+        _log.info(
+            "%s %s is served at http://%s:%d (%s); Ctrl+C stops it",
+            *(manifest.name, manifest.version, command.host, command.port, settings.backend),
         )
         run(command.host, command.port)
 

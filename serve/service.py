@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 import bentoml
+from bentoml._internal import log as bentoml_log
 
 from serve.endpoints import build_app
 from serve.gateway import build_gateway
@@ -56,5 +57,7 @@ class SegmentationService:
 
 def run(host: str, port: int) -> None:
     """Serve at an IP address and port; returns when the process is told to stop."""
+    # Here BentoML would set up a log of its own, in text, in the process that starts the workers.
+    bentoml_log.configure_logging = lambda: None
     service: Any = SegmentationService  # the decorator made it a `bentoml.Service`
     service.serve_http(host=host, port=port)

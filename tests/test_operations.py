@@ -77,6 +77,20 @@ def test_metrics_tell_the_pixels_of_each_class(guarded: str) -> None:
     assert np.subtract(counts(), before).tolist() == [0, TILE_SIZE_PX**2, 0]
 
 
+def test_every_stage_of_an_answer_is_in_the_metrics(guarded: str) -> None:
+    stages = ("queue", "decode", "segment", "batch", "infer", "encode")
+
+    def counts() -> list[float]:
+        metrics = httpx.get(f"{guarded}/metrics").text
+        return [_value(metrics, f'focalpath_stage_seconds_count{{stage="{s}"}}') for s in stages]
+
+    _segment(guarded, blobs(20, 20), **{"X-API-Key": KEY})
+    before = counts()
+    _segment(guarded, blobs(100, 100), **{"X-API-Key": KEY})
+    assert np.subtract(counts(), before).tolist()[:4] == [1, 1, 1, 4]  # four tiles wait
+    assert all(np.subtract(counts(), before) >= 1)
+
+
 def test_the_log_is_json_and_names_the_key_but_never_shows_it(
     toy_bundle: Path, tmp_path: Path
 ) -> None:
@@ -87,7 +101,8 @@ def test_the_log_is_json_and_names_the_key_but_never_shows_it(
         _segment(url, blobs(20, 20), **{"X-API-Key": KEY, "X-Request-ID": "run-7"})
         _segment(url, blobs(20, 20), **{"X-API-Key": f"{KEY}-wrong"})
     log = (tmp_path / "log.txt").read_text()
-    entries = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    entries = [json.loads(line) for line in log.splitlines()]  # all of them, from the first
+    assert "is served at http://127.0.0.1:" in entries[0]["message"]
     answered = {entry["status"]: entry for entry in entries if entry["message"] == "answered"}
     assert answered[200]["request_id"] == "run-7"
     assert answered[200]["key"] == "alice"
