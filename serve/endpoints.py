@@ -9,6 +9,7 @@ the image as sent, upright.
     POST /confidence     PNG, grey, probability of the label, 255 = 1.0
     POST /overlay        PNG, the image under the classes' colours; query: `alpha` 0 to 1,
                          `classes` (repeat it) to show only these
+    POST /image          PNG, the image alone, for browsers that cannot show a TIFF
     POST /geojson        QuPath's GeoJSON; query: `classes`, `simplify_px`, `min_area_px`
     POST /dsa            an annotation document of the Digital Slide Archive; the same query
     POST /probabilities  npz: `probabilities` (C x h x w uint8), `origin_px`, `stride_px`, ...
@@ -64,11 +65,10 @@ from serve.openapi import (
 from serve.outputs import Summary
 from serve.page import page_routes
 from serve.renderings import MEDIA_TYPES, Form, RenderOptions
-from serve.settings import ServeSettings
+from serve.settings import MEBIBYTE, ServeSettings
 from serve.telemetry import Telemetry
 from serve.uploads import (
     FORM_OVERHEAD_BYTES,
-    MAX_BATCH_FILES,
     BodyLimit,
     batch_files,
     check_name,
@@ -133,6 +133,13 @@ async def _overlay(
     return await _answer(request, upload, "overlay", options)
 
 
+async def _image(request: Request, upload: Uploaded) -> Response:
+    """The image as it is read, upright, as an RGB PNG; browsers cannot show a TIFF."""
+    worker: Worker = request.app.state.worker
+    content = await worker.run(lambda: worker.picture(upload.data))
+    return Response(content, media_type="image/png")
+
+
 async def _geojson(
     request: Request,
     upload: Uploaded,
@@ -183,8 +190,9 @@ async def _batch(
     A line is `{"index", "name", "status": 200, "outputs": {...}}` or, for a file that cannot be
     used, `{"index", "name", "status": 400, "error"}`; the other files are answered all the same.
     """
-    form = await read_form(request, "images", max_files=MAX_BATCH_FILES)
     state = request.app.state
+    settings: ServeSettings = state.settings
+    form = await read_form(request, "images", max_files=settings.max_batch_files)
     options = RenderOptions(
         alpha=alpha, classes=classes, simplify_px=simplify_px, min_area_px=min_area_px
     )
@@ -196,14 +204,17 @@ async def _batch(
         )
         uploads = [upload for upload in form.getlist("images") if isinstance(upload, UploadFile)]
         files = await state.worker.run(
-            lambda: batch_files(uploads, state.settings.max_upload_bytes)
+            lambda: batch_files(
+                uploads,
+                max_bytes=settings.max_upload_bytes,
+                max_files=settings.max_batch_files,
+                max_unpacked_bytes=settings.max_batch_mib * MEBIBYTE,
+            )
         )
     except FocalPathError:
         await form.close()
         raise
-    lines = answer_batch(
-        files, form, job, state.worker, state.model, ahead=state.settings.concurrency
-    )
+    lines = answer_batch(files, form, job, state.worker, state.model, ahead=settings.concurrency)
     return StreamingResponse(lines, media_type="application/x-ndjson")
 
 
@@ -262,6 +273,7 @@ _IMAGE_ENDPOINTS: tuple[tuple[str, Callable[..., Any], Responses], ...] = (
     ("/labels", _labels, binary_answer("image/png")),
     ("/confidence", _confidence, binary_answer("image/png")),
     ("/overlay", _overlay, binary_answer("image/png")),
+    ("/image", _image, binary_answer("image/png")),
     ("/geojson", _geojson, json_answer(MEDIA_TYPES["geojson"])),
     ("/dsa", _dsa, json_answer(MEDIA_TYPES["dsa"])),
     ("/probabilities", _probabilities, binary_answer("application/x-npz")),

@@ -209,6 +209,11 @@ def overlay_png(
     return _to_png(blended, compress_level=1)  # a photograph: more effort saves little
 
 
+def rgb_png(image: NDArray[np.uint8]) -> bytes:
+    """An (H, W, 3) uint8 image as a PNG, quickly rather than small."""
+    return _to_png(Image.fromarray(image), compress_level=1)
+
+
 def arrays_npz(
     labels: NDArray[np.uint8],
     confidence: NDArray[np.uint8],

@@ -46,6 +46,10 @@ class ServeSettings:
     """Largest upload in MiB; larger ones get HTTP 413."""
     max_image_megapixels: int = 64
     """Largest image in megapixels, judged from its header; larger ones get HTTP 413."""
+    max_batch_files: int = 256
+    """Most files of one /batch, those in zips included; more get HTTP 413."""
+    max_batch_mib: int = 1024
+    """Largest sum of what a /batch's zips unpack to, in MiB; more gets HTTP 413."""
     workers: int = 1
     """Processes that answer requests; each opens its own model."""
     concurrency: int = 2
@@ -82,6 +86,8 @@ class ServeSettings:
             "triton_timeout_s": (0.001, 86_400),
             "max_upload_mib": (1, 4096),
             "max_image_megapixels": (1, PILLOW_LIMIT_MEGAPIXELS),
+            "max_batch_files": (1, 65_536),
+            "max_batch_mib": (1, 1_048_576),
             "workers": (1, 256),
             "concurrency": (1, 1024),
             "max_waiting": (1, 100_000),

@@ -22,10 +22,6 @@ from serve.errors import FocalPathError, ImageError, ImageTooLargeError, OptionE
 from serve.images import check_mpp
 from serve.settings import MEBIBYTE
 
-MAX_BATCH_FILES = 256
-"""Most files of one batch, zips' members included."""
-MAX_EXPANSION = 16
-"""A zip's members may be this many times as large as the largest upload, all together."""
 FORM_OVERHEAD_BYTES = MEBIBYTE
 """What a multipart body may have around its files."""
 MAX_PAUSE_S = 30.0
@@ -158,7 +154,9 @@ class BatchFile:
     """Its content; raises a FocalPathError where it cannot be used."""
 
 
-def batch_files(uploads: list[UploadFile], max_bytes: int) -> list[BatchFile]:
+def batch_files(
+    uploads: list[UploadFile], *, max_bytes: int, max_files: int, max_unpacked_bytes: int
+) -> list[BatchFile]:
     """The files of a batch, those in zips included, without reading any.
 
     A file that cannot be used is in the list, and says so when it is read.
@@ -166,6 +164,8 @@ def batch_files(uploads: list[UploadFile], max_bytes: int) -> list[BatchFile]:
     Args:
         uploads: the form's files.
         max_bytes: the largest file that is read.
+        max_files: most files, those in zips included.
+        max_unpacked_bytes: what all zips' files may have together.
 
     Raises:
         ImageTooLargeError: too many files, or zips that expand too far.
@@ -189,15 +189,14 @@ def batch_files(uploads: list[UploadFile], max_bytes: int) -> list[BatchFile]:
         files += [
             _checked(info.filename, _member_reader(archive, info, max_bytes)) for info in members
         ]
-    if len(files) > MAX_BATCH_FILES:
+    if len(files) > max_files:
         raise ImageTooLargeError(
-            f"The batch has {len(files)} files, at most {MAX_BATCH_FILES} are accepted. "
-            "Send it in parts."
+            f"The batch has {len(files)} files, at most {max_files} are accepted. Send it in parts."
         )
-    if expanded > MAX_EXPANSION * max_bytes:
+    if expanded > max_unpacked_bytes:
         raise ImageTooLargeError(
-            f"The zips expand to {expanded} bytes, at most {MAX_EXPANSION * max_bytes} are "
-            "accepted. Send them in parts."
+            f"The zips expand to {expanded} bytes, at most {max_unpacked_bytes} are accepted. "
+            "Send them in parts."
         )
     return files
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from serve.errors import FocalPathError, ImageError, ImageTooLargeError, OptionError
-from serve.images import decode_picture
+from serve.images import Picture, decode_picture
 from serve.model import Model
+from serve.outputs import rgb_png
 from serve.renderings import Form, RenderOptions, needs_probabilities, render
 from serve.segmenter import Segmenter
 from serve.settings import ServeSettings
@@ -48,18 +49,31 @@ class Worker:
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, timed)
 
+    def picture(self, data: bytes) -> bytes:
+        """A file's image as a PNG, for who cannot show the file.
+
+        Raises:
+            ImageError: the file cannot be used.
+        """
+        picture = self._decode(data)
+        with self._telemetry.stage("encode"):
+            return rgb_png(picture.pixels)
+
+    def _decode(self, data: bytes) -> Picture:
+        with self._telemetry.stage("decode"):
+            return decode_picture(
+                data,
+                max_bytes=self._settings.max_upload_bytes,
+                max_pixels=self._settings.max_image_pixels,
+            )
+
     def answer(self, model: Model, data: bytes, job: Job) -> list[bytes]:
         """The forms of a file's segmentation, in their order.
 
         Raises:
             FocalPathError: the file or an option cannot be used, or the model is not available.
         """
-        with self._telemetry.stage("decode"):
-            picture = decode_picture(
-                data,
-                max_bytes=self._settings.max_upload_bytes,
-                max_pixels=self._settings.max_image_pixels,
-            )
+        picture = self._decode(data)
 
         def work(segmenter: Segmenter) -> list[bytes]:
             with self._telemetry.stage("segment"):

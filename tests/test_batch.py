@@ -12,9 +12,11 @@ from PIL import Image
 from starlette.datastructures import UploadFile
 
 from serve.errors import ImageError, ImageTooLargeError
-from serve.uploads import MAX_BATCH_FILES, MAX_EXPANSION, batch_files
+from serve.settings import ServeSettings
+from serve.uploads import batch_files
 from tests.pictures import encoded, painted
 
+MAX_BATCH_FILES = ServeSettings.max_batch_files
 Files = Sequence[tuple[str, bytes]]
 
 
@@ -49,7 +51,7 @@ def _largest_class(line: dict[str, Any]) -> str:
 
 def _listed(*uploads: tuple[str, bytes], max_bytes: int = 10_000) -> list[Any]:
     files = [UploadFile(io.BytesIO(content), filename=name) for name, content in uploads]
-    return batch_files(files, max_bytes)
+    return batch_files(files, max_bytes=max_bytes, max_files=20, max_unpacked_bytes=100_000)
 
 
 def test_each_file_gets_a_line_in_its_order(service_url: str) -> None:
@@ -114,13 +116,17 @@ def test_too_many_files_in_a_zip_are_a_413(service_url: str) -> None:
 
 
 def test_a_zip_bomb_is_refused_by_what_it_says_of_itself() -> None:
-    bomb = _zip([(f"{n}.png", bytes(10_000)) for n in range(MAX_EXPANSION + 1)])
-    deflated = _zip(
-        [("0.png", bytes(10_000 * MAX_EXPANSION + 1))], compression=zipfile.ZIP_DEFLATED
-    )
+    bomb = _zip([(f"{n}.png", bytes(10_000)) for n in range(11)])
+    deflated = _zip([("0.png", bytes(100_001))], compression=zipfile.ZIP_DEFLATED)
     for content in (bomb, deflated):
         with pytest.raises(ImageTooLargeError, match="expand to"):
             _listed(("bomb.zip", content))
+
+
+def test_how_many_files_a_batch_may_have_is_a_setting() -> None:
+    assert len(_listed(*[("x.png", b"x")] * 20)) == 20
+    with pytest.raises(ImageTooLargeError, match="has 21 files, at most 20"):
+        _listed(*[("x.png", b"x")] * 21)
 
 
 def test_a_zip_bomb_that_lies_about_its_size_is_not_unpacked() -> None:

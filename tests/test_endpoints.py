@@ -19,6 +19,7 @@ IMAGE = blobs(150, 210)
 PNG = encoded(IMAGE)
 IMAGE_ENDPOINTS = (
     "segment", "labels", "confidence", "overlay", "geojson", "dsa", "probabilities", "arrays",
+    "image",
 )  # fmt: skip
 
 
@@ -51,6 +52,7 @@ def _summary(response: httpx.Response) -> Summary:
         ("dsa", "application/json"),
         ("probabilities", "application/x-npz"),
         ("arrays", "application/x-npz"),
+        ("image", "image/png"),
     ],
 )
 def test_each_endpoint_says_what_it_answers_with(
@@ -58,6 +60,12 @@ def test_each_endpoint_says_what_it_answers_with(
 ) -> None:
     response = _post(service_url, endpoint)
     assert (response.status_code, response.headers["content-type"]) == (200, media_type)
+
+
+def test_a_tiff_is_handed_back_as_a_png_of_the_same_pixels(service_url: str) -> None:
+    response = _post(service_url, "image", encoded(IMAGE, "TIFF"))
+    with Image.open(io.BytesIO(response.content), formats=["PNG"]) as picture:
+        assert np.array_equal(np.asarray(picture), IMAGE)
 
 
 def test_the_mpp_may_be_in_the_query_or_in_the_form(service_url: str) -> None:

@@ -17,7 +17,7 @@ from tests.toy_bundle import CLASSES
 
 PATHS = {
     "/segment", "/labels", "/confidence", "/overlay", "/geojson", "/dsa", "/probabilities",
-    "/arrays", "/batch", "/model", "/metrics",
+    "/arrays", "/image", "/batch", "/model", "/metrics",
 }  # fmt: skip
 EXAMPLES = 15
 """Requests for each endpoint, once that should be answered and once that should not."""

@@ -163,7 +163,7 @@ async function readResult(buffer) {
 async function ensurePicture(file, { width, height }, signal) {
   if (state.bitmap?.width === width && state.bitmap.height === height) return;
   try {
-    const { response } = await service.post("overlay", file, { query: new URLSearchParams({ alpha: 0 }), signal });
+    const { response } = await service.post("image", file, { signal });
     const bitmap = await createImageBitmap(new Blob([response], { type: "image/png" }));
     signal.throwIfAborted();
     showBitmap(bitmap);
