@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 # The targets share their names with folders.
 .PHONY: install format lint typecheck imports test check data train evaluate export engine serve \
-	benchmark benchmark-train benchmark-export benchmark-gpu compare demo docker clean
+	benchmark benchmark-train benchmark-export benchmark-gpu load compare demo docker clean
 
 install: $(VENV)/.installed
 
@@ -85,6 +85,10 @@ benchmark-export: install
 # Ends with exit status 2 on a machine without a GPU.
 benchmark-gpu: install
 	$(RUN) -m export.benchmark_gpu
+
+# Everything on 127.0.0.1, in four minutes: load, malformed uploads, Triton and workers killed.
+load: install
+	$(RUN) -m tests.load
 
 demo: install
 	@$(VENV)/bin/python docs/demo.py --data $(DATA) --checkpoint $(CHECKPOINT) --bundle $(BUNDLE) --out $(DEMO)
