@@ -13,6 +13,8 @@ from PIL import Image
 from tests.pictures import blobs, encoded, rgb_png
 from tests.test_bombs import BOMBS
 
+LIMITS = {"max_upload_mib": "1", "max_image_megapixels": "1", "max_batch_mib": "16"}
+"""Of the service that they are sent to."""
 MAX_PIXELS = 10**6
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 SMALL = blobs(40, 60)
