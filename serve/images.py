@@ -22,6 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serve.bombs import refuse_bombs, refuse_large_exif
 from serve.errors import ImageError, ImageTooLargeError, OptionError
+from serve.png import decode_plain_png
 from serve.settings import MEBIBYTE, MEGAPIXEL, ServeSettings
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
@@ -108,6 +109,8 @@ def decode_image(
             image.verify()  # checks PNG's checksums, and leaves the image unusable
         except _DECODER_ERRORS as error:
             raise _damaged(error) from error
+    if (pixels := decode_plain_png(data)) is not None:
+        return pixels
     with _open(data, max_pixels) as image:
         try:
             image.load()

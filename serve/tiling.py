@@ -12,11 +12,13 @@ An image of another um per pixel than the model's is resampled first; its labels
 blend at once in the image's own pixels, so that nothing is resampled twice.
 """
 
+import functools
 import itertools
 import math
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +35,10 @@ OVERLAP = 0.25
 SIGMA = 0.125
 """Standard deviation of the Gaussian window, as a share of the tile."""
 _STRIP_ROWS = 256
-"""Rows of the image that are upsampled at once: bounds the memory."""
+"""Rows of the image that are upsampled at once: bounds the memory. Part of the result: of another
+size, the interpolation rounds otherwise."""
+_MOST_STRIPS = 4
+"""Strips that are worked on at the same time: bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -224,18 +229,29 @@ def upsample_and_label(
     rows, columns = extent or (height / LOW_RES_STRIDE, width / LOW_RES_STRIDE)
     labels = np.empty((height, width), np.uint8)
     confidence = np.empty((height, width), np.uint8)
-    for top in range(0, height, _STRIP_ROWS):
+
+    def label_strip(top: int) -> None:
         bottom = min(top + _STRIP_ROWS, height)
         span = top * rows / height, bottom * rows / height
-        best = _resample_rows(probabilities[0], span, bottom - top, width, columns)
-        winner = np.ones(best.shape, np.uint8)
+        winner = labels[top:bottom]
+        winner[...] = 1
+        best = _resample_rows(probabilities[0], span, bottom - top, width, columns).copy()
         for index in range(1, len(probabilities)):
             candidate = _resample_rows(probabilities[index], span, bottom - top, width, columns)
-            winner[candidate > best] = index + 1
+            np.copyto(winner, np.uint8(index + 1), where=candidate > best)
             np.maximum(best, candidate, out=best)
-        labels[top:bottom] = winner
-        confidence[top:bottom] = np.rint(best).clip(0, 255)
+        np.clip(np.rint(best, out=best), 0, 255, out=best)
+        confidence[top:bottom] = best
+
+    list(_strip_threads().map(label_strip, range(0, height, _STRIP_ROWS)))
     return labels, confidence
+
+
+@functools.cache
+def _strip_threads() -> ThreadPoolExecutor:
+    """Pillow and numpy leave Python to other threads while they compute."""
+    num_threads = min(len(os.sched_getaffinity(0)), _MOST_STRIPS)
+    return ThreadPoolExecutor(num_threads, thread_name_prefix="strips")
 
 
 def _resample_rows(
@@ -256,7 +272,7 @@ def _resample_rows(
         Image.Resampling.BILINEAR,
         box=(0, top - first, min(columns, plane.shape[1]), min(bottom, plane.shape[0]) - first),
     )
-    return np.array(resampled, np.float32)
+    return np.asarray(resampled, np.float32)
 
 
 def _predict_one_tile(

@@ -6,6 +6,7 @@ in a field is text in the wrong place.
 
 import asyncio
 import re
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import IO
 
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -100,6 +102,12 @@ class BodyLimit:
         )
 
 
+class _MemoryParser(MultiPartParser):
+    """Keeps a file in memory, where it is needed at once: on disk each piece costs a thread."""
+
+    spool_max_size = sys.maxsize
+
+
 async def read_form(request: Request, field: str, *, max_files: int = 1) -> FormData:
     """Read a multipart form; close it when its files have been read.
 
@@ -114,12 +122,14 @@ async def read_form(request: Request, field: str, *, max_files: int = 1) -> Form
     kind = request.headers.get("content-type", "nothing")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
         raise ImageError(f"The content type is {kind}. {expected}")
+    kind_of_parser = _MemoryParser if max_files == 1 else MultiPartParser
+    parser = kind_of_parser(
+        request.headers, request.stream(), max_files=max_files, max_fields=_MAX_FORM_FIELDS
+    )
     try:
-        form = await request.form(max_files=max_files, max_fields=_MAX_FORM_FIELDS)
-    except HTTPException as error:
-        if error.status_code != 400:
-            raise  # the body is over the limit, or too slow
-        raise ImageError(f"The form cannot be read: {error.detail} {expected}") from error
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise ImageError(f"The form cannot be read: {error.message} {expected}") from error
     unknown = ", ".join(repr(name) for name in dict.fromkeys(form) if name not in (field, "mpp"))
     if unknown or not any(isinstance(upload, UploadFile) for upload in form.getlist(field)):
         found = unknown or (f"text in the field '{field}'" if field in form else "no field")

@@ -18,7 +18,7 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service_url(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The HTTP service over the toy bundle; takes uploads of at most 1 MiB and 1 megapixel."""
     log = tmp_path_factory.mktemp("service") / "log.txt"
-    limits = {"max_upload_mib": "1", "max_image_megapixels": "1"}
+    limits = {"max_upload_mib": "1", "max_image_megapixels": "1", "max_batch_mib": "16"}
     with running_service(toy_bundle, log, **limits) as url:
         wait_until_ready(url)
         yield url
