@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -71,12 +72,12 @@ def test_a_websocket_is_answered_as_the_request_that_it_comes_with(service_url: 
     assert "The content type is nothing" in json.loads(body)["error"]
 
 
-def _with_server(work: Callable[[tuple[str, int]], object]) -> object:
+def _with_server(work: Callable[[tuple[str, int]], object], answer: bytes = b"answer") -> object:
     """Do `work`, in a thread, with a server that speaks the protocol."""
 
     async def main() -> object:
         config = uvicorn.Config(
-            PlainTextResponse("answer"), http=ServiceProtocol, log_config=None, lifespan="off"
+            PlainTextResponse(answer), http=ServiceProtocol, log_config=None, lifespan="off"
         )
         server = uvicorn.Server(config)
         with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -130,3 +131,41 @@ def test_an_answer_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) 
         return received
 
     assert _with_server(work).startswith(b"HTTP/1.1 200")  # type: ignore[attr-defined]
+
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+LARGE = bytes(30_000_000)
+"""More than the kernel takes for a caller."""
+
+
+def test_who_does_not_read_the_answer_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve.protocol, "READ_PAUSE_S", MOMENT_S)
+
+    def work(address: tuple[str, int]) -> int:
+        with socket.create_connection(address, timeout=30) as connection:
+            connection.sendall(GET)
+            time.sleep(10 * MOMENT_S)
+            return _read_slowly(connection)
+
+    assert _with_server(work, LARGE) < len(LARGE)  # type: ignore[operator]
+
+
+def test_who_reads_slowly_gets_all_of_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve.protocol, "READ_PAUSE_S", 5 * MOMENT_S)
+
+    def work(address: tuple[str, int]) -> int:
+        with socket.create_connection(address, timeout=30) as connection:
+            connection.sendall(GET)
+            return _read_slowly(connection, pause_s=MOMENT_S / 10)
+
+    assert _with_server(work, LARGE) > len(LARGE)  # type: ignore[operator]
+
+
+def _read_slowly(connection: socket.socket, pause_s: float = 0.0) -> int:
+    """Bytes until the service hangs up."""
+    num_bytes = 0
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(200_000):
+            num_bytes += len(part)
+            time.sleep(pause_s)
+    return num_bytes
