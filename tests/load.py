@@ -197,85 +197,98 @@ def described(run: FaultRun, seconds: float) -> dict[str, Any]:
 
 def as_markdown(results: dict[str, Any]) -> str:
     """The numbers, for readers."""
-    machine, even, over = results["machine"], results["steady"], results["overload"]
-    bad, triton = results["malformed"], results["triton_killed"]
-    memory = even["memory"]
-    rows = [
-        "| load | clients | seconds | outcomes | right answers/s | p50 | p95 | p99 |",
-        "|---|--:|--:|---|--:|--:|--:|--:|",
-    ]
-    loads = {"steady": even, "overload": over, "Triton killed": triton}
-    loads |= {f"worker killed, of {one['num_workers']}": one for one in results["worker_killed"]}
-    for name, one in loads.items():
-        counts = ", ".join(f"{count:,} x {outcome}" for outcome, count in one["outcomes"].items())
-        rows.append(
-            f"| {name} | {one['num_clients']} | {one['seconds']:g} | {counts} "
-            f"| {one['answers_per_second']:,g} | {one['latency_p50_ms']:g} ms "
-            f"| {one['latency_p95_ms']:g} ms | {one['latency_p99_ms']:g} ms |"
-        )
-    kinds = ["| upload | statuses | slowest |", "|---|---|--:|"]
-    truncated: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    slowest: defaultdict[str, float] = defaultdict(float)
-    for kind, one in bad["kinds"].items():
-        name = kind.split()[0] if kind.startswith(("truncated", "bit-flipped")) else kind
-        truncated[name].update(one["statuses"])
-        slowest[name] = max(slowest[name], one["slowest_ms"])
-    for name, counts in sorted(truncated.items()):
-        text = ", ".join(f"{count} x {status}" for status, count in sorted(counts.items()))
-        kinds.append(f"| {name} | {text} | {slowest[name]:g} ms |")
-    one_of_two = next(one for one in results["worker_killed"] if one["num_workers"] == 2)
-    alone = next(one for one in results["worker_killed"] if one["num_workers"] == 1)
+    machine = results["machine"]
     return "\n".join(
         [
             "# Load, faults and bad input",
             "",
             f"Written by `make load` on {machine['num_cpus']} cores of {machine['processor']}, "
-            "which the clients share with the service. The model is the tests' toy, one convolution, so "
-            "that the service is the limit and the right labels are known; each client checks the "
-            "labels of its own image, one of a size that no other has.",
+            "which the clients share with the service. The model is the tests' toy, one "
+            "convolution, so that the service is the limit and the right labels are known; each "
+            "client checks the labels of its own image, one of a size that no other has.",
             "",
-            *rows,
+            *_table_of_loads(results),
             "",
-            f"- **Steady** (2 workers, up to {NUM_CLIENTS} requests each): memory "
-            f"{memory['mebibytes'][0]:g} MiB at the start, {memory['mebibytes'][-1]:g} MiB at the "
-            f"end, {memory['growth_in_second_half']:+.1%} over the second half.",
-            f"- **Overload** (1 worker that lets {MAX_WAITING} wait): what is beyond is a 429 with "
-            f"Retry-After, never more than {over['most_in_progress']} requests were inside.",
-            f"- **Triton killed** (SIGKILL) and started again {_down(triton):.1f} s later: answers "
-            f"while it was down: {', '.join(triton['outcomes_while_down'])}; right again "
-            f"{triton['right_again_after_s']:g} s after Triton was ready; the service was "
-            f"{'not ' if triton['service_not_started_again'] else ''}started again.",
-            f"- **Worker killed** (SIGKILL): of two, the other answered on; `/readyz`: "
-            f"{_codes(one_of_two)}; BentoML had another one after "
-            f"{one_of_two['worker_replaced_after_s']:g} s (it looks every 10 s). The only one: new "
-            f"connections waited, and were answered after {alone['right_again_after_s']:g} s; "
-            f"`/readyz`: {_codes(alone)}. Requests that the killed worker had are lost: their "
-            "connections break.",
+            *_what_was_seen(results),
             "",
             "![Memory under steady load; answers a second while Triton is killed](load.png)",
             "",
-            f"## {bad['count']:,} malformed uploads",
-            "",
-            f"{bad['not_refused']} were answered with anything but a 4xx with a JSON error; all "
-            f"{bad['right_answers_between']} good requests in between were answered rightly, by "
-            f"the {'same' if bad['same_worker_at_the_end'] else 'NOT THE SAME'} process. Median "
-            f"{bad['median_ms']:g} ms, slowest {bad['slowest_ms']:g} ms.",
-            "",
-            *kinds,
-            "",
-            "Truncated and bit-flipped files count only where Pillow does not read them. Those that "
-            "it still reads are images, if damaged ones, and were answered so: "
-            + ", ".join(
-                f"{count} x {code}" for code, count in sorted(bad["damaged_but_readable"].items())
-            )
-            + ".",
+            *_bad_input(results["malformed"]),
             "",
         ]
     )
 
 
-def _down(triton: dict[str, Any]) -> float:
-    return float(triton["events_s"]["starting"] - triton["events_s"]["killed"])
+def _table_of_loads(results: dict[str, Any]) -> list[str]:
+    loads = {"steady": results["steady"], "overload": results["overload"]}
+    loads |= {"Triton killed": results["triton_killed"]}
+    loads |= {f"worker killed, of {one['num_workers']}": one for one in results["worker_killed"]}
+    return [
+        "| load | clients | seconds | outcomes | right answers/s | p50 | p95 | p99 |",
+        "|---|--:|--:|---|--:|--:|--:|--:|",
+        *(
+            f"| {name} | {one['num_clients']} | {one['seconds']:g} | {_counts(one['outcomes'])} "
+            f"| {one['answers_per_second']:,g} | {one['latency_p50_ms']:g} ms "
+            f"| {one['latency_p95_ms']:g} ms | {one['latency_p99_ms']:g} ms |"
+            for name, one in loads.items()
+        ),
+    ]
+
+
+def _what_was_seen(results: dict[str, Any]) -> list[str]:
+    memory, triton = results["steady"]["memory"], results["triton_killed"]
+    of_two, alone = results["worker_killed"]
+    down_s = triton["events_s"]["starting"] - triton["events_s"]["killed"]
+    return [
+        f"- **Steady** (2 workers, up to {NUM_CLIENTS} requests each): memory "
+        f"{memory['mebibytes'][0]:g} MiB at the start, {memory['mebibytes'][-1]:g} MiB at the "
+        f"end, {memory['growth_in_second_half']:+.1%} over the second half.",
+        f"- **Overload** (1 worker that lets {MAX_WAITING} wait): what is beyond is a 429 with "
+        f"`Retry-After`; at most {results['overload']['most_in_progress']} requests were seen "
+        "inside at a time.",
+        f"- **Triton killed** (SIGKILL) and started again {down_s:.1f} s later: while it was down "
+        f"the answers were {', '.join(triton['outcomes_while_down'])}; "
+        f"{triton['right_again_after_s']:g} s after Triton was ready the first was right again; "
+        f"the service was {'not ' if triton['service_not_started_again'] else ''}started again. "
+        f"`/readyz`: {_codes(triton)}.",
+        "- **Worker killed** (SIGKILL). Of two: the other answered on, and BentoML had another one "
+        f"after {of_two['worker_replaced_after_s']:g} s (it looks every 10 s). The only one: new "
+        f"connections waited, and {alone['right_again_after_s']:g} s later the first was answered. "
+        "The requests that the killed worker had are lost: their connections break. "
+        f"`/readyz`: {_codes(of_two)}; of the only one: {_codes(alone)}.",
+    ]
+
+
+def _bad_input(bad: dict[str, Any]) -> list[str]:
+    statuses: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    slowest: defaultdict[str, float] = defaultdict(float)
+    for kind, one in bad["kinds"].items():
+        name = kind.split()[0] if kind.startswith(("truncated", "bit-flipped")) else kind
+        statuses[name].update(one["statuses"])
+        slowest[name] = max(slowest[name], one["slowest_ms"])
+    return [
+        f"## {bad['count']:,} malformed uploads",
+        "",
+        f"{bad['not_refused']} were answered with anything but a 4xx with a JSON error; all "
+        f"{bad['right_answers_between']} good requests in between were answered rightly, by "
+        f"{'the same process' if bad['same_worker_at_the_end'] else 'ANOTHER PROCESS'}. Median "
+        f"{bad['median_ms']:g} ms, slowest {bad['slowest_ms']:g} ms.",
+        "",
+        "| upload | statuses | slowest |",
+        "|---|---|--:|",
+        *(
+            f"| {name} | {_counts(counts)} | {slowest[name]:g} ms |"
+            for name, counts in sorted(statuses.items())
+        ),
+        "",
+        "Truncated and bit-flipped files count only where Pillow does not read them. Those that it "
+        "still reads are images, if damaged ones, and were answered so: "
+        f"{_counts(bad['damaged_but_readable'])}.",
+    ]
+
+
+def _counts(outcomes: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} x {outcome}" for outcome, count in sorted(outcomes.items()))
 
 
 def _codes(fault: dict[str, Any]) -> str:
