@@ -136,18 +136,22 @@ class TileBatcher:
 
     def _answer(self, batch: list[_Waiting]) -> None:
         now = time.perf_counter()
-        if self._observe_wait is not None:
-            for waiting in batch:
-                waiting.context.run(self._observe_wait, now - waiting.since)
         outputs = tuple(dict.fromkeys(name for waiting in batch for name in waiting.outputs))
         try:
-            answers = self._backend.infer(np.stack([waiting.tile for waiting in batch]), outputs)
+            if self._observe_wait is not None:
+                for waiting in batch:
+                    waiting.context.run(self._observe_wait, now - waiting.since)
+            found = self._backend.infer(np.stack([waiting.tile for waiting in batch]), outputs)
+            answers = [
+                {name: found[name][index] for name in waiting.outputs}
+                for index, waiting in enumerate(batch)
+            ]
         except Exception as error:  # whatever it is, it belongs to those who wait
             for waiting in batch:
                 waiting.future.set_exception(error)
             return
-        for index, waiting in enumerate(batch):
-            waiting.future.set_result({name: answers[name][index] for name in waiting.outputs})
+        for waiting, answer in zip(batch, answers, strict=True):
+            waiting.future.set_result(answer)
 
 
 class TilePool:

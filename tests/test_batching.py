@@ -182,6 +182,21 @@ def test_the_wait_is_told_in_the_context_of_the_request(backend: EchoBackend) ->
     assert waits == [("mine", True)]
 
 
+def test_whatever_fails_in_a_batch_the_next_one_is_answered(backend: EchoBackend) -> None:
+    seconds: list[float] = []
+
+    def observe(waited: float) -> None:
+        seconds.append(waited)
+        if len(seconds) == 1:
+            raise OSError("no space left for metrics")
+
+    batcher = TileBatcher(backend, max_batch_size=4, observe_wait=observe)
+    with pytest.raises(OSError, match="no space left"):
+        batcher.submit(_tile(1), ("labels",)).result(10)
+    assert batcher.submit(_tile(2), ("labels",)).result(10)["labels"] == 2
+    batcher.close()
+
+
 def test_a_pool_has_several_tiles_at_the_backend_at_once(backend: EchoBackend) -> None:
     backend.is_held = True
     pool = TilePool(backend, max_tiles=3)
