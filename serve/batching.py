@@ -45,7 +45,7 @@ class _Waiting:
 
 
 class TileBatcher:
-    """Runs a backend, one batch after the other, on what waits, whoever asked for it.
+    """Runs a backend on what waits, whoever asked for it, by default one batch after the other.
 
     While a batch runs, the next one gathers: under load batches grow by themselves. Only when the
     batch before was shared does one that is not full wait, at most `max_delay_s`: a single caller
@@ -55,6 +55,7 @@ class TileBatcher:
         backend: runs the batches; closed with this object.
         max_batch_size: most tiles of a batch.
         max_delay_s: longest that a batch waits for more tiles.
+        parallel: batches that run at the same time.
         observe_wait: is told how long each tile waited.
     """
 
@@ -64,6 +65,7 @@ class TileBatcher:
         *,
         max_batch_size: int,
         max_delay_s: float = 0.002,
+        parallel: int = 1,
         observe_wait: ObserveWait | None = None,
     ) -> None:
         self._backend = backend
@@ -74,8 +76,11 @@ class TileBatcher:
         self._last_size = 1
         self._closing = threading.Lock()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name="batches", daemon=True) for _ in range(parallel)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[TileAnswer]:
         """See `TileRunner.submit`.
@@ -105,8 +110,10 @@ class TileBatcher:
             if self._closed:
                 return
             self._closed = True
-            self._queue.put(None)
-        self._thread.join()
+            for _ in self._threads:
+                self._queue.put(None)  # each thread takes one, and ends
+        for thread in self._threads:
+            thread.join()
         self._backend.close()
 
     def _run(self) -> None:

@@ -24,7 +24,7 @@ from serve.perf_analyzer import PerfAnalyzerRow
 
 GOAL_CLIENTS = 8
 MODEL = "model alone"
-"""The backend in this process, given the image's tiles: no cutting, no blending, no picture."""
+"""The backend in this process, given all tiles of the image: nothing is cut, blended or decoded."""
 SEGMENTER = "in process"
 """Pixels to labels in this process."""
 SERVICE = "HTTP service"

@@ -97,8 +97,8 @@ class TritonHttpBackend:
         """See `Backend.close`; a thread's connection ends with it."""
 
 
-def batches_of(backend: Backend, image: NDArray[np.uint8], manifest: Manifest) -> Ask:
-    """The model alone: the image's tiles in full batches, one after the other."""
+def tiles_of(backend: Backend, image: NDArray[np.uint8], manifest: Manifest) -> Ask:
+    """The model alone, on all tiles of an image at once."""
     tiles = cut_tiles(image, manifest.tile_size_px)
     if len(tiles) == 1:
         outputs = ["labels", "confidence", "iou_scores"]

@@ -30,12 +30,12 @@ from serve.benchmark_routes import (
     Ask,
     Route,
     TritonHttpBackend,
-    batches_of,
     labels_over_http,
     one_tile_of,
     own_service,
     png_of,
     service_route,
+    tiles_of,
     tissue_image,
     triton_http_of,
 )
@@ -135,7 +135,6 @@ class _Run:
         self._command = command
         self._image = image
         self._png = png_of(image)
-        self._backends: list[Backend] = []
         self._notes: list[str] = []
         self._agreement: dict[str, float] = {}
         self._console = Console(stderr=True)
@@ -144,9 +143,7 @@ class _Run:
         """Open, measure, close."""
         load_before = os.getloadavg()[0]
         with ExitStack() as stack:
-            segmenter = stack.enter_context(
-                open_segmenter(self._command.settings, observe=self._keep)
-            )
+            segmenter = stack.enter_context(open_segmenter(self._command.settings))
             manifest = segmenter.manifest
             expected = segmenter.segment(self._image).labels
             triton = self._triton(manifest)
@@ -180,10 +177,6 @@ class _Run:
                 notes=tuple(self._notes),
             )
 
-    def _keep(self, backend: Backend) -> Backend:
-        self._backends.append(backend)
-        return backend
-
     def _measure(self, routes: Sequence[Route], unit: Unit) -> list[Measurement]:
         with self._console.status("") as status:
             return measure(
@@ -196,8 +189,7 @@ class _Run:
             )
 
     def _in_process(self, segmenter: Segmenter) -> Iterator[Route]:
-        (backend,) = self._backends
-        yield Route(MODEL, _same(batches_of(backend, self._image, segmenter.manifest)))
+        yield Route(MODEL, _same(tiles_of(segmenter.backend, self._image, segmenter.manifest)))
         yield Route(SEGMENTER, _same(lambda: segmenter.segment(self._image)))
 
     def _service(self, stack: ExitStack) -> str:

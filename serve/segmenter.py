@@ -133,6 +133,11 @@ class Segmenter:
             )
         return scale
 
+    @property
+    def backend(self) -> Backend:
+        """What runs the model, as requests share it."""
+        return self._backend
+
     def warm_up(self) -> None:
         """Run one black tile, so that the first request does not pay for what is set up lazily."""
         side = self.manifest.tile_size_px
@@ -187,6 +192,7 @@ def open_segmenter(
             backend,
             max_batch_size=settings.max_batch_size or manifest.max_batch_size,
             max_delay_s=settings.batch_delay_ms / 1000,
+            parallel=settings.parallel_batches,
             observe_wait=observe_wait,
         )
     segmenter = Segmenter(shared, manifest, max_pixels=settings.max_image_pixels)

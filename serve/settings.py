@@ -62,6 +62,9 @@ class ServeSettings:
     """Most tiles, also of different requests, in one batch of ONNX Runtime; 0: the model's own."""
     batch_delay_ms: float = 2.0
     """Milliseconds that a tile waits for others to share its batch."""
+    parallel_batches: int = 1
+    """Batches of ONNX Runtime at the same time. Where an image is many tiles, a CPU does more with
+    one a core, --threads 1 and --max-batch-size 1; an image of one tile then takes longer."""
     api_keys_file: Path | None = None
     """File of API keys, a line `name:key` or `name:sha256:<hex>` each; read again when it changes.
     Callers send `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
@@ -94,6 +97,7 @@ class ServeSettings:
             "request_timeout_s": (0.001, 86_400),
             "max_batch_size": (0, 1024),
             "batch_delay_ms": (0, 1000),
+            "parallel_batches": (1, 256),
             "bundle_poll_s": (0, 86_400),
         }
         for name, (low, high) in ranges.items():

@@ -208,3 +208,23 @@ def test_a_pool_has_several_tiles_at_the_backend_at_once(backend: EchoBackend) -
     assert [future.result(10)["labels"] for future in futures] == list(range(5))
     pool.close()
     assert backend.is_closed
+
+
+def test_as_many_batches_run_at_the_same_time_as_are_allowed(backend: EchoBackend) -> None:
+    batcher = TileBatcher(backend, max_batch_size=1, parallel=2)
+    backend.is_held = True
+    futures = [batcher.submit(_tile(value), ("labels",)) for value in range(3)]
+    for _ in range(2):
+        assert backend.running.acquire(timeout=10)
+    assert not backend.running.acquire(timeout=0.05)
+    backend.go_on.release(3)
+    assert [future.result(10)["labels"] for future in futures] == [0, 1, 2]
+    batcher.close()
+    assert backend.is_closed
+
+
+def test_what_waits_is_answered_by_all_threads_before_they_end(backend: EchoBackend) -> None:
+    batcher = TileBatcher(backend, max_batch_size=2, parallel=3)
+    futures = [batcher.submit(_tile(value), ("labels",)) for value in range(50)]
+    batcher.close()
+    assert [future.result(10)["labels"] for future in futures] == list(range(50))
