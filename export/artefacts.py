@@ -1,6 +1,6 @@
 """The forms of the model beside float32, each held against the gate before a bundle may have it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from export.emulation import HalfEmulator
 from export.islands import smallest_islands
 from export.onnx_graph import PARITY_OUTPUT
 from export.parity import Answers, Gate, onnx_answers
-from export.parity_schema import ArtefactParity, EmulationParity
+from export.parity_schema import ArtefactParity, EmulationParity, Runtime
 from export.precision import FLOAT16_MAX, HalfPrecision, convert_to_half, half_blocks
 from export.quantize import quantize_int8
-from serve.openvino_provider import ComputeType, computes_bfloat16, openvino_options
+from serve.openvino_provider import computes_bfloat16, openvino_options
 from train.errors import FocalPathError
 
 Say = Callable[[str], None]
@@ -29,12 +29,13 @@ class PrecisionSettings:
     fp16: bool = True
     """Half precision, for GPUs."""
     bf16: bool = False
-    """bfloat16, for GPUs. ONNX Runtime's CPU backend cannot run it: it is compared by emulation."""
+    """bfloat16. ONNX Runtime's own CPU provider cannot run it: it is compared by emulation, or in
+    OpenVINO."""
     int8: bool = False
     """8 bits for the products, for CPUs."""
     openvino: bool = False
-    """Also hold the float32 graph against torch in OpenVINO, in bfloat16 where this machine's CPU
-    has it and in float32; a service may then choose it."""
+    """Also compare in ONNX Runtime's OpenVINO provider, so that a service may use it: the float32
+    graph, and one in bfloat16 where this machine's CPU has instructions for it."""
     fp32_islands: tuple[str, ...] = ()
     """Blocks that stay in float32 in half precision; parity.json lists their names."""
     auto_islands: bool = True
@@ -125,28 +126,32 @@ class HalfMaker:
     def _judge(self, target: Path, islands: frozenset[str]) -> Judged:
         converted = convert_to_half(self._model, self._precision, islands)
         onnx.save(converted, str(target))
-        in_order = tuple(block for block in self._blocks if block in islands)
-        if self._precision == "bf16":
-            answers, emulation = self._emulate(converted, len(self._gate.tiles))
-            found = self._gate.judge(
-                answers,
-                "model.bf16.onnx",
-                "bf16",
-                fp32_islands=in_order,
-                emulation=emulation,
-                measured_with="emulation",
-            )
-            return found, answers
-        answers = onnx_answers(target, self._gate.tiles.images)
-        num_emulated = min(self._settings.num_emulated_tiles, len(self._gate.tiles))
+        num_tiles = len(self._gate.tiles)
+        num_emulated = min(self._settings.num_emulated_tiles, num_tiles)
+        emulation: EmulationParity | None = None
+        answers, measured_with = self._run(target)
+        if answers is None:
+            answers, emulation = self._emulate(converted, num_tiles)
+        elif num_emulated:
+            emulation = self._emulate(converted, num_emulated)[1]
         found = self._gate.judge(
             answers,
-            "model.fp16.onnx",
-            "fp16",
-            fp32_islands=in_order,
-            emulation=self._emulate(converted, num_emulated)[1] if num_emulated else None,
+            f"model.{self._precision}.onnx",
+            self._precision,
+            fp32_islands=tuple(block for block in self._blocks if block in islands),
+            emulation=emulation,
+            measured_with=measured_with,
         )
         return found, answers
+
+    def _run(self, target: Path) -> tuple[Answers | None, Runtime]:
+        """The graph's answers, or None where nothing here can run it."""
+        images = self._gate.tiles.images
+        if self._precision == "fp16":
+            return onnx_answers(target, images), "ONNX Runtime"
+        if self._settings.openvino and computes_bfloat16():
+            return onnx_answers(target, images, openvino_options("bf16")), "OpenVINO"
+        return None, "emulation"
 
     def _emulate(self, model: onnx.ModelProto, num_tiles: int) -> tuple[Answers, EmulationParity]:
         emulator = HalfEmulator(model)
@@ -176,16 +181,10 @@ def make_int8(source: Path, target: Path, gate: Gate) -> Judged:
     return gate.judge(answers, "model.int8.onnx", "int8"), answers
 
 
-def judge_openvino(source: Path, gate: Gate) -> Iterator[Judged]:
-    """Judge the float32 graph in OpenVINO, in each type that this machine computes in.
-
-    Raises:
-        BackendUnavailableError: its plugin is not installed.
-    """
-    compute_types: tuple[ComputeType, ...] = ("bf16", "fp32") if computes_bfloat16() else ("fp32",)
-    for compute_type in compute_types:
-        answers = onnx_answers(source, gate.tiles.images, openvino_options(compute_type))
-        yield gate.judge(answers, "model.onnx", compute_type, measured_with="OpenVINO"), answers
+def judge_in_openvino(source: Path, gate: Gate) -> Judged:
+    """Judge the float32 graph in OpenVINO."""
+    answers = onnx_answers(source, gate.tiles.images, openvino_options("fp32"))
+    return gate.judge(answers, "model.onnx", "fp32", measured_with="OpenVINO"), answers
 
 
 def _refused(found: ArtefactParity, reasons: Iterable[str]) -> ArtefactParity:

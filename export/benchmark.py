@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import tyro
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
@@ -33,7 +34,9 @@ from export.benchmark_model import (
 )
 from export.deployable import Deployable
 from export.onnx_graph import PARITY_OUTPUT, drop_output, export_onnx
+from export.precision import convert_to_half
 from export.quantize import quantize_int8
+from serve.openvino_provider import PACKAGE, computes_bfloat16
 from train.settings import ModelSettings
 
 BASELINE = "direct"
@@ -44,10 +47,11 @@ LABELS = {
     "compiled": "(c) FocalPath, torch.compile fp32",
     "onnx": "(d) exported graph, ONNX Runtime fp32",
     "onnx23": "(d') opset 23, ONNX Runtime fp32",
+    "openvino_fp32": "(d'') exported graph, ONNX Runtime with OpenVINO, fp32",
     "int8": "(e) int8 graph, ONNX Runtime",
-    "openvino": "(e') exported graph, OpenVINO bf16",
+    "openvino_bf16": "(e') bf16 graph, ONNX Runtime with OpenVINO",
 }
-_PACKAGES = ("torch", "onnxruntime", "onnx", "segment-anything", "timm", "openvino")
+_PACKAGES = ("torch", "onnxruntime", PACKAGE, "onnx", "segment-anything", "timm")
 
 
 class Measurement(BaseModel):
@@ -104,7 +108,7 @@ class Benchmark:
     def run(self) -> BenchmarkReport:
         """Export, measure, write both files."""
         console = Console(stderr=True)
-        variants = [name for name in self.variants if name != "openvino" or find_spec("openvino")]
+        variants = [name for name in self.variants if _runs_here(name)]
         with tempfile.TemporaryDirectory(prefix="focalpath-benchmark-") as name:
             folder = Path(name)
             console.print("Exporting")
@@ -200,6 +204,14 @@ def installed_versions(packages: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def _runs_here(variant: str) -> bool:
+    if not variant.startswith("openvino"):
+        return True
+    if not find_spec("onnxruntime_ep_openvino"):
+        return False
+    return variant != "openvino_bf16" or computes_bfloat16()
+
+
 def _prepare(folder: Path, settings: ModelSettings, variants: Sequence[str]) -> None:
     write_model_settings(folder, settings)
     np.save(folder / "images.npy", draw_tiles(1, settings.tile_size_px))
@@ -209,6 +221,9 @@ def _prepare(folder: Path, settings: ModelSettings, variants: Sequence[str]) -> 
             continue
         export_onnx(deployable, folder / "with_logits.onnx", opset=opset)
         drop_output(folder / "with_logits.onnx", folder / name, PARITY_OUTPUT)
+    if "openvino_bf16" in variants:
+        half = convert_to_half(onnx.load(str(folder / "model.onnx")), "bf16")
+        onnx.save(half, str(folder / "model.bf16.onnx"))
     if "int8" in variants:
         quantize_int8(folder / "model.onnx", folder / "model.int8.onnx")
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,34 +55,25 @@ def ours(folder: Path, *, compiled: bool) -> Run:
     return run
 
 
-def onnx_runtime(folder: Path, *, file: str) -> Run:
-    """A graph in ONNX Runtime, without the parity output."""
+def onnx_runtime(
+    folder: Path, *, file: str, openvino: Literal["fp32", "bf16"] | None = None
+) -> Run:
+    """A graph in ONNX Runtime, or in its OpenVINO provider, without the parity output."""
     import os
 
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    session = onnxruntime.InferenceSession(
-        folder / file, options, providers=["CPUExecutionProvider"]
-    )
+    from serve.openvino_provider import openvino_options
+
+    threads = len(os.sched_getaffinity(0))
+    if openvino is not None:
+        options, providers = openvino_options(openvino, threads), None
+    else:
+        options, providers = onnxruntime.SessionOptions(), ["CPUExecutionProvider"]
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(folder / file, options, providers=providers)
     outputs = ["labels", "confidence", "low_res_probabilities", "iou_scores"]
     return lambda images: np.asarray(session.run(outputs, {"image": images})[0])
-
-
-def openvino(folder: Path, *, file: str) -> Run:
-    """The same graph in OpenVINO, which computes in bfloat16 where the CPU can."""
-    import os
-
-    import openvino as ov  # type: ignore[import-not-found, unused-ignore]
-
-    settings = {
-        "INFERENCE_PRECISION_HINT": "bf16",
-        "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    model = ov.Core().compile_model(folder / file, "CPU", settings)
-    return lambda images: np.array(model([images])["labels"])
 
 
 def matmul(folder: Path) -> Run:
@@ -105,7 +96,8 @@ VARIANTS: dict[str, Callable[[Path], Run]] = {
     "onnx": lambda folder: onnx_runtime(folder, file="model.onnx"),
     "onnx23": lambda folder: onnx_runtime(folder, file="model.opset23.onnx"),
     "int8": lambda folder: onnx_runtime(folder, file="model.int8.onnx"),
-    "openvino": lambda folder: openvino(folder, file="model.onnx"),
+    "openvino_fp32": lambda folder: onnx_runtime(folder, file="model.onnx", openvino="fp32"),
+    "openvino_bf16": lambda folder: onnx_runtime(folder, file="model.bf16.onnx", openvino="bf16"),
     "matmul": matmul,
 }
 

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 from rich.console import Console
 
-from export.artefacts import HalfMaker, PrecisionSettings, judge_openvino, make_int8
+from export.artefacts import HalfMaker, PrecisionSettings, judge_in_openvino, make_int8
 from export.attention import AttentionForm
 from export.audit import Peak, audit_activations
 from export.deployable import Deployable
@@ -37,7 +37,7 @@ from export.validation import Images, validation_tiles
 from serve.manifest import (
     Artefact,
     Manifest,
-    OpenVinoParity,
+    Parity,
     TissueClass,
     WarmUp,
     interface,
@@ -176,12 +176,11 @@ class _Export:
         self._peaks = audit_activations(folded, self._gate.tiles)
         self._half_blocks = half_blocks(onnx.load(str(source)))
         if precision.openvino:
-            for judged in judge_openvino(source, self._gate):
-                self._note(*judged)
+            self._note(*judge_in_openvino(source, self._gate))
         halves: list[HalfPrecision] = []
         if precision.fp16:
             halves.append("fp16")
-        if precision.bf16:
+        if precision.bf16 or (precision.openvino and computes_bfloat16()):
             halves.append("bf16")
         for half in halves:
             target = self._folder / f"with_logits.{half}.onnx"
@@ -199,6 +198,10 @@ class _Export:
 
     def write_manifest(self, checkpoint_sha256: str) -> Manifest:
         """Write the manifest, the warm-up sample and the plan of the TensorRT engine."""
+        passed: dict[str, ArtefactParity] = {}
+        for found in self._judged:
+            if found.passed:
+                passed.setdefault(found.file, found)
         artefacts = tuple(
             Artefact(
                 file=found.file,
@@ -206,10 +209,9 @@ class _Export:
                 precision=found.precision,
                 sha256=sha256_of(self._folder / found.file),
                 parity=found.for_manifest(),
-                openvino=self._passed_in_openvino(found.file),
+                openvino=self._parity_in_openvino(found.file),
             )
-            for found in self._judged
-            if found.passed and found.measured_with != "OpenVINO"
+            for found in passed.values()
         )
         warm_up = _write_warm_up(self._folder, self._gate.tiles.images[:1])
         manifest = _manifest(self._settings, self._card, checkpoint_sha256, artefacts, warm_up)
@@ -246,13 +248,11 @@ class _Export:
                 shutil.copyfile(self._folder / name, folder / name)
         return report
 
-    def _passed_in_openvino(self, file: str) -> tuple[OpenVinoParity, ...]:
-        return tuple(
-            OpenVinoParity(compute_type=found.precision, parity=found.for_manifest())
-            for found in self._judged
-            if found.passed and found.measured_with == "OpenVINO" and found.file == file
-            if found.precision in ("bf16", "fp32")
-        )
+    def _parity_in_openvino(self, file: str) -> Parity | None:
+        for found in self._judged:
+            if found.passed and found.measured_with == "OpenVINO" and found.file == file:
+                return found.for_manifest()
+        return None
 
     def _note(self, found: ArtefactParity, answers: Answers) -> None:
         """Keep the verdict, draw the worst tiles, and say what did not pass."""

@@ -101,7 +101,6 @@ class ArtefactParity(_Strict):
 
     file: str
     precision: Precision
-    """What it computes in: the graph's own types, or the one that OpenVINO was told."""
     measured_with: Runtime
     num_tiles: int
     label_agreement: float
@@ -124,10 +123,8 @@ class ArtefactParity(_Strict):
 
     @property
     def title(self) -> str:
-        """What was measured: a file, or one in another runtime than ONNX Runtime's own."""
-        if self.measured_with == "OpenVINO":
-            return f"{self.file} in OpenVINO, {self.precision}"
-        return self.file
+        """What was measured: a file, and where not in ONNX Runtime by itself."""
+        return f"{self.file} in OpenVINO" if self.measured_with == "OpenVINO" else self.file
 
     def for_manifest(self) -> Parity:
         """What a reader of the bundle needs of this."""

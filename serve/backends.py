@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from serve.errors import BackendUnavailableError, BundleError, ModelChangedError
 from serve.manifest import Artefact, Manifest, TensorSpec
-from serve.openvino_provider import ComputeType, computes_bfloat16, openvino_options
+from serve.openvino_provider import GraphPrecision, openvino_options
 from serve.settings import Provider, ServeSettings
 from serve.shared_memory import SharedTensors, is_about_shared_memory
 
@@ -106,7 +106,7 @@ class OnnxRuntimeBackend:
         self._run_options = onnxruntime.RunOptions()
         self._run_options.only_execute_path_to_fetches = True  # else every output is computed
         if provider == "openvino":
-            options = openvino_options(_openvino_type(artefact), threads)
+            options = openvino_options(_openvino_precision(artefact), threads)
             providers = None  # they are in the options
         else:
             options = onnxruntime.SessionOptions()
@@ -380,17 +380,14 @@ def _onnx_artefact(manifest: Manifest, precision: str) -> Artefact:
     return found[precision]
 
 
-def _openvino_type(artefact: Artefact) -> ComputeType:
-    """The fastest type that passed the gate and that this CPU computes in."""
-    passed = [entry.compute_type for entry in artefact.openvino]
-    for compute_type in passed:
-        if compute_type != "bf16" or computes_bfloat16():
-            return compute_type
-    raise BundleError(
-        f"OpenVINO may not run {artefact.file} here: it passed the export's gate with OpenVINO in "
-        f"{', '.join(passed) or 'no type'}. Export again with --openvino, and see its "
-        "parity_report.md; or choose another provider with FOCALPATH_PROVIDER."
-    )
+def _openvino_precision(artefact: Artefact) -> GraphPrecision:
+    if artefact.openvino is None or artefact.precision not in ("bf16", "fp32"):
+        raise BundleError(
+            f"OpenVINO may not run {artefact.file}: it has not passed the export's gate there. "
+            "Export with --openvino, which tries fp32 and bf16 (parity_report.md says what passed) "
+            "and set FOCALPATH_PRECISION; or choose another provider with FOCALPATH_PROVIDER."
+        )
+    return artefact.precision
 
 
 def _providers(provider: Provider) -> list[str]:

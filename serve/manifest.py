@@ -59,13 +59,6 @@ class TensorRTBuild(_Strict):
     container_image: str | None = None
 
 
-class OpenVinoParity(_Strict):
-    """That the artefact also passed the gate in OpenVINO, computing in another type."""
-
-    compute_type: Literal["bf16", "fp32"]
-    parity: Parity
-
-
 class Artefact(_Strict):
     """One form of the model in the bundle."""
 
@@ -75,8 +68,8 @@ class Artefact(_Strict):
     sha256: Sha256
     parity: Parity
     tensorrt: TensorRTBuild | None = None
-    openvino: tuple[OpenVinoParity, ...] = ()
-    """What OpenVINO may compute it in, the fastest first; nothing: it was not tried or failed."""
+    openvino: Parity | None = None
+    """In ONNX Runtime's OpenVINO provider; None where it was not tried there or did not pass."""
 
 
 class WarmUp(_Strict):

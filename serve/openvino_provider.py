@@ -1,8 +1,8 @@
 """OpenVINO inside ONNX Runtime, for CPUs: a plugin from the package onnxruntime-ep-openvino.
 
-It can compute a float32 graph in bfloat16, which CPUs with AMX do several times as fast. The gate
-of the export and the service open sessions with the same options, those of this file, so that what
-was measured is what answers.
+It runs the bundle's bfloat16 graph, which ONNX Runtime's own CPU provider cannot, and which CPUs
+with AMX answer several times as fast as the float32 one. The gate of the export and the service
+open sessions with the same options, those of this file, so that what was measured is what answers.
 """
 
 import json
@@ -13,43 +13,52 @@ import onnxruntime
 
 from serve.errors import BackendUnavailableError
 
-ComputeType = Literal["bf16", "fp32"]
-"""What the products are computed in; inputs, outputs and the file stay as they are."""
+GraphPrecision = Literal["bf16", "fp32"]
+"""Of the graphs that it is given."""
 
 PACKAGE = "onnxruntime-ep-openvino"
 _HINTS = {"bf16": "bf16", "fp32": "f32"}
 
 
-def openvino_options(compute_type: ComputeType, threads: int = 0) -> onnxruntime.SessionOptions:
-    """Options of a session that runs on OpenVINO's CPU device.
+def openvino_options(precision: GraphPrecision, threads: int = 0) -> onnxruntime.SessionOptions:
+    """Options of a session that runs a graph of this precision on OpenVINO's CPU device.
 
     Args:
-        compute_type: what it computes in.
+        precision: of the graph. Left to itself OpenVINO computes a float32 graph in bfloat16 too,
+            down to the last norm, and changes labels.
         threads: CPU threads; 0 lets it take one a core.
 
     Raises:
-        BackendUnavailableError: the plugin is not installed or does not run on this machine.
+        BackendUnavailableError: the plugin is not installed, or the CPU lacks what it takes.
     """
+    device = _cpu_device()
+    if precision == "bf16" and not _has_bfloat16(device):
+        raise BackendUnavailableError(
+            f"{device.ep_metadata['FULL_DEVICE_NAME']} has no instructions for bfloat16 (AMX or "
+            "AVX512_BF16), so OpenVINO gains nothing by it. Set FOCALPATH_PRECISION=fp32."
+        )
     settings: dict[str, str] = {
-        "INFERENCE_PRECISION_HINT": _HINTS[compute_type],
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
         "PERFORMANCE_HINT": "LATENCY",
     }
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
     options = onnxruntime.SessionOptions()
-    options.add_provider_for_devices(
-        [_cpu_device()], {"load_config": json.dumps({"CPU": settings})}
-    )
+    options.add_provider_for_devices([device], {"load_config": json.dumps({"CPU": settings})})
     return options
 
 
 def computes_bfloat16() -> bool:
-    """Whether this machine's CPU has instructions for bfloat16; else a hint at it means nothing.
+    """Whether this machine's CPU has instructions for bfloat16.
 
     Raises:
-        BackendUnavailableError: as `openvino_options`.
+        BackendUnavailableError: the plugin is not installed.
     """
-    return "BF16" in _cpu_device().ep_metadata["OPTIMIZATION_CAPABILITIES"].split()
+    return _has_bfloat16(_cpu_device())
+
+
+def _has_bfloat16(device: Any) -> bool:
+    return "BF16" in device.ep_metadata["OPTIMIZATION_CAPABILITIES"].split()
 
 
 def _cpu_device() -> Any:

@@ -33,7 +33,7 @@ class ServeSettings:
     """Which of the bundle's ONNX files ONNX Runtime opens."""
     provider: Provider = "auto"
     """What computes in ONNX Runtime. auto: CUDA where it is, else the CPU. openvino: a plugin for
-    CPUs, for bundles that were exported with --openvino."""
+    CPUs, for what a bundle exported with --openvino has in fp32 and bf16."""
     threads: int = 0
     """CPU threads for one inference of ONNX Runtime; 0 lets it take one a core."""
     triton_url: str = "127.0.0.1:8001"

@@ -3,16 +3,16 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from serve import backends
+from serve import openvino_provider
 from serve.backends import OnnxRuntimeBackend, TritonBackend, open_backend
 from serve.errors import BackendUnavailableError, BundleError
-from serve.manifest import MANIFEST_FILE, Manifest, OpenVinoParity, read_bundle, sha256_of
-from serve.openvino_provider import ComputeType
+from serve.manifest import MANIFEST_FILE, Manifest, read_bundle, sha256_of
 from serve.settings import ServeSettings
 from tests.http_service import free_port
 from tests.toy_bundle import TILE_SIZE_PX, write_toy_bundle
@@ -81,17 +81,17 @@ def test_a_precision_that_the_bundle_lacks_is_refused(toy_bundle: Path, manifest
         OnnxRuntimeBackend(toy_bundle, manifest, precision="fp16")
 
 
-def _passing_in_openvino(manifest: Manifest, *compute_types: ComputeType) -> Manifest:
+@pytest.fixture
+def passing(manifest: Manifest) -> Manifest:
+    """The manifest of a bundle that has passed in OpenVINO."""
     artefact = manifest.artefacts[0]
-    passed = tuple(OpenVinoParity(compute_type=t, parity=artefact.parity) for t in compute_types)
-    artefacts = (artefact.model_copy(update={"openvino": passed}),)
+    artefacts = (artefact.model_copy(update={"openvino": artefact.parity}),)
     return manifest.model_copy(update={"artefacts": artefacts})
 
 
 def test_openvino_answers_with_the_labels_of_the_default_provider(
-    backend: OnnxRuntimeBackend, toy_bundle: Path, manifest: Manifest
+    backend: OnnxRuntimeBackend, toy_bundle: Path, passing: Manifest
 ) -> None:
-    passing = _passing_in_openvino(manifest, "fp32")
     openvino = OnnxRuntimeBackend(toy_bundle, passing, provider="openvino", threads=1)
     assert openvino.providers[0] == "OpenVINOExecutionProvider"
     for size in (1, 3):
@@ -99,41 +99,28 @@ def test_openvino_answers_with_the_labels_of_the_default_provider(
         assert (found["labels"] == expected["labels"]).mean() > 0.999
 
 
-@pytest.mark.parametrize(("has_bfloat16", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_openvino_computes_in_the_first_type_that_passed_and_that_the_cpu_has(
-    toy_bundle: Path,
-    manifest: Manifest,
-    monkeypatch: pytest.MonkeyPatch,
-    has_bfloat16: bool,
-    expected: str,
-) -> None:
-    chosen: list[str] = []
-
-    def options(compute_type: ComputeType, threads: int) -> onnxruntime.SessionOptions:
-        chosen.append(compute_type)
-        return onnxruntime.SessionOptions()
-
-    monkeypatch.setattr(backends, "computes_bfloat16", lambda: has_bfloat16)
-    monkeypatch.setattr(backends, "openvino_options", options)
-    passing = _passing_in_openvino(manifest, "bf16", "fp32")
-    OnnxRuntimeBackend(toy_bundle, passing, provider="openvino")
-    assert chosen == [expected]
-
-
 def test_openvino_is_refused_where_the_bundle_did_not_pass_in_it(
     toy_bundle: Path, manifest: Manifest
 ) -> None:
-    with pytest.raises(BundleError, match=r"in no type\. Export again with --openvino"):
+    with pytest.raises(BundleError, match=r"model\.onnx: it has not passed .* --openvino"):
         OnnxRuntimeBackend(toy_bundle, manifest, provider="openvino")
 
 
 def test_openvino_that_is_not_installed_is_named_with_the_command(
-    toy_bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+    toy_bundle: Path, passing: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_openvino", None)
-    passing = _passing_in_openvino(manifest, "fp32")
     with pytest.raises(BackendUnavailableError, match="pip install onnxruntime-ep-openvino"):
         OnnxRuntimeBackend(toy_bundle, passing, provider="openvino")
+
+
+def test_bfloat16_on_a_cpu_without_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = {"FULL_DEVICE_NAME": "An old CPU", "OPTIMIZATION_CAPABILITIES": "FP32 INT8"}
+    device = SimpleNamespace(ep_metadata=metadata)
+    monkeypatch.setattr(openvino_provider, "_cpu_device", lambda: device)
+    assert not openvino_provider.computes_bfloat16()
+    with pytest.raises(BackendUnavailableError, match=r"An old CPU has no .* bfloat16"):
+        openvino_provider.openvino_options("bf16")
 
 
 def test_cuda_that_is_not_there_is_refused_and_not_replaced(
