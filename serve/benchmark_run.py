@@ -124,7 +124,7 @@ def _check(command: Benchmark) -> None:
     if command.settings.backend != "onnxruntime":
         raise FocalPathError(
             "--backend is triton; the benchmark runs the model in this process to compare with. "
-            "Leave it out, and measure Triton with --triton --triton-url HOST:PORT."
+            "Leave it out: Triton is measured where it answers at --triton-url."
         )
 
 
@@ -165,7 +165,7 @@ class _Run:
             return BenchmarkReport(
                 machine=describe_machine(load_before),
                 model=f"{manifest.name} {manifest.version}",
-                backend=f"ONNX Runtime ({self._command.settings.provider})",
+                backend=_described(self._command.settings),
                 image_px=(self._image.shape[1], self._image.shape[0]),
                 png_bytes=len(self._png),
                 num_tiles=len(cut_tiles(self._image, manifest.tile_size_px)),
@@ -259,6 +259,16 @@ class _Run:
             except BackendUnavailableError as error:
                 self._notes.append(f"perf_analyzer over {transport} was left out: {error}")
         return rows
+
+
+def _described(settings: ServeSettings) -> str:
+    threads = settings.threads or "one a core"
+    batch = settings.max_batch_size or "the model's own"
+    return (
+        f"ONNX Runtime (provider {settings.provider}, threads: {threads}, largest batch: {batch}, "
+        f"batches at the same time: {settings.parallel_batches}, images at the same time: "
+        f"{settings.concurrency})"
+    )
 
 
 def _same(ask: Ask) -> Callable[[], AbstractContextManager[Ask]]:

@@ -187,3 +187,24 @@ def test_the_tiles_that_are_cut_cover_the_image() -> None:
     assert tiles.shape == (4, 64, 64, 3)
     assert np.array_equal(tiles[0], image[:64, :64])
     assert np.array_equal(tiles[-1][:, :-2], image[36:, 8:])
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+def test_triton_is_measured_by_each_transport_and_by_perf_analyzer(
+    toy_bundle: Path, service_url: str, tmp_path: Path
+) -> None:
+    from tests.benchmark_on_triton import main as benchmark_on_triton
+
+    arguments = ["--url", service_url, "--clients", "1", "--rounds", "1", "--min-requests", "2"]
+    arguments += ["--image-size-px", "100", "--out", str(tmp_path)]
+    assert benchmark_on_triton(["--bundle", str(toy_bundle), *arguments]) == 0
+    report = BenchmarkReport.model_validate_json((tmp_path / "benchmark.json").read_bytes())
+    by_transport = ["Triton HTTP", "Triton gRPC", "Triton shared memory"]
+    tiles = [one.route for one in report.measurements if one.unit == "tile"]
+    images = [one.route for one in report.measurements if one.unit == "image"]
+    assert tiles == by_transport
+    assert images == [MODEL, SEGMENTER, SERVICE, *by_transport]
+    assert [row.transport for row in report.perf_analyzer] == ["HTTP", "gRPC", "shared memory"]
+    assert report.label_agreement == dict.fromkeys([SERVICE, *by_transport], 1.0)
+    assert ["stand-in" in note for note in report.notes] == [True]
