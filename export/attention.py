@@ -35,6 +35,8 @@ class AttentionForm:
     takes all."""
     operator: bool = False
     """Write ONNX's Attention operator where it fits; needs opset 23."""
+    fused: bool = False
+    """Call torch's fused attention: to run in torch, not to export."""
 
     def num_chunks(self, num_queries: int) -> int:
         """How many parts so many queries are taken in."""
@@ -198,6 +200,8 @@ def attend(
     if form.operator and queries.shape[-1] == values.shape[-1]:
         attended: Tensor = torch.onnx.ops.attention(queries, keys, values, bias, scale=1.0)[0]
         return attended
+    if form.fused:
+        return F.scaled_dot_product_attention(queries, keys, values, bias, scale=1.0)
     logits = queries @ keys.transpose(-2, -1)
     if bias is not None:
         logits = logits + bias

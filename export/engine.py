@@ -141,7 +141,8 @@ def check_plan(
     """
     reference = _reference_file(manifest, plan)
     expected: Answers = reference_answers(bundle / reference, images)
-    session = PlanSession(trt, gpu, serialized, trt.Logger(trt.Logger.WARNING), manifest)
+    logger = trt.Logger(trt.Logger.WARNING)
+    session = PlanSession(trt, gpu, serialized, logger, manifest.inputs, manifest.outputs)
     session.check_interface(plan)
     return EngineReport(
         gpu=gpu.name,

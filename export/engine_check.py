@@ -6,7 +6,7 @@ Memory, streams and CUDA graphs are torch's; the `tensorrt` module is passed in.
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from export.engine_builder import EngineError
 from export.engine_plan import EnginePlan
-from serve.manifest import Manifest, TensorSpec
+from serve.manifest import TensorSpec
 
 WARM_UP_RUNS = 10
 MEASURED_RUNS = 100
@@ -128,12 +128,18 @@ class PlanSession:
     """A deserialised plan with memory for one batch size at a time."""
 
     def __init__(
-        self, trt: ModuleType, gpu: Gpu, serialized: bytes, logger: Any, manifest: Manifest
+        self,
+        trt: ModuleType,
+        gpu: Gpu,
+        serialized: bytes,
+        logger: Any,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
     ) -> None:
         self._trt = trt
         self._gpu = gpu
-        self._specs = {tensor.name: tensor for tensor in (*manifest.inputs, *manifest.outputs)}
-        self._inputs = [tensor.name for tensor in manifest.inputs]
+        self._specs = {tensor.name: tensor for tensor in (*inputs, *outputs)}
+        self._inputs = [tensor.name for tensor in inputs]
         self._runtime = trt.Runtime(logger)  # it has to outlive the engine
         self.engine = self._runtime.deserialize_cuda_engine(serialized)
         if self.engine is None:
@@ -200,6 +206,10 @@ class PlanSession:
         """
         if not self._context.execute_async_v3(self._gpu.stream_handle):
             raise EngineError("TensorRT failed to run the plan; its log above says why.")
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The memory of an input or output, for the batch that was set."""
+        return self._tensors[name]
 
     def answer(self, images: NDArray[np.uint8]) -> Answers:
         """Run all images, in batches of the size that was set; the last is filled up."""

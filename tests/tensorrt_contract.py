@@ -227,7 +227,7 @@ def run(plan: EnginePlan, manifest: Manifest, bundle: Path) -> None:
     """Check a plan's interface and run it."""
     module: Any = Module(_running(plan, manifest))
     logger = module.Logger(module.Logger.WARNING)
-    session = PlanSession(module, FakeGpu(), b"plan", logger, manifest)
+    session = PlanSession(module, FakeGpu(), b"plan", logger, manifest.inputs, manifest.outputs)
     session.check_interface(plan)
     session.set_batch(1)
     side = manifest.tile_size_px

@@ -1,11 +1,15 @@
+import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from export import benchmark, benchmark_gpu, benchmark_worker
+from export import benchmark, benchmark_gpu, benchmark_gpu_worker, benchmark_worker
+from export.attention import AttentionForm
 from export.benchmark import Benchmark, BenchmarkReport, Measurement
 from export.benchmark_gpu import GpuBenchmark, GpuMeasurement, GpuReport, NoGpuError, Stages
 from export.benchmark_model import (
@@ -14,6 +18,8 @@ from export.benchmark_model import (
     read_model_settings,
     write_model_settings,
 )
+from export.deployable import Deployable
+from export.folded import FoldedSegmenter
 from tests.toy_data import toy_settings
 
 MODEL = toy_settings().model
@@ -134,6 +140,7 @@ def gpu_report() -> GpuReport:
                 stages=stages,
                 tiles_per_second=400,
                 peak_share=0.512,
+                memory_gib=3.5,
                 label_agreement=1,
             ),
         ),
@@ -142,7 +149,9 @@ def gpu_report() -> GpuReport:
 
 def test_the_gpu_table_tells_the_stages_apart_and_says_what_did_not_run():
     text = benchmark_gpu.markdown(gpu_report())
-    assert "| PyTorch bf16 + compile | 4 | 1.0 | 2.0 | 10.0 | 3.0 | 400.0 | 51.2% |" in text
+    assert (
+        "| PyTorch bf16 + compile | 4 | 1.0 | 2.0 | 10.0 | 3.0 | 400.0 | 51.2% | 3.5 GiB |" in text
+    )
     assert "- TensorRT fp16 did not run: not installed" in text
 
 
@@ -152,8 +161,117 @@ def test_the_gpu_benchmark_runs_dry_on_the_cpu(tmp_path: Path):
         out=tmp_path, device="cpu", batch_sizes=(1, 2), runs=1, peak_size=64, model=MODEL
     ).run()
     ran = [(row.variant, row.batch_size) for row in report.measurements]
-    assert len(ran) == 8
-    assert report.skipped.keys() == {"TensorRT fp16"}
+    assert len(ran) == 10
+    assert report.skipped == {"TensorRT fp16": "TensorRT has no CPU"}
     assert all(row.stages.compute_ms > 0 for row in report.measurements)
     assert min(row.label_agreement for row in report.measurements) > 0.9
-    assert (tmp_path / "benchmark_gpu.md").is_file()
+    written = (tmp_path / "benchmark_gpu.json").read_text(encoding="utf-8")
+    assert GpuReport.model_validate_json(written) == report
+
+
+@contextmanager
+def in_this_process() -> Iterator[object]:
+    yield lambda function, *arguments: function(*arguments)
+
+
+def benchmark_of(
+    monkeypatch: pytest.MonkeyPatch,
+    out: Path,
+    **loads: Callable[[benchmark_gpu_worker.Task], object],
+) -> GpuBenchmark:
+    """A benchmark of these variants; none takes a graph."""
+    variants = {name: benchmark_gpu_worker.Variant(load) for name, load in loads.items()}  # type: ignore[arg-type]
+    for module in (benchmark_gpu, benchmark_gpu_worker):
+        monkeypatch.setattr(module, "VARIANTS", variants)
+    monkeypatch.setattr(benchmark_gpu, "_own_process", in_this_process)
+    return GpuBenchmark(
+        out=out,
+        device="cpu",
+        batch_sizes=(1, 2, 4),
+        variants=tuple(variants),
+        runs=1,
+        peak_size=8,
+        model=MODEL,
+    )
+
+
+def darkness(task: benchmark_gpu_worker.Task) -> benchmark_gpu_worker.Compute:
+    return lambda images: images[..., 0]
+
+
+def test_a_variant_that_cannot_be_loaded_loses_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def not_installed(task: benchmark_gpu_worker.Task) -> object:
+        raise ModuleNotFoundError("No module named 'tensorrt'")
+
+    report = benchmark_of(monkeypatch, tmp_path, broken=not_installed, good=darkness).run()
+    assert report.skipped == {"broken": "ModuleNotFoundError: No module named 'tensorrt'"}
+    assert [(row.variant, row.batch_size) for row in report.measurements] == [
+        ("good", 1),
+        ("good", 2),
+        ("good", 4),
+    ]
+
+
+def test_a_batch_that_does_not_fit_keeps_the_smaller_ones_and_the_next_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def small(task: benchmark_gpu_worker.Task) -> benchmark_gpu_worker.Compute:
+        def compute(images: torch.Tensor) -> torch.Tensor:
+            if len(images) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 6 GiB")
+            return images[..., 0]
+
+        return compute
+
+    report = benchmark_of(monkeypatch, tmp_path, small=small, good=darkness).run()
+    assert list(report.skipped) == ["small, batch 2"]
+    assert "out of memory" in report.skipped["small, batch 2"]
+    ran = [(row.variant, row.batch_size) for row in report.measurements]
+    assert ran == [("small", 1), ("good", 1), ("good", 2), ("good", 4)]
+    assert {row.label_agreement for row in report.measurements} == {1.0}
+
+
+def test_what_was_measured_is_on_disk_before_the_next_variant_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def killed(task: benchmark_gpu_worker.Task) -> object:
+        raise KeyboardInterrupt
+
+    benchmark = benchmark_of(monkeypatch, tmp_path, good=darkness, killed=killed)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.run()
+    written = (tmp_path / "benchmark_gpu.json").read_text(encoding="utf-8")
+    assert len(GpuReport.model_validate_json(written).measurements) == 3
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_a_failure_and_not_the_end():
+    with benchmark_gpu._own_process() as call:
+        died = call(os._exit, 1)
+    assert isinstance(died, benchmark_gpu_worker.Failed)
+
+
+def test_tensorrts_plan_for_the_benchmark_takes_its_graph_and_batches(tmp_path: Path):
+    (tmp_path / "model.fp16.onnx").write_bytes(b"graph")
+    task = benchmark_gpu_worker.Task(
+        variant="TensorRT fp16",
+        folder=tmp_path,
+        model=MODEL,
+        device="cuda",
+        batch_sizes=(1, 4),
+        num_runs=1,
+    )
+    plan = benchmark_gpu_worker.engine_plan(task, "9.0")
+    assert (plan.onnx_file, plan.batch.sizes) == ("model.fp16.onnx", (1, 4))
+
+
+def test_torchs_fused_attention_gives_the_same_labels(folder: Path):
+    deployable = Deployable(build_benchmark_model(MODEL)).eval()
+    images = torch.from_numpy(draw_tiles(2, MODEL.tile_size_px))
+    with torch.inference_mode():
+        expected = deployable(images)
+        form = AttentionForm(max_queries=None, fused=True)
+        found = FoldedSegmenter(deployable, form).eval()(images)
+    torch.testing.assert_close(found.low_res_logits, expected.low_res_logits, atol=1e-4, rtol=0)

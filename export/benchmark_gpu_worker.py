@@ -1,0 +1,367 @@
+"""What `make benchmark-gpu` runs in processes of their own: the variants, and the clock.
+
+A function here answers `Failed` where it cannot do its work, whatever the reason; so that one
+variant's failure is a line of the report.
+"""
+
+import io
+import statistics
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, wraps
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from export.attention import AttentionForm
+from export.benchmark import machine_name
+from export.benchmark_model import NUM_CLASSES, build_benchmark_model, draw_tiles
+from export.deployable import Deployable
+from export.engine import load_tensorrt
+from export.engine_builder import build_plan
+from export.engine_check import Gpu, PlanSession
+from export.engine_plan import BatchProfile, EnginePlan
+from export.folded import FoldedSegmenter
+from export.onnx_graph import PARITY_OUTPUT, drop_output, export_onnx
+from export.precision import convert_to_half
+from serve.errors import FocalPathError
+from serve.manifest import interface, sha256_of
+from train.settings import ModelSettings
+
+Device = Literal["cuda", "cpu"]
+Images = NDArray[np.uint8]
+Compute = Callable[[torch.Tensor], torch.Tensor]
+"""From images (B, H, W, 3) to labels (B, H, W), both uint8 on the device."""
+
+_WARM_UP_RUNS = 3
+_EXPECTED_FILE = "expected.npz"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Stages(BaseModel):
+    """Milliseconds a batch, medians."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    decode_ms: float
+    copy_ms: float
+    """To the device and back."""
+    compute_ms: float
+    encode_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A variant, and what it is measured on."""
+
+    variant: str
+    folder: Path
+    """Of the graphs and of the labels to compare with."""
+    model: ModelSettings
+    device: Device
+    batch_sizes: tuple[int, ...]
+    num_runs: int
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What a device is and reaches."""
+
+    device: str
+    flops: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One variant at one batch size."""
+
+    stages: Stages
+    memory_gib: float | None
+    label_agreement: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why something did not run."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How to load one, and which graph it takes."""
+
+    load: Callable[[Task], Compute]
+    graph: str | None = None
+
+
+def _or_failed(function: Callable[P, T]) -> Callable[P, T | Failed]:
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T | Failed:
+        try:
+            return function(*args, **kwargs)
+        except FocalPathError as error:
+            return Failed(_first_line(error))
+        except Exception as error:  # whatever it is, the others still run
+            traceback.print_exc()
+            return Failed(f"{type(error).__name__}: {_first_line(error)}")
+
+    return call
+
+
+@_or_failed
+def measure_peak(device: Device, size: int) -> Peak:
+    """What the device reaches in a product of two bfloat16 matrices of side `size`."""
+    left, right = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
+    for _ in range(_WARM_UP_RUNS):
+        left @ right
+    times = []
+    for _ in range(10):
+        synchronize(device)
+        started = time.perf_counter()
+        left @ right
+        synchronize(device)
+        times.append(time.perf_counter() - started)
+    name = torch.cuda.get_device_name() if device == "cuda" else machine_name()
+    return Peak(name, 2 * size**3 / statistics.median(times))
+
+
+@_or_failed
+def write_graphs(model: ModelSettings, folder: Path) -> None:
+    """Export the model in float32 and half precision, without the gate's output."""
+    source = folder / "with_logits.onnx"
+    export_onnx(Deployable(build_benchmark_model(model)).eval(), source)
+    half = convert_to_half(onnx.load(str(source)), "fp16")
+    onnx.save(half, str(folder / "with_logits.fp16.onnx"))
+    for name in ("fp16.onnx", "onnx"):  # model.onnx last: it says that all are there
+        drop_output(folder / f"with_logits.{name}", folder / f"model.{name}", PARITY_OUTPUT)
+
+
+@_or_failed
+def measure(task: Task, batch_size: int) -> Measured:
+    """Measure a variant, which stays loaded in this process."""
+    compute = _load(task)
+    pictures = [png(tile) for tile in draw_tiles(batch_size, task.model.tile_size_px)]
+    labels, stages = measure_stages(compute, pictures, task.device, task.num_runs)
+    memory_gib = None
+    if task.device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        memory_gib = (total - free) / 2**30
+    return Measured(stages, memory_gib, _agreement(labels, task))
+
+
+@cache
+def _load(task: Task) -> Compute:
+    return VARIANTS[task.variant].load(task)
+
+
+def _agreement(labels: Images, task: Task) -> float:
+    """The share of labels that are those of the first variant that ran, as far as it came."""
+    file = task.folder / _EXPECTED_FILE
+    if file.is_file():
+        with np.load(file) as stored:
+            variant, expected = str(stored["variant"]), stored["labels"]
+    else:
+        variant, expected = task.variant, labels
+    if variant == task.variant:
+        np.savez(file, variant=variant, labels=labels)
+    num_tiles = min(len(labels), len(expected))
+    return float((labels[:num_tiles] == expected[:num_tiles]).mean())
+
+
+def measure_stages(
+    compute: Compute, pictures: list[bytes], device: Device, num_runs: int
+) -> tuple[Images, Stages]:
+    """Time the stages of a batch of PNG pictures; the labels are (B, H, W) uint8."""
+    side = Image.open(io.BytesIO(pictures[0])).size[0]
+    # Pinned, as a server's are: the GPU copies them by itself.
+    on_host = torch.empty(
+        (len(pictures), side, side, 3), dtype=torch.uint8, pin_memory=device == "cuda"
+    )
+    labels_on_host = torch.empty(
+        (len(pictures), side, side), dtype=torch.uint8, pin_memory=device == "cuda"
+    )
+    times: list[tuple[float, ...]] = []
+    for _ in range(_WARM_UP_RUNS + num_runs):
+        marks = [time.perf_counter()]
+        for place, picture in zip(on_host.numpy(), pictures, strict=True):
+            place[:] = np.asarray(Image.open(io.BytesIO(picture)))
+        marks.append(time.perf_counter())
+        images = on_host.to(device, non_blocking=True)
+        synchronize(device)
+        marks.append(time.perf_counter())
+        labels = compute(images)
+        synchronize(device)
+        marks.append(time.perf_counter())
+        labels_on_host.copy_(labels, non_blocking=True)
+        synchronize(device)
+        marks.append(time.perf_counter())
+        for one in labels_on_host.numpy():
+            png(one)
+        marks.append(time.perf_counter())
+        decode, copy, computing, back, encode = np.diff(marks) * 1e3
+        times.append((decode, copy + back, computing, encode))
+    medians = [float(value) for value in np.median(times[_WARM_UP_RUNS:], axis=0)]
+    return labels_on_host.numpy(), Stages(
+        decode_ms=medians[0], copy_ms=medians[1], compute_ms=medians[2], encode_ms=medians[3]
+    )
+
+
+def synchronize(device: Device) -> None:
+    """Wait for all that was given to the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    """A picture as the service takes and gives it."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png", compress_level=1)
+    return buffer.getvalue()
+
+
+def _eager(task: Task) -> Compute:
+    # float32 means float32: no products in TF32 behind it.
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined, unused-ignore]
+    model = _deployable(task).to(task.device)
+
+    def compute(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(images).labels  # type: ignore[no-any-return]
+
+    return compute
+
+
+def _compiled(task: Task, *, folded: bool) -> Compute:
+    """bfloat16 by autocast: norms, logits and upsampling stay in float32."""
+    model: Any = _deployable(task)
+    if folded:
+        form = AttentionForm(max_queries=None, fused=True)
+        model = FoldedSegmenter(model, form).eval()
+    # On the CPU, where only the script is tried out, nothing is compiled. A graph for each batch:
+    # one for all of them would be slower for each.
+    backend = {"cuda": "inductor", "cpu": "eager"}[task.device]
+    compiled: Any = torch.compile(model.to(task.device), backend=backend, dynamic=False)
+
+    def compute(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(), torch.autocast(task.device, torch.bfloat16):
+            return compiled(images).labels  # type: ignore[no-any-return]
+
+    return compute
+
+
+def _onnx_runtime(task: Task) -> Compute:
+    import onnxruntime
+
+    cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})
+    provider: Any = {"cuda": cuda, "cpu": "CPUExecutionProvider"}[task.device]
+    name = provider if isinstance(provider, str) else provider[0]
+    if name not in onnxruntime.get_available_providers():
+        raise FocalPathError(
+            f"ONNX Runtime has no {name}: install onnxruntime-gpu in place of onnxruntime"
+        )
+    if task.device == "cuda":
+        onnxruntime.preload_dlls()
+    session = onnxruntime.InferenceSession(_graph(task), providers=[provider])
+    if session.get_providers()[0] != name:
+        raise FocalPathError(f"ONNX Runtime fell back from {name}; what it wrote above says why")
+
+    def compute(images: torch.Tensor) -> torch.Tensor:
+        # Inputs and outputs stay where torch has them.
+        labels = torch.empty(images.shape[:3], dtype=torch.uint8, device=task.device)
+        binding = session.io_binding()
+        for name, tensor, bind in (
+            ("image", images.contiguous(), binding.bind_input),
+            ("labels", labels, binding.bind_output),
+        ):
+            bind(name, task.device, 0, np.uint8, tuple(tensor.shape), tensor.data_ptr())
+        for output in session.get_outputs():
+            if output.name != "labels":
+                binding.bind_output(output.name, task.device)
+        session.run_with_iobinding(binding)
+        return labels
+
+    return compute
+
+
+def _tensorrt(task: Task) -> Compute:
+    if task.device == "cpu":
+        raise FocalPathError("TensorRT has no CPU")
+    trt: ModuleType = load_tensorrt()
+    gpu = Gpu()
+    plan = engine_plan(task, gpu.compute_capability)
+    serialized = build_plan(trt, plan, task.folder)
+    inputs, outputs = interface(task.model.tile_size_px, NUM_CLASSES)
+    logger = trt.Logger(trt.Logger.WARNING)
+    session = PlanSession(trt, gpu, serialized, logger, inputs, outputs)
+    replays: dict[int, Callable[[], None]] = {}
+
+    def compute(images: torch.Tensor) -> torch.Tensor:
+        if len(images) not in replays:
+            replays.clear()  # a graph holds the memory of its batch
+            session.set_batch(len(images))
+            replays[len(images)] = gpu.capture(session.enqueue)
+        session.tensor("image").copy_(images)
+        gpu.synchronize()
+        replays[len(images)]()
+        gpu.synchronize()
+        return session.tensor("labels")
+
+    return compute
+
+
+def engine_plan(task: Task, compute_capability: str) -> EnginePlan:
+    """The plan of a bundle's engine, for the graph and the batches of this benchmark."""
+    file = _graph(task)
+    largest = max(task.batch_sizes)
+    return EnginePlan(
+        onnx_file=file.name,
+        onnx_sha256=sha256_of(file),
+        precision="fp16",
+        image_size_px=task.model.tile_size_px,
+        batch=BatchProfile(opt=largest, max=largest),
+        workspace_bytes=8 << 30,
+        builder_optimization_level=4,
+        allow_tf32=True,
+        compute_capability=compute_capability,
+        container_image="",
+        serving_image="",
+        min_label_agreement=0,
+    )
+
+
+VARIANTS = {
+    "PyTorch eager fp32": Variant(_eager),
+    "PyTorch bf16 + compile": Variant(lambda task: _compiled(task, folded=False)),
+    "folded, fused attention, bf16 + compile": Variant(lambda task: _compiled(task, folded=True)),
+    "ONNX Runtime fp32": Variant(_onnx_runtime, "model.onnx"),
+    "ONNX Runtime fp16": Variant(_onnx_runtime, "model.fp16.onnx"),
+    "TensorRT fp16": Variant(_tensorrt, "model.fp16.onnx"),
+}
+"""What is measured; the first is the reference."""
+
+
+def _deployable(task: Task) -> Deployable:
+    return Deployable(build_benchmark_model(task.model)).eval().requires_grad_(False)
+
+
+def _graph(task: Task) -> Path:
+    name = VARIANTS[task.variant].graph
+    assert name is not None, "only variants with a graph ask"
+    return task.folder / name
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")
