@@ -49,8 +49,10 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY train train
 COPY export export
 COPY serve serve
+# --build-arg SERVE_EXTRAS=serve,tracing,openvino: with OpenVINO for CPUs, see docs/export.md.
+ARG SERVE_EXTRAS
 RUN pip --python /opt/focalpath/bin/python install --no-cache-dir --constraint constraints.txt \
-    '.[serve,tracing]'
+    ".[${SERVE_EXTRAS:-serve,tracing}]"
 
 FROM ${PYTHON} AS serve
 LABEL org.opencontainers.image.title="FocalPath service" \

@@ -174,7 +174,10 @@ def markdown(report: BenchmarkReport) -> str:
     if report.fp32_floor_seconds is not None:
         lines[-1] += (
             f" The model's {FLOPS_PER_TILE / 1e12:.2f} TFLOP take "
-            f"{report.fp32_floor_seconds:.1f} s at that speed, before any softmax or norm."
+            f"{report.fp32_floor_seconds:.1f} s at that speed, before any softmax or norm: no "
+            "float32 runtime can be more than "
+            f"{report.measurements[0].median_seconds / report.fp32_floor_seconds:.1f} times as "
+            "fast as (a) here."
         )
     lines += [
         f"Load before and after: {report.load_average[0]:.1f} and {report.load_average[1]:.1f}. "

@@ -81,6 +81,7 @@ def test_the_table_names_machine_ratio_memory_and_agreement(report: BenchmarkRep
     assert "A processor, 2 CPUs; torch 2.14.1." in text
     assert f"| {benchmark.LABELS['onnx']} | 4.00 | 4.00 | 2.00 GiB | 99.910% |" in text
     assert "take 5.0 s" in text
+    assert "no float32 runtime can be more than 3.2 times as fast as (a) here" in text
 
 
 @pytest.mark.slow

@@ -354,7 +354,7 @@ def test_the_image_of_the_service_runs_as_a_user_without_rights_and_is_watched()
 def test_the_image_of_the_service_is_built_with_the_pinned_versions_and_without_torch() -> None:
     (install,) = [line for line in _stage("serve-environment") if " install " in line]
     assert "--constraint constraints.txt" in install
-    assert "'.[serve,tracing]'" in install
+    assert '".[${SERVE_EXTRAS:-serve,tracing}]"' in install
 
 
 def test_the_images_bases_are_pinned() -> None:
