@@ -111,6 +111,8 @@ class OnnxRuntimeBackend:
         else:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
+            # Idle, its threads would take the processor from who decodes and blends.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
             providers = _providers(provider)
         try:
             self._session = onnxruntime.InferenceSession(file, options, providers=providers)
