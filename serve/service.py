@@ -11,6 +11,7 @@ from typing import Any
 
 import bentoml
 from bentoml._internal import log as bentoml_log
+from bentoml._internal.server.http import traffic
 
 from serve.endpoints import build_app
 from serve.gateway import build_gateway
@@ -20,8 +21,9 @@ from serve.settings import ServeSettings
 from serve.telemetry import configure_tracing, flush_traces, forget_dead_workers
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # BentoML reads it when it starts to serve
-_NEVER_S = 10.0**9
-"""BentoML always sets a time limit; the gateway's ends a request before."""
+# The gateway limits the time. BentoML cannot be told so: it starts a timer for every request, and
+# keeps it and the request's context until it is due, even where the answer was sent long before.
+vars(traffic)["TimeoutMiddleware"] = lambda app, timeout: app
 use_service_protocol()
 _settings = ServeSettings.from_environment()
 app = build_app(_settings)
@@ -30,7 +32,6 @@ app = build_app(_settings)
 @bentoml.service(
     name="focalpath",
     workers=_settings.workers,
-    traffic={"timeout": _NEVER_S},
     logging={"access": {"enabled": False}},
     metrics={"enabled": False},
     tracing={"excluded_urls": ".*"},
