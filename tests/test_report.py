@@ -235,8 +235,19 @@ def test_figures_are_vectors_and_pictures(report: Path):
 
 def test_hcfas_time_is_that_of_both_stages(report: Path):
     text = (report / "README.md").read_text(encoding="utf-8")
-    assert "2.00 min for the baseline whose Dice it needs, 3.00 min for itself, 5.00 min" in text
-    assert "DFA in one: 2.00 min, 60% less." in text
+    assert "3.00 min for the baseline whose Dice it needs, 4.50 min for itself, 7.50 min" in text
+    assert "DFA in one: 3.00 min, 60% less." in text
+    assert "CPU time of a training" in text
+
+
+def test_on_a_gpu_wall_clock_counts(toy_data: Path, tmp_path: Path):
+    accuracies = {name: (0.7,) for name in (BASE, "hcfa", "dfa")}
+    minutes = {name: 2.0 for name in accuracies}
+    comparison = toy_comparison(accuracies, minutes=minutes, device="NVIDIA A100")
+    write_report(with_panels(comparison, toy_data, tmp_path / "panels"), tmp_path / "r")
+    text = (tmp_path / "r" / "README.md").read_text(encoding="utf-8")
+    assert "DFA in one: 2.00 min, 50% less." in text
+    assert "Wall-clock of a training, validation included, on NVIDIA A100" in text
 
 
 def test_intervals_are_written_for_every_row_and_class(report: Path):

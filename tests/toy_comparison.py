@@ -50,6 +50,7 @@ def toy_comparison(
     settings: Settings | None = None,
     classes: tuple[TissueClass, ...] = CLASSES,
     minutes: Mapping[RowName, float] | None = None,
+    device: str = "CPU",
 ) -> Comparison:
     """A comparison of the rows that `accuracies` names, each with its accuracy of every seed."""
     settings = settings or toy_settings()
@@ -73,7 +74,8 @@ def toy_comparison(
                 card=card,
                 confusion=confusion(accuracy, len(classes)),
                 train_seconds=60 * (minutes or {}).get(name, 1.0),
-                device="CPU",
+                cpu_seconds=90 * (minutes or {}).get(name, 1.0),
+                device=device,
                 panels=Path(),
             )
             for name, values in accuracies.items()

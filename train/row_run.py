@@ -43,6 +43,9 @@ class RowResult:
     confusion: NDArray[np.int64]
     """(N, C, C) pixels of each test tile, target x prediction."""
     train_seconds: float
+    """Wall-clock, validation included."""
+    cpu_seconds: float | None
+    """The same in the process's CPU time; None where the run was interrupted."""
     device: str
     panels: Path
     """The folder of predicted labels."""
@@ -109,6 +112,7 @@ class RowRun:
             card=read_card(self.folder),
             confusion=confusion,
             train_seconds=self.marker["train_seconds"],
+            cpu_seconds=self.marker["cpu_seconds"],
             device=self.marker["device"],
             panels=self.folder / _PANELS,
         )
@@ -125,11 +129,12 @@ class RowRun:
             worked = last.stat().st_mtime - marker["started_at"]
             before = marker["train_seconds"] + max(0.0, worked)
             Console().print(f"  interrupted after {duration_text(before)}: resumed")
-        started = time.time()
+        started, cpu_started = time.time(), time.process_time()
         marker = {
             "stage": "training",
             "started_at": started,
             "train_seconds": before,
+            "cpu_seconds": None,
             "device": _device_name(),
             "inputs": inputs,
         }
@@ -137,7 +142,9 @@ class RowRun:
         baseline = self._folder_of(BASELINE) if self.row.bias == "hcfa" else None
         fit(self.settings, data.root, self.folder, resume=resume, difficulty_from=baseline)
         seconds = before + time.time() - started
-        self._mark({**marker, "stage": "trained", "train_seconds": seconds})
+        cpu_seconds = None if resume else time.process_time() - cpu_started
+        times = {"train_seconds": seconds, "cpu_seconds": cpu_seconds}
+        self._mark({**marker, **times, "stage": "trained"})
 
     def _score(self, data: TileFolder, panels: tuple[Tile, ...]) -> None:
         segmenter, card = load_checkpoint(self.folder)
