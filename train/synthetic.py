@@ -10,10 +10,7 @@ settings.json   what the data set was made with
 import csv
 import json
 import os
-import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +18,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from train.dataset_writer import whole_or_not_at_all, write_json
 from train.errors import FocalPathError
 from train.tissue import CLASSES, make_tile
 
@@ -79,7 +77,7 @@ def write_dataset(folder: Path, settings: SyntheticSettings) -> None:
     recipe = {"generator_version": _GENERATOR_VERSION, **asdict(settings)}
     if _already_there(folder, recipe):
         return
-    with _whole_or_not_at_all(folder) as partial:
+    with whole_or_not_at_all(folder) as partial:
         folds = _folds(settings)
         _write_tiles(partial, settings, list(folds))
         with (partial / "folds.csv").open("w", newline="", encoding="utf-8") as file:
@@ -87,8 +85,8 @@ def write_dataset(folder: Path, settings: SyntheticSettings) -> None:
             rows.writerow(["img_id", "fold"])
             rows.writerows(folds.items())
         classes = [{"name": name, "color": color} for name, color in CLASSES]
-        _write_json(partial / "dataset.json", {"mpp": settings.mpp, "classes": classes})
-        _write_json(partial / "settings.json", recipe)
+        write_json(partial / "dataset.json", {"mpp": settings.mpp, "classes": classes})
+        write_json(partial / "settings.json", recipe)
 
 
 def _already_there(folder: Path, recipe: dict[str, object]) -> bool:
@@ -107,18 +105,6 @@ def _already_there(folder: Path, recipe: dict[str, object]) -> bool:
             f"{folder} was made with other settings: found {found}, expected {recipe}; {advice}"
         )
     return True
-
-
-@contextmanager
-def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
-    """Give a folder to fill, renamed to `folder` at the end or removed on any failure."""
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _folds(settings: SyntheticSettings) -> dict[str, int]:
@@ -151,7 +137,3 @@ def _write_tiles(folder: Path, settings: SyntheticSettings, names: list[str]) ->
     finally:
         # Tiles not yet begun are dropped when one fails or the user interrupts.
         pool.shutdown(cancel_futures=True)
-
-
-def _write_json(path: Path, content: dict[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

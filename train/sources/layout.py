@@ -5,14 +5,9 @@ from. All tiles of a group share a fold. `settings.json` says how the data set w
 """
 
 import csv
-import errno
-import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 
+from train.dataset_writer import whole_or_not_at_all, write_json
 from train.errors import FocalPathError
 from train.settings import TissueClass
 
 TEST_FOLD = -1
 MAX_REGION_MEGAPIXELS = 1000
 """The largest region that is read: one at a time is held in memory, 4 bytes a pixel and copies."""
-
-_CANNOT_WRITE = (
-    *(errno.ENOSPC, errno.EDQUOT),
-    *(errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOTDIR, errno.EEXIST),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +115,8 @@ def write_dataset(
             )
         _write_folds(partial / "folds.csv", tiles, settings)
         description = {"mpp": settings.mpp, "classes": [asdict(entry) for entry in classes]}
-        _write_json(partial / "dataset.json", description)
-        _write_json(partial / "settings.json", recipe)
+        write_json(partial / "dataset.json", description)
+        write_json(partial / "settings.json", recipe)
     if not num_left_out:
         return []
     return [
@@ -238,34 +228,6 @@ def refuse_existing(out: Path) -> None:
             f"{out} exists; expected a new folder. Give another one, or delete this one to make "
             "the data set anew."
         )
-
-
-@contextmanager
-def whole_or_not_at_all(folder: Path) -> Iterator[Path]:
-    """Give a folder beside `folder` to fill, renamed to it at the end and removed on any failure.
-
-    Raises:
-        FocalPathError: the disk is full, or may not be written.
-    """
-    folder = folder.absolute()
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(folder)
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
-            raise
-        raise FocalPathError(
-            f"cannot write {folder} ({error}); nothing was kept. Expected a folder that may be "
-            "written, with space for the tiles: free some, or give another folder."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def find_images(folder: Path, suffixes: Sequence[str] = (".png",)) -> dict[str, Path]:
