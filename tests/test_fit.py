@@ -168,6 +168,26 @@ def test_training_stops_early_without_a_better_dice(toy_data: Path, tmp_path: Pa
     assert len(rows_of(tmp_path / "run")) == 2
 
 
+@pytest.mark.parametrize("given", [None, "http://127.0.0.1:5000"])
+def test_mlflow_gets_the_address_given_or_a_database(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None
+):
+    asked: list[str] = []
+
+    def mlflow(*arguments: object, tracking_uri: str, **options: object) -> None:
+        asked.append(tracking_uri)
+        raise ModuleNotFoundError("No module named 'mlflow'", name="mlflow")
+
+    monkeypatch.setattr("train.fit.MLFlowLogger", mlflow)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if given:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    settings = toy_settings(runtime=RuntimeSettings(track="mlflow"))
+    with pytest.raises(FocalPathError, match="pip install mlflow"):
+        fit(settings, toy_data, tmp_path / "run")
+    assert asked == [given or "sqlite:///mlflow.db"]
+
+
 def test_a_tracker_that_is_not_installed_says_what_to_install(
     toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

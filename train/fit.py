@@ -319,7 +319,10 @@ def _loggers(settings: Settings, run: Path) -> list[Logger]:
         if settings.runtime.track == "tensorboard":
             loggers.append(TensorBoardLogger(run, name="", version="tensorboard"))
         elif settings.runtime.track == "mlflow":
-            loggers.append(MLFlowLogger(experiment_name=settings.preset, run_name=run.name))
+            # MLflow's own default; Lightning's, a folder of files, is no longer taken.
+            place = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+            name = settings.preset
+            loggers.append(MLFlowLogger(name, run_name=run.name, tracking_uri=place))
     except ModuleNotFoundError as error:
         raise FocalPathError(
             f"--track {settings.runtime.track} needs a package that is not installed "
