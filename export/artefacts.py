@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from rich.console import Console
+from rich.progress import track
 
 from export.audit import Peak, blocks_beyond
 from export.emulation import HalfEmulator
@@ -155,7 +157,13 @@ class HalfMaker:
 
     def _emulate(self, model: onnx.ModelProto, num_tiles: int) -> tuple[Answers, EmulationParity]:
         emulator = HalfEmulator(model)
-        runs = [emulator.run(image[None]) for image in self._gate.tiles.images[:num_tiles]]
+        shown = track(
+            self._gate.tiles.images[:num_tiles],
+            f"{self._precision}, node by node",
+            console=Console(stderr=True),
+            transient=True,
+        )
+        runs = [emulator.run(image[None]) for image in shown]
         answers = Answers(
             *(
                 np.concatenate([run.outputs[name] for run in runs])

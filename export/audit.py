@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -40,7 +42,9 @@ def audit_activations(deployable: nn.Module, tiles: ValidationTiles) -> dict[str
         FocalPathError: the model computes a NaN or an infinity in float32.
     """
     peaks: dict[str, Peak] = {}
-    for tile, image in zip(tiles.names, tiles.images, strict=True):
+    pairs = list(zip(tiles.names, tiles.images, strict=True))
+    shown = track(pairs, "activations", console=Console(stderr=True), transient=True)
+    for tile, image in shown:
         recorder = _Recorder()
         # The attention written out: a fused one would hide its logits. And no_grad, because in
         # inference_mode the parts of an operation do not pass by the recorder.

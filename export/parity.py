@@ -9,6 +9,8 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 
 from export.deployable import Deployable, DeployableOutput
 from export.onnx_graph import PARITY_OUTPUT
@@ -42,7 +44,7 @@ class Answers:
 
 
 def torch_answers(deployable: Deployable, images: Images) -> Answers:
-    """Run torch in float32, in batches of several sizes."""
+    """Run torch in float32, tile by tile: at 1024 pixels its attention takes 2 GB a tile."""
 
     def run(batch: Images) -> tuple[Any, ...]:
         with torch.inference_mode():
@@ -51,11 +53,13 @@ def torch_answers(deployable: Deployable, images: Images) -> Answers:
             tensor.numpy() for tensor in (output.labels, output.low_res_logits, output.iou_scores)
         )
 
-    return _in_batches(run, images)
+    return _in_batches(run, [images[i : i + 1] for i in range(len(images))], "torch")
 
 
 def onnx_answers(path: Path, images: Images, options: ort.SessionOptions | None = None) -> Answers:
     """Run ONNX Runtime; the graph must still have its `low_res_logits`.
+
+    One tile goes alone, then three at a time: the graph must not have fixed its batch.
 
     Args:
         path: the graph.
@@ -65,19 +69,20 @@ def onnx_answers(path: Path, images: Images, options: ort.SessionOptions | None 
     providers = None if options else ["CPUExecutionProvider"]
     session = ort.InferenceSession(str(path), options, providers=providers)
     names = ["labels", PARITY_OUTPUT, "iou_scores"]
-    return _in_batches(lambda batch: tuple(session.run(names, {"image": batch})), images)
+    batches = [images[:1], *(images[i : i + 3] for i in range(1, len(images), 3))]
+    return _in_batches(
+        lambda batch: tuple(session.run(names, {"image": batch})),
+        batches,
+        f"{path.name} in {session.get_providers()[0].removesuffix('ExecutionProvider')}",
+    )
 
 
-def _in_batches(run: Callable[[Images], tuple[Any, ...]], images: Images) -> Answers:
-    parts = [run(batch) for batch in _batches(images)]
+def _in_batches(
+    run: Callable[[Images], tuple[Any, ...]], batches: Sequence[Images], title: str
+) -> Answers:
+    shown = track(batches, title, console=Console(stderr=True), transient=True)
+    parts = [run(batch) for batch in shown]
     return Answers(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-
-
-def _batches(images: Images) -> Iterator[Images]:
-    """One tile alone, then by threes: the graph must not have fixed its batch."""
-    yield images[:1]
-    for start in range(1, len(images), 3):
-        yield images[start : start + 3]
 
 
 @dataclass(frozen=True, kw_only=True)
