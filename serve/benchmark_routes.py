@@ -137,9 +137,16 @@ def service_route(name: str, url: str, path: str, png: bytes, api_key: str | Non
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         connection = kind(parts.hostname or "", parts.port, timeout=600)
 
-        def ask() -> bytes:
+        def post() -> http.client.HTTPResponse:
             connection.request("POST", parts.path.rstrip("/") + path, body, headers)
-            response = connection.getresponse()
+            return connection.getresponse()
+
+        def ask() -> bytes:
+            try:
+                response = post()
+            except ConnectionError:  # the service hangs up on who waits for the other clients
+                connection.close()
+                response = post()
             content = response.read()
             if response.status != 200:
                 raise BackendUnavailableError(

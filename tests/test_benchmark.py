@@ -1,3 +1,4 @@
+import http.server
 import json
 import threading
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from serve.benchmark import (
     measure,
 )
 from serve.benchmark_report import markdown, plot
-from serve.benchmark_routes import Route, tissue_image
+from serve.benchmark_routes import Route, service_route, tissue_image
 from serve.manifest import read_bundle
 from serve.perf_analyzer import read_table, run_perf_analyzer
 from serve.tiling import cut_tiles
@@ -187,6 +188,29 @@ def test_the_tiles_that_are_cut_cover_the_image() -> None:
     assert tiles.shape == (4, 64, 64, 3)
     assert np.array_equal(tiles[0], image[:64, :64])
     assert np.array_equal(tiles[-1][:, :-2], image[36:, 8:])
+
+
+def test_a_connection_that_the_service_has_closed_is_made_again() -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+            self.close_connection = True  # and the answer does not say so
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with service_route("r", url, "/", bytes(10**6), None).connect() as ask:
+            assert [ask(), ask()] == [b"ok", b"ok"]
+        server.shutdown()
 
 
 @pytest.mark.triton
