@@ -183,16 +183,9 @@ def markdown(report: BenchmarkReport) -> str:
         f"Load before and after: {report.load_average[0]:.1f} and {report.load_average[1]:.1f}. "
         "Weights are random, so logits nearly tie and labels flip sooner than a trained model's: "
         "the agreement is a lower bound. Memory is the whole process's, with its Python packages.",
-        *_compile_time(report),
         "",
     ]
     return "\n".join(lines)
-
-
-def _compile_time(report: BenchmarkReport) -> Iterator[str]:
-    for row in report.measurements:
-        if row.variant == "compiled":
-            yield f"Before its first answer torch.compile took {row.first_seconds:.0f} s."
 
 
 def machine_name() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
@@ -21,7 +22,7 @@ from export.model_graph import ModelGraph
 
 Array = NDArray[Any]
 
-_HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_HALF = {TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16}
 _LARGE = 1_000_000
 """Values from which on a node is worth the threads of its own."""
 
@@ -68,7 +69,7 @@ class HalfEmulator:
             for name, result in zip(node.output, self._evaluate(node, values), strict=True):
                 values[name] = result
                 if result.dtype.kind == "f":
-                    nonfinite[self._graph.blocks[index]] += int((~np.isfinite(result)).sum())
+                    nonfinite[self._graph.blocks[index]] += _count_nonfinite(result)
             for name in node.input:
                 uses[name] -= 1
                 if not uses[name]:
@@ -96,11 +97,9 @@ class HalfEmulator:
         ]
 
     def _round(self, result: Array, name: str) -> Array:
-        kind = self._types.get(name)
-        if kind not in _HALF:
-            return result
-        with np.errstate(over="ignore"):
-            return result.astype(helper.tensor_dtype_to_np_dtype(kind)).astype(np.float32)
+        half = _HALF.get(self._types.get(name, TensorProto.UNDEFINED))
+        # torch rounds on all cores, numpy on one: at full size that is most of the time.
+        return result if half is None else torch.from_numpy(result).to(half).float().numpy()
 
     def _edges_of_tail(self) -> tuple[list[str], list[str]]:
         taken = dict.fromkeys(
@@ -112,6 +111,15 @@ class HalfEmulator:
         return list(taken), [
             name for name in self._graph.outputs if self._graph.producer[name] in self._tail
         ]
+
+
+def _count_nonfinite(values: Array) -> int:
+    if not values.size:
+        return 0
+    low, high = torch.aminmax(torch.from_numpy(values))  # NaN, if there is one
+    if torch.isfinite(low) and torch.isfinite(high):
+        return 0
+    return int((~np.isfinite(values)).sum())
 
 
 def _to_array(entry: TensorProto) -> Array:
