@@ -23,6 +23,8 @@ from export.model_graph import ModelGraph
 Array = NDArray[Any]
 
 _HALF = {TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16}
+_MOVING = {"Concat", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+"""Operators whose results are values of their inputs."""
 _LARGE = 1_000_000
 """Values from which on a node is worth the threads of its own."""
 
@@ -92,14 +94,20 @@ class HalfEmulator:
             results = [next(iter(inputs.values())).astype(np.float32)]
         else:
             results = _run_alone(node, inputs, self._graph.opset)
+        if node.op_type in _MOVING:  # what was rounded before
+            return results
         return [
             self._round(result, name) for name, result in zip(node.output, results, strict=True)
         ]
 
     def _round(self, result: Array, name: str) -> Array:
         half = _HALF.get(self._types.get(name, TensorProto.UNDEFINED))
-        # torch rounds on all cores, numpy on one: at full size that is most of the time.
-        return result if half is None else torch.from_numpy(result).to(half).float().numpy()
+        if half is not None:
+            # In place, and by torch, which uses all cores: at full size it takes as long as the
+            # nodes themselves.
+            values = torch.from_numpy(result)
+            values.copy_(values.to(half))
+        return result
 
     def _edges_of_tail(self) -> tuple[list[str], list[str]]:
         taken = dict.fromkeys(
