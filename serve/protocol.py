@@ -14,6 +14,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_TIMEOUT_S = 20.0
 """Seconds that a connection may take for the head of a request."""
+KEEP_ALIVE_S = 75.0
+"""Seconds that a connection may rest between requests: longer than clients and load balancers keep
+one, so that they hang up, and never send a request into a connection that is being closed."""
 READ_PAUSE_S = 60.0
 """Seconds without reading any of an answer after which a caller is hung up on."""
 _NO_HTTP = "The request is no HTTP/1.1, or its line and headers are longer than 64 KiB."
@@ -29,6 +32,7 @@ class ServiceProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A caller has connected: wait for a head, but not forever."""
         super().connection_made(transport)
+        self.timeout_keep_alive = KEEP_ALIVE_S  # uvicorn's 5 s are httpx's as well: a race
         self._watch_head()
 
     def data_received(self, data: bytes) -> None:

@@ -77,7 +77,11 @@ def _with_server(work: Callable[[tuple[str, int]], object], answer: bytes = b"an
 
     async def main() -> object:
         config = uvicorn.Config(
-            PlainTextResponse(answer), http=ServiceProtocol, log_config=None, lifespan="off"
+            PlainTextResponse(answer),
+            http=ServiceProtocol,
+            log_config=None,
+            lifespan="off",
+            timeout_keep_alive=0,
         )
         server = uvicorn.Server(config)
         with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -114,6 +118,22 @@ def test_the_second_head_of_a_connection_has_a_limit_too(monkeypatch: pytest.Mon
     assert isinstance(received, bytes)
     assert received.startswith(b"HTTP/1.1 200")
     assert b"HTTP/1.1 408" in received
+
+
+def test_a_connection_may_rest_for_longer_than_uvicorn_lets_it() -> None:
+    def work(address: tuple[str, int]) -> list[str]:
+        answers = []
+        with socket.create_connection(address, timeout=30) as connection:
+            for _ in range(2):
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                received = b"-"
+                while received and not received.endswith(b"answer"):
+                    received = connection.recv(65_536)
+                answers.append(received[-6:].decode())
+                time.sleep(2 * MOMENT_S)
+        return answers
+
+    assert _with_server(work) == ["answer", "answer"]
 
 
 def test_an_answer_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
