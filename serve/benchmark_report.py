@@ -66,6 +66,7 @@ def plot(report: BenchmarkReport) -> bytes | None:
     """Median latency and throughput over the clients, as a PNG; None without matplotlib."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
     except ModuleNotFoundError:
         return None
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -88,6 +89,9 @@ def plot(report: BenchmarkReport) -> bytes | None:
         axes.set_ylabel(title)
         axes.grid(alpha=0.3)
     latency.set_yscale("log")
+    latency.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    latency.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    latency.yaxis.set_minor_locator(NullLocator())
     throughput.set_ylim(bottom=0)
     throughput.legend(fontsize="small")
     width, height = report.image_px
