@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_TIMEOUT_S = 20.0
 """Seconds that a connection may take for the head of a request."""
-KEEP_ALIVE_S = 75.0
+KEEP_ALIVE_S = 75
 """Seconds that a connection may rest between requests: longer than clients and load balancers keep
 one, so that they hang up, and never send a request into a connection that is being closed."""
 READ_PAUSE_S = 60.0
