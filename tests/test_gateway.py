@@ -272,6 +272,7 @@ def test_a_warning_is_a_line_of_the_log_and_pillows_are_none(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = logging.root.handlers[:]
+    logging.captureWarnings(False)  # a test before may have left it on, which makes it do nothing
     with warnings.catch_warnings():
         try:
             warnings.simplefilter("default")
