@@ -53,7 +53,7 @@ data: install
 	$(RUN) -m train prepare synthetic $(DATA)
 
 train: data
-	$(RUN) -m train fit synthetic --data $(DATA) --out $(CHECKPOINT)
+	$(RUN) -m train fit synthetic --data $(DATA) --out $(CHECKPOINT) --overwrite
 
 evaluate: install
 	$(RUN) -m train evaluate $(CHECKPOINT) --data $(DATA)

@@ -36,6 +36,7 @@ def main() -> None:
 
     _step("1/5  Synthetic tissue", "train", "prepare", "synthetic", paths.data)
     fit = ("train", "fit", "synthetic", "--data", paths.data, "--out", paths.checkpoint)
+    fit = (*fit, "--overwrite")
     _step("2/5  Training with Dynamic Focal Attention", *fit)
     _step("3/5  Held-out tiles", "train", "evaluate", paths.checkpoint, "--data", paths.data)
     export = ("export", paths.checkpoint, "--out", paths.bundle, "--validate", paths.data)

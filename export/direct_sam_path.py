@@ -47,7 +47,7 @@ class DirectSamPath(nn.Module):
         features = torch.cat(
             [
                 model.image_encoder((images - model.pixel_mean) / model.pixel_std),
-                model.pathology_encoder((images - model.pathology_mean) / model.pathology_std),
+                model.pathology_encoder(images),
             ],
             dim=1,
         )

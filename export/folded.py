@@ -108,7 +108,8 @@ class FoldedPathologyEncoder(nn.Module):
 
     def __init__(self, segmenter: Segmenter, form: AttentionForm) -> None:
         super().__init__()
-        vit = segmenter.pathology_encoder.vit
+        encoder = segmenter.pathology_encoder
+        vit = encoder.vit
         self.num_prefix_tokens: int = vit.num_prefix_tokens
         prefix = torch.cat(
             [token[0] for token in (vit.cls_token, vit.reg_token) if token is not None]
@@ -119,7 +120,7 @@ class FoldedPathologyEncoder(nn.Module):
             prefix = prefix + positions[0, : self.num_prefix_tokens]
             positions = positions[:, self.num_prefix_tokens :]
         patch_embed = _fold_patch_embedding(
-            vit.patch_embed.proj, segmenter.pathology_mean, segmenter.pathology_std, positions
+            vit.patch_embed.proj, encoder.mean, encoder.std, positions
         )
         self.patch_embed = Projection(patch_embed.weight, None)
         # Added after room was made for the prefix, which so needs no copy an image.
@@ -157,22 +158,17 @@ class FoldedPathologyEncoder(nn.Module):
 class PlainPathologyEncoder(nn.Module):
     """Any other encoder of timm's as it is, behind the same patches."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
         self.encoder = segmenter.pathology_encoder
         self.grid = segmenter.tile_size_px // PATCH_SIZE
-        self.register_buffer("mean", segmenter.pathology_mean)
-        self.register_buffer("std", segmenter.pathology_std)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Encode (B, N, 768) float32 pixels in [0, 255]."""
         size = self.grid * PATCH_SIZE
         pixels = patches.reshape(-1, self.grid, self.grid, PATCH_SIZE, PATCH_SIZE, 3)
         images = pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, size, size)
-        features: Tensor = self.encoder((images - self.mean) / self.std)
+        features: Tensor = self.encoder(images)
         return features.flatten(2).transpose(1, 2)
 
 

@@ -78,6 +78,8 @@ def test_other_encoder_weights_take_other_files(cache: EmbeddingCache, segmenter
     settings = frozen_settings(cache.folder.parent)
     assert EmbeddingCache(settings, other).folder != cache.folder
     assert EmbeddingCache(settings, segmenter).folder == cache.folder
+    segmenter.pathology_encoder.mean += 1  # so does another normalisation
+    assert EmbeddingCache(settings, segmenter).folder != cache.folder
 
 
 def test_a_damaged_file_is_named(cache: EmbeddingCache, dataset: TileDataset):

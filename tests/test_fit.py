@@ -35,6 +35,22 @@ def test_a_run_logs_loss_dice_iou_and_bias_of_every_epoch(toy_run: Path):
     assert [row["epoch"] for row in rows] == ["0", "1"]
 
 
+def test_a_folder_with_a_trained_model_is_not_overwritten_unasked(toy_data: Path, tmp_path: Path):
+    settings = toy_settings()
+    settings = replace(settings, optimization=replace(settings.optimization, epochs=1))
+    run = tmp_path / "run"
+    fit(settings, toy_data, run)
+    (run / "last.ckpt").unlink()
+    before = (run / "model.safetensors").read_bytes()
+    for resume in (False, True):  # there is nothing to resume from
+        with pytest.raises(FocalPathError, match="has a trained model.*--overwrite"):
+            fit(settings, toy_data, run, resume=resume)
+    assert (run / "model.safetensors").read_bytes() == before
+    other = replace(settings, optimization=replace(settings.optimization, seed=7))
+    fit(other, toy_data, run, overwrite=True)
+    assert (run / "model.safetensors").read_bytes() != before
+
+
 def test_the_loss_falls(toy_data: Path, tmp_path: Path):
     settings = toy_settings()
     settings = replace(

@@ -139,6 +139,8 @@ class Fit:
     """The run's folder: model.safetensors, model.json, metrics.csv, training.png."""
     resume: bool = False
     """Continue the run in --out from its last epoch."""
+    overwrite: bool = False
+    """Replace the trained model that --out has."""
     difficulty_from: Path | None = None
     """A trained baseline's run, whose Dice a class --bias hcfa takes for difficulty."""
 
@@ -151,6 +153,7 @@ class Fit:
             self.data,
             self.out,
             resume=self.resume,
+            overwrite=self.overwrite,
             difficulty_from=self.difficulty_from,
         )
         print_scores(card.metrics, card, f"Validation, best epoch ({self.out})")

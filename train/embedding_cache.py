@@ -160,10 +160,10 @@ def _image_digests(dataset: TileDataset) -> Iterator[str]:
 
 
 def _fingerprint(segmenter: Segmenter) -> str:
-    """Names the encoders by their weights."""
+    """Names the encoders by their weights and normalisation."""
     digest = hashlib.sha256()
     for part in (segmenter.image_encoder, segmenter.pathology_encoder):
-        for name, value in part.state_dict().items():
+        for name, value in (*part.state_dict().items(), *part.named_buffers()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy())
     return digest.hexdigest()[:16]

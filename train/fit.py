@@ -75,6 +75,7 @@ def fit(
     run: Path,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     difficulty_from: Path | None = None,
 ) -> CheckpointCard:
     """Train on a data set and write the run's folder.
@@ -82,16 +83,25 @@ def fit(
     Args:
         settings: The whole configuration.
         data: A data set in SAM-Path's layout.
-        run: The folder to write; what an earlier run left there is replaced, unless resumed.
+        run: The folder to write.
         resume: Continue from `run/last.ckpt`.
+        overwrite: Replace what an earlier run left in the folder.
         difficulty_from: A trained baseline, whose Dice a class hcfa takes for difficulty.
 
     Returns:
         The card of the best checkpoint.
 
     Raises:
-        FocalPathError: the data, the settings, the weights or the loss cannot be used.
+        FocalPathError: the data, the settings, the weights or the loss cannot be used, or the
+            folder has a trained model.
     """
+    last = run / LAST_FILE
+    resume = resume and last.is_file()
+    if (run / WEIGHTS_FILE).exists() and not (resume or overwrite):
+        raise FocalPathError(
+            f"{run} has a trained model; expected a new folder. Add --resume to continue it from "
+            f"{LAST_FILE}, where that is there, or --overwrite to replace it."
+        )
     folder = read_tile_folder(data)
     frequencies = class_frequencies(folder)
     count_pixels(folder, "validation")
@@ -108,7 +118,6 @@ def fit(
         mpp=folder.mpp,
         pixel_frequencies=tuple(frequencies.tolist()),
     )
-    last = run / LAST_FILE
     if not resume:
         for name in (WEIGHTS_FILE, CARD_FILE, METRICS_FILE, FIGURE_FILE, LAST_FILE):
             (run / name).unlink(missing_ok=True)
@@ -117,7 +126,7 @@ def fit(
     task = SegmentationTask(segmenter, settings, folder.classes)
     if settings.runtime.compile:
         task.compile_parts()
-    trainer.fit(task, *loaders, ckpt_path=last if resume and last.is_file() else None)
+    trainer.fit(task, *loaders, ckpt_path=last if resume else None)
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         plot_training(run / METRICS_FILE, folder.classes, run / FIGURE_FILE)
@@ -173,7 +182,7 @@ class _BestCheckpoint(Callback):
             for name, value in trainer.callback_metrics.items()
             if name.startswith("validation/")
         }
-        if scores["dice/mean"] <= self._best_dice:
+        if not scores["dice/mean"] > self._best_dice:  # nor if it is not a number
             return
         self._best_dice = scores["dice/mean"]
         if trainer.is_global_zero:

@@ -140,7 +140,14 @@ class RowRun:
         }
         self._mark(marker)
         baseline = self._folder_of(BASELINE) if self.row.bias == "hcfa" else None
-        fit(self.settings, data.root, self.folder, resume=resume, difficulty_from=baseline)
+        fit(
+            self.settings,
+            data.root,
+            self.folder,
+            resume=resume,
+            overwrite=not resume,
+            difficulty_from=baseline,
+        )
         seconds = before + time.time() - started
         cpu_seconds = None if resume else time.process_time() - cpu_started
         times = {"train_seconds": seconds, "cpu_seconds": cpu_seconds}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from train.focal_attention import ClassAttentionBias
 from train.image_encoder import build_image_encoder
 from train.mask_decoder import MaskDecoder, NoPrompt
-from train.pathology_encoder import PathologyEncoder, pathology_normalization
+from train.pathology_encoder import PathologyEncoder
 from train.settings import Settings
 
 
@@ -33,8 +33,6 @@ class Segmenter(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
-    pathology_mean: Tensor
-    pathology_std: Tensor
 
     def __init__(self, settings: Settings, initial_bias: Tensor) -> None:
         """Build the model; `initial_bias` (C,) sets the number of classes."""
@@ -45,9 +43,7 @@ class Segmenter(nn.Module):
         self.num_classes = len(initial_bias)
 
         self.image_encoder, image_dim = build_image_encoder(model.image_encoder, model.tile_size_px)
-        self.pathology_encoder = PathologyEncoder(
-            model.pathology_encoder, model.tile_size_px, model.pathology_encoder_depth
-        )
+        self.pathology_encoder = PathologyEncoder(model)
         self.num_features = image_dim + self.pathology_encoder.embed_dim
         self.neck = nn.Sequential(
             nn.Conv2d(self.num_features, model.decoder_dim, 1, bias=False),
@@ -60,7 +56,9 @@ class Segmenter(nn.Module):
         self.class_attention_bias = ClassAttentionBias(
             initial_bias, learned=bias.bias == "dfa" and not bias.bias_frozen
         )
-        self._register_normalization()
+        # ImageNet's, as SAM normalises.
+        self.register_buffer("pixel_mean", _rgb(123.675, 116.28, 103.53), persistent=False)
+        self.register_buffer("pixel_std", _rgb(58.395, 57.12, 57.375), persistent=False)
         if self.encoders_frozen:
             self.image_encoder.requires_grad_(False)
             self.pathology_encoder.requires_grad_(False)
@@ -74,10 +72,7 @@ class Segmenter(nn.Module):
         """Both encoders' features side by side, (B, D_image + D_pathology, H/16, W/16)."""
         with torch.no_grad() if self.encoders_frozen else nullcontext():
             image_features = self.image_encoder((images - self.pixel_mean) / self.pixel_std)
-            pathology_features = self.pathology_encoder(
-                (images - self.pathology_mean) / self.pathology_std
-            )
-            return torch.cat([image_features, pathology_features], dim=1)
+            return torch.cat([image_features, self.pathology_encoder(images)], dim=1)
 
     def decode(self, features: Tensor, token_bias: Tensor | None = None) -> SegmenterOutput:
         """Masks from the encoders' features; `token_bias` (T,) replaces the learned bias."""
@@ -94,18 +89,10 @@ class Segmenter(nn.Module):
             self.pathology_encoder.eval()
         return self
 
-    def _register_normalization(self) -> None:
-        # ImageNet's mean and standard deviation in [0, 255], as SAM normalises.
-        mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-        buffers = {
-            "pixel_mean": torch.tensor(mean).reshape(3, 1, 1),
-            "pixel_std": torch.tensor(std).reshape(3, 1, 1),
-            **dict(
-                zip(("pathology_mean", "pathology_std"), pathology_normalization(), strict=True)
-            ),
-        }
-        for name, value in buffers.items():
-            self.register_buffer(name, value, persistent=False)
+
+def _rgb(*values: float) -> Tensor:
+    """A value of each channel, in units of [0, 255], as (3, 1, 1)."""
+    return torch.tensor(values).reshape(3, 1, 1)
 
 
 def encode_for_training(segmenter: Segmenter, images: Tensor, *, mixed_precision: bool) -> Tensor:

@@ -50,9 +50,17 @@ class ModelSettings:
     image_encoder: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_b"
     """Size of SAM's image encoder; tiny is ours, to train from scratch."""
     pathology_encoder: str = "vit_small_patch16_224"
-    """Any timm vision transformer with patches of 16 pixels."""
+    """Any timm vision transformer with patches of 16 pixels, also with a tag
+    (vit_small_patch16_224.dino)."""
     pathology_encoder_depth: int | None = None
     """Number of its blocks; None keeps the architecture's own."""
+    pathology_layer_scale: bool = False
+    """It has LayerScale, as UNI and other DINOv2 encoders."""
+    pathology_mean: tuple[float, float, float] | None = None
+    """Mean that its RGB inputs were normalised with, in [0, 1]; None takes timm's for its name
+    (0.5 for vit_small_patch16_224, as HIPT)."""
+    pathology_std: tuple[float, float, float] | None = None
+    """Standard deviation, alike."""
     encoders_frozen: bool = True
     """Train only the fusion neck and the decoder, as SAM-Path does."""
     decoder_dim: int = 256

@@ -33,7 +33,8 @@ WHERE_TO_GET_WEIGHTS = """\
   HIPT ViT-S/16 (Apache-2.0 with Commons Clause: no sale): vit256_small_dino.pth, from
     github.com/mahmoodlab/HIPT
   UNI ViT-L/16 (CC-BY-NC-ND 4.0: no commercial use, no derivatives), after registration with
-    huggingface.co/MahmoodLab/UNI; take --pathology-encoder vit_large_patch16_224"""
+    huggingface.co/MahmoodLab/UNI; take --pathology-encoder vit_large_patch16_224
+    --pathology-layer-scale --pathology-mean 0.485 0.456 0.406 --pathology-std 0.229 0.224 0.225"""
 
 _NO_PROMPT = "prompts are not used"
 _OTHER_NECK = "the fusion neck replaces it"
@@ -282,8 +283,10 @@ def _load(
     ]
     problems += [f"{name} is missing" for name in sorted(expected - set(source))]
     if problems:
+        layer_scale = any(name.endswith(".ls1.gamma") for name in unknown)
         raise FocalPathError(
             f"{path} does not fit the model, {len(problems)} weights differ: "
-            f"{'; '.join(problems[:3])}. Choose the encoder that the file is of."
+            f"{'; '.join(problems[:3])}. Choose the encoder that the file is of"
+            f"{' (it has LayerScale: --pathology-layer-scale)' if layer_scale else ''}."
         )
     module.load_state_dict(fitting, strict=False)
