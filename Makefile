@@ -9,6 +9,8 @@ DATA := artifacts/data/synthetic
 CHECKPOINT := artifacts/train/synthetic
 BUNDLE := artifacts/bundle
 DEMO := artifacts/demo
+# Where measurements go; those in the repository were made with RESULTS=docs/results.
+RESULTS ?= artifacts/results
 PORT ?= 3000
 
 export BENTOML_DO_NOT_TRACK := True
@@ -70,31 +72,31 @@ serve: install
 	$(RUN) -m serve http --bundle $(BUNDLE) --port $(PORT)
 
 benchmark-train: install
-	$(RUN) -m train benchmark
+	$(RUN) -m train benchmark --out $(RESULTS)/train/benchmark.json
 
 compare: data
 	$(RUN) -m train compare synthetic --data $(DATA) --out artifacts/compare/synthetic
 
 # With the tests' Triton and its perf_analyzer, where they can be had.
 benchmark: install
-	$(RUN) -m tests.benchmark_on_triton --bundle $(BUNDLE) --out docs/results/serve
+	$(RUN) -m tests.benchmark_on_triton --bundle $(BUNDLE) --out $(RESULTS)/serve
 
 benchmark-export: install
-	$(RUN) -m export.benchmark
+	$(RUN) -m export.benchmark --out $(RESULTS)/export
 
 # Ends with exit status 2 on a machine without a GPU.
 benchmark-gpu: install
-	$(RUN) -m export.benchmark_gpu
+	$(RUN) -m export.benchmark_gpu --out $(RESULTS)/export
 
 # Everything on 127.0.0.1, in four minutes: load, malformed uploads, Triton and workers killed.
 load: install
-	$(RUN) -m tests.load
+	$(RUN) -m tests.load --out $(RESULTS)/serve
 
 demo: install
 	@$(VENV)/bin/python docs/demo.py --data $(DATA) --checkpoint $(CHECKPOINT) --bundle $(BUNDLE) --out $(DEMO)
 
 docker:
-	docker build --target serve --tag focalpath-serve .
+	docker build --target serve --tag focalpath-serve:0.1.0 .
 
 clean:
 	rm -rf artifacts build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -97,7 +97,7 @@ class BenchmarkReport(BaseModel):
 class Benchmark:
     """Measure the exported graph beside the published model on this machine's CPU."""
 
-    out: Path = Path("docs/results/export")
+    out: Path = Path("artifacts/results/export")
     """Folder for benchmark.json and benchmark.md."""
     rounds: int = 3
     """How often each variant takes its turn."""

@@ -93,7 +93,7 @@ class NoGpuError(FocalPathError):
 class GpuBenchmark:
     """Measure the model on this machine's GPU."""
 
-    out: Path = Path("docs/results/export")
+    out: Path = Path("artifacts/results/export")
     """Folder for benchmark_gpu.json and benchmark_gpu.md."""
     batch_sizes: tuple[int, ...] = (1, 4, 8, 16)
     """Tiles a batch."""

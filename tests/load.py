@@ -45,7 +45,7 @@ TIME_LIMIT_S = 5.0
 class Options:
     """Load a service, send it bad input, kill what it needs; write what came of it."""
 
-    out: Path = Path("docs/results/serve")
+    out: Path = Path("artifacts/results/serve")
     """Folder for load.json, load.md and load.png."""
     seconds: float = 60.0
     """Length of the steady load; the others take a third or half of it."""

@@ -209,13 +209,13 @@ class BenchmarkSettings:
 
     batch_size: int = 2
     """Tiles a step."""
-    repeats: int = 3
+    repeats: int = 5
     """Steps of each variant, taken in turn; the median counts."""
     tile_size_px: int = 1024
     """Side of the tiles."""
     image_encoder: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_b"
     """SAM's encoder; smaller ones are for tests."""
-    out: Path = Path("docs/results/train/benchmark.json")
+    out: Path = Path("artifacts/results/train/benchmark.json")
     """Where the numbers go."""
 
 
