@@ -48,7 +48,7 @@ def main() -> None:
         _step(f"5/5  Segmenting through {url}", *segment)
 
     (paths.out / "training.png").write_bytes((paths.checkpoint / "training.png").read_bytes())
-    draw_overview(paths.data, paths.bundle, images, paths.out)
+    draw_overview(paths.data, paths.bundle, paths.out)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     print(f"\nDone in {minutes} min {seconds} s. Look at:")
     for name in ("overview.png", "training.png", *(f"{i.stem}.overlay.png" for i in images)):
@@ -117,25 +117,23 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
     sys.exit(f"error: the service did not become ready:\n{log.read_text(encoding='utf-8')}")
 
 
-def draw_overview(data: Path, bundle: Path, images: list[Path], out: Path) -> None:
-    """Draw the synthetic tile with truth and prediction, and the real image with its overlay."""
+def draw_overview(data: Path, bundle: Path, out: Path) -> None:
+    """Draw the synthetic tile beside its ground truth and the service's overlay."""
     classes = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["classes"]
-    synthetic, real = images
+    image = Image.open(out / "synthetic.png")
     mask = Image.open(data / "mask" / f"{richest_test_tile(data)}.png").convert("P")
     palette = [0, 0, 0]
     for entry in classes:
         palette += bytes.fromhex(entry["color"][1:])
     mask.putpalette(palette)
     panels = {
-        "Held-out synthetic tile": Image.open(synthetic),
-        "Ground truth": Image.blend(Image.open(synthetic), mask.convert("RGB"), 0.5),
+        "Held-out synthetic tile": image,
+        "Ground truth": Image.blend(image, mask.convert("RGB"), 0.5),
         "Prediction": Image.open(out / "synthetic.overlay.png"),
-        "Real tissue (never trained on)": Image.open(real),
-        "Its segmentation": Image.open(out / "immunohistochemistry.overlay.png"),
     }
-    figure = Figure(figsize=(15, 3.8), layout="constrained", dpi=100)
-    for axes, (title, image) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        axes.imshow(image, interpolation="nearest")
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained", dpi=100)
+    for axes, (title, picture) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        axes.imshow(picture, interpolation="nearest")
         axes.set_title(title, fontsize=11)
         axes.axis("off")
     handles = [Patch(color=entry["color"], label=entry["name"]) for entry in classes]
