@@ -48,8 +48,9 @@ class ServeSettings:
     """Largest image in megapixels, judged from its header; larger ones get HTTP 413."""
     max_batch_files: int = 256
     """Most files of one /batch, those in zips included; more get HTTP 413."""
-    max_batch_mib: int = 1024
-    """Largest sum of what a /batch's zips unpack to, in MiB; more gets HTTP 413."""
+    max_batch_mib: int = 512
+    """Largest /batch in MiB, as it is sent and as its zips unpack; larger ones get HTTP 413. It is
+    kept in temporary files while it is worked on."""
     workers: int = 1
     """Processes that answer requests; each opens its own model."""
     concurrency: int = 2
