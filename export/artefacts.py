@@ -12,8 +12,7 @@ from rich.progress import track
 from export.audit import Peak, blocks_beyond
 from export.emulation import HalfEmulator
 from export.islands import smallest_islands
-from export.onnx_graph import PARITY_OUTPUT
-from export.parity import Answers, Gate, onnx_answers
+from export.parity import ANSWERS, Answers, Gate, onnx_answers
 from export.parity_schema import ArtefactParity, EmulationParity, Runtime
 from export.precision import FLOAT16_MAX, HalfPrecision, convert_to_half, half_blocks
 from export.quantize import quantize_int8
@@ -165,10 +164,7 @@ class HalfMaker:
         )
         runs = [emulator.run(image[None]) for image in shown]
         answers = Answers(
-            *(
-                np.concatenate([run.outputs[name] for run in runs])
-                for name in ("labels", PARITY_OUTPUT, "iou_scores")
-            )
+            *(np.concatenate([run.outputs[name] for run in runs]) for name in ANSWERS)
         )
         nonfinite: dict[str, int] = {}
         for run in runs:

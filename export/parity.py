@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
@@ -24,23 +23,32 @@ from export.parity_schema import (
     TileParity,
     Tolerances,
 )
+from export.parity_scores import (
+    Scores,
+    compare_classes,
+    difference_failures,
+    max_iou_score_difference,
+    mean_confidence_difference,
+    score_failures,
+)
 from export.validation import Images, ValidationTiles
 from export.validation import parity_images as parity_images
-from train.metrics import class_scores
 
-Logits = NDArray[np.floating[Any]]
+ANSWERS = ("labels", "confidence", PARITY_OUTPUT, "iou_scores")
+"""The graph's outputs that `Answers` holds, in its order."""
 
 
 @dataclass(frozen=True)
 class Answers:
     """A runtime's answers on all tiles.
 
-    labels: (N, H, W) uint8. logits: (N, C, H/4, W/4). iou_scores: (N, C).
+    labels and confidence: (N, H, W) uint8. logits: (N, C, H/4, W/4). iou_scores: (N, C).
     """
 
     labels: Images
-    logits: Logits
-    iou_scores: Logits
+    confidence: Images
+    logits: Scores
+    iou_scores: Scores
 
 
 def torch_answers(deployable: Deployable, images: Images) -> Answers:
@@ -49,9 +57,7 @@ def torch_answers(deployable: Deployable, images: Images) -> Answers:
     def run(batch: Images) -> tuple[Any, ...]:
         with torch.inference_mode():
             output = DeployableOutput(*deployable(torch.from_numpy(batch)))
-        return tuple(
-            tensor.numpy() for tensor in (output.labels, output.low_res_logits, output.iou_scores)
-        )
+        return tuple(getattr(output, name).numpy() for name in ANSWERS)
 
     return _in_batches(run, [images[i : i + 1] for i in range(len(images))], "torch")
 
@@ -68,10 +74,9 @@ def onnx_answers(path: Path, images: Images, options: ort.SessionOptions | None 
     """
     providers = None if options else ["CPUExecutionProvider"]
     session = ort.InferenceSession(str(path), options, providers=providers)
-    names = ["labels", PARITY_OUTPUT, "iou_scores"]
     batches = [images[:1], *(images[i : i + 3] for i in range(1, len(images), 3))]
     return _in_batches(
-        lambda batch: tuple(session.run(names, {"image": batch})),
+        lambda batch: tuple(session.run(list(ANSWERS), {"image": batch})),
         batches,
         f"{path.name} in {session.get_providers()[0].removesuffix('ExecutionProvider')}",
     )
@@ -107,7 +112,12 @@ class Gate:
         measured_with: Runtime = "ONNX Runtime",
     ) -> ArtefactParity:
         """Compare an artefact's answers, on all tiles or the first of them, with torch's."""
-        classes = self._compare_classes(answers.labels)
+        num_tiles = len(answers.labels)
+        masks = None if self.tiles.masks is None else self.tiles.masks[:num_tiles]
+        expected = self.expected
+        classes = compare_classes(
+            answers.labels, expected.labels[:num_tiles], masks, self.class_names
+        )
         tiles = self._compare_tiles(answers)
         values = np.concatenate([answers.logits.ravel(), answers.iou_scores.ravel()])
         measured = ArtefactParity(
@@ -117,6 +127,12 @@ class Gate:
             num_tiles=len(tiles),
             label_agreement=float(np.mean([tile.label_agreement for tile in tiles])),
             max_logit_difference=max(tile.max_logit_difference for tile in tiles),
+            max_iou_score_difference=max_iou_score_difference(
+                answers.iou_scores, expected.iou_scores[:num_tiles]
+            ),
+            mean_confidence_difference=mean_confidence_difference(
+                answers.confidence, expected.confidence[:num_tiles]
+            ),
             num_nan=int(np.isnan(values).sum()),
             num_inf=int(np.isinf(values).sum()),
             rarest_class=self._rarest_class(classes),
@@ -140,43 +156,6 @@ class Gate:
             for name, a, d in rows
         )
 
-    def _compare_classes(self, labels: Images) -> tuple[ClassParity, ...]:
-        expected = self.expected.labels[: len(labels)]
-        masks = None if self.tiles.masks is None else self.tiles.masks[: len(labels)]
-        before, after = (self._scores(found, masks) for found in (expected, labels))
-        compared = []
-        for index, name in enumerate(self.class_names):
-            torchs = expected == index + 1
-            compared.append(
-                ClassParity(
-                    name=name,
-                    num_pixels=None if masks is None else int((masks == index + 1).sum()),
-                    agreement=float((labels[torchs] == index + 1).mean()) if torchs.any() else None,
-                    **{f"torch_{score}": values[index] for score, values in before.items()},
-                    **{score: values[index] for score, values in after.items()},
-                )
-            )
-        return tuple(compared)
-
-    def _scores(self, labels: Images, masks: Images | None) -> dict[str, list[float | None]]:
-        """Dice, IoU and recall of each class, None where they are not defined."""
-        num_classes = len(self.class_names)
-        if masks is None:
-            return {name: [None] * num_classes for name in ("dice", "iou", "recall")}
-        confusion = _confusion(labels, masks, num_classes)
-        scores = class_scores(torch.from_numpy(confusion))
-        counts = confusion.sum(axis=1)
-        recall = confusion.diagonal() / np.where(counts, counts, np.nan)
-        found: dict[str, list[float]] = {
-            "dice": scores.dice.tolist(),
-            "iou": scores.iou.tolist(),
-            "recall": recall.tolist(),
-        }
-        return {
-            name: [None if np.isnan(value) else float(value) for value in values]
-            for name, values in found.items()
-        }
-
     def _rarest_class(self, classes: Sequence[ClassParity]) -> str | None:
         present = [
             (share, entry.name)
@@ -186,7 +165,8 @@ class Gate:
         return min(present)[1] if present else None
 
     def _failures(self, found: ArtefactParity, labels: Images) -> Iterator[str]:
-        limits = self.tolerances.limits(found.precision)
+        has_masks = self.tiles.masks is not None
+        limits = self.tolerances.limits(found.precision, has_masks=has_masks)
         worst = min(found.tiles, key=lambda tile: tile.label_agreement)
         if found.num_nan or found.num_inf:
             yield f"{found.num_nan} NaN and {found.num_inf} infinite logits and IoU scores"
@@ -197,14 +177,16 @@ class Gate:
                 f"({worst.label_agreement:.4%}), most of them lost by "
                 f"{self._class_that_loses_most(labels)}"
             )
-        for index, entry in enumerate(found.classes):
-            if entry.dice_loss > limits.dice_loss:
-                yield (
-                    f"class {entry.name} loses {100 * entry.dice_loss:.2f} Dice points "
-                    f"({entry.torch_dice:.4f} to {entry.dice:.4f}), at most "
-                    f"{100 * limits.dice_loss:.2f} may be lost; most on tile "
-                    f"{self._tile_that_differs_most(labels, index + 1)}"
-                )
+        yield from score_failures(
+            found.classes,
+            labels,
+            self.expected.labels[: len(labels)],
+            self.tiles.names,
+            limits.dice_loss,
+        )
+        yield from difference_failures(
+            found.max_iou_score_difference, found.mean_confidence_difference, limits
+        )
         difference = limits.logit_difference
         if difference is not None and not found.max_logit_difference < difference:
             worst = max(found.tiles, key=lambda tile: tile.max_logit_difference)
@@ -220,11 +202,6 @@ class Gate:
         lost = np.bincount(expected[labels != expected], minlength=1 + len(self.class_names))
         return self.class_names[int(lost[1:].argmax())]
 
-    def _tile_that_differs_most(self, labels: Images, label: int) -> str:
-        expected = self.expected.labels[: len(labels)]
-        differs = ((labels == label) != (expected == label)).sum(axis=(1, 2))
-        return self.tiles.names[int(differs.argmax())]
-
 
 def _emulation_failures(emulation: EmulationParity, limits: Limits) -> Iterator[str]:
     where = f"with each node rounded, on {emulation.num_tiles} tiles,"
@@ -236,10 +213,3 @@ def _emulation_failures(emulation: EmulationParity, limits: Limits) -> Iterator[
             f"{where} {emulation.label_agreement:.4%} of the labels are torch's, expected at "
             f"least {100 * limits.agreement:g}%"
         )
-
-
-def _confusion(labels: Images, masks: Images, num_classes: int) -> NDArray[np.int64]:
-    """(C, C) mask x label; unlabelled pixels are left out."""
-    known = (masks > 0) & (labels > 0) & (labels <= num_classes)
-    pairs = (masks[known].astype(np.int64) - 1) * num_classes + labels[known] - 1
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)

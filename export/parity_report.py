@@ -24,8 +24,7 @@ def write_report(report: ParityReport, pictures: Sequence[str], folder: Path) ->
     lines = [
         "# Parity with torch",
         "",
-        f"Every artefact against torch in float32 on {report.tiles}"
-        f"{'' if report.has_masks else ', without masks'}.",
+        f"Every artefact against torch in float32 on {report.tiles}. {_measured_against(report)}",
         "",
         *_summary(report),
     ]
@@ -35,6 +34,15 @@ def write_report(report: ParityReport, pictures: Sequence[str], folder: Path) ->
         lines += ["", *_audit(report)]
     lines += ["", *_how(report)]
     (folder / REPORT_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _measured_against(report: ParityReport) -> str:
+    against = "the masks" if report.has_masks else "torch's labels, as there are no masks"
+    text = f"Dice, IoU and recall are against {against}."
+    missing = report.unmeasured_classes
+    if missing:
+        text += f" Not measured, as torch finds none of it on these tiles: {', '.join(missing)}."
+    return text
 
 
 def picture_name(artefact: ArtefactParity) -> str:
@@ -74,7 +82,8 @@ def draw_worst_tiles(
         num_different = int((expected != found).sum())
         line[0].set_ylabel(gate.tiles.names[index], fontsize=9)
         line[-1].set_xlabel(
-            f"{num_different:,} pixels ({num_different / expected.size:.3%})", fontsize=9
+            f"{_counted(num_different, 'pixel')} ({_share(num_different / expected.size)})",
+            fontsize=9,
         )
         for axes in line:
             axes.set(xticks=[], yticks=[])
@@ -86,6 +95,15 @@ def draw_worst_tiles(
     name = picture_name(artefact)
     figure.savefig(folder / name, metadata={"Software": None})
     return name
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _share(share: float) -> str:
+    """A share above 0 that never reads as 0."""
+    return "below 0.001%" if share < 1e-5 else f"{share:.3%}"
 
 
 def _paint_difference(image: Any, different: Any) -> Any:
@@ -102,14 +120,15 @@ def _paint_difference(image: Any, different: Any) -> Any:
 def _summary(report: ParityReport) -> Iterator[str]:
     yield (
         "| Artefact | Passed | Measured with | Same label | Largest logit difference "
-        "| Float32 islands |"
+        "| Largest IoU score difference | Mean confidence difference | Float32 islands |"
     )
-    yield "|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|"
     for artefact in report.artefacts:
         yield (
             f"| {artefact.title} | {'yes' if artefact.passed else '**no**'} "
             f"| {artefact.measured_with} | {artefact.label_agreement:.4%} "
-            f"| {artefact.max_logit_difference:.2e} "
+            f"| {artefact.max_logit_difference:.2e} | {artefact.max_iou_score_difference:.1e} "
+            f"| {artefact.mean_confidence_difference:.1e} "
             f"| {', '.join(artefact.fp32_islands) or '-'} |"
         )
 
@@ -124,10 +143,9 @@ def _section(artefact: ArtefactParity, has_picture: bool) -> Iterator[str]:
     else:
         yield "Passed."
     yield ""
-    yield "| Class | Mask pixels | Torch's label kept | Dice | IoU | Recall |"
+    yield "| Class | Pixels | Torch's label kept | Dice | IoU | Recall |"
     yield "|---|---|---|---|---|---|"
     for entry in artefact.classes:
-        pixels = "-" if entry.num_pixels is None else f"{entry.num_pixels:,}"
         kept = "-" if entry.agreement is None else f"{entry.agreement:.3%}"
         rare = " (rarest)" if entry.name == artefact.rarest_class else ""
         pairs = (
@@ -136,15 +154,16 @@ def _section(artefact: ArtefactParity, has_picture: bool) -> Iterator[str]:
             (entry.torch_recall, entry.recall),
         )
         scores = " | ".join(_score(*pair) for pair in pairs)
-        yield f"| {entry.name}{rare} | {pixels} | {kept} | {scores} |"
+        yield f"| {entry.name}{rare} | {entry.num_pixels:,} | {kept} | {scores} |"
     yield ""
-    yield "Scores are against the masks, in brackets the difference from torch's."
+    yield "In brackets the difference from torch's scores."
     yield ""
     yield f"NaN: {artefact.num_nan}, infinite: {artefact.num_inf}, in logits and IoU scores."
     if artefact.emulation is not None:
         yield ""
+        tiles = _counted(artefact.emulation.num_tiles, "tile")
         yield (
-            f"With each node's result rounded, on {artefact.emulation.num_tiles} tiles: "
+            f"With each node's result rounded, on {tiles}: "
             f"{artefact.emulation.label_agreement:.4%} of the labels are torch's, "
             f"{sum(artefact.emulation.nonfinite.values())} NaN or infinite values on the way."
         )

@@ -1,8 +1,8 @@
 """What the gate measures and allows; `parity.json` in the bundle is a `ParityReport`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,31 +24,50 @@ class Tolerances:
     """Most Dice that a class may lose in float32; measured where there are masks."""
     fp32_logit_difference: float = 1e-3
     """Largest difference of a low-resolution logit in float32."""
+    fp32_iou_score_difference: float = 0.001
+    """Largest difference of a predicted IoU score in float32."""
+    fp32_confidence_difference: float = 0.0005
+    """Largest mean difference of the confidence, in [0, 1], in float32."""
     half_agreement: float = 0.995
     """Least share of pixels with torch's label in fp16 and bf16."""
     half_dice_loss: float = 0.002
     """Most Dice that a class may lose in fp16 and bf16."""
+    half_iou_score_difference: float = 0.01
+    """Largest difference of a predicted IoU score in fp16 and bf16."""
+    half_confidence_difference: float = 0.005
+    """Largest mean difference of the confidence in fp16 and bf16."""
     int8_agreement: float = 0.99
     """Least share of pixels with torch's label in int8."""
     int8_dice_loss: float = 0.01
     """Most Dice that a class may lose in int8."""
+    int8_iou_score_difference: float = 0.02
+    """Largest difference of a predicted IoU score in int8."""
+    int8_confidence_difference: float = 0.01
+    """Largest mean difference of the confidence in int8."""
+    agreement_dice_loss: float = 0.05
+    """Most Dice with torch's labels that a class may lose in any precision; measured where there
+    are no masks."""
 
-    def limits(self, precision: Precision) -> "Limits":
+    def limits(self, precision: Precision, *, has_masks: bool = True) -> "Limits":
         """The limits of one precision."""
-        if precision == "fp32":
-            return Limits(self.fp32_agreement, self.fp32_dice_loss, self.fp32_logit_difference)
-        if precision == "int8":
-            return Limits(self.int8_agreement, self.int8_dice_loss)
-        return Limits(self.half_agreement, self.half_dice_loss)
+        prefix = "half" if precision in ("fp16", "bf16") else precision
+        values: dict[str, Any] = {
+            entry.name: getattr(self, f"{prefix}_{entry.name}", None) for entry in fields(Limits)
+        }
+        if not has_masks:
+            values["dice_loss"] = self.agreement_dice_loss
+        return Limits(**values)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What an artefact of one precision has to keep to."""
+    """What an artefact of one precision has to keep to; see `Tolerances`."""
 
     agreement: float
     dice_loss: float
-    logit_difference: float | None = None
+    logit_difference: float | None
+    iou_score_difference: float
+    confidence_difference: float
 
 
 class _Strict(BaseModel):
@@ -56,11 +75,14 @@ class _Strict(BaseModel):
 
 
 class ClassParity(_Strict):
-    """One class in torch and in the artefact; scores are None where there is no mask or pixel."""
+    """One class in torch and in the artefact; scores are None where they are not defined.
+
+    They are against the masks, or against torch's labels where there are no masks.
+    """
 
     name: str
-    num_pixels: int | None
-    """Pixels of the masks."""
+    num_pixels: int
+    """Of the masks, or torch's."""
     agreement: float | None
     """Share of torch's pixels of this class that the artefact labels alike."""
     torch_dice: float | None
@@ -105,10 +127,13 @@ class ArtefactParity(_Strict):
     num_tiles: int
     label_agreement: float
     max_logit_difference: float
+    max_iou_score_difference: float
+    mean_confidence_difference: float
+    """As a share of 1."""
     num_nan: int
     num_inf: int
     rarest_class: str | None
-    """The class with the fewest training pixels among those that the masks have."""
+    """The class with the fewest training pixels among those that the tiles have."""
     fp32_islands: tuple[str, ...] = ()
     emulation: EmulationParity | None = None
     classes: tuple[ClassParity, ...]
@@ -157,6 +182,12 @@ class ParityReport(_Strict):
     """Magnitude from which on a block may not be computed in fp16."""
     peaks: tuple[BlockPeak, ...]
     artefacts: tuple[ArtefactParity, ...]
+
+    @property
+    def unmeasured_classes(self) -> tuple[str, ...]:
+        """The classes of which torch finds no pixel where there are some: nothing to compare."""
+        classes = self.artefacts[0].classes if self.artefacts else ()
+        return tuple(entry.name for entry in classes if not entry.torch_recall)
 
     def write(self, folder: Path) -> None:
         """Write `parity.json` into `folder`."""

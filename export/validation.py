@@ -1,13 +1,16 @@
 """The tiles that every artefact is compared on: a data set's held-out tiles, or drawn tissue."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
-from train.dataset import Split, TileDataset, TileFolder, read_tile_folder
+from train.dataset import Split, Tile, TileDataset, TileFolder, read_mask, read_tile_folder
 from train.errors import FocalPathError
 from train.tissue import CLASSES, make_tile
 
@@ -42,7 +45,8 @@ def validation_tiles(
 ) -> ValidationTiles:
     """Tiles of a data set as the evaluation sees them, or else drawn tissue.
 
-    A data set's held-out tiles come first: test, then validation, then training.
+    A data set's held-out tiles come first: test, then validation, then training. Each class is on
+    one of them, where the data has it and the tiles are enough, the rarest first.
 
     Args:
         data: a data set in SAM-Path's layout, or None.
@@ -78,8 +82,7 @@ def parity_images(data: Path | None, tile_size_px: int, num_tiles: int) -> Image
 def _tiles_of(
     folder: TileFolder, tile_size_px: int, num_tiles: int, *, with_masks: bool
 ) -> ValidationTiles:
-    order: tuple[Split, ...] = ("test", "validation", "training")
-    ordered = [(split, tile) for split in order for tile in folder.tiles[split]][:num_tiles]
+    ordered = _choose(folder, num_tiles)
     dataset = TileDataset([tile for _, tile in ordered], len(folder.classes), tile_size_px)
     samples = [dataset[index] for index in range(len(dataset))]
     counts = {split: sum(s == split for s, _ in ordered) for split, _ in ordered}
@@ -92,6 +95,47 @@ def _tiles_of(
         if with_masks
         else None,
     )
+
+
+def _choose(folder: TileFolder, num_tiles: int) -> list[tuple[Split, Tile]]:
+    """The first tiles, but with the tile that has most of each class that would be missing."""
+    order: tuple[Split, ...] = ("test", "validation", "training")
+    ordered: list[tuple[Split, Tile]] = []
+    pixels = np.zeros((0, len(folder.classes)), np.int64)
+    for split in order:  # the masks of a later split are read only where it takes them
+        ordered += [(split, tile) for tile in folder.tiles[split]]
+        pixels = np.concatenate([pixels, _count_classes(folder, split)])
+        if len(ordered) >= num_tiles and pixels.any(axis=0).all():
+            break
+    chosen: set[int] = set()
+    for label in np.argsort(pixels.sum(axis=0), kind="stable"):
+        having = np.flatnonzero(pixels[:, label]).tolist()
+        if having and len(chosen) < num_tiles and chosen.isdisjoint(having):
+            chosen.add(
+                max(having, key=lambda tile: (-order.index(ordered[tile][0]), pixels[tile, label]))
+            )
+    others = (index for index in range(len(ordered)) if index not in chosen)
+    chosen.update(list(others)[: num_tiles - len(chosen)])
+    return [ordered[index] for index in sorted(chosen)]
+
+
+def _count_classes(folder: TileFolder, split: Split) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """(tiles, C) pixels of each class on each tile of a split."""
+    tiles, num_classes = folder.tiles[split], len(folder.classes)
+
+    def count(tile: Tile) -> np.ndarray[Any, np.dtype[np.int64]]:
+        mask = read_mask(tile.mask, num_classes)
+        return np.bincount(mask.ravel(), minlength=1 + num_classes)[1:]
+
+    with ThreadPoolExecutor() as pool:
+        counts = track(
+            pool.map(count, tiles),
+            f"classes of the {split} tiles",
+            total=len(tiles),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        return np.array(list(counts), np.int64).reshape(len(tiles), num_classes)
 
 
 def _drawn_tiles(

@@ -41,6 +41,7 @@ def two_blocks(*, gain: float = 1.0, opset: int = 20) -> onnx.ModelProto:
         _node("Transpose", ["shifted"], "low_res_logits", "", perm=[0, 3, 1, 2]),
         _node("ArgMax", ["low_res_logits"], "best", "", axis=1, keepdims=0),
         _node("Cast", ["best"], "labels", "", to=TensorProto.UINT8),
+        _node("Cast", ["best"], "confidence", "", to=TensorProto.UINT8),
         _node(
             "LayerNormalization", ["second", "norm_weight", "norm_bias"], "tokens", "mask_decoder"
         ),
@@ -75,6 +76,7 @@ def _model(
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 4, 4, 3])],
         [
             helper.make_tensor_value_info("labels", TensorProto.UINT8, ["batch", 4, 4]),
+            helper.make_tensor_value_info("confidence", TensorProto.UINT8, ["batch", 4, 4]),
             helper.make_tensor_value_info("iou_scores", TensorProto.FLOAT, ["batch", WIDTH]),
             helper.make_tensor_value_info(
                 "low_res_logits", TensorProto.FLOAT, ["batch", WIDTH, 4, 4]

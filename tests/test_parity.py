@@ -31,9 +31,9 @@ def test_too_few_equal_labels_name_the_tile_and_the_class_that_loses() -> None:
     gate = painted_gate(masks=False)
     found = gate.judge(relabelled(gate, tile=1, num_pixels=64, label=1), "m.onnx", "int8")
     assert found.label_agreement == pytest.approx(1 - 64 / PIXELS)
-    assert found.failures == (
+    assert found.failures[0] == (
         "98.6667% of the labels are torch's, expected at least 99%; fewest on tile tile_1 "
-        "(96.0000%), most of them lost by Necrosis",
+        "(96.0000%), most of them lost by Necrosis"
     )
 
 
@@ -63,12 +63,43 @@ def test_a_class_that_gains_dice_does_not_fail() -> None:
     assert found.passed
 
 
-def test_without_masks_there_are_no_scores_and_no_rarest_class() -> None:
+def test_without_masks_torchs_labels_serve_as_masks() -> None:
     gate = painted_gate(masks=False)
     found = gate.judge(gate.expected, "m.onnx", "fp16")
-    assert found.rarest_class is None
-    assert {entry.dice for entry in found.classes} == {None}
-    assert {entry.agreement for entry in found.classes} == {1.0}
+    assert found.rarest_class == "Necrosis"
+    assert [entry.num_pixels for entry in found.classes] == [2100, 2400, 300]
+    assert {(entry.dice, entry.iou, entry.recall) for entry in found.classes} == {(1.0, 1.0, 1.0)}
+
+
+def test_without_masks_a_lost_class_fails_however_rare_it_is() -> None:
+    gate = painted_gate(masks=False)
+    labels = gate.expected.labels.copy()
+    labels[labels == 3] = 1
+    labels[0, 0, :15] = 3
+    rare = replace(gate, expected=replace(gate.expected, labels=labels))
+    found = rare.judge(relabelled(rare, tile=0, num_pixels=15, label=1), "m.onnx", "fp16")
+    assert found.label_agreement > 0.995
+    (failure,) = found.failures
+    assert failure.startswith("class Necrosis loses 100.00 Dice points (1.0000 to 0.0000)")
+
+
+def test_iou_scores_that_are_far_from_torchs_fail() -> None:
+    gate = painted_gate()
+    scores = gate.expected.iou_scores.copy()
+    scores[1, 2] += 0.015
+    answers = replace(gate.expected, iou_scores=scores)
+    (failure,) = gate.judge(answers, "m.onnx", "fp16").failures
+    assert failure == "an IoU score differs by 0.0150, at most 0.01 is allowed"
+    assert gate.judge(answers, "m.onnx", "int8").passed
+
+
+def test_confidence_that_is_far_from_torchs_on_average_fails() -> None:
+    gate = painted_gate()
+    confidence = gate.expected.confidence.copy()
+    confidence[0] += 51  # of 255, on one tile of three
+    answers = replace(gate.expected, confidence=confidence)
+    (failure,) = gate.judge(answers, "m.onnx", "int8").failures
+    assert failure == "confidence differs by 0.0667 on average, at most 0.01 is allowed"
 
 
 def test_unlabelled_pixels_do_not_count_in_the_scores() -> None:
@@ -126,6 +157,7 @@ def test_an_artefact_may_be_judged_on_the_first_tiles_alone() -> None:
     first = replace(
         answers,
         labels=answers.labels[:2],
+        confidence=answers.confidence[:2],
         logits=answers.logits[:2],
         iou_scores=answers.iou_scores[:2],
     )

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from export.parity_report import draw_worst_tiles, picture_name, write_report
-from export.parity_schema import BlockPeak, ParityReport
+from export.parity_report import _counted, _share, draw_worst_tiles, picture_name, write_report
+from export.parity_schema import ArtefactParity, BlockPeak, ParityReport
 from tests.toy_gate import CLASS_NAMES, painted_gate, relabelled
 from train.settings import TissueClass
 
@@ -33,21 +34,46 @@ def test_no_picture_is_drawn_where_no_label_differs(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def _report(*artefacts: ArtefactParity, has_masks: bool = True) -> ParityReport:
+    return ParityReport(
+        tiles="painted tiles",
+        num_tiles=3,
+        has_masks=has_masks,
+        tolerances={"half_agreement": 0.995},
+        activation_limit=6550.4,
+        peaks=(BlockPeak(block="neck", magnitude=12.0, tile="tile_0", computed_in="half"),),
+        artefacts=artefacts,
+    )
+
+
+def _written(report: ParityReport, folder: Path) -> str:
+    write_report(report, ["parity_fp16.png"], folder)
+    return (folder / "parity_report.md").read_text(encoding="utf-8")
+
+
+def test_a_share_of_pixels_never_reads_as_none_and_one_pixel_is_no_plural() -> None:
+    assert (_counted(1, "pixel"), _share(1 / 2**20)) == ("1 pixel", "below 0.001%")
+    assert (_counted(1500, "pixel"), _share(0.25)) == ("1,500 pixels", "25.000%")
+
+
+def test_the_report_says_what_the_scores_are_against_and_what_was_not_measured(
+    tmp_path: Path,
+) -> None:
+    gate = painted_gate(masks=False)
+    without_necrosis = np.where(gate.expected.labels == 3, 1, gate.expected.labels)
+    expected = replace(gate.expected, labels=without_necrosis.astype(np.uint8))
+    gate = replace(gate, expected=expected)
+    found = gate.judge(expected, "model.onnx", "fp32")
+    text = _written(_report(found, has_masks=False), tmp_path)
+    assert "against torch's labels, as there are no masks" in text
+    assert "Not measured, as torch finds none of it on these tiles: Necrosis." in text
+
+
 def test_the_report_says_what_failed_and_shows_it(tmp_path: Path) -> None:
     gate = painted_gate()
     answers = relabelled(gate, tile=2, num_pixels=3, label=2)
     found = gate.judge(answers, "model.fp16.onnx", "fp16")
-    report = ParityReport(
-        tiles="painted tiles",
-        num_tiles=3,
-        has_masks=True,
-        tolerances={"half_agreement": 0.995},
-        activation_limit=6550.4,
-        peaks=(BlockPeak(block="neck", magnitude=12.0, tile="tile_0", computed_in="half"),),
-        artefacts=(found,),
-    )
-    write_report(report, ["parity_fp16.png"], tmp_path)
-    text = (tmp_path / "parity_report.md").read_text(encoding="utf-8")
+    text = _written(_report(found), tmp_path)
     assert "- class Necrosis loses 0.50 Dice points (1.0000 to 0.9950)" in text
     assert "| model.fp16.onnx | **no** |" in text
     assert "| Necrosis (rarest) | 300 |" in text

@@ -27,6 +27,7 @@ def painted_gate(*, masks: bool = True, shares: Sequence[float] = (0.6, 0.3, 0.1
     )
     expected = Answers(
         labels=labels,
+        confidence=np.full_like(labels, 200),
         logits=rng.normal(size=(NUM_TILES, 3, SIDE // 4, SIDE // 4)).astype(np.float32),
         iou_scores=np.zeros((NUM_TILES, 3), np.float32),
     )
