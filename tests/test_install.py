@@ -71,3 +71,13 @@ def test_the_installed_service_shows_its_page_and_answers_a_request(
         assert page.headers["content-type"].startswith("text/html")
         answer = httpx.post(f"{url}/segment", files={"image": encoded(blobs(20, 20))})
         assert answer.status_code == 200
+
+
+def test_the_installed_command_segments_a_file(
+    environment: Path, toy_bundle: Path, tmp_path: Path
+) -> None:
+    image, out = tmp_path / "blobs.png", tmp_path / "out"
+    image.write_bytes(encoded(blobs(20, 20)))
+    command = [environment / "bin" / "focalpath-segment", image, "--url", toy_bundle, "--out", out]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert (out / "blobs.labels.png").is_file()
