@@ -68,8 +68,9 @@ from serve.renderings import MEDIA_TYPES, Form, RenderOptions
 from serve.settings import MEBIBYTE, ServeSettings
 from serve.telemetry import Telemetry
 from serve.uploads import (
-    FORM_OVERHEAD_BYTES,
+    BATCH_PATH,
     BodyLimit,
+    Limit,
     batch_files,
     check_name,
     error_response,
@@ -293,7 +294,11 @@ def build_app(settings: ServeSettings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # `serve.gateway` has it
         dependencies=_key_headers(settings),
         middleware=[
-            Middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_OVERHEAD_BYTES)
+            Middleware(
+                BodyLimit,
+                image=Limit(settings.max_upload_mib, "Crop the image or compress it."),
+                batch=Limit(settings.max_batch_mib, "Send it in parts."),
+            )
         ],
         exception_handlers={
             FocalPathError: _answer_focalpath_error,
@@ -321,7 +326,7 @@ def _add_routes(app: FastAPI) -> None:
             openapi_extra=IMAGE_BODY,
         )(endpoint)
     app.post(
-        "/batch",
+        BATCH_PATH,
         name="batch",
         response_class=Response,
         responses={**text_answer("application/x-ndjson"), **ERRORS},

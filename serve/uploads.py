@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.exceptions import HTTPException
@@ -24,12 +24,21 @@ from serve.errors import FocalPathError, ImageError, ImageTooLargeError, OptionE
 from serve.images import check_mpp
 from serve.settings import MEBIBYTE
 
-FORM_OVERHEAD_BYTES = MEBIBYTE
+BATCH_PATH = "/batch"
+_FORM_OVERHEAD_BYTES = MEBIBYTE
 """What a multipart body may have around its files."""
 MAX_PAUSE_S = 30.0
 """Seconds that a body may keep the service waiting for its next part."""
 _MAX_FORM_FIELDS = 8
 _ZIP_START = b"PK"
+_ZIP_ENTRY_BYTES = 4096
+"""Of a zip's directory for each file that a batch may have: bounds the memory that it takes."""
+_ZIP_DIRECTORY_SIZE = 5
+"""Where the directory's size is in what zipfile reads at a zip's end."""
+_SPOOLED_ABOVE_BYTES = 64 * 1024
+"""Files of a batch above this are kept on disk until they are read."""
+_CLUTTER = frozenset({"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"})
+"""Names that Finder and Explorer leave in folders, and so in zips of them."""
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -49,15 +58,44 @@ def error_response(message: str, status: int) -> JSONResponse:
     return JSONResponse({"error": message}, status)
 
 
+@dataclass(frozen=True)
+class Limit:
+    """The largest upload of an endpoint."""
+
+    mib: int
+    advice: str
+    """What to do with a larger one."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Of the whole body."""
+        return self.mib * MEBIBYTE + _FORM_OVERHEAD_BYTES
+
+    def refusal(self) -> HTTPException:
+        """The answer to a larger one."""
+        return HTTPException(
+            413, f"The upload is larger than the {self.mib} MiB that are accepted. {self.advice}"
+        )
+
+
 class BodyLimit:
     """ASGI middleware that refuses a body over the limit, by its header and by its actual bytes.
 
     One that stops arriving is refused too: it would keep its place among the waiting.
+
+    Args:
+        app: what it stands before.
+        image: the limit of an upload.
+        batch: the limit of an upload to `BATCH_PATH`.
+        max_pause_s: how long a body may stop.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, max_pause_s: float = MAX_PAUSE_S) -> None:
+    def __init__(
+        self, app: ASGIApp, image: Limit, batch: Limit, max_pause_s: float = MAX_PAUSE_S
+    ) -> None:
         self._app = app
-        self._max_bytes = max_bytes
+        self._image = image
+        self._batch = batch
         self._max_pause_s = max_pause_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,6 +103,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit = self._batch if scope["path"] == BATCH_PATH else self._image
         received = 0
         is_complete = False
 
@@ -77,24 +116,16 @@ class BodyLimit:
                 raise self._too_slow() from None
             is_complete = not message.get("more_body", False)
             received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise self._refusal()
+            if received > limit.max_bytes:
+                raise limit.refusal()
             return message
 
         declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
-            refusal = self._refusal()
+        if declared.isdecimal() and int(declared) > limit.max_bytes:
+            refusal = limit.refusal()
             await error_response(refusal.detail, refusal.status_code)(scope, receive, send)
             return
         await self._app(scope, counted, send)
-
-    def _refusal(self) -> HTTPException:
-        limit = (self._max_bytes - FORM_OVERHEAD_BYTES) / MEBIBYTE
-        return HTTPException(
-            413,
-            f"The upload is larger than the {limit:g} MiB that are accepted. "
-            "Crop the image or compress it.",
-        )
 
     def _too_slow(self) -> HTTPException:
         return HTTPException(
@@ -106,6 +137,12 @@ class _MemoryParser(MultiPartParser):
     """Keeps a file in memory, where it is needed at once: on disk each piece costs a thread."""
 
     spool_max_size = sys.maxsize
+
+
+class _DiskParser(MultiPartParser):
+    """Keeps the files of a batch on disk: it is larger than what may be in memory."""
+
+    spool_max_size = _SPOOLED_ABOVE_BYTES
 
 
 async def read_form(request: Request, field: str, *, max_files: int = 1) -> FormData:
@@ -122,7 +159,7 @@ async def read_form(request: Request, field: str, *, max_files: int = 1) -> Form
     kind = request.headers.get("content-type", "nothing")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
         raise ImageError(f"The content type is {kind}. {expected}")
-    kind_of_parser = _MemoryParser if max_files == 1 else MultiPartParser
+    kind_of_parser = _MemoryParser if max_files == 1 else _DiskParser
     parser = kind_of_parser(
         request.headers, request.stream(), max_files=max_files, max_fields=_MAX_FORM_FIELDS
     )
@@ -190,8 +227,11 @@ def batch_files(
             files.append(_checked(name, _reader(upload.file, max_bytes)))
             continue
         try:
+            _check_directory(upload.file, max_files)
             archive = zipfile.ZipFile(upload.file)
             members = [info for info in archive.infolist() if not _is_clutter(info)]
+        except ImageTooLargeError:
+            raise
         except _ZIP_ERRORS as error:
             files.append(BatchFile(name, _failing(ImageError(f"The zip is damaged: {error}."))))
             continue
@@ -211,9 +251,25 @@ def batch_files(
     return files
 
 
+def _check_directory(file: IO[bytes], max_files: int) -> None:
+    """Refuse a zip that lists far more than may be in it, before zipfile reads the list.
+
+    Raises:
+        ImageTooLargeError: its directory is too large.
+    """
+    # As zipfile itself finds it, else the two could be told different sizes.
+    end: list[Any] | None = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    size, limit = end[_ZIP_DIRECTORY_SIZE] if end else 0, max_files * _ZIP_ENTRY_BYTES
+    if size > limit:
+        raise ImageTooLargeError(
+            f"The zip's list of files has {size} bytes, at most {limit} are accepted. Send the "
+            "files in parts."
+        )
+
+
 def _is_clutter(info: zipfile.ZipInfo) -> bool:
-    """Folders, and what macOS adds to a zip."""
-    return info.is_dir() or info.filename.startswith("__MACOSX/")
+    """Folders, and what a file manager left beside the images."""
+    return info.is_dir() or not _CLUTTER.isdisjoint(info.filename.split("/"))
 
 
 def check_name(name: str) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import io
 import json
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from starlette.datastructures import UploadFile
+from starlette.requests import Request
 
 from serve.errors import ImageError, ImageTooLargeError
 from serve.settings import ServeSettings
-from serve.uploads import batch_files
+from serve.uploads import batch_files, read_form
 from tests.pictures import encoded, painted
 
 MAX_BATCH_FILES = ServeSettings.max_batch_files
@@ -157,9 +159,63 @@ def test_an_unusual_name_is_no_trick(name: str) -> None:
     assert file.read() == _image(1)
 
 
-def test_folders_and_what_macos_adds_are_left_out() -> None:
-    files = [("a/", b""), ("a/1.png", _image(1)), ("__MACOSX/a/._1.png", b"x")]
+def test_folders_and_what_file_managers_leave_in_them_are_left_out() -> None:
+    clutter = ["__MACOSX/a/._1.png", "a/__MACOSX/._1.png", ".DS_Store", "a/.DS_Store"]
+    clutter += ["a/Thumbs.db", "a/desktop.ini"]
+    files = [("a/", b""), ("a/1.png", _image(1)), *((name, b"x") for name in clutter)]
     assert [file.name for file in _listed(("all.zip", _zip(files)))] == ["a/1.png"]
+
+
+def test_a_batch_may_be_larger_than_one_image(service_url: str) -> None:
+    noise = [
+        encoded(np.random.default_rng(n).integers(0, 256, (500, 500, 3), np.uint8)) for n in (1, 2)
+    ]
+    assert sum(map(len, noise)) > 2**20, "more than one upload of an image may have"
+    lines = _lines(
+        _post(service_url, [("1.png", noise[0]), ("2.zip", _zip([("2.png", noise[1])]))])
+    )
+    assert [line["status"] for line in lines] == [200, 200]
+
+
+def test_a_file_of_a_batch_may_not_be_larger_than_one_image(service_url: str) -> None:
+    lines = _lines(_post(service_url, [("1.png", bytes(2**20 + 1)), ("2.png", _image(1))]))
+    assert [line["status"] for line in lines] == [413, 200]
+
+
+def test_a_batch_over_its_limit_is_a_413_that_says_to_send_it_in_parts(service_url: str) -> None:
+    response = _post(service_url, [("1.png", bytes(18 * 2**20))])
+    assert response.status_code == 413
+    assert "larger than the 16 MiB that are accepted. Send it in parts." in response.json()["error"]
+
+
+def test_the_files_of_a_batch_are_not_kept_in_memory() -> None:
+    async def is_in_memory(max_files: int) -> bool:
+        request = httpx.Request("POST", "http://x", files={"images": bytes(100_000)})
+        scope = {
+            "type": "http",
+            "headers": [(key.lower(), value) for key, value in request.headers.raw],
+        }
+        body = request.read()
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        form = await read_form(Request(scope, receive), "images", max_files=max_files)
+        upload = form["images"]
+        assert isinstance(upload, UploadFile)
+        try:
+            return upload._in_memory
+        finally:
+            await form.close()
+
+    assert asyncio.run(is_in_memory(1))
+    assert not asyncio.run(is_in_memory(2))
+
+
+def test_a_zip_that_lists_far_too_many_files_is_refused_before_the_list_is_read() -> None:
+    content = _zip([(f"{index}{'x' * 60_000}.png", b"") for index in range(2)])
+    with pytest.raises(ImageTooLargeError, match="list of files has 120"):
+        _listed(("long.zip", content))
 
 
 def test_a_damaged_zip_is_one_file_that_cannot_be_read() -> None:

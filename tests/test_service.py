@@ -19,7 +19,7 @@ from serve.errors import BackendUnavailableError
 from serve.manifest import Manifest, read_bundle
 from serve.outputs import Summary
 from serve.settings import ServeSettings
-from serve.uploads import BodyLimit
+from serve.uploads import BodyLimit, Limit
 from tests.http_service import free_port, running_service
 from tests.pictures import blobs, encoded, painted, rgb_png
 from tests.toy_bundle import TILE_SIZE_PX
@@ -239,7 +239,7 @@ def test_an_upload_that_stops_arriving_is_a_408() -> None:
         await asyncio.Event().wait()
 
     async def request() -> httpx.Response:
-        app = BodyLimit(build_app(ServeSettings()), max_bytes=2**20, max_pause_s=0.05)
+        app = BodyLimit(build_app(ServeSettings()), Limit(1, ""), Limit(1, ""), max_pause_s=0.05)
         transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             headers = {"content-type": "multipart/form-data; boundary=x"}
