@@ -5,7 +5,9 @@
 
 import asyncio
 import io
+import time
 import zipfile
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,23 +25,39 @@ from serve.errors import (
     ImageError,
     ImageTooLargeError,
 )
+from serve.images import check_mpp
 from serve.manifest import Manifest
 from serve.outputs import MppSource, Summary
-from serve.segmenter import Segmentation, Segmenter, check_image
+from serve.segmenter import Closing, Segmentation, Segmenter, check_image
 from serve.tiling import LowResProbabilities
 
+_FIRST_PAUSE_S = 1.0
+"""Before the second attempt where the service does not say; twice as long before each further."""
+_MOST_UNAVAILABLE = 4
+"""Answers 503 after which a client gives up: the model may not come back for long."""
 
-class HttpClient:
+
+class HttpClient(Closing):
     """Segments images through the HTTP service.
 
     Args:
         url: where the service listens, such as http://127.0.0.1:3000.
         timeout_s: seconds to wait for one answer.
         api_key: sent with every request.
+        patience_s: seconds for which a service that is busy (429) or without its model (503) is
+            asked again, as it says in Retry-After.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 300.0, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 300.0,
+        api_key: str | None = None,
+        patience_s: float = 120.0,
+    ) -> None:
         self._url = _checked_url(url)
+        self._patience_s = patience_s
         self._client = httpx.Client(timeout=timeout_s, headers=_headers(api_key))
         self._manifest: Manifest | None = None
 
@@ -71,7 +89,8 @@ class HttpClient:
             with_probabilities: also return the probabilities of all classes.
 
         Raises:
-            ImageError: the service refuses the image or the um per pixel.
+            ImageError: the service refuses the image.
+            OptionError: `mpp` is absurd.
             BackendUnavailableError: the service or its backend does not answer.
         """
         request = _segment_request(image, mpp, with_probabilities)
@@ -81,36 +100,58 @@ class HttpClient:
         """Close the connections."""
         self._client.close()
 
-    def __enter__(self) -> Self:
+    def _request(self, method: str, path: str, **options: Any) -> bytes:
+        patience = _Patience(self._patience_s)
+        while True:
+            try:
+                response = self._client.request(method, self._url + path, **options)
+            except (httpx.TransportError, httpx.InvalidURL) as error:
+                raise _not_there(self._url, error) from error
+            pause_s = patience.pause_s(response)
+            if pause_s is None:
+                return _content(response, self._url)
+            time.sleep(pause_s)
+
+
+class _AsyncClosing(ABC):
+    """`Closing`, to be awaited."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Free what is held; not used after."""
+
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(
+    async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
-
-    def _request(self, method: str, path: str, **options: Any) -> bytes:
-        try:
-            response = self._client.request(method, self._url + path, **options)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise _not_there(self._url, error) from error
-        return _content(response, self._url)
+        await self.close()
 
 
-class AsyncHttpClient:
+class AsyncHttpClient(_AsyncClosing):
     """`HttpClient`, to be awaited.
 
     Args:
         url: where the service listens, such as http://127.0.0.1:3000.
         timeout_s: seconds to wait for one answer.
         api_key: sent with every request.
+        patience_s: see `HttpClient`.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 300.0, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 300.0,
+        api_key: str | None = None,
+        patience_s: float = 120.0,
+    ) -> None:
         self._url = _checked_url(url)
+        self._patience_s = patience_s
         self._client = httpx.AsyncClient(timeout=timeout_s, headers=_headers(api_key))
 
     async def manifest(self) -> Manifest:
@@ -134,23 +175,17 @@ class AsyncHttpClient:
         """Close the connections."""
         await self._client.aclose()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
     async def _request(self, method: str, path: str, **options: Any) -> bytes:
-        try:
-            response = await self._client.request(method, self._url + path, **options)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise _not_there(self._url, error) from error
-        return _content(response, self._url)
+        patience = _Patience(self._patience_s)
+        while True:
+            try:
+                response = await self._client.request(method, self._url + path, **options)
+            except (httpx.TransportError, httpx.InvalidURL) as error:
+                raise _not_there(self._url, error) from error
+            pause_s = patience.pause_s(response)
+            if pause_s is None:
+                return _content(response, self._url)
+            await asyncio.sleep(pause_s)
 
 
 class TritonClient(Segmenter):
@@ -173,7 +208,7 @@ class TritonClient(Segmenter):
         super().__init__(TilePool(backend, max_tiles=2 * manifest.max_batch_size), manifest)
 
 
-class AsyncTritonClient:
+class AsyncTritonClient(_AsyncClosing):
     """`TritonClient`, to be awaited: it works in threads, since tiling and blending compute.
 
     Args:
@@ -216,16 +251,33 @@ class AsyncTritonClient:
         """Close the channel."""
         await asyncio.to_thread(self._client.close)
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
+class _Patience:
+    """When a request is sent again to a service that cannot answer it now.
+
+    A request changes nothing at the service, so it can be sent as often as one likes.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self._deadline = time.monotonic() + patience_s
+        self._pause_s = _FIRST_PAUSE_S
+        self._num_unavailable = 0
+
+    def pause_s(self, response: httpx.Response) -> float | None:
+        """Seconds to wait before the next attempt; None where there is to be none."""
+        if response.status_code not in (429, 503):
+            return None
+        self._num_unavailable += response.status_code == 503
+        pause_s = _retry_after_s(response) or self._pause_s
+        self._pause_s *= 2
+        is_over = time.monotonic() + pause_s > self._deadline
+        return None if is_over or self._num_unavailable >= _MOST_UNAVAILABLE else pause_s
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    """What the service says in seconds; 0 where it says nothing, or a date."""
+    text = response.headers.get("Retry-After", "")
+    return float(text) if text.isdecimal() else 0.0
 
 
 def _checked_url(url: str) -> str:
@@ -249,6 +301,7 @@ def _segment_request(
     Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
     options: dict[str, str | float] = {}
     if mpp is not None:
+        check_mpp(mpp)
         options["mpp"] = mpp
     if with_probabilities:
         options["probabilities"] = "true"

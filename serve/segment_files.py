@@ -1,14 +1,16 @@
 """Segment image files into a folder, several at a time: what `focalpath-segment` does."""
 
 import csv
+import json
 import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 from pydantic import ValidationError
@@ -19,13 +21,15 @@ from rich.table import Table
 from serve.client import HttpClient, TritonClient
 from serve.errors import FocalPathError, ImageError
 from serve.images import check_mpp, read_picture
-from serve.manifest import Manifest, read_bundle
+from serve.manifest import Manifest, read_bundle, sha256_of
 from serve.outputs import Summary
 from serve.renderings import SUFFIXES, Form, RenderOptions, labels_of, needs_probabilities, render
 from serve.segmenter import ImageSegmenter, open_segmenter
 from serve.settings import ServeSettings
 
 SUMMARY_FILE = "summary.csv"
+_MADE_WITH = "made_with"
+"""Where an image's JSON, beside the service's answer, has how its files were made."""
 FileForm = Literal["labels", "overlay", "confidence", "json", "geojson", "dsa", "probabilities"]
 _IMAGE_COLUMNS = ("image", "width_px", "height_px", "mpp", "mpp_source", "model", "version")
 _CLASS_COLUMNS = (
@@ -44,8 +48,8 @@ _CLASS_COLUMNS = (
 class Segment:
     """Segment images: for each the chosen formats and a JSON of numbers, and one CSV of them all.
 
-    Files that are already there, from the same model, are not made again; none is ever seen
-    half-written.
+    Files that are already there, made by the same model with the same options, are not made again;
+    none is ever seen half-written.
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]]
@@ -97,28 +101,31 @@ class Segment:
 def run_segment(command: Segment) -> int:
     """Segment every image and write its files; return the exit status.
 
-    An image that cannot be used is named at the end, and the others are worked on all the same.
+    An image that cannot be used, or that the service does not answer, is named at the end, and the
+    others are worked on all the same. The summary is written also when this is stopped.
 
     Raises:
         FocalPathError: nothing can be segmented at all.
     """
     _check(command)
-    segmenter = _open(command)
-    try:
+    made: dict[Path, Summary] = {}
+    failures: dict[Path, str] = {}
+    with closing(_open(command)) as segmenter:
         manifest = segmenter.manifest
         labels_of(command.classes, manifest)
         finished = {} if command.again else _finished(command, manifest)
         to_do = [path for path in command.images if path not in finished]
-        made, failures = _segment_all(command, segmenter, to_do)
-    finally:
-        segmenter.close()
-    known = finished | made
-    summaries = {path: known[path] for path in command.images if path in known}
-    if summaries:
-        write_whole(command.out, {SUMMARY_FILE: _summary_csv(summaries)})
+        try:
+            _segment_all(command, segmenter, to_do, made, failures)
+        finally:
+            known = finished | made
+            summaries = {path: known[path] for path in command.images if path in known}
+            if summaries:
+                write_whole(command.out, {SUMMARY_FILE: _summary_csv(summaries)})
     _report(command, summaries, made)
-    for message in failures:
-        print(f"error: {message}", file=sys.stderr)
+    for path in command.images:
+        if path in failures:
+            print(f"error: {failures[path]}", file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -149,8 +156,9 @@ def _check(command: Segment) -> None:
 def _open(command: Segment) -> ImageSegmenter:
     """What answers: the service, Triton, or a bundle in this process."""
     settings, url = command.settings, command.url
-    if url is None:
-        return open_segmenter(settings)
+    if _is_in_process(command):
+        return open_segmenter(settings if url is None else replace(settings, bundle=Path(url)))
+    assert url is not None
     if url.startswith("grpc://"):
         return TritonClient(
             url,
@@ -158,9 +166,11 @@ def _open(command: Segment) -> ImageSegmenter:
             timeout_s=settings.triton_timeout_s,
             shared_memory=settings.triton_shared_memory,
         )
-    if "://" not in url and Path(url).is_dir():
-        return open_segmenter(replace(settings, bundle=Path(url)))
     return HttpClient(url, api_key=read_key(command.api_key_file))
+
+
+def _is_in_process(command: Segment) -> bool:
+    return command.url is None or ("://" not in command.url and Path(command.url).is_dir())
 
 
 def read_key(path: Path | None) -> str | None:
@@ -174,51 +184,71 @@ def read_key(path: Path | None) -> str | None:
 
 
 def _finished(command: Segment, manifest: Manifest) -> dict[Path, Summary]:
-    """The images whose files are all there, newer than the image and from the same model."""
+    """The images whose files are all there, made by the same model in the same way."""
     finished = {}
     for path in command.images:
         outputs = [command.out / f"{path.stem}{SUFFIXES[form]}" for form in command.forms]
         if not all(output.is_file() for output in outputs):
             continue
-        if min(output.stat().st_mtime for output in outputs) < path.stat().st_mtime:
-            continue
         try:
-            summary = Summary.model_validate_json(outputs[-1].read_bytes())
-        except ValidationError:  # of another version, or not ours
+            content = outputs[-1].read_bytes()
+            summary = Summary.model_validate_json(content)
+            found = json.loads(content)[_MADE_WITH]
+            forms = set(found.pop("formats"))
+        except (ValidationError, LookupError, TypeError, AttributeError):  # not ours, or older
             continue
-        if (summary.model.name, summary.model.version) == (manifest.name, manifest.version):
+        wanted = _made_with(command, path)
+        is_same = forms.issuperset(wanted.pop("formats")) and found == wanted
+        if is_same and (summary.model.name, summary.model.version) == (
+            manifest.name,
+            manifest.version,
+        ):
             finished[path] = summary
     return finished
 
 
+def _made_with(command: Segment, path: Path) -> dict[str, Any]:
+    """What an image's files depend on, beside the model; kept in its JSON."""
+    return {
+        "image_sha256": sha256_of(path),
+        "mpp": command.mpp,
+        "precision": command.settings.precision if _is_in_process(command) else None,
+        "alpha": command.alpha,
+        "classes": list(command.classes),
+        "simplify_px": command.simplify_px,
+        "min_area_px": command.min_area_px,
+        "formats": list(command.forms),
+    }
+
+
 def _segment_all(
-    command: Segment, segmenter: ImageSegmenter, paths: Sequence[Path]
-) -> tuple[dict[Path, Summary], list[str]]:
-    """Work on the images; what was made, and what went wrong."""
-    made: dict[Path, Summary] = {}
-    failures: list[str] = []
+    command: Segment,
+    segmenter: ImageSegmenter,
+    paths: Sequence[Path],
+    made: dict[Path, Summary],
+    failures: dict[Path, str],
+) -> None:
+    """Work on the images; puts what becomes of each into `made` or `failures`."""
     stopped = threading.Event()
 
-    def work(path: Path) -> Summary | None:
-        return None if stopped.is_set() else _segment_one(command, segmenter, path)
+    def work(path: Path) -> None:
+        if stopped.is_set():
+            return
+        try:
+            made[path] = _segment_one(command, segmenter, path)
+        except FocalPathError as error:
+            failures[path] = _named(path, error)
 
     with _progress() as progress, ThreadPoolExecutor(command.jobs) as pool:
         task = progress.add_task("segmenting", total=len(paths))
-        futures = {pool.submit(work, path): path for path in paths}
+        futures = [pool.submit(work, path) for path in paths]
         try:
             for future in as_completed(futures):
                 progress.advance(task)
-                try:
-                    summary = future.result()
-                except ImageError as error:
-                    failures.append(_named(futures[future], error))
-                else:
-                    if summary is not None:
-                        made[futures[future]] = summary
-        except BaseException:  # no answer any more, or Ctrl+C: what has not begun is left
+                future.result()
+        except BaseException:  # nothing can be written, or Ctrl+C: what has not begun is left
             stopped.set()
             raise
-    return made, failures
 
 
 def _segment_one(command: Segment, segmenter: ImageSegmenter, path: Path) -> Summary:
@@ -229,15 +259,16 @@ def _segment_one(command: Segment, segmenter: ImageSegmenter, path: Path) -> Sum
         mpp_source="file" if command.mpp is None else "request",
         with_probabilities=needs_probabilities(command.forms, command.options),
     )
-    write_whole(
-        command.out,
-        {
-            f"{path.stem}{SUFFIXES[form]}": render(
-                form, picture.pixels, result, segmenter.manifest, command.options
-            )
-            for form in command.forms
-        },
-    )
+    files = {
+        f"{path.stem}{SUFFIXES[form]}": render(
+            form, picture.pixels, result, segmenter.manifest, command.options
+        )
+        for form in command.forms
+    }
+    numbers = f"{path.stem}{SUFFIXES['json']}"
+    record = json.loads(files[numbers]) | {_MADE_WITH: _made_with(command, path)}
+    files[numbers] = json.dumps(record, indent=2, ensure_ascii=False).encode()
+    write_whole(command.out, files)
     return result.summary
 
 

@@ -1,5 +1,6 @@
 """Image in, segmentation out: what the service, the clients and the command line share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -59,7 +60,26 @@ class ImageSegmenter(Protocol):
         ...
 
 
-class Segmenter:
+class Closing(ABC):
+    """A context manager that closes what it is."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what is held; not used after."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Segmenter(Closing):
     """Segments images of any size with one backend; many threads may use it at once.
 
     Args:
@@ -150,17 +170,6 @@ class Segmenter:
     def close(self) -> None:
         """Close the backend."""
         self._backend.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_segmenter(

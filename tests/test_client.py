@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 
 from serve.client import AsyncHttpClient, AsyncTritonClient, HttpClient, TritonClient
-from serve.errors import BackendUnavailableError, ImageError, ImageTooLargeError
-from serve.manifest import read_bundle
+from serve.errors import BackendUnavailableError, ImageError, ImageTooLargeError, OptionError
+from serve.manifest import Manifest, read_bundle
 from serve.segmenter import Segmentation, Segmenter, open_segmenter
 from serve.settings import ServeSettings
 from tests.http_service import free_port
@@ -73,10 +74,18 @@ def test_the_async_client_gives_each_of_many_the_same_as_the_other(
 def test_the_async_client_says_what_the_service_refuses(service_url: str) -> None:
     async def segment() -> None:
         async with AsyncHttpClient(service_url) as asynchronous:
-            await asynchronous.segment(blobs(20, 20), mpp=1000)
+            await asynchronous.segment(np.zeros((1000, 1001, 3), np.uint8))
 
-    with pytest.raises(ImageError, match="mpp is '1000"):
+    with pytest.raises(ImageTooLargeError, match="1001 x 1000"):
         asyncio.run(segment())
+
+
+def test_an_absurd_mpp_is_the_same_error_everywhere(
+    client: HttpClient, segmenter: Segmenter
+) -> None:
+    for one in (client, segmenter):
+        with pytest.raises(OptionError, match="mpp is 1000 um per pixel"):
+            one.segment(blobs(20, 20), mpp=1000)
 
 
 def test_an_async_client_without_a_server_says_so(toy_bundle: Path) -> None:
@@ -141,6 +150,92 @@ def test_an_array_of_another_kind_is_refused(
         segmenter.segment(image)
     with pytest.raises(ImageError, match="expected \\(H, W, 3\\) uint8"):
         client.segment(image)
+
+
+class _Refusing(HTTPServer):
+    """A service that refuses the first requests, and then has a model."""
+
+    def __init__(self, *statuses: int, manifest: bytes, retry_after: str = "1") -> None:
+        self.left = list(statuses)
+
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(handler) -> None:
+                status = self.left.pop(0) if self.left else 200
+                handler.send_response(status)
+                handler.send_header("Retry-After", retry_after)
+                handler.end_headers()
+                handler.wfile.write(manifest if status == 200 else b'{"error": "not now"}')
+
+            def log_message(handler, *_: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Answer)
+
+    @contextmanager
+    def at(self) -> Iterator[str]:
+        with self:
+            thread = Thread(target=self.serve_forever)
+            thread.start()
+            yield f"http://127.0.0.1:{self.server_port}"
+            self.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the clients would have waited."""
+    found: list[float] = []
+
+    async def note(seconds: float) -> None:
+        found.append(seconds)
+
+    monkeypatch.setattr("serve.client.time.sleep", found.append)
+    monkeypatch.setattr("serve.client.asyncio.sleep", note)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_busy_service_is_asked_again_when_it_says(
+    kind: str, toy_bundle: Path, pauses: list[float]
+) -> None:
+    manifest = read_bundle(toy_bundle)
+
+    async def ask(url: str) -> Manifest:
+        async with AsyncHttpClient(url) as client:
+            return await client.manifest()
+
+    service = _Refusing(
+        429, 503, 429, manifest=manifest.model_dump_json().encode(), retry_after="7"
+    )
+    with service.at() as url:
+        if kind == "async":
+            assert asyncio.run(ask(url)) == manifest
+        else:
+            with HttpClient(url) as client:
+                assert client.manifest == manifest
+    assert pauses == [7, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "patience_s", "expected"),
+    [
+        (503, "Fri, 31 Dec 1999 23:59:59 GMT", 120, [1, 2, 4]),  # a few times only
+        (429, "3600", 120, []),  # longer than we have
+        (429, "1", 0, []),
+        (401, "1", 120, []),
+    ],
+)
+def test_a_client_gives_up_in_time(
+    status: int, retry_after: str, patience_s: float, expected: list[float], pauses: list[float]
+) -> None:
+    service = _Refusing(*[status] * 9, manifest=b"", retry_after=retry_after)
+    with (
+        service.at() as url,
+        HttpClient(url, patience_s=patience_s) as client,
+        pytest.raises(BackendUnavailableError, match="not now"),
+    ):
+        _ = client.manifest
+    assert pauses == expected
 
 
 def test_a_service_that_is_not_there_is_named() -> None:

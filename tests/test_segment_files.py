@@ -3,13 +3,17 @@ import json
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from serve import segment_files
+from serve.errors import BackendUnavailableError
+from serve.outputs import Summary
 from serve.segment_files import main
+from serve.segmenter import Segmentation, Segmenter
 from tests.http_service import free_port
 from tests.pictures import blobs, encoded, painted
 from tests.toy_bundle import write_toy_bundle
@@ -70,8 +74,13 @@ def test_the_service_and_a_bundle_give_the_same_files(
     for name, url in (("here", toy_bundle), ("there", service_url)):
         arguments = ("--url", url, "--out", tmp_path / name, "--mpp", "0.7", "--format", *FORMATS)
         assert _segment(image, *arguments) == 0
-    for name in ALL_FILES:
+    for name in ALL_FILES - {"slide.json"}:
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+    here, there = (
+        Summary.model_validate_json((tmp_path / name / "slide.json").read_bytes())
+        for name in ("here", "there")
+    )
+    assert here == there
 
 
 def test_the_mpp_of_a_file_is_taken_and_said_to_be_the_files_also_over_http(
@@ -96,31 +105,90 @@ def test_finished_images_are_skipped(
 
 
 @pytest.mark.parametrize(
-    "case", ["missing output", "another format", "newer image", "another model", "damaged", "again"]
-)
+    "case",
+    [
+        "missing output", "another format", "another image", "another model", "damaged", "older",
+        "--again", "--mpp 0.7", "--alpha 0.1", "--classes Tumor", "--simplify-px 2",
+        "--min-area-px 9",
+    ],
+)  # fmt: skip
 def test_what_is_not_finished_is_made_again(
     case: str, image: Path, toy_bundle: Path, out: Path, tmp_path: Path
 ) -> None:
-    arguments: list[object] = ["--out", out]
-    _segment(image, "--bundle", toy_bundle, *arguments)
-    before = (out / "slide.json").stat().st_mtime_ns
+    arguments: list[object] = ["--out", out, *(case.split() if case.startswith("--") else ())]
+    _segment(image, "--bundle", toy_bundle, "--out", out)
     bundle = toy_bundle
     match case:
         case "missing output":
             (out / "slide.overlay.png").unlink()
         case "another format":
             arguments += ["--format", "geojson"]
-        case "newer image":
-            os.utime(image, (2**32, 2**32))
+        case "another image":  # which is older than the outputs
+            image.write_bytes(encoded(blobs(70, 90, seed=1)))
+            os.utime(image, (1, 1))
         case "another model":
             bundle = write_toy_bundle(tmp_path / "bundle", version="2.0.0")
         case "damaged":
             (out / "slide.json").write_text("{")
-            before = (out / "slide.json").stat().st_mtime_ns
-        case "again":
-            arguments.append("--again")
+        case "older":  # written before the JSON said what with
+            summary = Summary.model_validate_json((out / "slide.json").read_text())
+            (out / "slide.json").write_text(summary.model_dump_json())
+    before = (out / "slide.json").stat().st_mtime_ns
     assert _segment(image, "--bundle", bundle, *arguments) == 0
     assert (out / "slide.json").stat().st_mtime_ns > before
+
+
+def test_files_of_one_run_are_not_taken_for_those_of_another(
+    image: Path, toy_bundle: Path, out: Path
+) -> None:
+    arguments = (image, "--bundle", toy_bundle, "--out", out)
+    _segment(*arguments, "--format", "overlay")
+    before = (out / "slide.overlay.png").read_bytes()
+    _segment(*arguments, "--format", "labels", "--alpha", "0.1")
+    _segment(*arguments, "--format", "labels", "overlay", "--alpha", "0.1")
+    assert (out / "slide.overlay.png").read_bytes() != before
+
+
+def test_the_summary_of_what_was_done_is_written_when_it_is_stopped(
+    image: Path, toy_bundle: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render = segment_files.render
+
+    def interrupted(*arguments: object) -> bytes:
+        if (out / "slide.json").exists():
+            raise KeyboardInterrupt
+        return render(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(segment_files, "render", interrupted)
+    other = tmp_path / "other.png"
+    other.write_bytes(encoded(IMAGE))
+    arguments = (image, other, "--bundle", toy_bundle, "--out", out, "--jobs", 1)
+    assert _segment(*arguments) == 130
+    with (out / "summary.csv").open(newline="") as file:
+        assert {row["image"] for row in csv.DictReader(file)} == {"slide.png"}
+
+
+def test_what_the_service_does_not_answer_is_named_and_the_others_are_worked_on(
+    image: Path,
+    toy_bundle: Path,
+    out: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    segment = Segmenter.segment
+
+    def busy_at_first(segmenter: Segmenter, pixels: np.ndarray, **options: Any) -> Segmentation:
+        if pixels.shape[0] == 50:
+            raise BackendUnavailableError("32 requests are waiting already.")
+        return segment(segmenter, pixels, **options)
+
+    first = tmp_path / "first.png"
+    first.write_bytes(encoded(blobs(50, 60)))
+    monkeypatch.setattr(Segmenter, "segment", busy_at_first)
+    message = _fails(capsys, first, image, "--bundle", toy_bundle, "--out", out)
+    assert message == f"error: {first}: 32 requests are waiting already.\n"
+    assert {"slide.json", "summary.csv"} < _names(out)
 
 
 def test_an_image_that_fails_does_not_stop_the_others(
