@@ -14,7 +14,13 @@ from export.emulation import HalfEmulator
 from export.islands import smallest_islands
 from export.parity import ANSWERS, Answers, Gate, onnx_answers
 from export.parity_schema import ArtefactParity, EmulationParity, Runtime
-from export.precision import FLOAT16_MAX, HalfPrecision, convert_to_half, half_blocks
+from export.precision import (
+    FLOAT16_MAX,
+    HalfPrecision,
+    constants_beyond,
+    convert_to_half,
+    half_blocks,
+)
 from export.quantize import quantize_int8
 from serve.openvino_provider import computes_bfloat16, openvino_options
 from train.errors import FocalPathError
@@ -80,17 +86,26 @@ class HalfMaker:
         self._settings = settings
         self._say = say
         self._blocks = half_blocks(self._model, precision)
+        self._file = f"model.{precision}.onnx"
 
     def make(self, target: Path, peaks: Mapping[str, Peak]) -> Judged:
         """Write the graph to `target`, its logits included, and judge it.
 
         Raises:
-            FocalPathError: an island is no block, or every block would have to be one.
+            FocalPathError: an island is no block, or all blocks are named as islands.
         """
         islands = frozenset(self._settings.fp32_islands)
-        too_large = self._too_large(peaks, islands)
-        if self._settings.auto_islands:
-            islands |= too_large.keys()
+        constants = constants_beyond(self._model) if self._precision == "fp16" else {}
+        too_large = self._too_large(peaks, islands) | {
+            block: reason for block, reason in constants.items() if block not in islands
+        }
+        # Without islands for such constants there would be no graph to judge.
+        held = too_large.keys() if self._settings.auto_islands else constants.keys()
+        if held and islands | held >= set(self._blocks):
+            return self._refuse_all(too_large.values())
+        islands |= held
+        if too_large and self._settings.auto_islands:
+            self._say(f"Kept in float32: {'; '.join(too_large.values())}")
         found, answers = self._judge(target, islands)
         if not self._settings.auto_islands:
             return _refused(found, too_large.values()), answers
@@ -115,14 +130,18 @@ class HalfMaker:
             return {}  # it has the range of float32
         limit = self._settings.activation_limit
         beyond = [b for b in blocks_beyond(peaks, limit) if b in self._blocks and b not in islands]
-        reasons = {
+        return {
             block: f"{block} reaches {peaks[block].magnitude:,.0f} on tile {peaks[block].tile}, "
             f"more than {limit:,.0f}"
             for block in beyond
         }
-        if reasons and self._settings.auto_islands:
-            self._say(f"Kept in float32: {'; '.join(reasons.values())}")
-        return reasons
+
+    def _refuse_all(self, reasons: Iterable[str]) -> Judged:
+        """Refuse a graph of which nothing would be left in half precision: torch's own answers."""
+        answers = self._gate.expected
+        found = self._gate.judge(answers, self._file, self._precision, fp32_islands=self._blocks)
+        failures = ("every block would have to stay in float32", *reasons)
+        return found.model_copy(update={"failures": failures}), answers
 
     def _judge(self, target: Path, islands: frozenset[str]) -> Judged:
         converted = convert_to_half(self._model, self._precision, islands)
@@ -137,7 +156,7 @@ class HalfMaker:
             emulation = self._emulate(converted, num_emulated)[1]
         found = self._gate.judge(
             answers,
-            f"model.{self._precision}.onnx",
+            self._file,
             self._precision,
             fp32_islands=tuple(block for block in self._blocks if block in islands),
             emulation=emulation,

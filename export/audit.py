@@ -107,6 +107,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[misc,no-untyped-call,unused-
                 self._num_norms += 1
             self._record(inputs)
             self._record(tuple(module.parameters(recurse=False)))
+            self._record(tuple(module.buffers(recurse=False)))  # what was folded
 
         return hook
 

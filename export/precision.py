@@ -45,6 +45,22 @@ def half_blocks(model: ModelProto, precision: HalfPrecision = "fp16") -> tuple[s
     return tuple(dict.fromkeys(graph.blocks[index] for index in sorted(in_half)))
 
 
+def constants_beyond(model: ModelProto) -> dict[str, str]:
+    """What is too large for float16 whatever the image is: a reason by block."""
+    graph = ModelGraph(model)
+    in_half = _nodes_in_half(graph, "fp16", frozenset())
+    reasons: dict[str, str] = {}
+    for entry in model.graph.initializer:
+        largest = _largest(numpy_helper.to_array(entry)) if _is_float(entry) else 0.0
+        if largest > FLOAT16_MAX:
+            for index in in_half.intersection(graph.consumers[entry.name]):
+                reasons[graph.blocks[index]] = (
+                    f"{graph.blocks[index]} has the constant {entry.name} that reaches "
+                    f"{largest:.3g}, float16 ends at {FLOAT16_MAX:,.0f}"
+                )
+    return reasons
+
+
 def convert_to_half(
     model: ModelProto, precision: HalfPrecision, islands: Iterable[str] = ()
 ) -> ModelProto:
@@ -123,9 +139,7 @@ class _Conversion:
             if info.type.tensor_type.elem_type == TensorProto.FLOAT
         }
         self._constants = {
-            entry.name: entry
-            for entry in model.graph.initializer
-            if entry.data_type == TensorProto.FLOAT
+            entry.name: entry for entry in model.graph.initializer if _is_float(entry)
         }
         self._casts: dict[tuple[str, int], str] = {}
         self._nodes: list[NodeProto] = []
@@ -138,7 +152,7 @@ class _Conversion:
         converted.CopyFrom(self._model)
         del converted.graph.node[:], converted.graph.value_info[:], converted.graph.initializer[:]
         converted.graph.node.extend(self._nodes)
-        others = (e for e in self._model.graph.initializer if e.data_type != TensorProto.FLOAT)
+        others = (entry for entry in self._model.graph.initializer if not _is_float(entry))
         converted.graph.initializer.extend([*others, *self._constants.values()])
         converted = onnx.shape_inference.infer_shapes(converted, check_type=True, strict_mode=True)
         onnx.checker.check_model(converted, full_check=True)
@@ -192,7 +206,7 @@ class _Conversion:
             self._constants[new_name] = numpy_helper.from_array(values, new_name)
 
     def _rounded(self, values: NDArray[Any], name: str) -> NDArray[Any]:
-        largest = float(np.abs(values).max(initial=0.0))
+        largest = _largest(values)
         if self._precision == "fp16" and largest > FLOAT16_MAX:
             user = next(i for i in self._graph.consumers[name] if i in self._in_half)
             raise FocalPathError(
@@ -200,6 +214,14 @@ class _Conversion:
                 f"Keep its block in float32: --fp32-islands {self._graph.blocks[user]}"
             )
         return values.astype(helper.tensor_dtype_to_np_dtype(self._half))
+
+
+def _is_float(entry: TensorProto) -> bool:
+    return bool(entry.data_type == TensorProto.FLOAT)
+
+
+def _largest(values: NDArray[Any]) -> float:
+    return float(np.abs(values).max(initial=0.0))
 
 
 def _is_generic(node: NodeProto, place: int, opset: int) -> bool:

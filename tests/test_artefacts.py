@@ -84,6 +84,33 @@ def test_a_named_island_satisfies_the_audit(tmp_path: Path, said: list[str]) -> 
     assert (found.passed, found.fp32_islands) == (True, (SECOND,))
 
 
+def test_a_constant_beyond_float16_becomes_an_island(tmp_path: Path, said: list[str]) -> None:
+    found = _make(tmp_path, said, gain=1e6)
+    assert (found.passed, found.fp32_islands) == (True, (FIRST,))
+    assert said == [
+        f"Kept in float32: {FIRST} has the constant gain that reaches 1e+06, float16 ends at 65,504"
+    ]
+
+
+def test_without_automatic_islands_such_a_constant_is_a_refusal_and_no_end(
+    tmp_path: Path, said: list[str]
+) -> None:
+    found = _make(tmp_path, said, gain=1e6, auto_islands=False)
+    assert found.failures == (
+        f"{FIRST} has the constant gain that reaches 1e+06, float16 ends at 65,504; name it with "
+        "--fp32-islands, or leave out --no-auto-islands",
+    )
+
+
+def test_half_precision_of_which_nothing_is_left_is_refused(
+    tmp_path: Path, said: list[str]
+) -> None:
+    found = _make(tmp_path, said, PEAKS, gain=1e6)
+    assert not found.passed
+    assert found.failures[0] == "every block would have to stay in float32"
+    assert not (tmp_path / "half.onnx").exists()
+
+
 def test_the_limit_is_a_setting(tmp_path: Path, said: list[str]) -> None:
     assert _make(tmp_path, said, PEAKS, fp16_range_share=0.5).fp32_islands == ()
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.attention import Projection
 from export.audit import Peak, audit_activations, blocks_beyond
 from export.validation import ValidationTiles
 from train.errors import FocalPathError
@@ -69,6 +70,20 @@ def test_weights_count() -> None:
     nn.init.constant_(linear.weight, -9_000.0)
     peaks = audit_activations(Model(linear), _tiles(0))
     assert peaks["image_encoder.blocks.0"].magnitude == 9_000.0
+
+
+def test_folded_weights_count_where_they_are_buffers_of_the_exported_form() -> None:
+    linear = nn.Linear(3, 3, bias=False)
+    nn.init.constant_(linear.weight, -9_000.0)
+    peaks = audit_activations(Model(Projection.of(linear)), _tiles(0))
+    assert peaks["image_encoder.blocks.0"].magnitude == 9_000.0
+
+
+def test_numbers_of_places_do_not_count() -> None:
+    block = Scale(1)
+    block.register_buffer("index", torch.tensor([1_000_000]))
+    peaks = audit_activations(Model(block), _tiles(7))
+    assert peaks["image_encoder.blocks.0"].magnitude == 7.0
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(3), FunctionalNorm()])
