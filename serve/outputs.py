@@ -68,7 +68,9 @@ class ClassSummary(_Answer):
         description="share of the class's pixels whose confidence is below the threshold; null "
         "if it has none"
     )
-    predicted_iou: float = Field(description="the IoU that the model expects of its own mask")
+    predicted_iou: float = Field(
+        description="the IoU that the model expects of its own mask, 0 to 1"
+    )
 
 
 _EXAMPLE: JsonValue = {
@@ -160,7 +162,7 @@ def _summarise_class(
         area_um2=None if image.um2_per_px is None else count * image.um2_per_px,
         mean_confidence=float(confidences @ np.arange(256)) / 255 / count if count else None,
         low_confidence_share=int(confidences[:first_high].sum()) / count if count else None,
-        predicted_iou=float(iou_scores[label - 1]),
+        predicted_iou=float(np.clip(iou_scores[label - 1], 0, 1)),  # the model's has no bounds
     )
 
 

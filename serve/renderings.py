@@ -38,10 +38,17 @@ SUFFIXES: dict[Form, str] = {
     "arrays": ".npz",
 }
 
+LARGEST = {"alpha": 1, "simplify_px": 100, "min_area_px": 10**9}
+"""The largest value of each option that is a number; the smallest is 0."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RenderOptions:
-    """How a form is drawn; each form takes what concerns it."""
+    """How a form is drawn; each form takes what concerns it.
+
+    Raises:
+        OptionError: a number is outside of what it may be.
+    """
 
     alpha: float = 0.5
     """Overlay: 0 shows the image only, 1 the colours only."""
@@ -53,6 +60,12 @@ class RenderOptions:
     """GeoJSON, DSA: see `trace_regions`."""
     with_probabilities: bool = False
     """Arrays: also the probabilities of all classes."""
+
+    def __post_init__(self) -> None:
+        for name, largest in LARGEST.items():
+            value = getattr(self, name)
+            if not 0 <= value <= largest:  # nor is nan
+                raise OptionError(f"{name} is {value:g}, expected a number from 0 to {largest}.")
 
 
 def needs_probabilities(forms: Sequence[Form], options: RenderOptions) -> bool:

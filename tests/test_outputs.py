@@ -1,10 +1,12 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from serve.errors import OptionError
 from serve.manifest import Manifest, read_bundle
 from serve.outputs import (
     LOW_CONFIDENCE,
@@ -16,6 +18,7 @@ from serve.outputs import (
     probabilities_npz,
     summarise,
 )
+from serve.renderings import RenderOptions
 from serve.tiling import LowResProbabilities, Prediction
 
 LABELS = np.array([[1, 1, 2, 5]] * 3, np.uint8)
@@ -109,6 +112,21 @@ def test_confidence_is_averaged_per_class_and_null_where_there_is_none(
 def test_the_predicted_iou_is_passed_on(prediction: Prediction, manifest: Manifest) -> None:
     found = [row.predicted_iou for row in summarise(prediction, manifest).classes]
     assert found == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def test_the_predicted_iou_is_a_share_whatever_the_model_says(
+    prediction: Prediction, manifest: Manifest
+) -> None:
+    wild = replace(prediction, iou_scores=np.array([-0.09, 0, 0.5, 1, 1.2], np.float32))
+    found = [row.predicted_iou for row in summarise(wild, manifest).classes]
+    assert found == [0, 0, 0.5, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["alpha", "simplify_px", "min_area_px"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1])
+def test_an_option_that_is_no_number_in_its_range_is_refused(name: str, value: float) -> None:
+    with pytest.raises(OptionError, match=f"{name} is {value:g}, expected a number from 0 to"):
+        RenderOptions(**{name: value})  # type: ignore[arg-type]
 
 
 def test_low_confidence_counts_pixels_below_one_half(
