@@ -12,7 +12,7 @@ import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 
-from serve.backends import Backend, TritonBackend
+from serve.backends import Backend
 from serve.batching import TilePool
 from serve.benchmark import (
     MODEL,
@@ -47,6 +47,7 @@ from serve.segment_files import read_key, write_whole
 from serve.segmenter import Segmenter, open_segmenter
 from serve.settings import ServeSettings
 from serve.tiling import cut_tiles
+from serve.triton_backend import TritonBackend
 
 _TRANSPORTS: tuple[Transport, ...] = ("HTTP", "gRPC", "shared memory")
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from serve.backends import TritonBackend
 from serve.batching import TilePool
 from serve.errors import (
     BackendUnavailableError,
@@ -30,6 +29,7 @@ from serve.manifest import Manifest
 from serve.outputs import MppSource, Summary
 from serve.segmenter import Closing, Segmentation, Segmenter, check_image
 from serve.tiling import LowResProbabilities
+from serve.triton_backend import TritonBackend
 
 _FIRST_PAUSE_S = 1.0
 """Before the second attempt where the service does not say; twice as long before each further."""

@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from serve.backends import load_on_triton, version_on_triton
 from serve.errors import BackendUnavailableError, BundleError, FocalPathError, ModelChangedError
 from serve.manifest import MANIFEST_FILE, Manifest, read_bundle
 from serve.segmenter import Segmenter, open_segmenter
 from serve.settings import ServeSettings
 from serve.telemetry import ObservedBackend, Telemetry
+from serve.triton_backend import load_on_triton, version_on_triton
 
 _RETRY_AFTER_S = 1.0
 """For so long after a failure to open the model, requests get the same error at once."""

@@ -1,5 +1,6 @@
 """Image in, segmentation out: what the service, the clients and the command line share."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.backends import Backend, open_backend
+from serve.backends import Backend, OnnxRuntimeBackend
 from serve.batching import ObserveWait, TileBatcher, TilePool
 from serve.errors import ImageError, ImageTooLargeError
 from serve.images import check_mpp
@@ -17,7 +18,9 @@ from serve.manifest import Manifest, read_bundle
 from serve.outputs import MppSource, Summary, summarise
 from serve.settings import MEGAPIXEL, ServeSettings
 from serve.tiling import LowResProbabilities, predict, scaled_size
+from serve.triton_backend import TritonBackend
 
+_log = logging.getLogger(__name__)
 SAME_MPP = 0.02
 """An image whose um per pixel is within this share of the model's is not resampled (our choice)."""
 
@@ -207,6 +210,32 @@ def open_segmenter(
     segmenter = Segmenter(shared, manifest, max_pixels=settings.max_image_pixels)
     segmenter.warm_up()
     return segmenter
+
+
+def open_backend(settings: ServeSettings, manifest: Manifest) -> Backend:
+    """Open the backend that the settings name.
+
+    Raises:
+        BundleError: the bundle has no file that ONNX Runtime can open.
+        BackendUnavailableError: Triton is not reachable or serves something else, or ONNX Runtime
+            lacks the provider.
+    """
+    if settings.backend == "triton":
+        return TritonBackend(
+            settings.triton_url,
+            manifest,
+            timeout_s=settings.triton_timeout_s,
+            shared_memory=settings.triton_shared_memory,
+        )
+    backend = OnnxRuntimeBackend(
+        settings.bundle,
+        manifest,
+        precision=settings.precision,
+        provider=settings.provider,
+        threads=settings.threads,
+    )
+    _log.info("%s %s runs on %s", manifest.name, manifest.version, backend.providers[0])
+    return backend
 
 
 def check_image(image: NDArray[np.uint8]) -> None:

@@ -10,10 +10,12 @@ import onnxruntime
 import pytest
 
 from serve import openvino_provider
-from serve.backends import OnnxRuntimeBackend, TritonBackend, open_backend
+from serve.backends import OnnxRuntimeBackend
 from serve.errors import BackendUnavailableError, BundleError
 from serve.manifest import MANIFEST_FILE, Manifest, read_bundle, sha256_of
+from serve.segmenter import open_backend
 from serve.settings import ServeSettings
+from serve.triton_backend import TritonBackend
 from tests.http_service import free_port
 from tests.toy_bundle import TILE_SIZE_PX, write_toy_bundle
 

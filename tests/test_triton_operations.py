@@ -15,11 +15,11 @@ import onnx
 import pytest
 
 from export.triton_repository import publish
-from serve.backends import TritonBackend, load_on_triton
 from serve.errors import ModelChangedError
 from serve.manifest import Manifest, read_bundle, sha256_of
 from serve.outputs import Summary
 from serve.settings import ServeSettings
+from serve.triton_backend import TritonBackend, load_on_triton
 from tests.http_service import running_service, wait_until_ready
 from tests.otlp_collector import Collector, running_collector
 from tests.pictures import blobs, encoded, painted
