@@ -3,8 +3,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from segment_anything.modeling import (
     ImageEncoderViT,
     MaskDecoder,
@@ -15,18 +17,11 @@ from segment_anything.modeling import (
 from torch import nn
 
 from tests.toy_data import TILE_SIZE_PX, toy_settings
-from train.checkpoint import load_checkpoint
 from train.errors import FocalPathError
 from train.fit import fit
 from train.segmenter import Segmenter
 from train.settings import BiasSettings, WeightsSettings
-from train.weights import (
-    import_sampath,
-    load_pathology_weights,
-    load_sam_weights,
-    load_sampath_weights,
-    num_sampath_classes,
-)
+from train.weights import load_pathology_weights, load_sam_weights, read_weights
 
 NUM_CLASSES, DIM = 5, 32
 
@@ -175,69 +170,6 @@ def test_pathology_weights_of_another_width_are_refused(segmenter: Segmenter, tm
         load_pathology_weights(segmenter, tmp_path / "vit.pth")
 
 
-@pytest.fixture
-def sampath_file(segmenter: Segmenter, tmp_path: Path) -> Path:
-    """A Lightning checkpoint with SAM-Path's names, of random weights."""
-    weights = {}
-    for name, value in sam_of(TILE_SIZE_PX).state_dict().items():
-        weights[f"model.model.{name}"] = value
-    theirs = {
-        "neck.": "model.fusion_neck.",
-        "pathology_encoder.vit.": "model.extra_encoder.model.",
-        "mask_decoder.": "model.model.mask_decoder.",
-    }
-    stale = [name for name in weights if name.startswith("model.model.mask_decoder.output_hyper")]
-    for name in stale:
-        del weights[name]
-    for name, value in segmenter.state_dict().items():
-        for ours, prefix in theirs.items():
-            if name.startswith(ours):
-                weights[prefix + name.removeprefix(ours)] = torch.randn_like(value)
-    path = tmp_path / "sampath.ckpt"
-    torch.save({"state_dict": weights, "epoch": 31, "global_step": 2304}, path)
-    return path
-
-
-def test_a_sampath_checkpoint_is_converted_key_by_key(segmenter: Segmenter, sampath_file: Path):
-    load_sampath_weights(segmenter, sampath_file)
-    theirs = torch.load(sampath_file, weights_only=True)["state_dict"]
-    ours = segmenter.state_dict()
-    assert same(ours["neck.0.weight"], theirs["model.fusion_neck.0.weight"])
-    assert same(
-        ours["mask_decoder.mask_tokens.weight"],
-        theirs["model.model.mask_decoder.mask_tokens.weight"],
-    )
-    assert same(
-        ours["pathology_encoder.vit.norm.bias"], theirs["model.extra_encoder.model.norm.bias"]
-    )
-    assert not segmenter.class_attention_bias.delta.any()
-
-
-def test_a_sampath_checkpoint_tells_its_number_of_classes(sampath_file: Path):
-    assert num_sampath_classes(sampath_file) == NUM_CLASSES
-
-
-def test_an_imported_sampath_checkpoint_is_one_of_ours(
-    sampath_file: Path, toy_data: Path, tmp_path: Path
-):
-    import_sampath(sampath_file, tmp_path / "run", toy_data, toy_settings())
-    segmenter, card = load_checkpoint(tmp_path / "run")
-    theirs = torch.load(sampath_file, weights_only=True)["state_dict"]
-    assert same(segmenter.neck[0].weight, theirs["model.fusion_neck.0.weight"])
-    assert card.settings.bias.bias == "none"
-    assert card.classes[0].name == "Tumor"
-
-
-def test_a_sampath_checkpoint_with_an_unknown_key_is_refused(
-    segmenter: Segmenter, sampath_file: Path
-):
-    content = torch.load(sampath_file, weights_only=True)
-    content["state_dict"]["model.dense_prompt_decoder.layers.0.norm1.weight"] = torch.ones(4)
-    torch.save(content, sampath_file)
-    with pytest.raises(FocalPathError, match="dense_prompt_decoder.*no such weight"):
-        load_sampath_weights(segmenter, sampath_file)
-
-
 class Unsafe:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return print, ("code ran",)
@@ -247,15 +179,62 @@ def test_a_file_that_would_run_code_is_refused(
     segmenter: Segmenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     torch.save({"weight": Unsafe()}, tmp_path / "evil.pth")
-    with pytest.raises(FocalPathError, match="needs code to be opened is refused"):
+    with pytest.raises(
+        FocalPathError, match=r"object of \S+; .*needs code to be opened is refused"
+    ):
         load_sam_weights(segmenter, tmp_path / "evil.pth")
     assert "code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "is empty"),
+        (b"hello\n", "is plain text"),
+        (b"\n<!DOCTYPE html><html>Log in</html>", "is an HTML or XML page, .*login"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a git-LFS pointer"),
+        (b'{"error": "not found"}', "is JSON"),
+        (b"\x1f\x8b\x08\x00\x00", "is a gzip archive"),
+        (bytes(range(200, 256)) * 4, "is neither"),
+        (b"\x80\x02}", "is damaged or cut short"),
+        (b"PK\x03\x04" + 60 * b"\x00", "is damaged or cut short"),
+        ((999).to_bytes(8, "little") + b"{" + 999 * b" ", "is damaged or cut short"),
+    ],
+    ids=["empty", "text", "html", "lfs", "json", "gzip", "bytes", "pickle", "zip", "safetensors"],
+)
+def test_a_file_that_is_something_else_is_told_in_one_sentence(
+    tmp_path: Path, content: bytes, found: str
+):
+    path = tmp_path / "sam.pth"
+    path.write_bytes(content)
+    with pytest.raises(FocalPathError, match=found) as raised:
+        read_weights(path)
+    assert "weights_only" not in str(raised.value)
+    assert "\x1b" not in str(raised.value)
+
+
+def test_half_a_download_is_told_to_be_one(sam_file: Path, tmp_path: Path):
+    whole = sam_file.read_bytes()
+    (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FocalPathError, match="is damaged or cut short"):
+        read_weights(tmp_path / "half.pth")
+
+
+def test_safetensors_are_read_whatever_their_name(tmp_path: Path):
+    save_file({"weight": torch.arange(3)}, tmp_path / "vit.pth")
+    assert read_weights(tmp_path / "vit.pth")["weight"].tolist() == [0, 1, 2]
+
+
+def test_numpy_values_beside_the_weights_are_read_past(tmp_path: Path):
+    content = {"teacher": {"a": torch.ones(1)}, "loss": np.float64(3), "seen": np.zeros(2)}
+    torch.save(content, tmp_path / "dino.pth")
+    assert read_weights(tmp_path / "dino.pth")["teacher"]["a"].item() == 1
 
 
 def test_missing_weights_say_where_they_come_from_and_under_which_licence(
     segmenter: Segmenter, tmp_path: Path
 ):
-    with pytest.raises(FocalPathError, match=r"(?s)Apache-2.0.*Commons Clause.*CC-BY-NC-ND"):
+    with pytest.raises(FocalPathError, match=r"(?s)Apache-2.0.*vit_h.*Commons Clause.*CC-BY-NC-ND"):
         load_sam_weights(segmenter, tmp_path / "sam_vit_b.pth")
 
 

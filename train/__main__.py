@@ -4,7 +4,8 @@ python -m train prepare synthetic DATA     write a data set
 python -m train prepare bcss SOURCE DATA   write one from published files (also crag, bdsa)
 python -m train check DATA                 validate one
 python -m train fit PRESET --data DATA     train a checkpoint
-python -m train import-sampath CKPT RUN --data DATA
+python -m train import-sampath PRESET CKPT RUN --data DATA
+                                           convert a SAM-Path checkpoint
 python -m train evaluate RUN --data DATA   score it
 python -m train compare PRESET --data DATA train and report the paper's comparison
 python -m train benchmark                  time a training step
@@ -161,20 +162,39 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportSampath:
-    """Convert a SAM-Path Lightning checkpoint (late fusion, SAM ViT-B and HIPT ViT-S/16)."""
+    """Convert a SAM-Path Lightning checkpoint (late fusion, SAM ViT-B and HIPT ViT-S/16).
+
+    The preset gives its sizes: bcss for one of BCSS, crag for one of CRAG.
+    """
 
     checkpoint: tyro.conf.Positional[Path]
     """The .ckpt file."""
     out: tyro.conf.Positional[Path]
     """The run's folder to write: model.safetensors, model.json."""
+    settings: Preset
     data: Path
     """The data set it was trained on: class names, colours, mpp and pixel shares."""
+    overwrite: bool = False
+    """Replace the trained model that OUT has."""
+    score: bool = True
+    """Score the validation tiles, so that --bias hcfa can start from this run's Dice."""
 
     def run(self) -> None:
         """Convert, accounting for every weight."""
-        from train.weights import import_sampath
+        from train.fit import print_scores
+        from train.sampath import import_sampath
 
-        print(f"wrote {import_sampath(self.checkpoint, self.out, self.data)}")
+        card = import_sampath(
+            self.checkpoint,
+            self.out,
+            self.data,
+            self.settings,
+            overwrite=self.overwrite,
+            score=self.score,
+        )
+        print(f"wrote {self.out}")
+        if self.score:
+            print_scores(card.metrics, card, f"Validation ({self.out})")
 
 
 @dataclass(frozen=True, kw_only=True)

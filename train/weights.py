@@ -1,13 +1,13 @@
-"""Published weights: SAM, pathology encoders (DINO, HIPT, timm) and whole SAM-Path checkpoints.
+"""Published weights: SAM and pathology encoders (DINO, HIPT, timm).
 
 Files are read with `weights_only=True` or as safetensors, so that opening one runs no code of it.
 Every tensor of a file is loaded or left out for a stated reason; else the load is refused.
 """
 
-import argparse
 import re
+import struct
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,17 +19,16 @@ from safetensors.torch import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from train.checkpoint import CheckpointCard, save_checkpoint
-from train.dataset import class_frequencies, read_tile_folder
 from train.errors import FocalPathError
 from train.mask_decoder import MaskDecoder
 from train.segmenter import Segmenter
-from train.settings import BiasSettings, Settings, bcss
 
 Weights = dict[str, Tensor]
 
 WHERE_TO_GET_WEIGHTS = """\
-  SAM (Apache-2.0): sam_vit_b_01ec64.pth, linked from github.com/facebookresearch/segment-anything
+  SAM (Apache-2.0), linked from github.com/facebookresearch/segment-anything:
+    sam_vit_b_01ec64.pth, or with --image-encoder vit_l or vit_h sam_vit_l_0b3195.pth or
+    sam_vit_h_4b8939.pth
   HIPT ViT-S/16 (Apache-2.0 with Commons Clause: no sale): vit256_small_dino.pth, from
     github.com/mahmoodlab/HIPT
   UNI ViT-L/16 (CC-BY-NC-ND 4.0: no commercial use, no derivatives), after registration with
@@ -38,7 +37,7 @@ WHERE_TO_GET_WEIGHTS = """\
 
 _NO_PROMPT = "prompts are not used"
 _OTHER_NECK = "the fusion neck replaces it"
-_NOT_OURS_IN_SAM = {
+NOT_OURS_IN_SAM = {
     r"prompt_encoder\.(point_embeddings|not_a_point_embed|mask_downscaling)\b": _NO_PROMPT,
     r"image_encoder\.neck\.": _OTHER_NECK,
     r"pixel_(mean|std)$": "the model has its own",
@@ -48,11 +47,67 @@ _HEADS = {
 }
 
 
+class _Inert:
+    """Stands for an object beside the weights: made from anything, keeps and does nothing."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _InertList(list[Any]):
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _plain_dict(*arguments: object) -> dict[Any, Any]:
+    return {}
+
+
+_INERT: dict[Any, tuple[str, ...]] = {
+    # python-box and Lightning: the configuration in a Lightning file's hyper_parameters.
+    OrderedDict: (
+        "box.box.Box",
+        "box.config_box.ConfigBox",
+        "box.shorthand_box.SBox",
+        "lightning.fabric.utilities.data.AttributeDict",
+        "lightning_fabric.utilities.data.AttributeDict",
+    ),
+    _InertList: ("box.box_list.BoxList",),
+    _plain_dict: ("collections.defaultdict",),
+    _Inert: (
+        "argparse.Namespace",  # the command line that made a DINO file
+        "pathlib.Path",
+        "pathlib.PosixPath",
+        *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+        *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
+        *("numpy.dtype", "numpy.ndarray"),
+        *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "bool", "str")),
+        *("typing.Any", "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
+        *(f"omegaconf.base.{name}" for name in ("ContainerMetadata", "Metadata")),
+        *(
+            f"omegaconf.nodes.{kind}Node"
+            for kind in ("Any", "Integer", "Float", "Boolean", "String", "Path", "Enum", "Bytes")
+        ),
+    ),
+}
+"""What is read in the place of objects that say nothing about the weights, so that no code of
+theirs runs, and none of it need be installed."""
+
+_DAMAGED = (
+    *(UnpicklingError, SafetensorError, RuntimeError, EOFError, LookupError, TypeError),
+    *(ValueError, AttributeError, AssertionError, ArithmeticError, MemoryError, struct.error),
+)
+"""What a damaged file can make torch's reader raise."""
+
+
 def read_weights(path: Path) -> dict[str, Any]:
-    """Read a .pth, .pt, .ckpt or .safetensors file without running code from it.
+    """Read a file of PyTorch's or of safetensors', whatever its name, running no code of it.
 
     Raises:
-        FocalPathError: the file is missing, damaged, or holds more than tensors.
+        FocalPathError: the file is missing, damaged, something else, or holds what is no tensor.
     """
     if not path.is_file():
         raise FocalPathError(
@@ -60,21 +115,70 @@ def read_weights(path: Path) -> dict[str, Any]:
             f"{WHERE_TO_GET_WEIGHTS}"
         )
     try:
-        if path.suffix == ".safetensors":
+        kind = _kind(path)
+        if kind == "safetensors":
             return dict(load_file(path))
-        # DINO's files carry the command line that made them.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        if kind != "PyTorch":
+            raise FocalPathError(
+                f"{path} is {kind}; expected weights of PyTorch or safetensors. Download it again."
+            )
+        stand_ins = [(stand_in, name) for stand_in, names in _INERT.items() for name in names]
+        with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+    except FocalPathError:
+        raise
+    except OSError as error:
         raise FocalPathError(
-            f"{path} cannot be read as plain weights: {str(error).splitlines()[0]} "
-            "Download it again; a file that needs code to be opened is refused."
+            f"{path} cannot be read: {error.strerror}. Check its access."
         ) from error
+    except _DAMAGED as error:
+        raise FocalPathError(f"{path} {_damage(error)}") from error
     if not isinstance(content, dict):
         raise FocalPathError(
             f"{path} holds a {type(content).__name__}; expected a dictionary of tensors by name"
         )
     return content
+
+
+def _kind(path: Path) -> str:
+    """What a file is by its first bytes: PyTorch, safetensors, or what it looks like instead."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        return "PyTorch"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return "safetensors"
+    text = start.lstrip().lower()
+    if not text:
+        return "empty"
+    for beginning, name in _OTHER_KINDS.items():
+        if text.startswith(beginning):
+            return name
+    is_text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start)
+    return "plain text" if is_text else "neither"
+
+
+_OTHER_KINDS = {
+    b"version https://git-lfs": "a git-LFS pointer, not the file itself (`git lfs pull` gets it)",
+    b"<": "an HTML or XML page, such as a download that needs a login gives",
+    b"{": "JSON",
+    b"[": "JSON",
+    b"\x1f\x8b": "a gzip archive, to be unpacked first",
+}
+
+
+def _damage(error: BaseException) -> str:
+    """Say in our words why a file cannot be read: torch advises to let it run its code."""
+    needed = re.search(r"GLOBAL (\S+)", str(error))
+    if needed:
+        return (
+            f"holds an object of {needed[1]}; expected tensors alone: a file that needs code to be "
+            "opened is refused. Save its weights alone, with torch.save(model.state_dict(), ...)."
+        )
+    return (
+        "is damaged or cut short; expected weights of PyTorch or safetensors. Download it again, "
+        "and compare its checksum where one is published."
+    )
 
 
 def load_sam_weights(segmenter: Segmenter, path: Path) -> None:
@@ -86,8 +190,8 @@ def load_sam_weights(segmenter: Segmenter, path: Path) -> None:
     Raises:
         FocalPathError: the file is not of this architecture.
     """
-    source = _tensors(read_weights(path), path)
-    _resize_image_encoder(source, segmenter)
+    source = tensors(read_weights(path), path)
+    resize_image_encoder(source, segmenter)
     target = segmenter.state_dict()
     single = {name.removeprefix(_MLP_0): source[name] for name in source if name.startswith(_MLP_0)}
     for index in range(segmenter.num_classes + 2):
@@ -105,9 +209,9 @@ def load_sam_weights(segmenter: Segmenter, path: Path) -> None:
             mixed[0] = tokens[0]
         source["mask_decoder.mask_tokens.weight"] = mixed
     expected = {name for name in target if name.split(".")[0] in _SAM_PARTS}
-    left_out = {**_NOT_OURS_IN_SAM, **own_tokens}
+    left_out = {**NOT_OURS_IN_SAM, **own_tokens}
     may_stay = {name for name in expected if re.match("|".join(own_tokens), name)}
-    _load(segmenter, source, expected - may_stay, left_out, path)
+    load_accounted(segmenter, source, expected - may_stay, left_out, path)
 
 
 def load_pathology_weights(segmenter: Segmenter, path: Path) -> None:
@@ -118,104 +222,16 @@ def load_pathology_weights(segmenter: Segmenter, path: Path) -> None:
     Raises:
         FocalPathError: the file is not of this architecture.
     """
-    source = _tensors(_teacher(read_weights(path)), path)
+    source = tensors(_teacher(read_weights(path)), path)
     source = {re.sub(r"^(module\.)?(backbone\.)?", "", name): v for name, v in source.items()}
     vit = segmenter.pathology_encoder.vit
-    _resize_position_embedding(source, vit)
-    _load(vit, source, set(vit.state_dict()), _HEADS, path)
-
-
-def load_sampath_weights(segmenter: Segmenter, path: Path) -> None:
-    """Load a SAM-Path Lightning checkpoint (arXiv 2307.09570), key by key.
-
-    Raises:
-        FocalPathError: a key is not accounted for, or of another shape.
-    """
-    content = read_weights(path)
-    source = {}
-    for name, value in _tensors(content.get("state_dict", content), path).items():
-        for theirs, ours in _SAMPATH_NAMES.items():
-            if name.startswith(theirs):
-                name = ours + name.removeprefix(theirs)
-                break
-        source[name] = value
-    _resize_image_encoder(source, segmenter)
-    vit_prefix = "pathology_encoder.vit."
-    vit = {k.removeprefix(vit_prefix): v for k, v in source.items() if k.startswith(vit_prefix)}
-    _resize_position_embedding(vit, segmenter.pathology_encoder.vit)
-    source |= {vit_prefix + name: value for name, value in vit.items()}
-    left_out = {
-        **_NOT_OURS_IN_SAM,
-        r"pathology_encoder\.vit\.head\b": "the encoder's features are taken, not its head",
-        r"(train|valid|test)_metrics\.": "scores are counted anew",
-    }
-    expected = set(segmenter.state_dict()) - {"class_attention_bias.delta"}
-    _load(segmenter, source, expected, left_out, path)
-
-
-def num_sampath_classes(path: Path) -> int:
-    """How many classes a SAM-Path checkpoint has: its mask tokens are 2 + C.
-
-    Raises:
-        FocalPathError: the file has no mask tokens.
-    """
-    content = read_weights(path)
-    weights = content.get("state_dict", content)
-    name = "model.model.mask_decoder.mask_tokens.weight"
-    if name not in weights:
-        raise FocalPathError(
-            f"{path} is no SAM-Path checkpoint: {name} is missing. Expected a Lightning .ckpt of "
-            "its late fusion model."
-        )
-    return int(weights[name].shape[0]) - 2
-
-
-def import_sampath(
-    checkpoint: Path, run: Path, data: Path, settings: Settings | None = None
-) -> Path:
-    """Convert a SAM-Path checkpoint to one of ours, without a bias.
-
-    Args:
-        checkpoint: The Lightning .ckpt file.
-        run: The folder to write.
-        data: The data set that it was trained on.
-        settings: The architecture; by default SAM-Path's own.
-
-    Returns:
-        The path of the weights.
-
-    Raises:
-        FocalPathError: a weight is not accounted for, or the classes are not as many.
-    """
-    folder = read_tile_folder(data)
-    num_classes = num_sampath_classes(checkpoint)
-    if num_classes != len(folder.classes):
-        raise FocalPathError(
-            f"{checkpoint} has {num_classes} classes, {data} {len(folder.classes)}; expected the "
-            "data set that it was trained on"
-        )
-    settings = replace(settings or bcss(), bias=BiasSettings(bias="none"))
-    bias = torch.zeros(num_classes)
-    segmenter = Segmenter(settings, bias)
-    load_sampath_weights(segmenter, checkpoint)
-    card = CheckpointCard(
-        settings=settings,
-        classes=folder.classes,
-        mpp=folder.mpp,
-        pixel_frequencies=tuple(class_frequencies(folder).tolist()),
-        class_attention_bias=tuple(bias.tolist()),
-    )
-    return save_checkpoint(run, segmenter, card)
+    resize_position_embedding(source, vit)
+    load_accounted(vit, source, set(vit.state_dict()), _HEADS, path)
 
 
 _SAM_PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 _MLPS = "mask_decoder.output_hypernetworks_mlps."
 _MLP_0 = f"{_MLPS}0."
-_SAMPATH_NAMES = {
-    "model.model.": "",
-    "model.fusion_neck.": "neck.",
-    "model.extra_encoder.model.": "pathology_encoder.vit.",
-}
 
 
 def _last_layer(segmenter: Segmenter) -> int:
@@ -230,7 +246,17 @@ def _teacher(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def _tensors(content: Mapping[str, Any], path: Path) -> Weights:
+def tensors(content: Any, path: Path) -> Weights:
+    """Check that what a file holds is tensors by name.
+
+    Raises:
+        FocalPathError: it is something else.
+    """
+    if not isinstance(content, Mapping):
+        raise FocalPathError(
+            f"{path} has a {type(content).__name__} where a dictionary of tensors by name was "
+            "expected. Give the weights' own file."
+        )
     other = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if other or not content:
         raise FocalPathError(
@@ -240,7 +266,7 @@ def _tensors(content: Mapping[str, Any], path: Path) -> Weights:
     return dict(content)
 
 
-def _resize_image_encoder(source: Weights, segmenter: Segmenter) -> None:
+def resize_image_encoder(source: Weights, segmenter: Segmenter) -> None:
     """Resize absolute and relative position embeddings of another tile size, in place."""
     for name, target in segmenter.image_encoder.state_dict().items():
         value = source.get(f"image_encoder.{name}")
@@ -255,7 +281,8 @@ def _resize_image_encoder(source: Weights, segmenter: Segmenter) -> None:
             source[f"image_encoder.{name}"] = value[0].T
 
 
-def _resize_position_embedding(source: Weights, vit: Any) -> None:
+def resize_position_embedding(source: Weights, vit: Any) -> None:
+    """Resize the position embedding of another tile size, in place."""
     value, target = source.get("pos_embed"), vit.pos_embed
     if value is None or value.shape == target.shape or value.shape[-1] != target.shape[-1]:
         return
@@ -264,7 +291,7 @@ def _resize_position_embedding(source: Weights, vit: Any) -> None:
     )
 
 
-def _load(
+def load_accounted(
     module: nn.Module,
     source: Weights,
     expected: set[str],
