@@ -5,7 +5,7 @@ from monai.losses.dice import DiceLoss
 from monai.losses.focal_loss import FocalLoss
 
 from train.losses import SegmentationLoss, dice_loss, focal_terms, mask_iou
-from train.segmenter import SegmenterOutput
+from train.segmenter import SegmenterOutput, upsample
 from train.settings import LossSettings
 
 NUM_CLASSES = 3
@@ -104,3 +104,37 @@ def test_focal_loss_and_its_gradient_are_monais_also_for_logits_far_from_zero(ga
     torch.testing.assert_close(ours, monais)
     gradients = (torch.autograd.grad(terms.sum(), logits)[0] for terms in (ours, monais))
     torch.testing.assert_close(*gradients)
+
+
+def test_focal_loss_of_a_partly_labelled_tile_has_the_gradient_of_sampaths():
+    """SAM-Path masks logits and target, then takes MONAI's mean: over all pixels."""
+    generator = torch.Generator().manual_seed(0)
+    low_res = torch.randn(2, 1 + NUM_CLASSES, 4, 4, generator=generator).requires_grad_()
+    labels = torch.randint(1, 1 + NUM_CLASSES, (2, 16, 16), generator=generator)
+    labels[:, :, 8:] = 0
+    labels[1, 4:] = 0
+    output = SegmenterOutput(low_res, torch.ones(2, 1 + NUM_CLASSES))
+    ours = SegmentationLoss(LossSettings(focal_weight=1.0, iou_weight=0.0))(output, labels)["loss"]
+    labelled = (labels > 0).unsqueeze(1)
+    target = F.one_hot(labels, 1 + NUM_CLASSES).movedim(-1, 1).float()
+    sampaths = FocalLoss(include_background=False)(upsample(low_res, 16) * labelled, target)
+    gradients = (torch.autograd.grad(loss, low_res)[0] for loss in (ours, sampaths))
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_images():
+    """So that several processes learn what one does, whatever is unlabelled where."""
+    generator = torch.Generator().manual_seed(0)
+    low_res = torch.randn(2, 1 + NUM_CLASSES, 4, 4, generator=generator)
+    labels = torch.randint(1, 1 + NUM_CLASSES, (2, 16, 16), generator=generator)
+    labels[1, 4:] = 0
+    loss = SegmentationLoss(LossSettings())
+    outputs = [
+        SegmenterOutput(part, torch.ones(len(part), 1 + NUM_CLASSES))
+        for part in (low_res, low_res[:1], low_res[1:])
+    ]
+    both, first, second = (
+        loss(output, part)["loss"]
+        for output, part in zip(outputs, (labels, labels[:1], labels[1:]), strict=True)
+    )
+    torch.testing.assert_close(both, (first + second) / 2)

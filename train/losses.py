@@ -19,9 +19,10 @@ _SMOOTHING = 1e-5
 class SegmentationLoss(nn.Module):
     """(1 - lambda) Dice + lambda Focal + beta MSE of the predicted IoU.
 
-    Unlabelled pixels (label 0) count nowhere. Dice is over the softmax of all 1 + C channels,
-    without the unlabelled one; Focal is the sigmoid focal loss of the C class channels, a mean
-    over labelled pixels.
+    Unlabelled pixels (label 0) are right whatever is predicted there. Dice is over the softmax of
+    all 1 + C channels, without the unlabelled one. Focal is the sigmoid focal loss of the C class
+    channels, a mean over all pixels, as SAM-Path's: so a batch's mean is that of its images, on
+    however many devices they are, and a tile with few labels weighs less.
     """
 
     def __init__(self, settings: LossSettings) -> None:
@@ -48,8 +49,7 @@ class SegmentationLoss(nn.Module):
         loss = (1 - self.focal_weight) * parts["dice_loss"]
         if self.focal_weight:
             terms = focal_terms(logits[:, 1:], target, self.focal_gamma) * labelled
-            num_terms = labelled.sum().clamp(min=1) * target.shape[1]
-            parts["focal_loss"] = terms.sum() / num_terms
+            parts["focal_loss"] = terms.mean()
             loss = loss + self.focal_weight * parts["focal_loss"]
         if self.iou_weight:
             true_iou = mask_iou(probabilities, target)
