@@ -45,10 +45,11 @@ from serve.manifest import Manifest
 from serve.perf_analyzer import PerfAnalyzerRow, Transport, run_perf_analyzer
 from serve.segment_files import read_key, write_whole
 from serve.segmenter import Segmenter, open_segmenter
-from serve.settings import ServeSettings
+from serve.settings import ServeSettings, SharedMemory
 from serve.tiling import cut_tiles
 from serve.triton_backend import TritonBackend
 
+_SHARED_MEMORY: dict[str, SharedMemory] = {"Triton gRPC": "off", "Triton shared memory": "on"}
 _TRANSPORTS: tuple[Transport, ...] = ("HTTP", "gRPC", "shared memory")
 
 
@@ -217,7 +218,7 @@ class _Run:
         backends: dict[str, Backend] = {}
         try:
             over_http.check()
-            for name, shared in (("Triton gRPC", False), ("Triton shared memory", True)):
+            for name, shared in _SHARED_MEMORY.items():
                 backends[name] = TritonBackend(
                     settings.triton_url,
                     manifest,

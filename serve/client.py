@@ -27,7 +27,8 @@ from serve.errors import (
 from serve.images import check_mpp
 from serve.manifest import Manifest
 from serve.outputs import MppSource, Summary
-from serve.segmenter import Closing, Segmentation, Segmenter, check_image
+from serve.segmenter import MAX_PIXELS, Closing, Segmentation, Segmenter, check_image
+from serve.settings import SharedMemory
 from serve.tiling import LowResProbabilities
 from serve.triton_backend import TritonBackend
 
@@ -195,17 +196,25 @@ class TritonClient(Segmenter):
         url: host:port of Triton's gRPC endpoint.
         manifest: of the bundle that Triton's model repository was filled from.
         timeout_s: seconds to wait for one answer.
-        shared_memory: pass tensors through shared memory, where Triton is on this machine.
+        shared_memory: whether to pass tensors through it; auto where Triton is on loopback.
+        max_pixels: most pixels of an image once it is at the model's um per pixel.
 
     Raises:
         BackendUnavailableError: Triton is not reachable or serves something else.
     """
 
     def __init__(
-        self, url: str, manifest: Manifest, *, timeout_s: float = 30.0, shared_memory: bool = False
+        self,
+        url: str,
+        manifest: Manifest,
+        *,
+        timeout_s: float = 30.0,
+        shared_memory: SharedMemory = "auto",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         backend = TritonBackend(url, manifest, timeout_s=timeout_s, shared_memory=shared_memory)
-        super().__init__(TilePool(backend, max_tiles=2 * manifest.max_batch_size), manifest)
+        pool = TilePool(backend, max_tiles=2 * manifest.max_batch_size)
+        super().__init__(pool, manifest, max_pixels=max_pixels)
 
 
 class AsyncTritonClient(_AsyncClosing):
@@ -215,16 +224,25 @@ class AsyncTritonClient(_AsyncClosing):
         url: host:port of Triton's gRPC endpoint.
         manifest: of the bundle that Triton's model repository was filled from.
         timeout_s: seconds to wait for one answer.
-        shared_memory: pass tensors through shared memory, where Triton is on this machine.
+        shared_memory: whether to pass tensors through it; auto where Triton is on loopback.
+        max_pixels: most pixels of an image once it is at the model's um per pixel.
 
     Raises:
         BackendUnavailableError: Triton is not reachable or serves something else.
     """
 
     def __init__(
-        self, url: str, manifest: Manifest, *, timeout_s: float = 30.0, shared_memory: bool = False
+        self,
+        url: str,
+        manifest: Manifest,
+        *,
+        timeout_s: float = 30.0,
+        shared_memory: SharedMemory = "auto",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self._client = TritonClient(url, manifest, timeout_s=timeout_s, shared_memory=shared_memory)
+        self._client = TritonClient(
+            url, manifest, timeout_s=timeout_s, shared_memory=shared_memory, max_pixels=max_pixels
+        )
 
     async def manifest(self) -> Manifest:
         """The manifest that this client was given."""

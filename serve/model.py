@@ -24,6 +24,7 @@ _ATTEMPTS = 5
 """How often a request is worked on while Triton changes the model."""
 _PAUSE_S = 0.2
 """Between two attempts: Triton answers with the old and the new version for a moment."""
+_STOPPING = "The service is being stopped. Try again."
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class Model:
         self._guard = threading.Lock()
         """Held for moments, to see or change what follows."""
         self._current: _Opened | None = None
+        self._closed = False
         self._checked: tuple[_Stamp | None, Manifest] | None = None
         self._failure: tuple[float, FocalPathError] | None = None
         self._refused: _Stamp | None = None
@@ -98,15 +100,19 @@ class Model:
 
     def is_ready(self) -> bool:
         """Whether a request would be answered now; tries to open what is not open."""
+        return self.why_not_ready() is None
+
+    def why_not_ready(self) -> str | None:
+        """Why a request would not be answered now; None where it would."""
         if self._current is None and self._opening.locked():
-            return False
+            return "The model is being opened."
         try:
             opened = self._acquire()
         except FocalPathError as error:
             _log.warning("not ready: %s", error)
-            return False
+            return str(error)
         try:
-            return opened.segmenter.is_ready()
+            return None if opened.segmenter.is_ready() else "The backend does not answer."
         finally:
             self._release(opened)
 
@@ -130,15 +136,29 @@ class Model:
                 self._obstacle = str(error)
                 _log.warning("the new bundle has to wait: %s", error)
 
+    def close(self) -> None:
+        """Close the segmenter, as soon as nobody uses it; nothing is answered after."""
+        with self._guard:
+            self._closed = True
+            opened, self._current = self._current, None
+            if opened is None:
+                return
+            opened.is_retired = True
+            is_unused = opened.users == 0
+        if is_unused:
+            opened.segmenter.close()
+
     def _watch(self) -> None:
         self.is_ready()
-        while self._settings.bundle_poll_s > 0:
+        while self._settings.bundle_poll_s > 0 and not self._closed:
             time.sleep(self._settings.bundle_poll_s)
             self.look_for_update()
 
     def _acquire(self) -> _Opened:
         while True:
             with self._guard:
+                if self._closed:
+                    raise BackendUnavailableError(_STOPPING)
                 if self._current is not None:
                     self._current.users += 1
                     return self._current
@@ -179,7 +199,12 @@ class Model:
 
     def _install(self, opened: _Opened) -> None:
         with self._guard:
-            before, self._current = self._current, opened
+            is_late = self._closed
+            if not is_late:
+                before, self._current = self._current, opened
+        if is_late:
+            opened.segmenter.close()
+            raise BackendUnavailableError(_STOPPING)
         manifest = opened.segmenter.manifest
         _log.info("%s %s answers", manifest.name, manifest.version)
         self._telemetry.model_serves(

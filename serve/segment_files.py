@@ -165,6 +165,7 @@ def _open(command: Segment) -> ImageSegmenter:
             read_bundle(settings.bundle),
             timeout_s=settings.triton_timeout_s,
             shared_memory=settings.triton_shared_memory,
+            max_pixels=settings.max_image_pixels,
         )
     return HttpClient(url, api_key=read_key(command.api_key_file))
 

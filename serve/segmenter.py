@@ -21,6 +21,7 @@ from serve.tiling import LowResProbabilities, predict, scaled_size
 from serve.triton_backend import TritonBackend
 
 _log = logging.getLogger(__name__)
+MAX_PIXELS = ServeSettings.max_image_megapixels * MEGAPIXEL
 SAME_MPP = 0.02
 """An image whose um per pixel is within this share of the model's is not resampled (our choice)."""
 
@@ -96,7 +97,7 @@ class Segmenter(Closing):
         backend: Backend,
         manifest: Manifest,
         *,
-        max_pixels: int = ServeSettings.max_image_megapixels * MEGAPIXEL,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._backend = backend
         self._max_pixels = max_pixels

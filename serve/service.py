@@ -12,6 +12,7 @@ from typing import Any
 import bentoml
 from bentoml._internal import log as bentoml_log
 from bentoml._internal.server.http import traffic
+from starlette.exceptions import HTTPException
 
 from serve.endpoints import build_app
 from serve.gateway import build_gateway
@@ -48,12 +49,14 @@ class SegmentationService:
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
-        """Send the spans that have not been sent yet: the process ends by a signal."""
+        """Give back what Triton keeps for us, and send the spans that have not been sent yet."""
+        app.state.model.close()
         flush_traces()
 
     def __is_ready__(self) -> bool:
-        ready: bool = app.state.model.is_ready()
-        return ready
+        if reason := app.state.model.why_not_ready():
+            raise HTTPException(503, reason)
+        return True
 
 
 def run(host: str, port: int) -> None:

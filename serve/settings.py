@@ -17,6 +17,7 @@ MEGAPIXEL = 10**6
 PILLOW_LIMIT_MEGAPIXELS = 178
 """Above this Pillow itself refuses an image as a decompression bomb."""
 Provider = Literal["auto", "cpu", "cuda", "openvino"]
+SharedMemory = Literal["auto", "on", "off"]
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+")
 _LISTS = ("allowed_origins",)
 
@@ -40,8 +41,9 @@ class ServeSettings:
     """host:port of Triton's gRPC endpoint."""
     triton_timeout_s: float = 30.0
     """Seconds to wait for one answer of Triton."""
-    triton_shared_memory: bool = False
-    """Pass tensors to a Triton on this machine through /dev/shm; where it fails, over gRPC."""
+    triton_shared_memory: SharedMemory = "auto"
+    """Pass tensors to Triton through /dev/shm, and where that fails over gRPC. auto: where its
+    address is this machine's loopback."""
     max_upload_mib: int = 64
     """Largest upload in MiB; larger ones get HTTP 413."""
     max_image_megapixels: int = 64

@@ -1,14 +1,16 @@
 """Tensors to and from a Triton server on this machine without sending them: system shared memory.
 
-Opt-in: Triton has to see this machine's /dev/shm (in a container, `--ipc=host` or a shared
-volume), and /dev/shm has to hold a tile and its answers for each tile that is asked at a time.
-Where it does not work, tensors are sent over gRPC as before.
+Triton has to see this machine's /dev/shm (in a container, `--ipc=host` or a shared volume), and
+/dev/shm has to hold a tile and its answers for each tile that is asked at a time. Where it does not
+work, tensors are sent over gRPC.
 """
 
 import logging
+import os
 import threading
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,9 @@ from serve.manifest import Manifest
 
 _log = logging.getLogger(__name__)
 _ERRORS = (InferenceServerException, shm.SharedMemoryException, OSError)
+_NOT_NOW = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED")
+"""Triton is away, which says nothing of its memory."""
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 class SharedTensors:
@@ -49,6 +54,8 @@ class SharedTensors:
         try:
             return Place(self._client, self._manifest, num_tiles)
         except _ERRORS as error:
+            if isinstance(error, InferenceServerException) and error.status() in _NOT_NOW:
+                return None
             with self._guard:
                 self._works = False
             _log.warning("tensors are sent to Triton, since it shares no memory: %s", error)
@@ -89,8 +96,10 @@ class Place:
             size += -(-int(np.prod(shape)) * dtype.itemsize // 64) * 64  # aligned
         self._region = shm.create_shared_memory_region(self._name, f"/{self._name}", size)
         try:
+            with (_SHARED_MEMORY / self._name).open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # else a full one kills who writes
             client.register_system_shared_memory(self._name, f"/{self._name}", size)
-        except InferenceServerException:
+        except (InferenceServerException, OSError):
             shm.destroy_shared_memory_region(self._region)
             raise
 

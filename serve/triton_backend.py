@@ -1,5 +1,6 @@
 """Ask a Triton server over gRPC (KServe v2), and have it load a model."""
 
+import ipaddress
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from serve.backends import first_line, in_batches
 from serve.errors import BackendUnavailableError, ModelChangedError
 from serve.manifest import Manifest, TensorSpec
-from serve.settings import ServeSettings
+from serve.settings import ServeSettings, SharedMemory
 from serve.shared_memory import SharedTensors, is_about_shared_memory
 
 _CHECK_TIMEOUT_S = 5.0
@@ -26,7 +27,7 @@ class TritonBackend:
         url: host:port of Triton's gRPC endpoint.
         manifest: of the model that it is to serve.
         timeout_s: seconds to wait for one answer.
-        shared_memory: pass tensors through shared memory, where Triton is on this machine.
+        shared_memory: whether to pass tensors through it; see `ModelSettings`.
 
     Raises:
         BackendUnavailableError: Triton is not reachable, does not serve the model, or serves
@@ -34,7 +35,12 @@ class TritonBackend:
     """
 
     def __init__(
-        self, url: str, manifest: Manifest, *, timeout_s: float = 30.0, shared_memory: bool = False
+        self,
+        url: str,
+        manifest: Manifest,
+        *,
+        timeout_s: float = 30.0,
+        shared_memory: SharedMemory = "auto",
     ) -> None:
         self._url = _host_and_port(url)
         self._manifest = manifest
@@ -50,7 +56,8 @@ class TritonBackend:
                 ("grpc.enable_http_proxy", 0),
             ],
         )
-        self._shared = SharedTensors(self._client, manifest) if shared_memory else None
+        is_used = shared_memory == "on" or (shared_memory == "auto" and _is_loopback(self._url))
+        self._shared = SharedTensors(self._client, manifest) if is_used else None
         try:
             self._version = self._check_interface()
         except BackendUnavailableError:
@@ -194,6 +201,14 @@ def version_on_triton(settings: ServeSettings, manifest: Manifest) -> str | None
         except InferenceServerException:
             return None
         return _newest(metadata.versions)
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _host_and_port(url: str) -> str:

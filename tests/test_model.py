@@ -154,6 +154,42 @@ def test_what_began_with_the_old_model_ends_with_it_before_it_is_closed(
     assert closed == ["1"]
 
 
+def test_a_model_that_is_closed_ends_what_it_has_begun_and_begins_nothing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    monkeypatch.setattr(Segmenter, "close", lambda self: closed.append(self.manifest.version))
+    model = _model(bundle)
+
+    def close_and_segment(segmenter: Segmenter) -> None:
+        model.close()
+        assert closed == []
+        segmenter.segment(blobs(20, 20))
+
+    model.run(close_and_segment)
+    assert closed == ["1"]
+    with pytest.raises(BackendUnavailableError, match="being stopped"):
+        _version(model)
+    assert not model.is_ready()
+
+
+def test_a_model_that_is_closed_while_it_is_opened_is_closed_after(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    model = _model(bundle)
+
+    def open_and_close(*arguments: Any, **options: Any) -> Segmenter:
+        model.close()
+        return open_segmenter(*arguments, **options)
+
+    monkeypatch.setattr(Segmenter, "close", lambda self: closed.append(self.manifest.version))
+    monkeypatch.setattr("serve.model.open_segmenter", open_and_close)
+    with pytest.raises(BackendUnavailableError, match="being stopped"):
+        _version(model)
+    assert closed == ["1"]
+
+
 def test_an_unused_old_model_is_closed_at_once(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

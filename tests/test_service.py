@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -207,7 +208,10 @@ def url_without_triton(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactor
 
 def test_without_triton_the_service_is_alive_but_not_ready(url_without_triton: str) -> None:
     assert httpx.get(f"{url_without_triton}/livez").status_code == 200
-    assert httpx.get(f"{url_without_triton}/readyz").status_code == 503
+    while "being opened" in (answer := httpx.get(f"{url_without_triton}/readyz")).text:
+        time.sleep(0.05)
+    assert answer.status_code == 503
+    assert "Triton is not reachable at 127.0.0.1:" in answer.text
 
 
 def test_without_triton_an_image_is_a_503_that_says_what_to_do(url_without_triton: str) -> None:

@@ -1,0 +1,95 @@
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from serve.manifest import read_bundle
+from serve.shared_memory import SharedTensors
+from serve.triton_backend import TritonBackend
+
+
+class FakeTriton:
+    """Registers regions, or refuses with the status that is set."""
+
+    status: str | None = None
+
+    def register_system_shared_memory(self, *_: object) -> None:
+        if self.status is not None:
+            raise InferenceServerException("no", f"StatusCode.{self.status}")
+
+    def unregister_system_shared_memory(self, _: str) -> None:
+        pass
+
+
+@pytest.fixture
+def triton() -> FakeTriton:
+    return FakeTriton()
+
+
+@pytest.fixture
+def tensors(triton: FakeTriton, toy_bundle: Path) -> SharedTensors:
+    return SharedTensors(triton, read_bundle(toy_bundle))  # type: ignore[arg-type]
+
+
+def _regions() -> set[Path]:
+    return set(Path("/dev/shm").glob("focalpath-*"))
+
+
+@pytest.mark.parametrize(
+    ("status", "works_later"),
+    [("UNAVAILABLE", True), ("DEADLINE_EXCEEDED", True), ("INTERNAL", False)],
+)
+def test_shared_memory_is_used_again_when_triton_is_back_and_not_where_triton_cannot_see_it(
+    status: str, works_later: bool, triton: FakeTriton, tensors: SharedTensors
+) -> None:
+    before = _regions()
+    triton.status = status
+    assert tensors.take(1) is None
+    assert _regions() == before
+    triton.status = None
+    place = tensors.take(1)
+    assert (place is not None) == works_later
+    if place is not None:
+        place.close()
+
+
+def test_a_full_dev_shm_is_noticed_before_anything_is_written_to_it(
+    tensors: SharedTensors, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = _regions()
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert tensors.take(1) is None
+    assert "No space left on device" in caplog.text
+    assert _regions() == before
+
+
+@pytest.mark.parametrize(
+    ("url", "setting", "expected"),
+    [
+        ("127.0.0.1:1", "auto", True),
+        ("localhost:1", "auto", True),
+        ("[::1]:1", "auto", True),
+        ("192.0.2.1:1", "auto", False),
+        ("triton:1", "auto", False),
+        ("triton:1", "on", True),
+        ("127.0.0.1:1", "off", False),
+    ],
+)
+def test_shared_memory_is_chosen_where_triton_is_on_this_machine(
+    url: str, setting: str, expected: bool, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(TritonBackend, "_check_interface", lambda _: "1")
+    monkeypatch.setattr(SharedTensors, "take", lambda _, num_tiles: asked.append(num_tiles))
+    monkeypatch.setattr(TritonBackend, "_ask", lambda *_: None)
+    backend = TritonBackend(url, read_bundle(toy_bundle), shared_memory=setting)  # type: ignore[arg-type]
+    with pytest.raises(AttributeError):  # the answer of `_ask` is none
+        backend.infer(np.zeros((1, 64, 64, 3), np.uint8), ["labels"])
+    backend.close()
+    assert asked == [1] * expected
