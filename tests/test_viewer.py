@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
 from serve.page import VIEWER
@@ -94,6 +95,16 @@ class Visit:
         self.upload(content, name)
         self.wait_for_state("done")
 
+    def download(self, button: str) -> tuple[str, bytes]:
+        """Name and content of what a button of the panel downloads."""
+        with self.page.expect_download() as download:
+            self.page.get_by_role("button", name=button).click()
+        return download.value.suggested_filename, download.value.path().read_bytes()
+
+    def download_picture(self) -> tuple[str, NDArray[np.int64]]:
+        name, content = self.download("Overlay PNG")
+        return name, read_rgb(content)
+
     def wait_for_state(self, state: str) -> None:
         expect(self.page.locator("body")).to_have_attribute("data-state", state)
 
@@ -139,6 +150,11 @@ class Visit:
 
 def class_color(label: int) -> NDArray[np.float64]:
     return np.array([int(CLASSES[label - 1].color[i : i + 2], 16) for i in (1, 3, 5)], np.float64)
+
+
+def read_rgb(png: bytes) -> NDArray[np.int64]:
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
+        return np.asarray(picture.convert("RGB")).astype(np.int64)
 
 
 def post(url: str, endpoint: str, content: bytes = TISSUE, **query: object) -> bytes:
@@ -332,13 +348,7 @@ def test_pinching_magnifies_the_image(open_page: Callable[..., Visit]) -> None:
     ("button", "endpoint", "suffix", "query"),
     [
         ("Labels", "labels", "labels.png", {}),
-        ("Outlines GeoJSON", "geojson", "geojson", {}),
-        (
-            "Overlay PNG",
-            "overlay",
-            "overlay.png",
-            {"alpha": 0.25, "classes": [tissue.name for tissue in CLASSES[1:]]},
-        ),
+        ("Outlines GeoJSON", "geojson", "geojson", {"min_area_px": 64}),
     ],
 )
 def test_downloads_are_the_services_answers(
@@ -350,20 +360,86 @@ def test_downloads_are_the_services_answers(
     service_url: str,
 ) -> None:
     visit.segment()
-    visit.page.get_by_label("Opacity").fill("25")
-    visit.page.get_by_role("checkbox", name=f"Show {CLASSES[0].name}").uncheck()
-    with visit.page.expect_download() as download:
-        visit.page.get_by_role("button", name=button).click()
-    assert download.value.suggested_filename == f"tissue.{suffix}"
-    assert download.value.path().read_bytes() == post(service_url, endpoint, **query)
+    name, content = visit.download(button)
+    assert name == f"tissue.{suffix}"
+    assert content == post(service_url, endpoint, **query)
 
 
-def test_an_overlay_without_classes_is_the_image(visit: Visit, service_url: str) -> None:
+def test_downloads_are_of_what_is_shown_whatever_is_typed_since(
+    visit: Visit, service_url: str
+) -> None:
+    visit.page.get_by_label("µm per pixel").fill("0.5")
     visit.segment()
-    visit.page.get_by_role("button", name="Show none").click()
-    with visit.page.expect_download() as download:
-        visit.page.get_by_role("button", name="Overlay PNG").click()
-    assert download.value.path().read_bytes() == post(service_url, "overlay", alpha=0)
+    visit.page.get_by_label("µm per pixel").fill("1.0")
+    _, content = visit.download("Outlines GeoJSON")
+    assert content == post(service_url, "geojson", mpp=0.5, min_area_px=64)
+
+
+def test_how_small_an_outline_may_be_is_chosen_and_said_in_um2(
+    visit: Visit, service_url: str
+) -> None:
+    visit.page.get_by_label("µm per pixel").fill("0.5")
+    visit.segment()
+    smallest = visit.page.get_by_label("Smallest outline")
+    expect(visit.page.locator("#smallest-help")).to_contain_text("64 px are 16 µm²")
+    smallest.fill("0")
+    assert visit.download("Outlines GeoJSON")[1] == post(service_url, "geojson", mpp=0.5)
+    smallest.fill("1.5")
+    visit.page.get_by_role("button", name="Outlines GeoJSON").click()
+    expect(visit.page.locator("#download-failure")).to_contain_text("whole number of pixels")
+
+
+def test_the_downloaded_overlay_has_the_opacity_and_the_classes_that_are_shown(
+    visit: Visit, service_url: str
+) -> None:
+    wide = np.tile(tissue()[:128], (1, 9, 1))  # 2,304 pixels: drawn in more than one block
+    visit.segment(encoded(wide))
+    visit.page.get_by_label("Hatch where confidence is low").uncheck()
+    visit.page.get_by_label("Opacity").fill("25")
+    visit.page.get_by_role("checkbox", name="Show Stroma").uncheck()
+    name, found = visit.download_picture()
+    others = [row.name for row in CLASSES if row.name != "Stroma"]
+    overlay = post(service_url, "overlay", encoded(wide), alpha=0.25, classes=others)
+    assert name == "tissue.overlay.png"
+    assert found.shape == wide.shape
+    assert np.abs(found - read_rgb(overlay)).max() <= 2
+
+
+def test_the_downloaded_overlay_is_the_image_where_the_overlay_is_hidden(visit: Visit) -> None:
+    visit.segment()
+    visit.page.get_by_role("button", name="Overlay", exact=True).click()
+    assert np.array_equal(visit.download_picture()[1], tissue())
+
+
+def test_the_downloaded_overlay_has_outlines_where_they_are_shown(visit: Visit) -> None:
+    visit.segment()
+    visit.page.get_by_label("Outlines").check(force=True)
+    _, found = visit.download_picture()
+    x, y = IN_STROMA
+    assert np.abs(found[y, x] - REFERENCE_RGB[STROMA - 1]).max() <= 2
+    assert np.abs(found[y, SIDE // 2] - class_color(NECROSIS)).max() <= 2
+
+
+def test_the_downloaded_overlay_is_hatched_where_it_is_shown_so(visit: Visit) -> None:
+    visit.segment()
+    x, y = IN_THE_BAND
+
+    def num_colors() -> int:
+        part = visit.download_picture()[1][y : y + 12, x : x + 12]
+        return len(np.unique(part.reshape(-1, 3), axis=0))
+
+    assert num_colors() >= 4
+    visit.page.get_by_label("Hatch where confidence is low").uncheck()
+    assert num_colors() == 1
+
+
+def test_a_picture_that_the_browser_cannot_draw_is_said_so(visit: Visit) -> None:
+    visit.segment()
+    visit.page.evaluate(
+        "() => { OffscreenCanvas.prototype.convertToBlob = () => Promise.reject(); }"
+    )
+    visit.page.get_by_role("button", name="Overlay PNG").click()
+    expect(visit.page.locator("#download-failure")).to_contain_text("too large for this browser")
 
 
 def test_a_download_that_fails_says_why(visit: Visit) -> None:
@@ -561,11 +637,27 @@ def test_nothing_moves_for_who_asks_for_less_motion(open_page: Callable[..., Vis
     assert open_page(reduced_motion="no-preference").page.evaluate(script) > 0
 
 
-def test_a_narrow_window_needs_no_sideways_scrolling(open_page: Callable[..., Visit]) -> None:
-    visit = open_page(viewport={"width": 360, "height": 740})
+@pytest.mark.parametrize("width", [320, 360, 480])
+def test_a_narrow_window_neither_scrolls_sideways_nor_breaks_words(
+    width: int, open_page: Callable[..., Visit]
+) -> None:
+    visit = open_page(viewport={"width": width, "height": 740})
+    visit.page.get_by_label("µm per pixel").fill("0.5")  # for the column of areas
     visit.segment()
     root = "document.documentElement"
     assert visit.page.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")
+    heights = "(names) => names.map((name) => name.getClientRects()[0].height)"
+    assert max(visit.page.locator("#classes .name").evaluate_all(heights)) < 30
+
+
+def test_going_through_the_panel_by_keyboard_does_not_move_the_page(
+    open_page: Callable[..., Visit],
+) -> None:
+    visit = open_page(viewport={"width": 1366, "height": 600})
+    visit.segment()
+    for _ in range(40):
+        visit.page.keyboard.press("Tab")
+        assert visit.page.evaluate("window.scrollY") == 0
 
 
 def test_the_page_names_the_model_and_its_limits(visit: Visit) -> None:

@@ -10,6 +10,7 @@ const PAN_STEP = 48;
 const ZOOM_STEP = 1.4;
 const HATCH_PERIOD = 8;
 const HALVE_ABOVE_PX = 2048;
+const BLOCK_PX = 2048;
 
 /**
  * Fires `view` when the view has changed, and `point` with the detail `{x, y, label, confidence}`,
@@ -19,7 +20,7 @@ export class Stage extends EventTarget {
   #element;
   #canvas;
   #context;
-  #hatch = document.createElement("canvas");
+  #hatch = document.createElement("canvas").getContext("2d");
   #size = null;
   #image = [];
   #result = null;
@@ -170,6 +171,25 @@ export class Stage extends EventTarget {
     this.#point(this.#centre());
   }
 
+  /**
+   * The whole image as it is shown now, pixel by pixel, as a PNG.
+   *
+   * @returns {Promise<Blob>} rejected where the image is too large for the browser
+   */
+  async picture() {
+    const { width, height } = this.#size;
+    const whole = new OffscreenCanvas(width, height).getContext("2d");
+    // In blocks: the hatching needs another canvas, which would be as large.
+    const [context, hatch] = [0, 1].map(() => new OffscreenCanvas(BLOCK_PX, BLOCK_PX).getContext("2d"));
+    for (let y = 0; y < height; y += BLOCK_PX) {
+      for (let x = 0; x < width; x += BLOCK_PX) {
+        this.#drawOn({ context, hatch, view: { x: -x, y: -y, scale: 1 }, ratio: 1 });
+        whole.drawImage(context.canvas, x, y);
+      }
+    }
+    return whole.canvas.convertToBlob();
+  }
+
   /** Put halved bitmaps behind the first: faster to draw when zoomed out, and without moire. */
   async #addHalves(levels) {
     let last = levels[0];
@@ -209,29 +229,33 @@ export class Stage extends EventTarget {
     if (width === this.#canvas.width && height === this.#canvas.height) return;
     this.#view.x += (width - this.#canvas.width) / 2;
     this.#view.y += (height - this.#canvas.height) / 2;
-    this.#canvas.width = this.#hatch.width = width;
-    this.#canvas.height = this.#hatch.height = height;
+    this.#canvas.width = this.#hatch.canvas.width = width;
+    this.#canvas.height = this.#hatch.canvas.height = height;
     if (this.#fitted) this.fit();
     this.#draw(); // at once: the canvas has just been emptied
     this.dispatchEvent(new Event("view"));
   }
 
   #draw() {
-    const context = this.#context;
-    context.clearRect(0, 0, this.#canvas.width, this.#canvas.height);
-    if (!this.#size) return;
-    this.#drawImage(context);
-    if (!this.#layers || !this.#style.shown) return;
-    const { outline, opacity, hatched } = this.#style;
-    if (hatched && outline) this.#drawHatching(context);
-    context.globalAlpha = outline ? Math.min(1, 2 * opacity) : opacity; // thin lines need more
-    this.#layers.classes.draw(context, this.#view);
-    context.globalAlpha = 1;
-    if (hatched && !outline) this.#drawHatching(context);
+    this.#drawOn({ context: this.#context, hatch: this.#hatch, view: this.#view, ratio: this.#ratio });
   }
 
-  #drawImage(context) {
-    const { x, y, scale } = this.#view;
+  /** @param surface `context` to draw on, `hatch` of the same size for drafts, the `view` and the `ratio` */
+  #drawOn(surface) {
+    const { context, view } = surface;
+    context.clearRect(0, 0, context.canvas.width, context.canvas.height);
+    if (!this.#size) return;
+    this.#drawImage(context, view);
+    if (!this.#layers || !this.#style.shown) return;
+    const { outline, opacity, hatched } = this.#style;
+    if (hatched && outline) this.#drawHatching(surface);
+    context.globalAlpha = outline ? Math.min(1, 2 * opacity) : opacity; // thin lines need more
+    this.#layers.classes.draw(context, view);
+    context.globalAlpha = 1;
+    if (hatched && !outline) this.#drawHatching(surface);
+  }
+
+  #drawImage(context, { x, y, scale }) {
     const left = Math.round(x);
     const top = Math.round(y);
     const width = Math.round(x + this.#size.width * scale) - left;
@@ -244,18 +268,17 @@ export class Stage extends EventTarget {
     context.drawImage(this.#image[level], left, top, width, height);
   }
 
-  #drawHatching(context) {
-    const hatch = this.#hatch.getContext("2d");
-    const { width, height } = this.#hatch;
+  #drawHatching({ context, hatch, view, ratio }) {
+    const { width, height } = hatch.canvas;
     hatch.clearRect(0, 0, width, height);
-    this.#layers.lowConfidence.draw(hatch, this.#view);
-    const pattern = hatch.createPattern(stripes(HATCH_PERIOD * this.#ratio), "repeat");
-    pattern.setTransform(new DOMMatrix().translate(Math.round(this.#view.x), Math.round(this.#view.y)));
+    this.#layers.lowConfidence.draw(hatch, view);
+    const pattern = hatch.createPattern(stripes(HATCH_PERIOD * ratio), "repeat");
+    pattern.setTransform(new DOMMatrix().translate(Math.round(view.x), Math.round(view.y)));
     hatch.globalCompositeOperation = "source-in";
     hatch.fillStyle = pattern;
     hatch.fillRect(0, 0, width, height);
     hatch.globalCompositeOperation = "source-over";
-    context.drawImage(this.#hatch, 0, 0);
+    context.drawImage(hatch.canvas, 0, 0);
   }
 
   #centre() {

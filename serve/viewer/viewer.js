@@ -15,8 +15,9 @@ const TITLE = document.title;
 const service = new Service();
 const stage = new Stage($("view"));
 
-/** What is open: the file, its bitmap, the request under way, and the answer. */
-const state = { file: null, bitmap: null, request: null, summary: null, histogram: null };
+const NOTHING = { file: null, bitmap: null, request: null, query: null, summary: null, histogram: null };
+/** What is open: the file, its bitmap, the request under way, and the answer with its own query. */
+const state = { ...NOTHING };
 let manifest = null;
 let mppHelp = "";
 let afterKey = null;
@@ -80,7 +81,7 @@ function fail(error, retry) {
 /** Back to where nothing is open. */
 function close() {
   const { request } = state;
-  Object.assign(state, { file: null, bitmap: null, request: null, summary: null, histogram: null });
+  Object.assign(state, NOTHING);
   request?.abort();
   stage.clear();
   $("file-name").textContent = "No image yet";
@@ -119,13 +120,14 @@ async function segment() {
   show("working");
   const clock = startClock();
   try {
-    checkMpp();
-    const options = { query: mppQuery(), signal: controller.signal, onProgress: clock.tell };
+    const query = mppQuery();
+    const options = { query, signal: controller.signal, onProgress: clock.tell };
     const { response } = await patiently(() => service.post("arrays", file, options), clock, controller.signal);
     const result = await readResult(response);
     if (state.request !== controller) return;
     await ensurePicture(file, result, controller.signal);
     if (state.request !== controller) return;
+    state.query = query; // the field may say something else by the time of a download
     present(result);
   } catch (error) {
     if (state.request !== controller) return;
@@ -223,6 +225,7 @@ function present(result) {
   fillClasses(summary.classes);
   stage.setResult(result);
   applyStyle();
+  describeSmallest();
   show("done");
   const found = summary.classes.filter((row) => row.pixel_count > 0);
   speak(`Segmented ${state.file.name}. ${found.map((row) => `${row.name} ${percent(row.pixel_share)}`).join(", ")}.`);
@@ -299,13 +302,10 @@ function classRow(row, cells) {
 
 const classChecks = () => [...$("classes").querySelectorAll("input")];
 
-const shownLabels = () =>
-  new Set(classChecks().filter((check) => check.checked).map((check) => Number(check.value)));
-
 /** RGBA by label, 0 where the class is not shown. */
 function shownColors() {
   const colors = new Uint32Array(256);
-  const shown = shownLabels();
+  const shown = new Set(classChecks().filter((check) => check.checked).map((check) => Number(check.value)));
   for (const { label, color } of state.summary.classes) {
     const rgb = Number.parseInt(color.slice(1), 16);
     const [red, green, blue] = [rgb >> 16, (rgb >> 8) & 255, rgb & 255];
@@ -436,14 +436,13 @@ $("mpp-form").addEventListener("submit", (event) => {
 $("downloads").addEventListener("click", async ({ target }) => {
   const button = target.closest("button");
   if (!button) return;
-  const { path, suffix } = button.dataset;
+  const { kind, suffix } = button.dataset;
   const { file } = state;
   $("download-failure").textContent = "";
   button.disabled = true;
   button.setAttribute("aria-busy", "true");
   try {
-    const { response, type } = await service.post(path, file, { query: downloadQuery(path) });
-    save(new Blob([response], { type }), file.name.replace(/\.[^.]+$/, "") + suffix);
+    save(await DOWNLOADS[kind](file), file.name.replace(/\.[^.]+$/, "") + suffix);
   } catch (error) {
     $("download-failure").textContent = `${error.title ?? "That failed"}. ${error.message}`;
   } finally {
@@ -453,30 +452,48 @@ $("downloads").addEventListener("click", async ({ target }) => {
   }
 });
 
-function checkMpp() {
-  if ($("mpp").validity.valid) return;
-  const { min, max } = $("mpp");
-  const message = `µm per pixel has to be a number from ${min} to ${max}, or empty.`;
-  throw Object.assign(new Error(message), { title: "The pixel size cannot be used", mayPass: true });
+/** An error that the field itself explains. */
+function refusal(title, message) {
+  return Object.assign(new Error(message), { title, mayPass: true });
 }
 
 /** The pixel size, if one is given. */
 function mppQuery() {
-  const mpp = $("mpp").value;
-  return new URLSearchParams(mpp ? { mpp } : {});
+  const { min, max, value, validity } = $("mpp");
+  if (!validity.valid) {
+    throw refusal("The pixel size cannot be used", `µm per pixel has to be a number from ${min} to ${max}, or empty.`);
+  }
+  return new URLSearchParams(value ? { mpp: value } : {});
 }
 
-function downloadQuery(path) {
-  const query = mppQuery();
-  if (path === "overlay") {
-    const shown = shownLabels();
-    query.set("alpha", shown.size ? $("opacity").value / 100 : 0); // no class named: all are shown
-    for (const { label, name } of state.summary.classes) {
-      if (shown.has(label)) query.append("classes", name);
-    }
-  }
-  return query;
+const DOWNLOADS = {
+  labels: (file) => ask("labels", file),
+  geojson: (file) => ask("geojson", file, { min_area_px: smallestArea() }),
+  overlay: () =>
+    stage.picture().catch(() => {
+      throw refusal("The picture cannot be drawn", "It is too large for this browser. Crop the image.");
+    }),
+};
+
+/** Ask the service for the shown result in another form. */
+async function ask(path, file, options = {}) {
+  const query = new URLSearchParams([...state.query, ...Object.entries(options)]);
+  const { response, type } = await service.post(path, file, { query });
+  return new Blob([response], { type });
 }
+
+function smallestArea() {
+  const { value, validity } = $("smallest");
+  if (!validity.valid) throw refusal("The smallest outline cannot be used", "It has to be a whole number of pixels.");
+  return Number(value);
+}
+
+function describeSmallest() {
+  const mpp = knownMpp();
+  const um2 = mpp ? ` ${$("smallest").value || 0} px are ${Number(($("smallest").value * mpp ** 2).toPrecision(3))} µm².` : "";
+  $("smallest-help").textContent = `Smaller regions are left out of the GeoJSON.${um2}`;
+}
+$("smallest").addEventListener("input", describeSmallest);
 
 function save(blob, name) {
   const address = URL.createObjectURL(blob);
