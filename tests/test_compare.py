@@ -1,6 +1,8 @@
 import json
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
@@ -20,11 +22,13 @@ from train.errors import FocalPathError
 from train.fit import evaluate, fit
 from train.focal_attention import initial_bias
 from train.metrics import class_scores
-from train.row_run import tile_confusion
+from train.row_run import RowRun, tile_confusion
 from train.rows import ABLATION_ROWS, BASELINE, TABLE_ROWS, RowName
-from train.settings import Settings
+from train.segmenter import Segmenter
+from train.settings import RuntimeSettings, Settings, WeightsSettings
 from train.tables import published_scores
 from train.task import SegmentationTask, named_scores
+from train.weights import weights_sha256
 
 ROWS: tuple[RowName, ...] = ("hcfa",)
 """The baseline comes along."""
@@ -132,7 +136,132 @@ def test_a_changed_setting_trains_every_row_again(
     changed = replace(settings, loss=replace(settings.loss, focal_gamma=1.0))
     run_again(out, toy_data, changed)
     assert trained == [(BASELINE.name, False), ("hcfa", False)]
-    assert "focal_gamma 2.0 -> 1.0" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "focal_gamma 2.0 -> 1.0" in text
+    assert "(finished)" not in text
+    (aside,) = (out / "runs" / "hcfa").glob("seed0.before-*")
+    assert (aside / "model.safetensors").is_file()
+
+
+def test_weights_count_by_their_content_and_other_paths_not_at_all(
+    toy_data: Path, tmp_path: Path, trained: list[tuple[str, bool]]
+):
+    torch.manual_seed(0)
+    encoder = Segmenter(toy_settings(), torch.zeros(5)).pathology_encoder
+    first, second = tmp_path / "here.pth", tmp_path / "there.pth"
+    torch.save(encoder.vit.state_dict(), first)
+    shared = short_settings()
+    frozen = replace(
+        shared,
+        model=replace(shared.model, encoders_frozen=True),
+        augmentation=replace(shared.augmentation, augment="none"),
+        weights=WeightsSettings(pathology_weights=str(first), random_encoders=True),
+        runtime=RuntimeSettings(embedding_cache=str(tmp_path / "cache")),
+    )
+    run_again(tmp_path / "out", toy_data, frozen)
+    del trained[:]
+    first.rename(second)
+    moved = replace(
+        frozen,
+        weights=replace(frozen.weights, pathology_weights=str(second)),
+        runtime=RuntimeSettings(compile=True),
+    )
+    run_again(tmp_path / "out", toy_data, moved)
+    assert not trained
+    torch.save({name: 2 * v for name, v in encoder.vit.state_dict().items()}, first)
+    other = replace(frozen, weights=replace(frozen.weights, pathology_weights=str(first)))
+    weights_sha256.cache_clear()
+    run_again(tmp_path / "out", toy_data, other)
+    assert trained == [(BASELINE.name, False), ("hcfa", False)]
+
+
+def test_a_row_of_a_former_version_is_not_trained_again_for_what_it_recorded_besides(
+    out: Path, toy_data: Path, trained: list[tuple[str, bool]]
+):
+    for marker in (out / "runs").glob("*/seed0/row.json"):
+        content = json.loads(marker.read_text())
+        content["inputs"]["settings"]["runtime"] |= {"embedding_cache": "cache", "compile": True}
+        marker.write_text(json.dumps(content))
+    run_again(out, toy_data)
+    assert not trained
+
+
+_OTHER_PROCESS = """
+import sys
+from pathlib import Path
+from train.row_run import exclusive
+
+with exclusive(Path(sys.argv[1]), wait=False) as free:
+    print("free" if free else "busy", flush=True)
+    sys.stdin.readline()
+    raise SystemExit
+"""
+
+
+@pytest.fixture
+def other_process() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+    """Starts a process that holds a lock until it gets a line."""
+    started = []
+
+    def start(lock: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", _OTHER_PROCESS, str(lock)]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "free\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it_and_taken_over_when_that_dies(
+    toy_data: Path,
+    tmp_path: Path,
+    trained: list[tuple[str, bool]],
+    other_process: Callable[[Path], subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    runs = tmp_path / "out" / "runs"
+    process = other_process(runs / "hcfa" / ".seed0.lock")
+    lock = RowRun.lock
+
+    def kill_before_waiting(run: RowRun, *, wait: bool) -> AbstractContextManager[bool]:
+        if wait:
+            assert trained == [(BASELINE.name, False)]
+            process.kill()
+        return lock(run, wait=wait)
+
+    monkeypatch.setattr(RowRun, "lock", kill_before_waiting)
+    comparison = run_again(tmp_path / "out", toy_data)
+    assert trained == [(BASELINE.name, False), ("hcfa", False)]
+    assert set(comparison.results) == {(BASELINE.name, 0), ("hcfa", 0)}
+    assert "HCFA, seed 0: another process is at it" in capsys.readouterr().out
+
+
+def test_hcfa_is_left_until_the_baseline_that_another_process_trains_is_there(
+    toy_data: Path,
+    tmp_path: Path,
+    trained: list[tuple[str, bool]],
+    other_process: Callable[[Path], subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    process = other_process(tmp_path / "out" / "runs" / BASELINE.name / ".seed0.lock")
+    lock = RowRun.lock
+
+    def kill_before_waiting(run: RowRun, *, wait: bool) -> AbstractContextManager[bool]:
+        if wait:
+            process.kill()
+        return lock(run, wait=wait)
+
+    monkeypatch.setattr(RowRun, "lock", kill_before_waiting)
+    run_again(tmp_path / "out", toy_data)
+    assert trained == [(BASELINE.name, False), ("hcfa", False)]
 
 
 def test_changed_data_trains_every_row_again(
@@ -243,7 +372,10 @@ def test_panels_show_the_test_tiles_with_the_most_classes(toy_data: Path, tmp_pa
     [
         (lambda s: replace(s, bias=replace(s.bias, bias="cffa")), "leave out --bias and .*--rows"),
         (lambda s: replace(s, loss=replace(s.loss, focal=False)), "--no-focal is set.*--rows"),
-        (lambda s: replace(s, runtime=replace(s.runtime, devices=2)), "2 devices.*one.*--out"),
+        (
+            lambda s: replace(s, runtime=replace(s.runtime, devices=2)),
+            "2 devices.*once for each.*--out",
+        ),
     ],
     ids=["bias", "focal", "devices"],
 )

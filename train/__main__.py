@@ -226,7 +226,9 @@ class Evaluate:
 class Compare:
     """Train the rows of the paper's Table 1 and its ablation, and write tables and figures.
 
-    Repeat the command to continue: finished rows are not trained again.
+    Repeat the command to continue: finished rows are not trained again. To use several GPUs or
+    cores, start the same command once for each (CUDA_VISIBLE_DEVICES=0, =1, ...): they share the
+    runs of OUT, and each writes the report when all are finished.
     """
 
     settings: Preset
@@ -243,11 +245,13 @@ class Compare:
         """Train, score and report."""
         from train.compare import compare
         from train.report import write_report
+        from train.row_run import exclusive
 
         comparison = compare(
             self.settings, self.data, self.out, num_seeds=self.seeds, rows=self.rows
         )
-        print(f"report: {write_report(comparison, self.out / 'report')}")
+        with exclusive(self.out / ".report.lock", wait=True):
+            print(f"report: {write_report(comparison, self.out / 'report')}")
 
 
 @dataclass(frozen=True, kw_only=True)

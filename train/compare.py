@@ -58,6 +58,8 @@ def compare(
 ) -> Comparison:
     """Train and score every row with every seed; what is finished is not trained again.
 
+    Several processes may share `out`, as on several GPUs: none trains a run that another is at.
+
     The seeds are the outer loop, so that a slow hour of the machine falls on all rows alike.
 
     Args:
@@ -88,11 +90,29 @@ def compare(
         for seed in comparison.seeds
         for row in comparison.rows
     ]
-    for position, run in enumerate(runs):
-        _announce(runs, position)
-        run.complete(folder, comparison.panels)
-        comparison.results[run.row.name, run.seed] = run.result()
+    _complete(runs, comparison)
+    comparison.results.update({(run.row.name, run.seed): run.result() for run in runs})
     return comparison
+
+
+def _complete(runs: list[RowRun], comparison: Comparison) -> None:
+    """Train and score the runs, and leave those that other processes are at to them.
+
+    At the end it waits for those, and takes over what another process did not finish.
+    """
+    left = []
+    for position, run in enumerate(runs):
+        with run.lock(wait=False) as free:
+            if free and run.ready:
+                _announce(runs, position)
+                run.complete(comparison.data, comparison.panels)
+                continue
+        left.append(position)
+        Console().print(f"{run.row.title}, seed {run.seed}: another process is at it")
+    for position in left:
+        with runs[position].lock(wait=True):
+            _announce(runs, position)
+            runs[position].complete(comparison.data, comparison.panels)
 
 
 def _check(settings: Settings, num_seeds: int) -> None:
@@ -101,8 +121,8 @@ def _check(settings: Settings, num_seeds: int) -> None:
     if settings.runtime.devices * settings.runtime.nodes > 1:
         raise FocalPathError(
             f"{settings.runtime.devices} devices and {settings.runtime.nodes} nodes are asked for, "
-            "but a comparison trains on one. To use several, finish --rows base_with_focal, then "
-            "start other --rows on other devices with the same --out"
+            "but each training of a comparison is on one. To use several, start the same command "
+            "once for each (CUDA_VISIBLE_DEVICES=0, =1, ...): they share the runs of --out"
         )
     preset = PRESETS[settings.preset]()
     for name in ("bias", "bias_init", "bias_frozen"):
@@ -121,9 +141,8 @@ def _check(settings: Settings, num_seeds: int) -> None:
 
 def _announce(runs: list[RowRun], position: int) -> None:
     """Print which run of how many comes next, and about how long the rest takes."""
-    markers = [run.marker for run in runs]
-    finished = [marker.get("stage") == "finished" for marker in markers]
-    seconds = [m["train_seconds"] for m, done in zip(markers, finished, strict=True) if done]
+    finished = [run.finished for run in runs]
+    seconds = [r.marker["train_seconds"] for r, done in zip(runs, finished, strict=True) if done]
     remaining = finished[position:].count(False)
     left = "time left is told after the first run"
     if seconds:

@@ -1,18 +1,20 @@
 """One row of a comparison with one seed: trained, scored, and never twice.
 
-RUN/               a training run (see `train.fit`), and beside its files
+.seedN.lock        held by the process that works on seedN/, until it ends in whatever way
+seedN/             a training run (see `train.fit`), and beside its files
     row.json       what it was trained from, how far it is, how long training took
     test.npz       tile_ids (N,); confusion (N, C, C) int64, target x prediction, of each test tile
     panels/ID.png  predicted labels of the tiles that Fig. 4 shows
 """
 
+import fcntl
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,19 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from train.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
+from train.checkpoint import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    CheckpointCard,
+    load_checkpoint,
+    read_card,
+)
 from train.dataset import Tile, TileFolder, evaluation_tiles
 from train.fit import LAST_FILE, fit
 from train.rows import BASELINE, Row
 from train.segmenter import Segmenter, encode_for_training, labels_from_logits
 from train.settings import Settings, TissueClass
+from train.weights import weights_sha256
 
 _MARKER_FILE, _SCORES_FILE, _PANELS = "row.json", "test.npz", "panels"
 
@@ -64,10 +73,21 @@ class RowRun:
     @property
     def folder(self) -> Path:
         """Where it is kept."""
-        return self._folder_of(self.row)
+        return self.root / self.row.name / f"seed{self.seed}"
 
-    def _folder_of(self, row: Row) -> Path:
-        return self.root / row.name / f"seed{self.seed}"
+    @property
+    def baseline(self) -> "RowRun | None":
+        """The run whose Dice HCFA starts from; None for other rows."""
+        if self.row.bias != "hcfa":
+            return None
+        return replace(self, row=BASELINE, settings=BASELINE.settings(self.settings, self.seed))
+
+    @contextmanager
+    def lock(self, *, wait: bool) -> Iterator[bool]:
+        """Keep other processes from this run; yields whether it was free, or has become so."""
+        path = self.folder.with_name(f".{self.folder.name}.lock")
+        with exclusive(path, wait=wait) as held:
+            yield held
 
     @property
     def marker(self) -> dict[str, Any]:
@@ -80,27 +100,50 @@ class RowRun:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """All that the result depends on, as it reads in `row.json`."""
+        """All that the result depends on, as it reads in `row.json`: contents, and no paths."""
         settings = asdict(self.settings)
-        del settings["augmentation"]["num_workers"], settings["runtime"]["track"]
+        del settings["augmentation"]["num_workers"]
+        settings["runtime"] = {"patience": self.settings.runtime.patience}
+        for name in ("sam_weights", "pathology_weights"):
+            path = settings["weights"][name]
+            settings["weights"][name] = path and weights_sha256(Path(path))
         inputs: dict[str, Any] = {"settings": settings, "data_sha256": self.fingerprint}
-        if self.row.bias == "hcfa":
-            card = read_card(self._folder_of(BASELINE))
+        if self.baseline is not None and (self.baseline.folder / CARD_FILE).is_file():
+            card = read_card(self.baseline.folder)
             inputs["baseline_dice"] = [card.metrics[f"dice/{c.name}"] for c in card.classes]
         read_back: dict[str, Any] = json.loads(json.dumps(inputs, default=str))
         return read_back
 
+    @property
+    def changes(self) -> list[str]:
+        """What differs from what it was trained from; nothing where it was not trained."""
+        marker = self.marker
+        return list(_differences(marker.get("inputs"), self.inputs)) if marker else []
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was trained from these inputs, and scored."""
+        scored = self.marker.get("stage") == "finished" and (self.folder / _SCORES_FILE).is_file()
+        return scored and not self.changes
+
+    @property
+    def ready(self) -> bool:
+        """Whether all that it starts from is there."""
+        return self.baseline is None or self.baseline.finished
+
     def complete(self, data: TileFolder, panels: tuple[Tile, ...]) -> None:
-        """Train and score what is not there yet."""
-        marker, inputs = self.marker, self.inputs
-        if marker and _canonical(marker.get("inputs")) != _canonical(inputs):
-            changed = ", ".join(_differences(marker.get("inputs"), inputs))
-            Console().print(f"  trained before with other inputs ({changed}): trained again")
-            shutil.rmtree(self.folder)
-            marker = {}
+        """Train and score what is not there yet; only while its lock is held."""
+        if changes := self.changes:
+            aside = f"{self.folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"
+            self.folder.rename(self.folder.with_name(aside))
+            Console().print(
+                f"  trained before with other inputs ({', '.join(changes)}): kept as {aside}, and "
+                "trained again"
+            )
+        marker = self.marker
         trained = marker.get("stage") in ("trained", "finished")
         if not (trained and (self.folder / WEIGHTS_FILE).is_file()):
-            self._train(data, marker, inputs)
+            self._train(data, marker)
         if self.marker["stage"] != "finished" or not (self.folder / _SCORES_FILE).is_file():
             self._score(data, panels)
 
@@ -117,7 +160,7 @@ class RowRun:
             panels=self.folder / _PANELS,
         )
 
-    def _train(self, data: TileFolder, marker: dict[str, Any], inputs: dict[str, Any]) -> None:
+    def _train(self, data: TileFolder, marker: dict[str, Any]) -> None:
         """Train, from `last.ckpt` on where an interrupted run left one.
 
         Its time then is what led to `last.ckpt`, and what follows.
@@ -136,17 +179,16 @@ class RowRun:
             "train_seconds": before,
             "cpu_seconds": None,
             "device": _device_name(),
-            "inputs": inputs,
+            "inputs": self.inputs,
         }
         self._mark(marker)
-        baseline = self._folder_of(BASELINE) if self.row.bias == "hcfa" else None
         fit(
             self.settings,
             data.root,
             self.folder,
             resume=resume,
             overwrite=not resume,
-            difficulty_from=baseline,
+            difficulty_from=self.baseline and self.baseline.folder,
         )
         seconds = before + time.time() - started
         cpu_seconds = None if resume else time.process_time() - cpu_started
@@ -178,18 +220,29 @@ class RowRun:
         os.replace(partial, self.folder / _MARKER_FILE)
 
 
-def _canonical(inputs: Any) -> str:
-    """Text to compare by: a Dice that is NaN equals itself."""
-    return json.dumps(inputs, sort_keys=True)
+@contextmanager
+def exclusive(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Lock a file; yields whether no other process holds it. Whoever dies lets go of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # also for a loader's process that still has it open
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """Name what differs, such as `epochs 2 -> 3`."""
+    """Name what differs, such as `epochs 2 -> 3`; what only `old` has does not count any more."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), key)
-    elif _canonical(old) != _canonical(new):
-        yield name if name == "data_sha256" else f"{name} {old} -> {new}"
+        for key in new:
+            yield from _differences(old.get(key), new[key], key)
+    elif json.dumps(old) != json.dumps(new):  # as text, a Dice that is NaN equals itself
+        yield name if name.endswith("sha256") else f"{name} {old} -> {new}"
 
 
 def duration_text(seconds: float) -> str:

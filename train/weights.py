@@ -4,10 +4,12 @@ Files are read with `weights_only=True` or as safetensors, so that opening one r
 Every tensor of a file is loaded or left out for a stated reason; else the load is refused.
 """
 
+import hashlib
 import re
 import struct
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -109,11 +111,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     Raises:
         FocalPathError: the file is missing, damaged, something else, or holds what is no tensor.
     """
-    if not path.is_file():
-        raise FocalPathError(
-            f"no weights at {path}. Download them first; where they come from:\n"
-            f"{WHERE_TO_GET_WEIGHTS}"
-        )
+    _refuse_missing(path)
     try:
         kind = _kind(path)
         if kind == "safetensors":
@@ -138,6 +136,26 @@ def read_weights(path: Path) -> dict[str, Any]:
             f"{path} holds a {type(content).__name__}; expected a dictionary of tensors by name"
         )
     return content
+
+
+@cache
+def weights_sha256(path: Path) -> str:
+    """SHA-256 of a file of weights.
+
+    Raises:
+        FocalPathError: the file is missing.
+    """
+    _refuse_missing(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refuse_missing(path: Path) -> None:
+    if not path.is_file():
+        raise FocalPathError(
+            f"no weights at {path}. Download them first; where they come from:\n"
+            f"{WHERE_TO_GET_WEIGHTS}"
+        )
 
 
 def _kind(path: Path) -> str:
