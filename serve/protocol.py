@@ -2,14 +2,17 @@
 
 What is no HTTP never reaches an application: uvicorn answers it itself, in plain text, waits for
 the rest of a request's head as long as a caller likes, as well as for a caller who does not read
-the answer, and takes websockets, of which the service has none.
+the answer or still sends a body that was answered already, and takes websockets, of which the
+service has none.
 """
 
 import asyncio
 import json
+from typing import Any
 
 import h11
 import uvicorn.protocols.http.auto
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_TIMEOUT_S = 20.0
@@ -19,8 +22,28 @@ KEEP_ALIVE_S = 75
 one, so that they hang up, and never send a request into a connection that is being closed."""
 READ_PAUSE_S = 60.0
 """Seconds without reading any of an answer after which a caller is hung up on."""
-_NO_HTTP = "The request is no HTTP/1.1, or its line and headers are longer than 64 KiB."
+LINGER_S, LINGER_PAUSE_S = 30.0, 5.0
+"""Seconds, in all and without any bytes, for which the rest of a body is thrown away that was
+answered before its end. Hanging up at once would take the answer from who has not read it yet."""
+_CLOSE = (b"connection", b"close")
+_NO_HTTP = (
+    "The request is no HTTP/1.1, or its line and headers are longer than 64 KiB, or it has both a "
+    "Content-Length and a Transfer-Encoding."
+)
 _TOO_SLOW = f"The head of the request took longer than {HEAD_TIMEOUT_S:g} s."
+
+
+class _StrictConnection(h11.Connection):
+    """Refuses what two readers may take for different requests (RFC 9112, 6.1)."""
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """See `h11.Connection.next_event`."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            if {b"content-length", b"transfer-encoding"} <= names:
+                raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
+        return event
 
 
 class ServiceProtocol(H11Protocol):
@@ -28,15 +51,23 @@ class ServiceProtocol(H11Protocol):
 
     _head_timer: asyncio.TimerHandle | None = None
     _answer_timer: asyncio.TimerHandle | None = None
+    _linger_timer: asyncio.TimerHandle | None = None
+    _linger_until_s: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A caller has connected: wait for a head, but not forever."""
         super().connection_made(transport)
+        limit = self.config.h11_max_incomplete_event_size
+        self.conn = _StrictConnection(h11.SERVER, *(() if limit is None else (limit,)))
+        self.app, self._answering = self._answer, self.app
         self.timeout_keep_alive = KEEP_ALIVE_S  # uvicorn's 5 s are httpx's as well: a race
         self._watch_head()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of a head or of a body."""
+        if self._linger_until_s is not None:
+            self._watch_lingerer()
+            return
         super().data_received(data)
         self._watch_head()
 
@@ -44,6 +75,8 @@ class ServiceProtocol(H11Protocol):
         """The caller has left, or was sent away."""
         self._forget_head_timer()
         self._forget_answer_timer()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -62,6 +95,32 @@ class ServiceProtocol(H11Protocol):
 
     def _should_upgrade_to_ws(self) -> bool:
         return False
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have the application answer; where it does so before the body's end, hang up after."""
+        cycle = self.cycle
+
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start" and cycle.more_body:
+                message = {**message, "headers": [*message.get("headers", ()), _CLOSE]}
+                cycle.transport = _Lingering(self)  # type: ignore[assignment]
+            await send(message)
+
+        await self._answering(scope, receive, send_and_close)
+
+    def linger(self) -> None:
+        """Say that nothing comes any more, and read on for a while."""
+        self._linger_until_s = self.loop.time() + LINGER_S
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._watch_lingerer()
+
+    def _watch_lingerer(self) -> None:
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+        assert self._linger_until_s is not None
+        at_s = min(self._linger_until_s, self.loop.time() + LINGER_PAUSE_S)
+        self._linger_timer = self.loop.call_at(at_s, self.transport.close)
 
     def _watch_head(self) -> None:
         if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
@@ -101,6 +160,20 @@ class ServiceProtocol(H11Protocol):
             ):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+
+class _Lingering:
+    """A connection's transport for an answer after which it lingers."""
+
+    def __init__(self, protocol: ServiceProtocol) -> None:
+        self._protocol = protocol
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._protocol.transport, name)
+
+    def close(self) -> None:
+        """Called by uvicorn when the answer has been written."""
+        self._protocol.linger()
 
 
 def use_service_protocol() -> None:

@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import serve.protocol
 from serve.protocol import ServiceProtocol
@@ -27,6 +29,7 @@ NO_HTTP = {
     "no host": b"POST /segment HTTP/1.1\r\n\r\n",
     "HTTP/x": b"POST /segment HTTP/x\r\nHost: x\r\n\r\n",
     "negative length": POST + b"Content-Length: -5\r\n\r\n",
+    "length and chunks": POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "two lengths": POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",
     "header without a name": POST + b": a\r\n\r\n",
     "zero byte in a header": POST + b"X-A: \0\r\n\r\n",
@@ -72,12 +75,14 @@ def test_a_websocket_is_answered_as_the_request_that_it_comes_with(service_url: 
     assert "The content type is nothing" in json.loads(body)["error"]
 
 
-def _with_server(work: Callable[[tuple[str, int]], object], answer: bytes = b"answer") -> object:
+def _with_server(
+    work: Callable[[tuple[str, int]], object], answer: bytes = b"answer", app: ASGIApp | None = None
+) -> object:
     """Do `work`, in a thread, with a server that speaks the protocol."""
 
     async def main() -> object:
         config = uvicorn.Config(
-            PlainTextResponse(answer),
+            app or PlainTextResponse(answer),
             http=ServiceProtocol,
             log_config=None,
             lifespan="off",
@@ -136,21 +141,22 @@ def test_a_connection_may_rest_for_longer_than_uvicorn_lets_it() -> None:
     assert _with_server(work) == ["answer", "answer"]
 
 
-def test_an_answer_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+async def _read_and_answer(scope: Scope, receive: Receive, send: Send) -> None:
+    await Request(scope, receive).body()
+    await PlainTextResponse("answer")(scope, receive, send)
+
+
+def test_a_body_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve.protocol, "HEAD_TIMEOUT_S", MOMENT_S)
 
     def work(address: tuple[str, int]) -> bytes:
         with socket.create_connection(address, timeout=30) as connection:
-            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
-            received = b""
-            while not received.endswith(b"answer"):
-                received += connection.recv(65_536)
-            connection.settimeout(3 * MOMENT_S)
-            with pytest.raises(TimeoutError):  # still open: a body is not a head
-                connection.recv(1)
-        return received
+            connection.sendall(POST + b"Connection: close\r\nContent-Length: 2\r\n\r\n")
+            time.sleep(3 * MOMENT_S)
+            connection.sendall(b"ab")
+            return _read_all(connection)
 
-    assert _with_server(work).startswith(b"HTTP/1.1 200")  # type: ignore[attr-defined]
+    assert _with_server(work, app=_read_and_answer).startswith(b"HTTP/1.1 200")  # type: ignore[attr-defined]
 
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -189,3 +195,63 @@ def _read_slowly(connection: socket.socket, pause_s: float = 0.0) -> int:
             num_bytes += len(part)
             time.sleep(pause_s)
     return num_bytes
+
+
+LONG = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 60000000\r\n\r\n"
+
+
+def _read_all(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
+def _is_hung_up_on(connection: socket.socket, pause_s: float) -> bool:
+    """Send now and then until that fails."""
+    for _ in range(200):
+        time.sleep(pause_s)
+        try:
+            connection.sendall(b"x")
+        except ConnectionError:
+            return True
+    return False
+
+
+def test_an_answer_before_the_end_of_the_body_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serve.protocol, "LINGER_PAUSE_S", MOMENT_S)
+
+    def work(address: tuple[str, int]) -> bytes:
+        with socket.create_connection(address, timeout=30) as connection:
+            connection.sendall(LONG)
+            received = _read_all(connection)
+            assert _is_hung_up_on(connection, 3 * MOMENT_S)
+        return received
+
+    received = _with_server(work)
+    assert isinstance(received, bytes)
+    assert b"connection: close" in received.lower()
+    assert received.endswith(b"answer")
+
+
+def test_who_goes_on_sending_still_gets_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve.protocol, "LINGER_PAUSE_S", 20 * MOMENT_S)
+
+    def work(address: tuple[str, int]) -> bytes:
+        with socket.create_connection(address, timeout=30) as connection:
+            connection.sendall(LONG)
+            time.sleep(MOMENT_S)  # it is answered meanwhile
+            connection.sendall(bytes(60_000_000))
+            return _read_all(connection)
+
+    assert _with_server(work).endswith(b"answer")  # type: ignore[attr-defined]
+
+
+def test_who_sends_without_end_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve.protocol, "LINGER_S", 5 * MOMENT_S)
+
+    def work(address: tuple[str, int]) -> bool:
+        with socket.create_connection(address, timeout=30) as connection:
+            connection.sendall(LONG)
+            return _is_hung_up_on(connection, MOMENT_S / 10)
+
+    assert _with_server(work)
