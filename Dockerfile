@@ -21,15 +21,18 @@ WORKDIR /workspace
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "train"]
 
-# Export, and TensorRT engines with `engine BUNDLE` on the GPU that will serve them.
+# Export, and TensorRT engines with `engine BUNDLE` on the GPU that will serve them; `make engine`
+# builds this image where it is missing.
 FROM ${TENSORRT} AS export
 WORKDIR /source
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY train train
 COPY export export
 COPY serve serve
-# The image's own Python: it has the bindings of the image's TensorRT.
-RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir --root-user-action=ignore \
+# The image's own Python: it has the bindings of the image's TensorRT. The downloads are kept for the
+# next build: they are gigabytes, and any change of the source comes before them.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --root-user-action=ignore \
         --constraint constraints.txt '.[export]' \
     && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin focalpath \
     && install --directory --owner 10001 --group 10001 /workspace

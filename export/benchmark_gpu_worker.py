@@ -338,7 +338,6 @@ def engine_plan(task: Task, compute_capability: str) -> EnginePlan:
         compute_capability=compute_capability,
         container_image="",
         serving_image="",
-        min_label_agreement=0,
     )
 
 

@@ -5,30 +5,28 @@ Checks first, then builds, runs what was built, and keeps it only if it passes t
 
 import contextlib
 import importlib
-import shlex
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from numpy.typing import NDArray
 
 from export.engine_builder import build_plan
 from export.engine_check import (
-    Answers,
-    EngineReport,
     Gpu,
     PlanSession,
     count_attention,
     count_fused_attention,
-    gate_failures,
-    measure_batch,
+    measure_latency,
     reference_answers,
 )
-from export.engine_plan import EnginePlan, container_command, read_engine_plan
-from export.validation import parity_images
+from export.engine_container import ContainerBuild, container_image
+from export.engine_gate import EngineGate
+from export.engine_plan import EnginePlan, read_engine_plan
+from export.engine_report import CARD_HEADING, BatchReport, EngineReport
+from export.model_card import MODEL_CARD_FILE
+from export.staging import staging_folder, uninterrupted
+from export.validation import ValidationTiles, validation_tiles
 from serve.errors import BundleError, FocalPathError
 from serve.manifest import (
     MANIFEST_FILE,
@@ -58,59 +56,69 @@ class GateError(FocalPathError):
 def build_engine(
     bundle: Path,
     *,
-    images: NDArray[np.uint8] | None = None,
-    container: Sequence[str] | None = None,
+    plan: EnginePlan | None = None,
+    tiles: ValidationTiles | None = None,
+    container: ContainerBuild | None = None,
     trt: ModuleType | None = None,
     gpu: Gpu | None = None,
-) -> Path:
+) -> EngineReport:
     """Build the bundle's TensorRT plan, prove it, and add it to the manifest.
 
     The plan appears under its name only once it has passed the gate.
 
     Args:
         bundle: the bundle's folder, with `engine_plan.json`.
-        images: (N, H, W, 3) uint8, RGB: tiles to compare on; drawn tissue by default.
-        container: the command to show where this machine cannot; `container_command` by default.
+        plan: what to build; `engine_plan.json` by default.
+        tiles: what to compare on; drawn tissue by default.
+        container: what to show where this machine cannot build; without options by default.
         trt: the `tensorrt` module; imported by default.
         gpu: the GPU to build on; the current CUDA device by default.
 
     Returns:
-        The plan's path.
+        What was measured.
 
     Raises:
         BundleError: the bundle is damaged, or its ONNX file is not the one that was planned.
-        FocalPathError: the images are not tiles of this model.
+        FocalPathError: the tiles are not of this model's size.
         WrongMachineError: no TensorRT, no GPU, or others than planned.
         EngineError: TensorRT cannot read, build or run the model.
         GateError: the answers are not good enough.
     """
     manifest = read_bundle(bundle)
-    plan = read_engine_plan(bundle)
+    plan = plan or read_engine_plan(bundle)
     precision = _check_source(bundle, manifest, plan)
-    if images is not None:
-        _check_images(images, manifest)
-    with _pointing_to_the_container(plan, container or container_command(plan, bundle)):
-        trt = trt or load_tensorrt()
+    if tiles is not None:
+        _check_tiles(tiles, manifest)
+    with pointing_to(container or ContainerBuild(plan, bundle, data=None), plan):
         gpu = gpu or Gpu.find()
+        if gpu is not None:
+            check_capability(gpu.name, gpu.compute_capability, plan)
+        trt = trt or load_tensorrt()
         _check_version(trt, plan)
-        device = _check_gpu(gpu, plan)
-    if images is None:
-        images = parity_images(None, manifest.tile_size_px, NUM_TILES)
-    staging = Path(tempfile.mkdtemp(prefix=".engine-", dir=bundle))
-    try:
+        if gpu is None:
+            raise WrongMachineError("This machine has no CUDA device that torch can use.")
+    tiles = tiles or tiles_for(manifest, None, NUM_TILES)
+    with staging_folder(bundle, ".engine-") as staging:
         serialized = build_plan(trt, plan, bundle)
-        report = check_plan(trt, device, serialized, bundle, manifest, plan, images)
-        failures = gate_failures(report, plan)
-        if failures:
-            raise GateError(
-                f"{plan.plan_file} failed the gate and was deleted: {'; '.join(failures)}. "
-                "Export with a float32 island where the activations are largest, or in fp32."
-            )
+        report = check_plan(trt, gpu, serialized, bundle, manifest, plan, tiles)
         (staging / plan.plan_file).write_bytes(serialized)
         _install(bundle, staging, manifest, plan, report, precision)
-    finally:
-        shutil.rmtree(staging)
-    return bundle / plan.plan_file
+    return report
+
+
+def tiles_for(manifest: Manifest, data: Path | None, num_tiles: int) -> ValidationTiles:
+    """The tiles that a bundle's engine is compared on, with masks where there are some.
+
+    Raises:
+        FocalPathError: the data set has no tiles, or other classes than the model.
+    """
+    return validation_tiles(
+        data,
+        manifest.tile_size_px,
+        num_tiles,
+        class_names=[entry.name for entry in manifest.classes],
+        mpp=manifest.mpp,
+    )
 
 
 def load_tensorrt() -> ModuleType:
@@ -132,15 +140,22 @@ def check_plan(
     bundle: Path,
     manifest: Manifest,
     plan: EnginePlan,
-    images: NDArray[np.uint8],
+    tiles: ValidationTiles,
 ) -> EngineReport:
     """Run the plan at each batch size of its profile and report what it did.
 
     Raises:
         EngineError: the plan does not run, or has other inputs and outputs than the manifest.
+        GateError: the answers are not good enough.
     """
     reference = _reference_file(manifest, plan)
-    expected: Answers = reference_answers(bundle / reference, images)
+    filled = _fill(tiles, plan.batch.max)
+    gate = EngineGate(
+        tiles=filled,
+        expected=reference_answers(bundle / reference, filled.images),
+        class_names=tuple(entry.name for entry in manifest.classes),
+        plan=plan,
+    )
     logger = trt.Logger(trt.Logger.WARNING)
     session = PlanSession(trt, gpu, serialized, logger, manifest.inputs, manifest.outputs)
     session.check_interface(plan)
@@ -148,15 +163,44 @@ def check_plan(
         gpu=gpu.name,
         compute_capability=gpu.compute_capability,
         tensorrt_version=trt.__version__,
+        container_image=container_image(),
         plan_bytes=len(serialized),
         reference_file=reference,
-        num_tiles=len(images),
+        tiles=tiles.source,
+        num_tiles=len(tiles),
+        has_masks=tiles.masks is not None,
         num_layers=session.engine.num_layers,
         num_attention=count_attention(bundle / plan.onnx_file),
         num_fused_attention=count_fused_attention(trt, session.engine),
-        batches=tuple(
-            measure_batch(session, gpu, size, images, expected) for size in plan.batch.sizes
-        ),
+        batches=tuple(_check_batch(session, gpu, gate, size) for size in plan.batch.sizes),
+    )
+
+
+def _check_batch(session: PlanSession, gpu: Gpu, gate: EngineGate, size: int) -> BatchReport:
+    session.set_batch(size)
+    comparison, failures = gate.compare(session.answer(gate.tiles.images))
+    if failures:
+        raise GateError(
+            f"{gate.plan.plan_file} failed the gate at batch {size} and was deleted: "
+            f"{'; '.join(failures)}. Export again with --fp32-islands and the blocks with the "
+            "largest activations in parity_report.md, or with --no-fp16."
+        )
+    return BatchReport(
+        batch_size=size,
+        comparison=comparison,
+        latency=measure_latency(gpu, session.enqueue),
+        cuda_graph_latency=measure_latency(gpu, gpu.capture(session.enqueue)),
+    )
+
+
+def _fill(tiles: ValidationTiles, largest_batch: int) -> ValidationTiles:
+    """Repeat tiles until they fill the largest batch: each place in it is compared."""
+    order = np.arange(max(len(tiles), largest_batch)) % len(tiles)
+    return ValidationTiles(
+        source=tiles.source,
+        names=tuple(tiles.names[index] for index in order),
+        images=tiles.images[order],
+        masks=None if tiles.masks is None else tiles.masks[order],
     )
 
 
@@ -173,8 +217,8 @@ def _check_source(bundle: Path, manifest: Manifest, plan: EnginePlan) -> str:
     )
 
 
-def _check_images(images: NDArray[np.uint8], manifest: Manifest) -> None:
-    side = manifest.tile_size_px
+def _check_tiles(tiles: ValidationTiles, manifest: Manifest) -> None:
+    side, images = manifest.tile_size_px, tiles.images
     if images.dtype != np.uint8 or not len(images) or images.shape[1:] != (side, side, 3):
         raise FocalPathError(
             f"the images to compare on are {images.shape} {images.dtype}, expected "
@@ -183,33 +227,38 @@ def _check_images(images: NDArray[np.uint8], manifest: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def _pointing_to_the_container(plan: EnginePlan, command: Sequence[str]) -> Iterator[None]:
+def pointing_to(container: ContainerBuild, plan: EnginePlan) -> Iterator[None]:
+    """Add to what is wrong with this machine how to build on another."""
     try:
         yield
     except WrongMachineError as error:
         raise WrongMachineError(
             f"{error} Build {plan.plan_file} on a machine with a GPU of compute capability "
-            f"{plan.compute_capability} (an A100 has 8.0):\n{shlex.join(command)}"
+            f"{plan.compute_capability} (an A100 has 8.0):\n{container}"
         ) from error
 
 
 def _check_version(trt: ModuleType, plan: EnginePlan) -> None:
     if not plan.takes_version(trt.__version__):
         raise WrongMachineError(
-            f"TensorRT here is {trt.__version__}, the plan is for {plan.tensorrt_min} up to, but "
-            f"without, {plan.tensorrt_below}."
+            f"TensorRT here is {trt.__version__}, the plan is for {plan.tensorrt_version}, which "
+            f"{plan.serving_image} has: it would not load another's. For a server with TensorRT "
+            f"{trt.__version__} give --tensorrt-version."
         )
 
 
-def _check_gpu(gpu: Gpu | None, plan: EnginePlan) -> Gpu:
-    if gpu is None:
-        raise WrongMachineError("This machine has no CUDA device that torch can use.")
-    if gpu.compute_capability != plan.compute_capability:
+def check_capability(name: str, compute_capability: str, plan: EnginePlan) -> None:
+    """Check that a GPU is of the kind that was planned.
+
+    Raises:
+        WrongMachineError: it is of another.
+    """
+    if compute_capability != plan.compute_capability:
         raise WrongMachineError(
-            f"{gpu.name} has compute capability {gpu.compute_capability}, the plan is for "
-            f"{plan.compute_capability}, and would not run elsewhere."
+            f"{name} has compute capability {compute_capability}, the plan is for "
+            f"{plan.compute_capability}, and would not run elsewhere. For a server with this GPU "
+            f"give --compute-capability {compute_capability}."
         )
-    return gpu
 
 
 def _reference_file(manifest: Manifest, plan: EnginePlan) -> str:
@@ -238,17 +287,25 @@ def _install(
             "sha256": sha256_of(staged),
             "parity": Parity(
                 num_tiles=report.num_tiles,
-                label_agreement=min(batch.label_agreement for batch in report.batches),
+                label_agreement=report.label_agreement,
             ),
             "tensorrt": TensorRTBuild(
                 version=report.tensorrt_version,
                 compute_capability=report.compute_capability,
-                container_image=plan.container_image,
+                container_image=report.container_image,
             ),
         }
     )
     others = tuple(a for a in manifest.artefacts if a.file != plan.plan_file)
     manifest.model_copy(update={"artefacts": (*others, artefact)}).write(staging)
     (staging / ENGINE_REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", "utf-8")
-    for name in (plan.plan_file, ENGINE_REPORT_FILE, MANIFEST_FILE):
-        (staging / name).replace(bundle / name)
+    names = [plan.plan_file, ENGINE_REPORT_FILE, MANIFEST_FILE]
+    if (bundle / MODEL_CARD_FILE).is_file():
+        # The section of an earlier build is the last one.
+        card, _, _ = (bundle / MODEL_CARD_FILE).read_text("utf-8").partition(f"\n{CARD_HEADING}\n")
+        section = "\n".join(report.card())
+        (staging / MODEL_CARD_FILE).write_text(f"{card}\n{section}\n", "utf-8")
+        names.insert(0, MODEL_CARD_FILE)
+    with uninterrupted(f"{plan.plan_file} is in the bundle already"):
+        for name in names:
+            (staging / name).replace(bundle / name)

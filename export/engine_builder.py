@@ -32,7 +32,7 @@ def build_plan(trt: ModuleType, plan: EnginePlan, bundle: Path) -> bytes:
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
     # The parser owns the weights: it has to live until the plan is built.
-    network, parser = _parse(trt, logger, builder, bundle / plan.onnx_file)
+    network, parser = _parse(trt, logger, builder, plan, bundle / plan.onnx_file)
     config = _configure(trt, builder, plan)
     cache = bundle / plan.timing_cache_file
     _load_timing_cache(config, cache)
@@ -40,8 +40,8 @@ def build_plan(trt: ModuleType, plan: EnginePlan, bundle: Path) -> bytes:
         config.progress_monitor = monitor
         serialized = builder.build_serialized_network(network, config)
     del parser
-    if monitor.interrupted:
-        raise KeyboardInterrupt
+    if monitor.interruption is not None:
+        raise monitor.interruption
     if serialized is None:
         raise EngineError(
             f"TensorRT {trt.__version__} built no plan from {plan.onnx_file}; its log above says "
@@ -51,7 +51,9 @@ def build_plan(trt: ModuleType, plan: EnginePlan, bundle: Path) -> bytes:
     return bytes(serialized)
 
 
-def _parse(trt: ModuleType, logger: Any, builder: Any, onnx_file: Path) -> tuple[Any, Any]:
+def _parse(
+    trt: ModuleType, logger: Any, builder: Any, plan: EnginePlan, onnx_file: Path
+) -> tuple[Any, Any]:
     # The flag's bit has another place in 10 and 11: always by name.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
@@ -60,7 +62,8 @@ def _parse(trt: ModuleType, logger: Any, builder: Any, onnx_file: Path) -> tuple
         listing = "\n".join(f"  {error.node_name()}: {error.desc()}" for error in errors)
         raise EngineError(
             f"TensorRT {trt.__version__} cannot read {onnx_file.name}:\n{listing}\n"
-            "Run the lint of the export, which names the fix for what it knows."
+            "The export's lint let it pass, so this TensorRT is stricter than its rules: build "
+            f"with TensorRT {plan.tensorrt_version}, or export again with another --opset."
         )
     return network, parser
 
@@ -113,7 +116,7 @@ def _monitor(trt: ModuleType, progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.interrupted = False
+            self.interruption: BaseException | None = None
             self._tasks: dict[str, Any] = {}
 
         @contextlib.contextmanager
@@ -121,8 +124,8 @@ def _monitor(trt: ModuleType, progress: Progress) -> Any:
             # No exception may pass through TensorRT: it would end the process.
             try:
                 yield
-            except KeyboardInterrupt:
-                self.interrupted = True
+            except (KeyboardInterrupt, SystemExit) as error:  # Ctrl-C, SIGTERM
+                self.interruption = error
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             with self._noting_interrupts():
@@ -133,7 +136,7 @@ def _monitor(trt: ModuleType, progress: Progress) -> Any:
             with self._noting_interrupts():
                 if phase_name in self._tasks:
                     progress.update(self._tasks[phase_name], completed=step + 1)
-            return not self.interrupted
+            return self.interruption is None
 
         def phase_finish(self, phase_name: str) -> None:
             with self._noting_interrupts():

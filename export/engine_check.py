@@ -1,4 +1,4 @@
-"""Run a TensorRT plan, measure it, and hold its answers against ONNX Runtime's.
+"""Run a TensorRT plan and measure it.
 
 Memory, streams and CUDA graphs are torch's; the `tensorrt` module is passed in.
 """
@@ -16,70 +16,21 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from export.engine_builder import EngineError
+from export.engine_gate import Answers
 from export.engine_plan import EnginePlan
+from export.engine_report import Latency
 from serve.manifest import TensorSpec
 
 WARM_UP_RUNS = 10
 MEASURED_RUNS = 100
-_LEGIBLE_BYTE = 32
-"""The least byte of a probability whose logarithm is known to 2%."""
 
 # TensorRT's names for a kernel of a whole attention: _gemm_mha_v2_myl3_6, fmha_v2_, _gemv_mha_v1.
 _FUSED_ATTENTION = re.compile(r"(?<![a-z])f?mha(?![a-z])", re.IGNORECASE)
 
 _TENSORRT_TYPES = {"uint8": "UINT8", "float32": "FLOAT"}
 _TORCH_TYPES = {"uint8": torch.uint8, "float32": torch.float32}
-
-Answers = dict[str, NDArray[Any]]
-"""The model's outputs by name, over all images."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Latency(_Strict):
-    """Milliseconds of one call with its data already on the GPU."""
-
-    p50_ms: float
-    p99_ms: float
-
-
-class BatchReport(_Strict):
-    """What was measured at one batch size of the profile."""
-
-    batch_size: int
-    label_agreement: float
-    """Share of pixels with ONNX Runtime's label."""
-    max_log_probability_difference: float
-    """See `log_probability_difference`."""
-    num_nonfinite: int
-    """NaN and infinities in the float outputs."""
-    num_unknown_labels: int
-    """Pixels whose label is none of the classes."""
-    latency: Latency
-    cuda_graph_latency: Latency
-
-
-class EngineReport(_Strict):
-    """What the plan did on the machine that built it."""
-
-    gpu: str
-    compute_capability: str
-    tensorrt_version: str
-    plan_bytes: int
-    reference_file: str
-    """The ONNX file that ONNX Runtime answered with."""
-    num_tiles: int
-    num_layers: int
-    num_attention: int
-    """Attentions in the ONNX graph."""
-    num_fused_attention: int
-    """Layers of the plan that compute a whole attention in one kernel."""
-    batches: tuple[BatchReport, ...]
 
 
 class Gpu:
@@ -248,28 +199,6 @@ def reference_answers(path: Path, images: NDArray[np.uint8]) -> Answers:
     }
 
 
-def measure_batch(
-    session: PlanSession, gpu: Gpu, size: int, images: NDArray[np.uint8], reference: Answers
-) -> BatchReport:
-    """Run all images at one batch size, compare, and time the calls."""
-    session.set_batch(size)
-    answers = session.answer(images)
-    labels = answers["labels"]
-    num_classes = answers["low_res_probabilities"].shape[1]
-    floats = [answer for answer in answers.values() if answer.dtype.kind == "f"]
-    return BatchReport(
-        batch_size=size,
-        label_agreement=float((labels == reference["labels"]).mean()),
-        max_log_probability_difference=log_probability_difference(
-            answers["low_res_probabilities"], reference["low_res_probabilities"]
-        ),
-        num_nonfinite=sum(int((~np.isfinite(answer)).sum()) for answer in floats),
-        num_unknown_labels=int(((labels < 1) | (labels > num_classes)).sum()),
-        latency=measure_latency(gpu, session.enqueue),
-        cuda_graph_latency=measure_latency(gpu, gpu.capture(session.enqueue)),
-    )
-
-
 def measure_latency(gpu: Gpu, run: Callable[[], None]) -> Latency:
     """Time a call from giving it to the device until the device is done."""
     for _ in range(WARM_UP_RUNS):
@@ -283,17 +212,6 @@ def measure_latency(gpu: Gpu, run: Callable[[], None]) -> Latency:
         times_ms.append((time.perf_counter() - start) * 1_000)
     p50, p99 = np.percentile(times_ms, [50, 99])
     return Latency(p50_ms=float(p50), p99_ms=float(p99))
-
-
-def log_probability_difference(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
-    """The largest difference of log-probability, which is at most twice that of the logits.
-
-    The graph gives no logits, so this is read from its bytes, where both are at least an eighth of
-    1.0; it is uncertain by 0.03.
-    """
-    legible = (first >= _LEGIBLE_BYTE) & (second >= _LEGIBLE_BYTE)
-    ratio = first[legible].astype(np.float64) / second[legible]
-    return float(np.abs(np.log(ratio)).max(initial=0.0))
 
 
 def count_fused_attention(trt: ModuleType, engine: Any) -> int:
@@ -315,23 +233,6 @@ def count_attention(path: Path) -> int:
     written_out = [name for name in weights if {name, casts.get(name)} & factors]
     operators = [node for node in nodes if node.op_type == "Attention"]
     return len(written_out) + len(operators)
-
-
-def gate_failures(report: EngineReport, plan: EnginePlan) -> list[str]:
-    """Say what keeps the plan from being served; nothing where it passes."""
-    failures = []
-    for batch in report.batches:
-        place = f"at batch {batch.batch_size}"
-        if batch.num_nonfinite:
-            failures.append(f"{batch.num_nonfinite} NaN or infinite values {place}")
-        if batch.num_unknown_labels:
-            failures.append(f"{batch.num_unknown_labels} pixels with an unknown label {place}")
-        if batch.label_agreement < plan.min_label_agreement:
-            failures.append(
-                f"{batch.label_agreement:.3%} of the labels agree with {report.reference_file} in "
-                f"ONNX Runtime {place}, expected {plan.min_label_agreement:.1%}"
-            )
-    return failures
 
 
 def _with_batch(spec: TensorSpec, size: int) -> tuple[int, ...]:

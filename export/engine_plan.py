@@ -4,29 +4,27 @@ Building is then only an execution, on another machine: `python -m export engine
 """
 
 import json
-import re
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from export.parity_schema import Tolerances
 from serve.errors import BundleError, FocalPathError
-from serve.manifest import Artefact, Manifest, Sha256
+from serve.manifest import Artefact, Manifest, Sha256, TensorRTBuild
 
 ENGINE_PLAN_FILE = "engine_plan.json"
 RELEASE: Final = "26.06"
-"""NVIDIA's monthly release; all of its containers hold the same TensorRT, here 11.0."""
+"""NVIDIA's monthly release; all of its containers hold the same TensorRT."""
+TENSORRT: Final = "11.0"
+"""The TensorRT of that release: 11.0.0.114 in published logs of its image; each build checks it."""
 A100: Final = "8.0"
-BUNDLE_MOUNT: Final = "/bundle"
-DATA_MOUNT: Final = "/data"
-SOURCE_MOUNT: Final = "/focalpath"
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-Version = Annotated[str, Field(pattern=r"^\d+(\.\d+)*$")]
+MajorMinor = Annotated[str, Field(pattern=r"^\d+\.\d+$")]
 
-_SOURCE = Path(__file__).resolve().parents[1]
+_OLDEST, _BELOW = (10, 16), (12, 0)
+"""The versions of TensorRT that the builder's code was checked with."""
 
 
 class _Strict(BaseModel):
@@ -58,7 +56,7 @@ class EnginePlan(_Strict):
     The network is strongly typed: its precision lives in the ONNX graph, and no flag changes it.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     onnx_file: FileName
     onnx_sha256: Sha256
     plan_file: FileName = "model.plan"
@@ -71,15 +69,26 @@ class EnginePlan(_Strict):
     """Whether float32 products may round their factors to 10 bits of mantissa, as fp16 has."""
     hardware_compatibility_level: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
     timing_cache_file: FileName = "timing.cache"
-    tensorrt_min: Version = "10.16"
-    tensorrt_below: Version = "12"
-    compute_capability: Version = A100
+    tensorrt_version: MajorMinor = TENSORRT
+    """Major and minor version of the TensorRT in both images: a plan runs on no other."""
+    compute_capability: MajorMinor = A100
     container_image: str
     """The image to build in: TensorRT with its Python bindings."""
     serving_image: str
-    """The image whose TensorRT has to be the same, as a plan runs on no other version."""
-    min_label_agreement: float = Field(ge=0, le=1)
-    """The gate: the share of pixels that must have ONNX Runtime's label."""
+    """The image to serve from; its TensorRT has to be that of `container_image`."""
+    tolerances: Tolerances = Tolerances()
+    """The gate: how far the plan may be from ONNX Runtime; the bundle's own, from its export."""
+    max_byte_difference: int = Field(default=32, gt=0, le=255)
+    """The gate: the largest difference of a confidence or probability, where 255 is 1.0."""
+
+    @model_validator(mode="after")
+    def _check_version(self) -> Self:
+        if not _OLDEST <= _major_minor(self.tensorrt_version) < _BELOW:
+            raise ValueError(
+                f"the builder does not know TensorRT {self.tensorrt_version}; expected 10.16 or "
+                "later, below 12"
+            )
+        return self
 
     def write(self, folder: Path) -> Path:
         """Write `engine_plan.json` into `folder` and return its path."""
@@ -88,9 +97,38 @@ class EnginePlan(_Strict):
         return path
 
     def takes_version(self, version: str) -> bool:
-        """Tell whether this version of TensorRT, as `11.0.0.114`, is in the plan's range."""
-        low, high = _numbers(self.tensorrt_min), _numbers(self.tensorrt_below)
-        return low <= _numbers(version) < high
+        """Tell whether a plan of this version of TensorRT, as `11.0.0.114`, is the planned one."""
+        return _major_minor(version) == _major_minor(self.tensorrt_version)
+
+    def for_server(
+        self, *, tensorrt_version: str | None = None, compute_capability: str | None = None
+    ) -> "EnginePlan":
+        """The plan for another server than the planned one; None leaves what was planned.
+
+        Raises:
+            FocalPathError: a number cannot be read, or the builder does not know the version.
+        """
+        changes = {
+            "tensorrt_version": tensorrt_version or self.tensorrt_version,
+            "compute_capability": compute_capability or self.compute_capability,
+        }
+        try:
+            return EnginePlan.model_validate({**self.model_dump(), **changes})
+        except ValidationError as error:
+            reasons = "; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'version'}: {e['msg']}" for e in error.errors()
+            )
+            raise FocalPathError(f"{reasons}. Give both as major.minor, such as 8.0.") from error
+
+    def serving_mismatch(self, build: TensorRTBuild) -> str | None:
+        """Say why the planned serving image cannot load a plan; None where it can."""
+        if self.takes_version(build.version):
+            return None
+        return (
+            f"{self.plan_file} was built with TensorRT {build.version} and loads in no other, but "
+            f"{self.serving_image} has {self.tensorrt_version}: serve it from an image that has "
+            f"{build.version}, or build it again in {self.container_image}."
+        )
 
 
 def plan_for(
@@ -100,14 +138,16 @@ def plan_for(
     opt_batch_size: int | None = None,
     workspace_bytes: int = 8 << 30,
     builder_optimization_level: int = 4,
-    compute_capability: str = A100,
-    release: str = RELEASE,
-    min_label_agreement: float = 0.995,
+    tolerances: Tolerances | None = None,
 ) -> EnginePlan:
     """Decide how `artefact`, an ONNX file of the manifest's bundle, becomes a TensorRT plan.
 
     TF32 is off for a float32 graph, which is the reference, and on for the float32 parts of a half
     precision one: they are there for their range, and TF32 has float32's.
+
+    On the synthetic model each node rounded to fp16 moved no confidence or probability by more than
+    1 of 255, rounded to bf16 by at most 10; 32 leaves room for larger models, whose labels and mean
+    confidence have limits of their own.
 
     Raises:
         FocalPathError: the artefact is not an ONNX graph in floating point.
@@ -127,10 +167,10 @@ def plan_for(
         workspace_bytes=workspace_bytes,
         builder_optimization_level=builder_optimization_level,
         allow_tf32=artefact.precision != "fp32",
-        compute_capability=compute_capability,
-        container_image=f"nvcr.io/nvidia/tensorrt:{release}-py3",
-        serving_image=f"nvcr.io/nvidia/tritonserver:{release}-py3",
-        min_label_agreement=min_label_agreement,
+        container_image=f"nvcr.io/nvidia/tensorrt:{RELEASE}-py3",
+        serving_image=f"nvcr.io/nvidia/tritonserver:{RELEASE}-py3",
+        tolerances=tolerances or Tolerances(),
+        max_byte_difference=2 if artefact.precision == "fp32" else 32,
     )
 
 
@@ -154,37 +194,6 @@ def read_engine_plan(bundle: Path) -> EnginePlan:
         ) from error
 
 
-def container_command(
-    plan: EnginePlan, bundle: Path, *, data: Path | None = None, num_tiles: int | None = None
-) -> Sequence[str]:
-    """The command that builds the plan in its container, on a machine with the GPU.
-
-    Args:
-        plan: how to build.
-        bundle: the bundle's folder, which gets the plan.
-        data: data set to compare on; by default drawn tissue.
-        num_tiles: tiles to compare on; by default as many as the builder takes.
-    """
-    build = f"python3 -m export engine {BUNDLE_MOUNT}"
-    volumes = ["--volume", f"{bundle.resolve()}:{BUNDLE_MOUNT}"]
-    if data is not None:
-        # Under its own name, which the report tells.
-        mount = f"{DATA_MOUNT}/{data.resolve().name}"
-        volumes += ["--volume", f"{data.resolve()}:{mount}:ro"]
-        build += f" --validate {shlex.quote(mount)}"
-    if num_tiles is not None:
-        build += f" --num-tiles {num_tiles}"
-    script = f'python3 -m pip install --quiet "{SOURCE_MOUNT}[export]" && {build}'
-    return (
-        *("docker", "run", "--rm", "--gpus", "all"),
-        *("--env", "PIP_BREAK_SYSTEM_PACKAGES=1"),
-        *("--volume", f"{_SOURCE}:{SOURCE_MOUNT}:ro"),
-        *volumes,
-        *("--workdir", SOURCE_MOUNT),
-        plan.container_image,
-        *("bash", "-c", script),
-    )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))
+def _major_minor(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)

@@ -1,11 +1,13 @@
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from rich.progress import Progress
 
 from export.engine import (
     ENGINE_REPORT_FILE,
@@ -15,18 +17,27 @@ from export.engine import (
     load_tensorrt,
 )
 from export.engine_builder import EngineError
-from export.engine_check import (
-    EngineReport,
-    count_attention,
-    log_probability_difference,
-)
-from export.engine_plan import EnginePlan, container_command, plan_for, read_engine_plan
+from export.engine_check import count_attention
+from export.engine_plan import EnginePlan, plan_for, read_engine_plan
+from export.engine_report import EngineReport
+from export.parity_schema import Tolerances
+from export.validation import ValidationTiles
 from serve.errors import BundleError, FocalPathError
-from serve.manifest import Manifest, read_bundle
+from serve.manifest import Manifest, TensorRTBuild, read_bundle
 from tests.fake_tensorrt import FakeGpu, FakeTensorRT, Outputs
-from tests.toy_bundle import TILE_SIZE_PX
+from tests.toy_bundle import REFERENCE_RGB, TILE_SIZE_PX
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (3, TILE_SIZE_PX, TILE_SIZE_PX, 3), np.uint8)
+NECROSIS, OTHER = 4, 5
+
+
+def _tiles(images: np.ndarray, masks: np.ndarray | None = None) -> ValidationTiles:
+    names = tuple(f"tile_{index}" for index in range(len(images)))
+    return ValidationTiles(source="3 tiles", names=names, images=images, masks=masks)
+
+
+TILES = _tiles(
+    np.random.default_rng(0).integers(0, 256, (3, TILE_SIZE_PX, TILE_SIZE_PX, 3), np.uint8)
+)
 
 
 @pytest.fixture
@@ -52,8 +63,14 @@ def _plan(bundle: Path, **changes: object) -> EnginePlan:
     return plan_for(manifest, manifest.artefacts[0]).model_copy(update=changes)
 
 
-def _build(bundle: Path, trt: FakeTensorRT, gpu: FakeGpu | None = None) -> Path:
-    return build_engine(bundle, images=IMAGES, trt=trt, gpu=gpu or FakeGpu())
+def _build(
+    bundle: Path,
+    trt: FakeTensorRT,
+    gpu: FakeGpu | None = None,
+    plan: EnginePlan | None = None,
+    tiles: ValidationTiles = TILES,
+) -> EngineReport:
+    return build_engine(bundle, plan=plan, tiles=tiles, trt=trt, gpu=gpu or FakeGpu())
 
 
 def _content(bundle: Path) -> dict[str, bytes]:
@@ -107,12 +124,43 @@ class TestPlan:
 
     @pytest.mark.parametrize(
         ("version", "taken"),
-        [("10.15.9", False), ("10.16.1.11", True), ("11.4.0.106", True), ("12.0.0", False)],
+        [("10.16.1.11", False), ("11.0.0.114", True), ("11.0.2", True), ("11.4.0.106", False)],
     )
-    def test_it_takes_the_versions_that_the_code_was_checked_with(
+    def test_it_takes_the_tensorrt_of_the_image_that_serves(
         self, bundle: Path, version: str, taken: bool
     ) -> None:
+        assert read_engine_plan(bundle).tensorrt_version == "11.0"
         assert read_engine_plan(bundle).takes_version(version) is taken
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"tensorrt_version": "10.15"},
+            {"tensorrt_version": "12.0"},
+            {"tensorrt_version": "11"},
+            {"compute_capability": "sm_90"},
+        ],
+    )
+    def test_a_server_that_the_builder_does_not_know_is_refused(
+        self, bundle: Path, change: dict[str, str]
+    ) -> None:
+        with pytest.raises(FocalPathError, match="Give both as major.minor"):
+            read_engine_plan(bundle).for_server(**change)
+
+    def test_the_gates_tolerances_are_those_of_the_export(self, bundle: Path) -> None:
+        manifest = read_bundle(bundle)
+        tolerances = Tolerances(fp32_agreement=0.9)
+        plan_for(manifest, manifest.artefacts[0], tolerances=tolerances).write(bundle)
+        assert read_engine_plan(bundle).tolerances == tolerances
+
+    def test_it_tells_a_plan_that_the_serving_image_cannot_load(self, bundle: Path) -> None:
+        plan = read_engine_plan(bundle)
+        builds = [
+            TensorRTBuild(version=version, compute_capability="8.0")
+            for version in ("11.0.0.114", "10.16.1.11")
+        ]
+        assert plan.serving_mismatch(builds[0]) is None
+        assert "tritonserver:26.06-py3 has 11.0" in str(plan.serving_mismatch(builds[1]))
 
     def test_an_unknown_field_is_refused(self, bundle: Path) -> None:
         path = bundle / "engine_plan.json"
@@ -134,9 +182,9 @@ class TestWrongMachine:
         with pytest.raises(WrongMachineError, match="TensorRT cannot be imported") as caught:
             build_engine(bundle)
         command = str(caught.value).splitlines()[-1]
-        assert command.startswith("docker run --rm --gpus all")
+        assert command.startswith("docker build --target export")
         assert f"{bundle}:/bundle" in command
-        assert command.endswith("python3 -m export engine /bundle'")
+        assert command.endswith(" engine /bundle")
 
     def test_its_exit_status_is_2(self) -> None:
         assert WrongMachineError("").exit_status == 2
@@ -147,13 +195,25 @@ class TestWrongMachine:
             _build(bundle, FakeTensorRT(version="9.3.0"))
         assert _content(bundle) == before
 
-    def test_another_version_is_named_with_the_range(self, bundle: Path) -> None:
-        with pytest.raises(WrongMachineError, match=r"here is 9\.3\.0, the plan is for 10\.16"):
-            _build(bundle, FakeTensorRT(version="9.3.0"))
+    @pytest.mark.parametrize("version", ["9.3.0", "10.16.1.11", "11.4.0.106"])
+    def test_a_tensorrt_whose_plan_the_server_cannot_load_is_refused(
+        self, bundle: Path, version: str
+    ) -> None:
+        with pytest.raises(WrongMachineError, match=rf"here is {version}, the plan is for 11\.0"):
+            _build(bundle, FakeTensorRT(version=version))
 
-    def test_another_gpu_is_refused(self, bundle: Path, trt: FakeTensorRT) -> None:
+    def test_another_gpu_is_named_with_what_is_planned(
+        self, bundle: Path, trt: FakeTensorRT
+    ) -> None:
         with pytest.raises(WrongMachineError, match=r"capability 9\.0, the plan is for 8\.0"):
             _build(bundle, trt, FakeGpu(compute_capability="9.0"))
+
+    def test_another_gpu_is_told_before_a_missing_tensorrt(
+        self, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "tensorrt", None)
+        with pytest.raises(WrongMachineError, match="--compute-capability 9.0"):
+            build_engine(bundle, gpu=FakeGpu(compute_capability="9.0"))
 
     def test_no_gpu_is_said_as_such(
         self, bundle: Path, trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
@@ -161,10 +221,6 @@ class TestWrongMachine:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
         with pytest.raises(WrongMachineError, match="no CUDA device"):
             build_engine(bundle, trt=trt)
-
-    def test_the_command_runs_the_plans_own_image(self, bundle: Path) -> None:
-        plan = _plan(bundle, container_image="nvcr.io/nvidia/tensorrt:26.08-py3")
-        assert "nvcr.io/nvidia/tensorrt:26.08-py3" in container_command(plan, bundle)
 
 
 def test_another_graph_than_planned_is_refused_on_any_machine(bundle: Path) -> None:
@@ -184,7 +240,7 @@ def test_broken_tensorrt_libraries_are_the_machines_fault(monkeypatch: pytest.Mo
 
 def test_images_of_another_size_are_refused(bundle: Path, trt: FakeTensorRT) -> None:
     with pytest.raises(FocalPathError, match=r"are \(1, 32, 32, 3\) uint8, expected \(N, 64, 64"):
-        build_engine(bundle, images=np.zeros((1, 32, 32, 3), np.uint8), trt=trt)
+        _build(bundle, trt, tiles=_tiles(np.zeros((1, 32, 32, 3), np.uint8)))
 
 
 class TestBuild:
@@ -213,6 +269,7 @@ class TestBuild:
         trt.parser_errors = [("node_a", "no such operator"), ("node_b", "axes must be constant")]
         with pytest.raises(EngineError) as caught:
             _build(bundle, trt)
+        assert "build with TensorRT 11.0, or export again with another --opset" in str(caught.value)
         assert "node_a: no such operator" in str(caught.value)
         assert "node_b: axes must be constant" in str(caught.value)
 
@@ -230,12 +287,23 @@ class TestBuild:
             _build(bundle, trt)
         assert _content(bundle) == before
 
-    def test_an_interrupted_build_ends_as_an_interrupt(
-        self, bundle: Path, trt: FakeTensorRT
+    @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), SystemExit(143)])
+    def test_an_interrupted_build_stops_tensorrt_and_leaves_nothing(
+        self,
+        bundle: Path,
+        trt: FakeTensorRT,
+        monkeypatch: pytest.MonkeyPatch,
+        interruption: BaseException,
     ) -> None:
-        trt.interrupt_at_step = 1
-        with pytest.raises(KeyboardInterrupt):
+        def interrupted(*arguments: object, **settings: object) -> None:
+            raise interruption
+
+        before = _content(bundle)
+        monkeypatch.setattr(Progress, "update", interrupted)
+        with pytest.raises(type(interruption)):
             _build(bundle, trt)
+        assert _content(bundle) == before
+        assert not list(bundle.glob(".engine-*"))
 
     def test_the_timing_cache_is_kept_for_the_next_build(
         self, bundle: Path, trt: FakeTensorRT
@@ -254,13 +322,47 @@ class TestBuild:
 
 class TestCheck:
     def test_a_plan_that_passes_is_in_the_manifest(self, bundle: Path, trt: FakeTensorRT) -> None:
-        path = _build(bundle, trt)
+        _build(bundle, trt)
         artefact = read_bundle(bundle).artefacts[-1]
-        assert path == bundle / artefact.file == bundle / "model.plan"
+        assert (bundle / artefact.file).is_file()
+        assert artefact.file == "model.plan"
         assert (artefact.format, artefact.precision) == ("tensorrt_plan", "fp32")
         assert artefact.tensorrt is not None
         assert artefact.tensorrt.version == "11.0.0.114"
         assert artefact.tensorrt.compute_capability == "8.0"
+
+    @pytest.mark.parametrize(
+        ("release", "image"),
+        [
+            (None, None),
+            ("26.06", "nvcr.io/nvidia/tensorrt:26.06-py3"),
+            ("8.5.2", None),  # of NVIDIA's images for other machines
+        ],
+    )
+    def test_the_manifest_names_a_container_only_where_it_was_built_in_one(
+        self,
+        bundle: Path,
+        trt: FakeTensorRT,
+        monkeypatch: pytest.MonkeyPatch,
+        release: str | None,
+        image: str | None,
+    ) -> None:
+        monkeypatch.delenv("NVIDIA_TENSORRT_VERSION", raising=False)
+        if release is not None:
+            monkeypatch.setenv("NVIDIA_TENSORRT_VERSION", release)
+        _build(bundle, trt)
+        build = read_bundle(bundle).artefacts[-1].tensorrt
+        assert build is not None
+        assert build.container_image == image
+
+    def test_it_is_built_for_another_server_when_asked(self, bundle: Path) -> None:
+        plan = read_engine_plan(bundle).for_server(
+            tensorrt_version="10.16", compute_capability="9.0"
+        )
+        _build(bundle, FakeTensorRT("10.16.1.11"), FakeGpu(compute_capability="9.0"), plan)
+        build = read_bundle(bundle).artefacts[-1].tensorrt
+        assert build is not None
+        assert (build.version, build.compute_capability) == ("10.16.1.11", "9.0")
 
     def test_building_again_replaces_the_plan(self, bundle: Path, trt: FakeTensorRT) -> None:
         _build(bundle, trt)
@@ -273,7 +375,7 @@ class TestCheck:
         _build(bundle, trt)
         report = _report(bundle)
         assert [batch.batch_size for batch in report.batches] == [1, 4, 8]
-        assert all(batch.label_agreement == 1 for batch in report.batches)
+        assert all(batch.comparison.label_agreement == 1 for batch in report.batches)
         assert all(0 < b.latency.p50_ms <= b.latency.p99_ms for b in report.batches)
 
     def test_it_runs_on_the_gpus_stream(self, bundle: Path, trt: FakeTensorRT) -> None:
@@ -292,38 +394,6 @@ class TestCheck:
         trt.layers = ["_gemm_mha_v2_myl0_1", "fmha_v2_flash", "node_MatMul", "kgen_alphamhabeta"]
         _build(bundle, trt)
         assert _report(bundle).num_fused_attention == 2
-
-    @pytest.mark.parametrize("batch", [1, 4, 8])
-    def test_wrong_labels_at_one_batch_size_fail_the_gate(
-        self, bundle: Path, trt: FakeTensorRT, batch: int
-    ) -> None:
-        def distort(outputs: Outputs) -> Outputs:
-            if len(outputs["labels"]) == batch:
-                outputs["labels"] = outputs["labels"] % 5 + 1
-            return outputs
-
-        trt.distort = distort
-        with pytest.raises(GateError, match=f"at batch {batch}, expected 99.5%"):
-            _build(bundle, trt)
-
-    def test_one_nan_fails_the_gate(self, bundle: Path, trt: FakeTensorRT) -> None:
-        def distort(outputs: Outputs) -> Outputs:
-            outputs["iou_scores"][0, 0] = np.nan
-            return outputs
-
-        trt.distort = distort
-        with pytest.raises(GateError, match="NaN or infinite values at batch 1"):
-            _build(bundle, trt)
-
-    def test_a_label_that_is_no_class_fails_the_gate(self, bundle: Path, trt: FakeTensorRT) -> None:
-        def distort(outputs: Outputs) -> Outputs:
-            outputs["labels"] = outputs["labels"].copy()
-            outputs["labels"][0, 0, 0] = 0
-            return outputs
-
-        trt.distort = distort
-        with pytest.raises(GateError, match="1 pixels with an unknown label at batch 8"):
-            _build(bundle, trt)
 
     def test_failing_the_gate_leaves_no_plan_and_the_manifest_alone(
         self, bundle: Path, trt: FakeTensorRT
@@ -356,17 +426,144 @@ class TestCheck:
         assert read_bundle(bundle).artefacts[-1].precision == "fp16"
 
 
+def _changing(
+    name: str, change: Callable[[np.ndarray], np.ndarray]
+) -> Callable[[Outputs], Outputs]:
+    return lambda outputs: outputs | {name: change(outputs[name].copy())}
+
+
+def _set(name: str, place: object, value: float) -> Callable[[Outputs], Outputs]:
+    def change(output: np.ndarray) -> np.ndarray:
+        output[place] = value
+        return output
+
+    return _changing(name, change)
+
+
+def _relabelled(outputs: Outputs) -> Outputs:
+    """A plan that has lost a class."""
+    labels = np.where(outputs["labels"] == NECROSIS, OTHER, outputs["labels"])
+    return outputs | {"labels": labels.astype(np.uint8)}
+
+
+def _rare_class(*, masks: bool) -> ValidationTiles:
+    """Tiles of one class, with a spot of a rare one."""
+    labels = np.full((3, TILE_SIZE_PX, TILE_SIZE_PX), OTHER, np.uint8)
+    labels[1, 8:16, 8:16] = NECROSIS
+    images = REFERENCE_RGB[labels - 1].astype(np.uint8)
+    return _tiles(images, labels if masks else None)
+
+
+class TestGate:
+    @pytest.mark.parametrize("batch", [1, 4, 8])
+    def test_wrong_labels_at_one_batch_size_fail(
+        self, bundle: Path, trt: FakeTensorRT, batch: int
+    ) -> None:
+        trt.distort = lambda outputs: (
+            outputs | {"labels": outputs["labels"] % 5 + 1}
+            if len(outputs["labels"]) == batch
+            else outputs
+        )
+        with pytest.raises(GateError, match=f"failed the gate at batch {batch} .*at least 99.99%"):
+            _build(bundle, trt)
+
+    @pytest.mark.parametrize(
+        ("distort", "reason"),
+        [
+            (_set("iou_scores", (0, 0), np.nan), "NaN or infinite values"),
+            (_set("labels", (0, 0, 0), 0), "pixels with an unknown label"),
+            (_set("low_res_probabilities", ..., 0), "low-resolution probabilities differ by"),
+            (_set("confidence", ..., 0), "confidence differs by .* on average"),
+            (_set("confidence", (0, 0, 0), 0), "a confidence or probability differs by"),
+            (_set("low_res_probabilities", (0, 0, 0, 0), 255), "probability differs by"),
+            (_set("iou_scores", (0, 0), -7), "an IoU score differs by 7"),
+        ],
+    )
+    def test_each_output_is_compared(
+        self, bundle: Path, trt: FakeTensorRT, distort: Callable[[Outputs], Outputs], reason: str
+    ) -> None:
+        trt.distort = distort
+        with pytest.raises(GateError, match=reason):
+            _build(bundle, trt)
+
+    @pytest.mark.parametrize("masks", [False, True])
+    def test_a_plan_that_loses_a_rare_class_fails(
+        self, bundle: Path, trt: FakeTensorRT, masks: bool
+    ) -> None:
+        _plan(bundle, tolerances=Tolerances(fp32_agreement=0.99)).write(bundle)
+        trt.distort = _relabelled
+        with pytest.raises(GateError, match="class Necrosis loses .*; most on tile tile_1"):
+            _build(bundle, trt, tiles=_rare_class(masks=masks))
+
+    def test_with_masks_the_scores_are_against_them(self, bundle: Path, trt: FakeTensorRT) -> None:
+        tiles = _rare_class(masks=True)
+        assert tiles.masks is not None
+        tiles.masks[1, 16:24, 8:16] = NECROSIS  # twice what the model finds
+        entry = _build(bundle, trt, tiles=tiles).batches[0].comparison.classes[NECROSIS - 1]
+        assert entry.recall == entry.torch_recall
+        assert 0.3 < entry.recall < 0.6
+
+    @pytest.mark.parametrize(("agreement", "passes"), [(0.9999, False), (0.99, True)])
+    def test_its_tolerance_is_the_plans(
+        self, bundle: Path, trt: FakeTensorRT, agreement: float, passes: bool
+    ) -> None:
+        _plan(bundle, tolerances=Tolerances(fp32_agreement=agreement)).write(bundle)
+        trt.distort = _changing(
+            "labels", lambda labels: np.where(np.indices(labels.shape)[1:].sum(0), labels, 1)
+        )
+        if passes:
+            assert _build(bundle, trt).label_agreement < 1
+        else:
+            with pytest.raises(GateError, match="of the labels are ONNX Runtime's"):
+                _build(bundle, trt)
+
+    def test_each_place_of_the_largest_batch_is_compared(
+        self, bundle: Path, trt: FakeTensorRT
+    ) -> None:
+        def last_is_wrong(labels: np.ndarray) -> np.ndarray:
+            labels[7:] = labels[7:] % 5 + 1
+            return labels
+
+        trt.distort = _changing("labels", last_is_wrong)
+        with pytest.raises(GateError, match="at batch 8"):
+            _build(bundle, trt)
+
+
+class TestReport:
+    def test_it_says_how_fast_each_batch_is_and_what_was_fused(
+        self, bundle: Path, trt: FakeTensorRT
+    ) -> None:
+        lines = list(_build(bundle, trt).summary())
+        assert "100.0000% of the pixels of 3 tiles" in lines[0]
+        assert [line.partition(": p50 ")[0] for line in lines[1:4]] == [
+            "batch 1",
+            "batch 4",
+            "batch 8",
+        ]
+        assert lines[4:] == ["fused attentions: 2 of 0"]
+
+    @pytest.mark.parametrize(("fused", "warned"), [(0, True), (1, False)])
+    def test_it_warns_where_no_attention_was_fused(
+        self, bundle: Path, trt: FakeTensorRT, fused: int, warned: bool
+    ) -> None:
+        changes = {"num_attention": 24, "num_fused_attention": fused}
+        report = _build(bundle, trt).model_copy(update=changes)
+        assert any("fused no attention" in line for line in report.summary()) is warned
+
+    def test_the_model_card_tells_of_the_last_build_alone(
+        self, bundle: Path, trt: FakeTensorRT
+    ) -> None:
+        (bundle / "MODEL_CARD.md").write_text("# segmenter\n\n## Limits\n\nNone.\n")
+        _build(bundle, trt)
+        _build(bundle, trt)
+        card = (bundle / "MODEL_CARD.md").read_text()
+        assert card.startswith("# segmenter\n\n## Limits\n\nNone.\n\n## TensorRT engine\n")
+        assert card.count("## TensorRT engine") == 1
+        assert "TensorRT 11.0.0.114 on Fake A100 (compute capability 8.0)" in card
+        assert card.count(" ms |") == 12
+
+
 class TestMeasures:
-    def test_equal_probabilities_do_not_differ(self) -> None:
-        assert log_probability_difference(np.uint8([[64]]), np.uint8([[64]])) == 0
-
-    def test_a_halved_probability_differs_by_log_2(self) -> None:
-        found = log_probability_difference(np.uint8([128]), np.uint8([64]))
-        assert found == pytest.approx(np.log(2))
-
-    def test_probabilities_too_small_for_a_byte_are_passed_over(self) -> None:
-        assert log_probability_difference(np.uint8([1, 100]), np.uint8([9, 100])) == 0
-
     def test_a_softmax_over_classes_is_no_attention(self, bundle: Path) -> None:
         assert count_attention(bundle / "model.onnx") == 0
 

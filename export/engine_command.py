@@ -1,0 +1,78 @@
+"""`python -m export engine`: its options, and what it prints."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from export.engine import WrongMachineError, build_engine, check_capability, pointing_to, tiles_for
+from export.engine_container import ContainerBuild, visible_gpus
+from export.engine_plan import EnginePlan, read_engine_plan
+from serve.manifest import read_bundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Build a bundle's TensorRT engine as its engine_plan.json says, and prove it.
+
+    Exit status 2 where this machine cannot: the last line is then the command for one that can.
+    """
+
+    bundle: tyro.conf.Positional[Path]
+    """The bundle's folder; the plan is added to it once it has passed the gate."""
+    validate: Path | None = None
+    """Data set to compare with ONNX Runtime on; by default drawn tissue."""
+    num_tiles: int = 4
+    """Tiles to compare on."""
+    compute_capability: str | None = None
+    """Of the GPU that will serve, such as 9.0, where it is no A100; the build needs one like it."""
+    tensorrt_version: str | None = None
+    """Of the TensorRT that will serve, such as 10.16, where it is not the planned image's."""
+    docker: bool = False
+    """Where this machine lacks TensorRT and docker is there, run that command."""
+
+    def run(self) -> None:
+        """Build here, or in the container."""
+        manifest = read_bundle(self.bundle)
+        plan = read_engine_plan(self.bundle).for_server(
+            tensorrt_version=self.tensorrt_version, compute_capability=self.compute_capability
+        )
+        container = ContainerBuild(
+            plan, self.bundle, data=self.validate, options=self._other_options()
+        )
+        tiles = tiles_for(manifest, self.validate, self.num_tiles)
+        console = Console(highlight=False, soft_wrap=True)
+        try:
+            report = build_engine(self.bundle, plan=plan, tiles=tiles, container=container)
+        except WrongMachineError:
+            if not self.docker or shutil.which("docker") is None or not container.possible:
+                raise
+            if not _has_gpu(plan, container):
+                raise
+            console.print(f"Building in {plan.container_image}: {container}", markup=False)
+            if container.run():
+                raise
+            return
+        console.print(f"{self.bundle / plan.plan_file}: built, and passed the gate")
+        for line in report.summary():
+            console.print(line)
+
+    def _other_options(self) -> list[str]:
+        options = ["--num-tiles", str(self.num_tiles)]
+        if self.compute_capability is not None:
+            options += ["--compute-capability", self.compute_capability]
+        if self.tensorrt_version is not None:
+            options += ["--tensorrt-version", self.tensorrt_version]
+        return options
+
+
+def _has_gpu(plan: EnginePlan, container: ContainerBuild) -> bool:
+    """Whether the driver shows a GPU of the planned kind: asked before gigabytes are pulled."""
+    gpus = visible_gpus()
+    if gpus and plan.compute_capability not in [capability for capability, _ in gpus]:
+        capability, name = gpus[0]
+        with pointing_to(container, plan):
+            check_capability(name, capability, plan)
+    return bool(gpus)

@@ -1,0 +1,122 @@
+"""`engine_report.json`: what a TensorRT plan did on the machine that built it."""
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel, ConfigDict
+
+from export.parity_schema import ClassParity
+
+CARD_HEADING = "## TensorRT engine"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Latency(_Strict):
+    """Milliseconds of one call with its data already on the GPU."""
+
+    p50_ms: float
+    p99_ms: float
+
+
+class Comparison(_Strict):
+    """A plan's answers beside ONNX Runtime's."""
+
+    label_agreement: float
+    """Share of pixels with ONNX Runtime's label."""
+    num_nonfinite: int
+    """NaN and infinities in the float outputs."""
+    num_unknown_labels: int
+    """Pixels whose label is none of the classes."""
+    max_iou_score_difference: float
+    mean_confidence_difference: float
+    """As a share of 1."""
+    mean_probability_difference: float
+    """Of the low-resolution probabilities, as a share of 1."""
+    max_byte_difference: int
+    """The largest of a confidence or low-resolution probability, where 255 is 1.0."""
+    classes: tuple[ClassParity, ...]
+    """Its `torch_` scores are those of ONNX Runtime with the reference file."""
+
+
+class BatchReport(_Strict):
+    """What was measured at one batch size of the profile."""
+
+    batch_size: int
+    comparison: Comparison
+    latency: Latency
+    cuda_graph_latency: Latency
+
+
+class EngineReport(_Strict):
+    """What the plan did on the machine that built it."""
+
+    gpu: str
+    compute_capability: str
+    tensorrt_version: str
+    container_image: str | None
+    """NVIDIA's image that it was built in; None outside of one."""
+    plan_bytes: int
+    reference_file: str
+    """The ONNX file that ONNX Runtime answered with."""
+    tiles: str
+    num_tiles: int
+    has_masks: bool
+    """Whether the classes' scores are against masks; else against ONNX Runtime's labels."""
+    num_layers: int
+    num_attention: int
+    """Attentions in the ONNX graph."""
+    num_fused_attention: int
+    """Layers of the plan that compute a whole attention in one kernel."""
+    batches: tuple[BatchReport, ...]
+
+    @property
+    def label_agreement(self) -> float:
+        """The least of any batch size."""
+        return min(batch.comparison.label_agreement for batch in self.batches)
+
+    def summary(self) -> Iterator[str]:
+        """What a user wants to know at once, a line each."""
+        yield (
+            f"TensorRT {self.tensorrt_version} on {self.gpu}: ONNX Runtime's label on "
+            f"{self.label_agreement:.4%} of the pixels of {self.tiles}"
+        )
+        for batch in self.batches:
+            plain, graph = batch.latency, batch.cuda_graph_latency
+            yield (
+                f"batch {batch.batch_size}: p50 {plain.p50_ms:.2f} ms, p99 {plain.p99_ms:.2f} ms; "
+                f"as a CUDA graph {graph.p50_ms:.2f} and {graph.p99_ms:.2f} ms"
+            )
+        yield f"fused attentions: {self.num_fused_attention} of {self.num_attention}"
+        if self.num_attention and not self.num_fused_attention:
+            yield (
+                "warning: TensorRT fused no attention, so the plan is slower than it could be; an "
+                "export with --opset 23 gives it the Attention operator"
+            )
+
+    def card(self) -> Iterator[str]:
+        """The section of `MODEL_CARD.md`."""
+        lost = max(
+            (entry for batch in self.batches for entry in batch.comparison.classes),
+            key=lambda entry: entry.dice_loss,
+        )
+        against = "the masks" if self.has_masks else "ONNX Runtime's labels"
+        yield CARD_HEADING
+        yield ""
+        yield (
+            f"Built with TensorRT {self.tensorrt_version} on {self.gpu} (compute capability "
+            f"{self.compute_capability}) in {self.container_image or 'no container of NVIDIA'}; it "
+            "loads in that version of TensorRT only. On "
+            f"{self.tiles}, against `{self.reference_file}` in ONNX Runtime, the worst batch size "
+            f"gives the same label on {self.label_agreement:.4%} of the pixels and loses at most "
+            f"{100 * lost.dice_loss:.3f} Dice points of a class ({lost.name}, against {against}). "
+            f"{self.num_fused_attention} of {self.num_attention} attentions are fused."
+        )
+        yield ""
+        yield "| Batch | p50 | p99 | p50 as a CUDA graph | p99 as a CUDA graph |"
+        yield "|---|---|---|---|---|"
+        for batch in self.batches:
+            times = (batch.latency, batch.cuda_graph_latency)
+            row = " | ".join(f"{t.p50_ms:.2f} ms | {t.p99_ms:.2f} ms" for t in times)
+            yield f"| {batch.batch_size} | {row} |"
