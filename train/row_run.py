@@ -38,7 +38,7 @@ from train.dataset import Tile, TileFolder, evaluation_tiles
 from train.fit import LAST_FILE, fit
 from train.rows import BASELINE, Row
 from train.segmenter import Segmenter, encode_for_training, labels_from_logits
-from train.settings import Settings, TissueClass
+from train.settings import PRESETS, Settings, TissueClass
 from train.weights import weights_sha256
 
 _MARKER_FILE, _SCORES_FILE, _PANELS = "row.json", "test.npz", "panels"
@@ -118,7 +118,8 @@ class RowRun:
     def changes(self) -> list[str]:
         """What differs from what it was trained from; nothing where it was not trained."""
         marker = self.marker
-        return list(_differences(marker.get("inputs"), self.inputs)) if marker else []
+        defaults = {"settings": asdict(PRESETS[self.settings.preset]())}
+        return list(_differences(marker.get("inputs"), self.inputs, defaults)) if marker else []
 
     @property
     def finished(self) -> bool:
@@ -188,7 +189,7 @@ class RowRun:
             self.folder,
             resume=resume,
             overwrite=not resume,
-            difficulty_from=self.baseline and self.baseline.folder,
+            difficulty_from=self.baseline.folder if self.baseline else None,
         )
         seconds = before + time.time() - started
         cpu_seconds = None if resume else time.process_time() - cpu_started
@@ -236,11 +237,15 @@ def exclusive(path: Path, *, wait: bool) -> Iterator[bool]:
             fcntl.flock(file, fcntl.LOCK_UN)  # also for a loader's process that still has it open
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """Name what differs, such as `epochs 2 -> 3`; what only `old` has does not count any more."""
+def _differences(old: Any, new: Any, defaults: Any, name: str = "") -> Iterator[str]:
+    """Name what differs, such as `epochs 2 -> 3`.
+
+    What a former version had besides counts no more; what it did not have was at its default.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         for key in new:
-            yield from _differences(old.get(key), new[key], key)
+            default = defaults.get(key)
+            yield from _differences(old.get(key, default), new[key], default, key)
     elif json.dumps(old) != json.dumps(new):  # as text, a Dice that is NaN equals itself
         yield name if name.endswith("sha256") else f"{name} {old} -> {new}"
 
