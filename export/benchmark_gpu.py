@@ -42,8 +42,7 @@ from train.settings import ModelSettings
 
 GOAL = 0.5
 """Share of the peak that is aimed at; SAM's ViT-B alone has been seen at 0.29 on an A100."""
-_PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "timm", "segment-anything")
-_GRAPHS = "ONNX graphs"
+_PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-cu13", "timm", "segment-anything")
 
 T = TypeVar("T")
 
@@ -111,8 +110,14 @@ class GpuBenchmark:
         """Measure and write both files.
 
         Raises:
+            FocalPathError: a variant is none.
             NoGpuError: there is no GPU and the device is not cpu.
         """
+        unknown = [name for name in self.variants if name not in VARIANTS]
+        if unknown:
+            raise FocalPathError(
+                f"no variant is called {', '.join(unknown)}; expected some of {'; '.join(VARIANTS)}"
+            )
         if self.device == "cuda" and not torch.cuda.is_available():
             raise NoGpuError(
                 "torch sees no CUDA GPU, and this benchmark needs one. Run `make benchmark-gpu` on "
@@ -131,6 +136,7 @@ class _Run:
         self._console = Console(stderr=True)
         self._skipped: dict[str, str] = {}
         self._measurements: list[GpuMeasurement] = []
+        self._has_form: dict[str, bool] = {}
         with _own_process() as call:
             peak = call(measure_peak, settings.device, settings.peak_size)
         if isinstance(peak, Failed):
@@ -141,19 +147,21 @@ class _Run:
     def all(self) -> GpuReport:
         """Measure every variant."""
         for name in self._settings.variants:
-            if VARIANTS[name].graph is None or self._has_graphs():
+            form = VARIANTS[name].form
+            if form is None or self._has_graphs(form):
                 self._measure(name)
         return self._write()
 
-    def _has_graphs(self) -> bool:
-        """Export the graphs when they are first needed."""
-        if _GRAPHS not in self._skipped and not (self._folder / "model.onnx").is_file():
-            self._say("Exporting")
+    def _has_graphs(self, form: str) -> bool:
+        """Export the graphs of a form when they are first needed."""
+        if form not in self._has_form:
+            self._say(f"Exporting, attention {form}")
             with _own_process() as call:
-                written = call(write_graphs, self._settings.model, self._folder)
+                written = call(write_graphs, self._settings.model, self._folder, form)
+            self._has_form[form] = not isinstance(written, Failed)
             if isinstance(written, Failed):
-                self._skip(_GRAPHS, f"{written.why}; nor did the variants that take them")
-        return _GRAPHS not in self._skipped
+                self._skip(f"the graphs of {form} attention", written.why)
+        return self._has_form[form]
 
     def _measure(self, name: str) -> None:
         settings = self._settings

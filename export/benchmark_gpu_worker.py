@@ -98,12 +98,28 @@ class Failed:
     why: str
 
 
+FORMS = {
+    "chunked": AttentionForm(),
+    "unchunked": AttentionForm(max_queries=None),
+    "extended": AttentionForm(
+        global_positions="extended", window_positions="extended", max_queries=None
+    ),
+}
+"""How attention is written in the graphs; the first is the bundle's."""
+
+
 @dataclass(frozen=True)
 class Variant:
-    """How to load one, and which graph it takes."""
+    """How to load one, and of which form and precision its graph is."""
 
     load: Callable[[Task], Compute]
-    graph: str | None = None
+    form: str | None = None
+    precision: Literal["fp32", "fp16"] = "fp16"
+
+    @property
+    def graph(self) -> str:
+        """The graph's file."""
+        return f"{self.form}.{self.precision}.onnx"
 
 
 def _or_failed(function: Callable[P, T]) -> Callable[P, T | Failed]:
@@ -138,14 +154,15 @@ def measure_peak(device: Device, size: int) -> Peak:
 
 
 @_or_failed
-def write_graphs(model: ModelSettings, folder: Path) -> None:
+def write_graphs(model: ModelSettings, folder: Path, form: str) -> None:
     """Export the model in float32 and half precision, without the gate's output."""
     source = folder / "with_logits.onnx"
-    export_onnx(Deployable(build_benchmark_model(model)).eval(), source)
+    export_onnx(Deployable(build_benchmark_model(model)).eval(), source, form=FORMS[form])
+    drop_output(source, folder / f"{form}.fp32.onnx", PARITY_OUTPUT)
     half = convert_to_half(onnx.load(str(source)), "fp16")
-    onnx.save(half, str(folder / "with_logits.fp16.onnx"))
-    for name in ("fp16.onnx", "onnx"):  # model.onnx last: it says that all are there
-        drop_output(folder / f"with_logits.{name}", folder / f"model.{name}", PARITY_OUTPUT)
+    onnx.save(half, str(source))
+    drop_output(source, folder / f"{form}.fp16.onnx", PARITY_OUTPUT)
+    source.unlink()
 
 
 @_or_failed
@@ -270,11 +287,13 @@ def _onnx_runtime(task: Task) -> Compute:
     name = provider if isinstance(provider, str) else provider[0]
     if name not in onnxruntime.get_available_providers():
         raise FocalPathError(
-            f"ONNX Runtime has no {name}: install onnxruntime-gpu in place of onnxruntime"
+            f"ONNX Runtime has no {name}: install '.[export-gpu]' in an environment of its own"
         )
     if task.device == "cuda":
         onnxruntime.preload_dlls()
-    session = onnxruntime.InferenceSession(_graph(task), providers=[provider])
+    session = onnxruntime.InferenceSession(
+        task.folder / VARIANTS[task.variant].graph, providers=[provider]
+    )
     if session.get_providers()[0] != name:
         raise FocalPathError(f"ONNX Runtime fell back from {name}; what it wrote above says why")
 
@@ -301,37 +320,40 @@ def _tensorrt(task: Task) -> Compute:
         raise FocalPathError("TensorRT has no CPU")
     trt: ModuleType = load_tensorrt()
     gpu = Gpu()
-    plan = engine_plan(task, gpu.compute_capability)
-    serialized = build_plan(trt, plan, task.folder)
-    inputs, outputs = interface(task.model.tile_size_px, NUM_CLASSES)
-    logger = trt.Logger(trt.Logger.WARNING)
-    session = PlanSession(trt, gpu, serialized, logger, inputs, outputs)
-    replays: dict[int, Callable[[], None]] = {}
+    loaded: dict[int, tuple[PlanSession, Callable[[], None]]] = {}
+
+    def load(batch_size: int) -> tuple[PlanSession, Callable[[], None]]:
+        """A plan for this batch alone: one for all would be tuned for one of them."""
+        loaded.clear()  # a plan and its CUDA graph hold memory
+        plan = engine_plan(task, gpu.compute_capability, batch_size)
+        serialized = build_plan(trt, plan, task.folder)
+        inputs, outputs = interface(task.model.tile_size_px, NUM_CLASSES)
+        logger = trt.Logger(trt.Logger.WARNING)
+        session = PlanSession(trt, gpu, serialized, logger, inputs, outputs)
+        session.set_batch(batch_size)
+        loaded[batch_size] = session, gpu.capture(session.enqueue)
+        return loaded[batch_size]
 
     def compute(images: torch.Tensor) -> torch.Tensor:
-        if len(images) not in replays:
-            replays.clear()  # a graph holds the memory of its batch
-            session.set_batch(len(images))
-            replays[len(images)] = gpu.capture(session.enqueue)
+        session, replay = loaded.get(len(images)) or load(len(images))
         session.tensor("image").copy_(images)
         gpu.synchronize()
-        replays[len(images)]()
+        replay()
         gpu.synchronize()
         return session.tensor("labels")
 
     return compute
 
 
-def engine_plan(task: Task, compute_capability: str) -> EnginePlan:
-    """The plan of a bundle's engine, for the graph and the batches of this benchmark."""
-    file = _graph(task)
-    largest = max(task.batch_sizes)
+def engine_plan(task: Task, compute_capability: str, batch_size: int) -> EnginePlan:
+    """The plan of a bundle's engine, for the graph and one batch size of this benchmark."""
+    file = task.folder / VARIANTS[task.variant].graph
     return EnginePlan(
         onnx_file=file.name,
         onnx_sha256=sha256_of(file),
         precision="fp16",
         image_size_px=task.model.tile_size_px,
-        batch=BatchProfile(opt=largest, max=largest),
+        batch=BatchProfile(opt=batch_size, max=batch_size),
         workspace_bytes=8 << 30,
         builder_optimization_level=4,
         allow_tf32=True,
@@ -345,21 +367,19 @@ VARIANTS = {
     "PyTorch eager fp32": Variant(_eager),
     "PyTorch bf16 + compile": Variant(lambda task: _compiled(task, folded=False)),
     "folded, fused attention, bf16 + compile": Variant(lambda task: _compiled(task, folded=True)),
-    "ONNX Runtime fp32": Variant(_onnx_runtime, "model.onnx"),
-    "ONNX Runtime fp16": Variant(_onnx_runtime, "model.fp16.onnx"),
-    "TensorRT fp16": Variant(_tensorrt, "model.fp16.onnx"),
+    "ONNX Runtime fp32": Variant(_onnx_runtime, "chunked", "fp32"),
+    "ONNX Runtime fp16": Variant(_onnx_runtime, "chunked"),
+    "ONNX Runtime fp16, unchunked": Variant(_onnx_runtime, "unchunked"),
+    "ONNX Runtime fp16, extended": Variant(_onnx_runtime, "extended"),
+    "TensorRT fp16": Variant(_tensorrt, "chunked"),
+    "TensorRT fp16, unchunked": Variant(_tensorrt, "unchunked"),
+    "TensorRT fp16, extended": Variant(_tensorrt, "extended"),
 }
 """What is measured; the first is the reference."""
 
 
 def _deployable(task: Task) -> Deployable:
     return Deployable(build_benchmark_model(task.model)).eval().requires_grad_(False)
-
-
-def _graph(task: Task) -> Path:
-    name = VARIANTS[task.variant].graph
-    assert name is not None, "only variants with a graph ask"
-    return task.folder / name
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from export.benchmark_model import (
 )
 from export.deployable import Deployable
 from export.folded import FoldedSegmenter
+from serve.errors import FocalPathError
 from tests.toy_data import toy_settings
 
 MODEL = toy_settings().model
@@ -162,8 +164,11 @@ def test_the_gpu_benchmark_runs_dry_on_the_cpu(tmp_path: Path):
         out=tmp_path, device="cpu", batch_sizes=(1, 2), runs=1, peak_size=64, model=MODEL
     ).run()
     ran = [(row.variant, row.batch_size) for row in report.measurements]
-    assert len(ran) == 10
-    assert report.skipped == {"TensorRT fp16": "TensorRT has no CPU"}
+    assert len(ran) == 14
+    assert report.skipped == dict.fromkeys(
+        ("TensorRT fp16", "TensorRT fp16, unchunked", "TensorRT fp16, extended"),
+        "TensorRT has no CPU",
+    )
     assert all(row.stages.compute_ms > 0 for row in report.measurements)
     assert min(row.label_agreement for row in report.measurements) > 0.9
     written = (tmp_path / "benchmark_gpu.json").read_text(encoding="utf-8")
@@ -254,18 +259,83 @@ def test_a_process_that_dies_is_a_failure_and_not_the_end():
     assert isinstance(died, benchmark_gpu_worker.Failed)
 
 
-def test_tensorrts_plan_for_the_benchmark_takes_its_graph_and_batches(tmp_path: Path):
-    (tmp_path / "model.fp16.onnx").write_bytes(b"graph")
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_tensorrts_plan_for_the_benchmark_is_for_its_graph_and_one_batch(
+    tmp_path: Path, batch_size: int
+):
+    (tmp_path / "extended.fp16.onnx").write_bytes(b"graph")
     task = benchmark_gpu_worker.Task(
-        variant="TensorRT fp16",
+        variant="TensorRT fp16, extended",
         folder=tmp_path,
         model=MODEL,
         device="cuda",
         batch_sizes=(1, 4),
         num_runs=1,
     )
-    plan = benchmark_gpu_worker.engine_plan(task, "9.0")
-    assert (plan.onnx_file, plan.batch.sizes) == ("model.fp16.onnx", (1, 4))
+    plan = benchmark_gpu_worker.engine_plan(task, "9.0", batch_size)
+    assert plan.onnx_file == "extended.fp16.onnx"
+    assert (plan.batch.opt, plan.batch.max) == (batch_size, batch_size)
+
+
+def test_the_forms_of_attention_are_measured_in_both_runtimes():
+    found = {
+        (variant.load.__name__, variant.form)
+        for variant in benchmark_gpu_worker.VARIANTS.values()
+        if variant.form is not None
+    }
+    runtimes = ("_onnx_runtime", "_tensorrt")
+    forms = ("chunked", "unchunked", "extended")
+    assert found == {(runtime, form) for runtime in runtimes for form in forms}
+
+
+def test_an_unknown_variant_is_refused_before_any_work(tmp_path: Path):
+    benchmark = GpuBenchmark(out=tmp_path / "out", variants=("TensorRT fp16", "nonsense"))
+    with pytest.raises(FocalPathError, match="no variant is called nonsense; expected .*TensorRT"):
+        benchmark.run()
+    assert not (tmp_path / "out").exists()
+
+
+def _make(folder: Path, nvidia_smi: str) -> subprocess.CompletedProcess[str]:
+    """`make benchmark-gpu` with a driver and a Python that only notes what it is told."""
+    programs = folder / "bin"
+    programs.mkdir()
+    (programs / "nvidia-smi").write_text(f"#!/bin/sh\n{nvidia_smi}\n")
+    (programs / "python").write_text(
+        f"""#!/bin/sh
+echo "$@" >> {folder}/calls
+case "$*" in *tensorrt*) exit 1;; esac
+if [ "$2" = venv ]; then mkdir -p "$3/bin"; cp {programs}/python "$3/bin/python"; fi
+"""
+    )
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    return subprocess.run(
+        [
+            *("make", "benchmark-gpu", "RESULTS=results"),
+            *(f"PYTHON={programs}/python", f"VENV_GPU={folder}/venv"),
+        ],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "MAKEFLAGS": ""},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_make_installs_nothing_for_the_gpu_where_there_is_none(tmp_path: Path):
+    found = _make(tmp_path, "exit 9")
+    assert found.returncode == 2
+    assert "nvidia-smi finds no GPU" in found.stderr
+    assert not (tmp_path / "calls").exists()
+
+
+def test_make_measures_in_an_environment_of_its_own_also_without_tensorrt(tmp_path: Path):
+    found = _make(tmp_path, "echo GPU 0")
+    assert found.returncode == 0, found.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert "--editable .[export-gpu]" in calls[-3]
+    assert "--editable .[tensorrt]" in calls[-2]
+    assert "TensorRT could not be installed" in found.stderr
+    assert calls[-1] == "-m export.benchmark_gpu --out results/export"
 
 
 def test_torchs_fused_attention_gives_the_same_labels(folder: Path):
