@@ -119,9 +119,31 @@ class RequestLog:
         return folder if folder in self._paths else "other"
 
 
+class _Caller:
+    """Whoever sent a request, and may leave before the answer."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._body_read = asyncio.Event()
+
+    async def receive(self) -> Message:
+        """The next part of the body."""
+        message = await self._receive()
+        if not message.get("more_body", False):
+            self._body_read.set()
+        return message
+
+    async def leaves(self) -> None:
+        """Returns when the caller has left; looks only once nobody waits for the body."""
+        await self._body_read.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
 class Limits:
     """ASGI middleware that answers 429 when too many wait and 504 to what takes too long.
 
+    The place of a caller who has left is free at once, and what of the work has not begun is left.
     Reading (GET, HEAD) is not counted: it takes no place of an image.
     """
 
@@ -148,7 +170,15 @@ class Limits:
 
     async def _within_time(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = asyncio.timeout(self._timeout_s)
-        started = False
+        started = has_left = False
+        caller = _Caller(receive)
+
+        async def watch() -> None:
+            nonlocal has_left
+            await caller.leaves()
+            if not started:
+                has_left = True
+                limit.reschedule(0)
 
         async def first_ends_the_limit(message: Message) -> None:
             nonlocal started
@@ -157,12 +187,18 @@ class Limits:
                 limit.reschedule(None)  # an answer that has begun cannot become an error
             await send(message)
 
+        watching = asyncio.create_task(watch())
         try:
             async with limit:
-                await self._app(scope, receive, first_ends_the_limit)
+                try:
+                    await self._app(scope, caller.receive, first_ends_the_limit)
+                finally:
+                    watching.cancel()
         except TimeoutError:
             if started or not limit.expired():
                 raise
+            if has_left:
+                return  # `RequestLog` says so
             message = f"The request took longer than {self._timeout_s:g} s. Send a smaller image."
             await JSONResponse({"error": message}, 504)(scope, receive, send)
 

@@ -151,10 +151,12 @@ class Telemetry:
         )
         self._model_changes = Counter(
             "focalpath_model_changes",
-            "New versions of the model, by what became of them.",
+            "New versions of the model, by what became of them in each worker.",
             ["outcome"],
             registry=registry,
         )
+        for outcome in ("swapped", "refused"):  # from the start, else the first is no increase
+            self._model_changes.labels(outcome)
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:

@@ -38,6 +38,10 @@ class Endpoints:
         await self.released.wait()
         return PlainTextResponse("done")
 
+    async def read(self, request: Request) -> Response:
+        await request.body()
+        return await self.slow(request)
+
     async def stream(self, _: Request) -> Response:
         async def parts() -> object:
             yield b"first "
@@ -62,7 +66,7 @@ class Endpoints:
 
         routes = [
             Route(f"/{name}", getattr(self, name), methods=["GET", "POST"])
-            for name in ("id_seen", "slow", "stream", "staged", "broken", "metrics")
+            for name in ("id_seen", "slow", "read", "stream", "staged", "broken", "metrics")
         ]
         inner = Starlette(routes=routes, exception_handlers={Exception: failed})
         return build_gateway(inner, ServeSettings(**settings), self.telemetry)  # type: ignore[arg-type]
@@ -129,6 +133,40 @@ def test_a_504_leaves_its_place_to_others() -> None:
         return await client.post("/id_seen")
 
     assert _run(work, request_timeout_s=NO_SECONDS, max_waiting=1).status_code == 200
+
+
+def test_a_caller_who_has_left_is_a_499_and_leaves_its_place_to_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def work(client: httpx.AsyncClient, endpoints: Endpoints) -> httpx.Response:
+        left = asyncio.Event()
+        body = [{"type": "http.request", "body": b""}]
+
+        async def receive() -> dict[str, object]:
+            if body:
+                return body.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: object) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/read", "headers": []}
+        scope |= {"query_string": b"", "root_path": "", "client": None, "scheme": "http"}
+        sent: list[object] = []
+        app = client._transport.app  # type: ignore[attr-defined]
+        request = asyncio.create_task(app(scope, receive, send))
+        while body:
+            await asyncio.sleep(0)
+        left.set()
+        await asyncio.wait_for(request, 10)
+        assert sent == []
+        return await client.post("/id_seen")
+
+    with caplog.at_level(logging.INFO):
+        assert _run(work, max_waiting=1).status_code == 200
+    (entry, _) = [entry for entry in _entries(caplog) if entry["logger"] == "serve.access_log"]
+    assert (entry["path"], entry["status"]) == ("/read", 499)
 
 
 def test_an_answer_that_has_begun_is_finished() -> None:

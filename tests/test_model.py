@@ -242,6 +242,12 @@ def test_the_model_info_names_the_model_that_answers(bundle: Path) -> None:
     assert 'focalpath_model_changes_total{outcome="swapped"} 1.0' in lines
 
 
+def test_changes_are_counted_from_nought() -> None:
+    lines = Telemetry().render().decode().splitlines()
+    for outcome in ("swapped", "refused"):
+        assert f'focalpath_model_changes_total{{outcome="{outcome}"}} 0.0' in lines
+
+
 def test_a_failure_to_open_is_answered_at_once_for_a_while(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
