@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import shapely
 from PIL import ImageColor
+from pydantic import BaseModel
 
+from serve.documents import AnnotationDocument, Polyline, RegionProperties
 from serve.manifest import Manifest
 from serve.outputs import Summary
 from serve.polygons import Regions
@@ -28,7 +30,7 @@ def geojson(regions: Regions, summary: Summary, manifest: Manifest) -> bytes:
     for geometry, (name, color, measurements) in zip(
         geometries, _described(regions, summary, manifest), strict=True
     ):
-        properties = {
+        properties: RegionProperties = {
             "objectType": "annotation",
             "classification": {"name": name, "color": color},
             "measurements": measurements,
@@ -41,7 +43,7 @@ def geojson(regions: Regions, summary: Summary, manifest: Manifest) -> bytes:
 
 def dsa_annotation(regions: Regions, summary: Summary, manifest: Manifest) -> bytes:
     """An annotation document as large_image's schema has it: closed polylines with holes."""
-    elements = []
+    elements: list[Polyline] = []
     for polygon, (name, color, measurements) in zip(
         regions.polygons, _described(regions, summary, manifest), strict=True
     ):
@@ -60,13 +62,13 @@ def dsa_annotation(regions: Regions, summary: Summary, manifest: Manifest) -> by
                 "user": measurements,
             }
         )
-    document = {
+    document: AnnotationDocument = {
         "name": f"{manifest.name} {manifest.version}",
         "description": "Regions found by FocalPath. For research use only.",
         "attributes": {
-            "model": summary.model.model_dump(),
-            "image": summary.image.model_dump(),
-            "classes": [row.model_dump() for row in summary.classes],
+            "model": summary.model,
+            "image": summary.image,
+            "classes": summary.classes,
         },
         "elements": elements,
     }
@@ -95,4 +97,7 @@ def _points(ring: shapely.LinearRing) -> list[list[float]]:
 
 
 def _dense(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    """JSON without spaces; of our own models too."""
+    return json.dumps(
+        value, separators=(",", ":"), ensure_ascii=False, default=BaseModel.model_dump
+    )

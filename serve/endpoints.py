@@ -1,8 +1,8 @@
 """The endpoints of the HTTP service, one FastAPI application; `serve.service` runs it.
 
-Every POST takes multipart/form-data with one file in the field `image` (PNG, JPEG, TIFF or WebP)
-and the um per pixel as `mpp`, in the query or as a text field; all answers are in the pixels of
-the image as sent, upright.
+Every POST takes multipart/form-data with one file in the field `image` (PNG, JPEG, TIFF or WebP),
+or /batch several in `images`, and the um per pixel as `mpp`, in the query or as a text field; all
+answers are in the pixels of the image as sent, upright.
 
     POST /segment        JSON: the `Summary`: image, mpp and its source, numbers per class
     POST /labels         PNG, indexed, pixel values are the labels, the palette the colours
@@ -23,9 +23,12 @@ the image as sent, upright.
     GET  /openapi.json   all this as OpenAPI
     GET  /               the page, or JSON: this list
 
-Errors are JSON, {"error": message}: 400 for an image or an option that cannot be used, 408 for an
-upload that stops arriving, 413 for what is too large, 429 when too many wait, 503 while the model
-is not available.
+Errors are JSON, {"error": message}: 400 for a form, an image or an option that cannot be used, 401
+without a key where keys are set, 404 and 405 for what is not here, 408 for an upload that stops
+arriving, 413 for what is too large, 429 with `Retry-After` when too many wait, 500 where the
+service itself fails, 503 while the model is not available, 504 for what takes too long. In /batch a
+file that cannot be used is a line of the answer with its `status` and `error`. `serve.gateway`
+answers 401, 429 and 504, and gives every answer its `X-Request-ID`.
 """
 
 from collections.abc import Callable
@@ -50,8 +53,13 @@ from serve.openapi import (
     BATCH_BODY,
     ERRORS,
     IMAGE_BODY,
+    KEY_ERRORS,
+    LINES,
+    MANIFEST,
+    UPLOAD_ERRORS,
     Alpha,
     Classes,
+    DescribedApp,
     MinAreaPx,
     Mpp,
     Outputs,
@@ -186,10 +194,9 @@ async def _batch(
     simplify_px: SimplifyPx = 0.0,
     min_area_px: MinAreaPx = 0,
 ) -> Response:
-    """Several images, or zips of them: a line of JSON for each, in their order.
+    """Several images, or zips of them: a line of JSON for each, a `BatchLine`, in their order.
 
-    A line is `{"index", "name", "status": 200, "outputs": {...}}` or, for a file that cannot be
-    used, `{"index", "name", "status": 400, "error"}`; the other files are answered all the same.
+    A file that cannot be used gets a line that says so; the others are answered all the same.
     """
     state = request.app.state
     settings: ServeSettings = state.settings
@@ -275,16 +282,33 @@ _IMAGE_ENDPOINTS: tuple[tuple[str, Callable[..., Any], Responses], ...] = (
     ("/confidence", _confidence, binary_answer("image/png")),
     ("/overlay", _overlay, binary_answer("image/png")),
     ("/image", _image, binary_answer("image/png")),
-    ("/geojson", _geojson, json_answer(MEDIA_TYPES["geojson"])),
-    ("/dsa", _dsa, json_answer(MEDIA_TYPES["dsa"])),
-    ("/probabilities", _probabilities, binary_answer("application/x-npz")),
-    ("/arrays", _arrays, binary_answer("application/x-npz")),
+    ("/geojson", _geojson, json_answer(MEDIA_TYPES["geojson"], "FeatureCollection")),
+    ("/dsa", _dsa, json_answer(MEDIA_TYPES["dsa"], "AnnotationDocument")),
+    (
+        "/probabilities",
+        _probabilities,
+        binary_answer(
+            "application/x-npz",
+            "NumPy's npz of `probabilities` (C x h x w uint8, 255 = 1.0), `classes` (their names), "
+            "`origin_px` and `stride_px` (y, x): cell (i, j) is of the pixels from "
+            "origin_px + (i, j) * stride_px to one stride further",
+        ),
+    ),
+    (
+        "/arrays",
+        _arrays,
+        binary_answer(
+            "application/x-npz",
+            "NumPy's npz of `labels` and `confidence` (H x W uint8) and `summary` (the JSON of "
+            "/segment as bytes)",
+        ),
+    ),
 )
 
 
 def build_app(settings: ServeSettings) -> FastAPI:
     """The endpoints, with the state that they share."""
-    app = FastAPI(
+    app = DescribedApp(
         title="FocalPath",
         version="1",
         description="Segmentation of histopathology images. For research use only.",
@@ -308,7 +332,7 @@ def build_app(settings: ServeSettings) -> FastAPI:
             Exception: _answer_our_own_error,
         },
     )
-    _add_routes(app)
+    _add_routes(app, KEY_ERRORS if settings.api_keys_file else {})
     app.state.settings = settings
     app.state.telemetry = Telemetry()
     app.state.model = Model(settings, app.state.telemetry)
@@ -316,25 +340,26 @@ def build_app(settings: ServeSettings) -> FastAPI:
     return app
 
 
-def _add_routes(app: FastAPI) -> None:
+def _add_routes(app: FastAPI, key_errors: Responses) -> None:
     for path, endpoint, responses in _IMAGE_ENDPOINTS:
         app.post(
             path,
             name=path[1:],
             response_class=Response,
-            responses={**responses, **ERRORS},
+            responses={**responses, **UPLOAD_ERRORS, **key_errors},
             openapi_extra=IMAGE_BODY,
         )(endpoint)
     app.post(
         BATCH_PATH,
         name="batch",
         response_class=Response,
-        responses={**text_answer("application/x-ndjson"), **ERRORS},
+        responses={**LINES, **UPLOAD_ERRORS, **key_errors},
         openapi_extra=BATCH_BODY,
     )(_batch)
-    manifest: Responses = {200: {"model": Manifest}}
-    app.get("/model", response_class=Response, responses={**manifest, **ERRORS})(_model)
-    app.get("/metrics", response_class=Response, responses=text_answer("text/plain"))(_metrics)
+    responses = {**MANIFEST, **ERRORS, **key_errors}
+    app.get("/model", response_class=Response, responses=responses)(_model)
+    metrics = text_answer("text/plain", 'focalpath_class_pixels_total{class="Tumor"} 262144.0\n')
+    app.get("/metrics", response_class=Response, responses=metrics)(_metrics)
     app.router.routes.extend(page_routes(_index))
 
 

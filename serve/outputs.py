@@ -73,7 +73,7 @@ class ClassSummary(_Answer):
     )
 
 
-_EXAMPLE: JsonValue = {
+SUMMARY_EXAMPLE: dict[str, JsonValue] = {
     "model": {"name": "segmenter", "version": "1.0.0"},
     "image": {"width_px": 1024, "height_px": 1024, "mpp": 0.25, "mpp_source": "request"},
     "classes": [
@@ -97,7 +97,7 @@ _EXAMPLE: JsonValue = {
 class Summary(_Answer):
     """The answer of `POST /segment`."""
 
-    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [_EXAMPLE]})
+    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [SUMMARY_EXAMPLE]})
 
     model: ModelName
     image: ImageInfo
