@@ -67,3 +67,22 @@ def test_layer_scale_weights_in_a_model_without_are_refused(tmp_path: Path) -> N
 def test_a_name_that_timm_does_not_know_is_refused() -> None:
     with pytest.raises(FocalPathError, match="timm has no model 'vit_smal_patch16_224'"):
         PathologyEncoder(_model(pathology_encoder="vit_smal_patch16_224"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet50",
+        "swin_tiny_patch4_window7_224",
+        "samvit_base_patch16",
+        "mobilenetv3_small_100",
+    ],
+)
+def test_a_model_without_tokens_of_16_pixels_is_refused(name: str) -> None:
+    with pytest.raises(FocalPathError, match=f"{name} is no plain vision transformer"):
+        PathologyEncoder(_model(pathology_encoder=name, pathology_encoder_depth=None))
+
+
+def test_a_transformer_with_other_patches_is_refused() -> None:
+    with pytest.raises(FocalPathError, match=r"patches of \(32, 32\) pixels, SAM of 16"):
+        PathologyEncoder(_model(pathology_encoder="vit_small_patch32_224"))

@@ -25,27 +25,7 @@ class PathologyEncoder(nn.Module):
 
     def __init__(self, model: ModelSettings) -> None:
         super().__init__()
-        name = model.pathology_encoder
-        if not timm.is_model(name):
-            close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*patch16*")[:5])
-            raise FocalPathError(
-                f"timm has no model {name!r}; expected a vision transformer with patches of 16 "
-                f"pixels, such as {close or 'vit_small_patch16_224'}"
-            )
-        overrides: dict[str, Any] = {}
-        if model.pathology_encoder_depth is not None:
-            overrides["depth"] = model.pathology_encoder_depth
-        if model.pathology_layer_scale:
-            overrides["init_values"] = _LAYER_SCALE
-        self.vit = cast(
-            Any, timm.create_model(name, img_size=model.tile_size_px, num_classes=0, **overrides)
-        )
-        patch_size = tuple(self.vit.patch_embed.patch_size)
-        if patch_size != (PATCH_SIZE, PATCH_SIZE):
-            raise FocalPathError(
-                f"{name} cuts patches of {patch_size} pixels, SAM of {PATCH_SIZE}: their features "
-                f"cannot be joined. Take a model with patch{PATCH_SIZE} in its name."
-            )
+        self.vit = _create(model)
         self.embed_dim: int = self.vit.num_features
         given = {"mean": model.pathology_mean, "std": model.pathology_std}
         for buffer, values in given.items():
@@ -60,3 +40,41 @@ class PathologyEncoder(nn.Module):
         patches = tokens[:, self.vit.num_prefix_tokens :]  # B x (H/16 * W/16) x D
         grid = (height // PATCH_SIZE, width // PATCH_SIZE)
         return patches.transpose(1, 2).reshape(batch, self.embed_dim, *grid)
+
+
+def _create(model: ModelSettings) -> Any:
+    """Create timm's model, and refuse one whose tokens are no grid of 16 pixels.
+
+    Raises:
+        FocalPathError: timm does not know it, or it is no such vision transformer.
+    """
+    name = model.pathology_encoder
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*patch16*")[:5])
+        raise FocalPathError(
+            f"timm has no model {name!r}; expected a vision transformer with patches of 16 "
+            f"pixels, such as {close or 'vit_small_patch16_224'}"
+        )
+    overrides: dict[str, Any] = {}
+    if model.pathology_encoder_depth is not None:
+        overrides["depth"] = model.pathology_encoder_depth
+    if model.pathology_layer_scale:
+        overrides["init_values"] = _LAYER_SCALE
+    try:
+        vit = cast(
+            Any, timm.create_model(name, img_size=model.tile_size_px, num_classes=0, **overrides)
+        )
+        patch_size = tuple(vit.patch_embed.patch_size)
+        _ = vit.num_prefix_tokens  # where there is none, there are no tokens
+    except (TypeError, AttributeError, ValueError, AssertionError) as error:
+        raise FocalPathError(
+            f"{name} is no plain vision transformer of timm's, or not with these settings "
+            f"({error}); expected one that turns patches of {PATCH_SIZE} pixels into tokens, such "
+            "as vit_small_patch16_224"
+        ) from error
+    if patch_size != (PATCH_SIZE, PATCH_SIZE):
+        raise FocalPathError(
+            f"{name} cuts patches of {patch_size} pixels, SAM of {PATCH_SIZE}: their features "
+            f"cannot be joined. Take a model with patch{PATCH_SIZE} in its name."
+        )
+    return vit

@@ -5,6 +5,8 @@ Where neither the paper (arXiv 2604.13479) nor SAM-Path (arXiv 2307.09570) gives
 field's text says "our choice".
 """
 
+import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +20,35 @@ MAX_CLASSES = 254
 """Labels are uint8: 0 is unlabelled, and one value is kept free."""
 
 
+_ABOVE_0 = sys.float_info.min
+
+
+def _check_ranges(group: object, **ranges: tuple[float, float]) -> None:
+    """Refuse numbers outside their range, bounds included; None is none.
+
+    Raises:
+        FocalPathError: a number is outside, or not a number.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(group, name)
+        if value is None or low <= value <= high:
+            continue
+        expected = "above 0" if low == _ABOVE_0 else f"{low:g} or more"
+        if high < math.inf:
+            expected += f", at most {high:g}"
+        raise FocalPathError(
+            f"{name} is {value}, expected {expected}. Change --{name.replace('_', '-')}."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class BiasSettings:
     """Dynamic Focal Attention and its siblings: the bias a class in the cross-attention."""
 
     bias: Literal["none", "cffa", "hcfa", "dfa"] = "dfa"
-    """none: SAM-Path; cffa: from class frequency (Eq. 2); hcfa: from a baseline's Dice (Eq. 3);
-    dfa: learned (Eq. 4)."""
+    """none: SAM-Path; cffa: from class frequency (Eq. 2; its exact form, -gamma log f, is our
+    choice); hcfa: from a baseline's Dice (Eq. 3; its exact form, gamma log C d with d the share of
+    1 - Dice, is our choice); dfa: learned (Eq. 4)."""
     bias_init: Literal["warm", "cold"] = "warm"
     """Where dfa starts: at the centred log-frequency prior (Eq. 6), or at zero."""
     bias_frozen: bool = False
@@ -34,9 +58,20 @@ class BiasSettings:
     bias_epsilon: float = 1e-6
     """Added to frequencies and difficulties before the logarithm (our choice)."""
     bias_lr_factor: float = 100.0
-    """The bias learns at this multiple of the base learning rate."""
+    """The bias learns at this multiple of the base learning rate; the synthetic preset's 10 is our
+    choice."""
     bias_l2: float = 1e-4
     """Factor of the penalty sum(delta^2) (our choice)."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that train nothing."""
+        _check_ranges(
+            self,
+            bias_gamma=(0, math.inf),
+            bias_epsilon=(_ABOVE_0, 1),
+            bias_lr_factor=(0, math.inf),
+            bias_l2=(0, math.inf),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +103,17 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         """Refuse sizes that no patch grid fits, and scores on nothing."""
-        if self.score_size_px is not None and self.score_size_px <= 0:
-            raise FocalPathError(f"score_size_px is {self.score_size_px}; give 1 or more")
+        _check_ranges(self, score_size_px=(1, math.inf), pathology_encoder_depth=(1, math.inf))
+        if self.decoder_dim % 16 or self.decoder_dim <= 0:
+            raise FocalPathError(
+                f"decoder_dim is {self.decoder_dim}; the decoder's attention has 8 heads at half "
+                "of its channels, so give a positive multiple of 16"
+            )
+        if self.pathology_std is not None and not min(self.pathology_std) > 0:
+            raise FocalPathError(
+                f"pathology_std is {self.pathology_std}; inputs are divided by it, so give three "
+                "numbers above 0"
+            )
         if self.tile_size_px % 16 or self.tile_size_px <= 0:
             raise FocalPathError(
                 f"tile_size_px is {self.tile_size_px}; the encoders cut patches of 16 pixels, "
@@ -92,6 +136,12 @@ class LossSettings:
     """Focusing parameter of the focal loss."""
     iou_weight: float = 0.0625
     """Beta: weight of the squared error of the predicted IoU."""
+
+    def __post_init__(self) -> None:
+        """Refuse weights that would reward errors."""
+        _check_ranges(
+            self, focal_weight=(0, 1), focal_gamma=(0, math.inf), iou_weight=(0, math.inf)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +167,20 @@ class OptimizationSettings:
     seed: int = 0
     """Seed of weights, order and augmentation."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that train nothing."""
+        _check_ranges(
+            self,
+            epochs=(1, math.inf),
+            batch_size=(1, math.inf),
+            accumulate_batches=(1, math.inf),
+            learning_rate=(_ABOVE_0, math.inf),
+            weight_decay=(0, math.inf),
+            warmup_steps=(0, math.inf),
+            gradient_clip=(0, math.inf),
+            seed=(0, 2**32 - 1),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationSettings:
@@ -127,9 +191,15 @@ class AugmentationSettings:
     crop_scale_min: float = 0.08
     """Smallest share of the tile's area that a random crop keeps."""
     color_jitter: float = 0.1
-    """Strength of the change of brightness, contrast, saturation and hue."""
+    """Strength of the change of brightness, contrast, saturation and hue, at most 0.5."""
     num_workers: int = 4
     """Processes that load tiles; 0 loads them in the training process."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no tile can be varied by."""
+        _check_ranges(
+            self, crop_scale_min=(_ABOVE_0, 1), color_jitter=(0, 0.5), num_workers=(0, math.inf)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +233,10 @@ class RuntimeSettings:
     """Stop after this many epochs without a better mean Dice; None never stops early."""
     track: Literal["csv", "tensorboard", "mlflow"] = "csv"
     """Log there besides the CSV; tensorboard and mlflow are installed apart."""
+
+    def __post_init__(self) -> None:
+        """Refuse to train on nothing."""
+        _check_ranges(self, devices=(1, math.inf), nodes=(1, math.inf), patience=(0, math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +291,10 @@ class BenchmarkSettings:
     """SAM's encoder; smaller ones are for tests."""
     out: Path = Path("artifacts/results/train/benchmark.json")
     """Where the numbers go."""
+
+    def __post_init__(self) -> None:
+        """Refuse to measure nothing."""
+        _check_ranges(self, batch_size=(1, math.inf), repeats=(1, math.inf))
 
 
 def synthetic() -> Settings:

@@ -301,8 +301,10 @@ def resize_image_encoder(source: Weights, segmenter: Segmenter) -> None:
 
 def resize_position_embedding(source: Weights, vit: Any) -> None:
     """Resize the position embedding of another tile size, in place."""
-    value, target = source.get("pos_embed"), vit.pos_embed
-    if value is None or value.shape == target.shape or value.shape[-1] != target.shape[-1]:
+    value, target = source.get("pos_embed"), getattr(vit, "pos_embed", None)
+    if value is None or target is None:
+        return
+    if value.shape == target.shape or value.shape[-1] != target.shape[-1]:
         return
     source["pos_embed"] = resample_abs_pos_embed(
         value, new_size=list(vit.patch_embed.grid_size), num_prefix_tokens=vit.num_prefix_tokens
