@@ -13,6 +13,7 @@ from typing import Annotated, assert_never
 import tyro
 
 from serve.access import ApiKeys
+from serve.backends import check_precision
 from serve.benchmark_run import Benchmark, run_benchmark
 from serve.errors import FocalPathError
 from serve.load import Load, run_load
@@ -36,11 +37,7 @@ class Http:
     """
 
     settings: FlatSettings = field(default_factory=ServeSettings.from_environment)
-    """What to serve, and the limits."""
-    host: str = "127.0.0.1"
-    """IP address to listen at; beyond this machine only with --api-keys-file."""
-    port: int = 3000
-    """TCP port to listen at."""
+    """What to serve, where, and the limits."""
 
 
 Command = (
@@ -61,8 +58,10 @@ def run_http(command: Http) -> None:
         api_keys_file=keys_file and keys_file.absolute(),
     )
     manifest = read_bundle(settings.bundle)
-    _check_address(command.host, command.port)
-    _check_access(command.host, settings)
+    if settings.backend == "onnxruntime":
+        check_precision(manifest, settings.precision, settings.provider)
+    _check_address(settings.host, settings.port)
+    _check_access(settings.host, settings)
     check_tracing(settings)
     os.environ.update(settings.to_environment())  # for the worker processes
     with tempfile.TemporaryDirectory(prefix="focalpath-") as home:
@@ -73,9 +72,9 @@ def run_http(command: Http) -> None:
         configure_logging(settings.log_format)
         _log.info(
             "%s %s is served at http://%s:%d (%s); Ctrl+C stops it",
-            *(manifest.name, manifest.version, command.host, command.port, settings.backend),
+            *(manifest.name, manifest.version, settings.host, settings.port, settings.backend),
         )
-        run(command.host, command.port)
+        run(settings.host, settings.port)
 
 
 def _check_address(host: str, port: int) -> None:

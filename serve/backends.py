@@ -74,7 +74,7 @@ class OnnxRuntimeBackend:
         bundle: the bundle's folder.
         manifest: its manifest.
         precision: which of its ONNX files.
-        provider: what computes; see `ServeSettings.provider`.
+        provider: what computes; see `ModelSettings.provider`.
         threads: CPU threads for one inference; 0 takes one a core.
 
     Raises:
@@ -143,6 +143,13 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         """Nothing to do: the session is freed with this object."""
+
+
+def check_precision(manifest: Manifest, precision: str, provider: Provider) -> None:
+    """Raise BundleError unless the bundle has what `OnnxRuntimeBackend` would open."""
+    artefact = _onnx_artefact(manifest, precision)
+    if provider == "openvino":
+        _openvino_precision(artefact)
 
 
 def in_batches(

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,7 +27,7 @@ from serve.backends import Backend
 from serve.client import HttpClient
 from serve.errors import BackendUnavailableError
 from serve.manifest import Manifest
-from serve.settings import ServeSettings
+from serve.settings import ENVIRONMENT_PREFIX, ModelSettings, ServeSettings
 from serve.tiling import cut_tiles
 
 _START_TIMEOUT_S = 300.0
@@ -163,19 +163,19 @@ def service_route(name: str, url: str, path: str, png: bytes, api_key: str | Non
 
 
 @contextmanager
-def own_service(settings: ServeSettings, most_clients: int) -> Iterator[str]:
-    """Start the HTTP service with these settings in a process of its own; yields its address."""
-    settings = replace(
-        settings,
-        bundle=settings.bundle.absolute(),
-        max_waiting=max(settings.max_waiting, 2 * most_clients),
-    )
+def own_service(settings: ModelSettings, most_clients: int) -> Iterator[str]:
+    """Start the HTTP service with these settings in a process of its own; yields its address.
+
+    What else the service can be told it takes from the environment, as it always does.
+    """
+    waiting = max(ServeSettings.from_environment().max_waiting, 2 * most_clients)
+    variables = settings.to_environment() | {f"{ENVIRONMENT_PREFIX}MAX_WAITING": str(waiting)}
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serve", "http", "--port", str(port)],
-            env=os.environ | settings.to_environment(),
+            [sys.executable, "-m", "serve", "http", "--host", "127.0.0.1", "--port", str(port)],
+            env=os.environ | variables,
             stdout=log,
             stderr=subprocess.STDOUT,
         )

@@ -45,7 +45,7 @@ from serve.manifest import Manifest
 from serve.perf_analyzer import PerfAnalyzerRow, Transport, run_perf_analyzer
 from serve.segment_files import read_key, write_whole
 from serve.segmenter import Segmenter, open_segmenter
-from serve.settings import ServeSettings, SharedMemory
+from serve.settings import ModelSettings, ServeSettings, SharedMemory
 from serve.tiling import cut_tiles
 from serve.triton_backend import TritonBackend
 
@@ -61,8 +61,8 @@ class Benchmark:
     names one. Triton is measured where one answers at --triton-url; the report says what was not.
     """
 
-    settings: tyro.conf.OmitArgPrefixes[ServeSettings] = field(
-        default_factory=ServeSettings.from_environment
+    settings: tyro.conf.OmitArgPrefixes[ModelSettings] = field(
+        default_factory=ModelSettings.from_environment
     )
     """The bundle, and how the model runs here and in the service that is started."""
     url: str | None = None
@@ -273,13 +273,13 @@ class _Run:
         return rows
 
 
-def _described(settings: ServeSettings) -> str:
+def _described(settings: ModelSettings) -> str:
     threads = settings.threads or "one a core"
     batch = settings.max_batch_size or "the model's own"
     return (
         f"ONNX Runtime (provider {settings.provider}, threads: {threads}, largest batch: {batch}, "
         f"batches at the same time: {settings.parallel_batches}, images at the same time: "
-        f"{settings.concurrency})"
+        f"{ServeSettings.from_environment().concurrency})"
     )
 
 

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from serve.bombs import refuse_bombs, refuse_large_exif
 from serve.errors import ImageError, ImageTooLargeError, OptionError
 from serve.png import decode_plain_png
-from serve.settings import MEBIBYTE, MEGAPIXEL, ServeSettings
+from serve.settings import MEBIBYTE, MEGAPIXEL, ModelSettings
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 MIN_MPP, MAX_MPP = 0.05, 20.0
@@ -75,8 +75,8 @@ _DECODER_ERRORS = (
 def decode_image(
     data: bytes,
     *,
-    max_bytes: int = ServeSettings.max_upload_mib * MEBIBYTE,
-    max_pixels: int = ServeSettings.max_image_megapixels * MEGAPIXEL,
+    max_bytes: int = ModelSettings.max_upload_mib * MEBIBYTE,
+    max_pixels: int = ModelSettings.max_image_megapixels * MEGAPIXEL,
 ) -> NDArray[np.uint8]:
     """Decode a file's content, judged by the content alone and never by a name.
 
@@ -139,13 +139,13 @@ def decode_picture(data: bytes, *, max_bytes: int, max_pixels: int) -> Picture:
     return Picture(pixels, file_mpp(data))
 
 
-def read_picture(path: Path, settings: ServeSettings | None = None) -> Picture:
+def read_picture(path: Path, settings: ModelSettings | None = None) -> Picture:
     """Read and decode an image file.
 
     Raises:
         ImageError: the file is missing, or `decode_image` refuses it; the message names the file.
     """
-    settings = settings or ServeSettings()
+    settings = settings or ModelSettings()
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -25,7 +25,7 @@ from serve.manifest import Manifest, read_bundle, sha256_of
 from serve.outputs import Summary
 from serve.renderings import SUFFIXES, Form, RenderOptions, labels_of, needs_probabilities, render
 from serve.segmenter import ImageSegmenter, open_segmenter
-from serve.settings import ServeSettings
+from serve.settings import ModelSettings
 
 SUMMARY_FILE = "summary.csv"
 _MADE_WITH = "made_with"
@@ -54,8 +54,8 @@ class Segment:
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     """PNG, JPEG, TIFF or WebP files."""
-    settings: tyro.conf.OmitArgPrefixes[ServeSettings] = field(
-        default_factory=ServeSettings.from_environment
+    settings: tyro.conf.OmitArgPrefixes[ModelSettings] = field(
+        default_factory=ModelSettings.from_environment
     )
     """What to run when no --url is given, and the limits."""
     url: str | None = None

@@ -16,12 +16,12 @@ from serve.errors import ImageError, ImageTooLargeError
 from serve.images import check_mpp
 from serve.manifest import Manifest, read_bundle
 from serve.outputs import MppSource, Summary, summarise
-from serve.settings import MEGAPIXEL, ServeSettings
+from serve.settings import MEGAPIXEL, ModelSettings
 from serve.tiling import LowResProbabilities, predict, scaled_size
 from serve.triton_backend import TritonBackend
 
 _log = logging.getLogger(__name__)
-MAX_PIXELS = ServeSettings.max_image_megapixels * MEGAPIXEL
+MAX_PIXELS = ModelSettings.max_image_megapixels * MEGAPIXEL
 SAME_MPP = 0.02
 """An image whose um per pixel is within this share of the model's is not resampled (our choice)."""
 
@@ -177,7 +177,7 @@ class Segmenter(Closing):
 
 
 def open_segmenter(
-    settings: ServeSettings,
+    settings: ModelSettings,
     manifest: Manifest | None = None,
     *,
     observe: Callable[[Backend], Backend] = lambda backend: backend,
@@ -213,7 +213,7 @@ def open_segmenter(
     return segmenter
 
 
-def open_backend(settings: ServeSettings, manifest: Manifest) -> Backend:
+def open_backend(settings: ModelSettings, manifest: Manifest) -> Backend:
     """Open the backend that the settings name.
 
     Raises:

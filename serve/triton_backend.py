@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from serve.backends import first_line, in_batches
 from serve.errors import BackendUnavailableError, ModelChangedError
 from serve.manifest import Manifest, TensorSpec
-from serve.settings import ServeSettings, SharedMemory
+from serve.settings import ModelSettings, SharedMemory
 from serve.shared_memory import SharedTensors, is_about_shared_memory
 
 _CHECK_TIMEOUT_S = 5.0
@@ -176,7 +176,7 @@ class TritonBackend:
         return BackendUnavailableError(f"{found}; expected it to serve {name}. {todo}.")
 
 
-def load_on_triton(settings: ServeSettings, manifest: Manifest) -> None:
+def load_on_triton(settings: ModelSettings, manifest: Manifest) -> None:
     """Have Triton load the newest version of the model from its repository.
 
     Raises:
@@ -193,7 +193,7 @@ def load_on_triton(settings: ServeSettings, manifest: Manifest) -> None:
             ) from error
 
 
-def version_on_triton(settings: ServeSettings, manifest: Manifest) -> str | None:
+def version_on_triton(settings: ModelSettings, manifest: Manifest) -> str | None:
     """Triton's own number of the version that it answers with; None if it cannot be had now."""
     with triton.InferenceServerClient(_host_and_port(settings.triton_url)) as client:
         try:

@@ -1,3 +1,4 @@
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from serve.__main__ import main
-from serve.settings import ServeSettings
+from serve.settings import ModelSettings, ServeSettings
 from tests.pictures import blobs, encoded
 
 IMAGE = blobs(70, 90)
@@ -80,10 +81,39 @@ def test_flags_come_before_the_environment(
     assert main([*arguments, "--bundle", str(tmp_path / "nowhere")]) == 1
 
 
-def test_the_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+def _flags(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
     with pytest.raises(SystemExit) as stopped:
-        main(["http", "--help"])
+        main([command, "--help"])
     assert stopped.value.code == 0
-    printed = capsys.readouterr().out
-    for name in ServeSettings.__dataclass_fields__:
-        assert f"--{name.replace('_', '-')}" in printed
+    return set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
+
+
+def _flags_of(settings: type[ModelSettings]) -> set[str]:
+    return {f"--{name.replace('_', '-')}" for name in settings.__dataclass_fields__}
+
+
+def test_the_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _flags_of(ServeSettings) <= _flags("http", capsys)
+
+
+@pytest.mark.parametrize("command", ["segment", "benchmark"])
+def test_the_help_of_other_commands_has_the_models_settings_only(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = _flags(command, capsys)
+    assert _flags_of(ModelSettings) <= flags
+    of_the_service = {"--workers", "--api-keys-file", "--allowed-origins", "--max-waiting"}
+    assert not flags & of_the_service
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--precision", "bf16"), "no ONNX file in bf16, only in fp32"),
+        (("--provider", "openvino"), "it has not passed the export's gate there"),
+    ],
+)
+def test_what_the_bundle_cannot_do_is_refused_before_the_service_starts(
+    flags: tuple[str, ...], expected: str, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in _fails(capsys, "http", "--bundle", toy_bundle, *flags)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from serve.errors import SettingsError
-from serve.settings import ServeSettings
+from serve.settings import ModelSettings, ServeSettings
 
 
 def test_settings_survive_the_environment() -> None:
@@ -44,6 +44,52 @@ def test_lists_and_paths_survive_the_environment() -> None:
 def test_a_variable_that_is_set_to_nothing_keeps_its_default() -> None:
     variables = {"FOCALPATH_API_KEYS_FILE": "", "FOCALPATH_WORKERS": ""}
     assert ServeSettings.from_environment(variables) == ServeSettings()
+
+
+def test_a_variable_that_is_no_setting_is_refused_with_the_nearest() -> None:
+    with pytest.raises(SettingsError, match="MAX_WAITNG is no setting. Is FOCALPATH_MAX_WAITING m"):
+        ModelSettings.from_environment({"FOCALPATH_MAX_WAITNG": "3"})
+    with pytest.raises(SettingsError, match="FOCALPATH_XYZ is no setting. `python"):
+        ModelSettings.from_environment({"FOCALPATH_XYZ": ""})
+
+
+def test_what_kubernetes_sets_for_services_of_our_name_is_no_setting() -> None:
+    variables = {
+        "FOCALPATH_PORT": "tcp://10.0.0.1:80",
+        "FOCALPATH_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "FOCALPATH_PORT_80_TCP_ADDR": "10.0.0.1",
+        "FOCALPATH_PORT_80_TCP_PROTO": "tcp",
+        "FOCALPATH_SERVICE_HOST": "10.0.0.1",
+        "FOCALPATH_SERVICE_PORT": "80",
+        "FOCALPATH_SERVICE_PORT_HTTP": "80",
+        "FOCALPATH_TRITON_PORT": "tcp://10.0.0.2:8001",
+        "FOCALPATH_TRITON_SERVICE_HOST": "10.0.0.2",
+    }
+    assert ServeSettings.from_environment(variables) == ServeSettings()
+
+
+def test_the_address_can_be_set_by_variables_too() -> None:
+    settings = ServeSettings.from_environment(
+        {"FOCALPATH_HOST": "127.0.0.2", "FOCALPATH_PORT": "8080"}
+    )
+    assert (settings.host, settings.port) == ("127.0.0.2", 8080)
+
+
+def test_settings_of_the_service_are_no_mistake_where_only_the_model_runs() -> None:
+    variables = {"FOCALPATH_WORKERS": "4", "FOCALPATH_THREADS": "2"}
+    assert ModelSettings.from_environment(variables) == ModelSettings(threads=2)
+
+
+def test_a_list_may_have_spaces() -> None:
+    variables = {"FOCALPATH_ALLOWED_ORIGINS": "https://a.example, http://b:8080 ,"}
+    origins = ServeSettings.from_environment(variables).allowed_origins
+    assert origins == ("https://a.example", "http://b:8080")
+
+
+@pytest.mark.parametrize("address", ["notaurl", "collector:4318", "http://", "ftp://host"])
+def test_an_address_for_traces_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(SettingsError, match="otlp_endpoint is .* expected an address such as"):
+        ServeSettings(otlp_endpoint=address)
 
 
 @pytest.mark.parametrize("origin", ["dsa.example", "https://", "https://a/path", "null", " *"])
