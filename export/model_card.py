@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from export.parity_report import measured_against
 from export.parity_schema import ArtefactParity, ParityReport
 from serve.manifest import Manifest
 from train.checkpoint import CheckpointCard
@@ -74,16 +75,20 @@ def _classes(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
 def _data(card: CheckpointCard) -> Iterator[str]:
     yield "## Data"
     yield ""
+    data = "; the checkpoint does not say on which data."
+    if card.data is not None:
+        data = (
+            f" on the data set `{card.data.name}`: {card.data.num_training_tiles:,} training and "
+            f"{card.data.num_validation_tiles:,} validation tiles."
+        )
+    yield f"Trained with the preset `{card.settings.preset}`{data}"
     if card.settings.preset == _SYNTHETIC_DATA:
         yield (
-            "Trained with the preset `synthetic`, for tissue that FocalPath draws itself: no "
-            "patient's slide. Scores there say nothing about real tissue."
+            "The preset is for tissue that FocalPath draws itself, no patient's slide: such scores "
+            "say nothing about real tissue."
         )
     else:
-        yield (
-            f"Trained with the preset `{card.settings.preset}`, on a data set prepared by "
-            "`python -m train prepare` in SAM-Path's layout. Its terms of use go with the weights."
-        )
+        yield "The data's terms of use go with the weights."
 
 
 def _scores(card: CheckpointCard) -> Iterator[str]:
@@ -100,15 +105,17 @@ def _precision(report: ParityReport) -> Iterator[str]:
     yield "## Precision of the artefacts"
     yield ""
     yield (
-        f"Against torch in float32 on {report.tiles}; [parity_report.md](parity_report.md) has "
-        "each class, the tiles that differ most, and what a CPU cannot prove about fp16."
+        f"Against torch in float32 on {report.num_tiles} tiles ({report.tiles}). "
+        f"{measured_against(report)} [parity_report.md](parity_report.md) has each class, the "
+        "tiles that differ most, and what a CPU cannot prove about fp16."
     )
     yield ""
     yield (
-        "| Artefact | Same label | Largest logit difference | Most Dice points lost by a class "
-        "| Recall of the rarest class | Float32 islands |"
+        "| Artefact | Same label | Largest logit difference | Largest IoU score difference "
+        "| Mean confidence difference | Most Dice points lost | Recall of the rarest class "
+        "| Float32 islands |"
     )
-    yield "|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|"
     for artefact in report.artefacts:
         if artefact.passed:
             yield _artefact_row(artefact)
@@ -129,7 +136,8 @@ def _artefact_row(artefact: ArtefactParity) -> str:
             recall = f"{entry.recall:.4f}, torch {entry.torch_recall:.4f} ({entry.name})"
     return (
         f"| {artefact.title} | {artefact.label_agreement:.4%} "
-        f"| {artefact.max_logit_difference:.1e} | {lost} | {recall} "
+        f"| {artefact.max_logit_difference:.1e} | {artefact.max_iou_score_difference:.1e} "
+        f"| {artefact.mean_confidence_difference:.1e} | {lost} | {recall} "
         f"| {', '.join(artefact.fp32_islands) or '-'} |"
     )
 

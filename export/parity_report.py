@@ -24,7 +24,7 @@ def write_report(report: ParityReport, pictures: Sequence[str], folder: Path) ->
     lines = [
         "# Parity with torch",
         "",
-        f"Every artefact against torch in float32 on {report.tiles}. {_measured_against(report)}",
+        f"Every artefact against torch in float32 on {report.tiles}. {measured_against(report)}",
         "",
         *_summary(report),
     ]
@@ -36,7 +36,8 @@ def write_report(report: ParityReport, pictures: Sequence[str], folder: Path) ->
     (folder / REPORT_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _measured_against(report: ParityReport) -> str:
+def measured_against(report: ParityReport) -> str:
+    """Say what the scores are against, and of which classes there are none."""
     against = "the masks" if report.has_masks else "torch's labels, as there are no masks"
     text = f"Dice, IoU and recall are against {against}."
     missing = report.unmeasured_classes
@@ -206,11 +207,18 @@ def _how(report: ParityReport) -> Iterator[str]:
         "the CPU, one tile alone and then three at a time. Its CPU backend computes fp16 in "
         "float32 and leaves roundings out, so it cannot prove fp16 safe: therefore the activations "
         "above, and an emulation in which every node runs by itself and its result is rounded to "
-        "the graph's type, as a GPU's kernels do. bf16, which that backend does not run, is "
-        "measured by the emulation alone. Neither is a GPU: a TensorRT plan is compared again "
-        "where it is built. OpenVINO runs the float32 graph through ONNX Runtime, told what to "
-        "compute in."
+        "the graph's type, as a GPU's kernels do. Neither is a GPU: a TensorRT plan is compared "
+        "again where it is built."
     )
+    of_bf16 = {entry.measured_with for entry in report.artefacts if entry.precision == "bf16"}
+    if of_bf16:
+        alone = " alone" if of_bf16 == {"emulation"} else ", and in OpenVINO"
+        yield f"That backend does not run bf16: it is measured by the emulation{alone}."
+    if any(entry.measured_with == "OpenVINO" for entry in report.artefacts):
+        yield (
+            "OpenVINO runs each graph through ONNX Runtime, in the precision that the graph is "
+            "written in."
+        )
     yield ""
     limits = ", ".join(f"{name} {value:g}" for name, value in report.tolerances.items())
     yield f"Tolerances: {limits}."

@@ -2,10 +2,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from export.parity_report import _counted, _share, draw_worst_tiles, picture_name, write_report
-from export.parity_schema import ArtefactParity, BlockPeak, ParityReport
+from export.parity_schema import ArtefactParity, BlockPeak, ParityReport, Runtime
 from tests.toy_gate import CLASS_NAMES, painted_gate, relabelled
 from train.settings import TissueClass
 
@@ -67,6 +68,30 @@ def test_the_report_says_what_the_scores_are_against_and_what_was_not_measured(
     text = _written(_report(found, has_masks=False), tmp_path)
     assert "against torch's labels, as there are no masks" in text
     assert "Not measured, as torch finds none of it on these tiles: Necrosis." in text
+
+
+@pytest.mark.parametrize(
+    ("runtime", "sentence"),
+    [
+        ("emulation", "it is measured by the emulation alone."),
+        ("OpenVINO", "it is measured by the emulation, and in OpenVINO."),
+    ],
+)
+def test_the_report_says_how_its_own_bf16_was_measured(
+    tmp_path: Path, runtime: Runtime, sentence: str
+) -> None:
+    gate = painted_gate()
+    found = gate.judge(gate.expected, "model.bf16.onnx", "bf16", measured_with=runtime)
+    text = _written(_report(found), tmp_path)
+    assert sentence in text
+    assert ("OpenVINO" in text) == (runtime == "OpenVINO")
+
+
+def test_the_report_does_not_speak_of_forms_that_were_not_tried(tmp_path: Path) -> None:
+    gate = painted_gate()
+    text = _written(_report(gate.judge(gate.expected, "model.fp16.onnx", "fp16")), tmp_path)
+    assert "bf16" not in text
+    assert "OpenVINO" not in text
 
 
 def test_the_report_says_what_failed_and_shows_it(tmp_path: Path) -> None:

@@ -23,6 +23,16 @@ CARD_FILE = "model.json"
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """The data set that a checkpoint was trained on."""
+
+    name: str
+    """Of its folder."""
+    num_training_tiles: int
+    num_validation_tiles: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointCard:
     """What a checkpoint's weights are."""
 
@@ -31,6 +41,8 @@ class CheckpointCard:
     settings: Settings
     classes: tuple[TissueClass, ...]
     mpp: float | None
+    data: TrainingData | None = None
+    """None where the file does not say."""
     pixel_frequencies: tuple[float, ...]
     """Each class's share of the labelled training pixels."""
     class_attention_bias: tuple[float, ...]

@@ -32,6 +32,7 @@ from train.checkpoint import (
     CARD_FILE,
     WEIGHTS_FILE,
     CheckpointCard,
+    TrainingData,
     read_card,
     save_checkpoint,
 )
@@ -116,6 +117,11 @@ def fit(
         settings=settings,
         classes=folder.classes,
         mpp=folder.mpp,
+        data=TrainingData(
+            name=folder.root.resolve().name,
+            num_training_tiles=len(folder.tiles["training"]),
+            num_validation_tiles=len(folder.tiles["validation"]),
+        ),
         pixel_frequencies=tuple(frequencies.tolist()),
     )
     if not resume:
