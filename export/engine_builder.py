@@ -6,6 +6,7 @@ The `tensorrt` module is passed in.
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,10 +39,8 @@ def build_plan(trt: ModuleType, plan: EnginePlan, bundle: Path) -> bytes:
     _load_timing_cache(config, cache)
     with _progress(trt) as monitor:
         config.progress_monitor = monitor
-        serialized = builder.build_serialized_network(network, config)
+        serialized = _build(builder, network, config, monitor)
     del parser
-    if monitor.interruption is not None:
-        raise monitor.interruption
     if serialized is None:
         raise EngineError(
             f"TensorRT {trt.__version__} built no plan from {plan.onnx_file}; its log above says "
@@ -49,6 +48,18 @@ def build_plan(trt: ModuleType, plan: EnginePlan, bundle: Path) -> bytes:
         )
     _save_timing_cache(config, cache)
     return bytes(serialized)
+
+
+def _build(builder: Any, network: Any, config: Any, monitor: Any) -> Any:
+    # In a thread, as Ctrl-C and SIGTERM become exceptions of the main thread: out of a callback one
+    # would end the process where it stands.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        building = pool.submit(builder.build_serialized_network, network, config)
+        try:
+            return building.result()
+        except (KeyboardInterrupt, SystemExit):
+            monitor.interrupted = True
+            raise  # once TensorRT has stopped
 
 
 def _parse(
@@ -116,31 +127,20 @@ def _monitor(trt: ModuleType, progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.interruption: BaseException | None = None
+            self.interrupted = False
             self._tasks: dict[str, Any] = {}
 
-        @contextlib.contextmanager
-        def _noting_interrupts(self) -> Iterator[None]:
-            # No exception may pass through TensorRT: it would end the process.
-            try:
-                yield
-            except (KeyboardInterrupt, SystemExit) as error:  # Ctrl-C, SIGTERM
-                self.interruption = error
-
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            with self._noting_interrupts():
-                self._tasks[phase_name] = progress.add_task(phase_name, total=num_steps)
+            self._tasks[phase_name] = progress.add_task(phase_name, total=num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             """Answer False to stop the build."""
-            with self._noting_interrupts():
-                if phase_name in self._tasks:
-                    progress.update(self._tasks[phase_name], completed=step + 1)
-            return self.interruption is None
+            if phase_name in self._tasks:
+                progress.update(self._tasks[phase_name], completed=step + 1)
+            return not self.interrupted
 
         def phase_finish(self, phase_name: str) -> None:
-            with self._noting_interrupts():
-                if phase_name in self._tasks:
-                    progress.remove_task(self._tasks.pop(phase_name))
+            if phase_name in self._tasks:
+                progress.remove_task(self._tasks.pop(phase_name))
 
     return Monitor()

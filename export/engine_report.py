@@ -104,14 +104,14 @@ class EngineReport(_Strict):
         against = "the masks" if self.has_masks else "ONNX Runtime's labels"
         yield CARD_HEADING
         yield ""
+        place = self.container_image or "outside a container"
         yield (
             f"Built with TensorRT {self.tensorrt_version} on {self.gpu} (compute capability "
-            f"{self.compute_capability}) in {self.container_image or 'no container of NVIDIA'}; it "
-            "loads in that version of TensorRT only. On "
+            f"{self.compute_capability}), {place}; it loads in that version of TensorRT only. On "
             f"{self.tiles}, against `{self.reference_file}` in ONNX Runtime, the worst batch size "
             f"gives the same label on {self.label_agreement:.4%} of the pixels and loses at most "
-            f"{100 * lost.dice_loss:.3f} Dice points of a class ({lost.name}, against {against}). "
-            f"{self.num_fused_attention} of {self.num_attention} attentions are fused."
+            f"{100 * max(lost.dice_loss, 0.0):.3f} Dice points of a class ({lost.name}, against "
+            f"{against}). {self.num_fused_attention} of {self.num_attention} attentions are fused."
         )
         yield ""
         yield "| Batch | p50 | p99 | p50 as a CUDA graph | p99 as a CUDA graph |"

@@ -1,4 +1,5 @@
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from rich.progress import Progress
 
 from export.engine import (
     ENGINE_REPORT_FILE,
@@ -287,21 +287,20 @@ class TestBuild:
             _build(bundle, trt)
         assert _content(bundle) == before
 
-    @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), SystemExit(143)])
-    def test_an_interrupted_build_stops_tensorrt_and_leaves_nothing(
-        self,
-        bundle: Path,
-        trt: FakeTensorRT,
-        monkeypatch: pytest.MonkeyPatch,
-        interruption: BaseException,
+    @pytest.mark.parametrize(
+        ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+    )
+    def test_a_signal_stops_the_build_and_leaves_nothing(
+        self, bundle: Path, trt: FakeTensorRT, number: int, raised: type[BaseException]
     ) -> None:
-        def interrupted(*arguments: object, **settings: object) -> None:
-            raise interruption
-
         before = _content(bundle)
-        monkeypatch.setattr(Progress, "update", interrupted)
-        with pytest.raises(type(interruption)):
-            _build(bundle, trt)
+        trt.signal = number
+        earlier = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as the command does
+        try:
+            with pytest.raises(raised):
+                _build(bundle, trt)
+        finally:
+            signal.signal(signal.SIGTERM, earlier)
         assert _content(bundle) == before
         assert not list(bundle.glob(".engine-*"))
 
