@@ -563,6 +563,23 @@ def test_elements_without_area_are_left_out_with_a_warning(
     assert "open polyline (2), point (2)" in output
 
 
+def test_a_closed_polyline_of_two_points_is_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mistake = {**square("White Matter", 0, 9), "points": [[0, 0, 0], [9, 9, 0]]}
+    hole = [[4, 4, 0], [5, 5, 0]]
+    elements = [square("Gray Matter", 0, 9, holes=[hole]), mistake]
+    write_bdsa(tmp_path / "in", elements)
+    labels = bdsa_labels(tmp_path / "in", tmp_path / "out")
+    assert (labels[:9, :9] == 2).all()
+    output = "".join(capsys.readouterr().out.split())
+    assert "closedpolylinewith2points,'WhiteMatter',element2ofa.json(1)" in output
+
+
+def test_bdsas_tiles_are_as_bcss_by_default() -> None:
+    assert BdsaSettings().tiles == BcssSettings().tiles
+
+
 def test_regions_that_no_element_reaches_are_warned_about(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,8 @@
+import sys
+
 import pytest
 
+from train.__main__ import main
 from train.errors import FocalPathError
 from train.settings import (
     PRESETS,
@@ -44,3 +47,33 @@ def test_a_number_that_cannot_be_is_refused_with_what_is_expected(
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_within_its_own_bounds(preset: str):
     assert PRESETS[preset]().preset == preset
+
+
+@pytest.mark.parametrize(
+    ("command", "choices"),
+    [
+        (
+            "fit bdsa",
+            [
+                "-gamma log f, is our choice",
+                "gamma log C d with d the share of 1 - Dice, is our choice",
+                "synthetic preset's 10 is our choice",
+                "Magnitude of the prior, the same for all strategies (our choice)",
+                "as for BCSS (our choice)",
+            ],
+        ),
+        ("prepare bdsa", ["for BDSA 0.25 is our choice", "has no fold (our choice)"]),
+    ],
+)
+def test_the_help_says_which_values_are_our_choice(
+    command: str,
+    choices: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(sys, "argv", ["train", *command.split(), "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for choice in choices:
+        assert choice in text

@@ -298,7 +298,7 @@ class BenchmarkSettings:
 
 
 def synthetic() -> Settings:
-    """Small encoders, trained from scratch on synthetic tissue in minutes on a CPU."""
+    """Small encoders, trained from scratch on synthetic tissue in minutes on a CPU (our choice)."""
     return Settings(
         preset="synthetic",
         model=ModelSettings(

@@ -55,15 +55,11 @@ BACKGROUND = 1
 _SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
 
-def _tiles() -> TileSettings:
-    return TileSettings(mpp=0.5)
-
-
 @dataclass(frozen=True, kw_only=True)
 class BdsaSettings:
-    """How BDSA is prepared."""
+    """How BDSA is prepared: tiles as BCSS's, 1024 pixels at 0.25 um (our choice)."""
 
-    tiles: TileSettings = field(default_factory=_tiles)
+    tiles: TileSettings = field(default_factory=TileSettings)
     source_mpp: float | None = None
     """um per pixel of the images that regions.csv says nothing about."""
     rename: tuple[str, ...] = ()
@@ -75,7 +71,8 @@ class BdsaSettings:
     """What pixels outside all elements are; background only where the regions are fully
     annotated."""
     test_share: float = 0.2
-    """Share of the patients or slides that is for testing, where regions.csv has no fold."""
+    """Share of the patients or slides that is for testing, where regions.csv has no fold (our
+    choice)."""
 
     def __post_init__(self) -> None:
         """Refuse a share that is none."""

@@ -56,13 +56,17 @@ def read_annotations(path: Path) -> tuple[list[Shape], Counter[str]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         for document in content if isinstance(content, list) else [content]:
             annotation = document.get("annotation", document)
-            for element in annotation["elements"]:
+            for number, element in enumerate(annotation["elements"], start=1):
+                label = element.get("group") or (element.get("label") or {}).get("value")
+                label = str(label or annotation.get("name") or "")
                 rings = _rings(element)
                 if rings is None:
                     others[_kind(element)] += 1
-                    continue
-                label = element.get("group") or (element.get("label") or {}).get("value")
-                shapes.append(Shape(str(label or annotation.get("name") or ""), rings))
+                elif len(rings[0]) < 3:
+                    place = f"{label!r}, element {number} of {path.name}"
+                    others[f"closed polyline with {len(rings[0])} points, {place}"] += 1
+                else:
+                    shapes.append(Shape(label, rings))
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise FocalPathError(
             f"{path} is not an annotation export of the Digital Slide Archive ({error!r}); "
@@ -81,10 +85,8 @@ def _rings(element: dict[str, Any]) -> tuple[Ring, ...] | None:
     """Outline and holes of an element, or None where it has no area."""
     kind = element["type"]
     if kind == "polyline" and element.get("closed"):
-        return (
-            _ring(element["points"]),
-            *(_ring(hole) for hole in element.get("holes") or ()),
-        )
+        holes = (_ring(hole) for hole in element.get("holes") or ())
+        return (_ring(element["points"]), *(hole for hole in holes if len(hole) >= 3))
     if kind == "rectangle":
         corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
         return (_placed(corners, element, element["width"], element["height"]),)
@@ -98,8 +100,8 @@ def _rings(element: dict[str, Any]) -> tuple[Ring, ...] | None:
 
 
 def _ring(points: Any) -> Ring:
-    ring = np.array([point[:2] for point in points], dtype=np.float64)
-    if ring.ndim != 2 or len(ring) < 3 or not np.isfinite(ring).all():
+    ring = np.array([point[:2] for point in points], dtype=np.float64).reshape(len(points), 2)
+    if not np.isfinite(ring).all():
         raise ValueError(f"a closed polyline has the points {str(points)[:80]}")
     return ring
 
