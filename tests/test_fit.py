@@ -42,9 +42,10 @@ def test_a_folder_with_a_trained_model_is_not_overwritten_unasked(toy_data: Path
     fit(settings, toy_data, run)
     (run / "last.ckpt").unlink()
     before = (run / "model.safetensors").read_bytes()
-    for resume in (False, True):  # there is nothing to resume from
-        with pytest.raises(FocalPathError, match="has a trained model.*--overwrite"):
-            fit(settings, toy_data, run, resume=resume)
+    with pytest.raises(FocalPathError, match="has a trained model.*--overwrite"):
+        fit(settings, toy_data, run)
+    with pytest.raises(FocalPathError, match="nothing to resume.*--overwrite"):
+        fit(settings, toy_data, run, resume=True)
     assert (run / "model.safetensors").read_bytes() == before
     other = replace(settings, optimization=replace(settings.optimization, seed=7))
     fit(other, toy_data, run, overwrite=True)
@@ -87,6 +88,7 @@ def test_a_compiled_run_learns_what_an_eager_one_learns(
 
 _KILLED_RUN = """
 import os, signal, sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -101,18 +103,22 @@ def kill_in_the_second_epoch(task, *_):
 
 torch.set_num_threads(1)
 SegmentationTask.on_train_batch_start = kill_in_the_second_epoch
-fit(toy_settings(), Path(sys.argv[1]), Path(sys.argv[2]))
+augmentation = replace(toy_settings().augmentation, num_workers=int(sys.argv[3]))
+fit(toy_settings(augmentation=augmentation), Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_run_killed_in_mid_epoch_and_resumed_ends_as_an_unbroken_one(
-    toy_run: Path, toy_data: Path, tmp_path: Path
+    toy_run: Path, toy_data: Path, tmp_path: Path, num_workers: int
 ):
     run = tmp_path / "run"
-    killed = subprocess.run([sys.executable, "-c", _KILLED_RUN, str(toy_data), str(run)])
+    arguments = [str(toy_data), str(run), str(num_workers)]
+    killed = subprocess.run([sys.executable, "-c", _KILLED_RUN, *arguments])
     assert killed.returncode == -signal.SIGKILL
     assert len(rows_of(run)) == 1
-    fit(toy_settings(), toy_data, run, resume=True)
+    augmentation = replace(toy_settings().augmentation, num_workers=num_workers)
+    fit(toy_settings(augmentation=augmentation), toy_data, run, resume=True)
     unbroken, resumed = (
         torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
         for folder in (toy_run, run)

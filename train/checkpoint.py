@@ -4,7 +4,6 @@ No pickle: a checkpoint from anywhere can be opened safely.
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from train.errors import FocalPathError
 from train.segmenter import Segmenter
 from train.settings import Settings, TissueClass
+from train.whole_file import whole_file, write_errors_explained
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
@@ -57,15 +57,17 @@ def save_checkpoint(folder: Path, segmenter: Segmenter, card: CheckpointCard) ->
 
     Returns:
         The path of the weights.
+
+    Raises:
+        FocalPathError: the disk is full, or may not be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with write_errors_explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu() for name, value in segmenter.state_dict().items()}
-    partial = folder / f".{WEIGHTS_FILE}.partial"
-    save_file(weights, partial)
-    os.replace(partial, folder / WEIGHTS_FILE)
-    partial = folder / f".{CARD_FILE}.partial"
-    partial.write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / CARD_FILE)
+    with whole_file(folder / WEIGHTS_FILE) as partial:
+        save_file(weights, partial)
+    with whole_file(folder / CARD_FILE) as partial:
+        partial.write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
     return folder / WEIGHTS_FILE
 
 
@@ -114,7 +116,7 @@ def read_card(path: Path) -> CheckpointCard:
 def _missing(file: Path) -> FocalPathError:
     return FocalPathError(
         f"no checkpoint: {file} does not exist. Give a run's folder or its {WEIGHTS_FILE}, with "
-        f"{CARD_FILE} beside it; `make train` writes both."
+        f"{CARD_FILE} beside it; `python -m train fit` writes both."
     )
 
 

@@ -1,6 +1,5 @@
 """Writing a data set's folder: whole or not at all."""
 
-import errno
 import json
 import os
 import shutil
@@ -10,12 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train.errors import FocalPathError
-
-_CANNOT_WRITE = (
-    *(errno.ENOSPC, errno.EDQUOT),
-    *(errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOTDIR, errno.EEXIST),
-)
+from train.whole_file import CANNOT_WRITE
 
 
 @contextmanager
@@ -32,7 +26,7 @@ def whole_or_not_at_all(folder: Path) -> Iterator[Path]:
         yield partial
         partial.rename(folder)
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+        if error.errno not in CANNOT_WRITE:
             raise
         raise FocalPathError(
             f"cannot write {folder} ({error}); nothing was kept. Expected a folder that may be "

@@ -1,13 +1,11 @@
 """The frozen encoders' features on disk, so that every epoch after the first skips the encoders.
 
 A feature is what `Segmenter.encode` gives for one view (flip and turn) of one tile. Its file is
-named after the encoders' weights, the image's bytes and the view: a changed weight or image is
-another file, and runs may share a folder.
+named after the encoders' weights and arithmetic, the image's bytes and the view: a changed weight
+or image is another file, and runs may share a folder.
 """
 
-import errno
 import hashlib
-import os
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -23,8 +21,9 @@ from torch.utils.data import Dataset
 
 from train.dataset import NUM_VIEWS, TileDataset
 from train.errors import FocalPathError
-from train.segmenter import Segmenter, encode_for_training
+from train.segmenter import Segmenter, encode_for_training, encodes_in_bfloat16
 from train.settings import Settings
+from train.whole_file import whole_file, write_errors_explained
 
 CachedSample = dict[str, object]
 """tile_id str, features (D, H/16, W/16), labels (H, W) int64."""
@@ -34,19 +33,27 @@ class EmbeddingCache:
     """Features by image and view, each in a file of its own, checked when it is read."""
 
     def __init__(self, settings: Settings, segmenter: Segmenter) -> None:
+        """Take the features of `segmenter`, on the device where it is."""
         runtime = settings.runtime
         assert runtime.embedding_cache is not None
         self._dtype = getattr(torch, runtime.embedding_dtype)
         self._mixed_precision = settings.mixed_precision
         self._segmenter = segmenter
-        key = f"{_fingerprint(segmenter)}-{segmenter.tile_size_px}-{runtime.embedding_dtype}"
-        self.folder = Path(runtime.embedding_cache) / key
+        bfloat16 = encodes_in_bfloat16(
+            segmenter.pixel_mean.device, mixed_precision=settings.mixed_precision
+        )
+        arithmetic = "bf16" if bfloat16 else "fp32"
+        self.folder = Path(runtime.embedding_cache) / (
+            f"{_fingerprint(segmenter)}-{segmenter.tile_size_px}-{arithmetic}-"
+            f"{runtime.embedding_dtype}"
+        )
 
     def fill(self, dataset: TileDataset, views: range, batch_size: int) -> None:
         """Encode every view of every tile that is not in the cache yet.
 
         Raises:
-            FocalPathError: the disk has no room; what was written stays whole.
+            FocalPathError: the disk has no room, or may not be written; what was written stays
+                whole.
         """
         missing = [
             (index, view, path)
@@ -57,7 +64,8 @@ class EmbeddingCache:
         if not missing:
             return
         self._check_room(len(missing))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with write_errors_explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
         for batch in track(batches, "Encoding tiles for the cache"):
             images = torch.stack([dataset.plain_image(index, view) for index, view, _ in batch])
@@ -96,22 +104,11 @@ class EmbeddingCache:
         """Write (D, H/16, W/16) features, whole or not at all.
 
         Raises:
-            FocalPathError: the disk is full.
+            FocalPathError: the disk is full, or may not be written.
         """
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
         features = features.contiguous()
-        try:
+        with whole_file(path) as partial:
             save_file({"features": features}, partial, {"crc32": _checksum(features)})
-            os.replace(partial, path)
-        except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.errno != errno.ENOSPC:
-                raise
-            raise FocalPathError(
-                f"{path} could not be written ({error}): expected room on the disk of "
-                f"{self.folder}. Free some or choose another --embedding-cache; what is there "
-                "already is whole and will be used."
-            ) from error
 
     def _check_room(self, num_files: int) -> None:
         """Tell the size before anything is written, and refuse what cannot fit."""

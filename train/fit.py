@@ -6,8 +6,8 @@ RUN/metrics.csv                     losses, scores and biases of every epoch
 RUN/training.png                    the same as a figure
 """
 
-import csv
 import logging
+import math
 import os
 import warnings
 from dataclasses import replace
@@ -17,25 +17,16 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import (
-    Callback,
-    EarlyStopping,
-    ModelCheckpoint,
-    RichProgressBar,
-)
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from train.checkpoint import (
-    CARD_FILE,
-    WEIGHTS_FILE,
-    CheckpointCard,
-    TrainingData,
-    read_card,
-    save_checkpoint,
-)
+from train.callbacks import BestCheckpoint, ClassProgressBar, MetricsFile
+from train.checkpoint import CARD_FILE, WEIGHTS_FILE, CheckpointCard, TrainingData, read_card
 from train.dataset import (
     NUM_VIEWS,
     EpochSampler,
@@ -51,10 +42,12 @@ from train.embedding_cache import CachedTileDataset, EmbeddingCache
 from train.errors import FocalPathError
 from train.figures import plot_training
 from train.focal_attention import initial_bias
+from train.resume import ResumableEarlyStopping, RunInputs, resumed_epoch, run_inputs
 from train.segmenter import Segmenter
 from train.settings import RuntimeSettings, Settings, TissueClass
 from train.task import SegmentationTask
 from train.weights import WHERE_TO_GET_WEIGHTS, load_pathology_weights, load_sam_weights
+from train.whole_file import write_errors_explained
 
 METRICS_FILE = "metrics.csv"
 FIGURE_FILE = "training.png"
@@ -67,7 +60,6 @@ _WARNINGS_OF_OTHERS = (
     r"Found \d+ module\(s\) in eval mode at the start of training",
     "Checkpoint directory .* exists and is not empty",
 )
-_CLASSES_IN_BAR = 6
 
 
 def fit(
@@ -93,25 +85,25 @@ def fit(
         The card of the best checkpoint.
 
     Raises:
-        FocalPathError: the data, the settings, the weights or the loss cannot be used, or the
-            folder has a trained model.
+        FocalPathError: the data, the settings, the weights or the loss cannot be used, the folder
+            has a trained model or cannot be written, or there is no such run to resume.
     """
-    last = run / LAST_FILE
-    resume = resume and last.is_file()
     if (run / WEIGHTS_FILE).exists() and not (resume or overwrite):
         raise FocalPathError(
             f"{run} has a trained model; expected a new folder. Add --resume to continue it from "
             f"{LAST_FILE}, where that is there, or --overwrite to replace it."
         )
     folder = read_tile_folder(data)
+    _check_shares(folder, settings)
     frequencies = class_frequencies(folder)
-    count_pixels(folder, "validation")
-    dice = None if difficulty_from is None else _baseline_dice(difficulty_from, folder)
-    bias = initial_bias(settings.bias, frequencies, dice)
+    _check_labelled(folder, "validation")
+    dice = _difficulty(settings, difficulty_from, folder)
+    inputs = run_inputs(settings, folder, dice)
+    last = run / LAST_FILE
+    first_epoch = resumed_epoch(last, inputs) if resume else 0
     L.seed_everything(settings.optimization.seed, workers=True, verbose=False)
-    segmenter = Segmenter(settings, bias)
+    segmenter = Segmenter(settings, initial_bias(settings.bias, frequencies, dice))
     _load_encoders(segmenter, settings)
-    loaders = _loaders(folder, settings, segmenter)
     card = partial(
         CheckpointCard,
         settings=settings,
@@ -124,18 +116,21 @@ def fit(
         ),
         pixel_frequencies=tuple(frequencies.tolist()),
     )
-    if not resume:
-        for name in (WEIGHTS_FILE, CARD_FILE, METRICS_FILE, FIGURE_FILE, LAST_FILE):
-            (run / name).unlink(missing_ok=True)
-    run.mkdir(parents=True, exist_ok=True)
-    trainer = _trainer(settings, run, _callbacks(settings, run, card, folder.classes))
-    task = SegmentationTask(segmenter, settings, folder.classes)
-    if settings.runtime.compile:
-        task.compile_parts()
-    trainer.fit(task, *loaders, ckpt_path=last if resume else None)
-    trainer.strategy.barrier()
-    if trainer.is_global_zero:
-        plot_training(run / METRICS_FILE, folder.classes, run / FIGURE_FILE)
+    with write_errors_explained(run):
+        run.mkdir(parents=True, exist_ok=True)
+        callbacks = [RunInputs(inputs), *_callbacks(settings, run, card, folder.classes)]
+        trainer = _trainer(settings, run, callbacks)
+        loaders = _loaders(folder, settings, segmenter, trainer, first_epoch)
+        if not resume:
+            for name in (WEIGHTS_FILE, CARD_FILE, METRICS_FILE, FIGURE_FILE, LAST_FILE):
+                (run / name).unlink(missing_ok=True)
+        task = SegmentationTask(segmenter, settings, folder.classes)
+        if settings.runtime.compile:
+            task.compile_parts()
+        trainer.fit(task, *loaders, ckpt_path=last if resume else None)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            plot_training(run / METRICS_FILE, folder.classes, run / FIGURE_FILE)
     return read_card(run)
 
 
@@ -146,19 +141,29 @@ def evaluate(
 
     Returns:
         Dice and IoU under names such as `dice/mean` and `iou/Tumor`.
+
+    Raises:
+        FocalPathError: the data set has other classes, or the split no labelled pixel.
     """
     folder = read_tile_folder(data)
-    count_pixels(folder, split)
+    _check_classes(card, "the checkpoint", folder)
+    if card.mpp and folder.mpp and not math.isclose(card.mpp, folder.mpp, rel_tol=0.05):
+        Console().print(
+            f"[yellow]warning:[/yellow] {data} has {folder.mpp:g} um per pixel, the checkpoint was "
+            f"trained at {card.mpp:g}: tissue of another size than it knows"
+        )
+    _check_labelled(folder, split)
     task = SegmentationTask(segmenter, card.settings, card.classes)
     settings = replace(card.settings, runtime=RuntimeSettings())
     trainer = _trainer(settings, None, [RichProgressBar(leave=False)])
-    loader = _evaluation_loader(evaluation_tiles(folder, split, settings), settings)
-    trainer.test(task, loader, verbose=False)
+    tiles = evaluation_tiles(folder, split, settings)
+    trainer.test(task, _evaluation_loader(tiles, settings, trainer), verbose=False)
     return {
         name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()
     }
 
 
+@rank_zero_only
 def print_scores(scores: dict[str, float], card: CheckpointCard, title: str) -> None:
     """Print a table of each class's pixel share, bias, Dice and IoU."""
     table = Table("Class", title=title)
@@ -173,114 +178,79 @@ def print_scores(scores: dict[str, float], card: CheckpointCard, title: str) -> 
     Console().print(table)
 
 
-class _BestCheckpoint(Callback):
-    """Writes the checkpoint whenever the mean validation Dice is the best so far."""
-
-    def __init__(self, run: Path, card: "partial[CheckpointCard]") -> None:
-        self._run = run
-        self._make_card = card
-        self._best_dice = -1.0
-
-    def on_validation_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        assert isinstance(task, SegmentationTask)
-        scores = {
-            name.removeprefix("validation/"): float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith("validation/")
-        }
-        if not scores["dice/mean"] > self._best_dice:  # nor if it is not a number
-            return
-        self._best_dice = scores["dice/mean"]
-        if trainer.is_global_zero:
-            bias = task.segmenter.class_attention_bias.delta.detach().tolist()
-            card = self._make_card(class_attention_bias=tuple(bias), metrics=scores)
-            save_checkpoint(self._run, task.segmenter, card)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
-        return {"best_dice": self._best_dice}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best Dice of the run that is resumed."""
-        self._best_dice = state_dict["best_dice"]
+def _check_shares(folder: TileFolder, settings: Settings) -> None:
+    """Refuse more processes than tiles: one would wait for the others forever."""
+    num_processes = settings.runtime.devices * settings.runtime.nodes
+    splits: tuple[Split, ...] = ("training", "validation")
+    for split in splits:
+        num_tiles = len(folder.tiles[split])
+        if 0 < num_tiles < num_processes:
+            raise FocalPathError(
+                f"{folder.root} has {num_tiles} {split} tiles for {num_processes} processes "
+                "(--devices times --nodes); expected a tile for each. Use fewer."
+            )
 
 
-class _MetricsFile(Callback):
-    """Writes a row an epoch into the CSV, whole; a resumed run keeps the rows before it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._rows: list[dict[str, str]] = []
-
-    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        if self._path.is_file():
-            with self._path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            self._rows = [row for row in rows if int(row["epoch"]) < trainer.current_epoch]
-
-    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        values = {name: str(float(value)) for name, value in trainer.callback_metrics.items()}
-        self._rows.append({"epoch": str(trainer.current_epoch), **dict(sorted(values.items()))})
-        if not trainer.is_global_zero:
-            return
-        partial_path = self._path.with_name(f".{self._path.name}.partial")
-        with partial_path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(self._rows[-1]), restval="")
-            writer.writeheader()
-            writer.writerows(self._rows)
-        os.replace(partial_path, self._path)
+def _check_labelled(folder: TileFolder, split: Split) -> None:
+    """Refuse tiles on which there is nothing to score."""
+    if not count_pixels(folder, split)[1:].any():
+        raise FocalPathError(
+            f"no pixel of the {split} tiles of {folder.root} is labelled; scores need some. Move "
+            "tiles between folds in folds.csv, or correct the masks."
+        )
 
 
-class _ProgressBar(RichProgressBar):
-    """Lightning's bar with the last validation Dice of each class, by its first letters."""
+def _check_classes(card: CheckpointCard, of_what: str, folder: TileFolder) -> None:
+    """Refuse a data set whose labels mean something else."""
+    names = [entry.name for entry in folder.classes]
+    found = [entry.name for entry in card.classes]
+    if found != names:
+        raise FocalPathError(
+            f"{of_what} has the classes {', '.join(found)}; expected those of {folder.root}, "
+            f"{', '.join(names)}, in their order. Take one that was trained on the same classes."
+        )
 
-    def __init__(self, classes: tuple[TissueClass, ...]) -> None:
-        super().__init__(leave=False)
-        self._classes = classes
 
-    def get_metrics(self, trainer: L.Trainer, task: L.LightningModule) -> dict[str, Any]:
-        """The loss, the mean Dice and each class's."""
-        found = trainer.callback_metrics
-        shown: dict[str, Any] = {}
-        if "loss" in found:
-            shown["loss"] = f"{found['loss']:.3f}"
-        if "validation/dice/mean" in found:
-            each = [
-                f"{entry.name[:3]} {found[f'validation/dice/{entry.name}']:.2f}"
-                for entry in self._classes[:_CLASSES_IN_BAR]
-            ]
-            shown["Dice"] = f"{found['validation/dice/mean']:.3f} ({' '.join(each)})"
-        return shown
+def _difficulty(settings: Settings, baseline: Path | None, folder: TileFolder) -> Tensor | None:
+    """Dice of each class (C,) that hcfa's baseline reached on its validation tiles."""
+    if baseline is None:
+        return None
+    if settings.bias.bias != "hcfa":
+        raise FocalPathError(
+            f"--difficulty-from is for --bias hcfa, and --bias is {settings.bias.bias}, which "
+            "takes no difficulty. Leave one out or change the other."
+        )
+    train_it = (
+        f"`python -m train fit {settings.preset} --bias none --data {folder.root} --out {baseline}`"
+    )
+    if not baseline.exists():
+        raise FocalPathError(f"no baseline at {baseline}. Train it first: {train_it}")
+    card = read_card(baseline)
+    _check_classes(card, f"the baseline {baseline}", folder)
+    names = [f"dice/{entry.name}" for entry in folder.classes]
+    if not card.metrics.keys() >= set(names):
+        raise FocalPathError(
+            f"the baseline {baseline} has no validation Dice (an imported checkpoint was not "
+            f"scored); hcfa takes it for difficulty. Train one in another folder: {train_it}"
+        )
+    # A class that is neither there nor predicted has no Dice: nothing says that it is hard.
+    return torch.tensor([card.metrics[name] for name in names]).nan_to_num(1.0)
 
 
 def _callbacks(
     settings: Settings, run: Path, card: "partial[CheckpointCard]", classes: tuple[TissueClass, ...]
 ) -> list[Callback]:
     callbacks: list[Callback] = [
-        _BestCheckpoint(run, card),
-        _MetricsFile(run / METRICS_FILE),
+        BestCheckpoint(run, card),
+        MetricsFile(run / METRICS_FILE),
         ModelCheckpoint(dirpath=run, filename=Path(LAST_FILE).stem, enable_version_counter=False),
-        _ProgressBar(classes),
+        ClassProgressBar(classes),
     ]
-    if settings.runtime.patience is not None:
+    if (patience := settings.runtime.patience) is not None:
         callbacks.append(
-            EarlyStopping("validation/dice/mean", mode="max", patience=settings.runtime.patience)
+            ResumableEarlyStopping("validation/dice/mean", mode="max", patience=patience)
         )
     return callbacks
-
-
-def _baseline_dice(run: Path, folder: TileFolder) -> torch.Tensor:
-    """Dice of each class (C,) that a trained baseline reached on its validation tiles."""
-    card = read_card(run)
-    names = [entry.name for entry in folder.classes]
-    found = [entry.name for entry in card.classes]
-    if found != names:
-        raise FocalPathError(
-            f"the baseline {run} has the classes {', '.join(found)}; expected those of the data "
-            f"set, {', '.join(names)}. Train the baseline on the same data set."
-        )
-    # A class that is neither there nor predicted has no Dice: nothing says that it is hard.
-    return torch.tensor([card.metrics[f"dice/{name}"] for name in names]).nan_to_num(1.0)
 
 
 def _load_encoders(segmenter: Segmenter, settings: Settings) -> None:
@@ -347,7 +317,11 @@ def _loggers(settings: Settings, run: Path) -> list[Logger]:
 
 
 def _loaders(
-    folder: TileFolder, settings: Settings, segmenter: Segmenter
+    folder: TileFolder,
+    settings: Settings,
+    segmenter: Segmenter,
+    trainer: L.Trainer,
+    first_epoch: int,
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """The loaders of training and validation tiles, of images or of their cached features."""
     training = TileDataset(
@@ -359,24 +333,37 @@ def _loaders(
     )
     validation = evaluation_tiles(folder, "validation", settings)
     if settings.runtime.embedding_cache is None:
-        return _training_loader(training, settings), _evaluation_loader(validation, settings)
-    cache = EmbeddingCache(settings, segmenter)
+        return (
+            _training_loader(training, settings, trainer, first_epoch),
+            _evaluation_loader(validation, settings, trainer),
+        )
+    # Lightning would move the model only later.
+    cache = EmbeddingCache(settings, segmenter.to(trainer.strategy.root_device))
     num_views = NUM_VIEWS if settings.augmentation.augment == "dihedral" else 1
     batch_size = settings.optimization.batch_size
     cache.fill(training, range(num_views), batch_size)
     cache.fill(validation, range(1), batch_size)
     return (
-        _training_loader(CachedTileDataset(training, cache), settings),
-        _evaluation_loader(CachedTileDataset(validation, cache), settings),
+        _training_loader(CachedTileDataset(training, cache), settings, trainer, first_epoch),
+        _evaluation_loader(CachedTileDataset(validation, cache), settings, trainer),
     )
 
 
 def _training_loader(
-    dataset: TileDataset | CachedTileDataset, settings: Settings
+    dataset: TileDataset | CachedTileDataset,
+    settings: Settings,
+    trainer: L.Trainer,
+    first_epoch: int,
 ) -> DataLoader[Any]:
-    optimization, runtime = settings.optimization, settings.runtime
-    rank, num_ranks = _rank(), runtime.devices * runtime.nodes
-    sampler = EpochSampler(len(dataset), optimization.seed, rank=rank, num_ranks=num_ranks)
+    optimization = settings.optimization
+    # Workers ask it for tiles before Lightning tells it the epoch that a resumed run is in.
+    sampler = EpochSampler(
+        len(dataset),
+        optimization.seed,
+        rank=trainer.global_rank,
+        num_ranks=trainer.world_size,
+        epoch=first_epoch,
+    )
     return DataLoader(
         cast("Dataset[Any]", dataset),
         batch_size=optimization.batch_size,
@@ -388,20 +375,13 @@ def _training_loader(
 
 
 def _evaluation_loader(
-    dataset: TileDataset | CachedTileDataset, settings: Settings
+    dataset: TileDataset | CachedTileDataset, settings: Settings, trainer: L.Trainer
 ) -> DataLoader[Any]:
     """Each rank counts its share of the tiles; the counts are added up at the end."""
-    num_ranks = settings.runtime.devices * settings.runtime.nodes
     return DataLoader(
         cast("Dataset[Any]", dataset),
         batch_size=settings.optimization.batch_size,
-        sampler=range(_rank(), len(dataset), num_ranks),
+        sampler=range(trainer.global_rank, len(dataset), trainer.world_size),
         num_workers=settings.augmentation.num_workers,
         pin_memory=torch.cuda.is_available(),
     )
-
-
-def _rank() -> int:
-    """This process's number among all that train together; Lightning and torchrun set it."""
-    node, local = (int(os.environ.get(name, "0")) for name in ("NODE_RANK", "LOCAL_RANK"))
-    return int(os.environ.get("RANK", node * int(os.environ.get("WORLD_SIZE", "1")) + local))

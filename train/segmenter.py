@@ -98,9 +98,6 @@ def _rgb(*values: float) -> Tensor:
 def encode_for_training(segmenter: Segmenter, images: Tensor, *, mixed_precision: bool) -> Tensor:
     """Features as training, validation and the embedding cache compute them.
 
-    Frozen encoders learn nothing: on a GPU that knows bfloat16 they always run in it, on a CPU,
-    where few are faster at it, in a run of mixed precision.
-
     Args:
         segmenter: the model.
         images: (B, 3, H, W) uint8, RGB in [0, 255], on its device.
@@ -111,9 +108,19 @@ def encode_for_training(segmenter: Segmenter, images: Tensor, *, mixed_precision
     """
     if not segmenter.encoders_frozen:
         return segmenter.encode(images.float()).float()
-    fast = images.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=fast or mixed_precision):
+    bfloat16 = encodes_in_bfloat16(images.device, mixed_precision=mixed_precision)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
         return segmenter.encode(images.float()).float()
+
+
+def encodes_in_bfloat16(device: torch.device, *, mixed_precision: bool) -> bool:
+    """Whether frozen encoders, which learn nothing, run in bfloat16.
+
+    On a GPU that knows it they always do; on a CPU, where few are faster at it, in a run of mixed
+    precision.
+    """
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return fast or mixed_precision
 
 
 def labels_from_logits(low_res_logits: Tensor, size_px: int) -> Tensor:

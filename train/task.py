@@ -39,6 +39,8 @@ class SegmentationTask(L.LightningModule):
         self.classes = classes
         self.loss = SegmentationLoss(settings.loss)
         self.confusion = PooledConfusion(len(classes))
+        if not settings.loss.iou_weight:  # nothing to learn from, which several devices refuse
+            segmenter.mask_decoder.iou_prediction_head.requires_grad_(False)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step's loss.
@@ -78,7 +80,7 @@ class SegmentationTask(L.LightningModule):
         self._log_scores("validation")
         bias = self.segmenter.class_attention_bias.delta.detach()
         for entry, value in zip(self.classes, bias.tolist(), strict=True):
-            self.log(f"bias/{entry.name}", value)
+            self.log(f"bias/{entry.name}", value, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Log Dice and IoU of the pooled pixels."""
@@ -135,7 +137,7 @@ class SegmentationTask(L.LightningModule):
         scores = class_scores(self.confusion.compute())
         self.confusion.reset()
         for name, value in named_scores(scores, self.classes).items():
-            self.log(f"{split}/{name}", value, prog_bar=name == "dice/mean")
+            self.log(f"{split}/{name}", value, prog_bar=name == "dice/mean", sync_dist=True)
 
 
 def named_scores(scores: ClassScores, classes: tuple[TissueClass, ...]) -> dict[str, float]:
