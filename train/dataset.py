@@ -84,7 +84,7 @@ def read_tile_folder(root: Path) -> TileFolder:
 
 def _read_description(path: Path) -> tuple[tuple[TissueClass, ...], float | None]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         classes = tuple(TissueClass(**entry) for entry in content["classes"])
         mpp = None if content.get("mpp") is None else float(content["mpp"])
     except (ValueError, KeyError, TypeError) as error:
@@ -92,14 +92,19 @@ def _read_description(path: Path) -> tuple[tuple[TissueClass, ...], float | None
             f"{path} is not readable ({error}); expected "
             '{"mpp": 0.25, "classes": [{"name": "Tumor", "color": "#d62728"}, ...]}'
         ) from error
-    names = [entry.name for entry in classes]
+    names = [str(entry.name) for entry in classes]
     if not 2 <= len(names) <= MAX_CLASSES or len(set(names)) < len(names):
         raise FocalPathError(
             f"{path} names {len(names)} classes ({len(set(names))} different); expected 2 to "
             f"{MAX_CLASSES}, each with its own name"
         )
     for entry in classes:
-        if not re.fullmatch(r"#[0-9a-fA-F]{6}", entry.color):
+        if not isinstance(entry.name, str) or entry.name in ("", "mean"):
+            raise FocalPathError(
+                f"{path} names a class {entry.name!r}; expected text, and not 'mean', which "
+                "is the score over all classes"
+            )
+        if not re.fullmatch(r"#[0-9a-fA-F]{6}", str(entry.color)):
             raise FocalPathError(
                 f"{path} gives {entry.name} the colour {entry.color!r}; expected #rrggbb"
             )
@@ -111,20 +116,24 @@ def _read_description(path: Path) -> tuple[tuple[TissueClass, ...], float | None
 def _read_folds(path: Path) -> Iterator[tuple[str, int]]:
     if not path.is_file():
         raise FocalPathError(f"{path} is missing; expected a CSV with columns img_id,fold")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not {"img_id", "fold"} <= set(reader.fieldnames or ()):
+    try:
+        reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
+    except UnicodeDecodeError as error:
+        raise FocalPathError(
+            f'{path} is not UTF-8 ({error}). Save it as such, in a spreadsheet as "CSV UTF-8".'
+        ) from error
+    if not {"img_id", "fold"} <= set(reader.fieldnames or ()):
+        raise FocalPathError(
+            f"{path} has the columns {reader.fieldnames}; expected img_id and fold"
+        )
+    for row in reader:
+        try:
+            yield row["img_id"], int(row["fold"])
+        except (TypeError, ValueError) as error:
             raise FocalPathError(
-                f"{path} has the columns {reader.fieldnames}; expected img_id and fold"
-            )
-        for row in reader:
-            try:
-                yield row["img_id"], int(row["fold"])
-            except (TypeError, ValueError) as error:
-                raise FocalPathError(
-                    f"{path}, line {reader.line_num}: fold is {row['fold']!r}; expected a whole "
-                    "number: -1 test, 0 validation, others training"
-                ) from error
+                f"{path}, line {reader.line_num}: fold is {row['fold']!r}; expected a whole "
+                "number: -1 test, 0 validation, others training"
+            ) from error
 
 
 def _find_tile(root: Path, tile_id: str) -> Tile:
@@ -342,10 +351,12 @@ def evaluation_tiles(folder: TileFolder, split: Split, settings: Settings) -> Ti
 class EpochSampler(Sampler[tuple[int, int]]):
     """Shuffled (epoch, index) keys, the same for the same seed; each rank gets its share."""
 
-    def __init__(self, num_tiles: int, seed: int, *, rank: int = 0, num_ranks: int = 1) -> None:
+    def __init__(
+        self, num_tiles: int, seed: int, *, rank: int = 0, num_ranks: int = 1, epoch: int = 0
+    ) -> None:
         self.num_tiles, self.seed = num_tiles, seed
         self.rank, self.num_ranks = rank, num_ranks
-        self.epoch = 0
+        self.epoch = epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning tells the epoch before it begins."""
