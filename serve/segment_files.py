@@ -145,10 +145,7 @@ def _check(command: Segment) -> None:
         stems[path.stem] = path
     if command.jobs < 1:
         raise FocalPathError(f"--jobs is {command.jobs}, expected at least 1.")
-    if not 0 <= command.alpha <= 1:
-        raise FocalPathError(f"--alpha is {command.alpha:g}, expected 0 to 1.")
-    if command.simplify_px < 0 or command.min_area_px < 0:
-        raise FocalPathError("--simplify-px and --min-area-px cannot be negative.")
+    _ = command.options  # refuses what is out of range
     if command.mpp is not None:
         check_mpp(command.mpp)
 

@@ -280,9 +280,10 @@ def test_an_output_folder_that_is_a_file_is_one_message(
     [
         ("--mpp", "1000", "mpp is 1000 um per pixel"),
         ("--mpp", "nan", "mpp is nan um per pixel"),
-        ("--alpha", "1.5", "--alpha is 1.5"),
+        ("--alpha", "1.5", "alpha is 1.5, expected a number from 0 to 1."),
+        ("--simplify-px", "nan", "simplify_px is nan, expected a number from 0 to 100."),
+        ("--min-area-px", "-1", "min_area_px is -1, expected a number from 0"),
         ("--jobs", "0", "--jobs is 0"),
-        ("--min-area-px", "-1", "cannot be negative"),
         ("--classes", "Muscle", "no class 'Muscle', only Tumor"),
     ],
 )
