@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,8 @@ ObserveWait = Callable[[float], None]
 """Is told how many seconds a tile has waited for its batch, in its request's context."""
 
 
-@runtime_checkable
-class TileRunner(Protocol):
-    """A backend that takes tiles one by one and works on several at the same time."""
+class TileRunner(Backend, Protocol):
+    """A backend that also takes tiles one by one, and works on several at the same time."""
 
     def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[TileAnswer]:
         """Run the model on a (T, T, 3) uint8 tile, soon."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.backends import Backend, OnnxRuntimeBackend
-from serve.batching import ObserveWait, TileBatcher, TilePool
+from serve.batching import ObserveWait, TileBatcher, TilePool, TileRunner
 from serve.errors import ImageError, ImageTooLargeError
 from serve.images import check_mpp
 from serve.manifest import Manifest, read_bundle
@@ -87,14 +87,14 @@ class Segmenter(Closing):
     """Segments images of any size with one backend; many threads may use it at once.
 
     Args:
-        backend: runs the model.
+        backend: runs the model; closed with this object.
         manifest: of that model.
         max_pixels: most pixels of an image once it is at the model's um per pixel.
     """
 
     def __init__(
         self,
-        backend: Backend,
+        backend: TileRunner,
         manifest: Manifest,
         *,
         max_pixels: int = MAX_PIXELS,
@@ -158,7 +158,7 @@ class Segmenter(Closing):
         return scale
 
     @property
-    def backend(self) -> Backend:
+    def backend(self) -> TileRunner:
         """What runs the model, as requests share it."""
         return self._backend
 
@@ -197,7 +197,7 @@ def open_segmenter(
     """
     manifest = manifest or read_bundle(settings.bundle)
     backend = observe(open_backend(settings, manifest))
-    shared: TilePool | TileBatcher
+    shared: TileRunner
     if settings.backend == "triton":
         shared = TilePool(backend, max_tiles=2 * manifest.max_batch_size)
     else:

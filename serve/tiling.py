@@ -17,7 +17,7 @@ import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.backends import Backend
-from serve.batching import TileRunner
+from serve.batching import TileAnswer, TileRunner
 from serve.manifest import LOW_RES_STRIDE, Manifest
 
 OVERLAP = 0.25
@@ -69,7 +68,7 @@ class Prediction:
 
 def predict(
     image: NDArray[np.uint8],
-    backend: Backend,
+    runner: TileRunner,
     manifest: Manifest,
     *,
     scale: float = 1.0,
@@ -79,7 +78,7 @@ def predict(
 
     Args:
         image: (H, W, 3) uint8, RGB in [0, 255].
-        backend: runs the model; a `TileRunner` gets several tiles to work on at the same time.
+        runner: runs the model, on several tiles at the same time.
         manifest: the model's tile size, classes and batch size.
         scale: pixels at the model's um per pixel for one of the image, along each axis.
         with_probabilities: also return the probabilities of all classes.
@@ -89,10 +88,10 @@ def predict(
     scaled = resample(image, *scaled_size(height, width, scale))
     rows, columns = scaled.shape[:2]
     if scale == 1 and rows <= tile and columns <= tile:
-        return _predict_one_tile(image, backend, tile, with_probabilities)
-    padded = pad_by_reflection(scaled, max(_whole(rows), tile), max(_whole(columns), tile))
+        return _predict_one_tile(image, runner, tile, with_probabilities)
+    padded = _pad_to_tiles(scaled, tile)
     blend = _Blend(len(manifest.classes), padded.shape[0], padded.shape[1], tile)
-    for origin, answer in _infer_tiles(padded, backend, manifest):
+    for origin, answer in _infer_tiles(padded, runner, manifest):
         blend.add(origin, answer["low_res_probabilities"], answer["iou_scores"])
     probabilities = blend.probabilities()
     extent = rows / LOW_RES_STRIDE, columns / LOW_RES_STRIDE
@@ -115,44 +114,20 @@ def resample(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.ui
 
 
 def _infer_tiles(
-    padded: NDArray[np.uint8], backend: Backend, manifest: Manifest
-) -> Iterator[tuple[tuple[int, int], dict[str, NDArray[Any]]]]:
-    """Run the model on every tile; yields each tile's (y, x) with its answer."""
-    tile, size = manifest.tile_size_px, manifest.max_batch_size
+    padded: NDArray[np.uint8], runner: TileRunner, manifest: Manifest
+) -> Iterator[tuple[tuple[int, int], TileAnswer]]:
+    """Run the model on every tile; yields each tile's (y, x) with its answer.
+
+    Two batches of tiles are kept at work, so that none waits for the blending of another.
+    """
     outputs = ("low_res_probabilities", "iou_scores")
-    origins = [
-        (y, x)
-        for y in tile_origins(padded.shape[0], tile)
-        for x in tile_origins(padded.shape[1], tile)
-    ]
-    if isinstance(backend, TileRunner):
-        yield from _run_ahead(padded, origins, backend, outputs, tile, 2 * size)
-        return
-    for start in range(0, len(origins), size):
-        batch = origins[start : start + size]
-        tiles = np.stack([padded[y : y + tile, x : x + tile] for y, x in batch])  # N x T x T x 3
-        answers = backend.infer(tiles, outputs)
-        for index, origin in enumerate(batch):
-            yield origin, {name: answers[name][index] for name in outputs}
-
-
-def _run_ahead(
-    padded: NDArray[np.uint8],
-    origins: Sequence[tuple[int, int]],
-    runner: TileRunner,
-    outputs: Sequence[str],
-    tile: int,
-    window: int,
-) -> Iterator[tuple[tuple[int, int], dict[str, NDArray[Any]]]]:
-    """Keep `window` tiles at work, so that none waits for the blending of another."""
-    pending: deque[tuple[tuple[int, int], Future[dict[str, NDArray[Any]]]]] = deque()
+    pending: deque[tuple[tuple[int, int], Future[TileAnswer]]] = deque()
     try:
-        for y, x in origins:
-            if len(pending) >= window:
+        for place, tile in _cut(padded, manifest.tile_size_px):
+            if len(pending) >= 2 * manifest.max_batch_size:
                 origin, future = pending.popleft()
                 yield origin, future.result()
-            cut = padded[y : y + tile, x : x + tile]
-            pending.append(((y, x), runner.submit(cut, outputs)))
+            pending.append((place, runner.submit(tile, outputs)))
         while pending:
             origin, future = pending.popleft()
             yield origin, future.result()
@@ -163,10 +138,22 @@ def _run_ahead(
 
 def cut_tiles(image: NDArray[np.uint8], tile: int) -> NDArray[np.uint8]:
     """The (N, tile, tile, 3) tiles that an image at the model's um per pixel is cut into."""
-    rows, columns = image.shape[:2]
-    padded = pad_by_reflection(image, max(_whole(rows), tile), max(_whole(columns), tile))
+    return np.stack([cut for _, cut in _cut(_pad_to_tiles(image, tile), tile)])
+
+
+def _pad_to_tiles(image: NDArray[np.uint8], tile: int) -> NDArray[np.uint8]:
+    """Pad an image to the decoder's grid, and to a tile at least."""
+    rows, columns = (max(_whole(length), tile) for length in image.shape[:2])
+    return pad_by_reflection(image, rows, columns)
+
+
+def _cut(
+    padded: NDArray[np.uint8], tile: int
+) -> Iterator[tuple[tuple[int, int], NDArray[np.uint8]]]:
+    """Each tile's (y, x) and its pixels."""
     starts = (tile_origins(length, tile) for length in padded.shape[:2])
-    return np.stack([padded[y : y + tile, x : x + tile] for y, x in itertools.product(*starts)])
+    for y, x in itertools.product(*starts):
+        yield (y, x), padded[y : y + tile, x : x + tile]
 
 
 def tile_origins(length: int, tile: int) -> list[int]:
@@ -276,13 +263,13 @@ def _resample_rows(
 
 
 def _predict_one_tile(
-    image: NDArray[np.uint8], backend: Backend, tile: int, with_probabilities: bool
+    image: NDArray[np.uint8], runner: TileRunner, tile: int, with_probabilities: bool
 ) -> Prediction:
     height, width = image.shape[:2]
     names = ["labels", "confidence", "iou_scores"]
     if with_probabilities:
         names.append("low_res_probabilities")
-    outputs = backend.infer(pad_by_reflection(image, tile, tile)[None], names)
+    outputs = runner.infer(pad_by_reflection(image, tile, tile)[None], names)
     low_res = None
     if with_probabilities:
         extent = height / LOW_RES_STRIDE, width / LOW_RES_STRIDE

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from serve.backends import OnnxRuntimeBackend
+from serve.batching import TilePool
 from serve.errors import ImageTooLargeError, OptionError
-from serve.manifest import Manifest, read_bundle
+from serve.manifest import read_bundle
 from serve.segmenter import Segmenter, open_segmenter
 from serve.settings import ServeSettings
 from tests.pictures import blobs
@@ -21,9 +22,10 @@ def segmenter(toy_bundle: Path) -> Iterator[Segmenter]:
         yield segmenter
 
 
-def _unscaled(toy_bundle: Path) -> tuple[Manifest, OnnxRuntimeBackend]:
+def _unscaled(toy_bundle: Path) -> Segmenter:
     manifest = read_bundle(toy_bundle).model_copy(update={"mpp": None})
-    return manifest, OnnxRuntimeBackend(toy_bundle, manifest)
+    pool = TilePool(OnnxRuntimeBackend(toy_bundle, manifest), max_tiles=1)
+    return Segmenter(pool, manifest)
 
 
 def test_without_mpp_the_models_own_is_assumed_and_said_so(segmenter: Segmenter) -> None:
@@ -63,14 +65,12 @@ def test_an_absurd_mpp_is_refused(segmenter: Segmenter) -> None:
 
 
 def test_a_model_without_mpp_takes_the_image_as_it_is_and_knows_its_area(toy_bundle: Path) -> None:
-    manifest, backend = _unscaled(toy_bundle)
-    summary = Segmenter(backend, manifest).segment(IMAGE, mpp=2).summary
+    summary = _unscaled(toy_bundle).segment(IMAGE, mpp=2).summary
     assert sum(row.area_um2 or 0 for row in summary.classes) == pytest.approx(4 * 100 * 130)
 
 
 def test_without_any_mpp_it_is_unknown(toy_bundle: Path) -> None:
-    manifest, backend = _unscaled(toy_bundle)
-    image = Segmenter(backend, manifest).segment(IMAGE).summary.image
+    image = _unscaled(toy_bundle).segment(IMAGE).summary.image
     assert (image.mpp, image.mpp_source) == (None, "unknown")
 
 

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,8 +32,10 @@ def manifest(toy_bundle: Path) -> Manifest:
 
 
 @pytest.fixture(scope="module")
-def backend(toy_bundle: Path, manifest: Manifest) -> OnnxRuntimeBackend:
-    return OnnxRuntimeBackend(toy_bundle, manifest, threads=1)
+def backend(toy_bundle: Path, manifest: Manifest) -> Iterator[TilePool]:
+    runner = TilePool(OnnxRuntimeBackend(toy_bundle, manifest, threads=1), max_tiles=1)
+    yield runner
+    runner.close()
 
 
 class FakeBackend:
@@ -61,7 +63,7 @@ class FakeBackend:
 
 
 def test_an_image_of_one_tile_gets_the_models_own_bytes(
-    backend: OnnxRuntimeBackend, manifest: Manifest
+    backend: TilePool, manifest: Manifest
 ) -> None:
     image = blobs(TILE_SIZE_PX, TILE_SIZE_PX)
     own = backend.infer(image[None], TILE_OUTPUTS)
@@ -74,7 +76,7 @@ def test_an_image_of_one_tile_gets_the_models_own_bytes(
 @pytest.mark.parametrize("height", [1, 3, 20, 64, 65, 131])
 @pytest.mark.parametrize("width", [1, 30, 64, 66, 200])
 def test_an_image_of_any_size_gets_labels_of_that_size(
-    height: int, width: int, backend: OnnxRuntimeBackend, manifest: Manifest
+    height: int, width: int, backend: TilePool, manifest: Manifest
 ) -> None:
     prediction = predict(painted(np.full((height, width), 2)), backend, manifest)
     assert prediction.labels.shape == prediction.confidence.shape == (height, width)
@@ -83,7 +85,7 @@ def test_an_image_of_any_size_gets_labels_of_that_size(
 
 
 def test_a_small_image_is_labelled_as_in_the_corner_of_its_mirrored_tile(
-    backend: OnnxRuntimeBackend, manifest: Manifest
+    backend: TilePool, manifest: Manifest
 ) -> None:
     image = blobs(20, 30)
     mirrored = np.concatenate([image, image[::-1], image, image[::-1]])[:TILE_SIZE_PX]
@@ -148,7 +150,7 @@ def test_upsampling_is_bilinear_with_half_pixel_centres_and_clamped_edges() -> N
 
 @pytest.mark.parametrize("shift", [(37, 21), (64, 64), (90, 113)])
 def test_a_shifted_crop_agrees_with_the_whole_image_away_from_its_edges(
-    shift: tuple[int, int], backend: OnnxRuntimeBackend, manifest: Manifest
+    shift: tuple[int, int], backend: TilePool, manifest: Manifest
 ) -> None:
     image = blobs(500, 600, scale=3)
     top, left = shift
@@ -159,7 +161,7 @@ def test_a_shifted_crop_agrees_with_the_whole_image_away_from_its_edges(
 
 
 def test_large_images_get_the_labels_that_they_were_painted_with(
-    backend: OnnxRuntimeBackend, manifest: Manifest
+    backend: TilePool, manifest: Manifest
 ) -> None:
     truth = np.repeat(np.repeat(np.arange(6).reshape(2, 3) % 5 + 1, 100, axis=0), 90, axis=1)
     assert (predict(painted(truth), backend, manifest).labels == truth).mean() > 0.99
@@ -175,7 +177,8 @@ def test_what_a_tile_says_at_its_own_edge_is_outvoted_by_its_neighbours(
     tile[3, :, :2] = tile[3, :, -2:] = 255
     width = TILE_SIZE_PX + 3 * 48
     fake = FakeBackend(np.stack([tile] * 4), np.zeros((4, 5), np.float32))
-    labels = predict(np.zeros((TILE_SIZE_PX, width, 3), np.uint8), fake, manifest).labels
+    runner = TilePool(fake, max_tiles=1)
+    labels = predict(np.zeros((TILE_SIZE_PX, width, 3), np.uint8), runner, manifest).labels
     rim = 3 * LOW_RES_STRIDE
     assert (labels[:, rim:-rim] == 2).all()
     assert (labels[:, 0] == 4).all()
@@ -189,13 +192,14 @@ def test_iou_scores_are_weighted_by_the_area_of_the_class_in_each_tile(manifest:
     probabilities[1, 1, low // 4 :] = 255
     scores = np.array([[0.9, 0.1, 0.3, 0, 0], [0.4, 0.8, 0.5, 0, 0]], np.float32)
     image = np.zeros((TILE_SIZE_PX, TILE_SIZE_PX + 48, 3), np.uint8)
-    found = predict(image, FakeBackend(probabilities, scores), manifest).iou_scores
+    runner = TilePool(FakeBackend(probabilities, scores), max_tiles=1)
+    found = predict(image, runner, manifest).iou_scores
     assert found == pytest.approx([(0.9 + 0.25 * 0.4) / 1.25, 0.8, 0.4, 0, 0])
 
 
 @pytest.mark.parametrize("scale", [0.37, 0.5, 1.3, 2.0])
 def test_a_resampled_image_gets_labels_in_its_own_pixels(
-    scale: float, backend: OnnxRuntimeBackend, manifest: Manifest
+    scale: float, backend: TilePool, manifest: Manifest
 ) -> None:
     side = round(120 / scale)  # coarse enough for the decoder's resolution
     truth = np.repeat(np.repeat(np.arange(6).reshape(2, 3) % 5 + 1, side, axis=0), side, axis=1)
@@ -205,7 +209,7 @@ def test_a_resampled_image_gets_labels_in_its_own_pixels(
 
 
 def test_a_resampled_image_is_seen_by_the_model_at_the_models_scale(
-    backend: OnnxRuntimeBackend, manifest: Manifest
+    backend: TilePool, manifest: Manifest
 ) -> None:
     image = blobs(300, 400, scale=3)
     half = np.asarray(Image.fromarray(image).resize((200, 150), Image.Resampling.BICUBIC))
@@ -220,7 +224,7 @@ def test_a_resampled_image_is_seen_by_the_model_at_the_models_scale(
 
 @pytest.mark.parametrize("scale", [0.6, 1.7])
 def test_a_shifted_crop_agrees_with_the_whole_image_also_where_it_is_resampled(
-    scale: float, backend: OnnxRuntimeBackend, manifest: Manifest
+    scale: float, backend: TilePool, manifest: Manifest
 ) -> None:
     image = blobs(500, 600, scale=3)
     whole = predict(image, backend, manifest, scale=scale).labels[37:387, 21:421]
@@ -230,7 +234,7 @@ def test_a_shifted_crop_agrees_with_the_whole_image_also_where_it_is_resampled(
 
 @pytest.mark.parametrize("size", [(64, 64), (10, 21), (150, 333)])
 def test_probabilities_cover_the_image_and_agree_with_its_labels(
-    size: tuple[int, int], backend: OnnxRuntimeBackend, manifest: Manifest
+    size: tuple[int, int], backend: TilePool, manifest: Manifest
 ) -> None:
     prediction = predict(blobs(*size, noise=5), backend, manifest, with_probabilities=True)
     low_res = prediction.low_res
@@ -243,14 +247,14 @@ def test_probabilities_cover_the_image_and_agree_with_its_labels(
 
 
 def test_probabilities_are_left_out_unless_they_are_asked_for(
-    backend: OnnxRuntimeBackend, manifest: Manifest
+    backend: TilePool, manifest: Manifest
 ) -> None:
     assert predict(blobs(150, 150), backend, manifest).low_res is None
 
 
 @pytest.mark.parametrize("kind", [TileBatcher, TilePool])
 def test_tiles_that_share_a_model_give_the_same_answer(
-    kind: type, toy_bundle: Path, backend: OnnxRuntimeBackend, manifest: Manifest
+    kind: type, toy_bundle: Path, backend: TilePool, manifest: Manifest
 ) -> None:
     size = {"max_batch_size": 3} if kind is TileBatcher else {"max_tiles": 3}
     runner = kind(OnnxRuntimeBackend(toy_bundle, manifest), **size)

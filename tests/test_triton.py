@@ -23,6 +23,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from export.triton_repository import Target, publish, render_config
 from serve.backends import OnnxRuntimeBackend
+from serve.batching import TilePool
 from serve.client import AsyncTritonClient, HttpClient, TritonClient
 from serve.manifest import Manifest, read_bundle
 from serve.segment_files import main as segment_files
@@ -136,7 +137,8 @@ def services(
 @pytest.fixture(scope="session")
 def in_process(toy_bundle: Path) -> Segmenter:
     manifest = read_bundle(toy_bundle)
-    return Segmenter(OnnxRuntimeBackend(toy_bundle, manifest), manifest)
+    pool = TilePool(OnnxRuntimeBackend(toy_bundle, manifest), max_tiles=1)
+    return Segmenter(pool, manifest)
 
 
 @pytest.fixture(
