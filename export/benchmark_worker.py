@@ -20,7 +20,7 @@ Run = Callable[[Images], NDArray[Any]]
 
 
 def direct(folder: Path, *, fused: bool) -> Run:
-    """SAM-Path as published, its ViT-S with or without PyTorch's fused attention."""
+    """Our rewriting of SAM-Path's forward, its ViT-S with or without fused attention."""
     import torch
 
     from export.benchmark_model import build_benchmark_model, read_model_settings
