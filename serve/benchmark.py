@@ -58,8 +58,9 @@ class Measurement(BaseModel):
     num_requests: int
     """Over all rounds."""
     p50_ms: float
-    p95_ms: float
-    p99_ms: float
+    p95_ms: float | None
+    """None of fewer than 20 requests, as the next of fewer than 100: it would be the largest."""
+    p99_ms: float | None
     per_second: float
     """Median over the rounds."""
 
@@ -189,15 +190,15 @@ def _ask_while_there_are(
 def _summary(
     route: str, unit: Unit, clients: int, seconds: list[float], rates: list[float]
 ) -> Measurement:
-    p50, p95, p99 = np.percentile(1000 * np.array(seconds), (50, 95, 99))
+    p50, p95, p99 = np.percentile(1000 * np.array(seconds), (50, 95, 99)).tolist()
     return Measurement(
         route=route,
         unit=unit,
         clients=clients,
         num_requests=len(seconds),
-        p50_ms=float(p50),
-        p95_ms=float(p95),
-        p99_ms=float(p99),
+        p50_ms=p50,
+        p95_ms=p95 if len(seconds) >= 20 else None,
+        p99_ms=p99 if len(seconds) >= 100 else None,
         per_second=float(np.median(rates)),
     )
 

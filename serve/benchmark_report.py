@@ -52,14 +52,19 @@ def _table(
     ]
     rows: list[tuple[int, str, str]] = []
     for one in measurements:
-        numbers = f"{one.p50_ms:.1f} | {one.p95_ms:.1f} | {one.p99_ms:.1f} | {one.per_second:.2f}"
+        latencies = " | ".join(_ms(value) for value in (one.p50_ms, one.p95_ms, one.p99_ms))
+        numbers = f"{latencies} | {one.per_second:.2f}"
         rows.append((one.clients, one.route, f"{numbers} | {one.num_requests}"))
     for row in others:
-        numbers = f"{row.p50_ms:.1f} | {row.p95_ms:.1f} | {row.p99_ms:.1f}"
+        numbers = " | ".join(_ms(value) for value in (row.p50_ms, row.p95_ms, row.p99_ms))
         name = f"Triton {row.transport}, perf_analyzer"
         rows.append((row.concurrency, name, f"{numbers} | {row.inferences_per_second:.2f} | "))
     rows.sort(key=lambda row: row[0])  # stable: the routes keep their order
     return lines + [f"| {name} | {clients} | {numbers} |" for clients, name, numbers in rows]
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def plot(report: BenchmarkReport) -> bytes | None:
@@ -76,12 +81,15 @@ def plot(report: BenchmarkReport) -> bytes | None:
         rows = [one for one in images if one.route == name]
         clients = [one.clients for one in rows]
         middle = [one.p50_ms for one in rows]
-        spread = [one.p95_ms - one.p50_ms for one in rows]
+        spread = [(one.p95_ms or one.p50_ms) - one.p50_ms for one in rows]
         latency.errorbar(
             clients, middle, yerr=[[0.0] * len(rows), spread], marker="o", capsize=3, label=name
         )
         throughput.plot(clients, [one.per_second for one in rows], marker="o", label=name)
-    for axes, title in ((latency, "ms: median, bar to p95"), (throughput, "images a second")):
+    for axes, title in (
+        (latency, "ms: median, bar to p95 from 20 requests"),
+        (throughput, "images a second"),
+    ):
         axes.set_xscale("log", base=2)
         levels = sorted({one.clients for one in images})
         axes.set_xticks(levels, [str(level) for level in levels])

@@ -12,7 +12,7 @@ import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 
-from serve.backends import Backend
+from serve.backends import Backend, OnnxRuntimeBackend
 from serve.batching import TilePool
 from serve.benchmark import (
     MODEL,
@@ -85,7 +85,7 @@ class Benchmark:
     """Numbers of clients."""
     rounds: int = 3
     """How often each route takes its turn."""
-    min_requests: int = 6
+    min_requests: int = 7
     """Requests of one turn, or twice the clients where that is more."""
     out: Path = Path("artifacts/benchmark")
     """Folder for benchmark.json, benchmark.md and benchmark.png."""
@@ -170,7 +170,7 @@ class _Run:
             return BenchmarkReport(
                 machine=describe_machine(load_before),
                 model=f"{manifest.name} {manifest.version}",
-                backend=_described(self._command.settings),
+                backend=_described(self._command.settings, self._raw),
                 image_px=(self._image.shape[1], self._image.shape[0]),
                 png_bytes=len(self._png),
                 num_tiles=len(cut_tiles(self._image, manifest.tile_size_px)),
@@ -206,6 +206,7 @@ class _Run:
 
     def _service(self, stack: ExitStack) -> str:
         if self._command.url is not None:
+            self._notes.append("The service was running already, with settings of its own.")
             return self._command.url.rstrip("/")
         most = max(self._command.clients)
         return stack.enter_context(own_service(self._command.settings, most))
@@ -273,13 +274,14 @@ class _Run:
         return rows
 
 
-def _described(settings: ModelSettings) -> str:
+def _described(settings: ModelSettings, backend: Backend) -> str:
+    assert isinstance(backend, OnnxRuntimeBackend)
     threads = settings.threads or "one a core"
     batch = settings.max_batch_size or "the model's own"
     return (
-        f"ONNX Runtime (provider {settings.provider}, threads: {threads}, largest batch: {batch}, "
-        f"batches at the same time: {settings.parallel_batches}, images at the same time: "
-        f"{ServeSettings.from_environment().concurrency})"
+        f"ONNX Runtime in {settings.precision} on {backend.providers[0]} (threads: {threads}, "
+        f"largest batch: {batch}, batches at the same time: {settings.parallel_batches}, images at "
+        f"the same time: {ServeSettings.from_environment().concurrency})"
     )
 
 
