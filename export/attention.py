@@ -19,16 +19,18 @@ from segment_anything.modeling.image_encoder import Attention as SamAttention
 from segment_anything.modeling.image_encoder import get_rel_pos
 from torch import Tensor, nn
 
+Positions = Literal["dense", "extended"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionForm:
     """How attention is written in the graph; the answers are the same."""
 
-    global_positions: Literal["dense", "extended"] = "dense"
+    global_positions: Positions = "dense"
     """SAM's relative position in the global blocks, over all N tokens. dense: a bias (B, heads, N,
     N). extended: queries extended by their (h + w) position logits, keys by one-hot rows and
     columns."""
-    window_positions: Literal["dense", "extended"] = "dense"
+    window_positions: Positions = "dense"
     """The same inside windows."""
     max_queries: int | None = 512
     """Attention takes at most so many queries at once, which bounds the memory of its logits; None
@@ -256,15 +258,20 @@ def _dense_bias(row_logits: Tensor, column_logits: Tensor) -> Tensor:
     return bias.flatten(4, 5).flatten(2, 3)
 
 
-def _register_positions(module: nn.Module, attention: SamAttention, grid: int) -> None:
+def _register_positions(
+    module: GlobalAttention | WindowAttention, attention: SamAttention, grid: int
+) -> None:
     """Register SAM's tables for a grid of g x g tokens, divided by the scale of the queries.
 
     rows, columns: (g, d, g), of the query's and the key's row or column.
-    one_hot: (1, 1, g*g, d + 2*g, up to a multiple of 8), the row and column of each key.
+    one_hot: (1, 1, g*g, d + 2*g, up to a multiple of 8), the row and column of each key; only where
+        positions extend the keys.
     """
     for name, table in (("rows", attention.rel_pos_h), ("columns", attention.rel_pos_w)):
         positions = get_rel_pos(grid, grid, table.detach()).transpose(1, 2)
         module.register_buffer(name, (positions / attention.scale).contiguous())
+    if module.positions == "dense":
+        return
     row, column = torch.arange(grid**2) // grid, torch.arange(grid**2) % grid
     head_dim = attention.rel_pos_h.shape[1]
     one_hot = torch.zeros(1, 1, grid**2, -(-(head_dim + 2 * grid) // 8) * 8)

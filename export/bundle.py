@@ -1,11 +1,8 @@
 """The bundle's folder: everything that serving needs, whole or not at all."""
 
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +10,24 @@ import onnx
 import onnxruntime
 from rich.console import Console
 
-from export.artefacts import HalfMaker, PrecisionSettings, judge_in_openvino, make_int8
-from export.attention import AttentionForm
+from export.artefacts import HalfMaker, judge_in_openvino, make_int8
 from export.audit import Peak, audit_activations
+from export.bundle_settings import BundleSettings
 from export.deployable import Deployable
-from export.engine_plan import plan_for
+from export.destination import bundle_destination, is_report, refused_folder
+from export.engine_plan import EnginePlan, plan_for
 from export.folded import FoldedSegmenter
 from export.model_card import write_model_card
-from export.onnx_graph import PARITY_OUTPUT, export_onnx
+from export.model_graph import ModelGraph
+from export.onnx_graph import PARITY_OUTPUT, check_size, export_onnx
 from export.parity import Answers, Gate, onnx_answers, torch_answers
 from export.parity_report import REPORT_FILE, draw_worst_tiles, write_report
-from export.parity_schema import (
-    PARITY_FILE,
-    ArtefactParity,
-    BlockPeak,
-    ParityReport,
-    Precision,
-    Tolerances,
-)
+from export.parity_schema import ArtefactParity, BlockPeak, ParityReport
 from export.precision import HalfPrecision, half_blocks
+from export.staging import replaced_whole, uninterrupted
 from export.tensorrt_lint import require_clean
-from export.validation import Images, validation_tiles
+from export.triton_repository import ENGINE_PRECISIONS
+from export.validation import Images, ValidationTiles, validation_tiles
 from serve.manifest import (
     Artefact,
     Manifest,
@@ -44,74 +38,57 @@ from serve.manifest import (
     sha256_of,
 )
 from serve.openvino_provider import computes_bfloat16
-from train.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint
+from train.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
 from train.errors import FocalPathError
 
 MODEL_FILE = "model.onnx"
 WARM_UP_FILE = "warm_up.npz"
 MIN_WARM_UP_AGREEMENT = 0.98
 """Share of labels that a server has to agree on: other hardware and precisions round otherwise."""
-REFUSED_SUFFIX = "-refused"
-"""Of the folder beside the bundle's that holds the report where no bundle came about."""
 _DIGITS_OF_VERSION = 12
-_ENGINE_PRECISIONS: tuple[Precision, ...] = ("fp16", "fp32")
-"""What a TensorRT plan is built from: the first that the bundle has."""
 
 
 class GateError(FocalPathError):
     """The float32 graph does not answer as torch does."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BundleSettings:
-    """What a bundle is called and how it is checked."""
-
-    name: str = "segmenter"
-    """The model's name, also in Triton."""
-    model_version: str | None = None
-    """The model's version; by default the first digits of the checkpoint's SHA-256."""
-    opset: int = 20
-    """ONNX opset of the graph."""
-    max_batch_size: int = 8
-    """Largest batch that a server may send."""
-    validate: Path | None = None
-    """Data set to compare with torch on; by default drawn tissue."""
-    num_parity_tiles: int = 8
-    """Tiles to compare on."""
-    precision: PrecisionSettings = field(default_factory=PrecisionSettings)
-    tolerances: Tolerances = field(default_factory=Tolerances)
-
-
 def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Manifest:
     """Export a checkpoint, prove that it answers as torch does, and write all that serving needs.
 
     Raises:
-        FocalPathError: the checkpoint cannot be used, or the float32 graph is out of tolerance: its
-            report is then beside where the bundle would be. A bundle that was there before stays as
-            it was.
+        FocalPathError: the bundle would replace something else, the checkpoint cannot be used, or
+            the float32 graph is out of tolerance: its report is then beside where the bundle would
+            be. A bundle that was there before stays as it was.
     """
+    needed = {"the checkpoint": checkpoint, "the data to compare on": settings.validate}
+    bundle = bundle_destination(bundle, needed)
     if settings.precision.openvino:
         computes_bfloat16()  # a missing plugin is told before the work
-    segmenter, card = load_checkpoint(checkpoint)
     weights = checkpoint / WEIGHTS_FILE if checkpoint.is_dir() else checkpoint
-    refused = bundle.with_name(f"{bundle.name}{REFUSED_SUFFIX}")
-    with _replaced_whole(bundle) as staging:
-        export = _Export(Deployable(segmenter).eval(), card, settings, staging)
+    card = read_card(checkpoint)
+    check_size(weights, card.settings.model)
+    tiles = _tiles(settings, card)
+    refused = refused_folder(bundle)
+    with replaced_whole(bundle) as staging:
+        deployable = Deployable(load_checkpoint(checkpoint)[0]).eval()
+        export = _Export(deployable, card, settings, tiles, staging)
         try:
             export.write_float32(weights)
         except GateError as error:
-            with _replaced_whole(refused) as folder:
+            with replaced_whole(refused) as folder:
                 export.write_parity(folder)
             raise GateError(
                 f"{error}. No bundle was written; {refused / REPORT_FILE} shows the classes and "
                 "tiles."
             ) from error
         export.write_other_forms()
-        manifest = export.write_manifest(sha256_of(weights))
+        manifest = export.write_manifest(sha256_of(weights), earlier=bundle)
         report = export.write_parity(staging)
         write_model_card(manifest, card, report, staging)
-    if (refused / PARITY_FILE).is_file():
-        shutil.rmtree(refused)  # of an earlier try
+        bundle_destination(bundle, needed)  # the work takes minutes: much may have come there since
+    if refused.exists() and is_report(refused):
+        with uninterrupted(f"{bundle} is the new bundle"):
+            shutil.rmtree(refused, ignore_errors=True)  # of an earlier try
     return manifest
 
 
@@ -123,24 +100,17 @@ class _Export:
         deployable: Deployable,
         card: CheckpointCard,
         settings: BundleSettings,
+        tiles: ValidationTiles,
         folder: Path,
     ) -> None:
         self._deployable, self._card, self._settings = deployable, card, settings
         self._folder = folder
         self._source = folder / "with_logits.onnx"
         self._console = Console()
-        names = tuple(entry.name for entry in card.classes)
-        tiles = validation_tiles(
-            settings.validate,
-            card.settings.model.tile_size_px,
-            settings.num_parity_tiles,
-            class_names=names,
-            mpp=card.mpp,
-        )
         self._gate = Gate(
             tiles=tiles,
             expected=torch_answers(deployable, tiles.images),
-            class_names=names,
+            class_names=tuple(entry.name for entry in card.classes),
             class_shares=card.pixel_frequencies,
             tolerances=settings.tolerances,
         )
@@ -157,7 +127,12 @@ class _Export:
         """
         tiles = self._gate.tiles
         self._say(f"Exporting {weights} to ONNX, opset {self._settings.opset}")
-        export_onnx(self._deployable, self._source, opset=self._settings.opset)
+        export_onnx(
+            self._deployable,
+            self._source,
+            opset=self._settings.opset,
+            form=self._settings.attention,
+        )
         self._say(f"Comparing with torch on {tiles.source}")
         answers = onnx_answers(self._source, tiles.images)
         found = self._gate.judge(answers, MODEL_FILE, "fp32")
@@ -172,10 +147,16 @@ class _Export:
         """Write every other form of the model that passes the gate."""
         precision, source = self._settings.precision, self._source
         # Attention written out: its operator would hide the logits.
-        folded = FoldedSegmenter(self._deployable, AttentionForm()).eval()
+        form = replace(self._settings.attention, operator=False)
+        folded = FoldedSegmenter(self._deployable, form).eval()
         self._peaks = audit_activations(folded, self._gate.tiles)
         self._half_blocks = half_blocks(onnx.load(str(source)))
         if precision.openvino:
+            if self._settings.opset >= 23:
+                self._say(
+                    "OpenVINO leaves the Attention of opset 23 and later to ONNX Runtime, which "
+                    "takes longer and more memory; export with --opset 20 for it"
+                )
             self._note(*judge_in_openvino(source, self._gate))
         halves: list[HalfPrecision] = []
         if precision.fp16:
@@ -196,8 +177,13 @@ class _Export:
         for path in self._folder.glob("with_logits*"):
             path.unlink()
 
-    def write_manifest(self, checkpoint_sha256: str) -> Manifest:
-        """Write the manifest, the warm-up sample and the plan of the TensorRT engine."""
+    def write_manifest(self, checkpoint_sha256: str, earlier: Path) -> Manifest:
+        """Write the manifest, the warm-up sample and the plan of the TensorRT engine.
+
+        Args:
+            checkpoint_sha256: of the checkpoint's weights.
+            earlier: the bundle that is replaced, if it exists.
+        """
         passed: dict[str, ArtefactParity] = {}
         for found in self._judged:
             if found.passed:
@@ -213,13 +199,47 @@ class _Export:
             )
             for found in passed.values()
         )
-        warm_up = _write_warm_up(self._folder, self._gate.tiles.images[:1])
-        manifest = _manifest(self._settings, self._card, checkpoint_sha256, artefacts, warm_up)
-        by_precision: Mapping[str, Artefact] = {entry.precision: entry for entry in artefacts}
-        chosen = next(by_precision[name] for name in _ENGINE_PRECISIONS if name in by_precision)
-        plan_for(manifest, chosen).write(self._folder)
+        manifest = _manifest(
+            self._settings,
+            self._card,
+            checkpoint_sha256,
+            artefacts,
+            opset=_opset_of(self._folder / MODEL_FILE),
+            warm_up=_write_warm_up(self._folder, self._gate.tiles.images[:1]),
+        )
+        plan = plan_for(
+            manifest, self._engine_source(artefacts), tolerances=self._settings.tolerances
+        )
+        plan.write(self._folder)
+        self._keep_of_engine(plan, earlier)
         manifest.write(self._folder)
         return manifest
+
+    def _engine_source(self, artefacts: tuple[Artefact, ...]) -> Artefact:
+        """The graph that a TensorRT plan is to be built from."""
+        by_precision: Mapping[str, Artefact] = {entry.precision: entry for entry in artefacts}
+        chosen = next(name for name in ENGINE_PRECISIONS if name in by_precision)
+        judged = {found.precision for found in self._judged}
+        reasons = [
+            f"{name} {'did not pass the gate' if name in judged else 'was not asked for'}"
+            for name in ENGINE_PRECISIONS[: ENGINE_PRECISIONS.index(chosen)]
+        ]
+        self._say(
+            f"A TensorRT engine would be built from {by_precision[chosen].file}"
+            + (f": {', '.join(reasons)}" if reasons else "")
+        )
+        return by_precision[chosen]
+
+    def _keep_of_engine(self, plan: EnginePlan, earlier: Path) -> None:
+        """Keep the timings of an earlier engine, which make the next one's build short."""
+        timings = earlier / plan.timing_cache_file
+        if timings.is_file():
+            shutil.copyfile(timings, self._folder / timings.name)
+        if (earlier / plan.plan_file).is_file():
+            self._say(
+                f"{earlier / plan.plan_file} is of the earlier bundle and is not kept; build this "
+                "one's with `python -m export engine`"
+            )
 
     def write_parity(self, folder: Path) -> ParityReport:
         """Write `parity.json` and the report with its pictures into `folder`."""
@@ -293,11 +313,27 @@ def _save_without_logits(source: Path, target: Path) -> None:
     onnx.save(model, str(target))
 
 
+def _tiles(settings: BundleSettings, card: CheckpointCard) -> ValidationTiles:
+    return validation_tiles(
+        settings.validate,
+        card.settings.model.tile_size_px,
+        settings.num_parity_tiles,
+        class_names=tuple(entry.name for entry in card.classes),
+        mpp=card.mpp,
+    )
+
+
+def _opset_of(path: Path) -> int:
+    return int(ModelGraph(onnx.load(str(path))).opset)
+
+
 def _manifest(
     settings: BundleSettings,
     card: CheckpointCard,
     checkpoint_sha256: str,
     artefacts: tuple[Artefact, ...],
+    *,
+    opset: int,
     warm_up: WarmUp,
 ) -> Manifest:
     tile_size_px = card.settings.model.tile_size_px
@@ -309,7 +345,7 @@ def _manifest(
         mpp=card.mpp,
         tile_size_px=tile_size_px,
         max_batch_size=settings.max_batch_size,
-        opset=settings.opset,
+        opset=opset,
         inputs=inputs,
         outputs=outputs,
         class_attention_bias=card.class_attention_bias,
@@ -329,22 +365,3 @@ def _write_warm_up(folder: Path, images: Images) -> WarmUp:
         sha256=sha256_of(folder / WARM_UP_FILE),
         min_agreement=MIN_WARM_UP_AGREEMENT,
     )
-
-
-@contextmanager
-def _replaced_whole(folder: Path) -> Iterator[Path]:
-    """Give a folder to fill that takes the place of `folder` at the end, or vanishes on failure."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    staging.chmod(0o755)
-    try:
-        yield staging
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.replace(folder, old)
-            os.replace(staging, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

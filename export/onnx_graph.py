@@ -14,10 +14,33 @@ from export.attention import AttentionForm
 from export.deployable import Deployable, DeployableOutput
 from export.folded import FoldedSegmenter, PlainPathologyEncoder
 from train.errors import FocalPathError
+from train.settings import ModelSettings
 
 BIAS_NAME = "class_attention_bias"
 PARITY_OUTPUT = "low_res_logits"
+OPSETS = range(20, 25)
+"""That the exporter writes, ONNX Runtime runs and TensorRT's parser takes."""
+MAX_WEIGHTS_BYTES = 2**31 - 2**26
+"""Protobuf, which ONNX is written in, ends at 2 GiB; the rest is for the folded constants (17 MB at
+1024 pixels) and the graph itself."""
 _EXAMPLE_BATCH = 2
+
+
+def check_size(weights: Path, model: ModelSettings) -> None:
+    """Check that a checkpoint's weights, float32 as the graph's, fit into one ONNX file.
+
+    Raises:
+        FocalPathError: they do not.
+    """
+    num_bytes = weights.stat().st_size if weights.is_file() else 0
+    if num_bytes > MAX_WEIGHTS_BYTES:
+        raise FocalPathError(
+            f"{weights} has {num_bytes / 4e6:.0f} million parameters, {model.image_encoder} and "
+            f"{model.pathology_encoder}; an ONNX file holds 2 GiB, which is "
+            f"{MAX_WEIGHTS_BYTES / 4e6:.0f} million in float32. Train with smaller encoders: vit_b "
+            "leaves room for a pathology encoder of 420 million, vit_l for one of 200 million, and "
+            "vit_h fits beside none."
+        )
 
 
 def export_onnx(

@@ -9,7 +9,6 @@ repository/segmenter/2/model.onnx     the newest: the only one that Triton loads
 
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -17,6 +16,7 @@ from typing import Literal, get_args
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
+from export.staging import staging_folder, uninterrupted
 from serve.errors import FocalPathError
 from serve.manifest import Artefact, Manifest, TensorSpec, read_bundle, sha256_of
 
@@ -26,6 +26,9 @@ Target = Literal["onnxruntime", "onnxruntime-gpu", "tensorrt-a100"]
 CONFIG_FILE = "config.pbtxt"
 MAX_QUEUE_DELAY_US = 2_000
 """How long a request may wait for others to share its batch: little beside a tile's inference."""
+
+ENGINE_PRECISIONS = ("fp16", "bf16", "fp32")
+"""Of the graph that a TensorRT plan is built from: the first that the bundle has."""
 
 _DTYPES = {"uint8": triton.TYPE_UINT8, "float32": triton.TYPE_FP32}
 
@@ -39,6 +42,8 @@ class _Runtime:
     precisions: tuple[str, ...]
     """Which artefact of the bundle is served: the first precision that it has."""
     on_gpu: bool
+    missing: str = "Export it first, or choose another target."
+    """What to do where the bundle has no such artefact."""
 
 
 _RUNTIMES: dict[Target, _Runtime] = {
@@ -53,15 +58,16 @@ _RUNTIMES: dict[Target, _Runtime] = {
         platform="onnxruntime_onnx",
         model_file="model.onnx",
         format="onnx",
-        precisions=("fp16", "fp32"),
+        precisions=("fp16", "fp32"),  # no bf16: not tried with ONNX Runtime's CUDA provider
         on_gpu=True,
     ),
     "tensorrt-a100": _Runtime(
         platform="tensorrt_plan",
         model_file="model.plan",
         format="tensorrt_plan",
-        precisions=("fp16", "bf16", "fp32"),
+        precisions=ENGINE_PRECISIONS,
         on_gpu=True,
+        missing="Build it: python -m export engine BUNDLE.",
     ),
 }
 
@@ -125,37 +131,47 @@ def publish(
 
     Raises:
         BundleError: the bundle is damaged or incomplete.
-        FocalPathError: the bundle has no artefact for the target, the target is not known, or
-            `keep` is below 1.
+        FocalPathError: the bundle has no artefact for the target, the target is not known, `keep`
+            is below 1, or the disk is full.
+        KeyboardInterrupt: with what it says, where Ctrl-C came too late to stop the publication.
     """
-    if keep is not None and keep < 1:
-        raise FocalPathError(f"{keep} versions to keep; expected at least 1")
+    check_keep(keep)
     runtime = _runtime(target)
     manifest = read_bundle(bundle)
     artefact = _select_artefact(manifest, runtime, target, bundle)
     folder = repository / manifest.name
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    # Inside the model's folder, where Triton ignores what is not a number: it would take a folder
-    # in the repository for another model.
-    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder))
     try:
-        (staging / CONFIG_FILE).write_text(render_config(manifest, target), encoding="utf-8")
-        versions = _versions(folder)
-        newest = folder / str(versions[-1]) if versions else None
-        if newest is None or not _serves(newest, runtime, artefact):
-            newest = folder / str(versions[-1] + 1 if versions else 1)
-            _stage_version(bundle / artefact.file, staging / newest.name / runtime.model_file)
-            (staging / newest.name).rename(newest)
-        (staging / CONFIG_FILE).replace(folder / CONFIG_FILE)
-        if keep is not None:
-            served = {int(newest.name), *versions[-1:]}
-            _prune(folder, staging, keep, served)
+        # Inside the model's folder, where Triton ignores what is not a number: it would take a
+        # folder in the repository for another model.
+        with staging_folder(folder, ".staging-") as staging:
+            (staging / CONFIG_FILE).write_text(render_config(manifest, target), encoding="utf-8")
+            versions = _versions(folder)
+            newest = folder / str(versions[-1]) if versions else None
+            if newest is None or not _serves(newest, runtime, artefact):
+                newest = folder / str(versions[-1] + 1 if versions else 1)
+                _stage_version(bundle / artefact.file, staging / newest.name / runtime.model_file)
+            with uninterrupted(f"{newest} is published"):
+                if (staging / newest.name).exists():
+                    (staging / newest.name).rename(newest)
+                (staging / CONFIG_FILE).replace(folder / CONFIG_FILE)
+                if keep is not None:
+                    _prune(folder, staging, keep, {int(newest.name), *versions[-1:]})
     finally:
-        shutil.rmtree(staging)
         if is_new and not any(folder.iterdir()):
             folder.rmdir()
     return newest
+
+
+def check_keep(keep: int | None) -> None:
+    """Check how many versions are to be kept.
+
+    Raises:
+        FocalPathError: fewer than one.
+    """
+    if keep is not None and keep < 1:
+        raise FocalPathError(f"--keep is {keep}; expected at least 1")
 
 
 def _runtime(target: Target) -> _Runtime:
@@ -207,8 +223,7 @@ def _select_artefact(
     found = ", ".join(f"{a.file} ({a.format}, {a.precision})" for a in manifest.artefacts)
     raise FocalPathError(
         f"target {target} needs an artefact in {runtime.format} with precision "
-        f"{' or '.join(runtime.precisions)}, but {bundle} has only {found}. "
-        "Export it first, or choose another target."
+        f"{' or '.join(runtime.precisions)}, but {bundle} has only {found}. {runtime.missing}"
     )
 
 
@@ -227,7 +242,8 @@ def _prune(folder: Path, staging: Path, keep: int, served: set[int]) -> None:
     """Delete the oldest versions; each vanishes at once, whole, before its files do."""
     for version in _versions(folder)[:-keep]:
         if version not in served:
-            (folder / str(version)).rename(staging / f"pruned-{version}")
+            pruned = (folder / str(version)).rename(staging / f"pruned-{version}")
+            shutil.rmtree(pruned, ignore_errors=True)
 
 
 def _stage_version(source: Path, destination: Path) -> None:

@@ -53,6 +53,7 @@ def toy_run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _toy_export(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The toy run's bundle, and the float32 graph that it was made from."""
     import export.bundle
+    from export.bundle_settings import BundleSettings
 
     folder = tmp_path_factory.mktemp("exported")
     graph = folder / "graph.onnx"
@@ -64,7 +65,7 @@ def _toy_export(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.bundle, "export_onnx", export_and_copy)
-        export.bundle.write_bundle(toy_run, folder / "bundle", export.bundle.BundleSettings())
+        export.bundle.write_bundle(toy_run, folder / "bundle", BundleSettings())
     return folder / "bundle", graph
 
 

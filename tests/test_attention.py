@@ -100,6 +100,13 @@ def test_extended_heads_have_a_width_that_fused_attention_takes(side: int):
     assert attention.one_hot.shape[-1] % 8 == 0
 
 
+def test_only_extended_positions_keep_the_rows_and_columns_of_the_keys():
+    for positions in ("dense", "extended"):
+        form = AttentionForm(global_positions=positions)
+        names = dict(GlobalAttention(sam_attention(4), 4, form).named_buffers())
+        assert ("one_hot" in names) is (positions == "extended")
+
+
 def test_queries_are_cut_into_no_more_than_allowed():
     form = AttentionForm(max_queries=1024)
     assert [form.num_chunks(count) for count in (256, 1024, 1025, 4096)] == [1, 1, 2, 4]

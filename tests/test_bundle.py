@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -7,7 +8,8 @@ import onnxruntime
 import pytest
 
 from export.artefacts import PrecisionSettings
-from export.bundle import BundleSettings, write_bundle
+from export.bundle import write_bundle
+from export.bundle_settings import BundleSettings
 from export.engine_plan import read_engine_plan
 from export.parity import Answers, onnx_answers
 from export.parity_schema import ParityReport, Tolerances
@@ -261,6 +263,87 @@ def test_a_new_export_replaces_the_earlier_bundle_whole(
     assert read_bundle(bundle).version == "2"
     assert "model.fp16.onnx" not in _names(bundle)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_the_bundle_behind_a_link_is_replaced_and_the_link_stays(
+    exported_bundle: Path, toy_run: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
+    link = tmp_path / "current"
+    link.symlink_to(bundle)
+    write_bundle(toy_run, link, BundleSettings(model_version="2", precision=FP32_ONLY))
+    assert link.readlink() == bundle
+    assert read_bundle(bundle).version == "2"
+
+
+def test_what_came_to_the_bundles_place_during_the_work_stays(
+    toy_run: Path, toy_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+
+    def export(deployable: object, path: Path, **settings: object) -> None:
+        shutil.copyfile(toy_graph, path)
+        bundle.mkdir()
+        (bundle / "notes.txt").write_text("mine")
+
+    monkeypatch.setattr("export.bundle.export_onnx", export)
+    with pytest.raises(FocalPathError, match=r"a folder with notes\.txt"):
+        write_bundle(toy_run, bundle, BundleSettings(precision=FP32_ONLY))
+    assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "notes.txt"]
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_the_timings_of_an_earlier_engine_stay_and_its_plan_does_not(
+    exported_bundle: Path, toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
+    (bundle / "timing.cache").write_text("timings")
+    (bundle / "model.plan").write_text("plan")
+    write_bundle(toy_run, bundle, BundleSettings(precision=FP32_ONLY))
+    assert (bundle / "timing.cache").read_text() == "timings"
+    assert "model.plan" not in _names(bundle)
+    assert f"{bundle / 'model.plan'} is of the earlier bundle" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_where_fp16_is_refused_the_engine_is_planned_from_bf16(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "bundle"
+    precision = PrecisionSettings(bf16=True, auto_islands=False, fp16_range_share=1e-9)
+    loose = Tolerances(half_agreement=0.5, half_dice_loss=1.0, agreement_dice_loss=1.0)
+    loose = replace(loose, half_iou_score_difference=1.0, half_confidence_difference=1.0)
+    settings = BundleSettings(num_parity_tiles=2, precision=precision, tolerances=loose)
+    write_bundle(toy_run, bundle, settings)
+    assert read_engine_plan(bundle).onnx_file == "model.bf16.onnx"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "would be built from model.bf16.onnx: fp16 did not pass the gate" in said
+
+
+def test_attention_is_exported_as_asked_for_and_the_manifest_has_the_graphs_own_opset(
+    toy_run: Path, toy_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def export(deployable: object, path: Path, **settings: object) -> None:
+        shutil.copyfile(toy_graph, path)
+        asked.append(settings)
+
+    monkeypatch.setattr("export.bundle.export_onnx", export)
+    settings = BundleSettings(opset=24, positions="extended", precision=FP32_ONLY)
+    manifest = write_bundle(toy_run, tmp_path / "bundle", settings)
+    assert asked == [{"opset": 24, "form": settings.attention}]
+    assert manifest.opset == 20
+
+
+def test_a_model_beyond_two_gibibytes_is_refused_before_any_work(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.onnx_graph.MAX_WEIGHTS_BYTES", 1000)
+    with pytest.raises(FocalPathError, match="parameters, tiny and vit_tiny_patch16_224; .* 2 GiB"):
+        write_bundle(toy_run, tmp_path / "bundle", BundleSettings())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_model_card_has_classes_biases_numbers_and_limits(exported_bundle: Path) -> None:

@@ -1,9 +1,13 @@
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from export.__main__ import main
-from serve.manifest import read_bundle
+from serve.manifest import read_bundle, sha256_of
 
 
 def _fail(*arguments: object) -> int:
@@ -42,20 +46,153 @@ def test_a_folder_that_cannot_be_written_is_one_error(
 def test_the_settings_are_flat_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert _fail("--help") == 0
     shown = capsys.readouterr().out
-    for option in ("--fp32-islands", "--bf16", "--int8", "--half-agreement", "--keep", "--target"):
+    options = ("--fp32-islands", "--bf16", "--int8", "--half-agreement", "--keep", "--target")
+    for option in (*options, "--positions", "--max-queries"):
         assert option in shown
 
 
-def test_export_publishes_for_the_target_and_keeps_so_many_versions(
-    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def _exported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundle is there already: only what follows the export is looked at."""
     monkeypatch.setattr(
-        "export.__main__.write_bundle", lambda checkpoint, out, settings: read_bundle(out)
+        "export.commands.write_bundle", lambda checkpoint, out, settings: read_bundle(out)
     )
+
+
+@pytest.mark.usefixtures("_exported")
+def test_export_publishes_for_the_target_and_keeps_so_many_versions(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
     for version in ("1", "2", "3"):
         (tmp_path / "segmenter" / version).mkdir(parents=True)
     where = ["--out", str(toy_bundle), "--model-repository", str(tmp_path)]
     main(["checkpoint", *where, "--target", "onnxruntime", "--keep", "2"])
     names = sorted(path.name for path in (tmp_path / "segmenter").iterdir())
     assert names == ["3", "4", "config.pbtxt"]
+
+
+def test_a_bundle_with_an_engine_is_published_by_a_command_of_its_own(
+    toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
+    (bundle / "model.plan").write_text("plan")
+    manifest = read_bundle(bundle)
+    plan = manifest.artefacts[0].model_copy(
+        update={
+            "file": "model.plan",
+            "format": "tensorrt_plan",
+            "sha256": sha256_of(bundle / "model.plan"),
+        }
+    )
+    manifest.model_copy(update={"artefacts": (*manifest.artefacts, plan)}).write(bundle)
+    repository = tmp_path / "models"
+    arguments = ("--model-repository", str(repository), "--target", "tensorrt-a100", "--keep", "1")
+    main(["publish", str(bundle), *arguments])
+    assert (repository / "segmenter" / "1" / "model.plan").read_text() == "plan"
+    assert f"{repository / 'segmenter' / '1'}: published for Triton" in capsys.readouterr().out
+
+
+def test_a_damaged_bundle_is_not_published(
+    toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
+    (bundle / "model.onnx").write_text("damaged")
+    assert _fail("publish", bundle, "--model-repository", tmp_path / "models") == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "model.onnx is damaged" in line
+    assert not (tmp_path / "models").exists()
+
+
+def test_an_export_for_tensorrt_is_refused_with_the_three_commands_that_lead_there(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, repository = tmp_path / "bundle", tmp_path / "models"
+    arguments = ("--out", out, "--model-repository", repository, "--target", "tensorrt-a100")
+    assert _fail(toy_run, *arguments, "--keep", "3") == 1
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        f"python -m export {toy_run} --out {out}",
+        f"python -m export engine {out}",
+        f"python -m export publish {out} --model-repository {repository} --target tensorrt-a100 "
+        "--keep 3",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_onto_its_own_checkpoint_is_one_error_and_changes_nothing(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(toy_run, tmp_path / "run"))
+    before = sorted(tmp_path.rglob("*"))
+    assert _fail(run, "--out", run) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: --out is {run}, which is or contains the checkpoint")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def _interrupt(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_export_changes_nothing_and_says_so(
+    toy_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("export.bundle.torch_answers", _interrupt)
+    assert _fail(toy_run, "--out", tmp_path / "bundle") == 130
+    assert capsys.readouterr().err == "error: interrupted; nothing was changed\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_exported")
+def test_an_interrupted_publication_says_that_the_bundle_is_new_and_how_to_publish_it(
+    toy_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("shutil.copyfile", _interrupt)
+    assert _fail("run", "--out", toy_bundle, "--model-repository", tmp_path) == 130
+    assert capsys.readouterr().err == (
+        f"error: interrupted; {toy_bundle} is the new bundle; it is not published: python -m "
+        f"export publish {toy_bundle} --model-repository {tmp_path} --target onnxruntime\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_exported")
+def test_an_interrupt_that_comes_too_late_says_that_the_version_is_published(
+    toy_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rename = Path.rename
+
+    def interrupt(source: Path, target: Path) -> Path:
+        signal.raise_signal(signal.SIGINT)
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", interrupt)
+    assert _fail("run", "--out", toy_bundle, "--model-repository", tmp_path) == 130
+    version = tmp_path / "segmenter" / "1"
+    assert f"{toy_bundle} is the new bundle; {version} is published" in capsys.readouterr().err
+    assert (version / "model.onnx").is_file()
+    assert (tmp_path / "segmenter" / "config.pbtxt").is_file()
+
+
+def test_an_interrupt_while_the_imports_run_ends_without_a_traceback() -> None:
+    program = """
+import builtins, signal
+from export.__main__ import main
+imported = builtins.__import__
+def interrupt(name, *arguments):
+    if name == "export.commands":
+        signal.raise_signal(signal.SIGINT)
+    return imported(name, *arguments)
+builtins.__import__ = interrupt
+main(["--help"])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, b"", b"")

@@ -1,0 +1,150 @@
+"""The commands of `python -m export`: their options, and what they print."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from export.bundle import BundleSettings, write_bundle
+from export.destination import check_repository
+from export.engine_command import Engine
+from export.triton_repository import Target, check_keep, publish
+from serve.errors import FocalPathError as ServeError
+from serve.manifest import Manifest
+from train.errors import FocalPathError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Export a checkpoint to a bundle and, when asked, publish it in Triton's repository.
+
+    `python -m export engine BUNDLE` builds a bundle's TensorRT engine and `python -m export publish
+    BUNDLE` publishes a bundle that is there already; each has its own --help.
+    """
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A run's folder or its model.safetensors."""
+    out: Path
+    """The bundle's folder; an earlier bundle there is replaced once the new one has passed, and
+    nothing else is: a folder with other files is refused."""
+    model_repository: Path | None = None
+    """Triton's model repository; the bundle becomes its newest version."""
+    target: Target = "onnxruntime"
+    """What runs the model inside Triton; tensorrt-a100 takes three commands, see publish --help."""
+    keep: int | None = None
+    """Versions to keep in the model repository, older ones are deleted; by default all."""
+    bundle: Annotated[BundleSettings, tyro.conf.arg(name="")]
+
+    def run(self) -> None:
+        """Export, publish, say where it is."""
+        self._check()
+        _print_artefacts(self.out, write_bundle(self.checkpoint, self.out, self.bundle))
+        if self.model_repository is None:
+            return
+        publication = Publish(
+            bundle=self.out,
+            model_repository=self.model_repository,
+            target=self.target,
+            keep=self.keep,
+        )
+        try:
+            publication.run()
+        except KeyboardInterrupt as interrupt:
+            outcome = str(interrupt) or f"it is not published: {publication.command()}"
+            raise KeyboardInterrupt(f"{self.out} is the new bundle; {outcome}") from None
+
+    def _check(self) -> None:
+        check_keep(self.keep)
+        if self.target == "tensorrt-a100":
+            publication = Publish(
+                bundle=self.out,
+                model_repository=self.model_repository or Path("model_repository"),
+                target=self.target,
+                keep=self.keep,
+            )
+            export = ["python", "-m", "export", str(self.checkpoint), "--out", str(self.out)]
+            raise FocalPathError(
+                f"--target {self.target} needs a TensorRT plan, which is built after the export. "
+                "Leave --target out, with your other options as they are; build on the GPU that "
+                f"will serve, then publish:\n{shlex.join(export)}\n"
+                f"{shlex.join(['python', '-m', 'export', 'engine', str(self.out)])}\n"
+                f"{publication.command()}"
+            )
+        if self.model_repository is not None:
+            check_repository(self.model_repository, self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publish:
+    """Put a bundle into Triton's model repository as the newest version.
+
+    A new version appears whole or not at all; what Triton already serves adds none. For
+    tensorrt-a100 the bundle's engine has to be there: `python -m export engine BUNDLE` first.
+    """
+
+    bundle: tyro.conf.Positional[Path]
+    """The bundle's folder; its files are checked against their SHA-256."""
+    model_repository: Path
+    """Triton's model repository."""
+    target: Target = "onnxruntime"
+    """What runs the model inside Triton."""
+    keep: int | None = None
+    """Versions to keep in the model repository, older ones are deleted; by default all."""
+
+    def run(self) -> None:
+        """Publish, say where it is."""
+        check_repository(self.model_repository, self.bundle)
+        version = publish(self.bundle, self.model_repository, self.target, keep=self.keep)
+        Console().print(
+            f"{version}: published for Triton, target {self.target}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def command(self) -> str:
+        """What the user would type."""
+        words = ["python", "-m", "export", "publish", str(self.bundle)]
+        words += ["--model-repository", str(self.model_repository), "--target", self.target]
+        return shlex.join(words if self.keep is None else [*words, "--keep", str(self.keep)])
+
+
+_COMMANDS = {"engine": Engine, "publish": Publish}
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the command; what the user can mend ends with one line and its exit status."""
+    command: Export | Engine | Publish
+    if arguments and arguments[0] in _COMMANDS:
+        name = arguments[0]
+        command = tyro.cli(
+            _COMMANDS[name], prog=f"python -m export {name}", args=list(arguments[1:])
+        )
+    else:
+        command = tyro.cli(
+            Export, prog="python -m export", args=arguments, config=(tyro.conf.OmitArgPrefixes,)
+        )
+    try:
+        command.run()
+    except (FocalPathError, ServeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_status", 1))
+    except KeyboardInterrupt as interrupt:
+        outcome = str(interrupt) or "nothing was changed"
+        print(f"error: interrupted; {outcome}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _print_artefacts(out: Path, manifest: Manifest) -> None:
+    for artefact in manifest.artefacts:
+        parity = artefact.parity
+        Console().print(
+            f"{out / artefact.file}: same label as torch on "
+            f"{parity.label_agreement:.4%} of the pixels of {parity.num_tiles} tiles, "
+            f"largest logit difference {parity.max_logit_difference or 0:.1e}",
+            soft_wrap=True,
+        )

@@ -1,0 +1,104 @@
+"""Where a bundle may be written: only where nothing but an earlier bundle would be deleted."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from serve.manifest import MANIFEST_FILE
+from train.errors import FocalPathError
+
+REFUSED_SUFFIX = "-refused"
+"""Of the folder beside the bundle's that holds the report where no bundle came about."""
+_REPORT_PREFIX = "parity"
+"""Of each file of that report."""
+
+
+def bundle_destination(out: Path, needed: Mapping[str, Path | None]) -> Path:
+    """The folder that an export to `out` writes, links followed.
+
+    Args:
+        out: where the user wants the bundle.
+        needed: what must outlive the export, by what it is.
+
+    Raises:
+        FocalPathError: something else than an earlier bundle is there or would be deleted.
+    """
+    folder = _resolved(out)
+    told = str(out) if folder == out.absolute() else f"{out} ({folder})"
+    for what, path in {**needed, "the current directory": Path.cwd()}.items():
+        if path is not None and _resolved(path).is_relative_to(folder):
+            raise FocalPathError(
+                f"--out is {told}, which is or contains {what}, {path}: the export would delete "
+                "it. Nothing was changed; give --out a folder of its own."
+            )
+    if folder.is_dir():
+        found = sorted(path.name for path in folder.iterdir())
+        if found and not _is_bundle(folder):
+            raise FocalPathError(
+                f"--out is {told}, a folder with {_listed(found)}, but without a bundle's "
+                f"{MANIFEST_FILE}; an export replaces only an earlier bundle or an empty folder. "
+                "Nothing was changed; give --out another folder, or empty this one yourself."
+            )
+    elif os.path.lexists(folder):
+        raise FocalPathError(
+            f"--out is {told}, which is a file; expected a folder. Nothing was changed; give "
+            "--out another name."
+        )
+    refused = refused_folder(folder)
+    if os.path.lexists(refused) and not is_report(refused):
+        raise FocalPathError(
+            f"{refused} is where the report would be if the model did not pass, and is something "
+            "else. Nothing was changed; give --out another name, or move that away."
+        )
+    return folder
+
+
+def check_repository(repository: Path, out: Path) -> None:
+    """Check where a bundle, exported to `out`, is to be published.
+
+    Raises:
+        FocalPathError: the repository is no folder, or the bundle would be inside.
+    """
+    if repository.exists() and not repository.is_dir():
+        raise FocalPathError(
+            f"--model-repository is {repository}, which is a file; expected a folder"
+        )
+    if _resolved(out).is_relative_to(_resolved(repository)):
+        raise FocalPathError(
+            f"--out is {out}, inside the model repository {repository}, where Triton would take it "
+            "for another model. Give --out a folder elsewhere."
+        )
+
+
+def refused_folder(bundle: Path) -> Path:
+    """Where the report goes if there is no bundle."""
+    return bundle.with_name(f"{bundle.name}{REFUSED_SUFFIX}")
+
+
+def is_report(folder: Path) -> bool:
+    """Whether the folder is what an export leaves that did not pass: a report and nothing else."""
+    return (
+        folder.is_dir()
+        and not folder.is_symlink()
+        and all(path.name.startswith(_REPORT_PREFIX) for path in folder.iterdir())
+    )
+
+
+def _resolved(path: Path) -> Path:
+    # Path.resolve fails where links lead in a circle.
+    return Path(os.path.realpath(path))
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether the folder has a bundle's manifest, of this version of FocalPath or another."""
+    try:
+        content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"schema_version", "artefacts"} <= content.keys()
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
