@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from rich.console import Console
 from rich.progress import track
 
@@ -22,7 +23,7 @@ from export.precision import (
     half_blocks,
 )
 from export.quantize import quantize_int8
-from serve.openvino_provider import computes_bfloat16, openvino_options
+from serve.openvino_provider import GraphPrecision, computes_bfloat16, openvino_options
 from train.errors import FocalPathError
 
 Say = Callable[[str], None]
@@ -170,7 +171,7 @@ class HalfMaker:
         if self._precision == "fp16":
             return onnx_answers(target, images), "ONNX Runtime"
         if self._settings.openvino and computes_bfloat16():
-            return onnx_answers(target, images, openvino_options("bf16")), "OpenVINO"
+            return onnx_answers(target, images, _in_openvino("bf16")), "OpenVINO"
         return None, "emulation"
 
     def _emulate(self, model: onnx.ModelProto, num_tiles: int) -> tuple[Answers, EmulationParity]:
@@ -206,8 +207,15 @@ def make_int8(source: Path, target: Path, gate: Gate) -> Judged:
 
 def judge_in_openvino(source: Path, gate: Gate) -> Judged:
     """Judge the float32 graph in OpenVINO."""
-    answers = onnx_answers(source, gate.tiles.images, openvino_options("fp32"))
+    answers = onnx_answers(source, gate.tiles.images, _in_openvino("fp32"))
     return gate.judge(answers, "model.onnx", "fp32", measured_with="OpenVINO"), answers
+
+
+def _in_openvino(precision: GraphPrecision) -> onnxruntime.SessionOptions:
+    options = openvino_options(precision)
+    # Errors only: ONNX Runtime warns of each session that it keeps nodes of shapes for itself.
+    options.log_severity_level = 3
+    return options
 
 
 def _refused(found: ArtefactParity, reasons: Iterable[str]) -> ArtefactParity:

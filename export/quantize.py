@@ -1,5 +1,6 @@
 """An int8 graph for CPUs: dynamic quantisation of the encoders' and the decoder's projections."""
 
+import logging
 from pathlib import Path
 
 import onnx
@@ -32,12 +33,22 @@ def quantize_int8(source: Path, target: Path) -> None:
         and node.input[1] in matrices
         and not any(part in node.input[1] for part in SENSITIVE)
     ]
-    quantize_dynamic(
-        source,
-        target,
-        op_types_to_quantize=["MatMul"],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        nodes_to_quantize=chosen,
-        extra_options={"MatMulConstBOnly": True},
-    )
+    root = logging.getLogger()
+    root.addFilter(_is_no_advice)
+    try:
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=chosen,
+            extra_options={"MatMulConstBOnly": True},
+        )
+    finally:
+        root.removeFilter(_is_no_advice)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    # Advice for who makes the graph, not for who exports one.
+    return not record.getMessage().startswith("Please consider to run pre-processing")

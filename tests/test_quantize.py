@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,14 @@ def test_weights_of_the_encoders_are_int8_with_a_scale_a_channel(graphs: tuple[P
     assert name not in constants
     assert constants[f"{name}_quantized"].data_type == onnx.TensorProto.INT8
     assert len(constants[f"{name}_scale"].dims) == 1
+
+
+def test_the_user_is_not_advised_to_pre_process(
+    graphs: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    quantize_int8(graphs[0], tmp_path / "model.int8.onnx")
+    logging.warning("another warning")
+    assert caplog.messages == ["another warning"]
 
 
 def test_sensitive_parts_and_attention_itself_stay_in_float32(graphs: tuple[Path, Path]):
