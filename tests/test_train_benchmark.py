@@ -2,21 +2,26 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from train.benchmark import Benchmark, run_benchmark
+from train.benchmark import EPOCHS, STEPS, Benchmark, peak_memory_gib, run_benchmark
+from train.segmenter import Segmenter, SegmenterOutput
 from train.settings import BenchmarkSettings
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> BenchmarkSettings:
     return BenchmarkSettings(
-        tile_size_px=64, image_encoder="tiny", repeats=1, out=tmp_path / "results" / "train.json"
+        tile_size_px=64,
+        image_encoder="tiny",
+        repeats=1,
+        peak_memory=False,
+        out=tmp_path / "results" / "train.json",
     )
 
 
 def test_every_variant_takes_the_same_step(settings: BenchmarkSettings, tmp_path: Path):
-    names = ("direct", "from_images", "decoder_one_by_one", "from_cache")
-    losses = [getattr(Benchmark(settings, tmp_path / name), name)() for name in names]
+    losses = [getattr(Benchmark(settings, tmp_path), name)() for name in STEPS]
     assert losses == pytest.approx([losses[0]] * 4, rel=2e-3)
 
 
@@ -27,9 +32,42 @@ def test_a_direct_step_learns(settings: BenchmarkSettings, tmp_path: Path):
     assert not before.equal(benchmark.segmenter.mask_decoder.iou_token.weight)
 
 
-def test_the_report_names_machine_memory_and_every_step(settings: BenchmarkSettings):
-    timings = run_benchmark(settings)
+def test_an_epoch_trains_on_every_tile_and_counts_validation_pixels(
+    settings: BenchmarkSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    learned: list[int] = []
+    learn = Benchmark._learn
+
+    def spy(self: Benchmark, output: SegmenterOutput, labels: torch.Tensor) -> float:
+        learned.append(len(labels))
+        return learn(self, output, labels)
+
+    monkeypatch.setattr(Benchmark, "_learn", spy)
+    benchmark = Benchmark(settings, tmp_path)
+    for name in EPOCHS:
+        pixels = getattr(benchmark, name)()
+        assert 0.8 * 2 * 64 * 64 < pixels <= 2 * 64 * 64
+    assert learned == [2, 2] * 2
+
+
+def test_an_epoch_from_the_cache_does_not_encode(
+    settings: BenchmarkSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    benchmark = Benchmark(settings, tmp_path)
+    monkeypatch.delattr(Segmenter, "encode")
+    benchmark.epoch_from_cache()
+    with pytest.raises(AttributeError):
+        benchmark.epoch_from_images()
+
+
+def test_the_report_names_the_machine_and_every_variant(settings: BenchmarkSettings):
+    run_benchmark(settings)
     report = json.loads(settings.out.read_text())
     assert report["machine"]
-    assert report["peak_memory_gib"] > 0
-    assert set(report["steps"]) == {timing.name for timing in timings}
+    assert set(report["steps"]) == set(STEPS.values())
+    assert set(report["epochs"]) == set(EPOCHS.values())
+    assert report["epoch_steps"] == 2
+
+
+def test_memory_is_that_of_one_variant_alone(settings: BenchmarkSettings, tmp_path: Path):
+    assert 0 < peak_memory_gib(settings, str(tmp_path), "from_cache") < 64

@@ -8,7 +8,7 @@ python -m train import-sampath PRESET CKPT RUN --data DATA
                                            convert a SAM-Path checkpoint
 python -m train evaluate RUN --data DATA   score it
 python -m train compare PRESET --data DATA train and report the paper's comparison
-python -m train benchmark                  time a training step
+python -m train benchmark                  time a training step and an epoch
 """
 
 import json
@@ -259,7 +259,11 @@ class Compare:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Time a training step beside a direct SAM-Path loop, at real size with random weights."""
+    """Time a training step beside a direct SAM-Path loop, at real size with random weights.
+
+    And an epoch of a few tiles from images and from the embedding cache: reading, labels and
+    validation included. On the GPU where there is one.
+    """
 
     settings: BenchmarkSettings
 

@@ -284,17 +284,23 @@ class BenchmarkSettings:
     batch_size: int = 2
     """Tiles a step."""
     repeats: int = 5
-    """Steps of each variant, taken in turn; the median counts."""
+    """Steps and epochs of each variant, taken in turn; the median counts."""
+    epoch_steps: int = 2
+    """Training steps of an epoch; half as many tiles are for validation."""
     tile_size_px: int = 1024
     """Side of the tiles."""
     image_encoder: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_b"
     """SAM's encoder; smaller ones are for tests."""
+    peak_memory: bool = True
+    """Measure each variant's peak memory, too, in a process of its own."""
     out: Path = Path("artifacts/results/train/benchmark.json")
     """Where the numbers go."""
 
     def __post_init__(self) -> None:
         """Refuse to measure nothing."""
-        _check_ranges(self, batch_size=(1, math.inf), repeats=(1, math.inf))
+        _check_ranges(
+            self, batch_size=(1, math.inf), repeats=(1, math.inf), epoch_steps=(1, math.inf)
+        )
 
 
 def synthetic() -> Settings:
