@@ -12,10 +12,12 @@ python -m train benchmark                  time a training step and an epoch
 """
 
 import json
+import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Never, get_args
 
 import tyro
 
@@ -28,6 +30,7 @@ from train.sources.bcss import BcssSettings, prepare_bcss
 from train.sources.bdsa import BdsaSettings, prepare_bdsa
 from train.sources.crag import CragSettings, prepare_crag
 from train.synthetic import SyntheticSettings, write_dataset
+from train.whole_file import whole_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +225,8 @@ class Evaluate:
         scores = evaluate(segmenter, card, self.data, self.split)
         print_scores(scores, card, f"{self.split.capitalize()} tiles of {self.data}")
         if self.out is not None:
-            self.out.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+            with whole_file(self.out) as partial:
+                partial.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,8 +289,33 @@ Command = (
 )
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, so that it ends as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> Never:
+    raise _Terminated
+
+
+def _after_interrupt(command: object) -> str:
+    """What an interrupted command leaves, and how to go on."""
+    match command:
+        case Fit(out=out) if (last := out / "last.ckpt").is_file():
+            return f"continue from {last}, the last whole epoch, with --resume"
+        case Fit():
+            return "no epoch was finished, so that there is nothing to resume"
+        case Compare():
+            return "repeat the command to continue; what is finished is not trained again"
+        case Prepare():
+            return "a data set is written whole or not at all"
+    return "repeat the command"
+
+
 def main() -> None:
-    """Run one command; a user's mistake ends with one line and exit status 1."""
+    """Run one command; a user's mistake ends with one line and exit status 1.
+
+    An interrupt ends with one line and the shell's status for its signal.
+    """
     config = (
         tyro.conf.OmitArgPrefixes,
         tyro.conf.OmitSubcommandPrefixes,
@@ -295,10 +324,20 @@ def main() -> None:
     command = tyro.cli(
         Command, prog="python -m train", description=__doc__.splitlines()[0], config=config
     )
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         command.run()
     except FocalPathError as error:
         sys.exit(f"error: {error}")
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Where it trains, Lightning turns an interrupt into exit status 1.
+        interrupt = error if isinstance(error, KeyboardInterrupt) else error.__context__
+        if not isinstance(interrupt, KeyboardInterrupt):
+            raise
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"interrupted; {_after_interrupt(command)}", file=sys.stderr)
+        number = signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
+        sys.exit(128 + number)
 
 
 if __name__ == "__main__":

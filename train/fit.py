@@ -230,8 +230,8 @@ def _difficulty(settings: Settings, baseline: Path | None, folder: TileFolder) -
     names = [f"dice/{entry.name}" for entry in folder.classes]
     if not card.metrics.keys() >= set(names):
         raise FocalPathError(
-            f"the baseline {baseline} has no validation Dice (an imported checkpoint was not "
-            f"scored); hcfa takes it for difficulty. Train one in another folder: {train_it}"
+            f"the baseline {baseline} has no validation Dice (was it imported with --no-score?), "
+            f"and hcfa takes that for difficulty. Train one in another folder: {train_it}"
         )
     # A class that is neither there nor predicted has no Dice: nothing says that it is hard.
     return torch.tensor([card.metrics[name] for name in names]).nan_to_num(1.0)

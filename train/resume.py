@@ -72,8 +72,8 @@ def resumed_epoch(last: Path, inputs: Inputs) -> int:
     if not last.is_file():
         raise FocalPathError(
             f"nothing to resume: {last} does not exist. A run keeps it from its first "
-            "epoch's end on; leave out --resume to train from the start, with --overwrite where a trained "
-            "model is."
+            "epoch's end on; leave out --resume to train from the start, with --overwrite to "
+            "replace a trained model."
         )
     try:
         state = torch.load(last, map_location="cpu", mmap=True, weights_only=True)
