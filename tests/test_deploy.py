@@ -28,6 +28,9 @@ KUBERNETES_VERSION = "1.34"
 NOT_MANIFESTS = ("kustomization.yaml", "prometheus-adapter-values.yaml")
 MANIFESTS = [p for p in sorted(KUBERNETES.glob("*.yaml")) if p.name not in NOT_MANIFESTS]
 DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/focalpath.json").read_text())
+LARGEST_IMAGE_MIB, IDLE_WORKER_MIB = 1200, 400
+"""Memory of 64 megapixels and five classes at work as an overlay, and of a worker without: as
+measured, rounded up."""
 PINNED = re.compile(r"[a-z0-9./-]+:[a-z]?\d[\w.-]*")
 
 Samples = list[tuple[str, dict[str, str]]]
@@ -258,6 +261,23 @@ def test_every_container_is_limited_probed_and_without_privileges() -> None:
         assert {"startupProbe", "readinessProbe", "livenessProbe"} < set(container), name
         assert "memory" in container["resources"]["limits"], name
     assert _containers()["triton"]["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+def test_a_pod_holds_all_that_it_takes_at_the_same_time() -> None:
+    settings = ServeSettings.from_environment(_environment_of(_containers()["serve"]))
+    num_waiting = settings.workers * settings.max_waiting
+    at_work = settings.workers * settings.concurrency * LARGEST_IMAGE_MIB
+    idle = settings.workers * IDLE_WORKER_MIB
+    memory = _mebibytes(_containers()["serve"]["resources"]["limits"]["memory"])
+    assert num_waiting * (settings.max_upload_mib + 1) + at_work + idle <= memory
+    volumes = _manifest("deployment")["spec"]["template"]["spec"]["volumes"]
+    (limit,) = [v["emptyDir"]["sizeLimit"] for v in volumes if v["name"] == "serve-tmp"]
+    assert num_waiting * settings.max_batch_mib <= _mebibytes(limit)
+
+
+def _mebibytes(quantity: str) -> int:
+    assert quantity.endswith("Gi")
+    return 1024 * int(quantity.removesuffix("Gi"))
 
 
 def test_a_pod_outlives_its_longest_request() -> None:
