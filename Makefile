@@ -14,6 +14,8 @@ DEMO := artifacts/demo
 # Where measurements go; those in the repository were made with RESULTS=docs/results.
 RESULTS ?= artifacts/results
 PORT ?= 3000
+# What `make publish` has Triton run: also onnxruntime and onnxruntime-gpu.
+TARGET ?= tensorrt-a100
 
 export BENTOML_DO_NOT_TRACK := True
 export ORT_DISABLE_TELEMETRY := 1
@@ -21,8 +23,8 @@ export ORT_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 # The targets share their names with folders.
-.PHONY: install format lint typecheck imports test check data train evaluate export engine serve \
-	benchmark benchmark-train benchmark-export benchmark-gpu load compare demo docker clean
+.PHONY: install format lint typecheck imports test check data train evaluate export engine publish \
+	serve benchmark benchmark-train benchmark-export benchmark-gpu load compare demo docker clean
 
 install: $(VENV)/.installed
 
@@ -69,6 +71,10 @@ export: install
 # Here where TensorRT and the GPU are; else in NVIDIA's container, where docker is; else says how.
 engine: install
 	$(RUN) -m export engine $(BUNDLE) --docker
+
+# After `make engine`: Triton's next version is the plan.
+publish: install
+	$(RUN) -m export publish $(BUNDLE) --model-repository model_repository --target $(TARGET) --keep 3
 
 serve: install
 	$(RUN) -m serve http --bundle $(BUNDLE) --port $(PORT)

@@ -35,8 +35,8 @@ class BundleSettings:
     wider queries and keys, the same answers without the bias's memory."""
     max_queries: int | None = 512
     """Attention takes at most so many queries at once, which suits a CPU's caches and bounds
-    memory; None takes all, which a GPU may run faster, but the gate then takes 7 GB a tile of 1024
-    pixels."""
+    memory; None takes all, which a GPU may run faster, but the gate, which runs three tiles at
+    once, then takes 7 GB a tile of 1024 pixels."""
     precision: PrecisionSettings = field(default_factory=PrecisionSettings)
     tolerances: Tolerances = field(default_factory=Tolerances)
 

@@ -10,12 +10,14 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from export.bundle import BundleSettings, write_bundle
+from export.bundle import write_bundle
+from export.bundle_settings import BundleSettings
 from export.destination import check_repository
 from export.engine_command import Engine
+from export.engine_plan import read_engine_plan
 from export.triton_repository import Target, check_keep, publish
 from serve.errors import FocalPathError as ServeError
-from serve.manifest import Manifest
+from serve.manifest import Manifest, read_bundle
 from train.errors import FocalPathError
 
 
@@ -99,12 +101,20 @@ class Publish:
     def run(self) -> None:
         """Publish, say where it is."""
         check_repository(self.model_repository, self.bundle)
+        warnings = self._warnings()
         version = publish(self.bundle, self.model_repository, self.target, keep=self.keep)
-        Console().print(
-            f"{version}: published for Triton, target {self.target}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(f"{version}: published for Triton, target {self.target}")
+        for warning in warnings:
+            console.print(warning)
+
+    def _warnings(self) -> list[str]:
+        """What is against serving the bundle's engine in the planned image."""
+        if self.target != "tensorrt-a100":
+            return []
+        builds = [artefact.tensorrt for artefact in read_bundle(self.bundle).artefacts]
+        plan = read_engine_plan(self.bundle)
+        return [reason for build in builds if build and (reason := plan.serving_mismatch(build))]
 
     def command(self) -> str:
         """What the user would type."""
@@ -118,18 +128,8 @@ _COMMANDS = {"engine": Engine, "publish": Publish}
 
 def run(arguments: Sequence[str]) -> None:
     """Run the command; what the user can mend ends with one line and its exit status."""
-    command: Export | Engine | Publish
-    if arguments and arguments[0] in _COMMANDS:
-        name = arguments[0]
-        command = tyro.cli(
-            _COMMANDS[name], prog=f"python -m export {name}", args=list(arguments[1:])
-        )
-    else:
-        command = tyro.cli(
-            Export, prog="python -m export", args=arguments, config=(tyro.conf.OmitArgPrefixes,)
-        )
     try:
-        command.run()
+        _parsed(arguments).run()
     except (FocalPathError, ServeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_status", 1))
@@ -137,6 +137,18 @@ def run(arguments: Sequence[str]) -> None:
         outcome = str(interrupt) or "nothing was changed"
         print(f"error: interrupted; {outcome}", file=sys.stderr)
         sys.exit(130)
+
+
+def _parsed(arguments: Sequence[str]) -> Export | Engine | Publish:
+    if arguments and arguments[0] in _COMMANDS:
+        name = arguments[0]
+        command: Engine | Publish = tyro.cli(
+            _COMMANDS[name], prog=f"python -m export {name}", args=list(arguments[1:])
+        )
+        return command
+    return tyro.cli(
+        Export, prog="python -m export", args=arguments, config=(tyro.conf.OmitArgPrefixes,)
+    )
 
 
 def _print_artefacts(out: Path, manifest: Manifest) -> None:

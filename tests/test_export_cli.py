@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from export.__main__ import main
-from serve.manifest import read_bundle, sha256_of
+from export.engine_plan import plan_for
+from serve.manifest import TensorRTBuild, read_bundle, sha256_of
 
 
 def _fail(*arguments: object) -> int:
@@ -82,14 +83,18 @@ def test_a_bundle_with_an_engine_is_published_by_a_command_of_its_own(
             "file": "model.plan",
             "format": "tensorrt_plan",
             "sha256": sha256_of(bundle / "model.plan"),
+            "tensorrt": TensorRTBuild(version="10.16.1.11", compute_capability="8.0"),
         }
     )
+    plan_for(manifest, manifest.artefacts[0]).write(bundle)
     manifest.model_copy(update={"artefacts": (*manifest.artefacts, plan)}).write(bundle)
     repository = tmp_path / "models"
     arguments = ("--model-repository", str(repository), "--target", "tensorrt-a100", "--keep", "1")
     main(["publish", str(bundle), *arguments])
     assert (repository / "segmenter" / "1" / "model.plan").read_text() == "plan"
-    assert f"{repository / 'segmenter' / '1'}: published for Triton" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{repository / 'segmenter' / '1'}: published for Triton" in said
+    assert "was built with TensorRT 10.16.1.11 and loads in no other" in said
 
 
 def test_a_damaged_bundle_is_not_published(
@@ -180,6 +185,21 @@ def test_an_interrupt_that_comes_too_late_says_that_the_version_is_published(
     assert f"{toy_bundle} is the new bundle; {version} is published" in capsys.readouterr().err
     assert (version / "model.onnx").is_file()
     assert (tmp_path / "segmenter" / "config.pbtxt").is_file()
+
+
+def test_an_interrupt_while_the_options_are_read_ends_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tyro.cli", lambda *arguments, **settings: _interrupt())
+    assert _fail("run", "--out", "bundle") == 130
+    assert capsys.readouterr().err == "error: interrupted; nothing was changed\n"
+
+
+def test_an_option_out_of_range_is_told_before_the_checkpoint_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _fail(tmp_path / "no_run", "--out", tmp_path / "bundle", "--opset", "19") == 1
+    assert capsys.readouterr().err == "error: opset is 19; give 20 to 24\n"
 
 
 def test_an_interrupt_while_the_imports_run_ends_without_a_traceback() -> None:
