@@ -1,6 +1,9 @@
 import csv
-from dataclasses import replace
+import json
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +12,21 @@ from PIL import Image
 
 from tests.toy_comparison import CLASSES, NUM_TILES, confusion, toy_comparison, with_panels
 from tests.toy_data import toy_settings
+from train.__main__ import Compare, Prepare, main
 from train.bootstrap import Bootstrap, seed_scores
 from train.metrics import class_scores
 from train.report import findings, write_report
 from train.report_figures import correlate
+from train.reproduce import commands
 from train.rows import ABLATION_ROWS, TABLE_ROWS, RowName
-from train.settings import TissueClass
+from train.settings import (
+    AugmentationSettings,
+    OptimizationSettings,
+    RuntimeSettings,
+    TissueClass,
+    WeightsSettings,
+)
+from train.synthetic import SyntheticSettings
 from train.tables import Table1, difference_table, latex_text, markdown_table
 
 BASE: RowName = "base_with_focal"
@@ -154,6 +166,26 @@ def test_rows_that_did_not_take_part_are_not_spoken_of():
     assert "DFA" not in text
 
 
+@pytest.mark.parametrize(
+    ("cffa", "dfa", "sentence"),
+    [
+        ((0.71, 0.75), (0.70, 0.76), "**The seeds differ more than the methods do.**"),
+        ((0.71, 0.75), (0.90, 0.96), "**The seeds differ more than some methods do.**"),
+        ((0.90, 0.94), (0.90, 0.96), None),
+    ],
+)
+def test_seeds_that_differ_more_than_methods_are_told_first(
+    cffa: tuple[float, float], dfa: tuple[float, float], sentence: str | None
+):
+    comparison = toy_comparison({BASE: (0.70, 0.74), "cffa": cffa, "dfa": dfa})
+    first = findings(Bootstrap(comparison))[0]
+    if sentence is None:
+        assert "seeds differ more" not in first
+    else:
+        assert first.startswith(sentence)
+        assert "CFFA +0." in first
+
+
 # Tables
 
 
@@ -238,6 +270,18 @@ def test_hcfas_time_is_that_of_both_stages(report: Path):
     assert "3.00 min for the baseline whose Dice it needs, 4.50 min for itself, 7.50 min" in text
     assert "DFA in one: 3.00 min, 60% less." in text
     assert "CPU time of a training" in text
+    assert "| HCFA | 4.50 ± 0.00 | 3.00 ± 0.00 |" in text
+
+
+@pytest.mark.parametrize(("threads", "told"), [(1, False), (4, True)])
+def test_trainings_that_waited_for_their_cores_are_told_to_have(
+    threads: int, told: bool, toy_data: Path, tmp_path: Path
+):
+    device = f"CPU (x86_64, threads: {threads})"  # 1.5 CPU minutes in one
+    comparison = toy_comparison({BASE: (0.7,)}, device=device)
+    write_report(with_panels(comparison, toy_data, tmp_path / "panels"), tmp_path / "r")
+    text = (tmp_path / "r" / "README.md").read_text(encoding="utf-8")
+    assert ("had 38% of the cores they asked for" in text) == told
 
 
 def test_on_a_gpu_wall_clock_counts(toy_data: Path, tmp_path: Path):
@@ -260,6 +304,57 @@ def test_intervals_are_written_for_every_row_and_class(report: Path):
 
 def test_synthetic_tissue_is_said_not_to_be_tissue(report: Path):
     assert "say nothing about real tissue" in (report / "README.md").read_text(encoding="utf-8")
+
+
+def test_254_classes_have_a_report(toy_data: Path, tmp_path: Path):
+    """That the figures keep their axes is a warning, and so an error, of matplotlib."""
+    classes = tuple(
+        TissueClass(name=f"class {i}", color=f"#{i:02x}{255 - i:02x}40") for i in range(254)
+    )
+    comparison = toy_comparison({BASE: (0.7, 0.71), "dfa": (0.8, 0.81)}, classes=classes)
+    write_report(with_panels(comparison, toy_data, tmp_path / "panels"), tmp_path / "r")
+    text = (tmp_path / "r" / "README.md").read_text(encoding="utf-8")
+    assert "With 254 classes the figures name none" in text
+
+
+def test_the_commands_of_the_report_make_the_same_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = SyntheticSettings(num_train=96, mpp=0.25)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "settings.json").write_text(json.dumps({"generator_version": 1, **asdict(recipe)}))
+    toy = toy_settings()
+    settings = toy_settings(
+        model=replace(toy.model, encoders_frozen=True, pathology_mean=(0.5, 0.25, 0.125)),
+        weights=WeightsSettings(sam_weights="sam.pth", random_encoders=True),
+        runtime=RuntimeSettings(embedding_cache="CACHE"),
+        augmentation=AugmentationSettings(augment="dihedral", num_workers=0),
+        optimization=OptimizationSettings(seed=3),
+    )
+    comparison = toy_comparison({BASE: (0.7, 0.7), "dfa": (0.8, 0.8)}, settings=settings)
+    comparison = replace(comparison, data=replace(comparison.data, root=data))
+    found: list[Any] = []
+    for command in (Prepare, Compare):
+        monkeypatch.setattr(command, "run", lambda self: found.append(self))
+    for line in commands(comparison):
+        monkeypatch.setattr(sys, "argv", line.split()[2:])
+        main()
+    prepare, compare = found
+    assert prepare.source.settings == recipe
+    assert (compare.settings, compare.seeds, compare.rows) == (settings, 2, (BASE, "dfa"))
+
+
+def test_the_report_tells_how_to_make_it_again_without_this_machines_folders(
+    toy_data: Path, tmp_path: Path
+):
+    weights = WeightsSettings(sam_weights="/home/me/sam.pth")
+    comparison = toy_comparison({BASE: (0.7,)}, settings=toy_settings(weights=weights))
+    write_report(with_panels(comparison, toy_data, tmp_path / "panels"), tmp_path / "r")
+    text = (tmp_path / "r" / "README.md").read_text(encoding="utf-8")
+    assert "python -m train compare synthetic --data DATA --out OUT --seeds 1 --rows" in text
+    assert "--sam-weights sam.pth" in text
+    assert "/home" not in text + (tmp_path / "r" / "settings.json").read_text()
 
 
 # Correlations

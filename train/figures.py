@@ -21,6 +21,9 @@ from train.settings import TissueClass
 
 Row = dict[str, float]
 
+NAMED_CLASSES_MAX = 30
+"""Figures name up to this many classes; more names would leave no room for what they name."""
+
 _PAPER_STYLE: Any = {
     "font.size": 8,
     "axes.spines.top": False,
@@ -74,8 +77,9 @@ def plot_training(metrics: Path, classes: Sequence[TissueClass], figure_path: Pa
         loss_axes.set(title="Training loss", xlabel="Epoch", yscale="log")
         loss_axes.legend(frameon=False)
         for entry in classes:
-            _draw(dice_axes, epochs, f"validation/dice/{entry.name}", entry.name, entry.color)
-            _draw(bias_axes, epochs, f"bias/{entry.name}", entry.name, entry.color)
+            shown = entry.name if len(classes) <= NAMED_CLASSES_MAX else None
+            _draw(dice_axes, epochs, f"validation/dice/{entry.name}", shown, entry.color)
+            _draw(bias_axes, epochs, f"bias/{entry.name}", shown, entry.color)
         _draw(dice_axes, epochs, "validation/dice/mean", "mean", "black", linestyle="--")
         dice_axes.set(title="Validation Dice", xlabel="Epoch", ylim=(0, 1))
         bias_axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
@@ -88,7 +92,7 @@ def _draw(
     axes: Axes,
     epochs: Sequence[Row],
     name: str,
-    label: str,
+    label: str | None,
     color: str | None = None,
     linestyle: str = "-",
 ) -> None:
@@ -140,7 +144,7 @@ def plot_bias(
     correlation: Correlation | None,
     path: Path,
 ) -> None:
-    """Draw Fig. 3: the learned bias a class, and the bias against the baseline's Dice.
+    """Draw Fig. 3: the learned bias of each class, and the bias against the baseline's Dice.
 
     Args:
         classes: Names and colours.
@@ -184,12 +188,13 @@ def plot_panels(classes: Sequence[TissueClass], tiles: Sequence[Panels], path: P
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(True)
             axes.spines[:].set(linewidth=0.4, color="0.5")
-        figure.legend(
-            handles=_legend_patches(classes, tiles),
-            loc="outside lower center",
-            ncols=min(len(classes) + 1, len(titles)),
-            frameon=False,
-        )
+        if len(classes) <= NAMED_CLASSES_MAX:
+            figure.legend(
+                handles=_legend_patches(classes, tiles),
+                loc="outside lower center",
+                ncols=min(len(classes) + 1, len(titles)),
+                frameon=False,
+            )
         _save(figure, path)
 
 
@@ -203,14 +208,19 @@ def _draw_bias_bars(
     places = np.arange(len(classes))
     colors = [entry.color for entry in classes]
     means = delta.mean(axis=0)
-    axes.barh(places, means, color=colors, edgecolor="0.2", linewidth=0.6, height=0.6)
+    named = len(classes) <= NAMED_CLASSES_MAX
+    edge: dict[str, Any] = {"edgecolor": "0.2", "linewidth": 0.6} if named else {}
+    axes.barh(places, means, color=colors, height=0.6, **edge)
     axes.axvline(0, color="0.2", linewidth=0.6)
     axes.vlines(prior, places - 0.4, places + 0.4, color="black", linewidth=2, label="prior")
     dots: dict[str, Any] = {"color": "white", "mec": "black", "ms": 3.2, "mew": 0.7}
     for offset, values in zip(np.linspace(-0.15, 0.15, len(delta)), delta, strict=True):
         axes.plot(values, places + offset, "o", **dots)
     axes.plot([], [], "o", label="a seed", **dots)
-    axes.set_yticks(places, [entry.name for entry in classes])
+    if named:
+        axes.set_yticks(places, [entry.name for entry in classes])
+    else:
+        axes.set(yticks=[], ylabel=f"{len(classes)} classes")
     axes.invert_yaxis()
     axes.set(xlabel=r"Learned bias $\delta_c$")
     axes.set_title("a", loc="left", fontweight="bold")
@@ -237,7 +247,8 @@ def _scatter_classes(
         fitted = line.intercept + line.slope * ends
         axes.plot(ends, fitted, color="0.5", linewidth=1, linestyle="--", zorder=1)
         axes.set_xlim(*ends)
-    _label_points(axes, [entry.name for entry in classes], np.column_stack([x, means]))
+    if len(classes) <= NAMED_CLASSES_MAX:
+        _label_points(axes, [entry.name for entry in classes], np.column_stack([x, means]))
 
 
 def _label_points(axes: Axes, names: Sequence[str], points: NDArray[np.float64]) -> None:

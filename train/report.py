@@ -10,7 +10,6 @@ REPORT/figure{2,3,4}.{pdf,png}        the figures of arXiv 2604.13479 by their n
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +19,17 @@ from train.bootstrap import (
     NUM_RESAMPLES,
     Bootstrap,
     Difference,
-    Floats,
+    seed_scores,
 )
 from train.compare import NUM_PANELS, PANEL_SHARE_MIN, Comparison
 from train.report_figures import bias_finding, figures_section
+from train.report_times import times_section, write_times
+from train.reproduce import commands, shareable
 from train.rows import BASELINE, RowName
 from train.tables import (
     Table1,
     difference_table,
-    markdown_table,
     table_rows,
-    write_csv,
     write_intervals,
 )
 
@@ -46,8 +45,8 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     (folder / "table1.md").write_text(table.markdown() + "\n", encoding="utf-8")
     (folder / "table1.tex").write_text(table.latex(_caption(comparison)), encoding="utf-8")
     write_intervals(folder / "intervals.csv", comparison, bootstrap)
-    _write_times(folder / "times.csv", comparison)
-    settings = json.dumps(asdict(comparison.settings), indent=2, default=str)
+    write_times(folder / "times.csv", comparison)
+    settings = json.dumps(shareable(comparison.settings), indent=2, default=str)
     (folder / "settings.json").write_text(settings + "\n", encoding="utf-8")
     sections = [
         _introduction(comparison),
@@ -57,9 +56,10 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         + difference_table(bootstrap, table_rows(comparison), BASELINE.name)
         + "\n\nEach class is in [intervals.csv](intervals.csv).",
         _ablation(bootstrap),
-        _times(comparison),
+        times_section(comparison),
         figures_section(comparison, folder),
         _method(comparison),
+        _again(comparison),
     ]
     readme = folder / "README.md"
     readme.write_text("\n\n".join(filter(None, sections)) + "\n", encoding="utf-8")
@@ -69,7 +69,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 def findings(bootstrap: Bootstrap) -> list[str]:
     """What the numbers show, a sentence each, whichever way they fall."""
     comparison = bootstrap.comparison
-    texts = []
+    texts = _spread_finding(comparison)
     if comparison.row("dfa"):
         texts.append(
             describe(
@@ -94,6 +94,28 @@ def findings(bootstrap: Bootstrap) -> list[str]:
     texts += _other_methods(bootstrap)
     texts += bias_finding(comparison)
     return texts
+
+
+def _spread_finding(comparison: Comparison) -> list[str]:
+    """Say where the seeds of one method lie further apart than the methods."""
+    others = [row for row in comparison.rows if row.name != BASELINE.name]
+    if len(comparison.seeds) < 2 or not others:
+        return []
+    dice = {row.name: seed_scores(comparison, row.name, "dice")[:, 0] for row in comparison.rows}
+    spread = float(np.sqrt(np.mean([values.var(ddof=1) for values in dice.values()])))
+    differences = {r.title: dice[r.name].mean() - dice[BASELINE.name].mean() for r in others}
+    inside = [f"{title} {d:+.4f}" for title, d in differences.items() if abs(d) < spread]
+    if not inside:
+        return []
+    which = "the methods do" if len(inside) == len(others) else "most methods do"
+    if 2 * len(inside) <= len(others):
+        which = "some methods do"
+    return [
+        f"**The seeds differ more than {which}.** Between the {len(comparison.seeds)} seeds of a "
+        f"method, mean Dice has a standard deviation of {spread:.4f} (all rows pooled); smaller "
+        f"than that are {len(inside)} of {len(others)} differences to {BASELINE.title}: "
+        f"{', '.join(inside)}."
+    ]
 
 
 def _ablation_findings(bootstrap: Bootstrap) -> list[str]:
@@ -227,56 +249,15 @@ def _ablation(bootstrap: Bootstrap) -> str:
     )
 
 
-def _write_times(path: Path, comparison: Comparison) -> None:
-    lines = [
-        [
-            row.name,
-            seed,
-            f"{result.train_seconds:.1f}",
-            "" if result.cpu_seconds is None else f"{result.cpu_seconds:.1f}",
-            result.device,
-        ]
-        for row in comparison.rows
-        for seed, result in zip(comparison.seeds, comparison.of(row.name), strict=True)
-    ]
-    write_csv(path, ["row", "seed", "train_seconds", "cpu_seconds", "device"], lines)
-
-
-def _times(comparison: Comparison) -> str:
-    """Time of each row, and of HCFA's two stages against DFA's one.
-
-    Where a CPU trained, its time counts, since wall-clock is also that of other programs.
-    """
-    results = comparison.results.values()
-    devices = {result.device for result in results}
-    on_cpu = all(device.startswith("CPU") for device in devices)
-    counts_cpu = on_cpu and all(result.cpu_seconds is not None for result in results)
-
-    def minutes(name: RowName) -> Floats:
-        found = comparison.of(name)
-        seconds = [r.cpu_seconds if counts_cpu else r.train_seconds for r in found]
-        return np.array(seconds, dtype=np.float64) / 60
-
-    lines = [[row.title, _minutes(minutes(row.name))] for row in comparison.rows]
-    kind = "CPU time" if counts_cpu else "Wall-clock"
-    text = "## Training time\n\n" + markdown_table(["Method", f"Minutes of {kind}"], lines) + "\n\n"
-    if comparison.row("hcfa") and comparison.row("dfa"):
-        first, second, one = (minutes(name) for name in (BASELINE.name, "hcfa", "dfa"))
-        saved = 1 - one.mean() / (first + second).mean()
-        text += (
-            f"HCFA in two stages: {first.mean():.2f} min for the baseline whose Dice it needs, "
-            f"{second.mean():.2f} min for itself, {(first + second).mean():.2f} min together. DFA "
-            f"in one: {one.mean():.2f} min, {abs(saved):.0%} {'less' if saved > 0 else 'more'}. "
-            "The paper claims about 40% less; of two stages of equally many epochs, one is half. "
-        )
+def _again(comparison: Comparison) -> str:
+    """The commands that make this again."""
+    version = next(iter(comparison.results.values())).card.code_version
+    lines = "\n".join(commands(comparison))
     return (
-        f"{text}{kind} of a training, validation included, on {'; '.join(sorted(devices))}; both "
-        "kinds are in [times.csv](times.csv)."
+        f"## How to make it again\n\n```sh\n{lines}\n```\n\nWith focalpath {version}. DATA and "
+        "OUT are folders of yours. `python -m train compare` writes this page and its files, and "
+        "nothing in them is edited by hand."
     )
-
-
-def _minutes(values: Floats) -> str:
-    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
 
 
 def _method(comparison: Comparison) -> str:
@@ -287,7 +268,7 @@ def _method(comparison: Comparison) -> str:
 - Every row has the same data, order, augmentation, initial weights and number of epochs for a seed;
   only bias and focal loss differ. The epoch with the best mean validation Dice is tested, once.
 - HCFA takes the validation Dice of the {BASELINE.title} run of the same seed.
-- Dice and IoU of a class are those of all test pixels pooled; unlabelled pixels count nowhere; the
+- Dice and IoU per class are those of all test pixels pooled; unlabelled pixels count nowhere; the
   mean is the plain mean over classes.
 - Intervals: paired bootstrap over the {num_tiles} test tiles. {NUM_RESAMPLES} times, {num_tiles}
   tiles are drawn with replacement, their confusion matrices added up, Dice computed for each seed

@@ -12,6 +12,7 @@ from train.bootstrap import Floats, seed_scores
 from train.compare import Comparison
 from train.dataset import evaluation_tiles
 from train.figures import (
+    NAMED_CLASSES_MAX,
     Correlation,
     Panels,
     plot_bias,
@@ -50,6 +51,11 @@ def figures_section(comparison: Comparison, folder: Path) -> str:
         f"masks before any prediction; predictions of seed {comparison.seeds[0]}. "
         "[PDF](figure4.pdf)"
     )
+    if len(classes) > NAMED_CLASSES_MAX:
+        parts.append(
+            f"With {len(classes)} classes the figures name none (up to {NAMED_CLASSES_MAX} are "
+            "named): [bias.csv](bias.csv) has the numbers by name, in the figures' order."
+        )
     return "\n\n".join(parts)
 
 
@@ -77,7 +83,7 @@ def bias_finding(comparison: Comparison) -> list[str]:
     delta = deltas["dfa"].mean(axis=0)
     dice = seed_scores(comparison, BASELINE.name, "dice")[:, 1:].mean(axis=0)
     moved = np.abs(delta - prior).max()
-    text = f"Training moved the bias of a class by at most {moved:.3f} from its prior"
+    text = f"Training moved no class's bias by more than {moved:.3f} from its prior"
     found = [correlate(dice, values) for values in (delta, prior, delta - prior)]
     if None in found:
         return [f"{text}; its correlation with the baseline's Dice is not defined."]
