@@ -52,6 +52,13 @@ def test_jpeg_images_are_found(data: Path):
     assert read_tile_folder(data).tiles["training"][0].image.suffix == ".jpg"
 
 
+def test_files_saved_by_a_spreadsheet_are_read(data: Path):
+    for name in ("folds.csv", "dataset.json"):
+        path = data / name
+        path.write_text(path.read_text(), encoding="utf-8-sig", newline="\r\n")
+    assert len(read_tile_folder(data).tiles["training"]) == 8
+
+
 def remove_image(data: Path) -> None:
     (data / "img" / "tile0.png").unlink()
 
@@ -91,7 +98,24 @@ def give_a_color_name(data: Path) -> None:
     write_classes(data, classes)
 
 
-def write_classes(data: Path, classes: list[dict[str, str]]) -> None:
+def give_no_color(data: Path) -> None:
+    write_classes(data, [{"name": "Tumor", "color": None}, {"name": "Stroma", "color": "#00ff00"}])
+
+
+def name_a_class_mean(data: Path) -> None:
+    classes = [{"name": "mean", "color": "#ff0000"}, {"name": "Stroma", "color": "#00ff00"}]
+    write_classes(data, classes)
+
+
+def give_no_name(data: Path) -> None:
+    write_classes(data, [{"name": None, "color": "#ff0000"}, {"name": "A", "color": "#00ff00"}])
+
+
+def write_folds_in_latin_1(data: Path) -> None:
+    (data / "folds.csv").write_text("img_id,fold\nGewebe_für_Prüfung,1\n", encoding="latin-1")
+
+
+def write_classes(data: Path, classes: list[dict[str, str | None]]) -> None:
     (data / "dataset.json").write_text(json.dumps({"mpp": 0.5, "classes": classes}))
 
 
@@ -107,6 +131,10 @@ def write_classes(data: Path, classes: list[dict[str, str]]) -> None:
         (name_one_class, "names 1 classes"),
         (name_a_class_twice, "1 different"),
         (give_a_color_name, "#rrggbb"),
+        (give_no_color, "the colour None; expected #rrggbb"),
+        (give_no_name, "names a class None"),
+        (name_a_class_mean, "names a class 'mean'"),
+        (write_folds_in_latin_1, "folds.csv is not UTF-8"),
     ],
 )
 def test_a_layout_that_is_wrong_is_refused(

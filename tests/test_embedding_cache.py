@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors.torch import load_file
 
 from tests.toy_data import TILE_SIZE_PX, toy_settings
@@ -20,6 +21,7 @@ from train.settings import (
     Settings,
     WeightsSettings,
 )
+from train.task import SegmentationTask
 
 DIHEDRAL = AugmentationSettings(augment="dihedral", num_workers=0)
 
@@ -113,7 +115,7 @@ def test_a_disk_that_fills_up_ends_cleanly(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("train.embedding_cache.save_file", full)
-    with pytest.raises(FocalPathError, match="room on the disk"):
+    with pytest.raises(FocalPathError, match="with room on the disk"):
         cache.fill(dataset, range(1), batch_size=4)
     assert not list(cache.folder.iterdir())
 
@@ -126,6 +128,62 @@ def test_training_from_the_cache_equals_training_from_images(toy_data: Path, tmp
         load_file(tmp_path / run / "model.safetensors")[name] for run in ("images", "cached")
     )
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+
+
+def test_a_folder_that_cannot_be_written_is_told(
+    segmenter: Segmenter, dataset: TileDataset, tmp_path: Path
+):
+    (tmp_path / "file").touch()
+    cache = EmbeddingCache(frozen_settings(tmp_path / "file"), segmenter)
+    with pytest.raises(FocalPathError, match="cannot write .*file"):
+        cache.fill(dataset, range(1), batch_size=4)
+
+
+def test_features_of_another_arithmetic_take_other_files(
+    cache: EmbeddingCache, segmenter: Segmenter
+):
+    settings = frozen_settings(cache.folder.parent)
+    mixed = replace(settings.optimization, precision="bf16-mixed")
+    other = EmbeddingCache(replace(settings, optimization=mixed), segmenter)
+    assert other.folder != cache.folder
+
+
+def test_tiles_are_encoded_on_the_device_that_trains(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Encoded(Exception):
+        pass
+
+    def encode(segmenter: Segmenter, images: torch.Tensor, **_: object) -> torch.Tensor:
+        assert segmenter.pixel_mean.device == images.device == torch.device("meta")
+        raise Encoded
+
+    monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("meta"))
+    monkeypatch.setattr("train.embedding_cache.encode_for_training", encode)
+    monkeypatch.setattr("train.embedding_cache._fingerprint", lambda segmenter: "weights")
+    with pytest.raises(Encoded):
+        fit(frozen_settings(tmp_path / "cache"), toy_data, tmp_path / "run")
+
+
+def test_a_run_resumed_with_the_cache_ends_as_an_unbroken_one(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = frozen_settings(tmp_path / "cache")
+    fit(settings, toy_data, tmp_path / "unbroken")
+
+    def stop_in_the_second_epoch(task: SegmentationTask, *_: object) -> None:
+        if task.global_step == 3:
+            raise RuntimeError("stopped")
+
+    monkeypatch.setattr(SegmentationTask, "on_train_batch_start", stop_in_the_second_epoch)
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(settings, toy_data, tmp_path / "run")
+    monkeypatch.undo()
+    fit(settings, toy_data, tmp_path / "run", resume=True)
+    unbroken, resumed = (
+        (tmp_path / name / "metrics.csv").read_text() for name in ("unbroken", "run")
+    )
+    assert unbroken == resumed
 
 
 @pytest.mark.parametrize(("augment", "frozen"), [("full", True), ("dihedral", False)])

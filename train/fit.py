@@ -59,6 +59,7 @@ _WARNINGS_OF_OTHERS = (
     "The .* does not have many workers",
     r"Found \d+ module\(s\) in eval mode at the start of training",
     "Checkpoint directory .* exists and is not empty",
+    "The dirpath has changed",
 )
 
 

@@ -1,0 +1,42 @@
+import errno
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from train.errors import FocalPathError
+from train.whole_file import whole_file
+
+DISK_ERRORS = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EROFS, "Read-only file system"),
+    SafetensorError("I/O error: No space left on device (os error 28)"),
+]
+
+
+def write_and_fail(path: Path, error: Exception) -> None:
+    with whole_file(path) as new:
+        new.write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("error", DISK_ERRORS, ids=str)
+def test_a_disk_that_cannot_be_written_keeps_the_file_of_before(tmp_path: Path, error: Exception):
+    path = tmp_path / "scores.json"
+    path.write_text("before")
+    with pytest.raises(FocalPathError, match=r"cannot write .*scores.json"):
+        write_and_fail(path, error)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["before"]
+
+
+def test_a_folder_that_is_a_file_is_told(tmp_path: Path):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "scores.json"
+    with pytest.raises(FocalPathError, match="Not a directory"), whole_file(path) as new:
+        new.write_text("text")
+
+
+def test_an_error_that_is_no_users_passes_and_leaves_nothing(tmp_path: Path):
+    with pytest.raises(OSError, match="Bad file"):
+        write_and_fail(tmp_path / "scores.json", OSError(errno.EBADF, "Bad file descriptor"))
+    assert not list(tmp_path.iterdir())
