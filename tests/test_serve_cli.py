@@ -72,6 +72,17 @@ def test_a_variable_that_cannot_be_read_is_one_message(
     assert "FOCALPATH_THREADS is 'many'" in _fails(capsys, "segment", image)
 
 
+def test_ctrl_c_is_one_word(
+    image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("serve.__main__.run_segment", interrupted)
+    assert main(["segment", str(image)]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
 def test_flags_come_before_the_environment(
     image: Path, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
