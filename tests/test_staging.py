@@ -93,7 +93,9 @@ def test_sigterm_is_held_back_for_its_own_handler() -> None:
 
 
 def test_a_full_disk_is_told_with_its_folder_and_what_to_do(folder: Path) -> None:
-    message = f"no space left on the disk of {folder.parent}; nothing was changed. Free some space"
+    message = (
+        f"no space left on the disk of {folder.parent}; nothing was changed there. Free some space"
+    )
     with pytest.raises(FocalPathError, match=message), replaced_whole(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert (folder / "file").read_text() == "old"
