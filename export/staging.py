@@ -28,7 +28,7 @@ def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
             raise
         # Libraries that write to an open file do not say which.
         raise FocalPathError(
-            f"no space left on the disk of {parent}; nothing was changed there. Free some space there, "
+            f"no space left on the disk of {parent}; nothing was changed there. Free some space, "
             "or choose a folder on another disk."
         ) from error
     finally:
