@@ -1,7 +1,11 @@
 import csv
+import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
@@ -9,17 +13,26 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tests.toy_data import toy_settings
+from train.__main__ import main
 from train.checkpoint import load_checkpoint
 from train.dataset import class_frequencies, read_tile_folder
 from train.errors import FocalPathError
 from train.fit import evaluate, fit
 from train.focal_attention import initial_bias
+from train.metrics import class_scores
+from train.row_run import predict_test_tiles, tile_confusion
 from train.segmenter import Segmenter
-from train.settings import BiasSettings, RuntimeSettings, bcss, bdsa, crag
-from train.task import SegmentationTask
+from train.settings import BiasSettings, LossSettings, RuntimeSettings, Settings, bcss, bdsa, crag
+from train.task import SegmentationTask, named_scores
+
+
+def changed(group: str, **values: object) -> Settings:
+    settings = toy_settings()
+    return replace(settings, **{group: replace(getattr(settings, group), **values)})
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
@@ -167,6 +180,170 @@ def test_the_best_checkpoint_is_scored_as_during_training(toy_run: Path, toy_dat
     segmenter, card = load_checkpoint(toy_run)
     scores = evaluate(segmenter, card, toy_data, "validation")
     assert scores == pytest.approx(card.metrics, abs=1e-6)
+
+
+def test_a_run_of_mixed_precision_is_scored_alike_by_both_evaluators(
+    toy_data: Path, tmp_path: Path
+):
+    settings = changed("optimization", epochs=1, precision="bf16-mixed")
+    fit(settings, toy_data, tmp_path / "run")
+    segmenter, card = load_checkpoint(tmp_path / "run")
+    scores = evaluate(segmenter, card, toy_data, "test")
+    folder = read_tile_folder(toy_data)
+    confusion = sum(
+        tile_confusion(predicted, labels, len(card.classes))
+        for _, predicted, labels in predict_test_tiles(segmenter, settings, folder)
+    )
+    found = named_scores(class_scores(torch.as_tensor(confusion)), card.classes)
+    assert found == pytest.approx(scores, abs=1e-6)
+
+
+def test_accumulated_batches_learn_what_a_larger_batch_does(toy_data: Path, tmp_path: Path):
+    per_image = replace(toy_settings(), loss=LossSettings(dice_per_image=True))
+    large = replace(per_image.optimization, batch_size=4)
+    small = replace(per_image.optimization, batch_size=2, accumulate_batches=2)
+    for name, optimization in (("large", large), ("small", small)):
+        fit(replace(per_image, optimization=optimization), toy_data, tmp_path / name)
+    for found, expected in zip(
+        rows_of(tmp_path / "small"), rows_of(tmp_path / "large"), strict=True
+    ):
+        numbers, expected_numbers = (
+            {name: float(value) for name, value in row.items()} for row in (found, expected)
+        )
+        assert numbers == pytest.approx(expected_numbers, abs=1e-3)
+
+
+@pytest.fixture
+def other_data(toy_data: Path, tmp_path: Path) -> Path:
+    """A copy of the toy data set that a test may change."""
+    return Path(shutil.copytree(toy_data, tmp_path / "data"))
+
+
+def test_a_checkpoint_is_not_scored_on_other_classes(toy_run: Path, other_data: Path):
+    description = other_data / "dataset.json"
+    description.write_text(description.read_text().replace("Tumor", "Gland"))
+    segmenter, card = load_checkpoint(toy_run)
+    with pytest.raises(FocalPathError, match="the checkpoint has the classes Tumor.*Gland"):
+        evaluate(segmenter, card, other_data, "test")
+
+
+def test_a_checkpoint_scored_at_another_magnification_warns(
+    toy_run: Path, other_data: Path, capsys: pytest.CaptureFixture[str]
+):
+    description = other_data / "dataset.json"
+    description.write_text(description.read_text().replace('"mpp": 0.5', '"mpp": 0.25'))
+    evaluate(*load_checkpoint(toy_run), other_data, "test")
+    assert "0.25 um per pixel, the checkpoint was trained at 0.5" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_validation_tiles_without_a_label_are_refused_at_once(other_data: Path, tmp_path: Path):
+    for tile in read_tile_folder(other_data).tiles["validation"]:
+        Image.new("L", (64, 64)).save(tile.mask)
+    with pytest.raises(FocalPathError, match="no pixel of the validation tiles"):
+        fit(toy_settings(), other_data, tmp_path / "run")
+
+
+def test_a_run_that_cannot_be_written_is_told(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    with pytest.raises(FocalPathError, match=r"cannot write .*file/run .*Not a directory"):
+        fit(toy_settings(), toy_data, tmp_path / "file" / "run")
+
+    def full(*_: object) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr("train.checkpoint.save_file", full)
+    with pytest.raises(FocalPathError, match=r"cannot write .*model.safetensors .*No space left"):
+        fit(toy_settings(), toy_data, tmp_path / "run")
+
+
+def without_metrics(run: Path) -> None:
+    card = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps({**card, "metrics": {}}))
+
+
+@pytest.mark.parametrize(
+    ("bias", "damage", "message"),
+    [
+        ("hcfa", shutil.rmtree, "no baseline at .*fit synthetic --bias none --data .* --out .*run"),
+        ("hcfa", without_metrics, "baseline .* has no validation Dice.*fit synthetic --bias none"),
+        ("dfa", Path.exists, "--difficulty-from is for --bias hcfa, and --bias is dfa"),
+    ],
+)
+def test_a_baseline_that_is_of_no_use_is_refused(
+    toy_run: Path,
+    toy_data: Path,
+    tmp_path: Path,
+    bias: str,
+    damage: Callable[[Path], object],
+    message: str,
+):
+    baseline = Path(shutil.copytree(toy_run, tmp_path / "run"))
+    damage(baseline)
+    with pytest.raises(FocalPathError, match=message):
+        fit(changed("bias", bias=bias), toy_data, tmp_path / "new", difficulty_from=baseline)
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments)])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "told"),
+    [
+        (signal.SIGINT, 3, r"interrupted; continue from .*last.ckpt.* with --resume\n"),
+        (signal.SIGTERM, 3, r"interrupted; continue from .*last.ckpt.* with --resume\n"),
+        (signal.SIGTERM, 1, r"interrupted; .*there is nothing to resume\n"),
+    ],
+)
+def test_an_interrupted_training_says_how_to_go_on(
+    toy_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    step: int,
+    told: str,
+):
+    def interrupt(task: SegmentationTask, *_: object) -> None:
+        if task.global_step == step:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(SegmentationTask, "on_train_batch_start", interrupt)
+    size = ("--tile-size-px", 64, "--pathology-encoder-depth", 1, "--decoder-dim", 32)
+    folders = ("--data", toy_data, "--out", tmp_path / "run")
+    assert run_main(monkeypatch, "fit", "synthetic", *size, *folders) == 128 + number
+    assert re.fullmatch(told, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_preparation_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+):
+    def interrupt(*_: object, **__: object) -> None:
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("train.synthetic.write_json", interrupt)
+    arguments = ("--num-train", 1, "--num-validation", 1, "--num-test", 1, "--tile-size-px", 64)
+    code = run_main(monkeypatch, "prepare", "synthetic", tmp_path / "data", *arguments)
+    assert code == 128 + number
+    assert "interrupted; a data set is written whole or not at all" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_draws_its_figure(toy_run: Path):
