@@ -6,7 +6,7 @@ The `tensorrt` module is passed in.
 
 import contextlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,8 +54,12 @@ def _build(builder: Any, network: Any, config: Any, monitor: Any) -> Any:
     # In a thread, as Ctrl-C and SIGTERM become exceptions of the main thread: out of a callback one
     # would end the process where it stands.
     with ThreadPoolExecutor(max_workers=1) as pool:
-        building = pool.submit(builder.build_serialized_network, network, config)
+        pool.submit(int).result()  # the pool loses a thread that a signal meets at its start
         try:
+            building = pool.submit(builder.build_serialized_network, network, config)
+            # In turns: a signal just before an endless wait would be noticed at its end.
+            while not wait([building], timeout=0.1).done:
+                pass
             return building.result()
         except (KeyboardInterrupt, SystemExit):
             monitor.interrupted = True

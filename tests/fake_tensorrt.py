@@ -74,6 +74,7 @@ class FakeTensorRT:
         self.output_type = self.DataType.UINT8
         self.signal: int | None = None
         """Comes to the process in the middle of a build."""
+        self.stopped = False
         self.network_flags = 0
         self.config: FakeConfig | None = None
         self.stream: int | None = None
@@ -203,6 +204,7 @@ class FakeBuilder:
                 if step > 2:
                     time.sleep(0.01)  # until the signal has arrived
                 if not monitor.step_complete("Building", step):
+                    self._trt.stopped = True
                     return None
             monitor.phase_finish("Building")
         return MAGIC + network.onnx if self._trt.builds else None

@@ -301,6 +301,7 @@ class TestBuild:
                 _build(bundle, trt)
         finally:
             signal.signal(signal.SIGTERM, earlier)
+        assert trt.stopped
         assert _content(bundle) == before
         assert not list(bundle.glob(".engine-*"))
 
