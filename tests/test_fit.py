@@ -61,8 +61,10 @@ def test_a_folder_with_a_trained_model_is_not_overwritten_unasked(toy_data: Path
         fit(settings, toy_data, run, resume=True)
     assert (run / "model.safetensors").read_bytes() == before
     other = replace(settings, optimization=replace(settings.optimization, seed=7))
+    (run / ".model.safetensors.partial-0").touch()  # as one that was killed leaves
     fit(other, toy_data, run, overwrite=True)
     assert (run / "model.safetensors").read_bytes() != before
+    assert not list(run.glob(".*"))
 
 
 def test_the_loss_falls(toy_data: Path, tmp_path: Path):
@@ -326,6 +328,19 @@ def test_an_interrupted_training_says_how_to_go_on(
     folders = ("--data", toy_data, "--out", tmp_path / "run")
     assert run_main(monkeypatch, "fit", "synthetic", *size, *folders) == 128 + number
     assert re.fullmatch(told, capsys.readouterr().err)
+
+
+def test_lightning_does_not_take_sigterm_over(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    handlers = []
+
+    def note_handler(*_: object) -> None:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+
+    monkeypatch.setattr(SegmentationTask, "on_train_batch_start", note_handler)
+    fit(changed("optimization", epochs=1), toy_data, tmp_path / "run")
+    assert set(handlers) == {signal.getsignal(signal.SIGTERM)}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

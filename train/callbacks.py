@@ -1,6 +1,8 @@
-"""What a run does between epochs: the best checkpoint, the metrics' file, the progress bar."""
+"""What a run does between epochs: the best checkpoint, the metrics, the progress bar."""
 
 import csv
+import signal
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,23 @@ class MetricsFile(Callback):
             writer = csv.DictWriter(file, list(self._rows[-1]), restval="")
             writer.writeheader()
             writer.writerows(self._rows)
+
+
+class OwnSigterm(Callback):
+    """Keeps this process's handler of SIGTERM.
+
+    Lightning's calls the other processes to a broadcast, and waits forever for those that are in
+    the midst of another exchange.
+    """
+
+    def setup(self, trainer: L.Trainer, task: L.LightningModule, stage: str) -> None:
+        """Remember it."""
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Put it back, after Lightning has set its own."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handler)
 
 
 class ClassProgressBar(RichProgressBar):

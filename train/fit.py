@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from train.callbacks import BestCheckpoint, ClassProgressBar, MetricsFile
+from train.callbacks import BestCheckpoint, ClassProgressBar, MetricsFile, OwnSigterm
 from train.checkpoint import CARD_FILE, WEIGHTS_FILE, CheckpointCard, TrainingData, read_card
 from train.dataset import (
     NUM_VIEWS,
@@ -122,9 +122,10 @@ def fit(
         callbacks = [RunInputs(inputs), *_callbacks(settings, run, card, folder.classes)]
         trainer = _trainer(settings, run, callbacks)
         loaders = _loaders(folder, settings, segmenter, trainer, first_epoch)
-        if not resume:
-            for name in (WEIGHTS_FILE, CARD_FILE, METRICS_FILE, FIGURE_FILE, LAST_FILE):
-                (run / name).unlink(missing_ok=True)
+        names = (WEIGHTS_FILE, CARD_FILE, METRICS_FILE, FIGURE_FILE, LAST_FILE)
+        old = [] if resume else [run / name for name in names]
+        for path in (*old, *run.glob(".*.partial-*")):
+            path.unlink(missing_ok=True)
         task = SegmentationTask(segmenter, settings, folder.classes)
         if settings.runtime.compile:
             task.compile_parts()
@@ -246,6 +247,7 @@ def _callbacks(
         MetricsFile(run / METRICS_FILE),
         ModelCheckpoint(dirpath=run, filename=Path(LAST_FILE).stem, enable_version_counter=False),
         ClassProgressBar(classes),
+        OwnSigterm(),
     ]
     if (patience := settings.runtime.patience) is not None:
         callbacks.append(
