@@ -1,14 +1,17 @@
 import csv
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.toy_data import toy_settings
 from train.errors import FocalPathError
-from train.fit import fit
+from train.fit import _trainer, fit
+from train.resume import WholeStateIO
 from train.settings import AugmentationSettings, RuntimeSettings, Settings
 
 
@@ -77,6 +80,24 @@ def test_a_finished_run_is_resumed_from_a_moved_data_set_and_left_as_it_is(
     settings = toy_settings(augmentation=AugmentationSettings(num_workers=1))
     fit(settings, data, run, resume=True)
     assert (run / "last.ckpt").read_bytes() == before
+
+
+def test_a_full_disk_keeps_the_state_of_the_epoch_before(tmp_path: Path):
+    last = tmp_path / "last.ckpt"
+    WholeStateIO().save_checkpoint({"epoch": 1}, last)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(FocalPathError, match=r"cannot write .*last.ckpt"):
+            WholeStateIO().save_checkpoint({"epoch": torch.zeros(1000)}, last)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert torch.load(last, weights_only=True) == {"epoch": 1}
+    assert list(tmp_path.iterdir()) == [last]
+
+
+def test_a_run_writes_its_state_so(tmp_path: Path):
+    assert isinstance(_trainer(toy_settings(), tmp_path, []).strategy.checkpoint_io, WholeStateIO)
 
 
 def test_a_run_that_stopped_early_is_not_trained_further(toy_data: Path, tmp_path: Path):

@@ -42,7 +42,13 @@ from train.embedding_cache import CachedTileDataset, EmbeddingCache
 from train.errors import FocalPathError
 from train.figures import plot_training
 from train.focal_attention import initial_bias
-from train.resume import ResumableEarlyStopping, RunInputs, resumed_epoch, run_inputs
+from train.resume import (
+    ResumableEarlyStopping,
+    RunInputs,
+    WholeStateIO,
+    resumed_epoch,
+    run_inputs,
+)
 from train.segmenter import Segmenter
 from train.settings import RuntimeSettings, Settings, TissueClass
 from train.task import SegmentationTask
@@ -292,6 +298,7 @@ def _trainer(settings: Settings, run: Path | None, callbacks: list[Callback]) ->
         gradient_clip_val=optimization.gradient_clip,
         logger=_loggers(settings, run) if run else False,
         callbacks=callbacks,
+        plugins=[WholeStateIO()],
         enable_checkpointing=run is not None,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -1,6 +1,7 @@
 """What a run is trained from, kept in its last.ckpt, so that only the same run is resumed."""
 
 import hashlib
+import io
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from train.dataset import Split, TileFolder
 from train.errors import FocalPathError
 from train.settings import Settings
+from train.whole_file import whole_file
 
 _MAY_CHANGE = ("preset", "num_workers", "track", "compile")
 _SPLITS: tuple[Split, ...] = ("training", "validation")
@@ -31,6 +34,19 @@ class RunInputs(Callback):
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must have, too."""
         return {"inputs": self._inputs}
+
+
+class WholeStateIO(TorchCheckpointIO):
+    """Writes last.ckpt whole; Lightning copies it in place, and would leave half on a full disk."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write it."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with whole_file(Path(path)) as partial:
+            partial.write_bytes(content.getbuffer())
 
 
 class ResumableEarlyStopping(EarlyStopping):
