@@ -249,9 +249,9 @@ def png(image: NDArray[np.uint8]) -> bytes:
 
 
 def _eager(task: Task) -> Compute:
-    # float32 means float32: no products in TF32 behind it.
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined, unused-ignore]
+    if task.device == "cuda":  # float32 means float32: no products in TF32 behind it
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined, unused-ignore]
     model = _deployable(task).to(task.device)
 
     def compute(images: torch.Tensor) -> torch.Tensor:

@@ -159,7 +159,13 @@ def test_the_gpu_table_tells_the_stages_apart_and_says_what_did_not_run():
 
 
 @pytest.mark.slow
-def test_the_gpu_benchmark_runs_dry_on_the_cpu(tmp_path: Path):
+@contextmanager
+def in_this_process() -> Iterator[object]:
+    yield lambda function, *arguments: function(*arguments)
+
+
+def test_the_gpu_benchmark_runs_dry_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(benchmark_gpu, "_own_process", in_this_process)  # spares 10 starts of torch
     report = GpuBenchmark(
         out=tmp_path, device="cpu", batch_sizes=(1, 2), runs=1, peak_size=64, model=MODEL
     ).run()
@@ -173,11 +179,6 @@ def test_the_gpu_benchmark_runs_dry_on_the_cpu(tmp_path: Path):
     assert min(row.label_agreement for row in report.measurements) > 0.9
     written = (tmp_path / "benchmark_gpu.json").read_text(encoding="utf-8")
     assert GpuReport.model_validate_json(written) == report
-
-
-@contextmanager
-def in_this_process() -> Iterator[object]:
-    yield lambda function, *arguments: function(*arguments)
 
 
 def benchmark_of(
