@@ -1,4 +1,4 @@
-"""Train and evaluate segmentation models that learn which tissue classes are hard.
+"""Train and evaluate SAM-Path with Dynamic Focal Attention, and compare it with its baselines.
 
 python -m train prepare synthetic DATA     write a data set
 python -m train prepare bcss SOURCE DATA   write one from published files (also crag, bdsa)
