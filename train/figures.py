@@ -75,7 +75,7 @@ def plot_training(metrics: Path, classes: Sequence[TissueClass], figure_path: Pa
         for name, label in names.items():
             _draw(loss_axes, epochs, name, label=label)
         loss_axes.set(title="Training loss", xlabel="Epoch", yscale="log")
-        loss_axes.legend(frameon=False)
+        loss_axes.legend(frameon=False, ncols=2, loc="upper right")
         for entry in classes:
             shown = entry.name if len(classes) <= NAMED_CLASSES_MAX else None
             _draw(dice_axes, epochs, f"validation/dice/{entry.name}", shown, entry.color)
