@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from export.engine_plan import EnginePlan
 from serve.errors import FocalPathError
+from train.whole_file import whole_file
 
 INPUT = "image"
 
@@ -114,9 +115,8 @@ def _load_timing_cache(config: Any, path: Path) -> None:
 
 
 def _save_timing_cache(config: Any, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(bytes(config.get_timing_cache().serialize()))
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_bytes(bytes(config.get_timing_cache().serialize()))
 
 
 @contextlib.contextmanager

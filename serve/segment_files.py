@@ -1,6 +1,7 @@
 """Segment image files into a folder, several at a time: what `focalpath-segment` does."""
 
 import csv
+import io
 import json
 import sys
 import tempfile
@@ -299,12 +300,11 @@ def write_whole(folder: Path, contents: dict[str, bytes]) -> list[Path]:
 
 def _summary_csv(summaries: dict[Path, Summary]) -> bytes:
     """A row for each image and class."""
-    with tempfile.SpooledTemporaryFile(mode="w+", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*_IMAGE_COLUMNS, *_CLASS_COLUMNS])
-        writer.writerows(_rows(summaries))
-        file.seek(0)
-        return file.read().encode()
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([*_IMAGE_COLUMNS, *_CLASS_COLUMNS])
+    writer.writerows(_rows(summaries))
+    return text.getvalue().encode()
 
 
 def _rows(summaries: dict[Path, Summary]) -> Iterable[list[object]]:

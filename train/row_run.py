@@ -9,7 +9,6 @@ seedN/             a training run (see `train.fit`), and beside its files
 
 import fcntl
 import json
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -40,6 +39,7 @@ from train.rows import BASELINE, Row
 from train.segmenter import Segmenter, encode_for_training, labels_from_logits
 from train.settings import PRESETS, Settings, TissueClass
 from train.weights import weights_sha256
+from train.whole_file import whole_file
 
 _MARKER_FILE, _SCORES_FILE, _PANELS = "row.json", "test.npz", "panels"
 
@@ -208,17 +208,16 @@ class RowRun:
             confusions.append(tile_confusion(predicted, labels, len(card.classes)))
             if tile_id in shown:
                 _save_labels(predicted, card.classes, self.folder / _PANELS / f"{tile_id}.png")
-        partial = self.folder / f".partial-{_SCORES_FILE}"
-        np.savez_compressed(partial, tile_ids=np.array(tile_ids), confusion=np.stack(confusions))
-        os.replace(partial, self.folder / _SCORES_FILE)
+        # A file, as numpy adds .npz to another name.
+        with whole_file(self.folder / _SCORES_FILE) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, tile_ids=np.array(tile_ids), confusion=np.stack(confusions))
         self._mark({**self.marker, "stage": "finished"})
         (self.folder / LAST_FILE).unlink(missing_ok=True)  # large, and of no more use
 
     def _mark(self, marker: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f".{_MARKER_FILE}.partial"
-        partial.write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, self.folder / _MARKER_FILE)
+        with whole_file(self.folder / _MARKER_FILE) as partial:
+            partial.write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
