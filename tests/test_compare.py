@@ -221,6 +221,18 @@ def other_process() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
         process.communicate()
 
 
+def before_waiting(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """Have `act` called before `compare` waits for a run of another process."""
+    lock = RowRun.lock
+
+    def act_and_lock(run: RowRun, *, wait: bool) -> AbstractContextManager[bool]:
+        if wait:
+            act()
+        return lock(run, wait=wait)
+
+    monkeypatch.setattr(RowRun, "lock", act_and_lock)
+
+
 def test_a_run_that_another_process_is_at_is_left_to_it_and_taken_over_when_that_dies(
     toy_data: Path,
     tmp_path: Path,
@@ -231,15 +243,12 @@ def test_a_run_that_another_process_is_at_is_left_to_it_and_taken_over_when_that
 ):
     runs = tmp_path / "out" / "runs"
     process = other_process(runs / "hcfa" / ".seed0.lock")
-    lock = RowRun.lock
 
-    def kill_before_waiting(run: RowRun, *, wait: bool) -> AbstractContextManager[bool]:
-        if wait:
-            assert trained == [(BASELINE.name, False)]
-            process.kill()
-        return lock(run, wait=wait)
+    def kill() -> None:
+        assert trained == [(BASELINE.name, False)]
+        process.kill()
 
-    monkeypatch.setattr(RowRun, "lock", kill_before_waiting)
+    before_waiting(monkeypatch, kill)
     comparison = run_again(tmp_path / "out", toy_data)
     assert trained == [(BASELINE.name, False), ("hcfa", False)]
     assert set(comparison.results) == {(BASELINE.name, 0), ("hcfa", 0)}
@@ -254,14 +263,7 @@ def test_hcfa_is_left_until_the_baseline_that_another_process_trains_is_there(
     monkeypatch: pytest.MonkeyPatch,
 ):
     process = other_process(tmp_path / "out" / "runs" / BASELINE.name / ".seed0.lock")
-    lock = RowRun.lock
-
-    def kill_before_waiting(run: RowRun, *, wait: bool) -> AbstractContextManager[bool]:
-        if wait:
-            process.kill()
-        return lock(run, wait=wait)
-
-    monkeypatch.setattr(RowRun, "lock", kill_before_waiting)
+    before_waiting(monkeypatch, process.kill)
     run_again(tmp_path / "out", toy_data)
     assert trained == [(BASELINE.name, False), ("hcfa", False)]
 
