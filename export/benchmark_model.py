@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from train.segmenter import Segmenter
+from train.data.synthetic.tissue import make_tile
+from train.model.segmenter import Segmenter
 from train.settings import BiasSettings, ModelSettings, synthetic
-from train.tissue import make_tile
 
 NUM_CLASSES = 6
 FLOPS_PER_TILE = 1.45e12

@@ -38,8 +38,8 @@ from serve.manifest import (
     sha256_of,
 )
 from serve.openvino_provider import computes_bfloat16
-from train.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
 from train.errors import FocalPathError
+from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
 
 MODEL_FILE = "model.onnx"
 WARM_UP_FILE = "warm_up.npz"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from train.segmenter import Segmenter
+from train.model.segmenter import Segmenter
 
 
 class DeployableOutput(NamedTuple):

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor, nn
 
-from train.image_encoder import PATCH_SIZE
-from train.segmenter import Segmenter
+from train.model.image_encoder import PATCH_SIZE
+from train.model.segmenter import Segmenter
 
 
 class DirectSamPath(nn.Module):

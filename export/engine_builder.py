@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from export.engine_plan import EnginePlan
 from serve.errors import FocalPathError
-from train.whole_file import whole_file
+from train.files import whole_file
 
 INPUT = "image"
 

@@ -24,9 +24,9 @@ from export.attention import (
 )
 from export.deployable import Deployable, DeployableOutput, outputs
 from export.folded_decoder import FoldedDecoder, TokenNorm
-from train.image_encoder import PATCH_SIZE
-from train.pathology_encoder import PathologyEncoder
-from train.segmenter import Segmenter
+from train.model.image_encoder import PATCH_SIZE
+from train.model.pathology_encoder import PathologyEncoder
+from train.model.segmenter import Segmenter
 
 
 class FoldedSegmenter(nn.Module):

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.attention import PLAIN, Projection, attend, join_heads, split_heads
-from train.focal_attention import NUM_LEADING_TOKENS
-from train.image_encoder import PATCH_SIZE
-from train.mask_decoder import FocalBlock, FocalTransformer
-from train.segmenter import Segmenter
+from train.model.class_bias import NUM_LEADING_TOKENS
+from train.model.image_encoder import PATCH_SIZE
+from train.model.mask_decoder import FocalBlock, FocalTransformer
+from train.model.segmenter import Segmenter
 
 _NUM_DEAD = NUM_LEADING_TOKENS - 1
 """The single-mask and the unlabelled token: others see them, but nobody reads their outputs."""

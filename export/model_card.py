@@ -6,7 +6,7 @@ from pathlib import Path
 from export.parity_report import measured_against
 from export.parity_schema import ArtefactParity, ParityReport
 from serve.manifest import Manifest
-from train.checkpoint import CheckpointCard
+from train.model.checkpoint import CheckpointCard
 
 MODEL_CARD_FILE = "MODEL_CARD.md"
 

@@ -10,9 +10,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from train.dataset import Split, Tile, TileDataset, TileFolder, read_mask, read_tile_folder
+from train.data.dataset import Split, Tile, TileDataset, TileFolder, read_mask, read_tile_folder
+from train.data.synthetic.tissue import CLASSES, make_tile
 from train.errors import FocalPathError
-from train.tissue import CLASSES, make_tile
 
 Images = np.ndarray[Any, np.dtype[np.uint8]]
 

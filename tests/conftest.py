@@ -50,7 +50,7 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs on the toy data set."""
     from tests.toy_data import toy_settings
-    from train.fit import fit
+    from train.fitting.run import fit
 
     run = tmp_path_factory.mktemp("toy_run") / "run"
     fit(toy_settings(), toy_data, run)

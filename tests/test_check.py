@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.check import count_splits, find_warnings, report, share_table
-from train.dataset import read_tile_folder
+from train.data.check import count_splits, find_warnings, report, share_table
+from train.data.dataset import read_tile_folder
 from train.errors import FocalPathError
 
 Rows = list[tuple[str, int, str]]

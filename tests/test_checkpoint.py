@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from train.checkpoint import load_checkpoint, save_checkpoint
 from train.errors import FocalPathError
+from train.model.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture

@@ -12,23 +12,23 @@ import pytest
 import torch
 from PIL import Image
 
-import train.row_run
+import train.comparison.run
 from tests.toy_data import toy_settings
-from train.__main__ import main
-from train.checkpoint import load_checkpoint, read_card
-from train.compare import Comparison, choose_panels, compare
-from train.dataset import class_frequencies, read_tile_folder
+from train.cli import main
+from train.comparison.compare import Comparison, choose_panels, compare
+from train.comparison.methods import ABLATION_ROWS, BASELINE, TABLE_ROWS, RowName
+from train.comparison.run import RowRun, tile_confusion
+from train.comparison.tables import published_scores
+from train.data.dataset import class_frequencies, read_tile_folder
 from train.errors import FocalPathError
-from train.fit import evaluate, fit
-from train.focal_attention import initial_bias
+from train.fitting.run import evaluate, fit
+from train.fitting.task import SegmentationTask, named_scores
 from train.metrics import class_scores
-from train.row_run import RowRun, tile_confusion
-from train.rows import ABLATION_ROWS, BASELINE, TABLE_ROWS, RowName
-from train.segmenter import Segmenter
+from train.model.checkpoint import load_checkpoint, read_card
+from train.model.class_bias import initial_bias
+from train.model.pretrained import weights_sha256
+from train.model.segmenter import Segmenter
 from train.settings import RuntimeSettings, Settings, WeightsSettings
-from train.tables import published_scores
-from train.task import SegmentationTask, named_scores
-from train.weights import weights_sha256
 
 ROWS: tuple[RowName, ...] = ("hcfa",)
 """The baseline comes along."""
@@ -62,7 +62,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
         runs.append((run.parent.name, bool(options["resume"])))
         return fit(settings, data, run, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(train.row_run, "fit", spy)
+    monkeypatch.setattr(train.comparison.run, "fit", spy)
     return runs
 
 
@@ -191,7 +191,7 @@ def test_a_row_of_a_former_version_is_not_trained_again_for_settings_that_came_o
 _OTHER_PROCESS = """
 import sys
 from pathlib import Path
-from train.row_run import exclusive
+from train.comparison.run import exclusive
 
 with exclusive(Path(sys.argv[1]), wait=False) as free:
     print("free" if free else "busy", flush=True)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.toy_data import TILE_SIZE_PX, toy_settings, write_toy_data
-from train.dataset import (
+from train.data.dataset import (
     EpochSampler,
     TileDataset,
     class_frequencies,

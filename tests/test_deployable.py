@@ -15,7 +15,7 @@ from export.folded import FoldedPathologyEncoder, FoldedSegmenter
 from export.onnx_graph import BIAS_NAME, export_onnx
 from export.tensorrt_lint import lint
 from tests.toy_data import toy_settings
-from train.segmenter import Segmenter
+from train.model.segmenter import Segmenter
 from train.settings import BiasSettings
 
 NUM_CLASSES = 4

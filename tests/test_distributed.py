@@ -13,11 +13,11 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from lightning.pytorch.utilities import rank_zero_only
 
 from tests.toy_data import toy_settings
-from train.checkpoint import load_checkpoint, read_card
-from train.dataset import read_tile_folder
+from train.data.dataset import read_tile_folder
 from train.errors import FocalPathError
-from train.fit import _loaders, _trainer, evaluate, fit, print_scores
-from train.segmenter import Segmenter
+from train.fitting.run import _loaders, _trainer, evaluate, fit, print_scores
+from train.model.checkpoint import load_checkpoint, read_card
+from train.model.segmenter import Segmenter
 from train.settings import LossSettings, RuntimeSettings, Settings
 
 _SCRIPT = """
@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from tests.test_distributed import settings_of
-from train.fit import fit
+from train.fitting.run import fit
 
 torch.set_num_threads(1)
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors.torch import load_file
 
 from tests.toy_data import TILE_SIZE_PX, toy_settings
-from train.dataset import TileDataset, read_tile_folder
-from train.embedding_cache import CachedTileDataset, EmbeddingCache
+from train.data.dataset import TileDataset, read_tile_folder
 from train.errors import FocalPathError
-from train.fit import fit
-from train.segmenter import Segmenter
+from train.fitting.embedding_cache import CachedTileDataset, EmbeddingCache
+from train.fitting.run import fit
+from train.fitting.task import SegmentationTask
+from train.model.segmenter import Segmenter
 from train.settings import (
     AugmentationSettings,
     ModelSettings,
@@ -21,7 +22,6 @@ from train.settings import (
     Settings,
     WeightsSettings,
 )
-from train.task import SegmentationTask
 
 DIHEDRAL = AugmentationSettings(augment="dihedral", num_workers=0)
 
@@ -114,7 +114,7 @@ def test_a_disk_that_fills_up_ends_cleanly(
         Path(str(arguments[1])).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("train.embedding_cache.save_file", full)
+    monkeypatch.setattr("train.fitting.embedding_cache.save_file", full)
     with pytest.raises(FocalPathError, match="with room on the disk"):
         cache.fill(dataset, range(1), batch_size=4)
     assert not list(cache.folder.iterdir())
@@ -159,8 +159,8 @@ def test_tiles_are_encoded_on_the_device_that_trains(
         raise Encoded
 
     monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("meta"))
-    monkeypatch.setattr("train.embedding_cache.encode_for_training", encode)
-    monkeypatch.setattr("train.embedding_cache._fingerprint", lambda segmenter: "weights")
+    monkeypatch.setattr("train.fitting.embedding_cache.encode_for_training", encode)
+    monkeypatch.setattr("train.fitting.embedding_cache._fingerprint", lambda segmenter: "weights")
     with pytest.raises(Encoded):
         fit(frozen_settings(tmp_path / "cache"), toy_data, tmp_path / "run")
 

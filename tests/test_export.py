@@ -10,9 +10,9 @@ import torch
 from export.deployable import Deployable, DeployableOutput
 from export.onnx_graph import BIAS_NAME, check_graph
 from serve.manifest import Manifest, read_bundle
-from train.checkpoint import load_checkpoint
 from train.errors import FocalPathError
-from train.segmenter import labels_from_logits
+from train.model.checkpoint import load_checkpoint
+from train.model.segmenter import labels_from_logits
 
 SIDE, NUM_CLASSES = 64, 5
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from train.figures import plot_training
+from train.fitting.curves import plot_training
 from train.settings import TissueClass
 
 

@@ -17,17 +17,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tests.toy_data import toy_settings
-from train.__main__ import main
-from train.checkpoint import load_checkpoint
-from train.dataset import class_frequencies, read_tile_folder
+from train.cli import main
+from train.comparison.run import predict_test_tiles, tile_confusion
+from train.data.dataset import class_frequencies, read_tile_folder
 from train.errors import FocalPathError
-from train.fit import evaluate, fit
-from train.focal_attention import initial_bias
+from train.fitting.run import evaluate, fit
+from train.fitting.task import SegmentationTask, named_scores
 from train.metrics import class_scores
-from train.row_run import predict_test_tiles, tile_confusion
-from train.segmenter import Segmenter
+from train.model.checkpoint import load_checkpoint
+from train.model.class_bias import initial_bias
+from train.model.segmenter import Segmenter
 from train.settings import BiasSettings, LossSettings, RuntimeSettings, Settings, bcss, bdsa, crag
-from train.task import SegmentationTask, named_scores
 
 
 def changed(group: str, **values: object) -> Settings:
@@ -109,8 +109,8 @@ from pathlib import Path
 import torch
 
 from tests.toy_data import toy_settings
-from train.fit import fit
-from train.task import SegmentationTask
+from train.fitting.run import fit
+from train.fitting.task import SegmentationTask
 
 def kill_in_the_second_epoch(task, *_):
     if task.global_step == 3:
@@ -257,7 +257,7 @@ def test_a_run_that_cannot_be_written_is_told(
     def full(*_: object) -> None:
         raise SafetensorError("No space left on device (os error 28)")
 
-    monkeypatch.setattr("train.checkpoint.save_file", full)
+    monkeypatch.setattr("train.model.checkpoint.save_file", full)
     with pytest.raises(FocalPathError, match=r"cannot write .*model.safetensors .*No space left"):
         fit(toy_settings(), toy_data, tmp_path / "run")
 
@@ -353,7 +353,7 @@ def test_an_interrupted_preparation_leaves_nothing(
     def interrupt(*_: object, **__: object) -> None:
         signal.raise_signal(number)
 
-    monkeypatch.setattr("train.synthetic.write_json", interrupt)
+    monkeypatch.setattr("train.data.synthetic.dataset.write_json", interrupt)
     arguments = ("--num-train", 1, "--num-validation", 1, "--num-test", 1, "--tile-size-px", 64)
     code = run_main(monkeypatch, "prepare", "synthetic", tmp_path / "data", *arguments)
     assert code == 128 + number
@@ -392,7 +392,7 @@ def test_mlflow_gets_the_address_given_or_a_database(
         asked.append(tracking_uri)
         raise ModuleNotFoundError("No module named 'mlflow'", name="mlflow")
 
-    monkeypatch.setattr("train.fit.MLFlowLogger", mlflow)
+    monkeypatch.setattr("train.fitting.run.MLFlowLogger", mlflow)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if given:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
@@ -408,7 +408,7 @@ def test_a_tracker_that_is_not_installed_says_what_to_install(
     def missing(*arguments: object, **options: object) -> None:
         raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
 
-    monkeypatch.setattr("train.fit.TensorBoardLogger", missing)
+    monkeypatch.setattr("train.fitting.run.TensorBoardLogger", missing)
     settings = toy_settings(runtime=RuntimeSettings(track="tensorboard"))
     with pytest.raises(FocalPathError, match="pip install tensorboard"):
         fit(settings, toy_data, tmp_path / "run")

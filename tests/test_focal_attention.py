@@ -7,8 +7,8 @@ from segment_anything.modeling import TwoWayTransformer
 from torch import Tensor
 
 from train.errors import FocalPathError
-from train.focal_attention import BiasedAttention, ClassAttentionBias, initial_bias
-from train.mask_decoder import MaskDecoder
+from train.model.class_bias import BiasedAttention, ClassAttentionBias, initial_bias
+from train.model.mask_decoder import MaskDecoder
 from train.settings import BiasSettings
 
 DIM, NUM_CLASSES = 32, 5

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from monai.losses.dice import DiceLoss
 from monai.losses.focal_loss import FocalLoss
 
-from train.losses import SegmentationLoss, dice_loss, focal_terms, mask_iou
-from train.segmenter import SegmenterOutput, upsample
+from train.fitting.losses import SegmentationLoss, dice_loss, focal_terms, mask_iou
+from train.model.segmenter import SegmenterOutput, upsample
 from train.settings import LossSettings
 
 NUM_CLASSES = 3

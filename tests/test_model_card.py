@@ -6,7 +6,7 @@ import pytest
 from export.model_card import write_model_card
 from export.parity_schema import PARITY_FILE, ParityReport
 from serve.manifest import read_bundle
-from train.checkpoint import CheckpointCard, TrainingData, read_card
+from train.model.checkpoint import CheckpointCard, TrainingData, read_card
 
 
 def _card_of(bundle: Path, card: CheckpointCard, folder: Path) -> str:

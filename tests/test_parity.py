@@ -13,7 +13,7 @@ from export.parity import onnx_answers, torch_answers
 from export.parity_schema import EmulationParity, Precision, Tolerances
 from export.validation import parity_images
 from tests.toy_gate import NUM_TILES, SIDE, painted_gate, relabelled
-from train.checkpoint import load_checkpoint
+from train.model.checkpoint import load_checkpoint
 
 PIXELS = NUM_TILES * SIDE**2
 

@@ -8,10 +8,10 @@ import torch
 
 from tests.toy_data import toy_settings
 from train.errors import FocalPathError
-from train.pathology_encoder import PathologyEncoder
-from train.segmenter import Segmenter
+from train.model.pathology_encoder import PathologyEncoder
+from train.model.pretrained import load_pathology_weights
+from train.model.segmenter import Segmenter
 from train.settings import ModelSettings
-from train.weights import load_pathology_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

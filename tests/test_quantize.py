@@ -9,7 +9,7 @@ import pytest
 from export.deployable import Deployable
 from export.onnx_graph import export_onnx
 from export.quantize import SENSITIVE, quantize_int8
-from train.checkpoint import load_checkpoint
+from train.model.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,15 @@ from PIL import Image
 
 from tests.toy_comparison import CLASSES, NUM_TILES, confusion, toy_comparison, with_panels
 from tests.toy_data import toy_settings
-from train.__main__ import Compare, Prepare, main
-from train.bootstrap import Bootstrap, seed_scores
+from train.cli import Compare, Prepare, main
+from train.comparison.bootstrap import Bootstrap, seed_scores
+from train.comparison.figures import correlate
+from train.comparison.methods import ABLATION_ROWS, TABLE_ROWS, RowName
+from train.comparison.report import findings, write_report
+from train.comparison.reproduce import commands
+from train.comparison.tables import Table1, difference_table, latex_text, markdown_table
+from train.data.synthetic.dataset import SyntheticSettings
 from train.metrics import class_scores
-from train.report import findings, write_report
-from train.report_figures import correlate
-from train.reproduce import commands
-from train.rows import ABLATION_ROWS, TABLE_ROWS, RowName
 from train.settings import (
     AugmentationSettings,
     OptimizationSettings,
@@ -26,8 +28,6 @@ from train.settings import (
     TissueClass,
     WeightsSettings,
 )
-from train.synthetic import SyntheticSettings
-from train.tables import Table1, difference_table, latex_text, markdown_table
 
 BASE: RowName = "base_with_focal"
 ALL_ROWS = [row.name for row in TABLE_ROWS + ABLATION_ROWS]

@@ -10,8 +10,8 @@ import torch
 
 from tests.toy_data import toy_settings
 from train.errors import FocalPathError
-from train.fit import _trainer, fit
-from train.resume import WholeStateIO
+from train.fitting.resume import WholeStateIO
+from train.fitting.run import _trainer, fit
 from train.settings import AugmentationSettings, RuntimeSettings, Settings
 
 

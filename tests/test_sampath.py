@@ -11,13 +11,13 @@ import torch
 
 from tests.test_weights import NUM_CLASSES, sam_of, same
 from tests.toy_data import TILE_SIZE_PX, toy_settings
-from train.__main__ import main
-from train.checkpoint import load_checkpoint, read_card
+from train.cli import main
 from train.errors import FocalPathError
-from train.fit import evaluate
-from train.sampath import import_sampath, load_sampath_weights, num_sampath_classes
-from train.segmenter import Segmenter
-from train.weights import read_weights
+from train.fitting.import_sampath import import_sampath, load_sampath_weights, num_sampath_classes
+from train.fitting.run import evaluate
+from train.model.checkpoint import load_checkpoint, read_card
+from train.model.pretrained import read_weights
+from train.model.segmenter import Segmenter
 
 
 @pytest.fixture

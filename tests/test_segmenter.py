@@ -5,7 +5,7 @@ import torch
 
 from tests.toy_data import TILE_SIZE_PX, toy_settings
 from train.errors import FocalPathError
-from train.segmenter import Segmenter, encode_for_training, labels_from_logits
+from train.model.segmenter import Segmenter, encode_for_training, labels_from_logits
 from train.settings import ModelSettings, bcss
 
 NUM_CLASSES = 5

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.__main__ import main
-from train.dataset import read_image, read_mask, read_tile_folder
+from train.cli import main
+from train.data.convert import layout
+from train.data.convert.bcss import CODES, BcssSettings, prepare_bcss
+from train.data.convert.bdsa import BdsaSettings, prepare_bdsa
+from train.data.convert.crag import CragSettings, prepare_crag
+from train.data.convert.dsa_annotations import fill_shape
+from train.data.convert.layout import TileSettings, assign_folds, tile_starts
+from train.data.dataset import read_image, read_mask, read_tile_folder
 from train.errors import FocalPathError
-from train.sources import layout
-from train.sources.bcss import CODES, BcssSettings, prepare_bcss
-from train.sources.bdsa import BdsaSettings, prepare_bdsa
-from train.sources.crag import CragSettings, prepare_crag
-from train.sources.dsa_annotations import fill_shape
-from train.sources.layout import TileSettings, assign_folds, tile_starts
 
 SIDE = 32
 """Side of the test's regions, in pixels."""

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train import synthetic, tissue
+from train.data.synthetic import dataset as synthetic
+from train.data.synthetic import tissue
+from train.data.synthetic.dataset import CLASSES, SyntheticSettings, make_tile, write_dataset
+from train.data.synthetic.nuclei import LYMPHOCYTE, Stains, draw_nuclei
+from train.data.synthetic.tissue import INFLAMMATORY, NECROSIS, STROMA, TUMOR
 from train.errors import FocalPathError
-from train.nuclei import LYMPHOCYTE, Stains, draw_nuclei
-from train.synthetic import CLASSES, SyntheticSettings, make_tile, write_dataset
-from train.tissue import INFLAMMATORY, NECROSIS, STROMA, TUMOR
 
 SMALL = SyntheticSettings(num_train=3, num_validation=1, num_test=2, tile_size_px=64)
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.benchmark import EPOCHS, STEPS, Benchmark, peak_memory_gib, run_benchmark
-from train.segmenter import Segmenter, SegmenterOutput
+from benchmarks.training import EPOCHS, STEPS, Benchmark, peak_memory_gib, run_benchmark
+from train.model.segmenter import Segmenter, SegmenterOutput
 from train.settings import BenchmarkSettings
 
 

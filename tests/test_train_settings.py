@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from train.__main__ import main
+from train.cli import main
 from train.errors import FocalPathError
 from train.settings import (
     PRESETS,

@@ -18,10 +18,10 @@ from torch import nn
 
 from tests.toy_data import TILE_SIZE_PX, toy_settings
 from train.errors import FocalPathError
-from train.fit import fit
-from train.segmenter import Segmenter
+from train.fitting.run import fit
+from train.model.pretrained import load_pathology_weights, load_sam_weights, read_weights
+from train.model.segmenter import Segmenter
 from train.settings import BiasSettings, WeightsSettings
-from train.weights import load_pathology_weights, load_sam_weights, read_weights
 
 NUM_CLASSES, DIM = 5, 32
 

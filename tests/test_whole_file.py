@@ -5,7 +5,7 @@ import pytest
 from safetensors import SafetensorError
 
 from train.errors import FocalPathError
-from train.whole_file import whole_file
+from train.files import whole_file
 
 DISK_ERRORS = [
     OSError(errno.ENOSPC, "No space left on device"),

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.toy_data import toy_settings
-from train.checkpoint import CheckpointCard
-from train.compare import Comparison
-from train.dataset import Tile, TileFolder
-from train.row_run import RowResult
-from train.rows import ABLATION_ROWS, TABLE_ROWS, RowName
+from train.comparison.compare import Comparison
+from train.comparison.methods import ABLATION_ROWS, TABLE_ROWS, RowName
+from train.comparison.run import RowResult
+from train.data.dataset import Tile, TileFolder
+from train.model.checkpoint import CheckpointCard
 from train.settings import Settings, TissueClass
 
 CLASSES = tuple(

@@ -1,0 +1,333 @@
+"""How long a training step and an epoch take, beside a direct SAM-Path loop, in one run.
+
+Every step takes the same batch, model size (SAM ViT-B, ViT-S/16, 1024 x 1024, random weights), loss
+and optimizer. The direct loop does as SAM-Path's published description (arXiv 2307.09570):
+encoders in float32 and eager mode, then one image after another through SAM's own decoder.
+
+An epoch is all that one is made of, over a few tiles: images or features and labels are read from
+the disk, trained on, and the validation tiles are predicted and counted.
+"""
+
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from io import StringIO
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from segment_anything.modeling import MaskDecoder as SamMaskDecoder
+from segment_anything.modeling import TwoWayTransformer
+from torch import Tensor
+from torch.optim import AdamW
+from torch.utils.data import DataLoader
+
+from train.data.dataset import TileDataset, evaluation_tiles, read_tile_folder
+from train.data.synthetic.dataset import SyntheticSettings, write_dataset
+from train.data.synthetic.tissue import CLASSES
+from train.fitting.embedding_cache import CachedTileDataset, EmbeddingCache
+from train.fitting.losses import SegmentationLoss
+from train.metrics import PooledConfusion
+from train.model.segmenter import (
+    Segmenter,
+    SegmenterOutput,
+    encode_for_training,
+    labels_from_logits,
+)
+from train.settings import (
+    BenchmarkSettings,
+    ModelSettings,
+    RuntimeSettings,
+    Settings,
+    bcss,
+)
+
+Tiles = TileDataset | CachedTileDataset
+
+STEPS = {
+    "direct": "direct SAM-Path loop, encoders and all",
+    "from_images": "ours from images (bfloat16 encoders)",
+    "decoder_one_by_one": "SAM's decoder image by image, features given",
+    "from_cache": "ours on features read from the embedding cache",
+}
+"""Methods of `Benchmark` that take a step, and what they are."""
+EPOCHS = {
+    "epoch_from_images": "ours from images (bfloat16 encoders)",
+    "epoch_from_cache": "ours from the embedding cache",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds of one variant's steps or epochs."""
+
+    name: str
+    seconds: tuple[float, ...]
+    median_s: float
+    peak_memory_gib: float | None = None
+    """Of a process of its own that does it once: of the GPU, or resident."""
+
+
+class Benchmark:
+    """One model, its tiles, and the variants of a step and an epoch on them."""
+
+    def __init__(self, settings: BenchmarkSettings, folder: Path) -> None:
+        """Build all of it; tiles and embedding cache are kept in `folder`."""
+        torch.manual_seed(0)
+        self.training = _training_settings(settings, folder / "cache")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.segmenter = Segmenter(self.training, torch.zeros(len(CLASSES))).train()
+        self.segmenter.to(self.device)
+        self.loss = SegmentationLoss(self.training.loss)
+        trained = [p for p in self.segmenter.parameters() if p.requires_grad]
+        self.optimizer = AdamW(trained, lr=1e-4)
+        self.sam_decoder = self._sams_own_decoder()
+        self.tiles = _tiles(settings, self.training, folder / "data")
+        cache = EmbeddingCache(self.training, self.segmenter)
+        for tiles in self.tiles:
+            cache.fill(tiles, range(1), settings.batch_size)
+        self.cached = [CachedTileDataset(tiles, cache) for tiles in self.tiles]
+        self.batch_size = settings.batch_size
+
+    def direct(self) -> float:
+        """Encoders in float32, then image after image through SAM's own decoder."""
+        batch = self._batch(self.tiles[0])
+        with torch.no_grad():
+            features = self.segmenter.encode(batch["image"].float())
+        return self._learn(self._decode_one_by_one(features), batch["labels"])
+
+    def from_images(self) -> float:
+        """Our step without a cache: encoders under bfloat16 autocast, the batch decoded at once."""
+        return self._step(self._batch(self.tiles[0]))
+
+    def from_cache(self) -> float:
+        """Our step on features read from the embedding cache."""
+        return self._step(self._batch(self.cached[0]))
+
+    def decoder_one_by_one(self) -> float:
+        """SAM's own decoder, image after image, on features that are there already."""
+        batch = self._batch(self.cached[0])
+        return self._learn(self._decode_one_by_one(batch["features"].float()), batch["labels"])
+
+    def epoch_from_images(self) -> int:
+        """An epoch without a cache."""
+        return self._epoch(*self.tiles)
+
+    def epoch_from_cache(self) -> int:
+        """An epoch whose tiles are all in the cache: every one after the first."""
+        return self._epoch(*self.cached)
+
+    def _epoch(self, training: Tiles, validation: Tiles) -> int:
+        """Train on every tile and count the validation pixels; returns how many there were."""
+        confusion = PooledConfusion(len(CLASSES)).to(self.device)
+        for batch in self._batches(training):
+            self._step(batch)
+        with torch.no_grad():
+            for batch in self._batches(validation):
+                output = self.segmenter.decode(self._features(batch))
+                labels = batch["labels"]
+                predicted = labels_from_logits(output.low_res_logits, labels.shape[-1])
+                confusion.update(predicted, labels)
+        return int(confusion.compute().sum())
+
+    def _batches(self, tiles: Tiles) -> Any:
+        for batch in DataLoader(tiles, batch_size=self.batch_size):
+            yield {
+                name: value.to(self.device) if isinstance(value, Tensor) else value
+                for name, value in batch.items()
+            }
+
+    def _batch(self, tiles: Tiles) -> dict[str, Any]:
+        batch: dict[str, Any] = next(self._batches(tiles))
+        return batch
+
+    def _features(self, batch: Mapping[str, Any]) -> Tensor:
+        if "features" in batch:
+            cached: Tensor = batch["features"].float()
+            return cached
+        return encode_for_training(self.segmenter, batch["image"], mixed_precision=True)
+
+    def _step(self, batch: Mapping[str, Any]) -> float:
+        return self._learn(self.segmenter.decode(self._features(batch)), batch["labels"])
+
+    def _decode_one_by_one(self, features: Tensor) -> SegmenterOutput:
+        masks, scores = [], []
+        for embedding in self.segmenter.neck(features):
+            no_mask = self.segmenter.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+            size = embedding.shape[-2:]
+            mask, iou = self.sam_decoder(
+                image_embeddings=embedding.unsqueeze(0),
+                image_pe=self.segmenter.prompt_encoder.pe_layer(size).unsqueeze(0),
+                sparse_prompt_embeddings=embedding.new_zeros(1, 0, embedding.shape[0]),
+                dense_prompt_embeddings=no_mask.expand(-1, -1, *size),
+                multimask_output=True,
+            )
+            masks.append(mask)
+            scores.append(iou)
+        return SegmenterOutput(torch.cat(masks), torch.cat(scores))
+
+    def _learn(self, output: SegmenterOutput, labels: Tensor) -> float:
+        loss: Tensor = self.loss(output, labels)["loss"]
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+    def _sams_own_decoder(self) -> SamMaskDecoder:
+        """SAM's decoder on the very weights of ours, so that both learn the same."""
+        dim = self.training.model.decoder_dim
+        decoder = SamMaskDecoder(
+            transformer_dim=dim,
+            transformer=TwoWayTransformer(2, dim, num_heads=8, mlp_dim=8 * dim),
+            num_multimask_outputs=1 + len(CLASSES),
+        )
+        ours = dict(self.segmenter.mask_decoder.named_parameters())
+        for name, _ in list(decoder.named_parameters()):
+            module, _, attribute = name.rpartition(".")
+            setattr(decoder.get_submodule(module), attribute, ours[name])
+        return decoder
+
+
+def run_benchmark(settings: BenchmarkSettings) -> dict[str, list[Timing]]:
+    """Take the variants in turn, print tables and write the JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        benchmark = Benchmark(settings, Path(folder))
+        timings = {
+            "steps": _measure(benchmark, STEPS, settings.repeats),
+            "epochs": _measure(benchmark, EPOCHS, settings.repeats),
+        }
+        del benchmark
+        if settings.peak_memory:
+            timings = {
+                kind: _with_memory(found, settings, folder) for kind, found in timings.items()
+            }
+    _print(timings, settings)
+    _write(timings, settings)
+    return timings
+
+
+def _measure(benchmark: Benchmark, variants: Mapping[str, str], repeats: int) -> list[Timing]:
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in track(range(repeats), "Training"):
+        for name in variants:
+            started = time.perf_counter()
+            getattr(benchmark, name)()
+            seconds[name].append(time.perf_counter() - started)
+    return [
+        Timing(name=name, seconds=tuple(values), median_s=statistics.median(values))
+        for name, values in seconds.items()
+    ]
+
+
+def _with_memory(timings: list[Timing], settings: BenchmarkSettings, folder: str) -> list[Timing]:
+    """Add the peak memory of each variant, done once in a new process."""
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1)
+    with pool:
+        peaks = pool.map(partial(peak_memory_gib, settings, folder), [t.name for t in timings])
+        return [replace(t, peak_memory_gib=p) for t, p in zip(timings, peaks, strict=True)]
+
+
+def peak_memory_gib(settings: BenchmarkSettings, folder: str, variant: str) -> float:
+    """What this process needs at most to build the model and do a variant once."""
+    with redirect_stdout(StringIO()):
+        getattr(Benchmark(settings, Path(folder)), variant)()
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    # Not getrusage's, which begins with what the process was started from.
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20
+
+
+def _training_settings(settings: BenchmarkSettings, cache: Path) -> Settings:
+    preset = bcss()
+    pathology = (
+        "vit_small_patch16_224" if settings.image_encoder != "tiny" else "vit_tiny_patch16_224"
+    )
+    model = ModelSettings(
+        tile_size_px=settings.tile_size_px,
+        image_encoder=settings.image_encoder,
+        pathology_encoder=pathology,
+    )
+    return replace(
+        preset,
+        model=model,
+        optimization=replace(preset.optimization, precision="bf16-mixed"),
+        augmentation=replace(preset.augmentation, augment="none"),
+        runtime=RuntimeSettings(embedding_cache=str(cache)),
+    )
+
+
+def _tiles(
+    settings: BenchmarkSettings, training: Settings, folder: Path
+) -> tuple[TileDataset, TileDataset]:
+    """Training and validation tiles of synthetic tissue, on the disk."""
+    num_train = settings.epoch_steps * settings.batch_size
+    recipe = SyntheticSettings(
+        num_train=num_train,
+        num_validation=max(1, num_train // 2),
+        num_test=0,
+        tile_size_px=settings.tile_size_px,
+    )
+    write_dataset(folder, recipe)
+    found = read_tile_folder(folder)
+    return evaluation_tiles(found, "training", training), evaluation_tiles(
+        found, "validation", training
+    )
+
+
+def _print(timings: Mapping[str, list[Timing]], settings: BenchmarkSettings) -> None:
+    titles = {
+        "steps": (f"A step of {settings.batch_size} tiles of {settings.tile_size_px} px", STEPS),
+        "epochs": (f"An epoch of {settings.epoch_steps} steps, validation and all", EPOCHS),
+    }
+    for kind, found in timings.items():
+        title, names = titles[kind]
+        table = Table("", title=title)
+        for column in ("median s", "times faster", "peak GiB"):
+            table.add_column(column, justify="right")
+        for timing in found:
+            peak = "" if timing.peak_memory_gib is None else f"{timing.peak_memory_gib:.1f}"
+            ratio = f"{found[0].median_s / timing.median_s:.1f}"
+            table.add_row(names[timing.name], f"{timing.median_s:.2f}", ratio, peak)
+        Console().print(table)
+    Console().print(machine())
+
+
+def _write(timings: Mapping[str, list[Timing]], settings: BenchmarkSettings) -> None:
+    report = {
+        "machine": machine(),
+        "torch": torch.__version__,
+        **{name: value for name, value in asdict(settings).items() if name != "out"},
+        **{
+            kind: {
+                names[timing.name]: {k: v for k, v in asdict(timing).items() if k != "name"}
+                for timing in timings[kind]
+            }
+            for kind, names in (("steps", STEPS), ("epochs", EPOCHS))
+        },
+    }
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    settings.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def machine() -> str:
+    """The GPU's name, or the processor's and the threads that torch uses."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
+    return f"{name}, {torch.get_num_threads()} threads"

@@ -1,0 +1,344 @@
+"""Train and evaluate SAM-Path with Dynamic Focal Attention, and compare it with its baselines.
+
+python -m train prepare synthetic DATA     write a data set
+python -m train prepare bcss SOURCE DATA   write one from published files (also crag, bdsa)
+python -m train check DATA                 validate one
+python -m train fit PRESET --data DATA     train a checkpoint
+python -m train import-sampath PRESET CKPT RUN --data DATA
+                                           convert a SAM-Path checkpoint
+python -m train evaluate RUN --data DATA   score it
+python -m train compare PRESET --data DATA train and report the paper's comparison
+python -m train benchmark                  time a training step and an epoch
+"""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Never, get_args
+
+import tyro
+
+from train.comparison.methods import RowName
+from train.data.check import report
+from train.data.convert.bcss import BcssSettings, prepare_bcss
+from train.data.convert.bdsa import BdsaSettings, prepare_bdsa
+from train.data.convert.crag import CragSettings, prepare_crag
+from train.data.dataset import Split
+from train.data.synthetic.dataset import SyntheticSettings, write_dataset
+from train.errors import FocalPathError
+from train.files import whole_file
+from train.settings import PRESETS, BenchmarkSettings, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSynthetic:
+    """Draw H&E tissue with `train.data.synthetic.dataset`, unless it is there already."""
+
+    out: tyro.conf.Positional[Path]
+    """The folder to write."""
+    settings: SyntheticSettings
+
+    def run(self) -> None:
+        """Write it."""
+        write_dataset(self.out, self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareBcss:
+    """Cut BCSS (breast cancer): rgbs_colorNormalized/ and masks/, 22 codes, five classes."""
+
+    source: tyro.conf.Positional[Path]
+    """The folder with rgbs_colorNormalized/ (or images/) and masks/."""
+    out: tyro.conf.Positional[Path]
+    """The folder to write; it must not exist."""
+    settings: BcssSettings
+
+    def run(self) -> None:
+        """Write it, print the pixel shares and what looks wrong."""
+        prepare_bcss(self.source, self.out, self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareCrag:
+    """Convert CRAG (colorectal glands): train/ and valid/, instance masks, two classes."""
+
+    source: tyro.conf.Positional[Path]
+    """The folder with train/ and valid/, each with Images/ and Annotation/."""
+    out: tyro.conf.Positional[Path]
+    """The folder to write; it must not exist."""
+    settings: CragSettings
+
+    def run(self) -> None:
+        """Write it, print the pixel shares and what looks wrong."""
+        prepare_crag(self.source, self.out, self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareBdsa:
+    """Draw BDSA (brain): images/ and annotations/ of the Digital Slide Archive, five classes.
+
+    Tiles are as BCSS's by default, 1024 pixels at 0.25 um per pixel: our choice.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """The folder with images/, annotations/ and perhaps regions.csv."""
+    out: tyro.conf.Positional[Path]
+    """The folder to write; it must not exist."""
+    settings: BdsaSettings
+
+    def run(self) -> None:
+        """Write it, print the pixel shares and what looks wrong."""
+        prepare_bdsa(self.source, self.out, self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Write a data set in SAM-Path's layout."""
+
+    source: (
+        Annotated[PrepareSynthetic, tyro.conf.subcommand("synthetic")]
+        | Annotated[PrepareBcss, tyro.conf.subcommand("bcss")]
+        | Annotated[PrepareCrag, tyro.conf.subcommand("crag")]
+        | Annotated[PrepareBdsa, tyro.conf.subcommand("bdsa")]
+    )
+
+    def run(self) -> None:
+        """Write it."""
+        self.source.run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Validate a data set: pixel shares of its classes, and what looks wrong."""
+
+    data: tyro.conf.Positional[Path]
+    """The data set: img/, mask/, folds.csv, dataset.json."""
+    strict: bool = False
+    """Exit with status 1 where there is a warning."""
+
+    def run(self) -> None:
+        """Print the table and the warnings."""
+        warnings = report(self.data)
+        if warnings and self.strict:
+            raise FocalPathError(f"{self.data} has {len(warnings)} warnings, and --strict is set")
+
+
+if TYPE_CHECKING:
+    Preset = Settings
+else:
+    Preset = tyro.extras.subcommand_type_from_defaults(
+        {name: preset() for name, preset in PRESETS.items()},
+        {name: (preset.__doc__ or "").splitlines()[0] for name, preset in PRESETS.items()},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Train on a data set in SAM-Path's layout, starting from a preset's values."""
+
+    settings: Preset
+    data: Path
+    """The data set: img/, mask/, folds.csv, dataset.json."""
+    out: Path
+    """The run's folder: model.safetensors, model.json, metrics.csv, training.png."""
+    resume: bool = False
+    """Continue the run in --out from its last epoch."""
+    overwrite: bool = False
+    """Replace the trained model that --out has."""
+    difficulty_from: Path | None = None
+    """A trained baseline's run, whose Dice a class --bias hcfa takes for difficulty."""
+
+    def run(self) -> None:
+        """Train and print the scores of the best epoch."""
+        from train.fitting.run import fit, print_scores
+
+        card = fit(
+            self.settings,
+            self.data,
+            self.out,
+            resume=self.resume,
+            overwrite=self.overwrite,
+            difficulty_from=self.difficulty_from,
+        )
+        print_scores(card.metrics, card, f"Validation, best epoch ({self.out})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSampath:
+    """Convert a SAM-Path Lightning checkpoint (late fusion, SAM ViT-B and HIPT ViT-S/16).
+
+    The preset gives its sizes: bcss for one of BCSS, crag for one of CRAG.
+    """
+
+    checkpoint: tyro.conf.Positional[Path]
+    """The .ckpt file."""
+    out: tyro.conf.Positional[Path]
+    """The run's folder to write: model.safetensors, model.json."""
+    settings: Preset
+    data: Path
+    """The data set it was trained on: class names, colours, mpp and pixel shares."""
+    overwrite: bool = False
+    """Replace the trained model that OUT has."""
+    score: bool = True
+    """Score the validation tiles, so that --bias hcfa can start from this run's Dice."""
+
+    def run(self) -> None:
+        """Convert, accounting for every weight."""
+        from train.fitting.import_sampath import import_sampath
+        from train.fitting.run import print_scores
+
+        card = import_sampath(
+            self.checkpoint,
+            self.out,
+            self.data,
+            self.settings,
+            overwrite=self.overwrite,
+            score=self.score,
+        )
+        print(f"wrote {self.out}")
+        if self.score:
+            print_scores(card.metrics, card, f"Validation ({self.out})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score a checkpoint on one split of a data set."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A run's folder or its model.safetensors."""
+    data: Path
+    """The data set."""
+    split: Split = "test"
+    """Which tiles."""
+    out: Path | None = None
+    """Write the scores to this JSON file, too."""
+
+    def run(self) -> None:
+        """Score and print."""
+        from train.fitting.run import evaluate, print_scores
+        from train.model.checkpoint import load_checkpoint
+
+        segmenter, card = load_checkpoint(self.checkpoint)
+        scores = evaluate(segmenter, card, self.data, self.split)
+        print_scores(scores, card, f"{self.split.capitalize()} tiles of {self.data}")
+        if self.out is not None:
+            with whole_file(self.out) as partial:
+                partial.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Train the rows of the paper's Table 1 and its ablation, and write tables and figures.
+
+    Repeat the command to continue: finished rows are not trained again. To use several GPUs or
+    cores, start the same command once for each (CUDA_VISIBLE_DEVICES=0, =1, ...): they share the
+    runs of OUT, and each writes the report when all are finished.
+    """
+
+    settings: Preset
+    data: Path
+    """The data set, with test tiles."""
+    out: Path
+    """The folder to write: runs/ROW/seedN/ and report/README.md."""
+    seeds: int = 3
+    """Trainings of each row, with the seeds from --seed on."""
+    rows: tuple[RowName, ...] = get_args(RowName)
+    """The rows to train; base_with_focal, which the others are compared with, always is."""
+
+    def run(self) -> None:
+        """Train, score and report."""
+        from train.comparison.compare import compare
+        from train.comparison.report import write_report
+        from train.comparison.run import exclusive
+
+        comparison = compare(
+            self.settings, self.data, self.out, num_seeds=self.seeds, rows=self.rows
+        )
+        with exclusive(self.out / ".report.lock", wait=True):
+            print(f"report: {write_report(comparison, self.out / 'report')}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Time a training step beside a direct SAM-Path loop, at real size with random weights.
+
+    And an epoch of a few tiles from images and from the embedding cache: reading, labels and
+    validation included. On the GPU where there is one.
+    """
+
+    settings: BenchmarkSettings
+
+    def run(self) -> None:
+        """Measure, print and write."""
+        from benchmarks.training import run_benchmark
+
+        run_benchmark(self.settings)
+
+
+Command = (
+    Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Fit, tyro.conf.subcommand("fit")]
+    | Annotated[ImportSampath, tyro.conf.subcommand("import-sampath")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
+)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, so that it ends as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> Never:
+    raise _Terminated
+
+
+def _after_interrupt(command: object) -> str:
+    """What an interrupted command leaves, and how to go on."""
+    match command:
+        case Fit(out=out) if (last := out / "last.ckpt").is_file():
+            return f"continue from {last}, the last whole epoch, with --resume"
+        case Fit():
+            return "no epoch was finished, so that there is nothing to resume"
+        case Compare():
+            return "repeat the command to continue; what is finished is not trained again"
+        case Prepare():
+            return "a data set is written whole or not at all"
+    return "repeat the command"
+
+
+def main() -> None:
+    """Run one command; a user's mistake ends with one line and exit status 1.
+
+    An interrupt ends with one line and the shell's status for its signal.
+    """
+    config = (
+        tyro.conf.OmitArgPrefixes,
+        tyro.conf.OmitSubcommandPrefixes,
+        tyro.conf.CascadeSubcommandArgs,
+    )
+    command = tyro.cli(
+        Command, prog="python -m train", description=__doc__.splitlines()[0], config=config
+    )
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        command.run()
+    except FocalPathError as error:
+        sys.exit(f"error: {error}")
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Where it trains, Lightning turns an interrupt into exit status 1.
+        interrupt = error if isinstance(error, KeyboardInterrupt) else error.__context__
+        if not isinstance(interrupt, KeyboardInterrupt):
+            raise
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"interrupted; {_after_interrupt(command)}", file=sys.stderr)
+        number = signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
+        sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The paper's comparison (arXiv 2604.13479): train and score every row with every seed.
+
+OUT/runs/ROW/seedN/    a run of a row (see `train.comparison.run`)
+OUT/report/            tables, figures and text (see `train.comparison.report`)
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from train.comparison.methods import ABLATION_ROWS, BASELINE, TABLE_ROWS, Row, RowName
+from train.comparison.run import RowResult, RowRun, duration_text
+from train.data.dataset import Tile, TileFolder, count_pixels, read_mask, read_tile_folder
+from train.errors import FocalPathError
+from train.settings import PRESETS, Settings
+
+NUM_PANELS = 4
+"""Test tiles that Fig. 4 shows."""
+PANEL_SHARE_MIN = 0.01
+"""A class counts as present in a tile from this share of its pixels on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Everything that the report is computed from."""
+
+    settings: Settings
+    data: TileFolder
+    fingerprint: str
+    """SHA-256 of the data set."""
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...]
+    results: dict[tuple[RowName, int], RowResult]
+    panels: tuple[Tile, ...]
+
+    def of(self, name: RowName) -> list[RowResult]:
+        """A row's results, one a seed."""
+        return [self.results[name, seed] for seed in self.seeds]
+
+    def row(self, name: RowName) -> Row | None:
+        """The row of that name, where it takes part."""
+        return next((row for row in self.rows if row.name == name), None)
+
+
+def compare(
+    settings: Settings,
+    data: Path,
+    out: Path,
+    *,
+    num_seeds: int = 3,
+    rows: tuple[RowName, ...] = get_args(RowName),
+) -> Comparison:
+    """Train and score every row with every seed; what is finished is not trained again.
+
+    Several processes may share `out`, as on several GPUs: none trains a run that another is at.
+
+    The seeds are the outer loop, so that a slow hour of the machine falls on all rows alike.
+
+    Args:
+        settings: What all rows share; the bias and the focal loss are the rows' own.
+        data: A data set in SAM-Path's layout, with test tiles.
+        out: The folder of the runs.
+        num_seeds: Trainings of each row, with the seeds from `settings` on.
+        rows: The rows to train; the baseline always takes part.
+
+    Raises:
+        FocalPathError: the settings or the data cannot be compared on.
+    """
+    _check(settings, num_seeds)
+    folder = read_tile_folder(data)
+    count_pixels(folder, "test")
+    first = settings.optimization.seed
+    comparison = Comparison(
+        settings=settings,
+        data=folder,
+        fingerprint=data_fingerprint(folder),
+        rows=tuple(r for r in TABLE_ROWS + ABLATION_ROWS if r.name in (*rows, BASELINE.name)),
+        seeds=tuple(range(first, first + num_seeds)),
+        results={},
+        panels=choose_panels(folder),
+    )
+    runs = [
+        RowRun(row, seed, row.settings(settings, seed), out / "runs", comparison.fingerprint)
+        for seed in comparison.seeds
+        for row in comparison.rows
+    ]
+    _complete(runs, comparison)
+    comparison.results.update({(run.row.name, run.seed): run.result() for run in runs})
+    return comparison
+
+
+def _complete(runs: list[RowRun], comparison: Comparison) -> None:
+    """Train and score the runs, and leave those that other processes are at to them.
+
+    At the end it waits for those, and takes over what another process did not finish.
+    """
+    left = []
+    for position, run in enumerate(runs):
+        with run.lock(wait=False) as free:
+            if free and run.ready:
+                _announce(runs, position)
+                run.complete(comparison.data, comparison.panels)
+                continue
+        left.append(position)
+        Console().print(f"{run.row.title}, seed {run.seed}: another process is at it")
+    for position in left:
+        with runs[position].lock(wait=True):
+            _announce(runs, position)
+            runs[position].complete(comparison.data, comparison.panels)
+
+
+def _check(settings: Settings, num_seeds: int) -> None:
+    if num_seeds < 1:
+        raise FocalPathError(f"--seeds is {num_seeds}; give 1 or more, 3 as a rule")
+    if settings.runtime.devices * settings.runtime.nodes > 1:
+        raise FocalPathError(
+            f"{settings.runtime.devices} devices and {settings.runtime.nodes} nodes are asked for, "
+            "but each training of a comparison is on one. To use several, start the same command "
+            "once for each (CUDA_VISIBLE_DEVICES=0, =1, ...): they share the runs of --out"
+        )
+    preset = PRESETS[settings.preset]()
+    for name in ("bias", "bias_init", "bias_frozen"):
+        found, expected = getattr(settings.bias, name), getattr(preset.bias, name)
+        if found != expected:
+            raise FocalPathError(
+                f"{name} is {found}, but the rows of the comparison set it themselves; leave out "
+                f"--{name.replace('_', '-')} and choose methods with --rows"
+            )
+    if settings.loss.focal != preset.loss.focal:
+        raise FocalPathError(
+            "--no-focal is set, but the rows of the comparison set it themselves; leave it out, "
+            "and choose base_without_focal with --rows"
+        )
+
+
+def _announce(runs: list[RowRun], position: int) -> None:
+    """Print which run of how many comes next, and about how long the rest takes."""
+    finished = [run.finished for run in runs]
+    seconds = [r.marker["train_seconds"] for r, done in zip(runs, finished, strict=True) if done]
+    remaining = finished[position:].count(False)
+    left = "time left is told after the first run"
+    if seconds:
+        left = f"about {duration_text(remaining * sum(seconds) / len(seconds))} left"
+    run = runs[position]
+    Console().print(
+        f"[bold]Run {position + 1} of {len(runs)}: {run.row.title}, seed {run.seed}[/bold] "
+        f"({'finished' if finished[position] else left})"
+    )
+
+
+def data_fingerprint(folder: TileFolder) -> str:
+    """SHA-256 over classes, folds, and the content of every image and mask."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps([folder.mpp, *map(asdict, folder.classes)]).encode())
+    tiles = [(split, tile) for split, found in sorted(folder.tiles.items()) for tile in found]
+    for split, tile in track(tiles, "Hashing the data set", transient=True):
+        digest.update(f"{split} {tile.tile_id}\n".encode())
+        for path in (tile.image, tile.mask):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def choose_panels(folder: TileFolder) -> tuple[Tile, ...]:
+    """The test tiles with the most classes, by their masks alone: no prediction is looked at."""
+
+    def num_classes(tile: Tile) -> int:
+        mask = read_mask(tile.mask, len(folder.classes))
+        counts = np.bincount(mask.ravel(), minlength=1 + len(folder.classes))[1:]
+        return int((counts >= PANEL_SHARE_MIN * mask.size).sum())
+
+    ranked = sorted(folder.tiles["test"], key=lambda tile: (-num_classes(tile), tile.tile_id))
+    return tuple(ranked[:NUM_PANELS])

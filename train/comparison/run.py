@@ -1,0 +1,309 @@
+"""One row of a comparison with one seed: trained, scored, and never twice.
+
+.seedN.lock        held by the process that works on seedN/, until it ends in whatever way
+seedN/             a training run (see `train.fitting.run`), and beside its files
+    row.json       what it was trained from, how far it is, how long training took
+    test.npz       tile_ids (N,); confusion (N, C, C) int64, target x prediction, of each test tile
+    panels/ID.png  predicted labels of the tiles that Fig. 4 shows
+"""
+
+import fcntl
+import json
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from train.comparison.methods import BASELINE, Row
+from train.data.dataset import Tile, TileFolder, evaluation_tiles
+from train.files import whole_file
+from train.fitting.run import LAST_FILE, fit
+from train.model.checkpoint import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    CheckpointCard,
+    load_checkpoint,
+    read_card,
+)
+from train.model.pretrained import weights_sha256
+from train.model.segmenter import Segmenter, encode_for_training, labels_from_logits
+from train.settings import PRESETS, Settings, TissueClass
+
+_MARKER_FILE, _SCORES_FILE, _PANELS = "row.json", "test.npz", "panels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowResult:
+    """A trained and scored run."""
+
+    card: CheckpointCard
+    confusion: NDArray[np.int64]
+    """(N, C, C) pixels of each test tile, target x prediction."""
+    train_seconds: float
+    """Wall-clock, validation included."""
+    cpu_seconds: float | None
+    """The same in the process's CPU time; None where the run was interrupted."""
+    device: str
+    panels: Path
+    """The folder of predicted labels."""
+
+
+@dataclass(frozen=True)
+class RowRun:
+    """One row with one seed: trained, scored, and marked as finished."""
+
+    row: Row
+    seed: int
+    settings: Settings
+    root: Path
+    fingerprint: str
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept."""
+        return self.root / self.row.name / f"seed{self.seed}"
+
+    @property
+    def baseline(self) -> "RowRun | None":
+        """The run whose Dice HCFA starts from; None for other rows."""
+        if self.row.bias != "hcfa":
+            return None
+        return replace(self, row=BASELINE, settings=BASELINE.settings(self.settings, self.seed))
+
+    @contextmanager
+    def lock(self, *, wait: bool) -> Iterator[bool]:
+        """Keep other processes from this run; yields whether it was free, or has become so."""
+        path = self.folder.with_name(f".{self.folder.name}.lock")
+        with exclusive(path, wait=wait) as held:
+            yield held
+
+    @property
+    def marker(self) -> dict[str, Any]:
+        """What `row.json` says; empty where there is none."""
+        try:
+            content = json.loads((self.folder / _MARKER_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """All that the result depends on, as it reads in `row.json`: contents, and no paths."""
+        settings = asdict(self.settings)
+        del settings["augmentation"]["num_workers"]
+        settings["runtime"] = {"patience": self.settings.runtime.patience}
+        for name in ("sam_weights", "pathology_weights"):
+            path = settings["weights"][name]
+            settings["weights"][name] = path and weights_sha256(Path(path))
+        inputs: dict[str, Any] = {"settings": settings, "data_sha256": self.fingerprint}
+        if self.baseline is not None and (self.baseline.folder / CARD_FILE).is_file():
+            card = read_card(self.baseline.folder)
+            inputs["baseline_dice"] = [card.metrics[f"dice/{c.name}"] for c in card.classes]
+        read_back: dict[str, Any] = json.loads(json.dumps(inputs, default=str))
+        return read_back
+
+    @property
+    def changes(self) -> list[str]:
+        """What differs from what it was trained from; nothing where it was not trained."""
+        marker = self.marker
+        defaults = {"settings": asdict(PRESETS[self.settings.preset]())}
+        return list(_differences(marker.get("inputs"), self.inputs, defaults)) if marker else []
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was trained from these inputs, and scored."""
+        scored = self.marker.get("stage") == "finished" and (self.folder / _SCORES_FILE).is_file()
+        return scored and not self.changes
+
+    @property
+    def ready(self) -> bool:
+        """Whether all that it starts from is there."""
+        return self.baseline is None or self.baseline.finished
+
+    def complete(self, data: TileFolder, panels: tuple[Tile, ...]) -> None:
+        """Train and score what is not there yet; only while its lock is held."""
+        if changes := self.changes:
+            aside = f"{self.folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"
+            self.folder.rename(self.folder.with_name(aside))
+            Console().print(
+                f"  trained before with other inputs ({', '.join(changes)}): kept as {aside}, and "
+                "trained again"
+            )
+        marker = self.marker
+        trained = marker.get("stage") in ("trained", "finished")
+        if not (trained and (self.folder / WEIGHTS_FILE).is_file()):
+            self._train(data, marker)
+        if self.marker["stage"] != "finished" or not (self.folder / _SCORES_FILE).is_file():
+            self._score(data, panels)
+
+    def result(self) -> RowResult:
+        """Read what `complete` left."""
+        with np.load(self.folder / _SCORES_FILE) as scores:
+            confusion = scores["confusion"]
+        return RowResult(
+            card=read_card(self.folder),
+            confusion=confusion,
+            train_seconds=self.marker["train_seconds"],
+            cpu_seconds=self.marker["cpu_seconds"],
+            device=self.marker["device"],
+            panels=self.folder / _PANELS,
+        )
+
+    def _train(self, data: TileFolder, marker: dict[str, Any]) -> None:
+        """Train, from `last.ckpt` on where an interrupted run left one.
+
+        Its time then is what led to `last.ckpt`, and what follows.
+        """
+        last = self.folder / LAST_FILE
+        resume = marker.get("stage") == "training" and last.is_file()
+        before = 0.0
+        if resume:
+            worked = last.stat().st_mtime - marker["started_at"]
+            before = marker["train_seconds"] + max(0.0, worked)
+            Console().print(f"  interrupted after {duration_text(before)}: resumed")
+        started, cpu_started = time.time(), time.process_time()
+        marker = {
+            "stage": "training",
+            "started_at": started,
+            "train_seconds": before,
+            "cpu_seconds": None,
+            "device": _device_name(),
+            "inputs": self.inputs,
+        }
+        self._mark(marker)
+        fit(
+            self.settings,
+            data.root,
+            self.folder,
+            resume=resume,
+            overwrite=not resume,
+            difficulty_from=self.baseline.folder if self.baseline else None,
+        )
+        seconds = before + time.time() - started
+        cpu_seconds = None if resume else time.process_time() - cpu_started
+        times = {"train_seconds": seconds, "cpu_seconds": cpu_seconds}
+        self._mark({**marker, **times, "stage": "trained"})
+
+    def _score(self, data: TileFolder, panels: tuple[Tile, ...]) -> None:
+        segmenter, card = load_checkpoint(self.folder)
+        shown = {tile.tile_id for tile in panels}
+        tile_ids, confusions = [], []
+        predictions = predict_test_tiles(segmenter, self.settings, data)
+        for tile_id, predicted, labels in track(
+            predictions, "Scoring test tiles", total=len(data.tiles["test"]), transient=True
+        ):
+            tile_ids.append(tile_id)
+            confusions.append(tile_confusion(predicted, labels, len(card.classes)))
+            if tile_id in shown:
+                _save_labels(predicted, card.classes, self.folder / _PANELS / f"{tile_id}.png")
+        # A file, as numpy adds .npz to another name.
+        with whole_file(self.folder / _SCORES_FILE) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, tile_ids=np.array(tile_ids), confusion=np.stack(confusions))
+        self._mark({**self.marker, "stage": "finished"})
+        (self.folder / LAST_FILE).unlink(missing_ok=True)  # large, and of no more use
+
+    def _mark(self, marker: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(self.folder / _MARKER_FILE) as partial:
+            partial.write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def exclusive(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Lock a file; yields whether no other process holds it. Whoever dies lets go of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # also for a loader's process that still has it open
+
+
+def _differences(old: Any, new: Any, defaults: Any, name: str = "") -> Iterator[str]:
+    """Name what differs, such as `epochs 2 -> 3`.
+
+    What a former version had besides counts no more; what it did not have was at its default.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in new:
+            default = defaults.get(key)
+            yield from _differences(old.get(key, default), new[key], default, key)
+    elif json.dumps(old) != json.dumps(new):  # as text, a Dice that is NaN equals itself
+        yield name if name.endswith("sha256") else f"{name} {old} -> {new}"
+
+
+def duration_text(seconds: float) -> str:
+    """`40 s`, `12 min` or `2.5 h`."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def _device_name() -> str:
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"CPU ({platform.machine()}, threads: {torch.get_num_threads()})"
+
+
+@torch.inference_mode()
+def predict_test_tiles(
+    segmenter: Segmenter, settings: Settings, folder: TileFolder
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Each test tile's ID, predicted labels (H, W) in 1..C and labels (H, W) in 0..C, on the CPU.
+
+    At the size that scores count and in the precision of training, as `train.fitting.run.evaluate` does.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = settings.optimization.precision
+    half = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    segmenter = segmenter.to(device).eval()
+    loader = DataLoader(
+        evaluation_tiles(folder, "test", settings),
+        batch_size=settings.optimization.batch_size,
+        num_workers=settings.augmentation.num_workers,
+    )
+    for batch in loader:
+        with torch.autocast(device.type, dtype=half, enabled=settings.mixed_precision):
+            images = batch["image"].to(device)
+            features = encode_for_training(
+                segmenter, images, mixed_precision=settings.mixed_precision
+            )
+            output = segmenter.decode(features)
+        size_px = batch["labels"].shape[-1]
+        predicted = labels_from_logits(output.low_res_logits, size_px).cpu()
+        yield from zip(batch["tile_id"], predicted, batch["labels"], strict=True)
+
+
+def tile_confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> NDArray[np.int64]:
+    """Count (C, C) pixels, target x prediction; unlabelled ones count nowhere."""
+    labelled = labels > 0
+    cells = (labels[labelled] - 1) * num_classes + predicted[labelled] - 1
+    counts: NDArray[np.int64] = cells.bincount(minlength=num_classes**2).numpy()
+    return counts.reshape(num_classes, num_classes)
+
+
+def _save_labels(predicted: Tensor, classes: tuple[TissueClass, ...], path: Path) -> None:
+    """Write labels (H, W) as a PNG of those very values, shown in the classes' colours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(predicted.numpy().astype(np.uint8), mode="P")
+    colors = ["#ffffff", *(entry.color for entry in classes)]
+    image.putpalette([value for color in colors for value in ImageColor.getrgb(color)[:3]])
+    image.save(path)

@@ -1,0 +1,253 @@
+"""The comparison's tables: Table 1's form (arXiv 2604.13479) as CSV, Markdown and LaTeX.
+
+Where the data set is one of the paper's, the published numbers stand beside ours.
+"""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from train.comparison.bootstrap import Bootstrap, Difference, Floats, Interval, seed_scores
+from train.comparison.compare import Comparison
+from train.comparison.methods import BASELINE, TABLE_ROWS, Row, RowName
+
+Metric = Literal["dice", "iou"]
+METRICS: tuple[tuple[Metric, str], ...] = (("dice", "Dice"), ("iou", "IoU"))
+MEAN = "Mean"
+"""The line over the classes."""
+
+Published = dict[tuple[str, RowName, Metric], float]
+"""Scores of the published table by class (or "Mean"), row and metric."""
+
+
+def published_scores(comparison: Comparison) -> Published:
+    """The published scores of this data set; none where the preset or the classes are others."""
+    lines = Path(__file__).with_name("published_table1.csv").read_text(encoding="utf-8").split("\n")
+    rows = [
+        row
+        for row in csv.DictReader(line for line in lines if not line.startswith("#"))
+        if row["dataset"].lower() == comparison.settings.preset
+    ]
+    if {row["class"] for row in rows} != set(class_lines(comparison)):
+        return {}
+    return {
+        (row["class"], method.name, metric): float(row[f"{method.name}_{metric}"])
+        for row in rows
+        for method in TABLE_ROWS
+        for metric, _ in METRICS
+    }
+
+
+def class_lines(comparison: Comparison) -> list[str]:
+    """The lines of a table: the mean, then each class."""
+    return [MEAN, *(entry.name for entry in comparison.data.classes)]
+
+
+def table_rows(comparison: Comparison) -> list[Row]:
+    """The methods of Table 1 that take part."""
+    return [row for row in TABLE_ROWS if comparison.row(row.name)]
+
+
+class Table1:
+    """Mean and standard deviation over seeds of every method, class and metric."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.lines = class_lines(comparison)
+        self.rows = table_rows(comparison)
+        self.published = published_scores(comparison)
+        self.num_seeds = len(comparison.seeds)
+        self._scores = {
+            (row.name, metric): seed_scores(comparison, row.name, metric)
+            for row in self.rows
+            for metric, _ in METRICS
+        }
+
+    def mean(self, line: str, row: Row, metric: Metric) -> float:
+        """Mean over seeds."""
+        return float(self._column(line, row, metric).mean())
+
+    def std(self, line: str, row: Row, metric: Metric) -> float:
+        """Sample standard deviation over seeds; NaN for one seed."""
+        column = self._column(line, row, metric)
+        return float(column.std(ddof=1)) if len(column) > 1 else float("nan")
+
+    def _column(self, line: str, row: Row, metric: Metric) -> Floats:
+        return self._scores[row.name, metric][:, self.lines.index(line)]
+
+    def write_csv(self, path: Path) -> None:
+        """One line a class; mean, std and the published value of each method and metric."""
+        columns = [(row, metric) for row in self.rows for metric, _ in METRICS]
+        kinds = ("mean", "std", "published") if self.published else ("mean", "std")
+        header = [f"{row.name}_{metric}_{kind}" for row, metric in columns for kind in kinds]
+        lines = []
+        for line in self.lines:
+            cells = []
+            for row, metric in columns:
+                cells += [self.mean(line, row, metric), self.std(line, row, metric)]
+                if self.published:
+                    cells.append(self.published[line, row.name, metric])
+            lines.append([line, *map(_csv_number, cells)])
+        write_csv(path, ["class", *header], lines)
+
+    def markdown(self) -> str:
+        """One table a metric; the highest mean of a line is bold."""
+        parts = []
+        for metric, title in METRICS:
+            lines = []
+            for line in self.lines:
+                best = self._best(line, metric)
+                cells = []
+                for row in self.rows:
+                    text = mean_std(self.mean(line, row, metric), self.std(line, row, metric))
+                    cells.append(f"**{text}**" if row in best else text)
+                lines.append([line, *cells])
+                if self.published:
+                    numbers = [self.published[line, row.name, metric] for row in self.rows]
+                    lines.append(["*published*", *(f"*{number:.4f}*" for number in numbers)])
+            header = [title, *(row.title for row in self.rows)]
+            parts.append(markdown_table(header, lines))
+        return "\n\n".join(parts)
+
+    def latex(self, caption: str) -> str:
+        """A `table*` for booktabs in the form of the paper's Table 1."""
+        num_columns = 2 * len(self.rows)
+        titles = " & ".join(rf"\multicolumn{{2}}{{c}}{{{row.title}}}" for row in self.rows)
+        rules = " ".join(
+            rf"\cmidrule(lr){{{2 * i + 2}-{2 * i + 3}}}" for i in range(len(self.rows))
+        )
+        lines = [
+            "% needs \\usepackage{booktabs}",
+            r"\begin{table*}",
+            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+            rf"\caption{{{latex_text(caption)}}}",
+            rf"\begin{{tabular}}{{l*{{{num_columns}}}{{c}}}}",
+            r"\toprule",
+            rf" & {titles} \\",
+            rules,
+            rf"Class & {' & '.join(['Dice & IoU'] * len(self.rows))} \\",
+            r"\midrule",
+            *(text for line in self.lines for text in self._latex_lines(line)),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table*}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _latex_lines(self, line: str) -> list[str]:
+        cells, published = [], []
+        for row in self.rows:
+            for metric, _ in METRICS:
+                mean, std = self.mean(line, row, metric), self.std(line, row, metric)
+                number = rf"\mathbf{{{mean:.4f}}}" if row in self._best(line, metric) else None
+                number = number or f"{mean:.4f}"
+                spread = "" if np.isnan(std) else rf"_{{\pm{std:.4f}}}"
+                cells.append("--" if np.isnan(mean) else f"${number}{spread}$")
+                if self.published:
+                    published.append(rf"\textit{{{self.published[line, row.name, metric]:.4f}}}")
+        lines = [" & ".join([latex_text(line), *cells]) + r" \\"]
+        if published:
+            lines.append(" & ".join([r"\quad\textit{published}", *published]) + r" \\")
+        return lines
+
+    def _best(self, line: str, metric: Metric) -> list[Row]:
+        """The methods with the highest mean as it is printed; none where all have it."""
+        means = [round(self.mean(line, row, metric), 4) for row in self.rows]
+        best = [row for row, mean in zip(self.rows, means, strict=True) if mean == np.nanmax(means)]
+        return best if len(best) < len(self.rows) else []
+
+
+def write_intervals(path: Path, comparison: Comparison, bootstrap: Bootstrap) -> None:
+    """Every row's Dice and its difference to the baseline, of the mean and of each class."""
+    seeds = [f"difference_seed{seed}" for seed in comparison.seeds]
+    header = ["row", "class", "dice", "dice_low", "dice_high"]
+    header += ["difference", "difference_low", "difference_high", *seeds]
+    lines: list[list[str]] = []
+    for row in comparison.rows:
+        intervals, differences = bootstrap.dice(row.name), bootstrap.differences(row.name)
+        for line, dice, other in zip(class_lines(comparison), intervals, differences, strict=True):
+            cells = [*dice, *other.interval, *other.per_seed]
+            lines.append([row.name, line, *map(_csv_number, cells)])
+    write_csv(path, header, lines)
+
+
+def difference_table(bootstrap: Bootstrap, rows: Sequence[Row], other: RowName) -> str:
+    """Mean Dice of rows, and their difference to another row, each with its interval."""
+    title = next(row.title for row in bootstrap.comparison.rows if row.name == other)
+    lines = []
+    for row in rows:
+        cells = [row.title, interval_text(bootstrap.dice(row.name)[0])]
+        if row.name == other:
+            lines.append([*cells, "", "", ""])
+        else:
+            difference = bootstrap.differences(row.name, other)[0]
+            lines.append([*cells, *_difference_cells(difference)])
+    header = ["Method", "Mean Dice", f"Minus {title}", "Of each seed", "Verdict"]
+    return markdown_table(header, lines)
+
+
+def _difference_cells(difference: Difference) -> list[str]:
+    seeds = ", ".join(f"{value:+.4f}" for value in difference.per_seed)
+    return [interval_text(difference.interval, sign=True), seeds, difference.verdict]
+
+
+def write_bias_csv(
+    path: Path,
+    comparison: Comparison,
+    baseline: Floats,
+    prior: Floats,
+    deltas: dict[RowName, Floats],
+) -> None:
+    """What Fig. 2 and 3 show: pixel share, baseline Dice, prior and learned biases (seeds, C)."""
+    card = comparison.of(BASELINE.name)[0].card
+    header = ["class", "pixel_share", "baseline_dice", "prior"]
+    header += [f"{name}_{kind}" for name in deltas for kind in ("mean", "std")]
+    lines = []
+    for index, entry in enumerate(card.classes):
+        cells = [card.pixel_frequencies[index], baseline[:, index].mean(), prior[index]]
+        for delta in deltas.values():
+            spread = delta[:, index].std(ddof=1) if len(delta) > 1 else np.nan
+            cells += [delta[:, index].mean(), spread]
+        lines.append([entry.name, *map(_csv_number, cells)])
+    write_csv(path, header, lines)
+
+
+def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV with line feeds."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(header)
+        rows.writerows(lines)
+
+
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, the first column to the left and the others to the right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    rows = [header, rule, *lines]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in r) + " |" for r in rows)
+
+
+def mean_std(mean: float, std: float) -> str:
+    """`0.7123 ± 0.0045`, without the deviation where there is one seed."""
+    if np.isnan(mean):
+        return "–"
+    return f"{mean:.4f}" if np.isnan(std) else f"{mean:.4f} ± {std:.4f}"
+
+
+def interval_text(interval: Interval, *, sign: bool = False) -> str:
+    """`0.7123 [0.7001, 0.7245]`."""
+    estimate, low, high = (f"{value:+.4f}" if sign else f"{value:.4f}" for value in interval)
+    return f"{estimate} [{low}, {high}]"
+
+
+def latex_text(text: str) -> str:
+    """Escape what LaTeX takes for markup."""
+    special = {character: f"\\{character}" for character in "&%$#_{}"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(character, character) for character in text)
+
+
+def _csv_number(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.6g}"

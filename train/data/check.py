@@ -1,0 +1,192 @@
+"""Validate a data set in SAM-Path's layout: pixel shares of its classes, and what looks wrong.
+
+What training could not read is an error (see `train.data.dataset`); what may only be unwise is a
+warning.
+"""
+
+import csv
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from train.data.dataset import Split, TileFolder, count_pixels, read_tile_folder
+
+TINY_SHARE = 0.01
+"""A class with less of the labelled training pixels than this is warned about."""
+LABELLED_SHARE_MIN = 0.5
+"""A split with less of its pixels labelled than this is warned about."""
+MPP_MIN, MPP_MAX = 0.1, 4.0
+"""um per pixel of histology: 0.25 is a 40x objective, 4 a 2.5x one."""
+
+Counts = dict[Split, NDArray[np.int64]]
+"""(1 + C,) pixels a split, unlabelled first."""
+
+_SPLITS: tuple[Split, ...] = get_args(Split)
+_TCGA_PATIENT = re.compile(r"TCGA-\w{2}-\w{4}")
+
+
+def report(root: Path, found_before: list[str] | None = None) -> list[str]:
+    """Read all masks of a data set, print the table of pixel shares and the warnings.
+
+    Args:
+        root: the data set.
+        found_before: warnings of an earlier step, to print first.
+
+    Returns:
+        All warnings.
+
+    Raises:
+        FocalPathError: the data set cannot be trained on as it is.
+    """
+    folder = read_tile_folder(root)
+    counts = count_splits(folder)
+    warnings = list(found_before or ()) + find_warnings(folder, counts)
+    console = Console()
+    console.print(share_table(folder, counts))
+    for warning in warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
+    if not warnings:
+        console.print("nothing looks wrong")
+    return warnings
+
+
+def count_splits(folder: TileFolder) -> Counts:
+    """Count the labels of every split; those of an empty split are 0."""
+    empty = np.zeros(1 + len(folder.classes), np.int64)
+    return {
+        split: count_pixels(folder, split) if folder.tiles[split] else empty for split in _SPLITS
+    }
+
+
+def share_table(folder: TileFolder, counts: Counts) -> Table:
+    """Tabulate each class's share of the labelled pixels, and the unlabelled of all, by split."""
+    columns = [*(counts[split] for split in _SPLITS), np.sum(list(counts.values()), axis=0)]
+    mpp = "unknown" if folder.mpp is None else f"{folder.mpp:g}"
+    table = Table(title=f"Labelled pixels, {mpp} um per pixel")
+    table.add_column("Class")
+    for heading in (*(split.capitalize() for split in _SPLITS), "All"):
+        table.add_column(heading, justify="right")
+    for label, entry in enumerate(folder.classes, start=1):
+        shares = [_share(column[label], column[1:].sum()) for column in columns]
+        table.add_row(f"[{entry.color}]■[/] {escape(entry.name)}", *shares)
+    table.add_section()
+    table.add_row("unlabelled", *[_share(column[0], column.sum()) for column in columns])
+    sizes = [len(folder.tiles[split]) for split in _SPLITS]
+    table.add_row("tiles", *[str(size) for size in (*sizes, sum(sizes))])
+    return table
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.2%}" if whole else "-"
+
+
+def find_warnings(folder: TileFolder, counts: Counts) -> list[str]:
+    """Say what looks wrong, the worst first."""
+    return [
+        *_fold_warnings(folder),
+        *_split_warnings(folder, counts),
+        *_class_warnings(folder, counts),
+        *_resolution_warnings(folder),
+        *_file_warnings(folder),
+    ]
+
+
+def _split_warnings(folder: TileFolder, counts: Counts) -> list[str]:
+    warnings = []
+    purposes = {"training": "train on", "validation": "choose an epoch by", "test": "report"}
+    for split in _SPLITS:
+        pixels = counts[split].sum()
+        if not folder.tiles[split]:
+            warnings.append(f"no {split} tile: there is nothing to {purposes[split]}")
+        elif counts[split][0] > (1 - LABELLED_SHARE_MIN) * pixels:
+            warnings.append(
+                f"{_share(counts[split][0], pixels)} of the {split} pixels are unlabelled; "
+                "learning and scores come from the others only"
+            )
+    return warnings
+
+
+def _class_warnings(folder: TileFolder, counts: Counts) -> list[str]:
+    warnings = []
+    labelled = {split: counts[split][1:].sum() for split in _SPLITS}
+    for label, entry in enumerate(folder.classes, start=1):
+        missing = [split for split in _SPLITS if labelled[split] and not counts[split][label]]
+        if missing:
+            effect = "training refuses it" if "training" in missing else "its Dice is undefined"
+            warnings.append(f"{entry.name} has no pixel for {' and '.join(missing)}: {effect}")
+        if 0 < counts["training"][label] < TINY_SHARE * labelled["training"]:
+            share = _share(counts["training"][label], labelled["training"])
+            warnings.append(
+                f"{entry.name} is tiny: {share} of the labelled training pixels (below "
+                f"{TINY_SHARE:.0%})"
+            )
+    return warnings
+
+
+def _fold_warnings(folder: TileFolder) -> list[str]:
+    """Find tiles, patients and slides that are in more than one fold."""
+    with (folder.root / "folds.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    folds: defaultdict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        patient = _TCGA_PATIENT.match(row["img_id"])
+        group = row.get("group") or (patient[0] if patient else None)
+        if group:
+            folds[group].add(int(row["fold"]))
+    warnings = []
+    if mixed := {group: found for group, found in folds.items() if len(found) > 1}:
+        group = min(mixed)
+        warnings.append(
+            f"{len(mixed)} of {len(folds)} patients or slides are in several folds, such as "
+            f"{group} in {sorted(mixed[group])}: scores will be better than on new patients"
+        )
+    names = Counter(row["img_id"] for row in rows)
+    if twice := sorted(name for name, count in names.items() if count > 1):
+        warnings.append(f"folds.csv names {len(twice)} tiles more than once, such as {twice[0]}")
+    return warnings
+
+
+def _resolution_warnings(folder: TileFolder) -> list[str]:
+    if folder.mpp is None:
+        return ["dataset.json has no mpp: the model cannot tell which resolution it needs"]
+    if not MPP_MIN <= folder.mpp <= MPP_MAX:
+        return [
+            f"dataset.json has mpp {folder.mpp:g}; expected um per pixel from {MPP_MIN} to "
+            f"{MPP_MAX} (a 40x objective is about 0.25), not a magnification"
+        ]
+    return []
+
+
+def _file_warnings(folder: TileFolder) -> list[str]:
+    """Find tiles that training will distort, and images that folds.csv forgets."""
+    tiles = [tile for split in _SPLITS for tile in folder.tiles[split]]
+    warnings = []
+    oblong = []
+    for tile in tiles:
+        with Image.open(tile.image) as image:
+            if image.width != image.height:
+                oblong.append(f"{tile.tile_id} ({image.width} x {image.height})")
+    if oblong:
+        warnings.append(
+            f"{len(oblong)} tiles are not square, such as {oblong[0]}: training squeezes them"
+        )
+    named = {tile.image for tile in tiles}
+    forgotten = sorted(
+        path.name
+        for path in (folder.root / "img").iterdir()
+        if path not in named and not path.name.startswith(".")
+    )
+    if forgotten:
+        warnings.append(
+            f"folds.csv does not name {len(forgotten)} files of img/, such as {forgotten[0]}: "
+            "they are not used"
+        )
+    return warnings

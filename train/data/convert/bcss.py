@@ -1,0 +1,233 @@
+"""BCSS, "Breast Cancer Semantic Segmentation": 151 regions of as many TCGA slides.
+
+Amgad et al. 2019, "Structured crowdsourcing enables convolutional segmentation of histology
+images", Bioinformatics, doi 10.1093/bioinformatics/btz083; files as its repository
+PathologyDataScience/BCSS tells:
+
+SOURCE/rgbs_colorNormalized/NAME.png   RGB regions (or images/, by the download script)
+SOURCE/masks/NAME.png                  8 bits: a code of `CODES` a pixel
+SOURCE/meta/gtruth_codes.tsv           the codes; checked where it is there
+
+NAME is such as TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500.
+
+Test tiles are those of the institutes E2, EW, GM, LL, OL and S3, as in the authors' baseline and in
+SAM-Path (arXiv 2307.09570). Unlike SAM-Path, whose folds mix a slide's overlapping tiles between
+training and validation, folds here are by patient; tile IDs and positions are SAM-Path's.
+"""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from train.data.check import report
+from train.data.convert.layout import (
+    TEST_FOLD,
+    Region,
+    TileSettings,
+    find_folder,
+    find_images,
+    read_region_image,
+    refuse_existing,
+    refuse_other_size,
+    resample_image,
+    resample_labels,
+    write_dataset,
+)
+from train.data.synthetic.tissue import CLASSES as TISSUE_CLASSES
+from train.errors import FocalPathError
+from train.settings import TissueClass
+
+CLASSES = tuple(TissueClass(name=name, color=color) for name, color in TISSUE_CLASSES)
+UNLABELLED, TUMOR, STROMA, INFLAMMATORY, NECROSIS, OTHER = range(6)
+
+CODES = {
+    "outside_roi": (0, UNLABELLED),
+    "tumor": (1, TUMOR),
+    "stroma": (2, STROMA),
+    "lymphocytic_infiltrate": (3, INFLAMMATORY),
+    "necrosis_or_debris": (4, NECROSIS),
+    "glandular_secretions": (5, OTHER),
+    "blood": (6, OTHER),
+    "exclude": (7, UNLABELLED),
+    "metaplasia_NOS": (8, OTHER),
+    "fat": (9, OTHER),
+    "plasma_cells": (10, INFLAMMATORY),
+    "other_immune_infiltrate": (11, INFLAMMATORY),
+    "mucoid_material": (12, OTHER),
+    "normal_acinus_or_duct": (13, OTHER),
+    "lymphatics": (14, OTHER),
+    "undetermined": (15, OTHER),
+    "nerve": (16, OTHER),
+    "skin_adnexa": (17, OTHER),
+    "blood_vessel": (18, OTHER),
+    "angioinvasion": (19, TUMOR),
+    "dcis": (20, TUMOR),
+    "other": (21, OTHER),
+}
+"""The published labels: their code in the masks and our label."""
+
+_NAME = re.compile(
+    r"(?P<patient>TCGA-(?P<institute>\w{2})-\w{4})-.*?(?:_MPP-(?P<mpp>\d+(?:\.\d+)?))?"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BcssSettings:
+    """How BCSS is prepared."""
+
+    tiles: TileSettings = field(default_factory=TileSettings)
+    source_mpp: float | None = None
+    """um per pixel of the region images where their names have no MPP-..."""
+    test_institutes: tuple[str, ...] = ("E2", "EW", "GM", "LL", "OL", "S3")
+    """TCGA tissue source sites whose slides are for testing; the default is the published split."""
+
+
+def prepare_bcss(source: Path, out: Path, settings: BcssSettings) -> None:
+    """Turn the published files into SAM-Path's layout; print the shares and what looks wrong.
+
+    Pixels with a code that is not in `CODES` become unlabelled, with a warning.
+
+    Raises:
+        FocalPathError: files are missing, damaged or of another form, or `out` exists.
+    """
+    refuse_existing(out)
+    pairs = _find_pairs(source)
+    sources = [(image, mask, _parse_name(image, settings)) for image, mask in pairs]
+    unknown: dict[Path, Counter[int]] = {}
+    recipe = {"source": "bcss", **asdict(settings)}
+    regions = _read_regions(sources, settings, unknown)
+    warnings = write_dataset(out, regions, len(sources), CLASSES, settings.tiles, recipe)
+    report(out, _mpp_warnings(sources, settings) + _code_warnings(unknown) + warnings)
+
+
+@dataclass(frozen=True)
+class _Name:
+    patient: str
+    institute: str
+    mpp: float
+
+
+def _parse_name(path: Path, settings: BcssSettings) -> _Name:
+    match = _NAME.fullmatch(path.stem)
+    if match is None:
+        raise FocalPathError(
+            f"{path} is not named as BCSS's files are; expected a name such as "
+            "TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500.png, which tells patient and "
+            "resolution. Restore the published name."
+        )
+    mpp = float(match["mpp"]) if match["mpp"] else settings.source_mpp
+    if not mpp:
+        raise FocalPathError(
+            f"{path.name} tells no resolution (MPP-0.2500 or the like); give it by --source-mpp"
+        )
+    return _Name(match["patient"], match["institute"], mpp)
+
+
+def _find_pairs(source: Path) -> list[tuple[Path, Path]]:
+    """Find the region images with their masks and check that each has its other half."""
+    images = find_images(
+        find_folder(source, ("rgbs_colorNormalized", "images"), "BCSS's region images")
+    )
+    masks = find_images(find_folder(source, ("masks",), "BCSS's masks"))
+    for missing, where in (
+        (images.keys() - masks.keys(), "masks"),
+        (masks.keys() - images.keys(), next(iter(images.values())).parent.name),
+    ):
+        if missing:
+            raise FocalPathError(
+                f"{source / where} lacks {len(missing)} of the regions, such as "
+                f"{min(missing)}.png; expected an image and a mask of the same name for each. "
+                "Download the missing files, or remove their other halves."
+            )
+    codes = source / "meta" / "gtruth_codes.tsv"
+    if codes.is_file():
+        _check_codes(codes)
+    return [(image, masks[name]) for name, image in images.items()]
+
+
+def _check_codes(path: Path) -> None:
+    """Refuse masks of another release, whose codes mean something else."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file, delimiter="\t")
+            found = {row["label"]: int(row["GT_code"]) for row in rows}
+    except (KeyError, TypeError, ValueError) as error:
+        raise FocalPathError(
+            f"{path} is not readable ({error!r}); expected tab-separated columns label and "
+            "GT_code. Download it again."
+        ) from error
+    for label, code in found.items():
+        expected = CODES.get(label, (None,))[0]
+        if code != expected:
+            raise FocalPathError(
+                f"{path} gives {label!r} the code {code}, expected {expected}: the masks are of a "
+                "release that we do not know. Download BCSS's masks with 22 codes."
+            )
+
+
+def _read_regions(
+    sources: list[tuple[Path, Path, _Name]],
+    settings: BcssSettings,
+    unknown: dict[Path, Counter[int]],
+) -> Iterator[Region]:
+    """Read one region after another; `unknown` gets the pixels of each unknown code."""
+    for image_path, mask_path, name in sources:
+        image = read_region_image(image_path)
+        mask = read_region_image(mask_path)
+        refuse_other_size(image_path, image, mask_path, mask)
+        scale = name.mpp / settings.tiles.mpp
+        labels = _group_codes(mask_path, mask, unknown)
+        yield Region(
+            name=image_path.stem,
+            group=name.patient,
+            image=resample_image(image, scale),
+            labels=resample_labels(labels, scale),
+            fold=TEST_FOLD if name.institute in settings.test_institutes else None,
+        )
+
+
+def _group_codes(
+    path: Path, mask: Image.Image, unknown: dict[Path, Counter[int]]
+) -> NDArray[np.uint8]:
+    """Turn codes into labels, (H, W) uint8."""
+    if mask.mode not in ("L", "P"):
+        raise FocalPathError(
+            f"{path} has the mode {mask.mode}; expected one channel of 8 bits with the codes "
+            "0 to 21, not a coloured picture of them. Download BCSS's masks again."
+        )
+    table = np.zeros(256, np.uint8)
+    for code, label in CODES.values():
+        table[code] = label
+    codes = np.asarray(mask)
+    counts = np.bincount(codes.ravel(), minlength=256)
+    if counts[len(CODES) :].any():
+        unknown[path] = Counter({code: int(counts[code]) for code in range(len(CODES), 256)})
+    return np.asarray(table[codes])
+
+
+def _code_warnings(unknown: dict[Path, Counter[int]]) -> list[str]:
+    if not unknown:
+        return []
+    codes = sum(unknown.values(), Counter())
+    listed = ", ".join(f"{code} ({codes[code]} pixels)" for code in sorted(codes))
+    return [
+        f"{len(unknown)} masks, such as {min(unknown).name}, hold codes that BCSS does not "
+        f"define: {listed}; expected 0 to {len(CODES) - 1}. These pixels became unlabelled."
+    ]
+
+
+def _mpp_warnings(sources: list[tuple[Path, Path, _Name]], settings: BcssSettings) -> list[str]:
+    coarse = [image.name for image, _, name in sources if name.mpp > 1.5 * settings.tiles.mpp]
+    if not coarse:
+        return []
+    return [
+        f"{len(coarse)} regions, such as {coarse[0]}, were enlarged more than 1.5 times to reach "
+        f"{settings.tiles.mpp} um per pixel: their tiles show no more detail for it"
+    ]

@@ -1,0 +1,293 @@
+"""Brain tissue of the Brain Digital Slide Archive (BDSA): regions with annotation exports.
+
+No packaged release is known to us, so this is the form that we take:
+
+SOURCE/images/NAME.png         RGB regions, also .tif, .tiff, .jpg, .jpeg
+SOURCE/annotations/NAME.json   annotation export (see `train.data.convert.dsa_annotations`)
+SOURCE/regions.csv             optional, one row an image, with the columns
+    image        NAME (required)
+    mpp          um per pixel of the image; by default --source-mpp
+    x, y         where in the slide the image begins, in pixels of the slide; by default 0
+    base_mpp     um per pixel of the slide, as annotations are in its pixels; by default mpp
+    group        patient or slide: its regions share a fold; by default NAME
+    annotation   name of the export, as a slide's regions may share one; by default NAME
+    fold         -1 test, 0 validation, others training; by default drawn by --seed
+
+Without regions.csv each image is taken for a slide of its own.
+"""
+
+import csv
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from train.data.check import report
+from train.data.convert.dsa_annotations import fill_shape, read_annotations
+from train.data.convert.layout import (
+    TEST_FOLD,
+    Region,
+    TileSettings,
+    find_folder,
+    find_images,
+    read_region_image,
+    refuse_existing,
+    resample_image,
+    write_dataset,
+)
+from train.errors import FocalPathError
+from train.settings import TissueClass
+
+CLASSES = (
+    TissueClass(name="Background", color="#56b4e9"),
+    TissueClass(name="Gray Matter", color="#d55e00"),
+    TissueClass(name="White Matter", color="#f0e442"),
+    TissueClass(name="Leptomeninges", color="#0072b2"),
+    TissueClass(name="Superficial Cortex", color="#009e73"),
+)
+BACKGROUND = 1
+
+_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BdsaSettings:
+    """How BDSA is prepared: tiles as BCSS's, 1024 pixels at 0.25 um (our choice)."""
+
+    tiles: TileSettings = field(default_factory=TileSettings)
+    source_mpp: float | None = None
+    """um per pixel of the images that regions.csv says nothing about."""
+    rename: tuple[str, ...] = ()
+    """What other labels mean: "Grey=Gray Matter"; "Artefact=unlabelled" draws unlabelled pixels;
+    "ROI=ignore" draws nothing. Case, - and _ do not matter, and grey is gray."""
+    overlap: Literal["file", "area"] = "file"
+    """Which of two overlapping elements wins: the later in the file, or the smaller."""
+    uncovered: Literal["unlabelled", "background"] = "unlabelled"
+    """What pixels outside all elements are; background only where the regions are fully
+    annotated."""
+    test_share: float = 0.2
+    """Share of the patients or slides that is for testing, where regions.csv has no fold (our
+    choice)."""
+
+    def __post_init__(self) -> None:
+        """Refuse a share that is none."""
+        if not 0 <= self.test_share < 1:
+            raise FocalPathError(f"test_share is {self.test_share}; give 0 to below 1")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A row of regions.csv with its defaults filled in."""
+
+    name: str
+    image: Path
+    annotation: Path
+    mpp: float
+    base_mpp: float
+    x: float
+    y: float
+    group: str
+    fold: int | None
+
+
+def prepare_bdsa(source: Path, out: Path, settings: BdsaSettings) -> None:
+    """Turn regions and annotations into SAM-Path's layout; print the shares and what looks wrong.
+
+    Raises:
+        FocalPathError: files are missing, damaged or of another form, a label is unknown, or `out`
+            exists.
+    """
+    refuse_existing(out)
+    meanings = _label_meanings(settings.rename)
+    sources = _draw_test_groups(_read_sources(source, settings), settings)
+    warnings = _check_annotations(sources, meanings)
+    if not (source / "regions.csv").is_file():
+        warnings.append("no regions.csv: each image is taken for a slide of its own")
+    recipe = {"source": "bdsa", **asdict(settings)}
+    regions = _read_regions(sources, settings, meanings, warnings)
+    left_out = write_dataset(out, regions, len(sources), CLASSES, settings.tiles, recipe)
+    report(out, warnings + left_out)
+
+
+def _read_sources(source: Path, settings: BdsaSettings) -> list[_Source]:
+    images = find_images(find_folder(source, ("images",), "BDSA's region images"), _SUFFIXES)
+    annotations = find_folder(source, ("annotations",), "the exports of the annotations")
+    rows = _read_rows(source / "regions.csv", images)
+    sources = []
+    for name, image in images.items():
+        try:
+            sources.append(_fill_in(name, image, annotations, rows.get(name, {}), settings))
+        except ValueError as error:
+            raise FocalPathError(f"{source / 'regions.csv'}, image {name}: {error}") from error
+    return sources
+
+
+def _read_rows(path: Path, images: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """Read regions.csv, by image; nothing where there is none."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if "image" not in (reader.fieldnames or ()):
+            raise FocalPathError(
+                f"{path} has the columns {reader.fieldnames}; expected image, and perhaps mpp, x, "
+                "y, base_mpp, group, annotation, fold"
+            )
+        rows = {_stem(row["image"]): row for row in reader}
+    if missing := sorted(rows.keys() ^ images.keys()):
+        raise FocalPathError(
+            f"{path} and images/ differ in {len(missing)} names, such as {missing[0]!r}; expected "
+            "a row for each image and an image for each row"
+        )
+    return rows
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem if Path(name).suffix.lower() in _SUFFIXES else name
+
+
+def _fill_in(
+    name: str, image: Path, annotations: Path, row: Mapping[str, str], settings: BdsaSettings
+) -> _Source:
+    """Fill in the defaults of a row.
+
+    Raises:
+        ValueError: a value is missing or no number.
+    """
+    mpp = _number(row, "mpp", settings.source_mpp)
+    base_mpp = _number(row, "base_mpp", mpp)
+    if mpp is None or base_mpp is None or mpp <= 0 or base_mpp <= 0:
+        raise ValueError(
+            f"um per pixel is {mpp}, expected above 0; give it in the column mpp or by --source-mpp"
+        )
+    annotation = annotations / f"{(row.get('annotation') or name).removesuffix('.json')}.json"
+    if not annotation.is_file():
+        raise ValueError(f"{annotation} does not exist; add the export, or name it in annotation")
+    fold = _number(row, "fold", None)
+    return _Source(
+        name=name,
+        image=image,
+        annotation=annotation,
+        mpp=mpp,
+        base_mpp=base_mpp,
+        x=_number(row, "x", 0) or 0,
+        y=_number(row, "y", 0) or 0,
+        group=row.get("group") or name,
+        fold=None if fold is None else int(fold),
+    )
+
+
+def _number(row: Mapping[str, str], column: str, default: float | None) -> float | None:
+    text = (row.get(column) or "").strip()
+    try:
+        number = float(text) if text else default
+    except ValueError:
+        number = math.nan
+    if number is not None and not math.isfinite(number):
+        raise ValueError(f"{column} is {text!r}, expected a number")
+    return number
+
+
+def _draw_test_groups(sources: Sequence[_Source], settings: BdsaSettings) -> list[_Source]:
+    """Set the fold of the groups that are drawn for testing."""
+    groups = sorted({source.group for source in sources if source.fold is None})
+    np.random.default_rng(settings.tiles.seed).shuffle(groups)
+    test = set(groups[: round(settings.test_share * len(groups))])
+    return [
+        _Source(**{**vars(source), "fold": TEST_FOLD})
+        if source.fold is None and source.group in test
+        else source
+        for source in sources
+    ]
+
+
+def _normalised(label: str) -> str:
+    return re.sub(r"[\s_-]+", " ", label).strip().casefold().replace("grey", "gray")
+
+
+def _label_meanings(rename: Sequence[str]) -> dict[str, int | None]:
+    """Map normalised labels to ours, (0 unlabelled, 1..C), or to None to draw nothing.
+
+    Raises:
+        FocalPathError: a renaming is not of the form OLD=NEW, or NEW is unknown.
+    """
+    targets: dict[str, int | None] = {
+        _normalised(entry.name): label for label, entry in enumerate(CLASSES, start=1)
+    }
+    meanings = dict(targets)
+    targets |= {"unlabelled": 0, "ignore": None}
+    for text in rename:
+        old, equals, new = text.partition("=")
+        if not equals or _normalised(new) not in targets:
+            names = ", ".join(entry.name for entry in CLASSES)
+            raise FocalPathError(
+                f"--rename has {text!r}; expected OLD=NEW, where NEW is one of {names}, "
+                "unlabelled, ignore"
+            )
+        meanings[_normalised(old)] = targets[_normalised(new)]
+    return meanings
+
+
+def _check_annotations(sources: Sequence[_Source], meanings: Mapping[str, int | None]) -> list[str]:
+    """Read every export once, before any image.
+
+    Unknown labels are refused, not left out: an area that should have hidden what is below it would
+    leave that wrongly labelled.
+    """
+    unknown: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+    for path in sorted({source.annotation for source in sources}):
+        shapes, without_area = read_annotations(path)
+        unknown.update(shape.label for shape in shapes if _normalised(shape.label) not in meanings)
+        others += without_area
+    if unknown:
+        listed = ", ".join(f"{label!r} ({count})" for label, count in unknown.most_common())
+        names = ", ".join(entry.name for entry in CLASSES)
+        raise FocalPathError(
+            f"the annotations have the unknown labels {listed}; expected {names}. Say what each "
+            'means, such as --rename "Artefact=unlabelled" "ROI=ignore".'
+        )
+    if not others:
+        return []
+    listed = ", ".join(f"{kind} ({count})" for kind, count in others.most_common())
+    return [f"elements without an area were left out: {listed}"]
+
+
+def _read_regions(
+    sources: Sequence[_Source],
+    settings: BdsaSettings,
+    meanings: Mapping[str, int | None],
+    warnings: list[str],
+) -> Iterator[Region]:
+    """Read one region after another; `warnings` gets those that no element reaches."""
+    missed = []
+    for source in sources:
+        original = read_region_image(source.image)
+        image = resample_image(original, source.mpp / settings.tiles.mpp)
+        shapes, _ = read_annotations(source.annotation)
+        if settings.overlap == "area":
+            shapes.sort(key=lambda shape: -shape.area_px)
+        labels = np.zeros(image.shape[:2], np.uint8)
+        if settings.uncovered == "background":
+            labels[:] = BACKGROUND
+        # From the sizes, as the number of pixels is rounded.
+        scale = np.array(labels.shape[::-1]) / original.size * (source.base_mpp / source.mpp)
+        reached = False
+        for shape in shapes:
+            value = meanings[_normalised(shape.label)]
+            rings = tuple((ring - [source.x, source.y]) * scale for ring in shape.rings)
+            if value is not None and fill_shape(labels, rings, value):
+                reached = True
+        if not reached:
+            missed.append(source.name)
+        yield Region(source.name, source.group, image, labels, source.fold)
+    if missed:
+        warnings.append(
+            f"{len(missed)} regions, such as {missed[0]}, are reached by no element: are x, y and "
+            "base_mpp in regions.csv those of the slide that was annotated?"
+        )

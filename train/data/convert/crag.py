@@ -1,0 +1,118 @@
+"""CRAG, "Colorectal Adenocarcinoma Gland": 173 training and 40 test images at 20x.
+
+Graham et al. 2019, "MILD-Net: Minimal information loss dilated network for gland instance
+segmentation in colon histology images", Medical Image Analysis, arXiv 1806.01963; files as
+published:
+
+SOURCE/train/Images/train_N.png       RGB, about 1512 x 1516
+SOURCE/train/Annotation/train_N.png   one channel: 0, or the number of a gland
+SOURCE/valid/...                      the same: the 40 test images, test_N.png
+
+Folders may also be called Annotations and test. A pixel is Gland where the number is above 0, else
+Non-gland. Which image is from which slide is not published, so folds are by image.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from train.data.check import report
+from train.data.convert.layout import (
+    TEST_FOLD,
+    Region,
+    TileSettings,
+    find_folder,
+    find_images,
+    read_region_image,
+    refuse_existing,
+    refuse_other_size,
+    resample_image,
+    resample_labels,
+    write_dataset,
+)
+from train.errors import FocalPathError
+from train.settings import TissueClass
+
+CLASSES = (
+    TissueClass(name="Non-gland", color="#009e73"),
+    TissueClass(name="Gland", color="#d55e00"),
+)
+NON_GLAND, GLAND = 1, 2
+
+
+def _tiles() -> TileSettings:
+    return TileSettings(tile_size_px=1536, mpp=0.55)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CragSettings:
+    """How CRAG is prepared; tiles of 1536 x 1536 hold a whole image, padded."""
+
+    tiles: TileSettings = field(default_factory=_tiles)
+    source_mpp: float = 0.55
+    """um per pixel of the images; the files do not tell it."""
+
+
+def prepare_crag(source: Path, out: Path, settings: CragSettings) -> None:
+    """Turn the published files into SAM-Path's layout; print the shares and what looks wrong.
+
+    Raises:
+        FocalPathError: files are missing, damaged or of another form, or `out` exists.
+    """
+    refuse_existing(out)
+    warnings = ["CRAG does not tell which slide an image is from, so folds are by image"]
+    sources: list[tuple[str, Path, Path]] = []
+    for split, folders in (("train", ("train",)), ("test", ("valid", "test"))):
+        folder = find_folder(source, folders, f"CRAG's {split} images")
+        sources += _find_pairs(folder, split, warnings)
+    recipe = {"source": "crag", **asdict(settings)}
+    regions = _read_regions(sources, settings)
+    warnings += write_dataset(out, regions, len(sources), CLASSES, settings.tiles, recipe)
+    report(out, warnings)
+
+
+def _find_pairs(folder: Path, split: str, warnings: list[str]) -> list[tuple[str, Path, Path]]:
+    """Find a split's (name, image, mask); names begin with the split, as in SAM-Path."""
+    images = find_images(find_folder(folder, ("Images",), "CRAG's images"))
+    masks = find_images(find_folder(folder, ("Annotation", "Annotations"), "CRAG's instance masks"))
+    missing = images.keys() - masks.keys()
+    if missing:
+        raise FocalPathError(
+            f"{next(iter(masks.values())).parent} lacks {len(missing)} masks, such as "
+            f"{min(missing)}.png; expected one for each image. Download the missing files."
+        )
+    if spare := masks.keys() - images.keys():
+        warnings.append(
+            f"{len(spare)} masks in {folder}, such as {min(spare)}.png, have no image and were "
+            "left out; CRAG's first version has five of them"
+        )
+    return [
+        (name if name.startswith(f"{split}_") else f"{split}_{name}", image, masks[name])
+        for name, image in images.items()
+    ]
+
+
+def _read_regions(
+    sources: list[tuple[str, Path, Path]], settings: CragSettings
+) -> Iterator[Region]:
+    scale = settings.source_mpp / settings.tiles.mpp
+    for name, image_path, mask_path in sources:
+        image = read_region_image(image_path)
+        mask = read_region_image(mask_path)
+        refuse_other_size(image_path, image, mask_path, mask)
+        # 16 bits, too, as nothing forbids more than 255 glands in an image.
+        if mask.mode not in ("1", "L", "P", "I", "I;16"):
+            raise FocalPathError(
+                f"{mask_path} has the mode {mask.mode}; expected one channel with the numbers of "
+                "the glands, not the picture from Overlay/. Download CRAG's Annotation/ again."
+            )
+        labels = np.where(np.asarray(mask) > 0, GLAND, NON_GLAND).astype(np.uint8)
+        yield Region(
+            name=name,
+            group=name,
+            image=resample_image(image, scale),
+            labels=resample_labels(labels, scale),
+            fold=TEST_FOLD if name.startswith("test_") else None,
+        )

@@ -1,0 +1,322 @@
+"""From region images with label maps to a data set in SAM-Path's layout (see `train.data.dataset`).
+
+Beside `img_id` and `fold`, folds.csv gets a column `group`: the patient or slide that a tile is
+from. All tiles of a group share a fold. `settings.json` says how the data set was made.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from rich.progress import track
+
+from train.data.folder import whole_or_not_at_all, write_json
+from train.errors import FocalPathError
+from train.settings import TissueClass
+
+TEST_FOLD = -1
+MAX_REGION_MEGAPIXELS = 1000
+"""The largest region that is read: one at a time is held in memory, 4 bytes a pixel and copies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileSettings:
+    """How regions are cut into tiles and tiles sorted into folds."""
+
+    tile_size_px: int = 1024
+    """Height and width of a tile. A larger region is cut into the fewest tiles that cover it,
+    evenly spread and so overlapping; a smaller one is padded with white, unlabelled."""
+    mpp: float = 0.25
+    """um per pixel of the tiles; regions at another resolution are resampled. The paper gives 0.25
+    for BCSS; for BDSA 0.25 is our choice."""
+    min_labelled_share: float = 0.0
+    """Leave out tiles whose labelled share is not above this; 0 leaves out those without label."""
+    num_folds: int = 5
+    """Folds of the tiles that are not for testing; fold 0 is validation, the others training."""
+    seed: int = 0
+    """Seed of the assignment of patients, slides or images to folds."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be cut."""
+        if self.tile_size_px < 1:
+            raise FocalPathError(f"tile_size_px is {self.tile_size_px}; give 1 or more")
+        if not self.mpp > 0:
+            raise FocalPathError(f"mpp is {self.mpp}; give um per pixel above 0, such as 0.25")
+        if not 0 <= self.min_labelled_share < 1:
+            raise FocalPathError(
+                f"min_labelled_share is {self.min_labelled_share}; give 0 to below 1"
+            )
+        if self.num_folds < 2:
+            raise FocalPathError(
+                f"num_folds is {self.num_folds}; give 2 or more, as fold 0 is for validation"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """An image with its label map at the tiles' resolution, before it is cut.
+
+    image: (H, W, 3) uint8 RGB; labels: (H, W) uint8, 0 unlabelled, 1..C the classes;
+    group: patient or slide; fold: None where it is to be drawn.
+    """
+
+    name: str
+    group: str
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    fold: int | None = None
+
+
+def write_dataset(
+    out: Path,
+    regions: Iterable[Region],
+    num_regions: int,
+    classes: Sequence[TissueClass],
+    settings: TileSettings,
+    recipe: Mapping[str, Any],
+) -> list[str]:
+    """Cut the regions, one in memory at a time, and write the data set whole or not at all.
+
+    Args:
+        out: where to; must not hold anything.
+        regions: what to cut; read lazily.
+        num_regions: how many there are, for the progress bar.
+        classes: names and colours of labels 1..C.
+        settings: how to cut.
+        recipe: what settings.json tells.
+
+    Returns:
+        Warnings about what was left out.
+
+    Raises:
+        FocalPathError: `out` exists, or no tile or too few groups are left.
+    """
+    refuse_existing(out)
+    tiles: list[tuple[str, str, int | None]] = []
+    num_left_out = 0
+    with whole_or_not_at_all(out) as partial, ThreadPoolExecutor(4) as pool:
+        for kind in ("img", "mask"):
+            (partial / kind).mkdir()
+        for region in track(regions, "Cutting tiles", total=num_regions):
+            kept, left_out = _write_tiles(partial, region, settings, pool)
+            tiles += [(tile_id, region.group, region.fold) for tile_id in kept]
+            num_left_out += left_out
+        if not tiles:
+            raise FocalPathError(
+                f"none of the {num_left_out} tiles has a labelled share above "
+                f"{settings.min_labelled_share}; expected labelled pixels in the masks. Check the "
+                "masks, or lower min_labelled_share."
+            )
+        _write_folds(partial / "folds.csv", tiles, settings)
+        description = {"mpp": settings.mpp, "classes": [asdict(entry) for entry in classes]}
+        write_json(partial / "dataset.json", description)
+        write_json(partial / "settings.json", recipe)
+    if not num_left_out:
+        return []
+    return [
+        f"{num_left_out} of {num_left_out + len(tiles)} tiles were left out: their labelled share "
+        f"is not above {settings.min_labelled_share}"
+    ]
+
+
+def _write_tiles(
+    folder: Path, region: Region, settings: TileSettings, pool: ThreadPoolExecutor
+) -> tuple[list[str], int]:
+    """Write a region's tiles; returns the IDs of those kept, and how many were left out."""
+
+    def write(tile: tuple[str, NDArray[np.uint8], NDArray[np.uint8]]) -> str | None:
+        tile_id, image, labels = tile
+        if np.count_nonzero(labels) <= settings.min_labelled_share * labels.size:
+            return None
+        Image.fromarray(image).save(folder / "img" / f"{tile_id}.png", compress_level=3)
+        Image.fromarray(labels).save(folder / "mask" / f"{tile_id}.png")
+        return tile_id
+
+    written = list(pool.map(write, _cut(region, settings.tile_size_px)))
+    kept = [tile_id for tile_id in written if tile_id is not None]
+    return kept, len(written) - len(kept)
+
+
+def _cut(region: Region, size: int) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Cut a region; IDs end with the tile's first row and column, as SAM-Path's do."""
+    height, width = region.labels.shape
+    image, labels = region.image, region.labels
+    if height < size or width < size:
+        padding = ((0, max(0, size - height)), (0, max(0, size - width)))
+        image = np.pad(image, (*padding, (0, 0)), constant_values=255)
+        labels = np.pad(labels, padding)
+    rows, columns = tile_starts(height, size), tile_starts(width, size)
+    for row in rows:
+        for column in columns:
+            tile_id = f"{region.name}_{row}_{column}"
+            if len(rows) == len(columns) == 1:
+                tile_id = region.name
+            tile = np.s_[row : row + size, column : column + size]
+            yield tile_id, image[tile], labels[tile]
+
+
+def tile_starts(length_px: int, tile_size_px: int) -> list[int]:
+    """Place the fewest tiles that cover a length, the first at its start, the last at its end.
+
+    Steps differ by one pixel at most, the longer ones first. This gives the tile positions in
+    SAM-Path's list of BCSS tiles (arXiv 2307.09570, its repository's dataset_cfg/BCSS_cv.csv).
+    """
+    num_tiles = -(-length_px // tile_size_px)
+    if num_tiles <= 1:
+        return [0]
+    step, num_longer = divmod(length_px - tile_size_px, num_tiles - 1)
+    return [index * step + min(index, num_longer) for index in range(num_tiles)]
+
+
+def assign_folds(num_tiles: Mapping[str, int], num_folds: int, seed: int) -> dict[str, int]:
+    """Give each group a fold, so that folds have about as many tiles.
+
+    Groups are shuffled, then the largest goes to the emptiest fold, and so on.
+
+    Args:
+        num_tiles: tiles of each group.
+        num_folds: folds; fewer where there are fewer groups.
+        seed: seed of the order among groups of the same size.
+
+    Raises:
+        FocalPathError: there are fewer than two groups.
+    """
+    if len(num_tiles) < 2:
+        raise FocalPathError(
+            f"found {len(num_tiles)} patients, slides or images that are not for testing "
+            f"({', '.join(num_tiles) or 'none'}); expected 2 or more, to train on some and "
+            "validate on others. Add data, or take fewer for testing."
+        )
+    groups = sorted(num_tiles)
+    np.random.default_rng(seed).shuffle(groups)
+    loads = [0] * min(num_folds, len(groups))
+    folds: dict[str, int] = {}
+    for group in sorted(groups, key=lambda group: -num_tiles[group]):
+        # Among equals the last fold: validation, fold 0, gets the largest group only if it must.
+        fold = min(range(len(loads)), key=lambda fold: (loads[fold], -fold))
+        folds[group] = fold
+        loads[fold] += num_tiles[group]
+    return folds
+
+
+def _write_folds(
+    path: Path, tiles: Sequence[tuple[str, str, int | None]], settings: TileSettings
+) -> None:
+    open_groups = Counter(group for _, group, fold in tiles if fold is None)
+    drawn: dict[str, int] = {}
+    if open_groups:
+        drawn = assign_folds(open_groups, settings.num_folds, settings.seed)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["img_id", "fold", "group"])
+        for tile_id, group, fold in tiles:
+            rows.writerow([tile_id, drawn[group] if fold is None else fold, group])
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise a FocalPathError where `out` is a file or a folder with something in it."""
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists():
+        raise FocalPathError(
+            f"{out} exists; expected a new folder. Give another one, or delete this one to make "
+            "the data set anew."
+        )
+
+
+def find_images(folder: Path, suffixes: Sequence[str] = (".png",)) -> dict[str, Path]:
+    """Find a folder's images by their names without suffix, sorted.
+
+    Raises:
+        FocalPathError: there is none, or a name is there twice.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            raise FocalPathError(
+                f"{folder} has {found[path.stem].name} and {path.name}; expected one image of that "
+                "name. Remove one."
+            )
+        found[path.stem] = path
+    if not found:
+        raise FocalPathError(f"{folder} has no image; expected {', '.join(suffixes)} files in it")
+    return found
+
+
+def find_folder(source: Path, names: Sequence[str], contents: str) -> Path:
+    """Find the first of some subfolders.
+
+    Raises:
+        FocalPathError: none is there.
+    """
+    for name in names:
+        if (source / name).is_dir():
+            return source / name
+    raise FocalPathError(
+        f"{source} has no folder {' or '.join(names)}; expected {contents} there. Give the folder "
+        "that holds it."
+    )
+
+
+def read_region_image(path: Path) -> Image.Image:
+    """Read an image of any size up to `MAX_REGION_MEGAPIXELS`.
+
+    Pillow refuses images of this size as a guard against decompression bombs; data that the user
+    names for preparation is trusted up to our own limit.
+
+    Raises:
+        FocalPathError: the file is unreadable or larger.
+    """
+    pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_REGION_MEGAPIXELS * 1_000_000:
+                raise FocalPathError(
+                    f"{path} is {image.width} x {image.height} pixels; expected at most "
+                    f"{MAX_REGION_MEGAPIXELS} megapixels. Cut the region into smaller ones."
+                )
+            image.load()
+            return image
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise FocalPathError(
+            f"{path} cannot be read as an image ({error}). Copy or download it again, or remove it."
+        ) from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = pillow_limit
+
+
+def refuse_other_size(image_path: Path, image: Image.Image, mask_path: Path, mask: Any) -> None:
+    """Raise a FocalPathError where a mask is not of its image's size."""
+    if image.size != mask.size:
+        raise FocalPathError(
+            f"{mask_path} is {mask.width} x {mask.height} pixels, its image {image_path} "
+            f"{image.width} x {image.height}; expected the same size. Download both again."
+        )
+
+
+def resample_image(image: Image.Image, scale: float) -> NDArray[np.uint8]:
+    """Resample to (H, W, 3) uint8 RGB: averaged over areas when smaller, cubic when larger."""
+    method = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
+    return np.asarray(image.convert("RGB").resize(resampled_size(image.size, scale), method))
+
+
+def resample_labels(labels: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+    """Resample (H, W) uint8 labels to the size of `resample_image`, each from the nearest pixel."""
+    size = resampled_size(labels.shape[::-1], scale)
+    return np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
+
+
+def resampled_size(size: tuple[int, ...], scale: float) -> tuple[int, int]:
+    """(width, height) after resampling; within 0.5% of the same resolution nothing changes."""
+    if abs(scale - 1) < 0.005:
+        return size[0], size[1]
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

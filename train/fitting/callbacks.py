@@ -1,0 +1,119 @@
+"""What a run does between epochs: the best checkpoint, the metrics, the progress bar."""
+
+import csv
+import signal
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+
+from train.files import whole_file
+from train.fitting.task import SegmentationTask
+from train.model.checkpoint import CheckpointCard, save_checkpoint
+from train.settings import TissueClass
+
+_CLASSES_IN_BAR = 6
+
+
+class BestCheckpoint(Callback):
+    """Writes the checkpoint whenever the mean validation Dice is the best so far."""
+
+    def __init__(self, run: Path, card: "partial[CheckpointCard]") -> None:
+        self._run = run
+        self._make_card = card
+        self._best_dice = -1.0
+
+    def on_validation_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Write it."""
+        assert isinstance(task, SegmentationTask)
+        scores = {
+            name.removeprefix("validation/"): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("validation/")
+        }
+        if not scores["dice/mean"] > self._best_dice:  # nor if it is not a number
+            return
+        self._best_dice = scores["dice/mean"]
+        if trainer.is_global_zero:
+            bias = task.segmenter.class_attention_bias.delta.detach().tolist()
+            card = self._make_card(class_attention_bias=tuple(bias), metrics=scores)
+            save_checkpoint(self._run, task.segmenter, card)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"best_dice": self._best_dice}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best Dice of the run that is resumed."""
+        self._best_dice = state_dict["best_dice"]
+
+
+class MetricsFile(Callback):
+    """Writes a row an epoch into the CSV, whole; a resumed run keeps the rows before it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: list[dict[str, str]] = []
+
+    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Read the rows before."""
+        if self._path.is_file():
+            with self._path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            self._rows = [row for row in rows if int(row["epoch"]) < trainer.current_epoch]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Add a row."""
+        values = {name: str(float(value)) for name, value in trainer.callback_metrics.items()}
+        self._rows.append({"epoch": str(trainer.current_epoch), **dict(sorted(values.items()))})
+        if not trainer.is_global_zero:
+            return
+        with (
+            whole_file(self._path) as partial_path,
+            partial_path.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, list(self._rows[-1]), restval="")
+            writer.writeheader()
+            writer.writerows(self._rows)
+
+
+class OwnSigterm(Callback):
+    """Keeps this process's handler of SIGTERM.
+
+    Lightning's calls the other processes to a broadcast, and waits forever for those that are in
+    the midst of another exchange.
+    """
+
+    def setup(self, trainer: L.Trainer, task: L.LightningModule, stage: str) -> None:
+        """Remember it."""
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Put it back, after Lightning has set its own."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handler)
+
+
+class ClassProgressBar(RichProgressBar):
+    """Lightning's bar with the last validation Dice of each class, by its first letters."""
+
+    def __init__(self, classes: tuple[TissueClass, ...]) -> None:
+        super().__init__(leave=False)
+        self._classes = classes
+
+    def get_metrics(self, trainer: L.Trainer, task: L.LightningModule) -> dict[str, Any]:
+        """The loss, the mean Dice and each class's."""
+        found = trainer.callback_metrics
+        shown: dict[str, Any] = {}
+        if "loss" in found:
+            shown["loss"] = f"{found['loss']:.3f}"
+        if "validation/dice/mean" in found:
+            each = [
+                f"{entry.name[:3]} {found[f'validation/dice/{entry.name}']:.2f}"
+                for entry in self._classes[:_CLASSES_IN_BAR]
+            ]
+            shown["Dice"] = f"{found['validation/dice/mean']:.3f} ({' '.join(each)})"
+        return shown

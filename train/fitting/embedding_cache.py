@@ -1,0 +1,174 @@
+"""The frozen encoders' features on disk, so that every epoch after the first skips the encoders.
+
+A feature is what `Segmenter.encode` gives for one view (flip and turn) of one tile. Its file is
+named after the encoders' weights and arithmetic, the image's bytes and the view: a changed weight
+or image is another file, and runs may share a folder.
+"""
+
+import hashlib
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from train.data.dataset import NUM_VIEWS, TileDataset
+from train.errors import FocalPathError
+from train.files import whole_file, write_errors_explained
+from train.model.segmenter import Segmenter, encode_for_training, encodes_in_bfloat16
+from train.settings import Settings
+
+CachedSample = dict[str, object]
+"""tile_id str, features (D, H/16, W/16), labels (H, W) int64."""
+
+
+class EmbeddingCache:
+    """Features by image and view, each in a file of its own, checked when it is read."""
+
+    def __init__(self, settings: Settings, segmenter: Segmenter) -> None:
+        """Take the features of `segmenter`, on the device where it is."""
+        runtime = settings.runtime
+        assert runtime.embedding_cache is not None
+        self._dtype = getattr(torch, runtime.embedding_dtype)
+        self._mixed_precision = settings.mixed_precision
+        self._segmenter = segmenter
+        bfloat16 = encodes_in_bfloat16(
+            segmenter.pixel_mean.device, mixed_precision=settings.mixed_precision
+        )
+        arithmetic = "bf16" if bfloat16 else "fp32"
+        self.folder = Path(runtime.embedding_cache) / (
+            f"{_fingerprint(segmenter)}-{segmenter.tile_size_px}-{arithmetic}-"
+            f"{runtime.embedding_dtype}"
+        )
+
+    def fill(self, dataset: TileDataset, views: range, batch_size: int) -> None:
+        """Encode every view of every tile that is not in the cache yet.
+
+        Raises:
+            FocalPathError: the disk has no room, or may not be written; what was written stays
+                whole.
+        """
+        missing = [
+            (index, view, path)
+            for index, digest in enumerate(_image_digests(dataset))
+            for view in views
+            if not (path := self.path(digest, view)).is_file()
+        ]
+        if not missing:
+            return
+        self._check_room(len(missing))
+        with write_errors_explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
+        for batch in track(batches, "Encoding tiles for the cache"):
+            images = torch.stack([dataset.plain_image(index, view) for index, view, _ in batch])
+            for (_, _, path), features in zip(batch, self._encode(images), strict=True):
+                self.write(path, features)
+
+    def path(self, image_digest: str, view: int) -> Path:
+        """Where the features of one view of one image are."""
+        return self.folder / f"{image_digest}-{view}.safetensors"
+
+    def read(self, path: Path) -> Tensor:
+        """Read (D, H/16, W/16) features.
+
+        Raises:
+            FocalPathError: the file is damaged.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                features: Tensor = file.get_tensor("features")
+                expected = (file.metadata() or {}).get("crc32")
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, str(error)) from error
+        if _checksum(features) != expected:
+            raise _damaged(path, "its checksum differs")
+        return features
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor) -> Tensor:
+        images = images.to(self._segmenter.pixel_mean.device)
+        features = encode_for_training(
+            self._segmenter, images, mixed_precision=self._mixed_precision
+        )
+        return features.to(self._dtype).cpu()
+
+    def write(self, path: Path, features: Tensor) -> None:
+        """Write (D, H/16, W/16) features, whole or not at all.
+
+        Raises:
+            FocalPathError: the disk is full, or may not be written.
+        """
+        features = features.contiguous()
+        with whole_file(path) as partial:
+            save_file({"features": features}, partial, {"crc32": _checksum(features)})
+
+    def _check_room(self, num_files: int) -> None:
+        """Tell the size before anything is written, and refuse what cannot fit."""
+        side = self._segmenter.tile_size_px // 16
+        num_channels = self._segmenter.num_features
+        num_bytes = num_files * num_channels * side * side * self._dtype.itemsize
+        place = next(parent for parent in (self.folder, *self.folder.parents) if parent.exists())
+        free = shutil.disk_usage(place).free
+        Console().print(
+            f"Embedding cache: {num_files} views, {num_bytes / 2**30:.2f} GiB in {self.folder} "
+            f"({free / 2**30:.1f} GiB free)"
+        )
+        if num_bytes > free:
+            raise FocalPathError(
+                f"the embedding cache needs {num_bytes / 2**30:.2f} GiB in {self.folder}, where "
+                f"{free / 2**30:.2f} GiB are free. Choose another --embedding-cache, or "
+                f"--augment none, which keeps 1 view of a tile and not {NUM_VIEWS}."
+            )
+
+
+class CachedTileDataset(Dataset[CachedSample]):
+    """A tile data set whose images are replaced by their features."""
+
+    def __init__(self, dataset: TileDataset, cache: EmbeddingCache) -> None:
+        self._dataset = dataset
+        self._cache = cache
+        self._digests = list(_image_digests(dataset))
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> CachedSample:
+        """Load features by a tile's index, or by (epoch, index) in that epoch's view."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        view = self._dataset.view(epoch, index)
+        return {
+            "tile_id": self._dataset.tiles[index].tile_id,
+            "features": self._cache.read(self._cache.path(self._digests[index], view)),
+            "labels": self._dataset.plain_labels(index, view),
+        }
+
+
+def _image_digests(dataset: TileDataset) -> Iterator[str]:
+    for tile in dataset.tiles:
+        yield hashlib.sha256(tile.image.read_bytes()).hexdigest()[:32]
+
+
+def _fingerprint(segmenter: Segmenter) -> str:
+    """Names the encoders by their weights and normalisation."""
+    digest = hashlib.sha256()
+    for part in (segmenter.image_encoder, segmenter.pathology_encoder):
+        for name, value in (*part.state_dict().items(), *part.named_buffers()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def _checksum(features: Tensor) -> str:
+    return f"{zlib.crc32(features.contiguous().view(torch.uint8).numpy().tobytes()):08x}"
+
+
+def _damaged(path: Path, reason: str) -> FocalPathError:
+    return FocalPathError(f"{path} in the embedding cache is damaged: {reason}. Delete the file.")

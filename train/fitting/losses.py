@@ -1,0 +1,101 @@
+"""The loss of SAM-Path with Dynamic Focal Attention (arXiv 2604.13479, Eq. 7).
+
+Written out, and not MONAI's, because at the tile's full resolution the loss costs as much as the
+whole decoder: the same values and gradients, in half the time and memory. Shape letters: B images,
+C classes, H x W pixels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.model.segmenter import SegmenterOutput, upsample
+from train.settings import LossSettings
+
+_SMOOTHING = 1e-5
+"""In numerator and denominator of Dice, so that a class that is nowhere costs nothing."""
+
+
+class SegmentationLoss(nn.Module):
+    """(1 - lambda) Dice + lambda Focal + beta MSE of the predicted IoU.
+
+    Unlabelled pixels (label 0) are right whatever is predicted there. Dice is over the softmax of
+    all 1 + C channels, without the unlabelled one. Focal is the sigmoid focal loss of the C class
+    channels, a mean over all pixels, as SAM-Path's: so a batch's mean is that of its images, on
+    however many devices they are, and a tile with few labels weighs less.
+    """
+
+    def __init__(self, settings: LossSettings) -> None:
+        super().__init__()
+        self.focal_weight = settings.focal_weight if settings.focal else 0.0
+        self.focal_gamma = settings.focal_gamma
+        self.iou_weight = settings.iou_weight
+        self.dice_per_image = settings.dice_per_image
+
+    def forward(self, output: SegmenterOutput, labels: Tensor) -> dict[str, Tensor]:
+        """Compare masks with labels (B, H, W) int64 in 0..C.
+
+        Returns:
+            `loss` and its parts `dice_loss`, `focal_loss`, `iou_loss`, scalars.
+        """
+        logits = upsample(output.low_res_logits.float(), labels.shape[-1])  # B x (1 + C) x H x W
+        labels = labels.unsqueeze(1)
+        labelled = labels > 0  # B x 1 x H x W
+        classes = torch.arange(1, logits.shape[1], device=labels.device)
+        target = labels == classes.reshape(1, -1, 1, 1)  # B x C x H x W
+        probabilities = logits.softmax(dim=1)[:, 1:] * labelled
+
+        parts = {"dice_loss": dice_loss(probabilities, target, per_image=self.dice_per_image)}
+        loss = (1 - self.focal_weight) * parts["dice_loss"]
+        if self.focal_weight:
+            terms = focal_terms(logits[:, 1:], target, self.focal_gamma) * labelled
+            parts["focal_loss"] = terms.mean()
+            loss = loss + self.focal_weight * parts["focal_loss"]
+        if self.iou_weight:
+            true_iou = mask_iou(probabilities, target)
+            parts["iou_loss"] = F.mse_loss(output.iou_scores[:, 1:].float(), true_iou)
+            loss = loss + self.iou_weight * parts["iou_loss"]
+        return {"loss": loss, **parts}
+
+
+def dice_loss(probabilities: Tensor, target: Tensor, *, per_image: bool) -> Tensor:
+    """1 - Dice, a mean over classes, and over images where each is scored alone.
+
+    Args:
+        probabilities: (B, C, H, W) float32 in [0, 1].
+        target: (B, C, H, W) bool.
+        per_image: Dice of each image, else of the batch's pixels pooled.
+    """
+    pooled = (2, 3) if per_image else (0, 2, 3)
+    intersection = (probabilities * target).sum(pooled)
+    size = probabilities.sum(pooled) + target.sum(pooled)
+    return (1 - (2 * intersection + _SMOOTHING) / (size + _SMOOTHING)).mean()
+
+
+def focal_terms(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """-(1 - p_t)^gamma log p_t of each mask's sigmoid (arXiv 1708.02002, Eq. 4, alpha apart).
+
+    Args:
+        logits: (B, C, H, W) float32.
+        target: (B, C, H, W) bool.
+        gamma: the focusing parameter.
+
+    Returns:
+        (B, C, H, W) float32.
+    """
+    # p_t = sigmoid(-z), so -log p_t = softplus(z) and log(1 - p_t) = z - softplus(z).
+    z = torch.where(target, -logits, logits)
+    cross_entropy = F.softplus(z)
+    return cross_entropy * (gamma * (z - cross_entropy)).exp()
+
+
+@torch.no_grad()
+def mask_iou(probabilities: Tensor, target: Tensor) -> Tensor:
+    """IoU (B, C) of probabilities >= 0.5 with a target, (B, C, H, W) float32 and bool.
+
+    0 where a class is neither predicted nor present, as in SAM-Path.
+    """
+    predicted = probabilities >= 0.5
+    intersection = (predicted & target).sum(dim=(2, 3))
+    union = (predicted | target).sum(dim=(2, 3))
+    return intersection / union.clamp(min=1)

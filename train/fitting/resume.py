@@ -1,0 +1,123 @@
+"""What a run is trained from, kept in its last.ckpt, so that only the same run is resumed."""
+
+import hashlib
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from train.data.dataset import Split, TileFolder
+from train.errors import FocalPathError
+from train.files import whole_file
+from train.settings import Settings
+
+_MAY_CHANGE = ("preset", "num_workers", "track", "compile")
+_SPLITS: tuple[Split, ...] = ("training", "validation")
+
+Inputs = dict[str, Any]
+"""All that a run's result depends on, by the names of the settings, as JSON reads it."""
+
+
+class RunInputs(Callback):
+    """Keeps a run's inputs in its last.ckpt."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must have, too."""
+        return {"inputs": self._inputs}
+
+
+class WholeStateIO(TorchCheckpointIO):
+    """Writes last.ckpt whole; Lightning copies it in place, and would leave half on a full disk."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write it."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with whole_file(Path(path)) as partial:
+            partial.write_bytes(content.getbuffer())
+
+
+class ResumableEarlyStopping(EarlyStopping):
+    """Early stopping after which a resumed run does not train either."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Stop where the resumed run had stopped."""
+        if self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED:
+            trainer.should_stop = True
+
+
+def run_inputs(settings: Settings, folder: TileFolder, difficulty: torch.Tensor | None) -> Inputs:
+    """Name all that a run's result depends on.
+
+    Args:
+        settings: The whole configuration.
+        folder: The data set, known by its classes and its files' names and sizes: to read all of
+            it would take as long as an epoch.
+        difficulty: The baseline's Dice a class (C,), where hcfa takes it.
+    """
+    values: dict[str, Any] = {}
+    for name, group in asdict(settings).items():
+        values |= group if isinstance(group, dict) else {name: group}
+    # Where the cache is does not count, but its features are rounded.
+    values["embedding_cache"] = values["embedding_cache"] is not None
+    values["difficulty_from"] = None if difficulty is None else difficulty.tolist()
+    values["data"] = _fingerprint(folder)
+    kept = {name: value for name, value in values.items() if name not in _MAY_CHANGE}
+    read_back: Inputs = json.loads(json.dumps(kept))
+    return read_back
+
+
+def resumed_epoch(last: Path, inputs: Inputs) -> int:
+    """The epoch, from 0 on, that a run goes on with from `last`.
+
+    Raises:
+        FocalPathError: there is no such file, or it is of a run with other inputs.
+    """
+    if not last.is_file():
+        raise FocalPathError(
+            f"nothing to resume: {last} does not exist. A run keeps it from its first "
+            "epoch's end on; leave out --resume to train from the start, with --overwrite to "
+            "replace a trained model."
+        )
+    try:
+        state = torch.load(last, map_location="cpu", mmap=True, weights_only=True)
+        before: Inputs = state["callbacks"][RunInputs.__qualname__]["inputs"]
+        epoch: int = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    except (UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        raise FocalPathError(
+            f"{last} is damaged or of another version ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}), and cannot be resumed. Train anew with --overwrite."
+        ) from error
+    changes = [
+        f"{name} {before.get(name)} -> {inputs.get(name)}"
+        for name in sorted(before.keys() | inputs.keys())
+        if before.get(name) != inputs.get(name)
+    ]
+    if changes:
+        raise FocalPathError(
+            f"{last} is of a run with other inputs: {', '.join(changes)}. "
+            "Resume with those of before, or train anew with --overwrite."
+        )
+    return epoch
+
+
+def _fingerprint(folder: TileFolder) -> str:
+    tiles = [
+        (split, tile.tile_id, tile.image.stat().st_size, tile.mask.stat().st_size)
+        for split in _SPLITS
+        for tile in folder.tiles[split]
+    ]
+    content = json.dumps([folder.mpp, [entry.name for entry in folder.classes], tiles])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

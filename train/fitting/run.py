@@ -1,0 +1,397 @@
+"""A training run, from a folder of tiles to a checkpoint, and the evaluation of one.
+
+RUN/model.safetensors, model.json   the checkpoint of the best validation Dice
+RUN/last.ckpt                       Lightning's state, to resume from
+RUN/metrics.csv                     losses, scores and biases of every epoch
+RUN/training.png                    the same as a figure
+"""
+
+import logging
+import math
+import os
+import warnings
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from train.data.dataset import (
+    NUM_VIEWS,
+    EpochSampler,
+    Split,
+    TileDataset,
+    TileFolder,
+    class_frequencies,
+    count_pixels,
+    evaluation_tiles,
+    read_tile_folder,
+)
+from train.errors import FocalPathError
+from train.files import write_errors_explained
+from train.fitting.callbacks import BestCheckpoint, ClassProgressBar, MetricsFile, OwnSigterm
+from train.fitting.curves import plot_training
+from train.fitting.embedding_cache import CachedTileDataset, EmbeddingCache
+from train.fitting.resume import (
+    ResumableEarlyStopping,
+    RunInputs,
+    WholeStateIO,
+    resumed_epoch,
+    run_inputs,
+)
+from train.fitting.task import SegmentationTask
+from train.model.checkpoint import CARD_FILE, WEIGHTS_FILE, CheckpointCard, TrainingData, read_card
+from train.model.class_bias import initial_bias
+from train.model.pretrained import WHERE_TO_GET_WEIGHTS, load_pathology_weights, load_sam_weights
+from train.model.segmenter import Segmenter
+from train.settings import RuntimeSettings, Settings, TissueClass
+
+METRICS_FILE = "metrics.csv"
+FIGURE_FILE = "training.png"
+LAST_FILE = "last.ckpt"
+
+# Lightning's own use of torch, and its advice on workers, which the settings decide.
+_WARNINGS_OF_OTHERS = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    "The .* does not have many workers",
+    r"Found \d+ module\(s\) in eval mode at the start of training",
+    "Checkpoint directory .* exists and is not empty",
+    "The dirpath has changed",
+)
+
+
+def fit(
+    settings: Settings,
+    data: Path,
+    run: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    difficulty_from: Path | None = None,
+) -> CheckpointCard:
+    """Train on a data set and write the run's folder.
+
+    Args:
+        settings: The whole configuration.
+        data: A data set in SAM-Path's layout.
+        run: The folder to write.
+        resume: Continue from `run/last.ckpt`.
+        overwrite: Replace what an earlier run left in the folder.
+        difficulty_from: A trained baseline, whose Dice a class hcfa takes for difficulty.
+
+    Returns:
+        The card of the best checkpoint.
+
+    Raises:
+        FocalPathError: the data, the settings, the weights or the loss cannot be used, the folder
+            has a trained model or cannot be written, or there is no such run to resume.
+    """
+    if (run / WEIGHTS_FILE).exists() and not (resume or overwrite):
+        raise FocalPathError(
+            f"{run} has a trained model; expected a new folder. Add --resume to continue it from "
+            f"{LAST_FILE}, where that is there, or --overwrite to replace it."
+        )
+    folder = read_tile_folder(data)
+    _check_shares(folder, settings)
+    frequencies = class_frequencies(folder)
+    _check_labelled(folder, "validation")
+    dice = _difficulty(settings, difficulty_from, folder)
+    inputs = run_inputs(settings, folder, dice)
+    last = run / LAST_FILE
+    first_epoch = resumed_epoch(last, inputs) if resume else 0
+    L.seed_everything(settings.optimization.seed, workers=True, verbose=False)
+    segmenter = Segmenter(settings, initial_bias(settings.bias, frequencies, dice))
+    _load_encoders(segmenter, settings)
+    card = partial(
+        CheckpointCard,
+        settings=settings,
+        classes=folder.classes,
+        mpp=folder.mpp,
+        data=TrainingData(
+            name=folder.root.resolve().name,
+            num_training_tiles=len(folder.tiles["training"]),
+            num_validation_tiles=len(folder.tiles["validation"]),
+        ),
+        pixel_frequencies=tuple(frequencies.tolist()),
+    )
+    with write_errors_explained(run):
+        run.mkdir(parents=True, exist_ok=True)
+        callbacks = [RunInputs(inputs), *_callbacks(settings, run, card, folder.classes)]
+        trainer = _trainer(settings, run, callbacks)
+        loaders = _loaders(folder, settings, segmenter, trainer, first_epoch)
+        names = (WEIGHTS_FILE, CARD_FILE, METRICS_FILE, FIGURE_FILE, LAST_FILE)
+        old = [] if resume else [run / name for name in names]
+        for path in (*old, *run.glob(".*.partial-*")):
+            path.unlink(missing_ok=True)
+        task = SegmentationTask(segmenter, settings, folder.classes)
+        if settings.runtime.compile:
+            task.compile_parts()
+        trainer.fit(task, *loaders, ckpt_path=last if resume else None)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            plot_training(run / METRICS_FILE, folder.classes, run / FIGURE_FILE)
+    return read_card(run)
+
+
+def evaluate(
+    segmenter: Segmenter, card: CheckpointCard, data: Path, split: Split
+) -> dict[str, float]:
+    """Score a checkpoint on one split of a data set.
+
+    Returns:
+        Dice and IoU under names such as `dice/mean` and `iou/Tumor`.
+
+    Raises:
+        FocalPathError: the data set has other classes, or the split no labelled pixel.
+    """
+    folder = read_tile_folder(data)
+    _check_classes(card, "the checkpoint", folder)
+    if card.mpp and folder.mpp and not math.isclose(card.mpp, folder.mpp, rel_tol=0.05):
+        Console().print(
+            f"[yellow]warning:[/yellow] {data} has {folder.mpp:g} um per pixel, the checkpoint was "
+            f"trained at {card.mpp:g}: tissue of another size than it knows"
+        )
+    _check_labelled(folder, split)
+    task = SegmentationTask(segmenter, card.settings, card.classes)
+    settings = replace(card.settings, runtime=RuntimeSettings())
+    trainer = _trainer(settings, None, [RichProgressBar(leave=False)])
+    tiles = evaluation_tiles(folder, split, settings)
+    trainer.test(task, _evaluation_loader(tiles, settings, trainer), verbose=False)
+    return {
+        name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()
+    }
+
+
+@rank_zero_only
+def print_scores(scores: dict[str, float], card: CheckpointCard, title: str) -> None:
+    """Print a table of each class's pixel share, bias, Dice and IoU."""
+    table = Table("Class", title=title)
+    for column in ("Pixel share", "Bias", "Dice", "IoU"):
+        table.add_column(column, justify="right")
+    rows = zip(card.classes, card.pixel_frequencies, card.class_attention_bias, strict=True)
+    for entry, share, bias in rows:
+        dice, iou = scores[f"dice/{entry.name}"], scores[f"iou/{entry.name}"]
+        table.add_row(entry.name, f"{share:.1%}", f"{bias:+.3f}", f"{dice:.4f}", f"{iou:.4f}")
+    table.add_section()
+    table.add_row("Mean", "", "", f"{scores['dice/mean']:.4f}", f"{scores['iou/mean']:.4f}")
+    Console().print(table)
+
+
+def _check_shares(folder: TileFolder, settings: Settings) -> None:
+    """Refuse more processes than tiles: one would wait for the others forever."""
+    num_processes = settings.runtime.devices * settings.runtime.nodes
+    splits: tuple[Split, ...] = ("training", "validation")
+    for split in splits:
+        num_tiles = len(folder.tiles[split])
+        if 0 < num_tiles < num_processes:
+            raise FocalPathError(
+                f"{folder.root} has {num_tiles} {split} tiles for {num_processes} processes "
+                "(--devices times --nodes); expected a tile for each. Use fewer."
+            )
+
+
+def _check_labelled(folder: TileFolder, split: Split) -> None:
+    """Refuse tiles on which there is nothing to score."""
+    if not count_pixels(folder, split)[1:].any():
+        raise FocalPathError(
+            f"no pixel of the {split} tiles of {folder.root} is labelled; scores need some. Move "
+            "tiles between folds in folds.csv, or correct the masks."
+        )
+
+
+def _check_classes(card: CheckpointCard, of_what: str, folder: TileFolder) -> None:
+    """Refuse a data set whose labels mean something else."""
+    names = [entry.name for entry in folder.classes]
+    found = [entry.name for entry in card.classes]
+    if found != names:
+        raise FocalPathError(
+            f"{of_what} has the classes {', '.join(found)}; expected those of {folder.root}, "
+            f"{', '.join(names)}, in their order. Take one that was trained on the same classes."
+        )
+
+
+def _difficulty(settings: Settings, baseline: Path | None, folder: TileFolder) -> Tensor | None:
+    """Dice of each class (C,) that hcfa's baseline reached on its validation tiles."""
+    if baseline is None:
+        return None
+    if settings.bias.bias != "hcfa":
+        raise FocalPathError(
+            f"--difficulty-from is for --bias hcfa, and --bias is {settings.bias.bias}, which "
+            "takes no difficulty. Leave one out or change the other."
+        )
+    train_it = (
+        f"`python -m train fit {settings.preset} --bias none --data {folder.root} --out {baseline}`"
+    )
+    if not baseline.exists():
+        raise FocalPathError(f"no baseline at {baseline}. Train it first: {train_it}")
+    card = read_card(baseline)
+    _check_classes(card, f"the baseline {baseline}", folder)
+    names = [f"dice/{entry.name}" for entry in folder.classes]
+    if not card.metrics.keys() >= set(names):
+        raise FocalPathError(
+            f"the baseline {baseline} has no validation Dice (was it imported with --no-score?), "
+            f"and hcfa takes that for difficulty. Train one in another folder: {train_it}"
+        )
+    # A class that is neither there nor predicted has no Dice: nothing says that it is hard.
+    return torch.tensor([card.metrics[name] for name in names]).nan_to_num(1.0)
+
+
+def _callbacks(
+    settings: Settings, run: Path, card: "partial[CheckpointCard]", classes: tuple[TissueClass, ...]
+) -> list[Callback]:
+    callbacks: list[Callback] = [
+        BestCheckpoint(run, card),
+        MetricsFile(run / METRICS_FILE),
+        ModelCheckpoint(dirpath=run, filename=Path(LAST_FILE).stem, enable_version_counter=False),
+        ClassProgressBar(classes),
+        OwnSigterm(),
+    ]
+    if (patience := settings.runtime.patience) is not None:
+        callbacks.append(
+            ResumableEarlyStopping("validation/dice/mean", mode="max", patience=patience)
+        )
+    return callbacks
+
+
+def _load_encoders(segmenter: Segmenter, settings: Settings) -> None:
+    weights = settings.weights
+    missing = [
+        f"--{name}"
+        for name in ("sam_weights", "pathology_weights")
+        if getattr(weights, name) is None
+    ]
+    if settings.model.encoders_frozen and missing and not weights.random_encoders:
+        raise FocalPathError(
+            f"the encoders are frozen, and {' and '.join(missing).replace('_', '-')} is not given: "
+            "random encoders see nothing. Expected the published weights' files, or "
+            f"--no-encoders-frozen. Where they come from:\n{WHERE_TO_GET_WEIGHTS}"
+        )
+    if weights.sam_weights is not None:
+        load_sam_weights(segmenter, Path(weights.sam_weights))
+    if weights.pathology_weights is not None:
+        load_pathology_weights(segmenter, Path(weights.pathology_weights))
+
+
+def _trainer(settings: Settings, run: Path | None, callbacks: list[Callback]) -> L.Trainer:
+    optimization, runtime = settings.optimization, settings.runtime
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in _WARNINGS_OF_OTHERS:
+        warnings.filterwarnings("ignore", message=message)
+    processes = runtime.devices * runtime.nodes
+    return L.Trainer(
+        accelerator="auto",
+        devices=runtime.devices,
+        num_nodes=runtime.nodes,
+        strategy="ddp" if processes > 1 else "auto",
+        max_epochs=optimization.epochs,
+        precision=optimization.precision,
+        accumulate_grad_batches=optimization.accumulate_batches,
+        gradient_clip_val=optimization.gradient_clip,
+        logger=_loggers(settings, run) if run else False,
+        callbacks=callbacks,
+        plugins=[WholeStateIO()],
+        enable_checkpointing=run is not None,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        default_root_dir=run,
+    )
+
+
+def _loggers(settings: Settings, run: Path) -> list[Logger]:
+    loggers: list[Logger] = []
+    try:
+        if settings.runtime.track == "tensorboard":
+            loggers.append(TensorBoardLogger(run, name="", version="tensorboard"))
+        elif settings.runtime.track == "mlflow":
+            # MLflow's own default; Lightning's, a folder of files, is no longer taken.
+            place = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+            name = settings.preset
+            loggers.append(MLFlowLogger(name, run_name=run.name, tracking_uri=place))
+    except ModuleNotFoundError as error:
+        raise FocalPathError(
+            f"--track {settings.runtime.track} needs a package that is not installed "
+            f"({error.name}). Run `pip install {settings.runtime.track}`, or track csv alone."
+        ) from error
+    return loggers
+
+
+def _loaders(
+    folder: TileFolder,
+    settings: Settings,
+    segmenter: Segmenter,
+    trainer: L.Trainer,
+    first_epoch: int,
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """The loaders of training and validation tiles, of images or of their cached features."""
+    training = TileDataset(
+        folder.tiles["training"],
+        len(folder.classes),
+        settings.model.tile_size_px,
+        settings.augmentation,
+        seed=settings.optimization.seed,
+    )
+    validation = evaluation_tiles(folder, "validation", settings)
+    if settings.runtime.embedding_cache is None:
+        return (
+            _training_loader(training, settings, trainer, first_epoch),
+            _evaluation_loader(validation, settings, trainer),
+        )
+    # Lightning would move the model only later.
+    cache = EmbeddingCache(settings, segmenter.to(trainer.strategy.root_device))
+    num_views = NUM_VIEWS if settings.augmentation.augment == "dihedral" else 1
+    batch_size = settings.optimization.batch_size
+    cache.fill(training, range(num_views), batch_size)
+    cache.fill(validation, range(1), batch_size)
+    return (
+        _training_loader(CachedTileDataset(training, cache), settings, trainer, first_epoch),
+        _evaluation_loader(CachedTileDataset(validation, cache), settings, trainer),
+    )
+
+
+def _training_loader(
+    dataset: TileDataset | CachedTileDataset,
+    settings: Settings,
+    trainer: L.Trainer,
+    first_epoch: int,
+) -> DataLoader[Any]:
+    optimization = settings.optimization
+    # Workers ask it for tiles before Lightning tells it the epoch that a resumed run is in.
+    sampler = EpochSampler(
+        len(dataset),
+        optimization.seed,
+        rank=trainer.global_rank,
+        num_ranks=trainer.world_size,
+        epoch=first_epoch,
+    )
+    return DataLoader(
+        cast("Dataset[Any]", dataset),
+        batch_size=optimization.batch_size,
+        sampler=sampler,
+        drop_last=len(sampler) >= optimization.batch_size,
+        num_workers=settings.augmentation.num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _evaluation_loader(
+    dataset: TileDataset | CachedTileDataset, settings: Settings, trainer: L.Trainer
+) -> DataLoader[Any]:
+    """Each rank counts its share of the tiles; the counts are added up at the end."""
+    return DataLoader(
+        cast("Dataset[Any]", dataset),
+        batch_size=settings.optimization.batch_size,
+        sampler=range(trainer.global_rank, len(dataset), trainer.world_size),
+        num_workers=settings.augmentation.num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )

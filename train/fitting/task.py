@@ -1,0 +1,149 @@
+"""The training task for Lightning's Trainer: loss, scores, optimizer and schedule."""
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from train.errors import FocalPathError
+from train.fitting.losses import SegmentationLoss
+from train.metrics import ClassScores, PooledConfusion, class_scores
+from train.model.segmenter import (
+    Segmenter,
+    SegmenterOutput,
+    encode_for_training,
+    labels_from_logits,
+)
+from train.settings import Settings, TissueClass
+
+Batch = dict[str, Any]
+"""Collated `Sample`s: tile_id list of B, image (B, 3, H, W) uint8, labels (B, H, W) int64.
+
+From an embedding cache come features (B, D, H/16, W/16) in the place of the image.
+"""
+
+
+class SegmentationTask(L.LightningModule):
+    """Train a segmenter and score it on validation and test tiles."""
+
+    def __init__(
+        self, segmenter: Segmenter, settings: Settings, classes: tuple[TissueClass, ...]
+    ) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.settings = settings
+        self.classes = classes
+        self.loss = SegmentationLoss(settings.loss)
+        self.confusion = PooledConfusion(len(classes))
+        if not settings.loss.iou_weight:  # nothing to learn from, which several devices refuse
+            segmenter.mask_decoder.iou_prediction_head.requires_grad_(False)
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """One step's loss.
+
+        Raises:
+            FocalPathError: the loss is not a number.
+        """
+        output = self._segment(batch)
+        parts = self.loss(output, batch["labels"])
+        delta = self.segmenter.class_attention_bias.delta
+        loss: Tensor = parts["loss"]
+        if delta.requires_grad:
+            loss = loss + self.settings.bias.bias_l2 * delta.square().sum()
+        if not torch.isfinite(loss):
+            raise FocalPathError(
+                f"the loss is {loss.item()} at step {self.global_step}, on the tiles "
+                f"{', '.join(batch['tile_id'])}; expected a finite number. Lower --learning-rate "
+                f"(now {self.settings.optimization.learning_rate:g}), or train with "
+                "--precision 32-true; the last whole checkpoint is kept."
+            )
+        self.log("loss", loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True)
+        for name, value in parts.items():
+            if name != "loss":
+                self.log(name, value, on_step=False, on_epoch=True, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Count a batch's pixels."""
+        self._count(batch)
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        """Count a batch's pixels."""
+        self._count(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log Dice and IoU of the pooled pixels, and the bias of each class."""
+        self._log_scores("validation")
+        bias = self.segmenter.class_attention_bias.delta.detach()
+        for entry, value in zip(self.classes, bias.tolist(), strict=True):
+            self.log(f"bias/{entry.name}", value, sync_dist=True)
+
+    def on_test_epoch_end(self) -> None:
+        """Log Dice and IoU of the pooled pixels."""
+        self._log_scores("test")
+
+    def configure_optimizers(self) -> Any:
+        """AdamW in two groups, linear warm-up, then cosine annealing to zero."""
+        optimization, bias = self.settings.optimization, self.settings.bias
+        delta = self.segmenter.class_attention_bias.delta
+        weights = [p for p in self.segmenter.parameters() if p.requires_grad and p is not delta]
+        groups: list[dict[str, Any]] = [
+            {"params": weights, "weight_decay": optimization.weight_decay},
+        ]
+        if delta.requires_grad:
+            learning_rate = bias.bias_lr_factor * optimization.learning_rate
+            groups.append({"params": [delta], "lr": learning_rate, "weight_decay": 0.0})
+        optimizer = AdamW(groups, lr=optimization.learning_rate)
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        warmup = min(optimization.warmup_steps, num_steps // 2)
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            progress = (step - warmup) / max(1, num_steps - warmup)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+        scheduler = LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def compile_parts(self) -> None:
+        """Compile what every step computes; names of weights stay."""
+        model = self.segmenter
+        parts = (model.image_encoder, model.pathology_encoder, model.neck, model.mask_decoder)
+        for part in (*parts, self.loss):
+            part.compile()
+
+    def _segment(self, batch: Batch) -> SegmenterOutput:
+        features = batch.get("features")
+        if features is None:
+            features = encode_for_training(
+                self.segmenter, batch["image"], mixed_precision=self.settings.mixed_precision
+            )
+        return self.segmenter.decode(features.float())
+
+    def _count(self, batch: Batch) -> None:
+        output = self._segment(batch)
+        predicted = labels_from_logits(output.low_res_logits, batch["labels"].shape[-1])
+        self.confusion.update(predicted, batch["labels"])
+
+    def _log_scores(self, split: str) -> None:
+        scores = class_scores(self.confusion.compute())
+        self.confusion.reset()
+        for name, value in named_scores(scores, self.classes).items():
+            self.log(f"{split}/{name}", value, prog_bar=name == "dice/mean", sync_dist=True)
+
+
+def named_scores(scores: ClassScores, classes: tuple[TissueClass, ...]) -> dict[str, float]:
+    """Scores under names such as `dice/mean` and `iou/Tumor`."""
+    named = {"dice/mean": scores.mean_dice, "iou/mean": scores.mean_iou}
+    for index, entry in enumerate(classes):
+        named[f"dice/{entry.name}"] = float(scores.dice[index])
+        named[f"iou/{entry.name}"] = float(scores.iou[index])
+    return named

@@ -1,0 +1,132 @@
+"""SAM's mask decoder with one class token a class and the bias in its image-to-token attention.
+
+SAM: arXiv 2304.02643. SAM-Path (class tokens): arXiv 2307.09570. Shape letters: B images,
+D channels, h x w image tokens, C classes, T = 3 + C tokens.
+"""
+
+import torch
+from segment_anything.modeling import MaskDecoder as SamMaskDecoder
+from segment_anything.modeling import TwoWayTransformer
+from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
+from segment_anything.modeling.transformer import TwoWayAttentionBlock
+from torch import Tensor, nn
+
+from train.model.class_bias import BiasedAttention
+
+
+class NoPrompt(nn.Module):
+    """What is left of SAM's prompt encoder without prompts, under the names of its weights."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.pe_layer = PositionEmbeddingRandom(dim // 2)
+        self.no_mask_embed = nn.Embedding(1, dim)
+
+    def forward(self, image_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Add "no mask" to (B, D, h, w); returns that and `image_pe` (1, D, h, w)."""
+        no_mask = self.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        image_pe = self.pe_layer(image_embeddings.shape[-2:]).unsqueeze(0)
+        return image_embeddings + no_mask, image_pe
+
+
+class FocalBlock(TwoWayAttentionBlock):  # type: ignore[misc]
+    """SAM's two-way block whose image-to-token attention takes a bias a token."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int, skip_first_layer_pe: bool) -> None:
+        super().__init__(dim, num_heads, mlp_dim, skip_first_layer_pe=skip_first_layer_pe)
+        self.cross_attn_image_to_token = BiasedAttention(dim, num_heads, downsample_rate=2)
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, token_bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Update tokens `queries` (B, T, D) and image `keys` (B, h*w, D)."""
+        queries = self.norm1(self.attend_to_tokens(queries, query_pe))
+
+        positioned_keys = keys + key_pe
+        to_image = self.cross_attn_token_to_image(q=queries + query_pe, k=positioned_keys, v=keys)
+        queries = self.norm2(queries + to_image)
+        queries = self.norm3(queries + self.mlp(queries))
+
+        to_token = self.cross_attn_image_to_token(
+            q=positioned_keys, k=queries + query_pe, v=queries, key_bias=token_bias
+        )
+        return queries, self.norm4(keys + to_token)
+
+    def attend_to_tokens(self, queries: Tensor, query_pe: Tensor) -> Tensor:
+        """Self-attention of the tokens; the first block has neither residual nor position."""
+        if self.skip_first_layer_pe:
+            return self.self_attn(q=queries, k=queries, v=queries)  # type: ignore[no-any-return]
+        positioned = queries + query_pe
+        return queries + self.self_attn(q=positioned, k=positioned, v=queries)  # type: ignore[no-any-return]
+
+
+class FocalTransformer(TwoWayTransformer):  # type: ignore[misc]
+    """SAM's two-way transformer of biased blocks."""
+
+    def __init__(
+        self, dim: int, *, depth: int = 2, num_heads: int = 8, mlp_dim: int = 2048
+    ) -> None:
+        super().__init__(depth=0, embedding_dim=dim, num_heads=num_heads, mlp_dim=mlp_dim)
+        self.layers = nn.ModuleList(
+            FocalBlock(dim, num_heads, mlp_dim, skip_first_layer_pe=index == 0)
+            for index in range(depth)
+        )
+
+    def forward(
+        self, image_embeddings: Tensor, image_pe: Tensor, tokens: Tensor, token_bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Attend between image (B, D, h, w) and tokens (B, T, D).
+
+        Returns:
+            The tokens (B, T, D) and the image (B, h*w, D).
+        """
+        keys = image_embeddings.flatten(2).transpose(1, 2)
+        key_pe = image_pe.flatten(2).transpose(1, 2)
+        queries = tokens
+        for layer in self.layers:
+            queries, keys = layer(queries, keys, tokens, key_pe, token_bias)
+        to_image = self.final_attn_token_to_image(q=queries + tokens, k=keys + key_pe, v=keys)
+        return self.norm_final_attn(queries + to_image), keys
+
+
+class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
+    """SAM's mask decoder for a whole batch at once, without prompts.
+
+    Mask tokens are SAM's single-mask token, one for unlabelled pixels, and a class token a class.
+    """
+
+    def __init__(self, *, dim: int, num_classes: int) -> None:
+        super().__init__(
+            transformer_dim=dim,
+            transformer=FocalTransformer(dim, mlp_dim=8 * dim),
+            num_multimask_outputs=1 + num_classes,
+        )
+        # The single-mask token takes part in the attention, but its mask is dropped.
+        self.output_hypernetworks_mlps[0].requires_grad_(False)
+
+    def forward(
+        self, image_embeddings: Tensor, image_pe: Tensor, token_bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Decode masks from (B, D, h, w), `image_pe` (1, D, h, w) and `token_bias` (T,).
+
+        Returns:
+            low_res_logits: (B, 1 + C, 4h, 4w), the unlabelled channel first.
+            iou_scores: (B, 1 + C), the predicted IoU of each mask.
+        """
+        batch, dim, height, width = image_embeddings.shape
+        tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = tokens.expand(batch, -1, -1)  # B x T x D
+        tokens_out, image_out = self.transformer(image_embeddings, image_pe, tokens, token_bias)
+
+        image_out = image_out.transpose(1, 2).reshape(batch, dim, height, width)
+        upscaled = self.output_upscaling(image_out)  # B x D/8 x 4h x 4w
+        class_weights = torch.stack(
+            [
+                hypernetwork(tokens_out[:, 1 + index])
+                for index, hypernetwork in enumerate(self.output_hypernetworks_mlps)
+                if index > 0
+            ],
+            dim=1,
+        )  # B x (1 + C) x D/8
+        low_res_logits = (class_weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+        return low_res_logits, self.iou_prediction_head(tokens_out[:, 0])[:, 1:]

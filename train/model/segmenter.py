@@ -1,0 +1,135 @@
+"""The whole model, image to masks: normalise, encode twice, fuse, decode.
+
+SAM-Path's late fusion (arXiv 2307.09570) with Dynamic Focal Attention (arXiv 2604.13479).
+"""
+
+from contextlib import nullcontext
+from typing import NamedTuple, Self
+
+import torch
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+
+from train.model.class_bias import ClassAttentionBias
+from train.model.image_encoder import build_image_encoder
+from train.model.mask_decoder import MaskDecoder, NoPrompt
+from train.model.pathology_encoder import PathologyEncoder
+from train.settings import Settings
+
+
+class SegmenterOutput(NamedTuple):
+    """Masks of a batch, the unlabelled channel first.
+
+    low_res_logits: (B, 1 + C, H/4, W/4) float32.
+    iou_scores: (B, 1 + C) float32, the predicted IoU of each mask.
+    """
+
+    low_res_logits: Tensor
+    iou_scores: Tensor
+
+
+class Segmenter(nn.Module):
+    """SAM-Path: two encoders side by side, a fusion neck and SAM's mask decoder."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, settings: Settings, initial_bias: Tensor) -> None:
+        """Build the model; `initial_bias` (C,) sets the number of classes."""
+        super().__init__()
+        model, bias = settings.model, settings.bias
+        self.tile_size_px = model.tile_size_px
+        self.encoders_frozen = model.encoders_frozen
+        self.num_classes = len(initial_bias)
+
+        self.image_encoder, image_dim = build_image_encoder(model.image_encoder, model.tile_size_px)
+        self.pathology_encoder = PathologyEncoder(model)
+        self.num_features = image_dim + self.pathology_encoder.embed_dim
+        self.neck = nn.Sequential(
+            nn.Conv2d(self.num_features, model.decoder_dim, 1, bias=False),
+            LayerNorm2d(model.decoder_dim),
+            nn.Conv2d(model.decoder_dim, model.decoder_dim, 3, padding=1, bias=False),
+            LayerNorm2d(model.decoder_dim),
+        )
+        self.prompt_encoder = NoPrompt(model.decoder_dim)
+        self.mask_decoder = MaskDecoder(dim=model.decoder_dim, num_classes=self.num_classes)
+        self.class_attention_bias = ClassAttentionBias(
+            initial_bias, learned=bias.bias == "dfa" and not bias.bias_frozen
+        )
+        # ImageNet's, as SAM normalises.
+        self.register_buffer("pixel_mean", _rgb(123.675, 116.28, 103.53), persistent=False)
+        self.register_buffer("pixel_std", _rgb(58.395, 57.12, 57.375), persistent=False)
+        if self.encoders_frozen:
+            self.image_encoder.requires_grad_(False)
+            self.pathology_encoder.requires_grad_(False)
+        self.train()
+
+    def forward(self, images: Tensor) -> SegmenterOutput:
+        """Segment (B, 3, H, W) float32, RGB in [0, 255], H = W = the tile size."""
+        return self.decode(self.encode(images))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Both encoders' features side by side, (B, D_image + D_pathology, H/16, W/16)."""
+        with torch.no_grad() if self.encoders_frozen else nullcontext():
+            image_features = self.image_encoder((images - self.pixel_mean) / self.pixel_std)
+            return torch.cat([image_features, self.pathology_encoder(images)], dim=1)
+
+    def decode(self, features: Tensor, token_bias: Tensor | None = None) -> SegmenterOutput:
+        """Masks from the encoders' features; `token_bias` (T,) replaces the learned bias."""
+        if token_bias is None:
+            token_bias = self.class_attention_bias()
+        image_embeddings, image_pe = self.prompt_encoder(self.neck(features))
+        return SegmenterOutput(*self.mask_decoder(image_embeddings, image_pe, token_bias))
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; frozen encoders stay in evaluation mode."""
+        super().train(mode)
+        if self.encoders_frozen:
+            self.image_encoder.eval()
+            self.pathology_encoder.eval()
+        return self
+
+
+def _rgb(*values: float) -> Tensor:
+    """A value of each channel, in units of [0, 255], as (3, 1, 1)."""
+    return torch.tensor(values).reshape(3, 1, 1)
+
+
+def encode_for_training(segmenter: Segmenter, images: Tensor, *, mixed_precision: bool) -> Tensor:
+    """Features as training, validation and the embedding cache compute them.
+
+    Args:
+        segmenter: the model.
+        images: (B, 3, H, W) uint8, RGB in [0, 255], on its device.
+        mixed_precision: whether the run is one.
+
+    Returns:
+        (B, D_image + D_pathology, H/16, W/16) float32.
+    """
+    if not segmenter.encoders_frozen:
+        return segmenter.encode(images.float()).float()
+    bfloat16 = encodes_in_bfloat16(images.device, mixed_precision=mixed_precision)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+        return segmenter.encode(images.float()).float()
+
+
+def encodes_in_bfloat16(device: torch.device, *, mixed_precision: bool) -> bool:
+    """Whether frozen encoders, which learn nothing, run in bfloat16.
+
+    On a GPU that knows it they always do; on a CPU, where few are faster at it, in a run of mixed
+    precision.
+    """
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return fast or mixed_precision
+
+
+def labels_from_logits(low_res_logits: Tensor, size_px: int) -> Tensor:
+    """Labels (B, H, W) int64 in 1..C from (B, 1 + C, h, w): unlabelled is never predicted."""
+    return upsample(low_res_logits[:, 1:], size_px).argmax(dim=1) + 1
+
+
+def upsample(low_res: Tensor, size_px: int) -> Tensor:
+    """Resize (B, K, h, w) bilinearly to (B, K, size_px, size_px), pixel centres at halves."""
+    return nn.functional.interpolate(
+        low_res, size=(size_px, size_px), mode="bilinear", align_corners=False
+    )
