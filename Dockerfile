@@ -1,7 +1,7 @@
 # Images of FocalPath. `docker build --target serve --tag focalpath-serve .`
 
 ARG PYTHON=python:3.12.12-slim-bookworm
-# The release that export/engine_plan.py plans for: a plan runs only on the TensorRT that built it.
+# The release that export/tensorrt/plan.py plans for: a plan runs only on the TensorRT that built it.
 ARG TENSORRT=nvcr.io/nvidia/tensorrt:26.06-py3
 
 # Training: `docker run --gpus all --volume "$PWD/artifacts:/workspace" focalpath-train fit bcss ...`

@@ -90,7 +90,7 @@ benchmark: install
 	$(RUN) -m tests.benchmark_on_triton --bundle $(BUNDLE) --out $(RESULTS)/serve
 
 benchmark-export: install
-	$(RUN) -m export.benchmark --out $(RESULTS)/export
+	$(RUN) -m benchmarks.export_cpu --out $(RESULTS)/export
 
 # Without a GPU it ends with exit status 2 before it installs anything. An environment of its own:
 # onnxruntime and onnxruntime-gpu share one import name.
@@ -101,7 +101,7 @@ benchmark-gpu:
 	$(VENV_GPU)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
 		--constraint constraints.txt --editable '.[tensorrt]' \
 		|| echo "TensorRT could not be installed, so it is not measured" >&2
-	$(VENV_GPU)/bin/python -m export.benchmark_gpu --out $(RESULTS)/export
+	$(VENV_GPU)/bin/python -m benchmarks.export_gpu --out $(RESULTS)/export
 
 # Everything on 127.0.0.1, in four minutes: load, malformed uploads, Triton and workers killed.
 load: install

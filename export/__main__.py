@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; what the user can mend ends with one line and its exit status."""
     # The imports take seconds, and an interrupt inside them would end in their tracebacks.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from export.commands import run
+    from export.cli import run
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # So that a terminated export clears up as an interrupted one does.

@@ -10,24 +10,24 @@ import onnx
 import onnxruntime
 from rich.console import Console
 
-from export.artefacts import HalfMaker, judge_in_openvino, make_int8
-from export.audit import Peak, audit_activations
-from export.bundle_settings import BundleSettings
-from export.deployable import Deployable
 from export.destination import bundle_destination, is_report, refused_folder
-from export.engine_plan import EnginePlan, plan_for
-from export.folded import FoldedSegmenter
-from export.model_card import write_model_card
-from export.model_graph import ModelGraph
-from export.onnx_graph import PARITY_OUTPUT, check_size, export_onnx
-from export.parity import Answers, Gate, onnx_answers, torch_answers
-from export.parity_report import REPORT_FILE, draw_worst_tiles, write_report
-from export.parity_schema import ArtefactParity, BlockPeak, ParityReport
-from export.precision import HalfPrecision, half_blocks
-from export.staging import replaced_whole, uninterrupted
-from export.tensorrt_lint import require_clean
-from export.triton_repository import ENGINE_PRECISIONS
-from export.validation import Images, ValidationTiles, validation_tiles
+from export.files import replaced_whole, uninterrupted
+from export.gate.gate import Answers, Gate, onnx_answers, torch_answers
+from export.gate.model_card import write_model_card
+from export.gate.report import REPORT_FILE, draw_worst_tiles, write_report
+from export.gate.schema import ArtefactParity, BlockPeak, ParityReport
+from export.gate.tiles import Images, ValidationTiles, validation_tiles
+from export.graph.encoders import FoldedSegmenter
+from export.graph.nodes import ModelGraph
+from export.graph.reference import Deployable
+from export.graph.to_onnx import PARITY_OUTPUT, check_size, export_onnx
+from export.precision.audit import Peak, audit_activations
+from export.precision.forms import HalfMaker, judge_in_openvino, make_int8
+from export.precision.half import HalfPrecision, half_blocks
+from export.settings import BundleSettings
+from export.tensorrt.lint import require_clean
+from export.tensorrt.plan import EnginePlan, plan_for
+from export.triton import ENGINE_PRECISIONS
 from serve.manifest import (
     Artefact,
     Manifest,

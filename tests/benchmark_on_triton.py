@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from export.triton_repository import publish
+from export.triton import publish
 from serve.__main__ import main as serve
 from serve.errors import FocalPathError
 from tests.triton_server import TritonServer, TritonSetupError, install_triton, pip

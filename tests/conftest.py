@@ -61,7 +61,7 @@ def toy_run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _toy_export(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The toy run's bundle, and the float32 graph that it was made from."""
     import export.bundle
-    from export.bundle_settings import BundleSettings
+    from export.settings import BundleSettings
 
     folder = tmp_path_factory.mktemp("exported")
     graph = folder / "graph.onnx"

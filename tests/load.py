@@ -21,7 +21,7 @@ import httpx
 import psutil
 import tyro
 
-from export.triton_repository import publish
+from export.triton import publish
 from serve.benchmark import describe_machine
 from serve.load import LoadReport, Probe, measure_load, print_load, summarise_answers
 from tests.faults import FaultRun, run_with_fault, triton_killed, worker_killed, workers_of

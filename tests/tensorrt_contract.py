@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 import tensorrt_bindings as trt
 
-from export.engine_builder import EngineError, _progress, build_plan
-from export.engine_check import PlanSession, count_fused_attention
-from export.engine_plan import BatchProfile, EnginePlan, plan_for
+from export.tensorrt.build import EngineError, _progress, build_plan
+from export.tensorrt.plan import BatchProfile, EnginePlan, plan_for
+from export.tensorrt.session import PlanSession, count_fused_attention
 from serve.manifest import Manifest, read_bundle
 from tests.fake_tensorrt import FakeGpu
 

@@ -5,11 +5,11 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from export.artefacts import HalfMaker, PrecisionSettings
-from export.audit import Peak
-from export.parity import Gate, onnx_answers
-from export.parity_schema import ArtefactParity, Tolerances
-from export.validation import ValidationTiles
+from export.gate.gate import Gate, onnx_answers
+from export.gate.schema import ArtefactParity, Tolerances
+from export.gate.tiles import ValidationTiles
+from export.precision.audit import Peak
+from export.precision.forms import HalfMaker, PrecisionSettings
 from tests.half_graphs import FIRST, SECOND, two_blocks
 from train.errors import FocalPathError
 

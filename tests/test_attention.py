@@ -8,7 +8,12 @@ from segment_anything.modeling.image_encoder import (
 from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor, nn
 
-from export.attention import AttentionForm, GlobalAttention, PathologyAttention, WindowAttention
+from export.graph.attention import (
+    AttentionForm,
+    GlobalAttention,
+    PathologyAttention,
+    WindowAttention,
+)
 
 DIM, HEADS = 24, 3
 FORMS = [

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.attention import Projection
-from export.audit import Peak, audit_activations, blocks_beyond
-from export.validation import ValidationTiles
+from export.gate.tiles import ValidationTiles
+from export.graph.attention import Projection
+from export.precision.audit import Peak, audit_activations, blocks_beyond
 from train.errors import FocalPathError
 
 

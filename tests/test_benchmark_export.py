@@ -9,18 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from export import benchmark, benchmark_gpu, benchmark_gpu_worker, benchmark_worker
-from export.attention import AttentionForm
-from export.benchmark import Benchmark, BenchmarkReport, Measurement
-from export.benchmark_gpu import GpuBenchmark, GpuMeasurement, GpuReport, NoGpuError, Stages
-from export.benchmark_model import (
+from benchmarks import export_cpu as benchmark
+from benchmarks import export_cpu_worker as benchmark_worker
+from benchmarks import export_gpu as benchmark_gpu
+from benchmarks import export_gpu_worker as benchmark_gpu_worker
+from benchmarks.export_cpu import Benchmark, BenchmarkReport, Measurement
+from benchmarks.export_gpu import GpuBenchmark, GpuMeasurement, GpuReport, NoGpuError, Stages
+from benchmarks.real_size_model import (
     build_benchmark_model,
     draw_tiles,
     read_model_settings,
     write_model_settings,
 )
-from export.deployable import Deployable
-from export.folded import FoldedSegmenter
+from export.graph.attention import AttentionForm
+from export.graph.encoders import FoldedSegmenter
+from export.graph.reference import Deployable
 from serve.errors import FocalPathError
 from tests.toy_data import toy_settings
 
@@ -336,7 +339,7 @@ def test_make_measures_in_an_environment_of_its_own_also_without_tensorrt(tmp_pa
     assert "--editable .[export-gpu]" in calls[-3]
     assert "--editable .[tensorrt]" in calls[-2]
     assert "TensorRT could not be installed" in found.stderr
-    assert calls[-1] == "-m export.benchmark_gpu --out results/export"
+    assert calls[-1] == "-m benchmarks.export_gpu --out results/export"
 
 
 def test_torchs_fused_attention_gives_the_same_labels(folder: Path):

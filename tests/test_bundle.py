@@ -7,14 +7,14 @@ import onnx
 import onnxruntime
 import pytest
 
-from export.artefacts import PrecisionSettings
 from export.bundle import write_bundle
-from export.bundle_settings import BundleSettings
-from export.engine_plan import read_engine_plan
-from export.parity import Answers, onnx_answers
-from export.parity_schema import ParityReport, Tolerances
-from export.precision import half_blocks
-from export.tensorrt_lint import require_clean
+from export.gate.gate import Answers, onnx_answers
+from export.gate.schema import ParityReport, Tolerances
+from export.precision.forms import PrecisionSettings
+from export.precision.half import half_blocks
+from export.settings import BundleSettings
+from export.tensorrt.lint import require_clean
+from export.tensorrt.plan import read_engine_plan
 from serve.manifest import read_bundle
 from train.errors import FocalPathError
 
@@ -340,7 +340,7 @@ def test_attention_is_exported_as_asked_for_and_the_manifest_has_the_graphs_own_
 def test_a_model_beyond_two_gibibytes_is_refused_before_any_work(
     toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.onnx_graph.MAX_WEIGHTS_BYTES", 1000)
+    monkeypatch.setattr("export.graph.to_onnx.MAX_WEIGHTS_BYTES", 1000)
     with pytest.raises(FocalPathError, match="parameters, tiny and vit_tiny_patch16_224; .* 2 GiB"):
         write_bundle(toy_run, tmp_path / "bundle", BundleSettings())
     assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,8 @@
 import pytest
 import tyro
 
-from export.attention import AttentionForm
-from export.bundle_settings import BundleSettings
+from export.graph.attention import AttentionForm
+from export.settings import BundleSettings
 from serve.manifest import Manifest
 from train.errors import FocalPathError
 

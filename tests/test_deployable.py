@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from export.attention import AttentionForm
-from export.deployable import Deployable, DeployableOutput
-from export.folded import FoldedPathologyEncoder, FoldedSegmenter
-from export.onnx_graph import BIAS_NAME, export_onnx
-from export.tensorrt_lint import lint
+from export.graph.attention import AttentionForm
+from export.graph.encoders import FoldedPathologyEncoder, FoldedSegmenter
+from export.graph.reference import Deployable, DeployableOutput
+from export.graph.to_onnx import BIAS_NAME, export_onnx
+from export.tensorrt.lint import lint
 from tests.toy_data import toy_settings
 from train.model.segmenter import Segmenter
 from train.settings import BiasSettings

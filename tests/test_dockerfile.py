@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from export.engine_plan import RELEASE
+from export.tensorrt.plan import RELEASE
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -5,8 +5,8 @@ import onnx
 import onnxruntime
 from onnx.reference import ReferenceEvaluator
 
-from export.emulation import HalfEmulator
-from export.precision import convert_to_half
+from export.precision.emulation import HalfEmulator
+from export.precision.half import convert_to_half
 from tests.half_graphs import FIRST, two_blocks
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)

@@ -9,19 +9,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from export.engine import (
+from export.gate.schema import Tolerances
+from export.gate.tiles import ValidationTiles
+from export.tensorrt.build import EngineError
+from export.tensorrt.engine import (
     ENGINE_REPORT_FILE,
     GateError,
     WrongMachineError,
     build_engine,
     load_tensorrt,
 )
-from export.engine_builder import EngineError
-from export.engine_check import count_attention
-from export.engine_plan import EnginePlan, plan_for, read_engine_plan
-from export.engine_report import EngineReport
-from export.parity_schema import Tolerances
-from export.validation import ValidationTiles
+from export.tensorrt.plan import EnginePlan, plan_for, read_engine_plan
+from export.tensorrt.report import EngineReport
+from export.tensorrt.session import count_attention
 from serve.errors import BundleError, FocalPathError
 from serve.manifest import Manifest, TensorRTBuild, read_bundle
 from tests.fake_tensorrt import FakeGpu, FakeTensorRT, Outputs
@@ -54,8 +54,8 @@ def trt() -> FakeTensorRT:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.engine_check.WARM_UP_RUNS", 1)
-    monkeypatch.setattr("export.engine_check.MEASURED_RUNS", 3)
+    monkeypatch.setattr("export.tensorrt.session.WARM_UP_RUNS", 1)
+    monkeypatch.setattr("export.tensorrt.session.MEASURED_RUNS", 3)
 
 
 def _plan(bundle: Path, **changes: object) -> EnginePlan:

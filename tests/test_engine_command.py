@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from export.__main__ import main
-from export.engine_container import CHECKOUT, ContainerBuild, visible_gpus
-from export.engine_plan import plan_for, read_engine_plan
+from export.tensorrt.container import CHECKOUT, ContainerBuild, visible_gpus
+from export.tensorrt.plan import plan_for, read_engine_plan
 from serve.manifest import read_bundle
 from tests.fake_tensorrt import FakeGpu, FakeTensorRT
 
@@ -93,7 +93,7 @@ def test_on_the_wrong_machine_it_ends_with_status_2_and_the_one_line_to_type(
 def test_an_installed_focalpath_asks_for_its_source_instead(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, pretend: Pretend
 ) -> None:
-    monkeypatch.setattr("export.engine_container.CHECKOUT", bundle)
+    monkeypatch.setattr("export.tensorrt.container.CHECKOUT", bundle)
     line = str(_command(bundle))
     assert "Get its source" in line
     assert line.endswith(f"python -m export engine {bundle} --docker")
@@ -116,9 +116,9 @@ def test_it_builds_for_the_server_and_compares_with_the_masks_that_it_is_given(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("export.engine.load_tensorrt", lambda: FakeTensorRT("11.4.0.106"))
-    monkeypatch.setattr("export.engine.Gpu.find", lambda: FakeGpu("9.0"))
-    monkeypatch.setattr("export.engine_check.MEASURED_RUNS", 3)
+    monkeypatch.setattr("export.tensorrt.engine.load_tensorrt", lambda: FakeTensorRT("11.4.0.106"))
+    monkeypatch.setattr("export.tensorrt.engine.Gpu.find", lambda: FakeGpu("9.0"))
+    monkeypatch.setattr("export.tensorrt.session.MEASURED_RUNS", 3)
     server = ("--compute-capability", "9.0", "--tensorrt-version", "11.4")
     data = ("--validate", str(toy_data), "--num-tiles", "3")
     main(["engine", str(bundle), *server, *data])

@@ -7,8 +7,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from export.deployable import Deployable, DeployableOutput
-from export.onnx_graph import BIAS_NAME, check_graph
+from export.graph.reference import Deployable, DeployableOutput
+from export.graph.to_onnx import BIAS_NAME, check_graph
 from serve.manifest import Manifest, read_bundle
 from train.errors import FocalPathError
 from train.model.checkpoint import load_checkpoint

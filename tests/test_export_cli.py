@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from export.__main__ import main
-from export.engine_plan import plan_for
+from export.tensorrt.plan import plan_for
 from serve.manifest import TensorRTBuild, read_bundle, sha256_of
 
 
@@ -56,7 +56,7 @@ def test_the_settings_are_flat_on_the_command_line(capsys: pytest.CaptureFixture
 def _exported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundle is there already: only what follows the export is looked at."""
     monkeypatch.setattr(
-        "export.commands.write_bundle", lambda checkpoint, out, settings: read_bundle(out)
+        "export.cli.write_bundle", lambda checkpoint, out, settings: read_bundle(out)
     )
 
 
@@ -208,7 +208,7 @@ import builtins, signal
 from export.__main__ import main
 imported = builtins.__import__
 def interrupt(name, *arguments):
-    if name == "export.commands":
+    if name == "export.cli":
         signal.raise_signal(signal.SIGINT)
     return imported(name, *arguments)
 builtins.__import__ = interrupt

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from export.triton_repository import publish
+from export.triton import publish
 from serve.load import Probe
 from tests.faults import run_with_fault, triton_killed, worker_killed, workers_of
 from tests.http_service import service_process, wait_until_ready

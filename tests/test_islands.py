@@ -1,6 +1,6 @@
 import pytest
 
-from export.islands import smallest_islands
+from export.precision.islands import smallest_islands
 
 BLOCKS = [f"block_{index}" for index in range(16)]
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from export.model_card import write_model_card
-from export.parity_schema import PARITY_FILE, ParityReport
+from export.gate.model_card import write_model_card
+from export.gate.schema import PARITY_FILE, ParityReport
 from serve.manifest import read_bundle
 from train.model.checkpoint import CheckpointCard, TrainingData, read_card
 

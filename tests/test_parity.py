@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from export.bundle import _save_without_logits
-from export.deployable import Deployable
-from export.parity import onnx_answers, torch_answers
-from export.parity_schema import EmulationParity, Precision, Tolerances
-from export.validation import parity_images
+from export.gate.gate import onnx_answers, torch_answers
+from export.gate.schema import EmulationParity, Precision, Tolerances
+from export.gate.tiles import parity_images
+from export.graph.reference import Deployable
 from tests.toy_gate import NUM_TILES, SIDE, painted_gate, relabelled
 from train.model.checkpoint import load_checkpoint
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.parity_report import _counted, _share, draw_worst_tiles, picture_name, write_report
-from export.parity_schema import ArtefactParity, BlockPeak, ParityReport, Runtime
+from export.gate.report import _counted, _share, draw_worst_tiles, picture_name, write_report
+from export.gate.schema import ArtefactParity, BlockPeak, ParityReport, Runtime
 from tests.toy_gate import CLASS_NAMES, painted_gate, relabelled
 from train.settings import TissueClass
 

@@ -5,9 +5,9 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from export.model_graph import ModelGraph, block_of_module
-from export.precision import convert_to_half, half_blocks
-from export.tensorrt_lint import lint
+from export.graph.nodes import ModelGraph, block_of_module
+from export.precision.half import convert_to_half, half_blocks
+from export.tensorrt.lint import lint
 from tests.half_graphs import FIRST, SECOND, UPSCALING, two_blocks
 from train.errors import FocalPathError
 

@@ -6,9 +6,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from export.deployable import Deployable
-from export.onnx_graph import export_onnx
-from export.quantize import SENSITIVE, quantize_int8
+from export.graph.reference import Deployable
+from export.graph.to_onnx import export_onnx
+from export.precision.int8 import SENSITIVE, quantize_int8
 from train.model.checkpoint import load_checkpoint
 
 

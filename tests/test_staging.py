@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from export.staging import replaced_whole, staging_folder, uninterrupted
+from export.files import replaced_whole, staging_folder, uninterrupted
 from train.errors import FocalPathError
 
 

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.tensorrt_lint import Violation, lint, load_rules, require_clean
+from export.tensorrt.lint import Violation, lint, load_rules, require_clean
 from serve.errors import FocalPathError
 
 FLOAT, HALF, DOUBLE = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE

@@ -21,7 +21,7 @@ import tritonclient.http
 from PIL import Image
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from export.triton_repository import Target, publish, render_config
+from export.triton import Target, publish, render_config
 from serve.backends import OnnxRuntimeBackend
 from serve.batching import TilePool
 from serve.client import AsyncTritonClient, HttpClient, TritonClient

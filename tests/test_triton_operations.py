@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
-from export.triton_repository import publish
+from export.triton import publish
 from serve.errors import ModelChangedError
 from serve.manifest import Manifest, read_bundle, sha256_of
 from serve.outputs import Summary

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
-from export.triton_repository import Target, publish, render_config
+from export.triton import Target, publish, render_config
 from serve.errors import BundleError, FocalPathError
 from serve.manifest import Artefact, Manifest, TensorRTBuild, read_bundle, sha256_of
 from tests.toy_bundle import write_toy_bundle
@@ -84,7 +84,7 @@ def test_the_config_says_that_it_is_rendered_and_by_what(
     first_line = render_config(manifest, target).splitlines()[0]
 
     assert first_line.startswith("#")
-    assert "export/triton_repository.py" in first_line
+    assert "export/triton.py" in first_line
     assert target in first_line
 
 

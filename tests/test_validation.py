@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.validation import validation_tiles
+from export.gate.tiles import validation_tiles
 from tests.toy_bundle import CLASSES
 from train.errors import FocalPathError
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.parity import Answers, Gate
-from export.parity_schema import Tolerances
-from export.validation import ValidationTiles
+from export.gate.gate import Answers, Gate
+from export.gate.schema import Tolerances
+from export.gate.tiles import ValidationTiles
 
 SIDE, NUM_TILES = 40, 3
 CLASS_NAMES = ("Tumor", "Stroma", "Necrosis")

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from export.parity_schema import Tolerances
+from export.gate.schema import Tolerances
 from serve.errors import BundleError, FocalPathError
 from serve.manifest import Artefact, Manifest, Sha256, TensorRTBuild
 

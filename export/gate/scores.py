@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.parity_schema import ClassParity, Limits
-from export.validation import Images
+from export.gate.schema import ClassParity, Limits
+from export.gate.tiles import Images
 from train.metrics import class_scores
 
 Scores = NDArray[np.floating[Any]]

@@ -11,9 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from export.deployable import Deployable, DeployableOutput
-from export.onnx_graph import PARITY_OUTPUT
-from export.parity_schema import (
+from export.gate.schema import (
     ArtefactParity,
     ClassParity,
     EmulationParity,
@@ -23,7 +21,7 @@ from export.parity_schema import (
     TileParity,
     Tolerances,
 )
-from export.parity_scores import (
+from export.gate.scores import (
     Scores,
     compare_classes,
     difference_failures,
@@ -31,8 +29,10 @@ from export.parity_scores import (
     mean_confidence_difference,
     score_failures,
 )
-from export.validation import Images, ValidationTiles
-from export.validation import parity_images as parity_images
+from export.gate.tiles import Images, ValidationTiles
+from export.gate.tiles import parity_images as parity_images
+from export.graph.reference import Deployable, DeployableOutput
+from export.graph.to_onnx import PARITY_OUTPUT
 
 ANSWERS = ("labels", "confidence", PARITY_OUTPUT, "iou_scores")
 """The graph's outputs that `Answers` holds, in its order."""

@@ -1,6 +1,6 @@
 """The reference of what is exported: uint8 image in, uint8 labels out, in plain torch.
 
-`export.folded` computes the same outputs in the form that leaves for ONNX; parity compares the two.
+`export.graph.encoders` computes the same outputs in the form that leaves for ONNX; parity compares the two.
 """
 
 from typing import NamedTuple

@@ -15,15 +15,15 @@ from segment_anything.modeling import ImageEncoderViT
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from export.attention import (
+from export.graph.attention import (
     AttentionForm,
     GlobalAttention,
     PathologyAttention,
     Projection,
     WindowAttention,
 )
-from export.deployable import Deployable, DeployableOutput, outputs
-from export.folded_decoder import FoldedDecoder, TokenNorm
+from export.graph.decoder import FoldedDecoder, TokenNorm
+from export.graph.reference import Deployable, DeployableOutput, outputs
 from train.model.image_encoder import PATCH_SIZE
 from train.model.pathology_encoder import PathologyEncoder
 from train.model.segmenter import Segmenter

@@ -23,7 +23,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from export.model_graph import NORMS, ModelGraph
+from export.graph.nodes import NORMS, ModelGraph
 from train.errors import FocalPathError
 
 HalfPrecision = Literal["fp16", "bf16"]

@@ -7,9 +7,15 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from export.engine import WrongMachineError, build_engine, check_capability, pointing_to, tiles_for
-from export.engine_container import ContainerBuild, visible_gpus
-from export.engine_plan import EnginePlan, read_engine_plan
+from export.tensorrt.container import ContainerBuild, visible_gpus
+from export.tensorrt.engine import (
+    WrongMachineError,
+    build_engine,
+    check_capability,
+    pointing_to,
+    tiles_for,
+)
+from export.tensorrt.plan import EnginePlan, read_engine_plan
 from serve.manifest import read_bundle
 
 

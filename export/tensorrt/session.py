@@ -17,10 +17,10 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from export.engine_builder import EngineError
-from export.engine_gate import Answers
-from export.engine_plan import EnginePlan
-from export.engine_report import Latency
+from export.tensorrt.build import EngineError
+from export.tensorrt.gate import Answers
+from export.tensorrt.plan import EnginePlan
+from export.tensorrt.report import Latency
 from serve.manifest import TensorSpec
 
 WARM_UP_RUNS = 10

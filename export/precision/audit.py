@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from export.model_graph import block_of_module
-from export.validation import ValidationTiles
+from export.gate.tiles import ValidationTiles
+from export.graph.nodes import block_of_module
 from train.errors import FocalPathError
 
 
@@ -36,7 +36,7 @@ def audit_activations(deployable: nn.Module, tiles: ValidationTiles) -> dict[str
     """Run the model on each tile and note the largest magnitude of each block.
 
     Returns:
-        Blocks by the names of `export.precision.half_blocks`, in the order of the computation.
+        Blocks by the names of `export.precision.half.half_blocks`, in the order of the computation.
 
     Raises:
         FocalPathError: the model computes a NaN or an infinity in float32.

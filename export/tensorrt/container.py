@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from export.engine_plan import EnginePlan
+from export.tensorrt.plan import EnginePlan
 
 BUNDLE_MOUNT: Final = "/bundle"
 DATA_MOUNT: Final = "/data"

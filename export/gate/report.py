@@ -9,8 +9,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from export.parity import Answers, Gate
-from export.parity_schema import ArtefactParity, ParityReport
+from export.gate.gate import Answers, Gate
+from export.gate.schema import ArtefactParity, ParityReport
 from train.settings import TissueClass
 
 REPORT_FILE = "parity_report.md"

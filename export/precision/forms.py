@@ -10,19 +10,19 @@ import onnxruntime
 from rich.console import Console
 from rich.progress import track
 
-from export.audit import Peak, blocks_beyond
-from export.emulation import HalfEmulator
-from export.islands import smallest_islands
-from export.parity import ANSWERS, Answers, Gate, onnx_answers
-from export.parity_schema import ArtefactParity, EmulationParity, Runtime
-from export.precision import (
+from export.gate.gate import ANSWERS, Answers, Gate, onnx_answers
+from export.gate.schema import ArtefactParity, EmulationParity, Runtime
+from export.precision.audit import Peak, blocks_beyond
+from export.precision.emulation import HalfEmulator
+from export.precision.half import (
     FLOAT16_MAX,
     HalfPrecision,
     constants_beyond,
     convert_to_half,
     half_blocks,
 )
-from export.quantize import quantize_int8
+from export.precision.int8 import quantize_int8
+from export.precision.islands import smallest_islands
 from serve.openvino_provider import GraphPrecision, computes_bfloat16, openvino_options
 from train.errors import FocalPathError
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict
 
-from export.parity_schema import ClassParity
+from export.gate.schema import ClassParity
 
 CARD_HEADING = "## TensorRT engine"
 

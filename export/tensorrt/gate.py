@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.engine_plan import EnginePlan
-from export.engine_report import Comparison
-from export.parity_scores import (
+from export.gate.scores import (
     compare_classes,
     difference_failures,
     max_iou_score_difference,
     mean_confidence_difference,
     score_failures,
 )
-from export.validation import ValidationTiles
+from export.gate.tiles import ValidationTiles
+from export.tensorrt.plan import EnginePlan
+from export.tensorrt.report import Comparison
 
 Answers = dict[str, NDArray[Any]]
 """The model's outputs by name, over all images."""

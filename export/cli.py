@@ -11,11 +11,11 @@ import tyro
 from rich.console import Console
 
 from export.bundle import write_bundle
-from export.bundle_settings import BundleSettings
 from export.destination import check_repository
-from export.engine_command import Engine
-from export.engine_plan import read_engine_plan
-from export.triton_repository import Target, check_keep, publish
+from export.settings import BundleSettings
+from export.tensorrt.command import Engine
+from export.tensorrt.plan import read_engine_plan
+from export.triton import Target, check_keep, publish
 from serve.errors import FocalPathError as ServeError
 from serve.manifest import Manifest, read_bundle
 from train.errors import FocalPathError

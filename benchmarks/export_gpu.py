@@ -23,8 +23,8 @@ import tyro
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from export.benchmark import installed_versions
-from export.benchmark_gpu_worker import (
+from benchmarks.export_cpu import installed_versions
+from benchmarks.export_gpu_worker import (
     VARIANTS,
     Device,
     Failed,
@@ -36,7 +36,7 @@ from export.benchmark_gpu_worker import (
     measure_peak,
     write_graphs,
 )
-from export.benchmark_model import FLOPS_PER_TILE, NUM_CLASSES
+from benchmarks.real_size_model import FLOPS_PER_TILE, NUM_CLASSES
 from serve.errors import FocalPathError
 from train.settings import ModelSettings
 
@@ -277,7 +277,7 @@ def markdown(report: GpuReport) -> str:
 def main() -> None:
     """Run the benchmark and print its table; without a GPU end with status 2."""
     config: Any = (tyro.conf.OmitArgPrefixes,)
-    benchmark = tyro.cli(GpuBenchmark, prog="python -m export.benchmark_gpu", config=config)
+    benchmark = tyro.cli(GpuBenchmark, prog="python -m benchmarks.export_gpu", config=config)
     try:
         sys.stdout.write(markdown(benchmark.run()))
     except FocalPathError as error:

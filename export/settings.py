@@ -4,10 +4,10 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from export.artefacts import PrecisionSettings
-from export.attention import AttentionForm, Positions
-from export.onnx_graph import OPSETS
-from export.parity_schema import Tolerances
+from export.gate.schema import Tolerances
+from export.graph.attention import AttentionForm, Positions
+from export.graph.to_onnx import OPSETS
+from export.precision.forms import PrecisionSettings
 from train.errors import FocalPathError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")

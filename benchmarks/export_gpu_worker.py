@@ -22,17 +22,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from export.attention import AttentionForm
-from export.benchmark import machine_name
-from export.benchmark_model import NUM_CLASSES, build_benchmark_model, draw_tiles
-from export.deployable import Deployable
-from export.engine import load_tensorrt
-from export.engine_builder import build_plan
-from export.engine_check import Gpu, PlanSession
-from export.engine_plan import BatchProfile, EnginePlan
-from export.folded import FoldedSegmenter
-from export.onnx_graph import PARITY_OUTPUT, drop_output, export_onnx
-from export.precision import convert_to_half
+from benchmarks.export_cpu import machine_name
+from benchmarks.real_size_model import NUM_CLASSES, build_benchmark_model, draw_tiles
+from export.graph.attention import AttentionForm
+from export.graph.encoders import FoldedSegmenter
+from export.graph.reference import Deployable
+from export.graph.to_onnx import PARITY_OUTPUT, drop_output, export_onnx
+from export.precision.half import convert_to_half
+from export.tensorrt.build import build_plan
+from export.tensorrt.engine import load_tensorrt
+from export.tensorrt.plan import BatchProfile, EnginePlan
+from export.tensorrt.session import Gpu, PlanSession
 from serve.errors import FocalPathError
 from serve.manifest import interface, sha256_of
 from train.settings import ModelSettings

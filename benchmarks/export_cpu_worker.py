@@ -23,8 +23,8 @@ def direct(folder: Path, *, fused: bool) -> Run:
     """Our rewriting of SAM-Path's forward, its ViT-S with or without fused attention."""
     import torch
 
-    from export.benchmark_model import build_benchmark_model, read_model_settings
-    from export.direct_sam_path import DirectSamPath
+    from benchmarks.direct_sam_path import DirectSamPath
+    from benchmarks.real_size_model import build_benchmark_model, read_model_settings
 
     model = DirectSamPath(build_benchmark_model(read_model_settings(folder)))
     for block in model.segmenter.pathology_encoder.vit.blocks:
@@ -41,8 +41,8 @@ def ours(folder: Path, *, compiled: bool) -> Run:
     """This project's model in torch, eager or compiled."""
     import torch
 
-    from export.benchmark_model import build_benchmark_model, read_model_settings
-    from export.deployable import Deployable
+    from benchmarks.real_size_model import build_benchmark_model, read_model_settings
+    from export.graph.reference import Deployable
 
     model: Any = Deployable(build_benchmark_model(read_model_settings(folder))).eval()
     if compiled:

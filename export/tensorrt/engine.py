@@ -11,8 +11,15 @@ from types import ModuleType
 
 import numpy as np
 
-from export.engine_builder import build_plan
-from export.engine_check import (
+from export.files import staging_folder, uninterrupted
+from export.gate.model_card import MODEL_CARD_FILE
+from export.gate.tiles import ValidationTiles, validation_tiles
+from export.tensorrt.build import build_plan
+from export.tensorrt.container import ContainerBuild, container_image
+from export.tensorrt.gate import EngineGate
+from export.tensorrt.plan import EnginePlan, read_engine_plan
+from export.tensorrt.report import CARD_HEADING, BatchReport, EngineReport
+from export.tensorrt.session import (
     Gpu,
     PlanSession,
     count_attention,
@@ -20,13 +27,6 @@ from export.engine_check import (
     measure_latency,
     reference_answers,
 )
-from export.engine_container import ContainerBuild, container_image
-from export.engine_gate import EngineGate
-from export.engine_plan import EnginePlan, read_engine_plan
-from export.engine_report import CARD_HEADING, BatchReport, EngineReport
-from export.model_card import MODEL_CARD_FILE
-from export.staging import staging_folder, uninterrupted
-from export.validation import ValidationTiles, validation_tiles
 from serve.errors import BundleError, FocalPathError
 from serve.manifest import (
     MANIFEST_FILE,

@@ -10,9 +10,9 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from export.attention import AttentionForm
-from export.deployable import Deployable, DeployableOutput
-from export.folded import FoldedSegmenter, PlainPathologyEncoder
+from export.graph.attention import AttentionForm
+from export.graph.encoders import FoldedSegmenter, PlainPathologyEncoder
+from export.graph.reference import Deployable, DeployableOutput
 from train.errors import FocalPathError
 from train.settings import ModelSettings
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
 
-from export.model_graph import ModelGraph
+from export.graph.nodes import ModelGraph
 
 Array = NDArray[Any]
 

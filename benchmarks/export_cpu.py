@@ -25,17 +25,17 @@ import tyro
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from export.benchmark_model import (
+from benchmarks.real_size_model import (
     FLOPS_PER_TILE,
     NUM_CLASSES,
     build_benchmark_model,
     draw_tiles,
     write_model_settings,
 )
-from export.deployable import Deployable
-from export.onnx_graph import PARITY_OUTPUT, drop_output, export_onnx
-from export.precision import convert_to_half
-from export.quantize import quantize_int8
+from export.graph.reference import Deployable
+from export.graph.to_onnx import PARITY_OUTPUT, drop_output, export_onnx
+from export.precision.half import convert_to_half
+from export.precision.int8 import quantize_int8
 from serve.openvino_provider import PACKAGE, computes_bfloat16
 from train.settings import ModelSettings
 
@@ -259,7 +259,7 @@ Worker = subprocess.Popen[str]
 
 @contextmanager
 def _worker(variant: str, folder: Path) -> Iterator[Worker]:
-    command = [sys.executable, "-m", "export.benchmark_worker", variant, str(folder)]
+    command = [sys.executable, "-m", "benchmarks.export_cpu_worker", variant, str(folder)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -288,7 +288,7 @@ def _answer(worker: Worker) -> dict[str, float]:
 def main() -> None:
     """Run the benchmark and print its table."""
     config: Any = (tyro.conf.OmitArgPrefixes,)
-    report = tyro.cli(Benchmark, prog="python -m export.benchmark", config=config).run()
+    report = tyro.cli(Benchmark, prog="python -m benchmarks.export_cpu", config=config).run()
     sys.stdout.write(markdown(report))
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from export.parity_report import measured_against
-from export.parity_schema import ArtefactParity, ParityReport
+from export.gate.report import measured_against
+from export.gate.schema import ArtefactParity, ParityReport
 from serve.manifest import Manifest
 from train.model.checkpoint import CheckpointCard
 

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
-from export.staging import staging_folder, uninterrupted
+from export.files import staging_folder, uninterrupted
 from serve.errors import FocalPathError
 from serve.manifest import Artefact, Manifest, TensorSpec, read_bundle, sha256_of
 
@@ -109,7 +109,7 @@ def render_config(manifest: Manifest, target: Target = "onnxruntime") -> str:
         _warm_up(config, manifest, batch_size)
     text: str = text_format.MessageToString(config, use_short_repeated_primitives=True)
     return (
-        f"# Rendered from the bundle's manifest by export/triton_repository.py, target {target}.\n"
+        f"# Rendered from the bundle's manifest by export/triton.py, target {target}.\n"
         f"# Do not edit: the next export writes it again.\n{text}"
     )
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.attention import PLAIN, Projection, attend, join_heads, split_heads
+from export.graph.attention import PLAIN, Projection, attend, join_heads, split_heads
 from train.model.class_bias import NUM_LEADING_TOKENS
 from train.model.image_encoder import PATCH_SIZE
 from train.model.mask_decoder import FocalBlock, FocalTransformer
@@ -115,7 +115,7 @@ class FoldedBlock(nn.Module):
 class FoldedAttention(nn.Module):
     """SAM's attention with the projected positional encodings as biases of the projections.
 
-    (x + pe) W = x W + constant. Scale and biases are folded as in `export.attention`.
+    (x + pe) W = x W + constant. Scale and biases are folded as in `export.graph.attention`.
     """
 
     constant_queries: Tensor | None

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from export.engine_plan import EnginePlan
+from export.tensorrt.plan import EnginePlan
 from serve.errors import FocalPathError
 from train.files import whole_file
 
