@@ -36,7 +36,7 @@ from export.graph.reference import Deployable
 from export.graph.to_onnx import PARITY_OUTPUT, drop_output, export_onnx
 from export.precision.half import convert_to_half
 from export.precision.int8 import quantize_int8
-from serve.openvino_provider import PACKAGE, computes_bfloat16
+from serve.contract.openvino import PACKAGE, computes_bfloat16
 from train.settings import ModelSettings
 
 BASELINE = "direct"

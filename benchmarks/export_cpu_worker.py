@@ -63,7 +63,7 @@ def onnx_runtime(
 
     import onnxruntime
 
-    from serve.openvino_provider import openvino_options
+    from serve.contract.openvino import openvino_options
 
     threads = len(os.sched_getaffinity(0))
     if openvino is not None:

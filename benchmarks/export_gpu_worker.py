@@ -33,8 +33,8 @@ from export.tensorrt.build import build_plan
 from export.tensorrt.engine import load_tensorrt
 from export.tensorrt.plan import BatchProfile, EnginePlan
 from export.tensorrt.session import Gpu, PlanSession
-from serve.errors import FocalPathError
-from serve.manifest import interface, sha256_of
+from serve.contract.errors import FocalPathError
+from serve.contract.manifest import interface, sha256_of
 from train.settings import ModelSettings
 
 Device = Literal["cuda", "cpu"]

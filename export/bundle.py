@@ -28,7 +28,7 @@ from export.settings import BundleSettings
 from export.tensorrt.lint import require_clean
 from export.tensorrt.plan import EnginePlan, plan_for
 from export.triton import ENGINE_PRECISIONS
-from serve.manifest import (
+from serve.contract.manifest import (
     Artefact,
     Manifest,
     Parity,
@@ -37,7 +37,7 @@ from serve.manifest import (
     interface,
     sha256_of,
 )
-from serve.openvino_provider import computes_bfloat16
+from serve.contract.openvino import computes_bfloat16
 from train.errors import FocalPathError
 from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
 

@@ -16,8 +16,8 @@ from export.settings import BundleSettings
 from export.tensorrt.command import Engine
 from export.tensorrt.plan import read_engine_plan
 from export.triton import Target, check_keep, publish
-from serve.errors import FocalPathError as ServeError
-from serve.manifest import Manifest, read_bundle
+from serve.contract.errors import FocalPathError as ServeError
+from serve.contract.manifest import Manifest, read_bundle
 from train.errors import FocalPathError
 
 

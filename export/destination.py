@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from serve.manifest import MANIFEST_FILE
+from serve.contract.manifest import MANIFEST_FILE
 from train.errors import FocalPathError
 
 REFUSED_SUFFIX = "-refused"

@@ -17,8 +17,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
 from export.files import staging_folder, uninterrupted
-from serve.errors import FocalPathError
-from serve.manifest import Artefact, Manifest, TensorSpec, read_bundle, sha256_of
+from serve.contract.errors import FocalPathError
+from serve.contract.manifest import Artefact, Manifest, TensorSpec, read_bundle, sha256_of
 
 Target = Literal["onnxruntime", "onnxruntime-gpu", "tensorrt-a100"]
 """What executes the model inside Triton."""

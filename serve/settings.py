@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import TypeAdapter, ValidationError
 
-from serve.errors import SettingsError
+from serve.contract.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "FOCALPATH_"
 MEBIBYTE = 2**20

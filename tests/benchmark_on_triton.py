@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from export.triton import publish
-from serve.__main__ import main as serve
-from serve.errors import FocalPathError
+from serve.cli import main as serve
+from serve.contract.errors import FocalPathError
 from tests.triton_server import TritonServer, TritonSetupError, install_triton, pip
 
 CLIENT_PACKAGE = "tritonclient==2.51.0"  # later ones need glibc 2.38

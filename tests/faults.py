@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import httpx
 import psutil
 
-from serve.load import Answer, Probe, ask_for
+from serve.client.load import Answer, Probe, ask_for
 from tests.triton_server import TritonServer
 
 _SAMPLE_EVERY_S = 0.25

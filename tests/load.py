@@ -22,8 +22,8 @@ import psutil
 import tyro
 
 from export.triton import publish
-from serve.benchmark import describe_machine
-from serve.load import LoadReport, Probe, measure_load, print_load, summarise_answers
+from serve.client.benchmark import describe_machine
+from serve.client.load import LoadReport, Probe, measure_load, print_load, summarise_answers
 from tests.faults import FaultRun, run_with_fault, triton_killed, worker_killed, workers_of
 from tests.http_service import service_process, wait_until_ready
 from tests.malformed import LIMITS, malformed_uploads, readable_uploads

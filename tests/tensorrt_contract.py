@@ -25,7 +25,7 @@ import tensorrt_bindings as trt
 from export.tensorrt.build import EngineError, _progress, build_plan
 from export.tensorrt.plan import BatchProfile, EnginePlan, plan_for
 from export.tensorrt.session import PlanSession, count_fused_attention
-from serve.manifest import Manifest, read_bundle
+from serve.contract.manifest import Manifest, read_bundle
 from tests.fake_tensorrt import FakeGpu
 
 TOUCHED: set[str] = set()

@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from serve.__main__ import main
-from serve.access import AccessControl, ApiKeys
-from serve.errors import SettingsError
-from serve.page import VIEWER_PATH
-from serve.telemetry import RequestRecord, request_context
+from serve.cli import main
+from serve.contract.errors import SettingsError
+from serve.service.access import AccessControl, ApiKeys
+from serve.service.page import VIEWER_PATH
+from serve.service.telemetry import RequestRecord, request_context
 
 KEY = "correct-horse-battery"
 OTHER_KEY = "staple-and-more-words"
@@ -109,7 +109,7 @@ def test_the_key_is_compared_with_all_in_constant_time(
         compared.append((len(one), len(other)))
         return one == other
 
-    monkeypatch.setattr("serve.access.hmac.compare_digest", compare)
+    monkeypatch.setattr("serve.service.access.hmac.compare_digest", compare)
     assert keys.name_of(KEY.encode()) == "alice"
     assert compared == [(32, 32), (32, 32)]
 
@@ -168,7 +168,7 @@ def test_with_keys_or_when_told_so_others_are_served(
     monkeypatch.chdir(keys_file.parent)
     monkeypatch.setattr("os.environ", {})
     service = SimpleNamespace(run=lambda *address: served.append(address))
-    monkeypatch.setitem(sys.modules, "serve.service", service)  # the real one starts BentoML
+    monkeypatch.setitem(sys.modules, "serve.service.server", service)  # the real one starts BentoML
     arguments = ["http", "--bundle", str(toy_bundle), "--port", "0", "--host", "0.0.0.0"]
     assert main([*arguments, *allowed]) == 0
     assert served == [("0.0.0.0", 0)]

@@ -8,11 +8,11 @@ import pytest
 import shapely
 from PIL import ImageColor
 
-from serve.annotations import dsa_annotation, geojson
-from serve.manifest import Manifest, read_bundle
-from serve.outputs import Summary, summarise
-from serve.polygons import Regions, trace_regions
-from serve.tiling import Prediction
+from serve.answers.annotations import dsa_annotation, geojson
+from serve.answers.polygons import Regions, trace_regions
+from serve.contract.manifest import Manifest, read_bundle
+from serve.inference.summary import Summary, summarise
+from serve.inference.tiling import Prediction
 
 LABELS = np.ones((8, 10), np.uint8)
 LABELS[2:6, 3:7] = 4

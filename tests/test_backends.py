@@ -9,13 +9,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from serve import openvino_provider
-from serve.backends import OnnxRuntimeBackend
-from serve.errors import BackendUnavailableError, BundleError
-from serve.manifest import MANIFEST_FILE, Manifest, read_bundle, sha256_of
-from serve.segmenter import open_backend
+from serve.contract import openvino as openvino_provider
+from serve.contract.errors import BackendUnavailableError, BundleError
+from serve.contract.manifest import MANIFEST_FILE, Manifest, read_bundle, sha256_of
+from serve.inference.onnxruntime import OnnxRuntimeBackend
+from serve.inference.segmenter import open_backend
+from serve.inference.triton import TritonBackend
 from serve.settings import ServeSettings
-from serve.triton_backend import TritonBackend
 from tests.http_service import free_port
 from tests.toy_bundle import TILE_SIZE_PX, write_toy_bundle
 

@@ -13,9 +13,9 @@ from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from serve.errors import ImageError, ImageTooLargeError
+from serve.contract.errors import ImageError, ImageTooLargeError
+from serve.service.uploads import batch_files, read_form
 from serve.settings import ServeSettings
-from serve.uploads import batch_files, read_form
 from tests.pictures import encoded, painted
 
 MAX_BATCH_FILES = ServeSettings.max_batch_files

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serve.batching import TileBatcher, TilePool
-from serve.errors import BackendUnavailableError
+from serve.contract.errors import BackendUnavailableError
+from serve.inference.batching import TileBatcher, TilePool
 
 SIDE = 4
 

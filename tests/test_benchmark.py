@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.__main__ import main
-from serve.benchmark import (
+from serve.cli import main
+from serve.client.benchmark import (
     MODEL,
     SEGMENTER,
     SERVICE,
@@ -18,12 +18,12 @@ from serve.benchmark import (
     goals_of,
     measure,
 )
-from serve.benchmark_report import markdown, plot
-from serve.benchmark_routes import Route, service_route, tissue_image
-from serve.benchmark_run import Benchmark
-from serve.manifest import read_bundle
-from serve.perf_analyzer import read_table, run_perf_analyzer
-from serve.tiling import cut_tiles
+from serve.client.benchmark_report import markdown, plot
+from serve.client.benchmark_routes import Route, service_route, tissue_image
+from serve.client.benchmark_run import Benchmark
+from serve.client.perf_analyzer import read_table, run_perf_analyzer
+from serve.contract.manifest import read_bundle
+from serve.inference.tiling import cut_tiles
 from tests.triton_server import free_ports
 
 TABLE = """Concurrency,Inferences/Second,Client Send,p50 latency,p90 latency,p95 latency,p99 latency
@@ -201,7 +201,7 @@ def test_the_report_shows_perf_analyzer_beside_ours_and_a_missed_goal_as_missed(
 
 
 def test_the_drawn_image_compresses_as_tissue_does() -> None:
-    from serve.benchmark_routes import png_of
+    from serve.client.benchmark_routes import png_of
 
     image = tissue_image(256)
     assert image.shape == (256, 256, 3)

@@ -24,7 +24,7 @@ from benchmarks.real_size_model import (
 from export.graph.attention import AttentionForm
 from export.graph.encoders import FoldedSegmenter
 from export.graph.reference import Deployable
-from serve.errors import FocalPathError
+from serve.contract.errors import FocalPathError
 from tests.toy_data import toy_settings
 
 MODEL = toy_settings().model

@@ -3,7 +3,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from serve.bombs import (
+from serve.contract.errors import ImageError
+from serve.images.bombs import (
     MAX_EXIF_BYTES,
     MAX_JPEG_SCANS,
     MAX_JPEG_SEGMENTS,
@@ -12,8 +13,7 @@ from serve.bombs import (
     MAX_TIFF_VALUES,
     refuse_bombs,
 )
-from serve.errors import ImageError
-from serve.images import decode_image
+from serve.images.decode import decode_image
 from tests.pictures import blobs, encoded, png_chunk
 
 SMALL = blobs(20, 30)

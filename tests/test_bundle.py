@@ -15,7 +15,7 @@ from export.precision.half import half_blocks
 from export.settings import BundleSettings
 from export.tensorrt.lint import require_clean
 from export.tensorrt.plan import read_engine_plan
-from serve.manifest import read_bundle
+from serve.contract.manifest import read_bundle
 from train.errors import FocalPathError
 
 FILES = {
@@ -225,7 +225,7 @@ def test_openvino_may_serve_what_passed_the_gate_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # OpenVINO runs bfloat16 on any CPU, if slowly, which is good enough for a test.
-    for name in ("serve.openvino_provider._has_bfloat16", "export.bundle.computes_bfloat16"):
+    for name in ("serve.contract.openvino._has_bfloat16", "export.bundle.computes_bfloat16"):
         monkeypatch.setattr(name, lambda *_: True)
     bundle = tmp_path / "bundle"
     settings = BundleSettings(

@@ -3,7 +3,7 @@ import tyro
 
 from export.graph.attention import AttentionForm
 from export.settings import BundleSettings
-from serve.manifest import Manifest
+from serve.contract.manifest import Manifest
 from train.errors import FocalPathError
 
 

@@ -8,10 +8,15 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from serve.client import AsyncHttpClient, AsyncTritonClient, HttpClient, TritonClient
-from serve.errors import BackendUnavailableError, ImageError, ImageTooLargeError, OptionError
-from serve.manifest import Manifest, read_bundle
-from serve.segmenter import Segmentation, Segmenter, open_segmenter
+from serve.client.clients import AsyncHttpClient, AsyncTritonClient, HttpClient, TritonClient
+from serve.contract.errors import (
+    BackendUnavailableError,
+    ImageError,
+    ImageTooLargeError,
+    OptionError,
+)
+from serve.contract.manifest import Manifest, read_bundle
+from serve.inference.segmenter import Segmentation, Segmenter, open_segmenter
 from serve.settings import ServeSettings
 from tests.http_service import free_port
 from tests.pictures import blobs
@@ -189,8 +194,8 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def note(seconds: float) -> None:
         found.append(seconds)
 
-    monkeypatch.setattr("serve.client.time.sleep", found.append)
-    monkeypatch.setattr("serve.client.asyncio.sleep", note)
+    monkeypatch.setattr("serve.client.clients.time.sleep", found.append)
+    monkeypatch.setattr("serve.client.clients.asyncio.sleep", note)
     return found
 
 

@@ -8,9 +8,9 @@ import pytest
 import shapely
 from PIL import Image
 
-from serve.manifest import read_bundle
-from serve.outputs import Summary, label_png
-from serve.segmenter import open_segmenter
+from serve.contract.manifest import read_bundle
+from serve.inference.segmenter import open_segmenter
+from serve.inference.summary import Summary, label_png
 from serve.settings import ServeSettings
 from tests.pictures import blobs, encoded, painted
 from tests.toy_bundle import CLASSES

@@ -22,8 +22,8 @@ from export.tensorrt.engine import (
 from export.tensorrt.plan import EnginePlan, plan_for, read_engine_plan
 from export.tensorrt.report import EngineReport
 from export.tensorrt.session import count_attention
-from serve.errors import BundleError, FocalPathError
-from serve.manifest import Manifest, TensorRTBuild, read_bundle
+from serve.contract.errors import BundleError, FocalPathError
+from serve.contract.manifest import Manifest, TensorRTBuild, read_bundle
 from tests.fake_tensorrt import FakeGpu, FakeTensorRT, Outputs
 from tests.toy_bundle import REFERENCE_RGB, TILE_SIZE_PX
 

@@ -11,7 +11,7 @@ import pytest
 from export.__main__ import main
 from export.tensorrt.container import CHECKOUT, ContainerBuild, visible_gpus
 from export.tensorrt.plan import plan_for, read_engine_plan
-from serve.manifest import read_bundle
+from serve.contract.manifest import read_bundle
 from tests.fake_tensorrt import FakeGpu, FakeTensorRT
 
 A100 = "8.0, NVIDIA A100-SXM4-80GB\n"

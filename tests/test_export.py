@@ -9,7 +9,7 @@ import torch
 
 from export.graph.reference import Deployable, DeployableOutput
 from export.graph.to_onnx import BIAS_NAME, check_graph
-from serve.manifest import Manifest, read_bundle
+from serve.contract.manifest import Manifest, read_bundle
 from train.errors import FocalPathError
 from train.model.checkpoint import load_checkpoint
 from train.model.segmenter import labels_from_logits

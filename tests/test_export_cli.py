@@ -8,7 +8,7 @@ import pytest
 
 from export.__main__ import main
 from export.tensorrt.plan import plan_for
-from serve.manifest import TensorRTBuild, read_bundle, sha256_of
+from serve.contract.manifest import TensorRTBuild, read_bundle, sha256_of
 
 
 def _fail(*arguments: object) -> int:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from export.triton import publish
-from serve.load import Probe
+from serve.client.load import Probe
 from tests.faults import run_with_fault, triton_killed, worker_killed, workers_of
 from tests.http_service import service_process, wait_until_ready
 from tests.test_load import probe_of

@@ -14,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from serve.gateway import build_gateway
-from serve.logs import JsonFormatter, TextFormatter, configure_logging
+from serve.service.gateway import build_gateway
+from serve.service.logs import JsonFormatter, TextFormatter, configure_logging
+from serve.service.telemetry import Telemetry, current_request
 from serve.settings import ServeSettings
-from serve.telemetry import Telemetry, current_request
 
 NO_SECONDS = 0.001
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.backends import OnnxRuntimeBackend
-from serve.batching import TilePool
-from serve.errors import ImageTooLargeError, OptionError
-from serve.manifest import read_bundle
-from serve.segmenter import Segmenter, open_segmenter
+from serve.contract.errors import ImageTooLargeError, OptionError
+from serve.contract.manifest import read_bundle
+from serve.inference.batching import TilePool
+from serve.inference.onnxruntime import OnnxRuntimeBackend
+from serve.inference.segmenter import Segmenter, open_segmenter
 from serve.settings import ServeSettings
 from tests.pictures import blobs
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.errors import ImageError, ImageTooLargeError, OptionError
-from serve.images import check_mpp, decode_image, file_mpp, read_picture
+from serve.contract.errors import ImageError, ImageTooLargeError, OptionError
+from serve.images.decode import check_mpp, decode_image, file_mpp, read_picture
 from tests.pictures import blobs, encoded, rgb_png
 
 IMAGE = blobs(40, 60)

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.__main__ import main
-from serve.load import (
+from serve.cli import main
+from serve.client.load import (
     Answer,
     Load,
     LoadReport,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from serve.errors import BundleError
-from serve.manifest import MANIFEST_FILE, Manifest, interface, read_bundle
+from serve.contract.errors import BundleError
+from serve.contract.manifest import MANIFEST_FILE, Manifest, interface, read_bundle
 
 
 @pytest.fixture

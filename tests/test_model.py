@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.errors import BackendUnavailableError, BundleError, ModelChangedError
-from serve.manifest import WarmUp, read_bundle, sha256_of
-from serve.model import Model, check_warm_up
-from serve.segmenter import Segmenter, open_segmenter
+from serve.contract.errors import BackendUnavailableError, BundleError, ModelChangedError
+from serve.contract.manifest import WarmUp, read_bundle, sha256_of
+from serve.inference.segmenter import Segmenter, open_segmenter
+from serve.service.model import Model, check_warm_up
+from serve.service.telemetry import Telemetry
 from serve.settings import ServeSettings
-from serve.telemetry import Telemetry
 from tests.http_service import free_port
 from tests.pictures import blobs, painted
 from tests.toy_bundle import TILE_SIZE_PX, write_toy_bundle
@@ -184,7 +184,7 @@ def test_a_model_that_is_closed_while_it_is_opened_is_closed_after(
         return open_segmenter(*arguments, **options)
 
     monkeypatch.setattr(Segmenter, "close", lambda self: closed.append(self.manifest.version))
-    monkeypatch.setattr("serve.model.open_segmenter", open_and_close)
+    monkeypatch.setattr("serve.service.model.open_segmenter", open_and_close)
     with pytest.raises(BackendUnavailableError, match="being stopped"):
         _version(model)
     assert closed == ["1"]
@@ -258,8 +258,8 @@ def test_a_failure_to_open_is_answered_at_once_for_a_while(
         raise BackendUnavailableError("not now")
 
     now = [100.0]
-    monkeypatch.setattr("serve.model.open_segmenter", fail)
-    monkeypatch.setattr("serve.model.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("serve.service.model.open_segmenter", fail)
+    monkeypatch.setattr("serve.service.model.time.monotonic", lambda: now[0])
     model = _model(bundle)
     for wait in (0.0, 0.5, 1.0):
         now[0] += wait
@@ -333,7 +333,7 @@ def test_work_that_fails_otherwise_is_not_done_again(bundle: Path) -> None:
 def test_a_model_that_changes_again_and_again_ends_in_an_error(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.model.time.sleep", lambda _: None)
+    monkeypatch.setattr("serve.service.model.time.sleep", lambda _: None)
     work, versions = _work_that_fails(99, ModelChangedError("another one"))
     with pytest.raises(ModelChangedError, match="another one"):
         _model(bundle).run(work)
@@ -351,7 +351,7 @@ def test_a_bundle_that_is_replaced_while_it_is_opened_is_opened_again(
             _replace(bundle, "2")
         return open_segmenter(*arguments, **options)
 
-    monkeypatch.setattr("serve.model.open_segmenter", open_slowly)
+    monkeypatch.setattr("serve.service.model.open_segmenter", open_slowly)
     assert _version(_model(bundle)) == "2"
     assert len(opened) == 2
 

@@ -5,7 +5,7 @@ import pytest
 
 from export.gate.model_card import write_model_card
 from export.gate.schema import PARITY_FILE, ParityReport
-from serve.manifest import read_bundle
+from serve.contract.manifest import read_bundle
 from train.model.checkpoint import CheckpointCard, TrainingData, read_card
 
 

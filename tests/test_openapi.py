@@ -14,8 +14,8 @@ from hypothesis import strategies
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection
 
-from serve.endpoints import build_app
-from serve.gateway import build_gateway
+from serve.service.endpoints import build_app
+from serve.service.gateway import build_gateway
 from serve.settings import ServeSettings
 from tests.pictures import blobs, encoded
 from tests.toy_bundle import CLASSES

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from serve.outputs import Summary
+from serve.inference.summary import Summary
 from tests.http_service import running_service, service_process, wait_until_ready
 from tests.otlp_collector import running_collector
 from tests.pictures import blobs, encoded, painted

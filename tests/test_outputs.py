@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.errors import OptionError
-from serve.manifest import Manifest, read_bundle
-from serve.outputs import (
+from serve.answers.formats import RenderOptions
+from serve.contract.errors import OptionError
+from serve.contract.manifest import Manifest, read_bundle
+from serve.inference.summary import (
     LOW_CONFIDENCE,
     MppSource,
     arrays_npz,
@@ -18,8 +19,7 @@ from serve.outputs import (
     probabilities_npz,
     summarise,
 )
-from serve.renderings import RenderOptions
-from serve.tiling import LowResProbabilities, Prediction
+from serve.inference.tiling import LowResProbabilities, Prediction
 
 LABELS = np.array([[1, 1, 2, 5]] * 3, np.uint8)
 CONFIDENCE = np.array([[255, 127, 128, 51]] * 3, np.uint8)

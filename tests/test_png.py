@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve import png
-from serve.images import decode_image
-from serve.png import decode_plain_png
+from serve.images.decode import decode_image, png
+from serve.images.png import decode_plain_png
 from tests.pictures import blobs, encoded
 
 IMAGE = blobs(40, 50)

@@ -3,9 +3,9 @@ import pytest
 import shapely
 from numpy.typing import NDArray
 
-from serve import polygons
-from serve.errors import ImageTooLargeError
-from serve.polygons import Regions, select_labels, trace_regions
+from serve.answers import polygons
+from serve.answers.polygons import Regions, select_labels, trace_regions
+from serve.contract.errors import ImageTooLargeError
 
 RANDOM = np.random.default_rng(0)
 

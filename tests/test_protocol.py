@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-import serve.protocol
-from serve.protocol import ServiceProtocol
+import serve.service.protocol
+from serve.service.protocol import ServiceProtocol
 
 MOMENT_S = 0.1
 POST = b"POST /segment HTTP/1.1\r\nHost: x\r\n"
@@ -102,14 +102,14 @@ def _with_server(
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"])
 def test_a_head_that_does_not_end_is_a_408(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.protocol, "HEAD_TIMEOUT_S", MOMENT_S)
+    monkeypatch.setattr(serve.service.protocol, "HEAD_TIMEOUT_S", MOMENT_S)
     status, _, body = _with_server(lambda address: exchange(address, sent))  # type: ignore[misc]
     assert status == 408
     assert "head of the request took longer" in json.loads(body)["error"]
 
 
 def test_the_second_head_of_a_connection_has_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.protocol, "HEAD_TIMEOUT_S", MOMENT_S)
+    monkeypatch.setattr(serve.service.protocol, "HEAD_TIMEOUT_S", MOMENT_S)
 
     def work(address: tuple[str, int]) -> bytes:
         with socket.create_connection(address, timeout=30) as connection:
@@ -147,7 +147,7 @@ async def _read_and_answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def test_a_body_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.protocol, "HEAD_TIMEOUT_S", MOMENT_S)
+    monkeypatch.setattr(serve.service.protocol, "HEAD_TIMEOUT_S", MOMENT_S)
 
     def work(address: tuple[str, int]) -> bytes:
         with socket.create_connection(address, timeout=30) as connection:
@@ -165,7 +165,7 @@ LARGE = bytes(30_000_000)
 
 
 def test_who_does_not_read_the_answer_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.protocol, "READ_PAUSE_S", MOMENT_S)
+    monkeypatch.setattr(serve.service.protocol, "READ_PAUSE_S", MOMENT_S)
 
     def work(address: tuple[str, int]) -> int:
         with socket.create_connection(address, timeout=30) as connection:
@@ -177,7 +177,7 @@ def test_who_does_not_read_the_answer_is_hung_up_on(monkeypatch: pytest.MonkeyPa
 
 
 def test_who_reads_slowly_gets_all_of_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.protocol, "READ_PAUSE_S", 5 * MOMENT_S)
+    monkeypatch.setattr(serve.service.protocol, "READ_PAUSE_S", 5 * MOMENT_S)
 
     def work(address: tuple[str, int]) -> int:
         with socket.create_connection(address, timeout=30) as connection:
@@ -218,7 +218,7 @@ def _is_hung_up_on(connection: socket.socket, pause_s: float) -> bool:
 def test_an_answer_before_the_end_of_the_body_ends_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(serve.protocol, "LINGER_PAUSE_S", MOMENT_S)
+    monkeypatch.setattr(serve.service.protocol, "LINGER_PAUSE_S", MOMENT_S)
 
     def work(address: tuple[str, int]) -> bytes:
         with socket.create_connection(address, timeout=30) as connection:
@@ -234,7 +234,7 @@ def test_an_answer_before_the_end_of_the_body_ends_the_connection(
 
 
 def test_who_goes_on_sending_still_gets_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.protocol, "LINGER_PAUSE_S", 20 * MOMENT_S)
+    monkeypatch.setattr(serve.service.protocol, "LINGER_PAUSE_S", 20 * MOMENT_S)
 
     def work(address: tuple[str, int]) -> bytes:
         with socket.create_connection(address, timeout=30) as connection:
@@ -247,7 +247,7 @@ def test_who_goes_on_sending_still_gets_the_answer(monkeypatch: pytest.MonkeyPat
 
 
 def test_who_sends_without_end_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.protocol, "LINGER_S", 5 * MOMENT_S)
+    monkeypatch.setattr(serve.service.protocol, "LINGER_S", 5 * MOMENT_S)
 
     def work(address: tuple[str, int]) -> bool:
         with socket.create_connection(address, timeout=30) as connection:

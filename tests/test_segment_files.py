@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve import segment_files
-from serve.errors import BackendUnavailableError
-from serve.outputs import Summary
-from serve.segment_files import main
-from serve.segmenter import Segmentation, Segmenter
+from serve.client.clients import segment_files
+from serve.client.segment_files import main
+from serve.contract.errors import BackendUnavailableError
+from serve.inference.segmenter import Segmentation, Segmenter
+from serve.inference.summary import Summary
 from tests.http_service import free_port
 from tests.pictures import blobs, encoded, painted
 from tests.toy_bundle import write_toy_bundle

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.__main__ import main
+from serve.cli import main
 from serve.settings import ModelSettings, ServeSettings
 from tests.pictures import blobs, encoded
 
@@ -78,7 +78,7 @@ def test_ctrl_c_is_one_word(
     def interrupted(_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("serve.__main__.run_segment", interrupted)
+    monkeypatch.setattr("serve.cli.run_segment", interrupted)
     assert main(["segment", str(image)]) == 130
     assert capsys.readouterr().err == "stopped\n"
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.errors import SettingsError
+from serve.contract.errors import SettingsError
 from serve.settings import ModelSettings, ServeSettings
 
 

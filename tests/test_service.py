@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.backends import OnnxRuntimeBackend
-from serve.endpoints import build_app
-from serve.errors import BackendUnavailableError
-from serve.manifest import Manifest, read_bundle
-from serve.outputs import Summary
+from serve.contract.errors import BackendUnavailableError
+from serve.contract.manifest import Manifest, read_bundle
+from serve.inference.onnxruntime import OnnxRuntimeBackend
+from serve.inference.summary import Summary
+from serve.service.endpoints import build_app
+from serve.service.uploads import BodyLimit, Limit
 from serve.settings import ServeSettings
-from serve.uploads import BodyLimit, Limit
 from tests.http_service import free_port, running_service
 from tests.pictures import blobs, encoded, painted, rgb_png
 from tests.toy_bundle import TILE_SIZE_PX
@@ -261,7 +261,7 @@ def test_nothing_of_a_request_is_kept_when_it_has_been_answered(
     code = """
 import asyncio
 import httpx
-from serve.service import SegmentationService
+from serve.service.server import SegmentationService
 
 async def main():
     transport = httpx.ASGITransport(SegmentationService.to_asgi())

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from serve.manifest import read_bundle
-from serve.shared_memory import SharedTensors
-from serve.triton_backend import TritonBackend
+from serve.contract.manifest import read_bundle
+from serve.inference.triton import TritonBackend
+from serve.inference.triton_shared_memory import SharedTensors
 
 
 class FakeTriton:

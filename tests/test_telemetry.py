@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.errors import SettingsError
-from serve.manifest import read_bundle
-from serve.outputs import Summary
-from serve.segmenter import open_segmenter
-from serve.settings import ServeSettings
-from serve.telemetry import (
+from serve.contract.errors import SettingsError
+from serve.contract.manifest import read_bundle
+from serve.inference.segmenter import open_segmenter
+from serve.inference.summary import Summary
+from serve.service.telemetry import (
     ObservedBackend,
     RequestRecord,
     Telemetry,
@@ -19,6 +18,7 @@ from serve.telemetry import (
     forget_dead_workers,
     request_context,
 )
+from serve.settings import ServeSettings
 from tests.pictures import blobs, painted
 from tests.toy_bundle import TILE_SIZE_PX
 
@@ -107,7 +107,7 @@ def test_a_worker_that_ended_is_taken_out_of_the_gauges(
 
 
 def test_workers_metrics_are_added_up_from_their_files(tmp_path: Path) -> None:
-    count = "from serve.telemetry import Telemetry; t = Telemetry(); t.observe_batch(3)"
+    count = "from serve.service.telemetry import Telemetry; t = Telemetry(); t.observe_batch(3)"
     show = f"{count}; print(t.render().decode())"
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     for script in (count, show):

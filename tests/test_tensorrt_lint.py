@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.tensorrt.lint import Violation, lint, load_rules, require_clean
-from serve.errors import FocalPathError
+from serve.contract.errors import FocalPathError
 
 FLOAT, HALF, DOUBLE = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE
 UINT8, INT64 = TensorProto.UINT8, TensorProto.INT64

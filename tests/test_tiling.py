@@ -8,11 +8,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.backends import OnnxRuntimeBackend
-from serve.batching import TileBatcher, TilePool
-from serve.errors import BackendUnavailableError
-from serve.manifest import LOW_RES_STRIDE, Manifest, read_bundle
-from serve.tiling import (
+from serve.contract.errors import BackendUnavailableError
+from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
+from serve.inference.batching import TileBatcher, TilePool
+from serve.inference.onnxruntime import OnnxRuntimeBackend
+from serve.inference.tiling import (
     OVERLAP,
     gaussian_window,
     pad_by_reflection,

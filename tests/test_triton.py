@@ -22,12 +22,12 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from export.triton import Target, publish, render_config
-from serve.backends import OnnxRuntimeBackend
-from serve.batching import TilePool
-from serve.client import AsyncTritonClient, HttpClient, TritonClient
-from serve.manifest import Manifest, read_bundle
-from serve.segment_files import main as segment_files
-from serve.segmenter import ImageSegmenter, Segmentation, Segmenter
+from serve.client.clients import AsyncTritonClient, HttpClient, TritonClient
+from serve.client.segment_files import main as segment_files
+from serve.contract.manifest import Manifest, read_bundle
+from serve.inference.batching import TilePool
+from serve.inference.onnxruntime import OnnxRuntimeBackend
+from serve.inference.segmenter import ImageSegmenter, Segmentation, Segmenter
 from tests.toy_bundle import REFERENCE_RGB, TILE_SIZE_PX, write_toy_bundle
 from tests.triton_server import (
     CACHE_VARIABLE,
@@ -480,7 +480,9 @@ def test_without_shared_memory_tensors_are_sent(
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no space left on /dev/shm")
 
-    monkeypatch.setattr("serve.shared_memory.shm.create_shared_memory_region", refuse)
+    monkeypatch.setattr(
+        "serve.inference.triton_shared_memory.shm.create_shared_memory_region", refuse
+    )
     tile = _tiles(1, seed=6)[0]
     manifest = read_bundle(toy_bundle)
     with TritonClient(server.grpc_url, manifest, shared_memory="on") as client:

@@ -15,11 +15,11 @@ import onnx
 import pytest
 
 from export.triton import publish
-from serve.errors import ModelChangedError
-from serve.manifest import Manifest, read_bundle, sha256_of
-from serve.outputs import Summary
+from serve.contract.errors import ModelChangedError
+from serve.contract.manifest import Manifest, read_bundle, sha256_of
+from serve.inference.summary import Summary
+from serve.inference.triton import TritonBackend, load_on_triton
 from serve.settings import ServeSettings
-from serve.triton_backend import TritonBackend, load_on_triton
 from tests.http_service import running_service, wait_until_ready
 from tests.otlp_collector import Collector, running_collector
 from tests.pictures import blobs, encoded, painted

@@ -8,8 +8,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
 from export.triton import Target, publish, render_config
-from serve.errors import BundleError, FocalPathError
-from serve.manifest import Artefact, Manifest, TensorRTBuild, read_bundle, sha256_of
+from serve.contract.errors import BundleError, FocalPathError
+from serve.contract.manifest import Artefact, Manifest, TensorRTBuild, read_bundle, sha256_of
 from tests.toy_bundle import write_toy_bundle
 
 GOLDEN = Path(__file__).resolve().parents[1] / "model_repository" / "segmenter" / "config.pbtxt"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
-from serve.page import VIEWER
+from serve.service.page import VIEWER
 from tests.http_service import running_service, wait_until_ready
 from tests.pictures import encoded, painted
 from tests.toy_bundle import CLASSES, REFERENCE_RGB

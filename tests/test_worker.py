@@ -3,9 +3,9 @@ import threading
 
 import pytest
 
+from serve.service.telemetry import Telemetry
+from serve.service.worker import Worker
 from serve.settings import ServeSettings
-from serve.telemetry import Telemetry
-from serve.worker import Worker
 
 
 def test_what_nobody_waits_for_any_more_is_not_begun() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from serve.manifest import (
+from serve.contract.manifest import (
     LOW_RES_STRIDE,
     Artefact,
     Manifest,

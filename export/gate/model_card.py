@@ -5,7 +5,7 @@ from pathlib import Path
 
 from export.gate.report import measured_against
 from export.gate.schema import ArtefactParity, ParityReport
-from serve.manifest import Manifest
+from serve.contract.manifest import Manifest
 from train.model.checkpoint import CheckpointCard
 
 MODEL_CARD_FILE = "MODEL_CARD.md"

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from serve.manifest import Parity
+from serve.contract.manifest import Parity
 
 PARITY_FILE = "parity.json"
 

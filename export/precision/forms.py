@@ -23,7 +23,7 @@ from export.precision.half import (
 )
 from export.precision.int8 import quantize_int8
 from export.precision.islands import smallest_islands
-from serve.openvino_provider import GraphPrecision, computes_bfloat16, openvino_options
+from serve.contract.openvino import GraphPrecision, computes_bfloat16, openvino_options
 from train.errors import FocalPathError
 
 Say = Callable[[str], None]

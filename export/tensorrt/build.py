@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from export.tensorrt.plan import EnginePlan
-from serve.errors import FocalPathError
+from serve.contract.errors import FocalPathError
 from train.files import whole_file
 
 INPUT = "image"

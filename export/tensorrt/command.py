@@ -16,7 +16,7 @@ from export.tensorrt.engine import (
     tiles_for,
 )
 from export.tensorrt.plan import EnginePlan, read_engine_plan
-from serve.manifest import read_bundle
+from serve.contract.manifest import read_bundle
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,8 +27,8 @@ from export.tensorrt.session import (
     measure_latency,
     reference_answers,
 )
-from serve.errors import BundleError, FocalPathError
-from serve.manifest import (
+from serve.contract.errors import BundleError, FocalPathError
+from serve.contract.manifest import (
     MANIFEST_FILE,
     Artefact,
     Manifest,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import BaseModel, ConfigDict
 
-from serve.errors import FocalPathError
+from serve.contract.errors import FocalPathError
 
 RULES_FILE = Path(__file__).with_name("tensorrt_rules.json")
 

@@ -10,8 +10,8 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from export.gate.schema import Tolerances
-from serve.errors import BundleError, FocalPathError
-from serve.manifest import Artefact, Manifest, Sha256, TensorRTBuild
+from serve.contract.errors import BundleError, FocalPathError
+from serve.contract.manifest import Artefact, Manifest, Sha256, TensorRTBuild
 
 ENGINE_PLAN_FILE = "engine_plan.json"
 RELEASE: Final = "26.06"

@@ -21,7 +21,7 @@ from export.tensorrt.build import EngineError
 from export.tensorrt.gate import Answers
 from export.tensorrt.plan import EnginePlan
 from export.tensorrt.report import Latency
-from serve.manifest import TensorSpec
+from serve.contract.manifest import TensorSpec
 
 WARM_UP_RUNS = 10
 MEASURED_RUNS = 100

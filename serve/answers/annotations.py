@@ -1,0 +1,103 @@
+"""Regions as annotations that other programs open: QuPath and the Digital Slide Archive.
+
+Both take coordinates in pixels of the image, x to the right and y down, (0, 0) at its top left.
+"""
+
+import json
+from collections.abc import Iterator
+
+import shapely
+from PIL import ImageColor
+from pydantic import BaseModel
+
+from serve.answers.documents import AnnotationDocument, Polyline, RegionProperties
+from serve.answers.polygons import Regions
+from serve.contract.manifest import Manifest
+from serve.inference.summary import Summary
+
+FILL_OPACITY = 0.25
+LINE_WIDTH_PX = 2
+
+
+def geojson(regions: Regions, summary: Summary, manifest: Manifest) -> bytes:
+    """A GeoJSON FeatureCollection as QuPath 0.4 and later import it.
+
+    Each feature is an annotation with a class, its colour and measurements. QuPath averages
+    nothing over annotations, so each has its own area and mean confidence.
+    """
+    features = []
+    geometries = shapely.to_geojson(regions.polygons)
+    for geometry, (name, color, measurements) in zip(
+        geometries, _described(regions, summary, manifest), strict=True
+    ):
+        properties: RegionProperties = {
+            "objectType": "annotation",
+            "classification": {"name": name, "color": color},
+            "measurements": measurements,
+        }
+        features.append(
+            f'{{"type":"Feature","geometry":{geometry},"properties":{_dense(properties)}}}'
+        )
+    return f'{{"type":"FeatureCollection","features":[{",".join(features)}]}}'.encode()
+
+
+def dsa_annotation(regions: Regions, summary: Summary, manifest: Manifest) -> bytes:
+    """An annotation document as large_image's schema has it: closed polylines with holes."""
+    elements: list[Polyline] = []
+    for polygon, (name, color, measurements) in zip(
+        regions.polygons, _described(regions, summary, manifest), strict=True
+    ):
+        channels = ", ".join(map(str, color))
+        elements.append(
+            {
+                "type": "polyline",
+                "closed": True,
+                "points": _points(polygon.exterior),
+                "holes": [_points(hole) for hole in polygon.interiors],
+                "fillColor": f"rgba({channels}, {FILL_OPACITY})",
+                "lineColor": f"rgb({channels})",
+                "lineWidth": LINE_WIDTH_PX,
+                "label": {"value": name},
+                "group": name,
+                "user": measurements,
+            }
+        )
+    document: AnnotationDocument = {
+        "name": f"{manifest.name} {manifest.version}",
+        "description": "Regions found by FocalPath. For research use only.",
+        "attributes": {
+            "model": summary.model,
+            "image": summary.image,
+            "classes": summary.classes,
+        },
+        "elements": elements,
+    }
+    return _dense(document).encode()
+
+
+def _described(
+    regions: Regions, summary: Summary, manifest: Manifest
+) -> Iterator[tuple[str, list[int], dict[str, float]]]:
+    """Name, colour and measurements of each region."""
+    colors = [list(ImageColor.getrgb(tissue.color)) for tissue in manifest.classes]
+    um2_per_px = summary.image.um2_per_px
+    for label, area, confidence in zip(
+        regions.labels, regions.area_px, regions.mean_confidence, strict=True
+    ):
+        measurements = {"Area px^2": float(area)}
+        if um2_per_px is not None:
+            measurements["Area um^2"] = round(float(area) * um2_per_px, 3)
+        measurements["Mean confidence"] = round(float(confidence), 4)
+        yield manifest.classes[label - 1].name, colors[label - 1], measurements
+
+
+def _points(ring: shapely.LinearRing) -> list[list[float]]:
+    """The ring's (x, y, 0), without the first one again at the end."""
+    return [[x, y, 0] for x, y in ring.coords[:-1]]
+
+
+def _dense(value: object) -> str:
+    """JSON without spaces; of our own models too."""
+    return json.dumps(
+        value, separators=(",", ":"), ensure_ascii=False, default=BaseModel.model_dump
+    )

@@ -1,0 +1,178 @@
+"""The JSON documents of other programs, and the lines of a batch, as types with an example each."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
+
+from serve.inference.summary import SUMMARY_EXAMPLE, ClassSummary, ImageInfo, ModelName, Summary
+
+_MEASUREMENTS = {"Area px^2": 262144.0, "Area um^2": 16384.0, "Mean confidence": 0.93}
+_SQUARE: list[list[float]] = [[0, 0], [512, 0], [512, 512], [0, 512]]
+_GEOJSON_EXAMPLE: dict[str, Any] = {
+    "type": "FeatureCollection",
+    "features": [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [[*_SQUARE, [0, 0]]]},
+            "properties": {
+                "objectType": "annotation",
+                "classification": {"name": "Tumor", "color": [214, 39, 40]},
+                "measurements": _MEASUREMENTS,
+            },
+        }
+    ],
+}
+_DSA_EXAMPLE: dict[str, Any] = {
+    "name": "segmenter 1.0.0",
+    "description": "Regions found by FocalPath. For research use only.",
+    "attributes": {name: SUMMARY_EXAMPLE[name] for name in ("model", "image", "classes")},
+    "elements": [
+        {
+            "type": "polyline",
+            "closed": True,
+            "points": [[*point, 0] for point in _SQUARE],
+            "holes": [],
+            "fillColor": "rgba(214, 39, 40, 0.25)",
+            "lineColor": "rgb(214, 39, 40)",
+            "lineWidth": 2,
+            "label": {"value": "Tumor"},
+            "group": "Tumor",
+            "user": _MEASUREMENTS,
+        }
+    ],
+}
+_BATCH_EXAMPLES: list[dict[str, Any]] = [
+    {"index": 0, "name": "1.png", "status": 200, "outputs": {"json": SUMMARY_EXAMPLE}},
+    {"index": 1, "name": "2.txt", "status": 400, "error": "The file is no image that can be read."},
+]
+
+Measurements = Annotated[
+    dict[str, float],
+    Field(description="of the region: area in px^2, in um^2 where mpp is known, mean confidence"),
+]
+Base64 = Annotated[str, Field(description="a PNG in base64")]
+
+
+class Classification(TypedDict):
+    """A class of QuPath."""
+
+    name: str
+    color: Annotated[list[int], Field(description="red, green and blue, 0 to 255")]
+
+
+class RegionProperties(TypedDict):
+    """What QuPath reads beside the outline."""
+
+    objectType: Literal["annotation"]
+    classification: Classification
+    measurements: Measurements
+
+
+class Polygon(TypedDict):
+    """Closed rings, the holes after the outer one."""
+
+    type: Literal["Polygon"]
+    coordinates: Annotated[
+        list[list[list[float]]], Field(description="x and y in pixels of the image as sent")
+    ]
+
+
+class Feature(TypedDict):
+    """One region."""
+
+    type: Literal["Feature"]
+    geometry: Polygon
+    properties: RegionProperties
+
+
+@with_config(ConfigDict(json_schema_extra={"examples": [_GEOJSON_EXAMPLE]}))
+class FeatureCollection(TypedDict):
+    """GeoJSON as QuPath 0.4 and later import it."""
+
+    type: Literal["FeatureCollection"]
+    features: list[Feature]
+
+
+class ElementLabel(TypedDict):
+    """A name to show."""
+
+    value: str
+
+
+Points = Annotated[
+    list[list[float]], Field(description="x, y and 0, in pixels; not closed by the first one again")
+]
+
+
+class Polyline(TypedDict):
+    """One region, as an element of large_image's annotation schema."""
+
+    type: Literal["polyline"]
+    closed: Literal[True]
+    points: Points
+    holes: list[Points]
+    fillColor: str
+    lineColor: str
+    lineWidth: float
+    label: ElementLabel
+    group: str
+    user: Measurements
+
+
+class AnnotationAttributes(TypedDict):
+    """What the regions are of."""
+
+    model: ModelName
+    image: ImageInfo
+    classes: tuple[ClassSummary, ...]
+
+
+@with_config(ConfigDict(json_schema_extra={"examples": [_DSA_EXAMPLE]}))
+class AnnotationDocument(TypedDict):
+    """An annotation as the Digital Slide Archive imports it."""
+
+    name: str
+    description: str
+    attributes: AnnotationAttributes
+    elements: list[Polyline]
+
+
+class BatchOutputs(TypedDict, total=False):
+    """The outputs that were asked for."""
+
+    json: Summary
+    labels: Base64
+    confidence: Base64
+    overlay: Base64
+    geojson: FeatureCollection
+    dsa: AnnotationDocument
+
+
+class BatchAnswer(TypedDict):
+    """The line of a file that was segmented."""
+
+    index: int
+    name: str
+    status: Literal[200]
+    outputs: BatchOutputs
+
+
+class BatchFailure(TypedDict):
+    """The line of a file that cannot be used; the others are answered all the same."""
+
+    index: int
+    name: str
+    status: Annotated[int, Field(ge=400, le=599)]
+    error: str
+
+
+BatchLine = Annotated[
+    BatchAnswer | BatchFailure, Field(json_schema_extra={"examples": list(_BATCH_EXAMPLES)})
+]
+DOCUMENTS: dict[str, TypeAdapter[Any]] = {
+    "FeatureCollection": TypeAdapter(FeatureCollection),
+    "AnnotationDocument": TypeAdapter(AnnotationDocument),
+    "BatchLine": TypeAdapter(BatchLine),
+}
+"""By their names."""

@@ -1,0 +1,237 @@
+"""Latency and throughput of every way to a segmentation: `python -m serve benchmark`.
+
+One run: the routes take turns, level by level and round by round, so that what else the machine
+does falls on all of them alike. Each client asks again as soon as it has its answer. The clients
+run on the machine that is measured and take part of its processors.
+"""
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel
+
+from serve.client.benchmark_routes import Ask, Route
+from serve.client.perf_analyzer import PerfAnalyzerRow
+
+GOAL_CLIENTS = 8
+MODEL = "model alone"
+"""The backend in this process, given all tiles of the image: nothing is cut, blended or decoded."""
+SEGMENTER = "in process"
+"""Pixels to labels in this process."""
+SERVICE = "HTTP service"
+MAX_ADDED_MS, MAX_ADDED_SHARE = 10.0, 0.10
+MIN_THROUGHPUT_SHARE = 0.90
+_CPU_INFO = Path("/proc/cpuinfo")
+_PACKAGES = ("onnxruntime", "bentoml", "tritonclient", "pillow", "numpy")
+
+Unit = Literal["image", "tile"]
+
+
+class Machine(BaseModel):
+    """What the times were measured on."""
+
+    processor: str
+    num_cpus: int
+    system: str
+    python: str
+    packages: dict[str, str]
+    load_average: tuple[float, float]
+    """Over a minute, before and after."""
+
+
+class Measurement(BaseModel):
+    """One route with so many clients."""
+
+    route: str
+    unit: Unit
+    """What a request is: a whole image, or one tile of the model."""
+    clients: int
+    num_requests: int
+    """Over all rounds."""
+    p50_ms: float
+    p95_ms: float | None
+    """None of fewer than 20 requests, as the next of fewer than 100: it would be the largest."""
+    p99_ms: float | None
+    per_second: float
+    """Median over the rounds."""
+
+
+class Goal(BaseModel):
+    """What was to be reached, and what was."""
+
+    text: str
+    limit: float
+    found: float
+    is_met: bool
+
+
+class BenchmarkReport(BaseModel):
+    """All that one run measured: what `benchmark.json` holds."""
+
+    machine: Machine
+    model: str
+    backend: str
+    image_px: tuple[int, int]
+    png_bytes: int
+    num_tiles: int
+    num_rounds: int
+    measurements: tuple[Measurement, ...]
+    perf_analyzer: tuple[PerfAnalyzerRow, ...]
+    label_agreement: dict[str, float]
+    """Share of the pixels whose label is that of this process, by route."""
+    goals: tuple[Goal, ...]
+    notes: tuple[str, ...]
+    """What was left out, and what the numbers do not say."""
+
+
+def describe_machine(load_before: float) -> Machine:
+    """Describe the machine this runs on."""
+    processor = platform.processor() or platform.machine()
+    if _CPU_INFO.is_file():
+        lines = _CPU_INFO.read_text(encoding="utf-8").splitlines()
+        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        processor = models[0] if models else processor
+    return Machine(
+        processor=processor,
+        num_cpus=os.cpu_count() or 1,
+        system=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        packages={name: version(name) for name in _PACKAGES},
+        load_average=(load_before, os.getloadavg()[0]),
+    )
+
+
+def measure(
+    routes: Sequence[Route],
+    unit: Unit,
+    *,
+    levels: Sequence[int],
+    num_rounds: int,
+    min_requests: int,
+    tell: Callable[[str], None],
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Measurement]:
+    """Measure every route at every level; the routes alternate within a level and a round.
+
+    Args:
+        routes: what to compare.
+        unit: what one request of theirs is.
+        levels: numbers of clients.
+        num_rounds: how often each route takes its turn.
+        min_requests: requests of a turn, or twice the clients where that is more.
+        tell: is told what is measured.
+        clock: seconds, increasing.
+    """
+    measurements = []
+    for clients in levels:
+        num_requests = max(min_requests, 2 * clients)
+        times: dict[str, list[float]] = {route.name: [] for route in routes}
+        rates: dict[str, list[float]] = {route.name: [] for route in routes}
+        for round_ in range(num_rounds):
+            for route in routes:
+                tell(f"{clients} clients, round {round_ + 1}: {route.name}")
+                seconds, taken = _one_turn(route, clients, num_requests, clock)
+                times[route.name] += taken
+                rates[route.name].append(num_requests / seconds)
+        measurements += [
+            _summary(route.name, unit, clients, times[route.name], rates[route.name])
+            for route in routes
+        ]
+    return measurements
+
+
+def _one_turn(
+    route: Route, clients: int, num_requests: int, clock: Callable[[], float]
+) -> tuple[float, list[float]]:
+    """Seconds that all requests took together, and each by itself."""
+    left = iter(range(num_requests))
+    guard = threading.Lock()
+    ready = threading.Barrier(clients + 1)
+
+    def work() -> list[float]:
+        with ExitStack() as stack:
+            try:
+                ask = stack.enter_context(route.connect())
+                ask()  # the first request of a connection pays for what is set up lazily
+            finally:
+                ready.wait()
+            return _ask_while_there_are(left, guard, ask, clock)
+
+    with ThreadPoolExecutor(clients) as pool:
+        working = [pool.submit(work) for _ in range(clients)]
+        ready.wait()
+        start = clock()
+        taken = [seconds for one in working for seconds in one.result()]
+        return clock() - start, taken
+
+
+def _ask_while_there_are(
+    left: Iterator[int], guard: threading.Lock, ask: Ask, clock: Callable[[], float]
+) -> list[float]:
+    taken: list[float] = []
+    while True:
+        with guard:
+            if next(left, None) is None:
+                return taken
+        start = clock()
+        ask()
+        taken.append(clock() - start)
+
+
+def _summary(
+    route: str, unit: Unit, clients: int, seconds: list[float], rates: list[float]
+) -> Measurement:
+    p50, p95, p99 = np.percentile(1000 * np.array(seconds), (50, 95, 99)).tolist()
+    return Measurement(
+        route=route,
+        unit=unit,
+        clients=clients,
+        num_requests=len(seconds),
+        p50_ms=p50,
+        p95_ms=p95 if len(seconds) >= 20 else None,
+        p99_ms=p99 if len(seconds) >= 100 else None,
+        per_second=float(np.median(rates)),
+    )
+
+
+def goals_of(measurements: Sequence[Measurement]) -> list[Goal]:
+    """What the service was to reach, beside what it did; only of what was measured."""
+    found = {(one.route, one.clients): one for one in measurements if one.unit == "image"}
+    goals = []
+    model, service = found.get((MODEL, 1)), found.get((SERVICE, 1))
+    if model is not None and service is not None:
+        limit = max(MAX_ADDED_MS, MAX_ADDED_SHARE * model.p50_ms)
+        added = service.p50_ms - model.p50_ms
+        goals.append(
+            Goal(
+                text=f"the service adds at most {MAX_ADDED_MS:g} ms or {MAX_ADDED_SHARE:.0%} to "
+                "the model's own time, at the median, in ms",
+                limit=limit,
+                found=added,
+                is_met=added <= limit,
+            )
+        )
+    service = found.get((SERVICE, GOAL_CLIENTS))
+    for name in (MODEL, SEGMENTER):
+        other = found.get((name, GOAL_CLIENTS))
+        if other is not None and service is not None:
+            share = service.per_second / other.per_second
+            goals.append(
+                Goal(
+                    text=f"share of the throughput of '{name}' that the service has with "
+                    f"{GOAL_CLIENTS} clients, at least",
+                    limit=MIN_THROUGHPUT_SHARE,
+                    found=share,
+                    is_met=share >= MIN_THROUGHPUT_SHARE,
+                )
+            )
+    return goals

@@ -1,0 +1,290 @@
+"""`python -m serve benchmark`: opens what can be measured, measures, writes the report."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from rich.console import Console
+
+from serve.client.benchmark import (
+    MODEL,
+    SEGMENTER,
+    SERVICE,
+    BenchmarkReport,
+    Measurement,
+    Unit,
+    describe_machine,
+    goals_of,
+    measure,
+)
+from serve.client.benchmark_report import markdown, plot
+from serve.client.benchmark_routes import (
+    Ask,
+    Route,
+    TritonHttpBackend,
+    labels_over_http,
+    one_tile_of,
+    own_service,
+    png_of,
+    service_route,
+    tiles_of,
+    tissue_image,
+    triton_http_of,
+)
+from serve.client.perf_analyzer import PerfAnalyzerRow, Transport, run_perf_analyzer
+from serve.client.segment_files import read_key, write_whole
+from serve.contract.errors import BackendUnavailableError, FocalPathError
+from serve.contract.manifest import Manifest
+from serve.images.decode import read_picture
+from serve.inference.batching import TilePool
+from serve.inference.onnxruntime import Backend, OnnxRuntimeBackend
+from serve.inference.segmenter import Segmenter, open_segmenter
+from serve.inference.tiling import cut_tiles
+from serve.inference.triton import TritonBackend
+from serve.settings import ModelSettings, ServeSettings, SharedMemory
+
+_SHARED_MEMORY: dict[str, SharedMemory] = {"Triton gRPC": "off", "Triton shared memory": "on"}
+_TRANSPORTS: tuple[Transport, ...] = ("HTTP", "gRPC", "shared memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Measure latency and throughput: in this process, over HTTP, and on Triton.
+
+    The bundle's model runs in this process, and in a service that is started for it unless --url
+    names one. Triton is measured where one answers at --triton-url; the report says what was not.
+    """
+
+    settings: tyro.conf.OmitArgPrefixes[ModelSettings] = field(
+        default_factory=ModelSettings.from_environment
+    )
+    """The bundle, and how the model runs here and in the service that is started."""
+    url: str | None = None
+    """Measure this service, http://host:port, in place of one that is started here."""
+    api_key_file: Path | None = None
+    """File with the API key of that service."""
+    endpoint: str = "/segment"
+    """What the service is asked for; /labels, /overlay and /arrays encode more."""
+    triton_http_url: str | None = None
+    """host:port of Triton's HTTP endpoint; by default the gRPC port less one."""
+    triton_note: str | None = None
+    """What the report should say of that Triton."""
+    perf_analyzer: Path | None = None
+    """Triton's perf_analyzer, to be run beside our own measurements."""
+    image: Path | None = None
+    """Image to segment; by default one is drawn."""
+    image_size_px: int = 1024
+    """Side of the drawn image."""
+    clients: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Numbers of clients."""
+    rounds: int = 3
+    """How often each route takes its turn."""
+    min_requests: int = 7
+    """Requests of one turn, or twice the clients where that is more."""
+    out: Path = Path("artifacts/benchmark")
+    """Folder for benchmark.json, benchmark.md and benchmark.png."""
+
+
+def run_benchmark(command: Benchmark) -> BenchmarkReport:
+    """Measure all routes that are there, and write the report.
+
+    Raises:
+        FocalPathError: a flag makes no sense, or a route that was asked for does not answer.
+    """
+    _check(command)
+    if command.image is None:
+        image = tissue_image(command.image_size_px)
+    else:
+        image = read_picture(command.image, command.settings).pixels
+    report = _Run(command, image).report()
+    files = {
+        "benchmark.json": report.model_dump_json(indent=2).encode() + b"\n",
+        "benchmark.md": markdown(report).encode(),
+    }
+    if (picture := plot(report)) is not None:
+        files["benchmark.png"] = picture
+    write_whole(command.out, files)
+    print(markdown(report))
+    print(f"wrote {', '.join(files)} in {command.out}")
+    return report
+
+
+def _check(command: Benchmark) -> None:
+    numbers = (*command.clients, command.rounds, command.min_requests, command.image_size_px)
+    if not command.clients or any(number < 1 for number in numbers):
+        raise FocalPathError(
+            f"--clients is {command.clients}, --rounds {command.rounds}, --min-requests "
+            f"{command.min_requests} and --image-size-px {command.image_size_px}; expected numbers "
+            "above 0."
+        )
+    if command.settings.backend != "onnxruntime":
+        raise FocalPathError(
+            "--backend is triton; the benchmark runs the model in this process to compare with. "
+            "Leave it out: Triton is measured where it answers at --triton-url."
+        )
+
+
+class _Run:
+    """One run of the benchmark."""
+
+    def __init__(self, command: Benchmark, image: NDArray[np.uint8]) -> None:
+        self._command = command
+        self._image = image
+        self._png = png_of(image)
+        self._raw: Backend
+        self._notes: list[str] = []
+        self._agreement: dict[str, float] = {}
+        self._console = Console(stderr=True)
+
+    def report(self) -> BenchmarkReport:
+        """Open, measure, close."""
+        load_before = os.getloadavg()[0]
+        with ExitStack() as stack:
+            segmenter = stack.enter_context(
+                open_segmenter(self._command.settings, observe=self._keep)
+            )
+            manifest = segmenter.manifest
+            expected = segmenter.segment(self._image).labels
+            triton = self._triton(manifest)
+            url = self._service(stack)
+            key = read_key(self._command.api_key_file)
+            self._compare(SERVICE, labels_over_http(url, self._image, key), expected)
+            routes = [
+                *self._in_process(segmenter),
+                service_route(SERVICE, url, self._command.endpoint, self._png, key),
+                *self._image_routes(stack, triton, manifest, expected),
+            ]
+            measurements = self._measure(routes, "image")
+            if triton:
+                tiles = [
+                    Route(name, _same(one_tile_of(backend, self._image, manifest)))
+                    for name, backend in triton.items()
+                ]
+                measurements += self._measure(tiles, "tile")
+            return BenchmarkReport(
+                machine=describe_machine(load_before),
+                model=f"{manifest.name} {manifest.version}",
+                backend=_described(self._command.settings, self._raw),
+                image_px=(self._image.shape[1], self._image.shape[0]),
+                png_bytes=len(self._png),
+                num_tiles=len(cut_tiles(self._image, manifest.tile_size_px)),
+                num_rounds=self._command.rounds,
+                measurements=tuple(measurements),
+                perf_analyzer=tuple(self._perf_analyzer(manifest) if triton else ()),
+                label_agreement=self._agreement,
+                goals=tuple(goals_of(measurements)),
+                notes=tuple(self._notes),
+            )
+
+    def _keep(self, backend: Backend) -> Backend:
+        self._raw = backend
+        return backend
+
+    def _measure(self, routes: Sequence[Route], unit: Unit) -> list[Measurement]:
+        with self._console.status("") as status:
+            return measure(
+                routes,
+                unit,
+                levels=self._command.clients,
+                num_rounds=self._command.rounds,
+                min_requests=self._command.min_requests,
+                tell=status.update,
+            )
+
+    def _in_process(self, segmenter: Segmenter) -> Iterator[Route]:
+        # The bare backend gets full batches; only where several run at the same time, and each
+        # has a part of the processor, is it what spreads them that has the model's own time.
+        backend = self._raw if self._command.settings.parallel_batches == 1 else segmenter.backend
+        yield Route(MODEL, _same(tiles_of(backend, self._image, segmenter.manifest)))
+        yield Route(SEGMENTER, _same(lambda: segmenter.segment(self._image)))
+
+    def _service(self, stack: ExitStack) -> str:
+        if self._command.url is not None:
+            self._notes.append("The service was running already, with settings of its own.")
+            return self._command.url.rstrip("/")
+        most = max(self._command.clients)
+        return stack.enter_context(own_service(self._command.settings, most))
+
+    def _triton(self, manifest: Manifest) -> dict[str, Backend]:
+        """Triton by each transport; empty, with a note, where none answers."""
+        command, settings = self._command, self._command.settings
+        http_url = command.triton_http_url or triton_http_of(settings.triton_url)
+        over_http = TritonHttpBackend(http_url, manifest)
+        backends: dict[str, Backend] = {}
+        try:
+            over_http.check()
+            for name, shared in _SHARED_MEMORY.items():
+                backends[name] = TritonBackend(
+                    settings.triton_url,
+                    manifest,
+                    timeout_s=max(settings.triton_timeout_s, 300.0),
+                    shared_memory=shared,
+                )
+        except BackendUnavailableError as error:
+            self._notes.append(f"Triton was left out: {error}")
+            return {}
+        if command.triton_note:
+            self._notes.append(command.triton_note)
+        return {"Triton HTTP": over_http, **backends}
+
+    def _image_routes(
+        self,
+        stack: ExitStack,
+        backends: dict[str, Backend],
+        manifest: Manifest,
+        expected: NDArray[np.uint8],
+    ) -> Iterator[Route]:
+        """Whole images on Triton, cut and blended on this side as `TritonClient` does."""
+        for name, backend in backends.items():
+            pool = TilePool(backend, max_tiles=2 * manifest.max_batch_size)
+            stack.callback(pool.close)
+            on_triton = Segmenter(pool, manifest)
+            self._compare(name, on_triton.segment(self._image).labels, expected)
+            yield Route(name, _same(partial(on_triton.segment, self._image)))
+
+    def _compare(self, name: str, labels: NDArray[np.uint8], expected: NDArray[np.uint8]) -> None:
+        same = labels.shape == expected.shape and float(np.mean(labels == expected))
+        self._agreement[name] = float(same)
+
+    def _perf_analyzer(self, manifest: Manifest) -> list[PerfAnalyzerRow]:
+        command = self._command
+        if command.perf_analyzer is None:
+            self._notes.append("perf_analyzer was left out: --perf-analyzer names none.")
+            return []
+        rows: list[PerfAnalyzerRow] = []
+        http_url = command.triton_http_url or triton_http_of(command.settings.triton_url)
+        for transport in _TRANSPORTS:
+            self._console.print(f"perf_analyzer: {transport}")
+            try:
+                rows += run_perf_analyzer(
+                    command.perf_analyzer,
+                    manifest,
+                    transport=transport,
+                    url=http_url if transport == "HTTP" else command.settings.triton_url,
+                    levels=command.clients,
+                )
+            except BackendUnavailableError as error:
+                self._notes.append(f"perf_analyzer over {transport} was left out: {error}")
+        return rows
+
+
+def _described(settings: ModelSettings, backend: Backend) -> str:
+    assert isinstance(backend, OnnxRuntimeBackend)
+    threads = settings.threads or "one a core"
+    batch = settings.max_batch_size or "the model's own"
+    return (
+        f"ONNX Runtime in {settings.precision} on {backend.providers[0]} (threads: {threads}, "
+        f"largest batch: {batch}, batches at the same time: {settings.parallel_batches}, images at "
+        f"the same time: {ServeSettings.from_environment().concurrency})"
+    )
+
+
+def _same(ask: Ask) -> Callable[[], AbstractContextManager[Ask]]:
+    """What every client calls, where there is nothing to connect."""
+    return lambda: nullcontext(ask)

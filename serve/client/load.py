@@ -1,0 +1,300 @@
+"""Many clients at once, each with an image of its own, for a bounded time.
+
+Whoever operates the service asks four things of it under load: that nothing fails, that nobody gets
+another's answer, that what is too much is refused at once, and that its memory does not grow.
+"""
+
+import asyncio
+import io
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel
+from rich.console import Console
+
+from serve.client.clients import HttpClient
+from serve.client.segment_files import read_key, write_whole
+from serve.contract.errors import BackendUnavailableError, FocalPathError
+
+MAX_MEMORY_GROWTH = 0.05
+"""Share of its memory by which a service may grow in the second half of the time."""
+_MIN_AGREEMENT = 0.99
+"""Share of an image's labels that have to be as without load: a batch rounds otherwise than one."""
+_PAUSE_S = 0.05
+"""Between a failure and the next attempt."""
+_TIMEOUT_S = 120.0
+_SAMPLE_EVERY_S = 0.5
+_MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Ask a running service with many clients at once; ends with 1 if it does not hold.
+
+    Each client has an image of a size of its own. It is asked for alone first, and under load the
+    answer has to be the same. HTTP 429 is an answer too: the client waits and asks again.
+    """
+
+    url: str = "http://127.0.0.1:3000"
+    """The service."""
+    clients: int = 64
+    """Clients that ask at the same time, each again as soon as it is answered."""
+    seconds: float = 60.0
+    """How long."""
+    images: tuple[Path, ...] = ()
+    """Images to cut the clients' from; by default smooth colours."""
+    pid: int | None = None
+    """Process of the service, on this machine, to watch its memory."""
+    api_key_file: Path | None = None
+    """File with the API key of the service, on its first line."""
+    out: Path = Path("artifacts/load.json")
+    """File to write to."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one client asks, and the right answer."""
+
+    image: bytes
+    """A PNG."""
+    labels: NDArray[np.uint8]
+    """(H, W) uint8, 1..C."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one request came to."""
+
+    at_s: float
+    """When it ended, after the start."""
+    seconds: float
+    """How long it took."""
+    outcome: str
+    """The HTTP status, `wrong` where the labels are, or how the connection failed."""
+
+
+class Memory(BaseModel):
+    """Resident memory of the service and its workers."""
+
+    at_s: list[float]
+    mebibytes: list[float]
+    growth_in_second_half: float
+    """Slope of a line through the second half, times its length, as a share of where it begins."""
+
+
+class LoadReport(BaseModel):
+    """What came of a load."""
+
+    num_clients: int
+    seconds: float
+    outcomes: dict[str, int]
+    """Answers by HTTP status, wrong ones and broken connections apart."""
+    answers_per_second: float
+    latency_p50_ms: float
+    latency_p95_ms: float
+    latency_p99_ms: float
+    latency_max_ms: float
+    memory: Memory | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether all were answered rightly, or told to wait, in memory that stays."""
+        is_flat = self.memory is None or self.memory.growth_in_second_half < MAX_MEMORY_GROWTH
+        return is_flat and self.outcomes.get("200", 0) > 0 and set(self.outcomes) <= {"200", "429"}
+
+
+async def ask_for(
+    url: str, probes: Sequence[Probe], seconds: float, *, api_key: str | None = None
+) -> list[Answer]:
+    """Have one client for each probe ask again and again; their answers in the order of time."""
+    headers = {} if api_key is None else {"X-API-Key": api_key}
+    limits = httpx.Limits(max_connections=len(probes), max_keepalive_connections=len(probes))
+    start = time.perf_counter()
+    answers: list[Answer] = []
+    async with httpx.AsyncClient(headers=headers, limits=limits, timeout=_TIMEOUT_S) as client:
+
+        async def ask(probe: Probe) -> None:
+            while time.perf_counter() - start < seconds:
+                begun = time.perf_counter()
+                outcome, pause_s = await _ask_once(client, url, probe)
+                ended = time.perf_counter()
+                answers.append(Answer(ended - start, ended - begun, outcome))
+                await asyncio.sleep(pause_s)
+
+        await asyncio.gather(*(ask(probe) for probe in probes))
+    return answers
+
+
+async def _ask_once(client: httpx.AsyncClient, url: str, probe: Probe) -> tuple[str, float]:
+    """The outcome, and how long to wait before the next request."""
+    try:
+        response = await client.post(f"{url}/labels", files={"image": ("probe.png", probe.image)})
+    except httpx.TransportError as error:
+        return type(error).__name__, _PAUSE_S
+    if response.status_code == 429:
+        return "429", float(response.headers.get("Retry-After", _PAUSE_S))
+    if response.status_code != 200:
+        return str(response.status_code), _PAUSE_S
+    return ("200" if _is_right(response.content, probe.labels) else "wrong"), 0.0
+
+
+def _is_right(content: bytes, labels: NDArray[np.uint8]) -> bool:
+    try:
+        found = np.asarray(Image.open(io.BytesIO(content)))
+    except (UnidentifiedImageError, OSError):
+        return False
+    return _agree(found, labels)
+
+
+def _agree(found: NDArray[np.uint8], labels: NDArray[np.uint8]) -> bool:
+    return found.shape == labels.shape and float(np.mean(found == labels)) >= _MIN_AGREEMENT
+
+
+@dataclass
+class MemoryWatch:
+    """Samples the memory of a process and its children."""
+
+    pid: int
+    _start: float = field(default_factory=time.perf_counter)
+    _at_s: list[float] = field(default_factory=list)
+    _mebibytes: list[float] = field(default_factory=list)
+
+    async def run(self) -> None:
+        """Sample until cancelled."""
+        process = psutil.Process(self.pid)
+        while True:
+            nbytes = 0
+            for one in (process, *process.children(recursive=True)):
+                try:
+                    nbytes += one.memory_info().rss
+                except psutil.NoSuchProcess:  # it has ended meanwhile
+                    continue
+            self._at_s.append(round(time.perf_counter() - self._start, 2))
+            self._mebibytes.append(round(nbytes / _MEBIBYTE, 1))
+            await asyncio.sleep(_SAMPLE_EVERY_S)
+
+    def report(self) -> Memory:
+        """What was sampled so far."""
+        half = len(self._at_s) // 2
+        growth = growth_of(self._at_s[half:], self._mebibytes[half:])
+        return Memory(at_s=self._at_s, mebibytes=self._mebibytes, growth_in_second_half=growth)
+
+
+def growth_of(at_s: Sequence[float], values: Sequence[float]) -> float:
+    """Growth along the straight line that fits best, as a share of where it begins."""
+    if len(at_s) < 2:
+        return 0.0
+    slope, offset = np.polyfit(at_s, values, 1)
+    begin, end = offset + slope * at_s[0], offset + slope * at_s[-1]
+    return float(end / begin - 1)
+
+
+async def measure_load(
+    url: str,
+    probes: Sequence[Probe],
+    seconds: float,
+    *,
+    pid: int | None = None,
+    api_key: str | None = None,
+) -> LoadReport:
+    """`ask_for`, with the memory of the process watched meanwhile."""
+    watch = None if pid is None else MemoryWatch(pid)
+    watching = None if watch is None else asyncio.ensure_future(watch.run())
+    answers = await ask_for(url, probes, seconds, api_key=api_key)
+    if watching is not None and not watching.done():
+        watching.cancel()
+    report = summarise_answers(answers, num_clients=len(probes), seconds=seconds)
+    return report if watch is None else report.model_copy(update={"memory": watch.report()})
+
+
+def summarise_answers(answers: Sequence[Answer], *, num_clients: int, seconds: float) -> LoadReport:
+    """Count outcomes; latencies are those of right answers."""
+    right_ms = [1000 * answer.seconds for answer in answers if answer.outcome == "200"] or [0.0]
+    p50, p95, p99, largest = (
+        round(float(q), 1) for q in np.percentile(right_ms, (50, 95, 99, 100))
+    )
+    outcomes = Counter(answer.outcome for answer in answers)
+    return LoadReport(
+        num_clients=num_clients,
+        seconds=seconds,
+        outcomes=dict(sorted(outcomes.items())),
+        answers_per_second=round(outcomes["200"] / seconds, 1),
+        latency_p50_ms=p50,
+        latency_p95_ms=p95,
+        latency_p99_ms=p99,
+        latency_max_ms=largest,
+    )
+
+
+def smooth_image(height: int, width: int, seed: int) -> Image.Image:
+    """An RGB image of large smooth regions in many colours."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (4, 4, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def make_probes(command: Load) -> list[Probe]:
+    """Images of different sizes with the service's own labels, asked for one after the other.
+
+    Raises:
+        FocalPathError: the service does not answer, or an image cannot be read.
+    """
+    sources = [Image.open(path).convert("RGB") for path in command.images]
+    with HttpClient(command.url, api_key=read_key(command.api_key_file)) as client:
+        side = client.manifest.tile_size_px
+        probes = []
+        for index in range(command.clients):
+            size = (side // 2 + index, side)
+            image = smooth_image(*size, seed=index)
+            if sources:
+                image = sources[index % len(sources)].resize((size[1], size[0]))
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+            probes.append(Probe(buffer.getvalue(), client.segment(np.asarray(image)).labels))
+    return probes
+
+
+def run_load(command: Load) -> int:
+    """Load the service, print and write what came of it; 1 if it does not hold."""
+    if not (1 <= command.clients <= 1024 and 0 < command.seconds <= 86_400):
+        raise FocalPathError(
+            f"--clients is {command.clients} and --seconds {command.seconds:g}; expected 1 to "
+            "1024, and up to a day."
+        )
+    if command.pid is not None and not psutil.pid_exists(command.pid):
+        raise BackendUnavailableError(f"--pid is {command.pid}, which no process has.")
+    key = read_key(command.api_key_file)
+    load = measure_load(
+        command.url, make_probes(command), command.seconds, pid=command.pid, api_key=key
+    )
+    report = asyncio.run(load)
+    print_load(report)
+    out = command.out
+    write_whole(out.parent, {out.name: report.model_dump_json(indent=2).encode()})
+    print(f"wrote {out}")
+    return 0 if report.holds else 1
+
+
+def print_load(report: LoadReport) -> None:
+    """Print the report in a few lines."""
+    counts = ", ".join(f"{count} x {outcome}" for outcome, count in report.outcomes.items())
+    lines = [
+        f"{report.num_clients} clients, {report.seconds:g} s: {counts}",
+        f"{report.answers_per_second:g} right answers a second; p50 {report.latency_p50_ms:g} ms, "
+        f"p95 {report.latency_p95_ms:g} ms, p99 {report.latency_p99_ms:g} ms",
+    ]
+    if report.memory is not None:
+        lines.append(
+            f"memory {report.memory.mebibytes[0]:g} to {report.memory.mebibytes[-1]:g} MiB, "
+            f"{report.memory.growth_in_second_half:+.1%} in the second half"
+        )
+    lines.append("holds" if report.holds else "does not hold")
+    Console().print("\n".join(lines), highlight=False)

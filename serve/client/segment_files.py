@@ -1,0 +1,360 @@
+"""Segment image files into a folder, several at a time: what `focalpath-segment` does."""
+
+import csv
+import io
+import json
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from serve.answers.formats import (
+    SUFFIXES,
+    Form,
+    RenderOptions,
+    labels_of,
+    needs_probabilities,
+    render,
+)
+from serve.client.clients import HttpClient, TritonClient
+from serve.contract.errors import FocalPathError, ImageError
+from serve.contract.manifest import Manifest, read_bundle, sha256_of
+from serve.images.decode import check_mpp, read_picture
+from serve.inference.segmenter import ImageSegmenter, open_segmenter
+from serve.inference.summary import Summary
+from serve.settings import ModelSettings
+
+SUMMARY_FILE = "summary.csv"
+_MADE_WITH = "made_with"
+"""Where an image's JSON, beside the service's answer, has how its files were made."""
+FileForm = Literal["labels", "overlay", "confidence", "json", "geojson", "dsa", "probabilities"]
+_IMAGE_COLUMNS = ("image", "width_px", "height_px", "mpp", "mpp_source", "model", "version")
+_CLASS_COLUMNS = (
+    "label",
+    "name",
+    "pixel_count",
+    "pixel_share",
+    "area_um2",
+    "mean_confidence",
+    "low_confidence_share",
+    "predicted_iou",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Segment images: for each the chosen formats and a JSON of numbers, and one CSV of them all.
+
+    Files that are already there, made by the same model with the same options, are not made again;
+    none is ever seen half-written.
+    """
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """PNG, JPEG, TIFF or WebP files."""
+    settings: tyro.conf.OmitArgPrefixes[ModelSettings] = field(
+        default_factory=ModelSettings.from_environment
+    )
+    """What to run when no --url is given, and the limits."""
+    url: str | None = None
+    """What answers: http://host:port of the service, grpc://host:port of Triton (with the --bundle
+    that its repository was filled from), or a bundle's folder."""
+    api_key_file: Path | None = None
+    """File with the API key of the service, on its first line."""
+    out: Path = Path("artifacts/segmentations")
+    """Folder to write to; made if it is missing."""
+    format: tuple[FileForm, ...] = ("labels", "overlay")
+    """What to write beside the JSON."""
+    mpp: float | None = None
+    """um per pixel of all images; by default each file's own, or else the model's."""
+    alpha: float = 0.5
+    """Overlay: 0 shows the image only, 1 the colours only."""
+    classes: tuple[str, ...] = ()
+    """Overlay, GeoJSON, DSA: names of the classes to show; by default all."""
+    simplify_px: float = 0.0
+    """GeoJSON, DSA: simplify outlines by about so many pixels; 0: exact."""
+    min_area_px: int = 0
+    """GeoJSON, DSA: leave out regions of fewer pixels."""
+    jobs: int = 2
+    """Images to work on at the same time."""
+    again: bool = False
+    """Also make the files that are already there."""
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """What is written for an image; the JSON last, since it says that the others are there."""
+        return (*(form for form in dict.fromkeys(self.format) if form != "json"), "json")
+
+    @property
+    def options(self) -> RenderOptions:
+        """How it is drawn."""
+        return RenderOptions(
+            alpha=self.alpha,
+            classes=self.classes,
+            simplify_px=self.simplify_px,
+            min_area_px=self.min_area_px,
+        )
+
+
+def run_segment(command: Segment) -> int:
+    """Segment every image and write its files; return the exit status.
+
+    An image that cannot be used, or that the service does not answer, is named at the end, and the
+    others are worked on all the same. The summary is written also when this is stopped.
+
+    Raises:
+        FocalPathError: nothing can be segmented at all.
+    """
+    _check(command)
+    made: dict[Path, Summary] = {}
+    failures: dict[Path, str] = {}
+    with closing(_open(command)) as segmenter:
+        manifest = segmenter.manifest
+        labels_of(command.classes, manifest)
+        finished = {} if command.again else _finished(command, manifest)
+        to_do = [path for path in command.images if path not in finished]
+        try:
+            _segment_all(command, segmenter, to_do, made, failures)
+        finally:
+            known = finished | made
+            summaries = {path: known[path] for path in command.images if path in known}
+            if summaries:
+                write_whole(command.out, {SUMMARY_FILE: _summary_csv(summaries)})
+    _report(command, summaries, made)
+    for path in command.images:
+        if path in failures:
+            print(f"error: {failures[path]}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _check(command: Segment) -> None:
+    """Refuse what cannot work before anything is opened or written."""
+    if not command.images:
+        raise ImageError("no image is named. Name one or more files.")
+    stems: dict[str, Path] = {}
+    for path in command.images:
+        if not path.is_file():
+            raise ImageError(f"{path} is no file. Check the path; nothing was segmented.")
+        if path.stem in stems:
+            raise ImageError(
+                f"more than one image is called {path.stem}; their outputs would overwrite each "
+                "other. Segment them into different folders with --out."
+            )
+        stems[path.stem] = path
+    if command.jobs < 1:
+        raise FocalPathError(f"--jobs is {command.jobs}, expected at least 1.")
+    _ = command.options  # refuses what is out of range
+    if command.mpp is not None:
+        check_mpp(command.mpp)
+
+
+def _open(command: Segment) -> ImageSegmenter:
+    """What answers: the service, Triton, or a bundle in this process."""
+    settings, url = command.settings, command.url
+    if _is_in_process(command):
+        return open_segmenter(settings if url is None else replace(settings, bundle=Path(url)))
+    assert url is not None
+    if url.startswith("grpc://"):
+        return TritonClient(
+            url,
+            read_bundle(settings.bundle),
+            timeout_s=settings.triton_timeout_s,
+            shared_memory=settings.triton_shared_memory,
+            max_pixels=settings.max_image_pixels,
+        )
+    return HttpClient(url, api_key=read_key(command.api_key_file))
+
+
+def _is_in_process(command: Segment) -> bool:
+    return command.url is None or ("://" not in command.url and Path(command.url).is_dir())
+
+
+def read_key(path: Path | None) -> str | None:
+    """The API key on a file's first line; None without a file."""
+    if path is None:
+        return None
+    lines = path.read_text(encoding="utf-8").split()
+    if not lines:
+        raise FocalPathError(f"{path} is empty, expected an API key on its first line.")
+    return lines[0]
+
+
+def _finished(command: Segment, manifest: Manifest) -> dict[Path, Summary]:
+    """The images whose files are all there, made by the same model in the same way."""
+    finished = {}
+    for path in command.images:
+        outputs = [command.out / f"{path.stem}{SUFFIXES[form]}" for form in command.forms]
+        if not all(output.is_file() for output in outputs):
+            continue
+        try:
+            content = outputs[-1].read_bytes()
+            summary = Summary.model_validate_json(content)
+            found = json.loads(content)[_MADE_WITH]
+            forms = set(found.pop("formats"))
+        except (ValidationError, LookupError, TypeError, AttributeError):  # not ours, or older
+            continue
+        wanted = _made_with(command, path)
+        is_same = forms.issuperset(wanted.pop("formats")) and found == wanted
+        if is_same and (summary.model.name, summary.model.version) == (
+            manifest.name,
+            manifest.version,
+        ):
+            finished[path] = summary
+    return finished
+
+
+def _made_with(command: Segment, path: Path) -> dict[str, Any]:
+    """What an image's files depend on, beside the model; kept in its JSON."""
+    return {
+        "image_sha256": sha256_of(path),
+        "mpp": command.mpp,
+        "precision": command.settings.precision if _is_in_process(command) else None,
+        "alpha": command.alpha,
+        "classes": list(command.classes),
+        "simplify_px": command.simplify_px,
+        "min_area_px": command.min_area_px,
+        "formats": list(command.forms),
+    }
+
+
+def _segment_all(
+    command: Segment,
+    segmenter: ImageSegmenter,
+    paths: Sequence[Path],
+    made: dict[Path, Summary],
+    failures: dict[Path, str],
+) -> None:
+    """Work on the images; puts what becomes of each into `made` or `failures`."""
+    stopped = threading.Event()
+
+    def work(path: Path) -> None:
+        if stopped.is_set():
+            return
+        try:
+            made[path] = _segment_one(command, segmenter, path)
+        except FocalPathError as error:
+            failures[path] = _named(path, error)
+
+    with _progress() as progress, ThreadPoolExecutor(command.jobs) as pool:
+        task = progress.add_task("segmenting", total=len(paths))
+        futures = [pool.submit(work, path) for path in paths]
+        try:
+            for future in as_completed(futures):
+                progress.advance(task)
+                future.result()
+        except BaseException:  # nothing can be written, or Ctrl+C: what has not begun is left
+            stopped.set()
+            raise
+
+
+def _segment_one(command: Segment, segmenter: ImageSegmenter, path: Path) -> Summary:
+    picture = read_picture(path, command.settings)
+    result = segmenter.segment(
+        picture.pixels,
+        mpp=picture.mpp if command.mpp is None else command.mpp,
+        mpp_source="file" if command.mpp is None else "request",
+        with_probabilities=needs_probabilities(command.forms, command.options),
+    )
+    files = {
+        f"{path.stem}{SUFFIXES[form]}": render(
+            form, picture.pixels, result, segmenter.manifest, command.options
+        )
+        for form in command.forms
+    }
+    numbers = f"{path.stem}{SUFFIXES['json']}"
+    record = json.loads(files[numbers]) | {_MADE_WITH: _made_with(command, path)}
+    files[numbers] = json.dumps(record, indent=2, ensure_ascii=False).encode()
+    write_whole(command.out, files)
+    return result.summary
+
+
+def _named(path: Path, error: FocalPathError) -> str:
+    return str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
+
+
+def _progress() -> Progress:
+    """A bar on the terminal, if there is one."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def write_whole(folder: Path, contents: dict[str, bytes]) -> list[Path]:
+    """Write files beside their places and rename them, so that none is ever seen half-written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+        for name, content in contents.items():
+            (Path(scratch) / name).write_bytes(content)
+        return [(Path(scratch) / name).replace(folder / name) for name in contents]
+
+
+def _summary_csv(summaries: dict[Path, Summary]) -> bytes:
+    """A row for each image and class."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([*_IMAGE_COLUMNS, *_CLASS_COLUMNS])
+    writer.writerows(_rows(summaries))
+    return text.getvalue().encode()
+
+
+def _rows(summaries: dict[Path, Summary]) -> Iterable[list[object]]:
+    for path, summary in summaries.items():
+        image, model = summary.image, summary.model
+        about = [path.name, image.width_px, image.height_px, image.mpp, image.mpp_source]
+        for row in summary.classes:
+            numbers = [getattr(row, column) for column in _CLASS_COLUMNS]
+            yield [*about, model.name, model.version, *numbers]
+
+
+def _report(command: Segment, summaries: dict[Path, Summary], made: dict[Path, Summary]) -> None:
+    """Say what was done: in numbers for one image, in one line for more."""
+    console = Console()
+    if len(command.images) == 1:
+        for path, summary in summaries.items():
+            console.print(_table(path, summary))
+    skipped = len(summaries) - len(made)
+    already = f", {skipped} were there already" if skipped else ""
+    print(
+        f"wrote {len(made)} of {len(command.images)} images to {command.out}{already}", flush=True
+    )
+
+
+def _table(path: Path, summary: Summary) -> Table:
+    table = Table(title=f"{path.name}, {summary.image.width_px} x {summary.image.height_px}")
+    table.add_column("class")
+    for title in ("share", "mean confidence", "predicted IoU"):
+        table.add_column(title, justify="right")
+    for row in summary.classes:
+        confidence = "" if row.mean_confidence is None else f"{row.mean_confidence:.2f}"
+        table.add_row(row.name, f"{row.pixel_share:.1%}", confidence, f"{row.predicted_iou:.2f}")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`focalpath-segment`: run the command line and return its exit status."""
+    try:
+        command = tyro.cli(Segment, prog="focalpath-segment", args=arguments)
+        return run_segment(command)
+    except (FocalPathError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; start it again to go on where it was", file=sys.stderr)
+        return 130

@@ -1,0 +1,193 @@
+"""The bundle's contract: what `export` writes and `serve` reads.
+
+A bundle is a folder with `manifest.json` and the files that it names. The manifest says what the
+model is called, which classes it knows, what goes in and comes out, and the SHA-256 of every file.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from serve.contract.errors import BundleError
+
+SCHEMA_VERSION: Final = 1
+MANIFEST_FILE = "manifest.json"
+LOW_RES_STRIDE = 4
+"""Pixels of the tile for one pixel of `low_res_probabilities`, along each axis."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+HexColor = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TissueClass(_Strict):
+    """A class by its name and the colour that it is painted in."""
+
+    name: str = Field(min_length=1)
+    color: HexColor
+
+
+class TensorSpec(_Strict):
+    """One input or output of the model; the batch is -1 in `shape`."""
+
+    name: str
+    dtype: Literal["uint8", "float32"]
+    shape: tuple[int, ...]
+
+
+class Parity(_Strict):
+    """How far an artefact's answers are from torch in float32, as measured at export."""
+
+    num_tiles: int = Field(gt=0)
+    label_agreement: float = Field(ge=0, le=1)
+    """Share of pixels with the same label."""
+    max_logit_difference: float | None = Field(default=None, ge=0)
+    """None where the artefact gives no logits, as a TensorRT plan."""
+
+
+class TensorRTBuild(_Strict):
+    """Where a TensorRT plan was built: it runs only on the same version and compute capability."""
+
+    version: str
+    compute_capability: str
+    container_image: str | None = None
+
+
+class Artefact(_Strict):
+    """One form of the model in the bundle."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    format: Literal["onnx", "tensorrt_plan"]
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    sha256: Sha256
+    parity: Parity
+    tensorrt: TensorRTBuild | None = None
+    openvino: Parity | None = None
+    """In ONNX Runtime's OpenVINO provider; None where it was not tried there or did not pass."""
+
+
+class WarmUp(_Strict):
+    """An image and the labels that the model gave it at export; a server compares them."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """npz with `image` (T, T, 3) uint8 RGB and `labels` (T, T) uint8."""
+    sha256: Sha256
+    min_agreement: float = Field(ge=0, le=1)
+    """Share of the labels that must be the same: other runtimes round otherwise."""
+
+
+class Manifest(_Strict):
+    """All that a reader of the bundle needs to know of the model.
+
+    Labels are uint8: 0 is unlabelled and never predicted, 1..C are `classes` in their order.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    version: str
+    classes: tuple[TissueClass, ...] = Field(min_length=2, max_length=254)
+    mpp: float | None = Field(gt=0, description="um per pixel that the model was trained at")
+    tile_size_px: int = Field(gt=0, multiple_of=LOW_RES_STRIDE)
+    max_batch_size: int = Field(gt=0)
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    class_attention_bias: tuple[float, ...] = Field(description="the folded bias, one a class")
+    checkpoint_sha256: Sha256
+    artefacts: tuple[Artefact, ...] = Field(min_length=1)
+    warm_up: WarmUp | None = None
+
+    @model_validator(mode="after")
+    def _check_agreement(self) -> Self:
+        inputs, outputs = interface(self.tile_size_px, len(self.classes))
+        if (self.inputs, self.outputs) != (inputs, outputs):
+            raise ValueError(
+                f"inputs and outputs are {self.inputs} and {self.outputs}, expected for "
+                f"{len(self.classes)} classes and {self.tile_size_px} px: {inputs} and {outputs}"
+            )
+        if len(self.class_attention_bias) != len(self.classes):
+            raise ValueError(
+                f"class_attention_bias has {len(self.class_attention_bias)} values, "
+                f"expected one for each of the {len(self.classes)} classes"
+            )
+        return self
+
+    def write(self, folder: Path) -> None:
+        """Write `manifest.json` into `folder`."""
+        (folder / MANIFEST_FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def interface(
+    tile_size_px: int, num_classes: int
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The model's inputs and outputs, the same in ONNX Runtime, TensorRT and Triton.
+
+    `image`: RGB in [0, 255]. `labels`: 1..C. `confidence`: softmax probability of that label,
+    255 = 1.0. `low_res_probabilities`: softmax at the decoder's resolution, 255 = 1.0.
+    `iou_scores`: the IoU that the model predicts for each class's mask.
+    """
+    side, low = tile_size_px, tile_size_px // LOW_RES_STRIDE
+    inputs = (TensorSpec(name="image", dtype="uint8", shape=(-1, side, side, 3)),)
+    outputs = (
+        TensorSpec(name="labels", dtype="uint8", shape=(-1, side, side)),
+        TensorSpec(name="confidence", dtype="uint8", shape=(-1, side, side)),
+        TensorSpec(name="low_res_probabilities", dtype="uint8", shape=(-1, num_classes, low, low)),
+        TensorSpec(name="iou_scores", dtype="float32", shape=(-1, num_classes)),
+    )
+    return inputs, outputs
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_bundle(folder: Path) -> Manifest:
+    """Read a bundle's manifest and check every file that it names.
+
+    Raises:
+        BundleError: the folder, the manifest or a file is missing, unknown or damaged.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise BundleError(
+            f"no bundle at {folder}: {MANIFEST_FILE} is missing. Write one with `make export`."
+        )
+    try:
+        manifest = Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (ValidationError, ValueError) as error:
+        raise BundleError(
+            f"{path} does not follow schema version {SCHEMA_VERSION}: {_first_line(error)}. "
+            "Export the checkpoint again with this version of FocalPath."
+        ) from error
+    named_files: list[Artefact | WarmUp] = [*manifest.artefacts]
+    if manifest.warm_up is not None:
+        named_files.append(manifest.warm_up)
+    for named in named_files:
+        file = folder / named.file
+        if not file.is_file():
+            raise BundleError(
+                f"{file} is named in the manifest but missing. Copy the whole bundle."
+            )
+        found = sha256_of(file)
+        if found != named.sha256:
+            raise BundleError(
+                f"{file} is damaged: its SHA-256 is {found}, the manifest expects "
+                f"{named.sha256}. Copy the bundle again."
+            )
+    return manifest
+
+
+def _first_line(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "manifest"
+        return f"{place}: {first['msg']}"
+    return str(error).splitlines()[0]

@@ -1,0 +1,201 @@
+"""Tiles of one request and of many share the model: in batches here, or concurrently on Triton.
+
+BentoML has adaptive batching too, but only between its own `@bentoml.api` methods and their HTTP
+route: the endpoints here are a mounted application, and a method that is called in the process
+passes its dispatcher by. Triton batches by itself what reaches it at the same time.
+"""
+
+import contextvars
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.contract.errors import BackendUnavailableError
+from serve.inference.onnxruntime import Backend
+
+TileAnswer = dict[str, NDArray[Any]]
+"""The outputs of one tile, without the batch axis."""
+ObserveWait = Callable[[float], None]
+"""Is told how many seconds a tile has waited for its batch, in its request's context."""
+
+
+class TileRunner(Backend, Protocol):
+    """A backend that also takes tiles one by one, and works on several at the same time."""
+
+    def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[TileAnswer]:
+        """Run the model on a (T, T, 3) uint8 tile, soon."""
+        ...
+
+
+@dataclass
+class _Waiting:
+    tile: NDArray[np.uint8]
+    outputs: Sequence[str]
+    future: Future[TileAnswer] = field(default_factory=Future)
+    since: float = field(default_factory=time.perf_counter)
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
+
+
+class TileBatcher:
+    """Runs a backend on what waits, whoever asked for it, by default one batch after the other.
+
+    While a batch runs, the next one gathers: under load batches grow by themselves. Only when the
+    batch before was shared does one that is not full wait, at most `max_delay_s`: a single caller
+    never does.
+
+    Args:
+        backend: runs the batches; closed with this object.
+        max_batch_size: most tiles of a batch.
+        max_delay_s: longest that a batch waits for more tiles.
+        parallel: batches that run at the same time.
+        observe_wait: is told how long each tile waited.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        max_batch_size: int,
+        max_delay_s: float = 0.002,
+        parallel: int = 1,
+        observe_wait: ObserveWait | None = None,
+    ) -> None:
+        self._backend = backend
+        self._max_batch_size = max_batch_size
+        self._max_delay_s = max_delay_s
+        self._observe_wait = observe_wait
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._last_size = 1
+        self._closing = threading.Lock()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._run, name="batches", daemon=True) for _ in range(parallel)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[TileAnswer]:
+        """See `TileRunner.submit`.
+
+        Raises:
+            BackendUnavailableError: this was closed.
+        """
+        waiting = _Waiting(tile, outputs)
+        with self._closing:
+            if self._closed:
+                raise BackendUnavailableError("The model is being closed. Try again.")
+            self._queue.put(waiting)
+        return waiting.future
+
+    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """See `Backend.infer`."""
+        answers = [future.result() for future in [self.submit(tile, outputs) for tile in images]]
+        return _stack(answers, outputs)
+
+    def is_ready(self) -> bool:
+        """See `Backend.is_ready`."""
+        return not self._closed and self._backend.is_ready()
+
+    def close(self) -> None:
+        """Finish what waits, then close the backend."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            for _ in self._threads:
+                self._queue.put(None)  # each thread takes one, and ends
+        for thread in self._threads:
+            thread.join()
+        self._backend.close()
+
+    def _run(self) -> None:
+        while (first := self._queue.get()) is not None:
+            batch, ended = self._gather(first)
+            self._last_size = len(batch)
+            started = [one for one in batch if one.future.set_running_or_notify_cancel()]
+            if started:
+                self._answer(started)
+            if ended:
+                return
+
+    def _gather(self, first: _Waiting) -> tuple[list[_Waiting], bool]:
+        """What waits, up to a full batch; True with it when nothing comes after."""
+        batch = [first]
+        deadline = time.perf_counter() + (self._max_delay_s if self._last_size > 1 else 0.0)
+        while len(batch) < self._max_batch_size:
+            try:
+                rest = deadline - time.perf_counter()
+                waiting = self._queue.get(timeout=rest) if rest > 0 else self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if waiting is None:
+                return batch, True
+            batch.append(waiting)
+        return batch, False
+
+    def _answer(self, batch: list[_Waiting]) -> None:
+        now = time.perf_counter()
+        outputs = tuple(dict.fromkeys(name for waiting in batch for name in waiting.outputs))
+        try:
+            if self._observe_wait is not None:
+                for waiting in batch:
+                    waiting.context.run(self._observe_wait, now - waiting.since)
+            found = self._backend.infer(np.stack([waiting.tile for waiting in batch]), outputs)
+            answers = [
+                {name: found[name][index] for name in waiting.outputs}
+                for index, waiting in enumerate(batch)
+            ]
+        except Exception as error:  # whatever it is, it belongs to those who wait
+            for waiting in batch:
+                waiting.future.set_exception(error)
+            return
+        for waiting, answer in zip(batch, answers, strict=True):
+            waiting.future.set_result(answer)
+
+
+class TilePool:
+    """Sends tiles to a backend concurrently: to Triton, which batches what arrives together.
+
+    Args:
+        backend: answers each tile, from several threads at once; closed with this object.
+        max_tiles: most tiles at the backend at the same time.
+    """
+
+    def __init__(self, backend: Backend, *, max_tiles: int) -> None:
+        self._backend = backend
+        self._pool = ThreadPoolExecutor(max_tiles, thread_name_prefix="tiles")
+
+    def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[TileAnswer]:
+        """See `TileRunner.submit`."""
+        context = contextvars.copy_context()  # for the trace
+        return self._pool.submit(context.run, self._infer_tile, tile, outputs)
+
+    def _infer_tile(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> TileAnswer:
+        answers = self._backend.infer(tile[None], outputs)
+        return {name: answers[name][0] for name in outputs}
+
+    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """See `Backend.infer`."""
+        return self._backend.infer(images, outputs)
+
+    def is_ready(self) -> bool:
+        """See `Backend.is_ready`."""
+        return self._backend.is_ready()
+
+    def close(self) -> None:
+        """Finish what was sent, then close the backend."""
+        self._pool.shutdown()
+        self._backend.close()
+
+
+def _stack(answers: Sequence[TileAnswer], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+    if len(answers) == 1:
+        return {name: answers[0][name][None] for name in outputs}
+    return {name: np.stack([answer[name] for answer in answers]) for name in outputs}

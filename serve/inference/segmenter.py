@@ -1,0 +1,248 @@
+"""Image in, segmentation out: what the service, the clients and the command line share."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.contract.errors import ImageError, ImageTooLargeError
+from serve.contract.manifest import Manifest, read_bundle
+from serve.images.decode import check_mpp
+from serve.inference.batching import ObserveWait, TileBatcher, TilePool, TileRunner
+from serve.inference.onnxruntime import Backend, OnnxRuntimeBackend
+from serve.inference.summary import MppSource, Summary, summarise
+from serve.inference.tiling import LowResProbabilities, predict, scaled_size
+from serve.inference.triton import TritonBackend
+from serve.settings import MEGAPIXEL, ModelSettings
+
+_log = logging.getLogger(__name__)
+MAX_PIXELS = ModelSettings.max_image_megapixels * MEGAPIXEL
+SAME_MPP = 0.02
+"""An image whose um per pixel is within this share of the model's is not resampled (our choice)."""
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """An image's segmentation, in its own pixels."""
+
+    labels: NDArray[np.uint8]
+    """(H, W) uint8, 1..C in the order of the manifest's classes."""
+    confidence: NDArray[np.uint8]
+    """(H, W) uint8, probability of the label, 255 = 1.0."""
+    summary: Summary
+    """Numbers per class, and which model answered."""
+    low_res: LowResProbabilities | None = None
+    """The probabilities of all classes, where they were asked for."""
+
+
+class ImageSegmenter(Protocol):
+    """Segments images: `Segmenter` in this process, `HttpClient` and `TritonClient` elsewhere."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model that answers."""
+        ...
+
+    def segment(
+        self,
+        image: NDArray[np.uint8],
+        *,
+        mpp: float | None = None,
+        mpp_source: MppSource = "request",
+        with_probabilities: bool = False,
+    ) -> Segmentation:
+        """Segment an (H, W, 3) uint8 RGB image; see `Segmenter.segment`."""
+        ...
+
+    def close(self) -> None:
+        """Free what is held; not used after."""
+        ...
+
+
+class Closing(ABC):
+    """A context manager that closes what it is."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what is held; not used after."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Segmenter(Closing):
+    """Segments images of any size with one backend; many threads may use it at once.
+
+    Args:
+        backend: runs the model; closed with this object.
+        manifest: of that model.
+        max_pixels: most pixels of an image once it is at the model's um per pixel.
+    """
+
+    def __init__(
+        self,
+        backend: TileRunner,
+        manifest: Manifest,
+        *,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self._backend = backend
+        self._max_pixels = max_pixels
+        self.manifest = manifest
+
+    def segment(
+        self,
+        image: NDArray[np.uint8],
+        *,
+        mpp: float | None = None,
+        mpp_source: MppSource = "request",
+        with_probabilities: bool = False,
+    ) -> Segmentation:
+        """Segment an image of any size.
+
+        Args:
+            image: (H, W, 3) uint8, RGB in [0, 255].
+            mpp: um per pixel of the image; None takes it as the model's, and the summary says so.
+            mpp_source: who says so: the request or the file.
+            with_probabilities: also return the probabilities of all classes.
+
+        Raises:
+            ImageError: the array is of another shape or dtype.
+            ImageTooLargeError: it is too large at the model's um per pixel.
+            OptionError: `mpp` is absurd.
+            BackendUnavailableError: the backend does not answer.
+        """
+        check_image(image)
+        scale = self._scale(image, mpp)
+        prediction = predict(
+            image,
+            self._backend,
+            self.manifest,
+            scale=scale,
+            with_probabilities=with_probabilities,
+        )
+        if mpp is None:
+            mpp, mpp_source = self.manifest.mpp, "model" if self.manifest.mpp else "unknown"
+        summary = summarise(prediction, self.manifest, mpp=mpp, mpp_source=mpp_source)
+        return Segmentation(prediction.labels, prediction.confidence, summary, prediction.low_res)
+
+    def _scale(self, image: NDArray[np.uint8], mpp: float | None) -> float:
+        """Pixels at the model's um per pixel for one of the image."""
+        if mpp is None:
+            return 1.0
+        check_mpp(mpp)
+        model_mpp = self.manifest.mpp
+        if model_mpp is None or abs(mpp / model_mpp - 1) <= SAME_MPP:
+            return 1.0
+        scale = mpp / model_mpp
+        height, width = scaled_size(image.shape[0], image.shape[1], scale)
+        if height * width > self._max_pixels:
+            raise ImageTooLargeError(
+                f"At {mpp:g} um per pixel the image is {width} x {height} at the model's "
+                f"{model_mpp:g}: {width * height} pixels, at most {self._max_pixels} are "
+                "accepted. Crop it, or check its um per pixel."
+            )
+        return scale
+
+    @property
+    def backend(self) -> TileRunner:
+        """What runs the model, as requests share it."""
+        return self._backend
+
+    def warm_up(self) -> None:
+        """Run one black tile, so that the first request does not pay for what is set up lazily."""
+        side = self.manifest.tile_size_px
+        self.segment(np.zeros((side, side, 3), np.uint8))
+
+    def is_ready(self) -> bool:
+        """Whether the backend would answer now."""
+        return self._backend.is_ready()
+
+    def close(self) -> None:
+        """Close the backend."""
+        self._backend.close()
+
+
+def open_segmenter(
+    settings: ModelSettings,
+    manifest: Manifest | None = None,
+    *,
+    observe: Callable[[Backend], Backend] = lambda backend: backend,
+    observe_wait: ObserveWait | None = None,
+) -> Segmenter:
+    """Read the bundle, open the backend, let requests share it, and run it once.
+
+    Args:
+        settings: name the bundle and the backend.
+        manifest: the bundle's, if it has been read and checked already.
+        observe: puts something around the backend that sees every batch, such as metrics.
+        observe_wait: is told how long each tile waited for its batch.
+
+    Raises:
+        BundleError: the bundle is missing, damaged or of another version.
+        BackendUnavailableError: Triton is not reachable or serves something else.
+    """
+    manifest = manifest or read_bundle(settings.bundle)
+    backend = observe(open_backend(settings, manifest))
+    shared: TileRunner
+    if settings.backend == "triton":
+        shared = TilePool(backend, max_tiles=2 * manifest.max_batch_size)
+    else:
+        shared = TileBatcher(
+            backend,
+            max_batch_size=settings.max_batch_size or manifest.max_batch_size,
+            max_delay_s=settings.batch_delay_ms / 1000,
+            parallel=settings.parallel_batches,
+            observe_wait=observe_wait,
+        )
+    segmenter = Segmenter(shared, manifest, max_pixels=settings.max_image_pixels)
+    segmenter.warm_up()
+    return segmenter
+
+
+def open_backend(settings: ModelSettings, manifest: Manifest) -> Backend:
+    """Open the backend that the settings name.
+
+    Raises:
+        BundleError: the bundle has no file that ONNX Runtime can open.
+        BackendUnavailableError: Triton is not reachable or serves something else, or ONNX Runtime
+            lacks the provider.
+    """
+    if settings.backend == "triton":
+        return TritonBackend(
+            settings.triton_url,
+            manifest,
+            timeout_s=settings.triton_timeout_s,
+            shared_memory=settings.triton_shared_memory,
+        )
+    backend = OnnxRuntimeBackend(
+        settings.bundle,
+        manifest,
+        precision=settings.precision,
+        provider=settings.provider,
+        threads=settings.threads,
+    )
+    _log.info("%s %s runs on %s", manifest.name, manifest.version, backend.providers[0])
+    return backend
+
+
+def check_image(image: NDArray[np.uint8]) -> None:
+    """Raise ImageError unless `image` is (H, W, 3) uint8 with at least one pixel."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ImageError(
+            f"the array is {image.shape} {image.dtype}, expected (H, W, 3) uint8 with RGB in "
+            "[0, 255]. Convert it first."
+        )

@@ -1,0 +1,280 @@
+"""What a segmentation becomes: pictures, arrays, and numbers per class."""
+
+import io
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from serve.contract.manifest import Manifest, TissueClass
+from serve.inference.tiling import LowResProbabilities, Prediction
+
+LOW_CONFIDENCE = 0.5
+"""Pixels whose label has a probability below this count as of low confidence."""
+_PIXELS_AT_ONCE = 2**20
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ModelName(_Answer):
+    """Which model answered."""
+
+    name: str
+    version: str
+
+
+MppSource = Literal["request", "file", "model", "unknown"]
+"""Where an image's um per pixel is from; `model`: assumed to be what the model was trained at."""
+
+
+class ImageInfo(_Answer):
+    """The image as it was sent, upright."""
+
+    width_px: int
+    height_px: int
+    mpp: float | None = Field(description="um per pixel that the image was taken to have")
+    mpp_source: MppSource = Field(
+        description="where `mpp` is from: the request, the file, or, when neither says it, the "
+        "model's own, which is an assumption"
+    )
+
+    @property
+    def um2_per_px(self) -> float | None:
+        """Area of a pixel, where it is known and not assumed."""
+        known = self.mpp is not None and self.mpp_source in ("request", "file")
+        return self.mpp**2 if known and self.mpp else None
+
+
+class ClassSummary(_Answer):
+    """What the model found of one class."""
+
+    name: str
+    color: str
+    label: int = Field(description="value in the label image, from 1")
+    pixel_count: int
+    pixel_share: float = Field(description="share of the image's pixels, 0 to 1")
+    area_um2: float | None = Field(
+        description="null where the image's um per pixel is not known but assumed"
+    )
+    mean_confidence: float | None = Field(
+        description="mean probability of the label over the class's pixels; null if it has none"
+    )
+    low_confidence_share: float | None = Field(
+        description="share of the class's pixels whose confidence is below the threshold; null "
+        "if it has none"
+    )
+    predicted_iou: float = Field(
+        description="the IoU that the model expects of its own mask, 0 to 1"
+    )
+
+
+SUMMARY_EXAMPLE: dict[str, JsonValue] = {
+    "model": {"name": "segmenter", "version": "1.0.0"},
+    "image": {"width_px": 1024, "height_px": 1024, "mpp": 0.25, "mpp_source": "request"},
+    "classes": [
+        {
+            "name": "Tumor",
+            "color": "#d62728",
+            "label": 1,
+            "pixel_count": 262144,
+            "pixel_share": 0.25,
+            "area_um2": 16384.0,
+            "mean_confidence": 0.93,
+            "low_confidence_share": 0.02,
+            "predicted_iou": 0.81,
+        }
+    ],
+    "low_confidence_threshold": LOW_CONFIDENCE,
+    "low_confidence_share": 0.03,
+}
+
+
+class Summary(_Answer):
+    """The answer of `POST /segment`."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [SUMMARY_EXAMPLE]})
+
+    model: ModelName
+    image: ImageInfo
+    classes: tuple[ClassSummary, ...]
+    low_confidence_threshold: float = LOW_CONFIDENCE
+    low_confidence_share: float = Field(
+        description="share of the pixels whose confidence is below the threshold"
+    )
+
+
+def summarise(
+    prediction: Prediction,
+    manifest: Manifest,
+    *,
+    mpp: float | None = None,
+    mpp_source: MppSource = "unknown",
+) -> Summary:
+    """Count pixels and average confidences per class.
+
+    Args:
+        prediction: of the whole image.
+        manifest: of the model that made it.
+        mpp: um per pixel of the image.
+        mpp_source: where that is from.
+    """
+    height, width = prediction.labels.shape
+    image = ImageInfo(width_px=width, height_px=height, mpp=mpp, mpp_source=mpp_source)
+    histogram = _joint_histogram(prediction)  # 256 labels x 256 confidences
+    first_high = int(np.ceil(LOW_CONFIDENCE * 255))  # first confidence byte that is not low
+    low = int(histogram[:, :first_high].sum())
+    classes = tuple(
+        _summarise_class(
+            tissue, label, histogram[label], height * width, image, prediction.iou_scores
+        )
+        for label, tissue in enumerate(manifest.classes, start=1)
+    )
+    return Summary(
+        model=ModelName(name=manifest.name, version=manifest.version),
+        image=image,
+        classes=classes,
+        low_confidence_share=low / (height * width),
+    )
+
+
+def _summarise_class(
+    tissue: TissueClass,
+    label: int,
+    confidences: NDArray[np.int64],
+    num_pixels: int,
+    image: ImageInfo,
+    iou_scores: NDArray[np.float32],
+) -> ClassSummary:
+    """Numbers of one class from how often it has each confidence."""
+    count = int(confidences.sum())
+    first_high = int(np.ceil(LOW_CONFIDENCE * 255))
+    return ClassSummary(
+        name=tissue.name,
+        color=tissue.color,
+        label=label,
+        pixel_count=count,
+        pixel_share=count / num_pixels,
+        area_um2=None if image.um2_per_px is None else count * image.um2_per_px,
+        mean_confidence=float(confidences @ np.arange(256)) / 255 / count if count else None,
+        low_confidence_share=int(confidences[:first_high].sum()) / count if count else None,
+        predicted_iou=float(np.clip(iou_scores[label - 1], 0, 1)),  # the model's has no bounds
+    )
+
+
+def label_png(labels: NDArray[np.uint8], manifest: Manifest) -> bytes:
+    """An indexed PNG whose pixel values are the labels and whose palette is the classes' colours.
+
+    Args:
+        labels: (H, W) uint8, 0..C.
+        manifest: names the colours.
+    """
+    return _to_png(_palette_image(labels, manifest), compress_level=6)
+
+
+def confidence_png(confidence: NDArray[np.uint8]) -> bytes:
+    """A grey PNG of the confidence.
+
+    Args:
+        confidence: (H, W) uint8, 255 = 1.0.
+    """
+    return _to_png(Image.fromarray(confidence), compress_level=1)
+
+
+def overlay_png(
+    image: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    manifest: Manifest,
+    *,
+    alpha: float = 0.5,
+    shown: Sequence[int] | None = None,
+) -> bytes:
+    """The image with the classes' colours over it, as an RGB PNG.
+
+    Args:
+        image: (H, W, 3) uint8, RGB in [0, 255].
+        labels: (H, W) uint8, 0..C.
+        manifest: names the colours.
+        alpha: 0 shows the image only, 1 the colours only.
+        shown: labels whose colours are shown; by default all.
+    """
+    picture = Image.fromarray(image)
+    colors = _palette_image(labels, manifest).convert("RGB")
+    blended = Image.blend(picture, colors, alpha)
+    if shown is not None:
+        visible = np.isin(np.arange(256), shown) * np.uint8(255)
+        blended = Image.composite(blended, picture, Image.fromarray(visible[labels]))
+    return _to_png(blended, compress_level=1)  # a photograph: more effort saves little
+
+
+def rgb_png(image: NDArray[np.uint8]) -> bytes:
+    """An (H, W, 3) uint8 image as a PNG, quickly rather than small."""
+    return _to_png(Image.fromarray(image), compress_level=1)
+
+
+def arrays_npz(
+    labels: NDArray[np.uint8],
+    confidence: NDArray[np.uint8],
+    summary: Summary,
+    low_res: LowResProbabilities | None = None,
+) -> bytes:
+    """`labels`, `confidence` and `summary`, and the probabilities' arrays where there are any."""
+    arrays: dict[str, NDArray[Any]] = {
+        "labels": labels,
+        "confidence": confidence,
+        "summary": np.frombuffer(summary.model_dump_json().encode(), np.uint8),
+    }
+    if low_res is not None:
+        arrays |= _probability_arrays(low_res)
+    return _to_npz(arrays)
+
+
+def probabilities_npz(low_res: LowResProbabilities, manifest: Manifest) -> bytes:
+    """`probabilities`, `origin_px` and `stride_px` (y, x) in the image's pixels, and `classes`.
+
+    Cell (i, j) is of the pixels from `origin_px + (i, j) * stride_px` to one stride further.
+    """
+    names = np.array([tissue.name for tissue in manifest.classes])
+    return _to_npz({**_probability_arrays(low_res), "classes": names})
+
+
+def _probability_arrays(low_res: LowResProbabilities) -> dict[str, NDArray[Any]]:
+    return {
+        "probabilities": low_res.probabilities,
+        "origin_px": np.array(low_res.origin_px),
+        "stride_px": np.array(low_res.stride_px),
+    }
+
+
+def _to_npz(arrays: dict[str, NDArray[Any]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def _palette_image(labels: NDArray[np.uint8], manifest: Manifest) -> Image.Image:
+    indexed = Image.fromarray(labels)
+    colors = ["#000000", *(tissue.color for tissue in manifest.classes)]
+    indexed.putpalette([channel for color in colors for channel in ImageColor.getrgb(color)])
+    return indexed
+
+
+def _to_png(image: Image.Image, *, compress_level: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=compress_level)
+    return buffer.getvalue()
+
+
+def _joint_histogram(prediction: Prediction) -> NDArray[Any]:
+    """How often each label has each confidence, (256, 256) int64."""
+    labels, confidence = prediction.labels.ravel(), prediction.confidence.ravel()
+    histogram = np.zeros(256 * 256, np.int64)
+    for start in range(0, len(labels), _PIXELS_AT_ONCE):
+        part = slice(start, start + _PIXELS_AT_ONCE)
+        pairs = labels[part].astype(np.intp) * 256 + confidence[part]
+        histogram += np.bincount(pairs, minlength=len(histogram))
+    return histogram.reshape(256, 256)

@@ -1,0 +1,234 @@
+"""Ask a Triton server over gRPC (KServe v2), and have it load a model."""
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from opentelemetry import propagate
+from tritonclient import grpc as triton
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from serve.contract.errors import BackendUnavailableError, ModelChangedError
+from serve.contract.manifest import Manifest, TensorSpec
+from serve.inference.onnxruntime import first_line, in_batches
+from serve.inference.triton_shared_memory import SharedTensors, is_about_shared_memory
+from serve.settings import ModelSettings, SharedMemory
+
+_CHECK_TIMEOUT_S = 5.0
+"""Seconds to wait for Triton to say whether it is ready and what it serves."""
+
+
+class TritonBackend:
+    """Asks a Triton server over gRPC; one client serves many threads.
+
+    Args:
+        url: host:port of Triton's gRPC endpoint.
+        manifest: of the model that it is to serve.
+        timeout_s: seconds to wait for one answer.
+        shared_memory: whether to pass tensors through it; see `ModelSettings`.
+
+    Raises:
+        BackendUnavailableError: Triton is not reachable, does not serve the model, or serves
+            one with another interface than the manifest's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        manifest: Manifest,
+        *,
+        timeout_s: float = 30.0,
+        shared_memory: SharedMemory = "auto",
+    ) -> None:
+        self._url = _host_and_port(url)
+        self._manifest = manifest
+        self._timeout_s = timeout_s
+        self._client = triton.InferenceServerClient(
+            self._url,
+            channel_args=[
+                ("grpc.max_send_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
+                ("grpc.max_receive_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
+                # By default gRPC waits up to two minutes before it tries a lost server again.
+                ("grpc.initial_reconnect_backoff_ms", 200),
+                ("grpc.max_reconnect_backoff_ms", 2_000),
+                ("grpc.enable_http_proxy", 0),
+            ],
+        )
+        is_used = shared_memory == "on" or (shared_memory == "auto" and _is_loopback(self._url))
+        self._shared = SharedTensors(self._client, manifest) if is_used else None
+        try:
+            self._version = self._check_interface()
+        except BackendUnavailableError:
+            self.close()
+            raise
+
+    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """See `Backend.infer`."""
+        return in_batches(self._infer_batch, images, outputs, self._manifest)
+
+    def _infer_batch(
+        self, images: NDArray[np.uint8], outputs: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        images = np.ascontiguousarray(images)
+        answers = self._infer_shared(images, outputs)
+        if answers is not None:
+            return answers
+        tensor = triton.InferInput("image", list(images.shape), "UINT8")
+        tensor.set_data_from_numpy(images)
+        try:
+            result = self._ask(tensor, [triton.InferRequestedOutput(name) for name in outputs])
+        except InferenceServerException as error:
+            raise self._unavailable(error) from error
+        return {name: result.as_numpy(name) for name in outputs}
+
+    def _infer_shared(
+        self, images: NDArray[np.uint8], outputs: Sequence[str]
+    ) -> dict[str, NDArray[Any]] | None:
+        """Through shared memory; None where it is not used or Triton does not know the place."""
+        place = self._shared.take(len(images)) if self._shared is not None else None
+        if self._shared is None or place is None:
+            return None
+        try:
+            self._ask(place.write(images), place.requested(outputs))
+            answers = place.read(outputs)
+        except ModelChangedError:
+            place.close()
+            raise
+        except InferenceServerException as error:
+            place.close()
+            if is_about_shared_memory(error):
+                return None
+            raise self._unavailable(error) from error
+        self._shared.give_back(place)
+        return answers
+
+    def _ask(
+        self, tensor: triton.InferInput, wanted: list[triton.InferRequestedOutput]
+    ) -> triton.InferResult:
+        trace_headers: dict[str, str] = {}
+        propagate.inject(trace_headers)  # W3C traceparent, if the caller's work is traced
+        result = self._client.infer(
+            self._manifest.name,
+            [tensor],
+            outputs=wanted,
+            client_timeout=self._timeout_s,
+            headers=trace_headers,
+        )
+        if (found := result.get_response().model_version) != self._version:
+            raise self._changed(f"version {found}")
+        return result
+
+    def is_ready(self) -> bool:
+        """Whether Triton is up and has the model loaded."""
+        try:
+            return bool(
+                self._client.is_model_ready(self._manifest.name, client_timeout=_CHECK_TIMEOUT_S)
+            )
+        except InferenceServerException:
+            return False
+
+    def close(self) -> None:
+        """Close the channel."""
+        if self._shared is not None:
+            self._shared.close()
+        self._client.close()
+
+    def _check_interface(self) -> str:
+        """Compare what Triton serves with the manifest; return Triton's number of its version."""
+        try:
+            metadata = self._client.get_model_metadata(
+                self._manifest.name, client_timeout=min(self._timeout_s, _CHECK_TIMEOUT_S)
+            )
+        except InferenceServerException as error:
+            raise self._unavailable(error) from error
+        for found, expected in (
+            (_tensors(metadata.inputs), _as_triton(self._manifest.inputs)),
+            (_tensors(metadata.outputs), _as_triton(self._manifest.outputs)),
+        ):
+            if found != expected:
+                raise self._changed(str(found), str(expected))
+        return _newest(metadata.versions)
+
+    def _changed(self, found: str, expected: str | None = None) -> ModelChangedError:
+        expected = expected or f"version {self._version}, as when it was opened"
+        return ModelChangedError(
+            f"Triton at {self._url} serves another {self._manifest.name}: found {found}, the "
+            f"bundle's manifest expects {expected}. Fill Triton's model repository from this "
+            "bundle, and wait until Triton has loaded it."
+        )
+
+    def _unavailable(self, error: InferenceServerException) -> BackendUnavailableError:
+        name = self._manifest.name
+        match error.status():
+            case "StatusCode.UNAVAILABLE":
+                found = f"Triton is not reachable at {self._url}"
+                todo = "Start it, or set its gRPC address with FOCALPATH_TRITON_URL"
+            case "StatusCode.DEADLINE_EXCEEDED":
+                found = f"Triton at {self._url} did not answer within {self._timeout_s:g} s"
+                todo = "Try again, or raise FOCALPATH_TRITON_TIMEOUT_S"
+            case "StatusCode.INVALID_ARGUMENT":  # the interface was right when it was opened
+                return self._changed(first_line(error.message()))
+            case _:
+                found = f"Triton at {self._url} refused {name}: {first_line(error.message())}"
+                todo = f"Check that its model repository has {name} and its log"
+        return BackendUnavailableError(f"{found}; expected it to serve {name}. {todo}.")
+
+
+def load_on_triton(settings: ModelSettings, manifest: Manifest) -> None:
+    """Have Triton load the newest version of the model from its repository.
+
+    Raises:
+        BackendUnavailableError: Triton is not reachable, not explicit or cannot load it.
+    """
+    with triton.InferenceServerClient(_host_and_port(settings.triton_url)) as client:
+        try:
+            client.load_model(manifest.name, client_timeout=settings.triton_timeout_s)
+        except InferenceServerException as error:
+            raise BackendUnavailableError(
+                f"Triton at {settings.triton_url} did not load {manifest.name}: "
+                f"{first_line(error.message())}. Start it with --model-control-mode=explicit, and "
+                "publish the bundle into its repository."
+            ) from error
+
+
+def version_on_triton(settings: ModelSettings, manifest: Manifest) -> str | None:
+    """Triton's own number of the version that it answers with; None if it cannot be had now."""
+    with triton.InferenceServerClient(_host_and_port(settings.triton_url)) as client:
+        try:
+            metadata = client.get_model_metadata(manifest.name, client_timeout=_CHECK_TIMEOUT_S)
+        except InferenceServerException:
+            return None
+        return _newest(metadata.versions)
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _host_and_port(url: str) -> str:
+    address = url.removeprefix("grpc://")
+    host, _, port = address.rpartition(":")
+    if not host or "/" in address or not port.isdigit():
+        raise BackendUnavailableError(
+            f"{url!r} is no address of Triton's gRPC endpoint; expected host:port, "
+            "such as 127.0.0.1:8001."
+        )
+    return address
+
+
+def _newest(versions: Sequence[str]) -> str:
+    return max(versions, key=int, default="")
+
+
+def _tensors(described: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {t.name: (t.datatype, tuple(t.shape)) for t in described}
+
+
+def _as_triton(specs: Sequence[TensorSpec]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {t.name: (np_to_triton_dtype(np.dtype(t.dtype).type), t.shape) for t in specs}

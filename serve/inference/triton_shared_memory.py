@@ -1,0 +1,143 @@
+"""Tensors to and from a Triton server on this machine without sending them: system shared memory.
+
+Triton has to see this machine's /dev/shm (in a container, `--ipc=host` or a shared volume), and
+/dev/shm has to hold a tile and its answers for each tile that is asked at a time. Where it does not
+work, tensors are sent over gRPC.
+"""
+
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient import grpc as triton
+from tritonclient.utils import InferenceServerException
+from tritonclient.utils import shared_memory as shm
+
+from serve.contract.manifest import Manifest
+
+_log = logging.getLogger(__name__)
+_ERRORS = (InferenceServerException, shm.SharedMemoryException, OSError)
+_NOT_NOW = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED")
+"""Triton is away, which says nothing of its memory."""
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class SharedTensors:
+    """Places in shared memory for the tensors of requests, made when needed and used again.
+
+    Args:
+        client: registers the places with Triton; many threads use it.
+        manifest: shapes and dtypes.
+    """
+
+    def __init__(self, client: triton.InferenceServerClient, manifest: Manifest) -> None:
+        self._client = client
+        self._manifest = manifest
+        self._guard = threading.Lock()
+        self._free: dict[int, list[Place]] = {}
+        self._works = True
+
+    def take(self, num_tiles: int) -> "Place | None":
+        """A place for a batch; None where shared memory does not work."""
+        with self._guard:
+            if not self._works:
+                return None
+            free = self._free.setdefault(num_tiles, [])
+            if free:
+                return free.pop()
+        try:
+            return Place(self._client, self._manifest, num_tiles)
+        except _ERRORS as error:
+            if isinstance(error, InferenceServerException) and error.status() in _NOT_NOW:
+                return None
+            with self._guard:
+                self._works = False
+            _log.warning("tensors are sent to Triton, since it shares no memory: %s", error)
+            return None
+
+    def give_back(self, place: "Place") -> None:
+        """Keep the place for another batch of its size."""
+        with self._guard:
+            self._free[place.num_tiles].append(place)
+
+    def close(self) -> None:
+        """Free the places that are not in use."""
+        with self._guard:
+            self._works = False
+            places = [place for free in self._free.values() for place in free]
+            self._free.clear()
+        for place in places:
+            place.close()
+
+
+class Place:
+    """Shared memory for the input and the outputs of a batch of one size."""
+
+    def __init__(
+        self, client: triton.InferenceServerClient, manifest: Manifest, num_tiles: int
+    ) -> None:
+        self.num_tiles = num_tiles
+        self._client = client
+        self._name = f"focalpath-{uuid.uuid4().hex}"
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, np.dtype[Any]] = {}
+        self._offsets: dict[str, int] = {}
+        size = 0
+        for spec in (*manifest.inputs, *manifest.outputs):
+            shape, dtype = (num_tiles, *spec.shape[1:]), np.dtype(spec.dtype)
+            self._shapes[spec.name], self._dtypes[spec.name] = shape, dtype
+            self._offsets[spec.name] = size
+            size += -(-int(np.prod(shape)) * dtype.itemsize // 64) * 64  # aligned
+        self._region = shm.create_shared_memory_region(self._name, f"/{self._name}", size)
+        try:
+            with (_SHARED_MEMORY / self._name).open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # else a full one kills who writes
+            client.register_system_shared_memory(self._name, f"/{self._name}", size)
+        except (InferenceServerException, OSError):
+            shm.destroy_shared_memory_region(self._region)
+            raise
+
+    def write(self, images: NDArray[np.uint8]) -> triton.InferInput:
+        """Put the images in their place, and say where they are."""
+        shm.set_shared_memory_region(self._region, [images], offset=self._offsets["image"])
+        tensor = triton.InferInput("image", list(images.shape), "UINT8")
+        tensor.set_shared_memory(self._name, images.nbytes, self._offsets["image"])
+        return tensor
+
+    def requested(self, names: Sequence[str]) -> list[triton.InferRequestedOutput]:
+        """Where Triton is to write the outputs."""
+        wanted = []
+        for name in names:
+            output = triton.InferRequestedOutput(name)
+            nbytes = int(np.prod(self._shapes[name])) * self._dtypes[name].itemsize
+            output.set_shared_memory(self._name, nbytes, self._offsets[name])
+            wanted.append(output)
+        return wanted
+
+    def read(self, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Copies of the outputs, since the place is used again."""
+        return {
+            name: shm.get_contents_as_numpy(
+                self._region, self._dtypes[name], self._shapes[name], self._offsets[name]
+            ).copy()
+            for name in names
+        }
+
+    def close(self) -> None:
+        """Take the place back from Triton, as far as it still knows it, and free it."""
+        try:
+            self._client.unregister_system_shared_memory(self._name)
+        except InferenceServerException as error:
+            _log.debug("Triton did not give back %s: %s", self._name, error)
+        shm.destroy_shared_memory_region(self._region)
+
+
+def is_about_shared_memory(error: InferenceServerException) -> bool:
+    """Whether Triton refuses for a place it does not know, as after it was started again."""
+    return "shared memory" in str(error.message()).lower()

@@ -1,0 +1,149 @@
+"""Who may call: API keys, by name, from a file that is read again when it changes.
+
+A line of the file is `name:key` or `name:sha256:<64 hex digits>`, the latter the SHA-256 of the
+key; `#` starts a comment. A key is never logged, its name is.
+"""
+
+import hashlib
+import hmac
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve.contract.errors import SettingsError
+from serve.service.page import VIEWER_PATH
+from serve.service.telemetry import current_request
+
+OPEN_PATHS = frozenset({"/", "/favicon.ico", "/metrics", "/openapi.json"})
+"""What needs no key to be read: the page, the description and what a monitor asks for."""
+_MIN_KEY_LENGTH = 16
+_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_EXPECTED = (
+    "Expected a line `name:key`, the name of letters, digits and ._@-, the key of at least "
+    f"{_MIN_KEY_LENGTH} printable characters without a space, or `name:sha256:<64 hex digits>`."
+)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Key:
+    name: str
+    digest: bytes
+    """SHA-256 of the key: all are of one length, and a dump of the memory shows no key."""
+
+
+class ApiKeys:
+    """The keys of a file.
+
+    Raises:
+        SettingsError: the file cannot be read, has no key, or a line that is not one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp = _stamp(path)
+        self._keys = _read(path)
+
+    def name_of(self, presented: bytes) -> str | None:
+        """The name of the key, or None; takes as long for every wrong key."""
+        self._read_again_if_changed()
+        digest = hashlib.sha256(presented).digest()
+        found = None
+        for key in self._keys:  # no early end: the time must not tell which key was close
+            if hmac.compare_digest(key.digest, digest):
+                found = key.name
+        return found
+
+    def _read_again_if_changed(self) -> None:
+        stamp = _stamp(self._path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._keys = _read(self._path)
+        except SettingsError as error:
+            _log.error("the API keys stay as they were: %s", error)
+        else:
+            _log.info("read %d API keys again", len(self._keys))
+
+
+class AccessControl:
+    """ASGI middleware that lets a request through if it has a key or asks for what is open."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 401."""
+        if scope["type"] != "http" or _is_open(scope):
+            await self._app(scope, receive, send)
+            return
+        presented = _presented_key(Headers(scope=scope))
+        name = None if presented is None else self._keys.name_of(presented)
+        if name is None:
+            found = "no API key" if presented is None else "an unknown API key"
+            message = f"The request has {found}. Send `Authorization: Bearer KEY` or `X-API-Key`."
+            answer = JSONResponse({"error": message}, 401, {"WWW-Authenticate": "Bearer"})
+            await answer(scope, receive, send)
+            return
+        if (record := current_request()) is not None:
+            record.key_name = name
+        await self._app(scope, receive, send)
+
+
+def _is_open(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return scope["method"] in ("GET", "HEAD") and (
+        path in OPEN_PATHS or path.startswith(VIEWER_PATH)
+    )
+
+
+def _presented_key(headers: Headers) -> bytes | None:
+    if "x-api-key" in headers:
+        return headers["x-api-key"].encode("latin-1")
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip().encode("latin-1") if scheme.lower() == "bearer" and key.strip() else None
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _read(path: Path) -> tuple[_Key, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise SettingsError(
+            f"the API keys in {path} cannot be read: {reason}. Check api_keys_file."
+        ) from error
+    keys = tuple(
+        _parse(line.strip(), f"{path}, line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip() and not line.startswith("#")
+    )
+    if not keys:
+        raise SettingsError(f"{path} has no API key. {_EXPECTED}")
+    return keys
+
+
+def _parse(line: str, place: str) -> _Key:
+    name, _, key = line.partition(":")
+    kind, _, digest = key.partition(":")
+    if _NAME.fullmatch(name):
+        if kind == "sha256" and _DIGEST.fullmatch(digest.lower()):
+            return _Key(name, bytes.fromhex(digest))
+        if kind != "sha256" and len(key) >= _MIN_KEY_LENGTH and key.isascii() and " " not in key:
+            return _Key(name, hashlib.sha256(key.encode()).digest())
+    raise SettingsError(f"{place} is no API key. {_EXPECTED}")  # without the line: it may be one

@@ -1,0 +1,80 @@
+"""Many images in one request: a line of JSON for each, as soon as it and those before are done."""
+
+import asyncio
+import base64
+import json
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+
+from starlette.datastructures import FormData
+
+from serve.answers.formats import MEDIA_TYPES, Form
+from serve.contract.errors import FocalPathError
+from serve.service.model import Model
+from serve.service.uploads import BatchFile
+from serve.service.worker import Job, Worker, status_of
+
+_log = logging.getLogger(__name__)
+
+
+async def answer_batch(
+    files: Sequence[BatchFile],
+    form: FormData,
+    job: Job,
+    worker: Worker,
+    model: Model,
+    *,
+    ahead: int,
+) -> AsyncIterator[bytes]:
+    """The answer's lines, in the order of the files.
+
+    A file that cannot be used gets a line that says so, and the others are worked on all the same.
+
+    Args:
+        files: what to work on.
+        form: what the files are read from; closed at the end.
+        job: what is wanted of each.
+        worker: does the work.
+        model: segments.
+        ahead: files that are worked on at the same time.
+    """
+    pending: deque[asyncio.Future[bytes]] = deque()
+    try:
+        for index, file in enumerate(files):
+            if len(pending) >= ahead:
+                yield await pending.popleft()
+            pending.append(asyncio.ensure_future(_line(index, file, job, worker, model)))
+        while pending:
+            yield await pending.popleft()
+    finally:  # also when the caller has left
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        await form.close()
+
+
+async def _line(index: int, file: BatchFile, job: Job, worker: Worker, model: Model) -> bytes:
+    entry: dict[str, object] = {"index": index, "name": file.name}
+
+    def work() -> list[bytes]:
+        return worker.answer(model, file.read(), job)
+
+    try:
+        answers = await worker.run(work)
+    except FocalPathError as error:
+        entry |= {"status": status_of(error), "error": str(error)}
+    except Exception:  # ours, and none of the other files' business
+        _log.exception("a file of a batch failed")
+        entry |= {"status": 500, "error": "The service failed on this file. Its log says more."}
+    else:
+        outputs = zip(job.forms, answers, strict=True)
+        entry |= {"status": 200, "outputs": {form: _as_json(form, one) for form, one in outputs}}
+    return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _as_json(form: Form, answer: bytes) -> object:
+    """JSON as it is, anything else in base64."""
+    if MEDIA_TYPES[form].endswith("json"):
+        return json.loads(answer)
+    return base64.b64encode(answer).decode()

@@ -1,0 +1,239 @@
+"""What every request passes on its way to the endpoints: id, log, metrics, origin, key, limits.
+
+Order: `RequestLog` sees all answers, also those of the others; CORS answers a browser's question
+before it sends a key; who has no key takes no place among the waiting.
+"""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Collection
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from opentelemetry import propagate, trace
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.service.access import AccessControl, ApiKeys
+from serve.service.telemetry import RequestRecord, Telemetry, request_context
+from serve.settings import ServeSettings
+
+REQUEST_ID_HEADER = "X-Request-ID"
+CLIENT_CLOSED_REQUEST = 499
+"""The status, for log and metrics only, of a request whose caller left before the answer."""
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_log = logging.getLogger("serve.access_log")
+
+
+def build_gateway(app: Starlette, settings: ServeSettings, telemetry: Telemetry) -> Starlette:
+    """The application that stands before the endpoints.
+
+    Raises:
+        SettingsError: the file of API keys cannot be used.
+    """
+    middleware = [Middleware(RequestLog, telemetry=telemetry, paths=_paths(app))]
+    if settings.allowed_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.allowed_origins,
+                allow_methods=("GET", "POST"),
+                allow_headers=("Authorization", "X-API-Key", REQUEST_ID_HEADER, "traceparent"),
+                expose_headers=(REQUEST_ID_HEADER,),
+            )
+        )
+    if settings.api_keys_file is not None:
+        middleware.append(Middleware(AccessControl, keys=ApiKeys(settings.api_keys_file)))
+    middleware.append(
+        Middleware(Limits, max_requests=settings.max_waiting, timeout_s=settings.request_timeout_s)
+    )
+    return Starlette(
+        routes=[Mount("/", app)],
+        middleware=middleware,
+        lifespan=_lifespan_of(app),
+    )
+
+
+def _lifespan_of(app: Starlette) -> Callable[[Starlette], AbstractAsyncContextManager[Any]]:
+    return lambda _: app.router.lifespan_context(app)
+
+
+class RequestLog:
+    """ASGI middleware that gives each request an id, a span, a line in the log and its metrics."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, paths: Collection[str]) -> None:
+        self._app = app
+        self._telemetry = telemetry
+        self._paths = frozenset(paths)
+        self._tracer = trace.get_tracer(__name__)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and record what becomes of it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        record = RequestRecord(_request_id(headers))
+        endpoint = self._endpoint(scope["path"])
+        status = CLIENT_CLOSED_REQUEST
+        start = time.perf_counter()
+
+        async def recorded(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = record.request_id
+            await send(message)
+
+        with (
+            request_context(record),
+            self._tracer.start_as_current_span(
+                f"{scope['method']} {endpoint}",
+                context=propagate.extract(headers),
+                kind=trace.SpanKind.SERVER,
+            ) as span,
+            self._telemetry.in_progress(),
+        ):
+            try:
+                await self._app(scope, receive, recorded)
+            finally:
+                seconds = time.perf_counter() - start
+                self._telemetry.observe_answer(endpoint, status, seconds)
+                span.set_attributes(_attributes(scope, endpoint, status, record))
+                if endpoint != "/metrics":
+                    _write_line(scope, status, seconds, record)
+
+    def _endpoint(self, path: str) -> str:
+        """The path as a label: one of a known few, since a caller can make up any number."""
+        if path in self._paths:
+            return path
+        folder = f"/{path.split('/')[1]}/"
+        return folder if folder in self._paths else "other"
+
+
+class _Caller:
+    """Whoever sent a request, and may leave before the answer."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._body_read = asyncio.Event()
+
+    async def receive(self) -> Message:
+        """The next part of the body."""
+        message = await self._receive()
+        if not message.get("more_body", False):
+            self._body_read.set()
+        return message
+
+    async def leaves(self) -> None:
+        """Returns when the caller has left; looks only once nobody waits for the body."""
+        await self._body_read.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+class Limits:
+    """ASGI middleware that answers 429 when too many wait and 504 to what takes too long.
+
+    The place of a caller who has left is free at once, and what of the work has not begun is left.
+    Reading (GET, HEAD) is not counted: it takes no place of an image.
+    """
+
+    def __init__(self, app: ASGIApp, max_requests: int, timeout_s: float) -> None:
+        self._app = app
+        self._max_requests = max_requests
+        self._timeout_s = timeout_s
+        self._requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on within the limits."""
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        if self._requests >= self._max_requests:
+            message = f"{self._max_requests} requests are waiting already. Try again later."
+            await JSONResponse({"error": message}, 429, {"Retry-After": "1"})(scope, receive, send)
+            return
+        self._requests += 1
+        try:
+            await self._within_time(scope, receive, send)
+        finally:
+            self._requests -= 1
+
+    async def _within_time(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit = asyncio.timeout(self._timeout_s)
+        started = has_left = False
+        caller = _Caller(receive)
+
+        async def watch() -> None:
+            nonlocal has_left
+            await caller.leaves()
+            if not started:
+                has_left = True
+                limit.reschedule(0)
+
+        async def first_ends_the_limit(message: Message) -> None:
+            nonlocal started
+            if not started:
+                started = True
+                limit.reschedule(None)  # an answer that has begun cannot become an error
+            await send(message)
+
+        watching = asyncio.create_task(watch())
+        try:
+            async with limit:
+                try:
+                    await self._app(scope, caller.receive, first_ends_the_limit)
+                finally:
+                    watching.cancel()
+        except TimeoutError:
+            if started or not limit.expired():
+                raise
+            if has_left:
+                return  # `RequestLog` says so
+            message = f"The request took longer than {self._timeout_s:g} s. Send a smaller image."
+            await JSONResponse({"error": message}, 504)(scope, receive, send)
+
+
+def _paths(app: Starlette) -> set[str]:
+    """The endpoints' paths; of one with a parameter what is before it, which ends in a slash."""
+    return {route.path.partition("{")[0] for route in app.routes if isinstance(route, Route)}
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get(REQUEST_ID_HEADER, "")
+    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _attributes(
+    scope: Scope, endpoint: str, status: int, record: RequestRecord
+) -> dict[str, str | int]:
+    return {
+        "http.request.method": scope["method"],
+        "http.route": endpoint,
+        "http.response.status_code": status,
+        "focalpath.request_id": record.request_id,
+    }
+
+
+def _write_line(scope: Scope, status: int, seconds: float, record: RequestRecord) -> None:
+    client = scope.get("client")
+    fields: dict[str, Any] = {
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": status,
+        "duration_ms": round(1000 * seconds, 1),
+        "client": client[0] if client else None,
+    }
+    if record.key_name is not None:
+        fields["key"] = record.key_name
+    fields |= {f"{stage}_ms": round(ms, 1) for stage, ms in record.stage_ms.items()}
+    _log.info("answered", extra={"fields": fields})

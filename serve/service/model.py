@@ -1,0 +1,298 @@
+"""The model behind the running service: opened, watched, and replaced without losing a request."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from serve.contract.errors import (
+    BackendUnavailableError,
+    BundleError,
+    FocalPathError,
+    ModelChangedError,
+)
+from serve.contract.manifest import MANIFEST_FILE, Manifest, read_bundle
+from serve.inference.segmenter import Segmenter, open_segmenter
+from serve.inference.triton import load_on_triton, version_on_triton
+from serve.service.telemetry import ObservedBackend, Telemetry
+from serve.settings import ServeSettings
+
+_RETRY_AFTER_S = 1.0
+"""For so long after a failure to open the model, requests get the same error at once."""
+_ATTEMPTS = 5
+"""How often a request is worked on while Triton changes the model."""
+_PAUSE_S = 0.2
+"""Between two attempts: Triton answers with the old and the new version for a moment."""
+_STOPPING = "The service is being stopped. Try again."
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_Stamp = tuple[tuple[str, int, int, int], ...]
+
+
+@dataclass
+class _Opened:
+    """A segmenter that is open, and who uses it."""
+
+    segmenter: Segmenter
+    stamp: _Stamp | None
+    """The bundle's files as they were when it was opened."""
+    triton_version: str | None
+    """Triton's own number of the version, where it is asked."""
+    users: int = 0
+    is_retired: bool = False
+
+
+class Model:
+    """The segmenter of a bundle, the newest that works; many threads may use it at once."""
+
+    def __init__(self, settings: ServeSettings, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._telemetry = telemetry
+        self._opening = threading.Lock()
+        """Held by the one thread that reads the bundle and opens or replaces the segmenter."""
+        self._guard = threading.Lock()
+        """Held for moments, to see or change what follows."""
+        self._current: _Opened | None = None
+        self._closed = False
+        self._checked: tuple[_Stamp | None, Manifest] | None = None
+        self._failure: tuple[float, FocalPathError] | None = None
+        self._refused: _Stamp | None = None
+        self._obstacle = ""
+
+    def manifest(self) -> Manifest:
+        """The manifest of the model that answers, or of the bundle while none does.
+
+        Raises:
+            BundleError: the bundle is missing or damaged.
+        """
+        with self._guard:
+            if self._current is not None:
+                return self._current.segmenter.manifest
+        with self._opening:
+            return self._read_bundle(_stamp(self._settings.bundle))
+
+    def run(self, work: Callable[[Segmenter], T]) -> T:
+        """Do `work` with the open segmenter; waits while it is being opened.
+
+        What the work began with stays open until it ends. Where Triton changes the model meanwhile,
+        the work is done again with the new one.
+
+        Raises:
+            FocalPathError: it cannot be opened now, or the work raises it.
+        """
+        for attempt in range(_ATTEMPTS):
+            opened = self._acquire()
+            try:
+                return work(opened.segmenter)
+            except ModelChangedError as error:
+                changed = error
+            finally:
+                self._release(opened)
+            if attempt:
+                time.sleep(_PAUSE_S)
+            try:
+                self._replace(opened)
+            except ModelChangedError as error:  # Triton is between the two, or not from this bundle
+                changed = error
+        raise changed
+
+    def is_ready(self) -> bool:
+        """Whether a request would be answered now; tries to open what is not open."""
+        return self.why_not_ready() is None
+
+    def why_not_ready(self) -> str | None:
+        """Why a request would not be answered now; None where it would."""
+        if self._current is None and self._opening.locked():
+            return "The model is being opened."
+        try:
+            opened = self._acquire()
+        except FocalPathError as error:
+            _log.warning("not ready: %s", error)
+            return str(error)
+        try:
+            return None if opened.segmenter.is_ready() else "The backend does not answer."
+        finally:
+            self._release(opened)
+
+    def open_in_background(self) -> None:
+        """Start to open the segmenter, and to watch the bundle, without waiting for either."""
+        threading.Thread(target=self._watch, name="model", daemon=True).start()
+
+    def look_for_update(self) -> None:
+        """Replace the segmenter if the bundle is a new one that works; keep it otherwise."""
+        stamp, current = _stamp(self._settings.bundle), self._current
+        if current is None or stamp is None or stamp in (current.stamp, self._refused):
+            return
+        try:
+            self._replace(current)
+        except BundleError as error:
+            self._refused = stamp  # as it is now, it need not be tried again
+            self._telemetry.model_refused()
+            _log.error("the new bundle is refused, the model before it answers on: %s", error)
+        except BackendUnavailableError as error:
+            if self._obstacle != str(error):  # it is tried again at each look, and told once
+                self._obstacle = str(error)
+                _log.warning("the new bundle has to wait: %s", error)
+
+    def close(self) -> None:
+        """Close the segmenter, as soon as nobody uses it; nothing is answered after."""
+        with self._guard:
+            self._closed = True
+            opened, self._current = self._current, None
+            if opened is None:
+                return
+            opened.is_retired = True
+            is_unused = opened.users == 0
+        if is_unused:
+            opened.segmenter.close()
+
+    def _watch(self) -> None:
+        self.is_ready()
+        while self._settings.bundle_poll_s > 0 and not self._closed:
+            time.sleep(self._settings.bundle_poll_s)
+            self.look_for_update()
+
+    def _acquire(self) -> _Opened:
+        while True:
+            with self._guard:
+                if self._closed:
+                    raise BackendUnavailableError(_STOPPING)
+                if self._current is not None:
+                    self._current.users += 1
+                    return self._current
+            self._open_first()
+
+    def _release(self, opened: _Opened) -> None:
+        with self._guard:
+            opened.users -= 1
+            is_unused = opened.is_retired and opened.users == 0
+        if is_unused:
+            opened.segmenter.close()
+
+    def _open_first(self) -> None:
+        with self._opening:
+            if self._current is not None:
+                return
+            if self._failure and time.monotonic() - self._failure[0] < _RETRY_AFTER_S:
+                raise type(self._failure[1])(str(self._failure[1]))
+            try:
+                opened = self._open()
+            except FocalPathError as error:
+                self._failure = (time.monotonic(), error)
+                raise
+            self._failure = None
+            self._install(opened)
+
+    def _replace(self, old: _Opened) -> None:
+        """Open the bundle again and put it in the place of `old`, unless another thread has."""
+        with self._opening:
+            if self._current is not old:
+                return
+            opened = self._open(old)
+            self._install(opened)
+            old.is_retired = True
+            is_unused = old.users == 0
+        if is_unused:
+            old.segmenter.close()
+
+    def _install(self, opened: _Opened) -> None:
+        with self._guard:
+            is_late = self._closed
+            if not is_late:
+                before, self._current = self._current, opened
+        if is_late:
+            opened.segmenter.close()
+            raise BackendUnavailableError(_STOPPING)
+        manifest = opened.segmenter.manifest
+        _log.info("%s %s answers", manifest.name, manifest.version)
+        self._telemetry.model_serves(
+            manifest, self._settings.backend, before.segmenter.manifest if before else None
+        )
+
+    def _open(self, old: _Opened | None = None) -> _Opened:
+        for _ in range(_ATTEMPTS):
+            opened = self._open_once(old)
+            if opened.stamp == _stamp(self._settings.bundle):
+                return opened
+            opened.segmenter.close()  # its files may be of two bundles
+        raise BackendUnavailableError(
+            f"{self._settings.bundle} changes again and again. Replace a bundle as a whole."
+        )
+
+    def _open_once(self, old: _Opened | None) -> _Opened:
+        stamp = _stamp(self._settings.bundle)
+        manifest = self._read_bundle(stamp)
+        triton_version = self._check_triton(manifest, old)
+        segmenter = open_segmenter(
+            self._settings,
+            manifest,
+            observe=lambda backend: ObservedBackend(backend, self._telemetry),
+            observe_wait=self._telemetry.observe_batch_wait,
+        )
+        try:
+            check_warm_up(segmenter, self._settings.bundle)
+        except FocalPathError:
+            segmenter.close()
+            raise
+        return _Opened(segmenter, stamp, triton_version)
+
+    def _check_triton(self, manifest: Manifest, old: _Opened | None) -> str | None:
+        """Have Triton load the model, where it is told to, and see that it is not the old one."""
+        if self._settings.backend != "triton":
+            return None
+        if self._settings.triton_load:
+            load_on_triton(self._settings, manifest)
+        version = version_on_triton(self._settings, manifest)
+        # Another model gets another version in Triton's repository, the same one does not.
+        is_new = old is not None and manifest.artefacts != old.segmenter.manifest.artefacts
+        if old is not None and is_new and version == old.triton_version:
+            raise ModelChangedError(
+                f"Triton still serves version {version}, of the bundle before; expected another "
+                f"for {manifest.version}. Publish the bundle and wait until Triton has loaded it."
+            )
+        return version
+
+    def _read_bundle(self, stamp: _Stamp | None) -> Manifest:
+        if self._checked is None or stamp is None or self._checked[0] != stamp:
+            # Checks the files' SHA-256, so once only for the same files.
+            self._checked = (stamp, read_bundle(self._settings.bundle))
+        return self._checked[1]
+
+
+def check_warm_up(segmenter: Segmenter, bundle: Path) -> None:
+    """Segment the bundle's warm-up image, if it has one, and compare with the labels at export.
+
+    Raises:
+        BundleError: too few labels agree.
+    """
+    expected = segmenter.manifest.warm_up
+    if expected is None:
+        return
+    with np.load(bundle / expected.file, allow_pickle=False) as arrays:
+        image, labels = arrays["image"], arrays["labels"]
+    found = segmenter.segment(image).labels
+    agreement = float(np.mean(found == labels)) if found.shape == labels.shape else 0.0
+    if agreement < expected.min_agreement:
+        raise BundleError(
+            f"{bundle / expected.file}: {agreement:.1%} of the warm-up image's labels are those of "
+            f"the export, expected at least {expected.min_agreement:.1%}. Check that the runtime "
+            "and its precision suit this machine, and export again."
+        )
+
+
+def _stamp(bundle: Path) -> _Stamp | None:
+    """What changes whenever a file of the bundle does; None while there is no whole bundle."""
+    try:
+        files = [(entry.name, entry.stat()) for entry in os.scandir(bundle)]
+    except OSError:  # it is being replaced
+        return None
+    if all(name != MANIFEST_FILE for name, _ in files):
+        return None
+    return tuple(sorted((n, s.st_ino, s.st_mtime_ns, s.st_size) for n, s in files))

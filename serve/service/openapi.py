@@ -1,0 +1,285 @@
+"""The words of the OpenAPI document: options with their bounds, bodies, answers, errors."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Query
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from serve.answers.documents import DOCUMENTS
+from serve.answers.formats import LARGEST
+from serve.contract.manifest import Artefact, Manifest, Parity, TissueClass, interface
+from serve.images.decode import MAX_MPP, MIN_MPP
+from serve.service.access import OPEN_PATHS
+
+Responses = dict[int | str, dict[str, Any]]
+
+Mpp = Annotated[
+    float | None,
+    Query(
+        ge=MIN_MPP,
+        le=MAX_MPP,
+        description="um per pixel of the image; before the file's own, which is before the model's",
+        examples=[0.25],
+    ),
+]
+Alpha = Annotated[
+    float,
+    Query(
+        ge=0,
+        le=LARGEST["alpha"],
+        description="0 shows the image only, 1 the colours only",
+        examples=[0.4],
+    ),
+]
+Classes = Annotated[
+    list[str],
+    Query(
+        default_factory=list,
+        description="names of the classes to show; by default all",
+        examples=[["Tumor", "Stroma"]],
+    ),
+]
+SimplifyPx = Annotated[
+    float,
+    Query(
+        ge=0,
+        le=LARGEST["simplify_px"],
+        description="simplify outlines by about so many pixels; 0: exact",
+        examples=[1.5],
+    ),
+]
+MinAreaPx = Annotated[
+    int,
+    Query(
+        ge=0,
+        le=LARGEST["min_area_px"],
+        description="leave out regions of fewer pixels",
+        examples=[64],
+    ),
+]
+WithProbabilities = Annotated[
+    bool,
+    Query(
+        description="also the probabilities of all classes, as /probabilities has them",
+        examples=[True],
+    ),
+]
+BatchOutput = Literal["json", "labels", "confidence", "overlay", "geojson", "dsa"]
+Outputs = Annotated[
+    list[BatchOutput],
+    Query(
+        default_factory=lambda: ["json"],
+        description="what to answer for each file; pictures are in base64",
+        examples=[["json", "geojson"]],
+    ),
+]
+
+
+class ErrorAnswer(BaseModel):
+    """What every error is answered with."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"error": "The file is empty. Send one PNG, ..."}]}
+    )
+
+    error: str
+
+
+def _form_body(
+    field: str, description: str, *content_types: str, several: bool = False
+) -> dict[str, Any]:
+    """A multipart body, which `serve.service.uploads` reads and FastAPI does not see."""
+    file = {"type": "string", "format": "binary", "description": description}
+    mpp = {
+        "type": "number",
+        "minimum": MIN_MPP,
+        "maximum": MAX_MPP,
+        "description": "um per pixel",
+        "examples": [0.25],
+    }
+    schema = {
+        "type": "object",
+        "required": [field],
+        "additionalProperties": False,
+        "properties": {
+            field: {"type": "array", "items": file, "minItems": 1} if several else file,
+            "mpp": mpp,
+        },
+    }
+    encoding = {field: {"contentType": ", ".join(content_types)}}
+    content = {"multipart/form-data": {"schema": schema, "encoding": encoding}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+_IMAGE_TYPES = ("image/png", "image/jpeg", "image/tiff", "image/webp")
+IMAGE_BODY = _form_body(
+    "image", "an image with 8 bits a channel, known by its content alone", *_IMAGE_TYPES
+)
+BATCH_BODY = _form_body(
+    "images", "an image, or a zip of images", *_IMAGE_TYPES, "application/zip", several=True
+)
+
+_SCHEMAS, _DEFINITIONS = TypeAdapter.json_schemas(
+    [(name, "serialization", adapter) for name, adapter in DOCUMENTS.items()],
+    ref_template="#/components/schemas/{model}",
+)
+
+
+def binary_answer(media_type: str, description: str = "OK") -> Responses:
+    """A picture or arrays."""
+    return _answer(media_type, {"type": "string", "format": "binary"}, description)
+
+
+def json_answer(media_type: str, document: str) -> Responses:
+    """One of `serve.answers.documents`."""
+    return _answer(media_type, _SCHEMAS[document, "serialization"])
+
+
+def text_answer(media_type: str, example: str, description: str = "OK") -> Responses:
+    """Lines of text."""
+    return _answer(media_type, {"type": "string", "examples": [example]}, description)
+
+
+def _answer(media_type: str, schema: dict[str, Any], description: str = "OK") -> Responses:
+    return {200: {"description": description, "content": {media_type: {"schema": schema}}}}
+
+
+LINES = text_answer(
+    "application/x-ndjson",
+    "".join(json.dumps(line) + "\n" for line in _SCHEMAS["BatchLine", "serialization"]["examples"]),
+    "For each file a line of JSON, a `BatchLine`.",
+)
+_MANIFEST_EXAMPLE = Manifest(
+    name="segmenter",
+    version="1.0.0",
+    classes=(
+        TissueClass(name="Tumor", color="#d62728"),
+        TissueClass(name="Stroma", color="#2ca02c"),
+    ),
+    mpp=0.5,
+    tile_size_px=1024,
+    max_batch_size=4,
+    opset=20,
+    inputs=interface(1024, 2)[0],
+    outputs=interface(1024, 2)[1],
+    class_attention_bias=(0.0, 0.4),
+    checkpoint_sha256="0" * 64,
+    artefacts=(
+        Artefact(
+            file="model.onnx",
+            format="onnx",
+            precision="fp32",
+            sha256="0" * 64,
+            parity=Parity(num_tiles=8, label_agreement=1.0, max_logit_difference=2e-5),
+        ),
+    ),
+)
+MANIFEST: Responses = {
+    200: {
+        "model": Manifest,
+        "content": {"application/json": {"example": _MANIFEST_EXAMPLE.model_dump(mode="json")}},
+    }
+}
+
+
+def _error(description: str, example: str, **more: object) -> dict[str, Any]:
+    content = {"application/json": {"example": {"error": example}}}
+    return {"model": ErrorAnswer, "description": description, "content": content, **more}
+
+
+ERRORS: Responses = {
+    500: _error("The service failed.", "The service failed on this request. Its log says more."),
+    503: _error("The model is not available now.", "Triton at 127.0.0.1:8001 does not answer."),
+}
+UPLOAD_ERRORS: Responses = {
+    400: _error(
+        "The form, the image or an option cannot be used.",
+        "mpp is 100 um per pixel, expected 0.05 to 20. Leave it out if it is not known.",
+    ),
+    408: _error(
+        "The upload stopped arriving.",
+        "No more of the upload has arrived for 30 s. Send it again.",
+    ),
+    413: _error(
+        "The upload, or the image in it, is over a limit.",
+        "The image is 20000 x 20000: 400000000 pixels, at most 64000000 are accepted. Crop it.",
+    ),
+    429: _error(
+        "Too many requests are waiting.",
+        "32 requests are waiting already. Try again later.",
+        headers={
+            "Retry-After": {
+                "description": "seconds to wait",
+                "required": True,
+                "schema": {"type": "integer", "examples": [1]},
+            }
+        },
+    ),
+    **ERRORS,
+    504: _error(
+        "The request took too long.",
+        "The request took longer than 300 s. Send a smaller image.",
+    ),
+}
+KEY_ERRORS: Responses = {
+    401: _error(
+        "The key is missing or unknown; only where the service has keys.",
+        "The request has no API key. Send `Authorization: Bearer KEY` or `X-API-Key`.",
+        headers={
+            "WWW-Authenticate": {"required": True, "schema": {"type": "string", "const": "Bearer"}}
+        },
+    )
+}
+
+_REQUEST_ID = {
+    "description": "the request's own `X-Request-ID`, or a new one; the log has it too",
+    "required": True,
+    "schema": {"type": "string", "examples": ["0f2d8c6b7e3a4d5f9b1c2a3e4d5f6a7b"]},
+}
+
+
+def _system_endpoint(description: str, responses: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {"get": {"description": description, "responses": responses}}
+
+
+def _text(description: str, example: str) -> dict[str, Any]:
+    schema = {"type": "string", "examples": [example]}
+    return {"description": description, "content": {"text/plain": {"schema": schema}}}
+
+
+HEALTH_PATHS = {
+    "/livez": _system_endpoint("Whether the process is alive.", {"200": _text("It is.", "\n")}),
+    "/readyz": _system_endpoint(
+        "Whether a request would be answered now: the bundle's checksums are right, the model is "
+        "loaded and gave the warm-up image the labels that it had at export.",
+        {"200": _text("It would.", "\n"), "503": _text("Why not.", "The model is being opened.")},
+    ),
+}
+"""BentoML's, which come before ours and do not pass `serve.service.gateway`."""
+
+
+class DescribedApp(FastAPI):
+    """FastAPI, whose description has what it does not know of itself."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        if self.openapi_schema:
+            return self.openapi_schema
+        document = super().openapi()
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)  # a 400 here
+                if path in OPEN_PATHS:
+                    operation.pop("security", None)
+                for response in operation["responses"].values():
+                    reference = {"$ref": "#/components/headers/RequestId"}
+                    response.setdefault("headers", {})["X-Request-ID"] = reference
+        components = document["components"]
+        components["headers"] = {"RequestId": _REQUEST_ID}
+        for name in ("HTTPValidationError", "ValidationError"):
+            components["schemas"].pop(name, None)
+        line = {"BatchLine": _SCHEMAS["BatchLine", "serialization"]}
+        components["schemas"] = {**_DEFINITIONS["$defs"], **line, **components["schemas"]}
+        document["paths"] |= HEALTH_PATHS
+        return document

@@ -1,0 +1,297 @@
+"""What the service tells of itself while it runs: metrics for Prometheus, traces, request records.
+
+Metrics are prometheus_client's. BentoML's workers run it in multiprocess mode (it sets
+PROMETHEUS_MULTIPROC_DIR before they start): each writes its own files, and whichever answers
+`/metrics` adds them up. Traces are OpenTelemetry's; without an exporter they cost next to nothing,
+and a caller's `traceparent` still goes on to Triton.
+"""
+
+import importlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+from serve.contract.errors import SettingsError
+from serve.contract.manifest import Manifest
+from serve.inference.onnxruntime import Backend
+from serve.inference.summary import Summary
+from serve.settings import ServeSettings
+
+Stage = Literal["queue", "decode", "segment", "batch", "infer", "encode"]
+"""What an answer's time goes to: `queue`, waiting for a thread; `decode`, reading the image;
+`segment`, all from pixels to labels, of which `batch`, a tile's waiting for others, and `infer`, a
+batch in the model; `encode`, writing the answer."""
+METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+SERVICE_NAME = "focalpath"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_FLUSH_TIMEOUT_MS = 5_000
+_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1)
+_REASONS = {
+    400: "bad_request",
+    401: "no_key",
+    404: "not_found",
+    405: "method",
+    408: "slow",
+    413: "too_large",
+    415: "media_type",
+    422: "bad_request",
+    429: "busy",
+    503: "unavailable",
+    504: "timeout",
+}
+"""Why a request was refused, by the status of its answer."""
+
+
+@dataclass
+class RequestRecord:
+    """What is known of a request while it is worked on; ends in the access log."""
+
+    request_id: str
+    key_name: str | None = None
+    stage_ms: dict[str, float] = field(default_factory=dict)
+
+
+_current_request: ContextVar[RequestRecord | None] = ContextVar("current_request", default=None)
+
+
+def current_request() -> RequestRecord | None:
+    """The request that this thread or task works on."""
+    return _current_request.get()
+
+
+@contextmanager
+def request_context(record: RequestRecord) -> Iterator[None]:
+    """Make `record` the current request."""
+    token = _current_request.set(record)
+    try:
+        yield
+    finally:
+        _current_request.reset(token)
+
+
+class Telemetry:
+    """The service's metrics, and the timers that fill them."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._tracer = trace.get_tracer(SERVICE_NAME)
+        self._add_request_metrics(self._registry)
+        self._add_model_metrics(self._registry)
+
+    def _add_request_metrics(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "focalpath_requests", "Answered requests.", ["endpoint", "status"], registry=registry
+        )
+        self._rejections = Counter(
+            "focalpath_rejections", "Refused requests.", ["reason"], registry=registry
+        )
+        self._request_seconds = Histogram(
+            "focalpath_request_seconds",
+            "Seconds from a request's header to the end of its answer.",
+            ["endpoint"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._stage_seconds = Histogram(
+            "focalpath_stage_seconds",
+            "Seconds of an answer's stages; batch is a tile's waiting, infer a batch's time.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._in_progress = Gauge(
+            "focalpath_requests_in_progress",
+            "Requests at work or waiting.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+
+    def _add_model_metrics(self, registry: CollectorRegistry) -> None:
+        self._batch_size = Histogram(
+            "focalpath_batch_size",
+            "Tiles that the model got at once.",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=registry,
+        )
+        self._class_pixels = Counter(
+            "focalpath_class_pixels", "Pixels by their label.", ["class"], registry=registry
+        )
+        self._low_confidence = Histogram(
+            "focalpath_low_confidence_share",
+            "Share of an image's pixels whose label has a probability below 0.5.",
+            buckets=_SHARES,
+            registry=registry,
+        )
+        self._model_info = Gauge(
+            "focalpath_model_info",
+            "1 for the model that answers, 0 for one that did.",
+            ["name", "version", "backend"],
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        self._model_changes = Counter(
+            "focalpath_model_changes",
+            "New versions of the model, by what became of them in each worker.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("swapped", "refused"):  # from the start, else the first is no increase
+            self._model_changes.labels(outcome)
+
+    @contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        """Time what is inside: as a metric and, of a request, as a span and for the access log."""
+        start = time.perf_counter()
+        # A batch of several requests is in no one's trace.
+        is_request = current_request() is not None
+        try:
+            with self._tracer.start_as_current_span(name) if is_request else nullcontext():
+                yield
+        finally:
+            self.observe_stage(name, time.perf_counter() - start)
+
+    def observe_stage(self, name: Stage, seconds: float) -> None:
+        """Count a stage that was timed elsewhere."""
+        self._stage_seconds.labels(name).observe(seconds)
+        if (record := current_request()) is not None:
+            record.stage_ms[name] = record.stage_ms.get(name, 0.0) + 1000 * seconds
+
+    def observe_batch_wait(self, seconds: float) -> None:
+        """Count how long a tile waited for its batch; a request's tiles wait side by side."""
+        self._stage_seconds.labels("batch").observe(seconds)
+
+    def observe_batch(self, size: int) -> None:
+        """Count a batch of the model."""
+        self._batch_size.observe(size)
+
+    def observe_summary(self, summary: Summary) -> None:
+        """Count what the model found in an image."""
+        for row in summary.classes:
+            self._class_pixels.labels(row.name).inc(row.pixel_count)
+        self._low_confidence.observe(summary.low_confidence_share)
+
+    def observe_answer(self, endpoint: str, status: int, seconds: float) -> None:
+        """Count an answered request."""
+        self._requests.labels(endpoint, str(status)).inc()
+        self._request_seconds.labels(endpoint).observe(seconds)
+        if status >= 400:
+            self._rejections.labels(_REASONS.get(status, "error")).inc()
+
+    @contextmanager
+    def in_progress(self) -> Iterator[None]:
+        """Count a request as in progress while inside."""
+        with self._in_progress.track_inprogress():
+            yield
+
+    def model_serves(self, manifest: Manifest, backend: str, before: Manifest | None) -> None:
+        """Say which model answers from now on, and which did."""
+        if before is not None:
+            self._model_info.labels(before.name, before.version, backend).set(0)
+            self._model_changes.labels("swapped").inc()
+        self._model_info.labels(manifest.name, manifest.version, backend).set(1)
+
+    def model_refused(self) -> None:
+        """Count a new version that cannot be served."""
+        self._model_changes.labels("refused").inc()
+
+    def render(self) -> bytes:
+        """All metrics of all workers, in Prometheus' text format."""
+        if METRICS_FOLDER_VARIABLE not in os.environ:
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+
+class ObservedBackend:
+    """A backend whose batches are counted and timed."""
+
+    def __init__(self, backend: Backend, telemetry: Telemetry) -> None:
+        self._backend = backend
+        self._telemetry = telemetry
+
+    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """See `Backend.infer`."""
+        self._telemetry.observe_batch(len(images))
+        with self._telemetry.stage("infer"):
+            return self._backend.infer(images, outputs)
+
+    def is_ready(self) -> bool:
+        """See `Backend.is_ready`."""
+        return self._backend.is_ready()
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._backend.close()
+
+
+def flush_traces() -> None:
+    """Send the spans of this process that have not been sent yet."""
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        provider.force_flush(_FLUSH_TIMEOUT_MS)
+
+
+def forget_dead_workers() -> None:
+    """Take workers that ended out of the gauges; a worker calls it when it starts."""
+    folder = Path(os.environ.get(METRICS_FOLDER_VARIABLE, os.devnull))
+    for file in folder.glob("gauge_live*_*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        if not Path(f"/proc/{pid}").exists():
+            multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+
+
+def check_tracing(settings: ServeSettings) -> None:
+    """Raise SettingsError if the settings want traces and the exporter is not installed."""
+    if settings.otlp_endpoint and not _has_exporter():
+        raise SettingsError(
+            "otlp_endpoint is set, but the exporter of traces is not installed. Install it with "
+            "`pip install 'focalpath[tracing]'`, or set no address."
+        )
+
+
+def configure_tracing(settings: ServeSettings) -> None:
+    """Send this process's spans to where the settings say, if they do.
+
+    Raises:
+        SettingsError: an address is set but the exporter is not installed.
+    """
+    check_tracing(settings)
+    if not settings.otlp_endpoint:
+        return
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    # The rest is OpenTelemetry's own: OTEL_TRACES_SAMPLER, OTEL_RESOURCE_ATTRIBUTES and so on.
+    provider = TracerProvider(resource=Resource.create({"service.name": SERVICE_NAME}))
+    provider.add_span_processor(
+        BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.otlp_endpoint))
+    )
+    trace.set_tracer_provider(provider)
+
+
+def _has_exporter() -> bool:
+    try:
+        importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    except ModuleNotFoundError:
+        return False
+    return True

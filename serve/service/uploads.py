@@ -1,0 +1,313 @@
+"""What a request brings: multipart forms, read strictly and within limits, and zips of images.
+
+Nothing that a caller names is ever opened: a name is only repeated in the answer, and an address
+in a field is text in the wrong place.
+"""
+
+import asyncio
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Any
+
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.contract.errors import FocalPathError, ImageError, ImageTooLargeError, OptionError
+from serve.images.decode import check_mpp
+from serve.settings import MEBIBYTE
+
+BATCH_PATH = "/batch"
+_FORM_OVERHEAD_BYTES = MEBIBYTE
+"""What a multipart body may have around its files."""
+MAX_PAUSE_S = 30.0
+"""Seconds that a body may keep the service waiting for its next part."""
+_MAX_FORM_FIELDS = 8
+_ZIP_START = b"PK"
+_ZIP_ENTRY_BYTES = 4096
+"""Of a zip's directory for each file that a batch may have: bounds the memory that it takes."""
+_ZIP_DIRECTORY_SIZE = 5
+"""Where the directory's size is in what zipfile reads at a zip's end."""
+_SPOOLED_ABOVE_BYTES = 64 * 1024
+"""Files of a batch above this are kept on disk until they are read."""
+_CLUTTER = frozenset({"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"})
+"""Names that Finder and Explorer leave in folders, and so in zips of them."""
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,  # a compression that Python lacks
+    RuntimeError,  # a password
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+)
+"""What zipfile raises on broken or unusual archives."""
+_PATH_TRICK = re.compile(r"(^|/)\.\.(/|$)|^/|^[A-Za-z]:|\\|[\x00-\x1f\x7f]")
+
+
+def error_response(message: str, status: int) -> JSONResponse:
+    """An error as every endpoint answers it."""
+    return JSONResponse({"error": message}, status)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The largest upload of an endpoint."""
+
+    mib: int
+    advice: str
+    """What to do with a larger one."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Of the whole body."""
+        return self.mib * MEBIBYTE + _FORM_OVERHEAD_BYTES
+
+    def refusal(self) -> HTTPException:
+        """The answer to a larger one."""
+        return HTTPException(
+            413, f"The upload is larger than the {self.mib} MiB that are accepted. {self.advice}"
+        )
+
+
+class BodyLimit:
+    """ASGI middleware that refuses a body over the limit, by its header and by its actual bytes.
+
+    One that stops arriving is refused too: it would keep its place among the waiting.
+
+    Args:
+        app: what it stands before.
+        image: the limit of an upload.
+        batch: the limit of an upload to `BATCH_PATH`.
+        max_pause_s: how long a body may stop.
+    """
+
+    def __init__(
+        self, app: ASGIApp, image: Limit, batch: Limit, max_pause_s: float = MAX_PAUSE_S
+    ) -> None:
+        self._app = app
+        self._image = image
+        self._batch = batch
+        self._max_pause_s = max_pause_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on while it is within the limit."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = self._batch if scope["path"] == BATCH_PATH else self._image
+        received = 0
+        is_complete = False
+
+        async def counted() -> Message:
+            nonlocal received, is_complete
+            try:
+                async with asyncio.timeout(None if is_complete else self._max_pause_s):
+                    message = await receive()
+            except TimeoutError:
+                raise self._too_slow() from None
+            is_complete = not message.get("more_body", False)
+            received += len(message.get("body", b""))
+            if received > limit.max_bytes:
+                raise limit.refusal()
+            return message
+
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > limit.max_bytes:
+            refusal = limit.refusal()
+            await error_response(refusal.detail, refusal.status_code)(scope, receive, send)
+            return
+        await self._app(scope, counted, send)
+
+    def _too_slow(self) -> HTTPException:
+        return HTTPException(
+            408, f"No more of the upload has arrived for {self._max_pause_s:g} s. Send it again."
+        )
+
+
+class _MemoryParser(MultiPartParser):
+    """Keeps a file in memory, where it is needed at once: on disk each piece costs a thread."""
+
+    spool_max_size = sys.maxsize
+
+
+class _DiskParser(MultiPartParser):
+    """Keeps the files of a batch on disk: it is larger than what may be in memory."""
+
+    spool_max_size = _SPOOLED_ABOVE_BYTES
+
+
+async def read_form(request: Request, field: str, *, max_files: int = 1) -> FormData:
+    """Read a multipart form; close it when its files have been read.
+
+    Raises:
+        ImageError: the body is no such form, has no file in `field`, or fields that mean nothing.
+        HTTPException: the body is over the limit, or stops arriving.
+    """
+    expected = (
+        f"Send multipart/form-data with a file in the field '{field}', as "
+        f"`curl -F {field}=@tile.png` does."
+    )
+    kind = request.headers.get("content-type", "nothing")
+    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
+        raise ImageError(f"The content type is {kind}. {expected}")
+    kind_of_parser = _MemoryParser if max_files == 1 else _DiskParser
+    parser = kind_of_parser(
+        request.headers, request.stream(), max_files=max_files, max_fields=_MAX_FORM_FIELDS
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise ImageError(f"The form cannot be read: {error.message} {expected}") from error
+    unknown = ", ".join(repr(name) for name in dict.fromkeys(form) if name not in (field, "mpp"))
+    if unknown or not any(isinstance(upload, UploadFile) for upload in form.getlist(field)):
+        found = unknown or (f"text in the field '{field}'" if field in form else "no field")
+        await form.close()
+        raise ImageError(f"The form has {found}. {expected}")
+    return form
+
+
+def read_mpp(form: FormData, in_query: float | None) -> float | None:
+    """The um per pixel that the request states: in its query, or else as a text field.
+
+    Raises:
+        OptionError: the field is no number or absurd, also where the query has a good one.
+    """
+    text = form.get("mpp")
+    if text is None:
+        return in_query
+    try:
+        mpp = float(text) if isinstance(text, str) else float("nan")
+    except ValueError:
+        raise OptionError(f"mpp is {text!r}, expected a number of um per pixel.") from None
+    check_mpp(mpp)
+    return mpp if in_query is None else in_query
+
+
+@dataclass(frozen=True)
+class BatchFile:
+    """One file of a batch."""
+
+    name: str
+    read: Callable[[], bytes]
+    """Its content; raises a FocalPathError where it cannot be used."""
+
+
+def batch_files(
+    uploads: list[UploadFile], *, max_bytes: int, max_files: int, max_unpacked_bytes: int
+) -> list[BatchFile]:
+    """The files of a batch, those in zips included, without reading any.
+
+    A file that cannot be used is in the list, and says so when it is read.
+
+    Args:
+        uploads: the form's files.
+        max_bytes: the largest file that is read.
+        max_files: most files, those in zips included.
+        max_unpacked_bytes: what all zips' files may have together.
+
+    Raises:
+        ImageTooLargeError: too many files, or zips that expand too far.
+    """
+    files: list[BatchFile] = []
+    expanded = 0
+    for upload in uploads:
+        name = upload.filename or ""
+        start = upload.file.read(len(_ZIP_START))
+        upload.file.seek(0)
+        if start != _ZIP_START:
+            files.append(_checked(name, _reader(upload.file, max_bytes)))
+            continue
+        try:
+            _check_directory(upload.file, max_files)
+            archive = zipfile.ZipFile(upload.file)
+            members = [info for info in archive.infolist() if not _is_clutter(info)]
+        except ImageTooLargeError:
+            raise
+        except _ZIP_ERRORS as error:
+            files.append(BatchFile(name, _failing(ImageError(f"The zip is damaged: {error}."))))
+            continue
+        expanded += sum(info.file_size for info in members)
+        files += [
+            _checked(info.filename, _member_reader(archive, info, max_bytes)) for info in members
+        ]
+    if len(files) > max_files:
+        raise ImageTooLargeError(
+            f"The batch has {len(files)} files, at most {max_files} are accepted. Send it in parts."
+        )
+    if expanded > max_unpacked_bytes:
+        raise ImageTooLargeError(
+            f"The zips expand to {expanded} bytes, at most {max_unpacked_bytes} are accepted. "
+            "Send them in parts."
+        )
+    return files
+
+
+def _check_directory(file: IO[bytes], max_files: int) -> None:
+    """Refuse a zip that lists far more than may be in it, before zipfile reads the list.
+
+    Raises:
+        ImageTooLargeError: its directory is too large.
+    """
+    # As zipfile itself finds it, else the two could be told different sizes.
+    end: list[Any] | None = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    size, limit = end[_ZIP_DIRECTORY_SIZE] if end else 0, max_files * _ZIP_ENTRY_BYTES
+    if size > limit:
+        raise ImageTooLargeError(
+            f"The zip's list of files has {size} bytes, at most {limit} are accepted. Send the "
+            "files in parts."
+        )
+
+
+def _is_clutter(info: zipfile.ZipInfo) -> bool:
+    """Folders, and what a file manager left beside the images."""
+    return info.is_dir() or not _CLUTTER.isdisjoint(info.filename.split("/"))
+
+
+def check_name(name: str) -> None:
+    """Raise ImageError for a name that is made to lead out of a folder.
+
+    No name is ever opened here; whoever unpacks a batch's answers under their names is safe too.
+    """
+    if _PATH_TRICK.search(name):
+        raise ImageError(f"The name {name!r} leads out of its folder. Rename the file.")
+
+
+def _checked(name: str, read: Callable[[], bytes]) -> BatchFile:
+    try:
+        check_name(name)
+    except ImageError as error:
+        read = _failing(error)
+    return BatchFile(name, read)
+
+
+def _failing(error: FocalPathError) -> Callable[[], bytes]:
+    def read() -> bytes:
+        raise error
+
+    return read
+
+
+def _reader(file: IO[bytes], max_bytes: int) -> Callable[[], bytes]:
+    return lambda: file.read(max_bytes + 1)  # one more, so that decoding refuses it
+
+
+def _member_reader(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, max_bytes: int
+) -> Callable[[], bytes]:
+    def read() -> bytes:
+        try:
+            with archive.open(info) as member:
+                return member.read(max_bytes + 1)  # its header may lie about the size
+        except _ZIP_ERRORS as error:
+            raise ImageError(f"The file cannot be unpacked: {error}. Zip it again.") from error
+
+    return read

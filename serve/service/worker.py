@@ -1,0 +1,104 @@
+"""From an upload to an answer: decode, segment, encode, off the event loop."""
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from serve.answers.formats import Form, RenderOptions, needs_probabilities, render
+from serve.contract.errors import FocalPathError, ImageError, ImageTooLargeError, OptionError
+from serve.images.decode import Picture, decode_picture
+from serve.inference.segmenter import Segmenter
+from serve.inference.summary import rgb_png
+from serve.service.model import Model
+from serve.service.telemetry import Telemetry
+from serve.settings import ServeSettings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is wanted of an image."""
+
+    forms: Sequence[Form]
+    mpp: float | None = None
+    """um per pixel that the request states."""
+    options: RenderOptions = field(default_factory=RenderOptions)
+
+
+class Worker:
+    """Works on at most `settings.concurrency` images at the same time; the others wait."""
+
+    def __init__(self, settings: ServeSettings, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._telemetry = telemetry
+        self._pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="segment")
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do `work` in a thread, with the request's id, span and record for the log."""
+        submitted = time.perf_counter()
+
+        def timed() -> T:
+            self._telemetry.observe_stage("queue", time.perf_counter() - submitted)
+            return work()
+
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, timed)
+
+    def picture(self, data: bytes) -> bytes:
+        """A file's image as a PNG, for who cannot show the file.
+
+        Raises:
+            ImageError: the file cannot be used.
+        """
+        picture = self._decode(data)
+        with self._telemetry.stage("encode"):
+            return rgb_png(picture.pixels)
+
+    def _decode(self, data: bytes) -> Picture:
+        with self._telemetry.stage("decode"):
+            return decode_picture(
+                data,
+                max_bytes=self._settings.max_upload_bytes,
+                max_pixels=self._settings.max_image_pixels,
+            )
+
+    def answer(self, model: Model, data: bytes, job: Job) -> list[bytes]:
+        """The forms of a file's segmentation, in their order.
+
+        Raises:
+            FocalPathError: the file or an option cannot be used, or the model is not available.
+        """
+        picture = self._decode(data)
+
+        def work(segmenter: Segmenter) -> list[bytes]:
+            with self._telemetry.stage("segment"):
+                result = segmenter.segment(
+                    picture.pixels,
+                    mpp=picture.mpp if job.mpp is None else job.mpp,
+                    mpp_source="file" if job.mpp is None else "request",
+                    with_probabilities=needs_probabilities(job.forms, job.options),
+                )
+            self._telemetry.observe_summary(result.summary)
+            with self._telemetry.stage("encode"):
+                return [
+                    render(form, picture.pixels, result, segmenter.manifest, job.options)
+                    for form in job.forms
+                ]
+
+        return model.run(work)
+
+
+def status_of(error: FocalPathError) -> int:
+    """The HTTP status that an error is answered with."""
+    match error:
+        case ImageTooLargeError():
+            return 413
+        case ImageError() | OptionError():
+            return 400
+        case _:
+            return 503
