@@ -80,14 +80,14 @@ serve: install
 	$(RUN) -m serve http --bundle $(BUNDLE) --port $(PORT)
 
 benchmark-train: install
-	$(RUN) -m train benchmark --out $(RESULTS)/train/benchmark.json
+	$(RUN) -m benchmarks.training --out $(RESULTS)/train/benchmark.json
 
 compare: data
 	$(RUN) -m train compare synthetic --data $(DATA) --out artifacts/compare/synthetic
 
 # With the tests' Triton and its perf_analyzer, where they can be had.
 benchmark: install
-	$(RUN) -m tests.benchmark_on_triton --bundle $(BUNDLE) --out $(RESULTS)/serve
+	$(RUN) -m benchmarks.serving --bundle $(BUNDLE) --out $(RESULTS)/serve
 
 benchmark-export: install
 	$(RUN) -m benchmarks.export_cpu --out $(RESULTS)/export
@@ -105,7 +105,7 @@ benchmark-gpu:
 
 # Everything on 127.0.0.1, in four minutes: load, malformed uploads, Triton and workers killed.
 load: install
-	$(RUN) -m tests.load --out $(RESULTS)/serve
+	$(RUN) -m benchmarks.load --out $(RESULTS)/serve
 
 demo: install
 	@$(VENV)/bin/python docs/demo.py --data $(DATA) --checkpoint $(CHECKPOINT) --bundle $(BUNDLE) --out $(DEMO)

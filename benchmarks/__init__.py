@@ -1,1 +1,1 @@
-"""TODO."""
+"""What measures and loads FocalPath. Not part of the wheel."""

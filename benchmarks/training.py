@@ -21,9 +21,10 @@ from functools import partial
 from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -36,6 +37,7 @@ from torch.utils.data import DataLoader
 from train.data.dataset import TileDataset, evaluation_tiles, read_tile_folder
 from train.data.synthetic.dataset import SyntheticSettings, write_dataset
 from train.data.synthetic.tissue import CLASSES
+from train.errors import FocalPathError
 from train.fitting.embedding_cache import CachedTileDataset, EmbeddingCache
 from train.fitting.losses import SegmentationLoss
 from train.metrics import PooledConfusion
@@ -46,7 +48,6 @@ from train.model.segmenter import (
     labels_from_logits,
 )
 from train.settings import (
-    BenchmarkSettings,
     ModelSettings,
     RuntimeSettings,
     Settings,
@@ -66,6 +67,32 @@ EPOCHS = {
     "epoch_from_images": "ours from images (bfloat16 encoders)",
     "epoch_from_cache": "ours from the embedding cache",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings:
+    """What is measured, and where the numbers go."""
+
+    batch_size: int = 2
+    """Tiles a step."""
+    repeats: int = 5
+    """Steps and epochs of each variant, taken in turn; the median counts."""
+    epoch_steps: int = 2
+    """Training steps of an epoch; half as many tiles are for validation."""
+    tile_size_px: int = 1024
+    """Side of the tiles."""
+    image_encoder: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_b"
+    """SAM's encoder; smaller ones are for tests."""
+    peak_memory: bool = True
+    """Measure each variant's peak memory, too, in a process of its own."""
+    out: Path = Path("artifacts/results/train/benchmark.json")
+    """Where the numbers go."""
+
+    def __post_init__(self) -> None:
+        """Refuse to measure nothing."""
+        for name in ("batch_size", "repeats", "epoch_steps"):
+            if getattr(self, name) < 1:
+                raise FocalPathError(f"{name} is {getattr(self, name)}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,3 +358,13 @@ def machine() -> str:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
         name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
     return f"{name}, {torch.get_num_threads()} threads"
+
+
+def main() -> None:
+    """Run the benchmark and print its tables."""
+    config = (tyro.conf.OmitArgPrefixes,)
+    run_benchmark(tyro.cli(BenchmarkSettings, prog="python -m benchmarks.training", config=config))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.http_service import running_service, wait_until_ready
-from tests.toy_bundle import write_toy_bundle
+from tests.support.http_service import running_service, wait_until_ready
+from tests.support.toy_bundle import write_toy_bundle
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def _ctrl_c() -> None:
 
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.toy_data import write_toy_data
+    from tests.support.toy_data import write_toy_data
 
     return write_toy_data(tmp_path_factory.mktemp("toy_data") / "data")
 
@@ -49,7 +49,7 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs on the toy data set."""
-    from tests.toy_data import toy_settings
+    from tests.support.toy_data import toy_settings
     from train.fitting.run import fit
 
     run = tmp_path_factory.mktemp("toy_run") / "run"

@@ -8,7 +8,6 @@ python -m train import-sampath PRESET CKPT RUN --data DATA
                                            convert a SAM-Path checkpoint
 python -m train evaluate RUN --data DATA   score it
 python -m train compare PRESET --data DATA train and report the paper's comparison
-python -m train benchmark                  time a training step and an epoch
 """
 
 import json
@@ -30,7 +29,7 @@ from train.data.dataset import Split
 from train.data.synthetic.dataset import SyntheticSettings, write_dataset
 from train.errors import FocalPathError
 from train.files import whole_file
-from train.settings import PRESETS, BenchmarkSettings, Settings
+from train.settings import PRESETS, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,23 +260,6 @@ class Compare:
             print(f"report: {write_report(comparison, self.out / 'report')}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """Time a training step beside a direct SAM-Path loop, at real size with random weights.
-
-    And an epoch of a few tiles from images and from the embedding cache: reading, labels and
-    validation included. On the GPU where there is one.
-    """
-
-    settings: BenchmarkSettings
-
-    def run(self) -> None:
-        """Measure, print and write."""
-        from benchmarks.training import run_benchmark
-
-        run_benchmark(self.settings)
-
-
 Command = (
     Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Check, tyro.conf.subcommand("check")]
@@ -285,7 +267,6 @@ Command = (
     | Annotated[ImportSampath, tyro.conf.subcommand("import-sampath")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
-    | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
 )
 
 

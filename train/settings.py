@@ -9,7 +9,6 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -275,32 +274,6 @@ class Settings:
                 f"{'frozen' if self.model.encoders_frozen else 'trained'}; features can be kept "
                 "only of frozen encoders and --augment dihedral or none"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkSettings:
-    """What `python -m train benchmark` measures."""
-
-    batch_size: int = 2
-    """Tiles a step."""
-    repeats: int = 5
-    """Steps and epochs of each variant, taken in turn; the median counts."""
-    epoch_steps: int = 2
-    """Training steps of an epoch; half as many tiles are for validation."""
-    tile_size_px: int = 1024
-    """Side of the tiles."""
-    image_encoder: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_b"
-    """SAM's encoder; smaller ones are for tests."""
-    peak_memory: bool = True
-    """Measure each variant's peak memory, too, in a process of its own."""
-    out: Path = Path("artifacts/results/train/benchmark.json")
-    """Where the numbers go."""
-
-    def __post_init__(self) -> None:
-        """Refuse to measure nothing."""
-        _check_ranges(
-            self, batch_size=(1, math.inf), repeats=(1, math.inf), epoch_steps=(1, math.inf)
-        )
 
 
 def synthetic() -> Settings:

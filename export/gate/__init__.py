@@ -1,1 +1,1 @@
-"""TODO."""
+"""The gate: whether an artefact answers as torch does, measured on real pixels."""

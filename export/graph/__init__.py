@@ -1,1 +1,1 @@
-"""TODO."""
+"""The model as an ONNX graph: the reference in torch, its exported form, and the graph itself."""

@@ -1,6 +1,7 @@
 """The reference of what is exported: uint8 image in, uint8 labels out, in plain torch.
 
-`export.graph.encoders` computes the same outputs in the form that leaves for ONNX; parity compares the two.
+`export.graph.encoders` computes the same outputs in the form that is exported to ONNX; the gate
+compares the two.
 """
 
 from typing import NamedTuple

@@ -1,1 +1,1 @@
-"""TODO."""
+"""TensorRT: plan, build, run and report an engine."""

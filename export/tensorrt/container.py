@@ -13,7 +13,7 @@ from export.tensorrt.plan import EnginePlan
 
 BUNDLE_MOUNT: Final = "/bundle"
 DATA_MOUNT: Final = "/data"
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[2]
 """Where FocalPath's Dockerfile is, unless it runs installed."""
 
 

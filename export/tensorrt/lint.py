@@ -1,6 +1,6 @@
 """A lint of an ONNX graph against the rules of TensorRT's parser.
 
-The rules are data, in `tensorrt_rules.json`, which cites where they come from. A violation names
+The rules are data, in `rules.json`, which cites where they come from. A violation names
 the node and the fix on a machine that has no TensorRT: the builder would say so later, elsewhere.
 """
 
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from serve.contract.errors import FocalPathError
 
-RULES_FILE = Path(__file__).with_name("tensorrt_rules.json")
+RULES_FILE = Path(__file__).with_name("rules.json")
 
 
 class _Strict(BaseModel):
@@ -59,7 +59,7 @@ class Opsets(_Strict):
 
 
 class Rules(_Strict):
-    """The content of `tensorrt_rules.json`; types by their names in ONNX."""
+    """The content of `rules.json`; types by their names in ONNX."""
 
     tensorrt_version: str
     source: str
@@ -194,7 +194,7 @@ def _check_operators(graph: _Graph, rules: Rules) -> Iterator[Violation]:
                 "operator",
                 _name(node),
                 f"operator {name} is not in the list for TensorRT {rules.tensorrt_version}",
-                "Write it with operators from tensorrt_rules.json.",
+                "Write it with operators from rules.json.",
             )
 
 

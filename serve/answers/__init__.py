@@ -1,1 +1,1 @@
-"""TODO."""
+"""What a segmentation is handed out as: pictures, polygons, documents."""

@@ -8,17 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.answers.annotations import dsa_annotation, geojson
-from serve.answers.polygons import select_labels, trace_regions
-from serve.contract.errors import OptionError
-from serve.contract.manifest import Manifest
-from serve.inference.segmenter import Segmentation
-from serve.inference.summary import (
+from serve.answers.pictures import (
     arrays_npz,
     confidence_png,
     label_png,
     overlay_png,
     probabilities_npz,
 )
+from serve.answers.polygons import select_labels, trace_regions
+from serve.contract.errors import OptionError
+from serve.contract.manifest import Manifest
+from serve.inference.segmenter import Segmentation
 
 Form = Literal[
     "json", "labels", "confidence", "overlay", "geojson", "dsa", "probabilities", "arrays"

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The contract between export and serving: all of `serve` that `export` may import."""

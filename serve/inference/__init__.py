@@ -1,1 +1,1 @@
-"""TODO."""
+"""An image through the model: backends, batches, tiles."""

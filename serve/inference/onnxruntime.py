@@ -1,7 +1,7 @@
 """Where the model runs: one protocol, and the backend in this process.
 
-`OnnxRuntimeBackend` runs the bundle's ONNX file here, `serve.inference.triton` asks a Triton server.
-Both answer with the arrays of the manifest's interface.
+`OnnxRuntimeBackend` runs the bundle's ONNX file here, `serve.inference.triton` asks a Triton
+server. Both answer with the arrays of the manifest's interface.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The HTTP service: BentoML runs the workers, FastAPI the endpoints."""

@@ -27,8 +27,8 @@ Errors are JSON, {"error": message}: 400 for a form, an image or an option that 
 without a key where keys are set, 404 and 405 for what is not here, 408 for an upload that stops
 arriving, 413 for what is too large, 429 with `Retry-After` when too many wait, 500 where the
 service itself fails, 503 while the model is not available, 504 for what takes too long. In /batch a
-file that cannot be used is a line of the answer with its `status` and `error`. `serve.service.gateway`
-answers 401, 429 and 504, and gives every answer its `X-Request-ID`.
+file that cannot be used is a line of the answer with its `status` and `error`. The
+gateway answers 401, 429 and 504, and gives every answer its `X-Request-ID`.
 """
 
 from collections.abc import Callable

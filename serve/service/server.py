@@ -1,4 +1,4 @@
-"""The HTTP service: BentoML runs the workers, `serve.service.gateway` and `serve.service.endpoints` the requests.
+"""The HTTP service: BentoML runs the workers, the gateway and the endpoints the requests.
 
 BentoML brings the worker processes, `/livez` and `/readyz`. The rest is an application mounted in
 it: BentoML's own request parsing fetches URLs that a caller names, answers 500 to broken multipart

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from serve.answers.formats import Form, RenderOptions, needs_probabilities, render
+from serve.answers.pictures import rgb_png
 from serve.contract.errors import FocalPathError, ImageError, ImageTooLargeError, OptionError
 from serve.images.decode import Picture, decode_picture
 from serve.inference.segmenter import Segmenter
-from serve.inference.summary import rgb_png
 from serve.service.model import Model
 from serve.service.telemetry import Telemetry
 from serve.settings import ServeSettings

@@ -269,7 +269,7 @@ def predict_test_tiles(
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Each test tile's ID, predicted labels (H, W) in 1..C and labels (H, W) in 0..C, on the CPU.
 
-    At the size that scores count and in the precision of training, as `train.fitting.run.evaluate` does.
+    At the size that scores count and in the precision of training, as in `train.fitting.run`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = settings.optimization.precision

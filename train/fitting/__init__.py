@@ -1,1 +1,1 @@
-"""TODO."""
+"""A training run, from a data set to a checkpoint."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Synthetic haematoxylin-and-eosin tissue with its label maps."""

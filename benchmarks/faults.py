@@ -1,0 +1,113 @@
+"""Faults while clients ask: Triton killed, a worker of the service killed."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import httpx
+import psutil
+
+from serve.client.load import Answer, Probe, ask_for
+from tests.support.triton_server import TritonServer
+
+_SAMPLE_EVERY_S = 0.25
+
+
+@dataclass
+class FaultRun:
+    """What the clients and `/readyz` saw, and when what was done; seconds after the start."""
+
+    answers: list[Answer] = field(default_factory=list)
+    readiness: list[tuple[float, str]] = field(default_factory=list)
+    events: dict[str, float] = field(default_factory=dict)
+
+    def outcomes_between(self, begin_s: float, end_s: float) -> set[str]:
+        """Outcomes of the requests that began after the one time and ended before the other."""
+        return {
+            answer.outcome
+            for answer in self.answers
+            if begin_s <= answer.at_s - answer.seconds and answer.at_s < end_s
+        }
+
+    def first_after(self, event: str, outcome: str) -> float:
+        """Seconds from an event to the end of the first request with this outcome."""
+        at_s = self.events[event]
+        return min(a.at_s - at_s for a in self.answers if a.at_s > at_s and a.outcome == outcome)
+
+
+async def run_with_fault(
+    url: str,
+    probes: list[Probe],
+    seconds: float,
+    do: Callable[[Callable[[str], None]], Awaitable[None]],
+) -> FaultRun:
+    """Have the clients ask, sample `/readyz`, and `do` what it then says has happened."""
+    start = time.perf_counter()
+    run = FaultRun()
+
+    async def sample() -> None:
+        async with httpx.AsyncClient(timeout=10) as client:
+            while True:
+                try:
+                    status = str((await client.get(f"{url}/readyz")).status_code)
+                except httpx.TransportError as error:
+                    status = type(error).__name__
+                run.readiness.append((time.perf_counter() - start, status))
+                await asyncio.sleep(_SAMPLE_EVERY_S)
+
+    def happened(event: str) -> None:
+        run.events[event] = time.perf_counter() - start
+
+    sampling = asyncio.ensure_future(sample())
+    run.answers, _ = await asyncio.gather(ask_for(url, probes, seconds), do(happened))
+    sampling.cancel()
+    return run
+
+
+def triton_killed(
+    triton: TritonServer, *, after_s: float, down_s: float
+) -> Callable[[Callable[[str], None]], Awaitable[None]]:
+    """Kill Triton with SIGKILL, and start it again."""
+
+    async def do(happened: Callable[[str], None]) -> None:
+        await asyncio.sleep(after_s)
+        happened("killing")
+        await asyncio.to_thread(triton.kill)
+        happened("killed")
+        await asyncio.sleep(down_s)
+        happened("starting")
+        await asyncio.to_thread(triton.start)
+        happened("started")
+
+    return do
+
+
+def worker_killed(
+    pid: int, *, after_s: float
+) -> Callable[[Callable[[str], None]], Awaitable[None]]:
+    """Kill one of the service's worker processes with SIGKILL, and wait for its successor."""
+
+    async def do(happened: Callable[[str], None]) -> None:
+        await asyncio.sleep(after_s)
+        before = workers_of(pid)
+        happened("killing")
+        before[0].kill()
+        happened("killed")
+        while len({one.pid for one in workers_of(pid)} - {one.pid for one in before}) < 1:
+            await asyncio.sleep(_SAMPLE_EVERY_S)
+        happened("started")
+
+    return do
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """The service's processes that answer requests."""
+    workers = []
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            if any("worker.service" in word for word in process.cmdline()):
+                workers.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return workers

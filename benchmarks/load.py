@@ -1,0 +1,372 @@
+"""`make load`: the service under load, bad input and faults, all of it on 127.0.0.1 and bounded.
+
+It starts what it loads itself, over the toy bundle, whose right labels are known, so that the
+service and not the model is the limit. For your own service and model: `python -m serve load`.
+"""
+
+import asyncio
+import json
+import re
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import tyro
+
+from benchmarks.faults import FaultRun, run_with_fault, triton_killed, worker_killed, workers_of
+from export.triton import publish
+from serve.client.benchmark import describe_machine
+from serve.client.load import LoadReport, Probe, measure_load, print_load, summarise_answers
+from tests.serve.client.test_load import probe_of
+from tests.serve.service.test_malformed import answers_rightly, is_refused, post
+from tests.serve.service.test_protocol import NO_HTTP, address_of, exchange
+from tests.support.http_service import service_process, wait_until_ready
+from tests.support.malformed import LIMITS, malformed_uploads, readable_uploads
+from tests.support.toy_bundle import write_toy_bundle
+from tests.support.triton_server import TritonServer
+
+NUM_CLIENTS = 64
+NUM_CLIENTS_IN_FAULTS = 16
+MAX_WAITING = 16
+"""Of the service that is overloaded."""
+TIME_LIMIT_S = 5.0
+"""For a refusal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Load a service, send it bad input, kill what it needs; write what came of it."""
+
+    out: Path = Path("artifacts/results/serve")
+    """Folder for load.json, load.md and load.png."""
+    seconds: float = 60.0
+    """Length of the steady load; the others take a third or half of it."""
+
+
+def probes(count: int) -> list[Probe]:
+    """One image a client: each of one class, and of a size of its own."""
+    return [probe_of(1 + index % 5, 40 + 4 * index) for index in range(count)]
+
+
+@contextmanager
+def started(folder: Path, **settings: str) -> Iterator[tuple[str, psutil.Process]]:
+    """A service over the toy bundle whose workers all answer."""
+    bundle = write_toy_bundle(folder / "bundle")
+    log = folder / "log.txt"
+    with service_process(bundle, log, threads="1", **settings) as (url, process):
+        while log.read_text().count("1.0.0 answers") < int(settings.get("workers", "1")):
+            time.sleep(0.1)
+        wait_until_ready(url)
+        yield url, psutil.Process(process.pid)
+
+
+def steady(folder: Path, seconds: float) -> dict[str, Any]:
+    """As many clients as the service takes at once."""
+    settings = {"workers": "2", "max_waiting": str(NUM_CLIENTS)}
+    with started(folder, **settings) as (url, process):
+        report = asyncio.run(measure_load(url, probes(NUM_CLIENTS), seconds, pid=process.pid))
+    print_load(report)
+    return {"settings": settings, **report.model_dump()}
+
+
+def overload(folder: Path, seconds: float) -> dict[str, Any]:
+    """Four times as many clients as the service lets wait."""
+    settings = {"workers": "1", "max_waiting": str(MAX_WAITING)}
+
+    async def run(url: str, pid: int) -> tuple[LoadReport, int]:
+        load = asyncio.ensure_future(measure_load(url, probes(NUM_CLIENTS), seconds, pid=pid))
+        most = 0
+        async with httpx.AsyncClient(timeout=30) as client:
+            while not load.done():
+                metrics = (await client.get(f"{url}/metrics")).text
+                found = re.search(r"^focalpath_requests_in_progress (\S+)$", metrics, re.MULTILINE)
+                most = max(most, int(float(found[1])) - 1 if found else 0)  # without this one
+                await asyncio.sleep(0.1)
+        return await load, most
+
+    with started(folder, **settings) as (url, process):
+        report, most = asyncio.run(run(url, process.pid))
+    print_load(report)
+    return {"settings": settings, "most_in_progress": most, **report.model_dump()}
+
+
+def malformed(folder: Path) -> dict[str, Any]:
+    """Every malformed upload, one after the other, with good requests in between."""
+    kinds: defaultdict[str, list[float]] = defaultdict(list)
+    statuses: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    not_refused = num_good = 0
+    with started(folder, **LIMITS) as (url, process), httpx.Client(timeout=60) as client:
+        workers = [worker.pid for worker in workers_of(process.pid)]
+        for index, upload in enumerate(malformed_uploads()):
+            start = time.perf_counter()
+            response = post(client, url, upload)
+            kinds[upload.kind].append(time.perf_counter() - start)
+            statuses[upload.kind][str(response.status_code)] += 1
+            not_refused += not is_refused(response)
+            if index % 10 == 0:
+                num_good += 1
+                assert answers_rightly(client, url), f"no right answer after {upload.kind}"
+        for kind, sent in NO_HTTP.items():
+            start = time.perf_counter()
+            status, _, body = exchange(address_of(url), sent)
+            kinds["no HTTP"].append(time.perf_counter() - start)
+            statuses["no HTTP"][str(status)] += 1
+            not_refused += not (400 <= status < 500 and list(json.loads(body)) == ["error"])
+            assert answers_rightly(client, url), f"no right answer after {kind}"
+        readable = Counter(str(post(client, url, one).status_code) for one in readable_uploads())
+        is_same = workers == [worker.pid for worker in workers_of(process.pid)]
+    times = sorted(seconds for one in kinds.values() for seconds in one)
+    print(f"{len(times)} malformed uploads, {not_refused} of them not refused with a 4xx in JSON")
+    return {
+        "settings": LIMITS,
+        "count": len(times),
+        "not_refused": not_refused,
+        "right_answers_between": num_good,
+        "same_worker_at_the_end": is_same,
+        "median_ms": round(1000 * times[len(times) // 2], 1),
+        "slowest_ms": round(1000 * times[-1], 1),
+        "kinds": {
+            kind: {"statuses": dict(statuses[kind]), "slowest_ms": round(1000 * max(found), 1)}
+            for kind, found in sorted(kinds.items())
+        },
+        "damaged_but_readable": dict(readable),
+    }
+
+
+def triton_fault(folder: Path, seconds: float) -> dict[str, Any]:
+    """Triton killed and started again while clients ask."""
+    repository = folder / "repository"
+    publish(write_toy_bundle(folder / "bundle"), repository)
+    with TritonServer(repository) as triton:
+        settings = {"workers": "2", "backend": "triton", "triton_url": triton.grpc_url}
+        with started(folder, **settings) as (url, process):
+            workers = {worker.pid for worker in workers_of(process.pid)}
+            fault = triton_killed(triton, after_s=seconds / 4, down_s=seconds / 4)
+            run = asyncio.run(run_with_fault(url, probes(NUM_CLIENTS_IN_FAULTS), seconds, fault))
+            is_same = workers == {worker.pid for worker in workers_of(process.pid)}
+    return {
+        **described(run, seconds),
+        "outcomes_while_down": sorted(
+            run.outcomes_between(run.events["killed"], run.events["starting"])
+        ),
+        "first_503_after_s": round(run.first_after("killing", "503"), 2),
+        "right_again_after_s": round(run.first_after("started", "200"), 2),
+        "service_not_started_again": is_same,
+    }
+
+
+def worker_fault(folder: Path, seconds: float, num_workers: int) -> dict[str, Any]:
+    """One worker of the service killed while clients ask."""
+    with started(folder, workers=str(num_workers)) as (url, process):
+        fault = worker_killed(process.pid, after_s=seconds / 5)
+        run = asyncio.run(run_with_fault(url, probes(NUM_CLIENTS_IN_FAULTS), seconds, fault))
+    return {
+        "num_workers": num_workers,
+        **described(run, seconds),
+        "right_again_after_s": round(run.first_after("killed", "200"), 2),
+        "worker_replaced_after_s": round(run.events["started"] - run.events["killed"], 1),
+    }
+
+
+def described(run: FaultRun, seconds: float) -> dict[str, Any]:
+    """What is told of every fault."""
+    report = summarise_answers(run.answers, num_clients=NUM_CLIENTS_IN_FAULTS, seconds=seconds)
+    changes: list[tuple[float, str]] = []
+    for at_s, code in run.readiness:
+        if not changes or changes[-1][1] != code:
+            changes.append((round(at_s, 1), code))
+    per_second: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    for answer in run.answers:
+        per_second[int(answer.at_s)][answer.outcome] += 1
+    print(f"fault: {report.outcomes}, /readyz {changes}")
+    return {
+        **report.model_dump(exclude={"memory"}),
+        "events_s": {name: round(at_s, 2) for name, at_s in run.events.items()},
+        "readyz": changes,
+        "outcomes_per_second": [dict(per_second[second]) for second in range(int(seconds))],
+    }
+
+
+def as_markdown(results: dict[str, Any]) -> str:
+    """The numbers, for readers."""
+    machine = results["machine"]
+    return "\n".join(
+        [
+            "# Load, faults and bad input",
+            "",
+            f"Written by `make load` on {machine['num_cpus']} cores of {machine['processor']}, "
+            "which the clients share with the service. The model is the tests' toy, one "
+            "convolution, so that the service is the limit and the right labels are known; each "
+            "client checks the labels of its own image, one of a size that no other has.",
+            "",
+            *_table_of_loads(results),
+            "",
+            *_what_was_seen(results),
+            "",
+            "![Memory under steady load; answers a second while Triton is killed](load.png)",
+            "",
+            *_bad_input(results["malformed"]),
+            "",
+        ]
+    )
+
+
+def _table_of_loads(results: dict[str, Any]) -> list[str]:
+    loads = {"steady": results["steady"], "overload": results["overload"]}
+    loads |= {"Triton killed": results["triton_killed"]}
+    loads |= {f"worker killed, of {one['num_workers']}": one for one in results["worker_killed"]}
+    return [
+        "| load | clients | seconds | outcomes | right answers/s | p50 | p95 | p99 |",
+        "|---|--:|--:|---|--:|--:|--:|--:|",
+        *(
+            f"| {name} | {one['num_clients']} | {one['seconds']:g} | {_counts(one['outcomes'])} "
+            f"| {one['answers_per_second']:,g} | {one['latency_p50_ms']:g} ms "
+            f"| {one['latency_p95_ms']:g} ms | {one['latency_p99_ms']:g} ms |"
+            for name, one in loads.items()
+        ),
+    ]
+
+
+def _what_was_seen(results: dict[str, Any]) -> list[str]:
+    memory, triton = results["steady"]["memory"], results["triton_killed"]
+    of_two, alone = results["worker_killed"]
+    down_s = triton["events_s"]["starting"] - triton["events_s"]["killed"]
+    return [
+        f"- **Steady** (2 workers, up to {NUM_CLIENTS} requests each): memory "
+        f"{memory['mebibytes'][0]:g} MiB at the start, {memory['mebibytes'][-1]:g} MiB at the "
+        f"end, {memory['growth_in_second_half']:+.1%} over the second half.",
+        f"- **Overload** (1 worker that lets {MAX_WAITING} wait): what is beyond is a 429 with "
+        f"`Retry-After`; at most {results['overload']['most_in_progress']} requests were seen "
+        "inside at a time.",
+        f"- **Triton killed** (SIGKILL) and started again {down_s:.1f} s later: while it was down "
+        f"the answers were {', '.join(triton['outcomes_while_down'])}; "
+        f"{triton['right_again_after_s']:g} s after Triton was ready the first was right again; "
+        f"the service was {'not ' if triton['service_not_started_again'] else ''}started again. "
+        f"`/readyz`: {_codes(triton)}.",
+        "- **Worker killed** (SIGKILL). Of two: the other answered on, and BentoML had another one "
+        f"after {of_two['worker_replaced_after_s']:g} s (it looks every 10 s). The only one: new "
+        f"connections waited, and {alone['right_again_after_s']:g} s later the first was answered. "
+        "The requests that the killed worker had are lost: their connections break. "
+        f"`/readyz`: {_codes(of_two)}; of the only one: {_codes(alone)}.",
+    ]
+
+
+def _bad_input(bad: dict[str, Any]) -> list[str]:
+    statuses: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    slowest: defaultdict[str, float] = defaultdict(float)
+    for kind, one in bad["kinds"].items():
+        name = kind.split()[0] if kind.startswith(("truncated", "bit-flipped")) else kind
+        statuses[name].update(one["statuses"])
+        slowest[name] = max(slowest[name], one["slowest_ms"])
+    return [
+        f"## {bad['count']:,} malformed uploads",
+        "",
+        f"{bad['not_refused']} were answered with anything but a 4xx with a JSON error; all "
+        f"{bad['right_answers_between']} good requests in between were answered rightly, by "
+        f"{'the same process' if bad['same_worker_at_the_end'] else 'ANOTHER PROCESS'}. Median "
+        f"{bad['median_ms']:g} ms, slowest {bad['slowest_ms']:g} ms.",
+        "",
+        "| upload | statuses | slowest |",
+        "|---|---|--:|",
+        *(
+            f"| {name} | {_counts(counts)} | {slowest[name]:g} ms |"
+            for name, counts in sorted(statuses.items())
+        ),
+        "",
+        "Truncated and bit-flipped files count only where Pillow does not read them. Those that it "
+        "still reads are images, if damaged ones, and were answered so: "
+        f"{_counts(bad['damaged_but_readable'])}.",
+    ]
+
+
+def _counts(outcomes: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} x {outcome}" for outcome, count in sorted(outcomes.items()))
+
+
+def _codes(fault: dict[str, Any]) -> str:
+    return ", then ".join(code for _, code in fault["readyz"])
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Memory under steady load beside the answers while Triton is killed."""
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    memory = results["steady"]["memory"]
+    left.plot(memory["at_s"], memory["mebibytes"], color="#0072b2")
+    left.set(xlabel="seconds", ylabel="MiB", ylim=(0, 1.15 * max(memory["mebibytes"])))
+    left.set_title(f"memory of the service, {NUM_CLIENTS} clients", fontsize="medium")
+    triton = results["triton_killed"]
+    seconds = range(len(triton["outcomes_per_second"]))
+    for outcome, color in (("200", "#009e73"), ("503", "#d55e00")):
+        counts = [one.get(outcome, 0) for one in triton["outcomes_per_second"]]
+        right.step(seconds, counts, where="post", color=color, label=outcome)
+    down = triton["events_s"]
+    right.axvspan(down["killed"], down["started"], color="0.9", label="Triton is down")
+    right.set(xlabel="seconds", ylabel="answers a second", ylim=(0, None))
+    right.set_title("Triton killed and started again", fontsize="medium")
+    right.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def holds(results: dict[str, Any]) -> list[str]:
+    """What does not hold, in words."""
+    triton, over = results["triton_killed"], results["overload"]
+    allowed = {"200", "ReadError", "RemoteProtocolError"}
+    checks = {
+        "steady load fails or grows": LoadReport.model_validate(results["steady"]).holds
+        and set(results["steady"]["outcomes"]) == {"200"},
+        "overload is not answered with 429": set(over["outcomes"]) == {"200", "429"},
+        "more wait than may": over["most_in_progress"] < 2 * MAX_WAITING,
+        "a malformed upload is not refused": results["malformed"]["not_refused"] == 0,
+        "a refusal is slow": results["malformed"]["slowest_ms"] < 1000 * TIME_LIMIT_S,
+        "the service crashed": results["malformed"]["same_worker_at_the_end"],
+        "Triton's end is no 503": set(triton["outcomes"]) == {"200", "503"}
+        and triton["outcomes_while_down"] == ["503"],
+        "a worker's end costs more than its own": all(
+            set(one["outcomes"]) <= allowed for one in results["worker_killed"]
+        ),
+    }
+    return [name for name, is_right in checks.items() if not is_right]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run everything, write it, and say what does not hold."""
+    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.load")
+    with tempfile.TemporaryDirectory(prefix="focalpath-load-") as scratch:
+        folders = iter(range(100))
+
+        def folder() -> Path:
+            path = Path(scratch) / str(next(folders))
+            path.mkdir()
+            return path
+
+        results: dict[str, Any] = {
+            "machine": describe_machine(0.0).model_dump(),
+            "steady": steady(folder(), options.seconds),
+            "overload": overload(folder(), options.seconds / 3),
+            "malformed": malformed(folder()),
+            "triton_killed": triton_fault(folder(), options.seconds / 2),
+            "worker_killed": [worker_fault(folder(), options.seconds / 2, n) for n in (2, 1)],
+        }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "load.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (options.out / "load.md").write_text(as_markdown(results), encoding="utf-8")
+    draw(results, options.out / "load.png")
+    for name in (wrong := holds(results)):
+        print(f"does not hold: {name}", file=sys.stderr)
+    print(f"wrote {options.out}/load.json, load.md and load.png")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Triton or a worker dies while clients ask: some are refused, nobody gets a wrong answer."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from benchmarks.faults import run_with_fault, triton_killed, worker_killed, workers_of
+from export.triton import publish
+from serve.client.load import Probe
+from tests.serve.client.test_load import probe_of
+from tests.support.http_service import service_process, wait_until_ready
+from tests.support.triton_server import TritonServer
+
+CLIENTS = 6
+
+
+def probes() -> list[Probe]:
+    return [probe_of(1 + index % 5, 40 + 8 * index) for index in range(CLIENTS)]
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+def test_while_triton_is_killed_and_started_again_clients_get_a_503_or_the_right_answer(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
+    publish(toy_bundle, tmp_path / "repository")
+    log = tmp_path / "log.txt"
+    with TritonServer(tmp_path / "repository") as triton:
+        settings = {"backend": "triton", "triton_url": triton.grpc_url}
+        with service_process(toy_bundle, log, **settings) as (url, process):
+            wait_until_ready(url)
+            before = [worker.pid for worker in workers_of(process.pid)]
+            fault = triton_killed(triton, after_s=1, down_s=1.5)
+            run = asyncio.run(run_with_fault(url, probes(), 8, fault))
+            wait_until_ready(url)
+            after = [worker.pid for worker in workers_of(process.pid)]
+    events = run.events
+    assert {answer.outcome for answer in run.answers} == {"200", "503"}
+    assert run.outcomes_between(events["killed"], events["starting"]) == {"503"}
+    seen = {code for at_s, code in run.readiness if events["killed"] < at_s < events["starting"]}
+    assert "503" in seen
+    assert run.answers[-1].outcome == "200"
+    assert after == before, "the service recovers without being started again"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_worker_that_is_killed_costs_its_own_requests_only_and_is_replaced(
+    num_workers: int, toy_bundle: Path, tmp_path: Path
+) -> None:
+    settings = {"workers": str(num_workers), "threads": "1"}
+    log = tmp_path / "log.txt"
+    with service_process(toy_bundle, log, **settings) as (url, process):
+        _wait_for_workers(process.pid, num_workers, log)
+        fault = worker_killed(process.pid, after_s=0.5)
+        run = asyncio.run(run_with_fault(url, probes(), 2, fault))
+        assert len(workers_of(process.pid)) == num_workers
+        httpx.get(f"{url}/livez", timeout=60)  # waits for the new worker, where it is the only one
+        wait_until_ready(url)
+        assert httpx.post(f"{url}/labels", files={"image": probes()[0].image}).is_success
+    outcomes = [answer.outcome for answer in run.answers]
+    broken = [outcome for outcome in outcomes if outcome.endswith("Error")]
+    assert set(outcomes) - set(broken) == {"200"}
+    assert len(broken) <= CLIENTS  # those whose connection the worker had
+    if num_workers > 1:
+        assert run.outcomes_between(run.events["killed"] + 0.5, run.events["started"]) == {"200"}
+        after = [code for at_s, code in run.readiness if at_s > run.events["killed"] + 0.5]
+        assert set(after) == {"200"}, "the others answer, so the service is ready"
+
+
+def _wait_for_workers(pid: int, num_workers: int, log: Path) -> None:
+    """Each says in the log that it answers."""
+    deadline = time.monotonic() + 60
+    while log.read_text().count("1.0.0 answers") < num_workers:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    assert len(workers_of(pid)) == num_workers

@@ -1,0 +1,216 @@
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from export.bundle import _save_without_logits
+from export.gate.gate import onnx_answers, torch_answers
+from export.gate.schema import EmulationParity, Precision, Tolerances
+from export.gate.tiles import parity_images
+from export.graph.reference import Deployable
+from tests.support import ROOT
+from tests.support.toy_gate import NUM_TILES, SIDE, painted_gate, relabelled
+from train.model.checkpoint import load_checkpoint
+
+PIXELS = NUM_TILES * SIDE**2
+
+
+def test_torchs_own_answers_pass_every_precision() -> None:
+    gate = painted_gate()
+    for precision in ("fp32", "fp16", "bf16", "int8"):
+        found = gate.judge(gate.expected, "model.onnx", precision)
+        assert found.passed
+        assert found.label_agreement == 1
+        assert found.max_logit_difference == 0
+
+
+def test_too_few_equal_labels_name_the_tile_and_the_class_that_loses() -> None:
+    gate = painted_gate(masks=False)
+    found = gate.judge(relabelled(gate, tile=1, num_pixels=64, label=1), "m.onnx", "int8")
+    assert found.label_agreement == pytest.approx(1 - 64 / PIXELS)
+    assert found.failures[0] == (
+        "98.6667% of the labels are torch's, expected at least 99%; fewest on tile tile_1 "
+        "(96.0000%), most of them lost by Necrosis"
+    )
+
+
+def test_a_class_that_loses_dice_is_named_with_its_tile() -> None:
+    gate = painted_gate()
+    found = gate.judge(relabelled(gate, tile=2, num_pixels=3, label=2), "m.onnx", "fp16")
+    assert found.label_agreement > 0.995
+    (failure,) = found.failures
+    assert failure.startswith("class Necrosis loses 0.50 Dice points (1.0000 to 0.9950)")
+    assert failure.endswith("most on tile tile_2")
+
+
+def test_the_limit_of_dice_depends_on_the_precision() -> None:
+    gate = painted_gate()
+    answers = relabelled(gate, tile=2, num_pixels=3, label=2)
+    assert gate.judge(answers, "m.onnx", "int8").passed
+    assert not gate.judge(answers, "m.onnx", "fp16").passed
+
+
+def test_a_class_that_gains_dice_does_not_fail() -> None:
+    gate = painted_gate()
+    worse = relabelled(gate, tile=0, num_pixels=40, label=1)
+    better = replace(gate, expected=replace(gate.expected, labels=worse.labels))
+    found = better.judge(gate.expected, "m.onnx", "int8")
+    necrosis = found.classes[2]
+    assert necrosis.dice_loss < -0.05
+    assert found.passed
+
+
+def test_without_masks_torchs_labels_serve_as_masks() -> None:
+    gate = painted_gate(masks=False)
+    found = gate.judge(gate.expected, "m.onnx", "fp16")
+    assert found.rarest_class == "Necrosis"
+    assert [entry.num_pixels for entry in found.classes] == [2100, 2400, 300]
+    assert {(entry.dice, entry.iou, entry.recall) for entry in found.classes} == {(1.0, 1.0, 1.0)}
+
+
+def test_without_masks_a_lost_class_fails_however_rare_it_is() -> None:
+    gate = painted_gate(masks=False)
+    labels = gate.expected.labels.copy()
+    labels[labels == 3] = 1
+    labels[0, 0, :15] = 3
+    rare = replace(gate, expected=replace(gate.expected, labels=labels))
+    found = rare.judge(relabelled(rare, tile=0, num_pixels=15, label=1), "m.onnx", "fp16")
+    assert found.label_agreement > 0.995
+    (failure,) = found.failures
+    assert failure.startswith("class Necrosis loses 100.00 Dice points (1.0000 to 0.0000)")
+
+
+def test_iou_scores_that_are_far_from_torchs_fail() -> None:
+    gate = painted_gate()
+    scores = gate.expected.iou_scores.copy()
+    scores[1, 2] += 0.015
+    answers = replace(gate.expected, iou_scores=scores)
+    (failure,) = gate.judge(answers, "m.onnx", "fp16").failures
+    assert failure == "an IoU score differs by 0.0150, at most 0.01 is allowed"
+    assert gate.judge(answers, "m.onnx", "int8").passed
+
+
+def test_confidence_that_is_far_from_torchs_on_average_fails() -> None:
+    gate = painted_gate()
+    confidence = gate.expected.confidence.copy()
+    confidence[0] += 51  # of 255, on one tile of three
+    answers = replace(gate.expected, confidence=confidence)
+    (failure,) = gate.judge(answers, "m.onnx", "int8").failures
+    assert failure == "confidence differs by 0.0667 on average, at most 0.01 is allowed"
+
+
+def test_unlabelled_pixels_do_not_count_in_the_scores() -> None:
+    gate = painted_gate()
+    answers = relabelled(gate, tile=2, num_pixels=3, label=2)
+    masks = np.where(answers.labels != gate.expected.labels, 0, gate.tiles.masks)
+    gate = replace(gate, tiles=replace(gate.tiles, masks=masks.astype(np.uint8)))
+    assert gate.judge(answers, "m.onnx", "fp16").classes[2].dice == 1.0
+
+
+def test_the_rarest_class_is_the_rarest_in_training_among_those_that_the_masks_have() -> None:
+    gate = painted_gate(shares=(0.05, 0.8, 0.15))
+    found = gate.judge(gate.expected, "m.onnx", "fp16")
+    assert found.rarest_class == "Tumor"
+    masks = np.where(gate.tiles.masks == 1, 0, gate.tiles.masks)
+    gate = replace(gate, tiles=replace(gate.tiles, masks=masks.astype(np.uint8)))
+    assert gate.judge(gate.expected, "m.onnx", "fp16").rarest_class == "Necrosis"
+
+
+def test_recall_of_a_class_is_the_share_of_its_mask_that_is_found() -> None:
+    gate = painted_gate()
+    answers = relabelled(gate, tile=0, num_pixels=30, label=1)
+    necrosis = gate.judge(answers, "m.onnx", "fp16").classes[2]
+    assert (necrosis.torch_recall, necrosis.recall) == (1.0, pytest.approx(0.9))
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "1 NaN and 0"), (np.inf, "0 NaN and 1")])
+def test_one_value_that_is_not_finite_fails(value: float, message: str) -> None:
+    gate = painted_gate()
+    logits = gate.expected.logits.copy()
+    logits[1, 2, 3, 4] = value
+    found = gate.judge(replace(gate.expected, logits=logits), "m.onnx", "fp16")
+    assert message in found.failures[0]
+
+
+def test_iou_scores_that_are_not_finite_fail() -> None:
+    gate = painted_gate()
+    scores = np.full_like(gate.expected.iou_scores, np.nan)
+    assert gate.judge(replace(gate.expected, iou_scores=scores), "m.onnx", "fp16").num_nan == 9
+
+
+def test_a_logit_that_differs_fails_float32_and_names_the_tile() -> None:
+    gate = painted_gate()
+    logits = gate.expected.logits.copy()
+    logits[1, 2, 3, 4] += 0.01
+    answers = replace(gate.expected, logits=logits)
+    (failure,) = gate.judge(answers, "m.onnx", "fp32").failures
+    assert failure == "a logit differs by 1.00e-02 on tile tile_1, expected less than 1e-03"
+    assert gate.judge(answers, "m.onnx", "fp16").passed
+
+
+def test_an_artefact_may_be_judged_on_the_first_tiles_alone() -> None:
+    gate = painted_gate()
+    answers = relabelled(gate, tile=2, num_pixels=90, label=1)
+    first = replace(
+        answers,
+        labels=answers.labels[:2],
+        confidence=answers.confidence[:2],
+        logits=answers.logits[:2],
+        iou_scores=answers.iou_scores[:2],
+    )
+    found = gate.judge(first, "m.onnx", "bf16")
+    assert (found.num_tiles, found.passed) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("emulation", "message"),
+    [
+        (
+            EmulationParity(num_tiles=1, label_agreement=1.0, nonfinite={"neck": 4, "x": 1}),
+            r"neck is the first block with NaN or infinite values \(4\)",
+        ),
+        (EmulationParity(num_tiles=1, label_agreement=0.9, nonfinite={}), "90.0000% of the labels"),
+    ],
+)
+def test_the_emulation_has_to_pass_too(emulation: EmulationParity, message: str) -> None:
+    gate = painted_gate()
+    (failure,) = gate.judge(gate.expected, "m.onnx", "fp16", emulation=emulation).failures
+    assert re.search(message, failure)
+
+
+@pytest.mark.parametrize(
+    ("precision", "agreement", "dice_loss"),
+    [("fp32", 0.9999, 0.002), ("fp16", 0.995, 0.002), ("bf16", 0.995, 0.002), ("int8", 0.99, 0.01)],
+)
+def test_each_precision_has_its_tolerance(
+    precision: Precision, agreement: float, dice_loss: float
+) -> None:
+    limits = Tolerances().limits(precision)
+    assert (limits.agreement, limits.dice_loss) == (agreement, dice_loss)
+
+
+def test_the_exported_graph_answers_as_torch_and_another_bias_does_not(
+    toy_run: Path, toy_graph: Path
+) -> None:
+    deployable = Deployable(load_checkpoint(toy_run)[0]).eval()
+    images = parity_images(None, 64, 4)
+    found = onnx_answers(toy_graph, images)
+    same = np.abs(found.logits - torch_answers(deployable, images).logits).max()
+    deployable.class_attention_bias[3:] += torch.tensor([5.0, -5, 5, -5, 5])
+    other = np.abs(found.logits - torch_answers(deployable, images).logits).max()
+    assert same < 1e-3
+    assert other > 10 * same
+
+
+def test_the_bundles_graph_has_neither_logits_nor_notes_of_this_machine(
+    toy_graph: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "model.onnx"
+    _save_without_logits(toy_graph, target)
+    names = [output.name for output in onnx.load(str(target)).graph.output]
+    assert names == ["labels", "confidence", "low_res_probabilities", "iou_scores"]
+    assert str(ROOT).encode() not in target.read_bytes()

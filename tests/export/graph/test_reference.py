@@ -1,0 +1,170 @@
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from export.graph.attention import AttentionForm
+from export.graph.encoders import FoldedPathologyEncoder, FoldedSegmenter
+from export.graph.reference import Deployable, DeployableOutput
+from export.graph.to_onnx import BIAS_NAME, export_onnx
+from export.tensorrt.lint import lint
+from tests.support.toy_data import toy_settings
+from train.model.segmenter import Segmenter
+from train.settings import BiasSettings
+
+NUM_CLASSES = 4
+PADDED, EXACT = 144, 128
+"""Tiles of 9 x 9 and 8 x 8 tokens; windows are 8 x 8."""
+
+
+def make_deployable(tile_size_px: int, bias: str = "dfa", **changes: object) -> Deployable:
+    """A toy model in which every parameter counts: biases, norms and positions are random."""
+    torch.manual_seed(0)
+    settings = toy_settings(bias=BiasSettings(bias=bias))
+    model = replace(settings.model, tile_size_px=tile_size_px, **changes)
+    initial = torch.randn(NUM_CLASSES) if bias == "dfa" else torch.zeros(NUM_CLASSES)
+    segmenter = Segmenter(replace(settings, model=model), initial)
+    for name, parameter in segmenter.named_parameters():
+        is_flat = parameter.dim() == 1 and "class_attention_bias" not in name
+        if is_flat or any(part in name for part in ("rel_pos", "pos_embed", "token")):
+            nn.init.normal_(parameter, std=0.5)
+    return Deployable(segmenter).eval()
+
+
+def tiles(count: int, side: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def answers(model: nn.Module, images: np.ndarray) -> DeployableOutput:
+    with torch.inference_mode():
+        return DeployableOutput(*model(torch.from_numpy(images)))
+
+
+@pytest.fixture(scope="module")
+def padded() -> Deployable:
+    return make_deployable(PADDED)
+
+
+@pytest.fixture(scope="module", params=[20, 23])
+def graph_file(
+    request: pytest.FixtureRequest, padded: Deployable, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    path = tmp_path_factory.mktemp("graph") / f"opset{request.param}.onnx"
+    export_onnx(padded, path, opset=request.param)
+    return path
+
+
+def assert_same(found: DeployableOutput, expected: DeployableOutput):
+    torch.testing.assert_close(found.low_res_logits, expected.low_res_logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.iou_scores, expected.iou_scores, atol=1e-4, rtol=0)
+    assert (found.labels == expected.labels).float().mean() > 0.999
+    for first, second in (
+        (found.confidence, expected.confidence),
+        (found.low_res_probabilities, expected.low_res_probabilities),
+    ):
+        assert (first.int() - second.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("tile_size_px", [EXACT, PADDED, 64])
+@pytest.mark.parametrize(
+    "form",
+    [
+        AttentionForm(),
+        AttentionForm(global_positions="extended", window_positions="extended", max_queries=20),
+    ],
+)
+def test_folding_changes_no_answer(tile_size_px: int, form: AttentionForm):
+    deployable = make_deployable(tile_size_px)
+    images = tiles(2, tile_size_px)
+    folded = FoldedSegmenter(deployable, form).eval()
+    assert_same(answers(folded, images), answers(deployable, images))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["deit3_small_patch16_224", "deit_tiny_distilled_patch16_224", "vit_base_patch16_clip_224"],
+)
+def test_folding_changes_no_answer_of_another_pathology_encoder(name: str):
+    deployable = make_deployable(64, pathology_encoder=name, pathology_encoder_depth=1)
+    images = tiles(2, 64)
+    folded = FoldedSegmenter(deployable, AttentionForm()).eval()
+    assert_same(answers(folded, images), answers(deployable, images))
+
+
+def test_an_encoder_that_is_not_folded_is_exported_with_any_batch(tmp_path: Path):
+    name = "deit_tiny_distilled_patch16_224"
+    deployable = make_deployable(64, pathology_encoder=name, pathology_encoder_depth=1)
+    assert not FoldedPathologyEncoder.fits(deployable.segmenter.pathology_encoder)
+    export_onnx(deployable, tmp_path / "model.onnx")
+    assert_graph_answers(tmp_path / "model.onnx", deployable, 64)
+
+
+def test_the_graph_answers_as_torch_does_for_any_batch(graph_file: Path, padded: Deployable):
+    assert_graph_answers(graph_file, padded, PADDED)
+
+
+def assert_graph_answers(path: Path, deployable: Deployable, side: int):
+    session = ort.InferenceSession(path)
+    for count in (1, 3):
+        images = tiles(count, side)
+        found = [torch.from_numpy(answer) for answer in session.run(None, {"image": images})]
+        assert_same(DeployableOutput(*found), answers(deployable, images))
+
+
+def test_the_graph_breaks_no_rule_of_tensorrts_parser(graph_file: Path):
+    assert lint(onnx.load(str(graph_file))) == []
+
+
+def test_nothing_that_no_image_changes_is_computed(graph_file: Path):
+    """No positions, no shapes, no copies of constants: all nodes come after the image."""
+    graph = onnx.load(str(graph_file)).graph
+    depends = {graph.input[0].name}
+    for node in graph.node:
+        if node.op_type != "Constant":
+            assert depends & set(node.input), f"{node.op_type} {node.name} takes constants only"
+        depends |= set(node.output) if depends & set(node.input) else set()
+    operators = Counter(node.op_type for node in graph.node)
+    assert not operators.keys() & {"Sin", "Cos", "Shape", "Expand", "Tile", "ConvTranspose"}
+
+
+def test_opset_23_writes_the_encoders_attention_as_one_operator(
+    graph_file: Path, padded: Deployable
+):
+    model = onnx.load(str(graph_file))
+    num_blocks = len(padded.segmenter.image_encoder.blocks) + 1
+    found = sum(node.op_type == "Attention" for node in model.graph.node)
+    assert found == (num_blocks if model.opset_import[0].version >= 23 else 0)
+
+
+def test_masks_of_the_unlabelled_and_the_single_mask_token_are_not_computed(graph_file: Path):
+    constants = {entry.name: entry for entry in onnx.load(str(graph_file)).graph.initializer}
+    hypernetwork = constants["mask_decoder.output_hypernetworks_mlps.layers.0.weight"]
+    scores = constants["mask_decoder.iou_prediction_head.layers.2.weight"]
+    assert hypernetwork.dims[0] == NUM_CLASSES
+    assert scores.dims[-1] == NUM_CLASSES
+
+
+def test_a_bias_of_zero_stays_in_the_graph(tmp_path: Path):
+    export_onnx(make_deployable(64, bias="none"), tmp_path / "model.onnx")
+    constants = onnx.load(str(tmp_path / "model.onnx")).graph.initializer
+    (bias,) = [entry for entry in constants if entry.name == BIAS_NAME]
+    assert not onnx.numpy_helper.to_array(bias).any()
+
+
+def test_the_form_of_attention_is_the_callers_choice(padded: Deployable, tmp_path: Path):
+    form = AttentionForm(window_positions="extended", max_queries=40)
+    export_onnx(padded, tmp_path / "model.onnx", form=form)
+    num_softmax = sum(
+        node.op_type == "Softmax" for node in onnx.load(str(tmp_path / "model.onnx")).graph.node
+    )
+    # In two parts in two blocks of 64-token windows, in three in two global blocks of 81 tokens and
+    # in one of 82; then six attentions of the decoder, and the probabilities.
+    assert num_softmax == 2 * 2 + 3 * 3 + 6 + 1
+    assert_graph_answers(tmp_path / "model.onnx", padded, PADDED)

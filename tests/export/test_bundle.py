@@ -1,0 +1,371 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+
+from export.bundle import write_bundle
+from export.gate.gate import Answers, onnx_answers
+from export.gate.schema import ParityReport, Tolerances
+from export.precision.forms import PrecisionSettings
+from export.precision.half import half_blocks
+from export.settings import BundleSettings
+from export.tensorrt.lint import require_clean
+from export.tensorrt.plan import read_engine_plan
+from serve.contract.manifest import read_bundle
+from tests.support import ROOT
+from train.errors import FocalPathError
+
+FILES = {
+    "MODEL_CARD.md",
+    "engine_plan.json",
+    "manifest.json",
+    "model.fp16.onnx",
+    "model.onnx",
+    "parity.json",
+    "parity_report.md",
+    "warm_up.npz",
+}
+FP32_ONLY = PrecisionSettings(fp16=False)
+
+
+@pytest.fixture
+def _quick_export(toy_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph is there already: torch's exporter takes its time."""
+
+    def copy(deployable: object, path: Path, **settings: object) -> None:
+        shutil.copyfile(toy_graph, path)
+
+    monkeypatch.setattr("export.bundle.export_onnx", copy)
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def _report(bundle: Path) -> ParityReport:
+    return ParityReport.model_validate_json((bundle / "parity.json").read_text(encoding="utf-8"))
+
+
+def test_a_bundle_has_both_precisions_the_plan_the_card_and_the_reports(
+    exported_bundle: Path,
+) -> None:
+    pictures = {name for name in _names(exported_bundle) if name.endswith(".png")}
+    assert _names(exported_bundle) - pictures == FILES
+    precisions = [artefact.precision for artefact in read_bundle(exported_bundle).artefacts]
+    assert precisions == ["fp32", "fp16"]
+
+
+def test_the_float32_graph_answers_as_torch(exported_bundle: Path) -> None:
+    parity = read_bundle(exported_bundle).artefacts[0].parity
+    assert parity.num_tiles == 8
+    assert parity.label_agreement >= 0.9999
+    assert parity.max_logit_difference is not None
+    assert 0 < parity.max_logit_difference < 1e-3
+
+
+def test_both_graphs_have_the_same_inputs_and_outputs(exported_bundle: Path) -> None:
+    described = [
+        [
+            [(entry.name, entry.type, entry.shape[1:]) for entry in entries]
+            for entries in (session.get_inputs(), session.get_outputs())
+        ]
+        for session in (
+            onnxruntime.InferenceSession(exported_bundle / name)
+            for name in ("model.onnx", "model.fp16.onnx")
+        )
+    ]
+    assert described[0] == described[1]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.fp16.onnx"])
+def test_tensorrts_parser_would_take_both_graphs(exported_bundle: Path, name: str) -> None:
+    require_clean(exported_bundle / name)
+
+
+def test_the_engine_is_planned_from_the_half_precision_graph(exported_bundle: Path) -> None:
+    plan = read_engine_plan(exported_bundle)
+    by_file = {artefact.file: artefact for artefact in read_bundle(exported_bundle).artefacts}
+    assert plan.onnx_file == "model.fp16.onnx"
+    assert plan.onnx_sha256 == by_file["model.fp16.onnx"].sha256
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_without_half_precision_the_engine_is_planned_from_float32(
+    toy_run: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    write_bundle(toy_run, bundle, BundleSettings(precision=FP32_ONLY))
+    assert read_engine_plan(bundle).onnx_file == "model.onnx"
+    assert "model.fp16.onnx" not in _names(bundle)
+
+
+def test_parity_json_has_each_block_and_the_limit(exported_bundle: Path) -> None:
+    report = _report(exported_bundle)
+    blocks = {peak.block: peak for peak in report.peaks}
+    assert report.activation_limit == pytest.approx(6_550.4)
+    assert blocks["image_encoder.blocks.0"].computed_in == "half"
+    assert blocks["mask_decoder.output_upscaling"].computed_in == "float32"
+    assert 0 < blocks["image_encoder.blocks.0"].magnitude < report.activation_limit
+
+
+def test_every_block_that_is_computed_in_half_was_audited(
+    exported_bundle: Path, toy_graph: Path
+) -> None:
+    audited = {peak.block for peak in _report(exported_bundle).peaks}
+    in_half = set(half_blocks(onnx.load(str(toy_graph))))
+    assert len(in_half) >= 8
+    assert in_half <= audited
+
+
+def test_parity_json_has_the_emulation_of_half_precision(exported_bundle: Path) -> None:
+    (half,) = [entry for entry in _report(exported_bundle).artefacts if entry.precision == "fp16"]
+    assert half.emulation is not None
+    assert half.emulation.num_tiles == 2
+    assert half.emulation.nonfinite == {}
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_a_half_precision_graph_that_fails_is_left_out_and_the_report_says_why(
+    toy_run: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    settings = BundleSettings(
+        validate=toy_data,
+        precision=PrecisionSettings(auto_islands=False, num_emulated_tiles=0),
+        tolerances=Tolerances(half_agreement=1.1),
+    )
+    write_bundle(toy_run, bundle, settings)
+    assert "model.fp16.onnx" not in _names(bundle)
+    assert [artefact.file for artefact in read_bundle(bundle).artefacts] == ["model.onnx"]
+    assert read_engine_plan(bundle).onnx_file == "model.onnx"
+    assert not _report(bundle).artefacts[1].passed
+    for name in ("parity_report.md", "MODEL_CARD.md"):
+        assert "expected at least 110%; fewest on tile tile" in (bundle / name).read_text()
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_bfloat16_is_judged_by_emulation(toy_run: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    precision = PrecisionSettings(fp16=False, bf16=True)
+    loose = Tolerances(half_agreement=0.5, half_dice_loss=1.0)
+    settings = BundleSettings(num_parity_tiles=2, precision=precision, tolerances=loose)
+    write_bundle(toy_run, bundle, settings)
+    assert "model.bf16.onnx" in _names(bundle)
+    assert _report(bundle).artefacts[1].measured_with == "emulation"
+
+
+@pytest.mark.usefixtures("_quick_export")
+@pytest.mark.parametrize(("least", "kept"), [(0.5, True), (1.1, False)])
+def test_int8_is_kept_only_if_it_passes(
+    toy_run: Path, tmp_path: Path, least: float, kept: bool
+) -> None:
+    bundle = tmp_path / "bundle"
+    settings = BundleSettings(
+        num_parity_tiles=2,
+        precision=PrecisionSettings(fp16=False, int8=True),
+        tolerances=Tolerances(int8_agreement=least, int8_dice_loss=1.0),
+    )
+    write_bundle(toy_run, bundle, settings)
+    assert ("model.int8.onnx" in _names(bundle)) is kept
+    assert _report(bundle).artefacts[1].passed is kept
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_a_float32_graph_that_fails_leaves_the_earlier_bundle_and_its_report(
+    exported_bundle: Path, toy_run: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    impossible = BundleSettings(tolerances=Tolerances(fp32_logit_difference=1e-12))
+    refused = tmp_path / "bundle-refused"
+    with pytest.raises(FocalPathError, match=rf"a logit differs .* No bundle .*; {refused}/parity"):
+        write_bundle(toy_run, bundle, impossible)
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "bundle-refused"}
+    assert _names(refused) == {"parity.json", "parity_report.md"}
+    (found,) = _report(refused).artefacts
+    assert not found.passed
+    assert "on tile drawn_" in (refused / "parity_report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_a_refusal_names_class_and_tile_with_a_picture_until_an_export_passes(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer_wrongly(*arguments: object) -> Answers:
+        answers = onnx_answers(*arguments)  # type: ignore[arg-type]
+        answers.labels[1] = 1 + answers.labels[1] % 5
+        return answers
+
+    bundle, refused = tmp_path / "bundle", tmp_path / "bundle-refused"
+    settings = BundleSettings(precision=FP32_ONLY, num_parity_tiles=2)
+    monkeypatch.setattr("export.bundle.onnx_answers", answer_wrongly)
+    with pytest.raises(FocalPathError, match="on tile drawn_1"):
+        write_bundle(toy_run, bundle, settings)
+    assert _names(refused) == {"parity.json", "parity_report.md", "parity_fp32.png"}
+    assert "most of them lost by" in (refused / "parity_report.md").read_text(encoding="utf-8")
+    monkeypatch.setattr("export.bundle.onnx_answers", onnx_answers)
+    write_bundle(toy_run, bundle, settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.usefixtures("_quick_export")
+@pytest.mark.parametrize(
+    ("least", "in_openvino"),
+    [(0.5, {"model.onnx": True, "model.bf16.onnx": True}), (1.1, {"model.onnx": True})],
+)
+def test_openvino_may_serve_what_passed_the_gate_there(
+    toy_run: Path,
+    tmp_path: Path,
+    least: float,
+    in_openvino: dict[str, bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # OpenVINO runs bfloat16 on any CPU, if slowly, which is good enough for a test.
+    for name in ("serve.contract.openvino._has_bfloat16", "export.bundle.computes_bfloat16"):
+        monkeypatch.setattr(name, lambda *_: True)
+    bundle = tmp_path / "bundle"
+    settings = BundleSettings(
+        num_parity_tiles=2,
+        precision=PrecisionSettings(fp16=False, openvino=True),
+        tolerances=Tolerances(half_agreement=least, half_dice_loss=1.0),
+    )
+    manifest = write_bundle(toy_run, bundle, settings)
+    found = {entry.file: entry.openvino is not None for entry in manifest.artefacts}
+    assert found == in_openvino
+    titles = [found.title for found in _report(bundle).artefacts]
+    assert titles == ["model.onnx", "model.onnx in OpenVINO", "model.bf16.onnx in OpenVINO"]
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_without_openvino_nothing_may_be_served_there(exported_bundle: Path) -> None:
+    assert all(entry.openvino is None for entry in read_bundle(exported_bundle).artefacts)
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_an_unknown_island_leaves_nothing_behind(toy_run: Path, tmp_path: Path) -> None:
+    settings = BundleSettings(precision=PrecisionSettings(fp32_islands=("block_7",)))
+    with pytest.raises(FocalPathError, match="no block is called block_7"):
+        write_bundle(toy_run, tmp_path / "bundle", settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_a_new_export_replaces_the_earlier_bundle_whole(
+    exported_bundle: Path, toy_run: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
+    settings = BundleSettings(model_version="2", validate=toy_data, precision=FP32_ONLY)
+    write_bundle(toy_run, bundle, settings)
+    assert read_bundle(bundle).version == "2"
+    assert "model.fp16.onnx" not in _names(bundle)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_the_bundle_behind_a_link_is_replaced_and_the_link_stays(
+    exported_bundle: Path, toy_run: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
+    link = tmp_path / "current"
+    link.symlink_to(bundle)
+    write_bundle(toy_run, link, BundleSettings(model_version="2", precision=FP32_ONLY))
+    assert link.readlink() == bundle
+    assert read_bundle(bundle).version == "2"
+
+
+def test_what_came_to_the_bundles_place_during_the_work_stays(
+    toy_run: Path, toy_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+
+    def export(deployable: object, path: Path, **settings: object) -> None:
+        shutil.copyfile(toy_graph, path)
+        bundle.mkdir()
+        (bundle / "notes.txt").write_text("mine")
+
+    monkeypatch.setattr("export.bundle.export_onnx", export)
+    with pytest.raises(FocalPathError, match=r"a folder with notes\.txt"):
+        write_bundle(toy_run, bundle, BundleSettings(precision=FP32_ONLY))
+    assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "notes.txt"]
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_the_timings_of_an_earlier_engine_stay_and_its_plan_does_not(
+    exported_bundle: Path, toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
+    (bundle / "timing.cache").write_text("timings")
+    (bundle / "model.plan").write_text("plan")
+    write_bundle(toy_run, bundle, BundleSettings(precision=FP32_ONLY))
+    assert (bundle / "timing.cache").read_text() == "timings"
+    assert "model.plan" not in _names(bundle)
+    assert f"{bundle / 'model.plan'} is of the earlier bundle" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_where_fp16_is_refused_the_engine_is_planned_from_bf16(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "bundle"
+    precision = PrecisionSettings(bf16=True, auto_islands=False, fp16_range_share=1e-9)
+    loose = Tolerances(half_agreement=0.5, half_dice_loss=1.0, agreement_dice_loss=1.0)
+    loose = replace(loose, half_iou_score_difference=1.0, half_confidence_difference=1.0)
+    settings = BundleSettings(num_parity_tiles=2, precision=precision, tolerances=loose)
+    write_bundle(toy_run, bundle, settings)
+    assert read_engine_plan(bundle).onnx_file == "model.bf16.onnx"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "would be built from model.bf16.onnx: fp16 did not pass the gate" in said
+
+
+def test_attention_is_exported_as_asked_for_and_the_manifest_has_the_graphs_own_opset(
+    toy_run: Path, toy_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def export(deployable: object, path: Path, **settings: object) -> None:
+        shutil.copyfile(toy_graph, path)
+        asked.append(settings)
+
+    monkeypatch.setattr("export.bundle.export_onnx", export)
+    settings = BundleSettings(opset=24, positions="extended", precision=FP32_ONLY)
+    manifest = write_bundle(toy_run, tmp_path / "bundle", settings)
+    assert asked == [{"opset": 24, "form": settings.attention}]
+    assert manifest.opset == 20
+
+
+def test_a_model_beyond_two_gibibytes_is_refused_before_any_work(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.graph.to_onnx.MAX_WEIGHTS_BYTES", 1000)
+    with pytest.raises(FocalPathError, match="parameters, tiny and vit_tiny_patch16_224; .* 2 GiB"):
+        write_bundle(toy_run, tmp_path / "bundle", BundleSettings())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_card_has_classes_biases_numbers_and_limits(exported_bundle: Path) -> None:
+    card = (exported_bundle / "MODEL_CARD.md").read_text(encoding="utf-8")
+    manifest = read_bundle(exported_bundle)
+    for entry, bias in zip(manifest.classes, manifest.class_attention_bias, strict=True):
+        assert f"| {entry.name} | `{entry.color}` |" in card
+        assert f"| {bias:+.3f} |" in card
+    assert "**Research use only.**" in card
+    assert f"| model.fp16.onnx | {manifest.artefacts[1].parity.label_agreement:.4%} |" in card
+    assert "no published weights" in card
+
+
+def test_no_file_of_the_bundle_names_a_path_of_this_machine(exported_bundle: Path) -> None:
+    source = str(ROOT).encode()
+    for path in exported_bundle.iterdir():
+        assert source not in path.read_bytes(), path.name
+
+
+def test_the_reports_are_plain_json_and_markdown(exported_bundle: Path) -> None:
+    assert json.loads((exported_bundle / "parity.json").read_text())["schema_version"] == 1
+    report = (exported_bundle / "parity_report.md").read_text(encoding="utf-8")
+    assert "## Activations" in report
+    assert all(line.endswith("|") for line in report.splitlines() if line.startswith("|"))

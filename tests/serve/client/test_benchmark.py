@@ -1,0 +1,260 @@
+import http.server
+import itertools
+import json
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve.cli import main
+from serve.client.benchmark import (
+    MODEL,
+    SEGMENTER,
+    SERVICE,
+    BenchmarkReport,
+    Measurement,
+    goals_of,
+    measure,
+)
+from serve.client.benchmark_report import markdown, plot
+from serve.client.benchmark_routes import Route, service_route, tissue_image
+from serve.client.benchmark_run import Benchmark
+from serve.client.perf_analyzer import read_table, run_perf_analyzer
+from serve.contract.manifest import read_bundle
+from serve.inference.tiling import cut_tiles
+from tests.support.triton_server import free_ports
+
+TABLE = """Concurrency,Inferences/Second,Client Send,p50 latency,p90 latency,p95 latency,p99 latency
+1,65.8854,99,15006,15500,16007,17008
+4,131.5,12,30012,31000,32013,33014
+"""
+
+
+def _measured(route: str, clients: int, p50_ms: float, per_second: float) -> Measurement:
+    return Measurement(
+        route=route,
+        unit="image",
+        clients=clients,
+        num_requests=6,
+        p50_ms=p50_ms,
+        p95_ms=p50_ms,
+        p99_ms=p50_ms,
+        per_second=per_second,
+    )
+
+
+def test_the_benchmark_measures_this_process_and_a_service_and_says_what_it_left_out(
+    toy_bundle: Path, service_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--url", service_url, "--clients", "1", "2", "--rounds", "2"]
+    arguments += ["--min-requests", "2", "--image-size-px", "100", "--out", str(tmp_path)]
+    arguments += ["--triton-http-url", f"127.0.0.1:{free_ports(1)[0]}"]
+    assert main(["benchmark", "--bundle", str(toy_bundle), *arguments]) == 0
+    report = BenchmarkReport.model_validate_json((tmp_path / "benchmark.json").read_bytes())
+    assert [(one.route, one.clients, one.num_requests) for one in report.measurements] == [
+        (route, clients, 2 * max(2, 2 * clients))
+        for clients in (1, 2)
+        for route in (MODEL, SEGMENTER, SERVICE)
+    ]
+    assert report.label_agreement == {SERVICE: 1.0}
+    assert report.num_tiles == 4
+    assert ["Triton was left out" in note for note in report.notes] == [True, False]
+    assert report.backend.startswith("ONNX Runtime in fp32 on CPUExecutionProvider (")
+    assert "| - | - |" in (tmp_path / "benchmark.md").read_text()
+    assert "Triton was left out" in (tmp_path / "benchmark.md").read_text()
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    assert "## Goals" in capsys.readouterr().out
+
+
+def test_a_service_that_refuses_ends_the_benchmark_with_one_message(
+    toy_bundle: Path, service_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--url", service_url, "--endpoint", "/nothing", "--image-size-px", "64"]
+    bundle = ["--bundle", str(toy_bundle), "--out", str(tmp_path)]
+    assert main(["benchmark", *bundle, *arguments]) == 1
+    assert "/nothing answered 404" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--clients", "--rounds", "--image-size-px"])
+def test_a_number_that_makes_no_sense_is_one_message(
+    flag: str, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["benchmark", "--bundle", str(toy_bundle), flag, "0"]) == 1
+    assert flag in capsys.readouterr().err
+
+
+def test_percentiles_are_of_all_rounds_and_the_throughput_is_the_median_of_the_rounds() -> None:
+    # Two rounds of two requests: of 10 and 30 ms, then of 20 and 60 ms.
+    ticks = iter(np.cumsum([0, 0, 0.01, 0, 0.03, 0, 0, 0, 0.02, 0, 0.06, 0]).tolist())
+    (one,) = measure(
+        [Route("r", lambda: nullcontext(lambda: None))],
+        "image",
+        levels=[1],
+        num_rounds=2,
+        min_requests=2,
+        tell=lambda _: None,
+        clock=lambda: next(ticks),
+    )
+    assert (one.num_requests, one.p50_ms) == (4, pytest.approx(25))
+    assert one.per_second == pytest.approx(np.median([2 / 0.04, 2 / 0.08]))
+
+
+@pytest.mark.parametrize(
+    ("num_requests", "expected"), [(19, (None, None)), (20, (20, None)), (100, (20, 20))]
+)
+def test_a_percentile_needs_enough_requests(
+    num_requests: int, expected: tuple[float | None, float | None]
+) -> None:
+    ticks = itertools.count(step=0.02)
+    (one,) = measure(
+        [Route("r", lambda: nullcontext(lambda: None))],
+        "image",
+        levels=[1],
+        num_rounds=1,
+        min_requests=num_requests,
+        tell=lambda _: None,
+        clock=lambda: next(ticks),
+    )
+    assert (one.p95_ms, one.p99_ms) == tuple(v and pytest.approx(v) for v in expected)
+
+
+def test_by_default_the_median_and_p95_of_one_client_have_enough_requests() -> None:
+    assert Benchmark.rounds * Benchmark.min_requests >= 20
+
+
+def test_so_many_clients_ask_at_the_same_time() -> None:
+    together = threading.Barrier(3)
+    route = Route("r", lambda: nullcontext(lambda: together.wait(timeout=10)))
+    (one,) = measure(
+        [route], "image", levels=[3], num_rounds=1, min_requests=1, tell=lambda _: None
+    )
+    assert one.num_requests == 6
+
+
+def test_goals_are_met_or_missed_by_what_was_measured() -> None:
+    def verdicts(service_ms: float, service_rate: float) -> list[bool]:
+        rows = [_measured(name, 1, 300, 3) for name in (MODEL, SEGMENTER)]
+        rows += [_measured(name, 8, 300, 4) for name in (MODEL, SEGMENTER)]
+        rows += [_measured(SERVICE, 1, service_ms, 3), _measured(SERVICE, 8, 300, service_rate)]
+        return [goal.is_met for goal in goals_of(rows)]
+
+    assert verdicts(329, 3.7) == [True, True, True]
+    assert verdicts(331, 3.5) == [False, False, False]
+    assert goals_of([_measured(SERVICE, 1, 300, 3)]) == []
+
+
+def test_ten_ms_may_be_added_to_a_fast_model() -> None:
+    rows = [_measured(MODEL, 1, 5, 3), _measured(SERVICE, 1, 14, 3)]
+    assert [goal.is_met for goal in goals_of(rows)] == [True]
+
+
+def test_the_table_of_perf_analyzer_is_read_in_milliseconds() -> None:
+    first, second = read_table(TABLE, "gRPC")
+    assert (first.concurrency, first.p50_ms, first.p99_ms) == (1, 15.006, 17.008)
+    assert second.inferences_per_second == 131.5
+
+
+def test_perf_analyzer_is_asked_for_the_models_shape_and_its_failure_is_told(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
+    program = tmp_path / "perf_analyzer"
+    program.write_text('#!/bin/sh\necho "$@" >&2; exit 3\n')
+    program.chmod(0o755)
+    manifest = read_bundle(toy_bundle)
+    with pytest.raises(Exception, match=r"failed: .*--shape image:64,64,3 .*--shared-memory"):
+        run_perf_analyzer(
+            program, manifest, transport="shared memory", url="127.0.0.1:1", levels=[1]
+        )
+
+
+def test_the_report_shows_perf_analyzer_beside_ours_and_a_missed_goal_as_missed() -> None:
+    rows = [_measured(MODEL, 1, 100, 3), _measured(SERVICE, 1, 200, 3)]
+    tile = _measured("Triton gRPC", 1, 5, 200).model_copy(update={"unit": "tile"})
+    report = BenchmarkReport.model_validate(
+        {
+            "machine": json.loads(
+                '{"processor": "P", "num_cpus": 2, "system": "S", "python": "3", "packages": {},'
+                ' "load_average": [0, 0]}'
+            ),
+            "model": "segmenter 1",
+            "backend": "ONNX Runtime",
+            "image_px": (100, 50),
+            "png_bytes": 1,
+            "num_tiles": 1,
+            "num_rounds": 1,
+            "measurements": [one.model_dump() for one in (*rows, tile)],
+            "perf_analyzer": [one.model_dump() for one in read_table(TABLE, "gRPC")],
+            "label_agreement": {},
+            "goals": [goal.model_dump() for goal in goals_of(rows)],
+            "notes": ["a note"],
+        }
+    )
+    text = markdown(report)
+    assert "| 10.00 | 100.00 | **missed** |" in text
+    assert "| Triton gRPC, perf_analyzer | 4 | 30.0 |" in text
+    assert text.index("| Triton gRPC | 1 |") < text.index("perf_analyzer | 1 |")
+    assert "- a note" in text
+    assert (plot(report) or b"").startswith(b"\x89PNG")
+
+
+def test_the_drawn_image_compresses_as_tissue_does() -> None:
+    from serve.client.benchmark_routes import png_of
+
+    image = tissue_image(256)
+    assert image.shape == (256, 256, 3)
+    assert 0.4 < len(png_of(image)) / image.nbytes < 0.75
+
+
+def test_the_tiles_that_are_cut_cover_the_image() -> None:
+    image = np.arange(100 * 70 * 3, dtype=np.int64).astype(np.uint8).reshape(100, 70, 3)
+    tiles = cut_tiles(image, 64)
+    assert tiles.shape == (4, 64, 64, 3)
+    assert np.array_equal(tiles[0], image[:64, :64])
+    assert np.array_equal(tiles[-1][:, :-2], image[36:, 8:])
+
+
+def test_a_connection_that_the_service_has_closed_is_made_again() -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+            self.close_connection = True  # and the answer does not say so
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with service_route("r", url, "/", bytes(10**6), None).connect() as ask:
+            assert [ask(), ask()] == [b"ok", b"ok"]
+        server.shutdown()
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+def test_triton_is_measured_by_each_transport_and_by_perf_analyzer(
+    toy_bundle: Path, service_url: str, tmp_path: Path
+) -> None:
+    from benchmarks.serving import main as benchmark_on_triton
+
+    arguments = ["--url", service_url, "--clients", "1", "--rounds", "1", "--min-requests", "2"]
+    arguments += ["--image-size-px", "100", "--out", str(tmp_path)]
+    assert benchmark_on_triton(["--bundle", str(toy_bundle), *arguments]) == 0
+    report = BenchmarkReport.model_validate_json((tmp_path / "benchmark.json").read_bytes())
+    by_transport = ["Triton HTTP", "Triton gRPC", "Triton shared memory"]
+    tiles = [one.route for one in report.measurements if one.unit == "tile"]
+    images = [one.route for one in report.measurements if one.unit == "image"]
+    assert tiles == by_transport
+    assert images == [MODEL, SEGMENTER, SERVICE, *by_transport]
+    assert [row.transport for row in report.perf_analyzer] == ["HTTP", "gRPC", "shared memory"]
+    assert report.label_agreement == dict.fromkeys([SERVICE, *by_transport], 1.0)
+    assert ["stand-in" in note for note in report.notes] == [True, False]

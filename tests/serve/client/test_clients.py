@@ -1,0 +1,296 @@
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+
+from serve.client.clients import AsyncHttpClient, AsyncTritonClient, HttpClient, TritonClient
+from serve.contract.errors import (
+    BackendUnavailableError,
+    ImageError,
+    ImageTooLargeError,
+    OptionError,
+)
+from serve.contract.manifest import Manifest, read_bundle
+from serve.inference.segmenter import Segmentation, Segmenter, open_segmenter
+from serve.settings import ServeSettings
+from tests.support.http_service import free_port
+from tests.support.pictures import blobs
+
+
+@pytest.fixture(scope="module")
+def client(service_url: str) -> Iterator[HttpClient]:
+    with HttpClient(service_url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def segmenter(toy_bundle: Path) -> Iterator[Segmenter]:
+    with open_segmenter(ServeSettings(bundle=toy_bundle)) as segmenter:
+        yield segmenter
+
+
+@pytest.mark.parametrize("size", [(64, 64), (10, 20), (150, 333)])
+def test_http_gives_what_the_segmenter_gives_in_process(
+    size: tuple[int, int], client: HttpClient, segmenter: Segmenter
+) -> None:
+    image = blobs(*size)
+    here, there = segmenter.segment(image), client.segment(image)
+    assert there.labels.dtype == there.confidence.dtype == np.uint8
+    assert np.array_equal(there.labels, here.labels)
+    assert np.array_equal(there.confidence, here.confidence)
+    assert there.summary == here.summary
+
+
+@pytest.mark.parametrize("size", [(64, 64), (150, 333)])
+def test_http_gives_the_same_for_another_mpp_with_probabilities(
+    size: tuple[int, int], client: HttpClient, segmenter: Segmenter
+) -> None:
+    image = blobs(*size)
+    here = segmenter.segment(image, mpp=0.7, mpp_source="file", with_probabilities=True)
+    there = client.segment(image, mpp=0.7, mpp_source="file", with_probabilities=True)
+    assert np.array_equal(there.labels, here.labels)
+    assert there.summary == here.summary
+    assert here.low_res is not None
+    assert there.low_res is not None
+    assert np.array_equal(there.low_res.probabilities, here.low_res.probabilities)
+    assert there.low_res.stride_px == here.low_res.stride_px
+    assert there.low_res.origin_px == here.low_res.origin_px
+
+
+def test_the_async_client_gives_each_of_many_the_same_as_the_other(
+    service_url: str, client: HttpClient
+) -> None:
+    images = [blobs(80, 70 + index, seed=index) for index in range(6)]
+
+    async def segment_all() -> list[Segmentation]:
+        async with AsyncHttpClient(service_url) as asynchronous:
+            assert await asynchronous.manifest() == client.manifest
+            return await asyncio.gather(*(asynchronous.segment(image) for image in images))
+
+    for image, result in zip(images, asyncio.run(segment_all()), strict=True):
+        assert np.array_equal(result.labels, client.segment(image).labels)
+
+
+def test_the_async_client_says_what_the_service_refuses(service_url: str) -> None:
+    async def segment() -> None:
+        async with AsyncHttpClient(service_url) as asynchronous:
+            await asynchronous.segment(np.zeros((1000, 1001, 3), np.uint8))
+
+    with pytest.raises(ImageTooLargeError, match="1001 x 1000"):
+        asyncio.run(segment())
+
+
+def test_an_absurd_mpp_is_the_same_error_everywhere(
+    client: HttpClient, segmenter: Segmenter
+) -> None:
+    for one in (client, segmenter):
+        with pytest.raises(OptionError, match="mpp is 1000 um per pixel"):
+            one.segment(blobs(20, 20), mpp=1000)
+
+
+def test_an_async_client_without_a_server_says_so(toy_bundle: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+
+    async def segment() -> None:
+        async with AsyncHttpClient(f"http://{address}") as asynchronous:
+            await asynchronous.segment(blobs(20, 20))
+
+    with pytest.raises(BackendUnavailableError, match="no service at"):
+        asyncio.run(segment())
+    with pytest.raises(BackendUnavailableError, match="Triton is not reachable"):
+        AsyncTritonClient(address, read_bundle(toy_bundle))
+
+
+def test_an_api_key_is_sent_with_every_request() -> None:
+    seen: list[str | None] = []
+
+    class Keys(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("X-API-Key"))
+            self.send_error(401)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Keys) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        with (
+            HttpClient(f"http://127.0.0.1:{server.server_port}", api_key="s3cret") as client,
+            pytest.raises(BackendUnavailableError, match="answers 401"),
+        ):
+            _ = client.manifest
+        server.shutdown()
+        thread.join()
+    assert seen == ["s3cret"]
+
+
+def test_the_http_client_knows_the_model(client: HttpClient, toy_bundle: Path) -> None:
+    assert client.manifest == read_bundle(toy_bundle)
+
+
+def test_an_image_over_the_services_limit_is_refused_by_its_message(client: HttpClient) -> None:
+    with pytest.raises(ImageTooLargeError, match="1001 x 1000: 1001000 pixels"):
+        client.segment(np.zeros((1000, 1001, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_an_array_of_another_kind_is_refused(
+    image: np.ndarray, client: HttpClient, segmenter: Segmenter
+) -> None:
+    with pytest.raises(ImageError, match="expected \\(H, W, 3\\) uint8"):
+        segmenter.segment(image)
+    with pytest.raises(ImageError, match="expected \\(H, W, 3\\) uint8"):
+        client.segment(image)
+
+
+class _Refusing(HTTPServer):
+    """A service that refuses the first requests, and then has a model."""
+
+    def __init__(self, *statuses: int, manifest: bytes, retry_after: str = "1") -> None:
+        self.left = list(statuses)
+
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(handler) -> None:
+                status = self.left.pop(0) if self.left else 200
+                handler.send_response(status)
+                handler.send_header("Retry-After", retry_after)
+                handler.end_headers()
+                handler.wfile.write(manifest if status == 200 else b'{"error": "not now"}')
+
+            def log_message(handler, *_: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Answer)
+
+    @contextmanager
+    def at(self) -> Iterator[str]:
+        with self:
+            thread = Thread(target=self.serve_forever)
+            thread.start()
+            yield f"http://127.0.0.1:{self.server_port}"
+            self.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the clients would have waited."""
+    found: list[float] = []
+
+    async def note(seconds: float) -> None:
+        found.append(seconds)
+
+    monkeypatch.setattr("serve.client.clients.time.sleep", found.append)
+    monkeypatch.setattr("serve.client.clients.asyncio.sleep", note)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_busy_service_is_asked_again_when_it_says(
+    kind: str, toy_bundle: Path, pauses: list[float]
+) -> None:
+    manifest = read_bundle(toy_bundle)
+
+    async def ask(url: str) -> Manifest:
+        async with AsyncHttpClient(url) as client:
+            return await client.manifest()
+
+    service = _Refusing(
+        429, 503, 429, manifest=manifest.model_dump_json().encode(), retry_after="7"
+    )
+    with service.at() as url:
+        if kind == "async":
+            assert asyncio.run(ask(url)) == manifest
+        else:
+            with HttpClient(url) as client:
+                assert client.manifest == manifest
+    assert pauses == [7, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "patience_s", "expected"),
+    [
+        (503, "Fri, 31 Dec 1999 23:59:59 GMT", 120, [1, 2, 4]),  # a few times only
+        (429, "3600", 120, []),  # longer than we have
+        (429, "1", 0, []),
+        (401, "1", 120, []),
+    ],
+)
+def test_a_client_gives_up_in_time(
+    status: int, retry_after: str, patience_s: float, expected: list[float], pauses: list[float]
+) -> None:
+    service = _Refusing(*[status] * 9, manifest=b"", retry_after=retry_after)
+    with (
+        service.at() as url,
+        HttpClient(url, patience_s=patience_s) as client,
+        pytest.raises(BackendUnavailableError, match="not now"),
+    ):
+        _ = client.manifest
+    assert pauses == expected
+
+
+def test_a_service_that_is_not_there_is_named() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    with (
+        HttpClient(url) as client,
+        pytest.raises(BackendUnavailableError, match=f"no service at {url}.*python -m serve http"),
+    ):
+        client.segment(blobs(4, 4))
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:3000", "ftp://host", ""])
+def test_an_address_that_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(BackendUnavailableError, match="expected http://host:port"):
+        HttpClient(url)
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    """A web server that answers everything with a page of its own."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_another_web_server_is_told_from_the_service(stranger: str) -> None:
+    with HttpClient(stranger) as client:
+        with pytest.raises(BackendUnavailableError, match="does not answer with a manifest"):
+            _ = client.manifest
+        with pytest.raises(BackendUnavailableError, match="does not answer with the arrays"):
+            client.segment(blobs(4, 4))
+
+
+def test_a_triton_client_without_triton_says_so(toy_bundle: Path) -> None:
+    with pytest.raises(BackendUnavailableError, match="Triton is not reachable"):
+        TritonClient(f"127.0.0.1:{free_port()}", read_bundle(toy_bundle))

@@ -1,0 +1,343 @@
+import csv
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve.client import segment_files
+from serve.client.segment_files import main
+from serve.contract.errors import BackendUnavailableError
+from serve.inference.segmenter import Segmentation, Segmenter
+from serve.inference.summary import Summary
+from tests.support.http_service import free_port
+from tests.support.pictures import blobs, encoded, painted
+from tests.support.toy_bundle import write_toy_bundle
+
+IMAGE = blobs(70, 90)
+FORMATS = ("labels", "overlay", "confidence", "json", "geojson", "dsa", "probabilities")
+ALL_FILES = {
+    "slide.labels.png", "slide.overlay.png", "slide.confidence.png", "slide.json", "slide.geojson",
+    "slide.dsa.json", "slide.probabilities.npz", "summary.csv",
+}  # fmt: skip
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "slide.png"
+    path.write_bytes(encoded(IMAGE))
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "out"
+
+
+def _segment(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def _fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert _segment(*arguments) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    return message
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_labels_overlay_and_numbers_are_written_by_default(
+    image: Path, toy_bundle: Path, out: Path
+) -> None:
+    assert _segment(image, "--bundle", toy_bundle, "--out", out) == 0
+    assert _names(out) == {"slide.labels.png", "slide.overlay.png", "slide.json", "summary.csv"}
+
+
+def test_every_format_is_written_when_it_is_asked_for(
+    image: Path, toy_bundle: Path, out: Path
+) -> None:
+    assert _segment(image, "--url", toy_bundle, "--out", out, "--format", *FORMATS) == 0
+    assert _names(out) == ALL_FILES
+
+
+def test_the_service_and_a_bundle_give_the_same_files(
+    image: Path, toy_bundle: Path, service_url: str, tmp_path: Path
+) -> None:
+    for name, url in (("here", toy_bundle), ("there", service_url)):
+        arguments = ("--url", url, "--out", tmp_path / name, "--mpp", "0.7", "--format", *FORMATS)
+        assert _segment(image, *arguments) == 0
+    for name in ALL_FILES - {"slide.json"}:
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+    here, there = (
+        Summary.model_validate_json((tmp_path / name / "slide.json").read_bytes())
+        for name in ("here", "there")
+    )
+    assert here == there
+
+
+def test_the_mpp_of_a_file_is_taken_and_said_to_be_the_files_also_over_http(
+    tmp_path: Path, service_url: str, toy_bundle: Path
+) -> None:
+    (tmp_path / "slide.png").write_bytes(encoded(IMAGE, dpi=(25_400, 25_400)))
+    for url in (service_url, toy_bundle):
+        assert _segment(tmp_path / "slide.png", "--url", url, "--out", tmp_path, "--again") == 0
+        found = json.loads((tmp_path / "slide.json").read_text())["image"]
+        assert (round(found["mpp"], 3), found["mpp_source"]) == (1.0, "file")
+
+
+def test_finished_images_are_skipped(
+    image: Path, toy_bundle: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _segment(image, "--bundle", toy_bundle, "--out", out)
+    before = (out / "slide.labels.png").stat().st_mtime_ns
+    assert _segment(image, "--bundle", toy_bundle, "--out", out) == 0
+    assert (out / "slide.labels.png").stat().st_mtime_ns == before
+    assert "wrote 0 of 1 images" in capsys.readouterr().out
+    assert (out / "summary.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "missing output", "another format", "another image", "another model", "damaged", "older",
+        "--again", "--mpp 0.7", "--alpha 0.1", "--classes Tumor", "--simplify-px 2",
+        "--min-area-px 9",
+    ],
+)  # fmt: skip
+def test_what_is_not_finished_is_made_again(
+    case: str, image: Path, toy_bundle: Path, out: Path, tmp_path: Path
+) -> None:
+    arguments: list[object] = ["--out", out, *(case.split() if case.startswith("--") else ())]
+    _segment(image, "--bundle", toy_bundle, "--out", out)
+    bundle = toy_bundle
+    match case:
+        case "missing output":
+            (out / "slide.overlay.png").unlink()
+        case "another format":
+            arguments += ["--format", "geojson"]
+        case "another image":  # which is older than the outputs
+            image.write_bytes(encoded(blobs(70, 90, seed=1)))
+            os.utime(image, (1, 1))
+        case "another model":
+            bundle = write_toy_bundle(tmp_path / "bundle", version="2.0.0")
+        case "damaged":
+            (out / "slide.json").write_text("{")
+        case "older":  # written before the JSON said what with
+            summary = Summary.model_validate_json((out / "slide.json").read_text())
+            (out / "slide.json").write_text(summary.model_dump_json())
+    before = (out / "slide.json").stat().st_mtime_ns
+    assert _segment(image, "--bundle", bundle, *arguments) == 0
+    assert (out / "slide.json").stat().st_mtime_ns > before
+
+
+def test_files_of_one_run_are_not_taken_for_those_of_another(
+    image: Path, toy_bundle: Path, out: Path
+) -> None:
+    arguments = (image, "--bundle", toy_bundle, "--out", out)
+    _segment(*arguments, "--format", "overlay")
+    before = (out / "slide.overlay.png").read_bytes()
+    _segment(*arguments, "--format", "labels", "--alpha", "0.1")
+    _segment(*arguments, "--format", "labels", "overlay", "--alpha", "0.1")
+    assert (out / "slide.overlay.png").read_bytes() != before
+
+
+def test_the_summary_of_what_was_done_is_written_when_it_is_stopped(
+    image: Path, toy_bundle: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render = segment_files.render
+
+    def interrupted(*arguments: object) -> bytes:
+        if (out / "slide.json").exists():
+            raise KeyboardInterrupt
+        return render(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(segment_files, "render", interrupted)
+    other = tmp_path / "other.png"
+    other.write_bytes(encoded(IMAGE))
+    arguments = (image, other, "--bundle", toy_bundle, "--out", out, "--jobs", 1)
+    assert _segment(*arguments) == 130
+    with (out / "summary.csv").open(newline="") as file:
+        assert {row["image"] for row in csv.DictReader(file)} == {"slide.png"}
+
+
+def test_what_the_service_does_not_answer_is_named_and_the_others_are_worked_on(
+    image: Path,
+    toy_bundle: Path,
+    out: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    segment = Segmenter.segment
+
+    def busy_at_first(segmenter: Segmenter, pixels: np.ndarray, **options: Any) -> Segmentation:
+        if pixels.shape[0] == 50:
+            raise BackendUnavailableError("32 requests are waiting already.")
+        return segment(segmenter, pixels, **options)
+
+    first = tmp_path / "first.png"
+    first.write_bytes(encoded(blobs(50, 60)))
+    monkeypatch.setattr(Segmenter, "segment", busy_at_first)
+    message = _fails(capsys, first, image, "--bundle", toy_bundle, "--out", out)
+    assert message == f"error: {first}: 32 requests are waiting already.\n"
+    assert {"slide.json", "summary.csv"} < _names(out)
+
+
+def test_an_image_that_fails_does_not_stop_the_others(
+    image: Path, toy_bundle: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(encoded(IMAGE)[:500])
+    message = _fails(capsys, damaged, image, "--bundle", toy_bundle, "--out", out)
+    assert f"{damaged}: The image is damaged" in message
+    assert "slide.json" in _names(out)
+    assert not any(name.startswith("damaged") for name in _names(out))
+
+
+def test_several_images_are_worked_on_at_once(
+    toy_bundle: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(3, timeout=20)
+    render = segment_files.render
+
+    def wait_for_the_others(*arguments: object) -> bytes:
+        if arguments[0] == "json":
+            together.wait()
+        return render(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(segment_files, "render", wait_for_the_others)
+    images = [tmp_path / f"{name}.png" for name in "abc"]
+    for path in images:
+        path.write_bytes(encoded(IMAGE))
+    assert _segment(*images, "--bundle", toy_bundle, "--out", out, "--jobs", 3) == 0
+
+
+def test_the_summary_has_a_row_for_each_image_and_class(
+    image: Path, toy_bundle: Path, out: Path, tmp_path: Path
+) -> None:
+    second = tmp_path / "second.png"
+    second.write_bytes(encoded(blobs(50, 60)))
+    _segment(image, second, "--bundle", toy_bundle, "--out", out, "--mpp", "0.5")
+    with (out / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == ["slide.png"] * 5 + ["second.png"] * 5
+    assert [row["name"] for row in rows[:2]] == ["Tumor", "Stroma"]
+    assert sum(int(row["pixel_count"]) for row in rows[:5]) == 70 * 90
+    assert sum(float(row["area_um2"]) for row in rows[5:]) == pytest.approx(50 * 60 / 4)
+
+
+def test_drawing_options_reach_the_drawing(image: Path, toy_bundle: Path, out: Path) -> None:
+    options = ("--classes", "Tumor", "--simplify-px", "2", "--min-area-px", "4")
+    assert (
+        _segment(image, "--bundle", toy_bundle, "--out", out, "--format", "geojson", *options) == 0
+    )
+    features = json.loads((out / "slide.geojson").read_text())["features"]
+    assert {feature["properties"]["classification"]["name"] for feature in features} == {"Tumor"}
+
+
+def test_one_image_prints_a_row_per_class(
+    image: Path, toy_bundle: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _segment(image, "--bundle", toy_bundle, "--out", out)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("Tumor", "Stroma", "Inflammatory", "Necrosis", "Other"))
+
+
+def test_a_missing_image_fails_before_anything_is_written(
+    image: Path, toy_bundle: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = _fails(capsys, image, "gone.png", "--bundle", toy_bundle, "--out", out)
+    assert "gone.png is no file" in message
+    assert not out.exists()
+
+
+def test_two_images_of_one_name_are_refused(
+    image: Path, toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other" / "slide.jpg"
+    other.parent.mkdir()
+    other.write_bytes(encoded(IMAGE, "JPEG"))
+    message = _fails(capsys, image, other, "--bundle", toy_bundle)
+    assert "more than one image is called slide" in message
+
+
+def test_an_output_folder_that_is_a_file_is_one_message(
+    image: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "slide.png" in _fails(capsys, image, "--bundle", toy_bundle, "--out", image)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--mpp", "1000", "mpp is 1000 um per pixel"),
+        ("--mpp", "nan", "mpp is nan um per pixel"),
+        ("--alpha", "1.5", "alpha is 1.5, expected a number from 0 to 1."),
+        ("--simplify-px", "nan", "simplify_px is nan, expected a number from 0 to 100."),
+        ("--min-area-px", "-1", "min_area_px is -1, expected a number from 0"),
+        ("--jobs", "0", "--jobs is 0"),
+        ("--classes", "Muscle", "no class 'Muscle', only Tumor"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_one_message(
+    option: str,
+    value: str,
+    expected: str,
+    image: Path,
+    toy_bundle: Path,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    message = _fails(capsys, image, "--bundle", toy_bundle, "--out", out, option, value)
+    assert expected in message
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_server_that_is_not_there_is_one_message(
+    scheme: str, image: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    message = _fails(capsys, image, "--bundle", toy_bundle, "--url", f"{scheme}://{address}")
+    assert address in message
+
+
+def test_an_url_that_is_none_is_one_message(
+    image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "expected http://host:port" in _fails(capsys, image, "--url", "nowhere")
+
+
+def test_a_half_written_output_is_never_seen(
+    image: Path, toy_bundle: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bytes = Path.write_bytes
+
+    def fail_at_the_second(path: Path, content: bytes) -> int:
+        if path.name == "slide.overlay.png":
+            raise OSError("no space left on the device")
+        return write_bytes(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", fail_at_the_second)
+    assert _segment(image, "--bundle", toy_bundle, "--out", out) == 1
+    assert _names(out) == set()
+
+
+def test_images_at_the_same_time_get_their_own_outputs(
+    toy_bundle: Path, out: Path, tmp_path: Path
+) -> None:
+    images = [tmp_path / f"{label}.png" for label in (1, 2, 3, 4, 5)]
+    for path in images:
+        path.write_bytes(encoded(painted(np.full((100, 100), int(path.stem)))))
+    assert _segment(*images, "--bundle", toy_bundle, "--out", out, "--jobs", 5) == 0
+    for path in images:
+        with Image.open(out / f"{path.stem}.labels.png") as labels:
+            assert (np.asarray(labels) == int(path.stem)).all()

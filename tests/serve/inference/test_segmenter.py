@@ -1,0 +1,90 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve.contract.errors import ImageTooLargeError, OptionError
+from serve.contract.manifest import read_bundle
+from serve.inference.batching import TilePool
+from serve.inference.onnxruntime import OnnxRuntimeBackend
+from serve.inference.segmenter import Segmenter, open_segmenter
+from serve.settings import ServeSettings
+from tests.support.pictures import blobs
+
+IMAGE = blobs(100, 130, scale=0.5)
+
+
+@pytest.fixture(scope="module")
+def segmenter(toy_bundle: Path) -> Iterator[Segmenter]:
+    with open_segmenter(ServeSettings(bundle=toy_bundle, threads=1)) as segmenter:
+        yield segmenter
+
+
+def _unscaled(toy_bundle: Path) -> Segmenter:
+    manifest = read_bundle(toy_bundle).model_copy(update={"mpp": None})
+    pool = TilePool(OnnxRuntimeBackend(toy_bundle, manifest), max_tiles=1)
+    return Segmenter(pool, manifest)
+
+
+def test_without_mpp_the_models_own_is_assumed_and_said_so(segmenter: Segmenter) -> None:
+    image = segmenter.segment(IMAGE).summary.image
+    assert (image.mpp, image.mpp_source) == (0.5, "model")
+
+
+def test_the_answer_says_who_stated_the_mpp(segmenter: Segmenter) -> None:
+    image = segmenter.segment(IMAGE, mpp=0.7, mpp_source="file").summary.image
+    assert (image.mpp, image.mpp_source) == (0.7, "file")
+
+
+def test_an_image_of_another_mpp_is_resampled(segmenter: Segmenter) -> None:
+    coarse = segmenter.segment(IMAGE, mpp=1.0, with_probabilities=True).low_res
+    assert coarse is not None
+    assert coarse.stride_px == (2, 2)
+
+
+def test_an_image_of_nearly_the_models_mpp_is_not_resampled(segmenter: Segmenter) -> None:
+    result = segmenter.segment(IMAGE, mpp=0.5047)
+    assert np.array_equal(result.labels, segmenter.segment(IMAGE).labels)
+    assert result.summary.image.mpp == 0.5047
+
+
+def test_an_image_too_large_at_the_models_mpp_is_refused(toy_bundle: Path) -> None:
+    settings = ServeSettings(bundle=toy_bundle, max_image_megapixels=1)
+    with (
+        open_segmenter(settings) as segmenter,
+        pytest.raises(ImageTooLargeError, match="At 20 um per pixel the image is 5200 x 4000"),
+    ):
+        segmenter.segment(IMAGE, mpp=20)
+
+
+def test_an_absurd_mpp_is_refused(segmenter: Segmenter) -> None:
+    with pytest.raises(OptionError, match="mpp is 1e-06 um per pixel"):
+        segmenter.segment(IMAGE, mpp=1e-6)
+
+
+def test_a_model_without_mpp_takes_the_image_as_it_is_and_knows_its_area(toy_bundle: Path) -> None:
+    summary = _unscaled(toy_bundle).segment(IMAGE, mpp=2).summary
+    assert sum(row.area_um2 or 0 for row in summary.classes) == pytest.approx(4 * 100 * 130)
+
+
+def test_without_any_mpp_it_is_unknown(toy_bundle: Path) -> None:
+    image = _unscaled(toy_bundle).segment(IMAGE).summary.image
+    assert (image.mpp, image.mpp_source) == (None, "unknown")
+
+
+def test_settings_limit_the_batch(toy_bundle: Path) -> None:
+    sizes: list[int] = []
+
+    class Counting(OnnxRuntimeBackend):
+        def infer(self, images, outputs):  # type: ignore[no-untyped-def]
+            sizes.append(len(images))
+            return super().infer(images, outputs)
+
+    settings = replace(ServeSettings(bundle=toy_bundle), max_batch_size=2)
+    with open_segmenter(
+        settings, observe=lambda _: Counting(toy_bundle, read_bundle(toy_bundle))
+    ) as segmenter:
+        segmenter.segment(blobs(300, 300))
+    assert max(sizes) == 2

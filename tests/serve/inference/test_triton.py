@@ -1,0 +1,549 @@
+"""One image, the same labels from every runtime: against the real Triton server."""
+
+import asyncio
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnxruntime
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from PIL import Image
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from export.triton import Target, publish, render_config
+from serve.client.clients import AsyncTritonClient, HttpClient, TritonClient
+from serve.client.segment_files import main as segment_files
+from serve.contract.manifest import Manifest, read_bundle
+from serve.inference.batching import TilePool
+from serve.inference.onnxruntime import OnnxRuntimeBackend
+from serve.inference.segmenter import ImageSegmenter, Segmentation, Segmenter
+from tests.support import ROOT
+from tests.support.toy_bundle import REFERENCE_RGB, TILE_SIZE_PX, write_toy_bundle
+from tests.support.triton_server import (
+    CACHE_VARIABLE,
+    TritonServer,
+    TritonSetupError,
+    free_ports,
+    install_triton,
+)
+
+pytestmark = pytest.mark.triton
+
+CLIENTS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
+OUTPUTS = ("labels", "confidence", "low_res_probabilities", "iou_scores")
+SERVICE_TIMEOUT_S = 60
+Answer = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def server(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    repository = tmp_path_factory.mktemp("triton") / "repository"
+    publish(toy_bundle, repository)
+    yield from _running(TritonServer(repository))
+
+
+@pytest.fixture(scope="session")
+def explicit_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server with no model at its start: the tests put one into its repository and load it."""
+    repository = tmp_path_factory.mktemp("triton") / "explicit"
+    repository.mkdir()
+    yield from _running(TritonServer(repository, control_mode="explicit"))
+
+
+def _running(server: TritonServer) -> Iterator[TritonServer]:
+    with contextlib.ExitStack() as stack:
+        try:
+            yield stack.enter_context(server)
+        except TritonSetupError as error:
+            failure = str(error)
+        else:
+            return
+    pytest.fail(failure, pytrace=False)
+
+
+class Service:
+    """The HTTP service in a process of its own, on a free port of 127.0.0.1."""
+
+    def __init__(self, bundle: Path, scratch: Path, backend: str, triton_url: str) -> None:
+        (port,) = free_ports(1)
+        self.url = f"http://127.0.0.1:{port}"
+        self._log_path = scratch / f"{backend}.log"
+        settings = {
+            "FOCALPATH_BUNDLE": str(bundle),
+            "FOCALPATH_BACKEND": backend,
+            "FOCALPATH_TRITON_URL": triton_url,
+        }
+        with self._log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "serve", "http", "--port", str(port)],
+                cwd=ROOT,
+                env=os.environ | settings,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_for(self, status: int) -> None:
+        """Wait until `/readyz` answers with the status."""
+        deadline = time.monotonic() + SERVICE_TIMEOUT_S
+        while self._readiness() != status:
+            log = self._log_path.read_text(errors="replace")
+            assert self._process.poll() is None, f"the service ended:\n{log}"
+            assert time.monotonic() < deadline, f"/readyz never answered {status}:\n{log}"
+            time.sleep(0.05)
+
+    def _readiness(self) -> int | None:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=10).status_code
+        except httpx.TransportError:
+            return None
+
+    def close(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(30)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def services(
+    toy_bundle: Path, server: TritonServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Service]]:
+    """The HTTP service with each backend."""
+    scratch = tmp_path_factory.mktemp("services")
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for backend in ("onnxruntime", "triton"):
+            service = Service(toy_bundle, scratch, backend, server.grpc_url)
+            running[backend] = stack.enter_context(contextlib.closing(service))
+        for service in running.values():
+            service.wait_for(200)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def in_process(toy_bundle: Path) -> Segmenter:
+    manifest = read_bundle(toy_bundle)
+    pool = TilePool(OnnxRuntimeBackend(toy_bundle, manifest), max_tiles=1)
+    return Segmenter(pool, manifest)
+
+
+@pytest.fixture(
+    params=["ONNX Runtime", "Triton gRPC", "service on onnxruntime", "service on triton"]
+)
+def segmenter(
+    request: pytest.FixtureRequest, toy_bundle: Path, server: TritonServer
+) -> Iterator[ImageSegmenter]:
+    """Each way to segment an image."""
+    if request.param == "ONNX Runtime":
+        yield request.getfixturevalue("in_process")
+        return
+    if request.param == "Triton gRPC":
+        client: ImageSegmenter = TritonClient(server.grpc_url, read_bundle(toy_bundle))
+    else:
+        backend = request.param.removeprefix("service on ")
+        client = HttpClient(request.getfixturevalue("services")[backend].url)
+    with contextlib.closing(client):
+        yield client
+
+
+@pytest.fixture(scope="session")
+def direct(toy_bundle: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(toy_bundle / "model.onnx")
+
+
+def _tiles(count: int, seed: int = 0) -> np.ndarray:
+    """(count, 64, 64, 3) uint8: random patches of the reference colours, with noise."""
+    random = np.random.default_rng(seed)
+    patches = random.integers(len(REFERENCE_RGB), size=(count, 8, 8))
+    side = TILE_SIZE_PX // 8
+    colors = REFERENCE_RGB[patches.repeat(side, axis=1).repeat(side, axis=2)]
+    noise = random.normal(scale=40, size=colors.shape)
+    return np.clip(colors + noise, 0, 255).astype(np.uint8)
+
+
+def _larger_image() -> np.ndarray:
+    """(150, 210, 3) uint8: several tiles, of which the last ones are padded."""
+    top, bottom = _tiles(8, seed=4).reshape(2, 4, TILE_SIZE_PX, TILE_SIZE_PX, 3)
+    rows = [np.concatenate(list(tiles), axis=1) for tiles in (top, bottom, top)]
+    return np.concatenate(rows)[:150, :210]
+
+
+def _post(service: Service, path: str, image: np.ndarray) -> httpx.Response:
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, format="PNG")
+    return httpx.post(f"{service.url}{path}", files={"image": png.getvalue()}, timeout=60)
+
+
+def _run_directly(session: onnxruntime.InferenceSession, images: np.ndarray) -> Answer:
+    return dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"image": images}), strict=True))
+
+
+def _result(
+    server: TritonServer,
+    transport: str,
+    images: np.ndarray,
+    outputs: tuple[str, ...],
+    model: str = "segmenter",
+) -> tritonclient.http.InferResult | tritonclient.grpc.InferResult:
+    client_of = CLIENTS[transport]
+    url = server.http_url if transport == "http" else server.grpc_url
+    tensor = client_of.InferInput("image", images.shape, np_to_triton_dtype(images.dtype))
+    tensor.set_data_from_numpy(images)
+    wanted = [client_of.InferRequestedOutput(name) for name in outputs]
+    with client_of.InferenceServerClient(url) as client:
+        return client.infer(model, [tensor], outputs=wanted)
+
+
+def _infer(server: TritonServer, transport: str, images: np.ndarray) -> Answer:
+    result = _result(server, transport, images, OUTPUTS)
+    return {name: result.as_numpy(name) for name in OUTPUTS}
+
+
+def _statistics(server: TritonServer) -> tritonclient.grpc.service_pb2.ModelStatistics:
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
+        return client.get_inference_statistics("segmenter").model_stats[0]
+
+
+def _bytes(answer: Answer) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in answer.items()}
+
+
+def _named(manifest: Manifest, name: str) -> Manifest:
+    return manifest.model_copy(update={"name": name})
+
+
+def _place(server: TritonServer, name: str, config: str, model: Path, file: str) -> None:
+    folder = server.repository / name
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(config, encoding="utf-8")
+    (folder / "1" / file).write_bytes(model.read_bytes())
+
+
+def _load(server: TritonServer, name: str) -> None:
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
+        client.load_model(name)
+
+
+def test_an_interrupted_installation_of_the_server_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds = []
+
+    def build(folder: Path) -> None:
+        folder.mkdir()
+        builds.append(folder)
+        if len(builds) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr("tests.support.triton_server._build", build)
+    with pytest.raises(KeyboardInterrupt):
+        install_triton()
+
+    installed = install_triton()
+    assert installed == install_triton()
+    assert len(builds) == 2
+
+
+@pytest.mark.parametrize("num_tiles", [1, 3, 8])
+@pytest.mark.parametrize("transport", CLIENTS)
+def test_triton_and_onnx_runtime_answer_the_same_bytes(
+    server: TritonServer, direct: onnxruntime.InferenceSession, transport: str, num_tiles: int
+) -> None:
+    images = _tiles(num_tiles)
+
+    assert _bytes(_infer(server, transport, images)) == _bytes(_run_directly(direct, images))
+
+
+def test_the_tiles_of_these_tests_have_every_label(direct: onnxruntime.InferenceSession) -> None:
+    labels = _run_directly(direct, _tiles(1))["labels"]
+
+    assert set(np.unique(labels)) == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("transport", CLIENTS)
+def test_only_the_outputs_that_are_asked_for_are_sent(server: TritonServer, transport: str) -> None:
+    result = _result(server, transport, _tiles(1), ("confidence",))
+
+    assert result.as_numpy("confidence") is not None
+    assert result.as_numpy("labels") is None
+
+
+def test_concurrent_requests_share_batches_and_each_gets_its_own_answer(
+    server: TritonServer, direct: onnxruntime.InferenceSession
+) -> None:
+    tiles = _tiles(32, seed=1)[:, np.newaxis]
+    before = _statistics(server)
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        answers = list(pool.map(lambda tile: _infer(server, "grpc", tile), tiles))
+    after = _statistics(server)
+
+    # Triton may count the last request of an earlier test only now.
+    assert len(tiles) <= after.inference_count - before.inference_count <= len(tiles) + 1
+    assert after.execution_count - before.execution_count < len(tiles)
+    for tile, answer in zip(tiles, answers, strict=True):
+        assert np.array_equal(answer["labels"], _run_directly(direct, tile)["labels"])
+
+
+def test_the_server_warms_the_model_up_before_it_is_ready(server: TritonServer) -> None:
+    assert "is running warmup sample 'batch_1'" in server.log
+
+
+@pytest.mark.parametrize("transport", CLIENTS)
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((1, 32, 32, 3), np.uint8), "unexpected shape for input 'image'"),
+        (np.zeros((1, TILE_SIZE_PX, TILE_SIZE_PX, 3), np.float32), "expects 'UINT8'"),
+        (np.zeros((9, TILE_SIZE_PX, TILE_SIZE_PX, 3), np.uint8), "batch-size must be <= 8"),
+    ],
+    ids=["shape", "type", "batch"],
+)
+def test_the_server_says_what_is_wrong_with_an_input(
+    server: TritonServer, transport: str, images: np.ndarray, message: str
+) -> None:
+    with pytest.raises(InferenceServerException, match=message):
+        _infer(server, transport, images)
+
+
+def test_a_new_export_takes_over_when_the_model_is_loaded_again(
+    explicit_server: TritonServer, tmp_path: Path
+) -> None:
+    bundle = write_toy_bundle(tmp_path / "bundle")
+    _named(read_bundle(bundle), "reexported").write(bundle)
+    publish(bundle, explicit_server.repository)
+    _load(explicit_server, "reexported")
+    larger = write_toy_bundle(tmp_path / "larger", tile_size_px=128)
+    _named(read_bundle(larger), "reexported").write(larger)
+    publish(larger, explicit_server.repository)
+    _load(explicit_server, "reexported")
+
+    with tritonclient.grpc.InferenceServerClient(explicit_server.grpc_url) as client:
+        assert client.get_model_metadata("reexported").versions == ["2"]
+    images = np.zeros((1, 128, 128, 3), np.uint8)
+    result = _result(explicit_server, "grpc", images, ("labels",), "reexported")
+    assert result.as_numpy("labels").shape == (1, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("target", "model_file", "only_obstacle"),
+    [
+        ("onnxruntime-gpu", "model.onnx", "kind KIND_GPU but no GPUs are available"),
+        ("tensorrt-a100", "model.plan", "unable to find backend library for backend 'tensorrt'"),
+    ],
+)
+def test_a_gpu_config_lacks_nothing_but_what_this_machine_lacks(
+    explicit_server: TritonServer,
+    toy_bundle: Path,
+    target: Target,
+    model_file: str,
+    only_obstacle: str,
+) -> None:
+    config = render_config(_named(read_bundle(toy_bundle), target), target)
+    _place(explicit_server, target, config, toy_bundle / "model.onnx", model_file)
+
+    with pytest.raises(InferenceServerException, match=only_obstacle):
+        _load(explicit_server, target)
+
+
+def test_the_gpu_config_loads_on_a_cpu_but_for_its_instance_group(
+    explicit_server: TritonServer, toy_bundle: Path
+) -> None:
+    manifest = _named(read_bundle(toy_bundle), "gpu-on-cpu")
+    config = render_config(manifest, "onnxruntime-gpu").replace("KIND_GPU", "KIND_CPU")
+    _place(explicit_server, "gpu-on-cpu", config, toy_bundle / "model.onnx", "model.onnx")
+
+    _load(explicit_server, "gpu-on-cpu")
+
+    for batch_size in (1, 2, 4, 8):
+        sample = f"instance gpu-on-cpu_0_0 is running warmup sample 'batch_{batch_size}'"
+        assert sample in explicit_server.log
+
+
+def test_every_way_to_segment_gives_a_tile_the_labels_of_onnx_runtime(
+    segmenter: ImageSegmenter, direct: onnxruntime.InferenceSession
+) -> None:
+    tile = _tiles(1, seed=2)
+
+    expected = _run_directly(direct, tile)["labels"]
+    assert segmenter.segment(tile[0]).labels.tobytes() == expected.tobytes()
+
+
+def test_every_way_to_segment_gives_a_larger_image_the_same_labels(
+    segmenter: ImageSegmenter, in_process: Segmenter
+) -> None:
+    image = _larger_image()
+
+    labels = segmenter.segment(image).labels
+    assert labels.shape == image.shape[:2]
+    assert labels.tobytes() == in_process.segment(image).labels.tobytes()
+
+
+def test_every_way_to_segment_gives_the_same_for_another_mpp(
+    segmenter: ImageSegmenter, in_process: Segmenter
+) -> None:
+    image = _larger_image()
+
+    found = segmenter.segment(image, mpp=0.8, with_probabilities=True)
+    expected = in_process.segment(image, mpp=0.8, with_probabilities=True)
+    assert found.labels.tobytes() == expected.labels.tobytes()
+    assert found.low_res is not None
+    assert expected.low_res is not None
+    assert found.low_res.probabilities.tobytes() == expected.low_res.probabilities.tobytes()
+
+
+def test_tiles_of_one_image_share_batches_on_triton(server: TritonServer, toy_bundle: Path) -> None:
+    before = _statistics(server)
+    with TritonClient(server.grpc_url, read_bundle(toy_bundle)) as client:
+        client.segment(np.tile(_larger_image(), (3, 3, 1)))
+    after = _statistics(server)
+
+    executions = after.execution_count - before.execution_count
+    assert executions < after.inference_count - before.inference_count
+
+
+def test_the_async_client_gives_the_same_labels(
+    server: TritonServer, toy_bundle: Path, in_process: Segmenter
+) -> None:
+    images = [_tiles(1, seed=seed)[0] for seed in range(4)]
+
+    async def segment_all() -> list[Segmentation]:
+        async with AsyncTritonClient(server.grpc_url, read_bundle(toy_bundle)) as client:
+            return await asyncio.gather(*(client.segment(image) for image in images))
+
+    for image, result in zip(images, asyncio.run(segment_all()), strict=True):
+        assert result.labels.tobytes() == in_process.segment(image).labels.tobytes()
+
+
+def _regions_known_to(server: TritonServer) -> set[str]:
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as admin:
+        return set(admin.get_system_shared_memory_status().regions)
+
+
+def _shared_regions() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("focalpath-*")}
+
+
+def test_shared_memory_gives_the_same_answer_and_leaves_nothing_behind(
+    server: TritonServer, toy_bundle: Path, in_process: Segmenter
+) -> None:
+    image = _larger_image()
+    manifest = read_bundle(toy_bundle)
+    before = _shared_regions(), _regions_known_to(server)
+    with TritonClient(server.grpc_url, manifest) as client:
+        labels = [client.segment(image).labels.tobytes() for _ in range(3)]
+        one_tile = client.segment(image[:50, :60]).labels.tobytes()
+        assert _shared_regions() > before[0]
+
+    assert set(labels) == {in_process.segment(image).labels.tobytes()}
+    assert one_tile == in_process.segment(image[:50, :60]).labels.tobytes()
+    assert (_shared_regions(), _regions_known_to(server)) == before
+
+
+def test_shared_memory_that_triton_forgot_is_made_again(
+    server: TritonServer, toy_bundle: Path, in_process: Segmenter
+) -> None:
+    tile = _tiles(1, seed=5)[0]
+    manifest = read_bundle(toy_bundle)
+    before = _shared_regions()
+    with TritonClient(server.grpc_url, manifest, shared_memory="on") as client:
+        client.segment(tile)
+        with tritonclient.grpc.InferenceServerClient(server.grpc_url) as admin:
+            admin.unregister_system_shared_memory()
+        expected = in_process.segment(tile).labels.tobytes()
+        assert client.segment(tile).labels.tobytes() == expected
+        assert client.segment(tile).labels.tobytes() == expected
+    assert _shared_regions() == before
+
+
+def test_without_shared_memory_tensors_are_sent(
+    server: TritonServer,
+    toy_bundle: Path,
+    in_process: Segmenter,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no space left on /dev/shm")
+
+    monkeypatch.setattr(
+        "serve.inference.triton_shared_memory.shm.create_shared_memory_region", refuse
+    )
+    tile = _tiles(1, seed=6)[0]
+    manifest = read_bundle(toy_bundle)
+    with TritonClient(server.grpc_url, manifest, shared_memory="on") as client:
+        labels = client.segment(tile).labels.tobytes()
+    assert labels == in_process.segment(tile).labels.tobytes()
+    assert "tensors are sent to Triton" in caplog.text
+
+
+def test_the_command_line_writes_the_same_files_from_triton_and_from_the_bundle(
+    server: TritonServer, toy_bundle: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "slide.png"
+    Image.fromarray(_larger_image()).save(image)
+    formats = ["--format", "labels", "overlay", "geojson", "dsa", "probabilities"]
+    for name, url in (("triton", f"grpc://{server.grpc_url}"), ("bundle", str(toy_bundle))):
+        arguments = ["--url", url, "--bundle", str(toy_bundle), "--out", str(tmp_path / name)]
+        assert segment_files([str(image), *arguments, *formats]) == 0
+
+    names = {path.name for path in (tmp_path / "bundle").iterdir()}
+    assert len(names) == 7
+    for name in names - {"slide.json"}:
+        written = (tmp_path / "triton" / name).read_bytes()
+        assert written == (tmp_path / "bundle" / name).read_bytes()
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "triton"])
+def test_the_label_png_of_the_service_holds_the_labels_of_onnx_runtime(
+    services: dict[str, Service], direct: onnxruntime.InferenceSession, backend: str
+) -> None:
+    tile = _tiles(1, seed=3)
+
+    response = _post(services[backend], "/labels", tile[0])
+    labels = np.asarray(Image.open(io.BytesIO(response.content)))
+    assert labels.tobytes() == _run_directly(direct, tile)["labels"].tobytes()
+
+
+def test_the_service_answers_503_while_triton_is_down_and_recovers_by_itself(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
+    publish(toy_bundle, tmp_path / "repository")
+    with TritonServer(tmp_path / "repository") as triton:
+        _lose_and_find(triton, toy_bundle, tmp_path)
+        assert not _regions_known_to(triton)  # nothing of the service that has ended
+    lines = (tmp_path / "triton.log").read_text().splitlines()
+    assert all(line.startswith("{") for line in lines), lines
+
+
+def _lose_and_find(triton: TritonServer, bundle: Path, tmp_path: Path) -> None:
+    with contextlib.closing(Service(bundle, tmp_path, "triton", triton.grpc_url)) as service:
+        service.wait_for(200)
+        assert _post(service, "/segment", _larger_image()).status_code == 200
+
+        triton.kill()
+        refused = _post(service, "/segment", _larger_image())
+        assert refused.status_code == 503
+        assert f"Triton is not reachable at {triton.grpc_url}" in refused.json()["error"]
+        service.wait_for(503)
+
+        triton.start()
+        service.wait_for(200)
+        for _ in range(2):
+            assert _post(service, "/segment", _larger_image()).status_code == 200
+        assert _regions_known_to(triton)  # shared memory is used again

@@ -1,0 +1,227 @@
+"""Running the service before a real Triton server: new versions, traces, metrics."""
+
+import contextlib
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+
+from export.triton import publish
+from serve.contract.errors import ModelChangedError
+from serve.contract.manifest import Manifest, read_bundle, sha256_of
+from serve.inference.summary import Summary
+from serve.inference.triton import TritonBackend, load_on_triton
+from serve.settings import ServeSettings
+from tests.deploy.test_deploy import _missing, _queries, _samples
+from tests.support.http_service import running_service, wait_until_ready
+from tests.support.otlp_collector import Collector, running_collector
+from tests.support.pictures import blobs, encoded, painted
+from tests.support.toy_bundle import TILE_SIZE_PX, write_toy_bundle
+from tests.support.triton_server import TritonServer
+
+pytestmark = pytest.mark.triton
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+TIMEOUT_S = 60.0
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    bundle = write_toy_bundle(tmp_path / "bundle", version="1")
+    publish(bundle, tmp_path / "repository")
+    return bundle
+
+
+def _replace(bundle: Path, version: str, *, tile_size_px: int) -> None:
+    """As an export does: the bundle takes the old one's place, then it is published."""
+    new = write_toy_bundle(
+        bundle.parent / f"new-{version}", version=version, tile_size_px=tile_size_px
+    )
+    bundle.rename(bundle.parent / f"before-{version}")
+    new.rename(bundle)
+    publish(bundle, bundle.parent / "repository")
+
+
+def _retrain(bundle: Path) -> None:
+    """Give the bundle another model of the same interface."""
+    model = onnx.load(bundle / "model.onnx")
+    model.doc_string = "another one"
+    onnx.save(model, bundle / "model.onnx")
+    manifest = Manifest.model_validate_json((bundle / "manifest.json").read_text())
+    artefact = manifest.artefacts[0].model_copy(update={"sha256": sha256_of(bundle / "model.onnx")})
+    manifest.model_copy(update={"artefacts": (artefact,)}).write(bundle)
+
+
+class Callers:
+    """Callers who ask one after the other, each for an image of one class, and check the answer."""
+
+    def __init__(self, url: str, pool: ThreadPoolExecutor) -> None:
+        self._url = url
+        self._stop = threading.Event()
+        self.seen: dict[str, int] = {}
+        self._asking: list[Future[None]] = [pool.submit(self._ask, label) for label in (1, 2, 3)]
+
+    def _ask(self, label: int) -> None:
+        files = {"image": encoded(painted(np.full((150, 90), label)))}
+        while not self._stop.is_set():
+            response = httpx.post(f"{self._url}/segment", files=files, timeout=60)
+            assert response.status_code == 200, response.text
+            summary = Summary.model_validate_json(response.content)
+            assert summary.classes[label - 1].pixel_share == 1.0
+            version = summary.model.version
+            self.seen[version] = self.seen.get(version, 0) + 1
+
+    def wait_for(self, version: str, log: Callable[[], str]) -> None:
+        """Wait until some answers are the version's; what fails meanwhile fails here."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while self.seen.get(version, 0) < 6:
+            for one in self._asking:
+                if one.done():
+                    one.result()
+            assert time.monotonic() < deadline, log()
+            time.sleep(0.02)
+
+    def end(self) -> None:
+        """Stop asking; all answers have to be right."""
+        self._stop.set()
+        for one in self._asking:
+            one.result()
+
+
+@pytest.mark.parametrize("mode", ["explicit", "poll"])
+def test_a_new_version_is_served_without_losing_a_request(
+    bundle: Path, tmp_path: Path, mode: str
+) -> None:
+    arguments = ["--load-model=*"] if mode == "explicit" else ["--repository-poll-secs=1"]
+    triton = TritonServer(
+        tmp_path / "repository",
+        control_mode=mode,  # type: ignore[arg-type]
+        extra_arguments=arguments,
+    )
+    log = tmp_path / "log.txt"
+    with triton:
+        settings = {
+            "backend": "triton",
+            "triton_url": triton.grpc_url,
+            "triton_load": str(mode == "explicit"),
+            "bundle_poll_s": "0.3",
+        }
+        with (
+            running_service(bundle, log, **settings) as url,
+            ThreadPoolExecutor(3) as pool,
+        ):
+            wait_until_ready(url)
+            callers = Callers(url, pool)
+            try:
+                callers.wait_for("1", log.read_text)
+                for version, tile_size_px in (("2", 128), ("3", 64)):
+                    _replace(bundle, version, tile_size_px=tile_size_px)
+                    callers.wait_for(version, lambda: f"{log.read_text()}\n{triton.log[-3000:]}")
+            finally:
+                callers.end()
+    assert set(callers.seen) == {"1", "2", "3"}
+
+
+def test_an_answer_of_another_version_is_not_taken_for_one_of_the_models(
+    bundle: Path, tmp_path: Path
+) -> None:
+    images = blobs(TILE_SIZE_PX, TILE_SIZE_PX)[np.newaxis]
+    with TritonServer(
+        tmp_path / "repository", control_mode="explicit", extra_arguments=["--load-model=*"]
+    ) as triton:
+        settings = ServeSettings(backend="triton", triton_url=triton.grpc_url)
+        with contextlib.closing(TritonBackend(triton.grpc_url, read_bundle(bundle))) as backend:
+            assert backend.infer(images, ("labels",))["labels"].shape == images.shape[:3]
+            _retrain(bundle)
+            publish(bundle, tmp_path / "repository")
+            load_on_triton(settings, read_bundle(bundle))
+            with pytest.raises(ModelChangedError, match="found version 2, .* expects version 1"):
+                backend.infer(images, ("labels",))
+
+
+def test_a_bundle_that_triton_has_not_loaded_yet_waits(bundle: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    with TritonServer(tmp_path / "repository") as triton:
+        settings = {"backend": "triton", "triton_url": triton.grpc_url, "bundle_poll_s": "0.1"}
+        with running_service(bundle, log, **settings) as url:
+            wait_until_ready(url)
+            _replace(bundle, "2", tile_size_px=128)
+            deadline = time.monotonic() + TIMEOUT_S
+            while "the new bundle has to wait: Triton" not in log.read_text():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            response = httpx.post(f"{url}/segment", files={"image": encoded(blobs(70, 70))})
+            assert response.json()["model"]["version"] == "1"
+            assert httpx.get(f"{url}/readyz").status_code == 200
+    assert log.read_text().count("the new bundle has to wait") == 1
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with running_collector() as collector:
+        yield collector
+
+
+def test_a_trace_goes_through_to_triton(bundle: Path, tmp_path: Path, collector: Collector) -> None:
+    traced = [
+        "--trace-config=mode=opentelemetry",
+        "--trace-config=rate=1",
+        "--trace-config=level=TIMESTAMPS",
+        f"--trace-config=opentelemetry,url={collector.url}",
+        "--trace-config=opentelemetry,resource=service.name=triton",
+        "--trace-config=opentelemetry,bsp_schedule_delay=100",
+    ]
+    with TritonServer(tmp_path / "repository", extra_arguments=traced) as triton:
+        settings = {
+            "backend": "triton",
+            "triton_url": triton.grpc_url,
+            "otlp_endpoint": collector.url,
+        }
+        with running_service(bundle, tmp_path / "log.txt", **settings) as url:
+            wait_until_ready(url)
+            httpx.post(
+                f"{url}/segment",
+                files={"image": encoded(blobs(20, 20))},
+                headers={"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"},
+            )
+        infer = collector.wait_for("focalpath", "infer")
+        inside = collector.wait_for("triton", "InferRequest", trace_id=TRACE_ID)
+    assert infer.trace_id == TRACE_ID
+    assert inside.parent_span_id == infer.span_id
+
+
+def test_every_query_of_the_dashboard_finds_series_of_triton(bundle: Path, tmp_path: Path) -> None:
+    with TritonServer(tmp_path / "repository") as triton:
+        settings = {"backend": "triton", "triton_url": triton.grpc_url}
+        with running_service(bundle, tmp_path / "log.txt", **settings) as url:
+            wait_until_ready(url)
+        metrics = httpx.get(f"http://127.0.0.1:{triton.metrics_port}/metrics").text
+    assert _missing(_queries(), _samples(metrics), "nv_") == []
+
+
+def test_the_tiles_that_triton_gets_are_counted(bundle: Path, tmp_path: Path) -> None:
+    with TritonServer(tmp_path / "repository") as triton:
+        settings = {"backend": "triton", "triton_url": triton.grpc_url}
+        with running_service(bundle, tmp_path / "log.txt", **settings) as url:
+            wait_until_ready(url)
+
+            def count() -> float:
+                metrics = httpx.get(f"{url}/metrics").text
+                found = re.search(r"^focalpath_batch_size_sum (\S+)$", metrics, re.MULTILINE)
+                assert found is not None
+                return float(found[1])
+
+            before = count()
+            httpx.post(f"{url}/segment", files={"image": encoded(blobs(100, 100))})
+            assert count() - before == 4
+        entries = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()[2:]]
+    (answered,) = [e for e in entries if e.get("path") == "/segment"]
+    assert "infer_ms" in answered

@@ -1,0 +1,250 @@
+import io
+import json
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import shapely
+from PIL import Image
+
+from serve.answers.pictures import label_png
+from serve.contract.manifest import read_bundle
+from serve.inference.segmenter import open_segmenter
+from serve.inference.summary import Summary
+from serve.settings import ServeSettings
+from tests.support.pictures import blobs, encoded, painted
+from tests.support.toy_bundle import CLASSES
+
+IMAGE = blobs(150, 210)
+PNG = encoded(IMAGE)
+IMAGE_ENDPOINTS = (
+    "segment", "labels", "confidence", "overlay", "geojson", "dsa", "probabilities", "arrays",
+    "image",
+)  # fmt: skip
+
+
+def _post(url: str, endpoint: str, content: bytes = PNG, **options: object) -> httpx.Response:
+    form = options.pop("form", None)
+    return httpx.post(
+        f"{url}/{endpoint}", files={"image": content}, params=options, data=form, timeout=60
+    )
+
+
+def _error(response: httpx.Response) -> tuple[int, str]:
+    assert response.headers["content-type"] == "application/json"
+    assert list(response.json()) == ["error"]
+    return response.status_code, response.json()["error"]
+
+
+def _summary(response: httpx.Response) -> Summary:
+    assert response.status_code == 200, response.text
+    return Summary.model_validate_json(response.content)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "media_type"),
+    [
+        ("segment", "application/json"),
+        ("labels", "image/png"),
+        ("confidence", "image/png"),
+        ("overlay", "image/png"),
+        ("geojson", "application/geo+json"),
+        ("dsa", "application/json"),
+        ("probabilities", "application/x-npz"),
+        ("arrays", "application/x-npz"),
+        ("image", "image/png"),
+    ],
+)
+def test_each_endpoint_says_what_it_answers_with(
+    endpoint: str, media_type: str, service_url: str
+) -> None:
+    response = _post(service_url, endpoint)
+    assert (response.status_code, response.headers["content-type"]) == (200, media_type)
+
+
+def test_a_tiff_is_handed_back_as_a_png_of_the_same_pixels(service_url: str) -> None:
+    response = _post(service_url, "image", encoded(IMAGE, "TIFF"))
+    with Image.open(io.BytesIO(response.content), formats=["PNG"]) as picture:
+        assert np.array_equal(np.asarray(picture), IMAGE)
+
+
+def test_the_mpp_may_be_in_the_query_or_in_the_form(service_url: str) -> None:
+    in_query = _summary(_post(service_url, "segment", mpp=1.0))
+    in_form = _summary(_post(service_url, "segment", form={"mpp": "1.0"}))
+    assert in_query == in_form
+    assert (in_query.image.mpp, in_query.image.mpp_source) == (1.0, "request")
+    assert sum(row.area_um2 or 0 for row in in_query.classes) == pytest.approx(150 * 210)
+
+
+def test_the_files_mpp_is_taken_where_the_request_states_none(service_url: str) -> None:
+    content = encoded(IMAGE, dpi=(25_400, 25_400))
+    image = _summary(_post(service_url, "segment", content)).image
+    assert image.mpp == pytest.approx(1.0)
+    assert image.mpp_source == "file"
+
+
+def test_the_requests_mpp_comes_before_the_files(service_url: str) -> None:
+    content = encoded(IMAGE, dpi=(25_400, 25_400))
+    image = _summary(_post(service_url, "segment", content, mpp=0.5)).image
+    assert (image.mpp, image.mpp_source) == (0.5, "request")
+
+
+def test_without_any_mpp_the_answer_says_that_the_models_is_assumed(service_url: str) -> None:
+    summary = _summary(_post(service_url, "segment"))
+    assert (summary.image.mpp, summary.image.mpp_source) == (0.5, "model")
+    assert all(row.area_um2 is None for row in summary.classes)
+
+
+@pytest.mark.parametrize("endpoint", IMAGE_ENDPOINTS)
+@pytest.mark.parametrize("mpp", ["0", "-1", "1e9", "nan", "inf", "half", "0x1"])
+def test_an_absurd_mpp_is_a_400_that_names_it(endpoint: str, mpp: str, service_url: str) -> None:
+    for response in (
+        _post(service_url, endpoint, mpp=mpp),
+        _post(service_url, endpoint, form={"mpp": mpp}),
+    ):
+        status, message = _error(response)
+        assert status == 400
+        assert message.startswith("mpp is ")
+
+
+def test_the_querys_mpp_comes_before_the_forms(service_url: str) -> None:
+    image = _summary(_post(service_url, "segment", mpp=1.0, form={"mpp": "2"})).image
+    assert image.mpp == 1.0
+
+
+def test_an_absurd_mpp_in_the_form_is_a_400_also_beside_a_good_one_in_the_query(
+    service_url: str,
+) -> None:
+    files = {"image": ("tile.png", encoded(blobs(64, 64)))}
+    answer = httpx.post(
+        f"{service_url}/segment?mpp=0.5", files=files, data={"mpp": "-0.95"}, timeout=30
+    )
+    assert answer.status_code == 400
+    assert "-0.95" in answer.json()["error"]
+
+
+def test_an_image_too_large_at_the_models_mpp_is_a_413(service_url: str) -> None:
+    status, message = _error(_post(service_url, "segment", mpp=20))
+    assert status == 413
+    assert "8400 x 6000 at the model's 0.5" in message
+
+
+@pytest.mark.parametrize("mpp", [0.2, 0.9])
+def test_pictures_of_a_resampled_image_have_its_own_size(mpp: float, service_url: str) -> None:
+    for endpoint in ("labels", "confidence", "overlay"):
+        picture = Image.open(io.BytesIO(_post(service_url, endpoint, mpp=mpp).content))
+        assert picture.size == (210, 150)
+
+
+def test_polygons_of_a_resampled_image_are_in_its_own_pixels(service_url: str) -> None:
+    collection = _post(service_url, "geojson", mpp=0.9).json()
+    shapes = [shapely.geometry.shape(feature["geometry"]) for feature in collection["features"]]
+    assert shapely.union_all(shapes).equals(shapely.box(0, 0, 210, 150))
+
+
+def test_the_confidence_is_that_of_the_arrays(service_url: str) -> None:
+    picture = Image.open(io.BytesIO(_post(service_url, "confidence").content))
+    with np.load(io.BytesIO(_post(service_url, "arrays").content)) as arrays:
+        assert np.array_equal(np.asarray(picture), arrays["confidence"])
+
+
+def test_the_labels_are_those_of_the_segmenter_in_process(
+    service_url: str, toy_bundle: Path
+) -> None:
+    with open_segmenter(ServeSettings(bundle=toy_bundle)) as segmenter:
+        labels = segmenter.segment(IMAGE, mpp=0.8).labels
+    expected = label_png(labels, read_bundle(toy_bundle))
+    assert _post(service_url, "labels", mpp=0.8).content == expected
+
+
+def test_the_overlay_shows_the_chosen_classes_at_the_chosen_opacity(service_url: str) -> None:
+    image = painted(np.repeat([[1], [2]], 64, axis=1).repeat(32, axis=0))
+    response = _post(service_url, "overlay", encoded(image), alpha=1, classes=["Stroma"])
+    overlay = np.asarray(Image.open(io.BytesIO(response.content)))
+    assert np.array_equal(overlay[:31], image[:31])
+    assert (overlay[-31:] == [0x2C, 0xA0, 0x2C]).all()
+
+
+def test_geojson_has_only_the_chosen_classes(service_url: str) -> None:
+    collection = _post(service_url, "geojson", classes=["Tumor", "Other"]).json()
+    names = {feature["properties"]["classification"]["name"] for feature in collection["features"]}
+    assert names == {"Tumor", "Other"}
+
+
+def test_geojson_is_simpler_and_without_specks_where_it_is_asked_for(service_url: str) -> None:
+    exact = _post(service_url, "geojson")
+    simple = _post(service_url, "geojson", simplify_px=2, min_area_px=50)
+    assert len(simple.content) < len(exact.content) / 2
+    areas = [
+        feature["properties"]["measurements"]["Area px^2"] for feature in simple.json()["features"]
+    ]
+    assert min(areas) >= 50
+
+
+def test_dsa_has_an_element_for_each_of_geojsons_features(service_url: str) -> None:
+    features = _post(service_url, "geojson").json()["features"]
+    elements = _post(service_url, "dsa").json()["elements"]
+    assert [element["group"] for element in elements] == [
+        feature["properties"]["classification"]["name"] for feature in features
+    ]
+
+
+def test_probabilities_of_a_resampled_image_say_where_they_are(service_url: str) -> None:
+    content = _post(service_url, "probabilities", mpp=1.0).content
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        assert arrays["probabilities"].shape == (5, 75, 105)
+        assert arrays["stride_px"].tolist() == [2, 2]
+        assert arrays["classes"].tolist() == [tissue.name for tissue in CLASSES]
+
+
+def test_arrays_have_the_probabilities_when_they_are_asked_for(service_url: str) -> None:
+    with np.load(io.BytesIO(_post(service_url, "arrays", probabilities=True).content)) as arrays:
+        assert "probabilities" in arrays
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "option", "value"),
+    [
+        ("overlay", "alpha", "2"),
+        ("overlay", "alpha", "nan"),
+        ("overlay", "classes", "Muscle"),
+        ("geojson", "classes", "Muscle"),
+        ("geojson", "simplify_px", "-1"),
+        ("dsa", "simplify_px", "inf"),
+        ("dsa", "min_area_px", "1.5"),
+        ("geojson", "min_area_px", "-3"),
+        ("arrays", "probabilities", "perhaps"),
+        ("batch", "outputs", "arrays"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_a_400_that_repeats_it(
+    endpoint: str, option: str, value: str, service_url: str
+) -> None:
+    status, message = _error(_post(service_url, endpoint, **{option: value}))
+    assert status == 400
+    assert value in message
+
+
+@pytest.mark.parametrize(
+    "path", ["nowhere", "segment/", "segment/x", "docs.json", "%00", "..%2f..%2fetc%2fpasswd"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_unknown_path_is_a_404_in_json(path: str, method: str, service_url: str) -> None:
+    assert _error(httpx.request(method, f"{service_url}/{path}"))[0] == 404
+
+
+def test_sixteen_bits_are_refused_with_what_to_do(service_url: str) -> None:
+    deep = encoded(Image.fromarray(np.zeros((40, 40), np.uint16)))
+    status, message = _error(_post(service_url, "segment", deep))
+    assert status == 400
+    assert "16 bits a channel" in message
+    assert "Convert it to 8 bits" in message
+
+
+def test_the_openapi_document_is_served(service_url: str) -> None:
+    document = httpx.get(f"{service_url}/openapi.json").json()
+    assert {f"/{endpoint}" for endpoint in (*IMAGE_ENDPOINTS, "batch", "model")} < set(
+        document["paths"]
+    )
+    assert json.dumps(document)

@@ -1,0 +1,371 @@
+import logging
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve.contract.errors import BackendUnavailableError, BundleError, ModelChangedError
+from serve.contract.manifest import WarmUp, read_bundle, sha256_of
+from serve.inference.segmenter import Segmenter, open_segmenter
+from serve.service.model import Model, check_warm_up
+from serve.service.telemetry import Telemetry
+from serve.settings import ServeSettings
+from tests.support.http_service import free_port
+from tests.support.pictures import blobs, painted
+from tests.support.toy_bundle import TILE_SIZE_PX, write_toy_bundle
+
+LABELS = np.repeat([[1, 2, 3, 4]], 4, axis=0).repeat(TILE_SIZE_PX // 4, 0).repeat(16, 1)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_toy_bundle(tmp_path / "bundle", version="1")
+
+
+def _model(bundle: Path, **settings: Any) -> Model:
+    return Model(ServeSettings(bundle=bundle, threads=1, **settings), Telemetry())
+
+
+def _replace(bundle: Path, version: str, **options: Any) -> None:
+    """As an export does: the new folder takes the old one's place."""
+    new = write_toy_bundle(bundle.parent / f"new-{version}", version=version, **options)
+    bundle.rename(bundle.parent / f"before-{version}")
+    new.rename(bundle)
+
+
+def _version(model: Model) -> str:
+    return model.run(lambda segmenter: segmenter.manifest.version)
+
+
+def _add_warm_up(bundle: Path, labels: np.ndarray, *, min_agreement: float = 0.98) -> None:
+    np.savez(bundle / "warm_up.npz", image=painted(LABELS), labels=labels.astype(np.uint8))
+    warm_up = WarmUp(
+        file="warm_up.npz",
+        sha256=sha256_of(bundle / "warm_up.npz"),
+        min_agreement=min_agreement,
+    )
+    read_bundle(bundle).model_copy(update={"warm_up": warm_up}).write(bundle)
+
+
+def test_a_new_bundle_in_the_folder_answers_from_then_on(bundle: Path) -> None:
+    model = _model(bundle)
+    assert _version(model) == "1"
+    _replace(bundle, "2", tile_size_px=128)
+    model.look_for_update()
+    assert _version(model) == "2"
+    assert model.manifest().version == "2"
+    image = blobs(100, 120)
+    assert model.run(lambda segmenter: segmenter.segment(image)).labels.shape == (100, 120)
+
+
+def test_a_link_that_leads_to_a_new_bundle_is_noticed(bundle: Path) -> None:
+    link = bundle.parent / "current"
+    link.symlink_to(bundle)
+    model = _model(link)
+    assert _version(model) == "1"
+    write_toy_bundle(bundle.parent / "second", version="2")
+    link.unlink()
+    link.symlink_to(bundle.parent / "second")
+    model.look_for_update()
+    assert _version(model) == "2"
+
+
+def test_a_bundle_that_stays_is_not_opened_again(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _model(bundle)
+    before = model.run(lambda segmenter: segmenter)
+    model.look_for_update()
+    assert model.run(lambda segmenter: segmenter) is before
+
+
+def test_a_broken_new_bundle_is_refused_and_the_old_model_answers_on(
+    bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = _model(bundle)
+    _version(model)
+    _replace(bundle, "2")
+    (bundle / "model.onnx").write_bytes(b"broken")
+    with caplog.at_level(logging.ERROR):
+        model.look_for_update()
+        model.look_for_update()
+    assert _version(model) == "1"
+    assert model.is_ready()
+    assert caplog.text.count("the new bundle is refused") == 1
+    assert "model.onnx is damaged" in caplog.text
+
+
+def test_a_refused_bundle_is_tried_again_once_it_is_mended(bundle: Path) -> None:
+    model = _model(bundle)
+    _version(model)
+    _replace(bundle, "2")
+    whole = (bundle / "model.onnx").read_bytes()
+    (bundle / "model.onnx").write_bytes(b"broken")
+    model.look_for_update()
+    (bundle / "model.onnx").write_bytes(whole)
+    model.look_for_update()
+    assert _version(model) == "2"
+
+
+def test_a_bundle_that_is_gone_for_a_moment_changes_nothing(bundle: Path) -> None:
+    model = _model(bundle)
+    _version(model)
+    bundle.rename(bundle.parent / "away")
+    model.look_for_update()
+    assert _version(model) == "1"
+    assert model.is_ready()
+
+
+def test_what_began_with_the_old_model_ends_with_it_before_it_is_closed(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    monkeypatch.setattr(Segmenter, "close", lambda self: closed.append(self.manifest.version))
+    model = _model(bundle)
+    begun = threading.Barrier(3)
+
+    def work(may_end: threading.Event) -> str:
+        def wait_and_segment(segmenter: Segmenter) -> str:
+            begun.wait(10)
+            assert may_end.wait(10)
+            segmenter.segment(blobs(20, 20))
+            return segmenter.manifest.version
+
+        return model.run(wait_and_segment)
+
+    with ThreadPoolExecutor(2) as pool:
+        events = [threading.Event(), threading.Event()]
+        first, second = [pool.submit(work, event) for event in events]
+        begun.wait(10)
+        _replace(bundle, "2")
+        model.look_for_update()
+        assert _version(model) == "2"
+        events[0].set()
+        assert first.result() == "1"
+        assert closed == []
+        events[1].set()
+        assert second.result() == "1"
+    assert closed == ["1"]
+
+
+def test_a_model_that_is_closed_ends_what_it_has_begun_and_begins_nothing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    monkeypatch.setattr(Segmenter, "close", lambda self: closed.append(self.manifest.version))
+    model = _model(bundle)
+
+    def close_and_segment(segmenter: Segmenter) -> None:
+        model.close()
+        assert closed == []
+        segmenter.segment(blobs(20, 20))
+
+    model.run(close_and_segment)
+    assert closed == ["1"]
+    with pytest.raises(BackendUnavailableError, match="being stopped"):
+        _version(model)
+    assert not model.is_ready()
+
+
+def test_a_model_that_is_closed_while_it_is_opened_is_closed_after(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    model = _model(bundle)
+
+    def open_and_close(*arguments: Any, **options: Any) -> Segmenter:
+        model.close()
+        return open_segmenter(*arguments, **options)
+
+    monkeypatch.setattr(Segmenter, "close", lambda self: closed.append(self.manifest.version))
+    monkeypatch.setattr("serve.service.model.open_segmenter", open_and_close)
+    with pytest.raises(BackendUnavailableError, match="being stopped"):
+        _version(model)
+    assert closed == ["1"]
+
+
+def test_an_unused_old_model_is_closed_at_once(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    monkeypatch.setattr(Segmenter, "close", lambda self: closed.append(self.manifest.version))
+    model = _model(bundle)
+    _version(model)
+    _replace(bundle, "2")
+    model.look_for_update()
+    assert closed == ["1"]
+
+
+def test_requests_in_many_threads_all_get_right_answers_while_the_model_changes(
+    bundle: Path,
+) -> None:
+    model = _model(bundle)
+    _version(model)
+    image = painted(LABELS)
+    stop = threading.Event()
+
+    def ask() -> set[str]:
+        versions = set()
+        while not stop.is_set():
+            result = model.run(lambda segmenter: segmenter.segment(image))
+            # The toy model blurs the borders.
+            assert np.mean(result.labels == LABELS) > 0.9
+            versions.add(result.summary.model.version)
+        return versions
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(ask) for _ in range(4)]
+        for version in ("2", "3", "4"):
+            _replace(bundle, version)
+            model.look_for_update()
+        stop.set()
+        seen = set().union(*(answer.result() for answer in answers))
+    assert "4" in seen | {_version(model)}
+    assert len(seen) > 1
+
+
+def test_the_model_info_names_the_model_that_answers(bundle: Path) -> None:
+    telemetry = Telemetry()
+    model = Model(ServeSettings(bundle=bundle, threads=1), telemetry)
+    _version(model)
+    _replace(bundle, "2")
+    model.look_for_update()
+    lines = telemetry.render().decode().splitlines()
+    info = 'focalpath_model_info{backend="onnxruntime",name="segmenter",version='
+    assert {f'{info}"1"}} 0.0', f'{info}"2"}} 1.0'} < set(lines)
+    assert 'focalpath_model_changes_total{outcome="swapped"} 1.0' in lines
+
+
+def test_changes_are_counted_from_nought() -> None:
+    lines = Telemetry().render().decode().splitlines()
+    for outcome in ("swapped", "refused"):
+        assert f'focalpath_model_changes_total{{outcome="{outcome}"}} 0.0' in lines
+
+
+def test_a_failure_to_open_is_answered_at_once_for_a_while(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def fail(*_: object, **__: object) -> Segmenter:
+        opened.append(1)
+        raise BackendUnavailableError("not now")
+
+    now = [100.0]
+    monkeypatch.setattr("serve.service.model.open_segmenter", fail)
+    monkeypatch.setattr("serve.service.model.time.monotonic", lambda: now[0])
+    model = _model(bundle)
+    for wait in (0.0, 0.5, 1.0):
+        now[0] += wait
+        with pytest.raises(BackendUnavailableError, match="not now"):
+            _version(model)
+    assert len(opened) == 2
+
+
+def test_the_warm_up_image_gets_the_labels_of_the_export(bundle: Path) -> None:
+    with open_segmenter(ServeSettings(bundle=bundle, threads=1)) as segmenter:
+        labels = segmenter.segment(painted(LABELS)).labels
+    _add_warm_up(bundle, labels)
+    assert _model(bundle).is_ready()
+
+
+def test_a_model_that_labels_the_warm_up_image_otherwise_is_not_ready(
+    bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _add_warm_up(bundle, np.full_like(LABELS, 5))
+    model = _model(bundle)
+    with caplog.at_level(logging.WARNING):
+        assert not model.is_ready()
+    assert "3.1% of the warm-up image's labels are those of the export" in caplog.text
+
+
+def test_labels_of_another_size_do_not_agree(bundle: Path) -> None:
+    _add_warm_up(bundle, LABELS[:10])
+    with (
+        open_segmenter(ServeSettings(bundle=bundle, threads=1)) as segmenter,
+        pytest.raises(BundleError, match="warm_up.npz: 0.0% of the warm-up image"),
+    ):
+        check_warm_up(segmenter, bundle)
+
+
+def test_a_damaged_warm_up_image_is_a_damaged_bundle(bundle: Path) -> None:
+    _add_warm_up(bundle, LABELS)
+    with (bundle / "warm_up.npz").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(BundleError, match="warm_up.npz is damaged: its SHA-256"):
+        read_bundle(bundle)
+
+
+def _work_that_fails(times: int, error: Exception) -> tuple[Callable[[Segmenter], str], list[str]]:
+    versions: list[str] = []
+
+    def work(segmenter: Segmenter) -> str:
+        versions.append(segmenter.manifest.version)
+        if len(versions) <= times:
+            raise error
+        return segmenter.manifest.version
+
+    return work, versions
+
+
+def test_work_is_done_again_with_the_new_model_when_triton_changed_it(bundle: Path) -> None:
+    model = _model(bundle)
+    _version(model)
+    _replace(bundle, "2")
+    work, versions = _work_that_fails(1, ModelChangedError("another one"))
+    assert model.run(work) == "2"
+    assert versions == ["1", "2"]
+
+
+def test_work_that_fails_otherwise_is_not_done_again(bundle: Path) -> None:
+    work, versions = _work_that_fails(9, BackendUnavailableError("lost"))
+    with pytest.raises(BackendUnavailableError, match="lost"):
+        _model(bundle).run(work)
+    assert len(versions) == 1
+
+
+def test_a_model_that_changes_again_and_again_ends_in_an_error(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.service.model.time.sleep", lambda _: None)
+    work, versions = _work_that_fails(99, ModelChangedError("another one"))
+    with pytest.raises(ModelChangedError, match="another one"):
+        _model(bundle).run(work)
+    assert len(versions) < 10
+
+
+def test_a_bundle_that_is_replaced_while_it_is_opened_is_opened_again(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def open_slowly(*arguments: Any, **options: Any) -> Segmenter:
+        opened.append(1)
+        if len(opened) == 1:
+            _replace(bundle, "2")
+        return open_segmenter(*arguments, **options)
+
+    monkeypatch.setattr("serve.service.model.open_segmenter", open_slowly)
+    assert _version(_model(bundle)) == "2"
+    assert len(opened) == 2
+
+
+def test_a_copy_with_the_same_content_is_no_error(bundle: Path) -> None:
+    model = _model(bundle)
+    _version(model)
+    copied = shutil.copytree(bundle, bundle.parent / "copy")
+    bundle.rename(bundle.parent / "before")
+    copied.rename(bundle)
+    model.look_for_update()
+    assert _version(model) == "1"
+
+
+def test_triton_that_is_lost_is_not_ready(bundle: Path) -> None:
+    settings = ServeSettings(bundle=bundle, backend="triton", triton_url=f"127.0.0.1:{free_port()}")
+    assert not Model(replace(settings, triton_load=True), Telemetry()).is_ready()

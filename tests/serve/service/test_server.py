@@ -1,0 +1,279 @@
+import asyncio
+import io
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve.contract.errors import BackendUnavailableError
+from serve.contract.manifest import Manifest, read_bundle
+from serve.inference.onnxruntime import OnnxRuntimeBackend
+from serve.inference.summary import Summary
+from serve.service.endpoints import build_app
+from serve.service.uploads import BodyLimit, Limit
+from serve.settings import ServeSettings
+from tests.support.http_service import free_port, running_service
+from tests.support.pictures import blobs, encoded, painted, rgb_png
+from tests.support.toy_bundle import TILE_SIZE_PX
+
+ENDPOINTS = ("segment", "labels", "overlay", "arrays")
+TILE = blobs(TILE_SIZE_PX, TILE_SIZE_PX)
+
+
+def _post(url: str, content: bytes, endpoint: str = "segment") -> httpx.Response:
+    return httpx.post(f"{url}/{endpoint}", files={"image": ("name.png", content)}, timeout=60)
+
+
+def _error(response: httpx.Response) -> tuple[int, str]:
+    assert response.headers["content-type"] == "application/json"
+    assert list(response.json()) == ["error"]
+    return response.status_code, response.json()["error"]
+
+
+def test_a_ready_service_says_so(service_url: str) -> None:
+    assert httpx.get(f"{service_url}/readyz").status_code == 200
+
+
+def test_segment_answers_with_the_share_of_each_class(service_url: str) -> None:
+    truth = np.full((TILE_SIZE_PX, TILE_SIZE_PX), 2)
+    truth[:, : TILE_SIZE_PX // 4] = 4
+    summary = Summary.model_validate_json(_post(service_url, encoded(painted(truth))).content)
+    assert [row.pixel_share for row in summary.classes] == [0, 0.75, 0, 0.25, 0]
+
+
+def test_labels_are_byte_for_byte_those_of_the_model(service_url: str, toy_bundle: Path) -> None:
+    backend = OnnxRuntimeBackend(toy_bundle, read_bundle(toy_bundle))
+    own = backend.infer(TILE[None], ("labels",))["labels"][0]
+    response = _post(service_url, encoded(TILE), "labels")
+    assert response.headers["content-type"] == "image/png"
+    assert np.asarray(Image.open(io.BytesIO(response.content))).tobytes() == own.tobytes()
+
+
+def test_labels_of_a_large_image_have_its_size(service_url: str) -> None:
+    response = _post(service_url, encoded(blobs(150, 333)), "labels")
+    assert Image.open(io.BytesIO(response.content)).size == (333, 150)
+
+
+def test_the_overlay_is_a_colour_picture_of_the_same_size(service_url: str) -> None:
+    response = _post(service_url, encoded(blobs(30, 50)), "overlay")
+    picture = Image.open(io.BytesIO(response.content))
+    assert response.headers["content-type"] == "image/png"
+    assert (picture.mode, picture.size) == ("RGB", (50, 30))
+
+
+def test_the_manifest_is_served(service_url: str, toy_bundle: Path) -> None:
+    served = Manifest.model_validate_json(httpx.get(f"{service_url}/model").content)
+    assert served == read_bundle(toy_bundle)
+
+
+def test_the_index_lists_the_endpoints(service_url: str) -> None:
+    listed = httpx.get(f"{service_url}/").json()["endpoints"]
+    assert {f"POST /{endpoint}" for endpoint in ENDPOINTS} < set(listed)
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+@pytest.mark.parametrize(
+    "content", [b"", b"GIF89a", encoded(TILE)[:200], encoded(TILE, "JPEG")[:200]]
+)
+def test_a_broken_image_is_a_400_that_says_what_to_send(
+    content: bytes, endpoint: str, service_url: str
+) -> None:
+    status, message = _error(_post(service_url, content, endpoint))
+    assert status == 400
+    assert "PNG, JPEG, TIFF or WebP" in message
+
+
+def test_a_missing_field_is_a_400_that_names_it(service_url: str) -> None:
+    response = httpx.post(f"{service_url}/segment", files={"picture": encoded(TILE)})
+    status, message = _error(response)
+    assert status == 400
+    assert "The form has 'picture'. Send multipart/form-data with a file in the field" in message
+
+
+def test_an_address_in_the_field_is_not_fetched(service_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as bait:
+        bait.settimeout(0.2)
+        address = f"http://127.0.0.1:{bait.getsockname()[1]}/x.png"
+        response = httpx.post(f"{service_url}/segment", files={"image": (None, address)})
+        assert _error(response)[0] == 400
+        with pytest.raises(TimeoutError):
+            bait.accept()
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("application/json", b'{"image": "http://127.0.0.1/x.png"}'),
+        ("image/png", b"\x89PNG"),
+        ("application/vnd.bentoml+pickle", b"\x80\x05."),
+        ("application/x-www-form-urlencoded", b"image=abc"),
+        ("multipart/form-data", b"no boundary"),
+        ("multipart/form-data; boundary=x", b"--x\r\nbroken"),
+        ("multipart/form-data; boundary=x", b""),
+        ("multipart/form-data; boundary=\N{LATIN SMALL LETTER E WITH ACUTE}", b"--x"),
+        ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data\r\n\r\nabc"),
+    ],
+)
+def test_a_body_that_is_no_form_is_a_400(content_type: str, body: bytes, service_url: str) -> None:
+    headers = {"content-type": content_type.encode("latin-1")}
+    response = httpx.post(f"{service_url}/segment", content=body, headers=headers)
+    assert _error(response)[0] == 400
+
+
+def test_an_image_with_too_many_pixels_is_a_413(service_url: str) -> None:
+    status, message = _error(_post(service_url, rgb_png(2000, 1000)))
+    assert status == 413
+    assert "2000 x 1000" in message
+    assert "at most 1000000" in message
+
+
+def test_a_decompression_bomb_is_a_413(service_url: str) -> None:
+    assert _error(_post(service_url, rgb_png(100_000, 100_000)))[0] == 413
+
+
+def test_a_body_over_the_limit_is_a_413(service_url: str) -> None:
+    status, message = _error(_post(service_url, bytes(3 * 2**20)))
+    assert (status, "1 MiB" in message) == (413, True)
+
+
+def test_a_chunked_body_over_the_limit_is_a_413(service_url: str) -> None:
+    def body() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="other"; filename="a.png"\r\n\r\n'
+        for _ in range(48):
+            yield bytes(2**16)
+        yield b"\r\n--x--\r\n"
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    response = httpx.post(f"{service_url}/segment", content=body(), headers=headers)
+    assert _error(response)[0] == 413
+
+
+def test_another_method_is_a_405(service_url: str) -> None:
+    assert _error(httpx.get(f"{service_url}/segment")) == (405, "Method Not Allowed")
+
+
+def test_requests_at_the_same_time_get_their_own_answers(service_url: str) -> None:
+    def label_of(label: int) -> set[int]:
+        image = encoded(painted(np.full((80, 80), label)))
+        response = _post(service_url, image, "labels")
+        return set(np.unique(np.asarray(Image.open(io.BytesIO(response.content)))).tolist())
+
+    asked = [label for label in (1, 2, 3, 4, 5) for _ in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(label_of, asked)) == [{label} for label in asked]
+
+
+def test_work_on_one_image_does_not_block_other_requests(toy_bundle: Path) -> None:
+    class SlowModel:
+        started, released = threading.Event(), threading.Event()
+
+        def run(self, _: object) -> None:
+            self.started.set()
+            self.released.wait(10)
+            raise BackendUnavailableError("too slow")
+
+    app = build_app(ServeSettings(bundle=toy_bundle))
+    app.state.model = SlowModel()
+
+    async def requests() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            slow = asyncio.create_task(client.post("/segment", files={"image": encoded(TILE)}))
+            while not SlowModel.started.is_set():
+                await asyncio.sleep(0.01)
+            assert (await client.get("/")).status_code == 200
+            assert not slow.done()
+            SlowModel.released.set()
+            assert (await slow).json() == {"error": "too slow"}
+
+    asyncio.run(requests())
+
+
+@pytest.fixture(scope="module")
+def url_without_triton(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("service") / "log.txt"
+    triton = f"127.0.0.1:{free_port()}"
+    with running_service(toy_bundle, log, backend="triton", triton_url=triton) as url:
+        yield url
+
+
+def test_without_triton_the_service_is_alive_but_not_ready(url_without_triton: str) -> None:
+    assert httpx.get(f"{url_without_triton}/livez").status_code == 200
+    while "being opened" in (answer := httpx.get(f"{url_without_triton}/readyz")).text:
+        time.sleep(0.05)
+    assert answer.status_code == 503
+    assert "Triton is not reachable at 127.0.0.1:" in answer.text
+
+
+def test_without_triton_an_image_is_a_503_that_says_what_to_do(url_without_triton: str) -> None:
+    status, message = _error(_post(url_without_triton, encoded(TILE)))
+    assert status == 503
+    assert "Triton is not reachable at 127.0.0.1:" in message
+    assert "FOCALPATH_TRITON_URL" in message
+
+
+def test_without_triton_a_broken_image_is_still_a_400(url_without_triton: str) -> None:
+    assert _error(_post(url_without_triton, b"nothing"))[0] == 400
+
+
+def test_without_triton_the_manifest_is_still_served(url_without_triton: str) -> None:
+    assert httpx.get(f"{url_without_triton}/model").json()["name"] == "segmenter"
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../b", "a\\b"])
+def test_a_name_that_leads_out_of_its_folder_is_a_400(name: str, service_url: str) -> None:
+    response = httpx.post(f"{service_url}/segment", files={"image": (name, encoded(TILE))})
+    status, message = _error(response)
+    assert status == 400
+    assert "leads out of its folder" in message
+
+
+def test_an_upload_that_stops_arriving_is_a_408() -> None:
+    async def first_part_only() -> AsyncIterator[bytes]:
+        yield b"--x\r\n"
+        await asyncio.Event().wait()
+
+    async def request() -> httpx.Response:
+        app = BodyLimit(build_app(ServeSettings()), Limit(1, ""), Limit(1, ""), max_pause_s=0.05)
+        transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            headers = {"content-type": "multipart/form-data; boundary=x"}
+            return await client.post("/segment", content=first_part_only(), headers=headers)
+
+    status, message = _error(asyncio.run(request()))
+    assert status == 408
+    assert "No more of the upload has arrived for 0.05 s" in message
+
+
+def test_nothing_of_a_request_is_kept_when_it_has_been_answered(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the real service with all that BentoML puts around the endpoints."""
+    code = """
+import asyncio
+import httpx
+from serve.service.server import SegmentationService
+
+async def main():
+    transport = httpx.ASGITransport(SegmentationService.to_asgi())
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        for _ in range(200):
+            assert (await client.get("/livez")).status_code == 200
+    scheduled = asyncio.get_running_loop()._scheduled
+    print(sum(not timer.cancelled() for timer in scheduled))
+
+asyncio.run(main())
+"""
+    monkeypatch.setenv("FOCALPATH_BUNDLE", str(toy_bundle))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout.split()[-1]) < 10

@@ -1,0 +1,130 @@
+import re
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from serve.cli import main
+from serve.settings import ModelSettings, ServeSettings
+from tests.support.pictures import blobs, encoded
+
+IMAGE = blobs(70, 90)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "slide.png"
+    path.write_bytes(encoded(IMAGE))
+    return path
+
+
+def _fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main([str(argument) for argument in arguments]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    return message
+
+
+@pytest.mark.parametrize("command", ["http", "benchmark"])
+def test_a_missing_bundle_is_one_message(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no bundle at" in _fails(capsys, command, "--bundle", tmp_path / "nowhere")
+
+
+def test_a_damaged_bundle_is_refused_before_the_service_starts(
+    toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = shutil.copytree(toy_bundle, tmp_path / "bundle")
+    with (bundle / "model.onnx").open("ab") as model:
+        model.write(b"x")
+    assert "is damaged: its SHA-256" in _fails(capsys, "http", "--bundle", bundle)
+
+
+def test_a_port_in_use_is_one_message(toy_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = _fails(capsys, "http", "--bundle", toy_bundle, "--port", port)
+    assert f"port {port}: Address already in use" in message
+    assert "--port" in message
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--host", "localhost"), ("--port", "70000")])
+def test_an_address_that_cannot_be_listened_at_is_one_message(
+    flag: str, value: str, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert value in _fails(capsys, "http", "--bundle", toy_bundle, flag, value)
+
+
+def test_a_flag_out_of_range_is_refused(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["segment", str(image), "--threads", "-1"])
+    assert stopped.value.code == 2
+    assert "threads is -1, expected a value" in capsys.readouterr().err
+
+
+def test_a_variable_that_cannot_be_read_is_one_message(
+    image: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOCALPATH_THREADS", "many")
+    assert "FOCALPATH_THREADS is 'many'" in _fails(capsys, "segment", image)
+
+
+def test_ctrl_c_is_one_word(
+    image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("serve.cli.run_segment", interrupted)
+    assert main(["segment", str(image)]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_flags_come_before_the_environment(
+    image: Path, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOCALPATH_BUNDLE", str(toy_bundle))
+    assert main(["segment", str(image), "--out", str(tmp_path / "out")]) == 0
+    arguments = ["segment", str(image), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--bundle", str(tmp_path / "nowhere")]) == 1
+
+
+def _flags(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    return set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
+
+
+def _flags_of(settings: type[ModelSettings]) -> set[str]:
+    return {f"--{name.replace('_', '-')}" for name in settings.__dataclass_fields__}
+
+
+def test_the_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _flags_of(ServeSettings) <= _flags("http", capsys)
+
+
+@pytest.mark.parametrize("command", ["segment", "benchmark"])
+def test_the_help_of_other_commands_has_the_models_settings_only(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = _flags(command, capsys)
+    assert _flags_of(ModelSettings) <= flags
+    of_the_service = {"--workers", "--api-keys-file", "--allowed-origins", "--max-waiting"}
+    assert not flags & of_the_service
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--precision", "bf16"), "no ONNX file in bf16, only in fp32"),
+        (("--provider", "openvino"), "it has not passed the export's gate there"),
+    ],
+)
+def test_what_the_bundle_cannot_do_is_refused_before_the_service_starts(
+    flags: tuple[str, ...], expected: str, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in _fails(capsys, "http", "--bundle", toy_bundle, *flags)

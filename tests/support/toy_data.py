@@ -1,0 +1,63 @@
+"""A data set in SAM-Path's layout, small enough to train on in a test: stripes of plain colours."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.support.toy_bundle import CLASSES, REFERENCE_RGB
+from train.settings import (
+    AugmentationSettings,
+    ModelSettings,
+    OptimizationSettings,
+    Settings,
+    synthetic,
+)
+
+TILE_SIZE_PX = 64
+
+
+def toy_settings(**changes: object) -> Settings:
+    """The synthetic preset on tiles of 64 pixels, with the smallest encoders."""
+    settings = replace(
+        synthetic(),
+        model=ModelSettings(
+            tile_size_px=TILE_SIZE_PX,
+            image_encoder="tiny",
+            pathology_encoder="vit_tiny_patch16_224",
+            pathology_encoder_depth=1,
+            encoders_frozen=False,
+            decoder_dim=32,
+        ),
+        optimization=OptimizationSettings(
+            epochs=2, batch_size=4, learning_rate=1e-3, warmup_steps=2
+        ),
+        augmentation=AugmentationSettings(num_workers=0),
+    )
+    return replace(settings, **changes)  # type: ignore[arg-type]
+
+
+def write_toy_data(root: Path, *, num_train: int = 8, num_validation: int = 2) -> Path:
+    """Write tiles whose every column of pixels has the colour of its class; 0 is unlabelled."""
+    (root / "img").mkdir(parents=True)
+    (root / "mask").mkdir()
+    rng = np.random.default_rng(0)
+    folds = [1] * num_train + [0] * num_validation + [-1] * 2
+    for index, _ in enumerate(folds):
+        order = rng.permutation(len(CLASSES) + 1)
+        mask = np.repeat(order[np.arange(TILE_SIZE_PX) * len(order) // TILE_SIZE_PX], TILE_SIZE_PX)
+        mask = mask.reshape(TILE_SIZE_PX, TILE_SIZE_PX).T.astype(np.uint8)
+        colors = np.concatenate([[[255, 255, 255]], REFERENCE_RGB])[mask]
+        noisy = np.clip(colors + rng.normal(0, 8, colors.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(root / "img" / f"tile{index}.png")
+        Image.fromarray(mask).save(root / "mask" / f"tile{index}.png")
+    with (root / "folds.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["img_id", "fold"])
+        writer.writerows((f"tile{index}", fold) for index, fold in enumerate(folds))
+    classes = [{"name": entry.name, "color": entry.color} for entry in CLASSES]
+    (root / "dataset.json").write_text(json.dumps({"mpp": 0.5, "classes": classes}))
+    return root

@@ -1,0 +1,197 @@
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from safetensors.torch import load_file
+
+from tests.support.toy_data import TILE_SIZE_PX, toy_settings
+from train.data.dataset import TileDataset, read_tile_folder
+from train.errors import FocalPathError
+from train.fitting.embedding_cache import CachedTileDataset, EmbeddingCache
+from train.fitting.run import fit
+from train.fitting.task import SegmentationTask
+from train.model.segmenter import Segmenter
+from train.settings import (
+    AugmentationSettings,
+    ModelSettings,
+    RuntimeSettings,
+    Settings,
+    WeightsSettings,
+)
+
+DIHEDRAL = AugmentationSettings(augment="dihedral", num_workers=0)
+
+
+def frozen_settings(cache: Path | None) -> Settings:
+    settings = toy_settings()
+    return replace(
+        settings,
+        model=replace(settings.model, encoders_frozen=True),
+        augmentation=DIHEDRAL,
+        weights=WeightsSettings(random_encoders=True),
+        runtime=RuntimeSettings(embedding_cache=None if cache is None else str(cache)),
+    )
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    torch.manual_seed(0)
+    return Segmenter(frozen_settings(None), torch.zeros(5)).eval()
+
+
+@pytest.fixture(scope="module")
+def dataset(toy_data: Path) -> TileDataset:
+    tiles = read_tile_folder(toy_data).tiles["training"]
+    return TileDataset(tiles, 5, TILE_SIZE_PX, DIHEDRAL, seed=3)
+
+
+@pytest.fixture
+def cache(segmenter: Segmenter, tmp_path: Path) -> EmbeddingCache:
+    return EmbeddingCache(frozen_settings(tmp_path / "cache"), segmenter)
+
+
+def test_cached_features_are_those_of_the_augmented_image(
+    cache: EmbeddingCache, dataset: TileDataset, segmenter: Segmenter
+):
+    cache.fill(dataset, range(8), batch_size=4)
+    cached = CachedTileDataset(dataset, cache)
+    for epoch in range(4):
+        plain, sample = dataset[(epoch, 5)], cached[(epoch, 5)]
+        expected = segmenter.encode(plain["image"][None].float())[0]
+        torch.testing.assert_close(sample["features"].float(), expected, atol=2e-2, rtol=2e-3)
+        assert torch.equal(sample["labels"], plain["labels"])
+
+
+def test_what_is_there_is_not_encoded_again(
+    cache: EmbeddingCache, dataset: TileDataset, monkeypatch: pytest.MonkeyPatch
+):
+    cache.fill(dataset, range(1), batch_size=4)
+    monkeypatch.setattr(Segmenter, "encode", None)
+    cache.fill(dataset, range(1), batch_size=4)
+
+
+def test_other_encoder_weights_take_other_files(cache: EmbeddingCache, segmenter: Segmenter):
+    torch.manual_seed(9)
+    other = Segmenter(frozen_settings(None), torch.zeros(5))
+    settings = frozen_settings(cache.folder.parent)
+    assert EmbeddingCache(settings, other).folder != cache.folder
+    assert EmbeddingCache(settings, segmenter).folder == cache.folder
+    segmenter.pathology_encoder.mean += 1  # so does another normalisation
+    assert EmbeddingCache(settings, segmenter).folder != cache.folder
+
+
+def test_a_damaged_file_is_named(cache: EmbeddingCache, dataset: TileDataset):
+    cache.fill(dataset, range(1), batch_size=4)
+    path = next(cache.folder.glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FocalPathError, match=f"{path.name}.*checksum differs"):
+        cache.read(path)
+    path.write_bytes(content[:100])
+    with pytest.raises(FocalPathError, match=f"{path.name}.*damaged"):
+        cache.read(path)
+
+
+def test_a_cache_that_cannot_fit_is_refused_before_anything_is_written(
+    cache: EmbeddingCache, dataset: TileDataset, monkeypatch: pytest.MonkeyPatch
+):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10, 10, 1000))
+    with pytest.raises(FocalPathError, match="needs .* GiB .* are free"):
+        cache.fill(dataset, range(1), batch_size=4)
+    assert not cache.folder.exists()
+
+
+def test_a_disk_that_fills_up_ends_cleanly(
+    cache: EmbeddingCache, dataset: TileDataset, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*arguments: object) -> None:
+        Path(str(arguments[1])).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("train.fitting.embedding_cache.save_file", full)
+    with pytest.raises(FocalPathError, match="with room on the disk"):
+        cache.fill(dataset, range(1), batch_size=4)
+    assert not list(cache.folder.iterdir())
+
+
+def test_training_from_the_cache_equals_training_from_images(toy_data: Path, tmp_path: Path):
+    fit(frozen_settings(None), toy_data, tmp_path / "images")
+    fit(frozen_settings(tmp_path / "cache"), toy_data, tmp_path / "cached")
+    name = "mask_decoder.mask_tokens.weight"
+    expected, found = (
+        load_file(tmp_path / run / "model.safetensors")[name] for run in ("images", "cached")
+    )
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+
+
+def test_a_folder_that_cannot_be_written_is_told(
+    segmenter: Segmenter, dataset: TileDataset, tmp_path: Path
+):
+    (tmp_path / "file").touch()
+    cache = EmbeddingCache(frozen_settings(tmp_path / "file"), segmenter)
+    with pytest.raises(FocalPathError, match="cannot write .*file"):
+        cache.fill(dataset, range(1), batch_size=4)
+
+
+def test_features_of_another_arithmetic_take_other_files(
+    cache: EmbeddingCache, segmenter: Segmenter
+):
+    settings = frozen_settings(cache.folder.parent)
+    mixed = replace(settings.optimization, precision="bf16-mixed")
+    other = EmbeddingCache(replace(settings, optimization=mixed), segmenter)
+    assert other.folder != cache.folder
+
+
+def test_tiles_are_encoded_on_the_device_that_trains(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Encoded(Exception):
+        pass
+
+    def encode(segmenter: Segmenter, images: torch.Tensor, **_: object) -> torch.Tensor:
+        assert segmenter.pixel_mean.device == images.device == torch.device("meta")
+        raise Encoded
+
+    monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("meta"))
+    monkeypatch.setattr("train.fitting.embedding_cache.encode_for_training", encode)
+    monkeypatch.setattr("train.fitting.embedding_cache._fingerprint", lambda segmenter: "weights")
+    with pytest.raises(Encoded):
+        fit(frozen_settings(tmp_path / "cache"), toy_data, tmp_path / "run")
+
+
+def test_a_run_resumed_with_the_cache_ends_as_an_unbroken_one(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = frozen_settings(tmp_path / "cache")
+    fit(settings, toy_data, tmp_path / "unbroken")
+
+    def stop_in_the_second_epoch(task: SegmentationTask, *_: object) -> None:
+        if task.global_step == 3:
+            raise RuntimeError("stopped")
+
+    monkeypatch.setattr(SegmentationTask, "on_train_batch_start", stop_in_the_second_epoch)
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(settings, toy_data, tmp_path / "run")
+    monkeypatch.undo()
+    fit(settings, toy_data, tmp_path / "run", resume=True)
+    unbroken, resumed = (
+        (tmp_path / name / "metrics.csv").read_text() for name in ("unbroken", "run")
+    )
+    assert unbroken == resumed
+
+
+@pytest.mark.parametrize(("augment", "frozen"), [("full", True), ("dihedral", False)])
+def test_features_that_change_every_epoch_are_not_cached(augment: str, frozen: bool):
+    with pytest.raises(FocalPathError, match="--embedding-cache"):
+        Settings(
+            preset="toy",
+            model=ModelSettings(encoders_frozen=frozen),
+            augmentation=AugmentationSettings(augment=augment),
+            runtime=RuntimeSettings(embedding_cache="cache"),
+        )

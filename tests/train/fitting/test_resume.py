@@ -1,0 +1,112 @@
+import csv
+import resource
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.toy_data import toy_settings
+from train.errors import FocalPathError
+from train.fitting.resume import WholeStateIO
+from train.fitting.run import _trainer, fit
+from train.settings import AugmentationSettings, RuntimeSettings, Settings
+
+
+@pytest.fixture
+def run(toy_run: Path, tmp_path: Path) -> Path:
+    """A copy of the toy run that a test may damage."""
+    return Path(shutil.copytree(toy_run, tmp_path / "run"))
+
+
+def changed(group: str, **values: object) -> Settings:
+    settings = toy_settings()
+    return replace(settings, **{group: replace(getattr(settings, group), **values)})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (changed("model", decoder_dim=64), "decoder_dim 32 -> 64"),
+        (changed("bias", bias="none"), "bias dfa -> none"),
+        (changed("bias", bias_gamma=1.0), "bias_gamma 0.5 -> 1.0"),
+        (changed("optimization", seed=7), "seed 0 -> 7"),
+        (changed("optimization", learning_rate=1.0), "learning_rate 0.001 -> 1.0"),
+        (changed("runtime", devices=2), "devices 1 -> 2"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_run_is_not_resumed_with_other_settings(
+    run: Path, toy_data: Path, settings: Settings, message: str
+):
+    with pytest.raises(FocalPathError, match=f"other inputs: {message}. Resume"):
+        fit(settings, toy_data, run, resume=True)
+
+
+def test_a_run_is_not_resumed_on_other_data(run: Path, toy_data: Path, tmp_path: Path):
+    data = Path(shutil.copytree(toy_data, tmp_path / "data"))
+    folds = data / "folds.csv"
+    folds.write_text(folds.read_text().replace("tile7,1", "tile7,0"))
+    with pytest.raises(FocalPathError, match=r"other inputs: data \w+ -> \w+. Resume"):
+        fit(toy_settings(), data, run, resume=True)
+
+
+def truncate(last: Path) -> None:
+    last.write_bytes(last.read_bytes()[:1000])
+
+
+def empty(last: Path) -> None:
+    last.write_bytes(b"")
+
+
+def write_text(last: Path) -> None:
+    last.write_text("not a checkpoint")
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, write_text])
+def test_a_damaged_state_is_told(run: Path, toy_data: Path, damage: Callable[[Path], None]):
+    damage(run / "last.ckpt")
+    with pytest.raises(FocalPathError, match="last.ckpt is damaged.*--overwrite"):
+        fit(toy_settings(), toy_data, run, resume=True)
+
+
+def test_a_finished_run_is_resumed_from_a_moved_data_set_and_left_as_it_is(
+    run: Path, toy_data: Path, tmp_path: Path
+):
+    before = (run / "last.ckpt").read_bytes()
+    data = Path(shutil.copytree(toy_data, tmp_path / "moved"))
+    settings = toy_settings(augmentation=AugmentationSettings(num_workers=1))
+    fit(settings, data, run, resume=True)
+    assert (run / "last.ckpt").read_bytes() == before
+
+
+def test_a_full_disk_keeps_the_state_of_the_epoch_before(tmp_path: Path):
+    last = tmp_path / "last.ckpt"
+    WholeStateIO().save_checkpoint({"epoch": 1}, last)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(FocalPathError, match=r"cannot write .*last.ckpt"):
+            WholeStateIO().save_checkpoint({"epoch": torch.zeros(1000)}, last)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert torch.load(last, weights_only=True) == {"epoch": 1}
+    assert list(tmp_path.iterdir()) == [last]
+
+
+def test_a_run_writes_its_state_so(tmp_path: Path):
+    assert isinstance(_trainer(toy_settings(), tmp_path, []).strategy.checkpoint_io, WholeStateIO)
+
+
+def test_a_run_that_stopped_early_is_not_trained_further(toy_data: Path, tmp_path: Path):
+    settings = toy_settings(runtime=RuntimeSettings(patience=1))
+    # A rate this small changes no prediction: the first epoch stays the best.
+    still = replace(settings.optimization, epochs=6, learning_rate=1e-12)
+    settings = replace(settings, optimization=still)
+    run = tmp_path / "run"
+    fit(settings, toy_data, run)
+    fit(settings, toy_data, run, resume=True)
+    with (run / "metrics.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]

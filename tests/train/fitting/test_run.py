@@ -1,0 +1,414 @@
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partialmethod
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from tests.support.toy_data import toy_settings
+from train.cli import main
+from train.comparison.run import predict_test_tiles, tile_confusion
+from train.data.dataset import class_frequencies, read_tile_folder
+from train.errors import FocalPathError
+from train.fitting.run import evaluate, fit
+from train.fitting.task import SegmentationTask, named_scores
+from train.metrics import class_scores
+from train.model.checkpoint import load_checkpoint
+from train.model.class_bias import initial_bias
+from train.model.segmenter import Segmenter
+from train.settings import BiasSettings, LossSettings, RuntimeSettings, Settings, bcss, bdsa, crag
+
+
+def changed(group: str, **values: object) -> Settings:
+    settings = toy_settings()
+    return replace(settings, **{group: replace(getattr(settings, group), **values)})
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_logs_loss_dice_iou_and_bias_of_every_epoch(toy_run: Path):
+    rows = rows_of(toy_run)
+    columns = {"loss", "dice_loss", "focal_loss", "iou_loss", "bias/Tumor", "validation/iou/Other"}
+    for column in columns:
+        assert all(float(row[column]) is not None for row in rows)
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+
+
+def test_a_folder_with_a_trained_model_is_not_overwritten_unasked(toy_data: Path, tmp_path: Path):
+    settings = toy_settings()
+    settings = replace(settings, optimization=replace(settings.optimization, epochs=1))
+    run = tmp_path / "run"
+    fit(settings, toy_data, run)
+    (run / "last.ckpt").unlink()
+    before = (run / "model.safetensors").read_bytes()
+    with pytest.raises(FocalPathError, match="has a trained model.*--overwrite"):
+        fit(settings, toy_data, run)
+    with pytest.raises(FocalPathError, match="nothing to resume.*--overwrite"):
+        fit(settings, toy_data, run, resume=True)
+    assert (run / "model.safetensors").read_bytes() == before
+    other = replace(settings, optimization=replace(settings.optimization, seed=7))
+    (run / ".model.safetensors.partial-0").touch()  # as one that was killed leaves
+    fit(other, toy_data, run, overwrite=True)
+    assert (run / "model.safetensors").read_bytes() != before
+    assert not list(run.glob(".*"))
+
+
+def test_the_loss_falls(toy_data: Path, tmp_path: Path):
+    settings = toy_settings()
+    settings = replace(
+        settings, optimization=replace(settings.optimization, epochs=15, learning_rate=5e-3)
+    )
+    fit(settings, toy_data, tmp_path / "run")
+    losses = [float(row["loss"]) for row in rows_of(tmp_path / "run") if row["loss"]]
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_same_seed_same_result(toy_run: Path, toy_data: Path, tmp_path: Path):
+    fit(toy_settings(), toy_data, tmp_path / "again")
+    first = load_file(toy_run / "model.safetensors")
+    second = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert rows_of(toy_run) == rows_of(tmp_path / "again")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, hidden by it
+def test_a_compiled_run_learns_what_an_eager_one_learns(
+    toy_run: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Traced as for the default backend, whose C++ takes minutes to build.
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compile_module, backend="eager"))
+    settings = replace(toy_settings(), runtime=RuntimeSettings(compile=True))
+    fit(settings, toy_data, tmp_path / "compiled")
+    eager = load_file(toy_run / "model.safetensors")
+    compiled = load_file(tmp_path / "compiled" / "model.safetensors")
+    assert eager.keys() == compiled.keys()
+    name = "mask_decoder.mask_tokens.weight"
+    torch.testing.assert_close(compiled[name], eager[name], atol=2e-3, rtol=0)
+
+
+_KILLED_RUN = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tests.support.toy_data import toy_settings
+from train.fitting.run import fit
+from train.fitting.task import SegmentationTask
+
+def kill_in_the_second_epoch(task, *_):
+    if task.global_step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+torch.set_num_threads(1)
+SegmentationTask.on_train_batch_start = kill_in_the_second_epoch
+augmentation = replace(toy_settings().augmentation, num_workers=int(sys.argv[3]))
+fit(toy_settings(augmentation=augmentation), Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_killed_in_mid_epoch_and_resumed_ends_as_an_unbroken_one(
+    toy_run: Path, toy_data: Path, tmp_path: Path, num_workers: int
+):
+    run = tmp_path / "run"
+    arguments = [str(toy_data), str(run), str(num_workers)]
+    killed = subprocess.run([sys.executable, "-c", _KILLED_RUN, *arguments])
+    assert killed.returncode == -signal.SIGKILL
+    assert len(rows_of(run)) == 1
+    augmentation = replace(toy_settings().augmentation, num_workers=num_workers)
+    fit(toy_settings(augmentation=augmentation), toy_data, run, resume=True)
+    unbroken, resumed = (
+        torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (toy_run, run)
+    )
+    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+    assert rows_of(run) == rows_of(toy_run)
+
+
+def test_a_learned_bias_moves_and_a_frozen_one_stays_at_its_prior(
+    toy_run: Path, toy_data: Path, tmp_path: Path
+):
+    folder = read_tile_folder(toy_data)
+    prior = initial_bias(BiasSettings(), class_frequencies(folder)).tolist()
+    frozen = replace(toy_settings(), bias=BiasSettings(bias_frozen=True))
+    fit(frozen, toy_data, tmp_path / "frozen")
+    _, learned_card = load_checkpoint(toy_run)
+    _, frozen_card = load_checkpoint(tmp_path / "frozen")
+    assert list(frozen_card.class_attention_bias) == pytest.approx(prior)
+    assert list(learned_card.class_attention_bias) != pytest.approx(prior, abs=1e-4)
+
+
+def test_the_bias_has_its_own_learning_rate_and_no_weight_decay():
+    settings = toy_settings()
+    task = SegmentationTask(Segmenter(settings, torch.zeros(5)), settings, ())
+
+    class Trainer:
+        estimated_stepping_batches = 10
+
+    task.__dict__["_trainer"] = Trainer()
+    task._fabric = None
+    weights, bias = task.configure_optimizers()["optimizer"].param_groups
+    assert bias["params"] == [task.segmenter.class_attention_bias.delta]
+    assert bias["initial_lr"] == pytest.approx(10 * weights["initial_lr"])
+    assert bias["weight_decay"] == 0.0
+    assert weights["weight_decay"] == 1e-2
+
+
+def test_a_loss_that_is_not_a_number_names_step_tiles_and_remedy(toy_data: Path, tmp_path: Path):
+    settings = toy_settings()
+    settings = replace(settings, optimization=replace(settings.optimization, learning_rate=1e30))
+    with pytest.raises(FocalPathError, match=r"the loss is .* at step \d+.*tile.*--learning-rate"):
+        fit(settings, toy_data, tmp_path / "run")
+
+
+def test_the_best_checkpoint_is_scored_as_during_training(toy_run: Path, toy_data: Path):
+    segmenter, card = load_checkpoint(toy_run)
+    scores = evaluate(segmenter, card, toy_data, "validation")
+    assert scores == pytest.approx(card.metrics, abs=1e-6)
+
+
+def test_a_run_of_mixed_precision_is_scored_alike_by_both_evaluators(
+    toy_data: Path, tmp_path: Path
+):
+    settings = changed("optimization", epochs=1, precision="bf16-mixed")
+    fit(settings, toy_data, tmp_path / "run")
+    segmenter, card = load_checkpoint(tmp_path / "run")
+    scores = evaluate(segmenter, card, toy_data, "test")
+    folder = read_tile_folder(toy_data)
+    confusion = sum(
+        tile_confusion(predicted, labels, len(card.classes))
+        for _, predicted, labels in predict_test_tiles(segmenter, settings, folder)
+    )
+    found = named_scores(class_scores(torch.as_tensor(confusion)), card.classes)
+    assert found == pytest.approx(scores, abs=1e-6)
+
+
+def test_accumulated_batches_learn_what_a_larger_batch_does(toy_data: Path, tmp_path: Path):
+    per_image = replace(toy_settings(), loss=LossSettings(dice_per_image=True))
+    large = replace(per_image.optimization, batch_size=4)
+    small = replace(per_image.optimization, batch_size=2, accumulate_batches=2)
+    for name, optimization in (("large", large), ("small", small)):
+        fit(replace(per_image, optimization=optimization), toy_data, tmp_path / name)
+    for found, expected in zip(
+        rows_of(tmp_path / "small"), rows_of(tmp_path / "large"), strict=True
+    ):
+        numbers, expected_numbers = (
+            {name: float(value) for name, value in row.items()} for row in (found, expected)
+        )
+        assert numbers == pytest.approx(expected_numbers, abs=1e-3)
+
+
+@pytest.fixture
+def other_data(toy_data: Path, tmp_path: Path) -> Path:
+    """A copy of the toy data set that a test may change."""
+    return Path(shutil.copytree(toy_data, tmp_path / "data"))
+
+
+def test_a_checkpoint_is_not_scored_on_other_classes(toy_run: Path, other_data: Path):
+    description = other_data / "dataset.json"
+    description.write_text(description.read_text().replace("Tumor", "Gland"))
+    segmenter, card = load_checkpoint(toy_run)
+    with pytest.raises(FocalPathError, match="the checkpoint has the classes Tumor.*Gland"):
+        evaluate(segmenter, card, other_data, "test")
+
+
+def test_a_checkpoint_scored_at_another_magnification_warns(
+    toy_run: Path, other_data: Path, capsys: pytest.CaptureFixture[str]
+):
+    description = other_data / "dataset.json"
+    description.write_text(description.read_text().replace('"mpp": 0.5', '"mpp": 0.25'))
+    evaluate(*load_checkpoint(toy_run), other_data, "test")
+    assert "0.25 um per pixel, the checkpoint was trained at 0.5" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_validation_tiles_without_a_label_are_refused_at_once(other_data: Path, tmp_path: Path):
+    for tile in read_tile_folder(other_data).tiles["validation"]:
+        Image.new("L", (64, 64)).save(tile.mask)
+    with pytest.raises(FocalPathError, match="no pixel of the validation tiles"):
+        fit(toy_settings(), other_data, tmp_path / "run")
+
+
+def test_a_run_that_cannot_be_written_is_told(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    with pytest.raises(FocalPathError, match=r"cannot write .*file/run .*Not a directory"):
+        fit(toy_settings(), toy_data, tmp_path / "file" / "run")
+
+    def full(*_: object) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr("train.model.checkpoint.save_file", full)
+    with pytest.raises(FocalPathError, match=r"cannot write .*model.safetensors .*No space left"):
+        fit(toy_settings(), toy_data, tmp_path / "run")
+
+
+def without_metrics(run: Path) -> None:
+    card = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps({**card, "metrics": {}}))
+
+
+@pytest.mark.parametrize(
+    ("bias", "damage", "message"),
+    [
+        ("hcfa", shutil.rmtree, "no baseline at .*fit synthetic --bias none --data .* --out .*run"),
+        ("hcfa", without_metrics, "baseline .* has no validation Dice.*fit synthetic --bias none"),
+        ("dfa", Path.exists, "--difficulty-from is for --bias hcfa, and --bias is dfa"),
+    ],
+)
+def test_a_baseline_that_is_of_no_use_is_refused(
+    toy_run: Path,
+    toy_data: Path,
+    tmp_path: Path,
+    bias: str,
+    damage: Callable[[Path], object],
+    message: str,
+):
+    baseline = Path(shutil.copytree(toy_run, tmp_path / "run"))
+    damage(baseline)
+    with pytest.raises(FocalPathError, match=message):
+        fit(changed("bias", bias=bias), toy_data, tmp_path / "new", difficulty_from=baseline)
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments)])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "told"),
+    [
+        (signal.SIGINT, 3, r"interrupted; continue from .*last.ckpt.* with --resume\n"),
+        (signal.SIGTERM, 3, r"interrupted; continue from .*last.ckpt.* with --resume\n"),
+        (signal.SIGTERM, 1, r"interrupted; .*there is nothing to resume\n"),
+    ],
+)
+def test_an_interrupted_training_says_how_to_go_on(
+    toy_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    step: int,
+    told: str,
+):
+    def interrupt(task: SegmentationTask, *_: object) -> None:
+        if task.global_step == step:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(SegmentationTask, "on_train_batch_start", interrupt)
+    size = ("--tile-size-px", 64, "--pathology-encoder-depth", 1, "--decoder-dim", 32)
+    folders = ("--data", toy_data, "--out", tmp_path / "run")
+    assert run_main(monkeypatch, "fit", "synthetic", *size, *folders) == 128 + number
+    assert re.fullmatch(told, capsys.readouterr().err)
+
+
+def test_lightning_does_not_take_sigterm_over(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    handlers = []
+
+    def note_handler(*_: object) -> None:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+
+    monkeypatch.setattr(SegmentationTask, "on_train_batch_start", note_handler)
+    fit(changed("optimization", epochs=1), toy_data, tmp_path / "run")
+    assert set(handlers) == {signal.getsignal(signal.SIGTERM)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_preparation_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+):
+    def interrupt(*_: object, **__: object) -> None:
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("train.data.synthetic.dataset.write_json", interrupt)
+    arguments = ("--num-train", 1, "--num-validation", 1, "--num-test", 1, "--tile-size-px", 64)
+    code = run_main(monkeypatch, "prepare", "synthetic", tmp_path / "data", *arguments)
+    assert code == 128 + number
+    assert "interrupted; a data set is written whole or not at all" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_draws_its_figure(toy_run: Path):
+    with Image.open(toy_run / "training.png") as figure:
+        assert figure.width > figure.height > 300
+
+
+def test_presets_have_the_papers_values():
+    assert bcss().optimization.epochs == bdsa().optimization.epochs == 32
+    assert (crag().optimization.epochs, crag().optimization.warmup_steps) == (60, 46)
+    assert (crag().loss.focal_weight, crag().loss.iou_weight) == (0.125, 0.0)
+    assert (bcss().loss.focal_weight, bcss().loss.iou_weight) == (0.25, 0.0625)
+    assert bcss().bias.bias_lr_factor == 100
+
+
+def test_training_stops_early_without_a_better_dice(toy_data: Path, tmp_path: Path):
+    settings = toy_settings(runtime=RuntimeSettings(patience=1))
+    # A rate this small changes no prediction: the first epoch stays the best.
+    still = replace(settings.optimization, epochs=6, learning_rate=1e-12)
+    fit(replace(settings, optimization=still), toy_data, tmp_path / "run")
+    assert len(rows_of(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize("given", [None, "http://127.0.0.1:5000"])
+def test_mlflow_gets_the_address_given_or_a_database(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None
+):
+    asked: list[str] = []
+
+    def mlflow(*arguments: object, tracking_uri: str, **options: object) -> None:
+        asked.append(tracking_uri)
+        raise ModuleNotFoundError("No module named 'mlflow'", name="mlflow")
+
+    monkeypatch.setattr("train.fitting.run.MLFlowLogger", mlflow)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if given:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    settings = toy_settings(runtime=RuntimeSettings(track="mlflow"))
+    with pytest.raises(FocalPathError, match="pip install mlflow"):
+        fit(settings, toy_data, tmp_path / "run")
+    assert asked == [given or "sqlite:///mlflow.db"]
+
+
+def test_a_tracker_that_is_not_installed_says_what_to_install(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def missing(*arguments: object, **options: object) -> None:
+        raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
+
+    monkeypatch.setattr("train.fitting.run.TensorBoardLogger", missing)
+    settings = toy_settings(runtime=RuntimeSettings(track="tensorboard"))
+    with pytest.raises(FocalPathError, match="pip install tensorboard"):
+        fit(settings, toy_data, tmp_path / "run")

@@ -1,0 +1,265 @@
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+from torch import nn
+
+from tests.support.toy_data import TILE_SIZE_PX, toy_settings
+from train.errors import FocalPathError
+from train.fitting.run import fit
+from train.model.pretrained import load_pathology_weights, load_sam_weights, read_weights
+from train.model.segmenter import Segmenter
+from train.settings import BiasSettings, WeightsSettings
+
+NUM_CLASSES, DIM = 5, 32
+
+
+def sam_of(tile_size_px: int) -> Sam:
+    """segment_anything's own model in the toy preset's sizes."""
+    side = tile_size_px // 16
+    torch.manual_seed(1)
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=tile_size_px,
+            embed_dim=128,
+            depth=4,
+            num_heads=4,
+            out_chans=DIM,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=8,
+            global_attn_indexes=(1, 3),
+        ),
+        prompt_encoder=PromptEncoder(DIM, (side, side), (tile_size_px, tile_size_px), 16),
+        mask_decoder=MaskDecoder(
+            transformer_dim=DIM,
+            transformer=TwoWayTransformer(2, DIM, num_heads=8, mlp_dim=8 * DIM),
+            num_multimask_outputs=3,
+            iou_head_hidden_dim=256,
+        ),
+    )
+
+
+@pytest.fixture
+def segmenter() -> Segmenter:
+    torch.manual_seed(0)
+    return Segmenter(toy_settings(), torch.zeros(NUM_CLASSES)).eval()
+
+
+@pytest.fixture(scope="module")
+def sam_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sam") / "sam.pth"
+    torch.save(sam_of(TILE_SIZE_PX).state_dict(), path)
+    return path
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.equal(found, expected)
+
+
+def test_sam_weights_load_into_encoder_prompt_and_decoder(segmenter: Segmenter, sam_file: Path):
+    load_sam_weights(segmenter, sam_file)
+    published, ours = torch.load(sam_file, weights_only=True), segmenter.state_dict()
+    shared = [name for name in ours if name in published and "mlps" not in name]
+    shared = [name for name in shared if ours[name].shape == published[name].shape]
+    assert len(shared) > 100
+    assert all(same(ours[name], published[name]) for name in shared)
+
+
+def test_sams_encoder_gives_the_same_features_after_loading(segmenter: Segmenter, sam_file: Path):
+    load_sam_weights(segmenter, sam_file)
+    sam = sam_of(TILE_SIZE_PX).eval()
+    sam.image_encoder.neck = nn.Identity()
+    image = torch.randn(1, 3, TILE_SIZE_PX, TILE_SIZE_PX)
+    torch.testing.assert_close(segmenter.image_encoder(image), sam.image_encoder(image))
+
+
+def test_every_hypernetwork_starts_from_sams_single_mask_one(segmenter: Segmenter, sam_file: Path):
+    load_sam_weights(segmenter, sam_file)
+    name = "mask_decoder.output_hypernetworks_mlps.{}.layers.0.weight"
+    expected = torch.load(sam_file, weights_only=True)[name.format(0)]
+    ours = segmenter.state_dict()
+    assert all(same(ours[name.format(index)], expected) for index in range(NUM_CLASSES + 2))
+
+
+def test_only_the_single_mask_token_comes_from_sam(segmenter: Segmenter, sam_file: Path):
+    name = "mask_decoder.mask_tokens.weight"
+    before = segmenter.state_dict()[name].clone()
+    load_sam_weights(segmenter, sam_file)
+    after = segmenter.state_dict()[name]
+    assert same(after[0], torch.load(sam_file, weights_only=True)[name][0])
+    assert same(after[1:], before[1:])
+
+
+def test_position_embeddings_of_another_tile_size_are_resized(segmenter: Segmenter, tmp_path: Path):
+    sam = sam_of(2 * TILE_SIZE_PX)
+    with torch.no_grad():
+        sam.image_encoder.pos_embed.fill_(0.25)
+        sam.image_encoder.blocks[1].attn.rel_pos_h.fill_(0.5)
+    torch.save(sam.state_dict(), tmp_path / "sam.pth")
+    load_sam_weights(segmenter, tmp_path / "sam.pth")
+    torch.testing.assert_close(segmenter.image_encoder.pos_embed, torch.full((1, 4, 4, 128), 0.25))
+    torch.testing.assert_close(
+        segmenter.image_encoder.blocks[1].attn.rel_pos_h, torch.full((7, 32), 0.5)
+    )
+
+
+def test_sam_weights_of_another_size_name_the_first_mismatching_keys(
+    segmenter: Segmenter, sam_file: Path, tmp_path: Path
+):
+    weights = torch.load(sam_file, weights_only=True)
+    weights["image_encoder.patch_embed.proj.weight"] = torch.zeros(768, 3, 16, 16)
+    torch.save(weights, tmp_path / "sam.pth")
+    with pytest.raises(
+        FocalPathError, match=r"patch_embed.proj.weight is \(768.*expected \(128, 3, 16, 16\)"
+    ):
+        load_sam_weights(segmenter, tmp_path / "sam.pth")
+
+
+def test_sam_weights_with_a_missing_key_are_refused(
+    segmenter: Segmenter, sam_file: Path, tmp_path: Path
+):
+    weights = torch.load(sam_file, weights_only=True)
+    del weights["mask_decoder.iou_token.weight"]
+    torch.save(weights, tmp_path / "sam.pth")
+    with pytest.raises(FocalPathError, match="iou_token.weight is missing"):
+        load_sam_weights(segmenter, tmp_path / "sam.pth")
+
+
+@pytest.mark.parametrize("grid", [4, 14])
+def test_a_dino_teacher_loads_with_its_prefixes_stripped(
+    segmenter: Segmenter, tmp_path: Path, grid: int
+):
+    vit = {name: v.clone() for name, v in segmenter.pathology_encoder.vit.state_dict().items()}
+    teacher = {f"module.backbone.{name}": torch.randn_like(value) for name, value in vit.items()}
+    teacher["module.backbone.pos_embed"] = torch.randn(1, 1 + grid * grid, 192)
+    teacher["module.head.last_layer.weight_g"] = torch.ones(8, 1)
+    content = {
+        "student": {"module.backbone.cls_token": torch.zeros(1)},
+        "teacher": teacher,
+        "args": argparse.Namespace(arch="vit_tiny"),
+        "epoch": 3,
+    }
+    torch.save(content, tmp_path / "dino.pth")
+    load_pathology_weights(segmenter, tmp_path / "dino.pth")
+    loaded = segmenter.pathology_encoder.vit.state_dict()
+    assert same(loaded["cls_token"], teacher["module.backbone.cls_token"])
+    assert same(
+        loaded["blocks.0.attn.qkv.weight"], teacher["module.backbone.blocks.0.attn.qkv.weight"]
+    )
+    assert loaded["pos_embed"].shape == (1, 1 + 16, 192)
+    assert not same(loaded["pos_embed"], vit["pos_embed"])
+
+
+def test_pathology_weights_of_another_width_are_refused(segmenter: Segmenter, tmp_path: Path):
+    vit = segmenter.pathology_encoder.vit.state_dict()
+    torch.save({**vit, "norm.weight": torch.ones(384)}, tmp_path / "vit.pth")
+    with pytest.raises(FocalPathError, match=r"norm.weight is \(384,\), expected \(192,\)"):
+        load_pathology_weights(segmenter, tmp_path / "vit.pth")
+
+
+class Unsafe:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("code ran",)
+
+
+def test_a_file_that_would_run_code_is_refused(
+    segmenter: Segmenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    torch.save({"weight": Unsafe()}, tmp_path / "evil.pth")
+    with pytest.raises(
+        FocalPathError, match=r"object of \S+; .*needs code to be opened is refused"
+    ):
+        load_sam_weights(segmenter, tmp_path / "evil.pth")
+    assert "code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "is empty"),
+        (b"hello\n", "is plain text"),
+        (b"\n<!DOCTYPE html><html>Log in</html>", "is an HTML or XML page, .*login"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a git-LFS pointer"),
+        (b'{"error": "not found"}', "is JSON"),
+        (b"\x1f\x8b\x08\x00\x00", "is a gzip archive"),
+        (bytes(range(200, 256)) * 4, "is neither"),
+        (b"\x80\x02}", "is damaged or cut short"),
+        (b"PK\x03\x04" + 60 * b"\x00", "is damaged or cut short"),
+        ((999).to_bytes(8, "little") + b"{" + 999 * b" ", "is damaged or cut short"),
+    ],
+    ids=["empty", "text", "html", "lfs", "json", "gzip", "bytes", "pickle", "zip", "safetensors"],
+)
+def test_a_file_that_is_something_else_is_told_in_one_sentence(
+    tmp_path: Path, content: bytes, found: str
+):
+    path = tmp_path / "sam.pth"
+    path.write_bytes(content)
+    with pytest.raises(FocalPathError, match=found) as raised:
+        read_weights(path)
+    assert "weights_only" not in str(raised.value)
+    assert "\x1b" not in str(raised.value)
+
+
+def test_half_a_download_is_told_to_be_one(sam_file: Path, tmp_path: Path):
+    whole = sam_file.read_bytes()
+    (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FocalPathError, match="is damaged or cut short"):
+        read_weights(tmp_path / "half.pth")
+
+
+def test_safetensors_are_read_whatever_their_name(tmp_path: Path):
+    save_file({"weight": torch.arange(3)}, tmp_path / "vit.pth")
+    assert read_weights(tmp_path / "vit.pth")["weight"].tolist() == [0, 1, 2]
+
+
+def test_numpy_values_beside_the_weights_are_read_past(tmp_path: Path):
+    content = {"teacher": {"a": torch.ones(1)}, "loss": np.float64(3), "seen": np.zeros(2)}
+    torch.save(content, tmp_path / "dino.pth")
+    assert read_weights(tmp_path / "dino.pth")["teacher"]["a"].item() == 1
+
+
+def test_missing_weights_say_where_they_come_from_and_under_which_licence(
+    segmenter: Segmenter, tmp_path: Path
+):
+    with pytest.raises(FocalPathError, match=r"(?s)Apache-2.0.*vit_h.*Commons Clause.*CC-BY-NC-ND"):
+        load_sam_weights(segmenter, tmp_path / "sam_vit_b.pth")
+
+
+def test_frozen_encoders_without_weights_are_refused(toy_data: Path, tmp_path: Path):
+    settings = toy_settings()
+    settings = replace(settings, model=replace(settings.model, encoders_frozen=True))
+    with pytest.raises(FocalPathError, match="--sam-weights and --pathology-weights is not given"):
+        fit(settings, toy_data, tmp_path / "run")
+
+
+def test_frozen_encoders_keep_the_published_weights(
+    toy_data: Path, sam_file: Path, segmenter: Segmenter, tmp_path: Path
+):
+    torch.save(segmenter.pathology_encoder.vit.state_dict(), tmp_path / "vit.pth")
+    settings = toy_settings(
+        bias=BiasSettings(bias="none"),
+        weights=WeightsSettings(
+            sam_weights=str(sam_file), pathology_weights=str(tmp_path / "vit.pth")
+        ),
+    )
+    settings = replace(settings, model=replace(settings.model, encoders_frozen=True))
+    fit(settings, toy_data, tmp_path / "run")
+    trained = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
+    published = torch.load(sam_file, weights_only=True)
+    name = "image_encoder.blocks.3.mlp.lin2.weight"
+    assert same(trained[f"segmenter.{name}"], published[name])
+    name = "mask_decoder.iou_token.weight"
+    assert not same(trained[f"segmenter.{name}"], published[name])
