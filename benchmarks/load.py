@@ -61,7 +61,7 @@ def started(folder: Path, **settings: str) -> Iterator[tuple[str, psutil.Process
     """A service over the toy bundle whose workers all answer."""
     bundle = write_toy_bundle(folder / "bundle")
     log = folder / "log.txt"
-    with service_process(bundle, log, threads="1", **settings) as (url, process):
+    with service_process(bundle, log, python=None, threads="1", **settings) as (url, process):
         while log.read_text().count("1.0.0 answers") < int(settings.get("workers", "1")):
             time.sleep(0.1)
         wait_until_ready(url)
