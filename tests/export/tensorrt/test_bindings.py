@@ -16,7 +16,7 @@ from tests.support.tensorrt_bindings import PACKAGES, BindingsError, compile_stu
 
 pytestmark = pytest.mark.tensorrt
 
-SOURCES = tuple((ROOT / "export").glob("engine*.py"))
+SOURCES = tuple((ROOT / "export" / "tensorrt").glob("*.py"))
 TIMEOUT_S = 120
 
 

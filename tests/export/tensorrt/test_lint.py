@@ -54,7 +54,7 @@ def test_a_plain_graph_is_clean() -> None:
 def test_a_violation_names_the_node_the_fix_and_the_rule() -> None:
     violation = _only(_model(node("NonZero", ["x"], ["y"]), output_type=INT64))
     assert str(violation).startswith("the_NonZero: operator NonZero is not in the list")
-    assert "tensorrt_rules.json" in violation.fix
+    assert "rules.json" in violation.fix
     assert str(violation).endswith("[operator]")
 
 
