@@ -42,10 +42,10 @@ from serve.client.segment_files import read_key, write_whole
 from serve.contract.errors import BackendUnavailableError, FocalPathError
 from serve.contract.manifest import Manifest
 from serve.images.decode import read_picture
+from serve.images.tiles import cut_tiles
 from serve.inference.batching import TilePool
 from serve.inference.onnxruntime import Backend, OnnxRuntimeBackend
 from serve.inference.segmenter import Segmenter, open_segmenter
-from serve.inference.tiling import cut_tiles
 from serve.inference.triton import TritonBackend
 from serve.settings import ModelSettings, ServeSettings, SharedMemory
 

@@ -13,17 +13,16 @@ from numpy.typing import NDArray
 from serve.contract.errors import ImageError, ImageTooLargeError
 from serve.contract.manifest import Manifest, read_bundle
 from serve.images.decode import check_mpp
+from serve.images.tiles import scale_to, scaled_size
 from serve.inference.batching import ObserveWait, TileBatcher, TilePool, TileRunner
 from serve.inference.onnxruntime import Backend, OnnxRuntimeBackend
 from serve.inference.summary import MppSource, Summary, summarise
-from serve.inference.tiling import LowResProbabilities, predict, scaled_size
+from serve.inference.tiling import LowResProbabilities, predict
 from serve.inference.triton import TritonBackend
 from serve.settings import MEGAPIXEL, ModelSettings
 
 _log = logging.getLogger(__name__)
 MAX_PIXELS = ModelSettings.max_image_megapixels * MEGAPIXEL
-SAME_MPP = 0.02
-"""An image whose um per pixel is within this share of the model's is not resampled (our choice)."""
 
 
 @dataclass(frozen=True)
@@ -144,15 +143,12 @@ class Segmenter(Closing):
         if mpp is None:
             return 1.0
         check_mpp(mpp)
-        model_mpp = self.manifest.mpp
-        if model_mpp is None or abs(mpp / model_mpp - 1) <= SAME_MPP:
-            return 1.0
-        scale = mpp / model_mpp
+        scale = scale_to(self.manifest.mpp, mpp)
         height, width = scaled_size(image.shape[0], image.shape[1], scale)
-        if height * width > self._max_pixels:
+        if scale != 1 and height * width > self._max_pixels:
             raise ImageTooLargeError(
                 f"At {mpp:g} um per pixel the image is {width} x {height} at the model's "
-                f"{model_mpp:g}: {width * height} pixels, at most {self._max_pixels} are "
+                f"{self.manifest.mpp:g}: {width * height} pixels, at most {self._max_pixels} are "
                 "accepted. Crop it, or check its um per pixel."
             )
         return scale

@@ -23,7 +23,7 @@ from serve.client.benchmark_routes import Route, service_route, tissue_image
 from serve.client.benchmark_run import Benchmark
 from serve.client.perf_analyzer import read_table, run_perf_analyzer
 from serve.contract.manifest import read_bundle
-from serve.inference.tiling import cut_tiles
+from serve.images.tiles import cut_tiles
 from tests.support.triton_server import free_ports
 
 TABLE = """Concurrency,Inferences/Second,Client Send,p50 latency,p90 latency,p95 latency,p99 latency

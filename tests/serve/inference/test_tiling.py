@@ -10,16 +10,16 @@ from PIL import Image
 
 from serve.contract.errors import BackendUnavailableError
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
-from serve.inference.batching import TileBatcher, TilePool
-from serve.inference.onnxruntime import OnnxRuntimeBackend
-from serve.inference.tiling import (
+from serve.images.tiles import (
     OVERLAP,
     gaussian_window,
     pad_by_reflection,
-    predict,
     tile_origins,
     upsample_and_label,
 )
+from serve.inference.batching import TileBatcher, TilePool
+from serve.inference.onnxruntime import OnnxRuntimeBackend
+from serve.inference.tiling import predict
 from tests.support.pictures import blobs, painted
 from tests.support.toy_bundle import TILE_SIZE_PX
 
