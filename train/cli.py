@@ -14,99 +14,60 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Never, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Never, Union, get_args
 
 import tyro
 
 from train.comparison.methods import RowName
 from train.data.check import report
-from train.data.convert.bcss import BcssSettings, prepare_bcss
-from train.data.convert.bdsa import BdsaSettings, prepare_bdsa
-from train.data.convert.crag import CragSettings, prepare_crag
+from train.data.convert.registry import CONVERTERS, Converter
 from train.data.dataset import Split
-from train.data.synthetic.dataset import SyntheticSettings, write_dataset
 from train.errors import FocalPathError
 from train.files import whole_file
 from train.settings import PRESETS, Settings
 
 
-@dataclass(frozen=True, kw_only=True)
-class PrepareSynthetic:
-    """Draw H&E tissue with `train.data.synthetic.dataset`, unless it is there already."""
-
-    out: tyro.conf.Positional[Path]
-    """The folder to write."""
-    settings: SyntheticSettings
-
-    def run(self) -> None:
-        """Write it."""
-        write_dataset(self.out, self.settings)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareBcss:
-    """Cut BCSS (breast cancer): rgbs_colorNormalized/ and masks/, 22 codes, five classes."""
-
-    source: tyro.conf.Positional[Path]
-    """The folder with rgbs_colorNormalized/ (or images/) and masks/."""
-    out: tyro.conf.Positional[Path]
-    """The folder to write; it must not exist."""
-    settings: BcssSettings
-
-    def run(self) -> None:
-        """Write it, print the pixel shares and what looks wrong."""
-        prepare_bcss(self.source, self.out, self.settings)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareCrag:
-    """Convert CRAG (colorectal glands): train/ and valid/, instance masks, two classes."""
-
-    source: tyro.conf.Positional[Path]
-    """The folder with train/ and valid/, each with Images/ and Annotation/."""
-    out: tyro.conf.Positional[Path]
-    """The folder to write; it must not exist."""
-    settings: CragSettings
-
-    def run(self) -> None:
-        """Write it, print the pixel shares and what looks wrong."""
-        prepare_crag(self.source, self.out, self.settings)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareBdsa:
-    """Draw BDSA (brain): images/ and annotations/ of the Digital Slide Archive, five classes.
-
-    Tiles are as BCSS's by default, 1024 pixels at 0.25 um per pixel: our choice.
-    """
-
-    source: tyro.conf.Positional[Path]
-    """The folder with images/, annotations/ and perhaps regions.csv."""
-    out: tyro.conf.Positional[Path]
-    """The folder to write; it must not exist."""
-    settings: BdsaSettings
-
-    def run(self) -> None:
-        """Write it, print the pixel shares and what looks wrong."""
-        prepare_bdsa(self.source, self.out, self.settings)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Prepare:
     """Write a data set in SAM-Path's layout."""
 
-    source: (
-        Annotated[PrepareSynthetic, tyro.conf.subcommand("synthetic")]
-        | Annotated[PrepareBcss, tyro.conf.subcommand("bcss")]
-        | Annotated[PrepareCrag, tyro.conf.subcommand("crag")]
-        | Annotated[PrepareBdsa, tyro.conf.subcommand("bdsa")]
-    )
+    converter: Converter
+    out: Path
+    settings: Any
 
     def run(self) -> None:
-        """Write it."""
-        self.source.run()
+        """Write the data set and print what looks wrong."""
+        inputs = [getattr(self, name) for name in self.converter.inputs]
+        self.converter.convert(*inputs, self.out, self.settings)
+
+
+def prepare_command() -> Any:
+    """Build the `prepare` command from the registered converters."""
+    sources = tuple(
+        Annotated[_converter_command(c), tyro.conf.subcommand(c.name, description=c.help)]
+        for c in CONVERTERS.values()
+    )
+    return Union[sources]  # noqa: UP007
+
+
+def _converter_command(converter: Converter) -> type[Prepare]:
+    paths = {**converter.inputs, "out": "The folder to write."}
+    fields: list[tuple[str, Any]] = [
+        (
+            name,
+            Annotated[Path, tyro.conf.arg(help=text, metavar=name.upper()), tyro.conf.Positional],
+        )
+        for name, text in paths.items()
+    ]
+    return make_dataclass(
+        f"Prepare{converter.name.capitalize()}",
+        [*fields, ("settings", converter.settings)],
+        bases=(Prepare,),
+        namespace={"converter": converter, "__doc__": converter.help},
+        frozen=True,
+        kw_only=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,14 +221,16 @@ class Compare:
             print(f"report: {write_report(comparison, self.out / 'report')}")
 
 
-Command = (
-    Annotated[Prepare, tyro.conf.subcommand("prepare")]
-    | Annotated[Check, tyro.conf.subcommand("check")]
-    | Annotated[Fit, tyro.conf.subcommand("fit")]
-    | Annotated[ImportSampath, tyro.conf.subcommand("import-sampath")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Compare, tyro.conf.subcommand("compare")]
-)
+def _commands() -> Any:
+    """All subcommands; those of `prepare` are as many as there are converters now."""
+    return (
+        Annotated[prepare_command(), tyro.conf.subcommand("prepare", description=Prepare.__doc__)]
+        | Annotated[Check, tyro.conf.subcommand("check")]
+        | Annotated[Fit, tyro.conf.subcommand("fit")]
+        | Annotated[ImportSampath, tyro.conf.subcommand("import-sampath")]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
+    )
 
 
 class _Terminated(KeyboardInterrupt):
@@ -303,7 +266,7 @@ def main() -> None:
         tyro.conf.CascadeSubcommandArgs,
     )
     command = tyro.cli(
-        Command, prog="python -m train", description=__doc__.splitlines()[0], config=config
+        _commands(), prog="python -m train", description=__doc__.splitlines()[0], config=config
     )
     signal.signal(signal.SIGTERM, _terminate)
     try:

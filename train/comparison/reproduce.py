@@ -9,18 +9,8 @@ from typing import Any, get_args
 
 from train.comparison.compare import Comparison
 from train.comparison.methods import RowName
-from train.data.convert.bcss import BcssSettings
-from train.data.convert.bdsa import BdsaSettings
-from train.data.convert.crag import CragSettings
-from train.data.synthetic.dataset import SyntheticSettings
+from train.data.convert.registry import CONVERTERS
 from train.settings import PRESETS, Settings
-
-_SOURCES: dict[str, Any] = {
-    "synthetic": SyntheticSettings,
-    "bcss": BcssSettings,
-    "crag": CragSettings,
-    "bdsa": BdsaSettings,
-}
 
 
 def commands(comparison: Comparison) -> list[str]:
@@ -50,10 +40,10 @@ def _prepare(data: Path) -> Iterator[str]:
     try:
         recipe = json.loads((data / "settings.json").read_text(encoding="utf-8"))
         source = recipe.get("source", "synthetic")
-        default = json.loads(json.dumps(asdict(_SOURCES[source]())))
+        default = json.loads(json.dumps(asdict(CONVERTERS[source].settings())))
     except (OSError, ValueError, AttributeError, KeyError):
         return  # not made by us
-    places = ["DATA"] if source == "synthetic" else ["SOURCE", "DATA"]
+    places = [*(name.upper() for name in CONVERTERS[source].inputs), "DATA"]
     command = ["python", "-m", "train", "prepare", source, *places]
     yield shlex.join(command + _flags(recipe, default))
 

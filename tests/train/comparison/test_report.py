@@ -341,7 +341,7 @@ def test_the_commands_of_the_report_make_the_same_comparison(
         monkeypatch.setattr(sys, "argv", line.split()[2:])
         main()
     prepare, compare = found
-    assert prepare.source.settings == recipe
+    assert prepare.settings == recipe
     assert (compare.settings, compare.seeds, compare.rows) == (settings, 2, (BASE, "dfa"))
 
 

@@ -1,0 +1,57 @@
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from train.cli import main
+from train.comparison.reproduce import _prepare
+from train.data.convert.registry import CONVERTERS, Converter
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    main()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToySettings:
+    stripes: int = 3
+    """How many stripes."""
+
+
+@pytest.fixture
+def toy_converter(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """Register a converter of two inputs; what it is called with."""
+    calls: list[tuple[object, ...]] = []
+    converter = Converter(
+        name="toy",
+        help="Convert toys.",
+        inputs={"slides": "Where the slides are.", "annotations": "Where the annotations are."},
+        settings=ToySettings,
+        convert=lambda *arguments: calls.append(arguments),
+    )
+    monkeypatch.setitem(CONVERTERS, "toy", converter)
+    return calls
+
+
+def test_a_registered_converter_is_a_command(
+    toy_converter: list[tuple[object, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    run(monkeypatch, "prepare", "toy", "in", "notes", "out", "--stripes", "5")
+    assert toy_converter == [(Path("in"), Path("notes"), Path("out"), ToySettings(stripes=5))]
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "prepare", "--help")
+    assert "Convert toys." in capsys.readouterr().out
+
+
+def test_a_registered_converter_is_in_the_commands_that_repeat_a_report(
+    toy_converter: list[tuple[object, ...]], tmp_path: Path
+):
+    (tmp_path / "settings.json").write_text(json.dumps({"source": "toy", "stripes": 4}))
+    assert list(_prepare(tmp_path)) == [
+        "python -m train prepare toy SLIDES ANNOTATIONS DATA --stripes 4"
+    ]
