@@ -1,5 +1,34 @@
-"""The exception of training and export that is meant for the user."""
+"""What can go wrong in training and export, one class for each kind that a user can act on.
+
+FocalPathError
+├── WeightsError     a file of published weights cannot be read, or does not fit the model
+├── EncoderError     an encoder is unknown, or no vision transformer that the model can use
+└── CheckpointError  a checkpoint is missing, damaged, or of another model or other classes
+"""
+
+from typing import ClassVar
 
 
 class FocalPathError(ValueError):
     """A user's mistake: the message says what was found, what was expected, and what to do."""
+
+    code: ClassVar[str] = "focalpath"
+    """Short and stable name of the kind of error, for programs."""
+
+
+class WeightsError(FocalPathError):
+    """A file of published weights cannot be read, or does not fit the model."""
+
+    code = "weights"
+
+
+class EncoderError(FocalPathError):
+    """An encoder is unknown, or no vision transformer that the model can use."""
+
+    code = "encoder"
+
+
+class CheckpointError(FocalPathError):
+    """A checkpoint is missing, damaged, or of another model or other classes."""
+
+    code = "checkpoint"

@@ -84,17 +84,25 @@ class ModelSettings:
     image_encoder: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_b"
     """Size of SAM's image encoder; tiny is ours, to train from scratch."""
     pathology_encoder: str = "vit_small_patch16_224"
-    """Any timm vision transformer with patches of 16 pixels, also with a tag
-    (vit_small_patch16_224.dino)."""
+    """A published encoder by its short name (hipt, uni, uni2-h, virchow2, h-optimus-0, gigapath,
+    phikon, hibou-b, midnight, ...: see docs/encoders.md), or any timm vision transformer with
+    patches of 14 or 16 pixels, with or without a tag (vit_small_patch16_224.dino)."""
+    pathology_args: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Arguments of the timm model that differ from its own, such as `reg_tokens 4 mlp_layer
+    SwiGLUPacked`. A short name or the config.json of a weights folder sets them."""
     pathology_encoder_depth: int | None = None
     """Number of its blocks; None keeps the architecture's own."""
     pathology_layer_scale: bool = False
-    """It has LayerScale, as UNI and other DINOv2 encoders."""
+    """The encoder has LayerScale, as UNI and other DINOv2 encoders have."""
     pathology_mean: tuple[float, float, float] | None = None
-    """Mean that its RGB inputs were normalised with, in [0, 1]; None takes timm's for its name
-    (0.5 for vit_small_patch16_224, as HIPT)."""
+    """Mean of the RGB inputs that the encoder was trained on, in [0, 1]; None takes timm's for its
+    name (0.5 for vit_small_patch16_224, as HIPT)."""
     pathology_std: tuple[float, float, float] | None = None
-    """Standard deviation, alike."""
+    """Standard deviation of the RGB inputs that the encoder was trained on, in [0, 1]."""
+    pathology_positions: Literal["timm", "dino"] | None = None
+    """How position embeddings of another grid are resized. timm: bicubic with antialiasing; dino:
+    bicubic without, at a scale of (new side + 0.1) / old side, as DINO, HIPT and SAM-Path do. None
+    chooses by the kind of weights: dino for DINO's and HIPT's files, timm for the others."""
     encoders_frozen: bool = True
     """Train only the fusion neck and the decoder, as SAM-Path does."""
     decoder_dim: int = 256

@@ -3,17 +3,19 @@
 No pickle: a checkpoint from anywhere can be opened safely.
 """
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from train.errors import FocalPathError
+from train.errors import CheckpointError
 from train.files import whole_file, write_errors_explained
 from train.model.segmenter import Segmenter
 from train.settings import Settings, TissueClass
@@ -33,6 +35,21 @@ class TrainingData:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsOrigin:
+    """What one part of the model started from, and under which terms that is published."""
+
+    part: Literal["image encoder and decoder", "pathology encoder", "whole model"]
+    name: str
+    """Such as "SAM ViT-B", or "SAM-Path checkpoint"."""
+    file: str
+    """Name of the file or run, without its folder."""
+    sha256: str | None = None
+    """Of that file."""
+    licence: str
+    """The terms of its authors; for a file that FocalPath does not know, that it does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointCard:
     """What a checkpoint's weights are."""
 
@@ -49,11 +66,24 @@ class CheckpointCard:
     """The bias of each class after training."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Scores on the validation tiles."""
+    origins: tuple[WeightsOrigin, ...] = ()
+    """What the weights started from; empty where everything started at random."""
+    imported_from: str | None = None
+    """The software that trained the model, such as "SAM-Path"; None where FocalPath did."""
+    weights_sha256: str | None = None
+    """Of the file of weights; None in checkpoints of older versions."""
     code_version: str = field(default_factory=lambda: version("focalpath"))
+
+    @property
+    def iou_head_trained(self) -> bool:
+        """Whether the predicted IoU was trained; else `iou_scores` mean nothing."""
+        return self.settings.loss.iou_weight > 0
 
 
 def save_checkpoint(folder: Path, segmenter: Segmenter, card: CheckpointCard) -> Path:
-    """Write the weights and their card into `folder`; each file appears whole or not at all.
+    """Write the weights and their card, with the weights' checksum, into `folder`.
+
+    Each file appears whole or not at all.
 
     Returns:
         The path of the weights.
@@ -64,10 +94,11 @@ def save_checkpoint(folder: Path, segmenter: Segmenter, card: CheckpointCard) ->
     with write_errors_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu() for name, value in segmenter.state_dict().items()}
-    with whole_file(folder / WEIGHTS_FILE) as partial:
+    # Nested, so that both are renamed at the end: a crash hardly ever leaves one without the other.
+    with whole_file(folder / WEIGHTS_FILE) as partial, whole_file(folder / CARD_FILE) as card_file:
         save_file(weights, partial)
-    with whole_file(folder / CARD_FILE) as partial:
-        partial.write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+        card = replace(card, weights_sha256=_sha256(partial))
+        card_file.write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
     return folder / WEIGHTS_FILE
 
 
@@ -75,20 +106,13 @@ def load_checkpoint(path: Path) -> tuple[Segmenter, CheckpointCard]:
     """Load a model in evaluation mode, on the CPU, from its weights or the folder that has them.
 
     Raises:
-        FocalPathError: a file is missing or damaged, or the weights are of another architecture.
+        CheckpointError: a file is missing or damaged, a weight is not a finite number, or the
+            weights are of another architecture.
     """
-    weights_path = path / WEIGHTS_FILE if path.is_dir() else path
     card = read_card(path)
-    if not weights_path.is_file():
-        raise _missing(weights_path)
-    try:
-        weights = load_file(weights_path)
-    except SafetensorError as error:
-        raise FocalPathError(
-            f"{weights_path} is not a readable safetensors file ({error}). Copy it again."
-        ) from error
+    weights = read_checkpoint_weights(path, card)
     segmenter = Segmenter(card.settings, torch.zeros(len(card.classes)))
-    _check_shapes(segmenter, weights, weights_path)
+    _check_shapes(segmenter, weights, weights_file(path))
     segmenter.load_state_dict(weights)
     return segmenter.eval(), card
 
@@ -97,26 +121,77 @@ def read_card(path: Path) -> CheckpointCard:
     """Read what a checkpoint is, from a run's folder or the path of its weights.
 
     Raises:
-        FocalPathError: the file is missing, or not of this version.
+        CheckpointError: the file is missing, cannot be read, or is not of this version.
     """
     card_path = path / CARD_FILE if path.is_dir() else path.with_suffix(".json")
     if not card_path.is_file():
         raise _missing(card_path)
     try:
         return TypeAdapter(CheckpointCard).validate_json(card_path.read_bytes())
+    except OSError as error:
+        raise _unreadable(card_path, error) from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise FocalPathError(
+        raise CheckpointError(
             f"{card_path} is not a checkpoint's description: {place}: {first['msg']}. Train "
             "again, or take the file of the same run."
         ) from error
 
 
-def _missing(file: Path) -> FocalPathError:
-    return FocalPathError(
+def read_checkpoint_weights(path: Path, card: CheckpointCard) -> dict[str, torch.Tensor]:
+    """Read the weights that `card` describes, from a run's folder or their own path.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or a weight is not a finite number.
+    """
+    file = weights_file(path)
+    if not file.is_file():
+        raise _missing(file)
+    try:
+        found = _sha256(file) if card.weights_sha256 is not None else None
+        weights = load_file(file)
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file} is not a readable safetensors file ({error}). Copy it again."
+        ) from error
+    if found != card.weights_sha256:
+        raise CheckpointError(
+            f"{file} has the SHA-256 {found}, and {CARD_FILE} says {card.weights_sha256}: the file "
+            "was damaged, changed or exchanged. Copy both files of the run again."
+        )
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{file} has {len(broken)} weights that are not finite numbers, such as {broken[0]}; "
+            "the model would answer nonsense. Train again with a lower --learning-rate or "
+            "--precision 32-true."
+        )
+    return weights
+
+
+def weights_file(path: Path) -> Path:
+    """The file of weights of a run's folder, or `path` itself."""
+    return path / WEIGHTS_FILE if path.is_dir() else path
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _missing(file: Path) -> CheckpointError:
+    return CheckpointError(
         f"no checkpoint: {file} does not exist. Give a run's folder or its {WEIGHTS_FILE}, with "
         f"{CARD_FILE} beside it; `python -m train fit` writes both."
+    )
+
+
+def _unreadable(file: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{file} cannot be read ({error.strerror}). Check the permissions of the file."
     )
 
 
@@ -131,7 +206,7 @@ def _check_shapes(
             f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'none')}"
             for name in differing[:3]
         )
-        raise FocalPathError(
+        raise CheckpointError(
             f"{weights_path} is of another architecture than {CARD_FILE} describes, "
             f"{len(differing)} weights differ: {first}. Take both files from the same run."
         )

@@ -1,13 +1,14 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from train.errors import FocalPathError
+from train.errors import CheckpointError
 from train.model.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -42,6 +43,19 @@ def truncate_weights(run: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
 
 
+def flip_a_bit(run: Path) -> None:
+    path = run / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def put_in_a_nan(run: Path) -> None:
+    weights = load_file(run / "model.safetensors")
+    weights["neck.0.weight"][0] = torch.nan
+    _write_weights_without_checksum(run, weights)
+
+
 def add_a_setting(run: Path) -> None:
     edit_card(run, lambda card: card.update(shoe_size=43))
 
@@ -53,7 +67,13 @@ def widen_decoder(run: Path) -> None:
 def remove_a_weight(run: Path) -> None:
     weights = load_file(run / "model.safetensors")
     del weights["mask_decoder.iou_token.weight"]
+    _write_weights_without_checksum(run, weights)
+
+
+def _write_weights_without_checksum(run: Path, weights: dict[str, torch.Tensor]) -> None:
+    """As a checkpoint of an older version has none."""
     save_file(weights, run / "model.safetensors")
+    edit_card(run, lambda card: card.pop("weights_sha256"))
 
 
 def edit_card(run: Path, edit: Callable[[dict], None]) -> None:
@@ -63,18 +83,34 @@ def edit_card(run: Path, edit: Callable[[dict], None]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("damage", "values"),
     [
-        (remove_card, "model.json does not exist"),
-        (truncate_weights, "not a readable safetensors file"),
-        (add_a_setting, "shoe_size"),
-        (widen_decoder, r"neck.0.weight is \(32, 320, 1, 1\), expected \(64, 320, 1, 1\)"),
-        (remove_a_weight, "mask_decoder.iou_token.weight is missing"),
+        (remove_card, ["model.json"]),
+        (truncate_weights, ["model.safetensors", "not a readable safetensors"]),
+        (flip_a_bit, ["model.safetensors", "SHA-256"]),
+        (put_in_a_nan, ["neck.0.weight", "not finite"]),
+        (add_a_setting, ["shoe_size"]),
+        (widen_decoder, ["neck.0.weight", "(32, 320, 1, 1)", "(64, 320, 1, 1)"]),
+        (remove_a_weight, ["mask_decoder.iou_token.weight", "missing"]),
     ],
 )
 def test_a_checkpoint_that_is_wrong_is_refused(
-    run: Path, damage: Callable[[Path], None], message: str
+    run: Path, damage: Callable[[Path], None], values: list[str]
 ):
     damage(run)
-    with pytest.raises(FocalPathError, match=message):
+    with pytest.raises(CheckpointError) as raised:
         load_checkpoint(run)
+    assert raised.value.code == "checkpoint"
+    assert all(value in str(raised.value) for value in values), raised.value
+
+
+def test_a_checkpoint_of_an_older_version_without_checksum_loads(run: Path):
+    _write_weights_without_checksum(run, load_file(run / "model.safetensors"))
+    assert load_checkpoint(run)[1].weights_sha256 is None
+
+
+def test_an_iou_head_whose_error_had_no_weight_counts_as_untrained(toy_run: Path):
+    card = load_checkpoint(toy_run)[1]
+    assert card.iou_head_trained
+    loss = replace(card.settings.loss, iou_weight=0.0)
+    assert not replace(card, settings=replace(card.settings, loss=loss)).iou_head_trained
