@@ -34,7 +34,8 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
-from train.data.dataset import TileDataset, evaluation_tiles, read_tile_folder
+from train.data.dataset import TileDataset, evaluation_tiles
+from train.data.folder import read_tile_folder
 from train.data.synthetic.dataset import SyntheticSettings, write_dataset
 from train.data.synthetic.tissue import CLASSES
 from train.errors import FocalPathError

@@ -23,7 +23,7 @@ import tyro
 from train.comparison.methods import RowName
 from train.data.check import report
 from train.data.convert.registry import CONVERTERS, Converter
-from train.data.dataset import Split
+from train.data.folder import Split
 from train.errors import FocalPathError
 from train.files import whole_file
 from train.settings import PRESETS, Settings

@@ -10,7 +10,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from train.data.dataset import Split, Tile, TileDataset, TileFolder, read_mask, read_tile_folder
+from train.data.dataset import TileDataset
+from train.data.folder import Split, Tile, TileFolder, read_tile_folder
+from train.data.pixels import read_mask
 from train.data.synthetic.tissue import CLASSES, make_tile
 from train.errors import FocalPathError
 

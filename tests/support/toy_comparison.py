@@ -12,7 +12,7 @@ from tests.support.toy_data import toy_settings
 from train.comparison.compare import Comparison
 from train.comparison.methods import ABLATION_ROWS, TABLE_ROWS, RowName
 from train.comparison.run import RowResult
-from train.data.dataset import Tile, TileFolder
+from train.data.folder import Tile, TileFolder
 from train.model.checkpoint import CheckpointCard
 from train.settings import Settings, TissueClass
 

@@ -16,7 +16,8 @@ from rich.progress import track
 
 from train.comparison.methods import ABLATION_ROWS, BASELINE, TABLE_ROWS, Row, RowName
 from train.comparison.run import RowResult, RowRun, duration_text
-from train.data.dataset import Tile, TileFolder, count_pixels, read_mask, read_tile_folder
+from train.data.folder import Tile, TileFolder, read_tile_folder
+from train.data.pixels import count_pixels, read_mask
 from train.errors import FocalPathError
 from train.settings import PRESETS, Settings
 

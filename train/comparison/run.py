@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from train.comparison.methods import BASELINE, Row
-from train.data.dataset import Tile, TileFolder, evaluation_tiles
+from train.data.dataset import evaluation_tiles
+from train.data.folder import Tile, TileFolder
 from train.files import whole_file
 from train.fitting.run import LAST_FILE, fit
 from train.model.checkpoint import (

@@ -4,7 +4,6 @@ What training could not read is an error (see `train.data.dataset`); what may on
 warning.
 """
 
-import csv
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -17,7 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from train.data.dataset import Split, TileFolder, count_pixels, read_tile_folder
+from train.data.folder import Split, TileFolder, read_folds, read_tile_folder
+from train.data.pixels import count_pixels
 
 TINY_SHARE = 0.01
 """A class with less of the labelled training pixels than this is warned about."""
@@ -133,14 +133,13 @@ def _class_warnings(folder: TileFolder, counts: Counts) -> list[str]:
 
 def _fold_warnings(folder: TileFolder) -> list[str]:
     """Find tiles, patients and slides that are in more than one fold."""
-    with (folder.root / "folds.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(read_folds(folder.root / "folds.csv"))
     folds: defaultdict[str, set[int]] = defaultdict(set)
     for row in rows:
-        patient = _TCGA_PATIENT.match(row["img_id"])
-        group = row.get("group") or (patient[0] if patient else None)
+        patient = _TCGA_PATIENT.match(row.tile_id)
+        group = row.group or (patient[0] if patient else None)
         if group:
-            folds[group].add(int(row["fold"]))
+            folds[group].add(row.fold)
     warnings = []
     if mixed := {group: found for group, found in folds.items() if len(found) > 1}:
         group = min(mixed)
@@ -148,7 +147,7 @@ def _fold_warnings(folder: TileFolder) -> list[str]:
             f"{len(mixed)} of {len(folds)} patients or slides are in several folds, such as "
             f"{group} in {sorted(mixed[group])}: scores will be better than on new patients"
         )
-    names = Counter(row["img_id"] for row in rows)
+    names = Counter(row.tile_id for row in rows)
     if twice := sorted(name for name, count in names.items() if count > 1):
         warnings.append(f"folds.csv names {len(twice)} tiles more than once, such as {twice[0]}")
     return warnings

@@ -1,43 +1,18 @@
-"""Tiles on disk in SAM-Path's layout, checked before training, and their augmentation.
+"""The samples that a network sees, cut and varied from images of any size."""
 
-ROOT/img/ID.{png,jpg}   RGB tiles
-ROOT/mask/ID.png        uint8: 0 unlabelled, 1..C the classes
-ROOT/folds.csv          columns img_id,fold: -1 test, 0 validation, others training
-ROOT/dataset.json       class names and colours, um per pixel
-"""
-
-import csv
-import json
-import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from train.errors import FocalPathError
-from train.settings import MAX_CLASSES, AugmentationSettings, Settings, TissueClass
-
-Split = Literal["training", "validation", "test"]
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-
-
-@dataclass(frozen=True)
-class Tile:
-    """An image and its mask on disk."""
-
-    tile_id: str
-    image: Path
-    mask: Path
+from train.data.folder import Split, Tile, TileFolder
+from train.data.pixels import read_image, read_mask
+from train.settings import AugmentationSettings, Settings
 
 
 class Sample(TypedDict):
@@ -49,197 +24,6 @@ class Sample(TypedDict):
     tile_id: str
     image: Tensor
     labels: Tensor
-
-
-@dataclass(frozen=True)
-class TileFolder:
-    """A data set in SAM-Path's layout, its tiles sorted into splits."""
-
-    root: Path
-    classes: tuple[TissueClass, ...]
-    mpp: float | None
-    tiles: dict[Split, tuple[Tile, ...]]
-
-
-def read_tile_folder(root: Path) -> TileFolder:
-    """Read and check the layout; pixels are not read.
-
-    Raises:
-        FocalPathError: a file or a column is missing, or a class is named twice.
-    """
-    description = root / "dataset.json"
-    if not description.is_file():
-        raise FocalPathError(
-            f"no data set at {root}: {description.name} is missing. Expected the layout img/, "
-            'mask/, folds.csv and dataset.json: {"mpp": 0.25, "classes": [{"name": "Tumor", '
-            '"color": "#d62728"}, ...]}'
-        )
-    classes, mpp = _read_description(description)
-    tiles: dict[Split, list[Tile]] = {"training": [], "validation": [], "test": []}
-    splits: dict[int, Split] = {-1: "test", 0: "validation"}
-    for tile_id, fold in _read_folds(root / "folds.csv"):
-        tiles[splits.get(fold, "training")].append(_find_tile(root, tile_id))
-    return TileFolder(root, classes, mpp, {split: tuple(found) for split, found in tiles.items()})
-
-
-def _read_description(path: Path) -> tuple[tuple[TissueClass, ...], float | None]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        classes = tuple(TissueClass(**entry) for entry in content["classes"])
-        mpp = None if content.get("mpp") is None else float(content["mpp"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise FocalPathError(
-            f"{path} is not readable ({error}); expected "
-            '{"mpp": 0.25, "classes": [{"name": "Tumor", "color": "#d62728"}, ...]}'
-        ) from error
-    names = [str(entry.name) for entry in classes]
-    if not 2 <= len(names) <= MAX_CLASSES or len(set(names)) < len(names):
-        raise FocalPathError(
-            f"{path} names {len(names)} classes ({len(set(names))} different); expected 2 to "
-            f"{MAX_CLASSES}, each with its own name"
-        )
-    for entry in classes:
-        if not isinstance(entry.name, str) or entry.name in ("", "mean"):
-            raise FocalPathError(
-                f"{path} names a class {entry.name!r}; expected text, and not 'mean', which "
-                "is the score over all classes"
-            )
-        if not re.fullmatch(r"#[0-9a-fA-F]{6}", str(entry.color)):
-            raise FocalPathError(
-                f"{path} gives {entry.name} the colour {entry.color!r}; expected #rrggbb"
-            )
-    if mpp is not None and mpp <= 0:
-        raise FocalPathError(f"{path} has mpp {mpp}; expected um per pixel above 0, or null")
-    return classes, mpp
-
-
-def _read_folds(path: Path) -> Iterator[tuple[str, int]]:
-    if not path.is_file():
-        raise FocalPathError(f"{path} is missing; expected a CSV with columns img_id,fold")
-    try:
-        reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
-    except UnicodeDecodeError as error:
-        raise FocalPathError(
-            f'{path} is not UTF-8 ({error}). Save it as such, in a spreadsheet as "CSV UTF-8".'
-        ) from error
-    if not {"img_id", "fold"} <= set(reader.fieldnames or ()):
-        raise FocalPathError(
-            f"{path} has the columns {reader.fieldnames}; expected img_id and fold"
-        )
-    for row in reader:
-        try:
-            yield row["img_id"], int(row["fold"])
-        except (TypeError, ValueError) as error:
-            raise FocalPathError(
-                f"{path}, line {reader.line_num}: fold is {row['fold']!r}; expected a whole "
-                "number: -1 test, 0 validation, others training"
-            ) from error
-
-
-def _find_tile(root: Path, tile_id: str) -> Tile:
-    candidates = [root / "img" / f"{tile_id}{suffix}" for suffix in IMAGE_SUFFIXES]
-    image = next((path for path in candidates if path.is_file()), None)
-    if image is None:
-        raise FocalPathError(
-            f"folds.csv names {tile_id!r}, but {candidates[0]} (or .jpg, .jpeg) does not exist. "
-            "Add the image or remove the line."
-        )
-    mask = root / "mask" / f"{tile_id}.png"
-    if not mask.is_file():
-        raise FocalPathError(
-            f"folds.csv names {tile_id!r}, but {mask} does not exist. "
-            "Add the mask or remove the line."
-        )
-    return Tile(tile_id, image, mask)
-
-
-def read_image(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Read an image as (H, W, 3) uint8, RGB in [0, 255]."""
-    return np.asarray(_open(path).convert("RGB"))
-
-
-def read_mask(path: Path, num_classes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Read a mask as (H, W) uint8 in 0..C.
-
-    Raises:
-        FocalPathError: the file is unreadable, not one channel of 8 bits, or has a label above C.
-    """
-    image = _open(path)
-    if image.mode not in ("L", "P"):
-        raise FocalPathError(
-            f"{path} has the mode {image.mode}; expected one channel of 8 bits (L or P) with "
-            f"0 unlabelled and 1..{num_classes} the classes"
-        )
-    mask = np.asarray(image)
-    if mask.max(initial=0) > num_classes:
-        raise FocalPathError(
-            f"{path} has the label {mask.max()}; dataset.json names {num_classes} classes, so "
-            f"expected at most {num_classes}. Correct the mask or name the class."
-        )
-    return mask
-
-
-def _open(path: Path, *, decode: bool = True) -> Image.Image:
-    """Open an image, closed again; without `decode` only its header is read."""
-    try:
-        with Image.open(path) as image:
-            if decode:
-                image.load()
-            return image
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise FocalPathError(
-            f"{path} cannot be read as an image ({error}). Replace the file or remove it from "
-            "folds.csv."
-        ) from error
-
-
-def count_pixels(folder: TileFolder, split: Split) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Count labels over a split's masks and check each mask against its image.
-
-    Returns:
-        (1 + C,) pixels, unlabelled first.
-
-    Raises:
-        FocalPathError: the split is empty, a mask is damaged or of another size than its image.
-    """
-    tiles = folder.tiles[split]
-    if not tiles:
-        raise FocalPathError(
-            f"{folder.root / 'folds.csv'} has no {split} tile; expected at least one "
-            "(fold -1 is test, 0 validation, any other training)"
-        )
-    num_classes = len(folder.classes)
-
-    def count(tile: Tile) -> np.ndarray[Any, np.dtype[np.int64]]:
-        mask = read_mask(tile.mask, num_classes)
-        size = _open(tile.image, decode=False).size
-        if size != mask.shape[::-1]:
-            raise FocalPathError(
-                f"{tile.mask} is {mask.shape[1]} x {mask.shape[0]} pixels, its image "
-                f"{size[0]} x {size[1]}; expected the same size"
-            )
-        return np.bincount(mask.ravel(), minlength=1 + num_classes)
-
-    with ThreadPoolExecutor() as pool:
-        counts = track(pool.map(count, tiles), f"Counting {split} pixels", total=len(tiles))
-        total: np.ndarray[Any, np.dtype[np.int64]] = np.sum(list(counts), axis=0)
-        return total
-
-
-def class_frequencies(folder: TileFolder) -> Tensor:
-    """Each class's share of the labelled training pixels, (C,) float32.
-
-    Raises:
-        FocalPathError: a class has no training pixel.
-    """
-    counts = count_pixels(folder, "training")[1:]
-    missing = [entry.name for entry, count in zip(folder.classes, counts, strict=True) if not count]
-    if missing:
-        raise FocalPathError(
-            f"no training pixel is labelled {', '.join(missing)}; every class needs some. Move "
-            "tiles between folds, or remove the class from dataset.json and the masks."
-        )
-    return torch.tensor(counts / counts.sum(), dtype=torch.float32)
 
 
 NUM_VIEWS = 8

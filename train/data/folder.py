@@ -1,15 +1,202 @@
-"""Writing a data set's folder: whole or not at all."""
+"""A data set's folder in SAM-Path's layout: read, checked, and written whole or not at all.
 
+ROOT/img/ID.{png,jpg,tif}   RGB images of any size
+ROOT/mask/ID.png            uint8: 0 unlabelled, 1..C the classes
+ROOT/folds.csv              columns img_id,fold: -1 test, 0 validation, others training;
+                            optionally mpp, um per pixel of that image, and group, its patient
+ROOT/dataset.json           class names and colours, um per pixel of all other images
+"""
+
+import csv
 import json
 import os
+import re
 import shutil
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+from serve.contract.errors import OptionError
+from serve.images.decode import MAX_MPP, MIN_MPP, check_mpp
 from train.errors import FocalPathError
 from train.files import CANNOT_WRITE
+from train.settings import MAX_CLASSES, TissueClass
+
+Split = Literal["training", "validation", "test"]
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image and its mask on disk."""
+
+    tile_id: str
+    image: Path
+    mask: Path
+    mpp: float | None = None
+    """um per pixel of the image; None where nothing says it."""
+    group: str | None = None
+    """Patient, case or slide that the image is from; None where folds.csv does not say."""
+
+
+@dataclass(frozen=True)
+class TileFolder:
+    """A data set in SAM-Path's layout, its images sorted into splits."""
+
+    root: Path
+    classes: tuple[TissueClass, ...]
+    mpp: float | None
+    """um per pixel of the images whose row of folds.csv has no mpp of its own."""
+    tiles: dict[Split, tuple[Tile, ...]]
+
+
+def read_tile_folder(root: Path) -> TileFolder:
+    """Read and check the layout; pixels are not read.
+
+    Raises:
+        FocalPathError: a file or a column is missing, or a class is named twice.
+    """
+    description = root / "dataset.json"
+    if not description.is_file():
+        raise FocalPathError(
+            f"no data set at {root}: {description.name} is missing. Expected the layout img/, "
+            'mask/, folds.csv and dataset.json: {"mpp": 0.25, "classes": [{"name": "Tumor", '
+            '"color": "#d62728"}, ...]}'
+        )
+    classes, mpp = _read_description(description)
+    images = _index(root / "img", IMAGE_SUFFIXES)
+    masks = _index(root / "mask", MASK_SUFFIXES)
+    tiles: dict[Split, list[Tile]] = {"training": [], "validation": [], "test": []}
+    splits: dict[int, Split] = {-1: "test", 0: "validation"}
+    for row in read_folds(root / "folds.csv"):
+        name = unicodedata.normalize("NFC", row.tile_id)
+        if name not in images:
+            raise _missing(row.tile_id, root / "img", IMAGE_SUFFIXES)
+        if name not in masks:
+            raise _missing(row.tile_id, root / "mask", MASK_SUFFIXES)
+        tile = Tile(row.tile_id, images[name], masks[name], row.mpp or mpp, row.group)
+        tiles[splits.get(row.fold, "training")].append(tile)
+    return TileFolder(root, classes, mpp, {split: tuple(found) for split, found in tiles.items()})
+
+
+def _read_description(path: Path) -> tuple[tuple[TissueClass, ...], float | None]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        classes = tuple(TissueClass(**entry) for entry in content["classes"])
+        mpp = None if content.get("mpp") is None else float(content["mpp"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FocalPathError(
+            f"{path} is not readable ({error}); expected "
+            '{"mpp": 0.25, "classes": [{"name": "Tumor", "color": "#d62728"}, ...]}'
+        ) from error
+    names = [str(entry.name) for entry in classes]
+    if not 2 <= len(names) <= MAX_CLASSES or len(set(names)) < len(names):
+        raise FocalPathError(
+            f"{path} names {len(names)} classes ({len(set(names))} different); expected 2 to "
+            f"{MAX_CLASSES}, each with its own name"
+        )
+    for entry in classes:
+        if not isinstance(entry.name, str) or entry.name in ("", "mean"):
+            raise FocalPathError(
+                f"{path} names a class {entry.name!r}; expected text, and not 'mean', which "
+                "is the score over all classes"
+            )
+        if not re.fullmatch(r"#[0-9a-fA-F]{6}", str(entry.color)):
+            raise FocalPathError(
+                f"{path} gives {entry.name} the colour {entry.color!r}; expected #rrggbb"
+            )
+    if mpp is not None and not MIN_MPP <= mpp <= MAX_MPP:
+        raise FocalPathError(
+            f"{path} has mpp {mpp}; expected um per pixel from {MIN_MPP:g} to {MAX_MPP:g}, or null"
+        )
+    return classes, mpp
+
+
+class FoldsRow(NamedTuple):
+    """A line of folds.csv."""
+
+    tile_id: str
+    fold: int
+    mpp: float | None
+    group: str | None
+
+
+def read_folds(path: Path) -> Iterator[FoldsRow]:
+    """Read folds.csv: commas or semicolons, with or without a byte-order mark.
+
+    Raises:
+        FocalPathError: the file is missing, is not UTF-8, or a value is not what its column holds.
+    """
+    if not path.is_file():
+        raise FocalPathError(f"{path} is missing; expected a CSV with columns img_id,fold")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise FocalPathError(
+            f'{path} is not UTF-8 ({error}). Save it as UTF-8; spreadsheets call it "CSV UTF-8".'
+        ) from error
+    semicolons = bool(lines) and ";" in lines[0] and "," not in lines[0]
+    reader = csv.DictReader(lines, delimiter=";" if semicolons else ",")
+    if not {"img_id", "fold"} <= set(reader.fieldnames or ()):
+        raise FocalPathError(
+            f"{path} has the columns {reader.fieldnames}; expected img_id and fold"
+        )
+    for row in reader:
+        try:
+            fold = int(row["fold"])
+        except (TypeError, ValueError) as error:
+            raise FocalPathError(
+                f"{path}, line {reader.line_num}: fold is {row['fold']!r}; expected a whole "
+                "number: -1 test, 0 validation, others training"
+            ) from error
+        mpp = _row_mpp(path, reader.line_num, (row.get("mpp") or "").strip())
+        yield FoldsRow(row["img_id"], fold, mpp, (row.get("group") or "").strip() or None)
+
+
+def _row_mpp(path: Path, line: int, text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        mpp = float(text)
+        check_mpp(mpp)
+    except (ValueError, OptionError) as error:
+        raise FocalPathError(
+            f"{path}, line {line}: mpp is {text!r}; expected um per pixel from {MIN_MPP:g} to "
+            f"{MAX_MPP:g}, or nothing for dataset.json's"
+        ) from error
+    return mpp
+
+
+def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """The files of a folder by their names without suffix; the suffix in upper or lower case.
+
+    An umlaut may be one character or two, depending on the system that wrote the name.
+    """
+    if not folder.is_dir():
+        return {}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        name = unicodedata.normalize("NFC", path.stem)
+        if name in found:
+            raise FocalPathError(
+                f"{folder} has {found[name].name} and {path.name}; expected one file for {name!r}. "
+                "Remove one of them."
+            )
+        found[name] = path
+    return found
+
+
+def _missing(tile_id: str, folder: Path, suffixes: tuple[str, ...]) -> FocalPathError:
+    return FocalPathError(
+        f"folds.csv names {tile_id!r}, but {folder} has no such file; expected "
+        f"{tile_id}{suffixes[0]} (or {', '.join(suffixes[1:])}). Add the file or remove the line."
+    )
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from train.data.dataset import class_frequencies, read_tile_folder
+from train.data.folder import read_tile_folder
+from train.data.pixels import class_frequencies
 from train.errors import FocalPathError
 from train.fitting.run import evaluate
 from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, save_checkpoint

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from train.data.dataset import Split, TileFolder
+from train.data.folder import Split, TileFolder
 from train.errors import FocalPathError
 from train.files import whole_file
 from train.settings import Settings

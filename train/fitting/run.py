@@ -25,17 +25,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from train.data.dataset import (
-    NUM_VIEWS,
-    EpochSampler,
-    Split,
-    TileDataset,
-    TileFolder,
-    class_frequencies,
-    count_pixels,
-    evaluation_tiles,
-    read_tile_folder,
-)
+from train.data.dataset import NUM_VIEWS, EpochSampler, TileDataset, evaluation_tiles
+from train.data.folder import Split, TileFolder, read_tile_folder
+from train.data.pixels import class_frequencies, count_pixels
 from train.errors import FocalPathError
 from train.files import write_errors_explained
 from train.fitting.callbacks import BestCheckpoint, ClassProgressBar, MetricsFile, OwnSigterm

@@ -19,7 +19,8 @@ from train.comparison.compare import Comparison, choose_panels, compare
 from train.comparison.methods import ABLATION_ROWS, BASELINE, TABLE_ROWS, RowName
 from train.comparison.run import RowRun, tile_confusion
 from train.comparison.tables import published_scores
-from train.data.dataset import class_frequencies, read_tile_folder
+from train.data.folder import read_tile_folder
+from train.data.pixels import class_frequencies
 from train.errors import FocalPathError
 from train.fitting.run import evaluate, fit
 from train.fitting.task import SegmentationTask, named_scores

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from train.data.check import count_splits, find_warnings, report, share_table
-from train.data.dataset import read_tile_folder
+from train.data.folder import read_tile_folder
 from train.errors import FocalPathError
 
 Rows = list[tuple[str, int, str]]
@@ -79,9 +79,14 @@ def test_a_missing_resolution_is_named(tmp_path: Path) -> None:
     assert "no mpp" in warning
 
 
-def test_a_magnification_given_as_mpp_is_named(tmp_path: Path) -> None:
-    (warning,) = warnings_of(write_data(tmp_path / "data", mpp=40))
-    assert "mpp 40" in warning
+def test_a_magnification_given_as_mpp_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FocalPathError, match=r"mpp 40\.0.*0\.05 to 20"):
+        warnings_of(write_data(tmp_path / "data", mpp=40))
+
+
+def test_an_unusual_mpp_is_warned_about(tmp_path: Path) -> None:
+    (warning,) = warnings_of(write_data(tmp_path / "data", mpp=10))
+    assert "mpp 10" in warning
 
 
 def test_a_split_that_is_mostly_unlabelled_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tests.support import ROOT
 from tests.support.toy_data import toy_settings
-from train.data.dataset import read_tile_folder
+from train.data.folder import read_tile_folder
 from train.errors import FocalPathError
 from train.fitting.run import _loaders, _trainer, evaluate, fit, print_scores
 from train.model.checkpoint import load_checkpoint, read_card

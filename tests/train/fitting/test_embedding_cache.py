@@ -9,7 +9,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors.torch import load_file
 
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
-from train.data.dataset import TileDataset, read_tile_folder
+from train.data.dataset import TileDataset
+from train.data.folder import read_tile_folder
 from train.errors import FocalPathError
 from train.fitting.embedding_cache import CachedTileDataset, EmbeddingCache
 from train.fitting.run import fit

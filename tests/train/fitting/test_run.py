@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from tests.support.toy_data import toy_settings
 from train.cli import main
 from train.comparison.run import predict_test_tiles, tile_confusion
-from train.data.dataset import class_frequencies, read_tile_folder
+from train.data.folder import read_tile_folder
+from train.data.pixels import class_frequencies
 from train.errors import FocalPathError
 from train.fitting.run import evaluate, fit
 from train.fitting.task import SegmentationTask, named_scores

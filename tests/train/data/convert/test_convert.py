@@ -17,7 +17,8 @@ from train.data.convert.bdsa import BdsaSettings, prepare_bdsa
 from train.data.convert.crag import CragSettings, prepare_crag
 from train.data.convert.dsa_annotations import fill_shape
 from train.data.convert.layout import TileSettings, assign_folds, tile_starts
-from train.data.dataset import read_image, read_mask, read_tile_folder
+from train.data.folder import read_tile_folder
+from train.data.pixels import read_image, read_mask
 from train.errors import FocalPathError
 
 SIDE = 32
