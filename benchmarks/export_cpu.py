@@ -47,9 +47,9 @@ LABELS = {
     "compiled": "(c) FocalPath, torch.compile fp32",
     "onnx": "(d) exported graph, ONNX Runtime fp32",
     "onnx23": "(d') opset 23, ONNX Runtime fp32",
-    "openvino_fp32": "(d'') exported graph, ONNX Runtime with OpenVINO, fp32",
+    "openvino_fp32": "(d'') exported graph, OpenVINO fp32",
     "int8": "(e) int8 graph, ONNX Runtime",
-    "openvino_bf16": "(e') bf16 graph, ONNX Runtime with OpenVINO",
+    "openvino_bf16": "(e') bf16 graph, OpenVINO",
 }
 _PACKAGES = ("torch", "onnxruntime", PACKAGE, "onnx", "segment-anything", "timm")
 
@@ -210,7 +210,7 @@ def installed_versions(packages: Sequence[str]) -> dict[str, str]:
 def _runs_here(variant: str) -> bool:
     if not variant.startswith("openvino"):
         return True
-    if not find_spec("onnxruntime_ep_openvino"):
+    if not find_spec(PACKAGE):
         return False
     return variant != "openvino_bf16" or computes_bfloat16()
 

@@ -5,6 +5,7 @@ by the variants that need them: ONNX Runtime's process has no torch.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+OUTPUTS = ("labels", "confidence", "low_res_probabilities", "iou_scores")
 Images = NDArray[np.uint8]
 Run = Callable[[Images], NDArray[Any]]
 """From (B, H, W, 3) uint8 to labels (B, H, W)."""
@@ -55,25 +57,24 @@ def ours(folder: Path, *, compiled: bool) -> Run:
     return run
 
 
-def onnx_runtime(
-    folder: Path, *, file: str, openvino: Literal["fp32", "bf16"] | None = None
-) -> Run:
-    """A graph in ONNX Runtime, or in its OpenVINO provider, without the parity output."""
-    import os
-
+def onnx_runtime(folder: Path, *, file: str) -> Run:
+    """A graph in ONNX Runtime on the CPU, without the parity output."""
     import onnxruntime
 
-    from serve.contract.openvino import openvino_options
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    session = onnxruntime.InferenceSession(
+        folder / file, options, providers=["CPUExecutionProvider"]
+    )
+    return lambda images: np.asarray(session.run(list(OUTPUTS), {"image": images})[0])
 
-    threads = len(os.sched_getaffinity(0))
-    if openvino is not None:
-        options, providers = openvino_options(openvino, threads), None
-    else:
-        options, providers = onnxruntime.SessionOptions(), ["CPUExecutionProvider"]
-        options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(folder / file, options, providers=providers)
-    outputs = ["labels", "confidence", "low_res_probabilities", "iou_scores"]
-    return lambda images: np.asarray(session.run(outputs, {"image": images})[0])
+
+def openvino(folder: Path, *, file: str, precision: Literal["fp32", "bf16"]) -> Run:
+    """A graph in OpenVINO, without the parity output."""
+    from serve.contract.openvino import OpenVinoModel
+
+    model = OpenVinoModel(folder / file, precision, threads=len(os.sched_getaffinity(0)))
+    return lambda images: model.run(images, OUTPUTS)["labels"]
 
 
 def matmul(folder: Path) -> Run:
@@ -96,8 +97,8 @@ VARIANTS: dict[str, Callable[[Path], Run]] = {
     "onnx": lambda folder: onnx_runtime(folder, file="model.onnx"),
     "onnx23": lambda folder: onnx_runtime(folder, file="model.opset23.onnx"),
     "int8": lambda folder: onnx_runtime(folder, file="model.int8.onnx"),
-    "openvino_fp32": lambda folder: onnx_runtime(folder, file="model.onnx", openvino="fp32"),
-    "openvino_bf16": lambda folder: onnx_runtime(folder, file="model.bf16.onnx", openvino="bf16"),
+    "openvino_fp32": lambda folder: openvino(folder, file="model.onnx", precision="fp32"),
+    "openvino_bf16": lambda folder: openvino(folder, file="model.bf16.onnx", precision="bf16"),
     "matmul": matmul,
 }
 

@@ -63,7 +63,7 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
     needed = {"the checkpoint": checkpoint, "the data to compare on": settings.validate}
     bundle = bundle_destination(bundle, needed)
     if settings.precision.openvino:
-        computes_bfloat16()  # a missing plugin is told before the work
+        computes_bfloat16()  # a missing package is reported before the work
     weights = checkpoint / WEIGHTS_FILE if checkpoint.is_dir() else checkpoint
     card = read_card(checkpoint)
     check_size(weights, card.settings.model)

@@ -17,7 +17,7 @@ from serve.client.load import Load, run_load
 from serve.client.segment_files import Segment, run_segment
 from serve.contract.errors import FocalPathError
 from serve.contract.manifest import read_bundle
-from serve.inference.onnxruntime import check_precision
+from serve.inference.segmenter import check_precision
 from serve.service.access import ApiKeys
 from serve.service.logs import configure_logging
 from serve.service.telemetry import check_tracing
@@ -58,8 +58,7 @@ def run_http(command: Http) -> None:
         api_keys_file=keys_file and keys_file.absolute(),
     )
     manifest = read_bundle(settings.bundle)
-    if settings.backend == "onnxruntime":
-        check_precision(manifest, settings.precision, settings.provider)
+    check_precision(manifest, settings)
     _check_address(settings.host, settings.port)
     _check_access(settings.host, settings)
     check_tracing(settings)

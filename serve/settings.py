@@ -40,8 +40,8 @@ class ModelSettings:
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
     """Which of the bundle's ONNX files ONNX Runtime opens."""
     provider: Provider = "auto"
-    """What computes in ONNX Runtime. auto: CUDA where it is, else the CPU. openvino: a plugin for
-    CPUs, for what a bundle exported with --openvino has in fp32 and bf16."""
+    """What computes. auto: CUDA where ONNX Runtime has it, else the CPU. openvino: OpenVINO on the
+    CPU, for the fp32 and bf16 graphs of a bundle that was exported with --openvino."""
     threads: int = 0
     """CPU threads for one inference of ONNX Runtime; 0 lets it take one a core."""
     triton_url: str = "127.0.0.1:8001"

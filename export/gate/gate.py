@@ -33,6 +33,7 @@ from export.gate.tiles import Images, ValidationTiles
 from export.gate.tiles import parity_images as parity_images
 from export.graph.reference import Deployable, DeployableOutput
 from export.graph.to_onnx import PARITY_OUTPUT
+from serve.contract.openvino import GraphPrecision, OpenVinoModel
 
 ANSWERS = ("labels", "confidence", PARITY_OUTPUT, "iou_scores")
 """The graph's outputs that `Answers` holds, in its order."""
@@ -62,24 +63,35 @@ def torch_answers(deployable: Deployable, images: Images) -> Answers:
     return _in_batches(run, [images[i : i + 1] for i in range(len(images))], "torch")
 
 
-def onnx_answers(path: Path, images: Images, options: ort.SessionOptions | None = None) -> Answers:
-    """Run ONNX Runtime; the graph must still have its `low_res_logits`.
-
-    One tile goes alone, then three at a time: the graph must not have fixed its batch.
+def onnx_answers(path: Path, images: Images) -> Answers:
+    """Run ONNX Runtime's CPU provider; the graph must still have its `low_res_logits`.
 
     Args:
         path: the graph.
         images: (N, H, W, 3) uint8, RGB.
-        options: of a session that names its own provider; by default the CPU's.
     """
-    providers = None if options else ["CPUExecutionProvider"]
-    session = ort.InferenceSession(str(path), options, providers=providers)
-    batches = [images[:1], *(images[i : i + 3] for i in range(1, len(images), 3))]
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return _in_batches(
         lambda batch: tuple(session.run(list(ANSWERS), {"image": batch})),
-        batches,
-        f"{path.name} in {session.get_providers()[0].removesuffix('ExecutionProvider')}",
+        _alone_then_together(images),
+        f"{path.name} in ONNX Runtime",
     )
+
+
+def openvino_answers(path: Path, images: Images, precision: GraphPrecision) -> Answers:
+    """Run OpenVINO as the service does; see `onnx_answers`."""
+    model = OpenVinoModel(path, precision)
+
+    def run(batch: Images) -> tuple[Any, ...]:
+        found = model.run(batch, ANSWERS)
+        return tuple(found[name] for name in ANSWERS)
+
+    return _in_batches(run, _alone_then_together(images), f"{path.name} in OpenVINO")
+
+
+def _alone_then_together(images: Images) -> list[Images]:
+    """One tile, then three at a time: the graph must not have fixed its batch."""
+    return [images[:1], *(images[i : i + 3] for i in range(1, len(images), 3))]
 
 
 def _in_batches(

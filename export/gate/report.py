@@ -215,10 +215,7 @@ def _how(report: ParityReport) -> Iterator[str]:
         alone = " alone" if of_bf16 == {"emulation"} else ", and in OpenVINO"
         yield f"That backend does not run bf16: it is measured by the emulation{alone}."
     if any(entry.measured_with == "OpenVINO" for entry in report.artefacts):
-        yield (
-            "OpenVINO runs each graph through ONNX Runtime, in the precision that the graph is "
-            "written in."
-        )
+        yield "OpenVINO runs each graph in the precision that the graph is written in."
     yield ""
     limits = ", ".join(f"{name} {value:g}" for name, value in report.tolerances.items())
     yield f"Tolerances: {limits}."

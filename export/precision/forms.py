@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from rich.console import Console
 from rich.progress import track
 
-from export.gate.gate import ANSWERS, Answers, Gate, onnx_answers
+from export.gate.gate import ANSWERS, Answers, Gate, onnx_answers, openvino_answers
 from export.gate.schema import ArtefactParity, EmulationParity, Runtime
 from export.precision.audit import Peak, blocks_beyond
 from export.precision.emulation import HalfEmulator
@@ -23,7 +22,7 @@ from export.precision.half import (
 )
 from export.precision.int8 import quantize_int8
 from export.precision.islands import smallest_islands
-from serve.contract.openvino import GraphPrecision, computes_bfloat16, openvino_options
+from serve.contract.openvino import computes_bfloat16
 from train.errors import FocalPathError
 
 Say = Callable[[str], None]
@@ -42,8 +41,8 @@ class PrecisionSettings:
     int8: bool = False
     """8 bits for the products, for CPUs."""
     openvino: bool = False
-    """Also compare in ONNX Runtime's OpenVINO provider, so that a service may use it: the float32
-    graph, and one in bfloat16 where this machine's CPU has instructions for it."""
+    """Also compare in OpenVINO, so that a service may use it: the float32 graph, and one in
+    bfloat16 where this machine's processor has instructions for it."""
     fp32_islands: tuple[str, ...] = ()
     """Blocks that stay in float32 in half precision; parity.json lists their names."""
     auto_islands: bool = True
@@ -171,7 +170,7 @@ class HalfMaker:
         if self._precision == "fp16":
             return onnx_answers(target, images), "ONNX Runtime"
         if self._settings.openvino and computes_bfloat16():
-            return onnx_answers(target, images, _in_openvino("bf16")), "OpenVINO"
+            return openvino_answers(target, images, "bf16"), "OpenVINO"
         return None, "emulation"
 
     def _emulate(self, model: onnx.ModelProto, num_tiles: int) -> tuple[Answers, EmulationParity]:
@@ -207,15 +206,8 @@ def make_int8(source: Path, target: Path, gate: Gate) -> Judged:
 
 def judge_in_openvino(source: Path, gate: Gate) -> Judged:
     """Judge the float32 graph in OpenVINO."""
-    answers = onnx_answers(source, gate.tiles.images, _in_openvino("fp32"))
+    answers = openvino_answers(source, gate.tiles.images, "fp32")
     return gate.judge(answers, "model.onnx", "fp32", measured_with="OpenVINO"), answers
-
-
-def _in_openvino(precision: GraphPrecision) -> onnxruntime.SessionOptions:
-    options = openvino_options(precision)
-    # Errors only: ONNX Runtime warns of each session that it keeps nodes of shapes for itself.
-    options.log_severity_level = 3
-    return options
 
 
 def _refused(found: ArtefactParity, reasons: Iterable[str]) -> ArtefactParity:

@@ -27,7 +27,7 @@ from serve.client.clients import HttpClient
 from serve.contract.errors import BackendUnavailableError
 from serve.contract.manifest import Manifest
 from serve.images.tiles import cut_tiles
-from serve.inference.onnxruntime import Backend
+from serve.inference.backend import Backend
 from serve.settings import ENVIRONMENT_PREFIX, ModelSettings, ServeSettings
 
 _START_TIMEOUT_S = 300.0

@@ -43,8 +43,9 @@ from serve.contract.errors import BackendUnavailableError, FocalPathError
 from serve.contract.manifest import Manifest
 from serve.images.decode import read_picture
 from serve.images.tiles import cut_tiles
+from serve.inference.backend import Backend
 from serve.inference.batching import TilePool
-from serve.inference.onnxruntime import Backend, OnnxRuntimeBackend
+from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.segmenter import Segmenter, open_segmenter
 from serve.inference.triton import TritonBackend
 from serve.settings import ModelSettings, ServeSettings, SharedMemory
@@ -275,11 +276,13 @@ class _Run:
 
 
 def _described(settings: ModelSettings, backend: Backend) -> str:
-    assert isinstance(backend, OnnxRuntimeBackend)
-    threads = settings.threads or "one a core"
+    threads = settings.threads or "one per core"
     batch = settings.max_batch_size or "the model's own"
+    runtime = "OpenVINO"
+    if isinstance(backend, OnnxRuntimeBackend):
+        runtime = f"ONNX Runtime ({backend.providers[0]})"
     return (
-        f"ONNX Runtime in {settings.precision} on {backend.providers[0]} (threads: {threads}, "
+        f"{runtime} in {settings.precision} (threads: {threads}, "
         f"largest batch: {batch}, batches at the same time: {settings.parallel_batches}, images at "
         f"the same time: {ServeSettings.from_environment().concurrency})"
     )

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import BackendUnavailableError
-from serve.inference.onnxruntime import Backend
+from serve.inference.backend import Backend
 
 TileAnswer = dict[str, NDArray[Any]]
 """The outputs of one tile, without the batch axis."""

@@ -1,12 +1,8 @@
-"""Where the model runs: one protocol, and the backend in this process.
+"""ONNX Runtime as a backend: one of the bundle's graphs on this machine's CPU or GPU."""
 
-`OnnxRuntimeBackend` runs the bundle's ONNX file here, `serve.inference.triton` asks a Triton
-server. Both answer with the arrays of the manifest's interface.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -14,9 +10,8 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
 from serve.contract.errors import BackendUnavailableError, BundleError
-from serve.contract.manifest import Artefact, Manifest
-from serve.contract.openvino import GraphPrecision, openvino_options
-from serve.settings import Provider
+from serve.contract.manifest import Manifest
+from serve.inference.backend import first_line, in_batches, onnx_artefact
 
 _OPEN_ERRORS = (
     ort.EPFail,
@@ -37,34 +32,7 @@ _RUN_ERRORS = (
 )
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
-InferBatch = Callable[[NDArray[np.uint8], Sequence[str]], dict[str, NDArray[Any]]]
-
-
-class Backend(Protocol):
-    """Runs the model on tiles."""
-
-    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Run the model.
-
-        Args:
-            images: (B, T, T, 3) uint8, RGB in [0, 255], any B from 1.
-            outputs: names from the manifest's outputs; the others are not computed or sent.
-
-        Returns:
-            The named outputs, with the dtypes and shapes of `serve.contract.manifest.interface`.
-
-        Raises:
-            BackendUnavailableError: the backend does not answer.
-        """
-        ...
-
-    def is_ready(self) -> bool:
-        """Whether `infer` would answer now."""
-        ...
-
-    def close(self) -> None:
-        """Free what the backend holds; it is not used after."""
-        ...
+OnnxRuntimeProvider = Literal["auto", "cpu", "cuda"]
 
 
 class OnnxRuntimeBackend:
@@ -74,12 +42,11 @@ class OnnxRuntimeBackend:
         bundle: the bundle's folder.
         manifest: its manifest.
         precision: which of its ONNX files.
-        provider: what computes; see `ModelSettings.provider`.
-        threads: CPU threads for one inference; 0 takes one a core.
+        provider: the CPU or CUDA; auto takes CUDA where ONNX Runtime has it, else the CPU.
+        threads: CPU threads for one inference; 0 takes one per core.
 
     Raises:
-        BundleError: the bundle has no such file, or one that cannot be opened, or it did not pass
-            the gate with this provider.
+        BundleError: the bundle has no such file, or one that cannot be opened.
         BackendUnavailableError: the provider is not there.
     """
 
@@ -89,25 +56,22 @@ class OnnxRuntimeBackend:
         manifest: Manifest,
         *,
         precision: str = "fp32",
-        provider: Provider = "auto",
+        provider: OnnxRuntimeProvider = "auto",
         threads: int = 0,
     ) -> None:
         self._manifest = manifest
-        artefact = _onnx_artefact(manifest, precision)
+        artefact = onnx_artefact(manifest, precision)
         file = bundle / artefact.file
         self._run_options = onnxruntime.RunOptions()
         self._run_options.only_execute_path_to_fetches = True  # else every output is computed
-        if provider == "openvino":
-            options = openvino_options(_openvino_precision(artefact), threads)
-            providers = None  # they are in the options
-        else:
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads
-            # Idle, its threads would take the processor from who decodes and blends.
-            options.add_session_config_entry("session.force_spinning_stop", "1")
-            providers = _providers(provider)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # Threads that spin while they wait would take the processor from decoding and blending.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            self._session = onnxruntime.InferenceSession(file, options, providers=providers)
+            self._session = onnxruntime.InferenceSession(
+                file, options, providers=_providers(provider)
+            )
         except _OPEN_ERRORS as error:
             raise BundleError(
                 f"{file} cannot be opened by ONNX Runtime {onnxruntime.__version__}: "
@@ -145,50 +109,7 @@ class OnnxRuntimeBackend:
         """Nothing to do: the session is freed with this object."""
 
 
-def check_precision(manifest: Manifest, precision: str, provider: Provider) -> None:
-    """Raise BundleError unless the bundle has what `OnnxRuntimeBackend` would open."""
-    artefact = _onnx_artefact(manifest, precision)
-    if provider == "openvino":
-        _openvino_precision(artefact)
-
-
-def in_batches(
-    infer_batch: InferBatch, images: NDArray[np.uint8], outputs: Sequence[str], manifest: Manifest
-) -> dict[str, NDArray[Any]]:
-    """Split what is over the model's largest batch, and join the answers."""
-    side = manifest.tile_size_px
-    assert images.dtype == np.uint8
-    assert images.shape[1:] == (side, side, 3), images.shape
-    size = manifest.max_batch_size
-    answers = [
-        infer_batch(images[start : start + size], outputs) for start in range(0, len(images), size)
-    ]
-    if len(answers) == 1:
-        return answers[0]
-    return {name: np.concatenate([answer[name] for answer in answers]) for name in outputs}
-
-
-def _onnx_artefact(manifest: Manifest, precision: str) -> Artefact:
-    found = {a.precision: a for a in manifest.artefacts if a.format == "onnx"}
-    if precision not in found:
-        raise BundleError(
-            f"the bundle has no ONNX file in {precision}, only in {', '.join(found) or 'none'}. "
-            "Choose one with FOCALPATH_PRECISION, or export again."
-        )
-    return found[precision]
-
-
-def _openvino_precision(artefact: Artefact) -> GraphPrecision:
-    if artefact.openvino is None or artefact.precision not in ("bf16", "fp32"):
-        raise BundleError(
-            f"OpenVINO may not run {artefact.file}: it has not passed the export's gate there. "
-            "Export with --openvino, which tries fp32 and bf16 (parity_report.md says what passed) "
-            "and set FOCALPATH_PRECISION; or choose another provider with FOCALPATH_PROVIDER."
-        )
-    return artefact.precision
-
-
-def _providers(provider: Provider) -> list[str]:
+def _providers(provider: OnnxRuntimeProvider) -> list[str]:
     available = onnxruntime.get_available_providers()
     if provider == "cuda" and _CUDA not in available:
         raise BackendUnavailableError(
@@ -200,8 +121,3 @@ def _providers(provider: Provider) -> list[str]:
         return [_CPU]
     onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip installed them
     return [_CUDA, _CPU]
-
-
-def first_line(error: object) -> str:
-    """What an error says, without what follows and its full stop."""
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

@@ -14,8 +14,10 @@ from serve.contract.errors import ImageError, ImageTooLargeError
 from serve.contract.manifest import Manifest, read_bundle
 from serve.images.decode import check_mpp
 from serve.images.tiles import scale_to, scaled_size
+from serve.inference.backend import Backend, onnx_artefact
 from serve.inference.batching import ObserveWait, TileBatcher, TilePool, TileRunner
-from serve.inference.onnxruntime import Backend, OnnxRuntimeBackend
+from serve.inference.onnxruntime import OnnxRuntimeBackend
+from serve.inference.openvino import OpenVinoBackend, openvino_precision
 from serve.inference.summary import MppSource, Summary, summarise
 from serve.inference.tiling import LowResProbabilities, predict
 from serve.inference.triton import TritonBackend
@@ -224,6 +226,14 @@ def open_backend(settings: ModelSettings, manifest: Manifest) -> Backend:
             timeout_s=settings.triton_timeout_s,
             shared_memory=settings.triton_shared_memory,
         )
+    if settings.provider == "openvino":
+        return OpenVinoBackend(
+            settings.bundle,
+            manifest,
+            precision=settings.precision,
+            threads=settings.threads,
+            parallel=settings.parallel_batches,
+        )
     backend = OnnxRuntimeBackend(
         settings.bundle,
         manifest,
@@ -233,6 +243,14 @@ def open_backend(settings: ModelSettings, manifest: Manifest) -> Backend:
     )
     _log.info("%s %s runs on %s", manifest.name, manifest.version, backend.providers[0])
     return backend
+
+
+def check_precision(manifest: Manifest, settings: ModelSettings) -> None:
+    """Raise BundleError unless the bundle has what `open_backend` would open."""
+    if settings.backend == "onnxruntime":
+        artefact = onnx_artefact(manifest, settings.precision)
+        if settings.provider == "openvino":
+            openvino_precision(artefact)
 
 
 def check_image(image: NDArray[np.uint8]) -> None:

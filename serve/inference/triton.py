@@ -12,7 +12,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from serve.contract.errors import BackendUnavailableError, ModelChangedError
 from serve.contract.manifest import Manifest, TensorSpec
-from serve.inference.onnxruntime import first_line, in_batches
+from serve.inference.backend import first_line, in_batches
 from serve.inference.triton_shared_memory import SharedTensors, is_about_shared_memory
 from serve.settings import ModelSettings, SharedMemory
 

@@ -33,7 +33,7 @@ from prometheus_client import (
 
 from serve.contract.errors import SettingsError
 from serve.contract.manifest import Manifest
-from serve.inference.onnxruntime import Backend
+from serve.inference.backend import Backend
 from serve.inference.summary import Summary
 from serve.settings import ServeSettings
 

@@ -1,15 +1,12 @@
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from serve.contract import openvino as openvino_provider
 from serve.contract.errors import BackendUnavailableError, BundleError
 from serve.contract.manifest import MANIFEST_FILE, Manifest, read_bundle, sha256_of
 from serve.inference.onnxruntime import OnnxRuntimeBackend
@@ -81,48 +78,6 @@ def test_a_batch_over_the_largest_is_split_and_joined_in_order(
 def test_a_precision_that_the_bundle_lacks_is_refused(toy_bundle: Path, manifest: Manifest) -> None:
     with pytest.raises(BundleError, match="no ONNX file in fp16, only in fp32"):
         OnnxRuntimeBackend(toy_bundle, manifest, precision="fp16")
-
-
-@pytest.fixture
-def passing(manifest: Manifest) -> Manifest:
-    """The manifest of a bundle that has passed in OpenVINO."""
-    artefact = manifest.artefacts[0]
-    artefacts = (artefact.model_copy(update={"openvino": artefact.parity}),)
-    return manifest.model_copy(update={"artefacts": artefacts})
-
-
-def test_openvino_answers_with_the_labels_of_the_default_provider(
-    backend: OnnxRuntimeBackend, toy_bundle: Path, passing: Manifest
-) -> None:
-    openvino = OnnxRuntimeBackend(toy_bundle, passing, provider="openvino", threads=1)
-    assert openvino.providers[0] == "OpenVINOExecutionProvider"
-    for size in (1, 3):
-        found, expected = (b.infer(_tiles(size), ["labels"]) for b in (openvino, backend))
-        assert (found["labels"] == expected["labels"]).mean() > 0.999
-
-
-def test_openvino_is_refused_where_the_bundle_did_not_pass_in_it(
-    toy_bundle: Path, manifest: Manifest
-) -> None:
-    with pytest.raises(BundleError, match=r"model\.onnx: it has not passed .* --openvino"):
-        OnnxRuntimeBackend(toy_bundle, manifest, provider="openvino")
-
-
-def test_openvino_that_is_not_installed_is_named_with_the_command(
-    toy_bundle: Path, passing: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime_ep_openvino", None)
-    with pytest.raises(BackendUnavailableError, match="pip install onnxruntime-ep-openvino"):
-        OnnxRuntimeBackend(toy_bundle, passing, provider="openvino")
-
-
-def test_bfloat16_on_a_cpu_without_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    metadata = {"FULL_DEVICE_NAME": "An old CPU", "OPTIMIZATION_CAPABILITIES": "FP32 INT8"}
-    device = SimpleNamespace(ep_metadata=metadata)
-    monkeypatch.setattr(openvino_provider, "_cpu_device", lambda: device)
-    assert not openvino_provider.computes_bfloat16()
-    with pytest.raises(BackendUnavailableError, match=r"An old CPU has no .* bfloat16"):
-        openvino_provider.openvino_options("bf16")
 
 
 def test_cuda_that_is_not_there_is_refused_and_not_replaced(

@@ -1,0 +1,80 @@
+"""What every runtime of the model offers, and what they share.
+
+`serve.inference.onnxruntime` and `serve.inference.openvino` run the bundle's ONNX file in this
+process, `serve.inference.triton` asks a Triton server. All answer with the arrays of the
+manifest's interface.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.contract.errors import BundleError
+from serve.contract.manifest import Artefact, Manifest
+
+InferBatch = Callable[[NDArray[np.uint8], Sequence[str]], dict[str, NDArray[Any]]]
+
+
+class Backend(Protocol):
+    """Runs the model on tiles; many threads may use it at once."""
+
+    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Run the model.
+
+        Args:
+            images: (B, T, T, 3) uint8, RGB in [0, 255], any B from 1.
+            outputs: names from the manifest's outputs; only these are returned.
+
+        Returns:
+            The named outputs, with the dtypes and shapes of `serve.contract.manifest.interface`.
+
+        Raises:
+            BackendUnavailableError: the backend does not answer.
+        """
+        ...
+
+    def is_ready(self) -> bool:
+        """Whether `infer` would answer now."""
+        ...
+
+    def close(self) -> None:
+        """Free what the backend holds; it is not used after."""
+        ...
+
+
+def in_batches(
+    infer_batch: InferBatch, images: NDArray[np.uint8], outputs: Sequence[str], manifest: Manifest
+) -> dict[str, NDArray[Any]]:
+    """Split `images` into batches that the model takes, and join the answers."""
+    side = manifest.tile_size_px
+    assert images.dtype == np.uint8
+    assert images.shape[1:] == (side, side, 3), images.shape
+    size = manifest.max_batch_size
+    answers = [
+        infer_batch(images[start : start + size], outputs) for start in range(0, len(images), size)
+    ]
+    if len(answers) == 1:
+        return answers[0]
+    return {name: np.concatenate([answer[name] for answer in answers]) for name in outputs}
+
+
+def onnx_artefact(manifest: Manifest, precision: str) -> Artefact:
+    """The bundle's ONNX file of this precision.
+
+    Raises:
+        BundleError: it has none.
+    """
+    found = {a.precision: a for a in manifest.artefacts if a.format == "onnx"}
+    if precision not in found:
+        raise BundleError(
+            f"the bundle has no ONNX file in {precision}, only in {', '.join(found) or 'none'}. "
+            "Choose one with FOCALPATH_PRECISION, or export again."
+        )
+    return found[precision]
+
+
+def first_line(error: object) -> str:
+    """The first line of an error's message, without a full stop."""
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,132 @@
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve.contract import openvino as runtime
+from serve.contract.errors import BackendUnavailableError, BundleError
+from serve.contract.manifest import Manifest, read_bundle
+from serve.inference.onnxruntime import OnnxRuntimeBackend
+from serve.inference.openvino import OpenVinoBackend
+from serve.inference.segmenter import open_backend
+from serve.settings import ServeSettings
+from tests.support.toy_bundle import TILE_SIZE_PX, write_toy_bundle
+
+OUTPUTS = ("labels", "confidence", "low_res_probabilities", "iou_scores")
+
+
+def passed_in_openvino(manifest: Manifest) -> Manifest:
+    """The manifest of a bundle that has passed the gate in OpenVINO."""
+    artefact = manifest.artefacts[0]
+    artefacts = (artefact.model_copy(update={"openvino": artefact.parity}),)
+    return manifest.model_copy(update={"artefacts": artefacts})
+
+
+@pytest.fixture(scope="module")
+def manifest(toy_bundle: Path) -> Manifest:
+    return passed_in_openvino(read_bundle(toy_bundle))
+
+
+@pytest.fixture(scope="module")
+def backend(toy_bundle: Path, manifest: Manifest) -> OpenVinoBackend:
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    return OpenVinoBackend(toy_bundle, manifest, threads=1, parallel=2)
+
+
+def _tiles(count: int, seed: int = 0) -> np.ndarray:
+    shape = (count, TILE_SIZE_PX, TILE_SIZE_PX, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_answers_are_those_of_onnx_runtime(
+    backend: OpenVinoBackend, toy_bundle: Path, manifest: Manifest, size: int
+) -> None:
+    expected = OnnxRuntimeBackend(toy_bundle, manifest, provider="cpu").infer(_tiles(size), OUTPUTS)
+    found = backend.infer(_tiles(size), OUTPUTS)
+    assert [(a.dtype, a.shape) for a in found.values()] == [
+        (a.dtype, a.shape) for a in expected.values()
+    ]
+    assert (found["labels"] == expected["labels"]).mean() > 0.9999
+    np.testing.assert_allclose(found["iou_scores"], expected["iou_scores"], atol=1e-5)
+    for name in ("confidence", "low_res_probabilities"):
+        assert np.abs(found[name].astype(int) - expected[name]).max() <= 1
+
+
+def test_only_the_outputs_that_are_asked_for_come_back(backend: OpenVinoBackend) -> None:
+    assert set(backend.infer(_tiles(1), ("iou_scores",))) == {"iou_scores"}
+
+
+def test_an_answer_stays_as_it_is_when_the_next_batch_runs(backend: OpenVinoBackend) -> None:
+    first = backend.infer(_tiles(1), ("labels",))["labels"]
+    before = first.copy()
+    backend.infer(_tiles(1, seed=1), ("labels",))
+    np.testing.assert_array_equal(first, before)
+
+
+def test_threads_get_the_answers_to_their_own_tiles(backend: OpenVinoBackend) -> None:
+    tiles = [_tiles(1 + seed % 3, seed) for seed in range(24)]
+    expected = [backend.infer(batch, ("labels",))["labels"] for batch in tiles]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda batch: backend.infer(batch, ("labels",))["labels"], tiles)
+    assert all(np.array_equal(f, e) for f, e in zip(found, expected, strict=True))
+
+
+def test_a_batch_over_the_largest_is_split_and_joined_in_order(
+    backend: OpenVinoBackend, tmp_path: Path
+) -> None:
+    bundle = write_toy_bundle(tmp_path / "bundle", max_batch_size=2)
+    split = OpenVinoBackend(bundle, passed_in_openvino(read_bundle(bundle)))
+    found, whole = (b.infer(_tiles(5), OUTPUTS) for b in (split, backend))
+    assert all(np.array_equal(found[name], whole[name]) for name in OUTPUTS)
+
+
+def test_the_settings_choose_it(
+    backend: OpenVinoBackend, toy_bundle: Path, manifest: Manifest
+) -> None:
+    settings = ServeSettings(bundle=toy_bundle, provider="openvino", threads=1)
+    opened = open_backend(settings, manifest)
+    assert isinstance(opened, OpenVinoBackend)
+    assert opened.is_ready()
+    opened.close()
+    assert not opened.is_ready()
+
+
+def test_a_file_that_is_no_onnx_is_refused(
+    backend: OpenVinoBackend, manifest: Manifest, tmp_path: Path
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(BundleError, match=r"model\.onnx .* OpenVINO \d+\.\d+"):
+        OpenVinoBackend(tmp_path, manifest)
+
+
+def test_what_did_not_pass_in_it_is_refused(toy_bundle: Path) -> None:
+    with pytest.raises(BundleError, match=r"model\.onnx.*--openvino"):
+        OpenVinoBackend(toy_bundle, read_bundle(toy_bundle))
+
+
+def test_a_missing_package_is_named_with_the_command(
+    toy_bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime._core.cache_clear()
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackendUnavailableError, match="pip install openvino"):
+        OpenVinoBackend(toy_bundle, manifest)
+
+
+def test_bfloat16_on_a_processor_without_it_is_refused(
+    backend: OpenVinoBackend, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OldProcessor:
+        def get_property(self, device: str, name: str) -> object:
+            return {
+                "FULL_DEVICE_NAME": "An old processor",
+                "OPTIMIZATION_CAPABILITIES": ["FP32", "INT8"],
+            }[name]
+
+    monkeypatch.setattr(runtime, "_core", OldProcessor)
+    assert not runtime.computes_bfloat16()
+    with pytest.raises(BackendUnavailableError, match="An old processor.*bfloat16"):
+        runtime.OpenVinoModel(toy_bundle / "model.onnx", "bf16")
