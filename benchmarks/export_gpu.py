@@ -37,7 +37,7 @@ from benchmarks.export_gpu_worker import (
     write_graphs,
 )
 from benchmarks.real_size_model import FLOPS_PER_TILE, NUM_CLASSES
-from serve.contract.errors import FocalPathError
+from export.errors import FocalPathError
 from train.settings import ModelSettings
 
 GOAL = 0.5

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.export_cpu import machine_name
 from benchmarks.real_size_model import NUM_CLASSES, build_benchmark_model, draw_tiles
+from export.errors import FocalPathError
 from export.graph.attention import AttentionForm
 from export.graph.encoders import FoldedSegmenter
 from export.graph.reference import Deployable
@@ -33,7 +34,6 @@ from export.tensorrt.build import build_plan
 from export.tensorrt.engine import load_tensorrt
 from export.tensorrt.plan import BatchProfile, EnginePlan
 from export.tensorrt.session import Gpu, PlanSession
-from serve.contract.errors import FocalPathError
 from serve.contract.manifest import interface, sha256_of
 from train.settings import ModelSettings
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from export.errors import FocalPathError
 from export.triton import publish
 from serve.cli import main as serve
-from serve.contract.errors import FocalPathError
 from tests.support.triton_server import TritonServer, TritonSetupError, install_triton, pip
 
 CLIENT_PACKAGE = "tritonclient==2.51.0"  # later ones need glibc 2.38

@@ -11,6 +11,7 @@ import onnxruntime
 from rich.console import Console
 
 from export.destination import bundle_destination, is_report, refused_folder
+from export.errors import GateError, errors_translated
 from export.files import replaced_whole, uninterrupted
 from export.gate.gate import Answers, Gate, onnx_answers, torch_answers
 from export.gate.model_card import write_model_card
@@ -38,7 +39,6 @@ from serve.contract.manifest import (
     sha256_of,
 )
 from serve.contract.openvino import computes_bfloat16
-from train.errors import FocalPathError
 from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
 
 MODEL_FILE = "model.onnx"
@@ -48,17 +48,16 @@ MIN_WARM_UP_AGREEMENT = 0.98
 _DIGITS_OF_VERSION = 12
 
 
-class GateError(FocalPathError):
-    """The float32 graph does not answer as torch does."""
-
-
+@errors_translated()
 def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Manifest:
     """Export a checkpoint, prove that it answers as torch does, and write all that serving needs.
 
     Raises:
-        FocalPathError: the bundle would replace something else, the checkpoint cannot be used, or
-            the float32 graph is out of tolerance: its report is then beside where the bundle would
-            be. A bundle that was there before stays as it was.
+        DestinationError: the bundle would replace something else.
+        InputError: the checkpoint or the data set cannot be used.
+        GraphError: the model does not fit into an ONNX graph.
+        GateError: the float32 graph is out of tolerance. Its report is then beside where the
+            bundle would be, and a bundle that was there before stays as it was.
     """
     needed = {"the checkpoint": checkpoint, "the data to compare on": settings.validate}
     bundle = bundle_destination(bundle, needed)

@@ -12,13 +12,12 @@ from rich.console import Console
 
 from export.bundle import write_bundle
 from export.destination import check_repository
+from export.errors import FocalPathError, SettingsError, errors_translated
 from export.settings import BundleSettings
 from export.tensorrt.command import Engine
 from export.tensorrt.plan import read_engine_plan
 from export.triton import Target, check_keep, publish
-from serve.contract.errors import FocalPathError as ServeError
 from serve.contract.manifest import Manifest, read_bundle
-from train.errors import FocalPathError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,7 @@ class Export:
                 keep=self.keep,
             )
             export = ["python", "-m", "export", str(self.checkpoint), "--out", str(self.out)]
-            raise FocalPathError(
+            raise SettingsError(
                 f"--target {self.target} needs a TensorRT plan, which is built after the export. "
                 "Leave --target out, with your other options as they are; build on the GPU that "
                 f"will serve, then publish:\n{shlex.join(export)}\n"
@@ -129,10 +128,11 @@ _COMMANDS = {"engine": Engine, "publish": Publish}
 def run(arguments: Sequence[str]) -> None:
     """Run the command; what the user can mend ends with one line and its exit status."""
     try:
-        _parsed(arguments).run()
-    except (FocalPathError, ServeError, OSError) as error:
+        with errors_translated():
+            _parsed(arguments).run()
+    except FocalPathError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_status", 1))
+        sys.exit(error.exit_status)
     except KeyboardInterrupt as interrupt:
         outcome = str(interrupt) or "nothing was changed"
         print(f"error: interrupted; {outcome}", file=sys.stderr)

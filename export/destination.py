@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from export.errors import DestinationError
 from serve.contract.manifest import MANIFEST_FILE
-from train.errors import FocalPathError
 
 REFUSED_SUFFIX = "-refused"
 """Of the folder beside the bundle's that holds the report where no bundle came about."""
@@ -22,32 +22,32 @@ def bundle_destination(out: Path, needed: Mapping[str, Path | None]) -> Path:
         needed: what must outlive the export, by what it is.
 
     Raises:
-        FocalPathError: something else than an earlier bundle is there or would be deleted.
+        DestinationError: something else than an earlier bundle is there or would be deleted.
     """
     folder = _resolved(out)
     told = str(out) if folder == out.absolute() else f"{out} ({folder})"
     for what, path in {**needed, "the current directory": Path.cwd()}.items():
         if path is not None and _resolved(path).is_relative_to(folder):
-            raise FocalPathError(
+            raise DestinationError(
                 f"--out is {told}, which is or contains {what}, {path}: the export would delete "
                 "it. Nothing was changed; give --out a folder of its own."
             )
     if folder.is_dir():
         found = sorted(path.name for path in folder.iterdir())
         if found and not _is_bundle(folder):
-            raise FocalPathError(
+            raise DestinationError(
                 f"--out is {told}, a folder with {_listed(found)}, but without a bundle's "
                 f"{MANIFEST_FILE}; an export replaces only an earlier bundle or an empty folder. "
                 "Nothing was changed; give --out another folder, or empty this one yourself."
             )
     elif os.path.lexists(folder):
-        raise FocalPathError(
+        raise DestinationError(
             f"--out is {told}, which is a file; expected a folder. Nothing was changed; give "
             "--out another name."
         )
     refused = refused_folder(folder)
     if os.path.lexists(refused) and not is_report(refused):
-        raise FocalPathError(
+        raise DestinationError(
             f"{refused} is where the report would be if the model did not pass, and is something "
             "else. Nothing was changed; give --out another name, or move that away."
         )
@@ -58,14 +58,14 @@ def check_repository(repository: Path, out: Path) -> None:
     """Check where a bundle, exported to `out`, is to be published.
 
     Raises:
-        FocalPathError: the repository is no folder, or the bundle would be inside.
+        DestinationError: the repository is no folder, or the bundle would be inside.
     """
     if repository.exists() and not repository.is_dir():
-        raise FocalPathError(
+        raise DestinationError(
             f"--model-repository is {repository}, which is a file; expected a folder"
         )
     if _resolved(out).is_relative_to(_resolved(repository)):
-        raise FocalPathError(
+        raise DestinationError(
             f"--out is {out}, inside the model repository {repository}, where Triton would take it "
             "for another model. Give --out a folder elsewhere."
         )

@@ -1,6 +1,8 @@
-"""Folders that change whole or not at all, also where the disk is full or Ctrl-C comes."""
+"""Folders that change whole or not at all, even when the disk fills up or Ctrl-C comes.
 
-import errno
+`train.files.whole_file` does the same for one file.
+"""
+
 import os
 import shutil
 import signal
@@ -10,40 +12,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from train.errors import FocalPathError
+from export.errors import StorageError
+from train.files import CANNOT_WRITE
 
 
 @contextmanager
 def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """Give a folder inside `parent` to fill; what was not moved out of it vanishes at the end.
+    """Give a folder inside `parent` to fill. It is deleted at the end with what is still in it.
 
     Raises:
-        FocalPathError: the disk is full.
+        StorageError: the disk is full, or may not be written.
     """
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    try:
-        yield folder
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        # Libraries that write to an open file do not say which.
-        raise FocalPathError(
-            f"no space left on the disk of {parent}; nothing was changed there. Free some space, "
-            "or choose a folder on another disk."
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with _write_errors_explained(parent):
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def replaced_whole(folder: Path) -> Iterator[Path]:
-    """Give a folder to fill that takes the place of `folder` at the end, or vanishes on failure.
+    """Give a folder to fill. It replaces `folder` at the end, and is deleted on failure.
 
     Raises:
-        FocalPathError: the disk is full.
-        KeyboardInterrupt: with what it says, where Ctrl-C came too late to stop the change.
+        StorageError: the disk is full, or may not be written.
+        KeyboardInterrupt: Ctrl-C came too late to stop the change; the message says what is there.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _write_errors_explained(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with staging_folder(folder.parent, f".{folder.name}-") as staging:
         new, old = staging / "new", staging / "old"
         new.mkdir()
@@ -61,11 +58,25 @@ def replaced_whole(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def _write_errors_explained(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        # Libraries that write to an open file do not say which file it was.
+        raise StorageError(
+            f"cannot write {place} ({error.strerror}); nothing was changed there. Expected a place "
+            "that may be written, with room on the disk: free some space, or give another place."
+        ) from error
+
+
+@contextmanager
 def uninterrupted(outcome: str) -> Iterator[None]:
     """Hold Ctrl-C and SIGTERM back until the block is done.
 
     Raises:
-        KeyboardInterrupt: with `outcome`, after the block, where Ctrl-C came.
+        KeyboardInterrupt: Ctrl-C came during the block; its message is `outcome`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread is interrupted

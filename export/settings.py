@@ -4,11 +4,11 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from export.errors import SettingsError
 from export.gate.schema import Tolerances
 from export.graph.attention import AttentionForm, Positions
 from export.graph.to_onnx import OPSETS
 from export.precision.forms import PrecisionSettings
-from train.errors import FocalPathError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 """As the manifest wants it, and Triton."""
@@ -43,18 +43,18 @@ class BundleSettings:
     def __post_init__(self) -> None:
         """Refuse what would fail after the work, or mean nothing."""
         if not _NAME.fullmatch(self.name):
-            raise FocalPathError(
+            raise SettingsError(
                 f"name is {self.name!r}; give lowercase letters, digits, _ and -, and begin with a "
                 "letter or digit"
             )
         if self.model_version == "":
-            raise FocalPathError("model_version is empty; give one, or leave it out")
+            raise SettingsError("model_version is empty; give one, or leave it out")
         if self.opset not in OPSETS:
-            raise FocalPathError(f"opset is {self.opset}; give {OPSETS[0]} to {OPSETS[-1]}")
+            raise SettingsError(f"opset is {self.opset}; give {OPSETS[0]} to {OPSETS[-1]}")
         for name in ("max_batch_size", "num_parity_tiles", "max_queries"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise FocalPathError(f"{name} is {value}; give 1 or more")
+                raise SettingsError(f"{name} is {value}; give 1 or more")
 
     @property
     def attention(self) -> AttentionForm:

@@ -16,8 +16,8 @@ from typing import Literal, get_args
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
+from export.errors import BundleError, SettingsError, errors_translated
 from export.files import staging_folder, uninterrupted
-from serve.contract.errors import FocalPathError
 from serve.contract.manifest import Artefact, Manifest, TensorSpec, read_bundle, sha256_of
 
 Target = Literal["onnxruntime", "onnxruntime-gpu", "tensorrt-a100"]
@@ -78,7 +78,7 @@ def render_config(manifest: Manifest, target: Target = "onnxruntime") -> str:
     It depends on the model's interface only, so that training again does not change it.
 
     Raises:
-        FocalPathError: the target is not known.
+        SettingsError: the target is not known.
     """
     runtime = _runtime(target)
     # Triton's own message type, not a text template: a field that does not exist or has another
@@ -114,6 +114,7 @@ def render_config(manifest: Manifest, target: Target = "onnxruntime") -> str:
     )
 
 
+@errors_translated()
 def publish(
     bundle: Path, repository: Path, target: Target = "onnxruntime", *, keep: int | None = None
 ) -> Path:
@@ -130,9 +131,9 @@ def publish(
             the newest until now: Triton serves it until it loads the new one. None keeps all.
 
     Raises:
-        BundleError: the bundle is damaged or incomplete.
-        FocalPathError: the bundle has no artefact for the target, the target is not known, `keep`
-            is below 1, or the disk is full.
+        BundleError: the bundle is damaged, incomplete, or has no artefact for the target.
+        SettingsError: the target is not known, or `keep` is below 1.
+        StorageError: the disk is full, or may not be written.
         KeyboardInterrupt: with what it says, where Ctrl-C came too late to stop the publication.
     """
     check_keep(keep)
@@ -168,15 +169,15 @@ def check_keep(keep: int | None) -> None:
     """Check how many versions are to be kept.
 
     Raises:
-        FocalPathError: fewer than one.
+        SettingsError: fewer than one.
     """
     if keep is not None and keep < 1:
-        raise FocalPathError(f"--keep is {keep}; expected at least 1")
+        raise SettingsError(f"--keep is {keep}; expected at least 1")
 
 
 def _runtime(target: Target) -> _Runtime:
     if target not in _RUNTIMES:
-        raise FocalPathError(f"target is {target!r}, expected one of {', '.join(get_args(Target))}")
+        raise SettingsError(f"target is {target!r}, expected one of {', '.join(get_args(Target))}")
     return _RUNTIMES[target]
 
 
@@ -221,7 +222,7 @@ def _select_artefact(
             if (artefact.format, artefact.precision) == (runtime.format, precision):
                 return artefact
     found = ", ".join(f"{a.file} ({a.format}, {a.precision})" for a in manifest.artefacts)
-    raise FocalPathError(
+    raise BundleError(
         f"target {target} needs an artefact in {runtime.format} with precision "
         f"{' or '.join(runtime.precisions)}, but {bundle} has only {found}. {runtime.missing}"
     )

@@ -3,6 +3,7 @@
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,9 @@ CANNOT_WRITE = (
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write, renamed to it at the end and removed on any failure.
 
+    The file gets the mode that the umask gives, whatever the library that writes it sets:
+    safetensors makes its files readable by their owner alone.
+
     Raises:
         FocalPathError: the disk is full, or may not be written.
     """
@@ -30,7 +34,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
     with write_errors_explained(path):
         try:
+            partial.touch()
+            mode = stat.S_IMODE(partial.stat().st_mode)
             yield partial
+            partial.chmod(mode)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

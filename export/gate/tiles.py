@@ -10,11 +10,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from export.errors import InputError, SettingsError, errors_translated
 from train.data.dataset import TileDataset
 from train.data.folder import Split, Tile, TileFolder, read_tile_folder
 from train.data.pixels import read_mask
 from train.data.synthetic.tissue import CLASSES, make_tile
-from train.errors import FocalPathError
 
 Images = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -37,6 +37,7 @@ class ValidationTiles:
         return len(self.names)
 
 
+@errors_translated()
 def validation_tiles(
     data: Path | None,
     tile_size_px: int,
@@ -58,21 +59,21 @@ def validation_tiles(
         mpp: um per pixel of drawn tissue.
 
     Raises:
-        FocalPathError: the data set has no tiles, or other classes than the model.
+        InputError: the data set has no tiles, or other classes than the model.
     """
     if num_tiles < 1:
-        raise FocalPathError(f"{num_tiles} tiles to compare on; expected at least 1")
+        raise SettingsError(f"{num_tiles} tiles to compare on; expected at least 1")
     if data is None:
         return _drawn_tiles(tile_size_px, num_tiles, class_names, mpp or 0.5)
     folder = read_tile_folder(data)
     found = [entry.name for entry in folder.classes]
     if class_names is not None and found != list(class_names):
-        raise FocalPathError(
+        raise InputError(
             f"{data} has the classes {', '.join(found)}; the model has {', '.join(class_names)}. "
             "Give a data set with the model's classes, in their order, to --validate."
         )
     if not any(folder.tiles.values()):
-        raise FocalPathError(f"{data} has no tile to compare on; expected lines in folds.csv")
+        raise InputError(f"{data} has no tile to compare on; expected lines in folds.csv")
     return _tiles_of(folder, tile_size_px, num_tiles, with_masks=class_names is not None)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from onnx import ModelProto, NodeProto
 
-from train.errors import FocalPathError
+from export.errors import GraphError
 
 NORMS = {"LayerNormalization", "GroupNormalization", "InstanceNormalization", "RMSNormalization"}
 _MODEL_ITSELF = "segmenter"
@@ -27,7 +27,7 @@ class ModelGraph:
         if model.functions or any(
             attribute.HasField("g") for node in model.graph.node for attribute in node.attribute
         ):
-            raise FocalPathError(
+            raise GraphError(
                 "the graph has functions or branches, expected one flat list of nodes. Export it "
                 "without control flow, or leave half precision out with --no-fp16."
             )

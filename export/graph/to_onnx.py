@@ -10,10 +10,10 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from export.errors import GraphError
 from export.graph.attention import AttentionForm
 from export.graph.encoders import FoldedSegmenter, PlainPathologyEncoder
 from export.graph.reference import Deployable, DeployableOutput
-from train.errors import FocalPathError
 from train.settings import ModelSettings
 
 BIAS_NAME = "class_attention_bias"
@@ -30,11 +30,11 @@ def check_size(weights: Path, model: ModelSettings) -> None:
     """Check that a checkpoint's weights, float32 as the graph's, fit into one ONNX file.
 
     Raises:
-        FocalPathError: they do not.
+        GraphError: they do not.
     """
     num_bytes = weights.stat().st_size if weights.is_file() else 0
     if num_bytes > MAX_WEIGHTS_BYTES:
-        raise FocalPathError(
+        raise GraphError(
             f"{weights} has {num_bytes / 4e6:.0f} million parameters, {model.image_encoder} and "
             f"{model.pathology_encoder}; an ONNX file holds 2 GiB, which is "
             f"{MAX_WEIGHTS_BYTES / 4e6:.0f} million in float32. Train with smaller encoders: vit_b "
@@ -55,7 +55,7 @@ def export_onnx(
         form: how attention is written; by default what measured fastest, see docs/export.md.
 
     Raises:
-        FocalPathError: the graph is not valid, or has lost the bias on the way.
+        GraphError: the graph is not valid, or has lost the bias on the way.
     """
     folded = FoldedSegmenter(deployable, form or AttentionForm(operator=opset >= 23)).eval()
     side = folded.tile_size_px
@@ -115,16 +115,16 @@ def check_graph(path: Path) -> None:
     """Check that the file is a valid model and that both cross-attentions add the bias.
 
     Raises:
-        FocalPathError: it is not.
+        GraphError: it is not.
     """
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except onnx.checker.ValidationError as error:
-        raise FocalPathError(f"{path.name} is not a valid ONNX model: {error}") from error
+        raise GraphError(f"{path.name} is not a valid ONNX model: {error}") from error
     graph = onnx.load(str(path), load_external_data=False).graph
     num_uses = sum(BIAS_NAME in node.input for node in graph.node)
     if BIAS_NAME not in {entry.name for entry in graph.initializer} or num_uses != 2:
-        raise FocalPathError(
+        raise GraphError(
             f"{path.name} uses the constant {BIAS_NAME} {num_uses} times; expected 2, once in "
             "each image-to-token attention"
         )

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from export.errors import InputError
 from export.gate.tiles import ValidationTiles
 from export.graph.nodes import block_of_module
-from train.errors import FocalPathError
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def audit_activations(deployable: nn.Module, tiles: ValidationTiles) -> dict[str
         Blocks by the names of `export.precision.half.half_blocks`, in the order of the computation.
 
     Raises:
-        FocalPathError: the model computes a NaN or an infinity in float32.
+        InputError: the model computes a NaN or an infinity in float32.
     """
     peaks: dict[str, Peak] = {}
     pairs = list(zip(tiles.names, tiles.images, strict=True))
@@ -51,7 +51,7 @@ def audit_activations(deployable: nn.Module, tiles: ValidationTiles) -> dict[str
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder.watching(deployable):
             deployable(torch.from_numpy(image[None]))
         if recorder.first_nonfinite is not None:
-            raise FocalPathError(
+            raise InputError(
                 f"{recorder.first_nonfinite} computes NaN or infinity in float32 on {tile}; the "
                 "checkpoint cannot be used in any precision. Train it again."
             )

@@ -9,6 +9,7 @@ import onnx
 from rich.console import Console
 from rich.progress import track
 
+from export.errors import SettingsError
 from export.gate.gate import ANSWERS, Answers, Gate, onnx_answers, openvino_answers
 from export.gate.schema import ArtefactParity, EmulationParity, Runtime
 from export.precision.audit import Peak, blocks_beyond
@@ -23,7 +24,6 @@ from export.precision.half import (
 from export.precision.int8 import quantize_int8
 from export.precision.islands import smallest_islands
 from serve.contract.openvino import computes_bfloat16
-from train.errors import FocalPathError
 
 Say = Callable[[str], None]
 Judged = tuple[ArtefactParity, Answers]
@@ -56,11 +56,11 @@ class PrecisionSettings:
     def __post_init__(self) -> None:
         """Refuse what means nothing."""
         if not 0 < self.fp16_range_share <= 1:
-            raise FocalPathError(
+            raise SettingsError(
                 f"fp16_range_share is {self.fp16_range_share}; give a share above 0, at most 1"
             )
         if self.num_emulated_tiles < 0:
-            raise FocalPathError(f"num_emulated_tiles is {self.num_emulated_tiles}; give 0 or more")
+            raise SettingsError(f"num_emulated_tiles is {self.num_emulated_tiles}; give 0 or more")
 
     @property
     def activation_limit(self) -> float:
@@ -92,7 +92,7 @@ class HalfMaker:
         """Write the graph to `target`, its logits included, and judge it.
 
         Raises:
-            FocalPathError: an island is no block, or all blocks are named as islands.
+            SettingsError: an island is no block, or all blocks are named as islands.
         """
         islands = frozenset(self._settings.fp32_islands)
         constants = constants_beyond(self._model) if self._precision == "fp16" else {}

@@ -23,8 +23,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from export.errors import SettingsError
 from export.graph.nodes import NORMS, ModelGraph
-from train.errors import FocalPathError
 
 HalfPrecision = Literal["fp16", "bf16"]
 
@@ -73,7 +73,7 @@ def convert_to_half(
         islands: blocks that stay in float32, by the names of `half_blocks`.
 
     Raises:
-        FocalPathError: an island is no block of the model, a weight is beyond float16, or nothing
+        SettingsError: an island is no block of the model, a weight is beyond float16, or nothing
             would be left in half precision.
     """
     graph = ModelGraph(model)
@@ -81,12 +81,12 @@ def convert_to_half(
     known = half_blocks(model, precision)
     unknown = sorted(islands - set(known))
     if unknown:
-        raise FocalPathError(
+        raise SettingsError(
             f"no block is called {', '.join(unknown)}; expected some of {', '.join(known)}"
         )
     in_half = _nodes_in_half(graph, precision, islands)
     if not in_half:
-        raise FocalPathError(
+        raise SettingsError(
             f"every block is a float32 island, so {precision} would change nothing. Name fewer "
             "islands, or leave it out."
         )
@@ -209,7 +209,7 @@ class _Conversion:
         largest = _largest(values)
         if self._precision == "fp16" and largest > FLOAT16_MAX:
             user = next(i for i in self._graph.consumers[name] if i in self._in_half)
-            raise FocalPathError(
+            raise SettingsError(
                 f"the constant {name} reaches {largest:.3g}, float16 ends at {FLOAT16_MAX:,.0f}. "
                 f"Keep its block in float32: --fp32-islands {self._graph.blocks[user]}"
             )

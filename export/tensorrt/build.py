@@ -14,15 +14,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from export.errors import EngineError
 from export.tensorrt.plan import EnginePlan
-from serve.contract.errors import FocalPathError
 from train.files import whole_file
 
 INPUT = "image"
-
-
-class EngineError(FocalPathError):
-    """TensorRT cannot build or run the model; the message says what it reported."""
 
 
 def build_plan(trt: ModuleType, plan: EnginePlan, bundle: Path) -> bytes:

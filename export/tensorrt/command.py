@@ -7,9 +7,9 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from export.errors import WrongMachineError
 from export.tensorrt.container import ContainerBuild, visible_gpus
 from export.tensorrt.engine import (
-    WrongMachineError,
     build_engine,
     check_capability,
     pointing_to,

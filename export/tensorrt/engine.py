@@ -11,6 +11,13 @@ from types import ModuleType
 
 import numpy as np
 
+from export.errors import (
+    BundleError,
+    GateError,
+    SettingsError,
+    WrongMachineError,
+    errors_translated,
+)
 from export.files import staging_folder, uninterrupted
 from export.gate.model_card import MODEL_CARD_FILE
 from export.gate.tiles import ValidationTiles, validation_tiles
@@ -27,7 +34,6 @@ from export.tensorrt.session import (
     measure_latency,
     reference_answers,
 )
-from serve.contract.errors import BundleError, FocalPathError
 from serve.contract.manifest import (
     MANIFEST_FILE,
     Artefact,
@@ -43,16 +49,7 @@ NUM_TILES = 4
 """Tiles of drawn tissue to compare on where no images are given."""
 
 
-class WrongMachineError(FocalPathError):
-    """The plan cannot be built here; the message's last line is the command for where it can."""
-
-    exit_status = 2
-
-
-class GateError(FocalPathError):
-    """The plan was built but its answers are not good enough; it was deleted."""
-
-
+@errors_translated()
 def build_engine(
     bundle: Path,
     *,
@@ -79,7 +76,7 @@ def build_engine(
 
     Raises:
         BundleError: the bundle is damaged, or its ONNX file is not the one that was planned.
-        FocalPathError: the tiles are not of this model's size.
+        SettingsError: the tiles are not of this model's size.
         WrongMachineError: no TensorRT, no GPU, or others than planned.
         EngineError: TensorRT cannot read, build or run the model.
         GateError: the answers are not good enough.
@@ -110,7 +107,7 @@ def tiles_for(manifest: Manifest, data: Path | None, num_tiles: int) -> Validati
     """The tiles that a bundle's engine is compared on, with masks where there are some.
 
     Raises:
-        FocalPathError: the data set has no tiles, or other classes than the model.
+        InputError: the data set has no tiles, or other classes than the model.
     """
     return validation_tiles(
         data,
@@ -220,7 +217,7 @@ def _check_source(bundle: Path, manifest: Manifest, plan: EnginePlan) -> str:
 def _check_tiles(tiles: ValidationTiles, manifest: Manifest) -> None:
     side, images = manifest.tile_size_px, tiles.images
     if images.dtype != np.uint8 or not len(images) or images.shape[1:] != (side, side, 3):
-        raise FocalPathError(
+        raise SettingsError(
             f"the images to compare on are {images.shape} {images.dtype}, expected "
             f"(N, {side}, {side}, 3) uint8 with at least one image"
         )

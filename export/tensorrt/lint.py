@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import BaseModel, ConfigDict
 
-from serve.contract.errors import FocalPathError
+from export.errors import GraphError
 
 RULES_FILE = Path(__file__).with_name("rules.json")
 
@@ -106,12 +106,12 @@ def require_clean(path: Path) -> None:
     """Refuse a model file that TensorRT's parser would not take.
 
     Raises:
-        FocalPathError: it breaks at least one rule; the message lists them all.
+        GraphError: it breaks at least one rule; the message lists them all.
     """
     violations = lint(onnx.load(str(path)))
     if violations:
         listing = "\n".join(f"  {violation}" for violation in violations)
-        raise FocalPathError(
+        raise GraphError(
             f"{path.name} breaks {len(violations)} rule(s) of TensorRT "
             f"{load_rules().tensorrt_version}'s parser:\n{listing}"
         )

@@ -9,8 +9,8 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from export.errors import BundleError, SettingsError
 from export.gate.schema import Tolerances
-from serve.contract.errors import BundleError, FocalPathError
 from serve.contract.manifest import Artefact, Manifest, Sha256, TensorRTBuild
 
 ENGINE_PLAN_FILE = "engine_plan.json"
@@ -106,7 +106,7 @@ class EnginePlan(_Strict):
         """The plan for another server than the planned one; None leaves what was planned.
 
         Raises:
-            FocalPathError: a number cannot be read, or the builder does not know the version.
+            SettingsError: a number cannot be read, or the builder does not know the version.
         """
         changes = {
             "tensorrt_version": tensorrt_version or self.tensorrt_version,
@@ -118,7 +118,7 @@ class EnginePlan(_Strict):
             reasons = "; ".join(
                 f"{'.'.join(map(str, e['loc'])) or 'version'}: {e['msg']}" for e in error.errors()
             )
-            raise FocalPathError(f"{reasons}. Give both as major.minor, such as 8.0.") from error
+            raise SettingsError(f"{reasons}. Give both as major.minor, such as 8.0.") from error
 
     def serving_mismatch(self, build: TensorRTBuild) -> str | None:
         """Say why the planned serving image cannot load a plan; None where it can."""
@@ -150,10 +150,10 @@ def plan_for(
     confidence have limits of their own.
 
     Raises:
-        FocalPathError: the artefact is not an ONNX graph in floating point.
+        SettingsError: the artefact is not an ONNX graph in floating point.
     """
     if artefact.format != "onnx" or artefact.precision == "int8":
-        raise FocalPathError(
+        raise SettingsError(
             f"{artefact.file} is {artefact.format} in {artefact.precision}; TensorRT builds from "
             "onnx in fp32, fp16 or bf16. Choose another artefact of the bundle."
         )

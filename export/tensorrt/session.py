@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from export.tensorrt.build import EngineError
+from export.errors import EngineError
 from export.tensorrt.gate import Answers
 from export.tensorrt.plan import EnginePlan
 from export.tensorrt.report import Latency

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 
 from export.bundle import write_bundle
+from export.errors import DestinationError, GateError, GraphError, SettingsError
 from export.gate.gate import Answers, onnx_answers
 from export.gate.schema import ParityReport, Tolerances
 from export.precision.forms import PrecisionSettings
@@ -17,7 +18,7 @@ from export.tensorrt.lint import require_clean
 from export.tensorrt.plan import read_engine_plan
 from serve.contract.manifest import read_bundle
 from tests.support import ROOT
-from train.errors import FocalPathError
+from tests.support.errors import raises
 
 FILES = {
     "MODEL_CARD.md",
@@ -57,6 +58,14 @@ def test_a_bundle_has_both_precisions_the_plan_the_card_and_the_reports(
     assert _names(exported_bundle) - pictures == FILES
     precisions = [artefact.precision for artefact in read_bundle(exported_bundle).artefacts]
     assert precisions == ["fp32", "fp16"]
+
+
+def test_all_files_have_the_mode_that_the_umask_gives(
+    exported_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in exported_bundle.iterdir()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_the_float32_graph_answers_as_torch(exported_bundle: Path) -> None:
@@ -182,7 +191,7 @@ def test_a_float32_graph_that_fails_leaves_the_earlier_bundle_and_its_report(
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
     impossible = BundleSettings(tolerances=Tolerances(fp32_logit_difference=1e-12))
     refused = tmp_path / "bundle-refused"
-    with pytest.raises(FocalPathError, match=rf"a logit differs .* No bundle .*; {refused}/parity"):
+    with raises(GateError, "model.onnx", refused / "parity_report.md"):
         write_bundle(toy_run, bundle, impossible)
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "bundle-refused"}
@@ -204,7 +213,7 @@ def test_a_refusal_names_class_and_tile_with_a_picture_until_an_export_passes(
     bundle, refused = tmp_path / "bundle", tmp_path / "bundle-refused"
     settings = BundleSettings(precision=FP32_ONLY, num_parity_tiles=2)
     monkeypatch.setattr("export.bundle.onnx_answers", answer_wrongly)
-    with pytest.raises(FocalPathError, match="on tile drawn_1"):
+    with raises(GateError, "tile drawn_1"):
         write_bundle(toy_run, bundle, settings)
     assert _names(refused) == {"parity.json", "parity_report.md", "parity_fp32.png"}
     assert "most of them lost by" in (refused / "parity_report.md").read_text(encoding="utf-8")
@@ -250,7 +259,7 @@ def test_without_openvino_nothing_may_be_served_there(exported_bundle: Path) -> 
 @pytest.mark.usefixtures("_quick_export")
 def test_an_unknown_island_leaves_nothing_behind(toy_run: Path, tmp_path: Path) -> None:
     settings = BundleSettings(precision=PrecisionSettings(fp32_islands=("block_7",)))
-    with pytest.raises(FocalPathError, match="no block is called block_7"):
+    with raises(SettingsError, "block_7", "image_encoder.blocks.0"):
         write_bundle(toy_run, tmp_path / "bundle", settings)
     assert list(tmp_path.iterdir()) == []
 
@@ -290,7 +299,7 @@ def test_what_came_to_the_bundles_place_during_the_work_stays(
         (bundle / "notes.txt").write_text("mine")
 
     monkeypatch.setattr("export.bundle.export_onnx", export)
-    with pytest.raises(FocalPathError, match=r"a folder with notes\.txt"):
+    with raises(DestinationError, bundle, "notes.txt"):
         write_bundle(toy_run, bundle, BundleSettings(precision=FP32_ONLY))
     assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "notes.txt"]
 
@@ -343,7 +352,7 @@ def test_a_model_beyond_two_gibibytes_is_refused_before_any_work(
     toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("export.graph.to_onnx.MAX_WEIGHTS_BYTES", 1000)
-    with pytest.raises(FocalPathError, match="parameters, tiny and vit_tiny_patch16_224; .* 2 GiB"):
+    with raises(GraphError, "tiny", "vit_tiny_patch16_224", "2 GiB"):
         write_bundle(toy_run, tmp_path / "bundle", BundleSettings())
     assert list(tmp_path.iterdir()) == []
 

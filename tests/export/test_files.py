@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from export.errors import StorageError
 from export.files import replaced_whole, staging_folder, uninterrupted
-from train.errors import FocalPathError
+from tests.support.errors import raises
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def _before_rename(
 
 
 def _refuse() -> None:
-    raise PermissionError("no")
+    raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_a_folder_is_replaced_whole(folder: Path) -> None:
@@ -56,7 +57,7 @@ def test_a_rename_that_fails_leaves_the_old_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     _before_rename(monkeypatch, number, _refuse)
-    with pytest.raises(PermissionError):
+    with raises(StorageError, folder.parent):
         _replace(folder)
     assert (folder / "file").read_text() == "old"
     assert list(folder.parent.iterdir()) == [folder]
@@ -92,17 +93,28 @@ def test_sigterm_is_held_back_for_its_own_handler() -> None:
     assert seen == ["done", "terminated"]
 
 
-def test_a_full_disk_is_told_with_its_folder_and_what_to_do(folder: Path) -> None:
-    message = (
-        f"no space left on the disk of {folder.parent}; nothing was changed there. Free some space"
-    )
-    with pytest.raises(FocalPathError, match=message), replaced_whole(folder):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_cannot_be_written_is_named_and_nothing_changes(
+    folder: Path, number: int
+) -> None:
+    reason = os.strerror(number)
+    with raises(StorageError, folder.parent, reason), replaced_whole(folder):
+        raise OSError(number, reason)
     assert (folder / "file").read_text() == "old"
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_another_failure_of_the_disk_stays_what_it_is(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), staging_folder(tmp_path, ".new-"):
-        raise PermissionError("no")
+def test_another_error_of_the_operating_system_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(BrokenPipeError), staging_folder(tmp_path, ".new-"):
+        raise BrokenPipeError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_replaces_another_has_the_mode_that_the_umask_gives(folder: Path) -> None:
+    umask = os.umask(0o027)
+    try:
+        _replace(folder)
+    finally:
+        os.umask(umask)
+    assert folder.stat().st_mode & 0o777 == 0o750
+    assert (folder / "file").stat().st_mode & 0o777 == 0o640

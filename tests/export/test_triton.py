@@ -7,10 +7,11 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
+from export.errors import BundleError, SettingsError, StorageError
 from export.triton import Target, publish, render_config
-from serve.contract.errors import BundleError, FocalPathError
 from serve.contract.manifest import Artefact, Manifest, TensorRTBuild, read_bundle, sha256_of
 from tests.support import ROOT
+from tests.support.errors import raises
 from tests.support.toy_bundle import write_toy_bundle
 
 GOLDEN = ROOT / "model_repository" / "segmenter" / "config.pbtxt"
@@ -160,7 +161,7 @@ def test_tensorrt_captures_a_cuda_graph_for_each_warmed_up_batch(manifest: Manif
 
 
 def test_an_unknown_target_is_refused_with_the_known_ones(manifest: Manifest) -> None:
-    with pytest.raises(FocalPathError, match="expected one of onnxruntime, onnxruntime-gpu"):
+    with raises(SettingsError, "tensorflow", "onnxruntime-gpu"):
         render_config(manifest, "tensorflow")  # type: ignore[arg-type]
 
 
@@ -272,14 +273,14 @@ def test_a_publication_that_fails_deletes_no_version(
     _publish_many(toy_bundle, repository, tmp_path, 3)
     monkeypatch.setattr(shutil, "copyfile", _fail_half_way)
 
-    with pytest.raises(OSError, match="No space left"):
+    with raises(StorageError, "No space left"):
         publish(toy_bundle, repository, keep=1)
 
     assert _version_names(repository) == ["1", "2", "3"]
 
 
 def test_keeping_no_version_is_refused(toy_bundle: Path, repository: Path) -> None:
-    with pytest.raises(FocalPathError, match="--keep is 0; expected at least 1"):
+    with raises(SettingsError, "--keep", 0):
         publish(toy_bundle, repository, keep=0)
 
     assert not repository.exists()
@@ -293,7 +294,7 @@ def test_a_damaged_bundle_is_refused_and_changes_nothing(
     with (damaged / "model.onnx").open("ab") as file:
         file.write(b"!")
 
-    with pytest.raises(BundleError, match="damaged"):
+    with raises(BundleError, "model.onnx"):
         publish(damaged, repository)
 
     assert _files(repository) == ["segmenter/1/model.onnx", "segmenter/config.pbtxt"]
@@ -309,7 +310,7 @@ def test_a_first_export_that_fails_half_way_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(shutil, "copyfile", _fail_half_way)
 
-    with pytest.raises(OSError, match="No space left"):
+    with raises(StorageError, "No space left"):
         publish(toy_bundle, repository)
 
     assert list(repository.iterdir()) == []
@@ -323,7 +324,7 @@ def test_a_later_export_that_fails_half_way_leaves_the_old_version_as_it_was(
     larger = write_toy_bundle(tmp_path / "larger", tile_size_px=128)
     monkeypatch.setattr(shutil, "copyfile", _fail_half_way)
 
-    with pytest.raises(OSError, match="No space left"):
+    with raises(StorageError, "No space left"):
         publish(larger, repository)
 
     names = sorted(path.name for path in (repository / "segmenter").iterdir())
@@ -380,7 +381,7 @@ def test_tensorrt_gets_the_plan(toy_bundle: Path, repository: Path, tmp_path: Pa
 def test_a_bundle_without_a_plan_is_refused_for_tensorrt(
     toy_bundle: Path, repository: Path
 ) -> None:
-    with pytest.raises(FocalPathError, match=r"has only model\.onnx.*python -m export engine"):
+    with raises(BundleError, "model.onnx", "python -m export engine"):
         publish(toy_bundle, repository, "tensorrt-a100")
 
     assert not repository.exists()

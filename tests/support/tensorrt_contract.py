@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 import tensorrt_bindings as trt
 
-from export.tensorrt.build import EngineError, _progress, build_plan
+from export.errors import EngineError
+from export.tensorrt.build import _progress, build_plan
 from export.tensorrt.plan import BatchProfile, EnginePlan, plan_for
 from export.tensorrt.session import PlanSession, count_fused_attention
 from serve.contract.manifest import Manifest, read_bundle

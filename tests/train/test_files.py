@@ -2,7 +2,9 @@ import errno
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from train.errors import FocalPathError
 from train.files import whole_file
@@ -40,3 +42,19 @@ def test_an_error_that_is_no_users_passes_and_leaves_nothing(tmp_path: Path):
     with pytest.raises(OSError, match="Bad file"):
         write_and_fail(tmp_path / "scores.json", OSError(errno.EBADF, "Bad file descriptor"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_has_the_mode_that_the_umask_gives_whatever_the_library_sets(tmp_path: Path):
+    with whole_file(tmp_path / "weights.safetensors") as new:
+        save_file({"weight": torch.zeros(1)}, new)
+        assert new.stat().st_mode & 0o777 == 0o600, "safetensors' own, which this test is about"
+    (tmp_path / "plain").touch()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes["weights.safetensors"] == modes["plain"]
+
+
+def test_a_run_can_be_read_by_who_may_read_other_files(toy_run: Path, tmp_path: Path):
+    (tmp_path / "plain").touch()
+    files = [path for path in toy_run.rglob("*") if path.is_file()]
+    assert len(files) > 2
+    assert {path.stat().st_mode for path in files} == {(tmp_path / "plain").stat().st_mode}

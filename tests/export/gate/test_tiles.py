@@ -2,12 +2,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
+from export.errors import InputError, SettingsError
 from export.gate.tiles import validation_tiles
+from tests.support.errors import raises
 from tests.support.toy_bundle import CLASSES
-from train.errors import FocalPathError
 
 NAMES = [entry.name for entry in CLASSES]
 
@@ -75,7 +75,7 @@ def test_tiles_of_another_size_are_resized_as_in_the_evaluation(toy_data: Path) 
 
 
 def test_a_data_set_of_other_classes_is_refused(toy_data: Path) -> None:
-    with pytest.raises(FocalPathError, match="has the classes Tumor.*; the model has Gland, Other"):
+    with raises(InputError, "Tumor", "Gland, Other"):
         validation_tiles(toy_data, 64, 1, class_names=["Gland", "Other"])
 
 
@@ -91,5 +91,5 @@ def test_drawn_tissue_is_the_same_each_time() -> None:
 
 
 def test_no_tile_at_all_is_refused() -> None:
-    with pytest.raises(FocalPathError, match="0 tiles to compare on"):
+    with raises(SettingsError, "0 tiles"):
         validation_tiles(None, 64, 0)

@@ -7,10 +7,11 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from export.errors import GraphError
 from export.graph.reference import Deployable, DeployableOutput
 from export.graph.to_onnx import BIAS_NAME, check_graph
 from serve.contract.manifest import Manifest, read_bundle
-from train.errors import FocalPathError
+from tests.support.errors import raises
 from train.model.checkpoint import load_checkpoint
 from train.model.segmenter import labels_from_logits
 
@@ -91,7 +92,7 @@ def test_a_graph_without_the_bias_is_refused(toy_graph: Path, tmp_path: Path):
     for node in model.graph.node:
         node.input[:] = ["nothing" if name == BIAS_NAME else name for name in node.input]
     onnx.save(model, str(tmp_path / "model.onnx"))
-    with pytest.raises(FocalPathError, match="0 times; expected 2"):
+    with raises(GraphError, "class_attention_bias 0 times", "expected 2"):
         check_graph(tmp_path / "model.onnx")
 
 

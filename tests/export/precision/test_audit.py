@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.errors import InputError
 from export.gate.tiles import ValidationTiles
 from export.graph.attention import Projection
 from export.precision.audit import Peak, audit_activations, blocks_beyond
-from train.errors import FocalPathError
+from tests.support.errors import raises
 
 
 class Scale(nn.Module):
@@ -94,7 +95,7 @@ def test_what_a_layer_norm_holds_inside_does_not_count(norm: nn.Module) -> None:
 
 
 def test_nan_in_float32_is_refused() -> None:
-    with pytest.raises(FocalPathError, match=r"image_encoder\.blocks\.0 computes NaN .* tile_5"):
+    with raises(InputError, "image_encoder.blocks.0", "NaN", "tile_5"):
         audit_activations(Model(Scale(0)), _tiles(5))
 
 

@@ -5,11 +5,12 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from export.errors import GraphError, SettingsError
 from export.graph.nodes import ModelGraph, block_of_module
 from export.precision.half import convert_to_half, half_blocks
 from export.tensorrt.lint import lint
+from tests.support.errors import raises
 from tests.support.half_graphs import FIRST, SECOND, UPSCALING, two_blocks
-from train.errors import FocalPathError
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
@@ -150,7 +151,7 @@ def test_a_constant_of_one_type_keeps_its_name_and_one_of_both_is_stored_twice()
 
 
 def test_a_constant_beyond_float16_names_its_block() -> None:
-    with pytest.raises(FocalPathError, match=rf"gain reaches 1e\+06.*--fp32-islands {FIRST}"):
+    with raises(SettingsError, "gain", "1e+06", f"--fp32-islands {FIRST}"):
         convert_to_half(two_blocks(gain=1e6), "fp16")
 
 
@@ -165,12 +166,12 @@ def test_the_blocks_are_named_in_their_order() -> None:
 
 
 def test_an_unknown_island_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(FocalPathError, match=rf"called block_7; expected some of {FIRST}"):
+    with raises(SettingsError, "block_7", FIRST):
         convert_to_half(two_blocks(), "fp16", {"block_7"})
 
 
 def test_islands_everywhere_are_refused() -> None:
-    with pytest.raises(FocalPathError, match="every block is a float32 island"):
+    with raises(SettingsError, "fp16"):
         convert_to_half(two_blocks(), "fp16", {FIRST, SECOND})
 
 
@@ -228,5 +229,5 @@ def test_control_flow_is_refused() -> None:
     model.graph.node.append(
         onnx.helper.make_node("If", ["flag"], ["x"], then_branch=branch, else_branch=branch)
     )
-    with pytest.raises(FocalPathError, match="expected one flat list of nodes"):
+    with raises(GraphError, "--no-fp16"):
         convert_to_half(model, "fp16")

@@ -67,6 +67,16 @@ def test_cached_features_are_those_of_the_augmented_image(
         assert torch.equal(sample["labels"], plain["labels"])
 
 
+def test_files_of_the_cache_have_the_mode_that_the_umask_gives(
+    cache: EmbeddingCache, tmp_path: Path
+):
+    (tmp_path / "plain").touch()
+    cache.folder.mkdir(parents=True)
+    path = cache.path("0", 0)
+    cache.write(path, torch.zeros(2, 4, 4))
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_what_is_there_is_not_encoded_again(
     cache: EmbeddingCache, dataset: TileDataset, monkeypatch: pytest.MonkeyPatch
 ):
