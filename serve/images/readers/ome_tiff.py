@@ -1,0 +1,94 @@
+"""OME-TIFF with its pyramid in SubIFDs, which OpenSlide opens without the pyramid."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from serve.images.readers.errors import SlideChannelsError, SlideError, SlideFormatError
+from serve.images.readers.reader import Bounds, RegionReader, pyramid
+from serve.images.readers.tiff_pages import TIFF_ERRORS, TiledPage, first_page
+
+
+class OmeTiffReader(RegionReader):
+    """See `RegionReader`. Takes the first image of the file."""
+
+    name: ClassVar[str] = "ome-tiff"
+
+    def __init__(self, path: Path, *, mpp: float | None = None) -> None:
+        super().__init__(path, mpp=mpp)
+        try:
+            self._tiff = tifffile.TiffFile(path)
+        except TIFF_ERRORS as error:
+            raise SlideFormatError(f"{path.name} is no TIFF: {error}. Check the file.") from error
+        try:
+            pages = [_page_of(level, path) for level in self._tiff.series[0].levels]
+        except SlideError:
+            self._tiff.close()
+            raise
+        self._pages = [TiledPage(page, path) for page in pages]
+        self.levels = pyramid([(page.imagewidth, page.imagelength) for page in pages])
+        self.bounds = Bounds(0, 0, self.width_px, self.height_px)
+        self.properties = {"tiff.ImageDescription": pages[0].description}
+        self.version = f"tifffile {tifffile.__version__}"
+        self._file_mpp = _stated_mpp(pages[0])
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """See `RegionReader.read`."""
+        return self._pages[level].read(x, y, width, height)
+
+    def close(self) -> None:
+        """See `RegionReader.close`."""
+        for page in self._pages:
+            page.close()
+        self._tiff.close()
+
+    @classmethod
+    def takes(cls, path: Path) -> bool:
+        """Whether the file is a tiled OME-TIFF."""
+        if not path.is_file():
+            return False
+        try:
+            with tifffile.TiffFile(path) as tiff:
+                return bool(tiff.is_ome) and first_page(tiff).is_tiled
+        except TIFF_ERRORS:
+            return False
+
+
+def _page_of(level: tifffile.TiffPageSeries, path: Path) -> tifffile.TiffPage:
+    """The page that holds a level, where it is one of 8-bit RGB in tiles.
+
+    Raises:
+        SlideChannelsError: it has other channels or more bits.
+        SlideFormatError: it is not stored in tiles.
+    """
+    page = level.keyframe
+    if page.dtype != np.uint8:
+        raise SlideChannelsError(
+            f"{path.name} has values of {page.dtype}, expected 8 bits per channel. Convert it, so "
+            "that you choose which value is white."
+        )
+    if len(level.pages) != 1 or page.samplesperpixel != 3 or page.planarconfig != 1:
+        channels = dict(zip(level.axes, level.shape, strict=True))
+        raise SlideChannelsError(
+            f"{path.name} is {channels}, expected one brightfield image in RGB, channels last. "
+            "Fluorescence and stacks are not segmented; convert what is brightfield to RGB."
+        )
+    if not page.is_tiled:
+        raise SlideFormatError(f"{path.name} is not stored in tiles. Write it as a tiled TIFF.")
+    return page
+
+
+def _stated_mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:
+    """Um per pixel along x and y, from OME-XML in micrometres (OME's default unit)."""
+    try:
+        image = tifffile.xml2dict(page.description)["OME"]["Image"]
+        pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
+        units = {pixels.get(f"PhysicalSize{axis}Unit", "\u00b5m") for axis in "XY"}
+        if units != {"\u00b5m"}:
+            return None
+        return float(pixels["PhysicalSizeX"]), float(pixels["PhysicalSizeY"])
+    except (KeyError, TypeError, ValueError, SyntaxError):
+        return None

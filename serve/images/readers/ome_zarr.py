@@ -1,0 +1,104 @@
+"""OME-Zarr images, versions 0.4 and 0.5, that are brightfield RGB."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import zarr
+import zarr.errors
+from numpy.typing import NDArray
+
+from serve.images.readers.errors import SlideChannelsError, SlideFormatError, SlideReadError
+from serve.images.readers.reader import Bounds, RegionReader, pyramid
+
+_UM_PER_UNIT = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3}
+_ZARR_ERRORS = (zarr.errors.BaseZarrError, OSError, ValueError, KeyError, TypeError, RuntimeError)
+"""What zarr and its codecs raise on broken metadata and chunks."""
+
+
+class OmeZarrReader(RegionReader):
+    """See `RegionReader`. Takes the first multiscale image of the group."""
+
+    name: ClassVar[str] = "ome-zarr"
+
+    def __init__(self, path: Path, *, mpp: float | None = None) -> None:
+        super().__init__(path, mpp=mpp)
+        try:
+            group = zarr.open_group(path, mode="r")
+            attributes: dict[str, Any] = dict(group.attrs)
+            image = attributes.get("ome", attributes)["multiscales"][0]
+            self._axes = "".join(axis["name"] for axis in image["axes"])
+            self._arrays = [_array(group, level["path"]) for level in image["datasets"]]
+        except (*_ZARR_ERRORS, IndexError) as error:
+            raise SlideFormatError(
+                f"{path.name} is no OME-Zarr image: {error}. Name the folder with the attribute "
+                "`multiscales`."
+            ) from error
+        self._check_channels()
+        y, x = self._axes.index("y"), self._axes.index("x")
+        self.levels = pyramid([(array.shape[x], array.shape[y]) for array in self._arrays])
+        self.bounds = Bounds(0, 0, self.width_px, self.height_px)
+        self.properties = {"ome.name": str(image.get("name", ""))}
+        self.version = f"zarr {zarr.__version__}"
+        self._file_mpp = _stated_mpp(image, y, x)
+
+    @classmethod
+    def takes(cls, path: Path) -> bool:
+        """See `RegionReader.takes`."""
+        return any((path / name).is_file() for name in ("zarr.json", ".zattrs"))
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """See `RegionReader.read`."""
+        found = np.full((height, width, 3), 255, np.uint8)
+        rows, columns = (slice(max(y, 0), max(y + height, 0)), slice(max(x, 0), max(x + width, 0)))
+        place = tuple({"y": rows, "x": columns}.get(axis, slice(None)) for axis in self._axes)
+        try:
+            part = np.asarray(self._arrays[level][place])
+        except _ZARR_ERRORS as error:
+            raise SlideReadError(
+                f"{self.path.name}: the region at x {x}, y {y} of level {level} cannot be read: "
+                f"{error}. Copy the slide again."
+            ) from error
+        for axis in reversed(range(part.ndim)):  # time and depth are 1
+            if self._axes[axis] in "tz":
+                part = part.take(0, axis)
+        names = [axis for axis in self._axes if axis not in "tz"]
+        part = part.transpose([names.index(axis) for axis in "yxc"])
+        top, left = rows.start - y, columns.start - x
+        found[top : top + part.shape[0], left : left + part.shape[1]] = part
+        return found
+
+    def close(self) -> None:
+        """See `RegionReader.close`."""
+
+    def _check_channels(self) -> None:
+        shape, dtype = self._arrays[0].shape, self._arrays[0].dtype
+        sizes = dict(zip(self._axes, shape, strict=False))
+        others = {axis: size for axis, size in sizes.items() if axis in "tz"}
+        if dtype != np.uint8:
+            raise SlideChannelsError(
+                f"{self.path.name} has values of {dtype}, expected 8 bits per channel. Convert it, "
+                "so that you choose which value is white."
+            )
+        if sizes.get("c") != 3 or set(others.values()) - {1} or not {"x", "y"} <= set(sizes):
+            raise SlideChannelsError(
+                f"{self.path.name} is {sizes}, expected one brightfield image with 3 channels, "
+                "red, green and blue. Fluorescence and stacks are not segmented."
+            )
+
+
+def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
+    found = group[path]
+    if not isinstance(found, zarr.Array):
+        raise ValueError(f"{path} is no array")
+    return found
+
+
+def _stated_mpp(image: dict[str, Any], y: int, x: int) -> tuple[float, float] | None:
+    """Um per pixel along x and y of level 0."""
+    units = [_UM_PER_UNIT.get(image["axes"][axis].get("unit", "")) for axis in (x, y)]
+    steps = [*image["datasets"][0].get("coordinateTransformations", ())]
+    scale = next((step["scale"] for step in steps if step.get("type") == "scale"), None)
+    if scale is None or units[0] is None or units[1] is None:
+        return None
+    return float(scale[x]) * units[0], float(scale[y]) * units[1]

@@ -1,0 +1,172 @@
+"""Slides through OpenSlide: Aperio, Hamamatsu, Leica, MIRAX, Philips, Ventana, DICOM and others.
+
+OpenSlide 4.0.1 is the least: earlier ones write beyond their memory on crafted files
+(CVE-2026-48977, CVE-2026-54604).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import openslide
+import tifffile
+from numpy.typing import NDArray
+
+from serve.images.readers.errors import (
+    ReaderMissingError,
+    SlideChannelsError,
+    SlideFormatError,
+    SlideReadError,
+)
+from serve.images.readers.reader import Bounds, RegionReader, pyramid
+from serve.images.readers.tiff_pages import TIFF_ERRORS, first_page
+
+LEAST_VERSION = (4, 0, 1)
+_LATTICE_PX = 1024
+
+
+class OpenSlideReader(RegionReader):
+    """See `RegionReader`."""
+
+    name: ClassVar[str] = "openslide"
+
+    def __init__(self, path: Path, *, mpp: float | None = None) -> None:
+        super().__init__(path, mpp=mpp)
+        check_openslide_version(openslide.__library_version__)
+        entry = self._entry(path)
+        if openslide.OpenSlide.detect_format(entry) == "generic-tiff":
+            refuse_other_channels(entry)
+        self._slide = open_slide(entry)
+        self.properties: Mapping[str, str] = dict(self._slide.properties)
+        self.levels = pyramid(list(self._slide.level_dimensions))
+        self.version = f"OpenSlide {openslide.__library_version__}"
+        self.bounds = self._bounds()
+        self._file_mpp = self._stated_mpp()
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """See `RegionReader.read`."""
+        ratio = self._slide.level_downsamples[level]
+        if ratio == round(ratio):
+            return self._read_from(level, x, y, width, height)
+        # OpenSlide takes corners in whole pixels of level 0. Between pixels of the level it
+        # interpolates, differently for each corner: so every pixel is read from a fixed one.
+        found = np.empty((height, width, 3), np.uint8)
+        for top in range(y // _LATTICE_PX * _LATTICE_PX, y + height, _LATTICE_PX):
+            for left in range(x // _LATTICE_PX * _LATTICE_PX, x + width, _LATTICE_PX):
+                bottom, right = (
+                    min(top + _LATTICE_PX, y + height),
+                    min(left + _LATTICE_PX, x + width),
+                )
+                part = self._read_from(level, left, top, right - left, bottom - top)
+                first_row, first_column = max(y - top, 0), max(x - left, 0)
+                place = slice(max(top - y, 0), bottom - y), slice(max(left - x, 0), right - x)
+                found[place] = part[first_row:, first_column:]
+        return found
+
+    def _read_from(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read a region from its own corner on."""
+        ratio = self._slide.level_downsamples[level]
+        corner = round(x * ratio), round(y * ratio)
+        try:
+            rgba = np.asarray(self._slide.read_region(corner, level, (width, height)))
+        except openslide.OpenSlideError as error:
+            raise SlideReadError(
+                f"{self.path.name}: the region at x {corner[0]}, y {corner[1]} of level {level} "
+                f"cannot be read: {first_line(error)}. Copy the slide again, or scan it again."
+            ) from error
+        rgb = np.ascontiguousarray(rgba[..., :3])
+        if rgba[..., 3].min() < 255:  # outside of the slide, or glass that was not scanned
+            rgb[rgba[..., 3] == 0] = 255
+        return rgb
+
+    def close(self) -> None:
+        """See `RegionReader.close`."""
+        self._slide.close()
+
+    @classmethod
+    def takes(cls, path: Path) -> bool:
+        """See `RegionReader.takes`."""
+        if path.is_dir():
+            return any(path.glob("*.dcm"))
+        return openslide.OpenSlide.detect_format(path) is not None
+
+    @staticmethod
+    def _entry(path: Path) -> Path:
+        """The file that OpenSlide opens: of a folder of DICOM files any one."""
+        if path.is_dir():
+            entry = next(iter(sorted(path.glob("*.dcm"))), None)
+            if entry is None:
+                raise SlideFormatError(
+                    f"{path} is a folder without DICOM files (*.dcm). Name the slide's file."
+                )
+            return entry
+        return path
+
+    def _bounds(self) -> Bounds:
+        names = ("bounds-x", "bounds-y", "bounds-width", "bounds-height")
+        found = [self.properties.get(f"openslide.{name}") for name in names]
+        if any(value is None for value in found):
+            return Bounds(0, 0, self.width_px, self.height_px)
+        x, y, width, height = (int(value) for value in found if value is not None)
+        width, height = min(width, self.width_px - x), min(height, self.height_px - y)
+        return Bounds(x, y, width, height)
+
+    def _stated_mpp(self) -> tuple[float, float] | None:
+        stated = [self.properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
+        try:
+            x, y = (float(value) for value in stated if value is not None)
+        except ValueError:  # missing, or no numbers
+            return None
+        return x, y
+
+
+def open_slide(path: Path) -> openslide.OpenSlide:
+    """Open a slide.
+
+    Raises:
+        SlideFormatError: OpenSlide does not take it.
+    """
+    try:
+        return openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        raise SlideFormatError(
+            f"{path.name} is no slide that OpenSlide {openslide.__library_version__} knows. Check "
+            "that it is complete, or convert it to a pyramidal TIFF."
+        ) from error
+    except openslide.OpenSlideError as error:
+        raise SlideFormatError(
+            f"{path.name} cannot be opened: {first_line(error)}. Copy it again, or convert it to a "
+            "pyramidal TIFF."
+        ) from error
+
+
+def check_openslide_version(found: str) -> None:
+    """Raise ReaderMissingError for an OpenSlide with known security faults."""
+    numbers = tuple(int(part) for part in found.split("-")[0].split(".")[:3] if part.isdigit())
+    if numbers < LEAST_VERSION:
+        least = ".".join(map(str, LEAST_VERSION))
+        raise ReaderMissingError(
+            f"OpenSlide {found} is installed, at least {least} is expected: earlier ones can be "
+            "attacked with crafted slides. Install openslide-bin again."
+        )
+
+
+def refuse_other_channels(path: Path) -> None:
+    """Raise SlideChannelsError for a TIFF that OpenSlide would turn into 8-bit RGB unasked."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = first_page(tiff)
+            bits, samples = page.bitspersample, page.samplesperpixel
+    except TIFF_ERRORS:
+        return  # OpenSlide says what is wrong
+    if bits != 8 or samples < 3:
+        raise SlideChannelsError(
+            f"{path.name} has {samples} channels of {bits} bits, expected brightfield RGB with 8. "
+            "Fluorescence is not segmented; convert what is brightfield to 8-bit RGB."
+        )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line without its full stop."""
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,284 @@
+"""The protocol of slide readers: pyramid levels, um per pixel, and pixels of a region.
+
+Frames: level 0 is the slide at full resolution. Pixel (x, y) of level k covers
+`downsample_x` x `downsample_y` pixels of level 0, from (x * downsample_x, y * downsample_y) on.
+"""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Literal, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.contract.errors import OptionError
+from serve.images.decode import MAX_MPP, MIN_MPP
+from serve.images.readers.errors import SlideError, SlideScaleError
+from serve.images.readers.scaled import ScaledView, read_scaled
+
+MAX_ANISOTROPY = 0.02
+"""Pixels whose sides differ by more than this share are not taken for squares (our choice)."""
+_SAMPLE_BYTES = 2**16
+_NUM_SAMPLES = 64
+
+MppSource = Literal["given", "file", "unknown"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the pyramid."""
+
+    width_px: int
+    height_px: int
+    downsample_x: float
+    """Pixels of level 0 along x for one of this level."""
+    downsample_y: float
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The part of level 0 that was scanned, in its pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+class RegionReader(ABC):
+    """An open slide. Threads may share it; another process opens the slide for itself.
+
+    Args:
+        path: the slide's file or folder.
+        mpp: um per pixel of level 0, where the caller knows better than the file.
+
+    Raises:
+        SlideError: the slide cannot be opened.
+        OptionError: `mpp` is absurd.
+    """
+
+    name: ClassVar[str]
+    """Name in the registry."""
+    levels: tuple[Level, ...]
+    """The pyramid, level 0 first."""
+    bounds: Bounds
+    """The scanned part; the whole of level 0 where the file does not say."""
+    properties: Mapping[str, str]
+    """What the file says of itself."""
+    version: str
+    """Name and version of the library that reads."""
+
+    def __init__(self, path: Path, *, mpp: float | None = None) -> None:
+        self.path = path
+        self._state = _file_state(path)
+        self._given_mpp = mpp
+        self._file_mpp: tuple[float, float] | None = None  # x, y; set by the subclass
+        if mpp is not None and not MIN_MPP <= mpp <= MAX_MPP:
+            raise OptionError(
+                f"{path.name}: mpp is {mpp:g} um per pixel, expected {MIN_MPP:g} to {MAX_MPP:g}."
+            )
+
+    @classmethod
+    @abstractmethod
+    def takes(cls, path: Path) -> bool:
+        """Whether this is the reader to open `path` with, judged by the content where it can be."""
+
+    @abstractmethod
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read a region.
+
+        Args:
+            level: index into `levels`.
+            x: left edge, in pixels of that level.
+            y: top edge, in pixels of that level.
+            width: columns, at least 1.
+            height: rows, at least 1.
+
+        Returns:
+            (height, width, 3) uint8, RGB in [0, 255]; white where the slide has no pixels.
+
+        Raises:
+            SlideReadError: the file is damaged there.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the file; the reader is not used after."""
+
+    @property
+    def width_px(self) -> int:
+        """Columns of level 0."""
+        return self.levels[0].width_px
+
+    @property
+    def height_px(self) -> int:
+        """Rows of level 0."""
+        return self.levels[0].height_px
+
+    @property
+    def mpp(self) -> float | None:
+        """Um per pixel of level 0; None where neither the caller nor the file says it believably.
+
+        A file is believed from 0.05 to 20 um and where its pixels are squares to 2%; the mean of
+        both sides counts.
+        """
+        if self._given_mpp is not None:
+            return self._given_mpp
+        if self._file_mpp is None or self._doubt() is not None:
+            return None
+        return sum(self._file_mpp) / 2
+
+    @property
+    def mpp_source(self) -> MppSource:
+        """Who says `mpp`."""
+        if self._given_mpp is not None:
+            return "given"
+        return "unknown" if self.mpp is None else "file"
+
+    def require_mpp(self) -> float:
+        """`mpp`, where it is known.
+
+        Raises:
+            SlideScaleError: it is not; the message says what the file claims.
+        """
+        mpp = self.mpp
+        if mpp is None:
+            reason = self._doubt() or "the file does not say how large its pixels are"
+            raise SlideScaleError(
+                f"{self.path.name}: {reason}. Give the um per pixel with --mpp, or in the column "
+                "`mpp` of a CSV."
+            )
+        return mpp
+
+    def _doubt(self) -> str | None:
+        """Why the file's um per pixel is not believed."""
+        if self._file_mpp is None:
+            return None
+        x, y = self._file_mpp
+        if not (MIN_MPP <= x <= MAX_MPP and MIN_MPP <= y <= MAX_MPP):  # nor is nan
+            return (
+                f"the file claims {x:g} x {y:g} um per pixel, believable are {MIN_MPP:g} to "
+                f"{MAX_MPP:g}"
+            )
+        if abs(x / y - 1) > MAX_ANISOTROPY:
+            return f"the file claims {x:g} x {y:g} um per pixel, which are not squares"
+        return None
+
+    def at_mpp(self, mpp: float, *, tolerance: float = 0.0) -> ScaledView:
+        """The slide's scanned part at another um per pixel.
+
+        Args:
+            mpp: um per pixel wanted.
+            tolerance: a level whose um per pixel is within this share is taken as it is.
+
+        Raises:
+            SlideScaleError: the slide's own um per pixel is not known.
+        """
+        return ScaledView(self, mpp, tolerance=tolerance)
+
+    def read_um(
+        self, y_um: float, x_um: float, height_px: int, width_px: int, mpp: float
+    ) -> NDArray[np.uint8]:
+        """Read one region at any um per pixel, placed to half a pixel of what is returned.
+
+        Args:
+            y_um: top edge in um from the top of level 0.
+            x_um: left edge in um from the left of level 0.
+            height_px: rows wanted.
+            width_px: columns wanted.
+            mpp: um per pixel wanted.
+
+        Returns:
+            (height_px, width_px, 3) uint8, RGB in [0, 255]; white where the slide has no pixels.
+        """
+        own = self.require_mpp()
+        return read_scaled(self, y_um / own, x_um / own, height_px, width_px, mpp / own)
+
+    def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
+        """The whole scanned part at `mpp` um per pixel, (H, W, 3) uint8."""
+        view = self.at_mpp(mpp)
+        return view.read(0, 0, view.height_px, view.width_px)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the slide's size and of 64 samples of its bytes, 64 hexadecimal digits.
+
+        Sampled, because a slide has gigabytes: it tells slides apart and sees that a file was
+        replaced or cut off, and does not see a single changed byte.
+        """
+        digest = hashlib.sha256()
+        for file in _files_of(self.path):
+            size = file.stat().st_size
+            digest.update(f"{file.name if file != self.path else ''}:{size};".encode())
+            with file.open("rb") as opened:
+                step = max(size // _NUM_SAMPLES, _SAMPLE_BYTES)
+                for start in range(0, size, step):
+                    opened.seek(start)
+                    digest.update(opened.read(_SAMPLE_BYTES))
+                opened.seek(max(size - _SAMPLE_BYTES, 0))
+                digest.update(opened.read(_SAMPLE_BYTES))
+        return digest.hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Raise SlideError where the file was replaced or written to since it was opened."""
+        if _file_state(self.path) != self._state:
+            raise SlideError(
+                f"{self.path.name} was replaced or changed while it was read. Run it again, once "
+                "nothing writes to it."
+            )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an open slide cannot be sent to another process: open it there by path")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def pyramid(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
+    """Levels from their (width, height), each scale a whole number where the sizes allow one.
+
+    Scanners cut or round the last row and column, so that 2903 / 725 means 4: what is divided
+    naively is wrong by a pixel of the level at the far edge.
+    """
+    full_width, full_height = sizes[0]
+    return tuple(
+        Level(width, height, _downsample(full_width, width), _downsample(full_height, height))
+        for width, height in sizes
+    )
+
+
+def _downsample(full: int, part: int) -> float:
+    whole = round(full / part)
+    return float(whole) if full // whole <= part <= -(-full // whole) else full / part
+
+
+def _files_of(path: Path) -> list[Path]:
+    """A slide's files: also the folder that belongs to a MIRAX file, and a whole DICOM series."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    companion = path.with_suffix("")
+    if path.suffix.lower() == ".mrxs" and companion.is_dir():
+        return [path, *sorted(file for file in companion.iterdir() if file.is_file())]
+    if path.suffix.lower() == ".dcm":
+        return sorted(path.parent.glob("*.dcm"))
+    return [path]
+
+
+def _file_state(path: Path) -> tuple[int, int, int]:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise SlideError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,0 +1,76 @@
+"""Opens a slide with the reader that fits, or with the one that is named.
+
+A reader is a file here and an entry of `READERS`: the name that `--reader` takes, and where its
+class is. Modules are imported when they are needed, since each needs libraries of its own.
+"""
+
+import importlib
+from pathlib import Path
+
+from serve.images.readers.errors import ReaderMissingError, SlideFormatError
+from serve.images.readers.reader import RegionReader
+
+READERS = {
+    "tiff": "serve.images.readers.tiff:TiffReader",
+    "ome-tiff": "serve.images.readers.ome_tiff:OmeTiffReader",
+    "openslide": "serve.images.readers.openslide:OpenSlideReader",
+    "ome-zarr": "serve.images.readers.ome_zarr:OmeZarrReader",
+    "picture": "serve.images.readers.picture:PictureReader",
+}
+"""By name, in the order in which they are asked whether they take a file. DICOM is OpenSlide's."""
+EXTRA = "pip install 'focalpath[slides]'"
+
+
+def open_reader(path: Path, reader: str | None = None, *, mpp: float | None = None) -> RegionReader:
+    """Open a slide.
+
+    Args:
+        path: the slide's file, or the folder of a DICOM series or an OME-Zarr.
+        reader: name in `READERS`; by default the first that takes the file.
+        mpp: um per pixel of level 0, where the caller knows better than the file.
+
+    Raises:
+        SlideFormatError: no reader takes the file.
+        SlideChannelsError: it is not brightfield RGB with 8 bits per channel.
+        ReaderMissingError: the named reader is unknown, or its libraries are not installed.
+        OptionError: `mpp` is absurd.
+    """
+    if not path.exists():
+        raise SlideFormatError(f"{path} does not exist. Check the path.")
+    if reader is not None:
+        return reader_class(reader)(path, mpp=mpp)
+    missing = []
+    for name in READERS:
+        try:
+            found = reader_class(name)
+        except ReaderMissingError:
+            missing.append(name)
+            continue
+        if found.takes(path):
+            return found(path, mpp=mpp)
+    hint = f" Not installed: the readers {', '.join(missing)} ({EXTRA})." if missing else ""
+    raise SlideFormatError(
+        f"{path.name} is no slide or image that can be read: it is damaged, or of a kind that none "
+        f"of the readers {', '.join(READERS)} knows.{hint} Copy it again, or convert it to a "
+        "pyramidal TIFF."
+    )
+
+
+def reader_class(name: str) -> type[RegionReader]:
+    """The class of a reader by its name.
+
+    Raises:
+        ReaderMissingError: the name is unknown, or its libraries are not installed.
+    """
+    if name not in READERS:
+        raise ReaderMissingError(f"no reader is called {name!r}, only {', '.join(READERS)}.")
+    module, _, attribute = READERS[name].partition(":")
+    try:
+        found: type[RegionReader] = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("serve."):
+            raise  # an entry of READERS is wrong
+        raise ReaderMissingError(
+            f"the reader {name!r} needs {error.name}, which is not installed: {EXTRA}."
+        ) from error
+    return found

@@ -1,0 +1,231 @@
+"""A slide at any um per pixel: the level is chosen, the rest is resampled with antialiasing.
+
+What a view returns for a pixel does not depend on which region was asked for: it is resampled in
+cells of a fixed grid, each from its own rectangle of the level. So neighbouring regions fit, and
+a result does not depend on how a slide was divided.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+if TYPE_CHECKING:
+    from serve.images.readers.reader import Level, RegionReader
+
+_CELL_PX = 256
+"""Side of the cells in which a view is resampled, in pixels of the view or of the level, whichever
+is finer."""
+_LEAST_CELL_PX = 16
+_PIXELS_AT_ONCE = 16_000_000
+"""Pixels of the level that are in memory at the same time, about."""
+_SLACK = 1.001
+"""A level that is coarser than wanted by less than this is as wanted: sizes are rounded."""
+_BICUBIC_SUPPORT = 2.0
+
+
+class ScaledView:
+    """The scanned part of a slide at one um per pixel.
+
+    Args:
+        reader: the open slide; not closed by this.
+        mpp: um per pixel wanted.
+        tolerance: a level whose um per pixel is within this share is taken as it is.
+
+    Raises:
+        SlideScaleError: the slide's own um per pixel is not known.
+    """
+
+    def __init__(self, reader: "RegionReader", mpp: float, *, tolerance: float = 0.0) -> None:
+        self._reader = reader
+        self.mpp = mpp
+        own = reader.require_mpp()
+        scale = mpp / own  # pixels of level 0 for one of the view
+        self.level = choose_level(reader.levels, scale, tolerance)
+        level = reader.levels[self.level]
+        bounds = reader.bounds
+        left = math.floor(bounds.x / level.downsample_x)
+        top = math.floor(bounds.y / level.downsample_y)
+        right = min(math.ceil((bounds.x + bounds.width) / level.downsample_x), level.width_px)
+        bottom = min(math.ceil((bounds.y + bounds.height) / level.downsample_y), level.height_px)
+        self._corner = top, left  # in pixels of the level
+        self._size = bottom - top, right - left  # in pixels of the level
+        self.is_resampled = abs(level.downsample_x / scale - 1) > max(tolerance, _SLACK - 1)
+        """Whether pixels are computed, not copied from the level."""
+        if self.is_resampled:
+            self.height_px = max(round(self._size[0] * level.downsample_y / scale), 1)
+            self.width_px = max(round(self._size[1] * level.downsample_x / scale), 1)
+        else:
+            self.height_px, self.width_px = self._size
+        self.step_px = (
+            self._size[0] * level.downsample_y / self.height_px,
+            self._size[1] * level.downsample_x / self.width_px,
+        )
+        """(y, x) pixels of level 0 from one pixel of the view to the next."""
+        self.origin_px = top * level.downsample_y, left * level.downsample_x
+        """(y, x) of the view's top left corner, in pixels of level 0."""
+        coarser = int(max(self._size[0] / self.height_px, 1))
+        self._cell_px = max(_CELL_PX // coarser, _LEAST_CELL_PX)
+        self.grid_px = self._cell_px if self.is_resampled else 1
+        """Regions on this grid cost least to read."""
+
+    def read(self, y: int, x: int, height: int, width: int) -> NDArray[np.uint8]:
+        """Read a region that lies within the view.
+
+        Args:
+            y: top edge, in pixels of the view.
+            x: left edge.
+            height: rows.
+            width: columns.
+
+        Returns:
+            (height, width, 3) uint8, RGB in [0, 255].
+
+        Raises:
+            SlideReadError: the file is damaged there.
+        """
+        assert 0 <= y < y + height <= self.height_px, (y, height, self.height_px)
+        assert 0 <= x < x + width <= self.width_px, (x, width, self.width_px)
+        if not self.is_resampled:
+            top, left = self._corner
+            return self._reader.read(self.level, left + x, top + y, width, height)
+        found = np.empty((height, width, 3), np.uint8)
+        rows = _cells(y, height, self.height_px, self._size[0], self._cell_px)
+        columns = _cells(x, width, self.width_px, self._size[1], self._cell_px)
+        for some_rows, some_columns in _groups(rows, columns):
+            self._read_cells(found, (y, x), some_rows, some_columns)
+        return found
+
+    def _read_cells(
+        self,
+        found: NDArray[np.uint8],
+        corner: tuple[int, int],
+        rows: "list[_Cell]",
+        columns: "list[_Cell]",
+    ) -> None:
+        """Read the source of some cells at once, and resample each cell into `found`."""
+        top, left = rows[0].source_start, columns[0].source_start
+        source = self._reader.read(
+            self.level,
+            self._corner[1] + left,
+            self._corner[0] + top,
+            columns[-1].source_end - left,
+            rows[-1].source_end - top,
+        )
+        for row in rows:
+            for column in columns:
+                part = source[
+                    row.source_start - top : row.source_end - top,
+                    column.source_start - left : column.source_end - left,
+                ]
+                cell = _resize(part, row.size, column.size, row.box, column.box)
+                place = row.place(corner[0]), column.place(corner[1])
+                found[place] = cell[row.wanted, column.wanted]
+
+
+class _Cell:
+    """One cell of the grid along one axis, and where its pixels come from."""
+
+    def __init__(
+        self, start: int, cell_px: int, wanted: range, length: int, source_length: int
+    ) -> None:
+        end = min(start + cell_px, length)
+        factor = source_length / length
+        margin = _BICUBIC_SUPPORT * max(factor, 1) + 1
+        self.start, self.size = start, end - start
+        self.source_start = max(math.floor(start * factor - margin), 0)
+        self.source_end = min(math.ceil(end * factor + margin), source_length)
+        self.box = start * factor - self.source_start, end * factor - self.source_start
+        self._from, self._to = max(wanted.start, start), min(wanted.stop, end)
+        self.wanted = slice(self._from - start, self._to - start)
+
+    def place(self, origin: int) -> slice:
+        return slice(self._from - origin, self._to - origin)
+
+
+def _cells(start: int, size: int, length: int, source_length: int, cell_px: int) -> list[_Cell]:
+    """The cells of the grid that a region of an axis reaches into."""
+    wanted = range(start, start + size)
+    first = start // cell_px * cell_px
+    return [
+        _Cell(cell, cell_px, wanted, length, source_length)
+        for cell in range(first, start + size, cell_px)
+    ]
+
+
+def _groups(rows: list[_Cell], columns: list[_Cell]) -> Iterator[tuple[list[_Cell], list[_Cell]]]:
+    """Cells that are read at once: as many as the memory allows, at least one."""
+    row_px, column_px = (
+        (cells[-1].source_end - cells[0].source_start) / len(cells) for cells in (rows, columns)
+    )
+    num_columns = min(max(int(_PIXELS_AT_ONCE / (row_px * column_px)), 1), len(columns))
+    num_rows = max(int(_PIXELS_AT_ONCE / (row_px * column_px * num_columns)), 1)
+    for row in range(0, len(rows), num_rows):
+        for column in range(0, len(columns), num_columns):
+            yield rows[row : row + num_rows], columns[column : column + num_columns]
+
+
+def _resize(
+    pixels: NDArray[np.uint8],
+    height: int,
+    width: int,
+    rows: tuple[float, float],
+    columns: tuple[float, float],
+) -> NDArray[np.uint8]:
+    """Resample a box of the pixels; what it needs around it lies in the pixels."""
+    box = (columns[0], rows[0], min(columns[1], pixels.shape[1]), min(rows[1], pixels.shape[0]))
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
+
+
+def choose_level(levels: "tuple[Level, ...]", scale: float, tolerance: float = 0.0) -> int:
+    """The coarsest level that is not coarser than wanted; level 0 where all are.
+
+    Args:
+        levels: of the slide, level 0 first.
+        scale: pixels of level 0 for one that is wanted.
+        tolerance: share by which a level may be coarser.
+    """
+    most = scale * max(_SLACK, 1 + tolerance)
+    fine = [
+        index
+        for index, level in enumerate(levels)
+        if max(level.downsample_x, level.downsample_y) <= most
+    ]
+    return max(fine, key=lambda index: levels[index].downsample_x, default=0)
+
+
+def read_scaled(
+    reader: "RegionReader", y: float, x: float, height: int, width: int, scale: float
+) -> NDArray[np.uint8]:
+    """Read a region of level 0 that starts anywhere, `scale` pixels of it for one returned.
+
+    Args:
+        reader: the open slide.
+        y: top edge in pixels of level 0.
+        x: left edge in pixels of level 0.
+        height: rows returned.
+        width: columns returned.
+        scale: pixels of level 0 for one that is returned.
+
+    Returns:
+        (height, width, 3) uint8, RGB in [0, 255]; white where the slide has no pixels.
+    """
+    index = choose_level(reader.levels, scale)
+    level = reader.levels[index]
+    rows = y / level.downsample_y, (y + height * scale) / level.downsample_y
+    columns = x / level.downsample_x, (x + width * scale) / level.downsample_x
+    margin = math.ceil(_BICUBIC_SUPPORT * max(scale / level.downsample_x, 1)) + 1
+    top, left = math.floor(rows[0]) - margin, math.floor(columns[0]) - margin
+    bottom, right = math.ceil(rows[1]) + margin, math.ceil(columns[1]) + margin
+    pixels = reader.read(index, left, top, right - left, bottom - top)
+    return _resize(
+        pixels,
+        height,
+        width,
+        (rows[0] - top, rows[1] - top),
+        (columns[0] - left, columns[1] - left),
+    )

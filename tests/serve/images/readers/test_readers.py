@@ -1,0 +1,277 @@
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+import zarr
+from numpy.typing import NDArray
+from PIL import Image
+
+from serve.contract.errors import ImageError, OptionError
+from serve.images.readers.errors import (
+    ReaderMissingError,
+    SlideChannelsError,
+    SlideError,
+    SlideFormatError,
+    SlideReadError,
+    SlideScaleError,
+)
+from serve.images.readers.openslide import check_openslide_version
+from serve.images.readers.reader import RegionReader
+from serve.images.readers.registry import READERS, open_reader, reader_class
+from tests.support.real_slide import real_dicom, real_slide
+from tests.support.slides import tissue_pixels, write_aperio
+
+HEIGHT, WIDTH = 1003, 1302
+
+
+@pytest.fixture(scope="module")
+def pixels() -> NDArray[np.uint8]:
+    return tissue_pixels(HEIGHT, WIDTH)
+
+
+@pytest.fixture(scope="module")
+def svs(tmp_path_factory: pytest.TempPathFactory, pixels: NDArray[np.uint8]) -> Path:
+    return write_aperio(tmp_path_factory.mktemp("slides") / "tiny.svs", pixels)
+
+
+def write_ome_zarr(path: Path, pixels: NDArray[Any], *, axes: str = "cyx") -> Path:
+    stored = pixels.transpose([("y", "x", "c").index(axis) for axis in axes])
+    group = zarr.open_group(path, mode="w", zarr_format=3)
+    transform = [{"type": "scale", "scale": [0.5 if axis in "xy" else 1.0 for axis in axes]}]
+    for index, step in enumerate((1, 2)):
+        cut = tuple(slice(None, None, step if axis in "xy" else 1) for axis in axes)
+        group.create_array(str(index), data=np.ascontiguousarray(stored[cut]))
+    units = [{"name": axis, **({"unit": "micrometer"} if axis in "xy" else {})} for axis in axes]
+    datasets = [{"path": str(index), "coordinateTransformations": transform} for index in (0, 1)]
+    image = {"axes": units, "datasets": datasets}
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
+    return path
+
+
+def write_ome_tiff(path: Path, pixels: NDArray[Any], **options: Any) -> Path:
+    metadata = {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        shared: dict[str, Any] = {"tile": (256, 256), "photometric": "rgb", **options}
+        tiff.write(pixels, subifds=1, metadata=metadata, **shared)
+        tiff.write(np.ascontiguousarray(pixels[::2, ::2]), subfiletype=1, **shared)
+    return path
+
+
+def written(kind: str, folder: Path, pixels: NDArray[np.uint8]) -> Path:
+    match kind:
+        case "ome-zarr":
+            return write_ome_zarr(folder / "slide.zarr", pixels)
+        case "ome-tiff":
+            return write_ome_tiff(folder / "slide.ome.tif", pixels, compression="zlib")
+        case "picture":
+            path = folder / "slide.png"
+            Image.fromarray(pixels).save(path)
+            return path
+        case _:
+            return write_aperio(folder / "slide.svs", pixels)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_every_reader_gives_regions_with_white_beyond_the_edges(
+    kind: str, tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    path = written(kind, tmp_path, pixels)
+    with open_reader(path, kind) as slide:
+        whole = slide.read(0, 0, 0, WIDTH, HEIGHT)
+        around = slide.read(0, -3, -5, WIDTH + 10, HEIGHT + 9)
+    assert np.abs(whole.astype(int) - pixels).mean() < 3  # JPEG
+    assert np.array_equal(around[5 : 5 + HEIGHT, 3 : 3 + WIDTH], whole)
+    around[5 : 5 + HEIGHT, 3 : 3 + WIDTH] = 255
+    assert (around == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "chosen"),
+    [("svs", "tiff"), ("ome-zarr", "ome-zarr"), ("ome-tiff", "ome-tiff"), ("picture", "picture")],
+)
+def test_the_reader_is_chosen_by_the_file(
+    kind: str, chosen: str, tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    with open_reader(written(kind, tmp_path, pixels)) as slide:
+        assert slide.name == chosen
+        assert (slide.height_px, slide.width_px) == (HEIGHT, WIDTH)
+        if chosen != "picture":
+            assert (slide.mpp, slide.mpp_source, len(slide.levels)) == (0.5, "file", 2)
+
+
+def test_the_fast_reader_gives_the_pixels_of_openslide_on_a_real_slide() -> None:
+    with open_reader(real_slide()) as fast, open_reader(real_slide(), "openslide") as slow:
+        assert fast.name == "tiff"
+        assert (fast.mpp, fast.levels, fast.bounds) == (slow.mpp, slow.levels, slow.bounds)
+        region = (0, 301, -7, 1950, 3000)
+        assert np.array_equal(fast.read(*region), slow.read(*region))
+        assert fast.fingerprint() == slow.fingerprint()
+
+
+def test_the_fast_reader_gives_the_pixels_of_openslide_on_every_level(svs: Path) -> None:
+    with open_reader(svs, "tiff") as fast, open_reader(svs, "openslide") as slow:
+        for level in range(2):
+            found = fast.read(level, 0, 0, 250, 200)
+            assert np.abs(found.astype(int) - slow.read(level, 0, 0, 250, 200)).max() <= 1
+
+
+def test_openslide_gives_a_pixel_the_same_value_whatever_region_it_is_read_in(
+    tmp_path: Path,
+) -> None:
+    path = write_aperio(tmp_path / "odd.svs", tissue_pixels(1201, 1703))  # 1703 / 425 is not 4
+    with open_reader(path, "openslide") as slide:
+        level = slide.levels[1]
+        whole = slide.read(1, 0, 0, level.width_px, level.height_px)
+        part = slide.read(1, 101, 57, 200, 130)
+    assert np.array_equal(part, whole[57:187, 101:301])
+
+
+def test_a_dicom_series_is_opened_by_its_folder() -> None:
+    with open_reader(real_dicom()) as slide:
+        assert (slide.name, slide.width_px, slide.height_px) == ("openslide", 2220, 2967)
+        assert slide.mpp == pytest.approx(0.499)
+
+
+def test_threads_share_a_reader(svs: Path) -> None:
+    with open_reader(svs) as slide:
+        places = [(x, y) for x in range(0, 1000, 101) for y in range(0, 700, 97)]
+        alone = [slide.read(0, x, y, 200, 150) for x, y in places]
+        with ThreadPoolExecutor(8) as pool:
+            shared = list(pool.map(lambda place: slide.read(0, *place, 200, 150), places))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+def test_an_open_slide_is_not_sent_to_another_process(svs: Path) -> None:
+    with open_reader(svs) as slide, pytest.raises(TypeError, match="open it there"):
+        pickle.dumps(slide)
+
+
+def test_a_slide_without_um_per_pixel_is_named_and_not_guessed(
+    tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    path = write_aperio(tmp_path / "unscaled.svs", pixels, mpp=None)
+    with open_reader(path) as slide:
+        assert (slide.mpp, slide.mpp_source) == (None, "unknown")
+        with pytest.raises(SlideScaleError, match=r"unscaled\.svs.*--mpp"):
+            slide.at_mpp(0.5)
+    with open_reader(path, mpp=0.25) as slide:
+        assert (slide.mpp, slide.mpp_source) == (0.25, "given")
+
+
+def test_a_claim_of_a_screen_is_not_believed(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    path = tmp_path / "screen.tif"
+    tifffile.imwrite(
+        path,
+        pixels,
+        tile=(256, 256),
+        photometric="rgb",
+        resolution=(72, 72),
+        resolutionunit=2,
+        metadata=None,
+    )
+    with open_reader(path) as slide, pytest.raises(SlideScaleError, match="352"):
+        slide.require_mpp()
+
+
+@pytest.mark.parametrize("mpp", [0.0, -1.0, 400.0, float("nan")])
+def test_an_absurd_um_per_pixel_is_refused(mpp: float, svs: Path) -> None:
+    with pytest.raises(OptionError):
+        open_reader(svs, mpp=mpp)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("text.svs", b"not a slide"), ("empty.svs", b""), ("cut.ndpi", b"II*\0\x08\0\0\0")],
+)
+def test_what_is_no_slide_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ImageError, match=name):
+        open_reader(tmp_path / name)
+
+
+def test_a_missing_file_and_an_empty_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SlideFormatError, match="gone"):
+        open_reader(tmp_path / "gone.svs")
+    with pytest.raises(SlideFormatError, match=tmp_path.name):
+        open_reader(tmp_path)
+
+
+@pytest.mark.parametrize("reader", ["tiff", "openslide"])
+def test_a_truncated_slide_fails_where_it_is_cut(
+    reader: str, tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    whole = write_aperio(tmp_path / "whole.svs", pixels)
+    with tifffile.TiffFile(whole) as tiff:
+        page = tiff.pages[0]
+        place = page.dataoffsets[5]
+        size = page.databytecounts[5]
+    broken = tmp_path / "broken.svs"
+    content = bytearray(whole.read_bytes())
+    content[place : place + size] = bytes(size)
+    broken.write_bytes(content)
+    with open_reader(broken, reader) as slide:
+        slide.read(0, 0, 0, 100, 100)
+        with pytest.raises(SlideReadError, match=r"broken\.svs"):
+            slide.read(0, 0, 0, WIDTH, HEIGHT)
+
+
+def test_deep_and_fluorescent_slides_are_refused_by_name(
+    tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    deep = tmp_path / "deep.tif"
+    tifffile.imwrite(deep, pixels.astype(np.uint16), tile=(256, 256), photometric="rgb")
+    stack = tmp_path / "stack.ome.tif"
+    tifffile.imwrite(
+        stack,
+        np.moveaxis(pixels, -1, 0)[[0, 1, 2, 0]],
+        tile=(256, 256),
+        photometric="minisblack",
+        metadata={"axes": "CYX"},
+    )
+    paths = [
+        deep,
+        stack,
+        write_ome_zarr(tmp_path / "deep.zarr", pixels.astype(np.uint16)),
+        write_ome_zarr(tmp_path / "two.zarr", pixels[..., :2]),
+    ]
+    for path in paths:
+        with pytest.raises(SlideChannelsError, match=path.name):
+            open_reader(path)
+
+
+def test_unknown_readers_and_missing_libraries_are_told(
+    svs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ReaderMissingError, match="openslide"):
+        open_reader(svs, "bioformats")
+    monkeypatch.setitem(READERS, "other", "a_library_that_is_not_there:Reader")
+    with pytest.raises(ReaderMissingError, match="install"):
+        reader_class("other")
+
+
+def test_a_reader_is_added_by_one_entry(svs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(READERS, "again", "serve.images.readers.openslide:OpenSlideReader")
+    with open_reader(svs, "again") as slide:
+        assert isinstance(slide, RegionReader)
+
+
+def test_an_openslide_with_known_security_faults_is_refused() -> None:
+    check_openslide_version(openslide.__library_version__)
+    with pytest.raises(ReaderMissingError, match=r"4\.0\.0"):
+        check_openslide_version("4.0.0")
+
+
+def test_a_replaced_slide_is_noticed(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    path = write_aperio(tmp_path / "slide.svs", pixels)
+    with open_reader(path) as slide:
+        before = slide.fingerprint()
+        slide.check_unchanged()
+        write_aperio(path, pixels[::-1])
+        with pytest.raises(SlideError, match="replaced"):
+            slide.check_unchanged()
+        assert slide.fingerprint() != before
