@@ -21,7 +21,7 @@ class DirectSamPath(nn.Module):
 
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
-        assert not segmenter.class_attention_bias().any(), "SAM-Path has no bias"
+        assert not segmenter.class_attention_bias.delta.any(), "SAM-Path has no bias"
         dim: int = segmenter.mask_decoder.transformer_dim
         grid = segmenter.tile_size_px // PATCH_SIZE
         self.segmenter = segmenter

@@ -1,7 +1,7 @@
 """The model and the tile that the benchmarks run: real size, random weights."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import nn
 
 from train.data.synthetic.tissue import make_tile
 from train.model.segmenter import Segmenter
-from train.settings import BiasSettings, ModelSettings, synthetic
+from train.settings import ModelSettings
 
 NUM_CLASSES = 6
 FLOPS_PER_TILE = 1.45e12
@@ -25,8 +25,7 @@ def build_benchmark_model(settings: ModelSettings) -> Segmenter:
     Its bias is zero, because SAM-Path has none to compare with.
     """
     torch.manual_seed(0)
-    run = replace(synthetic(), model=settings, bias=BiasSettings(bias="none"))
-    segmenter = Segmenter(run, torch.zeros(NUM_CLASSES)).eval()
+    segmenter = Segmenter(settings, NUM_CLASSES).eval()
     with torch.no_grad():
         for name, parameter in segmenter.named_parameters():
             # SAM starts its positions at zero, which a trained model does not have.

@@ -115,7 +115,7 @@ class Benchmark:
         torch.manual_seed(0)
         self.training = _training_settings(settings, folder / "cache")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.segmenter = Segmenter(self.training, torch.zeros(len(CLASSES))).train()
+        self.segmenter = Segmenter(self.training.model, len(CLASSES)).train()
         self.segmenter.to(self.device)
         self.loss = SegmentationLoss(self.training.loss)
         trained = [p for p in self.segmenter.parameters() if p.requires_grad]

@@ -10,23 +10,27 @@ python -m train evaluate RUN --data DATA   score it
 python -m train compare PRESET --data DATA train and report the paper's comparison
 """
 
+import inspect
 import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Never, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Never, Union
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
-from train.comparison.methods import RowName
+from train.comparison.methods import all_rows, paper_rows
 from train.data.check import report
 from train.data.convert.registry import CONVERTERS, Converter
 from train.data.folder import Split
 from train.errors import FocalPathError
 from train.files import whole_file
-from train.settings import PRESETS, Settings
+from train.model.class_bias import STRATEGIES
+from train.settings import PRESETS, BiasName, Settings
 
 
 class Prepare:
@@ -109,7 +113,7 @@ class Fit:
     overwrite: bool = False
     """Replace the trained model that --out has."""
     difficulty_from: Path | None = None
-    """A trained baseline's run, whose Dice a class --bias hcfa takes for difficulty."""
+    """Run of a trained baseline. `--bias hcfa` uses its per-class Dice as the difficulty."""
 
     def run(self) -> None:
         """Train and print the scores of the best epoch."""
@@ -189,6 +193,10 @@ class Evaluate:
                 partial.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
+class RowChoice(str):
+    """The name of a row of the comparison."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compare:
     """Train the rows of the paper's Table 1 and its ablation, and write tables and figures.
@@ -205,8 +213,9 @@ class Compare:
     """The folder to write: runs/ROW/seedN/ and report/README.md."""
     seeds: int = 3
     """Trainings of each row, with the seeds from --seed on."""
-    rows: tuple[RowName, ...] = get_args(RowName)
-    """The rows to train; base_with_focal, which the others are compared with, always is."""
+    rows: tuple[RowChoice, ...] = tuple(map(RowChoice, paper_rows()))
+    """The rows to train, by default those of the paper. base_with_focal, which the others are
+    compared with, is always trained."""
 
     def run(self) -> None:
         """Train, score and report."""
@@ -221,15 +230,41 @@ class Compare:
             print(f"report: {write_report(comparison, self.out / 'report')}")
 
 
+def _registry() -> ConstructorRegistry:
+    """How tyro reads names of registered things: their choices are what is registered now."""
+    registry = ConstructorRegistry()
+
+    def add(kind: object, names: Sequence[str]) -> None:
+        spec = PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{" + ",".join(names) + "}",
+            instance_from_str=lambda values: values[0],
+            is_instance=lambda value: isinstance(value, str),
+            str_from_instance=lambda value: [value],
+            choices=tuple(names),
+        )
+        registry.primitive_rule(lambda info: spec if info.type is kind else None)
+
+    add(BiasName, list(STRATEGIES))
+    add(RowChoice, list(all_rows()))
+    return registry
+
+
+def _with_biases(command: type) -> str:
+    """A command's description, and what each value of `--bias` means."""
+    lines = [f"  {strategy.name}: {strategy.help}" for strategy in STRATEGIES.values()]
+    return "\n".join([inspect.getdoc(command) or "", "", "Biases:", *lines])
+
+
 def _commands() -> Any:
     """All subcommands; those of `prepare` are as many as there are converters now."""
     return (
         Annotated[prepare_command(), tyro.conf.subcommand("prepare", description=Prepare.__doc__)]
         | Annotated[Check, tyro.conf.subcommand("check")]
-        | Annotated[Fit, tyro.conf.subcommand("fit")]
+        | Annotated[Fit, tyro.conf.subcommand("fit", description=_with_biases(Fit))]
         | Annotated[ImportSampath, tyro.conf.subcommand("import-sampath")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-        | Annotated[Compare, tyro.conf.subcommand("compare")]
+        | Annotated[Compare, tyro.conf.subcommand("compare", description=_with_biases(Compare))]
     )
 
 
@@ -266,7 +301,11 @@ def main() -> None:
         tyro.conf.CascadeSubcommandArgs,
     )
     command = tyro.cli(
-        _commands(), prog="python -m train", description=__doc__.splitlines()[0], config=config
+        _commands(),
+        prog="python -m train",
+        description=__doc__.splitlines()[0],
+        config=config,
+        registry=_registry(),
     )
     signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -1,6 +1,8 @@
 """What can go wrong in training and export, one class for each kind that a user can act on.
 
 FocalPathError
+├── SettingsError    a setting is unknown, out of its range, or does not fit another
+├── BaselineError    a strategy needs a trained baseline, and none fits
 ├── WeightsError     a file of published weights cannot be read, or does not fit the model
 ├── EncoderError     an encoder is unknown, or no vision transformer that the model can use
 └── CheckpointError  a checkpoint is missing, damaged, or of another model or other classes
@@ -14,6 +16,18 @@ class FocalPathError(ValueError):
 
     code: ClassVar[str] = "focalpath"
     """Short and stable name of the kind of error, for programs."""
+
+
+class SettingsError(FocalPathError):
+    """A setting is unknown, out of its range, or does not fit another."""
+
+    code = "settings"
+
+
+class BaselineError(FocalPathError):
+    """A strategy needs a trained baseline, and none fits."""
+
+    code = "baseline"
 
 
 class WeightsError(FocalPathError):

@@ -9,9 +9,10 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function, str_schema
 
 from train.errors import FocalPathError
 
@@ -40,27 +41,38 @@ def _check_ranges(group: object, **ranges: tuple[float, float]) -> None:
         )
 
 
+class BiasName(str):
+    """The name of an entry of `train.model.class_bias.STRATEGIES`."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> CoreSchema:
+        return no_info_after_validator_function(cls, str_schema())
+
+
 @dataclass(frozen=True, kw_only=True)
 class BiasSettings:
-    """Dynamic Focal Attention and its siblings: the bias a class in the cross-attention."""
+    """How the class bias starts and learns."""
 
-    bias: Literal["none", "cffa", "hcfa", "dfa"] = "dfa"
-    """none: SAM-Path; cffa: from class frequency (Eq. 2; its exact form, -gamma log f, is our
-    choice); hcfa: from a baseline's Dice (Eq. 3; its exact form, gamma log C d with d the share of
-    1 - Dice, is our choice); dfa: learned (Eq. 4)."""
     bias_init: Literal["warm", "cold"] = "warm"
-    """Where dfa starts: at the centred log-frequency prior (Eq. 6), or at zero."""
+    """Where a learned bias starts: at the centred log-frequency prior (Eq. 6), or at zero."""
     bias_frozen: bool = False
-    """Keep dfa at its start: the control that tells learning from the frequency prior."""
+    """Keep a learned bias at its start: the control that tells learning from the prior."""
     bias_gamma: float = 0.5
     """Magnitude of the prior, the same for all strategies (our choice)."""
     bias_epsilon: float = 1e-6
     """Added to frequencies and difficulties before the logarithm (our choice)."""
     bias_lr_factor: float = 100.0
-    """The bias learns at this multiple of the base learning rate; the synthetic preset's 10 is our
+    """The bias learns at this multiple of the base learning rate. The synthetic preset's 10 is our
     choice."""
+    bias_regularisation: Literal["decay", "l2", "off"] = "decay"
+    """The paper regularises delta "to prevent unbounded growth", and its factor is lost. decay:
+    each step pulls the bias towards its prior, apart from the loss (our choice); l2: the paper's
+    term, bias_l2 * sum(delta^2), in the loss. Adam ignores the size of a gradient, so that l2
+    erases the prior within a few epochs."""
+    bias_decay: float = 0.2
+    """Strength of decay: it keeps a bias within about 1 / bias_decay of its prior (our choice)."""
     bias_l2: float = 1e-4
-    """Factor of the penalty sum(delta^2) (our choice)."""
+    """Factor of the l2 term (our choice)."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that train nothing."""
@@ -69,14 +81,17 @@ class BiasSettings:
             bias_gamma=(0, math.inf),
             bias_epsilon=(_ABOVE_0, 1),
             bias_lr_factor=(0, math.inf),
+            bias_decay=(0, math.inf),
             bias_l2=(0, math.inf),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """SAM-Path's encoders and decoder, in any size."""
+    """The model: SAM-Path's encoders and decoder in any size, and the kind of class bias."""
 
+    bias: BiasName = BiasName("dfa")
+    """How attention is biased by class."""
     tile_size_px: int = 1024
     """Side of the square image that the model takes; a multiple of 16."""
     score_size_px: int | None = None
@@ -282,6 +297,18 @@ class Settings:
                 f"{'frozen' if self.model.encoders_frozen else 'trained'}; features can be kept "
                 "only of frozen encoders and --augment dihedral or none"
             )
+
+
+def upgrade_settings(stored: Any) -> Any:
+    """Bring settings that an earlier version stored as JSON to the fields of this one."""
+    if not isinstance(stored, dict):
+        return stored
+    model, bias = dict(stored.get("model", {})), dict(stored.get("bias", {}))
+    if "bias" in bias:
+        model["bias"] = bias.pop("bias")
+    if "bias_l2" in bias:
+        bias.setdefault("bias_regularisation", "l2")  # the only one, once
+    return {**stored, "model": model, "bias": bias}
 
 
 def synthetic() -> Settings:

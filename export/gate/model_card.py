@@ -66,7 +66,7 @@ def _classes(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
     yield f"| | Mean | | | | {means} |"
     yield ""
     yield (
-        f"The bias ({card.settings.bias.bias}) is added to the logits of the attention from image "
+        f"The bias ({card.settings.model.bias}) is added to the logits of the attention from image "
         "to class tokens: above 0 where the model attends more to a class. Unlabelled (0) is never "
         "predicted."
     )

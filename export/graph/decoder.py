@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.graph.attention import PLAIN, Projection, attend, join_heads, split_heads
-from train.model.class_bias import NUM_LEADING_TOKENS
+from train.model.class_bias import NUM_LEADING_TOKENS, ClassTerms
 from train.model.image_encoder import PATCH_SIZE
 from train.model.mask_decoder import FocalBlock, FocalTransformer
 from train.model.segmenter import Segmenter
@@ -28,8 +28,9 @@ class FoldedDecoder(nn.Module):
     """From the image's tokens (B, N, D) to the classes' logits and scores."""
 
     first_queries: Tensor
+    mask_bias: Tensor | None
 
-    def __init__(self, segmenter: Segmenter) -> None:
+    def __init__(self, segmenter: Segmenter, terms: ClassTerms) -> None:
         super().__init__()
         decoder = segmenter.mask_decoder
         self.grid = segmenter.tile_size_px // PATCH_SIZE
@@ -43,37 +44,51 @@ class FoldedDecoder(nn.Module):
         tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = tokens[self.token_order][None]  # 1 x T x D
         image_pe = segmenter.prompt_encoder.pe_layer((self.grid, self.grid)).flatten(1).T[None]
+        temperature = terms.temperature
+        if temperature is not None:
+            temperature = temperature.detach()[self.token_order].reshape(1, -1, 1)
+        mask_bias = terms.mask_bias
+        if mask_bias is not None:  # without the unlabelled channel
+            mask_bias = mask_bias.detach()[1:].reshape(1, -1, 1, 1)
+        self.register_buffer("mask_bias", mask_bias)
         transformer = cast(FocalTransformer, decoder.transformer)
         first, *others = cast(list[FocalBlock], transformer.layers)
         first_queries = first.norm1(first.attend_to_tokens(tokens, tokens))
         self.register_buffer("first_queries", first_queries)
         self.layers = nn.ModuleList(
-            FoldedBlock(block, tokens, image_pe, first_queries if block is first else None)
+            FoldedBlock(
+                block, tokens, image_pe, first_queries if block is first else None, temperature
+            )
             for block in (first, *others)
         )
         self.final_attn_token_to_image = FoldedAttention(
-            transformer.final_attn_token_to_image, tokens[:, _NUM_DEAD:], image_pe
+            transformer.final_attn_token_to_image,
+            tokens[:, _NUM_DEAD:],
+            image_pe,
+            query_scale=None if temperature is None else temperature[:, _NUM_DEAD:],
         )
         self.norm_final_attn = transformer.norm_final_attn
         self.output_upscaling = FoldedUpscaling(decoder.output_upscaling, self.grid)
         self.output_hypernetworks_mlps = TokenMlps(decoder.output_hypernetworks_mlps[_NUM_DEAD:])
         self.iou_prediction_head = TokenMlps([decoder.iou_prediction_head], _NUM_DEAD)
 
-    def forward(self, keys: Tensor, token_bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode (B, N, D) with `token_bias` (1, 1, 1, T), in the order of `token_order`.
+    def forward(self, keys: Tensor, token_biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Decode (B, N, D) with each block's bias (1, 1 or H, 1, T), in `token_order`.
 
         Returns:
             low_res_logits: (B, C, 4h, 4w).
             iou_scores: (B, C).
         """
         queries = self.first_queries
-        for layer in self.layers:
+        for layer, token_bias in zip(self.layers, token_biases, strict=True):
             queries, keys = layer(queries, keys, token_bias)
         queries = queries[:, _NUM_DEAD:]  # the iou token and the classes'
         to_image = self.final_attn_token_to_image(queries, keys, keys)
         tokens_out = self.norm_final_attn(queries + to_image)
         class_weights = self.output_hypernetworks_mlps(tokens_out[:, 1:])  # B x C x D/8
         low_res_logits = self.output_upscaling(keys, class_weights)
+        if self.mask_bias is not None:
+            low_res_logits = low_res_logits + self.mask_bias
         return low_res_logits, self.iou_prediction_head(tokens_out[:, :1]).flatten(1)
 
 
@@ -86,13 +101,14 @@ class FoldedBlock(nn.Module):
         tokens: Tensor,
         image_pe: Tensor,
         constant_queries: Tensor | None,
+        temperature: Tensor | None,
     ) -> None:
         super().__init__()
         self.self_attn = (
             FoldedAttention(block.self_attn, tokens, tokens) if constant_queries is None else None
         )
         self.cross_attn_token_to_image = FoldedAttention(
-            block.cross_attn_token_to_image, tokens, image_pe, constant_queries
+            block.cross_attn_token_to_image, tokens, image_pe, constant_queries, temperature
         )
         self.cross_attn_image_to_token = FoldedAttention(
             block.cross_attn_image_to_token, image_pe, tokens
@@ -119,6 +135,7 @@ class FoldedAttention(nn.Module):
     """
 
     constant_queries: Tensor | None
+    query_scale: Tensor | None
 
     def __init__(
         self,
@@ -126,16 +143,23 @@ class FoldedAttention(nn.Module):
         query_pe: Tensor,
         key_pe: Tensor,
         constant_queries: Tensor | None = None,
+        query_scale: Tensor | None = None,
     ) -> None:
+        """Fold; `query_scale` (1, Q, 1) are the factors of each query's logits, or None."""
         super().__init__()
         self.num_heads = attention.num_heads
         scale = (attention.internal_dim // attention.num_heads) ** -0.5
         weight = attention.q_proj.weight.T * scale
         bias = attention.q_proj.bias * scale + query_pe @ weight
         if constant_queries is not None:
-            constant_queries = split_heads(constant_queries @ weight + bias, self.num_heads)
+            constant_queries = constant_queries @ weight + bias
+            if query_scale is not None:
+                constant_queries = constant_queries * query_scale
+            constant_queries = split_heads(constant_queries, self.num_heads)
+            query_scale = None
         else:
             self.query = Projection(weight, bias)
+        self.register_buffer("query_scale", query_scale)
         self.register_buffer("constant_queries", constant_queries)
         self.key = Projection(attention.k_proj.weight.T, key_pe @ attention.k_proj.weight.T)
         self.value = Projection(attention.v_proj.weight.T, None)
@@ -151,7 +175,10 @@ class FoldedAttention(nn.Module):
         keys = split_heads(self.key(keys), self.num_heads)
         values = split_heads(self.value(values), self.num_heads)
         if self.constant_queries is None:
-            queries = split_heads(self.query(queries), self.num_heads)
+            queries = self.query(queries)
+            if self.query_scale is not None:
+                queries = queries * self.query_scale
+            queries = split_heads(queries, self.num_heads)
         else:
             queries = self.constant_queries
         # Never ONNX's Attention: it broadcasts no single batch of queries over the images, and in

@@ -32,8 +32,6 @@ from train.model.segmenter import Segmenter
 class FoldedSegmenter(nn.Module):
     """The whole model: (B, H, W, 3) uint8 to `DeployableOutput`."""
 
-    class_attention_bias: Tensor
-
     @torch.no_grad()
     def __init__(self, deployable: Deployable, form: AttentionForm) -> None:
         super().__init__()
@@ -46,18 +44,26 @@ class FoldedSegmenter(nn.Module):
             else PlainPathologyEncoder(segmenter)
         )
         self.neck = FoldedNeck(segmenter)
-        token_bias = deployable.class_attention_bias.detach()
-        self.mask_decoder = FoldedDecoder(segmenter)
+        terms = deployable.terms
+        self.mask_decoder = FoldedDecoder(segmenter, terms)
         # As ONNX's Attention wants a mask: (batch, heads, queries, keys).
-        token_bias = token_bias[self.mask_decoder.token_order].reshape(1, 1, 1, -1)
-        self.register_buffer("class_attention_bias", token_bias)
+        token_bias = terms.attention_bias.detach()[..., self.mask_decoder.token_order]
+        if token_bias.dim() == 1:
+            self.register_buffer("class_attention_bias", token_bias.reshape(1, 1, 1, -1))
+            self._biases = ["class_attention_bias"] * len(self.mask_decoder.layers)
+        else:
+            self._biases = [f"class_attention_bias_{index}" for index in range(len(token_bias))]
+            for name, of_block in zip(self._biases, token_bias, strict=True):
+                self.register_buffer(name, of_block[None, :, None].clone())  # 1 x H x 1 x T
 
     def forward(self, image: Tensor) -> DeployableOutput:
         """Segment (B, H, W, 3) uint8, RGB in [0, 255], H = W = the tile size."""
         # The cast comes first: TensorRT takes uint8 only at the graph's edge.
         patches = _patches(image.float(), self.tile_size_px // PATCH_SIZE)
         keys = self.neck(self.image_encoder(patches), self.pathology_encoder(patches))
-        low_res_logits, iou_scores = self.mask_decoder(keys, self.class_attention_bias)
+        low_res_logits, iou_scores = self.mask_decoder(
+            keys, [self.get_buffer(name) for name in self._biases]
+        )
         return outputs(low_res_logits, iou_scores, self.tile_size_px)
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from train.model.class_bias import ClassTerms
 from train.model.segmenter import Segmenter
 
 
@@ -30,22 +31,32 @@ class DeployableOutput(NamedTuple):
 
 
 class Deployable(nn.Module):
-    """Pre- and post-processing around a trained segmenter, its learned bias frozen."""
+    """Pre- and post-processing around a trained segmenter, its class terms frozen."""
 
     class_attention_bias: Tensor
+    class_temperature: Tensor | None
+    class_mask_bias: Tensor | None
 
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
         self.segmenter = segmenter.eval()
-        # One value a token: iou, single-mask, unlabelled, then the classes.
+        # One value per token: iou, single-mask, unlabelled, then the classes.
         with torch.no_grad():
-            self.register_buffer("class_attention_bias", segmenter.class_attention_bias().clone())
+            terms = segmenter.class_attention_bias()
+        self.register_buffer("class_attention_bias", terms.attention_bias.clone())
+        self.register_buffer("class_temperature", terms.temperature)
+        self.register_buffer("class_mask_bias", terms.mask_bias)
+
+    @property
+    def terms(self) -> ClassTerms:
+        """What the model's bias strategy adds to the decoder."""
+        return ClassTerms(self.class_attention_bias, self.class_temperature, self.class_mask_bias)
 
     def forward(self, image: Tensor) -> DeployableOutput:
         """Segment (B, H, W, 3) uint8, RGB in [0, 255], H = W = the tile size."""
         images = image.float().permute(0, 3, 1, 2)
         features = self.segmenter.encode(images)
-        low_res_logits, iou_scores = self.segmenter.decode(features, self.class_attention_bias)
+        low_res_logits, iou_scores = self.segmenter.decode(features, self.terms)
         return outputs(low_res_logits[:, 1:], iou_scores[:, 1:], self.segmenter.tile_size_px)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.support.toy_data import toy_settings
 from train.comparison.compare import Comparison
-from train.comparison.methods import ABLATION_ROWS, TABLE_ROWS, RowName
+from train.comparison.methods import RowName, all_rows
 from train.comparison.run import RowResult
 from train.data.folder import Tile, TileFolder
 from train.model.checkpoint import CheckpointCard
@@ -67,7 +67,7 @@ def toy_comparison(
         settings=settings,
         data=TileFolder(Path(), classes, 0.5, {"training": (), "validation": (), "test": tiles}),
         fingerprint="0123456789abcdef" * 4,
-        rows=tuple(row for row in TABLE_ROWS + ABLATION_ROWS if row.name in accuracies),
+        rows=tuple(row for name, row in all_rows().items() if name in accuracies),
         seeds=tuple(range(num_seeds)),
         results={
             (name, seed): RowResult(

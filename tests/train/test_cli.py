@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from train.cli import main
+from train.cli import Compare, Fit, main
 from train.comparison.reproduce import _prepare
 from train.data.convert.registry import CONVERTERS, Converter
+from train.model.class_bias import STRATEGIES, BiasStrategy
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -55,3 +56,40 @@ def test_a_registered_converter_is_in_the_commands_that_repeat_a_report(
     assert list(_prepare(tmp_path)) == [
         "python -m train prepare toy SLIDES ANNOTATIONS DATA --stripes 4"
     ]
+
+
+@pytest.fixture
+def toy_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = BiasStrategy(
+        name="toy", title="Toy bias", help="Half for every class.", initial=lambda *_: None
+    )
+    monkeypatch.setitem(STRATEGIES, "toy", strategy)
+
+
+@pytest.mark.usefixtures("toy_strategy")
+def test_a_registered_strategy_is_a_bias_and_a_row_of_the_comparison(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    found: list[Compare | Fit] = []
+    for command in (Compare, Fit):
+        monkeypatch.setattr(command, "run", lambda self: found.append(self))
+    places = ("--data", "data", "--out", "out")
+    run(monkeypatch, "fit", "synthetic", *places, "--bias", "toy")
+    run(monkeypatch, "compare", "synthetic", *places, "--rows", "toy")
+    fit, compare = found
+    assert fit.settings.model.bias == "toy"
+    assert compare.rows == ("toy",)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "fit", "--help")
+    assert "toy: Half for every class." in capsys.readouterr().out
+
+
+def test_an_unknown_bias_or_row_is_refused_with_the_choices(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    places = ("--data", "data", "--out", "out")
+    for arguments in (("fit", "synthetic", "--bias"), ("compare", "synthetic", "--rows")):
+        with pytest.raises(SystemExit) as caught:
+            run(monkeypatch, *arguments, "dfaa", *places)
+        assert caught.value.code == 2
+        assert "dfa_heads" in capsys.readouterr().err

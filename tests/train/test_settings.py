@@ -53,10 +53,15 @@ def test_every_preset_is_within_its_own_bounds(preset: str):
     ("command", "choices"),
     [
         (
+            "fit",
+            [
+                "-gamma log f is our choice",
+                "gamma log C d, with d the share of 1 - Dice, is our choice",
+            ],
+        ),
+        (
             "fit bdsa",
             [
-                "-gamma log f, is our choice",
-                "gamma log C d with d the share of 1 - Dice, is our choice",
                 "synthetic preset's 10 is our choice",
                 "Magnitude of the prior, the same for all strategies (our choice)",
                 "as for BCSS (our choice)",

@@ -8,13 +8,12 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from train.comparison.methods import ABLATION_ROWS, BASELINE, TABLE_ROWS, Row, RowName
+from train.comparison.methods import Row, RowName, choose_rows, paper_rows
 from train.comparison.run import RowResult, RowRun, duration_text
 from train.data.folder import Tile, TileFolder, read_tile_folder
 from train.data.pixels import count_pixels, read_mask
@@ -55,7 +54,7 @@ def compare(
     out: Path,
     *,
     num_seeds: int = 3,
-    rows: tuple[RowName, ...] = get_args(RowName),
+    rows: tuple[RowName, ...] | None = None,
 ) -> Comparison:
     """Train and score every row with every seed; what is finished is not trained again.
 
@@ -68,7 +67,7 @@ def compare(
         data: A data set in SAM-Path's layout, with test tiles.
         out: The folder of the runs.
         num_seeds: Trainings of each row, with the seeds from `settings` on.
-        rows: The rows to train; the baseline always takes part.
+        rows: The rows to train, by default the paper's; the baseline always takes part.
 
     Raises:
         FocalPathError: the settings or the data cannot be compared on.
@@ -81,7 +80,7 @@ def compare(
         settings=settings,
         data=folder,
         fingerprint=data_fingerprint(folder),
-        rows=tuple(r for r in TABLE_ROWS + ABLATION_ROWS if r.name in (*rows, BASELINE.name)),
+        rows=choose_rows(paper_rows() if rows is None else rows),
         seeds=tuple(range(first, first + num_seeds)),
         results={},
         panels=choose_panels(folder),
@@ -127,7 +126,9 @@ def _check(settings: Settings, num_seeds: int) -> None:
         )
     preset = PRESETS[settings.preset]()
     for name in ("bias", "bias_init", "bias_frozen"):
-        found, expected = getattr(settings.bias, name), getattr(preset.bias, name)
+        found, expected = (
+            getattr(s.model if name == "bias" else s.bias, name) for s in (settings, preset)
+        )
         if found != expected:
             raise FocalPathError(
                 f"{name} is {found}, but the rows of the comparison set it themselves; leave out "

@@ -21,9 +21,7 @@ from train.fitting.curves import (
     plot_panels,
     plot_share_against_dice,
 )
-from train.model.class_bias import initial_bias
-
-_LEARNED: tuple[RowName, ...] = ("dfa", "dfa_cold")
+from train.model.class_bias import ClassStatistics, centred_prior
 
 
 def figures_section(comparison: Comparison, folder: Path) -> str:
@@ -62,17 +60,17 @@ def figures_section(comparison: Comparison, folder: Path) -> str:
 def learned_biases(comparison: Comparison) -> dict[RowName, Floats]:
     """Biases after training, (seeds, C), of the rows that learn them."""
     return {
-        name: np.array([result.card.class_attention_bias for result in comparison.of(name)])
-        for name in _LEARNED
-        if comparison.row(name)
+        row.name: np.array([result.card.class_attention_bias for result in comparison.of(row.name)])
+        for row in comparison.rows
+        if row.learns_bias
     }
 
 
 def _prior(comparison: Comparison) -> Floats:
     """Where the warm start begins, (C,)."""
     shares = torch.tensor(comparison.of(BASELINE.name)[0].card.pixel_frequencies)
-    warm = replace(comparison.settings.bias, bias="dfa", bias_init="warm")
-    return initial_bias(warm, shares).double().numpy()
+    warm = replace(comparison.settings.bias, bias_init="warm")
+    return centred_prior(warm, ClassStatistics(shares)).double().numpy()
 
 
 def bias_finding(comparison: Comparison) -> list[str]:

@@ -1,14 +1,18 @@
-"""The rows of the paper's comparison: Table 1 of arXiv 2604.13479 and its ablation."""
+"""The rows of a comparison: Table 1 of arXiv 2604.13479, its ablation, and our strategies.
+
+They derive from `train.model.class_bias.STRATEGIES`: every strategy is a row, and `dfa` is also
+trained from a cold start and frozen at its prior.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from train.settings import Settings
+from train.errors import SettingsError
+from train.model.class_bias import STRATEGIES, BiasStrategy
+from train.settings import BiasName, Settings
 
-RowName = Literal[
-    "base_without_focal", "base_with_focal", "cffa", "hcfa", "dfa", "dfa_cold", "dfa_frozen"
-]
-"""As in the columns of the published table; the last two are the ablation."""
+RowName = str
+"""The name of a row of `all_rows`; as in the columns of the published table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,38 +21,85 @@ class Row:
 
     name: RowName
     title: str
-    bias: Literal["none", "cffa", "hcfa", "dfa"]
+    bias: BiasName
     bias_init: Literal["warm", "cold"] = "warm"
     bias_frozen: bool = False
     focal: bool = True
+    in_paper: bool = True
+    """Whether arXiv 2604.13479 has it."""
+    is_ablation: bool = False
+    """Whether it belongs to the ablation, and not to Table 1."""
+
+    @property
+    def strategy(self) -> BiasStrategy:
+        """Its entry in the registry."""
+        return STRATEGIES[self.bias]
+
+    @property
+    def learns_bias(self) -> bool:
+        """Whether training changes its bias."""
+        return self.strategy.learned and not self.bias_frozen
 
     def settings(self, shared: Settings, seed: int) -> Settings:
         """The settings of this row's run."""
         return replace(
             shared,
-            bias=replace(
-                shared.bias,
-                bias=self.bias,
-                bias_init=self.bias_init,
-                bias_frozen=self.bias_frozen,
-            ),
+            model=replace(shared.model, bias=self.bias),
+            bias=replace(shared.bias, bias_init=self.bias_init, bias_frozen=self.bias_frozen),
             loss=replace(shared.loss, focal=self.focal),
             optimization=replace(shared.optimization, seed=seed),
         )
 
 
-BASELINE = Row(name="base_with_focal", title="Base w/ FL", bias="none")
+_NONE, _DFA = BiasName("none"), BiasName("dfa")
+
+BASELINE = Row(name="base_with_focal", title="Base w/ FL", bias=_NONE)
 """What every other row is compared with, and whose Dice HCFA starts from."""
-TABLE_ROWS = (
-    Row(name="base_without_focal", title="Base w/o FL", bias="none", focal=False),
-    BASELINE,
-    Row(name="cffa", title="CFFA", bias="cffa"),
-    Row(name="hcfa", title="HCFA", bias="hcfa"),
-    Row(name="dfa", title="DFA", bias="dfa"),
+DFA = Row(name="dfa", title="DFA", bias=_DFA)
+"""The paper's method, which the ablation varies."""
+COLD = Row(name="dfa_cold", title="DFA, cold start", bias=_DFA, bias_init="cold", is_ablation=True)
+FROZEN = Row(
+    name="dfa_frozen",
+    title="DFA, frozen at its prior",
+    bias=_DFA,
+    bias_frozen=True,
+    is_ablation=True,
 )
-"""The methods of Table 1, in its order."""
-ABLATION_ROWS = (
-    Row(name="dfa_cold", title="DFA, cold start", bias="dfa", bias_init="cold"),
-    Row(name="dfa_frozen", title="DFA, frozen at its prior", bias="dfa", bias_frozen=True),
-)
-"""DFA from zero, and the control that never learns its bias."""
+"""The control: if it scores as DFA does, delta learns nothing that frequency does not tell."""
+
+
+def all_rows() -> dict[RowName, Row]:
+    """Every row by its name: Table 1's, then the ablation's, then ours."""
+    strategies = [
+        Row(name=s.name, title=s.title, bias=BiasName(s.name), in_paper=s.in_paper)
+        for s in STRATEGIES.values()
+        if s.name != _NONE
+    ]
+    rows = (
+        Row(name="base_without_focal", title="Base w/o FL", bias=_NONE, focal=False),
+        BASELINE,
+        *(row for row in strategies if row.in_paper),
+        COLD,
+        FROZEN,
+        *(row for row in strategies if not row.in_paper),
+    )
+    return {row.name: row for row in rows}
+
+
+def paper_rows() -> tuple[RowName, ...]:
+    """The rows that a comparison trains unless it is told otherwise."""
+    return tuple(name for name, row in all_rows().items() if row.in_paper)
+
+
+def choose_rows(names: tuple[RowName, ...]) -> tuple[Row, ...]:
+    """The rows of these names and the baseline, in the order of `all_rows`.
+
+    Raises:
+        SettingsError: a name is not a row's.
+    """
+    rows = all_rows()
+    if unknown := set(names) - set(rows):
+        raise SettingsError(
+            f"there is no row {min(unknown)!r}; expected some of {', '.join(rows)}. Change --rows."
+        )
+    return tuple(row for name, row in rows.items() if name in (*names, BASELINE.name))

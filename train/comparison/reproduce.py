@@ -5,10 +5,10 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from train.comparison.compare import Comparison
-from train.comparison.methods import RowName
+from train.comparison.methods import paper_rows
 from train.data.convert.registry import CONVERTERS
 from train.settings import PRESETS, Settings
 
@@ -18,8 +18,8 @@ def commands(comparison: Comparison) -> list[str]:
     preset = comparison.settings.preset
     compare = ["python", "-m", "train", "compare", preset, "--data", "DATA", "--out", "OUT"]
     compare += ["--seeds", str(len(comparison.seeds))]
-    names = [row.name for row in comparison.rows]
-    if len(names) < len(get_args(RowName)):
+    names = tuple(row.name for row in comparison.rows)
+    if names != paper_rows():
         compare += ["--rows", *names]
     compare += _flags(shareable(comparison.settings), asdict(PRESETS[preset]()))
     return [*_prepare(comparison.data.root), shlex.join(compare)]

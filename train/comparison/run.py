@@ -40,7 +40,7 @@ from train.model.checkpoint import (
 )
 from train.model.pretrained import weights_sha256
 from train.model.segmenter import Segmenter, encode_for_training, labels_from_logits
-from train.settings import PRESETS, Settings, TissueClass
+from train.settings import PRESETS, Settings, TissueClass, upgrade_settings
 
 _MARKER_FILE, _SCORES_FILE, _PANELS = "row.json", "test.npz", "panels"
 
@@ -78,8 +78,8 @@ class RowRun:
 
     @property
     def baseline(self) -> "RowRun | None":
-        """The run whose Dice HCFA starts from; None for other rows."""
-        if self.row.bias != "hcfa":
+        """The run whose Dice the row's bias starts from; None for rows that need none."""
+        if not self.row.strategy.needs_baseline:
             return None
         return replace(self, row=BASELINE, settings=BASELINE.settings(self.settings, self.seed))
 
@@ -120,7 +120,11 @@ class RowRun:
         """What differs from what it was trained from; nothing where it was not trained."""
         marker = self.marker
         defaults = {"settings": asdict(PRESETS[self.settings.preset]())}
-        return list(_differences(marker.get("inputs"), self.inputs, defaults)) if marker else []
+        if not marker:
+            return []
+        before = marker.get("inputs") or {}
+        before = {**before, "settings": upgrade_settings(before.get("settings"))}
+        return list(_differences(before, self.inputs, defaults))
 
     @property
     def finished(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from train.comparison.bootstrap import Bootstrap, Difference, Floats, Interval, seed_scores
 from train.comparison.compare import Comparison
-from train.comparison.methods import BASELINE, TABLE_ROWS, Row, RowName
+from train.comparison.methods import BASELINE, Row, RowName
 
 Metric = Literal["dice", "iou"]
 METRICS: tuple[tuple[Metric, str], ...] = (("dice", "Dice"), ("iou", "IoU"))
@@ -36,8 +36,9 @@ def published_scores(comparison: Comparison) -> Published:
     return {
         (row["class"], method.name, metric): float(row[f"{method.name}_{metric}"])
         for row in rows
-        for method in TABLE_ROWS
+        for method in table_rows(comparison)
         for metric, _ in METRICS
+        if f"{method.name}_{metric}" in row
     }
 
 
@@ -47,8 +48,8 @@ def class_lines(comparison: Comparison) -> list[str]:
 
 
 def table_rows(comparison: Comparison) -> list[Row]:
-    """The methods of Table 1 that take part."""
-    return [row for row in TABLE_ROWS if comparison.row(row.name)]
+    """The methods of Table 1 that take part, and those that are not the paper's."""
+    return [row for row in comparison.rows if not row.is_ablation]
 
 
 class Table1:
@@ -77,6 +78,10 @@ class Table1:
     def _column(self, line: str, row: Row, metric: Metric) -> Floats:
         return self._scores[row.name, metric][:, self.lines.index(line)]
 
+    def _published(self, line: str, row: Row, metric: Metric) -> float:
+        """The published score; NaN where the paper has no such row."""
+        return self.published.get((line, row.name, metric), float("nan"))
+
     def write_csv(self, path: Path) -> None:
         """One line a class; mean, std and the published value of each method and metric."""
         columns = [(row, metric) for row in self.rows for metric, _ in METRICS]
@@ -88,7 +93,7 @@ class Table1:
             for row, metric in columns:
                 cells += [self.mean(line, row, metric), self.std(line, row, metric)]
                 if self.published:
-                    cells.append(self.published[line, row.name, metric])
+                    cells.append(self._published(line, row, metric))
             lines.append([line, *map(_csv_number, cells)])
         write_csv(path, ["class", *header], lines)
 
@@ -105,8 +110,9 @@ class Table1:
                     cells.append(f"**{text}**" if row in best else text)
                 lines.append([line, *cells])
                 if self.published:
-                    numbers = [self.published[line, row.name, metric] for row in self.rows]
-                    lines.append(["*published*", *(f"*{number:.4f}*" for number in numbers)])
+                    numbers = [self._published(line, row, metric) for row in self.rows]
+                    texts = ["–" if np.isnan(n) else f"*{n:.4f}*" for n in numbers]
+                    lines.append(["*published*", *texts])
             header = [title, *(row.title for row in self.rows)]
             parts.append(markdown_table(header, lines))
         return "\n\n".join(parts)
@@ -146,7 +152,8 @@ class Table1:
                 spread = "" if np.isnan(std) else rf"_{{\pm{std:.4f}}}"
                 cells.append("--" if np.isnan(mean) else f"${number}{spread}$")
                 if self.published:
-                    published.append(rf"\textit{{{self.published[line, row.name, metric]:.4f}}}")
+                    value = self._published(line, row, metric)
+                    published.append("--" if np.isnan(value) else rf"\textit{{{value:.4f}}}")
         lines = [" & ".join([latex_text(line), *cells]) + r" \\"]
         if published:
             lines.append(" & ".join([r"\quad\textit{published}", *published]) + r" \\")

@@ -38,7 +38,7 @@ class BestCheckpoint(Callback):
             return
         self._best_dice = scores["dice/mean"]
         if trainer.is_global_zero:
-            bias = task.segmenter.class_attention_bias.delta.detach().tolist()
+            bias = task.segmenter.class_attention_bias.per_class().tolist()
             card = self._make_card(class_attention_bias=tuple(bias), metrics=scores)
             save_checkpoint(self._run, task.segmenter, card)
 

@@ -80,10 +80,11 @@ def plot_training(metrics: Path, classes: Sequence[TissueClass], figure_path: Pa
             shown = entry.name if len(classes) <= NAMED_CLASSES_MAX else None
             _draw(dice_axes, epochs, f"validation/dice/{entry.name}", shown, entry.color)
             _draw(bias_axes, epochs, f"bias/{entry.name}", shown, entry.color)
+            _draw(bias_axes, epochs, f"bias_prior/{entry.name}", None, entry.color, ":")
         _draw(dice_axes, epochs, "validation/dice/mean", "mean", "black", linestyle="--")
         dice_axes.set(title="Validation Dice", xlabel="Epoch", ylim=(0, 1))
         bias_axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
-        bias_axes.set(title="Class attention bias", xlabel="Epoch")
+        bias_axes.set(title="Class attention bias (dotted: where it started)", xlabel="Epoch")
         dice_axes.legend(frameon=False, ncols=2, loc="lower right")
         figure.savefig(figure_path)
 

@@ -3,8 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from train.data.folder import read_tile_folder
 from train.data.pixels import class_frequencies
 from train.errors import FocalPathError
@@ -19,7 +17,7 @@ from train.model.pretrained import (
     tensors,
 )
 from train.model.segmenter import Segmenter
-from train.settings import BiasSettings, Settings
+from train.settings import BiasName, Settings
 
 _NAMES = {
     "model.model.": "",
@@ -66,16 +64,15 @@ def import_sampath(
             f"{checkpoint} has {num_classes} classes, {data} {len(folder.classes)}; expected the "
             "data set that it was trained on"
         )
-    settings = replace(settings, bias=BiasSettings(bias="none"))
-    bias = torch.zeros(num_classes)
-    segmenter = Segmenter(settings, bias)
+    settings = replace(settings, model=replace(settings.model, bias=BiasName("none")))
+    segmenter = Segmenter(settings.model, num_classes)
     load_sampath_weights(segmenter, checkpoint)
     card = CheckpointCard(
         settings=settings,
         classes=folder.classes,
         mpp=folder.mpp,
         pixel_frequencies=tuple(class_frequencies(folder).tolist()),
-        class_attention_bias=tuple(bias.tolist()),
+        class_attention_bias=(0.0,) * num_classes,
     )
     if score:
         card = replace(card, metrics=evaluate(segmenter, card, data, "validation"))

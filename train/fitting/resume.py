@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -72,7 +73,7 @@ def run_inputs(settings: Settings, folder: TileFolder, difficulty: torch.Tensor 
         values |= group if isinstance(group, dict) else {name: group}
     # Where the cache is does not count, but its features are rounded.
     values["embedding_cache"] = values["embedding_cache"] is not None
-    values["difficulty_from"] = None if difficulty is None else difficulty.tolist()
+    values["difficulty_from"] = _numbers(difficulty)
     values["data"] = _fingerprint(folder)
     kept = {name: value for name, value in values.items() if name not in _MAY_CHANGE}
     read_back: Inputs = json.loads(json.dumps(kept))
@@ -111,6 +112,13 @@ def resumed_epoch(last: Path, inputs: Inputs) -> int:
             "Resume with those of before, or train anew with --overwrite."
         )
     return epoch
+
+
+def _numbers(values: torch.Tensor | None) -> list[float | None] | None:
+    """Numbers that equal themselves when they are read back: None for NaN."""
+    if values is None:
+        return None
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def _fingerprint(folder: TileFolder) -> str:

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from train.data.dataset import NUM_VIEWS, EpochSampler, TileDataset, evaluation_tiles
 from train.data.folder import Split, TileFolder, read_tile_folder
 from train.data.pixels import class_frequencies, count_pixels
-from train.errors import FocalPathError
+from train.errors import BaselineError, FocalPathError
 from train.files import write_errors_explained
 from train.fitting.callbacks import BestCheckpoint, ClassProgressBar, MetricsFile, OwnSigterm
 from train.fitting.curves import plot_training
@@ -42,7 +42,7 @@ from train.fitting.resume import (
 )
 from train.fitting.task import SegmentationTask
 from train.model.checkpoint import CARD_FILE, WEIGHTS_FILE, CheckpointCard, TrainingData, read_card
-from train.model.class_bias import initial_bias
+from train.model.class_bias import STRATEGIES, ClassStatistics, find_strategy
 from train.model.pretrained import WHERE_TO_GET_WEIGHTS, load_pathology_weights, load_sam_weights
 from train.model.segmenter import Segmenter
 from train.settings import RuntimeSettings, Settings, TissueClass
@@ -92,6 +92,7 @@ def fit(
             f"{run} has a trained model; expected a new folder. Add --resume to continue it from "
             f"{LAST_FILE}, where that is there, or --overwrite to replace it."
         )
+    strategy = find_strategy(settings.model.bias)
     folder = read_tile_folder(data)
     _check_shares(folder, settings)
     frequencies = class_frequencies(folder)
@@ -101,7 +102,11 @@ def fit(
     last = run / LAST_FILE
     first_epoch = resumed_epoch(last, inputs) if resume else 0
     L.seed_everything(settings.optimization.seed, workers=True, verbose=False)
-    segmenter = Segmenter(settings, initial_bias(settings.bias, frequencies, dice))
+    segmenter = Segmenter(settings.model, len(folder.classes))
+    segmenter.class_attention_bias.start(
+        strategy.initial(settings.bias, ClassStatistics(frequencies, dice)),
+        learned=strategy.learned and not settings.bias.bias_frozen,
+    )
     _load_encoders(segmenter, settings)
     card = partial(
         CheckpointCard,
@@ -215,10 +220,11 @@ def _difficulty(settings: Settings, baseline: Path | None, folder: TileFolder) -
     """Dice of each class (C,) that hcfa's baseline reached on its validation tiles."""
     if baseline is None:
         return None
-    if settings.bias.bias != "hcfa":
-        raise FocalPathError(
-            f"--difficulty-from is for --bias hcfa, and --bias is {settings.bias.bias}, which "
-            "takes no difficulty. Leave one out or change the other."
+    if not find_strategy(settings.model.bias).needs_baseline:
+        users = [s.name for s in STRATEGIES.values() if s.needs_baseline]
+        raise BaselineError(
+            f"--difficulty-from is given, but --bias {settings.model.bias} uses no difficulty. "
+            f"Leave it out, or choose --bias {' or '.join(users)}."
         )
     train_it = (
         f"`python -m train fit {settings.preset} --bias none --data {folder.root} --out {baseline}`"
@@ -233,8 +239,8 @@ def _difficulty(settings: Settings, baseline: Path | None, folder: TileFolder) -
             f"the baseline {baseline} has no validation Dice (was it imported with --no-score?), "
             f"and hcfa takes that for difficulty. Train one in another folder: {train_it}"
         )
-    # A class that is neither there nor predicted has no Dice: nothing says that it is hard.
-    return torch.tensor([card.metrics[name] for name in names]).nan_to_num(1.0)
+    # NaN for a class that is absent: nothing says how hard it is.
+    return torch.tensor([card.metrics[name] for name in names])
 
 
 def _callbacks(

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from train.errors import FocalPathError
@@ -50,9 +50,9 @@ class SegmentationTask(L.LightningModule):
         """
         output = self._segment(batch)
         parts = self.loss(output, batch["labels"])
-        delta = self.segmenter.class_attention_bias.delta
         loss: Tensor = parts["loss"]
-        if delta.requires_grad:
+        delta = self.segmenter.class_attention_bias.delta
+        if delta.requires_grad and self.settings.bias.bias_regularisation == "l2":
             loss = loss + self.settings.bias.bias_l2 * delta.square().sum()
         if not torch.isfinite(loss):
             raise FocalPathError(
@@ -78,9 +78,11 @@ class SegmentationTask(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log Dice and IoU of the pooled pixels, and the bias of each class."""
         self._log_scores("validation")
-        bias = self.segmenter.class_attention_bias.delta.detach()
-        for entry, value in zip(self.classes, bias.tolist(), strict=True):
-            self.log(f"bias/{entry.name}", value, sync_dist=True)
+        bias = self.segmenter.class_attention_bias
+        values = {"bias": bias.per_class(), "bias_prior": bias.per_class(bias.prior)}
+        for name, of_class in values.items():
+            for entry, value in zip(self.classes, of_class.tolist(), strict=True):
+                self.log(f"{name}/{entry.name}", value, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Log Dice and IoU of the pooled pixels."""
@@ -89,15 +91,19 @@ class SegmentationTask(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW in two groups, linear warm-up, then cosine annealing to zero."""
         optimization, bias = self.settings.optimization, self.settings.bias
-        delta = self.segmenter.class_attention_bias.delta
-        weights = [p for p in self.segmenter.parameters() if p.requires_grad and p is not delta]
+        class_bias = self.segmenter.class_attention_bias
+        learned = [p for p in class_bias.parameters() if p.requires_grad]
+        own = {id(p) for p in class_bias.parameters()}
+        weights = [p for p in self.segmenter.parameters() if p.requires_grad and id(p) not in own]
         groups: list[dict[str, Any]] = [
             {"params": weights, "weight_decay": optimization.weight_decay},
         ]
-        if delta.requires_grad:
+        if learned:
             learning_rate = bias.bias_lr_factor * optimization.learning_rate
-            groups.append({"params": [delta], "lr": learning_rate, "weight_decay": 0.0})
+            groups.append({"params": learned, "lr": learning_rate, "weight_decay": 0.0})
         optimizer = AdamW(groups, lr=optimization.learning_rate)
+        if learned and bias.bias_regularisation == "decay":
+            optimizer.register_step_post_hook(self._decay_bias)
         num_steps = int(self.trainer.estimated_stepping_batches)
         warmup = min(optimization.warmup_steps, num_steps // 2)
 
@@ -112,6 +118,16 @@ class SegmentationTask(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _decay_bias(self, optimizer: Optimizer, *_: Any) -> None:
+        """Pull the bias towards its prior, as AdamW's decay pulls weights towards zero.
+
+        A step of Adam moves a bias by at most about its learning rate, and this by learning rate *
+        decay * distance: so the distance stays below about 1 / decay, and a bias without a
+        gradient returns to its prior.
+        """
+        rate = self.settings.bias.bias_decay * optimizer.param_groups[-1]["lr"]
+        self.segmenter.class_attention_bias.approach_prior(rate)
 
     def compile_parts(self) -> None:
         """Compile what every step computes; names of weights stay."""

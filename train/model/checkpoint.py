@@ -8,17 +8,17 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from train.errors import CheckpointError
 from train.files import whole_file, write_errors_explained
 from train.model.segmenter import Segmenter
-from train.settings import Settings, TissueClass
+from train.settings import Settings, TissueClass, upgrade_settings
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
@@ -55,7 +55,7 @@ class CheckpointCard:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    settings: Settings
+    settings: Annotated[Settings, BeforeValidator(upgrade_settings)]
     classes: tuple[TissueClass, ...]
     mpp: float | None
     data: TrainingData | None = None
@@ -111,7 +111,7 @@ def load_checkpoint(path: Path) -> tuple[Segmenter, CheckpointCard]:
     """
     card = read_card(path)
     weights = read_checkpoint_weights(path, card)
-    segmenter = Segmenter(card.settings, torch.zeros(len(card.classes)))
+    segmenter = Segmenter(card.settings.model, len(card.classes))
     _check_shapes(segmenter, weights, weights_file(path))
     segmenter.load_state_dict(weights)
     return segmenter.eval(), card

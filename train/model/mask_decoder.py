@@ -1,4 +1,4 @@
-"""SAM's mask decoder with one class token a class and the bias in its image-to-token attention.
+"""SAM's mask decoder with one class token per class and the bias in its attention.
 
 SAM: arXiv 2304.02643. SAM-Path (class tokens): arXiv 2307.09570. Shape letters: B images,
 D channels, h x w image tokens, C classes, T = 3 + C tokens.
@@ -11,7 +11,7 @@ from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from segment_anything.modeling.transformer import TwoWayAttentionBlock
 from torch import Tensor, nn
 
-from train.model.class_bias import BiasedAttention
+from train.model.class_bias import NUM_BLOCKS, NUM_HEADS, BiasedAttention, ClassTerms
 
 
 class NoPrompt(nn.Module):
@@ -30,20 +30,32 @@ class NoPrompt(nn.Module):
 
 
 class FocalBlock(TwoWayAttentionBlock):  # type: ignore[misc]
-    """SAM's two-way block whose image-to-token attention takes a bias a token."""
+    """SAM's two-way block whose cross-attentions take the class terms."""
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int, skip_first_layer_pe: bool) -> None:
         super().__init__(dim, num_heads, mlp_dim, skip_first_layer_pe=skip_first_layer_pe)
+        self.cross_attn_token_to_image = BiasedAttention(dim, num_heads, downsample_rate=2)
         self.cross_attn_image_to_token = BiasedAttention(dim, num_heads, downsample_rate=2)
 
     def forward(
-        self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, token_bias: Tensor
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        query_pe: Tensor,
+        key_pe: Tensor,
+        token_bias: Tensor,
+        temperature: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Update tokens `queries` (B, T, D) and image `keys` (B, h*w, D)."""
+        """Update tokens `queries` (B, T, D) and image `keys` (B, h*w, D).
+
+        `token_bias` is broadcastable to (B, H, h*w, T), `temperature` (T,) or None.
+        """
         queries = self.norm1(self.attend_to_tokens(queries, query_pe))
 
         positioned_keys = keys + key_pe
-        to_image = self.cross_attn_token_to_image(q=queries + query_pe, k=positioned_keys, v=keys)
+        to_image = self.cross_attn_token_to_image(
+            q=queries + query_pe, k=positioned_keys, v=keys, query_scale=temperature
+        )
         queries = self.norm2(queries + to_image)
         queries = self.norm3(queries + self.mlp(queries))
 
@@ -64,16 +76,22 @@ class FocalTransformer(TwoWayTransformer):  # type: ignore[misc]
     """SAM's two-way transformer of biased blocks."""
 
     def __init__(
-        self, dim: int, *, depth: int = 2, num_heads: int = 8, mlp_dim: int = 2048
+        self,
+        dim: int,
+        *,
+        depth: int = NUM_BLOCKS,
+        num_heads: int = NUM_HEADS,
+        mlp_dim: int = 2048,
     ) -> None:
         super().__init__(depth=0, embedding_dim=dim, num_heads=num_heads, mlp_dim=mlp_dim)
         self.layers = nn.ModuleList(
             FocalBlock(dim, num_heads, mlp_dim, skip_first_layer_pe=index == 0)
             for index in range(depth)
         )
+        self.final_attn_token_to_image = BiasedAttention(dim, num_heads, downsample_rate=2)
 
     def forward(
-        self, image_embeddings: Tensor, image_pe: Tensor, tokens: Tensor, token_bias: Tensor
+        self, image_embeddings: Tensor, image_pe: Tensor, tokens: Tensor, terms: ClassTerms
     ) -> tuple[Tensor, Tensor]:
         """Attend between image (B, D, h, w) and tokens (B, T, D).
 
@@ -83,16 +101,20 @@ class FocalTransformer(TwoWayTransformer):  # type: ignore[misc]
         keys = image_embeddings.flatten(2).transpose(1, 2)
         key_pe = image_pe.flatten(2).transpose(1, 2)
         queries = tokens
-        for layer in self.layers:
-            queries, keys = layer(queries, keys, tokens, key_pe, token_bias)
-        to_image = self.final_attn_token_to_image(q=queries + tokens, k=keys + key_pe, v=keys)
+        for index, layer in enumerate(self.layers):
+            bias = terms.of_block(index)
+            queries, keys = layer(queries, keys, tokens, key_pe, bias, terms.temperature)
+        to_image = self.final_attn_token_to_image(
+            q=queries + tokens, k=keys + key_pe, v=keys, query_scale=terms.temperature
+        )
         return self.norm_final_attn(queries + to_image), keys
 
 
 class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
     """SAM's mask decoder for a whole batch at once, without prompts.
 
-    Mask tokens are SAM's single-mask token, one for unlabelled pixels, and a class token a class.
+    Mask tokens are SAM's single-mask token, one for unlabelled pixels, and one class token per
+    class.
     """
 
     def __init__(self, *, dim: int, num_classes: int) -> None:
@@ -105,9 +127,9 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
         self.output_hypernetworks_mlps[0].requires_grad_(False)
 
     def forward(
-        self, image_embeddings: Tensor, image_pe: Tensor, token_bias: Tensor
+        self, image_embeddings: Tensor, image_pe: Tensor, terms: ClassTerms
     ) -> tuple[Tensor, Tensor]:
-        """Decode masks from (B, D, h, w), `image_pe` (1, D, h, w) and `token_bias` (T,).
+        """Decode masks from (B, D, h, w), `image_pe` (1, D, h, w) and the class terms.
 
         Returns:
             low_res_logits: (B, 1 + C, 4h, 4w), the unlabelled channel first.
@@ -116,7 +138,7 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
         batch, dim, height, width = image_embeddings.shape
         tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = tokens.expand(batch, -1, -1)  # B x T x D
-        tokens_out, image_out = self.transformer(image_embeddings, image_pe, tokens, token_bias)
+        tokens_out, image_out = self.transformer(image_embeddings, image_pe, tokens, terms)
 
         image_out = image_out.transpose(1, 2).reshape(batch, dim, height, width)
         upscaled = self.output_upscaling(image_out)  # B x D/8 x 4h x 4w
@@ -129,4 +151,6 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
             dim=1,
         )  # B x (1 + C) x D/8
         low_res_logits = (class_weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+        if terms.mask_bias is not None:
+            low_res_logits = low_res_logits + terms.mask_bias[:, None, None]
         return low_res_logits, self.iou_prediction_head(tokens_out[:, 0])[:, 1:]

@@ -10,11 +10,11 @@ import torch
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
-from train.model.class_bias import ClassAttentionBias
+from train.model.class_bias import ClassTerms, find_strategy
 from train.model.image_encoder import build_image_encoder
 from train.model.mask_decoder import MaskDecoder, NoPrompt
 from train.model.pathology_encoder import PathologyEncoder
-from train.settings import Settings
+from train.settings import ModelSettings
 
 
 class SegmenterOutput(NamedTuple):
@@ -34,28 +34,29 @@ class Segmenter(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, settings: Settings, initial_bias: Tensor) -> None:
-        """Build the model; `initial_bias` (C,) sets the number of classes."""
+    def __init__(self, settings: ModelSettings, num_classes: int) -> None:
+        """Build the model with random weights and a bias of zero."""
         super().__init__()
-        model, bias = settings.model, settings.bias
-        self.tile_size_px = model.tile_size_px
-        self.encoders_frozen = model.encoders_frozen
-        self.num_classes = len(initial_bias)
+        self.tile_size_px = settings.tile_size_px
+        self.encoders_frozen = settings.encoders_frozen
+        self.num_classes = num_classes
 
-        self.image_encoder, image_dim = build_image_encoder(model.image_encoder, model.tile_size_px)
-        self.pathology_encoder = PathologyEncoder(model)
+        self.image_encoder, image_dim = build_image_encoder(
+            settings.image_encoder, settings.tile_size_px
+        )
+        self.pathology_encoder = PathologyEncoder(settings)
         self.num_features = image_dim + self.pathology_encoder.embed_dim
+        dim = settings.decoder_dim
         self.neck = nn.Sequential(
-            nn.Conv2d(self.num_features, model.decoder_dim, 1, bias=False),
-            LayerNorm2d(model.decoder_dim),
-            nn.Conv2d(model.decoder_dim, model.decoder_dim, 3, padding=1, bias=False),
-            LayerNorm2d(model.decoder_dim),
+            nn.Conv2d(self.num_features, dim, 1, bias=False),
+            LayerNorm2d(dim),
+            nn.Conv2d(dim, dim, 3, padding=1, bias=False),
+            LayerNorm2d(dim),
         )
-        self.prompt_encoder = NoPrompt(model.decoder_dim)
-        self.mask_decoder = MaskDecoder(dim=model.decoder_dim, num_classes=self.num_classes)
-        self.class_attention_bias = ClassAttentionBias(
-            initial_bias, learned=bias.bias == "dfa" and not bias.bias_frozen
-        )
+        self.prompt_encoder = NoPrompt(dim)
+        self.mask_decoder = MaskDecoder(dim=dim, num_classes=num_classes)
+        strategy = find_strategy(settings.bias)
+        self.class_attention_bias = strategy.module(num_classes).requires_grad_(strategy.learned)
         # ImageNet's, as SAM normalises.
         self.register_buffer("pixel_mean", _rgb(123.675, 116.28, 103.53), persistent=False)
         self.register_buffer("pixel_std", _rgb(58.395, 57.12, 57.375), persistent=False)
@@ -74,12 +75,12 @@ class Segmenter(nn.Module):
             image_features = self.image_encoder((images - self.pixel_mean) / self.pixel_std)
             return torch.cat([image_features, self.pathology_encoder(images)], dim=1)
 
-    def decode(self, features: Tensor, token_bias: Tensor | None = None) -> SegmenterOutput:
-        """Masks from the encoders' features; `token_bias` (T,) replaces the learned bias."""
-        if token_bias is None:
-            token_bias = self.class_attention_bias()
+    def decode(self, features: Tensor, terms: ClassTerms | None = None) -> SegmenterOutput:
+        """Masks from the encoders' features; `terms` replaces the model's own class terms."""
+        if terms is None:
+            terms = self.class_attention_bias()
         image_embeddings, image_pe = self.prompt_encoder(self.neck(features))
-        return SegmenterOutput(*self.mask_decoder(image_embeddings, image_pe, token_bias))
+        return SegmenterOutput(*self.mask_decoder(image_embeddings, image_pe, terms))
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode; frozen encoders stay in evaluation mode."""

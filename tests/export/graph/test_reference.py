@@ -16,7 +16,6 @@ from export.graph.to_onnx import BIAS_NAME, export_onnx
 from export.tensorrt.lint import lint
 from tests.support.toy_data import toy_settings
 from train.model.segmenter import Segmenter
-from train.settings import BiasSettings
 
 NUM_CLASSES = 4
 PADDED, EXACT = 144, 128
@@ -26,10 +25,11 @@ PADDED, EXACT = 144, 128
 def make_deployable(tile_size_px: int, bias: str = "dfa", **changes: object) -> Deployable:
     """A toy model in which every parameter counts: biases, norms and positions are random."""
     torch.manual_seed(0)
-    settings = toy_settings(bias=BiasSettings(bias=bias))
-    model = replace(settings.model, tile_size_px=tile_size_px, **changes)
-    initial = torch.randn(NUM_CLASSES) if bias == "dfa" else torch.zeros(NUM_CLASSES)
-    segmenter = Segmenter(replace(settings, model=model), initial)
+    model = replace(toy_settings().model, bias=bias, tile_size_px=tile_size_px, **changes)
+    segmenter = Segmenter(model, NUM_CLASSES)
+    if bias != "none":
+        for parameter in segmenter.class_attention_bias.parameters():
+            nn.init.normal_(parameter)
     for name, parameter in segmenter.named_parameters():
         is_flat = parameter.dim() == 1 and "class_attention_bias" not in name
         if is_flat or any(part in name for part in ("rel_pos", "pos_embed", "token")):

@@ -16,7 +16,7 @@ import train.comparison.run
 from tests.support.toy_data import toy_settings
 from train.cli import main
 from train.comparison.compare import Comparison, choose_panels, compare
-from train.comparison.methods import ABLATION_ROWS, BASELINE, TABLE_ROWS, RowName
+from train.comparison.methods import BASELINE, RowName, all_rows, choose_rows, paper_rows
 from train.comparison.run import RowRun, tile_confusion
 from train.comparison.tables import published_scores
 from train.data.folder import read_tile_folder
@@ -26,7 +26,7 @@ from train.fitting.run import evaluate, fit
 from train.fitting.task import SegmentationTask, named_scores
 from train.metrics import class_scores
 from train.model.checkpoint import load_checkpoint, read_card
-from train.model.class_bias import initial_bias
+from train.model.class_bias import ClassStatistics, difficulty_bias
 from train.model.pretrained import weights_sha256
 from train.model.segmenter import Segmenter
 from train.settings import RuntimeSettings, Settings, WeightsSettings
@@ -80,27 +80,28 @@ def test_the_rows_are_those_of_table_1_and_the_ablation(toy_data: Path):
         settings=settings,
         data=read_tile_folder(toy_data),
         fingerprint="",
-        rows=TABLE_ROWS,
+        rows=choose_rows(paper_rows()),
         seeds=(0,),
         results={},
         panels=(),
     )
     published = {name for _, name, _ in published_scores(comparison)}
-    assert published == {row.name for row in TABLE_ROWS}
-    bias = [row.settings(settings, 0).bias for row in ABLATION_ROWS]
-    assert [(entry.bias, entry.bias_init, entry.bias_frozen) for entry in bias] == [
+    assert published == {"base_without_focal", "base_with_focal", "cffa", "hcfa", "dfa"}
+    ablation = [row for row in comparison.rows if row.is_ablation]
+    assert [(row.bias, row.bias_init, row.bias_frozen) for row in ablation] == [
         ("dfa", "cold", False),
         ("dfa", "warm", True),
     ]
 
 
-@pytest.mark.parametrize("row", TABLE_ROWS + ABLATION_ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", all_rows().values(), ids=lambda row: row.name)
 def test_a_row_changes_nothing_but_bias_focal_loss_and_seed(row):
     shared = toy_settings()
     settings = row.settings(shared, 5)
     assert settings.optimization.seed == 5
     restored = replace(
         settings,
+        model=shared.model,
         bias=shared.bias,
         loss=replace(settings.loss, focal=True),
         optimization=replace(settings.optimization, seed=0),
@@ -113,7 +114,7 @@ def test_hcfa_starts_from_the_dice_of_the_baseline(finished: Path, toy_data: Pat
     hcfa = read_card(finished / "runs" / "hcfa" / "seed0")
     dice = torch.tensor([baseline.metrics[f"dice/{entry.name}"] for entry in baseline.classes])
     frequencies = class_frequencies(read_tile_folder(toy_data))
-    expected = initial_bias(hcfa.settings.bias, frequencies, dice)
+    expected = difficulty_bias(hcfa.settings.bias, ClassStatistics(frequencies, dice))
     assert hcfa.class_attention_bias == pytest.approx(expected.tolist(), abs=1e-6)
 
 
@@ -148,7 +149,7 @@ def test_weights_count_by_their_content_and_other_paths_not_at_all(
     toy_data: Path, tmp_path: Path, trained: list[tuple[str, bool]]
 ):
     torch.manual_seed(0)
-    encoder = Segmenter(toy_settings(), torch.zeros(5)).pathology_encoder
+    encoder = Segmenter(toy_settings().model, 5).pathology_encoder
     first, second = tmp_path / "here.pth", tmp_path / "there.pth"
     torch.save(encoder.vit.state_dict(), first)
     shared = short_settings()
@@ -375,7 +376,10 @@ def test_panels_show_the_test_tiles_with_the_most_classes(toy_data: Path, tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: replace(s, bias=replace(s.bias, bias="cffa")), "leave out --bias and .*--rows"),
+        (
+            lambda s: replace(s, model=replace(s.model, bias="cffa")),
+            "leave out --bias and .*--rows",
+        ),
         (lambda s: replace(s, loss=replace(s.loss, focal=False)), "--no-focal is set.*--rows"),
         (
             lambda s: replace(s, runtime=replace(s.runtime, devices=2)),

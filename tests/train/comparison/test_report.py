@@ -15,12 +15,13 @@ from tests.support.toy_data import toy_settings
 from train.cli import Compare, Prepare, main
 from train.comparison.bootstrap import Bootstrap, seed_scores
 from train.comparison.figures import correlate
-from train.comparison.methods import ABLATION_ROWS, TABLE_ROWS, RowName
+from train.comparison.methods import RowName, paper_rows
 from train.comparison.report import findings, write_report
 from train.comparison.reproduce import commands
 from train.comparison.tables import Table1, difference_table, latex_text, markdown_table
 from train.data.synthetic.dataset import SyntheticSettings
 from train.metrics import class_scores
+from train.model.class_bias import STRATEGIES, BiasStrategy, no_bias
 from train.settings import (
     AugmentationSettings,
     OptimizationSettings,
@@ -30,7 +31,7 @@ from train.settings import (
 )
 
 BASE: RowName = "base_with_focal"
-ALL_ROWS = [row.name for row in TABLE_ROWS + ABLATION_ROWS]
+ALL_ROWS = list(paper_rows())
 
 
 @pytest.fixture(scope="module")
@@ -355,6 +356,29 @@ def test_the_report_tells_how_to_make_it_again_without_this_machines_folders(
     assert "python -m train compare synthetic --data DATA --out OUT --seeds 1 --rows" in text
     assert "--sam-weights sam.pth" in text
     assert "/home" not in text + (tmp_path / "r" / "settings.json").read_text()
+
+
+@pytest.mark.parametrize("preset", ["synthetic", "bcss"])
+def test_a_registered_strategy_is_in_every_table(
+    preset: str, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On a data set of the paper, too, which has no number for it."""
+    strategy = BiasStrategy(
+        name="toy", title="Toy bias", help="Half.", initial=no_bias, learned=True
+    )
+    monkeypatch.setitem(STRATEGIES, "toy", strategy)
+    settings = replace(toy_settings(), preset=preset)
+    comparison = toy_comparison({BASE: (0.7, 0.71), "toy": (0.8, 0.81)}, settings=settings)
+    write_report(with_panels(comparison, toy_data, tmp_path / "panels"), tmp_path / "r")
+    for name in ("README.md", "table1.md", "table1.tex"):
+        assert "Toy bias" in (tmp_path / "r" / name).read_text(encoding="utf-8")
+    for name in ("intervals.csv", "times.csv"):
+        assert "toy" in {row["row"] for row in read(tmp_path / "r" / name)}
+    assert "toy_mean" in read(tmp_path / "r" / "bias.csv")[0]
+    published = [
+        row["toy_dice_published"] for row in read(tmp_path / "r" / "table1.csv") if preset == "bcss"
+    ]
+    assert not any(published)
 
 
 # Correlations

@@ -151,7 +151,7 @@ def test_two_nodes_of_two_devices_share_all_tiles(
 ):
     settings = settings_of(batch_size=2, devices=2, nodes=2)
     folder = read_tile_folder(toy_data)
-    segmenter = Segmenter(settings, torch.zeros(5))
+    segmenter = Segmenter(settings.model, 5)
     training, validation = [], []
     for node, local in product(range(2), range(2)):
         with monkeypatch.context() as patch:

@@ -41,7 +41,7 @@ def frozen_settings(cache: Path | None) -> Settings:
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter(frozen_settings(None), torch.zeros(5)).eval()
+    return Segmenter(frozen_settings(None).model, 5).eval()
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_what_is_there_is_not_encoded_again(
 
 def test_other_encoder_weights_take_other_files(cache: EmbeddingCache, segmenter: Segmenter):
     torch.manual_seed(9)
-    other = Segmenter(frozen_settings(None), torch.zeros(5))
+    other = Segmenter(frozen_settings(None).model, 5)
     settings = frozen_settings(cache.folder.parent)
     assert EmbeddingCache(settings, other).folder != cache.folder
     assert EmbeddingCache(settings, segmenter).folder == cache.folder

@@ -23,7 +23,7 @@ from train.model.segmenter import Segmenter
 @pytest.fixture
 def segmenter() -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter(toy_settings(), torch.zeros(NUM_CLASSES)).eval()
+    return Segmenter(toy_settings().model, NUM_CLASSES).eval()
 
 
 def lightning_hyper_parameters(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def test_an_imported_sampath_checkpoint_is_one_of_ours(
     segmenter, card = load_checkpoint(tmp_path / "run")
     theirs = read_weights(sampath_file)["state_dict"]
     assert same(segmenter.neck[0].weight, theirs["model.fusion_neck.0.weight"])
-    assert card.settings.bias.bias == "none"
+    assert card.settings.model.bias == "none"
     assert card.classes[0].name == "Tumor"
     assert card.metrics == pytest.approx(
         evaluate(segmenter, card, toy_data, "validation"), nan_ok=True

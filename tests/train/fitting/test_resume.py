@@ -30,7 +30,7 @@ def changed(group: str, **values: object) -> Settings:
     ("settings", "message"),
     [
         (changed("model", decoder_dim=64), "decoder_dim 32 -> 64"),
-        (changed("bias", bias="none"), "bias dfa -> none"),
+        (changed("model", bias="none"), "bias dfa -> none"),
         (changed("bias", bias_gamma=1.0), "bias_gamma 0.5 -> 1.0"),
         (changed("optimization", seed=7), "seed 0 -> 7"),
         (changed("optimization", learning_rate=1.0), "learning_rate 0.001 -> 1.0"),

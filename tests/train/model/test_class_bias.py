@@ -6,14 +6,21 @@ from segment_anything.modeling import MaskDecoder as SamMaskDecoder
 from segment_anything.modeling import TwoWayTransformer
 from torch import Tensor
 
-from train.errors import FocalPathError
-from train.model.class_bias import BiasedAttention, ClassAttentionBias, initial_bias
+from train.errors import BaselineError
+from train.model.class_bias import (
+    STRATEGIES,
+    BiasedAttention,
+    ClassAttentionBias,
+    ClassStatistics,
+    ClassTerms,
+)
 from train.model.mask_decoder import MaskDecoder
 from train.settings import BiasSettings
 
 DIM, NUM_CLASSES = 32, 5
 FREQUENCIES = torch.tensor([0.5, 0.3, 0.15, 0.04, 0.01])
 BIAS = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0])
+NO_TERMS = ClassTerms(torch.zeros(3 + NUM_CLASSES))
 
 
 @pytest.fixture
@@ -28,8 +35,17 @@ def image() -> tuple[Tensor, Tensor]:
     return torch.randn(3, DIM, 4, 4), torch.randn(1, DIM, 4, 4)
 
 
-def token_bias(values: Tensor) -> Tensor:
-    return ClassAttentionBias(values, learned=True)()
+def started(values: Tensor) -> ClassAttentionBias:
+    bias = ClassAttentionBias(len(values))
+    bias.start(values, learned=True)
+    return bias
+
+
+def initial_bias(
+    name: str, settings: BiasSettings | None = None, dice: Tensor | None = None
+) -> Tensor:
+    statistics = ClassStatistics(FREQUENCIES, dice)
+    return STRATEGIES[name].initial(settings or BiasSettings(), statistics)
 
 
 def test_zero_bias_equals_sams_own_decoder(decoder: MaskDecoder, image: tuple[Tensor, Tensor]):
@@ -39,7 +55,7 @@ def test_zero_bias_equals_sams_own_decoder(decoder: MaskDecoder, image: tuple[Te
     ).eval()
     sam.load_state_dict(decoder.state_dict())
     embeddings, image_pe = image
-    ours, our_iou = decoder(embeddings, image_pe, torch.zeros(3 + NUM_CLASSES))
+    ours, our_iou = decoder(embeddings, image_pe, NO_TERMS)
     for index, embedding in enumerate(embeddings):
         masks, iou = sam(
             embedding[None],
@@ -53,13 +69,13 @@ def test_zero_bias_equals_sams_own_decoder(decoder: MaskDecoder, image: tuple[Te
 
 
 def test_bias_changes_the_logits(decoder: MaskDecoder, image: tuple[Tensor, Tensor]):
-    unbiased, _ = decoder(*image, torch.zeros(3 + NUM_CLASSES))
-    biased, _ = decoder(*image, token_bias(BIAS))
+    unbiased, _ = decoder(*image, NO_TERMS)
+    biased, _ = decoder(*image, started(BIAS)())
     assert (biased - unbiased).abs().max() > 1e-3
 
 
 def test_every_class_bias_has_a_gradient(decoder: MaskDecoder, image: tuple[Tensor, Tensor]):
-    bias = ClassAttentionBias(BIAS, learned=True)
+    bias = started(BIAS)
     decoder(*image, bias())[0].square().sum().backward()
     assert bias.delta.grad is not None
     assert (bias.delta.grad.abs() > 1e-6).all()
@@ -69,11 +85,11 @@ def test_every_class_bias_has_a_gradient(decoder: MaskDecoder, image: tuple[Tens
 def test_each_block_alone_uses_the_bias(
     decoder: MaskDecoder, image: tuple[Tensor, Tensor], block: int
 ):
-    unbiased, _ = decoder(*image, torch.zeros(3 + NUM_CLASSES))
+    unbiased, _ = decoder(*image, NO_TERMS)
     attention = decoder.transformer.layers[1 - block].cross_attn_image_to_token
     forward = attention.forward
     attention.forward = lambda q, k, v, key_bias: forward(q, k, v)
-    biased, _ = decoder(*image, token_bias(BIAS))
+    biased, _ = decoder(*image, started(BIAS)())
     assert (biased - unbiased).abs().max() > 1e-4
 
 
@@ -82,7 +98,7 @@ class QueryBiasedAttention(BiasedAttention):
 
     query_bias: Tensor
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, **_: object) -> Tensor:
         queries = self._separate_heads(self.q_proj(q), self.num_heads)
         keys = self._separate_heads(self.k_proj(k), self.num_heads)
         values = self._separate_heads(self.v_proj(v), self.num_heads)
@@ -94,15 +110,14 @@ class QueryBiasedAttention(BiasedAttention):
 def test_bias_in_token_to_image_attention_would_be_a_no_op(
     decoder: MaskDecoder, image: tuple[Tensor, Tensor]
 ):
-    zero = torch.zeros(3 + NUM_CLASSES)
-    unbiased, _ = decoder(*image, zero)
-    delta = ClassAttentionBias(BIAS, learned=True)
+    unbiased, _ = decoder(*image, NO_TERMS)
+    delta = started(BIAS)
     for layer in decoder.transformer.layers:
         other = QueryBiasedAttention(DIM, num_heads=8, downsample_rate=2)
         other.load_state_dict(layer.cross_attn_token_to_image.state_dict())
-        other.query_bias = delta()
+        other.query_bias = delta().attention_bias
         layer.cross_attn_token_to_image = other
-    biased, _ = decoder(*image, zero)
+    biased, _ = decoder(*image, NO_TERMS)
     torch.testing.assert_close(biased, unbiased, atol=1e-5, rtol=0)
     biased.square().sum().backward()
     assert delta.delta.grad is not None
@@ -123,11 +138,11 @@ def test_attention_probabilities_follow_equation_1():
 
 
 def test_tokens_that_are_no_class_get_no_bias():
-    torch.testing.assert_close(token_bias(BIAS), torch.cat([torch.zeros(3), BIAS]))
+    torch.testing.assert_close(started(BIAS)().attention_bias, torch.cat([torch.zeros(3), BIAS]))
 
 
 def test_warm_start_is_centred_and_highest_for_the_rarest_class():
-    bias = initial_bias(BiasSettings(bias="dfa"), FREQUENCIES)
+    bias = initial_bias("dfa")
     assert bias.mean().abs() < 1e-6
     assert bias.tolist() == sorted(bias.tolist())
     expected = 0.5 * (math.log(0.5 + 1e-6) - math.log(0.01 + 1e-6))
@@ -135,25 +150,80 @@ def test_warm_start_is_centred_and_highest_for_the_rarest_class():
 
 
 def test_cold_start_and_no_bias_are_zero():
-    cold = initial_bias(BiasSettings(bias="dfa", bias_init="cold"), FREQUENCIES)
-    none = initial_bias(BiasSettings(bias="none"), FREQUENCIES)
+    cold = initial_bias("dfa", BiasSettings(bias_init="cold"))
+    none = initial_bias("none")
     assert not cold.any()
     assert not none.any()
 
 
 def test_cffa_is_minus_gamma_log_frequency():
-    bias = initial_bias(BiasSettings(bias="cffa", bias_gamma=0.7), FREQUENCIES)
+    bias = initial_bias("cffa", BiasSettings(bias_gamma=0.7))
     torch.testing.assert_close(bias, -0.7 * FREQUENCIES.log(), atol=1e-3, rtol=0)
 
 
 def test_hcfa_is_highest_for_the_hardest_class_and_finite_at_both_ends():
     dice = torch.tensor([0.9, 0.8, 0.5, 0.0, 1.0])
-    bias = initial_bias(BiasSettings(bias="hcfa"), FREQUENCIES, dice)
+    bias = initial_bias("hcfa", dice=dice)
     assert torch.isfinite(bias).all()
     assert bias.argmax() == 3
     assert bias.argmin() == 4
 
 
+def test_hcfa_gives_a_class_without_a_dice_no_bias_and_the_others_what_they_have_without_it():
+    dice = torch.tensor([0.9, 0.8, 0.5, math.nan, 0.6])
+    bias = initial_bias("hcfa", dice=dice)
+    assert bias[3] == 0
+    others = torch.tensor([0, 1, 2, 4])
+    alone = STRATEGIES["hcfa"].initial(
+        BiasSettings(), ClassStatistics(FREQUENCIES[others], dice[others])
+    )
+    torch.testing.assert_close(bias[others], alone)
+
+
 def test_hcfa_without_a_baseline_says_what_to_run():
-    with pytest.raises(FocalPathError, match="--bias none"):
-        initial_bias(BiasSettings(bias="hcfa"), FREQUENCIES)
+    with pytest.raises(BaselineError) as caught:
+        initial_bias("hcfa")
+    assert caught.value.code == "baseline"
+    assert "--difficulty-from" in str(caught.value)
+
+
+LEARNED = [name for name, strategy in STRATEGIES.items() if strategy.learned]
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_every_parameter_of_a_learned_strategy_changes_the_masks_and_has_a_gradient(
+    decoder: MaskDecoder, image: tuple[Tensor, Tensor], name: str
+):
+    bias = STRATEGIES[name].module(NUM_CLASSES)
+    bias.start(initial_bias(name), learned=True)
+    masks, _ = decoder(*image, bias())
+    masks.square().sum().backward()
+    for parameter in bias.parameters():
+        assert parameter.grad is not None
+        assert (parameter.grad.abs() > 1e-6).all()
+        with torch.no_grad():
+            parameter.add_(BIAS)
+        other, _ = decoder(*image, bias())
+        assert (other - masks).abs().max() > 1e-4
+        with torch.no_grad():
+            parameter.sub_(BIAS)
+
+
+@pytest.mark.parametrize("name", ["dfa_heads", "dfa_temperature"])
+def test_our_strategies_start_as_dfa(decoder: MaskDecoder, image: tuple[Tensor, Tensor], name: str):
+    bias = STRATEGIES[name].module(NUM_CLASSES)
+    bias.start(BIAS, learned=True)
+    expected, _ = decoder(*image, started(BIAS)())
+    torch.testing.assert_close(decoder(*image, bias())[0], expected)
+    torch.testing.assert_close(bias.per_class(), BIAS)
+
+
+def test_a_bias_approaches_its_prior_and_a_temperature_one():
+    bias = STRATEGIES["dfa_temperature"].module(NUM_CLASSES)
+    bias.start(BIAS, learned=True)
+    with torch.no_grad():
+        bias.delta.add_(2.0)
+        bias.log_temperature.fill_(1.0)
+    bias.approach_prior(0.25)
+    torch.testing.assert_close(bias.delta.detach(), BIAS + 1.5)
+    torch.testing.assert_close(bias.log_temperature.detach(), torch.full((NUM_CLASSES,), 0.75))

@@ -44,7 +44,7 @@ def test_weights_with_layer_scale_and_imagenets_normalisation_give_timms_feature
     model = _model(
         pathology_layer_scale=True, pathology_mean=IMAGENET_MEAN, pathology_std=IMAGENET_STD
     )
-    segmenter = Segmenter(replace(toy_settings(), model=model), torch.zeros(5)).eval()
+    segmenter = Segmenter(model, 5).eval()
     load_pathology_weights(segmenter, tmp_path / "uni.bin")
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_layer_scale_weights_in_a_model_without_are_refused(tmp_path: Path) -> N
         "vit_tiny_patch16_224", img_size=64, depth=1, init_values=0.5, num_classes=0
     )
     torch.save(theirs.state_dict(), tmp_path / "uni.bin")
-    segmenter = Segmenter(toy_settings(), torch.zeros(5))
+    segmenter = Segmenter(toy_settings().model, 5)
     with pytest.raises(FocalPathError, match=r"blocks\.0\.ls1\.gamma .*--pathology-layer-scale"):
         load_pathology_weights(segmenter, tmp_path / "uni.bin")
 

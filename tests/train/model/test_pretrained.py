@@ -21,7 +21,7 @@ from train.errors import FocalPathError
 from train.fitting.run import fit
 from train.model.pretrained import load_pathology_weights, load_sam_weights, read_weights
 from train.model.segmenter import Segmenter
-from train.settings import BiasSettings, WeightsSettings
+from train.settings import WeightsSettings
 
 NUM_CLASSES, DIM = 5, 32
 
@@ -55,7 +55,7 @@ def sam_of(tile_size_px: int) -> Sam:
 @pytest.fixture
 def segmenter() -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter(toy_settings(), torch.zeros(NUM_CLASSES)).eval()
+    return Segmenter(toy_settings().model, NUM_CLASSES).eval()
 
 
 @pytest.fixture(scope="module")
@@ -250,12 +250,11 @@ def test_frozen_encoders_keep_the_published_weights(
 ):
     torch.save(segmenter.pathology_encoder.vit.state_dict(), tmp_path / "vit.pth")
     settings = toy_settings(
-        bias=BiasSettings(bias="none"),
         weights=WeightsSettings(
             sam_weights=str(sam_file), pathology_weights=str(tmp_path / "vit.pth")
         ),
     )
-    settings = replace(settings, model=replace(settings.model, encoders_frozen=True))
+    settings = replace(settings, model=replace(settings.model, bias="none", encoders_frozen=True))
     fit(settings, toy_data, tmp_path / "run")
     trained = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
     published = torch.load(sam_file, weights_only=True)

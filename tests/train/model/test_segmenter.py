@@ -14,7 +14,7 @@ NUM_CLASSES = 5
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter(toy_settings(), torch.zeros(NUM_CLASSES)).eval()
+    return Segmenter(toy_settings().model, NUM_CLASSES).eval()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_labels_are_never_unlabelled():
 def test_frozen_encoders_get_no_gradient_and_stay_in_evaluation_mode(images: torch.Tensor):
     settings = toy_settings()
     settings = replace(settings, model=replace(settings.model, encoders_frozen=True))
-    segmenter = Segmenter(settings, torch.zeros(NUM_CLASSES)).train()
+    segmenter = Segmenter(settings.model, NUM_CLASSES).train()
     segmenter(images).low_res_logits.sum().backward()
     assert not segmenter.image_encoder.training
     assert not segmenter.pathology_encoder.training
@@ -67,7 +67,7 @@ def test_frozen_encoders_run_in_bfloat16_in_a_mixed_run_on_a_cpu(
 ):
     settings = toy_settings()
     settings = replace(settings, model=replace(settings.model, encoders_frozen=frozen))
-    segmenter = Segmenter(settings, torch.zeros(NUM_CLASSES))
+    segmenter = Segmenter(settings.model, NUM_CLASSES)
     seen: list[torch.dtype] = []
     layer = segmenter.image_encoder.blocks[0].attn.qkv
     layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
@@ -97,14 +97,14 @@ def test_sams_published_names_load_unmapped(segmenter: Segmenter):
 @pytest.mark.slow
 def test_the_real_size_joins_sams_768_and_the_pathology_encoders_384_channels():
     with torch.device("meta"):
-        segmenter = Segmenter(bcss(), torch.zeros(NUM_CLASSES))
+        segmenter = Segmenter(bcss().model, NUM_CLASSES)
     assert segmenter.neck[0].weight.shape == (256, 768 + 384, 1, 1)
     assert segmenter.pathology_encoder.vit.pos_embed.shape == (1, 1 + 4096, 384)
     assert len(segmenter.image_encoder.blocks) == 12
 
 
 def test_254_classes_work(images: torch.Tensor):
-    segmenter = Segmenter(toy_settings(), torch.zeros(254)).eval()
+    segmenter = Segmenter(toy_settings().model, 254).eval()
     assert segmenter(images[:1]).low_res_logits.shape[1] == 255
 
 
@@ -120,4 +120,4 @@ def test_a_pathology_encoder_that_does_not_fit_is_refused(name: str, reason: str
     settings = toy_settings()
     model = replace(settings.model, pathology_encoder=name)
     with pytest.raises(FocalPathError, match=reason):
-        Segmenter(replace(settings, model=model), torch.zeros(NUM_CLASSES))
+        Segmenter(model, NUM_CLASSES)
