@@ -6,7 +6,6 @@ all of them alike; ratios are medians over the rounds, never between rounds.
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,6 +34,7 @@ from export.graph.reference import Deployable
 from export.graph.to_onnx import PARITY_OUTPUT, drop_output, export_onnx
 from export.precision.half import convert_to_half
 from export.precision.int8 import quantize_int8
+from serve.contract.machine import installed_versions, this_processor, usable_cpus
 from serve.contract.openvino import PACKAGE, computes_bfloat16
 from train.settings import ModelSettings
 
@@ -136,9 +135,10 @@ class Benchmark:
         matmul_s = statistics.median(answer["seconds"] for answer in answers.pop("matmul"))
         matmul_flops = 2 * 4096**3 / matmul_s
         is_real_size = self.model == ModelSettings()
+        processor = this_processor()
         return BenchmarkReport(
-            machine=machine_name(),
-            num_cpus=len(os.sched_getaffinity(0)),
+            machine=f"{processor.name} ({processor.kind})",
+            num_cpus=usable_cpus(),
             load_average=(load_before, os.getloadavg()[0]),
             versions=installed_versions(_PACKAGES),
             model=f"{self.model.image_encoder} + {self.model.pathology_encoder}, "
@@ -186,25 +186,6 @@ def markdown(report: BenchmarkReport) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def machine_name() -> str:
-    """The processor's name."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return " ".join(line.split(":", 1)[1].split())
-    return platform.machine()
-
-
-def installed_versions(packages: Sequence[str]) -> dict[str, str]:
-    """The versions of those packages that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _runs_here(variant: str) -> bool:

@@ -5,7 +5,6 @@ by the variants that need them: ONNX Runtime's process has no torch.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from serve.contract.machine import usable_cpus
 
 OUTPUTS = ("labels", "confidence", "low_res_probabilities", "iou_scores")
 Images = NDArray[np.uint8]
@@ -62,7 +63,7 @@ def onnx_runtime(folder: Path, *, file: str) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = usable_cpus()
     session = onnxruntime.InferenceSession(
         folder / file, options, providers=["CPUExecutionProvider"]
     )
@@ -73,7 +74,7 @@ def openvino(folder: Path, *, file: str, precision: Literal["fp32", "bf16"]) -> 
     """A graph in OpenVINO, without the parity output."""
     from serve.contract.openvino import OpenVinoModel
 
-    model = OpenVinoModel(folder / file, precision, threads=len(os.sched_getaffinity(0)))
+    model = OpenVinoModel(folder / file, precision, threads=usable_cpus())
     return lambda images: model.run(images, OUTPUTS)["labels"]
 
 

@@ -23,7 +23,6 @@ import tyro
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from benchmarks.export_cpu import installed_versions
 from benchmarks.export_gpu_worker import (
     VARIANTS,
     Device,
@@ -38,6 +37,7 @@ from benchmarks.export_gpu_worker import (
 )
 from benchmarks.real_size_model import FLOPS_PER_TILE, NUM_CLASSES
 from export.errors import FocalPathError
+from serve.contract.machine import installed_versions
 from train.settings import ModelSettings
 
 GOAL = 0.5

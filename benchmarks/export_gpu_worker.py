@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.export_cpu import machine_name
 from benchmarks.real_size_model import NUM_CLASSES, build_benchmark_model, draw_tiles
 from export.errors import FocalPathError
 from export.graph.attention import AttentionForm
@@ -34,6 +33,7 @@ from export.tensorrt.build import build_plan
 from export.tensorrt.engine import load_tensorrt
 from export.tensorrt.plan import BatchProfile, EnginePlan
 from export.tensorrt.session import Gpu, PlanSession
+from serve.contract.machine import this_processor
 from serve.contract.manifest import interface, sha256_of
 from train.settings import ModelSettings
 
@@ -149,7 +149,7 @@ def measure_peak(device: Device, size: int) -> Peak:
         left @ right
         synchronize(device)
         times.append(time.perf_counter() - started)
-    name = torch.cuda.get_device_name() if device == "cuda" else machine_name()
+    name = torch.cuda.get_device_name() if device == "cuda" else this_processor().name
     return Peak(name, 2 * size**3 / statistics.median(times))
 
 
@@ -178,9 +178,15 @@ def measure(task: Task, batch_size: int) -> Measured:
     return Measured(stages, memory_gib, _agreement(labels, task))
 
 
-@cache
+_loaded: dict[tuple[str, Path], Compute] = {}
+"""Variants that this process has loaded, by their name and the folder of their graphs."""
+
+
 def _load(task: Task) -> Compute:
-    return VARIANTS[task.variant].load(task)
+    key = (task.variant, task.folder)
+    if key not in _loaded:
+        _loaded[key] = VARIANTS[task.variant].load(task)
+    return _loaded[key]
 
 
 def _agreement(labels: Images, task: Task) -> float:

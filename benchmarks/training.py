@@ -9,7 +9,6 @@ the disk, trained on, and the validation tiles are predicted and counted.
 """
 
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -34,6 +33,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
+from serve.contract.machine import this_processor
 from train.data.dataset import TileDataset, evaluation_tiles
 from train.data.folder import read_tile_folder
 from train.data.synthetic.dataset import SyntheticSettings, write_dataset
@@ -353,12 +353,7 @@ def machine() -> str:
     """The GPU's name, or the processor's and the threads that torch uses."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{this_processor().name}, {torch.get_num_threads()} threads"
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 
 from export.errors import WrongMachineError
-from export.tensorrt.container import ContainerBuild, visible_gpus
+from export.tensorrt.container import ContainerBuild
 from export.tensorrt.engine import (
     build_engine,
     check_capability,
@@ -16,6 +16,7 @@ from export.tensorrt.engine import (
     tiles_for,
 )
 from export.tensorrt.plan import EnginePlan, read_engine_plan
+from serve.contract.machine import visible_gpus
 from serve.contract.manifest import read_bundle
 
 
@@ -77,8 +78,7 @@ class Engine:
 def _has_gpu(plan: EnginePlan, container: ContainerBuild) -> bool:
     """Whether the driver shows a GPU of the planned kind: asked before gigabytes are pulled."""
     gpus = visible_gpus()
-    if gpus and plan.compute_capability not in [capability for capability, _ in gpus]:
-        capability, name = gpus[0]
+    if gpus and plan.compute_capability not in [gpu.compute_capability for gpu in gpus]:
         with pointing_to(container, plan):
-            check_capability(name, capability, plan)
+            check_capability(gpus[0].name, gpus[0].compute_capability, plan)
     return bool(gpus)

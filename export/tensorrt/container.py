@@ -25,17 +25,6 @@ def container_image() -> str | None:
     return f"nvcr.io/nvidia/tensorrt:{release}-py3"
 
 
-def visible_gpus() -> list[tuple[str, str]]:
-    """Compute capability and name of the GPUs that the driver's own tool sees, if it is there."""
-    query = ("nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader")
-    try:
-        listing = subprocess.run(query, check=True, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = [line.split(", ", 1) for line in listing.stdout.splitlines() if ", " in line]
-    return [(capability.strip(), name.strip()) for capability, name in rows]
-
-
 class ContainerBuild:
     """The commands that build a plan in its container: first the image, once, then the plan."""
 

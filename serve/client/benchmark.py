@@ -6,14 +6,11 @@ run on the machine that is measured and take part of its processors.
 """
 
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from importlib.metadata import version
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -21,6 +18,7 @@ from pydantic import BaseModel
 
 from serve.client.benchmark_routes import Ask, Route
 from serve.client.perf_analyzer import PerfAnalyzerRow
+from serve.contract.machine import installed_versions, this_machine
 
 GOAL_CLIENTS = 8
 MODEL = "model alone"
@@ -30,8 +28,7 @@ SEGMENTER = "in process"
 SERVICE = "HTTP service"
 MAX_ADDED_MS, MAX_ADDED_SHARE = 10.0, 0.10
 MIN_THROUGHPUT_SHARE = 0.90
-_CPU_INFO = Path("/proc/cpuinfo")
-_PACKAGES = ("onnxruntime", "bentoml", "tritonclient", "pillow", "numpy")
+_PACKAGES = ("onnxruntime", "openvino", "bentoml", "tritonclient", "pillow", "numpy")
 
 Unit = Literal["image", "tile"]
 
@@ -95,17 +92,13 @@ class BenchmarkReport(BaseModel):
 
 def describe_machine(load_before: float) -> Machine:
     """Describe the machine this runs on."""
-    processor = platform.processor() or platform.machine()
-    if _CPU_INFO.is_file():
-        lines = _CPU_INFO.read_text(encoding="utf-8").splitlines()
-        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        processor = models[0] if models else processor
+    machine = this_machine()
     return Machine(
-        processor=processor,
-        num_cpus=os.cpu_count() or 1,
-        system=f"{platform.system()} {platform.release()}",
-        python=platform.python_version(),
-        packages={name: version(name) for name in _PACKAGES},
+        processor=f"{machine.processor.name} ({machine.processor.kind})",
+        num_cpus=machine.num_cpus,
+        system=machine.system,
+        python=machine.python,
+        packages=installed_versions(_PACKAGES),
         load_average=(load_before, os.getloadavg()[0]),
     )
 

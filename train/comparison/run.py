@@ -9,7 +9,6 @@ seedN/             a training run (see `train.fitting.run`), and beside its file
 
 import fcntl
 import json
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from serve.contract.machine import this_processor
 from train.comparison.methods import BASELINE, Row
 from train.data.dataset import evaluation_tiles
 from train.data.folder import Tile, TileFolder
@@ -265,7 +265,7 @@ def duration_text(seconds: float) -> str:
 def _device_name() -> str:
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    return f"CPU ({platform.machine()}, threads: {torch.get_num_threads()})"
+    return f"{this_processor().name} (threads: {torch.get_num_threads()})"
 
 
 @torch.inference_mode()

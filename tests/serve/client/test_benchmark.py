@@ -61,7 +61,7 @@ def test_the_benchmark_measures_this_process_and_a_service_and_says_what_it_left
     assert report.label_agreement == {SERVICE: 1.0}
     assert report.num_tiles == 4
     assert ["Triton was left out" in note for note in report.notes] == [True, False]
-    assert report.backend.startswith("ONNX Runtime in fp32 on CPUExecutionProvider (")
+    assert report.backend.startswith("ONNX Runtime (CPUExecutionProvider) in fp32 (")
     assert "| - | - |" in (tmp_path / "benchmark.md").read_text()
     assert "Triton was left out" in (tmp_path / "benchmark.md").read_text()
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
