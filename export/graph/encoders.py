@@ -75,8 +75,9 @@ class FoldedImageEncoder(nn.Module):
         encoder = cast(ImageEncoderViT, segmenter.image_encoder)
         grid = segmenter.tile_size_px // PATCH_SIZE
         positions = None if encoder.pos_embed is None else encoder.pos_embed.flatten(1, 2)
+        conv = encoder.patch_embed.proj
         self.patch_embed = _fold_patch_embedding(
-            encoder.patch_embed.proj, segmenter.pixel_mean, segmenter.pixel_std, positions
+            conv.weight, conv.bias, segmenter.pixel_mean, segmenter.pixel_std, positions
         )
         self.blocks = nn.ModuleList(ImageBlock(block, grid, form) for block in encoder.blocks)
 
@@ -126,7 +127,7 @@ class FoldedPathologyEncoder(nn.Module):
             prefix = prefix + positions[0, : self.num_prefix_tokens]
             positions = positions[:, self.num_prefix_tokens :]
         patch_embed = _fold_patch_embedding(
-            vit.patch_embed.proj, encoder.mean, encoder.std, positions
+            encoder.patch_kernel(), vit.patch_embed.proj.bias, encoder.mean, encoder.std, positions
         )
         self.patch_embed = Projection(patch_embed.weight, None)
         # Added after room was made for the prefix, which so needs no copy an image.
@@ -217,16 +218,16 @@ def _patches(image: Tensor, grid: int) -> Tensor:
 
 
 def _fold_patch_embedding(
-    conv: nn.Conv2d, mean: Tensor, std: Tensor, positions: Tensor | None
+    kernel: Tensor, conv_bias: Tensor | None, mean: Tensor, std: Tensor, positions: Tensor | None
 ) -> Projection:
     """Normalisation, patch convolution and position embedding as one projection of raw pixels.
 
-    Exact, because the convolution pads nothing. `positions` is (1, N, D).
+    Exact, because the convolution pads nothing. `kernel` is (D, 3, 16, 16), `positions` (1, N, D).
     """
-    weight = conv.weight / std
+    weight = kernel / std
     bias = -(weight * mean).sum(dim=(1, 2, 3))
-    if conv.bias is not None:
-        bias = bias + conv.bias
+    if conv_bias is not None:
+        bias = bias + conv_bias
     if positions is not None:
         bias = bias + positions
     return Projection(weight.permute(2, 3, 1, 0).flatten(0, 2), bias)

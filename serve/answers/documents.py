@@ -1,13 +1,11 @@
 """The JSON documents of other programs, and the lines of a batch, as types with an example each."""
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, with_config
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
-from serve.answers.format import AnswerFormat
-from serve.inference.summary import SUMMARY_EXAMPLE, ClassSummary, ImageInfo, ModelName
+from serve.inference.summary import SUMMARY_EXAMPLE, ClassSummary, ImageInfo, ModelName, Summary
 
 _MEASUREMENTS = {"Area px^2": 262144.0, "Area um^2": 16384.0, "Mean confidence": 0.93}
 _SQUARE: list[list[float]] = [[0, 0], [512, 0], [512, 512], [0, 512]]
@@ -46,13 +44,7 @@ _DSA_EXAMPLE: dict[str, Any] = {
 }
 _BATCH_EXAMPLES: list[dict[str, Any]] = [
     {"index": 0, "name": "1.png", "status": 200, "outputs": {"json": SUMMARY_EXAMPLE}},
-    {
-        "index": 1,
-        "name": "2.txt",
-        "status": 400,
-        "error": "The file is no image that can be read.",
-        "code": "image_unusable",
-    },
+    {"index": 1, "name": "2.txt", "status": 400, "error": "The file is no image that can be read."},
 ]
 
 Measurements = Annotated[
@@ -146,6 +138,26 @@ class AnnotationDocument(TypedDict):
     elements: list[Polyline]
 
 
+class BatchOutputs(TypedDict, total=False):
+    """The outputs that were asked for."""
+
+    json: Summary
+    labels: Base64
+    confidence: Base64
+    overlay: Base64
+    geojson: FeatureCollection
+    dsa: AnnotationDocument
+
+
+class BatchAnswer(TypedDict):
+    """The line of a file that was segmented."""
+
+    index: int
+    name: str
+    status: Literal[200]
+    outputs: BatchOutputs
+
+
 class BatchFailure(TypedDict):
     """The line of a file that cannot be used; the others are answered all the same."""
 
@@ -153,19 +165,14 @@ class BatchFailure(TypedDict):
     name: str
     status: Annotated[int, Field(ge=400, le=599)]
     error: str
-    code: str
 
 
-def batch_line(formats: Iterable[AnswerFormat]) -> Any:
-    """The type of a line of /batch, which offers these formats."""
-    types: dict[str, Any] = {
-        entry.name: Base64 if entry.document is None else entry.document for entry in formats
-    }
-    outputs = TypedDict("BatchOutputs", types, total=False)  # type: ignore[misc]
-    outputs.__doc__ = "The outputs that were asked for."
-    fields = {"index": int, "name": str, "status": Literal[200], "outputs": outputs}
-    answer = TypedDict("BatchAnswer", fields)  # type: ignore[misc]
-    answer.__doc__ = "The line of a file that was segmented."
-    return Annotated[
-        answer | BatchFailure, Field(json_schema_extra={"examples": list(_BATCH_EXAMPLES)})
-    ]
+BatchLine = Annotated[
+    BatchAnswer | BatchFailure, Field(json_schema_extra={"examples": list(_BATCH_EXAMPLES)})
+]
+DOCUMENTS: dict[str, TypeAdapter[Any]] = {
+    "FeatureCollection": TypeAdapter(FeatureCollection),
+    "AnnotationDocument": TypeAdapter(AnnotationDocument),
+    "BatchLine": TypeAdapter(BatchLine),
+}
+"""By their names."""

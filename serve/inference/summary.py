@@ -4,10 +4,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from serve.contract.manifest import Manifest, TissueClass
-from serve.contract.strict import Strict
 from serve.inference.tiling import Prediction
 
 LOW_CONFIDENCE = 0.5
@@ -15,7 +14,11 @@ LOW_CONFIDENCE = 0.5
 _PIXELS_AT_ONCE = 2**20
 
 
-class ModelName(Strict):
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ModelName(_Answer):
     """Which model answered."""
 
     name: str
@@ -26,7 +29,7 @@ MppSource = Literal["request", "file", "model", "unknown"]
 """Where an image's um per pixel is from; `model`: assumed to be what the model was trained at."""
 
 
-class ImageInfo(Strict):
+class ImageInfo(_Answer):
     """The image as it was sent, upright."""
 
     width_px: int
@@ -44,7 +47,7 @@ class ImageInfo(Strict):
         return self.mpp**2 if known and self.mpp else None
 
 
-class ClassSummary(Strict):
+class ClassSummary(_Answer):
     """What the model found of one class."""
 
     name: str
@@ -88,10 +91,10 @@ SUMMARY_EXAMPLE: dict[str, JsonValue] = {
 }
 
 
-class Summary(Strict):
+class Summary(_Answer):
     """The answer of `POST /segment`."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [SUMMARY_EXAMPLE]})
+    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [SUMMARY_EXAMPLE]})
 
     model: ModelName
     image: ImageInfo

@@ -9,12 +9,11 @@ from collections.abc import AsyncIterator, Sequence
 
 from starlette.datastructures import FormData
 
-from serve.answers.registry import FORMATS
+from serve.answers.formats import MEDIA_TYPES, Form
 from serve.contract.errors import FocalPathError
-from serve.service.error_answers import INTERNAL_CODE, as_fields, status_of
 from serve.service.model import Model
 from serve.service.uploads import BatchFile
-from serve.service.worker import Job, Worker
+from serve.service.worker import Job, Worker, status_of
 
 _log = logging.getLogger(__name__)
 
@@ -64,19 +63,18 @@ async def _line(index: int, file: BatchFile, job: Job, worker: Worker, model: Mo
     try:
         answers = await worker.run(work)
     except FocalPathError as error:
-        entry |= {"status": status_of(error), **as_fields(error)}
+        entry |= {"status": status_of(error), "error": str(error)}
     except Exception:  # ours, and none of the other files' business
         _log.exception("a file of a batch failed")
-        message = "The service failed on this file. Its log says more."
-        entry |= {"status": 500, "error": message, "code": INTERNAL_CODE}
+        entry |= {"status": 500, "error": "The service failed on this file. Its log says more."}
     else:
-        outputs = zip(job.formats, answers, strict=True)
-        entry |= {"status": 200, "outputs": {name: _as_json(name, one) for name, one in outputs}}
+        outputs = zip(job.forms, answers, strict=True)
+        entry |= {"status": 200, "outputs": {form: _as_json(form, one) for form, one in outputs}}
     return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-def _as_json(name: str, answer: bytes) -> object:
-    """The answer of a format: JSON as it is, anything else in base64."""
-    if FORMATS[name].document is not None:
+def _as_json(form: Form, answer: bytes) -> object:
+    """JSON as it is, anything else in base64."""
+    if MEDIA_TYPES[form].endswith("json"):
         return json.loads(answer)
     return base64.b64encode(answer).decode()

@@ -1,45 +1,89 @@
 """The words of the OpenAPI document: options with their bounds, bodies, answers, errors."""
 
 import json
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI
-from pydantic import ConfigDict, Field, TypeAdapter
+from fastapi import FastAPI, Query
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from serve.answers.documents import batch_line
-from serve.answers.format import AnswerFormat
-from serve.answers.registry import FORMATS, batch_formats
-from serve.contract.errors import (
-    AccessError,
-    BackendUnavailableError,
-    BusyError,
-    ImageError,
-    ImageTooLargeError,
-    OptionError,
-    TookTooLongError,
-    UploadTooSlowError,
-)
+from serve.answers.documents import DOCUMENTS
+from serve.answers.formats import LARGEST
 from serve.contract.manifest import Artefact, Manifest, Parity, TissueClass, interface
-from serve.contract.strict import Strict
 from serve.images.decode import MAX_MPP, MIN_MPP
 from serve.service.access import OPEN_PATHS
-from serve.service.error_answers import INTERNAL_CODE
 
 Responses = dict[int | str, dict[str, Any]]
-_BATCH_LINE = "BatchLine"
+
+Mpp = Annotated[
+    float | None,
+    Query(
+        ge=MIN_MPP,
+        le=MAX_MPP,
+        description="um per pixel of the image; before the file's own, which is before the model's",
+        examples=[0.25],
+    ),
+]
+Alpha = Annotated[
+    float,
+    Query(
+        ge=0,
+        le=LARGEST["alpha"],
+        description="0 shows the image only, 1 the colours only",
+        examples=[0.4],
+    ),
+]
+Classes = Annotated[
+    list[str],
+    Query(
+        default_factory=list,
+        description="names of the classes to show; by default all",
+        examples=[["Tumor", "Stroma"]],
+    ),
+]
+SimplifyPx = Annotated[
+    float,
+    Query(
+        ge=0,
+        le=LARGEST["simplify_px"],
+        description="simplify outlines by about so many pixels; 0: exact",
+        examples=[1.5],
+    ),
+]
+MinAreaPx = Annotated[
+    int,
+    Query(
+        ge=0,
+        le=LARGEST["min_area_px"],
+        description="leave out regions of fewer pixels",
+        examples=[64],
+    ),
+]
+WithProbabilities = Annotated[
+    bool,
+    Query(
+        description="also the probabilities of all classes, as /probabilities has them",
+        examples=[True],
+    ),
+]
+BatchOutput = Literal["json", "labels", "confidence", "overlay", "geojson", "dsa"]
+Outputs = Annotated[
+    list[BatchOutput],
+    Query(
+        default_factory=lambda: ["json"],
+        description="what to answer for each file; pictures are in base64",
+        examples=[["json", "geojson"]],
+    ),
+]
 
 
-class ErrorAnswer(Strict):
+class ErrorAnswer(BaseModel):
     """What every error is answered with."""
 
     model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"error": "The file is empty. Send one PNG, ...", "code": ImageError.code}]
-        }
+        json_schema_extra={"examples": [{"error": "The file is empty. Send one PNG, ..."}]}
     )
 
-    error: str = Field(description="for people; its words may change")
-    code: str = Field(description="names the kind of error for programs; stays the same")
+    error: str
 
 
 def _form_body(
@@ -76,44 +120,20 @@ BATCH_BODY = _form_body(
     "images", "an image, or a zip of images", *_IMAGE_TYPES, "application/zip", several=True
 )
 
-
-class Schemas:
-    """The JSON schemas of the documents that the registered formats answer with.
-
-    FastAPI knows of none of them, since the endpoints answer with bytes.
-    """
-
-    def __init__(self) -> None:
-        documents = {entry.name: entry.document for entry in FORMATS.values() if entry.document}
-        documents[_BATCH_LINE] = batch_line(batch_formats())
-        self._by_name, definitions = TypeAdapter.json_schemas(
-            [(name, "serialization", TypeAdapter(kind)) for name, kind in documents.items()],
-            ref_template="#/components/schemas/{model}",
-        )
-        self.components: dict[str, Any] = {
-            **definitions["$defs"],
-            _BATCH_LINE: self._by_name[_BATCH_LINE, "serialization"],
-        }
-
-    def answer(self, entry: AnswerFormat) -> Responses:
-        """The description of a format's answer."""
-        if entry.document is None:
-            return binary_answer(entry.media_type, entry.content)
-        return _answer(entry.media_type, self._by_name[entry.name, "serialization"])
-
-    def lines(self) -> Responses:
-        """The description of the answer of /batch."""
-        examples = self.components[_BATCH_LINE]["examples"]
-        return text_answer(
-            "application/x-ndjson",
-            "".join(json.dumps(line) + "\n" for line in examples),
-            f"For each file a line of JSON, a `{_BATCH_LINE}`.",
-        )
+_SCHEMAS, _DEFINITIONS = TypeAdapter.json_schemas(
+    [(name, "serialization", adapter) for name, adapter in DOCUMENTS.items()],
+    ref_template="#/components/schemas/{model}",
+)
 
 
 def binary_answer(media_type: str, description: str = "OK") -> Responses:
     """A picture or arrays."""
     return _answer(media_type, {"type": "string", "format": "binary"}, description)
+
+
+def json_answer(media_type: str, document: str) -> Responses:
+    """One of `serve.answers.documents`."""
+    return _answer(media_type, _SCHEMAS[document, "serialization"])
 
 
 def text_answer(media_type: str, example: str, description: str = "OK") -> Responses:
@@ -125,6 +145,11 @@ def _answer(media_type: str, schema: dict[str, Any], description: str = "OK") ->
     return {200: {"description": description, "content": {media_type: {"schema": schema}}}}
 
 
+LINES = text_answer(
+    "application/x-ndjson",
+    "".join(json.dumps(line) + "\n" for line in _SCHEMAS["BatchLine", "serialization"]["examples"]),
+    "For each file a line of JSON, a `BatchLine`.",
+)
 _MANIFEST_EXAMPLE = Manifest(
     name="segmenter",
     version="1.0.0",
@@ -158,42 +183,30 @@ MANIFEST: Responses = {
 }
 
 
-def _error(description: str, code: str, example: str, **more: object) -> dict[str, Any]:
-    content = {"application/json": {"example": {"error": example, "code": code}}}
+def _error(description: str, example: str, **more: object) -> dict[str, Any]:
+    content = {"application/json": {"example": {"error": example}}}
     return {"model": ErrorAnswer, "description": description, "content": content, **more}
 
 
 ERRORS: Responses = {
-    500: _error(
-        "The service failed.",
-        INTERNAL_CODE,
-        "The service failed on this request. Its log says more.",
-    ),
-    503: _error(
-        "The model is not available now.",
-        BackendUnavailableError.code,
-        "Triton at 127.0.0.1:8001 does not answer.",
-    ),
+    500: _error("The service failed.", "The service failed on this request. Its log says more."),
+    503: _error("The model is not available now.", "Triton at 127.0.0.1:8001 does not answer."),
 }
 UPLOAD_ERRORS: Responses = {
     400: _error(
         "The form, the image or an option cannot be used.",
-        OptionError.code,
         "mpp is 100 um per pixel, expected 0.05 to 20. Leave it out if it is not known.",
     ),
     408: _error(
         "The upload stopped arriving.",
-        UploadTooSlowError.code,
         "No more of the upload has arrived for 30 s. Send it again.",
     ),
     413: _error(
         "The upload, or the image in it, is over a limit.",
-        ImageTooLargeError.code,
         "The image is 20000 x 20000: 400000000 pixels, at most 64000000 are accepted. Crop it.",
     ),
     429: _error(
         "Too many requests are waiting.",
-        BusyError.code,
         "32 requests are waiting already. Try again later.",
         headers={
             "Retry-After": {
@@ -206,14 +219,12 @@ UPLOAD_ERRORS: Responses = {
     **ERRORS,
     504: _error(
         "The request took too long.",
-        TookTooLongError.code,
         "The request took longer than 300 s. Send a smaller image.",
     ),
 }
 KEY_ERRORS: Responses = {
     401: _error(
         "The key is missing or unknown; only where the service has keys.",
-        AccessError.code,
         "The request has no API key. Send `Authorization: Bearer KEY` or `X-API-Key`.",
         headers={
             "WWW-Authenticate": {"required": True, "schema": {"type": "string", "const": "Bearer"}}
@@ -268,6 +279,7 @@ class DescribedApp(FastAPI):
         components["headers"] = {"RequestId": _REQUEST_ID}
         for name in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(name, None)
-        components["schemas"] = {**Schemas().components, **components["schemas"]}
+        line = {"BatchLine": _SCHEMAS["BatchLine", "serialization"]}
+        components["schemas"] = {**_DEFINITIONS["$defs"], **line, **components["schemas"]}
         document["paths"] |= HEALTH_PATHS
         return document

@@ -3,14 +3,14 @@
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from serve.answers.format import Source
+from serve.answers.formats import Form, RenderOptions, needs_probabilities, render
 from serve.answers.pictures import rgb_png
-from serve.answers.registry import FORMATS, needs_probabilities
+from serve.contract.errors import FocalPathError, ImageError, ImageTooLargeError, OptionError
 from serve.images.decode import Picture, decode_picture
 from serve.inference.segmenter import Segmenter
 from serve.service.model import Model
@@ -24,12 +24,10 @@ T = TypeVar("T")
 class Job:
     """What is wanted of an image."""
 
-    formats: Sequence[str]
-    """Names of the answer formats."""
+    forms: Sequence[Form]
     mpp: float | None = None
     """um per pixel that the request states."""
-    options: Mapping[str, object] = field(default_factory=dict)
-    """Values of the formats' options, by name."""
+    options: RenderOptions = field(default_factory=RenderOptions)
 
 
 class Worker:
@@ -70,7 +68,7 @@ class Worker:
             )
 
     def answer(self, model: Model, data: bytes, job: Job) -> list[bytes]:
-        """A file's segmentation in each format of the job, in their order.
+        """The forms of a file's segmentation, in their order.
 
         Raises:
             FocalPathError: the file or an option cannot be used, or the model is not available.
@@ -83,11 +81,24 @@ class Worker:
                     picture.pixels,
                     mpp=picture.mpp if job.mpp is None else job.mpp,
                     mpp_source="file" if job.mpp is None else "request",
-                    with_probabilities=needs_probabilities(job.formats, job.options),
+                    with_probabilities=needs_probabilities(job.forms, job.options),
                 )
             self._telemetry.observe_summary(result.summary)
             with self._telemetry.stage("encode"):
-                source = Source(picture.pixels, result, segmenter.manifest)
-                return [FORMATS[name].render(source, job.options) for name in job.formats]
+                return [
+                    render(form, picture.pixels, result, segmenter.manifest, job.options)
+                    for form in job.forms
+                ]
 
         return model.run(work)
+
+
+def status_of(error: FocalPathError) -> int:
+    """The HTTP status that an error is answered with."""
+    match error:
+        case ImageTooLargeError():
+            return 413
+        case ImageError() | OptionError():
+            return 400
+        case _:
+            return 503

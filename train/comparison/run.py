@@ -38,8 +38,8 @@ from train.model.checkpoint import (
     load_checkpoint,
     read_card,
 )
-from train.model.pretrained import weights_sha256
 from train.model.segmenter import Segmenter, encode_for_training, labels_from_logits
+from train.model.weight_files import weights_sha256
 from train.settings import PRESETS, Settings, TissueClass, upgrade_settings
 
 _MARKER_FILE, _SCORES_FILE, _PANELS = "row.json", "test.npz", "panels"

@@ -11,12 +11,11 @@ from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, save_checkpoint
 from train.model.pretrained import (
     NOT_OURS_IN_SAM,
     load_accounted,
-    read_weights,
     resize_image_encoder,
     resize_position_embedding,
-    tensors,
 )
 from train.model.segmenter import Segmenter
+from train.model.weight_files import read_weights, tensors
 from train.settings import BiasName, Settings
 
 _NAMES = {
@@ -97,7 +96,7 @@ def load_sampath_weights(segmenter: Segmenter, path: Path) -> None:
     resize_image_encoder(source, segmenter)
     vit_prefix = "pathology_encoder.vit."
     vit = {k.removeprefix(vit_prefix): v for k, v in source.items() if k.startswith(vit_prefix)}
-    resize_position_embedding(vit, segmenter.pathology_encoder.vit)
+    resize_position_embedding(vit, segmenter.pathology_encoder.vit, "dino", path)
     source |= {vit_prefix + name: value for name, value in vit.items()}
     left_out = {
         **NOT_OURS_IN_SAM,

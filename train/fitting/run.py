@@ -43,8 +43,8 @@ from train.fitting.resume import (
 from train.fitting.task import SegmentationTask
 from train.model.checkpoint import CARD_FILE, WEIGHTS_FILE, CheckpointCard, TrainingData, read_card
 from train.model.class_bias import STRATEGIES, ClassStatistics, find_strategy
-from train.model.pretrained import WHERE_TO_GET_WEIGHTS, load_pathology_weights, load_sam_weights
 from train.model.segmenter import Segmenter
+from train.model.starting_weights import starting_weights
 from train.settings import RuntimeSettings, Settings, TissueClass
 
 METRICS_FILE = "metrics.csv"
@@ -94,6 +94,8 @@ def fit(
         )
     strategy = find_strategy(settings.model.bias)
     folder = read_tile_folder(data)
+    start = starting_weights(settings)
+    settings = start.settings
     _check_shares(folder, settings)
     frequencies = class_frequencies(folder)
     _check_labelled(folder, "validation")
@@ -107,7 +109,7 @@ def fit(
         strategy.initial(settings.bias, ClassStatistics(frequencies, dice)),
         learned=strategy.learned and not settings.bias.bias_frozen,
     )
-    _load_encoders(segmenter, settings)
+    start.load_into(segmenter)
     card = partial(
         CheckpointCard,
         settings=settings,
@@ -119,6 +121,7 @@ def fit(
             num_validation_tiles=len(folder.tiles["validation"]),
         ),
         pixel_frequencies=tuple(frequencies.tolist()),
+        origins=start.origins,
     )
     with write_errors_explained(run):
         run.mkdir(parents=True, exist_ok=True)
@@ -258,25 +261,6 @@ def _callbacks(
             ResumableEarlyStopping("validation/dice/mean", mode="max", patience=patience)
         )
     return callbacks
-
-
-def _load_encoders(segmenter: Segmenter, settings: Settings) -> None:
-    weights = settings.weights
-    missing = [
-        f"--{name}"
-        for name in ("sam_weights", "pathology_weights")
-        if getattr(weights, name) is None
-    ]
-    if settings.model.encoders_frozen and missing and not weights.random_encoders:
-        raise FocalPathError(
-            f"the encoders are frozen, and {' and '.join(missing).replace('_', '-')} is not given: "
-            "random encoders see nothing. Expected the published weights' files, or "
-            f"--no-encoders-frozen. Where they come from:\n{WHERE_TO_GET_WEIGHTS}"
-        )
-    if weights.sam_weights is not None:
-        load_sam_weights(segmenter, Path(weights.sam_weights))
-    if weights.pathology_weights is not None:
-        load_pathology_weights(segmenter, Path(weights.pathology_weights))
 
 
 def _trainer(settings: Settings, run: Path | None, callbacks: list[Callback]) -> L.Trainer:

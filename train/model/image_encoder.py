@@ -48,5 +48,11 @@ def build_image_encoder(
     return encoder, values["embed_dim"]
 
 
+def size_of_image_encoder(embed_dim: int) -> str | None:
+    """The name of the encoder with so many channels; None where there is none."""
+    names = [name for name, values in _SIZES.items() if values["embed_dim"] == embed_dim]
+    return names[0] if names else None
+
+
 def _norm_layer(dim: int) -> nn.LayerNorm:
     return nn.LayerNorm(dim, eps=1e-6)

@@ -1,80 +1,205 @@
 """The pathology encoder: any timm vision transformer, run densely on the whole tile."""
 
+import re
 from typing import Any, cast
 
 import timm
+import timm.layers
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.errors import FocalPathError
+from train.errors import EncoderError
+from train.model.encoder_kinds import ENCODER_KINDS, with_kind_written_out
 from train.model.image_encoder import PATCH_SIZE
 from train.settings import ModelSettings
 
+PATCH_SIZES = (14, 16)
+"""Patches of 14 pixels see the tile at 14/16 of its side, so that there are as many as SAM's."""
 _LAYER_SCALE = 1e-5
 """Where LayerScale starts, as in DINOv2 and UNI."""
+MLP_LAYERS = {
+    name: getattr(timm.layers, name) for name in ("Mlp", "GluMlp", "SwiGLU", "SwiGLUPacked")
+}
+"""What timm's argument `mlp_layer` can be, by the names that settings can hold."""
 
 
 class PathologyEncoder(nn.Module):
-    """A timm ViT whose patch tokens are laid out as an image; class and register tokens drop out.
+    """A timm ViT whose patch tokens are laid out as an image.
 
-    SAM-Path (arXiv 2307.09570) takes HIPT's ViT-S/16, a DINO ViT-S.
+    The class, register and other prefix tokens take part in the attention and are dropped at the
+    end. SAM-Path (arXiv 2307.09570) takes HIPT's ViT-S/16, a DINO ViT-S.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, model: ModelSettings) -> None:
+        """Build the encoder with random weights.
+
+        Raises:
+            EncoderError: timm does not know it, or it is no vision transformer that fits.
+        """
         super().__init__()
+        model = with_kind_written_out(model)
         self.vit = _create(model)
         self.embed_dim: int = self.vit.num_features
+        self.patch_size: int = self.vit.patch_embed.patch_size[0]
+        self.positions = model.pathology_positions
         given = {"mean": model.pathology_mean, "std": model.pathology_std}
         for buffer, values in given.items():
             values = values or self.vit.pretrained_cfg[buffer]
             scaled = 255 * torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1)
             self.register_buffer(buffer, scaled, persistent=False)
+        _check_grid(self, model)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode (B, 3, H, W) float32, RGB in [0, 255], to (B, D, H/16, W/16)."""
         batch, _, height, width = images.shape
-        tokens: Tensor = self.vit.forward_features((images - self.mean) / self.std)
-        patches = tokens[:, self.vit.num_prefix_tokens :]  # B x (H/16 * W/16) x D
         grid = (height // PATCH_SIZE, width // PATCH_SIZE)
+        images = (images - self.mean) / self.std
+        if self.patch_size != PATCH_SIZE:
+            size = [side * self.patch_size for side in grid]
+            images = F.interpolate(images, size, mode="bilinear", align_corners=False)
+        tokens: Tensor = self.vit.forward_features(images)
+        patches = tokens[:, self.vit.num_prefix_tokens :]  # B x (H/16 * W/16) x D
         return patches.transpose(1, 2).reshape(batch, self.embed_dim, *grid)
+
+    def patch_kernel(self) -> Tensor:
+        """The patch embedding's weights on the tile's own pixels, (D, 3, 16, 16).
+
+        Bilinear interpolation from 16 to 14 pixels takes every pixel of a patch of 14 from the same
+        16 pixels of the tile. So resizing and the patch embedding are one convolution, exactly.
+        """
+        kernel: Tensor = self.vit.patch_embed.proj.weight
+        if self.patch_size == PATCH_SIZE:
+            return kernel
+        pixels = torch.eye(PATCH_SIZE, dtype=kernel.dtype, device=kernel.device)[None]
+        resize = F.interpolate(pixels, self.patch_size, mode="linear", align_corners=False)[0]
+        return resize @ kernel @ resize.T  # 16 x 14 on both sides
+
+
+def timm_args(model: ModelSettings) -> dict[str, Any]:
+    """The arguments of timm's that the settings stand for, by their names there."""
+    args: dict[str, Any] = dict(model.pathology_args)
+    if model.pathology_encoder_depth is not None:
+        args["depth"] = model.pathology_encoder_depth
+    if model.pathology_layer_scale:
+        args.setdefault("init_values", _LAYER_SCALE)
+    return args
+
+
+def architecture(model: ModelSettings) -> str:
+    """The encoder's name in timm."""
+    kind = ENCODER_KINDS.get(model.pathology_encoder)
+    return model.pathology_encoder if kind is None else kind.architecture
 
 
 def _create(model: ModelSettings) -> Any:
-    """Create timm's model, and refuse one whose tokens are no grid of 16 pixels.
+    """Create timm's model.
 
     Raises:
-        FocalPathError: timm does not know it, or it is no such vision transformer.
+        EncoderError: timm does not know it or its arguments, or it is no such transformer.
     """
-    name = model.pathology_encoder
+    name, args = architecture(model), timm_args(model)
     if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*patch16*")[:5])
-        raise FocalPathError(
-            f"timm has no model {name!r}; expected a vision transformer with patches of 16 "
-            f"pixels, such as {close or 'vit_small_patch16_224'}"
+        close = timm.list_models(f"*{name.split('_')[0]}*patch1[46]*")[:5]
+        raise EncoderError(
+            f"timm has no model {name!r}; expected a published encoder "
+            f"({', '.join(ENCODER_KINDS)}) or a vision transformer of timm's with patches of 14 or "
+            f"16 pixels, such as {', '.join(close) or 'vit_small_patch16_224'}"
         )
-    overrides: dict[str, Any] = {}
-    if model.pathology_encoder_depth is not None:
-        overrides["depth"] = model.pathology_encoder_depth
-    if model.pathology_layer_scale:
-        overrides["init_values"] = _LAYER_SCALE
+    patch_size = _patch_size(name, args)
+    if "mlp_layer" in args:
+        args["mlp_layer"] = _mlp_layer(args["mlp_layer"])
     try:
-        vit = cast(
-            Any, timm.create_model(name, img_size=model.tile_size_px, num_classes=0, **overrides)
-        )
-        patch_size = tuple(vit.patch_embed.patch_size)
+        img_size = model.tile_size_px // PATCH_SIZE * patch_size
+        vit = cast(Any, timm.create_model(name, img_size=img_size, num_classes=0, **args))
+        found = tuple(vit.patch_embed.patch_size)
         _ = vit.num_prefix_tokens  # where there is none, there are no tokens
-    except (TypeError, AttributeError, ValueError, AssertionError) as error:
-        raise FocalPathError(
+    except (TypeError, AttributeError, ValueError, RuntimeError, AssertionError) as error:
+        raise EncoderError(
             f"{name} is no plain vision transformer of timm's, or not with these settings "
-            f"({error}); expected one that turns patches of {PATCH_SIZE} pixels into tokens, such "
-            "as vit_small_patch16_224"
+            f"({error}); expected one that turns patches of 14 or 16 pixels into tokens, such as "
+            "vit_small_patch16_224"
         ) from error
-    if patch_size != (PATCH_SIZE, PATCH_SIZE):
-        raise FocalPathError(
-            f"{name} cuts patches of {patch_size} pixels, SAM of {PATCH_SIZE}: their features "
-            f"cannot be joined. Take a model with patch{PATCH_SIZE} in its name."
+    if found != (patch_size, patch_size):
+        raise EncoderError(
+            f"{name} cuts patches of {' x '.join(map(str, found))} pixels where {patch_size} were "
+            "expected. Take another model."
         )
     return vit
+
+
+def _patch_size(name: str, args: dict[str, Any]) -> int:
+    """The side of a patch, by the arguments or the model's name.
+
+    Raises:
+        EncoderError: it is neither 14 nor 16.
+    """
+    in_name = re.search(r"patch(\d+)", name)
+    size = args.get("patch_size", int(in_name[1]) if in_name else PATCH_SIZE)
+    if size not in PATCH_SIZES:
+        raise EncoderError(
+            f"{name} cuts patches of {size} pixels; expected 14 or 16, so that they join SAM's. "
+            "Take a model with patch14 or patch16 in its name."
+        )
+    return int(size)
+
+
+def _mlp_layer(name: object) -> Any:
+    if name not in MLP_LAYERS:
+        raise EncoderError(
+            f"pathology_args has mlp_layer {name!r}; expected one of {', '.join(MLP_LAYERS)}"
+        )
+    return MLP_LAYERS[str(name)]
+
+
+def _check_grid(encoder: PathologyEncoder, model: ModelSettings) -> None:
+    """Refuse an encoder whose tokens are not the tile's grid, by its shapes alone.
+
+    Raises:
+        EncoderError: it fails on an image of this size, or gives other tokens.
+    """
+    grid = model.tile_size_px // PATCH_SIZE
+    side = grid * encoder.patch_size
+    name = model.pathology_encoder
+    with torch.device("meta"):
+        image = torch.empty(1, 3, side, side)
+    tensors = {
+        **{key: value.to("meta") for key, value in encoder.vit.named_parameters()},
+        **{key: value.to("meta") for key, value in encoder.vit.named_buffers()},
+    }
+    try:
+        with torch.no_grad():
+            tokens = torch.func.functional_call(
+                _Features(encoder.vit), _prefixed(tensors), (image,)
+            )
+        found = tuple(tokens.shape)
+    except (RuntimeError, AssertionError, TypeError, ValueError, AttributeError) as error:
+        raise EncoderError(
+            f"{name} cannot take a tile of {model.tile_size_px} pixels ({error}). Take another "
+            "encoder, or another --tile-size-px."
+        ) from error
+    expected = (1, encoder.vit.num_prefix_tokens + grid**2, encoder.embed_dim)
+    if found != expected:
+        raise EncoderError(
+            f"{name} turns a tile of {model.tile_size_px} pixels into {found}; expected "
+            f"{expected}, one token per 16 x 16 pixels. Take another encoder."
+        )
+
+
+class _Features(nn.Module):
+    """Calls a vision transformer's `forward_features`."""
+
+    def __init__(self, vit: nn.Module) -> None:
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, images: Tensor) -> Tensor:
+        """All tokens of (B, 3, H, W)."""
+        return self.vit.forward_features(images)  # type: ignore[no-any-return, operator]
+
+
+def _prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"vit.{name}": value for name, value in tensors.items()}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.answers.format import AnswerFormat
+from serve.client import segment_files
 from serve.client.segment_files import main
 from serve.contract.errors import BackendUnavailableError
 from serve.inference.segmenter import Segmentation, Segmenter
@@ -68,13 +68,6 @@ def test_every_format_is_written_when_it_is_asked_for(
     assert _names(out) == ALL_FILES
 
 
-def _summary(path: Path) -> Summary:
-    """The service's answer in a file, without what the file says besides."""
-    content = json.loads(path.read_text())
-    del content["made_with"]
-    return Summary.model_validate(content)
-
-
 def test_the_service_and_a_bundle_give_the_same_files(
     image: Path, toy_bundle: Path, service_url: str, tmp_path: Path
 ) -> None:
@@ -83,7 +76,10 @@ def test_the_service_and_a_bundle_give_the_same_files(
         assert _segment(image, *arguments) == 0
     for name in ALL_FILES - {"slide.json"}:
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
-    here, there = (_summary(tmp_path / name / "slide.json") for name in ("here", "there"))
+    here, there = (
+        Summary.model_validate_json((tmp_path / name / "slide.json").read_bytes())
+        for name in ("here", "there")
+    )
     assert here == there
 
 
@@ -135,7 +131,8 @@ def test_what_is_not_finished_is_made_again(
         case "damaged":
             (out / "slide.json").write_text("{")
         case "older":  # written before the JSON said what with
-            (out / "slide.json").write_text(_summary(out / "slide.json").model_dump_json())
+            summary = Summary.model_validate_json((out / "slide.json").read_text())
+            (out / "slide.json").write_text(summary.model_dump_json())
     before = (out / "slide.json").stat().st_mtime_ns
     assert _segment(image, "--bundle", bundle, *arguments) == 0
     assert (out / "slide.json").stat().st_mtime_ns > before
@@ -155,14 +152,14 @@ def test_files_of_one_run_are_not_taken_for_those_of_another(
 def test_the_summary_of_what_was_done_is_written_when_it_is_stopped(
     image: Path, toy_bundle: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    render = AnswerFormat.render
+    render = segment_files.render
 
-    def interrupted(entry: AnswerFormat, *arguments: Any) -> bytes:
+    def interrupted(*arguments: object) -> bytes:
         if (out / "slide.json").exists():
             raise KeyboardInterrupt
-        return render(entry, *arguments)
+        return render(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(AnswerFormat, "render", interrupted)
+    monkeypatch.setattr(segment_files, "render", interrupted)
     other = tmp_path / "other.png"
     other.write_bytes(encoded(IMAGE))
     arguments = (image, other, "--bundle", toy_bundle, "--out", out, "--jobs", 1)
@@ -209,14 +206,14 @@ def test_several_images_are_worked_on_at_once(
     toy_bundle: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = threading.Barrier(3, timeout=20)
-    render = AnswerFormat.render
+    render = segment_files.render
 
-    def wait_for_the_others(entry: AnswerFormat, *arguments: Any) -> bytes:
-        if entry.name == "json":
+    def wait_for_the_others(*arguments: object) -> bytes:
+        if arguments[0] == "json":
             together.wait()
-        return render(entry, *arguments)
+        return render(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(AnswerFormat, "render", wait_for_the_others)
+    monkeypatch.setattr(segment_files, "render", wait_for_the_others)
     images = [tmp_path / f"{name}.png" for name in "abc"]
     for path in images:
         path.write_bytes(encoded(IMAGE))
@@ -283,6 +280,9 @@ def test_an_output_folder_that_is_a_file_is_one_message(
     [
         ("--mpp", "1000", "mpp is 1000 um per pixel"),
         ("--mpp", "nan", "mpp is nan um per pixel"),
+        ("--alpha", "1.5", "alpha is 1.5, expected a number from 0 to 1."),
+        ("--simplify-px", "nan", "simplify_px is nan, expected a number from 0 to 100."),
+        ("--min-area-px", "-1", "min_area_px is -1, expected a number from 0"),
         ("--jobs", "0", "--jobs is 0"),
         ("--classes", "Muscle", "no class 'Muscle', only Tumor"),
     ],
@@ -298,20 +298,6 @@ def test_an_option_that_cannot_be_used_is_one_message(
 ) -> None:
     message = _fails(capsys, image, "--bundle", toy_bundle, "--out", out, option, value)
     assert expected in message
-    assert not out.exists()
-
-
-@pytest.mark.parametrize("flag", ["--alpha 1.5", "--simplify-px nan", "--min-area-px -1"])
-def test_a_flag_out_of_its_range_is_refused_as_tyro_refuses_one(
-    flag: str, image: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        _segment(image, "--out", out, *flag.split())
-    assert stopped.value.code == 2
-    name, value = flag.split()
-    message = capsys.readouterr().err
-    assert message.startswith(f"error: {name} is {value}")
-    assert message.count("\n") == 1
     assert not out.exists()
 
 

@@ -27,8 +27,8 @@ from train.fitting.task import SegmentationTask, named_scores
 from train.metrics import class_scores
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.class_bias import ClassStatistics, difficulty_bias
-from train.model.pretrained import weights_sha256
 from train.model.segmenter import Segmenter
+from train.model.weight_files import weights_sha256
 from train.settings import RuntimeSettings, Settings, WeightsSettings
 
 ROWS: tuple[RowName, ...] = ("hcfa",)

@@ -16,8 +16,8 @@ from train.errors import FocalPathError
 from train.fitting.import_sampath import import_sampath, load_sampath_weights, num_sampath_classes
 from train.fitting.run import evaluate
 from train.model.checkpoint import load_checkpoint, read_card
-from train.model.pretrained import read_weights
 from train.model.segmenter import Segmenter
+from train.model.weight_files import read_weights
 
 
 @pytest.fixture

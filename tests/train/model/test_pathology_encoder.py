@@ -60,7 +60,7 @@ def test_layer_scale_weights_in_a_model_without_are_refused(tmp_path: Path) -> N
     )
     torch.save(theirs.state_dict(), tmp_path / "uni.bin")
     segmenter = Segmenter(toy_settings().model, 5)
-    with pytest.raises(FocalPathError, match=r"blocks\.0\.ls1\.gamma .*--pathology-layer-scale"):
+    with pytest.raises(FocalPathError, match=r"blocks\.0\.ls1\.gamma .*LayerScale"):
         load_pathology_weights(segmenter, tmp_path / "uni.bin")
 
 
@@ -79,10 +79,10 @@ def test_a_name_that_timm_does_not_know_is_refused() -> None:
     ],
 )
 def test_a_model_without_tokens_of_16_pixels_is_refused(name: str) -> None:
-    with pytest.raises(FocalPathError, match=f"{name} is no plain vision transformer"):
+    with pytest.raises(FocalPathError, match=name):
         PathologyEncoder(_model(pathology_encoder=name, pathology_encoder_depth=None))
 
 
 def test_a_transformer_with_other_patches_is_refused() -> None:
-    with pytest.raises(FocalPathError, match=r"patches of \(32, 32\) pixels, SAM of 16"):
+    with pytest.raises(FocalPathError, match="patches of 32 pixels"):
         PathologyEncoder(_model(pathology_encoder="vit_small_patch32_224"))

@@ -17,10 +17,11 @@ from segment_anything.modeling import (
 from torch import nn
 
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
-from train.errors import FocalPathError
+from train.errors import FocalPathError, WeightsError
 from train.fitting.run import fit
-from train.model.pretrained import load_pathology_weights, load_sam_weights, read_weights
+from train.model.pretrained import load_pathology_weights, load_sam_weights
 from train.model.segmenter import Segmenter
+from train.model.weight_files import read_weights
 from train.settings import WeightsSettings
 
 NUM_CLASSES, DIM = 5, 32
@@ -116,16 +117,27 @@ def test_position_embeddings_of_another_tile_size_are_resized(segmenter: Segment
     )
 
 
-def test_sam_weights_of_another_size_name_the_first_mismatching_keys(
+@pytest.mark.parametrize(("width", "size"), [(768, "vit_b"), (1024, "vit_l"), (1280, "vit_h")])
+def test_sam_weights_of_another_size_name_the_option_for_it(
+    segmenter: Segmenter, sam_file: Path, tmp_path: Path, width: int, size: str
+):
+    weights = torch.load(sam_file, weights_only=True)
+    weights["image_encoder.patch_embed.proj.weight"] = torch.zeros(width, 3, 16, 16)
+    torch.save(weights, tmp_path / "sam.pth")
+    with pytest.raises(WeightsError) as raised:
+        load_sam_weights(segmenter, tmp_path / "sam.pth")
+    assert f"--image-encoder {size}" in str(raised.value)
+
+
+def test_weights_of_another_shape_name_the_first_that_differ(
     segmenter: Segmenter, sam_file: Path, tmp_path: Path
 ):
     weights = torch.load(sam_file, weights_only=True)
-    weights["image_encoder.patch_embed.proj.weight"] = torch.zeros(768, 3, 16, 16)
+    weights["mask_decoder.iou_token.weight"] = torch.zeros(1, 7)
     torch.save(weights, tmp_path / "sam.pth")
-    with pytest.raises(
-        FocalPathError, match=r"patch_embed.proj.weight is \(768.*expected \(128, 3, 16, 16\)"
-    ):
+    with pytest.raises(WeightsError) as raised:
         load_sam_weights(segmenter, tmp_path / "sam.pth")
+    assert "iou_token.weight is (1, 7), expected (1, 32)" in str(raised.value)
 
 
 def test_sam_weights_with_a_missing_key_are_refused(
