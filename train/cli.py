@@ -8,6 +8,8 @@ python -m train import-sampath PRESET CKPT RUN --data DATA
                                            convert a SAM-Path checkpoint
 python -m train evaluate RUN --data DATA   score it
 python -m train compare PRESET --data DATA train and report the paper's comparison
+python -m train pretrain PRESET --data SLIDES --out RUN
+                                           pretrain an encoder across magnifications
 """
 
 import inspect
@@ -30,6 +32,8 @@ from train.data.folder import Split
 from train.errors import FocalPathError
 from train.files import whole_file
 from train.model.class_bias import STRATEGIES
+from train.pretraining.settings import PRESETS as PRETRAIN_PRESETS
+from train.pretraining.settings import PretrainSettings
 from train.settings import PRESETS, BiasName, Settings
 
 
@@ -193,6 +197,42 @@ class Evaluate:
                 partial.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
+if TYPE_CHECKING:
+    PretrainPreset = PretrainSettings
+else:
+    PretrainPreset = tyro.extras.subcommand_type_from_defaults(
+        {name: preset() for name, preset in PRETRAIN_PRESETS.items()},
+        {name: (preset.__doc__ or "").splitlines()[0] for name, preset in PRETRAIN_PRESETS.items()},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Pretrain a pathology encoder with Magnification-Aware Distillation, or with DINO.
+
+    Our implementation of the published idea (arXiv 2512.14796); its masks are not read.
+    """
+
+    settings: PretrainPreset
+    data: Path
+    """Slides: a data set's folder with mpp in dataset.json, or OCELOT as it is published."""
+    out: Path
+    """The run's folder: encoder/, metrics.csv, last.ckpt, pretrain.json."""
+    resume: bool = False
+    """Continue the run in --out from its last epoch."""
+    overwrite: bool = False
+    """Replace the encoder that --out has."""
+
+    def run(self) -> None:
+        """Pretrain and say where the encoder is."""
+        from train.pretraining.run import pretrain
+
+        encoder = pretrain(
+            self.settings, self.data, self.out, resume=self.resume, overwrite=self.overwrite
+        )
+        print(f"encoder: {encoder}; give it to `train fit` as --pathology-weights")
+
+
 class RowChoice(str):
     """The name of a row of the comparison."""
 
@@ -265,6 +305,7 @@ def _commands() -> Any:
         | Annotated[ImportSampath, tyro.conf.subcommand("import-sampath")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Compare, tyro.conf.subcommand("compare", description=_with_biases(Compare))]
+        | Annotated[Pretrain, tyro.conf.subcommand("pretrain")]
     )
 
 
@@ -279,9 +320,9 @@ def _terminate(*_: object) -> Never:
 def _after_interrupt(command: object) -> str:
     """What an interrupted command leaves, and how to go on."""
     match command:
-        case Fit(out=out) if (last := out / "last.ckpt").is_file():
+        case Fit(out=out) | Pretrain(out=out) if (last := out / "last.ckpt").is_file():
             return f"continue from {last}, the last whole epoch, with --resume"
-        case Fit():
+        case Fit() | Pretrain():
             return "no epoch was finished, so that there is nothing to resume"
         case Compare():
             return "repeat the command to continue; what is finished is not trained again"

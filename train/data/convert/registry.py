@@ -11,6 +11,7 @@ from train.data.convert.bcss import BcssSettings, prepare_bcss
 from train.data.convert.bdsa import BdsaSettings, prepare_bdsa
 from train.data.convert.crag import CragSettings, prepare_crag
 from train.data.synthetic.dataset import SyntheticSettings, write_dataset
+from train.data.synthetic.slides import SlideSettings, write_slides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,12 @@ CONVERTERS: dict[str, Converter] = {
             help="Draw H&E tissue, unless it is there already.",
             settings=SyntheticSettings,
             convert=write_dataset,
+        ),
+        Converter(
+            name="synthetic-slides",
+            help="Draw large H&E images at 0.25 um per pixel, for work across magnifications.",
+            settings=SlideSettings,
+            convert=write_slides,
         ),
         Converter(
             name="bcss",

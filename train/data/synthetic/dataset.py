@@ -75,7 +75,7 @@ def write_dataset(folder: Path, settings: SyntheticSettings) -> None:
         FocalPathError: the folder holds something else.
     """
     recipe = {"generator_version": _GENERATOR_VERSION, **asdict(settings)}
-    if _already_there(folder, recipe):
+    if already_there(folder, recipe):
         return
     with whole_or_not_at_all(folder) as partial:
         folds = _folds(settings)
@@ -89,7 +89,7 @@ def write_dataset(folder: Path, settings: SyntheticSettings) -> None:
         write_json(partial / "settings.json", recipe)
 
 
-def _already_there(folder: Path, recipe: dict[str, object]) -> bool:
+def already_there(folder: Path, recipe: dict[str, object]) -> bool:
     """Tell whether `folder` is this very data set; refuse to touch any other content."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False

@@ -65,7 +65,24 @@ def make_tile(
         The image (H, W, 3) uint8 RGB in [0, 255], and the labels (H, W) uint8: 0 unlabelled,
         1..5 as in `CLASSES`.
     """
-    regions = _regions(rng, size_px, mpp)
+    return draw_tissue(rng, lay_out_regions(rng, size_px, mpp), mpp)
+
+
+def draw_tissue(
+    rng: np.random.Generator, regions: NDArray[np.uint8], mpp: float
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Draw the tissue of a map of regions, and its annotation.
+
+    Args:
+        rng: the only source of chance.
+        regions: (H, W) uint8, 1..5 as in `CLASSES`; H = W.
+        mpp: um per pixel.
+
+    Returns:
+        The image (H, W, 3) uint8 RGB in [0, 255], and the labels (H, W) uint8: the regions, with
+        0 where the annotator left something out.
+    """
+    size_px = len(regions)
     tumor, stroma, infiltrate, necrosis, other = (
         blur(regions == label, 1 / mpp) for label in range(1, 6)
     )
@@ -83,7 +100,7 @@ def _top(score: Map, share: float) -> NDArray[np.bool_]:
     return score > np.quantile(score, 1 - share) if share else np.zeros(score.shape, bool)
 
 
-def _regions(rng: np.random.Generator, size_px: int, mpp: float) -> NDArray[np.uint8]:
+def lay_out_regions(rng: np.random.Generator, size_px: int, mpp: float) -> NDArray[np.uint8]:
     """Lay out the five classes as smooth regions that fill the tile: (H, W) uint8.
 
     Inflammatory and Necrosis have the same share where they come together and the same distribution

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
+
+from train.pretraining.losses import (
+    Centers,
+    alignment_loss,
+    context_loss,
+    cross_entropy,
+    ibot_loss,
+    koleo_loss,
+    pooled_at,
+)
+
+B, K, D = 5, 16, 8
+STUDENT, TEACHER = 0.1, 0.05
+
+
+def _random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_context_loss_equals_lightlys_dino_loss_and_moves_the_same_centre() -> None:
+    teacher = [_random(B, K, seed=i) for i in range(2)]
+    student = [*(_random(B, K, seed=10 + i) for i in range(2)), _random(B, K, seed=12)]
+    oracle = DINOLoss(output_dim=K, student_temp=STUDENT, center_momentum=0.9)
+    centers = Centers(1, K, 0.9)
+    scales = torch.zeros(B, dtype=torch.long)
+    for _ in range(2):  # the second time with a centre that has moved
+        targets = [centers.probabilities(logits, scales, TEACHER) for logits in teacher]
+        found = context_loss(targets, student, STUDENT)
+        expected = oracle(teacher, student, teacher_temp=TEACHER)
+        assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+        centers.update(torch.cat(teacher), scales.repeat(2))
+        assert torch.allclose(centers.center[0], oracle.center.flatten(), atol=1e-6)
+
+
+def test_the_ibot_loss_equals_lightlys() -> None:
+    teacher, student = _random(B, 9, K, seed=1), _random(B, 9, K, seed=2)
+    mask = _random(B, 9, seed=3) > 0.3
+    mask[1] = False
+    targets = torch.softmax(teacher / TEACHER, dim=-1)
+    oracle = IBOTPatchLoss(output_dim=K, student_temp=STUDENT)
+    expected = oracle(teacher[mask], student[mask], mask.reshape(B, 3, 3), teacher_temp=TEACHER)
+    found = ibot_loss(targets, student, mask, STUDENT)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_the_spread_equals_lightlys_koleo_loss() -> None:
+    features = _random(B, D, seed=4)
+    assert koleo_loss(features).item() == pytest.approx(KoLeoLoss()(features).item(), abs=1e-6)
+
+
+def test_spread_points_cost_less_than_equal_points() -> None:
+    assert koleo_loss(torch.eye(4)) < koleo_loss(torch.ones(4, 4) + 1e-3 * _random(4, 4))
+
+
+def test_a_view_never_teaches_itself() -> None:
+    """Two teachers, three student views: four terms, by hand."""
+    targets = [torch.softmax(_random(1, K, seed=i), -1) for i in range(2)]
+    logits = [_random(1, K, seed=20 + i) for i in range(3)]
+    pairs = [(0, 1), (0, 2), (1, 0), (1, 2)]
+    by_hand = sum(cross_entropy(targets[t], logits[s], STUDENT).item() for t, s in pairs) / 4
+    assert context_loss(targets, logits, STUDENT).item() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_each_scale_has_its_own_centre() -> None:
+    centers = Centers(2, K, 0.5)
+    logits = torch.cat([torch.ones(3, K), 5 * torch.ones(2, K)])
+    centers.update(logits, torch.tensor([0, 0, 0, 1, 1]))
+    assert centers.center[:, 0].tolist() == pytest.approx([0.5, 2.5])
+    centers.update(torch.ones(1, K), torch.tensor([0]))
+    assert centers.center[:, 0].tolist() == pytest.approx([0.75, 2.5])
+
+
+def test_pooling_takes_the_tokens_under_the_footprint() -> None:
+    tokens = _random(1, 4, D, seed=5)
+    weights = torch.tensor([[[[0.25, 0.0], [0.75, 0.0]]]])
+    expected = 0.25 * tokens[0, 0] + 0.75 * tokens[0, 2]
+    assert torch.allclose(pooled_at(tokens, weights)[0, 0], expected, atol=1e-6)
+
+
+def test_alignment_is_least_where_places_and_details_agree() -> None:
+    logits = 10 * _random(2, 3, K, seed=6)
+    targets = torch.softmax(logits / STUDENT, -1)
+    other = logits.roll(1, dims=-1)
+
+    def loss(detail: torch.Tensor) -> float:
+        return alignment_loss(
+            place_targets=targets[None],
+            detail_logits=detail,
+            detail_targets=targets,
+            place_logits=logits[None],
+            temperature=STUDENT,
+        ).item()
+
+    assert loss(logits) < loss(other)

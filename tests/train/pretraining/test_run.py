@@ -1,0 +1,136 @@
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from train.data.synthetic.slides import SlideSettings, write_slides
+from train.errors import FocalPathError
+from train.pretraining.run import pretrain
+from train.pretraining.settings import PretrainSettings, ViewSettings, synthetic
+from train.pretraining.task import PretrainTask
+from train.pretraining.views import ViewSample
+
+
+def tiny(**schedule: object) -> PretrainSettings:
+    """Two blocks of width 32 on views of 48 pixels, all losses on."""
+    base = synthetic()
+    return replace(
+        base,
+        views=ViewSettings(view_px=48, num_local=1, local_px=32),
+        distillation=replace(
+            base.distillation,
+            align_weight=1.0,
+            ibot_weight=1.0,
+            prototypes=32,
+            head_hidden=32,
+            head_bottleneck=16,
+        ),
+        encoder=replace(base.encoder, depth=2, embed_dim=32, num_heads=2, drop_path=0.1),
+        schedule=replace(
+            base.schedule,
+            **{"steps": 4, "steps_per_epoch": 2, "batch_size": 4, **schedule},  # type: ignore[arg-type]
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("slides") / "data"
+    settings = SlideSettings(num_train=2, num_validation=0, num_test=1, side_um=80.0)
+    write_slides(folder, settings)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    pretrain(tiny(), slides, folder)
+    return folder
+
+
+def test_a_run_writes_an_encoder_that_timm_opens_in_one_line(run: Path) -> None:
+    encoder = timm.create_model(f"local-dir:{run / 'encoder'}", pretrained=True)
+    assert encoder(torch.zeros(1, 3, 48, 48)).shape == (1, 32)
+    config = json.loads((run / "encoder" / "config.json").read_text())
+    assert "augreg" not in json.dumps(config)
+    assert config["pretrained_cfg"]["input_size"] == [3, 48, 48]
+
+
+def test_metrics_tell_every_term_and_the_signs_of_collapse(run: Path) -> None:
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    terms = {"context", "alignment", "ibot", "spread", "entropy_of_mean", "mean_entropy", "rank"}
+    assert all(float(rows[-1][name]) == float(rows[-1][name]) for name in terms)
+
+
+def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
+    slides: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = PretrainTask.training_step
+
+    def interrupt(task: PretrainTask, batch: ViewSample, batch_index: int) -> torch.Tensor:
+        if task.global_step == 3:
+            raise RuntimeError("power cut")
+        return step(task, batch, batch_index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainTask, "training_step", interrupt)
+        with pytest.raises(RuntimeError, match="power cut"):
+            pretrain(tiny(), slides, tmp_path / "run")
+    pretrain(tiny(), slides, tmp_path / "run", resume=True)
+    found, expected = (
+        load_file(folder / "encoder" / "model.safetensors") for folder in (tmp_path / "run", run)
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_only_the_same_run_is_resumed(slides: Path, run: Path) -> None:
+    with pytest.raises(FocalPathError, match="batch_size"):
+        pretrain(tiny(batch_size=2), slides, run, resume=True)
+
+
+def test_an_encoder_is_replaced_only_on_request(slides: Path, run: Path) -> None:
+    with pytest.raises(FocalPathError, match="--overwrite"):
+        pretrain(tiny(), slides, run)
+
+
+def test_no_gradient_reaches_the_teacher_which_follows_the_student() -> None:
+    task = PretrainTask(tiny())
+    assert not any(p.requires_grad for p in task.teacher.parameters())
+    pairs = zip(task.teacher.parameters(), task.student.parameters(), strict=True)
+    assert all(torch.equal(teacher, student) for teacher, student in pairs)
+
+
+def test_a_collapsed_run_ends_with_an_error_and_keeps_the_checkpoint_before(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.pretraining.task._COLLAPSED", 1.1)
+    with pytest.raises(FocalPathError, match="collapsed"):
+        pretrain(tiny(warmup_share=0.5, collapse_patience=2), slides, tmp_path / "run")
+    assert (tmp_path / "run" / "last.ckpt").is_file()
+    assert not (tmp_path / "run" / "encoder").exists()
+
+
+@pytest.mark.parametrize(
+    ("views", "named"),
+    [
+        (ViewSettings(view_px=96, num_local=0), "128 um"),
+        (
+            ViewSettings(view_px=48, local_px=32, fine_mpps=(0.1,)),
+            "0.25 um per pixel at its finest",
+        ),
+    ],
+)
+def test_slides_that_cannot_show_the_views_are_refused_before_training(
+    slides: Path, tmp_path: Path, views: ViewSettings, named: str
+) -> None:
+    with pytest.raises(FocalPathError, match=named):
+        pretrain(replace(tiny(), views=views), slides, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,120 @@
+"""Alignment and determinism, on a slide whose colours are its coordinates."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from train.errors import FocalPathError
+from train.pretraining.footprints import Footprint
+from train.pretraining.regions import ImageRegions, SlideInfo
+from train.pretraining.settings import ViewSettings
+from train.pretraining.views import ViewDataset, change_colors
+
+MPP, SIDE_PX = 0.25, 1024
+SIDE_UM = MPP * SIDE_PX
+UM_PER_LEVEL = SIDE_UM / 255
+"""What one step of an 8-bit colour means in um."""
+
+
+def _coordinates(_: int) -> np.ndarray:
+    """Red is the row, green the column, 0 to 255 over the slide; blue is full."""
+    at = (np.arange(SIDE_PX) + 0.5) / SIDE_PX * 255
+    rows, columns = np.meshgrid(at, at, indexing="ij")
+    return np.rint(np.stack([rows, columns, np.full_like(rows, 255)], -1)).astype(np.uint8)
+
+
+def _source(number: int = 2) -> ImageRegions:
+    info = SlideInfo("slide", SIDE_UM, SIDE_UM, MPP, "case")
+    return ImageRegions([info] * number, _coordinates)
+
+
+def _dataset(**settings: object) -> ViewDataset:
+    views = ViewSettings(view_px=96, num_local=1, local_px=48, **settings)  # type: ignore[arg-type]
+    return ViewDataset(_source(), [0, 1], views, patch_size=16, num_samples=8, seed=3)
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.3, 0.5, 0.61, 1.0, 1.3])
+def test_every_pixel_lies_where_its_footprint_says(mpp: float) -> None:
+    """To half a pixel of the level that is read, and the rounding of colours."""
+    square = Footprint(31.3, 77.7, 64 * mpp)
+    view = _source().read(0, square, 64).astype(float)
+    at = (np.arange(64) + 0.5) * mpp
+    level_um = MPP * 2 ** int(np.log2(mpp / MPP * 1.02))
+    tolerance = level_um / 2 + UM_PER_LEVEL
+    assert np.abs(view[..., 0] * UM_PER_LEVEL - (square.y_um + at)[:, None]).max() <= tolerance
+    assert np.abs(view[..., 1] * UM_PER_LEVEL - (square.x_um + at)[None]).max() <= tolerance
+
+
+def test_reduction_is_antialiased() -> None:
+    board = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
+    source = ImageRegions(
+        [SlideInfo("board", 64, 64, MPP, "case")], lambda _: np.stack([board] * 3, -1)
+    )
+    view = source.read(0, Footprint(0, 0, 64), 64)
+    assert np.abs(view.astype(int) - 128).max() <= 2
+
+
+def test_pixels_that_were_not_scanned_are_refused() -> None:
+    with pytest.raises(FocalPathError, match=r"0\.2 um per pixel .* 1\.25"):
+        _source().read(0, Footprint(0, 0, 64 * 0.2), 64)
+
+
+def test_fine_views_lie_in_both_coarse_views_and_weights_find_them() -> None:
+    dataset = _dataset()
+    for number in range(8):
+        layout = dataset.draw_layout(np.random.default_rng(number))
+        assert len(layout.fine) == 2
+        assert all(coarse.contains(fine) for coarse in layout.coarse for fine in layout.fine)
+    sample = dataset[(0, 1)]
+    rows = sample["coarse"][:, 0].float()  # 2 x P x P, not yet jittered
+    cells = torch.nn.functional.avg_pool2d(rows[:, None], 16)[:, 0]  # 2 x G x G
+    place = torch.einsum("afij,aij->af", sample["weights"], cells)
+    detail = sample["fine"][:, 0].float().mean(dim=(1, 2))
+    patch_um = 16 * 1.0 * np.exp(0.2)
+    assert (place - detail).abs().max() * UM_PER_LEVEL < patch_um / 2
+
+
+def test_the_shuffled_control_takes_fine_views_from_elsewhere() -> None:
+    layout = _dataset(pairing="shuffled").draw_layout(np.random.default_rng(0))
+    assert layout.fine_slide != layout.slide
+
+
+@pytest.mark.parametrize(
+    ("scales", "low", "high"),
+    [
+        ("coarse", 0.8, 1.23),
+        ("fine", 0.25, 0.31),
+        ("mixed", 0.25, 1.23),
+        ("continuous", 0.25, 1.23),
+    ],
+)
+def test_dinos_views_have_the_scales_that_were_asked_for(
+    scales: str, low: float, high: float
+) -> None:
+    dataset = _dataset(method="dino", dino_scales=scales)
+    layouts = [dataset.draw_layout(np.random.default_rng(i)) for i in range(20)]
+    mpps = [square.side_um / 96 for layout in layouts for square in layout.coarse]
+    assert min(mpps) >= low - 1e-6
+    assert max(mpps) <= high
+    assert (len({layout.scale for layout in layouts}) > 1) == (scales in ("mixed", "continuous"))
+    assert dataset[(0, 0)]["fine"].shape[0] == 0
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_a_sample_depends_on_seed_epoch_and_number_alone(num_workers: int) -> None:
+    keys = [(1, 4), (0, 2), (1, 0)]
+    loader = DataLoader(_dataset(), sampler=keys, batch_size=1, num_workers=num_workers)  # type: ignore[arg-type]
+    for key, batch in zip(keys, loader, strict=True):
+        alone = _dataset()[key]
+        assert all(torch.equal(batch[name][0], value) for name, value in alone.items())  # type: ignore[attr-defined]
+
+
+def test_colours_stay_as_they_are_without_a_jitter_and_change_with_one() -> None:
+    views = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    same = torch.tensor([[1.0, 1, 1, 1, 0, 0]] * 2)
+    assert torch.allclose(change_colors(views, same), views.float(), atol=1e-2)
+    grey_and_blurred = torch.tensor([[1.0, 1, 1, 1, 1, 0], [1.0, 1, 1, 1, 0, 2.0]])
+    changed = change_colors(views, grey_and_blurred)
+    assert torch.allclose(changed[0, 0], changed[0, 2])
+    assert changed[1].std() < 0.4 * views[1].float().std()

@@ -1,0 +1,130 @@
+"""Synthetic slides for work across magnifications: large drawings at 0.25 um per pixel.
+
+The same tissue at two um per pixel cannot be had by drawing it twice: cells and fibres take
+chance in amounts that depend on pixels. So a slide is drawn once, and coarser views are area means
+of that drawing, as in a scanner's pyramid.
+
+The folder has the layout of every data set (`train.data.dataset`), one slide per image.
+"""
+
+import csv
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from os import cpu_count
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track
+
+from train.data.folder import whole_or_not_at_all, write_json
+from train.data.synthetic.dataset import already_there
+from train.data.synthetic.tissue import CLASSES, draw_tissue, lay_out_regions
+from train.errors import FocalPathError
+
+_GENERATOR_VERSION = 1
+_TEST, _VALIDATION, _TRAINING = -1, 0, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideSettings:
+    """What a folder of synthetic slides is made of."""
+
+    num_train: int = 56
+    """Slides to pretrain on, and to fit probes on."""
+    num_validation: int = 10
+    """Slides that choose a probe's regularisation."""
+    num_test: int = 30
+    """Slides held out for the final figures."""
+    side_um: float = 256.0
+    """Height and width of a slide in um."""
+    mpp: float = 0.25
+    """um per pixel of the drawing: the finest scale that there is."""
+    region_scale: float = 3.0
+    """Regions are this many times as large as in synthetic tiles, so that a tile at 1 um per pixel
+    can show one class; cells keep their size."""
+    seed: int = 0
+    """Seed of the folder; every slide has its own, derived from this and its number."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn."""
+        for name in ("num_train", "num_validation", "num_test", "seed"):
+            if getattr(self, name) < 0:
+                raise FocalPathError(f"{name} is {getattr(self, name)}; give 0 or more")
+        if not 0.1 <= self.mpp <= 2:
+            raise FocalPathError(
+                f"mpp is {self.mpp} um per pixel; give 0.1 to 2, where nuclei can be seen"
+            )
+        if not 32 <= self.side_um / self.mpp <= 8192:
+            raise FocalPathError(
+                f"side_um is {self.side_um}, {self.side_um / self.mpp:.0f} pixels at {self.mpp} um "
+                "per pixel; give a side of 32 to 8192 pixels"
+            )
+        if not 1 <= self.region_scale <= 20:
+            raise FocalPathError(f"region_scale is {self.region_scale}; give 1 to 20")
+
+
+def make_slide(
+    rng: np.random.Generator, side_um: float, mpp: float, region_scale: float
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Draw one slide.
+
+    Args:
+        rng: the only source of chance: the same state gives the same bytes.
+        side_um: height and width in um.
+        mpp: um per pixel.
+        region_scale: how many times larger regions are than in `make_tile`.
+
+    Returns:
+        The image (H, W, 3) uint8 RGB in [0, 255], and the labels (H, W) uint8: 0 unlabelled,
+        1..5 as in `CLASSES`.
+    """
+    regions = lay_out_regions(rng, round(side_um / mpp), mpp / region_scale)
+    return draw_tissue(rng, regions, mpp)
+
+
+def write_slides(folder: Path, settings: SlideSettings) -> None:
+    """Write the folder whole, or leave it where it was made before.
+
+    Raises:
+        FocalPathError: the folder holds something else.
+    """
+    recipe = {"kind": "slides", "generator_version": _GENERATOR_VERSION, **asdict(settings)}
+    if already_there(folder, recipe):
+        return
+    folds = (
+        [_TEST] * settings.num_test
+        + [_VALIDATION] * settings.num_validation
+        + [_TRAINING] * settings.num_train
+    )
+    names = [f"slide_{index:04d}" for index in range(len(folds))]
+    with whole_or_not_at_all(folder) as partial:
+        _draw_slides(partial, settings, names)
+        with (partial / "folds.csv").open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["img_id", "fold"])
+            rows.writerows(zip(names, folds, strict=True))
+        classes = [{"name": name, "color": color} for name, color in CLASSES]
+        write_json(partial / "dataset.json", {"mpp": settings.mpp, "classes": classes})
+        write_json(partial / "settings.json", recipe)
+
+
+def _draw_slides(folder: Path, settings: SlideSettings, names: list[str]) -> None:
+    for kind in ("img", "mask"):
+        (folder / kind).mkdir()
+
+    def draw(index: int) -> None:
+        rng = np.random.default_rng(np.random.SeedSequence((settings.seed, index)))
+        image, labels = make_slide(rng, settings.side_um, settings.mpp, settings.region_scale)
+        Image.fromarray(image).save(folder / "img" / f"{names[index]}.png", compress_level=3)
+        Image.fromarray(labels).save(folder / "mask" / f"{names[index]}.png")
+
+    with ThreadPoolExecutor(min(4, cpu_count() or 1)) as pool:
+        try:
+            drawn = pool.map(draw, range(len(names)))
+            for _ in track(drawn, "Drawing synthetic slides", total=len(names)):
+                pass
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -1,0 +1,97 @@
+"""The encoder that is pretrained, a plain timm vision transformer, and its folder.
+
+ENCODER/model.safetensors, config.json   timm.create_model("local-dir:ENCODER", pretrained=True)
+ENCODER/README.md                        what it is, what it was trained on, what it is not
+"""
+
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+from timm.models import save_for_hf
+from torch import nn
+
+from train.errors import FocalPathError
+from train.pretraining.settings import PretrainSettings
+
+_LAYER_SCALE = 1e-5
+CARD_FILE = "README.md"
+
+
+def create_encoder(settings: PretrainSettings, *, drop_path: float = 0.0) -> nn.Module:
+    """Create the encoder with random weights, for any image whose side is a multiple of the patch.
+
+    Raises:
+        FocalPathError: timm does not know it, or it is no plain vision transformer.
+    """
+    encoder = settings.encoder
+    if not timm.is_model(encoder.encoder):
+        raise FocalPathError(
+            f"timm has no model {encoder.encoder!r}; expected a vision transformer such as "
+            "vit_small_patch16_224. Change --encoder."
+        )
+    config = timm.get_pretrained_cfg(encoder.encoder)
+    side = settings.views.view_px
+    overlay = {
+        "tag": "",
+        "url": "",
+        "hf_hub_id": None,
+        "file": "",
+        "input_size": (3, side, side),
+        "mean": config.mean if config else (0.5, 0.5, 0.5),
+        "std": config.std if config else (0.5, 0.5, 0.5),
+        "license": "apache-2.0",
+    }
+    try:
+        vit = timm.create_model(
+            encoder.encoder,
+            num_classes=0,
+            drop_path_rate=drop_path,
+            pretrained_cfg_overlay=overlay,
+            **architecture(settings),
+        )
+        cast(Any, vit).num_prefix_tokens, cast(Any, vit).patch_embed.patch_size  # noqa: B018
+    except (TypeError, AttributeError, ValueError, AssertionError) as error:
+        raise FocalPathError(
+            f"{encoder.encoder} cannot be pretrained with these settings ({error}); expected a "
+            "plain vision transformer of timm's, such as vit_small_patch16_224"
+        ) from error
+    return vit
+
+
+def architecture(settings: PretrainSettings) -> dict[str, Any]:
+    """What differs from the named architecture: timm needs it to build the encoder again."""
+    encoder = settings.encoder
+    given = {
+        "depth": encoder.depth,
+        "embed_dim": encoder.embed_dim,
+        "num_heads": encoder.num_heads,
+        "init_values": _LAYER_SCALE if encoder.layer_scale else None,
+    }
+    different = {name: value for name, value in given.items() if value is not None}
+    return {"img_size": settings.views.view_px, "dynamic_img_size": True, **different}
+
+
+def patch_size(vit: nn.Module) -> int:
+    """Side of the encoder's patches in pixels.
+
+    Raises:
+        FocalPathError: patches are no squares.
+    """
+    height, width = cast(Any, vit).patch_embed.patch_size
+    if height != width:
+        raise FocalPathError(f"the encoder's patches are {height} x {width}; expected squares")
+    return int(height)
+
+
+def write_encoder(vit: nn.Module, folder: Path, settings: PretrainSettings, card: str) -> None:
+    """Write the folder that timm opens with `local-dir:`.
+
+    Args:
+        vit: the teacher's encoder.
+        folder: where to; it must not exist yet, or be an earlier encoder's.
+        settings: of the run.
+        card: Markdown for people.
+    """
+    save_for_hf(vit, str(folder), model_args=architecture(settings), safe_serialization=True)
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")

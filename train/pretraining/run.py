@@ -1,0 +1,212 @@
+"""A pretraining run, from slides to an encoder's folder.
+
+RUN/encoder/        the teacher's encoder: timm opens it with local-dir:, `train fit` takes it as
+                    --pathology-weights
+RUN/last.ckpt       Lightning's state, to resume from
+RUN/metrics.csv     losses and signs of collapse, a row per epoch
+RUN/pretrain.json   settings, data and versions
+"""
+
+import json
+import logging
+import shutil
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import timm
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from torch.utils.data import DataLoader, Dataset
+
+from train.data.dataset import EpochSampler
+from train.errors import FocalPathError
+from train.files import whole_file, write_errors_explained
+from train.fitting.callbacks import MetricsFile, OwnSigterm
+from train.fitting.resume import RunInputs, WholeStateIO, resumed_epoch
+from train.pretraining.encoder import patch_size, write_encoder
+from train.pretraining.settings import PretrainSettings
+from train.pretraining.sources import SplitSource, open_source, usable_slides
+from train.pretraining.task import PretrainTask
+from train.pretraining.views import ViewDataset
+
+ENCODER_FOLDER = "encoder"
+RECORD_FILE = "pretrain.json"
+METRICS_FILE = "metrics.csv"
+LAST_FILE = "last.ckpt"
+
+
+def pretrain(
+    settings: PretrainSettings,
+    data: Path,
+    run: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Pretrain an encoder on a source's training slides.
+
+    Args:
+        settings: The whole configuration.
+        data: A data set's folder, or OCELOT as it is published.
+        run: The folder to write.
+        resume: Continue from `run/last.ckpt`.
+        overwrite: Replace what an earlier run left in the folder.
+
+    Returns:
+        The encoder's folder.
+
+    Raises:
+        FocalPathError: the data, the settings or the folder cannot be used, or the run collapsed.
+    """
+    encoder = run / ENCODER_FOLDER
+    if encoder.exists() and not (resume or overwrite):
+        raise FocalPathError(
+            f"{run} has an encoder already; expected a new folder. Add --resume to go on from "
+            f"{LAST_FILE}, or --overwrite to replace it."
+        )
+    found = open_source(data)
+    slides = usable_slides(found, found.slides["training"], settings.views)
+    inputs = _inputs(settings, found, slides)
+    first_epoch = resumed_epoch(run / LAST_FILE, inputs) if resume else 0
+    schedule = settings.schedule
+    L.seed_everything(schedule.seed, workers=True, verbose=False)
+    task = PretrainTask(settings)
+    with write_errors_explained(run):
+        run.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            for name in (LAST_FILE, METRICS_FILE, RECORD_FILE):
+                (run / name).unlink(missing_ok=True)
+            shutil.rmtree(encoder, ignore_errors=True)
+        trainer = _trainer(settings, run, inputs)
+        loader = _loader(found, slides, settings, task, trainer, first_epoch)
+        trainer.fit(task, loader, ckpt_path=run / LAST_FILE if resume else None)
+        if trainer.is_global_zero:
+            _write_record(run / RECORD_FILE, inputs)
+            card = encoder_card(settings, found.name, len(slides))
+            shutil.rmtree(encoder, ignore_errors=True)
+            write_encoder(task.teacher_encoder(), encoder, settings, card)
+    return encoder
+
+
+class _HealthyCheckpoint(ModelCheckpoint):
+    """Writes last.ckpt after each epoch, but not while the teacher is collapsing."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write it."""
+        if not cast(PretrainTask, pl_module).is_collapsing:
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+def _trainer(settings: PretrainSettings, run: Path, inputs: dict[str, Any]) -> L.Trainer:
+    schedule = settings.schedule
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="The .* does not have many workers")
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")
+    callbacks: list[Callback] = [
+        RunInputs(inputs),
+        MetricsFile(run / METRICS_FILE),
+        _HealthyCheckpoint(
+            dirpath=run,
+            filename=Path(LAST_FILE).stem,
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        ),
+        RichProgressBar(leave=False),
+        OwnSigterm(),
+    ]
+    return L.Trainer(
+        accelerator="auto",
+        devices=schedule.devices,
+        strategy="ddp" if schedule.devices > 1 else "auto",
+        max_epochs=schedule.steps // schedule.steps_per_epoch,
+        precision=schedule.precision,
+        gradient_clip_val=schedule.gradient_clip,
+        logger=False,
+        callbacks=callbacks,
+        plugins=[WholeStateIO()],
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        default_root_dir=run,
+    )
+
+
+def _loader(
+    found: SplitSource,
+    slides: tuple[int, ...],
+    settings: PretrainSettings,
+    task: PretrainTask,
+    trainer: L.Trainer,
+    first_epoch: int,
+) -> DataLoader[Any]:
+    schedule = settings.schedule
+    dataset = ViewDataset(
+        found.source,
+        slides,
+        settings.views,
+        patch_size=patch_size(task.student.encoder),
+        num_samples=schedule.steps_per_epoch * schedule.batch_size * trainer.world_size,
+        seed=schedule.seed,
+    )
+    sampler = EpochSampler(
+        len(dataset),
+        schedule.seed,
+        rank=trainer.global_rank,
+        num_ranks=trainer.world_size,
+        epoch=first_epoch,
+    )
+    return DataLoader(
+        cast("Dataset[Any]", dataset),
+        batch_size=schedule.batch_size,
+        sampler=sampler,
+        drop_last=True,
+        num_workers=schedule.num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _inputs(
+    settings: PretrainSettings, found: SplitSource, slides: tuple[int, ...]
+) -> dict[str, Any]:
+    """All that the result depends on, as JSON reads it: a resumed run must have the same."""
+    content = asdict(settings)
+    content.pop("preset")
+    content["schedule"].pop("num_workers")
+    names = [found.source.slides[slide].name for slide in slides]
+    return cast("dict[str, Any]", json.loads(json.dumps({**content, "slides": names})))
+
+
+def _write_record(path: Path, inputs: dict[str, Any]) -> None:
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "lightning": L.__version__}
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps({**inputs, "versions": versions}, indent=2) + "\n")
+
+
+def encoder_card(settings: PretrainSettings, data: str, num_slides: int) -> str:
+    """The encoder's README.md: what it is, and what it is not."""
+    views, schedule = settings.views, settings.schedule
+    scales = ", ".join(f"{mpp:g}" for mpp in sorted(views.mpps))
+    method = {
+        "mad": "Magnification-Aware Distillation",
+        "dino": f"DINO with {views.dino_scales} scales",
+    }[views.method]
+    return f"""# Pathology encoder: {method}
+
+A vision transformer ({settings.encoder.encoder}) pretrained by FocalPath without labels on
+{num_slides} slides of `{data}`, at {scales} um per pixel, for {schedule.steps} steps of
+{schedule.batch_size} samples, seed {schedule.seed}.
+
+It follows the published idea of Magnification-Aware Distillation (arXiv 2512.14796), of which only
+the abstract was known. It is not MAD-NP, and no result of that paper is claimed for it.
+For research only.
+
+    timm.create_model("local-dir:ENCODER", pretrained=True)
+
+Inputs are RGB in [0, 1], normalised with the mean and standard deviation in config.json.
+"""

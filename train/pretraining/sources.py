@@ -1,0 +1,263 @@
+"""The sources of slides: a data set's folder, OCELOT's published pairs, a folder of whole slides.
+
+`SOURCES` lists them; a new source is one entry. Each says which slides are for training: test
+slides never enter pretraining, though nothing of their labels would be used, since a score on
+slides that were seen means nothing.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.folder import Split, Tile, read_tile_folder
+from train.data.pixels import image_size, read_image
+from train.errors import FocalPathError
+from train.pretraining.footprints import Footprint
+from train.pretraining.regions import (
+    ImageRegions,
+    Pyramid,
+    RegionSource,
+    SlideInfo,
+    read_box,
+)
+from train.pretraining.settings import ViewSettings
+
+_WINDOW = 1.33
+_NUM_FOLDS = 5
+_SPLITS: dict[int, Split] = {0: "test", 1: "validation"}
+
+
+@dataclass(frozen=True)
+class SplitSource:
+    """A source with the numbers of its slides in each split."""
+
+    source: RegionSource
+    slides: dict[Split, tuple[int, ...]]
+    name: str
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """One kind of source."""
+
+    expected: str
+    """What it looks like on disk, for messages."""
+    matches: Callable[[Path], bool]
+    open: Callable[[Path], SplitSource]
+
+
+class _OpenImage:
+    """Reads image `i` of a list; picklable, for loader workers."""
+
+    def __init__(self, paths: tuple[Path, ...]) -> None:
+        self._paths = paths
+
+    def __call__(self, index: int) -> NDArray[np.uint8]:
+        return read_image(self._paths[index])
+
+
+def open_folder(root: Path) -> SplitSource:
+    """Open a data set's folder; its masks are not read.
+
+    Raises:
+        FocalPathError: it is no data set, or an image has no um per pixel.
+    """
+    folder = read_tile_folder(root)
+    slides: list[SlideInfo] = []
+    paths: list[Path] = []
+    splits: dict[Split, tuple[int, ...]] = {}
+    for split, tiles in folder.tiles.items():
+        splits[split] = tuple(range(len(paths), len(paths) + len(tiles)))
+        slides += [_slide_of(tile, root) for tile in tiles]
+        paths += [tile.image for tile in tiles]
+    source = ImageRegions(slides, _OpenImage(tuple(paths)))
+    return SplitSource(source, splits, root.resolve().name)
+
+
+def _slide_of(tile: Tile, root: Path) -> SlideInfo:
+    if tile.mpp is None:
+        raise FocalPathError(
+            f'{root}/dataset.json has no mpp; expected um per pixel, such as "mpp": 0.25, or a '
+            "column mpp in folds.csv. Views are cut by their size in um."
+        )
+    height, width = image_size(tile.image)
+    return SlideInfo(
+        name=tile.tile_id,
+        width_um=width * tile.mpp,
+        height_um=height * tile.mpp,
+        base_mpp=tile.mpp,
+        group=tile.group or tile.tile_id,
+    )
+
+
+class OcelotRegions:
+    """OCELOT's pairs: a tissue patch, and inside it a cell patch at four times the magnification.
+
+    Each pair is one slide: fine inside its cell patch, coarse around it (Ryu et al., CVPR 2023).
+    """
+
+    def __init__(self, tissue: ImageRegions, cell: ImageRegions, slides: list[SlideInfo]) -> None:
+        self._tissue, self._cell = tissue, cell
+        self.slides: Sequence[SlideInfo] = slides
+
+    def read(self, slide: int, footprint: Footprint, size_px: int) -> NDArray[np.uint8]:
+        """Read a square from the cell patch where that is needed and holds it, else the tissue."""
+        info = self.slides[slide]
+        assert info.fine_area is not None
+        assert info.outer_mpp is not None
+        wanted_mpp = footprint.side_um / size_px
+        if wanted_mpp >= info.outer_mpp * 0.98 or not info.fine_area.contains(footprint):
+            return self._tissue.read(slide, footprint, size_px)
+        inside = Footprint(
+            footprint.y_um - info.fine_area.y_um,
+            footprint.x_um - info.fine_area.x_um,
+            footprint.side_um,
+        )
+        return self._cell.read(slide, inside, size_px)
+
+    def tissue_share(self, slide: int, footprint: Footprint) -> float:
+        """Share of tissue in a square, in [0, 1]."""
+        return self._tissue.tissue_share(slide, footprint)
+
+
+def open_ocelot(root: Path) -> SplitSource:
+    """Open OCELOT's published folder; cases are split into folds by their identifier's hash.
+
+    Raises:
+        FocalPathError: the metadata or an image is missing.
+    """
+    pairs = json.loads((root / "metadata.json").read_text(encoding="utf-8"))["sample_pairs"]
+    slides: list[SlideInfo] = []
+    tissue: list[SlideInfo] = []
+    cell: list[SlideInfo] = []
+    tissue_paths: list[Path] = []
+    cell_paths: list[Path] = []
+    splits: dict[Split, list[int]] = {"training": [], "validation": [], "test": []}
+    for pair_id, pair in sorted(pairs.items()):
+        paths = [
+            root / "images" / pair["subset"] / kind / f"{pair_id}.jpg"
+            for kind in ("tissue", "cell")
+        ]
+        if not all(path.is_file() for path in paths):
+            continue
+        info, fine = _ocelot_slide(pair_id, pair)
+        splits[case_split(info.group)].append(len(slides))
+        slides.append(info)
+        tissue.append(_as_image(info, info.outer_mpp or info.base_mpp, info.height_um))
+        cell.append(_as_image(info, info.base_mpp, fine.side_um))
+        tissue_paths.append(paths[0])
+        cell_paths.append(paths[1])
+    if not slides:
+        raise FocalPathError(
+            f"{root} has a metadata.json, but no pair of images; expected "
+            "images/train/tissue/ID.jpg and images/train/cell/ID.jpg, as OCELOT is published"
+        )
+    source = OcelotRegions(
+        ImageRegions(tissue, _OpenImage(tuple(tissue_paths))),
+        ImageRegions(cell, _OpenImage(tuple(cell_paths))),
+        slides,
+    )
+    return SplitSource(
+        source, {split: tuple(found) for split, found in splits.items()}, root.resolve().name
+    )
+
+
+def _ocelot_slide(pair_id: str, pair: dict[str, dict[str, float]]) -> tuple[SlideInfo, Footprint]:
+    """A pair's slide in um, its origin at the tissue patch's upper left corner."""
+    tissue, cell = pair["tissue"], pair["cell"]
+    um_per_px = float(pair["mpp_x"])  # type: ignore[arg-type]
+    fine = Footprint(
+        y_um=(cell["y_start"] - tissue["y_start"]) * um_per_px,
+        x_um=(cell["x_start"] - tissue["x_start"]) * um_per_px,
+        side_um=(cell["x_end"] - cell["x_start"]) * um_per_px,
+    )
+    side_um = (tissue["x_end"] - tissue["x_start"]) * um_per_px
+    info = SlideInfo(
+        name=pair_id,
+        width_um=side_um,
+        height_um=side_um,
+        base_mpp=float(cell["resized_mpp_x"]),
+        group=str(pair["slide_name"])[:12],
+        fine_area=fine,
+        outer_mpp=float(tissue["resized_mpp_x"]),
+    )
+    return info, fine
+
+
+def _as_image(info: SlideInfo, mpp: float, side_um: float) -> SlideInfo:
+    return SlideInfo(
+        name=info.name, width_um=side_um, height_um=side_um, base_mpp=mpp, group=info.group
+    )
+
+
+def case_split(case: str) -> Split:
+    """The split of a case: a fifth for testing, a fifth for validation, by its name's hash."""
+    fold = int.from_bytes(hashlib.sha256(case.encode()).digest()[:8], "big") % _NUM_FOLDS
+    return _SPLITS.get(fold, "training")
+
+
+SOURCES: tuple[SourceKind, ...] = (
+    SourceKind(
+        expected="a data set: img/, folds.csv and dataset.json with mpp",
+        matches=lambda root: (root / "dataset.json").is_file(),
+        open=open_folder,
+    ),
+    SourceKind(
+        expected="OCELOT as it is published: images/, annotations/ and metadata.json",
+        matches=lambda root: (root / "metadata.json").is_file(),
+        open=open_ocelot,
+    ),
+)
+
+
+def open_source(root: Path) -> SplitSource:
+    """Open a folder of whichever kind it is.
+
+    Raises:
+        FocalPathError: it is of no kind that is known.
+    """
+    for kind in SOURCES:
+        if kind.matches(root):
+            return kind.open(root)
+    expected = "; or ".join(kind.expected for kind in SOURCES)
+    raise FocalPathError(f"{root} is no source of views. Expected {expected}.")
+
+
+def usable_slides(
+    found: SplitSource, slides: tuple[int, ...], views: ViewSettings
+) -> tuple[int, ...]:
+    """Those slides that are large enough for the views.
+
+    Raises:
+        FocalPathError: none is, or none is as fine as the finest scale.
+    """
+    infos = [found.source.slides[slide] for slide in slides]
+    needed_um = _WINDOW * views.coarse_mpp * views.view_px
+    large = tuple(
+        slide
+        for slide, info in zip(slides, infos, strict=True)
+        if min(info.width_um, info.height_um) >= needed_um
+    )
+    if not large:
+        largest = max((min(info.width_um, info.height_um) for info in infos), default=0.0)
+        raise FocalPathError(
+            f"{found.name} has no slide of {needed_um:.0f} um for views of {views.view_px} pixels "
+            f"at {views.coarse_mpp:g} um per pixel (the largest has {largest:.0f} um). Take "
+            "smaller views (--view-px), a finer --coarse-mpp, or larger images."
+        )
+    finest = min(found.source.slides[slide].base_mpp for slide in large)
+    if finest > min(views.mpps) * 1.15:
+        raise FocalPathError(
+            f"{found.name} is {finest:g} um per pixel at its finest, and views at "
+            f"{min(views.mpps):g} are asked for; detail that was not scanned cannot be learned. "
+            "Take coarser --fine-mpps or finer slides."
+        )
+    return large
+
+
+__all__ = ["Pyramid", "SplitSource", "open_source", "read_box", "usable_slides"]

@@ -1,0 +1,407 @@
+"""Student and teacher, and one step of distillation, for Lightning's Trainer.
+
+The teacher is the moving average of the student (arXiv 1703.01780, as in DINO). Coarse views teach
+the fine views inside them; with the dense alignment, fine views also teach the place in the coarse
+view that they come from. Which view teaches which is our reading of the abstract of arXiv
+2512.14796.
+"""
+
+import copy
+import math
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from train.errors import FocalPathError
+from train.pretraining.encoder import create_encoder
+from train.pretraining.losses import (
+    Centers,
+    alignment_loss,
+    context_loss,
+    ibot_loss,
+    koleo_loss,
+    pooled_at,
+)
+from train.pretraining.settings import PretrainSettings
+from train.pretraining.views import ViewSample, change_colors
+
+_COLLAPSED = 0.1
+"""A teacher whose mean output has less than this share of the largest entropy has collapsed."""
+_MASKED_IMAGES = 0.5
+_MASKED_PATCHES = (0.1, 0.5)
+
+
+class Head(nn.Module):
+    """DINO's head (arXiv 2104.14294): three linear layers, a unit vector, K unit prototypes."""
+
+    def __init__(self, width: int, hidden: int, bottleneck: int, num_prototypes: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            *(nn.Linear(width, hidden), nn.GELU()),
+            *(nn.Linear(hidden, hidden), nn.GELU()),
+            nn.Linear(hidden, bottleneck),
+        )
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.prototypes = nn.Parameter(torch.randn(num_prototypes, bottleneck))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Turn (..., D) tokens into (..., K) logits in [-1, 1]."""
+        unit = F.normalize(self.mlp(tokens), dim=-1, eps=1e-6)
+        return F.linear(unit, F.normalize(self.prototypes, dim=-1).to(unit.dtype))
+
+
+class Branch(nn.Module):
+    """An encoder with its heads: the student, or the teacher."""
+
+    def __init__(self, settings: PretrainSettings, *, drop_path: float) -> None:
+        super().__init__()
+        self.encoder = create_encoder(settings, drop_path=drop_path)
+        width = int(cast(Any, self.encoder).num_features)
+        distillation = settings.distillation
+        size = (
+            distillation.head_hidden,
+            distillation.head_bottleneck,
+            distillation.prototypes,
+        )
+        self.cls_head = Head(width, *size)
+        self.dense_head = Head(width, *size)
+        self.mask_token = nn.Parameter(torch.zeros(width))
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Encode normalised (B, 3, H, W) images, patches under `mask` (B, N) hidden.
+
+        Returns:
+            Class tokens (B, D) and patch tokens (B, N, D), after the final norm.
+        """
+        vit = cast(Any, self.encoder)
+        if mask is None:
+            tokens = vit.forward_features(images)
+        else:
+            patches = vit.patch_embed(images)
+            hidden = mask.reshape(*patches.shape[:-1], 1)
+            patches = torch.where(hidden, self.mask_token.to(patches.dtype), patches)
+            tokens = vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(patches))))
+        return tokens[:, 0], tokens[:, vit.num_prefix_tokens :]
+
+
+class PretrainTask(L.LightningModule):
+    """Distil a teacher into a student over views of several magnifications."""
+
+    def __init__(self, settings: PretrainSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.student = Branch(settings, drop_path=settings.encoder.drop_path)
+        self.teacher = Branch(settings, drop_path=0.0)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        uses_dense = settings.distillation.align_weight > 0 or settings.distillation.ibot_weight > 0
+        if not uses_dense:  # several devices refuse weights that nothing trains
+            self.student.dense_head.requires_grad_(False)
+        self.student.mask_token.requires_grad_(settings.distillation.ibot_weight > 0)
+        num_scales = len(settings.views.mpps)
+        distillation = settings.distillation
+        size = (num_scales, distillation.prototypes, distillation.center_momentum)
+        self.cls_centers, self.dense_centers = Centers(*size), Centers(*size)
+        self.register_buffer("num_collapsed", torch.zeros((), dtype=torch.long))
+        config = cast(Any, self.student.encoder).pretrained_cfg
+        self._mean = torch.tensor(config["mean"]).reshape(3, 1, 1) * 255
+        self._std = torch.tensor(config["std"]).reshape(3, 1, 1) * 255
+
+    num_collapsed: Tensor
+
+    @property
+    def is_collapsing(self) -> bool:
+        """Whether the teacher's last outputs were all but one prototype."""
+        return bool(self.num_collapsed > 0)
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        """Seed what a step draws (masks, dropped paths), so that a resumed run draws the same."""
+        key = (self.settings.schedule.seed, self.global_step, self.trainer.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint32)[0]))
+
+    def training_step(self, batch: ViewSample, batch_index: int) -> Tensor:
+        """One step's loss.
+
+        Raises:
+            FocalPathError: the loss is not a number, or the teacher has collapsed.
+        """
+        parts = self._losses(batch)
+        distillation = self.settings.distillation
+        loss = (
+            parts["context"]
+            + distillation.align_weight * parts.get("alignment", 0.0)
+            + distillation.ibot_weight * parts.get("ibot", 0.0)
+            + distillation.spread_weight * parts.get("spread", 0.0)
+        )
+        if not torch.isfinite(loss):
+            raise FocalPathError(
+                f"the loss is {loss.item()} at step {self.global_step}, expected a finite number. "
+                f"Lower --learning-rate (now {self.settings.schedule.learning_rate:g}), or train "
+                "with --precision 32-true; last.ckpt is kept."
+            )
+        for name, value in {"loss": loss, **parts}.items():
+            self.log(name, value.detach(), on_step=False, on_epoch=True, prog_bar=name == "loss")
+        return loss
+
+    def _losses(self, batch: ViewSample) -> dict[str, Tensor]:
+        distillation, views = self.settings.distillation, self.settings.views
+        num_samples, num_coarse = batch["coarse"].shape[:2]
+        scales = batch["scale"]
+        coarse = self._prepared(batch["coarse"], batch["coarse_colors"])  # 2 x B x 3 x P x P
+        fine = self._prepared(batch["fine"], batch["fine_colors"])  # F x B x 3 x P x P
+        local = self._prepared(batch["local"], batch["local_colors"])
+        temperature = self._teacher_temperature()
+
+        with torch.no_grad():
+            taught = [self.teacher(view) for view in coarse]
+            teacher_logits = [self.teacher.cls_head(cls) for cls, _ in taught]
+            targets = [
+                self.cls_centers.probabilities(logits, scales, temperature)
+                for logits in teacher_logits
+            ]
+        masks = [self._mask(patches) for _, patches in taught]
+        student_coarse = [
+            self.student(view, mask) for view, mask in zip(coarse, masks, strict=True)
+        ]
+        student_fine = [self.student(view) for view in fine]
+        student_local = [self.student(view) for view in local]
+        seen = (*student_coarse, *student_fine, *student_local)
+        logits = [self.student.cls_head(cls) for cls, _ in seen]
+        parts = {"context": context_loss(targets, logits, distillation.student_temperature)}
+
+        if distillation.align_weight and views.num_fine:
+            parts["alignment"] = self._alignment(
+                batch["weights"], taught, student_coarse, student_fine, fine, temperature
+            )
+        if distillation.ibot_weight:
+            parts["ibot"] = self._ibot(taught, student_coarse, masks, scales, temperature)
+        if distillation.spread_weight:
+            parts["spread"] = self._spread(student_coarse, student_fine, scales)
+        for found in teacher_logits:
+            self.cls_centers.update(found, scales)
+        assert num_samples * num_coarse, "an empty batch"
+        self._watch(torch.stack(targets), torch.stack(logits[:num_coarse]), taught[0][0])
+        return parts
+
+    def _alignment(
+        self,
+        weights: Tensor,
+        taught: list[tuple[Tensor, Tensor]],
+        student_coarse: list[tuple[Tensor, Tensor]],
+        student_fine: list[tuple[Tensor, Tensor]],
+        fine: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        """The dense alignment; `weights` is (B, 2, F, G, G)."""
+        num_samples, num_fine = weights.shape[0], weights.shape[2]
+        device = weights.device
+        scales_of_fine = torch.arange(1, num_fine + 1, device=device).repeat(num_samples)
+        scales_of_place = torch.zeros(num_samples * num_fine, dtype=torch.long, device=device)
+        with torch.no_grad():
+            places = [
+                self.teacher.dense_head(pooled_at(patches, weights[:, a]))
+                for a, (_, patches) in enumerate(taught)
+            ]
+            details = torch.stack([self.teacher(view)[0] for view in fine], dim=1)  # B x F x D
+            details = self.teacher.dense_head(details)
+
+            def targets(logits: Tensor, scales: Tensor) -> Tensor:
+                flat = logits.flatten(0, 1)
+                found = self.dense_centers.probabilities(flat, scales, temperature)
+                return found.reshape(logits.shape)
+
+            place_targets = torch.stack([targets(found, scales_of_place) for found in places])
+            detail_targets = targets(details, scales_of_fine)
+        loss = alignment_loss(
+            place_targets=place_targets,
+            detail_logits=self.student.dense_head(torch.stack([c for c, _ in student_fine], 1)),
+            detail_targets=detail_targets,
+            place_logits=torch.stack(
+                [
+                    self.student.dense_head(pooled_at(patches, weights[:, a]))
+                    for a, (_, patches) in enumerate(student_coarse)
+                ]
+            ),
+            temperature=self.settings.distillation.student_temperature,
+        )
+        for found in places:
+            self.dense_centers.update(found.flatten(0, 1), scales_of_place)
+        self.dense_centers.update(details.flatten(0, 1), scales_of_fine)
+        return loss
+
+    def _ibot(
+        self,
+        taught: list[tuple[Tensor, Tensor]],
+        student_coarse: list[tuple[Tensor, Tensor]],
+        masks: list[Tensor | None],
+        scales: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        terms = []
+        for (_, teacher_patches), (_, patches), mask in zip(
+            taught, student_coarse, masks, strict=True
+        ):
+            assert mask is not None, "drawn where iBOT has a weight"
+            with torch.no_grad():
+                logits = self.teacher.dense_head(teacher_patches)
+                flat = logits.flatten(0, 1)
+                each = scales.repeat_interleave(logits.shape[1])
+                targets = self.dense_centers.probabilities(flat, each, temperature)
+            found = self.student.dense_head(patches)
+            student_temperature = self.settings.distillation.student_temperature
+            terms.append(ibot_loss(targets.reshape(logits.shape), found, mask, student_temperature))
+            self.dense_centers.update(flat, each)
+        return torch.stack(terms).mean()
+
+    def _mask(self, patches: Tensor) -> Tensor | None:
+        """Draw iBOT's masks (B, N): half of the images, 10% to 50% of their patches."""
+        if not self.settings.distillation.ibot_weight:
+            return None
+        num_images, num_patches = patches.shape[:2]
+        low, high = _MASKED_PATCHES
+        shares = low + (high - low) * torch.rand(num_images, 1)
+        shares = shares * (torch.rand(num_images, 1) < _MASKED_IMAGES)
+        ranks = torch.rand(num_images, num_patches).argsort(dim=1).argsort(dim=1)
+        return (ranks < shares * num_patches).to(patches.device)
+
+    def _spread(
+        self,
+        student_coarse: list[tuple[Tensor, Tensor]],
+        student_fine: list[tuple[Tensor, Tensor]],
+        scales: Tensor,
+    ) -> Tensor:
+        """KoLeo within one scale and one view index."""
+        terms = [koleo_loss(cls) for cls, _ in student_fine]
+        for cls, _ in student_coarse:
+            groups = [cls[scales == scale] for scale in torch.unique(scales)]
+            terms += [koleo_loss(group) for group in groups if len(group) > 1]
+        return torch.stack(terms).mean() if terms else scales.sum() * 0.0
+
+    @torch.no_grad()
+    def _watch(self, targets: Tensor, logits: Tensor, teacher_cls: Tensor) -> None:
+        """Log what tells a collapse, and end a run that has collapsed."""
+        largest = math.log(targets.shape[-1])
+        flat = targets.flatten(0, 1)
+        of_mean = _entropy(flat.mean(dim=0)) / largest
+        log_student = F.log_softmax(
+            logits.float() / self.settings.distillation.student_temperature, dim=-1
+        )
+        divergence = (targets * (targets.clamp(min=1e-12).log() - log_student)).sum(-1).mean()
+        watched = {
+            "entropy_of_mean": of_mean,
+            "mean_entropy": _entropy(flat).mean() / largest,
+            "teacher_student_kl": divergence,
+        }
+        if self.trainer.is_last_batch:
+            watched["rank"] = effective_rank(teacher_cls)
+        for name, value in watched.items():
+            self.log(name, value, on_step=False, on_epoch=True)
+        schedule = self.settings.schedule
+        is_warm = self.global_step >= schedule.warmup_share * schedule.steps
+        collapsed = is_warm and bool(of_mean < _COLLAPSED)
+        self.num_collapsed = self.num_collapsed + 1 if collapsed else self.num_collapsed * 0
+        if self.num_collapsed >= schedule.collapse_patience:
+            raise FocalPathError(
+                f"the encoder has collapsed: for {schedule.collapse_patience} steps the teacher "
+                f"used {float(of_mean):.1%} of the entropy of {targets.shape[-1]} prototypes, "
+                f"expected at least {_COLLAPSED:.0%}. Lower --learning-rate or raise "
+                "--spread-weight and start again; last.ckpt is from before."
+            )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Hold the prototypes at first, and set this step's weight decay."""
+        schedule, distillation = self.settings.schedule, self.settings.distillation
+        if self.global_step < distillation.frozen_prototypes * schedule.steps:
+            for head in (self.student.cls_head, self.student.dense_head):
+                head.prototypes.grad = None
+        first, last = schedule.weight_decay
+        decay = last + (first - last) * _half_cosine(self.global_step / schedule.steps)
+        optimizer.param_groups[0]["weight_decay"] = decay
+
+    @torch.no_grad()
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Move the teacher towards the student."""
+        start = self.settings.distillation.teacher_momentum
+        progress = self.global_step / self.settings.schedule.steps
+        momentum = 1 - (1 - start) * _half_cosine(progress)
+        pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
+        for teacher, student in pairs:
+            teacher.lerp_(student, 1 - momentum)
+        for own, learned in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
+            own.copy_(learned)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; norms and biases do not decay; a linear warm-up, then a cosine."""
+        schedule = self.settings.schedule
+        trained = [p for p in self.student.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.ndim > 1]
+        others = [p for p in trained if p.ndim <= 1]
+        learning_rate = schedule.learning_rate
+        if schedule.scale_learning_rate:
+            learning_rate *= math.sqrt(schedule.batch_size * schedule.devices / 1024)
+        groups: list[dict[str, Any]] = [
+            {"params": decayed},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        optimizer = AdamW(groups, lr=learning_rate, weight_decay=schedule.weight_decay[0])
+        warmup = round(schedule.warmup_share * schedule.steps)
+        last = schedule.final_learning_rate_share
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            progress = (step - warmup) / max(1, schedule.steps - warmup)
+            return last + (1 - last) * _half_cosine(min(1.0, progress))
+
+        scheduler = LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def teacher_encoder(self) -> nn.Module:
+        """A copy of the teacher's encoder, on the CPU: what a run hands on."""
+        return copy.deepcopy(self.teacher.encoder).cpu().eval()
+
+    def _prepared(self, views: Tensor, colors: Tensor) -> Tensor:
+        """(B, V, 3, H, W) uint8 to (V, B, 3, H, W) float32, jittered and normalised."""
+        num_samples, num_views = views.shape[:2]
+        if not num_views:
+            return views.transpose(0, 1).float()
+        jittered = change_colors(views.flatten(0, 1), colors.flatten(0, 1))
+        normal = (jittered - self._mean.to(views.device)) / self._std.to(views.device)
+        return normal.reshape(num_samples, num_views, *views.shape[2:]).transpose(0, 1)
+
+    def _teacher_temperature(self) -> float:
+        first, last = self.settings.distillation.teacher_temperature
+        progress = min(1.0, self.global_step / max(1, 0.3 * self.settings.schedule.steps))
+        return first + (last - first) * progress
+
+
+def _half_cosine(progress: float) -> float:
+    """From 1 at 0 to 0 at 1."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    """Entropy of the last dimension, in nats."""
+    return -(probabilities * probabilities.clamp(min=1e-12).log()).sum(dim=-1)
+
+
+def effective_rank(features: Tensor) -> Tensor:
+    """RankMe (arXiv 2210.02885): exp of the entropy of normalised singular values.
+
+    Args:
+        features: (B, D); the rank is at most the smaller of the two.
+    """
+    values = torch.linalg.svdvals(features.float())
+    return _entropy(values / values.sum().clamp(min=1e-12)).exp()

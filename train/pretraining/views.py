@@ -1,0 +1,329 @@
+"""Views: which squares of a slide a sample shows, at which scale, and how they are augmented.
+
+Coarse views show the surroundings, fine views the cells of the same place (arXiv 2512.14796, from
+its abstract; how views are paired is our choice). A sample depends on the seed, the epoch and its
+number alone, however many workers draw it.
+
+Letters: P side of a coarse and fine view in pixels, F fine views, L local views, G patches of a
+coarse view along a side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from train.errors import FocalPathError
+from train.pretraining.footprints import (
+    NUM_DIHEDRAL_MOVES,
+    Footprint,
+    footprint_weights,
+    move_dihedrally,
+)
+from train.pretraining.regions import RegionSource, SlideInfo
+from train.pretraining.settings import ViewSettings
+
+_MAX_DRAWS = 20
+_MAX_PLACES = 200
+_COARSE_TISSUE, _FINE_TISSUE = 0.4, 0.6
+"""Least share of tissue, as in Midnight (coarse) and Virchow (fine)."""
+_WINDOW = 1.33
+_NUM_COARSE = 2
+
+
+class ViewSample(TypedDict):
+    """One sample's views, before colour is changed on the training device.
+
+    coarse: (2, 3, P, P) uint8 RGB. fine: (F, 3, P, P) uint8. local: (L, 3, p, p) uint8.
+    weights: (2, F, G, G) float32, each sums to 1: where a fine view lies in a coarse one.
+    scale: () int64, index of the coarse views' scale.
+    coarse_colors, fine_colors, local_colors: (N, 6) float32, see `draw_colors`.
+    """
+
+    coarse: Tensor
+    fine: Tensor
+    local: Tensor
+    weights: Tensor
+    scale: Tensor
+    coarse_colors: Tensor
+    fine_colors: Tensor
+    local_colors: Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The squares of one sample."""
+
+    slide: int
+    coarse: tuple[Footprint, ...]
+    fine: tuple[Footprint, ...]
+    fine_slide: int
+    """Where the fine views are from: another slide only in the shuffled control."""
+    scale: int
+
+
+class ViewDataset(Dataset[ViewSample]):
+    """Samples of views, by (epoch, number).
+
+    Args:
+        source: what to read.
+        slides: numbers of the slides to take samples from.
+        settings: which views.
+        patch_size: of the encoder, in pixels.
+        num_samples: samples of an epoch.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        source: RegionSource,
+        slides: Sequence[int],
+        settings: ViewSettings,
+        *,
+        patch_size: int,
+        num_samples: int,
+        seed: int,
+    ) -> None:
+        self.source, self.slides, self.settings = source, tuple(slides), settings
+        self.patch_size, self.num_samples, self.seed = patch_size, num_samples, seed
+        areas = np.array([source.slides[i].area_um2 for i in self.slides])
+        self._shares = areas / areas.sum()
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, key: tuple[int, int]) -> ViewSample:
+        """Draw sample `key[1]` of epoch `key[0]`."""
+        rng = np.random.default_rng(np.random.SeedSequence((self.seed, *key)))
+        layout = self.draw_layout(rng)
+        settings, size = self.settings, self.settings.view_px
+        coarse, fine, weights = [], [], []
+        moves = rng.integers(NUM_DIHEDRAL_MOVES, size=_NUM_COARSE)
+        for footprint, move in zip(layout.coarse, moves, strict=True):
+            coarse.append(move_dihedrally(self._read(layout.slide, footprint, size), int(move)))
+            weights.append(self._weights(layout, footprint, int(move)))
+        for footprint in layout.fine:
+            move = int(rng.integers(NUM_DIHEDRAL_MOVES))
+            fine.append(move_dihedrally(self._read(layout.fine_slide, footprint, size), move))
+        local = [self._read_local(rng, layout) for _ in range(settings.num_local)]
+        mpps = {
+            "coarse": [f.side_um / size for f in layout.coarse],
+            "fine": [f.side_um / size for f in layout.fine],
+            "local": [layout.coarse[0].side_um / size] * len(local),
+        }
+        colors = {
+            name: torch.from_numpy(np.stack([draw_colors(rng, mpp, settings) for mpp in given]))
+            if given
+            else torch.zeros(0, NUM_COLORS)
+            for name, given in mpps.items()
+        }
+        return ViewSample(
+            coarse=_stacked(coarse, size),
+            fine=_stacked(fine, size),
+            local=_stacked(local, settings.local_px),
+            weights=torch.from_numpy(np.stack(weights)),
+            scale=torch.tensor(layout.scale),
+            coarse_colors=colors["coarse"],
+            fine_colors=colors["fine"],
+            local_colors=colors["local"],
+        )
+
+    def draw_layout(self, rng: np.random.Generator) -> Layout:
+        """Choose the squares of a sample: on tissue, after at most 20 draws the best seen."""
+        best: tuple[float, Layout] | None = None
+        for _ in range(_MAX_DRAWS):
+            slide = int(rng.choice(self.slides, p=self._shares))
+            layout = self._lay_out(rng, slide)
+            missing = self._missing_tissue(layout)
+            if best is None or missing < best[0]:
+                best = (missing, layout)
+            if missing <= 0:
+                break
+        assert best is not None
+        return best[1] if self.settings.pairing != "shuffled" else self._shuffled(rng, best[1])
+
+    def _lay_out(self, rng: np.random.Generator, slide: int) -> Layout:
+        settings, info = self.settings, self.source.slides[slide]
+        scale, coarse_mpp = settings.draw_scale(rng)
+        jitter = np.exp(rng.uniform(-settings.scale_jitter, settings.scale_jitter, _NUM_COARSE))
+        coarse_sides = settings.view_px * coarse_mpp * jitter
+        if settings.method == "dino":  # its views may be finer than the slide is outside
+            finest = info.base_mpp if info.fine_area is None else (info.outer_mpp or info.base_mpp)
+            coarse_sides = np.maximum(coarse_sides, settings.view_px * finest)
+        limit = min(info.width_um, info.height_um)
+        coarse_sides = np.minimum(coarse_sides, limit)
+        fine_sides = self._draw_fine_sides(rng, info)
+        needed = max(fine_sides, default=0.0)
+        for _ in range(_MAX_PLACES):
+            coarse = _place_coarse(rng, info, coarse_sides)
+            shared = _intersection((*coarse, *_fine_area(info)))
+            if shared is not None and min(shared[2:]) >= needed:
+                break
+        else:
+            raise FocalPathError(
+                f"{info.name} has no place for a fine view of {needed:.0f} um inside coarse ones "
+                f"of {coarse_sides.min():.0f} um. Take smaller views (--view-px) or finer scales "
+                "(--fine-mpps)."
+            )
+        fine = tuple(
+            Footprint(
+                shared[0] + rng.uniform(0, shared[2] - side),
+                shared[1] + rng.uniform(0, shared[3] - side),
+                side,
+            )
+            for side in fine_sides
+        )
+        return Layout(slide, coarse, fine, slide, scale)
+
+    def _draw_fine_sides(self, rng: np.random.Generator, info: SlideInfo) -> list[float]:
+        settings, sides = self.settings, []
+        for mpp in settings.fine_mpps[: settings.num_fine]:
+            drawn = mpp * np.exp(rng.uniform(-settings.scale_jitter, settings.scale_jitter))
+            sides.append(settings.view_px * max(float(drawn), info.base_mpp))
+        return sides
+
+    def _shuffled(self, rng: np.random.Generator, layout: Layout) -> Layout:
+        """The control: fine views from another slide, laid out as they would be there."""
+        others = [slide for slide in self.slides if slide != layout.slide]
+        other = self._lay_out(rng, int(rng.choice(others or [layout.slide])))
+        return Layout(layout.slide, layout.coarse, other.fine, other.slide, layout.scale)
+
+    def _missing_tissue(self, layout: Layout) -> float:
+        found = self.source.tissue_share
+        coarse = [_COARSE_TISSUE - found(layout.slide, square) for square in layout.coarse]
+        fine = [_FINE_TISSUE - found(layout.fine_slide, square) for square in layout.fine]
+        return max((*coarse, *fine))
+
+    def _weights(self, layout: Layout, coarse: Footprint, move: int) -> NDArray[np.float32]:
+        num_cells = self.settings.view_px // self.patch_size
+        if layout.fine_slide != layout.slide:
+            uniform = np.full((num_cells, num_cells), 1 / num_cells**2, np.float32)
+            return np.stack([uniform] * len(layout.fine))
+        weights = [footprint_weights(coarse, fine, num_cells, move) for fine in layout.fine]
+        empty = np.zeros((0, num_cells, num_cells), np.float32)
+        return np.stack(weights) if weights else empty
+
+    def _read(self, slide: int, footprint: Footprint, size_px: int) -> NDArray[np.uint8]:
+        return self.source.read(slide, footprint, size_px)
+
+    def _read_local(self, rng: np.random.Generator, layout: Layout) -> NDArray[np.uint8]:
+        """A small square out of one of the coarse ones, at 1 to 2.4 times its scale."""
+        settings = self.settings
+        coarse = layout.coarse[int(rng.integers(_NUM_COARSE))]
+        low, high = settings.local_share
+        side = coarse.side_um * float(rng.uniform(low, high))
+        info = self.source.slides[layout.slide]
+        side = max(side, settings.local_px * info.mpp_of(coarse) / 1.1)
+        side = min(side, coarse.side_um)
+        free = coarse.side_um - side
+        square = Footprint(
+            coarse.y_um + rng.uniform(0, free), coarse.x_um + rng.uniform(0, free), side
+        )
+        picture = self._read(layout.slide, square, settings.local_px)
+        return move_dihedrally(picture, int(rng.integers(NUM_DIHEDRAL_MOVES)))
+
+
+def _stacked(pictures: list[NDArray[np.uint8]], size_px: int) -> Tensor:
+    if not pictures:
+        return torch.zeros(0, 3, size_px, size_px, dtype=torch.uint8)
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+
+def _fine_area(info: SlideInfo) -> tuple[Footprint, ...]:
+    return () if info.fine_area is None else (info.fine_area,)
+
+
+def _place_coarse(
+    rng: np.random.Generator, info: SlideInfo, sides: NDArray[np.float64]
+) -> tuple[Footprint, ...]:
+    """Squares anywhere in one window that is 1.33 times as large as the largest of them.
+
+    The window covers a point of the slide's fine area, so that fine views have a place in it.
+    """
+    window = min(_WINDOW * float(sides.max()), info.width_um, info.height_um)
+    area = info.fine_area or Footprint(0, 0, 0)
+    height = area.side_um or info.height_um
+    width = area.side_um or info.width_um
+    point = (area.y_um + rng.uniform(0, height), area.x_um + rng.uniform(0, width))
+    corner = [
+        float(np.clip(at - rng.uniform(0, window), 0, length - window))
+        for at, length in zip(point, (info.height_um, info.width_um), strict=True)
+    ]
+    squares = []
+    for side in sides:
+        free = max(0.0, window - float(side))
+        squares.append(
+            Footprint(corner[0] + rng.uniform(0, free), corner[1] + rng.uniform(0, free), side)
+        )
+    return tuple(squares)
+
+
+def _intersection(squares: Sequence[Footprint]) -> tuple[float, float, float, float] | None:
+    """Top, left, height and width in um of what all squares share, or None."""
+    top = max(square.y_um for square in squares)
+    left = max(square.x_um for square in squares)
+    height = min(square.y_um + square.side_um for square in squares) - top
+    width = min(square.x_um + square.side_um for square in squares) - left
+    return (top, left, height, width) if min(height, width) > 0 else None
+
+
+NUM_COLORS = 6
+
+
+def draw_colors(
+    rng: np.random.Generator, mpp: float, settings: ViewSettings
+) -> NDArray[np.float32]:
+    """Draw one view's stain jitter and blur.
+
+    Returns:
+        (6,) float32: gain of each channel's mean optical density (3), contrast of its deviations,
+        1 for grey, and the blur's sigma in pixels.
+    """
+    strength = settings.stain_jitter
+    gains = rng.uniform(1 - 0.6 * strength, 1 + 0.6 * strength, 3)
+    contrast = rng.uniform(1 - 0.4 * strength, 1 + 0.4 * strength)
+    grey = float(rng.random() < 0.3 * strength)
+    sigma_px = rng.uniform(0.1, 0.5) / mpp if rng.random() < 0.3 else 0.0
+    return np.array([*gains, contrast, grey, sigma_px], np.float32)
+
+
+def change_colors(views: Tensor, colors: Tensor) -> Tensor:
+    """Apply stain jitter in optical density, then blur, each view by its own draw.
+
+    Args:
+        views: (B, 3, H, W) uint8 RGB in [0, 255].
+        colors: (B, 6) float32 of `draw_colors`.
+
+    Returns:
+        (B, 3, H, W) float32 in [0, 255].
+    """
+    density = -torch.log((views.float() + 1) / 256)
+    mean = density.mean(dim=(2, 3), keepdim=True)
+    changed = mean * colors[:, :3, None, None] + (density - mean) * colors[:, 3:4, None, None]
+    grey = changed.mean(dim=1, keepdim=True).expand_as(changed)
+    changed = torch.where(colors[:, 4, None, None, None] > 0, grey, changed)
+    light = (256 * torch.exp(-changed) - 1).clamp(0, 255)
+    return _blurred(light, colors[:, 5])
+
+
+def _blurred(views: Tensor, sigma_px: Tensor) -> Tensor:
+    """Gaussian blur of each view with its own sigma; those of 0 stay."""
+    blurred = (sigma_px > 0).nonzero().squeeze(1)
+    if not len(blurred):
+        return views
+    sigma = sigma_px[blurred].clamp(min=1e-3)
+    radius = max(1, int(torch.ceil(3 * sigma.max()).item()))
+    offsets = torch.arange(-radius, radius + 1, device=views.device, dtype=views.dtype)
+    kernels = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
+    kernels = (kernels / kernels.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)
+    count, _, height, width = views[blurred].shape
+    flat = views[blurred].reshape(1, count * 3, height, width)
+    flat = torch.nn.functional.pad(flat, [radius] * 4, mode="reflect")
+    flat = torch.nn.functional.conv2d(flat, kernels[:, None, None, :], groups=count * 3)
+    flat = torch.nn.functional.conv2d(flat, kernels[:, None, :, None], groups=count * 3)
+    return views.index_copy(0, blurred, flat.reshape(count, 3, height, width))
