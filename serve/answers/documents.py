@@ -44,7 +44,13 @@ _DSA_EXAMPLE: dict[str, Any] = {
 }
 _BATCH_EXAMPLES: list[dict[str, Any]] = [
     {"index": 0, "name": "1.png", "status": 200, "outputs": {"json": SUMMARY_EXAMPLE}},
-    {"index": 1, "name": "2.txt", "status": 400, "error": "The file is no image that can be read."},
+    {
+        "index": 1,
+        "name": "2.txt",
+        "status": 400,
+        "error": "The file is no image that can be read.",
+        "code": "image_unusable",
+    },
 ]
 
 Measurements = Annotated[
@@ -165,6 +171,7 @@ class BatchFailure(TypedDict):
     name: str
     status: Annotated[int, Field(ge=400, le=599)]
     error: str
+    code: str
 
 
 BatchLine = Annotated[

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -197,11 +196,11 @@ def _finished(command: Segment, manifest: Manifest) -> dict[Path, Summary]:
         if not all(output.is_file() for output in outputs):
             continue
         try:
-            content = outputs[-1].read_bytes()
-            summary = Summary.model_validate_json(content)
-            found = json.loads(content)[_MADE_WITH]
+            content = json.loads(outputs[-1].read_bytes())
+            found = content.pop(_MADE_WITH)
+            summary = Summary.model_validate(content)
             forms = set(found.pop("formats"))
-        except (ValidationError, LookupError, TypeError, AttributeError):  # not ours, or older
+        except (ValueError, LookupError, TypeError, AttributeError):  # not ours, or older
             continue
         wanted = _made_with(command, path)
         is_same = forms.issuperset(wanted.pop("formats")) and found == wanted

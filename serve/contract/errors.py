@@ -1,43 +1,115 @@
-"""What can go wrong while serving, one class for each answer that a caller can act on.
+"""What can go wrong while serving: one class, and one stable code, for each kind.
 
-FocalPathError
-├── BundleError          the bundle is damaged, incomplete or of another version
-├── SettingsError        a setting cannot be read or is out of range
-├── OptionError          an option of a request cannot be used (HTTP 400)
-├── ImageError           the image of a request cannot be used (HTTP 400)
-│   └── ImageTooLargeError   it is over the stated limit (HTTP 413)
-└── BackendUnavailableError  the inference backend does not answer (HTTP 503)
-    └── ModelChangedError    it answers, but with another model than the bundle's
+A program tells errors apart by `code`, which stays the same between versions. The message is for
+people, and its words may change. The service answers the HTTP status in brackets.
+
+FocalPathError                   failed               [503]
+├── BundleError                  bundle_unusable      [503]
+├── SettingsError                setting_invalid
+├── AccessError                  key_refused          [401]
+├── FormError                    form_invalid         [400]
+├── OptionError                  option_invalid       [400]
+├── ImageError                   image_unusable       [400]
+│   └── ImageTooLargeError       image_too_large      [413]
+├── UploadTooLargeError          upload_too_large     [413]
+├── UploadTooSlowError           upload_too_slow      [408]
+├── BusyError                    busy                 [429]
+├── TookTooLongError             took_too_long        [504]
+└── BackendUnavailableError      backend_unavailable  [503]
+    └── ModelChangedError        model_changed        [503]
 """
 
 
 class FocalPathError(ValueError):
-    """What the user can mend: the message says what was found, expected, and what to do."""
+    """An error that the user can fix: it says what was found, what was expected, what to do.
+
+    Args:
+        message: for people.
+        code: a more precise code than the class's own.
+    """
+
+    code = "failed"
+    """Names the kind of error for programs."""
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
 
 
 class BundleError(FocalPathError):
     """The bundle is damaged, incomplete or written for another version."""
 
+    code = "bundle_unusable"
+
 
 class SettingsError(FocalPathError):
     """A setting is of the wrong type or out of range."""
 
+    code = "setting_invalid"
+
+
+class AccessError(FocalPathError):
+    """The request has no API key, or one that the service does not know."""
+
+    code = "key_refused"
+
+
+class FormError(FocalPathError):
+    """The body of a request is not the form that the endpoint takes."""
+
+    code = "form_invalid"
+
 
 class OptionError(FocalPathError):
-    """An option of a request is unknown, absurd or out of range."""
+    """An option of a request is unknown, of the wrong type or out of range."""
+
+    code = "option_invalid"
 
 
 class ImageError(FocalPathError):
     """The image of a request cannot be decoded or used."""
 
+    code = "image_unusable"
+
 
 class ImageTooLargeError(ImageError):
-    """The image of a request is over the stated limit of bytes or pixels."""
+    """The image of a request is over the limit of bytes or pixels."""
+
+    code = "image_too_large"
+
+
+class UploadTooLargeError(FocalPathError):
+    """The body of a request is over the limit of bytes."""
+
+    code = "upload_too_large"
+
+
+class UploadTooSlowError(FocalPathError):
+    """The body of a request stopped arriving."""
+
+    code = "upload_too_slow"
+
+
+class BusyError(FocalPathError):
+    """Too many requests are waiting already."""
+
+    code = "busy"
+
+
+class TookTooLongError(FocalPathError):
+    """The work on a request took longer than the service allows."""
+
+    code = "took_too_long"
 
 
 class BackendUnavailableError(FocalPathError):
     """The inference backend does not answer."""
 
+    code = "backend_unavailable"
+
 
 class ModelChangedError(BackendUnavailableError):
-    """The inference backend serves another model, or version of it, than when it was opened."""
+    """The inference backend serves another model, or another version of it, than it did before."""
+
+    code = "model_changed"

@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from serve.contract.errors import BundleError
+from serve.contract.strict import Strict, first_problem
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_FILE = "manifest.json"
@@ -22,18 +23,14 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 HexColor = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TissueClass(_Strict):
+class TissueClass(Strict):
     """A class by its name and the colour that it is painted in."""
 
     name: str = Field(min_length=1)
     color: HexColor
 
 
-class TensorSpec(_Strict):
+class TensorSpec(Strict):
     """One input or output of the model; the batch is -1 in `shape`."""
 
     name: str
@@ -41,7 +38,7 @@ class TensorSpec(_Strict):
     shape: tuple[int, ...]
 
 
-class Parity(_Strict):
+class Parity(Strict):
     """How far an artefact's answers are from torch in float32, as measured at export."""
 
     num_tiles: int = Field(gt=0)
@@ -51,7 +48,7 @@ class Parity(_Strict):
     """None where the artefact gives no logits, as a TensorRT plan."""
 
 
-class TensorRTBuild(_Strict):
+class TensorRTBuild(Strict):
     """Where a TensorRT plan was built: it runs only on the same version and compute capability."""
 
     version: str
@@ -59,7 +56,7 @@ class TensorRTBuild(_Strict):
     container_image: str | None = None
 
 
-class Artefact(_Strict):
+class Artefact(Strict):
     """One form of the model in the bundle."""
 
     file: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
@@ -72,7 +69,7 @@ class Artefact(_Strict):
     """In ONNX Runtime's OpenVINO provider; None where it was not tried there or did not pass."""
 
 
-class WarmUp(_Strict):
+class WarmUp(Strict):
     """An image and the labels that the model gave it at export; a server compares them."""
 
     file: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
@@ -82,7 +79,7 @@ class WarmUp(_Strict):
     """Share of the labels that must be the same: other runtimes round otherwise."""
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """All that a reader of the bundle needs to know of the model.
 
     Labels are uint8: 0 is unlabelled and never predicted, 1..C are `classes` in their order.
@@ -162,9 +159,14 @@ def read_bundle(folder: Path) -> Manifest:
         )
     try:
         manifest = Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (ValidationError, ValueError) as error:
+    except ValueError as error:
+        problem = (
+            first_problem(error, "manifest")
+            if isinstance(error, ValidationError)
+            else str(error).splitlines()[0]
+        )
         raise BundleError(
-            f"{path} does not follow schema version {SCHEMA_VERSION}: {_first_line(error)}. "
+            f"{path} does not follow schema version {SCHEMA_VERSION}: {problem}. "
             "Export the checkpoint again with this version of FocalPath."
         ) from error
     named_files: list[Artefact | WarmUp] = [*manifest.artefacts]
@@ -183,11 +185,3 @@ def read_bundle(folder: Path) -> Manifest:
                 f"{named.sha256}. Copy the bundle again."
             )
     return manifest
-
-
-def _first_line(error: ValueError) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "manifest"
-        return f"{place}: {first['msg']}"
-    return str(error).splitlines()[0]

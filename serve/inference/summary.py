@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
 from serve.contract.manifest import Manifest, TissueClass
+from serve.contract.strict import Strict
 from serve.inference.tiling import Prediction
 
 LOW_CONFIDENCE = 0.5
@@ -14,11 +15,7 @@ LOW_CONFIDENCE = 0.5
 _PIXELS_AT_ONCE = 2**20
 
 
-class _Answer(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class ModelName(_Answer):
+class ModelName(Strict):
     """Which model answered."""
 
     name: str
@@ -29,7 +26,7 @@ MppSource = Literal["request", "file", "model", "unknown"]
 """Where an image's um per pixel is from; `model`: assumed to be what the model was trained at."""
 
 
-class ImageInfo(_Answer):
+class ImageInfo(Strict):
     """The image as it was sent, upright."""
 
     width_px: int
@@ -47,7 +44,7 @@ class ImageInfo(_Answer):
         return self.mpp**2 if known and self.mpp else None
 
 
-class ClassSummary(_Answer):
+class ClassSummary(Strict):
     """What the model found of one class."""
 
     name: str
@@ -91,10 +88,10 @@ SUMMARY_EXAMPLE: dict[str, JsonValue] = {
 }
 
 
-class Summary(_Answer):
+class Summary(Strict):
     """The answer of `POST /segment`."""
 
-    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [SUMMARY_EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [SUMMARY_EXAMPLE]})
 
     model: ModelName
     image: ImageInfo

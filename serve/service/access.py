@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve.contract.errors import SettingsError
+from serve.contract.errors import AccessError, SettingsError
+from serve.service.error_answers import error_answer
 from serve.service.page import VIEWER_PATH
 from serve.service.telemetry import current_request
 
@@ -89,9 +89,10 @@ class AccessControl:
         name = None if presented is None else self._keys.name_of(presented)
         if name is None:
             found = "no API key" if presented is None else "an unknown API key"
-            message = f"The request has {found}. Send `Authorization: Bearer KEY` or `X-API-Key`."
-            answer = JSONResponse({"error": message}, 401, {"WWW-Authenticate": "Bearer"})
-            await answer(scope, receive, send)
+            error = AccessError(
+                f"The request has {found}. Send `Authorization: Bearer KEY` or `X-API-Key`."
+            )
+            await error_answer(error, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
             return
         if (record := current_request()) is not None:
             record.key_name = name

@@ -11,9 +11,10 @@ from starlette.datastructures import FormData
 
 from serve.answers.formats import MEDIA_TYPES, Form
 from serve.contract.errors import FocalPathError
+from serve.service.error_answers import INTERNAL_CODE, as_fields, status_of
 from serve.service.model import Model
 from serve.service.uploads import BatchFile
-from serve.service.worker import Job, Worker, status_of
+from serve.service.worker import Job, Worker
 
 _log = logging.getLogger(__name__)
 
@@ -63,10 +64,11 @@ async def _line(index: int, file: BatchFile, job: Job, worker: Worker, model: Mo
     try:
         answers = await worker.run(work)
     except FocalPathError as error:
-        entry |= {"status": status_of(error), "error": str(error)}
+        entry |= {"status": status_of(error), **as_fields(error)}
     except Exception:  # ours, and none of the other files' business
         _log.exception("a file of a batch failed")
-        entry |= {"status": 500, "error": "The service failed on this file. Its log says more."}
+        message = "The service failed on this file. Its log says more."
+        entry |= {"status": 500, "error": message, "code": INTERNAL_CODE}
     else:
         outputs = zip(job.forms, answers, strict=True)
         entry |= {"status": 200, "outputs": {form: _as_json(form, one) for form, one in outputs}}

@@ -36,13 +36,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Security
-from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyHeader, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from serve.answers.formats import MEDIA_TYPES, Form, RenderOptions
@@ -50,6 +47,7 @@ from serve.contract.errors import FocalPathError
 from serve.contract.manifest import Manifest
 from serve.inference.summary import Summary
 from serve.service.batch import answer_batch
+from serve.service.error_answers import EXCEPTION_HANDLERS
 from serve.service.model import Model
 from serve.service.openapi import (
     BATCH_BODY,
@@ -80,11 +78,10 @@ from serve.service.uploads import (
     Limit,
     batch_files,
     check_name,
-    error_response,
     read_form,
     read_mpp,
 )
-from serve.service.worker import Job, Worker, status_of
+from serve.service.worker import Job, Worker
 from serve.settings import MEBIBYTE, ServeSettings
 
 
@@ -247,35 +244,6 @@ async def _index(request: Request) -> Response:
     return JSONResponse({"service": "focalpath", "endpoints": endpoints})
 
 
-async def _answer_focalpath_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, FocalPathError)
-    return error_response(str(error), status_of(error))
-
-
-async def _answer_http_exception(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    response = error_response(error.detail, error.status_code)
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _answer_invalid_option(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"][1:])
-    return error_response(f"{place} is {first['input']!r}: {first['msg']}.", 400)
-
-
-async def _answer_disconnect(_: Request, __: Exception) -> Response:
-    return error_response(
-        "The request ended before its body did.", 400
-    )  # nobody is left to read it
-
-
-async def _answer_our_own_error(_: Request, __: Exception) -> Response:
-    return error_response("The service failed on this request. Its log says more.", 500)
-
-
 _IMAGE_ENDPOINTS: tuple[tuple[str, Callable[..., Any], Responses], ...] = (
     ("/segment", _segment, {200: {"model": Summary}}),
     ("/labels", _labels, binary_answer("image/png")),
@@ -328,13 +296,7 @@ def build_app(settings: ServeSettings) -> FastAPI:
                 batch=Limit(settings.max_batch_mib, "Send it in parts."),
             )
         ],
-        exception_handlers={
-            FocalPathError: _answer_focalpath_error,
-            HTTPException: _answer_http_exception,
-            RequestValidationError: _answer_invalid_option,
-            ClientDisconnect: _answer_disconnect,
-            Exception: _answer_our_own_error,
-        },
+        exception_handlers=EXCEPTION_HANDLERS,
     )
     _add_routes(app, KEY_ERRORS if settings.api_keys_file else {})
     app.state.settings = settings

@@ -18,11 +18,12 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.contract.errors import BusyError, TookTooLongError
 from serve.service.access import AccessControl, ApiKeys
+from serve.service.error_answers import error_answer
 from serve.service.telemetry import RequestRecord, Telemetry, request_context
 from serve.settings import ServeSettings
 
@@ -47,13 +48,15 @@ def build_gateway(app: Starlette, settings: ServeSettings, telemetry: Telemetry)
                 allow_origins=settings.allowed_origins,
                 allow_methods=("GET", "POST"),
                 allow_headers=("Authorization", "X-API-Key", REQUEST_ID_HEADER, "traceparent"),
-                expose_headers=(REQUEST_ID_HEADER,),
+                expose_headers=(REQUEST_ID_HEADER, "Retry-After"),
             )
         )
     if settings.api_keys_file is not None:
         middleware.append(Middleware(AccessControl, keys=ApiKeys(settings.api_keys_file)))
     middleware.append(
-        Middleware(Limits, max_requests=settings.max_waiting, timeout_s=settings.request_timeout_s)
+        Middleware(
+            RequestLimits, max_requests=settings.max_waiting, timeout_s=settings.request_timeout_s
+        )
     )
     return Starlette(
         routes=[Mount("/", app)],
@@ -140,7 +143,7 @@ class _Caller:
             pass
 
 
-class Limits:
+class RequestLimits:
     """ASGI middleware that answers 429 when too many wait and 504 to what takes too long.
 
     The place of a caller who has left is free at once, and what of the work has not begun is left.
@@ -159,8 +162,10 @@ class Limits:
             await self._app(scope, receive, send)
             return
         if self._requests >= self._max_requests:
-            message = f"{self._max_requests} requests are waiting already. Try again later."
-            await JSONResponse({"error": message}, 429, {"Retry-After": "1"})(scope, receive, send)
+            error = BusyError(
+                f"{self._max_requests} requests are waiting already. Try again later."
+            )
+            await error_answer(error, {"Retry-After": "1"})(scope, receive, send)
             return
         self._requests += 1
         try:
@@ -199,8 +204,10 @@ class Limits:
                 raise
             if has_left:
                 return  # `RequestLog` says so
-            message = f"The request took longer than {self._timeout_s:g} s. Send a smaller image."
-            await JSONResponse({"error": message}, 504)(scope, receive, send)
+            error = TookTooLongError(
+                f"The request took longer than {self._timeout_s:g} s. Send a smaller image."
+            )
+            await error_answer(error)(scope, receive, send)
 
 
 def _paths(app: Starlette) -> set[str]:

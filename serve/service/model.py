@@ -1,5 +1,6 @@
 """The model behind the running service: opened, watched, and replaced without losing a request."""
 
+import copy
 import logging
 import os
 import threading
@@ -181,7 +182,7 @@ class Model:
             if self._current is not None:
                 return
             if self._failure and time.monotonic() - self._failure[0] < _RETRY_AFTER_S:
-                raise type(self._failure[1])(str(self._failure[1]))
+                raise copy.copy(self._failure[1])
             try:
                 opened = self._open()
             except FocalPathError as error:

@@ -4,13 +4,25 @@ import json
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from serve.answers.documents import DOCUMENTS
 from serve.answers.formats import LARGEST
+from serve.contract.errors import (
+    AccessError,
+    BackendUnavailableError,
+    BusyError,
+    ImageError,
+    ImageTooLargeError,
+    OptionError,
+    TookTooLongError,
+    UploadTooSlowError,
+)
 from serve.contract.manifest import Artefact, Manifest, Parity, TissueClass, interface
+from serve.contract.strict import Strict
 from serve.images.decode import MAX_MPP, MIN_MPP
 from serve.service.access import OPEN_PATHS
+from serve.service.error_answers import INTERNAL_CODE
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -76,14 +88,17 @@ Outputs = Annotated[
 ]
 
 
-class ErrorAnswer(BaseModel):
+class ErrorAnswer(Strict):
     """What every error is answered with."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"error": "The file is empty. Send one PNG, ..."}]}
+        json_schema_extra={
+            "examples": [{"error": "The file is empty. Send one PNG, ...", "code": ImageError.code}]
+        }
     )
 
-    error: str
+    error: str = Field(description="for people; its words may change")
+    code: str = Field(description="names the kind of error for programs; stays the same")
 
 
 def _form_body(
@@ -183,30 +198,42 @@ MANIFEST: Responses = {
 }
 
 
-def _error(description: str, example: str, **more: object) -> dict[str, Any]:
-    content = {"application/json": {"example": {"error": example}}}
+def _error(description: str, code: str, example: str, **more: object) -> dict[str, Any]:
+    content = {"application/json": {"example": {"error": example, "code": code}}}
     return {"model": ErrorAnswer, "description": description, "content": content, **more}
 
 
 ERRORS: Responses = {
-    500: _error("The service failed.", "The service failed on this request. Its log says more."),
-    503: _error("The model is not available now.", "Triton at 127.0.0.1:8001 does not answer."),
+    500: _error(
+        "The service failed.",
+        INTERNAL_CODE,
+        "The service failed on this request. Its log says more.",
+    ),
+    503: _error(
+        "The model is not available now.",
+        BackendUnavailableError.code,
+        "Triton at 127.0.0.1:8001 does not answer.",
+    ),
 }
 UPLOAD_ERRORS: Responses = {
     400: _error(
         "The form, the image or an option cannot be used.",
+        OptionError.code,
         "mpp is 100 um per pixel, expected 0.05 to 20. Leave it out if it is not known.",
     ),
     408: _error(
         "The upload stopped arriving.",
+        UploadTooSlowError.code,
         "No more of the upload has arrived for 30 s. Send it again.",
     ),
     413: _error(
         "The upload, or the image in it, is over a limit.",
+        ImageTooLargeError.code,
         "The image is 20000 x 20000: 400000000 pixels, at most 64000000 are accepted. Crop it.",
     ),
     429: _error(
         "Too many requests are waiting.",
+        BusyError.code,
         "32 requests are waiting already. Try again later.",
         headers={
             "Retry-After": {
@@ -219,12 +246,14 @@ UPLOAD_ERRORS: Responses = {
     **ERRORS,
     504: _error(
         "The request took too long.",
+        TookTooLongError.code,
         "The request took longer than 300 s. Send a smaller image.",
     ),
 }
 KEY_ERRORS: Responses = {
     401: _error(
         "The key is missing or unknown; only where the service has keys.",
+        AccessError.code,
         "The request has no API key. Send `Authorization: Bearer KEY` or `X-API-Key`.",
         headers={
             "WWW-Authenticate": {"required": True, "schema": {"type": "string", "const": "Bearer"}}

@@ -15,6 +15,8 @@ import uvicorn.protocols.http.auto
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from serve.contract.errors import UploadTooSlowError
+
 HEAD_TIMEOUT_S = 20.0
 """Seconds that a connection may take for the head of a request."""
 KEEP_ALIVE_S = 75
@@ -91,7 +93,7 @@ class ServiceProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP; called by uvicorn."""
-        self._refuse(400, _NO_HTTP)
+        self._refuse(400, "http_invalid", _NO_HTTP)
 
     def _should_upgrade_to_ws(self) -> bool:
         return False
@@ -126,7 +128,9 @@ class ServiceProtocol(H11Protocol):
         if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
             self._forget_head_timer()
         elif self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._refuse, 408, _TOO_SLOW)
+            self._head_timer = self.loop.call_later(
+                HEAD_TIMEOUT_S, self._refuse, 408, UploadTooSlowError.code, _TOO_SLOW
+            )
 
     def _forget_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -149,13 +153,13 @@ class ServiceProtocol(H11Protocol):
             self._answer_timer.cancel()
             self._answer_timer = None
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, status: int, code: str, message: str) -> None:
         """Answer with an error, unless another answer has begun, and hang up."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             headers = [("content-type", "application/json"), ("connection", "close")]
             for event in (
                 h11.Response(status_code=status, headers=headers),
-                h11.Data(json.dumps({"error": message}).encode()),
+                h11.Data(json.dumps({"error": message, "code": code}).encode()),
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")

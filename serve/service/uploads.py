@@ -14,14 +14,21 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.contract.errors import FocalPathError, ImageError, ImageTooLargeError, OptionError
+from serve.contract.errors import (
+    FocalPathError,
+    FormError,
+    ImageError,
+    ImageTooLargeError,
+    OptionError,
+    UploadTooLargeError,
+    UploadTooSlowError,
+)
 from serve.images.decode import check_mpp
+from serve.service.error_answers import error_answer
 from serve.settings import MEBIBYTE
 
 BATCH_PATH = "/batch"
@@ -53,11 +60,6 @@ _ZIP_ERRORS = (
 _PATH_TRICK = re.compile(r"(^|/)\.\.(/|$)|^/|^[A-Za-z]:|\\|[\x00-\x1f\x7f]")
 
 
-def error_response(message: str, status: int) -> JSONResponse:
-    """An error as every endpoint answers it."""
-    return JSONResponse({"error": message}, status)
-
-
 @dataclass(frozen=True)
 class Limit:
     """The largest upload of an endpoint."""
@@ -71,10 +73,10 @@ class Limit:
         """Of the whole body."""
         return self.mib * MEBIBYTE + _FORM_OVERHEAD_BYTES
 
-    def refusal(self) -> HTTPException:
-        """The answer to a larger one."""
-        return HTTPException(
-            413, f"The upload is larger than the {self.mib} MiB that are accepted. {self.advice}"
+    def refusal(self) -> UploadTooLargeError:
+        """The error of a larger one."""
+        return UploadTooLargeError(
+            f"The upload is larger than the {self.mib} MiB that are accepted. {self.advice}"
         )
 
 
@@ -122,14 +124,13 @@ class BodyLimit:
 
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit.max_bytes:
-            refusal = limit.refusal()
-            await error_response(refusal.detail, refusal.status_code)(scope, receive, send)
+            await error_answer(limit.refusal())(scope, receive, send)
             return
         await self._app(scope, counted, send)
 
-    def _too_slow(self) -> HTTPException:
-        return HTTPException(
-            408, f"No more of the upload has arrived for {self._max_pause_s:g} s. Send it again."
+    def _too_slow(self) -> UploadTooSlowError:
+        return UploadTooSlowError(
+            f"No more of the upload has arrived for {self._max_pause_s:g} s. Send it again."
         )
 
 
@@ -149,8 +150,9 @@ async def read_form(request: Request, field: str, *, max_files: int = 1) -> Form
     """Read a multipart form; close it when its files have been read.
 
     Raises:
-        ImageError: the body is no such form, has no file in `field`, or fields that mean nothing.
-        HTTPException: the body is over the limit, or stops arriving.
+        FormError: the body is no such form, has no file in `field`, or has unknown fields.
+        UploadTooLargeError: the body is over the limit.
+        UploadTooSlowError: the body stops arriving.
     """
     expected = (
         f"Send multipart/form-data with a file in the field '{field}', as "
@@ -158,7 +160,7 @@ async def read_form(request: Request, field: str, *, max_files: int = 1) -> Form
     )
     kind = request.headers.get("content-type", "nothing")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
-        raise ImageError(f"The content type is {kind}. {expected}")
+        raise FormError(f"The content type is {kind}. {expected}")
     kind_of_parser = _MemoryParser if max_files == 1 else _DiskParser
     parser = kind_of_parser(
         request.headers, request.stream(), max_files=max_files, max_fields=_MAX_FORM_FIELDS
@@ -166,12 +168,12 @@ async def read_form(request: Request, field: str, *, max_files: int = 1) -> Form
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise ImageError(f"The form cannot be read: {error.message} {expected}") from error
+        raise FormError(f"The form cannot be read: {error.message} {expected}") from error
     unknown = ", ".join(repr(name) for name in dict.fromkeys(form) if name not in (field, "mpp"))
     if unknown or not any(isinstance(upload, UploadFile) for upload in form.getlist(field)):
         found = unknown or (f"text in the field '{field}'" if field in form else "no field")
         await form.close()
-        raise ImageError(f"The form has {found}. {expected}")
+        raise FormError(f"The form has {found}. {expected}")
     return form
 
 

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from serve.answers.formats import Form, RenderOptions, needs_probabilities, render
 from serve.answers.pictures import rgb_png
-from serve.contract.errors import FocalPathError, ImageError, ImageTooLargeError, OptionError
 from serve.images.decode import Picture, decode_picture
 from serve.inference.segmenter import Segmenter
 from serve.service.model import Model
@@ -91,14 +90,3 @@ class Worker:
                 ]
 
         return model.run(work)
-
-
-def status_of(error: FocalPathError) -> int:
-    """The HTTP status that an error is answered with."""
-    match error:
-        case ImageTooLargeError():
-            return 413
-        case ImageError() | OptionError():
-            return 400
-        case _:
-            return 503

@@ -33,7 +33,7 @@ def _post(url: str, endpoint: str, content: bytes = PNG, **options: object) -> h
 
 def _error(response: httpx.Response) -> tuple[int, str]:
     assert response.headers["content-type"] == "application/json"
-    assert list(response.json()) == ["error"]
+    assert set(response.json()) == {"error", "code"}
     return response.status_code, response.json()["error"]
 
 

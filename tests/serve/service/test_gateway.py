@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from serve.contract.errors import BusyError, TookTooLongError
 from serve.service.gateway import build_gateway
 from serve.service.logs import JsonFormatter, TextFormatter, configure_logging
 from serve.service.telemetry import Telemetry, current_request
@@ -118,13 +119,14 @@ def test_beyond_the_limit_a_request_is_a_429_and_reading_is_not() -> None:
     refused = _run(work, max_waiting=1)
     assert refused.status_code == 429
     assert refused.headers["Retry-After"] == "1"
-    assert refused.json() == {"error": "1 requests are waiting already. Try again later."}
+    assert refused.json()["code"] == BusyError.code
 
 
 def test_a_request_that_takes_too_long_is_a_504() -> None:
     response = _run(lambda client, _: client.post("/slow"), request_timeout_s=NO_SECONDS)
     assert response.status_code == 504
-    assert response.json()["error"].startswith("The request took longer than 0.001 s.")
+    assert response.json()["code"] == TookTooLongError.code
+    assert "0.001 s" in response.json()["error"]
 
 
 def test_a_504_leaves_its_place_to_others() -> None:

@@ -24,7 +24,7 @@ def is_refused(response: httpx.Response) -> bool:
         answer = response.json()
     except ValueError:
         return False
-    return list(answer) == ["error"] and isinstance(answer["error"], str)
+    return set(answer) == {"error", "code"} and all(isinstance(one, str) for one in answer.values())
 
 
 def answers_rightly(client: httpx.Client, url: str) -> bool:

@@ -35,7 +35,7 @@ def _post(url: str, content: bytes, endpoint: str = "segment") -> httpx.Response
 
 def _error(response: httpx.Response) -> tuple[int, str]:
     assert response.headers["content-type"] == "application/json"
-    assert list(response.json()) == ["error"]
+    assert set(response.json()) == {"error", "code"}
     return response.status_code, response.json()["error"]
 
 
@@ -193,7 +193,7 @@ def test_work_on_one_image_does_not_block_other_requests(toy_bundle: Path) -> No
             assert (await client.get("/")).status_code == 200
             assert not slow.done()
             SlowModel.released.set()
-            assert (await slow).json() == {"error": "too slow"}
+            assert (await slow).json() == {"error": "too slow", "code": "backend_unavailable"}
 
     asyncio.run(requests())
 
