@@ -15,6 +15,7 @@ import tyro
 from serve.client.benchmark_run import Benchmark, run_benchmark
 from serve.client.load import Load, run_load
 from serve.client.segment_files import Segment, run_segment
+from serve.contract.arguments import read_arguments
 from serve.contract.errors import FocalPathError
 from serve.contract.manifest import read_bundle
 from serve.inference.segmenter import check_precision
@@ -111,11 +112,8 @@ def _check_access(host: str, settings: ServeSettings) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
-        command: Http | Segment | Benchmark | Load = tyro.cli(
-            Command,
-            prog="python -m serve",
-            description=__doc__,
-            args=arguments,
+        command: Http | Segment | Benchmark | Load = read_arguments(
+            Command, prog="python -m serve", description=__doc__, arguments=arguments
         )
         match command:
             case Http():

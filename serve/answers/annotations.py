@@ -6,17 +6,39 @@ Both take coordinates in pixels of the image, x to the right and y down, (0, 0) 
 import json
 from collections.abc import Iterator
 
+import numpy as np
 import shapely
 from PIL import ImageColor
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from serve.answers.documents import AnnotationDocument, Polyline, RegionProperties
-from serve.answers.polygons import Regions
+from serve.answers.documents import (
+    AnnotationDocument,
+    FeatureCollection,
+    Polyline,
+    RegionProperties,
+)
+from serve.answers.format import AnswerFormat, ClassOptions, Source
+from serve.answers.polygons import Regions, select_labels, trace_regions
 from serve.contract.manifest import Manifest
 from serve.inference.summary import Summary
 
 FILL_OPACITY = 0.25
 LINE_WIDTH_PX = 2
+
+
+class RegionOptions(ClassOptions):
+    """Which regions are outlined, and how exactly."""
+
+    simplify_px: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="simplify outlines by about so many pixels; 0: exact",
+        examples=[1.5],
+    )
+    min_area_px: int = Field(
+        0, ge=0, le=10**9, description="leave out regions of fewer pixels", examples=[64]
+    )
 
 
 def geojson(regions: Regions, summary: Summary, manifest: Manifest) -> bytes:
@@ -101,3 +123,43 @@ def _dense(value: object) -> str:
     return json.dumps(
         value, separators=(",", ":"), ensure_ascii=False, default=BaseModel.model_dump
     )
+
+
+def _regions(source: Source, options: RegionOptions) -> Regions:
+    shown = options.shown(source.manifest)
+    regions = trace_regions(
+        source.result.labels,
+        source.result.confidence,
+        simplify_px=options.simplify_px,
+        min_area_px=options.min_area_px,
+    )
+    return regions if shown is None else select_labels(regions, np.array(shown))
+
+
+GEOJSON = AnswerFormat(
+    name="geojson",
+    title="Outlines",
+    kind="GeoJSON for QuPath",
+    description="Regions as QuPath's annotations: polygons with holes, classes, colours and "
+    "measurements.",
+    media_type="application/geo+json",
+    suffix=".geojson",
+    options=RegionOptions,
+    document=FeatureCollection,
+    write=lambda source, options: geojson(
+        _regions(source, options), source.result.summary, source.manifest
+    ),
+)
+DSA = AnswerFormat(
+    name="dsa",
+    title="Outlines",
+    kind="JSON for the Digital Slide Archive",
+    description="Regions as an annotation document of the Digital Slide Archive.",
+    media_type="application/json",
+    suffix=".dsa.json",
+    options=RegionOptions,
+    document=AnnotationDocument,
+    write=lambda source, options: dsa_annotation(
+        _regions(source, options), source.result.summary, source.manifest
+    ),
+)

@@ -1,11 +1,13 @@
 """The JSON documents of other programs, and the lines of a batch, as types with an example each."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
-from serve.inference.summary import SUMMARY_EXAMPLE, ClassSummary, ImageInfo, ModelName, Summary
+from serve.answers.format import AnswerFormat
+from serve.inference.summary import SUMMARY_EXAMPLE, ClassSummary, ImageInfo, ModelName
 
 _MEASUREMENTS = {"Area px^2": 262144.0, "Area um^2": 16384.0, "Mean confidence": 0.93}
 _SQUARE: list[list[float]] = [[0, 0], [512, 0], [512, 512], [0, 512]]
@@ -144,26 +146,6 @@ class AnnotationDocument(TypedDict):
     elements: list[Polyline]
 
 
-class BatchOutputs(TypedDict, total=False):
-    """The outputs that were asked for."""
-
-    json: Summary
-    labels: Base64
-    confidence: Base64
-    overlay: Base64
-    geojson: FeatureCollection
-    dsa: AnnotationDocument
-
-
-class BatchAnswer(TypedDict):
-    """The line of a file that was segmented."""
-
-    index: int
-    name: str
-    status: Literal[200]
-    outputs: BatchOutputs
-
-
 class BatchFailure(TypedDict):
     """The line of a file that cannot be used; the others are answered all the same."""
 
@@ -174,12 +156,16 @@ class BatchFailure(TypedDict):
     code: str
 
 
-BatchLine = Annotated[
-    BatchAnswer | BatchFailure, Field(json_schema_extra={"examples": list(_BATCH_EXAMPLES)})
-]
-DOCUMENTS: dict[str, TypeAdapter[Any]] = {
-    "FeatureCollection": TypeAdapter(FeatureCollection),
-    "AnnotationDocument": TypeAdapter(AnnotationDocument),
-    "BatchLine": TypeAdapter(BatchLine),
-}
-"""By their names."""
+def batch_line(formats: Iterable[AnswerFormat]) -> Any:
+    """The type of a line of /batch, which offers these formats."""
+    types: dict[str, Any] = {
+        entry.name: Base64 if entry.document is None else entry.document for entry in formats
+    }
+    outputs = TypedDict("BatchOutputs", types, total=False)  # type: ignore[misc]
+    outputs.__doc__ = "The outputs that were asked for."
+    fields = {"index": int, "name": str, "status": Literal[200], "outputs": outputs}
+    answer = TypedDict("BatchAnswer", fields)  # type: ignore[misc]
+    answer.__doc__ = "The line of a file that was segmented."
+    return Annotated[
+        answer | BatchFailure, Field(json_schema_extra={"examples": list(_BATCH_EXAMPLES)})
+    ]

@@ -1,16 +1,15 @@
-"""A segmentation as pictures and arrays: PNG of labels, confidence and overlay, and .npz."""
+"""A segmentation as pictures: PNG of the labels, of the confidence, and of the overlay."""
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
+from pydantic import Field
 
+from serve.answers.format import AnswerFormat, ClassOptions
 from serve.contract.manifest import Manifest
-from serve.inference.summary import Summary
-from serve.inference.tiling import LowResProbabilities
 
 
 def label_png(labels: NDArray[np.uint8], manifest: Manifest) -> bytes:
@@ -63,46 +62,6 @@ def rgb_png(image: NDArray[np.uint8]) -> bytes:
     return _to_png(Image.fromarray(image), compress_level=1)
 
 
-def arrays_npz(
-    labels: NDArray[np.uint8],
-    confidence: NDArray[np.uint8],
-    summary: Summary,
-    low_res: LowResProbabilities | None = None,
-) -> bytes:
-    """`labels`, `confidence` and `summary`, and the probabilities' arrays where there are any."""
-    arrays: dict[str, NDArray[Any]] = {
-        "labels": labels,
-        "confidence": confidence,
-        "summary": np.frombuffer(summary.model_dump_json().encode(), np.uint8),
-    }
-    if low_res is not None:
-        arrays |= _probability_arrays(low_res)
-    return _to_npz(arrays)
-
-
-def probabilities_npz(low_res: LowResProbabilities, manifest: Manifest) -> bytes:
-    """`probabilities`, `origin_px` and `stride_px` (y, x) in the image's pixels, and `classes`.
-
-    Cell (i, j) is of the pixels from `origin_px + (i, j) * stride_px` to one stride further.
-    """
-    names = np.array([tissue.name for tissue in manifest.classes])
-    return _to_npz({**_probability_arrays(low_res), "classes": names})
-
-
-def _probability_arrays(low_res: LowResProbabilities) -> dict[str, NDArray[Any]]:
-    return {
-        "probabilities": low_res.probabilities,
-        "origin_px": np.array(low_res.origin_px),
-        "stride_px": np.array(low_res.stride_px),
-    }
-
-
-def _to_npz(arrays: dict[str, NDArray[Any]]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
-
-
 def _palette_image(labels: NDArray[np.uint8], manifest: Manifest) -> Image.Image:
     indexed = Image.fromarray(labels)
     colors = ["#000000", *(tissue.color for tissue in manifest.classes)]
@@ -114,3 +73,47 @@ def _to_png(image: Image.Image, *, compress_level: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=compress_level)
     return buffer.getvalue()
+
+
+class OverlayOptions(ClassOptions):
+    """How the overlay is drawn."""
+
+    alpha: float = Field(
+        0.5, ge=0, le=1, description="0 shows the image only, 1 the colours only", examples=[0.4]
+    )
+
+
+LABELS = AnswerFormat(
+    name="labels",
+    title="Labels",
+    kind="PNG",
+    description="An indexed PNG: its pixel values are the labels, its palette is the colours.",
+    media_type="image/png",
+    suffix=".labels.png",
+    write=lambda source, _: label_png(source.result.labels, source.manifest),
+)
+CONFIDENCE = AnswerFormat(
+    name="confidence",
+    title="Confidence",
+    kind="PNG",
+    description="A grey PNG of the probability of each pixel's label, 255 = 1.0.",
+    media_type="image/png",
+    suffix=".confidence.png",
+    write=lambda source, _: confidence_png(source.result.confidence),
+)
+OVERLAY = AnswerFormat(
+    name="overlay",
+    title="Overlay",
+    kind="PNG",
+    description="The image with the classes' colours over it, as a PNG.",
+    media_type="image/png",
+    suffix=".overlay.png",
+    options=OverlayOptions,
+    write=lambda source, options: overlay_png(
+        source.image,
+        source.result.labels,
+        source.manifest,
+        alpha=options.alpha,
+        shown=options.shown(source.manifest),
+    ),
+)

@@ -1,6 +1,7 @@
 """Segment image files into a folder, several at a time: what `focalpath-segment` does."""
 
 import csv
+import functools
 import io
 import json
 import sys
@@ -11,22 +12,17 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from serve.answers.formats import (
-    SUFFIXES,
-    Form,
-    RenderOptions,
-    labels_of,
-    needs_probabilities,
-    render,
-)
+from serve.answers.format import AnswerFormat, Options, Source
+from serve.answers.registry import FORMATS, file_formats, merged_options, needs_probabilities
 from serve.client.clients import HttpClient, TritonClient
+from serve.contract.arguments import read_arguments
 from serve.contract.errors import FocalPathError, ImageError
 from serve.contract.manifest import Manifest, read_bundle, sha256_of
 from serve.images.decode import check_mpp, read_picture
@@ -37,7 +33,8 @@ from serve.settings import ModelSettings
 SUMMARY_FILE = "summary.csv"
 _MADE_WITH = "made_with"
 """Where an image's JSON, beside the service's answer, has how its files were made."""
-FileForm = Literal["labels", "overlay", "confidence", "json", "geojson", "dsa", "probabilities"]
+_NUMBERS = "json"
+"""The format that is always written."""
 _IMAGE_COLUMNS = ("image", "width_px", "height_px", "mpp", "mpp_source", "model", "version")
 _CLASS_COLUMNS = (
     "label",
@@ -49,6 +46,22 @@ _CLASS_COLUMNS = (
     "low_confidence_share",
     "predicted_iou",
 )
+
+
+def _format_type() -> type[tuple[str, ...]]:
+    """The names of the formats, as choices."""
+    names = tuple(entry.name for entry in file_formats())
+    return cast(type[tuple[str, ...]], tuple[Literal[names], ...])  # type: ignore[valid-type]
+
+
+def _option_type() -> type[Options]:
+    """The options of all formats."""
+    return _merged_options(tuple(file_formats()))
+
+
+@functools.cache
+def _merged_options(formats: tuple[AnswerFormat, ...]) -> type[Options]:
+    return merged_options(formats, Options, name_users=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,37 +85,26 @@ class Segment:
     """File with the API key of the service, on its first line."""
     out: Path = Path("artifacts/segmentations")
     """Folder to write to; made if it is missing."""
-    format: tuple[FileForm, ...] = ("labels", "overlay")
+    format: Annotated[tuple[str, ...], tyro.conf.arg(constructor_factory=_format_type)] = (
+        "labels",
+        "overlay",
+    )
     """What to write beside the JSON."""
     mpp: float | None = None
     """um per pixel of all images; by default each file's own, or else the model's."""
-    alpha: float = 0.5
-    """Overlay: 0 shows the image only, 1 the colours only."""
-    classes: tuple[str, ...] = ()
-    """Overlay, GeoJSON, DSA: names of the classes to show; by default all."""
-    simplify_px: float = 0.0
-    """GeoJSON, DSA: simplify outlines by about so many pixels; 0: exact."""
-    min_area_px: int = 0
-    """GeoJSON, DSA: leave out regions of fewer pixels."""
+    options: Annotated[
+        Options, tyro.conf.arg(name="", constructor_factory=lambda: _option_type())
+    ] = field(default_factory=lambda: _option_type()())
+    """Options of the formats."""
     jobs: int = 2
     """Images to work on at the same time."""
     again: bool = False
     """Also make the files that are already there."""
 
     @property
-    def forms(self) -> tuple[Form, ...]:
+    def formats(self) -> tuple[str, ...]:
         """What is written for an image; the JSON last, since it says that the others are there."""
-        return (*(form for form in dict.fromkeys(self.format) if form != "json"), "json")
-
-    @property
-    def options(self) -> RenderOptions:
-        """How it is drawn."""
-        return RenderOptions(
-            alpha=self.alpha,
-            classes=self.classes,
-            simplify_px=self.simplify_px,
-            min_area_px=self.min_area_px,
-        )
+        return (*(name for name in dict.fromkeys(self.format) if name != _NUMBERS), _NUMBERS)
 
 
 def run_segment(command: Segment) -> int:
@@ -119,7 +121,7 @@ def run_segment(command: Segment) -> int:
     failures: dict[Path, str] = {}
     with closing(_open(command)) as segmenter:
         manifest = segmenter.manifest
-        labels_of(command.classes, manifest)
+        command.options.check(manifest)
         finished = {} if command.again else _finished(command, manifest)
         to_do = [path for path in command.images if path not in finished]
         try:
@@ -152,7 +154,6 @@ def _check(command: Segment) -> None:
         stems[path.stem] = path
     if command.jobs < 1:
         raise FocalPathError(f"--jobs is {command.jobs}, expected at least 1.")
-    _ = command.options  # refuses what is out of range
     if command.mpp is not None:
         check_mpp(command.mpp)
 
@@ -192,18 +193,18 @@ def _finished(command: Segment, manifest: Manifest) -> dict[Path, Summary]:
     """The images whose files are all there, made by the same model in the same way."""
     finished = {}
     for path in command.images:
-        outputs = [command.out / f"{path.stem}{SUFFIXES[form]}" for form in command.forms]
+        outputs = [command.out / f"{path.stem}{FORMATS[name].suffix}" for name in command.formats]
         if not all(output.is_file() for output in outputs):
             continue
         try:
             content = json.loads(outputs[-1].read_bytes())
             found = content.pop(_MADE_WITH)
             summary = Summary.model_validate(content)
-            forms = set(found.pop("formats"))
+            formats = set(found.pop("formats"))
         except (ValueError, LookupError, TypeError, AttributeError):  # not ours, or older
             continue
         wanted = _made_with(command, path)
-        is_same = forms.issuperset(wanted.pop("formats")) and found == wanted
+        is_same = formats.issuperset(wanted.pop("formats")) and found == wanted
         if is_same and (summary.model.name, summary.model.version) == (
             manifest.name,
             manifest.version,
@@ -218,11 +219,8 @@ def _made_with(command: Segment, path: Path) -> dict[str, Any]:
         "image_sha256": sha256_of(path),
         "mpp": command.mpp,
         "precision": command.settings.precision if _is_in_process(command) else None,
-        "alpha": command.alpha,
-        "classes": list(command.classes),
-        "simplify_px": command.simplify_px,
-        "min_area_px": command.min_area_px,
-        "formats": list(command.forms),
+        **command.options.model_dump(mode="json"),
+        "formats": list(command.formats),
     }
 
 
@@ -262,15 +260,14 @@ def _segment_one(command: Segment, segmenter: ImageSegmenter, path: Path) -> Sum
         picture.pixels,
         mpp=picture.mpp if command.mpp is None else command.mpp,
         mpp_source="file" if command.mpp is None else "request",
-        with_probabilities=needs_probabilities(command.forms, command.options),
+        with_probabilities=needs_probabilities(command.formats, dict(command.options)),
     )
+    source = Source(picture.pixels, result, segmenter.manifest)
     files = {
-        f"{path.stem}{SUFFIXES[form]}": render(
-            form, picture.pixels, result, segmenter.manifest, command.options
-        )
-        for form in command.forms
+        f"{path.stem}{FORMATS[name].suffix}": FORMATS[name].render(source, dict(command.options))
+        for name in command.formats
     }
-    numbers = f"{path.stem}{SUFFIXES['json']}"
+    numbers = f"{path.stem}{FORMATS[_NUMBERS].suffix}"
     record = json.loads(files[numbers]) | {_MADE_WITH: _made_with(command, path)}
     files[numbers] = json.dumps(record, indent=2, ensure_ascii=False).encode()
     write_whole(command.out, files)
@@ -349,7 +346,7 @@ def _table(path: Path, summary: Summary) -> Table:
 def main(arguments: Sequence[str] | None = None) -> int:
     """`focalpath-segment`: run the command line and return its exit status."""
     try:
-        command = tyro.cli(Segment, prog="focalpath-segment", args=arguments)
+        command = read_arguments(Segment, prog="focalpath-segment", arguments=arguments)
         return run_segment(command)
     except (FocalPathError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

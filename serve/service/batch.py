@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from starlette.datastructures import FormData
 
-from serve.answers.formats import MEDIA_TYPES, Form
+from serve.answers.registry import FORMATS
 from serve.contract.errors import FocalPathError
 from serve.service.error_answers import INTERNAL_CODE, as_fields, status_of
 from serve.service.model import Model
@@ -70,13 +70,13 @@ async def _line(index: int, file: BatchFile, job: Job, worker: Worker, model: Mo
         message = "The service failed on this file. Its log says more."
         entry |= {"status": 500, "error": message, "code": INTERNAL_CODE}
     else:
-        outputs = zip(job.forms, answers, strict=True)
-        entry |= {"status": 200, "outputs": {form: _as_json(form, one) for form, one in outputs}}
+        outputs = zip(job.formats, answers, strict=True)
+        entry |= {"status": 200, "outputs": {name: _as_json(name, one) for name, one in outputs}}
     return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-def _as_json(form: Form, answer: bytes) -> object:
-    """JSON as it is, anything else in base64."""
-    if MEDIA_TYPES[form].endswith("json"):
+def _as_json(name: str, answer: bytes) -> object:
+    """The answer of a format: JSON as it is, anything else in base64."""
+    if FORMATS[name].document is not None:
         return json.loads(answer)
     return base64.b64encode(answer).decode()

@@ -1,13 +1,14 @@
 """The words of the OpenAPI document: options with their bounds, bodies, answers, errors."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from fastapi import FastAPI, Query
+from fastapi import FastAPI
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from serve.answers.documents import DOCUMENTS
-from serve.answers.formats import LARGEST
+from serve.answers.documents import batch_line
+from serve.answers.format import AnswerFormat
+from serve.answers.registry import FORMATS, batch_formats
 from serve.contract.errors import (
     AccessError,
     BackendUnavailableError,
@@ -25,67 +26,7 @@ from serve.service.access import OPEN_PATHS
 from serve.service.error_answers import INTERNAL_CODE
 
 Responses = dict[int | str, dict[str, Any]]
-
-Mpp = Annotated[
-    float | None,
-    Query(
-        ge=MIN_MPP,
-        le=MAX_MPP,
-        description="um per pixel of the image; before the file's own, which is before the model's",
-        examples=[0.25],
-    ),
-]
-Alpha = Annotated[
-    float,
-    Query(
-        ge=0,
-        le=LARGEST["alpha"],
-        description="0 shows the image only, 1 the colours only",
-        examples=[0.4],
-    ),
-]
-Classes = Annotated[
-    list[str],
-    Query(
-        default_factory=list,
-        description="names of the classes to show; by default all",
-        examples=[["Tumor", "Stroma"]],
-    ),
-]
-SimplifyPx = Annotated[
-    float,
-    Query(
-        ge=0,
-        le=LARGEST["simplify_px"],
-        description="simplify outlines by about so many pixels; 0: exact",
-        examples=[1.5],
-    ),
-]
-MinAreaPx = Annotated[
-    int,
-    Query(
-        ge=0,
-        le=LARGEST["min_area_px"],
-        description="leave out regions of fewer pixels",
-        examples=[64],
-    ),
-]
-WithProbabilities = Annotated[
-    bool,
-    Query(
-        description="also the probabilities of all classes, as /probabilities has them",
-        examples=[True],
-    ),
-]
-BatchOutput = Literal["json", "labels", "confidence", "overlay", "geojson", "dsa"]
-Outputs = Annotated[
-    list[BatchOutput],
-    Query(
-        default_factory=lambda: ["json"],
-        description="what to answer for each file; pictures are in base64",
-        examples=[["json", "geojson"]],
-    ),
-]
+_BATCH_LINE = "BatchLine"
 
 
 class ErrorAnswer(Strict):
@@ -135,20 +76,44 @@ BATCH_BODY = _form_body(
     "images", "an image, or a zip of images", *_IMAGE_TYPES, "application/zip", several=True
 )
 
-_SCHEMAS, _DEFINITIONS = TypeAdapter.json_schemas(
-    [(name, "serialization", adapter) for name, adapter in DOCUMENTS.items()],
-    ref_template="#/components/schemas/{model}",
-)
+
+class Schemas:
+    """The JSON schemas of the documents that the registered formats answer with.
+
+    FastAPI knows of none of them, since the endpoints answer with bytes.
+    """
+
+    def __init__(self) -> None:
+        documents = {entry.name: entry.document for entry in FORMATS.values() if entry.document}
+        documents[_BATCH_LINE] = batch_line(batch_formats())
+        self._by_name, definitions = TypeAdapter.json_schemas(
+            [(name, "serialization", TypeAdapter(kind)) for name, kind in documents.items()],
+            ref_template="#/components/schemas/{model}",
+        )
+        self.components: dict[str, Any] = {
+            **definitions["$defs"],
+            _BATCH_LINE: self._by_name[_BATCH_LINE, "serialization"],
+        }
+
+    def answer(self, entry: AnswerFormat) -> Responses:
+        """The description of a format's answer."""
+        if entry.document is None:
+            return binary_answer(entry.media_type, entry.content)
+        return _answer(entry.media_type, self._by_name[entry.name, "serialization"])
+
+    def lines(self) -> Responses:
+        """The description of the answer of /batch."""
+        examples = self.components[_BATCH_LINE]["examples"]
+        return text_answer(
+            "application/x-ndjson",
+            "".join(json.dumps(line) + "\n" for line in examples),
+            f"For each file a line of JSON, a `{_BATCH_LINE}`.",
+        )
 
 
 def binary_answer(media_type: str, description: str = "OK") -> Responses:
     """A picture or arrays."""
     return _answer(media_type, {"type": "string", "format": "binary"}, description)
-
-
-def json_answer(media_type: str, document: str) -> Responses:
-    """One of `serve.answers.documents`."""
-    return _answer(media_type, _SCHEMAS[document, "serialization"])
 
 
 def text_answer(media_type: str, example: str, description: str = "OK") -> Responses:
@@ -160,11 +125,6 @@ def _answer(media_type: str, schema: dict[str, Any], description: str = "OK") ->
     return {200: {"description": description, "content": {media_type: {"schema": schema}}}}
 
 
-LINES = text_answer(
-    "application/x-ndjson",
-    "".join(json.dumps(line) + "\n" for line in _SCHEMAS["BatchLine", "serialization"]["examples"]),
-    "For each file a line of JSON, a `BatchLine`.",
-)
 _MANIFEST_EXAMPLE = Manifest(
     name="segmenter",
     version="1.0.0",
@@ -308,7 +268,6 @@ class DescribedApp(FastAPI):
         components["headers"] = {"RequestId": _REQUEST_ID}
         for name in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(name, None)
-        line = {"BatchLine": _SCHEMAS["BatchLine", "serialization"]}
-        components["schemas"] = {**_DEFINITIONS["$defs"], **line, **components["schemas"]}
+        components["schemas"] = {**Schemas().components, **components["schemas"]}
         document["paths"] |= HEALTH_PATHS
         return document

@@ -3,13 +3,14 @@
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from serve.answers.formats import Form, RenderOptions, needs_probabilities, render
+from serve.answers.format import Source
 from serve.answers.pictures import rgb_png
+from serve.answers.registry import FORMATS, needs_probabilities
 from serve.images.decode import Picture, decode_picture
 from serve.inference.segmenter import Segmenter
 from serve.service.model import Model
@@ -23,10 +24,12 @@ T = TypeVar("T")
 class Job:
     """What is wanted of an image."""
 
-    forms: Sequence[Form]
+    formats: Sequence[str]
+    """Names of the answer formats."""
     mpp: float | None = None
     """um per pixel that the request states."""
-    options: RenderOptions = field(default_factory=RenderOptions)
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Values of the formats' options, by name."""
 
 
 class Worker:
@@ -67,7 +70,7 @@ class Worker:
             )
 
     def answer(self, model: Model, data: bytes, job: Job) -> list[bytes]:
-        """The forms of a file's segmentation, in their order.
+        """A file's segmentation in each format of the job, in their order.
 
         Raises:
             FocalPathError: the file or an option cannot be used, or the model is not available.
@@ -80,13 +83,11 @@ class Worker:
                     picture.pixels,
                     mpp=picture.mpp if job.mpp is None else job.mpp,
                     mpp_source="file" if job.mpp is None else "request",
-                    with_probabilities=needs_probabilities(job.forms, job.options),
+                    with_probabilities=needs_probabilities(job.formats, job.options),
                 )
             self._telemetry.observe_summary(result.summary)
             with self._telemetry.stage("encode"):
-                return [
-                    render(form, picture.pixels, result, segmenter.manifest, job.options)
-                    for form in job.forms
-                ]
+                source = Source(picture.pixels, result, segmenter.manifest)
+                return [FORMATS[name].render(source, job.options) for name in job.formats]
 
         return model.run(work)

@@ -58,7 +58,16 @@ export class Service {
 
   /** The model's manifest. */
   async model() {
-    const { response } = await this.#send("GET", "model", {});
+    return this.#json("model");
+  }
+
+  /** The formats of answers that are for people. */
+  async formats() {
+    return (await this.#json("./")).formats;
+  }
+
+  async #json(path) {
+    const { response } = await this.#send("GET", path, {});
     return JSON.parse(new TextDecoder().decode(response));
   }
 
@@ -85,6 +94,7 @@ export class Service {
       const request = new XMLHttpRequest();
       request.open(method, path);
       request.responseType = "arraybuffer";
+      request.setRequestHeader("Accept", "*/*"); // at "./" HTML is the page
       if (this.key) request.setRequestHeader("X-API-Key", this.key);
       if (onProgress) {
         request.upload.onprogress = (event) => onProgress("upload", event.loaded / event.total);

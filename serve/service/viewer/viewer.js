@@ -19,6 +19,8 @@ const NOTHING = { file: null, bitmap: null, request: null, query: null, summary:
 /** What is open: the file, its bitmap, the request under way, and the answer with its own query. */
 const state = { ...NOTHING };
 let manifest = null;
+/** What a result can be downloaded as, by name. */
+const formats = new Map();
 let mppHelp = "";
 let afterKey = null;
 
@@ -436,13 +438,13 @@ $("mpp-form").addEventListener("submit", (event) => {
 $("downloads").addEventListener("click", async ({ target }) => {
   const button = target.closest("button");
   if (!button) return;
-  const { kind, suffix } = button.dataset;
   const { file } = state;
+  const format = formats.get(button.value);
   $("download-failure").textContent = "";
   button.disabled = true;
   button.setAttribute("aria-busy", "true");
   try {
-    save(await DOWNLOADS[kind](file), file.name.replace(/\.[^.]+$/, "") + suffix);
+    save(await download(format, file), file.name.replace(/\.[^.]+$/, "") + format.suffix);
   } catch (error) {
     $("download-failure").textContent = `${error.title ?? "That failed"}. ${error.message}`;
   } finally {
@@ -466,20 +468,39 @@ function mppQuery() {
   return new URLSearchParams(value ? { mpp: value } : {});
 }
 
-const DOWNLOADS = {
-  labels: (file) => ask("labels", file),
-  geojson: (file) => ask("geojson", file, { min_area_px: smallestArea() }),
+/** Formats that the page writes itself, as the result is shown. */
+const AS_SHOWN = {
   overlay: () =>
     stage.picture().catch(() => {
       throw refusal("The picture cannot be drawn", "It is too large for this browser. Crop the image.");
     }),
 };
 
-/** Ask the service for the shown result in another form. */
-async function ask(path, file, options = {}) {
-  const query = new URLSearchParams([...state.query, ...Object.entries(options)]);
-  const { response, type } = await service.post(path, file, { query });
+/** The shown result in a format: from this page, or else from the service. */
+async function download({ name, path, options }, file) {
+  if (name in AS_SHOWN) return AS_SHOWN[name]();
+  const query = new URLSearchParams(state.query);
+  if (options.includes("min_area_px")) query.set("min_area_px", smallestArea());
+  const { response, type } = await service.post(path.slice(1), file, { query });
   return new Blob([response], { type });
+}
+
+/** Make a button for each format that the service offers. */
+async function loadFormats() {
+  try {
+    for (const format of await service.formats()) formats.set(format.name, format);
+  } catch (error) {
+    $("download-failure").textContent = `${error.title ?? "The list of formats cannot be read"}. ${error.message}`;
+  }
+  $("downloads").replaceChildren(
+    ...[...formats.values()].map(({ name, title, kind }) =>
+      element(
+        "button",
+        { type: "button", value: name, text: `${title} ` },
+        element("small", { text: name in AS_SHOWN ? `${kind}, as shown` : kind }),
+      ),
+    ),
+  );
 }
 
 function smallestArea() {
@@ -491,7 +512,7 @@ function smallestArea() {
 function describeSmallest() {
   const mpp = knownMpp();
   const um2 = mpp ? ` ${$("smallest").value || 0} px are ${Number(($("smallest").value * mpp ** 2).toPrecision(3))} µm².` : "";
-  $("smallest-help").textContent = `Smaller regions are left out of the GeoJSON.${um2}`;
+  $("smallest-help").textContent = `Smaller regions are left out of the outlines.${um2}`;
 }
 $("smallest").addEventListener("input", describeSmallest);
 
@@ -628,3 +649,4 @@ service.key = stored(sessionStorage, KEY_ITEM) ?? "";
 showTheme();
 show("empty");
 loadModel();
+loadFormats();

@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.answers.formats import RenderOptions
-from serve.answers.pictures import (
-    arrays_npz,
-    confidence_png,
-    label_png,
-    overlay_png,
-    probabilities_npz,
-)
-from serve.contract.errors import OptionError
+from serve.answers.arrays import arrays_npz, probabilities_npz
+from serve.answers.pictures import confidence_png, label_png, overlay_png
 from serve.contract.manifest import Manifest, read_bundle
 from serve.inference.summary import LOW_CONFIDENCE, MppSource, summarise
 from serve.inference.tiling import LowResProbabilities, Prediction
@@ -118,13 +111,6 @@ def test_the_predicted_iou_is_a_share_whatever_the_model_says(
     wild = replace(prediction, iou_scores=np.array([-0.09, 0, 0.5, 1, 1.2], np.float32))
     found = [row.predicted_iou for row in summarise(wild, manifest).classes]
     assert found == [0, 0, 0.5, 1, 1]
-
-
-@pytest.mark.parametrize("name", ["alpha", "simplify_px", "min_area_px"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1])
-def test_an_option_that_is_no_number_in_its_range_is_refused(name: str, value: float) -> None:
-    with pytest.raises(OptionError, match=f"{name} is {value:g}, expected a number from 0 to"):
-        RenderOptions(**{name: value})  # type: ignore[arg-type]
 
 
 def test_low_confidence_counts_pixels_below_one_half(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.client import segment_files
+from serve.answers.format import AnswerFormat
 from serve.client.segment_files import main
 from serve.contract.errors import BackendUnavailableError
 from serve.inference.segmenter import Segmentation, Segmenter
@@ -155,14 +155,14 @@ def test_files_of_one_run_are_not_taken_for_those_of_another(
 def test_the_summary_of_what_was_done_is_written_when_it_is_stopped(
     image: Path, toy_bundle: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    render = segment_files.render
+    render = AnswerFormat.render
 
-    def interrupted(*arguments: object) -> bytes:
+    def interrupted(entry: AnswerFormat, *arguments: Any) -> bytes:
         if (out / "slide.json").exists():
             raise KeyboardInterrupt
-        return render(*arguments)  # type: ignore[arg-type]
+        return render(entry, *arguments)
 
-    monkeypatch.setattr(segment_files, "render", interrupted)
+    monkeypatch.setattr(AnswerFormat, "render", interrupted)
     other = tmp_path / "other.png"
     other.write_bytes(encoded(IMAGE))
     arguments = (image, other, "--bundle", toy_bundle, "--out", out, "--jobs", 1)
@@ -209,14 +209,14 @@ def test_several_images_are_worked_on_at_once(
     toy_bundle: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = threading.Barrier(3, timeout=20)
-    render = segment_files.render
+    render = AnswerFormat.render
 
-    def wait_for_the_others(*arguments: object) -> bytes:
-        if arguments[0] == "json":
+    def wait_for_the_others(entry: AnswerFormat, *arguments: Any) -> bytes:
+        if entry.name == "json":
             together.wait()
-        return render(*arguments)  # type: ignore[arg-type]
+        return render(entry, *arguments)
 
-    monkeypatch.setattr(segment_files, "render", wait_for_the_others)
+    monkeypatch.setattr(AnswerFormat, "render", wait_for_the_others)
     images = [tmp_path / f"{name}.png" for name in "abc"]
     for path in images:
         path.write_bytes(encoded(IMAGE))
@@ -283,9 +283,6 @@ def test_an_output_folder_that_is_a_file_is_one_message(
     [
         ("--mpp", "1000", "mpp is 1000 um per pixel"),
         ("--mpp", "nan", "mpp is nan um per pixel"),
-        ("--alpha", "1.5", "alpha is 1.5, expected a number from 0 to 1."),
-        ("--simplify-px", "nan", "simplify_px is nan, expected a number from 0 to 100."),
-        ("--min-area-px", "-1", "min_area_px is -1, expected a number from 0"),
         ("--jobs", "0", "--jobs is 0"),
         ("--classes", "Muscle", "no class 'Muscle', only Tumor"),
     ],
@@ -301,6 +298,20 @@ def test_an_option_that_cannot_be_used_is_one_message(
 ) -> None:
     message = _fails(capsys, image, "--bundle", toy_bundle, "--out", out, option, value)
     assert expected in message
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("flag", ["--alpha 1.5", "--simplify-px nan", "--min-area-px -1"])
+def test_a_flag_out_of_its_range_is_refused_as_tyro_refuses_one(
+    flag: str, image: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        _segment(image, "--out", out, *flag.split())
+    assert stopped.value.code == 2
+    name, value = flag.split()
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {name} is {value}")
+    assert message.count("\n") == 1
     assert not out.exists()
 
 

@@ -1,0 +1,45 @@
+"""The query parameters of the endpoints, which derive from the options of the answer formats."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, create_model
+
+from serve.answers.format import AnswerFormat, Options
+from serve.answers.registry import batch_formats, merged_options
+from serve.images.decode import MAX_MPP, MIN_MPP
+
+
+class ImageQuery(Options):
+    """What every endpoint that takes an image is told about it."""
+
+    mpp: float | None = Field(
+        None,
+        ge=MIN_MPP,
+        le=MAX_MPP,
+        description="um per pixel of the image; without it the file's own, or else the model's",
+        examples=[0.25],
+    )
+
+
+def format_query(entry: AnswerFormat) -> type[ImageQuery]:
+    """The query of the route of a format."""
+    fields: dict[str, Any] = {
+        name: (field.annotation, field) for name, field in entry.options.model_fields.items()
+    }
+    return create_model(f"{entry.name}_query", __base__=ImageQuery, **fields)
+
+
+def batch_query() -> type[ImageQuery]:
+    """The query of /batch: the options of the formats that it offers, and `outputs`."""
+    formats = batch_formats()
+    names = tuple(entry.name for entry in formats)
+    outputs = Annotated[
+        list[Literal[names]],  # type: ignore[valid-type]
+        Field(
+            default_factory=lambda: [names[0]],
+            description="what to answer for each file; binary answers are in base64",
+            examples=[["json", "geojson"]],
+        ),
+    ]
+    options = merged_options(formats, ImageQuery)
+    return create_model("batch_query", __base__=options, outputs=outputs)
