@@ -7,7 +7,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, assert_never
 
 import tyro
@@ -25,7 +25,7 @@ from serve.service.telemetry import check_tracing
 from serve.settings import ServeSettings
 
 _log = logging.getLogger("serve")
-FlatSettings = tyro.conf.OmitArgPrefixes[ServeSettings]
+FlatSettings = Annotated[ServeSettings, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,11 @@ def run_http(command: Http) -> None:
     """Check what can be checked, then hand over to BentoML, which returns when it is stopped."""
     # Absolute, since workers start elsewhere; links are kept, since one may come to lead elsewhere.
     keys_file = command.settings.api_keys_file
-    settings = replace(
-        command.settings,
-        bundle=command.settings.bundle.absolute(),
-        api_keys_file=keys_file and keys_file.absolute(),
+    settings = command.settings.model_copy(
+        update={
+            "bundle": command.settings.bundle.absolute(),
+            "api_keys_file": keys_file and keys_file.absolute(),
+        }
     )
     manifest = read_bundle(settings.bundle)
     check_precision(manifest, settings)

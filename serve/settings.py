@@ -3,35 +3,46 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+)
 
 from serve.contract.errors import SettingsError
+from serve.contract.strict import Strict, first_problem
 
 ENVIRONMENT_PREFIX = "FOCALPATH_"
 MEBIBYTE = 2**20
 MEGAPIXEL = 10**6
 PILLOW_LIMIT_MEGAPIXELS = 178
 """Above this Pillow itself refuses an image as a decompression bomb."""
+DAY_S = 86_400
 Provider = Literal["auto", "cpu", "cuda", "openvino"]
 SharedMemory = Literal["auto", "on", "off"]
-_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+")
-_URL = re.compile(r"https?://[^\s/]+\S*")
-_LISTS = ("allowed_origins",)
-_NOT_SETTINGS = ("artifacts", "model_repository", "tensorrt_cache", "triton_cache")
+_ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.\[\]:-]+")
+_NOT_SETTINGS = (
+    "artifacts",
+    "model_repository",
+    "shared_data",
+    "tensorrt_cache",
+    "triton_cache",
+)
 """Read by compose and by tests."""
 _SERVICE_LINK = re.compile(
     r"(\w+_)?(service_host|service_port(_\w+)?|port_\d+_(tcp|udp|sctp)(_\w+)?)"
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
+class InferenceSettings(Strict):
     """What runs the model, and how large an image may be; also read from FOCALPATH_<NAME>."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     bundle: Path = Path("artifacts/bundle")
     """Folder of the bundle that `python -m export` wrote."""
@@ -42,43 +53,27 @@ class ModelSettings:
     provider: Provider = "auto"
     """What computes. auto: CUDA where ONNX Runtime has it, else the CPU. openvino: OpenVINO on the
     CPU, for the fp32 and bf16 graphs of a bundle that was exported with --openvino."""
-    threads: int = 0
-    """CPU threads for one inference of ONNX Runtime; 0 lets it take one a core."""
+    threads: int = Field(0, ge=0, le=1024)
+    """CPU threads for one inference of ONNX Runtime; 0: one per core."""
     triton_url: str = "127.0.0.1:8001"
     """host:port of Triton's gRPC endpoint."""
-    triton_timeout_s: float = 30.0
+    triton_timeout_s: float = Field(30.0, ge=0.001, le=DAY_S)
     """Seconds to wait for one answer of Triton."""
     triton_shared_memory: SharedMemory = "auto"
-    """Pass tensors to Triton through /dev/shm, and where that fails over gRPC. auto: where its
+    """Pass tensors to Triton through /dev/shm, and where that fails over gRPC. auto: only if its
     address is this machine's loopback."""
-    max_upload_mib: int = 64
+    max_upload_mib: int = Field(64, ge=1, le=4096)
     """Largest image file in MiB; larger ones are refused (HTTP 413)."""
-    max_image_megapixels: int = 64
-    """Largest image in megapixels, judged from its header; larger ones are refused (HTTP 413)."""
-    max_batch_size: int = 0
-    """Most tiles, also of different requests, in one batch of ONNX Runtime; 0: the model's own."""
-    batch_delay_ms: float = 2.0
+    max_image_megapixels: int = Field(64, ge=1, le=PILLOW_LIMIT_MEGAPIXELS)
+    """Largest image in megapixels, as its header says; larger ones are refused (HTTP 413)."""
+    max_batch_size: int = Field(0, ge=0, le=1024)
+    """Most tiles in one batch of ONNX Runtime, also of different requests; 0: the model's own."""
+    batch_delay_ms: float = Field(2.0, ge=0, le=1000)
     """Milliseconds that a tile waits for others to share its batch."""
-    parallel_batches: int = 1
-    """Batches of ONNX Runtime at the same time. Where an image is many tiles, a CPU does more with
-    one a core, --threads 1 and --max-batch-size 1; an image of one tile then takes longer."""
-
-    def __post_init__(self) -> None:
-        self._check_ranges(
-            threads=(0, 1024),
-            triton_timeout_s=(0.001, 86_400),
-            max_upload_mib=(1, 4096),
-            max_image_megapixels=(1, PILLOW_LIMIT_MEGAPIXELS),
-            max_batch_size=(0, 1024),
-            batch_delay_ms=(0, 1000),
-            parallel_batches=(1, 256),
-        )
-
-    def _check_ranges(self, **ranges: tuple[float, float]) -> None:
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise SettingsError(f"{name} is {value}, expected a value from {low} to {high}.")
+    parallel_batches: int = Field(1, ge=1, le=256)
+    """Batches that ONNX Runtime works on at the same time. On a CPU, images of many tiles are done
+    sooner with one batch per core, --threads 1 and --max-batch-size 1; an image of one tile then
+    takes longer."""
 
     @property
     def max_upload_bytes(self) -> int:
@@ -91,128 +86,129 @@ class ModelSettings:
         return self.max_image_megapixels * MEGAPIXEL
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+    def from_environment(cls) -> Self:
         """Read the settings from FOCALPATH_* variables; what is not set keeps its default.
 
         Raises:
             SettingsError: a variable is no setting, cannot be read as its setting's type or is out
                 of range.
         """
-        found = _variables(environment)
-        given: dict[str, object] = {
-            name: _as_list(found[name]) if name in _LISTS else found[name]
-            for name in (field.name for field in fields(cls))
-            if found.get(name)  # what is set to nothing keeps its default
-        }
+        _check_names()
+        found = _Variables(_reader(cls))()
         try:
-            return TypeAdapter(cls).validate_python(given)
+            return cls.model_validate(found)
         except ValidationError as error:
-            first = error.errors()[0]
-            name = str(first["loc"][0]) if first["loc"] else ""
-            reason = first["msg"].removeprefix("Value error, ")
-            if not name:  # from __post_init__, which names the setting itself
-                raise SettingsError(reason) from error
+            name = str(error.errors()[0]["loc"][0])
+            problem = first_problem(error).partition(": ")[2]
             raise SettingsError(
-                f"{ENVIRONMENT_PREFIX}{name.upper()} is {found[name]!r}: {reason}."
+                f"{ENVIRONMENT_PREFIX}{name.upper()} is {found[name]!r}: {problem}."
             ) from error
 
     def to_environment(self) -> dict[str, str]:
         """The variables from which `from_environment` reads these settings again."""
         return {
-            f"{ENVIRONMENT_PREFIX}{field.name.upper()}": _as_text(getattr(self, field.name))
-            for field in fields(self)
+            f"{ENVIRONMENT_PREFIX}{name.upper()}": _as_text(value)
+            for name, value in dict(self).items()
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServeSettings(ModelSettings):
+class ServeSettings(InferenceSettings):
     """Settings of the HTTP service; each is also read from FOCALPATH_<NAME>."""
 
     host: str = "127.0.0.1"
     """IP address to listen at; beyond this machine only with --api-keys-file."""
-    port: int = 3000
+    port: int = Field(3000, ge=0, le=65_535)
     """TCP port to listen at."""
-    workers: int = 1
+    root_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
+    """Path under which a reverse proxy publishes the service, such as /focalpath. The proxy may
+    keep it or strip it."""
+    workers: int = Field(1, ge=1, le=256)
     """Processes that answer requests; each opens its own model."""
-    concurrency: int = 2
+    concurrency: int = Field(2, ge=1, le=1024)
     """Images that one process works on at the same time; further requests wait."""
-    max_waiting: int = 32
-    """Requests of one process at work or waiting; beyond it they get HTTP 429."""
-    request_timeout_s: float = 300.0
+    max_waiting: int = Field(32, ge=1, le=100_000)
+    """Requests of one process at work or waiting; further ones get HTTP 429."""
+    request_timeout_s: float = Field(300.0, ge=0.001, le=DAY_S)
     """Seconds after which a request gets HTTP 504."""
-    max_batch_files: int = 256
+    max_batch_files: int = Field(256, ge=1, le=65_536)
     """Most files of one /batch, those in zips included; more get HTTP 413."""
-    max_batch_mib: int = 512
+    max_batch_mib: int = Field(512, ge=1, le=1_048_576)
     """Largest /batch in MiB, as it is sent and as its zips unpack; larger ones get HTTP 413. It is
     kept in temporary files while it is worked on."""
     api_keys_file: Path | None = None
-    """File of API keys, a line `name:key` or `name:sha256:<hex>` each; read again when it changes.
+    """File of API keys, one `name:key` or `name:sha256:<hex>` per line; read again when it changes.
     Callers send `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
     insecure_no_key: bool = False
     """Listen beyond this machine although no --api-keys-file is set."""
-    allowed_origins: tuple[str, ...] = ()
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins whose pages may call the service from a browser (CORS), such as https://dsa.example;
     separated by commas in the environment."""
-    bundle_poll_s: float = 5.0
+    bundle_poll_s: float = Field(5.0, ge=0, le=DAY_S)
     """Seconds between looks for a new version of the bundle in its folder; 0: never look."""
     triton_load: bool = False
     """Tell Triton to load the model when the bundle is new: for --model-control-mode=explicit."""
     log_format: Literal["json", "text"] = "json"
-    """How the log is written: an object a line, or text."""
-    otlp_endpoint: str = ""
+    """How the log is written: one JSON object per line, or text."""
+    otlp_endpoint: str = Field("", pattern=r"^(https?://[^\s/]+\S*)?$")
     """Where traces are sent (OTLP over HTTP), such as http://collector:4318/v1/traces; needs the
     extra `tracing`. Empty: nowhere."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_ranges(
-            max_batch_files=(1, 65_536),
-            max_batch_mib=(1, 1_048_576),
-            workers=(1, 256),
-            concurrency=(1, 1024),
-            max_waiting=(1, 100_000),
-            request_timeout_s=(0.001, 86_400),
-            bundle_poll_s=(0, 86_400),
-        )
-        for origin in self.allowed_origins:
-            if origin != "*" and not _ORIGIN.fullmatch(origin):
-                raise SettingsError(
-                    f"allowed_origins has {origin!r}, expected a scheme and a host, such as "
-                    "https://dsa.example:8080, or *."
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Read a list in one variable."""
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; expected a scheme and a host, such as "
+                    "https://dsa.example:8080, or *"
                 )
-        if self.otlp_endpoint and not _URL.fullmatch(self.otlp_endpoint):
-            raise SettingsError(
-                f"otlp_endpoint is {self.otlp_endpoint!r}, expected an address such as "
-                "http://collector:4318/v1/traces."
-            )
+        return value
 
 
-def _variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """The values of FOCALPATH_* variables by the name of their setting."""
-    names = [field.name for field in fields(ServeSettings)]
-    found = {}
-    for variable, value in environment.items():
+class _Variables(EnvSettingsSource):
+    """pydantic-settings' values of the environment, without those that an orchestrator made."""
+
+    def __call__(self) -> dict[str, Any]:
+        """The values by the name of their setting."""
+        return {name: v for name, v in super().__call__().items() if not _is_service_link(name, v)}
+
+
+def _reader(settings: type[InferenceSettings]) -> type[BaseSettings]:
+    """The settings as pydantic-settings wants them, which reads the environment by itself."""
+    config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
+    )
+    fields = {"model_config": config, "__module__": __name__}
+    return type(settings.__name__, (settings, BaseSettings), fields)
+
+
+def _check_names() -> None:
+    """Raise SettingsError for a FOCALPATH_ variable that is no setting."""
+    names = list(ServeSettings.model_fields)
+    for variable, value in os.environ.items():
         name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
-        if name == variable.lower() or name in _NOT_SETTINGS or _is_service_link(name, value):
+        is_other = name == variable.lower() or name in _NOT_SETTINGS
+        if is_other or name in names or _is_service_link(name, value):
             continue
-        if name not in names:
-            nearest = difflib.get_close_matches(name, names, n=1)
-            hint = f" Is {ENVIRONMENT_PREFIX}{nearest[0].upper()} meant?" if nearest else ""
-            raise SettingsError(
-                f"{variable} is no setting.{hint} `python -m serve http --help` lists all."
-            )
-        found[name] = value
-    return found
+        nearest = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {ENVIRONMENT_PREFIX}{nearest[0].upper()}?" if nearest else ""
+        raise SettingsError(
+            f"{variable} is not a setting.{hint} `python -m serve http --help` lists all."
+        )
 
 
-def _is_service_link(name: str, value: str) -> bool:
+def _is_service_link(name: str, value: object) -> bool:
     """Whether Kubernetes or Docker made the variable, for a service called focalpath-something."""
-    is_address = name.endswith("port") and value.startswith(("tcp://", "udp://", "sctp://"))
+    is_address = name.endswith("port") and str(value).startswith(("tcp://", "udp://", "sctp://"))
     return is_address or _SERVICE_LINK.fullmatch(name) is not None
-
-
-def _as_list(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _as_text(value: object) -> str:

@@ -28,7 +28,7 @@ from serve.contract.errors import BackendUnavailableError
 from serve.contract.manifest import Manifest
 from serve.images.tiles import cut_tiles
 from serve.inference.backend import Backend
-from serve.settings import ENVIRONMENT_PREFIX, ModelSettings, ServeSettings
+from serve.settings import ENVIRONMENT_PREFIX, InferenceSettings, ServeSettings
 
 _START_TIMEOUT_S = 300.0
 _POLL_S = 0.1
@@ -163,7 +163,7 @@ def service_route(name: str, url: str, path: str, png: bytes, api_key: str | Non
 
 
 @contextmanager
-def own_service(settings: ModelSettings, most_clients: int) -> Iterator[str]:
+def own_service(settings: InferenceSettings, most_clients: int) -> Iterator[str]:
     """Start the HTTP service with these settings in a process of its own; yields its address.
 
     What else the service can be told it takes from the environment, as it always does.

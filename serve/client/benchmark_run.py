@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -46,9 +47,9 @@ from serve.images.tiles import cut_tiles
 from serve.inference.backend import Backend
 from serve.inference.batching import TilePool
 from serve.inference.onnxruntime import OnnxRuntimeBackend
-from serve.inference.segmenter import Segmenter, open_segmenter
+from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.inference.triton import TritonBackend
-from serve.settings import ModelSettings, ServeSettings, SharedMemory
+from serve.settings import InferenceSettings, ServeSettings, SharedMemory
 
 _SHARED_MEMORY: dict[str, SharedMemory] = {"Triton gRPC": "off", "Triton shared memory": "on"}
 _TRANSPORTS: tuple[Transport, ...] = ("HTTP", "gRPC", "shared memory")
@@ -62,8 +63,8 @@ class Benchmark:
     names one. Triton is measured where one answers at --triton-url; the report says what was not.
     """
 
-    settings: tyro.conf.OmitArgPrefixes[ModelSettings] = field(
-        default_factory=ModelSettings.from_environment
+    settings: Annotated[InferenceSettings, tyro.conf.arg(name="")] = field(
+        default_factory=InferenceSettings.from_environment
     )
     """The bundle, and how the model runs here and in the service that is started."""
     url: str | None = None
@@ -198,7 +199,7 @@ class _Run:
                 tell=status.update,
             )
 
-    def _in_process(self, segmenter: Segmenter) -> Iterator[Route]:
+    def _in_process(self, segmenter: TileSegmenter) -> Iterator[Route]:
         # The bare backend gets full batches; only where several run at the same time, and each
         # has a part of the processor, is it what spreads them that has the model's own time.
         backend = self._raw if self._command.settings.parallel_batches == 1 else segmenter.backend
@@ -245,7 +246,7 @@ class _Run:
         for name, backend in backends.items():
             pool = TilePool(backend, max_tiles=2 * manifest.max_batch_size)
             stack.callback(pool.close)
-            on_triton = Segmenter(pool, manifest)
+            on_triton = TileSegmenter(pool, manifest)
             self._compare(name, on_triton.segment(self._image).labels, expected)
             yield Route(name, _same(partial(on_triton.segment, self._image)))
 
@@ -275,7 +276,7 @@ class _Run:
         return rows
 
 
-def _described(settings: ModelSettings, backend: Backend) -> str:
+def _described(settings: InferenceSettings, backend: Backend) -> str:
     threads = settings.threads or "one per core"
     batch = settings.max_batch_size or "the model's own"
     runtime = "OpenVINO"

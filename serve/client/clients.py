@@ -26,7 +26,7 @@ from serve.contract.errors import (
 from serve.contract.manifest import Manifest
 from serve.images.decode import check_mpp
 from serve.inference.batching import TilePool
-from serve.inference.segmenter import MAX_PIXELS, Closing, Segmentation, Segmenter, check_image
+from serve.inference.segmenter import MAX_PIXELS, Closing, Segmentation, TileSegmenter, check_image
 from serve.inference.summary import MppSource, Summary
 from serve.inference.tiling import LowResProbabilities
 from serve.inference.triton import TritonBackend
@@ -189,7 +189,7 @@ class AsyncHttpClient(_AsyncClosing):
             await asyncio.sleep(pause_s)
 
 
-class TritonClient(Segmenter):
+class TritonClient(TileSegmenter):
     """Segments images on a Triton server over gRPC, tiling on this side.
 
     Args:
@@ -256,7 +256,7 @@ class AsyncTritonClient(_AsyncClosing):
         mpp_source: MppSource = "request",
         with_probabilities: bool = False,
     ) -> Segmentation:
-        """Segment an image of any size; see `Segmenter.segment`."""
+        """Segment an image of any size; see `TileSegmenter.segment`."""
         return await asyncio.to_thread(
             self._client.segment,
             image,

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -28,7 +28,7 @@ from serve.contract.manifest import Manifest, read_bundle, sha256_of
 from serve.images.decode import check_mpp, read_picture
 from serve.inference.segmenter import ImageSegmenter, open_segmenter
 from serve.inference.summary import Summary
-from serve.settings import ModelSettings
+from serve.settings import InferenceSettings
 
 SUMMARY_FILE = "summary.csv"
 _MADE_WITH = "made_with"
@@ -74,8 +74,8 @@ class Segment:
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     """PNG, JPEG, TIFF or WebP files."""
-    settings: tyro.conf.OmitArgPrefixes[ModelSettings] = field(
-        default_factory=ModelSettings.from_environment
+    settings: Annotated[InferenceSettings, tyro.conf.arg(name="")] = field(
+        default_factory=InferenceSettings.from_environment
     )
     """What to run when no --url is given, and the limits."""
     url: str | None = None
@@ -162,7 +162,9 @@ def _open(command: Segment) -> ImageSegmenter:
     """What answers: the service, Triton, or a bundle in this process."""
     settings, url = command.settings, command.url
     if _is_in_process(command):
-        return open_segmenter(settings if url is None else replace(settings, bundle=Path(url)))
+        if url is not None:
+            settings = settings.model_copy(update={"bundle": Path(url)})
+        return open_segmenter(settings)
     assert url is not None
     if url.startswith("grpc://"):
         return TritonClient(

@@ -23,8 +23,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from serve.contract.errors import ImageError, ImageTooLargeError, OptionError
 from serve.images.bombs import refuse_bombs, refuse_large_exif
 from serve.images.png import decode_plain_png
-from serve.settings import MEBIBYTE, MEGAPIXEL, ModelSettings
+from serve.settings import InferenceSettings
 
+_DEFAULTS = InferenceSettings()
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 MIN_MPP, MAX_MPP = 0.05, 20.0
 """um per pixel: from oil immersion, oversampled, to an overview at half a magnification."""
@@ -75,8 +76,8 @@ _DECODER_ERRORS = (
 def decode_image(
     data: bytes,
     *,
-    max_bytes: int = ModelSettings.max_upload_mib * MEBIBYTE,
-    max_pixels: int = ModelSettings.max_image_megapixels * MEGAPIXEL,
+    max_bytes: int = _DEFAULTS.max_upload_bytes,
+    max_pixels: int = _DEFAULTS.max_image_pixels,
 ) -> NDArray[np.uint8]:
     """Decode a file's content, judged by the content alone and never by a name.
 
@@ -139,13 +140,13 @@ def decode_picture(data: bytes, *, max_bytes: int, max_pixels: int) -> Picture:
     return Picture(pixels, file_mpp(data))
 
 
-def read_picture(path: Path, settings: ModelSettings | None = None) -> Picture:
+def read_picture(path: Path, settings: InferenceSettings | None = None) -> Picture:
     """Read and decode an image file.
 
     Raises:
         ImageError: the file is missing, or `decode_image` refuses it; the message names the file.
     """
-    settings = settings or ModelSettings()
+    settings = settings or InferenceSettings()
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -21,10 +21,10 @@ from serve.inference.openvino import OpenVinoBackend, openvino_precision
 from serve.inference.summary import MppSource, Summary, summarise
 from serve.inference.tiling import LowResProbabilities, predict
 from serve.inference.triton import TritonBackend
-from serve.settings import MEGAPIXEL, ModelSettings
+from serve.settings import InferenceSettings
 
 _log = logging.getLogger(__name__)
-MAX_PIXELS = ModelSettings.max_image_megapixels * MEGAPIXEL
+MAX_PIXELS = InferenceSettings().max_image_pixels
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Segmentation:
 
 
 class ImageSegmenter(Protocol):
-    """Segments images: `Segmenter` in this process, `HttpClient` and `TritonClient` elsewhere."""
+    """Segments images: `TileSegmenter` here, `HttpClient` and `TritonClient` elsewhere."""
 
     @property
     def manifest(self) -> Manifest:
@@ -57,7 +57,7 @@ class ImageSegmenter(Protocol):
         mpp_source: MppSource = "request",
         with_probabilities: bool = False,
     ) -> Segmentation:
-        """Segment an (H, W, 3) uint8 RGB image; see `Segmenter.segment`."""
+        """Segment an (H, W, 3) uint8 RGB image; see `TileSegmenter.segment`."""
         ...
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class Closing(ABC):
         self.close()
 
 
-class Segmenter(Closing):
+class TileSegmenter(Closing):
     """Segments images of any size with one backend; many threads may use it at once.
 
     Args:
@@ -175,12 +175,12 @@ class Segmenter(Closing):
 
 
 def open_segmenter(
-    settings: ModelSettings,
+    settings: InferenceSettings,
     manifest: Manifest | None = None,
     *,
     observe: Callable[[Backend], Backend] = lambda backend: backend,
     observe_wait: ObserveWait | None = None,
-) -> Segmenter:
+) -> TileSegmenter:
     """Read the bundle, open the backend, let requests share it, and run it once.
 
     Args:
@@ -206,12 +206,12 @@ def open_segmenter(
             parallel=settings.parallel_batches,
             observe_wait=observe_wait,
         )
-    segmenter = Segmenter(shared, manifest, max_pixels=settings.max_image_pixels)
+    segmenter = TileSegmenter(shared, manifest, max_pixels=settings.max_image_pixels)
     segmenter.warm_up()
     return segmenter
 
 
-def open_backend(settings: ModelSettings, manifest: Manifest) -> Backend:
+def open_backend(settings: InferenceSettings, manifest: Manifest) -> Backend:
     """Open the backend that the settings name.
 
     Raises:
@@ -245,7 +245,7 @@ def open_backend(settings: ModelSettings, manifest: Manifest) -> Backend:
     return backend
 
 
-def check_precision(manifest: Manifest, settings: ModelSettings) -> None:
+def check_precision(manifest: Manifest, settings: InferenceSettings) -> None:
     """Raise BundleError unless the bundle has what `open_backend` would open."""
     if settings.backend == "onnxruntime":
         artefact = onnx_artefact(manifest, settings.precision)

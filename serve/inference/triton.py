@@ -14,7 +14,7 @@ from serve.contract.errors import BackendUnavailableError, ModelChangedError
 from serve.contract.manifest import Manifest, TensorSpec
 from serve.inference.backend import first_line, in_batches
 from serve.inference.triton_shared_memory import SharedTensors, is_about_shared_memory
-from serve.settings import ModelSettings, SharedMemory
+from serve.settings import InferenceSettings, SharedMemory
 
 _CHECK_TIMEOUT_S = 5.0
 """Seconds to wait for Triton to say whether it is ready and what it serves."""
@@ -27,7 +27,7 @@ class TritonBackend:
         url: host:port of Triton's gRPC endpoint.
         manifest: of the model that it is to serve.
         timeout_s: seconds to wait for one answer.
-        shared_memory: whether to pass tensors through it; see `ModelSettings`.
+        shared_memory: whether to pass tensors through it; see `InferenceSettings`.
 
     Raises:
         BackendUnavailableError: Triton is not reachable, does not serve the model, or serves
@@ -176,7 +176,7 @@ class TritonBackend:
         return BackendUnavailableError(f"{found}; expected it to serve {name}. {todo}.")
 
 
-def load_on_triton(settings: ModelSettings, manifest: Manifest) -> None:
+def load_on_triton(settings: InferenceSettings, manifest: Manifest) -> None:
     """Have Triton load the newest version of the model from its repository.
 
     Raises:
@@ -193,7 +193,7 @@ def load_on_triton(settings: ModelSettings, manifest: Manifest) -> None:
             ) from error
 
 
-def version_on_triton(settings: ModelSettings, manifest: Manifest) -> str | None:
+def version_on_triton(settings: InferenceSettings, manifest: Manifest) -> str | None:
     """Triton's own number of the version that it answers with; None if it cannot be had now."""
     with triton.InferenceServerClient(_host_and_port(settings.triton_url)) as client:
         try:

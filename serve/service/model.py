@@ -19,7 +19,7 @@ from serve.contract.errors import (
     ModelChangedError,
 )
 from serve.contract.manifest import MANIFEST_FILE, Manifest, read_bundle
-from serve.inference.segmenter import Segmenter, open_segmenter
+from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.inference.triton import load_on_triton, version_on_triton
 from serve.service.telemetry import ObservedBackend, Telemetry
 from serve.settings import ServeSettings
@@ -41,7 +41,7 @@ _Stamp = tuple[tuple[str, int, int, int], ...]
 class _Opened:
     """A segmenter that is open, and who uses it."""
 
-    segmenter: Segmenter
+    segmenter: TileSegmenter
     stamp: _Stamp | None
     """The bundle's files as they were when it was opened."""
     triton_version: str | None
@@ -79,7 +79,7 @@ class Model:
         with self._opening:
             return self._read_bundle(_stamp(self._settings.bundle))
 
-    def run(self, work: Callable[[Segmenter], T]) -> T:
+    def run(self, work: Callable[[TileSegmenter], T]) -> T:
         """Do `work` with the open segmenter; waits while it is being opened.
 
         What the work began with stays open until it ends. Where Triton changes the model meanwhile,
@@ -267,7 +267,7 @@ class Model:
         return self._checked[1]
 
 
-def check_warm_up(segmenter: Segmenter, bundle: Path) -> None:
+def check_warm_up(segmenter: TileSegmenter, bundle: Path) -> None:
     """Segment the bundle's warm-up image, if it has one, and compare with the labels at export.
 
     Raises:

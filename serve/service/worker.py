@@ -12,7 +12,7 @@ from serve.answers.format import Source
 from serve.answers.pictures import rgb_png
 from serve.answers.registry import FORMATS, needs_probabilities
 from serve.images.decode import Picture, decode_picture
-from serve.inference.segmenter import Segmenter
+from serve.inference.segmenter import TileSegmenter
 from serve.service.model import Model
 from serve.service.telemetry import Telemetry
 from serve.settings import ServeSettings
@@ -77,7 +77,7 @@ class Worker:
         """
         picture = self._decode(data)
 
-        def work(segmenter: Segmenter) -> list[bytes]:
+        def work(segmenter: TileSegmenter) -> list[bytes]:
             with self._telemetry.stage("segment"):
                 result = segmenter.segment(
                     picture.pixels,

@@ -58,6 +58,13 @@ def _containers() -> dict[str, dict[str, Any]]:
     return {container["name"]: container for container in pod["containers"]}
 
 
+def _settings(environment: dict[str, str]) -> ServeSettings:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        return ServeSettings.from_environment()
+
+
 def _environment_of(container: dict[str, Any]) -> dict[str, str]:
     return {entry["name"]: entry["value"] for entry in container["env"]}
 
@@ -264,7 +271,7 @@ def test_every_container_is_limited_probed_and_without_privileges() -> None:
 
 
 def test_a_pod_holds_all_that_it_takes_at_the_same_time() -> None:
-    settings = ServeSettings.from_environment(_environment_of(_containers()["serve"]))
+    settings = _settings(_environment_of(_containers()["serve"]))
     num_waiting = settings.workers * settings.max_waiting
     at_work = settings.workers * settings.concurrency * LARGEST_IMAGE_MIB
     idle = settings.workers * IDLE_WORKER_MIB
@@ -283,7 +290,7 @@ def _mebibytes(quantity: str) -> int:
 def test_a_pod_outlives_its_longest_request() -> None:
     pod = _manifest("deployment")["spec"]["template"]["spec"]
     drained_s = _containers()["serve"]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    longest_s = ServeSettings.request_timeout_s + drained_s
+    longest_s = ServeSettings().request_timeout_s + drained_s
     assert pod["terminationGracePeriodSeconds"] > longest_s
 
 
@@ -327,9 +334,9 @@ def test_every_setting_that_is_deployed_is_one_of_the_service(environment: dict[
         for name, value in environment.items()
         if name.startswith(ENVIRONMENT_PREFIX)
     }
-    names = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in ServeSettings.__dataclass_fields__}
+    names = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in ServeSettings.model_fields}
     assert set(settings) <= names
-    ServeSettings.from_environment(settings)
+    _settings(settings)
 
 
 def test_the_inference_service_of_kserve_names_what_its_runtime_needs() -> None:

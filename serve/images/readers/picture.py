@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from serve.images.decode import read_picture
 from serve.images.readers.reader import Bounds, RegionReader, pyramid
-from serve.settings import PILLOW_LIMIT_MEGAPIXELS, ModelSettings
+from serve.settings import PILLOW_LIMIT_MEGAPIXELS, InferenceSettings
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
-_LIMITS = ModelSettings(max_upload_mib=4096, max_image_megapixels=PILLOW_LIMIT_MEGAPIXELS)
+_LIMITS = InferenceSettings(max_upload_mib=4096, max_image_megapixels=PILLOW_LIMIT_MEGAPIXELS)
 
 
 class PictureReader(RegionReader):

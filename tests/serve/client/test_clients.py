@@ -16,7 +16,7 @@ from serve.contract.errors import (
     OptionError,
 )
 from serve.contract.manifest import Manifest, read_bundle
-from serve.inference.segmenter import Segmentation, Segmenter, open_segmenter
+from serve.inference.segmenter import Segmentation, TileSegmenter, open_segmenter
 from serve.settings import ServeSettings
 from tests.support.http_service import free_port
 from tests.support.pictures import blobs
@@ -29,14 +29,14 @@ def client(service_url: str) -> Iterator[HttpClient]:
 
 
 @pytest.fixture(scope="module")
-def segmenter(toy_bundle: Path) -> Iterator[Segmenter]:
+def segmenter(toy_bundle: Path) -> Iterator[TileSegmenter]:
     with open_segmenter(ServeSettings(bundle=toy_bundle)) as segmenter:
         yield segmenter
 
 
 @pytest.mark.parametrize("size", [(64, 64), (10, 20), (150, 333)])
 def test_http_gives_what_the_segmenter_gives_in_process(
-    size: tuple[int, int], client: HttpClient, segmenter: Segmenter
+    size: tuple[int, int], client: HttpClient, segmenter: TileSegmenter
 ) -> None:
     image = blobs(*size)
     here, there = segmenter.segment(image), client.segment(image)
@@ -48,7 +48,7 @@ def test_http_gives_what_the_segmenter_gives_in_process(
 
 @pytest.mark.parametrize("size", [(64, 64), (150, 333)])
 def test_http_gives_the_same_for_another_mpp_with_probabilities(
-    size: tuple[int, int], client: HttpClient, segmenter: Segmenter
+    size: tuple[int, int], client: HttpClient, segmenter: TileSegmenter
 ) -> None:
     image = blobs(*size)
     here = segmenter.segment(image, mpp=0.7, mpp_source="file", with_probabilities=True)
@@ -86,7 +86,7 @@ def test_the_async_client_says_what_the_service_refuses(service_url: str) -> Non
 
 
 def test_an_absurd_mpp_is_the_same_error_everywhere(
-    client: HttpClient, segmenter: Segmenter
+    client: HttpClient, segmenter: TileSegmenter
 ) -> None:
     for one in (client, segmenter):
         with pytest.raises(OptionError, match="mpp is 1000 um per pixel"):
@@ -149,7 +149,7 @@ def test_an_image_over_the_services_limit_is_refused_by_its_message(client: Http
     ],
 )
 def test_an_array_of_another_kind_is_refused(
-    image: np.ndarray, client: HttpClient, segmenter: Segmenter
+    image: np.ndarray, client: HttpClient, segmenter: TileSegmenter
 ) -> None:
     with pytest.raises(ImageError, match="expected \\(H, W, 3\\) uint8"):
         segmenter.segment(image)

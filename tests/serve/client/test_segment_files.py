@@ -12,7 +12,7 @@ from PIL import Image
 from serve.answers.format import AnswerFormat
 from serve.client.segment_files import main
 from serve.contract.errors import BackendUnavailableError
-from serve.inference.segmenter import Segmentation, Segmenter
+from serve.inference.segmenter import Segmentation, TileSegmenter
 from serve.inference.summary import Summary
 from tests.support.http_service import free_port
 from tests.support.pictures import blobs, encoded, painted
@@ -179,16 +179,16 @@ def test_what_the_service_does_not_answer_is_named_and_the_others_are_worked_on(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    segment = Segmenter.segment
+    segment = TileSegmenter.segment
 
-    def busy_at_first(segmenter: Segmenter, pixels: np.ndarray, **options: Any) -> Segmentation:
+    def busy_at_first(segmenter: TileSegmenter, pixels: np.ndarray, **options: Any) -> Segmentation:
         if pixels.shape[0] == 50:
             raise BackendUnavailableError("32 requests are waiting already.")
         return segment(segmenter, pixels, **options)
 
     first = tmp_path / "first.png"
     first.write_bytes(encoded(blobs(50, 60)))
-    monkeypatch.setattr(Segmenter, "segment", busy_at_first)
+    monkeypatch.setattr(TileSegmenter, "segment", busy_at_first)
     message = _fails(capsys, first, image, "--bundle", toy_bundle, "--out", out)
     assert message == f"error: {first}: 32 requests are waiting already.\n"
     assert {"slide.json", "summary.csv"} < _names(out)

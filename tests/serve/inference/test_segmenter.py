@@ -1,5 +1,4 @@
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ from serve.contract.errors import ImageTooLargeError, OptionError
 from serve.contract.manifest import read_bundle
 from serve.inference.batching import TilePool
 from serve.inference.onnxruntime import OnnxRuntimeBackend
-from serve.inference.segmenter import Segmenter, open_segmenter
+from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.settings import ServeSettings
 from tests.support.pictures import blobs
 
@@ -17,34 +16,34 @@ IMAGE = blobs(100, 130, scale=0.5)
 
 
 @pytest.fixture(scope="module")
-def segmenter(toy_bundle: Path) -> Iterator[Segmenter]:
+def segmenter(toy_bundle: Path) -> Iterator[TileSegmenter]:
     with open_segmenter(ServeSettings(bundle=toy_bundle, threads=1)) as segmenter:
         yield segmenter
 
 
-def _unscaled(toy_bundle: Path) -> Segmenter:
+def _unscaled(toy_bundle: Path) -> TileSegmenter:
     manifest = read_bundle(toy_bundle).model_copy(update={"mpp": None})
     pool = TilePool(OnnxRuntimeBackend(toy_bundle, manifest), max_tiles=1)
-    return Segmenter(pool, manifest)
+    return TileSegmenter(pool, manifest)
 
 
-def test_without_mpp_the_models_own_is_assumed_and_said_so(segmenter: Segmenter) -> None:
+def test_without_mpp_the_models_own_is_assumed_and_said_so(segmenter: TileSegmenter) -> None:
     image = segmenter.segment(IMAGE).summary.image
     assert (image.mpp, image.mpp_source) == (0.5, "model")
 
 
-def test_the_answer_says_who_stated_the_mpp(segmenter: Segmenter) -> None:
+def test_the_answer_says_who_stated_the_mpp(segmenter: TileSegmenter) -> None:
     image = segmenter.segment(IMAGE, mpp=0.7, mpp_source="file").summary.image
     assert (image.mpp, image.mpp_source) == (0.7, "file")
 
 
-def test_an_image_of_another_mpp_is_resampled(segmenter: Segmenter) -> None:
+def test_an_image_of_another_mpp_is_resampled(segmenter: TileSegmenter) -> None:
     coarse = segmenter.segment(IMAGE, mpp=1.0, with_probabilities=True).low_res
     assert coarse is not None
     assert coarse.stride_px == (2, 2)
 
 
-def test_an_image_of_nearly_the_models_mpp_is_not_resampled(segmenter: Segmenter) -> None:
+def test_an_image_of_nearly_the_models_mpp_is_not_resampled(segmenter: TileSegmenter) -> None:
     result = segmenter.segment(IMAGE, mpp=0.5047)
     assert np.array_equal(result.labels, segmenter.segment(IMAGE).labels)
     assert result.summary.image.mpp == 0.5047
@@ -59,7 +58,7 @@ def test_an_image_too_large_at_the_models_mpp_is_refused(toy_bundle: Path) -> No
         segmenter.segment(IMAGE, mpp=20)
 
 
-def test_an_absurd_mpp_is_refused(segmenter: Segmenter) -> None:
+def test_an_absurd_mpp_is_refused(segmenter: TileSegmenter) -> None:
     with pytest.raises(OptionError, match="mpp is 1e-06 um per pixel"):
         segmenter.segment(IMAGE, mpp=1e-6)
 
@@ -82,7 +81,7 @@ def test_settings_limit_the_batch(toy_bundle: Path) -> None:
             sizes.append(len(images))
             return super().infer(images, outputs)
 
-    settings = replace(ServeSettings(bundle=toy_bundle), max_batch_size=2)
+    settings = ServeSettings(bundle=toy_bundle, max_batch_size=2)
     with open_segmenter(
         settings, observe=lambda _: Counting(toy_bundle, read_bundle(toy_bundle))
     ) as segmenter:

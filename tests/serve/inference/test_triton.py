@@ -27,7 +27,7 @@ from serve.client.segment_files import main as segment_files
 from serve.contract.manifest import Manifest, read_bundle
 from serve.inference.batching import TilePool
 from serve.inference.onnxruntime import OnnxRuntimeBackend
-from serve.inference.segmenter import ImageSegmenter, Segmentation, Segmenter
+from serve.inference.segmenter import ImageSegmenter, Segmentation, TileSegmenter
 from tests.support import ROOT
 from tests.support.toy_bundle import REFERENCE_RGB, TILE_SIZE_PX, write_toy_bundle
 from tests.support.triton_server import (
@@ -136,10 +136,10 @@ def services(
 
 
 @pytest.fixture(scope="session")
-def in_process(toy_bundle: Path) -> Segmenter:
+def in_process(toy_bundle: Path) -> TileSegmenter:
     manifest = read_bundle(toy_bundle)
     pool = TilePool(OnnxRuntimeBackend(toy_bundle, manifest), max_tiles=1)
-    return Segmenter(pool, manifest)
+    return TileSegmenter(pool, manifest)
 
 
 @pytest.fixture(
@@ -385,7 +385,7 @@ def test_every_way_to_segment_gives_a_tile_the_labels_of_onnx_runtime(
 
 
 def test_every_way_to_segment_gives_a_larger_image_the_same_labels(
-    segmenter: ImageSegmenter, in_process: Segmenter
+    segmenter: ImageSegmenter, in_process: TileSegmenter
 ) -> None:
     image = _larger_image()
 
@@ -395,7 +395,7 @@ def test_every_way_to_segment_gives_a_larger_image_the_same_labels(
 
 
 def test_every_way_to_segment_gives_the_same_for_another_mpp(
-    segmenter: ImageSegmenter, in_process: Segmenter
+    segmenter: ImageSegmenter, in_process: TileSegmenter
 ) -> None:
     image = _larger_image()
 
@@ -418,7 +418,7 @@ def test_tiles_of_one_image_share_batches_on_triton(server: TritonServer, toy_bu
 
 
 def test_the_async_client_gives_the_same_labels(
-    server: TritonServer, toy_bundle: Path, in_process: Segmenter
+    server: TritonServer, toy_bundle: Path, in_process: TileSegmenter
 ) -> None:
     images = [_tiles(1, seed=seed)[0] for seed in range(4)]
 
@@ -440,7 +440,7 @@ def _shared_regions() -> set[str]:
 
 
 def test_shared_memory_gives_the_same_answer_and_leaves_nothing_behind(
-    server: TritonServer, toy_bundle: Path, in_process: Segmenter
+    server: TritonServer, toy_bundle: Path, in_process: TileSegmenter
 ) -> None:
     image = _larger_image()
     manifest = read_bundle(toy_bundle)
@@ -456,7 +456,7 @@ def test_shared_memory_gives_the_same_answer_and_leaves_nothing_behind(
 
 
 def test_shared_memory_that_triton_forgot_is_made_again(
-    server: TritonServer, toy_bundle: Path, in_process: Segmenter
+    server: TritonServer, toy_bundle: Path, in_process: TileSegmenter
 ) -> None:
     tile = _tiles(1, seed=5)[0]
     manifest = read_bundle(toy_bundle)
@@ -474,7 +474,7 @@ def test_shared_memory_that_triton_forgot_is_made_again(
 def test_without_shared_memory_tensors_are_sent(
     server: TritonServer,
     toy_bundle: Path,
-    in_process: Segmenter,
+    in_process: TileSegmenter,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -18,7 +18,7 @@ from serve.service.uploads import batch_files, read_form
 from serve.settings import ServeSettings
 from tests.support.pictures import encoded, painted
 
-MAX_BATCH_FILES = ServeSettings.max_batch_files
+MAX_BATCH_FILES = ServeSettings().max_batch_files
 Files = Sequence[tuple[str, bytes]]
 
 

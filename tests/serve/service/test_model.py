@@ -3,7 +3,6 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 
 from serve.contract.errors import BackendUnavailableError, BundleError, ModelChangedError
 from serve.contract.manifest import WarmUp, read_bundle, sha256_of
-from serve.inference.segmenter import Segmenter, open_segmenter
+from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.service.model import Model, check_warm_up
 from serve.service.telemetry import Telemetry
 from serve.settings import ServeSettings
@@ -126,12 +125,12 @@ def test_what_began_with_the_old_model_ends_with_it_before_it_is_closed(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[str] = []
-    monkeypatch.setattr(Segmenter, "close", lambda self: closed.append(self.manifest.version))
+    monkeypatch.setattr(TileSegmenter, "close", lambda self: closed.append(self.manifest.version))
     model = _model(bundle)
     begun = threading.Barrier(3)
 
     def work(may_end: threading.Event) -> str:
-        def wait_and_segment(segmenter: Segmenter) -> str:
+        def wait_and_segment(segmenter: TileSegmenter) -> str:
             begun.wait(10)
             assert may_end.wait(10)
             segmenter.segment(blobs(20, 20))
@@ -158,10 +157,10 @@ def test_a_model_that_is_closed_ends_what_it_has_begun_and_begins_nothing(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[str] = []
-    monkeypatch.setattr(Segmenter, "close", lambda self: closed.append(self.manifest.version))
+    monkeypatch.setattr(TileSegmenter, "close", lambda self: closed.append(self.manifest.version))
     model = _model(bundle)
 
-    def close_and_segment(segmenter: Segmenter) -> None:
+    def close_and_segment(segmenter: TileSegmenter) -> None:
         model.close()
         assert closed == []
         segmenter.segment(blobs(20, 20))
@@ -179,11 +178,11 @@ def test_a_model_that_is_closed_while_it_is_opened_is_closed_after(
     closed: list[str] = []
     model = _model(bundle)
 
-    def open_and_close(*arguments: Any, **options: Any) -> Segmenter:
+    def open_and_close(*arguments: Any, **options: Any) -> TileSegmenter:
         model.close()
         return open_segmenter(*arguments, **options)
 
-    monkeypatch.setattr(Segmenter, "close", lambda self: closed.append(self.manifest.version))
+    monkeypatch.setattr(TileSegmenter, "close", lambda self: closed.append(self.manifest.version))
     monkeypatch.setattr("serve.service.model.open_segmenter", open_and_close)
     with pytest.raises(BackendUnavailableError, match="being stopped"):
         _version(model)
@@ -194,7 +193,7 @@ def test_an_unused_old_model_is_closed_at_once(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[str] = []
-    monkeypatch.setattr(Segmenter, "close", lambda self: closed.append(self.manifest.version))
+    monkeypatch.setattr(TileSegmenter, "close", lambda self: closed.append(self.manifest.version))
     model = _model(bundle)
     _version(model)
     _replace(bundle, "2")
@@ -253,7 +252,7 @@ def test_a_failure_to_open_is_answered_at_once_for_a_while(
 ) -> None:
     opened = []
 
-    def fail(*_: object, **__: object) -> Segmenter:
+    def fail(*_: object, **__: object) -> TileSegmenter:
         opened.append(1)
         raise BackendUnavailableError("not now")
 
@@ -302,10 +301,12 @@ def test_a_damaged_warm_up_image_is_a_damaged_bundle(bundle: Path) -> None:
         read_bundle(bundle)
 
 
-def _work_that_fails(times: int, error: Exception) -> tuple[Callable[[Segmenter], str], list[str]]:
+def _work_that_fails(
+    times: int, error: Exception
+) -> tuple[Callable[[TileSegmenter], str], list[str]]:
     versions: list[str] = []
 
-    def work(segmenter: Segmenter) -> str:
+    def work(segmenter: TileSegmenter) -> str:
         versions.append(segmenter.manifest.version)
         if len(versions) <= times:
             raise error
@@ -345,7 +346,7 @@ def test_a_bundle_that_is_replaced_while_it_is_opened_is_opened_again(
 ) -> None:
     opened = []
 
-    def open_slowly(*arguments: Any, **options: Any) -> Segmenter:
+    def open_slowly(*arguments: Any, **options: Any) -> TileSegmenter:
         opened.append(1)
         if len(opened) == 1:
             _replace(bundle, "2")
@@ -368,4 +369,4 @@ def test_a_copy_with_the_same_content_is_no_error(bundle: Path) -> None:
 
 def test_triton_that_is_lost_is_not_ready(bundle: Path) -> None:
     settings = ServeSettings(bundle=bundle, backend="triton", triton_url=f"127.0.0.1:{free_port()}")
-    assert not Model(replace(settings, triton_load=True), Telemetry()).is_ready()
+    assert not Model(settings.model_copy(update={"triton_load": True}), Telemetry()).is_ready()
