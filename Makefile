@@ -23,7 +23,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 # The targets share their names with folders.
-.PHONY: install format lint typecheck imports test check data train evaluate export engine publish \
+.PHONY: install format lint typecheck imports dependencies test test-fast check data train evaluate export engine publish \
 	serve benchmark benchmark-train benchmark-export benchmark-gpu load compare demo docker clean
 
 install: $(VENV)/.installed
@@ -50,10 +50,17 @@ typecheck: install
 imports: install
 	$(VENV)/bin/lint-imports
 
+dependencies: install
+	$(VENV)/bin/deptry .
+
 test: install
 	$(RUN) -m pytest
 
-check: lint typecheck imports test
+# What tells in a minute whether a change works; `make test` has the rest.
+test-fast: install
+	$(RUN) -m pytest -m "not slow and not triton and not browser"
+
+check: lint typecheck imports dependencies test
 
 data: install
 	$(RUN) -m train prepare synthetic $(DATA)
