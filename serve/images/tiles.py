@@ -80,17 +80,18 @@ def cut(
         yield (y, x), padded[y : y + tile, x : x + tile]
 
 
-def tile_origins(length: int, tile: int) -> list[int]:
+def tile_origins(length: int, tile: int, overlap: float = OVERLAP) -> list[int]:
     """Where tiles start along an axis: evenly spread, from edge to edge, on the decoder's grid.
 
     Args:
         length: pixels of the axis, at least `tile`; both are multiples of LOW_RES_STRIDE.
         tile: pixels of a tile.
+        overlap: share of a tile that it has in common with the next one, at least.
     """
     assert length >= tile
     assert length % LOW_RES_STRIDE == tile % LOW_RES_STRIDE == 0
     cells = (length - tile) // LOW_RES_STRIDE
-    largest_step = max(int(tile * (1 - OVERLAP)) // LOW_RES_STRIDE, 1)
+    largest_step = max(int(tile * (1 - overlap)) // LOW_RES_STRIDE, 1)
     steps = math.ceil(cells / largest_step)
     return [index * cells // max(steps, 1) * LOW_RES_STRIDE for index in range(steps + 1)]
 

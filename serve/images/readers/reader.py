@@ -197,7 +197,8 @@ class RegionReader(ABC):
             (height_px, width_px, 3) uint8, RGB in [0, 255]; white where the slide has no pixels.
         """
         own = self.require_mpp()
-        return read_scaled(self, y_um / own, x_um / own, height_px, width_px, mpp / own)
+        corner, scale = (y_um / own, x_um / own), (mpp / own, mpp / own)
+        return read_scaled(self, corner, (height_px, width_px), scale)
 
     def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
         """The whole scanned part at `mpp` um per pixel, (H, W, 3) uint8."""

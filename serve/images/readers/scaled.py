@@ -67,8 +67,8 @@ class ScaledView:
         """(y, x) pixels of level 0 from one pixel of the view to the next."""
         self.origin_px = top * level.downsample_y, left * level.downsample_x
         """(y, x) of the view's top left corner, in pixels of level 0."""
-        coarser = int(max(self._size[0] / self.height_px, 1))
-        self._cell_px = max(_CELL_PX // coarser, _LEAST_CELL_PX)
+        coarser = max(self._size[0] / self.height_px, 1)
+        self._cell_px = max(_CELL_PX >> round(math.log2(coarser)), _LEAST_CELL_PX)
         self.grid_px = self._cell_px if self.is_resampled else 1
         """Regions on this grid cost least to read."""
 
@@ -97,6 +97,24 @@ class ScaledView:
         columns = _cells(x, width, self.width_px, self._size[1], self._cell_px)
         for some_rows, some_columns in _groups(rows, columns):
             self._read_cells(found, (y, x), some_rows, some_columns)
+        return found
+
+    def overview(self, factor: int) -> NDArray[np.uint8]:
+        """The whole view, one pixel for `factor` x `factor` of it; white where the last reach out.
+
+        Returns:
+            (ceil(height_px / factor), ceil(width_px / factor), 3) uint8, RGB in [0, 255].
+        """
+        height, width = -(-self.height_px // factor), -(-self.width_px // factor)
+        scale = self.step_px[0] * factor, self.step_px[1] * factor
+        level = self._reader.levels[choose_level(self._reader.levels, min(scale))]
+        row_px = width * scale[0] * scale[1] / level.downsample_y / level.downsample_x
+        rows = max(int(_PIXELS_AT_ONCE / row_px), 1)
+        found = np.empty((height, width, 3), np.uint8)
+        for top in range(0, height, rows):
+            size = min(rows, height - top), width
+            corner = self.origin_px[0] + top * scale[0], self.origin_px[1]
+            found[top : top + rows] = read_scaled(self._reader, corner, size, scale)
         return found
 
     def _read_cells(
@@ -199,26 +217,28 @@ def choose_level(levels: "tuple[Level, ...]", scale: float, tolerance: float = 0
 
 
 def read_scaled(
-    reader: "RegionReader", y: float, x: float, height: int, width: int, scale: float
+    reader: "RegionReader",
+    corner: tuple[float, float],
+    size: tuple[int, int],
+    scale: tuple[float, float],
 ) -> NDArray[np.uint8]:
-    """Read a region of level 0 that starts anywhere, `scale` pixels of it for one returned.
+    """Read a region of level 0 that starts anywhere, at any scale.
 
     Args:
         reader: the open slide.
-        y: top edge in pixels of level 0.
-        x: left edge in pixels of level 0.
-        height: rows returned.
-        width: columns returned.
-        scale: pixels of level 0 for one that is returned.
+        corner: (y, x) of the top left corner in pixels of level 0.
+        size: (height, width) in pixels of what is returned.
+        scale: (y, x) pixels of level 0 for one that is returned.
 
     Returns:
         (height, width, 3) uint8, RGB in [0, 255]; white where the slide has no pixels.
     """
-    index = choose_level(reader.levels, scale)
+    (y, x), (height, width) = corner, size
+    index = choose_level(reader.levels, min(scale))
     level = reader.levels[index]
-    rows = y / level.downsample_y, (y + height * scale) / level.downsample_y
-    columns = x / level.downsample_x, (x + width * scale) / level.downsample_x
-    margin = math.ceil(_BICUBIC_SUPPORT * max(scale / level.downsample_x, 1)) + 1
+    rows = y / level.downsample_y, (y + height * scale[0]) / level.downsample_y
+    columns = x / level.downsample_x, (x + width * scale[1]) / level.downsample_x
+    margin = math.ceil(_BICUBIC_SUPPORT * max(max(scale) / level.downsample_x, 1)) + 1
     top, left = math.floor(rows[0]) - margin, math.floor(columns[0]) - margin
     bottom, right = math.ceil(rows[1]) + margin, math.ceil(columns[1]) + margin
     pixels = reader.read(index, left, top, right - left, bottom - top)

@@ -1,0 +1,224 @@
+"""A slide's work in progress on disk: plan, tissue, label and confidence arrays, done blocks.
+
+    OUT/.work/NAME/
+        plan.json       written whole before the first block
+        tissue.png      the mask that the plan was made with
+        result/         becomes OUT/NAME when all is there
+            NAME.ome.zarr
+        done/R_C.json   a block whose shards are written, with its numbers
+
+Everything appears whole, by a rename. A block is written by whoever computes it: the bytes are the
+same, so that two at once do no harm. zarr does not write shards that are empty, so a missing shard
+does not say that a block is still to do; its marker does.
+"""
+
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+from zarr.codecs import ZstdCodec
+
+from serve.contract.strict import Strict
+from serve.slides.errors import OutputError, ResultError
+from serve.slides.plan import Block, Plan, differences
+from serve.slides.tissue import Mask
+
+PLAN_FILE = "plan.json"
+MASK_FILE = "tissue.png"
+LABELS, CONFIDENCE = "labels/classes/0", "0"
+"""Arrays of the OME-Zarr group at full resolution."""
+CHUNK_CELLS = 512
+"""Side of a chunk, the least that a viewer loads. A block of another size is one chunk."""
+_ZSTD_LEVEL = 3
+
+
+class BlockRecord(Strict):
+    """What a block found: sums over its cells, from which a slide's summary is added up."""
+
+    row: int
+    column: int
+    num_tiles: int
+    seconds: dict[str, float]
+    """Busy time per stage."""
+    cells: tuple[int, ...]
+    """Cells per label, from 0."""
+    confidence_sums: tuple[int, ...]
+    """Sum of the confidence bytes per label."""
+    low_confidence_cells: tuple[int, ...]
+    """Cells per label whose confidence is below 0.5."""
+
+    @property
+    def block(self) -> Block:
+        """Which one."""
+        return Block(self.row, self.column)
+
+
+class WorkFolder:
+    """The folder of one slide in progress; many processes may have it open.
+
+    Args:
+        path: the folder; its name is the slide's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.result = path / "result"
+        self._done = path / "done"
+
+    @property
+    def store(self) -> Path:
+        """The OME-Zarr group that blocks are written to."""
+        return self.result / f"{self.name}.ome.zarr"
+
+    def begin(self, plan: Plan, mask: Mask) -> None:
+        """Write the plan, the mask and the empty arrays, or check that they are of this plan.
+
+        Raises:
+            ResultError: another plan's work is here; the message says what differs.
+            OutputError: the folder cannot be written to.
+        """
+        with written(self.path):
+            found = self.plan()
+            if found is not None and (listed := differences(found, plan)):
+                raise ResultError(
+                    f"{self.path} was begun with other settings or another slide: "
+                    f"{'; '.join(listed[:3])}. Start it anew with --overwrite, or choose another "
+                    "--out."
+                )
+            self._done.mkdir(parents=True, exist_ok=True)
+            self.result.mkdir(exist_ok=True)
+            if found is None:
+                write_whole(self.path / MASK_FILE, png_of(mask))
+                self._create_arrays(plan)
+                write_whole(self.path / PLAN_FILE, plan.model_dump_json(indent=2).encode())
+
+    def plan(self) -> Plan | None:
+        """The plan that was begun here, if one was.
+
+        Raises:
+            ResultError: it cannot be read.
+        """
+        try:
+            return Plan.model_validate_json((self.path / PLAN_FILE).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValidationError as error:
+            raise ResultError(
+                f"{self.path / PLAN_FILE} is of another version of FocalPath, or damaged. Start "
+                "the slide anew with --overwrite."
+            ) from error
+
+    def mask(self) -> Mask:
+        """The tissue mask that the plan was made with."""
+        with Image.open(self.path / MASK_FILE) as image:
+            return np.asarray(image.convert("L")) > 0
+
+    def records(self) -> dict[Block, BlockRecord]:
+        """The blocks that are done."""
+        found = {}
+        for path in sorted(self._done.glob("*.json")):
+            record = BlockRecord.model_validate_json(path.read_bytes())
+            found[record.block] = record
+        return found
+
+    def num_done(self) -> int:
+        """How many blocks are done."""
+        return sum(1 for _ in self._done.glob("*.json"))
+
+    def write_block(
+        self,
+        plan: Plan,
+        record: BlockRecord,
+        labels: NDArray[np.uint8],
+        confidence: NDArray[np.uint8],
+    ) -> None:
+        """Write a block's shards, then mark it as done.
+
+        Raises:
+            OutputError: the disk is full or may not be written.
+        """
+        place = plan.rectangle(record.block).slices
+        with written(self.path):
+            group = zarr.open_group(self.store, mode="r+")
+            array_of(group, LABELS)[place] = labels
+            array_of(group, CONFIDENCE)[place] = confidence
+            marker = self._done / f"{record.block.name}.json"
+            write_whole(marker, record.model_dump_json().encode())
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _create_arrays(self, plan: Plan) -> None:
+        group = zarr.open_group(self.store, mode="w", zarr_format=3)
+        for name in (LABELS, CONFIDENCE):
+            create_array(group, name, plan.shape, plan.settings.block_cells)
+
+
+def create_array(
+    group: zarr.Group, name: str, shape: tuple[int, int], shard_cells: int
+) -> "zarr.Array[Any]":
+    """An empty uint8 array, one shard per block."""
+    chunk = CHUNK_CELLS if shard_cells % CHUNK_CELLS == 0 else shard_cells
+    return group.create_array(
+        name,
+        shape=shape,
+        chunks=(chunk, chunk),
+        shards=(shard_cells, shard_cells),
+        dtype="u1",
+        compressors=ZstdCodec(level=_ZSTD_LEVEL),
+        fill_value=0,
+        dimension_names=("y", "x"),
+        overwrite=True,
+    )
+
+
+def array_of(group: zarr.Group, name: str) -> "zarr.Array[Any]":
+    """An array of a group that this package wrote."""
+    found = group[name]
+    assert isinstance(found, zarr.Array), name
+    return found
+
+
+def png_of(mask: Mask) -> bytes:
+    """A mask as a PNG of one bit per pixel."""
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears whole, by a rename."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def written(folder: Path) -> Iterator[None]:
+    """Tell errors of the disk as what they are.
+
+    Raises:
+        OutputError: the disk is full or may not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be written: {error.strerror or error}. Make room or choose another "
+            "--out, and give the same command again: what is done is kept."
+        ) from error

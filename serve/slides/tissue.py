@@ -1,0 +1,189 @@
+"""Where a slide has tissue: found by its colour, or given as a mask or as regions.
+
+The rule is CLAM's default (Lu et al., 2021, arXiv:2004.09666): glass has no colour, tissue has.
+A pixel of 8 um is tissue where the median saturation around it is above a fixed value. Thresholds
+that adapt to the slide (Otsu) lose pale stroma and fat, and find tissue on empty glass. What a miss
+costs is the answer there, what a false hit costs is time: so the tissue is grown at the end.
+Marks of a green pen and what is nearly black, such as borders, are left out (our choice).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+import shapely.errors
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, UnidentifiedImageError
+from pydantic import Field
+from shapely.geometry import shape
+
+from serve.contract.strict import Strict
+from serve.images.readers.scaled import ScaledView
+from serve.slides.errors import MaskError
+
+TISSUE_MPP = 8.0
+"""um per pixel at which tissue is looked for."""
+
+Mask = NDArray[np.bool_]
+
+
+class TissueRule(Strict):
+    """How tissue is told from glass."""
+
+    saturation: int = Field(default=8, ge=0, le=255)
+    """Tissue has more than this saturation (HSV, 0 to 255)."""
+    median_px: int = Field(default=7, ge=1, le=101)
+    """Side of the window, in pixels of 8 um, whose median counts; odd."""
+    close_px: int = Field(default=5, ge=1, le=101)
+    """Gaps up to about this many pixels are closed; odd."""
+    grow_um: float = Field(default=64.0, ge=0, le=1000)
+    """How far the tissue is grown."""
+    exclude_pen: bool = True
+    """Leave out marks of a green pen and what is nearly black."""
+    green_hue: tuple[int, int] = (50, 122)
+    """Hues of a green pen, of 256 (70 to 172 degrees)."""
+    green_saturation: int = Field(default=90, ge=0, le=255)
+    """Green from this saturation on is a pen's."""
+    black_value: int = Field(default=35, ge=0, le=255)
+    """What is darker than this (HSV value) is no tissue."""
+
+
+def find_tissue(view: ScaledView, mask_px: int, rule: TissueRule) -> Mask:
+    """Find the tissue of a view.
+
+    Args:
+        view: the slide at the model's um per pixel.
+        mask_px: pixels of the view for one of the mask, along each axis.
+        rule: how.
+
+    Returns:
+        (h, w) bool, as large as `mask_shape` says.
+    """
+    return tissue_of(view.overview(mask_px), rule, um_per_pixel=view.mpp * mask_px)
+
+
+def tissue_of(
+    overview: NDArray[np.uint8], rule: TissueRule, *, um_per_pixel: float = TISSUE_MPP
+) -> Mask:
+    """Find the tissue of an (h, w, 3) uint8 RGB overview; (h, w) bool."""
+    hue, saturation, value = np.moveaxis(
+        np.asarray(Image.fromarray(overview).convert("HSV")), -1, 0
+    )
+    colored = saturation > rule.saturation
+    if rule.exclude_pen:
+        low, high = rule.green_hue
+        green = (hue >= low) & (hue <= high) & (saturation >= rule.green_saturation)
+        colored &= ~green & (value >= rule.black_value)
+    # The median is above a value where more than half of its window is.
+    radius = rule.median_px // 2
+    majority = _box_sum(colored, radius) * 2 > _box_sum(np.ones_like(colored), radius)
+    closed = ~_grow(~_grow(majority, rule.close_px // 2), rule.close_px // 2)
+    return _grow(closed | majority, round(rule.grow_um / um_per_pixel))
+
+
+def mask_shape(height: int, width: int, mask_px: int) -> tuple[int, int]:
+    """Rows and columns of the mask of a view."""
+    return -(-height // mask_px), -(-width // mask_px)
+
+
+def read_mask(path: Path, view: ScaledView, mask_px: int) -> Mask:
+    """Read a mask or regions for a view.
+
+    Args:
+        path: PNG as large as the scanned part of the slide, at any um per pixel, tissue where it is
+            not 0; or GeoJSON with polygons in pixels of level 0.
+        view: the slide at the model's um per pixel.
+        mask_px: pixels of the view for one of the mask.
+
+    Raises:
+        MaskError: the file is missing, of another kind, or of another shape than the slide.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise MaskError(f"the mask {path} cannot be read: {error.strerror}.") from error
+    if path.suffix.lower() in (".json", ".geojson"):
+        return rasterise(_polygons(path, content), view, mask_px)
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            given = np.asarray(image.convert("L")) > 0
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise MaskError(
+            f"the mask {path} is no PNG: {error}. Give a PNG, or GeoJSON with polygons."
+        ) from error
+    return _fit(given, view, mask_px, path)
+
+
+def rasterise(polygons: list[Any], view: ScaledView, mask_px: int) -> Mask:
+    """The mask of shapely polygons in pixels of level 0; holes are left out."""
+    height, width = mask_shape(view.height_px, view.width_px, mask_px)
+    canvas = Image.new("1", (width, height))
+    origin = np.array(view.origin_px[::-1])
+    step = np.array(view.step_px[::-1]) * mask_px
+    for polygon in polygons:
+        drawn = Image.new("1", (width, height))
+        draw = ImageDraw.Draw(drawn)
+        for ring, fill in [(polygon.exterior, 1), *((hole, 0) for hole in polygon.interiors)]:
+            places = (np.asarray(ring.coords)[:, :2] - origin) / step - 0.5
+            draw.polygon([(float(x), float(y)) for x, y in places], fill=fill)
+        canvas.paste(1, (0, 0), drawn)
+    return np.asarray(canvas, bool)
+
+
+def _polygons(path: Path, content: bytes) -> list[Any]:
+    """The polygons of a GeoJSON document."""
+    try:
+        document = json.loads(content)
+        features = document.get("features", [document])
+        found = [shape(feature.get("geometry", feature)) for feature in features]
+    except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
+        raise MaskError(f"{path} is no GeoJSON: {error}. Export the regions again.") from error
+    polygons = [
+        part
+        for geometry in found
+        for part in getattr(geometry, "geoms", [geometry])
+        if part.geom_type == "Polygon" and not part.is_empty
+    ]
+    if not polygons:
+        raise MaskError(
+            f"{path} has no polygon. Draw the regions as areas, not as lines or points."
+        )
+    return polygons
+
+
+def _fit(given: Mask, view: ScaledView, mask_px: int, path: Path) -> Mask:
+    """A mask at any scale as one of the view; a pixel is tissue where any of what it covers is."""
+    scale = given.shape[0] / view.height_px
+    expected = view.width_px * scale
+    if abs(given.shape[1] - expected) > max(0.01 * expected, 1.5):
+        raise MaskError(
+            f"the mask {path} is {given.shape[1]} x {given.shape[0]} px, which is another shape "
+            f"than the slide's {view.width_px} x {view.height_px}. Make it from the whole slide."
+        )
+    height, width = mask_shape(view.height_px, view.width_px, mask_px)
+    image = Image.fromarray(given.astype(np.uint8) * 255)
+    if given.shape[0] > height:
+        resized = image.resize((width, height), Image.Resampling.BOX)
+    else:
+        resized = image.resize((width, height), Image.Resampling.NEAREST)
+    return np.asarray(resized) > 0
+
+
+def _box_sum(mask: Mask, radius: int) -> NDArray[np.int32]:
+    """How many of the (2 radius + 1) squared pixels around each are set."""
+    total: NDArray[np.int32] = mask.astype(np.int32)
+    for axis in (0, 1):
+        size = total.shape[axis]
+        sums = np.cumsum(total, axis=axis, dtype=np.int32)
+        sums = np.concatenate([np.zeros_like(sums.take([0], axis)), sums], axis=axis)
+        place = np.arange(size)
+        high = np.minimum(place + radius + 1, size)
+        low = np.maximum(place - radius, 0)
+        total = sums.take(high, axis) - sums.take(low, axis)
+    return total
+
+
+def _grow(mask: Mask, radius: int) -> Mask:
+    return _box_sum(mask, radius) > 0 if radius else mask

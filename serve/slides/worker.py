@@ -1,0 +1,291 @@
+"""Computes blocks of one slide: reading, model, blending and writing run at the same time.
+
+A worker is opened in the process that has the model: here, or in an actor on another machine. It
+needs the work folder, the bundle and the slide, and nothing else.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.contract.errors import BackendUnavailableError
+from serve.images.readers.errors import SlideError
+from serve.images.readers.reader import RegionReader
+from serve.images.readers.registry import open_reader
+from serve.inference.batching import TileAnswer, TileRunner
+from serve.inference.summary import LOW_CONFIDENCE
+from serve.slides.ahead import ahead
+from serve.slides.blend import BlockBlend
+from serve.slides.errors import ResultError
+from serve.slides.pixels import TilePixels
+from serve.slides.plan import Block, Plan, Tiling, open_view
+from serve.slides.store import BlockRecord, WorkFolder
+
+OUTPUT = "low_res_probabilities"
+STAGES = ("read", "model", "blend", "write")
+_NUM_LABELS = 256
+_LOW = int(np.ceil(LOW_CONFIDENCE * 255))
+
+OnTiles = Callable[[int], None]
+OnBlock = Callable[[BlockRecord], None]
+
+
+@dataclass(frozen=True)
+class _Begin:
+    block: Block
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    y: int
+    x: int
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A tile that the model works on."""
+
+    y: int
+    x: int
+    answer: Future[TileAnswer]
+
+
+@dataclass(frozen=True)
+class _End:
+    block: Block
+    num_tiles: int
+
+
+class BlockWorker:
+    """Runs blocks of one slide with one model.
+
+    Args:
+        work: the slide's folder, begun.
+        runner: the model; many workers may share it, and none closes it.
+        reader: the open slide; by default opened here, and closed with this.
+        max_batch_size: tiles that the model takes at once; twice as many are kept at work.
+        read_threads: threads that read the slide.
+
+    Raises:
+        ResultError: the folder has no plan.
+        SlideError: the slide cannot be opened, or is not the plan's.
+    """
+
+    def __init__(
+        self,
+        work: WorkFolder,
+        runner: TileRunner,
+        *,
+        reader: RegionReader | None = None,
+        max_batch_size: int = 8,
+        read_threads: int = 2,
+    ) -> None:
+        plan = work.plan()
+        if plan is None:
+            raise ResultError(f"{work.path} has no plan: begin the slide first.")
+        self._plan = plan
+        self._work = work
+        self._runner = runner
+        self._reader = open_planned(plan) if reader is None else reader
+        self._closes_reader = reader is None
+        self._in_flight = 2 * max_batch_size
+        self._tiling = Tiling(plan, work.mask())
+        self._read_pool = ThreadPoolExecutor(read_threads, thread_name_prefix="slide-read")
+        self._write_pool = ThreadPoolExecutor(1, thread_name_prefix="slide-write")
+        view = open_view(self._reader, plan.model)
+        self._pixels = TilePixels(view, plan.model.tile_size_px, self._read_pool)
+        self._writing: Future[None] | None = None
+        self._blend: BlockBlend | None = None
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        """Where the main thread's time went: it waited for `read`, `model` and `write`, or blended.
+        The largest bounds the run."""
+        self._told = dict.fromkeys(STAGES, 0.0)
+
+    def run(
+        self,
+        blocks: Sequence[Block],
+        *,
+        on_block: OnBlock | None = None,
+        on_tiles: OnTiles | None = None,
+    ) -> None:
+        """Compute blocks, write each, and mark it as done.
+
+        Args:
+            blocks: of the plan.
+            on_block: is told of each block that is written, in another thread.
+            on_tiles: is told how many more tiles are done.
+
+        Raises:
+            SlideError: a region cannot be read, or the file was changed meanwhile.
+            BackendUnavailableError: the model failed.
+            OutputError: the disk is full or may not be written.
+        """
+        pending: deque[_Begin | _Asked | _End] = deque()
+        tiles = ahead(self._read(blocks), self._in_flight, name="slide-tiles")
+        with closing(tiles):
+            try:
+                while (item := self._next(tiles)) is not None:
+                    if isinstance(item, _Pixels):
+                        asked = self._runner.submit(item.pixels, (OUTPUT,))
+                        pending.append(_Asked(item.y, item.x, asked))
+                    else:
+                        pending.append(item)
+                    while len(pending) > self._in_flight:
+                        self._take(pending.popleft(), on_block, on_tiles)
+                while pending:
+                    self._take(pending.popleft(), on_block, on_tiles)
+                self._finish_writing()
+            finally:
+                for left in pending:
+                    if isinstance(left, _Asked):
+                        left.answer.cancel()
+
+    def _read(self, blocks: Sequence[Block]) -> Iterator[_Begin | _Pixels | _End]:
+        """The tiles of all blocks, in the order in which they are blended."""
+        for block in blocks:
+            rows = self._tiling.tile_rows(block)
+            yield _Begin(block)
+            for y, x, pixels in self._pixels.tiles(rows):
+                yield _Pixels(y, x, pixels)
+            self._reader.check_unchanged()
+            yield _End(block, sum(len(row.x) for row in rows))
+
+    def _next(self, tiles: Generator[_Begin | _Pixels | _End]) -> _Begin | _Pixels | _End | None:
+        with self._timed("read"):
+            return next(tiles, None)
+
+    def _take(
+        self, item: _Begin | _Asked | _End, on_block: OnBlock | None, on_tiles: OnTiles | None
+    ) -> None:
+        """Blend what comes next."""
+        match item:
+            case _Begin(block):
+                model = self._plan.model
+                cells = self._plan.rectangle(block)
+                self._blend = BlockBlend(len(model.classes), cells, model.tile_size_px)
+            case _Asked(y, x, answer):
+                assert self._blend is not None
+                probabilities = self._answer(y, x, answer)
+                with self._timed("blend"):
+                    self._blend.add(y, x, probabilities)
+                if on_tiles is not None:
+                    on_tiles(1)
+            case _End(block, num_tiles):
+                self._end(block, num_tiles, on_block)
+
+    def _answer(self, y: int, x: int, answer: Future[TileAnswer]) -> NDArray[np.uint8]:
+        try:
+            with self._timed("model"):
+                found: NDArray[np.uint8] = answer.result()[OUTPUT]
+                return found
+        except BackendUnavailableError as error:
+            origin, step = self._plan.origin_px, self._plan.step_px
+            raise type(error)(
+                f"{Path(self._plan.slide.path).name}: the tile at x {origin[1] + x * step[1]:.0f}, "
+                f"y {origin[0] + y * step[0]:.0f} of level 0 failed: {error}"
+            ) from error
+
+    def _end(self, block: Block, num_tiles: int, on_block: OnBlock | None) -> None:
+        """Decide the last cells of a block and hand it to the writing thread."""
+        assert self._blend is not None
+        with self._timed("blend"):
+            self._blend.finish()
+            labels, confidence = self._blend.labels, self._blend.confidence
+            outside = ~self._tiling.cell_mask(self._plan.rectangle(block))
+            labels[outside] = 0
+            confidence[outside] = 0
+        self._blend = None
+        self._finish_writing()
+        seconds = {stage: round(self.seconds[stage] - self._told[stage], 3) for stage in STAGES}
+        self._told = self.seconds.copy()
+
+        def write() -> None:
+            record = _record(block, num_tiles, seconds, labels, confidence)
+            self._work.write_block(self._plan, record, labels, confidence)
+            if on_block is not None:
+                on_block(record)
+
+        self._writing = self._write_pool.submit(write)
+
+    def _finish_writing(self) -> None:
+        """Wait for the block that is being written: at most one is."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            with self._timed("write"):
+                writing.result()
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - started
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        self._read_pool.shutdown(cancel_futures=True)
+        self._write_pool.shutdown()
+        if self._closes_reader:
+            self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_planned(plan: Plan) -> RegionReader:
+    """Open the slide that a plan is of.
+
+    Raises:
+        SlideError: it cannot be opened, or another file is in its place.
+    """
+    given = plan.slide.mpp if plan.slide.mpp_source == "given" else None
+    reader = open_reader(Path(plan.slide.path), plan.slide.reader, mpp=given)
+    if reader.fingerprint() != plan.slide.fingerprint:
+        reader.close()
+        raise SlideError(
+            f"{plan.slide.path} is not the file that the work was begun with. Start the slide anew "
+            "with --overwrite."
+        )
+    return reader
+
+
+def _record(
+    block: Block,
+    num_tiles: int,
+    seconds: dict[str, float],
+    labels: NDArray[np.uint8],
+    confidence: NDArray[np.uint8],
+) -> BlockRecord:
+    flat, bytes_ = labels.ravel(), confidence.ravel()
+    cells = np.bincount(flat, minlength=_NUM_LABELS)
+    sums = np.bincount(flat, bytes_, minlength=_NUM_LABELS)
+    low = np.bincount(flat[bytes_ < _LOW], minlength=_NUM_LABELS)
+    last = int(np.flatnonzero(cells)[-1]) + 1
+    return BlockRecord(
+        row=block.row,
+        column=block.column,
+        num_tiles=num_tiles,
+        seconds=seconds,
+        cells=tuple(int(count) for count in cells[:last]),
+        confidence_sums=tuple(int(total) for total in sums[:last]),
+        low_confidence_cells=tuple(int(count) for count in low[:last]),
+    )

@@ -1,0 +1,195 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from numpy.typing import NDArray
+
+from serve.contract.errors import BackendUnavailableError
+from serve.contract.manifest import LOW_RES_STRIDE
+from serve.images.readers.reader import Bounds, RegionReader
+from serve.images.readers.registry import open_reader
+from serve.images.tiles import Blend, cut, pad_to_tiles
+from serve.slides.errors import OutputError
+from serve.slides.plan import Plan, Settings, Tiling, make_plan, mask_size, open_view
+from serve.slides.store import CONFIDENCE, LABELS, WorkFolder
+from serve.slides.tissue import Mask, mask_shape
+from serve.slides.worker import BlockWorker
+from tests.support.real_slide import real_slide
+from tests.support.slide_models import PositionModel, mean_colors, model_info
+from tests.support.slides import VirtualSlide, position_byte
+
+
+def begin(
+    folder: Path, reader: RegionReader, mask: Mask | None = None, *, tile: int = 64, **options: Any
+) -> tuple[WorkFolder, Plan]:
+    model = model_info(tile, options.pop("mpp", 0.5))
+    view = open_view(reader, model)
+    mask_px = mask_size(model.mpp)
+    if mask is None:
+        mask = np.ones(mask_shape(view.height_px, view.width_px, mask_px), bool)
+    plan = make_plan(reader, view, model, Settings(tissue="none", **options), mask, mask_px)
+    work = WorkFolder(folder)
+    work.begin(plan, mask)
+    return work, plan
+
+
+def run(work: WorkFolder, plan: Plan, reader: RegionReader, **options: Any) -> PositionModel:
+    model = PositionModel()
+    with BlockWorker(work, model, reader=reader, max_batch_size=2, **options) as worker:
+        worker.run([b for b in Tiling(plan, work.mask()).blocks if b not in work.records()])
+    return model
+
+
+def stored(work: WorkFolder) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    group = zarr.open_group(work.store, mode="r")
+    labels, confidence = (np.asarray(group[name]) for name in (LABELS, CONFIDENCE))
+    return labels, confidence
+
+
+def virtual(folder: Path, size: tuple[int, int] = (700, 900), **options: Any) -> VirtualSlide:
+    folder.mkdir(exist_ok=True)
+    path = folder / "slide"
+    path.write_bytes(b"virtual")
+    return VirtualSlide(path, size, **options)
+
+
+@pytest.mark.parametrize("block", [128, 192, 1024])
+def test_blocks_of_any_size_are_the_blend_of_the_whole_image(block: int, tmp_path: Path) -> None:
+    with open_reader(real_slide(), mpp=0.5) as reader:
+        work, plan = begin(tmp_path / "work", reader, tile=256, block_cells=block)
+        run(work, plan, reader)
+        image = reader.read(0, 0, 0, reader.width_px, reader.height_px)
+    padded = pad_to_tiles(image, 256)
+    blend = Blend(3, padded.shape[0], padded.shape[1], 256)
+    for origin, tile in cut(padded, 256):
+        blend.add(origin, mean_colors(tile), np.zeros(3, np.float32))
+    probabilities = blend.probabilities()
+    rows, columns = plan.shape
+    labels, confidence = stored(work)
+    assert np.array_equal(labels, probabilities.argmax(axis=0)[:rows, :columns] + 1)
+    assert np.array_equal(confidence, np.rint(probabilities.max(axis=0))[:rows, :columns])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_cell_is_of_its_own_pixels(seed: int, tmp_path: Path) -> None:
+    """Sizes, scales, overlaps, masks, bounds and levels at random; a cell says where it is."""
+    rng = np.random.default_rng(seed)
+    height, width = (int(rng.integers(30, 1500)) for _ in range(2))
+    bounds = None
+    if rng.random() < 0.5:
+        y, x = int(rng.integers(0, height // 2)), int(rng.integers(0, width // 2))
+        bounds = Bounds(x, y, int(rng.integers(9, width - x)), int(rng.integers(9, height - y)))
+    levels = [(1,), (1, 4), (1, 2, 4.03), (1, 16)][rng.integers(4)]
+    reader = virtual(tmp_path / "in", (height, width), downsamples=levels, bounds=bounds)
+    mpp = float(rng.choice([0.5, 0.505, 0.77, 1.0, 2.0, 2.3, 0.4]))
+    view = open_view(reader, model_info(mpp=mpp))
+    mask = rng.random(mask_shape(view.height_px, view.width_px, mask_size(mpp))) < rng.choice(
+        [0.02, 0.5, 1]
+    )
+    work, plan = begin(
+        tmp_path / "work",
+        reader,
+        mask,
+        tile=int(rng.choice([32, 64, 128])),
+        mpp=mpp,
+        overlap=float(rng.choice([0, 0.125, 0.25, 0.5])),
+        block_cells=int(rng.choice([16, 48, 512])),
+    )
+    model = run(work, plan, reader, read_threads=3)
+    labels, confidence = stored(work)
+    tiling = Tiling(plan, mask)
+    assert model.num_tiles == sum(tiling.num_tiles(block) for block in tiling.blocks)
+
+    whole = view.read(0, 0, view.height_px, view.width_px)
+    means = mean_colors(pad_to_tiles(whole, 4))[:, : plan.shape[0], : plan.shape[1]]
+    side = plan.mask_px // LOW_RES_STRIDE
+    cells = mask.repeat(side, 0).repeat(side, 1)[: plan.shape[0], : plan.shape[1]]
+    assert np.array_equal(labels, np.where(cells, means.argmax(axis=0) + 1, 0))
+    assert np.array_equal(confidence, np.where(cells, means.max(axis=0), 0))
+    check_places(plan, labels, confidence)
+
+
+def check_places(plan: Plan, labels: NDArray[np.uint8], confidence: NDArray[np.uint8]) -> None:
+    """Compare with where each cell lies in level 0, without the reader's help."""
+    for axis, label in ((1, 1), (0, 2)):
+        step = plan.level0_px_per_cell[axis]
+        place = plan.origin_px[axis] + (np.arange(plan.shape[axis]) + 0.5) * step
+        expected = position_byte(place).astype(float)
+        # Not where the wave turns or the last cells are mirrored.
+        sure = np.abs(np.abs(expected - 100) - 100) > step / 4 + 2
+        sure[-2:] = False
+        told = (labels == label) & (sure[None, :] if axis else sure[:, None])
+        error = confidence - (expected[None, :] if axis else expected[:, None])
+        assert np.abs(error[told]).max(initial=0) <= 1 + step / 8
+
+
+def test_a_block_is_computed_again_to_the_same_bytes(tmp_path: Path) -> None:
+    reader = virtual(tmp_path / "in")
+    work, plan = begin(tmp_path / "work", reader, block_cells=64)
+    run(work, plan, reader)
+    first = {path: path.read_bytes() for path in work.store.rglob("*") if path.is_file()}
+    for marker in work.path.glob("done/*.json"):
+        marker.unlink()
+    run(work, plan, reader)
+    assert first == {path: path.read_bytes() for path in work.store.rglob("*") if path.is_file()}
+
+
+def test_done_blocks_are_not_run_again(tmp_path: Path) -> None:
+    reader = virtual(tmp_path / "in")
+    work, plan = begin(tmp_path / "work", reader, block_cells=64)
+    run(work, plan, reader)
+    assert run(work, plan, reader).num_tiles == 0
+
+
+def test_tiles_without_tissue_in_the_block_do_not_run(tmp_path: Path) -> None:
+    reader = virtual(tmp_path / "in")
+    side = mask_size(0.5)
+    mask = np.zeros(mask_shape(700, 900, side), bool)
+    mask[3, 3] = True
+    work, plan = begin(tmp_path / "work", reader, mask, block_cells=64)
+    model = run(work, plan, reader)
+    assert 1 <= model.num_tiles <= 4
+    assert len(work.records()) == 1
+    assert np.count_nonzero(stored(work)[0]) == (side // LOW_RES_STRIDE) ** 2
+
+
+def test_a_failing_model_names_the_tile_and_leaves_no_marker(tmp_path: Path) -> None:
+    class Failing(PositionModel):
+        def infer(self, images: NDArray[np.uint8], outputs: Any) -> dict[str, NDArray[Any]]:
+            if self.num_tiles > 20:
+                raise BackendUnavailableError("out of memory")
+            return super().infer(images, outputs)
+
+        def submit(self, tile: NDArray[np.uint8], outputs: Any) -> Any:
+            try:
+                return super().submit(tile, outputs)
+            except BackendUnavailableError as error:
+                from concurrent.futures import Future
+
+                future: Future[Any] = Future()
+                future.set_exception(error)
+                return future
+
+    reader = virtual(tmp_path / "in")
+    work, plan = begin(tmp_path / "work", reader, block_cells=1024)
+    with (
+        BlockWorker(work, Failing(), reader=reader) as worker,
+        pytest.raises(BackendUnavailableError, match=r"slide: the tile at x \d+, y \d+"),
+    ):
+        worker.run(Tiling(plan, work.mask()).blocks)
+    assert work.records() == {}
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = virtual(tmp_path / "in")
+    work, plan = begin(tmp_path / "work", reader, block_cells=64)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("serve.slides.store.write_whole", full)
+    with pytest.raises(OutputError, match="No space left"):
+        run(work, plan, reader)
+    assert work.records() == {}
