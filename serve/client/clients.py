@@ -24,7 +24,7 @@ from serve.contract.errors import (
     ImageTooLargeError,
 )
 from serve.contract.manifest import Manifest
-from serve.images.decode import check_mpp
+from serve.images.mpp import FROM_REQUEST, check_mpp
 from serve.inference.batching import TilePool
 from serve.inference.segmenter import MAX_PIXELS, Closing, Segmentation, TileSegmenter, check_image
 from serve.inference.summary import MppSource, Summary
@@ -78,7 +78,7 @@ class HttpClient(Closing):
         image: NDArray[np.uint8],
         *,
         mpp: float | None = None,
-        mpp_source: MppSource = "request",
+        mpp_source: MppSource = FROM_REQUEST,
         with_probabilities: bool = False,
     ) -> Segmentation:
         """Segment an image of any size up to the service's limit.
@@ -164,7 +164,7 @@ class AsyncHttpClient(_AsyncClosing):
         image: NDArray[np.uint8],
         *,
         mpp: float | None = None,
-        mpp_source: MppSource = "request",
+        mpp_source: MppSource = FROM_REQUEST,
         with_probabilities: bool = False,
     ) -> Segmentation:
         """Segment an image of any size; see `HttpClient.segment`."""
@@ -253,7 +253,7 @@ class AsyncTritonClient(_AsyncClosing):
         image: NDArray[np.uint8],
         *,
         mpp: float | None = None,
-        mpp_source: MppSource = "request",
+        mpp_source: MppSource = FROM_REQUEST,
         with_probabilities: bool = False,
     ) -> Segmentation:
         """Segment an image of any size; see `TileSegmenter.segment`."""
@@ -356,7 +356,7 @@ def _parse_arrays(content: bytes, url: str, mpp_source: MppSource) -> Segmentati
             f"{url}/arrays does not answer with the arrays of FocalPath's service: {error}. "
             "Check the address, and use the same version on both sides."
         ) from error
-    if summary.image.mpp_source == "request":  # the caller may have it from elsewhere
+    if summary.image.mpp_source == FROM_REQUEST:  # the caller may have it from elsewhere
         image = summary.image.model_copy(update={"mpp_source": mpp_source})
         summary = summary.model_copy(update={"image": image})
     return Segmentation(labels, confidence, summary, low_res)

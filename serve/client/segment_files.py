@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, cast
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -25,7 +26,8 @@ from serve.client.clients import HttpClient, TritonClient
 from serve.contract.arguments import read_arguments
 from serve.contract.errors import FocalPathError, ImageError
 from serve.contract.manifest import Manifest, read_bundle, sha256_of
-from serve.images.decode import check_mpp, read_picture
+from serve.images.decode import read_picture
+from serve.images.mpp import FROM_REQUEST, check_mpp
 from serve.inference.segmenter import ImageSegmenter, open_segmenter
 from serve.inference.summary import Summary
 from serve.settings import InferenceSettings
@@ -261,9 +263,10 @@ def _segment_one(command: Segment, segmenter: ImageSegmenter, path: Path) -> Sum
     result = segmenter.segment(
         picture.pixels,
         mpp=picture.mpp if command.mpp is None else command.mpp,
-        mpp_source="file" if command.mpp is None else "request",
+        mpp_source=picture.mpp_source if command.mpp is None else FROM_REQUEST,
         with_probabilities=needs_probabilities(command.formats, dict(command.options)),
     )
+    result = result.with_notes(picture.mpp_note, picture.notes)
     source = Source(picture.pixels, result, segmenter.manifest)
     files = {
         f"{path.stem}{FORMATS[name].suffix}": FORMATS[name].render(source, dict(command.options))
@@ -332,10 +335,26 @@ def _report(command: Segment, summaries: dict[Path, Summary], made: dict[Path, S
     print(
         f"wrote {len(made)} of {len(command.images)} images to {command.out}{already}", flush=True
     )
+    print(_assumed(summaries), flush=True)
+
+
+def _assumed(summaries: dict[Path, Summary]) -> str:
+    """For how many images nobody stated the um per pixel: their labels may be of another scale."""
+    assumed = [path for path, summary in summaries.items() if not summary.image.is_mpp_known]
+    text = f"um per pixel: assumed for {len(assumed)} of {len(summaries)} images"
+    if not assumed:
+        return text
+    notes = {summaries[path].image.mpp_note for path in assumed} - {""}
+    why = f" {min(notes)}" if notes else ""
+    return f"{text}, such as {assumed[0].name}. State it with --mpp if you know it.{why}"
 
 
 def _table(path: Path, summary: Summary) -> Table:
-    table = Table(title=f"{path.name}, {summary.image.width_px} x {summary.image.height_px}")
+    image = summary.image
+    title = f"{path.name}, {image.width_px} x {image.height_px}, {image.scale}"
+    for note in (image.mpp_note, *image.notes):
+        title += f"\n{note}" if note else ""
+    table = Table(title=escape(title))
     table.add_column("class")
     for title in ("share", "mean confidence", "predicted IoU"):
         table.add_column(title, justify="right")

@@ -7,10 +7,9 @@ image programs write.
 """
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 from serve.contract.errors import ImageError
+from serve.images.tiff_tags import MAX_TAGS, STARTS, Structure, Tag
 
 MAX_PNG_CHUNKS = 65_536
 """64 MiB in chunks of 1 KiB; encoders write 8 KiB and more."""
@@ -19,7 +18,7 @@ MAX_JPEG_SEGMENTS = 4_096
 MAX_JPEG_HEADER_BYTES = 16 * 2**20
 MAX_JPEG_SCANS = 128
 """A progressive file has about ten; each goes over all pixels."""
-MAX_TIFF_TAGS = 4_096
+MAX_TIFF_TAGS = MAX_TAGS
 MAX_TIFF_VALUES = 131_072
 """Values of one tag: strips of one row of the tallest image, or 64 megapixels in tiles of 32."""
 MAX_EXIF_BYTES = 2**20
@@ -29,8 +28,6 @@ _JPEG_START = b"\xff\xd8"
 _JPEG_SCAN = 0xDA
 _JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xDA)})
 """Markers without a length after them."""
-_TIFF_STARTS = (b"II*\0", b"II\0*", b"II+\0", b"MM\0*", b"MM*\0", b"MM\0+")
-"""As Pillow takes them, wrong ones among them; with a `+` it is a BigTIFF."""
 _TIFF_TEXT_TYPES = (1, 2, 7)
 """BYTE, ASCII and UNDEFINED: Pillow leaves them as they are."""
 _TIFF_LAYOUT_TAGS = frozenset({258, 273, 277, 279, 320, 324, 325, 338, 339})
@@ -45,7 +42,7 @@ def refuse_bombs(data: bytes) -> None:
         _check_png(data)
     elif data.startswith(_JPEG_START):
         _check_jpeg(data)
-    elif data.startswith(_TIFF_STARTS):
+    elif data.startswith(STARTS):
         _check_tiff(data)
 
 
@@ -89,27 +86,19 @@ def _check_jpeg(data: bytes) -> None:
         raise _bomb(f"{scans} scans", MAX_JPEG_SCANS)
 
 
-@dataclass(frozen=True)
-class _Tag:
-    number: int
-    kind: int
-    num_values: int
-    value: int
-    """Where the values are, or of a folder of tags where it is."""
-
-
 def _check_tiff(data: bytes) -> None:
-    order = "<" if data.startswith(b"II") else ">"
-    is_big = data[2:3] == b"+"  # Pillow looks there only
+    """Check the folders of tags that Pillow reads of the first page."""
+    structure = Structure(data)
     try:
-        (first,) = struct.unpack_from(order + ("Q" if is_big else "L"), data, 8 if is_big else 4)
-        places, seen = [first], set()
+        places, seen = [structure.first], set[int]()
         while places:
             place = places.pop()
             if place in seen:
                 continue
             seen.add(place)
-            for tag in _tags(data, place, order, is_big=is_big):
+            if (num_tags := structure.num_tags(place)) > MAX_TIFF_TAGS:
+                raise _bomb(f"{num_tags} tags", MAX_TIFF_TAGS)
+            for tag in structure.tags(place):
                 _check_tag(tag)
                 if tag.number in _TIFF_FOLDER_TAGS and len(seen) < 2 * len(_TIFF_FOLDER_TAGS):
                     places.append(tag.value)
@@ -117,21 +106,7 @@ def _check_tiff(data: bytes) -> None:
         return  # truncated: Pillow says so
 
 
-def _tags(data: bytes, place: int, order: str, *, is_big: bool) -> Iterator[_Tag]:
-    count, entry = ("Q", "HHQQ") if is_big else ("H", "HHLL")
-    (num_tags,) = struct.unpack_from(order + count, data, place)
-    if num_tags > MAX_TIFF_TAGS:
-        raise _bomb(f"{num_tags} tags", MAX_TIFF_TAGS)
-    place += struct.calcsize(order + count)
-    size = struct.calcsize(order + entry)
-    for index in range(num_tags):
-        number, kind, num_values, value = struct.unpack_from(
-            order + entry, data, place + index * size
-        )
-        yield _Tag(number, kind, num_values, value)
-
-
-def _check_tag(tag: _Tag) -> None:
+def _check_tag(tag: Tag) -> None:
     is_text = tag.kind in _TIFF_TEXT_TYPES and tag.number not in _TIFF_LAYOUT_TAGS
     if tag.num_values > MAX_TIFF_VALUES and not is_text:
         raise _bomb(f"{tag.num_values} values in tag {tag.number}", MAX_TIFF_VALUES)
@@ -140,5 +115,6 @@ def _check_tag(tag: _Tag) -> None:
 def _bomb(found: str, limit: int) -> ImageError:
     return ImageError(
         f"The image file has {found}, at most {limit} are accepted: it would cost far more to read "
-        "than it weighs. Write it again with another program."
+        "than it weighs. Write it again with another program.",
+        code="image_bomb",
     )

@@ -1,18 +1,13 @@
-"""Uploads to pixels: decode an image that may be broken, hostile or of an unusual kind.
+"""From an image file to pixels: the one way in which training and serving read images.
 
-Whatever comes in, what comes out is (H, W, 3) uint8 RGB, upright, or an `ImageError`.
-
-The um per pixel that counts is the caller's, else the file's, else the model's, as an assumption.
-A file's is believed from MIN_MPP to MAX_MPP: beyond, it is that of a screen or printer (72 dpi are
-353 um per pixel), and the file says nothing. A caller's absurd value is refused instead.
+Whatever comes in, what comes out is (H, W, 3) uint8 RGB, upright, with the um per pixel that the
+file states, or an `ImageError` that says why not.
 """
 
-import html
 import io
-import math
-import re
 import struct
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,43 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from serve.contract.errors import ImageError, ImageTooLargeError, OptionError
+from serve.contract.errors import ImageError, ImageTooLargeError
 from serve.images.bombs import refuse_bombs, refuse_large_exif
+from serve.images.colors import to_rgb
+from serve.images.mpp import UNKNOWN, Stated, density
 from serve.images.png import decode_plain_png
+from serve.images.tiff import TiffImage, find_image, is_tiff
+from serve.images.tiff_codecs import decode_segments, is_read_by_pillow
 from serve.settings import InferenceSettings
 
 _DEFAULTS = InferenceSettings()
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
-MIN_MPP, MAX_MPP = 0.05, 20.0
-"""um per pixel: from oil immersion, oversampled, to an overview at half a magnification."""
 _EXPECTED = "Send one PNG, JPEG, TIFF or WebP image with 8 bits a channel"
 _PNG_BIT_DEPTH_OFFSET = 24
-_TIFF_BITS_PER_SAMPLE = 258
-_TIFF_DESCRIPTION = 270
-_TIFF_RESOLUTION = (282, 283)
-_TIFF_RESOLUTION_UNIT = 296
-_TIFF_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}
-"""ResolutionUnit: inch, centimetre; 1 is none."""
-_IMAGEJ_MICRON = ("unit=micron", "unit=um", "unit=\\u00b5m", "unit=\u00b5m")
-"""How ImageJ, and so QuPath, says that the resolution is in pixels a micrometre."""
-_OME_UM = {
-    "m": 1e6,
-    "cm": 1e4,
-    "mm": 1e3,
-    "\u00b5m": 1.0,
-    "\u03bcm": 1.0,
-    "um": 1.0,
-    "nm": 1e-3,
-    "\u00c5": 1e-4,
-    "in": 25_400.0,
-}
-"""OME's units of length that a microscope's image may be in; µ is one of two characters."""
-_OME_PIXELS = re.compile(r"<(?:\w{1,32}:)?Pixels\s([^<>]{1,8192})>")
-_OME_SIZE = re.compile(r"\b(PhysicalSize[XY](?:Unit)?)\s*=\s*(?:\"([^\"]{0,64})\"|'([^']{0,64})')")
-_APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*([0-9.]{1,32})\s*(?:\||$)")
-_MAX_DESCRIPTION = 2**20
-"""Characters of a TIFF's description that are searched."""
-_MAX_ANISOTROPY = 0.01
+_ORIENTATION = 0x0112
+_UM_PER_METRE, _UM_PER_INCH = 1e6, 25_400.0
+_JPEG_UM_PER_UNIT = {1: _UM_PER_INCH, 2: 10_000.0}
+"""JFIF's units of density: inch, centimetre; 0 is none."""
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -73,28 +48,52 @@ _DECODER_ERRORS = (
 """What Pillow's decoders raise on broken data: each plugin lets its own errors through."""
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image file."""
+
+    pixels: NDArray[np.uint8]
+    """(H, W, 3) uint8, RGB in [0, 255]."""
+    mpp: float | None = None
+    """um per pixel that the file states, if it does believably."""
+    mpp_source: str = UNKNOWN
+    """Where the file states it, such as "OME-XML"; see `serve.images.mpp`."""
+    mpp_note: str = ""
+    """What the file states of its scale and is not believed."""
+    notes: tuple[str, ...] = ()
+    """How the pixels differ from those that are stored, such as turned upright."""
+
+
 def decode_image(
     data: bytes,
     *,
     max_bytes: int = _DEFAULTS.max_upload_bytes,
     max_pixels: int = _DEFAULTS.max_image_pixels,
 ) -> NDArray[np.uint8]:
+    """Decode a file's content to (H, W, 3) uint8 pixels; see `decode_picture`."""
+    return decode_picture(data, max_bytes=max_bytes, max_pixels=max_pixels).pixels
+
+
+def decode_picture(
+    data: bytes,
+    *,
+    max_bytes: int = _DEFAULTS.max_upload_bytes,
+    max_pixels: int = _DEFAULTS.max_image_pixels,
+) -> Picture:
     """Decode a file's content, judged by the content alone and never by a name.
 
-    EXIF orientation is applied, transparency is composited on white, grey and CMYK become RGB.
-    Of a TIFF with several pages the first is taken: scanners put thumbnails behind it.
+    EXIF orientation and colour profiles are applied, transparency is composited on white, grey and
+    CMYK become RGB. See `serve.images.tiff` for the page of a TIFF that is taken.
 
     Args:
         data: the bytes of a PNG, JPEG, TIFF or WebP file.
         max_bytes: the most bytes that are looked at.
         max_pixels: the most pixels, by the file's header, that are decoded.
 
-    Returns:
-        (H, W, 3) uint8, RGB in [0, 255].
-
     Raises:
         ImageTooLargeError: more bytes or pixels than allowed.
-        ImageError: not such an image, truncated, damaged, animated or of more than 8 bits.
+        ImageError: not such an image, truncated, damaged, animated, of more than 8 bits, or of a
+            kind that would be taken for something else.
     """
     if len(data) > max_bytes:
         raise ImageTooLargeError(
@@ -103,48 +102,17 @@ def decode_image(
         )
     if not data:
         raise ImageError(f"The file is empty. {_EXPECTED}.")
-    refuse_bombs(data)
-    with _open(data, max_pixels) as image:
-        _check_kind(image, data)
-        try:
-            image.verify()  # checks PNG's checksums, and leaves the image unusable
-        except _DECODER_ERRORS as error:
-            raise _damaged(error) from error
-    if (pixels := decode_plain_png(data)) is not None:
-        return pixels
-    with _open(data, max_pixels) as image:
-        try:
-            image.load()
-            refuse_large_exif(image.info.get("exif"))
-            upright = ImageOps.exif_transpose(image)
-            return np.array(_to_rgb(upright), np.uint8)
-        except ImageError:
-            raise
-        except _DECODER_ERRORS as error:
-            raise _damaged(error) from error
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A decoded image file."""
-
-    pixels: NDArray[np.uint8]
-    """(H, W, 3) uint8, RGB in [0, 255]."""
-    mpp: float | None
-    """um per pixel that the file states, if it does believably."""
-
-
-def decode_picture(data: bytes, *, max_bytes: int, max_pixels: int) -> Picture:
-    """Decode a file's content and what it says of its scale; see `decode_image`."""
-    pixels = decode_image(data, max_bytes=max_bytes, max_pixels=max_pixels)
-    return Picture(pixels, file_mpp(data))
+    if is_tiff(data):
+        return _decode_tiff(data, max_pixels)
+    pixels, stated, notes = _decode_with_pillow(data, max_pixels)
+    return _picture(pixels, stated, notes)
 
 
 def read_picture(path: Path, settings: InferenceSettings | None = None) -> Picture:
     """Read and decode an image file.
 
     Raises:
-        ImageError: the file is missing, or `decode_image` refuses it; the message names the file.
+        ImageError: the file is missing, or `decode_picture` refuses it; the message names the file.
     """
     settings = settings or InferenceSettings()
     try:
@@ -156,77 +124,95 @@ def read_picture(path: Path, settings: InferenceSettings | None = None) -> Pictu
             data, max_bytes=settings.max_upload_bytes, max_pixels=settings.max_image_pixels
         )
     except ImageError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {error}", code=error.code) from error
 
 
-def check_mpp(mpp: float) -> None:
-    """Raise OptionError unless `mpp` is what a microscope can give."""
-    if not MIN_MPP <= mpp <= MAX_MPP:  # false for not-a-number too
-        raise OptionError(
-            f"mpp is {mpp:g} um per pixel, expected {MIN_MPP:g} to {MAX_MPP:g}. Leave it out if it "
-            "is not known."
-        )
+def _picture(pixels: NDArray[np.uint8], stated: Stated, notes: Iterable[str]) -> Picture:
+    return Picture(pixels, stated.mpp, stated.source, stated.note, tuple(notes))
 
 
-def file_mpp(data: bytes) -> float | None:
-    """The um per pixel that a decodable PNG or TIFF states; None where it says nothing believable.
+def _decode_tiff(data: bytes, max_pixels: int) -> Picture:
+    """Decode a TIFF's page, or the three that are its red, green and blue."""
+    refuse_bombs(data)
+    found = find_image(data)
+    _check_size(*found.pages[0].size, max_pixels)
+    decoded = [_decode_page(found, index, max_pixels) for index in range(len(found.pages))]
+    if len(decoded) == 1:
+        pixels, notes = decoded[0]
+        if found.channel_order != (0, 1, 2):
+            pixels = np.ascontiguousarray(pixels[..., list(found.channel_order)])
+    else:
+        pixels = np.dstack([channel[..., 0] for channel, _ in decoded])
+        notes = decoded[0][1]
+    return _picture(pixels, found.stated, (*found.notes, *notes))
 
-    Read are PNG's pHYs, OME-TIFF's PhysicalSizeX and Y, Aperio's MPP, and TIFF's resolution in
-    inches, centimetres or ImageJ's micrometres.
-    """
+
+def _decode_page(
+    found: TiffImage, index: int, max_pixels: int
+) -> tuple[NDArray[np.uint8], list[str]]:
+    page, data = found.pages[index], found.files[index]
+    if is_read_by_pillow(page):
+        pixels, _, notes = _decode_with_pillow(data, max_pixels, page.orientation)
+        return pixels, notes
+    refuse_bombs(data)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            sizes = _tiff_mpp(image) if image.format == "TIFF" else _png_mpp(image)
-    except (ArithmeticError, *_DECODER_ERRORS):
-        return None
-    if not all(math.isfinite(size) and MIN_MPP <= size <= MAX_MPP for size in sizes):
-        return None
-    if not sizes or abs(sizes[0] / sizes[1] - 1) > _MAX_ANISOTROPY:
-        return None
-    return sizes[0]
+        image = decode_segments(data, page)
+    except struct.error as error:
+        raise _damaged(error) from error
+    if page.orientation in range(2, 9):
+        image.getexif()[_ORIENTATION] = page.orientation
+    return _upright_rgb(image)
 
 
-def _png_mpp(image: Image.Image) -> tuple[float, ...]:
-    if image.format != "PNG" or "dpi" not in image.info:  # set for a pHYs chunk in metres
-        return ()
-    return tuple(25_400.0 / float(dpi) for dpi in image.info["dpi"])
+def _decode_with_pillow(
+    data: bytes, max_pixels: int, orientation: int = 1
+) -> tuple[NDArray[np.uint8], Stated, list[str]]:
+    refuse_bombs(data)
+    with _open(data, max_pixels) as image:
+        _check_kind(image, data)
+        stated = _stated_mpp(image)
+        try:
+            image.verify()  # checks PNG's checksums, and leaves the image unusable
+        except _DECODER_ERRORS as error:
+            raise _damaged(error) from error
+    if (pixels := decode_plain_png(data)) is not None:
+        return pixels, stated, []
+    with _open(data, max_pixels) as image:
+        try:
+            pixels, notes = _upright_rgb(image, orientation)
+            return pixels, stated, notes
+        except ImageError:
+            raise
+        except _DECODER_ERRORS as error:
+            raise _damaged(error) from error
 
 
-def _tiff_mpp(image: Image.Image) -> tuple[float, ...]:
-    tags = image.tag_v2  # type: ignore[attr-defined]
-    description = str(tags.get(_TIFF_DESCRIPTION, ""))[:_MAX_DESCRIPTION]
-    if (pixels := _OME_PIXELS.search(description)) is not None:
-        return _ome_mpp(pixels[1])
-    if description.startswith("Aperio") and (found := _APERIO_MPP.search(description)):
-        return (float(found[1]),) * 2
-    if any(tag not in tags for tag in _TIFF_RESOLUTION):
-        return ()
-    unit = tags.get(_TIFF_RESOLUTION_UNIT, 2)  # the default of TIFF 6.0
-    um = _TIFF_UM_PER_UNIT.get(unit)
-    if um is None and any(name in description for name in _IMAGEJ_MICRON):
-        um = 1.0
-    return () if um is None else tuple(um / float(tags[tag]) for tag in _TIFF_RESOLUTION)
+def _upright_rgb(image: Image.Image, orientation: int = 1) -> tuple[NDArray[np.uint8], list[str]]:
+    """Turn an image upright and convert it to RGB; says what it changed.
 
-
-def _ome_mpp(attributes: str) -> tuple[float, ...]:
-    """PhysicalSizeX and Y of OME's Pixels element, by default in micrometres.
-
-    Found as text: an XML parser would follow a hostile file's entities, and nothing else is needed.
+    Args:
+        image: not loaded yet.
+        orientation: a TIFF's, which Pillow applies and forgets while it loads it.
     """
-    # Pillow takes the description for Latin-1; OME's is UTF-8.
-    readable = attributes.encode("latin-1", "replace").decode("utf-8", "replace")
-    found = {
-        name: html.unescape(double or single)
-        for name, double, single in _OME_SIZE.findall(readable)
-    }
-    sizes = []
-    for axis in "XY" if "PhysicalSizeY" in found else "XX":
-        size = found.get(f"PhysicalSize{axis}")
-        um = _OME_UM.get(found.get(f"PhysicalSize{axis}Unit", "um"))
-        if size is None or um is None:
-            return ()
-        sizes.append(float(size) * um)
-    return tuple(sizes)
+    image.load()  # turns a TIFF itself
+    refuse_large_exif(image.info.get("exif"))
+    orientation = image.getexif().get(_ORIENTATION, orientation)
+    rgb, notes = to_rgb(ImageOps.exif_transpose(image))
+    if orientation in range(2, 9):
+        notes.insert(0, f"turned upright, from orientation {orientation}")
+    return np.array(rgb, np.uint8), notes
+
+
+def _stated_mpp(image: Image.Image) -> Stated:
+    """What a PNG's pHYs or a JPEG's density says; a TIFF's is read from its tags."""
+    if image.format == "PNG" and "dpi" in image.info:  # set for a pHYs chunk in metres
+        x, y = (float(dpi) for dpi in image.info["dpi"])
+        return density(x, y, _UM_PER_INCH, "PNG density")
+    if image.format == "JPEG":
+        um = _JPEG_UM_PER_UNIT.get(image.info.get("jfif_unit", 0))
+        x, y = image.info.get("jfif_density", (0, 0))
+        return Stated() if um is None else density(float(x), float(y), um, "JPEG density")
+    return Stated()
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -238,44 +224,42 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             f"The image is far larger than the {max_pixels} pixels that are accepted. Crop it."
         ) from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"The file is no image that can be read. {_EXPECTED}.") from error
+        raise ImageError(
+            f"The file is no image that can be read. {_EXPECTED}.", code="image_unknown"
+        ) from error
     except _DECODER_ERRORS as error:
         raise _damaged(error) from error
-    width, height = image.size
+    _check_size(*image.size, max_pixels)
+    return image
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageTooLargeError(
             f"The image is {width} x {height}: {width * height} pixels, at most {max_pixels} are "
             "accepted. Crop it."
         )
-    if width == 0 or height == 0:
+    if width <= 0 or height <= 0:
         raise ImageError(f"The image is {width} x {height}: it has no pixels. {_EXPECTED}.")
-    return image
 
 
 def _check_kind(image: Image.Image, data: bytes) -> None:
     """Refuse what would be converted silently and wrongly: deep channels and animations."""
-    bits: tuple[int, ...] = (8,)
+    bits = 8
     if image.format == "PNG":
-        bits = (data[_PNG_BIT_DEPTH_OFFSET],)  # Pillow quietly cuts 16-bit RGB to 8
-    elif image.format == "TIFF":
-        bits = image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (1,))  # type: ignore[attr-defined]
-    if max(bits) > 8 or image.mode == "F" or image.mode.startswith("I"):
+        bits = data[_PNG_BIT_DEPTH_OFFSET]  # Pillow quietly cuts 16-bit RGB to 8
+    if bits > 8 or image.mode == "F" or image.mode.startswith("I"):
         raise ImageError(
-            f"The image has {max(bits)} bits a channel (mode {image.mode}), expected 8. "
-            "Convert it to 8 bits, so that you choose which value is white."
+            f"The image has {bits} bits a channel (mode {image.mode}), expected 8. "
+            "Convert it to 8 bits, so that you choose which value is white.",
+            code="image_depth",
         )
     if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
-        raise ImageError(f"The image is an animation. {_EXPECTED}.")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.has_transparency_data or image.mode in ("LA", "PA", "RGBA"):
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+        raise ImageError(f"The image is an animation. {_EXPECTED}.", code="image_animated")
 
 
 def _damaged(error: Exception) -> ImageError:
     reason = str(error).rstrip(".") or type(error).__name__
-    return ImageError(f"The image is damaged or truncated: {reason}. {_EXPECTED}.")
+    return ImageError(
+        f"The image is damaged or truncated: {reason}. {_EXPECTED}.", code="image_damaged"
+    )

@@ -52,7 +52,7 @@ def _is_plain(kind: bytes, chunk: memoryview) -> bool:
     if kind in (b"tEXt", b"zTXt", b"iTXt"):  # may say which way is up
         keyword = bytes(chunk[8:40]).lower()
         return b"exif" not in keyword and b"xmp" not in keyword
-    return kind not in (b"IHDR", b"tRNS", b"eXIf", b"acTL")
+    return kind not in (b"IHDR", b"tRNS", b"eXIf", b"acTL", b"iCCP")
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:

@@ -3,7 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from serve.contract.errors import ImageError, ImageTooLargeError
 from serve.contract.manifest import Manifest, read_bundle
-from serve.images.decode import check_mpp
+from serve.images.mpp import ASSUMED, FROM_REQUEST, UNKNOWN, check_mpp
 from serve.images.tiles import scale_to, scaled_size
 from serve.inference.backend import Backend, onnx_artefact
 from serve.inference.batching import ObserveWait, TileBatcher, TilePool, TileRunner
@@ -40,6 +40,10 @@ class Segmentation:
     low_res: LowResProbabilities | None = None
     """The probabilities of all classes, where they were asked for."""
 
+    def with_notes(self, mpp_note: str, notes: tuple[str, ...]) -> "Segmentation":
+        """The same with what was noted when the image's file was read; see `Picture`."""
+        return replace(self, summary=self.summary.with_notes(mpp_note, notes))
+
 
 class ImageSegmenter(Protocol):
     """Segments images: `TileSegmenter` here, `HttpClient` and `TritonClient` elsewhere."""
@@ -54,7 +58,7 @@ class ImageSegmenter(Protocol):
         image: NDArray[np.uint8],
         *,
         mpp: float | None = None,
-        mpp_source: MppSource = "request",
+        mpp_source: MppSource = FROM_REQUEST,
         with_probabilities: bool = False,
     ) -> Segmentation:
         """Segment an (H, W, 3) uint8 RGB image; see `TileSegmenter.segment`."""
@@ -109,7 +113,7 @@ class TileSegmenter(Closing):
         image: NDArray[np.uint8],
         *,
         mpp: float | None = None,
-        mpp_source: MppSource = "request",
+        mpp_source: MppSource = FROM_REQUEST,
         with_probabilities: bool = False,
     ) -> Segmentation:
         """Segment an image of any size.
@@ -117,7 +121,7 @@ class TileSegmenter(Closing):
         Args:
             image: (H, W, 3) uint8, RGB in [0, 255].
             mpp: um per pixel of the image; None takes it as the model's, and the summary says so.
-            mpp_source: who says so: the request or the file.
+            mpp_source: who says so, such as "request" or "OME-XML"; see `serve.images.mpp`.
             with_probabilities: also return the probabilities of all classes.
 
         Raises:
@@ -136,7 +140,7 @@ class TileSegmenter(Closing):
             with_probabilities=with_probabilities,
         )
         if mpp is None:
-            mpp, mpp_source = self.manifest.mpp, "model" if self.manifest.mpp else "unknown"
+            mpp, mpp_source = self.manifest.mpp, ASSUMED if self.manifest.mpp else UNKNOWN
         summary = summarise(prediction, self.manifest, mpp=mpp, mpp_source=mpp_source)
         return Segmentation(prediction.labels, prediction.confidence, summary, prediction.low_res)
 

@@ -1,6 +1,6 @@
 """A segmentation in numbers: pixels, area and confidence per class."""
 
-from typing import Any, Literal
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,8 +8,13 @@ from pydantic import ConfigDict, Field, JsonValue
 
 from serve.contract.manifest import Manifest, TissueClass
 from serve.contract.strict import Strict
+from serve.images.mpp import ASSUMED, FROM_REQUEST, UNKNOWN
 from serve.inference.tiling import Prediction
 
+_SOURCES = {
+    FROM_REQUEST: "as requested",
+    ASSUMED: "assumed: the model's own",
+}
 LOW_CONFIDENCE = 0.5
 """Pixels whose label has a probability below this count as of low confidence."""
 _PIXELS_AT_ONCE = 2**20
@@ -22,8 +27,8 @@ class ModelName(Strict):
     version: str
 
 
-MppSource = Literal["request", "file", "model", "unknown"]
-"""Where an image's um per pixel is from; `model`: assumed to be what the model was trained at."""
+MppSource = str
+"""Where an image's um per pixel is from: one of the words of `serve.images.mpp`."""
 
 
 class ImageInfo(Strict):
@@ -33,15 +38,36 @@ class ImageInfo(Strict):
     height_px: int
     mpp: float | None = Field(description="um per pixel that the image was taken to have")
     mpp_source: MppSource = Field(
-        description="where `mpp` is from: the request, the file, or, when neither says it, the "
-        "model's own, which is an assumption"
+        description=f"where `mpp` is from: `{FROM_REQUEST}`; what in the file states it, such as "
+        "`OME-XML`, `Aperio MPP`, `ImageJ unit`, `TIFF resolution`, `PNG density` or `JPEG "
+        f"density`; or `{ASSUMED}`: nobody said it, so the labels are right only if the image is "
+        f"at the model's own. `{UNKNOWN}`: the model does not know its own either"
     )
+    mpp_note: str = Field(
+        default="", description="what the file states of its um per pixel and was not believed"
+    )
+    notes: tuple[str, ...] = Field(
+        default=(),
+        description="how the pixels that were segmented differ from the file's, such as turned "
+        "upright",
+    )
+
+    @property
+    def is_mpp_known(self) -> bool:
+        """Whether somebody stated the um per pixel: the request or the file."""
+        return self.mpp is not None and self.mpp_source not in (ASSUMED, UNKNOWN)
+
+    @property
+    def scale(self) -> str:
+        """The um per pixel and where it is from, for people."""
+        if self.mpp is None:
+            return "um per pixel unknown"
+        return f"{self.mpp:.4g} um per pixel, {_SOURCES.get(self.mpp_source, self.mpp_source)}"
 
     @property
     def um2_per_px(self) -> float | None:
         """Area of a pixel, where it is known and not assumed."""
-        known = self.mpp is not None and self.mpp_source in ("request", "file")
-        return self.mpp**2 if known and self.mpp else None
+        return self.mpp**2 if self.is_mpp_known and self.mpp else None
 
 
 class ClassSummary(Strict):
@@ -69,7 +95,7 @@ class ClassSummary(Strict):
 
 SUMMARY_EXAMPLE: dict[str, JsonValue] = {
     "model": {"name": "segmenter", "version": "1.0.0"},
-    "image": {"width_px": 1024, "height_px": 1024, "mpp": 0.25, "mpp_source": "request"},
+    "image": {"width_px": 1024, "height_px": 1024, "mpp": 0.25, "mpp_source": "OME-XML"},
     "classes": [
         {
             "name": "Tumor",
@@ -101,13 +127,20 @@ class Summary(Strict):
         description="share of the pixels whose confidence is below the threshold"
     )
 
+    def with_notes(self, mpp_note: str, notes: tuple[str, ...]) -> Self:
+        """The same with what was noted when the image's file was read."""
+        image = self.image.model_copy(
+            update={"mpp_note": "" if self.image.is_mpp_known else mpp_note, "notes": notes}
+        )
+        return self.model_copy(update={"image": image})
+
 
 def summarise(
     prediction: Prediction,
     manifest: Manifest,
     *,
     mpp: float | None = None,
-    mpp_source: MppSource = "unknown",
+    mpp_source: MppSource = UNKNOWN,
 ) -> Summary:
     """Count pixels and average confidences per class.
 

@@ -21,7 +21,7 @@ from serve.contract.errors import (
 )
 from serve.contract.manifest import Artefact, Manifest, Parity, TissueClass, interface
 from serve.contract.strict import Strict
-from serve.images.decode import MAX_MPP, MIN_MPP
+from serve.images.mpp import MAX_MPP, MIN_MPP
 from serve.service.access import OPEN_PATHS
 from serve.service.error_answers import INTERNAL_CODE
 

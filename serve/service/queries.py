@@ -6,7 +6,7 @@ from pydantic import Field, create_model
 
 from serve.answers.format import AnswerFormat, Options
 from serve.answers.registry import batch_formats, merged_options
-from serve.images.decode import MAX_MPP, MIN_MPP
+from serve.images.mpp import MAX_MPP, MIN_MPP
 
 
 class ImageQuery(Options):

@@ -27,7 +27,7 @@ from serve.contract.errors import (
     UploadTooLargeError,
     UploadTooSlowError,
 )
-from serve.images.decode import check_mpp
+from serve.images.mpp import check_mpp
 from serve.service.error_answers import error_answer
 from serve.settings import MEBIBYTE
 

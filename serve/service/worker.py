@@ -12,6 +12,7 @@ from serve.answers.format import Source
 from serve.answers.pictures import rgb_png
 from serve.answers.registry import FORMATS, needs_probabilities
 from serve.images.decode import Picture, decode_picture
+from serve.images.mpp import FROM_REQUEST
 from serve.inference.segmenter import TileSegmenter
 from serve.service.model import Model
 from serve.service.telemetry import Telemetry
@@ -82,9 +83,10 @@ class Worker:
                 result = segmenter.segment(
                     picture.pixels,
                     mpp=picture.mpp if job.mpp is None else job.mpp,
-                    mpp_source="file" if job.mpp is None else "request",
+                    mpp_source=picture.mpp_source if job.mpp is None else FROM_REQUEST,
                     with_probabilities=needs_probabilities(job.formats, job.options),
                 )
+            result = result.with_notes(picture.mpp_note, picture.notes)
             self._telemetry.observe_summary(result.summary)
             with self._telemetry.stage("encode"):
                 source = Source(picture.pixels, result, segmenter.manifest)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from serve.contract.errors import OptionError
-from serve.images.decode import MAX_MPP, MIN_MPP, check_mpp
+from serve.images.mpp import MAX_MPP, MIN_MPP, check_mpp
 from train.errors import FocalPathError
 from train.files import CANNOT_WRITE
 from train.settings import MAX_CLASSES, TissueClass

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import OptionError
-from serve.images.decode import MAX_MPP, MIN_MPP
+from serve.images.mpp import MAX_MPP, MIN_MPP
 from serve.images.readers.errors import SlideError, SlideScaleError
 from serve.images.readers.scaled import ScaledView, read_scaled
 

@@ -83,7 +83,7 @@ def test_geojson_measures_each_region(collection: dict[str, Any]) -> None:
     }
 
 
-@pytest.mark.parametrize(("mpp", "source"), [(0.5, "model"), (None, "unknown")])
+@pytest.mark.parametrize(("mpp", "source"), [(0.5, "model (assumed)"), (None, "unknown")])
 def test_an_assumed_scale_gives_no_area_in_um2(
     mpp: float | None, source: str, regions: Regions, manifest: Manifest
 ) -> None:

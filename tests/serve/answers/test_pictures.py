@@ -128,7 +128,7 @@ def test_low_confidence_is_also_counted_per_class(
     assert found == [0.5, 0, None, None, 1]
 
 
-@pytest.mark.parametrize("source", ["request", "file"])
+@pytest.mark.parametrize("source", ["request", "OME-XML"])
 def test_a_known_mpp_gives_areas(
     source: MppSource, prediction: Prediction, manifest: Manifest
 ) -> None:
@@ -137,7 +137,7 @@ def test_a_known_mpp_gives_areas(
     assert (summary.image.mpp, summary.image.mpp_source) == (0.5, source)
 
 
-@pytest.mark.parametrize(("mpp", "source"), [(0.5, "model"), (None, "unknown")])
+@pytest.mark.parametrize(("mpp", "source"), [(0.5, "model (assumed)"), (None, "unknown")])
 def test_an_assumed_mpp_gives_no_areas(
     mpp: float | None, source: MppSource, prediction: Prediction, manifest: Manifest
 ) -> None:

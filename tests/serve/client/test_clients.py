@@ -51,8 +51,8 @@ def test_http_gives_the_same_for_another_mpp_with_probabilities(
     size: tuple[int, int], client: HttpClient, segmenter: TileSegmenter
 ) -> None:
     image = blobs(*size)
-    here = segmenter.segment(image, mpp=0.7, mpp_source="file", with_probabilities=True)
-    there = client.segment(image, mpp=0.7, mpp_source="file", with_probabilities=True)
+    here = segmenter.segment(image, mpp=0.7, mpp_source="OME-XML", with_probabilities=True)
+    there = client.segment(image, mpp=0.7, mpp_source="OME-XML", with_probabilities=True)
     assert np.array_equal(there.labels, here.labels)
     assert there.summary == here.summary
     assert here.low_res is not None

@@ -94,7 +94,7 @@ def test_the_mpp_of_a_file_is_taken_and_said_to_be_the_files_also_over_http(
     for url in (service_url, toy_bundle):
         assert _segment(tmp_path / "slide.png", "--url", url, "--out", tmp_path, "--again") == 0
         found = json.loads((tmp_path / "slide.json").read_text())["image"]
-        assert (round(found["mpp"], 3), found["mpp_source"]) == (1.0, "file")
+        assert (round(found["mpp"], 3), found["mpp_source"]) == (1.0, "PNG density")
 
 
 def test_finished_images_are_skipped(

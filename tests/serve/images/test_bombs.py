@@ -73,14 +73,16 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_before_pillow_reads_it(name: str) -> None:
-    with pytest.raises(ImageError, match="would cost far more to read than it weighs"):
+    with pytest.raises(ImageError) as raised:
         refuse_bombs(BOMBS[name])
+    assert raised.value.code == "image_bomb"
 
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_the_decoder_refuses_a_bomb_too(name: str) -> None:
-    with pytest.raises(ImageError, match="would cost far more to read than it weighs"):
+    with pytest.raises(ImageError) as raised:
         decode_image(BOMBS[name], max_bytes=2**26)
+    assert raised.value.code == "image_bomb"
 
 
 def test_a_png_with_a_mebibyte_of_exif_is_refused() -> None:

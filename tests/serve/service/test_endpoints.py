@@ -81,7 +81,7 @@ def test_the_files_mpp_is_taken_where_the_request_states_none(service_url: str) 
     content = encoded(IMAGE, dpi=(25_400, 25_400))
     image = _summary(_post(service_url, "segment", content)).image
     assert image.mpp == pytest.approx(1.0)
-    assert image.mpp_source == "file"
+    assert image.mpp_source == "PNG density"
 
 
 def test_the_requests_mpp_comes_before_the_files(service_url: str) -> None:
@@ -92,7 +92,7 @@ def test_the_requests_mpp_comes_before_the_files(service_url: str) -> None:
 
 def test_without_any_mpp_the_answer_says_that_the_models_is_assumed(service_url: str) -> None:
     summary = _summary(_post(service_url, "segment"))
-    assert (summary.image.mpp, summary.image.mpp_source) == (0.5, "model")
+    assert (summary.image.mpp, summary.image.mpp_source) == (0.5, "model (assumed)")
     assert all(row.area_um2 is None for row in summary.classes)
 
 

@@ -1,0 +1,96 @@
+"""Which of three channels is red, green and blue, where a TIFF's metadata says so."""
+
+import struct
+
+from serve.images.imagej import read_imagej
+from serve.images.ome import OmeImage
+from serve.images.tiff_tags import Structure
+
+_OME_COLORS = {-16776961: "red", 0xFF0000FF: "red", 16711935: "green", 65535: "blue"}
+"""OME's RGBA as a signed integer, as its schema has it, or unsigned."""
+_COLORS = {"r": "red", "g": "green", "b": "blue", "red": "red", "green": "green", "blue": "blue"}
+RGB_COLORS = ("red", "green", "blue")
+_IMAGEJ_COUNTS, _IMAGEJ_DATA = 50838, 50839
+_IMAGEJ_LUT, _IMAGEJ_LABEL = b"luts", b"labl"
+_LUT_BYTES = 768
+
+
+def stated_colors(
+    structure: Structure, description: bytes, ome: OmeImage | None
+) -> list[str] | None:
+    """The colour of each of three channels, in the file's order; None where it is not said."""
+    colors = _ome_colors(ome) or _imagej_colors(structure, description)
+    return colors if colors is not None and sorted(colors) == sorted(RGB_COLORS) else None
+
+
+def _ome_colors(image: OmeImage | None) -> list[str] | None:
+    """The colour of each plane in the file's order, by its channel's name or colour."""
+    if image is None or (image.size("C"), image.size("Z"), image.size("T")) != (3, 1, 1):
+        return None
+    if len(image.channels) == 1 and image.channels[0].get("SamplesPerPixel") == "3":
+        return list(RGB_COLORS)
+    colors = [_channel_color(channel) for channel in image.channels]
+    if len(image.planes) != 3 or len(colors) != 3:
+        return colors
+    channel_of = {plane.get("IFD", ""): plane.get("FirstC", "0") for plane in image.planes}
+    if set(channel_of) == set(channel_of.values()) == set("012"):
+        return [colors[int(channel_of[page])] for page in "012"]
+    return colors
+
+
+def _channel_color(channel: dict[str, str]) -> str:
+    named = _COLORS.get(channel.get("Name", "").strip().casefold())
+    stated = channel.get("Color", "")
+    is_number = stated.removeprefix("-").isdecimal() and len(stated) < 12
+    return named or (_OME_COLORS.get(int(stated), "") if is_number else "")
+
+
+def _imagej_colors(structure: Structure, description: bytes) -> list[str] | None:
+    """The colours of ImageJ's three channels or labelled slices, in the file's order."""
+    properties = read_imagej(description)
+    if "imagej" not in properties or properties.get("images") != "3":
+        return None
+    metadata = _imagej_metadata(structure)
+    encoding = "utf-16-le" if structure.order == "<" else "utf-16-be"
+    labels = [text.decode(encoding, "replace") for text in metadata.get(_IMAGEJ_LABEL, [])]
+    named = [_COLORS.get(label.strip("\0 ").casefold(), "") for label in labels]
+    if len(named) == 3 and all(named):
+        return named
+    if properties.get("channels") != "3":
+        return None
+    if tables := metadata.get(_IMAGEJ_LUT):
+        return [_lut_color(table) for table in tables]
+    return list(RGB_COLORS) if properties.get("mode") == "composite" else None
+
+
+def _lut_color(table: bytes) -> str:
+    """Which of red, green and blue a lookup table of 256 reds, greens and blues shows."""
+    if len(table) != _LUT_BYTES:
+        return ""
+    ramp, nothing = bytes(range(256)), bytes(256)
+    shown = [table[start : start + 256] for start in (0, 256, 512)]
+    for index, color in enumerate(RGB_COLORS):
+        if shown == [ramp if place == index else nothing for place in range(3)]:
+            return color
+    return ""
+
+
+def _imagej_metadata(structure: Structure) -> dict[bytes, list[bytes]]:
+    """ImageJ's own metadata of the first page: the values of each kind."""
+    tags = {tag.number: tag for tag in structure.tags(structure.first)}
+    if not {_IMAGEJ_COUNTS, _IMAGEJ_DATA} <= tags.keys():
+        return {}
+    sizes = [int(value) for value in structure.values(tags[_IMAGEJ_COUNTS])]
+    data = structure.text(tags[_IMAGEJ_DATA])
+    if not sizes or not 4 <= sizes[0] <= len(data):
+        return {}
+    header, place, rest = data[: sizes[0]], sizes[0], iter(sizes[1:])
+    found: dict[bytes, list[bytes]] = {}
+    for start in range(4, len(header) - 7, 8):
+        kind = header[start : start + 4]
+        (count,) = struct.unpack(structure.order + "L", header[start + 4 : start + 8])
+        kind = kind if structure.order == ">" else kind[::-1]
+        for size in (size for size, _ in zip(rest, range(count), strict=False)):
+            found.setdefault(kind, []).append(data[place : place + size])
+            place += size
+    return found

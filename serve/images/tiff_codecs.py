@@ -1,0 +1,195 @@
+"""TIFF compressions that Pillow does not read as a whole: each strip or tile decoded on its own.
+
+WebP and JPEG 2000 are decoded with Pillow, which has both. LERC and JPEG XL need imagecodecs
+(80 MB installed), which the extra `slides` brings. A strip or tile whose own header tells another
+size than the TIFF is refused before its pixels are decoded.
+"""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from serve.contract.errors import ImageError
+from serve.images.tiff_pages import Page
+from serve.images.tiff_tags import MAX_PLACES, Structure
+
+try:
+    import imagecodecs
+except ModuleNotFoundError:  # it comes with the extra `slides`
+    imagecodecs = None  # type: ignore[assignment]
+
+PILLOW_READS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000})
+"""Uncompressed, CCITT, LZW, JPEG, Deflate, PackBits, LZMA, Zstandard."""
+_NAMES = {
+    9: "JBIG",
+    10: "JBIG",
+    32766: "NeXT",
+    32809: "ThunderScan",
+    33003: "JPEG 2000",
+    33005: "JPEG 2000",
+    34661: "JBIG",
+    34676: "SGI Log",
+    34677: "SGI Log",
+    34712: "JPEG 2000",
+    34887: "LERC",
+    34933: "PNG",
+    34934: "JPEG XR",
+    22610: "JPEG XR",
+    48124: "Jetraw",
+    50001: "WebP",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
+_APERIO_YCBCR = 33003
+
+Decode = Callable[[bytes, tuple[int, int, int]], NDArray[np.uint8]]
+"""From a segment's bytes and its (rows, columns, samples) to its pixels."""
+
+
+def is_read_by_pillow(page: Page) -> bool:
+    """Whether Pillow reads the page's compression."""
+    return page.compression in PILLOW_READS
+
+
+def decode_segments(data: bytes, page: Page) -> Image.Image:
+    """Decode the first page of a TIFF, strip by strip or tile by tile.
+
+    Args:
+        data: the file; `page` is its first.
+        page: what its tags say; its size has been found acceptable.
+
+    Raises:
+        ImageError: the compression is not read here, or a segment is damaged.
+        struct.error: the file ends before what its tags name.
+    """
+    name = _NAMES.get(page.compression, "of an unknown kind")
+    decode = _decoder(page.compression)
+    if decode is None:
+        extra = page.compression in _WITH_IMAGECODECS
+        raise ImageError(
+            f"The TIFF's compression is {name} (Compression {page.compression}), which is not "
+            + (
+                "read without the extra `slides` (pip install 'focalpath[slides]'). "
+                if extra
+                else "read. "
+            )
+            + "Save it with LZW, Deflate or JPEG compression, or as PNG.",
+            code="image_compression",
+        )
+    if page.is_planar or page.num_samples not in (1, 3, 4) or page.photometric not in (0, 1, 2, 6):
+        raise ImageError(
+            f"The TIFF has {page.num_samples} channels, compressed by {name} in a layout that is "
+            "not read. Save it as RGB with LZW or Deflate compression.",
+            code="image_compression",
+        )
+    rows, columns, places = _segments(data, page)
+    pixels = np.zeros((page.height, page.width, page.num_samples), np.uint8)
+    for index, (offset, size) in enumerate(places):
+        across = -(-page.width // columns)
+        top, left = index // across * rows, index % across * columns
+        if top >= page.height:
+            break
+        wanted = (
+            rows if page.is_tiled else min(rows, page.height - top),
+            columns,
+            page.num_samples,
+        )
+        segment = _decoded(decode, data[offset : offset + size], wanted, name)
+        part = pixels[top : top + rows, left : left + columns]
+        part[...] = segment[: part.shape[0], : part.shape[1]]
+    if page.photometric == 0:
+        pixels = 255 - pixels
+    image = Image.fromarray(pixels[..., 0] if page.num_samples == 1 else pixels)
+    if page.compression == _APERIO_YCBCR or page.photometric == 6:
+        image = Image.fromarray(pixels[..., :3], "YCbCr")
+    return image
+
+
+def _decoded(
+    decode: Decode, segment: bytes, wanted: tuple[int, int, int], name: str
+) -> NDArray[np.uint8]:
+    try:
+        found = decode(segment, wanted)
+    except ImageError:
+        raise
+    except (OSError, SyntaxError, ValueError, RuntimeError, TypeError, EOFError) as error:
+        raise ImageError(
+            f"The TIFF is damaged: a part of it is no {name} that can be read ({error}). "
+            "Write the file again.",
+            code="image_damaged",
+        ) from error
+    if found.shape != wanted or found.dtype != np.uint8:
+        raise _wrong_size(found.shape, wanted)
+    return found
+
+
+def _segments(data: bytes, page: Page) -> tuple[int, int, list[tuple[int, int]]]:
+    """Rows and columns of a strip or tile, and where each is: its offset and bytes."""
+    structure = Structure(data)
+    tags = {tag.number: tag for tag in structure.tags(structure.first)}
+    names = (324, 325) if page.is_tiled else (273, 279)
+    if not all(name in tags for name in names):
+        raise ImageError("The TIFF does not say where its pixels are. Write the file again.")
+    offsets, sizes = (
+        [int(value) for value in structure.values(tags[name], MAX_PLACES)] for name in names
+    )
+    if page.is_tiled:
+        columns, rows = (int(structure.values(tags[name])[0]) for name in (322, 323))
+    else:
+        columns = page.width
+        rows = int(structure.values(tags[278])[0]) if 278 in tags else page.height
+        rows = min(rows, page.height)
+    if not (0 < rows <= 2**16 and 0 < columns <= 2**16):
+        raise ImageError(f"The TIFF has tiles of {columns} x {rows} pixels. Write it again.")
+    needed = -(-page.height // rows) * -(-page.width // columns)
+    if len(offsets) < needed or len(sizes) < needed:
+        raise ImageError(
+            f"The TIFF has {len(offsets)} strips or tiles, expected {needed}. Write it again."
+        )
+    return rows, columns, list(zip(offsets, sizes, strict=False))
+
+
+def _wrong_size(found: tuple[int, ...], wanted: tuple[int, int, int]) -> ImageError:
+    return ImageError(
+        f"The TIFF is damaged: a strip or tile has the shape {found}, expected {wanted}. Write the "
+        "file again.",
+        code="image_damaged",
+    )
+
+
+def _with_pillow(kind: str) -> Decode:
+    def decode(segment: bytes, wanted: tuple[int, int, int]) -> NDArray[np.uint8]:
+        with Image.open(io.BytesIO(segment), formats=(kind,)) as image:
+            found = (image.height, image.width, len(image.getbands()))
+            if found[:2] != wanted[:2]:  # known from its header: nothing is decoded
+                raise _wrong_size(found, wanted)
+            mode = {1: "L", 3: "RGB", 4: "RGBA"}[wanted[2]]
+            if image.mode == "YCbCr":
+                mode = "YCbCr"
+            return np.asarray(image.convert(mode), np.uint8).reshape(wanted)
+
+    return decode
+
+
+def _with_imagecodecs(kind: str) -> Decode:
+    def decode(segment: bytes, wanted: tuple[int, int, int]) -> NDArray[np.uint8]:
+        out = np.empty(wanted if wanted[2] > 1 else wanted[:2], np.uint8)
+        getattr(imagecodecs, f"{kind}_decode")(segment, out=out)  # refuses another shape
+        return out.reshape(wanted)
+
+    return decode
+
+
+_WITH_PILLOW = {33003: "JPEG2000", 33005: "JPEG2000", 34712: "JPEG2000", 50001: "WEBP"}
+_WITH_IMAGECODECS = {34887: "lerc", 50002: "jpegxl", 52546: "jpegxl"}
+
+
+def _decoder(compression: int) -> Decode | None:
+    if compression in _WITH_PILLOW:
+        return _with_pillow(_WITH_PILLOW[compression])
+    if compression in _WITH_IMAGECODECS and imagecodecs is not None:
+        return _with_imagecodecs(_WITH_IMAGECODECS[compression])
+    return None

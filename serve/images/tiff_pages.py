@@ -1,0 +1,154 @@
+"""The pages of a TIFF as their tags describe them, and what of a page cannot be read."""
+
+import re
+from dataclasses import dataclass
+
+from serve.contract.errors import ImageError
+from serve.images.imagej import as_text
+from serve.images.tiff_tags import Structure
+
+MAX_TAGS_IN_ALL = 65_536
+"""Of all pages together: bounds the time that their reading takes."""
+_NOT_THE_IMAGE = re.compile(
+    r"(?:^|\n)\s*(?:label|macro|thumbnail|overview|probability|map)(?:[_ -]?image)?\b",
+    re.IGNORECASE,
+)
+"""How Aperio, Ventana and Hamamatsu describe pages beside the slide."""
+_DESCRIPTION_START = 256
+GREY = (0, 1)
+"""PhotometricInterpretation: white is zero, black is zero."""
+RGB = 2
+_PHOTOMETRICS = {
+    0: "white is zero",
+    1: "black is zero",
+    2: "RGB",
+    3: "palette",
+    4: "mask",
+    5: "CMYK",
+    6: "YCbCr",
+    8: "CIELab",
+    9: "ICCLab",
+    10: "ITULab",
+    32803: "colour filter array",
+    32844: "LogL",
+    32845: "LogLuv",
+    34892: "linear raw",
+}
+_READABLE_PHOTOMETRICS = (0, 1, 2, 3, 5, 6, 8)
+_SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "float", 5: "complex", 6: "complex"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the tags of a page say."""
+
+    folder: int
+    """Where its tags are in the file."""
+    width: int
+    height: int
+    num_samples: int
+    bits: tuple[int, ...]
+    sample_format: int
+    photometric: int
+    compression: int
+    is_planar: bool
+    is_tiled: bool
+    orientation: int
+    """1 to 8, as EXIF has it."""
+    resolution: tuple[float, float] | None
+    resolution_unit: int
+    is_beside: bool
+    """It is a thumbnail, a mask, a label or a macro."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.width, self.height
+
+    @property
+    def num_pixels(self) -> int:
+        """Pixels of the page."""
+        return self.width * self.height
+
+
+def check_page(page: Page) -> None:
+    """Raise ImageError for a page whose pixels would be taken for something else."""
+    if page.sample_format != 1:
+        kind = _SAMPLE_FORMATS.get(page.sample_format, "unknown")
+        raise ImageError(
+            f"The image has {max(page.bits)} bits a channel, as {kind} numbers; expected 8, "
+            "unsigned. Convert it to 8 bits, so that you choose which value is white.",
+            code="image_depth",
+        )
+    if max(page.bits) > 8:
+        raise ImageError(
+            f"The image has {max(page.bits)} bits a channel, expected 8. Convert it to 8 bits, so "
+            "that you choose which value is white.",
+            code="image_depth",
+        )
+    name = _PHOTOMETRICS.get(page.photometric, "unknown")
+    if page.photometric not in _READABLE_PHOTOMETRICS:
+        raise ImageError(
+            f"The TIFF's pixels are {name} (PhotometricInterpretation {page.photometric}), "
+            "expected RGB, grey, palette, CMYK, YCbCr or CIELab. Convert it to RGB.",
+            code="image_colors",
+        )
+    if page.photometric in GREY and page.num_samples > 2:
+        raise ImageError(
+            f"The TIFF has {page.num_samples} channels that do not say which is red, green and "
+            f"blue (PhotometricInterpretation {page.photometric}). Save it as RGB.",
+            code="image_stack",
+        )
+
+
+def read_pages(structure: Structure) -> list[Page]:
+    """Read the tags of all pages.
+
+    Raises:
+        ImageError: it has no page, or more tags than are read.
+        struct.error: it ends before what it names.
+    """
+    pages, num_tags = [], 0
+    for folder in structure.folders():
+        num_tags += structure.num_tags(folder)
+        if num_tags > MAX_TAGS_IN_ALL:
+            raise ImageError(
+                f"The TIFF has {num_tags} tags, at most {MAX_TAGS_IN_ALL} are accepted. Write it "
+                "again with another program."
+            )
+        pages.append(_read_page(structure, folder))
+    if not pages:
+        raise ImageError("The TIFF has no page. Send the file again.")
+    return pages
+
+
+def _read_page(structure: Structure, folder: int) -> Page:
+    tags = {tag.number: tag for tag in structure.tags(folder)}
+
+    def number(name: int, default: int) -> int:
+        values = structure.values(tags[name]) if name in tags else ()
+        return int(values[0]) if values else default
+
+    bits = structure.values(tags[258]) if 258 in tags else ()
+    resolution = [
+        value for name in (282, 283) if name in tags for value in structure.values(tags[name])[:1]
+    ]
+    beginning = structure.text(tags[270])[:_DESCRIPTION_START] if 270 in tags else b""
+    subfile = number(254, 0)
+    is_reduced = bool(subfile & 0b101) or number(255, 1) == 2  # smaller, or a mask
+    return Page(
+        folder=folder,
+        width=number(256, 0),
+        height=number(257, 0),
+        num_samples=number(277, 1),
+        bits=tuple(int(value) for value in bits) or (1,),
+        sample_format=number(339, 1),
+        photometric=number(262, 1),
+        compression=number(259, 1),
+        is_planar=number(284, 1) == 2,
+        is_tiled=322 in tags,
+        orientation=number(274, 1),
+        resolution=(resolution[0], resolution[1]) if len(resolution) == 2 else None,
+        resolution_unit=number(296, 2),
+        is_beside=is_reduced or bool(_NOT_THE_IMAGE.search(as_text(beginning))),
+    )

@@ -1,0 +1,314 @@
+"""TIFFs of many makes: the right pixels, or a refusal that names what was found."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from serve.contract.errors import ImageError
+from serve.images.decode import Picture, decode_picture
+from tests.support.pictures import blobs, encoded
+
+IMAGE = blobs(64, 96)
+PLANES = np.ascontiguousarray(IMAGE.transpose(2, 0, 1))  # 3 x H x W
+RAMP = np.arange(256, dtype=np.uint8)
+
+
+def lut(color: str) -> NDArray[np.uint8]:
+    """ImageJ's lookup table of a colour."""
+    return np.stack([RAMP if name == color else 0 * RAMP for name in ("red", "green", "blue")])
+
+
+def tiff(*pages: NDArray[Any], file: dict[str, Any] | None = None, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer, **(file or {})) as writer:
+        for page in pages:
+            writer.write(page, **options)
+    return buffer.getvalue()
+
+
+def pages(*described: tuple[NDArray[Any], dict[str, Any]], **file: Any) -> bytes:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer, **file) as writer:
+        for page, options in described:
+            writer.write(page, **{"metadata": None, **options})
+    return buffer.getvalue()
+
+
+def refusal(content: bytes) -> ImageError:
+    with pytest.raises(ImageError) as raised:
+        decode_picture(content)
+    return raised.value
+
+
+def imagej(**metadata: Any) -> bytes:
+    return tiff(PLANES, file={"imagej": True}, metadata={"axes": "CYX", **metadata})
+
+
+def ome(planes: NDArray[Any] = PLANES, axes: str = "CYX", **metadata: Any) -> bytes:
+    options = {"photometric": "minisblack", "metadata": {"axes": axes, **metadata}}
+    return tiff(planes, file={"ome": True}, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"byteorder": ">"},
+        {"bigtiff": True},
+        {"bigtiff": True, "byteorder": ">"},
+    ],
+)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"tile": (32, 32)},
+        {"rowsperstrip": 7},
+        {"planarconfig": "separate", "photometric": "rgb"},
+        {"compression": "zlib", "predictor": True},
+        {"compression": "lzw", "tile": (16, 48)},
+        {"compression": "packbits"},
+        {"compression": "lzma"},
+        {"compression": "zstd"},
+        {"compression": "webp", "compressionargs": {"lossless": True}},
+        {"compression": "webp", "compressionargs": {"lossless": True}, "tile": (48, 64)},
+        {"compression": "jpeg2000", "compressionargs": {"level": 0}},
+        {"compression": "lerc"},
+        {"compression": "jpegxl", "compressionargs": {"lossless": True}},
+    ],
+    ids=str,
+)
+def test_a_lossless_rgb_tiff_is_read_whatever_its_layout(
+    options: dict[str, Any], layout: dict[str, Any]
+) -> None:
+    if "compression" in layout:
+        pytest.importorskip("imagecodecs")
+    planes = PLANES if layout.get("planarconfig") == "separate" else IMAGE
+    content = tiff(planes, file=options, **{"photometric": "rgb", **layout})
+    assert np.array_equal(decode_picture(content).pixels, IMAGE)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "webp"])
+def test_a_tiff_is_turned_upright(orientation: int, compression: str | None) -> None:
+    pytest.importorskip("imagecodecs")
+    tag = (274, 3, 1, orientation, True)
+    content = tiff(
+        IMAGE, compression=compression, compressionargs={"lossless": True}, extratags=[tag]
+    ) if compression else tiff(IMAGE, extratags=[tag])  # fmt: skip
+    upright = {
+        1: IMAGE,
+        2: IMAGE[:, ::-1],
+        3: IMAGE[::-1, ::-1],
+        4: IMAGE[::-1],
+        5: IMAGE.transpose(1, 0, 2),
+        6: np.rot90(IMAGE, -1),
+        7: np.rot90(IMAGE, 2).transpose(1, 0, 2),
+        8: np.rot90(IMAGE),
+    }
+    picture = decode_picture(content)
+    assert np.array_equal(picture.pixels, upright[orientation])
+    assert bool(picture.notes) == (orientation != 1)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"Channel": {"Name": ["Red", "Green", "Blue"]}},
+        {"Channel": {"Name": ["r", "g", "b"]}},
+        {"Channel": {"Color": [-16776961, 16711935, 65535]}},
+    ],
+)
+def test_three_pages_that_ome_calls_red_green_and_blue_are_merged(metadata: dict[str, Any]) -> None:
+    picture = decode_picture(ome(**metadata, PhysicalSizeX=0.5, PhysicalSizeY=0.5))
+    assert np.array_equal(picture.pixels, IMAGE)
+    assert picture.mpp == 0.5
+    assert picture.notes
+
+
+def test_ome_may_name_the_channels_in_another_order() -> None:
+    content = ome(PLANES[::-1].copy(), Channel={"Name": ["Blue", "Green", "Red"]})
+    assert np.array_equal(decode_picture(content).pixels, IMAGE)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_three_channels_of_one_page_that_say_their_colours_are_rgb(planar: str) -> None:
+    planes, axes = (PLANES, "CYX") if planar == "separate" else (IMAGE, "YXC")
+    content = tiff(
+        planes,
+        file={"ome": True},
+        photometric="minisblack",
+        planarconfig=planar,
+        metadata={"axes": axes, "Channel": {"Name": ["Red", "Green", "Blue"]}},
+    )
+    assert np.array_equal(decode_picture(content).pixels, IMAGE)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"mode": "composite"},
+        {"mode": "color", "LUTs": [lut("red"), lut("green"), lut("blue")]},
+        {"Labels": ["Red", "Green", "Blue"]},
+    ],
+)
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_three_imagej_channels_that_are_shown_red_green_and_blue_are_merged(
+    metadata: dict[str, Any], byteorder: str
+) -> None:
+    content = tiff(
+        PLANES,
+        file={"imagej": True, "byteorder": byteorder},
+        metadata={"axes": "CYX", **metadata},
+    )
+    assert np.array_equal(decode_picture(content).pixels, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (imagej(mode="grayscale"), "channels 3"),
+        (imagej(mode="color", LUTs=[lut("red"), lut("green"), lut("red")]), "channels 3"),
+        (ome(Channel={"Name": ["DAPI", "FITC", "TRITC"]}), "DAPI, FITC, TRITC"),
+        (ome(), "C 3"),
+        (ome(axes="ZYX"), "Z 3"),
+        (ome(PLANES[:2].copy()), "C 2"),
+        (tiff(IMAGE, 255 - IMAGE, metadata=None), "2 pages of 96 x 64"),
+        (tiff(IMAGE[..., 0], IMAGE[..., 1], IMAGE[..., 2], metadata=None), "3 pages"),
+        (tiff(IMAGE, photometric="minisblack", planarconfig="contig"), "3 channels"),
+        (tiff(PLANES, photometric="minisblack", planarconfig="separate"), "3 channels"),
+    ],
+)
+def test_planes_that_do_not_say_their_colours_are_refused(content: bytes, found: str) -> None:
+    error = refusal(content)
+    assert error.code == "image_stack"
+    assert found in str(error)
+
+
+SMALL = IMAGE[::4, ::4].copy()
+LARGE_LABEL = blobs(128, 128)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pages((SMALL, {"subfiletype": 1}), (IMAGE, {})),
+        pages((SMALL, {}), (IMAGE, {})),
+        pages((IMAGE, {}), (SMALL, {"subfiletype": 1})),
+        pages((LARGE_LABEL, {"subfiletype": 1}), (IMAGE, {}), (SMALL, {"subfiletype": 9})),
+        pages((LARGE_LABEL, {"description": "Label_Image"}), (IMAGE, {})),
+        pages((IMAGE, {}), (LARGE_LABEL, {"description": "Aperio Image\nmacro 128x128"})),
+        pages((SMALL, {}), (IMAGE, {"tile": (32, 32)}), bigtiff=True, byteorder=">"),
+    ],
+)
+def test_the_largest_page_of_full_resolution_is_read(content: bytes) -> None:
+    assert np.array_equal(decode_picture(content).pixels, IMAGE)
+
+
+def test_the_pages_own_resolution_counts() -> None:
+    content = pages(
+        (SMALL, {"resolution": (10_000, 10_000), "resolutionunit": "CENTIMETER"}),
+        (IMAGE, {"resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER"}),
+    )
+    assert decode_picture(content).mpp == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int8, np.int16, np.float32, np.float64])
+@pytest.mark.parametrize("photometric", ["rgb", "minisblack"])
+def test_numbers_that_are_not_unsigned_8_bit_are_refused(dtype: type, photometric: str) -> None:
+    pixels = IMAGE if photometric == "rgb" else IMAGE[..., 0]
+    error = refusal(tiff((pixels // 2).astype(dtype), photometric=photometric))
+    assert error.code == "image_depth"
+    assert f"{np.dtype(dtype).itemsize * 8} bits" in str(error)
+
+
+def test_bilevel_palette_grey_and_inverted_grey_become_rgb() -> None:
+    grey = IMAGE[..., 0]
+    bilevel = decode_picture(encoded(Image.fromarray(grey > 128), "TIFF")).pixels
+    assert np.array_equal(bilevel[..., 1], np.where(grey > 128, 255, 0))
+    palette = Image.fromarray(IMAGE).quantize(16)
+    found = decode_picture(encoded(palette, "TIFF")).pixels
+    assert np.array_equal(found, np.asarray(palette.convert("RGB")))
+    inverted = decode_picture(tiff(255 - grey, photometric="miniswhite")).pixels
+    assert np.array_equal(inverted, np.dstack([grey] * 3))
+
+
+def test_an_alpha_channel_is_composited_on_white_and_said() -> None:
+    alpha = np.full(IMAGE.shape[:2], 255, np.uint8)
+    alpha[:8] = 0
+    content = tiff(np.dstack([IMAGE, alpha]), photometric="rgb", extrasamples=["unassalpha"])
+    picture = decode_picture(content)
+    assert (picture.pixels[:8] == 255).all()
+    assert np.array_equal(picture.pixels[8:], IMAGE[8:])
+    assert picture.notes
+
+
+def test_a_colour_filter_array_is_refused_by_name() -> None:
+    error = refusal(tiff(IMAGE[..., 0], photometric="cfa"))
+    assert error.code == "image_colors"
+    assert "colour filter array" in str(error)
+
+
+@pytest.mark.parametrize(("compression", "name"), [(34933, "PNG"), (34934, "JPEG XR")])
+def test_a_compression_that_is_not_read_is_named(compression: int, name: str) -> None:
+    pytest.importorskip("imagecodecs")
+    kind = tifffile.COMPRESSION(compression)
+    error = refusal(tiff(IMAGE, compression=kind, photometric="rgb"))
+    assert error.code == "image_compression"
+    assert name in str(error)
+
+
+def test_a_compression_of_the_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("imagecodecs")
+    content = tiff(IMAGE, compression="lerc", photometric="rgb")
+    monkeypatch.setattr("serve.images.tiff_codecs.imagecodecs", None)
+    error = refusal(content)
+    assert error.code == "image_compression"
+    assert "LERC" in str(error)
+    assert "focalpath[slides]" in str(error)
+
+
+def test_a_tile_that_is_larger_than_the_tiff_says_is_not_decoded() -> None:
+    """The tile of 16 pixels holds a WebP of 2000."""
+    pytest.importorskip("imagecodecs")
+    content = tiff(IMAGE[:16, :16].copy(), compression="webp", photometric="rgb")
+    huge = encoded(Image.new("RGB", (2_000, 2_000)), "WEBP", quality=1, method=0)
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page = file.pages[0]
+        counts, offsets = page.tags[279], page.tags[273]
+    patched = bytearray(content)
+    patched[counts.valueoffset : counts.valueoffset + 4] = len(huge).to_bytes(4, "little")
+    patched[offsets.valueoffset : offsets.valueoffset + 4] = len(content).to_bytes(4, "little")
+    assert refusal(bytes(patched) + huge).code == "image_damaged"
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.95])
+@pytest.mark.parametrize("make", [ome, imagej, lambda: tiff(IMAGE, compression="webp")])
+def test_a_truncated_tiff_is_refused(share: float, make: Any) -> None:
+    content = make()
+    refusal(content[: int(share * len(content))])
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
+def test_random_damage_to_the_tags_is_refused_or_decoded_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    whole = [
+        ome(Channel={"Name": ["Red", "Green", "Blue"]}),
+        imagej(mode="composite"),
+        pages((SMALL, {"subfiletype": 1}), (IMAGE, {"compression": "webp", "tile": (32, 32)})),
+    ]
+    for index in range(300):
+        damaged = bytearray(whole[index % 3])
+        for place in rng.integers(0, 700, size=rng.choice([1, 3, 20])):
+            damaged[place] = rng.integers(256)
+        try:
+            picture: Picture = decode_picture(bytes(damaged), max_pixels=10**6)
+        except ImageError:
+            continue
+        assert picture.pixels.dtype == np.uint8
+        assert picture.pixels.shape[2] == 3
