@@ -138,7 +138,7 @@ class Fit:
 class ImportSampath:
     """Convert a SAM-Path Lightning checkpoint (late fusion, SAM ViT-B and HIPT ViT-S/16).
 
-    The preset gives its sizes: bcss for one of BCSS, crag for one of CRAG.
+    The preset names the data that it was trained on: bcss, crag or bdsa.
     """
 
     checkpoint: tyro.conf.Positional[Path]
@@ -146,12 +146,18 @@ class ImportSampath:
     out: tyro.conf.Positional[Path]
     """The run's folder to write: model.safetensors, model.json."""
     settings: Preset
-    data: Path
-    """The data set it was trained on: class names, colours, mpp and pixel shares."""
+    data: Path | None = None
+    """The data set that it was trained on: class names, colours, mpp and pixel shares. The
+    checkpoint and class names suffice."""
+    class_names: tuple[str, ...] = ()
+    """Without --data: the classes in the order of their labels; by default the preset's."""
+    image_mpp: float | None = None
+    """Without --data: um per pixel of the images that it was trained on."""
     overwrite: bool = False
     """Replace the trained model that OUT has."""
     score: bool = True
-    """Score the validation tiles, so that --bias hcfa can start from this run's Dice."""
+    """With --data: score the validation tiles, so that --bias hcfa can start from this run's
+    Dice."""
 
     def run(self) -> None:
         """Convert, accounting for every weight."""
@@ -161,13 +167,16 @@ class ImportSampath:
         card = import_sampath(
             self.checkpoint,
             self.out,
-            self.data,
             self.settings,
+            data=self.data,
+            class_names=self.class_names,
+            mpp=self.image_mpp,
             overwrite=self.overwrite,
             score=self.score,
         )
-        print(f"wrote {self.out}")
-        if self.score:
+        names = ", ".join(entry.name for entry in card.classes)
+        print(f"wrote {self.out}: {names}")
+        if card.metrics:
             print_scores(card.metrics, card, f"Validation ({self.out})")
 
 

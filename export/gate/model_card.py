@@ -1,5 +1,6 @@
 """`MODEL_CARD.md`: what the model is, what it was trained on, how it was checked, its limits."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,10 +59,13 @@ def _classes(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
         "| Validation Dice | Validation IoU |"
     )
     yield "|---|---|---|---|---|---|---|"
-    rows = zip(manifest.classes, card.pixel_frequencies, card.class_attention_bias, strict=True)
+    rows = zip(manifest.classes, card.shares, card.class_attention_bias, strict=True)
     for label, (entry, share, bias) in enumerate(rows, start=1):
         scores = " | ".join(_number(card.metrics, f"{s}/{entry.name}") for s in ("dice", "iou"))
-        yield f"| {label} | {entry.name} | `{entry.color}` | {share:.2%} | {bias:+.3f} | {scores} |"
+        yield (
+            f"| {label} | {entry.name} | `{entry.color}` | {_percent(share)} | {bias:+.3f} "
+            f"| {scores} |"
+        )
     means = " | ".join(_number(card.metrics, f"{score}/mean") for score in ("dice", "iou"))
     yield f"| | Mean | | | | {means} |"
     yield ""
@@ -143,7 +147,7 @@ def _artefact_row(artefact: ArtefactParity) -> str:
 
 
 def _limits(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
-    rarest = min(zip(card.pixel_frequencies, manifest.classes, strict=True), key=lambda r: r[0])
+    rarest = min(zip(card.shares, manifest.classes, strict=True), key=lambda r: r[0])
     yield "## Limits"
     yield ""
     yield "- Research use only: no clinical validation of any kind."
@@ -155,10 +159,11 @@ def _limits(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
         f"- Every pixel gets one of the {len(manifest.classes)} classes, also where the tissue is "
         "none of them, or there is no tissue."
     )
-    yield (
-        f"- {rarest[1].name} has {rarest[0]:.2%} of the training pixels: its scores are the least "
-        "certain."
-    )
+    if card.pixel_frequencies is not None:
+        yield (
+            f"- {rarest[1].name} has {rarest[0]:.2%} of the training pixels: its scores are the "
+            "least certain."
+        )
     yield "- `confidence` is the softmax of the logits and is not calibrated."
 
 
@@ -180,6 +185,10 @@ def _weights(card: CheckpointCard) -> Iterator[str]:
             "authors. HIPT is Apache-2.0 with the Commons Clause (no sale), UNI CC-BY-NC-ND 4.0 "
             "(no commercial use, no derivatives)"
         )
+
+
+def _percent(share: float) -> str:
+    return "not known" if math.isnan(share) else f"{share:.2%}"
 
 
 def _number(metrics: dict[str, float], name: str) -> str:

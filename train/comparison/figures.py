@@ -28,7 +28,7 @@ def figures_section(comparison: Comparison, folder: Path) -> str:
     """Draw the figures and the table of biases; returns their section."""
     classes = comparison.data.classes
     baseline = seed_scores(comparison, BASELINE.name, "dice")[:, 1:]
-    shares = np.array(comparison.of(BASELINE.name)[0].card.pixel_frequencies)
+    shares = np.array(comparison.of(BASELINE.name)[0].card.shares)
     plot_share_against_dice(classes, shares, baseline, folder / "figure2")
     parts = [
         "## Figures\n\n![Pixel share against baseline Dice](figure2.png)\n\n"
@@ -68,7 +68,7 @@ def learned_biases(comparison: Comparison) -> dict[RowName, Floats]:
 
 def _prior(comparison: Comparison) -> Floats:
     """Where the warm start begins, (C,)."""
-    shares = torch.tensor(comparison.of(BASELINE.name)[0].card.pixel_frequencies)
+    shares = torch.tensor(comparison.of(BASELINE.name)[0].card.shares)
     warm = replace(comparison.settings.bias, bias_init="warm")
     return centred_prior(warm, ClassStatistics(shares)).double().numpy()
 

@@ -213,7 +213,7 @@ def write_bias_csv(
     header += [f"{name}_{kind}" for name in deltas for kind in ("mean", "std")]
     lines = []
     for index, entry in enumerate(card.classes):
-        cells = [card.pixel_frequencies[index], baseline[:, index].mean(), prior[index]]
+        cells = [card.shares[index], baseline[:, index].mean(), prior[index]]
         for delta in deltas.values():
             spread = delta[:, index].std(ddof=1) if len(delta) > 1 else np.nan
             cells += [delta[:, index].mean(), spread]

@@ -1,22 +1,31 @@
 """SAM-Path's own checkpoints (arXiv 2307.09570): Lightning files, converted key by key to ours."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from train.data.folder import read_tile_folder
+from train.data.convert import bcss, bdsa, crag
+from train.data.folder import TileFolder, read_tile_folder
 from train.data.pixels import class_frequencies
-from train.errors import FocalPathError
+from train.errors import CheckpointError
 from train.fitting.run import evaluate
-from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, save_checkpoint
+from train.model.checkpoint import (
+    WEIGHTS_FILE,
+    CheckpointCard,
+    WeightsOrigin,
+    save_checkpoint,
+)
+from train.model.encoder_kinds import ENCODER_KINDS
 from train.model.pretrained import (
     NOT_OURS_IN_SAM,
+    NOT_OURS_IN_VIT,
     load_accounted,
     resize_image_encoder,
     resize_position_embedding,
 )
 from train.model.segmenter import Segmenter
-from train.model.weight_files import read_weights, tensors
-from train.settings import BiasName, Settings
+from train.model.weight_files import Weights, read_weights, tensors, weights_sha256
+from train.settings import BiasName, Settings, TissueClass
 
 _NAMES = {
     "model.model.": "",
@@ -24,14 +33,22 @@ _NAMES = {
     "model.extra_encoder.model.": "pathology_encoder.vit.",
 }
 """Beginnings of SAM-Path's names, and of ours."""
+_MASK_TOKENS = "model.model.mask_decoder.mask_tokens.weight"
+_SCORES = r"(train|valid|val|test)_metrics\."
+_CLASSES = {"bcss": bcss.CLASSES, "bdsa": bdsa.CLASSES, "crag": crag.CLASSES}
+"""Classes of the data sets that SAM-Path and the paper were trained on, by preset."""
+_COLORS = ("#d55e00", "#0072b2", "#009e73", "#f0e442", "#cc79a7", "#56b4e9", "#e69f00", "#999999")
+"""For classes that are given by name alone: the palette of Okabe and Ito, in our order."""
 
 
 def import_sampath(
     checkpoint: Path,
     run: Path,
-    data: Path,
     settings: Settings,
     *,
+    data: Path | None = None,
+    class_names: Sequence[str] = (),
+    mpp: float | None = None,
     overwrite: bool = False,
     score: bool = True,
 ) -> CheckpointCard:
@@ -40,40 +57,41 @@ def import_sampath(
     Args:
         checkpoint: The Lightning .ckpt file.
         run: The folder to write.
-        data: The data set that it was trained on.
-        settings: The architecture and the sizes of tiles and scores.
+        settings: The preset of the data that it was trained on.
+        data: That data set, for class names, um per pixel and pixel shares; None does without.
+        class_names: Names of the classes in the order of their labels, where there is no data set;
+            by default those of the preset.
+        mpp: um per pixel of the images, where there is no data set.
         overwrite: Replace the trained model that `run` has.
-        score: Score the validation tiles, so that HCFA can take the run for its baseline.
+        score: Score the validation tiles of `data`, so that HCFA can take the run as its baseline.
 
     Returns:
         What was written.
 
     Raises:
-        FocalPathError: a weight is not accounted for, the classes are not as many, or the folder
+        FocalPathError: a weight is not accounted for, the number of classes differs, or the folder
             has a trained model.
     """
     if (run / WEIGHTS_FILE).exists() and not overwrite:
-        raise FocalPathError(
+        raise CheckpointError(
             f"{run} has a trained model; expected a new folder. Add --overwrite to replace it."
         )
-    folder = read_tile_folder(data)
-    num_classes = num_sampath_classes(checkpoint)
-    if num_classes != len(folder.classes):
-        raise FocalPathError(
-            f"{checkpoint} has {num_classes} classes, {data} {len(folder.classes)}; expected the "
-            "data set that it was trained on"
-        )
-    settings = replace(settings, model=replace(settings.model, bias=BiasName("none")))
-    segmenter = Segmenter(settings.model, num_classes)
+    folder = None if data is None else read_tile_folder(data)
+    classes = _classes(checkpoint, settings.preset, folder, class_names)
+    model = replace(settings.model, bias=BiasName("none"), pathology_positions="dino")
+    settings = replace(settings, model=model)
+    segmenter = Segmenter(settings.model, len(classes))
     load_sampath_weights(segmenter, checkpoint)
     card = CheckpointCard(
         settings=settings,
-        classes=folder.classes,
-        mpp=folder.mpp,
-        pixel_frequencies=tuple(class_frequencies(folder).tolist()),
-        class_attention_bias=(0.0,) * num_classes,
+        classes=classes,
+        mpp=mpp if folder is None else folder.mpp,
+        pixel_frequencies=None if folder is None else tuple(class_frequencies(folder).tolist()),
+        class_attention_bias=(0.0,) * len(classes),
+        origins=_origins(checkpoint, settings),
+        imported_from="SAM-Path",
     )
-    if score:
+    if score and data is not None:
         card = replace(card, metrics=evaluate(segmenter, card, data, "validation"))
     save_checkpoint(run, segmenter, card)
     return card
@@ -82,12 +100,13 @@ def import_sampath(
 def load_sampath_weights(segmenter: Segmenter, path: Path) -> None:
     """Load a SAM-Path checkpoint, key by key.
 
+    Position embeddings of the pathology encoder are resized as SAM-Path does, in DINO's way.
+
     Raises:
         FocalPathError: a key is not accounted for, or of another shape.
     """
-    source = {}
-    content = read_weights(path)
-    for name, value in tensors(content.get("state_dict", content), path).items():
+    source: Weights = {}
+    for name, value in _read(path).items():
         for theirs, ours in _NAMES.items():
             if name.startswith(theirs):
                 name = ours + name.removeprefix(theirs)
@@ -100,10 +119,10 @@ def load_sampath_weights(segmenter: Segmenter, path: Path) -> None:
     source |= {vit_prefix + name: value for name, value in vit.items()}
     left_out = {
         **NOT_OURS_IN_SAM,
-        r"pathology_encoder\.vit\.head\b": "the encoder's features are taken, not its head",
-        r"(train|valid|test)_metrics\.": "scores are counted anew",
+        **{rf"pathology_encoder\.vit\.{name}": why for name, why in NOT_OURS_IN_VIT.items()},
+        _SCORES: "scores are counted anew",
     }
-    expected = set(segmenter.state_dict()) - {"class_attention_bias.delta"}
+    expected = {n for n in segmenter.state_dict() if not n.startswith("class_attention_bias.")}
     load_accounted(segmenter, source, expected, left_out, path)
 
 
@@ -111,14 +130,95 @@ def num_sampath_classes(path: Path) -> int:
     """How many classes a SAM-Path checkpoint has: its mask tokens are 2 + C.
 
     Raises:
-        FocalPathError: the file has no mask tokens.
+        FocalPathError: the file is none of SAM-Path's late fusion model.
+    """
+    return int(_read(path)[_MASK_TOKENS].shape[0]) - 2
+
+
+def _read(path: Path) -> Weights:
+    """Read a Lightning file of SAM-Path's late fusion model.
+
+    Raises:
+        CheckpointError: it is of another model.
     """
     content = read_weights(path)
     weights = tensors(content.get("state_dict", content), path)
-    name = "model.model.mask_decoder.mask_tokens.weight"
-    if name not in weights:
-        raise FocalPathError(
-            f"{path} is no SAM-Path checkpoint: {name} is missing. Expected a Lightning .ckpt of "
-            "its late fusion model."
+    if _MASK_TOKENS not in weights:
+        raise CheckpointError(
+            f"{path} is no SAM-Path checkpoint: {_MASK_TOKENS} is missing. Expected a Lightning "
+            ".ckpt of its late fusion model."
         )
-    return int(weights[name].shape[0]) - 2
+    parts = {name.split(".")[1] for name in weights if name.startswith("model.")}
+    other = sorted(parts - {name.split(".")[1] for name in _NAMES})
+    missing = sorted({name.split(".")[1] for name in _NAMES} - parts)
+    if other or missing:
+        told = [f"{name} (not known here)" for name in other]
+        told += [f"no {name}" for name in missing]
+        raise CheckpointError(
+            f"{path} is another variant of SAM-Path: it has {', '.join(told)}. FocalPath has the "
+            "late fusion of SAM's and one pathology encoder without prompts, and cannot compute "
+            "what the other parts do. Give a checkpoint of the late fusion model."
+        )
+    return weights
+
+
+def _classes(
+    checkpoint: Path, preset: str, folder: TileFolder | None, names: Sequence[str]
+) -> tuple[TissueClass, ...]:
+    """The classes, as many as the checkpoint has.
+
+    Raises:
+        CheckpointError: their number is not the checkpoint's, or the preset is for other data.
+    """
+    num_classes = num_sampath_classes(checkpoint)
+    of_preset = _CLASSES.get(preset, ())
+    fitting = [name for name, classes in _CLASSES.items() if len(classes) == num_classes]
+    if of_preset and fitting and len(of_preset) != num_classes:
+        raise CheckpointError(
+            f"{checkpoint} has {num_classes} classes; the preset {preset} is for "
+            f"{len(of_preset)} ({_listed(of_preset)}). Expected the preset of its data, such as "
+            f"{' or '.join(fitting)}."
+        )
+    if folder is not None:
+        classes, said_by = folder.classes, str(folder.root)
+    elif names:
+        classes = tuple(
+            TissueClass(name=name, color=_COLORS[index % len(_COLORS)])
+            for index, name in enumerate(names)
+        )
+        said_by = "--class-names"
+    else:
+        classes, said_by = of_preset, f"the preset {preset}"
+    if len(classes) != num_classes or len({entry.name for entry in classes}) < num_classes:
+        raise CheckpointError(
+            f"{checkpoint} has {num_classes} classes, {said_by} names {len(classes)} "
+            f"({_listed(classes) or 'none'}). Expected as many different names, in the order of "
+            "the labels 1, 2, ...: give --data or --class-names."
+        )
+    return classes
+
+
+def _listed(classes: Sequence[TissueClass]) -> str:
+    return ", ".join(entry.name for entry in classes)
+
+
+def _origins(checkpoint: Path, settings: Settings) -> tuple[WeightsOrigin, ...]:
+    hipt = ENCODER_KINDS["hipt"]
+    return (
+        WeightsOrigin(
+            part="whole model",
+            name="SAM-Path checkpoint, trained with SAM-Path's own code",
+            file=checkpoint.name,
+            sha256=weights_sha256(checkpoint),
+            licence="that of who trained it; SAM-Path's repository states none",
+        ),
+        WeightsOrigin(
+            part="image encoder and decoder",
+            name=f"SAM {settings.model.image_encoder}",
+            file=checkpoint.name,
+            licence="Apache-2.0",
+        ),
+        WeightsOrigin(
+            part="pathology encoder", name=hipt.title, file=checkpoint.name, licence=hipt.licence
+        ),
+    )

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -177,10 +178,12 @@ def print_scores(scores: dict[str, float], card: CheckpointCard, title: str) -> 
     table = Table("Class", title=title)
     for column in ("Pixel share", "Bias", "Dice", "IoU"):
         table.add_column(column, justify="right")
-    rows = zip(card.classes, card.pixel_frequencies, card.class_attention_bias, strict=True)
+    rows = zip(card.classes, card.shares, card.class_attention_bias, strict=True)
     for entry, share, bias in rows:
         dice, iou = scores[f"dice/{entry.name}"], scores[f"iou/{entry.name}"]
-        table.add_row(entry.name, f"{share:.1%}", f"{bias:+.3f}", f"{dice:.4f}", f"{iou:.4f}")
+        known_share = "-" if math.isnan(share) else f"{share:.1%}"
+        name = escape(entry.name)
+        table.add_row(name, known_share, f"{bias:+.3f}", f"{dice:.4f}", f"{iou:.4f}")
     table.add_section()
     table.add_row("Mean", "", "", f"{scores['dice/mean']:.4f}", f"{scores['iou/mean']:.4f}")
     Console().print(table)

@@ -5,6 +5,7 @@ No pickle: a checkpoint from anywhere can be opened safely.
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -60,8 +61,8 @@ class CheckpointCard:
     mpp: float | None
     data: TrainingData | None = None
     """None where the file does not say."""
-    pixel_frequencies: tuple[float, ...]
-    """Each class's share of the labelled training pixels."""
+    pixel_frequencies: tuple[float, ...] | None
+    """Each class's share of the labelled training pixels; None for an import without its data."""
     class_attention_bias: tuple[float, ...]
     """The bias of each class after training."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -73,6 +74,11 @@ class CheckpointCard:
     weights_sha256: str | None = None
     """Of the file of weights; None in checkpoints of older versions."""
     code_version: str = field(default_factory=lambda: version("focalpath"))
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Each class's share of the labelled training pixels; NaN where it is not known."""
+        return self.pixel_frequencies or (math.nan,) * len(self.classes)
 
     @property
     def iou_head_trained(self) -> bool:

@@ -1,5 +1,7 @@
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -8,22 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from tests.support.sam_path_oracle import SamPath, random_sam_path
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
-from tests.train.model.test_pretrained import NUM_CLASSES, sam_of, same
 from train.cli import main
-from train.errors import FocalPathError
+from train.errors import CheckpointError, FocalPathError
 from train.fitting.import_sampath import import_sampath, load_sampath_weights, num_sampath_classes
 from train.fitting.run import evaluate
 from train.model.checkpoint import load_checkpoint, read_card
-from train.model.segmenter import Segmenter
+from train.model.segmenter import Segmenter, labels_from_logits
 from train.model.weight_files import read_weights
+from train.settings import Settings
 
-
-@pytest.fixture
-def segmenter() -> Segmenter:
-    torch.manual_seed(0)
-    return Segmenter(toy_settings().model, NUM_CLASSES).eval()
+NUM_CLASSES = 5
 
 
 def lightning_hyper_parameters(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -41,44 +41,46 @@ def lightning_hyper_parameters(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any
     return {"cfg": configuration, "lr_steps": (10, 20)}
 
 
+@pytest.fixture(scope="module")
+def sam_path() -> SamPath:
+    return random_sam_path(NUM_CLASSES)
+
+
 @pytest.fixture
-def sampath_file(segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def sampath_file(sam_path: SamPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Lightning checkpoint with SAM-Path's names, of random weights."""
-    weights = {}
-    for name, value in sam_of(TILE_SIZE_PX).state_dict().items():
-        weights[f"model.model.{name}"] = value
-    theirs = {
-        "neck.": "model.fusion_neck.",
-        "pathology_encoder.vit.": "model.extra_encoder.model.",
-        "mask_decoder.": "model.model.mask_decoder.",
-    }
-    stale = [name for name in weights if name.startswith("model.model.mask_decoder.output_hyper")]
-    for name in stale:
-        del weights[name]
-    for name, value in segmenter.state_dict().items():
-        for ours, prefix in theirs.items():
-            if name.startswith(ours):
-                weights[prefix + name.removeprefix(ours)] = torch.randn_like(value)
     path = tmp_path / "sampath.ckpt"
     configuration = lightning_hyper_parameters(monkeypatch)
-    torch.save({"state_dict": weights, "epoch": 31, "hyper_parameters": configuration}, path)
+    torch.save({**sam_path.checkpoint(), "hyper_parameters": configuration}, path)
     monkeypatch.undo()  # no such package is installed where the file is read
     return path
 
 
-def test_a_sampath_checkpoint_is_converted_key_by_key(segmenter: Segmenter, sampath_file: Path):
-    load_sampath_weights(segmenter, sampath_file)
-    theirs = read_weights(sampath_file)["state_dict"]
-    ours = segmenter.state_dict()
-    assert same(ours["neck.0.weight"], theirs["model.fusion_neck.0.weight"])
-    assert same(
-        ours["mask_decoder.mask_tokens.weight"],
-        theirs["model.model.mask_decoder.mask_tokens.weight"],
-    )
-    assert same(
-        ours["pathology_encoder.vit.norm.bias"], theirs["model.extra_encoder.model.norm.bias"]
-    )
-    assert not segmenter.class_attention_bias.delta.any()
+def toy_preset(preset: str) -> Settings:
+    return replace(toy_settings(), preset=preset)
+
+
+def smooth_images(number: int, side: int = TILE_SIZE_PX) -> Tensor:
+    """(N, 3, H, W) uint8 images with structure at the size of a patch."""
+    torch.manual_seed(9)
+    coarse = torch.rand(number, 3, side // 5, side // 5)
+    images = torch.nn.functional.interpolate(coarse, side, mode="bicubic")
+    return (255 * images.clamp(0, 1)).byte()
+
+
+@pytest.mark.parametrize("num_classes", [5, 2])
+def test_an_imported_model_gives_all_labels_of_sam_path(tmp_path: Path, num_classes: int):
+    theirs = random_sam_path(num_classes)
+    torch.save(theirs.checkpoint(), tmp_path / "sampath.ckpt")
+    names = [f"class {index}" for index in range(num_classes)]
+    import_sampath(tmp_path / "sampath.ckpt", tmp_path / "run", toy_settings(), class_names=names)
+    segmenter, _ = load_checkpoint(tmp_path / "run")
+    images = smooth_images(4)
+    with torch.no_grad():
+        found = labels_from_logits(segmenter(images.float()).low_res_logits, TILE_SIZE_PX)
+    expected = torch.stack([theirs.label(image.permute(1, 2, 0)) for image in images])
+    assert len(expected.unique()) > 1
+    assert torch.equal(found, expected)
 
 
 def test_a_sampath_checkpoint_tells_its_number_of_classes(sampath_file: Path):
@@ -88,8 +90,9 @@ def test_a_sampath_checkpoint_tells_its_number_of_classes(sampath_file: Path):
 @pytest.mark.parametrize("content", [torch.zeros(3), [1]])
 def test_a_state_dict_that_is_none_is_refused(tmp_path: Path, content: object):
     torch.save({"state_dict": content}, tmp_path / "sampath.ckpt")
-    with pytest.raises(FocalPathError, match="where a dictionary of tensors by name was expected"):
+    with pytest.raises(FocalPathError) as raised:
         num_sampath_classes(tmp_path / "sampath.ckpt")
+    assert raised.value.code == "weights"
 
 
 def test_the_configuration_in_a_sampath_checkpoint_is_read_as_plain_values(sampath_file: Path):
@@ -100,49 +103,119 @@ def test_the_configuration_in_a_sampath_checkpoint_is_read_as_plain_values(sampa
     assert configuration["opt"]["steps"] == [1, 2]
 
 
-def test_an_imported_sampath_checkpoint_is_one_of_ours(
+def test_an_import_with_data_has_its_classes_shares_and_scores(
     sampath_file: Path, toy_data: Path, tmp_path: Path
 ):
-    import_sampath(sampath_file, tmp_path / "run", toy_data, toy_settings())
+    import_sampath(sampath_file, tmp_path / "run", toy_settings(), data=toy_data)
     segmenter, card = load_checkpoint(tmp_path / "run")
-    theirs = read_weights(sampath_file)["state_dict"]
-    assert same(segmenter.neck[0].weight, theirs["model.fusion_neck.0.weight"])
     assert card.settings.model.bias == "none"
+    assert card.settings.model.pathology_positions == "dino"
     assert card.classes[0].name == "Tumor"
+    assert sum(card.shares) == pytest.approx(1)
     assert card.metrics == pytest.approx(
         evaluate(segmenter, card, toy_data, "validation"), nan_ok=True
     )
 
 
-def test_an_imported_checkpoint_is_scored_at_its_presets_size(
-    sampath_file: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_import_without_data_takes_the_presets_classes(sampath_file: Path, tmp_path: Path):
+    import_sampath(sampath_file, tmp_path / "run", toy_preset("bcss"), mpp=0.25)
+    card = read_card(tmp_path / "run")
+    assert [entry.name for entry in card.classes][:2] == ["Tumor", "Stroma"]
+    assert card.mpp == 0.25
+    assert card.pixel_frequencies is None
+    assert not card.metrics
+
+
+def test_an_import_says_whose_weights_it_has_and_under_which_terms(
+    sampath_file: Path, tmp_path: Path
+):
+    import_sampath(sampath_file, tmp_path / "run", toy_preset("bcss"))
+    card = read_card(tmp_path / "run")
+    assert card.imported_from == "SAM-Path"
+    terms = {origin.part: origin.licence for origin in card.origins}
+    assert "Commons Clause" in terms["pathology encoder"]
+    assert "Apache-2.0" in terms["image encoder and decoder"]
+    assert "none" in terms["whole model"]
+
+
+def test_the_command_imports_without_data(
+    sampath_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     toy = "--tile-size-px 64 --image-encoder tiny --pathology-encoder-depth 1 --decoder-dim 32"
-    toy += " --pathology-encoder vit_tiny_patch16_224 --no-score"
-    arguments = [str(sampath_file), str(tmp_path / "run"), "--data", str(toy_data), *toy.split()]
-    monkeypatch.setattr(sys, "argv", ["train", "import-sampath", "crag", *arguments])
+    toy += " --pathology-encoder vit_tiny_patch16_224 --class-names A B C D [E]"
+    arguments = [str(sampath_file), str(tmp_path / "run"), *toy.split()]
+    monkeypatch.setattr(sys, "argv", ["train", "import-sampath", "bcss", *arguments])
     main()
-    assert read_card(tmp_path / "run").settings.model.score_size_px == 1536
+    assert [entry.name for entry in read_card(tmp_path / "run").classes][4] == "[E]"
 
 
-def test_an_import_replaces_no_trained_model_unasked(
-    sampath_file: Path, toy_data: Path, tmp_path: Path
+def two_classes(theirs: SamPath, path: Path) -> None:
+    torch.save(random_sam_path(2).checkpoint(), path)
+
+
+def a_dense_prompt_decoder(theirs: SamPath, path: Path) -> None:
+    content = theirs.checkpoint()
+    content["state_dict"]["model.dense_prompt_decoder.layers.0.norm1.weight"] = torch.ones(4)
+    torch.save(content, path)
+
+
+def no_pathology_encoder(theirs: SamPath, path: Path) -> None:
+    weights = theirs.checkpoint()["state_dict"]
+    kept = {name: value for name, value in weights.items() if "extra_encoder" not in name}
+    torch.save({"state_dict": kept}, path)
+
+
+def another_model(theirs: SamPath, path: Path) -> None:
+    torch.save({"state_dict": {"conv.weight": torch.ones(1)}}, path)
+
+
+@pytest.mark.parametrize(
+    ("make", "values"),
+    [
+        (two_classes, ["2 classes", "bcss", "crag"]),
+        (a_dense_prompt_decoder, ["dense_prompt_decoder", "late fusion"]),
+        (no_pathology_encoder, ["extra_encoder", "late fusion"]),
+        (another_model, ["mask_tokens"]),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused_for_its_reason(
+    sam_path: SamPath,
+    tmp_path: Path,
+    make: Callable[[SamPath, Path], None],
+    values: list[str],
 ):
-    importing = partial(
-        import_sampath, sampath_file, tmp_path, toy_data, toy_settings(), score=False
-    )
+    make(sam_path, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError) as raised:
+        import_sampath(tmp_path / "other.ckpt", tmp_path / "run", toy_preset("bcss"))
+    assert all(value in str(raised.value) for value in values), raised.value
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("names", [["A", "B"], ["A", "B", "C", "D", "A"]])
+def test_class_names_that_are_not_as_many_and_different_are_refused(
+    sampath_file: Path, tmp_path: Path, names: list[str]
+):
+    with pytest.raises(CheckpointError) as raised:
+        import_sampath(sampath_file, tmp_path / "run", toy_settings(), class_names=names)
+    assert "--class-names" in str(raised.value)
+
+
+def test_an_import_replaces_no_trained_model_unasked(sampath_file: Path, tmp_path: Path):
+    importing = partial(import_sampath, sampath_file, tmp_path, toy_preset("bcss"))
     (tmp_path / "model.safetensors").write_bytes(b"trained")
-    with pytest.raises(FocalPathError, match="has a trained model.*--overwrite"):
+    with pytest.raises(CheckpointError) as raised:
         importing()
+    assert "--overwrite" in str(raised.value)
     importing(overwrite=True)
     load_checkpoint(tmp_path)
 
 
-def test_a_sampath_checkpoint_with_an_unknown_key_is_refused(
-    segmenter: Segmenter, sampath_file: Path
+def test_a_weight_that_is_unknown_is_refused_by_name(
+    sam_path: SamPath, sampath_file: Path, tmp_path: Path
 ):
-    weights = read_weights(sampath_file)["state_dict"]
-    weights["model.dense_prompt_decoder.layers.0.norm1.weight"] = torch.ones(4)
-    torch.save({"state_dict": weights}, sampath_file)
-    with pytest.raises(FocalPathError, match="dense_prompt_decoder.*no such weight"):
-        load_sampath_weights(segmenter, sampath_file)
+    content = sam_path.checkpoint()
+    content["state_dict"]["model.model.mask_decoder.extra.weight"] = torch.ones(4)
+    torch.save(content, sampath_file)
+    with pytest.raises(FocalPathError) as raised:
+        load_sampath_weights(Segmenter(toy_settings().model, NUM_CLASSES), sampath_file)
+    assert "mask_decoder.extra.weight" in str(raised.value)

@@ -1,21 +1,14 @@
 import argparse
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from segment_anything.modeling import (
-    ImageEncoderViT,
-    MaskDecoder,
-    PromptEncoder,
-    Sam,
-    TwoWayTransformer,
-)
 from torch import nn
 
+from tests.support.sam_path_oracle import sam_of
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
 from train.errors import FocalPathError, WeightsError
 from train.fitting.run import fit
@@ -24,33 +17,7 @@ from train.model.segmenter import Segmenter
 from train.model.weight_files import read_weights
 from train.settings import WeightsSettings
 
-NUM_CLASSES, DIM = 5, 32
-
-
-def sam_of(tile_size_px: int) -> Sam:
-    """segment_anything's own model in the toy preset's sizes."""
-    side = tile_size_px // 16
-    torch.manual_seed(1)
-    return Sam(
-        image_encoder=ImageEncoderViT(
-            img_size=tile_size_px,
-            embed_dim=128,
-            depth=4,
-            num_heads=4,
-            out_chans=DIM,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            use_rel_pos=True,
-            window_size=8,
-            global_attn_indexes=(1, 3),
-        ),
-        prompt_encoder=PromptEncoder(DIM, (side, side), (tile_size_px, tile_size_px), 16),
-        mask_decoder=MaskDecoder(
-            transformer_dim=DIM,
-            transformer=TwoWayTransformer(2, DIM, num_heads=8, mlp_dim=8 * DIM),
-            num_multimask_outputs=3,
-            iou_head_hidden_dim=256,
-        ),
-    )
+NUM_CLASSES = 5
 
 
 @pytest.fixture
@@ -62,6 +29,7 @@ def segmenter() -> Segmenter:
 @pytest.fixture(scope="module")
 def sam_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sam") / "sam.pth"
+    torch.manual_seed(1)
     torch.save(sam_of(TILE_SIZE_PX).state_dict(), path)
     return path
 
@@ -81,6 +49,7 @@ def test_sam_weights_load_into_encoder_prompt_and_decoder(segmenter: Segmenter, 
 
 def test_sams_encoder_gives_the_same_features_after_loading(segmenter: Segmenter, sam_file: Path):
     load_sam_weights(segmenter, sam_file)
+    torch.manual_seed(1)
     sam = sam_of(TILE_SIZE_PX).eval()
     sam.image_encoder.neck = nn.Identity()
     image = torch.randn(1, 3, TILE_SIZE_PX, TILE_SIZE_PX)

@@ -1,0 +1,67 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.toy_data import toy_settings
+from train.errors import CheckpointError
+from train.model.checkpoint import load_checkpoint, read_card
+from train.model.previous_run import load_run, settings_after
+from train.model.segmenter import Segmenter
+from train.settings import BiasName, Settings, bcss
+
+
+def with_model(settings: Settings, **changes: object) -> Settings:
+    return replace(settings, model=replace(settings.model, **changes))  # type: ignore[arg-type]
+
+
+def test_a_run_goes_on_with_the_weights_of_another(toy_run: Path):
+    card = read_card(toy_run)
+    segmenter = Segmenter(settings_after(toy_settings(), toy_run).model, len(card.classes))
+    loaded = load_run(segmenter, toy_run, card.classes)
+    earlier, _ = load_checkpoint(toy_run)
+    image = torch.rand(1, 3, 64, 64) * 255
+    with torch.inference_mode():
+        assert torch.equal(segmenter.eval()(image).low_res_logits, earlier(image).low_res_logits)
+    assert not loaded.left_out
+    assert loaded.origins[0].sha256 == card.weights_sha256
+
+
+def test_a_run_has_the_architecture_of_the_one_that_it_goes_on_from(toy_run: Path):
+    settings = settings_after(bcss(), toy_run)
+    earlier = read_card(toy_run).settings.model
+    assert settings.model.image_encoder == earlier.image_encoder == "tiny"
+    assert settings.model.decoder_dim == earlier.decoder_dim
+    assert settings.model.tile_size_px == bcss().model.tile_size_px
+
+
+def test_a_bias_that_was_not_learned_starts_anew(toy_run: Path, tmp_path: Path):
+    card = read_card(toy_run)
+    settings = with_model(toy_settings(), bias=BiasName("none"))
+    segmenter = Segmenter(settings.model, len(card.classes))
+    loaded = load_run(segmenter, toy_run, card.classes)
+    assert not segmenter.class_attention_bias.delta.any()
+    assert all(name.startswith("class_attention_bias.") for name in loaded.left_out)
+    assert loaded.left_out
+
+
+def test_another_architecture_that_was_asked_for_is_refused(toy_run: Path):
+    with pytest.raises(CheckpointError) as raised:
+        settings_after(with_model(bcss(), decoder_dim=64), toy_run)
+    assert "decoder_dim 32" in str(raised.value)
+    assert "--decoder-dim is 64" in str(raised.value)
+
+
+def test_other_classes_are_refused(toy_run: Path):
+    card = read_card(toy_run)
+    segmenter = Segmenter(toy_settings().model, len(card.classes))
+    with pytest.raises(CheckpointError) as raised:
+        load_run(segmenter, toy_run, tuple(reversed(card.classes)))
+    assert card.classes[0].name in str(raised.value)
+
+
+def test_a_run_that_is_not_there_is_refused(tmp_path: Path):
+    with pytest.raises(CheckpointError) as raised:
+        settings_after(toy_settings(), tmp_path)
+    assert "model.json" in str(raised.value)
