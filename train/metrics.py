@@ -12,19 +12,22 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 
 class ClassScores(NamedTuple):
-    """Scores of each class, (C,) float32 in [0, 1]; NaN if absent and not predicted."""
+    """Scores of each class, (C,) float32 in [0, 1]; NaN for a class without a labelled pixel.
+
+    Of such a class nothing is known: a single wrong pixel would turn 1 into 0 (our choice).
+    """
 
     dice: Tensor
     iou: Tensor
 
     @property
     def mean_dice(self) -> float:
-        """Plain mean over classes."""
+        """Plain mean over the classes that are there."""
         return float(self.dice.nanmean())
 
     @property
     def mean_iou(self) -> float:
-        """Plain mean over classes."""
+        """Plain mean over the classes that are there."""
         return float(self.iou.nanmean())
 
 
@@ -43,7 +46,12 @@ def class_scores(confusion: Tensor) -> ClassScores:
     """Dice = 2 TP / (2 TP + FP + FN) and IoU = TP / (TP + FP + FN) from a (C, C) matrix."""
     matrix = confusion.double()
     true_positives = matrix.diagonal()
-    errors = matrix.sum(dim=0) + matrix.sum(dim=1) - 2 * true_positives
+    target = matrix.sum(dim=1)
+    errors = matrix.sum(dim=0) + target - 2 * true_positives
     dice = 2 * true_positives / (2 * true_positives + errors)
     iou = true_positives / (true_positives + errors)
-    return ClassScores(dice.to(torch.float32), iou.to(torch.float32))
+    absent = target == 0
+    return ClassScores(
+        dice.masked_fill(absent, torch.nan).to(torch.float32),
+        iou.masked_fill(absent, torch.nan).to(torch.float32),
+    )

@@ -1,14 +1,15 @@
-import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from tests.support.toy_data import toy_settings
 from train.cli import Compare, Fit, main
-from train.comparison.reproduce import _prepare
+from train.config import write_settings
 from train.data.convert.registry import CONVERTERS, Converter
 from train.model.class_bias import STRATEGIES, BiasStrategy
+from train.settings import WeightsSettings
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -49,15 +50,6 @@ def test_a_registered_converter_is_a_command(
     assert "Convert toys." in capsys.readouterr().out
 
 
-def test_a_registered_converter_is_in_the_commands_that_repeat_a_report(
-    toy_converter: list[tuple[object, ...]], tmp_path: Path
-):
-    (tmp_path / "settings.json").write_text(json.dumps({"source": "toy", "stripes": 4}))
-    assert list(_prepare(tmp_path)) == [
-        "python -m train prepare toy SLIDES ANNOTATIONS DATA --stripes 4"
-    ]
-
-
 @pytest.fixture
 def toy_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
     strategy = BiasStrategy(
@@ -93,3 +85,41 @@ def test_an_unknown_bias_or_row_is_refused_with_the_choices(
             run(monkeypatch, *arguments, "dfaa", *places)
         assert caught.value.code == 2
         assert "dfa_heads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["fit", "compare"])
+def test_a_run_starts_from_a_config_file_and_options_change_it(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    found: list[Compare | Fit] = []
+    for kind in (Compare, Fit):
+        monkeypatch.setattr(kind, "run", lambda self: found.append(self))
+    settings = toy_settings(weights=WeightsSettings(sam_weights="sam.pth"))
+    write_settings(tmp_path / "run.yaml", settings)
+    places = ("--data", "data", "--out", "out")
+    run(monkeypatch, command, "--config", str(tmp_path / "run.yaml"), *places, "--epochs", "9")
+    (started,) = found
+    changed = replace(settings.optimization, epochs=9)
+    assert started.settings == replace(settings, optimization=changed)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("preset: bcss\nmodel: {tile_size: 64}", "tile_size"),
+        ("preset: bcss\nloss: {focal_weight: 3.0}", "focal_weight"),
+        ("preset: [", "run.yaml"),
+        ("- 1", "run.yaml"),
+    ],
+)
+def test_a_config_file_that_cannot_be_is_one_line(
+    text: str,
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "fit", "--config", str(tmp_path / "run.yaml"))
+    assert str(caught.value).startswith("error: ")
+    assert named in str(caught.value)

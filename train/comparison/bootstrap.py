@@ -1,8 +1,10 @@
-"""Scores over seeds, and paired bootstrap intervals of Dice over test tiles.
+"""Scores over seeds, and bootstrap intervals of Dice over seeds and test images together.
 
-A resample draws as many tiles as there are, with replacement, and pools the pixels of what it drew.
-It is the same for every row and seed, so differences between rows are paired. Models stay as they
-are: the intervals cover which tiles were tested, and not another training.
+A resample draws as many seeds and as many test images as there are, both with replacement, pools
+the pixels of the images that it drew, and averages Dice over the seeds that it drew (our choice).
+It is the same for every row, so differences between rows are paired by seed and image. A claim
+about a method rests on its seeds: intervals over images alone would say only that these very models
+differ.
 """
 
 from typing import Literal, NamedTuple
@@ -17,8 +19,11 @@ from train.metrics import class_scores
 
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95
+NUM_SEEDS_MIN = 5
+"""With fewer seeds no difference is told."""
 
 Floats = NDArray[np.float64]
+Verdict = Literal["higher", "lower", "equal", "undecided"]
 
 
 class Interval(NamedTuple):
@@ -30,28 +35,36 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Mean Dice of one row minus that of another."""
+    """Dice of one row minus that of another."""
 
     interval: Interval
     per_seed: tuple[float, ...]
+    smallest: float
+    """The smallest difference worth telling."""
 
     @property
-    def num_higher(self) -> int:
-        """Seeds with a positive difference."""
-        return sum(value > 0 for value in self.per_seed)
+    def verdict(self) -> Verdict:
+        """What may be said.
 
-    @property
-    def verdict(self) -> Literal["higher", "lower", "undecided"]:
-        """Undecided unless the interval leaves out 0 and every seed agrees."""
-        if self.interval.low > 0 and all(value > 0 for value in self.per_seed):
+        higher, lower: the interval leaves out 0, and the estimate is at least the smallest
+        difference; equal: the whole interval is within the smallest difference of 0. Undecided in
+        all other cases, and with fewer than `NUM_SEEDS_MIN` seeds.
+        """
+        estimate, low, high = self.interval
+        if len(self.per_seed) < NUM_SEEDS_MIN:
+            return "undecided"
+        if low > 0 and estimate >= self.smallest:
             return "higher"
-        if self.interval.high < 0 and all(value < 0 for value in self.per_seed):
+        if high < 0 and estimate <= -self.smallest:
             return "lower"
-        return "undecided"
+        return "equal" if -self.smallest < low <= high < self.smallest else "undecided"
 
 
 def seed_scores(comparison: Comparison, name: RowName, metric: Literal["dice", "iou"]) -> Floats:
-    """A row's scores of each seed, (S, 1 + C): the mean over classes, then each class."""
+    """A row's scores of each seed, (S, 1 + C): the mean over classes, then each class.
+
+    A class without a test pixel is NaN, and in no mean.
+    """
     scores = [
         getattr(class_scores(torch.from_numpy(result.confusion.sum(axis=0))), metric).double()
         for result in comparison.of(name)
@@ -60,15 +73,14 @@ def seed_scores(comparison: Comparison, name: RowName, metric: Literal["dice", "
 
 
 class Bootstrap:
-    """The same resamples of the test tiles for every row."""
+    """The same resamples of seeds and test images for every row."""
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
-        num_tiles = len(comparison.data.tiles["test"])
-        share = np.full(num_tiles, 1 / num_tiles)
         rng = np.random.default_rng(0)
-        # How often each tile was drawn, (resamples, N).
-        self._draws = rng.multinomial(num_tiles, share, NUM_RESAMPLES).astype(np.float64)
+        # How often each image and each seed was drawn, (resamples, N) and (resamples, S).
+        self._images = _draw(rng, len(comparison.data.tiles["test"]))
+        self._seeds = _draw(rng, len(comparison.seeds))
         self._resampled: dict[RowName, Floats] = {}
 
     def dice(self, name: RowName) -> list[Interval]:
@@ -83,27 +95,35 @@ class Bootstrap:
         resampled = self._resample(name) - self._resample(other)
         intervals = _intervals(per_seed.mean(axis=0), resampled)
         return [
-            Difference(interval, tuple(values))
+            Difference(interval, tuple(values), self.comparison.smallest_difference)
             for interval, values in zip(intervals, per_seed.T.tolist(), strict=True)
         ]
 
     def _resample(self, name: RowName) -> Floats:
-        """Dice of every resample, averaged over seeds, (resamples, 1 + C)."""
+        """Dice of every resample, averaged over the seeds that it drew, (resamples, 1 + C)."""
         if name not in self._resampled:
             seeds = [self._resample_dice(r.confusion) for r in self.comparison.of(name)]
-            self._resampled[name] = np.mean(seeds, axis=0)
+            shares = self._seeds / self._seeds.shape[1]
+            self._resampled[name] = np.einsum("rs,src->rc", shares, np.stack(seeds))
         return self._resampled[name]
 
     def _resample_dice(self, confusion: NDArray[np.int64]) -> Floats:
-        """Dice of pooled pixels; a class neither drawn nor predicted is NaN, and in no mean."""
-        matches = self._draws @ np.diagonal(confusion, axis1=1, axis2=2)  # resamples x C
-        pixels = self._draws @ (confusion.sum(axis=1) + confusion.sum(axis=2))
-        dice = np.divide(2 * matches, pixels, out=np.full_like(matches, np.nan), where=pixels > 0)
-        present = ~np.isnan(dice)
+        """Dice of one seed's pooled pixels; a class that was not drawn is NaN, and in no mean."""
+        matches = self._images @ np.diagonal(confusion, axis1=1, axis2=2)  # resamples x C
+        target = self._images @ confusion.sum(axis=2)
+        sizes = target + self._images @ confusion.sum(axis=1)
+        nothing = np.full_like(matches, np.nan)
+        dice = np.divide(2 * matches, sizes, out=nothing, where=target > 0)
+        present = target > 0
         total = np.where(present, dice, 0).sum(axis=1)
-        num_present = present.sum(axis=1)
-        mean = np.divide(total, num_present, out=np.full_like(total, np.nan), where=num_present > 0)
+        count = present.sum(axis=1)
+        mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
         return np.column_stack([mean, dice])
+
+
+def _draw(rng: np.random.Generator, size: int) -> Floats:
+    share = np.full(size, 1 / size)
+    return rng.multinomial(size, share, NUM_RESAMPLES).astype(np.float64)
 
 
 def _intervals(estimates: Floats, resampled: Floats) -> list[Interval]:

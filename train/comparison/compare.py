@@ -38,9 +38,11 @@ class Comparison:
     seeds: tuple[int, ...]
     results: dict[tuple[RowName, int], RowResult]
     panels: tuple[Tile, ...]
+    smallest_difference: float = 0.005
+    """The smallest difference in Dice worth telling (our choice)."""
 
     def of(self, name: RowName) -> list[RowResult]:
-        """A row's results, one a seed."""
+        """A row's results, one per seed."""
         return [self.results[name, seed] for seed in self.seeds]
 
     def row(self, name: RowName) -> Row | None:
@@ -53,12 +55,13 @@ def compare(
     data: Path,
     out: Path,
     *,
-    num_seeds: int = 3,
+    num_seeds: int = 5,
     rows: tuple[RowName, ...] | None = None,
+    smallest_difference: float = 0.005,
 ) -> Comparison:
     """Train and score every row with every seed; what is finished is not trained again.
 
-    Several processes may share `out`, as on several GPUs: none trains a run that another is at.
+    Several processes may share `out`, as on several GPUs: a run is trained by one of them.
 
     The seeds are the outer loop, so that a slow hour of the machine falls on all rows alike.
 
@@ -67,6 +70,7 @@ def compare(
         data: A data set in SAM-Path's layout, with test tiles.
         out: The folder of the runs.
         num_seeds: Trainings of each row, with the seeds from `settings` on.
+        smallest_difference: The smallest difference in Dice worth telling.
         rows: The rows to train, by default the paper's; the baseline always takes part.
 
     Raises:
@@ -84,6 +88,7 @@ def compare(
         seeds=tuple(range(first, first + num_seeds)),
         results={},
         panels=choose_panels(folder),
+        smallest_difference=smallest_difference,
     )
     runs = [
         RowRun(row, seed, row.settings(settings, seed), out / "runs", comparison.fingerprint)
@@ -96,7 +101,7 @@ def compare(
 
 
 def _complete(runs: list[RowRun], comparison: Comparison) -> None:
-    """Train and score the runs, and leave those that other processes are at to them.
+    """Train and score the runs, and leave to other processes what they are training.
 
     At the end it waits for those, and takes over what another process did not finish.
     """
@@ -108,7 +113,7 @@ def _complete(runs: list[RowRun], comparison: Comparison) -> None:
                 run.complete(comparison.data, comparison.panels)
                 continue
         left.append(position)
-        Console().print(f"{run.row.title}, seed {run.seed}: another process is at it")
+        Console().print(f"{run.row.title}, seed {run.seed}: another process is training this row")
     for position in left:
         with runs[position].lock(wait=True):
             _announce(runs, position)
@@ -117,7 +122,7 @@ def _complete(runs: list[RowRun], comparison: Comparison) -> None:
 
 def _check(settings: Settings, num_seeds: int) -> None:
     if num_seeds < 1:
-        raise FocalPathError(f"--seeds is {num_seeds}; give 1 or more, 3 as a rule")
+        raise FocalPathError(f"--seeds is {num_seeds}; give 1 or more; verdicts need 5")
     if settings.runtime.devices * settings.runtime.nodes > 1:
         raise FocalPathError(
             f"{settings.runtime.devices} devices and {settings.runtime.nodes} nodes are asked for, "

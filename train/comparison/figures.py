@@ -30,11 +30,12 @@ def figures_section(comparison: Comparison, folder: Path) -> str:
     baseline = seed_scores(comparison, BASELINE.name, "dice")[:, 1:]
     shares = np.array(comparison.of(BASELINE.name)[0].card.shares)
     plot_share_against_dice(classes, shares, baseline, folder / "figure2")
+    shares_r, shares_rho = _correlation_cells(np.log(shares), baseline.mean(axis=0))
     parts = [
         "## Figures\n\n![Pixel share against baseline Dice](figure2.png)\n\n"
         f"Fig. 2: share of the labelled training pixels against the test Dice of {BASELINE.title}; "
-        f"bars span the seeds. {_correlation_text(np.log(shares), baseline.mean(axis=0))} "
-        "(of the logarithm of the share). [PDF](figure2.pdf)"
+        f"bars span the seeds. Of the logarithm of the share, Pearson r (p) is {shares_r}, "
+        f"Spearman ρ (p) {shares_rho}. [PDF](figure2.pdf)"
     ]
     deltas, prior = learned_biases(comparison), _prior(comparison)
     write_bias_csv(folder / "bias.csv", comparison, baseline, prior, deltas)
@@ -73,39 +74,24 @@ def _prior(comparison: Comparison) -> Floats:
     return centred_prior(warm, ClassStatistics(shares)).double().numpy()
 
 
-def bias_finding(comparison: Comparison) -> list[str]:
-    """How the learned bias and its prior go with the baseline's Dice, in a sentence."""
-    deltas, prior = learned_biases(comparison), _prior(comparison)
-    if "dfa" not in deltas:
-        return []
-    delta = deltas["dfa"].mean(axis=0)
-    dice = seed_scores(comparison, BASELINE.name, "dice")[:, 1:].mean(axis=0)
-    moved = np.abs(delta - prior).max()
-    text = f"Training moved no class's bias by more than {moved:.3f} from its prior"
-    found = [correlate(dice, values) for values in (delta, prior, delta - prior)]
-    if None in found:
-        return [f"{text}; its correlation with the baseline's Dice is not defined."]
-    learned, before, added = (f"{c.pearson:+.2f} (p = {c.pearson_p:.2g})" for c in found if c)
-    return [
-        f"{text}. Pearson's r with the baseline's Dice, over {len(prior)} classes: learned bias "
-        f"{learned}, its prior {before}, what training added {added}. Only a negative r of what "
-        "was added says that training gave hard classes more."
-    ]
-
-
 def _bias_text(baseline: Floats, prior: Floats, deltas: dict[RowName, Floats]) -> str:
     """Fig. 3, and how much of its correlation the prior already has."""
-    quantities = {"learned bias (warm)": deltas["dfa"].mean(axis=0), "its prior": prior}
-    quantities["learned minus prior"] = deltas["dfa"].mean(axis=0) - prior
-    if "dfa_cold" in deltas:
-        quantities["learned bias (cold)"] = deltas["dfa_cold"].mean(axis=0)
-    lines = [[name, *_correlation_cells(values, baseline)] for name, values in quantities.items()]
+    quantities = {"prior": prior}
+    for name, delta in deltas.items():
+        quantities[f"{name}, learned"] = delta.mean(axis=0)
+        quantities[f"{name}, learned minus prior"] = delta.mean(axis=0) - prior
+    lines = [
+        [name, f"{np.abs(values).max():.3f}", *_correlation_cells(values, baseline)]
+        for name, values in quantities.items()
+    ]
+    header = ["Bias", "Largest", "Pearson r with baseline Dice (p)", "Spearman ρ (p)"]
     return (
         "![Learned bias of each class, and against baseline Dice](figure3.png)\n\n"
-        "Fig. 3: a, the learned bias of each class, where it started, and each seed; b, the bias "
-        "against the baseline's test Dice, with the fitted line. A negative correlation means that "
-        "hard classes get a larger bias. What the prior already has is not learned:\n\n"
-        + markdown_table(["Against baseline Dice", "Pearson r (p)", "Spearman ρ (p)"], lines)
+        "Fig. 3: a, the learned bias of each class, its start, and each seed; b, the bias "
+        "against the baseline's test Dice. A negative correlation means that hard classes get a "
+        "larger bias. Only a negative one of what was learned beyond the prior says that training "
+        "gave hard classes more.\n\n"
+        + markdown_table(header, lines)
         + f"\n\nOver {len(baseline)} classes, means over seeds, so p is rough. "
         "The numbers: [bias.csv](bias.csv). [PDF](figure3.pdf)"
     )
@@ -136,16 +122,6 @@ def _correlation_cells(values: Floats, baseline: Floats) -> tuple[str, str]:
     return (
         f"{found.pearson:+.2f} ({found.pearson_p:.2g})",
         f"{found.spearman:+.2f} ({found.spearman_p:.2g})",
-    )
-
-
-def _correlation_text(x: Floats, y: Floats) -> str:
-    found = correlate(x, y)
-    if found is None:
-        return "No correlation is defined: too few classes, or all the same"
-    return (
-        f"Pearson r = {found.pearson:.2f} (p = {found.pearson_p:.2g}), "
-        f"Spearman ρ = {found.spearman:.2f} (p = {found.spearman_p:.2g})"
     )
 
 

@@ -7,7 +7,6 @@ seedN/             a training run (see `train.fitting.run`), and beside its file
     panels/ID.png  predicted labels of the tiles that Fig. 4 shows
 """
 
-import fcntl
 import json
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from rich.console import Console
@@ -85,10 +85,22 @@ class RowRun:
 
     @contextmanager
     def lock(self, *, wait: bool) -> Iterator[bool]:
-        """Keep other processes from this run; yields whether it was free, or has become so."""
+        """Keep other processes from this run; yields whether it was free, or has become so.
+
+        The lock of a process that dies is free again.
+        """
         path = self.folder.with_name(f".{self.folder.name}.lock")
-        with exclusive(path, wait=wait) as held:
-            yield held
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=wait)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     @property
     def marker(self) -> dict[str, Any]:
@@ -223,22 +235,6 @@ class RowRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         with whole_file(self.folder / _MARKER_FILE) as partial:
             partial.write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def exclusive(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Lock a file; yields whether no other process holds it. Whoever dies lets go of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # also for a loader's process that still has it open
 
 
 def _differences(old: Any, new: Any, defaults: Any, name: str = "") -> Iterator[str]:

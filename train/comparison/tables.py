@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from tabulate import tabulate
 
 from train.comparison.bootstrap import Bootstrap, Difference, Floats, Interval, seed_scores
 from train.comparison.compare import Comparison
@@ -59,7 +60,6 @@ class Table1:
         self.lines = class_lines(comparison)
         self.rows = table_rows(comparison)
         self.published = published_scores(comparison)
-        self.num_seeds = len(comparison.seeds)
         self._scores = {
             (row.name, metric): seed_scores(comparison, row.name, metric)
             for row in self.rows
@@ -83,7 +83,7 @@ class Table1:
         return self.published.get((line, row.name, metric), float("nan"))
 
     def write_csv(self, path: Path) -> None:
-        """One line a class; mean, std and the published value of each method and metric."""
+        """One line per class; mean, std and the published value of each method and metric."""
         columns = [(row, metric) for row in self.rows for metric, _ in METRICS]
         kinds = ("mean", "std", "published") if self.published else ("mean", "std")
         header = [f"{row.name}_{metric}_{kind}" for row, metric in columns for kind in kinds]
@@ -94,69 +94,49 @@ class Table1:
                 cells += [self.mean(line, row, metric), self.std(line, row, metric)]
                 if self.published:
                     cells.append(self._published(line, row, metric))
-            lines.append([line, *map(_csv_number, cells)])
+            lines.append([line, *map(csv_number, cells)])
         write_csv(path, ["class", *header], lines)
 
     def markdown(self) -> str:
-        """One table a metric; the highest mean of a line is bold."""
-        parts = []
-        for metric, title in METRICS:
-            lines = []
-            for line in self.lines:
-                best = self._best(line, metric)
-                cells = []
-                for row in self.rows:
-                    text = mean_std(self.mean(line, row, metric), self.std(line, row, metric))
-                    cells.append(f"**{text}**" if row in best else text)
-                lines.append([line, *cells])
-                if self.published:
-                    numbers = [self._published(line, row, metric) for row in self.rows]
-                    texts = ["–" if np.isnan(n) else f"*{n:.4f}*" for n in numbers]
-                    lines.append(["*published*", *texts])
-            header = [title, *(row.title for row in self.rows)]
-            parts.append(markdown_table(header, lines))
-        return "\n\n".join(parts)
+        """One table per metric; the highest mean of a line is bold."""
+        return "\n\n".join(
+            markdown_table([title, *(row.title for row in self.rows)], self._lines(metric, "**"))
+            for metric, title in METRICS
+        )
 
     def latex(self, caption: str) -> str:
-        """A `table*` for booktabs in the form of the paper's Table 1."""
-        num_columns = 2 * len(self.rows)
-        titles = " & ".join(rf"\multicolumn{{2}}{{c}}{{{row.title}}}" for row in self.rows)
-        rules = " ".join(
-            rf"\cmidrule(lr){{{2 * i + 2}-{2 * i + 3}}}" for i in range(len(self.rows))
-        )
-        lines = [
-            "% needs \\usepackage{booktabs}",
-            r"\begin{table*}",
-            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{latex_text(caption)}}}",
-            rf"\begin{{tabular}}{{l*{{{num_columns}}}{{c}}}}",
-            r"\toprule",
-            rf" & {titles} \\",
-            rules,
-            rf"Class & {' & '.join(['Dice & IoU'] * len(self.rows))} \\",
-            r"\midrule",
-            *(text for line in self.lines for text in self._latex_lines(line)),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table*}",
+        """One booktabs `tabular` per metric in a `table*`."""
+        tables = [
+            tabulate(
+                self._lines(metric),
+                [title, *(row.title for row in self.rows)],
+                tablefmt="latex_booktabs",
+                disable_numparse=True,
+            )
+            for metric, title in METRICS
         ]
-        return "\n".join(lines) + "\n"
+        parts = [
+            "% needs \\usepackage{booktabs}",
+            "\\begin{table*}\n\\centering\\footnotesize",
+            f"\\caption{{{caption}}}",
+            "\n\\par\\medskip\n".join(tables),
+            "\\end{table*}",
+        ]
+        return "\n".join(parts) + "\n"
 
-    def _latex_lines(self, line: str) -> list[str]:
-        cells, published = [], []
-        for row in self.rows:
-            for metric, _ in METRICS:
-                mean, std = self.mean(line, row, metric), self.std(line, row, metric)
-                number = rf"\mathbf{{{mean:.4f}}}" if row in self._best(line, metric) else None
-                number = number or f"{mean:.4f}"
-                spread = "" if np.isnan(std) else rf"_{{\pm{std:.4f}}}"
-                cells.append("--" if np.isnan(mean) else f"${number}{spread}$")
-                if self.published:
-                    value = self._published(line, row, metric)
-                    published.append("--" if np.isnan(value) else rf"\textit{{{value:.4f}}}")
-        lines = [" & ".join([latex_text(line), *cells]) + r" \\"]
-        if published:
-            lines.append(" & ".join([r"\quad\textit{published}", *published]) + r" \\")
+    def _lines(self, metric: Metric, bold: str = "") -> list[list[str]]:
+        lines = []
+        for line in self.lines:
+            best = self._best(line, metric)
+            cells = [
+                mean_std(self.mean(line, row, metric), self.std(line, row, metric))
+                for row in self.rows
+            ]
+            marked = zip(self.rows, cells, strict=True)
+            lines.append([line, *(f"{bold}{c}{bold}" if row in best else c for row, c in marked)])
+            if self.published:
+                numbers = [self._published(line, row, metric) for row in self.rows]
+                lines.append(["published", *(mean_std(n, float("nan")) for n in numbers)])
         return lines
 
     def _best(self, line: str, metric: Metric) -> list[Row]:
@@ -170,28 +150,26 @@ def write_intervals(path: Path, comparison: Comparison, bootstrap: Bootstrap) ->
     """Every row's Dice and its difference to the baseline, of the mean and of each class."""
     seeds = [f"difference_seed{seed}" for seed in comparison.seeds]
     header = ["row", "class", "dice", "dice_low", "dice_high"]
-    header += ["difference", "difference_low", "difference_high", *seeds]
+    header += ["difference", "difference_low", "difference_high", "verdict", *seeds]
     lines: list[list[str]] = []
     for row in comparison.rows:
         intervals, differences = bootstrap.dice(row.name), bootstrap.differences(row.name)
         for line, dice, other in zip(class_lines(comparison), intervals, differences, strict=True):
-            cells = [*dice, *other.interval, *other.per_seed]
-            lines.append([row.name, line, *map(_csv_number, cells)])
+            numbers = [csv_number(value) for value in (*dice, *other.interval)]
+            per_seed = [csv_number(value) for value in other.per_seed]
+            verdict = "" if row.name == BASELINE.name else other.verdict
+            lines.append([row.name, line, *numbers, verdict, *per_seed])
     write_csv(path, header, lines)
 
 
-def difference_table(bootstrap: Bootstrap, rows: Sequence[Row], other: RowName) -> str:
+def difference_table(bootstrap: Bootstrap, pairs: Sequence[tuple[Row, Row]]) -> str:
     """Mean Dice of rows, and their difference to another row, each with its interval."""
-    title = next(row.title for row in bootstrap.comparison.rows if row.name == other)
     lines = []
-    for row in rows:
-        cells = [row.title, interval_text(bootstrap.dice(row.name)[0])]
-        if row.name == other:
-            lines.append([*cells, "", "", ""])
-        else:
-            difference = bootstrap.differences(row.name, other)[0]
-            lines.append([*cells, *_difference_cells(difference)])
-    header = ["Method", "Mean Dice", f"Minus {title}", "Of each seed", "Verdict"]
+    for row, other in pairs:
+        difference = bootstrap.differences(row.name, other.name)[0]
+        dice = interval_text(bootstrap.dice(row.name)[0])
+        lines.append([row.title, dice, other.title, *_difference_cells(difference)])
+    header = ["Method", "Mean Dice", "Compared with", "Difference", "Per seed", "Verdict"]
     return markdown_table(header, lines)
 
 
@@ -217,7 +195,7 @@ def write_bias_csv(
         for delta in deltas.values():
             spread = delta[:, index].std(ddof=1) if len(delta) > 1 else np.nan
             cells += [delta[:, index].mean(), spread]
-        lines.append([entry.name, *map(_csv_number, cells)])
+        lines.append([entry.name, *map(csv_number, cells)])
     write_csv(path, header, lines)
 
 
@@ -231,9 +209,14 @@ def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]])
 
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table in Markdown, the first column to the left and the others to the right."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    rows = [header, rule, *lines]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in r) + " |" for r in rows)
+    cells = [[cell.replace("|", r"\|") for cell in line] for line in (header, *lines)]
+    return tabulate(
+        cells[1:],
+        cells[0],
+        tablefmt="github",
+        disable_numparse=True,
+        colalign=("left", *["right"] * (len(header) - 1)) if len(cells) > 1 else None,
+    )
 
 
 def mean_std(mean: float, std: float) -> str:
@@ -249,12 +232,6 @@ def interval_text(interval: Interval, *, sign: bool = False) -> str:
     return f"{estimate} [{low}, {high}]"
 
 
-def latex_text(text: str) -> str:
-    """Escape what LaTeX takes for markup."""
-    special = {character: f"\\{character}" for character in "&%$#_{}"}
-    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(character, character) for character in text)
-
-
-def _csv_number(value: float) -> str:
+def csv_number(value: float) -> str:
+    """A number in six digits; nothing for NaN."""
     return "" if np.isnan(value) else f"{value:.6g}"

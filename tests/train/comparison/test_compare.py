@@ -192,11 +192,10 @@ def test_a_row_of_a_former_version_is_not_trained_again_for_settings_that_came_o
 
 _OTHER_PROCESS = """
 import sys
-from pathlib import Path
-from train.comparison.run import exclusive
+from filelock import FileLock
 
-with exclusive(Path(sys.argv[1]), wait=False) as free:
-    print("free" if free else "busy", flush=True)
+with FileLock(sys.argv[1], blocking=False):
+    print("free", flush=True)
     sys.stdin.readline()
     raise SystemExit
 """

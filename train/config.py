@@ -1,0 +1,67 @@
+"""Settings as a YAML file: every run writes its own, and a run can start from one."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from train.errors import SettingsError
+from train.files import whole_file
+from train.settings import Settings, upgrade_settings
+
+SETTINGS_FILE = "run.yaml"
+
+
+def write_settings(path: Path, settings: Settings) -> None:
+    """Write all settings, whole or not at all.
+
+    Raises:
+        FocalPathError: the disk is full, or may not be written.
+    """
+    with whole_file(path) as partial:
+        text = yaml.safe_dump(_plain(asdict(settings)), sort_keys=False)
+        partial.write_text(text, encoding="utf-8")
+
+
+def read_settings(path: Path) -> Settings:
+    """Read settings that a run, a report or a user wrote; what the file leaves out has its default.
+
+    Raises:
+        SettingsError: the file is missing, not YAML, or has a setting that is unknown or out of
+            its range.
+    """
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        current = upgrade_settings(stored)
+        settings: Settings = TypeAdapter(Settings).validate_python(current)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise SettingsError(f"{path}: {place}: {first['msg']}. Correct the file.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(
+            f"{path} cannot be read as settings ({error}). Expected a run.yaml as every run writes."
+        ) from error
+    if unknown := list(_unknown(current, asdict(settings))):
+        raise SettingsError(f"{path}: there is no setting {unknown[0]}. Remove or correct it.")
+    return settings
+
+
+def _unknown(stored: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in stored.items():
+        if name not in known:
+            yield name
+        elif isinstance(value, dict) and isinstance(known[name], dict) and known[name]:
+            yield from (f"{name}.{inner}" for inner in _unknown(value, known[name]))
+
+
+def _plain(value: object) -> object:
+    """Only what YAML has: tuples become lists, and names plain text."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, str) else value
