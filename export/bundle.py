@@ -13,7 +13,8 @@ from rich.console import Console
 from export.destination import bundle_destination, is_report, refused_folder
 from export.errors import GateError, errors_translated
 from export.files import replaced_whole, uninterrupted
-from export.gate.gate import Answers, Gate, onnx_answers, torch_answers
+from export.gate.answers import Answers, onnx_answers, torch_answers
+from export.gate.gate import Gate
 from export.gate.model_card import write_model_card
 from export.gate.report import REPORT_FILE, draw_worst_tiles, write_report
 from export.gate.schema import ArtefactParity, BlockPeak, ParityReport
@@ -21,7 +22,7 @@ from export.gate.tiles import Images, ValidationTiles, validation_tiles
 from export.graph.encoders import FoldedSegmenter
 from export.graph.nodes import ModelGraph
 from export.graph.reference import Deployable
-from export.graph.to_onnx import PARITY_OUTPUT, check_size, export_onnx
+from export.graph.to_onnx import PARITY_OUTPUT, check_size, drop_output, export_onnx
 from export.precision.audit import Peak, audit_activations
 from export.precision.forms import HalfMaker, judge_in_openvino, make_int8
 from export.precision.half import HalfPrecision, half_blocks
@@ -302,27 +303,12 @@ class _Export:
         if not found.passed:
             return
         target = self._folder / found.file
-        _save_without_logits(source, target)
+        drop_output(source, target, PARITY_OUTPUT)
         if found.precision != "int8":
             require_clean(target)
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _save_without_logits(source: Path, target: Path) -> None:
-    """Copy a graph without the gate's output and without the exporter's notes.
-
-    The notes quote the source's paths on the machine that exported.
-    """
-    model = onnx.load(str(source))
-    kept = [output for output in model.graph.output if output.name != PARITY_OUTPUT]
-    del model.graph.output[:]
-    model.graph.output.extend(kept)
-    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *kept):
-        del part.metadata_props[:]
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, str(target))
 
 
 def _tiles(settings: BundleSettings, card: CheckpointCard) -> ValidationTiles:

@@ -9,7 +9,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from export.gate.gate import Answers, Gate
+from export.gate.answers import Answers
+from export.gate.gate import Gate
 from export.gate.schema import ArtefactParity, ParityReport
 from train.settings import TissueClass
 

@@ -4,14 +4,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from serve.contract.manifest import Parity
+from serve.contract.strict import Strict
 
 PARITY_FILE = "parity.json"
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-Runtime = Literal["ONNX Runtime", "emulation", "OpenVINO"]
+Runtime = Literal["ONNX Runtime", "emulation", "OpenVINO", "TensorRT"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,8 @@ class Tolerances:
     fp32_iou_score_difference: float = 0.001
     """Largest difference of a predicted IoU score in float32."""
     fp32_confidence_difference: float = 0.0005
-    """Largest mean difference of the confidence, in [0, 1], in float32."""
+    """Largest mean difference of the confidence and the low-resolution probabilities, in [0, 1],
+    in float32."""
     half_agreement: float = 0.995
     """Least share of pixels with torch's label in fp16 and bf16."""
     half_dice_loss: float = 0.002
@@ -48,12 +48,19 @@ class Tolerances:
     """Most Dice with torch's labels that a class may lose in any precision; measured where there
     are no masks."""
 
-    def limits(self, precision: Precision, *, has_masks: bool = True) -> "Limits":
-        """The limits of one precision."""
+    def limits(
+        self,
+        precision: Precision,
+        *,
+        has_masks: bool = True,
+        byte_difference: int | None = None,
+    ) -> "Limits":
+        """The limits of one precision; `byte_difference` is passed through."""
         prefix = "half" if precision in ("fp16", "bf16") else precision
         values: dict[str, Any] = {
             entry.name: getattr(self, f"{prefix}_{entry.name}", None) for entry in fields(Limits)
         }
+        values["byte_difference"] = byte_difference
         if not has_masks:
             values["dice_loss"] = self.agreement_dice_loss
         return Limits(**values)
@@ -68,23 +75,22 @@ class Limits:
     logit_difference: float | None
     iou_score_difference: float
     confidence_difference: float
+    """Of the confidence and the low-resolution probabilities."""
+    byte_difference: int | None
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class ClassParity(Strict):
+    """One class in the reference and in the artefact; scores are None where they are not defined.
 
-
-class ClassParity(_Strict):
-    """One class in torch and in the artefact; scores are None where they are not defined.
-
-    They are against the masks, or against torch's labels where there are no masks.
+    They are against the masks, or against the reference's labels where there are no masks. The
+    reference, whose scores begin with `torch_`, is torch, or ONNX Runtime for a TensorRT plan.
     """
 
     name: str
     num_pixels: int
-    """Of the masks, or torch's."""
+    """Of the masks, or of the reference's labels."""
     agreement: float | None
-    """Share of torch's pixels of this class that the artefact labels alike."""
+    """Share of the reference's pixels of this class that the artefact gives it, too."""
     torch_dice: float | None
     dice: float | None
     torch_iou: float | None
@@ -100,16 +106,16 @@ class ClassParity(_Strict):
         return self.torch_dice - self.dice
 
 
-class TileParity(_Strict):
+class TileParity(Strict):
     """One tile."""
 
     name: str
     label_agreement: float
-    max_logit_difference: float
-    """Of the values that are finite."""
+    max_logit_difference: float | None
+    """Of the values that are finite; None where the artefact gives no logits."""
 
 
-class EmulationParity(_Strict):
+class EmulationParity(Strict):
     """Half precision with each node's result rounded, on the first tiles."""
 
     num_tiles: int
@@ -118,7 +124,7 @@ class EmulationParity(_Strict):
     """NaN and infinite values of each block that has some."""
 
 
-class ArtefactParity(_Strict):
+class ArtefactParity(Strict):
     """What was measured of one artefact, and the verdict."""
 
     file: str
@@ -126,10 +132,17 @@ class ArtefactParity(_Strict):
     measured_with: Runtime
     num_tiles: int
     label_agreement: float
-    max_logit_difference: float
+    num_unknown_labels: int
+    """Pixels whose label is none of the classes."""
+    max_logit_difference: float | None
+    """None where the artefact gives no logits, as a TensorRT plan."""
     max_iou_score_difference: float
     mean_confidence_difference: float
     """As a share of 1."""
+    mean_probability_difference: float
+    """Of the low-resolution probabilities, as a share of 1."""
+    max_byte_difference: int
+    """The largest of a confidence or low-resolution probability, where 255 is 1.0."""
     num_nan: int
     num_inf: int
     rarest_class: str | None
@@ -160,7 +173,7 @@ class ArtefactParity(_Strict):
         )
 
 
-class BlockPeak(_Strict):
+class BlockPeak(Strict):
     """The largest magnitude of a block's values in torch and float32."""
 
     block: str
@@ -170,10 +183,10 @@ class BlockPeak(_Strict):
     """What `model.fp16.onnx` computes it in, islands aside."""
 
 
-class ParityReport(_Strict):
+class ParityReport(Strict):
     """The content of `parity.json`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     tiles: str
     num_tiles: int
     has_masks: bool

@@ -77,11 +77,6 @@ def validation_tiles(
     return _tiles_of(folder, tile_size_px, num_tiles, with_masks=class_names is not None)
 
 
-def parity_images(data: Path | None, tile_size_px: int, num_tiles: int) -> Images:
-    """Only the images of `validation_tiles`, (N, H, W, 3) uint8."""
-    return validation_tiles(data, tile_size_px, num_tiles).images
-
-
 def _tiles_of(
     folder: TileFolder, tile_size_px: int, num_tiles: int, *, with_masks: bool
 ) -> ValidationTiles:

@@ -1,15 +1,17 @@
-"""An exported graph as the passes over it see it: who makes and takes a tensor, and which block."""
+"""The index of an ONNX graph: producers, consumers, types, and the block of each node."""
 
 import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from export.errors import GraphError
 
 NORMS = {"LayerNormalization", "GroupNormalization", "InstanceNormalization", "RMSNormalization"}
+STANDARD_DOMAINS = ("", "ai.onnx")
 _MODEL_ITSELF = "segmenter"
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _TOKEN_OUTPUT = "iou_scores"
@@ -21,26 +23,45 @@ _TAIL_BLOCKS = {
 
 
 class ModelGraph:
-    """A model's nodes with who makes and takes each tensor, and the block of each node."""
+    """A model's nodes, and for each tensor its producer, consumers, type and rank.
+
+    Nodes are given by their place in `nodes`, tensors by their names.
+    """
 
     def __init__(self, model: ModelProto) -> None:
-        if model.functions or any(
-            attribute.HasField("g") for node in model.graph.node for attribute in node.attribute
-        ):
-            raise GraphError(
-                "the graph has functions or branches, expected one flat list of nodes. Export it "
-                "without control flow, or leave half precision out with --no-fp16."
-            )
-        self.nodes = list(model.graph.node)
-        self.opset = next(e.version for e in model.opset_import if e.domain in ("", "ai.onnx"))
-        self.inputs = {entry.name for entry in model.graph.input}
-        self.outputs = [entry.name for entry in model.graph.output]
-        self.producer = {name: i for i, node in enumerate(self.nodes) for name in node.output}
+        graph = model.graph
+        self.nodes = list(graph.node)
+        self.opset = max(
+            (entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS),
+            default=0,
+        )
+        self.initializers = {entry.name: entry for entry in graph.initializer}
+        self.input_infos = [info for info in graph.input if info.name not in self.initializers]
+        self.output_infos = list(graph.output)
+        self.inputs = {info.name for info in self.input_infos}
+        self.outputs = [info.name for info in self.output_infos]
+        self.constants = self.initializers | _constant_nodes(self.nodes)
+        self.producer = {
+            name: i for i, node in enumerate(self.nodes) for name in node.output if name
+        }
         self.consumers: dict[str, list[int]] = defaultdict(list)
         for index, node in enumerate(self.nodes):
             for name in node.input:
                 self.consumers[name].append(index)
-        self.blocks = self._find_blocks()
+        self.types = {name: entry.data_type for name, entry in self.constants.items()}
+        """The element types that the model states, as in `TensorProto.DataType`."""
+        self.ranks = {name: len(entry.dims) for name, entry in self.constants.items()}
+        for info in (*graph.value_info, *graph.input, *graph.output):
+            tensor = info.type.tensor_type
+            if tensor.elem_type:
+                self.types[info.name] = tensor.elem_type
+            if tensor.HasField("shape"):
+                self.ranks[info.name] = len(tensor.shape.dim)
+
+    @cached_property
+    def blocks(self) -> list[str]:
+        """Each node's block; one without the exporter's note belongs to its first parent's."""
+        return self._find_blocks()
 
     def parents(self, index: int) -> Iterator[int]:
         """The nodes whose outputs a node takes."""
@@ -100,7 +121,6 @@ class ModelGraph:
         return norms
 
     def _find_blocks(self) -> list[str]:
-        """Each node's block; one without the exporter's note belongs to its first parent's."""
         blocks: list[str] = []
         for index, node in enumerate(self.nodes):
             scope = _scope(node)
@@ -110,6 +130,32 @@ class ModelGraph:
             else:
                 blocks.append(block_of_module(scope))
         return blocks
+
+
+def flat_graph(model: ModelProto) -> ModelGraph:
+    """Index a model that is one flat list of nodes.
+
+    Raises:
+        GraphError: it has functions or branches.
+    """
+    if model.functions or any(
+        attribute.HasField("g") for node in model.graph.node for attribute in node.attribute
+    ):
+        raise GraphError(
+            "the graph has functions or branches, expected one flat list of nodes. Export it "
+            "without control flow, or leave half precision out with --no-fp16."
+        )
+    return ModelGraph(model)
+
+
+def _constant_nodes(nodes: Iterable[NodeProto]) -> dict[str, TensorProto]:
+    return {
+        node.output[0]: attribute.t
+        for node in nodes
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    }
 
 
 def block_of_module(name: str) -> str:

@@ -13,6 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from export.errors import GraphError
 from export.graph.attention import AttentionForm
 from export.graph.encoders import FoldedSegmenter, PlainPathologyEncoder
+from export.graph.nodes import ModelGraph
 from export.graph.reference import Deployable, DeployableOutput
 from train.settings import ModelSettings
 
@@ -121,10 +122,10 @@ def check_graph(path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except onnx.checker.ValidationError as error:
         raise GraphError(f"{path.name} is not a valid ONNX model: {error}") from error
-    graph = onnx.load(str(path), load_external_data=False).graph
+    graph = ModelGraph(onnx.load(str(path), load_external_data=False))
     # One constant for both blocks, or BIAS_NAME_0 and BIAS_NAME_1 where they differ.
-    names = {entry.name for entry in graph.initializer if entry.name.startswith(BIAS_NAME)}
-    num_uses = sum(name in names for node in graph.node for name in node.input)
+    names = [name for name in graph.initializers if name.startswith(BIAS_NAME)]
+    num_uses = sum(len(graph.consumers[name]) for name in names)
     if num_uses != 2:
         raise GraphError(
             f"{path.name} uses the constant {BIAS_NAME} {num_uses} times; expected 2, once in "
@@ -133,10 +134,15 @@ def check_graph(path: Path) -> None:
 
 
 def drop_output(source: Path, target: Path, name: str) -> None:
-    """Copy a model without one of its outputs; the nodes stay the same."""
+    """Copy a model without one of its outputs and without the exporter's notes.
+
+    The notes quote the source's paths on the machine that exported. The nodes stay the same.
+    """
     model = onnx.load(str(source))
     kept = [output for output in model.graph.output if output.name != name]
     del model.graph.output[:]
     model.graph.output.extend(kept)
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *kept):
+        del part.metadata_props[:]
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(target))

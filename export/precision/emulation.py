@@ -44,9 +44,10 @@ class HalfEmulator:
     def __init__(self, model: ModelProto) -> None:
         """Prepare a model that `convert_to_half` made: it has the type of each tensor."""
         self._graph = ModelGraph(model)
-        infos = (*model.graph.value_info, *model.graph.input, *model.graph.output)
-        self._types = {info.name: info.type.tensor_type.elem_type for info in infos}
-        self._constants = {entry.name: _to_array(entry) for entry in model.graph.initializer}
+        self._types = self._graph.types
+        self._constants = {
+            entry.name: _to_array(entry) for entry in self._graph.initializers.values()
+        }
         self._tail = self._graph.tail()
         self._tail_inputs, self._tail_outputs = self._edges_of_tail()
         # Resampling and what follows are float32 in the graph: they run as they are, at once.

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 from rich.console import Console
 from rich.progress import track
 
 from export.errors import SettingsError
-from export.gate.gate import ANSWERS, Answers, Gate, onnx_answers, openvino_answers
+from export.gate.answers import Answers, onnx_answers, openvino_answers
+from export.gate.gate import Gate
 from export.gate.schema import ArtefactParity, EmulationParity, Runtime
 from export.precision.audit import Peak, blocks_beyond
 from export.precision.emulation import HalfEmulator
@@ -182,9 +182,7 @@ class HalfMaker:
             transient=True,
         )
         runs = [emulator.run(image[None]) for image in shown]
-        answers = Answers(
-            *(np.concatenate([run.outputs[name] for run in runs]) for name in ANSWERS)
-        )
+        answers = Answers.joined(run.outputs for run in runs)
         nonfinite: dict[str, int] = {}
         for run in runs:
             for block, count in run.nonfinite.items():

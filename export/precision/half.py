@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.errors import SettingsError
-from export.graph.nodes import NORMS, ModelGraph
+from export.graph.nodes import NORMS, ModelGraph, flat_graph
 
 HalfPrecision = Literal["fp16", "bf16"]
 
@@ -40,14 +40,14 @@ _ELEMENTWISE = {"Add", "Div", "Mul", "Pow", "Reciprocal", "Sqrt", "Sub", "Cast"}
 
 def half_blocks(model: ModelProto, precision: HalfPrecision = "fp16") -> tuple[str, ...]:
     """The blocks that half precision would compute in, in their order: the possible islands."""
-    graph = ModelGraph(model)
+    graph = flat_graph(model)
     in_half = _nodes_in_half(graph, precision, frozenset())
     return tuple(dict.fromkeys(graph.blocks[index] for index in sorted(in_half)))
 
 
 def constants_beyond(model: ModelProto) -> dict[str, str]:
     """What is too large for float16 whatever the image is: a reason by block."""
-    graph = ModelGraph(model)
+    graph = flat_graph(model)
     in_half = _nodes_in_half(graph, "fp16", frozenset())
     reasons: dict[str, str] = {}
     for entry in model.graph.initializer:
@@ -76,7 +76,7 @@ def convert_to_half(
         SettingsError: an island is no block of the model, a weight is beyond float16, or nothing
             would be left in half precision.
     """
-    graph = ModelGraph(model)
+    graph = flat_graph(model)
     islands = frozenset(islands)
     known = half_blocks(model, precision)
     unknown = sorted(islands - set(known))
@@ -130,13 +130,12 @@ class _Conversion:
         self._model, self._graph, self._precision = model, graph, precision
         self._in_half = in_half
         self._half = _TYPES[precision]
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-        infos = (*inferred.value_info, *inferred.input, *inferred.output)
+        inferred = ModelGraph(onnx.shape_inference.infer_shapes(model, strict_mode=True))
         # The type of each float tensor in the new graph; the others are not in here.
         self._types: dict[str, int] = {
-            info.name: TensorProto.FLOAT
-            for info in infos
-            if info.type.tensor_type.elem_type == TensorProto.FLOAT
+            name: TensorProto.FLOAT
+            for name, found in inferred.types.items()
+            if found == TensorProto.FLOAT and name not in inferred.initializers
         }
         self._constants = {
             entry.name: entry for entry in model.graph.initializer if _is_float(entry)

@@ -6,6 +6,8 @@ from pathlib import Path
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from export.graph.nodes import ModelGraph
+
 SENSITIVE = (
     "patch_embed",
     "neck",
@@ -18,17 +20,17 @@ layers, whose errors nothing averages out. They are 1% of the work."""
 
 
 def quantize_int8(source: Path, target: Path) -> None:
-    """Write `source` with int8 weights, a scale a channel, where one factor is a constant.
+    """Write `source` with int8 weights, one scale per channel, where one factor is a constant.
 
     Activations are quantised while the model runs, so no calibration data is needed. Products of
     two activations, attention's own, stay in float32.
     """
-    graph = onnx.load(str(source), load_external_data=False).graph
-    # ONNX Runtime takes a scale a channel for matrices only.
-    matrices = {entry.name for entry in graph.initializer if len(entry.dims) == 2}
+    graph = ModelGraph(onnx.load(str(source), load_external_data=False))
+    # ONNX Runtime takes one scale per channel for matrices only.
+    matrices = {name for name, entry in graph.initializers.items() if len(entry.dims) == 2}
     chosen = [
         node.name
-        for node in graph.node
+        for node in graph.nodes
         if node.op_type == "MatMul"
         and node.input[1] in matrices
         and not any(part in node.input[1] for part in SENSITIVE)

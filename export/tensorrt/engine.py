@@ -19,11 +19,12 @@ from export.errors import (
     errors_translated,
 )
 from export.files import staging_folder, uninterrupted
+from export.gate.answers import onnx_answers
+from export.gate.gate import Gate
 from export.gate.model_card import MODEL_CARD_FILE
 from export.gate.tiles import ValidationTiles, validation_tiles
 from export.tensorrt.build import build_plan
 from export.tensorrt.container import ContainerBuild, container_image
-from export.tensorrt.gate import EngineGate
 from export.tensorrt.plan import EnginePlan, read_engine_plan
 from export.tensorrt.report import CARD_HEADING, BatchReport, EngineReport
 from export.tensorrt.session import (
@@ -32,7 +33,6 @@ from export.tensorrt.session import (
     count_attention,
     count_fused_attention,
     measure_latency,
-    reference_answers,
 )
 from serve.contract.manifest import (
     MANIFEST_FILE,
@@ -147,11 +147,13 @@ def check_plan(
     """
     reference = _reference_file(manifest, plan)
     filled = _fill(tiles, plan.batch.max)
-    gate = EngineGate(
+    gate = Gate(
         tiles=filled,
-        expected=reference_answers(bundle / reference, filled.images),
+        expected=onnx_answers(bundle / reference, filled.images),
         class_names=tuple(entry.name for entry in manifest.classes),
-        plan=plan,
+        tolerances=plan.tolerances,
+        max_byte_difference=plan.max_byte_difference,
+        reference="ONNX Runtime",
     )
     logger = trt.Logger(trt.Logger.WARNING)
     session = PlanSession(trt, gpu, serialized, logger, manifest.inputs, manifest.outputs)
@@ -169,22 +171,25 @@ def check_plan(
         num_layers=session.engine.num_layers,
         num_attention=count_attention(bundle / plan.onnx_file),
         num_fused_attention=count_fused_attention(trt, session.engine),
-        batches=tuple(_check_batch(session, gpu, gate, size) for size in plan.batch.sizes),
+        batches=tuple(_check_batch(session, gpu, gate, plan, size) for size in plan.batch.sizes),
     )
 
 
-def _check_batch(session: PlanSession, gpu: Gpu, gate: EngineGate, size: int) -> BatchReport:
+def _check_batch(
+    session: PlanSession, gpu: Gpu, gate: Gate, plan: EnginePlan, size: int
+) -> BatchReport:
     session.set_batch(size)
-    comparison, failures = gate.compare(session.answer(gate.tiles.images))
-    if failures:
+    answers = session.answer(gate.tiles.images)
+    parity = gate.judge(answers, plan.plan_file, plan.precision, measured_with="TensorRT")
+    if not parity.passed:
         raise GateError(
-            f"{gate.plan.plan_file} failed the gate at batch {size} and was deleted: "
-            f"{'; '.join(failures)}. Export again with --fp32-islands and the blocks with the "
-            "largest activations in parity_report.md, or with --no-fp16."
+            f"{plan.plan_file} failed the gate at batch {size} and was deleted: "
+            f"{'; '.join(parity.failures)}. Export again with --no-fp16, or with "
+            "--fp32-islands and the blocks with the largest activations in parity_report.md."
         )
     return BatchReport(
         batch_size=size,
-        comparison=comparison,
+        parity=parity,
         latency=measure_latency(gpu, session.enqueue),
         cuda_graph_latency=measure_latency(gpu, gpu.capture(session.enqueue)),
     )

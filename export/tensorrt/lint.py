@@ -15,25 +15,22 @@ import onnx
 import onnx.inliner
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from pydantic import BaseModel, ConfigDict
 
 from export.errors import GraphError
+from export.graph.nodes import STANDARD_DOMAINS, ModelGraph
+from serve.contract.strict import Strict
 
 RULES_FILE = Path(__file__).with_name("rules.json")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class InputBelow(_Strict):
+class InputBelow(Strict):
     """A constant input whose values stay under a limit."""
 
     input: int
     limit: int
 
 
-class OperatorRule(_Strict):
+class OperatorRule(Strict):
     """What TensorRT takes of one operator; inputs are given by their place."""
 
     types: str
@@ -51,14 +48,14 @@ class OperatorRule(_Strict):
     max_outputs: int | None = None
 
 
-class Opsets(_Strict):
+class Opsets(Strict):
     """The range of opsets that the parser reads."""
 
     min: int
     max: int
 
 
-class Rules(_Strict):
+class Rules(Strict):
     """The content of `rules.json`; types by their names in ONNX."""
 
     tensorrt_version: str
@@ -98,7 +95,7 @@ def lint(model: onnx.ModelProto, rules: Rules | None = None) -> list[Violation]:
     Tensors whose type ONNX cannot infer are passed over.
     """
     rules = rules or load_rules()
-    graph = _Graph(model)
+    graph = _LintedGraph(model)
     return [violation for check in _CHECKS for violation in check(graph, rules)]
 
 
@@ -117,33 +114,13 @@ def require_clean(path: Path) -> None:
         )
 
 
-class _Graph:
-    """A model with its tensors' types and ranks, and who makes and takes each tensor."""
+class _LintedGraph(ModelGraph):
+    """A model without functions, with the types and ranks that ONNX infers."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
-        graph = onnx.shape_inference.infer_shapes(model).graph
-        opsets = [entry.version for entry in model.opset_import if entry.domain in _STANDARD]
-        self.opset = max(opsets, default=0)
-        self.nodes = tuple(graph.node)
-        self.inputs = tuple(graph.input)
-        self.outputs = tuple(graph.output)
-        self.initializers = {entry.name: entry for entry in graph.initializer}
-        self.constants = self.initializers | _constant_nodes(self.nodes)
-        self.types = {name: entry.data_type for name, entry in self.constants.items()}
-        self.ranks = {name: len(entry.dims) for name, entry in self.constants.items()}
-        for info in (*graph.value_info, *self.inputs, *self.outputs):
-            tensor = info.type.tensor_type
-            if tensor.elem_type:
-                self.types[info.name] = tensor.elem_type
-            if tensor.HasField("shape"):
-                self.ranks[info.name] = len(tensor.shape.dim)
-        self.producers = {name: node for node in self.nodes for name in node.output if name}
-        self.consumers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.nodes:
-            for name in node.input:
-                self.consumers.setdefault(name, []).append(node)
+        super().__init__(onnx.shape_inference.infer_shapes(model))
 
     def type_of(self, tensor: str) -> str | None:
         """The type by its name in ONNX, or None where it is not known."""
@@ -153,18 +130,13 @@ class _Graph:
         """The values of a constant."""
         return np.asarray(numpy_helper.to_array(self.constants[tensor]))
 
+    def takers(self, tensor: str) -> Iterator[onnx.NodeProto]:
+        """The nodes that take a tensor."""
+        return (self.nodes[index] for index in self.consumers.get(tensor, ()))
 
-_STANDARD = ("", "ai.onnx")
-
-
-def _constant_nodes(nodes: tuple[onnx.NodeProto, ...]) -> dict[str, TensorProto]:
-    return {
-        node.output[0]: attribute.t
-        for node in nodes
-        if node.op_type == "Constant"
-        for attribute in node.attribute
-        if attribute.name == "value"
-    }
+    def maker(self, tensor: str) -> onnx.NodeProto | None:
+        """The node that makes a tensor; None for inputs and initializers."""
+        return self.nodes[self.producer[tensor]] if tensor in self.producer else None
 
 
 def _name(node: onnx.NodeProto) -> str:
@@ -176,7 +148,7 @@ def _input(node: onnx.NodeProto, place: int) -> str:
     return str(node.input[place]) if place < len(node.input) else ""
 
 
-def _check_opset(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+def _check_opset(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
     if not rules.opset.min <= graph.opset <= rules.opset.max:
         yield Violation(
             "opset",
@@ -186,9 +158,9 @@ def _check_opset(graph: _Graph, rules: Rules) -> Iterator[Violation]:
         )
 
 
-def _check_operators(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+def _check_operators(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
     for node in graph.nodes:
-        if node.domain not in _STANDARD or node.op_type not in rules.operators:
+        if node.domain not in STANDARD_DOMAINS or node.op_type not in rules.operators:
             name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
             yield Violation(
                 "operator",
@@ -198,7 +170,7 @@ def _check_operators(graph: _Graph, rules: Rules) -> Iterator[Violation]:
             )
 
 
-def _check_types(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+def _check_types(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
     """Types that no tensor may have, and types that this operator does not take."""
     for tensor in sorted(graph.types):
         found = graph.type_of(tensor)
@@ -222,23 +194,21 @@ def _check_types(graph: _Graph, rules: Rules) -> Iterator[Violation]:
             )
 
 
-def _check_uint8(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+def _check_uint8(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
     """Bytes are for the graph's edge: a Cast right after an input or right before an output."""
     expected = " or ".join(rules.uint8_casts)
-    inputs = {info.name for info in graph.inputs} - set(graph.initializers)
-    outputs = {info.name for info in graph.outputs}
     for tensor in sorted(name for name in graph.types if graph.type_of(name) == "UINT8"):
-        if tensor not in inputs | outputs:
+        if tensor not in graph.inputs.union(graph.outputs):
             message = f"tensor {tensor} is UINT8 inside the graph"
             fix = "Keep bytes to inputs and outputs; compute in float32."
             yield Violation("uint8", _place(graph, tensor), message, fix)
-        for node in graph.consumers.get(tensor, ()):
+        for node in graph.takers(tensor):
             if node.op_type != "Cast" or graph.type_of(node.output[0]) not in rules.uint8_casts:
                 message = f"{node.op_type} takes the UINT8 tensor {tensor}"
                 fix = f"Only a Cast to {expected} may: let {node.op_type} take the Cast's output."
                 yield Violation("uint8", _name(node), message, fix)
-        producer = graph.producers.get(tensor)
-        if producer is None or tensor not in outputs:
+        producer = graph.maker(tensor)
+        if producer is None or tensor not in graph.outputs:
             continue
         source = graph.type_of(_input(producer, 0))
         if producer.op_type != "Cast" or source not in rules.uint8_casts:
@@ -247,7 +217,7 @@ def _check_uint8(graph: _Graph, rules: Rules) -> Iterator[Violation]:
             yield Violation("uint8", _name(producer), message, fix)
 
 
-def _check_mixed_types(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+def _check_mixed_types(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
     for node, rule in _ruled(graph, rules):
         places = range(len(node.input)) if rule.same_type == "all" else rule.same_type
         types = {graph.type_of(_input(node, place)) for place in places} - {None}
@@ -260,7 +230,7 @@ def _check_mixed_types(graph: _Graph, rules: Rules) -> Iterator[Violation]:
             )
 
 
-def _check_attributes(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+def _check_attributes(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
     for node, rule in _ruled(graph, rules):
         for attribute in node.attribute:
             if attribute.name in rule.absent_attributes:
@@ -279,7 +249,7 @@ def _check_attributes(graph: _Graph, rules: Rules) -> Iterator[Violation]:
                 )
 
 
-def _check_inputs(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+def _check_inputs(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
     for node, rule in _ruled(graph, rules):
         for place in rule.absent_inputs:
             if _input(node, place):
@@ -296,7 +266,7 @@ def _check_inputs(graph: _Graph, rules: Rules) -> Iterator[Violation]:
             yield Violation("output", _name(node), message, fix)
 
 
-def _check_constants(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+def _check_constants(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
     for node, rule in _ruled(graph, rules):
         for place in rule.constant_inputs:
             if _input(node, place) and _input(node, place) not in graph.constants:
@@ -316,13 +286,11 @@ def _check_constants(graph: _Graph, rules: Rules) -> Iterator[Violation]:
                 yield Violation("constant", _name(node), message, f"Stay below {below.limit}.")
 
 
-def _check_dynamic(graph: _Graph, rules: Rules) -> Iterator[Violation]:
+def _check_dynamic(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
     """Only the batch, the first dimension of each input and output, may change, and by one name."""
     batches = set()
-    for kind, infos in (("input", graph.inputs), ("output", graph.outputs)):
+    for kind, infos in (("input", graph.input_infos), ("output", graph.output_infos)):
         for info in infos:
-            if info.name in graph.initializers:
-                continue
             dims = info.type.tensor_type.shape.dim
             if dims:
                 batches.add(dims[0].dim_param or dims[0].dim_value or "?")
@@ -338,7 +306,7 @@ def _check_dynamic(graph: _Graph, rules: Rules) -> Iterator[Violation]:
         yield Violation("dynamic", "inputs and outputs", message, fix)
 
 
-_CHECKS: tuple[Callable[[_Graph, Rules], Iterator[Violation]], ...] = (
+_CHECKS: tuple[Callable[[_LintedGraph, Rules], Iterator[Violation]], ...] = (
     _check_opset,
     _check_operators,
     _check_types,
@@ -351,14 +319,14 @@ _CHECKS: tuple[Callable[[_Graph, Rules], Iterator[Violation]], ...] = (
 )
 
 
-def _ruled(graph: _Graph, rules: Rules) -> Iterator[tuple[onnx.NodeProto, OperatorRule]]:
+def _ruled(graph: _LintedGraph, rules: Rules) -> Iterator[tuple[onnx.NodeProto, OperatorRule]]:
     for node in graph.nodes:
-        if node.domain in _STANDARD and node.op_type in rules.operators:
+        if node.domain in STANDARD_DOMAINS and node.op_type in rules.operators:
             yield node, rules.operators[node.op_type]
 
 
-def _place(graph: _Graph, tensor: str) -> str:
-    producer = graph.producers.get(tensor)
+def _place(graph: _LintedGraph, tensor: str) -> str:
+    producer = graph.maker(tensor)
     if producer is not None:
         return _name(producer)
     return f"{'constant' if tensor in graph.constants else 'input'} {tensor}"

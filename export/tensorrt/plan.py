@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from export.errors import BundleError, SettingsError
 from export.gate.schema import Tolerances
 from serve.contract.manifest import Artefact, Manifest, Sha256, TensorRTBuild
+from serve.contract.strict import Strict
 
 ENGINE_PLAN_FILE = "engine_plan.json"
 RELEASE: Final = "26.06"
@@ -27,11 +28,7 @@ _OLDEST, _BELOW = (10, 16), (12, 0)
 """The versions of TensorRT that the builder's code was checked with."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BatchProfile(_Strict):
+class BatchProfile(Strict):
     """The one optimization profile: the batches that a plan takes, and which it is tuned for."""
 
     min: Literal[1] = 1
@@ -50,7 +47,7 @@ class BatchProfile(_Strict):
         return tuple(sorted({self.min, self.opt, self.max}))
 
 
-class EnginePlan(_Strict):
+class EnginePlan(Strict):
     """How to make a TensorRT plan from one ONNX file of the bundle.
 
     The network is strongly typed: its precision lives in the ONNX graph, and no flag changes it.

@@ -2,54 +2,30 @@
 
 from collections.abc import Iterator
 
-from pydantic import BaseModel, ConfigDict
-
-from export.gate.schema import ClassParity
+from export.gate.schema import ArtefactParity
+from serve.contract.strict import Strict
 
 CARD_HEADING = "## TensorRT engine"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Latency(_Strict):
+class Latency(Strict):
     """Milliseconds of one call with its data already on the GPU."""
 
     p50_ms: float
     p99_ms: float
 
 
-class Comparison(_Strict):
-    """A plan's answers beside ONNX Runtime's."""
-
-    label_agreement: float
-    """Share of pixels with ONNX Runtime's label."""
-    num_nonfinite: int
-    """NaN and infinities in the float outputs."""
-    num_unknown_labels: int
-    """Pixels whose label is none of the classes."""
-    max_iou_score_difference: float
-    mean_confidence_difference: float
-    """As a share of 1."""
-    mean_probability_difference: float
-    """Of the low-resolution probabilities, as a share of 1."""
-    max_byte_difference: int
-    """The largest of a confidence or low-resolution probability, where 255 is 1.0."""
-    classes: tuple[ClassParity, ...]
-    """Its `torch_` scores are those of ONNX Runtime with the reference file."""
-
-
-class BatchReport(_Strict):
+class BatchReport(Strict):
     """What was measured at one batch size of the profile."""
 
     batch_size: int
-    comparison: Comparison
+    parity: ArtefactParity
+    """Against ONNX Runtime with the reference file."""
     latency: Latency
     cuda_graph_latency: Latency
 
 
-class EngineReport(_Strict):
+class EngineReport(Strict):
     """What the plan did on the machine that built it."""
 
     gpu: str
@@ -74,7 +50,7 @@ class EngineReport(_Strict):
     @property
     def label_agreement(self) -> float:
         """The least of any batch size."""
-        return min(batch.comparison.label_agreement for batch in self.batches)
+        return min(batch.parity.label_agreement for batch in self.batches)
 
     def summary(self) -> Iterator[str]:
         """What a user wants to know at once, a line each."""
@@ -98,7 +74,7 @@ class EngineReport(_Strict):
     def card(self) -> Iterator[str]:
         """The section of `MODEL_CARD.md`."""
         lost = max(
-            (entry for batch in self.batches for entry in batch.comparison.classes),
+            (entry for batch in self.batches for entry in batch.parity.classes),
             key=lambda entry: entry.dice_loss,
         )
         against = "the masks" if self.has_masks else "ONNX Runtime's labels"

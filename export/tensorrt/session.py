@@ -13,12 +13,12 @@ from typing import Any, Self
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
 from export.errors import EngineError
-from export.tensorrt.gate import Answers
+from export.gate.answers import Answers, Outputs
+from export.graph.nodes import ModelGraph
 from export.tensorrt.plan import EnginePlan
 from export.tensorrt.report import Latency
 from serve.contract.manifest import TensorSpec
@@ -166,7 +166,7 @@ class PlanSession:
         """Run all images, in batches of the size that was set; the last is filled up."""
         image = self._tensors[self._inputs[0]]
         size = image.shape[0]
-        parts: list[Answers] = []
+        parts: list[Outputs] = []
         for start in range(0, len(images), size):
             batch = images[start : start + size]
             filled = np.resize(batch, (size, *batch.shape[1:]))
@@ -181,22 +181,7 @@ class PlanSession:
                     if name not in self._inputs
                 }
             )
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def reference_answers(path: Path, images: NDArray[np.uint8]) -> Answers:
-    """The answers of an ONNX file in ONNX Runtime on the CPU.
-
-    Args:
-        path: the ONNX file.
-        images: (N, H, W, 3) uint8, RGB.
-    """
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    parts = [session.run(None, {"image": image[None]}) for image in images]
-    return {
-        output.name: np.concatenate([part[place] for part in parts])
-        for place, output in enumerate(session.get_outputs())
-    }
+        return Answers.joined(parts)
 
 
 def measure_latency(gpu: Gpu, run: Callable[[], None]) -> Latency:
@@ -226,13 +211,19 @@ def count_fused_attention(trt: ModuleType, engine: Any) -> int:
 
 def count_attention(path: Path) -> int:
     """Count a graph's attentions: the operator, or a softmax that goes into a product."""
-    nodes = onnx.load(str(path), load_external_data=False).graph.node
-    factors = {name for node in nodes if node.op_type == "MatMul" for name in node.input}
-    casts = {node.input[0]: node.output[0] for node in nodes if node.op_type == "Cast"}
-    weights = [node.output[0] for node in nodes if node.op_type == "Softmax"]
-    written_out = [name for name in weights if {name, casts.get(name)} & factors]
-    operators = [node for node in nodes if node.op_type == "Attention"]
-    return len(written_out) + len(operators)
+    graph = ModelGraph(onnx.load(str(path), load_external_data=False))
+
+    def feeds_a_product(index: int) -> bool:
+        return any(
+            graph.nodes[child].op_type == "MatMul"
+            or (graph.nodes[child].op_type == "Cast" and feeds_a_product(child))
+            for child in graph.children(index)
+        )
+
+    return sum(
+        node.op_type == "Attention" or (node.op_type == "Softmax" and feeds_a_product(index))
+        for index, node in enumerate(graph.nodes)
+    )
 
 
 def _with_batch(spec: TensorSpec, size: int) -> tuple[int, ...]:

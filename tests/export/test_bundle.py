@@ -9,7 +9,7 @@ import pytest
 
 from export.bundle import write_bundle
 from export.errors import DestinationError, GateError, GraphError, SettingsError
-from export.gate.gate import Answers, onnx_answers
+from export.gate.answers import Answers, onnx_answers
 from export.gate.schema import ParityReport, Tolerances
 from export.precision.forms import PrecisionSettings
 from export.precision.half import half_blocks

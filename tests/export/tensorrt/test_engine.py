@@ -373,7 +373,7 @@ class TestCheck:
         _build(bundle, trt)
         report = _report(bundle)
         assert [batch.batch_size for batch in report.batches] == [1, 4, 8]
-        assert all(batch.comparison.label_agreement == 1 for batch in report.batches)
+        assert all(batch.parity.label_agreement == 1 for batch in report.batches)
         assert all(0 < b.latency.p50_ms <= b.latency.p99_ms for b in report.batches)
 
     def test_it_runs_on_the_gpus_stream(self, bundle: Path, trt: FakeTensorRT) -> None:
@@ -468,10 +468,10 @@ class TestGate:
     @pytest.mark.parametrize(
         ("distort", "reason"),
         [
-            (_set("iou_scores", (0, 0), np.nan), "NaN or infinite values"),
-            (_set("labels", (0, 0, 0), 0), "pixels with an unknown label"),
-            (_set("low_res_probabilities", ..., 0), "low-resolution probabilities differ by"),
-            (_set("confidence", ..., 0), "confidence differs by .* on average"),
+            (_set("iou_scores", (0, 0), np.nan), " NaN"),
+            (_set("labels", (0, 0, 0), 0), "pixels have a label"),
+            (_set("low_res_probabilities", ..., 0), "low_res_probabilities"),
+            (_set("confidence", ..., 0), "on average"),
             (_set("confidence", (0, 0, 0), 0), "a confidence or probability differs by"),
             (_set("low_res_probabilities", (0, 0, 0, 0), 255), "probability differs by"),
             (_set("iou_scores", (0, 0), -7), "an IoU score differs by 7"),
@@ -481,7 +481,7 @@ class TestGate:
         self, bundle: Path, trt: FakeTensorRT, distort: Callable[[Outputs], Outputs], reason: str
     ) -> None:
         trt.distort = distort
-        with pytest.raises(GateError, match=reason):
+        with raises(GateError, reason):
             _build(bundle, trt)
 
     @pytest.mark.parametrize("masks", [False, True])
@@ -497,7 +497,7 @@ class TestGate:
         tiles = _rare_class(masks=True)
         assert tiles.masks is not None
         tiles.masks[1, 16:24, 8:16] = NECROSIS  # twice what the model finds
-        entry = _build(bundle, trt, tiles=tiles).batches[0].comparison.classes[NECROSIS - 1]
+        entry = _build(bundle, trt, tiles=tiles).batches[0].parity.classes[NECROSIS - 1]
         assert entry.recall == entry.torch_recall
         assert 0.3 < entry.recall < 0.6
 
