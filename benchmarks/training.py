@@ -34,8 +34,9 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
 from serve.contract.machine import this_processor
-from train.data.dataset import TileDataset, evaluation_tiles
-from train.data.folder import read_tile_folder
+from train.data.dataset import TileDataset
+from train.data.folder import Split, read_tile_folder
+from train.data.scale import TileScale
 from train.data.synthetic.dataset import SyntheticSettings, write_dataset
 from train.data.synthetic.tissue import CLASSES
 from train.errors import FocalPathError
@@ -309,9 +310,10 @@ def _tiles(
     )
     write_dataset(folder, recipe)
     found = read_tile_folder(folder)
-    return evaluation_tiles(found, "training", training), evaluation_tiles(
-        found, "validation", training
-    )
+    scale = TileScale(tile_size_px=training.model.tile_size_px, mpp=found.mpp)
+    splits: tuple[Split, ...] = ("training", "validation")
+    first, second = (TileDataset(found.tiles[s], len(CLASSES), scale) for s in splits)
+    return first, second
 
 
 def _print(timings: Mapping[str, list[Timing]], settings: BenchmarkSettings) -> None:

@@ -318,6 +318,7 @@ def _tiles(settings: BundleSettings, card: CheckpointCard) -> ValidationTiles:
         settings.num_parity_tiles,
         class_names=tuple(entry.name for entry in card.classes),
         mpp=card.mpp,
+        squeeze=card.settings.model.squeeze,
     )
 
 

@@ -163,11 +163,9 @@ class ImportSampath(Trains):
     """The run's folder to write: model.safetensors, model.json."""
     data: Path | None = None
     """The data set that it was trained on: class names, colours, mpp and pixel shares. The
-    checkpoint and class names suffice."""
+    checkpoint, class names and --mpp suffice."""
     class_names: tuple[str, ...] = ()
     """Without --data: the classes in the order of their labels; by default the preset's."""
-    image_mpp: float | None = None
-    """Without --data: um per pixel of the images that it was trained on."""
     overwrite: bool = False
     """Replace the trained model that OUT has."""
     score: bool = True
@@ -185,7 +183,6 @@ class ImportSampath(Trains):
             self.settings,
             data=self.data,
             class_names=self.class_names,
-            mpp=self.image_mpp,
             overwrite=self.overwrite,
             score=self.score,
         )

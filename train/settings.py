@@ -94,8 +94,12 @@ class ModelSettings:
     """How attention is biased by class."""
     tile_size_px: int = 1024
     """Side of the square image that the model takes; a multiple of 16."""
-    score_size_px: int | None = None
-    """Side of the masks that validation and test scores count; None is tile_size_px."""
+    mpp: float | None = None
+    """um per pixel at which the model sees tissue: images of another are resampled to it. None
+    takes the data set's."""
+    squeeze: Annotated[bool, tyro.conf.Suppress] = False
+    """Resize every image to one tile, whatever its size. Checkpoints of version 0.1 and earlier
+    did so; new ones never do."""
     image_encoder: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_b"
     """Size of SAM's image encoder; tiny is ours, to train from scratch."""
     pathology_encoder: str = "vit_small_patch16_224"
@@ -124,8 +128,13 @@ class ModelSettings:
     """Channels of the mask decoder (SAM: 256)."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no patch grid fits, and scores on nothing."""
-        _check_ranges(self, score_size_px=(1, math.inf), pathology_encoder_depth=(1, math.inf))
+        """Refuse sizes that no patch grid fits, and scales that no microscope has."""
+        _check_ranges(
+            self,
+            # As serve.images.decode believes them; settings import nothing.
+            mpp=(0.05, 20.0),
+            pathology_encoder_depth=(1, math.inf),
+        )
         if self.decoder_dim % 16 or self.decoder_dim <= 0:
             raise FocalPathError(
                 f"decoder_dim is {self.decoder_dim}; the decoder's attention has 8 heads at half "
@@ -209,18 +218,26 @@ class AugmentationSettings:
     """How training tiles are varied."""
 
     augment: Literal["full", "dihedral", "none"] = "full"
-    """full: crops, flips, quarter turns and colour; dihedral: flips and quarter turns only."""
+    """full: crops that zoom in, flips, quarter turns and colour; dihedral: flips and quarter turns
+    of crops of the tile's size; none: tiles at fixed places that cover each image."""
     crop_scale_min: float = 0.08
-    """Smallest share of the tile's area that a random crop keeps."""
+    """Smallest share of the tile's area that a random crop keeps; it is enlarged to the tile."""
     color_jitter: float = 0.1
     """Strength of the change of brightness, contrast, saturation and hue, at most 0.5."""
+    stain_jitter: float = 0.0
+    """Strength of the change of haematoxylin, eosin and residual (HED jitter) under --augment full;
+    0.05 is usual, at most 0.5. 0, as in the paper, leaves the stains alone."""
     num_workers: int = 4
     """Processes that load tiles; 0 loads them in the training process."""
 
     def __post_init__(self) -> None:
         """Refuse what no tile can be varied by."""
         _check_ranges(
-            self, crop_scale_min=(_ABOVE_0, 1), color_jitter=(0, 0.5), num_workers=(0, math.inf)
+            self,
+            crop_scale_min=(_ABOVE_0, 1),
+            color_jitter=(0, 0.5),
+            stain_jitter=(0, 0.5),
+            num_workers=(0, math.inf),
         )
 
 
@@ -311,6 +328,10 @@ def upgrade_settings(stored: Any) -> Any:
     return {**stored, "model": model, "bias": bias}
 
 
+CRAG_MPP = 0.55
+"""um per pixel of CRAG's images (our choice: the files do not tell it)."""
+
+
 def synthetic() -> Settings:
     """Small encoders, trained from scratch on synthetic tissue in minutes on a CPU (our choice)."""
     return Settings(
@@ -343,10 +364,14 @@ def bdsa() -> Settings:
 
 
 def crag() -> Settings:
-    """Colorectal glands, two classes, 1536 x 1536 images, scored at that size."""
+    """Colorectal glands, two classes, 1536 x 1536 images that the model sees at 1024 x 1024.
+
+    So the model's um per pixel is 1.5 times that of the images, which `prepare crag` takes to be
+    0.55. Scores count the images' own pixels, as the paper's do.
+    """
     return Settings(
         preset="crag",
-        model=ModelSettings(score_size_px=1536),
+        model=ModelSettings(mpp=round(CRAG_MPP * 1536 / 1024, 6)),
         loss=LossSettings(focal_weight=0.125, iou_weight=0.0),
         optimization=OptimizationSettings(epochs=60, batch_size=6, warmup_steps=46),
     )

@@ -4,24 +4,25 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
 from export.errors import InputError, SettingsError, errors_translated
-from train.data.dataset import TileDataset
-from train.data.folder import Split, Tile, TileFolder, read_tile_folder
-from train.data.pixels import read_mask
+from train.data.dataset import WholeImageDataset
+from train.data.folder import Split, TileFolder, read_tile_folder
+from train.data.scale import TileScale, resolve_mpp
 from train.data.synthetic.tissue import CLASSES, make_tile
 
-Images = np.ndarray[Any, np.dtype[np.uint8]]
+Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationTiles:
-    """Tiles of the model's size.
+    """Tiles of the model's size and um per pixel.
 
     images: (N, H, W, 3) uint8, RGB. masks: (N, H, W) uint8, 0 unlabelled and 1..C the classes, or
     None where nothing says what is right.
@@ -45,6 +46,7 @@ def validation_tiles(
     *,
     class_names: Sequence[str] | None = None,
     mpp: float | None = None,
+    squeeze: bool = False,
 ) -> ValidationTiles:
     """Tiles of a data set as the evaluation sees them, or else drawn tissue.
 
@@ -56,10 +58,11 @@ def validation_tiles(
         tile_size_px: the model's tile size.
         num_tiles: how many tiles at most.
         class_names: the model's classes; None leaves masks out.
-        mpp: um per pixel of drawn tissue.
+        mpp: um per pixel at which the model sees tissue; None takes images as they are.
+        squeeze: resize every image to one tile, as a checkpoint of version 0.1 does.
 
     Raises:
-        InputError: the data set has no tiles, or other classes than the model.
+        InputError: the data set has no tiles, other classes than the model, or no um per pixel.
     """
     if num_tiles < 1:
         raise SettingsError(f"{num_tiles} tiles to compare on; expected at least 1")
@@ -74,66 +77,109 @@ def validation_tiles(
         )
     if not any(folder.tiles.values()):
         raise InputError(f"{data} has no tile to compare on; expected lines in folds.csv")
-    return _tiles_of(folder, tile_size_px, num_tiles, with_masks=class_names is not None)
+    if mpp is not None and not squeeze:
+        resolve_mpp(mpp, folder.mpp, [tile for split in folder.tiles.values() for tile in split])
+    scale = TileScale(tile_size_px=tile_size_px, mpp=mpp, squeeze=squeeze)
+    return _tiles_of(folder, scale, num_tiles, with_masks=class_names is not None)
 
 
 def _tiles_of(
-    folder: TileFolder, tile_size_px: int, num_tiles: int, *, with_masks: bool
+    folder: TileFolder, scale: TileScale, num_tiles: int, *, with_masks: bool
 ) -> ValidationTiles:
-    ordered = _choose(folder, num_tiles)
-    dataset = TileDataset([tile for _, tile in ordered], len(folder.classes), tile_size_px)
-    samples = [dataset[index] for index in range(len(dataset))]
-    counts = {split: sum(s == split for s, _ in ordered) for split, _ in ordered}
+    splits = _Splits(folder, scale)
+    ordered = _choose(splits, num_tiles)
+    counts = {at.split: sum(other.split == at.split for other in ordered) for at in ordered}
     listing = ", ".join(f"{count} {split}" for split, count in counts.items())
     return ValidationTiles(
         source=f"{listing} tiles of {folder.root.name}",
-        names=tuple(sample["tile_id"] for sample in samples),
-        images=np.stack([sample["image"].permute(1, 2, 0).numpy() for sample in samples]),
-        masks=np.stack([sample["labels"].numpy().astype(np.uint8) for sample in samples])
-        if with_masks
-        else None,
+        names=tuple(splits.name(at) for at in ordered),
+        images=np.stack([splits.image(at) for at in ordered]),
+        masks=np.stack([splits.mask(at) for at in ordered]) if with_masks else None,
     )
 
 
-def _choose(folder: TileFolder, num_tiles: int) -> list[tuple[Split, Tile]]:
+class _Place(NamedTuple):
+    """A tile of an image of a split."""
+
+    split: Split
+    image: int
+    number: int
+
+
+class _Splits:
+    """The images of each split, cut as the evaluation cuts them."""
+
+    def __init__(self, folder: TileFolder, scale: TileScale) -> None:
+        self.num_classes = len(folder.classes)
+        self._images = {
+            split: WholeImageDataset(tiles, self.num_classes, scale)
+            for split, tiles in folder.tiles.items()
+        }
+
+    def name(self, at: _Place) -> str:
+        """The image's name, with the tile's (y, x) where there are several."""
+        images = self._images[at.split]
+        places = images.placements[at.image].places
+        name = images.tiles[at.image].tile_id
+        return name if len(places) == 1 else "{}_{}_{}".format(name, *places[at.number])
+
+    def image(self, at: _Place) -> Images:
+        """A tile's pixels, (T, T, 3) uint8."""
+        tile = self._images[at.split].fixed_tiles(at.image)[at.number]
+        return np.asarray(tile.permute(1, 2, 0).numpy())
+
+    def mask(self, at: _Place) -> Images:
+        """A tile's labels, (T, T) uint8."""
+        labels = self._images[at.split].labels(at.image)["tile_labels"]
+        return np.asarray(labels[at.number].numpy())
+
+    def count_classes(self, split: Split) -> tuple[list[_Place], NDArray[np.int64]]:
+        """All tiles of a split, and the (tiles, C) pixels of each class on them."""
+        images = self._images[split]
+
+        def count(index: int) -> NDArray[np.int64]:
+            tiles = images.labels(index)["tile_labels"].flatten(1).numpy()
+            length = 1 + self.num_classes
+            return np.stack([np.bincount(tile, minlength=length)[1:] for tile in tiles])
+
+        with ThreadPoolExecutor() as pool:
+            counts = track(
+                pool.map(count, range(len(images))),
+                f"classes of the {split} tiles",
+                total=len(images),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            found = list(counts)
+        places = [
+            _Place(split, index, number)
+            for index, of_image in enumerate(found)
+            for number in range(len(of_image))
+        ]
+        empty = np.zeros((0, self.num_classes), np.int64)
+        return places, np.concatenate([empty, *found])
+
+
+def _choose(splits: _Splits, num_tiles: int) -> list[_Place]:
     """The first tiles, but with the tile that has most of each class that would be missing."""
     order: tuple[Split, ...] = ("test", "validation", "training")
-    ordered: list[tuple[Split, Tile]] = []
-    pixels = np.zeros((0, len(folder.classes)), np.int64)
+    ordered: list[_Place] = []
+    pixels = np.zeros((0, splits.num_classes), np.int64)
     for split in order:  # the masks of a later split are read only where it takes them
-        ordered += [(split, tile) for tile in folder.tiles[split]]
-        pixels = np.concatenate([pixels, _count_classes(folder, split)])
+        places, counts = splits.count_classes(split)
+        ordered += places
+        pixels = np.concatenate([pixels, counts])
         if len(ordered) >= num_tiles and pixels.any(axis=0).all():
             break
     chosen: set[int] = set()
     for label in np.argsort(pixels.sum(axis=0), kind="stable"):
         having = np.flatnonzero(pixels[:, label]).tolist()
         if having and len(chosen) < num_tiles and chosen.isdisjoint(having):
-            chosen.add(
-                max(having, key=lambda tile: (-order.index(ordered[tile][0]), pixels[tile, label]))
-            )
+            ranks = {t: (-order.index(ordered[t].split), pixels[t, label]) for t in having}
+            chosen.add(max(ranks, key=ranks.__getitem__))
     others = (index for index in range(len(ordered)) if index not in chosen)
     chosen.update(list(others)[: num_tiles - len(chosen)])
     return [ordered[index] for index in sorted(chosen)]
-
-
-def _count_classes(folder: TileFolder, split: Split) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """(tiles, C) pixels of each class on each tile of a split."""
-    tiles, num_classes = folder.tiles[split], len(folder.classes)
-
-    def count(tile: Tile) -> np.ndarray[Any, np.dtype[np.int64]]:
-        mask = read_mask(tile.mask, num_classes)
-        return np.bincount(mask.ravel(), minlength=1 + num_classes)[1:]
-
-    with ThreadPoolExecutor() as pool:
-        counts = track(
-            pool.map(count, tiles),
-            f"classes of the {split} tiles",
-            total=len(tiles),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        return np.array(list(counts), np.int64).reshape(len(tiles), num_classes)
 
 
 def _drawn_tiles(

@@ -65,19 +65,27 @@ def cut_tiles(image: NDArray[np.uint8], tile: int) -> NDArray[np.uint8]:
     return np.stack([tile_pixels for _, tile_pixels in cut(pad_to_tiles(image, tile), tile)])
 
 
+def padded_size(height: int, width: int, tile: int) -> tuple[int, int]:
+    """Rows and columns of an image once padded to the decoder's grid, and to a tile at least."""
+    return max(_whole(height), tile), max(_whole(width), tile)
+
+
 def pad_to_tiles(image: NDArray[np.uint8], tile: int) -> NDArray[np.uint8]:
     """Pad an image to the decoder's grid, and to a tile at least."""
-    rows, columns = (max(_whole(length), tile) for length in image.shape[:2])
-    return pad_by_reflection(image, rows, columns)
+    return pad_by_reflection(image, *padded_size(image.shape[0], image.shape[1], tile))
 
 
 def cut(
     padded: NDArray[np.uint8], tile: int
 ) -> Iterator[tuple[tuple[int, int], NDArray[np.uint8]]]:
     """Each tile's (y, x) and its pixels."""
-    starts = (tile_origins(length, tile) for length in padded.shape[:2])
-    for y, x in itertools.product(*starts):
+    for y, x in tile_places(padded.shape[0], padded.shape[1], tile):
         yield (y, x), padded[y : y + tile, x : x + tile]
+
+
+def tile_places(height: int, width: int, tile: int) -> list[tuple[int, int]]:
+    """The (y, x) of each tile of a padded image, row by row."""
+    return list(itertools.product(tile_origins(height, tile), tile_origins(width, tile)))
 
 
 def tile_origins(length: int, tile: int, overlap: float = OVERLAP) -> list[int]:

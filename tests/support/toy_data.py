@@ -61,3 +61,14 @@ def write_toy_data(root: Path, *, num_train: int = 8, num_validation: int = 2) -
     classes = [{"name": entry.name, "color": entry.color} for entry in CLASSES]
     (root / "dataset.json").write_text(json.dumps({"mpp": 0.5, "classes": classes}))
     return root
+
+
+def write_twice_as_large(root: Path) -> None:
+    """Enlarge every image and mask of the toy data twice: the same tissue at half the mpp."""
+    for path in [*(root / "img").iterdir(), *(root / "mask").iterdir()]:
+        with Image.open(path) as image:
+            size = image.width * 2, image.height * 2
+            larger = image.resize(size, Image.Resampling.NEAREST)
+        larger.save(path)
+    description = root / "dataset.json"
+    description.write_text(description.read_text().replace('"mpp": 0.5', '"mpp": 0.25'))

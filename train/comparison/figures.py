@@ -12,7 +12,7 @@ from train.comparison.bootstrap import Floats, seed_scores
 from train.comparison.compare import Comparison
 from train.comparison.methods import BASELINE, RowName
 from train.comparison.tables import markdown_table, table_rows, write_bias_csv
-from train.data.dataset import evaluation_tiles
+from train.data.pixels import read_image, read_mask
 from train.fitting.curves import (
     NAMED_CLASSES_MAX,
     Correlation,
@@ -127,16 +127,14 @@ def _correlation_cells(values: Floats, baseline: Floats) -> tuple[str, str]:
 
 def _panels(comparison: Comparison) -> list[Panels]:
     """Image, ground truth and the first seed's predictions."""
-    folder = replace(comparison.data, tiles={**comparison.data.tiles, "test": comparison.panels})
-    tiles = evaluation_tiles(folder, "test", comparison.settings)
     seed = comparison.seeds[0]
     panels = []
-    for index in range(len(tiles)):
-        sample = tiles[index]
-        labels = {"Ground truth": sample["labels"].numpy()}
+    for tile in comparison.panels:
+        mask = read_mask(tile.mask, len(comparison.data.classes))
+        labels = {"Ground truth": mask}
         for row in table_rows(comparison):
-            path = comparison.results[row.name, seed].panels / f"{sample['tile_id']}.png"
+            path = comparison.results[row.name, seed].panels / f"{tile.tile_id}.png"
             with Image.open(path) as picture:
                 labels[row.title] = np.asarray(picture)
-        panels.append(Panels(sample["image"].permute(1, 2, 0).numpy(), labels))
+        panels.append(Panels(read_image(tile.image), labels))
     return panels

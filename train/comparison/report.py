@@ -70,8 +70,8 @@ def _introduction(comparison: Comparison) -> str:
         f"# Comparison on {data.root.resolve().name or settings.preset}\n\n"
         f"The methods of {_PAPER}, trained with the same settings: {len(comparison.rows)} rows, "
         f"{_seeds_text(comparison)}, {settings.optimization.epochs} epochs, tiles of "
-        f"{settings.model.tile_size_px} pixels ({sizes}). Data set SHA-256 "
-        f"`{comparison.fingerprint[:16]}`, {len(data.classes)} classes, preset "
+        f"{settings.model.tile_size_px} pixels, scored on the images' own grids ({sizes}). "
+        f"Data set SHA-256 `{comparison.fingerprint[:16]}`, {len(data.classes)} classes, preset "
         f"`{settings.preset}`."
     )
 

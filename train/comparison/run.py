@@ -23,13 +23,12 @@ from PIL import Image, ImageColor
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from serve.contract.machine import this_processor
 from train.comparison.methods import BASELINE, Row
-from train.data.dataset import evaluation_tiles
 from train.data.folder import Tile, TileFolder
 from train.files import whole_file
+from train.fitting.evaluation import predict_split
 from train.fitting.run import LAST_FILE, fit
 from train.model.checkpoint import (
     CARD_FILE,
@@ -38,7 +37,6 @@ from train.model.checkpoint import (
     load_checkpoint,
     read_card,
 )
-from train.model.segmenter import Segmenter, encode_for_training, labels_from_logits
 from train.model.weight_files import weights_sha256
 from train.settings import PRESETS, Settings, TissueClass, upgrade_settings
 
@@ -217,7 +215,7 @@ class RowRun:
         segmenter, card = load_checkpoint(self.folder)
         shown = {tile.tile_id for tile in panels}
         tile_ids, confusions = [], []
-        predictions = predict_test_tiles(segmenter, self.settings, data)
+        predictions = predict_split(segmenter, card, data, "test", tta=False)
         for tile_id, predicted, labels in track(
             predictions, "Scoring test tiles", total=len(data.tiles["test"]), transient=True
         ):
@@ -262,35 +260,6 @@ def _device_name() -> str:
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     return f"{this_processor().name} (threads: {torch.get_num_threads()})"
-
-
-@torch.inference_mode()
-def predict_test_tiles(
-    segmenter: Segmenter, settings: Settings, folder: TileFolder
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Each test tile's ID, predicted labels (H, W) in 1..C and labels (H, W) in 0..C, on the CPU.
-
-    At the size that scores count and in the precision of training, as in `train.fitting.run`.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = settings.optimization.precision
-    half = torch.float16 if precision == "16-mixed" else torch.bfloat16
-    segmenter = segmenter.to(device).eval()
-    loader = DataLoader(
-        evaluation_tiles(folder, "test", settings),
-        batch_size=settings.optimization.batch_size,
-        num_workers=settings.augmentation.num_workers,
-    )
-    for batch in loader:
-        with torch.autocast(device.type, dtype=half, enabled=settings.mixed_precision):
-            images = batch["image"].to(device)
-            features = encode_for_training(
-                segmenter, images, mixed_precision=settings.mixed_precision
-            )
-            output = segmenter.decode(features)
-        size_px = batch["labels"].shape[-1]
-        predicted = labels_from_logits(output.low_res_logits, size_px).cpu()
-        yield from zip(batch["tile_id"], predicted, batch["labels"], strict=True)
 
 
 def tile_confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> NDArray[np.int64]:

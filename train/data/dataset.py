@@ -1,24 +1,33 @@
-"""The samples that a network sees, cut and varied from images of any size."""
+"""The samples that a network trains on and is scored on, from images of any size.
 
+Shape legend: H, W: the image on disk; T: tile size; N: tiles of an image.
+"""
+
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
-from train.data.folder import Split, Tile, TileFolder
-from train.data.pixels import read_image, read_mask
-from train.settings import AugmentationSettings, Settings
+from serve.images.tiles import pad_by_reflection
+from train.data.augmentation import NUM_VIEWS, draw_window, turn, vary_colors
+from train.data.folder import Tile
+from train.data.pixels import image_size, read_image, read_mask
+from train.data.scale import Placement, TileScale, cut_image, cut_labels, nearest
+from train.settings import AugmentationSettings
+
+_KEPT_BYTES = 512 * 2**20
+"""Decoded images that each loading process keeps in memory (our choice)."""
 
 
 class Sample(TypedDict):
-    """A tile for the model.
+    """A tile to train on.
 
-    image: (3, H, W) uint8. labels: (H, W) int64, 0..C.
+    image: (3, T, T) uint8, RGB in [0, 255]. labels: (T, T) int64, 0..C.
     """
 
     tile_id: str
@@ -26,20 +35,51 @@ class Sample(TypedDict):
     labels: Tensor
 
 
-NUM_VIEWS = 8
-"""Flips and quarter turns of a square."""
+class WholeImage(TypedDict):
+    """An image to segment and score as a whole.
+
+    tiles: (N, 3, T, T) uint8, RGB in [0, 255]. tile_labels: (N, T, T) uint8, 0..C, at the model's
+    um per pixel. labels: (H, W) uint8, 0..C, on the image's own grid. placement: where the tiles
+    lie. features: (N, D, T/16, T/16), in the place of the tiles where they are cached.
+    """
+
+    tile_id: str
+    size: tuple[int, int]
+    placement: Placement
+    tiles: NotRequired[Tensor]
+    features: NotRequired[Tensor]
+    labels: NotRequired[Tensor]
+    tile_labels: NotRequired[Tensor]
 
 
-def turn(pixels: Tensor, view: int) -> Tensor:
-    """Flip and turn (..., H, W) by a view in 0..7; view 0 leaves it as it is."""
-    flipped = pixels.flip(-1) if view >= 4 else pixels
-    return torch.rot90(flipped, view % 4, dims=(-2, -1))
+class _Images:
+    """Decoded images with their labels; the last ones are kept, up to `_KEPT_BYTES`."""
+
+    def __init__(self, tiles: Sequence[Tile], num_classes: int) -> None:
+        self._tiles, self._num_classes = tiles, num_classes
+        self._kept: OrderedDict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = OrderedDict()
+        self._num_bytes = 0
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """An image's pixels (H, W, 3) and labels (H, W), both uint8."""
+        if (found := self._kept.pop(index, None)) is None:
+            tile = self._tiles[index]
+            found = read_image(tile.image), read_mask(tile.mask, self._num_classes)
+            self._num_bytes += sum(part.nbytes for part in found)
+        self._kept[index] = found
+        while self._num_bytes > _KEPT_BYTES and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            self._num_bytes -= sum(part.nbytes for part in dropped)
+        return found
 
 
 class TileDataset(Dataset[Sample]):
-    """Tiles at the model's size, augmented when asked.
+    """Tiles of the model's size, at its um per pixel, cut from images of any size.
 
-    The augmentation of a tile depends only on (seed, epoch, index): a run that is resumed, or has
+    With augmentation, each tile is cut at random, and an image gives as many per epoch as its
+    area holds. Without, or if `fixed`, tiles are those that serving cuts: they cover the image.
+
+    The chance of a tile depends only on (seed, epoch, index): a run that is resumed, or has
     another number of workers, sees the same tiles.
     """
 
@@ -47,89 +87,173 @@ class TileDataset(Dataset[Sample]):
         self,
         tiles: Sequence[Tile],
         num_classes: int,
-        tile_size_px: int,
+        scale: TileScale,
         augmentation: AugmentationSettings | None = None,
         seed: int = 0,
-        label_size_px: int | None = None,
+        *,
+        fixed: bool = False,
     ) -> None:
-        """Read tiles as (T, T) images, with labels of the same size.
+        """Look at the images' sizes; pixels are read when a sample is asked for.
 
-        Without an augmentation labels may be of another size, `label_size_px`.
+        Raises:
+            FocalPathError: an image is missing or damaged.
         """
-        assert label_size_px is None or augmentation is None
         self.tiles = tiles
-        self.num_classes = num_classes
+        self.scale = scale
         self._seed = seed
-        self._augment = "none" if augmentation is None else augmentation.augment
-        size = (tile_size_px, tile_size_px)
-        self._resize = v2.Resize(size, antialias=True)
-        self._resize_labels = v2.Resize((label_size_px or tile_size_px,) * 2)
-        self._distort: v2.Transform | None = None
-        if augmentation is not None and augmentation.augment == "full":
-            jitter = augmentation.color_jitter
-            scale = (augmentation.crop_scale_min, 1.0)
-            self._distort = v2.Compose(
-                [
-                    v2.RandomResizedCrop(size, scale=scale, antialias=True),
-                    v2.ColorJitter(jitter, jitter, jitter, jitter),
-                ]
-            )
+        self._augmentation = augmentation or AugmentationSettings(augment="none")
+        self._fixed = fixed or scale.squeeze or self._augmentation.augment == "none"
+        self._images = _Images(tiles, num_classes)
+        self.placements = [scale.place(*image_size(tile.image), tile.mpp) for tile in tiles]
+        self.items = [
+            (index, number)
+            for index, placement in enumerate(self.placements)
+            for number in range(self._num_tiles(placement))
+        ]
 
     def __len__(self) -> int:
-        return len(self.tiles)
+        return len(self.items)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """Load a tile by its index, or by (epoch, index) to draw that epoch's augmentation."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        image, labels = self._read(index)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self._seed, epoch, index))
-            image, labels = self._vary(image, labels)
+        image, labels = self._draw(epoch, index)
         view = self.view(epoch, index)
         return {
-            "tile_id": self.tiles[index].tile_id,
-            "image": turn(image.as_subclass(Tensor), view).contiguous(),
-            "labels": turn(labels.as_subclass(Tensor), view).long(),
+            "tile_id": self.tiles[self.items[index][0]].tile_id,
+            "image": turn(image, view).contiguous(),
+            "labels": turn(labels, view).long(),
         }
 
     def view(self, epoch: int, index: int) -> int:
         """Which flip and turn a tile has in an epoch, in 0..7."""
-        if self._augment == "none":
+        if self._augmentation.augment == "none":
             return 0
         return _mix(self._seed, epoch, index, 1) % NUM_VIEWS
 
-    def plain_image(self, index: int, view: int) -> Tensor:
-        """A tile's image (3, H, W) uint8 at the model's size, only flipped and turned."""
-        image, _ = self._resize(*self._read(index))
-        return turn(image.as_subclass(Tensor), view).contiguous()
+    def fixed_tiles(self, image_index: int) -> Tensor:
+        """The (N, 3, T, T) uint8 tiles that cover an image."""
+        image, _ = self._images.read(image_index)
+        cut = cut_image(image, self.placements[image_index], self.scale)
+        return torch.from_numpy(cut.transpose(0, 3, 1, 2).copy())
 
-    def plain_labels(self, index: int, view: int) -> Tensor:
-        """The labels (H, W) int64 that belong to `plain_image`."""
-        _, labels = self._read(index)
-        return turn(self._resize_labels(labels).as_subclass(Tensor), view).long()
+    def fixed_labels(self, image_index: int) -> Tensor:
+        """The (N, T, T) uint8 labels that belong to `fixed_tiles`."""
+        _, labels = self._images.read(image_index)
+        return torch.from_numpy(cut_labels(labels, self.placements[image_index], self.scale).copy())
 
-    def _vary(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if self._distort is None:
-            return self._resize(image), self._resize_labels(labels)
-        varied: tuple[Tensor, Tensor] = self._distort(image, labels)
-        return varied
+    def _num_tiles(self, placement: Placement) -> int:
+        if self._fixed:
+            return len(placement.places)
+        height, width = placement.size
+        return max(1, round(height * width / self.scale.tile_size_px**2))
 
-    def _read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        tile = self.tiles[index]
-        pixels = torch.from_numpy(read_image(tile.image).copy()).permute(2, 0, 1)
-        labels = torch.from_numpy(read_mask(tile.mask, self.num_classes).copy())
-        return tv_tensors.Image(pixels), tv_tensors.Mask(labels)
+    def _draw(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        """A tile (3, T, T) and its labels (T, T), both uint8."""
+        image_index, number = self.items[index]
+        if self._fixed:
+            return self.fixed_tiles(image_index)[number], self.fixed_labels(image_index)[number]
+        full = self._augmentation.augment == "full"
+        rng = np.random.default_rng((self._seed, epoch, index))
+        image, labels = self._images.read(image_index)
+        side = self.scale.tile_size_px
+        length = side / self.scale.factor(self.tiles[image_index].mpp)
+        image, labels = _pad(image, labels, round(length))
+        scale_min = self._augmentation.crop_scale_min if full else 1.0
+        window = draw_window(rng, labels, (length, length), scale_min)
+        tile = _resize(image[window], side)
+        if full:
+            tile = vary_colors(tile, rng, self._augmentation)
+        return tile, torch.from_numpy(nearest(labels[window], side, side).copy())
 
 
-def evaluation_tiles(folder: TileFolder, split: Split, settings: Settings) -> TileDataset:
-    """A split's tiles as they are scored: not augmented, labels at the size that counts."""
-    model = settings.model
-    return TileDataset(
-        folder.tiles[split],
-        len(folder.classes),
-        model.tile_size_px,
-        label_size_px=model.score_size_px,
+def _pad(
+    image: NDArray[np.uint8], labels: NDArray[np.uint8], side: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Pad an image to `side` at least, as serving does; the padding is unlabelled."""
+    rows, columns = (max(length, side) for length in labels.shape)
+    if labels.shape == (rows, columns):
+        return image, labels
+    padded = np.zeros((rows, columns), np.uint8)
+    padded[: labels.shape[0], : labels.shape[1]] = labels
+    return pad_by_reflection(image, rows, columns), padded
+
+
+def _resize(image: NDArray[np.uint8], side: int) -> Tensor:
+    """Resample (H, W, 3) uint8 to (3, side, side), with smoothing where it becomes smaller."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    if image.shape[:2] == (side, side):
+        return pixels.contiguous()
+    # The same filter as in serving, but torch's is several times faster than Pillow's.
+    resized = torch.nn.functional.interpolate(
+        pixels[None], size=(side, side), mode="bicubic", antialias=True
     )
+    return resized[0].contiguous()
+
+
+class WholeImageDataset(Dataset[WholeImage]):
+    """Whole images, cut as serving cuts them, with their labels."""
+
+    def __init__(self, tiles: Sequence[Tile], num_classes: int, scale: TileScale) -> None:
+        """Look at the images' sizes.
+
+        Raises:
+            FocalPathError: an image is missing or damaged.
+        """
+        self.tiles = tiles
+        self.scale = scale
+        self._num_classes = num_classes
+        self.sizes = [image_size(tile.image) for tile in tiles]
+        self.placements = [
+            scale.place(*size, tile.mpp) for size, tile in zip(self.sizes, tiles, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def __getitem__(self, index: int) -> WholeImage:
+        """Read and cut an image."""
+        sample = self.labels(index)
+        sample["tiles"] = self.fixed_tiles(index)
+        return sample
+
+    def fixed_tiles(self, index: int) -> Tensor:
+        """The (N, 3, T, T) uint8 tiles of an image."""
+        image = read_image(self.tiles[index].image)
+        cut = cut_image(image, self.placements[index], self.scale)
+        return torch.from_numpy(cut.transpose(0, 3, 1, 2).copy())
+
+    def labels(self, index: int) -> WholeImage:
+        """An image's labels and placement, without its pixels."""
+        tile = self.tiles[index]
+        mask = read_mask(tile.mask, self._num_classes)
+        tile_labels = cut_labels(mask, self.placements[index], self.scale)
+        return {
+            "tile_id": tile.tile_id,
+            "size": self.sizes[index],
+            "placement": self.placements[index],
+            "labels": torch.from_numpy(mask.copy()),
+            "tile_labels": torch.from_numpy(tile_labels.copy()),
+        }
+
+
+def pack_images(
+    placements: Sequence[Placement], num_tiles: int, *, rank: int = 0, num_ranks: int = 1
+) -> list[list[int]]:
+    """Group images, in order, so that a group has about `num_tiles` tiles, and one image at least.
+
+    Each rank gets its share of the images.
+    """
+    packs: list[list[int]] = []
+    room = 0
+    for index in range(rank, len(placements), num_ranks):
+        needed = len(placements[index].places)
+        if not packs or needed > room:
+            packs.append([])
+            room = num_tiles
+        packs[-1].append(index)
+        room -= needed
+    return packs
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -32,7 +32,7 @@ class BestCheckpoint(Callback):
         scores = {
             name.removeprefix("validation/"): float(value)
             for name, value in trainer.callback_metrics.items()
-            if name.startswith("validation/")
+            if name.startswith(("validation/dice/", "validation/iou/"))
         }
         if not scores["dice/mean"] > self._best_dice:  # nor if it is not a number
             return

@@ -1,8 +1,12 @@
 """The frozen encoders' features on disk, so that every epoch after the first skips the encoders.
 
-A feature is what `Segmenter.encode` gives for one view (flip and turn) of one tile. Its file is
-named after the encoders' weights and arithmetic, the image's bytes and the view: a changed weight
-or image is another file, and runs may share a folder.
+A feature is what `Segmenter.encode` gives for one view (flip and turn) of one of the tiles that
+cover an image. Its file is named after the encoders' weights and arithmetic, the image's bytes,
+its size at the model's um per pixel, the tile's place and the view: if one of them changes, it is
+another file, so runs may share a folder.
+
+What is cached is what is trained on. So tiles are cut at fixed places, as serving cuts them, and
+can only be flipped and turned (`--augment dihedral`, 8 views) or left as they are (`none`).
 """
 
 import hashlib
@@ -19,7 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from train.data.dataset import NUM_VIEWS, TileDataset
+from train.data.augmentation import NUM_VIEWS, turn
+from train.data.dataset import TileDataset, WholeImage, WholeImageDataset
 from train.errors import FocalPathError
 from train.files import whole_file, write_errors_explained
 from train.model.segmenter import Segmenter, encode_for_training, encodes_in_bfloat16
@@ -27,6 +32,7 @@ from train.settings import Settings
 
 CachedSample = dict[str, object]
 """tile_id str, features (D, H/16, W/16), labels (H, W) int64."""
+CachedTiles = TileDataset | WholeImageDataset
 
 
 class EmbeddingCache:
@@ -48,33 +54,34 @@ class EmbeddingCache:
             f"{runtime.embedding_dtype}"
         )
 
-    def fill(self, dataset: TileDataset, views: range, batch_size: int) -> None:
+    def fill(self, dataset: CachedTiles, views: range, batch_size: int) -> None:
         """Encode every view of every tile that is not in the cache yet.
 
         Raises:
             FocalPathError: the disk has no room, or may not be written; what was written stays
                 whole.
         """
-        missing = [
-            (index, view, path)
-            for index, digest in enumerate(_image_digests(dataset))
-            for view in views
-            if not (path := self.path(digest, view)).is_file()
-        ]
+        missing = {
+            index: left
+            for index, stems in enumerate(tile_stems(dataset))
+            if (left := [t for t in _todo(stems, views) if not self.path(*t[1:]).is_file()])
+        }
         if not missing:
             return
-        self._check_room(len(missing))
+        self._check_room(sum(map(len, missing.values())))
         with write_errors_explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
-        for batch in track(batches, "Encoding tiles for the cache"):
-            images = torch.stack([dataset.plain_image(index, view) for index, view, _ in batch])
-            for (_, _, path), features in zip(batch, self._encode(images), strict=True):
-                self.write(path, features)
+        for index, left in track(missing.items(), "Encoding images for the cache"):
+            tiles = dataset.fixed_tiles(index)
+            for start in range(0, len(left), batch_size):
+                part = left[start : start + batch_size]
+                images = torch.stack([turn(tiles[number], view) for number, _, view in part])
+                for (_, stem, view), features in zip(part, self._encode(images), strict=True):
+                    self.write(self.path(stem, view), features)
 
-    def path(self, image_digest: str, view: int) -> Path:
-        """Where the features of one view of one image are."""
-        return self.folder / f"{image_digest}-{view}.safetensors"
+    def path(self, stem: str, view: int) -> Path:
+        """Where the features of one view of one tile are."""
+        return self.folder / f"{stem}-{view}.safetensors"
 
     def read(self, path: Path) -> Tensor:
         """Read (D, H/16, W/16) features.
@@ -130,12 +137,12 @@ class EmbeddingCache:
 
 
 class CachedTileDataset(Dataset[CachedSample]):
-    """A tile data set whose images are replaced by their features."""
+    """Training tiles whose images are replaced by their features."""
 
     def __init__(self, dataset: TileDataset, cache: EmbeddingCache) -> None:
         self._dataset = dataset
         self._cache = cache
-        self._digests = list(_image_digests(dataset))
+        self._stems = list(tile_stems(dataset))
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -144,16 +151,46 @@ class CachedTileDataset(Dataset[CachedSample]):
         """Load features by a tile's index, or by (epoch, index) in that epoch's view."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         view = self._dataset.view(epoch, index)
+        image, number = self._dataset.items[index]
+        labels = self._dataset.fixed_labels(image)[number]
         return {
-            "tile_id": self._dataset.tiles[index].tile_id,
-            "features": self._cache.read(self._cache.path(self._digests[index], view)),
-            "labels": self._dataset.plain_labels(index, view),
+            "tile_id": self._dataset.tiles[image].tile_id,
+            "features": self._cache.read(self._cache.path(self._stems[image][number], view)),
+            "labels": turn(labels, view).long(),
         }
 
 
-def _image_digests(dataset: TileDataset) -> Iterator[str]:
-    for tile in dataset.tiles:
-        yield hashlib.sha256(tile.image.read_bytes()).hexdigest()[:32]
+class CachedWholeImages(Dataset[WholeImage]):
+    """Whole images whose tiles are replaced by their features."""
+
+    def __init__(self, dataset: WholeImageDataset, cache: EmbeddingCache) -> None:
+        self._dataset = dataset
+        self._cache = cache
+        self.placements = dataset.placements
+        self._stems = list(tile_stems(dataset))
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> WholeImage:
+        """Load an image's labels and the features of its tiles."""
+        sample = self._dataset.labels(index)
+        features = [self._cache.read(self._cache.path(stem, 0)) for stem in self._stems[index]]
+        sample["features"] = torch.stack(features)
+        return sample
+
+
+def tile_stems(dataset: CachedTiles) -> Iterator[list[str]]:
+    """The names, less the view, of the features of each image's tiles."""
+    for tile, placement in zip(dataset.tiles, dataset.placements, strict=True):
+        digest = hashlib.sha256(tile.image.read_bytes()).hexdigest()[:32]
+        rows, columns = placement.size
+        yield [f"{digest}-{rows}x{columns}-{y}-{x}" for y, x in placement.places]
+
+
+def _todo(stems: list[str], views: range) -> list[tuple[int, str, int]]:
+    """The number, name and view of all that is cached of an image."""
+    return [(number, stem, view) for number, stem in enumerate(stems) for view in views]
 
 
 def _fingerprint(segmenter: Segmenter) -> str:

@@ -8,7 +8,7 @@ from train.data.convert import bcss, bdsa, crag
 from train.data.folder import TileFolder, read_tile_folder
 from train.data.pixels import class_frequencies
 from train.errors import CheckpointError
-from train.fitting.run import evaluate
+from train.fitting.run import at_scale, evaluate
 from train.model.checkpoint import (
     WEIGHTS_FILE,
     CheckpointCard,
@@ -48,7 +48,6 @@ def import_sampath(
     *,
     data: Path | None = None,
     class_names: Sequence[str] = (),
-    mpp: float | None = None,
     overwrite: bool = False,
     score: bool = True,
 ) -> CheckpointCard:
@@ -57,11 +56,11 @@ def import_sampath(
     Args:
         checkpoint: The Lightning .ckpt file.
         run: The folder to write.
-        settings: The preset of the data that it was trained on.
+        settings: The preset of the data that it was trained on, with the um per pixel at which it
+            saw that data; without one, the data set's counts.
         data: That data set, for class names, um per pixel and pixel shares; None does without.
         class_names: Names of the classes in the order of their labels, where there is no data set;
             by default those of the preset.
-        mpp: um per pixel of the images, where there is no data set.
         overwrite: Replace the trained model that `run` has.
         score: Score the validation tiles of `data`, so that HCFA can take the run as its baseline.
 
@@ -78,6 +77,8 @@ def import_sampath(
         )
     folder = None if data is None else read_tile_folder(data)
     classes = _classes(checkpoint, settings.preset, folder, class_names)
+    if folder is not None:
+        settings = at_scale(settings, folder, ("validation",) if score else ())
     model = replace(settings.model, bias=BiasName("none"), pathology_positions="dino")
     settings = replace(settings, model=model)
     segmenter = Segmenter(settings.model, len(classes))
@@ -85,7 +86,7 @@ def import_sampath(
     card = CheckpointCard(
         settings=settings,
         classes=classes,
-        mpp=mpp if folder is None else folder.mpp,
+        mpp=settings.model.mpp,
         pixel_frequencies=None if folder is None else tuple(class_frequencies(folder).tolist()),
         class_attention_bias=(0.0,) * len(classes),
         origins=_origins(checkpoint, settings),

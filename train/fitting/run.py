@@ -10,30 +10,36 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from train.data.dataset import NUM_VIEWS, EpochSampler, TileDataset, evaluation_tiles
+from train.data.augmentation import NUM_VIEWS
+from train.data.dataset import EpochSampler, TileDataset, WholeImageDataset
 from train.data.folder import Split, TileFolder, read_tile_folder
 from train.data.pixels import class_frequencies, count_pixels
+from train.data.scale import TileScale, resolve_mpp
 from train.errors import BaselineError, FocalPathError
 from train.files import write_errors_explained
 from train.fitting.callbacks import BestCheckpoint, ClassProgressBar, MetricsFile, OwnSigterm
 from train.fitting.curves import plot_training
-from train.fitting.embedding_cache import CachedTileDataset, EmbeddingCache
+from train.fitting.embedding_cache import CachedTileDataset, CachedWholeImages, EmbeddingCache
+from train.fitting.evaluation import predict_split, whole_image_loader
+from train.fitting.loading import ErrorsAsItems, TileLoader
 from train.fitting.resume import (
     ResumableEarlyStopping,
     RunInputs,
@@ -41,12 +47,13 @@ from train.fitting.resume import (
     resumed_epoch,
     run_inputs,
 )
-from train.fitting.task import SegmentationTask
+from train.fitting.task import SegmentationTask, named_scores
+from train.metrics import PooledConfusion, class_scores
 from train.model.checkpoint import CARD_FILE, WEIGHTS_FILE, CheckpointCard, TrainingData, read_card
 from train.model.class_bias import STRATEGIES, ClassStatistics, find_strategy
 from train.model.segmenter import Segmenter
 from train.model.starting_weights import starting_weights
-from train.settings import RuntimeSettings, Settings, TissueClass
+from train.settings import Settings, TissueClass
 
 METRICS_FILE = "metrics.csv"
 FIGURE_FILE = "training.png"
@@ -96,7 +103,7 @@ def fit(
     strategy = find_strategy(settings.model.bias)
     folder = read_tile_folder(data)
     start = starting_weights(settings)
-    settings = start.settings
+    settings = at_scale(start.settings, folder, ("training", "validation"))
     _check_shares(folder, settings)
     frequencies = class_frequencies(folder)
     _check_labelled(folder, "validation")
@@ -115,7 +122,7 @@ def fit(
         CheckpointCard,
         settings=settings,
         classes=folder.classes,
-        mpp=folder.mpp,
+        mpp=settings.model.mpp,
         data=TrainingData(
             name=folder.root.resolve().name,
             num_training_tiles=len(folder.tiles["training"]),
@@ -144,9 +151,16 @@ def fit(
 
 
 def evaluate(
-    segmenter: Segmenter, card: CheckpointCard, data: Path, split: Split
+    segmenter: Segmenter, card: CheckpointCard, data: Path, split: Split, *, tta: bool = False
 ) -> dict[str, float]:
-    """Score a checkpoint on one split of a data set.
+    """Score a checkpoint on one split of a data set, whole images on their own grids.
+
+    Args:
+        segmenter: The model.
+        card: What it is.
+        data: A data set with its classes.
+        split: Which images.
+        tta: Average over the flips and quarter turns of each tile (test-time augmentation).
 
     Returns:
         Dice and IoU under names such as `dice/mean` and `iou/Tumor`.
@@ -156,20 +170,39 @@ def evaluate(
     """
     folder = read_tile_folder(data)
     _check_classes(card, "the checkpoint", folder)
-    if card.mpp and folder.mpp and not math.isclose(card.mpp, folder.mpp, rel_tol=0.05):
-        Console().print(
-            f"[yellow]warning:[/yellow] {data} has {folder.mpp:g} um per pixel, the checkpoint was "
-            f"trained at {card.mpp:g}: tissue of another size than it knows"
-        )
+    _check_scale(card, folder, split)
     _check_labelled(folder, split)
-    task = SegmentationTask(segmenter, card.settings, card.classes)
-    settings = replace(card.settings, runtime=RuntimeSettings())
-    trainer = _trainer(settings, None, [RichProgressBar(leave=False)])
-    tiles = evaluation_tiles(folder, split, settings)
-    trainer.test(task, _evaluation_loader(tiles, settings, trainer), verbose=False)
-    return {
-        name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()
-    }
+    confusion = PooledConfusion(len(card.classes))
+    images = predict_split(segmenter, card, folder, split, tta=tta)
+    for image in track(images, f"Scoring {split} images", total=len(folder.tiles[split])):
+        confusion.update(image.predicted[None], image.labels[None])
+    return named_scores(class_scores(confusion.compute()), card.classes)
+
+
+def at_scale(settings: Settings, folder: TileFolder, splits: Sequence[Split]) -> Settings:
+    """Settle the um per pixel that the model sees: the settings', else the data set's.
+
+    Raises:
+        FocalPathError: the scale of some images is not known.
+    """
+    tiles = [tile for split in splits for tile in folder.tiles[split]]
+    mpp = resolve_mpp(settings.model.mpp, folder.mpp, tiles)
+    return replace(settings, model=replace(settings.model, mpp=mpp))
+
+
+def _check_scale(card: CheckpointCard, folder: TileFolder, split: Split) -> None:
+    """Refuse images of unknown scale, and say what a checkpoint of version 0.1 does."""
+    if not card.settings.model.squeeze:
+        if card.mpp is not None:
+            resolve_mpp(card.mpp, folder.mpp, folder.tiles[split])
+        return
+    side = card.settings.model.tile_size_px
+    Console().print(
+        f"[yellow]warning:[/yellow] this checkpoint is of version 0.1, which squeezed every image "
+        f"to {side} x {side} pixels, and so are the images now. Its um per pixel "
+        f"({card.mpp or 'unknown'}) is right only for images like those that it was trained on.",
+        soft_wrap=True,
+    )
 
 
 @rank_zero_only
@@ -318,19 +351,23 @@ def _loaders(
     trainer: L.Trainer,
     first_epoch: int,
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """The loaders of training and validation tiles, of images or of their cached features."""
+    """The loaders of training tiles and of whole validation images, or of their features."""
+    model, cached = settings.model, settings.runtime.embedding_cache is not None
+    scale = TileScale(tile_size_px=model.tile_size_px, mpp=model.mpp)
+    num_classes = len(folder.classes)
     training = TileDataset(
         folder.tiles["training"],
-        len(folder.classes),
-        settings.model.tile_size_px,
+        num_classes,
+        scale,
         settings.augmentation,
         seed=settings.optimization.seed,
+        fixed=cached,
     )
-    validation = evaluation_tiles(folder, "validation", settings)
-    if settings.runtime.embedding_cache is None:
+    validation = WholeImageDataset(folder.tiles["validation"], num_classes, scale)
+    if not cached:
         return (
             _training_loader(training, settings, trainer, first_epoch),
-            _evaluation_loader(validation, settings, trainer),
+            _validation_loader(validation, settings, trainer),
         )
     # Lightning would move the model only later.
     cache = EmbeddingCache(settings, segmenter.to(trainer.strategy.root_device))
@@ -340,7 +377,7 @@ def _loaders(
     cache.fill(validation, range(1), batch_size)
     return (
         _training_loader(CachedTileDataset(training, cache), settings, trainer, first_epoch),
-        _evaluation_loader(CachedTileDataset(validation, cache), settings, trainer),
+        _validation_loader(CachedWholeImages(validation, cache), settings, trainer),
     )
 
 
@@ -359,24 +396,26 @@ def _training_loader(
         num_ranks=trainer.world_size,
         epoch=first_epoch,
     )
-    return DataLoader(
-        cast("Dataset[Any]", dataset),
+    num_workers = settings.augmentation.num_workers
+    return TileLoader(
+        ErrorsAsItems(dataset),
         batch_size=optimization.batch_size,
         sampler=sampler,
         drop_last=len(sampler) >= optimization.batch_size,
-        num_workers=settings.augmentation.num_workers,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,  # they keep decoded images
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def _evaluation_loader(
-    dataset: TileDataset | CachedTileDataset, settings: Settings, trainer: L.Trainer
+def _validation_loader(
+    dataset: WholeImageDataset | CachedWholeImages, settings: Settings, trainer: L.Trainer
 ) -> DataLoader[Any]:
-    """Each rank counts its share of the tiles; the counts are added up at the end."""
-    return DataLoader(
-        cast("Dataset[Any]", dataset),
-        batch_size=settings.optimization.batch_size,
-        sampler=range(trainer.global_rank, len(dataset), trainer.world_size),
-        num_workers=settings.augmentation.num_workers,
-        pin_memory=torch.cuda.is_available(),
+    """Each rank counts its share of the images; the counts are added up at the end."""
+    return whole_image_loader(
+        dataset,
+        settings.optimization.batch_size,
+        settings.augmentation.num_workers,
+        rank=trainer.global_rank,
+        num_ranks=trainer.world_size,
     )

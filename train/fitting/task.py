@@ -1,6 +1,7 @@
 """The training task for Lightning's Trainer: loss, scores, optimizer and schedule."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -9,14 +10,15 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from train.data.dataset import WholeImage
 from train.errors import FocalPathError
+from train.fitting.evaluation import label_images
 from train.fitting.losses import SegmentationLoss
 from train.metrics import ClassScores, PooledConfusion, class_scores
 from train.model.segmenter import (
     Segmenter,
     SegmenterOutput,
     encode_for_training,
-    labels_from_logits,
 )
 from train.settings import Settings, TissueClass
 
@@ -67,13 +69,31 @@ class SegmentationTask(L.LightningModule):
                 self.log(name, value, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Count a batch's pixels."""
-        self._count(batch)
+    def validation_step(self, images: list[WholeImage], batch_index: int) -> None:
+        """Segment whole images, count their pixels and the loss of their tiles."""
+        batch_size = self.settings.optimization.batch_size
+        labelled = label_images(self._segment, images, batch_size, observe=self._log_loss)
+        for image, predicted in zip(images, labelled, strict=True):
+            labels = image["labels"][None].to(self.device).long()
+            self.confusion.update(predicted[None].to(self.device), labels)
 
-    def test_step(self, batch: Batch, batch_index: int) -> None:
-        """Count a batch's pixels."""
-        self._count(batch)
+    def _log_loss(self, output: SegmenterOutput, labels: Tensor) -> None:
+        """Log the loss of validation tiles, without what the bias adds to it."""
+        loss = self.loss(output, labels.to(self.device).long())["loss"]
+        self.log(
+            "validation/loss",
+            loss,
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(labels),
+            sync_dist=True,
+        )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
+        """Leave whole images where they are: their tiles go to the device batch by batch."""
+        if isinstance(batch, list):
+            return batch
+        return super().transfer_batch_to_device(batch, device, index)
 
     def on_validation_epoch_end(self) -> None:
         """Log Dice and IoU of the pooled pixels, and the bias of each class."""
@@ -83,10 +103,6 @@ class SegmentationTask(L.LightningModule):
         for name, of_class in values.items():
             for entry, value in zip(self.classes, of_class.tolist(), strict=True):
                 self.log(f"{name}/{entry.name}", value, sync_dist=True)
-
-    def on_test_epoch_end(self) -> None:
-        """Log Dice and IoU of the pooled pixels."""
-        self._log_scores("test")
 
     def configure_optimizers(self) -> Any:
         """AdamW in two groups, linear warm-up, then cosine annealing to zero."""
@@ -136,18 +152,15 @@ class SegmentationTask(L.LightningModule):
         for part in (*parts, self.loss):
             part.compile()
 
-    def _segment(self, batch: Batch) -> SegmenterOutput:
+    def _segment(self, batch: Mapping[str, Any]) -> SegmenterOutput:
         features = batch.get("features")
         if features is None:
             features = encode_for_training(
-                self.segmenter, batch["image"], mixed_precision=self.settings.mixed_precision
+                self.segmenter,
+                batch["image"].to(self.device, non_blocking=True),
+                mixed_precision=self.settings.mixed_precision,
             )
-        return self.segmenter.decode(features.float())
-
-    def _count(self, batch: Batch) -> None:
-        output = self._segment(batch)
-        predicted = labels_from_logits(output.low_res_logits, batch["labels"].shape[-1])
-        self.confusion.update(predicted, batch["labels"])
+        return self.segmenter.decode(features.to(self.device).float())
 
     def _log_scores(self, split: str) -> None:
         scores = class_scores(self.confusion.compute())

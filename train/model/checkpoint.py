@@ -9,7 +9,7 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
@@ -59,6 +59,7 @@ class CheckpointCard:
     settings: Annotated[Settings, BeforeValidator(upgrade_settings)]
     classes: tuple[TissueClass, ...]
     mpp: float | None
+    """um per pixel at which the network sees tissue; None where nothing says it."""
     data: TrainingData | None = None
     """None where the file does not say."""
     pixel_frequencies: tuple[float, ...] | None
@@ -133,7 +134,7 @@ def read_card(path: Path) -> CheckpointCard:
     if not card_path.is_file():
         raise _missing(card_path)
     try:
-        return TypeAdapter(CheckpointCard).validate_json(card_path.read_bytes())
+        return _CARD.validate_json(card_path.read_bytes())
     except OSError as error:
         raise _unreadable(card_path, error) from error
     except ValidationError as error:
@@ -143,6 +144,33 @@ def read_card(path: Path) -> CheckpointCard:
             f"{card_path} is not a checkpoint's description: {place}: {first['msg']}. Train "
             "again, or take the file of the same run."
         ) from error
+
+
+def _with_scale(stored: Any) -> Any:
+    """Say at which scale a checkpoint of version 0.1 sees tissue.
+
+    It squeezed every image to the tile, and its card has the um per pixel of the images, not of the
+    network. Where scores were counted at the images' size, this tells how far they were squeezed.
+    """
+    try:
+        model = stored["settings"]["model"]
+        if "mpp" in model:
+            return stored
+        model = {**model, "mpp": stored.get("mpp"), "squeeze": True}
+        if (side := model.pop("score_size_px", None)) and model["mpp"]:
+            model["mpp"] *= side / model["tile_size_px"]
+        return {
+            **stored,
+            "mpp": model["mpp"],
+            "settings": {**stored["settings"], "model": model},
+        }
+    except (KeyError, TypeError):
+        return stored  # the validation says what is wrong
+
+
+_CARD: TypeAdapter[CheckpointCard] = TypeAdapter(
+    Annotated[CheckpointCard, BeforeValidator(_with_scale)]
+)
 
 
 def read_checkpoint_weights(path: Path, card: CheckpointCard) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
 from train.data.dataset import TileDataset
 from train.data.folder import read_tile_folder
+from train.data.scale import TileScale
 from train.errors import FocalPathError
 from train.fitting.embedding_cache import CachedTileDataset, EmbeddingCache
 from train.fitting.run import fit
@@ -24,6 +25,7 @@ from train.settings import (
     WeightsSettings,
 )
 
+SCALE = TileScale(tile_size_px=TILE_SIZE_PX, mpp=0.5)
 DIHEDRAL = AugmentationSettings(augment="dihedral", num_workers=0)
 
 
@@ -47,7 +49,7 @@ def segmenter() -> Segmenter:
 @pytest.fixture(scope="module")
 def dataset(toy_data: Path) -> TileDataset:
     tiles = read_tile_folder(toy_data).tiles["training"]
-    return TileDataset(tiles, 5, TILE_SIZE_PX, DIHEDRAL, seed=3)
+    return TileDataset(tiles, 5, SCALE, DIHEDRAL, seed=3, fixed=True)
 
 
 @pytest.fixture

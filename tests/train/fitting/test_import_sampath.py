@@ -118,7 +118,9 @@ def test_an_import_with_data_has_its_classes_shares_and_scores(
 
 
 def test_an_import_without_data_takes_the_presets_classes(sampath_file: Path, tmp_path: Path):
-    import_sampath(sampath_file, tmp_path / "run", toy_preset("bcss"), mpp=0.25)
+    settings = toy_preset("bcss")
+    settings = replace(settings, model=replace(settings.model, mpp=0.25))
+    import_sampath(sampath_file, tmp_path / "run", settings)
     card = read_card(tmp_path / "run")
     assert [entry.name for entry in card.classes][:2] == ["Tumor", "Stroma"]
     assert card.mpp == 0.25

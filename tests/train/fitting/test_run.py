@@ -16,12 +16,13 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from tests.support.toy_data import toy_settings
+from tests.support.toy_data import toy_settings, write_twice_as_large
 from train.cli import main
-from train.comparison.run import predict_test_tiles, tile_confusion
+from train.comparison.run import tile_confusion
 from train.data.folder import read_tile_folder
 from train.data.pixels import class_frequencies
 from train.errors import FocalPathError
+from train.fitting.evaluation import predict_split
 from train.fitting.run import evaluate, fit
 from train.fitting.task import SegmentationTask, named_scores
 from train.metrics import class_scores
@@ -69,7 +70,7 @@ def test_a_folder_with_a_trained_model_is_not_overwritten_unasked(toy_data: Path
 
 
 def test_the_loss_falls(toy_data: Path, tmp_path: Path):
-    settings = toy_settings()
+    settings = changed("augmentation", augment="dihedral")
     settings = replace(
         settings, optimization=replace(settings.optimization, epochs=15, learning_rate=5e-3)
     )
@@ -195,7 +196,7 @@ def test_a_run_of_mixed_precision_is_scored_alike_by_both_evaluators(
     folder = read_tile_folder(toy_data)
     confusion = sum(
         tile_confusion(predicted, labels, len(card.classes))
-        for _, predicted, labels in predict_test_tiles(segmenter, settings, folder)
+        for _, predicted, labels in predict_split(segmenter, card, folder, "test", tta=False)
     )
     found = named_scores(class_scores(torch.as_tensor(confusion)), card.classes)
     assert found == pytest.approx(scores, abs=1e-6)
@@ -230,15 +231,27 @@ def test_a_checkpoint_is_not_scored_on_other_classes(toy_run: Path, other_data: 
         evaluate(segmenter, card, other_data, "test")
 
 
-def test_a_checkpoint_scored_at_another_magnification_warns(
-    toy_run: Path, other_data: Path, capsys: pytest.CaptureFixture[str]
+def test_images_of_another_scale_are_resampled_before_they_are_scored(
+    toy_run: Path, toy_data: Path, other_data: Path
+):
+    write_twice_as_large(other_data)
+    model = load_checkpoint(toy_run)
+    expected = evaluate(*model, toy_data, "test")
+    assert evaluate(*model, other_data, "test") == pytest.approx(expected, abs=0.02)
+
+
+def test_images_of_unknown_scale_are_refused_where_the_models_is_known(
+    toy_run: Path, other_data: Path
 ):
     description = other_data / "dataset.json"
-    description.write_text(description.read_text().replace('"mpp": 0.5', '"mpp": 0.25'))
-    evaluate(*load_checkpoint(toy_run), other_data, "test")
-    assert "0.25 um per pixel, the checkpoint was trained at 0.5" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    description.write_text(description.read_text().replace('"mpp": 0.5', '"mpp": null'))
+    with pytest.raises(FocalPathError, match="2 images, such as tile10.*0.5 um per pixel"):
+        evaluate(*load_checkpoint(toy_run), other_data, "test")
+
+
+def test_the_checkpoint_has_the_scale_that_the_network_saw(other_data: Path, tmp_path: Path):
+    card = fit(changed("model", mpp=1.0), other_data, tmp_path / "run")
+    assert card.mpp == card.settings.model.mpp == 1.0
 
 
 def test_validation_tiles_without_a_label_are_refused_at_once(other_data: Path, tmp_path: Path):

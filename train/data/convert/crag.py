@@ -33,7 +33,7 @@ from train.data.convert.layout import (
     write_dataset,
 )
 from train.errors import FocalPathError
-from train.settings import TissueClass
+from train.settings import CRAG_MPP, TissueClass
 
 CLASSES = (
     TissueClass(name="Non-gland", color="#009e73"),
@@ -43,7 +43,7 @@ NON_GLAND, GLAND = 1, 2
 
 
 def _tiles() -> TileSettings:
-    return TileSettings(tile_size_px=1536, mpp=0.55)
+    return TileSettings(tile_size_px=1536, mpp=CRAG_MPP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class CragSettings:
     """How CRAG is prepared; tiles of 1536 x 1536 hold a whole image, padded."""
 
     tiles: TileSettings = field(default_factory=_tiles)
-    source_mpp: float = 0.55
+    source_mpp: float = CRAG_MPP
     """um per pixel of the images; the files do not tell it."""
 
 

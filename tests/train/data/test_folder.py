@@ -1,0 +1,194 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.toy_data import TILE_SIZE_PX, write_toy_data
+from train.data.folder import read_tile_folder
+from train.data.pixels import class_frequencies, count_pixels
+from train.errors import FocalPathError
+
+
+@pytest.fixture
+def data(toy_data: Path, tmp_path: Path) -> Path:
+    """A copy of the toy data set that a test may damage."""
+    return Path(shutil.copytree(toy_data, tmp_path / "data"))
+
+
+def test_folds_become_splits(toy_data: Path):
+    folder = read_tile_folder(toy_data)
+    assert {split: len(tiles) for split, tiles in folder.tiles.items()} == {
+        "training": 8,
+        "validation": 2,
+        "test": 2,
+    }
+    assert folder.mpp == 0.5
+    assert folder.classes[0].name == "Tumor"
+
+
+def test_frequencies_are_shares_of_labelled_training_pixels(toy_data: Path):
+    folder = read_tile_folder(toy_data)
+    masks = [np.asarray(Image.open(tile.mask)) for tile in folder.tiles["training"]]
+    counts = np.bincount(np.concatenate(masks).ravel(), minlength=6)[1:]
+    np.testing.assert_allclose(class_frequencies(folder), counts / counts.sum(), rtol=1e-6)
+
+
+def test_jpeg_images_are_found(data: Path):
+    Image.open(data / "img" / "tile0.png").save(data / "img" / "tile0.jpg")
+    (data / "img" / "tile0.png").unlink()
+    assert read_tile_folder(data).tiles["training"][0].image.suffix == ".jpg"
+
+
+def test_files_saved_by_a_spreadsheet_are_read(data: Path):
+    for name in ("folds.csv", "dataset.json"):
+        path = data / name
+        path.write_text(path.read_text(), encoding="utf-8-sig", newline="\r\n")
+    assert len(read_tile_folder(data).tiles["training"]) == 8
+
+
+def remove_image(data: Path) -> None:
+    (data / "img" / "tile0.png").unlink()
+
+
+def remove_mask(data: Path) -> None:
+    (data / "mask" / "tile0.png").unlink()
+
+
+def remove_folds(data: Path) -> None:
+    (data / "folds.csv").unlink()
+
+
+def remove_description(data: Path) -> None:
+    (data / "dataset.json").unlink()
+
+
+def rename_column(data: Path) -> None:
+    path = data / "folds.csv"
+    path.write_text(path.read_text().replace("img_id", "image"))
+
+
+def write_a_word_as_fold(data: Path) -> None:
+    with (data / "folds.csv").open("a") as file:
+        file.write("tile1,train\n")
+
+
+def name_one_class(data: Path) -> None:
+    write_classes(data, [{"name": "Tumor", "color": "#ff0000"}])
+
+
+def name_a_class_twice(data: Path) -> None:
+    write_classes(data, [{"name": "Tumor", "color": "#ff0000"}] * 2)
+
+
+def give_a_color_name(data: Path) -> None:
+    classes = [{"name": "Tumor", "color": "red"}, {"name": "Stroma", "color": "#00ff00"}]
+    write_classes(data, classes)
+
+
+def give_no_color(data: Path) -> None:
+    write_classes(data, [{"name": "Tumor", "color": None}, {"name": "Stroma", "color": "#00ff00"}])
+
+
+def name_a_class_mean(data: Path) -> None:
+    classes = [{"name": "mean", "color": "#ff0000"}, {"name": "Stroma", "color": "#00ff00"}]
+    write_classes(data, classes)
+
+
+def give_no_name(data: Path) -> None:
+    write_classes(data, [{"name": None, "color": "#ff0000"}, {"name": "A", "color": "#00ff00"}])
+
+
+def write_folds_in_latin_1(data: Path) -> None:
+    (data / "folds.csv").write_text("img_id,fold\nGewebe_für_Prüfung,1\n", encoding="latin-1")
+
+
+def write_classes(data: Path, classes: list[dict[str, str | None]]) -> None:
+    (data / "dataset.json").write_text(json.dumps({"mpp": 0.5, "classes": classes}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove_image, "tile0.*img has no such file"),
+        (remove_mask, "tile0.*mask has no such file"),
+        (remove_folds, "folds.csv is missing"),
+        (remove_description, "dataset.json is missing"),
+        (rename_column, "expected img_id and fold"),
+        (write_a_word_as_fold, "line 14: fold is 'train'"),
+        (name_one_class, "names 1 classes"),
+        (name_a_class_twice, "1 different"),
+        (give_a_color_name, "#rrggbb"),
+        (give_no_color, "the colour None; expected #rrggbb"),
+        (give_no_name, "names a class None"),
+        (name_a_class_mean, "names a class 'mean'"),
+        (write_folds_in_latin_1, "folds.csv is not UTF-8"),
+    ],
+)
+def test_a_layout_that_is_wrong_is_refused(
+    data: Path, damage: Callable[[Path], None], message: str
+):
+    damage(data)
+    with pytest.raises(FocalPathError, match=message):
+        read_tile_folder(data)
+
+
+def shrink_mask(data: Path) -> None:
+    Image.new("L", (32, 32)).save(data / "mask" / "tile0.png")
+
+
+def write_label_six(data: Path) -> None:
+    Image.new("L", (TILE_SIZE_PX, TILE_SIZE_PX), 6).save(data / "mask" / "tile0.png")
+
+
+def write_rgb_mask(data: Path) -> None:
+    Image.new("RGB", (TILE_SIZE_PX, TILE_SIZE_PX)).save(data / "mask" / "tile0.png")
+
+
+def truncate_mask(data: Path) -> None:
+    path = data / "mask" / "tile0.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def empty_mask(data: Path) -> None:
+    (data / "mask" / "tile0.png").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shrink_mask, "32 x 32 pixels, its image 64 x 64"),
+        (write_label_six, "label 6.*names 5 classes"),
+        (write_rgb_mask, "mode RGB"),
+        (truncate_mask, "cannot be read as an image"),
+        (empty_mask, "cannot be read as an image"),
+    ],
+)
+def test_a_mask_that_is_wrong_is_refused(data: Path, damage: Callable[[Path], None], message: str):
+    damage(data)
+    with pytest.raises(FocalPathError, match=message):
+        class_frequencies(read_tile_folder(data))
+
+
+def test_an_image_that_is_damaged_is_refused(data: Path):
+    (data / "img" / "tile0.png").write_bytes(b"not a picture")
+    with pytest.raises(FocalPathError, match=r"tile0.png cannot be read"):
+        class_frequencies(read_tile_folder(data))
+
+
+def test_a_class_without_a_training_pixel_is_named(data: Path):
+    for mask in (data / "mask").iterdir():
+        labels = np.asarray(Image.open(mask)).copy()
+        labels[labels == 4] = 0
+        Image.fromarray(labels).save(mask)
+    with pytest.raises(FocalPathError, match="labelled Necrosis"):
+        class_frequencies(read_tile_folder(data))
+
+
+def test_a_split_without_tiles_is_named(tmp_path: Path):
+    data = write_toy_data(tmp_path / "data", num_validation=0)
+    with pytest.raises(FocalPathError, match="no validation tile"):
+        count_pixels(read_tile_folder(data), "validation")

@@ -1,0 +1,200 @@
+"""Whole images through a segmenter: the one way in which validation, test and compare predict.
+
+Images are resampled, cut and blended as in serving (`train.data.scale`, `serve.images.tiles`), so
+that a score says what a user of the service will get. It is counted on the image's own grid.
+
+Shape legend: H, W: the image; T: tile size; C: classes; N: tiles; h, w: T/4.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader
+
+from serve.images.tiles import Blend, upsample_and_label
+from train.data.augmentation import NUM_VIEWS, turn, turn_back
+from train.data.dataset import WholeImage, WholeImageDataset, pack_images
+from train.data.folder import Split, TileFolder
+from train.data.scale import Placement, TileScale
+from train.fitting.loading import ErrorsAsItems, TileLoader
+from train.model.checkpoint import CheckpointCard
+from train.model.segmenter import Segmenter, SegmenterOutput, encode_for_training
+
+LOW_RES_STRIDE = 4
+Segment = Callable[[Mapping[str, Tensor]], SegmenterOutput]
+"""Runs the model on a batch: "image" (B, 3, T, T) uint8, or "features" of the embedding cache."""
+Observe = Callable[[SegmenterOutput, Tensor], None]
+"""Is given each batch's output and labels (B, T, T) uint8."""
+
+
+class LabelledImage(NamedTuple):
+    """An image's answer and its mask."""
+
+    tile_id: str
+    predicted: Tensor
+    """(H, W) int64 in 1..C, on the CPU."""
+    labels: Tensor
+    """(H, W) int64 in 0..C, on the CPU."""
+
+
+class _TileAnswers(NamedTuple):
+    """What the model says of N tiles."""
+
+    logits: Tensor
+    """(N, C, h, w) float32."""
+    probabilities: NDArray[np.uint8]
+    """(N, C, h, w), 255 = 1.0."""
+
+
+def scale_of(card: CheckpointCard) -> TileScale:
+    """The scale at which a checkpoint sees tissue."""
+    model = card.settings.model
+    return TileScale(tile_size_px=model.tile_size_px, mpp=card.mpp, squeeze=model.squeeze)
+
+
+def predict_split(
+    segmenter: Segmenter, card: CheckpointCard, folder: TileFolder, split: Split, *, tta: bool
+) -> Iterator[LabelledImage]:
+    """Segment every image of a split, in order, on a GPU where there is one.
+
+    Args:
+        segmenter: The model.
+        card: What it is.
+        folder: A data set with its classes.
+        split: Which images.
+        tta: Average over the flips and quarter turns of each tile (test-time augmentation).
+    """
+    settings = card.settings
+    dataset = WholeImageDataset(folder.tiles[split], len(card.classes), scale_of(card))
+    batch_size = settings.optimization.batch_size
+    loader = whole_image_loader(dataset, batch_size, settings.augmentation.num_workers)
+    segment = segment_on_device(segmenter, card)
+    for images in loader:
+        predictions = label_images(segment, images, batch_size, tta=tta)
+        for image, predicted in zip(images, predictions, strict=True):
+            yield LabelledImage(image["tile_id"], predicted, image["labels"].long())
+
+
+def segment_on_device(segmenter: Segmenter, card: CheckpointCard) -> Segment:
+    """Run a checkpoint's model in evaluation mode, in the precision of its training."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return partial(_segment, segmenter.to(device).eval(), card, device)
+
+
+@torch.inference_mode()
+def _segment(
+    segmenter: Segmenter, card: CheckpointCard, device: torch.device, batch: Mapping[str, Tensor]
+) -> SegmenterOutput:
+    settings = card.settings
+    half = torch.float16 if settings.optimization.precision == "16-mixed" else torch.bfloat16
+    with torch.autocast(device.type, dtype=half, enabled=settings.mixed_precision):
+        features = encode_for_training(
+            segmenter, batch["image"].to(device), mixed_precision=settings.mixed_precision
+        )
+        return segmenter.decode(features)
+
+
+def whole_image_loader(
+    dataset: Any, num_tiles: int, num_workers: int, *, rank: int = 0, num_ranks: int = 1
+) -> DataLoader[Any]:
+    """Load lists of whole images with about `num_tiles` tiles together; each rank has its share."""
+    return TileLoader(
+        ErrorsAsItems(dataset),
+        batch_sampler=pack_images(dataset.placements, num_tiles, rank=rank, num_ranks=num_ranks),
+        collate_fn=_as_list,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _as_list(images: list[WholeImage]) -> list[WholeImage]:
+    return images
+
+
+@torch.no_grad()
+def label_images(
+    segment: Segment,
+    images: Sequence[WholeImage],
+    batch_size: int,
+    *,
+    tta: bool = False,
+    observe: Observe | None = None,
+) -> list[Tensor]:
+    """Segment whole images.
+
+    Args:
+        segment: Runs the model.
+        images: Images, cut into tiles.
+        batch_size: Tiles that the model takes at once.
+        tta: Average over the flips and quarter turns of each tile.
+        observe: Is given each batch's output and the labels of its tiles.
+
+    Returns:
+        (H, W) int64 labels in 1..C of each image, on the CPU.
+    """
+    name, key = ("features", "features") if "features" in images[0] else ("image", "tiles")
+    assert not (tta and name == "features")
+    inputs = torch.cat([image[key] for image in images])  # type: ignore[literal-required]
+    labels = None
+    if observe is not None:
+        labels = torch.cat([image["tile_labels"] for image in images])
+    answers: list[_TileAnswers] = []
+    for start in range(0, len(inputs), batch_size):
+        part = inputs[start : start + batch_size]
+        output = segment({name: part})
+        if observe is not None and labels is not None:
+            observe(output, labels[start : start + batch_size])
+        logits = output.low_res_logits[:, 1:].float()
+        probabilities = logits.softmax(dim=1)
+        if tta:
+            probabilities = _average_views(segment, part, probabilities)
+        answers.append(_TileAnswers(logits, _to_bytes(probabilities)))
+    logits = torch.cat([answer.logits for answer in answers])
+    probabilities_of_all = np.concatenate([answer.probabilities for answer in answers])
+    labelled, start = [], 0
+    for image in images:
+        placement = image["placement"]
+        mine = slice(start, start + len(placement.places))
+        answer = _TileAnswers(logits[mine], probabilities_of_all[mine])
+        labelled.append(_label(answer, placement, image["size"], tta=tta))
+        start = mine.stop
+    return labelled
+
+
+def _average_views(segment: Segment, tiles: Tensor, first: Tensor) -> Tensor:
+    """The mean of the probabilities over all views of the tiles, turned back."""
+    total = first.clone()
+    for view in range(1, NUM_VIEWS):
+        output = segment({"image": turn(tiles, view).contiguous()})
+        total += turn_back(output.low_res_logits[:, 1:].float().softmax(dim=1), view)
+    return total / NUM_VIEWS
+
+
+def _to_bytes(probabilities: Tensor) -> NDArray[np.uint8]:
+    """As the exported model rounds them."""
+    return np.asarray((probabilities * 255).round().to(torch.uint8).cpu().numpy())
+
+
+def _label(
+    answer: _TileAnswers, placement: Placement, size: tuple[int, int], *, tta: bool
+) -> Tensor:
+    """Labels (H, W) of one image from its tiles' answers, as serving finds them."""
+    height, width = size
+    rows, columns = placement.size
+    num_classes, side = answer.probabilities.shape[1], answer.probabilities.shape[-1]
+    if placement.own_pixels and not tta:
+        logits = interpolate(answer.logits, scale_factor=float(LOW_RES_STRIDE), mode="bilinear")
+        return (logits.argmax(dim=1)[0] + 1)[:height, :width].cpu()
+    blend = Blend(num_classes, *placement.padded, side * LOW_RES_STRIDE)
+    nothing = np.zeros(num_classes, np.float32)
+    for place, probabilities in zip(placement.places, answer.probabilities, strict=True):
+        blend.add(place, probabilities, nothing)
+    extent = rows / LOW_RES_STRIDE, columns / LOW_RES_STRIDE
+    labels, _ = upsample_and_label(blend.probabilities(), height, width, extent)
+    return torch.from_numpy(labels).long()
