@@ -26,10 +26,16 @@ from export.triton import publish
 from serve.client.benchmark import describe_machine
 from serve.client.load import LoadReport, Probe, measure_load, print_load, summarise_answers
 from tests.serve.client.test_load import probe_of
-from tests.serve.service.test_malformed import answers_rightly, is_refused, post
-from tests.serve.service.test_protocol import NO_HTTP, address_of, exchange
 from tests.support.http_service import service_process, wait_until_ready
-from tests.support.malformed import LIMITS, malformed_uploads, readable_uploads
+from tests.support.malformed import (
+    LIMITS,
+    answers_rightly,
+    is_refused,
+    malformed_uploads,
+    post,
+    readable_uploads,
+)
+from tests.support.raw_http import INVALID_HTTP, address_of, exchange
 from tests.support.toy_bundle import write_toy_bundle
 from tests.support.triton_server import TritonServer
 
@@ -114,7 +120,7 @@ def malformed(folder: Path) -> dict[str, Any]:
             if index % 10 == 0:
                 num_good += 1
                 assert answers_rightly(client, url), f"no right answer after {upload.kind}"
-        for kind, sent in NO_HTTP.items():
+        for kind, sent in INVALID_HTTP.items():
             start = time.perf_counter()
             status, _, body = exchange(address_of(url), sent)
             kinds["no HTTP"].append(time.perf_counter() - start)

@@ -1,9 +1,8 @@
-"""HTTP/1.1 as the service speaks it: uvicorn's, with errors in JSON and no patience without end.
+"""Times out slow clients, and rejects requests that are not valid HTTP/1.1 with an error in JSON.
 
-What is no HTTP never reaches an application: uvicorn answers it itself, in plain text, waits for
-the rest of a request's head as long as a caller likes, as well as for a caller who does not read
-the answer or still sends a body that was answered already, and takes websockets, of which the
-service has none.
+uvicorn answers these before any application sees them: it rejects invalid HTTP in plain text, and
+waits without a limit for the rest of a request's head, for a client that does not read its answer,
+and for the rest of a body that has been answered already.
 """
 
 import asyncio
@@ -11,7 +10,6 @@ import json
 from typing import Any
 
 import h11
-import uvicorn.protocols.http.auto
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -21,22 +19,23 @@ HEAD_TIMEOUT_S = 20.0
 """Seconds that a connection may take for the head of a request."""
 KEEP_ALIVE_S = 75
 """Seconds that a connection may rest between requests: longer than clients and load balancers keep
-one, so that they hang up, and never send a request into a connection that is being closed."""
+one. So they close it, and never send a request into a connection that is being closed."""
 READ_PAUSE_S = 60.0
-"""Seconds without reading any of an answer after which a caller is hung up on."""
+"""Seconds after which a client that reads nothing of its answer is disconnected."""
 LINGER_S, LINGER_PAUSE_S = 30.0, 5.0
-"""Seconds, in all and without any bytes, for which the rest of a body is thrown away that was
-answered before its end. Hanging up at once would take the answer from who has not read it yet."""
+"""Seconds, in total and without any bytes, for which the rest of a body is read and dropped that
+was answered before its end. Closing at once would take the answer from a client that has not read
+it yet."""
 _CLOSE = (b"connection", b"close")
-_NO_HTTP = (
-    "The request is no HTTP/1.1, or its line and headers are longer than 64 KiB, or it has both a "
-    "Content-Length and a Transfer-Encoding."
+_INVALID_HTTP = (
+    "The request is not valid HTTP/1.1, or its line and headers are longer than 64 KiB, or it has "
+    "both a Content-Length and a Transfer-Encoding."
 )
 _TOO_SLOW = f"The head of the request took longer than {HEAD_TIMEOUT_S:g} s."
 
 
 class _StrictConnection(h11.Connection):
-    """Refuses what two readers may take for different requests (RFC 9112, 6.1)."""
+    """Refuses requests that two readers may understand differently (RFC 9112, section 6.1)."""
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """See `h11.Connection.next_event`."""
@@ -57,7 +56,7 @@ class ServiceProtocol(H11Protocol):
     _linger_until_s: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A caller has connected: wait for a head, but not forever."""
+        """A client has connected: wait for a head, but not forever."""
         super().connection_made(transport)
         limit = self.config.h11_max_incomplete_event_size
         self.conn = _StrictConnection(h11.SERVER, *(() if limit is None else (limit,)))
@@ -74,7 +73,7 @@ class ServiceProtocol(H11Protocol):
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The caller has left, or was sent away."""
+        """The client has left, or was disconnected."""
         self._forget_head_timer()
         self._forget_answer_timer()
         if self._linger_timer is not None:
@@ -82,24 +81,21 @@ class ServiceProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The caller reads more slowly than the answer is written: see that it does read."""
+        """The client reads more slowly than the answer is written: check that it does read."""
         super().pause_writing()
         self._watch_reader(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        """The caller has read nearly everything."""
+        """The client has read nearly everything."""
         self._forget_answer_timer()
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP; called by uvicorn."""
-        self._refuse(400, "http_invalid", _NO_HTTP)
-
-    def _should_upgrade_to_ws(self) -> bool:
-        return False
+        """Answer invalid HTTP; called by uvicorn."""
+        self._refuse(400, "http_invalid", _INVALID_HTTP)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Have the application answer; where it does so before the body's end, hang up after."""
+        """Let the application answer; if it does so before the body's end, close afterwards."""
         cycle = self.cycle
 
         async def send_and_close(message: Message) -> None:
@@ -111,7 +107,7 @@ class ServiceProtocol(H11Protocol):
         await self._answering(scope, receive, send_and_close)
 
     def linger(self) -> None:
-        """Say that nothing comes any more, and read on for a while."""
+        """End the answer, and read on for a while."""
         self._linger_until_s = self.loop.time() + LINGER_S
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -154,7 +150,7 @@ class ServiceProtocol(H11Protocol):
             self._answer_timer = None
 
     def _refuse(self, status: int, code: str, message: str) -> None:
-        """Answer with an error, unless another answer has begun, and hang up."""
+        """Answer with an error, unless another answer has begun, and close the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             headers = [("content-type", "application/json"), ("connection", "close")]
             for event in (
@@ -178,8 +174,3 @@ class _Lingering:
     def close(self) -> None:
         """Called by uvicorn when the answer has been written."""
         self._protocol.linger()
-
-
-def use_service_protocol() -> None:
-    """Have uvicorn speak it; BentoML, which starts uvicorn, has no setting for the protocol."""
-    uvicorn.protocols.http.auto.AutoHTTPProtocol = ServiceProtocol

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 from PIL import Image
 
 from tests.serve.images.test_bombs import BOMBS
@@ -243,3 +244,26 @@ def _batches() -> Iterator[Upload]:
     ):  # fmt: skip
         arguments = {"files": {"image": ("a.png", GOOD)}, "params": options}
         yield Upload("unknown option", "/overlay", arguments)
+
+
+def post(client: httpx.Client, url: str, upload: Upload) -> httpx.Response:
+    return client.post(f"{url}{upload.path}", **upload.request())
+
+
+def is_refused(response: httpx.Response) -> bool:
+    """Whether it is a 4xx with an error in JSON, as every refusal is."""
+    if not 400 <= response.status_code < 500:
+        return False
+    try:
+        answer = response.json()
+    except ValueError:
+        return False
+    return set(answer) == {"error", "code"} and all(isinstance(one, str) for one in answer.values())
+
+
+def answers_rightly(client: httpx.Client, url: str) -> bool:
+    response = client.post(f"{url}/segment", files={"image": ("a.png", GOOD)})
+    if response.status_code != 200:
+        return False
+    image = response.json()["image"]
+    return [image["height_px"], image["width_px"]] == [*SMALL.shape[:2]]

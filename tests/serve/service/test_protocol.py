@@ -6,7 +6,6 @@ import json
 import socket
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
@@ -15,64 +14,26 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import serve.service.protocol
+from serve.contract.errors import FormError, UploadTooSlowError
 from serve.service.protocol import ServiceProtocol
+from tests.support.raw_http import INVALID_HTTP, POST, address_of, exchange
 
 MOMENT_S = 0.1
-POST = b"POST /segment HTTP/1.1\r\nHost: x\r\n"
-FORM = b"Content-Type: multipart/form-data; boundary=x\r\n"
-NO_HTTP = {
-    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-    "words": b"hello\r\n\r\n",
-    "header of 2 MB": POST + b"X-A: " + b"a" * 2_000_000 + b"\r\n\r\n",
-    "200,000 headers": POST + b"X-A: a\r\n" * 200_000 + b"\r\n",
-    "line of 2 MB": b"POST /" + b"a" * 2_000_000 + b" HTTP/1.1\r\n\r\n",
-    "no host": b"POST /segment HTTP/1.1\r\n\r\n",
-    "HTTP/x": b"POST /segment HTTP/x\r\nHost: x\r\n\r\n",
-    "negative length": POST + b"Content-Length: -5\r\n\r\n",
-    "length and chunks": POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "two lengths": POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",
-    "header without a name": POST + b": a\r\n\r\n",
-    "zero byte in a header": POST + b"X-A: \0\r\n\r\n",
-    "broken chunk": POST + FORM + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
-    "endless chunk size": POST + FORM + b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * 100_000,
-}
 
 
-def exchange(address: tuple[str, int], sent: bytes) -> tuple[int, bytes, bytes]:
-    """Status, head and body of what is answered until the service hangs up."""
-    with socket.create_connection(address, timeout=30) as connection:
-        received = b""
-        with contextlib.suppress(ConnectionError):  # it hangs up on those who go on sending
-            connection.sendall(sent)
-        with contextlib.suppress(ConnectionError):
-            while part := connection.recv(65_536):
-                received += part
-    head, _, body = received.partition(b"\r\n\r\n")
-    if b"transfer-encoding: chunked" in head.lower():
-        body = body.split(b"\r\n")[1]
-    return int(head.split()[1]), head, body
-
-
-def address_of(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
-    assert parts.hostname is not None
-    assert parts.port is not None
-    return parts.hostname, parts.port
-
-
-@pytest.mark.parametrize("kind", NO_HTTP)
-def test_what_is_no_http_is_a_400_in_json(kind: str, service_url: str) -> None:
-    status, head, body = exchange(address_of(service_url), NO_HTTP[kind])
+@pytest.mark.parametrize("kind", INVALID_HTTP)
+def test_invalid_http_is_a_400_in_json(kind: str, service_url: str) -> None:
+    status, head, body = exchange(address_of(service_url), INVALID_HTTP[kind])
     assert status == 400
     assert b"content-type: application/json" in head.lower()
-    assert "no HTTP/1.1, or its line and headers are longer" in json.loads(body)["error"]
+    assert json.loads(body)["code"] == "http_invalid"
 
 
 def test_a_websocket_is_answered_as_the_request_that_it_comes_with(service_url: str) -> None:
     upgrade = b"Connection: Upgrade, close\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n"
     status, _, body = exchange(address_of(service_url), POST + upgrade)
     assert status == 400
-    assert "The content type is nothing" in json.loads(body)["error"]
+    assert json.loads(body)["code"] == FormError.code
 
 
 def _with_server(
@@ -105,7 +66,7 @@ def test_a_head_that_does_not_end_is_a_408(sent: bytes, monkeypatch: pytest.Monk
     monkeypatch.setattr(serve.service.protocol, "HEAD_TIMEOUT_S", MOMENT_S)
     status, _, body = _with_server(lambda address: exchange(address, sent))  # type: ignore[misc]
     assert status == 408
-    assert "head of the request took longer" in json.loads(body)["error"]
+    assert json.loads(body)["code"] == UploadTooSlowError.code
 
 
 def test_the_second_head_of_a_connection_has_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:

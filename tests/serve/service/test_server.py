@@ -1,8 +1,6 @@
 import asyncio
 import io
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -252,28 +250,3 @@ def test_an_upload_that_stops_arriving_is_a_408() -> None:
     status, message = _error(asyncio.run(request()))
     assert status == 408
     assert "No more of the upload has arrived for 0.05 s" in message
-
-
-def test_nothing_of_a_request_is_kept_when_it_has_been_answered(
-    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the real service with all that BentoML puts around the endpoints."""
-    code = """
-import asyncio
-import httpx
-from serve.service.server import SegmentationService
-
-async def main():
-    transport = httpx.ASGITransport(SegmentationService.to_asgi())
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        for _ in range(200):
-            assert (await client.get("/livez")).status_code == 200
-    scheduled = asyncio.get_running_loop()._scheduled
-    print(sum(not timer.cancelled() for timer in scheduled))
-
-asyncio.run(main())
-"""
-    monkeypatch.setenv("FOCALPATH_BUNDLE", str(toy_bundle))
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert int(ended.stdout.split()[-1]) < 10
