@@ -10,6 +10,8 @@ python -m train evaluate RUN --data DATA   score it
 python -m train compare PRESET --data DATA train and report the paper's comparison
 python -m train pretrain PRESET --data SLIDES --out RUN
                                            pretrain an encoder across magnifications
+python -m train magnification PRESET --data SLIDES --out OUT
+                                           compare encoders across magnifications
 """
 
 import argparse
@@ -35,6 +37,7 @@ from train.data.folder import Split
 from train.errors import FocalPathError
 from train.files import whole_file
 from train.model.class_bias import STRATEGIES
+from train.pretraining.magnification.settings import EvaluationSettings
 from train.pretraining.settings import PRESETS as PRETRAIN_PRESETS
 from train.pretraining.settings import PretrainSettings
 from train.settings import PRESETS, BiasName, Settings
@@ -254,6 +257,46 @@ class Pretrain:
         print(f"encoder: {encoder}; give it to `train fit` as --pathology-weights")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Magnification:
+    """Compare encoders across magnifications, beside an untrained one.
+
+    Pretrains --methods, each with as many student tokens as the preset, and each seed once: repeat
+    the command to go on. Then probes, retrieval and segmentation at every scale, in one report.
+    """
+
+    settings: PretrainPreset
+    data: Path
+    """Slides with masks: a data set's folder, or OCELOT as it is published."""
+    out: Path
+    """The folder to write: encoders/METHOD/seedN/ and report/README.md."""
+    evaluation: EvaluationSettings
+    methods: tuple[str, ...] = (
+        "dino-coarse",
+        "dino-mixed",
+        "dino-continuous",
+        "mad-shuffled",
+        "mad",
+    )
+    """What to pretrain; also dino-fine and mad-dense."""
+    seeds: int = 3
+    """Pretraining runs of each method."""
+    encoders: tuple[str, ...] = ()
+    """Others to measure, as NAME=FOLDER, such as mine=runs/mad/encoder."""
+
+    def run(self) -> None:
+        """Pretrain what is missing, measure and report."""
+        from train.pretraining.magnification.run import compare_encoders, named_folders
+        from train.pretraining.magnification.study import pretrain_methods
+
+        given = named_folders(self.encoders)
+        trained = pretrain_methods(self.settings, self.data, self.out, self.methods, self.seeds)
+        report = compare_encoders(
+            {**trained, **given}, self.settings, self.data, self.out / "report", self.evaluation
+        )
+        print(f"report: {report}")
+
+
 class RowChoice(str):
     """The name of a row of the comparison."""
 
@@ -337,6 +380,7 @@ def _commands(config: Settings | None) -> Any:
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[compare, tyro.conf.subcommand("compare", description=_with_biases(Compare))]
         | Annotated[Pretrain, tyro.conf.subcommand("pretrain")]
+        | Annotated[Magnification, tyro.conf.subcommand("magnification")]
     )
 
 

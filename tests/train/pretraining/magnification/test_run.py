@@ -1,0 +1,73 @@
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from train.data.synthetic.slides import SlideSettings, write_slides
+from train.errors import FocalPathError
+from train.pretraining.magnification.run import compare_encoders
+from train.pretraining.magnification.settings import EvaluationSettings
+from train.pretraining.magnification.study import METHODS, pretrain_methods, student_tokens
+from train.pretraining.settings import PretrainSettings, ViewSettings, synthetic
+
+
+def _tiny() -> PretrainSettings:
+    base = synthetic()
+    return replace(
+        base,
+        views=ViewSettings(view_px=32, num_local=0, local_px=32),
+        distillation=replace(base.distillation, prototypes=16, head_hidden=16, head_bottleneck=8),
+        encoder=replace(base.encoder, depth=1, embed_dim=16, num_heads=1),
+        schedule=replace(base.schedule, steps=2, steps_per_epoch=1, batch_size=2),
+    )
+
+
+SETTINGS = EvaluationSettings(tile_px=32, purity=0.3, tiles_per_slide=8)
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("labelled") / "data"
+    settings = SlideSettings(num_train=2, num_validation=2, num_test=2, side_um=100.0)
+    write_slides(folder, settings)
+    return folder
+
+
+def test_a_study_pretrains_each_method_once_and_reports_beside_the_untrained_encoder(
+    slides: Path, tmp_path: Path
+) -> None:
+    encoders = pretrain_methods(_tiny(), slides, tmp_path, ["mad"], num_seeds=1)
+    written = encoders["mad"][0].stat().st_mtime_ns
+    assert pretrain_methods(_tiny(), slides, tmp_path, ["mad"], 1)["mad"] == encoders["mad"]
+    assert encoders["mad"][0].stat().st_mtime_ns == written
+    readme = compare_encoders(encoders, _tiny(), slides, tmp_path / "report", SETTINGS)
+    text = readme.read_text()
+    assert "| random" in text
+    assert "| mad" in text
+    with (tmp_path / "report" / "probes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["encoder"] for row in rows} == {"random", "mad"}
+    assert len(rows) == 2 * 2 * 2 * 9  # encoders, colours, rules, pairs of scales
+    assert (tmp_path / "report" / "retention.png").stat().st_size > 1000
+
+
+def test_methods_train_on_as_many_student_tokens() -> None:
+    base = synthetic()
+    totals = {}
+    for name, method in METHODS.items():
+        settings = method.settings(base, seed=0)
+        totals[name] = settings.schedule.steps * student_tokens(settings)
+    reference = base.schedule.steps * student_tokens(base)
+    assert all(total == pytest.approx(reference, rel=0.05) for total in totals.values())
+
+
+def test_slides_with_too_few_labelled_tiles_are_refused(slides: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, tile_px=96, purity=1.0)
+    with pytest.raises(FocalPathError, match="--purity"):
+        compare_encoders({}, _tiny(), slides, tmp_path, settings)
+
+
+def test_a_folder_that_is_no_encoder_is_refused(slides: Path, tmp_path: Path) -> None:
+    with pytest.raises(FocalPathError, match=r"config\.json"):
+        compare_encoders({"mine": [tmp_path]}, _tiny(), slides, tmp_path / "r", SETTINGS)

@@ -1,0 +1,289 @@
+"""Every measure of one encoder, on tiles that are the same for all encoders."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from train.data.folder import Split
+from train.errors import FocalPathError
+from train.pretraining.footprints import Footprint
+from train.pretraining.magnification.embedding import (
+    ColorTarget,
+    color_matched,
+    color_target,
+    embed,
+    read_squares,
+    read_tiles,
+)
+from train.pretraining.magnification.labelled import (
+    LabelledSlides,
+    groups_of,
+    labelled_tiles,
+)
+from train.pretraining.magnification.probe import (
+    CaseBootstrap,
+    Embedded,
+    Probe,
+    Retrieval,
+    balanced_accuracy,
+    fit_probe,
+    retrieve,
+    scale_leakage,
+)
+from train.pretraining.magnification.segmentation import (
+    Map,
+    MapScores,
+    ScaleMaps,
+    cohen_kappa,
+    fit_head,
+    mean_iou,
+    predict_map,
+    score_maps,
+    true_map,
+)
+from train.pretraining.magnification.settings import EvaluationSettings
+
+COLORS = ("as is", "colour-matched")
+_MIN_TILES = 10
+_SPLITS: tuple[Split, ...] = ("training", "validation", "test")
+
+
+@dataclass(frozen=True)
+class TileSet:
+    """Pictures of one split and scale, in each of `COLORS`."""
+
+    pictures: dict[str, list[NDArray[np.uint8]]]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.str_]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """A probe trained at each scale and tested at each scale."""
+
+    matrix: NDArray[np.float64]
+    """Balanced accuracy, (trained at, tested at)."""
+    resampled: NDArray[np.float64]
+    """The same for every resample of cases, (resamples, trained at, tested at)."""
+    leakage: float
+
+
+@dataclass(frozen=True)
+class SegmentationResult:
+    """Maps of a linear head that was trained at the coarsest scale."""
+
+    scores: tuple[MapScores, ...]
+    """At each scale."""
+    consistency: float
+    """Mean IoU of the coarsest scale's maps and the finest scale's."""
+    kappa: float
+    """Cohen's kappa of the same."""
+
+
+@dataclass(frozen=True)
+class EncoderResult:
+    """All that was measured of one encoder of one seed."""
+
+    probes: dict[str, ProbeResult]
+    """Of each of `COLORS`, tiles with the same pixels."""
+    field_probes: dict[str, ProbeResult]
+    """Of each of `COLORS`, tiles with the same field."""
+    retrieval: dict[str, Retrieval]
+    """Of each of `COLORS`; each scale's mean over training tiles is taken off."""
+    segmentation: dict[str, SegmentationResult]
+    """Of each of `COLORS`."""
+
+
+class Evaluation:
+    """Tiles read once, and every encoder measured on them.
+
+    Raises:
+        FocalPathError: a split has too few labelled tiles of two classes at some scale.
+    """
+
+    def __init__(self, slides: LabelledSlides, settings: EvaluationSettings) -> None:
+        self.slides, self.settings = slides, settings
+        self.num_classes = len(slides.masks.classes)
+        coarse = settings.scales[0]
+        tiles = self._tiles("training", settings.tile_px * coarse, coarse)
+        self._require("training", coarse, np.array([tile.label for tile in tiles]))
+        self._target = color_target(read_tiles(slides.source, tiles, settings.tile_px))
+        side_px = settings.tile_px
+        self.same_pixels = {
+            scale: {s: self._read(s, side_px * scale, scale, side_px) for s in _SPLITS}
+            for scale in settings.scales
+        }
+        self.same_field = {
+            scale: {
+                s: self._read(s, side_px * coarse, scale, round(side_px * coarse / scale))
+                for s in _SPLITS
+            }
+            for scale in settings.scales
+        }
+        self._check()
+        self._squares = {split: self._cut_squares(split) for split in _SPLITS}
+        groups = [parts["test"].groups for parts in self.same_pixels.values()]
+        self.bootstrap = CaseBootstrap(np.concatenate(groups))
+
+    def measure(self, encoder: nn.Module) -> EncoderResult:
+        """Measure one encoder: a timm vision transformer with dynamic image size."""
+        cast(Any, encoder).eval()
+        return EncoderResult(
+            probes={c: self._probe(encoder, self.same_pixels, c) for c in COLORS},
+            field_probes={c: self._probe(encoder, self.same_field, c) for c in COLORS},
+            retrieval={c: self._retrieve(encoder, c) for c in COLORS},
+            segmentation={c: self._segment(encoder, c) for c in COLORS},
+        )
+
+    def _tiles(self, split: Split, side_um: float, mpp: float) -> list[Any]:
+        settings = self.settings
+        return labelled_tiles(
+            self.slides,
+            split,
+            side_um,
+            purity=settings.purity,
+            max_per_slide=settings.tiles_per_slide,
+            finest_mpp=mpp,
+        )
+
+    def _read(self, split: Split, side_um: float, mpp: float, size_px: int) -> TileSet:
+        tiles = self._tiles(split, side_um, mpp)
+        pictures = read_tiles(self.slides.source, tiles, size_px)
+        return TileSet(
+            pictures=self._in_colors(pictures),
+            labels=np.array([tile.label for tile in tiles], np.int64),
+            groups=groups_of(self.slides, tiles),
+        )
+
+    def _in_colors(self, pictures: list[NDArray[np.uint8]]) -> dict[str, list[NDArray[np.uint8]]]:
+        matched = [color_matched(picture, self._target) for picture in pictures]
+        return {"as is": pictures, "colour-matched": matched}
+
+    @property
+    def color_target(self) -> ColorTarget:
+        """What colour-matched tiles are brought to."""
+        return self._target
+
+    def _check(self) -> None:
+        for rule in (self.same_pixels, self.same_field):
+            for scale, parts in rule.items():
+                for split, part in parts.items():
+                    self._require(split, scale, part.labels)
+
+    def _require(self, split: Split, scale: float, labels: NDArray[np.int64]) -> None:
+        num_classes = len(np.unique(labels))
+        if len(labels) < _MIN_TILES or num_classes < 2:
+            raise FocalPathError(
+                f"at {scale:g} um per pixel the {split} slides have {len(labels)} labelled tiles "
+                f"of {num_classes} classes; expected at least {_MIN_TILES} of two. Lower --purity "
+                "or --tile-px, or take more slides."
+            )
+
+    def _probe(
+        self, encoder: nn.Module, rule: dict[float, dict[Split, TileSet]], color: str
+    ) -> ProbeResult:
+        found: dict[float, dict[Split, Embedded]] = {
+            scale: {
+                split: Embedded(embed(encoder, part.pictures[color]), part.labels, part.groups)
+                for split, part in parts.items()
+            }
+            for scale, parts in rule.items()
+        }
+        probes: list[Probe] = [
+            fit_probe(parts["training"], parts["validation"]) for parts in found.values()
+        ]
+        count = len(found)
+        matrix = np.zeros((count, count))
+        resampled = np.zeros((len(self.bootstrap.draws), count, count))
+        for row, probe in enumerate(probes):
+            for column, parts in enumerate(found.values()):
+                test = parts["test"]
+                predicted = probe.predict(test.features)
+                matrix[row, column] = balanced_accuracy(test.labels, predicted)
+                resampled[:, row, column] = self.bootstrap.balanced_accuracies(
+                    test.labels, predicted, test.groups, self.num_classes
+                )
+        leakage = scale_leakage(
+            {scale: parts["training"] for scale, parts in found.items()},
+            {scale: parts["test"] for scale, parts in found.items()},
+        )
+        return ProbeResult(matrix, resampled, leakage)
+
+    def _retrieve(self, encoder: nn.Module, color: str) -> Retrieval:
+        """Find a coarse tile by the mean embedding of the fine tiles that fill it."""
+        test = self._places(encoder, "test", color)
+        means = [rows.mean(axis=0) for rows in self._places(encoder, "training", color)]
+        return retrieve(test[0] - means[0], test[1] - means[1])
+
+    def _places(
+        self, encoder: nn.Module, split: Split, color: str
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Embeddings of squares by their fine tiles, and at the coarse scale: (N, D) each."""
+        settings = self.settings
+        size, coarse, finest = settings.tile_px, settings.scales[0], settings.scales[-1]
+        squares = self._squares[split]
+        per_side = max(1, int(size * coarse / (size * finest) + 1e-6))
+        gallery = self._recolored(read_squares(self.slides.source, squares, size), color)
+        fine = [(slide, part) for slide, square in squares for part in _parts(square, per_side)]
+        queries = self._recolored(read_squares(self.slides.source, fine, size), color)
+        embedded = embed(encoder, queries).reshape(len(squares), per_side**2, -1).mean(axis=1)
+        return embedded, embed(encoder, gallery)
+
+    def _recolored(
+        self, pictures: Sequence[NDArray[np.uint8]], color: str
+    ) -> list[NDArray[np.uint8]]:
+        return [self._recolor(picture, color) for picture in pictures]
+
+    def _recolor(self, picture: NDArray[np.uint8], color: str) -> NDArray[np.uint8]:
+        return picture if color == "as is" else color_matched(picture, self._target)
+
+    def _cut_squares(self, split: Split) -> list[tuple[int, Footprint]]:
+        """Squares of the coarse tiles' side, anywhere that is fine enough."""
+        settings = self.settings
+        side_um = settings.tile_px * settings.scales[0]
+        tiles = labelled_tiles(
+            self.slides,
+            split,
+            side_um,
+            purity=1e-6,
+            max_per_slide=settings.squares_per_slide,
+            finest_mpp=settings.scales[-1],
+        )
+        return [(tile.slide, tile.footprint) for tile in tiles]
+
+    def _segment(self, encoder: nn.Module, color: str) -> SegmentationResult:
+        settings, slides = self.settings, self.slides
+
+        def recolor(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            return self._recolor(picture, color)
+
+        parts = (self._squares["training"], self._squares["validation"])
+        head = fit_head(encoder, slides, parts, settings.tile_px, recolor)
+        truth = [true_map(slides, slide, square) for slide, square in self._squares["test"]]
+        maps: list[list[Map]] = [
+            [
+                predict_map(encoder, head, slides, slide, square, mpp, settings.tile_px, recolor)
+                for slide, square in self._squares["test"]
+            ]
+            for mpp in settings.scales
+        ]
+        labelled = np.concatenate([m.ravel() for m in truth]) > 0
+        first, last = (np.concatenate([m.ravel() for m in maps[i]])[labelled] for i in (0, -1))
+        return SegmentationResult(
+            scores=tuple(score_maps(ScaleMaps(found, truth), self.num_classes) for found in maps),
+            consistency=mean_iou(first, last, self.num_classes),
+            kappa=cohen_kappa(first, last),
+        )
+
+
+def _parts(square: Footprint, per_side: int) -> list[Footprint]:
+    side = square.side_um / per_side
+    return [
+        Footprint(square.y_um + row * side, square.x_um + column * side, side)
+        for row in range(per_side)
+        for column in range(per_side)
+    ]

@@ -1,0 +1,178 @@
+"""Labelled tiles of the same slides at several scales."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.folder import Split, read_tile_folder
+from train.data.pixels import read_mask
+from train.errors import FocalPathError
+from train.pretraining.footprints import Footprint
+from train.pretraining.regions import RegionSource, SlideInfo
+from train.pretraining.sources import SplitSource, open_ocelot, open_source
+from train.settings import TissueClass
+
+_OCELOT_CLASSES = (
+    TissueClass(name="Background", color="#56b4e9"),
+    TissueClass(name="Cancer area", color="#d55e00"),
+)
+_OCELOT_LABELS = {1: 1, 2: 2}
+"""Published codes of the tissue masks to labels; 255 is unknown."""
+
+
+class Masks(Protocol):
+    """Label maps of slides."""
+
+    classes: tuple[TissueClass, ...]
+    """The classes of labels 1..C."""
+
+    def read(self, slide: int) -> tuple[NDArray[np.uint8], float]:
+        """Labels (H, W) uint8, 0 unlabelled, 1..C, and their um per pixel."""
+        ...
+
+
+@dataclass(frozen=True)
+class LabelledSlides:
+    """Slides whose splits and labels are known."""
+
+    found: SplitSource
+    masks: Masks
+
+    @property
+    def source(self) -> RegionSource:
+        """Where pixels are read."""
+        return self.found.source
+
+    def info(self, slide: int) -> SlideInfo:
+        """One slide."""
+        return self.source.slides[slide]
+
+
+class _FolderMasks:
+    def __init__(self, root: Path) -> None:
+        folder = read_tile_folder(root)
+        self.classes = folder.classes
+        self._tiles = [tile for tiles in folder.tiles.values() for tile in tiles]
+
+    def read(self, slide: int) -> tuple[NDArray[np.uint8], float]:
+        tile = self._tiles[slide]
+        assert tile.mpp is not None, "checked when the folder was opened"
+        return read_mask(tile.mask, len(self.classes)), tile.mpp
+
+
+class _OcelotMasks:
+    classes: tuple[TissueClass, ...] = _OCELOT_CLASSES
+
+    def __init__(self, root: Path, source: RegionSource) -> None:
+        self._paths = [
+            root / "annotations" / "train" / "tissue" / f"{info.name}.png" for info in source.slides
+        ]
+        self._mpps = [info.outer_mpp or info.base_mpp for info in source.slides]
+
+    def read(self, slide: int) -> tuple[NDArray[np.uint8], float]:
+        codes = read_mask(self._paths[slide], 255)
+        labels = np.zeros_like(codes)
+        for code, label in _OCELOT_LABELS.items():
+            labels[codes == code] = label
+        return labels, self._mpps[slide]
+
+
+def open_labelled(root: Path) -> LabelledSlides:
+    """Open slides with their masks.
+
+    Raises:
+        FocalPathError: it is no source, or has no masks.
+    """
+    found = open_source(root)
+    if (root / "dataset.json").is_file():
+        return LabelledSlides(found, _FolderMasks(root))
+    if (root / "annotations").is_dir():
+        found = open_ocelot(root)
+        return LabelledSlides(found, _OcelotMasks(root, found.source))
+    raise FocalPathError(
+        f"{root} has no masks; expected a data set's mask/ or OCELOT's annotations/. Encoders are "
+        "compared on labelled tiles."
+    )
+
+
+@dataclass(frozen=True)
+class LabelledTile:
+    """A square of a slide with the class of most of its labelled pixels."""
+
+    slide: int
+    footprint: Footprint
+    label: int
+    """1..C."""
+
+
+def labelled_tiles(
+    slides: LabelledSlides,
+    split: Split,
+    side_um: float,
+    *,
+    purity: float,
+    max_per_slide: int,
+    finest_mpp: float,
+) -> list[LabelledTile]:
+    """Non-overlapping squares whose largest class has at least `purity` of the labelled pixels.
+
+    Args:
+        slides: what to cut.
+        split: which slides.
+        side_um: side of a square.
+        purity: least share of the largest class, and of labelled pixels.
+        max_per_slide: at most this many per slide, evenly from all over it.
+        finest_mpp: um per pixel that the squares will be read at; where a slide is coarser, it
+            has none.
+    """
+    tiles: list[LabelledTile] = []
+    for slide in slides.found.slides[split]:
+        labels, mpp = slides.masks.read(slide)
+        kept = []
+        for square in _grid(slides.info(slide), side_um, finest_mpp):
+            label = _label(labels, mpp, square, purity, len(slides.masks.classes))
+            if label:
+                kept.append(LabelledTile(slide, square, label))
+        chosen = np.linspace(0, len(kept) - 1, min(len(kept), max_per_slide)).round().astype(int)
+        tiles += [kept[index] for index in chosen]
+    return tiles
+
+
+def _grid(info: SlideInfo, side_um: float, finest_mpp: float) -> list[Footprint]:
+    """Squares side by side over the part of a slide that is fine enough."""
+    area = Footprint(0.0, 0.0, min(info.height_um, info.width_um))
+    height, width = info.height_um, info.width_um
+    if info.fine_area is not None and finest_mpp < (info.outer_mpp or 0.0) * 0.98:
+        area = info.fine_area
+        height = width = area.side_um
+    rows, columns = int(height // side_um + 1e-6), int(width // side_um + 1e-6)
+    top = area.y_um + (height - rows * side_um) / 2
+    left = area.x_um + (width - columns * side_um) / 2
+    return [
+        Footprint(top + row * side_um, left + column * side_um, side_um)
+        for row in range(rows)
+        for column in range(columns)
+    ]
+
+
+def _label(
+    labels: NDArray[np.uint8], mpp: float, square: Footprint, purity: float, num_classes: int
+) -> int:
+    top, left = round(square.y_um / mpp), round(square.x_um / mpp)
+    side = max(1, round(square.side_um / mpp))
+    counts = np.bincount(
+        labels[top : top + side, left : left + side].ravel(), minlength=num_classes + 1
+    )
+    num_labelled = int(counts[1:].sum())
+    largest = int(counts[1:].argmax()) + 1
+    enough = num_labelled >= purity * max(1, counts.sum())
+    return largest if enough and counts[largest] >= purity * max(1, num_labelled) else 0
+
+
+def groups_of(slides: LabelledSlides, tiles: Sequence[LabelledTile]) -> NDArray[np.str_]:
+    """The patient or case of each tile."""
+    return np.array([slides.info(tile.slide).group for tile in tiles])

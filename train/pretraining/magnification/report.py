@@ -1,0 +1,165 @@
+"""The report of a study across magnifications: tables, one figure, and what may be said of them.
+
+REPORT/README.md, probes.csv, segmentation.csv, retention.png
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+from train.pretraining.magnification.evaluate import COLORS, EncoderResult
+from train.pretraining.magnification.probe import interval, retention
+from train.pretraining.magnification.settings import EvaluationSettings
+
+Results = Mapping[str, Sequence[EncoderResult]]
+"""Of each encoder, one result per seed."""
+
+_INTRODUCTION = """# Encoders across magnifications
+
+A linear probe is trained on frozen embeddings of tiles at {coarse:g} um per pixel and tested at
+every scale, on slides that no encoder has seen. Balanced accuracy; chance is {chance:.2f}.
+`retained` is M({coarse:g} to {fine:g}) over M({coarse:g} to {coarse:g}), the headline of
+arXiv 2512.14796 (0.967 there, on other data, with an encoder and tiles that are not known);
+`above chance` is the same with chance taken off; `of ceiling` is M({coarse:g} to {fine:g}) over
+M({fine:g} to {fine:g}). Brackets are 95% intervals over cases, of the mean over seeds.
+
+The ratios alone say nothing: an encoder at chance everywhere retains 100%. `random` is an untrained
+encoder; mean colour survives any change of scale, so only colour-matched rows (each tile's optical
+density brought to one mean and deviation) tell what was learned of texture and shape.
+"""
+
+
+def write_report(
+    results: Results, settings: EvaluationSettings, num_classes: int, folder: Path
+) -> Path:
+    """Write tables and the figure; returns README.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    coarse, fine = settings.scales[0], settings.scales[-1]
+    text = [
+        _INTRODUCTION.format(coarse=coarse, fine=fine, chance=1 / num_classes),
+    ]
+    for color in COLORS:
+        rows = [_probe_row(name, found, color, num_classes) for name, found in results.items()]
+        text += [f"\n## Probes, {color}, same pixels at every scale\n", _table(rows)]
+        field = [_field_row(name, found, color, num_classes) for name, found in results.items()]
+        text += [f"\n## Probes, {color}, same field at every scale\n", _table(field)]
+    text += ["\n![Balanced accuracy at every scale](retention.png)\n"]
+    text += ["\n## Retrieval of a place by its detail, and segmentation\n", _SEGMENTATION]
+    for color in COLORS:
+        rows = [_other_row(name, found, color) for name, found in results.items()]
+        text += [f"\n{color.capitalize()}:\n", _table(rows)]
+    readme = folder / "README.md"
+    readme.write_text("\n".join(text) + "\n", encoding="utf-8")
+    _write_csv(folder / "probes.csv", results, settings)
+    draw_retention(results, settings, folder / "retention.png")
+    return readme
+
+
+_SEGMENTATION = """Recall at 1: how often the mean embedding of the fine tiles that fill a coarse
+tile finds that tile among all. mIoU: a linear head on patch tokens, trained at the coarsest scale,
+on cells of 8 um. Consistency is the mIoU of the coarsest scale's maps with the finest scale's, and
+worth nothing without retention. Speckle is the share of the area in components below 400 um2, minus
+the truth's."""
+
+
+def _table(rows: Sequence[Mapping[str, object]]) -> str:
+    return str(tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".3f"))
+
+
+def _probe_row(
+    name: str, found: Sequence[EncoderResult], color: str, num_classes: int
+) -> dict[str, object]:
+    matrices = np.mean([result.probes[color].matrix for result in found], axis=0)
+    resampled = np.mean([result.probes[color].resampled for result in found], axis=0)
+    ratios = retention(matrices, num_classes)
+    drawn = resampled[:, 0, -1] / resampled[:, 0, 0]
+    return {
+        "encoder": name,
+        "seeds": len(found),
+        "coarse to coarse": matrices[0, 0],
+        "coarse to fine": _with_interval(matrices[0, -1], resampled[:, 0, -1]),
+        "fine to fine": matrices[-1, -1],
+        "fine to coarse": matrices[-1, 0],
+        "retained": _with_interval(ratios.retained, drawn),
+        "above chance": ratios.above_chance,
+        "of ceiling": ratios.of_ceiling,
+        "scale leakage": float(np.mean([result.probes[color].leakage for result in found])),
+    }
+
+
+def _field_row(
+    name: str, found: Sequence[EncoderResult], color: str, num_classes: int
+) -> dict[str, object]:
+    matrices = np.mean([result.field_probes[color].matrix for result in found], axis=0)
+    ratios = retention(matrices, num_classes)
+    return {
+        "encoder": name,
+        "coarse to coarse": matrices[0, 0],
+        "coarse to fine": matrices[0, -1],
+        "fine to fine": matrices[-1, -1],
+        "retained": ratios.retained,
+        "above chance": ratios.above_chance,
+    }
+
+
+def _other_row(name: str, found: Sequence[EncoderResult], color: str) -> dict[str, object]:
+    segmentation = [result.segmentation[color] for result in found]
+    first = float(np.mean([s.scores[0].mean_iou for s in segmentation]))
+    last = float(np.mean([s.scores[-1].mean_iou for s in segmentation]))
+    return {
+        "encoder": name,
+        "recall at 1": float(np.mean([result.retrieval[color].recall_at_1 for result in found])),
+        "mIoU coarse": first,
+        "mIoU fine": last,
+        "retention": last / first if first else float("nan"),
+        "consistency": float(np.mean([s.consistency for s in segmentation])),
+        "kappa": float(np.mean([s.kappa for s in segmentation])),
+        "boundary F1 fine": float(np.mean([s.scores[-1].boundary_f1 for s in segmentation])),
+        "speckle fine": float(np.mean([s.scores[-1].speckle for s in segmentation])),
+    }
+
+
+def _with_interval(value: float, resampled: NDArray[np.float64]) -> str:
+    low, high = interval(resampled)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _write_csv(path: Path, results: Results, settings: EvaluationSettings) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["encoder", "seed", "colour", "rule", "trained_at", "tested_at", "accuracy"]
+        )
+        for name, found in results.items():
+            for seed, result in enumerate(found):
+                for rule in ("probes", "field_probes"):
+                    for color, probe in getattr(result, rule).items():
+                        for (row, column), value in np.ndenumerate(probe.matrix):
+                            scales = settings.scales[row], settings.scales[column]
+                            kind = "same pixels" if rule == "probes" else "same field"
+                            writer.writerow([name, seed, color, kind, *scales, f"{value:.4f}"])
+
+
+def draw_retention(results: Results, settings: EvaluationSettings, path: Path) -> None:
+    """Balanced accuracy over the tested scale, of probes trained at the coarsest."""
+    figure = Figure(figsize=(9.0, 4.0), layout="constrained", dpi=120)
+    panels = figure.subplots(1, len(COLORS), sharey=True)
+    for axes, color in zip(panels, COLORS, strict=True):
+        for index, (name, found) in enumerate(results.items()):
+            values = np.mean([result.probes[color].matrix[0] for result in found], axis=0)
+            style = (
+                {"color": "0.5", "linestyle": "--"} if name == "random" else {"color": f"C{index}"}
+            )
+            axes.plot(range(len(values)), values, marker="o", label=name, **style)
+        axes.set_xticks(range(len(settings.scales)), [f"{s:g}" for s in settings.scales])
+        axes.set_xlabel("um per pixel of the test tiles")
+        axes.set_title(color)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("balanced accuracy")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.savefig(path)

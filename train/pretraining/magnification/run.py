@@ -1,0 +1,97 @@
+"""The evaluation of a set of encoders, from slides with masks to a report."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+from train.errors import FocalPathError
+from train.pretraining.encoder import create_encoder
+from train.pretraining.magnification.evaluate import EncoderResult, Evaluation
+from train.pretraining.magnification.labelled import open_labelled
+from train.pretraining.magnification.report import write_report
+from train.pretraining.magnification.settings import EvaluationSettings
+from train.pretraining.settings import PretrainSettings
+
+RANDOM = "random"
+
+
+def compare_encoders(
+    encoders: Mapping[str, Sequence[Path]],
+    architecture: PretrainSettings,
+    data: Path,
+    out: Path,
+    settings: EvaluationSettings,
+) -> Path:
+    """Measure encoders side by side, an untrained one always among them, and write the report.
+
+    Args:
+        encoders: folders that timm opens with local-dir:, by name, one per seed.
+        architecture: what the untrained encoder looks like.
+        data: slides with masks; test slides must be unseen by every encoder.
+        out: the report's folder.
+        settings: which tiles.
+
+    Returns:
+        The report's README.md.
+
+    Raises:
+        FocalPathError: an encoder cannot be opened, or the slides have too few labelled tiles.
+    """
+    opened = {
+        name: [open_encoder(folder) for folder in folders] for name, folders in encoders.items()
+    }
+    slides = open_labelled(data)
+    evaluation = Evaluation(slides, settings)
+    num_seeds = max((len(folders) for folders in encoders.values()), default=1)
+    results: dict[str, list[EncoderResult]] = {RANDOM: []}
+    for seed in range(num_seeds):
+        torch.manual_seed(seed)
+        results[RANDOM].append(evaluation.measure(create_encoder(architecture)))
+    for name, models in opened.items():
+        results[name] = [evaluation.measure(model) for model in models]
+        print(f"{name}: measured", flush=True)
+    return write_report(results, settings, len(slides.masks.classes), out)
+
+
+def open_encoder(folder: Path) -> nn.Module:
+    """Open an encoder's folder with timm.
+
+    Raises:
+        FocalPathError: it is none.
+    """
+    if not (folder / "config.json").is_file():
+        raise FocalPathError(
+            f"{folder} is no encoder's folder: config.json is missing. Expected what `train "
+            "pretrain` writes into RUN/encoder, or timm's save_for_hf."
+        )
+    try:
+        model = timm.create_model(
+            f"local-dir:{folder}", pretrained=True, num_classes=0, dynamic_img_size=True
+        )
+    except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
+        raise FocalPathError(
+            f"{folder} cannot be opened by timm ({str(error).splitlines()[0]}); its config.json "
+            "and weights may contradict each other"
+        ) from error
+    return model
+
+
+def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
+    """Read NAME=FOLDER; the same name again is another seed.
+
+    Raises:
+        FocalPathError: one has another form, or a name that is taken.
+    """
+    folders: dict[str, list[Path]] = {}
+    for text in given:
+        name, _, folder = text.partition("=")
+        if not name or not folder or name == RANDOM:
+            raise FocalPathError(
+                f"--encoders has {text!r}; expected NAME=FOLDER, such as mine=runs/mad/encoder, "
+                f"with a name other than {RANDOM}"
+            )
+        folders.setdefault(name, []).append(Path(folder))
+    return folders

@@ -1,0 +1,256 @@
+"""Segmentation across scales: a linear head on patch tokens, the same area at every scale.
+
+Maps are compared on cells of 8 um. A constant map is perfectly consistent, so consistency never
+stands without retention.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import nn
+
+from train.pretraining.footprints import Footprint
+from train.pretraining.magnification.embedding import encode, read_squares
+from train.pretraining.magnification.labelled import LabelledSlides
+from train.pretraining.magnification.probe import Embedded, Probe, fit_probe
+
+CELL_UM = 8.0
+_SPECKLE_UM2 = 400.0
+_MAX_PATCHES = 12_000
+_MIN_SHARE = 0.6
+
+Map = NDArray[np.int64]
+Recolor = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class ScaleMaps:
+    """Predicted and true classes of the same squares; 0 where nothing is labelled."""
+
+    predicted: list[Map]
+    truth: list[Map]
+
+
+@dataclass(frozen=True)
+class MapScores:
+    """Scores of maps against the truth, pooled over squares."""
+
+    mean_iou: float
+    boundary_f1: float
+    speckle: float
+    """Share of the area in components below 400 um2, minus that of the truth."""
+
+
+def true_map(slides: LabelledSlides, slide: int, square: Footprint) -> Map:
+    """The class with most pixels in each cell of a square; 0 where most are unlabelled."""
+    labels, mpp = slides.masks.read(slide)
+    num_cells = max(1, round(square.side_um / CELL_UM))
+    edges = np.linspace(0, square.side_um, num_cells + 1)
+    rows = np.round((square.y_um + edges) / mpp).astype(int)
+    columns = np.round((square.x_um + edges) / mpp).astype(int)
+    cells = np.zeros((num_cells, num_cells), np.int64)
+    num_labels = len(slides.masks.classes) + 1
+    for i in range(num_cells):
+        for j in range(num_cells):
+            part = labels[rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
+            cells[i, j] = np.bincount(part.ravel(), minlength=num_labels).argmax()
+    return cells
+
+
+def fit_head(
+    encoder: nn.Module,
+    slides: LabelledSlides,
+    squares: tuple[Sequence[tuple[int, Footprint]], Sequence[tuple[int, Footprint]]],
+    size_px: int,
+    recolor: Recolor,
+) -> Probe:
+    """Fit a linear head on the patch tokens of training squares; validation squares choose C."""
+    parts = [_labelled_patches(encoder, slides, part, size_px, recolor) for part in squares]
+    return fit_probe(parts[0], parts[1])
+
+
+def _labelled_patches(
+    encoder: nn.Module,
+    slides: LabelledSlides,
+    squares: Sequence[tuple[int, Footprint]],
+    size_px: int,
+    recolor: Recolor,
+) -> Embedded:
+    pictures = [recolor(p) for p in read_squares(slides.source, squares, size_px)]
+    _, tokens = encode(encoder, pictures)  # N x P x D
+    side = round(tokens.shape[1] ** 0.5)
+    features, labels, groups = [], [], []
+    for (slide, square), patches in zip(squares, tokens, strict=True):
+        found = _patch_labels(slides, slide, square, side)
+        kept = found > 0
+        features.append(patches[kept])
+        labels.append(found[kept])
+        groups.append(np.full(int(kept.sum()), slides.info(slide).group))
+    joined = Embedded(np.concatenate(features), np.concatenate(labels), np.concatenate(groups))
+    if len(joined.labels) <= _MAX_PATCHES:
+        return joined
+    chosen = np.random.default_rng(0).choice(len(joined.labels), _MAX_PATCHES, replace=False)
+    return Embedded(joined.features[chosen], joined.labels[chosen], joined.groups[chosen])
+
+
+def _patch_labels(slides: LabelledSlides, slide: int, square: Footprint, side: int) -> Map:
+    """The class of each patch with a share of 60%, else 0: (side * side,)."""
+    labels, mpp = slides.masks.read(slide)
+    edges = np.linspace(0, square.side_um, side + 1)
+    rows = np.round((square.y_um + edges) / mpp).astype(int)
+    columns = np.round((square.x_um + edges) / mpp).astype(int)
+    found = np.zeros((side, side), np.int64)
+    num_labels = len(slides.masks.classes) + 1
+    for i in range(side):
+        for j in range(side):
+            part = labels[rows[i] : rows[i + 1], columns[j] : columns[j + 1]].ravel()
+            counts = np.bincount(part, minlength=num_labels)
+            largest = int(counts[1:].argmax()) + 1
+            found[i, j] = largest if counts[largest] >= _MIN_SHARE * max(1, len(part)) else 0
+    return found.ravel()
+
+
+def predict_map(
+    encoder: nn.Module,
+    head: Probe,
+    slides: LabelledSlides,
+    slide: int,
+    square: Footprint,
+    mpp: float,
+    size_px: int,
+    recolor: Recolor,
+) -> Map:
+    """Classes 1..C of a square's cells, seen in tiles of size_px at `mpp`.
+
+    Probabilities are brought to cells before the choice: area means of finer patches, or the patch
+    that a cell lies in.
+    """
+    tiles = _cover(square, size_px * mpp)
+    pictures = [
+        recolor(p) for p in read_squares(slides.source, [(slide, t) for t in tiles], size_px)
+    ]
+    _, tokens = encode(encoder, pictures)
+    side = round(tokens.shape[1] ** 0.5)
+    flat = (tokens.reshape(-1, tokens.shape[-1]) - head.mean) / head.deviation
+    probabilities = head.model.predict_proba(flat).reshape(len(tiles), side, side, -1)
+    num_cells = max(1, round(square.side_um / CELL_UM))
+    cell_um = square.side_um / num_cells
+    sums = np.zeros((num_cells, num_cells, probabilities.shape[-1]))
+    counts = np.zeros((num_cells, num_cells, 1))
+    for tile, found in zip(tiles, probabilities, strict=True):
+        _add_to_cells(sums, counts, found, tile, square, cell_um)
+    chosen = (sums / np.maximum(counts, 1e-9)).argmax(axis=-1)
+    return np.asarray(head.model.classes_[chosen], np.int64)
+
+
+def _cover(square: Footprint, side_um: float) -> list[Footprint]:
+    """Tiles of `side_um` that cover a square, spread evenly; the last ends where it ends."""
+    count = max(1, int(np.ceil(square.side_um / side_um - 1e-6)))
+    starts = np.linspace(0, max(0.0, square.side_um - side_um), count)
+    return [
+        Footprint(square.y_um + float(y), square.x_um + float(x), side_um)
+        for y in starts
+        for x in starts
+    ]
+
+
+def _add_to_cells(
+    sums: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    found: NDArray[np.float64],
+    tile: Footprint,
+    square: Footprint,
+    cell_um: float,
+) -> None:
+    side, num_cells = len(found), len(sums)
+    patch_um = tile.side_um / side
+    if patch_um <= cell_um:  # area means: each patch goes to the cell of its centre
+        centres = (np.arange(side) + 0.5) * patch_um
+        rows = ((tile.y_um - square.y_um + centres) / cell_um).astype(int).clip(0, num_cells - 1)
+        columns = ((tile.x_um - square.x_um + centres) / cell_um).astype(int)
+        columns = columns.clip(0, num_cells - 1)
+        at = np.ix_(rows, columns)
+        np.add.at(sums, at, found)
+        np.add.at(counts, at, 1)
+        return
+    centres = (np.arange(num_cells) + 0.5) * cell_um  # each cell takes the patch it lies in
+    rows = np.floor((square.y_um + centres - tile.y_um) / patch_um).astype(int)
+    columns = np.floor((square.x_um + centres - tile.x_um) / patch_um).astype(int)
+    inside_rows = np.flatnonzero((rows >= 0) & (rows < side))
+    inside_columns = np.flatnonzero((columns >= 0) & (columns < side))
+    at = np.ix_(inside_rows, inside_columns)
+    sums[at] += found[np.ix_(rows[inside_rows], columns[inside_columns])]
+    counts[at] += 1
+
+
+def score_maps(maps: ScaleMaps, num_classes: int) -> MapScores:
+    """Scores of predicted maps against the truth; unlabelled cells count nowhere."""
+    truth = np.concatenate([m.ravel() for m in maps.truth])
+    predicted = np.concatenate([m.ravel() for m in maps.predicted])
+    labelled = truth > 0
+    speckles = [
+        _speckle(np.where(t > 0, p, 0)) - _speckle(t)
+        for p, t in zip(maps.predicted, maps.truth, strict=True)
+    ]
+    return MapScores(
+        mean_iou=mean_iou(predicted[labelled], truth[labelled], num_classes),
+        boundary_f1=_boundary_f1(maps),
+        speckle=float(np.mean(speckles)),
+    )
+
+
+def mean_iou(first: Map, second: Map, num_classes: int) -> float:
+    """Mean IoU over the classes that are in either map; the same both ways round."""
+    ious = []
+    for label in range(1, num_classes + 1):
+        union = ((first == label) | (second == label)).sum()
+        if union:
+            ious.append(((first == label) & (second == label)).sum() / union)
+    return float(np.mean(ious)) if ious else float("nan")
+
+
+def cohen_kappa(first: Map, second: Map) -> float:
+    """Agreement beyond chance of two maps; NaN where both are one and the same class."""
+    labels = np.union1d(first, second)
+    observed = float((first == second).mean())
+    expected = float(sum((first == label).mean() * (second == label).mean() for label in labels))
+    return (observed - expected) / (1 - expected) if expected < 1 else float("nan")
+
+
+def _boundary(cells: Map) -> NDArray[np.bool_]:
+    found = np.zeros(cells.shape, bool)
+    found[:, :-1] |= cells[:, :-1] != cells[:, 1:]
+    found[:-1] |= cells[:-1] != cells[1:]
+    return found
+
+
+def _boundary_f1(maps: ScaleMaps) -> float:
+    """F1 of boundary cells, matched within one cell (8 um)."""
+    matched_predicted = num_predicted = matched_true = num_true = 0
+    near = np.ones((3, 3), bool)
+    for predicted, truth in zip(maps.predicted, maps.truth, strict=True):
+        found, expected = _boundary(np.where(truth > 0, predicted, 0)), _boundary(truth)
+        matched_predicted += int((found & ndimage.binary_dilation(expected, near)).sum())
+        matched_true += int((expected & ndimage.binary_dilation(found, near)).sum())
+        num_predicted += int(found.sum())
+        num_true += int(expected.sum())
+    if not num_predicted and not num_true:
+        return 1.0
+    precision = matched_predicted / max(1, num_predicted)
+    recall = matched_true / max(1, num_true)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _speckle(cells: Map) -> float:
+    """Share of the labelled area in components smaller than 400 um2."""
+    smallest = _SPECKLE_UM2 / CELL_UM**2
+    small = total = 0
+    for label in np.unique(cells[cells > 0]):
+        components, _ = ndimage.label(cells == label)
+        sizes = np.bincount(components.ravel())[1:]
+        small += int(sizes[sizes < smallest].sum())
+        total += int(sizes.sum())
+    return small / total if total else 0.0

@@ -1,0 +1,101 @@
+"""Encoders side by side: pretrain the methods of a study, each seed once, with equal compute.
+
+OUT/encoders/METHOD/seedN/   a pretraining run each; finished ones are not trained again
+OUT/report/                  what `train.pretraining.magnification.report` writes
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from train.errors import FocalPathError
+from train.pretraining.encoder import create_encoder, patch_size
+from train.pretraining.run import ENCODER_FOLDER, pretrain
+from train.pretraining.settings import DistillationSettings, PretrainSettings, ViewSettings
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to pretrain, as a change of a preset."""
+
+    name: str
+    help: str
+    views: Mapping[str, object]
+    distillation: Mapping[str, object]
+
+    def settings(self, base: PretrainSettings, seed: int) -> PretrainSettings:
+        """The preset with this method's changes, and steps for equal student tokens."""
+        views: ViewSettings = replace(base.views, **self.views)  # type: ignore[arg-type]
+        distillation: DistillationSettings = replace(
+            base.distillation,
+            **self.distillation,  # type: ignore[arg-type]
+        )
+        changed = replace(base, views=views, distillation=distillation)
+        schedule = base.schedule
+        budget = schedule.steps * student_tokens(base)
+        epochs = budget / (student_tokens(changed) * schedule.steps_per_epoch)
+        steps = max(1, round(epochs)) * schedule.steps_per_epoch
+        return replace(changed, schedule=replace(schedule, seed=seed, steps=steps))
+
+
+_DINO = {"method": "dino"}
+_NO_ALIGNMENT = {"align_weight": 0.0}
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "dino-coarse", "DINO at the coarse scale only", {**_DINO, "dino_scales": "coarse"}, {}
+        ),
+        Method("dino-fine", "DINO at the finest scale only", {**_DINO, "dino_scales": "fine"}, {}),
+        Method("dino-mixed", "DINO, one scale per sample", {**_DINO, "dino_scales": "mixed"}, {}),
+        Method(
+            "dino-continuous",
+            "DINO, um per pixel log-uniform",
+            {**_DINO, "dino_scales": "continuous"},
+            {},
+        ),
+        Method(
+            "mad-shuffled",
+            "MAD with fine views from another slide",
+            {"method": "mad", "pairing": "shuffled"},
+            _NO_ALIGNMENT,
+        ),
+        Method("mad", "MAD, the context loss alone", {"method": "mad"}, _NO_ALIGNMENT),
+        Method(
+            "mad-dense", "MAD with the dense alignment", {"method": "mad"}, {"align_weight": 1.0}
+        ),
+    )
+}
+"""The methods that a study can compare; a new one is an entry."""
+
+
+def student_tokens(settings: PretrainSettings) -> int:
+    """Patch tokens that the student sees of one sample."""
+    patch = patch_size(create_encoder(settings))
+    views = settings.views
+    large = (2 + views.num_fine) * (views.view_px // patch) ** 2
+    return int(large + views.num_local * (views.local_px // patch) ** 2)
+
+
+def pretrain_methods(
+    base: PretrainSettings, data: Path, out: Path, methods: Sequence[str], num_seeds: int
+) -> dict[str, list[Path]]:
+    """Pretrain each method with each seed, and return the encoders' folders by method.
+
+    Raises:
+        FocalPathError: a method is unknown, or a run cannot be made.
+    """
+    for name in methods:
+        if name not in METHODS:
+            raise FocalPathError(f"no method {name!r}; expected one of {', '.join(METHODS)}")
+    encoders: dict[str, list[Path]] = {}
+    for number in range(num_seeds):
+        for name in methods:
+            run = out / "encoders" / name / f"seed{number}"
+            encoder = run / ENCODER_FOLDER
+            if not encoder.exists():
+                settings = METHODS[name].settings(base, base.schedule.seed + number)
+                print(f"{name}, seed {number}: {settings.schedule.steps} steps", flush=True)
+                pretrain(settings, data, run, resume=(run / "last.ckpt").is_file())
+            encoders.setdefault(name, []).append(encoder)
+    return encoders
