@@ -1,4 +1,4 @@
-"""Serve a bundle: `python -m serve http`, `segment`, `benchmark` and `load`."""
+"""Serve a bundle: `python -m serve http`, `segment`, `slides`, `benchmark` and `load`."""
 
 import ipaddress
 import logging
@@ -23,6 +23,7 @@ from serve.service.access import ApiKeys
 from serve.service.logs import configure_logging
 from serve.service.telemetry import check_tracing
 from serve.settings import ServeSettings
+from serve.slides.cli import Slides, run_slides
 
 _log = logging.getLogger("serve")
 FlatSettings = Annotated[ServeSettings, tyro.conf.arg(name="")]
@@ -44,6 +45,7 @@ class Http:
 Command = (
     Annotated[Http, tyro.conf.subcommand("http")]
     | Annotated[Segment, tyro.conf.subcommand("segment")]
+    | Annotated[Slides, tyro.conf.subcommand("slides")]
     | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
     | Annotated[Load, tyro.conf.subcommand("load")]
 )
@@ -113,7 +115,7 @@ def _check_access(host: str, settings: ServeSettings) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
-        command: Http | Segment | Benchmark | Load = read_arguments(
+        command: Http | Segment | Slides | Benchmark | Load = read_arguments(
             Command, prog="python -m serve", description=__doc__, arguments=arguments
         )
         match command:
@@ -121,6 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 run_http(command)
             case Segment():
                 return run_segment(command)
+            case Slides():
+                return run_slides(command)
             case Benchmark():
                 run_benchmark(command)
             case Load():

@@ -16,15 +16,15 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest, TissueClass
 from serve.contract.strict import Strict
 from serve.images.readers.reader import MppSource, RegionReader
 from serve.images.readers.scaled import ScaledView
-from serve.images.tiles import OVERLAP, SAME_MPP, tile_origins
+from serve.images.tiles import SAME_MPP, tile_origins
 from serve.slides.errors import CohortError
-from serve.slides.tissue import TISSUE_MPP, Mask, TissueRule, mask_shape
+from serve.slides.options import Settings
+from serve.slides.tissue import TISSUE_MPP, Mask, mask_shape
 
 SCHEMA_VERSION: Final = 1
 
@@ -58,18 +58,6 @@ class ModelInfo(Strict):
     mpp: float
     tile_size_px: int
     classes: tuple[TissueClass, ...]
-
-
-class Settings(Strict):
-    """What the user chose and the labels depend on."""
-
-    overlap: float = Field(default=OVERLAP, ge=0, le=0.75)
-    """Share of a tile that it has in common with the next one, at least."""
-    block_cells: int = Field(default=2048, ge=16, le=16_384, multiple_of=16)
-    """Side of a block in cells."""
-    tissue: Literal["auto", "none", "mask"] = "auto"
-    """How it was decided where to look."""
-    rule: TissueRule = TissueRule()
 
 
 @dataclass(frozen=True)

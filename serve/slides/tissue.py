@@ -16,38 +16,16 @@ import shapely
 import shapely.errors
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, UnidentifiedImageError
-from pydantic import Field
 from shapely.geometry import shape
 
-from serve.contract.strict import Strict
 from serve.images.readers.scaled import ScaledView
 from serve.slides.errors import MaskError
+from serve.slides.options import TissueRule
 
 TISSUE_MPP = 8.0
 """um per pixel at which tissue is looked for."""
 
 Mask = NDArray[np.bool_]
-
-
-class TissueRule(Strict):
-    """How tissue is told from glass."""
-
-    saturation: int = Field(default=8, ge=0, le=255)
-    """Tissue has more than this saturation (HSV, 0 to 255)."""
-    median_px: int = Field(default=7, ge=1, le=101)
-    """Side of the window, in pixels of 8 um, whose median counts; odd."""
-    close_px: int = Field(default=5, ge=1, le=101)
-    """Gaps up to about this many pixels are closed; odd."""
-    grow_um: float = Field(default=64.0, ge=0, le=1000)
-    """How far the tissue is grown."""
-    exclude_pen: bool = True
-    """Leave out marks of a green pen and what is nearly black."""
-    green_hue: tuple[int, int] = (50, 122)
-    """Hues of a green pen, of 256 (70 to 172 degrees)."""
-    green_saturation: int = Field(default=90, ge=0, le=255)
-    """Green from this saturation on is a pen's."""
-    black_value: int = Field(default=35, ge=0, le=255)
-    """What is darker than this (HSV value) is no tissue."""
 
 
 def find_tissue(view: ScaledView, mask_px: int, rule: TissueRule) -> Mask:

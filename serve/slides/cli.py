@@ -1,0 +1,219 @@
+"""Segment whole slides: `python -m serve slides run`, `status` and `verify`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from serve.contract.errors import FocalPathError, SettingsError
+from serve.images.tiles import OVERLAP
+from serve.settings import InferenceSettings
+from serve.slides.options import OutputOptions, Settings, TissueRule
+
+if TYPE_CHECKING:
+    from serve.slides.run import Cohort, Outcome, RunOptions
+
+_EXTRA = "pip install 'focalpath[slides]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Segment slides into a folder, each whole or not at all.
+
+    The same command again goes on where it was stopped, however it was stopped, and skips what is
+    finished. A slide that fails is named at the end; the others are done all the same.
+    """
+
+    slides: tyro.conf.Positional[tuple[Path, ...]]
+    """Slides, folders of slides, or CSV files with the column `path` and any of `name`, `mpp`,
+    `reader` and `tissue`."""
+    settings: Annotated[InferenceSettings, tyro.conf.arg(name="")] = field(
+        default_factory=InferenceSettings.from_environment
+    )
+    """What runs the model."""
+    out: Path = Path("artifacts/slides")
+    """Folder to write to; made if it is missing."""
+    format: tuple[str, ...] = ("ome-zarr", "overview", "geojson")
+    """What to write beside the numbers: ome-zarr, overview, geojson, dsa, ome-tiff, dicom-seg."""
+    mpp: float | None = None
+    """um per pixel at full resolution, of slides that do not say it or are wrong."""
+    reader: str | None = None
+    """tiff, ome-tiff, openslide, ome-zarr or picture; by default the one that fits."""
+    tissue: str = "auto"
+    """Where to look: auto finds the tissue, none looks everywhere; or a PNG mask of the whole
+    slide, or GeoJSON with regions in pixels at full resolution."""
+    rule: TissueRule = field(default_factory=TissueRule)
+    """How the tissue is found."""
+    overlap: float = OVERLAP
+    """Share of a tile that it has in common with the next one, at least."""
+    block_cells: int = 2048
+    """Side of the squares that are computed and stored at once, in cells of 4 x 4 pixels. Larger
+    ones repeat fewer tiles at their edges and lose more work when they are stopped."""
+    outputs: Annotated[OutputOptions, tyro.conf.arg(name="")] = field(default_factory=OutputOptions)
+    """How outputs are drawn."""
+    read_threads: int = 2
+    """Threads that read the slide."""
+    progress: Literal["auto", "bar", "json", "quiet"] = "auto"
+    """bar, json (one object per line) or quiet, on standard error; auto: bar in a terminal."""
+    overwrite: bool = False
+    """Replace results and work of other settings, models or slides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Show how far each slide of an output folder is."""
+
+    out: tyro.conf.Positional[Path]
+    """The --out of the runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Check that all files of the finished results are as they were written."""
+
+    out: tyro.conf.Positional[Path]
+    """The --out of the runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slides:
+    """Segment whole slides."""
+
+    command: Annotated[
+        Annotated[Run, tyro.conf.subcommand("run")]
+        | Annotated[Status, tyro.conf.subcommand("status")]
+        | Annotated[Verify, tyro.conf.subcommand("verify")],
+        tyro.conf.arg(name=""),
+    ]
+
+
+def run_slides(command: Slides) -> int:
+    """Do what is asked; returns the exit status.
+
+    Raises:
+        FocalPathError: nothing can be done at all.
+    """
+    try:
+        match command.command:
+            case Run():
+                return _run(command.command)
+            case Status():
+                return _status(command.command)
+            case Verify():
+                return _verify(command.command)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("serve"):
+            raise
+        raise FocalPathError(
+            f"slides need {error.name}, which is not installed: {_EXTRA}."
+        ) from error
+
+
+def _run(command: Run) -> int:
+    from serve.slides.cohort import find_slides
+    from serve.slides.local import open_local_engine
+    from serve.slides.outputs.registry import formats_of
+    from serve.slides.progress import watcher_of
+    from serve.slides.run import Cohort, failures, run_cohort
+
+    formats = formats_of(command.format)
+    if not 1 <= command.read_threads <= 256:
+        raise SettingsError(f"--read-threads is {command.read_threads}, expected 1 to 256.")
+    options = run_options(command)
+    tasks, problems = find_slides(command.slides)
+    engine = open_local_engine(command.settings, read_threads=command.read_threads)
+    watcher = watcher_of(command.progress, len(tasks))
+    cohort = Cohort(command.out, engine, options, formats, watcher, command.settings.bundle)
+    try:
+        outcomes = run_cohort(cohort, tasks)
+    finally:
+        watcher.close()
+        engine.close()
+    _report(cohort, outcomes)
+    failed = failures(outcomes, problems)
+    for path, reason in failed:
+        reason = reason.removeprefix(f"{Path(path).name}: ")
+        print(f"error: {path}: {reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def run_options(command: Run) -> "RunOptions":
+    """What of a command line concerns every slide.
+
+    Raises:
+        SettingsError: a number is out of range.
+    """
+    from pydantic import ValidationError
+
+    from serve.contract.strict import first_problem
+    from serve.slides.run import RunOptions
+
+    try:
+        return RunOptions(
+            settings=Settings(
+                overlap=command.overlap, block_cells=command.block_cells, rule=command.rule
+            ),
+            tissue=command.tissue,
+            mpp=command.mpp,
+            reader=command.reader,
+            outputs=command.outputs,
+            overwrite=command.overwrite,
+        )
+    except ValidationError as error:
+        raise SettingsError(f"--{first_problem(error).replace('_', '-')}.") from error
+
+
+def _report(cohort: "Cohort", outcomes: Sequence["Outcome"]) -> None:
+    """A table of what became of each slide."""
+    from serve.slides.finish import read_summary
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("slide", "result", "tissue mm\u00b2", "largest class", "tiles", "s"):
+        table.add_column(name, justify="right" if name[0] in "t" or name == "s" else "left")
+    for outcome in outcomes:
+        tissue = largest = ""
+        if outcome.status != "failed":
+            summary = read_summary(cohort.out / outcome.name)
+            tissue = f"{summary.tissue_mm2:.2f}"
+            most = max(summary.classes, key=lambda entry: entry.cells)
+            largest = f"{most.name} {100 * (most.tissue_share or 0):.0f} %" if most.cells else "-"
+        numbers = (str(outcome.num_tiles), f"{outcome.seconds:.1f}")
+        table.add_row(outcome.name, outcome.status, tissue, largest, *numbers)
+    Console().print(table)
+    print(f"results in {cohort.out}, all in numbers in {cohort.out / 'summary.csv'}")
+
+
+def _status(command: Status) -> int:
+    from serve.slides.status import read_status
+
+    found = read_status(command.out)
+    table = Table(box=None, pad_edge=False)
+    for name in ("slide", "state", "blocks"):
+        table.add_column(name, justify="right" if name == "blocks" else "left")
+    for slide in found:
+        table.add_row(slide.name, slide.state, f"{slide.blocks_done}/{slide.blocks}")
+    Console().print(table)
+    for slide in found:
+        if slide.reason:
+            print(f"{slide.name}: {slide.reason}")
+    return 0
+
+
+def _verify(command: Verify) -> int:
+    from serve.slides.status import read_status, verify
+
+    failed = 0
+    for slide in read_status(command.out):
+        if slide.state != "done":
+            continue
+        try:
+            print(f"{slide.name}: {verify(command.out / slide.name)} files are as written")
+        except FocalPathError as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,222 @@
+"""From done blocks to a result: outputs, summary, passport, and the folder that appears whole."""
+
+import os
+import platform
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from serve.contract.manifest import sha256_of
+from serve.contract.strict import Strict
+from serve.images.readers.reader import RegionReader
+from serve.slides.errors import ResultError
+from serve.slides.options import OutputOptions
+from serve.slides.outputs.format import SlideFormat, SlideResult
+from serve.slides.outputs.ome_zarr import OME_ZARR
+from serve.slides.plan import Plan, Tiling
+from serve.slides.store import MASK_FILE, BlockRecord, WorkFolder, write_whole, written
+from serve.slides.summary import SlideSummary, summarise
+
+PASSPORT_FILE, SUMMARY_FILE = "run.json", "summary.json"
+_KIB = 1024
+_PACKAGES = (
+    "focalpath",
+    "openslide-bin",
+    "openslide-python",
+    "tifffile",
+    "zarr",
+    "numpy",
+    "pillow",
+)
+
+OnStep = Callable[[str], None]
+
+
+class Passport(Strict):
+    """`run.json`: what a result was made from, how, and what is in it."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    plan: Plan
+    options: OutputOptions
+    formats: tuple[str, ...]
+    num_blocks: int
+    num_tiles: int
+    num_tiles_once: int = Field(description="without those that two blocks ran")
+    seconds: dict[str, float] = Field(
+        description="of each stage, over all blocks: how long the blending thread waited for "
+        "reading, for the model and for writing, and how long it blended; and of each output"
+    )
+    bound_by: str = Field(description="the stage with most of these seconds")
+    peak_memory_mib: int
+    machine: dict[str, Any]
+    packages: dict[str, str]
+    files: dict[str, str] = Field(description="SHA-256 of each file of the result")
+
+
+def finish(
+    work: WorkFolder,
+    plan: Plan,
+    reader: RegionReader,
+    formats: Sequence[SlideFormat],
+    options: OutputOptions,
+    *,
+    on_step: OnStep = lambda _: None,
+) -> SlideSummary:
+    """Write all outputs into the work folder's result.
+
+    What is there already was written whole, by a run that was stopped, and is kept.
+
+    Raises:
+        OutputError: the disk is full or may not be written.
+    """
+    records = work.records()
+    tiling = Tiling(plan, work.mask())
+    missing = [block for block in tiling.blocks if block not in records]
+    assert not missing, missing
+    summary = summarise(work.name, plan, records.values())
+    result = SlideResult(
+        work.name, work.result, work.store, plan, tiling.mask, summary, reader, options
+    )
+    seconds = _stage_seconds(records.values())
+    with written(work.path):
+        shutil.copyfile(work.path / MASK_FILE, work.result / MASK_FILE)
+        _remove_partials(work.result)
+        # The others are written from its pyramid, also where it is not kept.
+        for entry in (OME_ZARR, *(entry for entry in formats if entry is not OME_ZARR)):
+            on_step(entry.title)
+            started = time.perf_counter()
+            _write_once(work, result, entry)
+            seconds[f"output {entry.name}"] = round(time.perf_counter() - started, 3)
+        write_whole(work.result / SUMMARY_FILE, summary.model_dump_json(indent=2).encode())
+        on_step("passport")
+        stages = {name: value for name, value in seconds.items() if "output" not in name}
+        passport = Passport(
+            name=work.name,
+            plan=plan,
+            options=options,
+            formats=tuple(entry.name for entry in formats),
+            num_blocks=len(records),
+            num_tiles=sum(record.num_tiles for record in records.values()),
+            num_tiles_once=tiling.num_unique_tiles(),
+            seconds=seconds,
+            bound_by=max(stages, key=lambda name: stages[name]) if records else "nothing",
+            peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _KIB,
+            machine={"cores": os.cpu_count(), "system": platform.platform()},
+            packages=_versions(),
+            files=hash_files(work.result, skip=None if OME_ZARR in formats else work.store),
+        )
+        write_whole(
+            work.result / PASSPORT_FILE, passport.model_dump_json(indent=2).encode() + b"\n"
+        )
+    return summary
+
+
+def publish(work: WorkFolder, target: Path) -> None:
+    """Move the finished result to where it belongs, and remove the work folder.
+
+    Raises:
+        OutputError: the disk may not be written.
+    """
+    passport = read_passport(work.result)
+    assert passport is not None
+    with written(target):
+        if OME_ZARR.name not in passport.formats:
+            shutil.rmtree(work.store, ignore_errors=True)
+        if target.exists():
+            target.rename(work.path / "replaced")
+        work.result.rename(target)
+        work.remove()
+
+
+def read_passport(folder: Path) -> Passport | None:
+    """The passport of a finished result; None where there is none.
+
+    Raises:
+        ResultError: it cannot be read.
+    """
+    try:
+        return Passport.model_validate_json((folder / PASSPORT_FILE).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValidationError as error:
+        raise ResultError(
+            f"{folder / PASSPORT_FILE} is of another version of FocalPath, or damaged. Make the "
+            "result anew with --overwrite."
+        ) from error
+
+
+def read_summary(folder: Path) -> SlideSummary:
+    """The numbers of a finished result.
+
+    Raises:
+        ResultError: they cannot be read.
+    """
+    try:
+        return SlideSummary.model_validate_json((folder / SUMMARY_FILE).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ResultError(
+            f"{folder / SUMMARY_FILE} is missing or damaged. Make the result anew with --overwrite."
+        ) from error
+
+
+def hash_files(folder: Path, *, skip: Path | None = None) -> dict[str, str]:
+    """SHA-256 of every file of a result, by its path in the folder; without the passport.
+
+    Args:
+        folder: of the result.
+        skip: a folder in it that is left out.
+    """
+    return {
+        path.relative_to(folder).as_posix(): sha256_of(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path != folder / PASSPORT_FILE
+        and (skip is None or skip not in path.parents)
+    }
+
+
+def _write_once(work: WorkFolder, result: SlideResult, entry: SlideFormat) -> None:
+    """Write an output unless it is there; it appears whole."""
+    path = entry.path(work.result, work.name)
+    done = work.path / f"output-{entry.name}"
+    if done.exists() and path.exists():
+        return
+    if entry is OME_ZARR:  # in place: its blocks are written whole, and its metadata last
+        entry.write(result, path)
+    else:
+        partial = path.with_name(f".partial-{path.name}")
+        entry.write(result, partial)
+        partial.replace(path)
+    done.touch()
+
+
+def _remove_partials(folder: Path) -> None:
+    """Remove what a killed run left half-written."""
+    for path in folder.rglob("*"):
+        if path.name.startswith(".partial-") or path.name.endswith(".partial"):
+            path.unlink()
+
+
+def _stage_seconds(records: Iterable[BlockRecord]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for record in records:
+        for stage, seconds in record.seconds.items():
+            total[stage] = round(total.get(stage, 0.0) + seconds, 3)
+    return total
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,60 @@
+"""What a user chooses about slides; importable without the libraries of the extra `slides`."""
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from serve.contract.strict import Strict
+from serve.images.tiles import OVERLAP
+
+_DOCUMENTED = ConfigDict(use_attribute_docstrings=True)
+
+
+class TissueRule(Strict):
+    """How tissue is told from glass; see `serve.slides.tissue`."""
+
+    model_config = _DOCUMENTED
+
+    saturation: int = Field(8, ge=0, le=255)
+    """Tissue has more than this saturation (HSV, 0 to 255)."""
+    median_px: int = Field(7, ge=1, le=101)
+    """Side of the window, in pixels of 8 um, whose median counts."""
+    close_px: int = Field(5, ge=1, le=101)
+    """Gaps of up to about this many pixels of 8 um are closed."""
+    grow_um: float = Field(24.0, ge=0, le=1000)
+    """How far the tissue is grown, in um."""
+    exclude_pen: bool = True
+    """Leave out marks of a green pen and what is nearly black. Not for green stains."""
+    green_hue: tuple[int, int] = (50, 122)
+    """Hues of a green pen, of 256 (70 to 172 degrees)."""
+    green_saturation: int = Field(90, ge=0, le=255)
+    """Green from this saturation on is a pen's."""
+    black_value: int = Field(35, ge=0, le=255)
+    """What is darker than this (HSV value) is no tissue."""
+
+
+class Settings(Strict):
+    """What the labels of a slide depend on, beside the slide and the model."""
+
+    overlap: float = Field(OVERLAP, ge=0, le=0.75)
+    """Share of a tile that it has in common with the next one, at least."""
+    block_cells: int = Field(2048, ge=16, le=16_384, multiple_of=16)
+    """Side of a block in cells of 4 x 4 pixels."""
+    tissue: Literal["auto", "none", "mask"] = "auto"
+    """How it was decided where to look."""
+    mask_file_sha256: str = ""
+    """Of the file with the mask or the regions, where there is one."""
+    rule: TissueRule = TissueRule()
+
+
+class OutputOptions(Strict):
+    """How outputs are drawn; the labels do not depend on it."""
+
+    model_config = _DOCUMENTED
+
+    simplify_cells: float = Field(2.0, ge=0, le=100)
+    """GeoJSON, DSA: simplify outlines by about so many cells; 0: exact."""
+    min_area_um2: float = Field(256.0, ge=0)
+    """GeoJSON, DSA: leave out regions of less area."""
+    max_vertices: int = Field(4_000_000, ge=1000)
+    """GeoJSON, DSA: simplify further, until the outlines have at most so many vertices."""

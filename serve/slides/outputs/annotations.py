@@ -1,0 +1,130 @@
+"""Regions of a slide, as files that QuPath and the Digital Slide Archive open; as a stream."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import shapely
+from PIL import ImageColor
+
+from serve.answers.annotations import FILL_OPACITY, LINE_WIDTH_PX
+from serve.slides.outputs.format import SlideFormat, SlideResult
+from serve.slides.outputs.regions import Budget, Region, find_budget, trace
+
+_UM2_DIGITS = 1
+
+
+def write_geojson(result: SlideResult, path: Path) -> None:
+    """A FeatureCollection as QuPath 0.4 and later import it."""
+    budget = find_budget(result)
+    with _gzip(path) as file:
+        head = {"type": "FeatureCollection", "focalpath": _described(result, budget)}
+        file.write(_dense(head)[:-1].encode() + b',"features":[')
+        for index, region in enumerate(trace(result, budget)):
+            properties = {
+                "objectType": "annotation",
+                "classification": {
+                    "name": result.plan.model.classes[region.label - 1].name,
+                    "color": _color(result, region),
+                },
+                "measurements": _measurements(result, region),
+            }
+            geometry = shapely.to_geojson(region.polygon)
+            feature = (
+                f'{{"type":"Feature","geometry":{geometry},"properties":{_dense(properties)}}}'
+            )
+            file.write((b",\n" if index else b"\n") + feature.encode())
+        file.write(b"\n]}\n")
+
+
+def write_dsa(result: SlideResult, path: Path) -> None:
+    """An annotation document as large_image's schema has it."""
+    budget = find_budget(result)
+    head = {
+        "name": f"{result.plan.model.name} {result.plan.model.version}",
+        "description": "Regions found by FocalPath. For research use only.",
+        "attributes": {"focalpath": _described(result, budget)},
+    }
+    with _gzip(path) as file:
+        file.write(_dense(head)[:-1].encode() + b',"elements":[')
+        for index, region in enumerate(trace(result, budget)):
+            channels = ", ".join(map(str, _color(result, region)))
+            name = result.plan.model.classes[region.label - 1].name
+            element = {
+                "type": "polyline",
+                "closed": True,
+                "points": _points(region.polygon.exterior),
+                "holes": [_points(hole) for hole in region.polygon.interiors],
+                "fillColor": f"rgba({channels}, {FILL_OPACITY})",
+                "lineColor": f"rgb({channels})",
+                "lineWidth": LINE_WIDTH_PX,
+                "label": {"value": name},
+                "group": name,
+                "user": _measurements(result, region),
+            }
+            file.write((b",\n" if index else b"\n") + _dense(element).encode())
+        file.write(b"\n]}\n")
+
+
+def _described(result: SlideResult, budget: Budget) -> dict[str, object]:
+    """What the outlines are of, and in which frame."""
+    return {
+        "slide": result.name,
+        "frame": "pixels of the slide's level 0; x to the right, y down, (0, 0) at its top left",
+        "model": result.summary.model.model_dump(),
+        "simplified_by_cells": budget.simplify_cells,
+        "least_area_cells": budget.min_cells,
+        "um_per_cell": result.plan.um_per_cell,
+    }
+
+
+def _measurements(result: SlideResult, region: Region) -> dict[str, float]:
+    y, x = result.plan.level0_px_per_cell
+    area_px = region.num_cells * y * x
+    return {
+        "Area px^2": round(area_px, _UM2_DIGITS),
+        "Area um^2": round(area_px * result.plan.slide.mpp**2, _UM2_DIGITS),
+        "Mean confidence": round(region.mean_confidence, 4),
+    }
+
+
+def _color(result: SlideResult, region: Region) -> list[int]:
+    return list(ImageColor.getrgb(result.plan.model.classes[region.label - 1].color)[:3])
+
+
+def _points(ring: shapely.LinearRing) -> list[list[float]]:
+    return [[x, y, 0] for x, y in ring.coords[:-1]]
+
+
+def _dense(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+@contextmanager
+def _gzip(path: Path) -> Iterator[gzip.GzipFile]:
+    """A gzip file without its name and the time, so that it is the same at each writing."""
+    with (
+        path.open("wb") as raw,
+        gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=raw, mtime=0) as file,
+    ):
+        yield file
+
+
+GEOJSON = SlideFormat(
+    name="geojson",
+    title="GeoJSON",
+    description="outlines of the regions, for QuPath; compressed",
+    file="{name}.geojson.gz",
+    media_type="application/gzip",
+    write=write_geojson,
+)
+DSA = SlideFormat(
+    name="dsa",
+    title="DSA annotation",
+    description="outlines of the regions, for the Digital Slide Archive; compressed",
+    file="{name}.dsa.json.gz",
+    media_type="application/gzip",
+    write=write_dsa,
+)

@@ -1,0 +1,223 @@
+"""The labels as a DICOM Segmentation (LABELMAP), tiled as whole slides are, through highdicom.
+
+Where the slide is DICOM, the segmentation refers to its level 0 and shares its frame of reference,
+patient and study. Elsewhere it stands alone, with the slide's name as the container's identifier.
+"""
+
+import datetime
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ImageColor
+
+from serve.images.readers.errors import ReaderMissingError
+from serve.slides.errors import OutputError
+from serve.slides.outputs.format import SlideFormat, SlideResult
+
+_MOST_CELLS = 600_000_000
+"""highdicom holds the map in memory. A larger slide is written from a coarser level."""
+_UM_PER_MM = 1000.0
+_SCHEME = "99FOCALPATH"
+
+
+def write_dicom_seg(result: SlideResult, path: Path) -> None:
+    """Write the labels of the finest level that fits into memory.
+
+    Raises:
+        ReaderMissingError: highdicom is not installed.
+        OutputError: highdicom does not take the slide's own DICOM files.
+    """
+    try:
+        import highdicom
+        import pydicom
+        from pydicom.uid import RLELossless
+    except ModuleNotFoundError as error:
+        raise ReaderMissingError(
+            f"DICOM SEG needs {error.name}: pip install 'focalpath[dicom]'."
+        ) from error
+    level = 0
+    while np.prod(result.labels(level).shape) > _MOST_CELLS:
+        level += 1
+    source = _source(result, pydicom)
+    pixels = np.asarray(result.labels(level)[:])[None]
+    mm = [
+        result.plan.slide.mpp * step * 2**level / _UM_PER_MM
+        for step in result.plan.level0_px_per_cell
+    ]
+    try:
+        segmentation = highdicom.seg.Segmentation(
+            source_images=[source],
+            pixel_array=pixels,
+            segmentation_type=highdicom.seg.SegmentationTypeValues.LABELMAP,
+            segment_descriptions=_segments(result, highdicom, pydicom),
+            series_instance_uid=_uid(result, "series"),
+            series_number=1,
+            sop_instance_uid=_uid(result, "instance"),
+            instance_number=1,
+            manufacturer="FocalPath",
+            manufacturer_model_name=result.plan.model.name,
+            software_versions=result.plan.model.version,
+            device_serial_number=result.plan.model.checkpoint_sha256[:16],
+            transfer_syntax_uid=RLELossless,
+            pixel_measures=highdicom.PixelMeasuresSequence(pixel_spacing=mm, slice_thickness=0.001),
+            plane_positions=[_position(result, source, highdicom)],
+            tile_pixel_array=True,
+            tile_size=(512, 512),
+            dimension_organization_type="TILED_FULL",
+            omit_empty_frames=False,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise OutputError(
+            f"{result.name}: highdicom {highdicom.__version__} cannot write the segmentation: "
+            f"{error}. Leave out the format dicom-seg."
+        ) from error
+    _make_repeatable(segmentation, result)
+    segmentation.save_as(path, enforce_file_format=True)
+
+
+def _source(result: SlideResult, pydicom: Any) -> Any:
+    """The data set of the slide's level 0, or one that stands for a slide that is not DICOM."""
+    path = Path(result.plan.slide.path)
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() or path.suffix.lower() == ".dcm":
+        found = [
+            pydicom.dcmread(file, stop_before_pixels=True) for file in sorted(folder.glob("*.dcm"))
+        ]
+        size = result.plan.slide.height_px, result.plan.slide.width_px
+        for dataset in found:
+            if (
+                dataset.get("TotalPixelMatrixRows"),
+                dataset.get("TotalPixelMatrixColumns"),
+            ) == size:
+                return dataset
+    return _stand_in(result, pydicom)
+
+
+def _stand_in(result: SlideResult, pydicom: Any) -> Any:
+    """What highdicom copies a slide's identity from, for a slide that is not DICOM."""
+    from pydicom.dataset import Dataset
+    from pydicom.uid import ExplicitVRLittleEndian, VLWholeSlideMicroscopyImageStorage
+
+    slide = result.plan.slide
+    dataset = Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = VLWholeSlideMicroscopyImageStorage
+    dataset.SOPInstanceUID = _uid(result, "slide")
+    dataset.StudyInstanceUID = _uid(result, "study")
+    dataset.SeriesInstanceUID = _uid(result, "slide series")
+    dataset.FrameOfReferenceUID = _uid(result, "frame of reference")
+    for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID"):
+        setattr(dataset, name, "")
+    for name in ("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"):
+        setattr(dataset, name, "")
+    dataset.PositionReferenceIndicator = "SLIDE_CORNER"
+    dataset.Modality = "SM"
+    dataset.ImageType = ["DERIVED", "PRIMARY", "VOLUME", "NONE"]
+    dataset.ContainerIdentifier = result.name[:64]
+    dataset.IssuerOfTheContainerIdentifierSequence = []
+    dataset.ContainerTypeCodeSequence = []
+    dataset.SpecimenDescriptionSequence = [_specimen(result)]
+    dataset.Rows = dataset.Columns = 512
+    dataset.NumberOfFrames = 1
+    dataset.TotalPixelMatrixRows = slide.height_px
+    dataset.TotalPixelMatrixColumns = slide.width_px
+    dataset.ImageOrientationSlide = [0.0, 1.0, 0.0, 1.0, 0.0, 0.0]
+    corner = Dataset()
+    corner.XOffsetInSlideCoordinateSystem = corner.YOffsetInSlideCoordinateSystem = 0.0
+    dataset.TotalPixelMatrixOriginSequence = [corner]
+    dataset.DimensionOrganizationType = "TILED_FULL"
+    measures = Dataset()
+    measures.PixelSpacing = [slide.mpp / _UM_PER_MM] * 2
+    measures.SliceThickness = 0.001
+    shared = Dataset()
+    shared.PixelMeasuresSequence = [measures]
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    return dataset
+
+
+def _specimen(result: SlideResult) -> Any:
+    from pydicom.dataset import Dataset
+
+    specimen = Dataset()
+    specimen.SpecimenIdentifier = result.name[:64]
+    specimen.SpecimenUID = _uid(result, "specimen")
+    specimen.IssuerOfTheSpecimenIdentifierSequence = []
+    specimen.SpecimenPreparationSequence = []
+    return specimen
+
+
+def _segments(result: SlideResult, highdicom: Any, pydicom: Any) -> list[Any]:
+    """One segment per class, with its colour; classes have codes of our own."""
+    tissue = pydicom.sr.codedict.codes.SCT.Tissue
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name=result.plan.model.name,
+        version=result.plan.model.version,
+        family=pydicom.sr.codedict.codes.DCM.ArtificialIntelligence,
+    )
+    return [
+        highdicom.seg.SegmentDescription(
+            segment_number=label,
+            segment_label=entry.name[:64],
+            segmented_property_category=tissue,
+            segmented_property_type=highdicom.sr.CodedConcept(
+                value=str(label), scheme_designator=_SCHEME, meaning=entry.name[:64]
+            ),
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+            display_color=highdicom.color.CIELabColor.from_rgb(*ImageColor.getrgb(entry.color)[:3]),
+        )
+        for label, entry in enumerate(result.plan.model.classes, start=1)
+    ]
+
+
+def _position(result: SlideResult, source: Any, highdicom: Any) -> Any:
+    """Where the map's corner lies on the slide, in mm."""
+    origin = source.TotalPixelMatrixOriginSequence[0]
+    orientation = [float(value) for value in source.ImageOrientationSlide]
+    y, x = (origin_px * result.plan.slide.mpp / _UM_PER_MM for origin_px in result.plan.origin_px)
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])  # along x, along y
+    place = row * x + column * y
+    return highdicom.PlanePositionSequence(
+        coordinate_system="SLIDE",
+        image_position=(
+            float(origin.XOffsetInSlideCoordinateSystem) + place[0],
+            float(origin.YOffsetInSlideCoordinateSystem) + place[1],
+            0.0,
+        ),
+        pixel_matrix_position=(1, 1),
+    )
+
+
+def _make_repeatable(segmentation: Any, result: SlideResult) -> None:
+    """Date the file as the slide is dated and name its parts by the plan: not by this writing."""
+    made = datetime.datetime.fromtimestamp(
+        Path(result.plan.slide.path).stat().st_mtime, datetime.UTC
+    )
+    for element in segmentation.iterall():
+        match element.keyword:
+            case "ContentDate" | "InstanceCreationDate" | "SeriesDate":
+                element.value = made.strftime("%Y%m%d")
+            case "ContentTime" | "InstanceCreationTime" | "SeriesTime":
+                element.value = made.strftime("%H%M%S")
+            case "ContributionDateTime":
+                element.value = made.strftime("%Y%m%d%H%M%S")
+            case "DimensionOrganizationUID":
+                element.value = _uid(result, "dimensions")
+
+
+def _uid(result: SlideResult, kind: str) -> str:
+    """A UID that follows from the result alone."""
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, f'{result.plan.key} {kind}').int}"
+
+
+DICOM_SEG = SlideFormat(
+    name="dicom-seg",
+    title="DICOM SEG",
+    description="the labels as a DICOM Segmentation (LABELMAP) of the slide",
+    file="{name}.seg.dcm",
+    media_type="application/dicom",
+    write=write_dicom_seg,
+)

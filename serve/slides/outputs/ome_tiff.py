@@ -1,0 +1,91 @@
+"""The labels as a pyramidal OME-TIFF with the classes' colours, for QuPath and Bio-Formats."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import ImageColor
+
+from serve.slides.outputs.format import SlideFormat, SlideResult
+
+_TILE = 512
+_TIFF_UM_PER_CM = 1e4
+
+
+def write_ome_tiff(result: SlideResult, path: Path) -> None:
+    """Write all levels, tile by tile."""
+    um = result.plan.um_per_cell
+    options: dict[str, Any] = {
+        "dtype": np.uint8,
+        "tile": (_TILE, _TILE),
+        "photometric": "palette",
+        "colormap": _colors(result),
+        "compression": "zlib",
+        "resolutionunit": "CENTIMETER",
+    }
+    metadata = {
+        "axes": "YX",
+        "Name": result.name,
+        "UUID": str(uuid.uuid5(uuid.NAMESPACE_URL, result.plan.key)),  # the same at each writing
+        "PhysicalSizeX": um,
+        "PhysicalSizeXUnit": "\u00b5m",
+        "PhysicalSizeY": um,
+        "PhysicalSizeYUnit": "\u00b5m",
+        "Description": "; ".join(
+            [
+                *(f"{n} {tissue.name}" for n, tissue in enumerate(result.plan.model.classes, 1)),
+                f"origin x {result.summary.origin_px[0]:g}, y {result.summary.origin_px[1]:g} px "
+                "of the slide's level 0",
+            ]
+        ),
+    }
+    with tifffile.TiffWriter(path, bigtiff=True, ome=True) as tiff:
+        for level in range(result.num_levels):
+            shape = result.labels(level).shape
+            per_cm = _TIFF_UM_PER_CM / (um * 2**level)
+            first: dict[str, Any] = (
+                {"subifds": result.num_levels - 1, "metadata": metadata}
+                if level == 0
+                else {"subfiletype": 1, "metadata": None}
+            )
+            tiff.write(
+                _tiles(result, level),
+                shape=shape,
+                resolution=(per_cm, per_cm),
+                **options,
+                **first,
+            )
+
+
+def _tiles(result: SlideResult, level: int) -> Iterator[NDArray[np.uint8]]:
+    """The tiles of a level, row by row; a row of shards' chunks is read at once."""
+    labels = result.labels(level)
+    height, width = labels.shape
+    for top in range(0, height, _TILE):
+        rows = np.asarray(labels[top : top + _TILE])
+        padded = np.zeros((_TILE, -(-width // _TILE) * _TILE), np.uint8)
+        padded[: rows.shape[0], :width] = rows
+        for left in range(0, width, _TILE):
+            yield np.ascontiguousarray(padded[:, left : left + _TILE])
+
+
+def _colors(result: SlideResult) -> NDArray[np.uint16]:
+    """(3, 256) uint16, the palette."""
+    colors = np.zeros((256, 3), np.uint16)
+    for label, tissue in enumerate(result.plan.model.classes, start=1):
+        colors[label] = ImageColor.getrgb(tissue.color)[:3]
+    return np.ascontiguousarray((colors * 257).T)
+
+
+OME_TIFF = SlideFormat(
+    name="ome-tiff",
+    title="OME-TIFF",
+    description="the labels as a pyramidal OME-TIFF with the classes' colours",
+    file="{name}.labels.ome.tif",
+    media_type="image/tiff",
+    write=write_ome_tiff,
+)

@@ -1,0 +1,189 @@
+"""The regions of a whole slide, traced block by block and joined where blocks meet.
+
+A region that lies within one block is handed out at once. Those that touch a block's edge are kept:
+of one label, they are one region where they share some length of that edge, and their union is
+exact. Memory grows with the regions on edges, not with the slide.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from serve.answers.polygons import Regions, select_labels, trace_regions
+from serve.contract.errors import ImageTooLargeError
+from serve.slides.outputs.format import SlideResult
+from serve.slides.plan import Rectangle
+
+_LEAST_SIDE = 64
+_COARSER = 2.0
+_MOST_TRIES = 6
+
+
+@dataclass(frozen=True)
+class Region:
+    """One region."""
+
+    polygon: Any
+    """shapely polygon, in pixels of the slide's level 0."""
+    label: int
+    num_cells: int
+    """Its area, also where the outline is simplified."""
+    mean_confidence: float
+    """0 to 1."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far outlines are simplified, so that they have no more vertices than wanted."""
+
+    simplify_cells: float
+    min_cells: int
+
+
+def find_budget(result: SlideResult) -> Budget:
+    """The least simplification that keeps the vertices within the options' limit."""
+    options = result.options
+    um2 = result.plan.um_per_cell**2
+    budget = Budget(options.simplify_cells, max(round(options.min_area_um2 / um2), 1))
+    for _ in range(_MOST_TRIES):
+        vertices = 0
+        for region in trace(result, budget):
+            vertices += int(shapely.get_num_coordinates(region.polygon))
+            if vertices > options.max_vertices:
+                break
+        else:
+            return budget
+        budget = Budget(max(budget.simplify_cells, 1) * _COARSER, budget.min_cells * 4)
+    return budget
+
+
+def trace(result: SlideResult, budget: Budget) -> Iterator[Region]:
+    """All regions of a slide's labels, those of label 0 left out."""
+    kept: list[Regions] = []
+    for rectangle in result.blocks():
+        labels, confidence = result.cut(rectangle)
+        if not labels.any():
+            continue
+        for part, regions in _trace_parts(labels, confidence, rectangle, budget):
+            on_edge = _touches_edge(regions, part, result.plan.shape)
+            yield from _regions(result, _selected(regions, ~on_edge), budget)
+            if on_edge.any():
+                kept.append(_selected(regions, on_edge))
+    if kept:
+        yield from _regions(result, _join(kept), budget)
+
+
+def _trace_parts(
+    labels: NDArray[np.uint8],
+    confidence: NDArray[np.uint8],
+    cells: Rectangle,
+    budget: Budget,
+) -> Iterator[tuple[Rectangle, Regions]]:
+    """Trace a rectangle; in quarters where it has more outlines than can be traced at once."""
+    if not labels.any():
+        return
+    try:
+        found = trace_regions(labels, confidence, simplify_px=budget.simplify_cells)
+    except ImageTooLargeError:
+        rows, columns = labels.shape
+        if min(rows, columns) <= _LEAST_SIDE:
+            raise
+        middle_row, middle_column = rows // 2, columns // 2
+        for top, bottom in ((0, middle_row), (middle_row, rows)):
+            for left, right in ((0, middle_column), (middle_column, columns)):
+                part = slice(top, bottom), slice(left, right)
+                rectangle = Rectangle(
+                    cells.top + top, cells.left + left, cells.top + bottom, cells.left + right
+                )
+                yield from _trace_parts(labels[part], confidence[part], rectangle, budget)
+        return
+    tissue = select_labels(found, np.unique(labels[labels > 0]))
+    moved = shapely.transform(
+        tissue.polygons, lambda places: places + np.array([cells.left, cells.top])
+    )
+    yield cells, Regions(moved, tissue.labels, tissue.area_px, tissue.mean_confidence)
+
+
+def _touches_edge(regions: Regions, part: Rectangle, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which regions touch an edge of the part that another part lies behind."""
+    bounds = shapely.bounds(regions.polygons).reshape(-1, 4)  # left, top, right, bottom
+    rows, columns = shape
+    touches = np.zeros(len(bounds), bool)
+    for index, edge, inside in (
+        (0, part.left, part.left > 0),
+        (1, part.top, part.top > 0),
+        (2, part.right, part.right < columns),
+        (3, part.bottom, part.bottom < rows),
+    ):
+        if inside:
+            touches |= bounds[:, index] == edge
+    return touches
+
+
+def _join(parts: list[Regions]) -> Regions:
+    """Unite the regions of one label that share some length of an edge."""
+    polygons = np.concatenate([part.polygons for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    area = np.concatenate([part.area_px for part in parts])
+    confidence = np.concatenate([part.mean_confidence * part.area_px for part in parts])
+    group = _components(polygons, labels)
+    count = int(group.max(initial=-1)) + 1
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], np.arange(count))
+    united = np.empty(count, object)
+    for index, members in enumerate(np.split(order, starts[1:])):
+        united[index] = (
+            polygons[members[0]] if len(members) == 1 else shapely.union_all(polygons[members])
+        )
+    total = np.bincount(group, area, count)
+    return Regions(
+        united,
+        labels[order[starts]],
+        total.astype(np.int64),
+        np.bincount(group, confidence, count) / total,
+    )
+
+
+def _components(polygons: NDArray[np.object_], labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """A number per polygon, the same for those that are one region, in order of appearance."""
+    tree = shapely.STRtree(polygons)
+    one, other = tree.query(polygons, predicate="intersects")
+    pairs = (one < other) & (labels[one] == labels[other])
+    one, other = one[pairs], other[pairs]
+    shared = shapely.length(shapely.intersection(polygons[one], polygons[other])) > 0
+    root = np.arange(len(polygons))
+
+    def find(index: int) -> int:
+        while root[index] != index:
+            root[index] = root[root[index]]
+            index = int(root[index])
+        return index
+
+    for a, b in zip(one[shared].tolist(), other[shared].tolist(), strict=True):
+        low, high = sorted((find(a), find(b)))
+        root[high] = low
+    roots = np.array([find(index) for index in range(len(polygons))], np.int64)
+    return np.unique(roots, return_inverse=True)[1].astype(np.int64)
+
+
+def _selected(regions: Regions, chosen: NDArray[np.bool_]) -> Regions:
+    return Regions(
+        regions.polygons[chosen],
+        regions.labels[chosen],
+        regions.area_px[chosen],
+        regions.mean_confidence[chosen],
+    )
+
+
+def _regions(result: SlideResult, found: Regions, budget: Budget) -> Iterator[Region]:
+    """The regions that are large enough, in the slide's frame."""
+    large = _selected(found, found.area_px >= budget.min_cells)
+    placed = shapely.transform(large.polygons, lambda places: np.round(result.to_level0(places), 2))
+    for polygon, label, area, confidence in zip(
+        placed, large.labels, large.area_px, large.mean_confidence, strict=True
+    ):
+        yield Region(polygon, int(label), int(area), float(confidence))

@@ -1,0 +1,121 @@
+"""What is in an output folder: how far each slide is, and whether its files are whole."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from serve.contract.manifest import sha256_of
+from serve.contract.strict import Strict
+from serve.slides.errors import ResultDamagedError, ResultError
+from serve.slides.finish import read_passport
+from serve.slides.lock import SlideBusyError, slide_lock
+from serve.slides.plan import Tiling
+from serve.slides.run import WORK_FOLDER, Outcome
+from serve.slides.store import WorkFolder
+
+
+class SlideStatus(Strict):
+    """How far a slide is."""
+
+    name: str
+    state: Literal["done", "running", "stopped", "failed"]
+    """running: a process works on it; stopped: the same command again goes on with it."""
+    blocks: int = 0
+    blocks_done: int = 0
+    reason: str = ""
+    """Why it failed."""
+
+
+def read_status(out: Path) -> list[SlideStatus]:
+    """How far each slide of an output folder is, by name.
+
+    Raises:
+        ResultError: the folder does not exist.
+    """
+    if not out.is_dir():
+        raise ResultError(f"{out} is no folder. Name the --out of a run.")
+    found = {status.name: status for status in (*_finished(out), *_at_work(out / WORK_FOLDER))}
+    return [found[name] for name in sorted(found)]
+
+
+def _finished(out: Path) -> Iterator[SlideStatus]:
+    for folder in out.iterdir():
+        if folder.name.startswith(".") or not folder.is_dir():
+            continue
+        try:
+            passport = read_passport(folder)
+        except ResultError as error:
+            yield SlideStatus(name=folder.name, state="failed", reason=str(error))
+            continue
+        if passport is not None:
+            blocks = passport.num_blocks
+            yield SlideStatus(name=folder.name, state="done", blocks=blocks, blocks_done=blocks)
+
+
+def _at_work(folder: Path) -> Iterator[SlideStatus]:
+    """The slides that are begun or failed; of one that failed and runs again, that it runs."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield _of_work(WorkFolder(path), failed=path.with_name(f"{path.name}.failed"))
+        elif path.suffix == ".failed" and not path.with_suffix("").is_dir():
+            yield SlideStatus(name=path.stem, state="failed", reason=_reason(path))
+
+
+def _of_work(work: WorkFolder, failed: Path) -> SlideStatus:
+    try:
+        plan = work.plan()
+    except ResultError as error:
+        return SlideStatus(name=work.name, state="failed", reason=str(error))
+    blocks = 0 if plan is None else len(Tiling(plan, work.mask()).blocks)
+    running = _is_locked(work.path.with_name(f"{work.name}.lock"))
+    reason = "" if running else _reason(failed)
+    return SlideStatus(
+        name=work.name,
+        state="running" if running else "failed" if reason else "stopped",
+        blocks=blocks,
+        blocks_done=work.num_done(),
+        reason=reason,
+    )
+
+
+def _is_locked(path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        with slide_lock(path):
+            return False
+    except SlideBusyError:
+        return True
+
+
+def _reason(path: Path) -> str:
+    try:
+        return Outcome.model_validate_json(path.read_bytes()).reason
+    except (OSError, ValidationError):
+        return ""
+
+
+def verify(folder: Path) -> int:
+    """Check that a finished result is what was written; returns how many files were checked.
+
+    Raises:
+        ResultDamagedError: a file is missing, changed or not of the result.
+    """
+    passport = read_passport(folder)
+    if passport is None:
+        raise ResultDamagedError(f"{folder} has no run.json, so it is no finished result.")
+    for name, expected in passport.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ResultDamagedError(f"{path} is missing. Make the result anew with --overwrite.")
+        found = sha256_of(path)
+        if found != expected:
+            raise ResultDamagedError(
+                f"{path} was changed: its SHA-256 is {found[:12]}..., run.json says "
+                f"{expected[:12]}... Make the result anew with --overwrite."
+            )
+    return len(passport.files)

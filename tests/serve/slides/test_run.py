@@ -1,0 +1,426 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+import zarr
+from PIL import Image
+
+from serve.contract.manifest import read_bundle
+from serve.inference.segmenter import open_segmenter
+from serve.settings import InferenceSettings
+from serve.slides.cohort import SlideTask
+from serve.slides.errors import MaskError, OutputError, ResultDamagedError, ResultError
+from serve.slides.finish import read_passport, read_summary
+from serve.slides.local import LocalEngine, model_of
+from serve.slides.lock import SlideBusyError, slide_lock
+from serve.slides.options import Settings
+from serve.slides.outputs.registry import FORMATS, formats_of
+from serve.slides.progress import Quiet
+from serve.slides.run import Cohort, Outcome, RunOptions, run_cohort
+from serve.slides.status import read_status, verify
+from serve.slides.store import LABELS, WorkFolder
+from tests.support.slides import tissue_pixels, write_aperio
+from tests.support.toy_bundle import write_toy_bundle
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_bundle(tmp_path_factory.mktemp("bundle") / "toy", tile_size_px=64)
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Path) -> Iterator[LocalEngine]:
+    settings = InferenceSettings(bundle=bundle, threads=1)
+    manifest = read_bundle(bundle)
+    runner = open_segmenter(settings, manifest).backend
+    opened = LocalEngine(runner, model_of(settings, manifest), max_batch_size=8)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slide of painted tissue in the middle of glass."""
+    pixels = np.full((900, 1100, 3), 245, np.uint8)
+    pixels[150:750, 200:900] = tissue_pixels(600, 700)
+    pixels[300:500, 400:600] = (200, 30, 30)
+    return write_aperio(tmp_path_factory.mktemp("slides") / "slide.svs", pixels)
+
+
+def cohort(
+    out: Path,
+    engine: Any,
+    *,
+    formats: Sequence[str] = ("ome-zarr",),
+    watcher: Any = None,
+    bundle: Path | None = None,
+    **options: Any,
+) -> Cohort:
+    options.setdefault("settings", Settings(block_cells=64))
+    return Cohort(
+        out, engine, RunOptions(**options), formats_of(formats), watcher or Quiet(), bundle
+    )
+
+
+def run_one(work: Cohort, path: Path, **fields: Any) -> Outcome:
+    fields.setdefault("name", path.stem)
+    (outcome,) = run_cohort(work, [SlideTask(path=path, **fields)])
+    return outcome
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All files of a result but the passport, which has times in it."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+def test_a_slide_becomes_a_whole_result_with_every_format(
+    tmp_path: Path, engine: LocalEngine, slide: Path
+) -> None:
+    outcome = run_one(cohort(tmp_path / "out", engine, formats=list(FORMATS)), slide)
+    assert outcome.status == "done", outcome.reason
+    result = tmp_path / "out" / "slide"
+    for entry in FORMATS.values():
+        assert entry.path(result, "slide").exists(), entry.name
+    assert verify(result) > 10
+    passport = read_passport(result)
+    assert passport is not None
+    assert passport.num_tiles == outcome.num_tiles > 0
+    assert passport.num_tiles_once <= passport.num_tiles
+    summary = read_summary(result)
+    assert summary.has_tissue
+    tumor = next(entry for entry in summary.classes if entry.name == "Tumor")
+    assert tumor.area_mm2 == pytest.approx(200 * 200 * 0.25e-6, rel=0.1)
+    assert sum(entry.tissue_share or 0 for entry in summary.classes) == pytest.approx(1, abs=1e-4)
+    assert list((tmp_path / "out" / ".work").iterdir()) == []
+    lines = (tmp_path / "out" / "summary.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(summary.classes)
+
+
+def test_a_finished_slide_is_kept_and_other_settings_are_refused(
+    tmp_path: Path, engine: LocalEngine, slide: Path
+) -> None:
+    out = tmp_path / "out"
+    assert run_one(cohort(out, engine), slide).status == "done"
+    before = files_of(out / "slide")
+    assert run_one(cohort(out, engine), slide).status == "kept"
+    other = run_one(cohort(out, engine, settings=Settings(block_cells=128)), slide)
+    assert (other.status, other.code) == ("failed", ResultError.code)
+    assert "settings" in other.reason
+    assert files_of(out / "slide") == before
+    again = cohort(out, engine, settings=Settings(block_cells=128), overwrite=True)
+    assert run_one(again, slide).status == "done"
+
+
+class _Stop(RuntimeError):
+    pass
+
+
+class Stopping(Quiet):
+    """Stops a run after so many tiles."""
+
+    def __init__(self, after: int) -> None:
+        self._left = after
+
+    def add_tiles(self, name: str, num_tiles: int) -> None:
+        self._left -= num_tiles
+        if self._left < 0:
+            raise _Stop
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
+    tmp_path: Path, engine: LocalEngine, slide: Path
+) -> None:
+    formats = list(FORMATS)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_one(cohort(whole, engine, formats=formats), slide)
+    ran = 0
+    for after in (30, 60, 0):
+        with pytest.raises(_Stop):
+            run_one(cohort(parts, engine, formats=formats, watcher=Stopping(after)), slide)
+    (status,) = read_status(parts)
+    assert status.state == "stopped"
+    assert 0 < status.blocks_done < status.blocks
+    outcome = run_one(cohort(parts, engine, formats=formats), slide)
+    ran = outcome.num_tiles
+    passport = read_passport(whole / "slide")
+    assert passport is not None
+    assert 0 < ran < passport.num_tiles
+    assert files_of(parts / "slide") == files_of(whole / "slide")
+
+
+def test_kill_9_and_the_same_command_again_end_with_the_same_bytes(
+    tmp_path: Path, engine: LocalEngine, bundle: Path, slide: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [
+        *(sys.executable, "-m", "serve", "slides", "run", str(slide), "--out", str(out)),
+        *("--bundle", str(bundle), "--threads", "1", "--block-cells", "64"),
+        *("--format", "ome-zarr", "geojson", "--progress", "json"),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert '"begin"' in process.stderr.readline()
+    deadline = time.monotonic() + 60
+    while not list((out / ".work" / "slide" / "done").glob("*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    subprocess.run([*command[:-1], "quiet"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    whole = tmp_path / "whole"
+    run_one(cohort(whole, engine, formats=("ome-zarr", "geojson")), slide)
+    assert files_of(out / "slide") == files_of(whole / "slide")
+    assert verify(out / "slide")
+
+
+def test_two_runs_on_one_folder_share_the_work(
+    tmp_path: Path, engine: LocalEngine, slide: Path
+) -> None:
+    paths = []
+    for name in ("a", "b", "c"):
+        paths.append(tmp_path / f"{name}.svs")
+        shutil.copy(slide, paths[-1])
+    tasks = [SlideTask(path=path, name=path.stem) for path in paths]
+    found: list[list[Outcome]] = []
+    threads = [
+        threading.Thread(
+            target=lambda: found.append(run_cohort(cohort(tmp_path / "out", engine), tasks))
+        )
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    statuses = [{outcome.name: outcome.status for outcome in outcomes} for outcomes in found]
+    assert all(sorted((statuses[0][name], statuses[1][name])) == ["done", "kept"] for name in "abc")
+    for name in "abc":
+        assert verify(tmp_path / "out" / name)
+
+
+def test_a_lock_goes_with_its_holder(tmp_path: Path) -> None:
+    lock = tmp_path / "slide.lock"
+    with slide_lock(lock), pytest.raises(SlideBusyError), slide_lock(lock):
+        pass
+    with slide_lock(lock):
+        pass
+    assert not lock.exists()
+
+
+def test_a_slide_that_fails_fails_alone(tmp_path: Path, engine: LocalEngine, slide: Path) -> None:
+    broken = tmp_path / "broken.svs"
+    broken.write_bytes(b"II*\0 no slide")
+    unscaled = write_aperio(tmp_path / "unscaled.svs", tissue_pixels(300, 300), mpp=None)
+    out = tmp_path / "out"
+    tasks = [SlideTask(path=path, name=path.stem) for path in (broken, unscaled, slide)]
+    outcomes = run_cohort(cohort(out, engine), tasks)
+    assert [outcome.status for outcome in outcomes] == ["failed", "failed", "done"]
+    assert [outcome.code for outcome in outcomes] == ["slide_format", "slide_scale", ""]
+    assert "broken.svs" in outcomes[0].reason
+    assert "--mpp" in outcomes[1].reason
+    assert all("\n" not in outcome.reason for outcome in outcomes)
+    states = {status.name: status.state for status in read_status(out)}
+    assert states == {"broken": "failed", "unscaled": "failed", "slide": "done"}
+    fixed = run_one(cohort(out, engine, mpp=0.5), unscaled)
+    assert fixed.status == "done"
+    assert {status.state for status in read_status(out)} == {"failed", "done"}
+
+
+def test_a_slide_that_is_damaged_in_the_middle_fails_with_its_place(
+    tmp_path: Path, engine: LocalEngine
+) -> None:
+    path = write_aperio(tmp_path / "cut.svs", tissue_pixels(1200, 1200), downsamples=())
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 20_000] = bytes(20_000)
+    path.write_bytes(content)
+    outcome = run_one(cohort(tmp_path / "out", engine, tissue="none"), path)
+    assert (outcome.status, outcome.code) == ("failed", "slide_region")
+    assert not (tmp_path / "out" / "cut").exists()
+
+
+def test_a_slide_without_tissue_has_a_result_that_says_so(
+    tmp_path: Path, engine: LocalEngine
+) -> None:
+    path = write_aperio(tmp_path / "glass.svs", np.full((500, 600, 3), 243, np.uint8))
+    outcome = run_one(cohort(tmp_path / "out", engine, formats=list(FORMATS)), path)
+    assert (outcome.status, outcome.num_tiles) == ("done", 0)
+    summary = read_summary(tmp_path / "out" / "glass")
+    assert not summary.has_tissue
+    assert summary.tissue_mm2 == 0
+    assert verify(tmp_path / "out" / "glass")
+
+
+def test_a_slide_that_is_replaced_while_it_runs_fails(
+    tmp_path: Path, engine: LocalEngine, slide: Path
+) -> None:
+    path = tmp_path / "slide.svs"
+    shutil.copy(slide, path)
+
+    class Replacing(Quiet):
+        def add_tiles(self, name: str, num_tiles: int) -> None:
+            os.utime(path, (0, 0))
+
+    outcome = run_one(cohort(tmp_path / "out", engine, watcher=Replacing()), path)
+    assert (outcome.status, outcome.code) == ("failed", "slide_unusable")
+    assert "replaced" in outcome.reason
+
+
+def test_work_of_another_slide_under_the_same_name_is_refused(
+    tmp_path: Path, engine: LocalEngine, slide: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(_Stop):
+        run_one(cohort(out, engine, watcher=Stopping(30)), slide)
+    other = write_aperio(tmp_path / "slide.svs", tissue_pixels(400, 400))
+    outcome = run_one(cohort(out, engine), other)
+    assert (outcome.status, outcome.code) == ("failed", ResultError.code)
+    assert "slide.fingerprint" in outcome.reason
+    assert run_one(cohort(out, engine, overwrite=True), other).status == "done"
+
+
+def test_a_folder_that_is_no_result_is_not_touched(
+    tmp_path: Path, engine: LocalEngine, slide: Path
+) -> None:
+    mine = tmp_path / "out" / "slide" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    for overwrite in (False, True):
+        outcome = run_one(cohort(tmp_path / "out", engine, overwrite=overwrite), slide)
+        assert (outcome.status, outcome.code) == ("failed", ResultError.code)
+    assert mine.read_text() == "precious"
+
+
+def test_a_bundle_that_is_replaced_meanwhile_stops_the_slides_after(
+    tmp_path: Path, engine: LocalEngine, bundle: Path, slide: Path
+) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    second = tmp_path / "second.svs"
+    shutil.copy(slide, second)
+
+    class Replacing(Quiet):
+        def end_slide(self, outcome: Outcome) -> None:
+            write_toy_bundle(copy, version="2.0.0")
+
+    tasks = [SlideTask(path=path, name=path.stem) for path in (slide, second)]
+    work = cohort(tmp_path / "out", engine, watcher=Replacing(), bundle=copy)
+    outcomes = run_cohort(work, tasks)
+    assert [outcome.status for outcome in outcomes] == ["done", "failed"]
+    assert "manifest.json" in outcomes[1].reason
+
+
+def test_a_full_disk_fails_the_slide_and_keeps_what_is_done(
+    tmp_path: Path, engine: LocalEngine, slide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    written = 0
+    write_block = WorkFolder.write_block
+
+    def filling(self: WorkFolder, *arguments: Any) -> None:
+        nonlocal written
+        written += 1
+        if written > 3:
+            with monkeypatch.context() as patch:
+                patch.setattr("zarr.storage.LocalStore.set", full)
+                write_block(self, *arguments)
+        else:
+            write_block(self, *arguments)
+
+    async def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(WorkFolder, "write_block", filling)
+    outcome = run_one(cohort(out, engine), slide)
+    assert (outcome.status, outcome.code) == ("failed", OutputError.code)
+    assert "No space left" in outcome.reason
+    assert not (out / "slide").exists()
+    monkeypatch.undo()
+    (status,) = read_status(out)
+    assert (status.state, status.blocks_done) == ("failed", 3)
+    assert run_one(cohort(out, engine), slide).status == "done"
+
+
+def test_verify_finds_what_was_changed(tmp_path: Path, engine: LocalEngine, slide: Path) -> None:
+    run_one(cohort(tmp_path / "out", engine), slide)
+    result = tmp_path / "out" / "slide"
+    target = result / "summary.json"
+    target.write_text(target.read_text().replace("Tumor", "Tumour"))
+    with pytest.raises(ResultDamagedError, match=r"summary\.json"):
+        verify(result)
+    target.unlink()
+    with pytest.raises(ResultDamagedError, match="missing"):
+        verify(result)
+
+
+def test_a_mask_says_where_to_look(tmp_path: Path, engine: LocalEngine, slide: Path) -> None:
+    mask = np.zeros((90, 110), np.uint8)
+    mask[20:40, 30:60] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    outcome = run_one(cohort(tmp_path / "out", engine), slide, tissue=str(tmp_path / "mask.png"))
+    assert outcome.status == "done", outcome.reason
+    area = read_summary(tmp_path / "out" / "slide").tissue_mm2
+    assert area == pytest.approx(200 * 300 * 0.25e-6, rel=0.15)
+    labels = np.asarray(zarr.open_group(tmp_path / "out/slide/slide.ome.zarr", mode="r")[LABELS])
+    assert not labels[:45].any()
+    assert labels[55:95, 80:145].all()
+
+
+def test_regions_say_where_to_look(tmp_path: Path, engine: LocalEngine, slide: Path) -> None:
+    square = shapely.box(320, 320, 640, 480)
+    hole = shapely.box(400, 350, 500, 450)
+    feature = {"type": "Feature", "properties": {}}
+    feature["geometry"] = json.loads(shapely.to_geojson(square - hole))
+    regions = tmp_path / "regions.geojson"
+    regions.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    outcome = run_one(cohort(tmp_path / "out", engine), slide, tissue=str(regions))
+    assert outcome.status == "done", outcome.reason
+    area = read_summary(tmp_path / "out" / "slide").tissue_mm2
+    assert area == pytest.approx((square - hole).area * 0.25e-6, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("mask.png", b"no image"),
+        ("regions.geojson", b"{"),
+        ("line.geojson", b'{"type":"LineString","coordinates":[[0,0],[1,1]]}'),
+        ("gone.png", None),
+    ],
+)
+def test_a_mask_that_cannot_be_used_is_named(
+    name: str, content: bytes | None, tmp_path: Path, engine: LocalEngine, slide: Path
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    outcome = run_one(cohort(tmp_path / "out", engine), slide, tissue=str(path))
+    assert (outcome.status, outcome.code) == ("failed", MaskError.code)
+    assert name in outcome.reason
+
+
+def test_a_mask_of_another_shape_is_refused(
+    tmp_path: Path, engine: LocalEngine, slide: Path
+) -> None:
+    Image.new("L", (100, 100), 255).save(tmp_path / "square.png")
+    outcome = run_one(cohort(tmp_path / "out", engine), slide, tissue=str(tmp_path / "square.png"))
+    assert (outcome.status, outcome.code) == ("failed", MaskError.code)
+    assert "100 x 100" in outcome.reason
