@@ -15,6 +15,7 @@ from export.graph.reference import Deployable, DeployableOutput
 from export.graph.to_onnx import BIAS_NAME, export_onnx
 from export.tensorrt.lint import lint
 from tests.support.toy_data import toy_settings
+from train.model.class_bias import STRATEGIES
 from train.model.segmenter import Segmenter
 
 NUM_CLASSES = 4
@@ -96,6 +97,30 @@ def test_folding_changes_no_answer_of_another_pathology_encoder(name: str):
     images = tiles(2, 64)
     folded = FoldedSegmenter(deployable, AttentionForm()).eval()
     assert_same(answers(folded, images), answers(deployable, images))
+
+
+@pytest.mark.parametrize("bias", [name for name, entry in STRATEGIES.items() if entry.learned])
+def test_folding_changes_no_answer_of_a_learned_strategy(bias: str):
+    deployable = make_deployable(64, bias)
+    images = tiles(2, 64)
+    expected = answers(deployable, images)
+    folded = FoldedSegmenter(deployable, AttentionForm()).eval()
+    assert_same(answers(folded, images), expected)
+    without = answers(make_deployable(64, "none"), images).low_res_logits
+    assert (expected.low_res_logits - without).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [
+        "dfa_heads",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("dfa_temperature", "dfa_masks")),
+    ],
+)
+def test_the_graph_of_our_strategies_answers_as_torch_does(bias: str, tmp_path: Path):
+    deployable = make_deployable(64, bias)
+    export_onnx(deployable, tmp_path / "model.onnx")
+    assert_graph_answers(tmp_path / "model.onnx", deployable, 64)
 
 
 def test_an_encoder_that_is_not_folded_is_exported_with_any_batch(tmp_path: Path):
