@@ -21,7 +21,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Never, Union
 
@@ -33,7 +33,7 @@ from train.comparison.methods import all_rows, paper_rows
 from train.config import read_settings
 from train.data.check import report
 from train.data.convert.registry import CONVERTERS, Converter
-from train.data.folder import Split
+from train.data.folder import Split, read_tile_folder
 from train.errors import FocalPathError
 from train.files import whole_file
 from train.model.class_bias import STRATEGIES
@@ -197,7 +197,7 @@ class ImportSampath(Trains):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Score a checkpoint on one split of a data set."""
+    """Score a checkpoint on one split of a data set, and tell what its class bias does."""
 
     checkpoint: tyro.conf.Positional[Path]
     """A run's folder or its model.safetensors."""
@@ -210,15 +210,19 @@ class Evaluate:
 
     def run(self) -> None:
         """Score and print."""
+        from train.fitting.leverage import measure_leverage, print_leverage
         from train.fitting.run import evaluate, print_scores
         from train.model.checkpoint import load_checkpoint
 
         segmenter, card = load_checkpoint(self.checkpoint)
         scores = evaluate(segmenter, card, self.data, self.split)
-        print_scores(scores, card, f"{self.split.capitalize()} tiles of {self.data}")
+        print_scores(scores, card, f"{self.split.capitalize()} images of {self.data}")
+        leverage = measure_leverage(segmenter, card, read_tile_folder(self.data), self.split)
+        print_leverage(leverage)
         if self.out is not None:
+            found = {**scores, "leverage": [asdict(entry) for entry in leverage]}
             with whole_file(self.out) as partial:
-                partial.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+                partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if TYPE_CHECKING:

@@ -12,11 +12,18 @@ REPORT/figure{2,3,4}.{pdf,png}        the figures of arXiv 2604.13479 by their n
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from train.comparison.bootstrap import CONFIDENCE, NUM_RESAMPLES, NUM_SEEDS_MIN, Bootstrap
 from train.comparison.compare import NUM_PANELS, PANEL_SHARE_MIN, Comparison
 from train.comparison.figures import figures_section
 from train.comparison.methods import BASELINE, COLD, DFA, FROZEN, Row
-from train.comparison.tables import Table1, difference_table, write_intervals
+from train.comparison.tables import (
+    Table1,
+    difference_table,
+    markdown_table,
+    write_intervals,
+)
 from train.comparison.times import times_section, write_times
 from train.config import write_settings
 from train.settings import Settings
@@ -39,13 +46,14 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         _introduction(comparison),
         _table_section(table),
         _difference_section(bootstrap),
+        _leverage_section(comparison),
         times_section(comparison),
         figures_section(comparison, folder),
         _method(comparison),
         _again(comparison),
     ]
     readme = folder / "README.md"
-    readme.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    readme.write_text("\n\n".join(filter(None, sections)) + "\n", encoding="utf-8")
     return readme
 
 
@@ -102,6 +110,27 @@ def _difference_section(bootstrap: Bootstrap) -> str:
         f"*equal* means that the whole interval is within {smallest:g} of 0; everything else is "
         f"*undecided*. If {FROZEN.title} is not lower than {DFA.title}, nothing shows that the "
         "bias learns more than class frequency. Each class is in [intervals.csv](intervals.csv)."
+    )
+
+
+def _leverage_section(comparison: Comparison) -> str:
+    """How much each row's answers depend on its bias, averaged over seeds."""
+    lines = []
+    for row in comparison.rows:
+        results = comparison.of(row.name)
+        for index, entry in enumerate(results[0].leverage[1:], start=1):
+            pairs = [(result.leverage[0], result.leverage[index]) for result in results]
+            changed = np.mean([after.labels_changed for _, after in pairs])
+            dice = np.mean([after.mean_dice - before.mean_dice for before, after in pairs])
+            lines.append([row.title, entry.change, f"{changed:.2%}", f"{dice:+.4f}"])
+    if not lines:
+        return ""
+    header = ["Method", "Change", "Test labels changed", "Mean Dice"]
+    return (
+        "## Leverage of the bias\n\n"
+        + markdown_table(header, lines)
+        + "\n\nEach trained model is changed as the line says and tested again, without training: "
+        "where little changes, the model does not use its bias, and no score is due to it."
     )
 
 

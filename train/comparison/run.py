@@ -4,6 +4,7 @@
 seedN/             a training run (see `train.fitting.run`), and beside its files
     row.json       what it was trained from, how far it is, how long training took
     test.npz       tile_ids (N,); confusion (N, C, C) int64, target x prediction, of each test tile
+    leverage.json  what the class bias does (see `train.fitting.leverage`)
     panels/ID.png  predicted labels of the tiles that Fig. 4 shows
 """
 
@@ -20,6 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -29,6 +31,7 @@ from train.comparison.methods import BASELINE, Row
 from train.data.folder import Tile, TileFolder
 from train.files import whole_file
 from train.fitting.evaluation import predict_split
+from train.fitting.leverage import Leverage, measure_leverage
 from train.fitting.run import LAST_FILE, fit
 from train.model.checkpoint import (
     CARD_FILE,
@@ -41,6 +44,7 @@ from train.model.weight_files import weights_sha256
 from train.settings import PRESETS, Settings, TissueClass, upgrade_settings
 
 _MARKER_FILE, _SCORES_FILE, _PANELS = "row.json", "test.npz", "panels"
+_LEVERAGE_FILE = "leverage.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,8 @@ class RowResult:
     device: str
     panels: Path
     """The folder of predicted labels."""
+    leverage: tuple[Leverage, ...] = ()
+    """What the class bias does on the test images; empty in runs of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,7 @@ class RowRun:
             cpu_seconds=self.marker["cpu_seconds"],
             device=self.marker["device"],
             panels=self.folder / _PANELS,
+            leverage=_read_leverage(self.folder / _LEVERAGE_FILE),
         )
 
     def _train(self, data: TileFolder, marker: dict[str, Any]) -> None:
@@ -226,6 +233,9 @@ class RowRun:
         # A file, as numpy adds .npz to another name.
         with whole_file(self.folder / _SCORES_FILE) as partial, partial.open("wb") as file:
             np.savez_compressed(file, tile_ids=np.array(tile_ids), confusion=np.stack(confusions))
+        leverage = [asdict(entry) for entry in measure_leverage(segmenter, card, data, "test")]
+        with whole_file(self.folder / _LEVERAGE_FILE) as partial:
+            partial.write_text(json.dumps(leverage, indent=2) + "\n", encoding="utf-8")
         self._mark({**self.marker, "stage": "finished"})
         (self.folder / LAST_FILE).unlink(missing_ok=True)  # large, and of no more use
 
@@ -233,6 +243,12 @@ class RowRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         with whole_file(self.folder / _MARKER_FILE) as partial:
             partial.write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_leverage(path: Path) -> tuple[Leverage, ...]:
+    if not path.is_file():
+        return ()
+    return TypeAdapter(tuple[Leverage, ...]).validate_json(path.read_bytes())
 
 
 def _differences(old: Any, new: Any, defaults: Any, name: str = "") -> Iterator[str]:

@@ -1,0 +1,77 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.toy_data import toy_settings
+from train.data.folder import TileFolder, read_tile_folder
+from train.data.pixels import class_frequencies
+from train.fitting.leverage import Leverage, attention_averaged, measure_leverage
+from train.model.checkpoint import CheckpointCard
+from train.model.class_bias import STRATEGIES, ClassStatistics
+from train.model.segmenter import Segmenter
+
+REMOVED, INVERTED, PRIOR = "bias removed", "bias inverted", "bias at its prior"
+AVERAGED = "attention averaged over pixels"
+
+
+@pytest.fixture(scope="module")
+def folder(toy_data: Path) -> TileFolder:
+    return read_tile_folder(toy_data)
+
+
+def model(name: str, folder: TileFolder) -> tuple[Segmenter, CheckpointCard]:
+    """An untrained model whose bias is at its prior."""
+    torch.manual_seed(0)
+    settings = toy_settings()
+    settings = replace(settings, model=replace(settings.model, bias=name, mpp=folder.mpp))
+    segmenter = Segmenter(settings.model, len(folder.classes))
+    shares = class_frequencies(folder)
+    prior = STRATEGIES[name].initial(settings.bias, ClassStatistics(shares))
+    segmenter.class_attention_bias.start(prior, learned=STRATEGIES[name].learned)
+    card = CheckpointCard(
+        settings=settings,
+        classes=folder.classes,
+        mpp=folder.mpp,
+        pixel_frequencies=tuple(shares.tolist()),
+        class_attention_bias=tuple(prior.tolist()),
+    )
+    return segmenter, card
+
+
+def measure(segmenter: Segmenter, card: CheckpointCard, folder: TileFolder) -> dict[str, Leverage]:
+    return {entry.change: entry for entry in measure_leverage(segmenter, card, folder, "test")}
+
+
+def test_a_bias_in_the_mask_logits_has_leverage_and_the_model_stays_as_it_was(folder: TileFolder):
+    segmenter, card = model("dfa_masks", folder)
+    with torch.no_grad():
+        segmenter.class_attention_bias.delta[0] = 50.0
+    before = {name: value.clone() for name, value in segmenter.state_dict().items()}
+    found = measure(segmenter, card, folder)
+    assert list(found) == ["as trained", REMOVED, INVERTED, PRIOR, AVERAGED]
+    assert found["as trained"].labels_changed == 0
+    for change in (REMOVED, INVERTED, PRIOR):
+        # Everything was the first class, and now is not.
+        assert found[change].labels_changed > 0.5
+    after = segmenter.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_bias_at_its_prior_changes_nothing_when_it_is_replaced_by_it(folder: TileFolder):
+    found = measure(*model("dfa", folder), folder)
+    assert found[PRIOR].labels_changed == 0
+    assert found[PRIOR].mean_dice == found["as trained"].mean_dice
+
+
+def test_a_model_without_a_bias_tells_of_the_attention_alone(folder: TileFolder):
+    segmenter, card = model("none", folder)
+    assert list(measure(segmenter, card, folder)) == ["as trained", AVERAGED]
+    attention = segmenter.mask_decoder.transformer.layers[1].cross_attn_image_to_token
+    pixels, tokens = torch.randn(1, 9, 32), torch.randn(1, 8, 32)
+    trained = attention(pixels, tokens, tokens)
+    with attention_averaged(segmenter):
+        averaged = attention(pixels, tokens, tokens)
+    torch.testing.assert_close(averaged, trained.mean(dim=1, keepdim=True).expand_as(trained))
+    torch.testing.assert_close(attention(pixels, tokens, tokens), trained)
