@@ -1,7 +1,7 @@
 """The bundle's folder: everything that serving needs, whole or not at all."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -30,16 +30,17 @@ from export.settings import BundleSettings
 from export.tensorrt.lint import require_clean
 from export.tensorrt.plan import EnginePlan, plan_for
 from export.triton import ENGINE_PRECISIONS
+from serve.contract.machine import this_processor
 from serve.contract.manifest import (
     Artefact,
     Manifest,
-    Parity,
+    Proof,
     TissueClass,
     WarmUp,
     interface,
     sha256_of,
 )
-from serve.contract.openvino import computes_bfloat16
+from serve.contract.openvino import computes_bfloat16, version
 from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
 
 MODEL_FILE = "model.onnx"
@@ -47,6 +48,11 @@ WARM_UP_FILE = "warm_up.npz"
 MIN_WARM_UP_AGREEMENT = 0.98
 """Share of labels that a server has to agree on: other hardware and precisions round otherwise."""
 _DIGITS_OF_VERSION = 12
+_VERSIONS: dict[str, Callable[[], str]] = {
+    "ONNX Runtime": lambda: onnxruntime.__version__,
+    "OpenVINO": version,
+}
+"""By what the gate calls a runtime."""
 
 
 @errors_translated()
@@ -195,7 +201,8 @@ class _Export:
                 precision=found.precision,
                 sha256=sha256_of(self._folder / found.file),
                 parity=found.for_manifest(),
-                openvino=self._parity_in_openvino(found.file),
+                min_agreement=self._settings.tolerances.limits(found.precision).agreement,
+                proofs=tuple(self._proofs(found.file)),
             )
             for found in passed.values()
         )
@@ -248,6 +255,7 @@ class _Export:
             tiles=tiles.source,
             num_tiles=len(tiles),
             has_masks=tiles.masks is not None,
+            processor=f"{this_processor().name} ({this_processor().kind})",
             tolerances=asdict(self._settings.tolerances),
             activation_limit=precision.activation_limit,
             peaks=tuple(
@@ -268,11 +276,16 @@ class _Export:
                 shutil.copyfile(self._folder / name, folder / name)
         return report
 
-    def _parity_in_openvino(self, file: str) -> Parity | None:
+    def _proofs(self, file: str) -> Iterator[Proof]:
+        """The runtimes that passed with a file on this machine's processor."""
         for found in self._judged:
-            if found.passed and found.measured_with == "OpenVINO" and found.file == file:
-                return found.for_manifest()
-        return None
+            if found.passed and found.file == file and found.measured_with != "emulation":
+                yield Proof(
+                    provider="openvino" if found.measured_with == "OpenVINO" else "cpu",
+                    processor=this_processor().kind,
+                    runtime=f"{found.measured_with} {_VERSIONS[found.measured_with]()}",
+                    parity=found.for_manifest(),
+                )
 
     def _note(self, found: ArtefactParity, answers: Answers) -> None:
         """Keep the verdict, draw the worst tiles, and say what did not pass."""

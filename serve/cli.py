@@ -18,7 +18,8 @@ from serve.client.segment_files import Segment, run_segment
 from serve.contract.arguments import read_arguments
 from serve.contract.errors import FocalPathError
 from serve.contract.manifest import read_bundle
-from serve.inference.segmenter import check_precision
+from serve.inference.probe import check_provider
+from serve.inference.providers import candidates_for
 from serve.service.access import ApiKeys
 from serve.service.logs import configure_logging
 from serve.service.telemetry import check_tracing
@@ -62,7 +63,9 @@ def run_http(command: Http) -> None:
         }
     )
     manifest = read_bundle(settings.bundle)
-    check_precision(manifest, settings)
+    if settings.backend == "onnxruntime":
+        candidates_for(settings, manifest)
+        check_provider(settings)
     _check_address(settings.host, settings.port)
     _check_access(settings.host, settings)
     check_tracing(settings)

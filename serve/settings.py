@@ -47,14 +47,17 @@ class InferenceSettings(Strict):
     bundle: Path = Path("artifacts/bundle")
     """Folder of the bundle that `python -m export` wrote."""
     backend: Literal["onnxruntime", "triton"] = "onnxruntime"
-    """Where the model runs: in this process by ONNX Runtime, or on a Triton server over gRPC."""
-    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
-    """Which of the bundle's ONNX files ONNX Runtime opens."""
+    """Where the model runs: onnxruntime: in this process, by ONNX Runtime or OpenVINO; triton: on a
+    Triton server, asked over gRPC."""
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = "fp32"
+    """Which of the bundle's ONNX files runs in this process. auto: the fastest here of those that
+    passed the export's gate; its labels may then differ a little between machines."""
     provider: Provider = "auto"
-    """What computes. auto: CUDA where ONNX Runtime has it, else the CPU. openvino: OpenVINO on the
-    CPU, for the fp32 and bf16 graphs of a bundle that was exported with --openvino."""
+    """What computes in this process. auto: the fastest here, timed on one tile at the start, of
+    those that passed the export's gate. cpu, cuda: ONNX Runtime. openvino: OpenVINO on the CPU, for
+    bundles exported with --openvino. GET /runtime tells which it is."""
     threads: int = Field(0, ge=0, le=1024)
-    """CPU threads for one inference of ONNX Runtime; 0: one per core."""
+    """CPU threads for one inference in this process; 0: one per core."""
     triton_url: str = "127.0.0.1:8001"
     """host:port of Triton's gRPC endpoint."""
     triton_timeout_s: float = Field(30.0, ge=0.001, le=DAY_S)

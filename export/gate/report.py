@@ -217,6 +217,12 @@ def _how(report: ParityReport) -> Iterator[str]:
         yield f"That backend does not run bf16: it is measured by the emulation{alone}."
     if any(entry.measured_with == "OpenVINO" for entry in report.artefacts):
         yield "OpenVINO runs each graph in the precision that the graph is written in."
+    if report.processor is not None:
+        yield ""
+        yield (
+            f"Runtimes choose their kernels by the processor. This one was {report.processor}; on "
+            "another kind the service compares itself with the bundle's warm-up image first."
+        )
     yield ""
     limits = ", ".join(f"{name} {value:g}" for name, value in report.tolerances.items())
     yield f"Tolerances: {limits}."

@@ -190,6 +190,8 @@ class ParityReport(Strict):
     tiles: str
     num_tiles: int
     has_masks: bool
+    processor: str | None = None
+    """Name and kind of the processor that the runtimes ran on; None in older reports."""
     tolerances: dict[str, float]
     activation_limit: float
     """Magnitude from which on a block may not be computed in fp16."""

@@ -7,7 +7,7 @@ model is called, which classes it knows, what goes in and comes out, and the SHA
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -56,6 +56,22 @@ class TensorRTBuild(Strict):
     container_image: str | None = None
 
 
+class Proof(Strict):
+    """A runtime that passed the export's gate with one file, and the processor that it ran on.
+
+    Runtimes choose their kernels by the processor, so what passed on one kind may differ on
+    another: serving checks itself on a kind without a proof (see `serve.inference.providers`).
+    """
+
+    provider: Literal["cpu", "openvino"]
+    """ONNX Runtime's CPU provider, or OpenVINO."""
+    processor: str | None = None
+    """`serve.contract.machine.Processor.kind`; None in bundles from before it was recorded."""
+    runtime: str | None = None
+    """Name and version, such as `OpenVINO 2026.4.1`; None in bundles from before."""
+    parity: Parity
+
+
 class Artefact(Strict):
     """One form of the model in the bundle."""
 
@@ -64,9 +80,36 @@ class Artefact(Strict):
     precision: Literal["fp32", "fp16", "bf16", "int8"]
     sha256: Sha256
     parity: Parity
+    min_agreement: float | None = Field(default=None, ge=0, le=1)
+    """Least share of torch's labels that the gate asked of this precision."""
+    proofs: tuple[Proof, ...] = ()
+    """Runtimes that may serve an ONNX file, since they passed the gate with it."""
     tensorrt: TensorRTBuild | None = None
-    openvino: Parity | None = None
-    """In ONNX Runtime's OpenVINO provider; None where it was not tried there or did not pass."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, content: Any) -> Any:
+        """Read a bundle from before `proofs`, in which `openvino` held OpenVINO's parity."""
+        if not isinstance(content, dict) or "proofs" in content or content.get("format") != "onnx":
+            return content
+        content = dict(content)
+        measured = {"openvino": content.pop("openvino", None)}
+        if content.get("precision") != "bf16":  # ONNX Runtime's CPU provider does not run it
+            measured["cpu"] = content.get("parity")
+        content["proofs"] = tuple(
+            {"provider": provider, "processor": None, "runtime": None, "parity": parity}
+            for provider, parity in measured.items()
+            if parity is not None
+        )
+        return content
+
+    def passed_with(self, provider: str) -> bool:
+        """Whether this provider passed the gate with this file, on any processor."""
+        return any(proof.provider == provider for proof in self.proofs)
+
+    def is_proven(self, provider: str, processor: str) -> bool:
+        """Whether this provider passed the gate with this file on this kind of processor."""
+        return any((p.provider, p.processor) == (provider, processor) for p in self.proofs)
 
 
 class WarmUp(Strict):

@@ -94,6 +94,14 @@ def computes_bfloat16() -> bool:
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def is_usable(precision: str) -> bool:
+    """Whether OpenVINO is installed, finds a CPU, and that CPU computes in this precision."""
+    try:
+        return "CPU" in _core().available_devices and (precision != "bf16" or computes_bfloat16())
+    except BackendUnavailableError:
+        return False
+
+
 def version() -> str:
     """OpenVINO's version.
 

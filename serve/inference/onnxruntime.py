@@ -13,7 +13,7 @@ from serve.contract.errors import BackendUnavailableError, BundleError
 from serve.contract.manifest import Manifest
 from serve.inference.backend import first_line, in_batches, onnx_artefact
 
-_OPEN_ERRORS = (
+OPEN_ERRORS = (
     ort.EPFail,
     ort.Fail,
     ort.InvalidArgument,
@@ -22,7 +22,7 @@ _OPEN_ERRORS = (
     ort.NoSuchFile,
     ort.NotImplemented,
 )
-_RUN_ERRORS = (
+RUN_ERRORS = (
     ort.EPFail,
     ort.EngineError,
     ort.Fail,
@@ -32,7 +32,7 @@ _RUN_ERRORS = (
 )
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
-OnnxRuntimeProvider = Literal["auto", "cpu", "cuda"]
+OnnxRuntimeProvider = Literal["cpu", "cuda"]
 
 
 class OnnxRuntimeBackend:
@@ -42,7 +42,7 @@ class OnnxRuntimeBackend:
         bundle: the bundle's folder.
         manifest: its manifest.
         precision: which of its ONNX files.
-        provider: the CPU or CUDA; auto takes CUDA where ONNX Runtime has it, else the CPU.
+        provider: what computes.
         threads: CPU threads for one inference; 0 takes one per core.
 
     Raises:
@@ -56,7 +56,7 @@ class OnnxRuntimeBackend:
         manifest: Manifest,
         *,
         precision: str = "fp32",
-        provider: OnnxRuntimeProvider = "auto",
+        provider: OnnxRuntimeProvider = "cpu",
         threads: int = 0,
     ) -> None:
         self._manifest = manifest
@@ -72,7 +72,7 @@ class OnnxRuntimeBackend:
             self._session = onnxruntime.InferenceSession(
                 file, options, providers=_providers(provider)
             )
-        except _OPEN_ERRORS as error:
+        except OPEN_ERRORS as error:
             raise BundleError(
                 f"{file} cannot be opened by ONNX Runtime {onnxruntime.__version__}: "
                 f"{first_line(error)}. Export the checkpoint again."
@@ -94,7 +94,7 @@ class OnnxRuntimeBackend:
     ) -> dict[str, NDArray[Any]]:
         try:
             answers = self._session.run(list(outputs), {"image": images}, self._run_options)
-        except _RUN_ERRORS as error:
+        except RUN_ERRORS as error:
             raise BackendUnavailableError(
                 f"ONNX Runtime failed on a batch of {len(images)} tiles: {first_line(error)}. "
                 "Check this machine's free memory, or set a smaller FOCALPATH_CONCURRENCY."
@@ -109,6 +109,11 @@ class OnnxRuntimeBackend:
         """Nothing to do: the session is freed with this object."""
 
 
+def has_cuda() -> bool:
+    """Whether the installed ONNX Runtime was built for CUDA, not whether there is a GPU."""
+    return _CUDA in onnxruntime.get_available_providers()
+
+
 def _providers(provider: OnnxRuntimeProvider) -> list[str]:
     available = onnxruntime.get_available_providers()
     if provider == "cuda" and _CUDA not in available:
@@ -117,7 +122,7 @@ def _providers(provider: OnnxRuntimeProvider) -> list[str]:
             "Install onnxruntime-gpu in place of onnxruntime, or choose another provider with "
             "FOCALPATH_PROVIDER."
         )
-    if provider == "cpu" or _CUDA not in available:
+    if provider == "cpu":
         return [_CPU]
     onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip installed them
     return [_CUDA, _CPU]

@@ -67,10 +67,10 @@ def openvino_precision(artefact: Artefact) -> GraphPrecision:
     Raises:
         BundleError: the file did not pass the export's gate in OpenVINO.
     """
-    if artefact.openvino is None or artefact.precision not in ("bf16", "fp32"):
+    if not artefact.passed_with("openvino") or artefact.precision not in ("bf16", "fp32"):
         raise BundleError(
-            f"OpenVINO may not run {artefact.file}: it has not passed the export's gate there. "
+            f"OpenVINO may not run {artefact.file}: it did not pass the export's gate there. "
             "Export with --openvino, which tries fp32 and bf16 (parity_report.md says what passed) "
-            "and set FOCALPATH_PRECISION; or choose another provider with FOCALPATH_PROVIDER."
+            "and choose one with FOCALPATH_PRECISION; or choose another FOCALPATH_PROVIDER."
         )
     return artefact.precision

@@ -1,6 +1,5 @@
 """Image in, segmentation out: what the service, the clients and the command line share."""
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import ImageError, ImageTooLargeError
+from serve.contract.machine import this_processor
 from serve.contract.manifest import Manifest, read_bundle
 from serve.images.mpp import ASSUMED, FROM_REQUEST, UNKNOWN, check_mpp
 from serve.images.tiles import scale_to, scaled_size
-from serve.inference.backend import Backend, onnx_artefact
+from serve.inference.backend import Backend
 from serve.inference.batching import ObserveWait, TileBatcher, TilePool, TileRunner
-from serve.inference.onnxruntime import OnnxRuntimeBackend
-from serve.inference.openvino import OpenVinoBackend, openvino_precision
+from serve.inference.providers import open_in_process
+from serve.inference.runs_on import RunsOn
 from serve.inference.summary import MppSource, Summary, summarise
 from serve.inference.tiling import LowResProbabilities, predict
 from serve.inference.triton import TritonBackend
 from serve.settings import InferenceSettings
 
-_log = logging.getLogger(__name__)
 MAX_PIXELS = InferenceSettings().max_image_pixels
 
 
@@ -95,6 +94,7 @@ class TileSegmenter(Closing):
         backend: runs the model; closed with this object.
         manifest: of that model.
         max_pixels: most pixels of an image once it is at the model's um per pixel.
+        runs_on: what the backend is, where that is known.
     """
 
     def __init__(
@@ -103,10 +103,12 @@ class TileSegmenter(Closing):
         manifest: Manifest,
         *,
         max_pixels: int = MAX_PIXELS,
+        runs_on: RunsOn | None = None,
     ) -> None:
         self._backend = backend
         self._max_pixels = max_pixels
         self.manifest = manifest
+        self.runs_on = runs_on
 
     def segment(
         self,
@@ -184,6 +186,7 @@ def open_segmenter(
     *,
     observe: Callable[[Backend], Backend] = lambda backend: backend,
     observe_wait: ObserveWait | None = None,
+    before: RunsOn | None = None,
 ) -> TileSegmenter:
     """Read the bundle, open the backend, let requests share it, and run it once.
 
@@ -192,13 +195,15 @@ def open_segmenter(
         manifest: the bundle's, if it has been read and checked already.
         observe: puts something around the backend that sees every batch, such as metrics.
         observe_wait: is told how long each tile waited for its batch.
+        before: what an earlier version of the model runs on.
 
     Raises:
         BundleError: the bundle is missing, damaged or of another version.
         BackendUnavailableError: Triton is not reachable or serves something else.
     """
     manifest = manifest or read_bundle(settings.bundle)
-    backend = observe(open_backend(settings, manifest))
+    opened, runs_on = open_backend(settings, manifest, before)
+    backend = observe(opened)
     shared: TileRunner
     if settings.backend == "triton":
         shared = TilePool(backend, max_tiles=2 * manifest.max_batch_size)
@@ -210,51 +215,44 @@ def open_segmenter(
             parallel=settings.parallel_batches,
             observe_wait=observe_wait,
         )
-    segmenter = TileSegmenter(shared, manifest, max_pixels=settings.max_image_pixels)
+    segmenter = TileSegmenter(
+        shared, manifest, max_pixels=settings.max_image_pixels, runs_on=runs_on
+    )
     segmenter.warm_up()
     return segmenter
 
 
-def open_backend(settings: InferenceSettings, manifest: Manifest) -> Backend:
-    """Open the backend that the settings name.
+def open_backend(
+    settings: InferenceSettings, manifest: Manifest, before: RunsOn | None = None
+) -> tuple[Backend, RunsOn]:
+    """Open the backend that the settings name, and say what it is.
+
+    Args:
+        settings: name the bundle and the backend.
+        manifest: the bundle's.
+        before: what an earlier version of the model runs on.
 
     Raises:
-        BundleError: the bundle has no file that ONNX Runtime can open.
-        BackendUnavailableError: Triton is not reachable or serves something else, or ONNX Runtime
+        BundleError: the bundle has no file that the backend may run.
+        BackendUnavailableError: Triton is not reachable or serves something else, or this machine
             lacks the provider.
     """
-    if settings.backend == "triton":
-        return TritonBackend(
-            settings.triton_url,
-            manifest,
-            timeout_s=settings.triton_timeout_s,
-            shared_memory=settings.triton_shared_memory,
-        )
-    if settings.provider == "openvino":
-        return OpenVinoBackend(
-            settings.bundle,
-            manifest,
-            precision=settings.precision,
-            threads=settings.threads,
-            parallel=settings.parallel_batches,
-        )
-    backend = OnnxRuntimeBackend(
-        settings.bundle,
-        manifest,
-        precision=settings.precision,
-        provider=settings.provider,
-        threads=settings.threads,
-    )
-    _log.info("%s %s runs on %s", manifest.name, manifest.version, backend.providers[0])
-    return backend
-
-
-def check_precision(manifest: Manifest, settings: InferenceSettings) -> None:
-    """Raise BundleError unless the bundle has what `open_backend` would open."""
     if settings.backend == "onnxruntime":
-        artefact = onnx_artefact(manifest, settings.precision)
-        if settings.provider == "openvino":
-            openvino_precision(artefact)
+        return open_in_process(settings, manifest, before)
+    backend = TritonBackend(
+        settings.triton_url,
+        manifest,
+        timeout_s=settings.triton_timeout_s,
+        shared_memory=settings.triton_shared_memory,
+    )
+    processor = this_processor()
+    return backend, RunsOn(
+        provider="triton",
+        precision=None,
+        runtime=f"Triton at {settings.triton_url}",
+        processor=f"{processor.name} ({processor.kind})",
+        reason="the settings name it",
+    )
 
 
 def check_image(image: NDArray[np.uint8]) -> None:

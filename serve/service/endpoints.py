@@ -4,6 +4,7 @@
     POST /image                  the image alone as a PNG, for browsers that cannot show a TIFF
     POST /batch                  several images: NDJSON, one line a file as it is done
     GET  /model                  the manifest, as JSON
+    GET  /runtime                what the model runs on and why, as JSON
     GET  /metrics                for Prometheus
     GET  /openapi.json           all this as OpenAPI, with every option and its bounds
     GET  /                       the page, or for programs a list of endpoints and formats
@@ -32,6 +33,7 @@ from serve.answers.format import AnswerFormat
 from serve.answers.registry import FORMATS, file_formats
 from serve.contract.errors import FocalPathError
 from serve.contract.manifest import Manifest
+from serve.inference.runs_on import RunsOn
 from serve.service.batch import answer_batch
 from serve.service.error_answers import EXCEPTION_HANDLERS
 from serve.service.model import Model
@@ -41,6 +43,7 @@ from serve.service.openapi import (
     IMAGE_BODY,
     KEY_ERRORS,
     MANIFEST,
+    RUNTIME,
     UPLOAD_ERRORS,
     DescribedApp,
     Responses,
@@ -163,6 +166,13 @@ async def _model(request: Request) -> Response:
     return Response(manifest.model_dump_json(), media_type="application/json")
 
 
+async def _runtime(request: Request) -> Response:
+    """What the model runs on: provider, precision and processor, and why."""
+    state = request.app.state
+    runs_on: RunsOn = await state.worker.run(state.model.runs_on)
+    return Response(runs_on.model_dump_json(), media_type="application/json")
+
+
 def _metrics(request: Request) -> Response:
     """Metrics in Prometheus' text format."""
     return Response(request.app.state.telemetry.render(), media_type=CONTENT_TYPE_LATEST)
@@ -237,6 +247,8 @@ def _add_routes(app: FastAPI, key_errors: Responses) -> None:
     _add_upload_route(app, BATCH_PATH, _batch_endpoint(), BATCH_BODY, {**schemas.lines(), **errors})
     responses = {**MANIFEST, **ERRORS, **key_errors}
     app.get("/model", response_class=Response, responses=responses)(_model)
+    responses = {**RUNTIME, **ERRORS, **key_errors}
+    app.get("/runtime", response_class=Response, responses=responses)(_runtime)
     metrics = text_answer("text/plain", 'focalpath_class_pixels_total{class="Tumor"} 262144.0\n')
     app.get("/metrics", response_class=Response, responses=metrics)(_metrics)
     app.router.routes.extend(page_routes(_index))

@@ -19,6 +19,7 @@ from serve.contract.errors import (
     ModelChangedError,
 )
 from serve.contract.manifest import MANIFEST_FILE, Manifest, read_bundle
+from serve.inference.runs_on import RunsOn
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.inference.triton import load_on_triton, version_on_triton
 from serve.service.telemetry import ObservedBackend, Telemetry
@@ -78,6 +79,19 @@ class Model:
                 return self._current.segmenter.manifest
         with self._opening:
             return self._read_bundle(_stamp(self._settings.bundle))
+
+    def runs_on(self) -> RunsOn:
+        """What the model runs on, and why.
+
+        Raises:
+            FocalPathError: no model answers now.
+        """
+        opened = self._acquire()
+        try:
+            assert opened.segmenter.runs_on is not None, "`open_segmenter` says so"
+            return opened.segmenter.runs_on
+        finally:
+            self._release(opened)
 
     def run(self, work: Callable[[TileSegmenter], T]) -> T:
         """Do `work` with the open segmenter; waits while it is being opened.
@@ -236,6 +250,7 @@ class Model:
             manifest,
             observe=lambda backend: ObservedBackend(backend, self._telemetry),
             observe_wait=self._telemetry.observe_batch_wait,
+            before=old.segmenter.runs_on if old else None,
         )
         try:
             check_warm_up(segmenter, self._settings.bundle)

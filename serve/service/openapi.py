@@ -22,6 +22,7 @@ from serve.contract.errors import (
 from serve.contract.manifest import Artefact, Manifest, Parity, TissueClass, interface
 from serve.contract.strict import Strict
 from serve.images.mpp import MAX_MPP, MIN_MPP
+from serve.inference.runs_on import RunsOn
 from serve.service.access import OPEN_PATHS
 from serve.service.error_answers import INTERNAL_CODE
 
@@ -154,6 +155,22 @@ MANIFEST: Responses = {
     200: {
         "model": Manifest,
         "content": {"application/json": {"example": _MANIFEST_EXAMPLE.model_dump(mode="json")}},
+    }
+}
+RUNTIME: Responses = {
+    200: {
+        "model": RunsOn,
+        "content": {
+            "application/json": {
+                "example": RunsOn(
+                    provider="cpu",
+                    precision="fp32",
+                    runtime="ONNX Runtime 1.31.1",
+                    processor="AMD EPYC 9654 96-Core Processor (x86_64 AMD avx2 avx512)",
+                    reason="nothing else may run here",
+                ).model_dump(mode="json")
+            }
+        },
     }
 }
 

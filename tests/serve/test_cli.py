@@ -125,10 +125,16 @@ def test_the_help_of_other_commands_has_the_models_settings_only(
     ("flags", "expected"),
     [
         (("--precision", "bf16"), "no ONNX file in bf16, only in fp32"),
-        (("--provider", "openvino"), "it has not passed the export's gate there"),
+        (("--provider", "openvino"), "OpenVINO may not run model.onnx"),
+        (("--provider", "cuda"), "cuda does not run on this machine"),
     ],
 )
 def test_what_the_bundle_cannot_do_is_refused_before_the_service_starts(
-    flags: tuple[str, ...], expected: str, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+    flags: tuple[str, ...],
+    expected: str,
+    toy_bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # also where there is a GPU
     assert expected in _fails(capsys, "http", "--bundle", toy_bundle, *flags)

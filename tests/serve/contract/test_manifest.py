@@ -86,3 +86,30 @@ def test_a_bias_of_another_length_is_refused(bundle: Path) -> None:
 def test_the_interface_has_probabilities_at_a_quarter_of_the_resolution() -> None:
     _, outputs = interface(256, 5)
     assert {spec.name: spec.shape for spec in outputs}["low_res_probabilities"] == (-1, 5, 64, 64)
+
+
+def test_an_older_bundle_keeps_what_it_had_passed_in(bundle: Path) -> None:
+    def make_older(content: dict[str, Any]) -> None:
+        (artefact,) = content["artefacts"]
+        for name in ("proofs", "min_agreement"):
+            del artefact[name]
+        artefact["openvino"] = {"num_tiles": 4, "label_agreement": 0.99995}
+
+    _edit(bundle, make_older)
+    (artefact,) = read_bundle(bundle).artefacts
+    found = {proof.provider: proof.parity.label_agreement for proof in artefact.proofs}
+    assert found == {"cpu": 1.0, "openvino": 0.99995}
+    assert {proof.processor for proof in artefact.proofs} == {None}
+    assert artefact.passed_with("openvino")
+    assert not artefact.is_proven("openvino", "x86_64 AMD avx2")
+
+
+def test_an_older_bundle_has_not_passed_where_it_was_not_tried(bundle: Path) -> None:
+    def make_older(content: dict[str, Any]) -> None:
+        (artefact,) = content["artefacts"]
+        for name in ("proofs", "min_agreement"):
+            del artefact[name]
+        artefact |= {"precision": "bf16", "openvino": None}
+
+    _edit(bundle, make_older)
+    assert read_bundle(bundle).artefacts[0].proofs == ()

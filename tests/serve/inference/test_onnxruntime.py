@@ -100,7 +100,7 @@ def test_a_file_that_is_no_onnx_is_refused(toy_bundle: Path, tmp_path: Path) -> 
 
 def test_the_settings_choose_the_backend(toy_bundle: Path, manifest: Manifest) -> None:
     settings = ServeSettings(bundle=toy_bundle, threads=1)
-    assert isinstance(open_backend(settings, manifest), OnnxRuntimeBackend)
+    assert isinstance(open_backend(settings, manifest)[0], OnnxRuntimeBackend)
 
 
 def test_a_triton_that_is_not_there_is_named_with_what_to_do(manifest: Manifest) -> None:

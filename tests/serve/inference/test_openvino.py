@@ -7,7 +7,8 @@ import pytest
 
 from serve.contract import openvino as runtime
 from serve.contract.errors import BackendUnavailableError, BundleError
-from serve.contract.manifest import Manifest, read_bundle
+from serve.contract.machine import this_processor
+from serve.contract.manifest import Manifest, Proof, read_bundle
 from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.openvino import OpenVinoBackend
 from serve.inference.segmenter import open_backend
@@ -20,7 +21,13 @@ OUTPUTS = ("labels", "confidence", "low_res_probabilities", "iou_scores")
 def passed_in_openvino(manifest: Manifest) -> Manifest:
     """The manifest of a bundle that has passed the gate in OpenVINO."""
     artefact = manifest.artefacts[0]
-    artefacts = (artefact.model_copy(update={"openvino": artefact.parity}),)
+    proof = Proof(
+        provider="openvino",
+        processor=this_processor().kind,
+        runtime="OpenVINO",
+        parity=artefact.parity,
+    )
+    artefacts = (artefact.model_copy(update={"proofs": (*artefact.proofs, proof)}),)
     return manifest.model_copy(update={"artefacts": artefacts})
 
 
@@ -87,7 +94,8 @@ def test_the_settings_choose_it(
     backend: OpenVinoBackend, toy_bundle: Path, manifest: Manifest
 ) -> None:
     settings = ServeSettings(bundle=toy_bundle, provider="openvino", threads=1)
-    opened = open_backend(settings, manifest)
+    opened, runs_on = open_backend(settings, manifest)
+    assert (runs_on.provider, runs_on.precision) == ("openvino", "fp32")
     assert isinstance(opened, OpenVinoBackend)
     assert opened.is_ready()
     opened.close()

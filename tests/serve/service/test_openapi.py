@@ -22,7 +22,7 @@ from tests.support.toy_bundle import CLASSES
 
 PATHS = {
     "/segment", "/labels", "/confidence", "/overlay", "/geojson", "/dsa", "/probabilities",
-    "/arrays", "/image", "/batch", "/model", "/metrics",
+    "/arrays", "/image", "/batch", "/model", "/runtime", "/metrics",
 }  # fmt: skip
 HEALTH = {"/livez", "/readyz"}
 EXAMPLES = 15

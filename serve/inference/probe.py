@@ -1,0 +1,144 @@
+"""Whether a provider really loads on this machine: a tiny graph runs on it, in another process.
+
+A provider that is installed may still lack a driver, a library or an instruction set. Another
+process, since some of them end the process in which they fail, and CUDA keeps memory.
+"""
+
+import base64
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from serve.contract.errors import BackendUnavailableError, FocalPathError
+from serve.contract.openvino import OpenVinoModel
+from serve.contract.openvino import version as openvino_version
+from serve.contract.strict import Strict
+from serve.inference.backend import first_line
+from serve.inference.onnxruntime import OPEN_ERRORS, RUN_ERRORS
+from serve.settings import InferenceSettings
+
+EXECUTION_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+"""ONNX Runtime's names of its providers."""
+PROVIDERS = (*EXECUTION_PROVIDERS, "openvino")
+_TIMEOUT_S = 120
+_GRAPH = base64.b64decode(
+    "CAg69QEKGwoFaW1hZ2USAWYiBENhc3QqCQoCdG8YAaABAgoRCgFmCgF3EgFtIgZNYXRNdWwKLAoBbRIBYSIGQXJnTWF4"
+    "KgsKBGF4aXMYA6ABAioPCghrZWVwZGltcxgAoAECChwKAWESBmxhYmVscyIEQ2FzdCoJCgJ0bxgCoAECEgVwcm9iZSov"
+    "CAMIAxABQgF3SiQAAIA/AAAAAAAAAAAAAAAAAACAPwAAAAAAAAAAAAAAAAAAgD9aIAoFaW1hZ2USFwoVCAISEQoDEgFi"
+    "CgIIBAoCCAQKAggDYh0KBmxhYmVscxITChEIAhINCgMSAWIKAggECgIIBEIECgAQEQ=="
+)
+"""Labels each pixel of an (B, 4, 4, 3) image with its brightest channel: 0, 1 or 2."""
+
+
+class Probe(Strict):
+    """What came of running the graph on a provider."""
+
+    provider: str
+    runtime: str | None
+    """Name and version; None where it is not installed."""
+    seconds: float | None
+    """To start the runtime and run the graph; None where that failed."""
+    problem: str | None
+    """Why it does not run."""
+
+
+def probe(provider: str, precision: str = "fp32") -> Probe:
+    """Run the graph on a provider in another process."""
+    command = [sys.executable, "-m", "serve.inference.probe", provider, precision]
+    started = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return _failed(provider, f"it did not answer within {_TIMEOUT_S} s")
+    seconds = time.perf_counter() - started
+    lines = done.stdout.splitlines()
+    if done.returncode != 0 or not lines:
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        return _failed(provider, f"its process ended with status {done.returncode}: {last}")
+    found = Probe.model_validate_json(lines[-1])
+    return found if found.problem else found.model_copy(update={"seconds": seconds})
+
+
+def check_provider(settings: InferenceSettings) -> None:
+    """Refuse a provider that the settings name and that does not run here.
+
+    Raises:
+        BackendUnavailableError: it does not.
+    """
+    if settings.backend != "onnxruntime" or settings.provider in ("auto", "cpu"):
+        return
+    found = probe(settings.provider, settings.precision)
+    if found.problem:
+        raise BackendUnavailableError(
+            f"the provider {settings.provider} does not run on this machine: {found.problem} "
+            "Choose --provider auto or cpu, or install what is missing; `python -m serve doctor` "
+            "tries all."
+        )
+
+
+def run_here(provider: str, precision: str) -> Probe:
+    """Run the graph on a provider in this process."""
+    image = np.zeros((2, 4, 4, 3), np.uint8)
+    image[..., 1] = 7
+    runtime: str | None = None
+    with tempfile.TemporaryDirectory(prefix="focalpath-probe-") as folder:
+        path = Path(folder) / "probe.onnx"
+        path.write_bytes(_GRAPH)
+        try:
+            if provider == "openvino":
+                runtime = f"OpenVINO {openvino_version()}"
+                model = OpenVinoModel(path, "bf16" if precision == "bf16" else "fp32")
+                labels = model.run(image, ("labels",))["labels"]
+            else:
+                runtime = f"ONNX Runtime {onnxruntime.__version__}"
+                labels = _in_onnxruntime(path, EXECUTION_PROVIDERS[provider], image)
+        except FocalPathError as error:
+            return _failed(provider, str(error), runtime)
+    if labels.shape != (2, 4, 4) or not (labels == 1).all():
+        return _failed(provider, "it runs, and answers wrongly.", runtime)
+    return Probe(provider=provider, runtime=runtime, seconds=None, problem=None)
+
+
+def _in_onnxruntime(path: Path, name: str, image: NDArray[np.uint8]) -> NDArray[Any]:
+    available = onnxruntime.get_available_providers()
+    if name not in available:
+        raise BackendUnavailableError(
+            f"ONNX Runtime {onnxruntime.__version__} was built without {name}, with "
+            f"{', '.join(available)}. Install onnxruntime-gpu in place of onnxruntime."
+        )
+    if name != EXECUTION_PROVIDERS["cpu"]:
+        onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip installed them
+    try:
+        session = onnxruntime.InferenceSession(path, providers=[name])
+        used = session.get_providers()
+        if used[0] != name:
+            raise BackendUnavailableError(
+                f"ONNX Runtime fell back from {name} to {used[0]}. Check the GPU's driver, and "
+                "that the libraries of CUDA and cuDNN are installed."
+            )
+        labels: NDArray[Any] = session.run(["labels"], {"image": image})[0]
+    except (RuntimeError, *OPEN_ERRORS, *RUN_ERRORS) as error:
+        raise BackendUnavailableError(f"{first_line(error)}.") from error
+    return labels
+
+
+def _failed(provider: str, problem: str, runtime: str | None = None) -> Probe:
+    return Probe(provider=provider, runtime=runtime, seconds=None, problem=problem)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(run_here(*sys.argv[1:3]).model_dump()) + "\n")

@@ -1,0 +1,215 @@
+"""Which runtime in this process runs the model: the one that is asked for, or the fastest.
+
+A form of the model (a file of one precision) may run on a provider that passed the export's gate
+with it. What passed on one kind of processor is not taken for granted on another: there a provider
+first has to give the bundle's warm-up image as many of the export's labels as the gate asks of that
+precision. `auto` does so with all that may run here, and takes the fastest.
+"""
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+
+import onnxruntime
+
+from serve.contract import openvino
+from serve.contract.errors import BundleError
+from serve.contract.machine import this_processor
+from serve.contract.manifest import Artefact, Manifest
+from serve.inference.backend import Backend, onnx_artefact
+from serve.inference.onnxruntime import OnnxRuntimeBackend, has_cuda
+from serve.inference.openvino import OpenVinoBackend, openvino_precision
+from serve.inference.runs_on import RunsOn, Trial
+from serve.inference.trial import (
+    Candidate,
+    agreement,
+    fastest,
+    in_words,
+    shared_trials,
+    too_few_labels,
+    try_on,
+    warm_up_tile,
+)
+from serve.settings import InferenceSettings
+
+TF32_AGREEMENT = 0.995
+"""Least share of the labels asked of CUDA in float32, as of fp16: there float32 products are TF32,
+which has the 10 bits of fp16's mantissa."""
+_log = logging.getLogger(__name__)
+
+
+def open_in_process(
+    settings: InferenceSettings, manifest: Manifest, before: RunsOn | None = None
+) -> tuple[Backend, RunsOn]:
+    """Open the provider that the settings name, or the fastest that may run here.
+
+    Args:
+        settings: name the bundle, the provider and the precision.
+        manifest: the bundle's.
+        before: what an earlier version of the model runs on; it is taken again if it may be, since
+            a trial would slow down the requests that are being answered.
+
+    Raises:
+        BundleError: the bundle lacks the file, or what is asked for may not run it.
+        BackendUnavailableError: the provider that is asked for is not there.
+    """
+    candidates = candidates_for(settings, manifest)
+    if len(candidates) == 1:
+        is_named = settings.provider != "auto"
+        reason = "it is what the settings name" if is_named else "nothing else may run here"
+        return _open(settings, manifest, candidates[0], reason)
+    for candidate in candidates:
+        if before and (candidate.provider, candidate.precision) == (
+            before.provider,
+            before.precision,
+        ):
+            return _open(settings, manifest, candidate, "the version before runs on it")
+    key = (manifest.model_dump_json(), settings.provider, settings.precision, settings.threads)
+    trials = shared_trials(key, lambda: _try_all(settings, manifest, candidates))
+    best = fastest(trials)
+    chosen = next(
+        c for c in candidates if (c.provider, c.precision) == (best.provider, best.precision)
+    )
+    return _open(settings, manifest, chosen, f"the fastest here: {in_words(trials)}", trials)
+
+
+def candidates_for(settings: InferenceSettings, manifest: Manifest) -> list[Candidate]:
+    """What the settings let run the bundle on this machine; at least one.
+
+    Raises:
+        BundleError: nothing may run it.
+    """
+    artefacts = [artefact for artefact in manifest.artefacts if artefact.format == "onnx"]
+    if settings.precision != "auto":
+        artefacts = [onnx_artefact(manifest, settings.precision)]
+    if settings.provider == "openvino" and settings.precision != "auto":
+        openvino_precision(artefacts[0])  # says why it may not
+    found = [
+        _candidate(settings, manifest, provider, artefact)
+        for artefact in artefacts
+        for provider in _providers(settings, artefact)
+    ]
+    if not found:
+        precision = "any precision" if settings.precision == "auto" else settings.precision
+        raise BundleError(
+            f"the bundle has nothing in {precision} that may run on {_named(settings.provider)} "
+            "here. Choose another FOCALPATH_PROVIDER or FOCALPATH_PRECISION; for OpenVINO export "
+            "with --openvino, and install the extra `openvino`."
+        )
+    return found
+
+
+def _providers(settings: InferenceSettings, artefact: Artefact) -> Iterator[str]:
+    """The providers that may run a file, out of those that the settings allow."""
+    named, precision = settings.provider, artefact.precision
+    if named in ("cpu", "cuda") and settings.precision != "auto":
+        yield named  # whatever the user wants to try there
+        return
+    has_gpu = named == "cuda" or (named == "auto" and has_cuda())
+    if has_gpu and precision in ("fp32", "fp16"):
+        yield "cuda"
+    # A CPU computes fp16 in float32, with conversions on top.
+    is_for_cpus = precision != "fp16" or settings.precision == "fp16"
+    if named in ("auto", "cpu") and artefact.passed_with("cpu") and is_for_cpus:
+        yield "cpu"
+    may_openvino = artefact.passed_with("openvino") and precision in ("fp32", "bf16")
+    if named == "openvino" or (named == "auto" and openvino.is_usable(precision)):
+        yield from ("openvino",) if may_openvino else ()
+
+
+def _candidate(
+    settings: InferenceSettings, manifest: Manifest, provider: str, artefact: Artefact
+) -> Candidate:
+    is_proven = artefact.is_proven(provider, this_processor().kind)
+    least = manifest.warm_up.min_agreement if manifest.warm_up else 0.0
+    if provider == "cuda":
+        least = max(least, min(artefact.min_agreement or 0.0, TF32_AGREEMENT))
+    elif provider == "openvino" and not is_proven:
+        least = max(least, artefact.min_agreement or 0.0)
+    return Candidate(
+        provider=provider,
+        precision=artefact.precision,
+        is_proven=is_proven,
+        min_agreement=least,
+        open=partial(_open_backend, settings, manifest, provider, artefact.precision),
+    )
+
+
+def _open_backend(
+    settings: InferenceSettings, manifest: Manifest, provider: str, precision: str
+) -> Backend:
+    if provider == "openvino":
+        return OpenVinoBackend(
+            settings.bundle,
+            manifest,
+            precision=precision,
+            threads=settings.threads,
+            parallel=settings.parallel_batches,
+        )
+    return OnnxRuntimeBackend(
+        settings.bundle,
+        manifest,
+        precision=precision,
+        provider="cuda" if provider == "cuda" else "cpu",
+        threads=settings.threads,
+    )
+
+
+def _try_all(
+    settings: InferenceSettings, manifest: Manifest, candidates: list[Candidate]
+) -> list[Trial]:
+    """Try the GPU, and only where that fails the CPU, which is never faster."""
+    trials: list[Trial] = []
+    for is_gpu in (True, False):
+        for candidate in candidates:
+            if (candidate.provider == "cuda") == is_gpu:
+                trials.append(try_on(candidate, settings.bundle, manifest))
+        if any(trial.problem is None for trial in trials):
+            break
+    return trials
+
+
+def _open(
+    settings: InferenceSettings,
+    manifest: Manifest,
+    candidate: Candidate,
+    reason: str,
+    trials: list[Trial] | None = None,
+) -> tuple[Backend, RunsOn]:
+    backend = candidate.open()
+    if trials is None and not candidate.is_proven and candidate.provider != "cpu":
+        found = agreement(backend, warm_up_tile(settings.bundle, manifest))
+        if found is not None and found < candidate.min_agreement:
+            backend.close()
+            raise BundleError(
+                f"{candidate.title} may not run here: "
+                f"{too_few_labels(found, candidate.min_agreement)}. Choose FOCALPATH_PROVIDER=cpu."
+            )
+        checked = "no warm-up image to compare with"
+        if found is not None:
+            checked = f"{found:.3%} of the warm-up image's labels are the export's"
+        reason += f"; the export's gate did not run on this kind of processor: {checked}"
+    processor = this_processor()
+    runs_on = RunsOn(
+        provider=candidate.provider,
+        precision=candidate.precision,
+        runtime=_runtime(candidate.provider),
+        processor=f"{processor.name} ({processor.kind})",
+        reason=reason,
+        trials=tuple(trials or ()),
+    )
+    _log.info(
+        "%s %s runs on %s, %s: %s",
+        *(manifest.name, manifest.version, candidate.title, runs_on.runtime, reason),
+    )
+    return backend, runs_on
+
+
+def _runtime(provider: str) -> str:
+    if provider == "openvino":
+        return f"OpenVINO {openvino.version()}"
+    return f"ONNX Runtime {onnxruntime.__version__}"
+
+
+def _named(provider: str) -> str:
+    return "any provider" if provider == "auto" else provider

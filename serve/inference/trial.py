@@ -1,0 +1,166 @@
+"""A short trial: which of the providers that may run here answers one tile soonest."""
+
+import fcntl
+import hashlib
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from serve.contract.errors import BundleError, FocalPathError
+from serve.contract.manifest import Manifest
+from serve.inference.backend import Backend
+from serve.inference.runs_on import Trial
+
+HOME_VARIABLE = "BENTOML_HOME"
+"""Folder that the processes of one running service share, and that goes when it stops."""
+_LONG_RUN_S = 5.0
+"""A tile that took longer is not timed again."""
+_TIMED_RUNS = 3
+
+
+Tile = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
+"""(T, T, 3) uint8 RGB, and its labels (T, T) uint8, where they are known."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file of the bundle on one provider."""
+
+    provider: str
+    precision: str
+    is_proven: bool
+    """Whether the gate proved it on this kind of processor."""
+    min_agreement: float
+    """Least share of the warm-up image's labels that it has to give."""
+    open: Callable[[], Backend]
+
+    @property
+    def title(self) -> str:
+        """For people, such as `openvino in bf16`."""
+        return f"{self.provider} in {self.precision}"
+
+
+def try_on(candidate: Candidate, bundle: Path, manifest: Manifest) -> Trial:
+    """Open a candidate, compare its labels with the export's, time it, and close it."""
+    trial = Trial(
+        provider=candidate.provider,
+        precision=candidate.precision,
+        is_proven=candidate.is_proven,
+    )
+    if manifest.warm_up is None and candidate.min_agreement > 0:
+        problem = (
+            "the gate did not prove it on this kind of processor, and the bundle has no warm-up "
+            "image to compare with"
+        )
+        return trial.model_copy(update={"problem": problem})
+    try:
+        backend = candidate.open()
+    except FocalPathError as error:
+        return trial.model_copy(update={"problem": str(error)})
+    try:
+        return _measure(trial, candidate, backend, warm_up_tile(bundle, manifest))
+    except FocalPathError as error:
+        return trial.model_copy(update={"problem": str(error)})
+    finally:
+        backend.close()
+
+
+def warm_up_tile(bundle: Path, manifest: Manifest) -> Tile:
+    """The bundle's warm-up image and its labels at export; a black tile where it has none."""
+    if manifest.warm_up is None:
+        return np.zeros((manifest.tile_size_px, manifest.tile_size_px, 3), np.uint8), None
+    with np.load(bundle / manifest.warm_up.file, allow_pickle=False) as arrays:
+        return arrays["image"], arrays["labels"]
+
+
+def agreement(backend: Backend, tile: Tile) -> float | None:
+    """Share of the tile's labels that the backend gives it; None where they are not known."""
+    image, labels = tile
+    found = backend.infer(image[None], ("labels",))["labels"][0]
+    if labels is None:
+        return None
+    return float(np.mean(found == labels)) if found.shape == labels.shape else 0.0
+
+
+def too_few_labels(found: float, asked: float) -> str:
+    """Say that the warm-up image's labels are not the export's."""
+    return (
+        f"{found:.3%} of the warm-up image's labels are those of the export, expected at least "
+        f"{asked:.3%}"
+    )
+
+
+def fastest(trials: Sequence[Trial]) -> Trial:
+    """The candidate that took the shortest.
+
+    Raises:
+        BundleError: none of them may be taken.
+    """
+    timed = [trial for trial in trials if trial.seconds is not None and trial.problem is None]
+    if not timed:
+        problems = "; ".join(f"{t.provider} in {t.precision}: {t.problem}" for t in trials)
+        raise BundleError(
+            f"no provider may run this bundle on this machine: {problems}. Export the checkpoint "
+            "again, or choose one with FOCALPATH_PROVIDER."
+        )
+    return min(timed, key=lambda trial: trial.seconds or 0.0)
+
+
+def in_words(trials: Sequence[Trial]) -> str:
+    """What the trial found, in one line."""
+    return "; ".join(
+        f"{trial.provider} in {trial.precision} "
+        + (f"takes {trial.seconds:.3g} s for a tile" if not trial.problem else trial.problem)
+        for trial in trials
+    )
+
+
+def shared_trials(key: Sequence[object], run: Callable[[], list[Trial]]) -> list[Trial]:
+    """Run a trial once for all processes of a service: they must not choose differently.
+
+    Args:
+        key: what the trial depends on.
+        run: the trial; the first process runs it, the others wait and read what it found.
+    """
+    home = os.environ.get(HOME_VARIABLE)
+    if not home or not Path(home).is_dir():
+        return run()
+    # The processes of one service have one parent.
+    name = hashlib.sha256(repr((os.getppid(), *key)).encode()).hexdigest()[:16]
+    with (Path(home) / f"focalpath-trial-{name}.json").open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        lines = file.read().splitlines()
+        try:
+            if lines:
+                return [Trial.model_validate_json(line) for line in lines]
+        except ValidationError:  # of a process that was killed while it wrote
+            file.truncate(0)
+        trials = run()
+        file.write("".join(trial.model_dump_json() + "\n" for trial in trials))
+        return trials
+
+
+def _measure(trial: Trial, candidate: Candidate, backend: Backend, tile: Tile) -> Trial:
+    started = time.perf_counter()
+    found = agreement(backend, tile)
+    seconds = [time.perf_counter() - started]
+    trial = trial.model_copy(update={"label_agreement": found})
+    if found is not None and found < candidate.min_agreement:
+        return trial.model_copy(update={"problem": too_few_labels(found, candidate.min_agreement)})
+    if seconds[0] < _LONG_RUN_S:  # the first run also pays for what is set up lazily
+        seconds = [_timed_run(backend, tile[0]) for _ in range(_TIMED_RUNS)]
+    return trial.model_copy(update={"seconds": statistics.median(seconds)})
+
+
+def _timed_run(backend: Backend, image: NDArray[np.uint8]) -> float:
+    started = time.perf_counter()
+    backend.infer(image[None], ("labels",))
+    return time.perf_counter() - started

@@ -1,0 +1,82 @@
+import subprocess
+import sys
+
+import onnx
+import pytest
+
+from serve.contract.errors import BackendUnavailableError
+from serve.inference import probe as module
+from serve.inference.probe import PROVIDERS, check_provider, probe
+from serve.settings import InferenceSettings
+
+
+def test_the_graph_is_a_valid_one() -> None:
+    model = onnx.load_model_from_string(module._GRAPH)
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["Cast", "MatMul", "ArgMax", "Cast"]
+
+
+def test_the_cpu_runs_it() -> None:
+    found = probe("cpu")
+    assert found.problem is None
+    assert found.seconds is not None
+    assert found.runtime
+    assert found.runtime.startswith("ONNX Runtime ")
+
+
+def test_openvino_runs_it() -> None:
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    found = probe("openvino")
+    assert found.problem is None
+    assert found.runtime
+    assert found.runtime.startswith("OpenVINO ")
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_what_the_installed_runtime_lacks_is_said(
+    provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    found = module.run_here(provider, "fp32")
+    assert found.seconds is None
+    assert found.problem
+    assert module.EXECUTION_PROVIDERS[provider] in found.problem
+
+
+def test_a_wrong_answer_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = module._in_onnxruntime
+    monkeypatch.setattr(module, "_in_onnxruntime", lambda *arguments: run(*arguments) + 1)
+    assert module.run_here("cpu", "fp32").problem == "it runs, and answers wrongly."
+
+
+def test_a_process_that_is_killed_by_its_provider_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = subprocess.run
+
+    def killed(command: list[str], **options: object) -> object:
+        program = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
+        return run([sys.executable, "-c", program], **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "run", killed)
+    assert "status -4" in str(probe("cpu").problem)
+
+
+@pytest.mark.parametrize("provider", ["auto", "cpu"])
+def test_what_always_works_is_not_tried(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "probe", lambda *_: pytest.fail("tried"))
+    check_provider(InferenceSettings(provider=provider))  # type: ignore[arg-type]
+
+
+def test_a_named_provider_that_does_not_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = module._failed("cuda", "no GPU.")
+    monkeypatch.setattr(module, "probe", lambda *_: failed)
+    with pytest.raises(BackendUnavailableError, match="cuda.*no GPU") as raised:
+        check_provider(InferenceSettings(provider="cuda"))
+    assert raised.value.code == "backend_unavailable"
+
+
+def test_all_providers_of_the_settings_can_be_tried() -> None:
+    assert set(PROVIDERS) >= {"cpu", "cuda", "openvino"}
