@@ -205,6 +205,7 @@ def build_app(settings: ServeSettings) -> FastAPI:
         title="FocalPath",
         version="1",
         description="Segmentation of histopathology images. For research use only.",
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         docs_url=None,  # they load scripts from another host
         redoc_url=None,
         redirect_slashes=False,

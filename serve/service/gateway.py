@@ -12,12 +12,14 @@ import uuid
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from typing import Any
+from urllib.parse import quote
 
 from opentelemetry import propagate, trace
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import RedirectResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,6 +43,8 @@ def build_gateway(app: Starlette, settings: ServeSettings, telemetry: Telemetry)
         SettingsError: the file of API keys cannot be used.
     """
     middleware = [Middleware(RequestLog, telemetry=telemetry, paths=_paths(app))]
+    if settings.root_path:
+        middleware.insert(0, Middleware(RootPath, root_path=settings.root_path))
     if settings.allowed_origins:
         middleware.append(
             Middleware(
@@ -67,6 +71,31 @@ def build_gateway(app: Starlette, settings: ServeSettings, telemetry: Telemetry)
 
 def _lifespan_of(app: Starlette) -> Callable[[Starlette], AbstractAsyncContextManager[Any]]:
     return lambda _: app.router.lifespan_context(app)
+
+
+class RootPath:
+    """ASGI middleware for a service that a proxy publishes under a path.
+
+    Everything behind it sees the same paths, whether the proxy keeps the prefix or strips it.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take the prefix off the path, and pass the request on."""
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            if path == self._root_path:  # the page's addresses are relative to the slash
+                await RedirectResponse(f"{self._root_path}/", 308)(scope, receive, send)
+                return
+            path = path.removeprefix(self._root_path) if self._is_below(path) else path
+            scope = {**scope, "path": path, "raw_path": quote(path).encode()}
+        await self._app(scope, receive, send)
+
+    def _is_below(self, path: str) -> bool:
+        return path.startswith(f"{self._root_path}/")
 
 
 class RequestLog:

@@ -1,7 +1,6 @@
 import base64
 import io
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,24 +11,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from serve.service.page import VIEWER
+from tests.support.browser import running_browser
 from tests.support.http_service import running_service, wait_until_ready
 from tests.support.pictures import encoded, painted
 from tests.support.toy_bundle import CLASSES, REFERENCE_RGB
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 SIDE = 256
 STROMA, NECROSIS = 2, 4
 REFUSAL = "Failed to load resource: the server responded with a status of"
@@ -165,14 +156,8 @@ def post(url: str, endpoint: str, content: bytes = TISSUE, **query: object) -> b
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    executable = next(filter(None, map(shutil.which, names)), None)
-    if executable is None:
-        pytest.skip("no Chromium on PATH: `apt-get install -y chromium` brings it")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
-        yield running
-        running.close()
+    with running_browser() as browser:
+        yield browser
 
 
 @pytest.fixture
