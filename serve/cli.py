@@ -1,9 +1,7 @@
-"""Serve a bundle: `python -m serve http`, `segment`, `slides`, `benchmark` and `load`."""
+"""Serve a bundle: `python -m serve http`, `doctor`, `segment`, `slides`, `benchmark`, `load`."""
 
-import ipaddress
 import logging
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,12 +15,9 @@ from serve.client.load import Load, run_load
 from serve.client.segment_files import Segment, run_segment
 from serve.contract.arguments import read_arguments
 from serve.contract.errors import FocalPathError
-from serve.contract.manifest import read_bundle
-from serve.inference.probe import check_provider
-from serve.inference.providers import candidates_for
-from serve.service.access import ApiKeys
+from serve.doctor.command import Doctor, run_doctor
 from serve.service.logs import configure_logging
-from serve.service.telemetry import check_tracing
+from serve.service.start import check_start
 from serve.settings import ServeSettings
 from serve.slides.cli import Slides, run_slides
 
@@ -45,6 +40,7 @@ class Http:
 
 Command = (
     Annotated[Http, tyro.conf.subcommand("http")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     | Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Slides, tyro.conf.subcommand("slides")]
     | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
@@ -62,13 +58,7 @@ def run_http(command: Http) -> None:
             "api_keys_file": keys_file and keys_file.absolute(),
         }
     )
-    manifest = read_bundle(settings.bundle)
-    if settings.backend == "onnxruntime":
-        candidates_for(settings, manifest)
-        check_provider(settings)
-    _check_address(settings.host, settings.port)
-    _check_access(settings.host, settings)
-    check_tracing(settings)
+    manifest = check_start(settings)
     os.environ.update(settings.to_environment())  # for the worker processes
     with tempfile.TemporaryDirectory(prefix="focalpath-") as home:
         # Of its own, since a second server would delete the first one's metrics in a shared one.
@@ -83,47 +73,17 @@ def run_http(command: Http) -> None:
         run(settings.host, settings.port)
 
 
-def _check_address(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened at, before anything is started."""
-    try:
-        version = ipaddress.ip_address(host).version
-    except ValueError as error:
-        raise FocalPathError(
-            f"--host is {host!r}, expected an IP address such as 127.0.0.1."
-        ) from error
-    family = socket.AF_INET if version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise FocalPathError(
-                f"cannot listen at {host} port {port}: {reason}. Stop what uses the port, or "
-                "choose another with --port."
-            ) from error
-
-
-def _check_access(host: str, settings: ServeSettings) -> None:
-    """Refuse to serve whoever can reach this machine, unless that is what is wanted."""
-    if settings.api_keys_file is not None:
-        ApiKeys(settings.api_keys_file)
-    elif not ipaddress.ip_address(host).is_loopback and not settings.insecure_no_key:
-        raise FocalPathError(
-            f"--host is {host}, where others can reach the service, and no API key is asked for. "
-            "Set --api-keys-file, or --insecure-no-key if something before it checks who calls."
-        )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
-        command: Http | Segment | Slides | Benchmark | Load = read_arguments(
+        command: Http | Doctor | Segment | Slides | Benchmark | Load = read_arguments(
             Command, prog="python -m serve", description=__doc__, arguments=arguments
         )
         match command:
             case Http():
                 run_http(command)
+            case Doctor():
+                return run_doctor(command)
             case Segment():
                 return run_segment(command)
             case Slides():
