@@ -1,17 +1,15 @@
 """From done blocks to a result: outputs, summary, passport, and the folder that appears whole."""
 
-import os
-import platform
 import resource
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from serve.contract.machine import Machine, installed_versions, this_machine
 from serve.contract.manifest import sha256_of
 from serve.contract.strict import Strict
 from serve.images.readers.reader import RegionReader
@@ -55,7 +53,7 @@ class Passport(Strict):
     )
     bound_by: str = Field(description="the stage with most of these seconds")
     peak_memory_mib: int
-    machine: dict[str, Any]
+    machine: Machine
     packages: dict[str, str]
     files: dict[str, str] = Field(description="SHA-256 of each file of the result")
 
@@ -108,8 +106,8 @@ def finish(
             seconds=seconds,
             bound_by=max(stages, key=lambda name: stages[name]) if records else "nothing",
             peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _KIB,
-            machine={"cores": os.cpu_count(), "system": platform.platform()},
-            packages=_versions(),
+            machine=this_machine(),
+            packages=installed_versions(_PACKAGES),
             files=hash_files(work.result, skip=None if OME_ZARR in formats else work.store),
         )
         write_whole(
@@ -210,13 +208,3 @@ def _stage_seconds(records: Iterable[BlockRecord]) -> dict[str, float]:
         for stage, seconds in record.seconds.items():
             total[stage] = round(total.get(stage, 0.0) + seconds, 3)
     return total
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found

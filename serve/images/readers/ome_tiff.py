@@ -7,9 +7,13 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from serve.images.mpp import tiff_mpp
 from serve.images.readers.errors import SlideChannelsError, SlideError, SlideFormatError
 from serve.images.readers.reader import Bounds, RegionReader, pyramid
 from serve.images.readers.tiff_pages import TIFF_ERRORS, TiledPage, first_page
+
+_INCH = 2
+"""The default of TIFF 6.0."""
 
 
 class OmeTiffReader(RegionReader):
@@ -82,13 +86,18 @@ def _page_of(level: tifffile.TiffPageSeries, path: Path) -> tifffile.TiffPage:
 
 
 def _stated_mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:
-    """Um per pixel along x and y, from OME-XML in micrometres (OME's default unit)."""
-    try:
-        image = tifffile.xml2dict(page.description)["OME"]["Image"]
-        pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
-        units = {pixels.get(f"PhysicalSize{axis}Unit", "\u00b5m") for axis in "XY"}
-        if units != {"\u00b5m"}:
-            return None
-        return float(pixels["PhysicalSizeX"]), float(pixels["PhysicalSizeY"])
-    except (KeyError, TypeError, ValueError, SyntaxError):
-        return None
+    """Um per pixel along x and y, as every other TIFF's is read."""
+    tags = page.tags
+    resolution = None
+    if "XResolution" in tags and "YResolution" in tags:
+        x, y = (tags[name].value for name in ("XResolution", "YResolution"))
+        if x[1] and y[1]:
+            resolution = x[0] / x[1], y[0] / y[1]
+    unit = tags["ResolutionUnit"].value if "ResolutionUnit" in tags else _INCH
+    stated = tiff_mpp(
+        page.description.encode(),
+        resolution,
+        int(unit),
+        size=(page.imagewidth, page.imagelength),
+    )
+    return None if stated.mpp is None else (stated.mpp, stated.mpp)

@@ -89,7 +89,10 @@ def _label_colors(result: SlideResult) -> dict[str, Any]:
                 for label, tissue in classes
             ),
         ],
-        "properties": [{"label-value": label, "class": tissue.name} for label, tissue in classes],
+        "properties": [
+            {"label-value": 0, "class": "outside of the tissue"},
+            *({"label-value": label, "class": tissue.name} for label, tissue in classes),
+        ],
         "source": {"image": "../../"},
     }
 

@@ -1,0 +1,159 @@
+"""Memory of the slide engine on a slide that exists only as it is read, with a model that does not.
+
+Run in a process of its own by `benchmarks.slides`, under a limit for its memory.
+"""
+
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from serve.contract.manifest import LOW_RES_STRIDE, TissueClass
+from serve.images.readers.reader import Bounds, RegionReader, pyramid
+from serve.images.readers.registry import READERS
+from serve.inference.batching import TileAnswer
+from serve.slides.cohort import SlideTask
+from serve.slides.local import LocalEngine
+from serve.slides.options import Settings
+from serve.slides.outputs.registry import formats_of
+from serve.slides.plan import ModelInfo
+from serve.slides.progress import Quiet
+from serve.slides.run import Cohort, RunOptions, run_cohort
+
+_TILE, _MPP = 1024, 0.25
+_DOWNSAMPLES = (1, 4, 16, 64)
+_SUFFIX = ".generated"
+
+
+class GeneratedSlide(RegionReader):
+    """A slide whose pixels are computed when they are read; its file has its size."""
+
+    name: ClassVar[str] = "generated"
+
+    def __init__(self, path: Path, *, mpp: float | None = None) -> None:
+        super().__init__(path, mpp=mpp or _MPP)
+        width, height = json.loads(path.read_text())
+        self.levels = pyramid([(width // step, height // step) for step in _DOWNSAMPLES])
+        self.bounds = Bounds(0, 0, width, height)
+        self.properties = {}
+        self.version = "1"
+
+    @classmethod
+    def takes(cls, path: Path) -> bool:
+        """See `RegionReader.takes`."""
+        return path.suffix == _SUFFIX
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """See `RegionReader.read`."""
+        step = _DOWNSAMPLES[level]
+        rows, columns = (
+            (np.arange(start, start + size) * step // 16 % 120).astype(np.uint8)
+            for start, size in ((y, height), (x, width))
+        )
+        found = np.empty((height, width, 3), np.uint8)
+        found[..., 0] = 200
+        found[..., 1] = rows[:, None] + 20
+        found[..., 2] = columns[None, :] + 100
+        return found
+
+    def close(self) -> None:
+        """See `RegionReader.close`."""
+
+
+class StubModel:
+    """Answers with one of some smooth maps, chosen by the tile's first pixels."""
+
+    def __init__(self, num_classes: int) -> None:
+        rng = np.random.default_rng(0)
+        side = _TILE // LOW_RES_STRIDE
+        coarse = rng.random((8, num_classes, side // 32, side // 32)) ** 4
+        maps = coarse.repeat(32, axis=2).repeat(32, axis=3)
+        self._answers = (maps / maps.sum(axis=1, keepdims=True) * 255).astype(np.uint8)
+
+    def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[TileAnswer]:
+        """See `TileRunner.submit`."""
+        future: Future[TileAnswer] = Future()
+        future.set_result({name: self._answers[int(tile[0, 0].sum()) % 8] for name in outputs})
+        return future
+
+    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """See `Backend.infer`."""
+        raise NotImplementedError
+
+    def is_ready(self) -> bool:
+        """See `Backend.is_ready`."""
+        return True
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Segment a generated slide, and print what it took."""
+
+    width: int = 100_000
+    height: int = 150_000
+    classes: int = 20
+    limit_gib: float = 4.0
+    """Of this process's private memory (RLIMIT_DATA)."""
+    format: tuple[str, ...] = ("ome-zarr", "overview", "ome-tiff", "geojson")
+
+
+def measure(command: Memory) -> dict[str, float]:
+    """Run, and return seconds, tiles and the peak of the resident memory in GiB."""
+    limit = int(command.limit_gib * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    READERS[GeneratedSlide.name] = f"{__name__}:GeneratedSlide"
+    colors = [
+        f"#{40 + 10 * n:02x}{(37 * n) % 256:02x}{(91 * n) % 256:02x}"
+        for n in range(command.classes)
+    ]
+    model = ModelInfo(
+        name="stub",
+        version="1",
+        checkpoint_sha256="0" * 64,
+        artefact_sha256="0" * 64,
+        precision="fp32",
+        runs_on="nothing",
+        mpp=_MPP,
+        tile_size_px=_TILE,
+        classes=tuple(
+            TissueClass(name=f"Class {n}", color=color) for n, color in enumerate(colors)
+        ),
+    )
+    engine = LocalEngine(StubModel(command.classes), model, max_batch_size=8)
+    with tempfile.TemporaryDirectory() as folder:
+        slide = Path(folder) / f"slide{_SUFFIX}"
+        slide.write_text(json.dumps([command.width, command.height]))
+        cohort = Cohort(
+            Path(folder) / "out",
+            engine,
+            RunOptions(settings=Settings(), tissue="none"),
+            formats_of(command.format),
+            Quiet(),
+        )
+        started = time.perf_counter()
+        (outcome,) = run_cohort(cohort, [SlideTask(path=slide, name="slide")])
+    assert outcome.status == "done", outcome.reason
+    return {
+        "seconds": time.perf_counter() - started,
+        "tiles": outcome.num_tiles,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+if __name__ == "__main__":
+    # The reader is looked up by the module's name.
+    from benchmarks import slides_memory
+
+    print(json.dumps(slides_memory.measure(tyro.cli(slides_memory.Memory))))

@@ -1,0 +1,108 @@
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from serve.cli import main
+from serve.slides.progress import Bar, JsonLines
+from tests.support.slides import tissue_pixels, write_aperio
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    return write_aperio(tmp_path / "slide.svs", tissue_pixels(300, 400))
+
+
+def run(slide: Path, bundle: Path, *more: str, others: Sequence[Path] = ()) -> int:
+    out = str(slide.parent / "out")
+    settings = ("--bundle", str(bundle), "--threads", "1", "--block-cells", "64")
+    slides = [str(path) for path in (slide, *others)]
+    return main(["slides", "run", *slides, "--out", out, *settings, *more])
+
+
+def test_run_status_and_verify(
+    slide: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(slide, toy_bundle, "--progress", "json") == 0
+    printed = capsys.readouterr()
+    events = [json.loads(line) for line in printed.err.splitlines()]
+    assert [event["event"] for event in events][0 :: len(events) - 1] == ["begin", "end"]
+    assert "slide" in printed.out
+    out = str(slide.parent / "out")
+    assert main(["slides", "status", out]) == 0
+    assert "done" in capsys.readouterr().out
+    assert main(["slides", "verify", out]) == 0
+    (slide.parent / "out" / "slide" / "summary.json").write_text("{}")
+    assert main(["slides", "verify", out]) == 1
+    assert "summary.json" in capsys.readouterr().err
+
+
+def test_a_slide_that_fails_is_one_line_and_status_1(
+    slide: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = slide.parent / "broken.svs"
+    broken.write_bytes(bytes(1000))
+    assert run(slide, toy_bundle, "--progress", "quiet", others=[broken]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: {broken}: ")
+    assert printed.err.count("\n") == 1
+    assert (slide.parent / "out" / "slide" / "run.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--format", "bmp"), "bmp"),
+        (("--overlap", "0.9"), "overlap"),
+        (("--block-cells", "100"), "block-cells"),
+        (("--read-threads", "0"), "read-threads"),
+        (("--bundle", "gone"), "gone"),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_anything_starts(
+    arguments: tuple[str, str],
+    told: str,
+    slide: Path,
+    toy_bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(slide, toy_bundle, *arguments) == 1
+    assert told in capsys.readouterr().err
+    assert not (slide.parent / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_a_folder_that_is_not_there_is_told(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["slides", command, str(tmp_path / "gone")]) == 1
+    assert "gone" in capsys.readouterr().err
+
+
+def test_the_bar_shows_slides_tiles_and_the_binding_stage() -> None:
+    text = io.StringIO()
+    bar = Bar(3, Console(file=text, force_terminal=True, width=160))
+    bar.begin_slide("first", 10, 2)
+    bar.add_tiles("first", 3)
+    bar.bound_by("first", "model")
+    bar.close()
+    shown = text.getvalue()
+    for part in ("1/3", "first", "5/10 tiles", "/s", "bound by model"):
+        assert part in shown, part
+
+
+def test_the_log_tells_progress_every_ten_seconds() -> None:
+    text = io.StringIO()
+    now = [0.0]
+    log = JsonLines(3, text, clock=lambda: now[0])
+    log.begin_slide("first", 10, 0)
+    for _ in range(4):
+        now[0] += 6
+        log.add_tiles("first", 1)
+    events = [json.loads(line) for line in text.getvalue().splitlines()]
+    assert [event["event"] for event in events] == ["begin", "progress", "progress"]
+    assert [event["tiles_done"] for event in events] == [0, 2, 4]
+    assert events[-1]["slides"] == 3

@@ -1,0 +1,262 @@
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import shapely
+import tifffile
+import zarr
+from numpy.typing import NDArray
+from ome_zarr_models.v05 import Image as OmeImage
+from ome_zarr_models.v05 import ImageLabel
+from PIL import Image
+
+from serve.images.readers.reader import Bounds, RegionReader
+from serve.slides.options import OutputOptions, Settings
+from serve.slides.outputs.format import SlideResult
+from serve.slides.outputs.ome_zarr import write_ome_zarr
+from serve.slides.outputs.regions import Budget, find_budget, trace
+from serve.slides.outputs.registry import FORMATS
+from serve.slides.plan import Tiling, make_plan, mask_size, open_view
+from serve.slides.store import BlockRecord, WorkFolder
+from serve.slides.summary import summarise
+from serve.slides.tissue import mask_shape
+from tests.support.slide_models import CLASSES, model_info
+from tests.support.slides import VirtualSlide
+
+ROWS, COLUMNS = 375, 501
+
+
+def make_result(
+    folder: Path,
+    labels: NDArray[np.uint8],
+    *,
+    block: int = 128,
+    bounds: Bounds | None = None,
+    **options: Any,
+) -> SlideResult:
+    """A result with these labels, as if the blocks had been computed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "slide").touch()
+    rows, columns = labels.shape
+    size = (rows * 4, columns * 4)
+    if bounds is not None:
+        size = (size[0] + bounds.y, size[1] + bounds.x)
+        bounds = Bounds(bounds.x, bounds.y, columns * 4, rows * 4)
+    reader: RegionReader = VirtualSlide(folder / "slide", size, bounds=bounds)
+    model = model_info()
+    view = open_view(reader, model)
+    mask = np.ones(mask_shape(view.height_px, view.width_px, mask_size(0.5)), bool)
+    settings = Settings(tissue="none", block_cells=block)
+    plan = make_plan(reader, view, model, settings, mask, mask_size(0.5))
+    assert plan.shape == labels.shape
+    work = WorkFolder(folder / "work" / "slide")
+    work.begin(plan, mask)
+    for one in Tiling(plan, mask).blocks:
+        part = labels[plan.rectangle(one).slices]
+        cells = tuple(np.bincount(part.ravel(), minlength=4).tolist())
+        record = BlockRecord(
+            row=one.row,
+            column=one.column,
+            num_tiles=1,
+            seconds={},
+            cells=cells,
+            confidence_sums=tuple(200 * count for count in cells),
+            low_confidence_cells=(0,) * 4,
+        )
+        work.write_block(plan, record, part, np.full_like(part, 200) * (part > 0))
+    summary = summarise("slide", plan, work.records().values())
+    result = SlideResult(
+        *("slide", work.result, work.store, plan, mask, summary, reader),
+        OutputOptions(**options),
+    )
+    write_ome_zarr(result, work.store)
+    return result
+
+
+@pytest.fixture(scope="module")
+def labels() -> NDArray[np.uint8]:
+    return blob_labels(ROWS, COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory, labels: NDArray[np.uint8]) -> SlideResult:
+    return make_result(tmp_path_factory.mktemp("result"), labels, bounds=Bounds(400, 84, 0, 0))
+
+
+def blob_labels(rows: int, columns: int) -> NDArray[np.uint8]:
+    """Regions of all sizes, with holes, islands and corners that touch; 0 to 3."""
+    rng = np.random.default_rng(3)
+    fields = []
+    for _ in range(4):
+        coarse, fine = (
+            Image.fromarray(rng.normal(0, 1, (rows // step, columns // step)).astype(np.float32))
+            for step in (25, 5)
+        )
+        smooth = [
+            np.asarray(f.resize((columns, rows), Image.Resampling.BICUBIC)) for f in (coarse, fine)
+        ]
+        fields.append(smooth[0] + 0.5 * smooth[1])
+    return np.argmax(fields, axis=0).astype(np.uint8)
+
+
+def write(result: SlideResult, name: str, folder: Path) -> Path:
+    path = FORMATS[name].path(folder, result.name)
+    FORMATS[name].write(result, path)
+    return path
+
+
+@pytest.mark.parametrize("block", [96, 1024])
+def test_regions_across_blocks_are_those_of_the_whole_map(
+    block: int, tmp_path: Path, labels: NDArray[np.uint8]
+) -> None:
+    whole = make_result(tmp_path / "whole", labels, block=2048)
+    parts = make_result(tmp_path / "parts", labels, block=block)
+    exact = Budget(simplify_cells=0, min_cells=1)
+    one, other = ({wkb(region): region for region in trace(r, exact)} for r in (whole, parts))
+    assert len(one) > 20
+    assert set(one) == set(other)
+    for key, region in one.items():
+        twin = other[key]
+        assert (region.label, region.num_cells) == (twin.label, twin.num_cells)
+        assert region.mean_confidence == pytest.approx(twin.mean_confidence)
+        assert region.polygon.area == pytest.approx(region.num_cells * 16)
+
+
+def wkb(region: Any) -> bytes:
+    return bytes(shapely.to_wkb(shapely.normalize(shapely.simplify(region.polygon, 0))))
+
+
+def test_simplified_regions_cover_the_map_without_gaps_or_overlaps(
+    tmp_path: Path, labels: NDArray[np.uint8]
+) -> None:
+    filled = np.maximum(labels, 1)
+    result = make_result(tmp_path, filled)
+    regions = list(trace(result, Budget(simplify_cells=2, min_cells=1)))
+    polygons = np.array([region.polygon for region in regions])
+    assert shapely.is_valid(polygons).all()
+    assert shapely.get_type_id(polygons).tolist() == [3] * len(polygons)
+    assert shapely.area(polygons).sum() == pytest.approx(filled.size * 16)
+    assert shapely.union_all(polygons).area == pytest.approx(filled.size * 16)
+
+
+def test_small_regions_are_left_out_after_they_were_joined(tmp_path: Path) -> None:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[28:36, 28:36] = 1  # four pieces of 16 cells, in four blocks
+    labels[2:5, 2:5] = 2
+    result = make_result(tmp_path, labels, block=32)
+    (region,) = trace(result, Budget(simplify_cells=0, min_cells=60))
+    assert (region.label, region.num_cells) == (1, 64)
+    assert region.polygon.bounds == (112, 112, 144, 144)
+
+
+def test_a_map_of_noise_is_traced_in_parts_and_simplified_to_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.answers.polygons.MAX_EDGES", 20_000)
+    noise = np.random.default_rng(0).integers(1, 4, (160, 160)).astype(np.uint8)
+    result = make_result(tmp_path, noise, block=2048, max_vertices=5000, min_area_um2=4)
+    budget = find_budget(result)
+    vertices = sum(shapely.get_num_coordinates(r.polygon) for r in trace(result, budget))
+    assert vertices <= 5000
+    assert budget.min_cells > 1
+
+
+@pytest.mark.parametrize("name", ["geojson", "dsa"])
+def test_annotations_are_in_the_frame_of_level_0(
+    name: str, tmp_path: Path, result: SlideResult, labels: NDArray[np.uint8]
+) -> None:
+    document = json.loads(gzip.decompress(write(result, name, tmp_path).read_bytes()))
+    if name == "geojson":
+        assert document["type"] == "FeatureCollection"
+        shapes = [shapely.geometry.shape(f["geometry"]) for f in document["features"]]
+        names = [f["properties"]["classification"]["name"] for f in document["features"]]
+    else:
+        points = [(e["points"], e["holes"]) for e in document["elements"]]
+        shapes = [
+            shapely.Polygon([p[:2] for p in shell], [[p[:2] for p in hole] for hole in holes])
+            for shell, holes in points
+        ]
+        names = [element["label"]["value"] for element in document["elements"]]
+    assert "level 0" in (document.get("focalpath") or document["attributes"]["focalpath"])["frame"]
+    bounds = shapely.total_bounds(np.array(shapes))
+    assert bounds[0] >= 400
+    assert bounds[1] >= 84
+    tree = shapely.STRtree(shapes)
+    rng = np.random.default_rng(0)
+    right = 0
+    for y, x in zip(rng.integers(0, ROWS, 300), rng.integers(0, COLUMNS, 300), strict=True):
+        place = shapely.Point(400 + 4 * (x + 0.5), 84 + 4 * (y + 0.5))
+        found = {names[index] for index in tree.query(place, predicate="intersects")}
+        expected = {CLASSES[labels[y, x] - 1].name} if labels[y, x] else set()
+        right += found == expected
+    assert right > 250  # outlines are simplified
+
+
+def test_outputs_are_the_same_at_each_writing(tmp_path: Path, result: SlideResult) -> None:
+    for name in ("geojson", "dsa", "ome-tiff", "overview", "dicom-seg"):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        one, other = write(result, name, tmp_path), write(result, name, tmp_path / "b")
+        assert one.read_bytes() == other.read_bytes(), name
+
+
+def test_ome_zarr_follows_the_specification(result: SlideResult, labels: NDArray[np.uint8]) -> None:
+    group = zarr.open_group(result.store, mode="r")
+    image = OmeImage.from_zarr(group)
+    label_image = ImageLabel.from_zarr(group["labels/classes"])
+    assert len(image.attributes.ome.multiscales[0].datasets) == result.num_levels > 1
+    assert label_image.attributes.ome.image_label is not None
+    assert np.array_equal(group["labels/classes/0"][:], labels)
+    for level in range(1, result.num_levels):
+        step = 2**level
+        assert np.array_equal(group[f"labels/classes/{level}"][:], labels[::step, ::step])
+    first = image.attributes.ome.multiscales[0].datasets[0].coordinateTransformations
+    assert first[0].scale == [2.0, 2.0]
+    assert first[1].translation == [84 / 2 + 1, 400 / 2 + 1]
+
+
+def test_ome_tiff_has_the_levels_the_colours_and_the_scale(
+    tmp_path: Path, result: SlideResult, labels: NDArray[np.uint8]
+) -> None:
+    path = write(result, "ome-tiff", tmp_path)
+    with tifffile.TiffFile(path) as tiff:
+        levels = tiff.series[0].levels
+        assert len(levels) == result.num_levels
+        for index, level in enumerate(levels):
+            step = 2**index
+            assert np.array_equal(level.asarray(), labels[::step, ::step])
+        page = tiff.pages[0]
+        assert page.colormap[:, 1].tolist() == [0xD6 * 257, 0x27 * 257, 0x28 * 257]
+        assert 'PhysicalSizeX="2.0"' in page.description
+        assert "partial" not in page.description
+
+
+def test_dicom_seg_has_the_labels_and_their_place(
+    tmp_path: Path, result: SlideResult, labels: NDArray[np.uint8]
+) -> None:
+    import highdicom
+
+    path = write(result, "dicom-seg", tmp_path)
+    segmentation = highdicom.seg.segread(path)
+    assert segmentation.SegmentationType == "LABELMAP"
+    whole = segmentation.get_total_pixel_matrix(combine_segments=True)
+    assert np.array_equal(whole, labels)
+    names = [s.SegmentLabel for s in segmentation.SegmentSequence if s.SegmentNumber > 0]
+    assert names == [entry.name for entry in CLASSES]
+    origin = segmentation.TotalPixelMatrixOriginSequence[0]
+    place = (origin.XOffsetInSlideCoordinateSystem, origin.YOffsetInSlideCoordinateSystem)
+    assert [float(value) for value in place] == pytest.approx([84 * 0.5e-3, 400 * 0.5e-3])
+    shared = pydicom.dcmread(path).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert [float(value) for value in shared.PixelSpacing] == [0.002, 0.002]
+
+
+def test_the_overview_shows_the_classes_over_the_slide(tmp_path: Path, result: SlideResult) -> None:
+    with Image.open(write(result, "overview", tmp_path)) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert max(pixels.shape) < 4000
+    for entry in CLASSES:
+        color = tuple(int(entry.color[index : index + 2], 16) for index in (1, 3, 5))
+        assert (pixels == color).all(axis=-1).sum() >= 200, entry.name
