@@ -10,6 +10,8 @@ from typing import Any
 from train.data.convert.bcss import BcssSettings, prepare_bcss
 from train.data.convert.bdsa import BdsaSettings, prepare_bdsa
 from train.data.convert.crag import CragSettings, prepare_crag
+from train.data.convert.glas import GlasSettings, prepare_glas
+from train.data.convert.ocelot import OcelotSettings, prepare_ocelot
 from train.data.synthetic.dataset import SyntheticSettings, write_dataset
 from train.data.synthetic.slides import SlideSettings, write_slides
 
@@ -71,6 +73,20 @@ CONVERTERS: dict[str, Converter] = {
             },
             settings=BdsaSettings,
             convert=prepare_bdsa,
+        ),
+        Converter(
+            name="ocelot",
+            help="Take OCELOT's tissue patches and masks (six organs): cancer area or not.",
+            inputs={"source": "The folder with metadata.json, images/ and annotations/."},
+            settings=OcelotSettings,
+            convert=prepare_ocelot,
+        ),
+        Converter(
+            name="glas",
+            help="Take GlaS (colon glands): gland or not, or benign and malignant glands.",
+            inputs={"source": "The folder with train_1.bmp, train_1_anno.bmp, Grade.csv."},
+            settings=GlasSettings,
+            convert=prepare_glas,
         ),
     )
 }

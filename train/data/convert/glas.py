@@ -1,0 +1,124 @@
+"""GlaS, "Gland Segmentation in Colon Histology Images": 165 images of 16 patients.
+
+Sirinukunwattana et al. 2017, "Gland segmentation in colon histology images: The GlaS challenge
+contest", Medical Image Analysis, arXiv 1603.00275; research only. Files as published:
+
+SOURCE/train_N.bmp, testA_N.bmp, testB_N.bmp   RGB, mostly 775 x 522 at 0.62 um per pixel
+SOURCE/..._anno.bmp                            one channel: 0, or the number of a gland
+SOURCE/Grade.csv                               name, patient ID, grade: benign or malignant
+
+The images are of 20x slides at 0.62005 um per pixel, as the paper says; the files do not tell it.
+"""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.check import report
+from train.data.convert.images import FoldSettings, SourceImage, write_images
+from train.data.convert.layout import find_images, read_region_image, refuse_existing
+from train.errors import FocalPathError
+from train.settings import TissueClass
+
+_NON_GLAND = TissueClass(name="Non-gland", color="#56b4e9")
+TWO_CLASSES = (_NON_GLAND, TissueClass(name="Gland", color="#d55e00"))
+THREE_CLASSES = (
+    _NON_GLAND,
+    TissueClass(name="Benign gland", color="#009e73"),
+    TissueClass(name="Malignant gland", color="#d55e00"),
+)
+_GRADES = {"benign": 2, "malignant": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlasSettings:
+    """How GlaS is prepared."""
+
+    folds: FoldSettings = field(default_factory=FoldSettings)
+    classes: Literal["gland", "grade"] = "gland"
+    """gland: glands against the rest; grade: benign and malignant glands, by the image's grade."""
+    source_mpp: float = 0.62
+    """um per pixel of the images."""
+
+
+class _Case(NamedTuple):
+    patient: str
+    grade: str
+
+
+def prepare_glas(source: Path, out: Path, settings: GlasSettings) -> None:
+    """Turn the published files into SAM-Path's layout; print the shares and what looks wrong.
+
+    Raises:
+        FocalPathError: files are missing, damaged or of another form, or `out` exists.
+    """
+    refuse_existing(out)
+    files = find_images(source, (".bmp", ".png", ".tif"))
+    cases = _read_grades(source / "Grade.csv")
+    images = []
+    for name, path in files.items():
+        if name.endswith("_anno"):
+            continue
+        if f"{name}_anno" not in files:
+            raise FocalPathError(
+                f"{source} lacks {name}_anno{path.suffix}, the mask of {path.name}; expected one "
+                "for each image. Download the missing files."
+            )
+        if name not in cases:
+            raise FocalPathError(
+                f"{source / 'Grade.csv'} has no row for {name}; expected one for each image. "
+                "Download it again."
+            )
+        case = cases[name]
+        gland = _GRADES[case.grade] if settings.classes == "grade" else 2
+        images.append(
+            SourceImage(
+                name=name,
+                path=path,
+                group=case.patient,
+                part="training" if name.startswith("train") else "test",
+                mpp=settings.source_mpp,
+                read_labels=partial(_read_labels, files[f"{name}_anno"], gland),
+            )
+        )
+    classes = THREE_CLASSES if settings.classes == "grade" else TWO_CLASSES
+    recipe = {"source": "glas", **asdict(settings)}
+    report(out, write_images(out, images, classes, settings.source_mpp, settings.folds, recipe))
+
+
+def _read_grades(path: Path) -> Mapping[str, _Case]:
+    """Patient and grade by image; the published header has spaces after its commas."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, skipinitialspace=True))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FocalPathError(
+            f"{path} cannot be read ({error}); expected GlaS's table of patients and grades, with "
+            "the columns name, patient ID, grade (GlaS)"
+        ) from error
+    cases = {}
+    for number, row in enumerate(rows, start=2):
+        values = {(k or "").strip().lower(): str(v or "").strip() for k, v in row.items()}
+        grade = next((v.lower() for k, v in values.items() if k.startswith("grade (glas")), None)
+        if not values.get("name") or not values.get("patient id") or grade not in _GRADES:
+            raise FocalPathError(
+                f"{path}, line {number}: found {values}; expected name, patient ID and "
+                f"grade (GlaS), {' or '.join(_GRADES)}"
+            )
+        cases[values["name"]] = _Case(values["patient id"], grade)
+    return cases
+
+
+def _read_labels(path: Path, gland: int) -> NDArray[np.uint8]:
+    image = read_region_image(path)
+    if image.mode not in ("1", "L", "P", "I", "I;16"):
+        raise FocalPathError(
+            f"{path} has the mode {image.mode}; expected one channel with the numbers of the glands"
+        )
+    return np.where(np.asarray(image) > 0, gland, 1).astype(np.uint8)

@@ -1,0 +1,167 @@
+"""Whole images and their label maps to a data set in SAM-Path's layout, uncut.
+
+Training cuts them itself (see `train.data.scale`), so nothing is lost to tiles that were cut once.
+Folds are by group, the patient or case; `folds.csv` says which.
+"""
+
+import csv
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track
+
+from train.data.convert.layout import TEST_FOLD, assign_folds, read_region_image, refuse_existing
+from train.data.folder import IMAGE_SUFFIXES, whole_or_not_at_all, write_json
+from train.data.pixels import read_image
+from train.errors import FocalPathError
+from train.settings import TissueClass
+
+VALIDATION_FOLD = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldSettings:
+    """How images are sorted into folds."""
+
+    parts: Literal["patient", "official"] = "patient"
+    """patient: all images of a patient share a fold, drawn by --seed; official: the parts as they
+    were published, even where a patient is in several."""
+    num_folds: int = 5
+    """Folds of the images that are not for testing; fold 0 is validation, the others training."""
+    test_share: float = 0.2
+    """Share of the patients that is for testing, where folds are drawn (our choice)."""
+    seed: int = 0
+    """Seed of the draw."""
+
+    def __post_init__(self) -> None:
+        """Refuse shares and numbers of folds that leave nothing to train on."""
+        if not 0 <= self.test_share < 1:
+            raise FocalPathError(f"test_share is {self.test_share}; expected 0 to below 1")
+        if self.num_folds < 2:
+            raise FocalPathError(
+                f"num_folds is {self.num_folds}; expected 2 or more, as fold 0 is for validation"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceImage:
+    """An image of a published data set."""
+
+    name: str
+    path: Path
+    group: str
+    """Patient or case."""
+    part: str
+    """The official part: training, validation or test."""
+    mpp: float
+    read_labels: Callable[[], NDArray[np.uint8]]
+    """Reads its labels, (H, W) uint8."""
+
+
+def write_images(
+    out: Path,
+    images: Sequence[SourceImage],
+    classes: Sequence[TissueClass],
+    mpp: float,
+    settings: FoldSettings,
+    recipe: Mapping[str, Any],
+) -> list[str]:
+    """Write a data set whole or not at all.
+
+    Args:
+        out: Where to; must not hold anything.
+        images: What to write.
+        classes: Names and colours of labels 1..C.
+        mpp: um per pixel of most images.
+        settings: How to sort into folds.
+        recipe: What settings.json says.
+
+    Returns:
+        Warnings about the folds.
+
+    Raises:
+        FocalPathError: `out` exists, an image or mask is damaged or of another size, or there are
+            too few groups.
+    """
+    refuse_existing(out)
+    folds = _folds(images, settings)
+    with whole_or_not_at_all(out) as partial:
+        for kind in ("img", "mask"):
+            (partial / kind).mkdir()
+        for image in track(images, "Writing images"):
+            _write_pair(partial, image)
+        with (partial / "folds.csv").open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["img_id", "fold", "group", "mpp"])
+            for image in images:
+                rows.writerow([image.name, folds[image.name], image.group, f"{image.mpp:.6g}"])
+        description = {"mpp": mpp, "classes": [asdict(entry) for entry in classes]}
+        write_json(partial / "dataset.json", description)
+        write_json(partial / "settings.json", recipe)
+    return straddling(images) if settings.parts == "official" else []
+
+
+def straddling(images: Iterable[SourceImage]) -> list[str]:
+    """Warn of patients that are in several of the official parts."""
+    parts: defaultdict[str, set[str]] = defaultdict(set)
+    for image in images:
+        parts[image.group].add(image.part)
+    mixed = sorted(group for group, found in parts.items() if len(found) > 1)
+    if not mixed:
+        return []
+    return [
+        f"{len(mixed)} of {len(parts)} patients are in several of the official parts, such as "
+        f"{mixed[0]} in {', '.join(sorted(parts[mixed[0]]))}: scores will be better than on new "
+        "patients. --parts patient draws folds by patient."
+    ]
+
+
+def _folds(images: Sequence[SourceImage], settings: FoldSettings) -> dict[str, int]:
+    """The fold of each image by its name."""
+    official = settings.parts == "official"
+    fixed = {"test": TEST_FOLD, "validation": VALIDATION_FOLD}
+    parts = {image.part for image in images}
+    if official and "validation" in parts:
+        return {image.name: fixed.get(image.part, 1) for image in images}
+    open_images = [image for image in images if not (official and image.part == "test")]
+    test_groups: set[str] = set()
+    if not official:
+        groups = sorted({image.group for image in open_images})
+        np.random.default_rng(settings.seed).shuffle(groups)
+        test_groups = set(groups[: round(settings.test_share * len(groups))])
+    sizes = Counter(image.group for image in open_images if image.group not in test_groups)
+    drawn = assign_folds(sizes, settings.num_folds, settings.seed)
+    return {
+        image.name: TEST_FOLD
+        if image.group in test_groups or (official and image.part == "test")
+        else drawn[image.group]
+        for image in images
+    }
+
+
+def _write_pair(folder: Path, image: SourceImage) -> None:
+    labels = image.read_labels()
+    suffix = image.path.suffix.lower()
+    pixels = read_image(image.path) if suffix in IMAGE_SUFFIXES else _read_other(image.path)
+    if pixels.shape[:2] != labels.shape:
+        raise FocalPathError(
+            f"the mask of {image.path} is {labels.shape[1]} x {labels.shape[0]} pixels, the image "
+            f"{pixels.shape[1]} x {pixels.shape[0]}; expected the same size. Download both again."
+        )
+    if suffix in IMAGE_SUFFIXES:
+        shutil.copyfile(image.path, folder / "img" / f"{image.name}{suffix}")
+    else:
+        Image.fromarray(pixels).save(folder / "img" / f"{image.name}.png", compress_level=3)
+    Image.fromarray(labels).save(folder / "mask" / f"{image.name}.png")
+
+
+def _read_other(path: Path) -> NDArray[np.uint8]:
+    """Read a format that serving does not take, such as BMP."""
+    return np.array(read_region_image(path).convert("RGB"))

@@ -1,0 +1,114 @@
+"""OCELOT 2023: patches of six organs from TCGA slides, with tissue masks.
+
+Ryu et al. 2023, "OCELOT: Overlapped Cell on Tissue Dataset for Histopathology", CVPR, arXiv
+2303.13110; CC BY-NC 4.0. Files as published:
+
+SOURCE/metadata.json                            slide, um per pixel, organ, part of each pair
+SOURCE/images/{train,val,test}/tissue/NNN.jpg   RGB, 1024 x 1024, about 0.778 um per pixel
+SOURCE/annotations/.../tissue/NNN.png           1 background, 2 cancer area, 255 unknown
+
+The cell patches and their points are not used: they have no masks. The patient is the TCGA case,
+the first 12 characters of a slide's name.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.check import report
+from train.data.convert.images import FoldSettings, SourceImage, write_images
+from train.data.convert.layout import refuse_existing
+from train.data.pixels import read_mask
+from train.errors import FocalPathError
+from train.settings import TissueClass
+
+CLASSES = (
+    TissueClass(name="Background", color="#56b4e9"),
+    TissueClass(name="Cancer area", color="#d55e00"),
+)
+_PARTS = {"train": "training", "val": "validation", "test": "test"}
+_CASE_LETTERS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class OcelotSettings:
+    """How OCELOT is prepared."""
+
+    folds: FoldSettings = field(default_factory=FoldSettings)
+
+
+def prepare_ocelot(source: Path, out: Path, settings: OcelotSettings) -> None:
+    """Turn the published files into SAM-Path's layout; print the shares and what looks wrong.
+
+    Raises:
+        FocalPathError: files are missing, damaged or of another form, or `out` exists.
+    """
+    refuse_existing(out)
+    images, missing = _find_images(source, _read_metadata(source / "metadata.json"))
+    warnings = []
+    if missing:
+        warnings.append(
+            f"{len(missing)} of the pairs in metadata.json have no tissue image and mask here, "
+            f"such as {missing[0]}: they were left out"
+        )
+    mpp = median(image.mpp for image in images)
+    recipe = {"source": "ocelot", **asdict(settings)}
+    warnings += write_images(out, images, CLASSES, round(mpp, 6), settings.folds, recipe)
+    report(out, warnings)
+
+
+def _read_metadata(path: Path) -> Mapping[str, Any]:
+    try:
+        pairs: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["sample_pairs"]
+        return dict(pairs)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FocalPathError(
+            f"{path} is not OCELOT's metadata ({error!r}); expected JSON with sample_pairs. Give "
+            "the folder that holds metadata.json, images/ and annotations/."
+        ) from error
+
+
+def _find_images(source: Path, pairs: Mapping[str, Any]) -> tuple[list[SourceImage], list[str]]:
+    """The pairs whose files are here, and the names of the others."""
+    images, missing = [], []
+    for name, pair in sorted(pairs.items()):
+        try:
+            part, slide = str(pair["subset"]), str(pair["slide_name"])
+            mpp = float(pair["tissue"]["resized_mpp_x"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise FocalPathError(
+                f"{source / 'metadata.json'}, pair {name}: {error!r} is not as published; expected "
+                "subset, slide_name and tissue.resized_mpp_x. Download it again."
+            ) from error
+        image = source / "images" / part / "tissue" / f"{name}.jpg"
+        mask = source / "annotations" / part / "tissue" / f"{name}.png"
+        if not (image.is_file() and mask.is_file()):
+            missing.append(name)
+            continue
+        images.append(
+            SourceImage(
+                name=name,
+                path=image,
+                group=slide[:_CASE_LETTERS],
+                part=_PARTS.get(part, part),
+                mpp=mpp,
+                read_labels=partial(_read_labels, mask),
+            )
+        )
+    if not images:
+        raise FocalPathError(
+            f"{source} has no tissue image with its mask; expected images/train/tissue/NNN.jpg and "
+            "annotations/train/tissue/NNN.png. Give the folder of the published files."
+        )
+    return images, missing
+
+
+def _read_labels(path: Path) -> NDArray[np.uint8]:
+    return read_mask(path, len(CLASSES))
