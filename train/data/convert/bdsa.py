@@ -28,7 +28,7 @@ from typing import Literal
 import numpy as np
 
 from train.data.check import report
-from train.data.convert.dsa_annotations import fill_shape, read_annotations
+from train.data.convert.dsa_annotations import read_annotations
 from train.data.convert.layout import (
     TEST_FOLD,
     Region,
@@ -40,6 +40,7 @@ from train.data.convert.layout import (
     resample_image,
     write_dataset,
 )
+from train.data.convert.shapes import fill_shape, vanished
 from train.errors import FocalPathError
 from train.settings import TissueClass
 
@@ -265,7 +266,7 @@ def _read_regions(
     warnings: list[str],
 ) -> Iterator[Region]:
     """Read one region after another; `warnings` gets those that no element reaches."""
-    missed = []
+    missed, hidden = [], []
     for source in sources:
         original = read_region_image(source.image)
         image = resample_image(original, source.mpp / settings.tiles.mpp)
@@ -277,15 +278,21 @@ def _read_regions(
             labels[:] = BACKGROUND
         # From the sizes, as the number of pixels is rounded.
         scale = np.array(labels.shape[::-1]) / original.size * (source.base_mpp / source.mpp)
-        reached = False
+        drawn = []
         for shape in shapes:
             value = meanings[_normalised(shape.label)]
             rings = tuple((ring - [source.x, source.y]) * scale for ring in shape.rings)
             if value is not None and fill_shape(labels, rings, value):
-                reached = True
-        if not reached:
+                drawn.append((shape.label, value, rings))
+        if not drawn:
             missed.append(source.name)
+        hidden += [f"{name} in {source.name}" for name in vanished(drawn, labels)]
         yield Region(source.name, source.group, image, labels, source.fold)
+    if hidden:
+        warnings.append(
+            f"{len(hidden)} elements, such as {hidden[0]}, are wholly covered by later ones and "
+            "vanished: --overlap area draws smaller elements on top"
+        )
     if missed:
         warnings.append(
             f"{len(missed)} regions, such as {missed[0]}, are reached by no element: are x, y and "

@@ -9,34 +9,59 @@ not. Coordinates are (x, y, z) in pixels of the slide at its full resolution.
 
 import json
 import math
+import re
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from train.data.convert.shapes import UNNAMED, Annotation, Ring, Shape
 from train.errors import FocalPathError
-
-Ring = NDArray[np.float64]
-"""(N, 2) x and y of a closed line in pixels; the last point is joined to the first."""
 
 _ELLIPSE_POINTS = 128
 
 
-@dataclass(frozen=True, eq=False)
-class Shape:
-    """An area with its label: an outline, then its holes."""
+def read_dsa(path: Path, content: Any) -> list[Annotation]:
+    """Read an export as the annotations of any format.
 
-    label: str
-    rings: tuple[Ring, ...]
+    Args:
+        path: The file, for messages.
+        content: What its JSON says.
 
-    @property
-    def area_px(self) -> float:
-        """Area inside the outline, holes included."""
-        x, y = self.rings[0].T
-        return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+    Raises:
+        FocalPathError: the file is not such an export.
+    """
+    found: list[Annotation] = []
+    try:
+        for document in content if isinstance(content, list) else [content]:
+            annotation = document.get("annotation", document)
+            for number, element in enumerate(annotation["elements"], start=1):
+                label = element.get("group") or (element.get("label") or {}).get("value")
+                rings = _rings(element)
+                kind = _kind(element)
+                if rings is not None and len(rings[0]) < 3:
+                    kind, rings = f"closed polyline with {len(rings[0])} points", None
+                found.append(
+                    Annotation(
+                        label=str(label or annotation.get("name") or UNNAMED),
+                        rings=rings or (),
+                        kind=kind,
+                        place=f"element {number}",
+                        color=_color(element.get("lineColor")),
+                    )
+                )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _other(path, error) from error
+    return found
+
+
+def _color(text: Any) -> str | None:
+    """#rrggbb of "rgb(0, 128, 0)" or "#008000"."""
+    numbers = re.findall(r"\d+", text) if isinstance(text, str) and text.startswith("rgb") else []
+    if len(numbers) >= 3:
+        return "#{:02x}{:02x}{:02x}".format(*(min(int(n), 255) for n in numbers[:3]))
+    return text if isinstance(text, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", text) else None
 
 
 def read_annotations(path: Path) -> tuple[list[Shape], Counter[str]]:
@@ -50,31 +75,30 @@ def read_annotations(path: Path) -> tuple[list[Shape], Counter[str]]:
     Raises:
         FocalPathError: the file is not such an export.
     """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError) as error:
+        raise _other(path, error) from error
     shapes: list[Shape] = []
     others: Counter[str] = Counter()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        for document in content if isinstance(content, list) else [content]:
-            annotation = document.get("annotation", document)
-            for number, element in enumerate(annotation["elements"], start=1):
-                label = element.get("group") or (element.get("label") or {}).get("value")
-                label = str(label or annotation.get("name") or "")
-                rings = _rings(element)
-                if rings is None:
-                    others[_kind(element)] += 1
-                elif len(rings[0]) < 3:
-                    place = f"{label!r}, element {number} of {path.name}"
-                    others[f"closed polyline with {len(rings[0])} points, {place}"] += 1
-                else:
-                    shapes.append(Shape(label, rings))
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise FocalPathError(
-            f"{path} is not an annotation export of the Digital Slide Archive ({error!r}); "
-            'expected JSON: {"annotation": {"name": "...", "elements": [{"type": "polyline", '
-            '"closed": true, "points": [[x, y, 0], ...], "group": "Gray Matter"}, ...]}}, or a '
-            "list of those. Export the annotations again."
-        ) from error
+    for found in read_dsa(path, content):
+        label = "" if found.label == UNNAMED else found.label
+        if found.rings:
+            shapes.append(Shape(label, found.rings))
+        elif found.kind.startswith("closed"):
+            others[f"{found.kind}, {label!r}, {found.place} of {path.name}"] += 1
+        else:
+            others[found.kind] += 1
     return shapes, others
+
+
+def _other(path: Path, error: Exception) -> FocalPathError:
+    return FocalPathError(
+        f"{path} is not an annotation export of the Digital Slide Archive ({error!r}); "
+        'expected JSON: {"annotation": {"name": "...", "elements": [{"type": "polyline", '
+        '"closed": true, "points": [[x, y, 0], ...], "group": "Gray Matter"}, ...]}}, or a '
+        "list of those. Export the annotations again."
+    )
 
 
 def _kind(element: dict[str, Any]) -> str:
@@ -116,40 +140,3 @@ def _placed(unit: Ring, element: dict[str, Any], width: float, height: float) ->
     cos, sin = math.cos(angle), math.sin(angle)
     turned = unit * [width, height] @ np.array([[cos, sin], [-sin, cos]])
     return np.asarray(turned + np.asarray(element["center"][:2], dtype=np.float64))
-
-
-def fill_shape(labels: NDArray[np.uint8], rings: tuple[Ring, ...], value: int) -> bool:
-    """Set the pixels whose centre is inside an odd number of rings, in place.
-
-    Pillow's polygons also cover their outline, a pixel more on two sides, which would shift every
-    border between classes and shrink holes; so rows are filled here between crossings.
-
-    Args:
-        labels: (H, W) uint8; pixel (row, column) has its centre at (column + 0.5, row + 0.5).
-        rings: outline and holes in pixels of `labels`; may reach beyond it.
-        value: the label.
-
-    Returns:
-        Whether any pixel was reached.
-    """
-    height, width = labels.shape
-    low, high = rings[0].min(axis=0), rings[0].max(axis=0)
-    left, right = (int(np.clip(edge, 0, width)) for edge in (low[0], math.ceil(high[0])))
-    top, bottom = (int(np.clip(edge, 0, height)) for edge in (low[1], math.ceil(high[1])))
-    if left >= right or top >= bottom:
-        return False
-    # A crossing toggles all pixels to its right, so inside is where the toggles so far are odd.
-    toggles = np.zeros((bottom - top, right - left + 1), np.uint8)
-    for ring in rings:
-        for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
-            first = max(top, math.ceil(min(y0, y1) - 0.5))
-            last = min(bottom, math.ceil(max(y0, y1) - 0.5))
-            if first >= last:
-                continue
-            rows = np.arange(first, last)
-            crossings = x0 + (rows + 0.5 - y0) * ((x1 - x0) / (y1 - y0))
-            columns = np.clip(np.ceil(crossings - 0.5), left, right).astype(np.int64)
-            toggles[rows - top, columns - left] ^= 1
-    inside = np.bitwise_xor.accumulate(toggles[:, :-1], axis=1).astype(bool)
-    labels[top:bottom, left:right][inside] = value
-    return bool(inside.any())

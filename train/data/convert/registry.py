@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from train.data.convert.annotations import AnnotationSettings, prepare_annotations
 from train.data.convert.bcss import BcssSettings, prepare_bcss
 from train.data.convert.bdsa import BdsaSettings, prepare_bdsa
 from train.data.convert.crag import CragSettings, prepare_crag
@@ -87,6 +88,17 @@ CONVERTERS: dict[str, Converter] = {
             inputs={"source": "The folder with train_1.bmp, train_1_anno.bmp, Grade.csv."},
             settings=GlasSettings,
             convert=prepare_glas,
+        ),
+        Converter(
+            name="annotations",
+            help="Cut annotated slides or images: QuPath GeoJSON, ASAP or ImageScope XML, Digital "
+            "Slide Archive JSON. The first call writes a template of what the labels mean.",
+            inputs={
+                "source": "The folder of slides or images.",
+                "annotations": "The folder of annotations, named as the slides.",
+            },
+            settings=AnnotationSettings,
+            convert=prepare_annotations,
         ),
     )
 }

@@ -15,8 +15,8 @@ from train.data.convert import layout
 from train.data.convert.bcss import CODES, BcssSettings, prepare_bcss
 from train.data.convert.bdsa import BdsaSettings, prepare_bdsa
 from train.data.convert.crag import CragSettings, prepare_crag
-from train.data.convert.dsa_annotations import fill_shape
 from train.data.convert.layout import TileSettings, assign_folds, tile_starts
+from train.data.convert.shapes import fill_shape
 from train.data.folder import read_tile_folder
 from train.data.pixels import read_image, read_mask
 from train.errors import FocalPathError

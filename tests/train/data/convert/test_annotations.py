@@ -1,0 +1,247 @@
+"""Annotated images in every format, which must become the same labels."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.support.real_slide import SHARED_DATA
+from train.data.convert.annotation_files import read_annotation_file
+from train.data.convert.annotations import AnnotationSettings, prepare_annotations
+from train.data.convert.layout import TileSettings
+from train.data.folder import read_tile_folder
+from train.data.pixels import read_mask
+from train.errors import FocalPathError
+
+SQUARE = [[10, 10], [50, 10], [50, 50], [10, 50]]
+HOLE = [[20, 20], [30, 20], [30, 30], [20, 30]]
+STROMA = [[40, 6], [60, 6], [60, 60], [40, 60]]
+ROI = [[0, 0], [64, 0], [64, 48], [0, 48]]
+AREAS = (("Tumor", [SQUARE, HOLE]), ("Stroma", [STROMA]), ("ROI", [ROI]))
+Rings = list[list[list[int]]]
+
+
+def expected() -> NDArray[np.uint8]:
+    """Tumor with a hole, Stroma over it, nothing outside of the region of interest."""
+    labels = np.zeros((64, 64), np.uint8)
+    labels[10:50, 10:50] = 1
+    labels[20:30, 20:30] = 0
+    labels[6:60, 40:60] = 2
+    labels[48:] = 0
+    return labels
+
+
+def geojson(path: Path, areas: Any = AREAS) -> None:
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [[*r, r[0]] for r in rings]},
+            "properties": {"classification": {"name": name, "color": [200, 0, len(name)]}},
+        }
+        for name, rings in areas
+    ]
+    content = {"type": "FeatureCollection", "features": features}
+    path.with_suffix(".geojson").write_text(json.dumps(content))
+
+
+def asap(path: Path, areas: Any = AREAS) -> None:
+    """ASAP has no holes: an area on top of another takes its place."""
+    text = ""
+    for name, rings in areas:
+        for group, ring in zip((name, "Hole"), rings, strict=False):
+            points = "".join(
+                f'<Coordinate Order="{i}" X="{x}" Y="{y}"/>' for i, (x, y) in enumerate(ring)
+            )
+            text += (
+                f'<Annotation Name="a" Type="Polygon" PartOfGroup="{group}" Color="#F4FA58">'
+                f"<Coordinates>{points}</Coordinates></Annotation>"
+            )
+    xml = f"<ASAP_Annotations><Annotations>{text}</Annotations></ASAP_Annotations>"
+    path.with_suffix(".xml").write_text(xml)
+
+
+def imagescope(path: Path, areas: Any = AREAS) -> None:
+    text = ""
+    for layer, (name, rings) in enumerate(areas, start=1):
+        regions = ""
+        for number, ring in enumerate(rings, start=1):
+            points = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in ring)
+            negative = int(number > 1)
+            regions += (
+                f'<Region Id="{number}" Type="0" NegativeROA="{negative}" InputRegionId="0">'
+                f"<Vertices>{points}</Vertices></Region>"
+            )
+        text += (
+            f'<Annotation Id="{layer}" Name="{name}" LineColor="255">'
+            f"<Regions>{regions}</Regions></Annotation>"
+        )
+    path.with_suffix(".xml").write_text(f'<Annotations MicronsPerPixel="0">{text}</Annotations>')
+
+
+def dsa(path: Path, areas: Any = AREAS) -> None:
+    elements = [
+        {
+            "type": "polyline",
+            "closed": True,
+            "group": name,
+            "points": [[x, y, 0] for x, y in rings[0]],
+            "holes": [[[x, y, 0] for x, y in hole] for hole in rings[1:]],
+        }
+        for name, rings in areas
+    ]
+    content = [{"annotation": {"name": "doc", "elements": elements}}]
+    path.with_suffix(".json").write_text("\ufeff" + json.dumps(content))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Two images of 64 pixels that do not tell their um per pixel."""
+    for folder in ("images", "annotations"):
+        (tmp_path / folder).mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        pixels = rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{name}.png")
+    return tmp_path
+
+
+def write_mapping(path: Path, **changes: Any) -> Path:
+    labels = {"Tumor": "Tumor", "Stroma": "Stroma", "ROI": "roi", "Hole": "unlabelled"}
+    classes = [{"name": "Tumor", "color": "#d62728"}, {"name": "Stroma", "color": "#2ca02c"}]
+    content = {"classes": classes, "labels": labels, **changes}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def prepare(source: Path, *, tile_size_px: int = 64, mpp: float = 0.5, **changes: Any) -> Path:
+    settings = AnnotationSettings(
+        tiles=TileSettings(tile_size_px=tile_size_px, mpp=mpp),
+        **{"source_mpp": 0.5, "mapping": source / "mapping.json", **changes},
+    )
+    prepare_annotations(source / "images", source / "annotations", source / "out", settings)
+    return source / "out"
+
+
+def masks_of(data: Path) -> dict[str, NDArray[np.uint8]]:
+    folder = read_tile_folder(data)
+    return {t.tile_id: read_mask(t.mask, 2) for found in folder.tiles.values() for t in found}
+
+
+@pytest.mark.parametrize("write", [geojson, asap, imagescope, dsa])
+def test_the_same_areas_become_the_same_labels(source: Path, write: Callable[..., None]):
+    for name in ("a", "b"):
+        write(source / "annotations" / name)
+    write_mapping(source / "mapping.json")
+    masks = masks_of(prepare(source, test_share=0.0))
+    np.testing.assert_array_equal(masks["a"], expected())
+    np.testing.assert_array_equal(masks["b"], expected())
+
+
+def test_areas_are_drawn_at_the_tiles_scale(source: Path):
+    for name in ("a", "b"):
+        geojson(source / "annotations" / name)
+    write_mapping(source / "mapping.json")
+    masks = masks_of(prepare(source, tile_size_px=32, mpp=1.0, test_share=0.0))
+    np.testing.assert_array_equal(masks["a"], expected()[::2, ::2])
+
+
+def test_the_first_call_writes_a_template_and_nothing_else(
+    source: Path, capsys: pytest.CaptureFixture[str]
+):
+    geojson(source / "annotations" / "a")
+    prepare(source)
+    assert not (source / "out").exists()
+    content = json.loads((source / "mapping.json").read_text())
+    assert content["labels"] == {"Tumor": "Tumor", "Stroma": "Stroma", "ROI": "roi"}
+    assert [entry["name"] for entry in content["classes"]] == ["Tumor", "Stroma"]
+    assert content["classes"][0]["color"] == "#c80005"
+    assert "mapping.json" in capsys.readouterr().out.replace("\n", "")
+
+
+def a_point(source: Path) -> None:
+    path = source / "annotations" / "a.geojson"
+    content = json.loads(path.read_text())
+    content["features"][1]["geometry"] = {"type": "Point", "coordinates": [3, 4]}
+    path.write_text(json.dumps(content))
+
+
+def outside(source: Path) -> None:
+    geojson(source / "annotations" / "a", [*AREAS, ("Tumor", [[[70, 5], [90, 5], [80, 9]]])])
+
+
+def an_unmapped_label(source: Path) -> None:
+    geojson(source / "annotations" / "a", [*AREAS, ("Necrosis", [SQUARE])])
+
+
+def an_undefined_class(source: Path) -> None:
+    write_mapping(source / "mapping.json", labels={"Tumor": "Tumour", "Stroma": "Stroma"})
+
+
+def no_slide(source: Path) -> None:
+    (source / "images" / "b.png").unlink()
+
+
+def no_format(source: Path) -> None:
+    (source / "annotations" / "a.geojson").write_text('{"shapes": []}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "changes", "named"),
+    [
+        (a_point, {}, ["a.geojson", "feature 2", "'Stroma'", "Point"]),
+        (outside, {}, ["a.geojson", "feature 4", "70 to 90", "64 x 64"]),
+        (an_unmapped_label, {}, ["mapping.json", "'Necrosis'"]),
+        (an_undefined_class, {}, ["mapping.json", "'Tumour'", "Tumor, Stroma"]),
+        (no_slide, {}, ["b.geojson"]),
+        (no_format, {}, ["a.geojson", "ASAP XML"]),
+        (lambda _: None, {"source_mpp": None}, ["a.png", "--source-mpp"]),
+    ],
+)
+def test_what_cannot_be_drawn_rightly_is_refused_before_anything_is_written(
+    source: Path, damage: Callable[[Path], None], changes: dict[str, Any], named: list[str]
+):
+    for name in ("a", "b"):
+        geojson(source / "annotations" / name)
+    write_mapping(source / "mapping.json")
+    damage(source)
+    with pytest.raises(FocalPathError) as found:
+        prepare(source, **changes)
+    assert all(text in str(found.value) for text in named), found.value
+    assert not (source / "out").exists()
+
+
+@pytest.mark.parametrize(("overlap", "warned"), [("file", True), ("area", False)])
+def test_an_area_that_a_later_one_covers_is_warned_about(
+    source: Path, overlap: str, warned: bool, capsys: pytest.CaptureFixture[str]
+):
+    around = [[0, 0], [64, 0], [64, 64], [0, 64]]
+    for name in ("a", "b"):
+        geojson(source / "annotations" / name, [("Tumor", [SQUARE]), ("Stroma", [around])])
+    write_mapping(source / "mapping.json")
+    masks = masks_of(prepare(source, overlap=overlap, test_share=0.0))
+    assert ((masks["a"] == 1).sum() == 0) == warned
+    assert ("vanished" in capsys.readouterr().out) == warned
+
+
+@pytest.mark.parametrize(
+    ("file", "num", "label"),
+    [
+        ("qupath/qupath05.geojson", 3, "UT"),
+        ("qupath/qupath-brush.json", 1, "brush"),
+        ("asap/tumor_085.xml", 50, "metastasis"),
+        ("imagescope/test.xml", 7, "layer 1"),
+        ("dsa/sample.anot", 2, "Sample"),
+    ],
+)
+def test_real_files_of_each_format_are_read(file: str, num: int, label: str):
+    path = SHARED_DATA / "annotations" / file
+    if not path.exists():
+        pytest.skip(f"{file} is not there: set FOCALPATH_SHARED_DATA")
+    annotations, _ = read_annotation_file(path)
+    assert len(annotations) == num
+    assert annotations[0].label == label

@@ -1,0 +1,337 @@
+"""Slides or images that somebody annotated, to a data set in SAM-Path's layout.
+
+SOURCE/NAME.svs            slides or images, whatever `serve.images.readers` reads
+ANNOTATIONS/NAME.geojson   of the same name: QuPath, ASAP, ImageScope or Digital Slide Archive
+
+Only what is annotated is cut: the regions of interest, else the boxes of all areas. Slides are read
+by the code that serves them, at the tiles' um per pixel; areas are drawn at that scale.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+
+from serve.contract.errors import FocalPathError as ServeError
+from serve.images.readers.reader import RegionReader
+from serve.images.readers.registry import open_reader
+from train.data.check import report
+from train.data.convert.annotation_files import SUFFIXES, read_annotation_file
+from train.data.convert.class_mapping import (
+    IGNORE,
+    ROI,
+    UNLABELLED,
+    ClassMapping,
+    read_mapping,
+    write_template,
+)
+from train.data.convert.layout import (
+    TEST_FOLD,
+    Region,
+    TileSettings,
+    find_images,
+    refuse_existing,
+    write_dataset,
+)
+from train.data.convert.shapes import Annotation, Ring, fill_shape, vanished
+from train.errors import FocalPathError
+
+_PATIENT = re.compile(r"TCGA-\w{2}-\w{4}")
+_SLIDES = (
+    *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".vms", ".vmu", ".bif"),
+    *(".dcm", ".czi", ".zarr", ".png", ".jpg", ".jpeg", ".webp"),
+)
+_CHUNK_TILES = 4
+"""Tiles along each side of what is in memory at once (our choice)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationSettings:
+    """How annotated slides or images are prepared."""
+
+    tiles: TileSettings = field(default_factory=TileSettings)
+    mapping: Path | None = None
+    """JSON that says what the labels mean; by default OUT with .mapping.json behind it. Where it
+    does not exist, a template is written there and nothing else is done."""
+    source_mpp: float | None = None
+    """um per pixel of the slides or images, where their files do not tell it."""
+    overlap: Literal["file", "area"] = "file"
+    """Which of two overlapping areas wins: the later in the file, or the smaller."""
+    patient_pattern: str = ""
+    """Regular expression for the part of a slide's name that names the patient, whose slides share
+    a fold; by default TCGA's, else each slide is a patient."""
+    test_share: float = 0.2
+    """Share of the patients that is for testing (our choice)."""
+
+    def __post_init__(self) -> None:
+        """Refuse a share that leaves nothing, and a pattern that is none."""
+        if not 0 <= self.test_share < 1:
+            raise FocalPathError(f"test_share is {self.test_share}; expected 0 to below 1")
+        try:
+            re.compile(self.patient_pattern)
+        except re.error as error:
+            raise FocalPathError(
+                f"patient_pattern is {self.patient_pattern!r}, no regular expression: {error}"
+            ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Slide:
+    """A slide or image with its annotations, in pixels of its level 0."""
+
+    name: str
+    path: Path
+    file: Path
+    annotations: tuple[Annotation, ...]
+
+
+def prepare_annotations(
+    source: Path, annotations: Path, out: Path, settings: AnnotationSettings
+) -> None:
+    """Turn annotated slides into SAM-Path's layout; print the shares and what looks wrong.
+
+    Everything is checked before anything is cut: labels, kinds, places and um per pixel.
+
+    Raises:
+        FocalPathError: a file is missing, damaged or of another form, a label is not mapped, an
+            annotation has no area or lies outside its slide, or `out` exists.
+    """
+    refuse_existing(out)
+    slides, warnings = _find_slides(source, annotations, settings)
+    found = [annotation for slide in slides for annotation in slide.annotations]
+    mapping_file = settings.mapping or out.with_name(f"{out.name}.mapping.json")
+    if not mapping_file.exists():
+        write_template(mapping_file, found)
+        labels = ", ".join(sorted({annotation.label for annotation in found})) or "none"
+        Console().print(
+            f"wrote {escape(str(mapping_file))}, what the labels mean ({escape(labels)}). Edit it "
+            "and repeat the command.",
+            soft_wrap=True,
+        )
+        return
+    mapping = read_mapping(mapping_file, [annotation.label for annotation in found])
+    for slide in slides:
+        _check_slide(slide, mapping, settings)
+    recipe = {
+        "source": "annotations",
+        **asdict(settings),
+        "mapping": None,
+        "labels": dict(mapping.labels),
+    }
+    hidden: list[str] = []
+    regions = _regions(slides, mapping, settings, hidden)
+    warnings += write_dataset(out, regions, len(slides), mapping.classes, settings.tiles, recipe)
+    if hidden:
+        warnings.append(
+            f"{len(hidden)} areas, such as {hidden[0]}, are wholly covered by later ones and "
+            "vanished: --overlap area draws smaller areas on top"
+        )
+    report(out, warnings)
+
+
+def _find_slides(
+    source: Path, annotations: Path, settings: AnnotationSettings
+) -> tuple[list[_Slide], list[str]]:
+    """Match slides and annotations by name, and read the annotations."""
+    images = find_images(source, _SLIDES)
+    files = find_images(annotations, SUFFIXES)
+    if missing := sorted(files.keys() - images.keys()):
+        raise FocalPathError(
+            f"{source} has no slide for {len(missing)} files of annotations, such as "
+            f"{files[missing[0]].name}; expected a slide or image of the same name. Add it, or "
+            "remove the annotations."
+        )
+    warnings = []
+    if spare := sorted(images.keys() - files.keys()):
+        warnings.append(
+            f"{len(spare)} slides, such as {spare[0]}, have no annotations and were left out"
+        )
+    slides = []
+    for name, file in files.items():
+        found, file_format = read_annotation_file(file)
+        if file_format.within_bounds:
+            with _open(images[name], settings) as reader:
+                found = [_moved(a, reader.bounds.x, reader.bounds.y) for a in found]
+        slides.append(_Slide(name, images[name], file, tuple(found)))
+    return slides, warnings
+
+
+def _open(path: Path, settings: AnnotationSettings) -> RegionReader:
+    try:
+        return open_reader(path, mpp=settings.source_mpp)
+    except ServeError as error:
+        raise FocalPathError(f"{path} cannot be read: {error}") from error
+
+
+def _moved(annotation: Annotation, x: float, y: float) -> Annotation:
+    rings = tuple(ring + [x, y] for ring in annotation.rings)
+    return Annotation(**{**vars(annotation), "rings": rings})
+
+
+def _check_slide(slide: _Slide, mapping: ClassMapping, settings: AnnotationSettings) -> None:
+    """Refuse what could not be drawn rightly, before anything is written."""
+    for annotation in slide.annotations:
+        if not annotation.rings and mapping.labels[annotation.label] != IGNORE:
+            raise FocalPathError(
+                f"{slide.file}: {annotation.place}, labelled {annotation.label!r}, is a "
+                f"{annotation.kind}, which has no area; expected closed areas. Remove it, or map "
+                f"its label to {IGNORE}."
+            )
+    with _open(slide.path, settings) as reader:
+        if reader.mpp is None:
+            raise FocalPathError(
+                f"{slide.path}: the file tells no believable um per pixel; expected it, to cut "
+                f"tiles at {settings.tiles.mpp:g} um. Give it as --source-mpp."
+            )
+        width, height = reader.width_px, reader.height_px
+        has_roi = any(mapping.labels[a.label] == ROI for a in slide.annotations)
+        if mapping.uncovered != UNLABELLED and not has_roi and reader.name != "picture":
+            raise FocalPathError(
+                f"{slide.file} has no region of interest, and uncovered pixels shall be "
+                f"{mapping.uncovered}; that would be the whole slide. Draw one, or set uncovered "
+                f"to {UNLABELLED}."
+            )
+    for annotation in slide.annotations:
+        for ring in annotation.rings[:1]:
+            left, top = ring.min(axis=0)
+            right, bottom = ring.max(axis=0)
+            if left >= width or top >= height or right <= 0 or bottom <= 0:
+                raise FocalPathError(
+                    f"{slide.file}: {annotation.place}, labelled {annotation.label!r}, lies at "
+                    f"x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}, outside of its "
+                    f"slide of {width} x {height} pixels. Is it of another slide?"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is drawn on a slide, in pixels of the tiles' um per pixel."""
+
+    rois: list[tuple[Ring, ...]]
+    shapes: list[tuple[str, int, tuple[Ring, ...]]]
+    """Name, label and rings, in the order of drawing."""
+    size: tuple[int, int]
+    """Rows and columns of the slide."""
+
+
+def _plan(
+    slide: _Slide, reader: RegionReader, mapping: ClassMapping, settings: AnnotationSettings
+) -> _Plan:
+    scale = reader.require_mpp() / settings.tiles.mpp
+    rois, shapes = [], []
+    for annotation in slide.annotations:
+        rings = tuple(ring * scale for ring in annotation.rings)
+        value = mapping.value(annotation.label)
+        if mapping.labels[annotation.label] == ROI:
+            rois.append(rings)
+        elif value is not None and rings:
+            name = f"{annotation.label!r}, {annotation.place} of {slide.file.name}"
+            shapes.append((name, value, rings))
+    if settings.overlap == "area":
+        shapes.sort(key=lambda shape: -_box_area(shape[2][0]))
+    size = (
+        max(1, round(reader.height_px * scale)),
+        max(1, round(reader.width_px * scale)),
+    )
+    return _Plan(rois, shapes, size)
+
+
+def _box_area(ring: Ring) -> float:
+    x, y = ring.T
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+
+
+def _regions(
+    slides: Sequence[_Slide],
+    mapping: ClassMapping,
+    settings: AnnotationSettings,
+    hidden: list[str],
+) -> Iterator[Region]:
+    """Read one chunk after another; `hidden` gets the areas of which nothing is left."""
+    test = _test_groups(slides, settings)
+    for slide in slides:
+        group = _group(slide.name, settings)
+        with ExitStack() as stack:
+            reader = stack.enter_context(_open(slide.path, settings))
+            plan = _plan(slide, reader, mapping, settings)
+            left: defaultdict[str, bool] = defaultdict(bool)
+            for y, x, height, width in _chunks(plan, settings.tiles.tile_size_px):
+                labels, gone = _draw(plan, mapping, (y, x), (height, width))
+                for name, _, _ in _touching(plan, (y, x), (height, width)):
+                    left[name] |= name not in gone
+                if not labels.any():
+                    continue
+                mpp = settings.tiles.mpp
+                image = reader.read_um(y * mpp, x * mpp, height, width, mpp)
+                name = slide.name if plan.size == (height, width) else f"{slide.name}_{y}_{x}"
+                fold = TEST_FOLD if group in test else None
+                yield Region(name, group, image, labels, fold)
+            hidden += [name for name, remains in left.items() if not remains]
+
+
+def _chunks(plan: _Plan, tile: int) -> Iterator[tuple[int, int, int, int]]:
+    """(y, x, height, width) of what is read at once, where something is drawn."""
+    side = tile * _CHUNK_TILES
+    outlines = [rings[0] for rings in plan.rois] or [rings[0] for _, _, rings in plan.shapes]
+    if not outlines:
+        return
+    rows, columns = plan.size
+    low = np.min([ring.min(axis=0) for ring in outlines], axis=0)
+    high = np.max([ring.max(axis=0) for ring in outlines], axis=0)
+    left, top = (max(0, int(np.floor(edge))) for edge in low)
+    right, bottom = min(columns, int(np.ceil(high[0]))), min(rows, int(np.ceil(high[1])))
+    if rows <= side and columns <= side:  # a small image is taken as it is
+        left, top, right, bottom = 0, 0, columns, rows
+    for y in range(top, bottom, side):
+        for x in range(left, right, side):
+            yield y, x, min(side, bottom - y), min(side, right - x)
+
+
+def _touching(
+    plan: _Plan, corner: tuple[int, int], size: tuple[int, int]
+) -> list[tuple[str, int, tuple[Ring, ...]]]:
+    """The shapes whose boxes reach a chunk, in its pixels."""
+    y, x = corner
+    found = []
+    for name, value, rings in plan.shapes:
+        low, high = rings[0].min(axis=0) - [x, y], rings[0].max(axis=0) - [x, y]
+        if high[0] > 0 and high[1] > 0 and low[0] < size[1] and low[1] < size[0]:
+            found.append((name, value, tuple(ring - [x, y] for ring in rings)))
+    return found
+
+
+def _draw(
+    plan: _Plan, mapping: ClassMapping, corner: tuple[int, int], size: tuple[int, int]
+) -> tuple[NDArray[np.uint8], set[str]]:
+    """The labels of a chunk, and the names of the shapes that are wholly covered in it."""
+    labels = np.full(size, mapping.index(mapping.uncovered), np.uint8)
+    shapes = _touching(plan, corner, size)
+    for _, value, rings in shapes:
+        fill_shape(labels, rings, value)
+    gone = set(vanished(shapes, labels))
+    if plan.rois:
+        inside = np.zeros(size, np.uint8)
+        for rings in plan.rois:
+            fill_shape(inside, tuple(ring - [corner[1], corner[0]] for ring in rings), 1)
+        labels[inside == 0] = 0
+    return labels, gone
+
+
+def _group(name: str, settings: AnnotationSettings) -> str:
+    pattern = re.compile(settings.patient_pattern) if settings.patient_pattern else _PATIENT
+    found = pattern.search(name)
+    return found[0] if found else name
+
+
+def _test_groups(slides: Sequence[_Slide], settings: AnnotationSettings) -> set[str]:
+    groups = sorted({_group(slide.name, settings) for slide in slides})
+    np.random.default_rng(settings.tiles.seed).shuffle(groups)
+    return set(groups[: round(settings.test_share * len(groups))])

@@ -1,0 +1,61 @@
+"""ASAP's annotations: XML with Annotation elements; CAMELYON's are of this kind.
+
+A label is the annotation's group (PartOfGroup), else its name. A Spline is refused: the file has
+its control points only, not the curve that was seen.
+"""
+
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+from train.data.convert.shapes import UNNAMED, Annotation, Ring
+from train.errors import FocalPathError
+
+_AREAS = ("Polygon", "Rectangle")
+
+
+def read_asap(path: Path, root: Element) -> list[Annotation]:
+    """Read what ASAP saves.
+
+    Args:
+        path: The file, for messages.
+        root: The root of its XML.
+
+    Raises:
+        FocalPathError: a coordinate is missing or no number.
+    """
+    found = []
+    for number, element in enumerate(root.iter("Annotation"), start=1):
+        kind = element.get("Type", "annotation without a type")
+        name = element.get("Name") or f"annotation {number}"
+        group = element.get("PartOfGroup") or "None"
+        try:
+            ring = _ring(element)
+        except (TypeError, ValueError) as error:
+            raise FocalPathError(
+                f"{path}, {name}: {error}; expected Coordinate elements with Order, X and Y. Save "
+                "the annotations again in ASAP."
+            ) from error
+        is_area = kind in _AREAS and len(ring) >= 3
+        found.append(
+            Annotation(
+                label=UNNAMED if group == "None" else group,
+                rings=(ring,) if is_area else (),
+                kind=kind,
+                place=name,
+                color=element.get("Color"),
+            )
+        )
+    return found
+
+
+def _ring(element: Element) -> Ring:
+    points = [
+        (int(point.get("Order", "0")), float(point.attrib["X"]), float(point.attrib["Y"]))
+        for point in element.iter("Coordinate")
+    ]
+    ring = np.array([xy for _, *xy in sorted(points)], dtype=np.float64).reshape(len(points), 2)
+    if not np.isfinite(ring).all():
+        raise ValueError("a coordinate is not a finite number")
+    return ring

@@ -1,0 +1,123 @@
+"""The small file that says what the labels of annotations mean.
+
+{
+  "classes": [{"name": "Tumor", "color": "#d62728"}, {"name": "Stroma", "color": "#2ca02c"}],
+  "labels": {"Tumor": "Tumor", "DCIS": "Tumor", "Artefact": "unlabelled", "ROI": "roi",
+             "Landmark": "ignore"},
+  "uncovered": "unlabelled"
+}
+
+A label becomes one of the classes, or `unlabelled` (drawn, so that it hides what is below it),
+`roi` (a region of interest: pixels outside of all of them are unlabelled), or `ignore` (not drawn).
+`uncovered` is what pixels in a region of interest are that no other area covers.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from train.data.convert.shapes import Annotation
+from train.errors import FocalPathError
+from train.files import whole_file
+from train.settings import TissueClass
+
+UNLABELLED, ROI, IGNORE = "unlabelled", "roi", "ignore"
+_ROI_NAMES = re.compile(r"\b(roi|region.?of.?interest|region\*?)\b", re.IGNORECASE)
+_COLORS = ("#d55e00", "#0072b2", "#009e73", "#f0e442", "#cc79a7", "#56b4e9", "#e69f00", "#999999")
+"""For labels without a colour: the palette of Okabe and Ito, in our order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMapping:
+    """What the labels of annotations mean."""
+
+    classes: tuple[TissueClass, ...]
+    labels: Mapping[str, str]
+    uncovered: str = UNLABELLED
+
+    def value(self, label: str) -> int | None:
+        """The label of pixels, 0..C, or None for what is not drawn."""
+        meaning = self.labels[label]
+        if meaning in (ROI, IGNORE):
+            return None
+        return self.index(meaning)
+
+    def index(self, meaning: str) -> int:
+        """1..C of a class, or 0 for `unlabelled`."""
+        names = [UNLABELLED, *(entry.name for entry in self.classes)]
+        return names.index(meaning)
+
+
+def read_mapping(path: Path, found: Sequence[str]) -> ClassMapping:
+    """Read a mapping file and check it against the labels that the annotations have.
+
+    Raises:
+        FocalPathError: the file is not of that form, names a class that it does not define, or
+            lacks a label.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        mapping = ClassMapping(
+            classes=tuple(TissueClass(**entry) for entry in content["classes"]),
+            labels={str(label): str(meaning) for label, meaning in content["labels"].items()},
+            uncovered=str(content.get("uncovered", UNLABELLED)),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FocalPathError(
+            f"{path} is not a mapping of labels to classes ({error!r}); expected JSON with classes "
+            "and labels. Move it away and repeat the command: it writes a template."
+        ) from error
+    names = [entry.name for entry in mapping.classes]
+    if len(names) < 2 or len(set(names)) < len(names) or {UNLABELLED, ROI, IGNORE} & set(names):
+        raise FocalPathError(
+            f"{path} defines the classes {', '.join(names) or 'none'}; expected 2 or more, each "
+            f"with its own name, and none called {UNLABELLED}, {ROI} or {IGNORE}"
+        )
+    known = [*names, UNLABELLED, ROI, IGNORE]
+    for label, meaning in [*mapping.labels.items(), ("uncovered", mapping.uncovered)]:
+        if meaning not in known or (label == "uncovered" and meaning in (ROI, IGNORE)):
+            raise FocalPathError(
+                f"{path} maps {label!r} to {meaning!r}, which it does not define; expected one of "
+                f"{', '.join(known)}. Add it to classes, or correct it."
+            )
+    if missing := sorted(set(found) - set(mapping.labels)):
+        raise FocalPathError(
+            f"{path} does not say what {', '.join(map(repr, missing))} mean; the annotations have "
+            f"them. Add them to labels: a class, {UNLABELLED}, {ROI} or {IGNORE}."
+        )
+    return mapping
+
+
+def write_template(path: Path, annotations: Sequence[Annotation]) -> None:
+    """Write a mapping in which each label is a class of its own, to be edited."""
+    classes: dict[str, TissueClass] = {}
+    labels: dict[str, str] = {}
+    for annotation in annotations:
+        label = annotation.label
+        if label in labels:
+            continue
+        if _ROI_NAMES.search(label):
+            labels[label] = ROI
+        elif not annotation.rings:
+            labels[label] = IGNORE
+        else:
+            color = annotation.color or ""
+            if not re.fullmatch(r"#[0-9a-fA-F]{6}", color) or color in _used(classes):
+                free = (c for c in _COLORS if c not in _used(classes))
+                color = next(free, _COLORS[len(classes) % len(_COLORS)])
+            classes[label] = TissueClass(name=label, color=color.lower())
+            labels[label] = label
+    content = {
+        "classes": [asdict(entry) for entry in classes.values()],
+        "labels": labels,
+        "uncovered": UNLABELLED,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _used(classes: Mapping[str, TissueClass]) -> set[str]:
+    return {entry.color for entry in classes.values()}

@@ -1,0 +1,91 @@
+"""Aperio ImageScope's annotations: XML with layers (Annotation) of regions.
+
+A label is the layer's name, else the name of its first attribute, else "layer 1" and so on. A
+region marked as negative (NegativeROA) is a hole of the region that it belongs to.
+"""
+
+import math
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+from train.data.convert.shapes import Annotation, Ring
+from train.errors import FocalPathError
+
+_KINDS = {"0": "freehand", "1": "rectangle", "2": "ellipse", "3": "arrow", "4": "ruler"}
+_AREAS = ("freehand", "rectangle", "ellipse")
+_ELLIPSE_POINTS = 128
+
+
+def read_imagescope(path: Path, root: Element) -> list[Annotation]:
+    """Read what ImageScope saves.
+
+    Args:
+        path: The file, for messages.
+        root: The root of its XML.
+
+    Raises:
+        FocalPathError: a vertex is missing or no number, or a negative region has no other.
+    """
+    found: list[Annotation] = []
+    for layer in root.iter("Annotation"):
+        try:
+            found += _regions(layer)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FocalPathError(
+                f"{path}, layer {layer.get('Id')}: {error!r}; expected Region elements with "
+                "Vertex elements that have X and Y. Save the annotations again in ImageScope."
+            ) from error
+    return found
+
+
+def _regions(layer: Element) -> list[Annotation]:
+    attribute = next((a.get("Name") for a in layer.iter("Attribute") if a.get("Name")), None)
+    label = layer.get("Name") or attribute or f"layer {layer.get('Id')}"
+    areas: dict[str, tuple[Ring, ...]] = {}
+    kinds: dict[str, str] = {}
+    for position, region in enumerate(layer.iter("Region"), start=1):
+        number = region.get("Id") or str(position)
+        kind = _KINDS.get(region.get("Type", "0"), f"type {region.get('Type')}")
+        ring = _ring(region, kind)
+        if region.get("NegativeROA") == "1":
+            parent = region.get("InputRegionId")
+            parent = parent if parent in areas else next(reversed(areas), None)
+            if parent is None:
+                raise ValueError(f"region {number} is negative, and no region is before it")
+            areas[parent] += (ring,)
+            continue
+        kinds[number] = kind
+        areas[number] = (ring,) if kind in _AREAS and len(ring) >= 3 else ()
+    return [
+        Annotation(
+            label=label,
+            rings=rings,
+            kind=kinds[number],
+            place=f"region {number} of layer {layer.get('Id')}",
+            color=_color(layer.get("LineColor")),
+        )
+        for number, rings in areas.items()
+    ]
+
+
+def _ring(region: Element, kind: str) -> Ring:
+    points = [(float(v.attrib["X"]), float(v.attrib["Y"])) for v in region.iter("Vertex")]
+    ring = np.array(points, dtype=np.float64).reshape(len(points), 2)
+    if not np.isfinite(ring).all():
+        raise ValueError("a vertex is not a finite number")
+    if kind == "ellipse" and len(ring):  # its box's corners
+        angles = np.linspace(0, 2 * math.pi, _ELLIPSE_POINTS, endpoint=False)
+        circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        low, high = ring.min(axis=0), ring.max(axis=0)
+        return np.asarray((low + high) / 2 + circle * (high - low) / 2)
+    return ring
+
+
+def _color(text: str | None) -> str | None:
+    """#rrggbb of a number whose lowest byte is red."""
+    if text is None or not text.isdigit():
+        return None
+    value = int(text)
+    return f"#{value & 255:02x}{value >> 8 & 255:02x}{value >> 16 & 255:02x}"

@@ -1,0 +1,78 @@
+"""QuPath's annotations: GeoJSON, a FeatureCollection, a list of features, or one.
+
+A label is `properties.classification.name`, else `properties.name`. Coordinates are pixels of the
+image as QuPath shows it: a slide with an empty outside is cropped to its bounds there.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.data.convert.shapes import UNNAMED, Annotation, Ring
+from train.errors import FocalPathError
+
+_AREAS = ("Polygon", "MultiPolygon")
+
+
+def read_qupath(path: Path, content: Any) -> list[Annotation]:
+    """Read what QuPath exports.
+
+    Args:
+        path: The file, for messages.
+        content: What its JSON says.
+
+    Raises:
+        FocalPathError: it is not such GeoJSON.
+    """
+    try:
+        features = content if isinstance(content, list) else content.get("features", [content])
+        return [
+            annotation
+            for number, feature in enumerate(features, start=1)
+            for annotation in _annotations(feature, f"feature {number}")
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise FocalPathError(
+            f"{path} is not QuPath's GeoJSON ({error!r}); expected features with a geometry and "
+            "properties. Export it again: File, Export objects as GeoJSON."
+        ) from error
+
+
+def _annotations(feature: dict[str, Any], place: str) -> list[Annotation]:
+    properties = feature.get("properties") or {}
+    classification = properties.get("classification") or {}
+    geometry = feature["geometry"]
+    kind = geometry["type"]
+    areas: list[tuple[Ring, ...]] = [()]
+    if kind in _AREAS:
+        polygons = geometry["coordinates"]
+        polygons = [polygons] if kind == "Polygon" else polygons
+        areas = [tuple(_ring(ring) for ring in rings) for rings in polygons]
+    return [
+        Annotation(
+            label=str(classification.get("name") or properties.get("name") or UNNAMED),
+            rings=rings,
+            kind=kind,
+            place=place,
+            color=_color(classification) or _color(properties),
+        )
+        for rings in areas
+    ]
+
+
+def _ring(points: list[Any]) -> Ring:
+    ring = np.array([point[:2] for point in points], dtype=np.float64).reshape(len(points), 2)
+    if len(ring) < 3 or not np.isfinite(ring).all():
+        raise ValueError(f"a polygon has the points {str(points)[:80]}")
+    return ring
+
+
+def _color(properties: dict[str, Any]) -> str | None:
+    """#rrggbb of [r, g, b], or of the signed number that QuPath 0.2 and earlier wrote."""
+    if isinstance(properties.get("colorRGB"), int):
+        return f"#{properties['colorRGB'] & 0xFFFFFF:06x}"
+    rgb = properties.get("color")
+    if isinstance(rgb, list) and len(rgb) >= 3:
+        return "#{:02x}{:02x}{:02x}".format(*(int(value) & 255 for value in rgb[:3]))
+    return None
