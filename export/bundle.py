@@ -27,7 +27,7 @@ from export.precision.audit import Peak, audit_activations
 from export.precision.forms import HalfMaker, judge_in_openvino, make_int8
 from export.precision.half import HalfPrecision, half_blocks
 from export.settings import BundleSettings
-from export.tensorrt.lint import require_clean
+from export.tensorrt.lint import engine_obstacles
 from export.tensorrt.plan import EnginePlan, plan_for
 from export.triton import ENGINE_PRECISIONS
 from serve.contract.machine import this_processor
@@ -124,6 +124,7 @@ class _Export:
         self._peaks: dict[str, Peak] = {}
         self._half_blocks: tuple[str, ...] = ()
         self._pictures: list[str] = []
+        self._obstacles: dict[str, tuple[str, ...]] = {}
 
     def write_float32(self, weights: Path) -> None:
         """Write the float32 graph.
@@ -214,8 +215,12 @@ class _Export:
             opset=_opset_of(self._folder / MODEL_FILE),
             warm_up=_write_warm_up(self._folder, self._gate.tiles.images[:1]),
         )
+        source = self._engine_source(artefacts)
         plan = plan_for(
-            manifest, self._engine_source(artefacts), tolerances=self._settings.tolerances
+            manifest,
+            source,
+            tolerances=self._settings.tolerances,
+            obstacles=self._obstacles[source.file],
         )
         plan.write(self._folder)
         self._keep_of_engine(plan, earlier)
@@ -231,11 +236,20 @@ class _Export:
             f"{name} {'did not pass the gate' if name in judged else 'was not asked for'}"
             for name in ENGINE_PRECISIONS[: ENGINE_PRECISIONS.index(chosen)]
         ]
-        self._say(
-            f"A TensorRT engine would be built from {by_precision[chosen].file}"
-            + (f": {', '.join(reasons)}" if reasons else "")
-        )
-        return by_precision[chosen]
+        source = by_precision[chosen]
+        obstacles = self._obstacles[source.file]
+        if obstacles:
+            more = f" (and {len(obstacles) - 1} more, see engine_plan.json)"
+            self._say(
+                f"No TensorRT engine can be built from {source.file}; ONNX Runtime serves it. "
+                f"{obstacles[0]}{more if len(obstacles) > 1 else ''}"
+            )
+        else:
+            self._say(
+                f"A TensorRT engine would be built from {source.file}"
+                + (f": {', '.join(reasons)}" if reasons else "")
+            )
+        return source
 
     def _keep_of_engine(self, plan: EnginePlan, earlier: Path) -> None:
         """Keep the timings of an earlier engine, which make the next one's build short."""
@@ -305,7 +319,7 @@ class _Export:
         target = self._folder / found.file
         drop_output(source, target, PARITY_OUTPUT)
         if found.precision != "int8":
-            require_clean(target)
+            self._obstacles[found.file] = engine_obstacles(target)
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)

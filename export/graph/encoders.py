@@ -7,12 +7,13 @@ Shape letters: B images, N = h*w image tokens, D channels, C classes, T = 3 + C 
 """
 
 import copy
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from export.graph.attention import (
@@ -41,7 +42,7 @@ class FoldedSegmenter(nn.Module):
         self.pathology_encoder = (
             FoldedPathologyEncoder(segmenter, form)
             if FoldedPathologyEncoder.fits(segmenter.pathology_encoder)
-            else PlainPathologyEncoder(segmenter)
+            else UnfoldedPathologyEncoder(segmenter)
         )
         self.neck = FoldedNeck(segmenter)
         terms = deployable.terms
@@ -150,7 +151,7 @@ class FoldedPathologyEncoder(nn.Module):
             and isinstance(vit.patch_embed.norm, nn.Identity)
             and vit.pos_embed is not None
             and not vit.dynamic_img_size
-            and all(PathologyAttention.fits(block.attn) for block in cast(Any, vit.blocks))
+            and all(_is_plain(block) for block in cast(Any, vit.blocks))
         )
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -162,12 +163,19 @@ class FoldedPathologyEncoder(nn.Module):
         return self.norm(tokens[:, self.num_prefix_tokens :])  # type: ignore[no-any-return]
 
 
-class PlainPathologyEncoder(nn.Module):
-    """Any other encoder of timm's as it is, behind the same patches."""
+class UnfoldedPathologyEncoder(nn.Module):
+    """Any other encoder of timm's as it is, behind the same patches.
+
+    Its attention is written out: torch's fused one has no ONNX form with a position bias, and would
+    hide its logits from the audit.
+    """
 
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
-        self.encoder = segmenter.pathology_encoder
+        self.encoder = _copied(segmenter.pathology_encoder)
+        for module in cast(Iterable[Any], self.encoder.modules()):
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
         self.grid = segmenter.tile_size_px // PATCH_SIZE
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -200,10 +208,20 @@ class FoldedNeck(nn.Module):
         return self.norm2(self.conv(tokens).flatten(2).transpose(1, 2))  # type: ignore[no-any-return]
 
 
+def _is_plain(block: nn.Module) -> bool:
+    """Whether a block attends, then transforms, each with its norm before it."""
+    return type(block) is Block and PathologyAttention.fits(block.attn)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy that shares its tensors."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+
+
 def with_projections(module: nn.Module) -> nn.Module:
     """A copy, sharing its tensors, whose linear layers are written as MatMul and Add."""
-    tensors = [*module.parameters(), *module.buffers()]
-    module = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    module = _copied(module)
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):

@@ -12,7 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from export.errors import GraphError
 from export.graph.attention import AttentionForm
-from export.graph.encoders import FoldedSegmenter, PlainPathologyEncoder
+from export.graph.encoders import FoldedSegmenter, UnfoldedPathologyEncoder
 from export.graph.nodes import ModelGraph
 from export.graph.reference import Deployable, DeployableOutput
 from train.settings import ModelSettings
@@ -63,8 +63,8 @@ def export_onnx(
     example = torch.randint(0, 256, (_EXAMPLE_BATCH, side, side, 3), dtype=torch.uint8)
     # Tracing with a symbolic batch takes twice as long, and the folded model only ever uses the
     # batch as the first dimension: it is made dynamic afterwards. Other encoders may do anything.
-    is_plain = isinstance(folded.pathology_encoder, PlainPathologyEncoder)
-    dynamic = {"image": {0: torch.export.Dim("batch", min=1, max=1024)}} if is_plain else None
+    is_unfolded = isinstance(folded.pathology_encoder, UnfoldedPathologyEncoder)
+    dynamic = {"image": {0: torch.export.Dim("batch", min=1, max=1024)}} if is_unfolded else None
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # The exporter warns of its own internals; what it writes is checked below.
@@ -80,7 +80,9 @@ def export_onnx(
             verbose=False,
         )
     assert program is not None, "the dynamo exporter returns a program"
-    if not is_plain:
+    if is_unfolded:
+        _measure_the_cast_image(program.model)
+    else:
         _free_the_batch(program.model)
     program.save(str(path))
     check_graph(path)
@@ -110,6 +112,19 @@ def _free_the_batch(model: ir.Model) -> None:
             graph.register_initializer(ir.val(name, const_value=tensor))
         node.replace_input_with(1, graph.initializers[name])
     RemoveUnusedNodesPass()(model)
+
+
+def _measure_the_cast_image(model: ir.Model) -> None:
+    """Let nodes that need the size of the batch take it from the image in float32.
+
+    TensorRT takes uint8 for nothing but a Cast, which has the same shape.
+    """
+    (image,) = model.graph.inputs
+    (cast,) = (node for node in image.consumers() if node.op_type == "Cast")
+    for node in image.consumers():
+        if node.op_type == "Shape":
+            node.replace_input_with(0, cast.outputs[0])
+    model.graph.sort()
 
 
 def check_graph(path: Path) -> None:

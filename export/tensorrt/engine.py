@@ -14,6 +14,7 @@ import numpy as np
 from export.errors import (
     BundleError,
     GateError,
+    GraphError,
     SettingsError,
     WrongMachineError,
     errors_translated,
@@ -75,6 +76,7 @@ def build_engine(
         What was measured.
 
     Raises:
+        GraphError: TensorRT cannot read this model's graph; `engine_plan.json` says why.
         BundleError: the bundle is damaged, or its ONNX file is not the one that was planned.
         SettingsError: the tiles are not of this model's size.
         WrongMachineError: no TensorRT, no GPU, or others than planned.
@@ -84,6 +86,7 @@ def build_engine(
     manifest = read_bundle(bundle)
     plan = plan or read_engine_plan(bundle)
     precision = _check_source(bundle, manifest, plan)
+    _check_obstacles(plan)
     if tiles is not None:
         _check_tiles(tiles, manifest)
     with pointing_to(container or ContainerBuild(plan, bundle, data=None), plan):
@@ -217,6 +220,15 @@ def _check_source(bundle: Path, manifest: Manifest, plan: EnginePlan) -> str:
         f"{path} is not the graph that was planned: its SHA-256 is {found}, engine_plan.json "
         f"expects {plan.onnx_sha256}. Export the checkpoint again."
     )
+
+
+def _check_obstacles(plan: EnginePlan) -> None:
+    if plan.obstacles:
+        listing = "\n".join(f"  {obstacle}" for obstacle in plan.obstacles)
+        raise GraphError(
+            f"no TensorRT engine can be built from {plan.onnx_file}; its parser would refuse:\n"
+            f"{listing}\nServe the bundle with ONNX Runtime, or train with another encoder."
+        )
 
 
 def _check_tiles(tiles: ValidationTiles, manifest: Manifest) -> None:

@@ -16,7 +16,6 @@ import onnx.inliner
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export.errors import GraphError
 from export.graph.nodes import STANDARD_DOMAINS, ModelGraph
 from serve.contract.strict import Strict
 
@@ -99,19 +98,9 @@ def lint(model: onnx.ModelProto, rules: Rules | None = None) -> list[Violation]:
     return [violation for check in _CHECKS for violation in check(graph, rules)]
 
 
-def require_clean(path: Path) -> None:
-    """Refuse a model file that TensorRT's parser would not take.
-
-    Raises:
-        GraphError: it breaks at least one rule; the message lists them all.
-    """
-    violations = lint(onnx.load(str(path)))
-    if violations:
-        listing = "\n".join(f"  {violation}" for violation in violations)
-        raise GraphError(
-            f"{path.name} breaks {len(violations)} rule(s) of TensorRT "
-            f"{load_rules().tensorrt_version}'s parser:\n{listing}"
-        )
+def engine_obstacles(path: Path) -> tuple[str, ...]:
+    """Say why TensorRT's parser would not take a model file; empty where it would."""
+    return tuple(str(violation) for violation in lint(onnx.load(str(path))))
 
 
 class _LintedGraph(ModelGraph):

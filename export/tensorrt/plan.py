@@ -77,6 +77,8 @@ class EnginePlan(Strict):
     """The gate: how far the plan may be from ONNX Runtime; the bundle's own, from its export."""
     max_byte_difference: int = Field(default=32, gt=0, le=255)
     """The gate: the largest difference of a confidence or probability, where 255 is 1.0."""
+    obstacles: tuple[str, ...] = ()
+    """Why TensorRT's parser would refuse the graph: with any of them, no engine can be built."""
 
     @model_validator(mode="after")
     def _check_version(self) -> Self:
@@ -136,6 +138,7 @@ def plan_for(
     workspace_bytes: int = 8 << 30,
     builder_optimization_level: int = 4,
     tolerances: Tolerances | None = None,
+    obstacles: tuple[str, ...] = (),
 ) -> EnginePlan:
     """Decide how `artefact`, an ONNX file of the manifest's bundle, becomes a TensorRT plan.
 
@@ -168,6 +171,7 @@ def plan_for(
         serving_image=f"nvcr.io/nvidia/tritonserver:{RELEASE}-py3",
         tolerances=tolerances or Tolerances(),
         max_byte_difference=2 if artefact.precision == "fp32" else 32,
+        obstacles=obstacles,
     )
 
 

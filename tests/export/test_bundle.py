@@ -14,7 +14,8 @@ from export.gate.schema import ParityReport, Tolerances
 from export.precision.forms import PrecisionSettings
 from export.precision.half import half_blocks
 from export.settings import BundleSettings
-from export.tensorrt.lint import require_clean
+from export.tensorrt.engine import build_engine
+from export.tensorrt.lint import engine_obstacles, lint, load_rules
 from export.tensorrt.plan import read_engine_plan
 from serve.contract.manifest import read_bundle
 from tests.support import ROOT
@@ -92,7 +93,7 @@ def test_both_graphs_have_the_same_inputs_and_outputs(exported_bundle: Path) -> 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.fp16.onnx"])
 def test_tensorrts_parser_would_take_both_graphs(exported_bundle: Path, name: str) -> None:
-    require_clean(exported_bundle / name)
+    assert engine_obstacles(exported_bundle / name) == ()
 
 
 def test_the_engine_is_planned_from_the_half_precision_graph(exported_bundle: Path) -> None:
@@ -110,6 +111,25 @@ def test_without_half_precision_the_engine_is_planned_from_float32(
     write_bundle(toy_run, bundle, BundleSettings(precision=FP32_ONLY))
     assert read_engine_plan(bundle).onnx_file == "model.onnx"
     assert "model.fp16.onnx" not in _names(bundle)
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_a_graph_that_only_tensorrt_refuses_is_exported_and_the_plan_says_why_there_is_no_engine(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_softmax(path: Path) -> tuple[str, ...]:
+        rules = load_rules()
+        operators = {name: rule for name, rule in rules.operators.items() if name != "Softmax"}
+        model = onnx.load(str(path))
+        return tuple(map(str, lint(model, rules.model_copy(update={"operators": operators}))))
+
+    monkeypatch.setattr("export.bundle.engine_obstacles", without_softmax)
+    bundle = tmp_path / "bundle"
+    write_bundle(toy_run, bundle, BundleSettings(precision=FP32_ONLY, num_parity_tiles=2))
+    plan = read_engine_plan(bundle)
+    assert "operator Softmax" in plan.obstacles[0]
+    with raises(GraphError, "model.onnx", plan.obstacles[0]):
+        build_engine(bundle, tiles=None)
 
 
 def test_parity_json_has_each_block_and_the_limit(exported_bundle: Path) -> None:

@@ -13,7 +13,8 @@ from export.graph.attention import AttentionForm
 from export.graph.encoders import FoldedPathologyEncoder, FoldedSegmenter
 from export.graph.reference import Deployable, DeployableOutput
 from export.graph.to_onnx import BIAS_NAME, export_onnx
-from export.tensorrt.lint import lint
+from export.precision.half import convert_to_half
+from export.tensorrt.lint import engine_obstacles, lint
 from tests.support.toy_data import toy_settings
 from train.model.class_bias import STRATEGIES
 from train.model.segmenter import Segmenter
@@ -90,7 +91,12 @@ def test_folding_changes_no_answer(tile_size_px: int, form: AttentionForm):
 
 @pytest.mark.parametrize(
     "name",
-    ["deit3_small_patch16_224", "deit_tiny_distilled_patch16_224", "vit_base_patch16_clip_224"],
+    [
+        "deit3_small_patch16_224",
+        "vit_base_patch16_clip_224",
+        "vit_small_patch16_18x2_224",  # two attentions side by side in a block
+        "vit_base_patch16_rpn_224",  # norms after attention and MLP
+    ],
 )
 def test_folding_changes_no_answer_of_another_pathology_encoder(name: str):
     deployable = make_deployable(64, pathology_encoder=name, pathology_encoder_depth=1)
@@ -123,12 +129,37 @@ def test_the_graph_of_our_strategies_answers_as_torch_does(bias: str, tmp_path: 
     assert_graph_answers(tmp_path / "model.onnx", deployable, 64)
 
 
-def test_an_encoder_that_is_not_folded_is_exported_with_any_batch(tmp_path: Path):
-    name = "deit_tiny_distilled_patch16_224"
-    deployable = make_deployable(64, pathology_encoder=name, pathology_encoder_depth=1)
+SMALL = {"embed_dim": 64, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("vit_small_patch16_dinov3", SMALL),  # rotary positions, registers
+        ("beit_base_patch16_224", SMALL),  # a position bias per block
+        pytest.param("eva02_tiny_patch14_224", SMALL, marks=pytest.mark.slow),  # SwiGLU, 14 pixels
+        pytest.param("vit_relpos_small_patch16_224", SMALL, marks=pytest.mark.slow),
+        pytest.param("deit_tiny_distilled_patch16_224", {}, marks=pytest.mark.slow),
+        pytest.param("vit_small_patch16_rope_mixed_224", SMALL, marks=pytest.mark.slow),
+        pytest.param("vit_pwee_patch16_reg1_gap_256", {}, marks=pytest.mark.slow),
+        pytest.param("vit_dwee_patch16_reg1_gap_256", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_each_other_kind_of_encoder_is_exported_with_any_batch_for_every_runtime(
+    name: str, changes: dict[str, int], tmp_path: Path
+):
+    deployable = make_deployable(
+        64, pathology_encoder=name, pathology_encoder_depth=1, pathology_args=changes
+    )
     assert not FoldedPathologyEncoder.fits(deployable.segmenter.pathology_encoder)
-    export_onnx(deployable, tmp_path / "model.onnx")
-    assert_graph_answers(tmp_path / "model.onnx", deployable, 64)
+    path = tmp_path / "model.onnx"
+    export_onnx(deployable, path)
+    assert_graph_answers(path, deployable, 64)
+    assert engine_obstacles(path) == ()
+    onnx.save(convert_to_half(onnx.load(str(path)), "fp16"), str(path))
+    assert engine_obstacles(path) == ()
+    labels = ort.InferenceSession(path).run(["labels"], {"image": tiles(3, 64)})[0]
+    assert (labels == answers(deployable, tiles(3, 64)).labels.numpy()).mean() > 0.98
 
 
 def test_the_graph_answers_as_torch_does_for_any_batch(graph_file: Path, padded: Deployable):
