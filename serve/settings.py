@@ -69,6 +69,10 @@ class InferenceSettings(Strict):
     """Largest image file in MiB; larger ones are refused (HTTP 413)."""
     max_image_megapixels: int = Field(64, ge=1, le=PILLOW_LIMIT_MEGAPIXELS)
     """Largest image in megapixels, as its header says; larger ones are refused (HTTP 413)."""
+    max_image_tiles: int = Field(0, ge=0, le=10**6)
+    """Most tiles that one image may cost once it is at the model's um per pixel; images of more are
+    refused before any is computed (HTTP 413). 0: as many as max_image_megapixels has. Set it to
+    what the machine computes within request_timeout_s."""
     max_batch_size: int = Field(0, ge=0, le=1024)
     """Most tiles in one batch of ONNX Runtime, also of different requests; 0: the model's own."""
     batch_delay_ms: float = Field(2.0, ge=0, le=1000)

@@ -70,6 +70,14 @@ def padded_size(height: int, width: int, tile: int) -> tuple[int, int]:
     return max(_whole(height), tile), max(_whole(width), tile)
 
 
+def num_tiles(height: int, width: int, tile: int) -> int:
+    """How many tiles an image at the model's um per pixel is cut into: what it costs to segment."""
+    rows, columns = (
+        len(tile_origins(length, tile)) for length in padded_size(height, width, tile)
+    )
+    return rows * columns
+
+
 def pad_to_tiles(image: NDArray[np.uint8], tile: int) -> NDArray[np.uint8]:
     """Pad an image to the decoder's grid, and to a tile at least."""
     return pad_by_reflection(image, *padded_size(image.shape[0], image.shape[1], tile))

@@ -13,7 +13,7 @@ from serve.contract.errors import ImageError, ImageTooLargeError
 from serve.contract.machine import this_processor
 from serve.contract.manifest import Manifest, read_bundle
 from serve.images.mpp import ASSUMED, FROM_REQUEST, UNKNOWN, check_mpp
-from serve.images.tiles import scale_to, scaled_size
+from serve.images.tiles import num_tiles, scale_to, scaled_size
 from serve.inference.backend import Backend
 from serve.inference.batching import ObserveWait, TileBatcher, TilePool, TileRunner
 from serve.inference.providers import open_in_process
@@ -24,6 +24,9 @@ from serve.inference.triton import TritonBackend
 from serve.settings import InferenceSettings
 
 MAX_PIXELS = InferenceSettings().max_image_pixels
+MAX_ENLARGEMENT = 4.0
+"""How often an image's um per pixel may hold the model's (our choice): two steps of objectives, as
+from 10x to 40x. Beyond it, the detail that the model looks for is not in the image."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class TileSegmenter(Closing):
         backend: runs the model; closed with this object.
         manifest: of that model.
         max_pixels: most pixels of an image once it is at the model's um per pixel.
+        max_tiles: most tiles that one image may cost; 0: no limit but `max_pixels`.
         runs_on: what the backend is, where that is known.
     """
 
@@ -103,10 +107,12 @@ class TileSegmenter(Closing):
         manifest: Manifest,
         *,
         max_pixels: int = MAX_PIXELS,
+        max_tiles: int = 0,
         runs_on: RunsOn | None = None,
     ) -> None:
         self._backend = backend
         self._max_pixels = max_pixels
+        self._max_tiles = max_tiles
         self.manifest = manifest
         self.runs_on = runs_on
 
@@ -147,17 +153,31 @@ class TileSegmenter(Closing):
         return Segmentation(prediction.labels, prediction.confidence, summary, prediction.low_res)
 
     def _scale(self, image: NDArray[np.uint8], mpp: float | None) -> float:
-        """Pixels at the model's um per pixel for one of the image."""
-        if mpp is None:
-            return 1.0
-        check_mpp(mpp)
+        """Pixels at the model's um per pixel for one of the image; refuses what costs too much."""
+        if mpp is not None:
+            check_mpp(mpp)
         scale = scale_to(self.manifest.mpp, mpp)
         height, width = scaled_size(image.shape[0], image.shape[1], scale)
-        if scale != 1 and height * width > self._max_pixels:
+        at = (
+            ""
+            if scale == 1
+            else f"At {mpp:g} um per pixel, for the model's {self.manifest.mpp:g}, "
+        )
+        if scale > MAX_ENLARGEMENT:
             raise ImageTooLargeError(
-                f"At {mpp:g} um per pixel the image is {width} x {height} at the model's "
-                f"{self.manifest.mpp:g}: {width * height} pixels, at most {self._max_pixels} are "
-                "accepted. Crop it, or check its um per pixel."
+                f"{at}the image would be enlarged {scale:.3g} times, expected at most "
+                f"{MAX_ENLARGEMENT:g}: enlarging adds none of the detail that the model was "
+                "trained on. Scan it at a higher magnification, or correct its um per pixel.",
+                code="enlarged_too_far",
+            )
+        tile = self.manifest.tile_size_px
+        tiles = num_tiles(height, width, tile)
+        limit = f"{self._max_tiles} tiles" if self._max_tiles else f"{self._max_pixels} pixels"
+        if (scale != 1 and height * width > self._max_pixels) or tiles > self._max_tiles > 0:
+            raise ImageTooLargeError(
+                f"{at}the image is {width} x {height}: {height * width} pixels, {tiles} tiles of "
+                f"{tile}. At most {limit} are accepted. Crop it, or check its um per pixel.",
+                code="too_many_tiles",
             )
         return scale
 
@@ -216,7 +236,11 @@ def open_segmenter(
             observe_wait=observe_wait,
         )
     segmenter = TileSegmenter(
-        shared, manifest, max_pixels=settings.max_image_pixels, runs_on=runs_on
+        shared,
+        manifest,
+        max_pixels=settings.max_image_pixels,
+        max_tiles=settings.max_image_tiles,
+        runs_on=runs_on,
     )
     segmenter.warm_up()
     return segmenter
