@@ -34,6 +34,7 @@ from train.config import read_settings
 from train.data.check import report
 from train.data.convert.registry import CONVERTERS, Converter
 from train.data.folder import Split, read_tile_folder
+from train.data.pixels import require_trainable
 from train.errors import FocalPathError
 from train.files import whole_file
 from train.model.class_bias import STRATEGIES
@@ -94,8 +95,13 @@ class Check:
     """Exit with status 1 where there is a warning."""
 
     def run(self) -> None:
-        """Print the table and the warnings."""
+        """Print the table and the warnings.
+
+        Raises:
+            FocalPathError: `fit` would refuse the data set.
+        """
         warnings = report(self.data)
+        require_trainable(read_tile_folder(self.data))
         if warnings and self.strict:
             raise FocalPathError(f"{self.data} has {len(warnings)} warnings, and --strict is set")
 

@@ -5,6 +5,8 @@ FocalPathError
 ├── BaselineError    a strategy needs a trained baseline, and none fits
 ├── WeightsError     a file of published weights cannot be read, or does not fit the model
 ├── EncoderError     an encoder is unknown, or no vision transformer that the model can use
+├── ImageFileError   an image of a data set cannot be read as what it shows
+├── MaskError        a mask cannot be read, or holds what means no class
 └── CheckpointError  a checkpoint is missing, damaged, or of another model or other classes
 """
 
@@ -40,6 +42,18 @@ class EncoderError(FocalPathError):
     """An encoder is unknown, or no vision transformer that the model can use."""
 
     code = "encoder"
+
+
+class ImageFileError(FocalPathError):
+    """An image of a data set cannot be read as what it shows."""
+
+    code = "image"
+
+
+class MaskError(FocalPathError):
+    """A mask cannot be read, or holds values or colours that mean no class."""
+
+    code = "mask"
 
 
 class CheckpointError(FocalPathError):

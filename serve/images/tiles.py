@@ -72,9 +72,7 @@ def padded_size(height: int, width: int, tile: int) -> tuple[int, int]:
 
 def num_tiles(height: int, width: int, tile: int) -> int:
     """How many tiles an image at the model's um per pixel is cut into: what it costs to segment."""
-    rows, columns = (
-        len(tile_origins(length, tile)) for length in padded_size(height, width, tile)
-    )
+    rows, columns = (len(tile_origins(length, tile)) for length in padded_size(height, width, tile))
     return rows * columns
 
 

@@ -16,7 +16,8 @@ from rich.progress import track
 from train.comparison.methods import Row, RowName, choose_rows, paper_rows
 from train.comparison.run import RowResult, RowRun, duration_text
 from train.data.folder import Tile, TileFolder, read_tile_folder
-from train.data.pixels import count_pixels, read_mask
+from train.data.masks import read_mask
+from train.data.pixels import count_pixels
 from train.errors import FocalPathError
 from train.settings import PRESETS, Settings
 
@@ -178,7 +179,7 @@ def choose_panels(folder: TileFolder) -> tuple[Tile, ...]:
     """The test tiles with the most classes, by their masks alone: no prediction is looked at."""
 
     def num_classes(tile: Tile) -> int:
-        mask = read_mask(tile.mask, len(folder.classes))
+        mask = read_mask(tile.mask, len(folder.classes), tile.code)
         counts = np.bincount(mask.ravel(), minlength=1 + len(folder.classes))[1:]
         return int((counts >= PANEL_SHARE_MIN * mask.size).sum())
 

@@ -11,13 +11,12 @@ from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from train.data.folder import Split, TileFolder, read_folds, read_tile_folder
-from train.data.pixels import count_pixels
+from train.data.pixels import count_pixels, inspect_image
 
 TINY_SHARE = 0.01
 """A class with less of the labelled training pixels than this is warned about."""
@@ -25,6 +24,9 @@ LABELLED_SHARE_MIN = 0.5
 """A split with less of its pixels labelled than this is warned about."""
 MPP_MIN, MPP_MAX = 0.1, 4.0
 """um per pixel of histology: 0.25 is a 40x objective, 4 a 2.5x one."""
+
+MPP_TOLERANCE = 0.05
+"""Share by which a file's own um per pixel may differ from the data set's without a warning."""
 
 Counts = dict[Split, NDArray[np.int64]]
 """(1 + C,) pixels a split, unlabelled first."""
@@ -95,6 +97,7 @@ def find_warnings(folder: TileFolder, counts: Counts) -> list[str]:
         *_split_warnings(folder, counts),
         *_class_warnings(folder, counts),
         *_resolution_warnings(folder),
+        *_stated_mpp_warnings(folder),
         *_file_warnings(folder),
     ]
 
@@ -164,15 +167,34 @@ def _resolution_warnings(folder: TileFolder) -> list[str]:
     return []
 
 
+def _stated_mpp_warnings(folder: TileFolder) -> list[str]:
+    """Find images whose own files state another um per pixel than the data set."""
+    others = []
+    for tile in (tile for split in _SPLITS for tile in folder.tiles[split]):
+        facts = inspect_image(tile.image)
+        if facts.mpp is None or (
+            tile.mpp is not None and abs(facts.mpp / tile.mpp - 1) <= MPP_TOLERANCE
+        ):
+            continue
+        others.append(f"{tile.image.name} ({facts.mpp:.4g}, by its {facts.mpp_source})")
+    if not others:
+        return []
+    counted = "the data set's is unknown" if folder.mpp is None else f"counted is {folder.mpp:g}"
+    return [
+        f"{len(others)} files state another um per pixel, such as {others[0]}: {counted}, unless "
+        "folds.csv has a column mpp. Correct the one that is wrong"
+    ]
+
+
 def _file_warnings(folder: TileFolder) -> list[str]:
     """Find tiles that training will distort, and images that folds.csv forgets."""
     tiles = [tile for split in _SPLITS for tile in folder.tiles[split]]
     warnings = []
     oblong = []
     for tile in tiles:
-        with Image.open(tile.image) as image:
-            if image.width != image.height:
-                oblong.append(f"{tile.tile_id} ({image.width} x {image.height})")
+        facts = inspect_image(tile.image)
+        if facts.width != facts.height:
+            oblong.append(f"{tile.tile_id} ({facts.width} x {facts.height})")
     if oblong:
         warnings.append(
             f"{len(oblong)} tiles are not square, such as {oblong[0]}: training squeezes them"

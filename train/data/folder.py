@@ -1,13 +1,16 @@
 """A data set's folder in SAM-Path's layout: read, checked, and written whole or not at all.
 
 ROOT/img/ID.{png,jpg,tif}   RGB images of any size
-ROOT/mask/ID.png            uint8: 0 unlabelled, 1..C the classes
+ROOT/mask/ID.{png,tif,bmp}  0 unlabelled, 1..C the classes; other forms: see `train.data.masks`
 ROOT/folds.csv              columns img_id,fold: -1 test, 0 validation, others training;
                             optionally mpp, um per pixel of that image, and group, its patient
-ROOT/dataset.json           class names and colours, um per pixel of all other images
+ROOT/dataset.json           class names and colours, um per pixel of all other images; optionally
+                            mask_colors and mask_values, what other colours and values mean
 """
 
+import codecs
 import csv
+import glob
 import json
 import os
 import re
@@ -21,13 +24,13 @@ from typing import Any, Literal, NamedTuple
 
 from serve.contract.errors import OptionError
 from serve.images.mpp import MAX_MPP, MIN_MPP, check_mpp
+from train.data.masks import MASK_SUFFIXES, MaskCode, mask_code
 from train.errors import FocalPathError
 from train.files import CANNOT_WRITE
 from train.settings import MAX_CLASSES, TissueClass
 
 Split = Literal["training", "validation", "test"]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Tile:
     """um per pixel of the image; None where nothing says it."""
     group: str | None = None
     """Patient, case or slide that the image is from; None where folds.csv does not say."""
+    code: MaskCode | None = None
+    """What the values and colours of the mask mean; None: values are labels."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def read_tile_folder(root: Path) -> TileFolder:
             'mask/, folds.csv and dataset.json: {"mpp": 0.25, "classes": [{"name": "Tumor", '
             '"color": "#d62728"}, ...]}'
         )
-    classes, mpp = _read_description(description)
+    classes, mpp, code = _read_description(description)
     images = _index(root / "img", IMAGE_SUFFIXES)
     masks = _index(root / "mask", MASK_SUFFIXES)
     tiles: dict[Split, list[Tile]] = {"training": [], "validation": [], "test": []}
@@ -78,14 +83,14 @@ def read_tile_folder(root: Path) -> TileFolder:
             raise _missing(row.tile_id, root / "img", IMAGE_SUFFIXES)
         if name not in masks:
             raise _missing(row.tile_id, root / "mask", MASK_SUFFIXES)
-        tile = Tile(row.tile_id, images[name], masks[name], row.mpp or mpp, row.group)
+        tile = Tile(row.tile_id, images[name], masks[name], row.mpp or mpp, row.group, code)
         tiles[splits.get(row.fold, "training")].append(tile)
     return TileFolder(root, classes, mpp, {split: tuple(found) for split, found in tiles.items()})
 
 
-def _read_description(path: Path) -> tuple[tuple[TissueClass, ...], float | None]:
+def _read_description(path: Path) -> tuple[tuple[TissueClass, ...], float | None, MaskCode]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(_read_text(path))
         classes = tuple(TissueClass(**entry) for entry in content["classes"])
         mpp = None if content.get("mpp") is None else float(content["mpp"])
     except (ValueError, KeyError, TypeError) as error:
@@ -113,7 +118,39 @@ def _read_description(path: Path) -> tuple[tuple[TissueClass, ...], float | None
         raise FocalPathError(
             f"{path} has mpp {mpp}; expected um per pixel from {MIN_MPP:g} to {MAX_MPP:g}, or null"
         )
-    return classes, mpp
+    return classes, mpp, _read_code(path, classes, content)
+
+
+def _read_code(path: Path, classes: tuple[TissueClass, ...], content: dict[str, Any]) -> MaskCode:
+    """What the masks' values and colours mean: the tables `mask_colors` and `mask_values`."""
+    try:
+        return mask_code(
+            [entry.name for entry in classes],
+            [entry.color for entry in classes],
+            content.get("mask_colors"),
+            content.get("mask_values"),
+        )
+    except (ValueError, AttributeError, TypeError) as error:
+        raise FocalPathError(
+            f'{path}: {error}. Expected "mask_colors": {{"#rrggbb": "name of a class, or null"}} '
+            'and "mask_values": {"0": "name of a class, or null"}, where the masks need them.'
+        ) from error
+
+
+def _read_text(path: Path) -> str:
+    """A text file as spreadsheets save it: UTF-8, or UTF-16 with a byte-order mark.
+
+    Raises:
+        FocalPathError: it is neither.
+    """
+    data = path.read_bytes()
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FocalPathError(
+            f'{path} is not UTF-8 ({error}). Save it as UTF-8; spreadsheets call it "CSV UTF-8".'
+        ) from error
 
 
 class FoldsRow(NamedTuple):
@@ -126,21 +163,18 @@ class FoldsRow(NamedTuple):
 
 
 def read_folds(path: Path) -> Iterator[FoldsRow]:
-    """Read folds.csv: commas or semicolons, with or without a byte-order mark.
+    """Read folds.csv: commas, semicolons or tabs, in UTF-8 or UTF-16, as spreadsheets save it.
 
     Raises:
         FocalPathError: the file is missing, is not UTF-8, or a value is not what its column holds.
     """
     if not path.is_file():
         raise FocalPathError(f"{path} is missing; expected a CSV with columns img_id,fold")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise FocalPathError(
-            f'{path} is not UTF-8 ({error}). Save it as UTF-8; spreadsheets call it "CSV UTF-8".'
-        ) from error
-    semicolons = bool(lines) and ";" in lines[0] and "," not in lines[0]
-    reader = csv.DictReader(lines, delimiter=";" if semicolons else ",")
+    lines = _read_text(path).splitlines()
+    header = lines[0] if lines else ""
+    separators = [mark for mark in ",;\t" if mark in header]
+    reader = csv.DictReader(lines, delimiter=separators[0] if separators else ",")
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
     if not {"img_id", "fold"} <= set(reader.fieldnames or ()):
         raise FocalPathError(
             f"{path} has the columns {reader.fieldnames}; expected img_id and fold"
@@ -193,6 +227,12 @@ def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _missing(tile_id: str, folder: Path, suffixes: tuple[str, ...]) -> FocalPathError:
+    lossy = [path.name for path in folder.glob(f"{glob.escape(tile_id)}.[jJ][pP]*")]
+    if lossy:
+        return FocalPathError(
+            f"{folder / lossy[0]} is a JPEG, which changes labels along edges; expected "
+            f"{tile_id}{suffixes[0]}. Save the mask as PNG where it was made."
+        )
     return FocalPathError(
         f"folds.csv names {tile_id!r}, but {folder} has no such file; expected "
         f"{tile_id}{suffixes[0]} (or {', '.join(suffixes[1:])}). Add the file or remove the line."

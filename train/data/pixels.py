@@ -1,76 +1,109 @@
-"""What the files of a data set hold: images, masks, and how many pixels each class has."""
+"""What the files of a data set hold, read once before training: images, and pixels per class.
 
+`train check` and `fit` judge a data set by `require_trainable`: what one refuses, both refuse.
+"""
+
+import functools
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 from torch import Tensor
 
 from serve.contract.errors import ImageError
-from serve.images.decode import decode_image
-from serve.settings import MEBIBYTE, MEGAPIXEL
+from serve.images.decode import Picture, decode_picture
+from serve.images.tiff import is_tiff
+from serve.settings import MEBIBYTE, MEGAPIXEL, PILLOW_LIMIT_MEGAPIXELS
 from train.data.folder import Split, Tile, TileFolder
-from train.errors import FocalPathError
+from train.data.masks import mask_values, read_mask
+from train.errors import FocalPathError, ImageFileError, MaskError
 
-IGNORED = 255
-"""A value of masks that means unlabelled, too, as many data sets write it."""
-_MAX_MEGAPIXELS = 1000
+SPLITS: tuple[Split, ...] = get_args(Split)
 _MAX_MEBIBYTES = 4096
 """Largest image of a data set: the user's own files are trusted further than an upload."""
 _TRANSPOSED = (5, 6, 7, 8)
 """Values of EXIF's orientation that swap width and height."""
+_MOST_TOLD = 5
+"""Damaged files that an error lists."""
+_MOST_LOOKED_AT = 100
+"""Masks that are read again for an advice."""
+
+
+def read_picture(path: Path) -> Picture:
+    """Read an image as serving does; see `serve.images.decode`.
+
+    Raises:
+        ImageFileError: the file is missing, damaged, or of a kind that would be read wrongly.
+    """
+    try:
+        return decode_picture(
+            path.read_bytes(),
+            max_bytes=_MAX_MEBIBYTES * MEBIBYTE,
+            max_pixels=PILLOW_LIMIT_MEGAPIXELS * MEGAPIXEL,
+        )
+    except (ImageError, OSError) as error:
+        raise _unreadable(path, error) from error
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Read an image as serving does: (H, W, 3) uint8, RGB in [0, 255], upright, no alpha.
 
     Raises:
-        FocalPathError: the file is missing, damaged, or of a kind that would be read wrongly.
+        ImageFileError: see `read_picture`.
     """
-    try:
-        return decode_image(
-            path.read_bytes(),
-            max_bytes=_MAX_MEBIBYTES * MEBIBYTE,
-            max_pixels=_MAX_MEGAPIXELS * MEGAPIXEL,
-        )
-    except (ImageError, OSError) as error:
-        raise FocalPathError(
-            f"{path} cannot be read as an image: {error} Replace the file or remove it from "
-            "folds.csv."
-        ) from error
+    return read_picture(path).pixels
 
 
-def read_mask(path: Path, num_classes: int) -> NDArray[np.uint8]:
-    """Read a mask as (H, W) uint8 in 0..C, upright; `IGNORED` becomes 0.
+@dataclass(frozen=True)
+class ImageFacts:
+    """What is kept of an image that was read to check it."""
+
+    height: int
+    width: int
+    mpp: float | None
+    """um per pixel that the file itself states."""
+    mpp_source: str
+    """Where the file states it."""
+
+
+def inspect_image(path: Path) -> ImageFacts:
+    """Decode an image to check it; once per process while the file stays the same.
 
     Raises:
-        FocalPathError: the file is unreadable, not one channel of whole numbers, or has a label
-            above C.
+        ImageFileError: see `read_picture`.
     """
-    image = _open(path)
-    if image.mode not in ("1", "L", "P", "I", "I;16"):
-        raise FocalPathError(
-            f"{path} has the mode {image.mode}; expected one channel of 8 bits (L or P) with "
-            f"0 unlabelled and 1..{num_classes} the classes"
-        )
-    mask = np.array(image)
-    mask[mask == IGNORED] = 0
-    if mask.max(initial=0) > num_classes or mask.min(initial=0) < 0:
-        raise FocalPathError(
-            f"{path} has the label {mask.max()}; dataset.json names {num_classes} classes, so "
-            f"expected at most {num_classes}, or {IGNORED} for unlabelled. Correct the mask or "
-            "name the class."
-        )
-    return mask.astype(np.uint8, copy=False)
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return _inspect(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=2**17)
+def _inspect(path: Path, _: int, __: int) -> ImageFacts:
+    picture = read_picture(path)
+    height, width, _channels = picture.pixels.shape
+    return ImageFacts(height, width, picture.mpp, picture.mpp_source)
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image, upright, from its header."""
+    """Height and width of an image, upright: from its header, or of a TIFF's page that is read.
+
+    Raises:
+        ImageFileError: the file is no image.
+    """
     try:
+        with path.open("rb") as file:
+            is_paged = is_tiff(file.read(4))
+        if is_paged:
+            facts = inspect_image(path)
+            return facts.height, facts.width
         with Image.open(path) as image:
             turned = image.getexif().get(0x0112) in _TRANSPOSED
             width, height = image.size
@@ -79,20 +112,30 @@ def image_size(path: Path) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> FocalPathError:
-    return FocalPathError(
-        f"{path} cannot be read as an image ({error}). Replace the file or remove it from "
-        "folds.csv."
+def _unreadable(path: Path, error: Exception) -> ImageFileError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return ImageFileError(
+        f"{path} cannot be read as an image: {reason.rstrip('.')}. Replace the file or remove it "
+        "from folds.csv."
     )
+
+
+def require_trainable(folder: TileFolder) -> None:
+    """Refuse a data set that training would refuse, or stop at: every file is decoded.
+
+    Raises:
+        FocalPathError: a file cannot be read, a class has no training pixel, or the validation
+            images have no label.
+    """
+    for split in SPLITS:
+        if folder.tiles[split] or split != "test":
+            count_each(folder, split)
+    class_frequencies(folder)
+    if not count_pixels(folder, "validation")[1:].any():
+        raise FocalPathError(
+            f"no pixel of the validation tiles of {folder.root} is labelled; scores need some. "
+            "Move tiles between folds in folds.csv, or correct the masks."
+        )
 
 
 def count_pixels(folder: TileFolder, split: Split) -> NDArray[np.int64]:
@@ -102,7 +145,8 @@ def count_pixels(folder: TileFolder, split: Split) -> NDArray[np.int64]:
         (1 + C,) pixels, unlabelled first.
 
     Raises:
-        FocalPathError: the split is empty, a mask is damaged or of another size than its image.
+        FocalPathError: the split is empty, an image or a mask cannot be read, or their sizes
+            differ; it lists the first files.
     """
     return np.asarray(count_each(folder, split).sum(axis=0))
 
@@ -121,19 +165,37 @@ def count_each(folder: TileFolder, split: Split) -> NDArray[np.int64]:
         )
     num_classes = len(folder.classes)
 
-    def count(tile: Tile) -> NDArray[np.int64]:
-        mask = read_mask(tile.mask, num_classes)
-        height, width = image_size(tile.image)
-        if (height, width) != mask.shape:
-            raise FocalPathError(
+    def count(tile: Tile) -> NDArray[np.int64] | FocalPathError:
+        try:
+            facts = inspect_image(tile.image)
+            mask = read_mask(tile.mask, num_classes, tile.code)
+        except FocalPathError as error:
+            return error
+        if (facts.height, facts.width) != mask.shape:
+            return MaskError(
                 f"{tile.mask} is {mask.shape[1]} x {mask.shape[0]} pixels, its image "
-                f"{width} x {height}; expected the same size"
+                f"{facts.width} x {facts.height}; expected the same size"
             )
         return np.bincount(mask.ravel(), minlength=1 + num_classes)
 
     with ThreadPoolExecutor() as pool:
-        counts = track(pool.map(count, tiles), f"Counting {split} pixels", total=len(tiles))
-        return np.stack(list(counts))
+        counts = track(pool.map(count, tiles), f"Reading {split} images", total=len(tiles))
+        found = list(counts)
+    wrong = [error for error in found if isinstance(error, FocalPathError)]
+    if wrong:
+        raise _all_of(wrong, len(tiles), split)
+    return np.stack([pixels for pixels in found if not isinstance(pixels, FocalPathError)])
+
+
+def _all_of(errors: list[FocalPathError], num_tiles: int, split: Split) -> FocalPathError:
+    """One error that lists what is wrong with the files of a split."""
+    if len(errors) == 1:
+        return errors[0]
+    listed = "\n".join(f"  {error}" for error in errors[:_MOST_TOLD])
+    more = f"\n  and {len(errors) - _MOST_TOLD} more" if len(errors) > _MOST_TOLD else ""
+    return type(errors[0])(
+        f"{len(errors)} of {num_tiles} {split} images or masks cannot be used:\n{listed}{more}"
+    )
 
 
 def class_frequencies(folder: TileFolder) -> Tensor:
@@ -152,8 +214,28 @@ def class_frequencies(folder: TileFolder) -> Tensor:
         raise FocalPathError(
             f"no training pixel is labelled {', '.join(missing)}; every class needs some. Move "
             "tiles between folds, or remove the class from dataset.json and the masks."
+            + _value_advice(folder)
         )
     known = [tile.mpp for tile in folder.tiles["training"]]
     areas = np.array([1.0 if mpp is None else mpp**2 for mpp in known])
     weighed = areas @ counts if len(set(known)) > 1 else pixels
     return torch.tensor(weighed / weighed.sum(), dtype=torch.float32)
+
+
+def _value_advice(folder: TileFolder) -> str:
+    """What to write into dataset.json where the masks count from 0, or are 0 and 255."""
+    tiles = folder.tiles["training"][:_MOST_LOOKED_AT]
+    if not tiles or (tiles[0].code and tiles[0].code.values):
+        return ""
+    values = set[int]().union(*(mask_values(tile.mask) for tile in tiles))
+    names = [entry.name for entry in folder.classes]
+    from_zero, two = set(range(len(names))), {0, 255}
+    if values not in (from_zero, two if len(names) == 2 else from_zero):
+        return ""
+    table = ", ".join(
+        f'"{value}": "{name}"' for value, name in zip(sorted(values), names, strict=True)
+    )
+    return (
+        f" The masks hold the values {', '.join(map(str, sorted(values)))}, and 0 is unlabelled: "
+        f'if it is {names[0]}, add "mask_values": {{{table}}} to dataset.json.'
+    )

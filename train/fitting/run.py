@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from train.data.augmentation import NUM_VIEWS
 from train.data.dataset import EpochSampler, TileDataset, WholeImageDataset
 from train.data.folder import Split, TileFolder, read_tile_folder
-from train.data.pixels import class_frequencies, count_pixels
+from train.data.pixels import class_frequencies, count_pixels, require_trainable
 from train.data.scale import TileScale, resolve_mpp
 from train.errors import BaselineError, FocalPathError
 from train.files import write_errors_explained
@@ -105,8 +105,8 @@ def fit(
     start = starting_weights(settings)
     settings = at_scale(start.settings, folder, ("training", "validation"))
     _check_shares(folder, settings)
+    require_trainable(folder)
     frequencies = class_frequencies(folder)
-    _check_labelled(folder, "validation")
     dice = _difficulty(settings, difficulty_from, folder)
     inputs = run_inputs(settings, folder, dice)
     last = run / LAST_FILE

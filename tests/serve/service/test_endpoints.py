@@ -124,10 +124,28 @@ def test_an_absurd_mpp_in_the_form_is_a_400_also_beside_a_good_one_in_the_query(
     assert "-0.95" in answer.json()["error"]
 
 
-def test_an_image_too_large_at_the_models_mpp_is_a_413(service_url: str) -> None:
-    status, message = _error(_post(service_url, "segment", mpp=20))
-    assert status == 413
-    assert "8400 x 6000 at the model's 0.5" in message
+def test_an_image_that_would_be_enlarged_too_far_is_a_413(service_url: str) -> None:
+    answer = _post(service_url, "segment", mpp=20)
+    status, message = _error(answer)
+    assert (status, answer.json()["code"]) == (413, "enlarged_too_far")
+    assert "40 times" in message
+
+
+def test_a_printers_resolution_is_not_believed_and_said_so(service_url: str) -> None:
+    files = {"image": ("tile.png", encoded(blobs(64, 64), dpi=(2400, 2400)))}
+    image = _summary(httpx.post(f"{service_url}/segment", files=files, timeout=30)).image
+    assert (image.mpp, image.mpp_source) == (0.5, "model (assumed)")
+    assert "2400 dpi" in image.mpp_note
+
+
+def test_the_answer_says_how_the_pixels_were_changed(service_url: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    content = encoded(blobs(40, 64), "WEBP", exif=exif.tobytes(), lossless=True)
+    files = {"image": ("tile.webp", content)}
+    image = _summary(httpx.post(f"{service_url}/segment", files=files, timeout=30)).image
+    assert len(image.notes) == 1
+    assert "orientation 3" in image.notes[0]
 
 
 @pytest.mark.parametrize("mpp", [0.2, 0.9])

@@ -145,7 +145,7 @@ def write_label_six(data: Path) -> None:
 
 
 def write_rgb_mask(data: Path) -> None:
-    Image.new("RGB", (TILE_SIZE_PX, TILE_SIZE_PX)).save(data / "mask" / "tile0.png")
+    Image.new("RGB", (TILE_SIZE_PX, TILE_SIZE_PX), "#012345").save(data / "mask" / "tile0.png")
 
 
 def truncate_mask(data: Path) -> None:
@@ -162,9 +162,9 @@ def empty_mask(data: Path) -> None:
     [
         (shrink_mask, "32 x 32 pixels, its image 64 x 64"),
         (write_label_six, "label 6.*names 5 classes"),
-        (write_rgb_mask, "mode RGB"),
-        (truncate_mask, "cannot be read as an image"),
-        (empty_mask, "cannot be read as an image"),
+        (write_rgb_mask, "#012345"),
+        (truncate_mask, "cannot be read as a mask"),
+        (empty_mask, "cannot be read as a mask"),
     ],
 )
 def test_a_mask_that_is_wrong_is_refused(data: Path, damage: Callable[[Path], None], message: str):

@@ -18,7 +18,8 @@ from train.data.convert.crag import CragSettings, prepare_crag
 from train.data.convert.layout import TileSettings, assign_folds, tile_starts
 from train.data.convert.shapes import fill_shape
 from train.data.folder import read_tile_folder
-from train.data.pixels import read_image, read_mask
+from train.data.masks import read_mask
+from train.data.pixels import read_image
 from train.errors import FocalPathError
 
 SIDE = 32
@@ -641,11 +642,3 @@ def test_the_command_ends_a_mistake_with_one_line(
 ) -> None:
     with pytest.raises(SystemExit, match="^error: .*has no folder images"):
         run(monkeypatch, "prepare", "bdsa", tmp_path, tmp_path / "out")
-
-
-def test_a_strict_check_fails_on_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_bdsa(tmp_path / "in", [square("Gray Matter", 0, 20)])
-    prepare_bdsa(tmp_path / "in", tmp_path / "out", bdsa_settings())
-    run(monkeypatch, "check", tmp_path / "out")
-    with pytest.raises(SystemExit, match="and --strict is set"):
-        run(monkeypatch, "check", tmp_path / "out", "--strict")

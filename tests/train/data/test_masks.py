@@ -1,0 +1,158 @@
+"""Masks in the forms that people have: the right labels, or a refusal that names what was found."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from train.data.masks import MaskCode, mask_code, read_mask
+from train.errors import MaskError
+
+LABELS = np.array([[0, 1, 2, 3], [3, 2, 1, 0], [1, 1, 1, 2]], np.uint8)
+NAMES, COLORS = ("Tumor", "Stroma", "Fat"), ("#d55e00", "#009e73", "#ffff00")
+RGB = np.array([[0, 0, 0], [0xD5, 0x5E, 0], [0, 0x9E, 0x73], [255, 255, 0]], np.uint8)
+CODE = mask_code(NAMES, COLORS)
+
+
+def saved(path: Path, pixels: Any, suffix: str = ".png", **options: Any) -> Path:
+    path = path / f"mask{suffix}"
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(path, **options)
+    return path
+
+
+def palette(indices: np.ndarray, colors: np.ndarray) -> Image.Image:
+    image = Image.fromarray(indices.astype(np.uint8), "P")
+    image.putpalette(colors.astype(np.uint8).ravel().tolist())
+    return image
+
+
+def labels(path: Path, code: MaskCode = CODE) -> list[list[int]]:
+    found = read_mask(path, code.num_classes, code)
+    assert found.dtype == np.uint8
+    return found.tolist()
+
+
+ALPHA = np.full(LABELS.shape, 255, np.uint8)
+REORDERED = np.array([2, 0, 3, 1])  # index of each label in a palette that was optimised
+FORMS: dict[str, Any] = {
+    "8 bits": LABELS,
+    "16 bits": LABELS.astype(np.uint16),
+    "grey as RGB": np.dstack([LABELS] * 3),
+    "colours": RGB[LABELS],
+    "colours with alpha": np.dstack([RGB[LABELS], ALPHA]),
+    "labels with alpha": np.dstack([LABELS, ALPHA]),
+    "palette of any colours": palette(LABELS, np.arange(12).reshape(4, 3) + 40),
+    "palette of the classes": palette(LABELS, RGB),
+    "palette in another order": palette(REORDERED[LABELS], RGB[np.argsort(REORDERED)]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_mask_means_the_same_labels_in_every_form(form: str, tmp_path: Path) -> None:
+    assert labels(saved(tmp_path, FORMS[form])) == LABELS.tolist()
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".bmp", ".gif", ".PNG"])
+def test_a_mask_may_have_another_format(suffix: str, tmp_path: Path) -> None:
+    assert labels(saved(tmp_path, LABELS, suffix)) == LABELS.tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_a_deep_tiff_is_read_in_both_byte_orders(
+    byteorder: str, dtype: type, tmp_path: Path
+) -> None:
+    tifffile.imwrite(tmp_path / "mask.tif", LABELS.astype(dtype), byteorder=byteorder)
+    assert labels(tmp_path / "mask.tif") == LABELS.tolist()
+
+
+def test_a_mask_is_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert labels(saved(tmp_path, LABELS, exif=exif)) == np.rot90(LABELS, -1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ignored"), [(np.uint8, 255), (np.uint16, 255), (np.uint16, 65535)]
+)
+def test_255_is_unlabelled(dtype: type, ignored: int, tmp_path: Path) -> None:
+    mask = np.array([[1, ignored, 2]], dtype)
+    assert labels(saved(tmp_path, mask)) == [[1, 0, 2]]
+
+
+def test_transparent_pixels_are_unlabelled(tmp_path: Path) -> None:
+    alpha = ALPHA.copy()
+    alpha[0, 1] = 0
+    expected = LABELS.copy()
+    expected[0, 1] = 0
+    assert labels(saved(tmp_path, np.dstack([RGB[LABELS], alpha]))) == expected.tolist()
+
+
+def test_values_may_have_a_table(tmp_path: Path) -> None:
+    code = mask_code(NAMES, COLORS, mask_values={"0": "Tumor", "7": "Stroma", "9": None})
+    assert labels(saved(tmp_path, np.array([[0, 7, 9, 255]], np.uint8)), code) == [[1, 2, 0, 0]]
+
+
+def test_a_bilevel_mask_with_a_table_has_two_classes(tmp_path: Path) -> None:
+    code = mask_code(NAMES, COLORS, mask_values={"0": "Tumor", "1": "Stroma"})
+    assert labels(saved(tmp_path, np.array([[False, True]])), code) == [[1, 2]]
+
+
+def test_colours_may_have_a_table(tmp_path: Path) -> None:
+    table = {"#ffffff": None, "#000000": "Fat", "#FF0000": "Tumor"}
+    code = mask_code(NAMES, COLORS, mask_colors=table)
+    pixels = np.array([[[255, 255, 255], [0, 0, 0], [255, 0, 0]]], np.uint8)
+    assert labels(saved(tmp_path, pixels), code) == [[0, 3, 1]]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "found"),
+    [
+        (np.array([[4]], np.uint8), "label 4"),
+        (np.array([[-1]], np.int32), "label -1"),
+        (np.array([[70_000]], np.int32), "label 70000"),
+        (np.array([[[1, 2, 3]]], np.uint8), "#010203"),
+        (np.dstack([LABELS, ALPHA // 2]), "half transparent"),
+        (LABELS.astype(np.float32), "mode F"),
+        (Image.new("CMYK", (4, 4)), "mode CMYK"),
+        (palette(np.array([[9]]), np.full((10, 3), 77)), "label 9"),
+    ],
+)
+def test_what_means_no_class_is_refused_by_name(pixels: Any, found: str, tmp_path: Path) -> None:
+    with pytest.raises(MaskError) as raised:
+        labels(saved(tmp_path, pixels, ".tif"))
+    assert found in str(raised.value)
+
+
+def test_smoothed_colours_are_told_by_their_number(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(1, 255, (20, 20, 3)).astype(np.uint8)
+    with pytest.raises(MaskError) as raised:
+        labels(saved(tmp_path, pixels))
+    assert "400 colours" in str(raised.value)
+    assert "smoothing" in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
+def test_a_damaged_mask_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "mask.png").write_bytes(content)
+    with pytest.raises(MaskError) as raised:
+        labels(tmp_path / "mask.png")
+    assert "mask.png" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("tables", "found"),
+    [
+        ({"mask_colors": {"red": "Tumor"}}, "'red'"),
+        ({"mask_colors": {"#ff0000": "Bone"}}, "'Bone'"),
+        ({"mask_values": {"one": "Tumor"}}, "'one'"),
+        ({"mask_values": {"-1": "Tumor"}}, "'-1'"),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_refused(tables: dict[str, Any], found: str) -> None:
+    with pytest.raises(ValueError, match=found):
+        mask_code(NAMES, COLORS, **tables)
