@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from train.data.check import report
 from train.data.convert.images import FoldSettings, SourceImage, write_images
 from train.data.convert.layout import refuse_existing
-from train.data.pixels import read_mask
+from train.data.masks import read_mask
 from train.errors import FocalPathError
 from train.settings import TissueClass
 
