@@ -375,11 +375,24 @@ def _content(response: httpx.Response, url: str) -> bytes:
     raise _as_error(response, url)
 
 
+_PROXY_HINTS = {
+    413: "A proxy before the service refuses uploads of this size: raise its limit (nginx: "
+    "client_max_body_size), or send a smaller image.",
+    502: "A proxy before the service cannot reach it. Try again in a moment.",
+    504: "A proxy before the service stopped waiting for it: let it wait longer (nginx: "
+    "proxy_read_timeout), or send a smaller image.",
+}
+"""For statuses whose answer is not the service's own."""
+
+
 def _as_error(response: httpx.Response, url: str) -> FocalPathError:
     try:
         message = str(response.json()["error"])
     except (ValueError, LookupError, TypeError):
-        message = f"{url} answers {response.status_code}, which FocalPath's service does not."
+        message = _PROXY_HINTS.get(
+            response.status_code, "FocalPath's service does not answer so. Check the address."
+        )
+        message = f"{url} answers {response.status_code} without a message. {message}"
     match response.status_code:
         case 400:
             return ImageError(message)

@@ -2,38 +2,27 @@
 
 import json
 import re
-import time
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import httpx
 import jsonschema
 import kubernetes_validate
-import promql_parser
 import pytest
 import yaml
 
 from serve.settings import ENVIRONMENT_PREFIX, ServeSettings
-from tests.support import ROOT
-from tests.support.http_service import running_service, wait_until_ready
-from tests.support.pictures import blobs, encoded
-from tests.support.toy_bundle import write_toy_bundle
+from tests.support.deployed import DEPLOY
 
-DEPLOY = ROOT / "deploy"
 COMPOSE_FILES = sorted(DEPLOY.glob("compose*.yaml"))
 KUBERNETES = DEPLOY / "kubernetes"
 KUBERNETES_VERSION = "1.34"
 NOT_MANIFESTS = ("kustomization.yaml", "prometheus-adapter-values.yaml")
 MANIFESTS = [p for p in sorted(KUBERNETES.glob("*.yaml")) if p.name not in NOT_MANIFESTS]
-DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/focalpath.json").read_text())
 LARGEST_IMAGE_MIB, IDLE_WORKER_MIB = 1200, 400
 """Memory of 64 megapixels and five classes at work as an overlay, and of a worker without: as
 measured, rounded up."""
 PINNED = re.compile(r"[a-z0-9./-]+:[a-z]?\d[\w.-]*")
-
-Samples = list[tuple[str, dict[str, str]]]
 
 
 class _ComposeLoader(yaml.SafeLoader):
@@ -67,119 +56,6 @@ def _settings(environment: dict[str, str]) -> ServeSettings:
 
 def _environment_of(container: dict[str, Any]) -> dict[str, str]:
     return {entry["name"]: entry["value"] for entry in container["env"]}
-
-
-def _queries() -> list[tuple[str, str]]:
-    return [
-        (panel["title"], target["expr"].replace("$__rate_interval", "1m"))
-        for panel in DASHBOARD["panels"]
-        for target in panel.get("targets", [])
-    ]
-
-
-def _selectors(expression: Any) -> Iterator[promql_parser.VectorSelector]:
-    """All selectors of series in a parsed query."""
-    if isinstance(expression, promql_parser.VectorSelector):
-        yield expression
-        return
-    for name in ("expr", "lhs", "rhs", "vector_selector"):
-        if (part := getattr(expression, name, None)) is not None:
-            yield from _selectors(part)
-    for argument in getattr(expression, "args", None) or ():
-        yield from _selectors(argument)
-
-
-def _missing(queries: list[tuple[str, str]], samples: Samples, prefix: str) -> list[str]:
-    """The queries of metrics with the prefix that would find no series."""
-    missing, num_found = [], 0
-    for title, query in queries:
-        for selector in _selectors(promql_parser.parse(query)):
-            if not selector.name.startswith(prefix):
-                continue
-            num_found += 1
-            wanted = {
-                m.name: m.value
-                for m in selector.matchers.matchers
-                if m.op == promql_parser.MatchOp.Equal
-            }
-            if not any(n == selector.name and wanted.items() <= s.items() for n, s in samples):
-                missing.append(f"{title}: {selector}")
-    assert num_found, "no query uses these metrics"
-    return missing
-
-
-def _samples(metrics: str) -> Samples:
-    # Not with prometheus_client's parser, which gives Triton's counters other names.
-    lines = re.findall(r"^(\w+)(?:\{(.*)\})? \S+$", metrics, re.MULTILINE)
-    return [(name, dict(re.findall(r'(\w+)="([^"]*)"', labels))) for name, labels in lines]
-
-
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
-    """What /metrics has after a few requests and a new version of the model."""
-    folder = tmp_path_factory.mktemp("metrics")
-    bundle = write_toy_bundle(folder / "bundle", version="1")
-    with running_service(bundle, folder / "log.txt", bundle_poll_s="0.1") as url:
-        wait_until_ready(url)
-        for content in (encoded(blobs(80, 80)), b"no image"):
-            httpx.post(f"{url}/labels", files={"image": content})
-        new = write_toy_bundle(folder / "new", version="2")
-        bundle.rename(folder / "before")
-        new.rename(bundle)
-        deadline = time.monotonic() + 30
-        while httpx.get(f"{url}/model").json()["version"] != "2":
-            assert time.monotonic() < deadline, (folder / "log.txt").read_text()
-        return _samples(httpx.get(f"{url}/metrics").text)
-
-
-def test_every_query_of_the_dashboard_finds_series_of_the_service(samples: Samples) -> None:
-    assert _missing(_queries(), samples, "focalpath_") == []
-
-
-def test_this_check_would_notice_a_metric_and_a_label_that_are_not_there(samples: Samples) -> None:
-    wrong = [
-        ("metric", 'rate(focalpath_stage_second_sum{stage="queue"}[1m])'),
-        ("label", 'rate(focalpath_stage_seconds_sum{stage="queues"}[1m])'),
-    ]
-    assert len(_missing(wrong, samples, "focalpath_")) == 2
-
-
-def test_the_dashboard_shows_every_metric_of_the_service(samples: Samples) -> None:
-    shown = {s.name for _, query in _queries() for s in _selectors(promql_parser.parse(query))}
-    families = {re.sub(r"_(total|sum|count|bucket)$", "", name) for name in shown}
-    served = {re.sub(r"_(total|sum|count|bucket|created)$", "", name) for name, _ in samples}
-    assert {name for name in served if name.startswith("focalpath_")} <= families
-
-
-def test_the_dashboards_panels_do_not_overlap() -> None:
-    cells: set[tuple[int, int]] = set()
-    for panel in DASHBOARD["panels"]:
-        place = panel["gridPos"]
-        assert place["x"] + place["w"] <= 24
-        covered = {
-            (place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])
-        }
-        assert not covered & cells, panel["title"]
-        cells |= covered
-
-
-def test_the_dashboard_asks_the_source_that_is_provisioned() -> None:
-    sources = DEPLOY / "grafana/provisioning/datasources/prometheus.yaml"
-    (source,) = yaml.safe_load(sources.read_text())["datasources"]
-    panels = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-    assert {panel["datasource"]["uid"] for panel in panels} == {source["uid"]}
-    assert source["url"] == "http://prometheus:9090"
-
-
-def test_the_autoscalers_metric_is_made_of_a_metric_of_the_service(samples: Samples) -> None:
-    values = yaml.safe_load((KUBERNETES / "prometheus-adapter-values.yaml").read_text())
-    (rule,) = values["rules"]["custom"]
-    query = rule["metricsQuery"].replace("<<.LabelMatchers>>", "").replace("<<.GroupBy>>", "pod")
-    assert _missing([("rule", query)], samples, "focalpath_") == []
-    metric = _manifest("autoscaler")["spec"]["metrics"][0]["pods"]["metric"]
-    assert metric["name"] == rule["name"]["as"]
-    series = promql_parser.parse(rule["seriesQuery"])
-    assert series.name in rule["metricsQuery"]
 
 
 @pytest.mark.parametrize("path", COMPOSE_FILES, ids=lambda path: path.name)
@@ -358,49 +234,3 @@ def test_the_inference_service_of_kserve_names_what_its_runtime_needs() -> None:
     claim = _manifest("storage")["metadata"]["name"]
     assert model["storageUri"] == f"pvc://{claim}/model_repository"
     assert model["resources"]["limits"]["nvidia.com/gpu"] == "1"
-
-
-def _stage(name: str) -> list[str]:
-    """The instructions of a stage of the Dockerfile, one a line."""
-    text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    start = next(i for i, line in enumerate(lines) if line.endswith(f" AS {name}"))
-    ends = [i for i, line in enumerate(lines) if line.startswith("FROM ") and i > start]
-    return lines[start : min(ends, default=len(lines))]
-
-
-def test_the_image_of_the_service_runs_as_a_user_without_rights_and_is_watched() -> None:
-    stage = _stage("serve")
-    user = [line.split()[1] for line in stage if line.startswith("USER ")][-1]
-    assert int(user.split(":")[0]) > 0
-    assert any(line.startswith("HEALTHCHECK ") for line in stage)
-    assert any("uninstall --yes" in line and " pip" in line for line in stage)
-    assert not any("apt-get" in line or "pip install" in line for line in stage)
-
-
-def test_the_image_of_the_service_is_built_with_the_pinned_versions_and_without_torch() -> None:
-    (install,) = [line for line in _stage("serve-environment") if " install " in line]
-    assert "--constraint constraints.txt" in install
-    assert '".[${SERVE_EXTRAS:-serve,tracing}]"' in install
-
-
-def test_the_images_bases_are_pinned() -> None:
-    (python,) = re.findall(r"^ARG PYTHON=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    assert PINNED.fullmatch(python)
-    used = {line.split()[1] for line in _stage("serve") if line.startswith("FROM ")}
-    assert used == {"${PYTHON}"}
-
-
-def test_what_the_image_copies_is_not_ignored_and_is_there() -> None:
-    allowed = [
-        line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")
-    ]
-    copied = [
-        source
-        for line in _stage("serve-environment")
-        if line.startswith("COPY ")
-        for source in line.split()[1:-1]
-    ]
-    assert copied
-    assert set(copied) <= set(allowed)
-    assert all((ROOT / source).exists() for source in copied)

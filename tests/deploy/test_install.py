@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.deploy.test_deploy import ROOT, _stage
+from tests.support import ROOT
+from tests.support.deployed import dockerfile_stage
 from tests.support.http_service import service_process, wait_until_ready
 from tests.support.pictures import blobs, encoded
 
@@ -28,7 +29,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the Dockerfile's stage `serve-environment` makes of a copy of what it copies."""
     source, environment = (tmp_path_factory.mktemp("image") / name for name in ("source", "venv"))
     source.mkdir()
-    for line in _stage("serve-environment"):
+    for line in dockerfile_stage("serve-environment"):
         instruction, _, rest = line.partition(" ")
         if instruction == "COPY":
             for name in rest.split()[:-1]:

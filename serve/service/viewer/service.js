@@ -7,18 +7,21 @@ const TITLES = new Map([
   [403, "The key was not accepted"],
   [413, "The image is too large"],
   [429, "The service is busy"],
+  [502, "The service cannot be reached"],
   [503, "The model is not available right now"],
   [504, "The service took too long"],
 ]);
 
+/** For answers without a message of the service: from a proxy before it, or from the network. */
 const FALLBACKS = new Map([
   [0, "Check the network connection, then try again. The image is still open here."],
   [401, "Ask whoever runs the service for one."],
   [403, "Ask whoever runs the service which key to use."],
-  [413, "Crop the image or compress it."],
+  [413, "A proxy before the service refuses uploads of this size. Crop or compress the image, or ask whoever runs the proxy to raise its limit."],
   [429, "Other images are being worked on. Try again in a moment."],
+  [502, "A proxy cannot reach the service. Try again in a moment."],
   [503, "Try again in a moment."],
-  [504, "Try again, or crop the image."],
+  [504, "A proxy before the service stopped waiting for it. Try again with a smaller part of the image, or ask whoever runs the proxy to let it wait longer."],
 ]);
 
 /** Statuses after which the same request may succeed. */

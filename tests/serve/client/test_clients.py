@@ -5,12 +5,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
+import httpx
 import numpy as np
 import pytest
 
 from serve.client.clients import AsyncHttpClient, AsyncTritonClient, HttpClient, TritonClient
 from serve.contract.errors import (
     BackendUnavailableError,
+    FocalPathError,
     ImageError,
     ImageTooLargeError,
     OptionError,
@@ -184,6 +186,28 @@ class _Refusing(HTTPServer):
             yield f"http://127.0.0.1:{self.server_port}"
             self.shutdown()
             thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "hint"),
+    [
+        (413, ImageTooLargeError, "client_max_body_size"),
+        (502, BackendUnavailableError, "proxy"),
+        (504, BackendUnavailableError, "proxy_read_timeout"),
+    ],
+)
+def test_an_answer_of_a_proxy_is_told_as_one(
+    status: int, kind: type[FocalPathError], hint: str
+) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, html="<h1>nginx</h1>")
+
+    with HttpClient("http://proxy.example") as client:
+        client._client = httpx.Client(transport=httpx.MockTransport(answer))
+        with pytest.raises(kind) as refused:
+            client.segment(np.zeros((4, 4, 3), np.uint8))
+    assert str(status) in str(refused.value)
+    assert hint in str(refused.value)
 
 
 @pytest.fixture

@@ -476,6 +476,16 @@ def test_a_busy_service_is_asked_again_after_the_time_it_says(visit: Visit) -> N
     assert len(refused) == 1
 
 
+@pytest.mark.parametrize("status", [413, 502, 504])
+def test_an_answer_of_a_proxy_is_told_as_one(visit: Visit, status: int) -> None:
+    body = "<html><h1>nginx</h1></html>"
+    visit.page.route("**/arrays*", lambda route: route.fulfill(status=status, body=body))
+    visit.upload()
+    card = visit.page.get_by_role("alert").first
+    expect(card).to_contain_text("proxy")
+    expect(card).not_to_contain_text("nginx")
+
+
 def test_a_wait_can_be_cancelled(visit: Visit) -> None:
     visit.page.route("**/arrays*", lambda _: None)  # never answered
     visit.upload()
