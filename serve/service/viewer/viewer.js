@@ -6,6 +6,8 @@ import { Stage } from "./stage.js";
 
 const BUSY_RETRIES = 5;
 const EXAMPLE = { path: "viewer/example.jpg", name: "synthetic-example.jpg", mpp: "0.5" };
+const ASSUMED = "model (assumed)"; // the service's words for where an image's um per pixel is from
+const UNKNOWN = "unknown";
 const SPOKEN_AFTER_MS = 400;
 const KEY_ITEM = "focalpath-key"; // in sessionStorage: gone with the tab
 const THEME_ITEM = "focalpath-theme";
@@ -89,6 +91,7 @@ function close() {
   $("file-name").textContent = "No image yet";
   $("file-facts").textContent = "";
   $("mpp-help").textContent = mppHelp;
+  $("file-notes").textContent = "";
   $("preview-note").hidden = true;
   $("download-failure").textContent = "";
   document.title = TITLE;
@@ -98,8 +101,7 @@ function close() {
 async function open(file, mpp) {
   close();
   state.file = file;
-  if (mpp !== undefined) $("mpp").value = mpp;
-  $("mpp").dataset.fromExample = mpp ?? "";
+  takeMpp(mpp);
   $("file-name").textContent = file.name;
   document.title = `${file.name}: FocalPath`;
   const bitmap = await createImageBitmap(file).catch(() => null); // TIFF: the service shows it later
@@ -164,8 +166,14 @@ async function readResult(buffer) {
 }
 
 /** What the browser cannot show, or shows otherwise than the service reads it, the service shows. */
-async function ensurePicture(file, { width, height }, signal) {
-  if (state.bitmap?.width === width && state.bitmap.height === height) return;
+/**
+ * Show the pixels that were segmented. The browser's own picture is those, unless the service had to
+ * change what the file stores (turned it upright, converted its colours) or the browser reads another
+ * size; then the service sends its picture.
+ */
+async function ensurePicture(file, { width, height, summary }, signal) {
+  const isStored = !summary.image.notes?.length;
+  if (isStored && state.bitmap?.width === width && state.bitmap.height === height) return;
   try {
     const { response } = await service.post("image", file, { signal });
     const bitmap = await createImageBitmap(new Blob([response], { type: "image/png" }));
@@ -236,21 +244,22 @@ function present(result) {
 /** um per pixel, where the request or the file says it; null where it is only assumed. */
 function knownMpp() {
   const { mpp, mpp_source: source } = state.summary?.image ?? {};
-  return source === "request" || source === "file" ? mpp : null;
+  return source === ASSUMED || source === UNKNOWN ? null : (mpp ?? null);
 }
 
-function describeImage({ width_px: width, height_px: height, mpp, mpp_source: source }) {
+function describeImage({ width_px: width, height_px: height, mpp, mpp_source: source, mpp_note: doubt, notes = [] }) {
   const known = knownMpp();
   const size = `${grouped.format(width)} × ${grouped.format(height)} px`;
   const extent = known ? ` · ${micrometres(width * known)} × ${micrometres(height * known)}` : "";
   $("file-facts").textContent = size + extent;
+  $("file-notes").textContent = notes.length ? `As segmented: ${notes.join("; ")}.` : "";
   const help = {
-    request: mppHelp,
-    file: `The file says ${mpp} µm per pixel.`,
-    model: `Not known: taken to be ${mpp}, what the model learnt at. If that is wrong, so is the result.`,
-    unknown: "Not known: neither the image nor the model says it.",
+    request: `As you stated for this image. ${mppHelp}`,
+    [ASSUMED]: `Not known: taken to be ${mpp}, what the model learnt at. If that is wrong, so are the labels.`,
+    [UNKNOWN]: "Not known: neither the image nor the model says it.",
   };
-  $("mpp-help").textContent = help[source] ?? "";
+  const stated = `The file says ${Number(mpp?.toPrecision(4))} µm per pixel (${source}).`;
+  $("mpp-help").textContent = [help[source] ?? stated, doubt].filter(Boolean).join(" ");
 }
 
 function micrometres(length) {
@@ -427,7 +436,7 @@ for (const [id, checked] of [["all", true], ["none", false]]) {
 }
 
 $("mpp").addEventListener("input", () => {
-  $("mpp").dataset.fromExample = "";
+  $("mpp").dataset.forImage = state.file ? "this" : "next";
   $("again").hidden = !state.file || document.body.dataset.state !== "done";
 });
 $("mpp-form").addEventListener("submit", (event) => {
@@ -457,6 +466,13 @@ $("downloads").addEventListener("click", async ({ target }) => {
 /** An error that the field itself explains. */
 function refusal(title, message) {
   return Object.assign(new Error(message), { title, mayPass: true });
+}
+
+/** Take over a pixel size that is meant for the image being opened; one of an image before is not. */
+function takeMpp(given) {
+  const field = $("mpp");
+  if (given !== undefined || field.dataset.forImage !== "next") field.value = given ?? "";
+  field.dataset.forImage = "this";
 }
 
 /** The pixel size, if one is given. */
@@ -525,9 +541,7 @@ function save(blob, name) {
 /* Opening --------------------------------------------------------------------------------------- */
 
 function openFirst(files) {
-  if (!files.length) return;
-  const stale = $("mpp").dataset.fromExample !== ""; // the example's pixel size is not this image's
-  open(files[0], stale ? "" : undefined);
+  if (files.length) open(files[0]);
 }
 
 for (const id of ["open", "choose", "another"]) $(id).onclick = () => $("file").click();
@@ -623,7 +637,9 @@ async function loadModel() {
   }
   const { name, version, classes, mpp, tile_size_px: tile } = manifest;
   showModel({ name, version });
-  if (mpp) mppHelp = `For areas and a scale bar. The model learnt at ${mpp} µm per pixel.`;
+  if (mpp) {
+    mppHelp = `The image is scaled by it to the ${mpp} µm per pixel that the model learnt at: it changes the labels, not only areas and the scale bar.`;
+  }
   if (!state.file) $("mpp-help").textContent = mppHelp;
   const legend = classes.map((row) =>
     element("span", { className: "legend" }, swatch(row.color), element("span", { text: row.name })),

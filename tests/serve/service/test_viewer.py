@@ -551,6 +551,43 @@ def test_without_a_pixel_size_no_area_is_claimed(visit: Visit) -> None:
     expect(visit.page.locator("#mpp-help")).to_contain_text("Not known: taken to be 0.5")
 
 
+def test_a_pixel_size_typed_for_one_image_does_not_stay_for_the_next(visit: Visit) -> None:
+    field, help_text = visit.page.locator("#mpp"), visit.page.locator("#mpp-help")
+    field.fill("0.4")  # before any image: it is meant for the first
+    visit.segment()
+    expect(help_text).to_contain_text("As you stated for this image")
+    expect(field).to_have_value("0.4")
+    visit.segment(encoded(tissue(), dpi=(101_600, 101_600)), "next.png")
+    expect(field).to_have_value("")
+    expect(help_text).to_contain_text("The file says 0.25 µm per pixel (PNG density)")
+    visit.segment(encoded(tissue()), "third.png")
+    expect(help_text).to_contain_text("Not known: taken to be 0.5")
+
+
+def test_the_help_says_that_the_pixel_size_changes_the_labels(visit: Visit) -> None:
+    expect(visit.page.locator("#mpp-help")).to_contain_text("it changes the labels")
+
+
+def test_a_printers_resolution_is_told_and_not_used(visit: Visit) -> None:
+    visit.segment(encoded(tissue(), dpi=(2400, 2400)))
+    expect(visit.page.locator("#mpp-help")).to_contain_text("2400 dpi")
+    expect(visit.page.locator("#scale-bar")).to_be_hidden()
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "PNG", "JPEG"])
+def test_the_picture_is_of_the_pixels_that_were_segmented(visit: Visit, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
+    content = encoded(tissue(), kind, exif=exif.tobytes(), **options.get(kind, {}))
+    visit.segment(content, "turned")
+    visit.page.get_by_label("Opacity").fill("0")
+    visit.page.get_by_label("Hatch where confidence is low").uncheck()
+    _, picture = visit.download_picture()
+    assert np.abs(picture - tissue()[::-1, ::-1]).max() <= 3
+    expect(visit.page.locator("#file-notes")).to_contain_text("turned upright, from orientation 3")
+
+
 def test_a_pixel_size_given_later_is_used_when_asked_for(visit: Visit) -> None:
     visit.segment()
     visit.page.get_by_label("µm per pixel").fill("0.4")
