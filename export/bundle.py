@@ -90,7 +90,7 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
         export.write_other_forms()
         manifest = export.write_manifest(sha256_of(weights), earlier=bundle)
         report = export.write_parity(staging)
-        write_model_card(manifest, card, report, staging)
+        write_model_card(manifest, card, report, staging, engine_obstacles=export.engine_obstacles)
         bundle_destination(bundle, needed)  # the work takes minutes: much may have come there since
     if refused.exists() and is_report(refused):
         with uninterrupted(f"{bundle} is the new bundle"):
@@ -216,14 +216,14 @@ class _Export:
             warm_up=_write_warm_up(self._folder, self._gate.tiles.images[:1]),
         )
         source = self._engine_source(artefacts)
-        plan = plan_for(
+        self._plan = plan_for(
             manifest,
             source,
             tolerances=self._settings.tolerances,
             obstacles=self._obstacles[source.file],
         )
-        plan.write(self._folder)
-        self._keep_of_engine(plan, earlier)
+        self._plan.write(self._folder)
+        self._keep_of_engine(self._plan, earlier)
         manifest.write(self._folder)
         return manifest
 
@@ -261,6 +261,11 @@ class _Export:
                 f"{earlier / plan.plan_file} is of the earlier bundle and is not kept; build this "
                 "one's with `python -m export engine`"
             )
+
+    @property
+    def engine_obstacles(self) -> tuple[str, ...]:
+        """Why no TensorRT engine can be built from the planned graph; empty where one can."""
+        return self._plan.obstacles
 
     def write_parity(self, folder: Path) -> ParityReport:
         """Write `parity.json` and the report with its pictures into `folder`."""
@@ -362,6 +367,7 @@ def _manifest(
         inputs=inputs,
         outputs=outputs,
         class_attention_bias=card.class_attention_bias,
+        predicts_iou=card.iou_head_trained,
         checkpoint_sha256=checkpoint_sha256,
         artefacts=artefacts,
         warm_up=warm_up,

@@ -1,31 +1,43 @@
 """`MODEL_CARD.md`: what the model is, what it was trained on, how it was checked, its limits."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from export.gate.report import measured_against
+from export.gate.report import logit_difference, measured_against
 from export.gate.schema import ArtefactParity, ParityReport
+from export.markdown import markdown_table
 from serve.contract.manifest import Manifest
 from train.model.checkpoint import CheckpointCard
 
 MODEL_CARD_FILE = "MODEL_CARD.md"
 
-_SYNTHETIC_DATA = "synthetic"
-
 
 def write_model_card(
-    manifest: Manifest, card: CheckpointCard, report: ParityReport, folder: Path
+    manifest: Manifest,
+    card: CheckpointCard,
+    report: ParityReport,
+    folder: Path,
+    *,
+    engine_obstacles: Sequence[str] = (),
 ) -> None:
-    """Write the card of a bundle."""
+    """Write the card of a bundle.
+
+    Args:
+        manifest: of the bundle.
+        card: of the checkpoint.
+        report: what the gate measured.
+        folder: gets the file.
+        engine_obstacles: why no TensorRT engine can be built; empty where one can.
+    """
     sections = (
         _head(manifest, card),
         _classes(manifest, card),
         _data(card),
         _scores(card),
-        _precision(report),
+        _precision(report, engine_obstacles),
         _limits(manifest, card),
-        _weights(card),
+        _licences(card),
     )
     lines = [line for section in sections for line in (*section, "")]
     (folder / MODEL_CARD_FILE).write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
@@ -38,10 +50,16 @@ def _head(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
     yield ""
     yield "**Research use only.** Not a medical device, not for diagnosis or treatment."
     yield ""
-    yield (
-        "Semantic segmentation of haematoxylin-and-eosin tissue: SAM-Path (arXiv 2307.09570) with "
-        "Dynamic Focal Attention (arXiv 2604.13479)."
-    )
+    method = "SAM-Path (arXiv 2307.09570)"
+    if any(card.class_attention_bias):
+        method += " with a bias per class in its attention (arXiv 2604.13479)"
+    yield f"Semantic segmentation of haematoxylin-and-eosin tissue: {method}."
+    if card.imported_from is not None:
+        yield ""
+        yield (
+            f"**FocalPath did not train this model.** {card.imported_from} did, with settings that "
+            "its checkpoint does not fully state; FocalPath imported the weights."
+        )
     yield ""
     yield f"- Input: {manifest.tile_size_px} x {manifest.tile_size_px} pixels RGB, at {mpp}"
     yield (
@@ -54,58 +72,74 @@ def _head(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
 def _classes(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
     yield "## Classes"
     yield ""
-    yield (
-        "| Label | Class | Colour | Share of training pixels | Bias in the attention "
-        "| Validation Dice | Validation IoU |"
+    headers = (
+        *("Label", "Class", "Colour", "Share of training pixels", "Bias in the attention"),
+        *("Validation Dice", "Validation IoU"),
     )
-    yield "|---|---|---|---|---|---|---|"
-    rows = zip(manifest.classes, card.shares, card.class_attention_bias, strict=True)
-    for label, (entry, share, bias) in enumerate(rows, start=1):
-        scores = " | ".join(_number(card.metrics, f"{s}/{entry.name}") for s in ("dice", "iou"))
-        yield (
-            f"| {label} | {entry.name} | `{entry.color}` | {_percent(share)} | {bias:+.3f} "
-            f"| {scores} |"
+    rows: list[Sequence[object]] = [
+        (
+            label,
+            entry.name,
+            f"`{entry.color}`",
+            _percent(share),
+            f"{bias:+.3f}",
+            *(_number(card.metrics, f"{score}/{entry.name}") for score in ("dice", "iou")),
         )
-    means = " | ".join(_number(card.metrics, f"{score}/mean") for score in ("dice", "iou"))
-    yield f"| | Mean | | | | {means} |"
+        for label, (entry, share, bias) in enumerate(
+            zip(manifest.classes, card.shares, card.class_attention_bias, strict=True), start=1
+        )
+    ]
+    means = (_number(card.metrics, f"{score}/mean") for score in ("dice", "iou"))
+    rows.append(("", "Mean", "", "", "", *means))
+    yield markdown_table(headers, rows, align="rllrrrr")
     yield ""
-    yield (
-        f"The bias ({card.settings.model.bias}) is added to the logits of the attention from image "
-        "to class tokens: above 0 where the model attends more to a class. Unlabelled (0) is never "
-        "predicted."
-    )
+    if any(card.class_attention_bias):
+        yield (
+            f"The bias ({card.settings.model.bias}) is added to the logits of the attention from "
+            "image to class tokens: above 0 where the model attends more to a class. Unlabelled "
+            "(0) is never predicted."
+        )
+    else:
+        yield "The model has no bias in its attention. Unlabelled (0) is never predicted."
 
 
 def _data(card: CheckpointCard) -> Iterator[str]:
     yield "## Data"
     yield ""
-    data = "; the checkpoint does not say on which data."
     if card.data is not None:
-        data = (
-            f" on the data set `{card.data.name}`: {card.data.num_training_tiles:,} training and "
-            f"{card.data.num_validation_tiles:,} validation tiles."
-        )
-    yield f"Trained with the preset `{card.settings.preset}`{data}"
-    if card.settings.preset == _SYNTHETIC_DATA:
         yield (
-            "The preset is for tissue that FocalPath draws itself, no patient's slide: such scores "
-            "say nothing about real tissue."
+            f"Trained on the data set `{card.data.name}`: {card.data.num_training_tiles:,} "
+            f"training and {card.data.num_validation_tiles:,} validation tiles."
         )
     else:
-        yield "The data's terms of use go with the weights."
+        yield "The checkpoint does not say on which data it was trained."
+    yield (
+        "The data's terms of use go with the weights. Where the tiles are drawn "
+        "(`python -m train prepare synthetic`), the scores say nothing about real tissue."
+    )
 
 
 def _scores(card: CheckpointCard) -> Iterator[str]:
     yield "## How the scores were measured"
     yield ""
+    if not card.metrics:
+        yield "The checkpoint has no scores. `python -m train evaluate` measures them on your data."
+        return
     yield (
         "Dice and IoU are pooled over the pixels of all validation tiles, unlabelled pixels left "
-        "out, with torch; the checkpoint is the one of the best mean validation Dice, so they "
-        "flatter it a little. `python -m train evaluate` gives those of the test tiles."
+        "out, with torch."
     )
+    if card.imported_from is None:
+        yield (
+            "The checkpoint is the one of the best mean validation Dice, so they flatter it a "
+            "little."
+        )
+    else:
+        yield "They were measured at the import; how the checkpoint was chosen is not known."
+    yield "`python -m train evaluate` gives the scores of the test tiles."
 
 
-def _precision(report: ParityReport) -> Iterator[str]:
+def _precision(report: ParityReport, engine_obstacles: Sequence[str]) -> Iterator[str]:
     yield "## Precision of the artefacts"
     yield ""
     yield (
@@ -114,22 +148,26 @@ def _precision(report: ParityReport) -> Iterator[str]:
         "tiles that differ most, and what a CPU cannot prove about fp16."
     )
     yield ""
-    yield (
-        "| Artefact | Same label | Largest logit difference | Largest IoU score difference "
-        "| Mean confidence difference | Most Dice points lost | Recall of the rarest class "
-        "| Float32 islands |"
+    headers = (
+        *("Artefact", "Same label", "Largest logit difference", "Largest IoU score difference"),
+        *("Mean confidence difference", "Most Dice points lost", "Recall of the rarest class"),
+        "Float32 islands",
     )
-    yield "|---|---|---|---|---|---|---|---|"
-    for artefact in report.artefacts:
-        if artefact.passed:
-            yield _artefact_row(artefact)
+    passed = [_artefact_row(artefact) for artefact in report.artefacts if artefact.passed]
+    yield markdown_table(headers, passed, align="lrrrrrrl")
     for artefact in report.artefacts:
         if not artefact.passed:
             yield ""
             yield f"{artefact.title} was tried and left out: {'; '.join(artefact.failures)}."
+    if engine_obstacles:
+        yield ""
+        yield (
+            "No TensorRT engine can be built: its parser would refuse the graph. "
+            f"{engine_obstacles[0]}"
+        )
 
 
-def _artefact_row(artefact: ArtefactParity) -> str:
+def _artefact_row(artefact: ArtefactParity) -> Sequence[str]:
     lost, recall = "-", "-"
     measured = [entry for entry in artefact.classes if entry.dice is not None]
     if measured:
@@ -139,15 +177,18 @@ def _artefact_row(artefact: ArtefactParity) -> str:
         if entry.name == artefact.rarest_class:
             recall = f"{entry.recall:.4f}, torch {entry.torch_recall:.4f} ({entry.name})"
     return (
-        f"| {artefact.title} | {artefact.label_agreement:.4%} "
-        f"| {artefact.max_logit_difference:.1e} | {artefact.max_iou_score_difference:.1e} "
-        f"| {artefact.mean_confidence_difference:.1e} | {lost} | {recall} "
-        f"| {', '.join(artefact.fp32_islands) or '-'} |"
+        artefact.title,
+        f"{artefact.label_agreement:.4%}",
+        logit_difference(artefact),
+        f"{artefact.max_iou_score_difference:.1e}",
+        f"{artefact.mean_confidence_difference:.1e}",
+        lost,
+        recall,
+        ", ".join(artefact.fp32_islands) or "-",
     )
 
 
 def _limits(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
-    rarest = min(zip(card.shares, manifest.classes, strict=True), key=lambda r: r[0])
     yield "## Limits"
     yield ""
     yield "- Research use only: no clinical validation of any kind."
@@ -160,23 +201,41 @@ def _limits(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
         "none of them, or there is no tissue."
     )
     if card.pixel_frequencies is not None:
+        share, rarest = min(
+            zip(card.pixel_frequencies, manifest.classes, strict=True), key=lambda pair: pair[0]
+        )
         yield (
-            f"- {rarest[1].name} has {rarest[0]:.2%} of the training pixels: its scores are the "
-            "least certain."
+            f"- {rarest.name} has {share:.2%} of the training pixels: its scores are the least "
+            "certain."
         )
     yield "- `confidence` is the softmax of the logits and is not calibrated."
+    if not manifest.predicts_iou:
+        yield (
+            "- The IoU head was not trained (its loss had no weight), so `iou_scores` mean nothing "
+            "and are not shown."
+        )
 
 
-def _weights(card: CheckpointCard) -> Iterator[str]:
+def _licences(card: CheckpointCard) -> Iterator[str]:
     weights = card.settings.weights
     yield "## Licences"
     yield ""
     yield "The code is Apache-2.0. The weights are also under the terms of what they started from:"
     yield ""
-    if weights.sam_weights is None and weights.pathology_weights is None:
-        origin = "random encoders" if card.settings.model.encoders_frozen else "scratch"
-        yield f"- no published weights: started from {origin}, so only the data's terms apply"
+    if card.origins:
+        for origin in card.origins:
+            yield f"- {origin.part}: {origin.name}, `{origin.file}`. Its terms: {origin.licence}"
+    elif card.imported_from is not None:
+        yield (
+            f"- the whole model: weights of {card.imported_from}, whose terms the checkpoint does "
+            "not state. SAM is Apache-2.0, HIPT is Apache-2.0 with the Commons Clause (no sale)"
+        )
+    elif weights.sam_weights is None and weights.pathology_weights is None:
+        start = "random encoders" if card.settings.model.encoders_frozen else "scratch"
+        yield f"- no published weights: started from {start}, so only the data's terms apply"
+    if card.origins:
         return
+    # Checkpoints of older versions name their files only.
     if weights.sam_weights is not None:
         yield f"- SAM, `{Path(weights.sam_weights).name}`: Apache-2.0 as published by its authors"
     if weights.pathology_weights is not None:

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from export.gate.answers import Answers
 from export.gate.gate import Gate
 from export.gate.schema import ArtefactParity, ParityReport
+from export.markdown import markdown_table
 from train.settings import TissueClass
 
 REPORT_FILE = "parity_report.md"
@@ -120,19 +121,30 @@ def _paint_difference(image: Any, different: Any) -> Any:
 
 
 def _summary(report: ParityReport) -> Iterator[str]:
-    yield (
-        "| Artefact | Passed | Measured with | Same label | Largest logit difference "
-        "| Largest IoU score difference | Mean confidence difference | Float32 islands |"
+    headers = (
+        *("Artefact", "Passed", "Measured with", "Same label", "Largest logit difference"),
+        *("Largest IoU score difference", "Mean confidence difference", "Float32 islands"),
     )
-    yield "|---|---|---|---|---|---|---|---|"
-    for artefact in report.artefacts:
-        yield (
-            f"| {artefact.title} | {'yes' if artefact.passed else '**no**'} "
-            f"| {artefact.measured_with} | {artefact.label_agreement:.4%} "
-            f"| {artefact.max_logit_difference:.2e} | {artefact.max_iou_score_difference:.1e} "
-            f"| {artefact.mean_confidence_difference:.1e} "
-            f"| {', '.join(artefact.fp32_islands) or '-'} |"
+    rows = [
+        (
+            artefact.title,
+            "yes" if artefact.passed else "**no**",
+            artefact.measured_with,
+            f"{artefact.label_agreement:.4%}",
+            logit_difference(artefact),
+            f"{artefact.max_iou_score_difference:.1e}",
+            f"{artefact.mean_confidence_difference:.1e}",
+            ", ".join(artefact.fp32_islands) or "-",
         )
+        for artefact in report.artefacts
+    ]
+    yield markdown_table(headers, rows, align="lllrrrrl")
+
+
+def logit_difference(artefact: ArtefactParity) -> str:
+    """The largest difference of a logit, or a dash where the artefact gives none."""
+    difference = artefact.max_logit_difference
+    return "-" if difference is None else f"{difference:.1e}"
 
 
 def _section(artefact: ArtefactParity, has_picture: bool) -> Iterator[str]:
@@ -145,18 +157,21 @@ def _section(artefact: ArtefactParity, has_picture: bool) -> Iterator[str]:
     else:
         yield "Passed."
     yield ""
-    yield "| Class | Pixels | Torch's label kept | Dice | IoU | Recall |"
-    yield "|---|---|---|---|---|---|"
-    for entry in artefact.classes:
-        kept = "-" if entry.agreement is None else f"{entry.agreement:.3%}"
-        rare = " (rarest)" if entry.name == artefact.rarest_class else ""
-        pairs = (
-            (entry.torch_dice, entry.dice),
-            (entry.torch_iou, entry.iou),
-            (entry.torch_recall, entry.recall),
-        )
-        scores = " | ".join(_score(*pair) for pair in pairs)
-        yield f"| {entry.name}{rare} | {entry.num_pixels:,} | {kept} | {scores} |"
+    yield markdown_table(
+        ("Class", "Pixels", "Torch's label kept", "Dice", "IoU", "Recall"),
+        [
+            (
+                f"{entry.name}{' (rarest)' if entry.name == artefact.rarest_class else ''}",
+                f"{entry.num_pixels:,}",
+                "-" if entry.agreement is None else f"{entry.agreement:.3%}",
+                _score(entry.torch_dice, entry.dice),
+                _score(entry.torch_iou, entry.iou),
+                _score(entry.torch_recall, entry.recall),
+            )
+            for entry in artefact.classes
+        ],
+        align="lrrrrr",
+    )
     yield ""
     yield "In brackets the difference from torch's scores."
     yield ""
@@ -193,11 +208,19 @@ def _audit(report: ParityReport) -> Iterator[str]:
         "computed in fp16."
     )
     yield ""
-    yield "| Block | Largest magnitude | Tile | In half precision |"
-    yield "|---|---|---|---|"
-    for peak in report.peaks:
-        half = "yes" if peak.computed_in == "half" else "no, always float32"
-        yield f"| {peak.block} | {peak.magnitude:,.1f} | {peak.tile} | {half} |"
+    yield markdown_table(
+        ("Block", "Largest magnitude", "Tile", "In half precision"),
+        [
+            (
+                peak.block,
+                f"{peak.magnitude:,.1f}",
+                peak.tile,
+                "yes" if peak.computed_in == "half" else "no, always float32",
+            )
+            for peak in report.peaks
+        ],
+        align="lrll",
+    )
 
 
 def _how(report: ParityReport) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from export.gate.schema import ArtefactParity
+from export.markdown import markdown_table
 from serve.contract.strict import Strict
 
 CARD_HEADING = "## TensorRT engine"
@@ -90,9 +91,15 @@ class EngineReport(Strict):
             f"{against}). {self.num_fused_attention} of {self.num_attention} attentions are fused."
         )
         yield ""
-        yield "| Batch | p50 | p99 | p50 as a CUDA graph | p99 as a CUDA graph |"
-        yield "|---|---|---|---|---|"
-        for batch in self.batches:
-            times = (batch.latency, batch.cuda_graph_latency)
-            row = " | ".join(f"{t.p50_ms:.2f} ms | {t.p99_ms:.2f} ms" for t in times)
-            yield f"| {batch.batch_size} | {row} |"
+        times = [(batch.latency, batch.cuda_graph_latency) for batch in self.batches]
+        yield markdown_table(
+            ("Batch", "p50", "p99", "p50 as a CUDA graph", "p99 as a CUDA graph"),
+            [
+                (
+                    batch.batch_size,
+                    *(f"{ms:.2f} ms" for time in pair for ms in (time.p50_ms, time.p99_ms)),
+                )
+                for batch, pair in zip(self.batches, times, strict=True)
+            ],
+            align="rrrrr",
+        )

@@ -360,7 +360,8 @@ def _table(path: Path, summary: Summary) -> Table:
         table.add_column(title, justify="right")
     for row in summary.classes:
         confidence = "" if row.mean_confidence is None else f"{row.mean_confidence:.2f}"
-        table.add_row(row.name, f"{row.pixel_share:.1%}", confidence, f"{row.predicted_iou:.2f}")
+        iou = "" if row.predicted_iou is None else f"{row.predicted_iou:.2f}"
+        table.add_row(row.name, f"{row.pixel_share:.1%}", confidence, iou)
     return table
 
 

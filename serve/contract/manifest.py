@@ -139,6 +139,9 @@ class Manifest(Strict):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     class_attention_bias: tuple[float, ...] = Field(description="the folded bias, one a class")
+    predicts_iou: bool = Field(
+        default=True, description="whether the head of `iou_scores` was trained; else it is noise"
+    )
     checkpoint_sha256: Sha256
     artefacts: tuple[Artefact, ...] = Field(min_length=1)
     warm_up: WarmUp | None = None

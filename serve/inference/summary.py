@@ -88,8 +88,9 @@ class ClassSummary(Strict):
         description="share of the class's pixels whose confidence is below the threshold; null "
         "if it has none"
     )
-    predicted_iou: float = Field(
-        description="the IoU that the model expects of its own mask, 0 to 1"
+    predicted_iou: float | None = Field(
+        description="the IoU that the model expects of its own mask, 0 to 1; null where it was "
+        "not trained to predict it"
     )
 
 
@@ -155,10 +156,9 @@ def summarise(
     histogram = _joint_histogram(prediction)  # 256 labels x 256 confidences
     first_high = int(np.ceil(LOW_CONFIDENCE * 255))  # first confidence byte that is not low
     low = int(histogram[:, :first_high].sum())
+    iou_scores = prediction.iou_scores if manifest.predicts_iou else None
     classes = tuple(
-        _summarise_class(
-            tissue, label, histogram[label], height * width, image, prediction.iou_scores
-        )
+        _summarise_class(tissue, label, histogram[label], height * width, image, iou_scores)
         for label, tissue in enumerate(manifest.classes, start=1)
     )
     return Summary(
@@ -175,7 +175,7 @@ def _summarise_class(
     confidences: NDArray[np.int64],
     num_pixels: int,
     image: ImageInfo,
-    iou_scores: NDArray[np.float32],
+    iou_scores: NDArray[np.float32] | None,
 ) -> ClassSummary:
     """Numbers of one class from how often it has each confidence."""
     count = int(confidences.sum())
@@ -189,7 +189,8 @@ def _summarise_class(
         area_um2=None if image.um2_per_px is None else count * image.um2_per_px,
         mean_confidence=float(confidences @ np.arange(256)) / 255 / count if count else None,
         low_confidence_share=int(confidences[:first_high].sum()) / count if count else None,
-        predicted_iou=float(np.clip(iou_scores[label - 1], 0, 1)),  # the model's has no bounds
+        # The model's own has no bounds.
+        predicted_iou=None if iou_scores is None else float(np.clip(iou_scores[label - 1], 0, 1)),
     )
 
 

@@ -381,10 +381,11 @@ def test_the_model_card_has_classes_biases_numbers_and_limits(exported_bundle: P
     card = (exported_bundle / "MODEL_CARD.md").read_text(encoding="utf-8")
     manifest = read_bundle(exported_bundle)
     for entry, bias in zip(manifest.classes, manifest.class_attention_bias, strict=True):
-        assert f"| {entry.name} | `{entry.color}` |" in card
-        assert f"| {bias:+.3f} |" in card
+        cells = [line.split() for line in card.splitlines()]
+        assert any({f"`{entry.color}`", f"{bias:+.3f}"} <= set(row) for row in cells), entry.name
     assert "**Research use only.**" in card
-    assert f"| model.fp16.onnx | {manifest.artefacts[1].parity.label_agreement:.4%} |" in card
+    (row,) = (line for line in card.splitlines() if line.startswith("| model.fp16.onnx"))
+    assert f" {manifest.artefacts[1].parity.label_agreement:.4%} " in row
     assert "no published weights" in card
 
 

@@ -280,7 +280,8 @@ function fillClasses(rows) {
     ...rows.map((row) => {
       const cells = [percent(row.pixel_share, 1)];
       if (total) cells.push(area(row));
-      cells.push(row.mean_confidence === null ? "–" : percent(row.mean_confidence), row.predicted_iou.toFixed(2));
+      cells.push(row.mean_confidence === null ? "–" : percent(row.mean_confidence));
+      cells.push(row.predicted_iou === null ? "–" : row.predicted_iou.toFixed(2));
       return classRow(row, cells);
     }),
   );

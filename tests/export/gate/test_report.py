@@ -99,8 +99,9 @@ def test_the_report_says_what_failed_and_shows_it(tmp_path: Path) -> None:
     answers = relabelled(gate, tile=2, num_pixels=3, label=2)
     found = gate.judge(answers, "model.fp16.onnx", "fp16")
     text = _written(_report(found), tmp_path)
-    assert "- class Necrosis loses 0.50 Dice points (1.0000 to 0.9950)" in text
-    assert "| model.fp16.onnx | **no** |" in text
-    assert "| Necrosis (rarest) | 300 |" in text
+    assert "- class Necrosis loses 0.50 Dice points" in text
+    words = [line.split() for line in text.splitlines()]
+    assert ["|", "model.fp16.onnx", "|", "**no**", "|"] in [row[:5] for row in words]
+    assert ["|", "Necrosis", "(rarest)", "|", "300", "|"] in [row[:6] for row in words]
     assert "![Tiles that differ most](parity_fp16.png)" in text
-    assert "| neck | 12.0 | tile_0 | yes |" in text
+    assert ["|", "neck", "|", "12.0", "|", "tile_0", "|", "yes", "|"] in words

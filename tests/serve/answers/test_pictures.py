@@ -105,6 +105,13 @@ def test_the_predicted_iou_is_passed_on(prediction: Prediction, manifest: Manife
     assert found == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
 
 
+def test_the_iou_of_a_head_that_was_not_trained_is_not_told(
+    prediction: Prediction, manifest: Manifest
+) -> None:
+    untrained = manifest.model_copy(update={"predicts_iou": False})
+    assert [row.predicted_iou for row in summarise(prediction, untrained).classes] == [None] * 5
+
+
 def test_the_predicted_iou_is_a_share_whatever_the_model_says(
     prediction: Prediction, manifest: Manifest
 ) -> None:
