@@ -5,40 +5,58 @@ Where neither the paper (arXiv 2604.13479) nor SAM-Path (arXiv 2307.09570) gives
 field's text says "our choice".
 """
 
-import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from functools import cache
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function, str_schema
+from typing_extensions import TypedDict
 
-from train.errors import FocalPathError
+from train.errors import SettingsError
 
 MAX_CLASSES = 254
 """Labels are uint8: 0 is unlabelled, and one value is kept free."""
 
 
-_ABOVE_0 = sys.float_info.min
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+HalfAtMost = Annotated[float, Field(ge=0, le=0.5)]
+Count = Annotated[int, Field(ge=1)]
+NumberOf = Annotated[int, Field(ge=0)]
+Sixteens = Annotated[int, Field(gt=0, multiple_of=16)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
-def _check_ranges(group: object, **ranges: tuple[float, float]) -> None:
-    """Refuse numbers outside their range, bounds included; None is none.
+@dataclass(frozen=True, kw_only=True)
+class CheckedSettings:
+    """A group of settings whose types and ranges pydantic checks when it is made."""
 
-    Raises:
-        FocalPathError: a number is outside, or not a number.
-    """
-    for name, (low, high) in ranges.items():
-        value = getattr(group, name)
-        if value is None or low <= value <= high:
-            continue
-        expected = "above 0" if low == _ABOVE_0 else f"{low:g} or more"
-        if high < math.inf:
-            expected += f", at most {high:g}"
-        raise FocalPathError(
-            f"{name} is {value}, expected {expected}. Change --{name.replace('_', '-')}."
-        )
+    def __post_init__(self) -> None:
+        """Refuse the first value that is out of its range.
+
+        Raises:
+            SettingsError: a value is out of its range, or of another type.
+        """
+        try:
+            _checker(type(self)).validate_python(vars(self))  # type: ignore[arg-type]
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            expected = first["msg"].replace("Input should be", "expected")
+            raise SettingsError(
+                f"{name} is {getattr(self, name)}, {expected}. Change --{name.replace('_', '-')}."
+            ) from None
+
+
+@cache
+def _checker(group: Any) -> TypeAdapter[Any]:
+    # By its fields alone: pydantic would make the group, and so check it, again.
+    hints = get_type_hints(group, include_extras=True)
+    return TypeAdapter(TypedDict(f"{group.__name__}Fields", hints))  # type: ignore[operator]
 
 
 class BiasName(str):
@@ -50,18 +68,18 @@ class BiasName(str):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BiasSettings:
+class BiasSettings(CheckedSettings):
     """How the class bias starts and learns."""
 
     bias_init: Literal["warm", "cold"] = "warm"
     """Where a learned bias starts: at the centred log-frequency prior (Eq. 6), or at zero."""
     bias_frozen: bool = False
     """Keep a learned bias at its start: the control that tells learning from the prior."""
-    bias_gamma: float = 0.5
+    bias_gamma: NotNegative = 0.5
     """Magnitude of the prior, the same for all strategies (our choice)."""
-    bias_epsilon: float = 1e-6
+    bias_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-6
     """Added to frequencies and difficulties before the logarithm (our choice)."""
-    bias_lr_factor: float = 100.0
+    bias_lr_factor: NotNegative = 100.0
     """The bias learns at this multiple of the base learning rate. The synthetic preset's 10 is our
     choice."""
     bias_regularisation: Literal["decay", "l2", "off"] = "decay"
@@ -69,32 +87,21 @@ class BiasSettings:
     each step pulls the bias towards its prior, apart from the loss (our choice); l2: the paper's
     term, bias_l2 * sum(delta^2), in the loss. Adam ignores the size of a gradient, so that l2
     erases the prior within a few epochs."""
-    bias_decay: float = 0.2
+    bias_decay: NotNegative = 0.2
     """Strength of decay: it keeps a bias within about 1 / bias_decay of its prior (our choice)."""
-    bias_l2: float = 1e-4
+    bias_l2: NotNegative = 1e-4
     """Factor of the l2 term (our choice)."""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that train nothing."""
-        _check_ranges(
-            self,
-            bias_gamma=(0, math.inf),
-            bias_epsilon=(_ABOVE_0, 1),
-            bias_lr_factor=(0, math.inf),
-            bias_decay=(0, math.inf),
-            bias_l2=(0, math.inf),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
+class ModelSettings(CheckedSettings):
     """The model: SAM-Path's encoders and decoder in any size, and the kind of class bias."""
 
     bias: BiasName = BiasName("dfa")
     """How attention is biased by class."""
-    tile_size_px: int = 1024
+    tile_size_px: Sixteens = 1024
     """Side of the square image that the model takes; a multiple of 16."""
-    mpp: float | None = None
+    mpp: Annotated[float, Field(ge=0.05, le=20)] | None = None
     """um per pixel at which the model sees tissue: images of another are resampled to it. None
     takes the data set's."""
     squeeze: Annotated[bool, tyro.conf.Suppress] = False
@@ -109,14 +116,14 @@ class ModelSettings:
     pathology_args: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Arguments of the timm model that differ from its own, such as `reg_tokens 4 mlp_layer
     SwiGLUPacked`. A short name or the config.json of a weights folder sets them."""
-    pathology_encoder_depth: int | None = None
+    pathology_encoder_depth: Count | None = None
     """Number of its blocks; None keeps the architecture's own."""
     pathology_layer_scale: bool = False
     """The encoder has LayerScale, as UNI and other DINOv2 encoders have."""
     pathology_mean: tuple[float, float, float] | None = None
     """Mean of the RGB inputs that the encoder was trained on, in [0, 1]; None takes timm's for its
     name (0.5 for vit_small_patch16_224, as HIPT)."""
-    pathology_std: tuple[float, float, float] | None = None
+    pathology_std: tuple[Positive, Positive, Positive] | None = None
     """Standard deviation of the RGB inputs that the encoder was trained on, in [0, 1]."""
     pathology_positions: Literal["timm", "dino"] | None = None
     """How position embeddings of another grid are resized. timm: bicubic with antialiasing; dino:
@@ -124,36 +131,13 @@ class ModelSettings:
     chooses by the kind of weights: dino for DINO's and HIPT's files, timm for the others."""
     encoders_frozen: bool = True
     """Train only the fusion neck and the decoder, as SAM-Path does."""
-    decoder_dim: int = 256
-    """Channels of the mask decoder (SAM: 256)."""
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that no patch grid fits, and scales that no microscope has."""
-        _check_ranges(
-            self,
-            # As serve.images.decode believes them; settings import nothing.
-            mpp=(0.05, 20.0),
-            pathology_encoder_depth=(1, math.inf),
-        )
-        if self.decoder_dim % 16 or self.decoder_dim <= 0:
-            raise FocalPathError(
-                f"decoder_dim is {self.decoder_dim}; the decoder's attention has 8 heads at half "
-                "of its channels, so give a positive multiple of 16"
-            )
-        if self.pathology_std is not None and not min(self.pathology_std) > 0:
-            raise FocalPathError(
-                f"pathology_std is {self.pathology_std}; inputs are divided by it, so give three "
-                "numbers above 0"
-            )
-        if self.tile_size_px % 16 or self.tile_size_px <= 0:
-            raise FocalPathError(
-                f"tile_size_px is {self.tile_size_px}; the encoders cut patches of 16 pixels, "
-                "so give a positive multiple of 16"
-            )
+    decoder_dim: Sixteens = 256
+    """Channels of the mask decoder (SAM: 256); a multiple of 16, as its attention has 8 heads at
+    half of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossSettings:
+class LossSettings(CheckedSettings):
     """Eq. 7: (1 - focal_weight) Dice + focal_weight Focal + iou_weight MSE."""
 
     dice_per_image: bool = True
@@ -161,90 +145,71 @@ class LossSettings:
     a class absent from an image costs it nothing."""
     focal: bool = True
     """Use the focal loss; without it the Dice loss has all the weight."""
-    focal_weight: float = 0.25
+    class_weights: Literal["none", "sqrt", "inverse"] = "none"
+    """Weight of each class in Dice and focal loss. none: the same, as in the paper; inverse: by
+    one over its share of the labelled training pixels; sqrt: by the root of that. Their mean is 1
+    (our choice)."""
+    focal_weight: Share = 0.25
     """Lambda: the focal loss's share."""
-    focal_gamma: float = 2.0
+    focal_gamma: NotNegative = 2.0
     """Focusing parameter of the focal loss."""
-    iou_weight: float = 0.0625
+    iou_weight: NotNegative = 0.0625
     """Beta: weight of the squared error of the predicted IoU."""
-
-    def __post_init__(self) -> None:
-        """Refuse weights that would reward errors."""
-        _check_ranges(
-            self, focal_weight=(0, 1), focal_gamma=(0, math.inf), iou_weight=(0, math.inf)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizationSettings:
+class OptimizationSettings(CheckedSettings):
     """AdamW with cosine annealing after a linear warm-up."""
 
-    epochs: int = 32
+    epochs: Count = 32
     """Passes over the training tiles."""
-    batch_size: int = 12
+    batch_size: Count = 12
     """Tiles a step on each device."""
-    accumulate_batches: int = 1
+    accumulate_batches: Count = 1
     """Batches whose gradients are added up before a step."""
-    learning_rate: float = 1e-4
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """uniform: every training tile once per epoch; balanced: as many tiles, drawn with replacement
+    so that each class is as likely to be looked for, in images by their share of it (our
+    choice)."""
+    learning_rate: Positive = 1e-4
     """Base learning rate."""
-    weight_decay: float = 1e-2
+    weight_decay: NotNegative = 1e-2
     """AdamW's weight decay; the bias has none."""
-    warmup_steps: int = 72
+    warmup_steps: NumberOf = 72
     """Steps of linear warm-up."""
-    gradient_clip: float = 1.0
+    gradient_clip: NotNegative = 1.0
     """Largest gradient norm (our choice)."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Lightning's precision of the arithmetic."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, order and augmentation."""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that train nothing."""
-        _check_ranges(
-            self,
-            epochs=(1, math.inf),
-            batch_size=(1, math.inf),
-            accumulate_batches=(1, math.inf),
-            learning_rate=(_ABOVE_0, math.inf),
-            weight_decay=(0, math.inf),
-            warmup_steps=(0, math.inf),
-            gradient_clip=(0, math.inf),
-            seed=(0, 2**32 - 1),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentationSettings:
+class AugmentationSettings(CheckedSettings):
     """How training tiles are varied."""
 
     augment: Literal["full", "dihedral", "none"] = "full"
     """full: crops that zoom in, flips, quarter turns and colour; dihedral: flips and quarter turns
     of crops of the tile's size; none: tiles at fixed places that cover each image."""
-    crop_scale_min: float = 0.08
+    crop_scale_min: Annotated[float, Field(gt=0, le=1)] = 0.08
     """Smallest share of the tile's area that a random crop keeps; it is enlarged to the tile."""
-    color_jitter: float = 0.1
+    color_jitter: HalfAtMost = 0.1
     """Strength of the change of brightness, contrast, saturation and hue, at most 0.5."""
-    stain_jitter: float = 0.0
+    stain_jitter: HalfAtMost = 0.0
     """Strength of the change of haematoxylin, eosin and residual (HED jitter) under --augment full;
     0.05 is usual, at most 0.5. 0, as in the paper, leaves the stains alone."""
-    num_workers: int = 4
+    num_workers: NumberOf = 4
     """Processes that load tiles; 0 loads them in the training process."""
-
-    def __post_init__(self) -> None:
-        """Refuse what no tile can be varied by."""
-        _check_ranges(
-            self,
-            crop_scale_min=(_ABOVE_0, 1),
-            color_jitter=(0, 0.5),
-            stain_jitter=(0, 0.5),
-            num_workers=(0, math.inf),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsSettings:
+class WeightsSettings(CheckedSettings):
     """Published weights to start from."""
 
+    from_run: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Run to go on from: its weights, and its learned bias where the new run learns one of the same
+    kind. Its architecture replaces the preset's."""
     sam_weights: str | None = None
     """SAM's .pth file."""
     pathology_weights: str | None = None
@@ -254,12 +219,12 @@ class WeightsSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuntimeSettings:
+class RuntimeSettings(CheckedSettings):
     """What the training runs on, and what it tells; none of it changes the method."""
 
-    devices: int = 1
+    devices: Count = 1
     """GPUs, or processes on the CPU, of each node."""
-    nodes: int = 1
+    nodes: Count = 1
     """Machines."""
     compile: bool = False
     """Compile the model with torch.compile."""
@@ -268,14 +233,10 @@ class RuntimeSettings:
     needs --augment dihedral or none."""
     embedding_dtype: Literal["float16", "bfloat16"] = "float16"
     """Type of the features in the cache."""
-    patience: int | None = None
+    patience: NumberOf | None = None
     """Stop after this many epochs without a better mean Dice; None never stops early."""
     track: Literal["csv", "tensorboard", "mlflow"] = "csv"
     """Log there besides the CSV; tensorboard and mlflow are installed apart."""
-
-    def __post_init__(self) -> None:
-        """Refuse to train on nothing."""
-        _check_ranges(self, devices=(1, math.inf), nodes=(1, math.inf), patience=(0, math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,7 +270,7 @@ class Settings:
         if self.runtime.embedding_cache is None:
             return
         if self.augmentation.augment == "full" or not self.model.encoders_frozen:
-            raise FocalPathError(
+            raise SettingsError(
                 f"--embedding-cache with --augment {self.augmentation.augment} and encoders "
                 f"{'frozen' if self.model.encoders_frozen else 'trained'}; features can be kept "
                 "only of frozen encoders and --augment dihedral or none"

@@ -64,6 +64,7 @@ def without_folders(settings: Settings) -> Settings:
         settings,
         weights=replace(
             weights,
+            from_run=weights.from_run and Path(weights.from_run).name,
             sam_weights=weights.sam_weights and Path(weights.sam_weights).name,
             pathology_weights=weights.pathology_weights and Path(weights.pathology_weights).name,
         ),

@@ -39,6 +39,7 @@ from train.model.checkpoint import (
     CheckpointCard,
     load_checkpoint,
     read_card,
+    weights_file,
 )
 from train.model.weight_files import weights_sha256
 from train.settings import PRESETS, Settings, TissueClass, upgrade_settings
@@ -124,6 +125,8 @@ class RowRun:
         for name in ("sam_weights", "pathology_weights"):
             path = settings["weights"][name]
             settings["weights"][name] = path and weights_sha256(Path(path))
+        if (earlier := settings["weights"]["from_run"]) is not None:
+            settings["weights"]["from_run"] = weights_sha256(weights_file(Path(earlier)))
         inputs: dict[str, Any] = {"settings": settings, "data_sha256": self.fingerprint}
         if self.baseline is not None and (self.baseline.folder / CARD_FILE).is_file():
             card = read_card(self.baseline.folder)

@@ -198,16 +198,16 @@ def _all_of(errors: list[FocalPathError], num_tiles: int, split: Split) -> Focal
     )
 
 
-def class_frequencies(folder: TileFolder) -> Tensor:
+def class_frequencies(folder: TileFolder, counts: NDArray[np.int64] | None = None) -> Tensor:
     """Each class's share of the labelled training area, (C,) float32.
 
     Where images differ in um per pixel, an area counts as often as the network sees it: a pixel
-    at 0.5 um is four at 0.25.
+    at 0.5 um is four at 0.25. `counts` are those of `count_each`, where they are known already.
 
     Raises:
         FocalPathError: a class has no training pixel.
     """
-    counts = count_each(folder, "training")[:, 1:]
+    counts = (count_each(folder, "training") if counts is None else counts)[:, 1:]
     pixels = counts.sum(axis=0)
     missing = [entry.name for entry, count in zip(folder.classes, pixels, strict=True) if not count]
     if missing:

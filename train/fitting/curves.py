@@ -64,7 +64,7 @@ def plot_training(metrics: Path, classes: Sequence[TissueClass], figure_path: Pa
     with matplotlib.rc_context(
         {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     ):
-        figure = Figure(figsize=(12, 3.6), layout="constrained", dpi=120)
+        figure = Figure(figsize=(12, 4.2), layout="constrained", dpi=120)
         loss_axes, dice_axes, bias_axes = figure.subplots(1, 3)
         names = {
             "loss": "total",
@@ -75,7 +75,8 @@ def plot_training(metrics: Path, classes: Sequence[TissueClass], figure_path: Pa
         for name, label in names.items():
             _draw(loss_axes, epochs, name, label=label)
         loss_axes.set(title="Training loss", xlabel="Epoch", yscale="log")
-        loss_axes.legend(frameon=False, ncols=2, loc="upper right")
+        _draw(loss_axes, epochs, "validation/loss", "validation, total", "tab:blue", "--")
+        _legend_below(loss_axes)
         for entry in classes:
             shown = entry.name if len(classes) <= NAMED_CLASSES_MAX else None
             _draw(dice_axes, epochs, f"validation/dice/{entry.name}", shown, entry.color)
@@ -85,8 +86,13 @@ def plot_training(metrics: Path, classes: Sequence[TissueClass], figure_path: Pa
         dice_axes.set(title="Validation Dice", xlabel="Epoch", ylim=(0, 1))
         bias_axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
         bias_axes.set(title="Class attention bias (dotted: where it started)", xlabel="Epoch")
-        dice_axes.legend(frameon=False, ncols=2, loc="lower right")
+        _legend_below(dice_axes)
         figure.savefig(figure_path)
+
+
+def _legend_below(axes: Axes) -> None:
+    """Put the legend where it covers no line."""
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def _draw(

@@ -5,6 +5,8 @@ whole decoder: the same values and gradients, in half the time and memory. Shape
 C classes, H x W pixels.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,8 +27,16 @@ class SegmentationLoss(nn.Module):
     however many devices they are, and a tile with few labels weighs less.
     """
 
-    def __init__(self, settings: LossSettings) -> None:
+    class_weights: Tensor | None
+
+    def __init__(self, settings: LossSettings, frequencies: Tensor | None = None) -> None:
+        """Weigh classes by `frequencies` (C,), their shares of the pixels, where asked to."""
         super().__init__()
+        weights = None
+        if settings.class_weights != "none":
+            assert frequencies is not None
+            weights = class_weights(settings.class_weights, frequencies)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.focal_weight = settings.focal_weight if settings.focal else 0.0
         self.focal_gamma = settings.focal_gamma
         self.iou_weight = settings.iou_weight
@@ -45,10 +55,16 @@ class SegmentationLoss(nn.Module):
         target = labels == classes.reshape(1, -1, 1, 1)  # B x C x H x W
         probabilities = logits.softmax(dim=1)[:, 1:] * labelled
 
-        parts = {"dice_loss": dice_loss(probabilities, target, per_image=self.dice_per_image)}
+        parts = {
+            "dice_loss": dice_loss(
+                probabilities, target, per_image=self.dice_per_image, weights=self.class_weights
+            )
+        }
         loss = (1 - self.focal_weight) * parts["dice_loss"]
         if self.focal_weight:
             terms = focal_terms(logits[:, 1:], target, self.focal_gamma) * labelled
+            if self.class_weights is not None:
+                terms = terms * self.class_weights[:, None, None]
             parts["focal_loss"] = terms.mean()
             loss = loss + self.focal_weight * parts["focal_loss"]
         if self.iou_weight:
@@ -58,18 +74,28 @@ class SegmentationLoss(nn.Module):
         return {"loss": loss, **parts}
 
 
-def dice_loss(probabilities: Tensor, target: Tensor, *, per_image: bool) -> Tensor:
+def class_weights(choice: Literal["sqrt", "inverse"], frequencies: Tensor) -> Tensor:
+    """Weights (C,) of mean 1: one over each share of the pixels (C,), or over its root."""
+    weights = frequencies ** (-0.5 if choice == "sqrt" else -1.0)
+    return weights / weights.mean()
+
+
+def dice_loss(
+    probabilities: Tensor, target: Tensor, *, per_image: bool, weights: Tensor | None = None
+) -> Tensor:
     """1 - Dice, a mean over classes, and over images where each is scored alone.
 
     Args:
         probabilities: (B, C, H, W) float32 in [0, 1].
         target: (B, C, H, W) bool.
         per_image: Dice of each image, else of the batch's pixels pooled.
+        weights: (C,) of mean 1, or None for equal ones.
     """
     pooled = (2, 3) if per_image else (0, 2, 3)
     intersection = (probabilities * target).sum(pooled)
     size = probabilities.sum(pooled) + target.sum(pooled)
-    return (1 - (2 * intersection + _SMOOTHING) / (size + _SMOOTHING)).mean()
+    errors = 1 - (2 * intersection + _SMOOTHING) / (size + _SMOOTHING)
+    return errors.mean() if weights is None else (errors * weights).mean()
 
 
 def focal_terms(logits: Tensor, target: Tensor, gamma: float) -> Tensor:

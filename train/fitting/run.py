@@ -1,6 +1,7 @@
 """A training run, from a folder of tiles to a checkpoint, and the evaluation of one.
 
 RUN/model.safetensors, model.json   the checkpoint of the best validation Dice
+RUN/run.yaml                        its settings, to start another run from
 RUN/last.ckpt                       Lightning's state, to resume from
 RUN/metrics.csv                     losses, scores and biases of every epoch
 RUN/training.png                    the same as a figure
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -28,10 +31,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from train.config import SETTINGS_FILE, write_settings
 from train.data.augmentation import NUM_VIEWS
 from train.data.dataset import EpochSampler, TileDataset, WholeImageDataset
 from train.data.folder import Split, TileFolder, read_tile_folder
-from train.data.pixels import class_frequencies, count_pixels, require_trainable
+from train.data.pixels import class_frequencies, count_each, count_pixels, require_trainable
 from train.data.scale import TileScale, resolve_mpp
 from train.errors import BaselineError, FocalPathError
 from train.files import write_errors_explained
@@ -47,12 +51,13 @@ from train.fitting.resume import (
     resumed_epoch,
     run_inputs,
 )
+from train.fitting.sampling import BalancedSampler, balanced_weights
+from train.fitting.start import find_start
 from train.fitting.task import SegmentationTask, named_scores
 from train.metrics import PooledConfusion, class_scores
 from train.model.checkpoint import CARD_FILE, WEIGHTS_FILE, CheckpointCard, TrainingData, read_card
 from train.model.class_bias import STRATEGIES, ClassStatistics, find_strategy
 from train.model.segmenter import Segmenter
-from train.model.starting_weights import starting_weights
 from train.settings import Settings, TissueClass
 
 METRICS_FILE = "metrics.csv"
@@ -102,11 +107,12 @@ def fit(
         )
     strategy = find_strategy(settings.model.bias)
     folder = read_tile_folder(data)
-    start = starting_weights(settings)
+    start = find_start(settings)
     settings = at_scale(start.settings, folder, ("training", "validation"))
     _check_shares(folder, settings)
     require_trainable(folder)
-    frequencies = class_frequencies(folder)
+    counts = count_each(folder, "training")
+    frequencies = class_frequencies(folder, counts)
     dice = _difficulty(settings, difficulty_from, folder)
     inputs = run_inputs(settings, folder, dice)
     last = run / LAST_FILE
@@ -117,7 +123,7 @@ def fit(
         strategy.initial(settings.bias, ClassStatistics(frequencies, dice)),
         learned=strategy.learned and not settings.bias.bias_frozen,
     )
-    start.load_into(segmenter)
+    origins = start.load(segmenter, folder.classes)
     card = partial(
         CheckpointCard,
         settings=settings,
@@ -129,18 +135,20 @@ def fit(
             num_validation_tiles=len(folder.tiles["validation"]),
         ),
         pixel_frequencies=tuple(frequencies.tolist()),
-        origins=start.origins,
+        origins=origins,
     )
     with write_errors_explained(run):
         run.mkdir(parents=True, exist_ok=True)
         callbacks = [RunInputs(inputs), *_callbacks(settings, run, card, folder.classes)]
         trainer = _trainer(settings, run, callbacks)
-        loaders = _loaders(folder, settings, segmenter, trainer, first_epoch)
+        loaders = _loaders(folder, settings, segmenter, trainer, first_epoch, counts)
         names = (WEIGHTS_FILE, CARD_FILE, METRICS_FILE, FIGURE_FILE, LAST_FILE)
         old = [] if resume else [run / name for name in names]
         for path in (*old, *run.glob(".*.partial-*")):
             path.unlink(missing_ok=True)
-        task = SegmentationTask(segmenter, settings, folder.classes)
+        task = SegmentationTask(segmenter, settings, folder.classes, frequencies)
+        if trainer.is_global_zero:
+            write_settings(run / SETTINGS_FILE, settings)
         if settings.runtime.compile:
             task.compile_parts()
         trainer.fit(task, *loaders, ckpt_path=last if resume else None)
@@ -350,6 +358,7 @@ def _loaders(
     segmenter: Segmenter,
     trainer: L.Trainer,
     first_epoch: int,
+    counts: NDArray[np.int64],
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """The loaders of training tiles and of whole validation images, or of their features."""
     model, cached = settings.model, settings.runtime.embedding_cache is not None
@@ -363,10 +372,13 @@ def _loaders(
         seed=settings.optimization.seed,
         fixed=cached,
     )
+    weights = None
+    if settings.optimization.sampling == "balanced":
+        weights = balanced_weights(counts, [image for image, _ in training.items])
     validation = WholeImageDataset(folder.tiles["validation"], num_classes, scale)
     if not cached:
         return (
-            _training_loader(training, settings, trainer, first_epoch),
+            _training_loader(training, settings, trainer, first_epoch, weights),
             _validation_loader(validation, settings, trainer),
         )
     # Lightning would move the model only later.
@@ -376,7 +388,9 @@ def _loaders(
     cache.fill(training, range(num_views), batch_size)
     cache.fill(validation, range(1), batch_size)
     return (
-        _training_loader(CachedTileDataset(training, cache), settings, trainer, first_epoch),
+        _training_loader(
+            CachedTileDataset(training, cache), settings, trainer, first_epoch, weights
+        ),
         _validation_loader(CachedWholeImages(validation, cache), settings, trainer),
     )
 
@@ -386,15 +400,19 @@ def _training_loader(
     settings: Settings,
     trainer: L.Trainer,
     first_epoch: int,
+    weights: NDArray[np.float64] | None,
 ) -> DataLoader[Any]:
     optimization = settings.optimization
     # Workers ask it for tiles before Lightning tells it the epoch that a resumed run is in.
-    sampler = EpochSampler(
-        len(dataset),
-        optimization.seed,
-        rank=trainer.global_rank,
-        num_ranks=trainer.world_size,
-        epoch=first_epoch,
+    where = {
+        "rank": trainer.global_rank,
+        "num_ranks": trainer.world_size,
+        "epoch": first_epoch,
+    }
+    sampler = (
+        EpochSampler(len(dataset), optimization.seed, **where)
+        if weights is None
+        else BalancedSampler(weights, optimization.seed, **where)
     )
     num_workers = settings.augmentation.num_workers
     return TileLoader(

@@ -33,13 +33,18 @@ class SegmentationTask(L.LightningModule):
     """Train a segmenter and score it on validation and test tiles."""
 
     def __init__(
-        self, segmenter: Segmenter, settings: Settings, classes: tuple[TissueClass, ...]
+        self,
+        segmenter: Segmenter,
+        settings: Settings,
+        classes: tuple[TissueClass, ...],
+        frequencies: Tensor | None = None,
     ) -> None:
+        """Train with `frequencies` (C,), the classes' shares of the labelled training pixels."""
         super().__init__()
         self.segmenter = segmenter
         self.settings = settings
         self.classes = classes
-        self.loss = SegmentationLoss(settings.loss)
+        self.loss = SegmentationLoss(settings.loss, frequencies)
         self.confusion = PooledConfusion(len(classes))
         if not settings.loss.iou_weight:  # nothing to learn from, which several devices refuse
             segmenter.mask_decoder.iou_prediction_head.requires_grad_(False)
@@ -52,10 +57,7 @@ class SegmentationTask(L.LightningModule):
         """
         output = self._segment(batch)
         parts = self.loss(output, batch["labels"])
-        loss: Tensor = parts["loss"]
-        delta = self.segmenter.class_attention_bias.delta
-        if delta.requires_grad and self.settings.bias.bias_regularisation == "l2":
-            loss = loss + self.settings.bias.bias_l2 * delta.square().sum()
+        loss: Tensor = parts["loss"] + self.bias_penalty()
         if not torch.isfinite(loss):
             raise FocalPathError(
                 f"the loss is {loss.item()} at step {self.global_step}, on the tiles "
@@ -68,6 +70,13 @@ class SegmentationTask(L.LightningModule):
             if name != "loss":
                 self.log(name, value, on_step=False, on_epoch=True, sync_dist=True)
         return loss
+
+    def bias_penalty(self) -> Tensor:
+        """The l2 term of Eq. 7, where it is asked for, else 0."""
+        delta, bias = self.segmenter.class_attention_bias.delta, self.settings.bias
+        if not delta.requires_grad or bias.bias_regularisation != "l2":
+            return delta.new_zeros(())
+        return bias.bias_l2 * delta.square().sum()
 
     def validation_step(self, images: list[WholeImage], batch_index: int) -> None:
         """Segment whole images, count their pixels and the loss of their tiles."""

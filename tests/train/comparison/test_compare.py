@@ -253,7 +253,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it_and_taken_over_when_that
     comparison = run_again(tmp_path / "out", toy_data)
     assert trained == [(BASELINE.name, False), ("hcfa", False)]
     assert set(comparison.results) == {(BASELINE.name, 0), ("hcfa", 0)}
-    assert "HCFA, seed 0: another process is at it" in capsys.readouterr().out
+    assert "HCFA, seed 0: another process is training this row" in capsys.readouterr().out
 
 
 def test_hcfa_is_left_until_the_baseline_that_another_process_trains_is_there(

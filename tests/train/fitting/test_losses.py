@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from monai.losses.dice import DiceLoss
 from monai.losses.focal_loss import FocalLoss
 
-from train.fitting.losses import SegmentationLoss, dice_loss, focal_terms, mask_iou
+from train.fitting.losses import SegmentationLoss, class_weights, dice_loss, focal_terms, mask_iou
 from train.model.segmenter import SegmenterOutput, upsample
 from train.settings import LossSettings
 
@@ -138,3 +138,29 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_images():
         for output, part in zip(outputs, (labels, labels[:1], labels[1:]), strict=True)
     )
     torch.testing.assert_close(both, (first + second) / 2)
+
+
+def test_class_weights_are_by_one_over_the_share_and_their_mean_is_one():
+    frequencies = torch.tensor([0.64, 0.32, 0.04])
+    inverse, root = (class_weights(choice, frequencies) for choice in ("inverse", "sqrt"))
+    torch.testing.assert_close(inverse / inverse[0], torch.tensor([1.0, 2.0, 16.0]))
+    torch.testing.assert_close(root.square() / root[0].square(), inverse / inverse[0])
+    assert float(inverse.mean()) == pytest.approx(1)
+
+
+def test_class_weights_count_in_dice_and_focal_loss():
+    torch.manual_seed(0)
+    frequencies = torch.tensor([0.64, 0.32, 0.04])
+    labels = torch.randint(1, 4, (2, 16, 16))
+    output = SegmenterOutput(torch.randn(2, 4, 4, 4), torch.zeros(2, 4))
+    parts = SegmentationLoss(LossSettings(class_weights="inverse"), frequencies)(output, labels)
+    logits = upsample(output.low_res_logits, 16)
+    target = labels.unsqueeze(1) == torch.arange(1, 4).reshape(1, -1, 1, 1)
+    weights = class_weights("inverse", frequencies)
+    errors = [
+        dice_loss(logits.softmax(dim=1)[:, [1 + c]], target[:, [c]], per_image=True)
+        for c in range(3)
+    ]
+    torch.testing.assert_close(parts["dice_loss"], (weights * torch.stack(errors)).mean())
+    terms = focal_terms(logits[:, 1:], target, 2.0).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(parts["focal_loss"], (weights * terms).mean())

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,17 +20,27 @@ from safetensors.torch import load_file
 from tests.support.toy_data import toy_settings, write_twice_as_large
 from train.cli import main
 from train.comparison.run import tile_confusion
+from train.config import read_settings
 from train.data.folder import read_tile_folder
 from train.data.pixels import class_frequencies
-from train.errors import FocalPathError
+from train.errors import FocalPathError, SettingsError
 from train.fitting.evaluation import predict_split
 from train.fitting.run import evaluate, fit
 from train.fitting.task import SegmentationTask, named_scores
 from train.metrics import class_scores
-from train.model.checkpoint import load_checkpoint
+from train.model.checkpoint import load_checkpoint, read_card
 from train.model.class_bias import ClassStatistics, centred_prior
 from train.model.segmenter import Segmenter
-from train.settings import BiasSettings, LossSettings, RuntimeSettings, Settings, bcss, bdsa, crag
+from train.settings import (
+    BiasSettings,
+    LossSettings,
+    RuntimeSettings,
+    Settings,
+    WeightsSettings,
+    bcss,
+    bdsa,
+    crag,
+)
 
 
 def changed(group: str, **values: object) -> Settings:
@@ -77,6 +88,63 @@ def test_the_loss_falls(toy_data: Path, tmp_path: Path):
     fit(settings, toy_data, tmp_path / "run")
     losses = [float(row["loss"]) for row in rows_of(tmp_path / "run") if row["loss"]]
     assert losses[-1] < losses[0] - 0.05
+
+
+def test_a_run_writes_its_settings_and_another_goes_on_from_it(
+    toy_run: Path, toy_data: Path, tmp_path: Path
+):
+    settings = read_settings(toy_run / "run.yaml")
+    assert settings == read_card(toy_run).settings
+    settings = replace(
+        settings,
+        weights=WeightsSettings(from_run=str(toy_run)),
+        loss=replace(settings.loss, class_weights="sqrt"),
+        optimization=replace(
+            settings.optimization, sampling="balanced", epochs=1, learning_rate=1e-9
+        ),
+    )
+    fit(settings, toy_data, tmp_path / "run")
+    before = load_file(toy_run / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model.safetensors")
+    for name in ("neck.0.weight", "class_attention_bias.delta"):
+        torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
+    assert read_card(tmp_path / "run").origins
+
+
+def test_an_earlier_run_and_published_weights_exclude_each_other(
+    toy_run: Path, toy_data: Path, tmp_path: Path
+):
+    weights = WeightsSettings(from_run=str(toy_run), sam_weights="sam.pth")
+    with pytest.raises(SettingsError) as caught:
+        fit(toy_settings(weights=weights), toy_data, tmp_path / "run")
+    assert "--sam-weights" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("regularisation", "survives"), [("decay", True), ("off", True), ("l2", False)]
+)
+def test_a_warm_start_survives_the_decay_and_not_the_l2_term(
+    regularisation: str, survives: bool, toy_data: Path
+):
+    """Steps of the optimiser with a gradient from the regularisation alone, as in a long run."""
+    folder = read_tile_folder(toy_data)
+    settings = toy_settings(bias=BiasSettings(bias_regularisation=regularisation))
+    segmenter = Segmenter(settings.model, len(folder.classes))
+    prior = torch.tensor([0.6, -0.5, 0.2, -0.4, 0.1])
+    segmenter.class_attention_bias.start(prior, learned=True)
+    task = SegmentationTask(segmenter, settings, folder.classes)
+    task.trainer = SimpleNamespace(estimated_stepping_batches=400)  # type: ignore[assignment]
+    optimizer = task.configure_optimizers()["optimizer"]
+    delta = segmenter.class_attention_bias.delta
+    for _ in range(400):
+        penalty = task.bias_penalty()
+        optimizer.zero_grad()
+        (penalty + 0 * delta.sum()).backward()
+        optimizer.step()
+    kept = float(delta.detach().abs().max() / prior.abs().max())
+    assert (kept > 0.95) == survives
+    assert survives or kept < 0.3
 
 
 def test_same_seed_same_result(toy_run: Path, toy_data: Path, tmp_path: Path):

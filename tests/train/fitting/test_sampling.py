@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+
+from train.fitting.sampling import BalancedSampler, balanced_weights
+
+# Three images: the second class is in the last one alone, the third nowhere.
+COUNTS = np.array([[50, 1000, 0, 0], [0, 3000, 0, 0], [7, 0, 10, 0]])
+
+
+def test_every_class_is_looked_for_as_often_whatever_its_share():
+    weights = balanced_weights(COUNTS, [0, 1, 1, 2])
+    assert weights.tolist() == pytest.approx([0.25, 0.375, 0.375, 1.0])
+
+
+def test_an_epoch_is_the_same_for_its_seed_and_ranks_share_it():
+    weights = balanced_weights(COUNTS, [0, 1, 2])
+    whole = list(BalancedSampler(weights, seed=3, epoch=2))
+    parts = [list(BalancedSampler(weights, seed=3, rank=r, num_ranks=3, epoch=2)) for r in range(3)]
+    assert [part[0] for part in parts] == whole
+    assert all(epoch == 2 for epoch, _ in whole)
+    other = BalancedSampler(weights, seed=3)
+    epochs = set()
+    for epoch in range(5):
+        other.set_epoch(epoch)
+        epochs.add(tuple(index for _, index in other))
+    assert len(epochs) > 1
+
+
+def test_tiles_are_drawn_by_their_weight():
+    weights = np.repeat([3.0, 1.0, 0.0], 1000)
+    drawn = np.array([index for _, index in BalancedSampler(weights, seed=0)]) // 1000
+    shares = np.bincount(drawn, minlength=3) / len(drawn)
+    assert shares.tolist() == pytest.approx([0.75, 0.25, 0.0], abs=0.03)

@@ -1,0 +1,54 @@
+"""Which training tiles an epoch shows: class-balanced sampling (our choice)."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.dataset import EpochSampler
+
+
+class BalancedSampler(EpochSampler):
+    """Draws tiles with replacement, by weight; each rank gets its share of the same draw."""
+
+    def __init__(
+        self,
+        weights: NDArray[np.float64],
+        seed: int,
+        *,
+        rank: int = 0,
+        num_ranks: int = 1,
+        epoch: int = 0,
+    ) -> None:
+        """Draw by `weights` (N,), which are above 0 or 0, and not all 0."""
+        super().__init__(len(weights), seed, rank=rank, num_ranks=num_ranks, epoch=epoch)
+        self._chances = weights / weights.sum()
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.choice(self.num_tiles, self.num_tiles, p=self._chances)
+        mine = order[self.rank :: self.num_ranks][: len(self)]
+        return iter([(self.epoch, int(index)) for index in mine])
+
+
+def balanced_weights(
+    counts: NDArray[np.int64], image_of_tile: Sequence[int]
+) -> NDArray[np.float64]:
+    """The weight of each tile, so that every class is looked for as often.
+
+    A class is chosen with equal chances among those that are there, then an image by its share of
+    the class's pixels, then one of its tiles.
+
+    Args:
+        counts: (I, 1 + C) pixels of each image, unlabelled first.
+        image_of_tile: The image that each of the N tiles is cut from.
+
+    Returns:
+        (N,) weights; their sum is the number of classes that are there.
+    """
+    pixels = counts[:, 1:].astype(np.float64)
+    present = pixels.sum(axis=0) > 0
+    of_image = (pixels[:, present] / pixels[:, present].sum(axis=0)).sum(axis=1)
+    num_tiles = np.bincount(image_of_tile, minlength=len(counts))
+    images = np.asarray(image_of_tile)
+    return np.asarray(of_image[images] / num_tiles[images])

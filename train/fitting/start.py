@@ -1,0 +1,55 @@
+"""What a run starts from: published weights, or an earlier run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from train.errors import SettingsError
+from train.model.checkpoint import WeightsOrigin
+from train.model.previous_run import load_run, settings_after
+from train.model.segmenter import Segmenter
+from train.model.starting_weights import StartingWeights, starting_weights
+from train.settings import Settings, TissueClass
+
+
+@dataclass(frozen=True)
+class Start:
+    """The settings of a run, with what its start says about the model, and the start itself."""
+
+    settings: Settings
+    published: StartingWeights | None
+    """None where the run goes on from an earlier one."""
+
+    def load(
+        self, segmenter: Segmenter, classes: tuple[TissueClass, ...]
+    ) -> tuple[WeightsOrigin, ...]:
+        """Load the weights into a model of `settings`; returns where they come from.
+
+        Raises:
+            WeightsError: published weights are not of its architecture.
+            CheckpointError: the earlier run has other classes or shapes, or is damaged.
+        """
+        if self.published is not None:
+            self.published.load_into(segmenter)
+            return self.published.origins
+        assert self.settings.weights.from_run is not None
+        return load_run(segmenter, Path(self.settings.weights.from_run), classes).origins
+
+
+def find_start(settings: Settings) -> Start:
+    """Look at what a run starts from, before it trains.
+
+    Raises:
+        SettingsError: both an earlier run and published weights are given.
+        WeightsError: published weights are missing, or cannot be read.
+        CheckpointError: the earlier run has no checkpoint, or another architecture than asked for.
+    """
+    weights = settings.weights
+    if weights.from_run is None:
+        published = starting_weights(settings)
+        return Start(published.settings, published)
+    if weights.sam_weights is not None or weights.pathology_weights is not None:
+        raise SettingsError(
+            f"--from {weights.from_run} is given together with published weights, which its own "
+            "would replace. Leave out --sam-weights and --pathology-weights."
+        )
+    return Start(settings_after(settings, Path(weights.from_run)), None)
