@@ -24,7 +24,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 # The targets share their names with folders.
 .PHONY: install format lint typecheck imports dependencies test test-fast check data train evaluate export engine publish \
-	serve benchmark benchmark-train benchmark-export benchmark-gpu load compare demo docker clean
+	serve benchmark benchmark-train benchmark-export benchmark-slides benchmark-gpu load compare demo docker clean
 
 install: $(VENV)/.installed
 
@@ -98,6 +98,10 @@ benchmark: install
 
 benchmark-export: install
 	$(RUN) -m benchmarks.export_cpu --out $(RESULTS)/export
+
+# Whole slides: the engine beside the model alone and a direct loop, memory, seams. Half an hour.
+benchmark-slides: install
+	$(RUN) -m benchmarks.slides --bundle $(BUNDLE) --out $(RESULTS)/slides
 
 # Without a GPU it ends with exit status 2 before it installs anything. An environment of its own:
 # onnxruntime and onnxruntime-gpu share one import name.

@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,61 +11,74 @@ from PIL import ImageColor
 
 from serve.answers.annotations import FILL_OPACITY, LINE_WIDTH_PX
 from serve.slides.outputs.format import SlideFormat, SlideResult
-from serve.slides.outputs.regions import Budget, Region, find_budget, trace
+from serve.slides.outputs.regions import Budget, Region, write_within_budget
 
 _UM2_DIGITS = 1
 
 
 def write_geojson(result: SlideResult, path: Path) -> None:
     """A FeatureCollection as QuPath 0.4 and later import it."""
-    budget = find_budget(result)
-    with _gzip(path) as file:
+
+    def write(budget: Budget, regions: Iterable[Region]) -> None:
         head = {"type": "FeatureCollection", "focalpath": _described(result, budget)}
-        file.write(_dense(head)[:-1].encode() + b',"features":[')
-        for index, region in enumerate(trace(result, budget)):
-            properties = {
-                "objectType": "annotation",
-                "classification": {
-                    "name": result.plan.model.classes[region.label - 1].name,
-                    "color": _color(result, region),
-                },
-                "measurements": _measurements(result, region),
-            }
-            geometry = shapely.to_geojson(region.polygon)
-            feature = (
-                f'{{"type":"Feature","geometry":{geometry},"properties":{_dense(properties)}}}'
-            )
-            file.write((b",\n" if index else b"\n") + feature.encode())
-        file.write(b"\n]}\n")
+        _write_json(path, head, "features", (_feature(result, region) for region in regions))
+
+    write_within_budget(result, write)
 
 
 def write_dsa(result: SlideResult, path: Path) -> None:
     """An annotation document as large_image's schema has it."""
-    budget = find_budget(result)
-    head = {
-        "name": f"{result.plan.model.name} {result.plan.model.version}",
-        "description": "Regions found by FocalPath. For research use only.",
-        "attributes": {"focalpath": _described(result, budget)},
-    }
+
+    def write(budget: Budget, regions: Iterable[Region]) -> None:
+        head = {
+            "name": f"{result.plan.model.name} {result.plan.model.version}",
+            "description": "Regions found by FocalPath. For research use only.",
+            "attributes": {"focalpath": _described(result, budget)},
+        }
+        _write_json(path, head, "elements", (_element(result, region) for region in regions))
+
+    write_within_budget(result, write)
+
+
+def _write_json(path: Path, head: Mapping[str, object], name: str, items: Iterable[str]) -> None:
+    """Write an object with a long list at its end, one item per line."""
     with _gzip(path) as file:
-        file.write(_dense(head)[:-1].encode() + b',"elements":[')
-        for index, region in enumerate(trace(result, budget)):
-            channels = ", ".join(map(str, _color(result, region)))
-            name = result.plan.model.classes[region.label - 1].name
-            element = {
-                "type": "polyline",
-                "closed": True,
-                "points": _points(region.polygon.exterior),
-                "holes": [_points(hole) for hole in region.polygon.interiors],
-                "fillColor": f"rgba({channels}, {FILL_OPACITY})",
-                "lineColor": f"rgb({channels})",
-                "lineWidth": LINE_WIDTH_PX,
-                "label": {"value": name},
-                "group": name,
-                "user": _measurements(result, region),
-            }
-            file.write((b",\n" if index else b"\n") + _dense(element).encode())
+        file.write(f'{_dense(head)[:-1]},"{name}":['.encode())
+        for index, item in enumerate(items):
+            file.write((",\n" if index else "\n").encode() + item.encode())
         file.write(b"\n]}\n")
+
+
+def _feature(result: SlideResult, region: Region) -> str:
+    properties = {
+        "objectType": "annotation",
+        "classification": {
+            "name": result.plan.model.classes[region.label - 1].name,
+            "color": _color(result, region),
+        },
+        "measurements": _measurements(result, region),
+    }
+    geometry = shapely.to_geojson(region.polygon)
+    return f'{{"type":"Feature","geometry":{geometry},"properties":{_dense(properties)}}}'
+
+
+def _element(result: SlideResult, region: Region) -> str:
+    channels = ", ".join(map(str, _color(result, region)))
+    name = result.plan.model.classes[region.label - 1].name
+    return _dense(
+        {
+            "type": "polyline",
+            "closed": True,
+            "points": _points(region.polygon.exterior),
+            "holes": [_points(hole) for hole in region.polygon.interiors],
+            "fillColor": f"rgba({channels}, {FILL_OPACITY})",
+            "lineColor": f"rgb({channels})",
+            "lineWidth": LINE_WIDTH_PX,
+            "label": {"value": name},
+            "group": name,
+            "user": _measurements(result, region),
+        }
+    )
 
 
 def _described(result: SlideResult, budget: Budget) -> dict[str, object]:

@@ -5,7 +5,7 @@ of one label, they are one region where they share some length of that edge, and
 exact. Memory grows with the regions on edges, not with the slide.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from serve.slides.outputs.format import SlideResult
 from serve.slides.plan import Rectangle
 
 _LEAST_SIDE = 64
-_COARSER = 2.0
+_COARSER, _LARGER = 2.0, 4
 _MOST_TRIES = 6
 
 
@@ -44,21 +44,40 @@ class Budget:
     min_cells: int
 
 
-def find_budget(result: SlideResult) -> Budget:
-    """The least simplification that keeps the vertices within the options' limit."""
-    options = result.options
+class TooManyVerticesError(Exception):
+    """The outlines have more vertices than wanted; they are traced again, simpler."""
+
+
+def write_within_budget(
+    result: SlideResult, write: Callable[[Budget, Iterable[Region]], None]
+) -> None:
+    """Write the regions with the least simplification that keeps within the options' limit.
+
+    Args:
+        result: whose regions.
+        write: is given the simplification and the regions, and called again from the start where
+            they had too many vertices.
+    """
     um2 = result.plan.um_per_cell**2
+    options = result.options
     budget = Budget(options.simplify_cells, max(round(options.min_area_um2 / um2), 1))
     for _ in range(_MOST_TRIES):
-        vertices = 0
-        for region in trace(result, budget):
-            vertices += int(shapely.get_num_coordinates(region.polygon))
-            if vertices > options.max_vertices:
-                break
-        else:
-            return budget
-        budget = Budget(max(budget.simplify_cells, 1) * _COARSER, budget.min_cells * 4)
-    return budget
+        try:
+            return write(budget, _counted(trace(result, budget), options.max_vertices))
+        except TooManyVerticesError:
+            simplify = max(budget.simplify_cells, 1) * _COARSER
+            budget = Budget(simplify, budget.min_cells * _LARGER)
+    write(budget, trace(result, budget))
+
+
+def _counted(regions: Iterator[Region], most: int) -> Iterator[Region]:
+    """Pass regions on until they have more vertices than wanted."""
+    vertices = 0
+    for region in regions:
+        vertices += int(shapely.get_num_coordinates(region.polygon))
+        if vertices > most:
+            raise TooManyVerticesError
+        yield region
 
 
 def trace(result: SlideResult, budget: Budget) -> Iterator[Region]:

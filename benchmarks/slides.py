@@ -1,0 +1,358 @@
+"""How fast whole slides are segmented, and in how much memory: `make benchmark-slides`.
+
+Everything is measured in turns, in one process with one model and the same threads, on a slide that
+is written here: drawn tissue on a third of it, glass around. Numbers are medians over the rounds.
+
+- `model`: the model alone, on tiles that are in memory already.
+- `engine`: the whole command; its rate is that of its tiles while blocks are computed.
+- `direct`: what one writes in an afternoon: OpenSlide, one tile after another over the whole slide,
+  ONNX Runtime, a float32 canvas.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openslide
+import tifffile
+import tyro
+import zarr
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.real_size_model import draw_tiles
+from benchmarks.slide_seams import Seams, measure_seams
+from serve.contract.machine import Machine, installed_versions, this_machine
+from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
+from serve.images.readers.registry import open_reader
+from serve.images.tiles import gaussian_window, tile_origins
+from serve.inference.batching import TileAnswer, TileRunner
+from serve.inference.segmenter import open_segmenter
+from serve.settings import InferenceSettings
+from serve.slides.cohort import SlideTask
+from serve.slides.finish import read_passport
+from serve.slides.local import LocalEngine, model_of
+from serve.slides.outputs.registry import DEFAULT, formats_of
+from serve.slides.progress import Quiet
+from serve.slides.run import Cohort, RunOptions, run_cohort
+from serve.slides.store import LABELS, array_of
+
+_OUTPUT = "low_res_probabilities"
+_PACKAGES = ("onnxruntime", "openslide-bin", "tifffile", "imagecodecs", "zarr", "numpy")
+_TISSUE_SHARE = 1 / 3
+
+
+class Rates(BaseModel):
+    """One way to go over the slide."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seconds: tuple[float, ...]
+    """Of each round."""
+    num_tiles: int
+    tiles_per_second: float
+    """Median."""
+
+
+class SlidesReport(BaseModel):
+    """What `slides.json` holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    machine: Machine
+    packages: dict[str, str]
+    model: str
+    tile_size_px: int
+    slide_px: tuple[int, int]
+    model_alone: Rates
+    engine: Rates
+    direct: Rates
+    engine_share: float = Field(description="the engine's tiles per second by the model's alone")
+    beyond_inference: float = Field(
+        description="time to blend, to wait for writing and to write outputs, by the time of the "
+        "rest"
+    )
+    twice_the_area: float = Field(description="time of a slide of twice the area by that of one")
+    speedup: float = Field(description="the direct loop's time by the command's, outputs included")
+    same_labels: float = Field(
+        description="share of the tissue's cells with the direct loop's label"
+    )
+    memory: dict[str, float] | None
+    """Of `benchmarks.slides_memory`: seconds, tiles, GiB."""
+    seams: tuple[Seams, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidesBenchmark:
+    """Measure the slide engine."""
+
+    settings: tyro.conf.OmitArgPrefixes[InferenceSettings]
+    """What runs the model."""
+    out: Path = Path("artifacts/results/slides")
+    """Folder for `slides.json`."""
+    side_px: int = 4096
+    """Side of the slide."""
+    rounds: int = 3
+    memory_px: tuple[int, int] = (100_000, 150_000)
+    """Width and height of the generated slide; 0 0: leave it out."""
+    overlaps: tuple[float, ...] = (0.25, 0.125)
+    """Whose seams are measured; none: leave it out."""
+
+
+class _Clock(Quiet):
+    """When the tiles of a slide began and ended."""
+
+    def __init__(self) -> None:
+        self.began = self.computed = 0.0
+
+    def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
+        """See `Watcher`."""
+        self.began = time.perf_counter()
+        self.computed = 0.0
+
+    def step(self, name: str, step: str) -> None:
+        """See `Watcher`."""
+        self.computed = self.computed or time.perf_counter()
+
+
+class _Bench:
+    """The model, opened once, and what runs with it."""
+
+    def __init__(self, settings: InferenceSettings, folder: Path) -> None:
+        self.manifest: Manifest = read_bundle(settings.bundle)
+        self.runner: TileRunner = open_segmenter(settings, self.manifest).backend
+        self._model = model_of(settings, self.manifest)
+        self._folder = folder
+        self._runs = 0
+        self.batch = settings.max_batch_size or self.manifest.max_batch_size
+
+    def model_alone(self, tiles: NDArray[np.uint8], count: int) -> float:
+        """Seconds for `count` tiles that are in memory."""
+        pending: deque[Future[TileAnswer]] = deque()
+        started = time.perf_counter()
+        for index in range(count):
+            if len(pending) >= 2 * self.batch:
+                pending.popleft().result()
+            pending.append(self.runner.submit(tiles[index % len(tiles)], (_OUTPUT,)))
+        for future in pending:
+            future.result()
+        return time.perf_counter() - started
+
+    def command(self, slide: Path) -> "_Run":
+        """The whole command on a slide."""
+        self._runs += 1
+        out = self._folder / f"out{self._runs}"
+        engine = LocalEngine(self.runner, self._model, max_batch_size=self.batch)
+        clock = _Clock()
+        cohort = Cohort(out, engine, RunOptions(), formats_of(DEFAULT), clock)
+        started = time.perf_counter()
+        (outcome,) = run_cohort(cohort, [SlideTask(path=slide, name=slide.stem)])
+        seconds = time.perf_counter() - started
+        assert outcome.status == "done", outcome.reason
+        passport = read_passport(out / slide.stem)
+        assert passport is not None
+        return _Run(
+            total=seconds,
+            computing=clock.computed - clock.began,
+            num_tiles=outcome.num_tiles,
+            beyond=sum(
+                value
+                for name, value in passport.seconds.items()
+                if name in ("blend", "write") or name.startswith("output")
+            ),
+            store=out / slide.stem / f"{slide.stem}.ome.zarr",
+        )
+
+    def direct(self, slide: Path) -> tuple[float, int, NDArray[np.uint8]]:
+        """Seconds, tiles and labels of the loop that one writes in an afternoon."""
+        started = time.perf_counter()
+        tile = self.manifest.tile_size_px
+        side = tile // LOW_RES_STRIDE
+        window = gaussian_window(side)
+        opened = openslide.OpenSlide(slide)
+        width, height = opened.dimensions
+        canvas = np.zeros(
+            (len(self.manifest.classes), height // LOW_RES_STRIDE, width // LOW_RES_STRIDE),
+            np.float32,
+        )
+        weights = np.zeros(canvas.shape[1:], np.float32)
+        num_tiles = 0
+        for y in tile_origins(height, tile):
+            for x in tile_origins(width, tile):
+                region = np.asarray(opened.read_region((x, y), 0, (tile, tile)).convert("RGB"))
+                answer = self.runner.infer(region[None], (_OUTPUT,))[_OUTPUT][0]
+                place = (
+                    slice(y // LOW_RES_STRIDE, y // LOW_RES_STRIDE + side),
+                    slice(x // LOW_RES_STRIDE, x // LOW_RES_STRIDE + side),
+                )
+                canvas[:, *place] += window * answer
+                weights[place] += window
+                num_tiles += 1
+        labels = ((canvas / weights).argmax(axis=0) + 1).astype(np.uint8)
+        opened.close()
+        return time.perf_counter() - started, num_tiles, labels
+
+
+@dataclass(frozen=True)
+class _Run:
+    total: float
+    computing: float
+    num_tiles: int
+    beyond: float
+    store: Path
+
+
+def write_slide(path: Path, height: int, width: int, mpp: float) -> None:
+    """Write a JPEG pyramid with drawn tissue in the middle, on a third of it."""
+    drawn = draw_tiles(4, 1024)
+    pixels = np.full((height, width, 3), 243, np.uint8)
+    side = _TISSUE_SHARE**0.5
+    top, left = int(height * (1 - side) / 2), int(width * (1 - side) / 2)
+    rng = np.random.default_rng(0)
+    for y in range(top, height - top, 1024):
+        for x in range(left, width - left, 1024):
+            tile = drawn[rng.integers(len(drawn))][:: rng.choice([1, -1]), :: rng.choice([1, -1])]
+            part = pixels[y : min(y + 1024, height - top), x : min(x + 1024, width - left)]
+            part[...] = tile[: part.shape[0], : part.shape[1]]
+    description = f"Aperio Image Library\r\n{width}x{height} JPEG/RGB Q=85|AppMag = 20|MPP = {mpp}"
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        for step in (1, 4, 16):
+            tiff.write(
+                np.ascontiguousarray(pixels[::step, ::step]),
+                description=description,
+                tile=(256, 256),
+                photometric="rgb",
+                compression="jpeg",
+                compressionargs={"level": 85},
+                subfiletype=int(step > 1),
+                metadata=None,
+            )
+
+
+def run_benchmark(command: SlidesBenchmark, console: Console) -> SlidesReport:
+    """Measure everything in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = _Bench(command.settings, Path(folder))
+        mpp = bench.manifest.mpp
+        assert mpp is not None
+        tile, side = bench.manifest.tile_size_px, command.side_px
+        one, two = Path(folder) / "one.svs", Path(folder) / "two.svs"
+        write_slide(one, side, side, mpp)
+        write_slide(two, side, 2 * side, mpp)
+        with open_reader(one) as slide:
+            middle = slide.read(0, side // 3, side // 3, 4 * tile, 4 * tile)
+        tiles = np.stack(
+            [
+                middle[y : y + tile, x : x + tile]
+                for y in range(0, 4 * tile, tile)
+                for x in range(0, 4 * tile, tile)
+            ]
+        )
+        alone, runs, doubles, directs = [], [], [], []
+        labels: NDArray[np.uint8] = np.zeros((0, 0), np.uint8)
+        for number in range(command.rounds):
+            runs.append(bench.command(one))
+            alone.append(bench.model_alone(tiles, runs[0].num_tiles))
+            doubles.append(bench.command(two))
+            seconds, num_direct, labels = bench.direct(one)
+            directs.append(seconds)
+            console.print(
+                f"round {number + 1}: model {alone[-1]:.1f} s, engine {runs[-1].computing:.1f} of "
+                f"{runs[-1].total:.1f} s, twice the area {doubles[-1].total:.1f} s, direct "
+                f"{directs[-1]:.1f} s"
+            )
+        ours = np.asarray(array_of(zarr.open_group(runs[0].store, mode="r"), LABELS)[:])
+        tissue = ours > 0
+        seams = (
+            measure_seams([*draw_tiles(2, 2048)], bench.runner, bench.manifest, command.overlaps)
+            if command.overlaps
+            else []
+        )
+        report = SlidesReport(
+            machine=this_machine(),
+            packages=installed_versions(_PACKAGES),
+            model=f"{bench.manifest.name} {bench.manifest.version}",
+            tile_size_px=tile,
+            slide_px=(side, side),
+            model_alone=_rates(alone, runs[0].num_tiles),
+            engine=_rates([run.computing for run in runs], runs[0].num_tiles),
+            direct=_rates(directs, num_direct),
+            engine_share=_median([a / r.computing for a, r in zip(alone, runs, strict=True)]),
+            beyond_inference=_median([run.beyond / (run.total - run.beyond) for run in runs]),
+            twice_the_area=_median([d.total / r.total for d, r in zip(doubles, runs, strict=True)]),
+            speedup=_median([d / r.total for d, r in zip(directs, runs, strict=True)]),
+            same_labels=float((labels[: ours.shape[0], : ours.shape[1]] == ours)[tissue].mean()),
+            memory=_memory(command.memory_px),
+            seams=tuple(seams),
+        )
+        bench.runner.close()
+    return report
+
+
+def _rates(seconds: Sequence[float], num_tiles: int) -> Rates:
+    return Rates(
+        seconds=tuple(round(value, 3) for value in seconds),
+        num_tiles=num_tiles,
+        tiles_per_second=num_tiles / _median(seconds),
+    )
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def _memory(size: tuple[int, int]) -> dict[str, float] | None:
+    """Run `benchmarks.slides_memory` in a process of its own."""
+    if size == (0, 0):
+        return None
+    command = [sys.executable, "-m", "benchmarks.slides_memory"]
+    command += ["--width", str(size[0]), "--height", str(size[1])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def print_report(report: SlidesReport, console: Console) -> None:
+    """The figures beside what is expected of them."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("figure", "measured", "expected"):
+        table.add_column(name, justify="left" if name == "figure" else "right")
+    table.add_row("tiles per second by the model alone", f"{report.engine_share:.0%}", ">= 90%")
+    table.add_row("merging and writing by inference", f"{report.beyond_inference:.1%}", "<= 10%")
+    table.add_row("time of twice the area", f"{report.twice_the_area:.2f}", "<= 2.1")
+    table.add_row("faster than the direct loop", f"{report.speedup:.1f} x", ">= 3 x")
+    table.add_row("its labels on the tissue", f"{report.same_labels:.2%}", ">= 99.5%")
+    if report.memory is not None:
+        peak = f"{report.memory['peak_gib']:.2f} GiB"
+        table.add_row("memory of the generated slide", peak, "<= 3.7 GiB")
+    for seams in report.seams:
+        name = f"label changes at seams, overlap {seams.overlap:.1%}, {seams.num_tiles} tiles"
+        table.add_row(name, f"{seams.ratio:.2f}", "<= 1.05")
+    console.print(table)
+
+
+def main() -> None:
+    """Run the command line."""
+    command = tyro.cli(SlidesBenchmark, description=__doc__)
+    console = Console()
+    report = run_benchmark(command, console)
+    print_report(report, console)
+    command.out.mkdir(parents=True, exist_ok=True)
+    path = command.out / "slides.json"
+    path.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    console.print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
