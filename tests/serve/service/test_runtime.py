@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serve.contract.machine import this_processor
+from serve.contract.manifest import Proof, read_bundle
+from serve.inference.runs_on import RunsOn
+from tests.support.http_service import running_service, wait_until_ready
+from tests.support.pictures import blobs, encoded
+from tests.support.toy_bundle import write_toy_bundle
+
+
+def test_the_service_says_what_the_model_runs_on(service_url: str) -> None:
+    runs_on = RunsOn.model_validate_json(httpx.get(f"{service_url}/runtime").content)
+    assert (runs_on.provider, runs_on.precision) == ("cpu", "fp32")
+    assert this_processor().kind in runs_on.processor
+    assert runs_on.reason
+
+
+@pytest.mark.slow
+def test_all_workers_run_on_what_the_first_one_found_fastest(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    bundle = write_toy_bundle(tmp_path / "bundle")
+    manifest = read_bundle(bundle)
+    (artefact,) = manifest.artefacts
+    kind = this_processor().kind
+    proofs = tuple(
+        Proof(provider=provider, processor=kind, parity=artefact.parity)
+        for provider in ("cpu", "openvino")
+    )
+    artefact = artefact.model_copy(update={"proofs": proofs})
+    manifest.model_copy(update={"artefacts": (artefact,)}).write(bundle)
+    log = tmp_path / "log.txt"
+    with running_service(bundle, log, workers="2", threads="1", log_format="text") as url:
+        wait_until_ready(url)
+        answers = {httpx.get(f"{url}/runtime").text for _ in range(30)}
+        assert httpx.post(f"{url}/labels", files={"image": encoded(blobs(80, 90))}).is_success
+    (answer,) = answers
+    trials = {t.provider: t.problem for t in RunsOn.model_validate_json(answer).trials}
+    assert trials == {"cpu": None, "openvino": None}
+    assert log.read_text(encoding="utf-8").count("the fastest here") == 2
