@@ -159,11 +159,6 @@ class _Export:
         self._peaks = audit_activations(folded, self._gate.tiles)
         self._half_blocks = half_blocks(onnx.load(str(source)))
         if precision.openvino:
-            if self._settings.opset >= 23:
-                self._say(
-                    "OpenVINO leaves the Attention of opset 23 and later to ONNX Runtime, which "
-                    "takes longer and more memory; export with --opset 20 for it"
-                )
             self._note(*judge_in_openvino(source, self._gate))
         halves: list[HalfPrecision] = []
         if precision.fp16:

@@ -14,7 +14,6 @@ with half-pixel centres, as SAM upsamples its masks (`align_corners=False`).
 import functools
 import itertools
 import math
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from serve.contract.machine import usable_cpus
 from serve.contract.manifest import LOW_RES_STRIDE
 
 OVERLAP = 0.25
@@ -176,7 +176,7 @@ def upsample_and_label(
 @functools.cache
 def _strip_threads() -> ThreadPoolExecutor:
     """Pillow and numpy leave Python to other threads while they compute."""
-    num_threads = min(len(os.sched_getaffinity(0)), _MOST_STRIPS)
+    num_threads = min(usable_cpus(), _MOST_STRIPS)
     return ThreadPoolExecutor(num_threads, thread_name_prefix="strips")
 
 

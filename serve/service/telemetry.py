@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
@@ -257,7 +258,7 @@ def forget_dead_workers() -> None:
     folder = Path(os.environ.get(METRICS_FOLDER_VARIABLE, os.devnull))
     for file in folder.glob("gauge_live*_*.db"):
         pid = int(file.stem.rpartition("_")[2])
-        if not Path(f"/proc/{pid}").exists():
+        if not psutil.pid_exists(pid):
             multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
 
 
