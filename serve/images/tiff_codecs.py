@@ -44,6 +44,8 @@ _NAMES = {
     52546: "JPEG XL",
 }
 _APERIO_YCBCR = 33003
+_JPEG_2000 = (33003, 33005, 34712)
+_YCBCR = 6
 
 Decode = Callable[[bytes, tuple[int, int, int]], NDArray[np.uint8]]
 """From a segment's bytes and its (rows, columns, samples) to its pixels."""
@@ -79,7 +81,7 @@ def decode_segments(data: bytes, page: Page) -> Image.Image:
             + "Save it with LZW, Deflate or JPEG compression, or as PNG.",
             code="image_compression",
         )
-    if page.is_planar or page.num_samples not in (1, 3, 4) or page.photometric not in (0, 1, 2, 6):
+    if page.is_planar or page.num_samples not in (1, 3, 4) or not _is_plain_color(page):
         raise ImageError(
             f"The TIFF has {page.num_samples} channels, compressed by {name} in a layout that is "
             "not read. Save it as RGB with LZW or Deflate compression.",
@@ -103,9 +105,28 @@ def decode_segments(data: bytes, page: Page) -> Image.Image:
     if page.photometric == 0:
         pixels = 255 - pixels
     image = Image.fromarray(pixels[..., 0] if page.num_samples == 1 else pixels)
-    if page.compression == _APERIO_YCBCR or page.photometric == 6:
-        image = Image.fromarray(pixels[..., :3], "YCbCr")
+    if page.compression in _JPEG_2000 and page.num_samples == 3:
+        offset, size = places[0]
+        is_stated = page.compression == _APERIO_YCBCR or page.photometric == _YCBCR
+        if is_stated and not _is_transformed(data[offset : offset + size]):
+            return Image.fromarray(pixels, "YCbCr")
     return image
+
+
+def _is_transformed(codestream: bytes) -> bool:
+    """Whether a JPEG 2000 codestream has its own colour transform: its decoder gives RGB then.
+
+    The marker COD of ISO/IEC 15444-1 (A.6.1) holds it after its length, style, progression and
+    layers.
+    """
+    marker = codestream.find(b"\xff\x52")
+    return 0 <= marker < len(codestream) - 8 and codestream[marker + 8] == 1
+
+
+def _is_plain_color(page: Page) -> bool:
+    """RGB or grey, or JPEG 2000's YCbCr."""
+    is_jpeg_2000 = page.compression in _JPEG_2000
+    return page.photometric in (0, 1, 2) or (page.photometric == _YCBCR and is_jpeg_2000)
 
 
 def _decoded(

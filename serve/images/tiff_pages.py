@@ -49,6 +49,8 @@ class Page:
     num_samples: int
     bits: tuple[int, ...]
     sample_format: int
+    extra_sample: int
+    """What the first channel beside the colours is: 1 and 2 are alpha, 0 is not said."""
     photometric: int
     compression: int
     is_planar: bool
@@ -93,7 +95,8 @@ def check_page(page: Page) -> None:
             "expected RGB, grey, palette, CMYK, YCbCr or CIELab. Convert it to RGB.",
             code="image_colors",
         )
-    if page.photometric in GREY and page.num_samples > 2:
+    is_grey_alpha = page.num_samples == 2 and page.extra_sample in (1, 2)
+    if page.photometric in GREY and page.num_samples > 1 and not is_grey_alpha:
         raise ImageError(
             f"The TIFF has {page.num_samples} channels that do not say which is red, green and "
             f"blue (PhotometricInterpretation {page.photometric}). Save it as RGB.",
@@ -143,6 +146,7 @@ def _read_page(structure: Structure, folder: int) -> Page:
         num_samples=number(277, 1),
         bits=tuple(int(value) for value in bits) or (1,),
         sample_format=number(339, 1),
+        extra_sample=number(338, 0),
         photometric=number(262, 1),
         compression=number(259, 1),
         is_planar=number(284, 1) == 2,

@@ -91,7 +91,7 @@ function close() {
   $("file-name").textContent = "No image yet";
   $("file-facts").textContent = "";
   $("mpp-help").textContent = mppHelp;
-  $("file-notes").textContent = "";
+  showNotes([]);
   $("preview-note").hidden = true;
   $("download-failure").textContent = "";
   document.title = TITLE;
@@ -252,14 +252,20 @@ function describeImage({ width_px: width, height_px: height, mpp, mpp_source: so
   const size = `${grouped.format(width)} × ${grouped.format(height)} px`;
   const extent = known ? ` · ${micrometres(width * known)} × ${micrometres(height * known)}` : "";
   $("file-facts").textContent = size + extent;
-  $("file-notes").textContent = notes.length ? `As segmented: ${notes.join("; ")}.` : "";
+  showNotes(notes);
   const help = {
     request: `As you stated for this image. ${mppHelp}`,
     [ASSUMED]: `Not known: taken to be ${mpp}, what the model learnt at. If that is wrong, so are the labels.`,
     [UNKNOWN]: "Not known: neither the image nor the model says it.",
   };
   const stated = `The file says ${Number(mpp?.toPrecision(4))} µm per pixel (${source}).`;
-  $("mpp-help").textContent = [help[source] ?? stated, doubt].filter(Boolean).join(" ");
+  $("mpp-help").textContent = [help[source] ?? stated, doubt?.replaceAll("um per", "µm per")].filter(Boolean).join(" ");
+}
+
+/** How the pixels that were segmented differ from the file's. */
+function showNotes(notes) {
+  $("file-notes").textContent = notes.length ? `As segmented: ${notes.join("; ")}.` : "";
+  $("file-notes").hidden = !notes.length;
 }
 
 function micrometres(length) {

@@ -93,6 +93,31 @@ def test_a_lossless_rgb_tiff_is_read_whatever_its_layout(
     assert np.array_equal(decode_picture(content).pixels, IMAGE)
 
 
+@pytest.mark.parametrize("compression", [33003, 33005, 34712])
+def test_jpeg_2000_in_aperios_kinds_has_the_right_colours(compression: int) -> None:
+    pytest.importorskip("imagecodecs")
+    kind = tifffile.COMPRESSION(compression)
+    content = tiff(IMAGE, photometric="rgb", compression=kind)  # with its own colour transform
+    assert np.array_equal(decode_picture(content).pixels, IMAGE)
+    if compression == 33003:
+        stored = np.asarray(Image.fromarray(IMAGE).convert("YCbCr"))
+        plain = {"compressionargs": {"mct": False}}
+        content = tiff(stored, photometric="rgb", compression=kind, **plain)
+        assert np.abs(decode_picture(content).pixels.astype(int) - IMAGE).max() <= 3
+
+
+def test_grey_with_alpha_is_composited() -> None:
+    alpha = np.full(IMAGE.shape[:2], 255, np.uint8)
+    alpha[0] = 0
+    pixels = np.dstack([IMAGE[..., 0], alpha])
+    content = tiff(
+        pixels, photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"]
+    )
+    found = decode_picture(content).pixels
+    assert (found[0] == 255).all()
+    assert np.array_equal(found[1:, :, 1], IMAGE[1:, :, 0])
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("compression", [None, "webp"])
 def test_a_tiff_is_turned_upright(orientation: int, compression: str | None) -> None:
@@ -182,6 +207,7 @@ def test_three_imagej_channels_that_are_shown_red_green_and_blue_are_merged(
         (tiff(IMAGE[..., 0], IMAGE[..., 1], IMAGE[..., 2], metadata=None), "3 pages"),
         (tiff(IMAGE, photometric="minisblack", planarconfig="contig"), "3 channels"),
         (tiff(PLANES, photometric="minisblack", planarconfig="separate"), "3 channels"),
+        (tiff(IMAGE[..., :2], photometric="minisblack", planarconfig="contig"), "2 channels"),
     ],
 )
 def test_planes_that_do_not_say_their_colours_are_refused(content: bytes, found: str) -> None:
