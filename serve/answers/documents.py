@@ -45,7 +45,14 @@ _DSA_EXAMPLE: dict[str, Any] = {
     ],
 }
 _BATCH_EXAMPLES: list[dict[str, Any]] = [
-    {"index": 0, "name": "1.png", "status": 200, "outputs": {"json": SUMMARY_EXAMPLE}},
+    {
+        "index": 0,
+        "name": "1.png",
+        "status": 200,
+        "mpp": 0.25,
+        "mpp_source": "OME-XML",
+        "outputs": {"json": SUMMARY_EXAMPLE},
+    },
     {
         "index": 1,
         "name": "2.txt",
@@ -163,7 +170,16 @@ def batch_line(formats: Iterable[AnswerFormat]) -> Any:
     }
     outputs = TypedDict("BatchOutputs", types, total=False)  # type: ignore[misc]
     outputs.__doc__ = "The outputs that were asked for."
-    fields = {"index": int, "name": str, "status": Literal[200], "outputs": outputs}
+    fields = {
+        "index": int,
+        "name": str,
+        "status": Literal[200],
+        "mpp": Annotated[
+            float | None, Field(description="um per pixel that the image was taken to have")
+        ],
+        "mpp_source": Annotated[str, Field(description="where `mpp` is from; see `ImageInfo`")],
+        "outputs": outputs,
+    }
     answer = TypedDict("BatchAnswer", fields)  # type: ignore[misc]
     answer.__doc__ = "The line of a file that was segmented."
     return Annotated[

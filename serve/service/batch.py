@@ -14,7 +14,7 @@ from serve.contract.errors import FocalPathError
 from serve.service.error_answers import INTERNAL_CODE, as_fields, status_of
 from serve.service.model import Model
 from serve.service.uploads import BatchFile
-from serve.service.worker import Job, Worker
+from serve.service.worker import Answer, Job, Worker
 
 _log = logging.getLogger(__name__)
 
@@ -58,11 +58,11 @@ async def answer_batch(
 async def _line(index: int, file: BatchFile, job: Job, worker: Worker, model: Model) -> bytes:
     entry: dict[str, object] = {"index": index, "name": file.name}
 
-    def work() -> list[bytes]:
+    def work() -> Answer:
         return worker.answer(model, file.read(), job)
 
     try:
-        answers = await worker.run(work)
+        done = await worker.run(work)
     except FocalPathError as error:
         entry |= {"status": status_of(error), **as_fields(error)}
     except Exception:  # ours, and none of the other files' business
@@ -70,8 +70,9 @@ async def _line(index: int, file: BatchFile, job: Job, worker: Worker, model: Mo
         message = "The service failed on this file. Its log says more."
         entry |= {"status": 500, "error": message, "code": INTERNAL_CODE}
     else:
-        outputs = zip(job.formats, answers, strict=True)
-        entry |= {"status": 200, "outputs": {name: _as_json(name, one) for name, one in outputs}}
+        outputs = zip(job.formats, done.contents, strict=True)
+        entry |= {"status": 200, "mpp": done.image.mpp, "mpp_source": done.image.mpp_source}
+        entry |= {"outputs": {name: _as_json(name, one) for name, one in outputs}}
     return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 

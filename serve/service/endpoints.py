@@ -64,7 +64,7 @@ from serve.service.uploads import (
     read_form,
     read_mpp,
 )
-from serve.service.worker import Job, Worker
+from serve.service.worker import MPP_HEADER, MPP_SOURCE_HEADER, Job, Worker
 from serve.settings import MEBIBYTE, ServeSettings
 
 Endpoint = Callable[..., Awaitable[Response]]
@@ -98,8 +98,11 @@ def _format_endpoint(entry: AnswerFormat) -> Endpoint:
         worker: Worker = state.worker
         upload = await _read_upload(request, query)
         job = Job(formats=(entry.name,), mpp=upload.mpp, options=dict(query))
-        (content,) = await worker.run(lambda: worker.answer(state.model, upload.data, job))
-        return Response(content, media_type=entry.media_type)
+        done = await worker.run(lambda: worker.answer(state.model, upload.data, job))
+        headers = {MPP_SOURCE_HEADER: done.image.mpp_source}
+        if done.image.mpp is not None:
+            headers[MPP_HEADER] = f"{done.image.mpp:.6g}"
+        return Response(done.contents[0], media_type=entry.media_type, headers=headers)
 
     return _described(answer, entry.description, format_query(entry))
 

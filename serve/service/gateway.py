@@ -27,6 +27,7 @@ from serve.contract.errors import BusyError, TookTooLongError
 from serve.service.access import AccessControl, ApiKeys
 from serve.service.error_answers import error_answer
 from serve.service.telemetry import RequestRecord, Telemetry, request_context
+from serve.service.worker import MPP_HEADER, MPP_SOURCE_HEADER
 from serve.settings import ServeSettings
 
 REQUEST_ID_HEADER = "X-Request-ID"
@@ -52,7 +53,7 @@ def build_gateway(app: Starlette, settings: ServeSettings, telemetry: Telemetry)
                 allow_origins=settings.allowed_origins,
                 allow_methods=("GET", "POST"),
                 allow_headers=("Authorization", "X-API-Key", REQUEST_ID_HEADER, "traceparent"),
-                expose_headers=(REQUEST_ID_HEADER, "Retry-After"),
+                expose_headers=(REQUEST_ID_HEADER, "Retry-After", MPP_HEADER, MPP_SOURCE_HEADER),
             )
         )
     if settings.api_keys_file is not None:

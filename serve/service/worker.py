@@ -14,11 +14,14 @@ from serve.answers.registry import FORMATS, needs_probabilities
 from serve.images.decode import Picture, decode_picture
 from serve.images.mpp import FROM_REQUEST
 from serve.inference.segmenter import TileSegmenter
+from serve.inference.summary import ImageInfo
 from serve.service.model import Model
 from serve.service.telemetry import Telemetry
 from serve.settings import ServeSettings
 
 T = TypeVar("T")
+MPP_HEADER, MPP_SOURCE_HEADER = "X-Mpp", "X-Mpp-Source"
+"""Of an answer: the um per pixel that the image was taken to have, and where it is from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,16 @@ class Job:
     """um per pixel that the request states."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Values of the formats' options, by name."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of an image."""
+
+    contents: list[bytes]
+    """In the order of the job's formats."""
+    image: ImageInfo
+    """Its um per pixel and where that is from, which most formats have no place for."""
 
 
 class Worker:
@@ -70,7 +83,7 @@ class Worker:
                 max_pixels=self._settings.max_image_pixels,
             )
 
-    def answer(self, model: Model, data: bytes, job: Job) -> list[bytes]:
+    def answer(self, model: Model, data: bytes, job: Job) -> Answer:
         """A file's segmentation in each format of the job, in their order.
 
         Raises:
@@ -78,7 +91,7 @@ class Worker:
         """
         picture = self._decode(data)
 
-        def work(segmenter: TileSegmenter) -> list[bytes]:
+        def work(segmenter: TileSegmenter) -> Answer:
             with self._telemetry.stage("segment"):
                 result = segmenter.segment(
                     picture.pixels,
@@ -90,6 +103,7 @@ class Worker:
             self._telemetry.observe_summary(result.summary)
             with self._telemetry.stage("encode"):
                 source = Source(picture.pixels, result, segmenter.manifest)
-                return [FORMATS[name].render(source, job.options) for name in job.formats]
+                contents = [FORMATS[name].render(source, job.options) for name in job.formats]
+            return Answer(contents, result.summary.image)
 
         return model.run(work)

@@ -97,6 +97,22 @@ def test_the_mpp_of_a_file_is_taken_and_said_to_be_the_files_also_over_http(
         assert (round(found["mpp"], 3), found["mpp_source"]) == (1.0, "PNG density")
 
 
+def test_the_end_says_for_how_many_images_the_mpp_was_assumed(
+    tmp_path: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, unknown = tmp_path / "known.png", tmp_path / "unknown.png"
+    known.write_bytes(encoded(IMAGE, dpi=(25_400, 25_400)))
+    unknown.write_bytes(encoded(IMAGE, dpi=(300, 300)))
+    command = ("--url", str(toy_bundle), "--out", str(tmp_path / "out"))
+    assert main([str(known), str(unknown), *command]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "assumed for 1 of 2 images" in last
+    assert "unknown.png" in last
+    assert "300 dpi" in last
+    assert main([str(known), str(unknown), *command, "--mpp", "0.5"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("assumed for 0 of 2 images")
+
+
 def test_finished_images_are_skipped(
     image: Path, toy_bundle: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

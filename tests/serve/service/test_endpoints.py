@@ -138,6 +138,13 @@ def test_a_printers_resolution_is_not_believed_and_said_so(service_url: str) -> 
     assert "2400 dpi" in image.mpp_note
 
 
+@pytest.mark.parametrize("endpoint", ["segment", "labels", "overlay", "geojson", "arrays"])
+def test_every_answer_says_where_its_mpp_is_from(endpoint: str, service_url: str) -> None:
+    files = {"image": ("tile.png", encoded(blobs(64, 64), dpi=(25_400, 25_400)))}
+    headers = httpx.post(f"{service_url}/{endpoint}", files=files, timeout=30).headers
+    assert (headers["X-Mpp"], headers["X-Mpp-Source"]) == ("1", "PNG density")
+
+
 def test_the_answer_says_how_the_pixels_were_changed(service_url: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
