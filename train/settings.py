@@ -107,6 +107,11 @@ class ModelSettings(CheckedSettings):
     squeeze: Annotated[bool, tyro.conf.Suppress] = False
     """Resize every image to one tile, whatever its size. Checkpoints of version 0.1 and earlier
     did so; new ones never do."""
+    resize: Annotated[Literal["antialiased", "plain"], tyro.conf.Suppress] = "antialiased"
+    """How `evaluate` resamples an image to the model's um per pixel. antialiased: as training and
+    the service do, in 8 bits. plain: as SAM-Path does, bilinear in float without antialiasing, and
+    labels straight from the logits; imported models have it, so that their labels are
+    SAM-Path's."""
     image_encoder: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_b"
     """Size of SAM's image encoder; tiny is ours, to train from scratch."""
     pathology_encoder: str = "vit_small_patch16_224"
@@ -177,6 +182,10 @@ class OptimizationSettings(CheckedSettings):
     """AdamW's weight decay; the bias has none."""
     warmup_steps: NumberOf = 72
     """Steps of linear warm-up."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: cosine annealing to zero, or the same learning rate to the end."""
+    keep_epoch: Literal["best", "last"] = "best"
+    """Which epoch's weights the run keeps: that of the best mean validation Dice, or the last."""
     gradient_clip: NotNegative = 1.0
     """Largest gradient norm (our choice)."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -213,7 +222,8 @@ class WeightsSettings(CheckedSettings):
     sam_weights: str | None = None
     """SAM's .pth file."""
     pathology_weights: str | None = None
-    """The pathology encoder's .pth or .safetensors file: timm's, or a DINO training's teacher."""
+    """The pathology encoder's file, or a folder that has it beside a config.json, which then sets
+    architecture, mean and standard deviation: timm's, DINO's, DINOv2's or transformers'."""
     random_encoders: bool = False
     """Allow frozen encoders without weights, for benchmarks: they see nothing."""
 

@@ -129,7 +129,9 @@ def _scores(card: CheckpointCard) -> Iterator[str]:
         "Dice and IoU are pooled over the pixels of all validation tiles, unlabelled pixels left "
         "out, with torch."
     )
-    if card.imported_from is None:
+    if card.imported_from is None and card.settings.optimization.keep_epoch == "last":
+        yield "The checkpoint is that of the last epoch."
+    elif card.imported_from is None:
         yield (
             "The checkpoint is the one of the best mean validation Dice, so they flatter it a "
             "little."

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from train.data.folder import Split, TileFolder, read_folds, read_tile_folder
+from train.data.folder import Split, TileFolder, folds_file, read_folds, read_tile_folder
 from train.data.pixels import count_pixels, inspect_image
 
 TINY_SHARE = 0.01
@@ -136,7 +136,7 @@ def _class_warnings(folder: TileFolder, counts: Counts) -> list[str]:
 
 def _fold_warnings(folder: TileFolder) -> list[str]:
     """Find tiles, patients and slides that are in more than one fold."""
-    rows = list(read_folds(folder.root / "folds.csv"))
+    rows = list(read_folds(folds_file(folder.root)))
     folds: defaultdict[str, set[int]] = defaultdict(set)
     for row in rows:
         patient = _TCGA_PATIENT.match(row.tile_id)

@@ -2,7 +2,8 @@
 
 ROOT/img/ID.{png,jpg,tif}   RGB images of any size
 ROOT/mask/ID.{png,tif,bmp}  0 unlabelled, 1..C the classes; other forms: see `train.data.masks`
-ROOT/folds.csv              columns img_id,fold: -1 test, 0 validation, others training;
+ROOT/folds.csv              columns img_id,fold: -1 test, 0 validation, others training; or
+                            SAM-Path's cv.csv, which has these columns, too;
                             optionally mpp, um per pixel of that image, and group, its patient
 ROOT/dataset.json           class names and colours, um per pixel of all other images; optionally
                             mask_colors and mask_values, what other colours and values mean
@@ -77,7 +78,7 @@ def read_tile_folder(root: Path) -> TileFolder:
     masks = _index(root / "mask", MASK_SUFFIXES)
     tiles: dict[Split, list[Tile]] = {"training": [], "validation": [], "test": []}
     splits: dict[int, Split] = {-1: "test", 0: "validation"}
-    for row in read_folds(root / "folds.csv"):
+    for row in read_folds(folds_file(root)):
         name = unicodedata.normalize("NFC", row.tile_id)
         if name not in images:
             raise _missing(row.tile_id, root / "img", IMAGE_SUFFIXES)
@@ -160,6 +161,12 @@ class FoldsRow(NamedTuple):
     fold: int
     mpp: float | None
     group: str | None
+
+
+def folds_file(root: Path) -> Path:
+    """A data set's folds.csv, or SAM-Path's own cv.csv, which has the same columns."""
+    folds, sam_path = root / "folds.csv", root / "cv.csv"
+    return sam_path if sam_path.is_file() and not folds.is_file() else folds
 
 
 def read_folds(path: Path) -> Iterator[FoldsRow]:

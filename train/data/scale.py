@@ -9,10 +9,13 @@ Shape legend: H, W: the image on disk; T: tile size; N: tiles.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn.functional import interpolate
 
 from serve.images.tiles import (
     pad_by_reflection,
@@ -36,6 +39,8 @@ class TileScale:
     """um per pixel of that square; None takes images as they are."""
     squeeze: bool = False
     """Resize every image to one tile, whatever its size: checkpoints of earlier versions alone."""
+    plain: bool = False
+    """Resample as SAM-Path does: bilinear, in float, without antialiasing."""
 
     def factor(self, image_mpp: float | None) -> float:
         """Pixels of the model for one of the image, along each axis."""
@@ -50,7 +55,8 @@ class TileScale:
         size = scaled_size(height, width, factor)
         padded = padded_size(*size, side)
         places = tuple(tile_places(*padded, side))
-        return Placement(size, padded, places, factor == 1 and len(places) == 1)
+        is_tile = len(places) == 1 and (factor == 1 or (self.plain and size == padded))
+        return Placement(size, padded, places, is_tile)
 
 
 @dataclass(frozen=True)
@@ -64,19 +70,32 @@ class Placement:
     places: tuple[tuple[int, int], ...]
     """(y, x) of each tile."""
     own_pixels: bool
-    """The image is one tile, not resampled: the model's own labels are the answer."""
+    """The image is one tile, not resampled or plainly: the model's own labels are the answer."""
 
 
 def cut_image(
     image: NDArray[np.uint8], placement: Placement, scale: TileScale
-) -> NDArray[np.uint8]:
-    """Cut an (H, W, 3) uint8 image into (N, T, T, 3) tiles."""
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Cut an (H, W, 3) uint8 image into (N, T, T, 3) tiles.
+
+    They are uint8, or float32 in [0, 255] where the image was resampled plainly.
+    """
     side = scale.tile_size_px
     if scale.squeeze:
         squeezed = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
         return np.asarray(squeezed)[None]
-    padded = pad_by_reflection(resample(image, *placement.size), *placement.padded)
+    if scale.plain and placement.size != image.shape[:2]:
+        resized = _resample_plainly(image, *placement.size)
+        padded = pad_by_reflection(cast(Any, resized), *placement.padded)
+    else:
+        padded = pad_by_reflection(resample(image, *placement.size), *placement.padded)
     return np.stack([padded[y : y + side, x : x + side] for y, x in placement.places])
+
+
+def _resample_plainly(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
+    pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
+    resized = interpolate(pixels, (height, width), mode="bilinear", align_corners=False)
+    return np.asarray(resized[0].permute(1, 2, 0).numpy())
 
 
 def cut_labels(

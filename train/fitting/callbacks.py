@@ -5,7 +5,7 @@ import signal
 import threading
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
@@ -19,11 +19,14 @@ _CLASSES_IN_BAR = 6
 
 
 class BestCheckpoint(Callback):
-    """Writes the checkpoint whenever the mean validation Dice is the best so far."""
+    """Writes the checkpoint of the best mean validation Dice so far, or of every epoch."""
 
-    def __init__(self, run: Path, card: "partial[CheckpointCard]") -> None:
+    def __init__(
+        self, run: Path, card: "partial[CheckpointCard]", keep: Literal["best", "last"]
+    ) -> None:
         self._run = run
         self._make_card = card
+        self._keep = keep
         self._best_dice = -1.0
 
     def on_validation_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
@@ -34,9 +37,11 @@ class BestCheckpoint(Callback):
             for name, value in trainer.callback_metrics.items()
             if name.startswith(("validation/dice/", "validation/iou/"))
         }
-        if not scores["dice/mean"] > self._best_dice:  # nor if it is not a number
+        is_best = scores["dice/mean"] > self._best_dice  # never if it is not a number
+        if not is_best and self._keep == "best":
             return
-        self._best_dice = scores["dice/mean"]
+        if is_best:
+            self._best_dice = scores["dice/mean"]
         if trainer.is_global_zero:
             bias = task.segmenter.class_attention_bias.per_class().tolist()
             card = self._make_card(class_attention_bias=tuple(bias), metrics=scores)

@@ -55,7 +55,12 @@ class _TileAnswers(NamedTuple):
 def scale_of(card: CheckpointCard) -> TileScale:
     """The scale at which a checkpoint sees tissue."""
     model = card.settings.model
-    return TileScale(tile_size_px=model.tile_size_px, mpp=card.mpp, squeeze=model.squeeze)
+    return TileScale(
+        tile_size_px=model.tile_size_px,
+        mpp=card.mpp,
+        squeeze=model.squeeze,
+        plain=model.resize == "plain",
+    )
 
 
 def predict_split(
@@ -189,7 +194,10 @@ def _label(
     rows, columns = placement.size
     num_classes, side = answer.probabilities.shape[1], answer.probabilities.shape[-1]
     if placement.own_pixels and not tta:
-        logits = interpolate(answer.logits, scale_factor=float(LOW_RES_STRIDE), mode="bilinear")
+        if placement.size != size:  # plainly resampled
+            logits = interpolate(answer.logits, size, mode="bilinear")
+        else:
+            logits = interpolate(answer.logits, scale_factor=float(LOW_RES_STRIDE), mode="bilinear")
         return (logits.argmax(dim=1)[0] + 1)[:height, :width].cpu()
     blend = Blend(num_classes, *placement.padded, side * LOW_RES_STRIDE)
     nothing = np.zeros(num_classes, np.float32)

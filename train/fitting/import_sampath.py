@@ -79,7 +79,9 @@ def import_sampath(
     classes = _classes(checkpoint, settings.preset, folder, class_names)
     if folder is not None:
         settings = at_scale(settings, folder, ("validation",) if score else ())
-    model = replace(settings.model, bias=BiasName("none"), pathology_positions="dino")
+    model = replace(
+        settings.model, bias=BiasName("none"), pathology_positions="dino", resize="plain"
+    )
     settings = replace(settings, model=model)
     segmenter = Segmenter(settings.model, len(classes))
     load_sampath_weights(segmenter, checkpoint)

@@ -294,7 +294,7 @@ def _callbacks(
     settings: Settings, run: Path, card: "partial[CheckpointCard]", classes: tuple[TissueClass, ...]
 ) -> list[Callback]:
     callbacks: list[Callback] = [
-        BestCheckpoint(run, card),
+        BestCheckpoint(run, card, settings.optimization.keep_epoch),
         MetricsFile(run / METRICS_FILE),
         ModelCheckpoint(dirpath=run, filename=Path(LAST_FILE).stem, enable_version_counter=False),
         ClassProgressBar(classes),

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from train.errors import SettingsError
 from train.model.checkpoint import WeightsOrigin
 from train.model.previous_run import load_run, settings_after
@@ -32,7 +34,11 @@ class Start:
             self.published.load_into(segmenter)
             return self.published.origins
         assert self.settings.weights.from_run is not None
-        return load_run(segmenter, Path(self.settings.weights.from_run), classes).origins
+        loaded = load_run(segmenter, Path(self.settings.weights.from_run), classes)
+        for name in loaded.left_out:
+            text = f"not taken from {self.settings.weights.from_run}: {name}"
+            Console().print(text, markup=False, soft_wrap=True)
+        return loaded.origins
 
 
 def find_start(settings: Settings) -> Start:

@@ -114,7 +114,7 @@ class SegmentationTask(L.LightningModule):
                 self.log(f"{name}/{entry.name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """AdamW in two groups, linear warm-up, then cosine annealing to zero."""
+        """AdamW in two groups, linear warm-up, then the schedule of the settings."""
         optimization, bias = self.settings.optimization, self.settings.bias
         class_bias = self.segmenter.class_attention_bias
         learned = [p for p in class_bias.parameters() if p.requires_grad]
@@ -135,6 +135,8 @@ class SegmentationTask(L.LightningModule):
         def factor(step: int) -> float:
             if step < warmup:
                 return (step + 1) / warmup
+            if optimization.schedule == "constant":
+                return 1.0
             progress = (step - warmup) / max(1, num_steps - warmup)
             return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 

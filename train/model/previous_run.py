@@ -57,7 +57,7 @@ def settings_after(settings: Settings, run: Path) -> Settings:
                 "option out: a run that starts from another one has its architecture."
             )
         model = replace(model, **{name: has})
-    return replace(settings, model=model)
+    return replace(settings, model=replace(model, mpp=model.mpp or earlier.mpp))
 
 
 def load_run(segmenter: Segmenter, run: Path, classes: tuple[TissueClass, ...]) -> LoadedRun:

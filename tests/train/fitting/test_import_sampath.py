@@ -1,3 +1,4 @@
+import json
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -8,20 +9,24 @@ from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tests.support.sam_path_oracle import SamPath, random_sam_path
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
 from train.cli import main
+from train.data.folder import read_tile_folder
 from train.errors import CheckpointError, FocalPathError
+from train.fitting.evaluation import predict_split
 from train.fitting.import_sampath import import_sampath, load_sampath_weights, num_sampath_classes
-from train.fitting.run import evaluate
+from train.fitting.run import evaluate, fit
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.segmenter import Segmenter, labels_from_logits
 from train.model.weight_files import read_weights
-from train.settings import Settings
+from train.settings import Settings, WeightsSettings
 
 NUM_CLASSES = 5
 
@@ -81,6 +86,44 @@ def test_an_imported_model_gives_all_labels_of_sam_path(tmp_path: Path, num_clas
     expected = torch.stack([theirs.label(image.permute(1, 2, 0)) for image in images])
     assert len(expected.unique()) > 1
     assert torch.equal(found, expected)
+
+
+def write_larger_images(root: Path, images: Tensor, file_of_folds: str) -> Path:
+    """A data set of two classes in SAM-Path's layout, at 0.5 um per pixel."""
+    for name in ("img", "mask"):
+        (root / name).mkdir(parents=True)
+    rows = ["img_id,fold"]
+    for index, image in enumerate(images):
+        pixels = image.permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(root / "img" / f"image{index}.png")
+        mask = np.where(pixels[..., 0] > 127, 2, 1).astype(np.uint8)
+        Image.fromarray(mask).save(root / "mask" / f"image{index}.png")
+        rows.append(f"image{index},{(-1, 0, 1)[index % 3]}")
+    (root / file_of_folds).write_text("\n".join(rows))
+    classes = [{"name": name, "color": "#009e73"} for name in ("Non-gland", "Gland")]
+    (root / "dataset.json").write_text(json.dumps({"mpp": 0.5, "classes": classes}))
+    return root
+
+
+def test_an_imported_model_of_larger_images_gives_all_labels_of_sam_path(tmp_path: Path):
+    """As CRAG's: images of 1.5 tiles, which SAM-Path resizes in float without antialiasing."""
+    theirs, images = random_sam_path(2), smooth_images(3, 96)
+    torch.save(theirs.checkpoint(), tmp_path / "sampath.ckpt")
+    data = write_larger_images(tmp_path / "data", images, "cv.csv")
+    settings = replace(toy_settings(), model=replace(toy_settings().model, mpp=0.75))
+    card = import_sampath(
+        tmp_path / "sampath.ckpt", tmp_path / "run", settings, data=data, score=False
+    )
+    segmenter, _ = load_checkpoint(tmp_path / "run")
+    (found,) = predict_split(segmenter, card, read_tile_folder(data), "test", tta=False)
+    expected = theirs.label(images[0].permute(1, 2, 0))
+    assert len(expected.unique()) == 2
+    assert torch.equal(found.predicted, expected)
+    serving_way = replace(card.settings, model=replace(card.settings.model, resize="antialiased"))
+    (other,) = predict_split(
+        segmenter, replace(card, settings=serving_way), read_tile_folder(data), "test", tta=False
+    )
+    assert not torch.equal(other.predicted, expected)  # so that the option matters
 
 
 def test_a_sampath_checkpoint_tells_its_number_of_classes(sampath_file: Path):
@@ -221,3 +264,32 @@ def test_a_weight_that_is_unknown_is_refused_by_name(
     with pytest.raises(FocalPathError) as raised:
         load_sampath_weights(Segmenter(toy_settings().model, NUM_CLASSES), sampath_file)
     assert "mask_decoder.extra.weight" in str(raised.value)
+
+
+def test_masks_of_0_and_1_as_in_sam_paths_crag_are_recognised(tmp_path: Path):
+    data = write_larger_images(tmp_path / "data", smooth_images(3, 96), "cv.csv")
+    for path in (data / "mask").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) - 1).save(path)
+    torch.save(random_sam_path(2).checkpoint(), tmp_path / "sampath.ckpt")
+    with pytest.raises(FocalPathError) as raised:
+        import_sampath(tmp_path / "sampath.ckpt", tmp_path / "run", toy_settings(), data=data)
+    assert all(text in str(raised.value) for text in ("Gland", "0, 1", "mask_values"))
+
+
+def test_dfa_trains_on_from_an_imported_checkpoint(
+    sampath_file: Path, toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    import_sampath(sampath_file, tmp_path / "imported", toy_settings(), data=toy_data, score=False)
+    settings = toy_settings()
+    # No step changes the weights by more than a rounding, so that the start can be told.
+    optimization = replace(settings.optimization, epochs=1, learning_rate=1e-12)
+    weights = WeightsSettings(from_run=str(tmp_path / "imported"))
+    settings = replace(settings, optimization=optimization, weights=weights)
+    fit(settings, toy_data, tmp_path / "run")
+    segmenter, card = load_checkpoint(tmp_path / "run")
+    imported, imported_card = load_checkpoint(tmp_path / "imported")
+    torch.testing.assert_close(segmenter.neck[0].weight, imported.neck[0].weight)
+    assert segmenter.class_attention_bias.delta.any()  # DFA's prior, not the imported zeros
+    assert "class_attention_bias.delta" in capsys.readouterr().out
+    assert card.settings.model.pathology_positions == "dino"
+    assert card.origins[1:] == imported_card.origins

@@ -1,0 +1,71 @@
+"""Every published kind of pathology encoder, tiny and with random weights, to ONNX and the gate."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from export.gate.answers import onnx_answers, torch_answers
+from export.gate.gate import Gate
+from export.gate.schema import Tolerances
+from export.gate.tiles import ValidationTiles
+from export.graph.reference import Deployable
+from export.graph.to_onnx import export_onnx
+from export.tensorrt.lint import engine_obstacles
+from tests.support.toy_data import TILE_SIZE_PX, toy_settings
+from train.model.encoder_kinds import ENCODER_KINDS
+from train.model.segmenter import Segmenter
+
+NUM_CLASSES = 5
+_SAME_FORM = {
+    "phikon": "hipt",
+    "phikon-v2": "uni",
+    "h-optimus-1": "h-optimus-0",
+    "hibou-l": "hibou-b",
+}
+"""Kinds that differ from another one in size or normalisation alone."""
+
+
+def tiny_segmenter(kind: str) -> Segmenter:
+    """A segmenter with an encoder of that kind, and both encoders one block deep."""
+    torch.manual_seed(0)
+    model = replace(
+        toy_settings().model,
+        pathology_encoder=kind,
+        pathology_args={"embed_dim": 48, "num_heads": 3},
+        pathology_encoder_depth=1,
+    )
+    segmenter = Segmenter(model, NUM_CLASSES).eval()
+    segmenter.image_encoder.blocks = segmenter.image_encoder.blocks[:1]
+    for name, parameter in segmenter.named_parameters():
+        if parameter.ndim == 1 or "token" in name or "pos_embed" in name:
+            nn.init.normal_(parameter, 1.0 if name.endswith("weight") else 0.0, 0.3)
+    return segmenter
+
+
+@pytest.mark.parametrize("kind", sorted(ENCODER_KINDS.keys() - _SAME_FORM.keys()))
+def test_every_kind_of_pathology_encoder_passes_the_gate(kind: str, tmp_path: Path):
+    deployable = Deployable(tiny_segmenter(kind)).eval()
+    export_onnx(deployable, tmp_path / "model.onnx")
+    assert engine_obstacles(tmp_path / "model.onnx") == ()
+    images = np.random.default_rng(0).integers(0, 256, (2, TILE_SIZE_PX, TILE_SIZE_PX, 3), np.uint8)
+    gate = Gate(
+        tiles=ValidationTiles(source="noise", names=("a", "b"), images=images, masks=None),
+        expected=torch_answers(deployable, images),
+        class_names=tuple("ABCDE"),
+        class_shares=(0.2,) * NUM_CLASSES,
+        tolerances=Tolerances(),
+    )
+    found = gate.judge(onnx_answers(tmp_path / "model.onnx", images), "model.onnx", "fp32")
+    assert found.passed, found.failures
+    assert found.label_agreement == 1
+
+
+@pytest.mark.parametrize(("kind", "other"), _SAME_FORM.items())
+def test_kinds_that_are_not_exported_here_have_the_form_of_one_that_is(kind: str, other: str):
+    forms = [tiny_segmenter(name).pathology_encoder for name in (kind, other)]
+    shapes = [{n: tuple(p.shape) for n, p in form.vit.named_parameters()} for form in forms]
+    assert shapes[0] == shapes[1]
