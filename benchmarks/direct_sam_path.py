@@ -1,6 +1,6 @@
-"""The baseline of `make benchmark-export`: SAM-Path as its paper describes it, run as it comes.
+"""The baseline of the benchmarks: SAM-Path as its paper describes it, run as it comes.
 
-Written from the description in arXiv 2307.09570 with segment_anything's own modules, the way the
+Written from the description in arXiv 2307.09570 with segment_anything's own decoder, the way the
 method is run outside this project: normalise, both encoders, the fusion neck, then SAM's decoder
 one image after another, upsampling of all masks and an argmax. PyTorch eager, default settings.
 """
@@ -9,11 +9,47 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling import MaskDecoder, TwoWayTransformer
 from torch import Tensor, nn
 
-from train.model.image_encoder import PATCH_SIZE
-from train.model.segmenter import Segmenter
+from train.model.segmenter import Segmenter, SegmenterOutput
+
+
+class DirectDecoder(nn.Module):
+    """The neck and SAM's own decoder, image after image, on the very weights of a segmenter."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__()
+        dim: int = segmenter.mask_decoder.transformer_dim
+        self.neck = segmenter.neck
+        self.prompt_encoder = segmenter.prompt_encoder
+        self.sam_decoder: Any = MaskDecoder(
+            transformer_dim=dim,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=dim, mlp_dim=8 * dim, num_heads=8),
+            num_multimask_outputs=1 + segmenter.num_classes,
+        )
+        # The same parameters, not copies: a training step of either changes both.
+        ours = dict(segmenter.mask_decoder.named_parameters())
+        for name, _ in list(self.sam_decoder.named_parameters()):
+            module, _, attribute = name.rpartition(".")
+            setattr(self.sam_decoder.get_submodule(module), attribute, ours[name])
+
+    def forward(self, features: Tensor) -> SegmenterOutput:
+        """Decode (B, D_image + D_pathology, h, w), unlabelled first."""
+        masks, scores = [], []
+        for embedding in self.neck(features):
+            size = embedding.shape[-2:]
+            no_mask = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+            mask, iou = self.sam_decoder(
+                image_embeddings=embedding[None],
+                image_pe=self.prompt_encoder.pe_layer(size)[None],
+                sparse_prompt_embeddings=embedding.new_zeros(1, 0, embedding.shape[0]),
+                dense_prompt_embeddings=no_mask.expand(-1, -1, *size),
+                multimask_output=True,
+            )
+            masks.append(mask)
+            scores.append(iou)
+        return SegmenterOutput(torch.cat(masks), torch.cat(scores))
 
 
 class DirectSamPath(nn.Module):
@@ -22,49 +58,14 @@ class DirectSamPath(nn.Module):
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
         assert not segmenter.class_attention_bias.delta.any(), "SAM-Path has no bias"
-        dim: int = segmenter.mask_decoder.transformer_dim
-        grid = segmenter.tile_size_px // PATCH_SIZE
         self.segmenter = segmenter
-        self.prompt_encoder: Any = PromptEncoder(
-            embed_dim=dim,
-            image_embedding_size=(grid, grid),
-            input_image_size=(segmenter.tile_size_px, segmenter.tile_size_px),
-            mask_in_chans=16,
-        )
-        self.mask_decoder: Any = MaskDecoder(
-            transformer_dim=dim,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=dim, mlp_dim=8 * dim, num_heads=8),
-            num_multimask_outputs=1 + segmenter.num_classes,
-        )
-        self.prompt_encoder.load_state_dict(segmenter.prompt_encoder.state_dict(), strict=False)
-        self.mask_decoder.load_state_dict(segmenter.mask_decoder.state_dict())
+        self.decoder = DirectDecoder(segmenter)
         self.eval()
 
     def forward(self, image: Tensor) -> Tensor:
         """Label (B, H, W, 3) uint8; returns (B, H, W) int64 in 1..C."""
         images = image.permute(0, 3, 1, 2).float()
-        model = self.segmenter
-        features = torch.cat(
-            [
-                model.image_encoder((images - model.pixel_mean) / model.pixel_std),
-                model.pathology_encoder(images),
-            ],
-            dim=1,
-        )
-        embeddings = model.neck(features)
-        masks = [self._decode(embedding[None]) for embedding in embeddings]
+        logits = self.decoder(self.segmenter.encode(images)).low_res_logits
         size = image.shape[1:3]
-        logits = F.interpolate(torch.cat(masks), size, mode="bilinear", align_corners=False)
+        logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         return logits[:, 1:].argmax(dim=1) + 1
-
-    def _decode(self, embedding: Tensor) -> Tensor:
-        """SAM's decoder without prompts: (1, D, h, w) to (1, 1 + C, 4h, 4w), unlabelled first."""
-        sparse, dense = self.prompt_encoder(points=None, boxes=None, masks=None)
-        masks, _ = self.mask_decoder(
-            image_embeddings=embedding,
-            image_pe=self.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=True,
-        )
-        return masks  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,29 @@ from typing import Any
 import numpy as np
 import onnx
 import tyro
-from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
+from benchmarks.harness import (
+    machine_line,
+    median_speedup,
+    take_turns,
+    write_report,
+)
 from benchmarks.real_size_model import (
     FLOPS_PER_TILE,
-    NUM_CLASSES,
     build_benchmark_model,
     draw_tiles,
+    model_line,
     write_model_settings,
 )
 from export.graph.reference import Deployable
 from export.graph.to_onnx import PARITY_OUTPUT, drop_output, export_onnx
+from export.markdown import markdown_table
 from export.precision.half import convert_to_half
 from export.precision.int8 import quantize_int8
-from serve.contract.machine import installed_versions, this_processor, usable_cpus
+from serve.contract.machine import installed_versions, usable_cpus
 from serve.contract.openvino import PACKAGE, computes_bfloat16
+from serve.contract.strict import Strict
 from train.settings import ModelSettings
 
 BASELINE = "direct"
@@ -53,10 +61,8 @@ LABELS = {
 _PACKAGES = ("torch", "onnxruntime", PACKAGE, "onnx", "segment-anything", "timm")
 
 
-class Measurement(BaseModel):
+class CpuMeasurement(Strict):
     """One variant."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     variant: str
     label: str
@@ -72,10 +78,8 @@ class Measurement(BaseModel):
     """Loading, compiling and the first run."""
 
 
-class BenchmarkReport(BaseModel):
+class CpuReport(Strict):
     """What `benchmark.json` holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     machine: str
     num_cpus: int
@@ -89,11 +93,11 @@ class BenchmarkReport(BaseModel):
     """Of a 4096 x 4096 product in float32, median over the rounds."""
     fp32_floor_seconds: float | None
     """The model's 1.45 TFLOP at that speed: no float32 variant can be faster."""
-    measurements: tuple[Measurement, ...]
+    measurements: tuple[CpuMeasurement, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark:
+class CpuBenchmark:
     """Measure the exported graph beside the published model on this machine's CPU."""
 
     out: Path = Path("artifacts/results/export")
@@ -104,7 +108,7 @@ class Benchmark:
     """Which ones; (a) is always among them."""
     model: ModelSettings = field(default_factory=ModelSettings)
 
-    def run(self) -> BenchmarkReport:
+    def run(self) -> CpuReport:
         """Export, measure, write both files."""
         console = Console(stderr=True)
         variants = [name for name in self.variants if _runs_here(name)]
@@ -113,36 +117,34 @@ class Benchmark:
             console.print("Exporting")
             _prepare(folder, self.model, variants)
             report = self._measure(folder, [*dict.fromkeys([BASELINE, *variants])], console)
-        self.out.mkdir(parents=True, exist_ok=True)
-        text = report.model_dump_json(indent=2) + "\n"
-        (self.out / "benchmark.json").write_text(text, encoding="utf-8")
-        (self.out / "benchmark.md").write_text(markdown(report), encoding="utf-8")
+        write_report(self.out, "benchmark", report, markdown(report))
         return report
 
-    def _measure(self, folder: Path, variants: Sequence[str], console: Console) -> BenchmarkReport:
+    def _measure(self, folder: Path, variants: Sequence[str], console: Console) -> CpuReport:
         load_before = os.getloadavg()[0]
-        answers: dict[str, list[dict[str, float]]] = {name: [] for name in (*variants, "matmul")}
         with ExitStack() as stack:
             workers, firsts = {}, {}
-            for name in answers:  # one after another, so that none loads beside another
+            for name in (
+                *variants,
+                "matmul",
+            ):  # one after another, so that none loads beside another
                 workers[name] = stack.enter_context(_worker(name, folder))
                 firsts[name] = _answer(workers[name])["first_s"]
                 console.print(f"{LABELS.get(name, name)}: ready after {firsts[name]:.1f} s")
-            for index in range(self.rounds):
-                for name, worker in workers.items():
-                    answers[name].append(_ask(worker))
-                    console.print(f"round {index + 1}: {name} {answers[name][-1]['seconds']:.2f} s")
+            answers = take_turns(
+                {name: partial(_ask, worker) for name, worker in workers.items()},
+                self.rounds,
+                tell=console.print,
+            )
         matmul_s = statistics.median(answer["seconds"] for answer in answers.pop("matmul"))
         matmul_flops = 2 * 4096**3 / matmul_s
         is_real_size = self.model == ModelSettings()
-        processor = this_processor()
-        return BenchmarkReport(
-            machine=f"{processor.name} ({processor.kind})",
+        return CpuReport(
+            machine=machine_line(),
             num_cpus=usable_cpus(),
             load_average=(load_before, os.getloadavg()[0]),
             versions=installed_versions(_PACKAGES),
-            model=f"{self.model.image_encoder} + {self.model.pathology_encoder}, "
-            f"{NUM_CLASSES} classes, random weights",
+            model=model_line(self.model),
             tile_size_px=self.model.tile_size_px,
             num_rounds=self.rounds,
             matmul_gflops=matmul_flops / 1e9,
@@ -151,24 +153,31 @@ class Benchmark:
         )
 
 
-def markdown(report: BenchmarkReport) -> str:
+def markdown(report: CpuReport) -> str:
     """The report as a table, with what has to be known to read it."""
     lines = [
         "# The exported graph on a CPU",
         "",
-        f"{report.machine}, {report.num_cpus} CPUs; "
+        f"{report.machine}; "
         + ", ".join(f"{name} {found}" for name, found in report.versions.items())
         + ".",
         f"{report.model}; one tile of {report.tile_size_px} pixels; {report.num_rounds} rounds in "
         "which the variants take turns. Written by `make benchmark-export`.",
         "",
-        "| variant | seconds a tile | times faster than (a) | peak memory | same label as (a) |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {row.label} | {row.median_seconds:.2f} | {row.speedup:.2f} "
-        f"| {row.peak_memory_mib / 1024:.2f} GiB | {row.label_agreement:.3%} |"
-        for row in report.measurements
+        markdown_table(
+            ("variant", "seconds per tile", "times as fast", "peak memory", "same label as (a)"),
+            [
+                (
+                    row.label,
+                    f"{row.median_seconds:.2f}",
+                    f"{row.speedup:.2f}",
+                    f"{row.peak_memory_mib / 1024:.2f} GiB",
+                    f"{row.label_agreement:.3%}",
+                )
+                for row in report.measurements
+            ],
+            align="lrrrr",
+        ),
     ]
     lines += ["", f"The machine multiplies float32 matrices at {report.matmul_gflops:.0f} GFLOP/s."]
     if report.fp32_floor_seconds is not None:
@@ -203,11 +212,13 @@ def _prepare(folder: Path, settings: ModelSettings, variants: Sequence[str]) -> 
     for opset, name in ((20, "model.onnx"), (23, "model.opset23.onnx")):
         if opset == 23 and "onnx23" not in variants:
             continue
-        export_onnx(deployable, folder / "with_logits.onnx", opset=opset)
-        drop_output(folder / "with_logits.onnx", folder / name, PARITY_OUTPUT)
-    if "openvino_bf16" in variants:
-        half = convert_to_half(onnx.load(str(folder / "model.onnx")), "bf16")
-        onnx.save(half, str(folder / "model.bf16.onnx"))
+        source = folder / "with_logits.onnx"
+        export_onnx(deployable, source, opset=opset)
+        drop_output(source, folder / name, PARITY_OUTPUT)
+        if opset == 20 and "openvino_bf16" in variants:
+            # Of the graph that still has the exporter's notes, which name the blocks.
+            onnx.save(convert_to_half(onnx.load(str(source)), "bf16"), str(source))
+            drop_output(source, folder / "model.bf16.onnx", PARITY_OUTPUT)
     if "int8" in variants:
         quantize_int8(folder / "model.onnx", folder / "model.int8.onnx")
 
@@ -216,19 +227,18 @@ def _measurements(
     answers: Mapping[str, Sequence[Mapping[str, float]]],
     firsts: Mapping[str, float],
     folder: Path,
-) -> Iterator[Measurement]:
+) -> Iterator[CpuMeasurement]:
     baseline = [answer["seconds"] for answer in answers[BASELINE]]
     expected = np.load(folder / f"{BASELINE}.labels.npy")
     for name, rounds in answers.items():
         seconds = tuple(answer["seconds"] for answer in rounds)
-        ratios = [base / own for base, own in zip(baseline, seconds, strict=True)]
         labels = np.load(folder / f"{name}.labels.npy")
-        yield Measurement(
+        yield CpuMeasurement(
             variant=name,
             label=LABELS[name],
             seconds=seconds,
             median_seconds=statistics.median(seconds),
-            speedup=statistics.median(ratios),
+            speedup=median_speedup(baseline, seconds),
             peak_memory_mib=rounds[-1]["peak_memory_mib"],
             label_agreement=float((labels == expected).mean()),
             first_seconds=firsts[name],
@@ -269,7 +279,7 @@ def _answer(worker: Worker) -> dict[str, float]:
 def main() -> None:
     """Run the benchmark and print its table."""
     config: Any = (tyro.conf.OmitArgPrefixes,)
-    report = tyro.cli(Benchmark, prog="python -m benchmarks.export_cpu", config=config).run()
+    report = tyro.cli(CpuBenchmark, prog="python -m benchmarks.export_cpu", config=config).run()
     sys.stdout.write(markdown(report))
 
 

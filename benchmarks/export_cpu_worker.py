@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.harness import peak_memory_mib, seconds_of
 from serve.contract.machine import usable_cpus
 
 OUTPUTS = ("labels", "confidence", "low_res_probabilities", "iou_scores")
@@ -104,14 +105,6 @@ VARIANTS: dict[str, Callable[[Path], Run]] = {
 }
 
 
-def peak_memory_mib() -> float:
-    """The largest resident set that this process had."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise AssertionError("Linux writes VmHWM")
-
-
 def main() -> None:
     """Serve runs of the variant in `argv[1]` with the files in the folder `argv[2]`."""
     variant, folder = sys.argv[1], Path(sys.argv[2])
@@ -123,9 +116,7 @@ def main() -> None:
     sys.stdout.write(json.dumps(ready) + "\n")
     sys.stdout.flush()
     for _ in sys.stdin:
-        started = time.perf_counter()
-        run(images)
-        seconds = time.perf_counter() - started
+        seconds = seconds_of(lambda: run(images))
         answer = {"seconds": seconds, "peak_memory_mib": peak_memory_mib()}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()

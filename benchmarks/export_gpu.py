@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 import torch
 import tyro
-from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
 from benchmarks.export_gpu_worker import (
@@ -28,16 +27,19 @@ from benchmarks.export_gpu_worker import (
     Device,
     Failed,
     Measured,
-    Peak,
     Stages,
     Task,
+    Throughput,
     measure,
     measure_peak,
     write_graphs,
 )
-from benchmarks.real_size_model import FLOPS_PER_TILE, NUM_CLASSES
+from benchmarks.harness import write_report
+from benchmarks.real_size_model import FLOPS_PER_TILE, model_line
 from export.errors import FocalPathError
+from export.markdown import markdown_table
 from serve.contract.machine import installed_versions
+from serve.contract.strict import Strict
 from train.settings import ModelSettings
 
 GOAL = 0.5
@@ -47,10 +49,8 @@ _PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-cu13", "timm",
 T = TypeVar("T")
 
 
-class GpuMeasurement(BaseModel):
+class GpuMeasurement(Strict):
     """One variant at one batch size."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     variant: str
     batch_size: int
@@ -65,10 +65,8 @@ class GpuMeasurement(BaseModel):
     """Share of pixels with the label of the first variant that ran, eager float32 as a rule."""
 
 
-class GpuReport(BaseModel):
+class GpuReport(Strict):
     """What `benchmark_gpu.json` holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     device: str
     versions: dict[str, str]
@@ -141,7 +139,7 @@ class _Run:
             peak = call(measure_peak, settings.device, settings.peak_size)
         if isinstance(peak, Failed):
             raise FocalPathError(f"the GPU cannot even multiply two matrices: {peak.why}")
-        self._peak: Peak = peak
+        self._peak: Throughput = peak
         self._say(f"{peak.device}: {peak.flops / 1e12:.1f} TFLOP/s in bfloat16")
 
     def all(self) -> GpuReport:
@@ -210,18 +208,14 @@ class _Run:
         report = GpuReport(
             device=self._peak.device,
             versions=installed_versions(_PACKAGES),
-            model=f"{settings.model.image_encoder} + {settings.model.pathology_encoder}, "
-            f"{NUM_CLASSES} classes, random weights",
+            model=model_line(settings.model),
             tile_size_px=settings.model.tile_size_px,
             num_runs=settings.runs,
             peak_tflops=self._peak.flops / 1e12,
             skipped=self._skipped,
             measurements=tuple(self._measurements),
         )
-        settings.out.mkdir(parents=True, exist_ok=True)
-        text = report.model_dump_json(indent=2) + "\n"
-        (settings.out / "benchmark_gpu.json").write_text(text, encoding="utf-8")
-        (settings.out / "benchmark_gpu.md").write_text(markdown(report), encoding="utf-8")
+        write_report(settings.out, "benchmark_gpu", report, markdown(report))
         return report
 
     def _say(self, text: str) -> None:
@@ -257,21 +251,27 @@ def markdown(report: GpuReport) -> str:
         f"runs, milliseconds a batch. Goal: {GOAL:.0%} of the peak. Written by "
         "`make benchmark-gpu`.",
         "",
-        "| variant | batch | decode | copy | compute | encode | tiles/s | of peak | GPU memory "
-        "| labels |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        _table(report),
     ]
-    for row in report.measurements:
-        share = "" if row.peak_share is None else f"{row.peak_share:.1%}"
-        memory = "" if row.memory_gib is None else f"{row.memory_gib:.1f} GiB"
-        stages = row.stages
-        lines.append(
-            f"| {row.variant} | {row.batch_size} | {stages.decode_ms:.1f} | {stages.copy_ms:.1f} "
-            f"| {stages.compute_ms:.1f} | {stages.encode_ms:.1f} | {row.tiles_per_second:.1f} "
-            f"| {share} | {memory} | {row.label_agreement:.3%} |"
-        )
     lines += ["", *(f"- {name} did not run: {why}" for name, why in report.skipped.items())]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(report: GpuReport) -> str:
+    headers = ("variant", "batch", "decode", "copy", "compute", "encode", "tiles/s", "of peak")
+    rows = [
+        (
+            row.variant,
+            row.batch_size,
+            *(f"{getattr(row.stages, name):.1f}" for name in Stages.model_fields),
+            f"{row.tiles_per_second:.1f}",
+            "" if row.peak_share is None else f"{row.peak_share:.1%}",
+            "" if row.memory_gib is None else f"{row.memory_gib:.1f} GiB",
+            f"{row.label_agreement:.3%}",
+        )
+        for row in report.measurements
+    ]
+    return markdown_table((*headers, "GPU memory", "labels"), rows, align="lrrrrrrrrr")
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 
 from benchmarks.real_size_model import NUM_CLASSES, build_benchmark_model, draw_tiles
 from export.errors import FocalPathError
@@ -35,6 +34,7 @@ from export.tensorrt.plan import BatchProfile, EnginePlan
 from export.tensorrt.session import Gpu, PlanSession
 from serve.contract.machine import this_processor
 from serve.contract.manifest import interface, sha256_of
+from serve.contract.strict import Strict
 from train.settings import ModelSettings
 
 Device = Literal["cuda", "cpu"]
@@ -49,10 +49,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Stages(BaseModel):
+class Stages(Strict):
     """Milliseconds a batch, medians."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     decode_ms: float
     copy_ms: float
@@ -75,7 +73,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Peak:
+class Throughput:
     """What a device is and reaches."""
 
     device: str
@@ -137,7 +135,7 @@ def _or_failed(function: Callable[P, T]) -> Callable[P, T | Failed]:
 
 
 @_or_failed
-def measure_peak(device: Device, size: int) -> Peak:
+def measure_peak(device: Device, size: int) -> Throughput:
     """What the device reaches in a product of two bfloat16 matrices of side `size`."""
     left, right = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
     for _ in range(_WARM_UP_RUNS):
@@ -150,7 +148,7 @@ def measure_peak(device: Device, size: int) -> Peak:
         synchronize(device)
         times.append(time.perf_counter() - started)
     name = torch.cuda.get_device_name() if device == "cuda" else this_processor().name
-    return Peak(name, 2 * size**3 / statistics.median(times))
+    return Throughput(name, 2 * size**3 / statistics.median(times))
 
 
 @_or_failed

@@ -25,7 +25,6 @@ from benchmarks.faults import FaultRun, run_with_fault, triton_killed, worker_ki
 from export.triton import publish
 from serve.client.benchmark import describe_machine
 from serve.client.load import LoadReport, Probe, measure_load, print_load, summarise_answers
-from tests.serve.client.test_load import probe_of
 from tests.support.http_service import service_process, wait_until_ready
 from tests.support.malformed import (
     LIMITS,
@@ -35,6 +34,7 @@ from tests.support.malformed import (
     post,
     readable_uploads,
 )
+from tests.support.probes import probe_of
 from tests.support.raw_http import INVALID_HTTP, address_of, exchange
 from tests.support.toy_bundle import write_toy_bundle
 from tests.support.triton_server import TritonServer

@@ -34,6 +34,14 @@ def build_benchmark_model(settings: ModelSettings) -> Segmenter:
     return segmenter
 
 
+def model_line(settings: ModelSettings) -> str:
+    """The model, for the head of a report."""
+    return (
+        f"{settings.image_encoder} + {settings.pathology_encoder}, {NUM_CLASSES} classes, random "
+        "weights"
+    )
+
+
 def draw_tiles(num_tiles: int, tile_size_px: int) -> NDArray[np.uint8]:
     """Drawn tissue, (N, H, W, 3) uint8."""
     rng = np.random.default_rng(0)

@@ -8,10 +8,8 @@ An epoch is all that one is made of, over a few tiles: images or features and la
 the disk, trained on, and the validation tiles are predicted and counted.
 """
 
-import json
 import statistics
 import tempfile
-import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
@@ -25,14 +23,19 @@ from typing import Any, Literal
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from segment_anything.modeling import MaskDecoder as SamMaskDecoder
-from segment_anything.modeling import TwoWayTransformer
 from torch import Tensor
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
+from benchmarks.direct_sam_path import DirectDecoder
+from benchmarks.harness import (
+    median_speedup,
+    peak_memory_mib,
+    seconds_of,
+    take_turns,
+    write_report,
+)
 from serve.contract.machine import this_processor
 from train.data.dataset import TileDataset
 from train.data.folder import Split, read_tile_folder
@@ -64,7 +67,7 @@ STEPS = {
     "decoder_one_by_one": "SAM's decoder image by image, features given",
     "from_cache": "ours on features read from the embedding cache",
 }
-"""Methods of `Benchmark` that take a step, and what they are."""
+"""Methods of `TrainingBenchmark` that take a step, and what they are."""
 EPOCHS = {
     "epoch_from_images": "ours from images (bfloat16 encoders)",
     "epoch_from_cache": "ours from the embedding cache",
@@ -108,7 +111,7 @@ class Timing:
     """Of a process of its own that does it once: of the GPU, or resident."""
 
 
-class Benchmark:
+class TrainingBenchmark:
     """One model, its tiles, and the variants of a step and an epoch on them."""
 
     def __init__(self, settings: BenchmarkSettings, folder: Path) -> None:
@@ -121,7 +124,7 @@ class Benchmark:
         self.loss = SegmentationLoss(self.training.loss)
         trained = [p for p in self.segmenter.parameters() if p.requires_grad]
         self.optimizer = AdamW(trained, lr=1e-4)
-        self.sam_decoder = self._sams_own_decoder()
+        self.direct_decoder = DirectDecoder(self.segmenter)
         self.tiles = _tiles(settings, self.training, folder / "data")
         cache = EmbeddingCache(self.training, self.segmenter)
         for tiles in self.tiles:
@@ -134,7 +137,7 @@ class Benchmark:
         batch = self._batch(self.tiles[0])
         with torch.no_grad():
             features = self.segmenter.encode(batch["image"].float())
-        return self._learn(self._decode_one_by_one(features), batch["labels"])
+        return self._learn(self.direct_decoder(features), batch["labels"])
 
     def from_images(self) -> float:
         """Our step without a cache: encoders under bfloat16 autocast, the batch decoded at once."""
@@ -147,7 +150,7 @@ class Benchmark:
     def decoder_one_by_one(self) -> float:
         """SAM's own decoder, image after image, on features that are there already."""
         batch = self._batch(self.cached[0])
-        return self._learn(self._decode_one_by_one(batch["features"].float()), batch["labels"])
+        return self._learn(self.direct_decoder(batch["features"].float()), batch["labels"])
 
     def epoch_from_images(self) -> int:
         """An epoch without a cache."""
@@ -190,22 +193,6 @@ class Benchmark:
     def _step(self, batch: Mapping[str, Any]) -> float:
         return self._learn(self.segmenter.decode(self._features(batch)), batch["labels"])
 
-    def _decode_one_by_one(self, features: Tensor) -> SegmenterOutput:
-        masks, scores = [], []
-        for embedding in self.segmenter.neck(features):
-            no_mask = self.segmenter.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-            size = embedding.shape[-2:]
-            mask, iou = self.sam_decoder(
-                image_embeddings=embedding.unsqueeze(0),
-                image_pe=self.segmenter.prompt_encoder.pe_layer(size).unsqueeze(0),
-                sparse_prompt_embeddings=embedding.new_zeros(1, 0, embedding.shape[0]),
-                dense_prompt_embeddings=no_mask.expand(-1, -1, *size),
-                multimask_output=True,
-            )
-            masks.append(mask)
-            scores.append(iou)
-        return SegmenterOutput(torch.cat(masks), torch.cat(scores))
-
     def _learn(self, output: SegmenterOutput, labels: Tensor) -> float:
         loss: Tensor = self.loss(output, labels)["loss"]
         loss.backward()  # type: ignore[no-untyped-call]
@@ -213,25 +200,11 @@ class Benchmark:
         self.optimizer.zero_grad()
         return loss.item()
 
-    def _sams_own_decoder(self) -> SamMaskDecoder:
-        """SAM's decoder on the very weights of ours, so that both learn the same."""
-        dim = self.training.model.decoder_dim
-        decoder = SamMaskDecoder(
-            transformer_dim=dim,
-            transformer=TwoWayTransformer(2, dim, num_heads=8, mlp_dim=8 * dim),
-            num_multimask_outputs=1 + len(CLASSES),
-        )
-        ours = dict(self.segmenter.mask_decoder.named_parameters())
-        for name, _ in list(decoder.named_parameters()):
-            module, _, attribute = name.rpartition(".")
-            setattr(decoder.get_submodule(module), attribute, ours[name])
-        return decoder
-
 
 def run_benchmark(settings: BenchmarkSettings) -> dict[str, list[Timing]]:
     """Take the variants in turn, print tables and write the JSON."""
     with tempfile.TemporaryDirectory() as folder:
-        benchmark = Benchmark(settings, Path(folder))
+        benchmark = TrainingBenchmark(settings, Path(folder))
         timings = {
             "steps": _measure(benchmark, STEPS, settings.repeats),
             "epochs": _measure(benchmark, EPOCHS, settings.repeats),
@@ -246,13 +219,15 @@ def run_benchmark(settings: BenchmarkSettings) -> dict[str, list[Timing]]:
     return timings
 
 
-def _measure(benchmark: Benchmark, variants: Mapping[str, str], repeats: int) -> list[Timing]:
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in track(range(repeats), "Training"):
-        for name in variants:
-            started = time.perf_counter()
-            getattr(benchmark, name)()
-            seconds[name].append(time.perf_counter() - started)
+def _measure(
+    benchmark: TrainingBenchmark, variants: Mapping[str, str], repeats: int
+) -> list[Timing]:
+    console = Console(stderr=True)
+    seconds = take_turns(
+        {name: partial(seconds_of, getattr(benchmark, name)) for name in variants},
+        repeats,
+        tell=console.print,
+    )
     return [
         Timing(name=name, seconds=tuple(values), median_s=statistics.median(values))
         for name, values in seconds.items()
@@ -270,12 +245,10 @@ def _with_memory(timings: list[Timing], settings: BenchmarkSettings, folder: str
 def peak_memory_gib(settings: BenchmarkSettings, folder: str, variant: str) -> float:
     """What this process needs at most to build the model and do a variant once."""
     with redirect_stdout(StringIO()):
-        getattr(Benchmark(settings, Path(folder)), variant)()
+        getattr(TrainingBenchmark(settings, Path(folder)), variant)()
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    # Not getrusage's, which begins with what the process was started from.
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20
+    return peak_memory_mib() / 1024
 
 
 def _training_settings(settings: BenchmarkSettings, cache: Path) -> Settings:
@@ -328,7 +301,7 @@ def _print(timings: Mapping[str, list[Timing]], settings: BenchmarkSettings) -> 
             table.add_column(column, justify="right")
         for timing in found:
             peak = "" if timing.peak_memory_gib is None else f"{timing.peak_memory_gib:.1f}"
-            ratio = f"{found[0].median_s / timing.median_s:.1f}"
+            ratio = f"{median_speedup(found[0].seconds, timing.seconds):.1f}"
             table.add_row(names[timing.name], f"{timing.median_s:.2f}", ratio, peak)
         Console().print(table)
     Console().print(machine())
@@ -347,8 +320,7 @@ def _write(timings: Mapping[str, list[Timing]], settings: BenchmarkSettings) -> 
             for kind, names in (("steps", STEPS), ("epochs", EPOCHS))
         },
     }
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    settings.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(settings.out.parent, settings.out.stem, report)
 
 
 def machine() -> str:

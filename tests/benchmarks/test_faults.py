@@ -10,8 +10,8 @@ import pytest
 from benchmarks.faults import run_with_fault, triton_killed, worker_killed, workers_of
 from export.triton import publish
 from serve.client.load import Probe
-from tests.serve.client.test_load import probe_of
 from tests.support.http_service import service_process, wait_until_ready
+from tests.support.probes import probe_of
 from tests.support.triton_server import TritonServer
 
 CLIENTS = 6

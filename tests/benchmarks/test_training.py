@@ -7,8 +7,8 @@ import torch
 from benchmarks.training import (
     EPOCHS,
     STEPS,
-    Benchmark,
     BenchmarkSettings,
+    TrainingBenchmark,
     peak_memory_gib,
     run_benchmark,
 )
@@ -27,12 +27,12 @@ def settings(tmp_path: Path) -> BenchmarkSettings:
 
 
 def test_every_variant_takes_the_same_step(settings: BenchmarkSettings, tmp_path: Path):
-    losses = [getattr(Benchmark(settings, tmp_path), name)() for name in STEPS]
+    losses = [getattr(TrainingBenchmark(settings, tmp_path), name)() for name in STEPS]
     assert losses == pytest.approx([losses[0]] * 4, rel=2e-3)
 
 
 def test_a_direct_step_learns(settings: BenchmarkSettings, tmp_path: Path):
-    benchmark = Benchmark(settings, tmp_path / "cache")
+    benchmark = TrainingBenchmark(settings, tmp_path / "cache")
     before = benchmark.segmenter.mask_decoder.iou_token.weight.clone()
     benchmark.direct()
     assert not before.equal(benchmark.segmenter.mask_decoder.iou_token.weight)
@@ -42,14 +42,14 @@ def test_an_epoch_trains_on_every_tile_and_counts_validation_pixels(
     settings: BenchmarkSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     learned: list[int] = []
-    learn = Benchmark._learn
+    learn = TrainingBenchmark._learn
 
-    def spy(self: Benchmark, output: SegmenterOutput, labels: torch.Tensor) -> float:
+    def spy(self: TrainingBenchmark, output: SegmenterOutput, labels: torch.Tensor) -> float:
         learned.append(len(labels))
         return learn(self, output, labels)
 
-    monkeypatch.setattr(Benchmark, "_learn", spy)
-    benchmark = Benchmark(settings, tmp_path)
+    monkeypatch.setattr(TrainingBenchmark, "_learn", spy)
+    benchmark = TrainingBenchmark(settings, tmp_path)
     for name in EPOCHS:
         pixels = getattr(benchmark, name)()
         assert 0.8 * 2 * 64 * 64 < pixels <= 2 * 64 * 64
@@ -59,7 +59,7 @@ def test_an_epoch_trains_on_every_tile_and_counts_validation_pixels(
 def test_an_epoch_from_the_cache_does_not_encode(
     settings: BenchmarkSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    benchmark = Benchmark(settings, tmp_path)
+    benchmark = TrainingBenchmark(settings, tmp_path)
     monkeypatch.delattr(Segmenter, "encode")
     benchmark.epoch_from_cache()
     with pytest.raises(AttributeError):

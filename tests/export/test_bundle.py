@@ -396,7 +396,7 @@ def test_no_file_of_the_bundle_names_a_path_of_this_machine(exported_bundle: Pat
 
 
 def test_the_reports_are_plain_json_and_markdown(exported_bundle: Path) -> None:
-    assert json.loads((exported_bundle / "parity.json").read_text())["schema_version"] == 1
+    assert json.loads((exported_bundle / "parity.json").read_text())["schema_version"] == 2
     report = (exported_bundle / "parity_report.md").read_text(encoding="utf-8")
     assert "## Activations" in report
     assert all(line.endswith("|") for line in report.splitlines() if line.startswith("|"))

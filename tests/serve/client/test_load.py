@@ -19,16 +19,10 @@ from serve.client.load import (
     summarise_answers,
 )
 from tests.support.http_service import free_port, service_process, wait_until_ready
-from tests.support.pictures import encoded, painted
-from tests.support.toy_bundle import TILE_SIZE_PX
+from tests.support.probes import probe_of
 
 CLIENTS = 8
 SECONDS = 1.0
-
-
-def probe_of(label: int, size_px: int = TILE_SIZE_PX) -> Probe:
-    labels = np.full((size_px, size_px), label, np.uint8)
-    return Probe(encoded(painted(labels)), labels)
 
 
 def outcomes(url: str, probes: list[Probe], seconds: float = SECONDS) -> dict[str, int]:

@@ -1,0 +1,82 @@
+"""What the benchmarks share: turns, medians, a process's memory, the machine, the report's files.
+
+Variants take turns within each round, so that whatever else the machine does affects all of them. A
+speed-up is the median over the rounds of the ratio within one round, never a ratio between rounds.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from serve.contract.machine import this_processor, usable_cpus
+
+T = TypeVar("T")
+
+
+def take_turns(
+    variants: Mapping[str, Callable[[], T]],
+    num_rounds: int,
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[str, list[T]]:
+    """Call every variant once per round, in their order.
+
+    Args:
+        variants: what to call, by name.
+        num_rounds: how often each takes its turn.
+        tell: is told which variant is next.
+
+    Returns:
+        Each variant's results, one per round.
+    """
+    results: dict[str, list[T]] = {name: [] for name in variants}
+    for index in range(num_rounds):
+        for name, run in variants.items():
+            tell(f"round {index + 1} of {num_rounds}: {name}")
+            results[name].append(run())
+    return results
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """How long a call takes."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def median_speedup(baseline: Sequence[float], own: Sequence[float]) -> float:
+    """How many times as fast: the median over the rounds of the baseline's time by its own."""
+    return statistics.median(base / ours for base, ours in zip(baseline, own, strict=True))
+
+
+def peak_memory_mib() -> float:
+    """The largest resident set that this process had.
+
+    Not that of `getrusage`, which begins with what the process was started from.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("Linux writes VmHWM")
+
+
+def machine_line() -> str:
+    """The processor and how many of its CPUs may be used, for the head of a report."""
+    processor = this_processor()
+    return f"{processor.name} ({processor.kind}), {usable_cpus()} CPUs"
+
+
+def write_report(
+    folder: Path, name: str, report: BaseModel | Mapping[str, Any], markdown: str | None = None
+) -> None:
+    """Write `name.json` and, where there is a text for people, `name.md`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = report.model_dump(mode="json") if isinstance(report, BaseModel) else report
+    text = json.dumps(content, indent=2) + "\n"
+    (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    if markdown is not None:
+        (folder / f"{name}.md").write_text(markdown, encoding="utf-8")
