@@ -201,7 +201,8 @@ def read_bundle(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise BundleError(
-            f"no bundle at {folder}: {MANIFEST_FILE} is missing. Write one with `make export`."
+            f"no bundle at {folder}: {MANIFEST_FILE} is missing. Write one with `make export`.",
+            code="bundle_missing",
         )
     try:
         manifest = Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
@@ -222,12 +223,14 @@ def read_bundle(folder: Path) -> Manifest:
         file = folder / named.file
         if not file.is_file():
             raise BundleError(
-                f"{file} is named in the manifest but missing. Copy the whole bundle."
+                f"{file} is named in the manifest but missing. Copy the whole bundle.",
+                code="bundle_incomplete",
             )
         found = sha256_of(file)
         if found != named.sha256:
             raise BundleError(
                 f"{file} is damaged: its SHA-256 is {found}, the manifest expects "
-                f"{named.sha256}. Copy the bundle again."
+                f"{named.sha256}. Copy the bundle again.",
+                code="bundle_damaged",
             )
     return manifest

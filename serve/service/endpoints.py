@@ -20,7 +20,7 @@ gives every answer its `X-Request-ID`.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import FastAPI, Query, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
@@ -238,6 +238,7 @@ def build_app(settings: ServeSettings) -> FastAPI:
 def _add_routes(app: FastAPI, key_errors: Responses) -> None:
     errors = {**UPLOAD_ERRORS, **key_errors}
     schemas = Schemas()
+    app.state.queries = {}
     for entry in FORMATS.values():
         _add_upload_route(
             app,
@@ -261,6 +262,8 @@ def _add_routes(app: FastAPI, key_errors: Responses) -> None:
 def _add_upload_route(
     app: FastAPI, path: str, endpoint: Endpoint, body: dict[str, Any], responses: Responses
 ) -> None:
+    query: type[ImageQuery] = get_args(endpoint.__annotations__["query"])[0]
+    app.state.queries[path] = tuple(query.model_fields)
     app.post(
         path,
         name=path[1:],

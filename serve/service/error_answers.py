@@ -1,6 +1,7 @@
 """How errors are answered: `{"error": message, "code": code}`, with the status of their kind."""
 
-from collections.abc import Callable, Coroutine, Mapping
+import difflib
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -68,11 +69,21 @@ async def _answer_http(_: Request, error: Exception) -> Response:
     return JSONResponse(fields, error.status_code, error.headers)
 
 
-async def _answer_invalid_option(_: Request, error: Exception) -> Response:
+async def _answer_invalid_option(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:])
+    if first["type"] == "extra_forbidden":
+        return error_answer(
+            _unknown_option(place, request.app.state.queries[request.scope["path"]])
+        )
     return error_answer(OptionError(f"{place} is {first['input']!r}: {first['msg']}."))
+
+
+def _unknown_option(name: str, known: Sequence[str]) -> OptionError:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return OptionError(f"{name!r} is not an option here.{hint} There are: {', '.join(known)}.")
 
 
 async def _answer_disconnect(_: Request, __: Exception) -> Response:

@@ -178,7 +178,7 @@ class Model:
         while True:
             with self._guard:
                 if self._closed:
-                    raise BackendUnavailableError(_STOPPING)
+                    raise BackendUnavailableError(_STOPPING, code="stopping")
                 if self._current is not None:
                     self._current.users += 1
                     return self._current
@@ -224,7 +224,7 @@ class Model:
                 before, self._current = self._current, opened
         if is_late:
             opened.segmenter.close()
-            raise BackendUnavailableError(_STOPPING)
+            raise BackendUnavailableError(_STOPPING, code="stopping")
         manifest = opened.segmenter.manifest
         _log.info("%s %s answers", manifest.name, manifest.version)
         self._telemetry.model_serves(
@@ -299,7 +299,8 @@ def check_warm_up(segmenter: TileSegmenter, bundle: Path) -> None:
         raise BundleError(
             f"{bundle / expected.file}: {agreement:.1%} of the warm-up image's labels are those of "
             f"the export, expected at least {expected.min_agreement:.1%}. Check that the runtime "
-            "and its precision suit this machine, and export again."
+            "and its precision suit this machine, and export again.",
+            code="warm_up_differs",
         )
 
 

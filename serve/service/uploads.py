@@ -235,7 +235,8 @@ def batch_files(
         except ImageTooLargeError:
             raise
         except _ZIP_ERRORS as error:
-            files.append(BatchFile(name, _failing(ImageError(f"The zip is damaged: {error}."))))
+            damaged = ImageError(f"The zip is damaged: {error}.", code="zip_damaged")
+            files.append(BatchFile(name, _failing(damaged)))
             continue
         expanded += sum(info.file_size for info in members)
         files += [
@@ -243,12 +244,15 @@ def batch_files(
         ]
     if len(files) > max_files:
         raise ImageTooLargeError(
-            f"The batch has {len(files)} files, at most {max_files} are accepted. Send it in parts."
+            f"The batch has {len(files)} files, at most {max_files} are accepted. Send it in "
+            "parts.",
+            code="too_many_files",
         )
     if expanded > max_unpacked_bytes:
         raise ImageTooLargeError(
             f"The zips expand to {expanded} bytes, at most {max_unpacked_bytes} are accepted. "
-            "Send them in parts."
+            "Send them in parts.",
+            code="zip_too_large",
         )
     return files
 
@@ -265,7 +269,8 @@ def _check_directory(file: IO[bytes], max_files: int) -> None:
     if size > limit:
         raise ImageTooLargeError(
             f"The zip's list of files has {size} bytes, at most {limit} are accepted. Send the "
-            "files in parts."
+            "files in parts.",
+            code="zip_too_large",
         )
 
 
@@ -280,7 +285,9 @@ def check_name(name: str) -> None:
     No name is ever opened here; whoever unpacks a batch's answers under their names is safe too.
     """
     if _PATH_TRICK.search(name):
-        raise ImageError(f"The name {name!r} leads out of its folder. Rename the file.")
+        raise ImageError(
+            f"The name {name!r} leads out of its folder. Rename the file.", code="name_unsafe"
+        )
 
 
 def _checked(name: str, read: Callable[[], bytes]) -> BatchFile:
@@ -310,6 +317,8 @@ def _member_reader(
             with archive.open(info) as member:
                 return member.read(max_bytes + 1)  # its header may lie about the size
         except _ZIP_ERRORS as error:
-            raise ImageError(f"The file cannot be unpacked: {error}. Zip it again.") from error
+            raise ImageError(
+                f"The file cannot be unpacked: {error}. Zip it again.", code="zip_damaged"
+            ) from error
 
     return read

@@ -22,12 +22,14 @@ from tests.support.browser import running_browser
 from tests.support.http_service import free_port, running_service, wait_until_ready
 from tests.support.nginx import EXAMPLE, running_nginx
 from tests.support.pictures import blobs, encoded
+from tests.support.refusals import refusal_of
 
 KEY = "0123456789abcdef-of-alice"
 HEADERS = {"X-API-Key": KEY}
 TILE = encoded(blobs(64, 64))
 SMALL_LIMITS = {"65m": "2m", "513m": "4m"}
 """So that no test has to send hundreds of megabytes."""
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +49,6 @@ def proxied(service: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     assert port is not None
     with running_nginx(tmp_path_factory.mktemp("nginx"), port, SMALL_LIMITS) as url:
         yield url
-
-
-def _refused(answer: httpx.Response) -> tuple[int, str]:
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.json()["error"]
-    return answer.status_code, answer.json()["code"]
 
 
 def test_the_page_and_all_that_it_loads_are_under_the_prefix(proxied: str) -> None:
@@ -90,7 +86,7 @@ def test_the_openapi_document_says_where_its_paths_are(proxied: str) -> None:
 def test_keys_pass_through(proxied: str) -> None:
     files = {"image": TILE}
     url = urljoin(proxied, "segment")
-    assert _refused(httpx.post(url, files=files)) == (401, AccessError.code)
+    assert refusal_of(httpx.post(url, files=files)) == (401, AccessError.code)
     assert httpx.post(url, files=files, headers=HEADERS).status_code == 200
     bearer = {"Authorization": f"Bearer {KEY}"}
     assert httpx.post(url, files=files, headers=bearer).status_code == 200
@@ -111,13 +107,13 @@ def test_an_upload_over_the_proxys_limit_is_a_413_in_json(proxied: str) -> None:
     for path, num_mib in (("segment", 3), ("batch", 5)):
         files = {"image": bytes(num_mib * 2**20)}
         answer = httpx.post(urljoin(proxied, path), files=files, headers=HEADERS)
-        assert _refused(answer) == (413, UploadTooLargeError.code)
+        assert refusal_of(answer) == (413, UploadTooLargeError.code)
 
 
 def test_the_services_own_413_passes_through(proxied: str) -> None:
     files = {"image": bytes(2**20 + 1)}
     answer = httpx.post(urljoin(proxied, "segment"), files=files, headers=HEADERS)
-    assert _refused(answer) == (413, ImageTooLargeError.code)
+    assert refusal_of(answer) == (413, ImageTooLargeError.code)
 
 
 def test_the_lines_of_a_batch_arrive_one_by_one(proxied: str, service: str) -> None:
@@ -137,7 +133,7 @@ def test_the_lines_of_a_batch_arrive_one_by_one(proxied: str, service: str) -> N
 def test_without_the_service_the_proxy_answers_a_503_in_json(tmp_path: Path) -> None:
     with running_nginx(tmp_path, free_port()) as url:
         answer = httpx.post(urljoin(url, "segment"), files={"image": TILE})
-    assert _refused(answer) == (503, BackendUnavailableError.code)
+    assert refusal_of(answer) == (503, BackendUnavailableError.code)
     assert answer.headers["Retry-After"].isdecimal()
 
 
@@ -150,7 +146,7 @@ def test_a_service_that_takes_longer_than_the_proxy_waits_is_a_504_in_json(
     with running_nginx(tmp_path, port, changes) as url:
         files = {"image": encoded(blobs(500, 500))}
         answer = httpx.post(urljoin(url, "segment"), files=files, headers=HEADERS)
-    assert _refused(answer) == (504, TookTooLongError.code)
+    assert refusal_of(answer) == (504, TookTooLongError.code)
 
 
 def test_the_examples_limits_follow_the_services_defaults() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from serve.contract.errors import BundleError
 from serve.contract.manifest import MANIFEST_FILE, Manifest, interface, read_bundle
+from tests.support.refusals import refused
 
 
 @pytest.fixture
@@ -29,25 +30,25 @@ def test_a_written_manifest_reads_back_the_same(bundle: Path, tmp_path: Path) ->
 
 
 def test_a_missing_bundle_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"manifest\.json is missing.*make export"):
+    with refused(BundleError, "manifest.json", "make export", code="bundle_missing"):
         read_bundle(tmp_path / "nowhere")
 
 
 def test_an_unknown_field_is_refused_by_name(bundle: Path) -> None:
     _edit(bundle, lambda content: content.update(colour_space="sRGB"))
-    with pytest.raises(BundleError, match="colour_space: Extra inputs are not permitted"):
+    with refused(BundleError, "colour_space"):
         read_bundle(bundle)
 
 
 def test_another_schema_version_is_refused(bundle: Path) -> None:
     _edit(bundle, lambda content: content.update(schema_version=2))
-    with pytest.raises(BundleError, match="schema_version"):
+    with refused(BundleError, "schema_version"):
         read_bundle(bundle)
 
 
 def test_a_manifest_that_is_no_json_is_refused(bundle: Path) -> None:
     (bundle / MANIFEST_FILE).write_text("{")
-    with pytest.raises(BundleError, match="does not follow schema version 1"):
+    with refused(BundleError, "schema version 1"):
         read_bundle(bundle)
 
 
@@ -55,31 +56,31 @@ def test_a_changed_byte_in_a_file_is_found_by_its_checksum(bundle: Path) -> None
     model = bytearray((bundle / "model.onnx").read_bytes())
     model[100] ^= 1
     (bundle / "model.onnx").write_bytes(model)
-    with pytest.raises(BundleError, match="is damaged: its SHA-256 is"):
+    with refused(BundleError, "model.onnx", code="bundle_damaged"):
         read_bundle(bundle)
 
 
 def test_a_missing_file_is_named(bundle: Path) -> None:
     (bundle / "model.onnx").unlink()
-    with pytest.raises(BundleError, match=r"model\.onnx is named in the manifest but missing"):
+    with refused(BundleError, "model.onnx", code="bundle_incomplete"):
         read_bundle(bundle)
 
 
 def test_a_file_outside_the_bundle_is_refused(bundle: Path) -> None:
     _edit(bundle, lambda content: content["artefacts"][0].update(file="../model.onnx"))
-    with pytest.raises(BundleError, match=r"artefacts\.0\.file"):
+    with refused(BundleError, "artefacts.0.file"):
         read_bundle(bundle)
 
 
 def test_an_interface_that_disagrees_with_the_classes_is_refused(bundle: Path) -> None:
     _edit(bundle, lambda content: content["classes"].pop())
-    with pytest.raises(BundleError, match="inputs and outputs are"):
+    with refused(BundleError, "inputs", "outputs"):
         read_bundle(bundle)
 
 
 def test_a_bias_of_another_length_is_refused(bundle: Path) -> None:
     _edit(bundle, lambda content: content["class_attention_bias"].pop())
-    with pytest.raises(BundleError, match="class_attention_bias has 4 values"):
+    with refused(BundleError, "class_attention_bias", 4):
         read_bundle(bundle)
 
 

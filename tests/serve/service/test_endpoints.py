@@ -8,12 +8,16 @@ import pytest
 import shapely
 from PIL import Image
 
+from serve.answers.format import AnswerFormat
 from serve.answers.pictures import label_png
+from serve.answers.registry import FORMATS
+from serve.contract.errors import OptionError
 from serve.contract.manifest import read_bundle
 from serve.inference.segmenter import open_segmenter
 from serve.inference.summary import Summary
 from serve.settings import ServeSettings
 from tests.support.pictures import blobs, encoded, painted
+from tests.support.refusals import refusal_of
 from tests.support.toy_bundle import CLASSES
 
 IMAGE = blobs(150, 210)
@@ -31,36 +35,26 @@ def _post(url: str, endpoint: str, content: bytes = PNG, **options: object) -> h
     )
 
 
-def _error(response: httpx.Response) -> tuple[int, str]:
-    assert response.headers["content-type"] == "application/json"
-    assert set(response.json()) == {"error", "code"}
-    return response.status_code, response.json()["error"]
-
-
 def _summary(response: httpx.Response) -> Summary:
     assert response.status_code == 200, response.text
     return Summary.model_validate_json(response.content)
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "media_type"),
-    [
-        ("segment", "application/json"),
-        ("labels", "image/png"),
-        ("confidence", "image/png"),
-        ("overlay", "image/png"),
-        ("geojson", "application/geo+json"),
-        ("dsa", "application/json"),
-        ("probabilities", "application/x-npz"),
-        ("arrays", "application/x-npz"),
-        ("image", "image/png"),
-    ],
-)
-def test_each_endpoint_says_what_it_answers_with(
-    endpoint: str, media_type: str, service_url: str
-) -> None:
-    response = _post(service_url, endpoint)
-    assert (response.status_code, response.headers["content-type"]) == (200, media_type)
+@pytest.mark.parametrize("entry", FORMATS.values(), ids=lambda entry: entry.name)
+def test_each_endpoint_says_what_it_answers_with(entry: AnswerFormat, service_url: str) -> None:
+    response = _post(service_url, entry.path[1:])
+    assert response.status_code == 200
+    assert response.headers["content-type"] == entry.media_type
+
+
+def test_a_misspelt_parameter_is_a_400_with_the_nearest_name(service_url: str) -> None:
+    for endpoint, name, nearest in (
+        ("segment", "mmp", "mpp"),
+        ("geojson", "simplify", "simplify_px"),
+        ("batch", "class", "classes"),
+    ):
+        response = _post(service_url, endpoint, **{name: "1"})
+        assert refusal_of(response, f"'{name}'", f"'{nearest}'") == (400, OptionError.code)
 
 
 def test_a_tiff_is_handed_back_as_a_png_of_the_same_pixels(service_url: str) -> None:
@@ -96,16 +90,19 @@ def test_without_any_mpp_the_answer_says_that_the_models_is_assumed(service_url:
     assert all(row.area_um2 is None for row in summary.classes)
 
 
-@pytest.mark.parametrize("endpoint", IMAGE_ENDPOINTS)
-@pytest.mark.parametrize("mpp", ["0", "-1", "1e9", "nan", "inf", "half", "0x1"])
+@pytest.mark.parametrize(
+    ("endpoint", "mpp"),
+    [
+        *((endpoint, "0") for endpoint in IMAGE_ENDPOINTS),
+        *(("segment", mpp) for mpp in ("-1", "1e9", "nan", "inf", "half", "0x1")),
+    ],
+)
 def test_an_absurd_mpp_is_a_400_that_names_it(endpoint: str, mpp: str, service_url: str) -> None:
     for response in (
         _post(service_url, endpoint, mpp=mpp),
         _post(service_url, endpoint, form={"mpp": mpp}),
     ):
-        status, message = _error(response)
-        assert status == 400
-        assert message.startswith("mpp is ")
+        assert refusal_of(response, "mpp") == (400, OptionError.code)
 
 
 def test_the_querys_mpp_comes_before_the_forms(service_url: str) -> None:
@@ -126,9 +123,7 @@ def test_an_absurd_mpp_in_the_form_is_a_400_also_beside_a_good_one_in_the_query(
 
 def test_an_image_that_would_be_enlarged_too_far_is_a_413(service_url: str) -> None:
     answer = _post(service_url, "segment", mpp=20)
-    status, message = _error(answer)
-    assert (status, answer.json()["code"]) == (413, "enlarged_too_far")
-    assert "40 times" in message
+    assert refusal_of(answer, "40 times") == (413, "enlarged_too_far")
 
 
 def test_a_printers_resolution_is_not_believed_and_said_so(service_url: str) -> None:
@@ -246,9 +241,8 @@ def test_arrays_have_the_probabilities_when_they_are_asked_for(service_url: str)
 def test_an_option_that_cannot_be_used_is_a_400_that_repeats_it(
     endpoint: str, option: str, value: str, service_url: str
 ) -> None:
-    status, message = _error(_post(service_url, endpoint, **{option: value}))
-    assert status == 400
-    assert value in message
+    response = _post(service_url, endpoint, **{option: value})
+    assert refusal_of(response, value) == (400, OptionError.code)
 
 
 @pytest.mark.parametrize(
@@ -256,15 +250,13 @@ def test_an_option_that_cannot_be_used_is_a_400_that_repeats_it(
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_an_unknown_path_is_a_404_in_json(path: str, method: str, service_url: str) -> None:
-    assert _error(httpx.request(method, f"{service_url}/{path}"))[0] == 404
+    answer = httpx.request(method, f"{service_url}/{path}")
+    assert refusal_of(answer) == (404, "not_found")
 
 
 def test_sixteen_bits_are_refused_with_what_to_do(service_url: str) -> None:
     deep = encoded(Image.fromarray(np.zeros((40, 40), np.uint16)))
-    status, message = _error(_post(service_url, "segment", deep))
-    assert status == 400
-    assert "16 bits a channel" in message
-    assert "Convert it to 8 bits" in message
+    assert refusal_of(_post(service_url, "segment", deep), 16, "8 bits")[0] == 400
 
 
 def test_the_openapi_document_is_served(service_url: str) -> None:

@@ -22,6 +22,7 @@ from tests.support.toy_bundle import TILE_SIZE_PX, write_toy_bundle
 KEY = "0123456789abcdef-of-alice"
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 _TIMEOUT_S = 30.0
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from serve.service.telemetry import (
 )
 from serve.settings import ServeSettings
 from tests.support.pictures import blobs, painted
+from tests.support.refusals import refused
 from tests.support.toy_bundle import TILE_SIZE_PX
 
 NO_PROCESS = 2**22 + 1
@@ -126,7 +127,7 @@ def test_an_address_for_traces_without_the_exporter_is_one_message(
 ) -> None:
     exporter = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
     monkeypatch.setitem(sys.modules, exporter, None)
-    with pytest.raises(SettingsError, match=r"pip install 'focalpath\[tracing\]'"):
+    with refused(SettingsError, "focalpath[tracing]"):
         check_tracing(ServeSettings(otlp_endpoint="http://127.0.0.1:1/v1/traces"))
     check_tracing(ServeSettings())
 
