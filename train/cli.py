@@ -143,11 +143,17 @@ class Fit(Trains):
     """Replace the trained model that --out has."""
     difficulty_from: Path | None = None
     """Run of a trained baseline. `--bias hcfa` uses its per-class Dice as the difficulty."""
+    folds: int | None = None
+    """Cross-validate: train a model per fold, by patient, in --out/fold0 and so on, and score all
+    images. Repeat the command to continue."""
 
     def run(self) -> None:
         """Train and print the scores of the best epoch."""
         from train.fitting.run import fit, print_scores
 
+        if self.folds is not None:
+            self._cross_validate(self.folds)
+            return
         card = fit(
             self.settings,
             self.data,
@@ -157,6 +163,41 @@ class Fit(Trains):
             difficulty_from=self.difficulty_from,
         )
         print_scores(card.metrics, card, f"Validation, best epoch ({self.out})")
+
+    def _cross_validate(self, num_folds: int) -> None:
+        from train.fitting.cross_validation import cross_validate, print_folds
+
+        if self.resume or self.difficulty_from is not None:
+            raise FocalPathError(
+                "--folds was given with --resume or --difficulty-from; expected neither. A "
+                "cross-validation continues where the command is repeated, and each fold would "
+                "need a baseline of its own."
+            )
+        print_folds(
+            cross_validate(self.settings, self.data, self.out, num_folds, overwrite=self.overwrite)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Segment images of any size with a checkpoint: masks, overlays and areas."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A run's folder or its model.safetensors."""
+    images: tyro.conf.Positional[Path]
+    """An image, or a folder of images."""
+    out: tyro.conf.Positional[Path]
+    """The folder to write: masks/, overlays/, areas.csv."""
+    mpp: float | None = None
+    """um per pixel of the images, where their files do not tell it."""
+    tta: bool = False
+    """Average over flips and quarter turns (test-time augmentation): 8 times the work."""
+
+    def run(self) -> None:
+        """Segment and write."""
+        from train.fitting.predict import predict_images
+
+        predict_images(self.checkpoint, self.images, self.out, mpp=self.mpp, tta=self.tta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +254,9 @@ class Evaluate:
     """Which tiles."""
     out: Path | None = None
     """Write the scores to this JSON file, too."""
+    tta: bool = False
+    """Average over flips and quarter turns (test-time augmentation): 8 times the work. The served
+    model does not, so its answers are those without."""
 
     def run(self) -> None:
         """Score and print."""
@@ -221,7 +265,7 @@ class Evaluate:
         from train.model.checkpoint import load_checkpoint
 
         segmenter, card = load_checkpoint(self.checkpoint)
-        scores = evaluate(segmenter, card, self.data, self.split)
+        scores = evaluate(segmenter, card, self.data, self.split, tta=self.tta)
         print_scores(scores, card, f"{self.split.capitalize()} images of {self.data}")
         leverage = measure_leverage(segmenter, card, read_tile_folder(self.data), self.split)
         print_leverage(leverage)
@@ -388,6 +432,7 @@ def _commands(config: Settings | None) -> Any:
             tyro.conf.subcommand("import-sampath", description=inspect.getdoc(ImportSampath)),
         ]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Predict, tyro.conf.subcommand("predict")]
         | Annotated[compare, tyro.conf.subcommand("compare", description=_with_biases(Compare))]
         | Annotated[Pretrain, tyro.conf.subcommand("pretrain")]
         | Annotated[Magnification, tyro.conf.subcommand("magnification")]

@@ -6,7 +6,7 @@ field's text says "our choice".
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -324,6 +324,17 @@ def synthetic() -> Settings:
     )
 
 
+def small() -> Settings:
+    """A few images of your own: small encoders trained from scratch, with strong augmentation."""
+    settings = synthetic()
+    return replace(
+        settings,
+        preset="small",
+        optimization=replace(settings.optimization, epochs=60),
+        augmentation=replace(settings.augmentation, crop_scale_min=0.5, stain_jitter=0.05),
+    )
+
+
 def bcss() -> Settings:
     """Breast cancer, five classes, 1024 x 1024 tiles at 0.25 um per pixel."""
     return Settings(preset="bcss", optimization=OptimizationSettings(accumulate_batches=2))
@@ -350,6 +361,7 @@ def crag() -> Settings:
 
 PRESETS: dict[str, Callable[[], Settings]] = {
     "synthetic": synthetic,
+    "small": small,
     "bcss": bcss,
     "bdsa": bdsa,
     "crag": crag,

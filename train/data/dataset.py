@@ -238,6 +238,21 @@ class WholeImageDataset(Dataset[WholeImage]):
         }
 
 
+def see_image(
+    name: str, pixels: NDArray[np.uint8], mpp: float | None, scale: TileScale
+) -> WholeImage:
+    """Cut an image without labels, (H, W, 3) uint8, as a model sees it."""
+    height, width = pixels.shape[:2]
+    placement = scale.place(height, width, mpp)
+    tiles = cut_image(pixels, placement, scale)
+    return {
+        "tile_id": name,
+        "size": (height, width),
+        "placement": placement,
+        "tiles": torch.from_numpy(tiles.transpose(0, 3, 1, 2).copy()),
+    }
+
+
 def pack_images(
     placements: Sequence[Placement], num_tiles: int, *, rank: int = 0, num_ranks: int = 1
 ) -> list[list[int]]:

@@ -83,6 +83,9 @@ def run_inputs(settings: Settings, folder: TileFolder, difficulty: torch.Tensor 
 def resumed_epoch(last: Path, inputs: Inputs) -> int:
     """The epoch, from 0 on, that a run goes on with from `last`.
 
+    More epochs than before may be asked for: the learning rate follows the longer schedule from
+    there on.
+
     Raises:
         FocalPathError: there is no such file, or it is of a run with other inputs.
     """
@@ -105,6 +108,7 @@ def resumed_epoch(last: Path, inputs: Inputs) -> int:
         f"{name} {before.get(name)} -> {inputs.get(name)}"
         for name in sorted(before.keys() | inputs.keys())
         if before.get(name) != inputs.get(name)
+        and not (name == "epochs" and inputs[name] > before.get(name, math.inf))
     ]
     if changes:
         raise FocalPathError(
@@ -123,7 +127,7 @@ def _numbers(values: torch.Tensor | None) -> list[float | None] | None:
 
 def _fingerprint(folder: TileFolder) -> str:
     tiles = [
-        (split, tile.tile_id, tile.image.stat().st_size, tile.mask.stat().st_size)
+        (split, tile.tile_id, tile.mpp, tile.image.stat().st_size, tile.mask.stat().st_size)
         for split in _SPLITS
         for tile in folder.tiles[split]
     ]

@@ -76,7 +76,7 @@ _WARNINGS_OF_OTHERS = (
 
 def fit(
     settings: Settings,
-    data: Path,
+    data: Path | TileFolder,
     run: Path,
     *,
     resume: bool = False,
@@ -87,7 +87,7 @@ def fit(
 
     Args:
         settings: The whole configuration.
-        data: A data set in SAM-Path's layout.
+        data: A data set in SAM-Path's layout, or one that was read and sorted otherwise.
         run: The folder to write.
         resume: Continue from `run/last.ckpt`.
         overwrite: Replace what an earlier run left in the folder.
@@ -106,7 +106,7 @@ def fit(
             f"{LAST_FILE}, where that is there, or --overwrite to replace it."
         )
     strategy = find_strategy(settings.model.bias)
-    folder = read_tile_folder(data)
+    folder = data if isinstance(data, TileFolder) else read_tile_folder(data)
     start = find_start(settings)
     settings = at_scale(start.settings, folder, ("training", "validation"))
     _check_shares(folder, settings)

@@ -1,0 +1,86 @@
+"""A model per fold, and the scores of all images."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.toy_data import toy_settings
+from train.data.folder import read_tile_folder
+from train.errors import FocalPathError
+from train.fitting import cross_validation
+from train.fitting.cross_validation import CrossValidation, assign, cross_validate
+from train.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def grouped(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy data with two images of each patient."""
+    data = Path(shutil.copytree(toy_data, tmp_path_factory.mktemp("grouped") / "data"))
+    lines = (data / "folds.csv").read_text().splitlines()
+    rows = [f"{line},{index // 2}" for index, line in enumerate(lines[1:])]
+    (data / "folds.csv").write_text("\n".join([f"{lines[0]},group", *rows]))
+    return data
+
+
+def settings() -> Settings:
+    toy = toy_settings()
+    return replace(toy, optimization=replace(toy.optimization, epochs=1))
+
+
+@pytest.fixture(scope="module")
+def validated(
+    grouped: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, CrossValidation]:
+    run = tmp_path_factory.mktemp("folds") / "run"
+    return run, cross_validate(settings(), grouped, run, 3)
+
+
+def test_images_of_a_patient_share_a_fold(grouped: Path):
+    folds = assign(read_tile_folder(grouped), 3, seed=0)
+    assert len(folds) == 10
+    assert set(folds.values()) == {0, 1, 2}
+    assert all(folds[f"tile{n}"] == folds[f"tile{n + 1}"] for n in range(0, 10, 2))
+
+
+def test_each_fold_leaves_a_checkpoint_and_all_images_are_scored(
+    validated: tuple[Path, CrossValidation],
+):
+    run, result = validated
+    assert all((run / f"fold{n}" / "model.safetensors").is_file() for n in range(3))
+    saved = json.loads((run / "folds.json").read_text())
+    assert saved["pooled"]["dice/mean"] == result.pooled["dice/mean"]
+    confusions = [
+        np.array(json.loads((run / f"fold{n}" / "cross_validation.json").read_text())["confusion"])
+        for n in range(3)
+    ]
+    total = np.sum(confusions, axis=0)
+    dice = 2 * total[0, 0] / (total[0].sum() + total[:, 0].sum())
+    assert result.pooled["dice/Tumor"] == pytest.approx(dice, abs=1e-6)
+
+
+def test_a_finished_fold_is_not_trained_again(
+    validated: tuple[Path, CrossValidation], grouped: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run, result = validated
+    monkeypatch.setattr(cross_validation, "fit", None)
+    assert cross_validate(settings(), grouped, run, 3).pooled == result.pooled
+
+
+def test_a_fold_of_other_settings_is_not_taken_for_this_one(
+    validated: tuple[Path, CrossValidation], grouped: Path
+):
+    with pytest.raises(FocalPathError, match="fold0.*other settings"):
+        cross_validate(toy_settings(), grouped, validated[0], 3)
+
+
+@pytest.mark.parametrize(("num_folds", "named"), [(1, "--folds is 1"), (6, "5 patients")])
+def test_folds_that_cannot_be_are_refused(
+    num_folds: int, named: str, grouped: Path, tmp_path: Path
+):
+    with pytest.raises(FocalPathError, match=named):
+        cross_validate(settings(), grouped, tmp_path / "run", num_folds)
+    assert not (tmp_path / "run").exists()

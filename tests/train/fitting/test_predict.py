@@ -1,0 +1,62 @@
+"""Masks and overlays straight from a checkpoint."""
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.pictures import blobs
+from train.cli import main
+from train.errors import FocalPathError
+from train.fitting.predict import predict_images
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(blobs(64, 64)).save(folder / "Gewebe ü.png")
+    Image.fromarray(blobs(90, 130)).save(folder / "large.PNG")
+    return folder
+
+
+def test_every_image_gets_a_mask_an_overlay_and_its_areas(
+    toy_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "out"
+    arguments = ["train", "predict", str(toy_run), str(images), str(out), "--mpp", "0.25"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    main()
+    with Image.open(out / "masks" / "large.png") as mask:
+        labels = np.asarray(mask)
+    assert labels.shape == (90, 130)
+    assert set(np.unique(labels)) <= {1, 2, 3, 4, 5}
+    with Image.open(out / "overlays" / "Gewebe ü.png") as overlay:
+        assert overlay.size == (64, 64)
+    with (out / "areas.csv").open(encoding="utf-8") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    row = rows["large"]
+    assert (row["mpp"], row["mpp_source"]) == ("0.25", "given")
+    share, area = float(row["Tumor_share"]), float(row["Tumor_mm2"])
+    assert share == pytest.approx((labels == 1).mean(), abs=1e-6)
+    assert area == pytest.approx((labels == 1).sum() * 0.25**2 / 1e6, rel=1e-4)
+
+
+def test_an_assumed_scale_is_told_and_gives_no_area(
+    toy_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    predict_images(toy_run, images / "large.PNG", tmp_path / "out")
+    assert "0.5, is assumed" in capsys.readouterr().out
+    with (tmp_path / "out" / "areas.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["mpp_source"], row["Tumor_mm2"]) == ("model", "")
+
+
+def test_a_damaged_image_leaves_nothing_behind(toy_run: Path, images: Path, tmp_path: Path):
+    (images / "large.PNG").write_bytes(b"no picture")
+    with pytest.raises(FocalPathError, match=r"large\.PNG"):
+        predict_images(toy_run, images, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -1,0 +1,195 @@
+"""k-fold cross-validation by group: a model per fold, and scores of all images pooled.
+
+RUN/fold0/, RUN/fold1/ ...   a training run each (see `train.fitting.run`), validated on its fold
+RUN/folds.json               scores of each fold, pooled scores, mean and standard deviation
+RUN/folds.csv                the fold of each image
+
+Test images (fold -1) take no part. The epoch of each model is chosen on the fold that it is scored
+on, so the scores are slightly flattering; `train evaluate` on test images is not.
+"""
+
+import csv
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from train.data.convert.layout import assign_folds
+from train.data.folder import Tile, TileFolder, read_folds, read_tile_folder
+from train.errors import FocalPathError
+from train.files import whole_file
+from train.fitting.evaluation import predict_split
+from train.fitting.resume import run_inputs
+from train.fitting.run import LAST_FILE, fit
+from train.fitting.task import named_scores
+from train.metrics import PooledConfusion, class_scores
+from train.model.checkpoint import load_checkpoint
+from train.settings import Settings, TissueClass
+
+_DONE_FILE = "cross_validation.json"
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """What came of it."""
+
+    classes: tuple[TissueClass, ...]
+    folds: tuple[dict[str, float], ...]
+    """Scores of each fold, under names such as `dice/mean`."""
+    pooled: dict[str, float]
+    """Scores of the pixels of all folds together."""
+
+    def spread(self, name: str) -> tuple[float, float]:
+        """Mean and standard deviation of a score over the folds, without those that lack it."""
+        values = np.array([scores[name] for scores in self.folds])
+        values = values[~np.isnan(values)]
+        if not len(values):
+            return float("nan"), float("nan")
+        return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def cross_validate(
+    settings: Settings, data: Path, run: Path, num_folds: int, *, overwrite: bool = False
+) -> CrossValidation:
+    """Train and score a model per fold; repeat the call to continue, finished folds are kept.
+
+    Args:
+        settings: The whole configuration, the same for all folds.
+        data: A data set in SAM-Path's layout; images with the same `group` in folds.csv stay
+            together.
+        run: The folder to write.
+        num_folds: How many models.
+        overwrite: Train finished folds again.
+
+    Raises:
+        FocalPathError: there are fewer groups than folds, a fold cannot be trained on, or it was
+            trained with other settings.
+    """
+    if num_folds < 2:
+        raise FocalPathError(f"--folds is {num_folds}; expected 2 or more")
+    folder = read_tile_folder(data)
+    folds = assign(folder, num_folds, settings.optimization.seed)
+    parts = [_part(folder, folds, fold) for fold in range(num_folds)]
+    run.mkdir(parents=True, exist_ok=True)
+    _write_assignment(run / "folds.csv", folds)
+    confusions = [
+        _fold(settings, part, run / f"fold{number}", overwrite=overwrite)
+        for number, part in enumerate(parts)
+    ]
+    scores = [named_scores(class_scores(torch.as_tensor(c)), folder.classes) for c in confusions]
+    total = torch.as_tensor(np.sum(confusions, axis=0))
+    pooled = named_scores(class_scores(total), folder.classes)
+    result = CrossValidation(folder.classes, tuple(scores), pooled)
+    _write_scores(run / "folds.json", result)
+    return result
+
+
+def assign(folder: TileFolder, num_folds: int, seed: int) -> dict[str, int]:
+    """The fold of each image that is not for testing, by its name.
+
+    Folds of folds.csv are taken where they are as many as asked for; else groups are drawn.
+
+    Raises:
+        FocalPathError: there are fewer groups than folds.
+    """
+    own = {row.tile_id: row.fold for row in read_folds(folder.root / "folds.csv") if row.fold >= 0}
+    if len(set(own.values())) == num_folds:
+        order = sorted(set(own.values()))
+        return {name: order.index(fold) for name, fold in own.items()}
+    tiles = [*folder.tiles["validation"], *folder.tiles["training"]]
+    groups = Counter(tile.group or tile.tile_id for tile in tiles)
+    if len(groups) < num_folds:
+        raise FocalPathError(
+            f"--folds is {num_folds}, and {folder.root} has {len(groups)} patients, slides or "
+            "images that are not for testing; expected at least one per fold. Use fewer folds."
+        )
+    drawn = assign_folds(groups, num_folds, seed)
+    if not any(tile.group for tile in tiles):
+        Console().print(
+            "[yellow]warning:[/yellow] folds.csv has no column group: folds are drawn by image, "
+            "and images of one patient may be in several",
+            soft_wrap=True,
+        )
+    return {tile.tile_id: drawn[tile.group or tile.tile_id] for tile in tiles}
+
+
+def _part(folder: TileFolder, folds: dict[str, int], fold: int) -> TileFolder:
+    tiles: list[Tile] = [*folder.tiles["validation"], *folder.tiles["training"]]
+    held_out = tuple(tile for tile in tiles if folds[tile.tile_id] == fold)
+    others = tuple(tile for tile in tiles if folds[tile.tile_id] != fold)
+    return replace(folder, tiles={"training": others, "validation": held_out, "test": ()})
+
+
+def _fold(settings: Settings, part: TileFolder, run: Path, *, overwrite: bool) -> NDArray[np.int64]:
+    """Train a fold unless that was done; returns the (C, C) confusion of its images."""
+    inputs = run_inputs(settings, part, None)
+    done = _read_done(run / _DONE_FILE)
+    if done is not None and not overwrite:
+        if done["inputs"] != inputs:
+            raise FocalPathError(
+                f"{run} was trained with other settings or data; expected the same. Give another "
+                "folder, or --overwrite to train all folds again."
+            )
+        return np.array(done["confusion"], np.int64)
+    Console().rule(escape(run.name))
+    resume = (run / LAST_FILE).is_file() and not overwrite
+    fit(settings, part, run, resume=resume, overwrite=not resume)
+    segmenter, card = load_checkpoint(run)
+    confusion = PooledConfusion(len(card.classes))
+    for image in predict_split(segmenter, card, part, "validation", tta=False):
+        confusion.update(image.predicted[None], image.labels[None])
+    counts = confusion.compute().long().numpy()
+    content = {"inputs": inputs, "confusion": counts.tolist()}
+    with whole_file(run / _DONE_FILE) as partial:
+        partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    return np.asarray(counts, np.int64)
+
+
+def _read_done(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content if content.keys() >= {"inputs", "confusion"} else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _write_assignment(path: Path, folds: dict[str, int]) -> None:
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["img_id", "fold"])
+        rows.writerows(sorted(folds.items()))
+
+
+def _write_scores(path: Path, result: CrossValidation) -> None:
+    names = list(result.pooled)
+    content = {
+        "classes": [asdict(entry) for entry in result.classes],
+        "folds": result.folds,
+        "pooled": result.pooled,
+        "mean": {name: result.spread(name)[0] for name in names},
+        "standard_deviation": {name: result.spread(name)[1] for name in names},
+    }
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def print_folds(result: CrossValidation) -> None:
+    """Print Dice of each class: pooled, and mean and spread over the folds."""
+    table = Table("Class", title=f"Cross-validation, {len(result.folds)} folds")
+    for column in ("Dice, pooled", "Dice, folds", "IoU, pooled", "IoU, folds"):
+        table.add_column(column, justify="right")
+    for name in [*(entry.name for entry in result.classes), "mean"]:
+        cells = []
+        for score in ("dice", "iou"):
+            mean, deviation = result.spread(f"{score}/{name}")
+            cells += [f"{result.pooled[f'{score}/{name}']:.4f}", f"{mean:.4f} ± {deviation:.4f}"]
+        table.add_row("Mean" if name == "mean" else escape(name), *cells)
+    Console().print(table)

@@ -1,0 +1,163 @@
+"""Masks and overlays of any images, straight from a checkpoint: a look before it is exported.
+
+OUT/masks/NAME.png      labels 1..C, shown in the classes' colours
+OUT/overlays/NAME.png   the image with the classes' colours over it
+OUT/areas.csv           size, um per pixel and each class's area of every image
+
+The labels are those that the served model gives: same scale, tiles and blend.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+
+from serve.contract.errors import FocalPathError as ServeError
+from serve.images.decode import read_picture
+from serve.images.mpp import check_mpp
+from train.data.dataset import see_image
+from train.data.folder import IMAGE_SUFFIXES, whole_or_not_at_all
+from train.errors import FocalPathError
+from train.fitting.evaluation import Segment, label_images, scale_of, segment_on_device
+from train.model.checkpoint import CheckpointCard, load_checkpoint
+from train.settings import TissueClass
+
+OPACITY = 0.4
+"""Of the classes' colours in an overlay (our choice)."""
+
+
+class PredictedImage(NamedTuple):
+    """A row of areas.csv."""
+
+    name: str
+    labels: NDArray[np.uint8]
+    """(H, W), 1..C."""
+    mpp: float | None
+    mpp_source: str
+
+
+def predict_images(
+    checkpoint: Path, images: Path, out: Path, *, mpp: float | None = None, tta: bool = False
+) -> None:
+    """Segment an image, or all images of a folder, of any size.
+
+    Args:
+        checkpoint: A run's folder or its weights.
+        images: An image or a folder of images.
+        out: The folder to write, whole or not at all.
+        mpp: um per pixel of the images; None takes the files', else the model's as an assumption.
+        tta: Average over the flips and quarter turns of each tile.
+
+    Raises:
+        FocalPathError: a file is missing, damaged or not an image, `out` exists, or `mpp` is
+            absurd.
+    """
+    paths = _find(images)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FocalPathError(f"{out} exists; expected a new folder. Give another one.")
+    segmenter, card = load_checkpoint(checkpoint)
+    if mpp is not None:
+        try:
+            check_mpp(mpp)
+        except ServeError as error:
+            raise FocalPathError(str(error)) from error
+    segment = segment_on_device(segmenter, card)
+    assumed = []
+    with whole_or_not_at_all(out) as partial:
+        for folder in ("masks", "overlays"):
+            (partial / folder).mkdir()
+        with (partial / "areas.csv").open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            names = [entry.name for entry in card.classes]
+            unit = [f"{name}_share" for name in names] + [f"{name}_mm2" for name in names]
+            rows.writerow(["image", "height", "width", "mpp", "mpp_source", *unit])
+            for path in track(paths, "Segmenting"):
+                pixels, found = _predict(path, card, segment, mpp, tta=tta)
+                _save(partial, found, pixels, card.classes)
+                rows.writerow(_row(found, len(names)))
+                if found.mpp_source == "model":
+                    assumed.append(path.name)
+    if assumed:
+        Console().print(
+            f"[yellow]warning:[/yellow] {len(assumed)} images, such as {escape(assumed[0])}, do "
+            f"not tell their um per pixel: the model's, {card.mpp:g}, is assumed. Give it as "
+            "--mpp.",
+            soft_wrap=True,
+        )
+    Console().print(f"wrote {escape(str(out))}: {len(paths)} images", soft_wrap=True)
+
+
+def _find(images: Path) -> Sequence[Path]:
+    if images.is_file():
+        return [images]
+    found = []
+    if images.is_dir():
+        found = sorted(
+            path
+            for path in images.iterdir()
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        )
+    if not found:
+        raise FocalPathError(
+            f"{images} has no image; expected a file or a folder of {', '.join(IMAGE_SUFFIXES)}"
+        )
+    stems = [path.stem for path in found]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise FocalPathError(
+            f"{images} has {stems.count(twice[0])} images called {twice[0]}; expected one, as "
+            "masks are named after them. Rename the others."
+        )
+    return found
+
+
+def _predict(
+    path: Path, card: CheckpointCard, segment: Segment, given: float | None, *, tta: bool
+) -> tuple[NDArray[np.uint8], PredictedImage]:
+    """An image's pixels and its labels."""
+    try:
+        picture = read_picture(path)
+    except ServeError as error:
+        raise FocalPathError(str(error)) from error
+    mpp, source = (given, "given") if given is not None else (picture.mpp, "file")
+    if mpp is None:
+        mpp, source = card.mpp, "model" if card.mpp is not None else "unknown"
+    image = see_image(path.stem, picture.pixels, mpp, scale_of(card))
+    batch_size = card.settings.optimization.batch_size
+    (labels,) = label_images(segment, [image], batch_size, tta=tta)
+    return picture.pixels, PredictedImage(path.stem, labels.numpy().astype(np.uint8), mpp, source)
+
+
+def _row(found: PredictedImage, num_classes: int) -> list[object]:
+    pixels = np.bincount(found.labels.ravel(), minlength=1 + num_classes)[1:]
+    known = found.mpp is not None and found.mpp_source in ("given", "file")
+    areas = pixels * (found.mpp or 0) ** 2 / 1e6
+    return [
+        found.name,
+        *found.labels.shape,
+        "" if found.mpp is None else f"{found.mpp:g}",
+        found.mpp_source,
+        *(f"{share:.6f}" for share in pixels / found.labels.size),
+        *(f"{area:.6g}" if known else "" for area in areas),
+    ]
+
+
+def _save(
+    folder: Path,
+    found: PredictedImage,
+    pixels: NDArray[np.uint8],
+    classes: Sequence[TissueClass],
+) -> None:
+    colors = [(255, 255, 255), *(ImageColor.getrgb(entry.color)[:3] for entry in classes)]
+    mask = Image.fromarray(found.labels, mode="P")
+    mask.putpalette([value for color in colors for value in color])
+    mask.save(folder / "masks" / f"{found.name}.png")
+    painted = Image.fromarray(np.array(colors, np.uint8)[found.labels])
+    overlay = Image.blend(Image.fromarray(pixels), painted, OPACITY)
+    overlay.save(folder / "overlays" / f"{found.name}.png")
