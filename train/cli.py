@@ -87,12 +87,12 @@ def _converter_command(converter: Converter) -> type[Prepare]:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Validate a data set: pixel shares of its classes, and what looks wrong."""
+    """Check a data set: pixel shares of its classes, and whatever looks wrong."""
 
     data: tyro.conf.Positional[Path]
     """The data set: img/, mask/, folds.csv, dataset.json."""
     strict: bool = False
-    """Exit with status 1 where there is a warning."""
+    """Exit with status 1 if there is a warning."""
 
     def run(self) -> None:
         """Print the table and the warnings.
@@ -251,9 +251,9 @@ class Evaluate:
     data: Path
     """The data set."""
     split: Split = "test"
-    """Which tiles."""
+    """Which images."""
     out: Path | None = None
-    """Write the scores to this JSON file, too."""
+    """Also write the scores to this JSON file."""
     tta: bool = False
     """Average over flips and quarter turns (test-time augmentation): 8 times the work. The served
     model does not, so its answers are those without."""
@@ -359,9 +359,9 @@ class RowChoice(str):
 class Compare(Trains):
     """Train the rows of the paper's Table 1 and its ablation, and write tables and figures.
 
-    Repeat the command to continue: finished rows are not trained again. To use several GPUs or
-    cores, start the same command once for each (CUDA_VISIBLE_DEVICES=0, =1, ...): they share the
-    runs of OUT, and each writes the report when all are finished.
+    Repeat the command to continue: finished runs are not repeated. To use several GPUs or cores,
+    start the same command once for each (CUDA_VISIBLE_DEVICES=0, =1, ...): the processes share the
+    runs in OUT, and each writes the report when all are finished.
     """
 
     data: Path
@@ -394,7 +394,7 @@ class Compare(Trains):
 
 
 def _registry() -> ConstructorRegistry:
-    """How tyro reads names of registered things: their choices are what is registered now."""
+    """Make the registered strategies and rows the choices of their options."""
     registry = ConstructorRegistry()
 
     def add(kind: object, names: Sequence[str]) -> None:
@@ -448,7 +448,7 @@ def _read_config(arguments: Sequence[str]) -> tuple[Settings | None, list[str]]:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, so that it ends as Ctrl-C does."""
+    """SIGTERM, handled as Ctrl-C is."""
 
 
 def _terminate(*_: object) -> Never:
@@ -456,14 +456,14 @@ def _terminate(*_: object) -> Never:
 
 
 def _after_interrupt(command: object) -> str:
-    """What an interrupted command leaves, and how to go on."""
+    """What an interrupted command leaves behind, and how to continue."""
     match command:
         case Fit(out=out) | Pretrain(out=out) if (last := out / "last.ckpt").is_file():
-            return f"continue from {last}, the last whole epoch, with --resume"
+            return f"add --resume to continue from {last}, the last finished epoch"
         case Fit() | Pretrain():
-            return "no epoch was finished, so that there is nothing to resume"
+            return "no epoch was finished, so there is nothing to resume"
         case Compare():
-            return "repeat the command to continue; what is finished is not trained again"
+            return "repeat the command to continue; finished runs are not repeated"
         case Prepare():
             return "a data set is written whole or not at all"
     return "repeat the command"

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from train.errors import SettingsError
 from train.files import whole_file
-from train.settings import Settings, upgrade_settings
+from train.settings import PRESETS, Settings, upgrade_settings
 
 SETTINGS_FILE = "run.yaml"
 
@@ -47,6 +47,10 @@ def read_settings(path: Path) -> Settings:
         ) from error
     if unknown := list(_unknown(current, asdict(settings))):
         raise SettingsError(f"{path}: there is no setting {unknown[0]}. Remove or correct it.")
+    if settings.preset not in PRESETS:
+        raise SettingsError(
+            f"{path}: preset is {settings.preset}, expected one of {', '.join(PRESETS)}."
+        )
     return settings
 
 

@@ -3,6 +3,7 @@
 FocalPathError
 ├── SettingsError    a setting is unknown, out of its range, or does not fit another
 ├── BaselineError    a strategy needs a trained baseline, and none fits
+├── RunError         a run cannot be resumed, or its loss is not a number
 ├── WeightsError     a file of published weights cannot be read, or does not fit the model
 ├── EncoderError     an encoder is unknown, or no vision transformer that the model can use
 ├── ImageFileError   an image of a data set cannot be read as what it shows
@@ -30,6 +31,12 @@ class BaselineError(FocalPathError):
     """A strategy needs a trained baseline, and none fits."""
 
     code = "baseline"
+
+
+class RunError(FocalPathError):
+    """A run cannot be resumed, or its loss is not a number."""
+
+    code = "run"
 
 
 class WeightsError(FocalPathError):

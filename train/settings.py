@@ -1,4 +1,4 @@
-"""What can be set for a training run, and the presets.
+"""The settings of a training run, and the presets.
 
 Field names are unique over all the groups, so the command line shows them flat: `--bias dfa`.
 Where neither the paper (arXiv 2604.13479) nor SAM-Path (arXiv 2307.09570) gives a value, the
@@ -146,8 +146,8 @@ class LossSettings(CheckedSettings):
     """Eq. 7: (1 - focal_weight) Dice + focal_weight Focal + iou_weight MSE."""
 
     dice_per_image: bool = True
-    """Dice of each image, then the mean, as in SAM-Path; else of a batch's pixels pooled, so that
-    a class absent from an image costs it nothing."""
+    """Average the Dice of each image, as SAM-Path does. Otherwise pool the pixels of a batch, so
+    that a class that is absent from an image costs nothing."""
     focal: bool = True
     """Use the focal loss; without it the Dice loss has all the weight."""
     class_weights: Literal["none", "sqrt", "inverse"] = "none"
@@ -169,9 +169,9 @@ class OptimizationSettings(CheckedSettings):
     epochs: Count = 32
     """Passes over the training tiles."""
     batch_size: Count = 12
-    """Tiles a step on each device."""
+    """Tiles per step on each device."""
     accumulate_batches: Count = 1
-    """Batches whose gradients are added up before a step."""
+    """Batches per optimiser step; their gradients are added up."""
     sampling: Literal["uniform", "balanced"] = "uniform"
     """uniform: every training tile once per epoch; balanced: as many tiles, drawn with replacement
     so that each class is as likely to be looked for, in images by their share of it (our
@@ -225,12 +225,12 @@ class WeightsSettings(CheckedSettings):
     """The pathology encoder's file, or a folder that has it beside a config.json, which then sets
     architecture, mean and standard deviation: timm's, DINO's, DINOv2's or transformers'."""
     random_encoders: bool = False
-    """Allow frozen encoders without weights, for benchmarks: they see nothing."""
+    """Allow frozen encoders without weights. Only for benchmarks: such encoders see nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeSettings(CheckedSettings):
-    """What the training runs on, and what it tells; none of it changes the method."""
+    """Where training runs and what it logs; nothing here changes the method."""
 
     devices: Count = 1
     """GPUs, or processes on the CPU, of each node."""
@@ -239,19 +239,19 @@ class RuntimeSettings(CheckedSettings):
     compile: bool = False
     """Compile the model with torch.compile."""
     embedding_cache: str | None = None
-    """Folder that keeps the frozen encoders' features, so that later epochs skip the encoders;
-    needs --augment dihedral or none."""
+    """Folder for the frozen encoders' features, so that later epochs skip the encoders. Needs
+    --augment dihedral or none."""
     embedding_dtype: Literal["float16", "bfloat16"] = "float16"
     """Type of the features in the cache."""
     patience: NumberOf | None = None
-    """Stop after this many epochs without a better mean Dice; None never stops early."""
+    """Stop after this many epochs without a better mean Dice; None trains all epochs."""
     track: Literal["csv", "tensorboard", "mlflow"] = "csv"
-    """Log there besides the CSV; tensorboard and mlflow are installed apart."""
+    """Where to log besides metrics.csv; install tensorboard or mlflow yourself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TissueClass:
-    """A class by its name and the colour that it is painted in, "#rrggbb"."""
+    """A class: its name and its colour, "#rrggbb"."""
 
     name: str
     color: str
@@ -272,7 +272,7 @@ class Settings:
 
     @property
     def mixed_precision(self) -> bool:
-        """Whether the arithmetic is partly of 16 bits."""
+        """Whether part of the arithmetic is in 16 bits."""
         return self.optimization.precision != "32-true"
 
     def __post_init__(self) -> None:

@@ -110,6 +110,7 @@ def test_a_run_starts_from_a_config_file_and_options_change_it(
         ("preset: bcss\nloss: {focal_weight: 3.0}", "focal_weight"),
         ("preset: [", "run.yaml"),
         ("- 1", "run.yaml"),
+        ("preset: mine", "mine"),
     ],
 )
 def test_a_config_file_that_cannot_be_is_one_line(

@@ -29,7 +29,7 @@ PANEL_SHARE_MIN = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Everything that the report is computed from."""
+    """Everything that the report needs."""
 
     settings: Settings
     data: TileFolder
@@ -47,7 +47,7 @@ class Comparison:
         return [self.results[name, seed] for seed in self.seeds]
 
     def row(self, name: RowName) -> Row | None:
-        """The row of that name, where it takes part."""
+        """The row of that name, or None if it takes no part."""
         return next((row for row in self.rows if row.name == name), None)
 
 
@@ -60,11 +60,11 @@ def compare(
     rows: tuple[RowName, ...] | None = None,
     smallest_difference: float = 0.005,
 ) -> Comparison:
-    """Train and score every row with every seed; what is finished is not trained again.
+    """Train and score every row with every seed; finished runs are not repeated.
 
     Several processes may share `out`, as on several GPUs: a run is trained by one of them.
 
-    The seeds are the outer loop, so that a slow hour of the machine falls on all rows alike.
+    Seeds are the outer loop, so that a slow hour of the machine affects all rows equally.
 
     Args:
         settings: What all rows share; the bias and the focal loss are the rows' own.

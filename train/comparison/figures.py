@@ -43,7 +43,8 @@ def figures_section(comparison: Comparison, folder: Path) -> str:
     if "dfa" in deltas:
         correlation = correlate(baseline.mean(axis=0), deltas["dfa"].mean(axis=0))
         plot_bias(classes, deltas["dfa"], prior, baseline, correlation, folder / "figure3")
-        parts.append(_bias_text(baseline.mean(axis=0), prior, deltas))
+        warm = {row.name for row in comparison.rows if row.bias_init == "warm"}
+        parts.append(_bias_text(baseline.mean(axis=0), prior, deltas, warm))
     plot_panels(classes, _panels(comparison), folder / "figure4")
     parts.append(
         "![Panels of held-out tiles](figure4.png)\n\n"
@@ -75,12 +76,15 @@ def _prior(comparison: Comparison) -> Floats:
     return centred_prior(warm, ClassStatistics(shares)).double().numpy()
 
 
-def _bias_text(baseline: Floats, prior: Floats, deltas: dict[RowName, Floats]) -> str:
-    """Fig. 3, and how much of its correlation the prior already has."""
+def _bias_text(
+    baseline: Floats, prior: Floats, deltas: dict[RowName, Floats], warm: set[RowName]
+) -> str:
+    """Fig. 3, and how much of its correlation the prior of the `warm` rows already has."""
     quantities = {"prior": prior}
     for name, delta in deltas.items():
         quantities[f"{name}, learned"] = delta.mean(axis=0)
-        quantities[f"{name}, learned minus prior"] = delta.mean(axis=0) - prior
+        if name in warm:
+            quantities[f"{name}, learned minus prior"] = delta.mean(axis=0) - prior
     lines = [
         [name, f"{np.abs(values).max():.3f}", *_correlation_cells(values, baseline)]
         for name, values in quantities.items()

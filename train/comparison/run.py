@@ -1,8 +1,8 @@
-"""One row of a comparison with one seed: trained, scored, and never twice.
+"""One row of a comparison with one seed: trained and scored once.
 
-.seedN.lock        held by the process that works on seedN/, until it ends in whatever way
+.seedN.lock        held by the process that works on seedN/, until it ends
 seedN/             a training run (see `train.fitting.run`), and beside its files
-    row.json       what it was trained from, how far it is, how long training took
+    row.json       its inputs, its stage, and how long training took
     test.npz       tile_ids (N,); confusion (N, C, C) int64, target x prediction, of each test tile
     leverage.json  what the class bias does (see `train.fitting.leverage`)
     panels/ID.png  predicted labels of the tiles that Fig. 4 shows
@@ -58,7 +58,7 @@ class RowResult:
     train_seconds: float
     """Wall-clock, validation included."""
     cpu_seconds: float | None
-    """The same in the process's CPU time; None where the run was interrupted."""
+    """CPU time of the process for the same; None if the run was interrupted."""
     device: str
     panels: Path
     """The folder of predicted labels."""
@@ -78,7 +78,7 @@ class RowRun:
 
     @property
     def folder(self) -> Path:
-        """Where it is kept."""
+        """The folder of the run."""
         return self.root / self.row.name / f"seed{self.seed}"
 
     @property
@@ -109,7 +109,7 @@ class RowRun:
 
     @property
     def marker(self) -> dict[str, Any]:
-        """What `row.json` says; empty where there is none."""
+        """The content of `row.json`; empty if there is none."""
         try:
             content = json.loads((self.folder / _MARKER_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -118,7 +118,7 @@ class RowRun:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """All that the result depends on, as it reads in `row.json`: contents, and no paths."""
+        """Everything that the result depends on, as `row.json` stores it: contents, not paths."""
         settings = asdict(self.settings)
         del settings["augmentation"]["num_workers"]
         settings["runtime"] = {"patience": self.settings.runtime.patience}
@@ -136,7 +136,7 @@ class RowRun:
 
     @property
     def changes(self) -> list[str]:
-        """What differs from what it was trained from; nothing where it was not trained."""
+        """Differences to the inputs that it was trained from; none if it was not trained."""
         marker = self.marker
         defaults = {"settings": asdict(PRESETS[self.settings.preset]())}
         if not marker:
@@ -153,17 +153,17 @@ class RowRun:
 
     @property
     def ready(self) -> bool:
-        """Whether all that it starts from is there."""
+        """Whether everything that it starts from is finished."""
         return self.baseline is None or self.baseline.finished
 
     def complete(self, data: TileFolder, panels: tuple[Tile, ...]) -> None:
-        """Train and score what is not there yet; only while its lock is held."""
+        """Train and score whatever is missing. The caller holds the lock."""
         if changes := self.changes:
             aside = f"{self.folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"
             self.folder.rename(self.folder.with_name(aside))
             Console().print(
-                f"  trained before with other inputs ({', '.join(changes)}): kept as {aside}, and "
-                "trained again"
+                f"  trained earlier with other inputs ({', '.join(changes)}): kept as {aside}; "
+                "training again"
             )
         marker = self.marker
         trained = marker.get("stage") in ("trained", "finished")
@@ -173,7 +173,7 @@ class RowRun:
             self._score(data, panels)
 
     def result(self) -> RowResult:
-        """Read what `complete` left."""
+        """Read the files that `complete` wrote."""
         with np.load(self.folder / _SCORES_FILE) as scores:
             confusion = scores["confusion"]
         return RowResult(
@@ -187,9 +187,9 @@ class RowRun:
         )
 
     def _train(self, data: TileFolder, marker: dict[str, Any]) -> None:
-        """Train, from `last.ckpt` on where an interrupted run left one.
+        """Train, continuing from the `last.ckpt` of an interrupted run.
 
-        Its time then is what led to `last.ckpt`, and what follows.
+        The time then counts what led to `last.ckpt`, and what follows.
         """
         last = self.folder / LAST_FILE
         resume = marker.get("stage") == "training" and last.is_file()
@@ -257,7 +257,8 @@ def _read_leverage(path: Path) -> tuple[Leverage, ...]:
 def _differences(old: Any, new: Any, defaults: Any, name: str = "") -> Iterator[str]:
     """Name what differs, such as `epochs 2 -> 3`.
 
-    What a former version had besides counts no more; what it did not have was at its default.
+    Settings that only an earlier version had are ignored; those that it did not have count as
+    their defaults.
     """
     if isinstance(old, dict) and isinstance(new, dict):
         for key in new:

@@ -1,4 +1,4 @@
-"""What a run does between epochs: the best checkpoint, the metrics, the progress bar."""
+"""Callbacks between epochs: the best checkpoint, the metrics file, the progress bar."""
 
 import csv
 import signal
@@ -30,7 +30,7 @@ class BestCheckpoint(Callback):
         self._best_dice = -1.0
 
     def on_validation_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Write it."""
+        """Write the checkpoint, if it is to be kept."""
         assert isinstance(task, SegmentationTask)
         scores = {
             name.removeprefix("validation/"): float(value)
@@ -48,30 +48,30 @@ class BestCheckpoint(Callback):
             save_checkpoint(self._run, task.segmenter, card)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
+        """The state that a resumed run needs."""
         return {"best_dice": self._best_dice}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best Dice of the run that is resumed."""
+        """Continue with the best Dice of the resumed run."""
         self._best_dice = state_dict["best_dice"]
 
 
 class MetricsFile(Callback):
-    """Writes a row an epoch into the CSV, whole; a resumed run keeps the rows before it."""
+    """Writes one CSV row per epoch, the file whole; a resumed run keeps the earlier rows."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._rows: list[dict[str, str]] = []
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Read the rows before."""
+        """Read the rows of earlier epochs."""
         if self._path.is_file():
             with self._path.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
             self._rows = [row for row in rows if int(row["epoch"]) < trainer.current_epoch]
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Add a row."""
+        """Add the epoch's row."""
         values = {name: str(float(value)) for name, value in trainer.callback_metrics.items()}
         self._rows.append({"epoch": str(trainer.current_epoch), **dict(sorted(values.items()))})
         if not trainer.is_global_zero:
@@ -86,31 +86,31 @@ class MetricsFile(Callback):
 
 
 class OwnSigterm(Callback):
-    """Keeps this process's handler of SIGTERM.
+    """Keeps this process's own SIGTERM handler.
 
-    Lightning's calls the other processes to a broadcast, and waits forever for those that are in
-    the midst of another exchange.
+    Lightning's handler starts a broadcast, and waits forever for processes that are busy with
+    another exchange.
     """
 
     def setup(self, trainer: L.Trainer, task: L.LightningModule, stage: str) -> None:
-        """Remember it."""
+        """Remember the handler."""
         self._handler = signal.getsignal(signal.SIGTERM)
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Put it back, after Lightning has set its own."""
+        """Restore it after Lightning has set its own."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._handler)
 
 
 class ClassProgressBar(RichProgressBar):
-    """Lightning's bar with the last validation Dice of each class, by its first letters."""
+    """Lightning's progress bar with each class's last validation Dice, by its first letters."""
 
     def __init__(self, classes: tuple[TissueClass, ...]) -> None:
         super().__init__(leave=False)
         self._classes = classes
 
     def get_metrics(self, trainer: L.Trainer, task: L.LightningModule) -> dict[str, Any]:
-        """The loss, the mean Dice and each class's."""
+        """The loss, the mean Dice and the Dice of each class."""
         found = trainer.callback_metrics
         shown: dict[str, Any] = {}
         if "loss" in found:

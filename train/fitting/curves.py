@@ -37,7 +37,7 @@ _LABEL_BACKGROUND = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "p
 
 @dataclass(frozen=True)
 class Correlation:
-    """How two quantities of the classes go together: their line, Pearson's r and Spearman's rho."""
+    """How two per-class quantities are related: fitted line, Pearson's r, Spearman's rho."""
 
     slope: float
     intercept: float
@@ -178,7 +178,7 @@ def plot_bias(
 
 
 def plot_panels(classes: Sequence[TissueClass], tiles: Sequence[Panels], path: Path) -> None:
-    """Draw Fig. 4: a row a tile; its image, the ground truth and each method's prediction."""
+    """Draw Fig. 4: one row per tile: its image, the ground truth and each method's prediction."""
     titles = ["Image", *tiles[0].labels]
     colors = ListedColormap([_UNLABELLED_COLOR, *(entry.color for entry in classes)])
     with matplotlib.rc_context(_PAPER_STYLE):
@@ -211,7 +211,7 @@ def _draw_bias_bars(
     delta: NDArray[np.float64],
     prior: NDArray[np.float64],
 ) -> None:
-    """Bars of the mean over seeds, a dot a seed, and a mark at the prior."""
+    """Draw the mean over seeds as bars, each seed as a dot, and a mark at the prior."""
     places = np.arange(len(classes))
     colors = [entry.color for entry in classes]
     means = delta.mean(axis=0)
@@ -223,7 +223,7 @@ def _draw_bias_bars(
     dots: dict[str, Any] = {"color": "white", "mec": "black", "ms": 3.2, "mew": 0.7}
     for offset, values in zip(np.linspace(-0.15, 0.15, len(delta)), delta, strict=True):
         axes.plot(values, places + offset, "o", **dots)
-    axes.plot([], [], "o", label="a seed", **dots)
+    axes.plot([], [], "o", label="one seed", **dots)
     if named:
         axes.set_yticks(places, [entry.name for entry in classes])
     else:
@@ -241,7 +241,7 @@ def _scatter_classes(
     y: NDArray[np.float64],
     line: Correlation | None = None,
 ) -> None:
-    """A named point a class at (x, mean of y over seeds), with a bar over the range of seeds."""
+    """Draw one named point per class at (x, mean of y), with a bar over the range of seeds."""
     means = y.mean(axis=0)
     spread = [means - y.min(axis=0), y.max(axis=0) - means]
     axes.errorbar(x, means, yerr=spread, fmt="none", ecolor="0.4", elinewidth=0.8, zorder=2)

@@ -1,8 +1,9 @@
 """The loss of SAM-Path with Dynamic Focal Attention (arXiv 2604.13479, Eq. 7).
 
-Written out, and not MONAI's, because at the tile's full resolution the loss costs as much as the
-whole decoder: the same values and gradients, in half the time and memory. Shape letters: B images,
-C classes, H x W pixels.
+Our own code, and not MONAI's: at the tile's full resolution the loss costs as much as the whole
+decoder, and this has the same values and gradients in half the time and memory.
+
+Shape letters: B images, C classes, H x W pixels.
 """
 
 from typing import Literal
@@ -15,16 +16,16 @@ from train.model.segmenter import SegmenterOutput, upsample
 from train.settings import LossSettings
 
 _SMOOTHING = 1e-5
-"""In numerator and denominator of Dice, so that a class that is nowhere costs nothing."""
+"""Added to numerator and denominator of Dice, so that an absent class costs nothing."""
 
 
 class SegmentationLoss(nn.Module):
     """(1 - lambda) Dice + lambda Focal + beta MSE of the predicted IoU.
 
-    Unlabelled pixels (label 0) are right whatever is predicted there. Dice is over the softmax of
-    all 1 + C channels, without the unlabelled one. Focal is the sigmoid focal loss of the C class
-    channels, a mean over all pixels, as SAM-Path's: so a batch's mean is that of its images, on
-    however many devices they are, and a tile with few labels weighs less.
+    Unlabelled pixels (label 0) count as right, whatever is predicted there. Dice uses the softmax
+    of all 1 + C channels and leaves the unlabelled one out. Focal is the sigmoid focal loss of the
+    C class channels, averaged over all pixels as in SAM-Path: so a batch's mean is the mean over
+    its images on any number of devices, and a tile with few labels weighs less.
     """
 
     class_weights: Tensor | None

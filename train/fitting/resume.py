@@ -1,4 +1,4 @@
-"""What a run is trained from, kept in its last.ckpt, so that only the same run is resumed."""
+"""The inputs of a run, kept in its last.ckpt, so that only the same run is resumed."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from train.data.folder import Split, TileFolder
-from train.errors import FocalPathError
+from train.errors import RunError
 from train.files import whole_file
 from train.settings import Settings
 
@@ -23,22 +23,22 @@ _MAY_CHANGE = ("preset", "num_workers", "track", "compile")
 _SPLITS: tuple[Split, ...] = ("training", "validation")
 
 Inputs = dict[str, Any]
-"""All that a run's result depends on, by the names of the settings, as JSON reads it."""
+"""Everything that a run's result depends on, by setting name, as JSON reads it back."""
 
 
 class RunInputs(Callback):
-    """Keeps a run's inputs in its last.ckpt."""
+    """Writes a run's inputs into its last.ckpt."""
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must have, too."""
+        """What a resumed run must share."""
         return {"inputs": self._inputs}
 
 
 class WholeStateIO(TorchCheckpointIO):
-    """Writes last.ckpt whole; Lightning copies it in place, and would leave half on a full disk."""
+    """Writes last.ckpt whole; Lightning writes in place, and leaves half a file on a full disk."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
@@ -51,27 +51,27 @@ class WholeStateIO(TorchCheckpointIO):
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """Early stopping after which a resumed run does not train either."""
+    """Early stopping that a resumed run respects."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Stop where the resumed run had stopped."""
+        """Stop at once if the resumed run had stopped early."""
         if self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED:
             trainer.should_stop = True
 
 
 def run_inputs(settings: Settings, folder: TileFolder, difficulty: torch.Tensor | None) -> Inputs:
-    """Name all that a run's result depends on.
+    """Collect everything that a run's result depends on.
 
     Args:
         settings: The whole configuration.
-        folder: The data set, known by its classes and its files' names and sizes: to read all of
-            it would take as long as an epoch.
-        difficulty: The baseline's Dice a class (C,), where hcfa takes it.
+        folder: The data set, identified by its classes and its files' names and sizes: reading it
+            all would take as long as an epoch.
+        difficulty: The baseline's Dice per class (C,), where the strategy needs it.
     """
     values: dict[str, Any] = {}
     for name, group in asdict(settings).items():
         values |= group if isinstance(group, dict) else {name: group}
-    # Where the cache is does not count, but its features are rounded.
+    # The place of the cache does not matter, but its features are rounded.
     values["embedding_cache"] = values["embedding_cache"] is not None
     values["difficulty_from"] = _numbers(difficulty)
     values["data"] = _fingerprint(folder)
@@ -81,28 +81,27 @@ def run_inputs(settings: Settings, folder: TileFolder, difficulty: torch.Tensor 
 
 
 def resumed_epoch(last: Path, inputs: Inputs) -> int:
-    """The epoch, from 0 on, that a run goes on with from `last`.
+    """The epoch, counted from 0, at which a run continues from `last`.
 
     More epochs than before may be asked for: the learning rate follows the longer schedule from
     there on.
 
     Raises:
-        FocalPathError: there is no such file, or it is of a run with other inputs.
+        RunError: there is no such file, or it belongs to a run with other inputs.
     """
     if not last.is_file():
-        raise FocalPathError(
-            f"nothing to resume: {last} does not exist. A run keeps it from its first "
-            "epoch's end on; leave out --resume to train from the start, with --overwrite to "
-            "replace a trained model."
+        raise RunError(
+            f"nothing to resume: {last} does not exist. A run writes it after each epoch. Leave "
+            "out --resume to train from the start; add --overwrite to replace a trained model."
         )
     try:
         state = torch.load(last, map_location="cpu", mmap=True, weights_only=True)
         before: Inputs = state["callbacks"][RunInputs.__qualname__]["inputs"]
         epoch: int = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     except (UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise FocalPathError(
-            f"{last} is damaged or of another version ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}), and cannot be resumed. Train anew with --overwrite."
+        raise RunError(
+            f"{last} is damaged or from another version ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}), and cannot be resumed. Start over with --overwrite."
         ) from error
     changes = [
         f"{name} {before.get(name)} -> {inputs.get(name)}"
@@ -111,9 +110,9 @@ def resumed_epoch(last: Path, inputs: Inputs) -> int:
         and not (name == "epochs" and inputs[name] > before.get(name, math.inf))
     ]
     if changes:
-        raise FocalPathError(
-            f"{last} is of a run with other inputs: {', '.join(changes)}. "
-            "Resume with those of before, or train anew with --overwrite."
+        raise RunError(
+            f"{last} belongs to a run with other inputs: {', '.join(changes)}. "
+            "Resume with the earlier ones, or start over with --overwrite."
         )
     return epoch
 

@@ -221,10 +221,11 @@ def print_scores(scores: dict[str, float], card: CheckpointCard, title: str) -> 
         table.add_column(column, justify="right")
     rows = zip(card.classes, card.shares, card.class_attention_bias, strict=True)
     for entry, share, bias in rows:
-        dice, iou = scores[f"dice/{entry.name}"], scores[f"iou/{entry.name}"]
+        found = [scores[f"{metric}/{entry.name}"] for metric in ("dice", "iou")]
+        cells = ["-" if math.isnan(score) else f"{score:.4f}" for score in found]
         known_share = "-" if math.isnan(share) else f"{share:.1%}"
         name = escape(entry.name)
-        table.add_row(name, known_share, f"{bias:+.3f}", f"{dice:.4f}", f"{iou:.4f}")
+        table.add_row(name, known_share, f"{bias:+.3f}", *cells)
     table.add_section()
     table.add_row("Mean", "", "", f"{scores['dice/mean']:.4f}", f"{scores['iou/mean']:.4f}")
     Console().print(table)

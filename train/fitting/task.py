@@ -11,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from train.data.dataset import WholeImage
-from train.errors import FocalPathError
+from train.errors import RunError
 from train.fitting.evaluation import label_images
 from train.fitting.losses import SegmentationLoss
 from train.metrics import ClassScores, PooledConfusion, class_scores
@@ -53,13 +53,13 @@ class SegmentationTask(L.LightningModule):
         """One step's loss.
 
         Raises:
-            FocalPathError: the loss is not a number.
+            RunError: the loss is not a number.
         """
         output = self._segment(batch)
         parts = self.loss(output, batch["labels"])
         loss: Tensor = parts["loss"] + self.bias_penalty()
         if not torch.isfinite(loss):
-            raise FocalPathError(
+            raise RunError(
                 f"the loss is {loss.item()} at step {self.global_step}, on the tiles "
                 f"{', '.join(batch['tile_id'])}; expected a finite number. Lower --learning-rate "
                 f"(now {self.settings.optimization.learning_rate:g}), or train with "

@@ -121,6 +121,13 @@ def test_hcfa_starts_from_the_dice_of_the_baseline(finished: Path, toy_data: Pat
 # What is trained again
 
 
+def test_a_finished_row_tells_what_its_bias_does(out: Path, toy_data: Path):
+    leverage = run_again(out, toy_data).results["hcfa", 0].leverage
+    assert leverage[0].change == "as trained"
+    assert {"bias removed", "bias inverted"} < {entry.change for entry in leverage}
+    assert len(leverage[0].dice_changes) == 5
+
+
 def test_a_finished_row_is_not_trained_again(
     out: Path, toy_data: Path, trained: list[tuple[str, bool]]
 ):

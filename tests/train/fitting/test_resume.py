@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.toy_data import toy_settings
-from train.errors import FocalPathError
+from train.errors import FocalPathError, RunError
 from train.fitting.resume import WholeStateIO
 from train.fitting.run import _trainer, fit
 from train.settings import AugmentationSettings, RuntimeSettings, Settings
@@ -41,16 +41,18 @@ def changed(group: str, **values: object) -> Settings:
 def test_a_run_is_not_resumed_with_other_settings(
     run: Path, toy_data: Path, settings: Settings, message: str
 ):
-    with pytest.raises(FocalPathError, match=f"other inputs: {message}. Resume"):
+    with pytest.raises(RunError) as caught:
         fit(settings, toy_data, run, resume=True)
+    assert f": {message}. " in str(caught.value)
 
 
 def test_a_run_is_not_resumed_on_other_data(run: Path, toy_data: Path, tmp_path: Path):
     data = Path(shutil.copytree(toy_data, tmp_path / "data"))
     folds = data / "folds.csv"
     folds.write_text(folds.read_text().replace("tile7,1", "tile7,0"))
-    with pytest.raises(FocalPathError, match=r"other inputs: data \w+ -> \w+. Resume"):
+    with pytest.raises(RunError) as caught:
         fit(toy_settings(), data, run, resume=True)
+    assert ": data " in str(caught.value)
 
 
 def truncate(last: Path) -> None:
@@ -68,8 +70,10 @@ def write_text(last: Path) -> None:
 @pytest.mark.parametrize("damage", [truncate, empty, write_text])
 def test_a_damaged_state_is_told(run: Path, toy_data: Path, damage: Callable[[Path], None]):
     damage(run / "last.ckpt")
-    with pytest.raises(FocalPathError, match="last.ckpt is damaged.*--overwrite"):
+    with pytest.raises(RunError) as caught:
         fit(toy_settings(), toy_data, run, resume=True)
+    assert "last.ckpt" in str(caught.value)
+    assert "--overwrite" in str(caught.value)
 
 
 def test_a_finished_run_is_resumed_from_a_moved_data_set_and_left_as_it_is(
