@@ -245,6 +245,9 @@ class RuntimeSettings(CheckedSettings):
     """Type of the features in the cache."""
     patience: NumberOf | None = None
     """Stop after this many epochs without a better mean Dice; None trains all epochs."""
+    exportable: bool = True
+    """Refuse, before training, a model that could not be exported: one that is too large for an
+    ONNX file. --no-exportable trains it for `evaluate` and `predict` alone."""
     track: Literal["csv", "tensorboard", "mlflow"] = "csv"
     """Where to log besides metrics.csv; install tensorboard or mlflow yourself."""
 

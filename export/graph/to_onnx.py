@@ -15,15 +15,13 @@ from export.graph.attention import AttentionForm
 from export.graph.encoders import FoldedSegmenter, UnfoldedPathologyEncoder
 from export.graph.nodes import ModelGraph
 from export.graph.reference import Deployable, DeployableOutput
+from train.model.checkpoint import MAX_WEIGHTS_BYTES
 from train.settings import ModelSettings
 
 BIAS_NAME = "class_attention_bias"
 PARITY_OUTPUT = "low_res_logits"
 OPSETS = range(20, 25)
 """That the exporter writes, ONNX Runtime runs and TensorRT's parser takes."""
-MAX_WEIGHTS_BYTES = 2**31 - 2**26
-"""Protobuf, which ONNX is written in, ends at 2 GiB; the rest is for the folded constants (17 MB at
-1024 pixels) and the graph itself."""
 _EXAMPLE_BATCH = 2
 
 

@@ -19,7 +19,7 @@ from train.errors import RunError
 from train.files import whole_file
 from train.settings import Settings
 
-_MAY_CHANGE = ("preset", "num_workers", "track", "compile")
+_MAY_CHANGE = ("preset", "num_workers", "track", "compile", "exportable")
 _SPLITS: tuple[Split, ...] = ("training", "validation")
 
 Inputs = dict[str, Any]

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from train.errors import SettingsError
-from train.model.checkpoint import WeightsOrigin
+from train.model.checkpoint import MAX_WEIGHTS_BYTES, WeightsOrigin
 from train.model.previous_run import load_run, settings_after
 from train.model.segmenter import Segmenter
 from train.model.starting_weights import StartingWeights, starting_weights
@@ -27,9 +27,12 @@ class Start:
         """Load the weights into a model of `settings`; returns where they come from.
 
         Raises:
+            SettingsError: the model is too large to be exported, and is meant to be.
             WeightsError: published weights are not of its architecture.
             CheckpointError: the earlier run has other classes or shapes, or is damaged.
         """
+        if self.settings.runtime.exportable:
+            _check_size(segmenter, self.settings)
         if self.published is not None:
             self.published.load_into(segmenter)
             return self.published.origins
@@ -59,3 +62,16 @@ def find_start(settings: Settings) -> Start:
             "would replace. Leave out --sam-weights and --pathology-weights."
         )
     return Start(settings_after(settings, Path(weights.from_run)), None)
+
+
+def _check_size(segmenter: Segmenter, settings: Settings) -> None:
+    """Refuse a model that is too large for one ONNX file, before it trains."""
+    num_bytes = sum(value.numel() * 4 for value in segmenter.state_dict().values())
+    if num_bytes > MAX_WEIGHTS_BYTES:
+        raise SettingsError(
+            f"the model has {num_bytes / 4e6:.0f} million parameters with the encoders "
+            f"{settings.model.image_encoder} and {settings.model.pathology_encoder}; at most "
+            f"{MAX_WEIGHTS_BYTES / 4e6:.0f} million can be exported, since an ONNX file holds "
+            "2 GiB. Choose smaller encoders, or add --no-exportable to train it for `evaluate` "
+            "and `predict` alone."
+        )

@@ -23,6 +23,9 @@ from train.settings import Settings, TissueClass, upgrade_settings
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
+MAX_WEIGHTS_BYTES = 2**31 - 2**26
+"""Most float32 weights that can be exported. Protobuf, which ONNX is written in, ends at 2 GiB; the
+rest is for the folded constants (17 MB at 1024 pixels) and the graph itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

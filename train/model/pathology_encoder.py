@@ -1,6 +1,7 @@
 """The pathology encoder: any timm vision transformer, run densely on the whole tile."""
 
 import re
+from difflib import get_close_matches
 from typing import Any, cast
 
 import timm
@@ -103,7 +104,8 @@ def _create(model: ModelSettings) -> Any:
     """
     name, args = architecture(model), timm_args(model)
     if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('_')[0]}*patch1[46]*")[:5]
+        known = [*ENCODER_KINDS, *timm.list_models("*patch1[46]*")]
+        close = get_close_matches(name, known, n=3)
         raise EncoderError(
             f"timm has no model {name!r}; expected a published encoder "
             f"({', '.join(ENCODER_KINDS)}) or a vision transformer of timm's with patches of 14 or "

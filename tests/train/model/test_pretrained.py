@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.support.sam_path_oracle import sam_of
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
-from train.errors import FocalPathError, WeightsError
+from train.errors import WeightsError
 from train.fitting.run import fit
 from train.model.pretrained import load_pathology_weights, load_sam_weights
 from train.model.segmenter import Segmenter
@@ -115,8 +115,9 @@ def test_sam_weights_with_a_missing_key_are_refused(
     weights = torch.load(sam_file, weights_only=True)
     del weights["mask_decoder.iou_token.weight"]
     torch.save(weights, tmp_path / "sam.pth")
-    with pytest.raises(FocalPathError, match="iou_token.weight is missing"):
+    with pytest.raises(WeightsError) as raised:
         load_sam_weights(segmenter, tmp_path / "sam.pth")
+    assert "mask_decoder.iou_token.weight is missing" in str(raised.value)
 
 
 @pytest.mark.parametrize("grid", [4, 14])
@@ -147,8 +148,9 @@ def test_a_dino_teacher_loads_with_its_prefixes_stripped(
 def test_pathology_weights_of_another_width_are_refused(segmenter: Segmenter, tmp_path: Path):
     vit = segmenter.pathology_encoder.vit.state_dict()
     torch.save({**vit, "norm.weight": torch.ones(384)}, tmp_path / "vit.pth")
-    with pytest.raises(FocalPathError, match=r"norm.weight is \(384,\), expected \(192,\)"):
+    with pytest.raises(WeightsError) as raised:
         load_pathology_weights(segmenter, tmp_path / "vit.pth")
+    assert all(value in str(raised.value) for value in ("norm.weight", "(384,)", "(192,)"))
 
 
 class Unsafe:
@@ -160,26 +162,27 @@ def test_a_file_that_would_run_code_is_refused(
     segmenter: Segmenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     torch.save({"weight": Unsafe()}, tmp_path / "evil.pth")
-    with pytest.raises(
-        FocalPathError, match=r"object of \S+; .*needs code to be opened is refused"
-    ):
+    with pytest.raises(WeightsError) as raised:
         load_sam_weights(segmenter, tmp_path / "evil.pth")
+    assert raised.value.code == "weights"
+    assert "print" in str(raised.value)
+    assert "state_dict()" in str(raised.value)
     assert "code ran" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"", "is empty"),
-        (b"hello\n", "is plain text"),
-        (b"\n<!DOCTYPE html><html>Log in</html>", "is an HTML or XML page, .*login"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a git-LFS pointer"),
-        (b'{"error": "not found"}', "is JSON"),
-        (b"\x1f\x8b\x08\x00\x00", "is a gzip archive"),
-        (bytes(range(200, 256)) * 4, "is neither"),
-        (b"\x80\x02}", "is damaged or cut short"),
-        (b"PK\x03\x04" + 60 * b"\x00", "is damaged or cut short"),
-        ((999).to_bytes(8, "little") + b"{" + 999 * b" ", "is damaged or cut short"),
+        (b"", "empty"),
+        (b"hello\n", "plain text"),
+        (b"\n<!DOCTYPE html><html>Log in</html>", "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git-LFS"),
+        (b'{"error": "not found"}', "JSON"),
+        (b"\x1f\x8b\x08\x00\x00", "gzip"),
+        (bytes(range(200, 256)) * 4, "neither"),
+        (b"\x80\x02}", "damaged"),
+        (b"PK\x03\x04" + 60 * b"\x00", "damaged"),
+        ((999).to_bytes(8, "little") + b"{" + 999 * b" ", "damaged"),
     ],
     ids=["empty", "text", "html", "lfs", "json", "gzip", "bytes", "pickle", "zip", "safetensors"],
 )
@@ -188,8 +191,9 @@ def test_a_file_that_is_something_else_is_told_in_one_sentence(
 ):
     path = tmp_path / "sam.pth"
     path.write_bytes(content)
-    with pytest.raises(FocalPathError, match=found) as raised:
+    with pytest.raises(WeightsError) as raised:
         read_weights(path)
+    assert found in str(raised.value)
     assert "weights_only" not in str(raised.value)
     assert "\x1b" not in str(raised.value)
 
@@ -197,8 +201,9 @@ def test_a_file_that_is_something_else_is_told_in_one_sentence(
 def test_half_a_download_is_told_to_be_one(sam_file: Path, tmp_path: Path):
     whole = sam_file.read_bytes()
     (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(FocalPathError, match="is damaged or cut short"):
+    with pytest.raises(WeightsError) as raised:
         read_weights(tmp_path / "half.pth")
+    assert "cut short" in str(raised.value)
 
 
 def test_safetensors_are_read_whatever_their_name(tmp_path: Path):
@@ -215,15 +220,10 @@ def test_numpy_values_beside_the_weights_are_read_past(tmp_path: Path):
 def test_missing_weights_say_where_they_come_from_and_under_which_licence(
     segmenter: Segmenter, tmp_path: Path
 ):
-    with pytest.raises(FocalPathError, match=r"(?s)Apache-2.0.*vit_h.*Commons Clause.*CC-BY-NC-ND"):
+    with pytest.raises(WeightsError) as raised:
         load_sam_weights(segmenter, tmp_path / "sam_vit_b.pth")
-
-
-def test_frozen_encoders_without_weights_are_refused(toy_data: Path, tmp_path: Path):
-    settings = toy_settings()
-    settings = replace(settings, model=replace(settings.model, encoders_frozen=True))
-    with pytest.raises(FocalPathError, match="--sam-weights and --pathology-weights is not given"):
-        fit(settings, toy_data, tmp_path / "run")
+    for fact in ("Apache-2.0", "vit_h", "Commons Clause", "CC-BY-NC-ND"):
+        assert fact in str(raised.value)
 
 
 def test_frozen_encoders_keep_the_published_weights(
