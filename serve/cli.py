@@ -29,9 +29,9 @@ FlatSettings = Annotated[ServeSettings, tyro.conf.arg(name="")]
 class Http:
     """Start the HTTP service and run it until it is told to stop.
 
-    Every setting is also read from the environment, as FOCALPATH_<NAME>; flags come first. On
-    SIGTERM and SIGINT no new request is taken and those at work are finished. `/livez`, `/readyz`
-    and `/metrics` need no API key: keep them from the outside.
+    Each setting is also read from FOCALPATH_<NAME>; a flag overrides it. On SIGTERM or SIGINT the
+    service takes no new request and finishes those at work. `/livez`, `/readyz` and `/metrics` need
+    no API key: keep them from the outside.
     """
 
     settings: FlatSettings = field(default_factory=ServeSettings.from_environment)
@@ -50,7 +50,7 @@ Command = (
 
 def run_http(command: Http) -> None:
     """Check what can be checked, then hand over to BentoML, which returns when it is stopped."""
-    # Absolute, since workers start elsewhere; links are kept, since one may come to lead elsewhere.
+    # Absolute, since workers start in another folder. Links stay links: their targets may change.
     keys_file = command.settings.api_keys_file
     settings = command.settings.model_copy(
         update={
@@ -61,7 +61,7 @@ def run_http(command: Http) -> None:
     manifest = check_start(settings)
     os.environ.update(settings.to_environment())  # for the worker processes
     with tempfile.TemporaryDirectory(prefix="focalpath-") as home:
-        # Of its own, since a second server would delete the first one's metrics in a shared one.
+        # One folder per server: in a shared one a second server would delete the metrics.
         os.environ.setdefault("BENTOML_HOME", home)
         from serve.service.server import run
 

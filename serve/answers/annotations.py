@@ -64,7 +64,7 @@ def geojson(regions: Regions, summary: Summary, manifest: Manifest) -> bytes:
 
 
 def dsa_annotation(regions: Regions, summary: Summary, manifest: Manifest) -> bytes:
-    """An annotation document as large_image's schema has it: closed polylines with holes."""
+    """An annotation document after large_image's schema: closed polylines with holes."""
     elements: list[Polyline] = []
     for polygon, (name, color, measurements) in zip(
         regions.polygons, _described(regions, summary, manifest), strict=True
@@ -114,12 +114,12 @@ def _described(
 
 
 def _points(ring: shapely.LinearRing) -> list[list[float]]:
-    """The ring's (x, y, 0), without the first one again at the end."""
+    """The ring's points as (x, y, 0), without the first one repeated at the end."""
     return [[x, y, 0] for x, y in ring.coords[:-1]]
 
 
 def _dense(value: object) -> str:
-    """JSON without spaces; of our own models too."""
+    """JSON without spaces; also takes our own models."""
     return json.dumps(
         value, separators=(",", ":"), ensure_ascii=False, default=BaseModel.model_dump
     )

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from serve.contract.errors import ImageTooLargeError
 
 MAX_EDGES = 4_000_000
-"""Most edges that are traced: a picture of noise has as many as pixels, and nobody can use them."""
+"""Most edges that are traced. A picture of noise has as many as pixels, which nobody can use."""
 _STRIP_ROWS = 256
 """Rows that are summed at once: bounds the memory."""
 
@@ -31,13 +31,13 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Regions:
-    """The regions of a label image, one entry of each array for a region."""
+    """The regions of a label image; each array has one entry per region."""
 
     polygons: NDArray[np.object_]
     """shapely polygons, valid, in pixels."""
     labels: NDArray[np.uint8]
     area_px: Ints
-    """Pixels of the region, also where the polygon is simplified."""
+    """Pixels of the region, even if the polygon is simplified."""
     mean_confidence: NDArray[np.float64]
     """Mean probability of the label over the region's pixels, 0 to 1."""
 
@@ -138,9 +138,9 @@ class _Edges:
         )
 
     def successors(self) -> Ints:
-        """The edge that follows each: the rightmost turn that exists keeps the region whole.
+        """The edge after each: the rightmost turn that exists keeps the region whole.
 
-        Two pixels of a label that touch in a corner only are so taken apart.
+        This separates two pixels of a label that touch only in a corner.
         """
         leaving = np.full((len(self.nodes), 4), -1)
         leaving[self.start, self.direction] = np.arange(len(self.start))
@@ -164,7 +164,7 @@ def _by_column(flat: Ints, width: int) -> Ints:
 
 @dataclass(frozen=True)
 class _Rings:
-    """Edges in the order in which they are walked, ring after ring."""
+    """Edges in walking order, ring after ring."""
 
     edges: Ints
     first: Ints
@@ -189,8 +189,8 @@ class _Rings:
 def _walk(following: list[int], end: list[int]) -> tuple[Ints, Ints]:
     """Follow the edges; a walk that comes to a node again has closed a ring there.
 
-    So every ring is simple: a region that touches itself in a corner has a hole there, which is
-    what makes it a valid polygon.
+    So every ring is simple. A region that touches itself in a corner has a hole there, which makes
+    it a valid polygon.
     """
     seen = bytearray(len(following))
     order: list[int] = []
@@ -257,7 +257,7 @@ def _lengths(first: Ints, order: Ints) -> Ints:
 
 
 def _ring_sums(edges: _Edges, rings: _Rings, confidence: NDArray[np.uint8]) -> Ints:
-    """Sum of the confidence inside of each ring, negative for holes, without painting any.
+    """Sum of the confidence inside each ring, negative for holes, without drawing any.
 
     By Green's theorem: with I(x, y) the sum of all that is above and left of a vertex, a region's
     sum is that of I(end) - I(start) over its vertical sides.
@@ -316,7 +316,7 @@ def _label_at_right(edges: _Edges, edge: Ints, labels: NDArray[np.uint8]) -> NDA
 
 
 def _fill_holes(polygons: NDArray[np.object_], min_area_px: int) -> NDArray[np.object_]:
-    """Drop the holes of fewer pixels: all that was in them is left out, so nothing overlaps."""
+    """Drop holes with fewer pixels. Everything in them is left out, so nothing overlaps."""
     filled = polygons.copy()
     for index in np.flatnonzero(shapely.get_num_interior_rings(polygons)):
         polygon = polygons[index]

@@ -1,4 +1,4 @@
-"""Who may call: API keys, by name, from a file that is read again when it changes.
+"""API keys, from a file that is read again when it changes.
 
 A line of the file is `name:key` or `name:sha256:<64 hex digits>`, the latter the SHA-256 of the
 key; `#` starts a comment. A key is never logged, its name is.
@@ -20,7 +20,7 @@ from serve.service.page import VIEWER_PATH
 from serve.service.telemetry import current_request
 
 OPEN_PATHS = frozenset({"/", "/favicon.ico", "/metrics", "/openapi.json"})
-"""What needs no key to be read: the page, the description and what a monitor asks for."""
+"""Paths that need no key: the page, the OpenAPI document, and the metrics."""
 _MIN_KEY_LENGTH = 16
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 class _Key:
     name: str
     digest: bytes
-    """SHA-256 of the key: all are of one length, and a dump of the memory shows no key."""
+    """SHA-256 of the key: all have the same length, and a memory dump shows no key."""
 
 
 class ApiKeys:
@@ -51,7 +51,7 @@ class ApiKeys:
         self._keys = _read(path)
 
     def name_of(self, presented: bytes) -> str | None:
-        """The name of the key, or None; takes as long for every wrong key."""
+        """The name of the key, or None. Takes equally long for every wrong key."""
         self._read_again_if_changed()
         digest = hashlib.sha256(presented).digest()
         found = None
@@ -68,13 +68,13 @@ class ApiKeys:
         try:
             self._keys = _read(self._path)
         except SettingsError as error:
-            _log.error("the API keys stay as they were: %s", error)
+            _log.error("the old API keys stay in use: %s", error)
         else:
             _log.info("read %d API keys again", len(self._keys))
 
 
 class AccessControl:
-    """ASGI middleware that lets a request through if it has a key or asks for what is open."""
+    """ASGI middleware that answers 401 without a valid key, unless the path is open."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
         self._app = app

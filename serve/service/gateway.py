@@ -1,7 +1,7 @@
 """What every request passes on its way to the endpoints: id, log, metrics, origin, key, limits.
 
-Order: `RequestLog` sees all answers, also those of the others; CORS answers a browser's question
-before it sends a key; who has no key takes no place among the waiting.
+`RequestLog` comes first, so that it sees every answer. CORS answers a browser's preflight request,
+which has no key. A request without a key takes no place among those that wait.
 """
 
 import asyncio
@@ -32,13 +32,13 @@ from serve.settings import ServeSettings
 
 REQUEST_ID_HEADER = "X-Request-ID"
 CLIENT_CLOSED_REQUEST = 499
-"""The status, for log and metrics only, of a request whose caller left before the answer."""
+"""Status, in log and metrics only, of a request whose client left before the answer."""
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _log = logging.getLogger("serve.access_log")
 
 
 def build_gateway(app: Starlette, settings: ServeSettings, telemetry: Telemetry) -> Starlette:
-    """The application that stands before the endpoints.
+    """Put around the endpoints what every request passes.
 
     Raises:
         SettingsError: the file of API keys cannot be used.
@@ -145,7 +145,7 @@ class RequestLog:
                     _write_line(scope, status, seconds, record)
 
     def _endpoint(self, path: str) -> str:
-        """The path as a label: one of a known few, since a caller can make up any number."""
+        """The path as a label: one of the known ones, since a client can make up any number."""
         if path in self._paths:
             return path
         folder = f"/{path.split('/')[1]}/"
@@ -153,7 +153,7 @@ class RequestLog:
 
 
 class _Caller:
-    """Whoever sent a request, and may leave before the answer."""
+    """The client of a request, which may leave before the answer."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -167,17 +167,17 @@ class _Caller:
         return message
 
     async def leaves(self) -> None:
-        """Returns when the caller has left; looks only once nobody waits for the body."""
+        """Return when the client has left. Starts to look once the body has been read."""
         await self._body_read.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
 
 class RequestLimits:
-    """ASGI middleware that answers 429 when too many wait and 504 to what takes too long.
+    """ASGI middleware that answers 429 when too many requests wait, and 504 to slow ones.
 
-    The place of a caller who has left is free at once, and what of the work has not begun is left.
-    Reading (GET, HEAD) is not counted: it takes no place of an image.
+    When a client leaves, its place is free at once, and work that has not begun is dropped. GET and
+    HEAD are not counted: they take no place of an image.
     """
 
     def __init__(self, app: ASGIApp, max_requests: int, timeout_s: float) -> None:
@@ -241,7 +241,7 @@ class RequestLimits:
 
 
 def _paths(app: Starlette) -> set[str]:
-    """The endpoints' paths; of one with a parameter what is before it, which ends in a slash."""
+    """The endpoints' paths; one with a parameter is cut before it, and ends in a slash."""
     return {route.path.partition("{")[0] for route in app.routes if isinstance(route, Route)}
 
 

@@ -1,4 +1,4 @@
-"""The log: one JSON object a line, with the request's id where there is a request."""
+"""The log: one JSON object per line, with the request's id if there is a request."""
 
 import json
 import logging
@@ -46,12 +46,12 @@ class TextFormatter(logging.Formatter):
 
 
 def configure_logging(log_format: Literal["json", "text"]) -> None:
-    """Write this process's log to standard output; replaces what BentoML had set up."""
+    """Write this process's log to standard output, in place of what BentoML set up."""
     formatter = (
         {"()": JsonFormatter} if log_format == "json" else {"()": TextFormatter, "fmt": _TEXT}
     )
     logging.captureWarnings(True)
-    # Python keeps each new text for ever, and whoever sends a broken TIFF can make up any number.
+    # Python remembers each warning's text for ever, and broken TIFFs cause any number of them.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     logging.config.dictConfig(
         {

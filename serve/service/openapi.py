@@ -1,4 +1,4 @@
-"""The words of the OpenAPI document: options with their bounds, bodies, answers, errors."""
+"""The OpenAPI document: bodies, answers and errors of the endpoints."""
 
 import json
 from typing import Any
@@ -46,7 +46,7 @@ class ErrorAnswer(Strict):
 def _form_body(
     field: str, description: str, *content_types: str, several: bool = False
 ) -> dict[str, Any]:
-    """A multipart body, which `serve.service.uploads` reads and FastAPI does not see."""
+    """A multipart body. `serve.service.uploads` reads it, so FastAPI knows nothing of it."""
     file = {"type": "string", "format": "binary", "description": description}
     mpp = {
         "type": "number",
@@ -239,7 +239,7 @@ KEY_ERRORS: Responses = {
 }
 
 _REQUEST_ID = {
-    "description": "the request's own `X-Request-ID`, or a new one; the log has it too",
+    "description": "the request's own `X-Request-ID` or a new one, as in the log",
     "required": True,
     "schema": {"type": "string", "examples": ["0f2d8c6b7e3a4d5f9b1c2a3e4d5f6a7b"]},
 }
@@ -255,18 +255,18 @@ def _text(description: str, example: str) -> dict[str, Any]:
 
 
 HEALTH_PATHS = {
-    "/livez": _system_endpoint("Whether the process is alive.", {"200": _text("It is.", "\n")}),
+    "/livez": _system_endpoint("Whether the process is alive.", {"200": _text("Alive.", "\n")}),
     "/readyz": _system_endpoint(
-        "Whether a request would be answered now: the bundle's checksums are right, the model is "
-        "loaded and gave the warm-up image the labels that it had at export.",
-        {"200": _text("It would.", "\n"), "503": _text("Why not.", "The model is being opened.")},
+        "Whether the service can answer requests now: the bundle's checksums are right, the model "
+        "is loaded and gave the warm-up image the labels that it had at export.",
+        {"200": _text("Ready.", "\n"), "503": _text("Why not.", "The model is being opened.")},
     ),
 }
-"""BentoML's, which come before ours and do not pass `serve.service.gateway`."""
+"""BentoML's own routes, which do not pass `serve.service.gateway`."""
 
 
 class DescribedApp(FastAPI):
-    """FastAPI, whose description has what it does not know of itself."""
+    """FastAPI with a description of what it cannot derive: headers, statuses, other documents."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""

@@ -1,4 +1,4 @@
-"""The web page at `/`: the files in `serve/viewer`, which ask nothing of any other host."""
+"""The web page at `/`: the files in `viewer/`, which load nothing from other hosts."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 VIEWER = Path(__file__).parent / "viewer"
 VIEWER_PATH = "/viewer/"
-"""Where the page's own files are; they and `/` hold nothing secret, so they need no key."""
+"""Path of the page's own files. They and `/` hold nothing secret, so they need no key."""
 
 _MEDIA_TYPES = {
     ".css": "text/css",
@@ -19,7 +19,7 @@ _MEDIA_TYPES = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
-"""Stated, since a machine's own table may call JavaScript plain text, which browsers refuse."""
+"""Fixed here: a machine's own table may call JavaScript plain text, which browsers refuse."""
 _FILES = frozenset(path.name for path in VIEWER.iterdir() if path.suffix in _MEDIA_TYPES)
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'",
@@ -42,7 +42,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def page_routes(index: Endpoint) -> list[Route]:
-    """`/` is the page for who accepts HTML and `index` for others; `/viewer/` has the files."""
+    """`/` is the page for browsers and `index` for programs; `/viewer/` has the page's files."""
 
     async def root(request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):

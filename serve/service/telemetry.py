@@ -1,4 +1,4 @@
-"""What the service tells of itself while it runs: metrics for Prometheus, traces, request records.
+"""Metrics for Prometheus, traces, and a record of each request.
 
 Metrics are prometheus_client's. BentoML's workers run it in multiprocess mode (it sets
 PROMETHEUS_MULTIPROC_DIR before they start): each writes its own files, and whichever answers
@@ -39,9 +39,9 @@ from serve.inference.summary import Summary
 from serve.settings import ServeSettings
 
 Stage = Literal["queue", "decode", "segment", "batch", "infer", "encode"]
-"""What an answer's time goes to: `queue`, waiting for a thread; `decode`, reading the image;
-`segment`, all from pixels to labels, of which `batch`, a tile's waiting for others, and `infer`, a
-batch in the model; `encode`, writing the answer."""
+"""Stages of an answer. `queue`: waiting for a thread. `decode`: reading the image. `segment`: from
+pixels to labels; its parts are `batch`, a tile's wait, and `infer`, a batch in the model.
+`encode`: writing the answer."""
 METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 SERVICE_NAME = "focalpath"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -65,7 +65,7 @@ _REASONS = {
 
 @dataclass
 class RequestRecord:
-    """What is known of a request while it is worked on; ends in the access log."""
+    """What is known about a request; written to the access log at its end."""
 
     request_id: str
     key_name: str | None = None
@@ -115,7 +115,7 @@ class Telemetry:
         )
         self._stage_seconds = Histogram(
             "focalpath_stage_seconds",
-            "Seconds of an answer's stages; batch is a tile's waiting, infer a batch's time.",
+            "Seconds per stage of an answer; batch: a tile's wait, infer: a batch in the model.",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
@@ -130,7 +130,7 @@ class Telemetry:
     def _add_model_metrics(self, registry: CollectorRegistry) -> None:
         self._batch_size = Histogram(
             "focalpath_batch_size",
-            "Tiles that the model got at once.",
+            "Tiles per batch of the model.",
             buckets=(1, 2, 4, 8, 16, 32, 64),
             registry=registry,
         )
@@ -145,25 +145,28 @@ class Telemetry:
         )
         self._model_info = Gauge(
             "focalpath_model_info",
-            "1 for the model that answers, 0 for one that did.",
+            "1 for the model that answers, 0 for an earlier one.",
             ["name", "version", "backend"],
             multiprocess_mode="mostrecent",
             registry=registry,
         )
         self._model_changes = Counter(
             "focalpath_model_changes",
-            "New versions of the model, by what became of them in each worker.",
+            "New versions of the model, by outcome; each worker counts its own.",
             ["outcome"],
             registry=registry,
         )
-        for outcome in ("swapped", "refused"):  # from the start, else the first is no increase
+        for outcome in (
+            "swapped",
+            "refused",
+        ):  # present from the start, so that the first is an increase
             self._model_changes.labels(outcome)
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
         """Time what is inside: as a metric and, of a request, as a span and for the access log."""
         start = time.perf_counter()
-        # A batch of several requests is in no one's trace.
+        # A batch of several requests belongs to no single trace.
         is_request = current_request() is not None
         try:
             with self._tracer.start_as_current_span(name) if is_request else nullcontext():
@@ -205,7 +208,7 @@ class Telemetry:
             yield
 
     def model_serves(self, manifest: Manifest, backend: str, before: Manifest | None) -> None:
-        """Say which model answers from now on, and which did."""
+        """Record which model answers from now on, and which one did before."""
         if before is not None:
             self._model_info.labels(before.name, before.version, backend).set(0)
             self._model_changes.labels("swapped").inc()
@@ -254,7 +257,7 @@ def flush_traces() -> None:
 
 
 def forget_dead_workers() -> None:
-    """Take workers that ended out of the gauges; a worker calls it when it starts."""
+    """Remove ended workers from the gauges. Every worker calls it when it starts."""
     folder = Path(os.environ.get(METRICS_FOLDER_VARIABLE, os.devnull))
     for file in folder.glob("gauge_live*_*.db"):
         pid = int(file.stem.rpartition("_")[2])

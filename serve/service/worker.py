@@ -26,7 +26,7 @@ MPP_HEADER, MPP_SOURCE_HEADER = "X-Mpp", "X-Mpp-Source"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is wanted of an image."""
+    """What a request asks for."""
 
     formats: Sequence[str]
     """Names of the answer formats."""
@@ -66,7 +66,7 @@ class Worker:
         return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, timed)
 
     def picture(self, data: bytes) -> bytes:
-        """A file's image as a PNG, for who cannot show the file.
+        """A file's image as a PNG, for clients that cannot show the file.
 
         Raises:
             ImageError: the file cannot be used.

@@ -255,7 +255,7 @@ function describeImage({ width_px: width, height_px: height, mpp, mpp_source: so
   showNotes(notes);
   const help = {
     request: `As you stated for this image. ${mppHelp}`,
-    [ASSUMED]: `Not known: taken to be ${mpp}, what the model learnt at. If that is wrong, so are the labels.`,
+    [ASSUMED]: `Not known: taken to be ${mpp}, what the model was trained at. If that is wrong, so are the labels.`,
     [UNKNOWN]: "Not known: neither the image nor the model says it.",
   };
   const stated = `The file says ${Number(mpp?.toPrecision(4))} µm per pixel (${source}).`;
@@ -645,7 +645,7 @@ async function loadModel() {
   const { name, version, classes, mpp, tile_size_px: tile } = manifest;
   showModel({ name, version });
   if (mpp) {
-    mppHelp = `The image is scaled by it to the ${mpp} µm per pixel that the model learnt at: it changes the labels, not only areas and the scale bar.`;
+    mppHelp = `The image is scaled by it to the ${mpp} µm per pixel that the model was trained at: it changes the labels, not only areas and the scale bar.`;
   }
   if (!state.file) $("mpp-help").textContent = mppHelp;
   const legend = classes.map((row) =>
@@ -655,7 +655,7 @@ async function loadModel() {
     ["Name", [name]],
     ["Version", [version]],
     ["Classes", legend, "legend-row"],
-    ["Learnt at", [mpp ? `${mpp} µm per pixel` : "an unknown pixel size"]],
+    ["Trained at", [mpp ? `${mpp} µm per pixel` : "an unknown pixel size"]],
     ["Tiles", [`${tile} × ${tile} px`]],
   ];
   $("about").replaceChildren(

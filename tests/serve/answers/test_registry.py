@@ -2,6 +2,7 @@
 
 import base64
 import json
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from serve.cli import main
 from serve.contract.errors import OptionError
 from serve.service.endpoints import build_app
 from serve.settings import ServeSettings
+from tests.support import ROOT
 from tests.support.pictures import blobs, encoded, painted
 
 PNG = encoded(painted(np.full((20, 30), 2)))
@@ -93,6 +95,11 @@ def test_a_new_format_is_a_choice_of_the_command_line(toy_bundle: Path, tmp_path
     arguments = ["--bundle", str(toy_bundle), "--out", str(tmp_path), "--format", "toy"]
     assert main(["segment", str(tmp_path / "slide.png"), *arguments, "--times", "2"]) == 0
     assert (tmp_path / "slide.toy.txt").read_bytes() == b"StromaStroma"
+
+
+def test_the_table_in_the_docs_is_that_of_the_registry() -> None:
+    written = (ROOT / "docs/formats.md").read_text(encoding="utf-8")
+    assert written == runpy.run_path(str(ROOT / "docs/formats.py"))["text"]()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, "many"])

@@ -131,7 +131,7 @@ def test_a_file_that_broke_leaves_the_keys_as_they_were(
         keys_file.write_text(content)
     with caplog.at_level(logging.ERROR):
         assert keys.name_of(KEY.encode()) == "alice"
-    assert "the API keys stay as they were" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_without_keys_only_this_machine_is_served(
     host: str, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["http", "--bundle", str(toy_bundle), "--port", "0", "--host", host]) == 1
-    assert "no API key is asked for" in capsys.readouterr().err
+    assert "--api-keys-file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("allowed", [["--insecure-no-key"], ["--api-keys-file", "keys"]])
