@@ -23,8 +23,8 @@ from export.graph.encoders import FoldedSegmenter
 from export.graph.nodes import ModelGraph
 from export.graph.reference import Deployable
 from export.graph.to_onnx import PARITY_OUTPUT, check_size, drop_output, export_onnx
+from export.precision.artefacts import HalfMaker, judge_in_openvino, make_int8
 from export.precision.audit import Peak, audit_activations
-from export.precision.forms import HalfMaker, judge_in_openvino, make_int8
 from export.precision.half import HalfPrecision, half_blocks
 from export.settings import BundleSettings
 from export.tensorrt.lint import engine_obstacles
@@ -73,10 +73,11 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
     weights = checkpoint / WEIGHTS_FILE if checkpoint.is_dir() else checkpoint
     card = read_card(checkpoint)
     check_size(weights, card.settings.model)
+    # First of all: what is damaged, or not a number, is reported before any work.
+    deployable = Deployable(load_checkpoint(checkpoint)[0]).eval()
     tiles = _tiles(settings, card)
     refused = refused_folder(bundle)
     with replaced_whole(bundle) as staging:
-        deployable = Deployable(load_checkpoint(checkpoint)[0]).eval()
         export = _Export(deployable, card, settings, tiles, staging)
         try:
             export.write_float32(weights)
@@ -87,7 +88,7 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
                 f"{error}. No bundle was written; {refused / REPORT_FILE} shows the classes and "
                 "tiles."
             ) from error
-        export.write_other_forms()
+        export.write_other_precisions()
         manifest = export.write_manifest(sha256_of(weights), earlier=bundle)
         report = export.write_parity(staging)
         write_model_card(manifest, card, report, staging, engine_obstacles=export.engine_obstacles)
@@ -133,14 +134,14 @@ class _Export:
             GateError: it does not pass.
         """
         tiles = self._gate.tiles
-        self._say(f"Exporting {weights} to ONNX, opset {self._settings.opset}")
+        self._tell(f"Exporting {weights} to ONNX, opset {self._settings.opset}")
         export_onnx(
             self._deployable,
             self._source,
             opset=self._settings.opset,
             form=self._settings.attention,
         )
-        self._say(f"Comparing with torch on {tiles.source}")
+        self._tell(f"Comparing with torch on {tiles.source}")
         answers = onnx_answers(self._source, tiles.images)
         found = self._gate.judge(answers, MODEL_FILE, "fp32")
         self._note(found, answers)
@@ -150,8 +151,8 @@ class _Export:
             )
         self._keep(self._source, found)
 
-    def write_other_forms(self) -> None:
-        """Write every other form of the model that passes the gate."""
+    def write_other_precisions(self) -> None:
+        """Write the other precisions that pass the gate."""
         precision, source = self._settings.precision, self._source
         # Attention written out: its operator would hide the logits.
         form = replace(self._settings.attention, operator=False)
@@ -167,7 +168,7 @@ class _Export:
             halves.append("bf16")
         for half in halves:
             target = self._folder / f"with_logits.{half}.onnx"
-            maker = HalfMaker(source, half, self._gate, precision, self._say)
+            maker = HalfMaker(source, half, self._gate, precision, self._tell)
             found, answers = maker.make(target, self._peaks)
             self._note(found, answers)
             self._keep(target, found)
@@ -235,12 +236,12 @@ class _Export:
         obstacles = self._obstacles[source.file]
         if obstacles:
             more = f" (and {len(obstacles) - 1} more, see engine_plan.json)"
-            self._say(
+            self._tell(
                 f"No TensorRT engine can be built from {source.file}; ONNX Runtime serves it. "
                 f"{obstacles[0]}{more if len(obstacles) > 1 else ''}"
             )
         else:
-            self._say(
+            self._tell(
                 f"A TensorRT engine would be built from {source.file}"
                 + (f": {', '.join(reasons)}" if reasons else "")
             )
@@ -252,7 +253,7 @@ class _Export:
         if timings.is_file():
             shutil.copyfile(timings, self._folder / timings.name)
         if (earlier / plan.plan_file).is_file():
-            self._say(
+            self._tell(
                 f"{earlier / plan.plan_file} is of the earlier bundle and is not kept; build this "
                 "one's with `python -m export engine`"
             )
@@ -310,7 +311,7 @@ class _Export:
         if not found.passed:
             first, *others = found.failures
             more = f" (and {len(others)} more, see {REPORT_FILE})" if others else ""
-            self._say(f"{found.title} does not pass: {first}{more}")
+            self._tell(f"{found.title} does not pass: {first}{more}")
 
     def _keep(self, source: Path, found: ArtefactParity) -> None:
         """Put what passed into the bundle."""
@@ -321,7 +322,7 @@ class _Export:
         if found.precision != "int8":
             self._obstacles[found.file] = engine_obstacles(target)
 
-    def _say(self, text: str) -> None:
+    def _tell(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -8,7 +8,7 @@ from export.errors import SettingsError
 from export.gate.schema import Tolerances
 from export.graph.attention import AttentionForm, Positions
 from export.graph.to_onnx import OPSETS
-from export.precision.forms import PrecisionSettings
+from export.precision.artefacts import PrecisionSettings
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 """As the manifest wants it, and Triton."""

@@ -1,17 +1,19 @@
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import onnxruntime
 import pytest
+import torch
 
 from export.bundle import write_bundle
-from export.errors import DestinationError, GateError, GraphError, SettingsError
+from export.errors import DestinationError, GateError, GraphError, InputError, SettingsError
 from export.gate.answers import Answers, onnx_answers
 from export.gate.schema import ParityReport, Tolerances
-from export.precision.forms import PrecisionSettings
+from export.precision.artefacts import PrecisionSettings
 from export.precision.half import half_blocks
 from export.settings import BundleSettings
 from export.tensorrt.engine import build_engine
@@ -20,6 +22,7 @@ from export.tensorrt.plan import read_engine_plan
 from serve.contract.manifest import read_bundle
 from tests.support import ROOT
 from tests.support.errors import raises
+from train.model.checkpoint import load_checkpoint, save_checkpoint
 
 FILES = {
     "MODEL_CARD.md",
@@ -256,7 +259,7 @@ def test_openvino_may_serve_what_passed_the_gate_there(
 ) -> None:
     pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     # OpenVINO runs bfloat16 on any processor, if slowly, which is good enough for a test.
-    for module in ("serve.contract.openvino", "export.bundle", "export.precision.forms"):
+    for module in ("serve.contract.openvino", "export.bundle", "export.precision.artefacts"):
         monkeypatch.setattr(f"{module}.computes_bfloat16", lambda: True)
     bundle = tmp_path / "bundle"
     settings = BundleSettings(
@@ -375,6 +378,34 @@ def test_a_model_beyond_two_gibibytes_is_refused_before_any_work(
     with raises(GraphError, "tiny", "vit_tiny_patch16_224", "2 GiB"):
         write_bundle(toy_run, tmp_path / "bundle", BundleSettings())
     assert list(tmp_path.iterdir()) == []
+
+
+def _flip_a_bit(run: Path) -> str:
+    path = run / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    return "SHA-256"
+
+
+def _spoil_a_weight(run: Path) -> str:
+    segmenter, card = load_checkpoint(run)
+    name, weight = next(iter(segmenter.named_parameters()))
+    with torch.no_grad():
+        weight.view(-1)[0] = torch.nan
+    save_checkpoint(run, segmenter, card)
+    return name
+
+
+@pytest.mark.parametrize("spoil", [_flip_a_bit, _spoil_a_weight])
+def test_weights_that_are_damaged_or_not_finite_are_refused_before_any_work(
+    toy_run: Path, tmp_path: Path, spoil: Callable[[Path], str]
+) -> None:
+    run = Path(shutil.copytree(toy_run, tmp_path / "run"))
+    named = spoil(run)
+    with raises(InputError, run / "model.safetensors", named):
+        write_bundle(run, tmp_path / "bundle", BundleSettings())
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_the_model_card_has_classes_biases_numbers_and_limits(exported_bundle: Path) -> None:

@@ -10,8 +10,8 @@ from export.gate.answers import onnx_answers
 from export.gate.gate import Gate
 from export.gate.schema import ArtefactParity, Tolerances
 from export.gate.tiles import ValidationTiles
+from export.precision.artefacts import HalfMaker, PrecisionSettings
 from export.precision.audit import Peak
-from export.precision.forms import HalfMaker, PrecisionSettings
 from tests.support.errors import raises
 from tests.support.half_graphs import FIRST, SECOND, two_blocks
 

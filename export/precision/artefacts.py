@@ -1,4 +1,4 @@
-"""The forms of the model beside float32, each held against the gate before a bundle may have it."""
+"""The artefacts beside the float32 graph, each judged by the gate before it enters the bundle."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ from export.precision.int8 import quantize_int8
 from export.precision.islands import smallest_islands
 from serve.contract.openvino import computes_bfloat16
 
-Say = Callable[[str], None]
-Judged = tuple[ArtefactParity, Answers]
+Measured = tuple[ArtefactParity, Answers]
+"""The gate's verdict on an artefact, and its answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionSettings:
-    """Which forms of the model beside float32 are tried."""
+    """Which precisions besides float32 are tried."""
 
     fp16: bool = True
     """Half precision, for GPUs."""
@@ -77,18 +77,18 @@ class HalfMaker:
         precision: HalfPrecision,
         gate: Gate,
         settings: PrecisionSettings,
-        say: Say,
+        tell: Callable[[str], None],
     ) -> None:
         """Prepare a float32 graph, `source`, that still has its logits."""
         self._model = onnx.load(str(source))
         self._precision = precision
         self._gate = gate
         self._settings = settings
-        self._say = say
+        self._tell = tell
         self._blocks = half_blocks(self._model, precision)
         self._file = f"model.{precision}.onnx"
 
-    def make(self, target: Path, peaks: Mapping[str, Peak]) -> Judged:
+    def make(self, target: Path, peaks: Mapping[str, Peak]) -> Measured:
         """Write the graph to `target`, its logits included, and judge it.
 
         Raises:
@@ -105,13 +105,13 @@ class HalfMaker:
             return self._refuse_all(too_large.values())
         islands |= held
         if too_large and self._settings.auto_islands:
-            self._say(f"Kept in float32: {'; '.join(too_large.values())}")
+            self._tell(f"Kept in float32: {'; '.join(too_large.values())}")
         found, answers = self._judge(target, islands)
         if not self._settings.auto_islands:
             return _refused(found, too_large.values()), answers
         if found.passed:
             return found, answers
-        self._say(f"{found.file} does not pass ({found.failures[0]}); looking for islands")
+        self._tell(f"{found.file} does not pass ({found.failures[0]}); looking for islands")
         candidates = [block for block in self._blocks if block not in islands]
         more = smallest_islands(
             candidates,
@@ -121,7 +121,7 @@ class HalfMaker:
         )
         if len(more) == len(candidates):
             return found, answers
-        self._say(f"{', '.join(sorted(more))} stay in float32 so that {found.file} passes")
+        self._tell(f"{', '.join(sorted(more))} stay in float32 so that {found.file} passes")
         return self._judge(target, islands | more)
 
     def _too_large(self, peaks: Mapping[str, Peak], islands: frozenset[str]) -> dict[str, str]:
@@ -136,14 +136,14 @@ class HalfMaker:
             for block in beyond
         }
 
-    def _refuse_all(self, reasons: Iterable[str]) -> Judged:
+    def _refuse_all(self, reasons: Iterable[str]) -> Measured:
         """Refuse a graph of which nothing would be left in half precision: torch's own answers."""
         answers = self._gate.expected
         found = self._gate.judge(answers, self._file, self._precision, fp32_islands=self._blocks)
         failures = ("every block would have to stay in float32", *reasons)
         return found.model_copy(update={"failures": failures}), answers
 
-    def _judge(self, target: Path, islands: frozenset[str]) -> Judged:
+    def _judge(self, target: Path, islands: frozenset[str]) -> Measured:
         converted = convert_to_half(self._model, self._precision, islands)
         onnx.save(converted, str(target))
         num_tiles = len(self._gate.tiles)
@@ -195,14 +195,14 @@ class HalfMaker:
         )
 
 
-def make_int8(source: Path, target: Path, gate: Gate) -> Judged:
+def make_int8(source: Path, target: Path, gate: Gate) -> Measured:
     """Write the graph for CPUs to `target`, its logits included, and judge it."""
     quantize_int8(source, target)
     answers = onnx_answers(target, gate.tiles.images)
     return gate.judge(answers, "model.int8.onnx", "int8"), answers
 
 
-def judge_in_openvino(source: Path, gate: Gate) -> Judged:
+def judge_in_openvino(source: Path, gate: Gate) -> Measured:
     """Judge the float32 graph in OpenVINO."""
     answers = openvino_answers(source, gate.tiles.images, "fp32")
     return gate.judge(answers, "model.onnx", "fp32", measured_with="OpenVINO"), answers
