@@ -42,6 +42,13 @@ class PooledConfusion(MulticlassConfusionMatrix):
         super().update(predicted - 1, target - 1)
 
 
+def image_confusion(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """The matrix (C, C) int64 of one image: labels (H, W) predicted in 1..C, target in 0..C."""
+    confusion = PooledConfusion(num_classes)
+    confusion.update(predicted[None], target[None])
+    return Tensor(confusion.compute()).long()
+
+
 def class_scores(confusion: Tensor) -> ClassScores:
     """Dice = 2 TP / (2 TP + FP + FN) and IoU = TP / (TP + FP + FN) from a (C, C) matrix."""
     matrix = confusion.double()

@@ -18,7 +18,7 @@ from train.comparison.run import RowResult, RowRun, duration_text
 from train.data.folder import Tile, TileFolder, read_tile_folder
 from train.data.masks import read_mask
 from train.data.pixels import count_pixels
-from train.errors import FocalPathError
+from train.errors import SettingsError
 from train.settings import PRESETS, Settings
 
 NUM_PANELS = 4
@@ -75,7 +75,8 @@ def compare(
         rows: The rows to train, by default the paper's; the baseline always takes part.
 
     Raises:
-        FocalPathError: the settings or the data cannot be compared on.
+        SettingsError: the settings do not fit a comparison.
+        FocalPathError: the data cannot be used.
     """
     _check(settings, num_seeds)
     folder = read_tile_folder(data)
@@ -123,12 +124,12 @@ def _complete(runs: list[RowRun], comparison: Comparison) -> None:
 
 def _check(settings: Settings, num_seeds: int) -> None:
     if num_seeds < 1:
-        raise FocalPathError(f"--seeds is {num_seeds}; give 1 or more; verdicts need 5")
+        raise SettingsError(f"--seeds is {num_seeds}; give 1 or more; verdicts need 5")
     if settings.runtime.devices * settings.runtime.nodes > 1:
-        raise FocalPathError(
-            f"{settings.runtime.devices} devices and {settings.runtime.nodes} nodes are asked for, "
-            "but each training of a comparison is on one. To use several, start the same command "
-            "once for each (CUDA_VISIBLE_DEVICES=0, =1, ...): they share the runs of --out"
+        raise SettingsError(
+            f"{settings.runtime.devices} devices and {settings.runtime.nodes} nodes are set, but "
+            "each training of a comparison uses one. To use several, start the same command once "
+            "for each (CUDA_VISIBLE_DEVICES=0, =1, ...): they share the runs in --out."
         )
     preset = PRESETS[settings.preset]()
     for name in ("bias", "bias_init", "bias_frozen"):
@@ -136,12 +137,12 @@ def _check(settings: Settings, num_seeds: int) -> None:
             getattr(s.model if name == "bias" else s.bias, name) for s in (settings, preset)
         )
         if found != expected:
-            raise FocalPathError(
+            raise SettingsError(
                 f"{name} is {found}, but the rows of the comparison set it themselves; leave out "
                 f"--{name.replace('_', '-')} and choose methods with --rows"
             )
     if settings.loss.focal != preset.loss.focal:
-        raise FocalPathError(
+        raise SettingsError(
             "--no-focal is set, but the rows of the comparison set it themselves; leave it out, "
             "and choose base_without_focal with --rows"
         )

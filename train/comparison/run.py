@@ -33,6 +33,7 @@ from train.files import whole_file
 from train.fitting.evaluation import predict_split
 from train.fitting.leverage import Leverage, measure_leverage
 from train.fitting.run import LAST_FILE, fit
+from train.metrics import image_confusion
 from train.model.checkpoint import (
     CARD_FILE,
     WEIGHTS_FILE,
@@ -230,7 +231,7 @@ class RowRun:
             predictions, "Scoring test tiles", total=len(data.tiles["test"]), transient=True
         ):
             tile_ids.append(tile_id)
-            confusions.append(tile_confusion(predicted, labels, len(card.classes)))
+            confusions.append(image_confusion(predicted, labels, len(card.classes)).numpy())
             if tile_id in shown:
                 _save_labels(predicted, card.classes, self.folder / _PANELS / f"{tile_id}.png")
         # A file, as numpy adds .npz to another name.
@@ -280,14 +281,6 @@ def _device_name() -> str:
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     return f"{this_processor().name} (threads: {torch.get_num_threads()})"
-
-
-def tile_confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> NDArray[np.int64]:
-    """Count (C, C) pixels, target x prediction; unlabelled ones count nowhere."""
-    labelled = labels > 0
-    cells = (labels[labelled] - 1) * num_classes + predicted[labelled] - 1
-    counts: NDArray[np.int64] = cells.bincount(minlength=num_classes**2).numpy()
-    return counts.reshape(num_classes, num_classes)
 
 
 def _save_labels(predicted: Tensor, classes: tuple[TissueClass, ...], path: Path) -> None:

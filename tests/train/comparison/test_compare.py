@@ -17,14 +17,14 @@ from tests.support.toy_data import toy_settings
 from train.cli import main
 from train.comparison.compare import Comparison, choose_panels, compare
 from train.comparison.methods import BASELINE, RowName, all_rows, choose_rows, paper_rows
-from train.comparison.run import RowRun, tile_confusion
+from train.comparison.run import RowRun
 from train.comparison.tables import published_scores
 from train.data.folder import read_tile_folder
 from train.data.pixels import class_frequencies
-from train.errors import FocalPathError
+from train.errors import FocalPathError, SettingsError
 from train.fitting.run import evaluate, fit
 from train.fitting.task import SegmentationTask, named_scores
-from train.metrics import class_scores
+from train.metrics import class_scores, image_confusion
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.class_bias import ClassStatistics, difficulty_bias
 from train.model.segmenter import Segmenter
@@ -349,7 +349,7 @@ def test_the_tiles_confusions_add_up_to_what_evaluate_scores(finished: Path, toy
 def test_unlabelled_pixels_count_in_no_cell():
     predicted = torch.tensor([[1, 2, 2], [1, 1, 3]])
     labels = torch.tensor([[1, 2, 1], [0, 3, 0]])
-    assert tile_confusion(predicted, labels, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    assert image_confusion(predicted, labels, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
 
 
 def test_the_panels_are_the_predicted_labels(finished: Path, toy_data: Path):
@@ -361,7 +361,7 @@ def test_the_panels_are_the_predicted_labels(finished: Path, toy_data: Path):
             predicted = torch.from_numpy(np.asarray(panel).copy()).long()
         with Image.open(tile.mask) as mask:
             labels = torch.from_numpy(np.asarray(mask).copy()).long()
-        assert np.array_equal(tile_confusion(predicted, labels, 5), counts[tile.tile_id])
+        assert np.array_equal(image_confusion(predicted, labels, 5), counts[tile.tile_id])
 
 
 def test_panels_show_the_test_tiles_with_the_most_classes(toy_data: Path, tmp_path: Path):
@@ -380,30 +380,35 @@ def test_panels_show_the_test_tiles_with_the_most_classes(toy_data: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "named"),
     [
-        (
-            lambda s: replace(s, model=replace(s.model, bias="cffa")),
-            "leave out --bias and .*--rows",
-        ),
-        (lambda s: replace(s, loss=replace(s.loss, focal=False)), "--no-focal is set.*--rows"),
-        (
-            lambda s: replace(s, runtime=replace(s.runtime, devices=2)),
-            "2 devices.*once for each.*--out",
-        ),
+        (lambda s: replace(s, model=replace(s.model, bias="cffa")), ("cffa", "--bias", "--rows")),
+        (lambda s: replace(s, loss=replace(s.loss, focal=False)), ("--no-focal", "--rows")),
+        (lambda s: replace(s, runtime=replace(s.runtime, devices=2)), ("2 devices", "--out")),
     ],
     ids=["bias", "focal", "devices"],
 )
 def test_what_a_comparison_sets_itself_is_refused(
-    change: Callable[[Settings], Settings], message: str, toy_data: Path, tmp_path: Path
+    change: Callable[[Settings], Settings],
+    named: tuple[str, ...],
+    toy_data: Path,
+    tmp_path: Path,
 ):
-    with pytest.raises(FocalPathError, match=message):
+    with pytest.raises(SettingsError) as caught:
         compare(change(short_settings()), toy_data, tmp_path)
+    assert all(name in str(caught.value) for name in named)
 
 
 def test_no_seed_is_refused(toy_data: Path, tmp_path: Path):
-    with pytest.raises(FocalPathError, match="--seeds is 0; give 1 or more"):
+    with pytest.raises(SettingsError) as caught:
         compare(short_settings(), toy_data, tmp_path, num_seeds=0)
+    assert "--seeds is 0" in str(caught.value)
+
+
+def test_an_unknown_row_is_refused_with_the_rows_that_there_are(toy_data: Path, tmp_path: Path):
+    with pytest.raises(SettingsError) as caught:
+        compare(short_settings(), toy_data, tmp_path, rows=("dfaa",))
+    assert all(name in str(caught.value) for name in ("dfaa", "dfa_masks"))
 
 
 def test_data_without_test_tiles_is_refused_before_training(

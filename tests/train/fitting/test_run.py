@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 
 from tests.support.toy_data import toy_settings, write_twice_as_large
 from train.cli import main
-from train.comparison.run import tile_confusion
 from train.config import read_settings
 from train.data.folder import read_tile_folder
 from train.data.pixels import class_frequencies
@@ -27,7 +26,7 @@ from train.errors import FocalPathError, RunError, SettingsError
 from train.fitting.evaluation import predict_split
 from train.fitting.run import evaluate, fit
 from train.fitting.task import SegmentationTask, named_scores
-from train.metrics import class_scores
+from train.metrics import class_scores, image_confusion
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.class_bias import ClassStatistics, centred_prior
 from train.model.segmenter import Segmenter
@@ -266,7 +265,7 @@ def test_a_run_of_mixed_precision_is_scored_alike_by_both_evaluators(
     scores = evaluate(segmenter, card, toy_data, "test")
     folder = read_tile_folder(toy_data)
     confusion = sum(
-        tile_confusion(predicted, labels, len(card.classes))
+        image_confusion(predicted, labels, len(card.classes))
         for _, predicted, labels in predict_split(segmenter, card, folder, "test", tta=False)
     )
     found = named_scores(class_scores(torch.as_tensor(confusion)), card.classes)
