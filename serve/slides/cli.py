@@ -116,6 +116,7 @@ def run_slides(command: Slides) -> int:
 
 def _run(command: Run) -> int:
     from serve.slides.cohort import find_slides
+    from serve.slides.finished import write_cohort_csv
     from serve.slides.local import open_local_engine
     from serve.slides.outputs.registry import formats_of
     from serve.slides.progress import watcher_of
@@ -137,8 +138,9 @@ def _run(command: Run) -> int:
     _report(cohort, outcomes)
     failed = failures(outcomes, problems)
     for path, reason in failed:
-        reason = reason.removeprefix(f"{Path(path).name}: ")
-        print(f"error: {path}: {reason}", file=sys.stderr)
+        told = reason.removeprefix(f"{Path(path).name}: ")
+        print(f"error: {path}: {told}", file=sys.stderr)
+    write_cohort_csv(command.out)
     return 1 if failed else 0
 
 

@@ -17,9 +17,10 @@ from serve.slides.errors import ResultError
 from serve.slides.options import OutputOptions
 from serve.slides.outputs.format import SlideFormat, SlideResult
 from serve.slides.outputs.ome_zarr import OME_ZARR
-from serve.slides.plan import Plan, Tiling
+from serve.slides.plan import Plan
 from serve.slides.store import MASK_FILE, BlockRecord, WorkFolder, write_whole, written
 from serve.slides.summary import SlideSummary, summarise
+from serve.slides.tiling import Tiling
 
 PASSPORT_FILE, SUMMARY_FILE = "run.json", "summary.json"
 _KIB = 1024

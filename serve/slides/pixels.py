@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from serve.images.readers.scaled import ScaledView
 from serve.images.tiles import pad_by_reflection
-from serve.slides.plan import TileRow
+from serve.slides.tiling import TileRow
 
 CHUNK_PX = 256
 """Side of the squares that are kept while tiles overlap them; on the grid of every view."""

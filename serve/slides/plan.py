@@ -8,23 +8,20 @@ block size, so that the result depends neither on it nor on who computed what wh
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest, TissueClass
 from serve.contract.strict import Strict
 from serve.images.readers.reader import MppSource, RegionReader
 from serve.images.readers.scaled import ScaledView
-from serve.images.tiles import SAME_MPP, tile_origins
+from serve.images.tiles import SAME_MPP
 from serve.slides.errors import CohortError
 from serve.slides.options import Settings
-from serve.slides.tissue import TISSUE_MPP, Mask, mask_shape
+from serve.slides.tissue import TISSUE_MPP, Mask
 
 SCHEMA_VERSION: Final = 1
 
@@ -93,15 +90,6 @@ class Rectangle:
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
-@dataclass(frozen=True)
-class TileRow:
-    """The tiles of a block that start in the same row."""
-
-    y: int
-    """In pixels of the view."""
-    x: tuple[int, ...]
-
-
 class Plan(Strict):
     """All that a slide's labels depend on; written before the first block is computed."""
 
@@ -150,100 +138,6 @@ class Plan(Strict):
         side, (rows, columns) = self.settings.block_cells, self.shape
         top, left = block.row * side, block.column * side
         return Rectangle(top, left, min(top + side, rows), min(left + side, columns))
-
-
-class Tiling:
-    """Which blocks a plan has, and which tiles run for each.
-
-    Args:
-        plan: of the slide.
-        mask: its tissue, (h, w) bool, one for `plan.mask_px` pixels of the view.
-    """
-
-    def __init__(self, plan: Plan, mask: Mask) -> None:
-        assert mask.shape == mask_shape(plan.height_px, plan.width_px, plan.mask_px)
-        self.plan = plan
-        self.mask = mask
-        tile = plan.model.tile_size_px
-        heights = max(plan.shape[0] * LOW_RES_STRIDE, tile)
-        widths = max(plan.shape[1] * LOW_RES_STRIDE, tile)
-        self._rows = tile_origins(heights, tile, plan.settings.overlap)
-        self._columns = tile_origins(widths, tile, plan.settings.overlap)
-        self._sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
-        np.cumsum(np.cumsum(mask, axis=0), axis=1, out=self._sums[1:, 1:])
-
-    @cached_property
-    def blocks(self) -> tuple[Block, ...]:
-        """The blocks with tissue, row by row."""
-        side = self.plan.settings.block_cells
-        rows, columns = (-(-length // side) for length in self.plan.shape)
-        blocks = (Block(row, column) for row in range(rows) for column in range(columns))
-        return tuple(block for block in blocks if self._has_tissue(self.plan.rectangle(block)))
-
-    def tile_rows(self, block: Block) -> list[TileRow]:
-        """The tiles that cover tissue of a block, row by row.
-
-        Every tile that covers a cell with tissue is among them: what is left out would only have
-        answered for cells that are cleared.
-        """
-        rectangle = self.plan.rectangle(block)
-        tile_cells = self.plan.model.tile_size_px // LOW_RES_STRIDE
-        found = []
-        for y in self._rows:
-            top, bottom = _overlap(y, tile_cells, rectangle.top, rectangle.bottom)
-            if top >= bottom:
-                continue
-            columns = []
-            for x in self._columns:
-                left, right = _overlap(x, tile_cells, rectangle.left, rectangle.right)
-                if left < right and self._has_tissue(Rectangle(top, left, bottom, right)):
-                    columns.append(x)
-            if columns:
-                found.append(TileRow(y, tuple(columns)))
-        return found
-
-    def num_tiles(self, block: Block) -> int:
-        """How many tiles run for a block."""
-        return sum(len(row.x) for row in self.tile_rows(block))
-
-    def num_unique_tiles(self) -> int:
-        """How many tiles have tissue under them; without those that two blocks run."""
-        tile_cells = self.plan.model.tile_size_px // LOW_RES_STRIDE
-        rows, columns = self.plan.shape
-        return sum(
-            self._has_tissue(Rectangle(top, left, bottom, right))
-            for top, bottom in (_overlap(y, tile_cells, 0, rows) for y in self._rows)
-            for left, right in (_overlap(x, tile_cells, 0, columns) for x in self._columns)
-        )
-
-    def cell_mask(self, rectangle: Rectangle) -> Mask:
-        """Which cells of a rectangle are tissue, (rows, columns) bool."""
-        side = self.plan.mask_px // LOW_RES_STRIDE
-        part = self.mask[
-            rectangle.top // side : -(-rectangle.bottom // side),
-            rectangle.left // side : -(-rectangle.right // side),
-        ]
-        cells: NDArray[np.bool_] = part.repeat(side, axis=0).repeat(side, axis=1)
-        rows, columns = rectangle.shape
-        top, left = rectangle.top % side, rectangle.left % side
-        return cells[top : top + rows, left : left + columns]
-
-    def _has_tissue(self, cells: Rectangle) -> bool:
-        side = self.plan.mask_px // LOW_RES_STRIDE
-        top, left = cells.top // side, cells.left // side
-        bottom, right = -(-cells.bottom // side), -(-cells.right // side)
-        sums = self._sums
-        total = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
-        return bool(total > 0)
-
-    def __iter__(self) -> Iterator[Block]:
-        return iter(self.blocks)
-
-
-def _overlap(origin_px: int, tile_cells: int, start: int, end: int) -> tuple[int, int]:
-    """The cells of a tile along an axis that lie in [start, end)."""
-    first = origin_px // LOW_RES_STRIDE
-    return max(first, start), min(first + tile_cells, end)
 
 
 def make_plan(

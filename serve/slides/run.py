@@ -1,7 +1,7 @@
 """Runs a cohort: each slide is planned, computed block by block, finished, and appears whole.
 
     OUT/NAME/               a finished result; see `serve.slides.finish`
-    OUT/summary.csv         all finished results in numbers
+    OUT/summary.csv         all finished results in numbers; see `write_cohort_csv`
     OUT/.work/NAME/         a slide in progress; see `serve.slides.store`
     OUT/.work/NAME.lock     held by the process that works on it
     OUT/.work/NAME.failed   why a slide failed, until it is done
@@ -9,43 +9,33 @@
 A slide that fails does so alone. The same command again goes on where it was stopped.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-import numpy as np
 from pydantic import Field
 
 from serve.contract.errors import FocalPathError
 from serve.contract.manifest import MANIFEST_FILE
 from serve.contract.strict import Strict
-from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
-from serve.images.readers.scaled import ScaledView
 from serve.slides.cohort import Problem, SlideTask
-from serve.slides.errors import MaskError, ResultError
-from serve.slides.finish import Passport, finish, publish, read_passport, read_summary
+from serve.slides.errors import ResultError
+from serve.slides.finish import finish, publish
+from serve.slides.finished import check_finished, passport_of
 from serve.slides.lock import SlideBusyError, slide_lock
 from serve.slides.options import OutputOptions, Settings
 from serve.slides.outputs.format import SlideFormat
-from serve.slides.plan import (
-    Block,
-    ModelInfo,
-    Plan,
-    Tiling,
-    make_plan,
-    mask_size,
-    open_view,
-)
+from serve.slides.plan import Block, ModelInfo, Plan
+from serve.slides.planning import plan_slide, settings_of
 from serve.slides.store import WorkFolder, write_whole, written
-from serve.slides.summary import SlideSummary, cohort_csv
-from serve.slides.tissue import Mask, find_tissue, mask_shape, read_mask
+from serve.slides.tiling import Tiling
+from serve.slides.tissue import Mask
 from serve.slides.worker import OnBlock, OnTiles
 
-WORK_FOLDER, SUMMARY_CSV = ".work", "summary.csv"
+WORK_FOLDER = ".work"
 
 
 class Engine(Protocol):
@@ -155,7 +145,6 @@ def run_cohort(cohort: Cohort, tasks: Sequence[SlideTask]) -> list[Outcome]:
             later.append(task)
     for task in later:
         outcomes[task.name] = segment_slide(cohort, task, check=check, wait=True)
-    write_cohort_csv(cohort.out)
     return [outcomes[task.name] for task in tasks]
 
 
@@ -217,12 +206,19 @@ def _segment(cohort: Cohort, task: SlideTask) -> tuple[int, bool]:
     mpp, reader = task.mpp or cohort.options.mpp, task.reader or cohort.options.reader
     with open_reader(task.path, reader, mpp=mpp) as slide:
         tissue = task.tissue or cohort.options.tissue
-        settings = _settings(cohort.options, tissue)
+        settings = settings_of(cohort.options.settings, tissue)
         work = WorkFolder(cohort.out / WORK_FOLDER / task.name)
         if target.exists():
-            passport = _passport_of(target)
+            passport_of(target)  # what is no result is not replaced either
             if not cohort.options.overwrite:
-                _check_finished(cohort, target, passport, slide, settings)
+                check_finished(
+                    target,
+                    slide,
+                    cohort.engine.model,
+                    settings,
+                    cohort.options.outputs,
+                    cohort.formats,
+                )
                 work.remove()
                 return 0, True
         if cohort.options.overwrite and work.path.exists():
@@ -265,84 +261,6 @@ def _compute(cohort: Cohort, work: WorkFolder, plan: Plan, mask: Mask) -> int:
     return left
 
 
-def plan_slide(
-    slide: RegionReader, model: ModelInfo, settings: Settings, tissue: str
-) -> tuple[Plan, Mask]:
-    """Plan a slide: find its tissue, or read where it is.
-
-    Args:
-        slide: open.
-        model: that will run.
-        settings: as `_settings` makes them of `tissue`.
-        tissue: auto, none, or a file with a mask or regions.
-
-    Raises:
-        SlideScaleError: the slide's um per pixel is not known.
-        MaskError: the file cannot be used.
-    """
-    view = open_view(slide, model)
-    mask_px = mask_size(model.mpp)
-    mask = _mask(view, mask_px, settings, tissue)
-    return make_plan(slide, view, model, settings, mask, mask_px), mask
-
-
-def _mask(view: ScaledView, mask_px: int, settings: Settings, tissue: str) -> Mask:
-    match settings.tissue:
-        case "auto":
-            return find_tissue(view, mask_px, settings.rule)
-        case "none":
-            return np.ones(mask_shape(view.height_px, view.width_px, mask_px), bool)
-        case "mask":
-            return read_mask(Path(tissue), view, mask_px)
-
-
-def _settings(options: RunOptions, tissue: str) -> Settings:
-    """The settings of one slide, with what its mask's file holds."""
-    if tissue in ("auto", "none"):
-        return options.settings.model_copy(update={"tissue": tissue})
-    try:
-        sha256 = hashlib.sha256(Path(tissue).read_bytes()).hexdigest()
-    except OSError as error:
-        raise MaskError(f"the mask {tissue} cannot be read: {error.strerror}.") from error
-    return options.settings.model_copy(update={"tissue": "mask", "mask_file_sha256": sha256})
-
-
-def _passport_of(target: Path) -> Passport:
-    """The passport of what stands where a result belongs.
-
-    Raises:
-        ResultError: it is no result, and is not touched.
-    """
-    passport = read_passport(target)
-    if passport is None:
-        raise ResultError(
-            f"{target} is in the way: it has no run.json, so it is no result. Move it away or "
-            "choose another --out."
-        )
-    return passport
-
-
-def _check_finished(
-    cohort: Cohort, target: Path, passport: Passport, slide: RegionReader, settings: Settings
-) -> None:
-    """Raise ResultError unless a finished result is of this slide, model and settings."""
-    found = passport.plan
-    made = {
-        "the slide": (found.slide.fingerprint, slide.fingerprint()),
-        "its um per pixel": (found.slide.mpp, slide.require_mpp()),
-        "the model": (found.model, cohort.engine.model),
-        "the settings": (found.settings, settings),
-        "the options of outputs": (passport.options, cohort.options.outputs),
-        "the formats": (set(passport.formats), {entry.name for entry in cohort.formats}),
-    }
-    differs = [name for name, (old, new) in made.items() if old != new]
-    if differs:
-        raise ResultError(
-            f"{target} was made otherwise: {', '.join(differs)} differ. Replace it with "
-            "--overwrite, or choose another --out."
-        )
-
-
 class _BundleCheck:
     """Notices that the bundle was replaced after the model was opened."""
 
@@ -370,25 +288,6 @@ def _note(path: Path, outcome: Outcome) -> None:
         write_whole(path, outcome.model_dump_json(indent=2).encode())
     except OSError:
         return
-
-
-def finished(out: Path) -> dict[str, SlideSummary]:
-    """The numbers of all finished results in a folder, by name."""
-    return {
-        folder.name: read_summary(folder)
-        for folder in sorted(out.iterdir())
-        if not folder.name.startswith(".") and read_passport(folder) is not None
-    }
-
-
-def write_cohort_csv(out: Path) -> None:
-    """Write `summary.csv` of all finished results in a folder.
-
-    Raises:
-        OutputError: the disk is full or may not be written.
-    """
-    with written(out):
-        write_whole(out / SUMMARY_CSV, cohort_csv(finished(out)))
 
 
 def failures(outcomes: Sequence[Outcome], problems: Sequence[Problem]) -> list[tuple[str, str]]:

@@ -11,9 +11,9 @@ from serve.contract.strict import Strict
 from serve.slides.errors import ResultDamagedError, ResultError
 from serve.slides.finish import read_passport
 from serve.slides.lock import SlideBusyError, slide_lock
-from serve.slides.plan import Tiling
 from serve.slides.run import WORK_FOLDER, Outcome
 from serve.slides.store import WorkFolder
+from serve.slides.tiling import Tiling
 
 
 class SlideStatus(Strict):

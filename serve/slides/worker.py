@@ -27,8 +27,9 @@ from serve.slides.ahead import ahead
 from serve.slides.blend import BlockBlend
 from serve.slides.errors import ResultError
 from serve.slides.pixels import TilePixels
-from serve.slides.plan import Block, Plan, Tiling, open_view
+from serve.slides.plan import Block, Plan, open_view
 from serve.slides.store import BlockRecord, WorkFolder
+from serve.slides.tiling import Tiling
 
 OUTPUT = "low_res_probabilities"
 STAGES = ("read", "model", "blend", "write")

@@ -20,9 +20,10 @@ from serve.slides.outputs.format import SlideResult
 from serve.slides.outputs.ome_zarr import write_ome_zarr
 from serve.slides.outputs.regions import Budget, trace
 from serve.slides.outputs.registry import FORMATS
-from serve.slides.plan import Tiling, make_plan, mask_size, open_view
+from serve.slides.plan import make_plan, mask_size, open_view
 from serve.slides.store import BlockRecord, WorkFolder
 from serve.slides.summary import summarise
+from serve.slides.tiling import Tiling
 from serve.slides.tissue import mask_shape
 from tests.support.slide_models import CLASSES, model_info
 from tests.support.slides import VirtualSlide

@@ -22,6 +22,7 @@ from serve.settings import InferenceSettings
 from serve.slides.cohort import SlideTask
 from serve.slides.errors import MaskError, OutputError, ResultDamagedError, ResultError
 from serve.slides.finish import read_passport, read_summary
+from serve.slides.finished import write_cohort_csv
 from serve.slides.local import LocalEngine, model_of
 from serve.slides.lock import SlideBusyError, slide_lock
 from serve.slides.options import Settings
@@ -109,6 +110,7 @@ def test_a_slide_becomes_a_whole_result_with_every_format(
     assert tumor.area_mm2 == pytest.approx(200 * 200 * 0.25e-6, rel=0.1)
     assert sum(entry.tissue_share or 0 for entry in summary.classes) == pytest.approx(1, abs=1e-4)
     assert list((tmp_path / "out" / ".work").iterdir()) == []
+    write_cohort_csv(tmp_path / "out")
     lines = (tmp_path / "out" / "summary.csv").read_text().splitlines()
     assert len(lines) == 1 + len(summary.classes)
 

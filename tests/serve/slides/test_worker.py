@@ -13,8 +13,9 @@ from serve.images.readers.registry import open_reader
 from serve.images.tiles import Blend, cut, pad_to_tiles
 from serve.slides.errors import OutputError
 from serve.slides.options import Settings
-from serve.slides.plan import Plan, Tiling, make_plan, mask_size, open_view
+from serve.slides.plan import Plan, make_plan, mask_size, open_view
 from serve.slides.store import CONFIDENCE, LABELS, WorkFolder
+from serve.slides.tiling import Tiling
 from serve.slides.tissue import Mask, mask_shape
 from serve.slides.worker import BlockWorker
 from tests.support.real_slide import real_slide

@@ -1,0 +1,76 @@
+"""Finished results in an output folder: whether one is what is asked for, and all in numbers."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from serve.images.readers.reader import RegionReader
+from serve.slides.errors import ResultError
+from serve.slides.finish import Passport, read_passport, read_summary
+from serve.slides.options import OutputOptions, Settings
+from serve.slides.outputs.format import SlideFormat
+from serve.slides.plan import ModelInfo
+from serve.slides.store import write_whole, written
+from serve.slides.summary import SlideSummary, cohort_csv
+
+SUMMARY_CSV = "summary.csv"
+
+
+def passport_of(target: Path) -> Passport:
+    """The passport of what stands where a result belongs.
+
+    Raises:
+        ResultError: it is no result, and is not touched.
+    """
+    passport = read_passport(target)
+    if passport is None:
+        raise ResultError(
+            f"{target} is in the way: it has no run.json, so it is no result. Move it away or "
+            "choose another --out."
+        )
+    return passport
+
+
+def check_finished(
+    target: Path,
+    slide: RegionReader,
+    model: ModelInfo,
+    settings: Settings,
+    outputs: OutputOptions,
+    formats: Iterable[SlideFormat],
+) -> None:
+    """Raise ResultError unless a finished result is of this slide, model, settings and outputs."""
+    passport = passport_of(target)
+    found = passport.plan
+    made = {
+        "the slide": (found.slide.fingerprint, slide.fingerprint()),
+        "its um per pixel": (found.slide.mpp, slide.require_mpp()),
+        "the model": (found.model, model),
+        "the settings": (found.settings, settings),
+        "the options of outputs": (passport.options, outputs),
+        "the formats": (set(passport.formats), {entry.name for entry in formats}),
+    }
+    differs = [name for name, (old, new) in made.items() if old != new]
+    if differs:
+        raise ResultError(
+            f"{target} was made otherwise: {', '.join(differs)} differ. Replace it with "
+            "--overwrite, or choose another --out."
+        )
+
+
+def finished(out: Path) -> dict[str, SlideSummary]:
+    """The numbers of all finished results in a folder, by name."""
+    return {
+        folder.name: read_summary(folder)
+        for folder in sorted(out.iterdir())
+        if not folder.name.startswith(".") and read_passport(folder) is not None
+    }
+
+
+def write_cohort_csv(out: Path) -> None:
+    """Write `summary.csv` of all finished results in a folder.
+
+    Raises:
+        OutputError: the disk is full or may not be written.
+    """
+    with written(out):
+        write_whole(out / SUMMARY_CSV, cohort_csv(finished(out)))

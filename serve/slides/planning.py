@@ -1,0 +1,59 @@
+"""Plans a slide: where its tissue is, and all else that its labels depend on."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from serve.images.readers.reader import RegionReader
+from serve.images.readers.scaled import ScaledView
+from serve.slides.errors import MaskError
+from serve.slides.options import Settings
+from serve.slides.plan import ModelInfo, Plan, make_plan, mask_size, open_view
+from serve.slides.tissue import Mask, find_tissue, mask_shape, read_mask
+
+
+def plan_slide(
+    slide: RegionReader, model: ModelInfo, settings: Settings, tissue: str
+) -> tuple[Plan, Mask]:
+    """Plan a slide: find its tissue, or read where it is.
+
+    Args:
+        slide: open.
+        model: that will run.
+        settings: as `settings_of` makes them of `tissue`.
+        tissue: auto, none, or a file with a mask or regions.
+
+    Raises:
+        SlideScaleError: the slide's um per pixel is not known.
+        MaskError: the file cannot be used.
+    """
+    view = open_view(slide, model)
+    mask_px = mask_size(model.mpp)
+    mask = _mask(view, mask_px, settings, tissue)
+    return make_plan(slide, view, model, settings, mask, mask_px), mask
+
+
+def _mask(view: ScaledView, mask_px: int, settings: Settings, tissue: str) -> Mask:
+    match settings.tissue:
+        case "auto":
+            return find_tissue(view, mask_px, settings.rule)
+        case "none":
+            return np.ones(mask_shape(view.height_px, view.width_px, mask_px), bool)
+        case "mask":
+            return read_mask(Path(tissue), view, mask_px)
+
+
+def settings_of(settings: Settings, tissue: str) -> Settings:
+    """The settings of one slide: with how its tissue is found, and which file says where it is.
+
+    Raises:
+        MaskError: the file cannot be read.
+    """
+    if tissue in ("auto", "none"):
+        return settings.model_copy(update={"tissue": tissue})
+    try:
+        sha256 = hashlib.sha256(Path(tissue).read_bytes()).hexdigest()
+    except OSError as error:
+        raise MaskError(f"the mask {tissue} cannot be read: {error.strerror}.") from error
+    return settings.model_copy(update={"tissue": "mask", "mask_file_sha256": sha256})
