@@ -103,6 +103,8 @@ class SlidesBenchmark:
     """Folder for `slides.json`."""
     side_px: int = 4096
     """Side of the slide."""
+    drawn_px: int = 1024
+    """Side of the drawings that it is laid out with."""
     rounds: int = 3
     memory_px: tuple[int, int] = (100_000, 150_000)
     """Width and height of the generated slide; 0 0: leave it out."""
@@ -213,17 +215,18 @@ class _Run:
     store: Path
 
 
-def write_slide(path: Path, height: int, width: int, mpp: float) -> None:
+def write_slide(path: Path, height: int, width: int, mpp: float, drawn_px: int) -> None:
     """Write a JPEG pyramid with drawn tissue in the middle, on a third of it."""
-    drawn = draw_tiles(4, 1024)
+    drawn = draw_tiles(4, drawn_px)
     pixels = np.full((height, width, 3), 243, np.uint8)
     side = _TISSUE_SHARE**0.5
     top, left = int(height * (1 - side) / 2), int(width * (1 - side) / 2)
     rng = np.random.default_rng(0)
-    for y in range(top, height - top, 1024):
-        for x in range(left, width - left, 1024):
-            tile = drawn[rng.integers(len(drawn))][:: rng.choice([1, -1]), :: rng.choice([1, -1])]
-            part = pixels[y : min(y + 1024, height - top), x : min(x + 1024, width - left)]
+    for y in range(top, height - top, drawn_px):
+        for x in range(left, width - left, drawn_px):
+            flip = rng.choice([1, -1], 2)
+            tile = drawn[rng.integers(len(drawn))][:: flip[0], :: flip[1]]
+            part = pixels[y : min(y + drawn_px, height - top), x : min(x + drawn_px, width - left)]
             part[...] = tile[: part.shape[0], : part.shape[1]]
     description = f"Aperio Image Library\r\n{width}x{height} JPEG/RGB Q=85|AppMag = 20|MPP = {mpp}"
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
@@ -248,8 +251,8 @@ def run_benchmark(command: SlidesBenchmark, console: Console) -> SlidesReport:
         assert mpp is not None
         tile, side = bench.manifest.tile_size_px, command.side_px
         one, two = Path(folder) / "one.svs", Path(folder) / "two.svs"
-        write_slide(one, side, side, mpp)
-        write_slide(two, side, 2 * side, mpp)
+        write_slide(one, side, side, mpp, command.drawn_px)
+        write_slide(two, side, 2 * side, mpp, command.drawn_px)
         with open_reader(one) as slide:
             middle = slide.read(0, side // 3, side // 3, 4 * tile, 4 * tile)
         tiles = np.stack(

@@ -111,8 +111,6 @@ class Memory:
 
 def measure(command: Memory) -> dict[str, float]:
     """Run, and return seconds, tiles and the peak of the resident memory in GiB."""
-    limit = int(command.limit_gib * 2**30)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     READERS[GeneratedSlide.name] = f"{__name__}:GeneratedSlide"
     colors = [
         f"#{40 + 10 * n:02x}{(37 * n) % 256:02x}{(91 * n) % 256:02x}"
@@ -156,4 +154,7 @@ if __name__ == "__main__":
     # The reader is looked up by the module's name.
     from benchmarks import slides_memory
 
-    print(json.dumps(slides_memory.measure(tyro.cli(slides_memory.Memory))))
+    command = tyro.cli(slides_memory.Memory)
+    limit = int(command.limit_gib * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    print(json.dumps(slides_memory.measure(command)))

@@ -220,9 +220,7 @@ def test_a_truncated_slide_fails_where_it_is_cut(
             slide.read(0, 0, 0, WIDTH, HEIGHT)
 
 
-def test_a_compression_without_a_codec_is_named(
-    tmp_path: Path, pixels: NDArray[np.uint8]
-) -> None:
+def test_a_compression_without_a_codec_is_named(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
     path = write_aperio(tmp_path / "codec.svs", pixels, compression="jpeg2000")
     with pytest.raises(SlideFormatError, match=r"codec\.svs.*compression"):
         open_reader(path)

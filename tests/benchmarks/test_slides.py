@@ -1,0 +1,76 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from rich.console import Console
+
+from benchmarks.slide_seams import measure_seams
+from benchmarks.slides import SlidesBenchmark, run_benchmark
+from benchmarks.slides_memory import Memory, measure
+from serve.contract.manifest import read_bundle
+from serve.settings import InferenceSettings
+from tests.support.toy_bundle import write_toy_bundle
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_the_toy_model(tmp_path: Path) -> None:
+    bundle = write_toy_bundle(tmp_path / "bundle", tile_size_px=256)
+    command = SlidesBenchmark(
+        settings=InferenceSettings(bundle=bundle, threads=1),
+        side_px=1024,
+        drawn_px=128,
+        rounds=1,
+        memory_px=(0, 0),
+        overlaps=(),
+    )
+    report = run_benchmark(command, Console(quiet=True))
+    assert report.engine.num_tiles == report.model_alone.num_tiles > 0
+    assert report.direct.num_tiles == 25
+    assert report.same_labels > 0.995
+
+
+def test_the_generated_slide_is_segmented() -> None:
+    command = Memory(width=3000, height=2500, classes=3, format=("ome-zarr",))
+    found = measure(command)
+    assert found["tiles"] == 12
+    assert found["peak_gib"] > 0
+
+
+class Edgy:
+    """Answers differently near the edges of a tile, so that tiles without overlap leave seams."""
+
+    def __init__(self, *, sees_edges: bool) -> None:
+        self._sees_edges = sees_edges
+
+    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        first = images[:, ::4, ::4, 0].astype(np.int64)
+        if self._sees_edges:
+            first[:, [0, 1]] = first[:, :, [0, 1]] = 255
+            first[:, [-2, -1]] = first[:, :, [-2, -1]] = 0
+        low = np.zeros((len(images), 5, *first.shape[1:]), np.uint8)
+        low[:, 0], low[:, 1] = first, 255 - first
+        return {
+            "low_res_probabilities": low,
+            "iou_scores": np.zeros((len(images), 5), np.float32),
+        }
+
+
+@pytest.mark.parametrize(
+    ("sees_edges", "overlap", "low", "high"),
+    [
+        (False, 0.0, 0.9, 1.1),
+        (True, 0.0, 1.2, 9),
+        (True, 0.25, 0.9, 1.1),
+    ],
+)
+def test_seams_are_found_where_they_are(
+    sees_edges: bool, overlap: float, low: float, high: float, toy_bundle: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (160, 160, 1))
+    image = noise.repeat(4, 0).repeat(4, 1).repeat(3, 2).astype(np.uint8)
+    model: Any = Edgy(sees_edges=sees_edges)
+    (seams,) = measure_seams([image], model, read_bundle(toy_bundle), [overlap])
+    assert low < seams.ratio < high
