@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,8 @@ from export.graph.to_onnx import PARITY_OUTPUT, drop_output, export_onnx
 from export.markdown import markdown_table
 from export.precision.half import convert_to_half
 from export.precision.int8 import quantize_int8
+from serve.contract import openvino
 from serve.contract.machine import installed_versions, usable_cpus
-from serve.contract.openvino import PACKAGE, computes_bfloat16
 from serve.contract.strict import Strict
 from train.settings import ModelSettings
 
@@ -58,7 +57,7 @@ LABELS = {
     "int8": "(e) int8 graph, ONNX Runtime",
     "openvino_bf16": "(e') bf16 graph, OpenVINO",
 }
-_PACKAGES = ("torch", "onnxruntime", PACKAGE, "onnx", "segment-anything", "timm")
+_PACKAGES = ("torch", "onnxruntime", openvino.PACKAGE, "onnx", "segment-anything", "timm")
 
 
 class CpuMeasurement(Strict):
@@ -200,9 +199,7 @@ def markdown(report: CpuReport) -> str:
 def _runs_here(variant: str) -> bool:
     if not variant.startswith("openvino"):
         return True
-    if not find_spec(PACKAGE):
-        return False
-    return variant != "openvino_bf16" or computes_bfloat16()
+    return openvino.problem("bf16" if variant == "openvino_bf16" else "fp32") is None
 
 
 def _prepare(folder: Path, settings: ModelSettings, variants: Sequence[str]) -> None:

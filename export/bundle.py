@@ -30,6 +30,7 @@ from export.settings import BundleSettings
 from export.tensorrt.lint import engine_obstacles
 from export.tensorrt.plan import EnginePlan, plan_for
 from export.triton import ENGINE_PRECISIONS
+from serve.contract import openvino
 from serve.contract.machine import this_processor
 from serve.contract.manifest import (
     Artefact,
@@ -40,7 +41,6 @@ from serve.contract.manifest import (
     interface,
     sha256_of,
 )
-from serve.contract.openvino import computes_bfloat16, version
 from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
 
 MODEL_FILE = "model.onnx"
@@ -50,7 +50,7 @@ MIN_WARM_UP_AGREEMENT = 0.98
 _DIGITS_OF_VERSION = 12
 _VERSIONS: dict[str, Callable[[], str]] = {
     "ONNX Runtime": lambda: onnxruntime.__version__,
-    "OpenVINO": version,
+    "OpenVINO": openvino.version,
 }
 """By what the gate calls a runtime."""
 
@@ -69,7 +69,7 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
     needed = {"the checkpoint": checkpoint, "the data to compare on": settings.validate}
     bundle = bundle_destination(bundle, needed)
     if settings.precision.openvino:
-        computes_bfloat16()  # a missing package is reported before the work
+        openvino.require("fp32")  # a missing package is reported before the work
     weights = checkpoint / WEIGHTS_FILE if checkpoint.is_dir() else checkpoint
     card = read_card(checkpoint)
     check_size(weights, card.settings.model)
@@ -164,7 +164,7 @@ class _Export:
         halves: list[HalfPrecision] = []
         if precision.fp16:
             halves.append("fp16")
-        if precision.bf16 or (precision.openvino and computes_bfloat16()):
+        if precision.bf16 or (precision.openvino and openvino.problem("bf16") is None):
             halves.append("bf16")
         for half in halves:
             target = self._folder / f"with_logits.{half}.onnx"

@@ -23,7 +23,7 @@ from export.precision.half import (
 )
 from export.precision.int8 import quantize_int8
 from export.precision.islands import smallest_islands
-from serve.contract.openvino import computes_bfloat16
+from serve.contract import openvino
 
 Measured = tuple[ArtefactParity, Answers]
 """The gate's verdict on an artefact, and its answers."""
@@ -169,7 +169,7 @@ class HalfMaker:
         images = self._gate.tiles.images
         if self._precision == "fp16":
             return onnx_answers(target, images), "ONNX Runtime"
-        if self._settings.openvino and computes_bfloat16():
+        if self._settings.openvino and openvino.problem("bf16") is None:
             return openvino_answers(target, images, "bf16"), "OpenVINO"
         return None, "emulation"
 

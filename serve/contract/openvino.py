@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import BackendUnavailableError, BundleError
+from serve.contract.tiny_graph import TINY_GRAPH, is_right, tiny_images
 
 GraphPrecision = Literal["bf16", "fp32"]
 """Precision of a graph that OpenVINO may run."""
@@ -35,23 +36,17 @@ class OpenVinoModel:
         parallel: inferences that run at the same time.
 
     Raises:
-        BackendUnavailableError: OpenVINO is not installed or finds no CPU, or the graph is in
-            bfloat16 and the processor has no instructions for it.
+        BackendUnavailableError: OpenVINO is not installed, or does not run a graph of this
+            precision on this machine.
         BundleError: OpenVINO cannot read or compile the file.
     """
 
     def __init__(
         self, path: Path, precision: GraphPrecision, *, threads: int = 0, parallel: int = 1
     ) -> None:
-        core = _core()
-        if precision == "bf16" and not computes_bfloat16():
-            raise BackendUnavailableError(
-                f"{core.get_property('CPU', 'FULL_DEVICE_NAME')} has no instructions for bfloat16 "
-                "(AVX512_BF16 or AMX), so OpenVINO gains nothing by it. Set "
-                "FOCALPATH_PRECISION=fp32."
-            )
+        require(precision)
         try:
-            self._compiled = core.compile_model(
+            self._compiled = _core().compile_model(
                 str(path), "CPU", _settings(precision, threads, parallel)
             )
         except RuntimeError as error:
@@ -85,21 +80,43 @@ class OpenVinoModel:
             self._requests.put(request)
 
 
-def computes_bfloat16() -> bool:
-    """Whether this machine's processor has instructions for bfloat16.
+@cache
+def problem(precision: GraphPrecision) -> str | None:
+    """Why OpenVINO cannot run a graph of this precision on this machine; None where it can.
 
-    Raises:
-        BackendUnavailableError: OpenVINO is not installed or finds no CPU.
+    A tiny graph is run: a processor's capabilities do not tell all, as where `ONEDNN_MAX_CPU_ISA`
+    takes instruction sets away.
     """
-    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-def is_usable(precision: str) -> bool:
-    """Whether OpenVINO is installed, finds a CPU, and that CPU computes in this precision."""
     try:
-        return "CPU" in _core().available_devices and (precision != "bf16" or computes_bfloat16())
-    except BackendUnavailableError:
-        return False
+        core = _core()
+    except BackendUnavailableError as error:
+        return str(error)
+    processor = core.get_property("CPU", "FULL_DEVICE_NAME")
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return (
+            f"{processor} has no instructions for bfloat16 (AVX512_BF16 or AMX), so OpenVINO gains "
+            "nothing by it. Set FOCALPATH_PRECISION=fp32."
+        )
+    try:
+        model = core.read_model(TINY_GRAPH)
+        request = core.compile_model(
+            model, "CPU", _settings(precision, 1, 1)
+        ).create_infer_request()
+        request.infer({"image": tiny_images()})
+        labels = request.get_tensor("labels").data.copy()
+    except RuntimeError as error:
+        return (
+            f"OpenVINO {version()} does not compute in {precision} on {processor}: "
+            f"{_reason(error)}. Choose another FOCALPATH_PROVIDER or FOCALPATH_PRECISION."
+        )
+    return None if is_right(labels) else f"OpenVINO {version()} computes wrongly on {processor}."
+
+
+def require(precision: GraphPrecision) -> None:
+    """Raise BackendUnavailableError where OpenVINO cannot run a graph of this precision."""
+    found = problem(precision)
+    if found is not None:
+        raise BackendUnavailableError(found)
 
 
 def version() -> str:

@@ -112,9 +112,10 @@ def _providers(settings: InferenceSettings, artefact: Artefact) -> Iterator[str]
     is_for_cpus = precision != "fp16" or settings.precision == "fp16"
     if named in ("auto", "cpu") and artefact.passed_with("cpu") and is_for_cpus:
         yield "cpu"
-    may_openvino = artefact.passed_with("openvino") and precision in ("fp32", "bf16")
-    if named == "openvino" or (named == "auto" and openvino.is_usable(precision)):
-        yield from ("openvino",) if may_openvino else ()
+    if precision not in ("fp32", "bf16") or not artefact.passed_with("openvino"):
+        return
+    if named == "openvino" or (named == "auto" and openvino.problem(precision) is None):
+        yield "openvino"
 
 
 def _candidate(

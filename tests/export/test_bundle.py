@@ -19,9 +19,11 @@ from export.settings import BundleSettings
 from export.tensorrt.engine import build_engine
 from export.tensorrt.lint import engine_obstacles, lint, load_rules
 from export.tensorrt.plan import read_engine_plan
+from serve.contract.machine import this_processor
 from serve.contract.manifest import read_bundle
 from tests.support import ROOT
 from tests.support.errors import raises
+from tests.support.openvino import needs_openvino
 from train.model.checkpoint import load_checkpoint, save_checkpoint
 
 FILES = {
@@ -251,16 +253,9 @@ def test_a_refusal_names_class_and_tile_with_a_picture_until_an_export_passes(
     [(0.5, {"model.onnx": True, "model.bf16.onnx": True}), (1.1, {"model.onnx": True})],
 )
 def test_openvino_may_serve_what_passed_the_gate_there(
-    toy_run: Path,
-    tmp_path: Path,
-    least: float,
-    in_openvino: dict[str, bool],
-    monkeypatch: pytest.MonkeyPatch,
+    toy_run: Path, tmp_path: Path, least: float, in_openvino: dict[str, bool]
 ) -> None:
-    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
-    # OpenVINO runs bfloat16 on any processor, if slowly, which is good enough for a test.
-    for module in ("serve.contract.openvino", "export.bundle", "export.precision.artefacts"):
-        monkeypatch.setattr(f"{module}.computes_bfloat16", lambda: True)
+    needs_openvino("bf16")
     bundle = tmp_path / "bundle"
     settings = BundleSettings(
         num_parity_tiles=2,
@@ -270,8 +265,27 @@ def test_openvino_may_serve_what_passed_the_gate_there(
     manifest = write_bundle(toy_run, bundle, settings)
     found = {entry.file: entry.passed_with("openvino") for entry in manifest.artefacts}
     assert found == in_openvino
+    proofs = {(p.provider, p.processor) for entry in manifest.artefacts for p in entry.proofs}
+    assert proofs == {(name, this_processor().kind) for name in ("cpu", "openvino")}
     titles = [found.title for found in _report(bundle).artefacts]
     assert titles == ["model.onnx", "model.onnx in OpenVINO", "model.bf16.onnx in OpenVINO"]
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_on_a_processor_without_bfloat16_only_float32_is_tried_in_openvino(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_openvino()
+    monkeypatch.setattr(
+        "serve.contract.openvino.problem",
+        lambda precision: "no bfloat16" if precision == "bf16" else None,
+    )
+    settings = BundleSettings(
+        num_parity_tiles=2, precision=PrecisionSettings(fp16=False, openvino=True)
+    )
+    manifest = write_bundle(toy_run, tmp_path / "bundle", settings)
+    assert [entry.file for entry in manifest.artefacts] == ["model.onnx"]
+    assert manifest.artefacts[0].passed_with("openvino")
 
 
 @pytest.mark.usefixtures("_quick_export")

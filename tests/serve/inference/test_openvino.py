@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.openvino import OpenVinoBackend
 from serve.inference.segmenter import open_backend
 from serve.settings import ServeSettings
+from tests.support.openvino import forget_openvino, needs_openvino
 from tests.support.toy_bundle import TILE_SIZE_PX, write_toy_bundle
 
 OUTPUTS = ("labels", "confidence", "low_res_probabilities", "iou_scores")
@@ -38,7 +40,7 @@ def manifest(toy_bundle: Path) -> Manifest:
 
 @pytest.fixture(scope="module")
 def backend(toy_bundle: Path, manifest: Manifest) -> OpenVinoBackend:
-    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    needs_openvino()
     return OpenVinoBackend(toy_bundle, manifest, threads=1, parallel=2)
 
 
@@ -115,26 +117,54 @@ def test_what_did_not_pass_in_it_is_refused(toy_bundle: Path) -> None:
         OpenVinoBackend(toy_bundle, read_bundle(toy_bundle))
 
 
+@pytest.fixture
+def _looked_for_again() -> Iterator[None]:
+    forget_openvino()
+    yield
+    forget_openvino()
+
+
+@pytest.mark.usefixtures("_looked_for_again")
 def test_a_missing_package_is_named_with_the_command(
     toy_bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runtime._core.cache_clear()
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackendUnavailableError, match="pip install openvino"):
         OpenVinoBackend(toy_bundle, manifest)
 
 
-def test_bfloat16_on_a_processor_without_it_is_refused(
-    backend: OpenVinoBackend, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class OldProcessor:
-        def get_property(self, device: str, name: str) -> object:
-            return {
-                "FULL_DEVICE_NAME": "An old processor",
-                "OPTIMIZATION_CAPABILITIES": ["FP32", "INT8"],
-            }[name]
+class OldProcessor:
+    """OpenVINO's core on a processor without bfloat16."""
 
+    def get_property(self, device: str, name: str) -> object:
+        return {
+            "FULL_DEVICE_NAME": "An old processor",
+            "OPTIMIZATION_CAPABILITIES": ["FP32", "INT8"],
+        }[name]
+
+
+@pytest.mark.usefixtures("_looked_for_again")
+def test_bfloat16_on_a_processor_without_it_is_refused(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runtime, "_core", OldProcessor)
-    assert not runtime.computes_bfloat16()
     with pytest.raises(BackendUnavailableError, match="An old processor.*bfloat16"):
         runtime.OpenVinoModel(toy_bundle / "model.onnx", "bf16")
+    monkeypatch.undo()
+
+
+@pytest.mark.usefixtures("_looked_for_again")
+def test_a_runtime_that_computes_wrongly_is_not_used(
+    backend: OpenVinoBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_openvino()
+    monkeypatch.setattr(runtime, "tiny_images", lambda: np.zeros((2, 4, 4, 3), np.uint8))
+    assert "computes wrongly" in str(runtime.problem("fp32"))
+
+
+def test_a_processor_that_has_bfloat16_runs_a_graph_in_it(toy_bundle: Path) -> None:
+    needs_openvino("bf16")
+    model = runtime.OpenVinoModel(toy_bundle / "model.onnx", "bf16", threads=1)
+    expected = runtime.OpenVinoModel(toy_bundle / "model.onnx", "fp32", threads=1)
+    found, labels = (m.run(_tiles(2), ("labels",))["labels"] for m in (model, expected))
+    assert (found == labels).mean() > 0.99

@@ -5,13 +5,15 @@ import onnx
 import pytest
 
 from serve.contract.errors import BackendUnavailableError
+from serve.contract.tiny_graph import TINY_GRAPH
 from serve.inference import probe as module
 from serve.inference.probe import PROVIDERS, check_provider, probe
 from serve.settings import InferenceSettings
+from tests.support.openvino import needs_openvino
 
 
 def test_the_graph_is_a_valid_one() -> None:
-    model = onnx.load_model_from_string(module._GRAPH)
+    model = onnx.load_model_from_string(TINY_GRAPH)
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in model.graph.node] == ["Cast", "MatMul", "ArgMax", "Cast"]
 
@@ -25,7 +27,7 @@ def test_the_cpu_runs_it() -> None:
 
 
 def test_openvino_runs_it() -> None:
-    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    needs_openvino()
     found = probe("openvino")
     assert found.problem is None
     assert found.runtime

@@ -1,3 +1,4 @@
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from serve.inference import providers
 from serve.inference.providers import candidates_for, open_in_process
 from serve.inference.runs_on import RunsOn
 from serve.settings import InferenceSettings
+from tests.support.openvino import forget_openvino
 from tests.support.pictures import painted
 from tests.support.toy_bundle import TILE_SIZE_PX
 
@@ -58,7 +60,7 @@ class Machine:
         self._clock = Clock()
         monkeypatch.setattr(time, "perf_counter", self._clock)
         monkeypatch.setattr(providers, "_open_backend", self._open)
-        monkeypatch.setattr("serve.contract.openvino.is_usable", lambda precision: True)
+        monkeypatch.setattr("serve.contract.openvino.problem", lambda precision: None)
         monkeypatch.setattr("serve.contract.openvino.version", lambda: "2026.4.1")
 
     def _open(
@@ -220,7 +222,7 @@ def test_a_named_provider_that_cannot_prove_itself_is_refused(
 def test_a_single_candidate_is_not_timed(
     machine: Machine, bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.contract.openvino.is_usable", lambda precision: False)
+    monkeypatch.setattr("serve.contract.openvino.problem", lambda precision: "missing")
     machine.seconds = {("cpu", "fp32"): 2.0}
     runs_on = _chosen(bundle, manifest)
     assert (runs_on.provider, runs_on.trials) == ("cpu", ())
@@ -269,7 +271,7 @@ def test_bf16_has_no_provider_but_openvino(
 ) -> None:
     settings = InferenceSettings(precision="bf16")
     assert [c.title for c in candidates_for(settings, manifest)] == ["openvino in bf16"]
-    monkeypatch.setattr("serve.contract.openvino.is_usable", lambda precision: False)
+    monkeypatch.setattr("serve.contract.openvino.problem", lambda precision: "missing")
     with pytest.raises(BundleError, match="bf16"):
         candidates_for(settings, manifest)
 
@@ -281,3 +283,16 @@ def test_where_nothing_gives_the_right_labels_the_error_has_every_reason(
     machine.wrong = {("cpu", "fp32"): 0.5}
     with pytest.raises(BundleError, match=r"cpu in fp32: 50\.000%.*no openvino here"):
         _chosen(bundle, manifest)
+
+
+def test_without_openvino_auto_runs_on_the_cpu(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_openvino()
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    manifest = read_bundle(toy_bundle)
+    artefacts = (_artefact(manifest.artefacts[0], "fp32", cpu=HERE, openvino=HERE),)
+    passed = manifest.model_copy(update={"artefacts": artefacts})
+    runs_on = _chosen(toy_bundle, passed, threads=1)
+    assert (runs_on.provider, runs_on.trials) == ("cpu", ())
+    forget_openvino()

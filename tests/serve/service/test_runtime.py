@@ -7,6 +7,7 @@ from serve.contract.machine import this_processor
 from serve.contract.manifest import Proof, read_bundle
 from serve.inference.runs_on import RunsOn
 from tests.support.http_service import running_service, wait_until_ready
+from tests.support.openvino import needs_openvino
 from tests.support.pictures import blobs, encoded
 from tests.support.toy_bundle import write_toy_bundle
 
@@ -20,7 +21,7 @@ def test_the_service_says_what_the_model_runs_on(service_url: str) -> None:
 
 @pytest.mark.slow
 def test_all_workers_run_on_what_the_first_one_found_fastest(tmp_path: Path) -> None:
-    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    needs_openvino()
     bundle = write_toy_bundle(tmp_path / "bundle")
     manifest = read_bundle(bundle)
     (artefact,) = manifest.artefacts
