@@ -10,11 +10,23 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
-from export.errors import FocalPathError
+import tyro
+
+from benchmarks.harness import write_report
+from benchmarks.perf_analyzer import PerfAnalyzerRow, Transport, run_perf_analyzer
+from benchmarks.serving_plot import plot
+from export import errors as export_errors
+from export.markdown import markdown_table
 from export.triton import publish
-from serve.cli import main as serve
+from serve.client.benchmark import BenchmarkReport
+from serve.client.benchmark_report import markdown
+from serve.client.benchmark_run import Benchmark, run_benchmark
+from serve.contract import errors as serve_errors
+from serve.contract.manifest import read_bundle
 from tests.support.triton_server import TritonServer, TritonSetupError, install_triton, pip
 
 CLIENT_PACKAGE = "tritonclient==2.51.0"  # later ones need glibc 2.38
@@ -56,22 +68,74 @@ def install_perf_analyzer() -> Path:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark with what can be had."""
-    extra: list[str] = []
+    command = tyro.cli(Benchmark, args=list(arguments), prog="python -m benchmarks.serving")
+    notes: list[str] = []
+    analyzer: Path | None = None
     with ExitStack() as stack:
         repository = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="focalpath-")))
         try:
-            publish(_bundle(arguments), repository)
+            publish(command.settings.bundle, repository)
             server = stack.enter_context(TritonServer(repository))
-            extra += ["--triton-url", server.grpc_url, "--triton-http-url", server.http_url]
-            extra += ["--triton-note", NOTE, "--perf-analyzer", str(install_perf_analyzer())]
-        except (TritonSetupError, FocalPathError, OSError, ValueError) as error:
-            print(f"without all of Triton: {error}", file=sys.stderr)
-        return serve(["benchmark", *extra, *arguments])
+            settings = command.settings.model_copy(update={"triton_url": server.grpc_url})
+            command = replace(command, settings=settings, triton_http_url=server.http_url)
+            notes.append(NOTE)
+            analyzer = install_perf_analyzer()
+        except (TritonSetupError, export_errors.FocalPathError, OSError, ValueError) as error:
+            notes.append(f"Not all of Triton could be measured: {error}")
+        try:
+            report = run_benchmark(command)
+        except serve_errors.FocalPathError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        rows = _analyzed(analyzer, command, notes) if analyzer is not None else []
+    notes = [*report.notes, *notes]
+    whole = ServingReport(
+        **{**report.model_dump(), "notes": tuple(notes)}, perf_analyzer=tuple(rows)
+    )
+    write_report(command.out, "benchmark", whole, as_markdown(whole))
+    (command.out / "benchmark.png").write_bytes(plot(whole))
+    return 0
 
 
-def _bundle(arguments: Sequence[str]) -> Path:
-    flags = dict(zip(arguments, arguments[1:], strict=False))
-    return Path(flags.get("--bundle", "artifacts/bundle"))
+class ServingReport(BenchmarkReport):
+    """The report of `python -m serve benchmark`, with what perf_analyzer measured beside it."""
+
+    perf_analyzer: tuple[PerfAnalyzerRow, ...]
+
+
+def as_markdown(report: ServingReport) -> str:
+    """The report as a page."""
+    text = markdown(report)
+    if not report.perf_analyzer:
+        return text
+    rows = [
+        (
+            row.transport,
+            row.concurrency,
+            *(f"{value:.1f}" for value in (row.p50_ms, row.p95_ms, row.p99_ms)),
+            f"{row.inferences_per_second:.2f}",
+        )
+        for row in report.perf_analyzer
+    ]
+    headers = ("transport", "clients", "p50 ms", "p95 ms", "p99 ms", "tiles/s")
+    table = markdown_table(headers, rows, align="lrrrrr")
+    return f"{text}\n## Single tiles on Triton, by perf_analyzer\n\n{table}\n"
+
+
+def _analyzed(program: Path, command: Benchmark, notes: list[str]) -> list[PerfAnalyzerRow]:
+    """What perf_analyzer measures over each transport; a note where one fails."""
+    rows: list[PerfAnalyzerRow] = []
+    manifest = read_bundle(command.settings.bundle)
+    urls = {"HTTP": command.triton_http_url or ""}
+    for transport in get_args(Transport):
+        url = urls.get(transport, command.settings.triton_url)
+        try:
+            rows += run_perf_analyzer(
+                program, manifest, transport=transport, url=url, levels=command.clients
+            )
+        except serve_errors.BackendUnavailableError as error:
+            notes.append(f"perf_analyzer over {transport} was left out: {error}")
+    return rows
 
 
 if __name__ == "__main__":

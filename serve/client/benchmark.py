@@ -17,7 +17,6 @@ import numpy as np
 from pydantic import BaseModel
 
 from serve.client.benchmark_routes import Ask, Route
-from serve.client.perf_analyzer import PerfAnalyzerRow
 from serve.contract.machine import installed_versions, this_machine
 
 GOAL_CLIENTS = 8
@@ -82,7 +81,6 @@ class BenchmarkReport(BaseModel):
     num_tiles: int
     num_rounds: int
     measurements: tuple[Measurement, ...]
-    perf_analyzer: tuple[PerfAnalyzerRow, ...]
     label_agreement: dict[str, float]
     """Share of the pixels whose label is that of this process, by route."""
     goals: tuple[Goal, ...]

@@ -24,7 +24,7 @@ from serve.client.benchmark import (
     goals_of,
     measure,
 )
-from serve.client.benchmark_report import markdown, plot
+from serve.client.benchmark_report import markdown
 from serve.client.benchmark_routes import (
     Ask,
     Route,
@@ -38,7 +38,6 @@ from serve.client.benchmark_routes import (
     tissue_image,
     triton_http_of,
 )
-from serve.client.perf_analyzer import PerfAnalyzerRow, Transport, run_perf_analyzer
 from serve.client.segment_files import read_key, write_whole
 from serve.contract.errors import BackendUnavailableError, FocalPathError
 from serve.contract.manifest import Manifest
@@ -52,7 +51,6 @@ from serve.inference.triton import TritonBackend
 from serve.settings import InferenceSettings, ServeSettings, SharedMemory
 
 _SHARED_MEMORY: dict[str, SharedMemory] = {"Triton gRPC": "off", "Triton shared memory": "on"}
-_TRANSPORTS: tuple[Transport, ...] = ("HTTP", "gRPC", "shared memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +73,6 @@ class Benchmark:
     """What the service is asked for; /labels, /overlay and /arrays encode more."""
     triton_http_url: str | None = None
     """host:port of Triton's HTTP endpoint; by default the gRPC port less one."""
-    triton_note: str | None = None
-    """What the report should say of that Triton."""
-    perf_analyzer: Path | None = None
-    """Triton's perf_analyzer, to be run beside our own measurements."""
     image: Path | None = None
     """Image to segment; by default one is drawn."""
     image_size_px: int = 1024
@@ -90,7 +84,7 @@ class Benchmark:
     min_requests: int = 7
     """Requests of one turn, or twice the clients where that is more."""
     out: Path = Path("artifacts/benchmark")
-    """Folder for benchmark.json, benchmark.md and benchmark.png."""
+    """Folder for benchmark.json and benchmark.md."""
 
 
 def run_benchmark(command: Benchmark) -> BenchmarkReport:
@@ -109,8 +103,6 @@ def run_benchmark(command: Benchmark) -> BenchmarkReport:
         "benchmark.json": report.model_dump_json(indent=2).encode() + b"\n",
         "benchmark.md": markdown(report).encode(),
     }
-    if (picture := plot(report)) is not None:
-        files["benchmark.png"] = picture
     write_whole(command.out, files)
     print(markdown(report))
     print(f"wrote {', '.join(files)} in {command.out}")
@@ -178,7 +170,6 @@ class _Run:
                 num_tiles=len(cut_tiles(self._image, manifest.tile_size_px)),
                 num_rounds=self._command.rounds,
                 measurements=tuple(measurements),
-                perf_analyzer=tuple(self._perf_analyzer(manifest) if triton else ()),
                 label_agreement=self._agreement,
                 goals=tuple(goals_of(measurements)),
                 notes=tuple(self._notes),
@@ -231,8 +222,6 @@ class _Run:
         except BackendUnavailableError as error:
             self._notes.append(f"Triton was left out: {error}")
             return {}
-        if command.triton_note:
-            self._notes.append(command.triton_note)
         return {"Triton HTTP": over_http, **backends}
 
     def _image_routes(
@@ -253,27 +242,6 @@ class _Run:
     def _compare(self, name: str, labels: NDArray[np.uint8], expected: NDArray[np.uint8]) -> None:
         same = labels.shape == expected.shape and float(np.mean(labels == expected))
         self._agreement[name] = float(same)
-
-    def _perf_analyzer(self, manifest: Manifest) -> list[PerfAnalyzerRow]:
-        command = self._command
-        if command.perf_analyzer is None:
-            self._notes.append("perf_analyzer was left out: --perf-analyzer names none.")
-            return []
-        rows: list[PerfAnalyzerRow] = []
-        http_url = command.triton_http_url or triton_http_of(command.settings.triton_url)
-        for transport in _TRANSPORTS:
-            self._console.print(f"perf_analyzer: {transport}")
-            try:
-                rows += run_perf_analyzer(
-                    command.perf_analyzer,
-                    manifest,
-                    transport=transport,
-                    url=http_url if transport == "HTTP" else command.settings.triton_url,
-                    levels=command.clients,
-                )
-            except BackendUnavailableError as error:
-                self._notes.append(f"perf_analyzer over {transport} was left out: {error}")
-        return rows
 
 
 def _described(settings: InferenceSettings, backend: Backend) -> str:

@@ -18,18 +18,11 @@ from serve.client.benchmark import (
     goals_of,
     measure,
 )
-from serve.client.benchmark_report import markdown, plot
+from serve.client.benchmark_report import markdown
 from serve.client.benchmark_routes import Route, service_route, tissue_image
 from serve.client.benchmark_run import Benchmark
-from serve.client.perf_analyzer import read_table, run_perf_analyzer
-from serve.contract.manifest import read_bundle
 from serve.images.tiles import cut_tiles
 from tests.support.triton_server import free_ports
-
-TABLE = """Concurrency,Inferences/Second,Client Send,p50 latency,p90 latency,p95 latency,p99 latency
-1,65.8854,99,15006,15500,16007,17008
-4,131.5,12,30012,31000,32013,33014
-"""
 
 
 def _measured(route: str, clients: int, p50_ms: float, per_second: float) -> Measurement:
@@ -64,7 +57,6 @@ def test_the_benchmark_measures_this_process_and_a_service_and_says_what_it_left
     assert report.backend.startswith("ONNX Runtime (CPUExecutionProvider) in fp32 (")
     assert "| - | - |" in (tmp_path / "benchmark.md").read_text()
     assert "Triton was left out" in (tmp_path / "benchmark.md").read_text()
-    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
     assert "## Goals" in capsys.readouterr().out
 
 
@@ -151,26 +143,7 @@ def test_ten_ms_may_be_added_to_a_fast_model() -> None:
     assert [goal.is_met for goal in goals_of(rows)] == [True]
 
 
-def test_the_table_of_perf_analyzer_is_read_in_milliseconds() -> None:
-    first, second = read_table(TABLE, "gRPC")
-    assert (first.concurrency, first.p50_ms, first.p99_ms) == (1, 15.006, 17.008)
-    assert second.inferences_per_second == 131.5
-
-
-def test_perf_analyzer_is_asked_for_the_models_shape_and_its_failure_is_told(
-    toy_bundle: Path, tmp_path: Path
-) -> None:
-    program = tmp_path / "perf_analyzer"
-    program.write_text('#!/bin/sh\necho "$@" >&2; exit 3\n')
-    program.chmod(0o755)
-    manifest = read_bundle(toy_bundle)
-    with pytest.raises(Exception, match=r"failed: .*--shape image:64,64,3 .*--shared-memory"):
-        run_perf_analyzer(
-            program, manifest, transport="shared memory", url="127.0.0.1:1", levels=[1]
-        )
-
-
-def test_the_report_shows_perf_analyzer_beside_ours_and_a_missed_goal_as_missed() -> None:
+def test_the_report_shows_a_missed_goal_as_missed_and_tiles_apart() -> None:
     rows = [_measured(MODEL, 1, 100, 3), _measured(SERVICE, 1, 200, 3)]
     tile = _measured("Triton gRPC", 1, 5, 200).model_copy(update={"unit": "tile"})
     report = BenchmarkReport.model_validate(
@@ -186,7 +159,6 @@ def test_the_report_shows_perf_analyzer_beside_ours_and_a_missed_goal_as_missed(
             "num_tiles": 1,
             "num_rounds": 1,
             "measurements": [one.model_dump() for one in (*rows, tile)],
-            "perf_analyzer": [one.model_dump() for one in read_table(TABLE, "gRPC")],
             "label_agreement": {},
             "goals": [goal.model_dump() for goal in goals_of(rows)],
             "notes": ["a note"],
@@ -194,10 +166,8 @@ def test_the_report_shows_perf_analyzer_beside_ours_and_a_missed_goal_as_missed(
     )
     text = markdown(report)
     assert "| 10.00 | 100.00 | **missed** |" in text
-    assert "| Triton gRPC, perf_analyzer | 4 | 30.0 |" in text
-    assert text.index("| Triton gRPC | 1 |") < text.index("perf_analyzer | 1 |")
+    assert text.index("## Single tiles on Triton") < text.index("| Triton gRPC | 1 |")
     assert "- a note" in text
-    assert (plot(report) or b"").startswith(b"\x89PNG")
 
 
 def test_the_drawn_image_compresses_as_tissue_does() -> None:
@@ -237,24 +207,3 @@ def test_a_connection_that_the_service_has_closed_is_made_again() -> None:
         with service_route("r", url, "/", bytes(10**6), None).connect() as ask:
             assert [ask(), ask()] == [b"ok", b"ok"]
         server.shutdown()
-
-
-@pytest.mark.triton
-@pytest.mark.slow
-def test_triton_is_measured_by_each_transport_and_by_perf_analyzer(
-    toy_bundle: Path, service_url: str, tmp_path: Path
-) -> None:
-    from benchmarks.serving import main as benchmark_on_triton
-
-    arguments = ["--url", service_url, "--clients", "1", "--rounds", "1", "--min-requests", "2"]
-    arguments += ["--image-size-px", "100", "--out", str(tmp_path)]
-    assert benchmark_on_triton(["--bundle", str(toy_bundle), *arguments]) == 0
-    report = BenchmarkReport.model_validate_json((tmp_path / "benchmark.json").read_bytes())
-    by_transport = ["Triton HTTP", "Triton gRPC", "Triton shared memory"]
-    tiles = [one.route for one in report.measurements if one.unit == "tile"]
-    images = [one.route for one in report.measurements if one.unit == "image"]
-    assert tiles == by_transport
-    assert images == [MODEL, SEGMENTER, SERVICE, *by_transport]
-    assert [row.transport for row in report.perf_analyzer] == ["HTTP", "gRPC", "shared memory"]
-    assert report.label_agreement == dict.fromkeys([SERVICE, *by_transport], 1.0)
-    assert ["stand-in" in note for note in report.notes] == [True, False]
