@@ -58,7 +58,7 @@ test: install
 
 # What tells in a minute whether a change works; `make test` has the rest.
 test-fast: install
-	$(RUN) -m pytest -m "not slow and not triton and not browser"
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow and not triton and not browser"
 
 check: lint typecheck imports dependencies test
 

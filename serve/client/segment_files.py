@@ -24,7 +24,8 @@ from serve.answers.format import AnswerFormat, Options, Source
 from serve.answers.registry import FORMATS, file_formats, merged_options, needs_probabilities
 from serve.client.clients import HttpClient, TritonClient
 from serve.contract.arguments import read_arguments
-from serve.contract.errors import FocalPathError, ImageError
+from serve.contract.errors import FocalPathError, ImageError, SettingsError
+from serve.contract.key_file import read_key_file
 from serve.contract.manifest import Manifest, read_bundle, sha256_of
 from serve.images.decode import read_picture
 from serve.images.mpp import FROM_REQUEST, check_mpp
@@ -187,10 +188,11 @@ def read_key(path: Path | None) -> str | None:
     """The API key on a file's first line; None without a file."""
     if path is None:
         return None
-    lines = path.read_text(encoding="utf-8").split()
-    if not lines:
-        raise FocalPathError(f"{path} is empty, expected an API key on its first line.")
-    return lines[0]
+    words = [line.strip() for line in read_key_file(path) if line.strip()]
+    if not words or not (words[0].isascii() and words[0].isprintable()):
+        found = "no printable ASCII text" if words else "nothing"
+        raise SettingsError(f"{path} has {found} on its first line, expected an API key.")
+    return words[0]
 
 
 def _finished(command: Segment, manifest: Manifest) -> dict[Path, Summary]:

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.contract.errors import AccessError, SettingsError
+from serve.contract.key_file import read_key_file
 from serve.service.error_answers import error_answer
 from serve.service.page import VIEWER_PATH
 from serve.service.telemetry import current_request
@@ -122,16 +123,9 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def _read(path: Path) -> tuple[_Key, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise SettingsError(
-            f"the API keys in {path} cannot be read: {reason}. Check api_keys_file."
-        ) from error
     keys = tuple(
         _parse(line.strip(), f"{path}, line {number}")
-        for number, line in enumerate(lines, start=1)
+        for number, line in enumerate(read_key_file(path), start=1)
         if line.strip() and not line.startswith("#")
     )
     if not keys:

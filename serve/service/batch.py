@@ -1,4 +1,4 @@
-"""Many images in one request: a line of JSON for each, as soon as it and those before are done."""
+"""Many images in one request: one line of JSON per image, in their order, as they are done."""
 
 import asyncio
 import base64
@@ -30,12 +30,12 @@ async def answer_batch(
 ) -> AsyncIterator[bytes]:
     """The answer's lines, in the order of the files.
 
-    A file that cannot be used gets a line that says so, and the others are worked on all the same.
+    A file that cannot be used gets a line that says so; work on the others goes on.
 
     Args:
         files: what to work on.
         form: what the files are read from; closed at the end.
-        job: what is wanted of each.
+        job: what to do with each.
         worker: does the work.
         model: segments.
         ahead: files that are worked on at the same time.
@@ -65,7 +65,7 @@ async def _line(index: int, file: BatchFile, job: Job, worker: Worker, model: Mo
         done = await worker.run(work)
     except FocalPathError as error:
         entry |= {"status": status_of(error), **as_fields(error)}
-    except Exception:  # ours, and none of the other files' business
+    except Exception:  # our own fault, which must not end the other files
         _log.exception("a file of a batch failed")
         message = "The service failed on this file. Its log says more."
         entry |= {"status": 500, "error": message, "code": INTERNAL_CODE}

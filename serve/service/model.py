@@ -26,9 +26,9 @@ from serve.service.telemetry import ObservedBackend, Telemetry
 from serve.settings import ServeSettings
 
 _RETRY_AFTER_S = 1.0
-"""For so long after a failure to open the model, requests get the same error at once."""
+"""Seconds after a failure to open the model in which requests get the same error at once."""
 _ATTEMPTS = 5
-"""How often a request is worked on while Triton changes the model."""
+"""Attempts per request while Triton changes the model."""
 _PAUSE_S = 0.2
 """Between two attempts: Triton answers with the old and the new version for a moment."""
 _STOPPING = "The service is being stopped. Try again."
@@ -40,7 +40,7 @@ _Stamp = tuple[tuple[str, int, int, int], ...]
 
 @dataclass
 class _Opened:
-    """A segmenter that is open, and who uses it."""
+    """An open segmenter, and how many requests use it."""
 
     segmenter: TileSegmenter
     stamp: _Stamp | None
@@ -96,8 +96,8 @@ class Model:
     def run(self, work: Callable[[TileSegmenter], T]) -> T:
         """Do `work` with the open segmenter; waits while it is being opened.
 
-        What the work began with stays open until it ends. Where Triton changes the model meanwhile,
-        the work is done again with the new one.
+        The segmenter stays open until the work ends. If Triton changes the model meanwhile, the
+        work is done again with the new one.
 
         Raises:
             FocalPathError: it cannot be opened now, or the work raises it.
@@ -150,14 +150,14 @@ class Model:
         except BundleError as error:
             self._refused = stamp  # as it is now, it need not be tried again
             self._telemetry.model_refused()
-            _log.error("the new bundle is refused, the model before it answers on: %s", error)
+            _log.error("the new bundle is refused; the old model goes on: %s", error)
         except BackendUnavailableError as error:
             if self._obstacle != str(error):  # it is tried again at each look, and told once
                 self._obstacle = str(error)
-                _log.warning("the new bundle has to wait: %s", error)
+                _log.warning("the new bundle cannot be opened yet: %s", error)
 
     def close(self) -> None:
-        """Close the segmenter, as soon as nobody uses it; nothing is answered after."""
+        """Close the segmenter as soon as no request uses it. Nothing is answered afterwards."""
         with self._guard:
             self._closed = True
             opened, self._current = self._current, None
@@ -206,7 +206,7 @@ class Model:
             self._install(opened)
 
     def _replace(self, old: _Opened) -> None:
-        """Open the bundle again and put it in the place of `old`, unless another thread has."""
+        """Open the bundle again in the place of `old`, unless another thread has done so."""
         with self._opening:
             if self._current is not old:
                 return
@@ -226,7 +226,7 @@ class Model:
             opened.segmenter.close()
             raise BackendUnavailableError(_STOPPING, code="stopping")
         manifest = opened.segmenter.manifest
-        _log.info("%s %s answers", manifest.name, manifest.version)
+        _log.info("%s %s answers requests now", manifest.name, manifest.version)
         self._telemetry.model_serves(
             manifest, self._settings.backend, before.segmenter.manifest if before else None
         )
@@ -260,7 +260,7 @@ class Model:
         return _Opened(segmenter, stamp, triton_version)
 
     def _check_triton(self, manifest: Manifest, old: _Opened | None) -> str | None:
-        """Have Triton load the model, where it is told to, and see that it is not the old one."""
+        """Let Triton load the model, if the settings say so; refuse the old one again."""
         if self._settings.backend != "triton":
             return None
         if self._settings.triton_load:
@@ -305,7 +305,7 @@ def check_warm_up(segmenter: TileSegmenter, bundle: Path) -> None:
 
 
 def _stamp(bundle: Path) -> _Stamp | None:
-    """What changes whenever a file of the bundle does; None while there is no whole bundle."""
+    """A value that changes with any file of the bundle; None while the bundle is not complete."""
     try:
         files = [(entry.name, entry.stat()) for entry in os.scandir(bundle)]
     except OSError:  # it is being replaced

@@ -1,7 +1,7 @@
-"""What a request brings: multipart forms, read strictly and within limits, and zips of images.
+"""Uploads: multipart forms, read strictly and within limits, and zips of images.
 
-Nothing that a caller names is ever opened: a name is only repeated in the answer, and an address
-in a field is text in the wrong place.
+The service opens nothing that a client names. It only repeats a file's name in the answer, and
+refuses an address in a field.
 """
 
 import asyncio
@@ -33,13 +33,13 @@ from serve.settings import MEBIBYTE
 
 BATCH_PATH = "/batch"
 _FORM_OVERHEAD_BYTES = MEBIBYTE
-"""What a multipart body may have around its files."""
+"""Bytes that a multipart body may have besides its files."""
 MAX_PAUSE_S = 30.0
 """Seconds that a body may keep the service waiting for its next part."""
 _MAX_FORM_FIELDS = 8
 _ZIP_START = b"PK"
 _ZIP_ENTRY_BYTES = 4096
-"""Of a zip's directory for each file that a batch may have: bounds the memory that it takes."""
+"""Bytes of a zip's directory per file of a batch. Bounds the memory for reading it."""
 _ZIP_DIRECTORY_SIZE = 5
 """Where the directory's size is in what zipfile reads at a zip's end."""
 _SPOOLED_ABOVE_BYTES = 64 * 1024
@@ -83,10 +83,10 @@ class Limit:
 class BodyLimit:
     """ASGI middleware that refuses a body over the limit, by its header and by its actual bytes.
 
-    One that stops arriving is refused too: it would keep its place among the waiting.
+    It also refuses a body that stops arriving, which would keep its place among those that wait.
 
     Args:
-        app: what it stands before.
+        app: the application behind it.
         image: the limit of an upload.
         batch: the limit of an upload to `BATCH_PATH`.
         max_pause_s: how long a body may stop.
@@ -135,7 +135,7 @@ class BodyLimit:
 
 
 class _MemoryParser(MultiPartParser):
-    """Keeps a file in memory, where it is needed at once: on disk each piece costs a thread."""
+    """Keeps a file in memory, where it is needed at once; each write to disk takes a thread."""
 
     spool_max_size = sys.maxsize
 
@@ -275,14 +275,14 @@ def _check_directory(file: IO[bytes], max_files: int) -> None:
 
 
 def _is_clutter(info: zipfile.ZipInfo) -> bool:
-    """Folders, and what a file manager left beside the images."""
+    """Whether it is a folder, or what a file manager left beside the images."""
     return info.is_dir() or not _CLUTTER.isdisjoint(info.filename.split("/"))
 
 
 def check_name(name: str) -> None:
-    """Raise ImageError for a name that is made to lead out of a folder.
+    """Raise ImageError for a name that leads out of its folder.
 
-    No name is ever opened here; whoever unpacks a batch's answers under their names is safe too.
+    The service opens no name, but a client may write a batch's answers to files of these names.
     """
     if _PATH_TRICK.search(name):
         raise ImageError(

@@ -155,13 +155,13 @@ def test_a_bundle_that_triton_has_not_loaded_yet_waits(bundle: Path, tmp_path: P
             wait_until_ready(url)
             _replace(bundle, "2", tile_size_px=128)
             deadline = time.monotonic() + TIMEOUT_S
-            while "the new bundle has to wait: Triton" not in log.read_text():
+            while "the new bundle cannot be opened yet: Triton" not in log.read_text():
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             response = httpx.post(f"{url}/segment", files={"image": encoded(blobs(70, 70))})
             assert response.json()["model"]["version"] == "1"
             assert httpx.get(f"{url}/readyz").status_code == 200
-    assert log.read_text().count("the new bundle has to wait") == 1
+    assert log.read_text().count("the new bundle cannot be opened yet") == 1
 
 
 @pytest.fixture(scope="module")
