@@ -1,10 +1,10 @@
-"""Scores over seeds, and bootstrap intervals of Dice over seeds and test images together.
+"""Scores over seeds, and bootstrap intervals of Dice over seeds and test cases together.
 
-A resample draws as many seeds and as many test images as there are, both with replacement, pools
-the pixels of the images that it drew, and averages Dice over the seeds that it drew (our choice).
-It is the same for every row, so differences between rows are paired by seed and image. A claim
-about a method rests on its seeds: intervals over images alone would say only that these very models
-differ.
+A case is a patient or slide, as folds.csv groups the images, or an image where it does not. A
+resample draws as many seeds and as many test cases as there are, both with replacement, pools the
+pixels of the cases that it drew, and averages Dice over the seeds that it drew (our choice). It is
+the same for every row, so differences between rows are paired by seed and case. A claim about a
+method rests on its seeds: intervals over cases alone would say only that these very models differ.
 """
 
 from typing import Literal, NamedTuple
@@ -73,13 +73,16 @@ def seed_scores(comparison: Comparison, name: RowName, metric: Literal["dice", "
 
 
 class Bootstrap:
-    """The same resamples of seeds and test images for every row."""
+    """The same resamples of seeds and test cases for every row."""
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
         rng = np.random.default_rng(0)
-        # How often each image and each seed was drawn, (resamples, N) and (resamples, S).
-        self._images = _draw(rng, len(comparison.data.tiles["test"]))
+        names = [tile.group or tile.tile_id for tile in comparison.data.tiles["test"]]
+        _, self._case_of_image = np.unique(names, return_inverse=True)
+        self.num_cases = int(self._case_of_image.max()) + 1
+        # How often each case and each seed was drawn, (resamples, cases) and (resamples, S).
+        self._cases = _draw(rng, self.num_cases)
         self._seeds = _draw(rng, len(comparison.seeds))
         self._resampled: dict[RowName, Floats] = {}
 
@@ -109,9 +112,11 @@ class Bootstrap:
 
     def _resample_dice(self, confusion: NDArray[np.int64]) -> Floats:
         """Dice of one seed's pooled pixels; a class that was not drawn is NaN, and in no mean."""
-        matches = self._images @ np.diagonal(confusion, axis1=1, axis2=2)  # resamples x C
-        target = self._images @ confusion.sum(axis=2)
-        sizes = target + self._images @ confusion.sum(axis=1)
+        cases = np.zeros((self.num_cases, *confusion.shape[1:]), np.int64)
+        np.add.at(cases, self._case_of_image, confusion)
+        matches = self._cases @ np.diagonal(cases, axis1=1, axis2=2)  # resamples x C
+        target = self._cases @ cases.sum(axis=2)
+        sizes = target + self._cases @ cases.sum(axis=1)
         nothing = np.full_like(matches, np.nan)
         dice = np.divide(2 * matches, sizes, out=nothing, where=target > 0)
         present = target > 0

@@ -49,7 +49,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         _leverage_section(comparison),
         times_section(comparison),
         figures_section(comparison, folder),
-        _method(comparison),
+        _method(bootstrap),
         _again(comparison),
     ]
     readme = folder / "README.md"
@@ -158,8 +158,8 @@ With focalpath {version}; [run.yaml](run.yaml) has the settings. Here N was {len
 and ROWS were {rows}. `settings.json` in DATA says what `python -m train prepare` made it from."""
 
 
-def _method(comparison: Comparison) -> str:
-    num_tiles, num_seeds = len(comparison.data.tiles["test"]), len(comparison.seeds)
+def _method(bootstrap: Bootstrap) -> str:
+    num_cases, num_seeds = bootstrap.num_cases, len(bootstrap.comparison.seeds)
     tail = (1 - CONFIDENCE) / 2
     return f"""## How it was measured
 
@@ -169,10 +169,11 @@ def _method(comparison: Comparison) -> str:
 - HCFA uses the validation Dice of the {BASELINE.title} run of the same seed.
 - Dice and IoU per class are those of all test pixels pooled. Unlabelled pixels count nowhere, nor
   does a class without a test pixel. The mean is the plain mean over classes.
-- Intervals: a bootstrap of {NUM_RESAMPLES} resamples. Each draws {num_seeds} seeds and {num_tiles}
-  test images with replacement, pools the images' pixels, and averages Dice over the seeds; all rows
-  see the same draws. The bounds are the {tail:.1%} and {1 - tail:.1%} percentiles. They cover other
-  trainings and other test images. Few seeds make them too narrow, and nothing is corrected for the
-  number of comparisons.
+- Intervals: a bootstrap of {NUM_RESAMPLES} resamples. Each draws {num_seeds} seeds and {num_cases}
+  test cases with replacement, pools the cases' pixels, and averages Dice over the seeds; all rows
+  see the same draws. A case is a patient or slide where folds.csv has a group, else an image. The
+  bounds are the {tail:.1%} and {1 - tail:.1%} percentiles. They cover other trainings and other
+  test cases. Few seeds make them too narrow, and nothing is corrected for the number of
+  comparisons.
 - Fig. 4 shows up to {NUM_PANELS} images; a class counts from {PANEL_SHARE_MIN:.0%} of an image
   on."""

@@ -96,6 +96,18 @@ def test_a_class_without_a_test_pixel_is_in_no_mean_whether_predicted_or_not(num
     assert mean.low < mean.estimate < mean.high
 
 
+def test_images_of_one_patient_are_drawn_together():
+    comparison = toy_comparison({BASE: (0.8,)})
+    tiles = comparison.data.tiles["test"]
+    of_patients = tuple(replace(tile, group=f"patient {i // 6}") for i, tile in enumerate(tiles))
+    data = replace(comparison.data, tiles={**comparison.data.tiles, "test": of_patients})
+    alone, together = (
+        Bootstrap(entry).dice(BASE)[0] for entry in (comparison, replace(comparison, data=data))
+    )
+    assert together.estimate == alone.estimate
+    assert together.high - together.low > 1.5 * (alone.high - alone.low)
+
+
 def test_an_interval_covers_other_seeds_too():
     alike = Bootstrap(toy_comparison({BASE: (0.75,) * 5})).dice(BASE)[0]
     apart = Bootstrap(toy_comparison({BASE: (0.65, 0.7, 0.75, 0.8, 0.85)})).dice(BASE)[0]
