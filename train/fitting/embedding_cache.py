@@ -126,7 +126,8 @@ class EmbeddingCache:
         free = shutil.disk_usage(place).free
         Console().print(
             f"Embedding cache: {num_files} views, {num_bytes / 2**30:.2f} GiB in {self.folder} "
-            f"({free / 2**30:.1f} GiB free)"
+            f"({free / 2**30:.1f} GiB free)",
+            markup=False,
         )
         if num_bytes > free:
             raise FocalPathError(

@@ -216,7 +216,7 @@ def _check_scale(card: CheckpointCard, folder: TileFolder, split: Split) -> None
 @rank_zero_only
 def print_scores(scores: dict[str, float], card: CheckpointCard, title: str) -> None:
     """Print a table of each class's pixel share, bias, Dice and IoU."""
-    table = Table("Class", title=title)
+    table = Table("Class", title=escape(title))
     for column in ("Pixel share", "Bias", "Dice", "IoU"):
         table.add_column(column, justify="right")
     rows = zip(card.classes, card.shares, card.class_attention_bias, strict=True)

@@ -24,7 +24,7 @@ from train.data.folder import read_tile_folder
 from train.data.pixels import class_frequencies
 from train.errors import FocalPathError, RunError, SettingsError
 from train.fitting.evaluation import predict_split
-from train.fitting.run import evaluate, fit
+from train.fitting.run import evaluate, fit, print_scores
 from train.fitting.task import SegmentationTask, named_scores
 from train.metrics import class_scores, image_confusion
 from train.model.checkpoint import load_checkpoint, read_card
@@ -496,3 +496,18 @@ def test_a_tracker_that_is_not_installed_says_what_to_install(
     settings = toy_settings(runtime=RuntimeSettings(track="tensorboard"))
     with pytest.raises(FocalPathError, match="pip install tensorboard"):
         fit(settings, toy_data, tmp_path / "run")
+
+
+def test_scores_of_classes_and_folders_with_brackets_are_printed_as_they_are(
+    toy_run: Path, capsys: pytest.CaptureFixture[str]
+):
+    card = read_card(toy_run)
+    odd = replace(card.classes[0], name="[/b]")
+    card = replace(card, classes=(odd, *card.classes[1:]))
+    scores = {f"{score}/{name}": 0.5 for score in ("dice", "iou") for name in ("[/b]", "mean")}
+    others = [entry.name for entry in card.classes[1:]]
+    scores |= {f"{score}/{name}": 0.5 for score in ("dice", "iou") for name in others}
+    print_scores(scores, card, "runs/[/x]")
+    out = capsys.readouterr().out
+    assert "[/b]" in out
+    assert "runs/[/x]" in out
