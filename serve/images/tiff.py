@@ -78,8 +78,7 @@ def _find_image(structure: Structure) -> TiffImage:
             order = tuple(colors.index(color) for color in RGB_COLORS)
             replaced = {_PHOTOMETRIC: RGB, _EXTRA_SAMPLES: None}
     for page in chosen:
-        if not replaced:
-            check_page(page)
+        check_page(page, are_colors_known=bool(replaced))
     resolution, unit = chosen[0].resolution, chosen[0].resolution_unit
     return TiffImage(
         chosen,

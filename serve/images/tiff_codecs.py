@@ -95,7 +95,7 @@ def decode_segments(data: bytes, page: Page) -> Image.Image:
         if top >= page.height:
             break
         wanted = (
-            rows if page.is_tiled else min(rows, page.height - top),
+            rows if page.tile else min(rows, page.height - top),
             columns,
             page.num_samples,
         )
@@ -151,20 +151,19 @@ def _segments(data: bytes, page: Page) -> tuple[int, int, list[tuple[int, int]]]
     """Rows and columns of a strip or tile, and where each is: its offset and bytes."""
     structure = Structure(data)
     tags = {tag.number: tag for tag in structure.tags(structure.first)}
-    names = (324, 325) if page.is_tiled else (273, 279)
+    names = (324, 325) if page.tile else (273, 279)
     if not all(name in tags for name in names):
         raise ImageError("The TIFF does not say where its pixels are. Write the file again.")
     offsets, sizes = (
         [int(value) for value in structure.values(tags[name], MAX_PLACES)] for name in names
     )
-    if page.is_tiled:
-        columns, rows = (int(structure.values(tags[name])[0]) for name in (322, 323))
+    if page.tile:
+        columns, rows = page.tile
     else:
         columns = page.width
         rows = int(structure.values(tags[278])[0]) if 278 in tags else page.height
         rows = min(rows, page.height)
-    if not (0 < rows <= 2**16 and 0 < columns <= 2**16):
-        raise ImageError(f"The TIFF has tiles of {columns} x {rows} pixels. Write it again.")
+    rows = max(rows, 1)
     needed = -(-page.height // rows) * -(-page.width // columns)
     if len(offsets) < needed or len(sizes) < needed:
         raise ImageError(

@@ -15,6 +15,8 @@ _NOT_THE_IMAGE = re.compile(
 )
 """How Aperio, Ventana and Hamamatsu describe pages beside the slide."""
 _DESCRIPTION_START = 256
+MAX_TILE_SIDE = 8_192
+"""Pixels. A small page may claim huge tiles, which are decoded as a whole."""
 GREY = (0, 1)
 """PhotometricInterpretation: white is zero, black is zero."""
 RGB = 2
@@ -54,7 +56,8 @@ class Page:
     photometric: int
     compression: int
     is_planar: bool
-    is_tiled: bool
+    tile: tuple[int, int] | None
+    """Columns and rows of a tile; None where it has strips."""
     orientation: int
     """1 to 8, as EXIF has it."""
     resolution: tuple[float, float] | None
@@ -73,8 +76,19 @@ class Page:
         return self.width * self.height
 
 
-def check_page(page: Page) -> None:
-    """Raise ImageError for a page whose pixels would be taken for something else."""
+def check_page(page: Page, *, are_colors_known: bool = False) -> None:
+    """Raise ImageError for a page whose pixels would be taken for something else.
+
+    Args:
+        page: what its tags say.
+        are_colors_known: the metadata says which of its grey channels is red, green and blue.
+    """
+    if page.tile is not None and not all(0 < side <= MAX_TILE_SIDE for side in page.tile):
+        raise ImageError(
+            f"The TIFF has tiles of {page.tile[0]} x {page.tile[1]} pixels, at most "
+            f"{MAX_TILE_SIDE} a side are read. Write it again with another program.",
+            code="image_bomb",
+        )
     if page.sample_format != 1:
         kind = _SAMPLE_FORMATS.get(page.sample_format, "unknown")
         raise ImageError(
@@ -96,7 +110,8 @@ def check_page(page: Page) -> None:
             code="image_colors",
         )
     is_grey_alpha = page.num_samples == 2 and page.extra_sample in (1, 2)
-    if page.photometric in GREY and page.num_samples > 1 and not is_grey_alpha:
+    is_one_grey = page.num_samples == 1 or is_grey_alpha
+    if page.photometric in GREY and not is_one_grey and not are_colors_known:
         raise ImageError(
             f"The TIFF has {page.num_samples} channels that do not say which is red, green and "
             f"blue (PhotometricInterpretation {page.photometric}). Save it as RGB.",
@@ -150,7 +165,7 @@ def _read_page(structure: Structure, folder: int) -> Page:
         photometric=number(262, 1),
         compression=number(259, 1),
         is_planar=number(284, 1) == 2,
-        is_tiled=322 in tags,
+        tile=(number(322, 0), number(323, 0)) if 322 in tags else None,
         orientation=number(274, 1),
         resolution=(resolution[0], resolution[1]) if len(resolution) == 2 else None,
         resolution_unit=number(296, 2),

@@ -313,6 +313,15 @@ def test_a_tile_that_is_larger_than_the_tiff_says_is_not_decoded() -> None:
     assert refusal(bytes(patched) + huge).code == "image_damaged"
 
 
+@pytest.mark.parametrize("compression", ["lzw", "webp"])
+def test_a_small_page_of_huge_tiles_is_refused(compression: str) -> None:
+    content = bytearray(tiff(IMAGE, tile=(16, 16), compression=compression, photometric="rgb"))
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        width = file.pages[0].tags[322]
+    content[width.valueoffset : width.valueoffset + 2] = (65_520).to_bytes(2, "little")
+    assert refusal(bytes(content)).code == "image_bomb"
+
+
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.95])
 @pytest.mark.parametrize("make", [ome, imagej, lambda: tiff(IMAGE, compression="webp")])
 def test_a_truncated_tiff_is_refused(share: float, make: Any) -> None:
