@@ -7,8 +7,7 @@ file states, or an `ImageError` that says why not.
 import io
 import struct
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +61,8 @@ class Picture:
     """What the file states of its scale and is not believed."""
     notes: tuple[str, ...] = ()
     """How the pixels differ from those that are stored, such as turned upright."""
+    orientation: int = 1
+    """Of the stored pixels, 1 to 8 as EXIF has it; 1 is upright."""
 
 
 def decode_image(
@@ -104,8 +105,7 @@ def decode_picture(
         raise ImageError(f"The file is empty. {_EXPECTED}.")
     if is_tiff(data):
         return _decode_tiff(data, max_pixels)
-    pixels, stated, notes = _decode_with_pillow(data, max_pixels)
-    return _picture(pixels, stated, notes)
+    return _decode_with_pillow(data, max_pixels)
 
 
 def read_picture(path: Path, settings: InferenceSettings | None = None) -> Picture:
@@ -127,33 +127,25 @@ def read_picture(path: Path, settings: InferenceSettings | None = None) -> Pictu
         raise type(error)(f"{path}: {error}", code=error.code) from error
 
 
-def _picture(pixels: NDArray[np.uint8], stated: Stated, notes: Iterable[str]) -> Picture:
-    return Picture(pixels, stated.mpp, stated.source, stated.note, tuple(notes))
-
-
 def _decode_tiff(data: bytes, max_pixels: int) -> Picture:
     """Decode a TIFF's page, or the three that are its red, green and blue."""
     refuse_bombs(data)
     found = find_image(data)
     _check_size(*found.pages[0].size, max_pixels)
     decoded = [_decode_page(found, index, max_pixels) for index in range(len(found.pages))]
-    if len(decoded) == 1:
-        pixels, notes = decoded[0]
-        if found.channel_order != (0, 1, 2):
-            pixels = np.ascontiguousarray(pixels[..., list(found.channel_order)])
-    else:
-        pixels = np.dstack([channel[..., 0] for channel, _ in decoded])
-        notes = decoded[0][1]
-    return _picture(pixels, found.stated, (*found.notes, *notes))
+    picture, pixels = decoded[0], decoded[0].pixels
+    if len(decoded) > 1:
+        pixels = np.dstack([channel.pixels[..., 0] for channel in decoded])
+    elif found.channel_order != (0, 1, 2):
+        pixels = np.ascontiguousarray(pixels[..., list(found.channel_order)])
+    picture = replace(picture, pixels=pixels, notes=(*found.notes, *picture.notes))
+    return _with_mpp(picture, found.stated)
 
 
-def _decode_page(
-    found: TiffImage, index: int, max_pixels: int
-) -> tuple[NDArray[np.uint8], list[str]]:
+def _decode_page(found: TiffImage, index: int, max_pixels: int) -> Picture:
     page, data = found.pages[index], found.files[index]
     if is_read_by_pillow(page):
-        pixels, _, notes = _decode_with_pillow(data, max_pixels, page.orientation)
-        return pixels, notes
+        return _decode_with_pillow(data, max_pixels, page.orientation)
     refuse_bombs(data)
     try:
         image = decode_segments(data, page)
@@ -164,9 +156,7 @@ def _decode_page(
     return _upright_rgb(image)
 
 
-def _decode_with_pillow(
-    data: bytes, max_pixels: int, orientation: int = 1
-) -> tuple[NDArray[np.uint8], Stated, list[str]]:
+def _decode_with_pillow(data: bytes, max_pixels: int, orientation: int = 1) -> Picture:
     refuse_bombs(data)
     with _open(data, max_pixels) as image:
         _check_kind(image, data)
@@ -176,18 +166,21 @@ def _decode_with_pillow(
         except _DECODER_ERRORS as error:
             raise _damaged(error) from error
     if (pixels := decode_plain_png(data)) is not None:
-        return pixels, stated, []
+        return _with_mpp(Picture(pixels), stated)
     with _open(data, max_pixels) as image:
         try:
-            pixels, notes = _upright_rgb(image, orientation)
-            return pixels, stated, notes
+            return _with_mpp(_upright_rgb(image, orientation), stated)
         except ImageError:
             raise
         except _DECODER_ERRORS as error:
             raise _damaged(error) from error
 
 
-def _upright_rgb(image: Image.Image, orientation: int = 1) -> tuple[NDArray[np.uint8], list[str]]:
+def _with_mpp(picture: Picture, stated: Stated) -> Picture:
+    return replace(picture, mpp=stated.mpp, mpp_source=stated.source, mpp_note=stated.note)
+
+
+def _upright_rgb(image: Image.Image, orientation: int = 1) -> Picture:
     """Turn an image upright and convert it to RGB; says what it changed.
 
     Args:
@@ -197,10 +190,11 @@ def _upright_rgb(image: Image.Image, orientation: int = 1) -> tuple[NDArray[np.u
     image.load()  # turns a TIFF itself
     refuse_large_exif(image.info.get("exif"))
     orientation = image.getexif().get(_ORIENTATION, orientation)
+    orientation = orientation if orientation in range(2, 9) else 1
     rgb, notes = to_rgb(ImageOps.exif_transpose(image))
-    if orientation in range(2, 9):
+    if orientation != 1:
         notes.insert(0, f"turned upright, from orientation {orientation}")
-    return np.array(rgb, np.uint8), notes
+    return Picture(np.array(rgb, np.uint8), notes=tuple(notes), orientation=orientation)
 
 
 def _stated_mpp(image: Image.Image) -> Stated:

@@ -16,8 +16,7 @@ from rich.progress import track
 from train.comparison.methods import Row, RowName, choose_rows, paper_rows
 from train.comparison.run import RowResult, RowRun, duration_text
 from train.data.folder import Tile, TileFolder, read_tile_folder
-from train.data.masks import read_mask
-from train.data.pixels import count_pixels
+from train.data.pixels import count_pixels, read_labels
 from train.errors import SettingsError
 from train.settings import PRESETS, Settings
 
@@ -180,7 +179,7 @@ def choose_panels(folder: TileFolder) -> tuple[Tile, ...]:
     """The test tiles with the most classes, by their masks alone: no prediction is looked at."""
 
     def num_classes(tile: Tile) -> int:
-        mask = read_mask(tile.mask, len(folder.classes), tile.code)
+        mask = read_labels(tile, len(folder.classes))
         counts = np.bincount(mask.ravel(), minlength=1 + len(folder.classes))[1:]
         return int((counts >= PANEL_SHARE_MIN * mask.size).sum())
 

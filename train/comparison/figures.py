@@ -12,8 +12,7 @@ from train.comparison.bootstrap import Floats, seed_scores
 from train.comparison.compare import Comparison
 from train.comparison.methods import BASELINE, RowName
 from train.comparison.tables import markdown_table, table_rows, write_bias_csv
-from train.data.masks import read_mask
-from train.data.pixels import read_image
+from train.data.pixels import read_image, read_labels
 from train.fitting.curves import (
     NAMED_CLASSES_MAX,
     Correlation,
@@ -135,7 +134,7 @@ def _panels(comparison: Comparison) -> list[Panels]:
     seed = comparison.seeds[0]
     panels = []
     for tile in comparison.panels:
-        mask = read_mask(tile.mask, len(comparison.data.classes), tile.code)
+        mask = read_labels(tile, len(comparison.data.classes))
         labels = {"Ground truth": mask}
         for row in table_rows(comparison):
             path = comparison.results[row.name, seed].panels / f"{tile.tile_id}.png"

@@ -16,8 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from serve.images.tiles import pad_by_reflection
 from train.data.augmentation import NUM_VIEWS, draw_window, turn, vary_colors
 from train.data.folder import Tile
-from train.data.masks import read_mask
-from train.data.pixels import image_size, read_image
+from train.data.pixels import image_size, read_image, read_labels
 from train.data.scale import Placement, TileScale, cut_image, cut_labels, nearest
 from train.settings import AugmentationSettings
 
@@ -65,7 +64,7 @@ class _Images:
         """An image's pixels (H, W, 3) and labels (H, W), both uint8."""
         if (found := self._kept.pop(index, None)) is None:
             tile = self._tiles[index]
-            found = read_image(tile.image), read_mask(tile.mask, self._num_classes, tile.code)
+            found = read_image(tile.image), read_labels(tile, self._num_classes)
             self._num_bytes += sum(part.nbytes for part in found)
         self._kept[index] = found
         while self._num_bytes > _KEPT_BYTES and len(self._kept) > 1:
@@ -227,7 +226,7 @@ class WholeImageDataset(Dataset[WholeImage]):
     def labels(self, index: int) -> WholeImage:
         """An image's labels and placement, without its pixels."""
         tile = self.tiles[index]
-        mask = read_mask(tile.mask, self._num_classes, tile.code)
+        mask = read_labels(tile, self._num_classes)
         tile_labels = cut_labels(mask, self.placements[index], self.scale)
         return {
             "tile_id": tile.tile_id,

@@ -130,11 +130,13 @@ def _read_code(path: Path, classes: tuple[TissueClass, ...], content: dict[str, 
             [entry.color for entry in classes],
             content.get("mask_colors"),
             content.get("mask_values"),
+            content.get("mask_orientation"),
         )
     except (ValueError, AttributeError, TypeError) as error:
         raise FocalPathError(
-            f'{path}: {error}. Expected "mask_colors": {{"#rrggbb": "name of a class, or null"}} '
-            'and "mask_values": {"0": "name of a class, or null"}, where the masks need them.'
+            f'{path}: {error}. Expected, where the masks need them: "mask_colors": {{"#rrggbb": '
+            '"name of a class, or null"}, "mask_values": {"0": "name of a class, or null"}, '
+            '"mask_orientation": "stored" or "upright".'
         ) from error
 
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 _ONE_CHANNEL = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _DECODER_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError)
 _MAX_NAMED = 3
+_ORIENTATION = 0x0112
 _MAX_VALUE = 65_535
 _NO_LABEL = 255
 _MANY_COLORS = 64
@@ -46,6 +48,9 @@ class MaskCode:
     num_classes: int
     colors: tuple[tuple[int, int], ...]
     values: tuple[tuple[int, int], ...] | None = None
+    orientation: Literal["stored", "upright"] | None = None
+    """Whether masks without an orientation of their own lie on the image as it is stored or as it
+    is shown; None: not said."""
 
 
 def mask_code(
@@ -53,6 +58,7 @@ def mask_code(
     colors: Sequence[str],
     mask_colors: Mapping[str, str | None] | None = None,
     mask_values: Mapping[str, str | None] | None = None,
+    mask_orientation: Literal["stored", "upright"] | None = None,
 ) -> MaskCode:
     """Make the code of masks from dataset.json's content.
 
@@ -61,10 +67,13 @@ def mask_code(
         colors: of the classes, as #rrggbb.
         mask_colors: name of the class of each colour, None for unlabelled.
         mask_values: name of the class of each value, None for unlabelled.
+        mask_orientation: see `MaskCode`.
 
     Raises:
         ValueError: a name is no class, a colour is not #rrggbb, or a value is no whole number.
     """
+    if mask_orientation not in (None, "stored", "upright"):
+        raise ValueError(f"mask_orientation is {mask_orientation!r}")
     labels: dict[str | None, int] = {None: 0, **{name: i for i, name in enumerate(names, 1)}}
 
     def label(name: str | None) -> int:
@@ -79,7 +88,7 @@ def mask_code(
     by_value = None
     if mask_values:
         by_value = tuple((_as_value(value), label(name)) for value, name in mask_values.items())
-    return MaskCode(len(names), tuple(by_color.items()), by_value)
+    return MaskCode(len(names), tuple(by_color.items()), by_value, mask_orientation)
 
 
 def _as_value(text: str) -> int:
@@ -126,6 +135,19 @@ def read_mask(path: Path, num_classes: int, code: MaskCode | None = None) -> NDA
     if transparent is not None:
         labels[transparent] = 0
     return labels
+
+
+def has_orientation(path: Path) -> bool:
+    """Whether a mask's file says itself which way is up."""
+    with Image.open(path) as image:
+        return _ORIENTATION in image.getexif()
+
+
+def turn_upright(labels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn (H, W) labels as an image of an EXIF orientation is turned."""
+    image = Image.fromarray(labels)
+    image.getexif()[_ORIENTATION] = orientation
+    return np.asarray(ImageOps.exif_transpose(image))
 
 
 def _whole_numbers(image: Image.Image) -> NDArray[np.integer]:

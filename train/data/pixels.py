@@ -21,7 +21,7 @@ from serve.images.decode import Picture, decode_picture
 from serve.images.tiff import is_tiff
 from serve.settings import MEBIBYTE, MEGAPIXEL, PILLOW_LIMIT_MEGAPIXELS
 from train.data.folder import Split, Tile, TileFolder
-from train.data.masks import mask_values, read_mask
+from train.data.masks import has_orientation, mask_values, read_mask, turn_upright
 from train.errors import FocalPathError, ImageFileError, MaskError
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -70,6 +70,8 @@ class ImageFacts:
     """um per pixel that the file itself states."""
     mpp_source: str
     """Where the file states it."""
+    orientation: int
+    """Of the stored pixels, as EXIF has it; 1 is upright."""
 
 
 def inspect_image(path: Path) -> ImageFacts:
@@ -89,7 +91,35 @@ def inspect_image(path: Path) -> ImageFacts:
 def _inspect(path: Path, _: int, __: int) -> ImageFacts:
     picture = read_picture(path)
     height, width, _channels = picture.pixels.shape
-    return ImageFacts(height, width, picture.mpp, picture.mpp_source)
+    return ImageFacts(height, width, picture.mpp, picture.mpp_source, picture.orientation)
+
+
+def read_labels(tile: Tile, num_classes: int) -> NDArray[np.uint8]:
+    """Read the (H, W) uint8 labels that lie on an image as `read_image` reads it.
+
+    Where the image is turned by its EXIF orientation and the mask's file has none, the mask may lie
+    on the stored pixels or on the upright ones. Its size tells which, or else dataset.json's
+    `mask_orientation`; it is not guessed.
+
+    Raises:
+        MaskError: the mask cannot be read, or nobody says which way is up.
+    """
+    labels = read_mask(tile.mask, num_classes, tile.code)
+    facts = inspect_image(tile.image)
+    stated = tile.code.orientation if tile.code else None
+    if facts.orientation == 1 or stated == "upright" or has_orientation(tile.mask):
+        return labels
+    turned = turn_upright(labels, facts.orientation)
+    if stated == "stored":
+        return turned
+    if facts.height == facts.width or facts.orientation not in _TRANSPOSED:
+        raise MaskError(
+            f"{tile.image} is turned by its EXIF orientation {facts.orientation}, and its mask "
+            'does not say which way is up. Add "mask_orientation" to dataset.json: "stored" if '
+            'masks were drawn on the pixels as they are stored, "upright" if on the image as '
+            "viewers show it."
+        )
+    return labels if labels.shape == (facts.height, facts.width) else turned
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -168,7 +198,7 @@ def count_each(folder: TileFolder, split: Split) -> NDArray[np.int64]:
     def count(tile: Tile) -> NDArray[np.int64] | FocalPathError:
         try:
             facts = inspect_image(tile.image)
-            mask = read_mask(tile.mask, num_classes, tile.code)
+            mask = read_labels(tile, num_classes)
         except FocalPathError as error:
             return error
         if (facts.height, facts.width) != mask.shape:

@@ -14,7 +14,7 @@ from tests.support.pictures import blobs, encoded
 from tests.support.toy_data import toy_settings
 from train.cli import Check
 from train.data.folder import read_tile_folder
-from train.data.pixels import read_image, require_trainable
+from train.data.pixels import read_image, read_labels, require_trainable
 from train.errors import FocalPathError, ImageFileError, MaskError
 from train.fitting.run import fit
 
@@ -86,6 +86,14 @@ ACCEPTED: dict[str, Callable[[Path], None]] = {
         put(root, "img/a.jpg", turned(long(IMAGE), "JPEG")),
         put(root, "mask/a.png", turned(long(LABELS))),
     )[0],
+    "turned image, mask as stored": lambda root: (
+        put(root, "img/a.jpg", turned(long(IMAGE), "JPEG")),
+        put(root, "mask/a.png", encoded(long(LABELS))),
+    )[0],
+    "turned square, said to be stored": lambda root: (
+        put(root, "img/a.jpg", turned(IMAGE, "JPEG")),
+        describe(root, mask_orientation="stored"),
+    )[1],
     "16-bit mask": lambda root: put(root, "mask/a.png", encoded(LABELS.astype(np.uint16))),
     "0 and 1 with a table": lambda root: (
         [put(root, f"mask/{name}.png", encoded(LABELS - 1)) for name in "abc"],
@@ -127,13 +135,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[FocalPathError], str]] =
         MaskError,
         "16 x 32",
     ),
-    "turned image, mask as stored": (
-        lambda root: (
-            put(root, "img/a.jpg", turned(long(IMAGE), "JPEG")),
-            put(root, "mask/a.png", encoded(long(LABELS))),
-        ),
+    "turned square, mask without orientation": (
+        lambda root: put(root, "img/a.jpg", turned(IMAGE, "JPEG")),
         MaskError,
-        "32 x 16",
+        '"mask_orientation"',
     ),
     "unknown label": (
         lambda root: put(root, "mask/c.png", encoded(LABELS + 1)),
@@ -215,3 +220,23 @@ def test_a_strict_check_fails_on_warnings(data: Path) -> None:
     Check(data=data).run()
     with pytest.raises(FocalPathError, match="--strict"):
         Check(data=data, strict=True).run()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("side", [SIDE, 2 * SIDE])
+def test_a_mask_drawn_on_the_stored_pixels_is_turned_with_its_image(
+    orientation: int, side: int, data: Path
+) -> None:
+    """The mask is the image's own brightness, so that they can be compared."""
+    labels = np.random.default_rng(0).integers(1, 3, (SIDE, side)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    put(data, "img/a.png", encoded(np.dstack([labels * 100] * 3), exif=exif.tobytes()))
+    put(data, "mask/a.png", encoded(labels))
+    describe(data, mask_orientation="stored")
+    tile = read_tile_folder(data).tiles["training"][0]
+    assert np.array_equal(read_labels(tile, 2), read_image(tile.image)[..., 0] // 100)
+    if orientation in (5, 6, 7, 8) and side != SIDE:  # the size says it alone
+        describe(data)
+        tile = read_tile_folder(data).tiles["training"][0]
+        assert np.array_equal(read_labels(tile, 2), read_image(tile.image)[..., 0] // 100)

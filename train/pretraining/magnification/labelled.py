@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from train.data.folder import Split, read_tile_folder
 from train.data.masks import read_mask
+from train.data.pixels import read_labels
 from train.errors import FocalPathError
 from train.pretraining.footprints import Footprint
 from train.pretraining.regions import RegionSource, SlideInfo
@@ -61,7 +62,7 @@ class _FolderMasks:
     def read(self, slide: int) -> tuple[NDArray[np.uint8], float]:
         tile = self._tiles[slide]
         assert tile.mpp is not None, "checked when the folder was opened"
-        return read_mask(tile.mask, len(self.classes), tile.code), tile.mpp
+        return read_labels(tile, len(self.classes)), tile.mpp
 
 
 class _OcelotMasks:
