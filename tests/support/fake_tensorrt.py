@@ -77,7 +77,6 @@ class FakeTensorRT:
         self.stopped = False
         self.network_flags = 0
         self.config: FakeConfig | None = None
-        self.stream: int | None = None
 
     def Builder(self, logger: object) -> "FakeBuilder":
         return FakeBuilder(self)
@@ -273,7 +272,6 @@ class FakeContext:
         return (self._image_shape[0], *self._engine.specs[name].shape[1:])
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        self._trt.stream = stream_handle
         size = int(np.prod(self._image_shape))
         image = np.frombuffer(ctypes.string_at(self._addresses["image"], size), np.uint8)
         names = [output.name for output in self._engine.session.get_outputs()]

@@ -118,11 +118,12 @@ def test_labels_that_are_no_class_fail_and_leave_the_scores_of_the_others_alone(
     assert [entry.dice for entry in found.classes] == [1.0, 1.0, 1.0]
 
 
-def test_an_artefact_without_logits_is_judged_by_its_other_outputs() -> None:
+@pytest.mark.parametrize("name", ["confidence", "low_res_probabilities"])
+def test_an_artefact_without_logits_is_judged_by_its_other_outputs(name: str) -> None:
     gate = replace(painted_gate(), reference="ONNX Runtime", max_byte_difference=2)
-    confidence = gate.expected.confidence.copy()
-    confidence[0, 0, 0] += 3
-    answers = replace(gate.expected, low_res_logits=None, confidence=confidence)
+    values = getattr(gate.expected, name).copy()
+    values.flat[0] += 3
+    answers = replace(gate.expected, low_res_logits=None, **{name: values})
     found = gate.judge(answers, "model.plan", "fp32", measured_with="TensorRT")
     assert found.max_logit_difference is None
     assert "3 of 255" in found.failures[0]
