@@ -44,7 +44,7 @@ WORKDIR /workspace
 USER 10001:10001
 ENTRYPOINT ["python3", "-m", "export"]
 
-# The environment of the service, built where its tools do not stay behind.
+# The environment of the service. A stage of its own keeps the build tools out of the image.
 FROM ${PYTHON} AS serve-environment
 WORKDIR /source
 RUN python -m venv --without-pip /opt/focalpath
@@ -77,5 +77,5 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:3000/readyz')"]
 ENTRYPOINT ["python", "-m", "serve"]
-# Needs FOCALPATH_API_KEYS_FILE, or FOCALPATH_INSECURE_NO_KEY=true behind something that asks for one.
+# Needs FOCALPATH_API_KEYS_FILE, or FOCALPATH_INSECURE_NO_KEY=true behind a proxy that checks callers.
 CMD ["http", "--host", "0.0.0.0", "--port", "3000"]

@@ -176,6 +176,19 @@ def test_an_answer_that_has_begun_is_finished() -> None:
     assert response.text == "first last"
 
 
+def test_a_service_under_a_path_takes_requests_with_and_without_it() -> None:
+    async def work(client: httpx.AsyncClient, _: Endpoints) -> httpx.Response:
+        for path in ("/focalpath/id_seen", "/id_seen"):  # the proxy keeps it, or strips it
+            assert (await client.get(path)).status_code == 200
+        assert (await client.get("/focalpathology/id_seen")).status_code == 404
+        page = await client.get("/focalpath")
+        assert (page.status_code, page.headers["Location"]) == (308, "/focalpath/")
+        return await client.get("/focalpath/metrics")
+
+    metrics = _run(work, root_path="/focalpath").text
+    assert 'focalpath_requests_total{endpoint="/id_seen",status="200"} 2.0' in metrics
+
+
 def test_a_foreign_origin_is_allowed_when_it_is_listed() -> None:
     headers = {"Origin": "https://dsa.example", "Access-Control-Request-Method": "POST"}
     headers["Access-Control-Request-Headers"] = "x-api-key"
@@ -211,6 +224,8 @@ def test_a_browser_asks_for_its_origin_without_a_key_and_sees_why_a_key_is_refus
     refused = _run(work, allowed_origins=("https://dsa.example",), **keys)
     assert refused.status_code == 401
     assert refused.headers["Access-Control-Allow-Origin"] == "https://dsa.example"
+    exposed = refused.headers["Access-Control-Expose-Headers"]
+    assert {"Retry-After", "X-Request-ID"} <= set(exposed.split(", "))
 
 
 def test_requests_are_counted_by_endpoint_status_and_reason(tmp_path: Path) -> None:
