@@ -1,7 +1,6 @@
-"""How fast the export answers beside the model as it is published: `make benchmark-export`.
+"""Speed of the exported graph beside SAM-Path as it is published: `make benchmark-export`.
 
-Every variant has a process of its own. They take turns, so that what else the machine does falls on
-all of them alike; ratios are medians over the rounds, never between rounds.
+Every variant has a process of its own, and they take turns; see `benchmarks.harness`.
 """
 
 import json

@@ -108,7 +108,7 @@ class GpuBenchmark:
         """Measure and write both files.
 
         Raises:
-            FocalPathError: a variant is none.
+            FocalPathError: a variant is not known.
             NoGpuError: there is no GPU and the device is not cpu.
         """
         unknown = [name for name in self.variants if name not in VARIANTS]
@@ -140,7 +140,7 @@ class _Run:
         if isinstance(peak, Failed):
             raise FocalPathError(f"the GPU cannot even multiply two matrices: {peak.why}")
         self._peak: Throughput = peak
-        self._say(f"{peak.device}: {peak.flops / 1e12:.1f} TFLOP/s in bfloat16")
+        self._tell(f"{peak.device}: {peak.flops / 1e12:.1f} TFLOP/s in bfloat16")
 
     def all(self) -> GpuReport:
         """Measure every variant."""
@@ -153,7 +153,7 @@ class _Run:
     def _has_graphs(self, form: str) -> bool:
         """Export the graphs of a form when they are first needed."""
         if form not in self._has_form:
-            self._say(f"Exporting, attention {form}")
+            self._tell(f"Exporting, attention {form}")
             with _own_process() as call:
                 written = call(write_graphs, self._settings.model, self._folder, form)
             self._has_form[form] = not isinstance(written, Failed)
@@ -195,12 +195,12 @@ class _Run:
                 label_agreement=measured.label_agreement,
             )
         )
-        self._say(f"{name}, batch {batch_size}: {rate:.1f} tiles/s")
+        self._tell(f"{name}, batch {batch_size}: {rate:.1f} tiles/s")
         self._write()
 
     def _skip(self, name: str, why: str) -> None:
         self._skipped[name] = why
-        self._say(f"{name}: {why}")
+        self._tell(f"{name}: {why}")
         self._write()
 
     def _write(self) -> GpuReport:
@@ -218,7 +218,7 @@ class _Run:
         write_report(settings.out, "benchmark_gpu", report, markdown(report))
         return report
 
-    def _say(self, text: str) -> None:
+    def _tell(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

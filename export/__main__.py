@@ -1,4 +1,4 @@
-"""Export a checkpoint to a bundle that has proved itself, build its TensorRT engine, publish it.
+"""Export a checkpoint to a bundle that has passed the gate, build its engine, publish it.
 
 python -m export CHECKPOINT --out BUNDLE   ONNX in several precisions, gated, with its reports
 python -m export engine BUNDLE             a TensorRT plan, on the GPU that will serve it
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; what the user can mend ends with one line and its exit status."""
+    """Run a command. An error that the user can fix ends with one line and its exit status."""
     # The imports take seconds, and an interrupt inside them would end in their tracebacks.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from export.cli import run
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # So that a terminated export clears up as an interrupted one does.
+    # A terminated export then cleans up as an interrupted one does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     run(sys.argv[1:] if arguments is None else list(arguments))
 

@@ -1,4 +1,4 @@
-"""The commands of `python -m export`: their options, and what they print."""
+"""The commands of `python -m export`: their options and what they print."""
 
 import shlex
 import sys
@@ -22,27 +22,27 @@ from serve.contract.manifest import Manifest, read_bundle
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Export a checkpoint to a bundle and, when asked, publish it in Triton's repository.
+    """Export a checkpoint to a bundle and, with --model-repository, publish it for Triton.
 
-    `python -m export engine BUNDLE` builds a bundle's TensorRT engine and `python -m export publish
-    BUNDLE` publishes a bundle that is there already; each has its own --help.
+    Two other commands work on a finished bundle: `python -m export engine BUNDLE` builds its
+    TensorRT engine, `python -m export publish BUNDLE` publishes it. Each has its own --help.
     """
 
     checkpoint: tyro.conf.Positional[Path]
     """A run's folder or its model.safetensors."""
     out: Path
-    """The bundle's folder; an earlier bundle there is replaced once the new one has passed, and
-    nothing else is: a folder with other files is refused."""
+    """Folder of the bundle. An earlier bundle there is replaced once the new one has passed the
+    gate. A folder with other files is refused."""
     model_repository: Path | None = None
-    """Triton's model repository; the bundle becomes its newest version."""
+    """Triton's model repository. The bundle becomes its newest version."""
     target: Target = "onnxruntime"
-    """What runs the model inside Triton; tensorrt-a100 takes three commands, see publish --help."""
+    """What runs the model inside Triton. tensorrt-a100 takes three commands, see publish --help."""
     keep: int | None = None
-    """Versions to keep in the model repository, older ones are deleted; by default all."""
+    """Versions to keep in the model repository; older ones are deleted. By default all are kept."""
     bundle: Annotated[BundleSettings, tyro.conf.arg(name="")]
 
     def run(self) -> None:
-        """Export, publish, say where it is."""
+        """Export, publish, and print where the bundle is."""
         self._check()
         _print_artefacts(self.out, write_bundle(self.checkpoint, self.out, self.bundle))
         if self.model_repository is None:
@@ -84,8 +84,8 @@ class Export:
 class Publish:
     """Put a bundle into Triton's model repository as the newest version.
 
-    A new version appears whole or not at all; what Triton already serves adds none. For
-    tensorrt-a100 the bundle's engine has to be there: `python -m export engine BUNDLE` first.
+    A new version appears whole or not at all. A bundle that Triton already serves adds no version.
+    For tensorrt-a100 build the engine first: `python -m export engine BUNDLE`.
     """
 
     bundle: tyro.conf.Positional[Path]
@@ -95,10 +95,10 @@ class Publish:
     target: Target = "onnxruntime"
     """What runs the model inside Triton."""
     keep: int | None = None
-    """Versions to keep in the model repository, older ones are deleted; by default all."""
+    """Versions to keep in the model repository; older ones are deleted. By default all are kept."""
 
     def run(self) -> None:
-        """Publish, say where it is."""
+        """Publish, and print where the version is."""
         check_repository(self.model_repository, self.bundle)
         warnings = self._warnings()
         version = publish(self.bundle, self.model_repository, self.target, keep=self.keep)
@@ -108,7 +108,7 @@ class Publish:
             console.print(warning)
 
     def _warnings(self) -> list[str]:
-        """What is against serving the bundle's engine in the planned image."""
+        """Reasons why the planned image cannot serve the bundle's engine."""
         if self.target != "tensorrt-a100":
             return []
         builds = [artefact.tensorrt for artefact in read_bundle(self.bundle).artefacts]
@@ -116,7 +116,7 @@ class Publish:
         return [reason for build in builds if build and (reason := plan.serving_mismatch(build))]
 
     def command(self) -> str:
-        """What the user would type."""
+        """The command line that publishes the bundle."""
         words = ["python", "-m", "export", "publish", str(self.bundle)]
         words += ["--model-repository", str(self.model_repository), "--target", self.target]
         return shlex.join(words if self.keep is None else [*words, "--keep", str(self.keep)])
@@ -126,7 +126,7 @@ _COMMANDS = {"engine": Engine, "publish": Publish}
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Run the command; what the user can mend ends with one line and its exit status."""
+    """Run a command. An error that the user can fix ends with one line and its exit status."""
     try:
         with errors_translated():
             _parsed(arguments).run()

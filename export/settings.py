@@ -1,4 +1,4 @@
-"""What the user decides about a bundle, checked before any work."""
+"""The settings of an export, checked before any work."""
 
 import re
 from dataclasses import dataclass, field
@@ -16,32 +16,32 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class BundleSettings:
-    """What a bundle is called and how it is checked."""
+    """How a bundle is named, written and checked."""
 
     name: str = "segmenter"
     """The model's name, also in Triton."""
     model_version: str | None = None
-    """The model's version; by default the first digits of the checkpoint's SHA-256."""
+    """The model's version. By default the first 12 digits of the checkpoint's SHA-256."""
     opset: int = 20
-    """ONNX opset of the graph, 20 to 24; from 23 on, attention is ONNX's own operator."""
+    """ONNX opset of the graph, 20 to 24. From 23 on, attention is ONNX's own operator."""
     max_batch_size: int = 8
     """Largest batch that a server may send."""
     validate: Path | None = None
-    """Data set to compare with torch on; by default drawn tissue."""
+    """Data set whose tiles are compared with torch. By default drawn tissue."""
     num_parity_tiles: int = 8
     """Tiles to compare on."""
     positions: Positions = "dense"
-    """How attention gets SAM's relative position. dense: a bias for each query and key; extended:
-    wider queries and keys, the same answers without the bias's memory."""
+    """How attention gets SAM's relative position. dense: one bias per query and key. extended:
+    wider queries and keys, which give the same answers and need no memory for the bias."""
     max_queries: int | None = 512
-    """Attention takes at most so many queries at once, which suits a CPU's caches and bounds
-    memory; None takes all, which a GPU may run faster, but the gate, which runs three tiles at
-    once, then takes 7 GB a tile of 1024 pixels."""
+    """Queries that attention takes at once. Few of them suit a CPU's caches and bound the memory.
+    None takes all: a GPU may run that faster, but the gate, which runs three tiles at once, then
+    takes 7 GB per tile of 1024 pixels."""
     precision: PrecisionSettings = field(default_factory=PrecisionSettings)
     tolerances: Tolerances = field(default_factory=Tolerances)
 
     def __post_init__(self) -> None:
-        """Refuse what would fail after the work, or mean nothing."""
+        """Refuse values that would fail after the work."""
         if not _NAME.fullmatch(self.name):
             raise SettingsError(
                 f"name is {self.name!r}; give lowercase letters, digits, _ and -, and begin with a "

@@ -96,8 +96,8 @@ def _classes(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
     if any(card.class_attention_bias):
         yield (
             f"The bias ({card.settings.model.bias}) is added to the logits of the attention from "
-            "image to class tokens: above 0 where the model attends more to a class. Unlabelled "
-            "(0) is never predicted."
+            "image to class tokens: above 0 for classes that the model attends to more. "
+            "Unlabelled (0) is never predicted."
         )
     else:
         yield "The model has no bias in its attention. Unlabelled (0) is never predicted."

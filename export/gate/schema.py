@@ -1,4 +1,4 @@
-"""What the gate measures and allows; `parity.json` in the bundle is a `ParityReport`."""
+"""What the gate measures and allows. `parity.json` in the bundle is a `ParityReport`."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +15,7 @@ Runtime = Literal["ONNX Runtime", "emulation", "OpenVINO", "TensorRT"]
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerances:
-    """How far an artefact may be from torch in float32: shares of pixels, and Dice in [0, 1]."""
+    """How far an artefact may be from torch in float32, in shares of pixels and Dice in [0, 1]."""
 
     fp32_agreement: float = 0.9999
     """Least share of pixels with torch's label in float32."""
@@ -152,7 +152,7 @@ class ArtefactParity(Strict):
     classes: tuple[ClassParity, ...]
     tiles: tuple[TileParity, ...]
     failures: tuple[str, ...]
-    """Why it is not in the bundle; empty for one that is."""
+    """Why it is not in the bundle; empty if it is."""
 
     @property
     def passed(self) -> bool:
@@ -161,7 +161,7 @@ class ArtefactParity(Strict):
 
     @property
     def title(self) -> str:
-        """What was measured: a file, and where not in ONNX Runtime by itself."""
+        """The file, and the runtime where it is not ONNX Runtime."""
         return f"{self.file} in OpenVINO" if self.measured_with == "OpenVINO" else self.file
 
     def for_manifest(self) -> Parity:
@@ -194,7 +194,7 @@ class ParityReport(Strict):
     """Name and kind of the processor that the runtimes ran on; None in older reports."""
     tolerances: dict[str, float]
     activation_limit: float
-    """Magnitude from which on a block may not be computed in fp16."""
+    """The largest magnitude that a block may reach in fp16."""
     peaks: tuple[BlockPeak, ...]
     artefacts: tuple[ArtefactParity, ...]
 

@@ -195,7 +195,7 @@ class WindowAttention(FusedProjections):
 def attend(
     queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, form: AttentionForm
 ) -> Tensor:
-    """Attend from (B, heads, Q, d), already scaled, to (B, heads, K, d) and values alike.
+    """Attend from (B, heads, Q, d), already scaled, to keys and values (B, heads, K, d).
 
     `bias`, added to the logits, is broadcastable to (B, heads, Q, K).
     """

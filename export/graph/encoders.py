@@ -131,7 +131,7 @@ class FoldedPathologyEncoder(nn.Module):
             encoder.patch_kernel(), vit.patch_embed.proj.bias, encoder.mean, encoder.std, positions
         )
         self.patch_embed = Projection(patch_embed.weight, None)
-        # Added after room was made for the prefix, which so needs no copy an image.
+        # Added after the prefix is padded in, so the prefix needs no copy per image.
         positions = torch.cat([prefix[None], cast(Tensor, patch_embed.bias)], dim=1)
         self.register_buffer("positions", positions)
         self.norm_pre, self.norm = vit.norm_pre, vit.norm

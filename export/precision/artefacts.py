@@ -36,25 +36,25 @@ class PrecisionSettings:
     fp16: bool = True
     """Half precision, for GPUs."""
     bf16: bool = False
-    """bfloat16. ONNX Runtime's own CPU provider cannot run it: it is compared by emulation, or in
+    """bfloat16. ONNX Runtime's CPU provider cannot run it, so it is compared by emulation, or in
     OpenVINO."""
     int8: bool = False
-    """8 bits for the products, for CPUs."""
+    """8 bits for the matrix products, for CPUs."""
     openvino: bool = False
     """Also compare in OpenVINO, so that a service may use it: the float32 graph, and one in
     bfloat16 where this machine's processor has instructions for it."""
     fp32_islands: tuple[str, ...] = ()
-    """Blocks that stay in float32 in half precision; parity.json lists their names."""
+    """Blocks that stay in float32 in half precision. parity.json lists the names of all blocks."""
     auto_islands: bool = True
-    """Also keep those in float32 whose activations are too large, or without which the gate fails;
-    else half precision is refused."""
+    """Also keep those blocks in float32 whose activations are too large, or without which the gate
+    fails. Otherwise half precision is refused in these cases."""
     fp16_range_share: float = 0.1
-    """Largest share of float16's 65,504 that an activation may reach in fp16."""
+    """Largest share of 65,504, float16's maximum, that an activation may reach in fp16."""
     num_emulated_tiles: int = 2
-    """Tiles to compare fp16 on with each node's result rounded; 0 leaves this out."""
+    """Tiles on which fp16 is also compared with each node's result rounded. 0 leaves this out."""
 
     def __post_init__(self) -> None:
-        """Refuse what means nothing."""
+        """Refuse values out of range."""
         if not 0 < self.fp16_range_share <= 1:
             raise SettingsError(
                 f"fp16_range_share is {self.fp16_range_share}; give a share above 0, at most 1"
@@ -64,7 +64,7 @@ class PrecisionSettings:
 
     @property
     def activation_limit(self) -> float:
-        """The magnitude from which on a block may not be computed in fp16."""
+        """The largest magnitude that a block may reach in fp16."""
         return self.fp16_range_share * FLOAT16_MAX
 
 
@@ -125,7 +125,7 @@ class HalfMaker:
         return self._judge(target, islands | more)
 
     def _too_large(self, peaks: Mapping[str, Peak], islands: frozenset[str]) -> dict[str, str]:
-        """What the audit has against each block."""
+        """The reason why each block may not be computed in fp16, by block."""
         if self._precision == "bf16":
             return {}  # it has the range of float32
         limit = self._settings.activation_limit
@@ -137,7 +137,7 @@ class HalfMaker:
         }
 
     def _refuse_all(self, reasons: Iterable[str]) -> Measured:
-        """Refuse a graph of which nothing would be left in half precision: torch's own answers."""
+        """Refuse a graph in which no block could be in half precision; the answers are torch's."""
         answers = self._gate.expected
         found = self._gate.judge(answers, self._file, self._precision, fp32_islands=self._blocks)
         failures = ("every block would have to stay in float32", *reasons)

@@ -224,7 +224,7 @@ def _largest(values: NDArray[Any]) -> float:
 
 
 def _is_generic(node: NodeProto, place: int, opset: int) -> bool:
-    """Whether an input follows the node's type; Resize's scales, say, are always float32."""
+    """Whether an input has the node's type. Resize's scales, for example, are always float32."""
     schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     formal = schema.inputs[min(place, len(schema.inputs) - 1)]
     return formal.type_str in {entry.type_param_str for entry in schema.type_constraints}

@@ -1,6 +1,6 @@
-"""TensorRT's builder, told what to do by an `EnginePlan`.
+"""Runs TensorRT's builder with the settings of an `EnginePlan`.
 
-One path for TensorRT 10 and 11, which took the precision flags away: a strongly typed network.
+TensorRT 10 and 11 share one path, a strongly typed network: 11 has no precision flags any more.
 The `tensorrt` module is passed in.
 """
 

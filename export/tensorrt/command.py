@@ -22,23 +22,25 @@ from serve.contract.manifest import read_bundle
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Build a bundle's TensorRT engine as its engine_plan.json says, and prove it.
+    """Build a bundle's TensorRT engine from its engine_plan.json, and run the gate on it.
 
-    Exit status 2 where this machine cannot: the last line is then the command for one that can.
+    Ends with status 2 where this machine cannot build it; the last line is then the command for a
+    machine that can.
     """
 
     bundle: tyro.conf.Positional[Path]
-    """The bundle's folder; the plan is added to it once it has passed the gate."""
+    """Folder of the bundle. The plan is added to it once it has passed the gate."""
     validate: Path | None = None
-    """Data set to compare with ONNX Runtime on; by default drawn tissue."""
+    """Data set whose tiles are compared with ONNX Runtime. By default drawn tissue."""
     num_tiles: int = 4
     """Tiles to compare on."""
     compute_capability: str | None = None
-    """Of the GPU that will serve, such as 9.0, where it is no A100; the build needs one like it."""
+    """Compute capability of the GPU that will serve, such as 9.0, if it is not an A100. The build
+    needs a GPU of the same kind."""
     tensorrt_version: str | None = None
-    """Of the TensorRT that will serve, such as 10.16, where it is not the planned image's."""
+    """Version of the TensorRT that will serve, such as 10.16, if it is not the planned image's."""
     docker: bool = False
-    """Where this machine lacks TensorRT and docker is there, run that command."""
+    """If this machine lacks TensorRT and has docker, run that command."""
 
     def run(self) -> None:
         """Build here, or in the container."""

@@ -1,6 +1,6 @@
-"""From an ONNX graph to a TensorRT plan, by `engine_plan.json` alone.
+"""From an ONNX graph to a TensorRT plan, as `engine_plan.json` says.
 
-Checks first, then builds, runs what was built, and keeps it only if it passes the gate.
+Checks the machine, builds the plan, runs it, and keeps it only if it passes the gate.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ def build_engine(
     trt: ModuleType | None = None,
     gpu: Gpu | None = None,
 ) -> EngineReport:
-    """Build the bundle's TensorRT plan, prove it, and add it to the manifest.
+    """Build the bundle's TensorRT plan, run the gate on it, and add it to the manifest.
 
     The plan appears under its name only once it has passed the gate.
 

@@ -1,7 +1,7 @@
 """A lint of an ONNX graph against the rules of TensorRT's parser.
 
 The rules are data, in `rules.json`, which cites where they come from. A violation names
-the node and the fix on a machine that has no TensorRT: the builder would say so later, elsewhere.
+the node and the fix on a machine without TensorRT, before a builder elsewhere would fail.
 """
 
 import functools

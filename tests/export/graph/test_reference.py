@@ -136,7 +136,7 @@ SMALL = {"embed_dim": 64, "num_heads": 2}
     ("name", "changes"),
     [
         ("vit_small_patch16_dinov3", SMALL),  # rotary positions, registers
-        ("beit_base_patch16_224", SMALL),  # a position bias per block
+        pytest.param("beit_base_patch16_224", SMALL, marks=pytest.mark.slow),  # a position bias
         pytest.param("eva02_tiny_patch14_224", SMALL, marks=pytest.mark.slow),  # SwiGLU, 14 pixels
         pytest.param("vit_relpos_small_patch16_224", SMALL, marks=pytest.mark.slow),
         pytest.param("deit_tiny_distilled_patch16_224", {}, marks=pytest.mark.slow),
@@ -214,6 +214,7 @@ def test_a_bias_of_zero_stays_in_the_graph(tmp_path: Path):
     assert not onnx.numpy_helper.to_array(bias).any()
 
 
+@pytest.mark.slow
 def test_the_form_of_attention_is_the_callers_choice(padded: Deployable, tmp_path: Path):
     form = AttentionForm(window_positions="extended", max_queries=40)
     export_onnx(padded, tmp_path / "model.onnx", form=form)
