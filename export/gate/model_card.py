@@ -9,6 +9,7 @@ from export.gate.schema import ArtefactParity, ParityReport
 from export.markdown import markdown_table
 from serve.contract.manifest import Manifest
 from train.model.checkpoint import CheckpointCard
+from train.model.class_bias import find_strategy
 
 MODEL_CARD_FILE = "MODEL_CARD.md"
 
@@ -94,10 +95,11 @@ def _classes(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
     yield markdown_table(headers, rows, align="rllrrrr")
     yield ""
     if any(card.class_attention_bias):
+        strategy = find_strategy(card.settings.model.bias)
         yield (
-            f"The bias ({card.settings.model.bias}) is added to the logits of the attention from "
-            "image to class tokens: above 0 for classes that the model attends to more. "
-            "Unlabelled (0) is never predicted."
+            f"The bias is `{strategy.name}`: {strategy.help} It is added to the logits of the "
+            "attention from image to class tokens: above 0 for classes that the model attends to "
+            "more. Unlabelled (0) is never predicted."
         )
     else:
         yield "The model has no bias in its attention. Unlabelled (0) is never predicted."

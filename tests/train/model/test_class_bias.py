@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -185,6 +186,11 @@ def test_hcfa_without_a_baseline_says_what_to_run():
         initial_bias("hcfa")
     assert caught.value.code == "baseline"
     assert "--difficulty-from" in str(caught.value)
+
+
+def test_the_docs_name_every_strategy():
+    text = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
+    assert [name for name in STRATEGIES if f"| `{name}` |" not in text] == []
 
 
 LEARNED = [name for name, strategy in STRATEGIES.items() if strategy.learned]
