@@ -21,7 +21,7 @@ class TissueRule(Strict):
     """Side of the window, in pixels of 8 um, whose median counts."""
     close_px: int = Field(5, ge=1, le=101)
     """Gaps of up to about this many pixels of 8 um are closed."""
-    grow_um: float = Field(24.0, ge=0, le=1000)
+    grow_um: float = Field(40.0, ge=0, le=1000)
     """How far the tissue is grown, in um."""
     exclude_pen: bool = True
     """Leave out marks of a green pen and what is nearly black. Not for green stains."""

@@ -40,7 +40,7 @@ def write_overview(result: SlideResult, path: Path) -> None:
     um_per_px = result.plan.um_per_cell * result.plan.shape[1] / width
     _draw_scale(draw, (_MARGIN, _MARGIN + height), width, um_per_px)
     _draw_legend(draw, left, result.summary)
-    canvas.save(path, "PNG", optimize=False, compress_level=6)
+    canvas.save(path, "PNG", compress_level=1)  # a photograph: more effort saves little
 
 
 def _small(result: SlideResult) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -64,15 +64,18 @@ def _overlay(
     slide: NDArray[np.uint8], labels: NDArray[np.uint8], result: SlideResult
 ) -> NDArray[np.uint8]:
     """The slide with each class in its colour and a line around it."""
-    colors = np.zeros((256, 3), np.float32)
+    colors = np.zeros((256, 3), np.uint8)
     for label, tissue in enumerate(result.plan.model.classes, start=1):
         colors[label] = ImageColor.getrgb(tissue.color)[:3]
-    painted = slide * (1 - _OVERLAY) + colors[labels] * _OVERLAY
+    picture, painted = Image.fromarray(slide), Image.fromarray(colors[labels])
+    blended = Image.blend(picture, painted, _OVERLAY)
+    found = np.array(Image.composite(blended, picture, Image.fromarray(labels > 0)))
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]
-    painted[edge] = colors[labels][edge] * 0.75
-    return np.where((labels > 0)[..., None], painted, slide).astype(np.uint8)
+    edge &= labels > 0
+    found[edge] = (colors // 4 * 3)[labels[edge]]
+    return found
 
 
 def _draw_scale(
