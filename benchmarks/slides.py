@@ -133,8 +133,9 @@ class _Bench:
 
     def __init__(self, settings: InferenceSettings, folder: Path) -> None:
         self.manifest: Manifest = read_bundle(settings.bundle)
-        self.runner: TileRunner = open_segmenter(settings, self.manifest).backend
-        self._model = model_of(settings, self.manifest)
+        segmenter = open_segmenter(settings, self.manifest)
+        self.runner: TileRunner = segmenter.backend
+        self._model = model_of(segmenter)
         self._folder = folder
         self._runs = 0
         self.batch = settings.max_batch_size or self.manifest.max_batch_size

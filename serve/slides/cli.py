@@ -127,7 +127,7 @@ def _run(command: Run) -> int:
         raise SettingsError(f"--read-threads is {command.read_threads}, expected 1 to 256.")
     options = run_options(command)
     tasks, problems = find_slides(command.slides)
-    engine = open_local_engine(command.settings, read_threads=command.read_threads)
+    engine = open_local_engine(command.settings, read_threads=command.read_threads, out=command.out)
     watcher = watcher_of(command.progress, len(tasks))
     cohort = Cohort(command.out, engine, options, formats, watcher, command.settings.bundle)
     try:

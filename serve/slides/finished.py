@@ -8,8 +8,8 @@ from serve.slides.errors import ResultError
 from serve.slides.finish import Passport, read_passport, read_summary
 from serve.slides.options import OutputOptions, Settings
 from serve.slides.outputs.format import SlideFormat
-from serve.slides.plan import ModelInfo
-from serve.slides.store import write_whole, written
+from serve.slides.plan import ModelInfo, Plan
+from serve.slides.store import WorkFolder, write_whole, written
 from serve.slides.summary import SlideSummary, cohort_csv
 
 SUMMARY_CSV = "summary.csv"
@@ -55,6 +55,15 @@ def check_finished(
             f"{target} was made otherwise: {', '.join(differs)} differ. Replace it with "
             "--overwrite, or choose another --out."
         )
+
+
+def plan_in(folder: Path) -> Plan | None:
+    """The plan of a result, or of work in progress; None where there is none that can be read."""
+    try:
+        passport = read_passport(folder)
+        return WorkFolder(folder).plan() if passport is None else passport.plan
+    except ResultError:
+        return None
 
 
 def finished(out: Path) -> dict[str, SlideSummary]:

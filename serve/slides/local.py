@@ -1,12 +1,16 @@
 """The engine of one process: the model as `python -m serve segment` opens it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from serve.contract.manifest import Manifest, read_bundle
+from serve.contract.manifest import read_bundle
 from serve.inference.batching import TileRunner
-from serve.inference.segmenter import open_segmenter
+from serve.inference.runs_on import RunsOn
+from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.settings import InferenceSettings
+from serve.slides.finished import plan_in
 from serve.slides.plan import Block, ModelInfo, describe_model
+from serve.slides.run import WORK_FOLDER
 from serve.slides.store import WorkFolder
 from serve.slides.worker import BlockWorker, OnBlock, OnTiles
 
@@ -56,8 +60,16 @@ class LocalEngine:
         self._runner.close()
 
 
-def open_local_engine(settings: InferenceSettings, *, read_threads: int = 2) -> LocalEngine:
+def open_local_engine(
+    settings: InferenceSettings, *, read_threads: int = 2, out: Path | None = None
+) -> LocalEngine:
     """Open the model that the settings name.
+
+    Args:
+        settings: name the bundle and what computes.
+        read_threads: threads that read a slide.
+        out: output folder. Where `auto` leaves a choice, what computed there before is taken again:
+            another provider rounds otherwise, and what is begun could not be gone on with.
 
     Raises:
         BundleError: the bundle is missing, damaged or of another version.
@@ -65,19 +77,34 @@ def open_local_engine(settings: InferenceSettings, *, read_threads: int = 2) -> 
         CohortError: the bundle does not state its um per pixel.
     """
     manifest = read_bundle(settings.bundle)
-    model = model_of(settings, manifest)
-    runner = open_segmenter(settings, manifest).backend
+    segmenter = open_segmenter(settings, manifest, before=None if out is None else ran_on(out))
     size = settings.max_batch_size or manifest.max_batch_size
     return LocalEngine(
-        runner,
-        model,
+        segmenter.backend,
+        model_of(segmenter),
         max_batch_size=size * settings.parallel_batches,
         read_threads=read_threads,
     )
 
 
-def model_of(settings: InferenceSettings, manifest: Manifest) -> ModelInfo:
-    """The model that the settings name, as plans name it; on every machine the same."""
-    is_triton = settings.backend == "triton"
-    runs_on = "triton" if is_triton else f"onnxruntime {settings.provider}"
-    return describe_model(manifest, settings.precision, runs_on)
+def model_of(segmenter: TileSegmenter) -> ModelInfo:
+    """The model as plans name it, with what computes it."""
+    runs_on = segmenter.runs_on
+    provider = "unknown" if runs_on is None else runs_on.provider
+    precision = (runs_on and runs_on.precision) or "as served"
+    return describe_model(segmenter.manifest, precision, provider)
+
+
+def ran_on(out: Path) -> RunsOn | None:
+    """What computed the results in a folder, or the work that was begun there."""
+    for path in (*sorted(out.glob(f"{WORK_FOLDER}/*")), *sorted(out.glob("*"))):
+        plan = plan_in(path)
+        if plan is not None:
+            return RunsOn(
+                provider=plan.model.runs_on,
+                precision=plan.model.precision,
+                runtime="",
+                processor="",
+                reason="results in the output folder",
+            )
+    return None

@@ -16,14 +16,13 @@ import shapely
 import zarr
 from PIL import Image
 
-from serve.contract.manifest import read_bundle
 from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
 from serve.slides.cohort import SlideTask
 from serve.slides.errors import MaskError, OutputError, ResultDamagedError, ResultError
 from serve.slides.finish import read_passport, read_summary
 from serve.slides.finished import write_cohort_csv
-from serve.slides.local import LocalEngine, model_of
+from serve.slides.local import LocalEngine, model_of, ran_on
 from serve.slides.lock import SlideBusyError, slide_lock
 from serve.slides.options import Settings
 from serve.slides.outputs.registry import FORMATS, formats_of
@@ -45,9 +44,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engine(bundle: Path) -> Iterator[LocalEngine]:
     settings = InferenceSettings(bundle=bundle, threads=1)
-    manifest = read_bundle(bundle)
-    runner = open_segmenter(settings, manifest).backend
-    opened = LocalEngine(runner, model_of(settings, manifest), max_batch_size=8)
+    segmenter = open_segmenter(settings)
+    opened = LocalEngine(segmenter.backend, model_of(segmenter), max_batch_size=8)
     yield opened
     opened.close()
 
@@ -110,6 +108,10 @@ def test_a_slide_becomes_a_whole_result_with_every_format(
     assert tumor.area_mm2 == pytest.approx(200 * 200 * 0.25e-6, rel=0.1)
     assert sum(entry.tissue_share or 0 for entry in summary.classes) == pytest.approx(1, abs=1e-4)
     assert list((tmp_path / "out" / ".work").iterdir()) == []
+    before = ran_on(tmp_path / "out")
+    assert before is not None
+    assert (before.provider, before.precision) == ("cpu", "fp32")
+    assert ran_on(tmp_path) is None
     write_cohort_csv(tmp_path / "out")
     lines = (tmp_path / "out" / "summary.csv").read_text().splitlines()
     assert len(lines) == 1 + len(summary.classes)
