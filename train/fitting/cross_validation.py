@@ -25,7 +25,7 @@ from rich.table import Table
 from train.data.convert.layout import assign_folds
 from train.data.folder import Tile, TileFolder, read_folds, read_tile_folder
 from train.errors import FocalPathError
-from train.files import whole_file
+from train.files import whole_file, write_errors_explained
 from train.fitting.evaluation import predict_split
 from train.fitting.resume import run_inputs
 from train.fitting.run import LAST_FILE, fit
@@ -78,7 +78,8 @@ def cross_validate(
     folder = read_tile_folder(data)
     folds = assign(folder, num_folds, settings.optimization.seed)
     parts = [_part(folder, folds, fold) for fold in range(num_folds)]
-    run.mkdir(parents=True, exist_ok=True)
+    with write_errors_explained(run):
+        run.mkdir(parents=True, exist_ok=True)
     _write_assignment(run / "folds.csv", folds)
     confusions = [
         _fold(settings, part, run / f"fold{number}", overwrite=overwrite)

@@ -1,5 +1,7 @@
 """Whole images, predicted in training as the service answers them."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from serve.settings import ServeSettings
 from tests.support.pictures import blobs
 from train.data.folder import Tile, TileFolder
 from train.fitting.evaluation import predict_split
-from train.model.checkpoint import load_checkpoint
+from train.fitting.run import evaluate
+from train.model.checkpoint import load_checkpoint, read_card
 
 
 def folder_of(root: Path, image: NDArray[np.uint8], mpp: float) -> TileFolder:
@@ -51,3 +54,44 @@ def test_averaging_over_views_makes_the_answer_turn_with_the_image(toy_run: Path
         answers.append(found.predicted)
     turned = torch.rot90(answers[0], 1, dims=(0, 1))
     assert (turned == answers[1]).float().mean() > 0.995
+
+
+@pytest.fixture
+def old_run(toy_run: Path, tmp_path: Path) -> Path:
+    """The toy run as version 0.1 described it, scored at twice the tile's size."""
+    run = Path(shutil.copytree(toy_run, tmp_path / "old"))
+    card = json.loads((run / "model.json").read_text())
+    model = card["settings"]["model"]
+    del model["mpp"], model["squeeze"]
+    model["score_size_px"] = 2 * model["tile_size_px"]
+    (run / "model.json").write_text(json.dumps(card))
+    return run
+
+
+def test_an_old_checkpoint_says_the_scale_that_its_network_saw(old_run: Path):
+    card = read_card(old_run)
+    assert card.mpp == card.settings.model.mpp == 1.0
+    assert card.settings.model.squeeze
+
+
+def test_an_old_checkpoint_squeezes_images_as_it_did_and_says_so(
+    old_run: Path, toy_run: Path, toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    evaluate(*load_checkpoint(old_run), toy_data, "test")
+    assert "version 0.1, which squeezed" in " ".join(capsys.readouterr().out.split())
+    image = blobs(64, 64)
+    double = np.asarray(Image.fromarray(image).resize((128, 64), Image.Resampling.NEAREST))
+    folders = [tmp_path / name for name in ("plain", "double")]
+    for folder in folders:
+        folder.mkdir()
+    plain, oblong = (
+        folder_of(folder, pixels, 0.5)
+        for folder, pixels in zip(folders, (image, double), strict=True)
+    )
+    (expected,) = predict_split(*load_checkpoint(toy_run), plain, "test", tta=False)
+    agreement = []
+    for run in (old_run, toy_run):
+        (found,) = predict_split(*load_checkpoint(run), oblong, "test", tta=False)
+        assert found.predicted.shape == (64, 128)
+        agreement.append((found.predicted[:, ::2] == expected.predicted).float().mean())
+    assert agreement[0] > 0.85 > agreement[1]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from train.data.convert.shapes import Annotation
 from train.errors import FocalPathError
-from train.files import whole_file
+from train.files import whole_file, write_errors_explained
 from train.settings import TissueClass
 
 UNLABELLED, ROI, IGNORE = "unlabelled", "roi", "ignore"
@@ -114,7 +114,8 @@ def write_template(path: Path, annotations: Sequence[Annotation]) -> None:
         "labels": labels,
         "uncovered": UNLABELLED,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_errors_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
         partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
