@@ -8,6 +8,7 @@ import io
 import time
 import zipfile
 from abc import ABC, abstractmethod
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -75,7 +76,7 @@ class HttpClient(Closing):
 
     def segment(
         self,
-        image: NDArray[np.uint8],
+        image: NDArray[np.uint8] | bytes | Path,
         *,
         mpp: float | None = None,
         mpp_source: MppSource = FROM_REQUEST,
@@ -84,13 +85,15 @@ class HttpClient(Closing):
         """Segment an image of any size up to the service's limit.
 
         Args:
-            image: (H, W, 3) uint8, RGB in [0, 255].
-            mpp: um per pixel of the image; None takes it as the model's.
-            mpp_source: who says so.
+            image: (H, W, 3) uint8, RGB in [0, 255], which is sent as a PNG; or an image file, as
+                its path or its bytes, which is sent as it is. The service reads a file's own um
+                per pixel.
+            mpp: um per pixel of the image; None takes the file's, or else the model's.
+            mpp_source: who says so, where `mpp` is given.
             with_probabilities: also return the probabilities of all classes.
 
         Raises:
-            ImageError: the service refuses the image.
+            ImageError: the file cannot be read, or the service refuses the image.
             OptionError: `mpp` is absurd.
             BackendUnavailableError: the service or its backend does not answer.
         """
@@ -161,7 +164,7 @@ class AsyncHttpClient(_AsyncClosing):
 
     async def segment(
         self,
-        image: NDArray[np.uint8],
+        image: NDArray[np.uint8] | bytes | Path,
         *,
         mpp: float | None = None,
         mpp_source: MppSource = FROM_REQUEST,
@@ -310,13 +313,27 @@ def _headers(api_key: str | None) -> dict[str, str]:
     return {} if api_key is None else {"X-API-Key": api_key}
 
 
-def _segment_request(
-    image: NDArray[np.uint8], mpp: float | None, with_probabilities: bool
-) -> dict[str, Any]:
-    """What `POST /arrays` is sent."""
+def _upload(image: NDArray[np.uint8] | bytes | Path) -> tuple[str, bytes, str]:
+    """An image as a file of a form: a file's own bytes, or an array as a PNG."""
+    if isinstance(image, bytes):
+        return "image", image, "application/octet-stream"
+    if isinstance(image, Path):
+        try:
+            return image.name, image.read_bytes(), "application/octet-stream"
+        except OSError as error:
+            raise ImageError(
+                f"{image} cannot be read: {error.strerror}. Check the path."
+            ) from error
     check_image(image)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
+    return "image.png", buffer.getvalue(), "image/png"
+
+
+def _segment_request(
+    image: NDArray[np.uint8] | bytes | Path, mpp: float | None, with_probabilities: bool
+) -> dict[str, Any]:
+    """What `POST /arrays` is sent."""
     options: dict[str, str | float] = {}
     if mpp is not None:
         check_mpp(mpp)
@@ -324,7 +341,7 @@ def _segment_request(
     if with_probabilities:
         options["probabilities"] = "true"
     return {
-        "files": {"image": ("image.png", buffer.getvalue(), "image/png")},
+        "files": {"image": _upload(image)},
         "params": options,
     }
 

@@ -262,13 +262,17 @@ def _segment_all(
 
 def _segment_one(command: Segment, segmenter: ImageSegmenter, path: Path) -> Summary:
     picture = read_picture(path, command.settings)
-    result = segmenter.segment(
-        picture.pixels,
-        mpp=picture.mpp if command.mpp is None else command.mpp,
-        mpp_source=picture.mpp_source if command.mpp is None else FROM_REQUEST,
-        with_probabilities=needs_probabilities(command.formats, dict(command.options)),
-    )
-    result = result.with_notes(picture.mpp_note, picture.notes)
+    with_probabilities = needs_probabilities(command.formats, dict(command.options))
+    if isinstance(segmenter, HttpClient):  # the service reads the file itself, also its mpp
+        result = segmenter.segment(path, mpp=command.mpp, with_probabilities=with_probabilities)
+    else:
+        result = segmenter.segment(
+            picture.pixels,
+            mpp=picture.mpp if command.mpp is None else command.mpp,
+            mpp_source=picture.mpp_source if command.mpp is None else FROM_REQUEST,
+            with_probabilities=with_probabilities,
+        )
+        result = result.with_notes(picture.mpp_note, picture.notes)
     source = Source(picture.pixels, result, segmenter.manifest)
     files = {
         f"{path.stem}{FORMATS[name].suffix}": FORMATS[name].render(source, dict(command.options))

@@ -57,7 +57,8 @@ _ZIP_ERRORS = (
     LookupError,
 )
 """What zipfile raises on broken or unusual archives."""
-_PATH_TRICK = re.compile(r"(^|/)\.\.(/|$)|^/|^[A-Za-z]:|\\|[\x00-\x1f\x7f]")
+_PATH_TRICK = re.compile(r"(^|/)\.\.(/|$)|^/|\\|[\x00-\x1f\x7f]")
+_DRIVE = re.compile(r"[A-Za-z]:")
 
 
 @dataclass(frozen=True)
@@ -231,16 +232,19 @@ def batch_files(
         try:
             _check_directory(upload.file, max_files)
             archive = zipfile.ZipFile(upload.file)
-            members = [info for info in archive.infolist() if not _is_clutter(info)]
+            members = _members(archive)
         except ImageTooLargeError:
             raise
         except _ZIP_ERRORS as error:
             damaged = ImageError(f"The zip is damaged: {error}.", code="zip_damaged")
             files.append(BatchFile(name, _failing(damaged)))
             continue
-        expanded += sum(info.file_size for info in members)
+        if not members:
+            empty = ImageError("The zip has no file in it. Zip the images.", code="zip_empty")
+            files.append(BatchFile(name, _failing(empty)))
+        expanded += sum(info.file_size for _, info in members)
         files += [
-            _checked(info.filename, _member_reader(archive, info, max_bytes)) for info in members
+            _checked(member, _member_reader(archive, info, max_bytes)) for member, info in members
         ]
     if len(files) > max_files:
         raise ImageTooLargeError(
@@ -274,9 +278,18 @@ def _check_directory(file: IO[bytes], max_files: int) -> None:
         )
 
 
-def _is_clutter(info: zipfile.ZipInfo) -> bool:
-    """Whether it is a folder, or what a file manager left beside the images."""
-    return info.is_dir() or not _CLUTTER.isdisjoint(info.filename.split("/"))
+def _members(archive: zipfile.ZipFile) -> list[tuple[str, zipfile.ZipInfo]]:
+    """The files of a zip, by their names with slashes; no folders, and no clutter.
+
+    Some programs on Windows (such as PowerShell 5) write backslashes between folders, against the
+    zip format. Python reads those as part of the name, unless it runs on Windows itself.
+    """
+    named = [(info.filename.replace("\\", "/"), info) for info in archive.infolist()]
+    return [
+        (name, info)
+        for name, info in named
+        if not name.endswith("/") and _CLUTTER.isdisjoint(name.split("/"))
+    ]
 
 
 def check_name(name: str) -> None:
@@ -284,6 +297,12 @@ def check_name(name: str) -> None:
 
     The service opens no name, but a client may write a batch's answers to files of these names.
     """
+    if _DRIVE.match(name):
+        raise ImageError(
+            f"The name {name!r} starts with a drive of Windows. Send the file under a name without "
+            "'X:' at its start.",
+            code="name_unsafe",
+        )
     if _PATH_TRICK.search(name):
         raise ImageError(
             f"The name {name!r} leads out of its folder. Rename the file.", code="name_unsafe"

@@ -1,4 +1,5 @@
 import asyncio
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -8,6 +9,7 @@ from threading import Thread
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from serve.client.clients import AsyncHttpClient, AsyncTritonClient, HttpClient, TritonClient
 from serve.contract.errors import (
@@ -22,6 +24,7 @@ from serve.inference.segmenter import Segmentation, TileSegmenter, open_segmente
 from serve.settings import ServeSettings
 from tests.support.http_service import free_port
 from tests.support.pictures import blobs
+from tests.support.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -204,10 +207,44 @@ def test_an_answer_of_a_proxy_is_told_as_one(
 
     with HttpClient("http://proxy.example") as client:
         client._client = httpx.Client(transport=httpx.MockTransport(answer))
-        with pytest.raises(kind) as refused:
+        with pytest.raises(kind) as raised:
             client.segment(np.zeros((4, 4, 3), np.uint8))
-    assert str(status) in str(refused.value)
-    assert hint in str(refused.value)
+    assert str(status) in str(raised.value)
+    assert hint in str(raised.value)
+
+
+@pytest.mark.parametrize("given", ["path", "bytes"])
+def test_a_file_is_sent_as_its_own_bytes_and_not_as_a_png(given: str, tmp_path: Path) -> None:
+    path = tmp_path / "tile.jpg"
+    Image.fromarray(blobs(64, 64)).save(path, quality=60)
+    sent: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        return httpx.Response(400, json={"error": "seen"})
+
+    with HttpClient("http://service.example") as client:
+        client._client = httpx.Client(transport=httpx.MockTransport(answer))
+        with pytest.raises(ImageError):
+            client.segment(path if given == "path" else path.read_bytes())
+    (request,) = sent
+    body, boundary = request.read(), request.headers["content-type"].partition("boundary=")[2]
+    content = body.partition(b"\r\n\r\n")[2].removesuffix(f"\r\n--{boundary}--\r\n".encode())
+    assert hashlib.sha256(content).digest() == hashlib.sha256(path.read_bytes()).digest()
+    assert "mpp" not in request.url.params
+
+
+def test_a_file_gives_what_the_service_reads_in_it(client: HttpClient, tmp_path: Path) -> None:
+    path = tmp_path / "tile.jpg"
+    Image.fromarray(blobs(64, 64)).save(path, quality=60)
+    with Image.open(path) as decoded:
+        expected = client.segment(np.asarray(decoded.convert("RGB")))
+    assert np.array_equal(client.segment(path).labels, expected.labels)
+
+
+def test_a_file_that_is_not_there_is_named(client: HttpClient, tmp_path: Path) -> None:
+    with refused(ImageError, tmp_path / "none.jpg"):
+        client.segment(tmp_path / "none.jpg")
 
 
 @pytest.fixture

@@ -153,11 +153,25 @@ def test_a_zip_bomb_that_lies_about_its_size_is_not_unpacked() -> None:
 def test_a_name_that_leads_out_of_its_folder_is_refused(name: str) -> None:
     in_zip = _listed(("all.zip", _zip([(name, _image(1))])))
     for (file,) in (in_zip, _listed((name, _image(1)))):
-        with refused(ImageError, repr(name), code="name_unsafe"):
+        with refused(ImageError, repr(file.name), code="name_unsafe"):
             file.read()
 
 
-@pytest.mark.parametrize("name", ["a..b.png", "..hidden.png", "a/b.png", "ä ö.png"])
+def test_a_zip_with_backslashes_between_its_folders_is_read_as_with_slashes() -> None:
+    files = [
+        ("b\\", b""),
+        ("b\\1.png", _image(1)),
+        ("b\\c\\2.png", _image(2)),
+        ("b\\Thumbs.db", b""),
+    ]
+    listed = _listed(("windows.zip", _zip(files)))
+    assert [file.name for file in listed] == ["b/1.png", "b/c/2.png"]
+    assert [file.read() for file in listed] == [_image(1), _image(2)]
+
+
+@pytest.mark.parametrize(
+    "name", ["a..b.png", "..hidden.png", "a/b.png", "ä ö.png", "ROI 12:30.png"]
+)
 def test_an_unusual_name_is_no_trick(name: str) -> None:
     (file,) = _listed(("all.zip", _zip([(name, _image(1))])))
     assert file.name == name
@@ -243,5 +257,9 @@ def test_a_member_whose_checksum_is_wrong_is_an_error_of_its_own(service_url: st
     assert [line["status"] for line in lines] == [400, 200]
 
 
-def test_an_empty_zip_is_an_answer_without_lines(service_url: str) -> None:
-    assert _lines(_post(service_url, [("empty.zip", _zip([]))])) == []
+@pytest.mark.parametrize("files", [[], [("a/", b""), ("a/.DS_Store", b"x")]])
+def test_a_zip_without_files_is_a_line_that_says_so(files: Files) -> None:
+    (file,) = _listed(("empty.zip", _zip(files)))
+    assert file.name == "empty.zip"
+    with refused(ImageError, code="zip_empty"):
+        file.read()
