@@ -134,7 +134,11 @@ class ServeSettings(InferenceSettings):
     concurrency: int = Field(2, ge=1, le=1024)
     """Images that one process works on at the same time; further requests wait."""
     max_waiting: int = Field(32, ge=1, le=100_000)
-    """Requests of one process at work or waiting; further ones get HTTP 429."""
+    """Requests of one process at work or waiting, their bodies complete; further ones get HTTP
+    429."""
+    max_uploads: int = Field(256, ge=1, le=100_000)
+    """Requests of one process whose bodies are still arriving, beside those of max_waiting; further
+    ones get HTTP 429. A body of more than 1 MiB is in a temporary file until it is complete."""
     request_timeout_s: float = Field(300.0, ge=0.001, le=DAY_S)
     """Seconds after which a request gets HTTP 504."""
     max_batch_files: int = Field(256, ge=1, le=65_536)

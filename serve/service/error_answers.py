@@ -53,7 +53,9 @@ def as_fields(error: FocalPathError) -> dict[str, str]:
 
 
 def error_answer(error: FocalPathError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The answer to a request that ends in an error."""
+    """The answer to a request that ends in an error; says when to try again where that helps."""
+    if isinstance(error, BusyError):
+        headers = {"Retry-After": "1", **(headers or {})}
     return JSONResponse(as_fields(error), status_of(error), headers)
 
 

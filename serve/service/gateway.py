@@ -60,7 +60,10 @@ def build_gateway(app: Starlette, settings: ServeSettings, telemetry: Telemetry)
         middleware.append(Middleware(AccessControl, keys=ApiKeys(settings.api_keys_file)))
     middleware.append(
         Middleware(
-            RequestLimits, max_requests=settings.max_waiting, timeout_s=settings.request_timeout_s
+            RequestLimits,
+            max_requests=settings.max_waiting,
+            max_uploads=settings.max_uploads,
+            timeout_s=settings.request_timeout_s,
         )
     )
     return Starlette(
@@ -153,17 +156,25 @@ class RequestLog:
 
 
 class _Caller:
-    """The client of a request, which may leave before the answer."""
+    """The client of a request, which may leave before the answer.
 
-    def __init__(self, receive: Receive) -> None:
+    Args:
+        receive: of the request.
+        on_body: called once, when the whole body has arrived; may raise to refuse the request.
+    """
+
+    def __init__(self, receive: Receive, on_body: Callable[[], None]) -> None:
         self._receive = receive
+        self._on_body = on_body
         self._body_read = asyncio.Event()
 
     async def receive(self) -> Message:
         """The next part of the body."""
         message = await self._receive()
-        if not message.get("more_body", False):
+        if not message.get("more_body", False) and not self._body_read.is_set():
             self._body_read.set()
+            if message["type"] == "http.request":
+                self._on_body()
         return message
 
     async def leaves(self) -> None:
@@ -176,37 +187,71 @@ class _Caller:
 class RequestLimits:
     """ASGI middleware that answers 429 when too many requests wait, and 504 to slow ones.
 
-    When a client leaves, its place is free at once, and work that has not begun is dropped. GET and
-    HEAD are not counted: they take no place of an image.
+    A request takes a place among those that wait when its body is there, so that slow uploads keep
+    none from others; how many upload at the same time is bounded apart. When a client leaves, its
+    place is free at once, and work that has not begun is dropped. GET and HEAD are not counted:
+    they take no place of an image.
+
+    Args:
+        app: the application behind it.
+        max_requests: how many may be at work or wait.
+        max_uploads: how many may send their bodies.
+        timeout_s: seconds until a 504, from the request's start.
     """
 
-    def __init__(self, app: ASGIApp, max_requests: int, timeout_s: float) -> None:
+    def __init__(self, app: ASGIApp, max_requests: int, max_uploads: int, timeout_s: float) -> None:
         self._app = app
         self._max_requests = max_requests
+        self._max_uploads = max_uploads
         self._timeout_s = timeout_s
         self._requests = 0
+        self._uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on within the limits."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
-        if self._requests >= self._max_requests:
-            error = BusyError(
-                f"{self._max_requests} requests are waiting already. Try again later."
-            )
-            await error_answer(error, {"Retry-After": "1"})(scope, receive, send)
+        refusal = self._refusal()  # at once, before a body is sent for nothing
+        if refusal is not None:
+            await error_answer(refusal)(scope, receive, send)
             return
-        self._requests += 1
-        try:
-            await self._within_time(scope, receive, send)
-        finally:
-            self._requests -= 1
+        is_waiting = False
 
-    async def _within_time(self, scope: Scope, receive: Receive, send: Send) -> None:
+        def take_place() -> None:
+            nonlocal is_waiting
+            if is_waiting:
+                return
+            if self._requests >= self._max_requests:
+                raise self._too_many()
+            is_waiting = True
+            self._uploads -= 1
+            self._requests += 1
+
+        self._uploads += 1
+        try:
+            if not _has_body(scope):
+                take_place()
+            await self._within_time(scope, _Caller(receive, take_place), send)
+        finally:
+            if is_waiting:
+                self._requests -= 1
+            else:
+                self._uploads -= 1
+
+    def _refusal(self) -> BusyError | None:
+        if self._requests >= self._max_requests:
+            return self._too_many()
+        if self._uploads >= self._max_uploads:
+            return BusyError(f"{self._uploads} uploads are under way already. Try again later.")
+        return None
+
+    def _too_many(self) -> BusyError:
+        return BusyError(f"{self._max_requests} requests are waiting already. Try again later.")
+
+    async def _within_time(self, scope: Scope, caller: _Caller, send: Send) -> None:
         limit = asyncio.timeout(self._timeout_s)
         started = has_left = False
-        caller = _Caller(receive)
 
         async def watch() -> None:
             nonlocal has_left
@@ -237,12 +282,18 @@ class RequestLimits:
             error = TookTooLongError(
                 f"The request took longer than {self._timeout_s:g} s. Send a smaller image."
             )
-            await error_answer(error)(scope, receive, send)
+            await error_answer(error)(scope, caller.receive, send)
 
 
 def _paths(app: Starlette) -> set[str]:
     """The endpoints' paths; one with a parameter is cut before it, and ends in a slash."""
     return {route.path.partition("{")[0] for route in app.routes if isinstance(route, Route)}
+
+
+def _has_body(scope: Scope) -> bool:
+    """Whether a body is to arrive, by the request's head."""
+    headers = Headers(scope=scope)
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
 def _request_id(headers: Headers) -> str:

@@ -6,7 +6,6 @@ refuses an address in a field.
 
 import asyncio
 import re
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -42,6 +41,8 @@ _ZIP_ENTRY_BYTES = 4096
 """Bytes of a zip's directory per file of a batch. Bounds the memory for reading it."""
 _ZIP_DIRECTORY_SIZE = 5
 """Where the directory's size is in what zipfile reads at a zip's end."""
+_IMAGE_SPOOLED_ABOVE_BYTES = MEBIBYTE
+"""An image above this is kept on disk until it is there: many may arrive at the same time."""
 _SPOOLED_ABOVE_BYTES = 64 * 1024
 """Files of a batch above this are kept on disk until they are read."""
 _CLUTTER = frozenset({"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"})
@@ -136,9 +137,9 @@ class BodyLimit:
 
 
 class _MemoryParser(MultiPartParser):
-    """Keeps a file in memory, where it is needed at once; each write to disk takes a thread."""
+    """Keeps a small image in memory, where it is needed at once: a write to disk takes a thread."""
 
-    spool_max_size = sys.maxsize
+    spool_max_size = _IMAGE_SPOOLED_ABOVE_BYTES
 
 
 class _DiskParser(MultiPartParser):

@@ -206,9 +206,9 @@ def test_a_batch_over_its_limit_is_a_413_that_says_to_send_it_in_parts(service_u
     assert refusal_of(response, "16 MiB", "in parts") == (413, UploadTooLargeError.code)
 
 
-def test_the_files_of_a_batch_are_not_kept_in_memory() -> None:
-    async def is_in_memory(max_files: int) -> bool:
-        request = httpx.Request("POST", "http://x", files={"images": bytes(100_000)})
+def test_files_of_a_batch_and_large_images_are_not_kept_in_memory() -> None:
+    async def is_in_memory(max_files: int, size: int) -> bool:
+        request = httpx.Request("POST", "http://x", files={"images": bytes(size)})
         scope = {
             "type": "http",
             "headers": [(key.lower(), value) for key, value in request.headers.raw],
@@ -226,8 +226,9 @@ def test_the_files_of_a_batch_are_not_kept_in_memory() -> None:
         finally:
             await form.close()
 
-    assert asyncio.run(is_in_memory(1))
-    assert not asyncio.run(is_in_memory(2))
+    assert asyncio.run(is_in_memory(1, 100_000))
+    assert not asyncio.run(is_in_memory(1, 2 * 2**20))
+    assert not asyncio.run(is_in_memory(2, 100_000))
 
 
 def test_a_zip_that_lists_far_too_many_files_is_refused_before_the_list_is_read() -> None:

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from serve.contract.errors import BusyError, TookTooLongError
+from serve.service.error_answers import EXCEPTION_HANDLERS
 from serve.service.gateway import build_gateway
 from serve.service.logs import JsonFormatter, TextFormatter, configure_logging
 from serve.service.telemetry import Telemetry, current_request
@@ -69,7 +70,8 @@ class Endpoints:
             Route(f"/{name}", getattr(self, name), methods=["GET", "POST"])
             for name in ("id_seen", "slow", "read", "stream", "staged", "broken", "metrics")
         ]
-        inner = Starlette(routes=routes, exception_handlers={Exception: failed})
+        handlers = EXCEPTION_HANDLERS | {Exception: failed}
+        inner = Starlette(routes=routes, exception_handlers=handlers)
         return build_gateway(inner, ServeSettings(**settings), self.telemetry)  # type: ignore[arg-type]
 
 
@@ -120,6 +122,74 @@ def test_beyond_the_limit_a_request_is_a_429_and_reading_is_not() -> None:
     assert refused.status_code == 429
     assert refused.headers["Retry-After"] == "1"
     assert refused.json()["code"] == BusyError.code
+
+
+class _Upload:
+    """A request to /read whose body arrives when the test says so."""
+
+    def __init__(self, app: object) -> None:
+        self._rest, self.sent = asyncio.Event(), list[dict[str, object]]()
+        self._body = [{"type": "http.request", "body": b"a", "more_body": True}]
+        scope = {"type": "http", "method": "POST", "path": "/read", "query_string": b""}
+        scope |= {"headers": [(b"content-length", b"2")], "root_path": "", "client": None}
+        self.done = asyncio.create_task(app(scope | {"scheme": "http"}, self._receive, self._send))  # type: ignore[operator]
+
+    async def _receive(self) -> dict[str, object]:
+        if self._body:
+            return self._body.pop()
+        await self._rest.wait()
+        self._rest = asyncio.Event()  # then nothing comes any more
+        return {"type": "http.request", "body": b"b"}
+
+    async def _send(self, message: dict[str, object]) -> None:
+        self.sent.append(message)
+
+    def finish(self) -> None:
+        self._rest.set()
+
+    @property
+    def status(self) -> object:
+        return self.sent[0]["status"]
+
+
+def test_slow_uploads_take_no_place_of_requests_that_are_ready() -> None:
+    async def work(client: httpx.AsyncClient, endpoints: Endpoints) -> httpx.Response:
+        uploads = [_Upload(client._transport.app) for _ in range(80)]  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+        ready = await client.post("/id_seen", content=b"there")
+        first, second, *others = uploads
+        first.finish()
+        second.finish()
+        await second.done  # the other has the only place now
+        assert second.status == 429
+        endpoints.released.set()
+        await first.done
+        assert first.status == 200
+        others[0].finish()
+        await others[0].done
+        assert others[0].status == 200
+        for upload in others:
+            upload.finish()
+        await asyncio.gather(*(upload.done for upload in others))
+        return ready
+
+    assert _run(work, max_waiting=1).status_code == 200
+
+
+def test_how_many_upload_at_the_same_time_is_bounded() -> None:
+    async def work(client: httpx.AsyncClient, endpoints: Endpoints) -> httpx.Response:
+        endpoints.released.set()
+        uploads = [_Upload(client._transport.app) for _ in range(3)]  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+        refused = await client.post("/id_seen", content=b"there")
+        for upload in uploads:
+            upload.finish()
+        await asyncio.gather(*(upload.done for upload in uploads))
+        assert (await client.post("/id_seen", content=b"there")).status_code == 200
+        return refused
+
+    refused = _run(work, max_uploads=3)
+    assert (refused.status_code, refused.json()["code"]) == (429, BusyError.code)
 
 
 def test_a_request_that_takes_too_long_is_a_504() -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import io
 import socket
 import threading
@@ -27,6 +28,7 @@ from serve.service.uploads import BodyLimit, Limit
 from serve.settings import ServeSettings
 from tests.support.http_service import free_port, running_service
 from tests.support.pictures import blobs, encoded, painted, rgb_png
+from tests.support.raw_http import address_of
 from tests.support.refusals import refusal_of
 from tests.support.toy_bundle import TILE_SIZE_PX
 
@@ -55,6 +57,20 @@ def test_labels_are_byte_for_byte_those_of_the_model(service_url: str, toy_bundl
     response = _post(service_url, encoded(TILE), "labels")
     assert response.headers["content-type"] == "image/png"
     assert np.asarray(Image.open(io.BytesIO(response.content))).tobytes() == own.tobytes()
+
+
+def test_slow_uploads_keep_no_place_from_a_request_that_is_ready(service_url: str) -> None:
+    head = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n"
+    head += b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+    slow = ServeSettings().max_waiting + 4
+    with contextlib.ExitStack() as stack:
+        for _ in range(slow):
+            connection = socket.create_connection(address_of(service_url), timeout=30)
+            stack.enter_context(connection).sendall(head)
+        wanted = f"requests_in_progress {slow + 1}.0"  # itself, too
+        while wanted not in httpx.get(f"{service_url}/metrics").text:
+            pass
+        assert _post(service_url, encoded(TILE)).status_code == 200
 
 
 def test_the_manifest_is_served(service_url: str, toy_bundle: Path) -> None:
