@@ -187,18 +187,9 @@ def _stated_mpp_warnings(folder: TileFolder) -> list[str]:
 
 
 def _file_warnings(folder: TileFolder) -> list[str]:
-    """Find tiles that training will distort, and images that folds.csv forgets."""
+    """Find images that folds.csv forgets."""
     tiles = [tile for split in _SPLITS for tile in folder.tiles[split]]
     warnings = []
-    oblong = []
-    for tile in tiles:
-        facts = inspect_image(tile.image)
-        if facts.width != facts.height:
-            oblong.append(f"{tile.tile_id} ({facts.width} x {facts.height})")
-    if oblong:
-        warnings.append(
-            f"{len(oblong)} tiles are not square, such as {oblong[0]}: training squeezes them"
-        )
     named = {tile.image for tile in tiles}
     forgotten = sorted(
         path.name

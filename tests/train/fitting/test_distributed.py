@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tests.support import ROOT
 from tests.support.toy_data import toy_settings
 from train.data.folder import read_tile_folder
+from train.data.pixels import count_each
 from train.errors import FocalPathError
 from train.fitting.run import _loaders, _trainer, evaluate, fit, print_scores
 from train.model.checkpoint import load_checkpoint, read_card
@@ -152,6 +153,7 @@ def test_two_nodes_of_two_devices_share_all_tiles(
     settings = settings_of(batch_size=2, devices=2, nodes=2)
     folder = read_tile_folder(toy_data)
     segmenter = Segmenter(settings.model, 5)
+    counts = count_each(folder, "training")
     training, validation = [], []
     for node, local in product(range(2), range(2)):
         with monkeypatch.context() as patch:
@@ -159,9 +161,9 @@ def test_two_nodes_of_two_devices_share_all_tiles(
             for name, value in launcher(node, local).items():
                 patch.setenv(name, str(value))
             trainer = _trainer(settings, tmp_path, [])
-            loaders = _loaders(folder, settings, segmenter, trainer, 0)
+            loaders = _loaders(folder, settings, segmenter, trainer, 0, counts)
         training += [index for _, index in loaders[0].sampler]
-        validation += list(loaders[1].sampler)
+        validation += [index for pack in loaders[1].batch_sampler for index in pack]
     assert sorted(training) == list(range(8))
     assert sorted(validation) == list(range(2))
 
