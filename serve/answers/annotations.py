@@ -3,10 +3,10 @@
 Both take coordinates in pixels of the image, x to the right and y down, (0, 0) at its top left.
 """
 
+import io
 import json
 from collections.abc import Iterator
 
-import numpy as np
 import shapely
 from PIL import ImageColor
 from pydantic import BaseModel, Field
@@ -18,7 +18,7 @@ from serve.answers.documents import (
     RegionProperties,
 )
 from serve.answers.format import AnswerFormat, ClassOptions, Source
-from serve.answers.polygons import Regions, select_labels, trace_regions
+from serve.answers.polygons import Regions, trace_regions
 from serve.contract.manifest import Manifest
 from serve.inference.summary import Summary
 
@@ -47,43 +47,36 @@ def geojson(regions: Regions, summary: Summary, manifest: Manifest) -> bytes:
     Each feature is an annotation with a class, its colour and measurements. QuPath averages
     nothing over annotations, so each has its own area and mean confidence.
     """
-    features = []
-    geometries = shapely.to_geojson(regions.polygons)
-    for geometry, (name, color, measurements) in zip(
-        geometries, _described(regions, summary, manifest), strict=True
+    return _written(
+        '{"type":"FeatureCollection","features":[', _features(regions, summary, manifest)
+    )
+
+
+def _features(regions: Regions, summary: Summary, manifest: Manifest) -> Iterator[str]:
+    for polygon, (name, color, measurements) in zip(
+        regions.polygons, _described(regions, summary, manifest), strict=True
     ):
         properties: RegionProperties = {
             "objectType": "annotation",
             "classification": {"name": name, "color": color},
             "measurements": measurements,
         }
-        features.append(
-            f'{{"type":"Feature","geometry":{geometry},"properties":{_dense(properties)}}}'
-        )
-    return f'{{"type":"FeatureCollection","features":[{",".join(features)}]}}'.encode()
+        geometry = shapely.to_geojson(polygon)
+        yield f'{{"type":"Feature","geometry":{geometry},"properties":{_dense(properties)}}}'
+
+
+def _written(head: str, items: Iterator[str]) -> bytes:
+    """A JSON document that ends in a list, item by item: only the answer itself is held whole."""
+    document = io.BytesIO()
+    document.write(head.encode())
+    for index, item in enumerate(items):
+        document.write(f"{',' if index else ''}{item}".encode())
+    document.write(b"]}")
+    return document.getvalue()
 
 
 def dsa_annotation(regions: Regions, summary: Summary, manifest: Manifest) -> bytes:
     """An annotation document after large_image's schema: closed polylines with holes."""
-    elements: list[Polyline] = []
-    for polygon, (name, color, measurements) in zip(
-        regions.polygons, _described(regions, summary, manifest), strict=True
-    ):
-        channels = ", ".join(map(str, color))
-        elements.append(
-            {
-                "type": "polyline",
-                "closed": True,
-                "points": _points(polygon.exterior),
-                "holes": [_points(hole) for hole in polygon.interiors],
-                "fillColor": f"rgba({channels}, {FILL_OPACITY})",
-                "lineColor": f"rgb({channels})",
-                "lineWidth": LINE_WIDTH_PX,
-                "label": {"value": name},
-                "group": name,
-                "user": measurements,
-            }
-        )
     document: AnnotationDocument = {
         "name": f"{manifest.name} {manifest.version}",
         "description": "Regions found by FocalPath. For research use only.",
@@ -92,9 +85,29 @@ def dsa_annotation(regions: Regions, summary: Summary, manifest: Manifest) -> by
             "image": summary.image,
             "classes": summary.classes,
         },
-        "elements": elements,
+        "elements": [],
     }
-    return _dense(document).encode()
+    head = _dense(document).removesuffix("]}")
+    return _written(head, map(_dense, _polylines(regions, summary, manifest)))
+
+
+def _polylines(regions: Regions, summary: Summary, manifest: Manifest) -> Iterator[Polyline]:
+    for polygon, (name, color, measurements) in zip(
+        regions.polygons, _described(regions, summary, manifest), strict=True
+    ):
+        channels = ", ".join(map(str, color))
+        yield {
+            "type": "polyline",
+            "closed": True,
+            "points": _points(polygon.exterior),
+            "holes": [_points(hole) for hole in polygon.interiors],
+            "fillColor": f"rgba({channels}, {FILL_OPACITY})",
+            "lineColor": f"rgb({channels})",
+            "lineWidth": LINE_WIDTH_PX,
+            "label": {"value": name},
+            "group": name,
+            "user": measurements,
+        }
 
 
 def _described(
@@ -126,14 +139,13 @@ def _dense(value: object) -> str:
 
 
 def _regions(source: Source, options: RegionOptions) -> Regions:
-    shown = options.shown(source.manifest)
-    regions = trace_regions(
+    return trace_regions(
         source.result.labels,
         source.result.confidence,
         simplify_px=options.simplify_px,
         min_area_px=options.min_area_px,
+        shown=options.shown(source.manifest),
     )
-    return regions if shown is None else select_labels(regions, np.array(shown))
 
 
 GEOJSON = AnswerFormat(

@@ -13,18 +13,18 @@ Directions: 0 right, 1 down, 2 left, 3 up. An edge runs with its region at its r
 outer rings go clockwise on the screen and holes the other way round.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from serve.answers.components import NOTHING, Components
 from serve.contract.errors import ImageTooLargeError
 
 MAX_EDGES = 4_000_000
 """Most edges that are traced. A picture of noise has as many as pixels, which nobody can use."""
-_STRIP_ROWS = 256
-"""Rows that are summed at once: bounds the memory."""
 
 Ints = NDArray[np.int64]
 
@@ -48,6 +48,7 @@ def trace_regions(
     *,
     simplify_px: float = 0.0,
     min_area_px: int = 0,
+    shown: Sequence[int] | None = None,
 ) -> Regions:
     """Trace every region of a label image.
 
@@ -55,24 +56,31 @@ def trace_regions(
         labels: (H, W) uint8; regions of 0 are traced like the others.
         confidence: (H, W) uint8, 255 = 1.0.
         simplify_px: how far to simplify: about the square root of the triangles that may be cut
-            off (Visvalingam-Whyatt). Shared edges stay shared, the image's frame stays as it is.
-        min_area_px: regions of fewer pixels are left out. One that lies inside of another is
-            filled by it, unless other regions that stay are in the same hole; elsewhere a gap
-            is left.
+            off (Visvalingam-Whyatt). Shared edges stay shared, the image's frame stays as it is,
+            and rings keep their direction.
+        min_area_px: regions of fewer pixels are left out before anything is traced. What they leave
+            inside of one other region is filled by it, if it has fewer pixels itself; elsewhere
+            a gap is left.
+        shown: the labels to trace; None: all.
 
     Raises:
-        ImageTooLargeError: the labels have more edges than can be of use.
+        ImageTooLargeError: what is to be traced has more corners than can be of use.
     """
-    edges = _Edges.of(labels)
-    rings = _Rings.of(edges)
-    regions = _assemble(edges, rings, labels, _ring_sums(edges, rings, confidence))
+    found = Components.of(labels)
+    wanted = found.labels
     if min_area_px > 1:
-        kept = regions.area_px >= min_area_px
-        filled = _fill_holes(regions.polygons[kept], min_area_px)
-        regions = replace(_select(regions, kept), polygons=filled)
-    if simplify_px > 0 and len(regions.polygons):
+        wanted = found.without_small(min_area_px)
+    if shown is not None:
+        wanted = np.where(np.isin(wanted, shown), wanted, np.uint8(NOTHING))
+    if wanted is not found.labels:
+        labels = found.paint(wanted)
+    edges = _Edges.of(labels)
+    regions = _assemble(edges, _Rings.of(edges), labels, found, confidence)
+    if simplify_px > 0:  # with what is left out, since that shares edges too
         simple = shapely.coverage_simplify(regions.polygons, simplify_px, simplify_boundary=False)
-        regions = replace(regions, polygons=simple)
+        regions = replace(regions, polygons=shapely.orient_polygons(simple))
+    if wanted is not found.labels:
+        regions = _select(regions, regions.labels != NOTHING)
     return regions
 
 
@@ -111,7 +119,9 @@ class _Edges:
         if 4 * len(nodes) > MAX_EDGES:
             raise ImageTooLargeError(
                 f"The outlines have {len(nodes)} corners, at most {MAX_EDGES // 4} can be traced. "
-                "Ask for /labels, or send a smaller image."
+                "Leave out small regions with min_area_px, choose fewer classes, ask for /labels, "
+                "or send a smaller image.",
+                code="too_many_corners",
             )
         left, right = (np.flatnonzero(horizontal[side] & is_node) for side in (1, 0))
         top, bottom = (
@@ -172,18 +182,15 @@ class _Rings:
     is_outer: NDArray[np.bool_]
     parent: Ints
     """The outer ring that each ring belongs to; an outer ring's own index."""
-    area: Ints
-    """Signed: negative for holes."""
 
     @classmethod
     def of(cls, edges: _Edges) -> "_Rings":
         order, first = _walk(edges.successors().tolist(), edges.end.tolist())
         x, y = edges.position(edges.start[order])
         x_next, y_next = edges.position(edges.end[order])
-        area = np.add.reduceat(x * y_next - x_next * y, first) // 2
-        is_outer = area > 0
+        is_outer = np.add.reduceat(x * y_next - x_next * y, first) > 0  # twice its signed area
         parent = _parents(edges, order, first, is_outer, x)
-        return cls(order, first, is_outer, parent, area)
+        return cls(order, first, is_outer, parent)
 
 
 def _walk(following: list[int], end: list[int]) -> tuple[Ints, Ints]:
@@ -256,36 +263,13 @@ def _lengths(first: Ints, order: Ints) -> Ints:
     return np.diff([*first, len(order)])
 
 
-def _ring_sums(edges: _Edges, rings: _Rings, confidence: NDArray[np.uint8]) -> Ints:
-    """Sum of the confidence inside each ring, negative for holes, without drawing any.
-
-    By Green's theorem: with I(x, y) the sum of all that is above and left of a vertex, a region's
-    sum is that of I(end) - I(start) over its vertical sides.
-    """
-    integral = _integral_at(edges, confidence)
-    order = rings.edges
-    change = integral[edges.end[order]] - integral[edges.start[order]]
-    vertical = edges.direction[order] % 2 == 1
-    return np.add.reduceat(np.where(vertical, change, 0), rings.first)
-
-
-def _integral_at(edges: _Edges, confidence: NDArray[np.uint8]) -> Ints:
-    """The sum of the confidence above and left of each node, strip by strip."""
-    x, y = edges.position(np.arange(len(edges.nodes)))
-    integral = np.zeros(len(edges.nodes), np.int64)
-    above = np.zeros(edges.shape[1], np.int64)
-    for top in range(0, edges.shape[0], _STRIP_ROWS):
-        strip = confidence[top : top + _STRIP_ROWS]
-        sums = np.cumsum(strip, axis=0, dtype=np.int64) + above
-        above = sums[-1].copy()
-        np.cumsum(sums, axis=1, out=sums)
-        low, high = np.searchsorted(y, (top + 1, top + len(strip) + 1))
-        inside = np.arange(low, high)[x[low:high] > 0]
-        integral[inside] = sums[y[inside] - top - 1, x[inside] - 1]
-    return integral
-
-
-def _assemble(edges: _Edges, rings: _Rings, labels: NDArray[np.uint8], sums: Ints) -> Regions:
+def _assemble(
+    edges: _Edges,
+    rings: _Rings,
+    labels: NDArray[np.uint8],
+    found: Components,
+    confidence: NDArray[np.uint8],
+) -> Regions:
     """Rings to polygons, each hole with the outer ring that it belongs to."""
     starts = edges.start[rings.edges]
     coordinates = np.stack(edges.position(starts), axis=-1).astype(np.float64)
@@ -299,30 +283,18 @@ def _assemble(edges: _Edges, rings: _Rings, labels: NDArray[np.uint8], sums: Int
     with_holes, count = np.unique(owner, return_counts=True)
     for index, group in zip(with_holes, np.split(holes, np.cumsum(count)[:-1]), strict=False):
         polygons[index] = shapely.Polygon(linear[outer[index]], linear[group])
-    area = np.bincount(rings.parent, rings.area, len(rings.first))[outer].astype(np.int64)
-    confidence = np.bincount(rings.parent, sums, len(rings.first))[outer] / area / 255
-    return Regions(
-        polygons, _label_at_right(edges, rings.edges[rings.first[outer]], labels), area, confidence
-    )
+    row, column = _pixel_at_right(edges, rings.edges[rings.first[outer]])
+    region = found.at(row, column)  # also where small ones in it are filled: never at its rim
+    area = found.area_px()[region]
+    mean_confidence = found.sums(confidence)[region] / area / 255
+    return Regions(polygons, labels[row, column], area, mean_confidence)
 
 
-def _label_at_right(edges: _Edges, edge: Ints, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The label of the pixel at the right hand of each edge, at its start."""
+def _pixel_at_right(edges: _Edges, edge: Ints) -> tuple[Ints, Ints]:
+    """Row and column of the pixel at the right hand of each edge, at its start."""
     x, y = edges.position(edges.start[edge])
     direction = edges.direction[edge]
-    column = x - np.isin(direction, (1, 2))
-    row = y - np.isin(direction, (2, 3))
-    return labels[row, column]
-
-
-def _fill_holes(polygons: NDArray[np.object_], min_area_px: int) -> NDArray[np.object_]:
-    """Drop holes with fewer pixels. Everything in them is left out, so nothing overlaps."""
-    filled = polygons.copy()
-    for index in np.flatnonzero(shapely.get_num_interior_rings(polygons)):
-        polygon = polygons[index]
-        kept = [hole for hole in polygon.interiors if shapely.Polygon(hole).area >= min_area_px]
-        filled[index] = shapely.Polygon(polygon.exterior, kept)
-    return filled
+    return y - np.isin(direction, (2, 3)), x - np.isin(direction, (1, 2))
 
 
 def _select(regions: Regions, kept: NDArray[np.bool_]) -> Regions:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import shapely
@@ -11,7 +13,7 @@ from tests.support.refusals import refused
 RANDOM = np.random.default_rng(0)
 
 
-def _trace(labels: list[list[int]] | NDArray[np.uint8], **options: float) -> Regions:
+def _trace(labels: list[list[int]] | NDArray[np.uint8], **options: Any) -> Regions:
     array = np.asarray(labels, np.uint8)
     return trace_regions(array, np.full(array.shape, 255, np.uint8), **options)
 
@@ -152,7 +154,65 @@ def test_an_image_of_one_pixel_is_one_square() -> None:
     assert square.equals(shapely.box(0, 0, 1, 1))
 
 
+def _speckled(size: int) -> NDArray[np.uint8]:
+    """Large regions full of specks, some of them in chains, at rims, in holes and in corners."""
+    labels = _smooth_labels(size)
+    specks = RANDOM.random((size, size)) < 0.2
+    labels[specks] = RANDOM.integers(1, 5, specks.sum())
+    return labels
+
+
+@pytest.mark.parametrize("min_area_px", [2, 5, 40])
+def test_leaving_out_small_regions_first_changes_nothing_of_those_that_stay(
+    min_area_px: int,
+) -> None:
+    labels = _speckled(90)
+    confidence = RANDOM.integers(0, 256, labels.shape, np.uint8)
+    everything = trace_regions(labels, confidence)
+    large = np.flatnonzero(everything.area_px >= min_area_px)
+    regions = trace_regions(labels, confidence, min_area_px=min_area_px)
+    assert len(large) == len(regions.polygons)
+    for index, polygon in zip(large, regions.polygons, strict=True):
+        exact = everything.polygons[index]
+        holes = [hole for hole in exact.interiors if shapely.Polygon(hole).area >= min_area_px]
+        assert polygon.is_valid
+        assert polygon.equals(shapely.Polygon(exact.exterior, holes))
+    for name in ("labels", "area_px", "mean_confidence"):
+        assert np.array_equal(getattr(everything, name)[large], getattr(regions, name))
+
+
+def test_labels_that_are_not_shown_are_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = RANDOM.integers(1, 3, (20, 20)).astype(np.uint8)
+    labels[5:15, 5:15] = 3
+    expected = select_labels(_trace(labels), np.array([3]))
+    monkeypatch.setattr(polygons, "MAX_EDGES", 100)
+    regions = _trace(labels, shown=[3])
+    assert regions.labels.tolist() == [3]
+    assert regions.polygons[0].equals(expected.polygons[0])
+
+
+@pytest.mark.parametrize("simplify_px", [0, 2, 5])
+def test_outer_rings_run_counterclockwise_by_their_numbers_and_holes_clockwise(
+    simplify_px: float,
+) -> None:
+    regions = _trace(_speckled(60), simplify_px=simplify_px, min_area_px=5)
+    assert all(polygon.exterior.is_ccw for polygon in regions.polygons)
+    holes = [hole for polygon in regions.polygons for hole in polygon.interiors]
+    assert holes
+    assert not any(hole.is_ccw for hole in holes)
+
+
+def test_small_regions_are_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polygons, "MAX_EDGES", 100)
+    labels = np.ones((30, 30), np.uint8)
+    labels[1:-1:2, 1:-1:2] = 2
+    with refused(ImageTooLargeError, "min_area_px", code="too_many_corners"):
+        _trace(labels)
+    (whole,) = _trace(labels, min_area_px=2).polygons
+    assert whole.equals(shapely.box(0, 0, 30, 30))
+
+
 def test_outlines_that_nobody_can_use_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polygons, "MAX_EDGES", 100)
-    with refused(ImageTooLargeError, 25):
+    with refused(ImageTooLargeError, 25, code="too_many_corners"):
         _trace(RANDOM.integers(1, 3, (20, 20)).astype(np.uint8))
