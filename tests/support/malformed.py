@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from tests.serve.images.test_bombs import BOMBS
+from tests.support.bombs import BOMBS
 from tests.support.pictures import blobs, encoded, rgb_png
 
 LIMITS = {"max_upload_mib": "1", "max_image_megapixels": "1", "max_batch_mib": "16"}

@@ -3,7 +3,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -13,52 +12,23 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from lightning.pytorch.utilities import rank_zero_only
 
 from tests.support import ROOT
-from tests.support.toy_data import toy_settings
+from tests.support.distributed import settings_of
 from train.data.folder import read_tile_folder
 from train.data.pixels import count_each
 from train.errors import FocalPathError
 from train.fitting.run import _loaders, _trainer, evaluate, fit, print_scores
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.segmenter import Segmenter
-from train.settings import LossSettings, RuntimeSettings, Settings
-
-_SCRIPT = """
-import sys
-from pathlib import Path
-
-import torch
-
-from tests.train.fitting.test_distributed import settings_of
-from train.fitting.run import fit
-
-torch.set_num_threads(1)
-if __name__ == "__main__":
-    settings = settings_of(batch_size=2, devices=int(sys.argv[3]), nodes=int(sys.argv[4]))
-    fit(settings, Path(sys.argv[1]), Path(sys.argv[2]))
-"""
-
-
-def settings_of(*, batch_size: int, devices: int = 1, nodes: int = 1) -> Settings:
-    """A loss that is a mean over images, so that batches in parts learn what whole ones do.
-
-    Without a part for the predicted IoU, as CRAG is trained.
-    """
-    settings = toy_settings(
-        loss=LossSettings(iou_weight=0.0), runtime=RuntimeSettings(devices=devices, nodes=nodes)
-    )
-    return replace(settings, optimization=replace(settings.optimization, batch_size=batch_size))
 
 
 def start(
     folder: Path, data: Path, devices: int, nodes: int, **environment: str
 ) -> subprocess.Popen[bytes]:
-    script = folder / "train_on_two.py"
-    script.write_text(_SCRIPT)
     root = str(ROOT)
     arguments = [str(data), str(folder / "run"), str(devices), str(nodes)]
     with (folder / f"messages{environment.get('NODE_RANK', 0)}.txt").open("w") as messages:
         return subprocess.Popen(
-            [sys.executable, str(script), *arguments],
+            [sys.executable, "-m", "tests.support.distributed", *arguments],
             cwd=root,
             env={"PYTHONPATH": root, "PATH": "/usr/bin:/bin", **environment},
             stderr=messages,
