@@ -19,10 +19,10 @@ from serve.contract.errors import (
 )
 from serve.settings import ServeSettings
 from tests.support.browser import running_browser
+from tests.support.errors import refusal_of
 from tests.support.http_service import free_port, running_service, wait_until_ready
 from tests.support.nginx import EXAMPLE, running_nginx
 from tests.support.pictures import blobs, encoded
-from tests.support.refusals import refusal_of
 
 KEY = "0123456789abcdef-of-alice"
 HEADERS = {"X-API-Key": KEY}

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from serve.answers import polygons
 from serve.answers.polygons import Regions, select_labels, trace_regions
 from serve.contract.errors import ImageTooLargeError
-from tests.support.refusals import refused
+from tests.support.errors import raises
 
 RANDOM = np.random.default_rng(0)
 
@@ -206,7 +206,7 @@ def test_small_regions_are_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polygons, "MAX_EDGES", 100)
     labels = np.ones((30, 30), np.uint8)
     labels[1:-1:2, 1:-1:2] = 2
-    with refused(ImageTooLargeError, "min_area_px", code="too_many_corners"):
+    with raises(ImageTooLargeError, "min_area_px", code="too_many_corners"):
         _trace(labels)
     (whole,) = _trace(labels, min_area_px=2).polygons
     assert whole.equals(shapely.box(0, 0, 30, 30))
@@ -214,5 +214,5 @@ def test_small_regions_are_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_outlines_that_nobody_can_use_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polygons, "MAX_EDGES", 100)
-    with refused(ImageTooLargeError, 25, code="too_many_corners"):
+    with raises(ImageTooLargeError, 25, code="too_many_corners"):
         _trace(RANDOM.integers(1, 3, (20, 20)).astype(np.uint8))

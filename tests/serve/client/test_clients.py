@@ -22,9 +22,9 @@ from serve.contract.errors import (
 from serve.contract.manifest import Manifest, read_bundle
 from serve.inference.segmenter import Segmentation, TileSegmenter, open_segmenter
 from serve.settings import ServeSettings
+from tests.support.errors import raises
 from tests.support.http_service import free_port
 from tests.support.pictures import blobs
-from tests.support.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_a_file_gives_what_the_service_reads_in_it(client: HttpClient, tmp_path:
 
 
 def test_a_file_that_is_not_there_is_named(client: HttpClient, tmp_path: Path) -> None:
-    with refused(ImageError, tmp_path / "none.jpg"):
+    with raises(ImageError, tmp_path / "none.jpg"):
         client.segment(tmp_path / "none.jpg")
 
 

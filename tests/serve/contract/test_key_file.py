@@ -6,7 +6,7 @@ import pytest
 from serve.client.segment_files import read_key
 from serve.contract.errors import SettingsError
 from serve.service.access import ApiKeys
-from tests.support.refusals import refused
+from tests.support.errors import raises
 
 KEY = "0123456789abcdef-of-alice"
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le with a mark", "utf-16-be with a mark")
@@ -37,11 +37,11 @@ def test_what_is_no_key_is_one_error_that_names_the_file(content: bytes, tmp_pat
     path = tmp_path / "key"
     path.write_bytes(content)
     for read in (read_key, ApiKeys):
-        with refused(SettingsError, path):
+        with raises(SettingsError, path):
             read(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for read in (read_key, ApiKeys):
-        with refused(SettingsError, tmp_path / "nowhere"):
+        with raises(SettingsError, tmp_path / "nowhere"):
             read(tmp_path / "nowhere")

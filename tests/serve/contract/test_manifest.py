@@ -8,7 +8,7 @@ import pytest
 
 from serve.contract.errors import BundleError
 from serve.contract.manifest import MANIFEST_FILE, Manifest, interface, read_bundle
-from tests.support.refusals import refused
+from tests.support.errors import raises
 
 
 @pytest.fixture
@@ -30,25 +30,25 @@ def test_a_written_manifest_reads_back_the_same(bundle: Path, tmp_path: Path) ->
 
 
 def test_a_missing_bundle_says_how_to_make_one(tmp_path: Path) -> None:
-    with refused(BundleError, "manifest.json", "make export", code="bundle_missing"):
+    with raises(BundleError, "manifest.json", "make export", code="bundle_missing"):
         read_bundle(tmp_path / "nowhere")
 
 
 def test_an_unknown_field_is_refused_by_name(bundle: Path) -> None:
     _edit(bundle, lambda content: content.update(colour_space="sRGB"))
-    with refused(BundleError, "colour_space"):
+    with raises(BundleError, "colour_space"):
         read_bundle(bundle)
 
 
 def test_another_schema_version_is_refused(bundle: Path) -> None:
     _edit(bundle, lambda content: content.update(schema_version=2))
-    with refused(BundleError, "schema_version"):
+    with raises(BundleError, "schema_version"):
         read_bundle(bundle)
 
 
 def test_a_manifest_that_is_no_json_is_refused(bundle: Path) -> None:
     (bundle / MANIFEST_FILE).write_text("{")
-    with refused(BundleError, "schema version 1"):
+    with raises(BundleError, "schema version 1"):
         read_bundle(bundle)
 
 
@@ -56,31 +56,31 @@ def test_a_changed_byte_in_a_file_is_found_by_its_checksum(bundle: Path) -> None
     model = bytearray((bundle / "model.onnx").read_bytes())
     model[100] ^= 1
     (bundle / "model.onnx").write_bytes(model)
-    with refused(BundleError, "model.onnx", code="bundle_damaged"):
+    with raises(BundleError, "model.onnx", code="bundle_damaged"):
         read_bundle(bundle)
 
 
 def test_a_missing_file_is_named(bundle: Path) -> None:
     (bundle / "model.onnx").unlink()
-    with refused(BundleError, "model.onnx", code="bundle_incomplete"):
+    with raises(BundleError, "model.onnx", code="bundle_incomplete"):
         read_bundle(bundle)
 
 
 def test_a_file_outside_the_bundle_is_refused(bundle: Path) -> None:
     _edit(bundle, lambda content: content["artefacts"][0].update(file="../model.onnx"))
-    with refused(BundleError, "artefacts.0.file"):
+    with raises(BundleError, "artefacts.0.file"):
         read_bundle(bundle)
 
 
 def test_an_interface_that_disagrees_with_the_classes_is_refused(bundle: Path) -> None:
     _edit(bundle, lambda content: content["classes"].pop())
-    with refused(BundleError, "inputs", "outputs"):
+    with raises(BundleError, "inputs", "outputs"):
         read_bundle(bundle)
 
 
 def test_a_bias_of_another_length_is_refused(bundle: Path) -> None:
     _edit(bundle, lambda content: content["class_attention_bias"].pop())
-    with refused(BundleError, "class_attention_bias", 4):
+    with raises(BundleError, "class_attention_bias", 4):
         read_bundle(bundle)
 
 

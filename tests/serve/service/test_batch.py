@@ -22,8 +22,8 @@ from serve.contract.errors import (
 )
 from serve.service.uploads import batch_files, read_form
 from serve.settings import ServeSettings
+from tests.support.errors import raises, refusal_of
 from tests.support.pictures import encoded, painted
-from tests.support.refusals import refusal_of, refused
 
 MAX_BATCH_FILES = ServeSettings().max_batch_files
 Files = Sequence[tuple[str, bytes]]
@@ -126,13 +126,13 @@ def test_a_zip_bomb_is_refused_by_what_it_says_of_itself() -> None:
     bomb = _zip([(f"{n}.png", bytes(10_000)) for n in range(11)])
     deflated = _zip([("0.png", bytes(100_001))], compression=zipfile.ZIP_DEFLATED)
     for content in (bomb, deflated):
-        with refused(ImageTooLargeError, 100_000, code="zip_too_large"):
+        with raises(ImageTooLargeError, 100_000, code="zip_too_large"):
             _listed(("bomb.zip", content))
 
 
 def test_how_many_files_a_batch_may_have_is_a_setting() -> None:
     assert len(_listed(*[("x.png", b"x")] * 20)) == 20
-    with refused(ImageTooLargeError, 21, 20, code="too_many_files"):
+    with raises(ImageTooLargeError, 21, 20, code="too_many_files"):
         _listed(*[("x.png", b"x")] * 21)
 
 
@@ -142,7 +142,7 @@ def test_a_zip_bomb_that_lies_about_its_size_is_not_unpacked() -> None:
         at = content.index(header) + offset
         content[at : at + 4] = (100).to_bytes(4, "little")
     (file,) = _listed(("bomb.zip", bytes(content)))
-    with refused(ImageError, code="zip_damaged"):
+    with raises(ImageError, code="zip_damaged"):
         file.read()
 
 
@@ -153,7 +153,7 @@ def test_a_zip_bomb_that_lies_about_its_size_is_not_unpacked() -> None:
 def test_a_name_that_leads_out_of_its_folder_is_refused(name: str) -> None:
     in_zip = _listed(("all.zip", _zip([(name, _image(1))])))
     for (file,) in (in_zip, _listed((name, _image(1)))):
-        with refused(ImageError, repr(file.name), code="name_unsafe"):
+        with raises(ImageError, repr(file.name), code="name_unsafe"):
             file.read()
 
 
@@ -233,7 +233,7 @@ def test_files_of_a_batch_and_large_images_are_not_kept_in_memory() -> None:
 
 def test_a_zip_that_lists_far_too_many_files_is_refused_before_the_list_is_read() -> None:
     content = _zip([(f"{index}{'x' * 60_000}.png", b"") for index in range(2)])
-    with refused(ImageTooLargeError, code="zip_too_large"):
+    with raises(ImageTooLargeError, code="zip_too_large"):
         _listed(("long.zip", content))
 
 
@@ -241,7 +241,7 @@ def test_a_damaged_zip_is_one_file_that_cannot_be_read() -> None:
     content = _zip([("1.png", _image(1))])
     (file,) = _listed(("broken.zip", content[: len(content) // 2]))
     assert file.name == "broken.zip"
-    with refused(ImageError, code="zip_damaged"):
+    with raises(ImageError, code="zip_damaged"):
         file.read()
 
 
@@ -262,5 +262,5 @@ def test_a_member_whose_checksum_is_wrong_is_an_error_of_its_own(service_url: st
 def test_a_zip_without_files_is_a_line_that_says_so(files: Files) -> None:
     (file,) = _listed(("empty.zip", _zip(files)))
     assert file.name == "empty.zip"
-    with refused(ImageError, code="zip_empty"):
+    with raises(ImageError, code="zip_empty"):
         file.read()

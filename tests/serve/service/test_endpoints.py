@@ -16,8 +16,8 @@ from serve.contract.manifest import read_bundle
 from serve.inference.segmenter import open_segmenter
 from serve.inference.summary import Summary
 from serve.settings import ServeSettings
+from tests.support.errors import refusal_of
 from tests.support.pictures import blobs, encoded, painted
-from tests.support.refusals import refusal_of
 from tests.support.toy_bundle import CLASSES
 
 IMAGE = blobs(150, 210)

@@ -15,9 +15,9 @@ from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.service.model import Model, check_warm_up
 from serve.service.telemetry import Telemetry
 from serve.settings import ServeSettings
+from tests.support.errors import raises
 from tests.support.http_service import free_port
 from tests.support.pictures import blobs, painted
-from tests.support.refusals import refused
 from tests.support.toy_bundle import TILE_SIZE_PX, write_toy_bundle
 
 LABELS = np.repeat([[1, 2, 3, 4]], 4, axis=0).repeat(TILE_SIZE_PX // 4, 0).repeat(16, 1)
@@ -168,7 +168,7 @@ def test_a_model_that_is_closed_ends_what_it_has_begun_and_begins_nothing(
 
     model.run(close_and_segment)
     assert closed == ["1"]
-    with refused(BackendUnavailableError, code="stopping"):
+    with raises(BackendUnavailableError, code="stopping"):
         _version(model)
     assert not model.is_ready()
 
@@ -185,7 +185,7 @@ def test_a_model_that_is_closed_while_it_is_opened_is_closed_after(
 
     monkeypatch.setattr(TileSegmenter, "close", lambda self: closed.append(self.manifest.version))
     monkeypatch.setattr("serve.service.model.open_segmenter", open_and_close)
-    with refused(BackendUnavailableError, code="stopping"):
+    with raises(BackendUnavailableError, code="stopping"):
         _version(model)
     assert closed == ["1"]
 
@@ -263,7 +263,7 @@ def test_a_failure_to_open_is_answered_at_once_for_a_while(
     model = _model(bundle)
     for wait in (0.0, 0.5, 1.0):
         now[0] += wait
-        with refused(BackendUnavailableError, "not now"):
+        with raises(BackendUnavailableError, "not now"):
             _version(model)
     assert len(opened) == 2
 
@@ -289,7 +289,7 @@ def test_labels_of_another_size_do_not_agree(bundle: Path) -> None:
     _add_warm_up(bundle, LABELS[:10])
     with (
         open_segmenter(ServeSettings(bundle=bundle, threads=1)) as segmenter,
-        refused(BundleError, "warm_up.npz", "0.0%", code="warm_up_differs"),
+        raises(BundleError, "warm_up.npz", "0.0%", code="warm_up_differs"),
     ):
         check_warm_up(segmenter, bundle)
 
@@ -298,7 +298,7 @@ def test_a_damaged_warm_up_image_is_a_damaged_bundle(bundle: Path) -> None:
     _add_warm_up(bundle, LABELS)
     with (bundle / "warm_up.npz").open("ab") as file:
         file.write(b"x")
-    with refused(BundleError, "warm_up.npz", code="bundle_damaged"):
+    with raises(BundleError, "warm_up.npz", code="bundle_damaged"):
         read_bundle(bundle)
 
 
@@ -327,7 +327,7 @@ def test_work_is_done_again_with_the_new_model_when_triton_changed_it(bundle: Pa
 
 def test_work_that_fails_otherwise_is_not_done_again(bundle: Path) -> None:
     work, versions = _work_that_fails(9, BackendUnavailableError("lost"))
-    with refused(BackendUnavailableError, "lost"):
+    with raises(BackendUnavailableError, "lost"):
         _model(bundle).run(work)
     assert len(versions) == 1
 
@@ -337,7 +337,7 @@ def test_a_model_that_changes_again_and_again_ends_in_an_error(
 ) -> None:
     monkeypatch.setattr("serve.service.model.time.sleep", lambda _: None)
     work, versions = _work_that_fails(99, ModelChangedError("another one"))
-    with refused(ModelChangedError, "another one"):
+    with raises(ModelChangedError, "another one"):
         _model(bundle).run(work)
     assert len(versions) < 10
 

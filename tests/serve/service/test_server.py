@@ -26,10 +26,10 @@ from serve.inference.summary import Summary
 from serve.service.endpoints import build_app
 from serve.service.uploads import BodyLimit, Limit
 from serve.settings import ServeSettings
+from tests.support.errors import refusal_of
 from tests.support.http_service import free_port, running_service
 from tests.support.pictures import blobs, encoded, painted, rgb_png
 from tests.support.raw_http import address_of
-from tests.support.refusals import refusal_of
 from tests.support.toy_bundle import TILE_SIZE_PX
 
 ENDPOINTS = ("segment", "labels", "overlay", "arrays")

@@ -19,8 +19,8 @@ from serve.service.telemetry import (
     request_context,
 )
 from serve.settings import ServeSettings
+from tests.support.errors import raises
 from tests.support.pictures import blobs, painted
-from tests.support.refusals import refused
 from tests.support.toy_bundle import TILE_SIZE_PX
 
 NO_PROCESS = 2**22 + 1
@@ -127,7 +127,7 @@ def test_an_address_for_traces_without_the_exporter_is_one_message(
 ) -> None:
     exporter = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
     monkeypatch.setitem(sys.modules, exporter, None)
-    with refused(SettingsError, "focalpath[tracing]"):
+    with raises(SettingsError, "focalpath[tracing]"):
         check_tracing(ServeSettings(otlp_endpoint="http://127.0.0.1:1/v1/traces"))
     check_tracing(ServeSettings())
 
