@@ -14,6 +14,8 @@ DEMO := artifacts/demo
 # Where measurements go; those in the repository were made with RESULTS=docs/results.
 RESULTS ?= artifacts/results
 PORT ?= 3000
+# Processes that run the tests side by side.
+TEST_PROCESSES ?= 2
 # What `make publish` has Triton run: also onnxruntime and onnxruntime-gpu.
 TARGET ?= tensorrt-a100
 
@@ -23,7 +25,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 # The targets share their names with folders.
-.PHONY: install format lint typecheck imports dependencies test test-fast check data train evaluate export engine publish \
+.PHONY: install format lint typecheck imports dependencies test test-fast coverage check data train evaluate export engine publish \
 	serve benchmark benchmark-train benchmark-export benchmark-slides benchmark-gpu load compare demo docker clean
 
 install: $(VENV)/.installed
@@ -54,11 +56,15 @@ dependencies: install
 	$(VENV)/bin/deptry .
 
 test: install
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 # What tells in a minute whether a change works; `make test` has the rest.
 test-fast: install
-	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow and not triton and not browser"
+	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow and not triton and not browser"
+
+# Statements and branches of the three packages that the whole suite runs.
+coverage: install
+	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile --cov=train --cov=export --cov=serve --cov-branch
 
 check: lint typecheck imports dependencies test
 
