@@ -141,6 +141,9 @@ class ServeSettings(InferenceSettings):
     ones get HTTP 429. A body of more than 1 MiB is in a temporary file until it is complete."""
     request_timeout_s: float = Field(300.0, ge=0.001, le=DAY_S)
     """Seconds after which a request gets HTTP 504."""
+    keep_results_mib: int = Field(256, ge=0, le=1_048_576)
+    """MiB of memory of one process for the last results of requests with `X-Keep-Result: yes`, such
+    as the page's: its downloads then do not run the model again. 0: none is kept."""
     max_batch_files: int = Field(256, ge=1, le=65_536)
     """Most files of one /batch, those in zips included; more get HTTP 413."""
     max_batch_mib: int = Field(512, ge=1, le=1_048_576)

@@ -1,15 +1,19 @@
 """Regions as annotations that other programs open: QuPath and the Digital Slide Archive.
 
-Both take coordinates in pixels of the image, x to the right and y down, (0, 0) at its top left.
+Both take coordinates in pixels, x to the right and y down: the image's, with (0, 0) at its top
+left, or its slide's, where the options or the file's name say how the image lies in it. Areas in
+px^2 stay those of the image's pixels.
 """
 
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated
 
 import shapely
 from PIL import ImageColor
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from serve.answers.documents import (
     AnnotationDocument,
@@ -18,12 +22,23 @@ from serve.answers.documents import (
     RegionProperties,
 )
 from serve.answers.format import AnswerFormat, ClassOptions, Source
+from serve.answers.frame import Frame, frame_in_name
 from serve.answers.polygons import Regions, trace_regions
 from serve.contract.manifest import Manifest
 from serve.inference.summary import Summary
 
 FILL_OPACITY = 0.25
 LINE_WIDTH_PX = 2
+
+
+_Coordinate = Annotated[float, Field(ge=-1e9, le=1e9)]
+
+
+def _split_origin(value: object) -> object:
+    """Also take `1024,2048`, in one word."""
+    if isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], str):
+        return value[0].split(",")
+    return value
 
 
 class RegionOptions(ClassOptions):
@@ -39,6 +54,31 @@ class RegionOptions(ClassOptions):
     min_area_px: int = Field(
         0, ge=0, le=10**9, description="leave out regions of fewer pixels", examples=[64]
     )
+    origin: Annotated[list[_Coordinate] | None, BeforeValidator(_split_origin)] = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="x and y of the image's top left corner in its slide's pixels, into which the "
+        "polygons are put; by default what QuPath wrote into the file's name, "
+        "`[d=2,x=1024,y=2048,w=512,h=512]`, or else 0 0",
+        examples=[[1024, 2048]],
+    )
+    downsample: float = Field(
+        0.0,
+        ge=0,
+        le=10**4,
+        description="pixels of the slide for one of the image; 0: by the file's name, or else 1",
+        examples=[4.0],
+    )
+
+    def frame(self, name: str, width_px: int) -> Frame:
+        """Where the image lies: as the options say, or else its name."""
+        named = frame_in_name(name, width_px)
+        if self.origin:
+            named = replace(named, origin=(self.origin[0], self.origin[1]))
+        if self.downsample:
+            named = replace(named, downsample=self.downsample)
+        return named
 
 
 def geojson(regions: Regions, summary: Summary, manifest: Manifest) -> bytes:
@@ -139,13 +179,15 @@ def _dense(value: object) -> str:
 
 
 def _regions(source: Source, options: RegionOptions) -> Regions:
-    return trace_regions(
+    regions = trace_regions(
         source.result.labels,
         source.result.confidence,
         simplify_px=options.simplify_px,
         min_area_px=options.min_area_px,
         shown=options.shown(source.manifest),
     )
+    frame = options.frame(source.name, source.result.labels.shape[1])
+    return replace(regions, polygons=frame.place(regions.polygons))
 
 
 GEOJSON = AnswerFormat(

@@ -28,6 +28,8 @@ class Source:
     result: Segmentation
     manifest: Manifest
     """Of the model that made the result."""
+    name: str = ""
+    """Of the image's file; it may say where the image lies in its slide."""
 
 
 class Options(Strict):

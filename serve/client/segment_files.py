@@ -273,7 +273,7 @@ def _segment_one(command: Segment, segmenter: ImageSegmenter, path: Path) -> Sum
             with_probabilities=with_probabilities,
         )
         result = result.with_notes(picture.mpp_note, picture.notes)
-    source = Source(picture.pixels, result, segmenter.manifest)
+    source = Source(picture.pixels, result, segmenter.manifest, path.name)
     files = {
         f"{path.stem}{FORMATS[name].suffix}": FORMATS[name].render(source, dict(command.options))
         for name in command.formats

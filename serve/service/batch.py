@@ -59,7 +59,7 @@ async def _line(index: int, file: BatchFile, job: Job, worker: Worker, model: Mo
     entry: dict[str, object] = {"index": index, "name": file.name}
 
     def work() -> Answer:
-        return worker.answer(model, file.read(), job)
+        return worker.answer(model, file.read(), job, file.name)
 
     try:
         done = await worker.run(work)

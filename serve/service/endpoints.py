@@ -11,7 +11,11 @@
 
 Every POST takes multipart/form-data with one file in the field `image` (PNG, JPEG, TIFF or WebP),
 /batch several files or zips in `images`. The um per pixel are `mpp`, in the query or as a text
-field. All answers are in the pixels of the image as it was sent, upright.
+field. All answers are in the pixels of the image as it was sent, upright; polygons are in its
+slide's where `origin` and `downsample`, or the file's name, say where that is.
+
+With the header `X-Keep-Result: yes` a result is kept in memory for a while, and further requests of
+the same file, um per pixel and model take it instead of running the model.
 
 Errors are answered as `serve.service.error_answers` says. In /batch a file that cannot be used is a
 line of the answer with its `status`, `error` and `code`. The gateway answers 401, 429 and 504, and
@@ -36,6 +40,7 @@ from serve.contract.manifest import Manifest
 from serve.inference.runs_on import RunsOn
 from serve.service.batch import answer_batch
 from serve.service.error_answers import EXCEPTION_HANDLERS
+from serve.service.kept import KEEP_HEADER
 from serve.service.model import Model
 from serve.service.openapi import (
     BATCH_BODY,
@@ -77,6 +82,8 @@ class Upload:
     data: bytes
     mpp: float | None
     """um per pixel that the request states."""
+    name: str
+    """The file's, as the client has it."""
 
 
 async def _read_upload(request: Request, query: ImageQuery) -> Upload:
@@ -84,8 +91,9 @@ async def _read_upload(request: Request, query: ImageQuery) -> Upload:
     try:
         upload = form["image"]
         assert isinstance(upload, UploadFile)
-        check_name(upload.filename or "")
-        return Upload(await upload.read(), read_mpp(form, query.mpp))
+        name = upload.filename or ""
+        check_name(name)
+        return Upload(await upload.read(), read_mpp(form, query.mpp), name)
     finally:
         await form.close()
 
@@ -97,8 +105,9 @@ def _format_endpoint(entry: AnswerFormat) -> Endpoint:
         state = request.app.state
         worker: Worker = state.worker
         upload = await _read_upload(request, query)
-        job = Job(formats=(entry.name,), mpp=upload.mpp, options=dict(query))
-        done = await worker.run(lambda: worker.answer(state.model, upload.data, job))
+        keep = request.headers.get(KEEP_HEADER, "no") != "no"
+        job = Job(formats=(entry.name,), mpp=upload.mpp, options=dict(query), keep=keep)
+        done = await worker.run(lambda: worker.answer(state.model, upload.data, job, upload.name))
         headers = {MPP_SOURCE_HEADER: done.image.mpp_source}
         if done.image.mpp is not None:
             headers[MPP_HEADER] = f"{done.image.mpp:.6g}"

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.contract.errors import BusyError, TookTooLongError
 from serve.service.access import AccessControl, ApiKeys
 from serve.service.error_answers import error_answer
+from serve.service.kept import KEEP_HEADER
 from serve.service.telemetry import RequestRecord, Telemetry, request_context
 from serve.service.worker import MPP_HEADER, MPP_SOURCE_HEADER
 from serve.settings import ServeSettings
@@ -52,7 +53,13 @@ def build_gateway(app: Starlette, settings: ServeSettings, telemetry: Telemetry)
                 CORSMiddleware,
                 allow_origins=settings.allowed_origins,
                 allow_methods=("GET", "POST"),
-                allow_headers=("Authorization", "X-API-Key", REQUEST_ID_HEADER, "traceparent"),
+                allow_headers=(
+                    "Authorization",
+                    "X-API-Key",
+                    KEEP_HEADER,
+                    REQUEST_ID_HEADER,
+                    "traceparent",
+                ),
                 expose_headers=(REQUEST_ID_HEADER, "Retry-After", MPP_HEADER, MPP_SOURCE_HEADER),
             )
         )

@@ -13,11 +13,12 @@ from serve.answers.pictures import rgb_png
 from serve.answers.registry import FORMATS, needs_probabilities
 from serve.images.decode import Picture, decode_picture
 from serve.images.mpp import FROM_REQUEST
-from serve.inference.segmenter import TileSegmenter
+from serve.inference.segmenter import Segmentation, TileSegmenter
 from serve.inference.summary import ImageInfo
+from serve.service.kept import KeptResults, ResultKey
 from serve.service.model import Model
 from serve.service.telemetry import Telemetry
-from serve.settings import ServeSettings
+from serve.settings import MEBIBYTE, ServeSettings
 
 T = TypeVar("T")
 MPP_HEADER, MPP_SOURCE_HEADER = "X-Mpp", "X-Mpp-Source"
@@ -34,6 +35,8 @@ class Job:
     """um per pixel that the request states."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Values of the formats' options, by name."""
+    keep: bool = False
+    """Keep the result for further requests of the same image, or take one that was kept."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Worker:
     def __init__(self, settings: ServeSettings, telemetry: Telemetry) -> None:
         self._settings = settings
         self._telemetry = telemetry
+        self._kept = KeptResults(settings.keep_results_mib * MEBIBYTE)
         self._pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="segment")
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -83,8 +87,14 @@ class Worker:
                 max_pixels=self._settings.max_image_pixels,
             )
 
-    def answer(self, model: Model, data: bytes, job: Job) -> Answer:
+    def answer(self, model: Model, data: bytes, job: Job, name: str = "") -> Answer:
         """A file's segmentation in each format of the job, in their order.
+
+        Args:
+            model: segments it.
+            data: the file's content.
+            job: what to do with it.
+            name: the file's; it may say where the image lies in its slide.
 
         Raises:
             FocalPathError: the file or an option cannot be used, or the model is not available.
@@ -92,18 +102,31 @@ class Worker:
         picture = self._decode(data)
 
         def work(segmenter: TileSegmenter) -> Answer:
-            with self._telemetry.stage("segment"):
-                result = segmenter.segment(
-                    picture.pixels,
-                    mpp=picture.mpp if job.mpp is None else job.mpp,
-                    mpp_source=picture.mpp_source if job.mpp is None else FROM_REQUEST,
-                    with_probabilities=needs_probabilities(job.formats, job.options),
-                )
-            result = result.with_notes(picture.mpp_note, picture.notes)
-            self._telemetry.observe_summary(result.summary)
+            result = self._segment(segmenter, picture, data, job)
             with self._telemetry.stage("encode"):
-                source = Source(picture.pixels, result, segmenter.manifest)
+                source = Source(picture.pixels, result, segmenter.manifest, name)
                 contents = [FORMATS[name].render(source, job.options) for name in job.formats]
             return Answer(contents, result.summary.image)
 
         return model.run(work)
+
+    def _segment(
+        self, segmenter: TileSegmenter, picture: Picture, data: bytes, job: Job
+    ) -> Segmentation:
+        with_probabilities = needs_probabilities(job.formats, job.options)
+        key = ResultKey.of(data, job.mpp, segmenter.manifest) if job.keep else None
+        kept = self._kept.get(key, with_probabilities=with_probabilities) if key else None
+        if kept is not None:
+            return kept
+        with self._telemetry.stage("segment"):
+            result = segmenter.segment(
+                picture.pixels,
+                mpp=picture.mpp if job.mpp is None else job.mpp,
+                mpp_source=picture.mpp_source if job.mpp is None else FROM_REQUEST,
+                with_probabilities=with_probabilities,
+            )
+        result = result.with_notes(picture.mpp_note, picture.notes)
+        self._telemetry.observe_summary(result.summary)
+        if key:
+            self._kept.put(key, result)
+        return result

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 from PIL import Image
 
 from serve.answers.format import AnswerFormat
@@ -260,6 +261,26 @@ def test_drawing_options_reach_the_drawing(image: Path, toy_bundle: Path, out: P
     )
     features = json.loads((out / "slide.geojson").read_text())["features"]
     assert {feature["properties"]["classification"]["name"] for feature in features} == {"Tumor"}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("s [x=100,y=200,w=180,h=140].png", (), (100, 200, 280, 340)),
+        ("s.png", ("--origin", 5, 6, "--downsample", 3), (5, 6, 275, 216)),
+    ],
+)
+def test_outlines_are_put_into_the_frame_of_the_slide(
+    name: str, arguments: tuple[Any, ...], expected: tuple[float, ...],
+    toy_bundle: Path, out: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    path = tmp_path / name
+    path.write_bytes(encoded(painted(np.full((70, 90), 1))))
+    assert (
+        _segment(path, "--bundle", toy_bundle, "--out", out, "--format", "geojson", *arguments) == 0
+    )
+    (feature,) = json.loads((out / f"{path.stem}.geojson").read_bytes())["features"]
+    assert shapely.geometry.shape(feature["geometry"]).bounds == expected
 
 
 def test_one_image_prints_a_row_per_class(

@@ -1,6 +1,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -200,6 +201,61 @@ def test_geojson_is_simpler_and_without_specks_where_it_is_asked_for(service_url
         feature["properties"]["measurements"]["Area px^2"] for feature in simple.json()["features"]
     ]
     assert min(areas) >= 50
+
+
+@pytest.mark.parametrize(
+    ("name", "query", "expected"),
+    [
+        ("tile [d=2,x=100,y=200,w=80,h=60].png", {}, (100, 200, 180, 260)),
+        ("tile [d=2,x=100,y=200,w=80,h=60].png", {"origin": "7,8"}, (7, 8, 87, 68)),
+        ("tile.png", {"origin": ["7", "8.5"], "downsample": 0.5}, (7, 8.5, 27, 23.5)),
+        ("tile.png", {"downsample": 3}, (0, 0, 120, 90)),
+    ],
+)
+def test_polygons_are_put_into_the_frame_of_the_slide(
+    name: str, query: dict[str, Any], expected: tuple[float, ...], service_url: str
+) -> None:
+    content = encoded(painted(np.full((30, 40), 2)))
+    answers = {
+        endpoint: httpx.post(
+            f"{service_url}/{endpoint}", files={"image": (name, content)}, params=query
+        ).json()
+        for endpoint in ("geojson", "dsa")
+    }
+    (feature,) = answers["geojson"]["features"]
+    assert shapely.geometry.shape(feature["geometry"]).bounds == expected
+    (element,) = answers["dsa"]["elements"]
+    assert shapely.Polygon(element["points"]).bounds == expected
+
+
+@pytest.mark.parametrize("origin", ["1", "1,2,3", "a,b", "nan,1"])
+def test_an_origin_that_is_no_place_is_a_400(origin: str, service_url: str) -> None:
+    response = httpx.post(
+        f"{service_url}/geojson", files={"image": encoded(blobs(20, 20))}, params={"origin": origin}
+    )
+    assert refusal_of(response, "origin") == (400, OptionError.code)
+
+
+@pytest.mark.parametrize("endpoint", ["arrays", "geojson", "labels", "image", "batch"])
+@pytest.mark.parametrize("name", ["mmp", "mppp"])
+def test_every_route_refuses_a_parameter_that_it_does_not_have(
+    endpoint: str, name: str, service_url: str
+) -> None:
+    field = "images" if endpoint == "batch" else "image"
+    response = httpx.post(
+        f"{service_url}/{endpoint}", files={field: encoded(blobs(20, 20))}, params={name: 1}
+    )
+    assert refusal_of(response, repr(name), "'mpp'") == (400, OptionError.code)
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("class", "classes"), ("simplify", "simplify_px")])
+def test_a_shortened_parameter_is_refused_with_its_full_name(
+    name: str, nearest: str, service_url: str
+) -> None:
+    response = httpx.post(
+        f"{service_url}/dsa", files={"image": encoded(blobs(20, 20))}, params={name: "1"}
+    )
+    assert refusal_of(response, repr(name), repr(nearest)) == (400, OptionError.code)
 
 
 def test_dsa_has_an_element_for_each_of_geojsons_features(service_url: str) -> None:

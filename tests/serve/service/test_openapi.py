@@ -123,6 +123,7 @@ def test_every_option_is_described_with_its_bounds(document: dict[str, Any]) -> 
     }
     assert set(parameters) == {
         "mpp", "alpha", "classes", "simplify_px", "min_area_px", "outputs", "probabilities",
+        "origin", "downsample",
     }  # fmt: skip
     assert all(parameter["description"] for parameter in parameters.values())
     assert all(parameter["schema"]["examples"] for parameter in parameters.values())

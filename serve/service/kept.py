@@ -1,0 +1,72 @@
+"""The last results, kept in memory for clients that ask for several formats of one image."""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Self
+
+from serve.contract.manifest import Manifest
+from serve.inference.segmenter import Segmentation
+
+KEEP_HEADER = "X-Keep-Result"
+"""Of a request, with any value but `no`: keep its result in memory for further ones of the same
+image, or take one that was kept. Without it every request runs the model."""
+
+
+@dataclass(frozen=True)
+class ResultKey:
+    """What a result depends on."""
+
+    sha256: str
+    """Of the uploaded file."""
+    mpp: float | None
+    """um per pixel that the request states."""
+    model: tuple[str, ...]
+    """Name and version, and the checksums of the files."""
+
+    @classmethod
+    def of(cls, data: bytes, mpp: float | None, manifest: Manifest) -> Self:
+        """The key of an upload's result by a model."""
+        files = sorted(artefact.sha256 for artefact in manifest.artefacts)
+        model = (manifest.name, manifest.version, *files)
+        return cls(hashlib.sha256(data).hexdigest(), mpp, model)
+
+
+class KeptResults:
+    """Results by what they depend on; those that were not used for longest go first.
+
+    Many threads may use it at once.
+
+    Args:
+        max_bytes: of all results together; 0 keeps none.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._guard = threading.Lock()
+        self._results: OrderedDict[ResultKey, Segmentation] = OrderedDict()
+
+    def get(self, key: ResultKey, *, with_probabilities: bool) -> Segmentation | None:
+        """The kept result, if there is one that has what is asked for."""
+        with self._guard:
+            result = self._results.get(key)
+            if result is None or (with_probabilities and result.low_res is None):
+                return None
+            self._results.move_to_end(key)
+        return result if with_probabilities else replace(result, low_res=None)
+
+    def put(self, key: ResultKey, result: Segmentation) -> None:
+        """Keep a result; one that is larger than the limit is not kept."""
+        if _num_bytes(result) > self._max_bytes:
+            return
+        with self._guard:
+            self._results[key] = result
+            self._results.move_to_end(key)
+            while sum(map(_num_bytes, self._results.values())) > self._max_bytes:
+                self._results.popitem(last=False)
+
+
+def _num_bytes(result: Segmentation) -> int:
+    low_res = result.low_res.probabilities.nbytes if result.low_res else 0
+    return int(result.labels.nbytes + result.confidence.nbytes + low_res)

@@ -1,0 +1,22 @@
+import pytest
+
+from serve.answers.frame import Frame, frame_in_name
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("slide [x=1024,y=2048,w=512,h=256].png", Frame((1024, 2048), 1)),
+        ("slide [d=4,x=1024,y=2048,w=2048,h=1024].tif", Frame((1024, 2048), 4)),
+        ("slide [x=8,y=9,w=1024,h=512].png", Frame((8, 9), 2)),  # 512 px wide
+        ("s[1] [d=2.5,x=0,y=10,w=1280,h=640,z=3,t=1]_labels.png", Frame((0, 10), 2.5)),
+        ("folder/slide [d=2, x=-4, y=6].png", Frame((-4, 6), 2)),
+        ("slide.png", Frame()),
+        ("slide [HE] [1].png", Frame()),
+        ("slide [d=2].png", Frame()),
+        ("slide [x=1,y=two].png", Frame()),
+        ("slide [d=0,x=1,y=2].png", Frame()),
+    ],
+)
+def test_the_name_of_a_tile_of_qupath_tells_its_frame(name: str, expected: Frame) -> None:
+    assert frame_in_name(name, 512) == expected
