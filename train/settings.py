@@ -253,8 +253,8 @@ class RuntimeSettings(CheckedSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TissueClass:
-    """A class: its name and its colour, "#rrggbb"."""
+class LabelClass:
+    """A class of a data set's labels: its name and its colour, "#rrggbb"."""
 
     name: str
     color: str

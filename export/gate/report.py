@@ -13,7 +13,7 @@ from export.gate.answers import Answers
 from export.gate.gate import Gate
 from export.gate.schema import ArtefactParity, ParityReport
 from export.markdown import markdown_table
-from train.settings import TissueClass
+from train.settings import LabelClass
 
 REPORT_FILE = "parity_report.md"
 NUM_PICTURED_TILES = 3
@@ -58,7 +58,7 @@ def draw_worst_tiles(
     artefact: ArtefactParity,
     answers: Answers,
     gate: Gate,
-    classes: Sequence[TissueClass],
+    classes: Sequence[LabelClass],
     folder: Path,
 ) -> str | None:
     """Draw the tiles with the most differing labels; None where no label differs."""

@@ -54,20 +54,21 @@ class Tolerances:
         *,
         has_masks: bool = True,
         byte_difference: int | None = None,
-    ) -> "Limits":
+    ) -> "GateLimits":
         """The limits of one precision; `byte_difference` is passed through."""
         prefix = "half" if precision in ("fp16", "bf16") else precision
         values: dict[str, Any] = {
-            entry.name: getattr(self, f"{prefix}_{entry.name}", None) for entry in fields(Limits)
+            entry.name: getattr(self, f"{prefix}_{entry.name}", None)
+            for entry in fields(GateLimits)
         }
         values["byte_difference"] = byte_difference
         if not has_masks:
             values["dice_loss"] = self.agreement_dice_loss
-        return Limits(**values)
+        return GateLimits(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class GateLimits:
     """What an artefact of one precision has to keep to; see `Tolerances`."""
 
     agreement: float

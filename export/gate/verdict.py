@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from export.gate.schema import ArtefactParity, EmulationParity, Limits
+from export.gate.schema import ArtefactParity, EmulationParity, GateLimits
 from export.gate.tiles import Images
 
 
 def failures_of(
-    found: ArtefactParity, limits: Limits, labels: Images, expected: Images, *, reference: str
+    found: ArtefactParity, limits: GateLimits, labels: Images, expected: Images, *, reference: str
 ) -> Iterator[str]:
     """Say where an artefact does not keep to its limits, the most telling first.
 
@@ -39,7 +39,7 @@ def failures_of(
 
 
 def _lost_dice(
-    found: ArtefactParity, limits: Limits, labels: Images, expected: Images
+    found: ArtefactParity, limits: GateLimits, labels: Images, expected: Images
 ) -> Iterator[str]:
     for label, entry in enumerate(found.classes, start=1):
         if entry.dice_loss > limits.dice_loss:
@@ -52,7 +52,7 @@ def _lost_dice(
             )
 
 
-def _differences(found: ArtefactParity, limits: Limits) -> Iterator[str]:
+def _differences(found: ArtefactParity, limits: GateLimits) -> Iterator[str]:
     if found.max_iou_score_difference > limits.iou_score_difference:
         yield (
             f"an IoU score differs by {found.max_iou_score_difference:.4f}, at most "
@@ -81,7 +81,7 @@ def _differences(found: ArtefactParity, limits: Limits) -> Iterator[str]:
         )
 
 
-def _emulated(emulation: EmulationParity, limits: Limits, reference: str) -> Iterator[str]:
+def _emulated(emulation: EmulationParity, limits: GateLimits, reference: str) -> Iterator[str]:
     where = f"with each node rounded, on {emulation.num_tiles} tiles,"
     if emulation.nonfinite:
         block, count = next(iter(emulation.nonfinite.items()))

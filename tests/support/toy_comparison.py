@@ -14,10 +14,10 @@ from train.comparison.methods import RowName, all_rows
 from train.comparison.run import RowResult
 from train.data.folder import Tile, TileFolder
 from train.model.checkpoint import CheckpointCard
-from train.settings import Settings, TissueClass
+from train.settings import LabelClass, Settings
 
 CLASSES = tuple(
-    TissueClass(name=name, color=color)
+    LabelClass(name=name, color=color)
     for name, color in (
         ("Tumor", "#d55e00"),
         ("Stroma", "#009e73"),
@@ -48,7 +48,7 @@ def toy_comparison(
     accuracies: Mapping[RowName, Sequence[float]],
     *,
     settings: Settings | None = None,
-    classes: tuple[TissueClass, ...] = CLASSES,
+    classes: tuple[LabelClass, ...] = CLASSES,
     minutes: Mapping[RowName, float] | None = None,
     device: str = "CPU",
 ) -> Comparison:

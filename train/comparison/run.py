@@ -43,7 +43,7 @@ from train.model.checkpoint import (
     weights_file,
 )
 from train.model.weight_files import weights_sha256
-from train.settings import PRESETS, Settings, TissueClass, upgrade_settings
+from train.settings import PRESETS, LabelClass, Settings, upgrade_settings
 
 _MARKER_FILE, _SCORES_FILE, _PANELS = "row.json", "test.npz", "panels"
 _LEVERAGE_FILE = "leverage.json"
@@ -283,7 +283,7 @@ def _device_name() -> str:
     return f"{this_processor().name} (threads: {torch.get_num_threads()})"
 
 
-def _save_labels(predicted: Tensor, classes: tuple[TissueClass, ...], path: Path) -> None:
+def _save_labels(predicted: Tensor, classes: tuple[LabelClass, ...], path: Path) -> None:
     """Write labels (H, W) as a PNG of those very values, shown in the classes' colours."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(predicted.numpy().astype(np.uint8), mode="P")

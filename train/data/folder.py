@@ -28,7 +28,7 @@ from serve.images.mpp import MAX_MPP, MIN_MPP, check_mpp
 from train.data.masks import MASK_SUFFIXES, MaskCode, mask_code
 from train.errors import FocalPathError
 from train.files import CANNOT_WRITE
-from train.settings import MAX_CLASSES, TissueClass
+from train.settings import MAX_CLASSES, LabelClass
 
 Split = Literal["training", "validation", "test"]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
@@ -54,7 +54,7 @@ class TileFolder:
     """A data set in SAM-Path's layout, its images sorted into splits."""
 
     root: Path
-    classes: tuple[TissueClass, ...]
+    classes: tuple[LabelClass, ...]
     mpp: float | None
     """um per pixel of the images whose row of folds.csv has no mpp of its own."""
     tiles: dict[Split, tuple[Tile, ...]]
@@ -89,10 +89,10 @@ def read_tile_folder(root: Path) -> TileFolder:
     return TileFolder(root, classes, mpp, {split: tuple(found) for split, found in tiles.items()})
 
 
-def _read_description(path: Path) -> tuple[tuple[TissueClass, ...], float | None, MaskCode]:
+def _read_description(path: Path) -> tuple[tuple[LabelClass, ...], float | None, MaskCode]:
     try:
         content = json.loads(_read_text(path))
-        classes = tuple(TissueClass(**entry) for entry in content["classes"])
+        classes = tuple(LabelClass(**entry) for entry in content["classes"])
         mpp = None if content.get("mpp") is None else float(content["mpp"])
     except (ValueError, KeyError, TypeError) as error:
         raise FocalPathError(
@@ -122,7 +122,7 @@ def _read_description(path: Path) -> tuple[tuple[TissueClass, ...], float | None
     return classes, mpp, _read_code(path, classes, content)
 
 
-def _read_code(path: Path, classes: tuple[TissueClass, ...], content: dict[str, Any]) -> MaskCode:
+def _read_code(path: Path, classes: tuple[LabelClass, ...], content: dict[str, Any]) -> MaskCode:
     """What the masks' values and colours mean: the tables `mask_colors` and `mask_values`."""
     try:
         return mask_code(

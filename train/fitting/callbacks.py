@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from train.files import whole_file
 from train.fitting.task import SegmentationTask
 from train.model.checkpoint import CheckpointCard, save_checkpoint
-from train.settings import TissueClass
+from train.settings import LabelClass
 
 _CLASSES_IN_BAR = 6
 
@@ -105,7 +105,7 @@ class OwnSigterm(Callback):
 class ClassProgressBar(RichProgressBar):
     """Lightning's progress bar with each class's last validation Dice, by its first letters."""
 
-    def __init__(self, classes: tuple[TissueClass, ...]) -> None:
+    def __init__(self, classes: tuple[LabelClass, ...]) -> None:
         super().__init__(leave=False)
         self._classes = classes
 

@@ -32,7 +32,7 @@ from train.fitting.run import LAST_FILE, fit
 from train.fitting.task import named_scores
 from train.metrics import PooledConfusion, class_scores
 from train.model.checkpoint import load_checkpoint
-from train.settings import Settings, TissueClass
+from train.settings import LabelClass, Settings
 
 _DONE_FILE = "cross_validation.json"
 
@@ -41,7 +41,7 @@ _DONE_FILE = "cross_validation.json"
 class CrossValidation:
     """What came of it."""
 
-    classes: tuple[TissueClass, ...]
+    classes: tuple[LabelClass, ...]
     folds: tuple[dict[str, float], ...]
     """Scores of each fold, under names such as `dice/mean`."""
     pooled: dict[str, float]

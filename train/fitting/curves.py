@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from train.settings import TissueClass
+from train.settings import LabelClass
 
 Row = dict[str, float]
 
@@ -58,7 +58,7 @@ class Panels:
     labels: dict[str, NDArray[Any]]
 
 
-def plot_training(metrics: Path, classes: Sequence[TissueClass], figure_path: Path) -> None:
+def plot_training(metrics: Path, classes: Sequence[LabelClass], figure_path: Path) -> None:
     """Draw loss, validation Dice and the bias of each class over the epochs of `metrics` (CSV)."""
     epochs = _read_epochs(metrics)
     with matplotlib.rc_context(
@@ -117,7 +117,7 @@ def _read_epochs(path: Path) -> list[Row]:
 
 
 def plot_share_against_dice(
-    classes: Sequence[TissueClass],
+    classes: Sequence[LabelClass],
     shares: NDArray[np.float64],
     baseline_dice: NDArray[np.float64],
     path: Path,
@@ -144,7 +144,7 @@ def plot_share_against_dice(
 
 
 def plot_bias(
-    classes: Sequence[TissueClass],
+    classes: Sequence[LabelClass],
     delta: NDArray[np.float64],
     prior: NDArray[np.float64],
     baseline_dice: NDArray[np.float64],
@@ -177,7 +177,7 @@ def plot_bias(
         _save(figure, path)
 
 
-def plot_panels(classes: Sequence[TissueClass], tiles: Sequence[Panels], path: Path) -> None:
+def plot_panels(classes: Sequence[LabelClass], tiles: Sequence[Panels], path: Path) -> None:
     """Draw Fig. 4: one row per tile: its image, the ground truth and each method's prediction."""
     titles = ["Image", *tiles[0].labels]
     colors = ListedColormap([_UNLABELLED_COLOR, *(entry.color for entry in classes)])
@@ -207,7 +207,7 @@ def plot_panels(classes: Sequence[TissueClass], tiles: Sequence[Panels], path: P
 
 def _draw_bias_bars(
     axes: Axes,
-    classes: Sequence[TissueClass],
+    classes: Sequence[LabelClass],
     delta: NDArray[np.float64],
     prior: NDArray[np.float64],
 ) -> None:
@@ -236,7 +236,7 @@ def _draw_bias_bars(
 
 def _scatter_classes(
     axes: Axes,
-    classes: Sequence[TissueClass],
+    classes: Sequence[LabelClass],
     x: NDArray[np.float64],
     y: NDArray[np.float64],
     line: Correlation | None = None,
@@ -286,7 +286,7 @@ def _label_points(axes: Axes, names: Sequence[str], points: NDArray[np.float64])
         taken.append(label.get_window_extent())
 
 
-def _legend_patches(classes: Sequence[TissueClass], tiles: Sequence[Panels]) -> list[Patch]:
+def _legend_patches(classes: Sequence[LabelClass], tiles: Sequence[Panels]) -> list[Patch]:
     style: dict[str, Any] = {"edgecolor": "0.5", "linewidth": 0.4}
     patches = [Patch(facecolor=entry.color, label=entry.name, **style) for entry in classes]
     if any((labels == 0).any() for tile in tiles for labels in tile.labels.values()):

@@ -25,7 +25,7 @@ from train.model.pretrained import (
 )
 from train.model.segmenter import Segmenter
 from train.model.weight_files import Weights, read_weights, tensors, weights_sha256
-from train.settings import BiasName, Settings, TissueClass
+from train.settings import BiasName, LabelClass, Settings
 
 _NAMES = {
     "model.model.": "",
@@ -167,7 +167,7 @@ def _read(path: Path) -> Weights:
 
 def _classes(
     checkpoint: Path, preset: str, folder: TileFolder | None, names: Sequence[str]
-) -> tuple[TissueClass, ...]:
+) -> tuple[LabelClass, ...]:
     """The classes, as many as the checkpoint has.
 
     Raises:
@@ -186,7 +186,7 @@ def _classes(
         classes, said_by = folder.classes, str(folder.root)
     elif names:
         classes = tuple(
-            TissueClass(name=name, color=_COLORS[index % len(_COLORS)])
+            LabelClass(name=name, color=_COLORS[index % len(_COLORS)])
             for index, name in enumerate(names)
         )
         said_by = "--class-names"
@@ -201,7 +201,7 @@ def _classes(
     return classes
 
 
-def _listed(classes: Sequence[TissueClass]) -> str:
+def _listed(classes: Sequence[LabelClass]) -> str:
     return ", ".join(entry.name for entry in classes)
 
 

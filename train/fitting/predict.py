@@ -27,7 +27,7 @@ from train.data.folder import IMAGE_SUFFIXES, whole_or_not_at_all
 from train.errors import FocalPathError
 from train.fitting.evaluation import Segment, label_images, scale_of, segment_on_device
 from train.model.checkpoint import CheckpointCard, load_checkpoint
-from train.settings import TissueClass
+from train.settings import LabelClass
 
 OPACITY = 0.4
 """Of the classes' colours in an overlay (our choice)."""
@@ -152,7 +152,7 @@ def _save(
     folder: Path,
     found: PredictedImage,
     pixels: NDArray[np.uint8],
-    classes: Sequence[TissueClass],
+    classes: Sequence[LabelClass],
 ) -> None:
     colors = [(255, 255, 255), *(ImageColor.getrgb(entry.color)[:3] for entry in classes)]
     mask = Image.fromarray(found.labels, mode="P")

@@ -58,7 +58,7 @@ from train.metrics import PooledConfusion, class_scores
 from train.model.checkpoint import CARD_FILE, WEIGHTS_FILE, CheckpointCard, TrainingData, read_card
 from train.model.class_bias import STRATEGIES, ClassStatistics, find_strategy
 from train.model.segmenter import Segmenter
-from train.settings import Settings, TissueClass
+from train.settings import LabelClass, Settings
 
 METRICS_FILE = "metrics.csv"
 FIGURE_FILE = "training.png"
@@ -292,7 +292,7 @@ def _difficulty(settings: Settings, baseline: Path | None, folder: TileFolder) -
 
 
 def _callbacks(
-    settings: Settings, run: Path, card: "partial[CheckpointCard]", classes: tuple[TissueClass, ...]
+    settings: Settings, run: Path, card: "partial[CheckpointCard]", classes: tuple[LabelClass, ...]
 ) -> list[Callback]:
     callbacks: list[Callback] = [
         BestCheckpoint(run, card, settings.optimization.keep_epoch),

@@ -10,7 +10,7 @@ from train.model.checkpoint import MAX_WEIGHTS_BYTES, WeightsOrigin
 from train.model.previous_run import load_run, settings_after
 from train.model.segmenter import Segmenter
 from train.model.starting_weights import StartingWeights, starting_weights
-from train.settings import Settings, TissueClass
+from train.settings import LabelClass, Settings
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Start:
     """None where the run goes on from an earlier one."""
 
     def load(
-        self, segmenter: Segmenter, classes: tuple[TissueClass, ...]
+        self, segmenter: Segmenter, classes: tuple[LabelClass, ...]
     ) -> tuple[WeightsOrigin, ...]:
         """Load the weights into a model of `settings`; returns where they come from.
 

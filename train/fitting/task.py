@@ -20,7 +20,7 @@ from train.model.segmenter import (
     SegmenterOutput,
     encode_for_training,
 )
-from train.settings import Settings, TissueClass
+from train.settings import LabelClass, Settings
 
 Batch = dict[str, Any]
 """Collated `Sample`s: tile_id list of B, image (B, 3, H, W) uint8, labels (B, H, W) int64.
@@ -36,7 +36,7 @@ class SegmentationTask(L.LightningModule):
         self,
         segmenter: Segmenter,
         settings: Settings,
-        classes: tuple[TissueClass, ...],
+        classes: tuple[LabelClass, ...],
         frequencies: Tensor | None = None,
     ) -> None:
         """Train with `frequencies` (C,), the classes' shares of the labelled training pixels."""
@@ -180,7 +180,7 @@ class SegmentationTask(L.LightningModule):
             self.log(f"{split}/{name}", value, prog_bar=name == "dice/mean", sync_dist=True)
 
 
-def named_scores(scores: ClassScores, classes: tuple[TissueClass, ...]) -> dict[str, float]:
+def named_scores(scores: ClassScores, classes: tuple[LabelClass, ...]) -> dict[str, float]:
     """Scores under names such as `dice/mean` and `iou/Tumor`."""
     named = {"dice/mean": scores.mean_dice, "iou/mean": scores.mean_iou}
     for index, entry in enumerate(classes):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from train.errors import CheckpointError
 from train.files import whole_file, write_errors_explained
 from train.model.segmenter import Segmenter
-from train.settings import Settings, TissueClass, upgrade_settings
+from train.settings import LabelClass, Settings, upgrade_settings
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
@@ -60,7 +60,7 @@ class CheckpointCard:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     settings: Annotated[Settings, BeforeValidator(upgrade_settings)]
-    classes: tuple[TissueClass, ...]
+    classes: tuple[LabelClass, ...]
     mpp: float | None
     """um per pixel at which the network sees tissue; None where nothing says it."""
     data: TrainingData | None = None

@@ -13,7 +13,7 @@ from train.model.checkpoint import (
 )
 from train.model.pretrained import resize_image_encoder, resize_position_embedding
 from train.model.segmenter import Segmenter
-from train.settings import PRESETS, ModelSettings, Settings, TissueClass
+from train.settings import PRESETS, LabelClass, ModelSettings, Settings
 
 _ARCHITECTURE = (
     *("image_encoder", "pathology_encoder", "pathology_args", "pathology_encoder_depth"),
@@ -60,7 +60,7 @@ def settings_after(settings: Settings, run: Path) -> Settings:
     return replace(settings, model=replace(model, mpp=model.mpp or earlier.mpp))
 
 
-def load_run(segmenter: Segmenter, run: Path, classes: tuple[TissueClass, ...]) -> LoadedRun:
+def load_run(segmenter: Segmenter, run: Path, classes: tuple[LabelClass, ...]) -> LoadedRun:
     """Load an earlier run's weights into a model of `settings_after`.
 
     Position embeddings are resized to the tile. A learned bias is taken where both models learn
@@ -117,7 +117,7 @@ def load_run(segmenter: Segmenter, run: Path, classes: tuple[TissueClass, ...]) 
     return LoadedRun((origin, *card.origins), tuple(left_out))
 
 
-def _check_classes(card: CheckpointCard, run: Path, classes: tuple[TissueClass, ...]) -> None:
+def _check_classes(card: CheckpointCard, run: Path, classes: tuple[LabelClass, ...]) -> None:
     found = [entry.name for entry in card.classes]
     wanted = [entry.name for entry in classes]
     if found != wanted:

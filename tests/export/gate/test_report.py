@@ -8,10 +8,10 @@ from PIL import Image
 from export.gate.report import _counted, _share, draw_worst_tiles, picture_name, write_report
 from export.gate.schema import ArtefactParity, BlockPeak, ParityReport, Runtime
 from tests.support.toy_gate import CLASS_NAMES, painted_gate, relabelled
-from train.settings import TissueClass
+from train.settings import LabelClass
 
 CLASSES = tuple(
-    TissueClass(name=name, color=color)
+    LabelClass(name=name, color=color)
     for name, color in zip(CLASS_NAMES, ("#d55e00", "#009e73", "#0072b2"), strict=True)
 )
 RED = (0xD6, 0x00, 0x1C)

@@ -4,12 +4,12 @@ from pathlib import Path
 from PIL import Image
 
 from train.fitting.curves import plot_training
-from train.settings import TissueClass
+from train.settings import LabelClass
 
 
 def test_a_training_of_254_classes_has_a_figure_with_room_for_its_lines(tmp_path: Path):
     """That the axes keep a size is a warning, and so an error, of matplotlib."""
-    classes = [TissueClass(name=f"class {i}", color=f"#{i:02x}8040") for i in range(254)]
+    classes = [LabelClass(name=f"class {i}", color=f"#{i:02x}8040") for i in range(254)]
     names = [f"validation/dice/{name}" for name in ("mean", *(entry.name for entry in classes))]
     with (tmp_path / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)

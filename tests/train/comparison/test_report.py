@@ -18,8 +18,8 @@ from train.config import read_settings
 from train.metrics import class_scores
 from train.model.class_bias import STRATEGIES, BiasStrategy, no_bias
 from train.settings import (
+    LabelClass,
     RuntimeSettings,
-    TissueClass,
     WeightsSettings,
 )
 
@@ -168,7 +168,7 @@ def test_the_published_numbers_stand_beside_ours():
 
 def test_the_published_numbers_are_of_the_same_classes_only():
     settings = replace(toy_settings(), preset="bcss")
-    classes = (*CLASSES[:4], TissueClass(name="Fat", color="#000000"))
+    classes = (*CLASSES[:4], LabelClass(name="Fat", color="#000000"))
     assert not Table1(toy_comparison({BASE: (0.7,)}, settings=settings, classes=classes)).published
 
 
@@ -231,7 +231,7 @@ def test_the_paper_claims_about_dfa_are_compared(report: Path):
 def test_254_classes_have_a_report(toy_data: Path, tmp_path: Path):
     """That the figures keep their axes is a warning, and so an error, of matplotlib."""
     classes = tuple(
-        TissueClass(name=f"class {i}", color=f"#{i:02x}{255 - i:02x}40") for i in range(254)
+        LabelClass(name=f"class {i}", color=f"#{i:02x}{255 - i:02x}40") for i in range(254)
     )
     comparison = toy_comparison({BASE: (0.7, 0.71), "dfa": (0.8, 0.81)}, classes=classes)
     write_report(with_panels(comparison, toy_data, tmp_path / "panels"), tmp_path / "r")

@@ -11,9 +11,9 @@ from tests.support.toy_data import toy_settings
 from train.fitting.callbacks import BestCheckpoint
 from train.fitting.task import SegmentationTask
 from train.model.segmenter import Segmenter
-from train.settings import Settings, TissueClass
+from train.settings import LabelClass, Settings
 
-CLASSES = tuple(TissueClass(name=name, color="#000000") for name in "AB")
+CLASSES = tuple(LabelClass(name=name, color="#000000") for name in "AB")
 
 
 def task_of(settings: Settings) -> SegmentationTask:

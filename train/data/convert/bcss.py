@@ -42,9 +42,9 @@ from train.data.convert.layout import (
 )
 from train.data.synthetic.tissue import CLASSES as TISSUE_CLASSES
 from train.errors import FocalPathError
-from train.settings import TissueClass
+from train.settings import LabelClass
 
-CLASSES = tuple(TissueClass(name=name, color=color) for name, color in TISSUE_CLASSES)
+CLASSES = tuple(LabelClass(name=name, color=color) for name, color in TISSUE_CLASSES)
 UNLABELLED, TUMOR, STROMA, INFLAMMATORY, NECROSIS, OTHER = range(6)
 
 CODES = {

@@ -42,14 +42,14 @@ from train.data.convert.layout import (
 )
 from train.data.convert.shapes import fill_shape, vanished
 from train.errors import FocalPathError
-from train.settings import TissueClass
+from train.settings import LabelClass
 
 CLASSES = (
-    TissueClass(name="Background", color="#56b4e9"),
-    TissueClass(name="Gray Matter", color="#d55e00"),
-    TissueClass(name="White Matter", color="#f0e442"),
-    TissueClass(name="Leptomeninges", color="#0072b2"),
-    TissueClass(name="Superficial Cortex", color="#009e73"),
+    LabelClass(name="Background", color="#56b4e9"),
+    LabelClass(name="Gray Matter", color="#d55e00"),
+    LabelClass(name="White Matter", color="#f0e442"),
+    LabelClass(name="Leptomeninges", color="#0072b2"),
+    LabelClass(name="Superficial Cortex", color="#009e73"),
 )
 BACKGROUND = 1
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from train.data.convert.shapes import Annotation
 from train.errors import FocalPathError
 from train.files import whole_file, write_errors_explained
-from train.settings import TissueClass
+from train.settings import LabelClass
 
 UNLABELLED, ROI, IGNORE = "unlabelled", "roi", "ignore"
 _ROI_NAMES = re.compile(r"\b(roi|region.?of.?interest|region\*?)\b", re.IGNORECASE)
@@ -33,7 +33,7 @@ _COLORS = ("#d55e00", "#0072b2", "#009e73", "#f0e442", "#cc79a7", "#56b4e9", "#e
 class ClassMapping:
     """What the labels of annotations mean."""
 
-    classes: tuple[TissueClass, ...]
+    classes: tuple[LabelClass, ...]
     labels: Mapping[str, str]
     uncovered: str = UNLABELLED
 
@@ -60,7 +60,7 @@ def read_mapping(path: Path, found: Sequence[str]) -> ClassMapping:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         mapping = ClassMapping(
-            classes=tuple(TissueClass(**entry) for entry in content["classes"]),
+            classes=tuple(LabelClass(**entry) for entry in content["classes"]),
             labels={str(label): str(meaning) for label, meaning in content["labels"].items()},
             uncovered=str(content.get("uncovered", UNLABELLED)),
         )
@@ -92,7 +92,7 @@ def read_mapping(path: Path, found: Sequence[str]) -> ClassMapping:
 
 def write_template(path: Path, annotations: Sequence[Annotation]) -> None:
     """Write a mapping in which each label is a class of its own, to be edited."""
-    classes: dict[str, TissueClass] = {}
+    classes: dict[str, LabelClass] = {}
     labels: dict[str, str] = {}
     for annotation in annotations:
         label = annotation.label
@@ -107,7 +107,7 @@ def write_template(path: Path, annotations: Sequence[Annotation]) -> None:
             if not re.fullmatch(r"#[0-9a-fA-F]{6}", color) or color in _used(classes):
                 free = (c for c in _COLORS if c not in _used(classes))
                 color = next(free, _COLORS[len(classes) % len(_COLORS)])
-            classes[label] = TissueClass(name=label, color=color.lower())
+            classes[label] = LabelClass(name=label, color=color.lower())
             labels[label] = label
     content = {
         "classes": [asdict(entry) for entry in classes.values()],
@@ -120,5 +120,5 @@ def write_template(path: Path, annotations: Sequence[Annotation]) -> None:
         partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _used(classes: Mapping[str, TissueClass]) -> set[str]:
+def _used(classes: Mapping[str, LabelClass]) -> set[str]:
     return {entry.color for entry in classes.values()}

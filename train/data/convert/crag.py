@@ -33,11 +33,11 @@ from train.data.convert.layout import (
     write_dataset,
 )
 from train.errors import FocalPathError
-from train.settings import CRAG_MPP, TissueClass
+from train.settings import CRAG_MPP, LabelClass
 
 CLASSES = (
-    TissueClass(name="Non-gland", color="#009e73"),
-    TissueClass(name="Gland", color="#d55e00"),
+    LabelClass(name="Non-gland", color="#009e73"),
+    LabelClass(name="Gland", color="#d55e00"),
 )
 NON_GLAND, GLAND = 1, 2
 

@@ -24,14 +24,14 @@ from train.data.check import report
 from train.data.convert.images import FoldSettings, SourceImage, write_images
 from train.data.convert.layout import find_images, read_region_image, refuse_existing
 from train.errors import FocalPathError
-from train.settings import TissueClass
+from train.settings import LabelClass
 
-_NON_GLAND = TissueClass(name="Non-gland", color="#56b4e9")
-TWO_CLASSES = (_NON_GLAND, TissueClass(name="Gland", color="#d55e00"))
+_NON_GLAND = LabelClass(name="Non-gland", color="#56b4e9")
+TWO_CLASSES = (_NON_GLAND, LabelClass(name="Gland", color="#d55e00"))
 THREE_CLASSES = (
     _NON_GLAND,
-    TissueClass(name="Benign gland", color="#009e73"),
-    TissueClass(name="Malignant gland", color="#d55e00"),
+    LabelClass(name="Benign gland", color="#009e73"),
+    LabelClass(name="Malignant gland", color="#d55e00"),
 )
 _GRADES = {"benign": 2, "malignant": 3}
 

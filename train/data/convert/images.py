@@ -21,7 +21,7 @@ from train.data.convert.layout import TEST_FOLD, assign_folds, read_region_image
 from train.data.folder import IMAGE_SUFFIXES, whole_or_not_at_all, write_json
 from train.data.pixels import read_image
 from train.errors import FocalPathError
-from train.settings import TissueClass
+from train.settings import LabelClass
 
 VALIDATION_FOLD = 0
 
@@ -68,7 +68,7 @@ class SourceImage:
 def write_images(
     out: Path,
     images: Sequence[SourceImage],
-    classes: Sequence[TissueClass],
+    classes: Sequence[LabelClass],
     mpp: float,
     settings: FoldSettings,
     recipe: Mapping[str, Any],

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from train.data.folder import whole_or_not_at_all, write_json
 from train.errors import FocalPathError
-from train.settings import TissueClass
+from train.settings import LabelClass
 
 TEST_FOLD = -1
 MAX_REGION_MEGAPIXELS = 1000
@@ -78,7 +78,7 @@ def write_dataset(
     out: Path,
     regions: Iterable[Region],
     num_regions: int,
-    classes: Sequence[TissueClass],
+    classes: Sequence[LabelClass],
     settings: TileSettings,
     recipe: Mapping[str, Any],
 ) -> list[str]:

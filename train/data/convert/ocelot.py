@@ -27,11 +27,11 @@ from train.data.convert.images import FoldSettings, SourceImage, write_images
 from train.data.convert.layout import refuse_existing
 from train.data.masks import read_mask
 from train.errors import FocalPathError
-from train.settings import TissueClass
+from train.settings import LabelClass
 
 CLASSES = (
-    TissueClass(name="Background", color="#56b4e9"),
-    TissueClass(name="Cancer area", color="#d55e00"),
+    LabelClass(name="Background", color="#56b4e9"),
+    LabelClass(name="Cancer area", color="#d55e00"),
 )
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
 _CASE_LETTERS = 12

@@ -15,11 +15,11 @@ from train.errors import FocalPathError
 from train.pretraining.footprints import Footprint
 from train.pretraining.regions import RegionSource, SlideInfo
 from train.pretraining.sources import SplitSource, open_ocelot, open_source
-from train.settings import TissueClass
+from train.settings import LabelClass
 
 _OCELOT_CLASSES = (
-    TissueClass(name="Background", color="#56b4e9"),
-    TissueClass(name="Cancer area", color="#d55e00"),
+    LabelClass(name="Background", color="#56b4e9"),
+    LabelClass(name="Cancer area", color="#d55e00"),
 )
 _OCELOT_LABELS = {1: 1, 2: 2}
 """Published codes of the tissue masks to labels; 255 is unknown."""
@@ -28,7 +28,7 @@ _OCELOT_LABELS = {1: 1, 2: 2}
 class Masks(Protocol):
     """Label maps of slides."""
 
-    classes: tuple[TissueClass, ...]
+    classes: tuple[LabelClass, ...]
     """The classes of labels 1..C."""
 
     def read(self, slide: int) -> tuple[NDArray[np.uint8], float]:
@@ -66,7 +66,7 @@ class _FolderMasks:
 
 
 class _OcelotMasks:
-    classes: tuple[TissueClass, ...] = _OCELOT_CLASSES
+    classes: tuple[LabelClass, ...] = _OCELOT_CLASSES
 
     def __init__(self, root: Path, source: RegionSource) -> None:
         self._paths = [
