@@ -30,14 +30,14 @@ class BestCheckpoint(Callback):
         self._best_dice = -1.0
 
     def on_validation_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Write the checkpoint, if it is to be kept."""
+        """Write the checkpoint if it is the best one, or if every one is kept."""
         assert isinstance(task, SegmentationTask)
         scores = {
             name.removeprefix("validation/"): float(value)
             for name, value in trainer.callback_metrics.items()
             if name.startswith(("validation/dice/", "validation/iou/"))
         }
-        is_best = scores["dice/mean"] > self._best_dice  # never if it is not a number
+        is_best = scores["dice/mean"] > self._best_dice  # never true for NaN
         if not is_best and self._keep == "best":
             return
         if is_best:
@@ -57,7 +57,7 @@ class BestCheckpoint(Callback):
 
 
 class MetricsFile(Callback):
-    """Writes one CSV row per epoch, the file whole; a resumed run keeps the earlier rows."""
+    """Writes one CSV row per epoch, atomically. A resumed run keeps the earlier rows."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -88,8 +88,8 @@ class MetricsFile(Callback):
 class OwnSigterm(Callback):
     """Keeps this process's own SIGTERM handler.
 
-    Lightning's handler starts a broadcast, and waits forever for processes that are busy with
-    another exchange.
+    Lightning's handler starts a broadcast. It waits forever for processes that are busy with
+    another collective operation.
     """
 
     def setup(self, trainer: L.Trainer, task: L.LightningModule, stage: str) -> None:
@@ -103,7 +103,7 @@ class OwnSigterm(Callback):
 
 
 class ClassProgressBar(RichProgressBar):
-    """Lightning's progress bar with each class's last validation Dice, by its first letters."""
+    """Lightning's progress bar, with the last validation Dice per class, named by three letters."""
 
     def __init__(self, classes: tuple[LabelClass, ...]) -> None:
         super().__init__(leave=False)

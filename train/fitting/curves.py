@@ -1,4 +1,4 @@
-"""Figures of a training run, and those of the paper (arXiv 2604.13479) from a comparison."""
+"""Figures of a training run, and the paper's figures (arXiv 2604.13479) from a comparison."""
 
 import csv
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from train.settings import LabelClass
 Row = dict[str, float]
 
 NAMED_CLASSES_MAX = 30
-"""Figures name up to this many classes; more names would leave no room for what they name."""
+"""Figures name at most this many classes. More names would leave no room for the data."""
 
 _PAPER_STYLE: Any = {
     "font.size": 8,
@@ -37,7 +37,7 @@ _LABEL_BACKGROUND = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "p
 
 @dataclass(frozen=True)
 class Correlation:
-    """How two per-class quantities are related: fitted line, Pearson's r, Spearman's rho."""
+    """Relation of two per-class quantities: fitted line, Pearson's r, Spearman's rho."""
 
     slope: float
     intercept: float
@@ -49,7 +49,7 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Panels:
-    """One tile of Fig. 4: (H, W, 3) uint8 RGB, and label maps (H, W) in 0..C, each with its name.
+    """One tile of Fig. 4: (H, W, 3) uint8 RGB, and label maps (H, W) in 0..C by name.
 
     The first label map is the ground truth.
     """
@@ -59,7 +59,7 @@ class Panels:
 
 
 def plot_training(metrics: Path, classes: Sequence[LabelClass], figure_path: Path) -> None:
-    """Draw loss, validation Dice and the bias of each class over the epochs of `metrics` (CSV)."""
+    """Draw loss, validation Dice and bias per class over the epochs of `metrics` (CSV)."""
     epochs = _read_epochs(metrics)
     with matplotlib.rc_context(
         {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -85,13 +85,13 @@ def plot_training(metrics: Path, classes: Sequence[LabelClass], figure_path: Pat
         _draw(dice_axes, epochs, "validation/dice/mean", "mean", "black", linestyle="--")
         dice_axes.set(title="Validation Dice", xlabel="Epoch", ylim=(0, 1))
         bias_axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
-        bias_axes.set(title="Class attention bias (dotted: where it started)", xlabel="Epoch")
+        bias_axes.set(title="Class attention bias (dotted: initial value)", xlabel="Epoch")
         _legend_below(dice_axes)
         figure.savefig(figure_path)
 
 
 def _legend_below(axes: Axes) -> None:
-    """Put the legend where it covers no line."""
+    """Put the legend below the axes, where it covers no line."""
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
@@ -128,7 +128,7 @@ def plot_share_against_dice(
         classes: Names and colours.
         shares: (C,) in (0, 1].
         baseline_dice: (seeds, C) on the test tiles.
-        path: Without suffix; a PDF and a PNG are written.
+        path: The files' path without suffix; writes a PDF and a PNG.
     """
     with matplotlib.rc_context(_PAPER_STYLE):
         figure = Figure(figsize=(3.5, 2.8), layout="constrained")
@@ -151,15 +151,15 @@ def plot_bias(
     correlation: Correlation | None,
     path: Path,
 ) -> None:
-    """Draw Fig. 3: the learned bias of each class, and the bias against the baseline's Dice.
+    """Draw Fig. 3: the learned bias per class, and the bias against the baseline's Dice.
 
     Args:
         classes: Names and colours.
         delta: (seeds, C) learned biases.
-        prior: (C,) where they started (Eq. 6).
+        prior: (C,) initial biases (Eq. 6).
         baseline_dice: (seeds, C) on the test tiles.
-        correlation: Of the means over seeds; None draws no line.
-        path: Without suffix; a PDF and a PNG are written.
+        correlation: Correlation of the means over seeds; None draws no line.
+        path: The files' path without suffix; writes a PDF and a PNG.
     """
     with matplotlib.rc_context(_PAPER_STYLE):
         figure = Figure(figsize=(7, 2.8), layout="constrained")
@@ -178,7 +178,7 @@ def plot_bias(
 
 
 def plot_panels(classes: Sequence[LabelClass], tiles: Sequence[Panels], path: Path) -> None:
-    """Draw Fig. 4: one row per tile: its image, the ground truth and each method's prediction."""
+    """Draw Fig. 4, one row per tile: image, ground truth and each method's prediction."""
     titles = ["Image", *tiles[0].labels]
     colors = ListedColormap([_UNLABELLED_COLOR, *(entry.color for entry in classes)])
     with matplotlib.rc_context(_PAPER_STYLE):
@@ -211,7 +211,7 @@ def _draw_bias_bars(
     delta: NDArray[np.float64],
     prior: NDArray[np.float64],
 ) -> None:
-    """Draw the mean over seeds as bars, each seed as a dot, and a mark at the prior."""
+    """Draw the mean over seeds as a bar, each seed as a dot and the prior as a mark."""
     places = np.arange(len(classes))
     colors = [entry.color for entry in classes]
     means = delta.mean(axis=0)
@@ -241,7 +241,7 @@ def _scatter_classes(
     y: NDArray[np.float64],
     line: Correlation | None = None,
 ) -> None:
-    """Draw one named point per class at (x, mean of y), with a bar over the range of seeds."""
+    """Draw one named point per class at (x, mean of y); error bars span the seeds."""
     means = y.mean(axis=0)
     spread = [means - y.min(axis=0), y.max(axis=0) - means]
     axes.errorbar(x, means, yerr=spread, fmt="none", ecolor="0.4", elinewidth=0.8, zorder=2)
@@ -259,10 +259,10 @@ def _scatter_classes(
 
 
 def _label_points(axes: Axes, names: Sequence[str], points: NDArray[np.float64]) -> None:
-    """Write each name beside its point, on the side where it covers least."""
+    """Write each name beside its point, on the side with the fewest overlaps."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()  # settles the layout, so that places in pixels are known
+    figure.draw_without_rendering()  # fixes the layout, and so the positions in pixels
     radius = 4 * figure.dpi / 72
     taken = [
         Bbox.from_extents(x - radius, y - radius, x + radius, y + radius)
@@ -295,6 +295,6 @@ def _legend_patches(classes: Sequence[LabelClass], tiles: Sequence[Panels]) -> l
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write PATH.pdf and PATH.png, the same bytes for the same figure."""
+    """Write PATH.pdf and PATH.png. The same figure gives the same bytes."""
     figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
     figure.savefig(path.with_suffix(".png"), dpi=200, metadata={"Software": None})

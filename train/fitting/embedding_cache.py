@@ -1,12 +1,12 @@
-"""The frozen encoders' features on disk, so that every epoch after the first skips the encoders.
+"""Stores the frozen encoders' features on disk, so that later epochs skip the encoders.
 
-A feature is what `Segmenter.encode` gives for one view (flip and turn) of one of the tiles that
-cover an image. Its file is named after the encoders' weights and arithmetic, the image's bytes,
-its size at the model's um per pixel, the tile's place and the view: if one of them changes, it is
-another file, so runs may share a folder.
+A feature is the output of `Segmenter.encode` for one view (flip and rotation) of one of the tiles
+that cover an image. The file name contains hashes of the encoders' weights and of the image's
+bytes, the arithmetic, the image's size at the model's um per pixel, the tile's position and the
+view. If one of them changes, so does the name. Runs can therefore share a folder.
 
-What is cached is what is trained on. So tiles are cut at fixed places, as serving cuts them, and
-can only be flipped and turned (`--augment dihedral`, 8 views) or left as they are (`none`).
+Training sees only cached views. So tiles have fixed positions, as in serving. They are flipped and
+rotated (`--augment dihedral`, 8 views) or left unchanged (`none`).
 """
 
 import hashlib
@@ -36,10 +36,10 @@ CachedTiles = TileDataset | WholeImageDataset
 
 
 class EmbeddingCache:
-    """Features by image and view, each in a file of its own, checked when it is read."""
+    """Features by tile and view, one file each, with a checksum that is verified when read."""
 
     def __init__(self, settings: Settings, segmenter: Segmenter) -> None:
-        """Take the features of `segmenter`, on the device where it is."""
+        """Prepare a cache for the encoders of `segmenter`, on its device."""
         runtime = settings.runtime
         assert runtime.embedding_cache is not None
         self._dtype = getattr(torch, runtime.embedding_dtype)
@@ -58,8 +58,8 @@ class EmbeddingCache:
         """Encode every view of every tile that is not in the cache yet.
 
         Raises:
-            FocalPathError: the disk has no room, or may not be written; what was written stays
-                whole.
+            FocalPathError: the disk is too full or not writable. Files already written stay
+                intact.
         """
         missing = {
             index: left
@@ -80,7 +80,7 @@ class EmbeddingCache:
                     self.write(self.path(stem, view), features)
 
     def path(self, stem: str, view: int) -> Path:
-        """Where the features of one view of one tile are."""
+        """Path of the features of one view of one tile."""
         return self.folder / f"{stem}-{view}.safetensors"
 
     def read(self, path: Path) -> Tensor:
@@ -108,17 +108,17 @@ class EmbeddingCache:
         return features.to(self._dtype).cpu()
 
     def write(self, path: Path, features: Tensor) -> None:
-        """Write (D, H/16, W/16) features, whole or not at all.
+        """Write (D, H/16, W/16) features atomically.
 
         Raises:
-            FocalPathError: the disk is full, or may not be written.
+            FocalPathError: the disk is full or not writable.
         """
         features = features.contiguous()
         with whole_file(path) as partial:
             save_file({"features": features}, partial, {"crc32": _checksum(features)})
 
     def _check_room(self, num_files: int) -> None:
-        """Tell the size before anything is written, and refuse what cannot fit."""
+        """Print the size before anything is written; refuse if it does not fit."""
         side = self._segmenter.tile_size_px // 16
         num_channels = self._segmenter.num_features
         num_bytes = num_files * num_channels * side * side * self._dtype.itemsize
@@ -133,12 +133,12 @@ class EmbeddingCache:
             raise FocalPathError(
                 f"the embedding cache needs {num_bytes / 2**30:.2f} GiB in {self.folder}, where "
                 f"{free / 2**30:.2f} GiB are free. Choose another --embedding-cache, or "
-                f"--augment none, which keeps 1 view of a tile and not {NUM_VIEWS}."
+                f"--augment none, which stores 1 view per tile instead of {NUM_VIEWS}."
             )
 
 
 class CachedTileDataset(Dataset[CachedSample]):
-    """Training tiles whose images are replaced by their features."""
+    """Training tiles with features in the place of images."""
 
     def __init__(self, dataset: TileDataset, cache: EmbeddingCache) -> None:
         self._dataset = dataset
@@ -149,7 +149,7 @@ class CachedTileDataset(Dataset[CachedSample]):
         return len(self._dataset)
 
     def __getitem__(self, key: int | tuple[int, int]) -> CachedSample:
-        """Load features by a tile's index, or by (epoch, index) in that epoch's view."""
+        """Load a tile's features by index, or by (epoch, index) for that epoch's view."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         view = self._dataset.view(epoch, index)
         image, number = self._dataset.items[index]
@@ -162,7 +162,7 @@ class CachedTileDataset(Dataset[CachedSample]):
 
 
 class CachedWholeImages(Dataset[WholeImage]):
-    """Whole images whose tiles are replaced by their features."""
+    """Whole images with features in the place of their tiles."""
 
     def __init__(self, dataset: WholeImageDataset, cache: EmbeddingCache) -> None:
         self._dataset = dataset
@@ -182,7 +182,7 @@ class CachedWholeImages(Dataset[WholeImage]):
 
 
 def tile_stems(dataset: CachedTiles) -> Iterator[list[str]]:
-    """The names, less the view, of the features of each image's tiles."""
+    """Yield, per image, the file names of its tiles' features, without the view."""
     for tile, placement in zip(dataset.tiles, dataset.placements, strict=True):
         digest = hashlib.sha256(tile.image.read_bytes()).hexdigest()[:32]
         rows, columns = placement.size
@@ -190,12 +190,12 @@ def tile_stems(dataset: CachedTiles) -> Iterator[list[str]]:
 
 
 def _todo(stems: list[str], views: range) -> list[tuple[int, str, int]]:
-    """The number, name and view of all that is cached of an image."""
+    """List tile number, file name and view of all features of an image."""
     return [(number, stem, view) for number, stem in enumerate(stems) for view in views]
 
 
 def _fingerprint(segmenter: Segmenter) -> str:
-    """Names the encoders by their weights and normalisation."""
+    """Hash of the encoders' weights and normalisation."""
     digest = hashlib.sha256()
     for part in (segmenter.image_encoder, segmenter.pathology_encoder):
         for name, value in (*part.state_dict().items(), *part.named_buffers()):

@@ -1,7 +1,7 @@
 """The loss of SAM-Path with Dynamic Focal Attention (arXiv 2604.13479, Eq. 7).
 
-Our own code, and not MONAI's: at the tile's full resolution the loss costs as much as the whole
-decoder, and this has the same values and gradients in half the time and memory.
+At full resolution, the loss costs as much as the whole decoder. This code gives the same values and
+gradients as MONAI's in half the time and memory.
 
 Shape letters: B images, C classes, H x W pixels.
 """
@@ -16,22 +16,22 @@ from train.model.segmenter import SegmenterOutput, upsample
 from train.settings import LossSettings
 
 _SMOOTHING = 1e-5
-"""Added to numerator and denominator of Dice, so that an absent class costs nothing."""
+"""Added to numerator and denominator of Dice, so that an absent class has zero loss."""
 
 
 class SegmentationLoss(nn.Module):
     """(1 - lambda) Dice + lambda Focal + beta MSE of the predicted IoU.
 
-    Unlabelled pixels (label 0) count as right, whatever is predicted there. Dice uses the softmax
-    of all 1 + C channels and leaves the unlabelled one out. Focal is the sigmoid focal loss of the
-    C class channels, averaged over all pixels as in SAM-Path: so a batch's mean is the mean over
-    its images on any number of devices, and a tile with few labels weighs less.
+    Unlabelled pixels (label 0) count as correct, whatever the prediction. Dice takes the softmax
+    over all 1 + C channels and ignores the unlabelled one. Focal is the sigmoid focal loss of the C
+    class channels, averaged over all pixels as in SAM-Path. So a batch's loss is the mean over its
+    images on any number of devices, and a tile with few labels weighs less.
     """
 
     class_weights: Tensor | None
 
     def __init__(self, settings: LossSettings, frequencies: Tensor | None = None) -> None:
-        """Weigh classes by `frequencies` (C,), their shares of the pixels, where asked to."""
+        """Take class weights from `frequencies` (C,), the classes' pixel shares, if configured."""
         super().__init__()
         weights = None
         if settings.class_weights != "none":
@@ -76,7 +76,7 @@ class SegmentationLoss(nn.Module):
 
 
 def class_weights(choice: Literal["sqrt", "inverse"], frequencies: Tensor) -> Tensor:
-    """Weights (C,) of mean 1: one over each share of the pixels (C,), or over its root."""
+    """Weights (C,) of mean 1: one over the pixel shares (C,), or over their square roots."""
     weights = frequencies ** (-0.5 if choice == "sqrt" else -1.0)
     return weights / weights.mean()
 
@@ -84,13 +84,13 @@ def class_weights(choice: Literal["sqrt", "inverse"], frequencies: Tensor) -> Te
 def dice_loss(
     probabilities: Tensor, target: Tensor, *, per_image: bool, weights: Tensor | None = None
 ) -> Tensor:
-    """1 - Dice, a mean over classes, and over images where each is scored alone.
+    """1 - Dice, averaged over classes, and over images if `per_image`.
 
     Args:
         probabilities: (B, C, H, W) float32 in [0, 1].
         target: (B, C, H, W) bool.
-        per_image: Dice of each image, else of the batch's pixels pooled.
-        weights: (C,) of mean 1, or None for equal ones.
+        per_image: compute Dice per image; otherwise, pool the pixels of the batch.
+        weights: (C,) of mean 1, or None for equal weights.
     """
     pooled = (2, 3) if per_image else (0, 2, 3)
     intersection = (probabilities * target).sum(pooled)
@@ -100,7 +100,7 @@ def dice_loss(
 
 
 def focal_terms(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """-(1 - p_t)^gamma log p_t of each mask's sigmoid (arXiv 1708.02002, Eq. 4, alpha apart).
+    """-(1 - p_t)^gamma log p_t of each mask's sigmoid (arXiv 1708.02002, Eq. 4, without alpha).
 
     Args:
         logits: (B, C, H, W) float32.

@@ -1,4 +1,4 @@
-"""The inputs of a run, kept in its last.ckpt, so that only the same run is resumed."""
+"""Records the inputs of a run in last.ckpt, so that only the same run is resumed."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ _MAY_CHANGE = ("preset", "num_workers", "track", "compile", "exportable")
 _SPLITS: tuple[Split, ...] = ("training", "validation")
 
 Inputs = dict[str, Any]
-"""Everything that a run's result depends on, by setting name, as JSON reads it back."""
+"""Everything that a run's result depends on, by setting name, after a round trip through JSON."""
 
 
 class RunInputs(Callback):
@@ -38,12 +38,12 @@ class RunInputs(Callback):
 
 
 class WholeStateIO(TorchCheckpointIO):
-    """Writes last.ckpt whole; Lightning writes in place, and leaves half a file on a full disk."""
+    """Writes last.ckpt atomically. Lightning alone would leave half a file on a full disk."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Write it."""
+        """Serialise the checkpoint, then write it atomically."""
         content = io.BytesIO()
         torch.save(checkpoint, content)
         with whole_file(Path(path)) as partial:
@@ -64,14 +64,14 @@ def run_inputs(settings: Settings, folder: TileFolder, difficulty: torch.Tensor 
 
     Args:
         settings: The whole configuration.
-        folder: The data set, identified by its classes and its files' names and sizes: reading it
-            all would take as long as an epoch.
-        difficulty: The baseline's Dice per class (C,), where the strategy needs it.
+        folder: The data set, identified by its classes and the names and sizes of its files.
+            Reading them all would take as long as an epoch.
+        difficulty: The baseline's Dice per class (C,), if the strategy needs it.
     """
     values: dict[str, Any] = {}
     for name, group in asdict(settings).items():
         values |= group if isinstance(group, dict) else {name: group}
-    # The place of the cache does not matter, but its features are rounded.
+    # The cache's path does not matter, but its use does: it rounds the features.
     values["embedding_cache"] = values["embedding_cache"] is not None
     values["difficulty_from"] = _numbers(difficulty)
     values["data"] = _fingerprint(folder)
@@ -83,11 +83,10 @@ def run_inputs(settings: Settings, folder: TileFolder, difficulty: torch.Tensor 
 def resumed_epoch(last: Path, inputs: Inputs) -> int:
     """The epoch, counted from 0, at which a run continues from `last`.
 
-    More epochs than before may be asked for: the learning rate follows the longer schedule from
-    there on.
+    The new run may have more epochs. Its learning rate then follows the longer schedule.
 
     Raises:
-        RunError: there is no such file, or it belongs to a run with other inputs.
+        RunError: the file is missing or damaged, or belongs to a run with other inputs.
     """
     if not last.is_file():
         raise RunError(
@@ -118,7 +117,7 @@ def resumed_epoch(last: Path, inputs: Inputs) -> int:
 
 
 def _numbers(values: torch.Tensor | None) -> list[float | None] | None:
-    """Numbers that equal themselves when they are read back: None for NaN."""
+    """Convert to a list with None for NaN, which is not equal to itself."""
     if values is None:
         return None
     return [None if math.isnan(value) else value for value in values.tolist()]

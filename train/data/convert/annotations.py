@@ -131,8 +131,8 @@ def prepare_annotations(
     warnings += write_dataset(out, regions, len(slides), mapping.classes, settings.tiles, recipe)
     if hidden:
         warnings.append(
-            f"{len(hidden)} areas, such as {hidden[0]}, are wholly covered by later ones and "
-            "vanished: --overlap area draws smaller areas on top"
+            f"{len(hidden)} areas, such as {hidden[0]}, are completely covered by later ones. "
+            "To draw smaller areas on top, use --overlap area."
         )
     report(out, warnings)
 

@@ -1,18 +1,18 @@
-"""BCSS, "Breast Cancer Semantic Segmentation": 151 regions of as many TCGA slides.
+"""BCSS, "Breast Cancer Semantic Segmentation": 151 regions, each from its own TCGA slide.
 
 Amgad et al. 2019, "Structured crowdsourcing enables convolutional segmentation of histology
-images", Bioinformatics, doi 10.1093/bioinformatics/btz083; files as its repository
-PathologyDataScience/BCSS tells:
+images", Bioinformatics, doi 10.1093/bioinformatics/btz083. The repository PathologyDataScience/BCSS
+describes the files:
 
-SOURCE/rgbs_colorNormalized/NAME.png   RGB regions (or images/, by the download script)
-SOURCE/masks/NAME.png                  8 bits: a code of `CODES` a pixel
-SOURCE/meta/gtruth_codes.tsv           the codes; checked where it is there
+SOURCE/rgbs_colorNormalized/NAME.png   RGB regions; the download script calls the folder images/
+SOURCE/masks/NAME.png                  8 bits, one code of `CODES` per pixel
+SOURCE/meta/gtruth_codes.tsv           the codes; optional, checked if present
 
-NAME is such as TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500.
+An example of NAME is TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500.
 
-Test tiles are those of the institutes E2, EW, GM, LL, OL and S3, as in the authors' baseline and in
-SAM-Path (arXiv 2307.09570). Unlike SAM-Path, whose folds mix a slide's overlapping tiles between
-training and validation, folds here are by patient; tile IDs and positions are SAM-Path's.
+The institutes E2, EW, GM, LL, OL and S3 provide the test tiles, as in the authors' baseline and in
+SAM-Path (arXiv 2307.09570). Tile IDs and positions are SAM-Path's. Its folds mix overlapping tiles
+of one slide between training and validation. Our folds are by patient instead.
 """
 
 import csv
@@ -71,7 +71,7 @@ CODES = {
     "dcis": (20, TUMOR),
     "other": (21, OTHER),
 }
-"""The published labels: their code in the masks and our label."""
+"""Each published label with its code in the masks and our label."""
 
 _NAME = re.compile(
     r"(?P<patient>TCGA-(?P<institute>\w{2})-\w{4})-.*?(?:_MPP-(?P<mpp>\d+(?:\.\d+)?))?"
@@ -80,22 +80,22 @@ _NAME = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class BcssSettings:
-    """How BCSS is prepared."""
+    """Settings of the BCSS converter."""
 
     tiles: TileSettings = field(default_factory=TileSettings)
     source_mpp: float | None = None
-    """um per pixel of the region images where their names have no MPP-..."""
+    """um per pixel of region images whose names lack MPP-..."""
     test_institutes: tuple[str, ...] = ("E2", "EW", "GM", "LL", "OL", "S3")
-    """TCGA tissue source sites whose slides are for testing; the default is the published split."""
+    """TCGA tissue source sites whose slides form the test set, as published by default."""
 
 
 def prepare_bcss(source: Path, out: Path, settings: BcssSettings) -> None:
-    """Turn the published files into SAM-Path's layout; print the shares and what looks wrong.
+    """Convert the published files to SAM-Path's layout; print class shares and warnings.
 
-    Pixels with a code that is not in `CODES` become unlabelled, with a warning.
+    Pixels with a code that is not in `CODES` become unlabelled. A warning lists them.
 
     Raises:
-        FocalPathError: files are missing, damaged or of another form, or `out` exists.
+        FocalPathError: a file is missing, damaged or in another format, or `out` exists.
     """
     refuse_existing(out)
     pairs = _find_pairs(source)
@@ -118,20 +118,21 @@ def _parse_name(path: Path, settings: BcssSettings) -> _Name:
     match = _NAME.fullmatch(path.stem)
     if match is None:
         raise FocalPathError(
-            f"{path} is not named as BCSS's files are; expected a name such as "
-            "TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500.png, which tells patient and "
-            "resolution. Restore the published name."
+            f"{path} does not have a BCSS file name; expected one such as "
+            "TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500.png, which names the patient and "
+            "the resolution. Restore the published name."
         )
     mpp = float(match["mpp"]) if match["mpp"] else settings.source_mpp
     if not mpp:
         raise FocalPathError(
-            f"{path.name} tells no resolution (MPP-0.2500 or the like); give it by --source-mpp"
+            f"{path.name} names no resolution; expected a part such as MPP-0.2500. "
+            "Give the resolution with --source-mpp."
         )
     return _Name(match["patient"], match["institute"], mpp)
 
 
 def _find_pairs(source: Path) -> list[tuple[Path, Path]]:
-    """Find the region images with their masks and check that each has its other half."""
+    """Pair the region images with their masks; check that none lacks its partner."""
     images = find_images(
         find_folder(source, ("rgbs_colorNormalized", "images"), "BCSS's region images")
     )
@@ -144,7 +145,7 @@ def _find_pairs(source: Path) -> list[tuple[Path, Path]]:
             raise FocalPathError(
                 f"{source / where} lacks {len(missing)} of the regions, such as "
                 f"{min(missing)}.png; expected an image and a mask of the same name for each. "
-                "Download the missing files, or remove their other halves."
+                "Download the missing files, or remove their partners."
             )
     codes = source / "meta" / "gtruth_codes.tsv"
     if codes.is_file():
@@ -153,22 +154,22 @@ def _find_pairs(source: Path) -> list[tuple[Path, Path]]:
 
 
 def _check_codes(path: Path) -> None:
-    """Refuse masks of another release, whose codes mean something else."""
+    """Refuse masks of a release whose codes have other meanings."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file, delimiter="\t")
             found = {row["label"]: int(row["GT_code"]) for row in rows}
     except (KeyError, TypeError, ValueError) as error:
         raise FocalPathError(
-            f"{path} is not readable ({error!r}); expected tab-separated columns label and "
+            f"{path} cannot be read ({error!r}); expected tab-separated columns label and "
             "GT_code. Download it again."
         ) from error
     for label, code in found.items():
         expected = CODES.get(label, (None,))[0]
         if code != expected:
             raise FocalPathError(
-                f"{path} gives {label!r} the code {code}, expected {expected}: the masks are of a "
-                "release that we do not know. Download BCSS's masks with 22 codes."
+                f"{path} gives {label!r} the code {code}, expected {expected}: the masks belong to "
+                "an unknown release. Download BCSS's masks with 22 codes."
             )
 
 
@@ -177,7 +178,7 @@ def _read_regions(
     settings: BcssSettings,
     unknown: dict[Path, Counter[int]],
 ) -> Iterator[Region]:
-    """Read one region after another; `unknown` gets the pixels of each unknown code."""
+    """Yield the regions one by one; count the pixels of unknown codes in `unknown`."""
     for image_path, mask_path, name in sources:
         image = read_region_image(image_path)
         mask = read_region_image(mask_path)
@@ -196,7 +197,7 @@ def _read_regions(
 def _group_codes(
     path: Path, mask: Image.Image, unknown: dict[Path, Counter[int]]
 ) -> NDArray[np.uint8]:
-    """Turn codes into labels, (H, W) uint8."""
+    """Map codes to labels, (H, W) uint8."""
     if mask.mode not in ("L", "P"):
         raise FocalPathError(
             f"{path} has the mode {mask.mode}; expected one channel of 8 bits with the codes "
@@ -229,5 +230,5 @@ def _mpp_warnings(sources: list[tuple[Path, Path, _Name]], settings: BcssSetting
         return []
     return [
         f"{len(coarse)} regions, such as {coarse[0]}, were enlarged more than 1.5 times to reach "
-        f"{settings.tiles.mpp} um per pixel: their tiles show no more detail for it"
+        f"{settings.tiles.mpp} um per pixel: this adds no detail to their tiles"
     ]

@@ -1,19 +1,19 @@
 """Brain tissue of the Brain Digital Slide Archive (BDSA): regions with annotation exports.
 
-No packaged release is known to us, so this is the form that we take:
+We know of no packaged release. The converter expects this layout (our choice):
 
 SOURCE/images/NAME.png         RGB regions, also .tif, .tiff, .jpg, .jpeg
 SOURCE/annotations/NAME.json   annotation export (see `train.data.convert.dsa_annotations`)
-SOURCE/regions.csv             optional, one row an image, with the columns
+SOURCE/regions.csv             optional, one row per image, with the columns
     image        NAME (required)
-    mpp          um per pixel of the image; by default --source-mpp
-    x, y         where in the slide the image begins, in pixels of the slide; by default 0
-    base_mpp     um per pixel of the slide, as annotations are in its pixels; by default mpp
-    group        patient or slide: its regions share a fold; by default NAME
-    annotation   name of the export, as a slide's regions may share one; by default NAME
-    fold         -1 test, 0 validation, others training; by default drawn by --seed
+    mpp          um per pixel of the image; default --source-mpp
+    x, y         the image's top left corner in the slide, in slide pixels; default 0
+    base_mpp     um per pixel of the slide, whose pixels the annotations use; default mpp
+    group        patient or slide, whose regions share a fold; default NAME
+    annotation   name of the export, which regions of a slide may share; default NAME
+    fold         -1 test, 0 validation, others training; default drawn with --seed
 
-Without regions.csv each image is taken for a slide of its own.
+Without regions.csv, each image counts as a slide of its own.
 """
 
 import csv
@@ -58,25 +58,25 @@ _SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
 @dataclass(frozen=True, kw_only=True)
 class BdsaSettings:
-    """How BDSA is prepared: tiles as BCSS's, 1024 pixels at 0.25 um (our choice)."""
+    """Settings of the BDSA converter: tiles of 1024 pixels at 0.25 um, as for BCSS (our choice)."""
 
     tiles: TileSettings = field(default_factory=TileSettings)
     source_mpp: float | None = None
-    """um per pixel of the images that regions.csv says nothing about."""
+    """um per pixel of images for which regions.csv gives no mpp."""
     rename: tuple[str, ...] = ()
-    """What other labels mean: "Grey=Gray Matter"; "Artefact=unlabelled" draws unlabelled pixels;
-    "ROI=ignore" draws nothing. Case, - and _ do not matter, and grey is gray."""
+    """Meaning of other labels, such as "Grey=Gray Matter". "Artefact=unlabelled" draws unlabelled
+    pixels; "ROI=ignore" draws nothing. Case, - and _ do not matter, and grey equals gray."""
     overlap: Literal["file", "area"] = "file"
-    """Which of two overlapping elements wins: the later in the file, or the smaller."""
+    """Which of two overlapping elements wins: the later one in the file, or the smaller one."""
     uncovered: Literal["unlabelled", "background"] = "unlabelled"
-    """What pixels outside all elements are; background only where the regions are fully
-    annotated."""
+    """Label of pixels outside all elements. Choose background only for fully annotated
+    regions."""
     test_share: float = 0.2
-    """Share of the patients or slides that is for testing, where regions.csv has no fold (our
+    """Share of the patients or slides drawn for testing if regions.csv gives no fold (our
     choice)."""
 
     def __post_init__(self) -> None:
-        """Refuse a share that is none."""
+        """Check that the share is in [0, 1)."""
         if not 0 <= self.test_share < 1:
             raise FocalPathError(f"test_share is {self.test_share}; give 0 to below 1")
 
@@ -97,18 +97,18 @@ class _Source:
 
 
 def prepare_bdsa(source: Path, out: Path, settings: BdsaSettings) -> None:
-    """Turn regions and annotations into SAM-Path's layout; print the shares and what looks wrong.
+    """Convert regions and annotations to SAM-Path's layout; print class shares and warnings.
 
     Raises:
-        FocalPathError: files are missing, damaged or of another form, a label is unknown, or `out`
-            exists.
+        FocalPathError: a file is missing, damaged or in another format, a label is unknown, or
+            `out` exists.
     """
     refuse_existing(out)
     meanings = _label_meanings(settings.rename)
     sources = _draw_test_groups(_read_sources(source, settings), settings)
     warnings = _check_annotations(sources, meanings)
     if not (source / "regions.csv").is_file():
-        warnings.append("no regions.csv: each image is taken for a slide of its own")
+        warnings.append("no regions.csv found: each image counts as a slide of its own")
     recipe = {"source": "bdsa", **asdict(settings)}
     regions = _read_regions(sources, settings, meanings, warnings)
     left_out = write_dataset(out, regions, len(sources), CLASSES, settings.tiles, recipe)
@@ -117,7 +117,7 @@ def prepare_bdsa(source: Path, out: Path, settings: BdsaSettings) -> None:
 
 def _read_sources(source: Path, settings: BdsaSettings) -> list[_Source]:
     images = find_images(find_folder(source, ("images",), "BDSA's region images"), _SUFFIXES)
-    annotations = find_folder(source, ("annotations",), "the exports of the annotations")
+    annotations = find_folder(source, ("annotations",), "the annotation exports")
     rows = _read_rows(source / "regions.csv", images)
     sources = []
     for name, image in images.items():
@@ -129,21 +129,21 @@ def _read_sources(source: Path, settings: BdsaSettings) -> list[_Source]:
 
 
 def _read_rows(path: Path, images: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    """Read regions.csv, by image; nothing where there is none."""
+    """Read regions.csv as rows by image name; empty if the file does not exist."""
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if "image" not in (reader.fieldnames or ()):
             raise FocalPathError(
-                f"{path} has the columns {reader.fieldnames}; expected image, and perhaps mpp, x, "
-                "y, base_mpp, group, annotation, fold"
+                f"{path} has the columns {reader.fieldnames}; expected image and optionally "
+                "mpp, x, y, base_mpp, group, annotation, fold"
             )
         rows = {_stem(row["image"]): row for row in reader}
     if missing := sorted(rows.keys() ^ images.keys()):
         raise FocalPathError(
             f"{path} and images/ differ in {len(missing)} names, such as {missing[0]!r}; expected "
-            "a row for each image and an image for each row"
+            "one row per image. Add the missing rows or images."
         )
     return rows
 
@@ -158,13 +158,13 @@ def _fill_in(
     """Fill in the defaults of a row.
 
     Raises:
-        ValueError: a value is missing or no number.
+        ValueError: a value is missing or is not a number.
     """
     mpp = _number(row, "mpp", settings.source_mpp)
     base_mpp = _number(row, "base_mpp", mpp)
     if mpp is None or base_mpp is None or mpp <= 0 or base_mpp <= 0:
         raise ValueError(
-            f"um per pixel is {mpp}, expected above 0; give it in the column mpp or by --source-mpp"
+            f"um per pixel is {mpp}, expected above 0; set the column mpp or --source-mpp"
         )
     annotation = annotations / f"{(row.get('annotation') or name).removesuffix('.json')}.json"
     if not annotation.is_file():
@@ -195,7 +195,7 @@ def _number(row: Mapping[str, str], column: str, default: float | None) -> float
 
 
 def _draw_test_groups(sources: Sequence[_Source], settings: BdsaSettings) -> list[_Source]:
-    """Set the fold of the groups that are drawn for testing."""
+    """Draw groups for testing and set their fold."""
     groups = sorted({source.group for source in sources if source.fold is None})
     np.random.default_rng(settings.tiles.seed).shuffle(groups)
     test = set(groups[: round(settings.test_share * len(groups))])
@@ -212,10 +212,10 @@ def _normalised(label: str) -> str:
 
 
 def _label_meanings(rename: Sequence[str]) -> dict[str, int | None]:
-    """Map normalised labels to ours, (0 unlabelled, 1..C), or to None to draw nothing.
+    """Map normalised labels to 0 (unlabelled), 1..C, or None (draw nothing).
 
     Raises:
-        FocalPathError: a renaming is not of the form OLD=NEW, or NEW is unknown.
+        FocalPathError: an entry does not read OLD=NEW, or NEW is unknown.
     """
     targets: dict[str, int | None] = {
         _normalised(entry.name): label for label, entry in enumerate(CLASSES, start=1)
@@ -235,10 +235,10 @@ def _label_meanings(rename: Sequence[str]) -> dict[str, int | None]:
 
 
 def _check_annotations(sources: Sequence[_Source], meanings: Mapping[str, int | None]) -> list[str]:
-    """Read every export once, before any image.
+    """Check every export once, before any image is read.
 
-    Unknown labels are refused, not left out: an area that should have hidden what is below it would
-    leave that wrongly labelled.
+    Unknown labels are refused. Skipping an element would leave wrong labels where it should have
+    covered others.
     """
     unknown: Counter[str] = Counter()
     others: Counter[str] = Counter()
@@ -250,8 +250,8 @@ def _check_annotations(sources: Sequence[_Source], meanings: Mapping[str, int | 
         listed = ", ".join(f"{label!r} ({count})" for label, count in unknown.most_common())
         names = ", ".join(entry.name for entry in CLASSES)
         raise FocalPathError(
-            f"the annotations have the unknown labels {listed}; expected {names}. Say what each "
-            'means, such as --rename "Artefact=unlabelled" "ROI=ignore".'
+            f"the annotations have the unknown labels {listed}; expected {names}. Map each with "
+            '--rename, such as --rename "Artefact=unlabelled" "ROI=ignore".'
         )
     if not others:
         return []
@@ -265,7 +265,7 @@ def _read_regions(
     meanings: Mapping[str, int | None],
     warnings: list[str],
 ) -> Iterator[Region]:
-    """Read one region after another; `warnings` gets those that no element reaches."""
+    """Yield the regions one by one; add hidden elements and empty regions to `warnings`."""
     missed, hidden = [], []
     for source in sources:
         original = read_region_image(source.image)
@@ -276,7 +276,7 @@ def _read_regions(
         labels = np.zeros(image.shape[:2], np.uint8)
         if settings.uncovered == "background":
             labels[:] = BACKGROUND
-        # From the sizes, as the number of pixels is rounded.
+        # Computed from the sizes, because resampling rounds them to whole pixels.
         scale = np.array(labels.shape[::-1]) / original.size * (source.base_mpp / source.mpp)
         drawn = []
         for shape in shapes:
@@ -290,11 +290,11 @@ def _read_regions(
         yield Region(source.name, source.group, image, labels, source.fold)
     if hidden:
         warnings.append(
-            f"{len(hidden)} elements, such as {hidden[0]}, are wholly covered by later ones and "
-            "vanished: --overlap area draws smaller elements on top"
+            f"{len(hidden)} elements, such as {hidden[0]}, are completely covered by later ones. "
+            "To draw smaller elements on top, use --overlap area."
         )
     if missed:
         warnings.append(
-            f"{len(missed)} regions, such as {missed[0]}, are reached by no element: are x, y and "
-            "base_mpp in regions.csv those of the slide that was annotated?"
+            f"{len(missed)} regions, such as {missed[0]}, contain no annotated element. Check that "
+            "x, y and base_mpp in regions.csv belong to the annotated slide."
         )

@@ -1,15 +1,15 @@
 """CRAG, "Colorectal Adenocarcinoma Gland": 173 training and 40 test images at 20x.
 
 Graham et al. 2019, "MILD-Net: Minimal information loss dilated network for gland instance
-segmentation in colon histology images", Medical Image Analysis, arXiv 1806.01963; files as
-published:
+segmentation in colon histology images", Medical Image Analysis, arXiv 1806.01963. The published
+files:
 
 SOURCE/train/Images/train_N.png       RGB, about 1512 x 1516
-SOURCE/train/Annotation/train_N.png   one channel: 0, or the number of a gland
-SOURCE/valid/...                      the same: the 40 test images, test_N.png
+SOURCE/train/Annotation/train_N.png   one channel: 0 or a gland's number
+SOURCE/valid/...                      the 40 test images, test_N.png, in the same form
 
-Folders may also be called Annotations and test. A pixel is Gland where the number is above 0, else
-Non-gland. Which image is from which slide is not published, so folds are by image.
+Annotations and test are accepted as folder names, too. Pixels above 0 become Gland, all others
+Non-gland. The release does not say which slide an image comes from, so folds are by image.
 """
 
 from collections.abc import Iterator
@@ -48,21 +48,21 @@ def _tiles() -> TileSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CragSettings:
-    """How CRAG is prepared; tiles of 1536 x 1536 hold a whole image, padded."""
+    """Settings of the CRAG converter. A tile of 1536 x 1536 pixels holds a whole padded image."""
 
     tiles: TileSettings = field(default_factory=_tiles)
     source_mpp: float = CRAG_MPP
-    """um per pixel of the images; the files do not tell it."""
+    """um per pixel of the images. The files do not record it."""
 
 
 def prepare_crag(source: Path, out: Path, settings: CragSettings) -> None:
-    """Turn the published files into SAM-Path's layout; print the shares and what looks wrong.
+    """Convert the published files to SAM-Path's layout; print class shares and warnings.
 
     Raises:
-        FocalPathError: files are missing, damaged or of another form, or `out` exists.
+        FocalPathError: a file is missing, damaged or in another format, or `out` exists.
     """
     refuse_existing(out)
-    warnings = ["CRAG does not tell which slide an image is from, so folds are by image"]
+    warnings = ["CRAG does not say which slide an image comes from, so folds are by image"]
     sources: list[tuple[str, Path, Path]] = []
     for split, folders in (("train", ("train",)), ("test", ("valid", "test"))):
         folder = find_folder(source, folders, f"CRAG's {split} images")
@@ -74,7 +74,7 @@ def prepare_crag(source: Path, out: Path, settings: CragSettings) -> None:
 
 
 def _find_pairs(folder: Path, split: str, warnings: list[str]) -> list[tuple[str, Path, Path]]:
-    """Find a split's (name, image, mask); names begin with the split, as in SAM-Path."""
+    """List (name, image, mask) of a split. Names begin with the split, as in SAM-Path."""
     images = find_images(find_folder(folder, ("Images",), "CRAG's images"))
     masks = find_images(find_folder(folder, ("Annotation", "Annotations"), "CRAG's instance masks"))
     missing = images.keys() - masks.keys()
@@ -86,7 +86,7 @@ def _find_pairs(folder: Path, split: str, warnings: list[str]) -> list[tuple[str
     if spare := masks.keys() - images.keys():
         warnings.append(
             f"{len(spare)} masks in {folder}, such as {min(spare)}.png, have no image and were "
-            "left out; CRAG's first version has five of them"
+            "left out; CRAG's first version has five such masks"
         )
     return [
         (name if name.startswith(f"{split}_") else f"{split}_{name}", image, masks[name])
@@ -102,7 +102,7 @@ def _read_regions(
         image = read_region_image(image_path)
         mask = read_region_image(mask_path)
         refuse_other_size(image_path, image, mask_path, mask)
-        # 16 bits, too, as nothing forbids more than 255 glands in an image.
+        # Accepts 16 bits, too: an image may have more than 255 glands.
         if mask.mode not in ("1", "L", "P", "I", "I;16"):
             raise FocalPathError(
                 f"{mask_path} has the mode {mask.mode}; expected one channel with the numbers of "

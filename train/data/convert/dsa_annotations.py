@@ -1,10 +1,10 @@
-"""Annotation exports of the Digital Slide Archive, drawn as label maps.
+"""Reads annotation exports of the Digital Slide Archive.
 
-The form is large_image's annotation schema (girder/large_image, girder_annotation/docs): a
-document or a list of them, each `{"annotation": {"name": ..., "elements": [...]}}`, or what is
-under `annotation` alone. Elements that have an area are drawn: `polyline` with `closed` and perhaps
-`holes`, `rectangle`, `ellipse` and `circle`; points, arrows, open lines, heatmaps and overlays are
-not. Coordinates are (x, y, z) in pixels of the slide at its full resolution.
+They follow large_image's annotation schema (girder/large_image, girder_annotation/docs). A file
+holds one document or a list of documents: `{"annotation": {"name": ..., "elements": [...]}}`, or
+only the value of `annotation`. Elements with an area are drawn: `polyline` with `closed` and
+optional `holes`, `rectangle`, `ellipse` and `circle`. Points, arrows, open lines, heatmaps and
+overlays are not. Coordinates are (x, y, z) in pixels of the slide at full resolution.
 """
 
 import json
@@ -23,14 +23,14 @@ _ELLIPSE_POINTS = 128
 
 
 def read_dsa(path: Path, content: Any) -> list[Annotation]:
-    """Read an export as the annotations of any format.
+    """Read an export as the annotations that all formats share.
 
     Args:
         path: The file, for messages.
-        content: What its JSON says.
+        content: The parsed JSON.
 
     Raises:
-        FocalPathError: the file is not such an export.
+        FocalPathError: the file is not an annotation export.
     """
     found: list[Annotation] = []
     try:
@@ -57,7 +57,7 @@ def read_dsa(path: Path, content: Any) -> list[Annotation]:
 
 
 def _color(text: Any) -> str | None:
-    """#rrggbb of "rgb(0, 128, 0)" or "#008000"."""
+    """Convert "rgb(0, 128, 0)" or "#008000" to #rrggbb; None for anything else."""
     numbers = re.findall(r"\d+", text) if isinstance(text, str) and text.startswith("rgb") else []
     if len(numbers) >= 3:
         return "#{:02x}{:02x}{:02x}".format(*(min(int(n), 255) for n in numbers[:3]))
@@ -67,13 +67,13 @@ def _color(text: Any) -> str | None:
 def read_annotations(path: Path) -> tuple[list[Shape], Counter[str]]:
     """Read an export.
 
-    An element's label is its `group`, else its `label.value`, else its document's name.
+    The label of an element is its `group`, else its `label.value`, else the document's name.
 
     Returns:
-        The shapes in the file's order, and how many elements of each other kind there are.
+        The shapes in file order, and the number of elements per kind that has no area.
 
     Raises:
-        FocalPathError: the file is not such an export.
+        FocalPathError: the file is not an annotation export.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -97,7 +97,7 @@ def _other(path: Path, error: Exception) -> FocalPathError:
         f"{path} is not an annotation export of the Digital Slide Archive ({error!r}); "
         'expected JSON: {"annotation": {"name": "...", "elements": [{"type": "polyline", '
         '"closed": true, "points": [[x, y, 0], ...], "group": "Gray Matter"}, ...]}}, or a '
-        "list of those. Export the annotations again."
+        "list of these. Export the annotations again."
     )
 
 
@@ -106,7 +106,7 @@ def _kind(element: dict[str, Any]) -> str:
 
 
 def _rings(element: dict[str, Any]) -> tuple[Ring, ...] | None:
-    """Outline and holes of an element, or None where it has no area."""
+    """Outline and holes of an element, or None if it has no area."""
     kind = element["type"]
     if kind == "polyline" and element.get("closed"):
         holes = (_ring(hole) for hole in element.get("holes") or ())
@@ -131,10 +131,10 @@ def _ring(points: Any) -> Ring:
 
 
 def _placed(unit: Ring, element: dict[str, Any], width: float, height: float) -> Ring:
-    """Scale a shape of size 1 around 0, turn it and move it to the element's centre.
+    """Scale a unit shape around 0, rotate it and move it to the element's centre.
 
-    `rotation` is in radians, from x towards y of the image, whose y goes down: so the archive's own
-    viewer makes it, although its schema says counterclockwise.
+    `rotation` is in radians, from the image's x axis towards its y axis, which points down. The
+    archive's own viewer draws it so, although its schema says counterclockwise.
     """
     angle = float(element.get("rotation") or 0)
     cos, sin = math.cos(angle), math.sin(angle)

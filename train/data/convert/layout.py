@@ -1,7 +1,8 @@
-"""From region images with label maps to a data set in SAM-Path's layout (see `train.data.dataset`).
+"""Cuts region images and label maps into a data set in SAM-Path's layout.
 
-Beside `img_id` and `fold`, folds.csv gets a column `group`: the patient or slide that a tile is
-from. All tiles of a group share a fold. `settings.json` says how the data set was made.
+`train.data.dataset` describes the layout. Beside `img_id` and `fold`, folds.csv has a column
+`group`: the tile's patient or slide. All tiles of a group share a fold. `settings.json` records the
+settings.
 """
 
 import csv
@@ -23,28 +24,28 @@ from train.settings import LabelClass
 
 TEST_FOLD = -1
 MAX_REGION_MEGAPIXELS = 1000
-"""The largest region that is read: one at a time is held in memory, 4 bytes a pixel and copies."""
+"""Largest region that is read. One is in memory at a time, at 4 bytes per pixel plus copies."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TileSettings:
-    """How regions are cut into tiles and tiles sorted into folds."""
+    """How to cut regions into tiles and assign tiles to folds."""
 
     tile_size_px: int = 1024
-    """Height and width of a tile. A larger region is cut into the fewest tiles that cover it,
-    evenly spread and so overlapping; a smaller one is padded with white, unlabelled."""
+    """Height and width of a tile. A larger region is cut into the fewest evenly spaced tiles that
+    cover it; they may overlap. A smaller region is padded with white, unlabelled pixels."""
     mpp: float = 0.25
-    """um per pixel of the tiles; regions at another resolution are resampled. The paper gives 0.25
-    for BCSS; for BDSA 0.25 is our choice."""
+    """um per pixel of the tiles. Regions at another resolution are resampled. The paper gives 0.25
+    for BCSS; for BDSA, 0.25 is our choice."""
     min_labelled_share: float = 0.0
-    """Leave out tiles whose labelled share is not above this; 0 leaves out those without label."""
+    """Keep only tiles whose labelled share is above this. 0 drops tiles without labels."""
     num_folds: int = 5
-    """Folds of the tiles that are not for testing; fold 0 is validation, the others training."""
+    """Number of folds of the tiles outside the test set: fold 0 validation, the rest training."""
     seed: int = 0
     """Seed of the assignment of patients, slides or images to folds."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be cut."""
+        """Check the ranges."""
         if self.tile_size_px < 1:
             raise FocalPathError(f"tile_size_px is {self.tile_size_px}; give 1 or more")
         if not self.mpp > 0:
@@ -61,10 +62,10 @@ class TileSettings:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """An image with its label map at the tiles' resolution, before it is cut.
+    """An uncut image with its label map, at the tiles' resolution.
 
     image: (H, W, 3) uint8 RGB; labels: (H, W) uint8, 0 unlabelled, 1..C the classes;
-    group: patient or slide; fold: None where it is to be drawn.
+    group: patient or slide; fold: None to draw one.
     """
 
     name: str
@@ -85,18 +86,18 @@ def write_dataset(
     """Cut the regions, one in memory at a time, and write the data set whole or not at all.
 
     Args:
-        out: where to; must not hold anything.
-        regions: what to cut; read lazily.
-        num_regions: how many there are, for the progress bar.
+        out: the target folder; must be empty or not exist.
+        regions: the regions, read lazily.
+        num_regions: number of regions, for the progress bar.
         classes: names and colours of labels 1..C.
-        settings: how to cut.
-        recipe: what settings.json tells.
+        settings: tile size and folds.
+        recipe: the content of settings.json.
 
     Returns:
-        Warnings about what was left out.
+        Warnings about tiles that were left out.
 
     Raises:
-        FocalPathError: `out` exists, or no tile or too few groups are left.
+        FocalPathError: `out` exists, no tile is left, or fewer than two groups are.
     """
     refuse_existing(out)
     tiles: list[tuple[str, str, int | None]] = []
@@ -129,7 +130,7 @@ def write_dataset(
 def _write_tiles(
     folder: Path, region: Region, settings: TileSettings, pool: ThreadPoolExecutor
 ) -> tuple[list[str], int]:
-    """Write a region's tiles; returns the IDs of those kept, and how many were left out."""
+    """Write a region's tiles; return the IDs of the kept tiles and the number left out."""
 
     def write(tile: tuple[str, NDArray[np.uint8], NDArray[np.uint8]]) -> str | None:
         tile_id, image, labels = tile
@@ -145,7 +146,7 @@ def _write_tiles(
 
 
 def _cut(region: Region, size: int) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Cut a region; IDs end with the tile's first row and column, as SAM-Path's do."""
+    """Cut a region. IDs end with the tile's first row and column, as in SAM-Path."""
     height, width = region.labels.shape
     image, labels = region.image, region.labels
     if height < size or width < size:
@@ -165,8 +166,8 @@ def _cut(region: Region, size: int) -> Iterator[tuple[str, NDArray[np.uint8], ND
 def tile_starts(length_px: int, tile_size_px: int) -> list[int]:
     """Place the fewest tiles that cover a length, the first at its start, the last at its end.
 
-    Steps differ by one pixel at most, the longer ones first. This gives the tile positions in
-    SAM-Path's list of BCSS tiles (arXiv 2307.09570, its repository's dataset_cfg/BCSS_cv.csv).
+    Steps differ by at most one pixel; the longer ones come first. The result matches SAM-Path's
+    list of BCSS tiles (arXiv 2307.09570, dataset_cfg/BCSS_cv.csv in its repository).
     """
     num_tiles = -(-length_px // tile_size_px)
     if num_tiles <= 1:
@@ -176,30 +177,30 @@ def tile_starts(length_px: int, tile_size_px: int) -> list[int]:
 
 
 def assign_folds(num_tiles: Mapping[str, int], num_folds: int, seed: int) -> dict[str, int]:
-    """Give each group a fold, so that folds have about as many tiles.
+    """Assign each group to a fold, so that all folds have about the same number of tiles.
 
-    Groups are shuffled, then the largest goes to the emptiest fold, and so on.
+    Shuffles the groups, then puts the largest remaining group into the emptiest fold.
 
     Args:
-        num_tiles: tiles of each group.
-        num_folds: folds; fewer where there are fewer groups.
-        seed: seed of the order among groups of the same size.
+        num_tiles: number of tiles per group.
+        num_folds: number of folds, limited to the number of groups.
+        seed: seed of the order among groups of equal size.
 
     Raises:
         FocalPathError: there are fewer than two groups.
     """
     if len(num_tiles) < 2:
         raise FocalPathError(
-            f"found {len(num_tiles)} patients, slides or images that are not for testing "
-            f"({', '.join(num_tiles) or 'none'}); expected 2 or more, to train on some and "
-            "validate on others. Add data, or take fewer for testing."
+            f"found {len(num_tiles)} patients, slides or images outside the test set "
+            f"({', '.join(num_tiles) or 'none'}); expected 2 or more, for training and for "
+            "validation. Add data, or make the test set smaller."
         )
     groups = sorted(num_tiles)
     np.random.default_rng(seed).shuffle(groups)
     loads = [0] * min(num_folds, len(groups))
     folds: dict[str, int] = {}
     for group in sorted(groups, key=lambda group: -num_tiles[group]):
-        # Among equals the last fold: validation, fold 0, gets the largest group only if it must.
+        # Ties go to the last fold, so that validation (fold 0) rarely gets the largest group.
         fold = min(range(len(loads)), key=lambda fold: (loads[fold], -fold))
         folds[group] = fold
         loads[fold] += num_tiles[group]
@@ -221,21 +222,21 @@ def _write_folds(
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise a FocalPathError where `out` is a file or a folder with something in it."""
+    """Raise a FocalPathError if `out` is a file or a folder that is not empty."""
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists():
         raise FocalPathError(
-            f"{out} exists; expected a new folder. Give another one, or delete this one to make "
-            "the data set anew."
+            f"{out} exists; expected a new folder. Give another one, or delete this one to create "
+            "the data set again."
         )
 
 
 def find_images(folder: Path, suffixes: Sequence[str] = (".png",)) -> dict[str, Path]:
-    """Find a folder's images by their names without suffix, sorted.
+    """Map the names of a folder's images, without suffix and sorted, to their paths.
 
     Raises:
-        FocalPathError: there is none, or a name is there twice.
+        FocalPathError: the folder has no image, or two images with the same name.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -243,8 +244,8 @@ def find_images(folder: Path, suffixes: Sequence[str] = (".png",)) -> dict[str, 
             continue
         if path.stem in found:
             raise FocalPathError(
-                f"{folder} has {found[path.stem].name} and {path.name}; expected one image of that "
-                "name. Remove one."
+                f"{folder} has {found[path.stem].name} and {path.name}; expected one image of "
+                "that name. Remove one of them."
             )
         found[path.stem] = path
     if not found:
@@ -253,28 +254,28 @@ def find_images(folder: Path, suffixes: Sequence[str] = (".png",)) -> dict[str, 
 
 
 def find_folder(source: Path, names: Sequence[str], contents: str) -> Path:
-    """Find the first of some subfolders.
+    """Return the first of the subfolders `names` that exists.
 
     Raises:
-        FocalPathError: none is there.
+        FocalPathError: none exists.
     """
     for name in names:
         if (source / name).is_dir():
             return source / name
     raise FocalPathError(
-        f"{source} has no folder {' or '.join(names)}; expected {contents} there. Give the folder "
-        "that holds it."
+        f"{source} has no folder {' or '.join(names)}; expected {contents} there. Give the parent "
+        "of that folder."
     )
 
 
 def read_region_image(path: Path) -> Image.Image:
     """Read an image of any size up to `MAX_REGION_MEGAPIXELS`.
 
-    Pillow refuses images of this size as a guard against decompression bombs; data that the user
-    names for preparation is trusted up to our own limit.
+    Pillow refuses such large images to guard against decompression bombs. We trust the data that
+    a user prepares, up to our own limit.
 
     Raises:
-        FocalPathError: the file is unreadable or larger.
+        FocalPathError: the file is unreadable or too large.
     """
     pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
@@ -295,7 +296,7 @@ def read_region_image(path: Path) -> Image.Image:
 
 
 def refuse_other_size(image_path: Path, image: Image.Image, mask_path: Path, mask: Any) -> None:
-    """Raise a FocalPathError where a mask is not of its image's size."""
+    """Raise a FocalPathError if image and mask differ in size."""
     if image.size != mask.size:
         raise FocalPathError(
             f"{mask_path} is {mask.width} x {mask.height} pixels, its image {image_path} "
@@ -304,19 +305,19 @@ def refuse_other_size(image_path: Path, image: Image.Image, mask_path: Path, mas
 
 
 def resample_image(image: Image.Image, scale: float) -> NDArray[np.uint8]:
-    """Resample to (H, W, 3) uint8 RGB: averaged over areas when smaller, cubic when larger."""
+    """Resample to (H, W, 3) uint8 RGB: area mean to shrink, bicubic to enlarge."""
     method = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
     return np.asarray(image.convert("RGB").resize(resampled_size(image.size, scale), method))
 
 
 def resample_labels(labels: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
-    """Resample (H, W) uint8 labels to the size of `resample_image`, each from the nearest pixel."""
+    """Resample (H, W) uint8 labels to the size of `resample_image`, by nearest neighbour."""
     size = resampled_size(labels.shape[::-1], scale)
     return np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
 
 
 def resampled_size(size: tuple[int, ...], scale: float) -> tuple[int, int]:
-    """(width, height) after resampling; within 0.5% of the same resolution nothing changes."""
+    """(width, height) after resampling. A scale within 0.5% of 1 changes nothing."""
     if abs(scale - 1) < 0.005:
         return size[0], size[1]
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

@@ -4,7 +4,7 @@ img/ID.png      (H, W, 3) uint8 RGB
 mask/ID.png     (H, W) uint8: 0 unlabelled, 1..5 as in `CLASSES`
 folds.csv       img_id,fold: -1 test, 0 validation, 1 training
 dataset.json    mpp, class names and colours
-settings.json   what the data set was made with
+settings.json   the settings of the data set
 """
 
 import csv
@@ -25,30 +25,30 @@ from train.errors import FocalPathError
 __all__ = ["CLASSES", "SyntheticSettings", "make_tile", "write_dataset"]
 
 _GENERATOR_VERSION = 1
-"""Raised whenever the same settings give other tiles, so that old data sets are not reused."""
+"""Increased when the same settings start to give other tiles, so that old data is not reused."""
 
 _TEST, _VALIDATION, _TRAINING = -1, 0, 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSettings:
-    """What a synthetic data set is made of."""
+    """Settings of a synthetic data set."""
 
     num_train: int = 200
-    """Tiles to train on."""
+    """Number of training tiles."""
     num_validation: int = 24
-    """Tiles to watch while training."""
+    """Number of validation tiles."""
     num_test: int = 64
-    """Tiles held out for the final figures."""
+    """Number of test tiles."""
     tile_size_px: int = 256
     """Height and width of a tile."""
     mpp: float = 0.5
-    """um per pixel: 0.5 is a 20x objective, 0.25 a 40x one."""
+    """um per pixel. 0.5 is a 20x objective, 0.25 a 40x one."""
     seed: int = 0
-    """Seed of the data set; every tile has its own, derived from this and its number."""
+    """Seed of the data set. Each tile derives its own seed from this one and its number."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be made."""
+        """Check the ranges."""
         for name in ("num_train", "num_validation", "num_test", "seed"):
             if getattr(self, name) < 0:
                 raise FocalPathError(f"{name} is {getattr(self, name)}; give 0 or more")
@@ -58,21 +58,21 @@ class SyntheticSettings:
             )
         if not 0.1 <= self.mpp <= 2:
             raise FocalPathError(
-                f"mpp is {self.mpp} um per pixel; give 0.1 to 2, where nuclei can be seen"
+                f"mpp is {self.mpp} um per pixel; give 0.1 to 2, where nuclei are visible"
             )
 
 
 def write_dataset(folder: Path, settings: SyntheticSettings) -> None:
-    """Write the data set, or leave it as it is where it was made before.
+    """Write the data set, or leave it unchanged if it exists with the same settings.
 
     The folder appears whole or not at all.
 
     Args:
-        folder: where to; its parents are made.
-        settings: what to make.
+        folder: the target; missing parents are created.
+        settings: what to draw.
 
     Raises:
-        FocalPathError: the folder holds something else.
+        FocalPathError: the folder has other content.
     """
     recipe = {"generator_version": _GENERATOR_VERSION, **asdict(settings)}
     if already_there(folder, recipe):
@@ -90,10 +90,10 @@ def write_dataset(folder: Path, settings: SyntheticSettings) -> None:
 
 
 def already_there(folder: Path, recipe: dict[str, object]) -> bool:
-    """Tell whether `folder` is this very data set; refuse to touch any other content."""
+    """Return whether `folder` holds exactly this data set; refuse any other content."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    advice = "give another folder, or delete this one to make the data set anew"
+    advice = "give another folder, or delete this one to create the data set again"
     try:
         found = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -108,7 +108,7 @@ def already_there(folder: Path, recipe: dict[str, object]) -> bool:
 
 
 def _folds(settings: SyntheticSettings) -> dict[str, int]:
-    """Give every tile's ID its fold; test tiles come first, so more training leaves them alone."""
+    """Map tile IDs to folds. Test tiles come first, so adding training tiles never changes them."""
     folds = (
         [_TEST] * settings.num_test
         + [_VALIDATION] * settings.num_validation
@@ -118,12 +118,12 @@ def _folds(settings: SyntheticSettings) -> dict[str, int]:
 
 
 def _write_tiles(folder: Path, settings: SyntheticSettings, names: list[str]) -> None:
-    """Draw and save every tile: two at a time, as numpy and scipy let go of the interpreter."""
+    """Draw and save the tiles in up to four threads; numpy and scipy release the GIL."""
     for kind in ("img", "mask"):
         (folder / kind).mkdir()
 
     def write(index: int) -> None:
-        # A tile's chance depends on its own number only, not on how many others there are.
+        # A tile's randomness depends only on its own number, not on the number of tiles.
         rng = np.random.default_rng(np.random.SeedSequence((settings.seed, index)))
         image, labels = make_tile(rng, settings.tile_size_px, settings.mpp)
         Image.fromarray(image).save(folder / "img" / f"{names[index]}.png", compress_level=3)
@@ -135,5 +135,5 @@ def _write_tiles(folder: Path, settings: SyntheticSettings, names: list[str]) ->
         for _ in track(tiles, "Drawing synthetic tissue", total=len(names)):
             pass
     finally:
-        # Tiles not yet begun are dropped when one fails or the user interrupts.
+        # If a tile fails or the user interrupts, pending tiles are dropped.
         pool.shutdown(cancel_futures=True)

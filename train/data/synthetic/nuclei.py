@@ -1,4 +1,4 @@
-"""What synthetic tissue is built of: random fields, scattered points, stain maps, and nuclei.
+"""Building blocks of synthetic tissue: random fields, scattered points, stain maps and nuclei.
 
 Maps are (H, W) float32 unless said otherwise; points are (N, 2) float32, row and column in pixels.
 """
@@ -16,7 +16,7 @@ Points = NDArray[np.float32]
 
 @dataclass
 class Stains:
-    """The amount of each stain in every pixel, as an optical density (base 10)."""
+    """The amount of each stain per pixel, as optical density (base 10)."""
 
     haematoxylin: Map
     eosin: Map
@@ -24,7 +24,7 @@ class Stains:
 
 @dataclass(frozen=True, kw_only=True)
 class Nucleus:
-    """How one kind of nucleus looks."""
+    """The appearance of one kind of nucleus."""
 
     length_um: float
     """Mean of the longer diameter."""
@@ -35,13 +35,13 @@ class Nucleus:
     irregularity: float
     """Bumps of the outline, in radii."""
     haematoxylin: float
-    """Mean stain inside, as an optical density."""
+    """Mean stain inside, as optical density."""
     rim: float = 0.1
     """Extra stain at the membrane, as a fraction of the inside."""
     clumps: float = 0.2
     """Contrast of the chromatin, as a fraction of the inside."""
     nucleoli: float = 0.0
-    """Mean number of nucleoli, two at most."""
+    """Mean number of nucleoli per nucleus, at most two."""
 
 
 TUMOR_NUCLEUS = Nucleus(
@@ -80,13 +80,13 @@ def random_field(rng: np.random.Generator, size_px: int, length_px: float) -> Ma
     kernel = np.exp(-0.5 * ((np.arange(size_px)[:, None] - nodes) / length_px) ** 2)
     kernel = (kernel / np.sqrt((kernel**2).sum(axis=1, keepdims=True))).astype(np.float32)
     white = rng.standard_normal((len(nodes), len(nodes)), np.float32)
-    # kernel @ white @ kernel.T, but the threads of a BLAS would cost far more than they give here.
+    # kernel @ white @ kernel.T. Here, BLAS threads would cost far more than they save.
     field = np.einsum("ij,kj->ik", kernel, np.einsum("ij,kj->ik", kernel, white))
     return np.asarray(field, np.float32)
 
 
 def smooth_step(x: NDArray[np.floating]) -> Map:
-    """Go from 0 to 1 around zero, over about one unit."""
+    """Rise from 0 to 1 around zero, over about one unit."""
     return np.asarray(0.5 + 0.5 * np.tanh(2 * x), np.float32)
 
 
@@ -98,19 +98,19 @@ def blur(image: NDArray[np.generic], sigma_px: float) -> Map:
 
 
 def mix(canvas: Map, weight: Map, value: NDArray[np.floating] | float) -> None:
-    """Lay `value` over the canvas, in place, as far as `weight` in [0, 1] says."""
+    """Blend `value` into the canvas in place, by `weight` in [0, 1]."""
     canvas += weight * (value - canvas)
 
 
 def at(image: Map, points: Points) -> Map:
-    """Read the map at points (N, 2), those outside at the nearest edge."""
+    """Read the map at points (N, 2); points outside read the nearest edge."""
     rows, columns = np.clip(points.astype(int), 0, len(image) - 1).T
     return np.asarray(image[rows, columns], np.float32)
 
 
 def scatter(rng: np.random.Generator, density: Map, spacing_px: float) -> Points:
-    """Scatter points no closer than `spacing_px`, then thin them to the `density` in [0, 1]."""
-    # Just outside the tile as well: its edges cut nuclei.
+    """Scatter points at least `spacing_px` apart, then thin them to the `density` in [0, 1]."""
+    # Also covers a margin outside the tile, because its edges cut nuclei.
     low, high = -spacing_px / 2, len(density) + spacing_px / 2
     count = int(4 * ((high - low) / spacing_px) ** 2)
     points = rng.uniform(low, high, (count, 2)).astype(np.float32)
@@ -134,14 +134,14 @@ def draw_nuclei(
     kind: Nucleus,
     mpp: float,
 ) -> None:
-    """Draw nuclei of one kind over what is there.
+    """Draw nuclei of one kind over the existing stains.
 
     Args:
-        rng: the source of chance.
-        stains: drawn on in place.
+        rng: the source of randomness.
+        stains: changed in place.
         centres: (N, 2) row and column.
-        angles: (N,) of the longer axis, in radians from the columns; None for any.
-        kind: how they look.
+        angles: (N,) of the longer axis, in radians from the columns; None for random ones.
+        kind: their appearance.
         mpp: um per pixel.
     """
     n = len(centres)
@@ -156,7 +156,7 @@ def draw_nuclei(
     steps = np.arange(2 * reach + 1)
     dy = (corners[:, 0] - centres[:, 0])[:, None, None] + steps[:, None]
     dx = (corners[:, 1] - centres[:, 1])[:, None, None] + steps
-    # Each nucleus's own plane, one unit to its outline: N x P x P complex
+    # Each nucleus has its own plane, scaled so that the outline is at 1: N x P x P complex
     offset = ((dx + 1j * dy) * np.exp(-1j * angles)[:, None, None]).astype(np.complex64)
     half_length, half_width = (d.astype(np.float32)[:, None, None] / 2 for d in (length, width))
     plane = offset.real / half_length + 1j * (offset.imag / half_width)
@@ -171,7 +171,7 @@ def draw_nuclei(
 
 
 def _radius(rng: np.random.Generator, plane: NDArray[np.complex64], irregularity: float) -> Map:
-    """Distance from the centre, 1 at an outline with a few random bumps: N x P x P."""
+    """Distance from the centre, scaled to 1 at an outline with random bumps: N x P x P."""
     radius = np.abs(plane) + np.float32(1e-4)
     heading = plane / radius
     outline, wave = np.ones_like(radius), heading
@@ -186,7 +186,7 @@ def _radius(rng: np.random.Generator, plane: NDArray[np.complex64], irregularity
 def _chromatin(
     rng: np.random.Generator, corners: NDArray[np.int_], patch_px: int, size_px: int, mpp: float
 ) -> Map:
-    """Cut every nucleus's patch from one field of clumps, repeated at the edges: N x P x P."""
+    """Cut each nucleus's patch from one field of clumps, wrapped at the edges: N x P x P."""
     field = random_field(rng, size_px, 0.5 / mpp) + random_field(rng, size_px, 1.1 / mpp)
     rows = (corners[:, :1] + np.arange(patch_px)) % size_px
     columns = (corners[:, 1:] + np.arange(patch_px)) % size_px
@@ -199,7 +199,7 @@ def _nucleoli(
     radius_um: NDArray[np.floating],
     mean_number: float,
 ) -> Map:
-    """Dark spots of 1 um radius away from the outline, none to two a nucleus: N x P x P."""
+    """Zero to two dark spots per nucleus, 1 um in radius, away from the outline: N x P x P."""
     n, spots = len(plane_um), np.zeros(plane_um.shape, np.float32)
     for _ in range(2):
         place = 0.45 * np.sqrt(rng.random(n)) * np.exp(2j * np.pi * rng.random(n))
@@ -210,7 +210,7 @@ def _nucleoli(
 
 
 def _paste(stains: Stains, corners: NDArray[np.int_], opacity: Map, dye: Map) -> None:
-    """Lay patches (N, P, P) over the stains, cut at the tile's edges."""
+    """Blend patches (N, P, P) into the stains, cut at the tile's edges."""
     size_px, patch_px = len(stains.eosin), opacity.shape[1]
     for (top, left), cover, amount in zip(corners.tolist(), opacity, dye, strict=True):
         rows, columns = (

@@ -1,8 +1,8 @@
 """Synthetic slides for work across magnifications: large drawings at 0.25 um per pixel.
 
-The same tissue at two um per pixel cannot be had by drawing it twice: cells and fibres take
-chance in amounts that depend on pixels. So a slide is drawn once, and coarser views are area means
-of that drawing, as in a scanner's pyramid.
+Drawing twice cannot show the same tissue at two scales: cells and fibres use random numbers in
+amounts that depend on the pixels. So a slide is drawn once. Coarser views are area means of that
+drawing, as in a scanner's pyramid.
 
 The folder has the layout of every data set (`train.data.dataset`), one slide per image.
 """
@@ -29,32 +29,32 @@ _TEST, _VALIDATION, _TRAINING = -1, 0, 1
 
 @dataclass(frozen=True, kw_only=True)
 class SlideSettings:
-    """What a folder of synthetic slides is made of."""
+    """Settings of a folder of synthetic slides."""
 
     num_train: int = 56
-    """Slides to pretrain on, and to fit probes on."""
+    """Number of slides to pretrain on and to fit probes on."""
     num_validation: int = 10
-    """Slides that choose a probe's regularisation."""
+    """Number of slides that select a probe's regularisation."""
     num_test: int = 30
-    """Slides held out for the final figures."""
+    """Number of test slides."""
     side_um: float = 256.0
     """Height and width of a slide in um."""
     mpp: float = 0.25
-    """um per pixel of the drawing: the finest scale that there is."""
+    """um per pixel of the drawing, the finest scale."""
     region_scale: float = 3.0
-    """Regions are this many times as large as in synthetic tiles, so that a tile at 1 um per pixel
-    can show one class; cells keep their size."""
+    """Enlargement of the regions over those of synthetic tiles, so that a tile at 1 um per pixel
+    can show one class. Cells keep their size."""
     seed: int = 0
-    """Seed of the folder; every slide has its own, derived from this and its number."""
+    """Seed of the folder. Each slide derives its own seed from this one and its number."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
+        """Check the ranges."""
         for name in ("num_train", "num_validation", "num_test", "seed"):
             if getattr(self, name) < 0:
                 raise FocalPathError(f"{name} is {getattr(self, name)}; give 0 or more")
         if not 0.1 <= self.mpp <= 2:
             raise FocalPathError(
-                f"mpp is {self.mpp} um per pixel; give 0.1 to 2, where nuclei can be seen"
+                f"mpp is {self.mpp} um per pixel; give 0.1 to 2, where nuclei are visible"
             )
         if not 32 <= self.side_um / self.mpp <= 8192:
             raise FocalPathError(
@@ -71,10 +71,10 @@ def make_slide(
     """Draw one slide.
 
     Args:
-        rng: the only source of chance: the same state gives the same bytes.
+        rng: the only source of randomness; the same state gives the same bytes.
         side_um: height and width in um.
         mpp: um per pixel.
-        region_scale: how many times larger regions are than in `make_tile`.
+        region_scale: enlargement of the regions over those of `make_tile`.
 
     Returns:
         The image (H, W, 3) uint8 RGB in [0, 255], and the labels (H, W) uint8: 0 unlabelled,
@@ -85,10 +85,10 @@ def make_slide(
 
 
 def write_slides(folder: Path, settings: SlideSettings) -> None:
-    """Write the folder whole, or leave it where it was made before.
+    """Write the whole folder, or leave it unchanged if it exists with the same settings.
 
     Raises:
-        FocalPathError: the folder holds something else.
+        FocalPathError: the folder has other content.
     """
     recipe = {"kind": "slides", "generator_version": _GENERATOR_VERSION, **asdict(settings)}
     if already_there(folder, recipe):

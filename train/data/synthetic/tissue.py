@@ -1,8 +1,8 @@
 """One tile of synthetic haematoxylin-and-eosin tissue with its label map.
 
-The order is that of a real slide: tissue regions, the cells and fibres in them, the amount of each
-stain that they take up, light absorbed by the stains (Beer-Lambert), and a microscope camera. Sizes
-are in um and turned into pixels with `mpp`, so a tile shows the same tissue at any resolution.
+The order follows a real slide: tissue regions, their cells and fibres, the stains that these take
+up, the light that the stains absorb (Beer-Lambert), and a microscope camera. Sizes are in um. `mpp`
+converts them to pixels, so tissue has the same scale at any resolution.
 
 Maps are (H, W) float32 unless said otherwise; points are (N, 2) float32, row and column in pixels.
 """
@@ -38,13 +38,13 @@ CLASSES = (
     ("Necrosis", "#0072b2"),
     ("Other", "#56b4e9"),
 )
-"""Name and colour of labels 1..5. The colours are Okabe and Ito's, made for colour-blind viewers,
-and none is near the pink and purple of the tissue."""
+"""Name and colour of labels 1..5. The colours are from Okabe and Ito's palette for colour-blind
+viewers; none is close to the pink and purple of the tissue."""
 
 TUMOR, STROMA, INFLAMMATORY, NECROSIS, OTHER = range(1, 6)
 
-# Optical density of haematoxylin, then eosin, in red, green and blue, as unit vectors. The sources
-# are two laboratories; a slide takes its vectors from between them.
+# Optical densities of haematoxylin, then eosin, in red, green and blue, as unit vectors from two
+# laboratories. A slide's vectors lie between them.
 # Macenko et al. 2009 (ISBI), "A method for normalizing histology slides for quantitative analysis";
 # Ruifrok & Johnston 2001 (Anal Quant Cytol Histol 23:291), "... by color deconvolution".
 _MACENKO = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])
@@ -57,7 +57,7 @@ def make_tile(
     """Draw one tile.
 
     Args:
-        rng: the only source of chance: the same state gives the same bytes.
+        rng: the only source of randomness; the same state gives the same bytes.
         size_px: height and width.
         mpp: um per pixel.
 
@@ -71,16 +71,16 @@ def make_tile(
 def draw_tissue(
     rng: np.random.Generator, regions: NDArray[np.uint8], mpp: float
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Draw the tissue of a map of regions, and its annotation.
+    """Draw tissue from a map of regions, and its annotation.
 
     Args:
-        rng: the only source of chance.
+        rng: the only source of randomness.
         regions: (H, W) uint8, 1..5 as in `CLASSES`; H = W.
         mpp: um per pixel.
 
     Returns:
         The image (H, W, 3) uint8 RGB in [0, 255], and the labels (H, W) uint8: the regions, with
-        0 where the annotator left something out.
+        0 where the annotator skipped an area.
     """
     size_px = len(regions)
     tumor, stroma, infiltrate, necrosis, other = (
@@ -96,20 +96,20 @@ def draw_tissue(
 
 
 def _top(score: Map, share: float) -> NDArray[np.bool_]:
-    """The `share` of all pixels where `score` is highest."""
+    """Mask of the `share` of all pixels with the highest `score`."""
     return score > np.quantile(score, 1 - share) if share else np.zeros(score.shape, bool)
 
 
 def lay_out_regions(rng: np.random.Generator, size_px: int, mpp: float) -> NDArray[np.uint8]:
     """Lay out the five classes as smooth regions that fill the tile: (H, W) uint8.
 
-    Inflammatory and Necrosis have the same share where they come together and the same distribution
-    where they come alone: equally rare in any data set.
+    Inflammatory and Necrosis are equally rare in any data set. They have the same share in tiles
+    with both, and the same distribution in tiles with one of them.
     """
     tumor_share = rng.uniform(0.15, 0.62) * (rng.random() < 0.92)
     other_share = rng.uniform(0.12, 0.5) * (rng.random() < 0.52)
     rare_share = rng.uniform(0.08, 0.22)
-    company = rng.random()  # from 0: both of them, only one, only the other, neither
+    company = rng.random()  # rising: both, only inflammatory, only necrosis, neither
     inflammatory_share = rare_share * (company < 0.39)
     necrosis_share = rare_share * (company < 0.31 or 0.39 <= company < 0.47)
     tumor, other, necrosis, infiltrate = (
@@ -118,12 +118,12 @@ def lay_out_regions(rng: np.random.Generator, size_px: int, mpp: float) -> NDArr
 
     labels = np.full((size_px, size_px), STROMA, np.uint8)
     labels[_top(tumor, tumor_share)] = TUMOR
-    # Fat keeps away from tumour, a tumour dies at its core, and lymphocytes gather around it.
+    # Fat avoids tumour, tumour dies at its core, and lymphocytes gather around tumour.
     labels[_top(other - 0.7 * tumor, other_share)] = OTHER
     labels[_top(necrosis + 0.6 * tumor - 3 * (labels == OTHER), necrosis_share)] = NECROSIS
     infiltrate = infiltrate - 1.5 * blur(labels != STROMA, 5 / mpp)
     labels[_top(infiltrate, inflammatory_share)] = INFLAMMATORY
-    # Rounds the corners and slivers where regions meet.
+    # Smooths corners and slivers where regions meet.
     votes = [blur(labels == label, 2.5 / mpp) for label in range(1, 6)]
     return np.asarray(np.argmax(votes, axis=0) + 1, np.uint8)
 
@@ -131,7 +131,7 @@ def lay_out_regions(rng: np.random.Generator, size_px: int, mpp: float) -> NDArr
 def _annotate(
     rng: np.random.Generator, regions: NDArray[np.uint8], mpp: float
 ) -> NDArray[np.uint8]:
-    """Leave a part of some tiles unlabelled, as annotators do."""
+    """Leave part of some tiles unlabelled, as annotators do."""
     share = rng.uniform(0.04, 0.16) * (rng.random() < 0.15)
     left_out = _top(random_field(rng, len(regions), 15 / mpp), share)
     return np.where(left_out, 0, regions).astype(np.uint8)
@@ -150,7 +150,7 @@ def _draw_collagen(rng: np.random.Generator, stains: Stains, tumor: Map, mpp: fl
     across += rng.uniform(0.5, 1.5) / mpp * np.sin(phase)
 
     def fibres(width_um: float, length_um: float) -> Map:
-        """Straight streaks, bent. Along them, every fourth pixel says it all."""
+        """Draw straight streaks and bend them. Along them, every fourth pixel is enough."""
         straight = rng.standard_normal((2 * size_px, size_px // 2), np.float32)
         sigma = (width_um / mpp, length_um / mpp / 4)
         straight = ndimage.gaussian_filter(straight, sigma, mode="wrap", truncate=2.5)
@@ -177,8 +177,8 @@ def _draw_stromal_cells(
 ) -> None:
     """Draw fibroblasts along the fibres, and lymphocytes: many in infiltrates, some everywhere.
 
-    How crowded an infiltrate is, and how many lymphocytes stroma holds without being one, varies
-    between tiles until the two ranges overlap: that is what makes Inflammatory a hard class.
+    The density of lymphocytes varies between tiles, in infiltrates and in plain stroma. The two
+    ranges overlap, which makes Inflammatory a hard class.
     """
     size_px = len(stroma)
     spindles = scatter(rng, 0.5 * stroma + 0.25 * infiltrate, 12 / mpp)
@@ -193,7 +193,7 @@ def _draw_stromal_cells(
 
 
 def _draw_tumor(rng: np.random.Generator, stains: Stains, tumor: Map, mpp: float) -> None:
-    """Draw nests of tumour cells, in some tiles with the lumens of glands, and clefts around."""
+    """Draw nests of tumour cells with clefts around them, in some tiles with gland lumens."""
     size_px = len(tumor)
     lumen = smooth_step((random_field(rng, size_px, 6 / mpp) - rng.uniform(1.2, 3)) * 3)
     lumen *= smooth_step((blur(tumor, 5 / mpp) - 0.8) * 6)
@@ -213,7 +213,7 @@ def _draw_tumor(rng: np.random.Generator, stains: Stains, tumor: Map, mpp: float
     shade = 1 + 0.13 * tint + 0.14 * grain
     mix(stains.haematoxylin, tumor, rng.uniform(0.07, 0.14) * (shade - 0.3 * border) * body)
     mix(stains.eosin, tumor, rng.uniform(0.15, 0.23) * (shade + 0.25 * border) * body)
-    # Fixation shrinks nests away from the stroma.
+    # Fixation makes nests shrink away from the stroma.
     rim = np.exp(-(((tumor - 0.25) / 0.18) ** 2))
     cleft = rng.uniform(0.2, 1.0) * rim * smooth_step(random_field(rng, size_px, 9 / mpp))
     stains.eosin *= 1 - 0.8 * cleft
@@ -223,7 +223,7 @@ def _draw_tumor(rng: np.random.Generator, stains: Stains, tumor: Map, mpp: float
 
 
 def _packed(rng: np.random.Generator, size_px: int, spacing_px: float) -> Points:
-    """Centres of cells that fill the tile, and of those around it that reach into it."""
+    """Centres of cells that fill the tile, including neighbours that reach into it."""
     margin_px = int(2 * spacing_px)
     side_px = size_px + 2 * margin_px
     return scatter(rng, np.ones((side_px, side_px), np.float32), spacing_px) - np.float32(margin_px)
@@ -231,7 +231,7 @@ def _packed(rng: np.random.Generator, size_px: int, spacing_px: float) -> Points
 
 def _neighbours(points: Points, size_px: int, k: int) -> tuple[list[Map], NDArray[np.intp]]:
     """Find the distance in pixels to the nearest k points, and which point is nearest."""
-    # Every second pixel is enough for soft borders, and four times as fast.
+    # Every second pixel is enough for soft borders, and is four times as fast.
     half = np.mgrid[:size_px:2, :size_px:2].reshape(2, -1).T
     distances, owners = cKDTree(points).query(half, k=k)
     side = -(-size_px // 2)
@@ -244,7 +244,7 @@ def _neighbours(points: Points, size_px: int, k: int) -> tuple[list[Map], NDArra
 
 
 def _draw_necrosis(rng: np.random.Generator, stains: Stains, necrosis: Map, mpp: float) -> None:
-    """Draw dead tissue: washed-out granular eosin and the dust of burst nuclei, no whole ones."""
+    """Draw dead tissue: pale granular eosin and dust from burst nuclei, no whole nuclei."""
     size_px = len(necrosis)
     grain = random_field(rng, size_px, 0.5 / mpp) + 0.8 * random_field(rng, size_px, 1.4 / mpp)
     clouds = random_field(rng, size_px, 7 / mpp)
@@ -255,18 +255,18 @@ def _draw_necrosis(rng: np.random.Generator, stains: Stains, necrosis: Map, mpp:
 
 
 def _draw_other(rng: np.random.Generator, stains: Stains, other: Map, mpp: float) -> None:
-    """Draw what is none of the four: mostly fat, or a pool of blood, or mucin."""
+    """Draw tissue of no other class: mostly fat, sometimes a pool of blood or mucin."""
     draw = (_draw_fat, _draw_blood, _draw_mucin)[rng.choice(3, p=[0.6, 0.2, 0.2])]
     if other.max() > 0.01:
         draw(rng, stains, other, mpp)
 
 
 def _draw_fat(rng: np.random.Generator, stains: Stains, other: Map, mpp: float) -> None:
-    """Draw empty vacuoles with thin walls, here and there a flat nucleus on a wall."""
+    """Draw empty vacuoles with thin walls and a few flat nuclei on them."""
     size_px = len(other)
     centres = _packed(rng, size_px, rng.uniform(26, 38) / mpp)
     (first, second, third), _ = _neighbours(centres, size_px, 3)
-    # A soft minimum of the distances to two walls rounds the vacuole's corners.
+    # The soft minimum of the distances to two walls rounds the vacuole's corners.
     walls = np.stack([second - first, third - first]) * (mpp / 2)
     walls += 0.4 * random_field(rng, size_px, 5 / mpp)
     inside_um = -1.6 * np.log(np.exp(-walls / 1.6).sum(axis=0))
@@ -281,7 +281,7 @@ def _draw_fat(rng: np.random.Generator, stains: Stains, other: Map, mpp: float) 
 
 
 def _draw_blood(rng: np.random.Generator, stains: Stains, other: Map, mpp: float) -> None:
-    """Draw red cells, packed until they press each other flat: no nuclei, strong eosin."""
+    """Draw tightly packed red cells: no nuclei, strong eosin."""
     size_px = len(other)
     cells = _packed(rng, size_px, 4.6 / mpp)
     (nearest, second), owner = _neighbours(cells, size_px, 2)
@@ -295,7 +295,7 @@ def _draw_blood(rng: np.random.Generator, stains: Stains, other: Map, mpp: float
 
 
 def _draw_mucin(rng: np.random.Generator, stains: Stains, other: Map, mpp: float) -> None:
-    """Draw pale blue-grey slime with wisps."""
+    """Draw pale blue-grey mucus with wisps."""
     size_px = len(other)
     wisps = np.zeros_like(other)
     for length_um, width in ((9, 0.15), (4, 0.22), (2, 0.35)):
@@ -306,7 +306,7 @@ def _draw_mucin(rng: np.random.Generator, stains: Stains, other: Map, mpp: float
 
 
 def _photograph(rng: np.random.Generator, stains: Stains, mpp: float) -> NDArray[np.uint8]:
-    """Turn stain amounts into what a scanner's camera records: (H, W, 3) uint8 RGB."""
+    """Convert stain amounts to the scanner's image: (H, W, 3) uint8 RGB."""
     size_px = len(stains.eosin)
     vectors = _MACENKO + rng.uniform(0.0, 0.5) * (_RUIFROK - _MACENKO)
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)

@@ -276,7 +276,7 @@ def test_a_bcss_mask_of_another_size_is_refused_and_nothing_is_left(tmp_path: Pa
     write_bcss(tmp_path / "in", ["TCGA-A1-A0SK", "TCGA-A2-A04P"])
     mask = max((tmp_path / "in" / "masks").iterdir())
     Image.new("L", (SIDE, SIDE - 1)).save(mask)
-    with pytest.raises(FocalPathError, match=r"32 x 31 pixels.*expected the same size"):
+    with pytest.raises(FocalPathError, match=r"32 x 31 pixels.*32 x 32"):
         prepare_bcss(tmp_path / "in", tmp_path / "out", bcss_settings())
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -306,7 +306,7 @@ def test_a_bcss_image_without_its_mask_is_refused(tmp_path: Path) -> None:
 
 def test_bcss_files_of_another_name_are_refused(tmp_path: Path) -> None:
     write_bcss(tmp_path / "in", ["slide-one", "slide-two"])
-    with pytest.raises(FocalPathError, match="not named as BCSS"):
+    with pytest.raises(FocalPathError, match=r"slide-(one|two).*\.png"):
         prepare_bcss(tmp_path / "in", tmp_path / "out", bcss_settings())
 
 
@@ -331,7 +331,7 @@ def test_an_existing_output_folder_is_refused_untouched(tmp_path: Path) -> None:
     write_bcss(tmp_path / "in", ["TCGA-A1-A0SK", "TCGA-A2-A04P"])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("precious")
-    with pytest.raises(FocalPathError, match="expected a new folder"):
+    with pytest.raises(FocalPathError, match=re.escape(str(tmp_path / "out"))):
         prepare_bcss(tmp_path / "in", tmp_path / "out", bcss_settings())
     assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
 
@@ -588,7 +588,7 @@ def test_regions_that_no_element_reaches_are_warned_about(
     write_bdsa(tmp_path / "in", [square("Gray Matter", 0, 9)], names=("a", "b", "c"))
     (tmp_path / "in" / "regions.csv").write_text("image,x\na,0\nb,0\nc,500\n")
     prepare_bdsa(tmp_path / "in", tmp_path / "out", bdsa_settings())
-    assert "1 regions, such as c, are reached by no element" in capsys.readouterr().out
+    assert "1 regions, such as c," in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"elements": 3}', '{"type": "FeatureCollection"}'])
