@@ -36,7 +36,8 @@ from serve.settings import SharedMemory
 _FIRST_PAUSE_S = 1.0
 """Before the second attempt where the service does not say; twice as long before each further."""
 _MOST_UNAVAILABLE = 4
-"""Answers 503 after which a client gives up: the model may not come back for long."""
+"""Answers 502 and 503, and lost connections, after which a client gives up: the model may not come
+back for long."""
 
 
 class HttpClient(Closing):
@@ -46,8 +47,9 @@ class HttpClient(Closing):
         url: where the service listens, such as http://127.0.0.1:3000.
         timeout_s: seconds to wait for one answer.
         api_key: sent with every request.
-        patience_s: seconds for which a service that is busy (429) or without its model (503) is
-            asked again, as it says in Retry-After.
+        patience_s: seconds for which a service that is busy (429), without its model (503) or
+            restarting (502 of a proxy, a lost connection) is asked again, as it says in Retry-After
+            or after growing pauses.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class HttpClient(Closing):
     ) -> None:
         self._url = _checked_url(url)
         self._patience_s = patience_s
+        self._has_answered = False
         self._client = httpx.Client(timeout=timeout_s, headers=_headers(api_key))
         self._manifest: Manifest | None = None
 
@@ -105,15 +108,19 @@ class HttpClient(Closing):
         self._client.close()
 
     def _request(self, method: str, path: str, **options: Any) -> bytes:
-        patience = _Patience(self._patience_s)
+        patience = _Patience(self._patience_s, has_answered=self._has_answered)
         while True:
             try:
                 response = self._client.request(method, self._url + path, **options)
             except (httpx.TransportError, httpx.InvalidURL) as error:
-                raise _not_there(self._url, error) from error
-            pause_s = patience.pause_s(response)
-            if pause_s is None:
-                return _content(response, self._url)
+                pause_s = patience.after_loss_s(error)
+                if pause_s is None:
+                    raise _not_there(self._url, error) from error
+            else:
+                self._has_answered = True
+                pause_s = patience.pause_s(response)
+                if pause_s is None:
+                    return _content(response, self._url)
             time.sleep(pause_s)
 
 
@@ -156,6 +163,7 @@ class AsyncHttpClient(_AsyncClosing):
     ) -> None:
         self._url = _checked_url(url)
         self._patience_s = patience_s
+        self._has_answered = False
         self._client = httpx.AsyncClient(timeout=timeout_s, headers=_headers(api_key))
 
     async def manifest(self) -> Manifest:
@@ -180,15 +188,19 @@ class AsyncHttpClient(_AsyncClosing):
         await self._client.aclose()
 
     async def _request(self, method: str, path: str, **options: Any) -> bytes:
-        patience = _Patience(self._patience_s)
+        patience = _Patience(self._patience_s, has_answered=self._has_answered)
         while True:
             try:
                 response = await self._client.request(method, self._url + path, **options)
             except (httpx.TransportError, httpx.InvalidURL) as error:
-                raise _not_there(self._url, error) from error
-            pause_s = patience.pause_s(response)
-            if pause_s is None:
-                return _content(response, self._url)
+                pause_s = patience.after_loss_s(error)
+                if pause_s is None:
+                    raise _not_there(self._url, error) from error
+            else:
+                self._has_answered = True
+                pause_s = patience.pause_s(response)
+                if pause_s is None:
+                    return _content(response, self._url)
             await asyncio.sleep(pause_s)
 
 
@@ -279,17 +291,36 @@ class _Patience:
     A request changes nothing at the service, so it can be sent as often as one likes.
     """
 
-    def __init__(self, patience_s: float) -> None:
+    def __init__(self, patience_s: float, *, has_answered: bool) -> None:
+        self._has_answered = has_answered
         self._deadline = time.monotonic() + patience_s
         self._pause_s = _FIRST_PAUSE_S
         self._num_unavailable = 0
 
     def pause_s(self, response: httpx.Response) -> float | None:
         """Seconds to wait before the next attempt; None where there is to be none."""
-        if response.status_code not in (429, 503):
+        self._has_answered = True
+        if response.status_code not in (429, 502, 503):
             return None
-        self._num_unavailable += response.status_code == 503
-        pause_s = _retry_after_s(response) or self._pause_s
+        self._num_unavailable += response.status_code != 429
+        return self._next_s(_retry_after_s(response))
+
+    def after_loss_s(self, error: Exception) -> float | None:
+        """The same after a request without an answer.
+
+        A worker that is lost takes its connections with it, and another answers soon. A service
+        that never answered is rather not there, and one that is too slow stays so.
+        """
+        was_lost = isinstance(error, (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError))
+        is_away = isinstance(error, httpx.ConnectError) and self._has_answered
+        if not (was_lost or is_away):
+            return None
+        self._has_answered = True
+        self._num_unavailable += 1
+        return self._next_s(0.0)
+
+    def _next_s(self, asked_s: float) -> float | None:
+        pause_s = asked_s or self._pause_s
         self._pause_s *= 2
         is_over = time.monotonic() + pause_s > self._deadline
         return None if is_over or self._num_unavailable >= _MOST_UNAVAILABLE else pause_s

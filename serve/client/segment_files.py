@@ -1,13 +1,14 @@
 """Segment image files into a folder, several at a time: what `focalpath-segment` does."""
 
 import csv
+import dataclasses
 import functools
 import io
 import json
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from serve.inference.summary import Summary
 from serve.settings import InferenceSettings
 
 SUMMARY_FILE = "summary.csv"
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
+"""Of the files that are taken from a folder; a file that is named may have any."""
 _MADE_WITH = "made_with"
 """Where an image's JSON, beside the service's answer, has how its files were made."""
 _NUMBERS = "json"
@@ -76,7 +79,7 @@ class Segment:
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """PNG, JPEG, TIFF or WebP files."""
+    """PNG, JPEG, TIFF or WebP files, or folders of them; what lies deeper is not looked for."""
     settings: Annotated[InferenceSettings, tyro.conf.arg(name="")] = field(
         default_factory=InferenceSettings.from_environment
     )
@@ -119,6 +122,7 @@ def run_segment(command: Segment) -> int:
     Raises:
         FocalPathError: nothing can be segmented at all.
     """
+    command = dataclasses.replace(command, images=tuple(_files_of(command.images)))
     _check(command)
     made: dict[Path, Summary] = {}
     failures: dict[Path, str] = {}
@@ -139,6 +143,33 @@ def run_segment(command: Segment) -> int:
         if path in failures:
             print(f"error: {failures[path]}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _files_of(paths: Iterable[Path]) -> Iterator[Path]:
+    """The images that are named, and those in the folders that are named, in order of names.
+
+    Raises:
+        ImageError: a folder cannot be read, or has no image in it.
+    """
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        try:
+            files = sorted(file for file in path.iterdir() if _looks_like_image(file))
+        except OSError as error:
+            raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
+        if not files:
+            raise ImageError(
+                f"{path} has no image in it; expected names that end in "
+                f"{', '.join(sorted(_SUFFIXES))}. Folders in it are not looked into."
+            )
+        yield from files
+
+
+def _looks_like_image(path: Path) -> bool:
+    is_hidden = path.name.startswith(".")
+    return path.suffix.lower() in _SUFFIXES and not is_hidden and path.is_file()
 
 
 def _check(command: Segment) -> None:
@@ -239,14 +270,18 @@ def _segment_all(
 ) -> None:
     """Work on the images; puts what becomes of each into `made` or `failures`."""
     stopped = threading.Event()
+    under_way: dict[Path, None] = {}
 
     def work(path: Path) -> None:
         if stopped.is_set():
             return
+        under_way[path] = None
         try:
             made[path] = _segment_one(command, segmenter, path)
         except FocalPathError as error:
             failures[path] = _named(path, error)
+        finally:
+            del under_way[path]
 
     with _progress() as progress, ThreadPoolExecutor(command.jobs) as pool:
         task = progress.add_task("segmenting", total=len(paths))
@@ -257,7 +292,15 @@ def _segment_all(
                 future.result()
         except BaseException:  # nothing can be written, or Ctrl+C: what has not begun is left
             stopped.set()
+            progress.stop()
+            _say_what_is_waited_for(list(under_way))
             raise
+
+
+def _say_what_is_waited_for(paths: Sequence[Path]) -> None:
+    if paths:
+        names = ", ".join(str(path) for path in paths)
+        print(f"stopping: waiting for {names}, which cannot be left half-done", file=sys.stderr)
 
 
 def _segment_one(command: Segment, segmenter: ImageSegmenter, path: Path) -> Summary:

@@ -162,6 +162,19 @@ def test_an_array_of_another_kind_is_refused(
         client.segment(image)
 
 
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the clients would have waited."""
+    found: list[float] = []
+
+    async def note(seconds: float) -> None:
+        found.append(seconds)
+
+    monkeypatch.setattr("serve.client.clients.time.sleep", found.append)
+    monkeypatch.setattr("serve.client.clients.asyncio.sleep", note)
+    return found
+
+
 class _Refusing(HTTPServer):
     """A service that refuses the first requests, and then has a model."""
 
@@ -200,7 +213,7 @@ class _Refusing(HTTPServer):
     ],
 )
 def test_an_answer_of_a_proxy_is_told_as_one(
-    status: int, kind: type[FocalPathError], hint: str
+    status: int, kind: type[FocalPathError], hint: str, pauses: list[float]
 ) -> None:
     def answer(_: httpx.Request) -> httpx.Response:
         return httpx.Response(status, html="<h1>nginx</h1>")
@@ -247,19 +260,6 @@ def test_a_file_that_is_not_there_is_named(client: HttpClient, tmp_path: Path) -
         client.segment(tmp_path / "none.jpg")
 
 
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What the clients would have waited."""
-    found: list[float] = []
-
-    async def note(seconds: float) -> None:
-        found.append(seconds)
-
-    monkeypatch.setattr("serve.client.clients.time.sleep", found.append)
-    monkeypatch.setattr("serve.client.clients.asyncio.sleep", note)
-    return found
-
-
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_busy_service_is_asked_again_when_it_says(
     kind: str, toy_bundle: Path, pauses: list[float]
@@ -301,6 +301,57 @@ def test_a_client_gives_up_in_time(
         pytest.raises(BackendUnavailableError, match="not now"),
     ):
         _ = client.manifest
+    assert pauses == expected
+
+
+def _losing(num_lost: int, error: type[httpx.TransportError]) -> httpx.MockTransport:
+    """A service whose worker is lost with the first requests after the first one."""
+    left = [httpx.Response(200)] + [None] * num_lost
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        found = left.pop(0) if left else httpx.Response(401, json={"error": "asked again"})
+        if found is None:
+            raise error("gone", request=request)
+        return found
+
+    return httpx.MockTransport(answer)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("num_lost", "error", "expected", "message"),
+    [
+        (1, httpx.ReadError, [1], "asked again"),
+        (3, httpx.ConnectError, [1, 2, 4], "asked again"),
+        (2, httpx.RemoteProtocolError, [1, 2], "asked again"),
+        (9, httpx.WriteError, [1, 2, 4], "gone"),  # a few times only
+        (1, httpx.ReadTimeout, [], "gone"),  # it would be as slow again
+    ],
+)
+def test_a_lost_worker_is_asked_again(
+    kind: str,
+    num_lost: int,
+    error: type[httpx.TransportError],
+    expected: list[float],
+    message: str,
+    pauses: list[float],
+) -> None:
+    transport = _losing(num_lost, error)
+
+    def synchronous() -> None:
+        with HttpClient("http://service.example") as client:
+            client._client = httpx.Client(transport=transport)
+            client._request("GET", "/model")
+            client.segment(blobs(4, 4))
+
+    async def asynchronous() -> None:
+        async with AsyncHttpClient("http://service.example") as client:
+            client._client = httpx.AsyncClient(transport=transport)
+            await client._request("GET", "/model")
+            await client.segment(blobs(4, 4))
+
+    with pytest.raises(BackendUnavailableError, match=message):
+        synchronous() if kind == "sync" else asyncio.run(asynchronous())
     assert pauses == expected
 
 

@@ -11,6 +11,7 @@ import shapely
 from PIL import Image
 
 from serve.answers.format import AnswerFormat
+from serve.client import segment_files
 from serve.client.segment_files import main
 from serve.contract.errors import BackendUnavailableError
 from serve.inference.segmenter import Segmentation, TileSegmenter
@@ -186,6 +187,55 @@ def test_the_summary_of_what_was_done_is_written_when_it_is_stopped(
     assert _segment(*arguments) == 130
     with (out / "summary.csv").open(newline="") as file:
         assert {row["image"] for row in csv.DictReader(file)} == {"slide.png"}
+
+
+def test_a_stop_says_which_images_it_waits_for(
+    image: Path,
+    toy_bundle: Path,
+    out: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    segment, said = TileSegmenter.segment, threading.Event()
+
+    def waits(segmenter: TileSegmenter, pixels: np.ndarray, **options: Any) -> Segmentation:
+        if pixels.shape[0] == 50:
+            raise KeyboardInterrupt  # as if it came while the other is under way
+        if pixels.shape[:2] == IMAGE.shape[:2]:
+            assert said.wait(10)
+        return segment(segmenter, pixels, **options)
+
+    told = segment_files._say_what_is_waited_for
+
+    def tell(paths: list[Path]) -> None:
+        told(paths)
+        said.set()
+
+    monkeypatch.setattr(TileSegmenter, "segment", waits)
+    monkeypatch.setattr(segment_files, "_say_what_is_waited_for", tell)
+    first = tmp_path / "first.png"
+    first.write_bytes(encoded(blobs(50, 60)))
+    assert _segment(image, first, "--bundle", toy_bundle, "--out", out) == 130
+    message = capsys.readouterr().err
+    assert f"waiting for {image}" in message
+    assert str(first) not in message
+    assert "slide.json" in _names(out)
+
+
+def test_a_folder_is_the_images_in_it(
+    toy_bundle: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    (folder / "deeper").mkdir(parents=True)
+    for name in ("b.png", "a.PNG", ".hidden.png", "deeper/c.png"):
+        (folder / name).write_bytes(encoded(IMAGE))
+    (folder / "notes.txt").write_text("no image")
+    assert _segment(folder, "--bundle", toy_bundle, "--out", out, "--format", "json") == 0
+    assert _names(out) == {"a.json", "b.json", "summary.csv"}
+    assert str(folder / "deeper" / "..") in _fails(capsys, folder / "deeper" / ".." / "none")
+    (tmp_path / "empty").mkdir()
+    assert str(tmp_path / "empty") in _fails(capsys, tmp_path / "empty", "--out", out)
 
 
 def test_what_the_service_does_not_answer_is_named_and_the_others_are_worked_on(
