@@ -22,6 +22,7 @@ import psutil
 import tyro
 
 from benchmarks.faults import FaultRun, run_with_fault, triton_killed, worker_killed, workers_of
+from export.markdown import markdown_table
 from export.triton import publish
 from serve.client.benchmark import describe_machine
 from serve.client.load import LoadReport, Probe, measure_load, print_load, summarise_answers
@@ -213,7 +214,7 @@ def as_markdown(results: dict[str, Any]) -> str:
             "convolution, so that the service is the limit and the right labels are known; each "
             "client checks the labels of its own image, one of a size that no other has.",
             "",
-            *_table_of_loads(results),
+            _table_of_loads(results),
             "",
             *_what_was_seen(results),
             "",
@@ -225,20 +226,23 @@ def as_markdown(results: dict[str, Any]) -> str:
     )
 
 
-def _table_of_loads(results: dict[str, Any]) -> list[str]:
+def _table_of_loads(results: dict[str, Any]) -> str:
     loads = {"steady": results["steady"], "overload": results["overload"]}
     loads |= {"Triton killed": results["triton_killed"]}
     loads |= {f"worker killed, of {one['num_workers']}": one for one in results["worker_killed"]}
-    return [
-        "| load | clients | seconds | outcomes | right answers/s | p50 | p95 | p99 |",
-        "|---|--:|--:|---|--:|--:|--:|--:|",
-        *(
-            f"| {name} | {one['num_clients']} | {one['seconds']:g} | {_counts(one['outcomes'])} "
-            f"| {one['answers_per_second']:,g} | {one['latency_p50_ms']:g} ms "
-            f"| {one['latency_p95_ms']:g} ms | {one['latency_p99_ms']:g} ms |"
-            for name, one in loads.items()
-        ),
+    rows = [
+        [
+            name,
+            one["num_clients"],
+            f"{one['seconds']:g}",
+            _counts(one["outcomes"]),
+            f"{one['answers_per_second']:,g}",
+            *(f"{one[f'latency_{share}_ms']:g} ms" for share in ("p50", "p95", "p99")),
+        ]
+        for name, one in loads.items()
     ]
+    headers = "load", "clients", "seconds", "outcomes", "right answers/s", "p50", "p95", "p99"
+    return markdown_table(headers, rows, align="lrrlrrrr")
 
 
 def _what_was_seen(results: dict[str, Any]) -> list[str]:
@@ -280,11 +284,13 @@ def _bad_input(bad: dict[str, Any]) -> list[str]:
         f"{'the same process' if bad['same_worker_at_the_end'] else 'ANOTHER PROCESS'}. Median "
         f"{bad['median_ms']:g} ms, slowest {bad['slowest_ms']:g} ms.",
         "",
-        "| upload | statuses | slowest |",
-        "|---|---|--:|",
-        *(
-            f"| {name} | {_counts(counts)} | {slowest[name]:g} ms |"
-            for name, counts in sorted(statuses.items())
+        markdown_table(
+            ("upload", "statuses", "slowest"),
+            [
+                (name, _counts(counts), f"{slowest[name]:g} ms")
+                for name, counts in sorted(statuses.items())
+            ],
+            align="llr",
         ),
         "",
         "Truncated and bit-flipped files count only where Pillow does not read them. Those that it "

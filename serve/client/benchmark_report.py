@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from serve.client.benchmark import BenchmarkReport, Measurement
+from serve.client.markdown import markdown_table
 
 
 def markdown(report: BenchmarkReport) -> str:
@@ -23,12 +24,8 @@ def markdown(report: BenchmarkReport) -> str:
         "",
         "## Goals",
         "",
-        "| goal | limit | found | |",
-        "| --- | ---: | ---: | --- |",
+        *_goals(report),
     ]
-    for goal in report.goals:
-        verdict = "met" if goal.is_met else "**missed**"
-        lines.append(f"| {goal.text} | {goal.limit:.2f} | {goal.found:.2f} | {verdict} |")
     images = [one for one in report.measurements if one.unit == "image"]
     tiles = [one for one in report.measurements if one.unit == "tile"]
     lines += ["", "## Whole images", "", *_table(images, "images/s")]
@@ -41,16 +38,32 @@ def markdown(report: BenchmarkReport) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table(measurements: Sequence[Measurement], rate: str) -> list[str]:
-    lines = [
-        f"| route | clients | p50 ms | p95 ms | p99 ms | {rate} | requests |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+def _goals(report: BenchmarkReport) -> list[str]:
+    rows = [
+        [
+            goal.text,
+            f"{goal.limit:.2f}",
+            f"{goal.found:.2f}",
+            "met" if goal.is_met else "**missed**",
+        ]
+        for goal in report.goals
     ]
-    for one in sorted(measurements, key=lambda one: one.clients):  # the routes keep their order
-        latencies = " | ".join(_ms(value) for value in (one.p50_ms, one.p95_ms, one.p99_ms))
-        numbers = f"{latencies} | {one.per_second:.2f} | {one.num_requests}"
-        lines.append(f"| {one.route} | {one.clients} | {numbers} |")
-    return lines
+    return markdown_table(["goal", "limit", "found", ""], rows, align="lrrl")
+
+
+def _table(measurements: Sequence[Measurement], rate: str) -> list[str]:
+    rows = [
+        [
+            one.route,
+            one.clients,
+            *(_ms(value) for value in (one.p50_ms, one.p95_ms, one.p99_ms)),
+            f"{one.per_second:.2f}",
+            one.num_requests,
+        ]
+        for one in sorted(measurements, key=lambda one: one.clients)  # the routes keep their order
+    ]
+    headers = ["route", "clients", "p50 ms", "p95 ms", "p99 ms", rate, "requests"]
+    return markdown_table(headers, rows, align="lrrrrrr")
 
 
 def _ms(value: float | None) -> str:

@@ -1,6 +1,7 @@
 import http.server
 import itertools
 import json
+import re
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_the_benchmark_measures_this_process_and_a_service_and_says_what_it_left
     assert report.num_tiles == 4
     assert ["Triton was left out" in note for note in report.notes] == [True, False]
     assert report.backend.startswith("ONNX Runtime (CPUExecutionProvider) in fp32 (")
-    assert "| - | - |" in (tmp_path / "benchmark.md").read_text()
+    assert re.search(r"\| +- +\| +- +\|", (tmp_path / "benchmark.md").read_text())
     assert "Triton was left out" in (tmp_path / "benchmark.md").read_text()
     assert "## Goals" in capsys.readouterr().out
 
@@ -164,7 +165,7 @@ def test_the_report_shows_a_missed_goal_as_missed_and_tiles_apart() -> None:
             "notes": ["a note"],
         }
     )
-    text = markdown(report)
+    text = re.sub(" +", " ", markdown(report))
     assert "| 10.00 | 100.00 | **missed** |" in text
     assert text.index("## Single tiles on Triton") < text.index("| Triton gRPC | 1 |")
     assert "- a note" in text
