@@ -99,6 +99,7 @@ export class Service {
       request.responseType = "arraybuffer";
       request.setRequestHeader("Accept", "*/*"); // at "./" HTML is the page
       if (this.key) request.setRequestHeader("X-API-Key", this.key);
+      if (body) request.setRequestHeader("X-Keep-Result", "yes"); // downloads do not run the model again
       if (onProgress) {
         request.upload.onprogress = (event) => onProgress("upload", event.loaded / event.total);
         request.upload.onload = () => onProgress("work", null);

@@ -87,13 +87,14 @@ function close() {
   const { request } = state;
   Object.assign(state, NOTHING);
   request?.abort();
+  for (const controller of underWay.values()) controller.abort();
   stage.clear();
   $("file-name").textContent = "No image yet";
   $("file-facts").textContent = "";
   $("mpp-help").textContent = mppHelp;
   showNotes([]);
   $("preview-note").hidden = true;
-  $("download-failure").textContent = "";
+  showDownloadFailure("");
   document.title = TITLE;
   show("empty");
 }
@@ -451,24 +452,75 @@ $("mpp-form").addEventListener("submit", (event) => {
   if (state.file && document.body.dataset.state === "done") segment();
 });
 
-$("downloads").addEventListener("click", async ({ target }) => {
+/** Downloads under way, by format; a second click on a button stops its own. */
+const underWay = new Map();
+
+$("downloads").addEventListener("click", ({ target }) => {
   const button = target.closest("button");
   if (!button) return;
+  if (underWay.has(button.value)) underWay.get(button.value).abort();
+  else takeHome(button);
+});
+
+/** Download a format of the open image; the button tells how far it is. */
+async function takeHome(button) {
   const { file } = state;
   const format = formats.get(button.value);
-  $("download-failure").textContent = "";
-  button.disabled = true;
+  const controller = new AbortController();
+  const note = downloadNote(button.querySelector("small"));
+  underWay.set(format.name, controller);
+  showDownloadFailure("");
   button.setAttribute("aria-busy", "true");
   try {
-    save(await download(format, file), file.name.replace(/\.[^.]+$/, "") + format.suffix);
+    const content = await download(format, file, note, controller.signal);
+    save(content, file.name.replace(/\.[^.]+$/, "") + format.suffix);
   } catch (error) {
-    $("download-failure").textContent = `${error.title ?? "That failed"}. ${error.message}`;
+    if (error.name === "AbortError") return;
+    const retry = () => takeHome(button);
+    const mayRetry = error.mayPass || error.asksForKey || error.title === undefined;
+    showDownloadFailure(`${error.title ?? "That failed"}. ${error.message}`, mayRetry ? retry : null);
+    if (error.asksForKey) askForKey(retry);
   } finally {
-    button.disabled = false;
+    note.stop();
+    underWay.delete(format.name);
     button.removeAttribute("aria-busy");
-    button.focus({ preventScroll: true }); // it lost it when it was disabled
   }
-});
+}
+
+function showDownloadFailure(text, retry = null) {
+  $("download-failure").textContent = text;
+  $("download-again").hidden = !retry;
+  $("download-again").onclick = retry;
+}
+
+/** Says in a download's button how far it is, and that a click stops it. */
+function downloadNote(place) {
+  const [before, started] = [place.textContent, performance.now()];
+  let phase = "";
+  const elapsed = () => `${Math.floor((performance.now() - started) / 1000)} s`;
+  const say = () => (place.textContent = `${phase || elapsed()} · cancel`);
+  const timer = setInterval(say, 500);
+  const tell = (name, done) => {
+    const words = { upload: "sent", work: "", download: "received" }[name];
+    phase = words && done !== null ? `${percent(done)} ${words}` : "";
+    say();
+  };
+  const countDown = async (seconds, signal) => {
+    phase = "busy, trying again";
+    say();
+    const end = performance.now() + 1000 * seconds;
+    while (performance.now() < end) {
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      signal.throwIfAborted();
+    }
+  };
+  const stop = () => {
+    clearInterval(timer);
+    place.textContent = before;
+  };
+  say();
+  return { tell, countDown, stop };
+}
 
 /** An error that the field itself explains. */
 function refusal(title, message) {
@@ -500,11 +552,12 @@ const AS_SHOWN = {
 };
 
 /** The shown result in a format: from this page, or else from the service. */
-async function download({ name, path, options }, file) {
+async function download({ name, path, options }, file, note, signal) {
   if (name in AS_SHOWN) return AS_SHOWN[name]();
   const query = new URLSearchParams(state.query);
   if (options.includes("min_area_px")) query.set("min_area_px", smallestArea());
-  const { response, type } = await service.post(path.slice(1), file, { query });
+  const request = () => service.post(path.slice(1), file, { query, signal, onProgress: note.tell });
+  const { response, type } = await patiently(request, note, signal);
   return new Blob([response], { type });
 }
 

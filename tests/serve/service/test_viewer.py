@@ -435,6 +435,45 @@ def test_a_download_that_fails_says_why(visit: Visit) -> None:
     visit.console.clear()  # the browser reports the request that was cut
 
 
+def test_a_download_that_failed_can_be_tried_again(visit: Visit) -> None:
+    visit.segment()
+    visit.page.route("**/labels*", lambda route: route.abort(), times=1)
+    visit.page.get_by_role("button", name="Labels").click()
+    again = visit.page.locator("#download-again")
+    with visit.page.expect_download():
+        again.click()
+    expect(again).to_be_hidden()
+    expect(visit.page.locator("#download-failure")).to_be_empty()
+    visit.console.clear()  # the browser reports the request that was cut
+
+
+def test_a_download_tells_that_it_is_under_way_and_can_be_cancelled(visit: Visit) -> None:
+    visit.segment()
+    visit.page.route("**/labels*", lambda _: None, times=1)  # never answered
+    button = visit.page.get_by_role("button", name="Labels")
+    button.click()
+    expect(button).to_contain_text("cancel")
+    button.click()
+    expect(button).not_to_contain_text("cancel")
+    expect(visit.page.locator("#download-failure")).to_be_empty()
+    assert visit.download("Labels")[0] == "tissue.labels.png"
+
+
+def test_downloads_do_not_run_the_model_again(visit: Visit, service_url: str) -> None:
+    def segmented() -> str:
+        metrics = httpx.get(f"{service_url}/metrics").text
+        (line,) = re.findall(r'focalpath_stage_seconds_count{stage="segment"} (.+)', metrics)
+        return str(line)
+
+    content = tissue().copy()
+    content[0, 0] = 7  # an image of this test only
+    visit.segment(encoded(content))
+    before = segmented()
+    visit.download("Labels")
+    visit.download("Outlines GeoJSON")
+    assert segmented() == before
+
+
 def test_a_broken_file_shows_what_the_service_says_of_it(visit: Visit) -> None:
     visit.upload(b"no image", "broken.png")
     alert = visit.page.get_by_role("alert").filter(has_text="This image cannot be used")
