@@ -278,12 +278,12 @@ def _difficulty(settings: Settings, baseline: Path | None, folder: TileFolder) -
         f"`python -m train fit {settings.preset} --bias none --data {folder.root} --out {baseline}`"
     )
     if not baseline.exists():
-        raise FocalPathError(f"no baseline at {baseline}. Train it first: {train_it}")
+        raise BaselineError(f"no baseline at {baseline}. Train it first: {train_it}")
     card = read_card(baseline)
     _check_classes(card, f"the baseline {baseline}", folder)
     names = [f"dice/{entry.name}" for entry in folder.classes]
     if not card.metrics.keys() >= set(names):
-        raise FocalPathError(
+        raise BaselineError(
             f"the baseline {baseline} has no validation Dice (was it imported with --no-score?), "
             f"and hcfa takes that for difficulty. Train one in another folder: {train_it}"
         )

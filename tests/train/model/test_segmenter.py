@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.support.errors import raises
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
-from train.errors import FocalPathError
+from train.errors import EncoderError, SettingsError
 from train.model.segmenter import Segmenter, encode_for_training, labels_from_logits
 from train.settings import ModelSettings, bcss
 
@@ -109,15 +110,15 @@ def test_254_classes_work(images: torch.Tensor):
 
 
 def test_a_tile_size_that_no_patch_fits_is_refused():
-    with pytest.raises(FocalPathError, match="multiple of 16"):
+    with raises(SettingsError, "tile_size_px", 100, 16):
         ModelSettings(tile_size_px=100)
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("no_such_vit", "no model"), ("vit_small_patch32_224", "patches of")]
+    ("name", "values"), [("no_such_vit", ()), ("vit_small_patch32_224", (32, 16))]
 )
-def test_a_pathology_encoder_that_does_not_fit_is_refused(name: str, reason: str):
+def test_a_pathology_encoder_that_does_not_fit_is_refused(name: str, values: tuple[int, ...]):
     settings = toy_settings()
     model = replace(settings.model, pathology_encoder=name)
-    with pytest.raises(FocalPathError, match=reason):
+    with raises(EncoderError, name, *values):
         Segmenter(model, NUM_CLASSES)
