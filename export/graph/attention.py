@@ -1,12 +1,13 @@
-"""The export forms of the encoders' attention: the same numbers, in what runtimes run fast.
+"""Export forms of the encoders' attention: the same results, written so that runtimes are fast.
 
-All forms share three foldings. The scale goes into the queries' projection, before the product. The
-keys' bias is dropped: it adds the same to all logits of a query, and the softmax ignores that. The
-values' bias moves behind the softmax, whose weights add up to 1, into the output projection. So
-SAM's padded tokens, zeros after the norm, have keys and values of zero, and padding after the
-projections is exact.
+All forms fold three things. The scale moves into the queries' projection. The keys' bias is
+dropped: it adds the same value to all logits of a query, which the softmax ignores. The values'
+bias moves behind the softmax, whose weights sum to 1, into the output projection.
 
-Shape letters: B images, N = h*w tokens, D channels, d channels a head, w x w tokens a window.
+SAM pads tokens with zeros after the norm. After the folding, their keys and values are zero, too.
+So padding after the projections is exact.
+
+Shape letters: B images, N = h*w tokens, D channels, d channels per head, w x w tokens per window.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,24 +25,24 @@ Positions = Literal["dense", "extended"]
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionForm:
-    """How attention is written in the graph; the answers are the same."""
+    """How attention is written in the graph. The results are the same."""
 
     global_positions: Positions = "dense"
-    """SAM's relative position in the global blocks, over all N tokens. dense: a bias (B, heads, N,
-    N). extended: queries extended by their (h + w) position logits, keys by one-hot rows and
-    columns."""
+    """Form of SAM's relative position in the global blocks, over all N tokens. dense: a bias (B,
+    heads, N, N). extended: appends (h + w) position logits to the queries, and one-hot rows and
+    columns to the keys."""
     window_positions: Positions = "dense"
-    """The same inside windows."""
+    """Form of SAM's relative position inside windows."""
     max_queries: int | None = 512
-    """Attention takes at most so many queries at once, which bounds the memory of its logits; None
-    takes all."""
+    """Largest number of queries per product, which bounds the memory of the logits. None takes all
+    queries at once."""
     operator: bool = False
-    """Write ONNX's Attention operator where it fits; needs opset 23."""
+    """Write ONNX's Attention operator where possible. Needs opset 23."""
     fused: bool = False
-    """Call torch's fused attention: to run in torch, not to export."""
+    """Call torch's fused attention, to run in torch instead of exporting."""
 
     def num_chunks(self, num_queries: int) -> int:
-        """How many parts so many queries are taken in."""
+        """Number of chunks that `num_queries` queries are split into."""
         return -(-num_queries // (self.max_queries or num_queries))
 
 
@@ -49,7 +50,7 @@ PLAIN = AttentionForm()
 
 
 class Projection(nn.Module):
-    """x W + b with W (in, out) as ONNX's MatMul wants it; no bias where it is folded away."""
+    """x W + b with W (in, out), as in ONNX's MatMul. The bias may be None."""
 
     weight: Tensor
     bias: Tensor | None
@@ -61,7 +62,7 @@ class Projection(nn.Module):
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Self:
-        """The same linear layer."""
+        """Convert a linear layer."""
         return cls(linear.weight.T, linear.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class Projection(nn.Module):
 
 
 class FusedProjections(nn.Module):
-    """Queries, keys, values and output of self-attention, with scale and biases folded."""
+    """The four projections of self-attention, with scale and biases folded."""
 
     def __init__(self, qkv: nn.Linear, proj: nn.Linear, num_heads: int, scale: float) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ class FusedProjections(nn.Module):
 
 
 class PathologyAttention(FusedProjections):
-    """timm's self-attention of a vision transformer, without its options."""
+    """Self-attention of timm's plain vision transformer."""
 
     def __init__(self, attention: Any, form: AttentionForm) -> None:
         super().__init__(attention.qkv, attention.proj, attention.num_heads, attention.scale)
@@ -97,7 +98,7 @@ class PathologyAttention(FusedProjections):
 
     @staticmethod
     def fits(attention: nn.Module) -> bool:
-        """Whether the module does nothing that this form leaves out."""
+        """Whether this form covers everything that the module does."""
         unused = [getattr(attention, name, None) for name in ("q_norm", "k_norm", "norm")]
         return (
             type(attention).__name__ == "Attention"
@@ -108,8 +109,8 @@ class PathologyAttention(FusedProjections):
 
     def forward(self, tokens: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
         """Attend among (B, N, D)."""
-        assert attn_mask is None, "a tile's tokens all see each other"
-        assert not is_causal, "a tile's tokens have no order"
+        assert attn_mask is None, "all tokens of a tile see each other"
+        assert not is_causal, "the tokens of a tile have no order"
         queries, keys, values = (
             split_heads(projection(tokens), self.num_heads)
             for projection in (self.query, self.key, self.value)
@@ -122,7 +123,7 @@ class PathologyAttention(FusedProjections):
 
 
 class GlobalAttention(FusedProjections):
-    """SAM's self-attention over the whole image with decomposed relative position."""
+    """SAM's self-attention over the whole image, with decomposed relative position."""
 
     rows: Tensor
     columns: Tensor
@@ -144,9 +145,9 @@ class GlobalAttention(FusedProjections):
 
 
 class WindowAttention(FusedProjections):
-    """SAM's self-attention inside w x w windows, the last ones padded with zeros.
+    """SAM's self-attention inside w x w windows. Zeros pad the last windows.
 
-    Padded tokens take part as keys. The projections run on the real tokens only.
+    Padded tokens act as keys. The projections run on the real tokens only.
     """
 
     rows: Tensor
@@ -171,7 +172,7 @@ class WindowAttention(FusedProjections):
         return self.output(self._join(attended))  # type: ignore[no-any-return]
 
     def _partition(self, tokens: Tensor) -> Tensor:
-        """From (B, N, D) to (B * windows, heads, w*w, d)."""
+        """Split (B, N, D) into (B * windows, heads, w*w, d)."""
         side, window, dim = self.tokens_per_side, self.grid, tokens.shape[-1]
         count, head_dim = self.windows_per_side, dim // self.num_heads
         if missing := count * window - side:
@@ -182,7 +183,7 @@ class WindowAttention(FusedProjections):
         return tokens.reshape(-1, self.num_heads, window**2, head_dim)
 
     def _join(self, attended: Tensor) -> Tensor:
-        """From (B * windows, heads, w*w, d) to the real tokens (B, N, D)."""
+        """Join (B * windows, heads, w*w, d) to the real tokens (B, N, D)."""
         side, window, count = self.tokens_per_side, self.grid, self.windows_per_side
         head_dim = attended.shape[-1]
         dim = self.num_heads * head_dim
@@ -195,9 +196,9 @@ class WindowAttention(FusedProjections):
 def attend(
     queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, form: AttentionForm
 ) -> Tensor:
-    """Attend from (B, heads, Q, d), already scaled, to keys and values (B, heads, K, d).
+    """Attend from scaled queries (B, heads, Q, d) to keys and values (B, heads, K, d).
 
-    `bias`, added to the logits, is broadcastable to (B, heads, Q, K).
+    `bias` is added to the logits and broadcasts to (B, heads, Q, K).
     """
     if form.operator and queries.shape[-1] == values.shape[-1]:
         attended: Tensor = torch.onnx.ops.attention(queries, keys, values, bias, scale=1.0)[0]
@@ -218,8 +219,8 @@ def attend_by_position(
 ) -> Tensor:
     """Attend with SAM's decomposed relative position (arXiv 2304.02643, after arXiv 2112.01526).
 
-    The logit of a query and the key in row i, column j gets `row_logits[i] + column_logits[j]`,
-    which depend on the query's content and place.
+    For the key in row i and column j, a query's logit gains `row_logits[i] + column_logits[j]`.
+    Both depend on the query's content and position.
     """
     num_chunks = tables.form.num_chunks(queries.shape[2])
     side = tables.grid
@@ -253,7 +254,7 @@ def _joined(parts: Iterable[Tensor]) -> Tensor:
 
 
 def _dense_bias(row_logits: Tensor, column_logits: Tensor) -> Tensor:
-    """(B, heads, h, w, rows) and (B, heads, h, w, columns) to (B, heads, h*w, rows*columns)."""
+    """Add (B, heads, h, w, rows) and (B, heads, h, w, columns): (B, heads, h*w, rows*columns)."""
     bias = row_logits[..., None] + column_logits[..., None, :]
     return bias.flatten(4, 5).flatten(2, 3)
 
@@ -263,9 +264,9 @@ def _register_positions(
 ) -> None:
     """Register SAM's tables for a grid of g x g tokens, divided by the scale of the queries.
 
-    rows, columns: (g, d, g), of the query's and the key's row or column.
-    one_hot: (1, 1, g*g, d + 2*g, up to a multiple of 8), the row and column of each key; only where
-        positions extend the keys.
+    rows, columns: (g, d, g), indexed by the query's and the key's row or column.
+    one_hot: (1, 1, g*g, d + 2*g rounded up to a multiple of 8), the row and column of each key;
+        only in the extended form.
     """
     for name, table in (("rows", attention.rel_pos_h), ("columns", attention.rel_pos_w)):
         positions = get_rel_pos(grid, grid, table.detach()).transpose(1, 2)
@@ -281,11 +282,11 @@ def _register_positions(
 
 
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
-    """From (B, N, D) to (B, heads, N, d)."""
+    """Split (B, N, D) into (B, heads, N, d)."""
     tokens = tokens.reshape(-1, tokens.shape[1], num_heads, tokens.shape[2] // num_heads)
     return tokens.transpose(1, 2)
 
 
 def join_heads(attended: Tensor) -> Tensor:
-    """From (B, heads, N, d) to (B, N, D)."""
+    """Join (B, heads, N, d) to (B, N, D)."""
     return attended.transpose(1, 2).flatten(2)

@@ -1,8 +1,8 @@
-"""SAM's mask decoder with everything that no image changes folded into constants.
+"""SAM's mask decoder, with everything that does not depend on the image folded into constants.
 
-Without prompts the tokens are constant until they first see the image: the first block's
-self-attention, its norm, and the projections of tokens and positional encodings are computed here,
-once. Outputs that nobody reads, of the single-mask and the unlabelled token, are not computed.
+Without prompts, the tokens are constant until they first attend to the image. This module computes
+once: the first block's self-attention and norm, and the projections of tokens and positional
+encodings. It skips the unused outputs of the single-mask and the unlabelled token.
 
 Shape letters: B images, N = h*w image tokens, D channels, C classes, T = 3 + C tokens.
 """
@@ -21,11 +21,11 @@ from train.model.mask_decoder import FocalBlock, FocalTransformer
 from train.model.segmenter import Segmenter
 
 _NUM_DEAD = NUM_LEADING_TOKENS - 1
-"""The single-mask and the unlabelled token: others see them, but nobody reads their outputs."""
+"""The single-mask and the unlabelled token. Others attend to them; their outputs are unused."""
 
 
 class FoldedDecoder(nn.Module):
-    """From the image's tokens (B, N, D) to the classes' logits and scores."""
+    """Computes the classes' logits and scores from the image tokens (B, N, D)."""
 
     first_queries: Tensor
     mask_bias: Tensor | None
@@ -35,7 +35,7 @@ class FoldedDecoder(nn.Module):
         decoder = segmenter.mask_decoder
         self.grid = segmenter.tile_size_px // PATCH_SIZE
         num_tokens = NUM_LEADING_TOKENS + segmenter.num_classes
-        # Attention does not mind the order: dead tokens first, so that the others are one slice.
+        # Attention does not depend on the order. Unused tokens come first; the rest is one slice.
         self.token_order = [
             *range(1, NUM_LEADING_TOKENS),
             0,
@@ -93,7 +93,7 @@ class FoldedDecoder(nn.Module):
 
 
 class FoldedBlock(nn.Module):
-    """The two-way block; the first one's tokens come with their self-attention done."""
+    """The two-way block. In the first one, the tokens' self-attention is already computed."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class FoldedBlock(nn.Module):
 
 
 class FoldedAttention(nn.Module):
-    """SAM's attention with the projected positional encodings as biases of the projections.
+    """SAM's attention, with projected positional encodings as biases of the projections.
 
     (x + pe) W = x W + constant. Scale and biases are folded as in `export.graph.attention`.
     """
@@ -145,7 +145,7 @@ class FoldedAttention(nn.Module):
         constant_queries: Tensor | None = None,
         query_scale: Tensor | None = None,
     ) -> None:
-        """Fold; `query_scale` (1, Q, 1) are the factors of each query's logits, or None."""
+        """Fold the constants. `query_scale` (1, Q, 1), or None, multiplies each query's logits."""
         super().__init__()
         self.num_heads = attention.num_heads
         scale = (attention.internal_dim // attention.num_heads) ** -0.5
@@ -181,16 +181,16 @@ class FoldedAttention(nn.Module):
             queries = split_heads(queries, self.num_heads)
         else:
             queries = self.constant_queries
-        # Never ONNX's Attention: it broadcasts no single batch of queries over the images, and in
-        # ONNX Runtime no mask over the queries. These products are small.
+        # Not ONNX's Attention: it cannot broadcast one batch of queries over the images, nor, in
+        # ONNX Runtime, a mask over the queries. These products are small.
         return self.output(join_heads(attend(queries, keys, values, key_bias, PLAIN)))  # type: ignore[no-any-return]
 
 
 class FoldedUpscaling(nn.Module):
     """SAM's upscaling to 4h x 4w and its product with the classes' weights, token by token.
 
-    A transposed convolution with stride and kernel 2 is a projection of each token to 2 x 2 others.
-    Only the C maps are put in the order of pixels, not the D/8 features.
+    A transposed convolution with stride and kernel 2 projects each token to 2 x 2 others. Only the
+    C maps are reordered to pixels, not the D/8 features.
     """
 
     def __init__(self, upscaling: nn.Sequential, grid: int) -> None:
@@ -214,7 +214,7 @@ class FoldedUpscaling(nn.Module):
 
 
 class TokenMlps(nn.Module):
-    """One of SAM's MLPs for each of M tokens, all at once."""
+    """Applies one of SAM's MLPs to each of M tokens, all in one product."""
 
     def __init__(self, mlps: Sequence[Any], first_output: int = 0) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ class TokenMlps(nn.Module):
 
 
 class TokenNorm(nn.Module):
-    """SAM's LayerNorm2d on (B, N, D), with what is added after it in its bias."""
+    """SAM's LayerNorm2d on (B, N, D). Its bias can include a constant that is added later."""
 
     weight: Tensor
     bias: Tensor
@@ -252,6 +252,6 @@ class TokenNorm(nn.Module):
 
 
 def _fold(conv: nn.ConvTranspose2d) -> Projection:
-    """A transposed convolution of stride 2 as a projection to (2 * 2 * out) channels."""
+    """Write a transposed convolution of stride 2 as a projection to (2 * 2 * out) channels."""
     weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
     return Projection(weight, cast(Tensor, conv.bias).repeat(4))

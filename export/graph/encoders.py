@@ -1,7 +1,7 @@
-"""The model in the form that is exported: all that no image changes is a constant.
+"""The exported form of the model: everything that does not depend on the image is a constant.
 
-Everything is token-major, (B, tokens, channels): every layer but one 3 x 3 convolution is a MatMul,
-every norm ONNX's LayerNormalization. Blocks keep the names that they have in the segmenter.
+The layout is token-major, (B, tokens, channels). All layers except one 3 x 3 convolution are
+MatMuls, and all norms are ONNX's LayerNormalization. Blocks keep their names from the segmenter.
 
 Shape letters: B images, N = h*w image tokens, D channels, C classes, T = 3 + C tokens.
 """
@@ -31,7 +31,7 @@ from train.model.segmenter import Segmenter
 
 
 class FoldedSegmenter(nn.Module):
-    """The whole model: (B, H, W, 3) uint8 to `DeployableOutput`."""
+    """The whole model, from (B, H, W, 3) uint8 to `DeployableOutput`."""
 
     @torch.no_grad()
     def __init__(self, deployable: Deployable, form: AttentionForm) -> None:
@@ -47,7 +47,7 @@ class FoldedSegmenter(nn.Module):
         self.neck = FoldedNeck(segmenter)
         terms = deployable.terms
         self.mask_decoder = FoldedDecoder(segmenter, terms)
-        # As ONNX's Attention wants a mask: (batch, heads, queries, keys).
+        # In the layout of a mask of ONNX's Attention: (batch, heads, queries, keys).
         token_bias = terms.attention_bias.detach()[..., self.mask_decoder.token_order]
         if token_bias.dim() == 1:
             self.register_buffer("class_attention_bias", token_bias.reshape(1, 1, 1, -1))
@@ -69,7 +69,7 @@ class FoldedSegmenter(nn.Module):
 
 
 class FoldedImageEncoder(nn.Module):
-    """SAM's image encoder without its neck: patches (B, N, 768) to (B, N, D)."""
+    """SAM's image encoder without its neck, from patches (B, N, 768) to (B, N, D)."""
 
     def __init__(self, segmenter: Segmenter, form: AttentionForm) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class ImageBlock(nn.Module):
 
 
 class FoldedPathologyEncoder(nn.Module):
-    """timm's vision transformer: patches (B, N, 768) to (B, N, D)."""
+    """timm's plain vision transformer, from patches (B, N, 768) to (B, N, D)."""
 
     positions: Tensor
 
@@ -131,7 +131,7 @@ class FoldedPathologyEncoder(nn.Module):
             encoder.patch_kernel(), vit.patch_embed.proj.bias, encoder.mean, encoder.std, positions
         )
         self.patch_embed = Projection(patch_embed.weight, None)
-        # Added after the prefix is padded in, so the prefix needs no copy per image.
+        # Added after padding makes room for the prefix, so the prefix is not copied per image.
         positions = torch.cat([prefix[None], cast(Tensor, patch_embed.bias)], dim=1)
         self.register_buffer("positions", positions)
         self.norm_pre, self.norm = vit.norm_pre, vit.norm
@@ -144,7 +144,7 @@ class FoldedPathologyEncoder(nn.Module):
 
     @staticmethod
     def fits(encoder: PathologyEncoder) -> bool:
-        """Whether timm's model is the plain vision transformer that this form writes out."""
+        """Whether timm's model is the plain vision transformer that this class covers."""
         vit = encoder.vit
         return (
             type(vit) is VisionTransformer
@@ -164,10 +164,10 @@ class FoldedPathologyEncoder(nn.Module):
 
 
 class UnfoldedPathologyEncoder(nn.Module):
-    """Any other encoder of timm's as it is, behind the same patches.
+    """Any other timm encoder, unchanged, on the same patches.
 
-    Its attention is written out: torch's fused one has no ONNX form with a position bias, and would
-    hide its logits from the audit.
+    Its attention is written out. Torch's fused attention has no ONNX form with a position bias, and
+    hides the logits from the audit.
     """
 
     def __init__(self, segmenter: Segmenter) -> None:
@@ -188,7 +188,7 @@ class UnfoldedPathologyEncoder(nn.Module):
 
 
 class FoldedNeck(nn.Module):
-    """The fusion neck, and SAM's "no mask" embedding in the bias of its last norm."""
+    """The fusion neck, with SAM's "no mask" embedding in the bias of its last norm."""
 
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
@@ -209,18 +209,18 @@ class FoldedNeck(nn.Module):
 
 
 def _is_plain(block: nn.Module) -> bool:
-    """Whether a block attends, then transforms, each with its norm before it."""
+    """Whether a block is attention, then an MLP, each behind its norm."""
     return type(block) is Block and PathologyAttention.fits(block.attn)
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """A copy that shares its tensors."""
+    """Copy a module; the copy shares its tensors."""
     tensors = [*module.parameters(), *module.buffers()]
     return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
 def with_projections(module: nn.Module) -> nn.Module:
-    """A copy, sharing its tensors, whose linear layers are written as MatMul and Add."""
+    """Copy a module with its linear layers as MatMul and Add; the copy shares its tensors."""
     module = _copied(module)
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
@@ -238,9 +238,10 @@ def _patches(image: Tensor, grid: int) -> Tensor:
 def _fold_patch_embedding(
     kernel: Tensor, conv_bias: Tensor | None, mean: Tensor, std: Tensor, positions: Tensor | None
 ) -> Projection:
-    """Normalisation, patch convolution and position embedding as one projection of raw pixels.
+    """Fold normalisation, patch convolution and position embedding into one projection of pixels.
 
-    Exact, because the convolution pads nothing. `kernel` is (D, 3, 16, 16), `positions` (1, N, D).
+    This is exact, because the convolution has no padding. `kernel` is (D, 3, 16, 16), and
+    `positions` is (1, N, D).
     """
     weight = kernel / std
     bias = -(weight * mean).sum(dim=(1, 2, 3))

@@ -23,9 +23,9 @@ _TAIL_BLOCKS = {
 
 
 class ModelGraph:
-    """A model's nodes, and for each tensor its producer, consumers, type and rank.
+    """A model's nodes, with each tensor's producer, consumers, type and rank.
 
-    Nodes are given by their place in `nodes`, tensors by their names.
+    Nodes are identified by their index in `nodes`, tensors by their names.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -49,7 +49,7 @@ class ModelGraph:
             for name in node.input:
                 self.consumers[name].append(index)
         self.types = {name: entry.data_type for name, entry in self.constants.items()}
-        """The element types that the model states, as in `TensorProto.DataType`."""
+        """The declared element types, as in `TensorProto.DataType`."""
         self.ranks = {name: len(entry.dims) for name, entry in self.constants.items()}
         for info in (*graph.value_info, *graph.input, *graph.output):
             tensor = info.type.tensor_type
@@ -60,19 +60,19 @@ class ModelGraph:
 
     @cached_property
     def blocks(self) -> list[str]:
-        """Each node's block; one without the exporter's note belongs to its first parent's."""
+        """The block of each node. A node without a recorded module takes its first parent's."""
         return self._find_blocks()
 
     def parents(self, index: int) -> Iterator[int]:
-        """The nodes whose outputs a node takes."""
+        """The nodes that produce a node's inputs."""
         return (self.producer[name] for name in self.nodes[index].input if name in self.producer)
 
     def children(self, index: int) -> Iterator[int]:
-        """The nodes that take a node's outputs."""
+        """The nodes that consume a node's outputs."""
         return (child for name in self.nodes[index].output for child in self.consumers[name])
 
     def descendants(self, sources: Iterable[int], through: set[str] | None = None) -> set[int]:
-        """The sources and all after them; only nodes of the operators `through`, where given."""
+        """The sources and all nodes after them, limited to the operators `through` if given."""
         found, waiting = set(), list(sources)
         while waiting:
             index = waiting.pop()
@@ -86,7 +86,7 @@ class ModelGraph:
         return found
 
     def after_pixels(self) -> set[int]:
-        """The nodes whose values, not only shapes, depend on the image."""
+        """The nodes whose values depend on the image, not only their shapes."""
         first = [
             index
             for name in self.inputs
@@ -97,7 +97,7 @@ class ModelGraph:
         return self.descendants(first, without_shape)
 
     def tail(self) -> set[int]:
-        """The upscaling and what follows the tokens' last norm: masks, logits, labels, IoU."""
+        """The upscaling, and all nodes after the tokens' last norm: masks, logits, labels, IoU."""
         sources = [
             index
             for index, node in enumerate(self.nodes)
@@ -133,17 +133,17 @@ class ModelGraph:
 
 
 def flat_graph(model: ModelProto) -> ModelGraph:
-    """Index a model that is one flat list of nodes.
+    """Index a model without functions and branches.
 
     Raises:
-        GraphError: it has functions or branches.
+        GraphError: the model has functions or branches.
     """
     if model.functions or any(
         attribute.HasField("g") for node in model.graph.node for attribute in node.attribute
     ):
         raise GraphError(
             "the graph has functions or branches, expected one flat list of nodes. Export it "
-            "without control flow, or leave half precision out with --no-fp16."
+            "without control flow, or skip half precision with --no-fp16."
         )
     return ModelGraph(model)
 
@@ -159,10 +159,10 @@ def _constant_nodes(nodes: Iterable[NodeProto]) -> dict[str, TensorProto]:
 
 
 def block_of_module(name: str) -> str:
-    """The block that a module of the deployable model belongs to.
+    """The block of a module of the deployable model.
 
-    `segmenter.image_encoder.blocks.3.attn.qkv` is in `image_encoder.blocks.3`, the model itself in
-    `segmenter`.
+    `segmenter.image_encoder.blocks.3.attn.qkv` is in `image_encoder.blocks.3`, and the model itself
+    is in `segmenter`.
     """
     name = name.removeprefix("segmenter").removeprefix(".")
     repeated = re.match(r".*?\b(?:blocks|transformer\.layers|mask_decoder\.layers)\.\d+", name)
@@ -173,10 +173,10 @@ def block_of_module(name: str) -> str:
 
 
 def _scope(node: NodeProto) -> str | None:
-    """The module that the exporter notes at a node."""
+    """The module that the exporter recorded for a node."""
     for entry in node.metadata_props:
         if entry.key == _SCOPES_KEY:
             scopes = ast.literal_eval(entry.value)
-            # The last is the operation itself; before it come modules, the innermost last.
+            # The last entry is the operation. The one before it is the innermost module.
             return str(scopes[-2]) if len(scopes) > 1 else ""
     return None

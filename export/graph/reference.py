@@ -1,6 +1,6 @@
-"""The reference of what is exported: uint8 image in, uint8 labels out, in plain torch.
+"""The reference for the exported graph, in plain torch: uint8 image in, uint8 labels out.
 
-`export.graph.encoders` computes the same outputs in the form that is exported to ONNX; the gate
+`export.graph.encoders` computes the same outputs in the form that is exported to ONNX. The gate
 compares the two.
 """
 
@@ -14,7 +14,7 @@ from train.model.segmenter import Segmenter
 
 
 class DeployableOutput(NamedTuple):
-    """What the graph computes; the last is for the parity check and leaves the bundle's graph.
+    """The graph's outputs. The last one is for the parity check; the bundle's graph omits it.
 
     labels: (B, H, W) uint8, argmax over the classes, 1..C.
     confidence: (B, H, W) uint8, softmax probability of that label, 255 = 1.0.
@@ -31,7 +31,7 @@ class DeployableOutput(NamedTuple):
 
 
 class Deployable(nn.Module):
-    """Pre- and post-processing around a trained segmenter, its class terms frozen."""
+    """Pre- and post-processing around a trained segmenter with frozen class terms."""
 
     class_attention_bias: Tensor
     class_temperature: Tensor | None
@@ -49,7 +49,7 @@ class Deployable(nn.Module):
 
     @property
     def terms(self) -> ClassTerms:
-        """What the model's bias strategy adds to the decoder."""
+        """The terms that the bias strategy adds to the decoder."""
         return ClassTerms(self.class_attention_bias, self.class_temperature, self.class_mask_bias)
 
     def forward(self, image: Tensor) -> DeployableOutput:
@@ -61,17 +61,17 @@ class Deployable(nn.Module):
 
 
 def outputs(low_res_logits: Tensor, iou_scores: Tensor, tile_size_px: int) -> DeployableOutput:
-    """Finish (B, C, H/4, W/4) logits and (B, C) scores of the classes alone.
+    """Compute the outputs from (B, C, H/4, W/4) logits and (B, C) scores of the classes.
 
     Unlabelled is never predicted, so the softmax is over the C classes (our choice).
     """
-    # By a factor, not to a size: the size of a batch would have to be computed in the graph.
+    # By factor, because an output size would make the graph compute the batch's shape.
     factor = float(tile_size_px // low_res_logits.shape[-1])
     logits = nn.functional.interpolate(low_res_logits, scale_factor=factor, mode="bilinear")
     largest = logits.amax(dim=1)
-    # The largest of a softmax is 1 / sum(exp(logits - largest)): one map, not C.
+    # The softmax's maximum is 1 / sum(exp(logits - largest)), which needs one map instead of C.
     confidence = 1 / (logits - largest[:, None]).exp().sum(dim=1)
-    # Casts by way of float32: TensorRT takes uint8 only at the graph's edge.
+    # Casts from float32: TensorRT allows uint8 only at the graph's inputs and outputs.
     labels = logits.argmax(dim=1).float() + 1
     return DeployableOutput(
         labels=labels.to(torch.uint8),

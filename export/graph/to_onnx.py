@@ -1,4 +1,4 @@
-"""From the deployable model to an ONNX graph, checked."""
+"""Exports the deployable model to ONNX and checks the graph."""
 
 import logging
 import warnings
@@ -21,15 +21,15 @@ from train.settings import ModelSettings
 BIAS_NAME = "class_attention_bias"
 PARITY_OUTPUT = "low_res_logits"
 OPSETS = range(20, 25)
-"""That the exporter writes, ONNX Runtime runs and TensorRT's parser takes."""
+"""Opsets that the exporter writes, ONNX Runtime runs and TensorRT's parser reads."""
 _EXAMPLE_BATCH = 2
 
 
 def check_size(weights: Path, model: ModelSettings) -> None:
-    """Check that a checkpoint's weights, float32 as the graph's, fit into one ONNX file.
+    """Check that a checkpoint's float32 weights fit into one ONNX file.
 
     Raises:
-        GraphError: they do not.
+        GraphError: the weights are too large.
     """
     num_bytes = weights.stat().st_size if weights.is_file() else 0
     if num_bytes > MAX_WEIGHTS_BYTES:
@@ -37,35 +37,35 @@ def check_size(weights: Path, model: ModelSettings) -> None:
             f"{weights} has {num_bytes / 4e6:.0f} million parameters, {model.image_encoder} and "
             f"{model.pathology_encoder}; an ONNX file holds 2 GiB, which is "
             f"{MAX_WEIGHTS_BYTES / 4e6:.0f} million in float32. Train with smaller encoders: vit_b "
-            "leaves room for a pathology encoder of 420 million, vit_l for one of 200 million, and "
-            "vit_h fits beside none."
+            "leaves room for a pathology encoder of 420 million, vit_l for one of 200 million, "
+            "and vit_h for none."
         )
 
 
 def export_onnx(
     deployable: Deployable, path: Path, *, opset: int = 20, form: AttentionForm | None = None
 ) -> None:
-    """Write the folded model with a dynamic batch, and all of `DeployableOutput` as its outputs.
+    """Write the folded model with a dynamic batch. Its outputs are those of `DeployableOutput`.
 
     Args:
-        deployable: the reference; the graph computes the same.
+        deployable: the reference, whose outputs the graph reproduces.
         path: the file to write.
-        opset: ONNX's opset; from 23 on, attention is ONNX's own operator where it fits.
-        form: how attention is written; by default what measured fastest, see docs/export.md.
+        opset: ONNX's opset. From 23 on, attention uses ONNX's operator where possible.
+        form: how attention is written. The default was measured as fastest, see docs/export.md.
 
     Raises:
-        GraphError: the graph is not valid, or has lost the bias on the way.
+        GraphError: the graph is not valid, or lacks the bias.
     """
     folded = FoldedSegmenter(deployable, form or AttentionForm(operator=opset >= 23)).eval()
     side = folded.tile_size_px
     example = torch.randint(0, 256, (_EXAMPLE_BATCH, side, side, 3), dtype=torch.uint8)
-    # Tracing with a symbolic batch takes twice as long, and the folded model only ever uses the
-    # batch as the first dimension: it is made dynamic afterwards. Other encoders may do anything.
+    # Tracing with a symbolic batch takes twice as long. The folded model uses the batch only as the
+    # first dimension, so it is made dynamic afterwards. Other encoders may use it elsewhere.
     is_unfolded = isinstance(folded.pathology_encoder, UnfoldedPathologyEncoder)
     dynamic = {"image": {0: torch.export.Dim("batch", min=1, max=1024)}} if is_unfolded else None
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        # The exporter warns of its own internals; what it writes is checked below.
+        # The exporter warns about its own internals. Its output is checked below.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             folded,
@@ -87,21 +87,21 @@ def export_onnx(
 
 
 def _free_the_batch(model: ir.Model) -> None:
-    """Make the first dimension of inputs, outputs and reshapes dynamic."""
+    """Make the first dimension of inputs, outputs and reshape targets dynamic."""
     graph = model.graph
     for value in (*graph.inputs, *graph.outputs):
         assert value.shape is not None, f"{value} has no shape"
         value.shape = ir.Shape(["batch", *value.shape.dims[1:]])
     for node in graph:
         for value in set(node.outputs) - set(graph.outputs):
-            value.shape = None  # of the example
+            value.shape = None  # drop the example's shape
         assert node.op_type not in ("Expand", "Tile", "ConstantOfShape", "Shape"), node
         if node.op_type != "Reshape":
             continue
         target = node.inputs[1]
         assert target is not None, "Reshape has two inputs"
         shape = ir.convenience.get_const_tensor(target)
-        assert shape is not None, f"{node} reshapes to what it computes"
+        assert shape is not None, f"{node} has a computed target shape"
         first, *others = shape.numpy().tolist()
         assert first == -1 or first % _EXAMPLE_BATCH == 0, f"{node} does not begin with the batch"
         name = "_".join(["shape", "batch", *map(str, others)])
@@ -113,9 +113,9 @@ def _free_the_batch(model: ir.Model) -> None:
 
 
 def _measure_the_cast_image(model: ir.Model) -> None:
-    """Let nodes that need the size of the batch take it from the image in float32.
+    """Read the batch size from the float32 image instead of the uint8 input.
 
-    TensorRT takes uint8 for nothing but a Cast, which has the same shape.
+    TensorRT allows a uint8 tensor only as the input of a Cast, which keeps the shape.
     """
     (image,) = model.graph.inputs
     (cast,) = (node for node in image.consumers() if node.op_type == "Cast")
@@ -129,14 +129,14 @@ def check_graph(path: Path) -> None:
     """Check that the file is a valid model and that both cross-attentions add the bias.
 
     Raises:
-        GraphError: it is not.
+        GraphError: one of these checks fails.
     """
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except onnx.checker.ValidationError as error:
         raise GraphError(f"{path.name} is not a valid ONNX model: {error}") from error
     graph = ModelGraph(onnx.load(str(path), load_external_data=False))
-    # One constant for both blocks, or BIAS_NAME_0 and BIAS_NAME_1 where they differ.
+    # One constant for both blocks, or BIAS_NAME_0 and BIAS_NAME_1 if they differ.
     names = [name for name in graph.initializers if name.startswith(BIAS_NAME)]
     num_uses = sum(len(graph.consumers[name]) for name in names)
     if num_uses != 2:
@@ -147,9 +147,9 @@ def check_graph(path: Path) -> None:
 
 
 def drop_output(source: Path, target: Path, name: str) -> None:
-    """Copy a model without one of its outputs and without the exporter's notes.
+    """Copy a model without one of its outputs and without the exporter's metadata.
 
-    The notes quote the source's paths on the machine that exported. The nodes stay the same.
+    The metadata contains source paths of the exporting machine. The nodes stay the same.
     """
     model = onnx.load(str(source))
     kept = [output for output in model.graph.output if output.name != name]

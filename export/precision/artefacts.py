@@ -1,4 +1,4 @@
-"""The artefacts beside the float32 graph, each judged by the gate before it enters the bundle."""
+"""Makes the artefacts in other precisions. The gate judges each before it enters the bundle."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -31,30 +31,30 @@ Measured = tuple[ArtefactParity, Answers]
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionSettings:
-    """Which precisions besides float32 are tried."""
+    """The precisions to try besides float32."""
 
     fp16: bool = True
     """Half precision, for GPUs."""
     bf16: bool = False
-    """bfloat16. ONNX Runtime's CPU provider cannot run it, so it is compared by emulation, or in
-    OpenVINO."""
+    """bfloat16. ONNX Runtime's CPU provider cannot run it, so the gate uses OpenVINO or
+    emulation."""
     int8: bool = False
-    """8 bits for the matrix products, for CPUs."""
+    """8-bit matrix products, for CPUs."""
     openvino: bool = False
-    """Also compare in OpenVINO, so that a service may use it: the float32 graph, and one in
-    bfloat16 where this machine's processor has instructions for it."""
+    """Also judge the graphs in OpenVINO, so that a service may use it: float32, and bfloat16 if
+    this machine's processor supports it."""
     fp32_islands: tuple[str, ...] = ()
-    """Blocks that stay in float32 in half precision. parity.json lists the names of all blocks."""
+    """Blocks that stay in float32 in half precision. parity.json lists all block names."""
     auto_islands: bool = True
-    """Also keep those blocks in float32 whose activations are too large, or without which the gate
-    fails. Otherwise half precision is refused in these cases."""
+    """Also keep blocks in float32 whose activations are too large, or that would fail the gate.
+    Otherwise, half precision is refused in these cases."""
     fp16_range_share: float = 0.1
-    """Largest share of 65,504, float16's maximum, that an activation may reach in fp16."""
+    """Largest activation in fp16, as a share of float16's maximum of 65,504."""
     num_emulated_tiles: int = 2
-    """Tiles on which fp16 is also compared with each node's result rounded. 0 leaves this out."""
+    """Number of tiles on which fp16 is also emulated node by node. 0 skips the emulation."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Check the ranges."""
         if not 0 < self.fp16_range_share <= 1:
             raise SettingsError(
                 f"fp16_range_share is {self.fp16_range_share}; give a share above 0, at most 1"
@@ -64,12 +64,12 @@ class PrecisionSettings:
 
     @property
     def activation_limit(self) -> float:
-        """The largest magnitude that a block may reach in fp16."""
+        """The largest magnitude that an activation may reach in fp16."""
         return self.fp16_range_share * FLOAT16_MAX
 
 
 class HalfMaker:
-    """Makes the half precision graph, with the islands that it needs."""
+    """Makes the half precision graph with the float32 islands that it needs."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class HalfMaker:
         settings: PrecisionSettings,
         tell: Callable[[str], None],
     ) -> None:
-        """Prepare a float32 graph, `source`, that still has its logits."""
+        """Load the float32 graph `source`, which still has its logits."""
         self._model = onnx.load(str(source))
         self._precision = precision
         self._gate = gate
@@ -89,17 +89,17 @@ class HalfMaker:
         self._file = f"model.{precision}.onnx"
 
     def make(self, target: Path, peaks: Mapping[str, Peak]) -> Measured:
-        """Write the graph to `target`, its logits included, and judge it.
+        """Write the graph, including its logits, to `target` and judge it.
 
         Raises:
-            SettingsError: an island is no block, or all blocks are named as islands.
+            SettingsError: an island is not a block, or every block is an island.
         """
         islands = frozenset(self._settings.fp32_islands)
         constants = constants_beyond(self._model) if self._precision == "fp16" else {}
         too_large = self._too_large(peaks, islands) | {
             block: reason for block, reason in constants.items() if block not in islands
         }
-        # Without islands for such constants there would be no graph to judge.
+        # Constants beyond float16 need islands; without them there is no graph to judge.
         held = too_large.keys() if self._settings.auto_islands else constants.keys()
         if held and islands | held >= set(self._blocks):
             return self._refuse_all(too_large.values())
@@ -125,9 +125,9 @@ class HalfMaker:
         return self._judge(target, islands | more)
 
     def _too_large(self, peaks: Mapping[str, Peak], islands: frozenset[str]) -> dict[str, str]:
-        """The reason why each block may not be computed in fp16, by block."""
+        """For each block whose activations are too large for fp16, the reason."""
         if self._precision == "bf16":
-            return {}  # it has the range of float32
+            return {}  # bf16 has the range of float32
         limit = self._settings.activation_limit
         beyond = [b for b in blocks_beyond(peaks, limit) if b in self._blocks and b not in islands]
         return {
@@ -137,7 +137,7 @@ class HalfMaker:
         }
 
     def _refuse_all(self, reasons: Iterable[str]) -> Measured:
-        """Refuse a graph in which no block could be in half precision; the answers are torch's."""
+        """Refuse a graph that has no block in half precision; return torch's answers."""
         answers = self._gate.expected
         found = self._gate.judge(answers, self._file, self._precision, fp32_islands=self._blocks)
         failures = ("every block would have to stay in float32", *reasons)
@@ -165,7 +165,7 @@ class HalfMaker:
         return found, answers
 
     def _run(self, target: Path) -> tuple[Answers | None, Runtime]:
-        """The graph's answers, or None where nothing here can run it."""
+        """The graph's answers, or None if no runtime here can run it."""
         images = self._gate.tiles.images
         if self._precision == "fp16":
             return onnx_answers(target, images), "ONNX Runtime"
@@ -196,7 +196,7 @@ class HalfMaker:
 
 
 def make_int8(source: Path, target: Path, gate: Gate) -> Measured:
-    """Write the graph for CPUs to `target`, its logits included, and judge it."""
+    """Write the int8 graph, including its logits, to `target` and judge it."""
     quantize_int8(source, target)
     answers = onnx_answers(target, gate.tiles.images)
     return gate.judge(answers, "model.int8.onnx", "int8"), answers
@@ -209,6 +209,6 @@ def judge_in_openvino(source: Path, gate: Gate) -> Measured:
 
 
 def _refused(found: ArtefactParity, reasons: Iterable[str]) -> ArtefactParity:
-    advice = "; name it with --fp32-islands, or leave out --no-auto-islands"
+    advice = "; keep it in float32 with --fp32-islands, or drop --no-auto-islands"
     more = tuple(f"{reason}{advice}" for reason in reasons)
     return found.model_copy(update={"failures": (*more, *found.failures)})

@@ -1,8 +1,8 @@
-"""How large the activations of each block become, in torch and float32, on real tiles.
+"""Measures the largest activation per block, in torch and float32, on real tiles.
 
-ONNX Runtime on the CPU computes half precision in float32, so an overflow does not show there; it
-shows here, before anything is converted. Every operation counts, the logits of the attentions
-among them; what layer norms hold inside does not, as they stay in float32.
+ONNX Runtime on the CPU computes half precision in float32, so it hides overflows. This audit finds
+them before any conversion. It covers every operation, including the attention logits. It skips the
+intermediate values of layer norms, which stay in float32.
 """
 
 import math
@@ -26,17 +26,17 @@ from export.graph.nodes import block_of_module
 
 @dataclass(frozen=True)
 class Peak:
-    """The largest magnitude that a block's values reached, and the tile that it was on."""
+    """The largest magnitude of a block's values, and the tile that reached it."""
 
     magnitude: float
     tile: str
 
 
 def audit_activations(deployable: nn.Module, tiles: ValidationTiles) -> dict[str, Peak]:
-    """Run the model on each tile and note the largest magnitude of each block.
+    """Run the model on each tile and record the largest magnitude per block.
 
     Returns:
-        Blocks by the names of `export.precision.half.half_blocks`, in the order of the computation.
+        Peaks by block, named as in `export.precision.half.half_blocks`, in order of computation.
 
     Raises:
         InputError: the model computes a NaN or an infinity in float32.
@@ -46,8 +46,8 @@ def audit_activations(deployable: nn.Module, tiles: ValidationTiles) -> dict[str
     shown = track(pairs, "activations", console=Console(stderr=True), transient=True)
     for tile, image in shown:
         recorder = _Recorder()
-        # The attention written out: a fused one would hide its logits. And no_grad, because in
-        # inference_mode the parts of an operation do not pass by the recorder.
+        # Fused attention would hide its logits. inference_mode would hide the parts of an
+        # operation from the recorder, so no_grad is used.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder.watching(deployable):
             deployable(torch.from_numpy(image[None]))
         if recorder.first_nonfinite is not None:
@@ -62,12 +62,12 @@ def audit_activations(deployable: nn.Module, tiles: ValidationTiles) -> dict[str
 
 
 def blocks_beyond(peaks: Mapping[str, Peak], limit: float) -> tuple[str, ...]:
-    """The blocks whose activations pass `limit`."""
+    """The blocks whose activations exceed `limit`."""
     return tuple(block for block, peak in peaks.items() if peak.magnitude > limit)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[misc,no-untyped-call,unused-ignore]
-    """Notes the result of every operation under the block of the innermost module that runs."""
+    """Records the result of every operation under the block of the innermost running module."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -78,7 +78,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[misc,no-untyped-call,unused-
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Follow which module runs, and record all operations."""
+        """Track the running module and record all operations."""
         with ExitStack() as stack:
             for name, module in model.named_modules():
                 handles = (
@@ -95,7 +95,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[misc,no-untyped-call,unused-
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if not self._num_norms:
-            # A layer norm also returns mean and 1 / std, which no graph holds in half precision.
+            # A layer norm also returns mean and 1 / std, which are never in half precision.
             is_norm = func is torch.ops.aten.native_layer_norm.default
             self._record(result[0] if is_norm else result)
         return result
@@ -107,7 +107,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[misc,no-untyped-call,unused-
                 self._num_norms += 1
             self._record(inputs)
             self._record(tuple(module.parameters(recurse=False)))
-            self._record(tuple(module.buffers(recurse=False)))  # what was folded
+            self._record(tuple(module.buffers(recurse=False)))  # folded constants
 
         return hook
 

@@ -1,10 +1,10 @@
-"""Half precision as a GPU computes it, on the CPU: each node in float32, its result rounded.
+"""Emulates a GPU's half precision on the CPU: each node runs in float32, then rounds its result.
 
-ONNX Runtime's CPU backend joins neighbouring half precision nodes in float32 and drops the rounding
-between them (microsoft/onnxruntime issue 8787), so neither an overflow nor the loss of digits shows
-there; bfloat16 it does not run at all. Here every node runs by itself, and what it returns is
-rounded to the type that the graph gives it. Sums inside a node stay in float32, as in the kernels
-of a GPU; softmax and GELU round once, at their end.
+ONNX Runtime's CPU backend fuses neighbouring half precision nodes in float32 and drops the rounding
+between them (microsoft/onnxruntime issue 8787). So it hides overflows and lost digits. It does not
+run bfloat16 at all. Here, every node runs by itself, and its result is rounded to the type that the
+graph declares. Sums inside a node stay in float32, as in GPU kernels. Softmax and GELU round once,
+at their end.
 """
 
 from collections import Counter
@@ -24,25 +24,25 @@ Array = NDArray[Any]
 
 _HALF = {TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16}
 _MOVING = {"Concat", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
-"""Operators whose results are values of their inputs."""
+"""Operators that only move or copy values."""
 _LARGE = 1_000_000
-"""Values from which on a node is worth the threads of its own."""
+"""Number of values above which a node gets several threads."""
 
 
 @dataclass(frozen=True)
 class Emulated:
-    """What the graph answers, and where a value was NaN or infinite on the way."""
+    """The graph's outputs, and the number of NaN or infinite values per block."""
 
     outputs: dict[str, Array]
     nonfinite: dict[str, int] = field(default_factory=dict)
-    """NaN and infinite values of each block that has some."""
+    """Number of NaN and infinite values, for blocks that have any."""
 
 
 class HalfEmulator:
-    """A model in half precision whose every node can be run by itself."""
+    """Runs a half precision model node by node."""
 
     def __init__(self, model: ModelProto) -> None:
-        """Prepare a model that `convert_to_half` made: it has the type of each tensor."""
+        """Prepare a model from `convert_to_half`, which declares the type of each tensor."""
         self._graph = ModelGraph(model)
         self._types = self._graph.types
         self._constants = {
@@ -50,12 +50,12 @@ class HalfEmulator:
         }
         self._tail = self._graph.tail()
         self._tail_inputs, self._tail_outputs = self._edges_of_tail()
-        # Resampling and what follows are float32 in the graph: they run as they are, at once.
+        # Resampling and all nodes after it are float32, so they run unchanged, in one session.
         part = Extractor(model).extract_model(self._tail_inputs, self._tail_outputs)
         self._tail_session = onnxruntime.InferenceSession(part.SerializeToString(), _options())
 
     def run(self, image: NDArray[np.uint8]) -> Emulated:
-        """Answer a batch (B, H, W, 3) uint8."""
+        """Run the model on a batch (B, H, W, 3) uint8."""
         (image_name,) = self._graph.inputs
         values: dict[str, Array] = {image_name: image}
         uses = Counter(
@@ -95,7 +95,7 @@ class HalfEmulator:
             results = [next(iter(inputs.values())).astype(np.float32)]
         else:
             results = _run_alone(node, inputs, self._graph.opset)
-        if node.op_type in _MOVING:  # what was rounded before
+        if node.op_type in _MOVING:  # already rounded
             return results
         return [
             self._round(result, name) for name, result in zip(node.output, results, strict=True)
@@ -104,8 +104,8 @@ class HalfEmulator:
     def _round(self, result: Array, name: str) -> Array:
         half = _HALF.get(self._types.get(name, TensorProto.UNDEFINED))
         if half is not None:
-            # In place, and by torch, which uses all cores: at full size it takes as long as the
-            # nodes themselves.
+            # Rounds in place with torch, which uses all cores. At full size, rounding takes as
+            # long as the nodes themselves.
             values = torch.from_numpy(result)
             values.copy_(values.to(half))
         return result
@@ -125,7 +125,7 @@ class HalfEmulator:
 def _count_nonfinite(values: Array) -> int:
     if not values.size:
         return 0
-    low, high = torch.aminmax(torch.from_numpy(values))  # NaN, if there is one
+    low, high = torch.aminmax(torch.from_numpy(values))  # NaN if any value is NaN
     if torch.isfinite(low) and torch.isfinite(high):
         return 0
     return int((~np.isfinite(values)).sum())
@@ -157,7 +157,7 @@ def _run_alone(node: NodeProto, inputs: dict[str, Array], opset: int) -> list[Ar
 
 
 def _options(num_threads: int = 0) -> onnxruntime.SessionOptions:
-    """Quiet, with so many threads; 0 is one a core."""
+    """Quiet options with `num_threads` threads; 0 means one per core."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = num_threads

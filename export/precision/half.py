@@ -1,18 +1,18 @@
-"""Half precision as a strongly typed graph, with float32 where half precision is not safe.
+"""Converts a graph to strongly typed half precision, with float32 where half is not safe.
 
-TensorRT's strongly typed networks and ONNX itself cast nothing by themselves: every node has one
-floating point type, and an explicit Cast stands wherever it changes. In float32 stay
+Neither ONNX nor TensorRT's strongly typed networks cast implicitly. Every node has one floating
+point type, and an explicit Cast marks every change. These parts stay in float32:
 
-- what does not depend on the pixels, and the normalisation of the image;
+- nodes that do not depend on the pixels, and the normalisation of the image;
 - layer norms, whose squares overflow float16 (the classic silent failure of ViT engines);
-- everything from the upscaling and from the last norm of the tokens on: the class weights, logits,
+- all nodes after the upscaling and after the last norm of the tokens: class weights, logits,
   softmax and labels;
-- blocks that are named as islands, because their activations are too large or too delicate.
+- blocks named as islands, because their activations are too large or too sensitive.
 
-The softmax of an attention stays with its products, so that a runtime can fuse all three; fused
-kernels hold it in float32. Nodes are found by structure, and blocks by the names of the modules
-that the exporter notes at each node. The converters of onnxconverter-common and ONNX Runtime know
-neither islands by module nor graphs in bfloat16, hence this one.
+The softmax of an attention has the type of its products, so that a runtime can fuse all three.
+Fused kernels compute it in float32. The graph's structure identifies nodes; the exporter's module
+names identify blocks. The converters of onnxconverter-common and ONNX Runtime support neither
+islands by module nor bfloat16 graphs, so this module has its own.
 """
 
 from collections.abc import Iterable
@@ -39,14 +39,14 @@ _ELEMENTWISE = {"Add", "Div", "Mul", "Pow", "Reciprocal", "Sqrt", "Sub", "Cast"}
 
 
 def half_blocks(model: ModelProto, precision: HalfPrecision = "fp16") -> tuple[str, ...]:
-    """The blocks that half precision would compute in, in their order: the possible islands."""
+    """The blocks that half precision would affect, in graph order: the possible islands."""
     graph = flat_graph(model)
     in_half = _nodes_in_half(graph, precision, frozenset())
     return tuple(dict.fromkeys(graph.blocks[index] for index in sorted(in_half)))
 
 
 def constants_beyond(model: ModelProto) -> dict[str, str]:
-    """What is too large for float16 whatever the image is: a reason by block."""
+    """For each block with a constant that is too large for float16, the reason."""
     graph = flat_graph(model)
     in_half = _nodes_in_half(graph, "fp16", frozenset())
     reasons: dict[str, str] = {}
@@ -55,8 +55,8 @@ def constants_beyond(model: ModelProto) -> dict[str, str]:
         if largest > FLOAT16_MAX:
             for index in in_half.intersection(graph.consumers[entry.name]):
                 reasons[graph.blocks[index]] = (
-                    f"{graph.blocks[index]} has the constant {entry.name} that reaches "
-                    f"{largest:.3g}, float16 ends at {FLOAT16_MAX:,.0f}"
+                    f"{graph.blocks[index]} has the constant {entry.name}, which reaches "
+                    f"{largest:.3g}; float16 ends at {FLOAT16_MAX:,.0f}"
                 )
     return reasons
 
@@ -64,17 +64,16 @@ def constants_beyond(model: ModelProto) -> dict[str, str]:
 def convert_to_half(
     model: ModelProto, precision: HalfPrecision, islands: Iterable[str] = ()
 ) -> ModelProto:
-    """A strongly typed copy of a float32 model in half precision.
+    """Copy a float32 model as a strongly typed model in half precision.
 
     Args:
         model: a valid model with float32 outputs, as `export_onnx` writes it.
-        precision: fp16, or bf16, where operators that do not know bfloat16 in the model's opset
-            stay in float32.
-        islands: blocks that stay in float32, by the names of `half_blocks`.
+        precision: fp16 or bf16. Operators without bfloat16 in the model's opset stay in float32.
+        islands: blocks that stay in float32, named as in `half_blocks`.
 
     Raises:
-        SettingsError: an island is no block of the model, a weight is beyond float16, or nothing
-            would be left in half precision.
+        SettingsError: an island is not a block of the model, a weight exceeds float16's range, or
+            no node would be in half precision.
     """
     graph = flat_graph(model)
     islands = frozenset(islands)
@@ -82,13 +81,13 @@ def convert_to_half(
     unknown = sorted(islands - set(known))
     if unknown:
         raise SettingsError(
-            f"no block is called {', '.join(unknown)}; expected some of {', '.join(known)}"
+            f"no block is named {', '.join(unknown)}; expected some of {', '.join(known)}"
         )
     in_half = _nodes_in_half(graph, precision, islands)
     if not in_half:
         raise SettingsError(
             f"every block is a float32 island, so {precision} would change nothing. Name fewer "
-            "islands, or leave it out."
+            f"islands, or leave {precision} out."
         )
     return _Conversion(model, graph, precision, in_half).run()
 
@@ -111,7 +110,7 @@ def _nodes_in_half(
 
 
 def _takes(graph: ModelGraph, index: int, precision: HalfPrecision) -> bool:
-    """Whether the operator knows the type: many learned bfloat16 only in opset 22."""
+    """Whether the operator supports the type; many support bfloat16 only from opset 22 on."""
     node = graph.nodes[index]
     if node.op_type == "Cast":
         return False
@@ -122,7 +121,7 @@ def _takes(graph: ModelGraph, index: int, precision: HalfPrecision) -> bool:
 
 
 class _Conversion:
-    """One pass over the nodes, in their order, that casts an input where its type is another."""
+    """One pass over the nodes in order, which casts inputs of another type."""
 
     def __init__(
         self, model: ModelProto, graph: ModelGraph, precision: HalfPrecision, in_half: set[int]
@@ -131,7 +130,7 @@ class _Conversion:
         self._in_half = in_half
         self._half = _TYPES[precision]
         inferred = ModelGraph(onnx.shape_inference.infer_shapes(model, strict_mode=True))
-        # The type of each float tensor in the new graph; the others are not in here.
+        # The type of each float tensor in the new graph.
         self._types: dict[str, int] = {
             name: TensorProto.FLOAT
             for name, found in inferred.types.items()
@@ -172,7 +171,7 @@ class _Conversion:
             self._types |= {name: self._half for name in node.output if name in self._types}
 
     def _as_type(self, name: str, wanted: int | None) -> str:
-        """The name under which a tensor is found in the wanted type."""
+        """The name of a tensor in the wanted type; adds a Cast if there is none yet."""
         if name in self._constants:
             other = f"{name}_{self._precision}"
             return other if wanted == self._half and other in self._constants else name
@@ -189,7 +188,7 @@ class _Conversion:
         return self._casts[key]
 
     def _convert_constants(self) -> None:
-        """Store each constant in the types that its nodes take, under its own name if only one."""
+        """Store each constant in the types that its nodes need; one type alone keeps its name."""
         for name, entry in list(self._constants.items()):
             uses = {
                 index in self._in_half and _is_generic(self._graph.nodes[index], place, opset)
@@ -209,7 +208,7 @@ class _Conversion:
         if self._precision == "fp16" and largest > FLOAT16_MAX:
             user = next(i for i in self._graph.consumers[name] if i in self._in_half)
             raise SettingsError(
-                f"the constant {name} reaches {largest:.3g}, float16 ends at {FLOAT16_MAX:,.0f}. "
+                f"the constant {name} reaches {largest:.3g}; float16 ends at {FLOAT16_MAX:,.0f}. "
                 f"Keep its block in float32: --fp32-islands {self._graph.blocks[user]}"
             )
         return values.astype(helper.tensor_dtype_to_np_dtype(self._half))

@@ -15,18 +15,18 @@ SENSITIVE = (
     "output_hypernetworks_mlps",
     "iou_prediction_head",
 )
-"""Parts whose products stay in float32: raw pixels, whose range hides small steps, and the last
-layers, whose errors nothing averages out. They are 1% of the work."""
+"""Parts whose products stay in float32, 1% of the work. The range of raw pixels would hide small
+steps. No later layer averages out the errors of the last layers."""
 
 
 def quantize_int8(source: Path, target: Path) -> None:
-    """Write `source` with int8 weights, one scale per channel, where one factor is a constant.
+    """Write `source` with int8 weights, one scale per channel, for products with a constant.
 
-    Activations are quantised while the model runs, so no calibration data is needed. Products of
-    two activations, attention's own, stay in float32.
+    Activations are quantised at run time, so no calibration data is needed. Products of two
+    activations, inside attention, stay in float32.
     """
     graph = ModelGraph(onnx.load(str(source), load_external_data=False))
-    # ONNX Runtime takes one scale per channel for matrices only.
+    # ONNX Runtime supports one scale per channel for matrices only.
     matrices = {name for name, entry in graph.initializers.items() if len(entry.dims) == 2}
     chosen = [
         node.name
@@ -52,5 +52,5 @@ def quantize_int8(source: Path, target: Path) -> None:
 
 
 def _is_no_advice(record: logging.LogRecord) -> bool:
-    # Advice for who makes the graph, not for who exports one.
+    # The advice is for developers of the graph, not for users who export one.
     return not record.getMessage().startswith("Please consider to run pre-processing")

@@ -1,4 +1,4 @@
-"""The smallest set of float32 islands with which a half precision graph passes the gate."""
+"""Finds a minimal set of float32 islands with which a half precision graph passes the gate."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,15 +6,15 @@ Passes = Callable[[frozenset[str]], bool]
 
 
 def smallest_islands(blocks: Sequence[str], passes: Passes) -> frozenset[str]:
-    """Bisect over blocks for a set of islands that passes and of which none can be left out.
+    """Find a set of islands that passes, and that fails without any one of them.
 
-    Junker's QuickXplain (AAAI 2004): with k islands among n blocks it asks about 2 k log(n / k)
-    times. Another set of as few blocks may pass as well. All blocks together are not asked
-    about: that is float32 itself.
+    Uses Junker's QuickXplain (AAAI 2004). With k islands among n blocks, it calls `passes` about
+    2 k log(n / k) times. Another set of the same size may pass, too. It never tries all blocks
+    together, because that is float32.
 
     Args:
         blocks: the blocks that may become islands.
-        passes: whether the graph passes with these islands; more islands never hurt.
+        passes: tells whether the graph passes with these islands. More islands never hurt.
     """
     return frozenset(_smallest(frozenset(), False, list(blocks), passes))
 

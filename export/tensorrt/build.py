@@ -1,7 +1,7 @@
 """Runs TensorRT's builder with the settings of an `EnginePlan`.
 
-TensorRT 10 and 11 share one path, a strongly typed network: 11 has no precision flags any more.
-The `tensorrt` module is passed in.
+TensorRT 10 and 11 share one path, a strongly typed network, because 11 has no precision flags.
+Callers pass in the `tensorrt` module.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ INPUT = "image"
 
 
 def build_plan(trt: ModuleType, plan: EnginePlan, bundle: Path) -> bytes:
-    """Execute the plan: parse, configure, build.
+    """Parse the graph, configure the builder and build the plan.
 
     Raises:
-        EngineError: the parser refuses the graph, or no plan comes out.
+        EngineError: the parser refuses the graph, or the build fails.
     """
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
-    # The parser owns the weights: it has to live until the plan is built.
+    # The parser owns the weights, so it must live until the plan is built.
     network, parser = _parse(trt, logger, builder, plan, bundle / plan.onnx_file)
     config = _configure(trt, builder, plan)
     cache = bundle / plan.timing_cache_file
@@ -41,32 +41,33 @@ def build_plan(trt: ModuleType, plan: EnginePlan, bundle: Path) -> bytes:
     if serialized is None:
         raise EngineError(
             f"TensorRT {trt.__version__} built no plan from {plan.onnx_file}; its log above says "
-            f"why. Where memory was short, lower workspace_bytes, now {plan.workspace_bytes}."
+            "why. If memory ran out, lower workspace_bytes, which is "
+            f"{plan.workspace_bytes} now."
         )
     _save_timing_cache(config, cache)
     return bytes(serialized)
 
 
 def _build(builder: Any, network: Any, config: Any, monitor: Any) -> Any:
-    # In a thread, as Ctrl-C and SIGTERM become exceptions of the main thread: out of a callback one
-    # would end the process where it stands.
+    # Builds in a thread: Ctrl-C and SIGTERM raise in the main thread, and an exception out of a
+    # callback would abort the process.
     with ThreadPoolExecutor(max_workers=1) as pool:
-        pool.submit(int).result()  # the pool loses a thread that a signal meets at its start
+        pool.submit(int).result()  # a signal could kill a thread at its start
         try:
             building = pool.submit(builder.build_serialized_network, network, config)
-            # In turns: a signal just before an endless wait would be noticed at its end.
+            # Waits in short turns: an endless wait would delay a signal that comes just before it.
             while not wait([building], timeout=0.1).done:
                 pass
             return building.result()
         except (KeyboardInterrupt, SystemExit):
             monitor.interrupted = True
-            raise  # once TensorRT has stopped
+            raise  # after TensorRT has stopped
 
 
 def _parse(
     trt: ModuleType, logger: Any, builder: Any, plan: EnginePlan, onnx_file: Path
 ) -> tuple[Any, Any]:
-    # The flag's bit has another place in 10 and 11: always by name.
+    # The flag's bit differs between 10 and 11, so use its name.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_file)):
@@ -74,8 +75,8 @@ def _parse(
         listing = "\n".join(f"  {error.node_name()}: {error.desc()}" for error in errors)
         raise EngineError(
             f"TensorRT {trt.__version__} cannot read {onnx_file.name}:\n{listing}\n"
-            "The export's lint let it pass, so this TensorRT is stricter than its rules: build "
-            f"with TensorRT {plan.tensorrt_version}, or export again with another --opset."
+            "It passed the export's lint, so this TensorRT is stricter than the lint's rules. "
+            f"Build with TensorRT {plan.tensorrt_version}, or export again with another --opset."
         )
     return network, parser
 
@@ -102,7 +103,7 @@ def _configure(trt: ModuleType, builder: Any, plan: EnginePlan) -> Any:
 
 
 def _load_timing_cache(config: Any, path: Path) -> None:
-    """Start from the timings of an earlier build, where this TensorRT and GPU can use them."""
+    """Reuse the timings of an earlier build if this TensorRT and GPU accept them."""
     stored = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(stored)
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
@@ -117,7 +118,7 @@ def _save_timing_cache(config: Any, path: Path) -> None:
 
 @contextlib.contextmanager
 def _progress(trt: ModuleType) -> Iterator[Any]:
-    """Show the builder's phases; they nest, and TensorRT calls from its own threads."""
+    """Show the builder's phases. They nest, and TensorRT calls back from its own threads."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         yield _monitor(trt, progress)
@@ -134,7 +135,7 @@ def _monitor(trt: ModuleType, progress: Progress) -> Any:
             self._tasks[phase_name] = progress.add_task(phase_name, total=num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            """Answer False to stop the build."""
+            """Return False to stop the build."""
             if phase_name in self._tasks:
                 progress.update(self._tasks[phase_name], completed=step + 1)
             return not self.interrupted

@@ -1,4 +1,4 @@
-"""`python -m export engine`: its options, and what it prints."""
+"""The command `python -m export engine`: its options and output."""
 
 import shutil
 from dataclasses import dataclass
@@ -24,26 +24,26 @@ from serve.contract.manifest import read_bundle
 class Engine:
     """Build a bundle's TensorRT engine from its engine_plan.json, and run the gate on it.
 
-    Ends with status 2 where this machine cannot build it; the last line is then the command for a
+    If this machine cannot build it, the exit status is 2. The last line is then the command for a
     machine that can.
     """
 
     bundle: tyro.conf.Positional[Path]
-    """Folder of the bundle. The plan is added to it once it has passed the gate."""
+    """Folder of the bundle. The plan is added after it passes the gate."""
     validate: Path | None = None
-    """Data set whose tiles are compared with ONNX Runtime. By default drawn tissue."""
+    """Data set with tiles to compare with ONNX Runtime. The default is synthetic tissue."""
     num_tiles: int = 4
-    """Tiles to compare on."""
+    """Number of tiles to compare."""
     compute_capability: str | None = None
-    """Compute capability of the GPU that will serve, such as 9.0, if it is not an A100. The build
-    needs a GPU of the same kind."""
+    """Compute capability of the serving GPU, such as 9.0, if it is not an A100. The build needs a
+    GPU of the same kind."""
     tensorrt_version: str | None = None
-    """Version of the TensorRT that will serve, such as 10.16, if it is not the planned image's."""
+    """TensorRT version of the server, such as 10.16, if it differs from the planned image's."""
     docker: bool = False
-    """If this machine lacks TensorRT and has docker, run that command."""
+    """If this machine has docker but not TensorRT, run that command."""
 
     def run(self) -> None:
-        """Build here, or in the container."""
+        """Build on this machine or in the container."""
         manifest = read_bundle(self.bundle)
         plan = read_engine_plan(self.bundle).for_server(
             tensorrt_version=self.tensorrt_version, compute_capability=self.compute_capability
@@ -78,7 +78,7 @@ class Engine:
 
 
 def _has_gpu(plan: EnginePlan, container: ContainerBuild) -> bool:
-    """Whether the driver shows a GPU of the planned kind: asked before gigabytes are pulled."""
+    """Whether the driver lists a GPU of the planned kind. Checked before a large download."""
     gpus = visible_gpus()
     if gpus and plan.compute_capability not in [gpu.compute_capability for gpu in gpus]:
         with pointing_to(container, plan):

@@ -1,4 +1,4 @@
-"""NVIDIA's container: where a plan is built that the same release of Triton can load."""
+"""Builds a plan in NVIDIA's TensorRT container, for the Triton of the same release."""
 
 import os
 import re
@@ -14,19 +14,19 @@ from export.tensorrt.plan import EnginePlan
 BUNDLE_MOUNT: Final = "/bundle"
 DATA_MOUNT: Final = "/data"
 CHECKOUT = Path(__file__).resolve().parents[2]
-"""Where FocalPath's Dockerfile is, unless it runs installed."""
+"""Folder of FocalPath's Dockerfile, unless FocalPath is an installed package."""
 
 
 def container_image() -> str | None:
-    """NVIDIA's TensorRT image that this process runs in, also in one made from it."""
+    """NVIDIA's TensorRT image that this process runs in, or that its image is based on."""
     release = os.environ.get("NVIDIA_TENSORRT_VERSION", "")
-    if not re.fullmatch(r"\d\d\.\d\d", release):  # 8.5.2 in others of NVIDIA's images
+    if not re.fullmatch(r"\d\d\.\d\d", release):  # other NVIDIA images have versions such as 8.5.2
         return None
     return f"nvcr.io/nvidia/tensorrt:{release}-py3"
 
 
 class ContainerBuild:
-    """The commands that build a plan in its container: first the image, once, then the plan."""
+    """The commands that build the container image and, in it, the plan."""
 
     def __init__(
         self, plan: EnginePlan, bundle: Path, *, data: Path | None, options: Sequence[str] = ()
@@ -34,19 +34,19 @@ class ContainerBuild:
         """Prepare the commands.
 
         Args:
-            plan: how to build.
-            bundle: the bundle's folder, which gets the plan.
-            data: data set to compare on; by default drawn tissue.
-            options: more options of `python -m export engine`.
+            plan: what to build.
+            bundle: the bundle's folder, which receives the plan.
+            data: data set to compare on; None for synthetic tissue.
+            options: further options of `python -m export engine`.
         """
         tag = f"focalpath-export:{plan.container_image.rpartition(':')[2]}"
         volumes = [f"{bundle.resolve()}:{BUNDLE_MOUNT}"]
         if data is not None:
-            # Under its own name, which the report tells.
+            # Keeps the folder's name, which the report shows.
             mount = f"{DATA_MOUNT}/{data.resolve().name}"
             volumes.append(f"{data.resolve()}:{mount}:ro")
             options = ("--validate", mount, *options)
-        # Together: with a terminal but no input, docker would not pass Ctrl-C on.
+        # Needs both: with a terminal but no input, docker would not forward Ctrl-C.
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
         self._again = f"python -m export engine {shlex.quote(str(bundle))} --docker"
         self.image = (
@@ -63,27 +63,27 @@ class ContainerBuild:
 
     @property
     def possible(self) -> bool:
-        """Whether this is a checkout, which the image is made of."""
+        """Whether this is a source checkout, which the image is built from."""
         return (CHECKOUT / "Dockerfile").is_file()
 
     def __str__(self) -> str:
-        """The one line to type, or what it takes to have one."""
+        """The shell command to run, or how to get one."""
         if not self.possible:
             return (
-                "FocalPath is installed here without its Dockerfile. Get its source, and in that "
-                f"folder run: {self._again}"
+                "FocalPath is installed here without its Dockerfile. Get its source and, in that "
+                f"folder, run: {self._again}"
             )
         own = f"--user {os.getuid()}:{os.getgid()}"
         plan = shlex.join(self.plan).replace(own, '--user "$(id -u):$(id -g)"')
         return f"{shlex.join(self.image)} && {plan}"
 
     def run(self) -> int:
-        """Build the image, then become the command that builds the plan.
+        """Build the image, then replace this process with the command that builds the plan.
 
-        Signals, the terminal and the exit status are then docker's own.
+        Docker then handles signals, the terminal and the exit status.
 
         Returns:
-            docker's exit status where it cannot build the image.
+            docker's exit status if it cannot build the image.
         """
         status = subprocess.run(self.image, check=False).returncode
         if not status:

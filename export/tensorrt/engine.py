@@ -1,6 +1,6 @@
-"""From an ONNX graph to a TensorRT plan, as `engine_plan.json` says.
+"""Turns an ONNX graph into a TensorRT plan, as specified in `engine_plan.json`.
 
-Checks the machine, builds the plan, runs it, and keeps it only if it passes the gate.
+Checks the machine, builds the plan and runs it. Keeps the plan only if it passes the gate.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ from serve.contract.manifest import (
 
 ENGINE_REPORT_FILE = "engine_report.json"
 NUM_TILES = 4
-"""Tiles of drawn tissue to compare on where no images are given."""
+"""Number of synthetic tiles to compare on if no images are given."""
 
 
 @errors_translated()
@@ -62,26 +62,26 @@ def build_engine(
 ) -> EngineReport:
     """Build the bundle's TensorRT plan, run the gate on it, and add it to the manifest.
 
-    The plan appears under its name only once it has passed the gate.
+    The plan appears under its name only after it passes the gate.
 
     Args:
         bundle: the bundle's folder, with `engine_plan.json`.
         plan: what to build; `engine_plan.json` by default.
-        tiles: what to compare on; drawn tissue by default.
-        container: what to show where this machine cannot build; without options by default.
+        tiles: tiles to compare on; synthetic tissue by default.
+        container: commands to show if this machine cannot build; without options by default.
         trt: the `tensorrt` module; imported by default.
         gpu: the GPU to build on; the current CUDA device by default.
 
     Returns:
-        What was measured.
+        The measurements.
 
     Raises:
-        GraphError: TensorRT cannot read this model's graph; `engine_plan.json` says why.
-        BundleError: the bundle is damaged, or its ONNX file is not the one that was planned.
-        SettingsError: the tiles are not of this model's size.
-        WrongMachineError: no TensorRT, no GPU, or others than planned.
+        GraphError: TensorRT cannot read the graph; `engine_plan.json` says why.
+        BundleError: the bundle is damaged, or its ONNX file is not the planned one.
+        SettingsError: the tiles do not have this model's size.
+        WrongMachineError: TensorRT or the GPU is missing, or not the planned one.
         EngineError: TensorRT cannot read, build or run the model.
-        GateError: the answers are not good enough.
+        GateError: the plan fails the gate.
     """
     manifest = read_bundle(bundle)
     plan = plan or read_engine_plan(bundle)
@@ -107,10 +107,10 @@ def build_engine(
 
 
 def tiles_for(manifest: Manifest, data: Path | None, num_tiles: int) -> ValidationTiles:
-    """The tiles that a bundle's engine is compared on, with masks where there are some.
+    """Load the tiles to compare an engine on, with masks if there are any.
 
     Raises:
-        InputError: the data set has no tiles, or other classes than the model.
+        InputError: the data set has no tiles, or its classes differ from the model's.
     """
     return validation_tiles(
         data,
@@ -125,7 +125,7 @@ def load_tensorrt() -> ModuleType:
     """Import TensorRT.
 
     Raises:
-        WrongMachineError: it is not installed, or its libraries are missing.
+        WrongMachineError: TensorRT is not installed, or its libraries are missing.
     """
     try:
         return importlib.import_module("tensorrt")
@@ -142,11 +142,11 @@ def check_plan(
     plan: EnginePlan,
     tiles: ValidationTiles,
 ) -> EngineReport:
-    """Run the plan at each batch size of its profile and report what it did.
+    """Run the plan at each batch size of its profile; compare and time it.
 
     Raises:
-        EngineError: the plan does not run, or has other inputs and outputs than the manifest.
-        GateError: the answers are not good enough.
+        EngineError: the plan does not run, or its inputs or outputs differ from the manifest's.
+        GateError: the plan fails the gate.
     """
     reference = _reference_file(manifest, plan)
     filled = _fill(tiles, plan.batch.max)
@@ -199,7 +199,7 @@ def _check_batch(
 
 
 def _fill(tiles: ValidationTiles, largest_batch: int) -> ValidationTiles:
-    """Repeat tiles until they fill the largest batch: each place in it is compared."""
+    """Repeat tiles to fill the largest batch, so that each position in it is compared."""
     order = np.arange(max(len(tiles), largest_batch)) % len(tiles)
     return ValidationTiles(
         source=tiles.source,
@@ -210,15 +210,15 @@ def _fill(tiles: ValidationTiles, largest_batch: int) -> ValidationTiles:
 
 
 def _check_source(bundle: Path, manifest: Manifest, plan: EnginePlan) -> str:
-    """Check that the ONNX file is the planned one, and return its precision."""
+    """Check that the ONNX file is the planned one; return its precision."""
     for artefact in manifest.artefacts:
         if artefact.file == plan.onnx_file and artefact.sha256 == plan.onnx_sha256:
             return artefact.precision
     path = bundle / plan.onnx_file
-    found = sha256_of(path) if path.is_file() else "that of no file"
+    found = f"its SHA-256 is {sha256_of(path)}" if path.is_file() else "it does not exist"
     raise BundleError(
-        f"{path} is not the graph that was planned: its SHA-256 is {found}, engine_plan.json "
-        f"expects {plan.onnx_sha256}. Export the checkpoint again."
+        f"{path} is not the planned graph: {found}; engine_plan.json expects the SHA-256 "
+        f"{plan.onnx_sha256}. Export the checkpoint again."
     )
 
 
@@ -226,7 +226,7 @@ def _check_obstacles(plan: EnginePlan) -> None:
     if plan.obstacles:
         listing = "\n".join(f"  {obstacle}" for obstacle in plan.obstacles)
         raise GraphError(
-            f"no TensorRT engine can be built from {plan.onnx_file}; its parser would refuse:\n"
+            f"TensorRT cannot build an engine from {plan.onnx_file}; its parser would refuse:\n"
             f"{listing}\nServe the bundle with ONNX Runtime, or train with another encoder."
         )
 
@@ -235,14 +235,14 @@ def _check_tiles(tiles: ValidationTiles, manifest: Manifest) -> None:
     side, images = manifest.tile_size_px, tiles.images
     if images.dtype != np.uint8 or not len(images) or images.shape[1:] != (side, side, 3):
         raise SettingsError(
-            f"the images to compare on are {images.shape} {images.dtype}, expected "
+            f"the images to compare on are {images.shape} {images.dtype}; expected "
             f"(N, {side}, {side}, 3) uint8 with at least one image"
         )
 
 
 @contextlib.contextmanager
 def pointing_to(container: ContainerBuild, plan: EnginePlan) -> Iterator[None]:
-    """Add to what is wrong with this machine how to build on another."""
+    """Add to a WrongMachineError how to build on another machine."""
     try:
         yield
     except WrongMachineError as error:
@@ -255,28 +255,28 @@ def pointing_to(container: ContainerBuild, plan: EnginePlan) -> Iterator[None]:
 def _check_version(trt: ModuleType, plan: EnginePlan) -> None:
     if not plan.takes_version(trt.__version__):
         raise WrongMachineError(
-            f"TensorRT here is {trt.__version__}, the plan is for {plan.tensorrt_version}, which "
-            f"{plan.serving_image} has: it would not load another's. For a server with TensorRT "
-            f"{trt.__version__} give --tensorrt-version."
+            f"TensorRT here is {trt.__version__}; expected {plan.tensorrt_version}, as in "
+            f"{plan.serving_image}, which loads no other version's plans. For a server with "
+            f"TensorRT {trt.__version__}, give --tensorrt-version."
         )
 
 
 def check_capability(name: str, compute_capability: str, plan: EnginePlan) -> None:
-    """Check that a GPU is of the kind that was planned.
+    """Check that a GPU has the planned compute capability.
 
     Raises:
-        WrongMachineError: it is of another.
+        WrongMachineError: it has another one.
     """
     if compute_capability != plan.compute_capability:
         raise WrongMachineError(
-            f"{name} has compute capability {compute_capability}, the plan is for "
-            f"{plan.compute_capability}, and would not run elsewhere. For a server with this GPU "
-            f"give --compute-capability {compute_capability}."
+            f"{name} has compute capability {compute_capability}; expected "
+            f"{plan.compute_capability}, as the plan runs on no other. For a server with this "
+            f"GPU, give --compute-capability {compute_capability}."
         )
 
 
 def _reference_file(manifest: Manifest, plan: EnginePlan) -> str:
-    """The bundle's float32 graph, which is nearest to torch; else the plan's own."""
+    """The bundle's float32 graph, which is closest to torch, else the plan's own graph."""
     for artefact in manifest.artefacts:
         if artefact.format == "onnx" and artefact.precision == "fp32":
             return artefact.file
@@ -291,7 +291,7 @@ def _install(
     report: EngineReport,
     precision: str,
 ) -> None:
-    """Put the plan, its report and the manifest that names it into the bundle, each at once."""
+    """Move the plan, its report and the new manifest into the bundle, each file atomically."""
     staged = staging / plan.plan_file
     artefact = Artefact.model_validate(
         {
@@ -315,7 +315,7 @@ def _install(
     (staging / ENGINE_REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", "utf-8")
     names = [plan.plan_file, ENGINE_REPORT_FILE, MANIFEST_FILE]
     if (bundle / MODEL_CARD_FILE).is_file():
-        # The section of an earlier build is the last one.
+        # An earlier build's section is the last one; replace it.
         card, _, _ = (bundle / MODEL_CARD_FILE).read_text("utf-8").partition(f"\n{CARD_HEADING}\n")
         section = "\n".join(report.card())
         (staging / MODEL_CARD_FILE).write_text(f"{card}\n{section}\n", "utf-8")

@@ -1,7 +1,7 @@
 """A lint of an ONNX graph against the rules of TensorRT's parser.
 
-The rules are data, in `rules.json`, which cites where they come from. A violation names
-the node and the fix on a machine without TensorRT, before a builder elsewhere would fail.
+`rules.json` holds the rules and cites their sources. A violation names the node and the fix, on a
+machine without TensorRT, before a builder elsewhere would fail.
 """
 
 import functools
@@ -23,27 +23,27 @@ RULES_FILE = Path(__file__).with_name("rules.json")
 
 
 class InputBelow(Strict):
-    """A constant input whose values stay under a limit."""
+    """A constant input whose values must be below a limit."""
 
     input: int
     limit: int
 
 
 class OperatorRule(Strict):
-    """What TensorRT takes of one operator; inputs are given by their place."""
+    """What TensorRT supports of one operator. Inputs are identified by position."""
 
     types: str
-    """The name of the set of types that the first input may have."""
+    """Name of the set of types that the first input may have."""
     same_type: Literal["all"] | tuple[int, ...] = ()
     attributes: dict[str, tuple[str | int | float, ...]] = {}
-    """The values that an attribute may have, if it is given; a list's items one by one."""
+    """Allowed values of an attribute. For a list, every item must be allowed."""
     absent_attributes: tuple[str, ...] = ()
     constant_inputs: tuple[int, ...] = ()
     absent_inputs: tuple[int, ...] = ()
     zero_inputs: tuple[int, ...] = ()
     below: InputBelow | None = None
     rank: int | None = None
-    """The rank of each of the first three inputs."""
+    """Required rank of the first three inputs."""
     max_outputs: int | None = None
 
 
@@ -55,7 +55,7 @@ class Opsets(Strict):
 
 
 class Rules(Strict):
-    """The content of `rules.json`; types by their names in ONNX."""
+    """The content of `rules.json`. Types have their ONNX names."""
 
     tensorrt_version: str
     source: str
@@ -71,7 +71,7 @@ class Rules(Strict):
 
 @dataclass(frozen=True)
 class Violation:
-    """One place where the graph breaks a rule."""
+    """A place where the graph breaks a rule."""
 
     rule: str
     node: str
@@ -89,9 +89,9 @@ def load_rules() -> Rules:
 
 
 def lint(model: onnx.ModelProto, rules: Rules | None = None) -> list[Violation]:
-    """Say where a model breaks the rules of TensorRT's parser.
+    """List where a model breaks the rules of TensorRT's parser.
 
-    Tensors whose type ONNX cannot infer are passed over.
+    Skips tensors whose type ONNX cannot infer.
     """
     rules = rules or load_rules()
     graph = _LintedGraph(model)
@@ -99,7 +99,7 @@ def lint(model: onnx.ModelProto, rules: Rules | None = None) -> list[Violation]:
 
 
 def engine_obstacles(path: Path) -> tuple[str, ...]:
-    """Say why TensorRT's parser would not take a model file; empty where it would."""
+    """List why TensorRT's parser would refuse a model file; empty if it would not."""
     return tuple(str(violation) for violation in lint(onnx.load(str(path))))
 
 
@@ -112,7 +112,7 @@ class _LintedGraph(ModelGraph):
         super().__init__(onnx.shape_inference.infer_shapes(model))
 
     def type_of(self, tensor: str) -> str | None:
-        """The type by its name in ONNX, or None where it is not known."""
+        """The type's ONNX name, or None if it is not known."""
         return TensorProto.DataType.Name(self.types[tensor]) if tensor in self.types else None
 
     def values(self, tensor: str) -> NDArray[Any]:
@@ -120,11 +120,11 @@ class _LintedGraph(ModelGraph):
         return np.asarray(numpy_helper.to_array(self.constants[tensor]))
 
     def takers(self, tensor: str) -> Iterator[onnx.NodeProto]:
-        """The nodes that take a tensor."""
+        """The nodes that consume a tensor."""
         return (self.nodes[index] for index in self.consumers.get(tensor, ()))
 
     def maker(self, tensor: str) -> onnx.NodeProto | None:
-        """The node that makes a tensor; None for inputs and initializers."""
+        """The node that produces a tensor; None for inputs and initializers."""
         return self.nodes[self.producer[tensor]] if tensor in self.producer else None
 
 
@@ -133,7 +133,7 @@ def _name(node: onnx.NodeProto) -> str:
 
 
 def _input(node: onnx.NodeProto, place: int) -> str:
-    """The name of an input, empty where it is left out."""
+    """The name of an input, empty if it is left out."""
     return str(node.input[place]) if place < len(node.input) else ""
 
 
@@ -160,7 +160,7 @@ def _check_operators(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
 
 
 def _check_types(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
-    """Types that no tensor may have, and types that this operator does not take."""
+    """Find types that no tensor may have, and types that an operator does not support."""
     for tensor in sorted(graph.types):
         found = graph.type_of(tensor)
         if found not in rules.tensor_types:
@@ -173,7 +173,7 @@ def _check_types(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
     for node, rule in _ruled(graph, rules):
         found = graph.type_of(_input(node, 0))
         if found == "UINT8" or found not in rules.tensor_types:
-            continue  # reported by its own rule, or not known
+            continue  # another rule reports it, or the type is not known
         if found not in rules.type_sets[rule.types]:
             yield Violation(
                 "operator type",
@@ -184,25 +184,25 @@ def _check_types(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
 
 
 def _check_uint8(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
-    """Bytes are for the graph's edge: a Cast right after an input or right before an output."""
+    """Allow uint8 only before a Cast of an input, and after a Cast to an output."""
     expected = " or ".join(rules.uint8_casts)
     for tensor in sorted(name for name in graph.types if graph.type_of(name) == "UINT8"):
         if tensor not in graph.inputs.union(graph.outputs):
             message = f"tensor {tensor} is UINT8 inside the graph"
-            fix = "Keep bytes to inputs and outputs; compute in float32."
+            fix = "Use uint8 only for inputs and outputs; compute in float32."
             yield Violation("uint8", _place(graph, tensor), message, fix)
         for node in graph.takers(tensor):
             if node.op_type != "Cast" or graph.type_of(node.output[0]) not in rules.uint8_casts:
                 message = f"{node.op_type} takes the UINT8 tensor {tensor}"
-                fix = f"Only a Cast to {expected} may: let {node.op_type} take the Cast's output."
+                fix = f"Only a Cast to {expected} may. Let {node.op_type} take the Cast's output."
                 yield Violation("uint8", _name(node), message, fix)
         producer = graph.maker(tensor)
         if producer is None or tensor not in graph.outputs:
             continue
         source = graph.type_of(_input(producer, 0))
         if producer.op_type != "Cast" or source not in rules.uint8_casts:
-            message = f"{producer.op_type} of {source} makes the UINT8 output {tensor}"
-            fix = f"Only a Cast from {expected} may: cast to float32, then to uint8."
+            message = f"{producer.op_type} of {source} produces the UINT8 output {tensor}"
+            fix = f"Only a Cast from {expected} may. Cast to float32, then to uint8."
             yield Violation("uint8", _name(producer), message, fix)
 
 
@@ -215,7 +215,7 @@ def _check_mixed_types(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]
                 "mixed types",
                 _name(node),
                 f"{node.op_type} mixes {' and '.join(sorted(map(str, types)))}",
-                "A strongly typed network casts nothing by itself: add a Cast.",
+                "A strongly typed network has no implicit casts: add a Cast.",
             )
 
 
@@ -243,7 +243,9 @@ def _check_inputs(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
         for place in rule.absent_inputs:
             if _input(node, place):
                 message = f"{node.op_type} has an input {place}, {_input(node, place)}"
-                yield Violation("input", _name(node), message, "TensorRT takes none: leave it out.")
+                yield Violation(
+                    "input", _name(node), message, "TensorRT does not support it: leave it out."
+                )
         for place in range(3 if rule.rank else 0):
             rank = graph.ranks.get(_input(node, place), rule.rank)
             if rank != rule.rank:
@@ -251,7 +253,7 @@ def _check_inputs(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
                 yield Violation("input", _name(node), message, f"Reshape it to rank {rule.rank}.")
         if rule.max_outputs and sum(map(bool, node.output)) > rule.max_outputs:
             message = f"{node.op_type} has {len(node.output)} outputs"
-            fix = f"TensorRT gives {rule.max_outputs}: do not use the others."
+            fix = f"TensorRT supports {rule.max_outputs}: do not use the others."
             yield Violation("output", _name(node), message, fix)
 
 
@@ -260,7 +262,7 @@ def _check_constants(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
         for place in rule.constant_inputs:
             if _input(node, place) and _input(node, place) not in graph.constants:
                 message = f"{node.op_type} computes its input {place}, {_input(node, place)}"
-                fix = "TensorRT needs it while it builds: give a constant."
+                fix = "TensorRT needs its value at build time: use a constant."
                 yield Violation("constant", _name(node), message, fix)
         for place in rule.zero_inputs:
             tensor = _input(node, place)
@@ -276,7 +278,7 @@ def _check_constants(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
 
 
 def _check_dynamic(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
-    """Only the batch, the first dimension of each input and output, may change, and by one name."""
+    """Allow one dynamic dimension: the batch, first in each input and output, with one name."""
     batches = set()
     for kind, infos in (("input", graph.input_infos), ("output", graph.output_infos)):
         for info in infos:
@@ -286,7 +288,7 @@ def _check_dynamic(graph: _LintedGraph, rules: Rules) -> Iterator[Violation]:
             fixed = [place for place, dim in enumerate(dims) if place and dim.dim_value < 1]
             if fixed:
                 message = f"dimension {', '.join(map(str, fixed))} of {info.name} is dynamic"
-                fix = "Export with a fixed tile size: only the batch may change."
+                fix = "Export with a fixed tile size: only the batch may be dynamic."
                 yield Violation("dynamic", f"{kind} {info.name}", message, fix)
     if len(batches) > 1 or any(isinstance(batch, int) for batch in batches):
         found = ", ".join(sorted(map(str, batches)))

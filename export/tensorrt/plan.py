@@ -1,6 +1,6 @@
-"""`engine_plan.json`: all that a TensorRT builder needs to know, decided at the export.
+"""`engine_plan.json`: all that a TensorRT builder needs to know, decided during the export.
 
-Building is then only an execution, on another machine: `python -m export engine BUNDLE`.
+`python -m export engine BUNDLE` then follows it, possibly on another machine.
 """
 
 import json
@@ -16,20 +16,20 @@ from serve.contract.strict import Strict
 
 ENGINE_PLAN_FILE = "engine_plan.json"
 RELEASE: Final = "26.06"
-"""NVIDIA's monthly release; all of its containers hold the same TensorRT."""
+"""NVIDIA's monthly release. All of its containers have the same TensorRT."""
 TENSORRT: Final = "11.0"
-"""The TensorRT of that release: 11.0.0.114 in published logs of its image; each build checks it."""
+"""TensorRT of that release. Published logs of its image show 11.0.0.114; each build checks it."""
 A100: Final = "8.0"
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 MajorMinor = Annotated[str, Field(pattern=r"^\d+\.\d+$")]
 
 _OLDEST, _BELOW = (10, 16), (12, 0)
-"""The versions of TensorRT that the builder's code was checked with."""
+"""Range of TensorRT versions that the builder's code was checked with: from, and below."""
 
 
 class BatchProfile(Strict):
-    """The one optimization profile: the batches that a plan takes, and which it is tuned for."""
+    """The one optimization profile: the batch sizes that a plan accepts, and the tuned one."""
 
     min: Literal[1] = 1
     opt: int
@@ -38,19 +38,19 @@ class BatchProfile(Strict):
     @model_validator(mode="after")
     def _check_order(self) -> Self:
         if not self.min <= self.opt <= self.max:
-            raise ValueError(f"opt is {self.opt}, expected {self.min} to max, {self.max}")
+            raise ValueError(f"opt is {self.opt}, expected {self.min} to {self.max} (max)")
         return self
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The batches to measure, each once."""
+        """The distinct batch sizes to measure."""
         return tuple(sorted({self.min, self.opt, self.max}))
 
 
 class EnginePlan(Strict):
-    """How to make a TensorRT plan from one ONNX file of the bundle.
+    """How to build a TensorRT plan from one ONNX file of the bundle.
 
-    The network is strongly typed: its precision lives in the ONNX graph, and no flag changes it.
+    The network is strongly typed: the ONNX graph sets the precision, and no flag changes it.
     """
 
     schema_version: Literal[2] = 2
@@ -63,28 +63,28 @@ class EnginePlan(Strict):
     workspace_bytes: int = Field(gt=0)
     builder_optimization_level: int = Field(ge=0, le=5)
     allow_tf32: bool
-    """Whether float32 products may round their factors to 10 bits of mantissa, as fp16 has."""
+    """Whether float32 products may round their factors to 10 bits of mantissa, as in fp16."""
     hardware_compatibility_level: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
     timing_cache_file: FileName = "timing.cache"
     tensorrt_version: MajorMinor = TENSORRT
-    """Major and minor version of the TensorRT in both images: a plan runs on no other."""
+    """Major and minor version of TensorRT in both images. A plan runs on no other version."""
     compute_capability: MajorMinor = A100
     container_image: str
     """The image to build in: TensorRT with its Python bindings."""
     serving_image: str
-    """The image to serve from; its TensorRT has to be that of `container_image`."""
+    """The image to serve from, with the TensorRT version of `container_image`."""
     tolerances: Tolerances = Tolerances()
-    """The gate: how far the plan may be from ONNX Runtime; the bundle's own, from its export."""
+    """The gate's largest differences from ONNX Runtime, as set for the export."""
     max_byte_difference: int = Field(default=32, gt=0, le=255)
-    """The gate: the largest difference of a confidence or probability, where 255 is 1.0."""
+    """The gate's largest difference of a confidence or probability, where 255 is 1.0."""
     obstacles: tuple[str, ...] = ()
-    """Why TensorRT's parser would refuse the graph: with any of them, no engine can be built."""
+    """Why TensorRT's parser would refuse the graph. With any of them, no engine is built."""
 
     @model_validator(mode="after")
     def _check_version(self) -> Self:
         if not _OLDEST <= _major_minor(self.tensorrt_version) < _BELOW:
             raise ValueError(
-                f"the builder does not know TensorRT {self.tensorrt_version}; expected 10.16 or "
+                f"the builder does not support TensorRT {self.tensorrt_version}; expected 10.16 or "
                 "later, below 12"
             )
         return self
@@ -96,16 +96,16 @@ class EnginePlan(Strict):
         return path
 
     def takes_version(self, version: str) -> bool:
-        """Tell whether a plan of this version of TensorRT, as `11.0.0.114`, is the planned one."""
+        """Return whether a TensorRT version, such as `11.0.0.114`, is the planned one."""
         return _major_minor(version) == _major_minor(self.tensorrt_version)
 
     def for_server(
         self, *, tensorrt_version: str | None = None, compute_capability: str | None = None
     ) -> "EnginePlan":
-        """The plan for another server than the planned one; None leaves what was planned.
+        """Copy the plan for another server; None keeps the planned value.
 
         Raises:
-            SettingsError: a number cannot be read, or the builder does not know the version.
+            SettingsError: a number cannot be read, or the builder does not support the version.
         """
         changes = {
             "tensorrt_version": tensorrt_version or self.tensorrt_version,
@@ -120,13 +120,13 @@ class EnginePlan(Strict):
             raise SettingsError(f"{reasons}. Give both as major.minor, such as 8.0.") from error
 
     def serving_mismatch(self, build: TensorRTBuild) -> str | None:
-        """Say why the planned serving image cannot load a plan; None where it can."""
+        """The reason why the planned serving image cannot load a plan, or None if it can."""
         if self.takes_version(build.version):
             return None
         return (
-            f"{self.plan_file} was built with TensorRT {build.version} and loads in no other, but "
-            f"{self.serving_image} has {self.tensorrt_version}: serve it from an image that has "
-            f"{build.version}, or build it again in {self.container_image}."
+            f"{self.plan_file} was built with TensorRT {build.version} and loads in no other "
+            f"version, but {self.serving_image} has {self.tensorrt_version}. Serve it from an image "
+            f"with {build.version}, or build it again in {self.container_image}."
         )
 
 
@@ -142,15 +142,15 @@ def plan_for(
 ) -> EnginePlan:
     """Decide how `artefact`, an ONNX file of the manifest's bundle, becomes a TensorRT plan.
 
-    TF32 is off for a float32 graph, which is the reference, and on for the float32 parts of a half
-    precision one: they are there for their range, and TF32 has float32's.
+    TF32 is off for a float32 graph, which is the reference. It is on for the float32 parts of a
+    half precision graph: they need the range of float32, which TF32 has.
 
-    On the synthetic model each node rounded to fp16 moved no confidence or probability by more than
-    1 of 255, rounded to bf16 by at most 10; 32 leaves room for larger models, whose labels and mean
-    confidence have limits of their own.
+    On the synthetic model, rounding each node to fp16 changed no confidence or probability by more
+    than 1 of 255; bf16 changed them by at most 10. The limit of 32 leaves room for larger models,
+    whose labels and mean confidence have their own limits.
 
     Raises:
-        SettingsError: the artefact is not an ONNX graph in floating point.
+        SettingsError: the artefact is not a floating point ONNX graph.
     """
     if artefact.format != "onnx" or artefact.precision == "int8":
         raise SettingsError(
@@ -179,18 +179,18 @@ def read_engine_plan(bundle: Path) -> EnginePlan:
     """Read a bundle's `engine_plan.json`.
 
     Raises:
-        BundleError: it is missing, or of another version.
+        BundleError: the file is missing, damaged or of another version.
     """
     path = bundle / ENGINE_PLAN_FILE
     if not path.is_file():
         raise BundleError(
-            f"{path} is missing: it says how to build the plan. Export the checkpoint again."
+            f"{path} is missing; it specifies the plan to build. Export the checkpoint again."
         )
     try:
         return EnginePlan.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (ValidationError, ValueError) as error:
         raise BundleError(
-            f"{path} cannot be followed: {error}. Export the checkpoint again with this version "
+            f"{path} is not valid: {error}. Export the checkpoint again with this version "
             "of FocalPath."
         ) from error
 

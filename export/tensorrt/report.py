@@ -1,4 +1,4 @@
-"""`engine_report.json`: what a TensorRT plan did on the machine that built it."""
+"""`engine_report.json`: measurements of a TensorRT plan on the machine that built it."""
 
 from collections.abc import Iterator
 
@@ -10,53 +10,53 @@ CARD_HEADING = "## TensorRT engine"
 
 
 class Latency(Strict):
-    """Milliseconds of one call with its data already on the GPU."""
+    """Latency of one call in milliseconds, with its data already on the GPU."""
 
     p50_ms: float
     p99_ms: float
 
 
 class BatchReport(Strict):
-    """What was measured at one batch size of the profile."""
+    """Measurements at one batch size of the profile."""
 
     batch_size: int
     parity: ArtefactParity
-    """Against ONNX Runtime with the reference file."""
+    """Comparison with ONNX Runtime on the reference file."""
     latency: Latency
     cuda_graph_latency: Latency
 
 
 class EngineReport(Strict):
-    """What the plan did on the machine that built it."""
+    """Measurements of the plan on the machine that built it."""
 
     gpu: str
     compute_capability: str
     tensorrt_version: str
     container_image: str | None
-    """NVIDIA's image that it was built in; None outside of one."""
+    """NVIDIA's image of the build, or None outside a container."""
     plan_bytes: int
     reference_file: str
-    """The ONNX file that ONNX Runtime answered with."""
+    """The ONNX file that ONNX Runtime ran."""
     tiles: str
     num_tiles: int
     has_masks: bool
-    """Whether the classes' scores are against masks; else against ONNX Runtime's labels."""
+    """Whether scores per class compare with masks; otherwise, with ONNX Runtime's labels."""
     num_layers: int
     num_attention: int
-    """Attentions in the ONNX graph."""
+    """Number of attentions in the ONNX graph."""
     num_fused_attention: int
-    """Layers of the plan that compute a whole attention in one kernel."""
+    """Number of the plan's layers that compute a whole attention in one kernel."""
     batches: tuple[BatchReport, ...]
 
     @property
     def label_agreement(self) -> float:
-        """The least of any batch size."""
+        """The lowest agreement of all batch sizes."""
         return min(batch.parity.label_agreement for batch in self.batches)
 
     def summary(self) -> Iterator[str]:
-        """What a user wants to know at once, a line each."""
+        """The main results, one line each."""
         yield (
-            f"TensorRT {self.tensorrt_version} on {self.gpu}: ONNX Runtime's label on "
+            f"TensorRT {self.tensorrt_version} on {self.gpu}: agrees with ONNX Runtime on "
             f"{self.label_agreement:.4%} of the pixels of {self.tiles}"
         )
         for batch in self.batches:
@@ -68,8 +68,8 @@ class EngineReport(Strict):
         yield f"fused attentions: {self.num_fused_attention} of {self.num_attention}"
         if self.num_attention and not self.num_fused_attention:
             yield (
-                "warning: TensorRT fused no attention, so the plan is slower than it could be; an "
-                "export with --opset 23 gives it the Attention operator"
+                "warning: TensorRT fused no attention, so the plan is slower than possible. Export "
+                "with --opset 23 to give it the Attention operator."
             )
 
     def card(self) -> Iterator[str]:
@@ -84,10 +84,10 @@ class EngineReport(Strict):
         place = self.container_image or "outside a container"
         yield (
             f"Built with TensorRT {self.tensorrt_version} on {self.gpu} (compute capability "
-            f"{self.compute_capability}), {place}; it loads in that version of TensorRT only. On "
+            f"{self.compute_capability}), {place}. It loads only in that version of TensorRT. On "
             f"{self.tiles}, against `{self.reference_file}` in ONNX Runtime, the worst batch size "
             f"gives the same label on {self.label_agreement:.4%} of the pixels and loses at most "
-            f"{100 * max(lost.dice_loss, 0.0):.3f} Dice points of a class ({lost.name}, against "
+            f"{100 * max(lost.dice_loss, 0.0):.3f} Dice points per class ({lost.name}, against "
             f"{against}). {self.num_fused_attention} of {self.num_attention} attentions are fused."
         )
         yield ""

@@ -1,6 +1,6 @@
-"""Run a TensorRT plan and measure it.
+"""Runs a TensorRT plan and measures it.
 
-Memory, streams and CUDA graphs are torch's; the `tensorrt` module is passed in.
+Torch provides memory, streams and CUDA graphs. Callers pass in the `tensorrt` module.
 """
 
 import json
@@ -26,7 +26,7 @@ from serve.contract.manifest import TensorSpec
 WARM_UP_RUNS = 10
 MEASURED_RUNS = 100
 
-# TensorRT's names for a kernel of a whole attention: _gemm_mha_v2_myl3_6, fmha_v2_, _gemv_mha_v1.
+# TensorRT's names for kernels of a whole attention: _gemm_mha_v2_myl3_6, fmha_v2_, _gemv_mha_v1.
 _FUSED_ATTENTION = re.compile(r"(?<![a-z])f?mha(?![a-z])", re.IGNORECASE)
 
 _TENSORRT_TYPES = {"uint8": "UINT8", "float32": "FLOAT"}
@@ -34,7 +34,7 @@ _TORCH_TYPES = {"uint8": torch.uint8, "float32": torch.float32}
 
 
 class Gpu:
-    """What running a plan takes of CUDA: memory, one stream, graphs, a clock."""
+    """The parts of CUDA that a plan needs: memory, one stream and graphs."""
 
     def __init__(self) -> None:
         major, minor = torch.cuda.get_device_capability()
@@ -49,20 +49,20 @@ class Gpu:
 
     @property
     def stream_handle(self) -> int:
-        """The stream as TensorRT takes it: a `cudaStream_t` as an integer."""
+        """The `cudaStream_t` as an integer, for TensorRT."""
         return int(self._stream.cuda_stream)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Device memory for a tensor."""
+        """Allocate device memory for a tensor."""
         return torch.empty(shape, dtype=dtype, device="cuda")
 
     def synchronize(self) -> None:
-        """Wait for all that was given to the device."""
+        """Wait for all work on the device."""
         torch.cuda.synchronize()
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        """Record one call as a CUDA graph and return what replays it."""
-        run()  # TensorRT does its work for a new shape at the first call, which a graph cannot hold
+        """Record one call as a CUDA graph; return a function that replays it."""
+        run()  # the first call with a new shape does work that a graph cannot record
         self.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
@@ -91,23 +91,23 @@ class PlanSession:
         self._gpu = gpu
         self._specs = {tensor.name: tensor for tensor in (*inputs, *outputs)}
         self._inputs = [tensor.name for tensor in inputs]
-        self._runtime = trt.Runtime(logger)  # it has to outlive the engine
+        self._runtime = trt.Runtime(logger)  # must outlive the engine
         self.engine = self._runtime.deserialize_cuda_engine(serialized)
         if self.engine is None:
             raise EngineError("TensorRT cannot read the plan that it just built; its log says why.")
         self._context = self.engine.create_execution_context()
         if self._context is None:
             raise EngineError(
-                "TensorRT cannot run the plan: most likely the GPU's memory is full. Stop what "
-                "else runs there, or export with a smaller maximal batch."
+                "TensorRT cannot run the plan: most likely, the GPU's memory is full. Stop other "
+                "programs on the GPU, or export with a smaller maximum batch."
             )
         self._tensors: dict[str, torch.Tensor] = {}
 
     def check_interface(self, plan: EnginePlan) -> None:
-        """Check the plan's inputs and outputs and its profile against the manifest.
+        """Check the plan's inputs, outputs and profile against the manifest.
 
         Raises:
-            EngineError: a name, a direction, a type or the profile is another.
+            EngineError: a name, a direction, a type or the profile differs.
         """
         trt, engine = self._trt, self.engine
         names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
@@ -129,10 +129,10 @@ class PlanSession:
                 raise EngineError(f"the profile of {name} is {shapes}, expected {expected}")
 
     def set_batch(self, size: int) -> None:
-        """Give the plan memory for batches of `size`.
+        """Allocate the plan's memory for batches of `size`.
 
         Raises:
-            EngineError: the plan refuses the batch, or answers in another shape.
+            EngineError: the plan refuses the batch, or its outputs have another shape.
         """
         self._tensors = {
             name: self._gpu.empty(_with_batch(spec, size), _TORCH_TYPES[spec.dtype])
@@ -159,11 +159,11 @@ class PlanSession:
             raise EngineError("TensorRT failed to run the plan; its log above says why.")
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The memory of an input or output, for the batch that was set."""
+        """The memory of an input or output at the current batch size."""
         return self._tensors[name]
 
     def answer(self, images: NDArray[np.uint8]) -> Answers:
-        """Run all images, in batches of the size that was set; the last is filled up."""
+        """Run all images in batches of the current size; the last batch is padded."""
         image = self._tensors[self._inputs[0]]
         size = image.shape[0]
         parts: list[Outputs] = []
@@ -185,7 +185,7 @@ class PlanSession:
 
 
 def measure_latency(gpu: Gpu, run: Callable[[], None]) -> Latency:
-    """Time a call from giving it to the device until the device is done."""
+    """Time a call from its submission until the device has finished."""
     for _ in range(WARM_UP_RUNS):
         run()
     gpu.synchronize()
@@ -210,7 +210,7 @@ def count_fused_attention(trt: ModuleType, engine: Any) -> int:
 
 
 def count_attention(path: Path) -> int:
-    """Count a graph's attentions: the operator, or a softmax that goes into a product."""
+    """Count a graph's attentions: Attention operators, and softmaxes that feed a product."""
     graph = ModelGraph(onnx.load(str(path), load_external_data=False))
 
     def feeds_a_product(index: int) -> bool:
@@ -231,7 +231,7 @@ def _with_batch(spec: TensorSpec, size: int) -> tuple[int, ...]:
 
 
 def _kernel(layer: str) -> str:
-    """A layer's name and tactic; its metadata quote the names of ONNX nodes, which tell nothing."""
+    """A layer's name and tactic. Its metadata only repeat names of ONNX nodes."""
     try:
         information = json.loads(layer)
     except json.JSONDecodeError:

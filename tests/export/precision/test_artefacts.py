@@ -75,10 +75,9 @@ def test_without_automatic_islands_such_a_block_is_refused_by_name(
 ) -> None:
     found = _make(tmp_path, said, PEAKS, auto_islands=False)
     assert not found.passed
-    assert found.failures[0] == (
-        f"{SECOND} reaches 9,000 on tile tile_1, more than 6,550; name it with --fp32-islands, or "
-        "leave out --no-auto-islands"
-    )
+    refusal = found.failures[0]
+    for value in (SECOND, "9,000", "tile_1", "6,550", "--fp32-islands", "--no-auto-islands"):
+        assert value in refusal
 
 
 def test_a_named_island_satisfies_the_audit(tmp_path: Path, said: list[str]) -> None:
@@ -89,19 +88,18 @@ def test_a_named_island_satisfies_the_audit(tmp_path: Path, said: list[str]) -> 
 def test_a_constant_beyond_float16_becomes_an_island(tmp_path: Path, said: list[str]) -> None:
     found = _make(tmp_path, said, gain=1e6)
     assert (found.passed, found.fp32_islands) == (True, (FIRST,))
-    assert said == [
-        f"Kept in float32: {FIRST} has the constant gain that reaches 1e+06, float16 ends at 65,504"
-    ]
+    (message,) = said
+    for value in (FIRST, "gain", "1e+06", "65,504"):
+        assert value in message
 
 
 def test_without_automatic_islands_such_a_constant_is_a_refusal_and_no_end(
     tmp_path: Path, said: list[str]
 ) -> None:
     found = _make(tmp_path, said, gain=1e6, auto_islands=False)
-    assert found.failures == (
-        f"{FIRST} has the constant gain that reaches 1e+06, float16 ends at 65,504; name it with "
-        "--fp32-islands, or leave out --no-auto-islands",
-    )
+    (refusal,) = found.failures
+    for value in (FIRST, "gain", "1e+06", "65,504", "--fp32-islands", "--no-auto-islands"):
+        assert value in refusal
 
 
 def test_half_precision_of_which_nothing_is_left_is_refused(

@@ -96,7 +96,7 @@ class TestPlan:
 
     def test_an_optimum_above_the_largest_batch_is_refused(self, bundle: Path) -> None:
         manifest = read_bundle(bundle)
-        with pytest.raises(ValueError, match="opt is 9, expected 1 to max, 8"):
+        with pytest.raises(ValueError, match=r"opt is 9.*8"):
             plan_for(manifest, manifest.artefacts[0], opt_batch_size=9)
 
     def test_it_targets_an_a100_in_nvidias_container(self, bundle: Path) -> None:
@@ -264,7 +264,7 @@ class TestBuild:
         trt.parser_errors = [("node_a", "no such operator"), ("node_b", "axes must be constant")]
         with pytest.raises(EngineError) as caught:
             _build(bundle, trt)
-        assert "build with TensorRT 11.0, or export again with another --opset" in str(caught.value)
+        assert "TensorRT 11.0, or export again with another --opset" in str(caught.value)
         assert "node_a: no such operator" in str(caught.value)
         assert "node_b: axes must be constant" in str(caught.value)
 

@@ -101,7 +101,7 @@ class TestUint8:
             node("ConstantOfShape", ["shape"], ["y"]),
             input_type=UINT8,
         )
-        assert "let Shape take the Cast's output" in _only(model).fix
+        assert "Let Shape take the Cast's output" in _only(model).fix
 
     def test_a_cast_from_an_integer_is_refused(self) -> None:
         model = _model(
@@ -111,7 +111,7 @@ class TestUint8:
         )
         violation = _only(model)
         assert violation.node == "the_Cast"
-        assert "cast to float32, then to uint8" in violation.fix
+        assert "Cast to float32, then to uint8" in violation.fix
 
     def test_a_cast_to_bfloat16_is_refused(self) -> None:
         model = _model(
@@ -287,7 +287,7 @@ class TestBundle:
     def test_what_a_file_breaks_is_named_with_its_fix(self, toy_bundle: Path) -> None:
         (obstacle,) = engine_obstacles(toy_bundle / "model.onnx")
         assert "Cast -> labels" in obstacle
-        assert "cast to float32" in obstacle
+        assert "Cast to float32" in obstacle
 
     def test_a_clean_file_has_no_obstacle(self, tmp_path: Path) -> None:
         onnx.save(_model(node("Relu", ["x"], ["y"])), tmp_path / "model.onnx")
