@@ -125,8 +125,8 @@ class EnginePlan(Strict):
             return None
         return (
             f"{self.plan_file} was built with TensorRT {build.version} and loads in no other "
-            f"version, but {self.serving_image} has {self.tensorrt_version}. Serve it from an image "
-            f"with {build.version}, or build it again in {self.container_image}."
+            f"version, but {self.serving_image} has {self.tensorrt_version}. Serve it from an "
+            f"image with {build.version}, or build it again in {self.container_image}."
         )
 
 
