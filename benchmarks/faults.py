@@ -1,4 +1,4 @@
-"""Faults while clients ask: Triton killed, a worker of the service killed."""
+"""Injects faults under load: kills Triton or a worker of the service."""
 
 import asyncio
 import time
@@ -16,14 +16,14 @@ _SAMPLE_EVERY_S = 0.25
 
 @dataclass
 class FaultRun:
-    """What the clients and `/readyz` saw, and when what was done; seconds after the start."""
+    """Answers, samples of `/readyz` and times of events, in seconds after the start."""
 
     answers: list[Answer] = field(default_factory=list)
     readiness: list[tuple[float, str]] = field(default_factory=list)
     events: dict[str, float] = field(default_factory=dict)
 
     def outcomes_between(self, begin_s: float, end_s: float) -> set[str]:
-        """Outcomes of the requests that began after the one time and ended before the other."""
+        """Outcomes of the requests that began after `begin_s` and ended before `end_s`."""
         return {
             answer.outcome
             for answer in self.answers
@@ -42,7 +42,7 @@ async def run_with_fault(
     seconds: float,
     do: Callable[[Callable[[str], None]], Awaitable[None]],
 ) -> FaultRun:
-    """Have the clients ask, sample `/readyz`, and `do` what it then says has happened."""
+    """Send requests and sample `/readyz` while `do` injects a fault and reports its events."""
     start = time.perf_counter()
     run = FaultRun()
 
@@ -68,7 +68,7 @@ async def run_with_fault(
 def triton_killed(
     triton: TritonServer, *, after_s: float, down_s: float
 ) -> Callable[[Callable[[str], None]], Awaitable[None]]:
-    """Kill Triton with SIGKILL, and start it again."""
+    """Make a fault that kills Triton with SIGKILL and restarts it."""
 
     async def do(happened: Callable[[str], None]) -> None:
         await asyncio.sleep(after_s)
@@ -86,7 +86,7 @@ def triton_killed(
 def worker_killed(
     pid: int, *, after_s: float
 ) -> Callable[[Callable[[str], None]], Awaitable[None]]:
-    """Kill one of the service's worker processes with SIGKILL, and wait for its successor."""
+    """Make a fault that kills a worker process with SIGKILL and waits for its replacement."""
 
     async def do(happened: Callable[[str], None]) -> None:
         await asyncio.sleep(after_s)
@@ -102,7 +102,7 @@ def worker_killed(
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    """The service's processes that answer requests."""
+    """The service's worker processes."""
     workers = []
     for process in psutil.Process(pid).children(recursive=True):
         try:

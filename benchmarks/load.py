@@ -1,7 +1,8 @@
-"""`make load`: the service under load, bad input and faults, all of it on 127.0.0.1 and bounded.
+"""`make load`: tests the service under load, bad input and faults, in bounded time.
 
-It starts what it loads itself, over the toy bundle, whose right labels are known, so that the
-service and not the model is the limit. For your own service and model: `python -m serve load`.
+It starts the service on 127.0.0.1 with the toy bundle, whose correct labels are known. The toy
+model is so fast that the service is the limit. For your own service and model, use
+`python -m serve load`.
 """
 
 import asyncio
@@ -43,29 +44,29 @@ from tests.support.triton_server import TritonServer
 NUM_CLIENTS = 64
 NUM_CLIENTS_IN_FAULTS = 16
 MAX_WAITING = 16
-"""Of the service that is overloaded."""
+"""Number of requests that may wait in the overloaded service."""
 TIME_LIMIT_S = 5.0
-"""For a refusal."""
+"""Longest time for a refusal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Load a service, send it bad input, kill what it needs; write what came of it."""
+    """Test a service under load, bad input and faults, and write the results."""
 
     out: Path = Path("artifacts/results/serve")
     """Folder for load.json, load.md and load.png."""
     seconds: float = 60.0
-    """Length of the steady load; the others take a third or half of it."""
+    """Length of the steady load. The other loads take a third or half of it."""
 
 
 def probes(count: int) -> list[Probe]:
-    """One image a client: each of one class, and of a size of its own."""
+    """One image per client, each of one class and of a different size."""
     return [probe_of(1 + index % 5, 40 + 4 * index) for index in range(count)]
 
 
 @contextmanager
 def started(folder: Path, **settings: str) -> Iterator[tuple[str, psutil.Process]]:
-    """A service over the toy bundle whose workers all answer."""
+    """Start a service with the toy bundle and wait until all its workers are ready."""
     bundle = write_toy_bundle(folder / "bundle")
     log = folder / "log.txt"
     with service_process(bundle, log, python=None, threads="1", **settings) as (url, process):
@@ -76,7 +77,7 @@ def started(folder: Path, **settings: str) -> Iterator[tuple[str, psutil.Process
 
 
 def steady(folder: Path, seconds: float) -> dict[str, Any]:
-    """As many clients as the service takes at once."""
+    """Load the service with as many clients as it accepts at once."""
     settings = {"workers": "2", "max_waiting": str(NUM_CLIENTS)}
     with started(folder, **settings) as (url, process):
         report = asyncio.run(measure_load(url, probes(NUM_CLIENTS), seconds, pid=process.pid))
@@ -85,7 +86,7 @@ def steady(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 def overload(folder: Path, seconds: float) -> dict[str, Any]:
-    """Four times as many clients as the service lets wait."""
+    """Load the service with four times as many clients as may wait."""
     settings = {"workers": "1", "max_waiting": str(MAX_WAITING)}
 
     async def run(url: str, pid: int) -> tuple[LoadReport, int]:
@@ -95,7 +96,9 @@ def overload(folder: Path, seconds: float) -> dict[str, Any]:
             while not load.done():
                 metrics = (await client.get(f"{url}/metrics")).text
                 found = re.search(r"^focalpath_requests_in_progress (\S+)$", metrics, re.MULTILINE)
-                most = max(most, int(float(found[1])) - 1 if found else 0)  # without this one
+                most = max(
+                    most, int(float(found[1])) - 1 if found else 0
+                )  # minus the request for the metrics
                 await asyncio.sleep(0.1)
         return await load, most
 
@@ -106,7 +109,7 @@ def overload(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 def malformed(folder: Path) -> dict[str, Any]:
-    """Every malformed upload, one after the other, with good requests in between."""
+    """Send every malformed upload in turn, with good requests in between."""
     kinds: defaultdict[str, list[float]] = defaultdict(list)
     statuses: defaultdict[str, Counter[str]] = defaultdict(Counter)
     not_refused = num_good = 0
@@ -120,14 +123,14 @@ def malformed(folder: Path) -> dict[str, Any]:
             not_refused += not is_refused(response)
             if index % 10 == 0:
                 num_good += 1
-                assert answers_rightly(client, url), f"no right answer after {upload.kind}"
+                assert answers_rightly(client, url), f"wrong answer after {upload.kind}"
         for kind, sent in INVALID_HTTP.items():
             start = time.perf_counter()
             status, _, body = exchange(address_of(url), sent)
-            kinds["no HTTP"].append(time.perf_counter() - start)
-            statuses["no HTTP"][str(status)] += 1
+            kinds["invalid HTTP"].append(time.perf_counter() - start)
+            statuses["invalid HTTP"][str(status)] += 1
             not_refused += not (400 <= status < 500 and {"error", "code"} == set(json.loads(body)))
-            assert answers_rightly(client, url), f"no right answer after {kind}"
+            assert answers_rightly(client, url), f"wrong answer after {kind}"
         readable = Counter(str(post(client, url, one).status_code) for one in readable_uploads())
         is_same = workers == [worker.pid for worker in workers_of(process.pid)]
     times = sorted(seconds for one in kinds.values() for seconds in one)
@@ -149,7 +152,7 @@ def malformed(folder: Path) -> dict[str, Any]:
 
 
 def triton_fault(folder: Path, seconds: float) -> dict[str, Any]:
-    """Triton killed and started again while clients ask."""
+    """Kill and restart Triton under load."""
     repository = folder / "repository"
     publish(write_toy_bundle(folder / "bundle"), repository)
     with TritonServer(repository) as triton:
@@ -171,7 +174,7 @@ def triton_fault(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 def worker_fault(folder: Path, seconds: float, num_workers: int) -> dict[str, Any]:
-    """One worker of the service killed while clients ask."""
+    """Kill one worker of the service under load."""
     with started(folder, workers=str(num_workers)) as (url, process):
         fault = worker_killed(process.pid, after_s=seconds / 5)
         run = asyncio.run(run_with_fault(url, probes(NUM_CLIENTS_IN_FAULTS), seconds, fault))
@@ -184,7 +187,7 @@ def worker_fault(folder: Path, seconds: float, num_workers: int) -> dict[str, An
 
 
 def described(run: FaultRun, seconds: float) -> dict[str, Any]:
-    """What is told of every fault."""
+    """Summarise a run with a fault."""
     report = summarise_answers(run.answers, num_clients=NUM_CLIENTS_IN_FAULTS, seconds=seconds)
     changes: list[tuple[float, str]] = []
     for at_s, code in run.readiness:
@@ -203,22 +206,22 @@ def described(run: FaultRun, seconds: float) -> dict[str, Any]:
 
 
 def as_markdown(results: dict[str, Any]) -> str:
-    """The numbers, for readers."""
+    """Write the results as Markdown."""
     machine = results["machine"]
     return "\n".join(
         [
             "# Load, faults and bad input",
             "",
             f"Written by `make load` on {machine['num_cpus']} cores of {machine['processor']}, "
-            "which the clients share with the service. The model is the tests' toy, one "
-            "convolution, so that the service is the limit and the right labels are known; each "
-            "client checks the labels of its own image, one of a size that no other has.",
+            "which the clients share with the service. The model is the tests' toy, a single "
+            "convolution, so the service is the limit, and the correct labels are known. Each "
+            "client checks the labels of its own image, which has a size of its own.",
             "",
             _table_of_loads(results),
             "",
             *_what_was_seen(results),
             "",
-            "![Memory under steady load; answers a second while Triton is killed](load.png)",
+            "![Memory under steady load; answers per second while Triton is killed](load.png)",
             "",
             *_bad_input(results["malformed"]),
             "",
@@ -253,19 +256,20 @@ def _what_was_seen(results: dict[str, Any]) -> list[str]:
         f"- **Steady** (2 workers, up to {NUM_CLIENTS} requests each): memory "
         f"{memory['mebibytes'][0]:g} MiB at the start, {memory['mebibytes'][-1]:g} MiB at the "
         f"end, {memory['growth_in_second_half']:+.1%} over the second half.",
-        f"- **Overload** (1 worker that lets {MAX_WAITING} wait): what is beyond is a 429 with "
-        f"`Retry-After`; at most {results['overload']['most_in_progress']} requests were seen "
-        "inside at a time.",
-        f"- **Triton killed** (SIGKILL) and started again {down_s:.1f} s later: while it was down "
-        f"the answers were {', '.join(triton['outcomes_while_down'])}; "
-        f"{triton['right_again_after_s']:g} s after Triton was ready the first was right again; "
-        f"the service was {'not ' if triton['service_not_started_again'] else ''}started again. "
+        f"- **Overload** (1 worker, at most {MAX_WAITING} waiting requests): the service answers "
+        "further requests with 429 and `Retry-After`. At most "
+        f"{results['overload']['most_in_progress']} requests were in progress at a time.",
+        f"- **Triton killed** (SIGKILL) and restarted {down_s:.1f} s later: while it was down, "
+        f"the answers were {', '.join(triton['outcomes_while_down'])}. The first correct answer "
+        f"came {triton['right_again_after_s']:g} s after Triton was ready. The service was "
+        f"{'not ' if triton['service_not_started_again'] else ''}restarted. "
         f"`/readyz`: {_codes(triton)}.",
-        "- **Worker killed** (SIGKILL). Of two: the other answered on, and BentoML had another one "
-        f"after {of_two['worker_replaced_after_s']:g} s (it looks every 10 s). The only one: new "
-        f"connections waited, and {alone['right_again_after_s']:g} s later the first was answered. "
-        "The requests that the killed worker had are lost: their connections break. "
-        f"`/readyz`: {_codes(of_two)}; of the only one: {_codes(alone)}.",
+        "- **Worker killed** (SIGKILL). With two workers, the other kept answering, and BentoML "
+        f"replaced the killed one after {of_two['worker_replaced_after_s']:g} s (it checks every "
+        "10 s). With one worker, new connections waited, and the first answer came "
+        f"{alone['right_again_after_s']:g} s later. The killed worker's own requests are lost: "
+        f"their connections break. `/readyz` with two workers: {_codes(of_two)}; with one: "
+        f"{_codes(alone)}.",
     ]
 
 
@@ -279,8 +283,8 @@ def _bad_input(bad: dict[str, Any]) -> list[str]:
     return [
         f"## {bad['count']:,} malformed uploads",
         "",
-        f"{bad['not_refused']} were answered with anything but a 4xx with a JSON error; all "
-        f"{bad['right_answers_between']} good requests in between were answered rightly, by "
+        f"{bad['not_refused']} got an answer other than a 4xx with a JSON error. All "
+        f"{bad['right_answers_between']} good requests in between got correct answers from "
         f"{'the same process' if bad['same_worker_at_the_end'] else 'ANOTHER PROCESS'}. Median "
         f"{bad['median_ms']:g} ms, slowest {bad['slowest_ms']:g} ms.",
         "",
@@ -293,9 +297,8 @@ def _bad_input(bad: dict[str, Any]) -> list[str]:
             align="llr",
         ),
         "",
-        "Truncated and bit-flipped files count only where Pillow does not read them. Those that it "
-        "still reads are images, if damaged ones, and were answered so: "
-        f"{_counts(bad['damaged_but_readable'])}.",
+        "Truncated and bit-flipped files count only if Pillow cannot read them. Files that it "
+        f"still reads are damaged images. Their answers: {_counts(bad['damaged_but_readable'])}.",
     ]
 
 
@@ -308,7 +311,7 @@ def _codes(fault: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Memory under steady load beside the answers while Triton is killed."""
+    """Draw memory under steady load, and answers per second while Triton is killed."""
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3), layout="constrained")
@@ -323,28 +326,28 @@ def draw(results: dict[str, Any], path: Path) -> None:
         right.step(seconds, counts, where="post", color=color, label=outcome)
     down = triton["events_s"]
     right.axvspan(down["killed"], down["started"], color="0.9", label="Triton is down")
-    right.set(xlabel="seconds", ylabel="answers a second", ylim=(0, None))
-    right.set_title("Triton killed and started again", fontsize="medium")
+    right.set(xlabel="seconds", ylabel="answers per second", ylim=(0, None))
+    right.set_title("Triton killed and restarted", fontsize="medium")
     right.legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
 def holds(results: dict[str, Any]) -> list[str]:
-    """What does not hold, in words."""
+    """Name the checks that fail."""
     triton, over = results["triton_killed"], results["overload"]
     allowed = {"200", "ReadError", "RemoteProtocolError"}
     checks = {
-        "steady load fails or grows": LoadReport.model_validate(results["steady"]).holds
+        "steady load fails, or its memory grows": LoadReport.model_validate(results["steady"]).holds
         and set(results["steady"]["outcomes"]) == {"200"},
         "overload is not answered with 429": set(over["outcomes"]) == {"200", "429"},
-        "more wait than may": over["most_in_progress"] < 2 * MAX_WAITING,
+        "more requests wait than allowed": over["most_in_progress"] < 2 * MAX_WAITING,
         "a malformed upload is not refused": results["malformed"]["not_refused"] == 0,
         "a refusal is slow": results["malformed"]["slowest_ms"] < 1000 * TIME_LIMIT_S,
         "the service crashed": results["malformed"]["same_worker_at_the_end"],
-        "Triton's end is no 503": set(triton["outcomes"]) == {"200", "503"}
+        "the answer without Triton is not 503": set(triton["outcomes"]) == {"200", "503"}
         and triton["outcomes_while_down"] == ["503"],
-        "a worker's end costs more than its own": all(
+        "a killed worker costs requests of others": all(
             set(one["outcomes"]) <= allowed for one in results["worker_killed"]
         ),
     }
@@ -352,7 +355,7 @@ def holds(results: dict[str, Any]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run everything, write it, and say what does not hold."""
+    """Run everything, write the results and print failed checks."""
     options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.load")
     with tempfile.TemporaryDirectory(prefix="focalpath-load-") as scratch:
         folders = iter(range(100))
@@ -375,7 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (options.out / "load.md").write_text(as_markdown(results), encoding="utf-8")
     draw(results, options.out / "load.png")
     for name in (wrong := holds(results)):
-        print(f"does not hold: {name}", file=sys.stderr)
+        print(f"failed check: {name}", file=sys.stderr)
     print(f"wrote {options.out}/load.json, load.md and load.png")
     return 1 if wrong else 0
 

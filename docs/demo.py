@@ -1,6 +1,6 @@
-"""The demo, from synthetic tissue to a served segmentation: what `make demo` runs.
+"""The demo behind `make demo`: from synthetic tissue to a served segmentation.
 
-It only calls the three command lines, as a user would, and draws one figure of what came back.
+It calls the three command lines, as a user would, and draws one figure of the results.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _START_TIMEOUT_S = 60.0
 
 
 def main() -> None:
-    """Run every step, tell its time, and say where the results are."""
+    """Run all steps; print the total time and where the results are."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("data", "checkpoint", "bundle", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
@@ -53,7 +53,7 @@ def main() -> None:
     print(f"\nDone in {minutes} min {seconds} s. Look at:")
     for name in ("overview.png", "training.png", *(f"{i.stem}.overlay.png" for i in images)):
         print(f"  {paths.out / name}")
-    print("The service is stopped; `make serve` starts it again.")
+    print("The service has stopped. `make serve` starts it again.")
 
 
 def _step(title: str, *arguments: str | Path) -> None:
@@ -75,7 +75,7 @@ def write_images(data: Path, out: Path) -> list[Path]:
 
 
 def richest_test_tile(data: Path) -> str:
-    """The held-out tile with the most classes, the rarest of them as large as can be."""
+    """The held-out tile with the most classes; among equals, with the largest rarest class."""
     with (data / "folds.csv").open(newline="", encoding="utf-8") as file:
         held_out = [row["img_id"] for row in csv.DictReader(file) if row["fold"] == "-1"]
 
@@ -89,7 +89,7 @@ def richest_test_tile(data: Path) -> str:
 
 @contextmanager
 def running_service(bundle: Path, log: Path) -> Iterator[str]:
-    """Start the HTTP service on a free port of the loopback interface, and stop it at the end."""
+    """Start the HTTP service on a free port of 127.0.0.1, and stop it at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
