@@ -11,11 +11,10 @@ import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.contract.errors import ImageError, OptionError
+from serve.contract.errors import OptionError
 from serve.images.readers.errors import (
     ReaderMissingError,
     SlideChannelsError,
-    SlideError,
     SlideFormatError,
     SlideReadError,
     SlideScaleError,
@@ -23,6 +22,7 @@ from serve.images.readers.errors import (
 from serve.images.readers.openslide import check_openslide_version
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import READERS, open_reader, reader_class
+from tests.support.errors import raises
 from tests.support.real_slide import real_dicom, real_slide
 from tests.support.slides import tissue_pixels, write_aperio
 
@@ -157,7 +157,7 @@ def test_a_slide_without_um_per_pixel_is_named_and_not_guessed(
     path = write_aperio(tmp_path / "unscaled.svs", pixels, mpp=None)
     with open_reader(path) as slide:
         assert (slide.mpp, slide.mpp_source) == (None, "unknown")
-        with pytest.raises(SlideScaleError, match=r"unscaled\.svs.*--mpp"):
+        with raises(SlideScaleError, path.name, "--mpp"):
             slide.at_mpp(0.5)
     with open_reader(path, mpp=0.25) as slide:
         assert (slide.mpp, slide.mpp_source) == (0.25, "given")
@@ -174,7 +174,7 @@ def test_a_claim_of_a_screen_is_not_believed(tmp_path: Path, pixels: NDArray[np.
         resolutionunit=2,
         metadata=None,
     )
-    with open_reader(path) as slide, pytest.raises(SlideScaleError, match="352"):
+    with open_reader(path) as slide, raises(SlideScaleError, "352"):
         slide.require_mpp()
 
 
@@ -190,14 +190,14 @@ def test_an_absurd_um_per_pixel_is_refused(mpp: float, svs: Path) -> None:
 )
 def test_what_is_no_slide_is_named(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ImageError, match=name):
+    with raises(SlideFormatError, name):
         open_reader(tmp_path / name)
 
 
 def test_a_missing_file_and_an_empty_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SlideFormatError, match="gone"):
+    with raises(SlideFormatError, "gone.svs"):
         open_reader(tmp_path / "gone.svs")
-    with pytest.raises(SlideFormatError, match=tmp_path.name):
+    with raises(SlideFormatError, tmp_path.name):
         open_reader(tmp_path)
 
 
@@ -216,13 +216,13 @@ def test_a_truncated_slide_fails_where_it_is_cut(
     broken.write_bytes(content)
     with open_reader(broken, reader) as slide:
         slide.read(0, 0, 0, 100, 100)
-        with pytest.raises(SlideReadError, match=r"broken\.svs"):
+        with raises(SlideReadError, broken.name):
             slide.read(0, 0, 0, WIDTH, HEIGHT)
 
 
 def test_a_compression_without_a_codec_is_named(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
     path = write_aperio(tmp_path / "codec.svs", pixels, compression="jpeg2000")
-    with pytest.raises(SlideFormatError, match=r"codec\.svs.*compression"):
+    with raises(SlideFormatError, path.name, "compression"):
         open_reader(path)
 
 
@@ -246,17 +246,17 @@ def test_deep_and_fluorescent_slides_are_refused_by_name(
         write_ome_zarr(tmp_path / "two.zarr", pixels[..., :2]),
     ]
     for path in paths:
-        with pytest.raises(SlideChannelsError, match=path.name):
+        with raises(SlideChannelsError, path.name):
             open_reader(path)
 
 
 def test_unknown_readers_and_missing_libraries_are_told(
     svs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ReaderMissingError, match="openslide"):
+    with raises(ReaderMissingError, "bioformats", "openslide"):
         open_reader(svs, "bioformats")
     monkeypatch.setitem(READERS, "other", "a_library_that_is_not_there:Reader")
-    with pytest.raises(ReaderMissingError, match="install"):
+    with raises(ReaderMissingError, "install"):
         reader_class("other")
 
 
@@ -268,7 +268,7 @@ def test_a_reader_is_added_by_one_entry(svs: Path, monkeypatch: pytest.MonkeyPat
 
 def test_an_openslide_with_known_security_faults_is_refused() -> None:
     check_openslide_version(openslide.__library_version__)
-    with pytest.raises(ReaderMissingError, match=r"4\.0\.0"):
+    with raises(ReaderMissingError, "4.0.0"):
         check_openslide_version("4.0.0")
 
 
@@ -278,6 +278,6 @@ def test_a_replaced_slide_is_noticed(tmp_path: Path, pixels: NDArray[np.uint8]) 
         before = slide.fingerprint()
         slide.check_unchanged()
         write_aperio(path, pixels[::-1])
-        with pytest.raises(SlideError, match="replaced"):
+        with raises(SlideError, path.name):
             slide.check_unchanged()
         assert slide.fingerprint() != before
