@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.errors import raises
 from train.data.check import count_splits, find_warnings, report, share_table
 from train.data.folder import read_tile_folder
-from train.errors import FocalPathError
+from train.errors import FocalPathError, MaskError
 
 Rows = list[tuple[str, int, str]]
 ROWS: Rows = [("a", 1, "one"), ("b", 0, "two"), ("c", -1, "three")]
@@ -80,7 +81,7 @@ def test_a_missing_resolution_is_named(tmp_path: Path) -> None:
 
 
 def test_a_magnification_given_as_mpp_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FocalPathError, match=r"mpp 40\.0.*0\.05 to 20"):
+    with raises(FocalPathError, 40.0, 0.05, 20):
         warnings_of(write_data(tmp_path / "data", mpp=40))
 
 
@@ -136,7 +137,7 @@ def test_images_that_folds_csv_forgets_are_named(tmp_path: Path) -> None:
 def test_a_mask_that_training_cannot_read_is_an_error(tmp_path: Path) -> None:
     root = write_data(tmp_path / "data")
     relabel(root, "b", np.full((10, 10), 3))
-    with pytest.raises(FocalPathError, match="has the label 3"):
+    with raises(MaskError, "label 3"):
         report(root)
 
 

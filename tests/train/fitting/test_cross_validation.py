@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.errors import raises
 from tests.support.toy_data import toy_settings
 from train.data.folder import read_tile_folder
 from train.errors import FocalPathError
@@ -73,7 +74,7 @@ def test_a_finished_fold_is_not_trained_again(
 def test_a_fold_of_other_settings_is_not_taken_for_this_one(
     validated: tuple[Path, CrossValidation], grouped: Path
 ):
-    with pytest.raises(FocalPathError, match="fold0.*other settings"):
+    with raises(FocalPathError, "fold0"):
         cross_validate(toy_settings(), grouped, validated[0], 3)
 
 
@@ -81,6 +82,6 @@ def test_a_fold_of_other_settings_is_not_taken_for_this_one(
 def test_folds_that_cannot_be_are_refused(
     num_folds: int, named: str, grouped: Path, tmp_path: Path
 ):
-    with pytest.raises(FocalPathError, match=named):
+    with raises(FocalPathError, named):
         cross_validate(settings(), grouped, tmp_path / "run", num_folds)
     assert not (tmp_path / "run").exists()

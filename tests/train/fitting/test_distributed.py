@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tests.support import ROOT
 from tests.support.distributed import settings_of
+from tests.support.errors import raises
 from train.data.folder import read_tile_folder
 from train.data.pixels import count_each
 from train.errors import FocalPathError
@@ -139,7 +140,7 @@ def test_two_nodes_of_two_devices_share_all_tiles(
 
 
 def test_more_processes_than_tiles_are_refused(toy_data: Path, tmp_path: Path):
-    with pytest.raises(FocalPathError, match="has 2 validation tiles for 3 processes"):
+    with raises(FocalPathError, "2 validation tiles", "3 processes"):
         fit(settings_of(batch_size=2, devices=3), toy_data, tmp_path / "run")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.errors import raises
 from tests.support.pictures import blobs
 from train.cli import main
 from train.errors import FocalPathError
@@ -57,6 +58,6 @@ def test_an_assumed_scale_is_told_and_gives_no_area(
 
 def test_a_damaged_image_leaves_nothing_behind(toy_run: Path, images: Path, tmp_path: Path):
     (images / "large.PNG").write_bytes(b"no picture")
-    with pytest.raises(FocalPathError, match=r"large\.PNG"):
+    with raises(FocalPathError, "large.PNG"):
         predict_images(toy_run, images, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -15,6 +15,7 @@ from serve.contract.errors import OptionError
 from serve.images.readers.errors import (
     ReaderMissingError,
     SlideChannelsError,
+    SlideError,
     SlideFormatError,
     SlideReadError,
     SlideScaleError,
