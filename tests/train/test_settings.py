@@ -71,7 +71,7 @@ def test_every_preset_is_within_its_own_bounds(preset: str):
                 "as for BCSS (our choice)",
             ],
         ),
-        ("prepare bdsa", ["for BDSA 0.25 is our choice", "has no fold (our choice)"]),
+        ("prepare bdsa", ["for BDSA, 0.25 is our choice", "gives no fold (our choice)"]),
     ],
 )
 def test_the_help_says_which_values_are_our_choice(
