@@ -29,6 +29,8 @@ from tests.support import ROOT
 from tests.support.errors import raises
 from tests.support.toy_data import toy_settings
 
+pytestmark = pytest.mark.slow
+
 MODEL = toy_settings().model
 
 

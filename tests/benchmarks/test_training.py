@@ -14,6 +14,8 @@ from benchmarks.training import (
 )
 from train.model.segmenter import Segmenter, SegmenterOutput
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> BenchmarkSettings:

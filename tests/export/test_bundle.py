@@ -26,6 +26,8 @@ from tests.support.errors import raises
 from tests.support.openvino import needs_openvino
 from train.model.checkpoint import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 FILES = {
     "MODEL_CARD.md",
     "engine_plan.json",

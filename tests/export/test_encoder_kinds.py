@@ -19,6 +19,8 @@ from tests.support.toy_data import TILE_SIZE_PX, toy_settings
 from train.model.encoder_kinds import ENCODER_KINDS
 from train.model.segmenter import Segmenter
 
+pytestmark = pytest.mark.slow
+
 NUM_CLASSES = 5
 _SAME_FORM = {
     "phikon": "hipt",

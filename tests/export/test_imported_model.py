@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from export.gate.answers import onnx_answers
@@ -12,6 +13,8 @@ from tests.support.sam_path_oracle import random_sam_path
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
 from train.fitting.import_sampath import import_sampath
 from train.model.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_graph_of_an_imported_model_gives_all_labels_of_sam_path(tmp_path: Path):

@@ -16,6 +16,8 @@ from tests.support.toy_data import toy_settings
 from train.fitting.run import fit
 from train.model.checkpoint import read_card
 
+pytestmark = pytest.mark.slow
+
 MODEL_MPP = 0.5
 DATA_MPPS = (0.5, 0.25)
 

@@ -15,6 +15,8 @@ from tests.support import ROOT
 from tests.support.toy_gate import NUM_TILES, SIDE, painted_gate, relabelled
 from train.model.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 PIXELS = NUM_TILES * SIDE**2
 
 

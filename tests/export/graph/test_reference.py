@@ -19,6 +19,8 @@ from tests.support.toy_data import toy_settings
 from train.model.class_bias import STRATEGIES
 from train.model.segmenter import Segmenter
 
+pytestmark = pytest.mark.slow
+
 NUM_CLASSES = 4
 PADDED, EXACT = 144, 128
 """Tiles of 9 x 9 and 8 x 8 tokens; windows are 8 x 8."""

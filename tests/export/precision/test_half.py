@@ -12,6 +12,8 @@ from export.tensorrt.lint import lint
 from tests.support.errors import raises
 from tests.support.half_graphs import FIRST, SECOND, UPSCALING, two_blocks
 
+pytestmark = pytest.mark.slow
+
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 

@@ -11,6 +11,8 @@ from export.graph.to_onnx import export_onnx
 from export.precision.int8 import SENSITIVE, quantize_int8
 from train.model.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def graphs(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:

@@ -14,7 +14,7 @@ import pytest
 from tests.support import ROOT
 from tests.support.tensorrt_bindings import PACKAGES, BindingsError, compile_stubs, install_bindings
 
-pytestmark = pytest.mark.tensorrt
+pytestmark = [pytest.mark.tensorrt, pytest.mark.slow]
 
 SOURCES = tuple((ROOT / "export" / "tensorrt").glob("*.py"))
 TIMEOUT_S = 120

@@ -18,6 +18,8 @@ from serve.contract.errors import FormError, UploadTooSlowError
 from serve.service.protocol import ServiceProtocol
 from tests.support.raw_http import INVALID_HTTP, POST, address_of, exchange
 
+pytestmark = pytest.mark.slow
+
 MOMENT_S = 0.1
 
 

@@ -32,6 +32,8 @@ from tests.support.pictures import blobs, encoded, painted, rgb_png
 from tests.support.raw_http import address_of
 from tests.support.toy_bundle import TILE_SIZE_PX
 
+pytestmark = pytest.mark.slow
+
 ENDPOINTS = ("segment", "labels", "overlay", "arrays")
 TILE = blobs(TILE_SIZE_PX, TILE_SIZE_PX)
 

@@ -28,6 +28,8 @@ from serve.slides.tissue import mask_shape
 from tests.support.slide_models import CLASSES, model_info
 from tests.support.slides import VirtualSlide
 
+pytestmark = pytest.mark.slow
+
 ROWS, COLUMNS = 375, 501
 
 

@@ -22,6 +22,8 @@ from tests.support.real_slide import real_slide
 from tests.support.slide_models import PositionModel, mean_colors, model_info
 from tests.support.slides import VirtualSlide, position_byte
 
+pytestmark = pytest.mark.slow
+
 
 def begin(
     folder: Path, reader: RegionReader, mask: Mask | None = None, *, tile: int = 64, **options: Any

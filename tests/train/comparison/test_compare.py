@@ -31,6 +31,8 @@ from train.model.segmenter import Segmenter
 from train.model.weight_files import weights_sha256
 from train.settings import RuntimeSettings, Settings, WeightsSettings
 
+pytestmark = pytest.mark.slow
+
 ROWS: tuple[RowName, ...] = ("hcfa",)
 """The baseline comes along."""
 

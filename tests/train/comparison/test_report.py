@@ -23,6 +23,8 @@ from train.settings import (
     WeightsSettings,
 )
 
+pytestmark = pytest.mark.slow
+
 BASE: RowName = "base_with_focal"
 ALL_ROWS = list(paper_rows())
 

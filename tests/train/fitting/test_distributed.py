@@ -21,6 +21,8 @@ from train.fitting.run import _loaders, _trainer, evaluate, fit, print_scores
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.segmenter import Segmenter
 
+pytestmark = pytest.mark.slow
+
 
 def start(
     folder: Path, data: Path, devices: int, nodes: int, **environment: str

@@ -26,6 +26,8 @@ from train.settings import (
     WeightsSettings,
 )
 
+pytestmark = pytest.mark.slow
+
 SCALE = TileScale(tile_size_px=TILE_SIZE_PX, mpp=0.5)
 DIHEDRAL = AugmentationSettings(augment="dihedral", num_workers=0)
 

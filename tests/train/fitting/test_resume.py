@@ -15,6 +15,8 @@ from train.fitting.resume import WholeStateIO
 from train.fitting.run import _trainer, fit
 from train.settings import AugmentationSettings, RuntimeSettings, Settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(toy_run: Path, tmp_path: Path) -> Path:

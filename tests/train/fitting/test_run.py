@@ -42,6 +42,8 @@ from train.settings import (
     crag,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def changed(group: str, **values: object) -> Settings:
     settings = toy_settings()

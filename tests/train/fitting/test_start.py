@@ -8,6 +8,8 @@ from train.errors import SettingsError
 from train.fitting.start import find_start
 from train.model.segmenter import Segmenter
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_model_that_is_too_large_to_be_exported_is_refused_before_training(
     monkeypatch: pytest.MonkeyPatch,

@@ -12,6 +12,8 @@ from train.pretraining.magnification.settings import EvaluationSettings
 from train.pretraining.magnification.study import METHODS, pretrain_methods, student_tokens
 from train.pretraining.settings import PretrainSettings, ViewSettings, synthetic
 
+pytestmark = pytest.mark.slow
+
 
 def _tiny() -> PretrainSettings:
     base = synthetic()
