@@ -15,7 +15,7 @@ DEMO := artifacts/demo
 RESULTS ?= artifacts/results
 PORT ?= 3000
 # Processes that run the tests side by side.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 2
 # What `make publish` has Triton run: also onnxruntime and onnxruntime-gpu.
 TARGET ?= tensorrt-a100
 
