@@ -7,7 +7,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -211,6 +210,3 @@ class ImageRegions:
     def __setstate__(self, state: dict[str, object]) -> None:
         """Take over what is read, with nothing decoded."""
         self.__init__(state["slides"], state["_open_image"])  # type: ignore[misc]
-
-
-Opener = Callable[[Path], RegionSource]

@@ -20,10 +20,8 @@ from train.errors import FocalPathError
 from train.pretraining.footprints import Footprint
 from train.pretraining.regions import (
     ImageRegions,
-    Pyramid,
     RegionSource,
     SlideInfo,
-    read_box,
 )
 from train.pretraining.settings import ViewSettings
 
@@ -258,6 +256,3 @@ def usable_slides(
             "Take coarser --fine-mpps or finer slides."
         )
     return large
-
-
-__all__ = ["Pyramid", "SplitSource", "open_source", "read_box", "usable_slides"]

@@ -59,7 +59,7 @@ def read_tiles(
     source: RegionSource, tiles: Sequence[LabelledTile], size_px: int
 ) -> list[NDArray[np.uint8]]:
     """Read each tile's square as (size_px, size_px, 3) uint8."""
-    return [source.read(tile.slide, tile.footprint, size_px) for tile in tiles]
+    return read_squares(source, [(tile.slide, tile.footprint) for tile in tiles], size_px)
 
 
 def read_squares(

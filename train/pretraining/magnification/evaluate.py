@@ -12,7 +12,6 @@ from train.data.folder import Split
 from train.errors import FocalPathError
 from train.pretraining.footprints import Footprint
 from train.pretraining.magnification.embedding import (
-    ColorTarget,
     color_matched,
     color_target,
     embed,
@@ -162,11 +161,6 @@ class Evaluation:
     def _in_colors(self, pictures: list[NDArray[np.uint8]]) -> dict[str, list[NDArray[np.uint8]]]:
         matched = [color_matched(picture, self._target) for picture in pictures]
         return {"as is": pictures, "colour-matched": matched}
-
-    @property
-    def color_target(self) -> ColorTarget:
-        """What colour-matched tiles are brought to."""
-        return self._target
 
     def _check(self) -> None:
         for rule in (self.same_pixels, self.same_field):

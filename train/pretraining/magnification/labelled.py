@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +37,10 @@ class Masks(Protocol):
         ...
 
 
+_KEPT_MASKS = 8
+"""Masks kept decoded: the squares of one slide are looked up one after the other."""
+
+
 @dataclass(frozen=True)
 class LabelledSlides:
     """Slides whose splits and labels are known."""
@@ -58,8 +63,9 @@ class _FolderMasks:
         folder = read_tile_folder(root)
         self.classes = folder.classes
         self._tiles = [tile for tiles in folder.tiles.values() for tile in tiles]
+        self.read = lru_cache(_KEPT_MASKS)(self._read)
 
-    def read(self, slide: int) -> tuple[NDArray[np.uint8], float]:
+    def _read(self, slide: int) -> tuple[NDArray[np.uint8], float]:
         tile = self._tiles[slide]
         assert tile.mpp is not None, "checked when the folder was opened"
         return read_labels(tile, len(self.classes)), tile.mpp
@@ -73,8 +79,9 @@ class _OcelotMasks:
             root / "annotations" / "train" / "tissue" / f"{info.name}.png" for info in source.slides
         ]
         self._mpps = [info.outer_mpp or info.base_mpp for info in source.slides]
+        self.read = lru_cache(_KEPT_MASKS)(self._read)
 
-    def read(self, slide: int) -> tuple[NDArray[np.uint8], float]:
+    def _read(self, slide: int) -> tuple[NDArray[np.uint8], float]:
         codes = read_mask(self._paths[slide], 255)
         labels = np.zeros_like(codes)
         for code, label in _OCELOT_LABELS.items():
