@@ -1,4 +1,4 @@
-"""Everything that can be set about serving, from the environment or the command line."""
+"""All settings of serving, from the environment or the command line."""
 
 import difflib
 import os
@@ -70,17 +70,16 @@ class InferenceSettings(Strict):
     max_image_megapixels: int = Field(64, ge=1, le=PILLOW_LIMIT_MEGAPIXELS)
     """Largest image in megapixels, as its header says; larger ones are refused (HTTP 413)."""
     max_image_tiles: int = Field(0, ge=0, le=10**6)
-    """Most tiles that one image may cost once it is at the model's um per pixel; images of more are
-    refused before any is computed (HTTP 413). 0: as many as max_image_megapixels has. Set it to
-    what the machine computes within request_timeout_s."""
+    """Most tiles of one image, after it is resampled to the model's um per pixel. Larger images are
+    refused before any tile is computed (HTTP 413). 0: no limit besides max_image_megapixels. Set it
+    to what the machine can compute within request_timeout_s."""
     max_batch_size: int = Field(0, ge=0, le=1024)
-    """Most tiles in one batch of ONNX Runtime, also of different requests; 0: the model's own."""
+    """Most tiles in one batch, also of different requests; 0: as many as the model takes."""
     batch_delay_ms: float = Field(2.0, ge=0, le=1000)
     """Milliseconds that a tile waits for others to share its batch."""
     parallel_batches: int = Field(1, ge=1, le=256)
-    """Batches that ONNX Runtime works on at the same time. On a CPU, images of many tiles are done
-    sooner with one batch per core, --threads 1 and --max-batch-size 1; an image of one tile then
-    takes longer."""
+    """Batches that run at the same time. On a CPU, images of many tiles finish sooner with one
+    batch per core, --threads 1 and --max-batch-size 1; an image of one tile then takes longer."""
 
     @property
     def max_upload_bytes(self) -> int:
@@ -97,8 +96,7 @@ class InferenceSettings(Strict):
         """Read the settings from FOCALPATH_* variables; what is not set keeps its default.
 
         Raises:
-            SettingsError: a variable is no setting, cannot be read as its setting's type or is out
-                of range.
+            SettingsError: a variable is not a setting, has the wrong type or is out of range.
         """
         _check_names()
         found = _Variables(_reader(cls))()
@@ -181,7 +179,7 @@ class ServeSettings(InferenceSettings):
         for origin in value:
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(
-                    f"{origin!r} is no origin; expected a scheme and a host, such as "
+                    f"{origin!r} is not an origin; expected a scheme and a host, such as "
                     "https://dsa.example:8080, or *"
                 )
         return value
@@ -205,7 +203,7 @@ def _reader(settings: type[InferenceSettings]) -> type[BaseSettings]:
 
 
 def _check_names() -> None:
-    """Raise SettingsError for a FOCALPATH_ variable that is no setting."""
+    """Raise SettingsError for a FOCALPATH_ variable that is not a setting."""
     names = list(ServeSettings.model_fields)
     for variable, value in os.environ.items():
         name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()

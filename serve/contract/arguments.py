@@ -1,4 +1,4 @@
-"""Command lines: tyro reads them, and what pydantic refuses is told as one line."""
+"""Reads command lines with tyro, and reports values that pydantic refuses in one line each."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import tyro
 from pydantic import ValidationError
 
 _USAGE_STATUS = 2
-"""Exit status of a command line that cannot be used, as tyro has it."""
+"""Exit status of an invalid command line, as tyro has it."""
 
 
 def read_arguments(
@@ -17,13 +17,13 @@ def read_arguments(
     """Read a command line.
 
     Args:
-        command: the type to make of it; a dataclass, or a union of subcommands.
-        prog: how the program is called.
-        description: what it does; by default what the type's docstring says.
+        command: the type to return; a dataclass, or a union of subcommands.
+        prog: the name of the program.
+        description: what the program does; by default the type's docstring.
         arguments: by default those of this process.
 
     Raises:
-        SystemExit: the command line cannot be used, or asks for help.
+        SystemExit: the command line is invalid, or asks for help.
     """
     try:
         return tyro.cli(command, prog=prog, description=description, args=arguments)

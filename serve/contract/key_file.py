@@ -17,7 +17,7 @@ def read_key_file(path: Path) -> list[str]:
     """The lines of a file of keys.
 
     Raises:
-        SettingsError: the file cannot be read, or is no text.
+        SettingsError: the file cannot be read, or is not text.
     """
     try:
         content = path.read_bytes()

@@ -1,7 +1,7 @@
-"""The machine that a process runs on: the one description that the whole project uses.
+"""Describes the machine that a process runs on, for the whole project.
 
-The gate records on which kind of processor it proved a runtime, serving looks whether it runs on
-such a one, and measurements name the machine that they were made on.
+The gate records the kind of processor on which a runtime passed, serving compares it with its own,
+and measurements name the machine on which they were made.
 """
 
 import os
@@ -42,7 +42,7 @@ _INSTRUCTION_SETS = {
     "bf16": "bf16",
     "sve": "sve",
 }
-"""Linux' names of the instructions that decide which kernels a runtime takes, and ours."""
+"""Instruction sets that decide which kernels a runtime uses: Linux' names, and ours."""
 
 
 class _Frozen(BaseModel):
@@ -53,17 +53,17 @@ class Processor(_Frozen):
     """A CPU."""
 
     name: str
-    """As it names itself, such as `AMD EPYC 9654 96-Core Processor`."""
+    """The name that it reports, such as `AMD EPYC 9654 96-Core Processor`."""
     vendor: str
     """`AMD`, `Intel`, `Apple`, ...; `unknown` where the system does not say."""
     architecture: str
     """`x86_64` or `aarch64`."""
     instruction_sets: tuple[str, ...]
-    """Those that decide which kernels a runtime takes."""
+    """Those that decide which kernels a runtime uses."""
 
     @property
     def kind(self) -> str:
-        """What the answers of a runtime may depend on: vendor and instruction sets, not the model.
+        """What a runtime's answers may depend on: vendor and instruction sets, but not the model.
 
         Two processors of one kind run the same kernels.
         """
@@ -81,7 +81,7 @@ class Gpu(_Frozen):
 
     @property
     def kind(self) -> str:
-        """What the answers of a runtime may depend on."""
+        """What a runtime's answers may depend on."""
         return f"NVIDIA sm_{self.compute_capability.replace('.', '')}"
 
 
@@ -111,7 +111,7 @@ def this_machine() -> Machine:
 
 @cache
 def this_processor() -> Processor:
-    """Describe the processor, from what the system says of it."""
+    """Describe the processor, as the operating system reports it."""
     if _CPU_INFO.is_file():
         return parse_cpu_info(_CPU_INFO.read_text(encoding="utf-8"), platform.machine())
     name = _output("sysctl", "-n", "machdep.cpu.brand_string").strip()
@@ -126,7 +126,7 @@ def this_processor() -> Processor:
 
 
 def parse_cpu_info(text: str, architecture: str) -> Processor:
-    """Read what Linux writes into /proc/cpuinfo.
+    """Parse the content of Linux' /proc/cpuinfo.
 
     Args:
         text: the file's content.
@@ -169,7 +169,7 @@ def visible_gpus() -> tuple[Gpu, ...]:
 
 
 def installed_versions(packages: Sequence[str]) -> dict[str, str]:
-    """The versions of those packages that are installed."""
+    """Versions of the packages that are installed; the others are left out."""
     found = {}
     for package in packages:
         try:
@@ -187,7 +187,7 @@ def _memory_gib() -> float | None:
 
 
 def _output(*command: str) -> str:
-    """What a tool of the system prints; nothing where it is missing or fails."""
+    """Output of a system tool; empty if the tool is missing or fails."""
     try:
         done = subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=_TOOL_TIMEOUT_S

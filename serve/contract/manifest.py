@@ -24,7 +24,7 @@ HexColor = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
 
 
 class TissueClass(Strict):
-    """A class by its name and the colour that it is painted in."""
+    """A class: its name, and the colour that it is painted in."""
 
     name: str = Field(min_length=1)
     color: HexColor
@@ -81,7 +81,7 @@ class Artefact(Strict):
     sha256: Sha256
     parity: Parity
     min_agreement: float | None = Field(default=None, ge=0, le=1)
-    """Least share of torch's labels that the gate asked of this precision."""
+    """Share of torch's labels that the gate required of this precision."""
     proofs: tuple[Proof, ...] = ()
     """Runtimes that may serve an ONNX file, since they passed the gate with it."""
     tensorrt: TensorRTBuild | None = None
@@ -119,11 +119,11 @@ class WarmUp(Strict):
     """npz with `image` (T, T, 3) uint8 RGB and `labels` (T, T) uint8."""
     sha256: Sha256
     min_agreement: float = Field(ge=0, le=1)
-    """Share of the labels that must be the same: other runtimes round otherwise."""
+    """Share of the labels that must be the same; below 1, since runtimes round differently."""
 
 
 class Manifest(Strict):
-    """All that a reader of the bundle needs to know of the model.
+    """Everything that a reader of the bundle needs to know about the model.
 
     Labels are uint8: 0 is unlabelled and never predicted, 1..C are `classes` in their order.
     """
@@ -138,7 +138,7 @@ class Manifest(Strict):
     opset: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    class_attention_bias: tuple[float, ...] = Field(description="the folded bias, one a class")
+    class_attention_bias: tuple[float, ...] = Field(description="the folded bias, one per class")
     predicts_iou: bool = Field(
         default=True, description="whether the head of `iou_scores` was trained; else it is noise"
     )

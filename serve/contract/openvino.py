@@ -1,8 +1,8 @@
-"""OpenVINO's own runtime on the CPU, for AMD and Intel alike.
+"""OpenVINO's own runtime on the CPU, for both AMD and Intel.
 
-It runs the bundle's bfloat16 graph, which ONNX Runtime's CPU provider cannot, and which processors
-with bfloat16 instructions answer much faster than the float32 one. The gate of the export and the
-service compile graphs with this one class, so what was measured is what answers.
+It runs the bundle's bfloat16 graph, which ONNX Runtime's CPU provider cannot run. Processors with
+bfloat16 instructions run it much faster than the float32 one. The export's gate and the service
+both compile graphs with this class, so the service runs exactly what the gate measured.
 """
 
 import queue
@@ -31,7 +31,7 @@ class OpenVinoModel:
     Args:
         path: the ONNX file.
         precision: of the graph. Without this hint OpenVINO computes a float32 graph in bfloat16
-            too, down to the last norm, and changes labels.
+            too, up to the last norm, and changes labels.
         threads: CPU threads for one inference; 0 takes one per core.
         parallel: inferences that run at the same time.
 

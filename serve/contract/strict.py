@@ -1,20 +1,20 @@
-"""The base of every pydantic model in this package, and how its refusals are told to people."""
+"""The base of every pydantic model in this package, and how its errors are put into words."""
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Strict(BaseModel):
-    """Takes the fields that it names and no others, and does not change afterwards."""
+    """A frozen model that refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def first_problem(error: ValidationError, whole: str = "") -> str:
-    """The first thing that pydantic refused, as `field: reason`.
+    """The first problem that pydantic found, as `field: reason`.
 
     Args:
         error: what pydantic raised.
-        whole: what to call the value where no single field of it is wrong.
+        whole: what to call the whole value, if no single field is wrong.
     """
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"])) or whole

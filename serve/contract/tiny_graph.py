@@ -1,4 +1,4 @@
-"""A tiny ONNX graph: whether a runtime works on this machine is seen by running it."""
+"""A tiny ONNX graph, to see whether a runtime works on this machine."""
 
 import base64
 

@@ -1,4 +1,4 @@
-"""What every runtime of the model offers, and what they share.
+"""The interface of all inference backends, and the code that they share.
 
 `serve.inference.onnxruntime` and `serve.inference.openvino` run the bundle's ONNX file in this
 process, `serve.inference.triton` asks a Triton server. All answer with the arrays of the
@@ -36,11 +36,11 @@ class Backend(Protocol):
         ...
 
     def is_ready(self) -> bool:
-        """Whether `infer` would answer now."""
+        """Whether `infer` can answer now."""
         ...
 
     def close(self) -> None:
-        """Free what the backend holds; it is not used after."""
+        """Free all resources. The backend must not be used afterwards."""
         ...
 
 
@@ -64,7 +64,7 @@ def onnx_artefact(manifest: Manifest, precision: str) -> Artefact:
     """The bundle's ONNX file of this precision.
 
     Raises:
-        BundleError: it has none.
+        BundleError: the bundle has no such file.
     """
     found = {a.precision: a for a in manifest.artefacts if a.format == "onnx"}
     if precision not in found:

@@ -1,8 +1,8 @@
-"""Tiles of one request and of many share the model: in batches here, or concurrently on Triton.
+"""Batches the tiles of all requests in this process, or sends them to Triton concurrently.
 
-BentoML has adaptive batching too, but only between its own `@bentoml.api` methods and their HTTP
-route: the endpoints here are a mounted application, and a method that is called in the process
-passes its dispatcher by. Triton batches by itself what reaches it at the same time.
+BentoML has adaptive batching too, but only for its own `@bentoml.api` routes. The endpoints here
+are a mounted application, which its dispatcher never sees. Triton itself batches the requests that
+arrive together.
 """
 
 import contextvars
@@ -23,14 +23,14 @@ from serve.inference.backend import Backend
 TileAnswer = dict[str, NDArray[Any]]
 """The outputs of one tile, without the batch axis."""
 ObserveWait = Callable[[float], None]
-"""Is told how many seconds a tile has waited for its batch, in its request's context."""
+"""Called with the seconds that a tile waited for its batch, in the context of its request."""
 
 
 class TileRunner(Backend, Protocol):
-    """A backend that also takes tiles one by one, and works on several at the same time."""
+    """A backend that also takes single tiles, and works on several at the same time."""
 
     def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[TileAnswer]:
-        """Run the model on a (T, T, 3) uint8 tile, soon."""
+        """Queue a (T, T, 3) uint8 RGB tile; the future gets the outputs without the batch axis."""
         ...
 
 
@@ -44,18 +44,18 @@ class _Waiting:
 
 
 class TileBatcher:
-    """Runs a backend on what waits, whoever asked for it, by default one batch after the other.
+    """Runs a backend on the tiles of all requests, by default one batch at a time.
 
-    While a batch runs, the next one gathers: under load batches grow by themselves. Only when the
-    batch before was shared does one that is not full wait, at most `max_delay_s`: a single caller
-    never does.
+    Tiles that arrive while a batch runs form the next one, so batches grow under load. A batch that
+    is not full waits for more tiles, at most `max_delay_s`, but only if the batch before it had
+    more than one tile: a single caller never waits.
 
     Args:
         backend: runs the batches; closed with this object.
-        max_batch_size: most tiles of a batch.
-        max_delay_s: longest that a batch waits for more tiles.
+        max_batch_size: most tiles in a batch.
+        max_delay_s: longest time that a batch waits for more tiles.
         parallel: batches that run at the same time.
-        observe_wait: is told how long each tile waited.
+        observe_wait: called with the seconds that each tile waited.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class TileBatcher:
         return not self._closed and self._backend.is_ready()
 
     def close(self) -> None:
-        """Finish what waits, then close the backend."""
+        """Finish the queued tiles, then close the backend."""
         with self._closing:
             if self._closed:
                 return
@@ -126,7 +126,7 @@ class TileBatcher:
                 return
 
     def _gather(self, first: _Waiting) -> tuple[list[_Waiting], bool]:
-        """What waits, up to a full batch; True with it when nothing comes after."""
+        """Collect queued tiles up to a full batch, and whether the queue has ended."""
         batch = [first]
         deadline = time.perf_counter() + (self._max_delay_s if self._last_size > 1 else 0.0)
         while len(batch) < self._max_batch_size:
@@ -152,7 +152,7 @@ class TileBatcher:
                 {name: found[name][index] for name in waiting.outputs}
                 for index, waiting in enumerate(batch)
             ]
-        except Exception as error:  # whatever it is, it belongs to those who wait
+        except Exception as error:  # the callers get it through their futures
             for waiting in batch:
                 waiting.future.set_exception(error)
             return
@@ -161,11 +161,11 @@ class TileBatcher:
 
 
 class TilePool:
-    """Sends tiles to a backend concurrently: to Triton, which batches what arrives together.
+    """Sends single tiles to a backend concurrently: to Triton, which batches them itself.
 
     Args:
-        backend: answers each tile, from several threads at once; closed with this object.
-        max_tiles: most tiles at the backend at the same time.
+        backend: called for each tile, from several threads at once; closed with this object.
+        max_tiles: most tiles that the backend works on at the same time.
     """
 
     def __init__(self, backend: Backend, *, max_tiles: int) -> None:
@@ -190,7 +190,7 @@ class TilePool:
         return self._backend.is_ready()
 
     def close(self) -> None:
-        """Finish what was sent, then close the backend."""
+        """Finish the submitted tiles, then close the backend."""
         self._pool.shutdown()
         self._backend.close()
 

@@ -42,12 +42,12 @@ class OnnxRuntimeBackend:
         bundle: the bundle's folder.
         manifest: its manifest.
         precision: which of its ONNX files.
-        provider: what computes.
+        provider: the execution provider.
         threads: CPU threads for one inference; 0 takes one per core.
 
     Raises:
         BundleError: the bundle has no such file, or one that cannot be opened.
-        BackendUnavailableError: the provider is not there.
+        BackendUnavailableError: the provider is not available on this machine.
     """
 
     def __init__(

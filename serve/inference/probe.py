@@ -1,7 +1,7 @@
-"""Whether a provider really loads on this machine: a tiny graph runs on it, in another process.
+"""Checks that a provider works on this machine: runs a tiny graph on it, in another process.
 
-A provider that is installed may still lack a driver, a library or an instruction set. Another
-process, since some of them end the process in which they fail, and CUDA keeps memory.
+An installed provider may still lack a driver, a library or an instruction set. The graph runs in
+another process, since some providers end their process when they fail, and CUDA keeps its memory.
 """
 
 import json
@@ -36,7 +36,7 @@ _TIMEOUT_S = 120
 
 
 class Probe(Strict):
-    """What came of running the graph on a provider."""
+    """Result of running the graph on a provider."""
 
     provider: str
     runtime: str | None
@@ -67,10 +67,10 @@ def probe(provider: str, precision: str = "fp32") -> Probe:
 
 
 def check_provider(settings: InferenceSettings) -> None:
-    """Refuse a provider that the settings name and that does not run here.
+    """Check that the provider named in the settings runs on this machine.
 
     Raises:
-        BackendUnavailableError: it does not.
+        BackendUnavailableError: it does not run.
     """
     if settings.backend != "onnxruntime" or settings.provider in ("auto", "cpu"):
         return

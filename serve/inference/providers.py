@@ -1,9 +1,9 @@
-"""Which runtime in this process runs the model: the one that is asked for, or the fastest.
+"""Chooses what runs the model in this process: the provider in the settings, or the fastest one.
 
-A form of the model (a file of one precision) may run on a provider that passed the export's gate
-with it. What passed on one kind of processor is not taken for granted on another: there a provider
-first has to give the bundle's warm-up image as many of the export's labels as the gate asks of that
-precision. `auto` does so with all that may run here, and takes the fastest.
+A provider may run a file of the bundle if it passed the export's gate with that file. A pass on
+one kind of processor does not count on another. There the provider must first reproduce the labels
+of the bundle's warm-up image, as closely as the gate requires of that precision. `auto` tries every
+provider that may run here, and takes the fastest.
 """
 
 import logging
@@ -33,8 +33,8 @@ from serve.inference.trial import (
 from serve.settings import InferenceSettings
 
 TF32_AGREEMENT = 0.995
-"""Least share of the labels asked of CUDA in float32, as of fp16: there float32 products are TF32,
-which has the 10 bits of fp16's mantissa."""
+"""Share of the labels that CUDA must reproduce in float32, the same as for fp16: it multiplies
+float32 as TF32, whose mantissa has 10 bits, as fp16's has."""
 _log = logging.getLogger(__name__)
 
 
@@ -46,12 +46,12 @@ def open_in_process(
     Args:
         settings: name the bundle, the provider and the precision.
         manifest: the bundle's.
-        before: what an earlier version of the model runs on; it is taken again if it may be, since
-            a trial would slow down the requests that are being answered.
+        before: what the previous version of the model runs on. It is used again if allowed, since a
+            trial would slow down the requests in progress.
 
     Raises:
-        BundleError: the bundle lacks the file, or what is asked for may not run it.
-        BackendUnavailableError: the provider that is asked for is not there.
+        BundleError: the bundle lacks the file, or the chosen provider may not run it.
+        BackendUnavailableError: the chosen provider is not available on this machine.
     """
     candidates = candidates_for(settings, manifest)
     if len(candidates) == 1:
@@ -74,10 +74,10 @@ def open_in_process(
 
 
 def candidates_for(settings: InferenceSettings, manifest: Manifest) -> list[Candidate]:
-    """What the settings let run the bundle on this machine; at least one.
+    """List the files and providers that the settings allow on this machine; at least one.
 
     Raises:
-        BundleError: nothing may run it.
+        BundleError: no provider may run the bundle.
     """
     artefacts = [artefact for artefact in manifest.artefacts if artefact.format == "onnx"]
     if settings.precision != "auto":
@@ -100,10 +100,10 @@ def candidates_for(settings: InferenceSettings, manifest: Manifest) -> list[Cand
 
 
 def _providers(settings: InferenceSettings, artefact: Artefact) -> Iterator[str]:
-    """The providers that may run a file, out of those that the settings allow."""
+    """Yield the providers that may run a file, out of those that the settings allow."""
     named, precision = settings.provider, artefact.precision
     if named in ("cpu", "cuda") and settings.precision != "auto":
-        yield named  # whatever the user wants to try there
+        yield named  # an explicit choice needs no proof
         return
     has_gpu = named == "cuda" or (named == "auto" and has_cuda())
     if has_gpu and precision in ("fp32", "fp16"):
@@ -159,7 +159,7 @@ def _open_backend(
 def _try_all(
     settings: InferenceSettings, manifest: Manifest, candidates: list[Candidate]
 ) -> list[Trial]:
-    """Try the GPU, and only where that fails the CPU, which is never faster."""
+    """Try the GPU. Try the CPU, which is never faster, only if the GPU fails."""
     trials: list[Trial] = []
     for is_gpu in (True, False):
         for candidate in candidates:

@@ -15,11 +15,11 @@ class Trial(Strict):
     label_agreement: float | None = None
     """Share of the warm-up image's labels that are those of the export."""
     problem: str | None = None
-    """Why it was not taken, if that is not its speed."""
+    """Why it was rejected; None where it ran, even if another was faster."""
 
 
 class RunsOn(Strict):
-    """What computes, and why."""
+    """What runs the model, and why."""
 
     provider: str
     """`cpu`, `cuda`, `openvino` or `triton`."""

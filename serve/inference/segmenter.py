@@ -25,8 +25,9 @@ from serve.settings import InferenceSettings
 
 MAX_PIXELS = InferenceSettings().max_image_pixels
 MAX_ENLARGEMENT = 4.0
-"""How often an image's um per pixel may hold the model's (our choice): two steps of objectives, as
-from 10x to 40x. Beyond it, the detail that the model looks for is not in the image."""
+"""Largest factor by which an image may be enlarged to the model's um per pixel (our choice): two
+steps of objectives, as from 10x to 40x. Beyond it, the image lacks the detail that the model looks
+for."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ class Segmentation:
     summary: Summary
     """Numbers per class, and which model answered."""
     low_res: LowResProbabilities | None = None
-    """The probabilities of all classes, where they were asked for."""
+    """The probabilities of all classes, if requested."""
 
     def with_notes(self, mpp_note: str, notes: tuple[str, ...]) -> "Segmentation":
-        """The same with what was noted when the image's file was read; see `Picture`."""
+        """Return a copy with the notes from reading the image's file; see `Picture`."""
         return replace(self, summary=self.summary.with_notes(mpp_note, notes))
 
 
@@ -67,16 +68,16 @@ class ImageSegmenter(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what is held; not used after."""
+        """Free all resources. The object must not be used afterwards."""
         ...
 
 
 class Closing(ABC):
-    """A context manager that closes what it is."""
+    """A context manager that closes itself at the end."""
 
     @abstractmethod
     def close(self) -> None:
-        """Free what is held; not used after."""
+        """Free all resources. The object must not be used afterwards."""
 
     def __enter__(self) -> Self:
         return self
@@ -96,9 +97,9 @@ class TileSegmenter(Closing):
     Args:
         backend: runs the model; closed with this object.
         manifest: of that model.
-        max_pixels: most pixels of an image once it is at the model's um per pixel.
-        max_tiles: most tiles that one image may cost; 0: no limit but `max_pixels`.
-        runs_on: what the backend is, where that is known.
+        max_pixels: largest image in pixels, after it is resampled to the model's um per pixel.
+        max_tiles: most tiles of one image; 0 sets no limit besides `max_pixels`.
+        runs_on: what the backend runs on, if known.
     """
 
     def __init__(
@@ -129,13 +130,15 @@ class TileSegmenter(Closing):
         Args:
             image: (H, W, 3) uint8, RGB in [0, 255].
             mpp: um per pixel of the image; None takes it as the model's, and the summary says so.
-            mpp_source: who says so, such as "request" or "OME-XML"; see `serve.images.mpp`.
+            mpp_source: where `mpp` comes from, such as "request" or "OME-XML"; see
+                `serve.images.mpp`.
             with_probabilities: also return the probabilities of all classes.
 
         Raises:
             ImageError: the array is of another shape or dtype.
-            ImageTooLargeError: it is too large at the model's um per pixel.
-            OptionError: `mpp` is absurd.
+            ImageTooLargeError: the image is too large, or has too many tiles, at the model's um per
+                pixel.
+            OptionError: `mpp` is out of range.
             BackendUnavailableError: the backend does not answer.
         """
         check_image(image)
@@ -153,7 +156,7 @@ class TileSegmenter(Closing):
         return Segmentation(prediction.labels, prediction.confidence, summary, prediction.low_res)
 
     def _scale(self, image: NDArray[np.uint8], mpp: float | None) -> float:
-        """Pixels at the model's um per pixel for one of the image; refuses what costs too much."""
+        """Factor from the image's pixels to the model's; refuses an image over the limits."""
         if mpp is not None:
             check_mpp(mpp)
         scale = scale_to(self.manifest.mpp, mpp)
@@ -183,16 +186,16 @@ class TileSegmenter(Closing):
 
     @property
     def backend(self) -> TileRunner:
-        """What runs the model, as requests share it."""
+        """The tile runner that all requests share."""
         return self._backend
 
     def warm_up(self) -> None:
-        """Run one black tile, so that the first request does not pay for what is set up lazily."""
+        """Run one black tile, so that the first request does not pay for lazy initialisation."""
         side = self.manifest.tile_size_px
         self.segment(np.zeros((side, side, 3), np.uint8))
 
     def is_ready(self) -> bool:
-        """Whether the backend would answer now."""
+        """Whether the backend can answer now."""
         return self._backend.is_ready()
 
     def close(self) -> None:
@@ -208,14 +211,14 @@ def open_segmenter(
     observe_wait: ObserveWait | None = None,
     before: RunsOn | None = None,
 ) -> TileSegmenter:
-    """Read the bundle, open the backend, let requests share it, and run it once.
+    """Open a bundle's backend for many requests to share, and warm it up.
 
     Args:
         settings: name the bundle and the backend.
         manifest: the bundle's, if it has been read and checked already.
-        observe: puts something around the backend that sees every batch, such as metrics.
-        observe_wait: is told how long each tile waited for its batch.
-        before: what an earlier version of the model runs on.
+        observe: wraps the backend, for instance to measure every batch.
+        observe_wait: called with the seconds that each tile waited for its batch.
+        before: what the previous version of the model runs on.
 
     Raises:
         BundleError: the bundle is missing, damaged or of another version.
@@ -249,12 +252,12 @@ def open_segmenter(
 def open_backend(
     settings: InferenceSettings, manifest: Manifest, before: RunsOn | None = None
 ) -> tuple[Backend, RunsOn]:
-    """Open the backend that the settings name, and say what it is.
+    """Open the backend that the settings name, and describe what it runs on.
 
     Args:
         settings: name the bundle and the backend.
         manifest: the bundle's.
-        before: what an earlier version of the model runs on.
+        before: what the previous version of the model runs on.
 
     Raises:
         BundleError: the bundle has no file that the backend may run.

@@ -16,7 +16,7 @@ _SOURCES = {
     ASSUMED: "assumed: the model's own",
 }
 LOW_CONFIDENCE = 0.5
-"""Pixels whose label has a probability below this count as of low confidence."""
+"""A pixel is of low confidence if the probability of its label is below this."""
 _PIXELS_AT_ONCE = 2**20
 
 
@@ -40,11 +40,12 @@ class ImageInfo(Strict):
     mpp_source: MppSource = Field(
         description=f"where `mpp` is from: `{FROM_REQUEST}`; what in the file states it, such as "
         "`OME-XML`, `Aperio MPP`, `ImageJ unit`, `TIFF resolution`, `PNG density` or `JPEG "
-        f"density`; or `{ASSUMED}`: nobody said it, so the labels are right only if the image is "
-        f"at the model's own. `{UNKNOWN}`: the model does not know its own either"
+        f"density`; or `{ASSUMED}`: neither states it, so the labels are right only if the image "
+        f"is at the model's own. `{UNKNOWN}`: the model's own is not known either"
     )
     mpp_note: str = Field(
-        default="", description="what the file states of its um per pixel and was not believed"
+        default="",
+        description="what the file states about its um per pixel, if that was not believed",
     )
     notes: tuple[str, ...] = Field(
         default=(),
@@ -129,7 +130,7 @@ class Summary(Strict):
     )
 
     def with_notes(self, mpp_note: str, notes: tuple[str, ...]) -> Self:
-        """The same with what was noted when the image's file was read."""
+        """Return a copy with the notes from reading the image's file."""
         image = self.image.model_copy(
             update={"mpp_note": "" if self.image.is_mpp_known else mpp_note, "notes": notes}
         )
@@ -177,7 +178,7 @@ def _summarise_class(
     image: ImageInfo,
     iou_scores: NDArray[np.float32] | None,
 ) -> ClassSummary:
-    """Numbers of one class from how often it has each confidence."""
+    """Compute the numbers of one class from its (256,) histogram of confidence."""
     count = int(confidences.sum())
     first_high = int(np.ceil(LOW_CONFIDENCE * 255))
     return ClassSummary(
@@ -189,13 +190,13 @@ def _summarise_class(
         area_um2=None if image.um2_per_px is None else count * image.um2_per_px,
         mean_confidence=float(confidences @ np.arange(256)) / 255 / count if count else None,
         low_confidence_share=int(confidences[:first_high].sum()) / count if count else None,
-        # The model's own has no bounds.
+        # The model's output has no bounds.
         predicted_iou=None if iou_scores is None else float(np.clip(iou_scores[label - 1], 0, 1)),
     )
 
 
 def _joint_histogram(prediction: Prediction) -> NDArray[Any]:
-    """How often each label has each confidence, (256, 256) int64."""
+    """Count the pixels per label and confidence: (256, 256) int64."""
     labels, confidence = prediction.labels.ravel(), prediction.confidence.ravel()
     histogram = np.zeros(256 * 256, np.int64)
     for start in range(0, len(labels), _PIXELS_AT_ONCE):

@@ -3,8 +3,8 @@
 Tiles overlap, and their probabilities are blended (see `serve.images.tiles`). Where one tile
 suffices, the model's own `labels` and `confidence` are taken as they are.
 
-An image of another um per pixel than the model's is resampled first; its labels come from the
-blend at once in the image's own pixels, so that nothing is resampled twice.
+An image at another um per pixel than the model's is resampled first. Its labels are computed from
+the blend directly at the image's own size, so that nothing is resampled twice.
 """
 
 import math
@@ -44,7 +44,7 @@ class LowResProbabilities:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of a whole image."""
+    """The model's answer for a whole image."""
 
     labels: NDArray[np.uint8]
     """(H, W) uint8, 1..C."""
@@ -53,7 +53,7 @@ class Prediction:
     iou_scores: NDArray[np.float32]
     """(C,) float32, the IoU that the model predicts for each class's mask."""
     low_res: LowResProbabilities | None = None
-    """Where they were asked for."""
+    """The probabilities of all classes, if requested."""
 
 
 def predict(
@@ -70,7 +70,7 @@ def predict(
         image: (H, W, 3) uint8, RGB in [0, 255].
         runner: runs the model, on several tiles at the same time.
         manifest: the model's tile size, classes and batch size.
-        scale: pixels at the model's um per pixel for one of the image, along each axis.
+        scale: factor, along each axis, that brings the image to the model's um per pixel.
         with_probabilities: also return the probabilities of all classes.
     """
     height, width = image.shape[:2]
@@ -95,7 +95,7 @@ def _infer_tiles(
 ) -> Iterator[tuple[tuple[int, int], TileAnswer]]:
     """Run the model on every tile; yields each tile's (y, x) with its answer.
 
-    Two batches of tiles are kept at work, so that none waits for the blending of another.
+    Keeps two batches of tiles in flight, so that the model does not wait while tiles are blended.
     """
     outputs = ("low_res_probabilities", "iou_scores")
     pending: deque[tuple[tuple[int, int], Future[TileAnswer]]] = deque()

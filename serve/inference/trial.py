@@ -1,4 +1,4 @@
-"""A short trial: which of the providers that may run here answers one tile soonest."""
+"""A short trial that finds the fastest provider for one tile."""
 
 import fcntl
 import hashlib
@@ -19,7 +19,7 @@ from serve.inference.backend import Backend
 from serve.inference.runs_on import Trial
 
 HOME_VARIABLE = "BENTOML_HOME"
-"""Folder that the processes of one running service share, and that goes when it stops."""
+"""Names a folder that the processes of one service share; deleted when the service stops."""
 _LONG_RUN_S = 5.0
 """A tile that took longer is not timed again."""
 _TIMED_RUNS = 3
@@ -38,7 +38,7 @@ class Candidate:
     is_proven: bool
     """Whether the gate proved it on this kind of processor."""
     min_agreement: float
-    """Least share of the warm-up image's labels that it has to give."""
+    """Share of the warm-up image's labels that it must reproduce."""
     open: Callable[[], Backend]
 
     @property
@@ -81,7 +81,7 @@ def warm_up_tile(bundle: Path, manifest: Manifest) -> Tile:
 
 
 def agreement(backend: Backend, tile: Tile) -> float | None:
-    """Share of the tile's labels that the backend gives it; None where they are not known."""
+    """Share of the tile's labels that the backend reproduces; None if they are not known."""
     image, labels = tile
     found = backend.infer(image[None], ("labels",))["labels"][0]
     if labels is None:
@@ -90,7 +90,7 @@ def agreement(backend: Backend, tile: Tile) -> float | None:
 
 
 def too_few_labels(found: float, asked: float) -> str:
-    """Say that the warm-up image's labels are not the export's."""
+    """Message for a provider that reproduces too few labels of the warm-up image."""
     return (
         f"{found:.3%} of the warm-up image's labels are those of the export, expected at least "
         f"{asked:.3%}"
@@ -98,10 +98,10 @@ def too_few_labels(found: float, asked: float) -> str:
 
 
 def fastest(trials: Sequence[Trial]) -> Trial:
-    """The candidate that took the shortest.
+    """The fastest of the trials that have no problem.
 
     Raises:
-        BundleError: none of them may be taken.
+        BundleError: every trial has a problem.
     """
     timed = [trial for trial in trials if trial.seconds is not None and trial.problem is None]
     if not timed:
@@ -114,7 +114,7 @@ def fastest(trials: Sequence[Trial]) -> Trial:
 
 
 def in_words(trials: Sequence[Trial]) -> str:
-    """What the trial found, in one line."""
+    """Summarise the trials in one line."""
     return "; ".join(
         f"{trial.provider} in {trial.precision} "
         + (f"takes {trial.seconds:.3g} s for a tile" if not trial.problem else trial.problem)
@@ -123,11 +123,11 @@ def in_words(trials: Sequence[Trial]) -> str:
 
 
 def shared_trials(key: Sequence[object], run: Callable[[], list[Trial]]) -> list[Trial]:
-    """Run a trial once for all processes of a service: they must not choose differently.
+    """Run a trial once for all processes of a service, so that all choose the same provider.
 
     Args:
         key: what the trial depends on.
-        run: the trial; the first process runs it, the others wait and read what it found.
+        run: the trial; the first process runs it, the others wait and read its result.
     """
     home = os.environ.get(HOME_VARIABLE)
     if not home or not Path(home).is_dir():

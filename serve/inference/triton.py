@@ -1,4 +1,4 @@
-"""Ask a Triton server over gRPC (KServe v2), and have it load a model."""
+"""Runs the model on a Triton server, over gRPC (KServe v2)."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ _CHECK_TIMEOUT_S = 5.0
 
 
 class TritonBackend:
-    """Asks a Triton server over gRPC; one client serves many threads.
+    """Runs the model on a Triton server over gRPC; many threads may use it at once.
 
     Args:
         url: host:port of Triton's gRPC endpoint.
-        manifest: of the model that it is to serve.
+        manifest: of the model that Triton must serve.
         timeout_s: seconds to wait for one answer.
         shared_memory: whether to pass tensors through it; see `InferenceSettings`.
 
@@ -86,7 +86,7 @@ class TritonBackend:
     def _infer_shared(
         self, images: NDArray[np.uint8], outputs: Sequence[str]
     ) -> dict[str, NDArray[Any]] | None:
-        """Through shared memory; None where it is not used or Triton does not know the place."""
+        """Infer through shared memory; None if it is off, or Triton does not know the region."""
         place = self._shared.take(len(images)) if self._shared is not None else None
         if self._shared is None or place is None:
             return None
@@ -136,7 +136,7 @@ class TritonBackend:
         self._client.close()
 
     def _check_interface(self) -> str:
-        """Compare what Triton serves with the manifest; return Triton's number of its version."""
+        """Compare Triton's model with the manifest; return Triton's version number of it."""
         try:
             metadata = self._client.get_model_metadata(
                 self._manifest.name, client_timeout=min(self._timeout_s, _CHECK_TIMEOUT_S)
@@ -177,10 +177,11 @@ class TritonBackend:
 
 
 def load_on_triton(settings: InferenceSettings, manifest: Manifest) -> None:
-    """Have Triton load the newest version of the model from its repository.
+    """Make Triton load the newest version of the model from its repository.
 
     Raises:
-        BackendUnavailableError: Triton is not reachable, not explicit or cannot load it.
+        BackendUnavailableError: Triton is not reachable, does not run with
+            `--model-control-mode=explicit`, or cannot load the model.
     """
     with triton.InferenceServerClient(_host_and_port(settings.triton_url)) as client:
         try:
@@ -194,7 +195,7 @@ def load_on_triton(settings: InferenceSettings, manifest: Manifest) -> None:
 
 
 def version_on_triton(settings: InferenceSettings, manifest: Manifest) -> str | None:
-    """Triton's own number of the version that it answers with; None if it cannot be had now."""
+    """The version number under which Triton serves the model; None if Triton does not answer."""
     with triton.InferenceServerClient(_host_and_port(settings.triton_url)) as client:
         try:
             metadata = client.get_model_metadata(manifest.name, client_timeout=_CHECK_TIMEOUT_S)
@@ -216,7 +217,7 @@ def _host_and_port(url: str) -> str:
     host, _, port = address.rpartition(":")
     if not host or "/" in address or not port.isdigit():
         raise BackendUnavailableError(
-            f"{url!r} is no address of Triton's gRPC endpoint; expected host:port, "
+            f"{url!r} is not the address of Triton's gRPC endpoint; expected host:port, "
             "such as 127.0.0.1:8001."
         )
     return address

@@ -1,8 +1,8 @@
-"""Tensors to and from a Triton server on this machine without sending them: system shared memory.
+"""Passes tensors to and from a Triton server on this machine through system shared memory.
 
-Triton has to see this machine's /dev/shm (in a container, `--ipc=host` or a shared volume), and
-/dev/shm has to hold a tile and its answers for each tile that is asked at a time. Where it does not
-work, tensors are sent over gRPC.
+Triton must see this machine's /dev/shm (in a container, `--ipc=host` or a shared volume), and
+/dev/shm must have room for the tensors of all tiles that are in flight. Where this does not work,
+tensors are sent over gRPC.
 """
 
 import logging
@@ -24,15 +24,15 @@ from serve.contract.manifest import Manifest
 _log = logging.getLogger(__name__)
 _ERRORS = (InferenceServerException, shm.SharedMemoryException, OSError)
 _NOT_NOW = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED")
-"""Triton is away, which says nothing of its memory."""
+"""Triton cannot be reached, which says nothing about its memory."""
 _SHARED_MEMORY = Path("/dev/shm")
 
 
 class SharedTensors:
-    """Places in shared memory for the tensors of requests, made when needed and used again.
+    """A pool of regions in shared memory for the tensors of requests; they are reused.
 
     Args:
-        client: registers the places with Triton; many threads use it.
+        client: registers the regions with Triton; many threads use it.
         manifest: shapes and dtypes.
     """
 
@@ -44,7 +44,7 @@ class SharedTensors:
         self._works = True
 
     def take(self, num_tiles: int) -> "Place | None":
-        """A place for a batch; None where shared memory does not work."""
+        """Take a region for a batch; None if shared memory does not work."""
         with self._guard:
             if not self._works:
                 return None
@@ -58,16 +58,18 @@ class SharedTensors:
                 return None
             with self._guard:
                 self._works = False
-            _log.warning("tensors are sent to Triton, since it shares no memory: %s", error)
+            _log.warning(
+                "tensors go to Triton over gRPC, since shared memory does not work: %s", error
+            )
             return None
 
     def give_back(self, place: "Place") -> None:
-        """Keep the place for another batch of its size."""
+        """Keep the region for another batch of its size."""
         with self._guard:
             self._free[place.num_tiles].append(place)
 
     def close(self) -> None:
-        """Free the places that are not in use."""
+        """Free the regions that are not in use."""
         with self._guard:
             self._works = False
             places = [place for free in self._free.values() for place in free]
@@ -77,7 +79,7 @@ class SharedTensors:
 
 
 class Place:
-    """Shared memory for the input and the outputs of a batch of one size."""
+    """A region for the input and the outputs of a batch of one size."""
 
     def __init__(
         self, client: triton.InferenceServerClient, manifest: Manifest, num_tiles: int
@@ -97,21 +99,21 @@ class Place:
         self._region = shm.create_shared_memory_region(self._name, f"/{self._name}", size)
         try:
             with (_SHARED_MEMORY / self._name).open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # else a full one kills who writes
+                os.posix_fallocate(file.fileno(), 0, size)  # a write to a full one is fatal
             client.register_system_shared_memory(self._name, f"/{self._name}", size)
         except (InferenceServerException, OSError):
             shm.destroy_shared_memory_region(self._region)
             raise
 
     def write(self, images: NDArray[np.uint8]) -> triton.InferInput:
-        """Put the images in their place, and say where they are."""
+        """Copy the images into the region, and return the input that refers to them."""
         shm.set_shared_memory_region(self._region, [images], offset=self._offsets["image"])
         tensor = triton.InferInput("image", list(images.shape), "UINT8")
         tensor.set_shared_memory(self._name, images.nbytes, self._offsets["image"])
         return tensor
 
     def requested(self, names: Sequence[str]) -> list[triton.InferRequestedOutput]:
-        """Where Triton is to write the outputs."""
+        """The outputs to request, each with its place in the region."""
         wanted = []
         for name in names:
             output = triton.InferRequestedOutput(name)
@@ -121,7 +123,7 @@ class Place:
         return wanted
 
     def read(self, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Copies of the outputs, since the place is used again."""
+        """Copy the outputs, since the region is reused."""
         return {
             name: shm.get_contents_as_numpy(
                 self._region, self._dtypes[name], self._shapes[name], self._offsets[name]
@@ -130,7 +132,7 @@ class Place:
         }
 
     def close(self) -> None:
-        """Take the place back from Triton, as far as it still knows it, and free it."""
+        """Unregister the region, if Triton still knows it, and free it."""
         try:
             self._client.unregister_system_shared_memory(self._name)
         except InferenceServerException as error:
@@ -139,5 +141,5 @@ class Place:
 
 
 def is_about_shared_memory(error: InferenceServerException) -> bool:
-    """Whether Triton refuses for a place it does not know, as after it was started again."""
+    """Whether Triton does not know a region, as after a restart."""
     return "shared memory" in str(error.message()).lower()

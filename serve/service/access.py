@@ -43,7 +43,7 @@ class ApiKeys:
     """The keys of a file.
 
     Raises:
-        SettingsError: the file cannot be read, has no key, or a line that is not one.
+        SettingsError: the file cannot be read, has no key, or has a line that is not a key.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,11 +52,11 @@ class ApiKeys:
         self._keys = _read(path)
 
     def name_of(self, presented: bytes) -> str | None:
-        """The name of the key, or None. Takes equally long for every wrong key."""
+        """The name of the key; None if it is unknown. Takes equally long for every wrong key."""
         self._read_again_if_changed()
         digest = hashlib.sha256(presented).digest()
         found = None
-        for key in self._keys:  # no early end: the time must not tell which key was close
+        for key in self._keys:  # to the end: the time must not tell which key was close
             if hmac.compare_digest(key.digest, digest):
                 found = key.name
         return found
@@ -141,4 +141,4 @@ def _parse(line: str, place: str) -> _Key:
             return _Key(name, bytes.fromhex(digest))
         if kind != "sha256" and len(key) >= _MIN_KEY_LENGTH and key.isascii() and " " not in key:
             return _Key(name, hashlib.sha256(key.encode()).digest())
-    raise SettingsError(f"{place} is no API key. {_EXPECTED}")  # without the line: it may be one
+    raise SettingsError(f"{place} is not an API key. {_EXPECTED}")  # the line may hold a key

@@ -1,4 +1,4 @@
-"""Many images in one request: one line of JSON per image, in their order, as they are done."""
+"""Many images in one request: one line of JSON per image, in their order, as each is done."""
 
 import asyncio
 import base64
@@ -28,17 +28,17 @@ async def answer_batch(
     *,
     ahead: int,
 ) -> AsyncIterator[bytes]:
-    """The answer's lines, in the order of the files.
+    """Yield the lines of the answer, in the order of the files.
 
-    A file that cannot be used gets a line that says so; work on the others goes on.
+    A file that cannot be used gets a line that says so; the others are answered all the same.
 
     Args:
-        files: what to work on.
-        form: what the files are read from; closed at the end.
-        job: what to do with each.
+        files: the files to answer.
+        form: the form that the files are read from; closed at the end.
+        job: what is asked for each file.
         worker: does the work.
-        model: segments.
-        ahead: files that are worked on at the same time.
+        model: segments the images.
+        ahead: files to work on at the same time.
     """
     pending: deque[asyncio.Future[bytes]] = deque()
     try:
@@ -65,7 +65,7 @@ async def _line(index: int, file: BatchFile, job: Job, worker: Worker, model: Mo
         done = await worker.run(work)
     except FocalPathError as error:
         entry |= {"status": status_of(error), **as_fields(error)}
-    except Exception:  # our own fault, which must not end the other files
+    except Exception:  # a bug of ours must not end the other files
         _log.exception("a file of a batch failed")
         message = "The service failed on this file. Its log says more."
         entry |= {"status": 500, "error": message, "code": INTERNAL_CODE}
@@ -77,7 +77,7 @@ async def _line(index: int, file: BatchFile, job: Job, worker: Worker, model: Mo
 
 
 def _as_json(name: str, answer: bytes) -> object:
-    """The answer of a format: JSON as it is, anything else in base64."""
+    """Put the answer of a format into JSON: documents as they are, anything else in base64."""
     if FORMATS[name].document is not None:
         return json.loads(answer)
     return base64.b64encode(answer).decode()

@@ -1,12 +1,12 @@
-"""Everything that is replaced inside BentoML and uvicorn, since neither has a setting for it.
+"""Replaces what BentoML and uvicorn have no setting for; the only place that does so.
 
-`tests/serve/service/test_bentoml_patches.py` fails when one of them changes. Looked for in BentoML
-1.4.39 and uvicorn 0.54, and not found:
+`tests/serve/service/test_bentoml_patches.py` fails when one of them changes. BentoML 1.4.39 and
+uvicorn 0.54 have no setting for:
 
 - The HTTP protocol. BentoML starts uvicorn itself and passes on only its keep-alive and TLS
   options. uvicorn alone waits for slow clients as long as they like, answers invalid HTTP in plain
   text, and upgrades to websockets. A reverse proxy guards against such clients too, but the service
-  may be reached without one.
+  may run without one.
 - The timeout of requests. `traffic.timeout` has to be above 0. With it BentoML starts a timer per
   request, and keeps it with the request's context until it is due, long after the answer. The
   gateway limits the time, and answers in JSON.

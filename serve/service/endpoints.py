@@ -2,7 +2,7 @@
 
     POST /segment, /labels, ...  one image in one of the formats of `serve.answers.registry`
     POST /image                  the image alone as a PNG, for browsers that cannot show a TIFF
-    POST /batch                  several images: NDJSON, one line a file as it is done
+    POST /batch                  several images: NDJSON, one line per file as it is done
     GET  /model                  the manifest, as JSON
     GET  /runtime                what the model runs on and why, as JSON
     GET  /metrics                for Prometheus
@@ -77,13 +77,13 @@ Endpoint = Callable[..., Awaitable[Response]]
 
 @dataclass(frozen=True)
 class Upload:
-    """A request's image, not decoded yet."""
+    """The image of a request, not yet decoded."""
 
     data: bytes
     mpp: float | None
     """um per pixel that the request states."""
     name: str
-    """The file's, as the client has it."""
+    """The name of the file at the client."""
 
 
 async def _read_upload(request: Request, query: ImageQuery) -> Upload:
@@ -124,7 +124,7 @@ def _described(endpoint: Endpoint, description: str, query: type[ImageQuery]) ->
 
 
 async def _image(request: Request, query: Annotated[ImageQuery, Query()]) -> Response:
-    """The image as it is read, upright, as an RGB PNG; browsers cannot show a TIFF."""
+    """The decoded image, upright, as an RGB PNG: for browsers, which cannot show a TIFF."""
     worker: Worker = request.app.state.worker
     upload = await _read_upload(request, query)
     content = await worker.run(lambda: worker.picture(upload.data))
@@ -156,7 +156,7 @@ def _batch_endpoint() -> Endpoint:
     return _described(
         answer,
         "Several images, or zips of them: one line of JSON per image, a `BatchLine`, in their "
-        "order.\n\nA file that cannot be used gets a line that says so; the others are answered.",
+        "order.\n\nA file that cannot be used gets a line with its error; the others are answered.",
         batch_query(),
     )
 
@@ -179,7 +179,7 @@ async def _model(request: Request) -> Response:
 
 
 async def _runtime(request: Request) -> Response:
-    """What the model runs on: provider, precision and processor, and why."""
+    """What the model runs on, and why: provider, precision, processor."""
     state = request.app.state
     runs_on: RunsOn = await state.worker.run(state.model.runs_on)
     return Response(runs_on.model_dump_json(), media_type="application/json")
@@ -191,7 +191,7 @@ def _metrics(request: Request) -> Response:
 
 
 async def _index(request: Request) -> Response:
-    """What there is: for programs that ask for `/`, and for the page's downloads."""
+    """List the endpoints and formats, for programs and for the page's downloads."""
     endpoints = [
         f"{method} {route.path}"
         for route in request.app.routes
@@ -221,11 +221,8 @@ def build_app(settings: ServeSettings) -> FastAPI:
         docs_url=None,  # they load scripts from another host
         redoc_url=None,
         redirect_slashes=False,
-        telemetry={
-            "tracing": False,
-            "metrics": False,
-            "logs": False,
-        },  # `serve.service.gateway` has it
+        # `serve.service.gateway` has its own.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         dependencies=_key_headers(settings),
         middleware=[
             Middleware(
@@ -283,7 +280,7 @@ def _add_upload_route(
 
 
 def _key_headers(settings: ServeSettings) -> list[Any]:
-    """For the OpenAPI document only: `serve.service.access` checks the key before."""
+    """Declare the key for the OpenAPI document; `serve.service.access` checks it."""
     if settings.api_keys_file is None:
         return []
     return [

@@ -1,4 +1,4 @@
-"""How errors are answered: `{"error": message, "code": code}`, with the status of their kind."""
+"""Answers errors as `{"error": message, "code": code}`, with the HTTP status of their kind."""
 
 import difflib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -24,7 +24,7 @@ from serve.contract.errors import (
 
 Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
 INTERNAL_CODE = "internal"
-"""Of errors that are ours, whatever they are."""
+"""Code of all errors that are bugs of ours."""
 _STATUS: Mapping[type[FocalPathError], int] = {
     AccessError: 401,
     FormError: 400,
@@ -37,9 +37,9 @@ _STATUS: Mapping[type[FocalPathError], int] = {
     TookTooLongError: 504,
 }
 _OTHER_STATUS = 503
-"""Of errors that are not the caller's: the model is not available."""
+"""Status of all other errors, which are not the caller's: the model is not available."""
 _CODES = {404: "not_found", 405: "method_not_allowed", 503: "backend_unavailable"}
-"""Of what the web framework refuses, by status."""
+"""Codes of requests that the web framework refuses, by status."""
 
 
 def status_of(error: FocalPathError) -> int:
@@ -48,7 +48,7 @@ def status_of(error: FocalPathError) -> int:
 
 
 def as_fields(error: FocalPathError) -> dict[str, str]:
-    """The message and the code of an error, as they are answered."""
+    """The fields of an error's answer: its message and its code."""
     return {"error": str(error), "code": error.code}
 
 

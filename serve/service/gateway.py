@@ -1,7 +1,7 @@
-"""What every request passes on its way to the endpoints: id, log, metrics, origin, key, limits.
+"""The middleware around the endpoints: request id, log, metrics, CORS, API keys, limits.
 
-`RequestLog` comes first, so that it sees every answer. CORS answers a browser's preflight request,
-which has no key. A request without a key takes no place among those that wait.
+`RequestLog` comes first, so that it sees every answer. CORS comes before the keys, since a
+browser's preflight request has none. The limits come last: a request without a key takes no place.
 """
 
 import asyncio
@@ -33,13 +33,13 @@ from serve.settings import ServeSettings
 
 REQUEST_ID_HEADER = "X-Request-ID"
 CLIENT_CLOSED_REQUEST = 499
-"""Status, in log and metrics only, of a request whose client left before the answer."""
+"""Status of a request whose client left before the answer; only in the log and the metrics."""
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _log = logging.getLogger("serve.access_log")
 
 
 def build_gateway(app: Starlette, settings: ServeSettings, telemetry: Telemetry) -> Starlette:
-    """Put around the endpoints what every request passes.
+    """Put the middleware around the endpoints.
 
     Raises:
         SettingsError: the file of API keys cannot be used.
@@ -119,7 +119,7 @@ class RequestLog:
         self._tracer = trace.get_tracer(__name__)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and record what becomes of it."""
+        """Pass the request on, and record its answer."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -155,7 +155,7 @@ class RequestLog:
                     _write_line(scope, status, seconds, record)
 
     def _endpoint(self, path: str) -> str:
-        """The path as a label: one of the known ones, since a client can make up any number."""
+        """The path as a metric's label; a known one, since clients can invent any number."""
         if path in self._paths:
             return path
         folder = f"/{path.split('/')[1]}/"

@@ -1,4 +1,4 @@
-"""The last results, kept in memory for clients that ask for several formats of one image."""
+"""Keeps the last results in memory, for clients that ask for several formats of one image."""
 
 import hashlib
 import threading
@@ -10,13 +10,13 @@ from serve.contract.manifest import Manifest
 from serve.inference.segmenter import Segmentation
 
 KEEP_HEADER = "X-Keep-Result"
-"""Of a request, with any value but `no`: keep its result in memory for further ones of the same
-image, or take one that was kept. Without it every request runs the model."""
+"""Request header. Any value but `no` keeps the result in memory for further requests with the same
+image, or takes a kept one. Without it every request runs the model."""
 
 
 @dataclass(frozen=True)
 class ResultKey:
-    """What a result depends on."""
+    """Everything that a result depends on."""
 
     sha256: str
     """Of the uploaded file."""
@@ -34,12 +34,12 @@ class ResultKey:
 
 
 class KeptResults:
-    """Results by what they depend on; those that were not used for longest go first.
+    """Results by their key; drops the least recently used first.
 
     Many threads may use it at once.
 
     Args:
-        max_bytes: of all results together; 0 keeps none.
+        max_bytes: limit for all results together; 0 keeps none.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -48,7 +48,7 @@ class KeptResults:
         self._results: OrderedDict[ResultKey, Segmentation] = OrderedDict()
 
     def get(self, key: ResultKey, *, with_probabilities: bool) -> Segmentation | None:
-        """The kept result, if there is one that has what is asked for."""
+        """The kept result; None if there is none, or it lacks the probabilities asked for."""
         with self._guard:
             result = self._results.get(key)
             if result is None or (with_probabilities and result.low_res is None):
@@ -57,7 +57,7 @@ class KeptResults:
         return result if with_probabilities else replace(result, low_res=None)
 
     def put(self, key: ResultKey, result: Segmentation) -> None:
-        """Keep a result; one that is larger than the limit is not kept."""
+        """Keep a result, unless it alone is larger than the limit."""
         if _num_bytes(result) > self._max_bytes:
             return
         with self._guard:

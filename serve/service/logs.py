@@ -1,4 +1,4 @@
-"""The log: one JSON object per line, with the request's id if there is a request."""
+"""The log: one JSON object per line, with the id of the request, if any."""
 
 import json
 import logging
@@ -51,7 +51,7 @@ def configure_logging(log_format: Literal["json", "text"]) -> None:
         {"()": JsonFormatter} if log_format == "json" else {"()": TextFormatter, "fmt": _TEXT}
     )
     logging.captureWarnings(True)
-    # Python remembers each warning's text for ever, and broken TIFFs cause any number of them.
+    # Python keeps the text of every warning for ever, and broken TIFFs cause any number of texts.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     logging.config.dictConfig(
         {

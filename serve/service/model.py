@@ -1,4 +1,4 @@
-"""The model behind the running service: opened, watched, and replaced without losing a request."""
+"""The model of the running service: opens it, watches its bundle, replaces it without downtime."""
 
 import copy
 import logging
@@ -26,7 +26,7 @@ from serve.service.telemetry import ObservedBackend, Telemetry
 from serve.settings import ServeSettings
 
 _RETRY_AFTER_S = 1.0
-"""Seconds after a failure to open the model in which requests get the same error at once."""
+"""Seconds after a failure to open the model during which requests get the same error at once."""
 _ATTEMPTS = 5
 """Attempts per request while Triton changes the model."""
 _PAUSE_S = 0.2
@@ -52,15 +52,15 @@ class _Opened:
 
 
 class Model:
-    """The segmenter of a bundle, the newest that works; many threads may use it at once."""
+    """Holds the newest working segmenter of a bundle; many threads may use it at once."""
 
     def __init__(self, settings: ServeSettings, telemetry: Telemetry) -> None:
         self._settings = settings
         self._telemetry = telemetry
         self._opening = threading.Lock()
-        """Held by the one thread that reads the bundle and opens or replaces the segmenter."""
+        """Held by the thread that reads the bundle and opens or replaces the segmenter."""
         self._guard = threading.Lock()
-        """Held for moments, to see or change what follows."""
+        """Held for short moments, to read or change the attributes below."""
         self._current: _Opened | None = None
         self._closed = False
         self._checked: tuple[_Stamp | None, Manifest] | None = None
@@ -100,7 +100,7 @@ class Model:
         work is done again with the new one.
 
         Raises:
-            FocalPathError: it cannot be opened now, or the work raises it.
+            FocalPathError: the segmenter cannot be opened now, or `work` raises it.
         """
         for attempt in range(_ATTEMPTS):
             opened = self._acquire()
@@ -119,11 +119,11 @@ class Model:
         raise changed
 
     def is_ready(self) -> bool:
-        """Whether a request would be answered now; tries to open what is not open."""
+        """Whether a request would be answered now; opens the model if it is not open."""
         return self.why_not_ready() is None
 
     def why_not_ready(self) -> str | None:
-        """Why a request would not be answered now; None where it would."""
+        """Why a request would not be answered now; None if it would."""
         if self._current is None and self._opening.locked():
             return "The model is being opened."
         try:
@@ -137,27 +137,27 @@ class Model:
             self._release(opened)
 
     def open_in_background(self) -> None:
-        """Start to open the segmenter, and to watch the bundle, without waiting for either."""
+        """Open the segmenter and watch the bundle, in a thread of their own."""
         threading.Thread(target=self._watch, name="model", daemon=True).start()
 
     def look_for_update(self) -> None:
-        """Replace the segmenter if the bundle is a new one that works; keep it otherwise."""
+        """Replace the segmenter if the bundle is new and works; otherwise keep it."""
         stamp, current = _stamp(self._settings.bundle), self._current
         if current is None or stamp is None or stamp in (current.stamp, self._refused):
             return
         try:
             self._replace(current)
         except BundleError as error:
-            self._refused = stamp  # as it is now, it need not be tried again
+            self._refused = stamp  # not tried again until it changes
             self._telemetry.model_refused()
             _log.error("the new bundle is refused; the old model goes on: %s", error)
         except BackendUnavailableError as error:
-            if self._obstacle != str(error):  # it is tried again at each look, and told once
+            if self._obstacle != str(error):  # tried again at every look, logged once
                 self._obstacle = str(error)
                 _log.warning("the new bundle cannot be opened yet: %s", error)
 
     def close(self) -> None:
-        """Close the segmenter as soon as no request uses it. Nothing is answered afterwards."""
+        """Close the segmenter as soon as no request uses it. Later requests are refused."""
         with self._guard:
             self._closed = True
             opened, self._current = self._current, None
@@ -206,7 +206,7 @@ class Model:
             self._install(opened)
 
     def _replace(self, old: _Opened) -> None:
-        """Open the bundle again in the place of `old`, unless another thread has done so."""
+        """Open the bundle again to replace `old`, unless another thread has done so."""
         with self._opening:
             if self._current is not old:
                 return
@@ -260,13 +260,13 @@ class Model:
         return _Opened(segmenter, stamp, triton_version)
 
     def _check_triton(self, manifest: Manifest, old: _Opened | None) -> str | None:
-        """Let Triton load the model, if the settings say so; refuse the old one again."""
+        """Make Triton load the model, if the settings say so; refuse a version that is not new."""
         if self._settings.backend != "triton":
             return None
         if self._settings.triton_load:
             load_on_triton(self._settings, manifest)
         version = version_on_triton(self._settings, manifest)
-        # Another model gets another version in Triton's repository, the same one does not.
+        # A changed model gets a new version number in Triton's repository, the same one does not.
         is_new = old is not None and manifest.artefacts != old.segmenter.manifest.artefacts
         if old is not None and is_new and version == old.triton_version:
             raise ModelChangedError(
@@ -305,7 +305,7 @@ def check_warm_up(segmenter: TileSegmenter, bundle: Path) -> None:
 
 
 def _stamp(bundle: Path) -> _Stamp | None:
-    """A value that changes with any file of the bundle; None while the bundle is not complete."""
+    """A value that changes with every file of the bundle; None while the bundle is incomplete."""
     try:
         files = [(entry.name, entry.stat()) for entry in os.scandir(bundle)]
     except OSError:  # it is being replaced

@@ -31,7 +31,7 @@ _BATCH_LINE = "BatchLine"
 
 
 class ErrorAnswer(Strict):
-    """What every error is answered with."""
+    """The answer of every error."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -46,7 +46,7 @@ class ErrorAnswer(Strict):
 def _form_body(
     field: str, description: str, *content_types: str, several: bool = False
 ) -> dict[str, Any]:
-    """A multipart body. `serve.service.uploads` reads it, so FastAPI knows nothing of it."""
+    """A multipart body. `serve.service.uploads` reads it, so FastAPI does not know it."""
     file = {"type": "string", "format": "binary", "description": description}
     mpp = {
         "type": "number",
@@ -71,7 +71,7 @@ def _form_body(
 
 _IMAGE_TYPES = ("image/png", "image/jpeg", "image/tiff", "image/webp")
 IMAGE_BODY = _form_body(
-    "image", "an image with 8 bits a channel, known by its content alone", *_IMAGE_TYPES
+    "image", "an image with 8 bits per channel, known by its content alone", *_IMAGE_TYPES
 )
 BATCH_BODY = _form_body(
     "images", "an image, or a zip of images", *_IMAGE_TYPES, "application/zip", several=True
@@ -81,7 +81,7 @@ BATCH_BODY = _form_body(
 class Schemas:
     """The JSON schemas of the documents that the registered formats answer with.
 
-    FastAPI knows of none of them, since the endpoints answer with bytes.
+    FastAPI does not know them, since the endpoints answer with bytes.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Schemas:
         return text_answer(
             "application/x-ndjson",
             "".join(json.dumps(line) + "\n" for line in examples),
-            f"For each file a line of JSON, a `{_BATCH_LINE}`.",
+            f"One line of JSON per file, a `{_BATCH_LINE}`.",
         )
 
 
@@ -266,7 +266,7 @@ HEALTH_PATHS = {
 
 
 class DescribedApp(FastAPI):
-    """FastAPI with a description of what it cannot derive: headers, statuses, other documents."""
+    """FastAPI that also describes what it cannot derive: headers, statuses, other documents."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""

@@ -19,7 +19,7 @@ _MEDIA_TYPES = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
-"""Fixed here: a machine's own table may call JavaScript plain text, which browsers refuse."""
+"""Fixed here: a system's own table may call JavaScript plain text, which browsers refuse."""
 _FILES = frozenset(path.name for path in VIEWER.iterdir() if path.suffix in _MEDIA_TYPES)
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'",
@@ -42,7 +42,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def page_routes(index: Endpoint) -> list[Route]:
-    """`/` is the page for browsers and `index` for programs; `/viewer/` has the page's files."""
+    """`/` answers browsers with the page and programs with `index`; `/viewer/` has its files."""
 
     async def root(request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):

@@ -18,14 +18,14 @@ from serve.contract.errors import UploadTooSlowError
 HEAD_TIMEOUT_S = 20.0
 """Seconds that a connection may take for the head of a request."""
 KEEP_ALIVE_S = 75
-"""Seconds that a connection may rest between requests: longer than clients and load balancers keep
-one. So they close it, and never send a request into a connection that is being closed."""
+"""Seconds that a connection may idle between requests: longer than clients and load balancers keep
+one. So they close it first, and never send a request into a connection that is being closed."""
 READ_PAUSE_S = 60.0
-"""Seconds after which a client that reads nothing of its answer is disconnected."""
+"""Seconds after which a client that does not read its answer is disconnected."""
 LINGER_S, LINGER_PAUSE_S = 30.0, 5.0
-"""Seconds, in total and without any bytes, for which the rest of a body is read and dropped that
-was answered before its end. Closing at once would take the answer from a client that has not read
-it yet."""
+"""Seconds, in total and without new bytes, for which the rest of a body is read and dropped after
+an early answer. A client that is still sending would lose the answer if the connection closed at
+once."""
 _CLOSE = (b"connection", b"close")
 _INVALID_HTTP = (
     "The request is not valid HTTP/1.1, or its line and headers are longer than 64 KiB, or it has "
@@ -81,7 +81,7 @@ class ServiceProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than the answer is written: check that it does read."""
+        """The client reads more slowly than the answer is written: check that it reads at all."""
         super().pause_writing()
         self._watch_reader(self.transport.get_write_buffer_size())
 
@@ -95,7 +95,7 @@ class ServiceProtocol(H11Protocol):
         self._refuse(400, "http_invalid", _INVALID_HTTP)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer; if it does so before the body's end, close afterwards."""
+        """Let the application answer; close the connection if it answers before the body's end."""
         cycle = self.cycle
 
         async def send_and_close(message: Message) -> None:
@@ -107,7 +107,7 @@ class ServiceProtocol(H11Protocol):
         await self._answering(scope, receive, send_and_close)
 
     def linger(self) -> None:
-        """End the answer, and read on for a while."""
+        """End the answer, and keep reading for a while."""
         self._linger_until_s = self.loop.time() + LINGER_S
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -137,7 +137,7 @@ class ServiceProtocol(H11Protocol):
         def check() -> None:
             now_waiting = self.transport.get_write_buffer_size()
             if now_waiting >= num_waiting:
-                self.transport.abort()  # else the answer, and the request's place, were kept
+                self.transport.abort()  # it would keep the answer and the place of its request
             else:
                 self._watch_reader(now_waiting)
 

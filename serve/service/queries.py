@@ -1,4 +1,4 @@
-"""The query parameters of the endpoints, which derive from the options of the answer formats."""
+"""The query parameters of the endpoints, derived from the options of the answer formats."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ from serve.images.mpp import MAX_MPP, MIN_MPP
 
 
 class ImageQuery(Options):
-    """What every endpoint that takes an image is told about it."""
+    """Query parameters of every endpoint that takes an image."""
 
     mpp: float | None = Field(
         None,
@@ -22,7 +22,7 @@ class ImageQuery(Options):
 
 
 def format_query(entry: AnswerFormat) -> type[ImageQuery]:
-    """The query of the route of a format."""
+    """The query parameters of a format's route."""
     fields: dict[str, Any] = {
         name: (field.annotation, field) for name, field in entry.options.model_fields.items()
     }
@@ -30,7 +30,7 @@ def format_query(entry: AnswerFormat) -> type[ImageQuery]:
 
 
 def batch_query() -> type[ImageQuery]:
-    """The query of /batch: the options of the formats that it offers, and `outputs`."""
+    """The query parameters of /batch: the options of its formats, and `outputs`."""
     formats = batch_formats()
     names = tuple(entry.name for entry in formats)
     outputs = Annotated[

@@ -1,9 +1,9 @@
 """The HTTP service as BentoML runs it: worker processes, `/livez` and `/readyz`.
 
-The gateway and the endpoints are an ASGI application that is mounted in it. BentoML's own endpoints
-fetch URLs that a caller names, answer 500 to broken multipart bodies and hide the message of a 503.
-Its limits, access log and metrics know neither a request's id nor the name of its key, and its
-metrics grow with every path that a caller makes up.
+The gateway and the endpoints are an ASGI application that is mounted in it. They replace BentoML's
+own endpoints, which fetch URLs that a caller names, answer 500 to broken multipart bodies and hide
+the message of a 503. They replace its limits, access log and metrics too: those know neither the
+request id nor the name of the key, and the metrics grow with every path that a caller invents.
 """
 
 import os
@@ -44,7 +44,7 @@ class SegmentationService:
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
-        """Free what Triton keeps for us, and send the spans that have not been sent yet."""
+        """Close the model, and send the spans that have not been sent yet."""
         app.state.model.close()
         flush_traces()
 

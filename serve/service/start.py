@@ -1,10 +1,10 @@
-"""What is checked before the service starts, so that a mistake ends in one error at once."""
+"""Checks before the service starts, so that a mistake ends in one error at once."""
 
 import ipaddress
 import socket
 from collections.abc import Callable
 
-from serve.contract.errors import FocalPathError
+from serve.contract.errors import SettingsError
 from serve.contract.manifest import Manifest, read_bundle
 from serve.inference.probe import check_provider
 from serve.inference.providers import candidates_for
@@ -19,7 +19,7 @@ def check_start(settings: ServeSettings) -> Manifest:
     """Run all checks, and return the bundle's manifest.
 
     Raises:
-        FocalPathError: the service would not start, or never be ready.
+        FocalPathError: the service would not start, or would never be ready.
     """
     manifest = read_bundle(settings.bundle)
     for check in START_CHECKS.values():
@@ -28,18 +28,18 @@ def check_start(settings: ServeSettings) -> Manifest:
 
 
 def _check_precision(settings: ServeSettings, manifest: Manifest) -> None:
-    """Refuse a file or a provider that the bundle does not have or did not pass with."""
+    """Refuse a file that the bundle lacks, or a provider that did not pass with it."""
     if settings.backend == "onnxruntime":
         candidates_for(settings, manifest)
 
 
 def _check_address(settings: ServeSettings, _: Manifest) -> None:
-    """Refuse an address that cannot be listened at."""
+    """Refuse an address that the service cannot listen at."""
     host, port = settings.host, settings.port
     try:
         version = ipaddress.ip_address(host).version
     except ValueError as error:
-        raise FocalPathError(
+        raise SettingsError(
             f"--host is {host!r}, expected an IP address such as 127.0.0.1."
         ) from error
     family = socket.AF_INET if version == 4 else socket.AF_INET6
@@ -48,21 +48,23 @@ def _check_address(settings: ServeSettings, _: Manifest) -> None:
         try:
             listener.bind((host, port))
         except OSError as error:
-            raise FocalPathError(
+            raise SettingsError(
                 f"cannot listen at {host} port {port}: {error.strerror or error}. Stop what uses "
-                "the port, or choose another with --port."
+                "the port, or choose another with --port.",
+                code="address_unusable",
             ) from error
 
 
 def _check_access(settings: ServeSettings, _: Manifest) -> None:
-    """Refuse to serve everybody who can reach this machine, unless the settings say so."""
+    """Refuse to listen beyond this machine without API keys, unless the settings allow it."""
     if settings.api_keys_file is not None:
         ApiKeys(settings.api_keys_file)
     elif not ipaddress.ip_address(settings.host).is_loopback and not settings.insecure_no_key:
-        raise FocalPathError(
-            f"--host is {settings.host}, where others can reach the service, and no API key is "
-            "asked for. Set --api-keys-file, or --insecure-no-key if something before the service "
-            "checks who calls."
+        raise SettingsError(
+            f"--host is {settings.host}, where others can reach the service, and there are no API "
+            "keys. Set --api-keys-file, or --insecure-no-key if a proxy before the service checks "
+            "who calls.",
+            code="keys_missing",
         )
 
 
@@ -73,4 +75,4 @@ START_CHECKS: dict[str, Check] = {
     "access": _check_access,
     "tracing": lambda settings, _: check_tracing(settings),
 }
-"""By what each is about, in the order in which they run."""
+"""Checks by their subject, in the order in which they run."""

@@ -3,7 +3,7 @@
 Metrics are prometheus_client's. BentoML's workers run it in multiprocess mode (it sets
 PROMETHEUS_MULTIPROC_DIR before they start): each writes its own files, and whichever answers
 `/metrics` adds them up. Traces are OpenTelemetry's; without an exporter they cost next to nothing,
-and a caller's `traceparent` still goes on to Triton.
+and a caller's `traceparent` is still passed on to Triton.
 """
 
 import importlib
@@ -40,8 +40,8 @@ from serve.settings import ServeSettings
 
 Stage = Literal["queue", "decode", "segment", "batch", "infer", "encode"]
 """Stages of an answer. `queue`: waiting for a thread. `decode`: reading the image. `segment`: from
-pixels to labels; its parts are `batch`, a tile's wait, and `infer`, a batch in the model.
-`encode`: writing the answer."""
+pixels to labels, with the parts `batch` (a tile waits for its batch) and `infer` (the model runs a
+batch). `encode`: writing the answer."""
 METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 SERVICE_NAME = "focalpath"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -60,12 +60,12 @@ _REASONS = {
     503: "unavailable",
     504: "timeout",
 }
-"""Why a request was refused, by the status of its answer."""
+"""Reasons of refusals, by the status of the answer."""
 
 
 @dataclass
 class RequestRecord:
-    """What is known about a request; written to the access log at its end."""
+    """Facts about a request, for its line in the log."""
 
     request_id: str
     key_name: str | None = None
@@ -156,15 +156,13 @@ class Telemetry:
             ["outcome"],
             registry=registry,
         )
-        for outcome in (
-            "swapped",
-            "refused",
-        ):  # present from the start, so that the first is an increase
+        # Present from the start, so that the first change is an increase.
+        for outcome in ("swapped", "refused"):
             self._model_changes.labels(outcome)
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
-        """Time what is inside: as a metric and, of a request, as a span and for the access log."""
+        """Time the block, as a metric; within a request also as a span and for the log."""
         start = time.perf_counter()
         # A batch of several requests belongs to no single trace.
         is_request = current_request() is not None
@@ -189,7 +187,7 @@ class Telemetry:
         self._batch_size.observe(size)
 
     def observe_summary(self, summary: Summary) -> None:
-        """Count what the model found in an image."""
+        """Count the pixels per class of an image, and its share of low confidence."""
         for row in summary.classes:
             self._class_pixels.labels(row.name).inc(row.pixel_count)
         self._low_confidence.observe(summary.low_confidence_share)
@@ -257,7 +255,7 @@ def flush_traces() -> None:
 
 
 def forget_dead_workers() -> None:
-    """Remove ended workers from the gauges. Every worker calls it when it starts."""
+    """Remove workers that have ended from the gauges. Every worker calls this at its start."""
     folder = Path(os.environ.get(METRICS_FOLDER_VARIABLE, os.devnull))
     for file in folder.glob("gauge_live*_*.db"):
         pid = int(file.stem.rpartition("_")[2])
@@ -275,7 +273,7 @@ def check_tracing(settings: ServeSettings) -> None:
 
 
 def configure_tracing(settings: ServeSettings) -> None:
-    """Send this process's spans to where the settings say, if they do.
+    """Send this process's spans to `otlp_endpoint`, if it is set.
 
     Raises:
         SettingsError: an address is set but the exporter is not installed.

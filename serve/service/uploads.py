@@ -85,7 +85,7 @@ class Limit:
 class BodyLimit:
     """ASGI middleware that refuses a body over the limit, by its header and by its actual bytes.
 
-    It also refuses a body that stops arriving, which would keep its place among those that wait.
+    It also refuses a body that stops arriving, which would keep its place among the uploads.
 
     Args:
         app: the application behind it.
@@ -152,7 +152,7 @@ async def read_form(request: Request, field: str, *, max_files: int = 1) -> Form
     """Read a multipart form; close it when its files have been read.
 
     Raises:
-        FormError: the body is no such form, has no file in `field`, or has unknown fields.
+        FormError: the body is not such a form, has no file in `field`, or has unknown fields.
         UploadTooLargeError: the body is over the limit.
         UploadTooSlowError: the body stops arriving.
     """
@@ -183,7 +183,7 @@ def read_mpp(form: FormData, in_query: float | None) -> float | None:
     """The um per pixel that the request states: in its query, or else as a text field.
 
     Raises:
-        OptionError: the field is no number or absurd, also where the query has a good one.
+        OptionError: the field is not a number or out of range, even if the query has a good one.
     """
     text = form.get("mpp")
     if text is None:
@@ -202,24 +202,24 @@ class BatchFile:
 
     name: str
     read: Callable[[], bytes]
-    """Its content; raises a FocalPathError where it cannot be used."""
+    """Returns its content; raises a FocalPathError if the file cannot be used."""
 
 
 def batch_files(
     uploads: list[UploadFile], *, max_bytes: int, max_files: int, max_unpacked_bytes: int
 ) -> list[BatchFile]:
-    """The files of a batch, those in zips included, without reading any.
+    """List the files of a batch, including those in zips, without reading them.
 
-    A file that cannot be used is in the list, and says so when it is read.
+    A file that cannot be used is in the list too: reading it raises its error.
 
     Args:
         uploads: the form's files.
-        max_bytes: the largest file that is read.
-        max_files: most files, those in zips included.
-        max_unpacked_bytes: what all zips' files may have together.
+        max_bytes: the largest file, in bytes.
+        max_files: most files, including those in zips.
+        max_unpacked_bytes: the largest size of all files in zips together, in bytes.
 
     Raises:
-        ImageTooLargeError: too many files, or zips that expand too far.
+        ImageTooLargeError: there are too many files, or the zips expand to too many bytes.
     """
     files: list[BatchFile] = []
     expanded = 0
@@ -263,12 +263,12 @@ def batch_files(
 
 
 def _check_directory(file: IO[bytes], max_files: int) -> None:
-    """Refuse a zip that lists far more than may be in it, before zipfile reads the list.
+    """Refuse a zip whose list of files is too long, before zipfile reads the list.
 
     Raises:
         ImageTooLargeError: its directory is too large.
     """
-    # As zipfile itself finds it, else the two could be told different sizes.
+    # Read as zipfile reads it, so that both see the same size.
     end: list[Any] | None = zipfile._EndRecData(file)  # type: ignore[attr-defined]
     size, limit = end[_ZIP_DIRECTORY_SIZE] if end else 0, max_files * _ZIP_ENTRY_BYTES
     if size > limit:
@@ -280,7 +280,7 @@ def _check_directory(file: IO[bytes], max_files: int) -> None:
 
 
 def _members(archive: zipfile.ZipFile) -> list[tuple[str, zipfile.ZipInfo]]:
-    """The files of a zip, by their names with slashes; no folders, and no clutter.
+    """List the files of a zip, by their names with slashes; without folders and clutter.
 
     Some programs on Windows (such as PowerShell 5) write backslashes between folders, against the
     zip format. Python reads those as part of the name, unless it runs on Windows itself.

@@ -1,4 +1,4 @@
-"""From an upload to an answer: decode, segment, encode, off the event loop."""
+"""Turns an upload into an answer: decodes, segments and encodes in threads."""
 
 import asyncio
 import contextvars
@@ -22,12 +22,12 @@ from serve.settings import MEBIBYTE, ServeSettings
 
 T = TypeVar("T")
 MPP_HEADER, MPP_SOURCE_HEADER = "X-Mpp", "X-Mpp-Source"
-"""Of an answer: the um per pixel that the image was taken to have, and where it is from."""
+"""Response headers: the um per pixel that was used for the image, and where it comes from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a request asks for."""
+    """The formats and options that a request asks for."""
 
     formats: Sequence[str]
     """Names of the answer formats."""
@@ -36,17 +36,17 @@ class Job:
     options: Mapping[str, object] = field(default_factory=dict)
     """Values of the formats' options, by name."""
     keep: bool = False
-    """Keep the result for further requests of the same image, or take one that was kept."""
+    """Keep the result for further requests with the same image, or take a kept one."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of an image."""
+    """The answers for one image."""
 
     contents: list[bytes]
     """In the order of the job's formats."""
     image: ImageInfo
-    """Its um per pixel and where that is from, which most formats have no place for."""
+    """Its um per pixel and where that comes from, which most formats cannot hold."""
 
 
 class Worker:
@@ -88,13 +88,13 @@ class Worker:
             )
 
     def answer(self, model: Model, data: bytes, job: Job, name: str = "") -> Answer:
-        """A file's segmentation in each format of the job, in their order.
+        """Segment a file, and encode the result in each format of the job, in their order.
 
         Args:
-            model: segments it.
+            model: segments the image.
             data: the file's content.
-            job: what to do with it.
-            name: the file's; it may say where the image lies in its slide.
+            job: the formats and options.
+            name: the file's name; it may say where the image lies in its slide.
 
         Raises:
             FocalPathError: the file or an option cannot be used, or the model is not available.

@@ -13,6 +13,7 @@ from rich.table import Table
 from serve.contract.errors import FocalPathError, SettingsError
 from serve.images.tiles import OVERLAP
 from serve.settings import InferenceSettings
+from serve.slides.errors import ExtraMissingError
 from serve.slides.options import OutputOptions, Settings, TissueRule
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def run_slides(command: Slides) -> int:
     except ModuleNotFoundError as error:
         if not error.name or error.name.startswith("serve"):
             raise
-        raise FocalPathError(
+        raise ExtraMissingError(
             f"slides need {error.name}, which is not installed: {_EXTRA}."
         ) from error
 

@@ -1,10 +1,16 @@
-"""What can go wrong with a slide's run, beside what its reader and the model raise."""
+"""What can go wrong in a run of slides, besides the errors of readers and of the model."""
 
 from serve.contract.errors import FocalPathError
 
 
+class ExtraMissingError(FocalPathError):
+    """A package that slides need is not installed."""
+
+    code = "extra_missing"
+
+
 class CohortError(FocalPathError):
-    """The slides that were named cannot be worked on as they are."""
+    """The named slides cannot be used as they are."""
 
     code = "cohort_unusable"
 
@@ -16,13 +22,13 @@ class MaskError(FocalPathError):
 
 
 class ResultError(FocalPathError):
-    """The output folder holds something else than this run would continue."""
+    """The output folder holds something that this run cannot continue."""
 
     code = "result_differs"
 
 
 class ResultDamagedError(ResultError):
-    """A finished result is not what was written."""
+    """A finished result differs from what was written."""
 
     code = "result_damaged"
 

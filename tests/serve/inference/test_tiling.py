@@ -20,6 +20,7 @@ from serve.images.tiles import (
 from serve.inference.batching import TileBatcher, TilePool
 from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.tiling import predict
+from tests.support.errors import raises
 from tests.support.pictures import blobs, painted
 from tests.support.toy_bundle import TILE_SIZE_PX
 
@@ -277,7 +278,7 @@ def test_a_tile_that_fails_calls_off_those_that_wait(manifest: Manifest) -> None
             return self.futures[-1]
 
     runner = FirstFails(np.zeros(0, np.uint8), np.zeros(0, np.float32))
-    with pytest.raises(BackendUnavailableError, match="lost"):
+    with raises(BackendUnavailableError, "lost"):
         predict(blobs(400, 400), runner, manifest)
     assert len(runner.futures) > 1
     assert all(future.cancelled() for future in runner.futures[1:])

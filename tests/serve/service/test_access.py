@@ -17,6 +17,7 @@ from serve.contract.errors import SettingsError
 from serve.service.access import AccessControl, ApiKeys
 from serve.service.page import VIEWER_PATH
 from serve.service.telemetry import RequestRecord, request_context
+from tests.support.errors import raises
 
 KEY = "correct-horse-battery"
 OTHER_KEY = "staple-and-more-words"
@@ -140,7 +141,7 @@ def test_a_file_that_broke_leaves_the_keys_as_they_were(
 )
 def test_a_line_that_is_no_key_is_refused_without_showing_it(tmp_path: Path, line: str) -> None:
     (tmp_path / "keys").write_text(f"bob:{OTHER_KEY}\n{line}\n")
-    with pytest.raises(SettingsError, match="line 2 is no API key") as refused:
+    with raises(SettingsError, tmp_path / "keys", "line 2") as refused:
         ApiKeys(tmp_path / "keys")
     assert line not in str(refused.value)
 

@@ -30,6 +30,7 @@ from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, Outcome, RunOptions, run_cohort
 from serve.slides.status import read_status, verify
 from serve.slides.store import LABELS, WorkFolder
+from tests.support.errors import raises
 from tests.support.slides import tissue_pixels, write_aperio
 from tests.support.toy_bundle import write_toy_bundle
 
@@ -370,10 +371,10 @@ def test_verify_finds_what_was_changed(tmp_path: Path, engine: LocalEngine, slid
     result = tmp_path / "out" / "slide"
     target = result / "summary.json"
     target.write_text(target.read_text().replace("Tumor", "Tumour"))
-    with pytest.raises(ResultDamagedError, match=r"summary\.json"):
+    with raises(ResultDamagedError, "summary.json"):
         verify(result)
     target.unlink()
-    with pytest.raises(ResultDamagedError, match="missing"):
+    with raises(ResultDamagedError, "summary.json"):
         verify(result)
 
 

@@ -18,6 +18,7 @@ from serve.slides.store import CONFIDENCE, LABELS, WorkFolder
 from serve.slides.tiling import Tiling
 from serve.slides.tissue import Mask, mask_shape
 from serve.slides.worker import BlockWorker
+from tests.support.errors import raises
 from tests.support.real_slide import real_slide
 from tests.support.slide_models import PositionModel, mean_colors, model_info
 from tests.support.slides import VirtualSlide, position_byte
@@ -194,6 +195,6 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("serve.slides.store.write_whole", full)
-    with pytest.raises(OutputError, match="No space left"):
+    with raises(OutputError, "No space left"):
         run(work, plan, reader)
     assert work.records() == {}
