@@ -43,9 +43,10 @@ from serve.settings import InferenceSettings
 from serve.slides.cohort import SlideTask
 from serve.slides.finish import read_passport
 from serve.slides.local import LocalEngine, model_of
+from serve.slides.options import RunOptions
 from serve.slides.outputs.registry import DEFAULT, formats_of
 from serve.slides.progress import Quiet
-from serve.slides.run import Cohort, RunOptions, run_cohort
+from serve.slides.run import Cohort, run_cohort
 from serve.slides.store import LABELS, array_of
 
 _OUTPUT = "low_res_probabilities"

@@ -23,11 +23,11 @@ from serve.images.readers.registry import READERS
 from serve.inference.batching import TileAnswer
 from serve.slides.cohort import SlideTask
 from serve.slides.local import LocalEngine
-from serve.slides.options import Settings
+from serve.slides.options import RunOptions, Settings
 from serve.slides.outputs.registry import formats_of
 from serve.slides.plan import ModelInfo
 from serve.slides.progress import Quiet
-from serve.slides.run import Cohort, RunOptions, run_cohort
+from serve.slides.run import Cohort, run_cohort
 
 _TILE, _MPP = 1024, 0.25
 _DOWNSAMPLES = (1, 4, 16, 64)

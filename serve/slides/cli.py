@@ -14,10 +14,10 @@ from serve.contract.errors import FocalPathError, SettingsError
 from serve.images.tiles import OVERLAP
 from serve.settings import InferenceSettings
 from serve.slides.errors import ExtraMissingError
-from serve.slides.options import OutputOptions, Settings, TissueRule
+from serve.slides.options import OutputOptions, RunOptions, Settings, TissueRule
 
 if TYPE_CHECKING:
-    from serve.slides.run import Cohort, Outcome, RunOptions
+    from serve.slides.run import Cohort, Outcome
 
 _EXTRA = "pip install 'focalpath[slides]'"
 
@@ -61,6 +61,9 @@ class Run:
     """Threads that read the slide."""
     progress: Literal["auto", "bar", "json", "quiet"] = "auto"
     """bar, json (one object per line) or quiet, on standard error; auto: bar in a terminal."""
+    shard: str = ""
+    """I/N, from 0/N to N-1/N: work on one of N parts of the slides. Give every part the same slides
+    and the same --out, on a folder that all machines share."""
     overwrite: bool = False
     """Replace results and work of other settings, models or slides."""
 
@@ -122,22 +125,27 @@ def _run(command: Run) -> int:
     from serve.slides.outputs.registry import formats_of
     from serve.slides.progress import watcher_of
     from serve.slides.run import Cohort, failures, run_cohort
+    from serve.slides.shard import Shard, write_list
 
+    shard = Shard.parse(command.shard) if command.shard else Shard(0, 1)
     formats = formats_of(command.format)
     if not 1 <= command.read_threads <= 256:
         raise SettingsError(f"--read-threads is {command.read_threads}, expected 1 to 256.")
     options = run_options(command)
-    tasks, problems = find_slides(command.slides)
+    whole, problems = find_slides(command.slides)
+    tasks = shard.of(whole) if command.shard else whole
     engine = open_local_engine(command.settings, read_threads=command.read_threads, out=command.out)
     watcher = watcher_of(command.progress, len(tasks))
     cohort = Cohort(command.out, engine, options, formats, watcher, command.settings.bundle)
     try:
+        write_list(command.out, whole)
         outcomes = run_cohort(cohort, tasks)
     finally:
         watcher.close()
         engine.close()
     _report(cohort, outcomes)
-    failed = failures(outcomes, problems)
+    # One shard is enough to tell of slides that have no name of their own.
+    failed = failures(outcomes, problems if shard.index == 0 else [])
     for path, reason in failed:
         told = reason.removeprefix(f"{Path(path).name}: ")
         print(f"error: {path}: {told}", file=sys.stderr)
@@ -145,7 +153,7 @@ def _run(command: Run) -> int:
     return 1 if failed else 0
 
 
-def run_options(command: Run) -> "RunOptions":
+def run_options(command: Run) -> RunOptions:
     """What of a command line concerns every slide.
 
     Raises:
@@ -154,7 +162,6 @@ def run_options(command: Run) -> "RunOptions":
     from pydantic import ValidationError
 
     from serve.contract.strict import first_problem
-    from serve.slides.run import RunOptions
 
     try:
         return RunOptions(

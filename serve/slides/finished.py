@@ -78,8 +78,18 @@ def finished(out: Path) -> dict[str, SlideSummary]:
 def write_cohort_csv(out: Path) -> None:
     """Write `summary.csv` of all finished results in a folder.
 
+    Runs that end at the same time all write it. Each looks again after it has written, so that
+    whoever writes last has seen all results, without a lock.
+
     Raises:
         OutputError: the disk is full or may not be written.
     """
     with written(out):
-        write_whole(out / SUMMARY_CSV, cohort_csv(finished(out)))
+        out.mkdir(parents=True, exist_ok=True)
+        content = cohort_csv(finished(out))
+        while True:
+            write_whole(out / SUMMARY_CSV, content)
+            latest = cohort_csv(finished(out))
+            if latest == content:
+                return
+            content = latest

@@ -8,9 +8,10 @@ from serve.inference.batching import TileRunner
 from serve.inference.runs_on import RunsOn
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.settings import InferenceSettings
+from serve.slides.finish import OnStep
 from serve.slides.finished import plan_in
+from serve.slides.job import WORK_FOLDER, SlideJob, conclude, prepare
 from serve.slides.plan import Block, ModelInfo, describe_model
-from serve.slides.run import WORK_FOLDER
 from serve.slides.store import WorkFolder
 from serve.slides.worker import BlockWorker, OnBlock, OnTiles
 
@@ -38,6 +39,15 @@ class LocalEngine:
         """See `Engine.model`."""
         return self._model
 
+    @property
+    def slides_at_once(self) -> int:
+        """See `Engine.slides_at_once`."""
+        return 1
+
+    def prepare(self, job: SlideJob) -> bool:
+        """See `Engine.prepare`."""
+        return prepare(job)
+
     def run(
         self,
         work: WorkFolder,
@@ -54,6 +64,10 @@ class LocalEngine:
             read_threads=self._read_threads,
         ) as worker:
             worker.run(blocks, on_block=on_block, on_tiles=on_tiles)
+
+    def finish(self, job: SlideJob, on_step: OnStep) -> None:
+        """See `Engine.finish`."""
+        conclude(job, on_step)
 
     def close(self) -> None:
         """See `Engine.close`."""

@@ -58,3 +58,17 @@ class OutputOptions(Strict):
     """GeoJSON, DSA: leave out regions of less area."""
     max_vertices: int = Field(4_000_000, ge=1000)
     """GeoJSON, DSA: simplify further, until the outlines have at most so many vertices."""
+
+
+class RunOptions(Strict):
+    """How the slides of a cohort are run."""
+
+    settings: Settings = Settings()
+    tissue: str = "auto"
+    """auto, none, or a file with a mask or regions."""
+    mpp: float | None = None
+    """um per pixel of all slides, where they do not say it or are wrong."""
+    reader: str | None = None
+    outputs: OutputOptions = OutputOptions()
+    overwrite: bool = False
+    """Replace results and work of other settings."""

@@ -11,31 +11,26 @@ A slide that fails does so alone. The same command again goes on where it was st
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from pydantic import Field
-
 from serve.contract.errors import FocalPathError
 from serve.contract.manifest import MANIFEST_FILE
 from serve.contract.strict import Strict
-from serve.images.readers.registry import open_reader
 from serve.slides.cohort import Problem, SlideTask
 from serve.slides.errors import ResultError
-from serve.slides.finish import finish, publish
-from serve.slides.finished import check_finished, passport_of
+from serve.slides.finish import OnStep, publish
+from serve.slides.job import WORK_FOLDER, SlideJob
 from serve.slides.lock import SlideBusyError, slide_lock
-from serve.slides.options import OutputOptions, Settings
+from serve.slides.options import RunOptions
 from serve.slides.outputs.format import SlideFormat
-from serve.slides.plan import Block, ModelInfo, Plan
-from serve.slides.planning import plan_slide, settings_of
+from serve.slides.plan import Block, ModelInfo
 from serve.slides.store import WorkFolder, write_whole, written
 from serve.slides.tiling import Tiling
-from serve.slides.tissue import Mask
 from serve.slides.worker import OnBlock, OnTiles
-
-WORK_FOLDER = ".work"
 
 
 class Engine(Protocol):
@@ -44,6 +39,15 @@ class Engine(Protocol):
     @property
     def model(self) -> ModelInfo:
         """The model that it runs."""
+        ...
+
+    @property
+    def slides_at_once(self) -> int:
+        """How many slides to work on at the same time; then from as many threads."""
+        ...
+
+    def prepare(self, job: SlideJob) -> bool:
+        """Plan a slide; see `serve.slides.job.prepare`."""
         ...
 
     def run(
@@ -57,8 +61,12 @@ class Engine(Protocol):
         """Compute blocks of a slide whose folder is begun; see `BlockWorker.run`."""
         ...
 
+    def finish(self, job: SlideJob, on_step: OnStep) -> None:
+        """Write the outputs of a slide whose blocks are done; see `serve.slides.job.conclude`."""
+        ...
+
     def close(self) -> None:
-        """Free what is held; not used after."""
+        """Stop what is at work and free what is held; not used after. May be called twice."""
         ...
 
 
@@ -102,20 +110,6 @@ class Outcome(Strict):
     """Tiles that ran now."""
 
 
-class RunOptions(Strict):
-    """How a cohort is run."""
-
-    settings: Settings = Settings()
-    tissue: str = "auto"
-    """auto, none, or a file with a mask or regions."""
-    mpp: float | None = Field(default=None)
-    """um per pixel of all slides, where they do not say it or are wrong."""
-    reader: str | None = None
-    outputs: OutputOptions = OutputOptions()
-    overwrite: bool = False
-    """Replace results and work of other settings."""
-
-
 @dataclass(frozen=True)
 class Cohort:
     """What a run works on, and with what."""
@@ -130,22 +124,45 @@ class Cohort:
 
 
 def run_cohort(cohort: Cohort, tasks: Sequence[SlideTask]) -> list[Outcome]:
-    """Segment slides, one after the other; those that another run works on come last.
+    """Segment slides, as many at once as the engine asks for.
+
+    Slides that another run works on come last. What the watcher raises stops the run.
 
     Returns:
         One outcome per slide, in the order of `tasks`.
     """
     check = _BundleCheck(cohort.bundle)
     outcomes: dict[str, Outcome] = {}
-    later = []
-    for task in tasks:
-        try:
+
+    def segment(task: SlideTask) -> None:
+        with suppress(SlideBusyError):
             outcomes[task.name] = segment_slide(cohort, task, check=check)
-        except SlideBusyError:
-            later.append(task)
-    for task in later:
+
+    def segment_later(task: SlideTask) -> None:
         outcomes[task.name] = segment_slide(cohort, task, check=check, wait=True)
+
+    _for_each(segment, tasks, cohort.engine)
+    _for_each(segment_later, [task for task in tasks if task.name not in outcomes], cohort.engine)
     return [outcomes[task.name] for task in tasks]
+
+
+def _for_each(
+    segment: Callable[[SlideTask], None], tasks: Sequence[SlideTask], engine: Engine
+) -> None:
+    """Call a function with every slide, several at once where the engine asks for it."""
+    if engine.slides_at_once == 1:
+        for task in tasks:
+            segment(task)
+        return
+    with ThreadPoolExecutor(engine.slides_at_once, thread_name_prefix="slide") as pool:
+        futures = [pool.submit(segment, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            engine.close()  # ends the slides at work
+            raise
 
 
 def segment_slide(
@@ -202,46 +219,26 @@ def segment_slide(
 
 def _segment(cohort: Cohort, task: SlideTask) -> tuple[int, bool]:
     """Segment one slide; returns the tiles that ran, and whether it was finished before."""
-    target = cohort.out / task.name
-    mpp, reader = task.mpp or cohort.options.mpp, task.reader or cohort.options.reader
-    with open_reader(task.path, reader, mpp=mpp) as slide:
-        tissue = task.tissue or cohort.options.tissue
-        settings = settings_of(cohort.options.settings, tissue)
-        work = WorkFolder(cohort.out / WORK_FOLDER / task.name)
-        if target.exists():
-            passport_of(target)  # what is no result is not replaced either
-            if not cohort.options.overwrite:
-                check_finished(
-                    target,
-                    slide,
-                    cohort.engine.model,
-                    settings,
-                    cohort.options.outputs,
-                    cohort.formats,
-                )
-                work.remove()
-                return 0, True
-        if cohort.options.overwrite and work.path.exists():
-            work.remove()
-        plan, mask = plan_slide(slide, cohort.engine.model, settings, tissue)
-        work.begin(plan, mask)
-        num_tiles = _compute(cohort, work, plan, mask)
-        slide.check_unchanged()
-        finish(
-            work,
-            plan,
-            slide,
-            cohort.formats,
-            cohort.options.outputs,
-            on_step=lambda step: cohort.watcher.step(task.name, step),
-        )
-        publish(work, target)
-        return num_tiles, False
+    job = SlideJob(
+        out=cohort.out,
+        task=task,
+        options=cohort.options,
+        formats=tuple(entry.name for entry in cohort.formats),
+        model=cohort.engine.model,
+    )
+    if not cohort.engine.prepare(job):
+        return 0, True
+    num_tiles = _compute(cohort, job.work)
+    cohort.engine.finish(job, lambda step: cohort.watcher.step(task.name, step))
+    publish(job.work, job.target)
+    return num_tiles, False
 
 
-def _compute(cohort: Cohort, work: WorkFolder, plan: Plan, mask: Mask) -> int:
+def _compute(cohort: Cohort, work: WorkFolder) -> int:
     """Compute the blocks that are not done; returns how many tiles ran."""
-    tiling = Tiling(plan, mask)
+    plan = work.plan()
+    assert plan is not None, work.path
+    tiling = Tiling(plan, work.mask())
     tiles = {block: tiling.num_tiles(block) for block in tiling.blocks}
     done = work.records()
     todo = [block for block in tiling.blocks if block not in done]

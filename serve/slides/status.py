@@ -10,8 +10,10 @@ from serve.contract.manifest import sha256_of
 from serve.contract.strict import Strict
 from serve.slides.errors import ResultDamagedError, ResultError
 from serve.slides.finish import read_passport
+from serve.slides.job import WORK_FOLDER
 from serve.slides.lock import SlideBusyError, slide_lock
-from serve.slides.run import WORK_FOLDER, Outcome
+from serve.slides.run import Outcome
+from serve.slides.shard import read_list
 from serve.slides.store import WorkFolder
 from serve.slides.tiling import Tiling
 
@@ -20,8 +22,9 @@ class SlideStatus(Strict):
     """How far a slide is."""
 
     name: str
-    state: Literal["done", "running", "stopped", "failed"]
-    """running: a process works on it; stopped: the same command again goes on with it."""
+    state: Literal["done", "running", "stopped", "failed", "waiting"]
+    """running: a process works on it; stopped: the same command again goes on with it; waiting: no
+    process has begun it."""
     blocks: int = 0
     blocks_done: int = 0
     reason: str = ""
@@ -36,7 +39,10 @@ def read_status(out: Path) -> list[SlideStatus]:
     """
     if not out.is_dir():
         raise ResultError(f"{out} is no folder. Name the --out of a run.")
-    found = {status.name: status for status in (*_finished(out), *_at_work(out / WORK_FOLDER))}
+    waiting = (SlideStatus(name=name, state="waiting") for name in read_list(out))
+    found = {
+        status.name: status for status in (*waiting, *_finished(out), *_at_work(out / WORK_FOLDER))
+    }
     return [found[name] for name in sorted(found)]
 
 

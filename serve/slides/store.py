@@ -13,7 +13,7 @@ does not say that a block is still to do; its marker does.
 """
 
 import io
-import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -198,8 +198,9 @@ def png_of(mask: Mask) -> bytes:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole, by a rename."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Write a file that appears whole, by a rename; several processes may write it at once."""
+    # Not named by the process: containers on many machines have the same few numbers.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.write_bytes(content)
         partial.replace(path)

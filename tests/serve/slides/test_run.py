@@ -24,10 +24,10 @@ from serve.slides.finish import read_passport, read_summary
 from serve.slides.finished import write_cohort_csv
 from serve.slides.local import LocalEngine, model_of, ran_on
 from serve.slides.lock import SlideBusyError, slide_lock
-from serve.slides.options import Settings
+from serve.slides.options import RunOptions, Settings
 from serve.slides.outputs.registry import FORMATS, formats_of
 from serve.slides.progress import Quiet
-from serve.slides.run import Cohort, Outcome, RunOptions, run_cohort
+from serve.slides.run import Cohort, Outcome, run_cohort
 from serve.slides.status import read_status, verify
 from serve.slides.store import LABELS, WorkFolder
 from tests.support.errors import raises

@@ -1,0 +1,71 @@
+import threading
+from pathlib import Path
+
+import pytest
+
+from serve.contract.errors import SettingsError
+from serve.slides.cohort import SlideTask
+from serve.slides.finished import write_cohort_csv
+from serve.slides.shard import Shard, write_list
+from serve.slides.status import read_status
+
+
+def tasks(*names: str) -> list[SlideTask]:
+    return [SlideTask(path=Path(f"{name}.svs"), name=name) for name in names]
+
+
+@pytest.mark.parametrize("text", ["3", "3/", "/8", "8/8", "9/8", "0/0", "-1/8", "1.5/8", "a/b"])
+def test_what_is_no_shard_is_told(text: str) -> None:
+    with pytest.raises(SettingsError, match=text) as caught:
+        Shard.parse(text)
+    assert caught.value.code == "setting_invalid"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 30])
+def test_every_slide_belongs_to_exactly_one_shard_whatever_the_order_of_the_list(
+    count: int,
+) -> None:
+    names = [f"slide{number}" for number in range(20)]
+    given = tasks(*names)
+    parts = [Shard.parse(f"{index}/{count}").of(given) for index in range(count)]
+    assert sorted(task.name for part in parts for task in part) == sorted(names)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert parts == [Shard(index, count).of(given[::-1]) for index in range(count)]
+
+
+def test_status_names_the_slides_that_no_shard_has_begun(tmp_path: Path) -> None:
+    write_list(tmp_path, tasks("b", "a"))
+    assert [(slide.name, slide.state) for slide in read_status(tmp_path)] == [
+        ("a", "waiting"),
+        ("b", "waiting"),
+    ]
+
+
+def test_the_csv_is_right_when_a_slide_appears_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that writes last may have looked before another one had published."""
+    looks = iter([b"a\n", b"a\nb\n", b"a\nb\n"])
+    monkeypatch.setattr("serve.slides.finished.finished", lambda out: out)
+    monkeypatch.setattr("serve.slides.finished.cohort_csv", lambda found: next(looks))
+    write_cohort_csv(tmp_path)
+    assert (tmp_path / "summary.csv").read_bytes() == b"a\nb\n"
+
+
+def test_runs_that_end_at_once_do_not_harm_each_others_csv(tmp_path: Path) -> None:
+    failed = []
+
+    def write() -> None:
+        try:
+            for _ in range(30):
+                write_cohort_csv(tmp_path)
+        except OSError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
