@@ -42,7 +42,6 @@ from train.data.folder import Split, read_tile_folder
 from train.data.scale import TileScale
 from train.data.synthetic.dataset import SyntheticSettings, write_dataset
 from train.data.synthetic.tissue import CLASSES
-from train.errors import FocalPathError
 from train.fitting.embedding_cache import CachedTileDataset, EmbeddingCache
 from train.fitting.losses import SegmentationLoss
 from train.metrics import PooledConfusion
@@ -53,6 +52,8 @@ from train.model.segmenter import (
     labels_from_logits,
 )
 from train.settings import (
+    CheckedSettings,
+    Count,
     ModelSettings,
     RuntimeSettings,
     Settings,
@@ -75,14 +76,14 @@ EPOCHS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkSettings:
+class BenchmarkSettings(CheckedSettings):
     """What is measured, and where the numbers go."""
 
-    batch_size: int = 2
+    batch_size: Count = 2
     """Tiles a step."""
-    repeats: int = 5
+    repeats: Count = 5
     """Steps and epochs of each variant, taken in turn; the median counts."""
-    epoch_steps: int = 2
+    epoch_steps: Count = 2
     """Training steps of an epoch; half as many tiles are for validation."""
     tile_size_px: int = 1024
     """Side of the tiles."""
@@ -92,12 +93,6 @@ class BenchmarkSettings:
     """Measure each variant's peak memory, too, in a process of its own."""
     out: Path = Path("artifacts/results/train/benchmark.json")
     """Where the numbers go."""
-
-    def __post_init__(self) -> None:
-        """Refuse to measure nothing."""
-        for name in ("batch_size", "repeats", "epoch_steps"):
-            if getattr(self, name) < 1:
-                raise FocalPathError(f"{name} is {getattr(self, name)}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

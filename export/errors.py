@@ -110,8 +110,7 @@ def errors_translated() -> Iterator[None]:
     except serve_errors.BackendUnavailableError as error:
         raise MissingRuntimeError(str(error)) from error
     except (serve_errors.FocalPathError, train_errors.FocalPathError) as error:
-        # train says that a disk is full with the class that says everything else there.
-        kind = StorageError if isinstance(error.__cause__, OSError) else InputError
-        raise kind(str(error)) from error
+        is_storage = isinstance(error, train_errors.StorageError)
+        raise (StorageError if is_storage else InputError)(str(error)) from error
     except OSError as error:
         raise StorageError(str(error)) from error

@@ -35,7 +35,7 @@ from train.data.check import report
 from train.data.convert.registry import CONVERTERS, Converter
 from train.data.folder import Split, read_tile_folder
 from train.data.pixels import require_trainable
-from train.errors import FocalPathError
+from train.errors import DatasetError, FocalPathError, SettingsError
 from train.files import whole_file
 from train.model.class_bias import STRATEGIES
 from train.pretraining.magnification.settings import EvaluationSettings
@@ -103,7 +103,7 @@ class Check:
         warnings = report(self.data)
         require_trainable(read_tile_folder(self.data))
         if warnings and self.strict:
-            raise FocalPathError(f"{self.data} has {len(warnings)} warnings, and --strict is set")
+            raise DatasetError(f"{self.data} has {len(warnings)} warnings, and --strict is set")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ class Fit(Trains):
         from train.fitting.cross_validation import cross_validate, print_folds
 
         if self.resume or self.difficulty_from is not None:
-            raise FocalPathError(
+            raise SettingsError(
                 "--folds was given with --resume or --difficulty-from; expected neither. A "
                 "cross-validation continues where the command is repeated, and each fold would "
                 "need a baseline of its own."

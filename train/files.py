@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from train.errors import FocalPathError
+from train.errors import StorageError
 
 CANNOT_WRITE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -55,7 +55,7 @@ def write_errors_explained(place: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in CANNOT_WRITE:
             raise
-        raise FocalPathError(
+        raise StorageError(
             f"cannot write {place} ({error}). Expected a place that may be written, with room on "
             "the disk: free some or give another; what was written before is still whole."
         ) from error

@@ -29,6 +29,13 @@ Count = Annotated[int, Field(ge=1)]
 NumberOf = Annotated[int, Field(ge=0)]
 Sixteens = Annotated[int, Field(gt=0, multiple_of=16)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Mpp = Annotated[float, Field(ge=0.05, le=20)]
+"""um per pixel, in the range of `serve.images.mpp`."""
+TissueMpp = Annotated[float, Field(ge=0.1, le=2)]
+"""um per pixel at which synthetic nuclei are visible."""
+TestShare = Annotated[float, Field(ge=0, lt=1)]
+NumFolds = Annotated[int, Field(ge=2)]
+"""Folds of the data that is not for testing: fold 0 for validation, the others for training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +108,7 @@ class ModelSettings(CheckedSettings):
     """How attention is biased by class."""
     tile_size_px: Sixteens = 1024
     """Side of the square image that the model takes; a multiple of 16."""
-    mpp: Annotated[float, Field(ge=0.05, le=20)] | None = None
+    mpp: Mpp | None = None
     """um per pixel at which the model sees tissue: images of another are resampled to it. None
     takes the data set's."""
     squeeze: Annotated[bool, tyro.conf.Suppress] = False

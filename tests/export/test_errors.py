@@ -37,7 +37,8 @@ def test_each_kind_has_a_code_of_its_own_and_the_module_lists_it() -> None:
         (serve_errors.BackendUnavailableError("no OpenVINO"), MissingRuntimeError),
         (serve_errors.ModelChangedError("another model"), MissingRuntimeError),
         (serve_errors.SettingsError("a setting"), InputError),
-        (train_errors.FocalPathError("no checkpoint"), InputError),
+        (train_errors.CheckpointError("no checkpoint"), InputError),
+        (train_errors.StorageError("a full disk"), StorageError),
         (PermissionError(13, "Permission denied", "file"), StorageError),
     ],
 )

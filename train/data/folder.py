@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 from serve.contract.errors import OptionError
 from serve.images.mpp import MAX_MPP, MIN_MPP, check_mpp
 from train.data.masks import MASK_SUFFIXES, MaskCode, mask_code
-from train.errors import FocalPathError
+from train.errors import DatasetError, ScaleError, StorageError
 from train.files import CANNOT_WRITE
 from train.settings import MAX_CLASSES, LabelClass
 
@@ -68,7 +68,7 @@ def read_tile_folder(root: Path) -> TileFolder:
     """
     description = root / "dataset.json"
     if not description.is_file():
-        raise FocalPathError(
+        raise DatasetError(
             f"no data set at {root}: {description.name} is missing. Expected the layout img/, "
             'mask/, folds.csv and dataset.json: {"mpp": 0.25, "classes": [{"name": "Tumor", '
             '"color": "#d62728"}, ...]}'
@@ -95,28 +95,28 @@ def _read_description(path: Path) -> tuple[tuple[LabelClass, ...], float | None,
         classes = tuple(LabelClass(**entry) for entry in content["classes"])
         mpp = None if content.get("mpp") is None else float(content["mpp"])
     except (ValueError, KeyError, TypeError) as error:
-        raise FocalPathError(
+        raise DatasetError(
             f"{path} is not readable ({error}); expected "
             '{"mpp": 0.25, "classes": [{"name": "Tumor", "color": "#d62728"}, ...]}'
         ) from error
     names = [str(entry.name) for entry in classes]
     if not 2 <= len(names) <= MAX_CLASSES or len(set(names)) < len(names):
-        raise FocalPathError(
+        raise DatasetError(
             f"{path} names {len(names)} classes ({len(set(names))} different); expected 2 to "
             f"{MAX_CLASSES}, each with its own name"
         )
     for entry in classes:
         if not isinstance(entry.name, str) or entry.name in ("", "mean"):
-            raise FocalPathError(
+            raise DatasetError(
                 f"{path} names a class {entry.name!r}; expected text, and not 'mean', which "
                 "is the score over all classes"
             )
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", str(entry.color)):
-            raise FocalPathError(
+            raise DatasetError(
                 f"{path} gives {entry.name} the colour {entry.color!r}; expected #rrggbb"
             )
     if mpp is not None and not MIN_MPP <= mpp <= MAX_MPP:
-        raise FocalPathError(
+        raise ScaleError(
             f"{path} has mpp {mpp}; expected um per pixel from {MIN_MPP:g} to {MAX_MPP:g}, or null"
         )
     return classes, mpp, _read_code(path, classes, content)
@@ -133,7 +133,7 @@ def _read_code(path: Path, classes: tuple[LabelClass, ...], content: dict[str, A
             content.get("mask_orientation"),
         )
     except (ValueError, AttributeError, TypeError) as error:
-        raise FocalPathError(
+        raise DatasetError(
             f'{path}: {error}. Expected, where the masks need them: "mask_colors": {{"#rrggbb": '
             '"name of a class, or null"}, "mask_values": {"0": "name of a class, or null"}, '
             '"mask_orientation": "stored" or "upright".'
@@ -151,7 +151,7 @@ def _read_text(path: Path) -> str:
     try:
         return data.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise FocalPathError(
+        raise DatasetError(
             f'{path} is not UTF-8 ({error}). Save it as UTF-8; spreadsheets call it "CSV UTF-8".'
         ) from error
 
@@ -178,21 +178,19 @@ def read_folds(path: Path) -> Iterator[FoldsRow]:
         FocalPathError: the file is missing, is not UTF-8, or a value is not what its column holds.
     """
     if not path.is_file():
-        raise FocalPathError(f"{path} is missing; expected a CSV with columns img_id,fold")
+        raise DatasetError(f"{path} is missing; expected a CSV with columns img_id,fold")
     lines = _read_text(path).splitlines()
     header = lines[0] if lines else ""
     separators = [mark for mark in ",;\t" if mark in header]
     reader = csv.DictReader(lines, delimiter=separators[0] if separators else ",")
     reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
     if not {"img_id", "fold"} <= set(reader.fieldnames or ()):
-        raise FocalPathError(
-            f"{path} has the columns {reader.fieldnames}; expected img_id and fold"
-        )
+        raise DatasetError(f"{path} has the columns {reader.fieldnames}; expected img_id and fold")
     for row in reader:
         try:
             fold = int(row["fold"])
         except (TypeError, ValueError) as error:
-            raise FocalPathError(
+            raise DatasetError(
                 f"{path}, line {reader.line_num}: fold is {row['fold']!r}; expected a whole "
                 "number: -1 test, 0 validation, others training"
             ) from error
@@ -207,7 +205,7 @@ def _row_mpp(path: Path, line: int, text: str) -> float | None:
         mpp = float(text)
         check_mpp(mpp)
     except (ValueError, OptionError) as error:
-        raise FocalPathError(
+        raise ScaleError(
             f"{path}, line {line}: mpp is {text!r}; expected um per pixel from {MIN_MPP:g} to "
             f"{MAX_MPP:g}, or nothing for dataset.json's"
         ) from error
@@ -227,7 +225,7 @@ def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
             continue
         name = unicodedata.normalize("NFC", path.stem)
         if name in found:
-            raise FocalPathError(
+            raise DatasetError(
                 f"{folder} has {found[name].name} and {path.name}; expected one file for {name!r}. "
                 "Remove one of them."
             )
@@ -235,14 +233,14 @@ def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def _missing(tile_id: str, folder: Path, suffixes: tuple[str, ...]) -> FocalPathError:
+def _missing(tile_id: str, folder: Path, suffixes: tuple[str, ...]) -> DatasetError:
     lossy = [path.name for path in folder.glob(f"{glob.escape(tile_id)}.[jJ][pP]*")]
     if lossy:
-        return FocalPathError(
+        return DatasetError(
             f"{folder / lossy[0]} is a JPEG, which changes labels along edges; expected "
             f"{tile_id}{suffixes[0]}. Save the mask as PNG where it was made."
         )
-    return FocalPathError(
+    return DatasetError(
         f"folds.csv names {tile_id!r}, but {folder} has no such file; expected "
         f"{tile_id}{suffixes[0]} (or {', '.join(suffixes[1:])}). Add the file or remove the line."
     )
@@ -264,7 +262,7 @@ def whole_or_not_at_all(folder: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
-        raise FocalPathError(
+        raise StorageError(
             f"cannot write {folder} ({error}); nothing was kept. Expected a folder that may be "
             "written, with space for the tiles: free some, or give another folder."
         ) from error

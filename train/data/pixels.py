@@ -22,7 +22,7 @@ from serve.images.tiff import is_tiff
 from serve.settings import MEBIBYTE, MEGAPIXEL, PILLOW_LIMIT_MEGAPIXELS
 from train.data.folder import Split, Tile, TileFolder
 from train.data.masks import has_orientation, mask_values, read_mask, turn_upright
-from train.errors import FocalPathError, ImageFileError, MaskError
+from train.errors import DatasetError, FocalPathError, ImageFileError, MaskError
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 _MAX_MEBIBYTES = 4096
@@ -162,7 +162,7 @@ def require_trainable(folder: TileFolder) -> None:
             count_each(folder, split)
     class_frequencies(folder)
     if not count_pixels(folder, "validation")[1:].any():
-        raise FocalPathError(
+        raise DatasetError(
             f"no pixel of the validation tiles of {folder.root} is labelled; scores need some. "
             "Move tiles between folds in folds.csv, or correct the masks."
         )
@@ -189,7 +189,7 @@ def count_each(folder: TileFolder, split: Split) -> NDArray[np.int64]:
     """
     tiles = folder.tiles[split]
     if not tiles:
-        raise FocalPathError(
+        raise DatasetError(
             f"{folder.root / 'folds.csv'} has no {split} tile; expected at least one "
             "(fold -1 is test, 0 validation, any other training)"
         )
@@ -241,7 +241,7 @@ def class_frequencies(folder: TileFolder, counts: NDArray[np.int64] | None = Non
     pixels = counts.sum(axis=0)
     missing = [entry.name for entry, count in zip(folder.classes, pixels, strict=True) if not count]
     if missing:
-        raise FocalPathError(
+        raise DatasetError(
             f"no training pixel is labelled {', '.join(missing)}; every class needs some. Move "
             "tiles between folds, or remove the class from dataset.json and the masks."
             + _value_advice(folder)

@@ -26,7 +26,7 @@ from serve.images.tiles import (
     tile_places,
 )
 from train.data.folder import Tile
-from train.errors import FocalPathError
+from train.errors import ScaleError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +136,13 @@ def resolve_mpp(wanted: float | None, default: float | None, tiles: Sequence[Til
     unknown = [tile.tile_id for tile in tiles if tile.mpp is None]
     if not unknown:
         if mpp is None:
-            raise FocalPathError(
+            raise ScaleError(
                 "dataset.json has no mpp, and folds.csv gives one per image; expected the um per "
                 "pixel that the model shall see. Give it as --mpp, or as mpp in dataset.json."
             )
         return mpp
     if mpp is not None or len(unknown) < len(tiles):
-        raise FocalPathError(
+        raise ScaleError(
             f"the um per pixel of {len(unknown)} images, such as {unknown[0]}, is not known; "
             "expected it, to resample them to "
             f"{'the others' if mpp is None else f'{mpp:g} um per pixel'}. Give mpp in "

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from train.data.convert.layout import assign_folds
 from train.data.folder import Tile, TileFolder, read_folds, read_tile_folder
-from train.errors import FocalPathError
+from train.errors import DatasetError, RunError, SettingsError
 from train.files import whole_file, write_errors_explained
 from train.fitting.evaluation import predict_split
 from train.fitting.resume import run_inputs
@@ -74,7 +74,7 @@ def cross_validate(
             trained with other settings.
     """
     if num_folds < 2:
-        raise FocalPathError(f"--folds is {num_folds}; expected 2 or more")
+        raise SettingsError(f"--folds is {num_folds}; expected 2 or more")
     folder = read_tile_folder(data)
     folds = assign(folder, num_folds, settings.optimization.seed)
     parts = [_part(folder, folds, fold) for fold in range(num_folds)]
@@ -108,7 +108,7 @@ def assign(folder: TileFolder, num_folds: int, seed: int) -> dict[str, int]:
     tiles = [*folder.tiles["validation"], *folder.tiles["training"]]
     groups = Counter(tile.group or tile.tile_id for tile in tiles)
     if len(groups) < num_folds:
-        raise FocalPathError(
+        raise DatasetError(
             f"--folds is {num_folds}, and {folder.root} has {len(groups)} patients, slides or "
             "images that are not for testing; expected at least one per fold. Use fewer folds."
         )
@@ -135,7 +135,7 @@ def _fold(settings: Settings, part: TileFolder, run: Path, *, overwrite: bool) -
     done = _read_done(run / _DONE_FILE)
     if done is not None and not overwrite:
         if done["inputs"] != inputs:
-            raise FocalPathError(
+            raise RunError(
                 f"{run} was trained with other settings or data; expected the same. Give another "
                 "folder, or --overwrite to train all folds again."
             )

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from train.data.augmentation import NUM_VIEWS, turn
 from train.data.dataset import TileDataset, WholeImage, WholeImageDataset
-from train.errors import FocalPathError
+from train.errors import StorageError
 from train.files import whole_file, write_errors_explained
 from train.model.segmenter import Segmenter, encode_for_training, encodes_in_bfloat16
 from train.settings import Settings
@@ -130,7 +130,7 @@ class EmbeddingCache:
             markup=False,
         )
         if num_bytes > free:
-            raise FocalPathError(
+            raise StorageError(
                 f"the embedding cache needs {num_bytes / 2**30:.2f} GiB in {self.folder}, where "
                 f"{free / 2**30:.2f} GiB are free. Choose another --embedding-cache, or "
                 f"--augment none, which stores 1 view per tile instead of {NUM_VIEWS}."
@@ -208,5 +208,5 @@ def _checksum(features: Tensor) -> str:
     return f"{zlib.crc32(features.contiguous().view(torch.uint8).numpy().tobytes()):08x}"
 
 
-def _damaged(path: Path, reason: str) -> FocalPathError:
-    return FocalPathError(f"{path} in the embedding cache is damaged: {reason}. Delete the file.")
+def _damaged(path: Path, reason: str) -> StorageError:
+    return StorageError(f"{path} in the embedding cache is damaged: {reason}. Delete the file.")

@@ -24,7 +24,7 @@ from serve.images.decode import read_picture
 from serve.images.mpp import check_mpp
 from train.data.dataset import see_image
 from train.data.folder import IMAGE_SUFFIXES, whole_or_not_at_all
-from train.errors import FocalPathError
+from train.errors import DestinationError, ImageFileError, ScaleError, SourceError
 from train.fitting.evaluation import Segment, label_images, scale_of, segment_on_device
 from train.model.checkpoint import CheckpointCard, load_checkpoint
 from train.settings import LabelClass
@@ -61,13 +61,13 @@ def predict_images(
     """
     paths = _find(images)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FocalPathError(f"{out} exists; expected a new folder. Give another one.")
+        raise DestinationError(f"{out} exists; expected a new folder. Give another one.")
     segmenter, card = load_checkpoint(checkpoint)
     if mpp is not None:
         try:
             check_mpp(mpp)
         except ServeError as error:
-            raise FocalPathError(str(error)) from error
+            raise ScaleError(str(error)) from error
     segment = segment_on_device(segmenter, card)
     assumed = []
     with whole_or_not_at_all(out) as partial:
@@ -105,12 +105,12 @@ def _find(images: Path) -> Sequence[Path]:
             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
         )
     if not found:
-        raise FocalPathError(
+        raise SourceError(
             f"{images} has no image; expected a file or a folder of {', '.join(IMAGE_SUFFIXES)}"
         )
     stems = [path.stem for path in found]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise FocalPathError(
+        raise SourceError(
             f"{images} has {stems.count(twice[0])} images called {twice[0]}; expected one, as "
             "masks are named after them. Rename the others."
         )
@@ -124,7 +124,7 @@ def _predict(
     try:
         picture = read_picture(path)
     except ServeError as error:
-        raise FocalPathError(str(error)) from error
+        raise ImageFileError(str(error)) from error
     mpp, source = (given, "given") if given is not None else (picture.mpp, "file")
     if mpp is None:
         mpp, source = card.mpp, "model" if card.mpp is not None else "unknown"

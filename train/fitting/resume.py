@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -68,9 +69,7 @@ def run_inputs(settings: Settings, folder: TileFolder, difficulty: torch.Tensor 
             Reading them all would take as long as an epoch.
         difficulty: The baseline's Dice per class (C,), if the strategy needs it.
     """
-    values: dict[str, Any] = {}
-    for name, group in asdict(settings).items():
-        values |= group if isinstance(group, dict) else {name: group}
+    values = _by_setting(asdict(settings))
     # The cache's path does not matter, but its use does: it rounds the features.
     values["embedding_cache"] = values["embedding_cache"] is not None
     values["difficulty_from"] = _numbers(difficulty)
@@ -102,11 +101,12 @@ def resumed_epoch(last: Path, inputs: Inputs) -> int:
             f"{last} is damaged or from another version ({type(error).__name__}: "
             f"{str(error).splitlines()[0]}), and cannot be resumed. Start over with --overwrite."
         ) from error
+    old, new = _by_setting(before), _by_setting(inputs)
     changes = [
-        f"{name} {before.get(name)} -> {inputs.get(name)}"
-        for name in sorted(before.keys() | inputs.keys())
-        if before.get(name) != inputs.get(name)
-        and not (name == "epochs" and inputs[name] > before.get(name, math.inf))
+        f"{name} {old.get(name)} -> {new.get(name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+        and not (name == "epochs" and new[name] > old.get(name, math.inf))
     ]
     if changes:
         raise RunError(
@@ -114,6 +114,14 @@ def resumed_epoch(last: Path, inputs: Inputs) -> int:
             "Resume with the earlier ones, or start over with --overwrite."
         )
     return epoch
+
+
+def _by_setting(inputs: Mapping[str, Any]) -> Inputs:
+    """Merge the groups of settings, whose field names are unique over all groups."""
+    values: Inputs = {}
+    for name, group in inputs.items():
+        values |= group if isinstance(group, dict) else {name: group}
+    return values
 
 
 def _numbers(values: torch.Tensor | None) -> list[float | None] | None:

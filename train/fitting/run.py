@@ -37,7 +37,14 @@ from train.data.dataset import EpochSampler, TileDataset, WholeImageDataset
 from train.data.folder import Split, TileFolder, read_tile_folder
 from train.data.pixels import class_frequencies, count_each, count_pixels, require_trainable
 from train.data.scale import TileScale, resolve_mpp
-from train.errors import BaselineError, FocalPathError
+from train.errors import (
+    BaselineError,
+    CheckpointError,
+    DatasetError,
+    DestinationError,
+    MissingPackageError,
+    SettingsError,
+)
 from train.files import write_errors_explained
 from train.fitting.callbacks import BestCheckpoint, ClassProgressBar, MetricsFile, OwnSigterm
 from train.fitting.curves import plot_training
@@ -101,7 +108,7 @@ def fit(
             has a trained model or cannot be written, or there is no such run to resume.
     """
     if (run / WEIGHTS_FILE).exists() and not (resume or overwrite):
-        raise FocalPathError(
+        raise DestinationError(
             f"{run} has a trained model; expected a new folder. Add --resume to continue it from "
             f"{LAST_FILE}, where that is there, or --overwrite to replace it."
         )
@@ -238,7 +245,7 @@ def _check_shares(folder: TileFolder, settings: Settings) -> None:
     for split in splits:
         num_tiles = len(folder.tiles[split])
         if 0 < num_tiles < num_processes:
-            raise FocalPathError(
+            raise SettingsError(
                 f"{folder.root} has {num_tiles} {split} tiles for {num_processes} processes "
                 "(--devices times --nodes); expected a tile for each. Use fewer."
             )
@@ -247,7 +254,7 @@ def _check_shares(folder: TileFolder, settings: Settings) -> None:
 def _check_labelled(folder: TileFolder, split: Split) -> None:
     """Refuse tiles on which there is nothing to score."""
     if not count_pixels(folder, split)[1:].any():
-        raise FocalPathError(
+        raise DatasetError(
             f"no pixel of the {split} tiles of {folder.root} is labelled; scores need some. Move "
             "tiles between folds in folds.csv, or correct the masks."
         )
@@ -258,7 +265,7 @@ def _check_classes(card: CheckpointCard, of_what: str, folder: TileFolder) -> No
     names = [entry.name for entry in folder.classes]
     found = [entry.name for entry in card.classes]
     if found != names:
-        raise FocalPathError(
+        raise CheckpointError(
             f"{of_what} has the classes {', '.join(found)}; expected those of {folder.root}, "
             f"{', '.join(names)}, in their order. Take one that was trained on the same classes."
         )
@@ -346,7 +353,7 @@ def _loggers(settings: Settings, run: Path) -> list[Logger]:
             name = settings.preset
             loggers.append(MLFlowLogger(name, run_name=run.name, tracking_uri=place))
     except ModuleNotFoundError as error:
-        raise FocalPathError(
+        raise MissingPackageError(
             f"--track {settings.runtime.track} needs a package that is not installed "
             f"({error.name}). Run `pip install {settings.runtime.track}`, or track csv alone."
         ) from error

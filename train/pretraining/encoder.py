@@ -11,7 +11,7 @@ import timm
 from timm.models import save_for_hf
 from torch import nn
 
-from train.errors import FocalPathError
+from train.errors import EncoderError
 from train.pretraining.settings import PretrainSettings
 
 _LAYER_SCALE = 1e-5
@@ -26,7 +26,7 @@ def create_encoder(settings: PretrainSettings, *, drop_path: float = 0.0) -> nn.
     """
     encoder = settings.encoder
     if not timm.is_model(encoder.encoder):
-        raise FocalPathError(
+        raise EncoderError(
             f"timm has no model {encoder.encoder!r}; expected a vision transformer such as "
             "vit_small_patch16_224. Change --encoder."
         )
@@ -52,7 +52,7 @@ def create_encoder(settings: PretrainSettings, *, drop_path: float = 0.0) -> nn.
         )
         cast(Any, vit).num_prefix_tokens, cast(Any, vit).patch_embed.patch_size  # noqa: B018
     except (TypeError, AttributeError, ValueError, AssertionError) as error:
-        raise FocalPathError(
+        raise EncoderError(
             f"{encoder.encoder} cannot be pretrained with these settings ({error}); expected a "
             "plain vision transformer of timm's, such as vit_small_patch16_224"
         ) from error
@@ -80,7 +80,7 @@ def patch_size(vit: nn.Module) -> int:
     """
     height, width = cast(Any, vit).patch_embed.patch_size
     if height != width:
-        raise FocalPathError(f"the encoder's patches are {height} x {width}; expected squares")
+        raise EncoderError(f"the encoder's patches are {height} x {width}; expected squares")
     return int(height)
 
 

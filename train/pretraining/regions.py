@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.errors import FocalPathError
+from train.errors import ScaleError
 from train.pretraining.footprints import Footprint
 
 MAX_ENLARGEMENT = 1.15
@@ -128,7 +128,7 @@ def read_box(
     """
     enlargement = size_px * mpp / footprint.side_um
     if enlargement > MAX_ENLARGEMENT:
-        raise FocalPathError(
+        raise ScaleError(
             f"a view at {footprint.side_um / size_px:g} um per pixel would enlarge pixels of "
             f"{mpp:g} um by {enlargement:.2f}; at most {MAX_ENLARGEMENT} is allowed. Take coarser "
             "scales (--coarse-mpp, --fine-mpp) or finer slides."

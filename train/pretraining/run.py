@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from torch.utils.data import DataLoader, Dataset
 
 from train.data.dataset import EpochSampler
-from train.errors import FocalPathError
+from train.errors import DestinationError
 from train.files import whole_file, write_errors_explained
 from train.fitting.callbacks import MetricsFile, OwnSigterm
 from train.fitting.resume import RunInputs, WholeStateIO, resumed_epoch
@@ -63,7 +63,7 @@ def pretrain(
     """
     encoder = run / ENCODER_FOLDER
     if encoder.exists() and not (resume or overwrite):
-        raise FocalPathError(
+        raise DestinationError(
             f"{run} has an encoder already; expected a new folder. Add --resume to go on from "
             f"{LAST_FILE}, or --overwrite to replace it."
         )

@@ -7,24 +7,30 @@ or our choice, as the field's text says.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
-from train.errors import FocalPathError
+from train.errors import SettingsError
+from train.settings import (
+    CheckedSettings,
+    Count,
+    HalfAtMost,
+    Mpp,
+    NotNegative,
+    NumberOf,
+    Positive,
+    Seed,
+    Share,
+)
 
 Method = Literal["mad", "dino"]
 Scales = Literal["coarse", "fine", "mixed", "continuous"]
 
 
-def _check(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        flag = name.replace("_", "-")
-        raise FocalPathError(f"{name} is {value}, expected {expected}. Change --{flag}.")
-
-
 @dataclass(frozen=True, kw_only=True)
-class ViewSettings:
+class ViewSettings(CheckedSettings):
     """Which views a sample has."""
 
     method: Method = "mad"
@@ -36,40 +42,43 @@ class ViewSettings:
     dino_scales: Scales = "mixed"
     """Of dino's samples: coarse or fine alone, one scale per sample at random (mixed), or um per
     pixel log-uniform between the finest and the coarsest (continuous)."""
-    coarse_mpp: float = 1.0
+    coarse_mpp: Mpp = 1.0
     """um per pixel of coarse views: nominal 10x (the abstract)."""
-    fine_mpps: tuple[float, ...] = (0.5, 0.25)
+    fine_mpps: tuple[Mpp, ...] = (0.5, 0.25)
     """um per pixel of fine views: nominal 20x (our choice) and 40x (the abstract)."""
-    view_px: int = 224
+    view_px: Annotated[int, Field(ge=32, le=1024)] = 224
     """Side of a coarse or fine view (DINOv2)."""
-    num_local: int = 4
+    num_local: Annotated[int, Field(ge=0, le=16)] = 4
     """Small views per sample, which only the student sees (DINOv2 takes 8)."""
-    local_px: int = 96
+    local_px: Annotated[int, Field(ge=16)] = 96
     """Side of a local view (DINOv2)."""
-    local_share: tuple[float, float] = (0.22, 0.57)
+    local_share: tuple[Share, Share] = (0.22, 0.57)
     """Range of a local view's side over its coarse view's (DINOv2: 0.05 to 0.32 of the area)."""
-    scale_jitter: float = 0.2
+    scale_jitter: HalfAtMost = 0.2
     """Scales are drawn within a factor of exp of this, both ways (after continuous magnification
     sampling, arXiv 2601.02198)."""
-    stain_jitter: float = 1.0
+    stain_jitter: Share = 1.0
     """Strength of the independent stain jitter of each view: 1 multiplies mean optical densities by
     0.4 to 1.6 (our choice; Midnight jitters as strongly)."""
 
     def __post_init__(self) -> None:
-        """Refuse views that cannot be drawn."""
-        _check(0.05 <= self.coarse_mpp <= 20, "coarse_mpp", self.coarse_mpp, "0.05 to 20")
-        good = all(0.05 <= mpp < self.coarse_mpp for mpp in self.fine_mpps)
-        _check(
-            good and len(self.fine_mpps) > 0,
-            "fine_mpps",
-            self.fine_mpps,
-            f"at least one um per pixel, each 0.05 or more and finer than {self.coarse_mpp:g}",
-        )
-        _check(32 <= self.view_px <= 1024, "view_px", self.view_px, "32 to 1024")
-        _check(16 <= self.local_px <= self.view_px, "local_px", self.local_px, "16 to view_px")
-        _check(0 <= self.num_local <= 16, "num_local", self.num_local, "0 to 16")
-        _check(0 <= self.scale_jitter <= 0.5, "scale_jitter", self.scale_jitter, "0 to 0.5")
-        _check(0 <= self.stain_jitter <= 1, "stain_jitter", self.stain_jitter, "0 to 1")
+        """Refuse views that cannot be drawn.
+
+        Raises:
+            SettingsError: a value is out of its range, a fine scale is not finer than the coarse
+                one, or local views are larger than the others.
+        """
+        super().__post_init__()
+        if not self.fine_mpps or max(self.fine_mpps) >= self.coarse_mpp:
+            raise SettingsError(
+                f"fine_mpps is {self.fine_mpps}; expected at least one um per pixel, each finer "
+                f"than --coarse-mpp ({self.coarse_mpp:g}). Change --fine-mpps."
+            )
+        if self.local_px > self.view_px:
+            raise SettingsError(
+                f"local_px is {self.local_px}; expected at most --view-px ({self.view_px}). Change "
+                "--local-px."
+            )
 
     @property
     def mpps(self) -> tuple[float, ...]:
@@ -96,113 +105,98 @@ class ViewSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillationSettings:
+class DistillationSettings(CheckedSettings):
     """Losses, heads and the teacher."""
 
-    align_weight: float = 1.0
+    align_weight: NotNegative = 1.0
     """Weight of the dense alignment between a fine view and its place in the context (ours)."""
-    ibot_weight: float = 0.0
+    ibot_weight: NotNegative = 0.0
     """Weight of iBOT's masked patches on coarse views (arXiv 2111.07832)."""
-    spread_weight: float = 0.1
+    spread_weight: NotNegative = 0.1
     """Weight of KoLeo, which keeps class tokens apart within one scale (DINOv2)."""
-    prototypes: int = 16384
+    prototypes: Annotated[int, Field(ge=2)] = 16384
     """Outputs of the heads (DINOv2 takes 65536)."""
-    head_hidden: int = 2048
+    head_hidden: Count = 2048
     """Width of the heads' hidden layers (DINO, arXiv 2104.14294)."""
-    head_bottleneck: int = 256
+    head_bottleneck: Count = 256
     """Width before the prototypes (DINO)."""
-    student_temperature: float = 0.1
+    student_temperature: Positive = 0.1
     """Of the student's softmax (DINO)."""
-    teacher_temperature: tuple[float, float] = (0.04, 0.07)
+    teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
     """Of the teacher's softmax, from start to end of the warm-up over 30% of the steps (DINO)."""
-    teacher_momentum: float = 0.994
+    teacher_momentum: Share = 0.994
     """Of the teacher's moving average at the start; 1 at the end, by a cosine (DINOv2)."""
-    center_momentum: float = 0.9
+    center_momentum: Share = 0.9
     """Of the moving centres, one per head and scale (DINO; per scale is our choice)."""
-    frozen_prototypes: float = 0.02
+    frozen_prototypes: Share = 0.02
     """Share of the steps during which the heads' last layer is frozen (DINO: one epoch)."""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that train nothing."""
-        for name in ("align_weight", "ibot_weight", "spread_weight"):
-            _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _check(self.prototypes >= 2, "prototypes", self.prototypes, "2 or more")
-        for name in ("head_hidden", "head_bottleneck"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        temperatures = (self.student_temperature, *self.teacher_temperature)
-        _check(min(temperatures) > 0, "teacher_temperature", temperatures, "above 0")
-        for name in ("teacher_momentum", "center_momentum", "frozen_prototypes"):
-            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderSettings:
+class EncoderSettings(CheckedSettings):
     """The vision transformer."""
 
     encoder: str = "vit_small_patch16_224"
     """A name of timm's; the segmenter takes patches of 14 or 16 pixels."""
-    depth: int | None = None
+    depth: Count | None = None
     """Blocks, where it is not the named model's."""
-    embed_dim: int | None = None
+    embed_dim: Count | None = None
     """Width, where it is not the named model's."""
-    num_heads: int | None = None
+    num_heads: Count | None = None
     """Attention heads, where they are not the named model's."""
     layer_scale: bool = False
     """LayerScale from 1e-5, as in DINOv2."""
-    drop_path: float = 0.1
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Stochastic depth of the student (DINOv2)."""
     init_weights: str | None = None
     """File of a timm, DINO or HIPT encoder to start from; random without."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleSettings:
+class ScheduleSettings(CheckedSettings):
     """Steps, optimizer and machine."""
 
-    steps: int = 50_000
+    steps: Count = 50_000
     """Optimizer steps."""
-    steps_per_epoch: int = 500
+    steps_per_epoch: Count = 500
     """Steps between two checkpoints and rows of metrics.csv."""
-    batch_size: int = 128
+    batch_size: Annotated[int, Field(ge=2)] = 128
     """Samples of a step in each process."""
-    learning_rate: float = 7e-4
+    learning_rate: Positive = 7e-4
     """At a batch of 1024 samples; scaled by the square root of the batch (OpenMidnight)."""
     scale_learning_rate: bool = True
     """Scale it; without, it is taken as it is."""
-    warmup_share: float = 0.1
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps during which the learning rate rises."""
-    final_learning_rate_share: float = 0.0015
+    final_learning_rate_share: Share = 0.0015
     """Where the cosine ends, over the learning rate."""
-    weight_decay: tuple[float, float] = (0.04, 0.2)
+    weight_decay: tuple[NotNegative, NotNegative] = (0.04, 0.2)
     """From start to end by a cosine; not on norms and biases (DINO)."""
-    gradient_clip: float = 3.0
+    gradient_clip: NotNegative = 3.0
     """Norm at which gradients are clipped (DINO)."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
     """Of the encoders; the losses are always in float32."""
-    num_workers: int = 4
+    num_workers: NumberOf = 4
     """Processes that read views."""
-    devices: int = 1
+    devices: Count = 1
     """GPUs, or processes on a CPU."""
-    collapse_patience: int = 500
+    collapse_patience: Count = 500
     """Steps after the warm-up with a collapsed teacher that end the run."""
-    seed: int = 0
+    seed: Seed = 0
     """Of weights, views and order."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that train nothing."""
-        for name in ("steps", "steps_per_epoch", "devices", "collapse_patience"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        _check(
-            self.steps % self.steps_per_epoch == 0,
-            "steps",
-            self.steps,
-            f"a multiple of --steps-per-epoch ({self.steps_per_epoch})",
-        )
-        _check(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
-        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
-        _check(0 <= self.warmup_share < 1, "warmup_share", self.warmup_share, "0 to below 1")
-        _check(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
-        _check(self.seed >= 0, "seed", self.seed, "0 or more")
+        """Refuse values out of their range, and steps that fill no whole epoch.
+
+        Raises:
+            SettingsError: one of these.
+        """
+        super().__post_init__()
+        if self.steps % self.steps_per_epoch:
+            raise SettingsError(
+                f"steps is {self.steps}; expected a multiple of --steps-per-epoch "
+                f"({self.steps_per_epoch}). Change --steps."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from train.data.folder import Split, Tile, read_tile_folder
 from train.data.pixels import image_size, read_image
-from train.errors import FocalPathError
+from train.errors import ScaleError, SourceError
 from train.pretraining.footprints import Footprint
 from train.pretraining.regions import (
     ImageRegions,
@@ -79,7 +79,7 @@ def open_folder(root: Path) -> SplitSource:
 
 def _slide_of(tile: Tile, root: Path) -> SlideInfo:
     if tile.mpp is None:
-        raise FocalPathError(
+        raise ScaleError(
             f'{root}/dataset.json has no mpp; expected um per pixel, such as "mpp": 0.25, or a '
             "column mpp in folds.csv. Views are cut by their size in um."
         )
@@ -151,7 +151,7 @@ def open_ocelot(root: Path) -> SplitSource:
         tissue_paths.append(paths[0])
         cell_paths.append(paths[1])
     if not slides:
-        raise FocalPathError(
+        raise SourceError(
             f"{root} has a metadata.json, but no pair of images; expected "
             "images/train/tissue/ID.jpg and images/train/cell/ID.jpg, as OCELOT is published"
         )
@@ -223,7 +223,7 @@ def open_source(root: Path) -> SplitSource:
         if kind.matches(root):
             return kind.open(root)
     expected = "; or ".join(kind.expected for kind in SOURCES)
-    raise FocalPathError(f"{root} is no source of views. Expected {expected}.")
+    raise SourceError(f"{root} is no source of views. Expected {expected}.")
 
 
 def usable_slides(
@@ -243,14 +243,14 @@ def usable_slides(
     )
     if not large:
         largest = max((min(info.width_um, info.height_um) for info in infos), default=0.0)
-        raise FocalPathError(
+        raise SourceError(
             f"{found.name} has no slide of {needed_um:.0f} um for views of {views.view_px} pixels "
             f"at {views.coarse_mpp:g} um per pixel (the largest has {largest:.0f} um). Take "
             "smaller views (--view-px), a finer --coarse-mpp, or larger images."
         )
     finest = min(found.source.slides[slide].base_mpp for slide in large)
     if finest > min(views.mpps) * 1.15:
-        raise FocalPathError(
+        raise ScaleError(
             f"{found.name} is {finest:g} um per pixel at its finest, and views at "
             f"{min(views.mpps):g} are asked for; detail that was not scanned cannot be learned. "
             "Take coarser --fine-mpps or finer slides."

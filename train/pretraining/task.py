@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from train.errors import FocalPathError
+from train.errors import CollapseError, RunError
 from train.pretraining.encoder import create_encoder
 from train.pretraining.losses import (
     Centers,
@@ -143,7 +143,7 @@ class PretrainTask(L.LightningModule):
             + distillation.spread_weight * parts.get("spread", 0.0)
         )
         if not torch.isfinite(loss):
-            raise FocalPathError(
+            raise RunError(
                 f"the loss is {loss.item()} at step {self.global_step}, expected a finite number. "
                 f"Lower --learning-rate (now {self.settings.schedule.learning_rate:g}), or train "
                 "with --precision 32-true; last.ckpt is kept."
@@ -309,7 +309,7 @@ class PretrainTask(L.LightningModule):
         collapsed = is_warm and bool(of_mean < _COLLAPSED)
         self.num_collapsed = self.num_collapsed + 1 if collapsed else self.num_collapsed * 0
         if self.num_collapsed >= schedule.collapse_patience:
-            raise FocalPathError(
+            raise CollapseError(
                 f"the encoder has collapsed: for {schedule.collapse_patience} steps the teacher "
                 f"used {float(of_mean):.1%} of the entropy of {targets.shape[-1]} prototypes, "
                 f"expected at least {_COLLAPSED:.0%}. Lower --learning-rate or raise "

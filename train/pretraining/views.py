@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from train.errors import FocalPathError
+from train.errors import SourceError
 from train.pretraining.footprints import (
     NUM_DIHEDRAL_MOVES,
     Footprint,
@@ -165,7 +165,7 @@ class ViewDataset(Dataset[ViewSample]):
             if shared is not None and min(shared[2:]) >= needed:
                 break
         else:
-            raise FocalPathError(
+            raise SourceError(
                 f"{info.name} has no place for a fine view of {needed:.0f} um inside coarse ones "
                 f"of {coarse_sides.min():.0f} um. Take smaller views (--view-px) or finer scales "
                 "(--fine-mpps)."

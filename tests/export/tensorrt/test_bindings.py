@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
+from tests.support.errors import raises
 from tests.support.tensorrt_bindings import PACKAGES, BindingsError, compile_stubs, install_bindings
 
 pytestmark = [pytest.mark.tensorrt, pytest.mark.slow]
@@ -129,7 +130,6 @@ def test_a_registry_that_cannot_be_reached_is_a_clear_error(
     monkeypatch.setenv("FOCALPATH_TENSORRT_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(BindingsError, match="could not be installed") as caught:
+    with raises(BindingsError, "FOCALPATH_TENSORRT_CACHE"):
         install_bindings("11.4")
-    assert "FOCALPATH_TENSORRT_CACHE" in str(caught.value)
     assert not list(tmp_path.glob("bindings-*"))

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import train.comparison.run
+from tests.support.errors import raises
 from tests.support.toy_data import toy_settings
 from train.cli import main
 from train.comparison.compare import Comparison, choose_panels, compare
@@ -21,7 +22,7 @@ from train.comparison.run import RowRun
 from train.comparison.tables import published_scores
 from train.data.folder import read_tile_folder
 from train.data.pixels import class_frequencies
-from train.errors import FocalPathError, SettingsError
+from train.errors import DatasetError, SettingsError
 from train.fitting.run import evaluate, fit
 from train.fitting.task import SegmentationTask, named_scores
 from train.metrics import class_scores, image_confusion
@@ -419,7 +420,7 @@ def test_data_without_test_tiles_is_refused_before_training(
     data = copytree(toy_data, tmp_path / "data")
     folds = data / "folds.csv"
     folds.write_text(folds.read_text().replace(",-1", ",1"))
-    with pytest.raises(FocalPathError, match="has no test tile"):
+    with raises(DatasetError, "no test tile"):
         run_again(tmp_path / "out", data)
     assert not trained
 

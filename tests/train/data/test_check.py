@@ -9,7 +9,7 @@ from PIL import Image
 from tests.support.errors import raises
 from train.data.check import count_splits, find_warnings, report, share_table
 from train.data.folder import read_tile_folder
-from train.errors import FocalPathError, MaskError
+from train.errors import MaskError, ScaleError
 
 Rows = list[tuple[str, int, str]]
 ROWS: Rows = [("a", 1, "one"), ("b", 0, "two"), ("c", -1, "three")]
@@ -81,7 +81,7 @@ def test_a_missing_resolution_is_named(tmp_path: Path) -> None:
 
 
 def test_a_magnification_given_as_mpp_is_refused(tmp_path: Path) -> None:
-    with raises(FocalPathError, 40.0, 0.05, 20):
+    with raises(ScaleError, 40.0, 0.05, 20):
         warnings_of(write_data(tmp_path / "data", mpp=40))
 
 

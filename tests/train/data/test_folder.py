@@ -11,7 +11,7 @@ from tests.support.errors import raises
 from tests.support.toy_data import TILE_SIZE_PX, write_toy_data
 from train.data.folder import read_tile_folder
 from train.data.pixels import class_frequencies, count_pixels
-from train.errors import FocalPathError, ImageFileError, MaskError
+from train.errors import DatasetError, ImageFileError, MaskError
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_layout_that_is_wrong_is_refused(
     data: Path, damage: Callable[[Path], None], values: tuple[object, ...]
 ):
     damage(data)
-    with raises(FocalPathError, *values):
+    with raises(DatasetError, *values):
         read_tile_folder(data)
 
 
@@ -187,11 +187,11 @@ def test_a_class_without_a_training_pixel_is_named(data: Path):
         labels = np.asarray(Image.open(mask)).copy()
         labels[labels == 4] = 0
         Image.fromarray(labels).save(mask)
-    with raises(FocalPathError, "Necrosis"):
+    with raises(DatasetError, "Necrosis"):
         class_frequencies(read_tile_folder(data))
 
 
 def test_a_split_without_tiles_is_named(tmp_path: Path):
     data = write_toy_data(tmp_path / "data", num_validation=0)
-    with raises(FocalPathError, "validation"):
+    with raises(DatasetError, "validation"):
         count_pixels(read_tile_folder(data), "validation")

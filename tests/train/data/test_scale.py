@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.errors import raises
 from tests.support.pictures import blobs
 from train.data.folder import Tile
 from train.data.scale import TileScale, cut_image, cut_labels, resolve_mpp
-from train.errors import FocalPathError
+from train.errors import ScaleError
 
 SCALE = TileScale(tile_size_px=64, mpp=0.5)
 
@@ -61,13 +62,13 @@ def test_the_settings_scale_comes_before_the_data_sets():
 @pytest.mark.parametrize(
     ("wanted", "mpps", "named"),
     [
-        (0.5, [None, 0.5], "1 images, such as at_None"),
-        (None, [None, 0.5], "1 images, such as at_None"),
-        (None, [0.25, 0.5], "--mpp"),
+        (0.5, [None, 0.5], ("1 images", "at_None")),
+        (None, [None, 0.5], ("1 images", "at_None")),
+        (None, [0.25, 0.5], ("--mpp",)),
     ],
 )
 def test_a_scale_that_is_not_known_is_never_guessed(
-    wanted: float | None, mpps: list[float | None], named: str
+    wanted: float | None, mpps: list[float | None], named: tuple[str, ...]
 ):
-    with pytest.raises(FocalPathError, match=named):
+    with raises(ScaleError, *named):
         resolve_mpp(wanted, None, [tile(mpp) for mpp in mpps])

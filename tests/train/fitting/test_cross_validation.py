@@ -11,7 +11,7 @@ import pytest
 from tests.support.errors import raises
 from tests.support.toy_data import toy_settings
 from train.data.folder import read_tile_folder
-from train.errors import FocalPathError
+from train.errors import DatasetError, FocalPathError, RunError, SettingsError
 from train.fitting import cross_validation
 from train.fitting.cross_validation import CrossValidation, assign, cross_validate
 from train.settings import Settings
@@ -76,14 +76,17 @@ def test_a_finished_fold_is_not_trained_again(
 def test_a_fold_of_other_settings_is_not_taken_for_this_one(
     validated: tuple[Path, CrossValidation], grouped: Path
 ):
-    with raises(FocalPathError, "fold0"):
+    with raises(RunError, "fold0"):
         cross_validate(toy_settings(), grouped, validated[0], 3)
 
 
-@pytest.mark.parametrize(("num_folds", "named"), [(1, "--folds is 1"), (6, "5 patients")])
+@pytest.mark.parametrize(
+    ("num_folds", "kind", "named"),
+    [(1, SettingsError, "--folds is 1"), (6, DatasetError, "5 patients")],
+)
 def test_folds_that_cannot_be_are_refused(
-    num_folds: int, named: str, grouped: Path, tmp_path: Path
+    num_folds: int, kind: type[FocalPathError], named: str, grouped: Path, tmp_path: Path
 ):
-    with raises(FocalPathError, named):
+    with raises(kind, named):
         cross_validate(settings(), grouped, tmp_path / "run", num_folds)
     assert not (tmp_path / "run").exists()

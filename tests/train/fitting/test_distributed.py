@@ -16,7 +16,7 @@ from tests.support.distributed import settings_of
 from tests.support.errors import raises
 from train.data.folder import read_tile_folder
 from train.data.pixels import count_each
-from train.errors import FocalPathError
+from train.errors import SettingsError
 from train.fitting.run import _loaders, _trainer, evaluate, fit, print_scores
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.segmenter import Segmenter
@@ -142,7 +142,7 @@ def test_two_nodes_of_two_devices_share_all_tiles(
 
 
 def test_more_processes_than_tiles_are_refused(toy_data: Path, tmp_path: Path):
-    with raises(FocalPathError, "2 validation tiles", "3 processes"):
+    with raises(SettingsError, "2 validation tiles", "3 processes"):
         fit(settings_of(batch_size=2, devices=3), toy_data, tmp_path / "run")
 
 

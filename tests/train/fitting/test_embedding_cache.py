@@ -13,7 +13,7 @@ from tests.support.toy_data import TILE_SIZE_PX, toy_settings
 from train.data.dataset import TileDataset
 from train.data.folder import read_tile_folder
 from train.data.scale import TileScale
-from train.errors import FocalPathError, SettingsError
+from train.errors import SettingsError, StorageError
 from train.fitting.embedding_cache import CachedTileDataset, EmbeddingCache
 from train.fitting.run import fit
 from train.fitting.task import SegmentationTask
@@ -106,10 +106,10 @@ def test_a_damaged_file_is_named(cache: EmbeddingCache, dataset: TileDataset):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with raises(FocalPathError, path.name, "checksum"):
+    with raises(StorageError, path.name, "checksum"):
         cache.read(path)
     path.write_bytes(content[:100])
-    with raises(FocalPathError, path.name):
+    with raises(StorageError, path.name):
         cache.read(path)
 
 
@@ -118,7 +118,7 @@ def test_a_cache_that_cannot_fit_is_refused_before_anything_is_written(
 ):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10, 10, 1000))
-    with raises(FocalPathError, "GiB", cache.folder):
+    with raises(StorageError, "GiB", cache.folder):
         cache.fill(dataset, range(1), batch_size=4)
     assert not cache.folder.exists()
 
@@ -131,7 +131,7 @@ def test_a_disk_that_fills_up_ends_cleanly(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("train.fitting.embedding_cache.save_file", full)
-    with raises(FocalPathError, "No space left"):
+    with raises(StorageError, "No space left"):
         cache.fill(dataset, range(1), batch_size=4)
     assert not list(cache.folder.iterdir())
 
@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_written_is_told(
 ):
     (tmp_path / "file").touch()
     cache = EmbeddingCache(frozen_settings(tmp_path / "file"), segmenter)
-    with raises(FocalPathError, tmp_path / "file"):
+    with raises(StorageError, tmp_path / "file"):
         cache.fill(dataset, range(1), batch_size=4)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.support.errors import raises
 from tests.support.pictures import blobs
 from train.cli import main
-from train.errors import FocalPathError
+from train.errors import ImageFileError
 from train.fitting.predict import predict_images
 
 
@@ -58,6 +58,6 @@ def test_an_assumed_scale_is_told_and_gives_no_area(
 
 def test_a_damaged_image_leaves_nothing_behind(toy_run: Path, images: Path, tmp_path: Path):
     (images / "large.PNG").write_bytes(b"no picture")
-    with raises(FocalPathError, "large.PNG"):
+    with raises(ImageFileError, "large.PNG"):
         predict_images(toy_run, images, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -10,7 +10,7 @@ import torch
 
 from tests.support.errors import raises
 from tests.support.toy_data import toy_settings
-from train.errors import FocalPathError, RunError
+from train.errors import RunError, StorageError
 from train.fitting.resume import WholeStateIO
 from train.fitting.run import _trainer, fit
 from train.settings import AugmentationSettings, RuntimeSettings, Settings
@@ -95,7 +95,7 @@ def test_a_full_disk_keeps_the_state_of_the_epoch_before(tmp_path: Path):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
     try:
-        with raises(FocalPathError, last):
+        with raises(StorageError, last):
             WholeStateIO().save_checkpoint({"epoch": torch.zeros(1000)}, last)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

@@ -23,7 +23,18 @@ from train.cli import main
 from train.config import read_settings
 from train.data.folder import read_tile_folder
 from train.data.pixels import class_frequencies
-from train.errors import BaselineError, FocalPathError, RunError, SettingsError
+from train.errors import (
+    BaselineError,
+    CheckpointError,
+    DatasetError,
+    DestinationError,
+    FocalPathError,
+    MissingPackageError,
+    RunError,
+    ScaleError,
+    SettingsError,
+    StorageError,
+)
 from train.fitting.evaluation import predict_split
 from train.fitting.run import evaluate, fit, print_scores
 from train.fitting.task import SegmentationTask, named_scores
@@ -70,7 +81,7 @@ def test_a_folder_with_a_trained_model_is_not_overwritten_unasked(toy_data: Path
     fit(settings, toy_data, run)
     (run / "last.ckpt").unlink()
     before = (run / "model.safetensors").read_bytes()
-    with raises(FocalPathError, run, "--overwrite"):
+    with raises(DestinationError, run, "--overwrite"):
         fit(settings, toy_data, run)
     with pytest.raises(RunError) as caught:
         fit(settings, toy_data, run, resume=True)
@@ -300,7 +311,7 @@ def test_a_checkpoint_is_not_scored_on_other_classes(toy_run: Path, other_data: 
     description = other_data / "dataset.json"
     description.write_text(description.read_text().replace("Tumor", "Gland"))
     segmenter, card = load_checkpoint(toy_run)
-    with raises(FocalPathError, "Tumor", "Gland"):
+    with raises(CheckpointError, "Tumor", "Gland"):
         evaluate(segmenter, card, other_data, "test")
 
 
@@ -318,7 +329,7 @@ def test_images_of_unknown_scale_are_refused_where_the_models_is_known(
 ):
     description = other_data / "dataset.json"
     description.write_text(description.read_text().replace('"mpp": 0.5', '"mpp": null'))
-    with raises(FocalPathError, "2 images", "tile10", "0.5 um per pixel"):
+    with raises(ScaleError, "2 images", "tile10", "0.5 um per pixel"):
         evaluate(*load_checkpoint(toy_run), other_data, "test")
 
 
@@ -330,7 +341,7 @@ def test_the_checkpoint_has_the_scale_that_the_network_saw(other_data: Path, tmp
 def test_validation_tiles_without_a_label_are_refused_at_once(other_data: Path, tmp_path: Path):
     for tile in read_tile_folder(other_data).tiles["validation"]:
         Image.new("L", (64, 64)).save(tile.mask)
-    with raises(FocalPathError, "validation"):
+    with raises(DatasetError, "validation"):
         fit(toy_settings(), other_data, tmp_path / "run")
 
 
@@ -338,14 +349,14 @@ def test_a_run_that_cannot_be_written_is_told(
     toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "file").touch()
-    with raises(FocalPathError, tmp_path / "file" / "run", "Not a directory"):
+    with raises(StorageError, tmp_path / "file" / "run", "Not a directory"):
         fit(toy_settings(), toy_data, tmp_path / "file" / "run")
 
     def full(*_: object) -> None:
         raise SafetensorError("No space left on device (os error 28)")
 
     monkeypatch.setattr("train.model.checkpoint.save_file", full)
-    with raises(FocalPathError, tmp_path / "run", "No space left"):
+    with raises(StorageError, tmp_path / "run", "No space left"):
         fit(toy_settings(), toy_data, tmp_path / "run")
 
 
@@ -485,7 +496,7 @@ def test_mlflow_gets_the_address_given_or_a_database(
     if given:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
     settings = toy_settings(runtime=RuntimeSettings(track="mlflow"))
-    with raises(FocalPathError, "pip install mlflow"):
+    with raises(MissingPackageError, "pip install mlflow"):
         fit(settings, toy_data, tmp_path / "run")
     assert asked == [given or "sqlite:///mlflow.db"]
 
@@ -498,7 +509,7 @@ def test_a_tracker_that_is_not_installed_says_what_to_install(
 
     monkeypatch.setattr("train.fitting.run.TensorBoardLogger", missing)
     settings = toy_settings(runtime=RuntimeSettings(track="tensorboard"))
-    with raises(FocalPathError, "pip install tensorboard"):
+    with raises(MissingPackageError, "pip install tensorboard"):
         fit(settings, toy_data, tmp_path / "run")
 
 

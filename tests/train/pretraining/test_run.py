@@ -8,8 +8,16 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from tests.support.errors import raises
 from train.data.synthetic.slides import SlideSettings, write_slides
-from train.errors import FocalPathError
+from train.errors import (
+    CollapseError,
+    DestinationError,
+    FocalPathError,
+    RunError,
+    ScaleError,
+    SourceError,
+)
 from train.pretraining.run import pretrain
 from train.pretraining.settings import PretrainSettings, ViewSettings, synthetic
 from train.pretraining.task import PretrainTask
@@ -92,12 +100,12 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
 
 
 def test_only_the_same_run_is_resumed(slides: Path, run: Path) -> None:
-    with pytest.raises(FocalPathError, match="batch_size"):
+    with raises(RunError, "batch_size 4 -> 2"):
         pretrain(tiny(batch_size=2), slides, run, resume=True)
 
 
 def test_an_encoder_is_replaced_only_on_request(slides: Path, run: Path) -> None:
-    with pytest.raises(FocalPathError, match="--overwrite"):
+    with raises(DestinationError, run, "--overwrite"):
         pretrain(tiny(), slides, run)
 
 
@@ -112,25 +120,30 @@ def test_a_collapsed_run_ends_with_an_error_and_keeps_the_checkpoint_before(
     slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("train.pretraining.task._COLLAPSED", 1.1)
-    with pytest.raises(FocalPathError, match="collapsed"):
+    with raises(CollapseError, "2 steps"):
         pretrain(tiny(warmup_share=0.5, collapse_patience=2), slides, tmp_path / "run")
     assert (tmp_path / "run" / "last.ckpt").is_file()
     assert not (tmp_path / "run" / "encoder").exists()
 
 
 @pytest.mark.parametrize(
-    ("views", "named"),
+    ("views", "kind", "named"),
     [
-        (ViewSettings(view_px=96, num_local=0), "128 um"),
+        (ViewSettings(view_px=96, num_local=0), SourceError, ("128 um",)),
         (
             ViewSettings(view_px=48, local_px=32, fine_mpps=(0.1,)),
-            "0.25 um per pixel at its finest",
+            ScaleError,
+            (0.25, 0.1),
         ),
     ],
 )
 def test_slides_that_cannot_show_the_views_are_refused_before_training(
-    slides: Path, tmp_path: Path, views: ViewSettings, named: str
+    slides: Path,
+    tmp_path: Path,
+    views: ViewSettings,
+    kind: type[FocalPathError],
+    named: tuple[object, ...],
 ) -> None:
-    with pytest.raises(FocalPathError, match=named):
+    with raises(kind, *named):
         pretrain(replace(tiny(), views=views), slides, tmp_path / "run")
     assert not (tmp_path / "run").exists()

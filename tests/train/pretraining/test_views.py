@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.support.errors import raises
-from train.errors import FocalPathError
+from train.errors import ScaleError
 from train.pretraining.footprints import Footprint
 from train.pretraining.regions import ImageRegions, SlideInfo
 from train.pretraining.settings import ViewSettings
@@ -57,7 +57,7 @@ def test_reduction_is_antialiased() -> None:
 
 
 def test_pixels_that_were_not_scanned_are_refused() -> None:
-    with raises(FocalPathError, 0.2, 1.25):
+    with raises(ScaleError, 0.2, 1.25):
         _source().read(0, Footprint(0, 0, 64 * 0.2), 64)
 
 

@@ -15,7 +15,7 @@ from train.data.convert.dsa_annotations import read_dsa
 from train.data.convert.imagescope import read_imagescope
 from train.data.convert.qupath import read_qupath
 from train.data.convert.shapes import Annotation
-from train.errors import FocalPathError
+from train.errors import AnnotationError
 
 SUFFIXES = (".geojson", ".json", ".anot", ".xml")
 
@@ -69,7 +69,7 @@ def read_annotation_file(path: Path) -> tuple[list[Annotation], Format]:
     for entry in FORMATS:
         if entry.takes(content):
             return entry.read(path, content), entry
-    raise FocalPathError(
+    raise AnnotationError(
         f"{path} is of no known format of annotations; expected "
         f"{', '.join(entry.name for entry in FORMATS)}. Export the annotations again."
     )
@@ -80,6 +80,6 @@ def _parse(path: Path) -> Any:
         text = path.read_text(encoding="utf-8-sig")
         return ElementTree.fromstring(text.encode()) if "<" in text[:1] else json.loads(text)
     except (OSError, ValueError, ElementTree.ParseError) as error:
-        raise FocalPathError(
+        raise AnnotationError(
             f"{path} is neither JSON nor XML that can be read ({error}). Export it again."
         ) from error

@@ -42,7 +42,8 @@ from train.data.convert.layout import (
     write_dataset,
 )
 from train.data.convert.shapes import Annotation, Ring, fill_shape, vanished
-from train.errors import FocalPathError
+from train.errors import AnnotationError, ImageFileError, ScaleError, SettingsError, SourceError
+from train.settings import CheckedSettings, Mpp, TestShare
 
 _PATIENT = re.compile(r"TCGA-\w{2}-\w{4}")
 _SLIDES = (
@@ -54,31 +55,30 @@ _CHUNK_TILES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnnotationSettings:
+class AnnotationSettings(CheckedSettings):
     """How annotated slides or images are prepared."""
 
     tiles: TileSettings = field(default_factory=TileSettings)
     mapping: Path | None = None
     """JSON that says what the labels mean; by default OUT with .mapping.json behind it. Where it
     does not exist, a template is written there and nothing else is done."""
-    source_mpp: float | None = None
+    source_mpp: Mpp | None = None
     """um per pixel of the slides or images, where their files do not tell it."""
     overlap: Literal["file", "area"] = "file"
     """Which of two overlapping areas wins: the later in the file, or the smaller."""
     patient_pattern: str = ""
     """Regular expression for the part of a slide's name that names the patient, whose slides share
     a fold; by default TCGA's, else each slide is a patient."""
-    test_share: float = 0.2
+    test_share: TestShare = 0.2
     """Share of the patients that is for testing (our choice)."""
 
     def __post_init__(self) -> None:
-        """Refuse a share that leaves nothing, and a pattern that is none."""
-        if not 0 <= self.test_share < 1:
-            raise FocalPathError(f"test_share is {self.test_share}; expected 0 to below 1")
+        """Refuse a value out of its range, or a pattern that cannot be compiled."""
+        super().__post_init__()
         try:
             re.compile(self.patient_pattern)
         except re.error as error:
-            raise FocalPathError(
+            raise SettingsError(
                 f"patient_pattern is {self.patient_pattern!r}, no regular expression: {error}"
             ) from error
 
@@ -144,7 +144,7 @@ def _find_slides(
     images = find_images(source, _SLIDES)
     files = find_images(annotations, SUFFIXES)
     if missing := sorted(files.keys() - images.keys()):
-        raise FocalPathError(
+        raise SourceError(
             f"{source} has no slide for {len(missing)} files of annotations, such as "
             f"{files[missing[0]].name}; expected a slide or image of the same name. Add it, or "
             "remove the annotations."
@@ -168,7 +168,7 @@ def _open(path: Path, settings: AnnotationSettings) -> RegionReader:
     try:
         return open_reader(path, mpp=settings.source_mpp)
     except ServeError as error:
-        raise FocalPathError(f"{path} cannot be read: {error}") from error
+        raise ImageFileError(f"{path} cannot be read: {error}") from error
 
 
 def _moved(annotation: Annotation, x: float, y: float) -> Annotation:
@@ -180,21 +180,21 @@ def _check_slide(slide: _Slide, mapping: ClassMapping, settings: AnnotationSetti
     """Refuse what could not be drawn rightly, before anything is written."""
     for annotation in slide.annotations:
         if not annotation.rings and mapping.labels[annotation.label] != IGNORE:
-            raise FocalPathError(
+            raise AnnotationError(
                 f"{slide.file}: {annotation.place}, labelled {annotation.label!r}, is a "
                 f"{annotation.kind}, which has no area; expected closed areas. Remove it, or map "
                 f"its label to {IGNORE}."
             )
     with _open(slide.path, settings) as reader:
         if reader.mpp is None:
-            raise FocalPathError(
+            raise ScaleError(
                 f"{slide.path}: the file tells no believable um per pixel; expected it, to cut "
                 f"tiles at {settings.tiles.mpp:g} um. Give it as --source-mpp."
             )
         width, height = reader.width_px, reader.height_px
         has_roi = any(mapping.labels[a.label] == ROI for a in slide.annotations)
         if mapping.uncovered != UNLABELLED and not has_roi and reader.name != "picture":
-            raise FocalPathError(
+            raise AnnotationError(
                 f"{slide.file} has no region of interest, and uncovered pixels shall be "
                 f"{mapping.uncovered}; that would be the whole slide. Draw one, or set uncovered "
                 f"to {UNLABELLED}."
@@ -204,7 +204,7 @@ def _check_slide(slide: _Slide, mapping: ClassMapping, settings: AnnotationSetti
             left, top = ring.min(axis=0)
             right, bottom = ring.max(axis=0)
             if left >= width or top >= height or right <= 0 or bottom <= 0:
-                raise FocalPathError(
+                raise AnnotationError(
                     f"{slide.file}: {annotation.place}, labelled {annotation.label!r}, lies at "
                     f"x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}, outside of its "
                     f"slide of {width} x {height} pixels. Is it of another slide?"

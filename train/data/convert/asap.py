@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from train.data.convert.shapes import UNNAMED, Annotation, Ring
-from train.errors import FocalPathError
+from train.errors import AnnotationError
 
 _AREAS = ("Polygon", "Rectangle")
 
@@ -33,7 +33,7 @@ def read_asap(path: Path, root: Element) -> list[Annotation]:
         try:
             ring = _ring(element)
         except (TypeError, ValueError) as error:
-            raise FocalPathError(
+            raise AnnotationError(
                 f"{path}, {name}: {error}; expected Coordinate elements with Order, X and Y. Save "
                 "the annotations again in ASAP."
             ) from error

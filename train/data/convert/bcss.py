@@ -41,8 +41,8 @@ from train.data.convert.layout import (
     write_dataset,
 )
 from train.data.synthetic.tissue import CLASSES as TISSUE_CLASSES
-from train.errors import FocalPathError
-from train.settings import LabelClass
+from train.errors import MaskError, ScaleError, SourceError
+from train.settings import CheckedSettings, LabelClass, Mpp
 
 CLASSES = tuple(LabelClass(name=name, color=color) for name, color in TISSUE_CLASSES)
 UNLABELLED, TUMOR, STROMA, INFLAMMATORY, NECROSIS, OTHER = range(6)
@@ -79,11 +79,11 @@ _NAME = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class BcssSettings:
+class BcssSettings(CheckedSettings):
     """Settings of the BCSS converter."""
 
     tiles: TileSettings = field(default_factory=TileSettings)
-    source_mpp: float | None = None
+    source_mpp: Mpp | None = None
     """um per pixel of region images whose names lack MPP-..."""
     test_institutes: tuple[str, ...] = ("E2", "EW", "GM", "LL", "OL", "S3")
     """TCGA tissue source sites whose slides form the test set, as published by default."""
@@ -117,14 +117,14 @@ class _Name:
 def _parse_name(path: Path, settings: BcssSettings) -> _Name:
     match = _NAME.fullmatch(path.stem)
     if match is None:
-        raise FocalPathError(
+        raise SourceError(
             f"{path} does not have a BCSS file name; expected one such as "
             "TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500.png, which names the patient and "
             "the resolution. Restore the published name."
         )
     mpp = float(match["mpp"]) if match["mpp"] else settings.source_mpp
     if not mpp:
-        raise FocalPathError(
+        raise ScaleError(
             f"{path.name} names no resolution; expected a part such as MPP-0.2500. "
             "Give the resolution with --source-mpp."
         )
@@ -142,7 +142,7 @@ def _find_pairs(source: Path) -> list[tuple[Path, Path]]:
         (masks.keys() - images.keys(), next(iter(images.values())).parent.name),
     ):
         if missing:
-            raise FocalPathError(
+            raise SourceError(
                 f"{source / where} lacks {len(missing)} of the regions, such as "
                 f"{min(missing)}.png; expected an image and a mask of the same name for each. "
                 "Download the missing files, or remove their partners."
@@ -160,14 +160,14 @@ def _check_codes(path: Path) -> None:
             rows = csv.DictReader(file, delimiter="\t")
             found = {row["label"]: int(row["GT_code"]) for row in rows}
     except (KeyError, TypeError, ValueError) as error:
-        raise FocalPathError(
+        raise SourceError(
             f"{path} cannot be read ({error!r}); expected tab-separated columns label and "
             "GT_code. Download it again."
         ) from error
     for label, code in found.items():
         expected = CODES.get(label, (None,))[0]
         if code != expected:
-            raise FocalPathError(
+            raise SourceError(
                 f"{path} gives {label!r} the code {code}, expected {expected}: the masks belong to "
                 "an unknown release. Download BCSS's masks with 22 codes."
             )
@@ -199,7 +199,7 @@ def _group_codes(
 ) -> NDArray[np.uint8]:
     """Map codes to labels, (H, W) uint8."""
     if mask.mode not in ("L", "P"):
-        raise FocalPathError(
+        raise MaskError(
             f"{path} has the mode {mask.mode}; expected one channel of 8 bits with the codes "
             "0 to 21, not a coloured picture of them. Download BCSS's masks again."
         )

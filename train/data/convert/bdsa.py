@@ -41,8 +41,8 @@ from train.data.convert.layout import (
     write_dataset,
 )
 from train.data.convert.shapes import fill_shape, vanished
-from train.errors import FocalPathError
-from train.settings import LabelClass
+from train.errors import AnnotationError, SettingsError, SourceError
+from train.settings import CheckedSettings, LabelClass, Mpp, TestShare
 
 CLASSES = (
     LabelClass(name="Background", color="#56b4e9"),
@@ -57,11 +57,11 @@ _SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BdsaSettings:
+class BdsaSettings(CheckedSettings):
     """Settings of the BDSA converter: tiles of 1024 pixels at 0.25 um, as for BCSS (our choice)."""
 
     tiles: TileSettings = field(default_factory=TileSettings)
-    source_mpp: float | None = None
+    source_mpp: Mpp | None = None
     """um per pixel of images for which regions.csv gives no mpp."""
     rename: tuple[str, ...] = ()
     """Meaning of other labels, such as "Grey=Gray Matter". "Artefact=unlabelled" draws unlabelled
@@ -71,14 +71,9 @@ class BdsaSettings:
     uncovered: Literal["unlabelled", "background"] = "unlabelled"
     """Label of pixels outside all elements. Choose background only for fully annotated
     regions."""
-    test_share: float = 0.2
+    test_share: TestShare = 0.2
     """Share of the patients or slides drawn for testing if regions.csv gives no fold (our
     choice)."""
-
-    def __post_init__(self) -> None:
-        """Check that the share is in [0, 1)."""
-        if not 0 <= self.test_share < 1:
-            raise FocalPathError(f"test_share is {self.test_share}; give 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -124,7 +119,7 @@ def _read_sources(source: Path, settings: BdsaSettings) -> list[_Source]:
         try:
             sources.append(_fill_in(name, image, annotations, rows.get(name, {}), settings))
         except ValueError as error:
-            raise FocalPathError(f"{source / 'regions.csv'}, image {name}: {error}") from error
+            raise SourceError(f"{source / 'regions.csv'}, image {name}: {error}") from error
     return sources
 
 
@@ -135,13 +130,13 @@ def _read_rows(path: Path, images: Mapping[str, Path]) -> dict[str, dict[str, st
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if "image" not in (reader.fieldnames or ()):
-            raise FocalPathError(
+            raise SourceError(
                 f"{path} has the columns {reader.fieldnames}; expected image and optionally "
                 "mpp, x, y, base_mpp, group, annotation, fold"
             )
         rows = {_stem(row["image"]): row for row in reader}
     if missing := sorted(rows.keys() ^ images.keys()):
-        raise FocalPathError(
+        raise SourceError(
             f"{path} and images/ differ in {len(missing)} names, such as {missing[0]!r}; expected "
             "one row per image. Add the missing rows or images."
         )
@@ -226,7 +221,7 @@ def _label_meanings(rename: Sequence[str]) -> dict[str, int | None]:
         old, equals, new = text.partition("=")
         if not equals or _normalised(new) not in targets:
             names = ", ".join(entry.name for entry in CLASSES)
-            raise FocalPathError(
+            raise SettingsError(
                 f"--rename has {text!r}; expected OLD=NEW, where NEW is one of {names}, "
                 "unlabelled, ignore"
             )
@@ -249,7 +244,7 @@ def _check_annotations(sources: Sequence[_Source], meanings: Mapping[str, int | 
     if unknown:
         listed = ", ".join(f"{label!r} ({count})" for label, count in unknown.most_common())
         names = ", ".join(entry.name for entry in CLASSES)
-        raise FocalPathError(
+        raise AnnotationError(
             f"the annotations have the unknown labels {listed}; expected {names}. Map each with "
             '--rename, such as --rename "Artefact=unlabelled" "ROI=ignore".'
         )

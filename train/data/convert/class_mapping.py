@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from train.data.convert.shapes import Annotation
-from train.errors import FocalPathError
+from train.errors import AnnotationError
 from train.files import whole_file, write_errors_explained
 from train.settings import LabelClass
 
@@ -65,25 +65,25 @@ def read_mapping(path: Path, found: Sequence[str]) -> ClassMapping:
             uncovered=str(content.get("uncovered", UNLABELLED)),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FocalPathError(
+        raise AnnotationError(
             f"{path} is not a mapping of labels to classes ({error!r}); expected JSON with classes "
             "and labels. Move it away and repeat the command: it writes a template."
         ) from error
     names = [entry.name for entry in mapping.classes]
     if len(names) < 2 or len(set(names)) < len(names) or {UNLABELLED, ROI, IGNORE} & set(names):
-        raise FocalPathError(
+        raise AnnotationError(
             f"{path} defines the classes {', '.join(names) or 'none'}; expected 2 or more, each "
             f"with its own name, and none called {UNLABELLED}, {ROI} or {IGNORE}"
         )
     known = [*names, UNLABELLED, ROI, IGNORE]
     for label, meaning in [*mapping.labels.items(), ("uncovered", mapping.uncovered)]:
         if meaning not in known or (label == "uncovered" and meaning in (ROI, IGNORE)):
-            raise FocalPathError(
+            raise AnnotationError(
                 f"{path} maps {label!r} to {meaning!r}, which it does not define; expected one of "
                 f"{', '.join(known)}. Add it to classes, or correct it."
             )
     if missing := sorted(set(found) - set(mapping.labels)):
-        raise FocalPathError(
+        raise AnnotationError(
             f"{path} does not say what {', '.join(map(repr, missing))} mean; the annotations have "
             f"them. Add them to labels: a class, {UNLABELLED}, {ROI} or {IGNORE}."
         )

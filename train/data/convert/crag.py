@@ -32,8 +32,8 @@ from train.data.convert.layout import (
     resample_labels,
     write_dataset,
 )
-from train.errors import FocalPathError
-from train.settings import CRAG_MPP, LabelClass
+from train.errors import MaskError, SourceError
+from train.settings import CRAG_MPP, CheckedSettings, LabelClass, Mpp
 
 CLASSES = (
     LabelClass(name="Non-gland", color="#009e73"),
@@ -47,11 +47,11 @@ def _tiles() -> TileSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CragSettings:
+class CragSettings(CheckedSettings):
     """Settings of the CRAG converter. A tile of 1536 x 1536 pixels holds a whole padded image."""
 
     tiles: TileSettings = field(default_factory=_tiles)
-    source_mpp: float = CRAG_MPP
+    source_mpp: Mpp = CRAG_MPP
     """um per pixel of the images. The files do not record it."""
 
 
@@ -79,7 +79,7 @@ def _find_pairs(folder: Path, split: str, warnings: list[str]) -> list[tuple[str
     masks = find_images(find_folder(folder, ("Annotation", "Annotations"), "CRAG's instance masks"))
     missing = images.keys() - masks.keys()
     if missing:
-        raise FocalPathError(
+        raise SourceError(
             f"{next(iter(masks.values())).parent} lacks {len(missing)} masks, such as "
             f"{min(missing)}.png; expected one for each image. Download the missing files."
         )
@@ -104,7 +104,7 @@ def _read_regions(
         refuse_other_size(image_path, image, mask_path, mask)
         # Accepts 16 bits, too: an image may have more than 255 glands.
         if mask.mode not in ("1", "L", "P", "I", "I;16"):
-            raise FocalPathError(
+            raise MaskError(
                 f"{mask_path} has the mode {mask.mode}; expected one channel with the numbers of "
                 "the glands, not the picture from Overlay/. Download CRAG's Annotation/ again."
             )

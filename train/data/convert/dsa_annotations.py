@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from train.data.convert.shapes import UNNAMED, Annotation, Ring, Shape
-from train.errors import FocalPathError
+from train.errors import AnnotationError
 
 _ELLIPSE_POINTS = 128
 
@@ -92,8 +92,8 @@ def read_annotations(path: Path) -> tuple[list[Shape], Counter[str]]:
     return shapes, others
 
 
-def _other(path: Path, error: Exception) -> FocalPathError:
-    return FocalPathError(
+def _other(path: Path, error: Exception) -> AnnotationError:
+    return AnnotationError(
         f"{path} is not an annotation export of the Digital Slide Archive ({error!r}); "
         'expected JSON: {"annotation": {"name": "...", "elements": [{"type": "polyline", '
         '"closed": true, "points": [[x, y, 0], ...], "group": "Gray Matter"}, ...]}}, or a '

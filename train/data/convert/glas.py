@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from train.data.check import report
 from train.data.convert.images import FoldSettings, SourceImage, write_images
 from train.data.convert.layout import find_images, read_region_image, refuse_existing
-from train.errors import FocalPathError
-from train.settings import LabelClass
+from train.errors import MaskError, SourceError
+from train.settings import CheckedSettings, LabelClass, Mpp
 
 _NON_GLAND = LabelClass(name="Non-gland", color="#56b4e9")
 TWO_CLASSES = (_NON_GLAND, LabelClass(name="Gland", color="#d55e00"))
@@ -37,13 +37,13 @@ _GRADES = {"benign": 2, "malignant": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlasSettings:
+class GlasSettings(CheckedSettings):
     """How GlaS is prepared."""
 
     folds: FoldSettings = field(default_factory=FoldSettings)
     classes: Literal["gland", "grade"] = "gland"
     """gland: glands against the rest; grade: benign and malignant glands, by the image's grade."""
-    source_mpp: float = 0.62
+    source_mpp: Mpp = 0.62
     """um per pixel of the images."""
 
 
@@ -66,12 +66,12 @@ def prepare_glas(source: Path, out: Path, settings: GlasSettings) -> None:
         if name.endswith("_anno"):
             continue
         if f"{name}_anno" not in files:
-            raise FocalPathError(
+            raise SourceError(
                 f"{source} lacks {name}_anno{path.suffix}, the mask of {path.name}; expected one "
                 "for each image. Download the missing files."
             )
         if name not in cases:
-            raise FocalPathError(
+            raise SourceError(
                 f"{source / 'Grade.csv'} has no row for {name}; expected one for each image. "
                 "Download it again."
             )
@@ -98,7 +98,7 @@ def _read_grades(path: Path) -> Mapping[str, _Case]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))
     except (OSError, UnicodeDecodeError) as error:
-        raise FocalPathError(
+        raise SourceError(
             f"{path} cannot be read ({error}); expected GlaS's table of patients and grades, with "
             "the columns name, patient ID, grade (GlaS)"
         ) from error
@@ -107,7 +107,7 @@ def _read_grades(path: Path) -> Mapping[str, _Case]:
         values = {(k or "").strip().lower(): str(v or "").strip() for k, v in row.items()}
         grade = next((v.lower() for k, v in values.items() if k.startswith("grade (glas")), None)
         if not values.get("name") or not values.get("patient id") or grade not in _GRADES:
-            raise FocalPathError(
+            raise SourceError(
                 f"{path}, line {number}: found {values}; expected name, patient ID and "
                 f"grade (GlaS), {' or '.join(_GRADES)}"
             )
@@ -118,7 +118,7 @@ def _read_grades(path: Path) -> Mapping[str, _Case]:
 def _read_labels(path: Path, gland: int) -> NDArray[np.uint8]:
     image = read_region_image(path)
     if image.mode not in ("1", "L", "P", "I", "I;16"):
-        raise FocalPathError(
+        raise MaskError(
             f"{path} has the mode {image.mode}; expected one channel with the numbers of the glands"
         )
     return np.where(np.asarray(image) > 0, gland, 1).astype(np.uint8)

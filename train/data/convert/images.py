@@ -20,34 +20,25 @@ from rich.progress import track
 from train.data.convert.layout import TEST_FOLD, assign_folds, read_region_image, refuse_existing
 from train.data.folder import IMAGE_SUFFIXES, whole_or_not_at_all, write_json
 from train.data.pixels import read_image
-from train.errors import FocalPathError
-from train.settings import LabelClass
+from train.errors import ImageFileError
+from train.settings import CheckedSettings, LabelClass, NumFolds, Seed, TestShare
 
 VALIDATION_FOLD = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldSettings:
+class FoldSettings(CheckedSettings):
     """How images are sorted into folds."""
 
     parts: Literal["patient", "official"] = "patient"
     """patient: all images of a patient share a fold, drawn by --seed; official: the parts as they
     were published, even where a patient is in several."""
-    num_folds: int = 5
+    num_folds: NumFolds = 5
     """Folds of the images that are not for testing; fold 0 is validation, the others training."""
-    test_share: float = 0.2
+    test_share: TestShare = 0.2
     """Share of the patients that is for testing, where folds are drawn (our choice)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draw."""
-
-    def __post_init__(self) -> None:
-        """Refuse shares and numbers of folds that leave nothing to train on."""
-        if not 0 <= self.test_share < 1:
-            raise FocalPathError(f"test_share is {self.test_share}; expected 0 to below 1")
-        if self.num_folds < 2:
-            raise FocalPathError(
-                f"num_folds is {self.num_folds}; expected 2 or more, as fold 0 is for validation"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +142,7 @@ def _write_pair(folder: Path, image: SourceImage) -> None:
     suffix = image.path.suffix.lower()
     pixels = read_image(image.path) if suffix in IMAGE_SUFFIXES else _read_other(image.path)
     if pixels.shape[:2] != labels.shape:
-        raise FocalPathError(
+        raise ImageFileError(
             f"the mask of {image.path} is {labels.shape[1]} x {labels.shape[0]} pixels, the image "
             f"{pixels.shape[1]} x {pixels.shape[0]}; expected the same size. Download both again."
         )

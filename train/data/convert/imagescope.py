@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from train.data.convert.shapes import Annotation, Ring
-from train.errors import FocalPathError
+from train.errors import AnnotationError
 
 _KINDS = {"0": "freehand", "1": "rectangle", "2": "ellipse", "3": "arrow", "4": "ruler"}
 _AREAS = ("freehand", "rectangle", "ellipse")
@@ -33,7 +33,7 @@ def read_imagescope(path: Path, root: Element) -> list[Annotation]:
         try:
             found += _regions(layer)
         except (KeyError, TypeError, ValueError) as error:
-            raise FocalPathError(
+            raise AnnotationError(
                 f"{path}, layer {layer.get('Id')}: {error!r}; expected Region elements with "
                 "Vertex elements that have X and Y. Save the annotations again in ImageScope."
             ) from error

@@ -11,16 +11,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from pydantic import Field
 from rich.progress import track
 
 from train.data.folder import whole_or_not_at_all, write_json
-from train.errors import FocalPathError
-from train.settings import LabelClass
+from train.errors import DestinationError, ImageFileError, MaskError, SourceError
+from train.settings import CheckedSettings, Count, LabelClass, Mpp, NumFolds, Seed
 
 TEST_FOLD = -1
 MAX_REGION_MEGAPIXELS = 1000
@@ -28,36 +29,21 @@ MAX_REGION_MEGAPIXELS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileSettings:
+class TileSettings(CheckedSettings):
     """How to cut regions into tiles and assign tiles to folds."""
 
-    tile_size_px: int = 1024
+    tile_size_px: Count = 1024
     """Height and width of a tile. A larger region is cut into the fewest evenly spaced tiles that
     cover it; they may overlap. A smaller region is padded with white, unlabelled pixels."""
-    mpp: float = 0.25
+    mpp: Mpp = 0.25
     """um per pixel of the tiles. Regions at another resolution are resampled. The paper gives 0.25
     for BCSS; for BDSA, 0.25 is our choice."""
-    min_labelled_share: float = 0.0
+    min_labelled_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Keep only tiles whose labelled share is above this. 0 drops tiles without labels."""
-    num_folds: int = 5
+    num_folds: NumFolds = 5
     """Number of folds of the tiles outside the test set: fold 0 validation, the rest training."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the assignment of patients, slides or images to folds."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.tile_size_px < 1:
-            raise FocalPathError(f"tile_size_px is {self.tile_size_px}; give 1 or more")
-        if not self.mpp > 0:
-            raise FocalPathError(f"mpp is {self.mpp}; give um per pixel above 0, such as 0.25")
-        if not 0 <= self.min_labelled_share < 1:
-            raise FocalPathError(
-                f"min_labelled_share is {self.min_labelled_share}; give 0 to below 1"
-            )
-        if self.num_folds < 2:
-            raise FocalPathError(
-                f"num_folds is {self.num_folds}; give 2 or more, as fold 0 is for validation"
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +96,7 @@ def write_dataset(
             tiles += [(tile_id, region.group, region.fold) for tile_id in kept]
             num_left_out += left_out
         if not tiles:
-            raise FocalPathError(
+            raise MaskError(
                 f"none of the {num_left_out} tiles has a labelled share above "
                 f"{settings.min_labelled_share}; expected labelled pixels in the masks. Check the "
                 "masks, or lower min_labelled_share."
@@ -190,7 +176,7 @@ def assign_folds(num_tiles: Mapping[str, int], num_folds: int, seed: int) -> dic
         FocalPathError: there are fewer than two groups.
     """
     if len(num_tiles) < 2:
-        raise FocalPathError(
+        raise SourceError(
             f"found {len(num_tiles)} patients, slides or images outside the test set "
             f"({', '.join(num_tiles) or 'none'}); expected 2 or more, for training and for "
             "validation. Add data, or make the test set smaller."
@@ -226,7 +212,7 @@ def refuse_existing(out: Path) -> None:
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists():
-        raise FocalPathError(
+        raise DestinationError(
             f"{out} exists; expected a new folder. Give another one, or delete this one to create "
             "the data set again."
         )
@@ -243,13 +229,13 @@ def find_images(folder: Path, suffixes: Sequence[str] = (".png",)) -> dict[str, 
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
         if path.stem in found:
-            raise FocalPathError(
+            raise SourceError(
                 f"{folder} has {found[path.stem].name} and {path.name}; expected one image of "
                 "that name. Remove one of them."
             )
         found[path.stem] = path
     if not found:
-        raise FocalPathError(f"{folder} has no image; expected {', '.join(suffixes)} files in it")
+        raise SourceError(f"{folder} has no image; expected {', '.join(suffixes)} files in it")
     return found
 
 
@@ -262,7 +248,7 @@ def find_folder(source: Path, names: Sequence[str], contents: str) -> Path:
     for name in names:
         if (source / name).is_dir():
             return source / name
-    raise FocalPathError(
+    raise SourceError(
         f"{source} has no folder {' or '.join(names)}; expected {contents} there. Give the parent "
         "of that folder."
     )
@@ -281,14 +267,14 @@ def read_region_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_REGION_MEGAPIXELS * 1_000_000:
-                raise FocalPathError(
+                raise ImageFileError(
                     f"{path} is {image.width} x {image.height} pixels; expected at most "
                     f"{MAX_REGION_MEGAPIXELS} megapixels. Cut the region into smaller ones."
                 )
             image.load()
             return image
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise FocalPathError(
+        raise ImageFileError(
             f"{path} cannot be read as an image ({error}). Copy or download it again, or remove it."
         ) from error
     finally:
@@ -298,7 +284,7 @@ def read_region_image(path: Path) -> Image.Image:
 def refuse_other_size(image_path: Path, image: Image.Image, mask_path: Path, mask: Any) -> None:
     """Raise a FocalPathError if image and mask differ in size."""
     if image.size != mask.size:
-        raise FocalPathError(
+        raise ImageFileError(
             f"{mask_path} is {mask.width} x {mask.height} pixels, its image {image_path} "
             f"{image.width} x {image.height}; expected the same size. Download both again."
         )

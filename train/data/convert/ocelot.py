@@ -26,8 +26,8 @@ from train.data.check import report
 from train.data.convert.images import FoldSettings, SourceImage, write_images
 from train.data.convert.layout import refuse_existing
 from train.data.masks import read_mask
-from train.errors import FocalPathError
-from train.settings import LabelClass
+from train.errors import SourceError
+from train.settings import CheckedSettings, LabelClass
 
 CLASSES = (
     LabelClass(name="Background", color="#56b4e9"),
@@ -38,7 +38,7 @@ _CASE_LETTERS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class OcelotSettings:
+class OcelotSettings(CheckedSettings):
     """How OCELOT is prepared."""
 
     folds: FoldSettings = field(default_factory=FoldSettings)
@@ -69,7 +69,7 @@ def _read_metadata(path: Path) -> Mapping[str, Any]:
         pairs: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["sample_pairs"]
         return dict(pairs)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FocalPathError(
+        raise SourceError(
             f"{path} is not OCELOT's metadata ({error!r}); expected JSON with sample_pairs. Give "
             "the folder that holds metadata.json, images/ and annotations/."
         ) from error
@@ -83,7 +83,7 @@ def _find_images(source: Path, pairs: Mapping[str, Any]) -> tuple[list[SourceIma
             part, slide = str(pair["subset"]), str(pair["slide_name"])
             mpp = float(pair["tissue"]["resized_mpp_x"])
         except (KeyError, TypeError, ValueError) as error:
-            raise FocalPathError(
+            raise SourceError(
                 f"{source / 'metadata.json'}, pair {name}: {error!r} is not as published; expected "
                 "subset, slide_name and tissue.resized_mpp_x. Download it again."
             ) from error
@@ -103,7 +103,7 @@ def _find_images(source: Path, pairs: Mapping[str, Any]) -> tuple[list[SourceIma
             )
         )
     if not images:
-        raise FocalPathError(
+        raise SourceError(
             f"{source} has no tissue image with its mask; expected images/train/tissue/NNN.jpg and "
             "annotations/train/tissue/NNN.png. Give the folder of the published files."
         )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from train.data.convert.shapes import UNNAMED, Annotation, Ring
-from train.errors import FocalPathError
+from train.errors import AnnotationError
 
 _AREAS = ("Polygon", "MultiPolygon")
 
@@ -33,7 +33,7 @@ def read_qupath(path: Path, content: Any) -> list[Annotation]:
             for annotation in _annotations(feature, f"feature {number}")
         ]
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise FocalPathError(
+        raise AnnotationError(
             f"{path} is not QuPath's GeoJSON ({error!r}); expected features with a geometry and "
             "properties. Export it again: File, Export objects as GeoJSON."
         ) from error

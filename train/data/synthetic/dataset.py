@@ -13,14 +13,17 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 from rich.progress import track
 
 from train.data.folder import whole_or_not_at_all, write_json
 from train.data.synthetic.tissue import CLASSES, make_tile
-from train.errors import FocalPathError
+from train.errors import DestinationError
+from train.settings import CheckedSettings, NumberOf, Seed, TissueMpp
 
 __all__ = ["CLASSES", "SyntheticSettings", "make_tile", "write_dataset"]
 
@@ -31,35 +34,21 @@ _TEST, _VALIDATION, _TRAINING = -1, 0, 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class SyntheticSettings:
+class SyntheticSettings(CheckedSettings):
     """Settings of a synthetic data set."""
 
-    num_train: int = 200
+    num_train: NumberOf = 200
     """Number of training tiles."""
-    num_validation: int = 24
+    num_validation: NumberOf = 24
     """Number of validation tiles."""
-    num_test: int = 64
+    num_test: NumberOf = 64
     """Number of test tiles."""
-    tile_size_px: int = 256
-    """Height and width of a tile."""
-    mpp: float = 0.5
+    tile_size_px: Annotated[int, Field(ge=32)] = 256
+    """Height and width of a tile: at least 32, as fewer show no tissue."""
+    mpp: TissueMpp = 0.5
     """um per pixel. 0.5 is a 20x objective, 0.25 a 40x one."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the data set. Each tile derives its own seed from this one and its number."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("num_train", "num_validation", "num_test", "seed"):
-            if getattr(self, name) < 0:
-                raise FocalPathError(f"{name} is {getattr(self, name)}; give 0 or more")
-        if self.tile_size_px < 32:
-            raise FocalPathError(
-                f"tile_size_px is {self.tile_size_px}; give 32 or more: less shows no tissue"
-            )
-        if not 0.1 <= self.mpp <= 2:
-            raise FocalPathError(
-                f"mpp is {self.mpp} um per pixel; give 0.1 to 2, where nuclei are visible"
-            )
 
 
 def write_dataset(folder: Path, settings: SyntheticSettings) -> None:
@@ -97,11 +86,11 @@ def already_there(folder: Path, recipe: dict[str, object]) -> bool:
     try:
         found = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise FocalPathError(
+        raise DestinationError(
             f"{folder} exists and is not a synthetic data set (no readable settings.json); {advice}"
         ) from None
     if found != recipe:
-        raise FocalPathError(
+        raise DestinationError(
             f"{folder} was made with other settings: found {found}, expected {recipe}; {advice}"
         )
     return True

@@ -12,57 +12,52 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from os import cpu_count
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field
 from rich.progress import track
 
 from train.data.folder import whole_or_not_at_all, write_json
 from train.data.synthetic.dataset import already_there
 from train.data.synthetic.tissue import CLASSES, draw_tissue, lay_out_regions
-from train.errors import FocalPathError
+from train.errors import SettingsError
+from train.settings import CheckedSettings, NumberOf, Positive, Seed, TissueMpp
 
 _GENERATOR_VERSION = 1
 _TEST, _VALIDATION, _TRAINING = -1, 0, 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlideSettings:
+class SlideSettings(CheckedSettings):
     """Settings of a folder of synthetic slides."""
 
-    num_train: int = 56
+    num_train: NumberOf = 56
     """Number of slides to pretrain on and to fit probes on."""
-    num_validation: int = 10
+    num_validation: NumberOf = 10
     """Number of slides that select a probe's regularisation."""
-    num_test: int = 30
+    num_test: NumberOf = 30
     """Number of test slides."""
-    side_um: float = 256.0
+    side_um: Positive = 256.0
     """Height and width of a slide in um."""
-    mpp: float = 0.25
+    mpp: TissueMpp = 0.25
     """um per pixel of the drawing, the finest scale."""
-    region_scale: float = 3.0
+    region_scale: Annotated[float, Field(ge=1, le=20)] = 3.0
     """Enlargement of the regions over those of synthetic tiles, so that a tile at 1 um per pixel
     can show one class. Cells keep their size."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the folder. Each slide derives its own seed from this one and its number."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("num_train", "num_validation", "num_test", "seed"):
-            if getattr(self, name) < 0:
-                raise FocalPathError(f"{name} is {getattr(self, name)}; give 0 or more")
-        if not 0.1 <= self.mpp <= 2:
-            raise FocalPathError(
-                f"mpp is {self.mpp} um per pixel; give 0.1 to 2, where nuclei are visible"
-            )
+        """Refuse a value out of its range, or a slide too small or too large to draw."""
+        super().__post_init__()
         if not 32 <= self.side_um / self.mpp <= 8192:
-            raise FocalPathError(
+            raise SettingsError(
                 f"side_um is {self.side_um}, {self.side_um / self.mpp:.0f} pixels at {self.mpp} um "
-                "per pixel; give a side of 32 to 8192 pixels"
+                "per pixel; expected a side of 32 to 8192 pixels. Change --side-um or --mpp."
             )
-        if not 1 <= self.region_scale <= 20:
-            raise FocalPathError(f"region_scale is {self.region_scale}; give 1 to 20")
 
 
 def make_slide(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from train.data.folder import Split
-from train.errors import FocalPathError
+from train.errors import SourceError
 from train.pretraining.footprints import Footprint
 from train.pretraining.magnification.embedding import (
     color_matched,
@@ -171,7 +171,7 @@ class Evaluation:
     def _require(self, split: Split, scale: float, labels: NDArray[np.int64]) -> None:
         num_classes = len(np.unique(labels))
         if len(labels) < _MIN_TILES or num_classes < 2:
-            raise FocalPathError(
+            raise SourceError(
                 f"at {scale:g} um per pixel the {split} slides have {len(labels)} labelled tiles "
                 f"of {num_classes} classes; expected at least {_MIN_TILES} of two. Lower --purity "
                 "or --tile-px, or take more slides."

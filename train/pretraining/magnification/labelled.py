@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from train.data.folder import Split, read_tile_folder
 from train.data.masks import read_mask
 from train.data.pixels import read_labels
-from train.errors import FocalPathError
+from train.errors import SourceError
 from train.pretraining.footprints import Footprint
 from train.pretraining.regions import RegionSource, SlideInfo
 from train.pretraining.sources import SplitSource, open_ocelot, open_source
@@ -101,7 +101,7 @@ def open_labelled(root: Path) -> LabelledSlides:
     if (root / "annotations").is_dir():
         found = open_ocelot(root)
         return LabelledSlides(found, _OcelotMasks(root, found.source))
-    raise FocalPathError(
+    raise SourceError(
         f"{root} has no masks; expected a data set's mask/ or OCELOT's annotations/. Encoders are "
         "compared on labelled tiles."
     )

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from train.errors import FocalPathError
+from train.errors import EncoderError, SettingsError
 from train.pretraining.encoder import create_encoder
 from train.pretraining.magnification.evaluate import EncoderResult, Evaluation
 from train.pretraining.magnification.labelled import open_labelled
@@ -63,7 +63,7 @@ def open_encoder(folder: Path) -> nn.Module:
         FocalPathError: it is none.
     """
     if not (folder / "config.json").is_file():
-        raise FocalPathError(
+        raise EncoderError(
             f"{folder} is no encoder's folder: config.json is missing. Expected what `train "
             "pretrain` writes into RUN/encoder, or timm's save_for_hf."
         )
@@ -72,7 +72,7 @@ def open_encoder(folder: Path) -> nn.Module:
             f"local-dir:{folder}", pretrained=True, num_classes=0, dynamic_img_size=True
         )
     except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
-        raise FocalPathError(
+        raise EncoderError(
             f"{folder} cannot be opened by timm ({str(error).splitlines()[0]}); its config.json "
             "and weights may contradict each other"
         ) from error
@@ -89,7 +89,7 @@ def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
     for text in given:
         name, _, folder = text.partition("=")
         if not name or not folder or name == RANDOM:
-            raise FocalPathError(
+            raise SettingsError(
                 f"--encoders has {text!r}; expected NAME=FOLDER, such as mine=runs/mad/encoder, "
                 f"with a name other than {RANDOM}"
             )

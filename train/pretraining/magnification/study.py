@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from train.errors import FocalPathError
+from train.errors import SettingsError
 from train.pretraining.encoder import create_encoder, patch_size
 from train.pretraining.run import ENCODER_FOLDER, pretrain
 from train.pretraining.settings import DistillationSettings, PretrainSettings, ViewSettings
@@ -87,7 +87,7 @@ def pretrain_methods(
     """
     for name in methods:
         if name not in METHODS:
-            raise FocalPathError(f"no method {name!r}; expected one of {', '.join(METHODS)}")
+            raise SettingsError(f"no method {name!r}; expected one of {', '.join(METHODS)}")
     encoders: dict[str, list[Path]] = {}
     for number in range(num_seeds):
         for name in methods:

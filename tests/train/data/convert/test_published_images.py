@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.errors import raises
 from train.data.convert.glas import GlasSettings, prepare_glas
 from train.data.convert.images import FoldSettings
 from train.data.convert.ocelot import OcelotSettings, prepare_ocelot
 from train.data.folder import read_tile_folder
 from train.data.pixels import read_mask
-from train.errors import FocalPathError
+from train.errors import SourceError
 
 OFFICIAL = FoldSettings(parts="official")
 
@@ -68,7 +69,7 @@ def test_ocelots_official_parts_are_kept_where_asked_and_straddlers_told(
 
 
 def test_a_folder_that_is_not_ocelot_is_refused(tmp_path: Path):
-    with pytest.raises(FocalPathError, match=r"metadata\.json"):
+    with raises(SourceError, "metadata.json"):
         prepare_ocelot(tmp_path, tmp_path / "out", OcelotSettings())
     assert not (tmp_path / "out").exists()
 
@@ -114,5 +115,5 @@ def test_an_image_of_glas_without_its_grade_is_named(tmp_path: Path):
     source = write_glas(tmp_path / "source")
     grades = source / "Grade.csv"
     grades.write_text(grades.read_text().replace("train_3,", "train_99,"))
-    with pytest.raises(FocalPathError, match="no row for train_3"):
+    with raises(SourceError, grades, "train_3"):
         prepare_glas(source, tmp_path / "out", GlasSettings())

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.errors import raises
 from train.data.synthetic.slides import SlideSettings, write_slides
-from train.errors import FocalPathError
+from train.errors import EncoderError, SourceError
 from train.pretraining.magnification.run import compare_encoders
 from train.pretraining.magnification.settings import EvaluationSettings
 from train.pretraining.magnification.study import METHODS, pretrain_methods, student_tokens
@@ -67,10 +67,10 @@ def test_methods_train_on_as_many_student_tokens() -> None:
 
 def test_slides_with_too_few_labelled_tiles_are_refused(slides: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, tile_px=96, purity=1.0)
-    with raises(FocalPathError, "--purity"):
+    with raises(SourceError, "--purity"):
         compare_encoders({}, _tiny(), slides, tmp_path, settings)
 
 
 def test_a_folder_that_is_no_encoder_is_refused(slides: Path, tmp_path: Path) -> None:
-    with raises(FocalPathError, "config.json"):
+    with raises(EncoderError, "config.json"):
         compare_encoders({"mine": [tmp_path]}, _tiny(), slides, tmp_path / "r", SETTINGS)
