@@ -80,7 +80,7 @@ def openvino(folder: Path, *, file: str, precision: Literal["fp32", "bf16"]) -> 
 
 
 def matmul(folder: Path) -> Run:
-    """No model but 4096 x 4096 products in float32: what the machine can do at most."""
+    """No model but PyTorch's 4096 x 4096 product in float32, to compare machines."""
     import torch
 
     left, right = torch.rand(2, 4096, 4096)

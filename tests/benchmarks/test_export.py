@@ -64,7 +64,6 @@ def report() -> CpuReport:
         tile_size_px=1024,
         num_rounds=1,
         matmul_gflops=290,
-        fp32_floor_seconds=5,
         measurements=(measurement("direct", 16, 1), measurement("onnx", 4, 4)),
     )
 
@@ -91,8 +90,7 @@ def test_the_table_names_machine_ratio_memory_and_agreement(report: CpuReport):
     (row,) = (line for line in text.splitlines() if benchmark.LABELS["onnx"] in line)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:] == ["4.00", "4.00", "2.00 GiB", "99.910%"]
-    assert "take 5.0 s" in text
-    assert "no float32 runtime can be more than 3.2 times as fast as (a) here" in text
+    assert f"{report.matmul_gflops:.0f} GFLOP/s" in text
 
 
 @pytest.mark.slow
