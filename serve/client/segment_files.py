@@ -30,7 +30,7 @@ from serve.contract.key_file import read_key_file
 from serve.contract.manifest import Manifest, read_bundle, sha256_of
 from serve.images.decode import read_picture
 from serve.images.mpp import FROM_REQUEST, check_mpp
-from serve.inference.segmenter import ImageSegmenter, open_segmenter
+from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.inference.summary import Summary
 from serve.settings import InferenceSettings
 
@@ -192,7 +192,7 @@ def _check(command: Segment) -> None:
         check_mpp(command.mpp)
 
 
-def _open(command: Segment) -> ImageSegmenter:
+def _open(command: Segment) -> HttpClient | TileSegmenter:
     """What answers: the service, Triton, or a bundle in this process."""
     settings, url = command.settings, command.url
     if _is_in_process(command):
@@ -263,7 +263,7 @@ def _made_with(command: Segment, path: Path) -> dict[str, Any]:
 
 def _segment_all(
     command: Segment,
-    segmenter: ImageSegmenter,
+    segmenter: HttpClient | TileSegmenter,
     paths: Sequence[Path],
     made: dict[Path, Summary],
     failures: dict[Path, str],
@@ -303,7 +303,7 @@ def _say_what_is_waited_for(paths: Sequence[Path]) -> None:
         print(f"stopping: waiting for {names}, which cannot be left half-done", file=sys.stderr)
 
 
-def _segment_one(command: Segment, segmenter: ImageSegmenter, path: Path) -> Summary:
+def _segment_one(command: Segment, segmenter: HttpClient | TileSegmenter, path: Path) -> Summary:
     picture = read_picture(path, command.settings)
     with_probabilities = needs_probabilities(command.formats, dict(command.options))
     if isinstance(segmenter, HttpClient):  # the service reads the file itself, also its mpp
@@ -311,7 +311,7 @@ def _segment_one(command: Segment, segmenter: ImageSegmenter, path: Path) -> Sum
     else:
         result = segmenter.segment(
             picture.pixels,
-            mpp=picture.mpp if command.mpp is None else command.mpp,
+            mpp=picture.pixel_size if command.mpp is None else command.mpp,
             mpp_source=picture.mpp_source if command.mpp is None else FROM_REQUEST,
             with_probabilities=with_probabilities,
         )

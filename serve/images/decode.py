@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from serve.contract.errors import ImageError, ImageTooLargeError
 from serve.images.bombs import refuse_bombs, refuse_large_exif
 from serve.images.colors import to_rgb
-from serve.images.mpp import UNKNOWN, Stated, density
+from serve.images.mpp import UNKNOWN, PixelSize, Stated, density
 from serve.images.png import decode_plain_png
 from serve.images.tiff import TiffImage, find_image, is_tiff
 from serve.images.tiff_codecs import decode_segments, is_read_by_pillow
@@ -28,6 +28,8 @@ FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 _EXPECTED = "Send one PNG, JPEG, TIFF or WebP image with 8 bits a channel"
 _PNG_BIT_DEPTH_OFFSET = 24
 _ORIENTATION = 0x0112
+TRANSPOSED = (5, 6, 7, 8)
+"""Values of EXIF's orientation that swap width and height."""
 _UM_PER_METRE, _UM_PER_INCH = 1e6, 25_400.0
 _JPEG_UM_PER_UNIT = {1: _UM_PER_INCH, 2: 10_000.0}
 """JFIF's units of density: inch, centimetre; 0 is none."""
@@ -53,8 +55,8 @@ class Picture:
 
     pixels: NDArray[np.uint8]
     """(H, W, 3) uint8, RGB in [0, 255]."""
-    mpp: float | None = None
-    """um per pixel that the file states, if it does believably."""
+    pixel_size: PixelSize | None = None
+    """um per pixel along each axis of `pixels`, if the file states them believably."""
     mpp_source: str = UNKNOWN
     """Where the file states it, such as "OME-XML"; see `serve.images.mpp`."""
     mpp_note: str = ""
@@ -63,6 +65,11 @@ class Picture:
     """How the pixels differ from those that are stored, such as turned upright."""
     orientation: int = 1
     """Of the stored pixels, 1 to 8 as EXIF has it; 1 is upright."""
+
+    @property
+    def mpp(self) -> float | None:
+        """Side of the square with a pixel's area, in um."""
+        return None if self.pixel_size is None else self.pixel_size.mean
 
 
 def decode_image(
@@ -177,7 +184,11 @@ def _decode_with_pillow(data: bytes, max_pixels: int, orientation: int = 1) -> P
 
 
 def _with_mpp(picture: Picture, stated: Stated) -> Picture:
-    return replace(picture, mpp=stated.mpp, mpp_source=stated.source, mpp_note=stated.note)
+    """The picture with what its file states of the stored pixels, which may have been turned."""
+    size = stated.pixel_size
+    if size is not None and picture.orientation in TRANSPOSED:
+        size = size.turned
+    return replace(picture, pixel_size=size, mpp_source=stated.source, mpp_note=stated.note)
 
 
 def _upright_rgb(image: Image.Image, orientation: int = 1) -> Picture:

@@ -9,15 +9,17 @@ A file's is believed in two grades (our choice):
   only up to MAX_DENSITY_MPP, and not where it is one that screens, printers and flat-bed scanners
   have: every program writes those, whatever the image shows.
 
-What is not believed is told in a note. Pixels that are not square have no um per pixel.
+What is not believed is told in a note. Pixels need not be squares: an image is resampled along each
+axis by that axis's um per pixel. Sides that differ more than MAX_ASPECT times are refused.
 """
 
 import math
 import re
 import unicodedata
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from serve.contract.errors import OptionError
+from serve.contract.errors import ImageError, OptionError
 from serve.images.imagej import as_text, read_imagej
 from serve.images.ome import OmeImage, image_of_size, read_ome
 
@@ -33,7 +35,11 @@ _PRINTERS_DPI = (6400, 7200, 8000, 9600, 10_000, 12_000, 12_800, 14_400, 19_200)
 """Beyond 6350 dpi: what flat-bed and film scanners interpolate to."""
 _PRINTER_TOLERANCE = 0.001
 """Relative; PNG stores whole pixels per metre."""
-_MAX_ANISOTROPY = 0.01
+_SQUARE = 0.01
+"""Share by which the sides of a pixel may differ and it still counts as a square (our choice)."""
+MAX_ASPECT = 4.0
+"""How often one side of a pixel may hold the other (our choice): beyond it, the file is wrong, or
+the image was squeezed so far that it shows no tissue."""
 _UM_PER_UNIT = {
     1.0: ("um", "\u03bcm", "micron", "micrometer", "micrometre", "\u03bc"),
     1e-3: ("nm", "nanometer", "nanometre"),
@@ -56,16 +62,68 @@ _APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*([0-9.]{1,32})\s*(?:\||$)")
 _MAX_DESCRIPTION = 2**16
 
 
+class PixelSize(NamedTuple):
+    """um per pixel along each axis of an image."""
+
+    x: float
+    """Along a row."""
+    y: float
+    """Along a column."""
+
+    @property
+    def mean(self) -> float:
+        """Side of the square with the same area."""
+        return self.x if self.x == self.y else math.sqrt(self.x * self.y)
+
+    @property
+    def aspect(self) -> float:
+        """How often the shorter side fits into the longer one."""
+        return max(self) / min(self)
+
+    @property
+    def turned(self) -> "PixelSize":
+        """Of the same image turned by a quarter."""
+        return PixelSize(self.y, self.x)
+
+    def __str__(self) -> str:
+        return f"{self.x:.4g}" if self.x == self.y else f"{self.x:.4g} x {self.y:.4g}"
+
+
+Mpp = float | PixelSize
+"""um per pixel: one number where pixels are squares."""
+
+
 @dataclass(frozen=True)
 class Stated:
     """What a file says of its scale."""
 
-    mpp: float | None = None
-    """um per pixel, if the file states one that is believed."""
+    pixel_size: PixelSize | None = None
+    """um per pixel, if the file states them believably. They may be too unequal to be used, which
+    `check_aspect` refuses."""
     source: str = UNKNOWN
     """Where the file states it, such as "OME-XML"."""
     note: str = ""
     """What the file states and is not believed, and why; a sentence."""
+
+    @property
+    def mpp(self) -> float | None:
+        """Side of the square with a pixel's area."""
+        return None if self.pixel_size is None else self.pixel_size.mean
+
+
+def sides_of(mpp: Mpp) -> PixelSize:
+    """The um per pixel along each axis."""
+    return mpp if isinstance(mpp, PixelSize) else PixelSize(mpp, mpp)
+
+
+def check_aspect(size: PixelSize, source: str) -> None:
+    """Raise ImageError for pixels whose sides are too unequal to be resampled."""
+    if size.aspect > MAX_ASPECT:
+        raise ImageError(
+            f"{source} says {size} um per pixel: one side is {size.aspect:.3g} times the other, "
+            f"expected at most {MAX_ASPECT:g}. Correct the file, or state its um per pixel.",
+            code="pixel_aspect",
+        )
 
 
 def check_mpp(mpp: float) -> None:
@@ -94,21 +152,27 @@ def judge(x: float, y: float, source: str, *, is_bare: bool = False) -> Stated:
     """
     if not all(math.isfinite(value) and value > 0 for value in (x, y)):
         return Stated()
-    highest = MAX_DENSITY_MPP if is_bare else MAX_MPP
-    if abs(x / y - 1) > _MAX_ANISOTROPY:
-        reason = f"{x:.4g} x {y:.4g} um per pixel, but pixels that are not square are not scaled"
-    elif is_bare and (x > highest or y > highest or _is_printers(x)):
+    size, highest = PixelSize(x, y), MAX_DENSITY_MPP if is_bare else MAX_MPP
+    if is_bare and (max(size) > highest or _is_printers(x) or _is_printers(y)):
+        dpi = PixelSize(*(_UM_PER_INCH / side for side in size))
         reason = (
-            f"{_UM_PER_INCH / x:.0f} dpi ({x:.4g} um per pixel), a resolution of screens, printers "
-            "and flat-bed scanners"
+            f"{_whole(dpi)} dpi ({size} um per pixel), a resolution of screens, printers and "
+            "flat-bed scanners"
         )
-    elif not (MIN_MPP <= x <= highest and MIN_MPP <= y <= highest):
-        reason = f"{x:.4g} um per pixel, but that is believed only from {MIN_MPP:g} to {highest:g}"
+    elif size.aspect > MAX_ASPECT:
+        return Stated(size, source)
+    elif min(size) < MIN_MPP or max(size) > highest:
+        reason = f"{size} um per pixel, but that is believed only from {MIN_MPP:g} to {highest:g}"
     else:
-        return Stated(math.sqrt(x * y), source)
+        is_square = size.aspect - 1 <= _SQUARE
+        return Stated(PixelSize(size.mean, size.mean) if is_square else size, source)
     return Stated(
         note=f"{source} says {reason}. It is not used: state the um per pixel if you know it."
     )
+
+
+def _whole(size: PixelSize) -> str:
+    return f"{size.x:.0f}" if round(size.x) == round(size.y) else f"{size.x:.0f} x {size.y:.0f}"
 
 
 def _is_printers(mpp: float) -> bool:
@@ -153,10 +217,11 @@ def tiff_mpp(
 
 
 def first_believed(candidates: list[Stated]) -> Stated:
-    """The first candidate that states an mpp, or else the first that has a note."""
-    believed = (stated for stated in candidates if stated.mpp is not None)
-    noted = (stated for stated in candidates if stated.note)
-    return next(believed, next(noted, Stated()))
+    """The first candidate that states a size of use, else one of any size, else one with a note."""
+    sized = [stated for stated in candidates if stated.pixel_size is not None]
+    usable = [s for s in sized if s.pixel_size is not None and s.pixel_size.aspect <= MAX_ASPECT]
+    noted = [stated for stated in candidates if stated.note]
+    return next(iter([*usable, *sized, *noted]), Stated())
 
 
 def ome_mpp(image: OmeImage | None) -> Stated:

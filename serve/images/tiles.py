@@ -23,6 +23,7 @@ from PIL import Image
 
 from serve.contract.machine import usable_cpus
 from serve.contract.manifest import LOW_RES_STRIDE
+from serve.images.mpp import Mpp, sides_of
 
 OVERLAP = 0.25
 """Share of a tile, along each axis, that it has in common with the next one, at least."""
@@ -37,19 +38,28 @@ _MOST_STRIPS = 4
 """Strips that are worked on at the same time: bounds the memory."""
 
 
-def scale_to(model_mpp: float | None, image_mpp: float | None) -> float:
-    """Pixels at the model's um per pixel for one of the image, along each axis.
+Scale = tuple[float, float]
+"""Pixels at the model's um per pixel for one of the image, along (y, x)."""
+UNSCALED: Scale = (1.0, 1.0)
 
-    1 where one of them is not known, and where they differ by no more than `SAME_MPP`.
+
+def scale_to(model_mpp: float | None, image_mpp: Mpp | None) -> Scale:
+    """Pixels at the model's um per pixel for one of the image.
+
+    `UNSCALED` where one of them is not known, and where they differ by no more than `SAME_MPP`
+    along both axes.
     """
-    if model_mpp is None or image_mpp is None or abs(image_mpp / model_mpp - 1) <= SAME_MPP:
-        return 1.0
-    return image_mpp / model_mpp
+    if model_mpp is None or image_mpp is None:
+        return UNSCALED
+    sides = sides_of(image_mpp)
+    if all(abs(side / model_mpp - 1) <= SAME_MPP for side in sides):
+        return UNSCALED
+    return sides.y / model_mpp, sides.x / model_mpp
 
 
-def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+def scaled_size(height: int, width: int, scale: Scale) -> tuple[int, int]:
     """Rows and columns of an image at the model's um per pixel."""
-    return max(round(height * scale), 1), max(round(width * scale), 1)
+    return max(round(height * scale[0]), 1), max(round(width * scale[1]), 1)
 
 
 def resample(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

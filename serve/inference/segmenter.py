@@ -12,8 +12,16 @@ from numpy.typing import NDArray
 from serve.contract.errors import ImageError, ImageTooLargeError
 from serve.contract.machine import this_processor
 from serve.contract.manifest import Manifest, read_bundle
-from serve.images.mpp import ASSUMED, FROM_REQUEST, UNKNOWN, check_mpp
-from serve.images.tiles import num_tiles, scale_to, scaled_size
+from serve.images.mpp import (
+    ASSUMED,
+    FROM_REQUEST,
+    UNKNOWN,
+    Mpp,
+    check_aspect,
+    check_mpp,
+    sides_of,
+)
+from serve.images.tiles import UNSCALED, Scale, num_tiles, scale_to, scaled_size
 from serve.inference.backend import Backend
 from serve.inference.batching import ObserveWait, TileBatcher, TilePool, TileRunner
 from serve.inference.providers import open_in_process
@@ -121,7 +129,7 @@ class TileSegmenter(Closing):
         self,
         image: NDArray[np.uint8],
         *,
-        mpp: float | None = None,
+        mpp: Mpp | None = None,
         mpp_source: MppSource = FROM_REQUEST,
         with_probabilities: bool = False,
     ) -> Segmentation:
@@ -129,25 +137,25 @@ class TileSegmenter(Closing):
 
         Args:
             image: (H, W, 3) uint8, RGB in [0, 255].
-            mpp: um per pixel of the image; None takes it as the model's, and the summary says so.
+            mpp: um per pixel of the image, a `PixelSize` where pixels are not squares; None takes
+                it as the model's, and the summary says so.
             mpp_source: where `mpp` comes from, such as "request" or "OME-XML"; see
                 `serve.images.mpp`.
             with_probabilities: also return the probabilities of all classes.
 
         Raises:
-            ImageError: the array is of another shape or dtype.
+            ImageError: the array is of another shape or dtype, or its pixels are far from squares.
             ImageTooLargeError: the image is too large, or has too many tiles, at the model's um per
                 pixel.
             OptionError: `mpp` is out of range.
             BackendUnavailableError: the backend does not answer.
         """
         check_image(image)
-        scale = self._scale(image, mpp)
         prediction = predict(
             image,
             self._backend,
             self.manifest,
-            scale=scale,
+            scale=self._scale(image.shape[0], image.shape[1], mpp, mpp_source),
             with_probabilities=with_probabilities,
         )
         if mpp is None:
@@ -155,30 +163,42 @@ class TileSegmenter(Closing):
         summary = summarise(prediction, self.manifest, mpp=mpp, mpp_source=mpp_source)
         return Segmentation(prediction.labels, prediction.confidence, summary, prediction.low_res)
 
-    def _scale(self, image: NDArray[np.uint8], mpp: float | None) -> float:
-        """Factor from the image's pixels to the model's; refuses an image over the limits."""
+    def num_tiles(
+        self, height: int, width: int, mpp: Mpp | None, mpp_source: MppSource = FROM_REQUEST
+    ) -> int:
+        """How many tiles an image costs: what `segment` would take, without its pixels.
+
+        Raises:
+            ImageError: `segment` would refuse it.
+        """
+        scale = self._scale(height, width, mpp, mpp_source)
+        return num_tiles(*scaled_size(height, width, scale), self.manifest.tile_size_px)
+
+    def _scale(self, height: int, width: int, mpp: Mpp | None, mpp_source: MppSource) -> Scale:
+        """Factors from the image's pixels to the model's; refuses an image over the limits."""
         if mpp is not None:
-            check_mpp(mpp)
+            check_aspect(sides_of(mpp), mpp_source)
+            for side in sides_of(mpp):
+                check_mpp(side)
         scale = scale_to(self.manifest.mpp, mpp)
-        height, width = scaled_size(image.shape[0], image.shape[1], scale)
-        at = (
-            ""
-            if scale == 1
-            else f"At {mpp:g} um per pixel, for the model's {self.manifest.mpp:g}, "
-        )
-        if scale > MAX_ENLARGEMENT:
+        rows, columns = scaled_size(height, width, scale)
+        at = ""
+        if scale != UNSCALED and mpp is not None:
+            at = f"At {sides_of(mpp)} um per pixel, for the model's {self.manifest.mpp:g}, "
+        if max(scale) > MAX_ENLARGEMENT:
             raise ImageTooLargeError(
-                f"{at}the image would be enlarged {scale:.3g} times, expected at most "
+                f"{at}the image would be enlarged {max(scale):.3g} times, expected at most "
                 f"{MAX_ENLARGEMENT:g}: enlarging adds none of the detail that the model was "
                 "trained on. Scan it at a higher magnification, or correct its um per pixel.",
                 code="enlarged_too_far",
             )
         tile = self.manifest.tile_size_px
-        tiles = num_tiles(height, width, tile)
+        tiles = num_tiles(rows, columns, tile)
         limit = f"{self._max_tiles} tiles" if self._max_tiles else f"{self._max_pixels} pixels"
-        if (scale != 1 and height * width > self._max_pixels) or tiles > self._max_tiles > 0:
+        is_over = scale != UNSCALED and rows * columns > self._max_pixels
+        if is_over or tiles > self._max_tiles > 0:
             raise ImageTooLargeError(
-                f"{at}the image is {width} x {height}: {height * width} pixels, {tiles} tiles of "
+                f"{at}the image is {columns} x {rows}: {rows * columns} pixels, {tiles} tiles of "
                 f"{tile}. At most {limit} are accepted. Crop it, or check its um per pixel.",
                 code="too_many_tiles",
             )

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, JsonValue
 
 from serve.contract.manifest import Manifest, TissueClass
 from serve.contract.strict import Strict
-from serve.images.mpp import ASSUMED, FROM_REQUEST, UNKNOWN
+from serve.images.mpp import ASSUMED, FROM_REQUEST, UNKNOWN, Mpp, PixelSize, sides_of
 from serve.inference.tiling import Prediction
 
 _SOURCES = {
@@ -36,12 +36,19 @@ class ImageInfo(Strict):
 
     width_px: int
     height_px: int
-    mpp: float | None = Field(description="um per pixel that the image was taken to have")
+    mpp: float | None = Field(
+        description="um per pixel that the image was taken to have; where pixels are not squares, "
+        "the side of the square with the same area"
+    )
     mpp_source: MppSource = Field(
         description=f"where `mpp` is from: `{FROM_REQUEST}`; what in the file states it, such as "
         "`OME-XML`, `Aperio MPP`, `ImageJ unit`, `TIFF resolution`, `PNG density` or `JPEG "
         f"density`; or `{ASSUMED}`: neither states it, so the labels are right only if the image "
         f"is at the model's own. `{UNKNOWN}`: the model's own is not known either"
+    )
+    mpp_xy: PixelSize | None = Field(
+        default=None,
+        description="um per pixel along a row and along a column, where pixels are not squares",
     )
     mpp_note: str = Field(
         default="",
@@ -63,7 +70,8 @@ class ImageInfo(Strict):
         """The um per pixel and where it is from, for people."""
         if self.mpp is None:
             return "um per pixel unknown"
-        return f"{self.mpp:.4g} um per pixel, {_SOURCES.get(self.mpp_source, self.mpp_source)}"
+        sides = self.mpp_xy or f"{self.mpp:.4g}"
+        return f"{sides} um per pixel, {_SOURCES.get(self.mpp_source, self.mpp_source)}"
 
     @property
     def um2_per_px(self) -> float | None:
@@ -141,7 +149,7 @@ def summarise(
     prediction: Prediction,
     manifest: Manifest,
     *,
-    mpp: float | None = None,
+    mpp: Mpp | None = None,
     mpp_source: MppSource = UNKNOWN,
 ) -> Summary:
     """Count pixels and average confidences per class.
@@ -153,7 +161,14 @@ def summarise(
         mpp_source: where that is from.
     """
     height, width = prediction.labels.shape
-    image = ImageInfo(width_px=width, height_px=height, mpp=mpp, mpp_source=mpp_source)
+    sides = None if mpp is None else sides_of(mpp)
+    image = ImageInfo(
+        width_px=width,
+        height_px=height,
+        mpp=None if sides is None else sides.mean,
+        mpp_xy=None if sides is None or sides.x == sides.y else sides,
+        mpp_source=mpp_source,
+    )
     histogram = _joint_histogram(prediction)  # 256 labels x 256 confidences
     first_high = int(np.ceil(LOW_CONFIDENCE * 255))  # first confidence byte that is not low
     low = int(histogram[:, :first_high].sum())

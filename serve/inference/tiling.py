@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest
 from serve.images.tiles import (
+    UNSCALED,
     Blend,
+    Scale,
     cut,
     pad_by_reflection,
     pad_to_tiles,
@@ -61,7 +63,7 @@ def predict(
     runner: TileRunner,
     manifest: Manifest,
     *,
-    scale: float = 1.0,
+    scale: Scale = UNSCALED,
     with_probabilities: bool = False,
 ) -> Prediction:
     """Segment an image of any size.
@@ -70,14 +72,14 @@ def predict(
         image: (H, W, 3) uint8, RGB in [0, 255].
         runner: runs the model, on several tiles at the same time.
         manifest: the model's tile size, classes and batch size.
-        scale: factor, along each axis, that brings the image to the model's um per pixel.
+        scale: factors, along (y, x), that bring the image to the model's um per pixel.
         with_probabilities: also return the probabilities of all classes.
     """
     height, width = image.shape[:2]
     tile = manifest.tile_size_px
     scaled = resample(image, *scaled_size(height, width, scale))
     rows, columns = scaled.shape[:2]
-    if scale == 1 and rows <= tile and columns <= tile:
+    if scale == UNSCALED and rows <= tile and columns <= tile:
         return _predict_one_tile(image, runner, tile, with_probabilities)
     padded = pad_to_tiles(scaled, tile)
     blend = Blend(len(manifest.classes), padded.shape[0], padded.shape[1], tile)

@@ -121,7 +121,7 @@ class Worker:
         with self._telemetry.stage("segment"):
             result = segmenter.segment(
                 picture.pixels,
-                mpp=picture.mpp if job.mpp is None else job.mpp,
+                mpp=picture.pixel_size if job.mpp is None else job.mpp,
                 mpp_source=picture.mpp_source if job.mpp is None else FROM_REQUEST,
                 with_probabilities=with_probabilities,
             )

@@ -43,7 +43,7 @@ def check_finished(
     found = passport.plan
     made = {
         "the slide": (found.slide.fingerprint, slide.fingerprint()),
-        "its um per pixel": (found.slide.mpp, slide.require_mpp()),
+        "its um per pixel": (found.slide.pixel_size, slide.require_pixel_size()),
         "the model": (found.model, model),
         "the settings": (found.settings, settings),
         "the options of outputs": (passport.options, outputs),

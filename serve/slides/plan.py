@@ -16,6 +16,7 @@ import numpy as np
 
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest, TissueClass
 from serve.contract.strict import Strict
+from serve.images.mpp import PixelSize
 from serve.images.readers.reader import MppSource, RegionReader
 from serve.images.readers.scaled import ScaledView
 from serve.images.tiles import SAME_MPP
@@ -37,9 +38,18 @@ class SlideInfo(Strict):
     width_px: int
     height_px: int
     mpp: float
+    """um per pixel of level 0; where pixels are not squares, the side of the square with the same
+    area."""
     mpp_source: MppSource
     bounds: tuple[int, int, int, int]
     """x, y, width and height of the scanned part, in pixels of level 0."""
+    mpp_xy: PixelSize | None = None
+    """um per pixel along each axis, where pixels are not squares."""
+
+    @property
+    def pixel_size(self) -> PixelSize:
+        """Um per pixel of level 0 along each axis."""
+        return self.mpp_xy or PixelSize(self.mpp, self.mpp)
 
 
 class ModelInfo(Strict):
@@ -125,8 +135,8 @@ class Plan(Strict):
     @property
     def um_per_cell(self) -> float:
         """Side of a cell."""
-        step = (self.step_px[0] + self.step_px[1]) / 2
-        return self.slide.mpp * step * LOW_RES_STRIDE
+        size = self.slide.pixel_size
+        return (self.step_px[0] * size.y + self.step_px[1] * size.x) / 2 * LOW_RES_STRIDE
 
     @property
     def level0_px_per_cell(self) -> tuple[float, float]:
@@ -149,7 +159,7 @@ def make_plan(
     mask_px: int,
 ) -> Plan:
     """The plan of an open slide."""
-    bounds = reader.bounds
+    bounds, size = reader.bounds, reader.require_pixel_size()
     slide = SlideInfo(
         path=str(reader.path),
         fingerprint=reader.fingerprint(),
@@ -157,7 +167,8 @@ def make_plan(
         reader_version=reader.version,
         width_px=reader.width_px,
         height_px=reader.height_px,
-        mpp=reader.require_mpp(),
+        mpp=size.mean,
+        mpp_xy=None if size.x == size.y else size,
         mpp_source=reader.mpp_source,
         bounds=(bounds.x, bounds.y, bounds.width, bounds.height),
     )

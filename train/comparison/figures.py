@@ -12,7 +12,8 @@ from train.comparison.bootstrap import Floats, seed_scores
 from train.comparison.compare import Comparison
 from train.comparison.methods import BASELINE, RowName
 from train.comparison.tables import markdown_table, table_rows, write_bias_csv
-from train.data.pixels import read_image, read_labels
+from train.data.images import read_image
+from train.data.pixels import read_labels
 from train.fitting.curves import (
     NAMED_CLASSES_MAX,
     Correlation,

@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from serve.images.mpp import Mpp, PixelSize, sides_of
 from train.data.folder import Split, TileFolder, folds_file, read_folds, read_tile_folder
-from train.data.pixels import count_pixels, inspect_image
+from train.data.images import inspect_image
+from train.data.pixels import count_pixels
 
 TINY_SHARE = 0.01
 """A class with less of the labelled training pixels than this is warned about."""
@@ -71,8 +73,7 @@ def count_splits(folder: TileFolder) -> Counts:
 def share_table(folder: TileFolder, counts: Counts) -> Table:
     """Tabulate each class's share of the labelled pixels, and the unlabelled of all, by split."""
     columns = [*(counts[split] for split in _SPLITS), np.sum(list(counts.values()), axis=0)]
-    mpp = "unknown" if folder.mpp is None else f"{folder.mpp:g}"
-    table = Table(title=f"Labelled pixels, {mpp} um per pixel")
+    table = Table(title=f"Labelled pixels, {_scale(folder)}")
     table.add_column("Class")
     for heading in (*(split.capitalize() for split in _SPLITS), "All"):
         table.add_column(heading, justify="right")
@@ -84,6 +85,17 @@ def share_table(folder: TileFolder, counts: Counts) -> Table:
     sizes = [len(folder.tiles[split]) for split in _SPLITS]
     table.add_row("tiles", *[str(size) for size in (*sizes, sum(sizes))])
     return table
+
+
+def _scale(folder: TileFolder) -> str:
+    """The um per pixel of the images, and who says so where that is the files themselves."""
+    known = [tile.mpp for tiles in folder.tiles.values() for tile in tiles if tile.mpp is not None]
+    of = ", as the image files state" if folder.mpp_is_of_files else ""
+    if folder.mpp is not None:
+        return f"{folder.mpp:g} um per pixel{of}"
+    if not known:
+        return "unknown um per pixel"
+    return f"{min(known):.4g} to {max(known):.4g} um per pixel{of}"
 
 
 def _share(part: int, whole: int) -> str:
@@ -158,7 +170,11 @@ def _fold_warnings(folder: TileFolder) -> list[str]:
 
 def _resolution_warnings(folder: TileFolder) -> list[str]:
     if folder.mpp is None:
-        return ["dataset.json has no mpp: the model cannot tell which resolution it needs"]
+        has_some = any(tile.mpp for tiles in folder.tiles.values() for tile in tiles)
+        give = "give --mpp to `fit`, or mpp in dataset.json"
+        if has_some:
+            return [f"the images differ in um per pixel, and dataset.json has no mpp: {give}"]
+        return [f"nothing says the um per pixel: the model cannot tell which it needs; {give}"]
     if not MPP_MIN <= folder.mpp <= MPP_MAX:
         return [
             f"dataset.json has mpp {folder.mpp:g}; expected um per pixel from {MPP_MIN} to "
@@ -172,11 +188,9 @@ def _stated_mpp_warnings(folder: TileFolder) -> list[str]:
     others = []
     for tile in (tile for split in _SPLITS for tile in folder.tiles[split]):
         facts = inspect_image(tile.image)
-        if facts.mpp is None or (
-            tile.mpp is not None and abs(facts.mpp / tile.mpp - 1) <= MPP_TOLERANCE
-        ):
+        if facts.pixel_size is None or _is_near(facts.pixel_size, tile.pixel_size):
             continue
-        others.append(f"{tile.image.name} ({facts.mpp:.4g}, by its {facts.mpp_source})")
+        others.append(f"{tile.image.name} ({facts.pixel_size}, by its {facts.mpp_source})")
     if not others:
         return []
     counted = "the data set's is unknown" if folder.mpp is None else f"counted is {folder.mpp:g}"
@@ -184,6 +198,12 @@ def _stated_mpp_warnings(folder: TileFolder) -> list[str]:
         f"{len(others)} files state another um per pixel, such as {others[0]}: {counted}, unless "
         "folds.csv has a column mpp. Correct the one that is wrong"
     ]
+
+
+def _is_near(stated: PixelSize, counted: Mpp | None) -> bool:
+    """Whether an image is counted at about the um per pixel that its file states, on both axes."""
+    pairs = zip(stated, sides_of(counted or 0.0), strict=True)
+    return all(abs(own - other) <= MPP_TOLERANCE * other for own, other in pairs)
 
 
 def _file_warnings(folder: TileFolder) -> list[str]:

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from serve.images.mpp import Mpp
 from serve.images.tiles import pad_by_reflection
 from train.data.augmentation import NUM_VIEWS, draw_window, turn, vary_colors
 from train.data.folder import Tile
-from train.data.pixels import image_size, read_image, read_labels
+from train.data.images import image_size, read_image
+from train.data.pixels import read_labels
 from train.data.scale import Placement, TileScale, cut_image, cut_labels, nearest
 from train.settings import AugmentationSettings
 
@@ -104,7 +106,7 @@ class TileDataset(Dataset[Sample]):
         self._augmentation = augmentation or AugmentationSettings(augment="none")
         self._fixed = fixed or scale.squeeze or self._augmentation.augment == "none"
         self._images = _Images(tiles, num_classes)
-        self.placements = [scale.place(*image_size(tile.image), tile.mpp) for tile in tiles]
+        self.placements = [scale.place(*image_size(tile.image), tile.pixel_size) for tile in tiles]
         self.items = [
             (index, number)
             for index, placement in enumerate(self.placements)
@@ -157,10 +159,11 @@ class TileDataset(Dataset[Sample]):
         rng = np.random.default_rng((self._seed, epoch, index))
         image, labels = self._images.read(image_index)
         side = self.scale.tile_size_px
-        length = side / self.scale.factor(self.tiles[image_index].mpp)
-        image, labels = _pad(image, labels, round(length))
+        factor = self.scale.factor(self.tiles[image_index].pixel_size)
+        rows, columns = side / factor[0], side / factor[1]
+        image, labels = _pad(image, labels, round(rows), round(columns))
         scale_min = self._augmentation.crop_scale_min if full else 1.0
-        window = draw_window(rng, labels, (length, length), scale_min)
+        window = draw_window(rng, labels, (rows, columns), scale_min)
         tile = _resize(image[window], side)
         if full:
             tile = vary_colors(tile, rng, self._augmentation)
@@ -168,10 +171,10 @@ class TileDataset(Dataset[Sample]):
 
 
 def _pad(
-    image: NDArray[np.uint8], labels: NDArray[np.uint8], side: int
+    image: NDArray[np.uint8], labels: NDArray[np.uint8], rows: int, columns: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Pad an image to `side` at least, as serving does; the padding is unlabelled."""
-    rows, columns = (max(length, side) for length in labels.shape)
+    """Pad an image to this size at least, as serving does; the padding is unlabelled."""
+    rows, columns = max(labels.shape[0], rows), max(labels.shape[1], columns)
     if labels.shape == (rows, columns):
         return image, labels
     padded = np.zeros((rows, columns), np.uint8)
@@ -205,7 +208,8 @@ class WholeImageDataset(Dataset[WholeImage]):
         self._num_classes = num_classes
         self.sizes = [image_size(tile.image) for tile in tiles]
         self.placements = [
-            scale.place(*size, tile.mpp) for size, tile in zip(self.sizes, tiles, strict=True)
+            scale.place(*size, tile.pixel_size)
+            for size, tile in zip(self.sizes, tiles, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -238,7 +242,7 @@ class WholeImageDataset(Dataset[WholeImage]):
 
 
 def see_image(
-    name: str, pixels: NDArray[np.uint8], mpp: float | None, scale: TileScale
+    name: str, pixels: NDArray[np.uint8], mpp: Mpp | None, scale: TileScale
 ) -> WholeImage:
     """Cut an image without labels, (H, W, 3) uint8, as a model sees it."""
     height, width = pixels.shape[:2]

@@ -7,6 +7,9 @@ ROOT/folds.csv              columns img_id,fold: -1 test, 0 validation, others t
                             optionally mpp, um per pixel of that image, and group, its patient
 ROOT/dataset.json           class names and colours, um per pixel of all other images; optionally
                             mask_colors and mask_values, what other colours and values mean
+
+Where neither dataset.json nor folds.csv has any um per pixel, what the image files state counts,
+as it does in serving.
 """
 
 import codecs
@@ -19,18 +22,22 @@ import shutil
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, NamedTuple
 
 from serve.contract.errors import OptionError
-from serve.images.mpp import MAX_MPP, MIN_MPP, check_mpp
+from serve.images.mpp import MAX_MPP, MIN_MPP, PixelSize, check_mpp
+from train.data.images import own_pixel_sizes
 from train.data.masks import MASK_SUFFIXES, MaskCode, mask_code
 from train.errors import DatasetError, ScaleError, StorageError
 from train.files import CANNOT_WRITE
 from train.settings import MAX_CLASSES, LabelClass
 
 Split = Literal["training", "validation", "test"]
+_SAME = 0.005
+"""Share by which files may differ in um per pixel and still agree: they are rounded."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 
 
@@ -42,11 +49,19 @@ class Tile:
     image: Path
     mask: Path
     mpp: float | None = None
-    """um per pixel of the image; None where nothing says it."""
+    """um per pixel of the image, where pixels are not squares the side of the square with the same
+    area; None where nothing says it."""
     group: str | None = None
     """Patient, case or slide that the image is from; None where folds.csv does not say."""
     code: MaskCode | None = None
     """What the values and colours of the mask mean; None: values are labels."""
+    sides: PixelSize | None = None
+    """um per pixel along each axis, where the image's own file says that they differ."""
+
+    @property
+    def pixel_size(self) -> PixelSize | float | None:
+        """The um per pixel to resample by."""
+        return self.sides or self.mpp
 
 
 @dataclass(frozen=True)
@@ -56,8 +71,11 @@ class TileFolder:
     root: Path
     classes: tuple[LabelClass, ...]
     mpp: float | None
-    """um per pixel of the images whose row of folds.csv has no mpp of its own."""
+    """um per pixel of the images whose row of folds.csv has no mpp of its own. None where it is not
+    known, or where the files themselves state it and differ."""
     tiles: dict[Split, tuple[Tile, ...]]
+    mpp_is_of_files: bool = False
+    """Neither dataset.json nor folds.csv has the um per pixel, but the image files state it."""
 
 
 def read_tile_folder(root: Path) -> TileFolder:
@@ -86,7 +104,37 @@ def read_tile_folder(root: Path) -> TileFolder:
             raise _missing(row.tile_id, root / "mask", MASK_SUFFIXES)
         tile = Tile(row.tile_id, images[name], masks[name], row.mpp or mpp, row.group, code)
         tiles[splits.get(row.fold, "training")].append(tile)
-    return TileFolder(root, classes, mpp, {split: tuple(found) for split, found in tiles.items()})
+    folder = TileFolder(root, classes, mpp, {split: tuple(found) for split, found in tiles.items()})
+    is_known = mpp is not None or any(tile.mpp for found in tiles.values() for tile in found)
+    return folder if is_known else _at_own_scale(folder)
+
+
+def _at_own_scale(folder: TileFolder) -> TileFolder:
+    """The same with the um per pixel that the image files state, where they do.
+
+    Raises:
+        FocalPathError: a file states sides of a pixel that are too unequal.
+    """
+    paths = [tile.image for tiles in folder.tiles.values() for tile in tiles]
+    size_of = dict(zip(paths, own_pixel_sizes(paths), strict=True))
+    sizes = [size for size in size_of.values() if size is not None]
+    if not sizes:
+        return folder
+
+    def at_its_scale(tile: Tile) -> Tile:
+        size = size_of[tile.image]
+        if size is None:
+            return tile
+        return replace(tile, mpp=size.mean, sides=None if size.x == size.y else size)
+
+    means = [size.mean for size in sizes]
+    do_agree = len(sizes) == len(paths) and max(means) / min(means) - 1 <= _SAME
+    return replace(
+        folder,
+        mpp=float(f"{median(means):.4g}") if do_agree else None,
+        tiles={split: tuple(map(at_its_scale, tiles)) for split, tiles in folder.tiles.items()},
+        mpp_is_of_files=True,
+    )
 
 
 def _read_description(path: Path) -> tuple[tuple[LabelClass, ...], float | None, MaskCode]:

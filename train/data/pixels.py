@@ -1,97 +1,28 @@
-"""What the files of a data set hold, read once before training: images, and pixels per class.
+"""What the files of a data set hold, read once before training: labels, and pixels per class.
 
 `train check` and `fit` judge a data set by `require_trainable`: what one refuses, both refuse.
 """
 
-import functools
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 from torch import Tensor
 
-from serve.contract.errors import ImageError
-from serve.images.decode import Picture, decode_picture
-from serve.images.tiff import is_tiff
-from serve.settings import MEBIBYTE, MEGAPIXEL, PILLOW_LIMIT_MEGAPIXELS
+from serve.images.decode import TRANSPOSED
 from train.data.folder import Split, Tile, TileFolder
+from train.data.images import inspect_image
 from train.data.masks import has_orientation, mask_values, read_mask, turn_upright
-from train.errors import DatasetError, FocalPathError, ImageFileError, MaskError
+from train.errors import DatasetError, FocalPathError, MaskError
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-_MAX_MEBIBYTES = 4096
-"""Largest image of a data set: the user's own files are trusted further than an upload."""
-_TRANSPOSED = (5, 6, 7, 8)
-"""Values of EXIF's orientation that swap width and height."""
 _MOST_TOLD = 5
 """Damaged files that an error lists."""
 _MOST_LOOKED_AT = 100
 """Masks that are read again for an advice."""
-
-
-def read_picture(path: Path) -> Picture:
-    """Read an image as serving does; see `serve.images.decode`.
-
-    Raises:
-        ImageFileError: the file is missing, damaged, or of a kind that would be read wrongly.
-    """
-    try:
-        return decode_picture(
-            path.read_bytes(),
-            max_bytes=_MAX_MEBIBYTES * MEBIBYTE,
-            max_pixels=PILLOW_LIMIT_MEGAPIXELS * MEGAPIXEL,
-        )
-    except (ImageError, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read an image as serving does: (H, W, 3) uint8, RGB in [0, 255], upright, no alpha.
-
-    Raises:
-        ImageFileError: see `read_picture`.
-    """
-    return read_picture(path).pixels
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What is kept of an image that was read to check it."""
-
-    height: int
-    width: int
-    mpp: float | None
-    """um per pixel that the file itself states."""
-    mpp_source: str
-    """Where the file states it."""
-    orientation: int
-    """Of the stored pixels, as EXIF has it; 1 is upright."""
-
-
-def inspect_image(path: Path) -> ImageFacts:
-    """Decode an image to check it; once per process while the file stays the same.
-
-    Raises:
-        ImageFileError: see `read_picture`.
-    """
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return _inspect(path, status.st_mtime_ns, status.st_size)
-
-
-@functools.lru_cache(maxsize=2**17)
-def _inspect(path: Path, _: int, __: int) -> ImageFacts:
-    picture = read_picture(path)
-    height, width, _channels = picture.pixels.shape
-    return ImageFacts(height, width, picture.mpp, picture.mpp_source, picture.orientation)
 
 
 def read_labels(tile: Tile, num_classes: int) -> NDArray[np.uint8]:
@@ -112,7 +43,7 @@ def read_labels(tile: Tile, num_classes: int) -> NDArray[np.uint8]:
     turned = turn_upright(labels, facts.orientation)
     if stated == "stored":
         return turned
-    if facts.height == facts.width or facts.orientation not in _TRANSPOSED:
+    if facts.height == facts.width or facts.orientation not in TRANSPOSED:
         raise MaskError(
             f"{tile.image} is turned by its EXIF orientation {facts.orientation}, and its mask "
             'does not say which way is up. Add "mask_orientation" to dataset.json: "stored" if '
@@ -120,34 +51,6 @@ def read_labels(tile: Tile, num_classes: int) -> NDArray[np.uint8]:
             "viewers show it."
         )
     return labels if labels.shape == (facts.height, facts.width) else turned
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image, upright: from its header, or of a TIFF's page that is read.
-
-    Raises:
-        ImageFileError: the file is no image.
-    """
-    try:
-        with path.open("rb") as file:
-            is_paged = is_tiff(file.read(4))
-        if is_paged:
-            facts = inspect_image(path)
-            return facts.height, facts.width
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112) in _TRANSPOSED
-            width, height = image.size
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise _unreadable(path, error) from error
-    return (width, height) if turned else (height, width)
-
-
-def _unreadable(path: Path, error: Exception) -> ImageFileError:
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return ImageFileError(
-        f"{path} cannot be read as an image: {reason.rstrip('.')}. Replace the file or remove it "
-        "from folds.csv."
-    )
 
 
 def require_trainable(folder: TileFolder) -> None:

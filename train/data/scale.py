@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from serve.images.mpp import Mpp
 from serve.images.tiles import (
+    UNSCALED,
+    Scale,
     pad_by_reflection,
     padded_size,
     resample,
@@ -42,11 +45,11 @@ class TileScale:
     plain: bool = False
     """Resample as SAM-Path does: bilinear, in float, without antialiasing."""
 
-    def factor(self, image_mpp: float | None) -> float:
-        """Pixels of the model for one of the image, along each axis."""
+    def factor(self, image_mpp: Mpp | None) -> Scale:
+        """Pixels of the model for one of the image, along (y, x)."""
         return scale_to(self.mpp, image_mpp)
 
-    def place(self, height: int, width: int, image_mpp: float | None) -> "Placement":
+    def place(self, height: int, width: int, image_mpp: Mpp | None) -> "Placement":
         """Where the tiles of an image of that size lie."""
         side = self.tile_size_px
         if self.squeeze:
@@ -55,7 +58,7 @@ class TileScale:
         size = scaled_size(height, width, factor)
         padded = padded_size(*size, side)
         places = tuple(tile_places(*padded, side))
-        is_tile = len(places) == 1 and (factor == 1 or (self.plain and size == padded))
+        is_tile = len(places) == 1 and (factor == UNSCALED or (self.plain and size == padded))
         return Placement(size, padded, places, is_tile)
 
 
@@ -134,11 +137,13 @@ def resolve_mpp(wanted: float | None, default: float | None, tiles: Sequence[Til
     """
     mpp = wanted or default
     unknown = [tile.tile_id for tile in tiles if tile.mpp is None]
+    known = [tile.mpp for tile in tiles if tile.mpp is not None]
     if not unknown:
         if mpp is None:
             raise ScaleError(
-                "dataset.json has no mpp, and folds.csv gives one per image; expected the um per "
-                "pixel that the model shall see. Give it as --mpp, or as mpp in dataset.json."
+                "dataset.json has no mpp, and the images are of several, "
+                f"{min(known):.4g} to {max(known):.4g} um per pixel; expected the one that the "
+                "model shall see. Give it as --mpp, or as mpp in dataset.json."
             )
         return mpp
     if mpp is not None or len(unknown) < len(tiles):

@@ -21,7 +21,7 @@ from rich.progress import track
 
 from serve.contract.errors import FocalPathError as ServeError
 from serve.images.decode import read_picture
-from serve.images.mpp import check_mpp
+from serve.images.mpp import Mpp, PixelSize, check_aspect, check_mpp, sides_of
 from train.data.dataset import see_image
 from train.data.folder import IMAGE_SUFFIXES, whole_or_not_at_all
 from train.errors import DestinationError, ImageFileError, ScaleError, SourceError
@@ -125,13 +125,27 @@ def _predict(
         picture = read_picture(path)
     except ServeError as error:
         raise ImageFileError(str(error)) from error
-    mpp, source = (given, "given") if given is not None else (picture.mpp, "file")
+    mpp: Mpp | None = given
+    source = "given"
+    if given is None:
+        mpp, source = picture.pixel_size, "file"
+        if picture.pixel_size is not None:
+            _check_aspect(path, picture.pixel_size)
     if mpp is None:
         mpp, source = card.mpp, "model" if card.mpp is not None else "unknown"
     image = see_image(path.stem, picture.pixels, mpp, scale_of(card))
     batch_size = card.settings.optimization.batch_size
     (labels,) = label_images(segment, [image], batch_size, tta=tta)
-    return picture.pixels, PredictedImage(path.stem, labels.numpy().astype(np.uint8), mpp, source)
+    mean = None if mpp is None else sides_of(mpp).mean
+    found = PredictedImage(path.stem, labels.numpy().astype(np.uint8), mean, source)
+    return picture.pixels, found
+
+
+def _check_aspect(path: Path, size: PixelSize) -> None:
+    try:
+        check_aspect(size, f"{path}: its file")
+    except ServeError as error:
+        raise ScaleError(f"{error} Give it as --mpp.") from error
 
 
 def _row(found: PredictedImage, num_classes: int) -> list[object]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.folder import Split, Tile, read_tile_folder
-from train.data.pixels import image_size, read_image
+from train.data.images import image_size, read_image
 from train.errors import ScaleError, SourceError
 from train.pretraining.footprints import Footprint
 from train.pretraining.regions import (
@@ -82,6 +82,11 @@ def _slide_of(tile: Tile, root: Path) -> SlideInfo:
         raise ScaleError(
             f'{root}/dataset.json has no mpp; expected um per pixel, such as "mpp": 0.25, or a '
             "column mpp in folds.csv. Views are cut by their size in um."
+        )
+    if tile.sides is not None:
+        raise ScaleError(
+            f"{tile.image} has pixels of {tile.sides} um, which are not squares; views are cut "
+            "from square pixels. Resample the image to one um per pixel."
         )
     height, width = image_size(tile.image)
     return SlideInfo(

@@ -100,4 +100,4 @@ def _stated_mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:
         int(unit),
         size=(page.imagewidth, page.imagelength),
     )
-    return None if stated.mpp is None else (stated.mpp, stated.mpp)
+    return stated.pixel_size

@@ -24,7 +24,7 @@ class PictureReader(RegionReader):
         super().__init__(path, mpp=mpp)
         picture = read_picture(path, _LIMITS)
         self._pixels = picture.pixels
-        self._file_mpp = None if picture.mpp is None else (picture.mpp, picture.mpp)
+        self._file_mpp = picture.pixel_size
         height, width = self._pixels.shape[:2]
         self.levels = pyramid([(width, height)])
         self.bounds = Bounds(0, 0, width, height)

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import OptionError
-from serve.images.mpp import MAX_MPP, MIN_MPP
+from serve.images.mpp import MAX_ASPECT, MAX_MPP, MIN_MPP, PixelSize
 from serve.images.readers.errors import SlideError, SlideScaleError
 from serve.images.readers.scaled import ScaledView, read_scaled
 
-MAX_ANISOTROPY = 0.02
-"""Pixels whose sides differ by more than this share are not taken for squares (our choice)."""
+SQUARE = 0.02
+"""Share by which the sides of a slide's pixels may differ and still be taken for squares (our
+choice); others are resampled along each axis."""
 _SAMPLE_BYTES = 2**16
 _NUM_SAMPLES = 64
 
@@ -124,14 +125,24 @@ class RegionReader(ABC):
     def mpp(self) -> float | None:
         """Um per pixel of level 0; None where neither the caller nor the file says it believably.
 
-        A file is believed from 0.05 to 20 um and where its pixels are squares to 2%; the mean of
-        both sides counts.
+        Where pixels are not squares, the side of the square with the same area.
+        """
+        return None if self.pixel_size is None else self.pixel_size.mean
+
+    @property
+    def pixel_size(self) -> PixelSize | None:
+        """Um per pixel of level 0 along each axis; None where it is not known.
+
+        A file is believed from 0.05 to 20 um, and where one side of a pixel is at most four times
+        the other. Sides that differ by less than 2% count as their mean.
         """
         if self._given_mpp is not None:
-            return self._given_mpp
+            return PixelSize(self._given_mpp, self._given_mpp)
         if self._file_mpp is None or self._doubt() is not None:
             return None
-        return sum(self._file_mpp) / 2
+        size = PixelSize(*self._file_mpp)
+        mean = sum(size) / 2
+        return PixelSize(mean, mean) if size.aspect - 1 <= SQUARE else size
 
     @property
     def mpp_source(self) -> MppSource:
@@ -141,19 +152,23 @@ class RegionReader(ABC):
         return "unknown" if self.mpp is None else "file"
 
     def require_mpp(self) -> float:
-        """`mpp`, where it is known.
+        """`mpp`, where it is known; see `require_pixel_size`."""
+        return self.require_pixel_size().mean
+
+    def require_pixel_size(self) -> PixelSize:
+        """`pixel_size`, where it is known.
 
         Raises:
             SlideScaleError: it is not; the message says what the file claims.
         """
-        mpp = self.mpp
-        if mpp is None:
+        size = self.pixel_size
+        if size is None:
             reason = self._doubt() or "the file does not say how large its pixels are"
             raise SlideScaleError(
                 f"{self.path.name}: {reason}. Give the um per pixel with --mpp, or in the column "
                 "`mpp` of a CSV."
             )
-        return mpp
+        return size
 
     def _doubt(self) -> str | None:
         """Why the file's um per pixel is not believed."""
@@ -165,8 +180,11 @@ class RegionReader(ABC):
                 f"the file claims {x:g} x {y:g} um per pixel, believable are {MIN_MPP:g} to "
                 f"{MAX_MPP:g}"
             )
-        if abs(x / y - 1) > MAX_ANISOTROPY:
-            return f"the file claims {x:g} x {y:g} um per pixel, which are not squares"
+        if (aspect := PixelSize(x, y).aspect) > MAX_ASPECT:
+            return (
+                f"the file claims {x:g} x {y:g} um per pixel, one side {aspect:.3g} times the "
+                f"other, believable are at most {MAX_ASPECT:g} times"
+            )
         return None
 
     def at_mpp(self, mpp: float, *, tolerance: float = 0.0) -> ScaledView:
@@ -196,8 +214,8 @@ class RegionReader(ABC):
         Returns:
             (height_px, width_px, 3) uint8, RGB in [0, 255]; white where the slide has no pixels.
         """
-        own = self.require_mpp()
-        corner, scale = (y_um / own, x_um / own), (mpp / own, mpp / own)
+        own = self.require_pixel_size()
+        corner, scale = (y_um / own.y, x_um / own.x), (mpp / own.y, mpp / own.x)
         return read_scaled(self, corner, (height_px, width_px), scale)
 
     def thumbnail(self, mpp: float) -> NDArray[np.uint8]:

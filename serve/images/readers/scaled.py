@@ -42,8 +42,8 @@ class ScaledView:
     def __init__(self, reader: "RegionReader", mpp: float, *, tolerance: float = 0.0) -> None:
         self._reader = reader
         self.mpp = mpp
-        own = reader.require_mpp()
-        scale = mpp / own  # pixels of level 0 for one of the view
+        own = reader.require_pixel_size()
+        scale = mpp / own.y, mpp / own.x  # pixels of level 0 for one of the view
         self.level = choose_level(reader.levels, scale, tolerance)
         level = reader.levels[self.level]
         bounds = reader.bounds
@@ -53,11 +53,16 @@ class ScaledView:
         bottom = min(math.ceil((bounds.y + bounds.height) / level.downsample_y), level.height_px)
         self._corner = top, left  # in pixels of the level
         self._size = bottom - top, right - left  # in pixels of the level
-        self.is_resampled = abs(level.downsample_x / scale - 1) > max(tolerance, _SLACK - 1)
+        self.is_resampled = any(
+            abs(downsample / wanted - 1) > max(tolerance, _SLACK - 1)
+            for downsample, wanted in zip(
+                (level.downsample_y, level.downsample_x), scale, strict=True
+            )
+        )
         """Whether pixels are computed, not copied from the level."""
         if self.is_resampled:
-            self.height_px = max(round(self._size[0] * level.downsample_y / scale), 1)
-            self.width_px = max(round(self._size[1] * level.downsample_x / scale), 1)
+            self.height_px = max(round(self._size[0] * level.downsample_y / scale[0]), 1)
+            self.width_px = max(round(self._size[1] * level.downsample_x / scale[1]), 1)
         else:
             self.height_px, self.width_px = self._size
         self.step_px = (
@@ -67,7 +72,7 @@ class ScaledView:
         """(y, x) pixels of level 0 from one pixel of the view to the next."""
         self.origin_px = top * level.downsample_y, left * level.downsample_x
         """(y, x) of the view's top left corner, in pixels of level 0."""
-        coarser = max(self._size[0] / self.height_px, 1)
+        coarser = max(self._size[0] / self.height_px, self._size[1] / self.width_px, 1)
         self._cell_px = max(_CELL_PX >> round(math.log2(coarser)), _LEAST_CELL_PX)
         self.grid_px = self._cell_px if self.is_resampled else 1
         """Regions on this grid cost least to read."""
@@ -107,7 +112,7 @@ class ScaledView:
         """
         height, width = -(-self.height_px // factor), -(-self.width_px // factor)
         scale = self.step_px[0] * factor, self.step_px[1] * factor
-        level = self._reader.levels[choose_level(self._reader.levels, min(scale))]
+        level = self._reader.levels[choose_level(self._reader.levels, scale)]
         row_px = width * scale[0] * scale[1] / level.downsample_y / level.downsample_x
         rows = max(int(_PIXELS_AT_ONCE / row_px), 1)
         found = np.empty((height, width, 3), np.uint8)
@@ -199,19 +204,21 @@ def _resize(
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
-def choose_level(levels: "tuple[Level, ...]", scale: float, tolerance: float = 0.0) -> int:
-    """The coarsest level that is not coarser than wanted; level 0 where all are.
+def choose_level(
+    levels: "tuple[Level, ...]", scale: tuple[float, float], tolerance: float = 0.0
+) -> int:
+    """The coarsest level that is not coarser than wanted along any axis; level 0 where all are.
 
     Args:
         levels: of the slide, level 0 first.
-        scale: pixels of level 0 for one that is wanted.
+        scale: (y, x) pixels of level 0 for one that is wanted.
         tolerance: share by which a level may be coarser.
     """
-    most = scale * max(_SLACK, 1 + tolerance)
+    y, x = (side * max(_SLACK, 1 + tolerance) for side in scale)
     fine = [
         index
         for index, level in enumerate(levels)
-        if max(level.downsample_x, level.downsample_y) <= most
+        if level.downsample_y <= y and level.downsample_x <= x
     ]
     return max(fine, key=lambda index: levels[index].downsample_x, default=0)
 
@@ -234,7 +241,7 @@ def read_scaled(
         (height, width, 3) uint8, RGB in [0, 255]; white where the slide has no pixels.
     """
     (y, x), (height, width) = corner, size
-    index = choose_level(reader.levels, min(scale))
+    index = choose_level(reader.levels, scale)
     level = reader.levels[index]
     rows = y / level.downsample_y, (y + height * scale[0]) / level.downsample_y
     columns = x / level.downsample_x, (x + width * scale[1]) / level.downsample_x

@@ -42,9 +42,10 @@ def write_dicom_seg(result: SlideResult, path: Path) -> None:
         level += 1
     source = _source(result, pydicom)
     pixels = np.asarray(result.labels(level)[:])[None]
+    size = result.plan.slide.pixel_size
     mm = [
-        result.plan.slide.mpp * step * 2**level / _UM_PER_MM
-        for step in result.plan.level0_px_per_cell
+        side * step * 2**level / _UM_PER_MM
+        for side, step in zip((size.y, size.x), result.plan.level0_px_per_cell, strict=True)
     ]
     try:
         segmentation = highdicom.seg.Segmentation(
@@ -130,7 +131,7 @@ def _stand_in(result: SlideResult, pydicom: Any) -> Any:
     dataset.TotalPixelMatrixOriginSequence = [corner]
     dataset.DimensionOrganizationType = "TILED_FULL"
     measures = Dataset()
-    measures.PixelSpacing = [slide.mpp / _UM_PER_MM] * 2
+    measures.PixelSpacing = [slide.pixel_size.y / _UM_PER_MM, slide.pixel_size.x / _UM_PER_MM]
     measures.SliceThickness = 0.001
     shared = Dataset()
     shared.PixelMeasuresSequence = [measures]
@@ -177,7 +178,8 @@ def _position(result: SlideResult, source: Any, highdicom: Any) -> Any:
     """Where the map's corner lies on the slide, in mm."""
     origin = source.TotalPixelMatrixOriginSequence[0]
     orientation = [float(value) for value in source.ImageOrientationSlide]
-    y, x = (origin_px * result.plan.slide.mpp / _UM_PER_MM for origin_px in result.plan.origin_px)
+    size, (top, left) = result.plan.slide.pixel_size, result.plan.origin_px
+    y, x = top * size.y / _UM_PER_MM, left * size.x / _UM_PER_MM
     row, column = np.array(orientation[:3]), np.array(orientation[3:])  # along x, along y
     place = row * x + column * y
     return highdicom.PlanePositionSequence(

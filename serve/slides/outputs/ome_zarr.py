@@ -53,8 +53,9 @@ def _halve(group: zarr.Group, source: str, target: str, result: SlideResult) -> 
 def _multiscale(result: SlideResult, name: str) -> dict[str, Any]:
     """The metadata of one pyramid, in um from the corner of level 0 of the slide."""
     plan = result.plan
-    um = [plan.slide.mpp * step for step in plan.level0_px_per_cell]  # y, x
-    corner = [plan.slide.mpp * origin for origin in plan.origin_px]
+    sides = plan.slide.pixel_size.y, plan.slide.pixel_size.x
+    um = [side * step for side, step in zip(sides, plan.level0_px_per_cell, strict=True)]
+    corner = [side * origin for side, origin in zip(sides, plan.origin_px, strict=True)]
     datasets = []
     for level in range(result.num_levels):
         # Cell 0 of every level is that of the finest: its middle is half a cell from the corner.

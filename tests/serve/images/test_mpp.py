@@ -2,9 +2,10 @@
 
 import pytest
 
-from serve.contract.errors import OptionError
+from serve.contract.errors import ImageError, OptionError
 from serve.images.decode import Picture, decode_picture
-from serve.images.mpp import UNKNOWN, check_mpp, um_per_unit
+from serve.images.mpp import UNKNOWN, check_aspect, check_mpp, um_per_unit
+from tests.support.errors import raises
 from tests.support.pictures import blobs, encoded
 
 IMAGE = blobs(40, 60)
@@ -194,10 +195,40 @@ def test_an_aperio_slide_states_its_mpp(description: str, mpp: float | None) -> 
     assert picture.mpp == (None if mpp is None else pytest.approx(mpp))
 
 
-def test_pixels_that_are_not_square_have_no_mpp_and_a_note() -> None:
+def test_pixels_that_are_not_square_have_a_um_per_pixel_along_each_axis() -> None:
     picture = _tiff(40_000.0, 20_000.0, CENTIMETRE)
-    assert picture.mpp is None
-    assert "0.25 x 0.5 um per pixel" in picture.mpp_note
+    assert picture.pixel_size == pytest.approx((0.25, 0.5))
+    assert (picture.mpp, picture.mpp_note) == (pytest.approx(0.125**0.5), "")
+    ome = _ome('PhysicalSizeX="0.5" PhysicalSizeY="250" PhysicalSizeYUnit="nm"')
+    assert ome.pixel_size == pytest.approx((0.5, 0.25))
+
+
+def test_sides_that_differ_by_rounding_are_those_of_a_square() -> None:
+    size = _tiff(40_000.0, 40_100.0, CENTIMETRE).pixel_size
+    assert size is not None
+    assert size.x == size.y
+
+
+def test_the_sides_of_a_pixel_turn_with_the_image() -> None:
+    tags = {X_RESOLUTION: 40_000.0, Y_RESOLUTION: 20_000.0, RESOLUTION_UNIT: CENTIMETRE, 274: 6}
+    picture = decode_picture(encoded(IMAGE, "TIFF", tiffinfo=tags))
+    assert picture.pixels.shape[:2] == (60, 40)
+    assert picture.pixel_size == pytest.approx((0.5, 0.25))
+
+
+@pytest.mark.parametrize("y", [2.5, 25.0, 0.025])
+def test_sides_of_a_microscopes_pixel_that_differ_absurdly_are_refused_by_name(y: float) -> None:
+    picture = _ome(f'PhysicalSizeX="0.25" PhysicalSizeY="{y}"')
+    assert picture.pixel_size is not None
+    with raises(ImageError, "OME-XML", "10", code="pixel_aspect") as raised:
+        check_aspect(picture.pixel_size, picture.mpp_source)
+    assert f"{y:g}" in str(raised.value)
+
+
+def test_a_fax_resolution_is_not_believed_although_its_sides_differ() -> None:
+    picture = _tiff(204.0, 98.0, INCH)
+    assert picture.pixel_size is None
+    assert "204 x 98 dpi" in picture.mpp_note
 
 
 def test_the_first_believable_statement_counts() -> None:

@@ -4,12 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.contract.errors import ImageTooLargeError, OptionError
+from serve.contract.errors import ImageError, ImageTooLargeError, OptionError
 from serve.contract.manifest import read_bundle
+from serve.images.mpp import PixelSize
 from serve.inference.batching import TilePool
 from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.settings import ServeSettings
+from tests.support.errors import raises
 from tests.support.pictures import blobs
 
 IMAGE = blobs(100, 130, scale=0.5)
@@ -41,6 +43,27 @@ def test_an_image_of_another_mpp_is_resampled(segmenter: TileSegmenter) -> None:
     coarse = segmenter.segment(IMAGE, mpp=1.0, with_probabilities=True).low_res
     assert coarse is not None
     assert coarse.stride_px == (2, 2)
+
+
+def test_an_image_whose_pixels_are_not_square_is_resampled_along_each_axis(
+    segmenter: TileSegmenter,
+) -> None:
+    image = blobs(128, 128, scale=0.5)
+    flat = np.ascontiguousarray(image[::2])  # rows of 1 um, columns of 0.5
+    result = segmenter.segment(flat, mpp=PixelSize(0.5, 1.0), with_probabilities=True)
+    assert result.low_res is not None
+    assert result.low_res.stride_px == (2, 4)
+    assert result.labels.shape == (64, 128)
+    assert np.mean(result.labels == segmenter.segment(image).labels[::2]) > 0.95
+    found = result.summary
+    assert found.image.mpp_xy == (0.5, 1.0)
+    area = sum(row.area_um2 or 0 for row in found.classes)
+    assert area == pytest.approx(64 * 128 * 0.5 * 1.0)
+
+
+def test_pixels_far_from_squares_are_refused_by_who_says_so(segmenter: TileSegmenter) -> None:
+    with raises(ImageError, "OME-XML", "0.25 x 2.5", code="pixel_aspect"):
+        segmenter.segment(IMAGE, mpp=PixelSize(0.25, 2.5), mpp_source="OME-XML")
 
 
 def test_an_image_of_nearly_the_models_mpp_is_not_resampled(segmenter: TileSegmenter) -> None:

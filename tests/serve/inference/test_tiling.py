@@ -198,12 +198,12 @@ def test_iou_scores_are_weighted_by_the_area_of_the_class_in_each_tile(manifest:
     assert found == pytest.approx([(0.9 + 0.25 * 0.4) / 1.25, 0.8, 0.4, 0, 0])
 
 
-@pytest.mark.parametrize("scale", [0.37, 0.5, 1.3, 2.0])
+@pytest.mark.parametrize("scale", [(0.37, 0.37), (0.5, 0.5), (1.3, 1.3), (2.0, 2.0), (0.5, 1.3)])
 def test_a_resampled_image_gets_labels_in_its_own_pixels(
-    scale: float, backend: TilePool, manifest: Manifest
+    scale: tuple[float, float], backend: TilePool, manifest: Manifest
 ) -> None:
-    side = round(120 / scale)  # coarse enough for the decoder's resolution
-    truth = np.repeat(np.repeat(np.arange(6).reshape(2, 3) % 5 + 1, side, axis=0), side, axis=1)
+    rows, columns = (round(120 / factor) for factor in scale)  # coarse enough for the decoder
+    truth = np.repeat(np.repeat(np.arange(6).reshape(2, 3) % 5 + 1, rows, axis=0), columns, axis=1)
     prediction = predict(painted(truth), backend, manifest, scale=scale)
     assert prediction.labels.shape == prediction.confidence.shape == truth.shape
     assert (prediction.labels == truth).mean() > 0.98
@@ -215,7 +215,7 @@ def test_a_resampled_image_is_seen_by_the_model_at_the_models_scale(
     image = blobs(300, 400, scale=3)
     half = np.asarray(Image.fromarray(image).resize((200, 150), Image.Resampling.BICUBIC))
     at_once = predict(half, backend, manifest, with_probabilities=True).low_res
-    resampled = predict(image, backend, manifest, scale=0.5, with_probabilities=True).low_res
+    resampled = predict(image, backend, manifest, scale=(0.5, 0.5), with_probabilities=True).low_res
     assert at_once is not None
     assert resampled is not None
     assert np.array_equal(at_once.probabilities, resampled.probabilities)
@@ -228,8 +228,8 @@ def test_a_shifted_crop_agrees_with_the_whole_image_also_where_it_is_resampled(
     scale: float, backend: TilePool, manifest: Manifest
 ) -> None:
     image = blobs(500, 600, scale=3)
-    whole = predict(image, backend, manifest, scale=scale).labels[37:387, 21:421]
-    crop = predict(image[37:387, 21:421], backend, manifest, scale=scale).labels
+    whole = predict(image, backend, manifest, scale=(scale, scale)).labels[37:387, 21:421]
+    crop = predict(image[37:387, 21:421], backend, manifest, scale=(scale, scale)).labels
     assert (crop == whole)[32:-32, 32:-32].mean() >= 0.995
 
 

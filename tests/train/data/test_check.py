@@ -77,7 +77,7 @@ def test_an_empty_split_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_resolution_is_named(tmp_path: Path) -> None:
     (warning,) = warnings_of(write_data(tmp_path / "data", mpp=None))
-    assert "no mpp" in warning
+    assert "dataset.json" in warning
 
 
 def test_a_magnification_given_as_mpp_is_refused(tmp_path: Path) -> None:
@@ -152,3 +152,47 @@ def test_the_report_prints_table_and_warnings(
     output = capsys.readouterr().out
     assert "Stroma" in output
     assert "warning: found [before]" in output
+
+
+def _state(root: Path, name: str, per_metre: tuple[float, float]) -> None:
+    """Write into an image how many pixels it has per metre."""
+    path = root / "img" / f"{name}.png"
+    Image.open(path).copy().save(path, dpi=tuple(count * 0.0254 for count in per_metre))
+
+
+def test_the_files_own_um_per_pixel_counts_where_nothing_else_says_it(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data", mpp=None)
+    for name, _, _ in ROWS:
+        _state(root, name, (4e6, 4e6))
+    folder = read_tile_folder(root)
+    assert (folder.mpp, folder.mpp_is_of_files) == (0.25, True)
+    assert {tile.mpp for tiles in folder.tiles.values() for tile in tiles} == {0.25}
+    title = str(share_table(folder, count_splits(folder)).title)
+    assert "0.25 um per pixel, as the image files state" in title
+    assert warnings_of(root) == []
+
+
+def test_files_that_differ_in_um_per_pixel_are_each_taken_at_their_own(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data", mpp=None)
+    for (name, _, _), count in zip(ROWS, [(4e6, 4e6), (2e6, 2e6), (4e6, 2e6)], strict=True):
+        _state(root, name, count)
+    folder = read_tile_folder(root)
+    sizes = [folder.tiles[split][0].pixel_size for split in ("training", "validation", "test")]
+    assert sizes == [0.25, 0.5, pytest.approx((0.25, 0.5))]
+    assert folder.mpp is None
+    assert any("--mpp" in warning for warning in warnings_of(root))
+
+
+def test_what_dataset_json_says_counts_before_the_files(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data", mpp=0.5)
+    _state(root, "a", (2e6, 1e6))
+    folder = read_tile_folder(root)
+    assert (folder.tiles["training"][0].pixel_size, folder.mpp_is_of_files) == (0.5, False)
+    assert any("0.5 x 1" in warning for warning in warnings_of(root))
+
+
+def test_a_file_whose_pixels_are_far_from_squares_is_named(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data", mpp=None)
+    _state(root, "b", (4e6, 5e5))
+    with raises(ScaleError, "b.png", "0.25 x 2"):
+        read_tile_folder(root)

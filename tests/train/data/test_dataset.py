@@ -1,6 +1,7 @@
 """Samples cut from images of any size."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from serve.images.mpp import PixelSize
 from tests.support.toy_bundle import REFERENCE_RGB
 from tests.support.toy_data import TILE_SIZE_PX, write_twice_as_large
 from train.data.dataset import EpochSampler, TileDataset
 from train.data.folder import read_tile_folder
+from train.data.images import image_size
 from train.data.scale import TileScale
 from train.settings import AugmentationSettings
 
@@ -106,3 +109,13 @@ def test_an_image_smaller_than_the_tile_is_padded_without_labels(large_data: Pat
     sample = TileDataset(tiles, 5, coarse, AugmentationSettings(augment="dihedral"))[0]
     assert sample["image"].shape == (3, TILE_SIZE_PX, TILE_SIZE_PX)
     assert (sample["labels"] > 0).float().mean() <= 0.25
+
+
+def test_pixels_that_are_not_square_are_resampled_along_each_axis(large_data: Path):
+    tile = read_tile_folder(large_data).tiles["training"][1]
+    height, width = image_size(tile.image)
+    flat = replace(tile, mpp=0.5**0.5 * 0.5, sides=PixelSize(0.25, 0.5))
+    dataset = TileDataset([flat], 5, SCALE)
+    assert dataset.placements[0].size == (height, round(width / 2))
+    sample = TileDataset([flat], 5, SCALE, AugmentationSettings(augment="dihedral"))[0]
+    assert sample["image"].shape == (3, TILE_SIZE_PX, TILE_SIZE_PX)

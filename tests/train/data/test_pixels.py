@@ -15,7 +15,8 @@ from tests.support.pictures import blobs, encoded
 from tests.support.toy_data import toy_settings
 from train.cli import Check
 from train.data.folder import read_tile_folder
-from train.data.pixels import read_image, read_labels, require_trainable
+from train.data.images import read_image
+from train.data.pixels import read_labels, require_trainable
 from train.errors import DatasetError, FocalPathError, ImageFileError, MaskError
 from train.fitting.run import fit
 

@@ -225,7 +225,7 @@ class _Plan:
 def _plan(
     slide: _Slide, reader: RegionReader, mapping: ClassMapping, settings: AnnotationSettings
 ) -> _Plan:
-    scale = reader.require_mpp() / settings.tiles.mpp
+    scale = np.array(reader.require_pixel_size()) / settings.tiles.mpp  # x, y
     rois, shapes = [], []
     for annotation in slide.annotations:
         rings = tuple(ring * scale for ring in annotation.rings)
@@ -238,8 +238,8 @@ def _plan(
     if settings.overlap == "area":
         shapes.sort(key=lambda shape: -_box_area(shape[2][0]))
     size = (
-        max(1, round(reader.height_px * scale)),
-        max(1, round(reader.width_px * scale)),
+        max(1, round(reader.height_px * scale[1])),
+        max(1, round(reader.width_px * scale[0])),
     )
     return _Plan(rois, shapes, size)
 

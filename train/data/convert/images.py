@@ -19,7 +19,7 @@ from rich.progress import track
 
 from train.data.convert.layout import TEST_FOLD, assign_folds, read_region_image, refuse_existing
 from train.data.folder import IMAGE_SUFFIXES, whole_or_not_at_all, write_json
-from train.data.pixels import read_image
+from train.data.images import read_image
 from train.errors import ImageFileError
 from train.settings import CheckedSettings, LabelClass, NumFolds, Seed, TestShare
 

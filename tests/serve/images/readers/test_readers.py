@@ -179,6 +179,41 @@ def test_a_claim_of_a_screen_is_not_believed(tmp_path: Path, pixels: NDArray[np.
         slide.require_mpp()
 
 
+def _flat(path: Path, pixels: NDArray[np.uint8], per_cm: tuple[float, float]) -> Path:
+    """A tiled TIFF with other resolutions along x and y."""
+    tiled = {"tile": (256, 256), "photometric": "rgb", "metadata": None}
+    tifffile.imwrite(path, pixels, resolution=per_cm, resolutionunit=3, **tiled)
+    return path
+
+
+def test_a_slide_whose_pixels_are_not_square_is_scaled_along_each_axis(
+    tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    path = _flat(tmp_path / "flat.tif", pixels, (40_000, 20_000))
+    with open_reader(path) as slide:
+        assert slide.pixel_size == pytest.approx((0.25, 0.5))
+        view = slide.at_mpp(0.5)
+        assert (view.height_px, view.width_px) == (slide.height_px, round(slide.width_px / 2))
+        assert view.step_px == pytest.approx((1, 2), rel=0.01)
+        assert slide.read_um(0, 0, 100, 100, 0.5).shape == (100, 100, 3)
+        part = slide.read_um(50, 25, 64, 64, 0.5)
+    assert np.abs(part.astype(int) - _halved_along_x(pixels)[100:164, 50:114]).mean() < 1
+
+
+def _halved_along_x(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    height, width = pixels.shape[0], pixels.shape[1] // 2
+    half = Image.fromarray(pixels[:, : 2 * width]).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(half, np.int64)
+
+
+def test_a_slide_whose_pixels_are_far_from_squares_is_named(
+    tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    path = _flat(tmp_path / "line.tif", pixels, (40_000, 4_000))
+    with open_reader(path) as slide, raises(SlideScaleError, "line.tif", "0.25", "2.5"):
+        slide.require_mpp()
+
+
 @pytest.mark.parametrize("mpp", [0.0, -1.0, 400.0, float("nan")])
 def test_an_absurd_um_per_pixel_is_refused(mpp: float, svs: Path) -> None:
     with pytest.raises(OptionError):

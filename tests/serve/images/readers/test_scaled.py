@@ -64,10 +64,10 @@ def test_a_view_resamples_as_the_whole_image_is_resampled(tmp_path: Path) -> Non
 def test_the_coarsest_level_that_suffices_is_taken() -> None:
     levels = pyramid([(40_003, 30_001), (10_000, 7500), (2500, 1875)])
     assert [level.downsample_x for level in levels] == [1, 4, 16]
-    assert [choose_level(levels, scale) for scale in (0.5, 1, 3.9, 4, 15, 16, 99)] == [
+    assert [choose_level(levels, (scale, scale)) for scale in (0.5, 1, 3.9, 4, 15, 16, 99)] == [
         *(0, 0, 0, 1, 1, 2, 2)
     ]
-    assert choose_level((levels[0], Level(10, 10, 4.05, 4.05)), 4, tolerance=0.02) == 1
+    assert choose_level((levels[0], Level(10, 10, 4.05, 4.05)), (4, 4), tolerance=0.02) == 1
 
 
 def test_a_level_within_the_tolerance_is_copied(tmp_path: Path) -> None:

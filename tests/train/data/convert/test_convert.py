@@ -18,8 +18,8 @@ from train.data.convert.crag import CragSettings, prepare_crag
 from train.data.convert.layout import TileSettings, assign_folds, tile_starts
 from train.data.convert.shapes import fill_shape
 from train.data.folder import read_tile_folder
+from train.data.images import read_image
 from train.data.masks import read_mask
-from train.data.pixels import read_image
 from train.errors import (
     AnnotationError,
     DestinationError,

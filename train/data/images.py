@@ -1,0 +1,141 @@
+"""Images of a data set, read as serving reads them, and what their files state."""
+
+import functools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from rich.progress import track
+
+from serve.contract.errors import ImageError
+from serve.images.decode import TRANSPOSED, Picture, decode_picture
+from serve.images.mpp import PixelSize, check_aspect
+from serve.images.tiff import is_tiff
+from serve.settings import MEBIBYTE, MEGAPIXEL, PILLOW_LIMIT_MEGAPIXELS
+from train.errors import FocalPathError, ImageFileError, ScaleError
+
+_MAX_MEBIBYTES = 4096
+"""Largest image of a data set: the user's own files are trusted further than an upload."""
+
+
+def read_picture(path: Path) -> Picture:
+    """Read an image as serving does; see `serve.images.decode`.
+
+    Raises:
+        ImageFileError: the file is missing, damaged, or of a kind that would be read wrongly.
+    """
+    try:
+        return decode_picture(
+            path.read_bytes(),
+            max_bytes=_MAX_MEBIBYTES * MEBIBYTE,
+            max_pixels=PILLOW_LIMIT_MEGAPIXELS * MEGAPIXEL,
+        )
+    except (ImageError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read an image as serving does: (H, W, 3) uint8, RGB in [0, 255], upright, no alpha.
+
+    Raises:
+        ImageFileError: see `read_picture`.
+    """
+    return read_picture(path).pixels
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What is kept of an image that was read to check it."""
+
+    height: int
+    width: int
+    pixel_size: PixelSize | None
+    """um per pixel along each axis that the file itself states, upright as the image."""
+    mpp_source: str
+    """Where the file states it."""
+    orientation: int
+    """Of the stored pixels, as EXIF has it; 1 is upright."""
+
+    @property
+    def mpp(self) -> float | None:
+        """Side of the square with a pixel's area, in um."""
+        return None if self.pixel_size is None else self.pixel_size.mean
+
+
+def inspect_image(path: Path) -> ImageFacts:
+    """Decode an image to check it; once per process while the file stays the same.
+
+    Raises:
+        ImageFileError: see `read_picture`.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return _inspect(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=2**17)
+def _inspect(path: Path, _: int, __: int) -> ImageFacts:
+    picture = read_picture(path)
+    height, width, _channels = picture.pixels.shape
+    return ImageFacts(height, width, picture.pixel_size, picture.mpp_source, picture.orientation)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image, upright: from its header, or of a TIFF's page that is read.
+
+    Raises:
+        ImageFileError: the file is no image.
+    """
+    try:
+        with path.open("rb") as file:
+            is_paged = is_tiff(file.read(4))
+        if is_paged:
+            facts = inspect_image(path)
+            return facts.height, facts.width
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112) in TRANSPOSED
+            width, height = image.size
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise _unreadable(path, error) from error
+    return (width, height) if turned else (height, width)
+
+
+def _unreadable(path: Path, error: Exception) -> ImageFileError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return ImageFileError(
+        f"{path} cannot be read as an image: {reason.rstrip('.')}. Replace the file or remove it "
+        "from folds.csv."
+    )
+
+
+def own_pixel_sizes(paths: Sequence[Path]) -> list[PixelSize | None]:
+    """The um per pixel that each file itself states, as serving reads them.
+
+    None for a file that states none, and for one that cannot be read: `require_trainable` names it.
+
+    Raises:
+        ScaleError: a file states sides of a pixel that are too unequal.
+    """
+
+    def of(path: Path) -> PixelSize | None:
+        try:
+            facts = inspect_image(path)
+        except FocalPathError:
+            return None
+        if facts.pixel_size is not None:
+            try:
+                check_aspect(facts.pixel_size, f"{path}: its {facts.mpp_source}")
+            except ImageError as error:
+                raise ScaleError(
+                    f"{error} Give mpp in dataset.json, or a column mpp in folds.csv."
+                ) from error
+        return facts.pixel_size
+
+    with ThreadPoolExecutor() as pool:
+        return list(track(pool.map(of, paths), "Reading um per pixel", total=len(paths)))
