@@ -22,7 +22,7 @@ from export.gate.tiles import Images, ValidationTiles, validation_tiles
 from export.graph.encoders import FoldedSegmenter
 from export.graph.nodes import ModelGraph
 from export.graph.reference import Deployable
-from export.graph.to_onnx import PARITY_OUTPUT, check_size, drop_output, export_onnx
+from export.graph.to_onnx import PARITY_OUTPUT, check_model, drop_output, export_onnx
 from export.precision.artefacts import HalfMaker, judge_in_openvino, make_int8
 from export.precision.audit import Peak, audit_activations
 from export.precision.half import HalfPrecision, half_blocks
@@ -72,7 +72,7 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
         openvino.require("fp32")  # a missing package is reported before the work
     weights = checkpoint / WEIGHTS_FILE if checkpoint.is_dir() else checkpoint
     card = read_card(checkpoint)
-    check_size(weights, card.settings.model)
+    check_model(weights, card.settings.model)
     # First of all: what is damaged, or not a number, is reported before any work.
     deployable = Deployable(load_checkpoint(checkpoint)[0]).eval()
     tiles = _tiles(settings, card)

@@ -375,6 +375,8 @@ class Compare(Trains):
     rows: tuple[RowChoice, ...] = tuple(map(RowChoice, paper_rows()))
     """The rows to train, by default those of the paper. base_with_focal, which the others are
     compared with, is always trained."""
+    pictures: bool = True
+    """Show test images and predictions in the report. Terms of a data set may forbid it."""
 
     def run(self) -> None:
         """Train, score and report."""
@@ -388,6 +390,7 @@ class Compare(Trains):
             num_seeds=self.seeds,
             rows=self.rows,
             smallest_difference=self.smallest_difference,
+            with_pictures=self.pictures,
         )
         with FileLock(self.out / ".report.lock"):
             print(f"report: {write_report(comparison, self.out / 'report')}")

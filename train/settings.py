@@ -66,6 +66,10 @@ def _checker(group: Any) -> TypeAdapter[Any]:
     return TypeAdapter(TypedDict(f"{group.__name__}Fields", hints))  # type: ignore[operator]
 
 
+NetworkName = Literal["sam_path", "unet"]
+"""An entry of `train.model.build.NETWORKS`."""
+
+
 class BiasName(str):
     """The name of an entry of `train.model.class_bias.STRATEGIES`."""
 
@@ -104,6 +108,9 @@ class BiasSettings(CheckedSettings):
 class ModelSettings(CheckedSettings):
     """The model: SAM-Path's encoders and decoder in any size, and the kind of class bias."""
 
+    network: NetworkName = "sam_path"
+    """sam_path: the paper's model. unet: a plain U-Net, to compare with. It has no class bias; it
+    trains and predicts, but is not exported."""
     bias: BiasName = BiasName("dfa")
     """How attention is biased by class."""
     tile_size_px: Sixteens = 1024
@@ -119,8 +126,9 @@ class ModelSettings(CheckedSettings):
     the service do, in 8 bits. plain: as SAM-Path does, bilinear in float without antialiasing, and
     labels straight from the logits; imported models have it, so that their labels are
     SAM-Path's."""
-    image_encoder: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_b"
-    """Size of SAM's image encoder; tiny is ours, to train from scratch."""
+    image_encoder: Literal["tiny", "tiny_conv", "vit_b", "vit_l", "vit_h"] = "vit_b"
+    """Size of SAM's image encoder. tiny and tiny_conv are ours, to train from scratch; tiny_conv
+    embeds patches with convolutions, which learns more from few images."""
     pathology_encoder: str = "vit_small_patch16_224"
     """A published encoder by its short name (hipt, uni, uni2-h, virchow2, h-optimus-0, gigapath,
     phikon, hibou-b, midnight, ...: see docs/encoders.md), or any timm vision transformer with
@@ -253,8 +261,8 @@ class RuntimeSettings(CheckedSettings):
     patience: NumberOf | None = None
     """Stop after this many epochs without a better mean Dice; None trains all epochs."""
     exportable: bool = True
-    """Refuse, before training, a model that could not be exported: one that is too large for an
-    ONNX file. --no-exportable trains it for `evaluate` and `predict` alone."""
+    """Refuse, before training, a model that could not be exported: a U-Net, or one that is too
+    large for an ONNX file. --no-exportable trains it for `evaluate` and `predict` alone."""
     track: Literal["csv", "tensorboard", "mlflow"] = "csv"
     """Where to log besides metrics.csv; install tensorboard or mlflow yourself."""
 

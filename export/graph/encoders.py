@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from export.graph.attention import (
     AttentionForm,
@@ -25,7 +26,7 @@ from export.graph.attention import (
 )
 from export.graph.decoder import FoldedDecoder, TokenNorm
 from export.graph.reference import Deployable, DeployableOutput, outputs
-from train.model.image_encoder import PATCH_SIZE
+from train.model.image_encoder import PATCH_SIZE, ConvolutionalStem
 from train.model.pathology_encoder import PathologyEncoder
 from train.model.segmenter import Segmenter
 
@@ -71,14 +72,20 @@ class FoldedSegmenter(nn.Module):
 class FoldedImageEncoder(nn.Module):
     """SAM's image encoder without its neck, from patches (B, N, 768) to (B, N, D)."""
 
+    patch_embed: nn.Module
+
     def __init__(self, segmenter: Segmenter, form: AttentionForm) -> None:
         super().__init__()
         encoder = cast(ImageEncoderViT, segmenter.image_encoder)
         grid = segmenter.tile_size_px // PATCH_SIZE
         positions = None if encoder.pos_embed is None else encoder.pos_embed.flatten(1, 2)
         conv = encoder.patch_embed.proj
-        self.patch_embed = _fold_patch_embedding(
-            conv.weight, conv.bias, segmenter.pixel_mean, segmenter.pixel_std, positions
+        self.patch_embed = (
+            StemEmbedding(segmenter, encoder.patch_embed, positions)
+            if isinstance(encoder.patch_embed, ConvolutionalStem)
+            else _fold_patch_embedding(
+                conv.weight, conv.bias, segmenter.pixel_mean, segmenter.pixel_std, positions
+            )
         )
         self.blocks = nn.ModuleList(ImageBlock(block, grid, form) for block in encoder.blocks)
 
@@ -88,6 +95,34 @@ class FoldedImageEncoder(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         return tokens
+
+
+class StemEmbedding(nn.Module):
+    """A convolutional stem and the position embedding, from patches (B, N, 768) to (B, N, D).
+
+    Its batch norms are folded into the convolutions. The mean cannot be folded: the convolutions
+    pad the normalised image with zeros.
+    """
+
+    mean: Tensor
+    std: Tensor
+    positions: Tensor | None
+
+    def __init__(
+        self, segmenter: Segmenter, stem: ConvolutionalStem, positions: Tensor | None
+    ) -> None:
+        super().__init__()
+        self.grid = segmenter.tile_size_px // PATCH_SIZE
+        self.stem = _with_folded_norms(stem)
+        self.register_buffer("mean", segmenter.pixel_mean)
+        self.register_buffer("std", segmenter.pixel_std)
+        self.register_buffer("positions", positions)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Embed (B, N, 768) float32 pixels in [0, 255]."""
+        images = (_images(patches, self.grid) - self.mean) / self.std
+        tokens: Tensor = self.stem(images).flatten(1, 2)
+        return tokens if self.positions is None else tokens + self.positions
 
 
 class ImageBlock(nn.Module):
@@ -180,10 +215,7 @@ class UnfoldedPathologyEncoder(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Encode (B, N, 768) float32 pixels in [0, 255]."""
-        size = self.grid * PATCH_SIZE
-        pixels = patches.reshape(-1, self.grid, self.grid, PATCH_SIZE, PATCH_SIZE, 3)
-        images = pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, size, size)
-        features: Tensor = self.encoder(images)
+        features: Tensor = self.encoder(_images(patches, self.grid))
         return features.flatten(2).transpose(1, 2)
 
 
@@ -233,6 +265,23 @@ def _patches(image: Tensor, grid: int) -> Tensor:
     """Cut (B, H, W, 3) into (B, N, 16*16*3), row by row."""
     pixels = image.reshape(-1, grid, PATCH_SIZE, grid, PATCH_SIZE, 3)
     return pixels.permute(0, 1, 3, 2, 4, 5).reshape(-1, grid**2, PATCH_SIZE**2 * 3)
+
+
+def _images(patches: Tensor, grid: int) -> Tensor:
+    """Put (B, N, 16*16*3) patches together again, as (B, 3, H, W)."""
+    size = grid * PATCH_SIZE
+    pixels = patches.reshape(-1, grid, grid, PATCH_SIZE, PATCH_SIZE, 3)
+    return pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, size, size)
+
+
+def _with_folded_norms(stem: ConvolutionalStem) -> nn.Module:
+    """Copy a stem in evaluation mode; each batch norm becomes part of its convolution."""
+    stem = copy.deepcopy(stem).eval()
+    for module in list(stem.modules()):
+        if isinstance(module, nn.Sequential) and isinstance(module[0], nn.Conv2d):
+            folded = fuse_conv_bn_eval(module[0], cast(nn.BatchNorm2d, module[1]))
+            module[0], module[1] = folded, nn.Identity()
+    return stem
 
 
 def _fold_patch_embedding(

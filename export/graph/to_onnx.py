@@ -25,12 +25,17 @@ OPSETS = range(20, 25)
 _EXAMPLE_BATCH = 2
 
 
-def check_size(weights: Path, model: ModelSettings) -> None:
-    """Check that a checkpoint's float32 weights fit into one ONNX file.
+def check_model(weights: Path, model: ModelSettings) -> None:
+    """Check that a checkpoint is of the paper's model, and fits into one ONNX file.
 
     Raises:
-        GraphError: the weights are too large.
+        GraphError: it is of another network, or its float32 weights are too large.
     """
+    if model.network != "sam_path":
+        raise GraphError(
+            f"{weights} is of --network {model.network}, which `train` compares with and nobody "
+            "serves; expected the paper's model. Train with --network sam_path."
+        )
     num_bytes = weights.stat().st_size if weights.is_file() else 0
     if num_bytes > MAX_WEIGHTS_BYTES:
         raise GraphError(

@@ -40,6 +40,8 @@ class Comparison:
     panels: tuple[Tile, ...]
     smallest_difference: float = 0.005
     """The smallest difference in Dice worth telling (our choice)."""
+    with_pictures: bool = True
+    """Whether the report may show images of the data."""
 
     def of(self, name: RowName) -> list[RowResult]:
         """A row's results, one per seed."""
@@ -58,6 +60,7 @@ def compare(
     num_seeds: int = 5,
     rows: tuple[RowName, ...] | None = None,
     smallest_difference: float = 0.005,
+    with_pictures: bool = True,
 ) -> Comparison:
     """Train and score every row with every seed; finished runs are not repeated.
 
@@ -72,6 +75,7 @@ def compare(
         num_seeds: Trainings of each row, with the seeds from `settings` on.
         smallest_difference: The smallest difference in Dice worth telling.
         rows: The rows to train, by default the paper's; the baseline always takes part.
+        with_pictures: Whether the report may show images of the data, which its terms may forbid.
 
     Raises:
         SettingsError: the settings do not fit a comparison.
@@ -88,8 +92,9 @@ def compare(
         rows=choose_rows(paper_rows() if rows is None else rows),
         seeds=tuple(range(first, first + num_seeds)),
         results={},
-        panels=choose_panels(folder),
+        panels=choose_panels(folder) if with_pictures else (),
         smallest_difference=smallest_difference,
+        with_pictures=with_pictures,
     )
     runs = [
         RowRun(row, seed, row.settings(settings, seed), out / "runs", comparison.fingerprint)

@@ -45,13 +45,16 @@ def figures_section(comparison: Comparison, folder: Path) -> str:
         plot_bias(classes, deltas["dfa"], prior, baseline, correlation, folder / "figure3")
         warm = {row.name for row in comparison.rows if row.bias_init == "warm"}
         parts.append(_bias_text(baseline.mean(axis=0), prior, deltas, warm))
-    plot_panels(classes, _panels(comparison), folder / "figure4")
-    parts.append(
-        "![Panels of held-out tiles](figure4.png)\n\n"
-        f"Fig. 4: the {len(comparison.panels)} test tiles with the most classes, chosen by their "
-        f"masks before any prediction; predictions of seed {comparison.seeds[0]}. "
-        "[PDF](figure4.pdf)"
-    )
+    if comparison.with_pictures:
+        plot_panels(classes, _panels(comparison), folder / "figure4")
+        parts.append(
+            "![Panels of held-out tiles](figure4.png)\n\n"
+            f"Fig. 4: the {len(comparison.panels)} test tiles with the most classes, chosen by "
+            f"their masks before any prediction; predictions of seed {comparison.seeds[0]}. "
+            "[PDF](figure4.pdf)"
+        )
+    else:
+        parts.append("There is no Fig. 4: the comparison was asked to show no images of the data.")
     if len(classes) > NAMED_CLASSES_MAX:
         parts.append(
             f"With {len(classes)} classes the figures name none (up to {NAMED_CLASSES_MAX} are "

@@ -1,7 +1,7 @@
-"""The rows of a comparison: Table 1 of arXiv 2604.13479, its ablation, and our strategies.
+"""The rows of a comparison: Table 1 of arXiv 2604.13479, its ablation, our strategies, a U-Net.
 
-They derive from `train.model.class_bias.STRATEGIES`: every strategy is a row, and `dfa` is also
-trained from a cold start and frozen at its prior.
+Most derive from `train.model.class_bias.STRATEGIES`: every strategy is a row. `dfa` is also trained
+from a cold start, frozen at its prior, and with the paper's L2 term in the loss.
 """
 
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from typing import Literal
 
 from train.errors import SettingsError
 from train.model.class_bias import STRATEGIES, BiasStrategy
-from train.settings import BiasName, Settings
+from train.settings import BiasName, NetworkName, Settings
 
 RowName = str
 """The name of a row of `all_rows`; as in the columns of the published table."""
@@ -24,7 +24,10 @@ class Row:
     bias: BiasName
     bias_init: Literal["warm", "cold"] = "warm"
     bias_frozen: bool = False
+    bias_regularisation: Literal["decay", "l2", "off"] | None = None
+    """What keeps the bias small; None leaves it to the shared settings."""
     focal: bool = True
+    network: NetworkName = "sam_path"
     in_paper: bool = True
     """Whether arXiv 2604.13479 has it."""
     is_ablation: bool = False
@@ -36,19 +39,41 @@ class Row:
         return STRATEGIES[self.bias]
 
     @property
+    def is_ours(self) -> bool:
+        """Whether it is a strategy that FocalPath adds to the paper's."""
+        return self.network == "sam_path" and not self.in_paper and not self.is_ablation
+
+    @property
     def learns_bias(self) -> bool:
         """Whether training changes its bias."""
         return self.strategy.learned and not self.bias_frozen
 
     def settings(self, shared: Settings, seed: int) -> Settings:
         """The settings of this row's run."""
-        return replace(
+        own = replace(
             shared,
             model=replace(shared.model, bias=self.bias),
-            bias=replace(shared.bias, bias_init=self.bias_init, bias_frozen=self.bias_frozen),
+            bias=replace(
+                shared.bias,
+                bias_init=self.bias_init,
+                bias_frozen=self.bias_frozen,
+                bias_regularisation=self.bias_regularisation or shared.bias.bias_regularisation,
+            ),
             loss=replace(shared.loss, focal=self.focal),
             optimization=replace(shared.optimization, seed=seed),
         )
+        return own if self.network == "sam_path" else _without_encoders(own, self.network)
+
+
+def _without_encoders(settings: Settings, network: NetworkName) -> Settings:
+    """The same training of a network that has neither encoders nor an IoU head."""
+    return replace(
+        settings,
+        model=replace(settings.model, network=network, encoders_frozen=False),
+        loss=replace(settings.loss, iou_weight=0.0),
+        weights=replace(settings.weights, sam_weights=None, pathology_weights=None, from_run=None),
+        runtime=replace(settings.runtime, embedding_cache=None, exportable=False),
+    )
 
 
 _NONE, _DFA = BiasName("none"), BiasName("dfa")
@@ -66,6 +91,17 @@ FROZEN = Row(
     is_ablation=True,
 )
 """The control: if it scores as DFA does, delta learns nothing that frequency does not tell."""
+L2 = Row(
+    name="dfa_l2",
+    title="DFA, L2 in the loss",
+    bias=_DFA,
+    bias_regularisation="l2",
+    in_paper=False,
+    is_ablation=True,
+)
+"""The paper's regularisation, which erases the prior: DFA as it was before `decay`."""
+UNET = Row(name="unet", title="U-Net", bias=_NONE, network="unet", in_paper=False)
+"""A plain U-Net with the same data, augmentation, loss and epochs."""
 
 
 def all_rows() -> dict[RowName, Row]:
@@ -81,7 +117,9 @@ def all_rows() -> dict[RowName, Row]:
         *(row for row in strategies if row.in_paper),
         COLD,
         FROZEN,
+        L2,
         *(row for row in strategies if not row.in_paper),
+        UNET,
     )
     return {row.name: row for row in rows}
 

@@ -9,12 +9,14 @@ REPORT/run.yaml                       what all rows share
 REPORT/figure{2,3,4}.{pdf,png}        the figures of arXiv 2604.13479 by their numbers
 """
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from train.comparison.bootstrap import CONFIDENCE, NUM_RESAMPLES, NUM_SEEDS_MIN, Bootstrap
+from train.comparison.claim import claim_section
 from train.comparison.compare import NUM_PANELS, PANEL_SHARE_MIN, Comparison
 from train.comparison.figures import figures_section
 from train.comparison.methods import BASELINE, COLD, DFA, FROZEN, Row
@@ -26,9 +28,12 @@ from train.comparison.tables import (
 )
 from train.comparison.times import times_section, write_times
 from train.config import write_settings
-from train.settings import Settings
+from train.data.folder import Split, TileFolder
+from train.settings import PRESETS, Settings
 
 _PAPER = "arXiv 2604.13479"
+_CASES_MIN = 10
+"""With fewer test cases, the report warns (our choice)."""
 
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
@@ -46,6 +51,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         _introduction(comparison),
         _table_section(table),
         _difference_section(bootstrap),
+        claim_section(bootstrap),
         _leverage_section(comparison),
         times_section(comparison),
         figures_section(comparison, folder),
@@ -74,15 +80,24 @@ def without_folders(settings: Settings) -> Settings:
 
 def _introduction(comparison: Comparison) -> str:
     settings, data = comparison.settings, comparison.data
-    sizes = ", ".join(f"{len(data.tiles[split])} {split}" for split in sorted(data.tiles))
+    sizes = ", ".join(_size_text(data, split) for split in sorted(data.tiles))
+    mpp = next(iter(comparison.results.values())).card.mpp
+    scale = "an unknown scale" if mpp is None else f"{mpp:g} um per pixel"
     return (
         f"# Comparison on {data.root.resolve().name or settings.preset}\n\n"
         f"The methods of {_PAPER}, trained with the same settings: {len(comparison.rows)} rows, "
         f"{_seeds_text(comparison)}, {settings.optimization.epochs} epochs, tiles of "
-        f"{settings.model.tile_size_px} pixels, scored on the images' own grids ({sizes}). "
-        f"Data set SHA-256 `{comparison.fingerprint[:16]}`, {len(data.classes)} classes, preset "
-        f"`{settings.preset}`."
+        f"{settings.model.tile_size_px} pixels at {scale}, scored on the images' own grids "
+        f"({sizes}). Data set SHA-256 `{comparison.fingerprint[:16]}`, {len(data.classes)} "
+        f"classes.\n\nPreset `{settings.preset}`: {inspect.getdoc(PRESETS[settings.preset])}"
     )
+
+
+def _size_text(data: TileFolder, split: Split) -> str:
+    """`40 test images of 3 cases`; without cases where folds.csv has no group."""
+    tiles = data.tiles[split]
+    groups = {tile.group for tile in tiles if tile.group}
+    return f"{len(tiles)} {split}" + (f" images of {len(groups)} cases" if groups else "")
 
 
 def _seeds_text(comparison: Comparison) -> str:
@@ -161,11 +176,22 @@ and ROWS were {rows}. `settings.json` in DATA says what `python -m train prepare
 def _method(bootstrap: Bootstrap) -> str:
     num_cases, num_seeds = bootstrap.num_cases, len(bootstrap.comparison.seeds)
     tail = (1 - CONFIDENCE) / 2
+    panels = (
+        f"- Fig. 4 shows up to {NUM_PANELS} images; a class counts from {PANEL_SHARE_MIN:.0%} of "
+        "an image on."
+        if bootstrap.comparison.with_pictures
+        else ""
+    )
+    if num_cases < _CASES_MIN:
+        panels = (
+            f"- **{num_cases} test cases are few**: they say little about other patients, whatever "
+            f"the interval.\n{panels}"
+        )
     return f"""## How it was measured
 
 - For each seed, all rows have the same data, order, augmentation, initial weights and number of
-  epochs; only the bias and the focal loss differ. The epoch with the best mean validation Dice is
-  tested, once.
+  epochs; only the bias and the focal loss differ, and the U-Net, where it takes part, is another
+  network without an IoU head. The epoch with the best mean validation Dice is tested, once.
 - HCFA uses the validation Dice of the {BASELINE.title} run of the same seed.
 - Dice and IoU per class are those of all test pixels pooled. Unlabelled pixels count nowhere, nor
   does a class without a test pixel. The mean is the plain mean over classes.
@@ -175,5 +201,4 @@ def _method(bootstrap: Bootstrap) -> str:
   bounds are the {tail:.1%} and {1 - tail:.1%} percentiles. They cover other trainings and other
   test cases. Few seeds make them too narrow, and nothing is corrected for the number of
   comparisons.
-- Fig. 4 shows up to {NUM_PANELS} images; a class counts from {PANEL_SHARE_MIN:.0%} of an image
-  on."""
+{panels}"""

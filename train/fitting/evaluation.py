@@ -3,7 +3,7 @@
 Images are resampled, cut and blended as in serving (`train.data.scale`, `serve.images.tiles`), so
 that a score says what a user of the service will get. It is counted on the image's own grid.
 
-Shape legend: H, W: the image; T: tile size; C: classes; N: tiles; h, w: T/4.
+Shape legend: H, W: the image; T: tile size; C: classes; N: tiles; h, w: T/4, or T for a U-Net.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,9 +24,11 @@ from train.data.folder import Split, TileFolder
 from train.data.scale import Placement, TileScale
 from train.fitting.loading import ErrorsAsItems, TileLoader
 from train.model.checkpoint import CheckpointCard
+from train.model.image_encoder import PATCH_SIZE
 from train.model.segmenter import Segmenter, SegmenterOutput, encode_for_training
 
 LOW_RES_STRIDE = 4
+"""Pixels of the tile for one of the decoder's masks, along each axis."""
 Segment = Callable[[Mapping[str, Tensor]], SegmenterOutput]
 """Runs the model on a batch: "image" (B, 3, T, T) uint8, or "features" of the embedding cache."""
 Observe = Callable[[SegmenterOutput, Tensor], None]
@@ -146,6 +148,7 @@ def label_images(
     name, key = ("features", "features") if "features" in images[0] else ("image", "tiles")
     assert not (tta and name == "features")
     inputs = torch.cat([image[key] for image in images])  # type: ignore[literal-required]
+    tile_size_px = inputs.shape[-1] * (PATCH_SIZE if name == "features" else 1)
     labels = None
     if observe is not None:
         labels = torch.cat([image["tile_labels"] for image in images])
@@ -167,7 +170,7 @@ def label_images(
         placement = image["placement"]
         mine = slice(start, start + len(placement.places))
         answer = _TileAnswers(logits[mine], probabilities_of_all[mine])
-        labelled.append(_label(answer, placement, image["size"], tta=tta))
+        labelled.append(_label(answer, placement, image["size"], tile_size_px, tta=tta))
         start = mine.stop
     return labelled
 
@@ -187,22 +190,34 @@ def _to_bytes(probabilities: Tensor) -> NDArray[np.uint8]:
 
 
 def _label(
-    answer: _TileAnswers, placement: Placement, size: tuple[int, int], *, tta: bool
+    answer: _TileAnswers,
+    placement: Placement,
+    size: tuple[int, int],
+    tile_size_px: int,
+    *,
+    tta: bool,
 ) -> Tensor:
-    """Labels (H, W) of one image from its tiles' answers, as serving finds them."""
+    """Labels (H, W) of one image from its tiles' answers, as serving finds them.
+
+    Masks of a U-Net are finer than the decoder's. They are blended in the same way, on a grid that
+    is as many times finer.
+    """
     height, width = size
     rows, columns = placement.size
     num_classes, side = answer.probabilities.shape[1], answer.probabilities.shape[-1]
+    stride = tile_size_px // side
     if placement.own_pixels and not tta:
         if placement.size != size:  # plainly resampled
             logits = interpolate(answer.logits, size, mode="bilinear")
         else:
-            logits = interpolate(answer.logits, scale_factor=float(LOW_RES_STRIDE), mode="bilinear")
+            logits = interpolate(answer.logits, scale_factor=float(stride), mode="bilinear")
         return (logits.argmax(dim=1)[0] + 1)[:height, :width].cpu()
-    blend = Blend(num_classes, *placement.padded, side * LOW_RES_STRIDE)
+    finer = LOW_RES_STRIDE // stride
+    padded_rows, padded_columns = placement.padded
+    blend = Blend(num_classes, padded_rows * finer, padded_columns * finer, tile_size_px * finer)
     nothing = np.zeros(num_classes, np.float32)
-    for place, probabilities in zip(placement.places, answer.probabilities, strict=True):
-        blend.add(place, probabilities, nothing)
-    extent = rows / LOW_RES_STRIDE, columns / LOW_RES_STRIDE
+    for (y, x), probabilities in zip(placement.places, answer.probabilities, strict=True):
+        blend.add((y * finer, x * finer), probabilities, nothing)
+    extent = rows / stride, columns / stride
     labels, _ = upsample_and_label(blend.probabilities(), height, width, extent)
     return torch.from_numpy(labels).long()

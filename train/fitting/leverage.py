@@ -136,7 +136,8 @@ def _changes(segmenter: Segmenter, card: CheckpointCard) -> dict[str, Change]:
         statistics = ClassStatistics(torch.tensor(card.pixel_frequencies))
         prior = strategy.initial(card.settings.bias, statistics).to(bias.delta.device)
         changes["bias at its prior"] = lambda s: _started(s, prior)
-    changes["attention averaged over pixels"] = attention_averaged
+    if segmenter.image_to_token_attentions:
+        changes["attention averaged over pixels"] = attention_averaged
     return changes
 
 
@@ -177,10 +178,10 @@ def _restored(bias: ClassAttentionBias) -> Iterator[ClassAttentionBias]:
 def attention_averaged(segmenter: Segmenter) -> Iterator[None]:
     """Give every pixel the mean of what the image-to-token attention gives to the pixels."""
     hooks = [
-        layer.cross_attn_image_to_token.register_forward_hook(
+        attention.register_forward_hook(
             lambda module, inputs, output: output.mean(dim=1, keepdim=True).expand_as(output)
         )
-        for layer in segmenter.mask_decoder.transformer.layers
+        for attention in segmenter.image_to_token_attentions
     ]
     try:
         yield

@@ -62,6 +62,7 @@ from train.fitting.sampling import BalancedSampler, balanced_weights
 from train.fitting.start import find_start
 from train.fitting.task import SegmentationTask, named_scores
 from train.metrics import PooledConfusion, class_scores
+from train.model.build import build_segmenter
 from train.model.checkpoint import CARD_FILE, WEIGHTS_FILE, CheckpointCard, TrainingData, read_card
 from train.model.class_bias import STRATEGIES, ClassStatistics, find_strategy
 from train.model.segmenter import Segmenter
@@ -125,7 +126,7 @@ def fit(
     last = run / LAST_FILE
     first_epoch = resumed_epoch(last, inputs) if resume else 0
     L.seed_everything(settings.optimization.seed, workers=True, verbose=False)
-    segmenter = Segmenter(settings.model, len(folder.classes))
+    segmenter = build_segmenter(settings.model, len(folder.classes))
     segmenter.class_attention_bias.start(
         strategy.initial(settings.bias, ClassStatistics(frequencies, dice)),
         learned=strategy.learned and not settings.bias.bias_frozen,

@@ -27,12 +27,12 @@ class Start:
         """Load the weights into a model of `settings`; returns where they come from.
 
         Raises:
-            SettingsError: the model is too large to be exported, and is meant to be.
+            SettingsError: the model cannot be exported, and is meant to be.
             WeightsError: published weights are not of its architecture.
             CheckpointError: the earlier run has other classes or shapes, or is damaged.
         """
         if self.settings.runtime.exportable:
-            _check_size(segmenter, self.settings)
+            _check_exportable(segmenter, self.settings)
         if self.published is not None:
             self.published.load_into(segmenter)
             return self.published.origins
@@ -64,8 +64,13 @@ def find_start(settings: Settings) -> Start:
     return Start(settings_after(settings, Path(weights.from_run)), None)
 
 
-def _check_size(segmenter: Segmenter, settings: Settings) -> None:
-    """Refuse a model that is too large for one ONNX file, before it trains."""
+def _check_exportable(segmenter: Segmenter, settings: Settings) -> None:
+    """Refuse a U-Net, and a model that is too large for one ONNX file, before it trains."""
+    if settings.model.network != "sam_path":
+        raise SettingsError(
+            f"--network {settings.model.network} is only there to compare with, and is not "
+            "exported. Add --no-exportable to train it for `evaluate` and `predict`."
+        )
     num_bytes = sum(value.numel() * 4 for value in segmenter.state_dict().values())
     if num_bytes > MAX_WEIGHTS_BYTES:
         raise SettingsError(

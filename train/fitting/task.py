@@ -46,8 +46,8 @@ class SegmentationTask(L.LightningModule):
         self.classes = classes
         self.loss = SegmentationLoss(settings.loss, frequencies)
         self.confusion = PooledConfusion(len(classes))
-        if not settings.loss.iou_weight:  # nothing to learn from, which several devices refuse
-            segmenter.mask_decoder.iou_prediction_head.requires_grad_(False)
+        if not settings.loss.iou_weight:
+            segmenter.freeze_iou_head()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step's loss.
@@ -158,9 +158,7 @@ class SegmentationTask(L.LightningModule):
 
     def compile_parts(self) -> None:
         """Compile what every step computes; names of weights stay."""
-        model = self.segmenter
-        parts = (model.image_encoder, model.pathology_encoder, model.neck, model.mask_decoder)
-        for part in (*parts, self.loss):
+        for part in (*self.segmenter.parts, self.loss):
             part.compile()
 
     def _segment(self, batch: Mapping[str, Any]) -> SegmenterOutput:

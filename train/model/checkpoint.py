@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from train.errors import CheckpointError
 from train.files import whole_file, write_errors_explained
+from train.model.build import build_segmenter
 from train.model.segmenter import Segmenter
 from train.settings import LabelClass, Settings, upgrade_settings
 
@@ -121,7 +122,7 @@ def load_checkpoint(path: Path) -> tuple[Segmenter, CheckpointCard]:
     """
     card = read_card(path)
     weights = read_checkpoint_weights(path, card)
-    segmenter = Segmenter(card.settings.model, len(card.classes))
+    segmenter = build_segmenter(card.settings.model, len(card.classes))
     _check_shapes(segmenter, weights, weights_file(path))
     segmenter.load_state_dict(weights)
     return segmenter.eval(), card

@@ -1,57 +1,131 @@
-"""SAM's image encoder (arXiv 2304.02643), taken before its neck."""
+"""SAM's image encoder (arXiv 2304.02643), taken before its neck, and our small ones.
 
-from typing import Any, Literal
+Shape letters: B images, H x W pixels, h = H/16, w = W/16, D channels.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
 
 from segment_anything.modeling import ImageEncoderViT
-from torch import nn
+from torch import Tensor, nn
 
 PATCH_SIZE = 16
 
-_SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"embed_dim": 128, "depth": 4, "num_heads": 4, "global_attn_indexes": (1, 3)},
-    "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12, "global_attn_indexes": (2, 5, 8, 11)},
-    "vit_l": {
-        "embed_dim": 1024,
-        "depth": 24,
-        "num_heads": 16,
-        "global_attn_indexes": (5, 11, 17, 23),
-    },
-    "vit_h": {
-        "embed_dim": 1280,
-        "depth": 32,
-        "num_heads": 16,
-        "global_attn_indexes": (7, 15, 23, 31),
-    },
+ImageEncoderName = Literal["tiny", "tiny_conv", "vit_b", "vit_l", "vit_h"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoderKind:
+    """An image encoder: SAM's transformer in some size."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    global_attn_indexes: tuple[int, ...]
+    window_size: int = 14
+    stem_dims: tuple[int, ...] = field(default=())
+    """Channels of a convolutional stem at a half, a quarter, an eighth and a sixteenth of the
+    image's side. Without them, one linear layer embeds each patch, as in SAM."""
+
+
+IMAGE_ENCODERS: dict[ImageEncoderName, ImageEncoderKind] = {
+    "tiny": ImageEncoderKind(
+        embed_dim=128, depth=4, num_heads=4, global_attn_indexes=(1, 3), window_size=8
+    ),
+    "tiny_conv": ImageEncoderKind(
+        embed_dim=128,
+        depth=2,
+        num_heads=4,
+        global_attn_indexes=(1,),
+        window_size=8,
+        stem_dims=(24, 48, 96, 128),
+    ),
+    "vit_b": ImageEncoderKind(
+        embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11)
+    ),
+    "vit_l": ImageEncoderKind(
+        embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23)
+    ),
+    "vit_h": ImageEncoderKind(
+        embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31)
+    ),
 }
 
 
-def build_image_encoder(
-    size: Literal["tiny", "vit_b", "vit_l", "vit_h"], tile_size_px: int
-) -> tuple[nn.Module, int]:
+class ConvolutionalStem(nn.Module):
+    """Embeds patches with small strided convolutions instead of one linear layer.
+
+    A transformer that starts from random weights then learns faster and from less data ("Early
+    Convolutions Help Transformers See Better", arXiv 2106.14881). The residual convolution behind
+    each stride is our choice.
+    """
+
+    def __init__(self, dims: tuple[int, ...], embed_dim: int) -> None:
+        """Build one stage per entry of `dims`; each halves the side of the image."""
+        super().__init__()
+        inputs = (3, *dims[:-1])
+        # Not called `blocks`: those are the transformer's, by which half precision is decided.
+        self.stages = nn.Sequential(
+            *(_Stage(size, dim) for size, dim in zip(inputs, dims, strict=True))
+        )
+        self.proj = nn.Conv2d(dims[-1], embed_dim, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed (B, 3, H, W) float32 as (B, h, w, D), as SAM's patch embedding does."""
+        embedded: Tensor = self.proj(self.stages(images))
+        return embedded.permute(0, 2, 3, 1)
+
+
+class _Stage(nn.Module):
+    """Halves the side, then adds a 3 x 3 convolution of the result."""
+
+    def __init__(self, num_inputs: int, dim: int) -> None:
+        super().__init__()
+        self.reduce = _convolution(num_inputs, dim, stride=2)
+        self.refine = _convolution(dim, dim, stride=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        reduced: Tensor = self.reduce(images)
+        return reduced + self.refine(reduced)  # type: ignore[no-any-return]
+
+
+def _convolution(num_inputs: int, dim: int, *, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(num_inputs, dim, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(dim),
+        nn.ReLU(),
+    )
+
+
+def build_image_encoder(size: ImageEncoderName, tile_size_px: int) -> tuple[nn.Module, int]:
     """Build SAM's ViT without its neck.
 
     Returns:
         The encoder, (B, 3, H, W) float32 normalised to (B, D, H/16, W/16), and D.
     """
-    values = _SIZES[size]
+    kind = IMAGE_ENCODERS[size]
     encoder = ImageEncoderViT(
         img_size=tile_size_px,
         patch_size=PATCH_SIZE,
         mlp_ratio=4,
         qkv_bias=True,
         use_rel_pos=True,
-        window_size=14 if size != "tiny" else 8,
         norm_layer=_norm_layer,
-        **values,
+        embed_dim=kind.embed_dim,
+        depth=kind.depth,
+        num_heads=kind.num_heads,
+        global_attn_indexes=kind.global_attn_indexes,
+        window_size=kind.window_size,
     )
+    if kind.stem_dims:
+        encoder.patch_embed = ConvolutionalStem(kind.stem_dims, kind.embed_dim)
     encoder.neck = nn.Identity()
-    return encoder, values["embed_dim"]
+    return encoder, kind.embed_dim
 
 
 def size_of_image_encoder(embed_dim: int) -> str | None:
     """The name of the encoder with so many channels; None where there is none."""
-    names = [name for name, values in _SIZES.items() if values["embed_dim"] == embed_dim]
-    return names[0] if names else None
+    return next((n for n, kind in IMAGE_ENCODERS.items() if kind.embed_dim == embed_dim), None)
 
 
 def _norm_layer(dim: int) -> nn.LayerNorm:

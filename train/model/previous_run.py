@@ -16,7 +16,8 @@ from train.model.segmenter import Segmenter
 from train.settings import PRESETS, LabelClass, ModelSettings, Settings
 
 _ARCHITECTURE = (
-    *("image_encoder", "pathology_encoder", "pathology_args", "pathology_encoder_depth"),
+    *("network", "image_encoder", "pathology_encoder"),
+    *("pathology_args", "pathology_encoder_depth"),
     *("pathology_layer_scale", "pathology_mean", "pathology_std", "pathology_positions"),
     "decoder_dim",
 )
@@ -47,6 +48,11 @@ def settings_after(settings: Settings, run: Path) -> Settings:
             architecture.
     """
     earlier = read_card(run).settings.model
+    if earlier.network != "sam_path":
+        raise CheckpointError(
+            f"{run} is a run of --network {earlier.network}; expected one of the paper's model. "
+            "Train from the start, or continue that run with --resume."
+        )
     preset = PRESETS[settings.preset]().model if settings.preset in PRESETS else ModelSettings()
     model = settings.model
     for name in _ARCHITECTURE:

@@ -3,8 +3,9 @@
 SAM-Path's late fusion (arXiv 2307.09570) with Dynamic Focal Attention (arXiv 2604.13479).
 """
 
+from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, cast
 
 import torch
 from segment_anything.modeling.common import LayerNorm2d
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from train.model.class_bias import ClassTerms, find_strategy
 from train.model.image_encoder import build_image_encoder
-from train.model.mask_decoder import MaskDecoder, NoPrompt
+from train.model.mask_decoder import FocalBlock, MaskDecoder, NoPrompt
 from train.model.pathology_encoder import PathologyEncoder
 from train.settings import ModelSettings
 
@@ -20,7 +21,7 @@ from train.settings import ModelSettings
 class SegmenterOutput(NamedTuple):
     """Masks of a batch, the unlabelled channel first.
 
-    low_res_logits: (B, 1 + C, H/4, W/4) float32.
+    low_res_logits: (B, 1 + C, H/4, W/4) float32; a U-Net's are (B, 1 + C, H, W).
     iou_scores: (B, 1 + C) float32, the predicted IoU of each mask.
     """
 
@@ -57,13 +58,27 @@ class Segmenter(nn.Module):
         self.mask_decoder = MaskDecoder(dim=dim, num_classes=num_classes)
         strategy = find_strategy(settings.bias)
         self.class_attention_bias = strategy.module(num_classes).requires_grad_(strategy.learned)
-        # ImageNet's, as SAM normalises.
-        self.register_buffer("pixel_mean", _rgb(123.675, 116.28, 103.53), persistent=False)
-        self.register_buffer("pixel_std", _rgb(58.395, 57.12, 57.375), persistent=False)
+        for name, values in normalisation().items():
+            self.register_buffer(name, values, persistent=False)
         if self.encoders_frozen:
             self.image_encoder.requires_grad_(False)
             self.pathology_encoder.requires_grad_(False)
         self.train()
+
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """What every step computes."""
+        return self.image_encoder, self.pathology_encoder, self.neck, self.mask_decoder
+
+    @property
+    def image_to_token_attentions(self) -> tuple[nn.Module, ...]:
+        """The attentions that hold the class bias, by block."""
+        layers = cast(Iterable[FocalBlock], self.mask_decoder.transformer.layers)
+        return tuple(layer.cross_attn_image_to_token for layer in layers)
+
+    def freeze_iou_head(self) -> None:
+        """Leave out the IoU head where no loss trains it, which several devices refuse."""
+        self.mask_decoder.iou_prediction_head.requires_grad_(False)
 
     def forward(self, images: Tensor) -> SegmenterOutput:
         """Segment (B, 3, H, W) float32, RGB in [0, 255], H = W = the tile size."""
@@ -89,6 +104,14 @@ class Segmenter(nn.Module):
             self.image_encoder.eval()
             self.pathology_encoder.eval()
         return self
+
+
+def normalisation() -> dict[str, Tensor]:
+    """ImageNet's mean and standard deviation in [0, 255], (3, 1, 1), as SAM normalises."""
+    return {
+        "pixel_mean": _rgb(123.675, 116.28, 103.53),
+        "pixel_std": _rgb(58.395, 57.12, 57.375),
+    }
 
 
 def _rgb(*values: float) -> Tensor:

@@ -9,6 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from export.gate.answers import onnx_answers, torch_answers
+from export.gate.gate import Gate
+from export.gate.schema import Tolerances
+from export.gate.tiles import ValidationTiles
 from export.graph.attention import AttentionForm
 from export.graph.encoders import FoldedPathologyEncoder, FoldedSegmenter
 from export.graph.reference import Deployable, DeployableOutput
@@ -105,6 +109,44 @@ def test_folding_changes_no_answer_of_another_pathology_encoder(name: str):
     images = tiles(2, 64)
     folded = FoldedSegmenter(deployable, AttentionForm()).eval()
     assert_same(answers(folded, images), answers(deployable, images))
+
+
+@pytest.fixture(scope="module")
+def with_stem() -> Deployable:
+    """A model whose stem has seen images: its batch norms have statistics of their own."""
+    deployable = make_deployable(64, image_encoder="tiny_conv")
+    for norm in deployable.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.running_mean)
+            nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    return deployable
+
+
+def test_folding_changes_no_answer_of_a_convolutional_stem(with_stem: Deployable):
+    images = tiles(2, 64)
+    folded = FoldedSegmenter(with_stem, AttentionForm()).eval()
+    assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert_same(answers(folded, images), answers(with_stem, images))
+
+
+def test_the_graph_of_a_convolutional_stem_passes_the_gate_and_runs_in_half_precision(
+    with_stem: Deployable, tmp_path: Path
+):
+    path, images = tmp_path / "model.onnx", tiles(2, 64)
+    export_onnx(with_stem, path)
+    gate = Gate(
+        tiles=ValidationTiles(source="noise", names=("a", "b"), images=images, masks=None),
+        expected=torch_answers(with_stem, images),
+        class_names=tuple("ABCD"),
+        class_shares=(0.25,) * NUM_CLASSES,
+        tolerances=Tolerances(),
+    )
+    found = gate.judge(onnx_answers(path, images), path.name, "fp32")
+    assert found.passed, found.failures
+    onnx.save(convert_to_half(onnx.load(str(path)), "fp16"), str(path))
+    assert engine_obstacles(path) == ()
+    labels = ort.InferenceSession(path).run(["labels"], {"image": images})[0]
+    assert (labels == answers(with_stem, images).labels.numpy()).mean() > 0.98
 
 
 @pytest.mark.parametrize("bias", [name for name, entry in STRATEGIES.items() if entry.learned])

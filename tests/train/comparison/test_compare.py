@@ -17,7 +17,8 @@ from tests.support.errors import raises
 from tests.support.toy_data import toy_settings
 from train.cli import main
 from train.comparison.compare import Comparison, choose_panels, compare
-from train.comparison.methods import BASELINE, RowName, all_rows, choose_rows, paper_rows
+from train.comparison.methods import BASELINE, UNET, RowName, all_rows, choose_rows, paper_rows
+from train.comparison.report import write_report
 from train.comparison.run import RowRun
 from train.comparison.tables import published_scores
 from train.data.folder import read_tile_folder
@@ -97,7 +98,10 @@ def test_the_rows_are_those_of_table_1_and_the_ablation(toy_data: Path):
     ]
 
 
-@pytest.mark.parametrize("row", all_rows().values(), ids=lambda row: row.name)
+OF_THE_PAPERS_MODEL = [row for row in all_rows().values() if row.network == "sam_path"]
+
+
+@pytest.mark.parametrize("row", OF_THE_PAPERS_MODEL, ids=lambda row: row.name)
 def test_a_row_changes_nothing_but_bias_focal_loss_and_seed(row):
     shared = toy_settings()
     settings = row.settings(shared, 5)
@@ -110,6 +114,31 @@ def test_a_row_changes_nothing_but_bias_focal_loss_and_seed(row):
         optimization=replace(settings.optimization, seed=0),
     )
     assert restored == shared
+
+
+def test_the_unet_trains_as_the_baseline_does():
+    shared = toy_settings()
+    unet, baseline = UNET.settings(shared, 5), BASELINE.settings(shared, 5)
+    for group in ("optimization", "augmentation", "bias"):
+        assert getattr(unet, group) == getattr(baseline, group)
+    assert replace(unet.loss, iou_weight=baseline.loss.iou_weight) == baseline.loss
+    assert unet.model.tile_size_px == baseline.model.tile_size_px
+    assert UNET.name not in paper_rows()
+
+
+def test_the_unet_is_a_row_and_a_report_can_leave_out_pictures(
+    finished: Path, toy_data: Path, tmp_path: Path
+):
+    out = copytree(finished, tmp_path / "out")
+    comparison = compare(
+        short_settings(), toy_data, out, num_seeds=1, rows=(UNET.name,), with_pictures=False
+    )
+    (result,) = comparison.of(UNET.name)
+    assert [entry.change for entry in result.leverage] == ["as trained"]
+    report = write_report(comparison, tmp_path / "report")
+    assert "U-Net" in report.read_text(encoding="utf-8")
+    assert not list(report.parent.glob("figure4*"))
+    assert "figure4" not in report.read_text(encoding="utf-8")
 
 
 def test_hcfa_starts_from_the_dice_of_the_baseline(finished: Path, toy_data: Path):

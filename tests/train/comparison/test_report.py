@@ -9,9 +9,10 @@ from PIL import Image
 
 from tests.support.toy_comparison import CLASSES, NUM_TILES, confusion, toy_comparison, with_panels
 from tests.support.toy_data import toy_settings
-from train.comparison.bootstrap import Bootstrap, seed_scores
+from train.comparison.bootstrap import Bootstrap, Difference, Interval, seed_scores
+from train.comparison.claim import Claim, claim_section, judge_claim
 from train.comparison.figures import correlate
-from train.comparison.methods import RowName, paper_rows
+from train.comparison.methods import RowName, all_rows, paper_rows
 from train.comparison.report import write_report
 from train.comparison.tables import Table1
 from train.config import read_settings
@@ -140,6 +141,40 @@ def test_a_difference_below_the_smallest_is_never_higher():
     assert Bootstrap(comparison).differences("dfa")[0].verdict == "higher"
     strict = replace(comparison, smallest_difference=0.1)
     assert Bootstrap(strict).differences("dfa")[0].verdict == "equal"
+
+
+# The claim about hard classes
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "holds"),
+    [
+        ((0.75,) * 5, True),
+        ((0.75,) * 4, False),  # too few seeds
+        ((0.705,) * 5, False),  # too small a gain
+        ((0.9, 0.9, 0.4, 0.9, 0.9), False),  # seeds disagree
+        ((0.6,) * 5, False),  # a loss
+    ],
+)
+def test_a_claim_about_hard_classes_needs_size_seeds_and_an_interval(
+    accuracies: tuple[float, ...], holds: bool
+):
+    comparison = toy_comparison({BASE: (0.7,) * len(accuracies), "dfa_masks": accuracies})
+    bootstrap = Bootstrap(comparison)
+    claim = judge_claim(bootstrap, all_rows()["dfa_masks"])
+    assert list(claim.hard) == ["Necrosis", "Other"]
+    assert list(claim.others) == ["Tumor", "Stroma", "Inflammatory"]
+    assert claim.holds is holds
+    assert f"| {'yes' if holds else 'no'} |" in " ".join(claim_section(bootstrap).split())
+
+
+def test_a_claim_fails_where_another_class_loses_too_much():
+    lost = Difference(Interval(-0.006, -0.01, 0.0), (-0.006,) * 5, 0.005)
+    kept = Difference(Interval(-0.004, -0.01, 0.0), (-0.004,) * 5, 0.005)
+    gained = Difference(Interval(0.02, 0.01, 0.03), (0.02,) * 5, 0.005)
+    assert Claim({"a": gained}, {"b": kept}).holds
+    assert not Claim({"a": gained}, {"b": lost}).holds
+    assert not Claim({}, {"b": kept}).holds
 
 
 # Tables
