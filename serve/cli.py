@@ -51,12 +51,10 @@ Command = (
 def run_http(command: Http) -> None:
     """Check what can be checked, then hand over to BentoML, which returns when it is stopped."""
     # Absolute, since workers start in another folder. Links stay links: their targets may change.
-    keys_file = command.settings.api_keys_file
+    paths = ("bundle", "api_keys_file", "slides", "slides_out")
+    given = {name: getattr(command.settings, name) for name in paths}
     settings = command.settings.model_copy(
-        update={
-            "bundle": command.settings.bundle.absolute(),
-            "api_keys_file": keys_file and keys_file.absolute(),
-        }
+        update={name: path and path.absolute() for name, path in given.items()}
     )
     manifest = check_start(settings)
     os.environ.update(settings.to_environment())  # for the worker processes

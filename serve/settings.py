@@ -155,6 +155,18 @@ class ServeSettings(InferenceSettings):
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins whose pages may call the service from a browser (CORS), such as https://dsa.example;
     separated by commas in the environment."""
+    slides: Path | None = None
+    """Folder of whole slides that the page shows and segments, with the folders in it. Needs the
+    extra `slides`."""
+    slides_out: Path | None = None
+    """Folder of the slides' results and jobs, as `--out` of `python -m serve slides run`. By
+    default a folder beside --slides, its name with `-results`."""
+    slide_readers: int = Field(2, ge=1, le=64)
+    """Processes that read slides for the page, beside each of --workers."""
+    slide_jobs: int = Field(1, ge=1, le=64)
+    """Slides that are segmented at the same time, each by a process with a model of its own."""
+    max_slide_jobs: int = Field(32, ge=1, le=100_000)
+    """Slides that may wait to be segmented; further jobs get HTTP 429."""
     bundle_poll_s: float = Field(5.0, ge=0, le=DAY_S)
     """Seconds between looks for a new version of the bundle in its folder; 0: never look."""
     triton_load: bool = False
@@ -164,6 +176,13 @@ class ServeSettings(InferenceSettings):
     otlp_endpoint: str = Field("", pattern=r"^(https?://[^\s/]+\S*)?$")
     """Where traces are sent (OTLP over HTTP), such as http://collector:4318/v1/traces; needs the
     extra `tracing`. Empty: nowhere."""
+
+    @property
+    def slides_out_folder(self) -> Path | None:
+        """Where the slides' results go; None without --slides."""
+        if self.slides is None or self.slides_out is not None:
+            return self.slides_out
+        return self.slides.with_name(f"{self.slides.name}-results")
 
     @field_validator("allowed_origins", mode="before")
     @classmethod

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from serve.contract.errors import OptionError
-from serve.contract.manifest import Manifest
+from serve.contract.manifest import Manifest, TissueClass
 from serve.contract.strict import Strict
 from serve.inference.segmenter import Segmentation
 
@@ -68,7 +68,7 @@ class ClassOptions(Options):
 
     def check(self, manifest: Manifest) -> None:
         """Raise OptionError if a class is not one of the model's."""
-        labels_of(self.classes, manifest)
+        labels_of(self.classes, manifest.classes)
 
     def shown(self, manifest: Manifest) -> list[int] | None:
         """The labels of the classes to show; None: all.
@@ -76,7 +76,7 @@ class ClassOptions(Options):
         Raises:
             OptionError: a class is not one of the model's.
         """
-        return labels_of(self.classes, manifest) if self.classes else None
+        return labels_of(self.classes, manifest.classes) if self.classes else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +129,13 @@ class AnswerFormat:
         return self.write(source, self.options.of(values))
 
 
-def labels_of(names: Sequence[str], manifest: Manifest) -> list[int]:
+def labels_of(names: Sequence[str], classes: Sequence[TissueClass]) -> list[int]:
     """The labels of classes by name.
 
     Raises:
         OptionError: a class is not one of the model's.
     """
-    labels = {tissue.name: label for label, tissue in enumerate(manifest.classes, start=1)}
+    labels = {tissue.name: label for label, tissue in enumerate(classes, start=1)}
     for name in names:
         if name not in labels:
             raise OptionError(

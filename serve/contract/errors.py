@@ -13,6 +13,7 @@ FocalPathError                   failed               [503]
 │   └── ImageTooLargeError       image_too_large      [413]
 ├── UploadTooLargeError          upload_too_large     [413]
 ├── UploadTooSlowError           upload_too_slow      [408]
+├── NotFoundError                not_found            [404]
 ├── BusyError                    busy                 [429]
 ├── TookTooLongError             took_too_long        [504]
 └── BackendUnavailableError      backend_unavailable  [503]
@@ -91,10 +92,18 @@ class UploadTooSlowError(FocalPathError):
     code = "upload_too_slow"
 
 
+class NotFoundError(FocalPathError):
+    """What a request names does not exist."""
+
+    code = "not_found"
+
+
 class BusyError(FocalPathError):
     """Too many requests are waiting already."""
 
     code = "busy"
+    retry_after_s = 1
+    """Seconds after which a client may try again."""
 
 
 class TookTooLongError(FocalPathError):

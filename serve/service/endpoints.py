@@ -5,6 +5,7 @@
     POST /batch                  several images: NDJSON, one line per file as it is done
     GET  /model                  the manifest, as JSON
     GET  /runtime                what the model runs on and why, as JSON
+    GET  /slides, /jobs          whole slides, with --slides: see `serve.service.slides.routes`
     GET  /metrics                for Prometheus
     GET  /openapi.json           all this as OpenAPI, with every option and its bounds
     GET  /                       the page, or for programs a list of endpoints and formats
@@ -233,11 +234,20 @@ def build_app(settings: ServeSettings) -> FastAPI:
         ],
         exception_handlers=EXCEPTION_HANDLERS,
     )
-    _add_routes(app, KEY_ERRORS if settings.api_keys_file else {})
+    key_errors = KEY_ERRORS if settings.api_keys_file else {}
+    _add_routes(app, key_errors)
+    if settings.slides is not None:
+        _add_slide_routes(app, key_errors)
+    app.router.routes.extend(page_routes(_index))
     app.state.settings = settings
     app.state.telemetry = Telemetry()
     app.state.model = Model(settings, app.state.telemetry)
     app.state.worker = Worker(settings, app.state.telemetry)
+    app.state.slides = None
+    if settings.slides is not None:
+        from serve.service.slides.state import Slides  # its libraries are an extra
+
+        app.state.slides = Slides.of(settings, app.state.telemetry)
     return app
 
 
@@ -262,7 +272,14 @@ def _add_routes(app: FastAPI, key_errors: Responses) -> None:
     app.get("/runtime", response_class=Response, responses=responses)(_runtime)
     metrics = text_answer("text/plain", 'focalpath_class_pixels_total{class="Tumor"} 262144.0\n')
     app.get("/metrics", response_class=Response, responses=metrics)(_metrics)
-    app.router.routes.extend(page_routes(_index))
+
+
+def _add_slide_routes(app: FastAPI, key_errors: Responses) -> None:
+    from serve.service.slides.job_routes import add_job_routes
+    from serve.service.slides.routes import add_slide_routes
+
+    add_slide_routes(app, key_errors)
+    add_job_routes(app, key_errors)
 
 
 def _add_upload_route(

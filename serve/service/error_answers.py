@@ -16,6 +16,7 @@ from serve.contract.errors import (
     FormError,
     ImageError,
     ImageTooLargeError,
+    NotFoundError,
     OptionError,
     TookTooLongError,
     UploadTooLargeError,
@@ -33,6 +34,7 @@ _STATUS: Mapping[type[FocalPathError], int] = {
     ImageTooLargeError: 413,
     UploadTooLargeError: 413,
     UploadTooSlowError: 408,
+    NotFoundError: 404,
     BusyError: 429,
     TookTooLongError: 504,
 }
@@ -55,7 +57,7 @@ def as_fields(error: FocalPathError) -> dict[str, str]:
 def error_answer(error: FocalPathError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The answer to a request that ends in an error; says when to try again where that helps."""
     if isinstance(error, BusyError):
-        headers = {"Retry-After": "1", **(headers or {})}
+        headers = {"Retry-After": str(error.retry_after_s), **(headers or {})}
     return JSONResponse(as_fields(error), status_of(error), headers)
 
 
@@ -77,7 +79,7 @@ async def _answer_invalid_option(request: Request, error: Exception) -> Response
     place = ".".join(str(part) for part in first["loc"][1:])
     if first["type"] == "extra_forbidden":
         return error_answer(
-            _unknown_option(place, request.app.state.queries[request.scope["path"]])
+            _unknown_option(place, request.app.state.queries[request.scope["route"].path])
         )
     return error_answer(OptionError(f"{place} is {first['input']!r}: {first['msg']}."))
 

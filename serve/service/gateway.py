@@ -52,9 +52,10 @@ def build_gateway(app: Starlette, settings: ServeSettings, telemetry: Telemetry)
             Middleware(
                 CORSMiddleware,
                 allow_origins=settings.allowed_origins,
-                allow_methods=("GET", "POST"),
+                allow_methods=("GET", "POST", "DELETE"),
                 allow_headers=(
                     "Authorization",
+                    "Content-Type",
                     "X-API-Key",
                     KEEP_HEADER,
                     REQUEST_ID_HEADER,

@@ -41,10 +41,14 @@ class SegmentationService:
         configure_tracing(_settings)
         forget_dead_workers()
         app.state.model.open_in_background()
+        if app.state.slides is not None:
+            app.state.slides.start()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
         """Close the model, and send the spans that have not been sent yet."""
+        if app.state.slides is not None:
+            app.state.slides.close()
         app.state.model.close()
         flush_traces()
 

@@ -68,11 +68,27 @@ def _check_access(settings: ServeSettings, _: Manifest) -> None:
         )
 
 
+def _check_slides(settings: ServeSettings, _: Manifest) -> None:
+    """Refuse folders of slides that cannot be used."""
+    if settings.slides is None:
+        return
+    try:
+        from serve.service.slides.state import check_slides
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("serve"):
+            raise
+        raise SettingsError(
+            f"--slides needs {error.name}, which is not installed: pip install 'focalpath[slides]'."
+        ) from error
+    check_slides(settings)
+
+
 START_CHECKS: dict[str, Check] = {
     "precision": _check_precision,
     "provider": lambda settings, _: check_provider(settings),
     "address": _check_address,
     "access": _check_access,
+    "slides": _check_slides,
     "tracing": lambda settings, _: check_tracing(settings),
 }
 """Checks by their subject, in the order in which they run."""

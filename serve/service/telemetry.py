@@ -9,7 +9,7 @@ and a caller's `traceparent` is still passed on to Triton.
 import importlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -156,6 +156,27 @@ class Telemetry:
             ["outcome"],
             registry=registry,
         )
+        self._slide_jobs = Gauge(
+            "focalpath_slide_jobs",
+            "Slides that wait to be segmented, and that are.",
+            ["status"],
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        self._slide_jobs_ended = Counter(
+            "focalpath_slide_jobs_ended",
+            "Jobs of slides, by how they ended.",
+            ["status"],
+            registry=registry,
+        )
+        self._slide_tiles = Counter(
+            "focalpath_slide_tiles", "Tiles of ended jobs of slides.", registry=registry
+        )
+        self._slide_crashes = Counter(
+            "focalpath_slide_reader_crashes",
+            "Processes that read slides and ended or were ended.",
+            registry=registry,
+        )
         # Present from the start, so that the first change is an increase.
         for outcome in ("swapped", "refused"):
             self._model_changes.labels(outcome)
@@ -215,6 +236,20 @@ class Telemetry:
     def model_refused(self) -> None:
         """Count a new version that cannot be served."""
         self._model_changes.labels("refused").inc()
+
+    def slide_jobs(self, counts: Mapping[str, int]) -> None:
+        """Tell how many jobs of slides wait and run."""
+        for status, count in counts.items():
+            self._slide_jobs.labels(status).set(count)
+
+    def slide_job_ended(self, status: str, num_tiles: int) -> None:
+        """Count a job of a slide that has ended."""
+        self._slide_jobs_ended.labels(status).inc()
+        self._slide_tiles.inc(num_tiles)
+
+    def slide_reader_crashed(self) -> None:
+        """Count a process that read slides and has ended, or took too long."""
+        self._slide_crashes.inc()
 
     def render(self) -> bytes:
         """All metrics of all workers, in Prometheus' text format."""

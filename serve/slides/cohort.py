@@ -75,12 +75,13 @@ def _of(path: Path) -> Iterable[SlideTask]:
         raise CohortError(f"{path} does not exist. Check the path; nothing was started.")
     if path.suffix.lower() == ".csv":
         return _read_csv(path)
-    if path.is_dir() and not _is_slide_folder(path):
+    if path.is_dir() and not is_slide_folder(path):
         return [SlideTask(path=slide) for slide in _slides_below(path)]
     return [SlideTask(path=path)]
 
 
-def _is_slide_folder(path: Path) -> bool:
+def is_slide_folder(path: Path) -> bool:
+    """Whether a folder is one slide: an OME-Zarr, or the files of a DICOM series."""
     if any((path / name).is_file() for name in ("zarr.json", ".zattrs")):
         return True
     return any(path.glob("*.dcm"))
@@ -92,7 +93,7 @@ def _slides_below(folder: Path) -> list[Path]:
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            found += [path] if _is_slide_folder(path) else _slides_below(path)
+            found += [path] if is_slide_folder(path) else _slides_below(path)
         elif path.suffix.lower() in SUFFIXES:
             found.append(path)
     return found

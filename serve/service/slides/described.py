@@ -1,0 +1,137 @@
+"""What the OpenAPI document says of the routes of slides and jobs, with examples."""
+
+from typing import Any
+
+from serve.contract.errors import NotFoundError
+from serve.images.readers.errors import SlideFormatError
+from serve.service.openapi import ERRORS, UPLOAD_ERRORS, ErrorAnswer, Responses, binary_answer
+from serve.service.slides.documents import SlideInfo, SlideList
+
+_ID, _JOB_ID = "0f2d8c6b7e3a4d5f", "0f2d8c6b7e3a4d5f9b1c2a3e4d5f6a7b"
+_JOB_EXAMPLE: dict[str, Any] = {
+    "id": _JOB_ID,
+    "slide": _ID,
+    "name": "case-7",
+    "status": "running",
+    "request": {
+        "slide": _ID,
+        "mpp": None,
+        "tissue": "auto",
+        "formats": ["ome-zarr", "overview", "geojson"],
+        "overwrite": False,
+    },
+    "created": 1764100000.0,
+    "started": 1764100002.5,
+    "ended": None,
+    "tiles": 1200,
+    "tiles_done": 300,
+    "tiles_per_second": 4.0,
+    "seconds_left": 225.0,
+    "step": "",
+    "attempts": 1,
+    "error": "",
+    "code": "",
+}
+_ENTRY: dict[str, Any] = {
+    "id": _ID,
+    "name": "case-7",
+    "file": "ward/case-7.svs",
+    "num_bytes": 134000000,
+    "state": "running",
+    "problem": "",
+}
+_SLIDE_EXAMPLE: dict[str, Any] = {
+    **_ENTRY,
+    "width_px": 20000,
+    "height_px": 20000,
+    "mpp": 0.25,
+    "mpp_source": "file",
+    "reader": "tiff",
+    "tiles": {
+        "width_px": 20000,
+        "height_px": 20000,
+        "tile_px": 254,
+        "overlap_px": 1,
+        "num_levels": 16,
+        "origin_px": [0, 0],
+        "version": "5c1f0e9a7b3d2e4f",
+    },
+    "max_region_px": 64000000,
+    "result": None,
+    "job": _JOB_EXAMPLE,
+}
+
+
+def _example(example: Any, description: str) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"example": example}}}
+
+
+def _binary(*media_types: str) -> dict[str, Any]:
+    schema = {"type": "string", "format": "binary"}
+    return {"content": {media_type: {"schema": schema} for media_type in media_types}}
+
+
+_NOT_MODIFIED: Responses = {
+    304: {"description": "As the `If-None-Match` of the request says it is."}
+}
+SLIDES: Responses = {200: {"model": SlideList, **_example({"slides": [_ENTRY]}, "The slides.")}}
+SLIDE: Responses = {200: {"model": SlideInfo, **_example(_SLIDE_EXAMPLE, "The slide.")}}
+TILE: Responses = {**binary_answer("image/jpeg", "The tile."), **_NOT_MODIFIED}
+RESULT_TILE: Responses = {
+    200: {"description": "The tile.", **_binary("image/png", "application/x-npz")},
+    **_NOT_MODIFIED,
+}
+REGION: Responses = {
+    200: {
+        "description": "As the route of the format answers.",
+        **_binary("application/json", "application/geo+json", "image/png", "application/x-npz"),
+    }
+}
+RESULT_FILE: Responses = {
+    200: {
+        "description": "The file.",
+        **_binary(
+            *("application/json", "application/geo+json", "application/gzip", "application/zip"),
+            *("application/dicom", "image/png", "image/tiff"),
+        ),
+    }
+}
+JOBS = _example({"jobs": [_JOB_EXAMPLE]}, "The last jobs.")
+JOB = _example(_JOB_EXAMPLE, "The job.")
+_WAITING = {"status": "waiting", "started": None, "tiles": 0, "tiles_done": 0}
+_WAITING |= {"tiles_per_second": None, "seconds_left": None, "attempts": 0}
+NEW_JOB = _example(_JOB_EXAMPLE | _WAITING, "A new job.")
+
+_OF_SLIDES: Responses = {
+    400: {
+        "model": ErrorAnswer,
+        "description": "The slide cannot be read, or an option cannot be used.",
+        "content": {
+            "application/json": {
+                "example": {
+                    "error": "case-7.svs is no slide or image that can be read: it is damaged, ...",
+                    "code": SlideFormatError.code,
+                }
+            }
+        },
+    },
+    404: {
+        "model": ErrorAnswer,
+        "description": "There is no such slide, tile, result or job.",
+        "content": {
+            "application/json": {
+                "example": {
+                    "error": "There is no slide '0f2d'. GET /slides lists all.",
+                    "code": NotFoundError.code,
+                }
+            }
+        },
+    },
+}
+
+
+def with_errors(answers: Responses, *statuses: int, keys: Responses) -> Responses:
+    """Answers together with the errors of some statuses; 500 always may be."""
+    known: Responses = {**UPLOAD_ERRORS, **_OF_SLIDES}
+    errors: Responses = {status: known[status] for status in statuses}
+    return {**answers, **errors, 500: ERRORS[500], **keys}

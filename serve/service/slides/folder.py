@@ -1,0 +1,136 @@
+"""The slides in the service's folder. Ids are stable, and no request names a path."""
+
+import hashlib
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve.contract.errors import NotFoundError
+from serve.slides.cohort import RESERVED, SUFFIXES, is_slide_folder, name_of
+
+_ID_LENGTH = 16
+_LOOK_AGAIN_S = 1.0
+"""An unknown id has the folder read again, at most this often."""
+
+
+@dataclass(frozen=True)
+class SlideFile:
+    """A slide of the folder."""
+
+    id: str
+    """Of its path below the folder: the same after a restart, and in a copy of the folder."""
+    path: Path
+    file: str
+    """Path below the folder, with slashes; for people."""
+    name: str
+    """Of its result, as the command line names it."""
+    num_bytes: int | None
+    """None for a folder."""
+    version: str
+    """Changes with the file."""
+    problem: str = ""
+    """Why it cannot be segmented as it is called."""
+
+
+class SlideFolder:
+    """Lists a folder, and the folders in it, without following links out of it.
+
+    Args:
+        path: the folder.
+        out: the folder of results, whose pictures are no slides.
+    """
+
+    def __init__(self, path: Path, out: Path) -> None:
+        self.path = path
+        self._out = out.absolute()
+        self._lock = threading.Lock()
+        self._known: dict[str, SlideFile] = {}
+        self._looked_s = -_LOOK_AGAIN_S
+
+    def slides(self) -> list[SlideFile]:
+        """All slides, by their path."""
+        found = _named([self._describe(path) for path in self._paths()])
+        with self._lock:
+            self._known = {slide.id: slide for slide in found}
+            self._looked_s = time.monotonic()
+        return found
+
+    def find(self, slide_id: str) -> SlideFile:
+        """The slide of an id.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        slide = self._known.get(slide_id)
+        if slide is None or _version(slide.path) != slide.version:
+            if time.monotonic() - self._looked_s > _LOOK_AGAIN_S or slide is not None:
+                self.slides()
+            slide = self._known.get(slide_id)
+        if slide is None:
+            raise NotFoundError(f"There is no slide {slide_id!r}. GET /slides lists all.")
+        return slide
+
+    def _paths(self) -> Iterator[Path]:
+        for folder, folders, files in os.walk(self.path, followlinks=False):
+            below = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = []  # what to go down to
+            for name in below:
+                path = Path(folder, name)
+                if path.absolute() == self._out or not is_inside(path, self.path):
+                    continue
+                if is_slide_folder(path):
+                    yield path
+                elif not path.is_symlink():
+                    folders.append(name)
+            for name in sorted(files):
+                path = Path(folder, name)
+                is_named_so = path.suffix.lower() in SUFFIXES and not name.startswith(".")
+                if is_named_so and path.is_file() and is_inside(path, self.path):
+                    yield path
+
+    def _describe(self, path: Path) -> SlideFile:
+        file = path.relative_to(self.path).as_posix()
+        digest = hashlib.sha256(file.encode("utf-8", "surrogateescape")).hexdigest()
+        return SlideFile(
+            id=digest[:_ID_LENGTH],
+            path=path,
+            file=file.encode("utf-8", "replace").decode(),
+            name=name_of(path),
+            num_bytes=path.stat().st_size if path.is_file() else None,
+            version=_version(path),
+        )
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, its links followed, lies in a folder."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except OSError:  # links in a circle
+        return False
+
+
+def _version(path: Path) -> str:
+    try:
+        found = path.stat()
+    except OSError:
+        return ""
+    text = f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
+    return hashlib.sha256(text.encode()).hexdigest()[:_ID_LENGTH]
+
+
+def _named(slides: list[SlideFile]) -> list[SlideFile]:
+    """The slides in order, those whose results cannot be told apart with a problem."""
+    taken = Counter(slide.name.casefold() for slide in slides)
+    found = []
+    for slide in sorted(slides, key=lambda slide: slide.file):
+        problem = ""
+        if slide.name.casefold() in RESERVED:
+            problem = f"A result may not be called {slide.name}. Rename the file."
+        elif taken[slide.name.casefold()] > 1:
+            problem = f"Another slide's result would be called {slide.name}, too. Rename one."
+        found.append(SlideFile(**{**vars(slide), "problem": problem}))
+    return found

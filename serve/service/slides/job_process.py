@@ -1,0 +1,138 @@
+"""The process of one job: `python -m serve.service.slides.job_process JOB`, started by `scheduler`.
+
+It does what `python -m serve slides run` does with one slide, with the settings of the environment.
+SIGTERM ends it, and so does the end of the service, which it sees at its standard input. What was
+done is kept, and the next job of the slide goes on with it.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import NoReturn
+
+from serve.contract.errors import FocalPathError
+from serve.service.slides.jobs import Job, JobsError, JobStore
+from serve.settings import ServeSettings
+from serve.slides.cohort import SlideTask
+from serve.slides.finished import write_cohort_csv
+from serve.slides.local import open_local_engine
+from serve.slides.options import RunOptions
+from serve.slides.outputs.ome_zarr import OME_ZARR
+from serve.slides.outputs.registry import formats_of
+from serve.slides.progress import Quiet
+from serve.slides.run import Cohort, Outcome, run_cohort
+
+NICENESS = 10
+"""Whoever waits at the page comes first."""
+GRACE_S = 10.0
+"""To end in, once the service has."""
+_WRITE_EVERY_S = 0.5
+_log = logging.getLogger(__name__)
+
+
+class JobProgress(Quiet):
+    """Writes a job's progress; see `serve.slides.run.Watcher`."""
+
+    def __init__(self, store: JobStore, job_id: str) -> None:
+        self._store = store
+        self._id = job_id
+        self._done = 0
+        self._step = ""
+        self._written_s = 0.0
+        self._lock = threading.Lock()
+
+    def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
+        """See `Watcher`."""
+        self._done = num_done
+        self._store.begin_tiles(self._id, num_tiles, num_done)
+
+    def add_tiles(self, name: str, num_tiles: int) -> None:
+        """See `Watcher`."""
+        with self._lock:
+            self._done += num_tiles
+            if time.monotonic() - self._written_s >= _WRITE_EVERY_S:
+                self._write()
+
+    def step(self, name: str, step: str) -> None:
+        """See `Watcher`."""
+        with self._lock:
+            self._step = step
+            self._write()
+
+    def end_slide(self, outcome: Outcome) -> None:
+        """See `Watcher`."""
+        with self._lock:
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            self._store.progress(self._id, self._done, self._step)
+        except JobsError as error:  # the slide itself goes on
+            _log.warning("progress cannot be written: %s", error)
+        self._written_s = time.monotonic()
+
+
+def run_job(settings: ServeSettings, store: JobStore, job: Job) -> Outcome:
+    """Segment a job's slide into the service's folder of results.
+
+    Raises:
+        FocalPathError: the model cannot be opened.
+    """
+    out = settings.slides_out_folder
+    assert out is not None
+    request = job.request
+    engine = open_local_engine(settings, out=out)
+    try:
+        options = RunOptions(tissue=request.tissue, mpp=request.mpp, overwrite=request.overwrite)
+        formats = formats_of((OME_ZARR.name, *request.formats))
+        watcher = JobProgress(store, job.id)
+        cohort = Cohort(out, engine, options, formats, watcher, settings.bundle)
+        task = SlideTask(path=store.path_of(job.id), name=job.name)
+        (outcome,) = run_cohort(cohort, [task])
+    finally:
+        engine.close()
+    write_cohort_csv(out)
+    return outcome
+
+
+def main() -> int:
+    """Run the job that is named, and write how it ended."""
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's, which ends this
+    threading.Thread(target=_end_with_the_service, daemon=True).start()
+    os.nice(NICENESS)
+    settings = ServeSettings.from_environment()
+    out = settings.slides_out_folder
+    assert out is not None
+    store = JobStore(out, settings.max_slide_jobs)
+    job = store.get(sys.argv[1])
+    try:
+        outcome = run_job(settings, store, job)
+    except FocalPathError as error:
+        store.end(job.id, "failed", str(error), error.code)
+        return 1
+    if outcome.status == "failed":
+        store.end(job.id, "failed", outcome.reason, outcome.code)
+        return 1
+    store.end(job.id, "done")
+    return 0
+
+
+def _stop(signal_number: int, frame: FrameType | None) -> NoReturn:
+    """Leave through every `finally`: what Triton keeps for this process is freed."""
+    sys.exit(128 + signal_number)
+
+
+def _end_with_the_service() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The routes of jobs: start one, see how far it is, cancel it.
+
+POST   /jobs       segment a slide
+GET    /jobs       the last jobs
+GET    /jobs/{id}  one, with its progress
+DELETE /jobs/{id}  cancel it; what was done is kept, and the next job of the slide goes on with it
+"""
+
+from typing import Annotated
+
+from fastapi import Body, FastAPI, Path, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from serve.contract.errors import OptionError
+from serve.contract.strict import Strict
+from serve.service.openapi import Responses
+from serve.service.slides.described import JOB, JOBS, NEW_JOB, with_errors
+from serve.service.slides.jobs import Job, JobRequest
+from serve.service.slides.state import Slides
+
+_JSON = "application/json"
+JobId = Annotated[
+    str, Path(description="of a job, from /jobs", examples=["0f2d8c6b7e3a4d5f9b1c2a3e4d5f6a7b"])
+]
+
+
+class JobList(Strict):
+    """The last jobs, the newest first."""
+
+    jobs: tuple[Job, ...]
+
+
+def _answer(job: Job, status: int = 200) -> Response:
+    return Response(job.model_dump_json(), status, media_type=_JSON)
+
+
+async def _start(request: Request, body: Annotated[JobRequest, Body()]) -> Response:
+    """Segment a slide in the background, with the engine and the folder of the command line.
+
+    A slide that waits or is segmented already keeps its job, which is answered with 200.
+    """
+    slides: Slides = request.app.state.slides
+    slide = slides.folder.find(body.slide)
+    if slide.problem:
+        raise OptionError(f"{slide.file} cannot be segmented: {slide.problem}")
+    job, is_new = await run_in_threadpool(slides.jobs.add, body, slide.name, slide.path)
+    return _answer(job, 201 if is_new else 200)
+
+
+async def _list(request: Request) -> Response:
+    """The last jobs, the newest first."""
+    slides: Slides = request.app.state.slides
+    found = JobList(jobs=tuple(await run_in_threadpool(slides.jobs.list)))
+    return Response(found.model_dump_json(), media_type=_JSON)
+
+
+async def _job(request: Request, job_id: JobId) -> Response:
+    """A job, with how far it is."""
+    slides: Slides = request.app.state.slides
+    return _answer(await run_in_threadpool(slides.jobs.get, job_id))
+
+
+async def _cancel(request: Request, job_id: JobId) -> Response:
+    """Cancel a job. One that runs ends within seconds; one that has ended stays as it is."""
+    slides: Slides = request.app.state.slides
+    return _answer(await run_in_threadpool(slides.jobs.cancel, job_id))
+
+
+def add_job_routes(app: FastAPI, key_errors: Responses) -> None:
+    """Add the routes to an application whose state gets `slides`."""
+    app.state.queries["/jobs"] = tuple(JobRequest.model_fields)
+    listed: Responses = {200: {"model": JobList, **JOBS}}
+    one: Responses = {200: {"model": Job, **JOB}}
+    new: Responses = {**one, 201: {"model": Job, **NEW_JOB}}
+    for method, path, endpoint, responses in (
+        (
+            "POST",
+            "/jobs",
+            _start,
+            with_errors(new, 400, 404, 408, 413, 429, 503, 504, keys=key_errors),
+        ),
+        ("GET", "/jobs", _list, with_errors(listed, 503, keys=key_errors)),
+        ("GET", "/jobs/{job_id}", _job, with_errors(one, 400, 404, 503, keys=key_errors)),
+        (
+            "DELETE",
+            "/jobs/{job_id}",
+            _cancel,
+            with_errors(one, 400, 404, 429, 503, 504, keys=key_errors),
+        ),
+    ):
+        app.add_api_route(
+            path,
+            endpoint,
+            methods=[method],
+            name=f"job{endpoint.__name__}",
+            response_class=Response,
+            responses=responses,
+        )

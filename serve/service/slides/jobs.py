@@ -1,0 +1,328 @@
+"""Jobs in an SQLite file, which survives the service; many processes may have it open.
+
+    OUT/.jobs.sqlite    one row per job
+    OUT/.jobs.lock      held by the process that starts jobs; see `scheduler`
+
+A job is `waiting`, then `running`, and ends as `done`, `failed` or `cancelled`. Its process writes
+its progress and how it ended; the scheduler writes what else becomes of it.
+"""
+
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from serve.contract.errors import BusyError, FocalPathError, NotFoundError
+from serve.contract.strict import Strict
+from serve.images.mpp import MAX_MPP, MIN_MPP
+from serve.slides.outputs.registry import DEFAULT, FORMATS
+
+JOBS_FILE = ".jobs.sqlite"
+MAX_ATTEMPTS = 3
+"""A job whose process ends by itself so often has failed."""
+_SCHEMA_VERSION = 1
+_WAIT_FOR_LOCK_S = 10.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    slide TEXT NOT NULL,
+    name TEXT NOT NULL,
+    path TEXT NOT NULL,
+    request TEXT NOT NULL,
+    status TEXT NOT NULL,
+    cancel INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    created REAL NOT NULL,
+    started REAL,
+    ended REAL,
+    tiles INTEGER NOT NULL DEFAULT 0,
+    tiles_before INTEGER NOT NULL DEFAULT 0,
+    tiles_done INTEGER NOT NULL DEFAULT 0,
+    step TEXT NOT NULL DEFAULT '',
+    error TEXT NOT NULL DEFAULT '',
+    code TEXT NOT NULL DEFAULT ''
+)"""
+_OPEN = "('waiting', 'running')"
+
+Status = Literal["waiting", "running", "done", "failed", "cancelled"]
+_FORMAT_NAMES = tuple(FORMATS)
+
+
+class JobsError(FocalPathError):
+    """The file of jobs cannot be read or written."""
+
+    code = "jobs_unavailable"
+
+
+class JobsFullError(BusyError):
+    """Too many jobs wait."""
+
+    retry_after_s = 60
+
+
+class JobRequest(Strict):
+    """What to segment, and how; the settings of the command line that a caller may choose."""
+
+    slide: str = Field(description="id of the slide", examples=["0f2d8c6b7e3a4d5f"])
+    mpp: float | None = Field(
+        None,
+        ge=MIN_MPP,
+        le=MAX_MPP,
+        description="um per pixel at full resolution, where the file does not say it or is wrong",
+        examples=[0.25],
+    )
+    tissue: Literal["auto", "none"] = Field(
+        "auto", description="auto: look where tissue is found; none: look everywhere"
+    )
+    formats: tuple[Literal[_FORMAT_NAMES], ...] = Field(  # type: ignore[valid-type]
+        DEFAULT, description="what to write; ome-zarr always is, since the page shows it"
+    )
+    overwrite: bool = Field(False, description="replace a result of other settings or models")
+
+
+class Job(Strict):
+    """A job, as it is now."""
+
+    id: str
+    slide: str = Field(description="id of the slide")
+    name: str = Field(description="of the slide's result")
+    status: Status
+    request: JobRequest
+    created: float = Field(description="seconds since 1970, as all times here")
+    started: float | None
+    ended: float | None
+    tiles: int = Field(description="of the whole slide; 0 until it is planned")
+    tiles_done: int
+    tiles_per_second: float | None = Field(description="since the job began")
+    seconds_left: float | None = Field(description="until the tiles are done, at that rate")
+    step: str = Field(description="which output is being written, after the tiles")
+    attempts: int = Field(description="how often its process was started")
+    error: str = Field(description="why it failed")
+    code: str = Field(description="names the kind of failure")
+
+
+class JobStore:
+    """The jobs of an output folder.
+
+    Args:
+        out: the folder; made if it is missing.
+        max_waiting: how many jobs may wait.
+
+    Raises:
+        JobsError: the folder cannot be written to, or the file is of another version.
+    """
+
+    def __init__(self, out: Path, max_waiting: int) -> None:
+        self.path = out / JOBS_FILE
+        self._max_waiting = max_waiting
+        self._local = threading.local()
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise JobsError(
+                f"{out} cannot be made: {error.strerror}. Name another with --slides-out."
+            ) from error
+        with self._transaction() as database:
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version not in (0, _SCHEMA_VERSION):
+                raise JobsError(
+                    f"{self.path} is of another version of FocalPath. Move it away: the results "
+                    "beside it stay."
+                )
+            database.execute(_SCHEMA)
+            database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+    def add(self, request: JobRequest, name: str, path: Path) -> tuple[Job, bool]:
+        """Add a job; a slide that waits or runs already keeps its job.
+
+        Returns:
+            The job, and whether it is new.
+
+        Raises:
+            JobsFullError: too many wait.
+        """
+        with self._transaction() as database:
+            found = database.execute(
+                f"SELECT * FROM jobs WHERE slide = ? AND status IN {_OPEN} AND cancel = 0",
+                (request.slide,),
+            ).fetchone()
+            if found is not None:
+                return _job(found), False
+            (waiting,) = database.execute(
+                "SELECT COUNT(*) FROM jobs WHERE status = 'waiting'"
+            ).fetchone()
+            if waiting >= self._max_waiting:
+                raise JobsFullError(f"{waiting} slides wait to be segmented. Try again later.")
+            values = (uuid.uuid4().hex, request.slide, name, str(path), request.model_dump_json())
+            row = database.execute(
+                "INSERT INTO jobs (id, slide, name, path, request, status, created) "
+                "VALUES (?, ?, ?, ?, ?, 'waiting', ?) RETURNING *",
+                (*values, time.time()),
+            ).fetchone()
+            return _job(row), True
+
+    def get(self, job_id: str) -> Job:
+        """One job.
+
+        Raises:
+            NotFoundError: there is none of this id.
+        """
+        return _job(self._row(job_id))
+
+    def path_of(self, job_id: str) -> Path:
+        """The file of a job's slide."""
+        return Path(self._row(job_id)["path"])
+
+    def list(self, limit: int = 200) -> list[Job]:
+        """The last jobs, the newest first."""
+        with self._transaction() as database:
+            rows = database.execute(
+                "SELECT * FROM jobs ORDER BY number DESC LIMIT ?", (limit,)
+            ).fetchall()
+        return [_job(row) for row in rows]
+
+    def last_by_slide(self) -> dict[str, Job]:
+        """The last job of each slide."""
+        with self._transaction() as database:
+            rows = database.execute(
+                "SELECT * FROM jobs WHERE number IN (SELECT MAX(number) FROM jobs GROUP BY slide)"
+            ).fetchall()
+        return {row["slide"]: _job(row) for row in rows}
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job that waits at once, and ask for the end of one that runs.
+
+        Raises:
+            NotFoundError: there is none of this id.
+        """
+        self._row(job_id)
+        self._write(
+            "UPDATE jobs SET status = 'cancelled', ended = ? WHERE id = ? AND status = 'waiting'",
+            (time.time(), job_id),
+        )
+        self._write("UPDATE jobs SET cancel = 1 WHERE id = ? AND status = 'running'", (job_id,))
+        return self.get(job_id)
+
+    def next_waiting(self) -> Job | None:
+        """Mark the job that has waited longest as running, and return it."""
+        with self._transaction() as database:
+            row = database.execute(
+                "UPDATE jobs SET status = 'running', cancel = 0, attempts = attempts + 1, "
+                "started = ?, ended = NULL, step = '', tiles_before = tiles_done WHERE number = "
+                "(SELECT MIN(number) FROM jobs WHERE status = 'waiting') RETURNING *",
+                (time.time(),),
+            ).fetchone()
+        return None if row is None else _job(row)
+
+    def to_cancel(self) -> set[str]:
+        """Ids of running jobs that somebody wants to end."""
+        with self._transaction() as database:
+            rows = database.execute(
+                "SELECT id FROM jobs WHERE status = 'running' AND cancel = 1"
+            ).fetchall()
+        return {row["id"] for row in rows}
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs wait and run."""
+        with self._transaction() as database:
+            rows = database.execute(
+                f"SELECT status, COUNT(*) AS number FROM jobs WHERE status IN {_OPEN} "
+                "GROUP BY status"
+            ).fetchall()
+        return {"waiting": 0, "running": 0} | {row["status"]: row["number"] for row in rows}
+
+    def resume_interrupted(self) -> int:
+        """Have jobs wait again that ran when the service ended; not counted as an attempt."""
+        return self._write(
+            "UPDATE jobs SET status = CASE cancel WHEN 1 THEN 'cancelled' ELSE 'waiting' END, "
+            "attempts = attempts - 1 WHERE status = 'running'"
+        )
+
+    def end(self, job_id: str, status: Status, error: str = "", code: str = "") -> None:
+        """Write how a running job ended."""
+        self._write(
+            "UPDATE jobs SET status = ?, ended = ?, error = ?, code = ?, step = '' "
+            "WHERE id = ? AND status = 'running'",
+            (status, time.time(), error, code, job_id),
+        )
+
+    def try_again(self, job_id: str) -> None:
+        """Have a job wait again whose process has ended by itself."""
+        self._write(
+            "UPDATE jobs SET status = 'waiting' WHERE id = ? AND status = 'running'", (job_id,)
+        )
+
+    def begin_tiles(self, job_id: str, tiles: int, done: int) -> None:
+        """Write how many tiles a job has, and how many of them were done before."""
+        self._write(
+            "UPDATE jobs SET tiles = ?, tiles_before = ?, tiles_done = ?, started = ? WHERE id = ?",
+            (tiles, done, done, time.time(), job_id),
+        )
+
+    def progress(self, job_id: str, tiles_done: int, step: str) -> None:
+        """Write how far a job is."""
+        self._write(
+            "UPDATE jobs SET tiles_done = ?, step = ? WHERE id = ?", (tiles_done, step, job_id)
+        )
+
+    def _row(self, job_id: str) -> sqlite3.Row:
+        with self._transaction() as database:
+            row = database.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        if row is None:
+            raise NotFoundError(f"There is no job {job_id!r}. GET /jobs lists them.")
+        found: sqlite3.Row = row
+        return found
+
+    def _write(self, sql: str, values: tuple[Any, ...] = ()) -> int:
+        with self._transaction() as database:
+            return database.execute(sql, values).rowcount
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection, in a transaction that no other process writes into."""
+        try:
+            database = getattr(self._local, "database", None)
+            if database is None:
+                database = sqlite3.connect(
+                    self.path, timeout=_WAIT_FOR_LOCK_S, isolation_level=None
+                )
+                database.row_factory = sqlite3.Row
+                self._local.database = database
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+                database.execute("COMMIT")
+            except BaseException:
+                database.rollback()
+                raise
+        except sqlite3.Error as error:
+            raise JobsError(
+                f"{self.path} cannot be used: {error}. Check the disk and who may write there."
+            ) from error
+
+
+def _job(row: sqlite3.Row) -> Job:
+    done, began = row["tiles_done"] - row["tiles_before"], row["started"]
+    rate = left = None
+    if row["status"] == "running" and done > 0 and time.time() > began:
+        rate = done / (time.time() - began)
+        left = (row["tiles"] - row["tiles_done"]) / rate
+    return Job(
+        request=JobRequest.model_validate_json(row["request"]),
+        tiles_per_second=None if rate is None else round(rate, 3),
+        seconds_left=None if left is None else round(left, 1),
+        **{
+            name: row[name]
+            for name in (
+                *("id", "slide", "name", "status", "created", "started", "ended"),
+                *("tiles", "tiles_done", "step", "attempts", "error", "code"),
+            )
+        },
+    )

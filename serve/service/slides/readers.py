@@ -1,0 +1,207 @@
+"""Processes that open slides, and what becomes of a slide that ends one of them."""
+
+import asyncio
+import contextvars
+import json
+import logging
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from queue import LifoQueue
+from typing import Any
+
+from serve.contract.errors import BusyError, ImageTooLargeError, NotFoundError
+from serve.images.readers.errors import SlideError, SlideScaleError
+from serve.slides.errors import ResultError
+
+ANSWER_TIMEOUT_S = 60.0
+"""A slide that takes longer for one answer is given up."""
+_MAX_ANSWER_BYTES = 2**30
+_MAX_WAITING = 512
+_REFUSED_FOR_S = 60.0
+"""How long a slide that has ended a process is refused at once."""
+_KINDS = (NotFoundError, ImageTooLargeError, SlideScaleError, ResultError, SlideError)
+"""Errors of the processes that are raised here; a subclass is raised as the first that fits."""
+_log = logging.getLogger(__name__)
+
+
+class SlideCrashError(SlideError):
+    """Reading the slide ended the process that reads, or took too long."""
+
+    code = "slide_crashed"
+
+
+class _Process:
+    """One process, started when it is first asked."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._said: Any = None
+
+    def ask(self, request: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any], bytes]:
+        """Send a request and wait for its answer.
+
+        Raises:
+            EOFError: the process has ended; the message says how.
+            TimeoutError: it took too long, and was ended.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        assert self._connection is not None
+        try:
+            self._connection.send_bytes(json.dumps(request).encode())
+            if not self._connection.poll(timeout_s):
+                raise TimeoutError
+            fields = json.loads(self._connection.recv_bytes(_MAX_ANSWER_BYTES))
+            return fields, self._connection.recv_bytes(_MAX_ANSWER_BYTES)
+        except TimeoutError:
+            self.close()
+            raise
+        except (EOFError, OSError, ValueError) as error:
+            said = self._end()
+            raise EOFError(said) from error
+
+    def _start(self) -> None:
+        self.close()
+        ours, theirs = socket.socketpair()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
+        command = [sys.executable, "-m", "serve.service.slides.reading", str(theirs.fileno())]
+        with theirs:
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._said,
+            )
+        self._connection = Connection(ours.detach())
+
+    def _end(self) -> str:
+        """End the process; returns how it ended, and its last words."""
+        assert self._process is not None
+        try:
+            status = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            status = None
+        self._said.seek(0)
+        words = self._said.read().decode(errors="replace").strip().splitlines()
+        self.close()
+        return f"status {status}: {words[-1] if words else 'without a word'}"
+
+    def close(self) -> None:
+        """End the process."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._said.close()
+        self._connection = self._process = None
+
+
+class SlideReaders:
+    """Some processes; each answers one request at a time.
+
+    A slide that ends its process is refused for a while, so that a viewer that asks for a hundred
+    tiles of it does not end a hundred processes.
+
+    Args:
+        num_processes: how many.
+        on_crash: called when a slide has ended a process.
+        timeout_s: for one answer.
+    """
+
+    def __init__(
+        self,
+        num_processes: int,
+        *,
+        on_crash: Callable[[], None] = lambda: None,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._on_crash = on_crash
+        self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="slide-reader")
+        self._free: LifoQueue[_Process] = LifoQueue()
+        self._processes = [_Process() for _ in range(num_processes)]
+        for process in self._processes:
+            self._free.put(process)
+        self._refused: dict[tuple[Any, ...], tuple[float, str]] = {}
+        self._waiting = 0
+        self._guard = threading.Lock()
+
+    async def ask(self, operation: str, **fields: Any) -> tuple[dict[str, Any], bytes]:
+        """Have a process do an operation of `serve.service.slides.reading`.
+
+        Raises:
+            SlideError: the slide cannot be read, or ended the process.
+            BusyError: too many requests wait.
+        """
+        if self._waiting >= _MAX_WAITING:
+            raise BusyError(f"{self._waiting} tiles are waited for already. Try again later.")
+        self._waiting += 1
+        try:
+            context = contextvars.copy_context()
+            work = {"operation": operation, **fields}
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, context.run, self.ask_now, work)
+        finally:
+            self._waiting -= 1
+
+    def ask_now(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """As `ask`, in this thread."""
+        key = tuple(request.get(name) for name in ("path", "version", "store"))
+        self._refuse_what_crashed(key)
+        process = self._free.get()
+        try:
+            fields, content = process.ask(request, self._timeout_s)
+        except TimeoutError as error:
+            reason = f"reading it took more than {self._timeout_s:g} s"
+            raise self._crashed(key, request, reason) from error
+        except EOFError as error:
+            _log.warning("a process that reads slides has ended: %s", error)
+            raise self._crashed(key, request, "it ended the process that reads it") from error
+        finally:
+            self._free.put(process)
+        if "error" in fields:
+            raise _error(fields)
+        return fields, content
+
+    def _refuse_what_crashed(self, key: tuple[Any, ...]) -> None:
+        with self._guard:
+            until_s, reason = self._refused.get(key, (0.0, ""))
+        if time.monotonic() < until_s:
+            raise SlideCrashError(reason)
+
+    def _crashed(
+        self, key: tuple[Any, ...], request: dict[str, Any], reason: str
+    ) -> SlideCrashError:
+        name = str(request.get("path") or request.get("store")).rpartition("/")[2]
+        message = (
+            f"{name} cannot be read: {reason}. It is damaged, or needs too much memory. Copy it "
+            "again, or convert it to a pyramidal TIFF."
+        )
+        self._on_crash()
+        with self._guard:
+            now = time.monotonic()
+            self._refused = {k: v for k, v in self._refused.items() if v[0] > now}
+            self._refused[key] = (now + _REFUSED_FOR_S, message)
+        return SlideCrashError(message)
+
+    def close(self) -> None:
+        """End all processes."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self._processes:
+            process.close()
+
+
+def _error(fields: dict[str, Any]) -> Exception:
+    """The error that a process has answered with."""
+    kind = next((kind for kind in _KINDS if kind.__name__ in fields["kinds"]), SlideError)
+    return kind(fields["error"], code=fields["code"])

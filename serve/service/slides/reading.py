@@ -1,0 +1,145 @@
+"""The process that opens slides for the service: `python -m serve.service.slides.reading FD`.
+
+It answers requests on a socket, one at a time. A request is JSON; an answer is JSON and then bytes.
+Nothing is pickled: whoever takes over this process with a crafted slide cannot send the service an
+object. What goes wrong in an unforeseen way ends the process, and `readers` starts another.
+"""
+
+import json
+import resource
+import signal
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from serve.answers.pictures import rgb_png
+from serve.contract.errors import FocalPathError
+from serve.images.readers.errors import SlideFormatError
+from serve.images.readers.reader import RegionReader
+from serve.images.readers.registry import open_reader
+from serve.service.slides.cells import cells_npz, cells_png
+from serve.service.slides.deep_zoom import DeepZoom, tile_jpeg
+from serve.service.slides.folder import is_inside
+
+MAX_MEMORY_BYTES = 4 * 2**30
+"""Address space of the process: a decompression bomb ends it, and not the machine."""
+_MAX_OPEN = 4
+
+Answer = tuple[dict[str, Any], bytes]
+
+
+class OpenSlides:
+    """The slides that were used last, open."""
+
+    def __init__(self) -> None:
+        self._readers: OrderedDict[tuple[str, str, float | None], RegionReader] = OrderedDict()
+
+    def get(self, request: dict[str, Any]) -> RegionReader:
+        """The slide of a request.
+
+        Raises:
+            SlideError: it cannot be opened.
+        """
+        key = (request["path"], request["version"], request.get("mpp"))
+        reader = self._readers.get(key)
+        if reader is None:
+            _refuse_links_out(Path(request["path"]), Path(request["root"]))
+            while len(self._readers) >= _MAX_OPEN:
+                self._readers.popitem(last=False)[1].close()
+            reader = open_reader(Path(request["path"]), mpp=request.get("mpp"))
+            self._readers[key] = reader
+        self._readers.move_to_end(key)
+        return reader
+
+
+def _refuse_links_out(path: Path, root: Path) -> None:
+    """Raise SlideFormatError for a slide of several files, one of which is a link out of `root`."""
+    companion = path.with_suffix("")
+    for folder in (path, companion):
+        if not folder.is_dir():
+            continue
+        for file in (folder, *folder.rglob("*")):
+            if file.is_symlink() and not is_inside(file, root):
+                raise SlideFormatError(
+                    f"{path.name} has a link out of the folder of slides. Copy its files there."
+                )
+
+
+def _info(slides: OpenSlides, request: dict[str, Any]) -> Answer:
+    """What a viewer needs to know of a slide."""
+    reader = slides.get(request)
+    bounds = reader.bounds
+    fields = {
+        "width_px": reader.width_px,
+        "height_px": reader.height_px,
+        "bounds": [bounds.x, bounds.y, bounds.width, bounds.height],
+        "mpp": reader.mpp,
+        "mpp_source": reader.mpp_source,
+        "reader": reader.name,
+        "num_levels": DeepZoom(bounds).num_levels,
+        "fingerprint": reader.fingerprint(),
+    }
+    return fields, b""
+
+
+def _tile(slides: OpenSlides, request: dict[str, Any]) -> Answer:
+    reader = slides.get(request)
+    return {}, tile_jpeg(reader, request["level"], request["column"], request["row"])
+
+
+def _region(slides: OpenSlides, request: dict[str, Any]) -> Answer:
+    """A region of level 0 at another um per pixel, as a PNG."""
+    reader = slides.get(request)
+    mpp, own = request["target_mpp"], reader.require_pixel_size()
+    height = max(round(request["height"] * own.y / mpp), 1)
+    width = max(round(request["width"] * own.x / mpp), 1)
+    pixels = reader.read_um(request["y"] * own.y, request["x"] * own.x, height, width, mpp)
+    return {"width_px": width, "height_px": height}, rgb_png(pixels)
+
+
+def _cells(_: OpenSlides, request: dict[str, Any]) -> Answer:
+    """A tile of a result."""
+    place = (Path(request["store"]), request["level"], request["column"], request["row"])
+    if request["form"] == "npz":
+        return {}, cells_npz(*place)
+    return {}, cells_png(*place, colors=request["colors"], shown=request["shown"])
+
+
+OPERATIONS: dict[str, Callable[[OpenSlides, dict[str, Any]], Answer]] = {
+    "info": _info,
+    "tile": _tile,
+    "region": _region,
+    "cells": _cells,
+}
+
+
+def serve_requests(connection: Connection) -> None:
+    """Answer until the other side is gone."""
+    slides = OpenSlides()
+    while True:
+        try:
+            request = json.loads(connection.recv_bytes())
+        except (EOFError, ConnectionResetError):
+            return
+        try:
+            fields, content = OPERATIONS[request["operation"]](slides, request)
+        except FocalPathError as error:
+            kinds = [kind.__name__ for kind in type(error).__mro__]
+            fields, content = {"error": str(error), "code": error.code, "kinds": kinds}, b""
+        connection.send_bytes(json.dumps(fields).encode())
+        connection.send_bytes(content)
+
+
+def main() -> None:
+    """Serve the socket that the service has opened."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's: it closes the socket
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    serve_requests(Connection(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Finished results of the service's slides: what is in them, and their files."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve.contract.errors import NotFoundError
+from serve.service.slides.cells import CELL_TILE
+from serve.service.slides.documents import ResultFile, ResultInfo
+from serve.slides.finish import PASSPORT_FILE, SUMMARY_FILE, Passport, read_passport, read_summary
+from serve.slides.outputs.format import num_levels
+from serve.slides.outputs.ome_zarr import OME_ZARR
+from serve.slides.outputs.registry import FORMATS
+from serve.slides.store import MASK_FILE
+
+_JSON, _PNG = "application/json", "image/png"
+_OTHERS = (
+    (SUMMARY_FILE, "Summary", "areas and confidence per class", _JSON),
+    (PASSPORT_FILE, "Passport", "model, settings, versions, times and checksums", _JSON),
+    (MASK_FILE, "Tissue", "where was looked", _PNG),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished result."""
+
+    folder: Path
+    passport: Passport
+    version: str
+
+    @property
+    def store(self) -> Path:
+        """Its OME-Zarr.
+
+        Raises:
+            NotFoundError: it was not kept.
+        """
+        store = OME_ZARR.path(self.folder, self.folder.name)
+        if not store.is_dir():
+            raise NotFoundError(
+                f"The result of {self.folder.name} has no OME-Zarr. Segment it again with ome-zarr "
+                "among its formats."
+            )
+        return store
+
+    def files(self) -> tuple[ResultFile, ...]:
+        """What there is to download."""
+        name = self.folder.name
+        listed = [
+            (entry.file.format(name=name), entry.title, entry.description, entry.media_type)
+            for entry in FORMATS.values()
+        ]
+        found = []
+        for file, title, description, media_type in (*listed, *_OTHERS):
+            path = self.folder / file
+            if path.exists():
+                num_bytes = None if path.is_dir() else path.stat().st_size
+                found.append(
+                    ResultFile(
+                        file=file,
+                        title=title,
+                        description=description,
+                        media_type="application/zip" if path.is_dir() else media_type,
+                        num_bytes=num_bytes,
+                    )
+                )
+        return tuple(found)
+
+    def info(self, fingerprint: str) -> ResultInfo:
+        """The description of the result.
+
+        Args:
+            fingerprint: of the slide as it is now.
+
+        Raises:
+            ResultError: the result is damaged.
+        """
+        plan = self.passport.plan
+        rows, columns = plan.shape
+        return ResultInfo(
+            summary=read_summary(self.folder),
+            is_of_this_file=plan.slide.fingerprint == fingerprint,
+            width_cells=columns,
+            height_cells=rows,
+            cell_px=(plan.level0_px_per_cell[1], plan.level0_px_per_cell[0]),
+            origin_px=(plan.origin_px[1], plan.origin_px[0]),
+            tile_cells=CELL_TILE,
+            num_levels=num_levels(plan.shape),
+            version=self.version,
+            files=self.files(),
+        )
+
+
+class Results:
+    """The results of a folder, as `python -m serve slides run` leaves them."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._kept: dict[str, Result] = {}
+
+    def find(self, name: str) -> Result | None:
+        """The finished result of a name, if there is one.
+
+        Raises:
+            ResultError: it cannot be read.
+        """
+        folder = self.out / name
+        try:
+            found = (folder / PASSPORT_FILE).stat()
+        except OSError:
+            return None
+        version = f"{found.st_ino:x}{found.st_mtime_ns:x}"
+        kept = self._kept.get(name)
+        if kept is not None and kept.version == version:
+            return kept
+        passport = read_passport(folder)
+        if passport is None:
+            return None
+        result = Result(folder, passport, version)
+        self._kept[name] = result
+        return result
+
+    def has(self, name: str) -> bool:
+        """Whether there is a finished result."""
+        return (self.out / name / PASSPORT_FILE).is_file()
+
+    def get(self, name: str) -> Result:
+        """The finished result of a name.
+
+        Raises:
+            NotFoundError: there is none.
+            ResultError: it cannot be read.
+        """
+        result = self.find(name)
+        if result is None:
+            raise NotFoundError(f"{name} has no result yet. POST /jobs segments it.")
+        return result
+
+
+def download(result: Result, file: str) -> tuple[Path, ResultFile]:
+    """The path of an output, by its name in the list.
+
+    Raises:
+        NotFoundError: the list has no such file.
+    """
+    for entry in result.files():
+        if entry.file == file:
+            return result.folder / file, entry
+    raise NotFoundError(f"The result of {result.folder.name} has no file {json.dumps(file)}.")

@@ -1,0 +1,143 @@
+"""What the routes of slides share: the folder, the processes that read, results and jobs."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from serve.contract.errors import FocalPathError, SettingsError
+from serve.service.slides.deep_zoom import OVERLAP_PX, TILE_PX
+from serve.service.slides.documents import SlideEntry, SlideInfo, State, Tiles
+from serve.service.slides.folder import SlideFile, SlideFolder
+from serve.service.slides.jobs import Job, JobStore
+from serve.service.slides.readers import SlideReaders
+from serve.service.slides.results import Results
+from serve.service.slides.scheduler import Scheduler
+from serve.service.telemetry import Telemetry
+from serve.settings import ServeSettings
+from serve.slides.job import WORK_FOLDER
+
+_ENDED: dict[str, State] = {"failed": "failed", "cancelled": "stopped"}
+
+
+@dataclass(frozen=True)
+class Slides:
+    """The slides of a service.
+
+    Raises:
+        FocalPathError: the folders cannot be used.
+    """
+
+    settings: ServeSettings
+    folder: SlideFolder
+    readers: SlideReaders
+    results: Results
+    jobs: JobStore
+    scheduler: Scheduler
+
+    @classmethod
+    def of(cls, settings: ServeSettings, telemetry: Telemetry) -> "Slides":
+        """Open what the settings name; nothing is started."""
+        out = settings.slides_out_folder
+        assert settings.slides is not None
+        assert out is not None
+        jobs = JobStore(out, settings.max_slide_jobs)
+        return cls(
+            settings=settings,
+            folder=SlideFolder(settings.slides, out),
+            readers=SlideReaders(settings.slide_readers, on_crash=telemetry.slide_reader_crashed),
+            results=Results(out),
+            jobs=jobs,
+            scheduler=Scheduler(settings, jobs, telemetry),
+        )
+
+    def start(self) -> None:
+        """Start to run jobs."""
+        self.scheduler.start()
+
+    def close(self) -> None:
+        """End all processes."""
+        self.scheduler.close()
+        self.readers.close()
+
+    def entries(self) -> tuple[SlideEntry, ...]:
+        """The list of all slides."""
+        jobs = self.jobs.last_by_slide()
+        return tuple(
+            SlideEntry(
+                id=slide.id,
+                name=slide.name,
+                file=slide.file,
+                num_bytes=slide.num_bytes,
+                state=self._state(slide, jobs.get(slide.id)),
+                problem=slide.problem,
+            )
+            for slide in self.folder.slides()
+        )
+
+    def _state(self, slide: SlideFile, job: Job | None) -> State:
+        if job is not None and job.status in ("waiting", "running"):
+            return job.status
+        if self.results.has(slide.name):
+            return "done"
+        if job is not None and job.status in _ENDED:
+            return _ENDED[job.status]
+        is_begun = (self.results.out / WORK_FOLDER / slide.name).is_dir()
+        return "stopped" if is_begun else "new"
+
+    async def info(self, slide: SlideFile) -> SlideInfo:
+        """What a viewer needs of a slide.
+
+        Raises:
+            SlideError: it cannot be read.
+            ResultError: its result cannot be read.
+        """
+        found, _ = await self.readers.ask("info", **self.place(slide))
+        job = self.jobs.last_by_slide().get(slide.id)
+        result = self.results.find(slide.name)
+        x, y, width, height = found["bounds"]
+        return SlideInfo(
+            id=slide.id,
+            name=slide.name,
+            file=slide.file,
+            num_bytes=slide.num_bytes,
+            state=self._state(slide, job),
+            problem=slide.problem,
+            width_px=found["width_px"],
+            height_px=found["height_px"],
+            mpp=found["mpp"],
+            mpp_source=found["mpp_source"],
+            reader=found["reader"],
+            tiles=Tiles(
+                width_px=width,
+                height_px=height,
+                tile_px=TILE_PX,
+                overlap_px=OVERLAP_PX,
+                num_levels=found["num_levels"],
+                origin_px=(x, y),
+                version=slide.version,
+            ),
+            max_region_px=self.settings.max_image_pixels,
+            result=None if result is None else result.info(found["fingerprint"]),
+            job=job,
+        )
+
+    def place(self, slide: SlideFile) -> dict[str, Any]:
+        """Where a process finds a slide."""
+        root = str(self.folder.path)
+        return {"path": str(slide.path), "root": root, "version": slide.version}
+
+
+def check_slides(settings: ServeSettings) -> None:
+    """Check the folders of slides and results, and that what reads slides is installed.
+
+    Raises:
+        FocalPathError: they cannot be used.
+    """
+    folder, out = settings.slides, settings.slides_out_folder
+    assert folder is not None
+    assert out is not None
+    if not folder.is_dir():
+        raise SettingsError(f"--slides is {folder}, which is no folder. Name one with slides.")
+    JobStore(out, settings.max_slide_jobs)
+    if not os.access(out, os.W_OK):
+        raise FocalPathError(f"{out} cannot be written to. Name another with --slides-out.")

@@ -1,0 +1,285 @@
+import io
+import json
+import os
+import signal
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import zarr
+from PIL import Image
+from starlette.testclient import TestClient
+
+from serve.service.slides import scheduler
+from serve.service.slides.jobs import MAX_ATTEMPTS, JobsError, JobStore
+from serve.slides.status import verify
+from tests.support.errors import raises, refusal_of
+from tests.support.http_service import service_process, wait_until_ready
+from tests.support.slide_service import copy_of, painted_slide, slide_client
+
+TIMEOUT_S = 60.0
+SLOW = """
+import os, sys, time
+if 'serve.service.slides.job_process' in ' '.join(sys.orig_argv):
+    def look(event, arguments):
+        name = str(arguments[0]) if event == 'open' else ''
+        if '/done/' in name and name.endswith('.partial'):
+            time.sleep(float(os.environ['TEST_SLOW_S']))
+    sys.addaudithook(look)
+"""
+"""Makes a job wait before it marks a block as done, so that tests meet it at work."""
+pytestmark = pytest.mark.slow
+
+
+def wait_for(found: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
+    """What a function returns once that is true."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := found()):
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.05)
+    return value
+
+
+def job_when(client: Any, job_id: str, *statuses: str) -> dict[str, Any]:
+    def look() -> dict[str, Any] | None:
+        job: dict[str, Any] = client.get(f"/jobs/{job_id}").json()
+        return job if job["status"] in statuses else None
+
+    return wait_for(look)  # type: ignore[no-any-return]
+
+
+def start(client: Any, file: str = "case.svs", **request: Any) -> dict[str, Any]:
+    ids = {entry["file"]: entry["id"] for entry in client.get("/slides").json()["slides"]}
+    answer = client.post("/jobs", json={"slide": ids[file], **request})
+    assert answer.status_code in (200, 201), answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+def job_processes() -> list[psutil.Process]:
+    """The processes of jobs, of this test's service alone."""
+    children = psutil.Process().children(recursive=True)
+    return [
+        child
+        for child in children
+        if "serve.service.slides.job_process" in " ".join(cmdline(child))
+    ]
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()  # type: ignore[no-any-return]
+    except psutil.Error:
+        return []
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return painted_slide(tmp_path_factory.mktemp("slide") / "case.svs")
+
+
+@pytest.fixture
+def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(SLOW)
+    path = os.pathsep.join([str(tmp_path / "hook"), os.environ["PYTHONPATH"]])
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("TEST_SLOW_S", "60")
+
+
+@pytest.fixture(scope="module")
+def done(
+    toy_bundle: Path, slide: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[TestClient, dict[str, Any], Path]]:
+    """A client, a slide's description once its job is done, and the folder of results."""
+    root = tmp_path_factory.mktemp("done")
+    copy_of(slide, root / "slides", "case.svs")
+    (root / "slides" / "broken.svs").write_bytes(slide.read_bytes()[:5000])
+    with slide_client(toy_bundle, root / "slides") as client:
+        broken = start(client, "broken.svs")
+        good = start(client)
+        assert job_when(client, broken["id"], "done", "failed")["status"] == "failed"
+        job = job_when(client, good["id"], "done", "failed")
+        assert job["status"] == "done", job["error"]
+        yield client, client.get(f"/slides/{job['slide']}").json(), root / "slides-results"
+
+
+def test_a_job_leaves_what_the_command_line_leaves(
+    done: tuple[TestClient, dict[str, Any], Path],
+) -> None:
+    client, slide, out = done
+    assert verify(out / "case") > 5
+    assert (out / "summary.csv").read_text().startswith("slide,model")
+    job = slide["job"]
+    assert job["tiles"] == job["tiles_done"] > 0
+    assert slide["state"] == "done"
+    assert slide["result"]["is_of_this_file"]
+    classes = {entry["name"]: entry for entry in slide["result"]["summary"]["classes"]}
+    assert classes["Tumor"]["area_mm2"] == pytest.approx(0.01, rel=0.1)
+
+
+def test_a_slide_that_fails_fails_alone_and_says_why(
+    done: tuple[TestClient, dict[str, Any], Path],
+) -> None:
+    client, _, _ = done
+    failed = next(job for job in client.get("/jobs").json()["jobs"] if job["status"] == "failed")
+    assert failed["name"] == "broken"
+    assert "broken.svs" in failed["error"]
+    assert failed["code"].startswith("slide_")
+    for status in ("done", "failed"):
+        counted = f'focalpath_slide_jobs_ended_total{{status="{status}"}} 1.0'
+        wait_for(lambda line=counted: line in client.get("/metrics").text)
+
+
+def test_the_tiles_of_a_result_are_its_pyramid(
+    done: tuple[TestClient, dict[str, Any], Path],
+) -> None:
+    client, slide, out = done
+    group = zarr.open_group(out / "case" / "case.ome.zarr", mode="r")
+    base = f"/slides/{slide['id']}/result/tiles"
+    for level in range(slide["result"]["num_levels"]):
+        labels = np.asarray(group[f"labels/classes/{level}"])[:256, :256]
+        arrays = np.load(io.BytesIO(client.get(f"{base}/{level}/0_0.npz").content))
+        assert np.array_equal(arrays["labels"], labels)
+        assert np.array_equal(arrays["confidence"], np.asarray(group[f"{level}"])[:256, :256])
+        picture = Image.open(io.BytesIO(client.get(f"{base}/{level}/0_0.png").content))
+        assert picture.mode == "P"
+        assert np.array_equal(np.asarray(picture), labels)
+    only = client.get(f"{base}/0/0_0.png", params={"classes": ["Tumor"]})
+    rgba = np.asarray(Image.open(io.BytesIO(only.content)).convert("RGBA"))
+    assert np.array_equal(
+        rgba[..., 3] == 255, np.asarray(group["labels/classes/0"])[:256, :256] == 1
+    )
+    unknown = client.get(f"{base}/0/0_0.png", params={"classes": ["Bone"]})
+    assert refusal_of(unknown, "Bone") == (400, "option_invalid")
+
+
+def test_every_output_can_be_downloaded(done: tuple[TestClient, dict[str, Any], Path]) -> None:
+    client, slide, out = done
+    files = {entry["file"]: entry for entry in slide["result"]["files"]}
+    assert {"case.ome.zarr", "case.overview.png", "case.geojson.gz", "summary.json"} <= files.keys()
+    for file, entry in files.items():
+        answer = client.get(f"/slides/{slide['id']}/result/files/{file}")
+        assert answer.headers["content-type"] == entry["media_type"]
+        if entry["num_bytes"] is not None:
+            assert answer.content == (out / "case" / file).read_bytes()
+    archive = client.get(f"/slides/{slide['id']}/result/files/case.ome.zarr").content
+    with zipfile.ZipFile(io.BytesIO(archive)) as zipped:
+        assert zipped.testzip() is None
+        root = zipped.read("case.ome.zarr/zarr.json")
+    assert root == (out / "case" / "case.ome.zarr" / "zarr.json").read_bytes()
+
+
+def test_a_result_of_other_settings_is_kept_until_it_is_to_be_replaced(
+    done: tuple[TestClient, dict[str, Any], Path],
+) -> None:
+    client, _, _ = done
+    job = job_when(client, start(client, tissue="none")["id"], "done", "failed")
+    assert (job["status"], job["code"]) == ("failed", "result_differs")
+    again = start(client, overwrite=True, formats=["overview", "geojson"])
+    assert job_when(client, again["id"], "done", "failed")["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({}, 400, "option_invalid"),
+        ({"slide": "none"}, 404, "not_found"),
+        ({"slide": "none", "path": "/etc/passwd"}, 400, "option_invalid"),
+        ({"slide": "none", "tissue": "/etc/passwd"}, 400, "option_invalid"),
+        ({"slide": "none", "mpp": 1000}, 400, "option_invalid"),
+        ([], 400, "option_invalid"),
+    ],
+)
+def test_a_job_that_cannot_be_is_refused(
+    done: tuple[TestClient, dict[str, Any], Path], body: Any, status: int, code: str
+) -> None:
+    assert refusal_of(done[0].post("/jobs", json=body)) == (status, code)
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_cancelled_job_goes_on_with_the_next_and_the_queue_has_an_end(
+    toy_bundle: Path, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "GRACE_S", 0.5)  # the rest is for SIGKILL
+    for name in ("case.svs", "second.svs", "third.svs"):
+        copy_of(slide, tmp_path / "slides", name)
+    with slide_client(toy_bundle, tmp_path / "slides", max_slide_jobs=1) as client:
+        first = start(client)
+        wait_for(lambda: client.get(f"/jobs/{first['id']}").json()["tiles_done"] > 0)
+        assert start(client)["id"] == first["id"]  # one job per slide
+        second = start(client, "second.svs")
+        assert second["status"] == "waiting"  # one at a time
+        third = next(e for e in client.get("/slides").json()["slides"] if e["name"] == "third")
+        refused = client.post("/jobs", json={"slide": third["id"]})
+        assert refusal_of(refused) == (429, "busy")
+        assert refused.headers["retry-after"] == "60"
+        assert client.delete(f"/jobs/{second['id']}").json()["status"] == "cancelled"
+        client.delete(f"/jobs/{first['id']}")
+        job_when(client, first["id"], "cancelled")
+        assert job_processes() == []
+        assert client.get(f"/slides/{first['slide']}").json()["state"] == "stopped"
+        monkeypatch.setenv("TEST_SLOW_S", "0")
+        assert job_when(client, start(client)["id"], "done", "failed")["status"] == "done"
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_job_whose_process_is_killed_starts_again_and_fails_after_three_times(
+    toy_bundle: Path, slide: Path, tmp_path: Path
+) -> None:
+    copy_of(slide, tmp_path / "slides", "case.svs")
+    with slide_client(toy_bundle, tmp_path / "slides") as client:
+        job = start(client)
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            wait_for(lambda n=attempt: client.get(f"/jobs/{job['id']}").json()["attempts"] == n)
+            (process,) = wait_for(job_processes)
+            os.kill(process.pid, signal.SIGKILL)
+        failed = job_when(client, job["id"], "failed")
+    assert failed["code"] == "job_crashed"
+    assert "signal 9" in failed["error"]
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_job_survives_the_death_of_the_service(
+    toy_bundle: Path, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_of(slide, tmp_path / "slides", "case.svs")
+    monkeypatch.setenv("TEST_SLOW_S", "3")
+    settings = {"slides": str(tmp_path / "slides"), "threads": "1"}
+    with service_process(toy_bundle, tmp_path / "log.txt", **settings) as (url, service):
+        with httpx.Client(base_url=url) as client:
+            job = start(client)
+            wait_for(lambda: client.get(f"/jobs/{job['id']}").json()["tiles_done"] > 0)
+        family = psutil.Process(service.pid).children(recursive=True)
+        for process in (psutil.Process(service.pid), *family):
+            if "job_process" not in " ".join(cmdline(process)):
+                process.kill()
+        psutil.wait_procs(family, timeout=15)  # the job's process ends by itself
+        assert not any(process.is_running() for process in family)
+    monkeypatch.setenv("TEST_SLOW_S", "0")
+    with service_process(toy_bundle, tmp_path / "again.txt", **settings) as (url, _):
+        wait_until_ready(url)
+        with httpx.Client(base_url=url) as client:
+            assert job_when(client, job["id"], "done", "failed")["status"] == "done"
+            assert client.get(f"/slides/{job['slide']}").json()["state"] == "done"
+            assert "GET /slides" in client.get("/").json()["endpoints"]
+
+
+def test_jobs_of_another_version_are_not_touched(tmp_path: Path) -> None:
+    store = JobStore(tmp_path, 3)
+    with store._transaction() as database:
+        database.execute("PRAGMA user_version = 99")
+    with raises(JobsError, store.path):
+        JobStore(tmp_path, 3)
+
+
+def test_a_file_of_jobs_that_is_damaged_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / ".jobs.sqlite").write_bytes(json.dumps({"not": "a database"}).encode() * 99)
+    with raises(JobsError, tmp_path / ".jobs.sqlite"):
+        JobStore(tmp_path, 3)

@@ -1,0 +1,238 @@
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from serve.images.readers.registry import open_reader
+from serve.service.slides.folder import SlideFolder
+from tests.support.bombs import BOMBS
+from tests.support.errors import refusal_of
+from tests.support.pictures import png_chunk
+from tests.support.slide_service import HEIGHT, WIDTH, painted_slide, slide_client
+from tests.support.slides import write_aperio
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Slides, and what only looks like some."""
+    root = tmp_path_factory.mktemp("service")
+    slides = root / "slides"
+    painted_slide(slides / "ward" / "case 7.svs")
+    write_aperio(slides / "no-mpp.svs", np.full((300, 300, 3), 200, np.uint8), mpp=None)
+    content = (slides / "ward" / "case 7.svs").read_bytes()
+    (slides / "cut.svs").write_bytes(content[: len(content) // 3])
+    (slides / "text.tiff").write_text("no slide")
+    (slides / "notes.txt").write_text("none of the service's business")
+    (root / "secret.svs").write_bytes(content)
+    (slides / "link.svs").symlink_to(root / "secret.svs")
+    (root / "secrets").mkdir()
+    (root / "secrets" / "other.svs").write_bytes(content)
+    (slides / "linked").symlink_to(root / "secrets")
+    (slides / "loop").symlink_to(slides)
+    os.mkfifo(slides / "pipe.svs")
+    return slides
+
+
+@pytest.fixture(scope="module")
+def client(toy_bundle: Path, folder: Path) -> Iterator[TestClient]:
+    with slide_client(toy_bundle, folder) as opened:
+        yield opened
+
+
+def id_of(client: TestClient, file: str) -> str:
+    found = {entry["file"]: entry["id"] for entry in client.get("/slides").json()["slides"]}
+    return str(found[file])
+
+
+@pytest.fixture
+def slide(client: TestClient) -> str:
+    return f"/slides/{id_of(client, 'ward/case 7.svs')}"
+
+
+def test_the_list_has_the_slides_of_the_folder_and_nothing_beyond_it(client: TestClient) -> None:
+    entries = client.get("/slides").json()["slides"]
+    files = [entry["file"] for entry in entries]
+    assert files == ["cut.svs", "no-mpp.svs", "text.tiff", "ward/case 7.svs"]
+    assert all("/" not in entry["id"] and "case" not in entry["id"] for entry in entries)
+    assert {entry["state"] for entry in entries} == {"new"}
+
+
+def test_ids_are_the_same_in_another_copy_of_the_folder(folder: Path, tmp_path: Path) -> None:
+    painted_slide(tmp_path / "slides" / "ward" / "case 7.svs")
+    copied = SlideFolder(tmp_path / "slides", tmp_path / "out").slides()
+    here = SlideFolder(folder, tmp_path / "out").slides()
+    assert copied[0].id in {slide.id for slide in here}
+
+
+def test_two_slides_whose_results_would_have_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name in ("a/Case.svs", "b/case.svs"):
+        painted_slide(tmp_path / "slides" / name)
+    slides = SlideFolder(tmp_path / "slides", tmp_path / "out").slides()
+    assert [bool(slide.problem) for slide in slides] == [True, True]
+
+
+def test_a_slide_is_described(client: TestClient, slide: str) -> None:
+    found = client.get(slide).json()
+    assert (found["width_px"], found["height_px"], found["mpp"]) == (WIDTH, HEIGHT, 0.5)
+    assert found["tiles"]["num_levels"] == 11
+    assert found["result"] is None
+    assert found["job"] is None
+
+
+def test_the_tiles_are_the_slides_pixels(client: TestClient, slide: str, folder: Path) -> None:
+    with open_reader(folder / "ward" / "case 7.svs") as reader:
+        expected = reader.read(0, 0, 0, WIDTH, HEIGHT).astype(int)
+    for column, row in ((0, 0), (1, 1), (3, 2)):
+        answer = client.get(f"{slide}/tiles/10/{column}_{row}.jpeg")
+        assert answer.headers["content-type"] == "image/jpeg"
+        tile = np.asarray(Image.open(io.BytesIO(answer.content))).astype(int)
+        top, left = max(row * 254 - 1, 0), max(column * 254 - 1, 0)
+        part = expected[top : top + tile.shape[0], left : left + tile.shape[1]]
+        assert np.abs(tile - part).mean() < 4
+    whole = Image.open(io.BytesIO(client.get(f"{slide}/tiles/7/0_0.jpeg").content))
+    assert whole.size == (113, 88)
+    assert np.asarray(whole)[50, 62, 0] - np.asarray(whole)[50, 62, 1] > 120  # the red square
+
+
+def test_a_tile_is_kept_by_clients_and_asked_for_again_where_the_version_is_open(
+    client: TestClient, slide: str
+) -> None:
+    path = f"{slide}/tiles/9/0_0.jpeg"
+    version = client.get(slide).json()["tiles"]["version"]
+    first = client.get(path)
+    assert "no-cache" in first.headers["cache-control"]
+    assert "immutable" in client.get(path, params={"v": version}).headers["cache-control"]
+    again = client.get(path, headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/slides/none",
+        "/slides/..%2f..%2fsecret.svs",
+        "/slides/ward%2fcase 7.svs",
+        "{slide}/tiles/11/0_0.jpeg",
+        "{slide}/tiles/10/4_0.jpeg",
+        "{slide}/tiles/10/0_0.png",
+        "{slide}/result/tiles/0/0_0.png",
+        "{slide}/result/files/run.json",
+        "{slide}/result/files/..%2f..%2fslides%2fcut.svs",
+        "/jobs/none",
+    ],
+)
+def test_what_is_not_there_is_a_404_and_no_path_leads_out(
+    client: TestClient, slide: str, path: str
+) -> None:
+    answer = client.get(path.format(slide=slide))
+    assert refusal_of(answer)[0] == 404
+
+
+@pytest.mark.parametrize("path", ["tiles/x/0_0.jpeg", "tiles/-1/0_0.jpeg", "tiles/1/.._0.jpeg"])
+def test_an_impossible_tile_is_a_400(client: TestClient, slide: str, path: str) -> None:
+    assert refusal_of(client.get(f"{slide}/{path}")) == (400, "option_invalid")
+
+
+@pytest.mark.parametrize("file", ["cut.svs", "text.tiff"])
+def test_a_file_that_is_no_slide_is_a_400_that_names_it(client: TestClient, file: str) -> None:
+    slide = f"/slides/{id_of(client, file)}"
+    status, code = refusal_of(client.get(slide), file)
+    assert status == 400
+    assert code.startswith("slide_") or code.startswith("image_")
+
+
+def test_a_region_is_segmented_where_it_lies(client: TestClient, slide: str) -> None:
+    region = {"x": 380, "y": 280, "width": 240, "height": 240}
+    answer = client.post(f"{slide}/region/geojson", params=region)
+    assert answer.headers["x-mpp"] == "0.5"
+    tumor = [
+        feature
+        for feature in answer.json()["features"]
+        if feature["properties"]["classification"]["name"] == "Tumor"
+    ]
+    points = np.array(tumor[0]["geometry"]["coordinates"][0])
+    assert np.abs(points.min(axis=0) - (400, 300)).max() <= 4
+    assert np.abs(points.max(axis=0) - (600, 500)).max() <= 4
+    summary = client.post(f"{slide}/region/segment", params=region).json()
+    assert (summary["image"]["width_px"], summary["image"]["height_px"]) == (240, 240)
+
+
+def test_a_region_is_scaled_to_the_models_um_per_pixel(client: TestClient, slide: str) -> None:
+    region = {"x": 0, "y": 0, "width": 200, "height": 100, "mpp": 0.25}
+    answer = client.post(f"{slide}/region/segment", params=region).json()
+    assert (answer["image"]["width_px"], answer["image"]["height_px"]) == (100, 50)
+
+
+def test_a_region_that_is_too_large_or_has_no_scale_is_refused(
+    client: TestClient, slide: str
+) -> None:
+    region = {"x": 0, "y": 0, "width": 100_000, "height": 100_000}
+    answer = client.post(f"{slide}/region/segment", params=region)
+    assert refusal_of(answer, "64000000") == (413, "image_too_large")
+    unscaled = f"/slides/{id_of(client, 'no-mpp.svs')}"
+    answer = client.post(f"{unscaled}/region/segment", params={**region, "width": 9, "height": 9})
+    assert refusal_of(answer, "no-mpp.svs") == (400, "slide_scale")
+
+
+def test_a_slide_that_ends_its_process_is_refused_and_the_others_are_not(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slides = tmp_path / "slides"
+    painted_slide(slides / "good.svs")
+    painted_slide(slides / "deadly.svs")
+    hook = tmp_path / "hook"  # the process ends as in a fault of a C library
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "def look(event, arguments):\n"
+        "    if event == 'open' and str(arguments[0]).endswith('deadly.svs'):\n"
+        "        os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "if 'serve.service.slides.reading' in ' '.join(sys.orig_argv): sys.addaudithook(look)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hook), os.environ["PYTHONPATH"]]))
+    with slide_client(toy_bundle, slides) as client:
+        deadly, good = (f"/slides/{id_of(client, name)}" for name in ("deadly.svs", "good.svs"))
+        for _ in range(3):
+            answer = client.get(f"{deadly}/tiles/8/0_0.jpeg")
+            assert refusal_of(answer, "deadly.svs") == (400, "slide_crashed")
+        assert client.get(f"{good}/tiles/8/0_0.jpeg").status_code == 200
+        assert "focalpath_slide_reader_crashes_total 1.0" in client.get("/metrics").text
+
+
+def test_decompression_bombs_are_4xx(toy_bundle: Path, tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(10_000_000))
+    parts = (png_chunk(b"IHDR", header), png_chunk(b"IDAT", pixels), png_chunk(b"IEND", b""))
+    (slides / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    bombs = {f"{name}.tif": BOMBS[name] for name in ("strips", "tags")} | {
+        "scans.jpg": BOMBS["scans"]
+    }
+    for name, content in bombs.items():
+        (slides / name).write_bytes(content)
+    with slide_client(toy_bundle, slides) as client:
+        statuses = {
+            entry["file"]: client.get(f"/slides/{entry['id']}").status_code
+            for entry in client.get("/slides").json()["slides"]
+        }
+    assert statuses == {"huge.png": 413, **dict.fromkeys(sorted(bombs), 400)}
+
+
+def test_slides_need_the_key_that_everything_needs(
+    toy_bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("ward:the-right-key-of-the-ward\n")
+    with slide_client(toy_bundle, folder, api_keys_file=tmp_path / "keys") as client:
+        for path in ("/slides", "/slides/x/tiles/0/0_0.jpeg", "/jobs"):
+            assert refusal_of(client.get(path)) == (401, "key_refused")
+        key = {"X-API-Key": "the-right-key-of-the-ward"}
+        assert client.get("/slides", headers=key).status_code == 200
+        assert refusal_of(client.delete("/jobs/x")) == (401, "key_refused")

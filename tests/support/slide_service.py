@@ -1,0 +1,47 @@
+"""A folder of small slides, and the service over it in this process, for tests."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from starlette.testclient import TestClient
+
+from serve.service.endpoints import build_app
+from serve.service.gateway import build_gateway
+from serve.settings import ServeSettings
+from tests.support.slides import tissue_pixels, write_aperio
+
+HEIGHT, WIDTH = 700, 900
+
+
+def painted_slide(path: Path) -> Path:
+    """Tissue on glass, with a square of the toy model's Tumor at x 400 to 600, y 300 to 500."""
+    pixels = np.full((HEIGHT, WIDTH, 3), 245, np.uint8)
+    pixels[100:600, 150:800] = tissue_pixels(500, 650)
+    pixels[300:500, 400:600] = (200, 30, 30)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_aperio(path, pixels)
+
+
+@contextmanager
+def slide_client(bundle: Path, slides: Path, **settings: object) -> Iterator[TestClient]:
+    """A client of the whole application; jobs run while it is open."""
+    fields = {"bundle": bundle, "slides": slides, "threads": 1, "slide_readers": 1, **settings}
+    chosen = ServeSettings.model_validate(fields)
+    app = build_app(chosen)
+    gateway = build_gateway(app, chosen, app.state.telemetry)
+    app.state.slides.start()
+    try:
+        with TestClient(gateway, raise_server_exceptions=False) as client:
+            yield client
+    finally:
+        app.state.slides.close()
+        app.state.model.close()
+
+
+def copy_of(slide: Path, folder: Path, name: str) -> Path:
+    """A copy of a slide in a folder that is made."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copyfile(slide, folder / name))
