@@ -134,6 +134,10 @@ class ServeSettings(InferenceSettings):
     max_waiting: int = Field(32, ge=1, le=100_000)
     """Requests of one process at work or waiting, their bodies complete; further ones get HTTP
     429."""
+    max_waiting_tiles: int = Field(1024, ge=4, le=10**7)
+    """Tiles of the images of one process at work or waiting; images beyond them get HTTP 429, with
+    Retry-After from the measured speed. A quarter is kept for small images, of at most 1/32 of it;
+    a larger image than all of them is taken where no other large one waits."""
     max_uploads: int = Field(256, ge=1, le=100_000)
     """Requests of one process whose bodies are still arriving, beside those of max_waiting; further
     ones get HTTP 429. A body of more than 1 MiB is in a temporary file until it is complete."""

@@ -99,11 +99,21 @@ class NotFoundError(FocalPathError):
 
 
 class BusyError(FocalPathError):
-    """Too many requests are waiting already."""
+    """Too many requests are waiting already.
+
+    Args:
+        message: for people.
+        code: a more precise code than the class's own.
+        retry_after_s: seconds after which it is worth to try again.
+    """
 
     code = "busy"
     retry_after_s = 1
     """Seconds after which a client may try again."""
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after_s: int = 1) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
 
 
 class TookTooLongError(FocalPathError):

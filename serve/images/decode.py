@@ -103,6 +103,13 @@ def decode_picture(
         ImageError: not such an image, truncated, damaged, animated, of more than 8 bits, or of a
             kind that would be taken for something else.
     """
+    _check_bytes(data, max_bytes)
+    if is_tiff(data):
+        return _decode_tiff(data, max_pixels)
+    return _decode_with_pillow(data, max_pixels)
+
+
+def _check_bytes(data: bytes, max_bytes: int) -> None:
     if len(data) > max_bytes:
         raise ImageTooLargeError(
             f"The file has {len(data)} bytes, at most {max_bytes} are accepted. "
@@ -110,9 +117,43 @@ def decode_picture(
         )
     if not data:
         raise ImageError(f"The file is empty. {_EXPECTED}.")
+
+
+@dataclass(frozen=True)
+class Head:
+    """What an image file says of itself before its pixels are decoded."""
+
+    height: int
+    """Of the stored pixels, as `pixel_size`: the image may be turned when it is decoded."""
+    width: int
+    pixel_size: PixelSize | None
+    mpp_source: str
+
+
+def read_head(
+    data: bytes,
+    *,
+    max_bytes: int = _DEFAULTS.max_upload_bytes,
+    max_pixels: int = _DEFAULTS.max_image_pixels,
+) -> Head:
+    """Read a file's size and scale without decoding its pixels; see `decode_picture`.
+
+    Raises:
+        ImageError: `decode_picture` would refuse it by what its head says.
+    """
+    _check_bytes(data, max_bytes)
+    refuse_bombs(data)
     if is_tiff(data):
-        return _decode_tiff(data, max_pixels)
-    return _decode_with_pillow(data, max_pixels)
+        found = find_image(data)
+        width, height = found.pages[0].size
+        _check_size(width, height, max_pixels)
+        stated = found.stated
+    else:
+        with _open(data, max_pixels) as image:
+            _check_kind(image, data)
+            width, height = image.size
+            stated = _stated_mpp(image)
+    return Head(height, width, stated.pixel_size, stated.source)
 
 
 def read_picture(path: Path, settings: InferenceSettings | None = None) -> Picture:

@@ -14,7 +14,7 @@ from serve.contract.errors import FocalPathError
 from serve.service.error_answers import INTERNAL_CODE, as_fields, status_of
 from serve.service.model import Model
 from serve.service.uploads import BatchFile
-from serve.service.worker import Answer, Job, Worker
+from serve.service.worker import Job, Worker
 
 _log = logging.getLogger(__name__)
 
@@ -58,11 +58,17 @@ async def answer_batch(
 async def _line(index: int, file: BatchFile, job: Job, worker: Worker, model: Model) -> bytes:
     entry: dict[str, object] = {"index": index, "name": file.name}
 
-    def work() -> Answer:
-        return worker.answer(model, file.read(), job, file.name)
+    def weigh() -> tuple[bytes, int]:
+        data = file.read()
+        return data, worker.weigh(model, data, job)
 
     try:
-        done = await worker.run(work)
+        data, tiles = await worker.look(weigh)
+        done = await worker.run(
+            lambda: worker.answer(model, data, job, file.name),
+            tiles=tiles,
+            may_refuse=False,  # the batch has its place
+        )
     except FocalPathError as error:
         entry |= {"status": status_of(error), **as_fields(error)}
     except Exception:  # a bug of ours must not end the other files

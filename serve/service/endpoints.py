@@ -108,7 +108,10 @@ def _format_endpoint(entry: AnswerFormat) -> Endpoint:
         upload = await _read_upload(request, query)
         keep = request.headers.get(KEEP_HEADER, "no") != "no"
         job = Job(formats=(entry.name,), mpp=upload.mpp, options=dict(query), keep=keep)
-        done = await worker.run(lambda: worker.answer(state.model, upload.data, job, upload.name))
+        tiles = await worker.look(lambda: worker.weigh(state.model, upload.data, job))
+        done = await worker.run(
+            lambda: worker.answer(state.model, upload.data, job, upload.name), tiles=tiles
+        )
         headers = {MPP_SOURCE_HEADER: done.image.mpp_source}
         if done.image.mpp is not None:
             headers[MPP_HEADER] = f"{done.image.mpp:.6g}"
@@ -145,7 +148,7 @@ def _batch_endpoint() -> Endpoint:
                 mpp=read_mpp(form, query.mpp),
                 options=dict(query),
             )
-            files = await state.worker.run(lambda: _batch_files(form, settings))
+            files = await state.worker.look(lambda: _batch_files(form, settings))
         except FocalPathError:
             await form.close()
             raise
@@ -175,14 +178,14 @@ def _batch_files(form: FormData, settings: ServeSettings) -> list[BatchFile]:
 async def _model(request: Request) -> Response:
     """The manifest of the model that answers: classes, colours, um per pixel, files."""
     state = request.app.state
-    manifest: Manifest = await state.worker.run(state.model.manifest)
+    manifest: Manifest = await state.worker.look(state.model.manifest)
     return Response(manifest.model_dump_json(), media_type="application/json")
 
 
 async def _runtime(request: Request) -> Response:
     """What the model runs on, and why: provider, precision, processor."""
     state = request.app.state
-    runs_on: RunsOn = await state.worker.run(state.model.runs_on)
+    runs_on: RunsOn = await state.worker.look(state.model.runs_on)
     return Response(runs_on.model_dump_json(), media_type="application/json")
 
 

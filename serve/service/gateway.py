@@ -28,6 +28,7 @@ from serve.service.access import AccessControl, ApiKeys
 from serve.service.error_answers import error_answer
 from serve.service.kept import KEEP_HEADER
 from serve.service.telemetry import RequestRecord, Telemetry, request_context
+from serve.service.work_queue import WorkQueue
 from serve.service.worker import MPP_HEADER, MPP_SOURCE_HEADER
 from serve.settings import ServeSettings
 
@@ -38,7 +39,9 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _log = logging.getLogger("serve.access_log")
 
 
-def build_gateway(app: Starlette, settings: ServeSettings, telemetry: Telemetry) -> Starlette:
+def build_gateway(
+    app: Starlette, settings: ServeSettings, telemetry: Telemetry, queue: WorkQueue | None = None
+) -> Starlette:
     """Put the middleware around the endpoints.
 
     Raises:
@@ -72,6 +75,7 @@ def build_gateway(app: Starlette, settings: ServeSettings, telemetry: Telemetry)
             max_requests=settings.max_waiting,
             max_uploads=settings.max_uploads,
             timeout_s=settings.request_timeout_s,
+            queue=queue,
         )
     )
     return Starlette(
@@ -205,13 +209,22 @@ class RequestLimits:
         max_requests: how many may be at work or wait.
         max_uploads: how many may send their bodies.
         timeout_s: seconds until a 504, from the request's start.
+        queue: of the images, which refuses requests while it is full.
     """
 
-    def __init__(self, app: ASGIApp, max_requests: int, max_uploads: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_requests: int,
+        max_uploads: int,
+        timeout_s: float,
+        queue: WorkQueue | None = None,
+    ) -> None:
         self._app = app
         self._max_requests = max_requests
         self._max_uploads = max_uploads
         self._timeout_s = timeout_s
+        self._queue = queue
         self._requests = 0
         self._uploads = 0
 
@@ -252,10 +265,14 @@ class RequestLimits:
             return self._too_many()
         if self._uploads >= self._max_uploads:
             return BusyError(f"{self._uploads} uploads are under way already. Try again later.")
-        return None
+        # What it costs is not known yet, so only where not even one tile would be taken.
+        return self._queue.refusal() if self._queue else None
 
     def _too_many(self) -> BusyError:
-        return BusyError(f"{self._max_requests} requests are waiting already. Try again later.")
+        return BusyError(
+            f"{self._max_requests} requests are waiting already. Try again later.",
+            retry_after_s=self._queue.seconds_for_one() if self._queue else 1,
+        )
 
     async def _within_time(self, scope: Scope, caller: _Caller, send: Send) -> None:
         limit = asyncio.timeout(self._timeout_s)
@@ -331,5 +348,7 @@ def _write_line(scope: Scope, status: int, seconds: float, record: RequestRecord
     }
     if record.key_name is not None:
         fields["key"] = record.key_name
+    if record.tiles is not None:
+        fields["tiles"] = record.tiles
     fields |= {f"{stage}_ms": round(ms, 1) for stage, ms in record.stage_ms.items()}
     _log.info("answered", extra={"fields": fields})

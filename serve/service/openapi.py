@@ -209,7 +209,7 @@ UPLOAD_ERRORS: Responses = {
         "The image is 20000 x 20000: 400000000 pixels, at most 64000000 are accepted. Crop it.",
     ),
     429: _error(
-        "Too many requests are waiting.",
+        "Too many requests, or images of too many tiles, are waiting.",
         BusyError.code,
         "32 requests are waiting already. Try again later.",
         headers={

@@ -45,6 +45,7 @@ batch). `encode`: writing the answer."""
 METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 SERVICE_NAME = "focalpath"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_TILES = (0, 1, 2, 4, 9, 16, 25, 64, 144, 400, 1024)
 _FLUSH_TIMEOUT_MS = 5_000
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1)
 _REASONS = {
@@ -70,6 +71,8 @@ class RequestRecord:
     request_id: str
     key_name: str | None = None
     stage_ms: dict[str, float] = field(default_factory=dict)
+    tiles: int | None = None
+    """That its images cost, where they were weighed."""
 
 
 _current_request: ContextVar[RequestRecord | None] = ContextVar("current_request", default=None)
@@ -97,6 +100,7 @@ class Telemetry:
         self._registry = CollectorRegistry()
         self._tracer = trace.get_tracer(SERVICE_NAME)
         self._add_request_metrics(self._registry)
+        self._add_queue_metrics(self._registry)
         self._add_model_metrics(self._registry)
 
     def _add_request_metrics(self, registry: CollectorRegistry) -> None:
@@ -123,6 +127,26 @@ class Telemetry:
         self._in_progress = Gauge(
             "focalpath_requests_in_progress",
             "Requests at work or waiting.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+
+    def _add_queue_metrics(self, registry: CollectorRegistry) -> None:
+        self._image_tiles = Histogram(
+            "focalpath_image_tiles",
+            "Tiles that an image costs; 0 where its result was kept.",
+            buckets=_TILES,
+            registry=registry,
+        )
+        self._waiting_tiles = Gauge(
+            "focalpath_tiles_in_progress",
+            "Tiles of the images at work or waiting; see max_waiting_tiles.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._tile_rate = Gauge(
+            "focalpath_tiles_per_second",
+            "Measured speed while there is work; Retry-After is reckoned from it.",
             multiprocess_mode="livesum",
             registry=registry,
         )
@@ -202,6 +226,18 @@ class Telemetry:
     def observe_batch_wait(self, seconds: float) -> None:
         """Count how long a tile waited for its batch; a request's tiles wait side by side."""
         self._stage_seconds.labels("batch").observe(seconds)
+
+    def observe_weight(self, tiles: int) -> None:
+        """Count what an image costs, as a metric and for the access log."""
+        self._image_tiles.observe(tiles)
+        if (record := current_request()) is not None:
+            record.tiles = (record.tiles or 0) + tiles
+
+    def observe_queue(self, tiles: int, tiles_per_second: float | None) -> None:
+        """Tell how full the queue is, and how fast images are done."""
+        self._waiting_tiles.set(tiles)
+        if tiles_per_second is not None:
+            self._tile_rate.set(tiles_per_second)
 
     def observe_batch(self, size: int) -> None:
         """Count a batch of the model."""

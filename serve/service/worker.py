@@ -11,16 +11,19 @@ from typing import TypeVar
 from serve.answers.format import Source
 from serve.answers.pictures import rgb_png
 from serve.answers.registry import FORMATS, needs_probabilities
-from serve.images.decode import Picture, decode_picture
+from serve.images.decode import Picture, decode_picture, read_head
 from serve.images.mpp import FROM_REQUEST
 from serve.inference.segmenter import Segmentation, TileSegmenter
 from serve.inference.summary import ImageInfo
 from serve.service.kept import KeptResults, ResultKey
 from serve.service.model import Model
 from serve.service.telemetry import Telemetry
+from serve.service.work_queue import WorkQueue
 from serve.settings import MEBIBYTE, ServeSettings
 
 T = TypeVar("T")
+_LOOKING = 4
+"""Threads for what takes a moment: to weigh an image, to tell what the model is."""
 MPP_HEADER, MPP_SOURCE_HEADER = "X-Mpp", "X-Mpp-Source"
 """Response headers: the um per pixel that was used for the image, and where it comes from."""
 
@@ -50,24 +53,67 @@ class Answer:
 
 
 class Worker:
-    """Works on at most `settings.concurrency` images at the same time; the others wait."""
+    """Works on images in threads, as `WorkQueue` lets it."""
 
     def __init__(self, settings: ServeSettings, telemetry: Telemetry) -> None:
         self._settings = settings
         self._telemetry = telemetry
         self._kept = KeptResults(settings.keep_results_mib * MEBIBYTE)
-        self._pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="segment")
+        self.queue = WorkQueue(
+            settings.concurrency, settings.max_waiting_tiles, observe=telemetry.observe_queue
+        )
+        self._looking = ThreadPoolExecutor(_LOOKING, thread_name_prefix="look")
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Do `work` in a thread, with the request's id, span and record for the log."""
+    async def look(self, work: Callable[[], T]) -> T:
+        """Do what takes a moment, in a thread that no image keeps busy."""
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._looking, context.run, work)
+
+    async def run(self, work: Callable[[], T], *, tiles: int = 0, may_refuse: bool = True) -> T:
+        """Do `work` when its turn comes, with the request's id, span and record for the log.
+
+        Args:
+            work: on an image.
+            tiles: what the image costs, by `weigh`.
+            may_refuse: whether a full queue refuses it; else it waits all the same.
+
+        Raises:
+            BusyError: the queue is full.
+        """
         submitted = time.perf_counter()
 
         def timed() -> T:
             self._telemetry.observe_stage("queue", time.perf_counter() - submitted)
             return work()
 
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, timed)
+        return await self.queue.run(timed, tiles=tiles, may_refuse=may_refuse)
+
+    def weigh(self, model: Model, data: bytes, job: Job) -> int:
+        """Tiles that an image costs, by its file's head; 0 where its result was kept.
+
+        What the head or the options tell of is refused here, before the image waits for its turn.
+
+        Raises:
+            FocalPathError: the file or an option cannot be used, or the model is not available.
+        """
+
+        def work(segmenter: TileSegmenter) -> int:
+            for name in job.formats:
+                FORMATS[name].options.of(job.options).check(segmenter.manifest)
+            if self._find_kept(segmenter, data, job) is not None:
+                return 0
+            mpp = head.pixel_size if job.mpp is None else job.mpp
+            source = head.mpp_source if job.mpp is None else FROM_REQUEST
+            return segmenter.num_tiles(head.height, head.width, mpp, source)
+
+        head = read_head(
+            data,
+            max_bytes=self._settings.max_upload_bytes,
+            max_pixels=self._settings.max_image_pixels,
+        )
+        tiles = model.run(work)
+        self._telemetry.observe_weight(tiles)
+        return tiles
 
     def picture(self, data: bytes) -> bytes:
         """A file's image as a PNG, for clients that cannot show the file.
@@ -113,9 +159,7 @@ class Worker:
     def _segment(
         self, segmenter: TileSegmenter, picture: Picture, data: bytes, job: Job
     ) -> Segmentation:
-        with_probabilities = needs_probabilities(job.formats, job.options)
-        key = ResultKey.of(data, job.mpp, segmenter.manifest) if job.keep else None
-        kept = self._kept.get(key, with_probabilities=with_probabilities) if key else None
+        kept = self._find_kept(segmenter, data, job)
         if kept is not None:
             return kept
         with self._telemetry.stage("segment"):
@@ -123,10 +167,19 @@ class Worker:
                 picture.pixels,
                 mpp=picture.pixel_size if job.mpp is None else job.mpp,
                 mpp_source=picture.mpp_source if job.mpp is None else FROM_REQUEST,
-                with_probabilities=with_probabilities,
+                with_probabilities=needs_probabilities(job.formats, job.options),
             )
         result = result.with_notes(picture.mpp_note, picture.notes)
         self._telemetry.observe_summary(result.summary)
-        if key:
-            self._kept.put(key, result)
+        if job.keep:
+            self._kept.put(ResultKey.of(data, job.mpp, segmenter.manifest), result)
         return result
+
+    def _find_kept(self, segmenter: TileSegmenter, data: bytes, job: Job) -> Segmentation | None:
+        """The result that was kept of the same image, if the job may take one."""
+        if not job.keep:
+            return None
+        return self._kept.get(
+            ResultKey.of(data, job.mpp, segmenter.manifest),
+            with_probabilities=needs_probabilities(job.formats, job.options),
+        )
