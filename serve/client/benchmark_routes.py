@@ -23,7 +23,7 @@ from PIL import Image
 from tritonclient import http as triton_http
 from tritonclient.utils import InferenceServerException
 
-from serve.client.clients import HttpClient
+from serve.client.http import HttpClient
 from serve.contract.errors import BackendUnavailableError
 from serve.contract.manifest import Manifest
 from serve.images.tiles import cut_tiles

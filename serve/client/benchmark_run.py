@@ -38,13 +38,14 @@ from serve.client.benchmark_routes import (
     tissue_image,
     triton_http_of,
 )
-from serve.client.segment_files import read_key, write_whole
-from serve.contract.errors import BackendUnavailableError, FocalPathError
+from serve.client.whole_files import write_together
+from serve.contract.errors import BackendUnavailableError, SettingsError
+from serve.contract.key_file import read_key
 from serve.contract.manifest import Manifest
 from serve.images.decode import read_picture
 from serve.images.tiles import cut_tiles
 from serve.inference.backend import Backend
-from serve.inference.batching import TilePool
+from serve.inference.batching import pool_of
 from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.inference.triton import TritonBackend
@@ -91,7 +92,8 @@ def run_benchmark(command: Benchmark) -> BenchmarkReport:
     """Measure all routes that are there, and write the report.
 
     Raises:
-        FocalPathError: a flag makes no sense, or a route that was asked for does not answer.
+        SettingsError: an option is out of range.
+        FocalPathError: a route that was asked for does not answer.
     """
     _check(command)
     if command.image is None:
@@ -103,7 +105,7 @@ def run_benchmark(command: Benchmark) -> BenchmarkReport:
         "benchmark.json": report.model_dump_json(indent=2).encode() + b"\n",
         "benchmark.md": markdown(report).encode(),
     }
-    write_whole(command.out, files)
+    write_together(command.out, files)
     print(markdown(report))
     print(f"wrote {', '.join(files)} in {command.out}")
     return report
@@ -112,13 +114,13 @@ def run_benchmark(command: Benchmark) -> BenchmarkReport:
 def _check(command: Benchmark) -> None:
     numbers = (*command.clients, command.rounds, command.min_requests, command.image_size_px)
     if not command.clients or any(number < 1 for number in numbers):
-        raise FocalPathError(
+        raise SettingsError(
             f"--clients is {command.clients}, --rounds {command.rounds}, --min-requests "
             f"{command.min_requests} and --image-size-px {command.image_size_px}; expected numbers "
             "above 0."
         )
     if command.settings.backend != "onnxruntime":
-        raise FocalPathError(
+        raise SettingsError(
             "--backend is triton; the benchmark runs the model in this process to compare with. "
             "Leave it out: Triton is measured where it answers at --triton-url."
         )
@@ -233,7 +235,7 @@ class _Run:
     ) -> Iterator[Route]:
         """Whole images on Triton, cut and blended on this side as `TritonClient` does."""
         for name, backend in backends.items():
-            pool = TilePool(backend, max_tiles=2 * manifest.max_batch_size)
+            pool = pool_of(backend, manifest)
             stack.callback(pool.close)
             on_triton = TileSegmenter(pool, manifest)
             self._compare(name, on_triton.segment(self._image).labels, expected)

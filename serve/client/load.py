@@ -20,9 +20,10 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel
 from rich.console import Console
 
-from serve.client.clients import HttpClient
-from serve.client.segment_files import read_key, write_whole
-from serve.contract.errors import BackendUnavailableError, FocalPathError
+from serve.client.http import HttpClient
+from serve.client.whole_files import write_together
+from serve.contract.errors import BackendUnavailableError, SettingsError
+from serve.contract.key_file import read_key
 
 MAX_MEMORY_GROWTH = 0.05
 """Share of its memory by which a service may grow in the second half of the time."""
@@ -265,7 +266,7 @@ def make_probes(command: Load) -> list[Probe]:
 def run_load(command: Load) -> int:
     """Load the service, print and write what came of it; 1 if it does not hold."""
     if not (1 <= command.clients <= 1024 and 0 < command.seconds <= 86_400):
-        raise FocalPathError(
+        raise SettingsError(
             f"--clients is {command.clients} and --seconds {command.seconds:g}; expected 1 to "
             "1024, and up to a day."
         )
@@ -278,7 +279,7 @@ def run_load(command: Load) -> int:
     report = asyncio.run(load)
     print_load(report)
     out = command.out
-    write_whole(out.parent, {out.name: report.model_dump_json(indent=2).encode()})
+    write_together(out.parent, {out.name: report.model_dump_json(indent=2).encode()})
     print(f"wrote {out}")
     return 0 if report.holds else 1
 

@@ -1,33 +1,33 @@
-"""Segment image files into a folder, several at a time: what `focalpath-segment` does."""
+"""Segments image files into a folder, several at a time: the command `focalpath-segment`."""
 
-import csv
 import dataclasses
 import functools
-import io
-import json
 import sys
-import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from serve.answers.format import AnswerFormat, Options, Source
 from serve.answers.registry import FORMATS, file_formats, merged_options, needs_probabilities
-from serve.client.clients import HttpClient, TritonClient
+from serve.client.finished import RECORD_FORMAT, Recipe
+from serve.client.http import HttpClient
+from serve.client.image_files import find_images
+from serve.client.interrupts import EXIT_STATUS, second_interrupt_ends
+from serve.client.segment_report import assumed_line, image_table, summary_csv
+from serve.client.triton import TritonClient
+from serve.client.whole_files import write_together
 from serve.contract.arguments import read_arguments
-from serve.contract.errors import FocalPathError, ImageError, SettingsError
-from serve.contract.key_file import read_key_file
-from serve.contract.manifest import Manifest, read_bundle, sha256_of
+from serve.contract.errors import FocalPathError, SettingsError
+from serve.contract.key_file import read_key
+from serve.contract.manifest import read_bundle
 from serve.images.decode import read_picture
 from serve.images.mpp import FROM_REQUEST, check_mpp
 from serve.inference.segmenter import TileSegmenter, open_segmenter
@@ -35,23 +35,6 @@ from serve.inference.summary import Summary
 from serve.settings import InferenceSettings
 
 SUMMARY_FILE = "summary.csv"
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
-"""Of the files that are taken from a folder; a file that is named may have any."""
-_MADE_WITH = "made_with"
-"""Where an image's JSON, beside the service's answer, has how its files were made."""
-_NUMBERS = "json"
-"""The format that is always written."""
-_IMAGE_COLUMNS = ("image", "width_px", "height_px", "mpp", "mpp_source", "model", "version")
-_CLASS_COLUMNS = (
-    "label",
-    "name",
-    "pixel_count",
-    "pixel_share",
-    "area_um2",
-    "mean_confidence",
-    "low_confidence_share",
-    "predicted_iou",
-)
 
 
 def _format_type() -> type[tuple[str, ...]]:
@@ -72,30 +55,30 @@ def _merged_options(formats: tuple[AnswerFormat, ...]) -> type[Options]:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Segment images: for each the chosen formats and a JSON of numbers, and one CSV of them all.
+    """Segment images: writes the chosen formats and a JSON per image, and one CSV of all images.
 
-    Files that are already there, made by the same model with the same options, are not made again;
-    none is ever seen half-written.
+    Skips images whose files exist already, made by the same model with the same options. No file is
+    ever seen half-written. The first Ctrl-C finishes the images under way; the second ends at once.
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """PNG, JPEG, TIFF or WebP files, or folders of them; what lies deeper is not looked for."""
+    """PNG, JPEG, TIFF or WebP files, or folders of them, which are not searched recursively."""
     settings: Annotated[InferenceSettings, tyro.conf.arg(name="")] = field(
         default_factory=InferenceSettings.from_environment
     )
-    """What to run when no --url is given, and the limits."""
+    """What to run if no --url is given, and the limits."""
     url: str | None = None
-    """What answers: http://host:port of the service, grpc://host:port of Triton (with the --bundle
-    that its repository was filled from), or a bundle's folder."""
+    """What segments the images: http://host:port of the service, grpc://host:port of Triton (with
+    the --bundle that its repository was filled from), or the folder of a bundle."""
     api_key_file: Path | None = None
     """File with the API key of the service, on its first line."""
     out: Path = Path("artifacts/segmentations")
-    """Folder to write to; made if it is missing."""
+    """Folder to write to; created if it is missing."""
     format: Annotated[tuple[str, ...], tyro.conf.arg(constructor_factory=_format_type)] = (
         "labels",
         "overlay",
     )
-    """What to write beside the JSON."""
+    """What to write besides the JSON."""
     mpp: float | None = None
     """um per pixel of all images; by default each file's own, or else the model's."""
     options: Annotated[
@@ -105,97 +88,82 @@ class Segment:
     jobs: int = 2
     """Images to work on at the same time."""
     again: bool = False
-    """Also make the files that are already there."""
+    """Also make files that exist already."""
 
     @property
-    def formats(self) -> tuple[str, ...]:
-        """What is written for an image; the JSON last, since it says that the others are there."""
-        return (*(name for name in dict.fromkeys(self.format) if name != _NUMBERS), _NUMBERS)
+    def recipe(self) -> Recipe:
+        """How the files of each image are made."""
+        formats = dict.fromkeys(name for name in self.format if name != RECORD_FORMAT)
+        precision = self.settings.precision if self.runs_here else None
+        options = self.options.model_dump(mode="json")
+        return Recipe(
+            formats=(*formats, RECORD_FORMAT),
+            options={"mpp": self.mpp, "precision": precision, **options},
+        )
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the model runs in this process."""
+        return self.url is None or ("://" not in self.url and Path(self.url).is_dir())
+
+
+@dataclass
+class _Progress:
+    """What has become of the images; threads add to it."""
+
+    made: dict[Path, Summary] = field(default_factory=dict)
+    failures: dict[Path, str] = field(default_factory=dict)
+    under_way: dict[Path, None] = field(default_factory=dict)
+    is_stopped: threading.Event = field(default_factory=threading.Event)
 
 
 def run_segment(command: Segment) -> int:
     """Segment every image and write its files; return the exit status.
 
-    An image that cannot be used, or that the service does not answer, is named at the end, and the
-    others are worked on all the same. The summary is written also when this is stopped.
+    An image that fails is named at the end, with exit status 1; the others are segmented all the
+    same. The CSV is also written if Ctrl-C stops the command.
 
     Raises:
         FocalPathError: nothing can be segmented at all.
     """
-    command = dataclasses.replace(command, images=tuple(_files_of(command.images)))
-    _check(command)
-    made: dict[Path, Summary] = {}
-    failures: dict[Path, str] = {}
+    with second_interrupt_ends():
+        return _run(command)
+
+
+def _run(command: Segment) -> int:
+    command = dataclasses.replace(command, images=find_images(command.images))
+    if command.jobs < 1:
+        raise SettingsError(f"--jobs is {command.jobs}, expected at least 1.")
+    if command.mpp is not None:
+        check_mpp(command.mpp)
+    progress = _Progress()
     with closing(_open(command)) as segmenter:
         manifest = segmenter.manifest
         command.options.check(manifest)
-        finished = {} if command.again else _finished(command, manifest)
+        finished: dict[Path, Summary] = {}
+        if not command.again:
+            for path in command.images:
+                if summary := command.recipe.finished(path, command.out, manifest):
+                    finished[path] = summary
         to_do = [path for path in command.images if path not in finished]
         try:
-            _segment_all(command, segmenter, to_do, made, failures)
+            _segment_all(command, segmenter, to_do, progress)
         finally:
-            known = finished | made
+            known = finished | progress.made
             summaries = {path: known[path] for path in command.images if path in known}
             if summaries:
-                write_whole(command.out, {SUMMARY_FILE: _summary_csv(summaries)})
-    _report(command, summaries, made)
+                write_together(command.out, {SUMMARY_FILE: summary_csv(summaries)})
+    _report(command, summaries, len(progress.made))
     for path in command.images:
-        if path in failures:
-            print(f"error: {failures[path]}", file=sys.stderr)
-    return 1 if failures else 0
-
-
-def _files_of(paths: Iterable[Path]) -> Iterator[Path]:
-    """The images that are named, and those in the folders that are named, in order of names.
-
-    Raises:
-        ImageError: a folder cannot be read, or has no image in it.
-    """
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        try:
-            files = sorted(file for file in path.iterdir() if _looks_like_image(file))
-        except OSError as error:
-            raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
-        if not files:
-            raise ImageError(
-                f"{path} has no image in it; expected names that end in "
-                f"{', '.join(sorted(_SUFFIXES))}. Folders in it are not looked into."
-            )
-        yield from files
-
-
-def _looks_like_image(path: Path) -> bool:
-    is_hidden = path.name.startswith(".")
-    return path.suffix.lower() in _SUFFIXES and not is_hidden and path.is_file()
-
-
-def _check(command: Segment) -> None:
-    """Refuse what cannot work before anything is opened or written."""
-    if not command.images:
-        raise ImageError("no image is named. Name one or more files.")
-    stems: dict[str, Path] = {}
-    for path in command.images:
-        if not path.is_file():
-            raise ImageError(f"{path} is no file. Check the path; nothing was segmented.")
-        if path.stem in stems:
-            raise ImageError(
-                f"more than one image is called {path.stem}; their outputs would overwrite each "
-                "other. Segment them into different folders with --out."
-            )
-        stems[path.stem] = path
-    if command.jobs < 1:
-        raise FocalPathError(f"--jobs is {command.jobs}, expected at least 1.")
-    if command.mpp is not None:
-        check_mpp(command.mpp)
+        if path in progress.failures:
+            print(f"error: {progress.failures[path]}", file=sys.stderr)
+    return 1 if progress.failures else 0
 
 
 def _open(command: Segment) -> HttpClient | TileSegmenter:
-    """What answers: the service, Triton, or a bundle in this process."""
+    """Open the service, Triton, or a bundle in this process."""
     settings, url = command.settings, command.url
-    if _is_in_process(command):
+    if command.runs_here:
         if url is not None:
             settings = settings.model_copy(update={"bundle": Path(url)})
         return open_segmenter(settings)
@@ -207,106 +175,50 @@ def _open(command: Segment) -> HttpClient | TileSegmenter:
             timeout_s=settings.triton_timeout_s,
             shared_memory=settings.triton_shared_memory,
             max_pixels=settings.max_image_pixels,
+            max_tiles=settings.max_image_tiles,
         )
     return HttpClient(url, api_key=read_key(command.api_key_file))
-
-
-def _is_in_process(command: Segment) -> bool:
-    return command.url is None or ("://" not in command.url and Path(command.url).is_dir())
-
-
-def read_key(path: Path | None) -> str | None:
-    """The API key on a file's first line; None without a file."""
-    if path is None:
-        return None
-    words = [line.strip() for line in read_key_file(path) if line.strip()]
-    if not words or not (words[0].isascii() and words[0].isprintable()):
-        found = "no printable ASCII text" if words else "nothing"
-        raise SettingsError(f"{path} has {found} on its first line, expected an API key.")
-    return words[0]
-
-
-def _finished(command: Segment, manifest: Manifest) -> dict[Path, Summary]:
-    """The images whose files are all there, made by the same model in the same way."""
-    finished = {}
-    for path in command.images:
-        outputs = [command.out / f"{path.stem}{FORMATS[name].suffix}" for name in command.formats]
-        if not all(output.is_file() for output in outputs):
-            continue
-        try:
-            content = json.loads(outputs[-1].read_bytes())
-            found = content.pop(_MADE_WITH)
-            summary = Summary.model_validate(content)
-            formats = set(found.pop("formats"))
-        except (ValueError, LookupError, TypeError, AttributeError):  # not ours, or older
-            continue
-        wanted = _made_with(command, path)
-        is_same = formats.issuperset(wanted.pop("formats")) and found == wanted
-        if is_same and (summary.model.name, summary.model.version) == (
-            manifest.name,
-            manifest.version,
-        ):
-            finished[path] = summary
-    return finished
-
-
-def _made_with(command: Segment, path: Path) -> dict[str, Any]:
-    """What an image's files depend on, beside the model; kept in its JSON."""
-    return {
-        "image_sha256": sha256_of(path),
-        "mpp": command.mpp,
-        "precision": command.settings.precision if _is_in_process(command) else None,
-        **command.options.model_dump(mode="json"),
-        "formats": list(command.formats),
-    }
 
 
 def _segment_all(
     command: Segment,
     segmenter: HttpClient | TileSegmenter,
     paths: Sequence[Path],
-    made: dict[Path, Summary],
-    failures: dict[Path, str],
+    progress: _Progress,
 ) -> None:
-    """Work on the images; puts what becomes of each into `made` or `failures`."""
-    stopped = threading.Event()
-    under_way: dict[Path, None] = {}
+    """Segment the images in several threads; `progress` gets the result of each."""
 
     def work(path: Path) -> None:
-        if stopped.is_set():
+        if progress.is_stopped.is_set():
             return
-        under_way[path] = None
+        progress.under_way[path] = None
         try:
-            made[path] = _segment_one(command, segmenter, path)
+            progress.made[path] = _segment_one(command, segmenter, path)
         except FocalPathError as error:
-            failures[path] = _named(path, error)
+            progress.failures[path] = _with_name(path, error)
         finally:
-            del under_way[path]
+            del progress.under_way[path]
 
-    with _progress() as progress, ThreadPoolExecutor(command.jobs) as pool:
-        task = progress.add_task("segmenting", total=len(paths))
+    with _bar() as bar, ThreadPoolExecutor(command.jobs) as pool:
+        task = bar.add_task("segmenting", total=len(paths))
         futures = [pool.submit(work, path) for path in paths]
         try:
             for future in as_completed(futures):
-                progress.advance(task)
+                bar.advance(task)
                 future.result()
-        except BaseException:  # nothing can be written, or Ctrl+C: what has not begun is left
-            stopped.set()
-            progress.stop()
-            _say_what_is_waited_for(list(under_way))
+        except BaseException:  # Ctrl-C, or nothing can be written: leave what has not begun
+            progress.is_stopped.set()
+            bar.stop()
+            if names := ", ".join(str(path) for path in list(progress.under_way)):
+                print(f"stopping: finishing {names}; Ctrl-C again ends at once", file=sys.stderr)
             raise
-
-
-def _say_what_is_waited_for(paths: Sequence[Path]) -> None:
-    if paths:
-        names = ", ".join(str(path) for path in paths)
-        print(f"stopping: waiting for {names}, which cannot be left half-done", file=sys.stderr)
 
 
 def _segment_one(command: Segment, segmenter: HttpClient | TileSegmenter, path: Path) -> Summary:
     picture = read_picture(path, command.settings)
-    with_probabilities = needs_probabilities(command.formats, dict(command.options))
-    if isinstance(segmenter, HttpClient):  # the service reads the file itself, also its mpp
+    options, recipe = dict(command.options), command.recipe
+    with_probabilities = needs_probabilities(recipe.formats, options)
+    if isinstance(segmenter, HttpClient):  # the service reads the file itself, and its mpp
         result = segmenter.segment(path, mpp=command.mpp, with_probabilities=with_probabilities)
     else:
         result = segmenter.segment(
@@ -317,23 +229,22 @@ def _segment_one(command: Segment, segmenter: HttpClient | TileSegmenter, path: 
         )
         result = result.with_notes(picture.mpp_note, picture.notes)
     source = Source(picture.pixels, result, segmenter.manifest, path.name)
-    files = {
-        f"{path.stem}{FORMATS[name].suffix}": FORMATS[name].render(source, dict(command.options))
-        for name in command.formats
-    }
-    numbers = f"{path.stem}{FORMATS[_NUMBERS].suffix}"
-    record = json.loads(files[numbers]) | {_MADE_WITH: _made_with(command, path)}
-    files[numbers] = json.dumps(record, indent=2, ensure_ascii=False).encode()
-    write_whole(command.out, files)
+    files = {}
+    for name in recipe.formats:
+        content = FORMATS[name].render(source, options)
+        if name == RECORD_FORMAT:
+            content = recipe.record(path, content)
+        files[f"{path.stem}{FORMATS[name].suffix}"] = content
+    write_together(command.out, files)
     return result.summary
 
 
-def _named(path: Path, error: FocalPathError) -> str:
+def _with_name(path: Path, error: FocalPathError) -> str:
     return str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
 
 
-def _progress() -> Progress:
-    """A bar on the terminal, if there is one."""
+def _bar() -> Progress:
+    """A progress bar, if there is a terminal."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -346,72 +257,15 @@ def _progress() -> Progress:
     )
 
 
-def write_whole(folder: Path, contents: dict[str, bytes]) -> list[Path]:
-    """Write files beside their places and rename them, so that none is ever seen half-written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
-        for name, content in contents.items():
-            (Path(scratch) / name).write_bytes(content)
-        return [(Path(scratch) / name).replace(folder / name) for name in contents]
-
-
-def _summary_csv(summaries: dict[Path, Summary]) -> bytes:
-    """A row for each image and class."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow([*_IMAGE_COLUMNS, *_CLASS_COLUMNS])
-    writer.writerows(_rows(summaries))
-    return text.getvalue().encode()
-
-
-def _rows(summaries: dict[Path, Summary]) -> Iterable[list[object]]:
-    for path, summary in summaries.items():
-        image, model = summary.image, summary.model
-        about = [path.name, image.width_px, image.height_px, image.mpp, image.mpp_source]
-        for row in summary.classes:
-            numbers = [getattr(row, column) for column in _CLASS_COLUMNS]
-            yield [*about, model.name, model.version, *numbers]
-
-
-def _report(command: Segment, summaries: dict[Path, Summary], made: dict[Path, Summary]) -> None:
-    """Say what was done: in numbers for one image, in one line for more."""
-    console = Console()
+def _report(command: Segment, summaries: dict[Path, Summary], num_made: int) -> None:
+    """Print what was done: a table for a single image, one line for several."""
     if len(command.images) == 1:
         for path, summary in summaries.items():
-            console.print(_table(path, summary))
-    skipped = len(summaries) - len(made)
-    already = f", {skipped} were there already" if skipped else ""
-    print(
-        f"wrote {len(made)} of {len(command.images)} images to {command.out}{already}", flush=True
-    )
-    print(_assumed(summaries), flush=True)
-
-
-def _assumed(summaries: dict[Path, Summary]) -> str:
-    """For how many images nobody stated the um per pixel: their labels may be of another scale."""
-    assumed = [path for path, summary in summaries.items() if not summary.image.is_mpp_known]
-    text = f"um per pixel: assumed for {len(assumed)} of {len(summaries)} images"
-    if not assumed:
-        return text
-    notes = {summaries[path].image.mpp_note for path in assumed} - {""}
-    why = f" {min(notes)}" if notes else ""
-    return f"{text}, such as {assumed[0].name}. State it with --mpp if you know it.{why}"
-
-
-def _table(path: Path, summary: Summary) -> Table:
-    image = summary.image
-    title = f"{path.name}, {image.width_px} x {image.height_px}, {image.scale}"
-    for note in (image.mpp_note, *image.notes):
-        title += f"\n{note}" if note else ""
-    table = Table(title=escape(title))
-    table.add_column("class")
-    for title in ("share", "mean confidence", "predicted IoU"):
-        table.add_column(title, justify="right")
-    for row in summary.classes:
-        confidence = "" if row.mean_confidence is None else f"{row.mean_confidence:.2f}"
-        iou = "" if row.predicted_iou is None else f"{row.predicted_iou:.2f}"
-        table.add_row(row.name, f"{row.pixel_share:.1%}", confidence, iou)
-    return table
+            Console().print(image_table(path, summary))
+    num_skipped = len(summaries) - num_made
+    already = f", {num_skipped} existed already" if num_skipped else ""
+    print(f"wrote {num_made} of {len(command.images)} images to {command.out}{already}", flush=True)
+    print(assumed_line(summaries), flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -423,5 +277,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; start it again to go on where it was", file=sys.stderr)
-        return 130
+        print("stopped; the same command continues where it stopped", file=sys.stderr)
+        return EXIT_STATUS

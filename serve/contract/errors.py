@@ -17,6 +17,7 @@ FocalPathError                   failed               [503]
 ├── BusyError                    busy                 [429]
 ├── TookTooLongError             took_too_long        [504]
 └── BackendUnavailableError      backend_unavailable  [503]
+    ├── BackendUnreachableError  backend_unavailable  [503]
     └── ModelChangedError        model_changed        [503]
 """
 
@@ -126,6 +127,10 @@ class BackendUnavailableError(FocalPathError):
     """The inference backend does not answer."""
 
     code = "backend_unavailable"
+
+
+class BackendUnreachableError(BackendUnavailableError):
+    """There is no connection to the inference backend: it is not running, or it restarts."""
 
 
 class ModelChangedError(BackendUnavailableError):

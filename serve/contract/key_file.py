@@ -32,3 +32,18 @@ def read_key_file(path: Path) -> list[str]:
             f"The API keys in {path} cannot be read: the file is not text in UTF-8 or UTF-16. Save "
             "it as UTF-8."
         ) from error
+
+
+def read_key(path: Path | None) -> str | None:
+    """The API key on the first line of a file; None without a file.
+
+    Raises:
+        SettingsError: the file cannot be read, or does not start with an API key.
+    """
+    if path is None:
+        return None
+    lines = [line.strip() for line in read_key_file(path) if line.strip()]
+    if not lines or not (lines[0].isascii() and lines[0].isprintable()):
+        found = "no printable ASCII text" if lines else "nothing"
+        raise SettingsError(f"{path} has {found} on its first line, expected an API key.")
+    return lines[0]

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import BackendUnavailableError
+from serve.contract.manifest import Manifest
 from serve.inference.backend import Backend
 
 TileAnswer = dict[str, NDArray[Any]]
@@ -193,6 +194,11 @@ class TilePool:
         """Finish the submitted tiles, then close the backend."""
         self._pool.shutdown()
         self._backend.close()
+
+
+def pool_of(backend: Backend, manifest: Manifest) -> TilePool:
+    """A pool that keeps two full batches of the model at the backend."""
+    return TilePool(backend, max_tiles=2 * manifest.max_batch_size)
 
 
 def _stack(answers: Sequence[TileAnswer], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:

@@ -23,7 +23,7 @@ from serve.images.mpp import (
 )
 from serve.images.tiles import UNSCALED, Scale, num_tiles, scale_to, scaled_size
 from serve.inference.backend import Backend
-from serve.inference.batching import ObserveWait, TileBatcher, TilePool, TileRunner
+from serve.inference.batching import ObserveWait, TileBatcher, TileRunner, pool_of
 from serve.inference.providers import open_in_process
 from serve.inference.runs_on import RunsOn
 from serve.inference.summary import MppSource, Summary, summarise
@@ -249,7 +249,7 @@ def open_segmenter(
     backend = observe(opened)
     shared: TileRunner
     if settings.backend == "triton":
-        shared = TilePool(backend, max_tiles=2 * manifest.max_batch_size)
+        shared = pool_of(backend, manifest)
     else:
         shared = TileBatcher(
             backend,

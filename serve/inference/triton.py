@@ -10,7 +10,11 @@ from opentelemetry import propagate
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from serve.contract.errors import BackendUnavailableError, ModelChangedError
+from serve.contract.errors import (
+    BackendUnavailableError,
+    BackendUnreachableError,
+    ModelChangedError,
+)
 from serve.contract.manifest import Manifest, TensorSpec
 from serve.inference.backend import first_line, in_batches
 from serve.inference.triton_shared_memory import SharedTensors, is_about_shared_memory
@@ -163,8 +167,10 @@ class TritonBackend:
         name = self._manifest.name
         match error.status():
             case "StatusCode.UNAVAILABLE":
-                found = f"Triton is not reachable at {self._url}"
-                todo = "Start it, or set its gRPC address with FOCALPATH_TRITON_URL"
+                return BackendUnreachableError(
+                    f"Triton is not reachable at {self._url}; expected it to serve {name}. Start "
+                    "it, or set its gRPC address with FOCALPATH_TRITON_URL."
+                )
             case "StatusCode.DEADLINE_EXCEEDED":
                 found = f"Triton at {self._url} did not answer within {self._timeout_s:g} s"
                 todo = "Try again, or raise FOCALPATH_TRITON_TIMEOUT_S"

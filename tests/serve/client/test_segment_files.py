@@ -11,7 +11,6 @@ import shapely
 from PIL import Image
 
 from serve.answers.format import AnswerFormat
-from serve.client import segment_files
 from serve.client.segment_files import main
 from serve.contract.errors import BackendUnavailableError
 from serve.inference.segmenter import Segmentation, TileSegmenter
@@ -170,59 +169,6 @@ def test_files_of_one_run_are_not_taken_for_those_of_another(
     assert (out / "slide.overlay.png").read_bytes() != before
 
 
-def test_the_summary_of_what_was_done_is_written_when_it_is_stopped(
-    image: Path, toy_bundle: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    render = AnswerFormat.render
-
-    def interrupted(entry: AnswerFormat, *arguments: Any) -> bytes:
-        if (out / "slide.json").exists():
-            raise KeyboardInterrupt
-        return render(entry, *arguments)
-
-    monkeypatch.setattr(AnswerFormat, "render", interrupted)
-    other = tmp_path / "other.png"
-    other.write_bytes(encoded(IMAGE))
-    arguments = (image, other, "--bundle", toy_bundle, "--out", out, "--jobs", 1)
-    assert _segment(*arguments) == 130
-    with (out / "summary.csv").open(newline="") as file:
-        assert {row["image"] for row in csv.DictReader(file)} == {"slide.png"}
-
-
-def test_a_stop_says_which_images_it_waits_for(
-    image: Path,
-    toy_bundle: Path,
-    out: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    segment, said = TileSegmenter.segment, threading.Event()
-
-    def waits(segmenter: TileSegmenter, pixels: np.ndarray, **options: Any) -> Segmentation:
-        if pixels.shape[0] == 50:
-            raise KeyboardInterrupt  # as if it came while the other is under way
-        if pixels.shape[:2] == IMAGE.shape[:2]:
-            assert said.wait(10)
-        return segment(segmenter, pixels, **options)
-
-    told = segment_files._say_what_is_waited_for
-
-    def tell(paths: list[Path]) -> None:
-        told(paths)
-        said.set()
-
-    monkeypatch.setattr(TileSegmenter, "segment", waits)
-    monkeypatch.setattr(segment_files, "_say_what_is_waited_for", tell)
-    first = tmp_path / "first.png"
-    first.write_bytes(encoded(blobs(50, 60)))
-    assert _segment(image, first, "--bundle", toy_bundle, "--out", out) == 130
-    message = capsys.readouterr().err
-    assert f"waiting for {image}" in message
-    assert str(first) not in message
-    assert "slide.json" in _names(out)
-
-
 def test_a_folder_is_the_images_in_it(
     toy_bundle: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,7 +291,7 @@ def test_a_missing_image_fails_before_anything_is_written(
     image: Path, toy_bundle: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = _fails(capsys, image, "gone.png", "--bundle", toy_bundle, "--out", out)
-    assert "gone.png is no file" in message
+    assert "gone.png" in message
     assert not out.exists()
 
 
@@ -356,7 +302,8 @@ def test_two_images_of_one_name_are_refused(
     other.parent.mkdir()
     other.write_bytes(encoded(IMAGE, "JPEG"))
     message = _fails(capsys, image, other, "--bundle", toy_bundle)
-    assert "more than one image is called slide" in message
+    assert str(image) in message
+    assert str(other) in message
 
 
 def test_an_output_folder_that_is_a_file_is_one_message(
@@ -414,7 +361,7 @@ def test_a_server_that_is_not_there_is_one_message(
 def test_an_url_that_is_none_is_one_message(
     image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "expected http://host:port" in _fails(capsys, image, "--url", "nowhere")
+    assert "'nowhere'" in _fails(capsys, image, "--url", "nowhere")
 
 
 def test_a_half_written_output_is_never_seen(

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.client.segment_files import read_key
 from serve.contract.errors import SettingsError
+from serve.contract.key_file import read_key
 from serve.service.access import ApiKeys
 from tests.support.errors import raises
 

@@ -22,7 +22,7 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from export.triton import Target, publish, render_config
-from serve.client.clients import AsyncTritonClient, HttpClient, TritonClient
+from serve.client import AsyncTritonClient, HttpClient, TritonClient
 from serve.client.segment_files import main as segment_files
 from serve.contract.manifest import Manifest, read_bundle
 from serve.inference.batching import TilePool
@@ -489,7 +489,28 @@ def test_without_shared_memory_tensors_are_sent(
     with TritonClient(server.grpc_url, manifest, shared_memory="on") as client:
         labels = client.segment(tile).labels.tobytes()
     assert labels == in_process.segment(tile).labels.tobytes()
-    assert "tensors are sent to Triton" in caplog.text
+    assert "no space left on /dev/shm" in caplog.text
+
+
+def test_a_client_waits_for_a_triton_that_restarts(
+    toy_bundle: Path,
+    tmp_path: Path,
+    in_process: TileSegmenter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve.client.patience.MAX_FAILURES", 7)  # this machine may be busy
+    image = _larger_image()
+    publish(toy_bundle, tmp_path / "repository")
+    with (
+        TritonServer(tmp_path / "repository") as triton,
+        TritonClient(triton.grpc_url, read_bundle(toy_bundle)) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        triton.kill()
+        assert not client.is_ready()
+        result = pool.submit(client.segment, image)
+        triton.start()
+        assert result.result(60).labels.tobytes() == in_process.segment(image).labels.tobytes()
 
 
 def test_the_command_line_writes_the_same_files_from_triton_and_from_the_bundle(

@@ -1,0 +1,66 @@
+"""Which images are finished already: their files exist, made by the same model in the same way.
+
+The JSON of an image records how its files were made. It is written last, so that it also says that
+the other files are complete.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serve.answers.registry import FORMATS
+from serve.contract.manifest import Manifest, sha256_of
+from serve.inference.summary import Summary
+
+RECORD_FORMAT = "json"
+"""The format that is always written, last."""
+_MADE_WITH = "made_with"
+"""Field of an image's JSON, besides those of the service's answer."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the files of an image are made, besides the model."""
+
+    formats: Sequence[str]
+    """Names of the formats; the last is `RECORD_FORMAT`."""
+    options: Mapping[str, Any]
+    """All options that the files depend on, as JSON values."""
+
+    def record(self, image: Path, document: bytes) -> bytes:
+        """Add to the JSON of an image how its files were made."""
+        fields = json.loads(document) | {_MADE_WITH: self._of(image)}
+        return json.dumps(fields, indent=2, ensure_ascii=False).encode()
+
+    def finished(self, image: Path, out: Path, manifest: Manifest) -> Summary | None:
+        """The summary of a finished image; None if any of its files must be made.
+
+        Args:
+            image: the image file.
+            out: the folder of the outputs.
+            manifest: of the model that would make them.
+        """
+        outputs = [out / f"{image.stem}{FORMATS[name].suffix}" for name in self.formats]
+        if not all(output.is_file() for output in outputs):
+            return None
+        try:
+            content = json.loads(outputs[-1].read_bytes())
+            found = content.pop(_MADE_WITH)
+            summary = Summary.model_validate(content)
+            formats = set(found.pop("formats"))
+        except (ValueError, LookupError, TypeError, AttributeError):  # not ours, or older
+            return None
+        wanted = self._of(image)
+        is_same = formats.issuperset(wanted.pop("formats")) and found == wanted
+        model = summary.model
+        is_same_model = (model.name, model.version) == (manifest.name, manifest.version)
+        return summary if is_same and is_same_model else None
+
+    def _of(self, image: Path) -> dict[str, Any]:
+        return {
+            "image_sha256": sha256_of(image),
+            **self.options,
+            "formats": list(self.formats),
+        }

@@ -1,0 +1,53 @@
+"""The image files that a command line names: files, and folders of files."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from serve.contract.errors import ImageError
+
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
+"""Suffixes of the files that are taken from a folder. A file that is named may have any."""
+
+
+def find_images(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """List the images that are named, and those in the folders that are named, in order of names.
+
+    Raises:
+        ImageError: there is no image, a path does not exist, a folder cannot be read or has no
+            image in it, or the outputs of two images would have the same name.
+    """
+    images = tuple(image for path in paths for image in _images_at(path))
+    if not images:
+        raise ImageError("no image is named. Name one or more files.")
+    stems: dict[str, Path] = {}
+    for path in images:
+        if not path.is_file():
+            raise ImageError(f"{path} is not a file. Check the path; nothing was segmented.")
+        if path.stem in stems:
+            raise ImageError(
+                f"{stems[path.stem]} and {path} have the same name, so their outputs would "
+                "overwrite each other. Segment them into different folders with --out."
+            )
+        stems[path.stem] = path
+    return images
+
+
+def _images_at(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+        return
+    try:
+        files = sorted(file for file in path.iterdir() if _looks_like_image(file))
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
+    if not files:
+        raise ImageError(
+            f"{path} has no image in it; expected names that end in "
+            f"{', '.join(sorted(_SUFFIXES))}. Folders in it are not searched."
+        )
+    yield from files
+
+
+def _looks_like_image(path: Path) -> bool:
+    is_hidden = path.name.startswith(".")
+    return path.suffix.lower() in _SUFFIXES and not is_hidden and path.is_file()

@@ -1,0 +1,52 @@
+"""Writes files that are never seen half-written, even if the process ends in the middle."""
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+_unfinished: set[Path] = set()
+"""Scratch folders of the writes that are under way."""
+_guard = threading.Lock()
+"""Held while a scratch folder appears, and while finished files take their places."""
+_GUARD_TIMEOUT_S = 5.0
+"""Seconds after which a file system that does not finish a rename is not waited for."""
+
+
+def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files into a folder; they appear once all of them are complete, or not at all.
+
+    Args:
+        folder: created if it is missing.
+        contents: by the files' names. The files appear in this order.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _guard:
+        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
+        _unfinished.add(scratch)
+    try:
+        for name, content in contents.items():
+            (scratch / name).write_bytes(content)
+        with _guard:
+            for name in contents:
+                (scratch / name).replace(folder / name)
+    finally:
+        with _guard:
+            shutil.rmtree(scratch, ignore_errors=True)
+            _unfinished.discard(scratch)
+
+
+def abandon_writing() -> None:
+    """Remove all that is half-written, and let no other file appear: the process must end now.
+
+    Other threads may be writing. They wait for the lock, which is never released.
+    """
+    _guard.acquire(timeout=_GUARD_TIMEOUT_S)
+    while _unfinished:
+        scratch = _unfinished.pop()
+        while scratch.exists():  # a thread may still add a file to it
+            shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,138 @@
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from serve.client import AsyncTritonClient, TritonClient
+from serve.contract.errors import (
+    BackendUnavailableError,
+    BackendUnreachableError,
+    FocalPathError,
+    ImageTooLargeError,
+    ModelChangedError,
+)
+from serve.contract.manifest import read_bundle
+from serve.inference.onnxruntime import OnnxRuntimeBackend
+from serve.inference.segmenter import TileSegmenter, open_segmenter
+from serve.settings import InferenceSettings
+from tests.support.errors import raises
+from tests.support.http_service import free_port
+from tests.support.pictures import blobs
+
+
+class LossyTriton(OnnxRuntimeBackend):
+    """Stands in for Triton's backend: fails first, then answers as ONNX Runtime does."""
+
+    def __init__(self, bundle: Path, errors: Sequence[FocalPathError]) -> None:
+        super().__init__(bundle, read_bundle(bundle))
+        self._errors = list(errors)
+
+    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        if self._errors:
+            raise self._errors.pop()
+        return super().infer(images, outputs)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the client would have waited."""
+    found: list[float] = []
+    monkeypatch.setattr("serve.client.triton.time.sleep", found.append)
+    return found
+
+
+def _client(
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    errors: Sequence[FocalPathError] = (),
+    **options: Any,
+) -> TritonClient:
+    backend = LossyTriton(bundle, errors)
+    monkeypatch.setattr("serve.client.triton.TritonBackend", lambda *_, **__: backend)
+    return TritonClient("127.0.0.1:8001", read_bundle(bundle), **options)
+
+
+@pytest.mark.parametrize(("num_lost", "expected"), [(0, []), (1, [1]), (3, [1, 2, 4])])
+def test_tiles_are_sent_again_to_a_triton_that_was_lost(
+    num_lost: int,
+    expected: list[float],
+    toy_bundle: Path,
+    pauses: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = blobs(40, 50)
+    with open_segmenter(InferenceSettings(bundle=toy_bundle)) as segmenter:
+        labels = segmenter.segment(image).labels
+    lost = [BackendUnreachableError("gone")] * num_lost
+    with _client(toy_bundle, monkeypatch, lost) as client:
+        assert np.array_equal(client.segment(image).labels, labels)
+    assert pauses == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "patience_s", "expected"),
+    [
+        (BackendUnreachableError("gone"), 120, [1, 2, 4]),  # a few times only
+        (BackendUnreachableError("gone"), 0, []),
+        (BackendUnavailableError("too slow"), 120, []),
+        (ModelChangedError("another version"), 120, []),
+    ],
+)
+def test_a_client_gives_up_where_waiting_does_not_help(
+    error: FocalPathError,
+    patience_s: float,
+    expected: list[float],
+    toy_bundle: Path,
+    pauses: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with (
+        _client(toy_bundle, monkeypatch, [error] * 9, patience_s=patience_s) as client,
+        raises(type(error), error),
+    ):
+        client.segment(blobs(40, 50))
+    assert pauses == expected
+
+
+def test_the_limit_of_tiles_is_the_segmenters(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = InferenceSettings(bundle=toy_bundle, max_image_tiles=2)
+    with (
+        open_segmenter(settings) as segmenter,
+        _client(toy_bundle, monkeypatch, max_tiles=2) as client,
+    ):
+        one: TileSegmenter
+        for one in (segmenter, client):
+            assert one.segment(blobs(60, 60)).labels.shape == (60, 60)
+            with raises(ImageTooLargeError, "2 tiles", code="too_many_tiles"):
+                one.segment(blobs(200, 200))
+
+
+def test_the_async_client_takes_the_same_options_and_gives_the_same(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = blobs(90, 70)
+    with _client(toy_bundle, monkeypatch) as client:
+        labels = client.segment(image).labels
+
+    async def segment() -> NDArray[np.uint8]:
+        manifest = read_bundle(toy_bundle)
+        async with AsyncTritonClient("127.0.0.1:8001", manifest, max_tiles=9) as asynchronous:
+            assert await asynchronous.manifest() == manifest
+            with raises(ImageTooLargeError, "9 tiles", code="too_many_tiles"):
+                await asynchronous.segment(blobs(300, 300))
+            return (await asynchronous.segment(image)).labels
+
+    assert np.array_equal(asyncio.run(segment()), labels)
+
+
+@pytest.mark.parametrize("kind", [TritonClient, AsyncTritonClient])
+def test_a_client_without_triton_names_its_address(kind: type, toy_bundle: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with raises(BackendUnreachableError, address, code="backend_unavailable"):
+        kind(address, read_bundle(toy_bundle))
