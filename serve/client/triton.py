@@ -15,7 +15,7 @@ from serve.client.http import AsyncClosing
 from serve.client.patience import Patience
 from serve.contract.errors import BackendUnreachableError
 from serve.contract.manifest import Manifest
-from serve.images.mpp import FROM_REQUEST
+from serve.images.mpp import FROM_REQUEST, Mpp
 from serve.inference.backend import Backend
 from serve.inference.batching import pool_of
 from serve.inference.segmenter import MAX_PIXELS, Segmentation, TileSegmenter
@@ -85,7 +85,7 @@ class AsyncTritonClient(AsyncClosing):
         self,
         image: NDArray[np.uint8],
         *,
-        mpp: float | None = None,
+        mpp: Mpp | None = None,
         mpp_source: MppSource = FROM_REQUEST,
         with_probabilities: bool = False,
     ) -> Segmentation:
