@@ -47,7 +47,7 @@ class _HttpClient(Generic[C]):
         self._patience_s = patience_s
         self._has_answered = False
         headers = {} if api_key is None else {"X-API-Key": api_key}
-        self._client = self._transport(timeout=timeout_s, headers=headers)
+        self._client: C = self._transport(timeout=timeout_s, headers=headers)
 
     def _pause_s(self, outcome: httpx.Response | Exception, patience: Patience) -> float | None:
         """Seconds to wait before the next attempt; None if the outcome is final."""
