@@ -14,6 +14,7 @@ from export.destination import bundle_destination, is_report, refused_folder
 from export.errors import GateError, errors_translated
 from export.files import replaced_whole, uninterrupted
 from export.gate.answers import Answers, onnx_answers, torch_answers
+from export.gate.certificate import draw_curve, measure_certificate
 from export.gate.gate import Gate
 from export.gate.model_card import write_model_card
 from export.gate.report import REPORT_FILE, draw_worst_tiles, write_report
@@ -31,6 +32,7 @@ from export.tensorrt.lint import engine_obstacles
 from export.tensorrt.plan import EnginePlan, plan_for
 from export.triton import ENGINE_PRECISIONS
 from serve.contract import openvino
+from serve.contract.certificate import ScaleCertificate
 from serve.contract.machine import this_processor
 from serve.contract.manifest import (
     Artefact,
@@ -89,6 +91,7 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
                 "tiles."
             ) from error
         export.write_other_precisions()
+        export.certify_scale()
         manifest = export.write_manifest(sha256_of(weights), earlier=bundle)
         report = export.write_parity(staging)
         write_model_card(manifest, card, report, staging, engine_obstacles=export.engine_obstacles)
@@ -126,6 +129,7 @@ class _Export:
         self._half_blocks: tuple[str, ...] = ()
         self._pictures: list[str] = []
         self._obstacles: dict[str, tuple[str, ...]] = {}
+        self._certificate: ScaleCertificate | None = None
 
     def write_float32(self, weights: Path) -> None:
         """Write the float32 graph.
@@ -180,6 +184,14 @@ class _Export:
         for path in self._folder.glob("with_logits*"):
             path.unlink()
 
+    def certify_scale(self) -> None:
+        """Measure what images of another um per pixel cost, and draw the curve."""
+        model = self._folder / MODEL_FILE
+        found = measure_certificate(self._gate, model, self._settings.certificate)
+        self._certificate = found
+        if found is not None and self._card.mpp is not None:
+            draw_curve(found, self._card.classes, self._card.mpp, self._folder)
+
     def write_manifest(self, checkpoint_sha256: str, earlier: Path) -> Manifest:
         """Write the manifest, the warm-up sample and the plan of the TensorRT engine.
 
@@ -210,6 +222,7 @@ class _Export:
             artefacts,
             opset=_opset_of(self._folder / MODEL_FILE),
             warm_up=_write_warm_up(self._folder, self._gate.tiles.images[:1]),
+            certificate=self._certificate,
         )
         source = self._engine_source(artefacts)
         self._plan = plan_for(
@@ -283,6 +296,8 @@ class _Export:
                 for block, peak in self._peaks.items()
             ),
             artefacts=tuple(self._judged),
+            mpp=self._card.mpp,
+            scale_certificate=self._certificate,
         )
         report.write(folder)
         write_report(report, self._pictures, folder)
@@ -349,6 +364,7 @@ def _manifest(
     *,
     opset: int,
     warm_up: WarmUp,
+    certificate: ScaleCertificate | None,
 ) -> Manifest:
     tile_size_px = card.settings.model.tile_size_px
     inputs, outputs = interface(tile_size_px, len(card.classes))
@@ -367,6 +383,7 @@ def _manifest(
         checkpoint_sha256=checkpoint_sha256,
         artefacts=artefacts,
         warm_up=warm_up,
+        scale_certificate=certificate,
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.errors import SettingsError
+from export.gate.certificate import CertificateSettings
 from export.gate.schema import Tolerances
 from export.graph.attention import AttentionForm, Positions
 from export.graph.to_onnx import OPSETS
@@ -39,6 +40,7 @@ class BundleSettings:
     takes 7 GB per tile of 1024 pixels."""
     precision: PrecisionSettings = field(default_factory=PrecisionSettings)
     tolerances: Tolerances = field(default_factory=Tolerances)
+    certificate: CertificateSettings = field(default_factory=CertificateSettings)
 
     def __post_init__(self) -> None:
         """Refuse values that would fail after the work."""

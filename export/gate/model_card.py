@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from export.gate.certificate import certificate_section
 from export.gate.report import logit_difference, measured_against
 from export.gate.schema import ArtefactParity, ParityReport
 from export.markdown import markdown_table
@@ -37,6 +38,9 @@ def write_model_card(
         _data(card),
         _scores(card),
         _precision(report, engine_obstacles),
+        certificate_section(
+            manifest.scale_certificate, [entry.name for entry in manifest.classes], manifest.mpp
+        ),
         _limits(manifest, card),
         _licences(card),
     )

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from export.gate.answers import Answers
+from export.gate.certificate import certificate_section
 from export.gate.gate import Gate
 from export.gate.schema import ArtefactParity, ParityReport
 from export.markdown import markdown_table
@@ -32,6 +33,9 @@ def write_report(report: ParityReport, pictures: Sequence[str], folder: Path) ->
     ]
     for artefact in report.artefacts:
         lines += ["", *_section(artefact, picture_name(artefact) in pictures)]
+    if report.artefacts:
+        names = [entry.name for entry in report.artefacts[0].classes]
+        lines += ["", *certificate_section(report.scale_certificate, names, report.mpp)]
     if report.peaks:
         lines += ["", *_audit(report)]
     lines += ["", *_how(report)]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from serve.contract.certificate import ScaleCertificate
 from serve.contract.manifest import Parity
 from serve.contract.strict import Strict
 
@@ -198,6 +199,10 @@ class ParityReport(Strict):
     """The largest magnitude that a block may reach in fp16."""
     peaks: tuple[BlockPeak, ...]
     artefacts: tuple[ArtefactParity, ...]
+    mpp: float | None = None
+    """um per pixel of the model; None where it is not known, and in older reports."""
+    scale_certificate: ScaleCertificate | None = None
+    """None where it was left out or could not be measured, and in older reports."""
 
     @property
     def unmeasured_classes(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The tiles that every artefact is compared on: a data set's held-out tiles, or drawn tissue."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,13 @@ from rich.progress import track
 from export.errors import InputError, SettingsError, errors_translated
 from train.data.dataset import WholeImageDataset
 from train.data.folder import Split, TileFolder, read_tile_folder
-from train.data.scale import TileScale, resolve_mpp
+from train.data.images import read_image
+from train.data.scale import TileScale, cut_image, resolve_mpp, seen_at
 from train.data.synthetic.tissue import CLASSES, make_tile
 
 Images = NDArray[np.uint8]
+_DRAWN_MPP = 0.5
+"""um per pixel of drawn tissue where the model does not say its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,11 @@ class ValidationTiles:
     names: tuple[str, ...]
     images: Images
     masks: Images | None
+    from_scale: Callable[[float, int], Images] | None = None
+    """Of a factor and a number: the first so many tiles as serving cuts them from images whose um
+    per pixel is the factor times the model's. None where an um per pixel is not known."""
+    own_factor: float = 1.0
+    """The images' own um per pixel over the model's, of the coarsest one."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -67,7 +75,7 @@ def validation_tiles(
     if num_tiles < 1:
         raise SettingsError(f"{num_tiles} tiles to compare on; expected at least 1")
     if data is None:
-        return _drawn_tiles(tile_size_px, num_tiles, class_names, mpp or 0.5)
+        return _drawn_tiles(tile_size_px, num_tiles, class_names, mpp, squeeze=squeeze)
     folder = read_tile_folder(data)
     found = [entry.name for entry in folder.classes]
     if class_names is not None and found != list(class_names):
@@ -95,6 +103,12 @@ def _tiles_of(
         names=tuple(splits.name(at) for at in ordered),
         images=np.stack([splits.image(at) for at in ordered]),
         masks=np.stack([splits.mask(at) for at in ordered]) if with_masks else None,
+        from_scale=None
+        if scale.mpp is None or scale.squeeze
+        else lambda factor, count: np.stack(
+            [splits.image_from_scale(at, factor) for at in ordered[:count]]
+        ),
+        own_factor=splits.own_factor(ordered),
     )
 
 
@@ -127,6 +141,20 @@ class _Splits:
         """A tile's pixels, (T, T, 3) uint8."""
         tile = self._images[at.split].fixed_tiles(at.image)[at.number]
         return np.asarray(tile.permute(1, 2, 0).numpy())
+
+    def image_from_scale(self, at: _Place, factor: float) -> Images:
+        """The same pixels as they are cut from a source of `factor` times the model's scale."""
+        images = self._images[at.split]
+        tile, scale = images.tiles[at.image], images.scale
+        assert tile.pixel_size is not None, "checked with resolve_mpp"
+        assert scale.mpp is not None, "asked for only where it is known"
+        seen = seen_at(read_image(tile.image), tile.pixel_size, scale.mpp * factor)
+        return np.asarray(cut_image(seen, images.placements[at.image], scale)[at.number], np.uint8)
+
+    def own_factor(self, places: Sequence[_Place]) -> float:
+        """The coarsest image's um per pixel over the model's; 1 where they are not known."""
+        images = [(self._images[at.split], at.image) for at in places]
+        return max(max(of.scale.factor(of.tiles[index].pixel_size)) for of, index in images)
 
     def mask(self, at: _Place) -> Images:
         """A tile's labels, (T, T) uint8."""
@@ -183,14 +211,29 @@ def _choose(splits: _Splits, num_tiles: int) -> list[_Place]:
 
 
 def _drawn_tiles(
-    tile_size_px: int, num_tiles: int, class_names: Sequence[str] | None, mpp: float
+    tile_size_px: int,
+    num_tiles: int,
+    class_names: Sequence[str] | None,
+    mpp: float | None,
+    *,
+    squeeze: bool,
 ) -> ValidationTiles:
     rng = np.random.default_rng(0)
-    pairs = [make_tile(rng, tile_size_px, mpp) for _ in range(num_tiles)]
+    drawn_mpp = mpp or _DRAWN_MPP
+    pairs = [make_tile(rng, tile_size_px, drawn_mpp) for _ in range(num_tiles)]
     same_classes = class_names is not None and list(class_names) == [name for name, _ in CLASSES]
+    images = np.stack([image for image, _ in pairs])
+    scale = TileScale(tile_size_px=tile_size_px, mpp=drawn_mpp)
+    place = scale.place(tile_size_px, tile_size_px, drawn_mpp)
+
+    def from_scale(factor: float, count: int) -> Images:
+        seen = [seen_at(image, drawn_mpp, drawn_mpp * factor) for image in images[:count]]
+        return np.concatenate([cut_image(image, place, scale) for image in seen]).astype(np.uint8)
+
     return ValidationTiles(
         source=f"{num_tiles} tiles of drawn tissue",
         names=tuple(f"drawn_{index}" for index in range(num_tiles)),
-        images=np.stack([image for image, _ in pairs]),
+        images=images,
         masks=np.stack([labels for _, labels in pairs]) if same_classes else None,
+        from_scale=None if mpp is None or squeeze else from_scale,
     )

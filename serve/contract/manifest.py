@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from serve.contract.certificate import ScaleCertificate
 from serve.contract.errors import BundleError
 from serve.contract.strict import Strict, first_problem
 
@@ -145,6 +146,10 @@ class Manifest(Strict):
     checkpoint_sha256: Sha256
     artefacts: tuple[Artefact, ...] = Field(min_length=1)
     warm_up: WarmUp | None = None
+    scale_certificate: ScaleCertificate | None = Field(
+        default=None,
+        description="what other um per pixel than the model's cost; null where not measured",
+    )
 
     @model_validator(mode="after")
     def _check_agreement(self) -> Self:
@@ -159,7 +164,20 @@ class Manifest(Strict):
                 f"class_attention_bias has {len(self.class_attention_bias)} values, "
                 f"expected one for each of the {len(self.classes)} classes"
             )
+        certificate = self.scale_certificate
+        if certificate is not None and len(certificate.points[0].dice) != len(self.classes):
+            raise ValueError(
+                f"scale_certificate has Dice of {len(certificate.points[0].dice)} classes, "
+                f"expected {len(self.classes)}"
+            )
         return self
+
+    def scale_warning(self, image_mpp: float | None) -> str | None:
+        """What to tell of an image of that um per pixel; None where there is nothing to tell."""
+        if self.scale_certificate is None or self.mpp is None or image_mpp is None:
+            return None
+        names = [entry.name for entry in self.classes]
+        return self.scale_certificate.warning(image_mpp, self.mpp, names)
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into `folder`."""

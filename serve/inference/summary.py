@@ -57,7 +57,8 @@ class ImageInfo(Strict):
     notes: tuple[str, ...] = Field(
         default=(),
         description="how the pixels that were segmented differ from the file's, such as turned "
-        "upright",
+        "upright; and where the um per pixel differ from the model's by more than the export found "
+        "to be harmless",
     )
 
     @property
@@ -140,7 +141,10 @@ class Summary(Strict):
     def with_notes(self, mpp_note: str, notes: tuple[str, ...]) -> Self:
         """Return a copy with the notes from reading the image's file."""
         image = self.image.model_copy(
-            update={"mpp_note": "" if self.image.is_mpp_known else mpp_note, "notes": notes}
+            update={
+                "mpp_note": "" if self.image.is_mpp_known else mpp_note,
+                "notes": (*notes, *self.image.notes),
+            }
         )
         return self.model_copy(update={"image": image})
 
@@ -162,12 +166,14 @@ def summarise(
     """
     height, width = prediction.labels.shape
     sides = None if mpp is None else sides_of(mpp)
+    warning = None if sides is None else manifest.scale_warning(max(sides.x, sides.y))
     image = ImageInfo(
         width_px=width,
         height_px=height,
         mpp=None if sides is None else sides.mean,
         mpp_xy=None if sides is None or sides.x == sides.y else sides,
         mpp_source=mpp_source,
+        notes=(warning,) if warning else (),
     )
     histogram = _joint_histogram(prediction)  # 256 labels x 256 confidences
     first_high = int(np.ceil(LOW_CONFIDENCE * 255))  # first confidence byte that is not low

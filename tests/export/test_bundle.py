@@ -84,6 +84,20 @@ def test_the_float32_graph_answers_as_torch(exported_bundle: Path) -> None:
     assert 0 < parity.max_logit_difference < 1e-3
 
 
+def test_the_scale_certificate_is_in_the_manifest_the_report_and_the_card(
+    exported_bundle: Path,
+) -> None:
+    found = read_bundle(exported_bundle).scale_certificate
+    assert found is not None
+    assert [point.factor for point in found.points] == [0.8, 0.9, 1.0, 1.1, 1.25]
+    assert _report(exported_bundle).scale_certificate == found
+    for name in ("parity_report.md", "MODEL_CARD.md"):
+        text = (exported_bundle / name).read_text(encoding="utf-8")
+        assert "parity_scale.png" in text
+        assert f"{found.points[-1].label_agreement:.2%}" in text
+    assert (exported_bundle / "parity_scale.png").is_file()
+
+
 def test_both_graphs_have_the_same_inputs_and_outputs(exported_bundle: Path) -> None:
     described = [
         [

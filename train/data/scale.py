@@ -95,6 +95,21 @@ def cut_image(
     return np.stack([padded[y : y + side, x : x + side] for y, x in placement.places])
 
 
+def seen_at(image: NDArray[np.uint8], image_mpp: Mpp, mpp: float) -> NDArray[np.uint8]:
+    """An (H, W, 3) uint8 image as a source of another um per pixel would have it.
+
+    A coarser source lacks detail. A finer one would have more, which no resampling can add: the
+    image is then only enlarged.
+
+    Args:
+        image: RGB in [0, 255].
+        image_mpp: its um per pixel.
+        mpp: um per pixel of the source.
+    """
+    height, width = image.shape[:2]
+    return resample(image, *scaled_size(height, width, scale_to(mpp, image_mpp)))
+
+
 def _resample_plainly(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
     pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
     resized = interpolate(pixels, (height, width), mode="bilinear", align_corners=False)

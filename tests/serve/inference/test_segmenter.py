@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serve.contract.certificate import ScaleCertificate, ScalePoint
 from serve.contract.errors import ImageError, ImageTooLargeError, OptionError
 from serve.contract.manifest import read_bundle
 from serve.images.mpp import PixelSize
@@ -13,6 +14,7 @@ from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.settings import ServeSettings
 from tests.support.errors import raises
 from tests.support.pictures import blobs
+from tests.support.toy_bundle import CLASSES
 
 IMAGE = blobs(100, 130, scale=0.5)
 
@@ -70,6 +72,33 @@ def test_an_image_of_nearly_the_models_mpp_is_not_resampled(segmenter: TileSegme
     result = segmenter.segment(IMAGE, mpp=0.5047)
     assert np.array_equal(result.labels, segmenter.segment(IMAGE).labels)
     assert result.summary.image.mpp == 0.5047
+
+
+def test_an_image_of_a_scale_that_costs_labels_is_told_of_beside_the_files_own_notes(
+    toy_bundle: Path,
+) -> None:
+    dice = (1.0,) * len(CLASSES)
+    certificate = ScaleCertificate(
+        num_tiles=4,
+        has_masks=False,
+        real_detail_from=1.0,
+        min_agreement=0.95,
+        max_dice_loss=0.05,
+        points=(
+            ScalePoint(factor=1.0, label_agreement=1.0, dice=dice),
+            ScalePoint(factor=1.25, label_agreement=0.9, dice=dice),
+        ),
+    )
+    manifest = read_bundle(toy_bundle).model_copy(update={"scale_certificate": certificate})
+    backend = TilePool(OnnxRuntimeBackend(toy_bundle, manifest), max_tiles=1)
+    with TileSegmenter(backend, manifest) as certified:
+        coarse = certified.segment(IMAGE, mpp=0.62).with_notes("", ("turned upright",))
+        assert certified.segment(IMAGE, mpp=0.51).summary.image.notes == ()
+        assert certified.segment(IMAGE).summary.image.notes == ()
+    first, warning = coarse.summary.image.notes
+    assert first == "turned upright"
+    assert "0.62" in warning
+    assert "90.4%" in warning
 
 
 def test_an_image_too_large_at_the_models_mpp_is_refused(toy_bundle: Path) -> None:
