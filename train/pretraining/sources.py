@@ -5,8 +5,6 @@ slides never enter pretraining, though nothing of their labels would be used, si
 slides that were seen means nothing.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from train.data.convert.images import VALIDATION_FOLD, FoldSettings, folds_of
+from train.data.convert.layout import TEST_FOLD
+from train.data.convert.ocelot import find_images, read_metadata
 from train.data.folder import Split, Tile, read_tile_folder
 from train.data.images import image_size, read_image
 from train.errors import ScaleError, SourceError
@@ -26,8 +27,7 @@ from train.pretraining.regions import (
 from train.pretraining.settings import ViewSettings
 
 _WINDOW = 1.33
-_NUM_FOLDS = 5
-_SPLITS: dict[int, Split] = {0: "test", 1: "validation"}
+_SPLITS: dict[int, Split] = {TEST_FOLD: "test", VALIDATION_FOLD: "validation"}
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,13 @@ class OcelotRegions:
 
 
 def open_ocelot(root: Path) -> SplitSource:
-    """Open OCELOT's published folder; cases are split into folds by their identifier's hash.
+    """Open OCELOT's published folder, with the folds that `train prepare ocelot` draws by default.
 
     Raises:
         FocalPathError: the metadata or an image is missing.
     """
-    pairs = json.loads((root / "metadata.json").read_text(encoding="utf-8"))["sample_pairs"]
+    pairs = read_metadata(root / "metadata.json")
+    folds = folds_of(find_images(root)[0], FoldSettings())
     slides: list[SlideInfo] = []
     tissue: list[SlideInfo] = []
     cell: list[SlideInfo] = []
@@ -146,10 +147,10 @@ def open_ocelot(root: Path) -> SplitSource:
             root / "images" / pair["subset"] / kind / f"{pair_id}.jpg"
             for kind in ("tissue", "cell")
         ]
-        if not all(path.is_file() for path in paths):
+        if pair_id not in folds or not all(path.is_file() for path in paths):
             continue
         info, fine = _ocelot_slide(pair_id, pair)
-        splits[case_split(info.group)].append(len(slides))
+        splits[_SPLITS.get(folds[pair_id], "training")].append(len(slides))
         slides.append(info)
         tissue.append(_as_image(info, info.outer_mpp or info.base_mpp, info.height_um))
         cell.append(_as_image(info, info.base_mpp, fine.side_um))
@@ -196,12 +197,6 @@ def _as_image(info: SlideInfo, mpp: float, side_um: float) -> SlideInfo:
     return SlideInfo(
         name=info.name, width_um=side_um, height_um=side_um, base_mpp=mpp, group=info.group
     )
-
-
-def case_split(case: str) -> Split:
-    """The split of a case: a fifth for testing, a fifth for validation, by its name's hash."""
-    fold = int.from_bytes(hashlib.sha256(case.encode()).digest()[:8], "big") % _NUM_FOLDS
-    return _SPLITS.get(fold, "training")
 
 
 SOURCES: tuple[SourceKind, ...] = (

@@ -34,6 +34,8 @@ _COARSE_TISSUE, _FINE_TISSUE = 0.4, 0.6
 """Least share of tissue, as in Midnight (coarse) and Virchow (fine)."""
 _WINDOW = 1.33
 _NUM_COARSE = 2
+_SAME_SCALE = 0.98
+"""A scale that is finer by less than this is taken from the coarser part of a slide."""
 
 
 class ViewSample(TypedDict):
@@ -151,16 +153,13 @@ class ViewDataset(Dataset[ViewSample]):
         settings, info = self.settings, self.source.slides[slide]
         scale, coarse_mpp = settings.draw_scale(rng)
         jitter = np.exp(rng.uniform(-settings.scale_jitter, settings.scale_jitter, _NUM_COARSE))
-        coarse_sides = settings.view_px * coarse_mpp * jitter
-        if settings.method == "dino":  # its views may be finer than the slide is outside
-            finest = info.base_mpp if info.fine_area is None else (info.outer_mpp or info.base_mpp)
-            coarse_sides = np.maximum(coarse_sides, settings.view_px * finest)
-        limit = min(info.width_um, info.height_um)
-        coarse_sides = np.minimum(coarse_sides, limit)
+        bounds, near, finest = _where(info, coarse_mpp)
+        coarse_sides = settings.view_px * np.maximum(coarse_mpp * jitter, finest)
+        coarse_sides = np.minimum(coarse_sides, min(bounds[2:]))
         fine_sides = self._draw_fine_sides(rng, info)
         needed = max(fine_sides, default=0.0)
         for _ in range(_MAX_PLACES):
-            coarse = _place_coarse(rng, info, coarse_sides)
+            coarse = _place_coarse(rng, bounds, near, coarse_sides)
             shared = _intersection((*coarse, *_fine_area(info)))
             if shared is not None and min(shared[2:]) >= needed:
                 break
@@ -238,21 +237,37 @@ def _fine_area(info: SlideInfo) -> tuple[Footprint, ...]:
     return () if info.fine_area is None else (info.fine_area,)
 
 
+Rectangle = tuple[float, float, float, float]
+"""Top, left, height and width in um."""
+
+
+def _where(info: SlideInfo, mpp: float) -> tuple[Rectangle, Rectangle, float]:
+    """Where large views may lie, what they shall be near, and the finest um per pixel there.
+
+    A slide that is fine in a part alone shows fine scales only in that part; coarse views may lie
+    anywhere, but near it, so that fine views have a place in them.
+    """
+    whole = (0.0, 0.0, info.height_um, info.width_um)
+    area = info.fine_area
+    if area is None:
+        return whole, whole, info.base_mpp
+    part = (area.y_um, area.x_um, area.side_um, area.side_um)
+    outer = info.outer_mpp or info.base_mpp
+    return (whole, part, outer) if mpp >= outer * _SAME_SCALE else (part, part, info.base_mpp)
+
+
 def _place_coarse(
-    rng: np.random.Generator, info: SlideInfo, sides: NDArray[np.float64]
+    rng: np.random.Generator, bounds: Rectangle, near: Rectangle, sides: NDArray[np.float64]
 ) -> tuple[Footprint, ...]:
     """Squares anywhere in one window that is 1.33 times as large as the largest of them.
 
-    The window covers a point of the slide's fine area, so that fine views have a place in it.
+    The window lies in `bounds` and covers a point of `near`.
     """
-    window = min(_WINDOW * float(sides.max()), info.width_um, info.height_um)
-    area = info.fine_area or Footprint(0, 0, 0)
-    height = area.side_um or info.height_um
-    width = area.side_um or info.width_um
-    point = (area.y_um + rng.uniform(0, height), area.x_um + rng.uniform(0, width))
+    window = min(_WINDOW * float(sides.max()), *bounds[2:])
+    point = (near[0] + rng.uniform(0, near[2]), near[1] + rng.uniform(0, near[3]))
     corner = [
-        float(np.clip(at - rng.uniform(0, window), 0, length - window))
-        for at, length in zip(point, (info.height_um, info.width_um), strict=True)
+        float(np.clip(at - rng.uniform(0, window), start, start + length - window))
+        for at, start, length in zip(point, bounds[:2], bounds[2:], strict=True)
     ]
     squares = []
     for side in sides:
@@ -263,8 +278,8 @@ def _place_coarse(
     return tuple(squares)
 
 
-def _intersection(squares: Sequence[Footprint]) -> tuple[float, float, float, float] | None:
-    """Top, left, height and width in um of what all squares share, or None."""
+def _intersection(squares: Sequence[Footprint]) -> Rectangle | None:
+    """What all squares share, or None."""
     top = max(square.y_um for square in squares)
     left = max(square.x_um for square in squares)
     height = min(square.y_um + square.side_um for square in squares) - top

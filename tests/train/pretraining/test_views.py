@@ -102,6 +102,51 @@ def test_dinos_views_have_the_scales_that_were_asked_for(
     assert dataset[(0, 0)]["fine"].shape[0] == 0
 
 
+class _Pairs:
+    """Slides that are fine in a square alone, as OCELOT's pairs; keeps what it was asked for."""
+
+    def __init__(self) -> None:
+        area = Footprint(300.0, 420.0, 199.0)
+        self.slides = [SlideInfo("pair", 796.0, 796.0, 0.194, "case", area, 0.778)]
+        self.asked: list[tuple[Footprint, float]] = []
+
+    def read(self, slide: int, footprint: Footprint, size_px: int) -> np.ndarray:
+        self.asked.append((footprint, footprint.side_um / size_px))
+        return np.zeros((size_px, size_px, 3), np.uint8)
+
+    def tissue_share(self, slide: int, footprint: Footprint) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("method", "scales"),
+    [("mad", "mixed"), *(("dino", s) for s in ("coarse", "fine", "mixed", "continuous"))],
+)
+def test_slides_that_are_fine_in_a_part_show_fine_scales_there_and_nothing_is_enlarged(
+    method: str, scales: str
+) -> None:
+    source = _Pairs()
+    views = ViewSettings(
+        method=method,  # type: ignore[arg-type]
+        dino_scales=scales,  # type: ignore[arg-type]
+        coarse_mpp=0.778,
+        fine_mpps=(0.389, 0.194),
+        view_px=96,
+        num_local=1,
+        local_px=48,
+    )
+    dataset = ViewDataset(source, [0], views, patch_size=16, num_samples=40, seed=3)
+    for number in range(40):
+        dataset[(0, number)]
+    info = source.slides[0]
+    whole = Footprint(0.0, 0.0, info.width_um)
+    assert all(whole.contains(square) for square, _ in source.asked)
+    assert all(mpp >= info.mpp_of(square) / 1.15 for square, mpp in source.asked)
+    mpps = [mpp for _, mpp in source.asked]
+    assert (min(mpps) < 0.25) == (scales != "coarse")
+    assert (max(mpps) > 0.7) == (scales != "fine")
+
+
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 def test_a_sample_depends_on_seed_epoch_and_number_alone(num_workers: int) -> None:
     keys = [(1, 4), (0, 2), (1, 0)]

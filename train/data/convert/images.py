@@ -82,7 +82,7 @@ def write_images(
             too few groups.
     """
     refuse_existing(out)
-    folds = _folds(images, settings)
+    folds = folds_of(images, settings)
     with whole_or_not_at_all(out) as partial:
         for kind in ("img", "mask"):
             (partial / kind).mkdir()
@@ -114,8 +114,12 @@ def straddling(images: Iterable[SourceImage]) -> list[str]:
     ]
 
 
-def _folds(images: Sequence[SourceImage], settings: FoldSettings) -> dict[str, int]:
-    """The fold of each image by its name."""
+def folds_of(images: Sequence[SourceImage], settings: FoldSettings) -> dict[str, int]:
+    """The fold of each image by its name: `TEST_FOLD`, `VALIDATION_FOLD`, or one for training.
+
+    Raises:
+        FocalPathError: there are too few groups.
+    """
     official = settings.parts == "official"
     fixed = {"test": TEST_FOLD, "validation": VALIDATION_FOLD}
     parts = {image.part for image in images}

@@ -51,7 +51,7 @@ def prepare_ocelot(source: Path, out: Path, settings: OcelotSettings) -> None:
         FocalPathError: files are missing, damaged or of another form, or `out` exists.
     """
     refuse_existing(out)
-    images, missing = _find_images(source, _read_metadata(source / "metadata.json"))
+    images, missing = find_images(source)
     warnings = []
     if missing:
         warnings.append(
@@ -64,7 +64,12 @@ def prepare_ocelot(source: Path, out: Path, settings: OcelotSettings) -> None:
     report(out, warnings)
 
 
-def _read_metadata(path: Path) -> Mapping[str, Any]:
+def read_metadata(path: Path) -> Mapping[str, Any]:
+    """The published pairs by name.
+
+    Raises:
+        FocalPathError: the file is missing or of another form.
+    """
     try:
         pairs: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["sample_pairs"]
         return dict(pairs)
@@ -75,10 +80,17 @@ def _read_metadata(path: Path) -> Mapping[str, Any]:
         ) from error
 
 
-def _find_images(source: Path, pairs: Mapping[str, Any]) -> tuple[list[SourceImage], list[str]]:
-    """The pairs whose files are here, and the names of the others."""
+def find_images(source: Path) -> tuple[list[SourceImage], list[str]]:
+    """The pairs whose tissue image and mask are here, and the names of the others.
+
+    Pretraining asks here, too: folds are drawn from these images, and a case that is for testing
+    must be so everywhere (see `train.data.convert.images.folds_of`).
+
+    Raises:
+        FocalPathError: the metadata is of another form, or there is no such pair.
+    """
     images, missing = [], []
-    for name, pair in sorted(pairs.items()):
+    for name, pair in sorted(read_metadata(source / "metadata.json").items()):
         try:
             part, slide = str(pair["subset"]), str(pair["slide_name"])
             mpp = float(pair["tissue"]["resized_mpp_x"])

@@ -118,8 +118,7 @@ class Evaluation:
         }
         self.same_field = {
             scale: {
-                s: self._read(s, side_px * coarse, scale, round(side_px * coarse / scale))
-                for s in _SPLITS
+                s: self._read(s, side_px * coarse, scale, settings.field_px(scale)) for s in _SPLITS
             }
             for scale in settings.scales
         }

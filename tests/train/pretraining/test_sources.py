@@ -1,0 +1,73 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.data.convert.ocelot import OcelotSettings, prepare_ocelot
+from train.pretraining.sources import open_source
+
+SIDE = 32
+
+
+def _write_ocelot(root: Path, num_pairs: int = 24) -> Path:
+    """OCELOT as it is published, two pairs of each case, plain colours."""
+    rng = np.random.default_rng(0)
+    pairs = {}
+    for number in range(num_pairs):
+        name = f"{number:03d}"
+        for kind in ("tissue", "cell"):
+            folder = root / "images" / "train" / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.full((SIDE, SIDE, 3), rng.integers(60, 200), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{name}.jpg")
+        masks = root / "annotations" / "train" / "tissue"
+        masks.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((SIDE, SIDE), 1 + number % 2, np.uint8)).save(masks / f"{name}.png")
+        pairs[name] = {
+            "subset": "train",
+            "slide_name": f"TCGA-AA-{number // 2:04d}-01Z-00-DX1",
+            "mpp_x": 0.25,
+            "tissue": {
+                "x_start": 0,
+                "y_start": 0,
+                "x_end": 4096,
+                "y_end": 4096,
+                "resized_mpp_x": 0.8,
+            },
+            "cell": {
+                **{"x_start": 1024, "y_start": 2048, "x_end": 2048, "y_end": 3072},
+                "resized_mpp_x": 0.2,
+            },
+        }
+    (root / "metadata.json").write_text(json.dumps({"sample_pairs": pairs}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def ocelot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _write_ocelot(tmp_path_factory.mktemp("published"))
+
+
+def test_pretraining_has_the_folds_of_the_prepared_data_set(ocelot: Path, tmp_path: Path) -> None:
+    """So a case that a segmenter is tested on is never in pretraining."""
+    prepare_ocelot(ocelot, tmp_path / "data", OcelotSettings())
+    with (tmp_path / "data" / "folds.csv").open(newline="") as file:
+        folds = {row["img_id"]: int(row["fold"]) for row in csv.DictReader(file)}
+    found = open_source(ocelot)
+    split_of = {
+        found.source.slides[slide].name: split
+        for split, slides in found.slides.items()
+        for slide in slides
+    }
+    names = {-1: "test", 0: "validation"}
+    assert split_of == {name: names.get(fold, "training") for name, fold in folds.items()}
+    assert set(split_of.values()) == {"training", "validation", "test"}
+    cases = {
+        split: {found.source.slides[slide].group for slide in slides}
+        for split, slides in found.slides.items()
+    }
+    assert not cases["training"] & cases["test"]
+    assert not cases["training"] & cases["validation"]
