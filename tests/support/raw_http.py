@@ -4,6 +4,8 @@ import contextlib
 import socket
 from urllib.parse import urlsplit
 
+TIMEOUT_S = 10
+"""Seconds without a byte after which a service that should answer or hang up fails the test."""
 POST = b"POST /segment HTTP/1.1\r\nHost: x\r\n"
 FORM = b"Content-Type: multipart/form-data; boundary=x\r\n"
 INVALID_HTTP = {
@@ -26,7 +28,7 @@ INVALID_HTTP = {
 
 def exchange(address: tuple[str, int], sent: bytes) -> tuple[int, bytes, bytes]:
     """Status, head and body of what is answered until the service hangs up."""
-    with socket.create_connection(address, timeout=30) as connection:
+    with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
         received = b""
         with contextlib.suppress(ConnectionError):  # it hangs up on those who go on sending
             connection.sendall(sent)

@@ -14,6 +14,8 @@ from PIL import Image
 
 from tests.support.pictures import blobs, encoded
 
+pytestmark = pytest.mark.timeout(60, func_only=True)
+
 DEADLINE_S = 20
 COMMAND = """
 import sys, threading, time

@@ -21,6 +21,8 @@ from serve.service.logs import JsonFormatter, TextFormatter, configure_logging
 from serve.service.telemetry import Telemetry, current_request
 from serve.settings import ServeSettings
 
+pytestmark = pytest.mark.timeout(20)
+
 NO_SECONDS = 0.001
 
 

@@ -16,9 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import serve.service.protocol
 from serve.contract.errors import FormError, UploadTooSlowError
 from serve.service.protocol import ServiceProtocol
-from tests.support.raw_http import INVALID_HTTP, POST, address_of, exchange
+from tests.support.raw_http import INVALID_HTTP, POST, TIMEOUT_S, address_of, exchange
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(30, func_only=True)]
 
 MOMENT_S = 0.1
 
@@ -75,7 +75,7 @@ def test_the_second_head_of_a_connection_has_a_limit_too(monkeypatch: pytest.Mon
     monkeypatch.setattr(serve.service.protocol, "HEAD_TIMEOUT_S", MOMENT_S)
 
     def work(address: tuple[str, int]) -> bytes:
-        with socket.create_connection(address, timeout=30) as connection:
+        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             first = connection.recv(65_536)
             connection.sendall(b"GET / HT")
@@ -91,7 +91,7 @@ def test_the_second_head_of_a_connection_has_a_limit_too(monkeypatch: pytest.Mon
 def test_a_connection_may_rest_for_longer_than_uvicorn_lets_it() -> None:
     def work(address: tuple[str, int]) -> list[str]:
         answers = []
-        with socket.create_connection(address, timeout=30) as connection:
+        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
             for _ in range(2):
                 connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
                 received = b"-"
@@ -113,7 +113,7 @@ def test_a_body_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(serve.service.protocol, "HEAD_TIMEOUT_S", MOMENT_S)
 
     def work(address: tuple[str, int]) -> bytes:
-        with socket.create_connection(address, timeout=30) as connection:
+        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
             connection.sendall(POST + b"Connection: close\r\nContent-Length: 2\r\n\r\n")
             time.sleep(3 * MOMENT_S)
             connection.sendall(b"ab")
@@ -131,7 +131,7 @@ def test_who_does_not_read_the_answer_is_hung_up_on(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(serve.service.protocol, "READ_PAUSE_S", MOMENT_S)
 
     def work(address: tuple[str, int]) -> int:
-        with socket.create_connection(address, timeout=30) as connection:
+        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
             connection.sendall(GET)
             time.sleep(10 * MOMENT_S)
             return _read_slowly(connection)
@@ -143,7 +143,7 @@ def test_who_reads_slowly_gets_all_of_the_answer(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(serve.service.protocol, "READ_PAUSE_S", 5 * MOMENT_S)
 
     def work(address: tuple[str, int]) -> int:
-        with socket.create_connection(address, timeout=30) as connection:
+        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
             connection.sendall(GET)
             return _read_slowly(connection, pause_s=MOMENT_S / 10)
 
@@ -184,7 +184,7 @@ def test_an_answer_before_the_end_of_the_body_ends_the_connection(
     monkeypatch.setattr(serve.service.protocol, "LINGER_PAUSE_S", MOMENT_S)
 
     def work(address: tuple[str, int]) -> bytes:
-        with socket.create_connection(address, timeout=30) as connection:
+        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
             connection.sendall(LONG)
             received = _read_all(connection)
             assert _is_hung_up_on(connection, 3 * MOMENT_S)
@@ -200,7 +200,7 @@ def test_who_goes_on_sending_still_gets_the_answer(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(serve.service.protocol, "LINGER_PAUSE_S", 20 * MOMENT_S)
 
     def work(address: tuple[str, int]) -> bytes:
-        with socket.create_connection(address, timeout=30) as connection:
+        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
             connection.sendall(LONG)
             time.sleep(MOMENT_S)  # it is answered meanwhile
             connection.sendall(bytes(60_000_000))
@@ -213,7 +213,7 @@ def test_who_sends_without_end_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(serve.service.protocol, "LINGER_S", 5 * MOMENT_S)
 
     def work(address: tuple[str, int]) -> bool:
-        with socket.create_connection(address, timeout=30) as connection:
+        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
             connection.sendall(LONG)
             return _is_hung_up_on(connection, MOMENT_S / 10)
 

@@ -29,7 +29,7 @@ from serve.settings import ServeSettings
 from tests.support.errors import refusal_of
 from tests.support.http_service import free_port, running_service
 from tests.support.pictures import blobs, encoded, painted, rgb_png
-from tests.support.raw_http import address_of
+from tests.support.raw_http import TIMEOUT_S, address_of
 from tests.support.toy_bundle import TILE_SIZE_PX
 
 pytestmark = pytest.mark.slow
@@ -61,13 +61,14 @@ def test_labels_are_byte_for_byte_those_of_the_model(service_url: str, toy_bundl
     assert np.asarray(Image.open(io.BytesIO(response.content))).tobytes() == own.tobytes()
 
 
+@pytest.mark.timeout(30, func_only=True)
 def test_slow_uploads_keep_no_place_from_a_request_that_is_ready(service_url: str) -> None:
     head = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n"
     head += b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
     slow = ServeSettings().max_waiting + 4
     with contextlib.ExitStack() as stack:
         for _ in range(slow):
-            connection = socket.create_connection(address_of(service_url), timeout=30)
+            connection = socket.create_connection(address_of(service_url), timeout=TIMEOUT_S)
             stack.enter_context(connection).sendall(head)
         wanted = f"requests_in_progress {slow + 1}.0"  # itself, too
         while wanted not in httpx.get(f"{service_url}/metrics").text:
@@ -172,6 +173,7 @@ def test_requests_at_the_same_time_get_their_own_answers(service_url: str) -> No
         assert list(pool.map(label_of, asked)) == [{label} for label in asked]
 
 
+@pytest.mark.timeout(30, func_only=True)
 def test_work_on_one_image_does_not_block_other_requests(toy_bundle: Path) -> None:
     class SlowModel:
         started, released = threading.Event(), threading.Event()
@@ -230,6 +232,7 @@ def test_a_name_that_leads_out_of_its_folder_is_a_400(name: str, service_url: st
     assert refusal_of(response, repr(name)) == (400, "name_unsafe")
 
 
+@pytest.mark.timeout(20)
 def test_an_upload_that_stops_arriving_is_a_408() -> None:
     async def first_part_only() -> AsyncIterator[bytes]:
         yield b"--x\r\n"

@@ -19,6 +19,8 @@ from serve.settings import ServeSettings
 from tests.support.errors import refusal_of
 from tests.support.pictures import blobs, encoded
 
+pytestmark = pytest.mark.timeout(20)
+
 LIMIT = 128
 """A quarter, 32 tiles, is kept for images of at most 4."""
 

@@ -16,6 +16,8 @@ from serve.settings import ServeSettings
 from tests.support.pictures import blobs, encoded
 from tests.support.toy_bundle import write_toy_bundle
 
+pytestmark = pytest.mark.timeout(30)
+
 
 def test_what_nobody_waits_for_any_more_is_not_begun() -> None:
     may_end = threading.Event()
