@@ -2,10 +2,8 @@
 
 import asyncio
 import time
-from abc import ABC, abstractmethod
 from pathlib import Path
-from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
 import httpx
 import numpy as np
@@ -13,10 +11,11 @@ from numpy.typing import NDArray
 
 from serve.client.calls import Call, manifest_call, segment_call
 from serve.client.patience import Patience
+from serve.contract.closing import AsyncClosing, Closing
 from serve.contract.errors import BackendUnavailableError
 from serve.contract.manifest import Manifest
 from serve.images.mpp import FROM_REQUEST
-from serve.inference.segmenter import Closing, Segmentation
+from serve.inference.segmenter import Segmentation
 from serve.inference.summary import MppSource
 
 C = TypeVar("C", httpx.Client, httpx.AsyncClient)
@@ -153,25 +152,6 @@ class HttpClient(_HttpClient[httpx.Client], Closing):
             if pause_s is None:
                 return self._result(call, outcome)
             time.sleep(pause_s)
-
-
-class AsyncClosing(ABC):
-    """`Closing`, to await."""
-
-    @abstractmethod
-    async def close(self) -> None:
-        """Free all resources. The object must not be used afterwards."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
 
 class AsyncHttpClient(_HttpClient[httpx.AsyncClient], AsyncClosing):

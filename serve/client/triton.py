@@ -11,8 +11,8 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.client.http import AsyncClosing
 from serve.client.patience import Patience
+from serve.contract.closing import AsyncClosing
 from serve.contract.errors import BackendUnreachableError
 from serve.contract.manifest import Manifest
 from serve.images.mpp import FROM_REQUEST, Mpp

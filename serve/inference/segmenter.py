@@ -1,14 +1,13 @@
 """Image in, segmentation out: what the service, the clients and the command line share."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.closing import Closing
 from serve.contract.errors import ImageError, ImageTooLargeError
 from serve.contract.machine import this_processor
 from serve.contract.manifest import Manifest, read_bundle
@@ -78,25 +77,6 @@ class ImageSegmenter(Protocol):
     def close(self) -> None:
         """Free all resources. The object must not be used afterwards."""
         ...
-
-
-class Closing(ABC):
-    """A context manager that closes itself at the end."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Free all resources. The object must not be used afterwards."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class TileSegmenter(Closing):

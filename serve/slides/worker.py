@@ -11,12 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.closing import Closing
 from serve.contract.errors import BackendUnavailableError
 from serve.images.readers.errors import SlideError
 from serve.images.readers.reader import RegionReader
@@ -67,7 +66,7 @@ class _End:
     num_tiles: int
 
 
-class BlockWorker:
+class BlockWorker(Closing):
     """Runs blocks of one slide with one model.
 
     Args:
@@ -239,17 +238,6 @@ class BlockWorker:
         self._write_pool.shutdown()
         if self._closes_reader:
             self._reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_planned(plan: Plan) -> RegionReader:

@@ -4,7 +4,6 @@ The wheels hold one extension module, which needs nine C functions of the librar
 used. Empty libraries of the same names, compiled here, let it be imported and introspected.
 """
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ import sys
 from pathlib import Path
 
 from tests.support import ROOT
+from tests.support.built_once import built_once
 
 CACHE_VARIABLE = "FOCALPATH_TENSORRT_CACHE"
 PACKAGES = {
@@ -39,24 +39,10 @@ class BindingsError(RuntimeError):
 
 
 def install_bindings(version: str) -> Path:
-    """Install one version of the wheel in the cache if it is not there; return its folder.
-
-    The folder appears under its name only when it is complete.
-    """
+    """Install one version of the wheel in the cache if it is not there; return its folder."""
     cache = Path(os.environ.get(CACHE_VARIABLE, ROOT / ".cache" / "tensorrt")).resolve()
-    installed = cache / f"bindings-{version}-python{_PYTHON}"
-    if installed.is_dir():
-        return installed
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be setting it up
-        if not installed.is_dir():
-            # Whoever holds the lock is the only builder: what is left here was interrupted.
-            building = cache / ".building"
-            shutil.rmtree(building, ignore_errors=True)
-            _pip_install(PACKAGES[version], building)
-            building.rename(installed)
-    return installed
+    folder = cache / f"bindings-{version}-python{_PYTHON}"
+    return built_once(folder, lambda building: _pip_install(PACKAGES[version], building))
 
 
 def compile_stubs(version: str, folder: Path) -> Path:

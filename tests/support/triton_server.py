@@ -6,7 +6,6 @@ a cache of their own, never in the application's environment, because the wheel 
 """
 
 import contextlib
-import fcntl
 import http.client
 import os
 import shutil
@@ -26,6 +25,7 @@ from typing import Literal, Self
 import onnxruntime
 
 from tests.support import ROOT
+from tests.support.built_once import built_once
 
 CACHE_VARIABLE = "FOCALPATH_TRITON_CACHE"
 SERVER_PACKAGE = "nvidia-pytriton==0.7.0"  # Triton 2.51.0, 24.10
@@ -43,25 +43,10 @@ class TritonSetupError(RuntimeError):
 
 
 def install_triton() -> Path:
-    """Set up the server in the cache if it is not there; return its folder.
-
-    The folder appears under its name only when it is complete. Its name holds all versions.
-    """
+    """Set up the server in the cache if it is not there; return its folder."""
     cache = Path(os.environ.get(CACHE_VARIABLE, ROOT / ".cache" / "triton")).resolve()
     name = f"{SERVER_PACKAGE}-python{_PYTHON}-onnxruntime{onnxruntime.__version__}"
-    installed = cache / name.replace("==", "-")
-    if installed.is_dir():
-        return installed
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be setting it up
-        if not installed.is_dir():
-            # Whoever holds the lock is the only builder: what is left here was interrupted.
-            building = cache / ".building"
-            shutil.rmtree(building, ignore_errors=True)
-            _build(building)
-            building.rename(installed)
-    return installed
+    return built_once(cache / name.replace("==", "-"), _build)
 
 
 def _build(folder: Path) -> None:

@@ -6,16 +6,16 @@ Frames: level 0 is the slide at full resolution. Pixel (x, y) of level k covers
 
 import hashlib
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import ClassVar, Literal, NoReturn, Self
+from typing import ClassVar, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.closing import Closing
 from serve.contract.errors import OptionError
 from serve.images.mpp import MAX_ASPECT, MAX_MPP, MIN_MPP, PixelSize
 from serve.images.readers.errors import SlideError, SlideScaleError
@@ -51,7 +51,7 @@ class Bounds:
     height: int
 
 
-class RegionReader(ABC):
+class RegionReader(Closing):
     """An open slide. Threads may share it; another process opens the slide for itself.
 
     Args:
@@ -252,17 +252,6 @@ class RegionReader(ABC):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an open slide cannot be sent to another process: open it there by path")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def pyramid(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
