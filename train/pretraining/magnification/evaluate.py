@@ -1,7 +1,9 @@
 """Every measure of one encoder, on tiles that are the same for all encoders."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -90,7 +92,7 @@ class EncoderResult:
     probes: dict[str, ProbeResult]
     """Of each of `COLORS`, tiles with the same pixels."""
     field_probes: dict[str, ProbeResult]
-    """Of each of `COLORS`, tiles with the same field."""
+    """Of each of `COLORS`, tiles with the same field; empty where that rule is left out."""
     retrieval: dict[str, Retrieval]
     """Of each of `COLORS`; each scale's mean over training tiles is taken off."""
     segmentation: dict[str, SegmentationResult]
@@ -121,18 +123,37 @@ class Evaluation:
                 s: self._read(s, side_px * coarse, scale, settings.field_px(scale)) for s in _SPLITS
             }
             for scale in settings.scales
+            if settings.same_field
         }
         self._check()
         self._squares = {split: self._cut_squares(split) for split in _SPLITS}
+        self._places_cases = np.array(
+            [slides.info(slide).group for slide, _ in self._squares["test"]]
+        )
         groups = [parts["test"].groups for parts in self.same_pixels.values()]
-        self.bootstrap = CaseBootstrap(np.concatenate(groups))
+        self.bootstrap = CaseBootstrap(np.concatenate([*groups, self._places_cases]))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the settings and of every tile that encoders see."""
+        digest = hashlib.sha256(repr(self.settings).encode())
+        for rule in (self.same_pixels, self.same_field):
+            for parts in rule.values():
+                for part in parts.values():
+                    digest.update(part.labels.tobytes())
+                    for picture in part.pictures["as is"]:
+                        digest.update(picture.tobytes())
+        digest.update(repr(self._squares).encode())
+        return digest.hexdigest()
 
     def measure(self, encoder: nn.Module) -> EncoderResult:
         """Measure one encoder: a timm vision transformer with dynamic image size."""
         cast(Any, encoder).eval()
         return EncoderResult(
             probes={c: self._probe(encoder, self.same_pixels, c) for c in COLORS},
-            field_probes={c: self._probe(encoder, self.same_field, c) for c in COLORS},
+            field_probes={
+                c: self._probe(encoder, self.same_field, c) for c in COLORS if self.same_field
+            },
             retrieval={c: self._retrieve(encoder, c) for c in COLORS},
             segmentation={c: self._segment(encoder, c) for c in COLORS},
         )
@@ -210,7 +231,8 @@ class Evaluation:
         """Find a coarse tile by the mean embedding of the fine tiles that fill it."""
         test = self._places(encoder, "test", color)
         means = [rows.mean(axis=0) for rows in self._places(encoder, "training", color)]
-        return retrieve(test[0] - means[0], test[1] - means[1])
+        queries, gallery = test[0] - means[0], test[1] - means[1]
+        return retrieve(queries, gallery, self.bootstrap, self._places_cases)
 
     def _places(
         self, encoder: nn.Module, split: Split, color: str

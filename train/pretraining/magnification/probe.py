@@ -122,6 +122,16 @@ class CaseBootstrap:
         shares = np.divide(found, drawn, out=np.full_like(found, np.nan), where=drawn > 0)
         return np.asarray(np.nanmean(shares, axis=1), np.float64)
 
+    def means(self, values: NDArray[np.float64], groups: NDArray[np.str_]) -> NDArray[np.float64]:
+        """Mean of `values` (N,) in every resample, (resamples,)."""
+        case = np.searchsorted(self.cases, groups)
+        sums = np.bincount(case, values, minlength=len(self.cases))
+        counts = np.bincount(case, minlength=len(self.cases)).astype(np.float64)
+        drawn = self.draws @ counts
+        means = np.full(len(drawn), np.nan)
+        np.divide(self.draws @ sums, drawn, out=means, where=drawn > 0)
+        return means
+
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """Bounds of the 95% percentile interval."""
@@ -167,14 +177,20 @@ class Retrieval:
     recall_at_5: float
     mean_reciprocal_rank: float
     num_places: int
+    resampled: NDArray[np.float64]
+    """Mean reciprocal rank of every resample of cases, (resamples,)."""
 
 
-def retrieve(queries: Floats, gallery: Floats) -> Retrieval:
+def retrieve(
+    queries: Floats, gallery: Floats, bootstrap: CaseBootstrap, groups: NDArray[np.str_]
+) -> Retrieval:
     """Rank gallery rows by cosine similarity; row i of both is the same place.
 
     Args:
         queries: (N, D).
         gallery: (N, D).
+        bootstrap: resamples of the cases.
+        groups: (N,), the case of each place.
     """
 
     def unit(rows: Floats) -> Floats:
@@ -188,4 +204,5 @@ def retrieve(queries: Floats, gallery: Floats) -> Retrieval:
         recall_at_5=float((ranks <= 5).mean()),
         mean_reciprocal_rank=float((1 / ranks).mean()),
         num_places=len(gallery),
+        resampled=bootstrap.means(1 / ranks, groups),
     )

@@ -1,9 +1,10 @@
-"""The report of a study across magnifications: tables, one figure, and what may be said of them.
+"""The report of a study across magnifications: tables, one figure, and differences with intervals.
 
 REPORT/README.md, probes.csv, segmentation.csv, retention.png
 """
 
 import csv
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from train.pretraining.magnification.evaluate import COLORS, EncoderResult
-from train.pretraining.magnification.probe import interval, retention
+from train.pretraining.magnification.probe import NUM_RESAMPLES, interval, retention
 from train.pretraining.magnification.settings import EvaluationSettings
 
 Results = Mapping[str, Sequence[EncoderResult]]
@@ -26,7 +27,8 @@ every scale, on slides that no encoder has seen. Balanced accuracy; chance is {c
 `retained` is M({coarse:g} to {fine:g}) over M({coarse:g} to {coarse:g}), the headline of
 arXiv 2512.14796 (0.967 there, on other data, with an encoder and tiles that are not known);
 `above chance` is the same with chance taken off; `of ceiling` is M({coarse:g} to {fine:g}) over
-M({fine:g} to {fine:g}). Brackets are 95% intervals over cases, of the mean over seeds.
+M({fine:g} to {fine:g}). Brackets are 95% intervals of a bootstrap of {resamples} resamples, each
+of which draws cases and seeds with replacement: with few seeds or cases they are too narrow.
 
 The ratios alone say nothing: an encoder at chance everywhere retains 100%. `random` is an untrained
 encoder; mean colour survives any change of scale, so only colour-matched rows (each tile's optical
@@ -41,15 +43,25 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     coarse, fine = settings.scales[0], settings.scales[-1]
     text = [
-        _INTRODUCTION.format(coarse=coarse, fine=fine, chance=1 / num_classes),
+        _INTRODUCTION.format(
+            coarse=coarse, fine=fine, chance=1 / num_classes, resamples=NUM_RESAMPLES
+        ),
     ]
     for color in COLORS:
         rows = [_probe_row(name, found, color, num_classes) for name, found in results.items()]
         text += [f"\n## Probes, {color}, same pixels at every scale\n", _table(rows)]
-        field = [_field_row(name, found, color, num_classes) for name, found in results.items()]
-        text += [f"\n## Probes, {color}, same field at every scale\n", _table(field)]
+        field = [
+            _field_row(name, found, color, num_classes)
+            for name, found in results.items()
+            if all(result.field_probes for result in found)
+        ]
+        if field:
+            text += [f"\n## Probes, {color}, same field at every scale\n", _table(field)]
+    text += list(_differences(results))
     text += ["\n![Balanced accuracy at every scale](retention.png)\n"]
-    text += ["\n## Retrieval of a place by its detail, and segmentation\n", _SEGMENTATION]
+    text += ["\n## Retrieval of a place by its detail, and segmentation\n"]
+    places = next(iter(results.values()))[0].retrieval[COLORS[0]].num_places
+    text += [_SEGMENTATION.format(places=places)]
     for color in COLORS:
         rows = [_other_row(name, found, color) for name, found in results.items()]
         text += [f"\n{color.capitalize()}:\n", _table(rows)]
@@ -61,10 +73,10 @@ def write_report(
 
 
 _SEGMENTATION = """Recall at 1: how often the mean embedding of the fine tiles that fill a coarse
-tile finds that tile among all. mIoU: a linear head on patch tokens, trained at the coarsest scale,
-on cells of 8 um. Consistency is the mIoU of the coarsest scale's maps with the finest scale's, and
-worth nothing without retention. Speckle is the share of the area in components below 400 um2, minus
-the truth's."""
+tile finds that tile among all {places}; the mean of 1 / rank beside it. mIoU: a linear head on
+patch tokens, trained at the coarsest scale, on cells of 8 um. Consistency is the mIoU of the
+coarsest scale's maps with the finest scale's, and worth nothing without retention. Speckle is the
+share of the area in components below 400 um2, minus the truth's."""
 
 
 def _table(rows: Sequence[Mapping[str, object]]) -> str:
@@ -74,8 +86,8 @@ def _table(rows: Sequence[Mapping[str, object]]) -> str:
 def _probe_row(
     name: str, found: Sequence[EncoderResult], color: str, num_classes: int
 ) -> dict[str, object]:
-    matrices = np.mean([result.probes[color].matrix for result in found], axis=0)
-    resampled = np.mean([result.probes[color].resampled for result in found], axis=0)
+    matrices = _matrix(found, color)
+    resampled = _resampled(name, [result.probes[color].resampled for result in found])
     ratios = retention(matrices, num_classes)
     drawn = resampled[:, 0, -1] / resampled[:, 0, 0]
     return {
@@ -90,6 +102,66 @@ def _probe_row(
         "of ceiling": ratios.of_ceiling,
         "scale leakage": float(np.mean([result.probes[color].leakage for result in found])),
     }
+
+
+def _matrix(found: Sequence[EncoderResult], color: str) -> NDArray[np.float64]:
+    """Mean over seeds of balanced accuracy, (trained at, tested at)."""
+    return np.asarray(np.mean([result.probes[color].matrix for result in found], axis=0))
+
+
+def _resampled(name: str, of_seeds: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Each resample's mean over as many seeds as there are, drawn with replacement.
+
+    Args:
+        name: the encoder's; encoders draw their seeds independently.
+        of_seeds: of each seed, (resamples, ...).
+    """
+    stacked = np.stack(of_seeds)  # seeds x resamples x ...
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    drawn = rng.integers(len(stacked), size=stacked.shape[:2])
+    rows = np.arange(stacked.shape[1])
+    return np.asarray(np.mean([stacked[seeds, rows] for seeds in drawn], axis=0))
+
+
+_DIFFERENCES = """Of each MAD encoder and each other one: balanced accuracy of the first minus that
+of the second, on the same tiles. An interval that holds 0 shows no difference.
+"""
+
+
+def _differences(results: Results) -> list[str]:
+    pairs = [
+        (ours, other)
+        for ours in results
+        for other in results
+        if ours.startswith("mad") and not other.startswith("mad")
+    ]
+    if not pairs:
+        return []
+    text = ["\n## Differences\n", _DIFFERENCES]
+    for color in COLORS:
+        rows = [_difference_row(results, *pair, color) for pair in pairs]
+        text += [f"\n{color.capitalize()}, same pixels at every scale:\n", _table(rows)]
+    return text
+
+
+def _difference_row(results: Results, ours: str, other: str, color: str) -> dict[str, object]:
+    estimates = _matrix(results[ours], color) - _matrix(results[other], color)
+    first, second = (
+        _resampled(name, [result.probes[color].resampled for result in results[name]])
+        for name in (ours, other)
+    )
+    drawn = first - second
+    places = {
+        "coarse to fine": (0, -1),
+        "fine to coarse": (-1, 0),
+        "coarse to coarse": (0, 0),
+        "fine to fine": (-1, -1),
+    }
+    row: dict[str, object] = {"encoder": ours, "minus": other}
+    for title, (trained, tested) in places.items():
+        value = float(estimates[trained, tested])
+        row[title] = _with_interval(value, drawn[:, trained, tested], signed=True)
+    return row
 
 
 def _field_row(
@@ -114,6 +186,10 @@ def _other_row(name: str, found: Sequence[EncoderResult], color: str) -> dict[st
     return {
         "encoder": name,
         "recall at 1": float(np.mean([result.retrieval[color].recall_at_1 for result in found])),
+        "reciprocal rank": _with_interval(
+            float(np.mean([result.retrieval[color].mean_reciprocal_rank for result in found])),
+            _resampled(name, [result.retrieval[color].resampled for result in found]),
+        ),
         "mIoU coarse": first,
         "mIoU fine": last,
         "retention": last / first if first else float("nan"),
@@ -124,9 +200,10 @@ def _other_row(name: str, found: Sequence[EncoderResult], color: str) -> dict[st
     }
 
 
-def _with_interval(value: float, resampled: NDArray[np.float64]) -> str:
+def _with_interval(value: float, resampled: NDArray[np.float64], *, signed: bool = False) -> str:
     low, high = interval(resampled)
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    form = "+.3f" if signed else ".3f"
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def _write_csv(path: Path, results: Results, settings: EvaluationSettings) -> None:
@@ -152,6 +229,11 @@ def draw_retention(results: Results, settings: EvaluationSettings, path: Path) -
     for axes, color in zip(panels, COLORS, strict=True):
         for index, (name, found) in enumerate(results.items()):
             values = np.mean([result.probes[color].matrix[0] for result in found], axis=0)
+            if len(found) > 1:
+                seeds = [result.probes[color].matrix[0] for result in found]
+                low, high = np.min(seeds, axis=0), np.max(seeds, axis=0)
+                tint = "0.5" if name == "random" else f"C{index}"
+                axes.fill_between(range(len(values)), low, high, color=tint, alpha=0.15, lw=0)
             style = (
                 {"color": "0.5", "linestyle": "--"} if name == "random" else {"color": f"C{index}"}
             )

@@ -11,6 +11,7 @@ from train.errors import EncoderError, SettingsError
 from train.pretraining.encoder import create_encoder
 from train.pretraining.magnification.evaluate import EncoderResult, Evaluation
 from train.pretraining.magnification.labelled import open_labelled
+from train.pretraining.magnification.measured import measured_once
 from train.pretraining.magnification.report import write_report
 from train.pretraining.magnification.settings import EvaluationSettings
 from train.pretraining.settings import PretrainSettings
@@ -31,7 +32,7 @@ def compare_encoders(
         encoders: folders that timm opens with local-dir:, by name, one per seed.
         architecture: what the untrained encoder looks like.
         data: slides with masks; test slides must be unseen by every encoder.
-        out: the report's folder.
+        out: the report's folder; what was measured is kept beside it, in `measured`.
         settings: which tiles.
 
     Returns:
@@ -46,12 +47,16 @@ def compare_encoders(
     slides = open_labelled(data)
     evaluation = Evaluation(slides, settings)
     num_seeds = max((len(folders) for folders in encoders.values()), default=1)
-    results: dict[str, list[EncoderResult]] = {RANDOM: []}
     for seed in range(num_seeds):
         torch.manual_seed(seed)
-        results[RANDOM].append(evaluation.measure(create_encoder(architecture)))
-    for name, models in opened.items():
-        results[name] = [evaluation.measure(model) for model in models]
+        opened.setdefault(RANDOM, []).append(create_encoder(architecture))
+    kept = out.with_name("measured")
+    results: dict[str, list[EncoderResult]] = {}
+    for name in (RANDOM, *encoders):
+        results[name] = [
+            measured_once(evaluation, model, kept / name / f"seed{seed}.json")
+            for seed, model in enumerate(opened[name])
+        ]
         print(f"{name}: measured", flush=True)
     return write_report(results, settings, len(slides.masks.classes), out)
 

@@ -24,6 +24,9 @@ class EvaluationSettings(CheckedSettings):
     """Least share of a tile's labelled pixels that its class has."""
     tiles_per_slide: Count = 16
     """At most this many labelled tiles of each slide and scale."""
+    same_field: bool = True
+    """Probe the rule "same field", too: its finest tiles have many pixels and cost most of the
+    time."""
     squares_per_slide: Count = 2
     """At most this many squares of each slide to segment."""
 

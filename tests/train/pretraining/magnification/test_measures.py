@@ -78,8 +78,12 @@ def test_resamples_of_cases_are_the_same_for_every_encoder_and_hold_the_estimate
 
 def test_retrieval_ranks_its_own_place_first_or_at_chance() -> None:
     gallery = np.eye(10, dtype=np.float32)
-    assert retrieve(gallery, gallery).recall_at_1 == 1
-    turned = retrieve(np.roll(gallery, 1, axis=0), gallery)
+    cases = np.array([f"case{i % 3}" for i in range(10)])
+    own = retrieve(gallery, gallery, CaseBootstrap(cases), cases)
+    assert own.recall_at_1 == 1
+    assert interval(own.resampled) == (1, 1)
+    turned = retrieve(np.roll(gallery, 1, axis=0), gallery, CaseBootstrap(cases), cases)
+    assert interval(turned.resampled) == (0.5, 0.5)
     assert turned.recall_at_1 == 0
     assert turned.num_places == 10
 

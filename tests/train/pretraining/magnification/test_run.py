@@ -7,6 +7,7 @@ import pytest
 from tests.support.errors import raises
 from train.data.synthetic.slides import SlideSettings, write_slides
 from train.errors import EncoderError, SourceError
+from train.pretraining.magnification.evaluate import Evaluation
 from train.pretraining.magnification.run import compare_encoders
 from train.pretraining.magnification.settings import EvaluationSettings
 from train.pretraining.magnification.study import METHODS, pretrain_methods, student_tokens
@@ -48,11 +49,28 @@ def test_a_study_pretrains_each_method_once_and_reports_beside_the_untrained_enc
     text = readme.read_text()
     assert "| random" in text
     assert "| mad" in text
+    assert "## Differences" in text
     with (tmp_path / "report" / "probes.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["encoder"] for row in rows} == {"random", "mad"}
     assert len(rows) == 2 * 2 * 2 * 9  # encoders, colours, rules, pairs of scales
     assert (tmp_path / "report" / "retention.png").stat().st_size > 1000
+
+
+def test_what_was_measured_is_kept_for_the_same_encoder_and_tiles_alone(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, same_field=False)
+    first = compare_encoders({}, _tiny(), slides, tmp_path / "report", settings).read_text()
+    measured = []
+    monkeypatch.setattr(Evaluation, "measure", lambda *given: measured.append(given))
+    assert compare_encoders({}, _tiny(), slides, tmp_path / "report", settings).read_text() == first
+    assert not measured
+    other = replace(_tiny(), encoder=replace(_tiny().encoder, depth=2))
+    for changed in ((other, settings), (_tiny(), replace(settings, tiles_per_slide=7))):
+        with pytest.raises(TypeError):  # the patched measure gives nothing to report
+            compare_encoders({}, changed[0], slides, tmp_path / "report", changed[1])
+    assert len(measured) == 2
 
 
 def test_methods_train_on_as_many_student_tokens() -> None:

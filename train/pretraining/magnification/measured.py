@@ -1,0 +1,99 @@
+"""Measurements that are kept, so that a study goes on where it stopped.
+
+OUT/measured/NAME/seedN.json   what `Evaluation.measure` found of one encoder, with a key
+
+The key stands for the encoder's weights, the tiles and the settings. Another key is measured again.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from torch import nn
+
+from train.files import whole_file
+from train.pretraining.magnification.evaluate import (
+    EncoderResult,
+    Evaluation,
+    ProbeResult,
+    SegmentationResult,
+)
+from train.pretraining.magnification.probe import Retrieval
+from train.pretraining.magnification.segmentation import MapScores
+
+Result = TypeVar("Result")
+_VERSION = 1
+"""Increased when the same encoder and tiles start to give other numbers."""
+
+
+def measured_once(evaluation: Evaluation, encoder: nn.Module, path: Path) -> EncoderResult:
+    """Measure an encoder, or take what was measured of the same one on the same tiles.
+
+    Args:
+        evaluation: the tiles.
+        encoder: a timm vision transformer.
+        path: the file that keeps the result.
+    """
+    key = _key(evaluation, encoder)
+    if (kept := _read(path, key)) is not None:
+        return kept
+    result = evaluation.measure(encoder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
+        partial.write_text(
+            json.dumps({"key": key, **asdict(result)}, default=_listed), encoding="utf-8"
+        )
+    return result
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return np.round(value, 6).tolist()
+    raise TypeError(f"{type(value)} cannot be kept")
+
+
+def _key(evaluation: Evaluation, encoder: nn.Module) -> str:
+    digest = hashlib.sha256(f"{_VERSION};{evaluation.fingerprint};".encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, key: str) -> EncoderResult | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict) or content.get("key") != key:
+        return None
+    return EncoderResult(
+        probes=_each(content["probes"], _probe),
+        field_probes=_each(content["field_probes"], _probe),
+        retrieval=_each(content["retrieval"], _retrieval),
+        segmentation=_each(content["segmentation"], _segmentation),
+    )
+
+
+def _each(content: dict[str, Any], read: Callable[[Any], Result]) -> dict[str, Result]:
+    return {color: read(found) for color, found in content.items()}
+
+
+def _probe(found: Any) -> ProbeResult:
+    return ProbeResult(np.array(found["matrix"]), np.array(found["resampled"]), found["leakage"])
+
+
+def _retrieval(found: Any) -> Retrieval:
+    return Retrieval(**{**found, "resampled": np.array(found["resampled"])})
+
+
+def _segmentation(found: Any) -> SegmentationResult:
+    return SegmentationResult(
+        scores=tuple(MapScores(**scores) for scores in found["scores"]),
+        consistency=found["consistency"],
+        kappa=found["kappa"],
+    )
