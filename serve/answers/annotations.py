@@ -5,9 +5,8 @@ left, or its slide's, where the options or the file's name say how the image lie
 px^2 stay those of the image's pixels.
 """
 
-import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Annotated
 
@@ -23,12 +22,14 @@ from serve.answers.documents import (
 )
 from serve.answers.format import AnswerFormat, ClassOptions, Source
 from serve.answers.frame import Frame, frame_in_name
-from serve.answers.polygons import Regions, trace_regions
+from serve.answers.polygons import Regions, trace_in_parts
 from serve.contract.manifest import Manifest
 from serve.inference.summary import Summary
 
 FILL_OPACITY = 0.25
 LINE_WIDTH_PX = 2
+BLOCK_BYTES = 2**16
+"""Least bytes of a block of a document, but for its last one."""
 
 
 _Coordinate = Annotated[float, Field(ge=-1e9, le=1e9)]
@@ -81,15 +82,14 @@ class RegionOptions(ClassOptions):
         return named
 
 
-def geojson(regions: Regions, summary: Summary, manifest: Manifest) -> bytes:
-    """A GeoJSON FeatureCollection as QuPath 0.4 and later import it.
+def geojson(parts: Iterable[Regions], summary: Summary, manifest: Manifest) -> Iterator[bytes]:
+    """A GeoJSON FeatureCollection as QuPath 0.4 and later import it, block by block.
 
     Each feature is an annotation with a class, its colour and measurements. QuPath averages
     nothing over annotations, so each has its own area and mean confidence.
     """
-    return _written(
-        '{"type":"FeatureCollection","features":[', _features(regions, summary, manifest)
-    )
+    features = (feature for part in parts for feature in _features(part, summary, manifest))
+    return _written('{"type":"FeatureCollection","features":[', features)
 
 
 def _features(regions: Regions, summary: Summary, manifest: Manifest) -> Iterator[str]:
@@ -105,18 +105,25 @@ def _features(regions: Regions, summary: Summary, manifest: Manifest) -> Iterato
         yield f'{{"type":"Feature","geometry":{geometry},"properties":{_dense(properties)}}}'
 
 
-def _written(head: str, items: Iterator[str]) -> bytes:
-    """A JSON document that ends in a list, item by item: only the answer itself is held whole."""
-    document = io.BytesIO()
-    document.write(head.encode())
-    for index, item in enumerate(items):
-        document.write(f"{',' if index else ''}{item}".encode())
-    document.write(b"]}")
-    return document.getvalue()
+def _written(head: str, items: Iterator[str]) -> Iterator[bytes]:
+    """A JSON document that ends in a list, in blocks: only one block and one item are held."""
+    block, separator = bytearray(head.encode()), ""
+    for item in items:
+        block += f"{separator}{item}".encode()
+        separator = ","
+        if len(block) >= BLOCK_BYTES:
+            yield bytes(block)
+            block.clear()
+    yield bytes(block + b"]}")
 
 
-def dsa_annotation(regions: Regions, summary: Summary, manifest: Manifest) -> bytes:
-    """An annotation document after large_image's schema: closed polylines with holes."""
+def dsa_annotation(
+    parts: Iterable[Regions], summary: Summary, manifest: Manifest
+) -> Iterator[bytes]:
+    """An annotation document after large_image's schema: closed polylines with holes.
+
+    It comes block by block.
+    """
     document: AnnotationDocument = {
         "name": f"{manifest.name} {manifest.version}",
         "description": "Regions found by FocalPath. For research use only.",
@@ -128,7 +135,8 @@ def dsa_annotation(regions: Regions, summary: Summary, manifest: Manifest) -> by
         "elements": [],
     }
     head = _dense(document).removesuffix("]}")
-    return _written(head, map(_dense, _polylines(regions, summary, manifest)))
+    lines = (line for part in parts for line in _polylines(part, summary, manifest))
+    return _written(head, map(_dense, lines))
 
 
 def _polylines(regions: Regions, summary: Summary, manifest: Manifest) -> Iterator[Polyline]:
@@ -178,8 +186,9 @@ def _dense(value: object) -> str:
     )
 
 
-def _regions(source: Source, options: RegionOptions) -> Regions:
-    regions = trace_regions(
+def _regions(source: Source, options: RegionOptions) -> Iterator[Regions]:
+    """The regions in their slide's frame; too many are refused at once, not while they come."""
+    parts = trace_in_parts(
         source.result.labels,
         source.result.confidence,
         simplify_px=options.simplify_px,
@@ -187,7 +196,7 @@ def _regions(source: Source, options: RegionOptions) -> Regions:
         shown=options.shown(source.manifest),
     )
     frame = options.frame(source.name, source.result.labels.shape[1])
-    return replace(regions, polygons=frame.place(regions.polygons))
+    return (replace(part, polygons=frame.place(part.polygons)) for part in parts)
 
 
 GEOJSON = AnswerFormat(
@@ -200,7 +209,7 @@ GEOJSON = AnswerFormat(
     suffix=".geojson",
     options=RegionOptions,
     document=FeatureCollection,
-    write=lambda source, options: geojson(
+    stream=lambda source, options: geojson(
         _regions(source, options), source.result.summary, source.manifest
     ),
 )
@@ -213,7 +222,7 @@ DSA = AnswerFormat(
     suffix=".dsa.json",
     options=RegionOptions,
     document=AnnotationDocument,
-    write=lambda source, options: dsa_annotation(
+    stream=lambda source, options: dsa_annotation(
         _regions(source, options), source.result.summary, source.manifest
     ),
 )

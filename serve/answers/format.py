@@ -5,7 +5,7 @@ options, the page's downloads and `docs/formats.md` all come from the entries in
 `serve.answers.registry`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -94,8 +94,11 @@ class AnswerFormat:
     media_type: str
     suffix: str
     """Takes the place of the image's own, with its dot."""
-    write: Callable[[Source, Any], bytes]
+    write: Callable[[Source, Any], bytes] | None = None
     """Writes the answer; its second argument is of the type `options`."""
+    stream: Callable[[Source, Any], Iterator[bytes]] | None = None
+    """In the place of `write`: writes the answer block by block, where it may become too large to
+    be held. What it refuses, it refuses before the first block."""
     options: type[Options] = Options
     needs_probabilities: Callable[[Any], bool] = lambda _: False
     """Whether the result has to have the probabilities of all classes, for these options."""
@@ -116,7 +119,11 @@ class AnswerFormat:
         return self.route or f"/{self.name}"
 
     def render(self, source: Source, values: Mapping[str, object]) -> bytes:
-        """Write the answer.
+        """Write the answer as a whole; see `blocks`."""
+        return b"".join(self.blocks(source, values))
+
+    def blocks(self, source: Source, values: Mapping[str, object]) -> Iterator[bytes]:
+        """Write the answer, block by block where it may be large.
 
         Args:
             source: what to write.
@@ -126,7 +133,11 @@ class AnswerFormat:
             OptionError: an option cannot be used.
             ImageTooLargeError: the result is too large for this format.
         """
-        return self.write(source, self.options.of(values))
+        options = self.options.of(values)
+        if self.stream is not None:
+            return self.stream(source, options)
+        assert self.write is not None, f"{self.name} has neither `write` nor `stream`"
+        return iter((self.write(source, options),))
 
 
 def labels_of(names: Sequence[str], classes: Sequence[TissueClass]) -> list[int]:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -229,12 +229,12 @@ def _segment_one(command: Segment, segmenter: HttpClient | TileSegmenter, path: 
         )
         result = result.with_notes(picture.mpp_note, picture.notes)
     source = Source(picture.pixels, result, segmenter.manifest, path.name)
-    files = {}
+    files: dict[str, Iterable[bytes]] = {}
     for name in recipe.formats:
-        content = FORMATS[name].render(source, options)
+        blocks: Iterable[bytes] = FORMATS[name].blocks(source, options)
         if name == RECORD_FORMAT:
-            content = recipe.record(path, content)
-        files[f"{path.stem}{FORMATS[name].suffix}"] = content
+            blocks = (recipe.record(path, b"".join(blocks)),)
+        files[f"{path.stem}{FORMATS[name].suffix}"] = blocks
     write_together(command.out, files)
     return result.summary
 

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 _unfinished: set[Path] = set()
@@ -14,12 +14,13 @@ _GUARD_TIMEOUT_S = 5.0
 """Seconds after which a file system that does not finish a rename is not waited for."""
 
 
-def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+def write_together(folder: Path, contents: Mapping[str, bytes | Iterable[bytes]]) -> None:
     """Write files into a folder; they appear once all of them are complete, or not at all.
 
     Args:
         folder: created if it is missing.
-        contents: by the files' names. The files appear in this order.
+        contents: by the files' names, each as a whole or block by block. The files appear in this
+            order.
 
     Raises:
         OSError: a file cannot be written.
@@ -30,7 +31,8 @@ def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
         _unfinished.add(scratch)
     try:
         for name, content in contents.items():
-            (scratch / name).write_bytes(content)
+            with (scratch / name).open("wb") as file:
+                file.writelines((content,) if isinstance(content, bytes) else content)
         with _guard:
             for name in contents:
                 (scratch / name).replace(folder / name)

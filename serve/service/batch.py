@@ -11,10 +11,11 @@ from starlette.datastructures import FormData
 
 from serve.answers.registry import FORMATS
 from serve.contract.errors import FocalPathError
+from serve.inference.summary import ImageInfo
 from serve.service.error_answers import INTERNAL_CODE, as_fields, status_of
 from serve.service.model import Model
 from serve.service.uploads import BatchFile
-from serve.service.worker import Job, Worker
+from serve.service.worker import Job, Worker, whole
 
 _log = logging.getLogger(__name__)
 
@@ -62,10 +63,15 @@ async def _line(index: int, file: BatchFile, job: Job, worker: Worker, model: Mo
         data = file.read()
         return data, worker.weigh(model, data, job)
 
+    def answer(data: bytes) -> tuple[ImageInfo, list[object]]:
+        done = worker.answer(model, data, job, file.name)
+        pairs = zip(job.formats, done.contents, strict=True)
+        return done.image, [_as_json(name, whole(content)) for name, content in pairs]
+
     try:
         data, tiles = await worker.look(weigh)
-        done = await worker.run(
-            lambda: worker.answer(model, data, job, file.name),
+        image, outputs = await worker.run(
+            lambda: answer(data),
             tiles=tiles,
             may_refuse=False,  # the batch has its place
         )
@@ -76,9 +82,8 @@ async def _line(index: int, file: BatchFile, job: Job, worker: Worker, model: Mo
         message = "The service failed on this file. Its log says more."
         entry |= {"status": 500, "error": message, "code": INTERNAL_CODE}
     else:
-        outputs = zip(job.formats, done.contents, strict=True)
-        entry |= {"status": 200, "mpp": done.image.mpp, "mpp_source": done.image.mpp_source}
-        entry |= {"outputs": {name: _as_json(name, one) for name, one in outputs}}
+        entry |= {"status": 200, "mpp": image.mpp, "mpp_source": image.mpp_source}
+        entry |= {"outputs": dict(zip(job.formats, outputs, strict=True))}
     return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 

@@ -115,7 +115,10 @@ def _format_endpoint(entry: AnswerFormat) -> Endpoint:
         headers = {MPP_SOURCE_HEADER: done.image.mpp_source}
         if done.image.mpp is not None:
             headers[MPP_HEADER] = f"{done.image.mpp:.6g}"
-        return Response(done.contents[0], media_type=entry.media_type, headers=headers)
+        content = done.contents[0]
+        if isinstance(content, bytes):
+            return Response(content, media_type=entry.media_type, headers=headers)
+        return StreamingResponse(content, media_type=entry.media_type, headers=headers)
 
     return _described(answer, entry.description, format_query(entry))
 

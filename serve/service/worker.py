@@ -3,9 +3,10 @@
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TypeVar
 
 from serve.answers.format import Source
@@ -42,11 +43,21 @@ class Job:
     """Keep the result for further requests with the same image, or take a kept one."""
 
 
+Content = bytes | Iterator[bytes]
+"""An answer in one format. A large one may come block by block: its blocks are still being written
+then, for which the model is not needed any more."""
+
+
+def whole(content: Content) -> bytes:
+    """All of an answer."""
+    return content if isinstance(content, bytes) else b"".join(content)
+
+
 @dataclass(frozen=True)
 class Answer:
     """The answers for one image."""
 
-    contents: list[bytes]
+    contents: list[Content]
     """In the order of the job's formats."""
     image: ImageInfo
     """Its um per pixel and where that comes from, which most formats cannot hold."""
@@ -151,7 +162,7 @@ class Worker:
             result = self._segment(segmenter, picture, data, job)
             with self._telemetry.stage("encode"):
                 source = Source(picture.pixels, result, segmenter.manifest, name)
-                contents = [FORMATS[name].render(source, job.options) for name in job.formats]
+                contents = [_begun(FORMATS[one].blocks(source, job.options)) for one in job.formats]
             return Answer(contents, result.summary.image)
 
         return model.run(work)
@@ -183,3 +194,9 @@ class Worker:
             ResultKey.of(data, job.mpp, segmenter.manifest),
             with_probabilities=needs_probabilities(job.formats, job.options),
         )
+
+
+def _begun(blocks: Iterator[bytes]) -> Content:
+    """An answer whose first block is written; as a whole where it has no other."""
+    first, second = next(blocks), next(blocks, None)
+    return first if second is None else chain((first, second), blocks)

@@ -6,13 +6,19 @@ import jsonschema
 import numpy as np
 import pytest
 import shapely
+from numpy.typing import NDArray
 from PIL import ImageColor
 
-from serve.answers.annotations import dsa_annotation, geojson
+from serve.answers.annotations import BLOCK_BYTES, dsa_annotation, geojson
+from serve.answers.format import Source
 from serve.answers.polygons import Regions, trace_regions
+from serve.answers.registry import FORMATS
+from serve.contract.errors import ImageTooLargeError
 from serve.contract.manifest import Manifest, read_bundle
+from serve.inference.segmenter import Segmentation
 from serve.inference.summary import Summary, summarise
 from serve.inference.tiling import Prediction
+from tests.support.errors import raises
 
 LABELS = np.ones((8, 10), np.uint8)
 LABELS[2:6, 3:7] = 4
@@ -41,14 +47,14 @@ def _summary(manifest: Manifest, mpp: float | None, source: Any) -> Summary:
 @pytest.fixture(scope="module")
 def collection(regions: Regions, manifest: Manifest) -> dict[str, Any]:
     summary = _summary(manifest, 0.25, "request")
-    parsed: dict[str, Any] = json.loads(geojson(regions, summary, manifest))
+    parsed: dict[str, Any] = json.loads(b"".join(geojson([regions], summary, manifest)))
     return parsed
 
 
 @pytest.fixture(scope="module")
 def document(regions: Regions, manifest: Manifest) -> dict[str, Any]:
     summary = _summary(manifest, 0.25, "request")
-    parsed: dict[str, Any] = json.loads(dsa_annotation(regions, summary, manifest))
+    parsed: dict[str, Any] = json.loads(b"".join(dsa_annotation([regions], summary, manifest)))
     return parsed
 
 
@@ -87,7 +93,7 @@ def test_geojson_measures_each_region(collection: dict[str, Any]) -> None:
 def test_an_assumed_scale_gives_no_area_in_um2(
     mpp: float | None, source: str, regions: Regions, manifest: Manifest
 ) -> None:
-    parsed = json.loads(geojson(regions, _summary(manifest, mpp, source), manifest))
+    parsed = json.loads(b"".join(geojson([regions], _summary(manifest, mpp, source), manifest)))
     assert "Area um^2" not in parsed["features"][0]["properties"]["measurements"]
 
 
@@ -97,7 +103,7 @@ def test_an_image_without_regions_of_the_chosen_classes_is_an_empty_collection(
     none = Regions(
         regions.polygons[:0], regions.labels[:0], regions.area_px[:0], regions.mean_confidence[:0]
     )
-    parsed = json.loads(geojson(none, _summary(manifest, None, "unknown"), manifest))
+    parsed = json.loads(b"".join(geojson([none], _summary(manifest, None, "unknown"), manifest)))
     assert parsed == {"type": "FeatureCollection", "features": []}
 
 
@@ -126,3 +132,52 @@ def test_a_dsa_polyline_has_holes_colours_label_and_group(document: dict[str, An
     assert outer["lineColor"] == "rgb(214, 39, 40)"
     assert outer["label"] == {"value": "Tumor"}
     assert outer["group"] == "Tumor"
+
+
+def _source(manifest: Manifest, labels: NDArray[np.uint8]) -> Source:
+    confidence = np.full(labels.shape, 255, np.uint8)
+    summary = summarise(Prediction(labels, confidence, np.zeros(5, np.float32)), manifest)
+    image = np.zeros((*labels.shape, 3), np.uint8)
+    return Source(image, Segmentation(labels, confidence, summary), manifest)
+
+
+@pytest.mark.parametrize("name", ["geojson", "dsa"])
+def test_a_large_document_comes_in_blocks_of_bounded_size(name: str, manifest: Manifest) -> None:
+    labels = np.random.default_rng(0).integers(1, 6, (200, 200)).astype(np.uint8)
+    blocks = list(FORMATS[name].blocks(_source(manifest, labels), {}))
+    assert len(blocks) > 10
+    assert max(map(len, blocks)) < 2 * BLOCK_BYTES
+    document = json.loads(b"".join(blocks))
+    assert len(document["features" if name == "geojson" else "elements"]) > 10_000
+
+
+def test_polygons_are_made_as_their_features_are_written(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    polygons_of = shapely.polygons
+
+    def counted(rings: Any, **holes: Any) -> Any:
+        made.append(np.size(rings))
+        return polygons_of(rings, **holes)
+
+    monkeypatch.setattr(shapely, "polygons", counted)
+    monkeypatch.setattr("serve.answers.polygons._PART_EDGES", 1_000)
+    labels = np.random.default_rng(0).integers(1, 6, (200, 200)).astype(np.uint8)
+    blocks = FORMATS["geojson"].blocks(_source(manifest, labels), {})
+    assert made == []
+    next(blocks)
+    at_first = sum(made)
+    assert 0 < at_first < 2_000
+    list(blocks)
+    assert sum(made) > 10 * at_first
+
+
+def test_too_many_corners_are_refused_before_the_first_block(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.answers.edges.MAX_EDGES", 100)
+    labels = np.random.default_rng(0).integers(1, 6, (30, 30)).astype(np.uint8)
+    with raises(ImageTooLargeError, code="too_many_corners"):
+        FORMATS["geojson"].blocks(_source(manifest, labels), {})
+    assert FORMATS["geojson"].render(_source(manifest, labels), {"min_area_px": 100})

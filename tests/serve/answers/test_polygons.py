@@ -5,7 +5,7 @@ import pytest
 import shapely
 from numpy.typing import NDArray
 
-from serve.answers import polygons
+from serve.answers import edges
 from serve.answers.polygons import Regions, select_labels, trace_regions
 from serve.contract.errors import ImageTooLargeError
 from tests.support.errors import raises
@@ -185,7 +185,7 @@ def test_labels_that_are_not_shown_are_not_traced(monkeypatch: pytest.MonkeyPatc
     labels = RANDOM.integers(1, 3, (20, 20)).astype(np.uint8)
     labels[5:15, 5:15] = 3
     expected = select_labels(_trace(labels), np.array([3]))
-    monkeypatch.setattr(polygons, "MAX_EDGES", 100)
+    monkeypatch.setattr(edges, "MAX_EDGES", 100)
     regions = _trace(labels, shown=[3])
     assert regions.labels.tolist() == [3]
     assert regions.polygons[0].equals(expected.polygons[0])
@@ -203,7 +203,7 @@ def test_outer_rings_run_counterclockwise_by_their_numbers_and_holes_clockwise(
 
 
 def test_small_regions_are_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polygons, "MAX_EDGES", 100)
+    monkeypatch.setattr(edges, "MAX_EDGES", 100)
     labels = np.ones((30, 30), np.uint8)
     labels[1:-1:2, 1:-1:2] = 2
     with raises(ImageTooLargeError, "min_area_px", code="too_many_corners"):
@@ -213,6 +213,6 @@ def test_small_regions_are_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_outlines_that_nobody_can_use_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polygons, "MAX_EDGES", 100)
-    with raises(ImageTooLargeError, 25, code="too_many_corners"):
+    monkeypatch.setattr(edges, "MAX_EDGES", 100)
+    with raises(ImageTooLargeError, 650, 100, code="too_many_corners"):
         _trace(RANDOM.integers(1, 3, (20, 20)).astype(np.uint8))

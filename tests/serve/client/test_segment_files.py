@@ -367,14 +367,14 @@ def test_an_url_that_is_none_is_one_message(
 def test_a_half_written_output_is_never_seen(
     image: Path, toy_bundle: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_bytes = Path.write_bytes
+    open_file = Path.open
 
-    def fail_at_the_second(path: Path, content: bytes) -> int:
+    def fail_at_the_second(path: Path, *mode: str, **options: Any) -> Any:
         if path.name == "slide.overlay.png":
             raise OSError("no space left on the device")
-        return write_bytes(path, content)
+        return open_file(path, *mode, **options)
 
-    monkeypatch.setattr(Path, "write_bytes", fail_at_the_second)
+    monkeypatch.setattr(Path, "open", fail_at_the_second)
     assert _segment(image, "--bundle", toy_bundle, "--out", out) == 1
     assert _names(out) == set()
 

@@ -48,6 +48,16 @@ def test_each_endpoint_says_what_it_answers_with(entry: AnswerFormat, service_ur
     assert response.headers["content-type"] == entry.media_type
 
 
+def test_a_large_geojson_is_streamed_and_a_small_one_is_not(service_url: str) -> None:
+    labels = np.random.default_rng(0).integers(1, 6, (100, 100)).repeat(8, 0).repeat(8, 1)
+    large = _post(service_url, "geojson", encoded(painted(labels)))
+    assert large.headers.get("transfer-encoding") == "chunked"
+    assert large.headers["X-Mpp-Source"] == "model (assumed)"
+    polygons = [shapely.geometry.shape(one["geometry"]) for one in large.json()["features"]]
+    assert sum(polygon.area for polygon in polygons) == 800 * 800
+    assert "content-length" in _post(service_url, "geojson", classes="Necrosis").headers
+
+
 def test_a_misspelt_parameter_is_a_400_with_the_nearest_name(service_url: str) -> None:
     for endpoint, name, nearest in (
         ("segment", "mmp", "mpp"),

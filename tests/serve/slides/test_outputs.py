@@ -159,7 +159,7 @@ def test_small_regions_are_left_out_after_they_were_joined(tmp_path: Path) -> No
 def test_a_map_of_noise_is_traced_in_parts_and_simplified_to_the_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.answers.polygons.MAX_EDGES", 20_000)
+    monkeypatch.setattr("serve.answers.edges.MAX_EDGES", 20_000)
     noise = np.random.default_rng(0).integers(1, 4, (160, 160)).astype(np.uint8)
     result = make_result(tmp_path, noise, block=2048, max_vertices=5000, min_area_um2=4)
     document = json.loads(gzip.decompress(write(result, "geojson", tmp_path).read_bytes()))
