@@ -1,37 +1,72 @@
-"""Files that appear whole or not at all, and what a user is told where they cannot be written."""
+"""Writes files and folders whole or not at all, and explains where they cannot be written."""
 
 import errno
+import json
 import os
 import secrets
+import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from train.errors import StorageError
+from train.errors import DestinationError, StorageError
 
 CANNOT_WRITE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
 )
-"""Errors of the operating system that are for the user to remedy."""
+"""Errors of the operating system that the user can fix."""
+
+
+def refuse_existing(folder: Path) -> None:
+    """Refuse a place that holds something: a file, or a folder that is not empty.
+
+    Raises:
+        DestinationError: it does.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DestinationError(
+            f"{folder} exists; expected a new folder. Give another one, or delete this one first."
+        )
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a new folder beside `folder` to fill. It becomes `folder` at the end.
+
+    On any failure it is removed, and `folder` stays as it was. Missing parents are created.
+
+    Raises:
+        StorageError: the disk is full or cannot be written, or `folder` holds something.
+    """
+    folder = folder.absolute()
+    partial = _beside(folder)
+    with write_errors_explained(folder):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write, renamed to it at the end and removed on any failure.
+    """Give a path beside `path` to write. It replaces `path` at the end.
 
-    The file gets the mode that the umask gives, whatever the library that writes it sets:
-    safetensors makes its files readable by their owner alone.
+    On any failure it is removed, and `path` stays as it was. The file gets the mode that the umask
+    gives, whatever the library that writes it sets: safetensors makes its files readable by their
+    owner alone.
 
     Raises:
-        FocalPathError: the disk is full, or may not be written.
+        StorageError: the disk is full, or cannot be written.
     """
-    # Processes of several machines may write the same file.
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    partial = _beside(path)
     with write_errors_explained(path):
         try:
             partial.touch()
@@ -45,10 +80,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def write_errors_explained(place: Path) -> Iterator[None]:
-    """Turn a full disk, or one that may not be written, into a user's error.
+    """Turn a full disk, or one that cannot be written, into an error for the user.
 
     Raises:
-        FocalPathError: `place` cannot be written.
+        StorageError: `place` cannot be written.
     """
     try:
         yield
@@ -57,5 +92,15 @@ def write_errors_explained(place: Path) -> Iterator[None]:
             raise
         raise StorageError(
             f"cannot write {place} ({error}). Expected a place that may be written, with room on "
-            "the disk: free some or give another; what was written before is still whole."
+            "the disk: free some, or give another place. What was written before is still whole."
         ) from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON that a person can read."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _beside(path: Path) -> Path:
+    # Processes of several machines may write the same file.
+    return path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")

@@ -16,13 +16,10 @@ import codecs
 import csv
 import glob
 import json
-import os
 import re
-import shutil
 import unicodedata
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -31,8 +28,8 @@ from serve.contract.errors import OptionError
 from serve.images.mpp import MAX_MPP, MIN_MPP, PixelSize, check_mpp
 from train.data.images import own_pixel_sizes
 from train.data.masks import MASK_SUFFIXES, MaskCode, mask_code
-from train.errors import DatasetError, ScaleError, StorageError
-from train.files import CANNOT_WRITE
+from train.errors import DatasetError, ScaleError
+from train.files import write_json
 from train.settings import MAX_CLASSES, LabelClass
 
 Split = Literal["training", "validation", "test"]
@@ -260,6 +257,34 @@ def _row_mpp(path: Path, line: int, text: str) -> float | None:
     return mpp
 
 
+def write_description(
+    folder: Path,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    mpp: float,
+    classes: Sequence[LabelClass],
+    recipe: Mapping[str, Any],
+) -> None:
+    """Write folds.csv, dataset.json and settings.json of a new data set.
+
+    Args:
+        folder: the data set.
+        columns: of folds.csv: img_id and fold, optionally group and mpp.
+        rows: of folds.csv, one per image.
+        mpp: um per pixel of images for which folds.csv gives none.
+        classes: names and colours of labels 1..C.
+        recipe: the content of settings.json: how the data set was made.
+    """
+    with (folder / "folds.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+    description = {"mpp": mpp, "classes": [asdict(entry) for entry in classes]}
+    write_json(folder / "dataset.json", description)
+    write_json(folder / "settings.json", recipe)
+
+
 def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """The files of a folder by their names without suffix; the suffix in upper or lower case.
 
@@ -292,32 +317,3 @@ def _missing(tile_id: str, folder: Path, suffixes: tuple[str, ...]) -> DatasetEr
         f"folds.csv names {tile_id!r}, but {folder} has no such file; expected "
         f"{tile_id}{suffixes[0]} (or {', '.join(suffixes[1:])}). Add the file or remove the line."
     )
-
-
-@contextmanager
-def whole_or_not_at_all(folder: Path) -> Iterator[Path]:
-    """Give a folder beside `folder` to fill, renamed to it at the end and removed on any failure.
-
-    Raises:
-        FocalPathError: the disk is full, or may not be written.
-    """
-    folder = folder.absolute()
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(folder)
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
-            raise
-        raise StorageError(
-            f"cannot write {folder} ({error}); nothing was kept. Expected a folder that may be "
-            "written, with space for the tiles: free some, or give another folder."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON that a person can read."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -23,8 +23,9 @@ from serve.contract.errors import FocalPathError as ServeError
 from serve.images.decode import read_picture
 from serve.images.mpp import Mpp, PixelSize, check_aspect, check_mpp, sides_of
 from train.data.dataset import see_image
-from train.data.folder import IMAGE_SUFFIXES, whole_or_not_at_all
-from train.errors import DestinationError, ImageFileError, ScaleError, SourceError
+from train.data.folder import IMAGE_SUFFIXES
+from train.errors import ImageFileError, ScaleError, SourceError
+from train.files import refuse_existing, whole_folder
 from train.fitting.evaluation import Segment, label_images, scale_of, segment_on_device
 from train.model.checkpoint import CheckpointCard, load_checkpoint
 from train.settings import LabelClass
@@ -60,8 +61,7 @@ def predict_images(
             absurd.
     """
     paths = _find(images)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DestinationError(f"{out} exists; expected a new folder. Give another one.")
+    refuse_existing(out)
     segmenter, card = load_checkpoint(checkpoint)
     if mpp is not None:
         try:
@@ -70,7 +70,7 @@ def predict_images(
             raise ScaleError(str(error)) from error
     segment = segment_on_device(segmenter, card)
     assumed = []
-    with whole_or_not_at_all(out) as partial:
+    with whole_folder(out) as partial:
         for folder in ("masks", "overlays"):
             (partial / folder).mkdir()
         with (partial / "areas.csv").open("w", newline="", encoding="utf-8") as file:

@@ -7,19 +7,16 @@ view that they come from. Which view teaches which is our reading of the abstrac
 """
 
 import copy
-import math
 from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from train.errors import CollapseError, RunError
-from train.pretraining.encoder import create_encoder
+from train.pretraining.branch import Branch
+from train.pretraining.collapse import LEAST_ENTROPY, effective_rank, signs_of_collapse
 from train.pretraining.losses import (
     Centers,
     alignment_loss,
@@ -28,69 +25,12 @@ from train.pretraining.losses import (
     koleo_loss,
     pooled_at,
 )
+from train.pretraining.optimizer import half_cosine, make_optimizer
 from train.pretraining.settings import PretrainSettings
 from train.pretraining.views import ViewSample, change_colors
 
-_COLLAPSED = 0.1
-"""A teacher whose mean output has less than this share of the largest entropy has collapsed."""
 _MASKED_IMAGES = 0.5
 _MASKED_PATCHES = (0.1, 0.5)
-
-
-class Head(nn.Module):
-    """DINO's head (arXiv 2104.14294): three linear layers, a unit vector, K unit prototypes."""
-
-    def __init__(self, width: int, hidden: int, bottleneck: int, num_prototypes: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(
-            *(nn.Linear(width, hidden), nn.GELU()),
-            *(nn.Linear(hidden, hidden), nn.GELU()),
-            nn.Linear(hidden, bottleneck),
-        )
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
-        self.prototypes = nn.Parameter(torch.randn(num_prototypes, bottleneck))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Turn (..., D) tokens into (..., K) logits in [-1, 1]."""
-        unit = F.normalize(self.mlp(tokens), dim=-1, eps=1e-6)
-        return F.linear(unit, F.normalize(self.prototypes, dim=-1).to(unit.dtype))
-
-
-class Branch(nn.Module):
-    """An encoder with its heads: the student, or the teacher."""
-
-    def __init__(self, settings: PretrainSettings, *, drop_path: float) -> None:
-        super().__init__()
-        self.encoder = create_encoder(settings, drop_path=drop_path)
-        width = int(cast(Any, self.encoder).num_features)
-        distillation = settings.distillation
-        size = (
-            distillation.head_hidden,
-            distillation.head_bottleneck,
-            distillation.prototypes,
-        )
-        self.cls_head = Head(width, *size)
-        self.dense_head = Head(width, *size)
-        self.mask_token = nn.Parameter(torch.zeros(width))
-
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Encode normalised (B, 3, H, W) images, patches under `mask` (B, N) hidden.
-
-        Returns:
-            Class tokens (B, D) and patch tokens (B, N, D), after the final norm.
-        """
-        vit = cast(Any, self.encoder)
-        if mask is None:
-            tokens = vit.forward_features(images)
-        else:
-            patches = vit.patch_embed(images)
-            hidden = mask.reshape(*patches.shape[:-1], 1)
-            patches = torch.where(hidden, self.mask_token.to(patches.dtype), patches)
-            tokens = vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(patches))))
-        return tokens[:, 0], tokens[:, vit.num_prefix_tokens :]
 
 
 class PretrainTask(L.LightningModule):
@@ -288,32 +228,23 @@ class PretrainTask(L.LightningModule):
     @torch.no_grad()
     def _watch(self, targets: Tensor, logits: Tensor, teacher_cls: Tensor) -> None:
         """Log what tells a collapse, and end a run that has collapsed."""
-        largest = math.log(targets.shape[-1])
-        flat = targets.flatten(0, 1)
-        of_mean = _entropy(flat.mean(dim=0)) / largest
-        log_student = F.log_softmax(
-            logits.float() / self.settings.distillation.student_temperature, dim=-1
-        )
-        divergence = (targets * (targets.clamp(min=1e-12).log() - log_student)).sum(-1).mean()
-        watched = {
-            "entropy_of_mean": of_mean,
-            "mean_entropy": _entropy(flat).mean() / largest,
-            "teacher_student_kl": divergence,
-        }
+        temperature = self.settings.distillation.student_temperature
+        watched = signs_of_collapse(targets, logits, temperature)
         if self.trainer.is_last_batch:
             watched["rank"] = effective_rank(teacher_cls)
         for name, value in watched.items():
             self.log(name, value, on_step=False, on_epoch=True)
         schedule = self.settings.schedule
         is_warm = self.global_step >= schedule.warmup_share * schedule.steps
-        collapsed = is_warm and bool(of_mean < _COLLAPSED)
-        self.num_collapsed = self.num_collapsed + 1 if collapsed else self.num_collapsed * 0
+        of_mean = float(watched["entropy_of_mean"])
+        has_collapsed = is_warm and of_mean < LEAST_ENTROPY
+        self.num_collapsed = self.num_collapsed + 1 if has_collapsed else self.num_collapsed * 0
         if self.num_collapsed >= schedule.collapse_patience:
             raise CollapseError(
                 f"the encoder has collapsed: for {schedule.collapse_patience} steps the teacher "
-                f"used {float(of_mean):.1%} of the entropy of {targets.shape[-1]} prototypes, "
-                f"expected at least {_COLLAPSED:.0%}. Lower --learning-rate or raise "
-                "--spread-weight and start again; last.ckpt is from before."
+                f"used {of_mean:.1%} of the entropy of {targets.shape[-1]} prototypes; expected at "
+                f"least {LEAST_ENTROPY:.0%}. Lower --learning-rate or raise --spread-weight, and "
+                "start again with --overwrite. last.ckpt is from before the collapse."
             )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -323,7 +254,7 @@ class PretrainTask(L.LightningModule):
             for head in (self.student.cls_head, self.student.dense_head):
                 head.prototypes.grad = None
         first, last = schedule.weight_decay
-        decay = last + (first - last) * _half_cosine(self.global_step / schedule.steps)
+        decay = last + (first - last) * half_cosine(self.global_step / schedule.steps)
         optimizer.param_groups[0]["weight_decay"] = decay
 
     @torch.no_grad()
@@ -331,7 +262,7 @@ class PretrainTask(L.LightningModule):
         """Move the teacher towards the student."""
         start = self.settings.distillation.teacher_momentum
         progress = self.global_step / self.settings.schedule.steps
-        momentum = 1 - (1 - start) * _half_cosine(progress)
+        momentum = 1 - (1 - start) * half_cosine(progress)
         pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
         for teacher, student in pairs:
             teacher.lerp_(student, 1 - momentum)
@@ -339,29 +270,8 @@ class PretrainTask(L.LightningModule):
             own.copy_(learned)
 
     def configure_optimizers(self) -> Any:
-        """AdamW; norms and biases do not decay; a linear warm-up, then a cosine."""
-        schedule = self.settings.schedule
-        trained = [p for p in self.student.parameters() if p.requires_grad]
-        decayed = [p for p in trained if p.ndim > 1]
-        others = [p for p in trained if p.ndim <= 1]
-        learning_rate = schedule.learning_rate
-        if schedule.scale_learning_rate:
-            learning_rate *= math.sqrt(schedule.batch_size * schedule.devices / 1024)
-        groups: list[dict[str, Any]] = [
-            {"params": decayed},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        optimizer = AdamW(groups, lr=learning_rate, weight_decay=schedule.weight_decay[0])
-        warmup = round(schedule.warmup_share * schedule.steps)
-        last = schedule.final_learning_rate_share
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            progress = (step - warmup) / max(1, schedule.steps - warmup)
-            return last + (1 - last) * _half_cosine(min(1.0, progress))
-
-        scheduler = LambdaLR(optimizer, factor)
+        """AdamW with a linear warm-up and a cosine, step by step."""
+        optimizer, scheduler = make_optimizer(self.student, self.settings.schedule)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -384,23 +294,3 @@ class PretrainTask(L.LightningModule):
         first, last = self.settings.distillation.teacher_temperature
         progress = min(1.0, self.global_step / max(1, 0.3 * self.settings.schedule.steps))
         return first + (last - first) * progress
-
-
-def _half_cosine(progress: float) -> float:
-    """From 1 at 0 to 0 at 1."""
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _entropy(probabilities: Tensor) -> Tensor:
-    """Entropy of the last dimension, in nats."""
-    return -(probabilities * probabilities.clamp(min=1e-12).log()).sum(dim=-1)
-
-
-def effective_rank(features: Tensor) -> Tensor:
-    """RankMe (arXiv 2210.02885): exp of the entropy of normalised singular values.
-
-    Args:
-        features: (B, D); the rank is at most the smaller of the two.
-    """
-    values = torch.linalg.svdvals(features.float())
-    return _entropy(values / values.sum().clamp(min=1e-12)).exp()

@@ -33,16 +33,10 @@ from train.data.convert.class_mapping import (
     read_mapping,
     write_template,
 )
-from train.data.convert.layout import (
-    TEST_FOLD,
-    Region,
-    TileSettings,
-    find_images,
-    refuse_existing,
-    write_dataset,
-)
+from train.data.convert.layout import TEST_FOLD, Region, TileSettings, find_images, write_dataset
 from train.data.convert.shapes import Annotation, Ring, fill_shape, vanished
 from train.errors import AnnotationError, ImageFileError, ScaleError, SettingsError, SourceError
+from train.files import refuse_existing
 from train.settings import CheckedSettings, Mpp, TestShare
 
 _PATIENT = re.compile(r"TCGA-\w{2}-\w{4}")

@@ -34,17 +34,16 @@ from train.data.convert.layout import (
     find_folder,
     find_images,
     read_region_image,
-    refuse_existing,
     refuse_other_size,
     resample_image,
     resample_labels,
     write_dataset,
 )
-from train.data.synthetic.tissue import CLASSES as TISSUE_CLASSES
+from train.data.synthetic.tissue import CLASSES
 from train.errors import MaskError, ScaleError, SourceError
-from train.settings import CheckedSettings, LabelClass, Mpp
+from train.files import refuse_existing
+from train.settings import CheckedSettings, Mpp
 
-CLASSES = tuple(LabelClass(name=name, color=color) for name, color in TISSUE_CLASSES)
 UNLABELLED, TUMOR, STROMA, INFLAMMATORY, NECROSIS, OTHER = range(6)
 
 CODES = {

@@ -36,12 +36,12 @@ from train.data.convert.layout import (
     find_folder,
     find_images,
     read_region_image,
-    refuse_existing,
     resample_image,
     write_dataset,
 )
 from train.data.convert.shapes import fill_shape, vanished
 from train.errors import AnnotationError, SettingsError, SourceError
+from train.files import refuse_existing
 from train.settings import CheckedSettings, LabelClass, Mpp, TestShare
 
 CLASSES = (

@@ -26,13 +26,13 @@ from train.data.convert.layout import (
     find_folder,
     find_images,
     read_region_image,
-    refuse_existing,
     refuse_other_size,
     resample_image,
     resample_labels,
     write_dataset,
 )
 from train.errors import MaskError, SourceError
+from train.files import refuse_existing
 from train.settings import CRAG_MPP, CheckedSettings, LabelClass, Mpp
 
 CLASSES = (

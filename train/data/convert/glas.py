@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from train.data.check import report
 from train.data.convert.images import FoldSettings, SourceImage, write_images
-from train.data.convert.layout import find_images, read_region_image, refuse_existing
+from train.data.convert.layout import find_images, read_region_image
 from train.errors import MaskError, SourceError
+from train.files import refuse_existing
 from train.settings import CheckedSettings, LabelClass, Mpp
 
 _NON_GLAND = LabelClass(name="Non-gland", color="#56b4e9")

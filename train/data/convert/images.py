@@ -4,11 +4,10 @@ Training cuts them itself (see `train.data.scale`), so nothing is lost to tiles 
 Folds are by group, the patient or case; `folds.csv` says which.
 """
 
-import csv
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from train.data.convert.layout import TEST_FOLD, assign_folds, read_region_image, refuse_existing
-from train.data.folder import IMAGE_SUFFIXES, whole_or_not_at_all, write_json
+from train.data.convert.layout import TEST_FOLD, assign_folds, read_region_image
+from train.data.folder import IMAGE_SUFFIXES, write_description
 from train.data.images import read_image
 from train.errors import ImageFileError
+from train.files import refuse_existing, whole_folder
 from train.settings import CheckedSettings, LabelClass, NumFolds, Seed, TestShare
 
 VALIDATION_FOLD = 0
@@ -83,19 +83,19 @@ def write_images(
     """
     refuse_existing(out)
     folds = folds_of(images, settings)
-    with whole_or_not_at_all(out) as partial:
+    with whole_folder(out) as partial:
         for kind in ("img", "mask"):
             (partial / kind).mkdir()
         for image in track(images, "Writing images"):
             _write_pair(partial, image)
-        with (partial / "folds.csv").open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["img_id", "fold", "group", "mpp"])
-            for image in images:
-                rows.writerow([image.name, folds[image.name], image.group, f"{image.mpp:.6g}"])
-        description = {"mpp": mpp, "classes": [asdict(entry) for entry in classes]}
-        write_json(partial / "dataset.json", description)
-        write_json(partial / "settings.json", recipe)
+        write_description(
+            partial,
+            ("img_id", "fold", "group", "mpp"),
+            [(i.name, folds[i.name], i.group, f"{i.mpp:.6g}") for i in images],
+            mpp=mpp,
+            classes=classes,
+            recipe=recipe,
+        )
     return straddling(images) if settings.parts == "official" else []
 
 

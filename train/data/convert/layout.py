@@ -5,11 +5,10 @@
 settings.
 """
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +18,9 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from rich.progress import track
 
-from train.data.folder import whole_or_not_at_all, write_json
-from train.errors import DestinationError, ImageFileError, MaskError, SourceError
+from train.data.folder import write_description
+from train.errors import ImageFileError, MaskError, SourceError
+from train.files import refuse_existing, whole_folder
 from train.settings import CheckedSettings, Count, LabelClass, Mpp, NumFolds, Seed
 
 TEST_FOLD = -1
@@ -88,7 +88,7 @@ def write_dataset(
     refuse_existing(out)
     tiles: list[tuple[str, str, int | None]] = []
     num_left_out = 0
-    with whole_or_not_at_all(out) as partial, ThreadPoolExecutor(4) as pool:
+    with whole_folder(out) as partial, ThreadPoolExecutor(4) as pool:
         for kind in ("img", "mask"):
             (partial / kind).mkdir()
         for region in track(regions, "Cutting tiles", total=num_regions):
@@ -101,10 +101,14 @@ def write_dataset(
                 f"{settings.min_labelled_share}; expected labelled pixels in the masks. Check the "
                 "masks, or lower min_labelled_share."
             )
-        _write_folds(partial / "folds.csv", tiles, settings)
-        description = {"mpp": settings.mpp, "classes": [asdict(entry) for entry in classes]}
-        write_json(partial / "dataset.json", description)
-        write_json(partial / "settings.json", recipe)
+        write_description(
+            partial,
+            ("img_id", "fold", "group"),
+            _fold_rows(tiles, settings),
+            mpp=settings.mpp,
+            classes=classes,
+            recipe=recipe,
+        )
     if not num_left_out:
         return []
     return [
@@ -193,29 +197,17 @@ def assign_folds(num_tiles: Mapping[str, int], num_folds: int, seed: int) -> dic
     return folds
 
 
-def _write_folds(
-    path: Path, tiles: Sequence[tuple[str, str, int | None]], settings: TileSettings
-) -> None:
+def _fold_rows(
+    tiles: Sequence[tuple[str, str, int | None]], settings: TileSettings
+) -> list[tuple[str, int, str]]:
+    """Rows of folds.csv: the tile, its fold, drawn where it has none yet, and its group."""
     open_groups = Counter(group for _, group, fold in tiles if fold is None)
     drawn: dict[str, int] = {}
     if open_groups:
         drawn = assign_folds(open_groups, settings.num_folds, settings.seed)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["img_id", "fold", "group"])
-        for tile_id, group, fold in tiles:
-            rows.writerow([tile_id, drawn[group] if fold is None else fold, group])
-
-
-def refuse_existing(out: Path) -> None:
-    """Raise a FocalPathError if `out` is a file or a folder that is not empty."""
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists():
-        raise DestinationError(
-            f"{out} exists; expected a new folder. Give another one, or delete this one to create "
-            "the data set again."
-        )
+    return [
+        (tile_id, drawn[group] if fold is None else fold, group) for tile_id, group, fold in tiles
+    ]
 
 
 def find_images(folder: Path, suffixes: Sequence[str] = (".png",)) -> dict[str, Path]:

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from train.data.check import report
 from train.data.convert.images import FoldSettings, SourceImage, write_images
-from train.data.convert.layout import refuse_existing
 from train.data.masks import read_mask
 from train.errors import SourceError
+from train.files import refuse_existing
 from train.settings import CheckedSettings, LabelClass
 
 CLASSES = (

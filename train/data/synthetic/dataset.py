@@ -7,22 +7,24 @@ dataset.json    mpp, class names and colours
 settings.json   the settings of the data set
 """
 
-import csv
 import json
 import os
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 from rich.progress import track
 
-from train.data.folder import whole_or_not_at_all, write_json
+from train.data.folder import write_description
 from train.data.synthetic.tissue import CLASSES, make_tile
 from train.errors import DestinationError
+from train.files import whole_folder
 from train.settings import CheckedSettings, NumberOf, Seed, TissueMpp
 
 __all__ = ["CLASSES", "SyntheticSettings", "make_tile", "write_dataset"]
@@ -31,6 +33,9 @@ _GENERATOR_VERSION = 1
 """Increased when the same settings start to give other tiles, so that old data is not reused."""
 
 _TEST, _VALIDATION, _TRAINING = -1, 0, 1
+
+Drawing = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+"""An image (H, W, 3) uint8 RGB in [0, 255], and its labels (H, W) uint8: 1..5 as in `CLASSES`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +71,12 @@ def write_dataset(folder: Path, settings: SyntheticSettings) -> None:
     recipe = {"generator_version": _GENERATOR_VERSION, **asdict(settings)}
     if already_there(folder, recipe):
         return
-    with whole_or_not_at_all(folder) as partial:
-        folds = _folds(settings)
-        _write_tiles(partial, settings, list(folds))
-        with (partial / "folds.csv").open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["img_id", "fold"])
-            rows.writerows(folds.items())
-        classes = [{"name": name, "color": color} for name, color in CLASSES]
-        write_json(partial / "dataset.json", {"mpp": settings.mpp, "classes": classes})
-        write_json(partial / "settings.json", recipe)
+    folds = folds_of("tile_{:05d}", settings.num_test, settings.num_validation, settings.num_train)
+
+    def draw(rng: np.random.Generator) -> Drawing:
+        return make_tile(rng, settings.tile_size_px, settings.mpp)
+
+    write_drawings(folder, folds, draw, seed=settings.seed, mpp=settings.mpp, recipe=recipe)
 
 
 def already_there(folder: Path, recipe: dict[str, object]) -> bool:
@@ -96,33 +97,61 @@ def already_there(folder: Path, recipe: dict[str, object]) -> bool:
     return True
 
 
-def _folds(settings: SyntheticSettings) -> dict[str, int]:
-    """Map tile IDs to folds. Test tiles come first, so adding training tiles never changes them."""
-    folds = (
-        [_TEST] * settings.num_test
-        + [_VALIDATION] * settings.num_validation
-        + [_TRAINING] * settings.num_train
-    )
-    return {f"tile_{index:05d}": fold for index, fold in enumerate(folds)}
+def folds_of(name: str, num_test: int, num_validation: int, num_training: int) -> dict[str, int]:
+    """Map names to folds. Test images come first, so more training images never change them.
+
+    Args:
+        name: format of a name, which takes the image's number.
+        num_test: images of fold -1.
+        num_validation: images of fold 0.
+        num_training: images of fold 1.
+    """
+    folds = [_TEST] * num_test + [_VALIDATION] * num_validation + [_TRAINING] * num_training
+    return {name.format(number): fold for number, fold in enumerate(folds)}
 
 
-def _write_tiles(folder: Path, settings: SyntheticSettings, names: list[str]) -> None:
-    """Draw and save the tiles in up to four threads; numpy and scipy release the GIL."""
-    for kind in ("img", "mask"):
-        (folder / kind).mkdir()
+def write_drawings(
+    folder: Path,
+    folds: Mapping[str, int],
+    draw: Callable[[np.random.Generator], Drawing],
+    *,
+    seed: int,
+    mpp: float,
+    recipe: Mapping[str, object],
+) -> None:
+    """Draw the images of a data set and write it whole or not at all.
 
-    def write(index: int) -> None:
-        # A tile's randomness depends only on its own number, not on the number of tiles.
-        rng = np.random.default_rng(np.random.SeedSequence((settings.seed, index)))
-        image, labels = make_tile(rng, settings.tile_size_px, settings.mpp)
-        Image.fromarray(image).save(folder / "img" / f"{names[index]}.png", compress_level=3)
-        Image.fromarray(labels).save(folder / "mask" / f"{names[index]}.png")
+    Args:
+        folder: the target.
+        folds: the fold of each image by its name.
+        draw: draws an image and its labels.
+        seed: of the data set. An image's randomness depends on this and its own number alone.
+        mpp: um per pixel of the drawings.
+        recipe: the content of settings.json.
 
-    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
-    try:
-        tiles = pool.map(write, range(len(names)))
-        for _ in track(tiles, "Drawing synthetic tissue", total=len(names)):
-            pass
-    finally:
-        # If a tile fails or the user interrupts, pending tiles are dropped.
-        pool.shutdown(cancel_futures=True)
+    Raises:
+        StorageError: the disk is full, or cannot be written.
+    """
+    names = list(folds)
+    with whole_folder(folder) as partial:
+        for kind in ("img", "mask"):
+            (partial / kind).mkdir()
+
+        def write(number: int) -> None:
+            image, labels = draw(np.random.default_rng(np.random.SeedSequence((seed, number))))
+            path = partial / "img" / f"{names[number]}.png"
+            Image.fromarray(image).save(path, compress_level=3)
+            Image.fromarray(labels).save(partial / "mask" / path.name)
+
+        # numpy and scipy release the GIL.
+        pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        try:
+            written = pool.map(write, range(len(names)))
+            for _ in track(written, "Drawing synthetic tissue", total=len(names)):
+                pass
+        finally:
+            # If an image fails or the user interrupts, pending images are dropped.
+            pool.shutdown(cancel_futures=True)
+        write_description(
+            partial, ("img_id", "fold"), folds.items(), mpp=mpp, classes=CLASSES, recipe=recipe
+        )

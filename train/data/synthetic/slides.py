@@ -7,27 +7,19 @@ drawing, as in a scanner's pyramid.
 The folder has the layout of every data set (`train.data.dataset`), one slide per image.
 """
 
-import csv
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from os import cpu_count
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field
-from rich.progress import track
 
-from train.data.folder import whole_or_not_at_all, write_json
-from train.data.synthetic.dataset import already_there
-from train.data.synthetic.tissue import CLASSES, draw_tissue, lay_out_regions
+from train.data.synthetic.dataset import Drawing, already_there, folds_of, write_drawings
+from train.data.synthetic.tissue import draw_tissue, lay_out_regions
 from train.errors import SettingsError
 from train.settings import CheckedSettings, NumberOf, Positive, Seed, TissueMpp
 
 _GENERATOR_VERSION = 1
-_TEST, _VALIDATION, _TRAINING = -1, 0, 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +54,7 @@ class SlideSettings(CheckedSettings):
 
 def make_slide(
     rng: np.random.Generator, side_um: float, mpp: float, region_scale: float
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+) -> Drawing:
     """Draw one slide.
 
     Args:
@@ -88,38 +80,9 @@ def write_slides(folder: Path, settings: SlideSettings) -> None:
     recipe = {"kind": "slides", "generator_version": _GENERATOR_VERSION, **asdict(settings)}
     if already_there(folder, recipe):
         return
-    folds = (
-        [_TEST] * settings.num_test
-        + [_VALIDATION] * settings.num_validation
-        + [_TRAINING] * settings.num_train
-    )
-    names = [f"slide_{index:04d}" for index in range(len(folds))]
-    with whole_or_not_at_all(folder) as partial:
-        _draw_slides(partial, settings, names)
-        with (partial / "folds.csv").open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["img_id", "fold"])
-            rows.writerows(zip(names, folds, strict=True))
-        classes = [{"name": name, "color": color} for name, color in CLASSES]
-        write_json(partial / "dataset.json", {"mpp": settings.mpp, "classes": classes})
-        write_json(partial / "settings.json", recipe)
+    folds = folds_of("slide_{:04d}", settings.num_test, settings.num_validation, settings.num_train)
 
+    def draw(rng: np.random.Generator) -> Drawing:
+        return make_slide(rng, settings.side_um, settings.mpp, settings.region_scale)
 
-def _draw_slides(folder: Path, settings: SlideSettings, names: list[str]) -> None:
-    for kind in ("img", "mask"):
-        (folder / kind).mkdir()
-
-    def draw(index: int) -> None:
-        rng = np.random.default_rng(np.random.SeedSequence((settings.seed, index)))
-        image, labels = make_slide(rng, settings.side_um, settings.mpp, settings.region_scale)
-        Image.fromarray(image).save(folder / "img" / f"{names[index]}.png", compress_level=3)
-        Image.fromarray(labels).save(folder / "mask" / f"{names[index]}.png")
-
-    with ThreadPoolExecutor(min(4, cpu_count() or 1)) as pool:
-        try:
-            drawn = pool.map(draw, range(len(names)))
-            for _ in track(drawn, "Drawing synthetic slides", total=len(names)):
-                pass
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    write_drawings(folder, folds, draw, seed=settings.seed, mpp=settings.mpp, recipe=recipe)

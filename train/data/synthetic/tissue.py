@@ -30,15 +30,16 @@ from train.data.synthetic.nuclei import (
     scatter,
     smooth_step,
 )
+from train.settings import LabelClass
 
 CLASSES = (
-    ("Tumor", "#d55e00"),
-    ("Stroma", "#009e73"),
-    ("Inflammatory", "#f0e442"),
-    ("Necrosis", "#0072b2"),
-    ("Other", "#56b4e9"),
+    LabelClass(name="Tumor", color="#d55e00"),
+    LabelClass(name="Stroma", color="#009e73"),
+    LabelClass(name="Inflammatory", color="#f0e442"),
+    LabelClass(name="Necrosis", color="#0072b2"),
+    LabelClass(name="Other", color="#56b4e9"),
 )
-"""Name and colour of labels 1..5. The colours are from Okabe and Ito's palette for colour-blind
+"""Labels 1..5. The colours are from Okabe and Ito's palette for colour-blind
 viewers; none is close to the pink and purple of the tissue."""
 
 TUMOR, STROMA, INFLAMMATORY, NECROSIS, OTHER = range(1, 6)

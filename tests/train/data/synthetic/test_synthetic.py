@@ -1,6 +1,7 @@
 import csv
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_the_description_names_the_classes_in_label_order(dataset: Path) -> None
     description = json.loads((dataset / "dataset.json").read_text())
     assert description == {
         "mpp": 0.5,
-        "classes": [{"name": name, "color": color} for name, color in CLASSES],
+        "classes": [asdict(entry) for entry in CLASSES],
     }
     assert [c["name"] for c in description["classes"]] == [
         "Tumor", "Stroma", "Inflammatory", "Necrosis", "Other",
