@@ -149,7 +149,8 @@ class Fit(Trains):
 
     def run(self) -> None:
         """Train and print the scores of the best epoch."""
-        from train.fitting.run import fit, print_scores
+        from train.fitting.run import fit
+        from train.fitting.scores import print_scores
 
         if self.folds is not None:
             self._cross_validate(self.folds)
@@ -225,7 +226,7 @@ class ImportSampath(Trains):
     def run(self) -> None:
         """Convert, accounting for every weight."""
         from train.fitting.import_sampath import import_sampath
-        from train.fitting.run import print_scores
+        from train.fitting.scores import print_scores
 
         card = import_sampath(
             self.checkpoint,
@@ -261,7 +262,7 @@ class Evaluate:
     def run(self) -> None:
         """Score and print."""
         from train.fitting.leverage import measure_leverage, print_leverage
-        from train.fitting.run import evaluate, print_scores
+        from train.fitting.scores import evaluate, print_scores
         from train.model.checkpoint import load_checkpoint
 
         segmenter, card = load_checkpoint(self.checkpoint)

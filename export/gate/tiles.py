@@ -221,7 +221,7 @@ def _drawn_tiles(
     rng = np.random.default_rng(0)
     drawn_mpp = mpp or _DRAWN_MPP
     pairs = [make_tile(rng, tile_size_px, drawn_mpp) for _ in range(num_tiles)]
-    same_classes = class_names is not None and list(class_names) == [name for name, _ in CLASSES]
+    same_classes = list(class_names or ()) == [entry.name for entry in CLASSES]
     images = np.stack([image for image, _ in pairs])
     scale = TileScale(tile_size_px=tile_size_px, mpp=drawn_mpp)
     place = scale.place(tile_size_px, tile_size_px, drawn_mpp)

@@ -64,10 +64,19 @@ def require_trainable(folder: TileFolder) -> None:
         if folder.tiles[split] or split != "test":
             count_each(folder, split)
     class_frequencies(folder)
-    if not count_pixels(folder, "validation")[1:].any():
+    require_labelled(folder, "validation")
+
+
+def require_labelled(folder: TileFolder, split: Split) -> None:
+    """Refuse a split in which there is nothing to score.
+
+    Raises:
+        DatasetError: no pixel of its images is labelled.
+    """
+    if not count_pixels(folder, split)[1:].any():
         raise DatasetError(
-            f"no pixel of the validation tiles of {folder.root} is labelled; scores need some. "
-            "Move tiles between folds in folds.csv, or correct the masks."
+            f"no pixel of the {split} tiles of {folder.root} is labelled; scores need some. Move "
+            "tiles between folds in folds.csv, or correct the masks."
         )
 
 

@@ -8,7 +8,8 @@ from train.data.convert import bcss, bdsa, crag
 from train.data.folder import TileFolder, read_tile_folder
 from train.data.pixels import class_frequencies
 from train.errors import CheckpointError
-from train.fitting.run import at_scale, evaluate
+from train.fitting.run import at_scale
+from train.fitting.scores import evaluate
 from train.model.checkpoint import (
     WEIGHTS_FILE,
     CheckpointCard,

@@ -8,9 +8,7 @@ RUN/pretrain.json   settings, data and versions
 """
 
 import json
-import logging
 import shutil
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -23,9 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from train.data.dataset import EpochSampler
 from train.errors import DestinationError
-from train.files import whole_file, write_errors_explained
+from train.files import whole_file, whole_folder, write_errors_explained
 from train.fitting.callbacks import MetricsFile, OwnSigterm
-from train.fitting.resume import RunInputs, WholeStateIO, resumed_epoch
+from train.fitting.resume import RunInputs, resumed_epoch
+from train.fitting.trainer import make_trainer
 from train.pretraining.encoder import patch_size, write_encoder
 from train.pretraining.settings import PretrainSettings
 from train.pretraining.sources import SplitSource, open_source, usable_slides
@@ -87,7 +86,8 @@ def pretrain(
             _write_record(run / RECORD_FILE, inputs)
             card = encoder_card(settings, found.name, len(slides))
             shutil.rmtree(encoder, ignore_errors=True)
-            write_encoder(task.teacher_encoder(), encoder, settings, card)
+            with whole_folder(encoder) as partial:
+                write_encoder(task.teacher_encoder(), partial, settings, card)
     return encoder
 
 
@@ -102,10 +102,6 @@ class _HealthyCheckpoint(ModelCheckpoint):
 
 def _trainer(settings: PretrainSettings, run: Path, inputs: dict[str, Any]) -> L.Trainer:
     schedule = settings.schedule
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message="The .* does not have many workers")
-    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")
     callbacks: list[Callback] = [
         RunInputs(inputs),
         MetricsFile(run / METRICS_FILE),
@@ -118,22 +114,15 @@ def _trainer(settings: PretrainSettings, run: Path, inputs: dict[str, Any]) -> L
         RichProgressBar(leave=False),
         OwnSigterm(),
     ]
-    return L.Trainer(
-        accelerator="auto",
+    return make_trainer(
+        run,
+        callbacks,
         devices=schedule.devices,
-        strategy="ddp" if schedule.devices > 1 else "auto",
-        max_epochs=schedule.steps // schedule.steps_per_epoch,
+        epochs=schedule.steps // schedule.steps_per_epoch,
         precision=schedule.precision,
-        gradient_clip_val=schedule.gradient_clip,
+        gradient_clip=schedule.gradient_clip,
         logger=False,
-        callbacks=callbacks,
-        plugins=[WholeStateIO()],
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
         limit_val_batches=0,
-        log_every_n_steps=1,
-        use_distributed_sampler=False,
-        default_root_dir=run,
     )
 
 

@@ -24,7 +24,8 @@ from train.comparison.tables import published_scores
 from train.data.folder import read_tile_folder
 from train.data.pixels import class_frequencies
 from train.errors import DatasetError, SettingsError
-from train.fitting.run import evaluate, fit
+from train.fitting.run import fit
+from train.fitting.scores import evaluate
 from train.fitting.task import SegmentationTask, named_scores
 from train.metrics import class_scores, image_confusion
 from train.model.checkpoint import load_checkpoint, read_card

@@ -17,7 +17,10 @@ from tests.support.errors import raises
 from train.data.folder import read_tile_folder
 from train.data.pixels import count_each
 from train.errors import SettingsError
-from train.fitting.run import _loaders, _trainer, evaluate, fit, print_scores
+from train.fitting.loaders import make_loaders
+from train.fitting.run import fit
+from train.fitting.scores import evaluate, print_scores
+from train.fitting.trainer import trainer_of
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.segmenter import Segmenter
 
@@ -133,8 +136,8 @@ def test_two_nodes_of_two_devices_share_all_tiles(
             patch.setattr(rank_zero_only, "rank", 0)  # set by Lightning
             for name, value in launcher(node, local).items():
                 patch.setenv(name, str(value))
-            trainer = _trainer(settings, tmp_path, [])
-            loaders = _loaders(folder, settings, segmenter, trainer, 0, counts)
+            trainer = trainer_of(settings, tmp_path, [])
+            loaders = make_loaders(folder, settings, segmenter, trainer, 0, counts)
         training += [index for _, index in loaders[0].sampler]
         validation += [index for pack in loaders[1].batch_sampler for index in pack]
     assert sorted(training) == list(range(8))

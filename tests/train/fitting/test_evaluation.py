@@ -15,7 +15,7 @@ from serve.settings import ServeSettings
 from tests.support.pictures import blobs
 from train.data.folder import Tile, TileFolder
 from train.fitting.evaluation import predict_split
-from train.fitting.run import evaluate
+from train.fitting.scores import evaluate
 from train.model.checkpoint import load_checkpoint, read_card
 
 

@@ -22,7 +22,8 @@ from train.data.folder import read_tile_folder
 from train.errors import CheckpointError, FocalPathError
 from train.fitting.evaluation import predict_split
 from train.fitting.import_sampath import import_sampath, load_sampath_weights, num_sampath_classes
-from train.fitting.run import evaluate, fit
+from train.fitting.run import fit
+from train.fitting.scores import evaluate
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.segmenter import Segmenter, labels_from_logits
 from train.model.weight_files import read_weights

@@ -12,7 +12,8 @@ from tests.support.errors import raises
 from tests.support.toy_data import toy_settings
 from train.errors import RunError, StorageError
 from train.fitting.resume import WholeStateIO
-from train.fitting.run import _trainer, fit
+from train.fitting.run import fit
+from train.fitting.trainer import trainer_of
 from train.settings import AugmentationSettings, RuntimeSettings, Settings
 
 pytestmark = pytest.mark.slow
@@ -104,7 +105,7 @@ def test_a_full_disk_keeps_the_state_of_the_epoch_before(tmp_path: Path):
 
 
 def test_a_run_writes_its_state_so(tmp_path: Path):
-    assert isinstance(_trainer(toy_settings(), tmp_path, []).strategy.checkpoint_io, WholeStateIO)
+    assert isinstance(trainer_of(toy_settings(), tmp_path, []).strategy.checkpoint_io, WholeStateIO)
 
 
 def test_a_run_that_stopped_early_is_not_trained_further(toy_data: Path, tmp_path: Path):

@@ -36,7 +36,8 @@ from train.errors import (
     StorageError,
 )
 from train.fitting.evaluation import predict_split
-from train.fitting.run import evaluate, fit, print_scores
+from train.fitting.run import fit
+from train.fitting.scores import evaluate, print_scores
 from train.fitting.task import SegmentationTask, named_scores
 from train.metrics import class_scores, image_confusion
 from train.model.checkpoint import load_checkpoint, read_card
@@ -452,7 +453,7 @@ def test_an_interrupted_preparation_leaves_nothing(
     def interrupt(*_: object, **__: object) -> None:
         signal.raise_signal(number)
 
-    monkeypatch.setattr("train.data.synthetic.dataset.write_json", interrupt)
+    monkeypatch.setattr("train.data.folder.write_json", interrupt)
     arguments = ("--num-train", 1, "--num-validation", 1, "--num-test", 1, "--tile-size-px", 64)
     code = run_main(monkeypatch, "prepare", "synthetic", tmp_path / "data", *arguments)
     assert code == 128 + number
@@ -491,7 +492,7 @@ def test_mlflow_gets_the_address_given_or_a_database(
         asked.append(tracking_uri)
         raise ModuleNotFoundError("No module named 'mlflow'", name="mlflow")
 
-    monkeypatch.setattr("train.fitting.run.MLFlowLogger", mlflow)
+    monkeypatch.setattr("train.fitting.trainer.MLFlowLogger", mlflow)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if given:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
@@ -507,7 +508,7 @@ def test_a_tracker_that_is_not_installed_says_what_to_install(
     def missing(*arguments: object, **options: object) -> None:
         raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
 
-    monkeypatch.setattr("train.fitting.run.TensorBoardLogger", missing)
+    monkeypatch.setattr("train.fitting.trainer.TensorBoardLogger", missing)
     settings = toy_settings(runtime=RuntimeSettings(track="tensorboard"))
     with raises(MissingPackageError, "pip install tensorboard"):
         fit(settings, toy_data, tmp_path / "run")

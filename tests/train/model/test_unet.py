@@ -18,7 +18,8 @@ from train.comparison.methods import UNET
 from train.data.folder import Tile, TileFolder
 from train.errors import CheckpointError, SettingsError
 from train.fitting.evaluation import predict_split
-from train.fitting.run import evaluate, fit
+from train.fitting.run import fit
+from train.fitting.scores import evaluate
 from train.model.build import build_segmenter
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.previous_run import settings_after

@@ -119,7 +119,7 @@ def test_no_gradient_reaches_the_teacher_which_follows_the_student() -> None:
 def test_a_collapsed_run_ends_with_an_error_and_keeps_the_checkpoint_before(
     slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.pretraining.task._COLLAPSED", 1.1)
+    monkeypatch.setattr("train.pretraining.task.LEAST_ENTROPY", 1.1)
     with raises(CollapseError, "2 steps"):
         pretrain(tiny(warmup_share=0.5, collapse_patience=2), slides, tmp_path / "run")
     assert (tmp_path / "run" / "last.ckpt").is_file()

@@ -39,11 +39,12 @@ from train.data.convert.layout import (
     resample_labels,
     write_dataset,
 )
-from train.data.synthetic.tissue import CLASSES
+from train.data.synthetic import tissue
 from train.errors import MaskError, ScaleError, SourceError
 from train.files import refuse_existing
 from train.settings import CheckedSettings, Mpp
 
+CLASSES = tissue.CLASSES
 UNLABELLED, TUMOR, STROMA, INFLAMMATORY, NECROSIS, OTHER = range(6)
 
 CODES = {

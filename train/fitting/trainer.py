@@ -1,0 +1,112 @@
+"""Lightning's Trainer, as training and pretraining use it."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
+
+from train.errors import MissingPackageError
+from train.fitting.resume import WholeStateIO
+from train.settings import Settings
+
+# Lightning's own use of torch, and its advice on workers, which the settings decide.
+_WARNINGS_OF_OTHERS = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    "The .* does not have many workers",
+    r"Found \d+ module\(s\) in eval mode at the start of training",
+    "Checkpoint directory .* exists and is not empty",
+    "The dirpath has changed",
+)
+
+
+def make_trainer(
+    run: Path,
+    callbacks: list[Callback],
+    *,
+    devices: int,
+    nodes: int = 1,
+    epochs: int,
+    precision: Any,
+    gradient_clip: float,
+    **options: Any,
+) -> L.Trainer:
+    """Build a quiet Trainer that writes its state atomically.
+
+    Args:
+        run: the run's folder.
+        callbacks: of the run.
+        devices: GPUs, or processes on the CPU, of each node.
+        nodes: machines.
+        epochs: passes over the training data.
+        precision: Lightning's name of the arithmetic.
+        gradient_clip: largest gradient norm.
+        **options: others of `lightning.Trainer`.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in _WARNINGS_OF_OTHERS:
+        warnings.filterwarnings("ignore", message=message)
+    return L.Trainer(
+        accelerator="auto",
+        devices=devices,
+        num_nodes=nodes,
+        strategy="ddp" if devices * nodes > 1 else "auto",
+        max_epochs=epochs,
+        precision=precision,
+        gradient_clip_val=gradient_clip,
+        callbacks=callbacks,
+        plugins=[WholeStateIO()],
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        default_root_dir=run,
+        **options,
+    )
+
+
+def trainer_of(settings: Settings, run: Path, callbacks: list[Callback]) -> L.Trainer:
+    """The Trainer of a training run.
+
+    Raises:
+        MissingPackageError: the tracker's package is not installed.
+    """
+    optimization, runtime = settings.optimization, settings.runtime
+    return make_trainer(
+        run,
+        callbacks,
+        devices=runtime.devices,
+        nodes=runtime.nodes,
+        epochs=optimization.epochs,
+        precision=optimization.precision,
+        gradient_clip=optimization.gradient_clip,
+        accumulate_grad_batches=optimization.accumulate_batches,
+        logger=_loggers(settings, run),
+    )
+
+
+def _loggers(settings: Settings, run: Path) -> list[Logger]:
+    """The logger that `--track` asks for, beside metrics.csv.
+
+    Raises:
+        MissingPackageError: its package is not installed.
+    """
+    loggers: list[Logger] = []
+    try:
+        if settings.runtime.track == "tensorboard":
+            loggers.append(TensorBoardLogger(run, name="", version="tensorboard"))
+        elif settings.runtime.track == "mlflow":
+            # MLflow's own default; Lightning's, a folder of files, is no longer taken.
+            place = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+            name = settings.preset
+            loggers.append(MLFlowLogger(name, run_name=run.name, tracking_uri=place))
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"--track {settings.runtime.track} needs a package that is not installed "
+            f"({error.name}). Run `pip install {settings.runtime.track}`, or track csv alone."
+        ) from error
+    return loggers
