@@ -1,8 +1,9 @@
 """Segment whole slides: `python -m serve slides run`, `status` and `verify`."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,10 +15,10 @@ from serve.contract.errors import FocalPathError, SettingsError
 from serve.images.tiles import OVERLAP
 from serve.settings import InferenceSettings
 from serve.slides.errors import ExtraMissingError
-from serve.slides.options import OutputOptions, RunOptions, Settings, TissueRule
+from serve.slides.options import ClusterOptions, OutputOptions, RunOptions, Settings, TissueRule
 
 if TYPE_CHECKING:
-    from serve.slides.run import Cohort, Outcome
+    from serve.slides.run import Cohort, Engine, Outcome
 
 _EXTRA = "pip install 'focalpath[slides]'"
 
@@ -61,6 +62,8 @@ class Run:
     """Threads that read the slide."""
     progress: Literal["auto", "bar", "json", "quiet"] = "auto"
     """bar, json (one object per line) or quiet, on standard error; auto: bar in a terminal."""
+    on: Annotated[ClusterOptions, tyro.conf.arg(name="")] = field(default_factory=ClusterOptions)
+    """Many machines."""
     shard: str = ""
     """I/N, from 0/N to N-1/N: work on one of N parts of the slides. Give every part the same slides
     and the same --out, on a folder that all machines share."""
@@ -121,7 +124,6 @@ def run_slides(command: Slides) -> int:
 def _run(command: Run) -> int:
     from serve.slides.cohort import find_slides
     from serve.slides.finished import write_cohort_csv
-    from serve.slides.local import open_local_engine
     from serve.slides.outputs.registry import formats_of
     from serve.slides.progress import watcher_of
     from serve.slides.run import Cohort, failures, run_cohort
@@ -134,15 +136,16 @@ def _run(command: Run) -> int:
     options = run_options(command)
     whole, problems = find_slides(command.slides)
     tasks = shard.of(whole) if command.shard else whole
-    engine = open_local_engine(command.settings, read_threads=command.read_threads, out=command.out)
-    watcher = watcher_of(command.progress, len(tasks))
-    cohort = Cohort(command.out, engine, options, formats, watcher, command.settings.bundle)
-    try:
+    if command.on.cluster:  # other machines have other working directories
+        command = replace(command, out=command.out.absolute())
+        options, tasks = options.absolute(), [task.absolute() for task in tasks]
+    with (
+        closing(watcher_of(command.progress, len(tasks))) as watcher,
+        closing(_open_engine(command, watcher.note)) as engine,
+    ):
+        cohort = Cohort(command.out, engine, options, formats, watcher, command.settings.bundle)
         write_list(command.out, whole)
         outcomes = run_cohort(cohort, tasks)
-    finally:
-        watcher.close()
-        engine.close()
     _report(cohort, outcomes)
     # One shard is enough to tell of slides that have no name of their own.
     failed = failures(outcomes, problems if shard.index == 0 else [])
@@ -151,6 +154,31 @@ def _run(command: Run) -> int:
         print(f"error: {path}: {told}", file=sys.stderr)
     write_cohort_csv(command.out)
     return 1 if failed else 0
+
+
+def _open_engine(command: Run, tell: Callable[[str], None]) -> "Engine":
+    """The model here, or on a cluster."""
+    if not command.on.cluster:
+        from serve.slides.local import open_local_engine
+
+        return open_local_engine(
+            command.settings, read_threads=command.read_threads, out=command.out
+        )
+    try:
+        from serve.slides.cluster.engine import open_cluster_engine
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ExtraMissingError(
+            "--cluster needs Ray, which is not installed: pip install 'focalpath[cluster]'."
+        ) from error
+    return open_cluster_engine(
+        command.settings,
+        command.on,
+        tell=tell,
+        read_threads=command.read_threads,
+        out=command.out,
+    )
 
 
 def run_options(command: Run) -> RunOptions:

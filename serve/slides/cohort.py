@@ -42,6 +42,13 @@ class SlideTask(Strict):
     def _nothing_is_none(cls, value: object) -> object:
         return None if value == "" else value
 
+    def absolute(self) -> "SlideTask":
+        """The same with absolute paths, for other processes."""
+        tissue = self.tissue
+        if tissue not in ("", "auto", "none"):
+            tissue = str(Path(tissue).absolute())
+        return self.model_copy(update={"path": self.path.absolute(), "tissue": tissue})
+
 
 class Problem(Strict):
     """A slide that cannot be worked on, with the reason."""

@@ -53,8 +53,9 @@ class Passport(Strict):
         "reading, for the model and for writing, and how long it blended; and of each output"
     )
     bound_by: str = Field(description="the stage with most of these seconds")
-    peak_memory_mib: int
-    machine: Machine
+    peak_memory_mib: int = Field(description="of the largest process that worked on the slide")
+    machine: Machine = Field(description="that wrote the outputs")
+    hosts: tuple[str, ...] = Field((), description="machines that computed blocks")
     packages: dict[str, str]
     files: dict[str, str] = Field(description="SHA-256 of each file of the result")
 
@@ -95,6 +96,7 @@ def finish(
             seconds[f"output {entry.name}"] = round(time.perf_counter() - started, 3)
         write_whole(work.result / SUMMARY_FILE, summary.model_dump_json(indent=2).encode())
         on_step("passport")
+        own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _KIB
         stages = {name: value for name, value in seconds.items() if "output" not in name}
         passport = Passport(
             name=work.name,
@@ -106,8 +108,11 @@ def finish(
             num_tiles_once=tiling.num_unique_tiles(),
             seconds=seconds,
             bound_by=max(stages, key=lambda name: stages[name]) if records else "nothing",
-            peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _KIB,
+            peak_memory_mib=max(
+                [own_peak, *(record.peak_memory_mib for record in records.values())]
+            ),
             machine=this_machine(),
+            hosts=tuple(sorted({record.host for record in records.values() if record.host})),
             packages=installed_versions(_PACKAGES),
             files=hash_files(work.result, skip=None if OME_ZARR in formats else work.store),
         )

@@ -1,6 +1,7 @@
 """The engine of one process: the model as `python -m serve segment` opens it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from serve.contract.manifest import read_bundle
@@ -90,15 +91,41 @@ def open_local_engine(
         BackendUnavailableError: the backend does not answer.
         CohortError: the bundle does not state its um per pixel.
     """
-    manifest = read_bundle(settings.bundle)
-    segmenter = open_segmenter(settings, manifest, before=None if out is None else ran_on(out))
-    size = settings.max_batch_size or manifest.max_batch_size
+    opened = open_model(settings, None if out is None else ran_on(out))
     return LocalEngine(
-        segmenter.backend,
-        model_of(segmenter),
-        max_batch_size=size * settings.parallel_batches,
+        opened.runner,
+        opened.model,
+        max_batch_size=opened.max_batch_size,
         read_threads=read_threads,
     )
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model that is ready to run tiles."""
+
+    runner: TileRunner
+    model: ModelInfo
+    max_batch_size: int
+    """Tiles that it takes at once."""
+
+
+def open_model(settings: InferenceSettings, before: RunsOn | None = None) -> OpenModel:
+    """Open the model that the settings name.
+
+    Args:
+        settings: name the bundle and what computes.
+        before: what computed before, where the settings leave a choice.
+
+    Raises:
+        BundleError: the bundle is missing, damaged or of another version.
+        BackendUnavailableError: the backend does not answer.
+        CohortError: the bundle does not state its um per pixel.
+    """
+    manifest = read_bundle(settings.bundle)
+    segmenter = open_segmenter(settings, manifest, before=before)
+    size = settings.max_batch_size or manifest.max_batch_size
+    return OpenModel(segmenter.backend, model_of(segmenter), size * settings.parallel_batches)
 
 
 def model_of(segmenter: TileSegmenter) -> ModelInfo:

@@ -1,5 +1,6 @@
 """What a user chooses about slides; importable without the libraries of the extra `slides`."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import ConfigDict, Field
@@ -72,3 +73,25 @@ class RunOptions(Strict):
     outputs: OutputOptions = OutputOptions()
     overwrite: bool = False
     """Replace results and work of other settings."""
+
+    def absolute(self) -> "RunOptions":
+        """The same with absolute paths, for other processes."""
+        if self.tissue in ("auto", "none"):
+            return self
+        return self.model_copy(update={"tissue": str(Path(self.tissue).absolute())})
+
+
+class ClusterOptions(Strict):
+    """Where the workers of a cluster run, and how large each is."""
+
+    model_config = _DOCUMENTED
+
+    cluster: str = Field("", pattern=r"^(|auto|local|[A-Za-z0-9.\[\]:_-]+:\d{1,5})$")
+    """Run on a Ray cluster: host:port of its head; auto: the cluster that this machine belongs to;
+    local: a new one on this machine alone, for several GPUs. Needs the extra `cluster`."""
+    workers: int = Field(0, ge=0, le=4096)
+    """Processes with a model each, on a cluster; 0: as many as it has room for now."""
+    worker_cpus: int = Field(0, ge=0, le=1024)
+    """Cores of each; 0: all cores of a machine, or its share beside each GPU."""
+    worker_gpus: float | None = Field(None, ge=0, le=16)
+    """GPUs of each, such as 1 or 0.5; by default 1 where the cluster has any."""

@@ -35,6 +35,9 @@ class Quiet:
     def end_slide(self, outcome: Outcome) -> None:
         """See `Watcher`."""
 
+    def note(self, text: str) -> None:
+        """Tell what the user should know, such as that a worker died."""
+
     def close(self) -> None:
         """End the showing."""
 
@@ -117,6 +120,10 @@ class JsonLines(Quiet):
         self._ended += 1
         self._tell(event="end", **outcome.model_dump())
 
+    def note(self, text: str) -> None:
+        """See `Quiet.note`."""
+        self._tell(event="note", text=text)
+
     def _tell(self, **fields: object) -> None:
         with self._lock:
             print(json.dumps(fields), file=self._file, flush=True)
@@ -181,6 +188,10 @@ class Bar(Quiet):
         task = self._tasks.pop(outcome.name, None)
         if task is not None:
             self._progress.remove_task(task)
+
+    def note(self, text: str) -> None:
+        """See `Quiet.note`."""
+        self._progress.console.print(text, markup=False, style="dim")
 
     def close(self) -> None:
         """See `Quiet.close`."""

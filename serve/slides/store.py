@@ -49,6 +49,10 @@ class BlockRecord(Strict):
     num_tiles: int
     seconds: dict[str, float]
     """Busy time per stage."""
+    host: str = ""
+    """Machine that computed it."""
+    peak_memory_mib: int = 0
+    """Of the process that computed it, until then."""
     cells: tuple[int, ...]
     """Cells per label, from 0."""
     confidence_sums: tuple[int, ...]

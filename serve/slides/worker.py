@@ -4,6 +4,8 @@ A worker is opened in the process that has the model: here, or in an actor on an
 needs the work folder, the bundle and the slide, and nothing else.
 """
 
+import resource
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -33,6 +35,7 @@ from serve.slides.tiling import Tiling
 OUTPUT = "low_res_probabilities"
 STAGES = ("read", "model", "blend", "write")
 _NUM_LABELS = 256
+_KIB = 1024
 _LOW = int(np.ceil(LOW_CONFIDENCE * 255))
 
 OnTiles = Callable[[int], None]
@@ -75,6 +78,7 @@ class BlockWorker(Closing):
         reader: the open slide; by default opened here, and closed with this.
         max_batch_size: tiles that the model takes at once; twice as many are kept at work.
         read_threads: threads that read the slide.
+        host: name of this machine, for the record.
 
     Raises:
         ResultError: the folder has no plan.
@@ -89,6 +93,7 @@ class BlockWorker(Closing):
         reader: RegionReader | None = None,
         max_batch_size: int = 8,
         read_threads: int = 2,
+        host: str = "",
     ) -> None:
         plan = work.plan()
         if plan is None:
@@ -96,6 +101,7 @@ class BlockWorker(Closing):
         self._plan = plan
         self._work = work
         self._runner = runner
+        self._host = host or socket.gethostname()
         self._reader = open_planned(plan) if reader is None else reader
         self._closes_reader = reader is None
         self._in_flight = 2 * max_batch_size
@@ -210,7 +216,7 @@ class BlockWorker(Closing):
         self._told = self.seconds.copy()
 
         def write() -> None:
-            record = _record(block, num_tiles, seconds, labels, confidence)
+            record = _record(block, num_tiles, seconds, self._host, labels, confidence)
             self._work.write_block(self._plan, record, labels, confidence)
             if on_block is not None:
                 on_block(record)
@@ -261,6 +267,7 @@ def _record(
     block: Block,
     num_tiles: int,
     seconds: dict[str, float],
+    host: str,
     labels: NDArray[np.uint8],
     confidence: NDArray[np.uint8],
 ) -> BlockRecord:
@@ -274,6 +281,8 @@ def _record(
         column=block.column,
         num_tiles=num_tiles,
         seconds=seconds,
+        host=host,
+        peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _KIB,
         cells=tuple(int(count) for count in cells[:last]),
         confidence_sums=tuple(int(total) for total in sums[:last]),
         low_confidence_cells=tuple(int(count) for count in low[:last]),

@@ -1,0 +1,44 @@
+import pytest
+
+from serve.settings import InferenceSettings
+from serve.slides.options import ClusterOptions
+
+pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+
+from serve.slides.cluster.connect import Crew, Room, size_crew
+from serve.slides.cluster.errors import ClusterError
+
+HEAD, GPUS, CPUS = Room(0, 0), Room(64, 8), Room(16, 0)
+
+
+def size(machines: list[Room], provider: str = "auto", **options: object) -> Crew:
+    settings = InferenceSettings.model_validate({"provider": provider})
+    return size_crew(machines, ClusterOptions.model_validate(options), settings)
+
+
+@pytest.mark.parametrize(
+    ("machines", "options", "expected"),
+    [
+        ([HEAD, CPUS, CPUS], {}, Crew(2, 16, 0)),
+        ([HEAD, CPUS, CPUS], {"worker_cpus": 4}, Crew(8, 4, 0)),
+        ([HEAD, CPUS, CPUS], {"workers": 4}, Crew(4, 8, 0)),
+        ([CPUS, Room(8, 0)], {}, Crew(3, 8, 0)),
+        ([HEAD, GPUS, GPUS, CPUS], {}, Crew(16, 8, 1)),
+        ([HEAD, GPUS], {"worker_gpus": 0.5}, Crew(16, 4, 0.5)),
+        ([HEAD, GPUS], {"worker_gpus": 0}, Crew(1, 64, 0)),
+        ([HEAD, GPUS], {"provider": "cpu"}, Crew(1, 64, 0)),
+        ([HEAD], {"workers": 5, "worker_cpus": 8, "worker_gpus": 1}, Crew(5, 8, 1)),
+    ],
+)
+def test_the_crew_fills_the_machines(
+    machines: list[Room], options: dict[str, object], expected: Crew
+) -> None:
+    provider = str(options.pop("provider", "auto"))
+    assert size(machines, provider, **options) == expected
+
+
+@pytest.mark.parametrize("options", [{"worker_cpus": 32}, {"worker_gpus": 1}])
+def test_a_cluster_without_room_is_told(options: dict[str, object]) -> None:
+    with pytest.raises(ClusterError, match="16 CPUs and 0 GPUs") as caught:
+        size([HEAD, CPUS], **options)
+    assert caught.value.code == "cluster_unusable"

@@ -1,0 +1,131 @@
+"""Slides on real Ray clusters of two nodes, with workers and nodes killed."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serve.cli import main
+from serve.slides.status import read_status, verify
+from serve.slides.store import WorkFolder
+from tests.support.ray_cluster import RayCluster, in_namespaces, side_by_side
+from tests.support.slides import tissue_pixels, write_aperio
+from tests.support.toy_bundle import write_toy_bundle
+
+pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+_SETTINGS = ("--threads", "1", "--block-cells", "64", "--format", "ome-zarr", "geojson")
+_DEADLINE_S = 90
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_bundle(tmp_path_factory.mktemp("bundle") / "toy", tile_size_px=64)
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("slides")
+    return {
+        "large": write_aperio(folder / "large.svs", tissue_pixels(1200, 1400)),
+        "poison": write_aperio(folder / "poison.svs", tissue_pixels(200, 200)),
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(
+    slides: dict[str, Path], bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What one process makes of the slides."""
+    out = tmp_path_factory.mktemp("expected") / "out"
+    command = ["slides", "run", *map(str, slides.values()), "--bundle", str(bundle)]
+    assert main([*command, "--out", str(out), "--progress", "quiet", *_SETTINGS]) == 0
+    return out
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+def command_line(cluster: RayCluster, bundle: Path, out: Path, *slides: Path) -> list[str]:
+    return [
+        *("slides", "run", *map(str, slides), "--bundle", str(bundle), "--out", str(out)),
+        *("--cluster", cluster.address, "--worker-cpus", "1", "--progress", "json", *_SETTINGS),
+    ]
+
+
+def wait_for(process: "subprocess.Popen[bytes]", condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _DEADLINE_S
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be disturbed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def hosts_of(work: WorkFolder) -> set[str]:
+    """The machines that have computed blocks."""
+    return {record.host.rpartition(" ")[2] for record in work.records().values()}
+
+
+def kill_worker_and_node(
+    cluster: RayCluster, work: WorkFolder, process: "subprocess.Popen[bytes]"
+) -> None:
+    wait_for(process, lambda: bool(cluster.workers()))
+    before = work.num_done()
+    os.kill(cluster.workers()[0].pid, signal.SIGKILL)
+    wait_for(process, lambda: work.num_done() > before)
+    cluster.kill_node(1)
+    assert work.num_done() < 25, "too little was left to do"
+
+
+def test_a_killed_worker_and_a_killed_node_change_no_byte(
+    slides: dict[str, Path], bundle: Path, expected: Path, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "run.log"
+    with in_namespaces(tmp_path) as cluster:
+        arguments = command_line(cluster, bundle, out, slides["large"])
+        process = cluster.start("-m", "tests.support.slow_cluster_run", *arguments, log=log)
+        work = WorkFolder(out / ".work" / "large")
+        wait_for(process, lambda: hosts_of(work) == {"10.77.0.1", "10.77.0.2"})
+        kill_worker_and_node(cluster, work, process)
+        assert process.wait(_DEADLINE_S) == 0, log.read_text()
+    assert files_of(out / "large") == files_of(expected / "large")
+    assert verify(out / "large")
+
+
+def test_a_slide_that_kills_its_workers_fails_alone_after_three_tries(
+    slides: dict[str, Path], bundle: Path, expected: Path, tmp_path: Path
+) -> None:
+    """And the other one is right although another worker and a node are killed, too."""
+    out, log = tmp_path / "out", tmp_path / "run.log"
+    with side_by_side(tmp_path) as cluster:
+        arguments = command_line(cluster, bundle, out, slides["poison"], slides["large"])
+        process = cluster.start("-m", "tests.support.slow_cluster_run", *arguments, log=log)
+        wait_for(process, (out / ".work" / "poison.failed").exists)
+        kill_worker_and_node(cluster, WorkFolder(out / ".work" / "large"), process)
+        assert process.wait(_DEADLINE_S) == 1, log.read_text()
+    told = log.read_text()
+    events = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    ended = {event["name"]: event for event in events if event["event"] == "end"}
+    assert (ended["poison"]["status"], ended["poison"]["code"]) == ("failed", "worker_died")
+    assert (out / ".work" / "poison" / "tries").read_text() == "tried\n" * 3
+    assert told.count("error: ") == 1
+    assert "Traceback" not in told
+    notes = [event["text"] for event in events if event["event"] == "note"]
+    assert sum("died" in note for note in notes) >= 4
+    assert sum(event.get("tiles_done", 0) > event.get("tiles", 0) for event in events) == 0
+    assert files_of(out / "large") == files_of(expected / "large")
+    assert {slide.name: slide.state for slide in read_status(out)} == {
+        "large": "done",
+        "poison": "failed",
+    }
