@@ -19,7 +19,8 @@ from train.pretraining.footprints import Footprint
 MAX_ENLARGEMENT = 1.15
 """A view may have at most this many times the slide's own pixels along a side."""
 _LEVEL_TOLERANCE = 1.02
-_TISSUE_MPP = 8.0
+TISSUE_MPP = 8.0
+"""um per pixel at which tissue is told from glass."""
 _MIN_SATURATION = 8
 """Of 255. The rule of CLAM: tissue is where the saturation is above this."""
 _CACHE_BYTES = 2 * 2**30
@@ -85,10 +86,10 @@ class Pyramid:
     def __init__(self, image: NDArray[np.uint8], mpp: float) -> None:
         self.levels = [image]
         self.mpps = [mpp]
-        while min(self.levels[-1].shape[:2]) >= 64 and self.mpps[-1] < _TISSUE_MPP:
+        while min(self.levels[-1].shape[:2]) >= 64 and self.mpps[-1] < TISSUE_MPP:
             self.levels.append(_halved(self.levels[-1]))
             self.mpps.append(self.mpps[-1] * 2)
-        self.tissue = _tissue(self.levels[-1])
+        self.tissue = tissue_mask(self.levels[-1])
 
     @property
     def nbytes(self) -> int:
@@ -112,6 +113,22 @@ class Pyramid:
         return float(self.tissue[top : top + side, left : left + side].mean())
 
 
+def check_enlargement(footprint: Footprint, size_px: int, mpp: float) -> float:
+    """How often a view would enlarge pixels of `mpp` um.
+
+    Raises:
+        ScaleError: by more than `MAX_ENLARGEMENT`.
+    """
+    enlargement = size_px * mpp / footprint.side_um
+    if enlargement > MAX_ENLARGEMENT:
+        raise ScaleError(
+            f"a view at {footprint.side_um / size_px:g} um per pixel would enlarge pixels of "
+            f"{mpp:g} um by {enlargement:.2f}; at most {MAX_ENLARGEMENT} is allowed. Take coarser "
+            "scales (--coarse-mpp, --fine-mpp) or finer slides."
+        )
+    return enlargement
+
+
 def read_box(
     image: NDArray[np.uint8], mpp: float, footprint: Footprint, size_px: int
 ) -> NDArray[np.uint8]:
@@ -126,13 +143,7 @@ def read_box(
     Raises:
         FocalPathError: it would be enlarged by more than `MAX_ENLARGEMENT`.
     """
-    enlargement = size_px * mpp / footprint.side_um
-    if enlargement > MAX_ENLARGEMENT:
-        raise ScaleError(
-            f"a view at {footprint.side_um / size_px:g} um per pixel would enlarge pixels of "
-            f"{mpp:g} um by {enlargement:.2f}; at most {MAX_ENLARGEMENT} is allowed. Take coarser "
-            "scales (--coarse-mpp, --fine-mpp) or finer slides."
-        )
+    enlargement = check_enlargement(footprint, size_px, mpp)
     margin_px = 2 * max(1, int(np.ceil(1 / enlargement)))
     top, left = footprint.y_um / mpp, footprint.x_um / mpp
     side = footprint.side_um / mpp
@@ -161,7 +172,7 @@ def _halved(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray((blocks.astype(np.uint16).sum(axis=(1, 3)) + 2) // 4, np.uint8)
 
 
-def _tissue(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def tissue_mask(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Where a small image is tissue: (H, W) bool, by saturation."""
     saturation = np.asarray(Image.fromarray(image).convert("HSV"))[..., 1]
     return saturation > _MIN_SATURATION

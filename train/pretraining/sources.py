@@ -5,6 +5,7 @@ slides never enter pretraining, though nothing of their labels would be used, si
 slides that were seen means nothing.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,9 @@ from train.data.folder import Split, Tile, read_tile_folder
 from train.data.images import image_size, read_image
 from train.errors import ScaleError, SourceError
 from train.pretraining.footprints import Footprint
-from train.pretraining.regions import (
-    ImageRegions,
-    RegionSource,
-    SlideInfo,
-)
+from train.pretraining.regions import MAX_ENLARGEMENT, ImageRegions, RegionSource, SlideInfo
 from train.pretraining.settings import ViewSettings
+from train.pretraining.whole_slides import WholeSlides, find_slides, has_slides
 
 _WINDOW = 1.33
 _SPLITS: dict[int, Split] = {TEST_FOLD: "test", VALIDATION_FOLD: "validation"}
@@ -199,6 +197,21 @@ def _as_image(info: SlideInfo, mpp: float, side_um: float) -> SlideInfo:
     )
 
 
+def open_slides(root: Path) -> SplitSource:
+    """Open a folder of whole slides.
+
+    Raises:
+        FocalPathError: a slide cannot be used, or folds.csv does not fit the slides.
+    """
+    files = find_slides(root)
+    splits: dict[Split, list[int]] = {"training": [], "validation": [], "test": []}
+    for number, file in enumerate(files):
+        splits[_SPLITS.get(file.fold, "training")].append(number)
+    return SplitSource(
+        WholeSlides(files), {split: tuple(found) for split, found in splits.items()}, root.name
+    )
+
+
 SOURCES: tuple[SourceKind, ...] = (
     SourceKind(
         expected="a data set: img/, folds.csv and dataset.json with mpp",
@@ -209,6 +222,11 @@ SOURCES: tuple[SourceKind, ...] = (
         expected="OCELOT as it is published: images/, annotations/ and metadata.json",
         matches=lambda root: (root / "metadata.json").is_file(),
         open=open_ocelot,
+    ),
+    SourceKind(
+        expected="a folder of whole slides, such as .svs or pyramidal .tiff",
+        matches=has_slides,
+        open=open_slides,
     ),
 )
 
@@ -226,33 +244,58 @@ def open_source(root: Path) -> SplitSource:
     raise SourceError(f"{root} is no source of views. Expected {expected}.")
 
 
+_MIN_TISSUE = 0.001
+"""Least share of tissue in some square of some slide; less is glass (our choice)."""
+
+
 def usable_slides(
     found: SplitSource, slides: tuple[int, ...], views: ViewSettings
 ) -> tuple[int, ...]:
-    """Those slides that are large enough for the views.
+    """Those slides that are large and fine enough for the views.
 
     Raises:
-        FocalPathError: none is, or none is as fine as the finest scale.
+        SourceError: none is large enough, or none shows tissue.
+        ScaleError: none is as fine as the finest scale.
     """
-    infos = [found.source.slides[slide] for slide in slides]
+    infos = {slide: found.source.slides[slide] for slide in slides}
     needed_um = _WINDOW * views.coarse_mpp * views.view_px
-    large = tuple(
-        slide
-        for slide, info in zip(slides, infos, strict=True)
-        if min(info.width_um, info.height_um) >= needed_um
-    )
+    large = [s for s, info in infos.items() if min(info.width_um, info.height_um) >= needed_um]
     if not large:
-        largest = max((min(info.width_um, info.height_um) for info in infos), default=0.0)
+        largest = max((min(i.width_um, i.height_um) for i in infos.values()), default=0.0)
         raise SourceError(
             f"{found.name} has no slide of {needed_um:.0f} um for views of {views.view_px} pixels "
             f"at {views.coarse_mpp:g} um per pixel (the largest has {largest:.0f} um). Take "
             "smaller views (--view-px), a finer --coarse-mpp, or larger images."
         )
-    finest = min(found.source.slides[slide].base_mpp for slide in large)
-    if finest > min(views.mpps) * 1.15:
+    limit = min(views.mpps) * MAX_ENLARGEMENT
+    usable = tuple(slide for slide in large if infos[slide].base_mpp <= limit)
+    if not usable:
+        finest = min(infos[slide].base_mpp for slide in large)
         raise ScaleError(
             f"{found.name} is {finest:g} um per pixel at its finest, and views at "
             f"{min(views.mpps):g} are asked for; detail that was not scanned cannot be learned. "
             "Take coarser --fine-mpps or finer slides."
         )
-    return large
+    if not any(_shows_tissue(found.source, slide) for slide in usable):
+        raise SourceError(
+            f"none of the {len(usable)} slides of {found.name} shows tissue: all are as pale as "
+            "glass. Expected stained sections; check that the images are those meant."
+        )
+    if len(usable) < len(slides):
+        print(
+            f"{len(slides) - len(usable)} of {len(slides)} training slides are left out: smaller "
+            f"than {needed_um:.0f} um, or coarser than {limit:.3g} um per pixel",
+            file=sys.stderr,
+        )
+    return usable
+
+
+def _shows_tissue(source: RegionSource, slide: int) -> bool:
+    info = source.slides[slide]
+    side = min(info.height_um, info.width_um)
+    length = max(info.height_um, info.width_um)
+    for start in np.linspace(0, length - side, int(np.ceil(length / side))):
+        top, left = (start, 0.0) if info.height_um > info.width_um else (0.0, start)
+        if source.tissue_share(slide, Footprint(float(top), float(left), side)) >= _MIN_TISSUE:
+            return True
+    return False

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tests.support.coordinates import coordinate_colors, largest_error_px
 from tests.support.errors import raises
 from train.errors import ScaleError
 from train.pretraining.footprints import Footprint
@@ -37,14 +38,14 @@ def _dataset(**settings: object) -> ViewDataset:
 
 @pytest.mark.parametrize("mpp", [0.25, 0.3, 0.5, 0.61, 1.0, 1.3])
 def test_every_pixel_lies_where_its_footprint_says(mpp: float) -> None:
-    """To half a pixel of the level that is read, and the rounding of colours."""
-    square = Footprint(31.3, 77.7, 64 * mpp)
-    view = _source().read(0, square, 64).astype(float)
-    at = (np.arange(64) + 0.5) * mpp
-    level_um = MPP * 2 ** int(np.log2(mpp / MPP * 1.02))
-    tolerance = level_um / 2 + UM_PER_LEVEL
-    assert np.abs(view[..., 0] * UM_PER_LEVEL - (square.y_um + at)[:, None]).max() <= tolerance
-    assert np.abs(view[..., 1] * UM_PER_LEVEL - (square.x_um + at)[None]).max() <= tolerance
+    """To half a pixel of the level that is read, the rounding of colours included."""
+    info = SlideInfo("slide", SIDE_UM, SIDE_UM, MPP, "case")
+    source = ImageRegions([info], lambda _: coordinate_colors(SIDE_PX, SIDE_PX))
+    corner = (31.3, 77.7)
+    view = source.read(0, Footprint(*corner, 64 * mpp), 64)
+    level = 2 ** int(np.log2(mpp / MPP * 1.02))
+    in_px = (corner[0] / MPP, corner[1] / MPP)
+    assert largest_error_px(view, in_px, mpp / MPP) <= level / 2
 
 
 def test_reduction_is_antialiased() -> None:
