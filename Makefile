@@ -26,7 +26,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 # The targets share their names with folders.
 .PHONY: install format lint typecheck imports dependencies test test-fast coverage check data train evaluate export engine publish \
-	serve benchmark benchmark-train benchmark-export benchmark-slides benchmark-gpu load compare demo docker clean
+	serve compare-glas compare-ocelot benchmark benchmark-train benchmark-export benchmark-slides benchmark-gpu load compare demo docker clean
 
 install: $(VENV)/.installed
 
@@ -97,6 +97,14 @@ benchmark-train: install
 
 compare: data
 	$(RUN) -m train compare synthetic --data $(DATA) --out artifacts/compare/synthetic
+
+# Real tissue, from `python -m train prepare glas SOURCE DATA --classes grade` or `prepare ocelot
+# SOURCE DATA`. The terms of both sets allow no pictures of them.
+compare-glas compare-ocelot: compare-%: install
+	@test "$(origin DATA)" = "command line" || { echo "error: no DATA was given; expected" \
+		"make $@ DATA=FOLDER, which python -m train prepare $* wrote" >&2; exit 2; }
+	$(RUN) -m train compare $* --data $(DATA) --out artifacts/compare/$* --no-pictures \
+		--rows base_without_focal base_with_focal dfa dfa_l2 dfa_masks unet
 
 # With the tests' Triton and its perf_analyzer, where they can be had.
 benchmark: install

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from export.graph.attention import (
     AttentionForm,
@@ -100,8 +99,7 @@ class FoldedImageEncoder(nn.Module):
 class StemEmbedding(nn.Module):
     """A convolutional stem and the position embedding, from patches (B, N, 768) to (B, N, D).
 
-    Its batch norms are folded into the convolutions. The mean cannot be folded: the convolutions
-    pad the normalised image with zeros.
+    The image's mean cannot be folded: the convolutions pad the normalised image with zeros.
     """
 
     mean: Tensor
@@ -113,7 +111,7 @@ class StemEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.grid = segmenter.tile_size_px // PATCH_SIZE
-        self.stem = _with_folded_norms(stem)
+        self.stem = stem
         self.register_buffer("mean", segmenter.pixel_mean)
         self.register_buffer("std", segmenter.pixel_std)
         self.register_buffer("positions", positions)
@@ -272,16 +270,6 @@ def _images(patches: Tensor, grid: int) -> Tensor:
     size = grid * PATCH_SIZE
     pixels = patches.reshape(-1, grid, grid, PATCH_SIZE, PATCH_SIZE, 3)
     return pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, size, size)
-
-
-def _with_folded_norms(stem: ConvolutionalStem) -> nn.Module:
-    """Copy a stem in evaluation mode; each batch norm becomes part of its convolution."""
-    stem = copy.deepcopy(stem).eval()
-    for module in list(stem.modules()):
-        if isinstance(module, nn.Sequential) and isinstance(module[0], nn.Conv2d):
-            folded = fuse_conv_bn_eval(module[0], cast(nn.BatchNorm2d, module[1]))
-            module[0], module[1] = folded, nn.Identity()
-    return stem
 
 
 def _fold_patch_embedding(

@@ -65,12 +65,17 @@ class Row:
         return own if self.network == "sam_path" else _without_encoders(own, self.network)
 
 
+UNET_LEARNING_RATE = 1e-3
+"""AdamW's usual one for convolutions; a transformer's is lower (our choice)."""
+
+
 def _without_encoders(settings: Settings, network: NetworkName) -> Settings:
     """The same training of a network that has neither encoders nor an IoU head."""
     return replace(
         settings,
         model=replace(settings.model, network=network, encoders_frozen=False),
         loss=replace(settings.loss, iou_weight=0.0),
+        optimization=replace(settings.optimization, learning_rate=UNET_LEARNING_RATE),
         weights=replace(settings.weights, sam_weights=None, pathology_weights=None, from_run=None),
         runtime=replace(settings.runtime, embedding_cache=None, exportable=False),
     )

@@ -19,7 +19,7 @@ from train.comparison.bootstrap import CONFIDENCE, NUM_RESAMPLES, NUM_SEEDS_MIN,
 from train.comparison.claim import claim_section
 from train.comparison.compare import NUM_PANELS, PANEL_SHARE_MIN, Comparison
 from train.comparison.figures import figures_section
-from train.comparison.methods import BASELINE, COLD, DFA, FROZEN, Row
+from train.comparison.methods import BASELINE, COLD, DFA, FROZEN, UNET_LEARNING_RATE, Row
 from train.comparison.tables import (
     Table1,
     difference_table,
@@ -191,7 +191,8 @@ def _method(bootstrap: Bootstrap) -> str:
 
 - For each seed, all rows have the same data, order, augmentation, initial weights and number of
   epochs; only the bias and the focal loss differ, and the U-Net, where it takes part, is another
-  network without an IoU head. The epoch with the best mean validation Dice is tested, once.
+  network without an IoU head, with a learning rate of its own ({UNET_LEARNING_RATE:g}). The epoch
+  with the best mean validation Dice is tested, once.
 - HCFA uses the validation Dice of the {BASELINE.title} run of the same seed.
 - Dice and IoU per class are those of all test pixels pooled. Unlabelled pixels count nowhere, nor
   does a class without a test pixel. The mean is the plain mean over classes.

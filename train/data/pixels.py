@@ -53,18 +53,24 @@ def read_labels(tile: Tile, num_classes: int) -> NDArray[np.uint8]:
     return labels if labels.shape == (facts.height, facts.width) else turned
 
 
-def require_trainable(folder: TileFolder) -> None:
-    """Refuse a data set that training would refuse, or stop at: every file is decoded.
+def require_trainable(folder: TileFolder) -> NDArray[np.int64]:
+    """Refuse a data set that training would refuse, or stop at: every mask is decoded, once.
+
+    Returns:
+        The training images' counts, as `count_each` returns them.
 
     Raises:
         FocalPathError: a file cannot be read, a class has no training pixel, or the validation
             images have no label.
     """
-    for split in SPLITS:
-        if folder.tiles[split] or split != "test":
-            count_each(folder, split)
-    class_frequencies(folder)
-    require_labelled(folder, "validation")
+    counts = {
+        split: count_each(folder, split)
+        for split in SPLITS
+        if folder.tiles[split] or split != "test"
+    }
+    class_frequencies(folder, counts["training"])
+    _require_any(folder, "validation", counts["validation"])
+    return counts["training"]
 
 
 def require_labelled(folder: TileFolder, split: Split) -> None:
@@ -73,7 +79,11 @@ def require_labelled(folder: TileFolder, split: Split) -> None:
     Raises:
         DatasetError: no pixel of its images is labelled.
     """
-    if not count_pixels(folder, split)[1:].any():
+    _require_any(folder, split, count_each(folder, split))
+
+
+def _require_any(folder: TileFolder, split: Split, counts: NDArray[np.int64]) -> None:
+    if not counts[:, 1:].any():
         raise DatasetError(
             f"no pixel of the {split} tiles of {folder.root} is labelled; scores need some. Move "
             "tiles between folds in folds.csv, or correct the masks."

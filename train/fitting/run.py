@@ -18,7 +18,7 @@ from torch import Tensor
 
 from train.config import SETTINGS_FILE, write_settings
 from train.data.folder import Split, TileFolder, read_tile_folder
-from train.data.pixels import class_frequencies, count_each, require_trainable
+from train.data.pixels import class_frequencies, require_trainable
 from train.data.scale import resolve_mpp
 from train.errors import DestinationError, SettingsError
 from train.files import write_errors_explained
@@ -83,8 +83,7 @@ def fit(
     start = find_start(settings)
     settings = at_scale(start.settings, folder, ("training", "validation"))
     _check_shares(folder, settings)
-    require_trainable(folder)
-    counts = count_each(folder, "training")
+    counts = require_trainable(folder)
     frequencies = class_frequencies(folder, counts)
     dice = baseline_dice(settings, difficulty_from, folder)
     inputs = run_inputs(settings, folder, dice)

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import train.data.pixels
 from tests.support.errors import raises
 from tests.support.pictures import blobs, encoded
 from tests.support.toy_data import toy_settings
 from train.cli import Check
-from train.data.folder import read_tile_folder
+from train.data.folder import Tile, read_tile_folder
 from train.data.images import read_image
-from train.data.pixels import read_labels, require_trainable
+from train.data.pixels import count_each, read_labels, require_trainable
 from train.errors import DatasetError, FocalPathError, ImageFileError, MaskError
 from train.fitting.run import fit
 
@@ -109,6 +110,22 @@ def test_what_people_have_is_accepted(case: str, data: Path) -> None:
     ACCEPTED[case](data)
     require_trainable(read_tile_folder(data))
     Check(data=data).run()
+
+
+def test_each_mask_is_decoded_once_before_training(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def spy(tile: Tile, num_classes: int) -> np.ndarray:
+        read.append(tile.tile_id)
+        return read_labels(tile, num_classes)
+
+    monkeypatch.setattr(train.data.pixels, "read_labels", spy)
+    folder = read_tile_folder(data)
+    counts = require_trainable(folder)
+    assert sorted(read) == ["a", "b", "c"]
+    assert (counts == count_each(folder, "training")).all()
 
 
 def test_names_with_spaces_and_umlauts_are_found(data: Path) -> None:
