@@ -22,7 +22,7 @@ def create_encoder(settings: PretrainSettings, *, drop_path: float = 0.0) -> nn.
     """Create the encoder with random weights, for any image whose side is a multiple of the patch.
 
     Raises:
-        FocalPathError: timm does not know it, or it is no plain vision transformer.
+        EncoderError: timm does not know it, or it is not a plain vision transformer.
     """
     encoder = settings.encoder
     if not timm.is_model(encoder.encoder):
@@ -60,7 +60,7 @@ def create_encoder(settings: PretrainSettings, *, drop_path: float = 0.0) -> nn.
 
 
 def architecture(settings: PretrainSettings) -> dict[str, Any]:
-    """What differs from the named architecture: timm needs it to build the encoder again."""
+    """How the encoder differs from the named architecture. timm needs this to build it again."""
     encoder = settings.encoder
     given = {
         "depth": encoder.depth,
@@ -76,7 +76,7 @@ def patch_size(vit: nn.Module) -> int:
     """Side of the encoder's patches in pixels.
 
     Raises:
-        FocalPathError: patches are no squares.
+        EncoderError: patches are not square.
     """
     height, width = cast(Any, vit).patch_embed.patch_size
     if height != width:

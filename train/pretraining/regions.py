@@ -1,6 +1,6 @@
 """Where views come from: any square of a slide, at any um per pixel, from any source.
 
-`SOURCES` names them; a new one is a class and a line there.
+`train.pretraining.sources.SOURCES` lists the sources.
 """
 
 import threading
@@ -66,7 +66,7 @@ class RegionSource(Protocol):
         From the coarsest level that is at least as fine as wanted, reduced with antialiasing.
 
         Raises:
-            FocalPathError: the view would be enlarged by more than `MAX_ENLARGEMENT`.
+            ScaleError: the view would be enlarged by more than `MAX_ENLARGEMENT`.
         """
         ...
 
@@ -141,7 +141,7 @@ def read_box(
         size_px: side of the result.
 
     Raises:
-        FocalPathError: it would be enlarged by more than `MAX_ENLARGEMENT`.
+        ScaleError: it would be enlarged by more than `MAX_ENLARGEMENT`.
     """
     enlargement = check_enlargement(footprint, size_px, mpp)
     margin_px = 2 * max(1, int(np.ceil(1 / enlargement)))
@@ -215,9 +215,9 @@ class ImageRegions:
         return pyramid
 
     def __getstate__(self) -> dict[str, object]:
-        """A loader's worker decodes its own images."""
+        """Leave decoded images out: each loader worker decodes its own."""
         return {"slides": self.slides, "_open_image": self._open_image}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        """Take over what is read, with nothing decoded."""
+        """Start with nothing decoded."""
         self.__init__(state["slides"], state["_open_image"])  # type: ignore[misc]

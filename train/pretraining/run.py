@@ -3,7 +3,7 @@
 RUN/encoder/        the teacher's encoder: timm opens it with local-dir:, `train fit` takes it as
                     --pathology-weights
 RUN/last.ckpt       Lightning's state, to resume from
-RUN/metrics.csv     losses and signs of collapse, a row per epoch
+RUN/metrics.csv     losses and signs of collapse, one row per epoch
 RUN/pretrain.json   settings, data and versions
 """
 
@@ -58,12 +58,13 @@ def pretrain(
         The encoder's folder.
 
     Raises:
-        FocalPathError: the data, the settings or the folder cannot be used, or the run collapsed.
+        FocalPathError: the data, the settings or the folder cannot be used.
+        CollapseError: the teacher collapsed.
     """
     encoder = run / ENCODER_FOLDER
     if encoder.exists() and not (resume or overwrite):
         raise DestinationError(
-            f"{run} has an encoder already; expected a new folder. Add --resume to go on from "
+            f"{run} has an encoder already; expected a new folder. Add --resume to continue from "
             f"{LAST_FILE}, or --overwrite to replace it."
         )
     found = open_source(data)
@@ -163,7 +164,7 @@ def _loader(
 def _inputs(
     settings: PretrainSettings, found: SplitSource, slides: tuple[int, ...]
 ) -> dict[str, Any]:
-    """All that the result depends on, as JSON reads it: a resumed run must have the same."""
+    """Everything that the result depends on, after a round trip through JSON."""
     content = asdict(settings)
     content.pop("preset")
     content["schedule"].pop("num_workers")

@@ -1,8 +1,8 @@
 """The sources of slides: a data set's folder, OCELOT's published pairs, a folder of whole slides.
 
-`SOURCES` lists them; a new source is one entry. Each says which slides are for training: test
-slides never enter pretraining, though nothing of their labels would be used, since a score on
-slides that were seen means nothing.
+`SOURCES` lists them; a new source is one entry. Each says which slides are for training.
+Pretraining never sees test slides, although it reads no labels: a score on slides that the encoder
+has seen means nothing.
 """
 
 import sys
@@ -61,7 +61,8 @@ def open_folder(root: Path) -> SplitSource:
     """Open a data set's folder; its masks are not read.
 
     Raises:
-        FocalPathError: it is no data set, or an image has no um per pixel.
+        DatasetError: it is not a data set.
+        ScaleError: an image has no um per pixel, or pixels that are not squares.
     """
     folder = read_tile_folder(root)
     slides: list[SlideInfo] = []
@@ -130,7 +131,7 @@ def open_ocelot(root: Path) -> SplitSource:
     """Open OCELOT's published folder, with the folds that `train prepare ocelot` draws by default.
 
     Raises:
-        FocalPathError: the metadata or an image is missing.
+        SourceError: the metadata is not as published, or there is no pair of images.
     """
     pairs = read_metadata(root / "metadata.json")
     folds = folds_of(find_images(root)[0], FoldSettings())
@@ -232,16 +233,16 @@ SOURCES: tuple[SourceKind, ...] = (
 
 
 def open_source(root: Path) -> SplitSource:
-    """Open a folder of whichever kind it is.
+    """Open a folder of any kind in `SOURCES`.
 
     Raises:
-        FocalPathError: it is of no kind that is known.
+        SourceError: the folder is of no known kind.
     """
     for kind in SOURCES:
         if kind.matches(root):
             return kind.open(root)
     expected = "; or ".join(kind.expected for kind in SOURCES)
-    raise SourceError(f"{root} is no source of views. Expected {expected}.")
+    raise SourceError(f"{root} is not a source of slides. Expected {expected}.")
 
 
 _MIN_TISSUE = 0.001
@@ -251,7 +252,7 @@ _MIN_TISSUE = 0.001
 def usable_slides(
     found: SplitSource, slides: tuple[int, ...], views: ViewSettings
 ) -> tuple[int, ...]:
-    """Those slides that are large and fine enough for the views.
+    """Choose the slides that are large and fine enough for the views.
 
     Raises:
         SourceError: none is large enough, or none shows tissue.

@@ -72,7 +72,8 @@ class PretrainTask(L.LightningModule):
         """One step's loss.
 
         Raises:
-            FocalPathError: the loss is not a number, or the teacher has collapsed.
+            RunError: the loss is not a number.
+            CollapseError: the teacher has collapsed.
         """
         parts = self._losses(batch)
         distillation = self.settings.distillation
@@ -227,7 +228,7 @@ class PretrainTask(L.LightningModule):
 
     @torch.no_grad()
     def _watch(self, targets: Tensor, logits: Tensor, teacher_cls: Tensor) -> None:
-        """Log what tells a collapse, and end a run that has collapsed."""
+        """Log the signs of a collapse, and end a run that has collapsed."""
         temperature = self.settings.distillation.student_temperature
         watched = signs_of_collapse(targets, logits, temperature)
         if self.trainer.is_last_batch:

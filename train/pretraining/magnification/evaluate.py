@@ -1,4 +1,4 @@
-"""Every measure of one encoder, on tiles that are the same for all encoders."""
+"""All measures of an encoder, on tiles that are the same for every encoder."""
 
 import hashlib
 from collections.abc import Sequence
@@ -87,7 +87,7 @@ class SegmentationResult:
 
 @dataclass(frozen=True)
 class EncoderResult:
-    """All that was measured of one encoder of one seed."""
+    """All measures of one encoder of one seed."""
 
     probes: dict[str, ProbeResult]
     """Of each of `COLORS`, tiles with the same pixels."""
@@ -103,7 +103,7 @@ class Evaluation:
     """Tiles read once, and every encoder measured on them.
 
     Raises:
-        FocalPathError: a split has too few labelled tiles of two classes at some scale.
+        SourceError: a split has too few labelled tiles, or tiles of one class, at some scale.
     """
 
     def __init__(self, slides: LabelledSlides, settings: EvaluationSettings) -> None:

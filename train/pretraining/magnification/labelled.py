@@ -23,7 +23,7 @@ _OCELOT_CLASSES = (
     LabelClass(name="Cancer area", color="#d55e00"),
 )
 _OCELOT_LABELS = {1: 1, 2: 2}
-"""Published codes of the tissue masks to labels; 255 is unknown."""
+"""Labels by the published codes of the tissue masks. 255 is unknown."""
 
 
 class Masks(Protocol):
@@ -93,7 +93,7 @@ def open_labelled(root: Path) -> LabelledSlides:
     """Open slides with their masks.
 
     Raises:
-        FocalPathError: it is no source, or has no masks.
+        SourceError: the folder is of no known kind, or has no masks.
     """
     found = open_source(root)
     if (root / "dataset.json").is_file():

@@ -67,7 +67,7 @@ def fit_probe(training: Embedded, validation: Embedded) -> Probe:
 
 
 def balanced_accuracy(truth: Labels, predicted: Labels) -> float:
-    """Mean over the classes in `truth` of the share that was found; NaN without any."""
+    """Mean recall over the classes in `truth`, in [0, 1]; NaN where `truth` is empty."""
     classes = np.unique(truth)
     if not len(classes):
         return float("nan")
@@ -76,7 +76,7 @@ def balanced_accuracy(truth: Labels, predicted: Labels) -> float:
 
 @dataclass(frozen=True)
 class Retention:
-    """How much of a probe is left at another scale.
+    """How much of a probe's accuracy is left at another scale.
 
     `matrix[a, b]` is the balanced accuracy of a probe trained at scale a and tested at b.
     """
@@ -112,7 +112,7 @@ class CaseBootstrap:
     def balanced_accuracies(
         self, truth: Labels, predicted: Labels, groups: NDArray[np.str_], num_classes: int
     ) -> NDArray[np.float64]:
-        """Balanced accuracy of every resample, (resamples,); classes that were not drawn leave."""
+        """Balanced accuracy of every resample, (resamples,), over the classes that were drawn."""
         right = np.zeros((len(self.cases), num_classes))
         total = np.zeros((len(self.cases), num_classes))
         case = np.searchsorted(self.cases, groups)

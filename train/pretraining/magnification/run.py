@@ -65,11 +65,11 @@ def open_encoder(folder: Path) -> nn.Module:
     """Open an encoder's folder with timm.
 
     Raises:
-        FocalPathError: it is none.
+        EncoderError: it is not an encoder's folder, or its files contradict each other.
     """
     if not (folder / "config.json").is_file():
         raise EncoderError(
-            f"{folder} is no encoder's folder: config.json is missing. Expected what `train "
+            f"{folder} is not an encoder's folder: config.json is missing. Expected what `train "
             "pretrain` writes into RUN/encoder, or timm's save_for_hf."
         )
     try:
@@ -88,7 +88,7 @@ def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
     """Read NAME=FOLDER; the same name again is another seed.
 
     Raises:
-        FocalPathError: one has another form, or a name that is taken.
+        SettingsError: one has another form, or the name of the untrained encoder.
     """
     folders: dict[str, list[Path]] = {}
     for text in given:

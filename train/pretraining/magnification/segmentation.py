@@ -1,7 +1,7 @@
 """Segmentation across scales: a linear head on patch tokens, the same area at every scale.
 
-Maps are compared on cells of 8 um. A constant map is perfectly consistent, so consistency never
-stands without retention.
+Maps are compared on cells of 8 um. A constant map is perfectly consistent, so reports show
+consistency beside retention.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,18 +46,25 @@ class MapScores:
 
 def true_map(slides: LabelledSlides, slide: int, square: Footprint) -> Map:
     """The class with most pixels in each cell of a square; 0 where most are unlabelled."""
+    counts = _count_labels(slides, slide, square, max(1, round(square.side_um / CELL_UM)))
+    return np.asarray(counts.argmax(axis=-1), np.int64)
+
+
+def _count_labels(
+    slides: LabelledSlides, slide: int, square: Footprint, num_cells: int
+) -> NDArray[np.int64]:
+    """Pixels of each label in the cells of a square: (num_cells, num_cells, 1 + C)."""
     labels, mpp = slides.masks.read(slide)
-    num_cells = max(1, round(square.side_um / CELL_UM))
     edges = np.linspace(0, square.side_um, num_cells + 1)
     rows = np.round((square.y_um + edges) / mpp).astype(int)
     columns = np.round((square.x_um + edges) / mpp).astype(int)
-    cells = np.zeros((num_cells, num_cells), np.int64)
     num_labels = len(slides.masks.classes) + 1
+    counts = np.zeros((num_cells, num_cells, num_labels), np.int64)
     for i in range(num_cells):
         for j in range(num_cells):
             part = labels[rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
-            cells[i, j] = np.bincount(part.ravel(), minlength=num_labels).argmax()
-    return cells
+            counts[i, j] = np.bincount(part.ravel(), minlength=num_labels)
+    return counts
 
 
 def fit_head(
@@ -97,20 +104,11 @@ def _labelled_patches(
 
 
 def _patch_labels(slides: LabelledSlides, slide: int, square: Footprint, side: int) -> Map:
-    """The class of each patch with a share of 60%, else 0: (side * side,)."""
-    labels, mpp = slides.masks.read(slide)
-    edges = np.linspace(0, square.side_um, side + 1)
-    rows = np.round((square.y_um + edges) / mpp).astype(int)
-    columns = np.round((square.x_um + edges) / mpp).astype(int)
-    found = np.zeros((side, side), np.int64)
-    num_labels = len(slides.masks.classes) + 1
-    for i in range(side):
-        for j in range(side):
-            part = labels[rows[i] : rows[i + 1], columns[j] : columns[j + 1]].ravel()
-            counts = np.bincount(part, minlength=num_labels)
-            largest = int(counts[1:].argmax()) + 1
-            found[i, j] = largest if counts[largest] >= _MIN_SHARE * max(1, len(part)) else 0
-    return found.ravel()
+    """The class with at least 60% of a patch's pixels, else 0: (side * side,)."""
+    counts = _count_labels(slides, slide, square, side)
+    largest = counts[..., 1:].max(axis=-1)
+    is_clear = largest >= _MIN_SHARE * np.maximum(1, counts.sum(axis=-1))
+    return np.where(is_clear, counts[..., 1:].argmax(axis=-1) + 1, 0).ravel()
 
 
 def predict_map(
@@ -123,7 +121,7 @@ def predict_map(
     size_px: int,
     recolor: Recolor,
 ) -> Map:
-    """Classes 1..C of a square's cells, seen in tiles of size_px at `mpp`.
+    """Predict the classes 1..C of a square's cells, from tiles of size_px pixels at `mpp`.
 
     Probabilities are brought to cells before the choice: area means of finer patches, or the patch
     that a cell lies in.
@@ -187,7 +185,7 @@ def _add_to_cells(
 
 
 def score_maps(maps: ScaleMaps, num_classes: int) -> MapScores:
-    """Scores of predicted maps against the truth; unlabelled cells count nowhere."""
+    """Score predicted maps against the truth; unlabelled cells do not count."""
     truth = np.concatenate([m.ravel() for m in maps.truth])
     predicted = np.concatenate([m.ravel() for m in maps.predicted])
     labelled = truth > 0
@@ -203,7 +201,7 @@ def score_maps(maps: ScaleMaps, num_classes: int) -> MapScores:
 
 
 def mean_iou(first: Map, second: Map, num_classes: int) -> float:
-    """Mean IoU over the classes that are in either map; the same both ways round."""
+    """Mean IoU over the classes that are in either map. Symmetric."""
     ious = []
     for label in range(1, num_classes + 1):
         union = ((first == label) | (second == label)).sum()
@@ -213,7 +211,7 @@ def mean_iou(first: Map, second: Map, num_classes: int) -> float:
 
 
 def cohen_kappa(first: Map, second: Map) -> float:
-    """Agreement beyond chance of two maps; NaN where both are one and the same class."""
+    """Agreement of two maps beyond chance; NaN where both are of one and the same class."""
     labels = np.union1d(first, second)
     observed = float((first == second).mean())
     expected = float(sum((first == label).mean() * (second == label).mean() for label in labels))

@@ -1,4 +1,4 @@
-"""What encoders are compared on."""
+"""Settings of a comparison of encoders across magnifications."""
 
 from dataclasses import dataclass
 from typing import Annotated

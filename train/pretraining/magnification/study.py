@@ -66,7 +66,7 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
-"""The methods that a study can compare; a new one is an entry."""
+"""The methods that a study can compare. A new one is one entry."""
 
 
 def student_tokens(settings: PretrainSettings) -> int:
@@ -83,11 +83,14 @@ def pretrain_methods(
     """Pretrain each method with each seed, and return the encoders' folders by method.
 
     Raises:
-        FocalPathError: a method is unknown, or a run cannot be made.
+        SettingsError: a method is unknown.
+        FocalPathError: a run fails.
     """
     for name in methods:
         if name not in METHODS:
-            raise SettingsError(f"no method {name!r}; expected one of {', '.join(METHODS)}")
+            raise SettingsError(
+                f"no method {name!r}; expected one of {', '.join(METHODS)}. Change --methods."
+            )
     encoders: dict[str, list[Path]] = {}
     for number in range(num_seeds):
         for name in methods:
