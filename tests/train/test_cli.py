@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.toy_data import toy_settings
-from train.cli import Compare, Fit, main
+from train.cli import main
+from train.commands.comparison import Compare
+from train.commands.fitting import Fit
 from train.config import write_settings
 from train.data.convert.registry import CONVERTERS, Converter
 from train.model.class_bias import STRATEGIES, BiasStrategy

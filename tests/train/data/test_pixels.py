@@ -14,7 +14,7 @@ import train.data.pixels
 from tests.support.errors import raises
 from tests.support.pictures import blobs, encoded
 from tests.support.toy_data import toy_settings
-from train.cli import Check
+from train.commands.data import Check
 from train.data.folder import Tile, read_tile_folder
 from train.data.images import read_image
 from train.data.pixels import count_each, read_labels, require_trainable
