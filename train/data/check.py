@@ -31,7 +31,7 @@ MPP_TOLERANCE = 0.05
 """Share by which a file's own um per pixel may differ from the data set's without a warning."""
 
 Counts = dict[Split, NDArray[np.int64]]
-"""(1 + C,) pixels a split, unlabelled first."""
+"""(1 + C,) pixels per split, unlabelled first."""
 
 _SPLITS: tuple[Split, ...] = get_args(Split)
 _TCGA_PATIENT = re.compile(r"TCGA-\w{2}-\w{4}")
@@ -88,7 +88,7 @@ def share_table(folder: TileFolder, counts: Counts) -> Table:
 
 
 def _scale(folder: TileFolder) -> str:
-    """The um per pixel of the images, and who says so where that is the files themselves."""
+    """Describe the um per pixel of the images, and whether the files themselves state it."""
     known = [tile.mpp for tiles in folder.tiles.values() for tile in tiles if tile.mpp is not None]
     of = ", as the image files state" if folder.mpp_is_of_files else ""
     if folder.mpp is not None:
@@ -103,7 +103,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def find_warnings(folder: TileFolder, counts: Counts) -> list[str]:
-    """Say what looks wrong, the worst first."""
+    """List what looks wrong, the worst first."""
     return [
         *_fold_warnings(folder),
         *_split_warnings(folder, counts),
@@ -174,7 +174,7 @@ def _resolution_warnings(folder: TileFolder) -> list[str]:
         give = "give --mpp to `fit`, or mpp in dataset.json"
         if has_some:
             return [f"the images differ in um per pixel, and dataset.json has no mpp: {give}"]
-        return [f"nothing says the um per pixel: the model cannot tell which it needs; {give}"]
+        return [f"no um per pixel is known, so the model cannot say which it needs; {give}"]
     if not MPP_MIN <= folder.mpp <= MPP_MAX:
         return [
             f"dataset.json has mpp {folder.mpp:g}; expected um per pixel from {MPP_MIN} to "
@@ -201,7 +201,7 @@ def _stated_mpp_warnings(folder: TileFolder) -> list[str]:
 
 
 def _is_near(stated: PixelSize, counted: Mpp | None) -> bool:
-    """Whether an image is counted at about the um per pixel that its file states, on both axes."""
+    """Whether the data set's um per pixel is about what an image's file states, on both axes."""
     pairs = zip(stated, sides_of(counted or 0.0), strict=True)
     return all(abs(own - other) <= MPP_TOLERANCE * other for own, other in pairs)
 

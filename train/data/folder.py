@@ -1,4 +1,4 @@
-"""A data set's folder in SAM-Path's layout: read, checked, and written whole or not at all.
+"""A data set's folder in SAM-Path's layout: read and checked.
 
 ROOT/img/ID.{png,jpg,tif}   RGB images of any size
 ROOT/mask/ID.{png,tif,bmp}  0 unlabelled, 1..C the classes; other forms: see `train.data.masks`
@@ -47,7 +47,7 @@ class Tile:
     mask: Path
     mpp: float | None = None
     """um per pixel of the image, where pixels are not squares the side of the square with the same
-    area; None where nothing says it."""
+    area; None where it is not known."""
     group: str | None = None
     """Patient, case or slide that the image is from; None where folds.csv does not say."""
     code: MaskCode | None = None
@@ -79,7 +79,8 @@ def read_tile_folder(root: Path) -> TileFolder:
     """Read and check the layout; pixels are not read.
 
     Raises:
-        FocalPathError: a file or a column is missing, or a class is named twice.
+        DatasetError: a file or a column is missing, or a class is named twice.
+        ScaleError: a um per pixel is absurd.
     """
     description = root / "dataset.json"
     if not description.is_file():
@@ -110,7 +111,7 @@ def _at_own_scale(folder: TileFolder) -> TileFolder:
     """The same with the um per pixel that the image files state, where they do.
 
     Raises:
-        FocalPathError: a file states sides of a pixel that are too unequal.
+        ScaleError: a file states sides of a pixel that are too unequal.
     """
     paths = [tile.image for tiles in folder.tiles.values() for tile in tiles]
     size_of = dict(zip(paths, own_pixel_sizes(paths), strict=True))
@@ -141,7 +142,7 @@ def _read_description(path: Path) -> tuple[tuple[LabelClass, ...], float | None,
         mpp = None if content.get("mpp") is None else float(content["mpp"])
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(
-            f"{path} is not readable ({error}); expected "
+            f"{path} cannot be read ({error}); expected "
             '{"mpp": 0.25, "classes": [{"name": "Tumor", "color": "#d62728"}, ...]}'
         ) from error
     names = [str(entry.name) for entry in classes]
@@ -189,7 +190,7 @@ def _read_text(path: Path) -> str:
     """A text file as spreadsheets save it: UTF-8, or UTF-16 with a byte-order mark.
 
     Raises:
-        FocalPathError: it is neither.
+        DatasetError: it is neither.
     """
     data = path.read_bytes()
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -220,7 +221,8 @@ def read_folds(path: Path) -> Iterator[FoldsRow]:
     """Read folds.csv: commas, semicolons or tabs, in UTF-8 or UTF-16, as spreadsheets save it.
 
     Raises:
-        FocalPathError: the file is missing, is not UTF-8, or a value is not what its column holds.
+        DatasetError: the file is missing, is not UTF-8, or a value is not what its column holds.
+        ScaleError: a um per pixel is absurd.
     """
     if not path.is_file():
         raise DatasetError(f"{path} is missing; expected a CSV with columns img_id,fold")

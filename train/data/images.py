@@ -19,7 +19,7 @@ from serve.settings import MEBIBYTE, MEGAPIXEL, PILLOW_LIMIT_MEGAPIXELS
 from train.errors import FocalPathError, ImageFileError, ScaleError
 
 _MAX_MEBIBYTES = 4096
-"""Largest image of a data set: the user's own files are trusted further than an upload."""
+"""Largest image file of a data set. The user's own files are trusted more than an upload."""
 
 
 def read_picture(path: Path) -> Picture:
@@ -90,7 +90,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Height and width of an image, upright: from its header, or of a TIFF's page that is read.
 
     Raises:
-        ImageFileError: the file is no image.
+        ImageFileError: the file is not an image.
     """
     try:
         with path.open("rb") as file:

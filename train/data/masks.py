@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from train.errors import MaskError
 
 IGNORED = (255, 65_535)
-"""Values of masks that mean unlabelled, too, as many data sets write them."""
+"""Values that mean unlabelled, too: many data sets write them."""
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 """Lossless formats. JPEG changes labels along the edges of regions."""
 _ONE_CHANNEL = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -70,7 +70,8 @@ def mask_code(
         mask_orientation: see `MaskCode`.
 
     Raises:
-        ValueError: a name is no class, a colour is not #rrggbb, or a value is no whole number.
+        ValueError: a name is not a class's, a colour is not #rrggbb, or a value is not a whole
+            number.
     """
     if mask_orientation not in (None, "stored", "upright"):
         raise ValueError(f"mask_orientation is {mask_orientation!r}")
@@ -78,7 +79,7 @@ def mask_code(
 
     def label(name: str | None) -> int:
         if name not in labels:
-            raise ValueError(f"{name!r} is none of the classes {', '.join(names)}")
+            raise ValueError(f"{name!r} is not one of the classes {', '.join(names)}")
         return labels[name]
 
     used_once = [color for color in colors if colors.count(color) == 1]
@@ -93,13 +94,13 @@ def mask_code(
 
 def _as_value(text: str) -> int:
     if not text.isdecimal() or int(text) > _MAX_VALUE:
-        raise ValueError(f"{text!r} is no value of a mask, expected 0 to {_MAX_VALUE}")
+        raise ValueError(f"{text!r} is not a value of a mask; expected 0 to {_MAX_VALUE}")
     return int(text)
 
 
 def _as_number(color: str) -> int:
     if not re.fullmatch("#[0-9a-fA-F]{6}", color):
-        raise ValueError(f"{color!r} is no colour, expected #rrggbb")
+        raise ValueError(f"{color!r} is not a colour; expected #rrggbb")
     return int(color[1:], 16)
 
 
@@ -109,7 +110,7 @@ def read_mask(path: Path, num_classes: int, code: MaskCode | None = None) -> NDA
     Args:
         path: the file.
         num_classes: C.
-        code: what its values and colours mean; None: values are labels, no colour is one.
+        code: what its values and colours mean; None: values are labels, and colours mean nothing.
 
     Raises:
         MaskError: the file is unreadable, of a kind that holds no labels, or has a value or colour
@@ -179,12 +180,12 @@ def _open(path: Path) -> Image.Image:
 
 
 def _transparent(path: Path, image: Image.Image) -> NDArray[np.bool_]:
-    """Where a mask is transparent; half of it is refused."""
+    """Where a mask is transparent. Half transparency is refused."""
     alpha = np.asarray(image.getchannel("A"))
     if not np.isin(alpha, (0, 255)).all():
         raise MaskError(
-            f"{path} has pixels that are half transparent; expected all or nothing. Save the mask "
-            "without transparency and smoothing.",
+            f"{path} has pixels that are half transparent; expected opaque or fully transparent "
+            "ones. Save the mask without transparency and smoothing.",
         )
     return np.asarray(alpha == 0)
 
@@ -225,7 +226,7 @@ def _unknown_labels(path: Path, unknown: Sequence[int], code: MaskCode) -> MaskE
 
 
 def _from_palette(path: Path, image: Image.Image, code: MaskCode) -> NDArray[np.uint8]:
-    """By the colours where all of them are those of classes, else by the indices."""
+    """Read by colours where all of them are the classes', else by indices."""
     indices = np.asarray(image)
     palette = (image.getpalette("RGB") or []) + [0] * 768
     used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256)).tolist()
@@ -265,8 +266,8 @@ def _from_colors(
     often = [f"#{unknown[place]:06x}" for place in np.argsort(-counts)]
     smooth = " Smoothed edges make many colours: save it without smoothing and not as JPEG."
     raise MaskError(
-        f"{path} has {len(unknown)} colours that are no class, such as {_listed(often)}; expected "
-        "the classes' colours of dataset.json, or those of its table "
+        f"{path} has {len(unknown)} colours that stand for no class, such as {_listed(often)}; "
+        "expected the classes' colours of dataset.json, or those of its table "
         '"mask_colors": {"#rrggbb": "name of a class, or null"}.'
         + (smooth if len(unknown) > _MANY_COLORS else "")
     )

@@ -1,6 +1,6 @@
 """What the files of a data set hold, read once before training: labels, and pixels per class.
 
-`train check` and `fit` judge a data set by `require_trainable`: what one refuses, both refuse.
+`train check` and `fit` call `require_trainable`, so that both refuse the same data sets.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -22,18 +22,18 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 _MOST_TOLD = 5
 """Damaged files that an error lists."""
 _MOST_LOOKED_AT = 100
-"""Masks that are read again for an advice."""
+"""Masks that are read again to advise the user."""
 
 
 def read_labels(tile: Tile, num_classes: int) -> NDArray[np.uint8]:
     """Read the (H, W) uint8 labels that lie on an image as `read_image` reads it.
 
     Where the image is turned by its EXIF orientation and the mask's file has none, the mask may lie
-    on the stored pixels or on the upright ones. Its size tells which, or else dataset.json's
-    `mask_orientation`; it is not guessed.
+    on the stored pixels or on the upright ones. Its size shows which, or dataset.json's
+    `mask_orientation` does. It is never guessed.
 
     Raises:
-        MaskError: the mask cannot be read, or nobody says which way is up.
+        MaskError: the mask cannot be read, or its orientation is not known.
     """
     labels = read_mask(tile.mask, num_classes, tile.code)
     facts = inspect_image(tile.image)
@@ -54,7 +54,7 @@ def read_labels(tile: Tile, num_classes: int) -> NDArray[np.uint8]:
 
 
 def require_trainable(folder: TileFolder) -> NDArray[np.int64]:
-    """Refuse a data set that training would refuse, or stop at: every mask is decoded, once.
+    """Refuse a data set that training would refuse or stop at. Decodes every mask once.
 
     Returns:
         The training images' counts, as `count_each` returns them.
@@ -157,7 +157,7 @@ def class_frequencies(folder: TileFolder, counts: NDArray[np.int64] | None = Non
     at 0.5 um is four at 0.25. `counts` are those of `count_each`, where they are known already.
 
     Raises:
-        FocalPathError: a class has no training pixel.
+        DatasetError: a class has no training pixel.
     """
     counts = (count_each(folder, "training") if counts is None else counts)[:, 1:]
     pixels = counts.sum(axis=0)

@@ -39,9 +39,9 @@ class TileScale:
     tile_size_px: int
     """Side of the square that it takes."""
     mpp: float | None
-    """um per pixel of that square; None takes images as they are."""
+    """um per pixel of that square; None: images are taken as they are."""
     squeeze: bool = False
-    """Resize every image to one tile, whatever its size: checkpoints of earlier versions alone."""
+    """Resize every image to one tile, whatever its size, as earlier versions did."""
     plain: bool = False
     """Resample as SAM-Path does: bilinear, in float, without antialiasing."""
 
@@ -147,8 +147,8 @@ def resolve_mpp(wanted: float | None, default: float | None, tiles: Sequence[Til
         tiles: The images that it will see.
 
     Raises:
-        FocalPathError: the scale of some images is not known, and that of the model or of other
-            images is.
+        ScaleError: the um per pixel of some images are not known, and the model's or other images'
+            are.
     """
     mpp = wanted or default
     unknown = [tile.tile_id for tile in tiles if tile.mpp is None]
@@ -157,8 +157,8 @@ def resolve_mpp(wanted: float | None, default: float | None, tiles: Sequence[Til
         if mpp is None:
             raise ScaleError(
                 "dataset.json has no mpp, and the images are of several, "
-                f"{min(known):.4g} to {max(known):.4g} um per pixel; expected the one that the "
-                "model shall see. Give it as --mpp, or as mpp in dataset.json."
+                f"{min(known):.4g} to {max(known):.4g} um per pixel; expected one for the "
+                "model. Give it as --mpp, or as mpp in dataset.json."
             )
         return mpp
     if mpp is not None or len(unknown) < len(tiles):

@@ -1,4 +1,4 @@
-"""Reads a file of annotations, whichever of the known formats it is in.
+"""Reads a file of annotations in any of the known formats.
 
 A format is a file in this folder and an entry of `FORMATS`; the content decides, not the name.
 """
@@ -63,14 +63,14 @@ def read_annotation_file(path: Path) -> tuple[list[Annotation], Format]:
     """Read a file of annotations.
 
     Raises:
-        FocalPathError: the file is unreadable, or of no known format.
+        AnnotationError: the file cannot be read, or is in no known format.
     """
     content = _parse(path)
     for entry in FORMATS:
         if entry.takes(content):
             return entry.read(path, content), entry
     raise AnnotationError(
-        f"{path} is of no known format of annotations; expected "
+        f"{path} is in no known format of annotations; expected "
         f"{', '.join(entry.name for entry in FORMATS)}. Export the annotations again."
     )
 
@@ -81,5 +81,5 @@ def _parse(path: Path) -> Any:
         return ElementTree.fromstring(text.encode()) if "<" in text[:1] else json.loads(text)
     except (OSError, ValueError, ElementTree.ParseError) as error:
         raise AnnotationError(
-            f"{path} is neither JSON nor XML that can be read ({error}). Export it again."
+            f"{path} cannot be read as JSON or XML ({error}). Export it again."
         ) from error

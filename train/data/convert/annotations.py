@@ -1,4 +1,4 @@
-"""Slides or images that somebody annotated, to a data set in SAM-Path's layout.
+"""Converts annotated slides or images to a data set in SAM-Path's layout.
 
 SOURCE/NAME.svs            slides or images, whatever `serve.images.readers` reads
 ANNOTATIONS/NAME.geojson   of the same name: QuPath, ASAP, ImageScope or Digital Slide Archive
@@ -54,10 +54,10 @@ class AnnotationSettings(CheckedSettings):
 
     tiles: TileSettings = field(default_factory=TileSettings)
     mapping: Path | None = None
-    """JSON that says what the labels mean; by default OUT with .mapping.json behind it. Where it
+    """JSON that says what the labels mean; by default OUT.mapping.json. Where it
     does not exist, a template is written there and nothing else is done."""
     source_mpp: Mpp | None = None
-    """um per pixel of the slides or images, where their files do not tell it."""
+    """um per pixel of the slides or images, where their files do not state it."""
     overlap: Literal["file", "area"] = "file"
     """Which of two overlapping areas wins: the later in the file, or the smaller."""
     patient_pattern: str = ""
@@ -73,7 +73,8 @@ class AnnotationSettings(CheckedSettings):
             re.compile(self.patient_pattern)
         except re.error as error:
             raise SettingsError(
-                f"patient_pattern is {self.patient_pattern!r}, no regular expression: {error}"
+                f"patient_pattern is {self.patient_pattern!r}, which is not a regular expression "
+                f"({error}). Change --patient-pattern."
             ) from error
 
 
@@ -90,7 +91,7 @@ class _Slide:
 def prepare_annotations(
     source: Path, annotations: Path, out: Path, settings: AnnotationSettings
 ) -> None:
-    """Turn annotated slides into SAM-Path's layout; print the shares and what looks wrong.
+    """Convert annotated slides to SAM-Path's layout; print class shares and warnings.
 
     Everything is checked before anything is cut: labels, kinds, places and um per pixel.
 
@@ -171,7 +172,7 @@ def _moved(annotation: Annotation, x: float, y: float) -> Annotation:
 
 
 def _check_slide(slide: _Slide, mapping: ClassMapping, settings: AnnotationSettings) -> None:
-    """Refuse what could not be drawn rightly, before anything is written."""
+    """Refuse what cannot be drawn correctly, before anything is written."""
     for annotation in slide.annotations:
         if not annotation.rings and mapping.labels[annotation.label] != IGNORE:
             raise AnnotationError(
@@ -182,7 +183,7 @@ def _check_slide(slide: _Slide, mapping: ClassMapping, settings: AnnotationSetti
     with _open(slide.path, settings) as reader:
         if reader.mpp is None:
             raise ScaleError(
-                f"{slide.path}: the file tells no believable um per pixel; expected it, to cut "
+                f"{slide.path}: the file states no believable um per pixel, which is needed to cut "
                 f"tiles at {settings.tiles.mpp:g} um. Give it as --source-mpp."
             )
         width, height = reader.width_px, reader.height_px

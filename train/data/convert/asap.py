@@ -23,7 +23,7 @@ def read_asap(path: Path, root: Element) -> list[Annotation]:
         root: The root of its XML.
 
     Raises:
-        FocalPathError: a coordinate is missing or no number.
+        AnnotationError: a coordinate is missing or not a number.
     """
     found = []
     for number, element in enumerate(root.iter("Annotation"), start=1):

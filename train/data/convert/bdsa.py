@@ -210,7 +210,7 @@ def _label_meanings(rename: Sequence[str]) -> dict[str, int | None]:
     """Map normalised labels to 0 (unlabelled), 1..C, or None (draw nothing).
 
     Raises:
-        FocalPathError: an entry does not read OLD=NEW, or NEW is unknown.
+        SettingsError: an entry does not read OLD=NEW, or NEW is unknown.
     """
     targets: dict[str, int | None] = {
         _normalised(entry.name): label for label, entry in enumerate(CLASSES, start=1)

@@ -1,4 +1,4 @@
-"""The small file that says what the labels of annotations mean.
+"""The JSON file that maps the labels of annotations to classes.
 
 {
   "classes": [{"name": "Tumor", "color": "#d62728"}, {"name": "Stroma", "color": "#2ca02c"}],
@@ -54,7 +54,7 @@ def read_mapping(path: Path, found: Sequence[str]) -> ClassMapping:
     """Read a mapping file and check it against the labels that the annotations have.
 
     Raises:
-        FocalPathError: the file is not of that form, names a class that it does not define, or
+        AnnotationError: the file is not of that form, names a class that it does not define, or
             lacks a label.
     """
     try:

@@ -7,7 +7,7 @@ SOURCE/train_N.bmp, testA_N.bmp, testB_N.bmp   RGB, mostly 775 x 522 at 0.62 um 
 SOURCE/..._anno.bmp                            one channel: 0, or the number of a gland
 SOURCE/Grade.csv                               name, patient ID, grade: benign or malignant
 
-The images are of 20x slides at 0.62005 um per pixel, as the paper says; the files do not tell it.
+The images are of 20x slides at 0.62005 um per pixel, as the paper says; the files do not state it.
 """
 
 import csv
@@ -54,10 +54,10 @@ class _Case(NamedTuple):
 
 
 def prepare_glas(source: Path, out: Path, settings: GlasSettings) -> None:
-    """Turn the published files into SAM-Path's layout; print the shares and what looks wrong.
+    """Convert the published files to SAM-Path's layout; print class shares and warnings.
 
     Raises:
-        FocalPathError: files are missing, damaged or of another form, or `out` exists.
+        FocalPathError: a file is missing, damaged or in another format, or `out` exists.
     """
     refuse_existing(out)
     files = find_images(source, (".bmp", ".png", ".tif"))

@@ -1,4 +1,4 @@
-"""Whole images and their label maps to a data set in SAM-Path's layout, uncut.
+"""Writes whole images and their label maps as a data set in SAM-Path's layout, uncut.
 
 Training cuts them itself (see `train.data.scale`), so nothing is lost to tiles that were cut once.
 Folds are by group, the patient or case; `folds.csv` says which.
@@ -118,7 +118,7 @@ def folds_of(images: Sequence[SourceImage], settings: FoldSettings) -> dict[str,
     """The fold of each image by its name: `TEST_FOLD`, `VALIDATION_FOLD`, or one for training.
 
     Raises:
-        FocalPathError: there are too few groups.
+        SourceError: there are too few groups.
     """
     official = settings.parts == "official"
     fixed = {"test": TEST_FOLD, "validation": VALIDATION_FOLD}

@@ -26,7 +26,7 @@ def read_imagescope(path: Path, root: Element) -> list[Annotation]:
         root: The root of its XML.
 
     Raises:
-        FocalPathError: a vertex is missing or no number, or a negative region has no other.
+        AnnotationError: a vertex is missing or not a number, or a negative region comes first.
     """
     found: list[Annotation] = []
     for layer in root.iter("Annotation"):

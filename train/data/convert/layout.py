@@ -1,6 +1,6 @@
 """Cuts region images and label maps into a data set in SAM-Path's layout.
 
-`train.data.dataset` describes the layout. Beside `img_id` and `fold`, folds.csv has a column
+`train.data.folder` describes the layout. Beside `img_id` and `fold`, folds.csv has a column
 `group`: the tile's patient or slide. All tiles of a group share a fold. `settings.json` records the
 settings.
 """
@@ -177,7 +177,7 @@ def assign_folds(num_tiles: Mapping[str, int], num_folds: int, seed: int) -> dic
         seed: seed of the order among groups of equal size.
 
     Raises:
-        FocalPathError: there are fewer than two groups.
+        SourceError: there are fewer than two groups.
     """
     if len(num_tiles) < 2:
         raise SourceError(
@@ -214,7 +214,7 @@ def find_images(folder: Path, suffixes: Sequence[str] = (".png",)) -> dict[str, 
     """Map the names of a folder's images, without suffix and sorted, to their paths.
 
     Raises:
-        FocalPathError: the folder has no image, or two images with the same name.
+        SourceError: the folder has no image, or two images with the same name.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -235,7 +235,7 @@ def find_folder(source: Path, names: Sequence[str], contents: str) -> Path:
     """Return the first of the subfolders `names` that exists.
 
     Raises:
-        FocalPathError: none exists.
+        SourceError: none exists.
     """
     for name in names:
         if (source / name).is_dir():
@@ -253,7 +253,7 @@ def read_region_image(path: Path) -> Image.Image:
     a user prepares, up to our own limit.
 
     Raises:
-        FocalPathError: the file is unreadable or too large.
+        ImageFileError: the file cannot be read, or is too large.
     """
     pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
@@ -274,7 +274,7 @@ def read_region_image(path: Path) -> Image.Image:
 
 
 def refuse_other_size(image_path: Path, image: Image.Image, mask_path: Path, mask: Any) -> None:
-    """Raise a FocalPathError if image and mask differ in size."""
+    """Raise an ImageFileError if image and mask differ in size."""
     if image.size != mask.size:
         raise ImageFileError(
             f"{mask_path} is {mask.width} x {mask.height} pixels, its image {image_path} "

@@ -45,10 +45,10 @@ class OcelotSettings(CheckedSettings):
 
 
 def prepare_ocelot(source: Path, out: Path, settings: OcelotSettings) -> None:
-    """Turn the published files into SAM-Path's layout; print the shares and what looks wrong.
+    """Convert the published files to SAM-Path's layout; print class shares and warnings.
 
     Raises:
-        FocalPathError: files are missing, damaged or of another form, or `out` exists.
+        FocalPathError: a file is missing, damaged or in another format, or `out` exists.
     """
     refuse_existing(out)
     images, missing = find_images(source)
@@ -68,7 +68,7 @@ def read_metadata(path: Path) -> Mapping[str, Any]:
     """The published pairs by name.
 
     Raises:
-        FocalPathError: the file is missing or of another form.
+        SourceError: the file is missing or in another format.
     """
     try:
         pairs: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["sample_pairs"]
@@ -87,7 +87,7 @@ def find_images(source: Path) -> tuple[list[SourceImage], list[str]]:
     must be so everywhere (see `train.data.convert.images.folds_of`).
 
     Raises:
-        FocalPathError: the metadata is of another form, or there is no such pair.
+        SourceError: the metadata is in another format, or there is no such pair.
     """
     images, missing = [], []
     for name, pair in sorted(read_metadata(source / "metadata.json").items()):

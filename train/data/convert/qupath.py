@@ -23,7 +23,7 @@ def read_qupath(path: Path, content: Any) -> list[Annotation]:
         content: What its JSON says.
 
     Raises:
-        FocalPathError: it is not such GeoJSON.
+        AnnotationError: it is not such GeoJSON.
     """
     try:
         features = content if isinstance(content, list) else content.get("features", [content])

@@ -1,4 +1,4 @@
-"""Areas that somebody drew, whatever the format, and how they become labels of pixels."""
+"""Annotated areas of any format, and how they become labels of pixels."""
 
 import math
 from dataclasses import dataclass

@@ -66,7 +66,7 @@ def write_dataset(folder: Path, settings: SyntheticSettings) -> None:
         settings: what to draw.
 
     Raises:
-        FocalPathError: the folder has other content.
+        DestinationError: the folder has other content.
     """
     recipe = {"generator_version": _GENERATOR_VERSION, **asdict(settings)}
     if already_there(folder, recipe):

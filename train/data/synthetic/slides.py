@@ -1,4 +1,4 @@
-"""Synthetic slides for work across magnifications: large drawings at 0.25 um per pixel.
+"""Synthetic slides for pretraining across magnifications: large drawings at 0.25 um per pixel.
 
 Drawing twice cannot show the same tissue at two scales: cells and fibres use random numbers in
 amounts that depend on the pixels. So a slide is drawn once. Coarser views are area means of that
@@ -75,7 +75,7 @@ def write_slides(folder: Path, settings: SlideSettings) -> None:
     """Write the whole folder, or leave it unchanged if it exists with the same settings.
 
     Raises:
-        FocalPathError: the folder has other content.
+        DestinationError: the folder has other content.
     """
     recipe = {"kind": "slides", "generator_version": _GENERATOR_VERSION, **asdict(settings)}
     if already_there(folder, recipe):
