@@ -1,8 +1,8 @@
-"""The baseline of the benchmarks: SAM-Path as its paper describes it, run as it comes.
+"""The baseline of the benchmarks: SAM-Path as its paper describes it.
 
-Written from the description in arXiv 2307.09570 with segment_anything's own decoder, the way the
-method is run outside this project: normalise, both encoders, the fusion neck, then SAM's decoder
-one image after another, upsampling of all masks and an argmax. PyTorch eager, default settings.
+Written from the description in arXiv 2307.09570 with segment_anything's own decoder. It runs as the
+method is run outside this project: normalise, both encoders, the fusion neck, SAM's decoder one
+image after another, upsampling of all masks, and argmax. PyTorch eager, with default settings.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from train.model.segmenter import Segmenter, SegmenterOutput
 
 
 class DirectDecoder(nn.Module):
-    """The neck and SAM's own decoder, image after image, on the very weights of a segmenter."""
+    """The neck and SAM's own decoder, one image after another, with a segmenter's weights."""
 
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
@@ -28,14 +28,14 @@ class DirectDecoder(nn.Module):
             transformer=TwoWayTransformer(depth=2, embedding_dim=dim, mlp_dim=8 * dim, num_heads=8),
             num_multimask_outputs=1 + segmenter.num_classes,
         )
-        # The same parameters, not copies: a training step of either changes both.
+        # Shares the parameters, so a training step of either one changes both.
         ours = dict(segmenter.mask_decoder.named_parameters())
         for name, _ in list(self.sam_decoder.named_parameters()):
             module, _, attribute = name.rpartition(".")
             setattr(self.sam_decoder.get_submodule(module), attribute, ours[name])
 
     def forward(self, features: Tensor) -> SegmenterOutput:
-        """Decode (B, D_image + D_pathology, h, w), unlabelled first."""
+        """Decode features (B, D_image + D_pathology, h, w) float; masks have unlabelled first."""
         masks, scores = [], []
         for embedding in self.neck(features):
             size = embedding.shape[-2:]
@@ -53,7 +53,7 @@ class DirectDecoder(nn.Module):
 
 
 class DirectSamPath(nn.Module):
-    """SAM-Path with a segmenter's weights; it has no bias, so the segmenter's must be zero."""
+    """SAM-Path with a segmenter's weights. It has no bias, so the segmenter's must be zero."""
 
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class DirectSamPath(nn.Module):
         self.eval()
 
     def forward(self, image: Tensor) -> Tensor:
-        """Label (B, H, W, 3) uint8; returns (B, H, W) int64 in 1..C."""
+        """Label RGB images (B, H, W, 3) uint8; returns labels (B, H, W) int64 in 1..C."""
         images = image.permute(0, 3, 1, 2).float()
         logits = self.decoder(self.segmenter.encode(images)).low_res_logits
         size = image.shape[1:3]

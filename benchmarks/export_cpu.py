@@ -1,6 +1,6 @@
-"""Speed of the exported graph beside SAM-Path as it is published: `make benchmark-export`.
+"""Compares the exported graph with SAM-Path as published, on the CPU: `make benchmark-export`.
 
-Every variant has a process of its own, and they take turns; see `benchmarks.harness`.
+Every variant runs in its own process, and the variants take turns; see `benchmarks.harness`.
 """
 
 import json
@@ -59,53 +59,53 @@ _PACKAGES = ("torch", "onnxruntime", openvino.PACKAGE, "onnx", "segment-anything
 
 
 class CpuMeasurement(Strict):
-    """One variant."""
+    """The measurement of one variant."""
 
     variant: str
     label: str
     seconds: tuple[float, ...]
-    """Of each round."""
+    """One value per round."""
     median_seconds: float
     speedup: float
-    """Median over the rounds of (a)'s time by this one's."""
+    """Median over the rounds of (a)'s time divided by this variant's."""
     peak_memory_mib: float
     label_agreement: float
-    """Share of pixels with (a)'s label."""
+    """Share of pixels with the same label as (a)."""
     first_seconds: float
-    """Loading, compiling and the first run."""
+    """Time to load, compile and run once."""
 
 
 class CpuReport(Strict):
-    """What `benchmark.json` holds."""
+    """The content of `benchmark.json`."""
 
     machine: str
     num_cpus: int
     load_average: tuple[float, ...]
-    """Over a minute, before and after: above `num_cpus`, others used the machine as well."""
+    """Averages over one minute, before and after. Above `num_cpus`, others used the machine too."""
     versions: dict[str, str]
     model: str
     tile_size_px: int
     num_rounds: int
     matmul_gflops: float
-    """Of PyTorch's 4096 x 4096 product in float32, median over the rounds. No limit: on AMD
-    processors ONNX Runtime and OpenVINO multiply faster."""
+    """Rate of PyTorch's 4096 x 4096 product in float32, median over the rounds. It is not an upper
+    limit: ONNX Runtime and OpenVINO multiply faster on AMD processors."""
     measurements: tuple[CpuMeasurement, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CpuBenchmark:
-    """Measure the exported graph beside the published model on this machine's CPU."""
+    """Compare the exported graph with the published model on this machine's CPU."""
 
     out: Path = Path("artifacts/results/export")
     """Folder for benchmark.json and benchmark.md."""
     rounds: int = 3
-    """How often each variant takes its turn."""
+    """Number of turns of each variant."""
     variants: tuple[str, ...] = tuple(LABELS)
-    """Which ones; (a) is always among them."""
+    """Variants to measure; (a) is always measured."""
     model: ModelSettings = field(default_factory=ModelSettings)
 
     def run(self) -> CpuReport:
-        """Export, measure, write both files."""
+        """Export, measure, and write both files."""
         console = Console(stderr=True)
         variants = [name for name in self.variants if _runs_here(name)]
         with tempfile.TemporaryDirectory(prefix="focalpath-benchmark-") as name:
@@ -120,10 +120,7 @@ class CpuBenchmark:
         load_before = os.getloadavg()[0]
         with ExitStack() as stack:
             workers, firsts = {}, {}
-            for name in (
-                *variants,
-                "matmul",
-            ):  # one after another, so that none loads beside another
+            for name in (*variants, "matmul"):  # one after another, so that loading is undisturbed
                 workers[name] = stack.enter_context(_worker(name, folder))
                 firsts[name] = _answer(workers[name])["first_s"]
                 console.print(f"{LABELS.get(name, name)}: ready after {firsts[name]:.1f} s")
@@ -148,7 +145,7 @@ class CpuBenchmark:
 
 
 def markdown(report: CpuReport) -> str:
-    """The report as a table, with what has to be known to read it."""
+    """Write the report as a table, with the notes that it needs."""
     lines = [
         "# The exported graph on a CPU",
         "",
@@ -179,8 +176,9 @@ def markdown(report: CpuReport) -> str:
     ]
     lines += [
         f"Load before and after: {report.load_average[0]:.1f} and {report.load_average[1]:.1f}. "
-        "Weights are random, so logits nearly tie and labels flip sooner than a trained model's: "
-        "the agreement is a lower bound. Memory is the whole process's, with its Python packages.",
+        "The weights are random, so logits nearly tie, and labels flip more easily than a trained "
+        "model's: the agreement is a lower bound. Memory is that of the whole process, including "
+        "its Python packages.",
         "",
     ]
     return "\n".join(lines)
@@ -203,7 +201,7 @@ def _prepare(folder: Path, settings: ModelSettings, variants: Sequence[str]) -> 
         export_onnx(deployable, source, opset=opset)
         drop_output(source, folder / name, PARITY_OUTPUT)
         if opset == 20 and "openvino_bf16" in variants:
-            # Of the graph that still has the exporter's notes, which name the blocks.
+            # Converts the graph that still has the exporter's metadata, which names the blocks.
             onnx.save(convert_to_half(onnx.load(str(source)), "bf16"), str(source))
             drop_output(source, folder / "model.bf16.onnx", PARITY_OUTPUT)
     if "int8" in variants:

@@ -1,7 +1,7 @@
-"""One variant of `make benchmark-export` in a process of its own, so that its memory is its own.
+"""One variant of `make benchmark-export`, in its own process, so that its memory can be measured.
 
-It says so when it is ready, and then runs once for every line that it reads. Packages are imported
-by the variants that need them: ONNX Runtime's process has no torch.
+It prints a line when it is ready, and then runs once for every line that it reads. Each variant
+imports only the packages it needs: ONNX Runtime's process has no torch.
 """
 
 import json
@@ -24,7 +24,7 @@ Run = Callable[[Images], NDArray[Any]]
 
 
 def direct(folder: Path, *, fused: bool) -> Run:
-    """Our rewriting of SAM-Path's forward, its ViT-S with or without fused attention."""
+    """SAM-Path's forward pass, rewritten; its ViT-S with or without fused attention."""
     import torch
 
     from benchmarks.direct_sam_path import DirectSamPath
@@ -80,7 +80,7 @@ def openvino(folder: Path, *, file: str, precision: Literal["fp32", "bf16"]) -> 
 
 
 def matmul(folder: Path) -> Run:
-    """No model but PyTorch's 4096 x 4096 product in float32, to compare machines."""
+    """Not a model: PyTorch's 4096 x 4096 product in float32, to compare machines."""
     import torch
 
     left, right = torch.rand(2, 4096, 4096)

@@ -1,10 +1,10 @@
-"""How fast a GPU answers, and what share of its measured peak that is: `make benchmark-gpu`.
+"""Measures the model on a GPU, and its share of the GPU's measured peak: `make benchmark-gpu`.
 
-Each variant has a process of its own and answers batches of 1, 4, 8 and 16 tiles. Decoding
-pictures, copying to the GPU and back, computing, and encoding labels are timed apart. What fails,
-for want of a package or memory, is noted and loses nothing else: the files are written again after
-every measurement. It has not run on a GPU yet: with `--device cpu` and a tiny model it does all but
-CUDA's and TensorRT's own calls.
+Each variant runs in its own process, on batches of 1, 4, 8 and 16 tiles. Decoding images, copying
+to the GPU and back, computing, and encoding labels are timed separately. A variant that fails, for
+lack of a package or of memory, is noted, and the others still run: the files are written again
+after every measurement. It has not run on a GPU yet. With `--device cpu` and a tiny model,
+everything runs except the calls of CUDA and TensorRT.
 """
 
 import sys
@@ -43,7 +43,7 @@ from serve.contract.strict import Strict
 from train.settings import ModelSettings
 
 GOAL = 0.5
-"""Share of the peak that is aimed at; SAM's ViT-B alone has been seen at 0.29 on an A100."""
+"""Share of the peak to reach. SAM's ViT-B alone has been measured at 0.29 on an A100."""
 _PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-cu13", "timm", "segment-anything")
 
 T = TypeVar("T")
@@ -56,17 +56,17 @@ class GpuMeasurement(Strict):
     batch_size: int
     stages: Stages
     tiles_per_second: float
-    """Of computing alone."""
+    """Rate of the computation alone."""
     peak_share: float | None
-    """Of the measured peak in bfloat16; only for the real-size model."""
+    """Share of the measured peak in bfloat16; only for the model of real size."""
     memory_gib: float | None
-    """All of the GPU's memory that was in use, after the runs."""
+    """GPU memory in use after the runs, of all processes."""
     label_agreement: float
-    """Share of pixels with the label of the first variant that ran, eager float32 as a rule."""
+    """Share of pixels with the same label as the first variant that ran, usually eager float32."""
 
 
 class GpuReport(Strict):
-    """What `benchmark_gpu.json` holds."""
+    """The content of `benchmark_gpu.json`."""
 
     device: str
     versions: dict[str, str]
@@ -74,9 +74,9 @@ class GpuReport(Strict):
     tile_size_px: int
     num_runs: int
     peak_tflops: float
-    """Of a large product in bfloat16, measured."""
+    """Measured rate of a large matrix product in bfloat16."""
     skipped: dict[str, str]
-    """What could not run here, and why."""
+    """Variants that could not run here, and why."""
     measurements: tuple[GpuMeasurement, ...]
 
 
@@ -93,28 +93,28 @@ class GpuBenchmark:
     out: Path = Path("artifacts/results/export")
     """Folder for benchmark_gpu.json and benchmark_gpu.md."""
     batch_sizes: tuple[int, ...] = (1, 4, 8, 16)
-    """Tiles a batch."""
+    """Tiles per batch."""
     variants: tuple[str, ...] = tuple(VARIANTS)
-    """Which ones; the first gives the labels that the others are compared with."""
+    """Variants to measure; the others' labels are compared with those of the first."""
     runs: int = 20
-    """Measured runs of each variant and batch size, after three to warm up."""
+    """Measured runs per variant and batch size, after three warm-up runs."""
     device: Device = "cuda"
-    """cpu only tries the script out."""
+    """cpu is only for testing the script."""
     peak_size: int = 8192
-    """Side of the square matrices whose product is the peak."""
+    """Side of the square matrices whose product measures the peak."""
     model: ModelSettings = field(default_factory=ModelSettings)
 
     def run(self) -> GpuReport:
-        """Measure and write both files.
+        """Measure, and write both files.
 
         Raises:
-            FocalPathError: a variant is not known.
+            FocalPathError: a variant is unknown.
             NoGpuError: there is no GPU and the device is not cpu.
         """
         unknown = [name for name in self.variants if name not in VARIANTS]
         if unknown:
             raise FocalPathError(
-                f"no variant is called {', '.join(unknown)}; expected some of {'; '.join(VARIANTS)}"
+                f"unknown variants: {', '.join(unknown)}; expected some of {'; '.join(VARIANTS)}"
             )
         if self.device == "cuda" and not torch.cuda.is_available():
             raise NoGpuError(
@@ -126,7 +126,7 @@ class GpuBenchmark:
 
 
 class _Run:
-    """One run of the benchmark: what was measured so far."""
+    """One run of the benchmark, with the measurements so far."""
 
     def __init__(self, settings: GpuBenchmark, folder: Path) -> None:
         self._settings = settings
@@ -151,7 +151,7 @@ class _Run:
         return self._write()
 
     def _has_graphs(self, form: str) -> bool:
-        """Export the graphs of a form when they are first needed."""
+        """Whether the graphs of a form exist; exports them when they are first needed."""
         if form not in self._has_form:
             self._tell(f"Exporting, attention {form}")
             with _own_process() as call:
@@ -175,7 +175,7 @@ class _Run:
             for batch_size in settings.batch_sizes:
                 measured = call(measure, task, batch_size)
                 if isinstance(measured, Failed):
-                    # Larger ones would not fit either, and the GPU may be in no state to go on.
+                    # Larger batches would fail too, and the GPU may no longer be usable.
                     first = batch_size == settings.batch_sizes[0]
                     self._skip(name if first else f"{name}, batch {batch_size}", measured.why)
                     return
@@ -227,20 +227,20 @@ Call = Callable[..., Any]
 
 @contextmanager
 def _own_process() -> Iterator[Call]:
-    """Give what calls a function in another process, and answers `Failed` if that process dies."""
+    """Yield a function that calls others in another process; `Failed` if that process dies."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
 
         def call(function: Callable[..., T | Failed], *arguments: Any) -> T | Failed:
             try:
                 return pool.submit(function, *arguments).result()
             except BrokenProcessPool:
-                return Failed("its process died; what it wrote above says why")
+                return Failed("its process died; its output above says why")
 
         yield call
 
 
 def markdown(report: GpuReport) -> str:
-    """The report as a table."""
+    """Write the report as a table."""
     lines = [
         "# The model on a GPU",
         "",
@@ -248,7 +248,7 @@ def markdown(report: GpuReport) -> str:
         + ", ".join(f"{name} {found}" for name, found in report.versions.items())
         + ".",
         f"{report.model}; tiles of {report.tile_size_px} pixels; medians of {report.num_runs} "
-        f"runs, milliseconds a batch. Goal: {GOAL:.0%} of the peak. Written by "
+        f"runs, milliseconds per batch. Goal: {GOAL:.0%} of the peak. Written by "
         "`make benchmark-gpu`.",
         "",
         _table(report),
@@ -275,7 +275,7 @@ def _table(report: GpuReport) -> str:
 
 
 def main() -> None:
-    """Run the benchmark and print its table; without a GPU end with status 2."""
+    """Run the benchmark and print its table; exits with status 2 if there is no GPU."""
     config: Any = (tyro.conf.OmitArgPrefixes,)
     benchmark = tyro.cli(GpuBenchmark, prog="python -m benchmarks.export_gpu", config=config)
     try:

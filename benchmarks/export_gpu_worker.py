@@ -1,7 +1,6 @@
-"""What `make benchmark-gpu` runs in processes of their own: the variants, and the clock.
+"""The variants of `make benchmark-gpu` and their timing, which run in other processes.
 
-A function here answers `Failed` where it cannot do its work, whatever the reason; so that one
-variant's failure is a line of the report.
+The functions return `Failed` on any error, so that a failed variant is a line of the report.
 """
 
 import io
@@ -50,7 +49,7 @@ T = TypeVar("T")
 
 
 class Stages(Strict):
-    """Milliseconds a batch, medians."""
+    """Median milliseconds per batch."""
 
     decode_ms: float
     copy_ms: float
@@ -61,11 +60,11 @@ class Stages(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A variant, and what it is measured on."""
+    """A variant, and how to measure it."""
 
     variant: str
     folder: Path
-    """Of the graphs and of the labels to compare with."""
+    """Folder of the graphs, and of the labels to compare with."""
     model: ModelSettings
     device: Device
     batch_sizes: tuple[int, ...]
@@ -74,7 +73,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Throughput:
-    """What a device is and reaches."""
+    """A device, and the rate that it reaches."""
 
     device: str
     flops: float
@@ -82,7 +81,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Measured:
-    """One variant at one batch size."""
+    """The measurement of one variant at one batch size."""
 
     stages: Stages
     memory_gib: float | None
@@ -103,12 +102,12 @@ FORMS = {
         global_positions="extended", window_positions="extended", max_queries=None
     ),
 }
-"""How attention is written in the graphs; the first is the bundle's."""
+"""Forms of attention in the graphs; the first is the bundle's."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How to load one, and of which form and precision its graph is."""
+    """How to load a variant, and the form and precision of its graph."""
 
     load: Callable[[Task], Compute]
     form: str | None = None
@@ -116,7 +115,7 @@ class Variant:
 
     @property
     def graph(self) -> str:
-        """The graph's file."""
+        """File name of the graph."""
         return f"{self.form}.{self.precision}.onnx"
 
 
@@ -127,7 +126,7 @@ def _or_failed(function: Callable[P, T]) -> Callable[P, T | Failed]:
             return function(*args, **kwargs)
         except FocalPathError as error:
             return Failed(_first_line(error))
-        except Exception as error:  # whatever it is, the others still run
+        except Exception as error:  # the other variants must still run
             traceback.print_exc()
             return Failed(f"{type(error).__name__}: {_first_line(error)}")
 
@@ -136,7 +135,7 @@ def _or_failed(function: Callable[P, T]) -> Callable[P, T | Failed]:
 
 @_or_failed
 def measure_peak(device: Device, size: int) -> Throughput:
-    """What the device reaches in a product of two bfloat16 matrices of side `size`."""
+    """Measure the rate of a product of two bfloat16 matrices of side `size`."""
     left, right = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
     for _ in range(_WARM_UP_RUNS):
         left @ right
@@ -165,7 +164,7 @@ def write_graphs(model: ModelSettings, folder: Path, form: str) -> None:
 
 @_or_failed
 def measure(task: Task, batch_size: int) -> Measured:
-    """Measure a variant, which stays loaded in this process."""
+    """Measure a variant; it stays loaded in this process."""
     compute = _load(task)
     pictures = [png(tile) for tile in draw_tiles(batch_size, task.model.tile_size_px)]
     labels, stages = measure_stages(compute, pictures, task.device, task.num_runs)
@@ -177,7 +176,7 @@ def measure(task: Task, batch_size: int) -> Measured:
 
 
 _loaded: dict[tuple[str, Path], Compute] = {}
-"""Variants that this process has loaded, by their name and the folder of their graphs."""
+"""Variants that this process has loaded, by name and by the folder of their graphs."""
 
 
 def _load(task: Task) -> Compute:
@@ -188,7 +187,7 @@ def _load(task: Task) -> Compute:
 
 
 def _agreement(labels: Images, task: Task) -> float:
-    """The share of labels that are those of the first variant that ran, as far as it came."""
+    """Share of labels equal to those of the first variant that ran, for the tiles of both."""
     file = task.folder / _EXPECTED_FILE
     if file.is_file():
         with np.load(file) as stored:
@@ -204,9 +203,9 @@ def _agreement(labels: Images, task: Task) -> float:
 def measure_stages(
     compute: Compute, pictures: list[bytes], device: Device, num_runs: int
 ) -> tuple[Images, Stages]:
-    """Time the stages of a batch of PNG pictures; the labels are (B, H, W) uint8."""
+    """Time the stages of a batch of PNG images; returns labels (B, H, W) uint8."""
     side = Image.open(io.BytesIO(pictures[0])).size[0]
-    # Pinned, as a server's are: the GPU copies them by itself.
+    # Pinned memory, as in a server: the GPU copies it without the CPU.
     on_host = torch.empty(
         (len(pictures), side, side, 3), dtype=torch.uint8, pin_memory=device == "cuda"
     )
@@ -240,13 +239,13 @@ def measure_stages(
 
 
 def synchronize(device: Device) -> None:
-    """Wait for all that was given to the device."""
+    """Wait until the device has finished all its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def png(image: NDArray[np.uint8]) -> bytes:
-    """A picture as the service takes and gives it."""
+    """Encode an image as a PNG, as the service does."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png", compress_level=1)
     return buffer.getvalue()
@@ -271,8 +270,8 @@ def _compiled(task: Task, *, folded: bool) -> Compute:
     if folded:
         form = AttentionForm(max_queries=None, fused=True)
         model = FoldedSegmenter(model, form).eval()
-    # On the CPU, where only the script is tried out, nothing is compiled. A graph for each batch:
-    # one for all of them would be slower for each.
+    # On the CPU, which only tests the script, nothing is compiled. One graph per batch size: a
+    # shared one would be slower.
     backend = {"cuda": "inductor", "cpu": "eager"}[task.device]
     compiled: Any = torch.compile(model.to(task.device), backend=backend, dynamic=False)
 
@@ -299,10 +298,10 @@ def _onnx_runtime(task: Task) -> Compute:
         task.folder / VARIANTS[task.variant].graph, providers=[provider]
     )
     if session.get_providers()[0] != name:
-        raise FocalPathError(f"ONNX Runtime fell back from {name}; what it wrote above says why")
+        raise FocalPathError(f"ONNX Runtime fell back from {name}; its output above says why")
 
     def compute(images: torch.Tensor) -> torch.Tensor:
-        # Inputs and outputs stay where torch has them.
+        # Inputs and outputs stay in torch's memory.
         labels = torch.empty(images.shape[:3], dtype=torch.uint8, device=task.device)
         binding = session.io_binding()
         for name, tensor, bind in (
@@ -321,13 +320,13 @@ def _onnx_runtime(task: Task) -> Compute:
 
 def _tensorrt(task: Task) -> Compute:
     if task.device == "cpu":
-        raise FocalPathError("TensorRT has no CPU")
+        raise FocalPathError("TensorRT does not run on a CPU")
     trt: ModuleType = load_tensorrt()
     gpu = Gpu()
     loaded: dict[int, tuple[PlanSession, Callable[[], None]]] = {}
 
     def load(batch_size: int) -> tuple[PlanSession, Callable[[], None]]:
-        """A plan for this batch alone: one for all would be tuned for one of them."""
+        """Build a plan for this batch size only: a shared one would be tuned for one size."""
         loaded.clear()  # a plan and its CUDA graph hold memory
         plan = engine_plan(task, gpu.compute_capability, batch_size)
         serialized = build_plan(trt, plan, task.folder)
@@ -350,7 +349,7 @@ def _tensorrt(task: Task) -> Compute:
 
 
 def engine_plan(task: Task, compute_capability: str, batch_size: int) -> EnginePlan:
-    """The plan of a bundle's engine, for the graph and one batch size of this benchmark."""
+    """The engine plan of a bundle, for a graph of this benchmark and one batch size."""
     file = task.folder / VARIANTS[task.variant].graph
     return EnginePlan(
         onnx_file=file.name,
@@ -379,7 +378,7 @@ VARIANTS = {
     "TensorRT fp16, unchunked": Variant(_tensorrt, "unchunked"),
     "TensorRT fp16, extended": Variant(_tensorrt, "extended"),
 }
-"""What is measured; the first is the reference."""
+"""The variants; the first is the reference."""
 
 
 def _deployable(task: Task) -> Deployable:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns, medians, a process's memory, the machine, the report's files.
+"""Code that the benchmarks share: turns, medians, memory, the machine, and the report's files.
 
 Variants take turns within each round, so that whatever else the machine does affects all of them. A
 speed-up is the median over the rounds of the ratio within one round, never a ratio between rounds.
@@ -26,9 +26,9 @@ def take_turns(
     """Call every variant once per round, in their order.
 
     Args:
-        variants: what to call, by name.
-        num_rounds: how often each takes its turn.
-        tell: is told which variant is next.
+        variants: functions by name.
+        num_rounds: number of turns of each variant.
+        tell: called with the round and the name of the next variant.
 
     Returns:
         Each variant's results, one per round.
@@ -42,21 +42,21 @@ def take_turns(
 
 
 def seconds_of(run: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Duration of a call in seconds."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
 def median_speedup(baseline: Sequence[float], own: Sequence[float]) -> float:
-    """How many times as fast: the median over the rounds of the baseline's time by its own."""
+    """Median over the rounds of the baseline's time divided by the variant's own."""
     return statistics.median(base / ours for base, ours in zip(baseline, own, strict=True))
 
 
 def peak_memory_mib() -> float:
-    """The largest resident set that this process had.
+    """Largest resident set of this process, in MiB.
 
-    Not that of `getrusage`, which begins with what the process was started from.
+    `getrusage` would include the memory of the process that started this one.
     """
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):
@@ -65,7 +65,7 @@ def peak_memory_mib() -> float:
 
 
 def machine_line() -> str:
-    """The processor and how many of its CPUs may be used, for the head of a report."""
+    """The processor and the number of usable CPUs, for the head of a report."""
     processor = this_processor()
     return f"{processor.name} ({processor.kind}), {usable_cpus()} CPUs"
 
@@ -73,7 +73,7 @@ def machine_line() -> str:
 def write_report(
     folder: Path, name: str, report: BaseModel | Mapping[str, Any], markdown: str | None = None
 ) -> None:
-    """Write `name.json` and, where there is a text for people, `name.md`."""
+    """Write `name.json`, and `name.md` if there is Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     content = report.model_dump(mode="json") if isinstance(report, BaseModel) else report
     text = json.dumps(content, indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""Triton's own `perf_analyzer`, run beside our measurements, and its table read."""
+"""Runs Triton's own `perf_analyzer` beside our measurements, and reads its table."""
 
 import csv
 import math
@@ -19,11 +19,11 @@ _TIMEOUT_S = 600
 _WINDOW_MS = 2_000
 _TRIALS = 3
 _STABLE_PERCENT = 999
-"""How far windows may differ: any way, as with our own measurements, which have no such test."""
+"""Windows may differ by any amount: our own measurements have no such test either."""
 
 
 class PerfAnalyzerRow(BaseModel):
-    """What it says of one transport at one concurrency."""
+    """Its measurement of one transport at one concurrency."""
 
     transport: Transport
     concurrency: int
@@ -41,17 +41,17 @@ def run_perf_analyzer(
     url: str,
     levels: Sequence[int],
 ) -> list[PerfAnalyzerRow]:
-    """Have it ask for single tiles.
+    """Measure single tiles with perf_analyzer.
 
     Args:
-        program: where it is.
+        program: the executable.
         manifest: of the model that Triton serves.
         transport: how tensors get to Triton.
         url: Triton's HTTP endpoint for "HTTP", else its gRPC one.
-        levels: numbers of requests at the same time.
+        levels: numbers of concurrent requests.
 
     Raises:
-        BackendUnavailableError: it failed.
+        BackendUnavailableError: perf_analyzer failed.
     """
     rows = []
     for level in levels:
@@ -72,7 +72,7 @@ def run_perf_analyzer(
 
 
 def read_table(text: str, transport: Transport) -> list[PerfAnalyzerRow]:
-    """Read what `perf_analyzer -f` writes; its latencies are microseconds."""
+    """Read the CSV of `perf_analyzer -f`, whose latencies are in microseconds."""
     rows = []
     for row in csv.DictReader(text.splitlines()):
         rows.append(

@@ -1,4 +1,4 @@
-"""The model and the tile that the benchmarks run: real size, random weights."""
+"""The model and the tiles of the benchmarks: real size, random weights."""
 
 import json
 from dataclasses import asdict
@@ -15,12 +15,12 @@ from train.settings import ModelSettings
 
 NUM_CLASSES = 6
 FLOPS_PER_TILE = 1.45e12
-"""Of SAM's ViT-B, ViT-S, neck and decoder on a tile of 1024 pixels."""
+"""Operations of SAM's ViT-B, the ViT-S, neck and decoder on a tile of 1024 pixels."""
 _SETTINGS_FILE = "model.json"
 
 
 def build_benchmark_model(settings: ModelSettings) -> Segmenter:
-    """Build a model whose weights depend on nothing but the settings.
+    """Build a model whose weights depend only on the settings.
 
     Its bias is zero, because SAM-Path has none to compare with.
     """
@@ -28,14 +28,14 @@ def build_benchmark_model(settings: ModelSettings) -> Segmenter:
     segmenter = Segmenter(settings, NUM_CLASSES).eval()
     with torch.no_grad():
         for name, parameter in segmenter.named_parameters():
-            # SAM starts its positions at zero, which a trained model does not have.
+            # SAM initialises its positions to zero; a trained model has other values.
             if "rel_pos" in name or "pos_embed" in name:
                 nn.init.normal_(parameter, std=0.02)
     return segmenter
 
 
 def model_line(settings: ModelSettings) -> str:
-    """The model, for the head of a report."""
+    """Describe the model, for the head of a report."""
     return (
         f"{settings.image_encoder} + {settings.pathology_encoder}, {NUM_CLASSES} classes, random "
         "weights"
@@ -43,16 +43,16 @@ def model_line(settings: ModelSettings) -> str:
 
 
 def draw_tiles(num_tiles: int, tile_size_px: int) -> NDArray[np.uint8]:
-    """Drawn tissue, (N, H, W, 3) uint8."""
+    """Draw tiles of synthetic tissue: (N, H, W, 3) uint8 RGB."""
     rng = np.random.default_rng(0)
     return np.stack([make_tile(rng, tile_size_px)[0] for _ in range(num_tiles)])
 
 
 def write_model_settings(folder: Path, settings: ModelSettings) -> None:
-    """Say in `folder` which model its workers build."""
+    """Write the model settings to `folder`, for the worker processes."""
     (folder / _SETTINGS_FILE).write_text(json.dumps(asdict(settings)), encoding="utf-8")
 
 
 def read_model_settings(folder: Path) -> ModelSettings:
-    """Read what `write_model_settings` wrote."""
+    """Read the settings that `write_model_settings` wrote."""
     return ModelSettings(**json.loads((folder / _SETTINGS_FILE).read_text(encoding="utf-8")))

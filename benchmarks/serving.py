@@ -1,7 +1,7 @@
 """`make benchmark`: the benchmark of serving, with the tests' Triton and its perf_analyzer.
 
-Arguments are those of `python -m serve benchmark`. Where either cannot be installed or started, the
-rest is measured and the report says what was left out.
+Takes the arguments of `python -m serve benchmark`. If Triton or perf_analyzer cannot be installed
+or started, the rest is measured, and the report says what was left out.
 """
 
 import shutil
@@ -31,15 +31,15 @@ from tests.support.triton_server import TritonServer, TritonSetupError, install_
 
 CLIENT_PACKAGE = "tritonclient==2.51.0"  # later ones need glibc 2.38
 NOTE = (
-    "Triton is the real server, 2.51, with the tests' stand-in for its ONNX Runtime backend, in "
-    "Python: its rows show what the transports cost beside each other, and nothing of the speed of "
-    "Triton's own C++ backend."
+    "Triton is the real server, 2.51, but with the tests' Python stand-in for its ONNX Runtime "
+    "backend. Its rows compare the transports, and say nothing about the speed of Triton's own C++ "
+    "backend."
 )
 _LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 
 
 def install_perf_analyzer() -> Path:
-    """A script that runs perf_analyzer with the libraries of the tests' Triton."""
+    """Install perf_analyzer; returns a script that runs it with the tests' Triton libraries."""
     server = install_triton()
     folder = server.parent / CLIENT_PACKAGE.replace("==", "-")
     script = folder / "perf_analyzer.sh"
@@ -67,7 +67,7 @@ def install_perf_analyzer() -> Path:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the benchmark with what can be had."""
+    """Run the benchmark with as much of Triton as can be installed."""
     command = tyro.cli(Benchmark, args=list(arguments), prog="python -m benchmarks.serving")
     notes: list[str] = []
     analyzer: Path | None = None
@@ -104,7 +104,7 @@ class ServingReport(BenchmarkReport):
 
 
 def as_markdown(report: ServingReport) -> str:
-    """The report as a page."""
+    """Write the report as a page of Markdown."""
     text = markdown(report)
     if not report.perf_analyzer:
         return text
@@ -123,7 +123,7 @@ def as_markdown(report: ServingReport) -> str:
 
 
 def _analyzed(program: Path, command: Benchmark, notes: list[str]) -> list[PerfAnalyzerRow]:
-    """What perf_analyzer measures over each transport; a note where one fails."""
+    """Measure each transport with perf_analyzer; adds a note for one that fails."""
     rows: list[PerfAnalyzerRow] = []
     manifest = read_bundle(command.settings.bundle)
     urls = {"HTTP": command.triton_http_url or ""}

@@ -1,4 +1,4 @@
-"""The benchmark of serving as a plot."""
+"""Plots the benchmark of serving."""
 
 import io
 
@@ -9,7 +9,7 @@ from serve.client.benchmark import BenchmarkReport
 
 
 def plot(report: BenchmarkReport) -> bytes:
-    """Median latency and throughput over the clients, as a PNG."""
+    """Plot median latency and throughput against the number of clients, as a PNG."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     latency, throughput = figure.subplots(1, 2)
     images = [one for one in report.measurements if one.unit == "image"]
@@ -24,12 +24,12 @@ def plot(report: BenchmarkReport) -> bytes:
         throughput.plot(clients, [one.per_second for one in rows], marker="o", label=name)
     for axes, title in (
         (latency, "ms: median, bar to p95 from 20 requests"),
-        (throughput, "images a second"),
+        (throughput, "images per second"),
     ):
         axes.set_xscale("log", base=2)
         levels = sorted({one.clients for one in images})
         axes.set_xticks(levels, [str(level) for level in levels])
-        axes.set_xlabel("clients at the same time")
+        axes.set_xlabel("concurrent clients")
         axes.set_ylabel(title)
         axes.grid(alpha=0.3)
     latency.set_yscale("log")

@@ -1,9 +1,9 @@
-"""Where tiles meet: how much overlap it takes until nobody sees it.
+"""Measures the seams between tiles, for several overlaps.
 
-Counted is how often neighbouring cells have different labels: across the lines of tiles (where a
-tile begins, where one ends, and in the middle of what two share), and across other lines that lie
-alike on the encoder's patches, whose edges show in every answer. Without a seam both are the same.
-Images are cut so that whole steps of tiles fit, and tiles lie on the grid of patches.
+Counts how often neighbouring cells have different labels: across the lines of tiles (where a tile
+begins, where one ends, and the middle of an overlap), and across all other lines between the
+encoder's patches, whose edges show in every answer. Without seams, both shares are equal. Images
+are cropped so that a whole number of tiles fits, and tiles lie on the grid of patches.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from serve.images.tiles import Blend, pad_to_tiles, tile_origins
 from serve.inference.batching import TileRunner
 
 PATCH_CELLS = 4
-"""Cells along a patch of 16 pixels, SAM's."""
+"""Cells along one of SAM's patches of 16 pixels."""
 
 
 class Seams(BaseModel):
-    """What one overlap costs and leaves."""
+    """The cost of one overlap, and its seams."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,9 +31,9 @@ class Seams(BaseModel):
     """Share of neighbouring cells with different labels, by the kind of line."""
     elsewhere: float
     ratio: float
-    """Of the worst kind of line to elsewhere."""
+    """The worst kind of line divided by `elsewhere`."""
     same_as_reference: float
-    """Share of cells with the label of half a tile of overlap."""
+    """Share of cells with the same label as with an overlap of half a tile."""
 
 
 def measure_seams(
@@ -77,7 +77,7 @@ def measure_seams(
 def segment(
     image: NDArray[np.uint8], runner: TileRunner, manifest: Manifest, overlap: float
 ) -> tuple[NDArray[np.uint8], int]:
-    """The labels of an image's cells, (h, w) uint8, and the number of tiles that it took."""
+    """Segment an image; returns the labels of its cells, (h, w) uint8, and the number of tiles."""
     tile = manifest.tile_size_px
     padded = pad_to_tiles(image, tile)
     blend = Blend(len(manifest.classes), padded.shape[0], padded.shape[1], tile)
@@ -99,7 +99,7 @@ def segment(
 
 
 def _whole_steps(image: NDArray[np.uint8], tile: int, overlap: float) -> NDArray[np.uint8]:
-    """As much of an image as tiles cover in whole steps."""
+    """Crop an image to a whole number of steps between tiles."""
     step = int(tile * (1 - overlap))
     height, width = (tile + (length - tile) // step * step for length in image.shape[:2])
     return image[:height, :width]
@@ -108,7 +108,7 @@ def _whole_steps(image: NDArray[np.uint8], tile: int, overlap: float) -> NDArray
 def _changes(
     labels: NDArray[np.uint8], axis: int, tile: int, overlap: float
 ) -> list[tuple[str, NDArray[np.bool_]]]:
-    """Whether neighbours along an axis differ, by the kind of line between them."""
+    """Whether neighbours along an axis differ, per kind of line between them."""
     along = labels if axis == 0 else labels.T
     differ = along[1:] != along[:-1]  # row i: between cells i and i + 1
     length = labels.shape[axis] * LOW_RES_STRIDE

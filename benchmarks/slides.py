@@ -1,12 +1,12 @@
-"""How fast whole slides are segmented, and in how much memory: `make benchmark-slides`.
+"""Measures the speed and the memory of segmenting whole slides: `make benchmark-slides`.
 
-Everything is measured in turns, in one process with one model and the same threads, on a slide that
-is written here: drawn tissue on a third of it, glass around. Numbers are medians over the rounds.
+The variants take turns in one process, with one model and the same threads, on a generated slide:
+synthetic tissue on a third of it, glass around. Numbers are medians over the rounds.
 
-- `model`: the model alone, on tiles that are in memory already.
-- `engine`: the whole command; its rate is that of its tiles while blocks are computed.
-- `direct`: what one writes in an afternoon: OpenSlide, one tile after another over the whole slide,
-  ONNX Runtime, a float32 canvas.
+- `model`: the model alone, on tiles in memory.
+- `engine`: the whole command; its rate counts tiles while blocks are computed.
+- `direct`: a simple loop: OpenSlide, one tile after another over the whole slide, ONNX Runtime, and
+  a float32 canvas.
 """
 
 import json
@@ -55,19 +55,19 @@ _TISSUE_SHARE = 1 / 3
 
 
 class Rates(BaseModel):
-    """One way to go over the slide."""
+    """The speed of one variant."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seconds: tuple[float, ...]
-    """Of each round."""
+    """One value per round."""
     num_tiles: int
     tiles_per_second: float
-    """Median."""
+    """Median over the rounds."""
 
 
 class SlidesReport(BaseModel):
-    """What `slides.json` holds."""
+    """The content of `slides.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -79,15 +79,19 @@ class SlidesReport(BaseModel):
     model_alone: Rates
     engine: Rates
     direct: Rates
-    engine_share: float = Field(description="the engine's tiles per second by the model's alone")
+    engine_share: float = Field(description="the engine's tiles per second divided by the model's")
     beyond_inference: float = Field(
-        description="time to blend, to wait for writing and to write outputs, by the time of the "
-        "rest"
+        description="time to blend, to wait for writing and to write outputs, divided by the time "
+        "of the rest"
     )
-    twice_the_area: float = Field(description="time of a slide of twice the area by that of one")
-    speedup: float = Field(description="the direct loop's time by the command's, outputs included")
+    twice_the_area: float = Field(
+        description="time for twice the area, divided by the time for the slide"
+    )
+    speedup: float = Field(
+        description="the direct loop's time divided by the command's, with outputs"
+    )
     same_labels: float = Field(
-        description="share of the tissue's cells with the direct loop's label"
+        description="share of the tissue's cells with the same label as the direct loop"
     )
     memory: dict[str, float] | None
     """Of `benchmarks.slides_memory`: seconds, tiles, GiB."""
@@ -99,22 +103,22 @@ class SlidesBenchmark:
     """Measure the slide engine."""
 
     settings: tyro.conf.OmitArgPrefixes[InferenceSettings]
-    """What runs the model."""
+    """How to run the model."""
     out: Path = Path("artifacts/results/slides")
     """Folder for `slides.json`."""
     side_px: int = 4096
     """Side of the slide."""
     drawn_px: int = 1024
-    """Side of the drawings that it is laid out with."""
+    """Side of the synthetic images that the slide is made of."""
     rounds: int = 3
     memory_px: tuple[int, int] = (100_000, 150_000)
-    """Width and height of the generated slide; 0 0: leave it out."""
+    """Width and height of the slide for the memory; 0 0 leaves it out."""
     overlaps: tuple[float, ...] = (0.25, 0.125)
-    """Whose seams are measured; none: leave it out."""
+    """Overlaps whose seams are measured; none leaves them out."""
 
 
 class _Clock(Quiet):
-    """When the tiles of a slide began and ended."""
+    """Records when the tiles of a slide began and ended."""
 
     def __init__(self) -> None:
         self.began = self.computed = 0.0
@@ -130,7 +134,7 @@ class _Clock(Quiet):
 
 
 class _Bench:
-    """The model, opened once, and what runs with it."""
+    """The open model, and the variants that run with it."""
 
     def __init__(self, settings: InferenceSettings, folder: Path) -> None:
         self.manifest: Manifest = read_bundle(settings.bundle)
@@ -142,7 +146,7 @@ class _Bench:
         self.batch = settings.max_batch_size or self.manifest.max_batch_size
 
     def model_alone(self, tiles: NDArray[np.uint8], count: int) -> float:
-        """Seconds for `count` tiles that are in memory."""
+        """Seconds for `count` tiles in memory."""
         pending: deque[Future[TileAnswer]] = deque()
         started = time.perf_counter()
         for index in range(count):
@@ -154,7 +158,7 @@ class _Bench:
         return time.perf_counter() - started
 
     def command(self, slide: Path) -> "_Run":
-        """The whole command on a slide."""
+        """Run the whole command on a slide."""
         self._runs += 1
         out = self._folder / f"out{self._runs}"
         engine = LocalEngine(self.runner, self._model, max_batch_size=self.batch)
@@ -179,7 +183,7 @@ class _Bench:
         )
 
     def direct(self, slide: Path) -> tuple[float, int, NDArray[np.uint8]]:
-        """Seconds, tiles and labels of the loop that one writes in an afternoon."""
+        """Run the simple loop; returns seconds, the number of tiles, and labels (h, w) uint8."""
         started = time.perf_counter()
         tile = self.manifest.tile_size_px
         side = tile // LOW_RES_STRIDE
@@ -218,7 +222,7 @@ class _Run:
 
 
 def write_slide(path: Path, height: int, width: int, mpp: float, drawn_px: int) -> None:
-    """Write a JPEG pyramid with drawn tissue in the middle, on a third of it."""
+    """Write a JPEG pyramid with synthetic tissue in the middle third of its area."""
     drawn = draw_tiles(4, drawn_px)
     pixels = np.full((height, width, 3), 243, np.uint8)
     side = _TISSUE_SHARE**0.5
@@ -246,7 +250,7 @@ def write_slide(path: Path, height: int, width: int, mpp: float, drawn_px: int) 
 
 
 def run_benchmark(command: SlidesBenchmark, console: Console) -> SlidesReport:
-    """Measure everything in turns."""
+    """Measure all variants in turns."""
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(command.settings, Path(folder))
         mpp = bench.manifest.mpp
@@ -318,7 +322,7 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _memory(size: tuple[int, int]) -> dict[str, float] | None:
-    """Run `benchmarks.slides_memory` in a process of its own."""
+    """Run `benchmarks.slides_memory` in another process."""
     if size == (0, 0):
         return None
     command = [sys.executable, "-m", "benchmarks.slides_memory"]
@@ -329,15 +333,19 @@ def _memory(size: tuple[int, int]) -> dict[str, float] | None:
 
 
 def print_report(report: SlidesReport, console: Console) -> None:
-    """The figures beside what is expected of them."""
+    """Print the figures beside their expected values."""
     table = Table(box=None, pad_edge=False)
     for name in ("figure", "measured", "expected"):
         table.add_column(name, justify="left" if name == "figure" else "right")
     table.add_row("tiles per second by the model alone", f"{report.engine_share:.0%}", ">= 90%")
-    table.add_row("merging and writing by inference", f"{report.beyond_inference:.1%}", "<= 10%")
+    table.add_row(
+        "merging and writing, share of inference", f"{report.beyond_inference:.1%}", "<= 10%"
+    )
     table.add_row("time of twice the area", f"{report.twice_the_area:.2f}", "<= 2.1")
-    table.add_row("faster than the direct loop", f"{report.speedup:.1f} x", ">= 3 x")
-    table.add_row("its labels on the tissue", f"{report.same_labels:.2%}", ">= 99.5%")
+    table.add_row("speed-up over the direct loop", f"{report.speedup:.1f} x", ">= 3 x")
+    table.add_row(
+        "same labels as the direct loop, on tissue", f"{report.same_labels:.2%}", ">= 99.5%"
+    )
     if report.memory is not None:
         peak = f"{report.memory['peak_gib']:.2f} GiB"
         table.add_row("memory of the generated slide", peak, "<= 3.7 GiB")

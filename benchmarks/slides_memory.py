@@ -1,6 +1,6 @@
-"""Memory of the slide engine on a slide that exists only as it is read, with a model that does not.
+"""Measures the memory of the slide engine, on a slide that is generated as it is read.
 
-Run in a process of its own by `benchmarks.slides`, under a limit for its memory.
+`benchmarks.slides` runs it in another process, with a limit for its memory.
 """
 
 import json
@@ -35,7 +35,7 @@ _SUFFIX = ".generated"
 
 
 class GeneratedSlide(RegionReader):
-    """A slide whose pixels are computed when they are read; its file has its size."""
+    """A slide whose pixels are computed when they are read; its file holds only its size."""
 
     name: ClassVar[str] = "generated"
 
@@ -70,7 +70,7 @@ class GeneratedSlide(RegionReader):
 
 
 class StubModel:
-    """Answers with one of some smooth maps, chosen by the tile's first pixels."""
+    """Answers with one of eight smooth maps, chosen by the tile's first pixel."""
 
     def __init__(self, num_classes: int) -> None:
         rng = np.random.default_rng(0)
@@ -99,13 +99,13 @@ class StubModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Segment a generated slide, and print what it took."""
+    """Segment a generated slide, and print time and memory."""
 
     width: int = 100_000
     height: int = 150_000
     classes: int = 20
     limit_gib: float = 4.0
-    """Of this process's private memory (RLIMIT_DATA)."""
+    """Limit for the private memory of this process (RLIMIT_DATA)."""
     format: tuple[str, ...] = ("ome-zarr", "overview", "ome-tiff", "geojson")
 
 

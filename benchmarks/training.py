@@ -1,11 +1,11 @@
-"""How long a training step and an epoch take, beside a direct SAM-Path loop, in one run.
+"""Measures a training step and an epoch beside a direct SAM-Path loop, in one run.
 
 Every step takes the same batch, model size (SAM ViT-B, ViT-S/16, 1024 x 1024, random weights), loss
-and optimizer. The direct loop does as SAM-Path's published description (arXiv 2307.09570):
+and optimizer. The direct loop follows the published description of SAM-Path (arXiv 2307.09570):
 encoders in float32 and eager mode, then one image after another through SAM's own decoder.
 
-An epoch is all that one is made of, over a few tiles: images or features and labels are read from
-the disk, trained on, and the validation tiles are predicted and counted.
+An epoch is a complete one, over a few tiles: it reads images or features and labels from the disk,
+trains on them, predicts the validation tiles and counts their pixels.
 """
 
 import statistics
@@ -63,12 +63,12 @@ from train.settings import (
 Tiles = TileDataset | CachedTileDataset
 
 STEPS = {
-    "direct": "direct SAM-Path loop, encoders and all",
+    "direct": "direct SAM-Path loop, encoders included",
     "from_images": "ours from images (bfloat16 encoders)",
-    "decoder_one_by_one": "SAM's decoder image by image, features given",
+    "decoder_one_by_one": "SAM's decoder image by image, on given features",
     "from_cache": "ours on features read from the embedding cache",
 }
-"""Methods of `TrainingBenchmark` that take a step, and what they are."""
+"""Methods of `TrainingBenchmark` that take a step, and their titles."""
 EPOCHS = {
     "epoch_from_images": "ours from images (bfloat16 encoders)",
     "epoch_from_cache": "ours from the embedding cache",
@@ -77,22 +77,22 @@ EPOCHS = {
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings(CheckedSettings):
-    """What is measured, and where the numbers go."""
+    """Options of the benchmark."""
 
     batch_size: Count = 2
-    """Tiles a step."""
+    """Tiles per step."""
     repeats: Count = 5
-    """Steps and epochs of each variant, taken in turn; the median counts."""
+    """Steps and epochs per variant; the variants take turns, and the median counts."""
     epoch_steps: Count = 2
-    """Training steps of an epoch; half as many tiles are for validation."""
+    """Training steps per epoch; half as many tiles are validation tiles."""
     tile_size_px: int = 1024
     """Side of the tiles."""
     image_encoder: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_b"
     """SAM's encoder; smaller ones are for tests."""
     peak_memory: bool = True
-    """Measure each variant's peak memory, too, in a process of its own."""
+    """Also measure each variant's peak memory, in another process."""
     out: Path = Path("artifacts/results/train/benchmark.json")
-    """Where the numbers go."""
+    """File to write to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +103,14 @@ class Timing:
     seconds: tuple[float, ...]
     median_s: float
     peak_memory_gib: float | None = None
-    """Of a process of its own that does it once: of the GPU, or resident."""
+    """Of a process that runs the variant once: GPU memory, or else resident memory."""
 
 
 class TrainingBenchmark:
     """One model, its tiles, and the variants of a step and an epoch on them."""
 
     def __init__(self, settings: BenchmarkSettings, folder: Path) -> None:
-        """Build all of it; tiles and embedding cache are kept in `folder`."""
+        """Build the model, its tiles and the embedding cache, in `folder`."""
         torch.manual_seed(0)
         self.training = _training_settings(settings, folder / "cache")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -128,14 +128,14 @@ class TrainingBenchmark:
         self.batch_size = settings.batch_size
 
     def direct(self) -> float:
-        """Encoders in float32, then image after image through SAM's own decoder."""
+        """Encoders in float32, then one image after another through SAM's own decoder."""
         batch = self._batch(self.tiles[0])
         with torch.no_grad():
             features = self.segmenter.encode(batch["image"].float())
         return self._learn(self.direct_decoder(features), batch["labels"])
 
     def from_images(self) -> float:
-        """Our step without a cache: encoders under bfloat16 autocast, the batch decoded at once."""
+        """Our step without a cache: encoders in bfloat16 autocast, the batch decoded at once."""
         return self._step(self._batch(self.tiles[0]))
 
     def from_cache(self) -> float:
@@ -143,7 +143,7 @@ class TrainingBenchmark:
         return self._step(self._batch(self.cached[0]))
 
     def decoder_one_by_one(self) -> float:
-        """SAM's own decoder, image after image, on features that are there already."""
+        """SAM's own decoder, one image after another, on cached features."""
         batch = self._batch(self.cached[0])
         return self._learn(self.direct_decoder(batch["features"].float()), batch["labels"])
 
@@ -152,11 +152,11 @@ class TrainingBenchmark:
         return self._epoch(*self.tiles)
 
     def epoch_from_cache(self) -> int:
-        """An epoch whose tiles are all in the cache: every one after the first."""
+        """An epoch with all tiles in the cache, as every epoch after the first."""
         return self._epoch(*self.cached)
 
     def _epoch(self, training: Tiles, validation: Tiles) -> int:
-        """Train on every tile and count the validation pixels; returns how many there were."""
+        """Train on every tile, predict the validation tiles, and return their number of pixels."""
         confusion = PooledConfusion(len(CLASSES)).to(self.device)
         for batch in self._batches(training):
             self._step(batch)
@@ -197,7 +197,7 @@ class TrainingBenchmark:
 
 
 def run_benchmark(settings: BenchmarkSettings) -> dict[str, list[Timing]]:
-    """Take the variants in turn, print tables and write the JSON."""
+    """Measure all variants in turns, print tables and write the JSON."""
     with tempfile.TemporaryDirectory() as folder:
         benchmark = TrainingBenchmark(settings, Path(folder))
         timings = {
@@ -230,7 +230,7 @@ def _measure(
 
 
 def _with_memory(timings: list[Timing], settings: BenchmarkSettings, folder: str) -> list[Timing]:
-    """Add the peak memory of each variant, done once in a new process."""
+    """Add the peak memory of each variant, each measured in a new process."""
     pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1)
     with pool:
         peaks = pool.map(partial(peak_memory_gib, settings, folder), [t.name for t in timings])
@@ -238,7 +238,7 @@ def _with_memory(timings: list[Timing], settings: BenchmarkSettings, folder: str
 
 
 def peak_memory_gib(settings: BenchmarkSettings, folder: str, variant: str) -> float:
-    """What this process needs at most to build the model and do a variant once."""
+    """Peak memory of this process while it builds the model and runs a variant once."""
     with redirect_stdout(StringIO()):
         getattr(TrainingBenchmark(settings, Path(folder)), variant)()
     if torch.cuda.is_available():
@@ -268,7 +268,7 @@ def _training_settings(settings: BenchmarkSettings, cache: Path) -> Settings:
 def _tiles(
     settings: BenchmarkSettings, training: Settings, folder: Path
 ) -> tuple[TileDataset, TileDataset]:
-    """Training and validation tiles of synthetic tissue, on the disk."""
+    """Write training and validation tiles of synthetic tissue to the disk."""
     num_train = settings.epoch_steps * settings.batch_size
     recipe = SyntheticSettings(
         num_train=num_train,
@@ -287,7 +287,7 @@ def _tiles(
 def _print(timings: Mapping[str, list[Timing]], settings: BenchmarkSettings) -> None:
     titles = {
         "steps": (f"A step of {settings.batch_size} tiles of {settings.tile_size_px} px", STEPS),
-        "epochs": (f"An epoch of {settings.epoch_steps} steps, validation and all", EPOCHS),
+        "epochs": (f"An epoch of {settings.epoch_steps} steps, validation included", EPOCHS),
     }
     for kind, found in timings.items():
         title, names = titles[kind]

@@ -1,8 +1,8 @@
-"""Latency and throughput of every way to a segmentation: `python -m serve benchmark`.
+"""Measures latency and throughput of every route to a segmentation: `python -m serve benchmark`.
 
-One run: the routes take turns, level by level and round by round, so that what else the machine
-does falls on all of them alike. Each client asks again as soon as it has its answer. The clients
-run on the machine that is measured and take part of its processors.
+The routes take turns within each number of clients and each round, so that other load on the
+machine affects all of them. Each client sends its next request as soon as it has an answer. The
+clients run on the machine that is measured and use part of its processors.
 """
 
 import os
@@ -21,7 +21,7 @@ from serve.contract.machine import installed_versions, this_machine
 
 GOAL_CLIENTS = 8
 MODEL = "model alone"
-"""The backend in this process, given all tiles of the image: nothing is cut, blended or decoded."""
+"""The backend in this process on all tiles of the image: nothing is cut, blended or decoded."""
 SEGMENTER = "in process"
 """Pixels to labels in this process."""
 SERVICE = "HTTP service"
@@ -33,7 +33,7 @@ Unit = Literal["image", "tile"]
 
 
 class Machine(BaseModel):
-    """What the times were measured on."""
+    """The machine that was measured."""
 
     processor: str
     num_cpus: int
@@ -41,28 +41,29 @@ class Machine(BaseModel):
     python: str
     packages: dict[str, str]
     load_average: tuple[float, float]
-    """Over a minute, before and after."""
+    """Averages over one minute, before and after the run."""
 
 
 class Measurement(BaseModel):
-    """One route with so many clients."""
+    """One route with a number of clients."""
 
     route: str
     unit: Unit
-    """What a request is: a whole image, or one tile of the model."""
+    """What one request asks for: a whole image, or one tile."""
     clients: int
     num_requests: int
-    """Over all rounds."""
+    """In all rounds together."""
     p50_ms: float
     p95_ms: float | None
-    """None of fewer than 20 requests, as the next of fewer than 100: it would be the largest."""
+    """None for fewer than 20 requests: it would be the largest of them."""
     p99_ms: float | None
+    """None for fewer than 100 requests."""
     per_second: float
     """Median over the rounds."""
 
 
 class Goal(BaseModel):
-    """What was to be reached, and what was."""
+    """A goal, and the value that was measured."""
 
     text: str
     limit: float
@@ -71,7 +72,7 @@ class Goal(BaseModel):
 
 
 class BenchmarkReport(BaseModel):
-    """All that one run measured: what `benchmark.json` holds."""
+    """Everything that one run measured; the content of `benchmark.json`."""
 
     machine: Machine
     model: str
@@ -82,10 +83,10 @@ class BenchmarkReport(BaseModel):
     num_rounds: int
     measurements: tuple[Measurement, ...]
     label_agreement: dict[str, float]
-    """Share of the pixels whose label is that of this process, by route."""
+    """Per route, the share of pixels with the same label as in this process."""
     goals: tuple[Goal, ...]
     notes: tuple[str, ...]
-    """What was left out, and what the numbers do not say."""
+    """What was left out, and what the numbers do not show."""
 
 
 def describe_machine(load_before: float) -> Machine:
@@ -111,16 +112,16 @@ def measure(
     tell: Callable[[str], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Measurement]:
-    """Measure every route at every level; the routes alternate within a level and a round.
+    """Measure every route at every level; the routes take turns within each round.
 
     Args:
-        routes: what to compare.
-        unit: what one request of theirs is.
+        routes: the routes to compare.
+        unit: what one request of a route asks for.
         levels: numbers of clients.
-        num_rounds: how often each route takes its turn.
-        min_requests: requests of a turn, or twice the clients where that is more.
-        tell: is told what is measured.
-        clock: seconds, increasing.
+        num_rounds: number of turns of each route.
+        min_requests: requests per turn, or twice the number of clients if that is more.
+        tell: called with the name of what is measured next.
+        clock: returns seconds that only increase.
     """
     measurements = []
     for clients in levels:
@@ -143,7 +144,7 @@ def measure(
 def _one_turn(
     route: Route, clients: int, num_requests: int, clock: Callable[[], float]
 ) -> tuple[float, list[float]]:
-    """Seconds that all requests took together, and each by itself."""
+    """Seconds that all requests took together, and the seconds of each."""
     left = iter(range(num_requests))
     guard = threading.Lock()
     ready = threading.Barrier(clients + 1)
@@ -152,7 +153,7 @@ def _one_turn(
         with ExitStack() as stack:
             try:
                 ask = stack.enter_context(route.connect())
-                ask()  # the first request of a connection pays for what is set up lazily
+                ask()  # the first request of a connection pays for lazy initialisation
             finally:
                 ready.wait()
             return _ask_while_there_are(left, guard, ask, clock)
@@ -195,7 +196,7 @@ def _summary(
 
 
 def goals_of(measurements: Sequence[Measurement]) -> list[Goal]:
-    """What the service was to reach, beside what it did; only of what was measured."""
+    """Compare the service with its goals, as far as their routes were measured."""
     found = {(one.route, one.clients): one for one in measurements if one.unit == "image"}
     goals = []
     model, service = found.get((MODEL, 1)), found.get((SERVICE, 1))

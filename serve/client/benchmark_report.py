@@ -1,4 +1,4 @@
-"""The benchmark's report as Markdown."""
+"""Writes the report of the benchmark as Markdown."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from serve.client.markdown import markdown_table
 
 
 def markdown(report: BenchmarkReport) -> str:
-    """The report as a page."""
+    """Write the report as a page of Markdown."""
     machine = report.machine
     packages = ", ".join(f"{name} {number}" for name, number in machine.packages.items())
     width, height = report.image_px

@@ -1,4 +1,4 @@
-"""The ways to a segmentation that the benchmark compares, each as a function to call again."""
+"""The routes to a segmentation that the benchmark compares, and what it needs to open them."""
 
 import http.client
 import io
@@ -34,20 +34,20 @@ _START_TIMEOUT_S = 300.0
 _POLL_S = 0.1
 
 Ask = Callable[[], object]
-"""One request; raises where it is not answered."""
+"""Sends one request; raises if it is not answered."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """One way to get an answer."""
+    """One way to get a segmentation."""
 
     name: str
     connect: Callable[[], AbstractContextManager[Ask]]
-    """Entered once by each client, which then calls what it got again and again."""
+    """Each client enters it once, and then calls the result for every request."""
 
 
 class TritonHttpBackend:
-    """A Triton server over HTTP; the benchmark alone uses it, since gRPC is the faster one.
+    """A Triton server over HTTP. Only the benchmark uses it, since gRPC is faster.
 
     Args:
         url: host:port of Triton's HTTP endpoint.
@@ -94,7 +94,7 @@ class TritonHttpBackend:
         return bool(self._client.is_model_ready(self._manifest.name))
 
     def close(self) -> None:
-        """See `Backend.close`; a thread's connection ends with it."""
+        """See `Backend.close`; each connection closes when its thread ends."""
 
 
 def tiles_of(backend: Backend, image: NDArray[np.uint8], manifest: Manifest) -> Ask:
@@ -108,7 +108,7 @@ def tiles_of(backend: Backend, image: NDArray[np.uint8], manifest: Manifest) -> 
 
 
 def one_tile_of(backend: Backend, image: NDArray[np.uint8], manifest: Manifest) -> Ask:
-    """One tile and all outputs, which is what perf_analyzer asks for."""
+    """One tile and all outputs, as perf_analyzer asks for."""
     tile = cut_tiles(image, manifest.tile_size_px)[:1]
     outputs = [output.name for output in manifest.outputs]
     return lambda: backend.infer(tile, outputs)
@@ -164,9 +164,9 @@ def service_route(name: str, url: str, path: str, png: bytes, api_key: str | Non
 
 @contextmanager
 def own_service(settings: InferenceSettings, most_clients: int) -> Iterator[str]:
-    """Start the HTTP service with these settings in a process of its own; yields its address.
+    """Start the HTTP service with these settings in another process; yields its address.
 
-    What else the service can be told it takes from the environment, as it always does.
+    The service reads its other settings from the environment.
     """
     waiting = max(ServeSettings.from_environment().max_waiting, 2 * most_clients)
     variables = settings.to_environment() | {f"{ENVIRONMENT_PREFIX}MAX_WAITING": str(waiting)}
@@ -209,16 +209,16 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Callable
 
 
 def png_of(image: NDArray[np.uint8]) -> bytes:
-    """The image as Pillow writes a PNG by default."""
+    """Encode an image as a PNG, with Pillow's defaults."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def tissue_image(size_px: int, seed: int = 0) -> NDArray[np.uint8]:
-    """A (size, size, 3) uint8 picture that compresses as a stained section does (about 5:3).
+    """Draw a (size, size, 3) uint8 RGB image that compresses as a stained section does (about 5:3).
 
-    Colours of haematoxylin and eosin in smooth patches, with the grain of a camera.
+    It has smooth patches in the colours of haematoxylin and eosin, with the noise of a camera.
     """
     rng = np.random.default_rng(seed)
     coarse = rng.random((max(size_px // 24, 2),) * 2)
@@ -231,12 +231,12 @@ def tissue_image(size_px: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def labels_over_http(url: str, image: NDArray[np.uint8], api_key: str | None) -> NDArray[np.uint8]:
-    """The labels that a service gives, to compare with those of this process."""
+    """Labels of the service, (H, W) uint8, to compare with those of this process."""
     with HttpClient(url, api_key=api_key) as client:
         return client.segment(image).labels
 
 
 def triton_http_of(url: str) -> str:
-    """Triton's HTTP address by its gRPC one: the same host, one port less, as by default."""
+    """Triton's default HTTP address for a gRPC address: the same host, one port lower."""
     host, _, port = re.sub(r"^grpc://", "", url).rpartition(":")
     return f"{host}:{int(port) - 1}"

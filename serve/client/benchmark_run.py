@@ -1,4 +1,4 @@
-"""`python -m serve benchmark`: opens what can be measured, measures, writes the report."""
+"""`python -m serve benchmark`: opens the routes, measures them, and writes the report."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -58,8 +58,8 @@ _SHARED_MEMORY: dict[str, SharedMemory] = {"Triton gRPC": "off", "Triton shared 
 class Benchmark:
     """Measure latency and throughput: in this process, over HTTP, and on Triton.
 
-    The bundle's model runs in this process, and in a service that is started for it unless --url
-    names one. Triton is measured where one answers at --triton-url; the report says what was not.
+    Runs the bundle's model in this process, and in a service that it starts unless --url names one.
+    Measures Triton if one answers at --triton-url. The report says what was left out.
     """
 
     settings: Annotated[InferenceSettings, tyro.conf.arg(name="")] = field(
@@ -67,29 +67,29 @@ class Benchmark:
     )
     """The bundle, and how the model runs here and in the service that is started."""
     url: str | None = None
-    """Measure this service, http://host:port, in place of one that is started here."""
+    """Measure this service, http://host:port, instead of starting one."""
     api_key_file: Path | None = None
     """File with the API key of that service."""
     endpoint: str = "/segment"
-    """What the service is asked for; /labels, /overlay and /arrays encode more."""
+    """Route to request; /labels, /overlay and /arrays also encode images or arrays."""
     triton_http_url: str | None = None
     """host:port of Triton's HTTP endpoint; by default the gRPC port less one."""
     image: Path | None = None
-    """Image to segment; by default one is drawn."""
+    """Image to segment; by default one is generated."""
     image_size_px: int = 1024
-    """Side of the drawn image."""
+    """Side of the generated image."""
     clients: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Numbers of clients."""
     rounds: int = 3
-    """How often each route takes its turn."""
+    """Number of turns of each route."""
     min_requests: int = 7
-    """Requests of one turn, or twice the clients where that is more."""
+    """Requests per turn, or twice the number of clients if that is more."""
     out: Path = Path("artifacts/benchmark")
     """Folder for benchmark.json and benchmark.md."""
 
 
 def run_benchmark(command: Benchmark) -> BenchmarkReport:
-    """Measure all routes that are there, and write the report.
+    """Measure all routes that can be opened, and write the report.
 
     Raises:
         SettingsError: an option is out of range.
@@ -121,8 +121,8 @@ def _check(command: Benchmark) -> None:
         )
     if command.settings.backend != "onnxruntime":
         raise SettingsError(
-            "--backend is triton; the benchmark runs the model in this process to compare with. "
-            "Leave it out: Triton is measured where it answers at --triton-url."
+            "--backend is triton, but the benchmark runs the model in this process to compare. "
+            "Leave the option out: Triton is measured if it answers at --triton-url."
         )
 
 
@@ -139,7 +139,7 @@ class _Run:
         self._console = Console(stderr=True)
 
     def report(self) -> BenchmarkReport:
-        """Open, measure, close."""
+        """Open the routes, measure them, and close them."""
         load_before = os.getloadavg()[0]
         with ExitStack() as stack:
             segmenter = stack.enter_context(
@@ -193,21 +193,21 @@ class _Run:
             )
 
     def _in_process(self, segmenter: TileSegmenter) -> Iterator[Route]:
-        # The bare backend gets full batches; only where several run at the same time, and each
-        # has a part of the processor, is it what spreads them that has the model's own time.
+        # The bare backend gets full batches. If several batches run at the same time, each on a
+        # part of the processor, the model's own time is that of the runner that spreads them.
         backend = self._raw if self._command.settings.parallel_batches == 1 else segmenter.backend
         yield Route(MODEL, _same(tiles_of(backend, self._image, segmenter.manifest)))
         yield Route(SEGMENTER, _same(lambda: segmenter.segment(self._image)))
 
     def _service(self, stack: ExitStack) -> str:
         if self._command.url is not None:
-            self._notes.append("The service was running already, with settings of its own.")
+            self._notes.append("The service was already running, with its own settings.")
             return self._command.url.rstrip("/")
         most = max(self._command.clients)
         return stack.enter_context(own_service(self._command.settings, most))
 
     def _triton(self, manifest: Manifest) -> dict[str, Backend]:
-        """Triton by each transport; empty, with a note, where none answers."""
+        """Triton by each transport; empty, with a note, if none answers."""
         command, settings = self._command, self._command.settings
         http_url = command.triton_http_url or triton_http_of(settings.triton_url)
         over_http = TritonHttpBackend(http_url, manifest)
@@ -233,7 +233,7 @@ class _Run:
         manifest: Manifest,
         expected: NDArray[np.uint8],
     ) -> Iterator[Route]:
-        """Whole images on Triton, cut and blended on this side as `TritonClient` does."""
+        """Whole images on Triton, cut and blended in this process as `TritonClient` does."""
         for name, backend in backends.items():
             pool = pool_of(backend, manifest)
             stack.callback(pool.close)
@@ -260,5 +260,5 @@ def _described(settings: InferenceSettings, backend: Backend) -> str:
 
 
 def _same(ask: Ask) -> Callable[[], AbstractContextManager[Ask]]:
-    """What every client calls, where there is nothing to connect."""
+    """A `connect` for a route without connections: every client calls the same function."""
     return lambda: nullcontext(ask)

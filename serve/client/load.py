@@ -1,7 +1,7 @@
-"""Many clients at once, each with an image of its own, for a bounded time.
+"""Loads a service with many clients at once, each with its own image, for a limited time.
 
-Whoever operates the service asks four things of it under load: that nothing fails, that nobody gets
-another's answer, that what is too much is refused at once, and that its memory does not grow.
+Checks four things: no request fails, no client gets the answer of another, requests over the limit
+are refused at once, and the memory of the service does not grow.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ from serve.contract.errors import BackendUnavailableError, SettingsError
 from serve.contract.key_file import read_key
 
 MAX_MEMORY_GROWTH = 0.05
-"""Share of its memory by which a service may grow in the second half of the time."""
+"""Largest share by which the memory of the service may grow in the second half of the time."""
 _MIN_AGREEMENT = 0.99
-"""Share of an image's labels that have to be as without load: a batch rounds otherwise than one."""
+"""Share of labels that must be the same as without load: batches round differently."""
 _PAUSE_S = 0.05
-"""Between a failure and the next attempt."""
+"""Pause between a failure and the next attempt."""
 _TIMEOUT_S = 120.0
 _SAMPLE_EVERY_S = 0.5
 _MEBIBYTE = 2**20
@@ -38,22 +38,22 @@ _MEBIBYTE = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """Ask a running service with many clients at once; ends with 1 if it does not hold.
+    """Load a running service with many clients at once; exit status 1 if it does not hold.
 
-    Each client has an image of a size of its own. It is asked for alone first, and under load the
-    answer has to be the same. HTTP 429 is an answer too: the client waits and asks again.
+    Each client has an image of a different size. Its labels are requested once without load, and
+    the answers under load must be the same. On HTTP 429 the client waits and asks again.
     """
 
     url: str = "http://127.0.0.1:3000"
-    """The service."""
+    """Address of the service."""
     clients: int = 64
-    """Clients that ask at the same time, each again as soon as it is answered."""
+    """Number of clients; each sends its next request as soon as it has an answer."""
     seconds: float = 60.0
-    """How long."""
+    """Duration of the load."""
     images: tuple[Path, ...] = ()
-    """Images to cut the clients' from; by default smooth colours."""
+    """Images to resize for the clients; by default smooth colours are generated."""
     pid: int | None = None
-    """Process of the service, on this machine, to watch its memory."""
+    """Process id of the service on this machine, to watch its memory."""
     api_key_file: Path | None = None
     """File with the API key of the service, on its first line."""
     out: Path = Path("artifacts/load.json")
@@ -62,7 +62,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Probe:
-    """What one client asks, and the right answer."""
+    """The image of one client, and the correct answer."""
 
     image: bytes
     """A PNG."""
@@ -72,14 +72,14 @@ class Probe:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one request came to."""
+    """The outcome of one request."""
 
     at_s: float
-    """When it ended, after the start."""
+    """Seconds from the start of the load to the answer."""
     seconds: float
-    """How long it took."""
+    """Duration of the request."""
     outcome: str
-    """The HTTP status, `wrong` where the labels are, or how the connection failed."""
+    """The HTTP status, `wrong` for wrong labels, or the name of the connection's error."""
 
 
 class Memory(BaseModel):
@@ -88,16 +88,16 @@ class Memory(BaseModel):
     at_s: list[float]
     mebibytes: list[float]
     growth_in_second_half: float
-    """Slope of a line through the second half, times its length, as a share of where it begins."""
+    """Growth along a line fitted to the second half, as a share of the line's first value."""
 
 
 class LoadReport(BaseModel):
-    """What came of a load."""
+    """The result of a load."""
 
     num_clients: int
     seconds: float
     outcomes: dict[str, int]
-    """Answers by HTTP status, wrong ones and broken connections apart."""
+    """Number of requests by outcome; see `Answer.outcome`."""
     answers_per_second: float
     latency_p50_ms: float
     latency_p95_ms: float
@@ -107,7 +107,7 @@ class LoadReport(BaseModel):
 
     @property
     def holds(self) -> bool:
-        """Whether all were answered rightly, or told to wait, in memory that stays."""
+        """Whether every request got a correct answer or a 429, and the memory did not grow."""
         is_flat = self.memory is None or self.memory.growth_in_second_half < MAX_MEMORY_GROWTH
         return is_flat and self.outcomes.get("200", 0) > 0 and set(self.outcomes) <= {"200", "429"}
 
@@ -115,7 +115,7 @@ class LoadReport(BaseModel):
 async def ask_for(
     url: str, probes: Sequence[Probe], seconds: float, *, api_key: str | None = None
 ) -> list[Answer]:
-    """Have one client for each probe ask again and again; their answers in the order of time."""
+    """Run one client per probe for some seconds; returns all answers in order of time."""
     headers = {} if api_key is None else {"X-API-Key": api_key}
     limits = httpx.Limits(max_connections=len(probes), max_keepalive_connections=len(probes))
     start = time.perf_counter()
@@ -135,7 +135,7 @@ async def ask_for(
 
 
 async def _ask_once(client: httpx.AsyncClient, url: str, probe: Probe) -> tuple[str, float]:
-    """The outcome, and how long to wait before the next request."""
+    """The outcome, and the seconds to wait before the next request."""
     try:
         response = await client.post(f"{url}/labels", files={"image": ("probe.png", probe.image)})
     except httpx.TransportError as error:
@@ -176,21 +176,21 @@ class MemoryWatch:
             for one in (process, *process.children(recursive=True)):
                 try:
                     nbytes += one.memory_info().rss
-                except psutil.NoSuchProcess:  # it has ended meanwhile
+                except psutil.NoSuchProcess:  # it has just ended
                     continue
             self._at_s.append(round(time.perf_counter() - self._start, 2))
             self._mebibytes.append(round(nbytes / _MEBIBYTE, 1))
             await asyncio.sleep(_SAMPLE_EVERY_S)
 
     def report(self) -> Memory:
-        """What was sampled so far."""
+        """The samples so far, and their growth."""
         half = len(self._at_s) // 2
         growth = growth_of(self._at_s[half:], self._mebibytes[half:])
         return Memory(at_s=self._at_s, mebibytes=self._mebibytes, growth_in_second_half=growth)
 
 
 def growth_of(at_s: Sequence[float], values: Sequence[float]) -> float:
-    """Growth along the straight line that fits best, as a share of where it begins."""
+    """Growth along the best fitting straight line, as a share of the line's first value."""
     if len(at_s) < 2:
         return 0.0
     slope, offset = np.polyfit(at_s, values, 1)
@@ -206,7 +206,7 @@ async def measure_load(
     pid: int | None = None,
     api_key: str | None = None,
 ) -> LoadReport:
-    """`ask_for`, with the memory of the process watched meanwhile."""
+    """Run `ask_for`, and watch the memory of the process `pid` at the same time."""
     watch = None if pid is None else MemoryWatch(pid)
     watching = None if watch is None else asyncio.ensure_future(watch.run())
     answers = await ask_for(url, probes, seconds, api_key=api_key)
@@ -217,7 +217,7 @@ async def measure_load(
 
 
 def summarise_answers(answers: Sequence[Answer], *, num_clients: int, seconds: float) -> LoadReport:
-    """Count outcomes; latencies are those of right answers."""
+    """Count the outcomes; the latencies are those of correct answers."""
     right_ms = [1000 * answer.seconds for answer in answers if answer.outcome == "200"] or [0.0]
     p50, p95, p99, largest = (
         round(float(q), 1) for q in np.percentile(right_ms, (50, 95, 99, 100))
@@ -236,14 +236,14 @@ def summarise_answers(answers: Sequence[Answer], *, num_clients: int, seconds: f
 
 
 def smooth_image(height: int, width: int, seed: int) -> Image.Image:
-    """An RGB image of large smooth regions in many colours."""
+    """Draw an RGB image with large smooth regions in many colours."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (4, 4, 3), np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def make_probes(command: Load) -> list[Probe]:
-    """Images of different sizes with the service's own labels, asked for one after the other.
+    """Make images of different sizes, and request their labels one after the other.
 
     Raises:
         FocalPathError: the service does not answer, or an image cannot be read.
@@ -264,14 +264,14 @@ def make_probes(command: Load) -> list[Probe]:
 
 
 def run_load(command: Load) -> int:
-    """Load the service, print and write what came of it; 1 if it does not hold."""
+    """Load the service, print and write the report; returns 1 if the service does not hold."""
     if not (1 <= command.clients <= 1024 and 0 < command.seconds <= 86_400):
         raise SettingsError(
             f"--clients is {command.clients} and --seconds {command.seconds:g}; expected 1 to "
             "1024, and up to a day."
         )
     if command.pid is not None and not psutil.pid_exists(command.pid):
-        raise BackendUnavailableError(f"--pid is {command.pid}, which no process has.")
+        raise BackendUnavailableError(f"--pid is {command.pid}, but there is no such process.")
     key = read_key(command.api_key_file)
     load = measure_load(
         command.url, make_probes(command), command.seconds, pid=command.pid, api_key=key
@@ -289,7 +289,7 @@ def print_load(report: LoadReport) -> None:
     counts = ", ".join(f"{count} x {outcome}" for outcome, count in report.outcomes.items())
     lines = [
         f"{report.num_clients} clients, {report.seconds:g} s: {counts}",
-        f"{report.answers_per_second:g} right answers a second; p50 {report.latency_p50_ms:g} ms, "
+        f"{report.answers_per_second:g} correct answers/s; p50 {report.latency_p50_ms:g} ms, "
         f"p95 {report.latency_p95_ms:g} ms, p99 {report.latency_p99_ms:g} ms",
     ]
     if report.memory is not None:

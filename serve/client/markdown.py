@@ -12,7 +12,7 @@ def markdown_table(
 
     Args:
         headers: of the columns.
-        rows: cells are written as they are; give numbers as text in the wanted form.
+        rows: cells are written unchanged; format numbers as text first.
         align: one letter per column, l or r.
 
     Returns:
