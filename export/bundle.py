@@ -189,8 +189,8 @@ class _Export:
         model = self._folder / MODEL_FILE
         found = measure_certificate(self._gate, model, self._settings.certificate)
         self._certificate = found
-        if found is not None and self._card.mpp is not None:
-            draw_curve(found, self._card.classes, self._card.mpp, self._folder)
+        if found is not None and self._card.input_mpp is not None:
+            draw_curve(found, self._card.classes, self._card.input_mpp, self._folder)
 
     def write_manifest(self, checkpoint_sha256: str, earlier: Path) -> Manifest:
         """Write the manifest, the warm-up sample and the plan of the TensorRT engine.
@@ -296,7 +296,7 @@ class _Export:
                 for block, peak in self._peaks.items()
             ),
             artefacts=tuple(self._judged),
-            mpp=self._card.mpp,
+            mpp=self._card.input_mpp,
             scale_certificate=self._certificate,
         )
         report.write(folder)
@@ -344,10 +344,10 @@ class _Export:
 def _tiles(settings: BundleSettings, card: CheckpointCard) -> ValidationTiles:
     return validation_tiles(
         settings.validate,
-        card.settings.model.tile_size_px,
+        card.settings.model.input_px,
         settings.num_parity_tiles,
         class_names=tuple(entry.name for entry in card.classes),
-        mpp=card.mpp,
+        mpp=card.input_mpp,
         squeeze=card.settings.model.squeeze,
     )
 
@@ -366,13 +366,13 @@ def _manifest(
     warm_up: WarmUp,
     certificate: ScaleCertificate | None,
 ) -> Manifest:
-    tile_size_px = card.settings.model.tile_size_px
+    tile_size_px = card.settings.model.input_px
     inputs, outputs = interface(tile_size_px, len(card.classes))
     return Manifest(
         name=settings.name,
         version=settings.model_version or checkpoint_sha256[:_DIGITS_OF_VERSION],
         classes=tuple(TissueClass(name=c.name, color=c.color.lower()) for c in card.classes),
-        mpp=card.mpp,
+        mpp=card.input_mpp,
         tile_size_px=tile_size_px,
         max_batch_size=settings.max_batch_size,
         opset=opset,

@@ -121,11 +121,11 @@ class ModelSettings(CheckedSettings):
     squeeze: Annotated[bool, tyro.conf.Suppress] = False
     """Resize every image to one tile, whatever its size. Checkpoints of version 0.1 and earlier
     did so; new ones never do."""
-    resize: Annotated[Literal["antialiased", "plain"], tyro.conf.Suppress] = "antialiased"
-    """How `evaluate` resamples an image to the model's um per pixel. antialiased: as training and
-    the service do, in 8 bits. plain: as SAM-Path does, bilinear in float without antialiasing, and
-    labels straight from the logits; imported models have it, so that their labels are
-    SAM-Path's."""
+    resized_from_px: Annotated[Sixteens | None, tyro.conf.Suppress] = None
+    """Side of the square that the model itself resizes to `tile_size_px`: bilinear, in float,
+    without antialiasing, with labels from the logits resized back. So SAM-Path shows a model images
+    that are larger than its tile; models that are imported from it have this, everywhere that they
+    run, so that their labels are SAM-Path's. None: the model takes a tile as it is."""
     image_encoder: Literal["tiny", "tiny_conv", "vit_b", "vit_l", "vit_h"] = "vit_b"
     """Size of SAM's image encoder. tiny and tiny_conv are ours, to train from scratch; tiny_conv
     embeds patches with convolutions, which learns more from few images."""
@@ -154,6 +154,11 @@ class ModelSettings(CheckedSettings):
     decoder_dim: Sixteens = 256
     """Channels of the mask decoder (SAM: 256); a multiple of 16, as its attention has 8 heads at
     half of them."""
+
+    @property
+    def input_px(self) -> int:
+        """Side of the square that the model is given."""
+        return self.resized_from_px or self.tile_size_px
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from export.graph.attention import (
     AttentionForm,
@@ -38,6 +39,7 @@ class FoldedSegmenter(nn.Module):
         super().__init__()
         segmenter = deployable.segmenter
         self.tile_size_px = segmenter.tile_size_px
+        self.input_px = segmenter.input_px
         self.image_encoder = FoldedImageEncoder(segmenter, form)
         self.pathology_encoder = (
             FoldedPathologyEncoder(segmenter, form)
@@ -58,14 +60,19 @@ class FoldedSegmenter(nn.Module):
                 self.register_buffer(name, of_block[None, :, None].clone())  # 1 x H x 1 x T
 
     def forward(self, image: Tensor) -> DeployableOutput:
-        """Segment (B, H, W, 3) uint8, RGB in [0, 255], H = W = the tile size."""
+        """Segment (B, H, W, 3) uint8, RGB in [0, 255], H = W = `ModelSettings.input_px`."""
         # The cast comes first: TensorRT takes uint8 only at the graph's edge.
-        patches = _patches(image.float(), self.tile_size_px // PATCH_SIZE)
+        pixels = image.float()
+        if self.input_px != self.tile_size_px:
+            factor = self.tile_size_px / self.input_px
+            planes = interpolate(pixels.permute(0, 3, 1, 2), scale_factor=factor, mode="bilinear")
+            pixels = planes.permute(0, 2, 3, 1)
+        patches = _patches(pixels, self.tile_size_px // PATCH_SIZE)
         keys = self.neck(self.image_encoder(patches), self.pathology_encoder(patches))
         low_res_logits, iou_scores = self.mask_decoder(
             keys, [self.get_buffer(name) for name in self._biases]
         )
-        return outputs(low_res_logits, iou_scores, self.tile_size_px)
+        return outputs(low_res_logits, iou_scores, self.input_px)
 
 
 class FoldedImageEncoder(nn.Module):

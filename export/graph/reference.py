@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from serve.contract.manifest import LOW_RES_STRIDE
 from train.model.class_bias import ClassTerms
 from train.model.segmenter import Segmenter
 
@@ -53,21 +54,23 @@ class Deployable(nn.Module):
         return ClassTerms(self.class_attention_bias, self.class_temperature, self.class_mask_bias)
 
     def forward(self, image: Tensor) -> DeployableOutput:
-        """Segment (B, H, W, 3) uint8, RGB in [0, 255], H = W = the tile size."""
+        """Segment (B, H, W, 3) uint8, RGB in [0, 255], H = W = `ModelSettings.input_px`."""
         images = image.float().permute(0, 3, 1, 2)
         features = self.segmenter.encode(images)
         low_res_logits, iou_scores = self.segmenter.decode(features, self.terms)
-        return outputs(low_res_logits[:, 1:], iou_scores[:, 1:], self.segmenter.tile_size_px)
+        return outputs(low_res_logits[:, 1:], iou_scores[:, 1:], self.segmenter.input_px)
 
 
-def outputs(low_res_logits: Tensor, iou_scores: Tensor, tile_size_px: int) -> DeployableOutput:
-    """Compute the outputs from (B, C, H/4, W/4) logits and (B, C) scores of the classes.
+def outputs(low_res_logits: Tensor, iou_scores: Tensor, input_px: int) -> DeployableOutput:
+    """Compute the outputs from (B, C, h, w) logits and (B, C) scores of the classes.
+
+    h = w = a quarter of the tile that the encoders see; `input_px` is larger where the model
+    resizes its image itself.
 
     Unlabelled is never predicted, so the softmax is over the C classes (our choice).
     """
     # By factor, because an output size would make the graph compute the batch's shape.
-    factor = float(tile_size_px // low_res_logits.shape[-1])
-    logits = nn.functional.interpolate(low_res_logits, scale_factor=factor, mode="bilinear")
+    logits = _enlarged(low_res_logits, input_px)
     largest = logits.amax(dim=1)
     # The softmax's maximum is 1 / sum(exp(logits - largest)), which needs one map instead of C.
     confidence = 1 / (logits - largest[:, None]).exp().sum(dim=1)
@@ -76,10 +79,19 @@ def outputs(low_res_logits: Tensor, iou_scores: Tensor, tile_size_px: int) -> De
     return DeployableOutput(
         labels=labels.to(torch.uint8),
         confidence=_to_byte(confidence),
-        low_res_probabilities=_to_byte(low_res_logits.softmax(dim=1)),
+        low_res_probabilities=_to_byte(
+            _enlarged(low_res_logits, input_px // LOW_RES_STRIDE).softmax(dim=1)
+        ),
         iou_scores=iou_scores,
         low_res_logits=low_res_logits,
     )
+
+
+def _enlarged(logits: Tensor, side: int) -> Tensor:
+    factor = side / logits.shape[-1]
+    if factor == 1:
+        return logits
+    return nn.functional.interpolate(logits, scale_factor=factor, mode="bilinear")
 
 
 def _to_byte(probabilities: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def export_onnx(
         GraphError: the graph is not valid, or lacks the bias.
     """
     folded = FoldedSegmenter(deployable, form or AttentionForm(operator=opset >= 23)).eval()
-    side = folded.tile_size_px
+    side = folded.input_px
     example = torch.randint(0, 256, (_EXAMPLE_BATCH, side, side, 3), dtype=torch.uint8)
     # Tracing with a symbolic batch takes twice as long. The folded model uses the batch only as the
     # first dimension, so it is made dynamic afterwards. Other encoders may use it elsewhere.

@@ -9,13 +9,10 @@ Shape legend: H, W: the image on disk; T: tile size; N: tiles.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn.functional import interpolate
 
 from serve.images.mpp import Mpp
 from serve.images.tiles import (
@@ -42,8 +39,6 @@ class TileScale:
     """um per pixel of that square; None: images are taken as they are."""
     squeeze: bool = False
     """Resize every image to one tile, whatever its size, as earlier versions did."""
-    plain: bool = False
-    """Resample as SAM-Path does: bilinear, in float, without antialiasing."""
 
     def factor(self, image_mpp: Mpp | None) -> Scale:
         """Pixels of the model for one of the image, along (y, x)."""
@@ -58,8 +53,7 @@ class TileScale:
         size = scaled_size(height, width, factor)
         padded = padded_size(*size, side)
         places = tuple(tile_places(*padded, side))
-        is_tile = len(places) == 1 and (factor == UNSCALED or (self.plain and size == padded))
-        return Placement(size, padded, places, is_tile)
+        return Placement(size, padded, places, len(places) == 1 and factor == UNSCALED)
 
 
 @dataclass(frozen=True)
@@ -73,25 +67,18 @@ class Placement:
     places: tuple[tuple[int, int], ...]
     """(y, x) of each tile."""
     own_pixels: bool
-    """The image is one tile, not resampled or plainly: the model's own labels are the answer."""
+    """The image is one tile and not resampled: the model's own labels are the answer."""
 
 
 def cut_image(
     image: NDArray[np.uint8], placement: Placement, scale: TileScale
-) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Cut an (H, W, 3) uint8 image into (N, T, T, 3) tiles.
-
-    They are uint8, or float32 in [0, 255] where the image was resampled plainly.
-    """
+) -> NDArray[np.uint8]:
+    """Cut an (H, W, 3) uint8 image into (N, T, T, 3) uint8 tiles."""
     side = scale.tile_size_px
     if scale.squeeze:
         squeezed = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
         return np.asarray(squeezed)[None]
-    if scale.plain and placement.size != image.shape[:2]:
-        resized = _resample_plainly(image, *placement.size)
-        padded = pad_by_reflection(cast(Any, resized), *placement.padded)
-    else:
-        padded = pad_by_reflection(resample(image, *placement.size), *placement.padded)
+    padded = pad_by_reflection(resample(image, *placement.size), *placement.padded)
     return np.stack([padded[y : y + side, x : x + side] for y, x in placement.places])
 
 
@@ -108,12 +95,6 @@ def seen_at(image: NDArray[np.uint8], image_mpp: Mpp, mpp: float) -> NDArray[np.
     """
     height, width = image.shape[:2]
     return resample(image, *scaled_size(height, width, scale_to(mpp, image_mpp)))
-
-
-def _resample_plainly(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
-    pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
-    resized = interpolate(pixels, (height, width), mode="bilinear", align_corners=False)
-    return np.asarray(resized[0].permute(1, 2, 0).numpy())
 
 
 def cut_labels(

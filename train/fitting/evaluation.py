@@ -57,12 +57,7 @@ class _TileAnswers(NamedTuple):
 def scale_of(card: CheckpointCard) -> TileScale:
     """The scale at which a checkpoint sees tissue."""
     model = card.settings.model
-    return TileScale(
-        tile_size_px=model.tile_size_px,
-        mpp=card.mpp,
-        squeeze=model.squeeze,
-        plain=model.resize == "plain",
-    )
+    return TileScale(tile_size_px=model.input_px, mpp=card.input_mpp, squeeze=model.squeeze)
 
 
 def predict_split(
@@ -159,7 +154,7 @@ def label_images(
         if observe is not None and labels is not None:
             observe(output, labels[start : start + batch_size])
         logits = output.low_res_logits[:, 1:].float()
-        probabilities = logits.softmax(dim=1)
+        probabilities = _probabilities(output, tile_size_px)
         if tta:
             probabilities = _average_views(segment, part, probabilities)
         answers.append(_TileAnswers(logits, _to_bytes(probabilities)))
@@ -180,8 +175,17 @@ def _average_views(segment: Segment, tiles: Tensor, first: Tensor) -> Tensor:
     total = first.clone()
     for view in range(1, NUM_VIEWS):
         output = segment({"image": turn(tiles, view).contiguous()})
-        total += turn_back(output.low_res_logits[:, 1:].float().softmax(dim=1), view)
+        total += turn_back(_probabilities(output, tiles.shape[-1]), view)
     return total / NUM_VIEWS
+
+
+def _probabilities(output: SegmenterOutput, tile_size_px: int) -> Tensor:
+    """Of the classes, (B, C, h, w) float32, at least one for LOW_RES_STRIDE pixels of the tile."""
+    logits = output.low_res_logits[:, 1:].float()
+    factor = tile_size_px / LOW_RES_STRIDE / logits.shape[-1]
+    if factor > 1:  # the model has resized its tile
+        logits = interpolate(logits, scale_factor=factor, mode="bilinear")
+    return logits.softmax(dim=1)
 
 
 def _to_bytes(probabilities: Tensor) -> NDArray[np.uint8]:
@@ -207,10 +211,7 @@ def _label(
     num_classes, side = answer.probabilities.shape[1], answer.probabilities.shape[-1]
     stride = tile_size_px // side
     if placement.own_pixels and not tta:
-        if placement.size != size:  # plainly resampled
-            logits = interpolate(answer.logits, size, mode="bilinear")
-        else:
-            logits = interpolate(answer.logits, scale_factor=float(stride), mode="bilinear")
+        logits = interpolate(answer.logits, (tile_size_px, tile_size_px), mode="bilinear")
         return (logits.argmax(dim=1)[0] + 1)[:height, :width].cpu()
     finer = LOW_RES_STRIDE // stride
     padded_rows, padded_columns = placement.padded

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from serve.images.tiles import SAME_MPP
 from train.data.convert import bcss, bdsa, crag
 from train.data.folder import TileFolder, read_tile_folder
 from train.data.pixels import class_frequencies
@@ -26,7 +27,7 @@ from train.model.pretrained import (
 )
 from train.model.segmenter import Segmenter
 from train.model.weight_files import Weights, read_weights, tensors, weights_sha256
-from train.settings import BiasName, LabelClass, Settings
+from train.settings import CRAG_MPP, BiasName, LabelClass, Settings
 
 _NAMES = {
     "model.model.": "",
@@ -38,6 +39,8 @@ _MASK_TOKENS = "model.model.mask_decoder.mask_tokens.weight"
 _SCORES = r"(train|valid|val|test)_metrics\."
 _CLASSES = {"bcss": bcss.CLASSES, "bdsa": bdsa.CLASSES, "crag": crag.CLASSES}
 """Classes of the data sets that SAM-Path and the paper were trained on, by preset."""
+_MPP_OF_IMAGES = {"crag": CRAG_MPP}
+"""um per pixel of the images, by preset, where SAM-Path resized them."""
 _COLORS = ("#d55e00", "#0072b2", "#009e73", "#f0e442", "#cc79a7", "#56b4e9", "#e69f00", "#999999")
 """For classes that are given by name alone: the palette of Okabe and Ito, in our order."""
 
@@ -81,7 +84,10 @@ def import_sampath(
     if folder is not None:
         settings = at_scale(settings, folder, ("validation",) if score else ())
     model = replace(
-        settings.model, bias=BiasName("none"), pathology_positions="dino", resize="plain"
+        settings.model,
+        bias=BiasName("none"),
+        pathology_positions="dino",
+        resized_from_px=_resized_from_px(settings, folder),
     )
     settings = replace(settings, model=model)
     segmenter = Segmenter(settings.model, len(classes))
@@ -99,6 +105,21 @@ def import_sampath(
         card = replace(card, metrics=evaluate(segmenter, card, data, "validation"))
     save_checkpoint(run, segmenter, card)
     return card
+
+
+def _resized_from_px(settings: Settings, folder: TileFolder | None) -> int | None:
+    """Side of the images that SAM-Path resized to its tile; None where they were not.
+
+    CRAG's are of 1536 pixels, and the tile of 1024.
+    """
+    images_mpp = _MPP_OF_IMAGES.get(settings.preset) if folder is None else folder.mpp
+    model = settings.model
+    if images_mpp is None or model.mpp is None:
+        return None
+    step = model.tile_size_px // 4  # so that labels are enlarged by a whole number
+    side = round(model.tile_size_px * model.mpp / images_mpp / step) * step
+    is_same = abs(side / model.tile_size_px * images_mpp / model.mpp - 1) <= SAME_MPP
+    return side if is_same and side > model.tile_size_px else None
 
 
 def load_sampath_weights(segmenter: Segmenter, path: Path) -> None:

@@ -81,6 +81,12 @@ class CheckpointCard:
     code_version: str = field(default_factory=lambda: version("focalpath"))
 
     @property
+    def input_mpp(self) -> float | None:
+        """Um per pixel of the square that the model is given, which it may resize itself."""
+        model = self.settings.model
+        return self.mpp and self.mpp * model.tile_size_px / model.input_px
+
+    @property
     def shares(self) -> tuple[float, ...]:
         """Each class's share of the labelled training pixels; NaN where it is not known."""
         return self.pixel_frequencies or (math.nan,) * len(self.classes)

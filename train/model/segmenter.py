@@ -10,6 +10,7 @@ from typing import NamedTuple, Self, cast
 import torch
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from train.model.class_bias import ClassTerms, find_strategy
 from train.model.image_encoder import build_image_encoder
@@ -39,6 +40,7 @@ class Segmenter(nn.Module):
         """Build the model with random weights and a bias of zero."""
         super().__init__()
         self.tile_size_px = settings.tile_size_px
+        self.input_px = settings.input_px
         self.encoders_frozen = settings.encoders_frozen
         self.num_classes = num_classes
 
@@ -81,11 +83,13 @@ class Segmenter(nn.Module):
         self.mask_decoder.iou_prediction_head.requires_grad_(False)
 
     def forward(self, images: Tensor) -> SegmenterOutput:
-        """Segment (B, 3, H, W) float32, RGB in [0, 255], H = W = the tile size."""
+        """Segment (B, 3, H, W) float32, RGB in [0, 255], H = W = `ModelSettings.input_px`."""
         return self.decode(self.encode(images))
 
     def encode(self, images: Tensor) -> Tensor:
         """Both encoders' features side by side, (B, D_image + D_pathology, H/16, W/16)."""
+        if self.input_px != self.tile_size_px:
+            images = interpolate(images, (self.tile_size_px, self.tile_size_px), mode="bilinear")
         with torch.no_grad() if self.encoders_frozen else nullcontext():
             image_features = self.image_encoder((images - self.pixel_mean) / self.pixel_std)
             return torch.cat([image_features, self.pathology_encoder(images)], dim=1)

@@ -27,7 +27,7 @@ from train.fitting.scores import evaluate
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.segmenter import Segmenter, labels_from_logits
 from train.model.weight_files import read_weights
-from train.settings import Settings, WeightsSettings
+from train.settings import CRAG_MPP, Settings, WeightsSettings
 
 NUM_CLASSES = 5
 
@@ -120,11 +120,25 @@ def test_an_imported_model_of_larger_images_gives_all_labels_of_sam_path(tmp_pat
     expected = theirs.label(images[0].permute(1, 2, 0))
     assert len(expected.unique()) == 2
     assert torch.equal(found.predicted, expected)
-    serving_way = replace(card.settings, model=replace(card.settings.model, resize="antialiased"))
+    assert (card.settings.model.resized_from_px, card.input_mpp) == (96, 0.5)
+    outside = replace(card.settings.model, resized_from_px=None)
     (other,) = predict_split(
-        segmenter, replace(card, settings=serving_way), read_tile_folder(data), "test", tta=False
+        segmenter,
+        replace(card, settings=replace(card.settings, model=outside)),
+        read_tile_folder(data),
+        "test",
+        tta=False,
     )
-    assert not torch.equal(other.predicted, expected)  # so that the option matters
+    assert not torch.equal(other.predicted, expected)  # so that who resizes matters
+
+
+def test_an_imported_model_of_the_preset_crag_resizes_its_images_itself(tmp_path: Path):
+    torch.save(random_sam_path(2).checkpoint(), tmp_path / "sampath.ckpt")
+    model = replace(toy_settings().model, mpp=1.5 * CRAG_MPP)
+    settings = replace(toy_settings(), preset="crag", model=model)
+    card = import_sampath(tmp_path / "sampath.ckpt", tmp_path / "run", settings)
+    assert card.settings.model.resized_from_px == 96
+    assert card.input_mpp == pytest.approx(CRAG_MPP)
 
 
 def test_a_sampath_checkpoint_tells_its_number_of_classes(sampath_file: Path):
