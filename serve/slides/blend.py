@@ -4,12 +4,29 @@ The arithmetic and its order are those of `serve.images.tiles.Blend`, so that a 
 confidence are the same to the last bit as where the whole image is blended at once.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.manifest import LOW_RES_STRIDE
 from serve.images.tiles import gaussian_window
 from serve.slides.plan import Rectangle
+
+
+class BlendState(NamedTuple):
+    """A blend in the middle of a block."""
+
+    top: int
+    """Rows that are decided."""
+    sums: NDArray[np.float32]
+    """(C, band, columns) weighted probabilities of the rows below."""
+    weights: NDArray[np.float32]
+    """(band, columns)."""
+    labels: NDArray[np.uint8]
+    """(top, columns)."""
+    confidence: NDArray[np.uint8]
+    """(top, columns)."""
 
 
 class BlockBlend:
@@ -52,6 +69,24 @@ class BlockBlend:
         for index in range(len(self._sums)):
             self._sums[index][place] += window * probabilities[index][part]
         self._weights[place] += window
+
+    def state(self) -> BlendState:
+        """What has been blended so far; arrays that change with the next tile."""
+        return BlendState(
+            self._top,
+            self._sums,
+            self._weights,
+            self.labels[: self._top],
+            self.confidence[: self._top],
+        )
+
+    def restore(self, state: BlendState) -> None:
+        """Go on from where another blend of the same block was."""
+        self._top = state.top
+        self._sums[:] = state.sums
+        self._weights[:] = state.weights
+        self.labels[: self._top] = state.labels
+        self.confidence[: self._top] = state.confidence
 
     def finish(self) -> None:
         """Decide the cells that are left."""

@@ -6,6 +6,7 @@
         result/         becomes OUT/NAME when all is there
             NAME.ome.zarr
         done/R_C.json   a block whose shards are written, with its numbers
+        parts/R_C.npz   a block that takes long, in the middle
 
 Everything appears whole, by a rename. A block is written by whoever computes it: the bytes are the
 same, so that two at once do no harm. zarr does not write shards that are empty, so a missing shard
@@ -15,6 +16,7 @@ does not say that a block is still to do; its marker does.
 import io
 import secrets
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ from pydantic import ValidationError
 from zarr.codecs import ZstdCodec
 
 from serve.contract.strict import Strict
+from serve.slides.blend import BlendState
 from serve.slides.errors import OutputError, ResultError
 from serve.slides.plan import Block, Plan, differences
 from serve.slides.tissue import Mask
@@ -158,6 +161,41 @@ class WorkFolder:
             array_of(group, CONFIDENCE)[place] = confidence
             marker = self._done / f"{record.block.name}.json"
             write_whole(marker, record.model_dump_json().encode())
+            self._part(record.block).unlink(missing_ok=True)
+
+    def write_part(self, block: Block, num_tiles: int, state: BlendState) -> None:
+        """Keep how far a block is.
+
+        Args:
+            block: which one.
+            num_tiles: of its tiles, in order, that are blended.
+            state: of the blend.
+
+        Raises:
+            OutputError: the disk is full or may not be written.
+        """
+        path = self._part(block)
+        with written(self.path):
+            path.parent.mkdir(exist_ok=True)
+            arrays = {"num_tiles": np.int64(num_tiles), **state._asdict()}
+            with appearing(path) as partial, partial.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+
+    def part(self, block: Block) -> tuple[int, BlendState] | None:
+        """How far a block is, as `write_part` kept it; None where nothing can be read."""
+        try:
+            with (
+                self._part(block).open("rb") as file,
+                np.load(file, allow_pickle=False) as arrays,
+            ):
+                fields = {name: arrays[name] for name in BlendState._fields}
+                state = BlendState(**{**fields, "top": int(fields["top"])})
+                return int(arrays["num_tiles"]), state
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            return None
+
+    def _part(self, block: Block) -> Path:
+        return self.path / "parts" / f"{block.name}.npz"
 
     def remove(self) -> None:
         """Delete the folder."""
@@ -203,10 +241,17 @@ def png_of(mask: Mask) -> bytes:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that appears whole, by a rename; several processes may write it at once."""
+    with appearing(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Where to write a file, which appears under its name at the end."""
     # Not named by the process: containers on many machines have the same few numbers.
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        partial.write_bytes(content)
+        yield partial
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

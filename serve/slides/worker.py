@@ -25,18 +25,23 @@ from serve.images.readers.registry import open_reader
 from serve.inference.batching import TileAnswer, TileRunner
 from serve.inference.summary import LOW_CONFIDENCE
 from serve.slides.ahead import ahead
-from serve.slides.blend import BlockBlend
+from serve.slides.blend import BlendState, BlockBlend
 from serve.slides.errors import ResultError
 from serve.slides.pixels import TilePixels
 from serve.slides.plan import Block, Plan, open_view
 from serve.slides.store import BlockRecord, WorkFolder
-from serve.slides.tiling import Tiling
+from serve.slides.tiling import Tiling, without_first
 
 OUTPUT = "low_res_probabilities"
 STAGES = ("read", "model", "blend", "write")
 _NUM_LABELS = 256
 _KIB = 1024
 _LOW = int(np.ceil(LOW_CONFIDENCE * 255))
+
+SAVE_EVERY_S = 20.0
+"""A block that takes longer is saved in the middle. With the tiles at work, a kill then loses less
+than a minute, or two tiles where those take longer."""
+_LEAST_PENDING = 2
 
 OnTiles = Callable[[int], None]
 OnBlock = Callable[[BlockRecord], None]
@@ -45,6 +50,9 @@ OnBlock = Callable[[BlockRecord], None]
 @dataclass(frozen=True)
 class _Begin:
     block: Block
+    num_done: int
+    """Tiles of it that an earlier run has blended."""
+    state: BlendState | None
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,10 @@ class BlockWorker(Closing):
         self._pixels = TilePixels(view, plan.model.tile_size_px, self._read_pool)
         self._writing: Future[None] | None = None
         self._blend: BlockBlend | None = None
+        self._block: Block | None = None
+        self._blended = 0
+        self._saved = self._answered = time.monotonic()
+        self._answers, self._answer_s = 0, 0.0
         self.seconds = dict.fromkeys(STAGES, 0.0)
         """Where the main thread's time went: it waited for `read`, `model` and `write`, or blended.
         The largest bounds the run."""
@@ -137,6 +149,7 @@ class BlockWorker(Closing):
             OutputError: the disk is full or may not be written.
         """
         pending: deque[_Begin | _Asked | _End] = deque()
+        self._answered = time.monotonic()
         tiles = ahead(self._read(blocks), self._in_flight, name="slide-tiles")
         with closing(tiles):
             try:
@@ -146,7 +159,7 @@ class BlockWorker(Closing):
                         pending.append(_Asked(item.y, item.x, asked))
                     else:
                         pending.append(item)
-                    while len(pending) > self._in_flight:
+                    while len(pending) > self._most_pending():
                         self._take(pending.popleft(), on_block, on_tiles)
                 while pending:
                     self._take(pending.popleft(), on_block, on_tiles)
@@ -160,8 +173,9 @@ class BlockWorker(Closing):
         """The tiles of all blocks, in the order in which they are blended."""
         for block in blocks:
             rows = self._tiling.tile_rows(block)
-            yield _Begin(block)
-            for y, x, pixels in self._pixels.tiles(rows):
+            num_done, state = self._work.part(block) or (0, None)
+            yield _Begin(block, num_done, state)
+            for y, x, pixels in self._pixels.tiles(without_first(rows, num_done)):
                 yield _Pixels(y, x, pixels)
             self._reader.check_unchanged()
             yield _End(block, sum(len(row.x) for row in rows))
@@ -175,31 +189,57 @@ class BlockWorker(Closing):
     ) -> None:
         """Blend what comes next."""
         match item:
-            case _Begin(block):
+            case _Begin(block, num_done, state):
                 model = self._plan.model
                 cells = self._plan.rectangle(block)
                 self._blend = BlockBlend(len(model.classes), cells, model.tile_size_px)
+                if state is not None:
+                    self._blend.restore(state)
+                self._block, self._blended, self._saved = block, num_done, time.monotonic()
+                if on_tiles is not None and num_done:
+                    on_tiles(num_done)
             case _Asked(y, x, answer):
                 assert self._blend is not None
                 probabilities = self._answer(y, x, answer)
                 with self._timed("blend"):
                     self._blend.add(y, x, probabilities)
+                self._blended += 1
+                self._save(self._blend)
                 if on_tiles is not None:
                     on_tiles(1)
             case _End(block, num_tiles):
                 self._end(block, num_tiles, on_block)
 
+    def _save(self, blend: BlockBlend) -> None:
+        """Keep how far the block is, every now and then: the work of slow models is not lost."""
+        if time.monotonic() - self._saved < SAVE_EVERY_S:
+            return
+        assert self._block is not None
+        with self._timed("write"):
+            self._work.write_part(self._block, self._blended, blend.state())
+        self._saved = time.monotonic()
+
+    def _most_pending(self) -> int:
+        """Tiles to keep at work: enough for full batches, but no more than is soon answered."""
+        if self._answers == 0:
+            return _LEAST_PENDING
+        seconds = self._answer_s / self._answers
+        return max(min(self._in_flight, int(SAVE_EVERY_S / max(seconds, 1e-6))), _LEAST_PENDING)
+
     def _answer(self, y: int, x: int, answer: Future[TileAnswer]) -> NDArray[np.uint8]:
         try:
             with self._timed("model"):
                 found: NDArray[np.uint8] = answer.result()[OUTPUT]
-                return found
         except BackendUnavailableError as error:
             origin, step = self._plan.origin_px, self._plan.step_px
             raise type(error)(
                 f"{Path(self._plan.slide.path).name}: the tile at x {origin[1] + x * step[1]:.0f}, "
                 f"y {origin[0] + y * step[0]:.0f} of level 0 failed: {error}"
             ) from error
+        now = time.monotonic()
+        self._answers, self._answer_s = self._answers + 1, self._answer_s + now - self._answered
+        self._answered = now
+        return found
 
     def _end(self, block: Block, num_tiles: int, on_block: OnBlock | None) -> None:
         """Decide the last cells of a block and hand it to the writing thread."""

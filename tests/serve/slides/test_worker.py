@@ -141,6 +141,73 @@ def test_a_block_is_computed_again_to_the_same_bytes(tmp_path: Path) -> None:
     assert first == {path: path.read_bytes() for path in work.store.rglob("*") if path.is_file()}
 
 
+class _Stop(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize("stops", [(1,), (70, 200), (150, 3, 40, 2)])
+def test_a_block_goes_on_in_the_middle_to_the_same_bytes(
+    stops: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a slow model, a block takes longer than a run that is stopped may lose."""
+    reader = virtual(tmp_path / "in")
+    whole, plan = begin(tmp_path / "whole", reader, block_cells=1024)
+    num_tiles = run(whole, plan, reader).num_tiles
+    assert not list(whole.path.rglob("*.npz"))  # a fast model saves nothing
+    monkeypatch.setattr("serve.slides.worker.SAVE_EVERY_S", 0.0)
+    work, plan = begin(tmp_path / "work", reader, block_cells=1024)
+    (block,) = Tiling(plan, work.mask()).blocks
+    done = 0
+    for stop in stops:
+        counts: list[int] = []
+
+        def count(tiles: int, counts: list[int] = counts, stop: int = stop) -> None:
+            counts.append(tiles)
+            if len(counts) > stop:
+                raise _Stop
+
+        model = PositionModel()
+        with (
+            BlockWorker(work, model, reader=reader, max_batch_size=2) as worker,
+            pytest.raises(_Stop),
+        ):
+            worker.run([block], on_tiles=count)
+        part = work.part(block)
+        assert part is not None
+        assert part[0] == sum(counts) > done
+        done = part[0]
+    model = run(work, plan, reader)
+    assert model.num_tiles == num_tiles - done
+    for one, other in zip(stored(whole), stored(work), strict=True):
+        assert np.array_equal(one, other)
+    assert work.records()[block].num_tiles == num_tiles
+    assert not list(work.path.rglob("*.npz"))
+
+
+def test_a_part_that_cannot_be_read_is_computed_again(tmp_path: Path) -> None:
+    reader = virtual(tmp_path / "in")
+    work, plan = begin(tmp_path / "work", reader, block_cells=1024)
+    (block,) = Tiling(plan, work.mask()).blocks
+    for content in (b"", b"PK\x03\x04 cut off"):
+        part = work.path / "parts" / f"{block.name}.npz"
+        part.parent.mkdir(exist_ok=True)
+        part.write_bytes(content)
+        assert work.part(block) is None
+    assert run(work, plan, reader).num_tiles == Tiling(plan, work.mask()).num_tiles(block)
+
+
+def test_a_slow_model_has_few_tiles_at_work(tmp_path: Path) -> None:
+    """What is at work is lost when the run is killed."""
+    reader = virtual(tmp_path / "in")
+    work, _ = begin(tmp_path / "work", reader, block_cells=1024)
+    with BlockWorker(work, PositionModel(), reader=reader, max_batch_size=8) as worker:
+        limits = []
+        for answers, seconds in ((0, 0.0), (10, 0.1), (10, 50.0), (10, 300.0)):
+            worker._answers, worker._answer_s = answers, seconds
+            limits.append(worker._most_pending())
+    assert limits == [2, 16, 4, 2]
+
+
 def test_done_blocks_are_not_run_again(tmp_path: Path) -> None:
     reader = virtual(tmp_path / "in")
     work, plan = begin(tmp_path / "work", reader, block_cells=64)
