@@ -1,1 +1,1 @@
-"""`python -m serve doctor`: whether this machine can serve a bundle, and what it lacks."""
+"""`python -m serve doctor`: checks whether this machine can serve a bundle."""

@@ -1,4 +1,4 @@
-"""What the doctor looks at: one function per thing, which never raises for what is wrong."""
+"""The doctor's checks: one function per subject. They report problems, and never raise for them."""
 
 import shutil
 import tempfile
@@ -26,7 +26,7 @@ OPTIONAL = {
     "OTLP exporter": "opentelemetry-exporter-otlp-proto-http",
     "pyspng": "pyspng-seunglab",
 }
-"""What serving can do without: name, and its package."""
+"""Optional packages of serving, by the name shown."""
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 SLIDE_MODULES = {
     "openslide": "openslide-python",
@@ -36,7 +36,7 @@ SLIDE_MODULES = {
     "pydicom": "pydicom",
     "highdicom": "highdicom",
 }
-"""What whole slides are read and written with: module, and its package."""
+"""Modules that read and write whole slides, and their packages."""
 TENSORRT_PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 
 
@@ -78,7 +78,7 @@ def look_at_packages() -> Iterator[Finding]:
 
 
 def look_at_providers(settings: ServeSettings) -> Iterator[Finding]:
-    """Each provider runs a tiny graph in a process of its own."""
+    """Run a tiny graph on each provider, each in another process."""
     for provider in PROVIDERS:
         found = probe(provider)
         is_needed = settings.backend == "onnxruntime" and provider in ("cpu", settings.provider)
@@ -90,7 +90,7 @@ def look_at_providers(settings: ServeSettings) -> Iterator[Finding]:
 
 
 def look_at_slides() -> Iterator[Finding]:
-    """The libraries of whole slides, which are imported: OpenSlide's is not Python alone."""
+    """Import the libraries for whole slides: OpenSlide's needs more than its Python package."""
     for module, package in SLIDE_MODULES.items():
         try:
             import_module(module)
@@ -102,7 +102,7 @@ def look_at_slides() -> Iterator[Finding]:
 
 
 def look_at_places(settings: ServeSettings) -> Iterator[Finding]:
-    """Where the service writes: temporary files of uploads, and tensors for Triton."""
+    """The folders that the service writes to: temporary files, and tensors for Triton."""
     places = {"temporary files": Path(tempfile.gettempdir())}
     if settings.backend == "triton" and settings.triton_shared_memory != "off":
         places["shared memory"] = Path("/dev/shm")
@@ -168,7 +168,7 @@ def look_at_warm_up(settings: ServeSettings, manifest: Manifest) -> Iterator[Fin
 
 
 def look_at_triton(settings: ServeSettings, manifest: Manifest | None) -> Iterator[Finding]:
-    """Whether Triton answers and serves the bundle's model, where the settings name one."""
+    """Whether Triton answers and serves the bundle's model, if the settings name a Triton."""
     is_needed = settings.backend == "triton"
     is_named = settings.triton_url != ServeSettings.model_fields["triton_url"].default
     if not (is_needed or is_named):
@@ -189,7 +189,7 @@ def look_at_triton(settings: ServeSettings, manifest: Manifest | None) -> Iterat
 
 
 def look_at_start(settings: ServeSettings, manifest: Manifest | None) -> Iterator[Finding]:
-    """What `python -m serve http` would be refused for."""
+    """Run the checks that `python -m serve http` runs before it starts."""
     if manifest is None:
         yield _found("Start", "bundle", "the bundle cannot be used, see above", "failed")
         return

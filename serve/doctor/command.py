@@ -1,4 +1,4 @@
-"""The command: its options, and the order in which it looks."""
+"""The command: its options, and the order of its checks."""
 
 import sys
 from collections.abc import Iterator
@@ -29,25 +29,25 @@ _MIN_WIDTH = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Look whether this machine can serve a bundle, and what it lacks.
+    """Check whether this machine can serve a bundle, and what it lacks.
 
-    Takes the settings of `http`, from the environment or as flags. Prints one table; the exit
-    status is 1 where the service would not start or not be ready with these settings, else 0.
+    Takes the settings of `http`, from the environment or as flags. Prints one table. The exit
+    status is 1 if the service would not start or would not become ready, else 0.
     """
 
     settings: Annotated[ServeSettings, tyro.conf.arg(name="")] = field(
         default_factory=ServeSettings.from_environment
     )
-    """What would be served."""
+    """Settings to check."""
     json: bool = False
     """Print the report as JSON."""
 
 
 def run_doctor(command: Doctor) -> int:
-    """Look at everything, print it, and return the exit status."""
+    """Run all checks, print the report, and return the exit status."""
     machine = this_machine()
     console = Console(stderr=True)
-    with console.status("Looking at this machine; a large model takes a minute"):
+    with console.status("Checking this machine; a large model takes a minute"):
         report = Report(machine=machine, findings=tuple(_look(command.settings, machine)))
     if command.json:
         sys.stdout.write(report.model_dump_json(indent=2) + "\n")

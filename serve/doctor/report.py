@@ -1,4 +1,4 @@
-"""What the doctor found, as a table and as JSON."""
+"""The doctor's report, as a table and as JSON."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from serve.contract.machine import Machine
 from serve.contract.strict import Strict
 
 Status = Literal["ok", "absent", "warning", "failed"]
-"""`absent`: not there, and not needed for what the settings ask."""
+"""`absent`: missing, but not needed with these settings."""
 _STYLES: dict[Status, str] = {
     "ok": "green",
     "absent": "dim",
@@ -20,7 +20,7 @@ _STYLES: dict[Status, str] = {
 
 
 class Finding(Strict):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     section: str
     name: str
@@ -29,14 +29,14 @@ class Finding(Strict):
 
 
 class Report(Strict):
-    """All that the doctor found."""
+    """The results of all checks."""
 
     machine: Machine
     findings: tuple[Finding, ...]
 
     @property
     def failed(self) -> tuple[Finding, ...]:
-        """What keeps the service from answering with these settings."""
+        """The checks that failed: with them the service would not answer."""
         return tuple(finding for finding in self.findings if finding.status == "failed")
 
 
