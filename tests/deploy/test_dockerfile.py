@@ -55,7 +55,11 @@ def test_the_image_of_the_service_is_watched_and_has_no_installer() -> None:
 def test_an_image_copies_only_what_the_build_may_see(name: str) -> None:
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     allowed = {line.removeprefix("!") for line in ignored if line.startswith("!")}
-    copies = [line.split() for line in dockerfile_stage(name) if line.startswith("COPY ")]
+    copies = [
+        line.split()
+        for line in dockerfile_stage(name)
+        if line.startswith("COPY ") and "--from=" not in line
+    ]
     copied = {source for words in copies for source in words[1:-1]}
     assert {"constraints.txt", "train", "export", "serve"} <= copied <= allowed
     assert all((ROOT / source).exists() for source in copied)

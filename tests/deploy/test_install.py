@@ -19,13 +19,12 @@ pytestmark = pytest.mark.slow
 IMPORT_ALL = """
 import importlib, pkgutil, serve
 slides = {"openslide", "tifffile", "zarr"}  # of the extra of that name
+rooms = ("serve.slides.", "serve.service.slides.", "serve.images.readers.")
 for module in pkgutil.walk_packages(serve.__path__, "serve."):
     try:
         importlib.import_module(module.name)
     except ModuleNotFoundError as error:
-        if error.name not in slides or not module.name.startswith(
-            ("serve.slides.", "serve.images.readers.")
-        ):
+        if error.name not in slides or not module.name.startswith(rooms):
             raise
 print(serve.__file__)
 """
@@ -38,7 +37,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.mkdir()
     for line in dockerfile_stage("serve-environment"):
         instruction, _, rest = line.partition(" ")
-        if instruction == "COPY":
+        if instruction == "COPY" and "--from=" not in rest:
             for name in rest.split()[:-1]:
                 copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
                 copy(ROOT / name, source / name)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 _FLAGS = (
     "--no-sandbox",
@@ -16,6 +16,32 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+_CONTRASTS = """() => {
+    const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+    const luminance = (rgb) => rgb.slice(0, 3)
+        .map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    const background = (element) => {
+        for (let at = element; at; at = at.parentElement) {
+            const color = numbers(getComputedStyle(at).backgroundColor);
+            if (color.length === 3) return color;
+        }
+        throw new Error("no background");
+    };
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    const found = [];
+    while (texts.nextNode()) {
+        const { textContent, parentElement } = texts.currentNode;
+        if (!textContent.trim() || !parentElement.checkVisibility({ visibilityProperty: true })) {
+            continue;
+        }
+        const color = numbers(getComputedStyle(parentElement).color);
+        const [low, high] = [color, background(parentElement)].map(luminance).sort((a, b) => a - b);
+        found.push([textContent.trim(), (high + 0.05) / (low + 0.05)]);
+    }
+    return found;
+}"""
 
 
 @contextmanager
@@ -29,3 +55,8 @@ def running_browser() -> Iterator[Browser]:
         running = playwright.chromium.launch(executable_path=executable, args=_FLAGS)
         yield running
         running.close()
+
+
+def contrasts_of(page: Page) -> list[tuple[str, float]]:
+    """All texts that a page shows, each with the ratio of its contrast by WCAG."""
+    return [(text, ratio) for text, ratio in page.evaluate(_CONTRASTS)]

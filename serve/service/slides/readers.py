@@ -38,7 +38,7 @@ class SlideCrashError(SlideError):
 
 
 class _Process:
-    """One process, started when it is first asked."""
+    """One process; it is started again where it has ended."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -52,8 +52,7 @@ class _Process:
             EOFError: the process has ended; the message says how.
             TimeoutError: it took too long, and was ended.
         """
-        if self._process is None or self._process.poll() is not None:
-            self._start()
+        self.start()
         assert self._connection is not None
         try:
             self._connection.send_bytes(json.dumps(request).encode())
@@ -68,7 +67,10 @@ class _Process:
             said = self._end()
             raise EOFError(said) from error
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the process unless it runs."""
+        if self._process is not None and self._process.poll() is None:
+            return
         self.close()
         ours, theirs = socket.socketpair()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
@@ -135,6 +137,11 @@ class SlideReaders:
         self._refused: dict[tuple[Any, ...], tuple[float, str]] = {}
         self._waiting = 0
         self._guard = threading.Lock()
+
+    def start(self) -> None:
+        """Start the processes, so that the first request does not wait for them."""
+        for process in self._processes:
+            process.start()
 
     async def ask(self, operation: str, **fields: Any) -> tuple[dict[str, Any], bytes]:
         """Have a process do an operation of `serve.service.slides.reading`.

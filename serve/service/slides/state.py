@@ -51,7 +51,8 @@ class Slides:
         )
 
     def start(self) -> None:
-        """Start to run jobs."""
+        """Start the processes that read, and to run jobs."""
+        self.readers.start()
         self.scheduler.start()
 
     def close(self) -> None:

@@ -59,18 +59,30 @@ export class Service {
   /** Sent with every request once it is set. */
   key = "";
 
+  /** @param {string} [base] the service's address as seen from the page, with its slash */
+  constructor(base = "") {
+    this.base = base;
+  }
+
   /** The model's manifest. */
   async model() {
-    return this.#json("model");
+    return this.json("model");
   }
 
-  /** The formats of answers that are for people. */
-  async formats() {
-    return (await this.#json("./")).formats;
+  /** What there is: the endpoints, and the formats of answers that are for people. */
+  async index() {
+    return this.json("./");
   }
 
-  async #json(path) {
-    const { response } = await this.#send("GET", path, {});
+  /**
+   * The JSON that a path answers with.
+   *
+   * @param {string} path relative to the service
+   * @param {{method?: string, body?: object, signal?: AbortSignal}} [options] `body` is sent as JSON
+   */
+  async json(path, { method = "GET", body, signal } = {}) {
+    const text = body === undefined ? undefined : JSON.stringify(body);
+    const { response } = await this.send(method, path, { body: text, signal });
     return JSON.parse(new TextDecoder().decode(response));
   }
 
@@ -89,17 +101,29 @@ export class Service {
   post(path, image, { query = new URLSearchParams(), signal, onProgress } = {}) {
     const body = new FormData();
     body.append("image", image);
-    return this.#send("POST", query.size ? `${path}?${query}` : path, { body, signal, onProgress });
+    const options = { body, signal, onProgress, keep: true };
+    return this.send("POST", query.size ? `${path}?${query}` : path, options);
   }
 
-  #send(method, path, { body, signal, onProgress }) {
+  /**
+   * Send a request.
+   *
+   * @param {string} method
+   * @param {string} path relative to the service
+   * @param {{body?: FormData | string, signal?: AbortSignal, keep?: boolean,
+   *   onProgress?: (phase: string, done: number | null) => void}} [options] `body`: a string is JSON;
+   *   `keep`: the service may keep the result, so that downloads do not run the model again
+   * @returns {Promise<{response: ArrayBuffer, type: string}>} the answer
+   */
+  send(method, path, { body, signal, onProgress, keep } = {}) {
     return new Promise((resolve, reject) => {
       const request = new XMLHttpRequest();
-      request.open(method, path);
+      request.open(method, this.base + path);
       request.responseType = "arraybuffer";
       request.setRequestHeader("Accept", "*/*"); // at "./" HTML is the page
       if (this.key) request.setRequestHeader("X-API-Key", this.key);
-      if (body) request.setRequestHeader("X-Keep-Result", "yes"); // downloads do not run the model again
+      if (typeof body === "string") request.setRequestHeader("Content-Type", "application/json");
+      if (keep) request.setRequestHeader("X-Keep-Result", "yes");
       if (onProgress) {
         request.upload.onprogress = (event) => onProgress("upload", event.loaded / event.total);
         request.upload.onload = () => onProgress("work", null);
@@ -108,7 +132,7 @@ export class Service {
       }
       request.onload = () => {
         const { status, response } = request;
-        if (status === 200) resolve({ response, type: request.getResponseHeader("Content-Type") });
+        if (status >= 200 && status < 300) resolve({ response, type: request.getResponseHeader("Content-Type") });
         else reject(new ServiceError(status, message(response), retryAfter(request)));
       };
       request.onerror = () => reject(new ServiceError(0));

@@ -369,7 +369,7 @@ export class Stage extends EventTarget {
 }
 
 /** A square of diagonal stripes, dark beside light: seen on every colour. */
-function stripes(period) {
+export function stripes(period) {
   const size = Math.max(4, Math.round(period));
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = size;

@@ -1,6 +1,21 @@
 /** The page: choose an image, wait for the service, look at the answer, take it home. */
 
 import { readNpz } from "./npz.js";
+import {
+  $,
+  element,
+  grouped,
+  micrometres,
+  percent,
+  placeBeside,
+  rgbaOf,
+  save,
+  setUpKey,
+  setUpTheme,
+  showScale,
+  speak,
+  swatch,
+} from "./page.js";
 import { Service, ServiceError } from "./service.js";
 import { Stage } from "./stage.js";
 
@@ -8,11 +23,7 @@ const BUSY_RETRIES = 5;
 const EXAMPLE = { path: "viewer/example.jpg", name: "synthetic-example.jpg", mpp: "0.5" };
 const ASSUMED = "model (assumed)"; // the service's words for where an image's um per pixel is from
 const UNKNOWN = "unknown";
-const SPOKEN_AFTER_MS = 400;
-const KEY_ITEM = "focalpath-key"; // in sessionStorage: gone with the tab
-const THEME_ITEM = "focalpath-theme";
 
-const $ = (id) => document.getElementById(id);
 const TITLE = document.title;
 const service = new Service();
 const stage = new Stage($("view"));
@@ -24,35 +35,6 @@ let manifest = null;
 /** What a result can be downloaded as, by name. */
 const formats = new Map();
 let mppHelp = "";
-let afterKey = null;
-
-/* Text ------------------------------------------------------------------------------------------ */
-
-const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
-const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
-
-/** Make an element whose text is text: names of files and classes are never markup. */
-function element(tag, { text, className, ...attributes } = {}, ...children) {
-  const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
-
-function swatch(color) {
-  const made = element("span", { className: "swatch" });
-  made.style.setProperty("--class-color", color);
-  return made;
-}
-
-let speaking = 0;
-/** Tell screen readers, once things have settled. */
-function speak(text) {
-  clearTimeout(speaking);
-  speaking = setTimeout(() => ($("status").textContent = text), SPOKEN_AFTER_MS);
-}
 
 /* States ---------------------------------------------------------------------------------------- */
 
@@ -250,7 +232,7 @@ function knownMpp() {
 
 function describeImage({ width_px: width, height_px: height, mpp, mpp_source: source, mpp_note: doubt, notes = [] }) {
   const known = knownMpp();
-  const size = `${grouped.format(width)} × ${grouped.format(height)} px`;
+  const size = `${grouped(width)} × ${grouped(height)} px`;
   const extent = known ? ` · ${micrometres(width * known)} × ${micrometres(height * known)}` : "";
   $("file-facts").textContent = size + extent;
   showNotes(notes);
@@ -269,16 +251,12 @@ function showNotes(notes) {
   $("file-notes").hidden = !notes.length;
 }
 
-function micrometres(length) {
-  return length >= 1000 ? `${(length / 1000).toPrecision(3)} mm` : `${length.toPrecision(3)} µm`;
-}
-
 function fillClasses(rows) {
   const total = rows.reduce((sum, row) => sum + (row.area_um2 ?? 0), 0);
   const [unit, perUnit] = total >= 1e5 ? ["mm²", 1e6] : ["µm²", 1];
   const area = (row) => {
     const value = row.area_um2 / perUnit;
-    return perUnit === 1 ? grouped.format(value) : value.toFixed(3);
+    return perUnit === 1 ? grouped(value) : value.toFixed(3);
   };
   const header = document.querySelector("th.area");
   header.hidden = !total;
@@ -326,10 +304,7 @@ function shownColors() {
   const colors = new Uint32Array(256);
   const shown = new Set(classChecks().filter((check) => check.checked).map((check) => Number(check.value)));
   for (const { label, color } of state.summary.classes) {
-    const rgb = Number.parseInt(color.slice(1), 16);
-    const [red, green, blue] = [rgb >> 16, (rgb >> 8) & 255, rgb & 255];
-    const bytes = new Uint8Array([red, green, blue, 255]);
-    if (shown.has(label)) [colors[label]] = new Uint32Array(bytes.buffer);
+    if (shown.has(label)) colors[label] = rgbaOf(color);
   }
   return colors;
 }
@@ -382,12 +357,7 @@ stage.addEventListener("point", ({ detail }) => {
   readout.querySelector("strong").textContent = found?.name ?? "Unlabelled";
   readout.querySelector(".value").textContent = percent(confidence);
   readout.querySelector("small").textContent = `${low ? "low confidence · " : ""}x ${detail.column}, y ${detail.row}`;
-  const { offsetWidth, offsetHeight } = readout;
-  const { clientWidth, clientHeight } = $("stage");
-  const beside = (at, size, limit) => (at + 18 + size > limit ? at - 18 - size : at + 18);
-  const x = Math.max(4, beside(detail.x, offsetWidth, clientWidth));
-  const y = Math.max(4, beside(detail.y, offsetHeight, clientHeight));
-  readout.style.transform = `translate(${Math.round(x)}px, ${Math.round(y)}px)`;
+  placeBeside(readout, detail, $("stage"));
   if ($("view").classList.contains("by-keyboard")) {
     speak(`${found?.name ?? "Unlabelled"}, ${percent(confidence)}`);
   }
@@ -397,21 +367,9 @@ stage.addEventListener("view", () => {
   const across = stage.pixelsPerCssPixel;
   if (!across) return;
   $("zoom").textContent = `${Math.round(100 / across / devicePixelRatio)} %`;
-  const bar = $("scale-bar");
-  const mpp = knownMpp();
-  bar.hidden = !mpp || document.body.dataset.state !== "done";
-  if (bar.hidden) return;
-  const widest = Math.min(120, $("stage").clientWidth / 5);
-  const um = roundLength(widest * across * mpp);
-  bar.querySelector("span").textContent = um >= 1000 ? `${um / 1000} mm` : `${um} µm`;
-  bar.style.setProperty("--bar-width", `${um / mpp / across}px`);
+  const mpp = document.body.dataset.state === "done" ? knownMpp() : null;
+  showScale($("scale-bar"), mpp && mpp * across, Math.min(120, $("stage").clientWidth / 5));
 });
-
-/** The largest of 1, 2, 5, 10, 20, ... that is not above a length. */
-function roundLength(length) {
-  const power = 10 ** Math.floor(Math.log10(length));
-  return [5, 2, 1].find((first) => first * power <= length) * power;
-}
 
 $("view").addEventListener("keydown", (event) => {
   if (event.key === "Tab" || event.key === "Shift") return;
@@ -564,7 +522,9 @@ async function download({ name, path, options }, file, note, signal) {
 /** Make a button for each format that the service offers. */
 async function loadFormats() {
   try {
-    for (const format of await service.formats()) formats.set(format.name, format);
+    const index = await service.index();
+    $("to-slides").hidden = !index.endpoints.includes("GET /slides");
+    for (const format of index.formats) formats.set(format.name, format);
   } catch (error) {
     $("download-failure").textContent = `${error.title ?? "The list of formats cannot be read"}. ${error.message}`;
   }
@@ -591,12 +551,6 @@ function describeSmallest() {
   $("smallest-help").textContent = `Smaller regions are left out of the outlines.${um2}`;
 }
 $("smallest").addEventListener("input", describeSmallest);
-
-function save(blob, name) {
-  const address = URL.createObjectURL(blob);
-  element("a", { href: address, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 60_000);
-}
 
 /* Opening --------------------------------------------------------------------------------------- */
 
@@ -642,45 +596,9 @@ addEventListener("paste", (event) => openFirst(event.clipboardData?.files ?? [])
 
 /* Key, theme, model ----------------------------------------------------------------------------- */
 
-function askForKey(then) {
-  afterKey = then;
-  $("enter-key").hidden = false;
-  $("key-message").textContent = service.key
-    ? "The service does not know the key that was used. Check it, or ask whoever runs the service."
-    : "Ask whoever runs the service for one. It is kept until this tab is closed.";
-  $("key").value = service.key;
-  if (!$("key-dialog").open) $("key-dialog").showModal();
-  $("key").select();
-}
-
-$("enter-key").onclick = () => askForKey(null);
-$("key-cancel").onclick = () => $("key-dialog").close();
-$("key-form").addEventListener("submit", () => {
-  service.key = $("key").value;
-  stored(sessionStorage, KEY_ITEM, service.key);
+const askForKey = setUpKey(service, () => {
   if (!manifest) loadModel();
-  afterKey?.();
 });
-
-/** Read, or write, what the browser keeps; it may refuse to keep anything. */
-function stored(storage, name, value) {
-  try {
-    if (value !== undefined) storage.setItem(name, value);
-    return storage.getItem(name);
-  } catch {
-    return null;
-  }
-}
-
-const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
-const isDark = () => (document.documentElement.dataset.theme ?? (systemIsDark.matches ? "dark" : "light")) === "dark";
-const showTheme = () => ($("theme").textContent = isDark() ? "Light theme" : "Dark theme");
-$("theme").onclick = () => {
-  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-  stored(localStorage, THEME_ITEM, document.documentElement.dataset.theme);
-  showTheme();
-};
-systemIsDark.addEventListener("change", showTheme);
 
 function showModel({ name, version }) {
   $("model").textContent = `${name} ${version}`;
@@ -719,10 +637,7 @@ async function loadModel() {
   );
 }
 
-const theme = stored(localStorage, THEME_ITEM);
-if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
-service.key = stored(sessionStorage, KEY_ITEM) ?? "";
-showTheme();
+setUpTheme();
 show("empty");
 loadModel();
 loadFormats();

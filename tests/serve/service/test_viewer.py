@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from serve.service.page import VIEWER
-from tests.support.browser import running_browser
+from tests.support.browser import contrasts_of, running_browser
 from tests.support.http_service import running_service, wait_until_ready
 from tests.support.pictures import encoded, painted
 from tests.support.toy_bundle import CLASSES, REFERENCE_RGB
@@ -27,31 +27,6 @@ REFUSAL = "Failed to load resource: the server responded with a status of"
 READ_CANVAS = """([x, y]) => {
     const canvas = document.querySelector("canvas");
     return [...canvas.getContext("2d").getImageData(x, y, 1, 1).data.slice(0, 3)];
-}"""
-CONTRASTS = """() => {
-    const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
-    const luminance = (rgb) => rgb.slice(0, 3)
-        .map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4))
-        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-    const background = (element) => {
-        for (let at = element; at; at = at.parentElement) {
-            const color = numbers(getComputedStyle(at).backgroundColor);
-            if (color.length === 3) return color;
-        }
-        throw new Error("no background");
-    };
-    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    const found = [];
-    while (texts.nextNode()) {
-        const { textContent, parentElement } = texts.currentNode;
-        if (!textContent.trim() || !parentElement.checkVisibility({ visibilityProperty: true })) {
-            continue;
-        }
-        const color = numbers(getComputedStyle(parentElement).color);
-        const [low, high] = [color, background(parentElement)].map(luminance).sort((a, b) => a - b);
-        found.push([textContent.trim(), (high + 0.05) / (low + 0.05)]);
-    }
-    return found;
 }"""
 
 
@@ -689,12 +664,12 @@ def test_the_theme_follows_the_system_until_it_is_chosen(open_page: Callable[...
 def test_all_text_has_the_contrast_of_wcag_aa(theme: str, open_page: Callable[..., Visit]) -> None:
     visit = open_page(color_scheme=theme, reduced_motion="reduce")
     expect(visit.page.locator("#about")).to_contain_text("segmenter")
-    contrasts = visit.page.evaluate(CONTRASTS)
+    contrasts = contrasts_of(visit.page)
     visit.segment()
-    contrasts += visit.page.evaluate(CONTRASTS)
+    contrasts += contrasts_of(visit.page)
     visit.upload(b"no image", "broken.png")
     visit.wait_for_state("bare")
-    contrasts += visit.page.evaluate(CONTRASTS)
+    contrasts += contrasts_of(visit.page)
     assert len(contrasts) > 100
     assert [(text, ratio) for text, ratio in contrasts if ratio < 4.5] == []
 
@@ -761,7 +736,7 @@ def test_the_page_may_run_only_its_own_scripts(service_url: str) -> None:
 
 
 def test_every_file_of_the_page_is_served_with_its_type(service_url: str) -> None:
-    files = [path for path in VIEWER.iterdir() if path.is_file()]
+    files = [path for path in VIEWER.iterdir() if path.suffix not in (".json", "")]
     assert len(files) >= 6
     for path in files:
         answer = httpx.get(f"{service_url}/viewer/{path.name}")
@@ -777,6 +752,16 @@ def test_no_other_file_is_served(name: str, service_url: str) -> None:
 
 
 def test_the_page_is_small_enough_for_a_slow_line() -> None:
-    sizes = {path.name: path.stat().st_size for path in VIEWER.iterdir()}
-    assert sizes.pop("example.jpg") < 200_000
-    assert sum(sizes.values()) < 100_000
+    assert (VIEWER / "example.jpg").stat().st_size < 200_000
+    for page in ("index.html", "slides.html"):
+        loaded, left = set(), {page}
+        while left:
+            name = left.pop()
+            loaded.add(name)
+            text = (VIEWER / name).read_text(encoding="utf-8")
+            named = re.findall(
+                r'(?:src|href)="(?:viewer/)?(\w+\.(?:js|css|svg))"|from "\./(\w+\.js)"', text
+            )
+            left |= {one or other for one, other in named} - loaded
+        assert {"viewer.css", "service.js"} < loaded
+        assert sum((VIEWER / name).stat().st_size for name in loaded) < 120_000

@@ -1,0 +1,654 @@
+/** The page of whole slides: choose one, look at it, segment it or a part of it, take results home. */
+
+import { sourceInMemory } from "./cells.js";
+import { readNpz } from "./npz.js";
+import {
+  $,
+  element,
+  grouped,
+  micrometres,
+  percent,
+  placeBeside,
+  rgbaOf,
+  save,
+  setUpKey,
+  setUpTheme,
+  showScale,
+  speak,
+  swatch,
+} from "./page.js";
+import { Service } from "./service.js";
+import { SlideView } from "./slide_view.js";
+
+const BASE = "../";
+const LIBRARY = "openseadragon.min.js";
+const POLL_MS = 1000;
+const POLL_LIST_MS = 10_000;
+const THUMBNAIL = "tiles/7/0_0.jpeg"; // at most 128 pixels, the whole slide
+const TITLE = document.title;
+const STATES = { new: "", waiting: "waiting", running: "running", stopped: "stopped", failed: "failed", done: "done" };
+const ACTIVE = new Set(["waiting", "running"]);
+
+const service = new Service(BASE);
+const view = new SlideView($("view"));
+window.focalpath = view; // for the browser's console, and for tests
+let library = null;
+let manifest = null;
+let formats = [];
+let slides = [];
+/** The open slide as /slides/ID describes it; what its table shows; and the region that is segmented. */
+const state = { slide: null, shown: null, region: null, polling: 0, request: null };
+
+/* The library ----------------------------------------------------------------------------------- */
+
+function loadLibrary() {
+  // Stands where the library would add a style of its own, which the page's policy forbids.
+  const marker = document.createElementNS("none", "style");
+  marker.setAttribute("data-openseadragon-mobile-css", "");
+  document.head.append(marker);
+  return new Promise((resolve, reject) => {
+    const script = element("script", { src: LIBRARY });
+    script.onload = () => resolve(window.OpenSeadragon);
+    script.onerror = () =>
+      reject(
+        Object.assign(
+          new Error("Whoever runs the service installs it with `make page`, or with `npm ci` in serve/service/viewer. Then load this page again."),
+          { title: "OpenSeadragon is not installed" },
+        ),
+      );
+    document.head.append(script);
+  });
+}
+
+/* States ---------------------------------------------------------------------------------------- */
+
+/** @param {"empty" | "failed" | "done"} name */
+function show(name) {
+  document.body.dataset.state = name;
+  $("failure").hidden = name !== "failed";
+  $("view").tabIndex = name === "done" ? 0 : -1;
+  $("readout").hidden = true;
+}
+
+function fail(error, retry) {
+  const card = $("failure");
+  card.querySelector("h2").textContent = error.status === 400 ? "This slide cannot be read" : (error.title ?? "That failed");
+  card.querySelector("p").textContent = error.message;
+  $("retry").hidden = !retry || (!error.mayPass && !error.asksForKey);
+  $("retry").onclick = retry;
+  show("failed");
+  if (error.asksForKey) askForKey(retry);
+}
+
+const askForKey = setUpKey(service, () => {
+  if (!manifest) start();
+});
+
+/* The list -------------------------------------------------------------------------------------- */
+
+async function loadList() {
+  ({ slides } = await service.json("slides"));
+  showList();
+}
+
+function showList() {
+  const wanted = $("filter").value.trim().toLowerCase();
+  const found = slides.filter(({ file }) => file.toLowerCase().includes(wanted));
+  $("list-count").textContent = slides.length ? grouped(slides.length) : "";
+  $("list-note").textContent = slides.length
+    ? found.length ? "" : "No slide has this in its name."
+    : "There is no slide in the service's folder.";
+  const rows = new Map([...$("list").children].map((row) => [row.dataset.id, row]));
+  $("list").replaceChildren(...found.map((slide) => listRow(slide, rows.get(slide.id))));
+}
+
+/** A row of the list; one that is there keeps its thumbnail and the keyboard's focus. */
+function listRow(slide, old) {
+  const row = old ?? newRow(slide);
+  const button = row.firstElementChild;
+  button.setAttribute("aria-current", String(slide.id === location.hash.slice(1)));
+  const folder = slide.file.includes("/") ? slide.file.slice(0, slide.file.lastIndexOf("/")) : "";
+  const size = slide.num_bytes === null ? "" : bytes(slide.num_bytes);
+  const mark = element("b", { text: STATES[slide.state], className: slide.state });
+  const rest = [folder, size].filter(Boolean).join(" · ");
+  row.querySelector("small").replaceChildren(...(mark.textContent ? [mark, rest ? ` · ${rest}` : ""] : [rest]));
+  return row;
+}
+
+function newRow(slide) {
+  const picture = element("span", { className: "thumbnail" });
+  const name = element("span", { className: "name", text: slide.name, title: slide.file });
+  const button = element("button", { type: "button" }, picture, name, element("small"));
+  button.onclick = () => choose(slide.id);
+  const row = element("li", { "data-id": slide.id }, button);
+  thumbnails.observe(row);
+  return row;
+}
+
+/** Thumbnails are asked for when they come into view: a folder may have thousands of slides. */
+const thumbnails = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    thumbnails.unobserve(target);
+    showThumbnail(target);
+  }
+});
+
+async function showThumbnail(row) {
+  try {
+    const { response, type } = await service.send("GET", `slides/${row.dataset.id}/${THUMBNAIL}`);
+    const address = URL.createObjectURL(new Blob([response], { type }));
+    const picture = element("img", { src: address, alt: "" });
+    picture.onload = () => URL.revokeObjectURL(address);
+    row.querySelector(".thumbnail").replaceChildren(picture);
+  } catch {
+    // the slide cannot be read: choosing it says why
+  }
+}
+
+const bytes = (count) => {
+  const [unit, size] = [["GB", 1e9], ["MB", 1e6], ["kB", 1e3]].find(([, size]) => count >= size) ?? ["B", 1];
+  return `${Number((count / size).toPrecision(3))} ${unit}`;
+};
+
+/* One slide ------------------------------------------------------------------------------------- */
+
+function choose(id) {
+  if (location.hash.slice(1) === id) open(id);
+  else location.hash = id; // which opens it
+}
+
+async function open(id) {
+  closeRegion();
+  clearTimeout(state.polling);
+  state.slide = null;
+  view.close();
+  hideTable();
+  $("outputs-section").hidden = true;
+  $("welcome").hidden = true;
+  show("empty");
+  showList();
+  try {
+    const slide = await service.json(`slides/${id}`);
+    if (location.hash.slice(1) !== id) return; // another was chosen meanwhile
+    state.slide = slide;
+    document.title = `${slide.name}: FocalPath`;
+    show("done");
+    view.open(library, slide, `${BASE}slides/${id}/tiles`, service.key);
+    present();
+    speak(`${slide.name} is open.`);
+  } catch (error) {
+    fail(error, () => open(id));
+  }
+  showList();
+}
+
+/** Read the open slide again, after its job has ended. */
+async function refresh() {
+  const { id } = state.slide;
+  const slide = await service.json(`slides/${id}`);
+  if (state.slide?.id !== id) return;
+  state.slide = slide;
+  present();
+  await loadList();
+}
+
+function present() {
+  const { slide } = state;
+  $("file-name").textContent = slide.file;
+  const { width_px: width, height_px: height, mpp } = slide;
+  const facts = [
+    `${grouped(width)} × ${grouped(height)} px`,
+    mpp ? `${micrometres(width * mpp)} × ${micrometres(height * mpp)}` : "",
+    mpp ? `${Number(mpp.toPrecision(4))} µm per pixel` : "",
+    slide.num_bytes === null ? "" : bytes(slide.num_bytes),
+  ];
+  $("file-facts").textContent = facts.filter(Boolean).join(" · ");
+  const isOld = slide.result && !slide.result.is_of_this_file;
+  const notes = [slide.problem, isOld ? "The result is of another file that was in this place. Segment the slide again." : ""];
+  $("slide-note").textContent = notes.filter(Boolean).join(" ");
+  $("slide-note").hidden = !$("slide-note").textContent;
+  $("mpp-field").hidden = mpp !== null;
+  $("region-help").textContent = regionHelp();
+  showOutputs();
+  showJob(slide.job);
+  if (!state.region) showSlideResult();
+}
+
+function showSlideResult() {
+  const { result } = state.slide;
+  view.setLayers(result ? [slideLayer(result)] : []);
+  if (result) showTable(result.summary.classes.map(slideRow), `Of the slide: ${mm2(result.summary.tissue_mm2)} mm² of tissue`, result.summary);
+  else hideTable();
+}
+
+const mm2 = (area) => (area >= 0.1 || !area ? area.toFixed(2) : area.toFixed(4));
+const slideRow = (row) => ({
+  label: row.label,
+  name: row.name,
+  color: row.color,
+  share: row.tissue_share ?? 0,
+  area: row.area_mm2,
+  confidence: row.mean_confidence,
+});
+
+function slideLayer(result) {
+  const { id } = state.slide;
+  const load = async (level, column, row, signal) => {
+    const path = `slides/${id}/result/tiles/${level}/${column}_${row}.npz?v=${result.version}`;
+    return readCells((await service.send("GET", path, { signal })).response);
+  };
+  const source = {
+    width: result.width_cells,
+    height: result.height_cells,
+    tileSize: result.tile_cells,
+    numLevels: result.num_levels,
+    load,
+  };
+  return { source, origin: result.origin_px, cell: result.cell_px };
+}
+
+async function readCells(buffer) {
+  const arrays = await readNpz(buffer);
+  const [labels, confidence] = ["labels", "confidence"].map((name) => arrays.get(name));
+  const [height, width] = labels.shape;
+  return { labels: labels.data, confidence: confidence.data, width, height, arrays };
+}
+
+/* The table and the overlay --------------------------------------------------------------------- */
+
+function hideTable() {
+  state.shown = null;
+  document.body.classList.remove("has-result");
+}
+
+function showTable(rows, title, summary) {
+  state.shown = { rows, summary };
+  document.body.classList.add("has-result");
+  $("classes-of").textContent = title;
+  const shown = new Map(classChecks().map((check) => [Number(check.value), check.checked]));
+  $("classes").replaceChildren(...rows.map((row) => classRow(row, shown.get(row.label) ?? true)));
+  $("composition").replaceChildren(
+    ...rows.filter((row) => row.share).map((row) => {
+      const part = element("span", { title: `${row.name} ${percent(row.share, 1)}` });
+      part.style.setProperty("--share", row.share);
+      part.style.setProperty("--class-color", row.color);
+      return part;
+    }),
+  );
+  const shares = rows.map((row) => `${row.name} ${percent(row.share, 1)}`).join(", ");
+  $("composition").setAttribute("aria-label", `Share by class: ${shares}`);
+  const { low_confidence_share: low, low_confidence_threshold: threshold } = summary;
+  $("low-share").textContent = low === null ? "" : `${percent(low, 1)} of it is below ${percent(threshold)}.`;
+  applyStyle();
+}
+
+function classRow(row, isShown) {
+  const check = element("input", { type: "checkbox", value: row.label, "aria-label": `Show ${row.name}` });
+  check.checked = isShown;
+  const bar = element("span", { className: "bar" });
+  bar.style.setProperty("--share", row.share);
+  bar.style.setProperty("--class-color", row.color);
+  const name = element("span", { className: "name", text: row.name });
+  const cells = [
+    row.area === null ? "–" : mm2(row.area),
+    percent(row.share, 1),
+    row.confidence === null ? "–" : percent(row.confidence),
+  ];
+  return element(
+    "tr",
+    { className: row.share ? "" : "absent" },
+    element("th", { scope: "row" }, element("label", {}, check, swatch(row.color), name), bar),
+    ...cells.map((text) => element("td", { text })),
+  );
+}
+
+const classChecks = () => [...$("classes").querySelectorAll("input")];
+
+function applyStyle() {
+  if (!state.shown) return;
+  const colors = new Uint32Array(256);
+  const shown = new Set(classChecks().filter((check) => check.checked).map((check) => Number(check.value)));
+  for (const { label, color } of state.shown.rows) if (shown.has(label)) colors[label] = rgbaOf(color);
+  const opacity = $("opacity").value / 100;
+  const threshold = $("threshold").value / 100;
+  $("opacity-value").textContent = percent(opacity);
+  $("threshold-value").textContent = percent(threshold);
+  $("threshold").disabled = !$("hatch").checked;
+  view.setStyle({
+    colors,
+    outline: document.querySelector("[name=drawing]:checked").value === "outline",
+    opacity,
+    hatched: $("hatch").checked,
+    limit: Math.ceil(threshold * 255),
+  });
+}
+
+function toggleOverlay() {
+  const shown = $("show-overlay").getAttribute("aria-pressed") !== "true";
+  $("show-overlay").setAttribute("aria-pressed", String(shown));
+  view.setStyle({ shown });
+}
+
+/* The job --------------------------------------------------------------------------------------- */
+
+function showJob(job) {
+  const isActive = Boolean(job) && ACTIVE.has(job.status);
+  const { slide } = state;
+  $("job-progress").hidden = !isActive;
+  $("job-form").hidden = isActive || Boolean(slide.problem);
+  $("job-failure").textContent = job?.status === "failed" ? `The last run failed: ${job.error}` : "";
+  const words = { done: "Segment it again", stopped: "Go on with this slide" };
+  $("job-start").textContent = words[slide.result ? "done" : slide.state] ?? "Segment this slide";
+  if (isActive) {
+    showProgress(job);
+    state.polling = setTimeout(() => poll(job.id), POLL_MS);
+  }
+}
+
+function showProgress(job) {
+  const bar = $("job-progress").querySelector("progress");
+  const isPlanned = job.status === "running" && job.tiles > 0;
+  $("job-state").textContent = job.status === "waiting" ? "Waiting for other slides" : job.step ? `Writing ${job.step}` : isPlanned ? "Segmenting" : "Starting";
+  if (isPlanned) bar.value = job.tiles_done / job.tiles;
+  else bar.removeAttribute("value");
+  const parts = [
+    isPlanned ? `${grouped(job.tiles_done)} of ${grouped(job.tiles)} tiles` : "",
+    job.tiles_per_second ? `${Number(job.tiles_per_second.toPrecision(2))} per second` : "",
+    job.seconds_left && !job.step ? `${duration(job.seconds_left)} left` : "",
+  ];
+  $("job-detail").textContent = parts.filter(Boolean).join(" · ");
+}
+
+const duration = (seconds) => {
+  if (seconds < 90) return `${Math.ceil(seconds)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  return `${(seconds / 3600).toFixed(1)} h`;
+};
+
+async function poll(id) {
+  if (state.slide?.job?.id !== id) return;
+  try {
+    const job = await service.json(`jobs/${id}`);
+    if (state.slide?.job?.id !== id) return;
+    const before = state.slide.job.status;
+    state.slide.job = job;
+    if (ACTIVE.has(job.status)) {
+      showJob(job);
+      if (job.status !== before) loadList();
+      return;
+    }
+    await refresh();
+    const ends = { done: "The slide is segmented.", failed: "The run has failed.", cancelled: "The run is cancelled." };
+    speak(ends[job.status]);
+  } catch (error) {
+    if (!error.mayPass) $("job-failure").textContent = error.message;
+    state.polling = setTimeout(() => poll(id), 3 * POLL_MS);
+  }
+}
+
+$("job-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const { slide } = state;
+  const more = [...document.querySelectorAll("[name=format]:checked")].map((check) => check.value);
+  const body = {
+    slide: slide.id,
+    tissue: $("everywhere").checked ? "none" : "auto",
+    formats: ["ome-zarr", "overview", "geojson", ...more],
+    overwrite: Boolean(slide.result),
+  };
+  if (!$("mpp-field").hidden && $("mpp").value) body.mpp = Number($("mpp").value);
+  $("job-failure").textContent = "";
+  try {
+    state.slide.job = await service.json("jobs", { method: "POST", body });
+    showJob(state.slide.job);
+    speak("The run has been started.");
+    $("job-cancel").focus();
+    await loadList();
+  } catch (error) {
+    $("job-failure").textContent = error.message;
+    if (error.asksForKey) askForKey(null);
+  }
+});
+
+$("job-cancel").onclick = async () => {
+  try {
+    await service.json(`jobs/${state.slide.job.id}`, { method: "DELETE" });
+    $("job-state").textContent = "Cancelling";
+  } catch (error) {
+    $("job-failure").textContent = error.message;
+  }
+};
+
+/* A region -------------------------------------------------------------------------------------- */
+
+const slideMpp = () => state.slide.mpp ?? (Number($("mpp").value) || null);
+
+function regionHelp() {
+  const most = state.slide.max_region_px;
+  const side = manifest?.mpp ? `, about ${micrometres(Math.sqrt(most) * manifest.mpp)} square` : "";
+  return `At most ${grouped(most / 1e6)} megapixels${side}. Large ones take a while.`;
+}
+
+async function segmentRegion(region) {
+  view.showRegion(region);
+  if (!region) return;
+  state.request?.abort();
+  const controller = new AbortController();
+  state.request = controller;
+  $("region-failure").textContent = "";
+  const mpp = slideMpp();
+  const size = mpp ? `${micrometres(region.width * mpp)} × ${micrometres(region.height * mpp)}` : "";
+  $("region-help").textContent = `Segmenting ${size}`;
+  try {
+    const { response } = await postRegion(region, "arrays", controller.signal);
+    const found = await readCells(response);
+    if (state.request !== controller) return;
+    const summary = JSON.parse(new TextDecoder().decode(found.arrays.get("summary").data));
+    showRegionResult(region, found, summary);
+    $("region-help").textContent = `The region of ${size} is segmented.`;
+    speak("The region is segmented.");
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    view.showRegion(null);
+    $("region-help").textContent = regionHelp();
+    $("region-failure").textContent = error.message;
+    if (error.asksForKey) askForKey(() => segmentRegion(region));
+  }
+}
+
+function postRegion(region, format, signal) {
+  const query = new URLSearchParams(region);
+  if (state.slide.mpp === null && $("mpp").value) query.set("mpp", $("mpp").value);
+  return service.send("POST", `slides/${state.slide.id}/region/${format}?${query}`, { signal, keep: true });
+}
+
+function showRegionResult(region, found, summary) {
+  state.region = region;
+  const cell = [region.width / found.width, region.height / found.height];
+  const layers = state.slide.result ? [slideLayer(state.slide.result)] : [];
+  view.setLayers([...layers, { source: sourceInMemory(found), origin: [region.x, region.y], cell }]);
+  const rows = summary.classes.map((row) => ({
+    label: row.label,
+    name: row.name,
+    color: row.color,
+    share: row.pixel_share,
+    area: row.area_um2 === null ? null : row.area_um2 / 1e6,
+    confidence: row.mean_confidence,
+  }));
+  showTable(rows, "Of the region", { low_confidence_threshold: 0.5, ...summary });
+  $("region-result").hidden = false;
+  $("region-downloads").replaceChildren(
+    ...formats.map(({ name, title, kind, path, suffix }) => {
+      const button = element("button", { type: "button", value: name, text: `${title} ` }, element("small", { text: kind }));
+      button.onclick = () => takeRegionHome(button, path.slice(1), suffix);
+      return button;
+    }),
+  );
+}
+
+async function takeRegionHome(button, format, suffix) {
+  const { region, slide } = state;
+  button.setAttribute("aria-busy", "true");
+  $("region-failure").textContent = "";
+  try {
+    const { response, type } = await postRegion(region, format);
+    save(new Blob([response], { type }), `${slide.name}_x${region.x}_y${region.y}${suffix}`);
+  } catch (error) {
+    $("region-failure").textContent = error.message;
+  } finally {
+    button.removeAttribute("aria-busy");
+  }
+}
+
+function closeRegion() {
+  state.request?.abort();
+  state.request = state.region = null;
+  view.showRegion(null);
+  view.drawing = false;
+  $("draw").setAttribute("aria-pressed", "false");
+  $("region-result").hidden = true;
+  $("region-downloads").replaceChildren();
+  $("region-failure").textContent = "";
+}
+
+$("draw").onclick = () => {
+  view.drawing = !view.drawing;
+  $("draw").setAttribute("aria-pressed", String(view.drawing));
+  $("region-help").textContent = view.drawing ? "Drag over the slide." : regionHelp();
+};
+view.addEventListener("region", ({ detail }) => {
+  $("draw").setAttribute("aria-pressed", "false");
+  segmentRegion(detail);
+});
+$("in-view").onclick = () => segmentRegion(view.regionInView());
+$("region-close").onclick = () => {
+  closeRegion();
+  $("region-help").textContent = regionHelp();
+  showSlideResult();
+};
+
+/* Outputs --------------------------------------------------------------------------------------- */
+
+function showOutputs() {
+  const { id, result } = state.slide;
+  $("outputs-section").hidden = !result;
+  $("outputs").replaceChildren(
+    ...(result?.files ?? []).map((entry) => {
+      const size = entry.num_bytes === null ? "zip" : bytes(entry.num_bytes);
+      const link = element(
+        "a",
+        {
+          className: "button",
+          href: `${BASE}slides/${id}/result/files/${encodeURIComponent(entry.file)}`,
+          download: entry.num_bytes === null ? `${entry.file}.zip` : entry.file,
+          title: entry.description,
+          text: `${entry.title} `,
+        },
+        element("small", { text: size }),
+      );
+      link.onclick = (event) => takeHome(event, link);
+      return link;
+    }),
+  );
+}
+
+/** A link cannot send a key, so with one the page itself loads the file. */
+async function takeHome(event, link) {
+  if (!service.key) return;
+  event.preventDefault();
+  $("outputs-failure").textContent = "";
+  link.setAttribute("aria-busy", "true");
+  try {
+    const path = link.getAttribute("href").slice(BASE.length);
+    const { response, type } = await service.send("GET", path);
+    save(new Blob([response], { type }), link.download);
+  } catch (error) {
+    $("outputs-failure").textContent = error.message;
+  } finally {
+    link.removeAttribute("aria-busy");
+  }
+}
+
+/* On the stage ---------------------------------------------------------------------------------- */
+
+view.addEventListener("point", ({ detail }) => {
+  const readout = $("readout");
+  readout.hidden = !detail || detail.label === null;
+  if (readout.hidden) return;
+  const found = state.shown?.rows.find((row) => row.label === detail.label);
+  const confidence = detail.confidence / 255;
+  const low = found && detail.confidence < view.style.limit;
+  const name = found?.name ?? "Outside of the tissue";
+  readout.style.setProperty("--class-color", found?.color ?? "transparent");
+  readout.querySelector("strong").textContent = name;
+  readout.querySelector(".value").textContent = found ? percent(confidence) : "";
+  readout.querySelector("small").textContent = `${low ? "low confidence · " : ""}x ${grouped(detail.px)}, y ${grouped(detail.py)}`;
+  placeBeside(readout, detail, $("stage"));
+  if ($("view").classList.contains("by-keyboard")) speak(found ? `${name}, ${percent(confidence)}` : name);
+});
+
+view.addEventListener("view", () => {
+  const across = view.pixelsPerCssPixel;
+  if (!across || !state.slide) return;
+  const zoom = 100 / across / devicePixelRatio;
+  $("zoom").textContent = `${zoom < 10 ? zoom.toPrecision(2) : Math.round(zoom)} %`;
+  const mpp = slideMpp();
+  showScale($("scale-bar"), mpp && mpp * across, Math.min(140, $("stage").clientWidth / 5));
+});
+
+$("view").addEventListener("keydown", (event) => {
+  if (event.key.toLowerCase() === "h" && !event.ctrlKey && !event.metaKey) toggleOverlay();
+  if (event.key === "Escape" && view.drawing) $("draw").click();
+});
+$("view").addEventListener("keydown", () => $("view").classList.add("by-keyboard"), { capture: true });
+for (const kind of ["pointermove", "blur"]) {
+  $("view").addEventListener(kind, () => $("view").classList.remove("by-keyboard"), { capture: true });
+}
+$("view").addEventListener("blur", () => ($("readout").hidden = true));
+$("zoom-in").onclick = () => view.zoomBy(1.4);
+$("zoom-out").onclick = () => view.zoomBy(1 / 1.4);
+$("fit").onclick = () => view.fit();
+$("actual").onclick = () => view.actualSize();
+$("show-overlay").onclick = toggleOverlay;
+for (const id of ["opacity", "threshold"]) $(id).addEventListener("input", applyStyle);
+for (const id of ["hatch", "classes"]) $(id).addEventListener("change", applyStyle);
+for (const radio of document.querySelectorAll("[name=drawing]")) radio.addEventListener("change", applyStyle);
+for (const [id, checked] of [["all", true], ["none", false]]) {
+  $(id).onclick = () => {
+    for (const check of classChecks()) check.checked = checked;
+    applyStyle();
+  };
+}
+$("filter").addEventListener("input", showList);
+addEventListener("hashchange", () => open(location.hash.slice(1)));
+
+/* Start ----------------------------------------------------------------------------------------- */
+
+async function start() {
+  try {
+    library ??= await loadLibrary();
+    const index = await service.index();
+    if (!index.endpoints.includes("GET /slides")) {
+      throw Object.assign(new Error("Whoever runs the service starts it with --slides FOLDER."), { title: "This service has no slides" });
+    }
+    formats = index.formats;
+    await loadList();
+    manifest = await service.model().catch(() => null);
+    if (manifest) $("model").textContent = `${manifest.name} ${manifest.version}`;
+    $("model").hidden = !manifest;
+  } catch (error) {
+    fail(error, start);
+    return;
+  }
+  if (location.hash) open(location.hash.slice(1));
+  else show("empty");
+}
+
+setInterval(() => {
+  if (slides.some((slide) => ACTIVE.has(slide.state)) && !document.hidden) loadList().catch(() => {});
+}, POLL_LIST_MS);
+setUpTheme();
+document.title = TITLE;
+show("empty");
+start();
