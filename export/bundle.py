@@ -48,7 +48,7 @@ from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint
 MODEL_FILE = "model.onnx"
 WARM_UP_FILE = "warm_up.npz"
 MIN_WARM_UP_AGREEMENT = 0.98
-"""Share of labels that a server has to agree on: other hardware and precisions round otherwise."""
+"""Share of labels that a server must reproduce. Other hardware and precisions round differently."""
 _DIGITS_OF_VERSION = 12
 _VERSIONS: dict[str, Callable[[], str]] = {
     "ONNX Runtime": lambda: onnxruntime.__version__,
@@ -75,7 +75,7 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
     weights = checkpoint / WEIGHTS_FILE if checkpoint.is_dir() else checkpoint
     card = read_card(checkpoint)
     check_model(weights, card.settings.model)
-    # First of all: what is damaged, or not a number, is reported before any work.
+    # First: damaged files and weights that are not numbers are reported before any work.
     deployable = Deployable(load_checkpoint(checkpoint)[0]).eval()
     tiles = _tiles(settings, card)
     refused = refused_folder(bundle)
@@ -95,7 +95,9 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
         manifest = export.write_manifest(sha256_of(weights), earlier=bundle)
         report = export.write_parity(staging)
         write_model_card(manifest, card, report, staging, engine_obstacles=export.engine_obstacles)
-        bundle_destination(bundle, needed)  # the work takes minutes: much may have come there since
+        bundle_destination(
+            bundle, needed
+        )  # again: the work takes minutes, and files may have been written there meanwhile
     if refused.exists() and is_report(refused):
         with uninterrupted(f"{bundle} is the new bundle"):
             shutil.rmtree(refused, ignore_errors=True)  # of an earlier try
@@ -103,7 +105,7 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
 
 
 class _Export:
-    """One export into a folder that nobody sees until it is whole."""
+    """One export into a folder that becomes visible once it is whole."""
 
     def __init__(
         self,

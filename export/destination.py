@@ -19,7 +19,7 @@ def bundle_destination(out: Path, needed: Mapping[str, Path | None]) -> Path:
 
     Args:
         out: where the user wants the bundle.
-        needed: what must outlive the export, by what it is.
+        needed: paths that the export must not delete, by what they are.
 
     Raises:
         DestinationError: something else than an earlier bundle is there or would be deleted.
@@ -58,7 +58,7 @@ def check_repository(repository: Path, out: Path) -> None:
     """Check where a bundle, exported to `out`, is to be published.
 
     Raises:
-        DestinationError: the repository is no folder, or the bundle would be inside.
+        DestinationError: the repository is not a folder, or the bundle would be inside it.
     """
     if repository.exists() and not repository.is_dir():
         raise DestinationError(
@@ -77,7 +77,7 @@ def refused_folder(bundle: Path) -> Path:
 
 
 def is_report(folder: Path) -> bool:
-    """Whether the folder is what an export leaves that did not pass: a report and nothing else."""
+    """Whether the folder is what a failed export leaves: a report and nothing else."""
     return (
         folder.is_dir()
         and not folder.is_symlink()

@@ -12,7 +12,7 @@ from export.graph.to_onnx import OPSETS
 from export.precision.artefacts import PrecisionSettings
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-"""As the manifest wants it, and Triton."""
+"""The form that the manifest and Triton accept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class BundleSettings:
     certificate: CertificateSettings = field(default_factory=CertificateSettings)
 
     def __post_init__(self) -> None:
-        """Refuse values that would fail after the work."""
+        """Refuse values with which the export would fail at its end."""
         if not _NAME.fullmatch(self.name):
             raise SettingsError(
                 f"name is {self.name!r}; give lowercase letters, digits, _ and -, and begin with a "

@@ -37,13 +37,13 @@ _DTYPES = {"uint8": triton.TYPE_UINT8, "float32": triton.TYPE_FP32}
 class _Runtime:
     platform: str
     model_file: str
-    """The name that Triton's backend looks for in a version's folder."""
+    """The file name that Triton's backend looks for in a version's folder."""
     format: Literal["onnx", "tensorrt_plan"]
     precisions: tuple[str, ...]
     """Which artefact of the bundle is served: the first precision that it has."""
     on_gpu: bool
     missing: str = "Export it first, or choose another target."
-    """What to do where the bundle has no such artefact."""
+    """Advice where the bundle has no such artefact."""
 
 
 _RUNTIMES: dict[Target, _Runtime] = {

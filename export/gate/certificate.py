@@ -46,7 +46,7 @@ class CertificateSettings:
     """Serving warns where a class loses more Dice (our choice)."""
 
     def __post_init__(self) -> None:
-        """Refuse factors that mean nothing, and levels that are no shares."""
+        """Refuse factors that mean nothing, and levels that are not shares."""
         low, high = _FACTORS
         for factor in self.scale_factors:
             if not low <= factor <= high or abs(factor - 1) <= _NOT_RESAMPLED:
@@ -112,7 +112,7 @@ def certificate_section(
     """The certificate in Markdown: what was measured, a table, the curve.
 
     Args:
-        certificate: None says that there is none.
+        certificate: None where there is none.
         class_names: the C classes.
         mpp: the model's um per pixel.
     """

@@ -43,7 +43,7 @@ def write_report(report: ParityReport, pictures: Sequence[str], folder: Path) ->
 
 
 def measured_against(report: ParityReport) -> str:
-    """Say what the scores are against, and of which classes there are none."""
+    """Say what the scores compare with, and which classes have none."""
     against = "the masks" if report.has_masks else "torch's labels, as there are no masks"
     text = f"Dice, IoU and recall are against {against}."
     missing = report.unmeasured_classes
@@ -109,7 +109,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _share(share: float) -> str:
-    """A share above 0 that never reads as 0."""
+    """Format a share so that one above 0 never reads as 0."""
     return "below 0.001%" if share < 1e-5 else f"{share:.3%}"
 
 

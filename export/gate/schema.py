@@ -135,9 +135,9 @@ class ArtefactParity(Strict):
     num_tiles: int
     label_agreement: float
     num_unknown_labels: int
-    """Pixels whose label is none of the classes."""
+    """Pixels whose label is not a class."""
     max_logit_difference: float | None
-    """None where the artefact gives no logits, as a TensorRT plan."""
+    """None where the artefact gives no logits, such as a TensorRT plan."""
     max_iou_score_difference: float
     mean_confidence_difference: float
     """As a share of 1."""
@@ -167,7 +167,7 @@ class ArtefactParity(Strict):
         return f"{self.file} in OpenVINO" if self.measured_with == "OpenVINO" else self.file
 
     def for_manifest(self) -> Parity:
-        """What a reader of the bundle needs of this."""
+        """The part that the manifest records."""
         return Parity(
             num_tiles=self.num_tiles,
             label_agreement=self.label_agreement,

@@ -7,8 +7,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from tests.support.errors import raises
-from train.errors import StorageError
-from train.files import whole_file
+from train.errors import DestinationError, StorageError
+from train.files import refuse_existing, whole_file, whole_folder
 
 DISK_ERRORS = [
     OSError(errno.ENOSPC, "No space left on device"),
@@ -43,6 +43,42 @@ def test_an_error_that_is_no_users_passes_and_leaves_nothing(tmp_path: Path):
     with raises(OSError, "Bad file descriptor"):
         write_and_fail(tmp_path / "scores.json", OSError(errno.EBADF, "Bad file descriptor"))
     assert not list(tmp_path.iterdir())
+
+
+def fill_and_fail(folder: Path, error: BaseException) -> None:
+    with whole_folder(folder) as new:
+        (new / "inside").mkdir()
+        (new / "inside" / "tile.png").touch()
+        raise error
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_a_folder_that_could_not_be_filled_leaves_nothing(tmp_path: Path, error: BaseException):
+    kind = StorageError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(kind):
+        fill_and_fail(tmp_path / "new" / "data", error)
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_whole_folder_never_replaces_one_that_holds_something(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.txt").touch()
+    with raises(StorageError, tmp_path / "data"), whole_folder(tmp_path / "data"):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", "mine.txt"]
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_only_a_place_that_holds_something_is_refused(tmp_path: Path, is_taken: bool):
+    if is_taken:
+        (tmp_path / "mine.txt").touch()
+        with raises(DestinationError, tmp_path):
+            refuse_existing(tmp_path)
+        with raises(DestinationError, "mine.txt"):
+            refuse_existing(tmp_path / "mine.txt")
+    else:
+        refuse_existing(tmp_path)
+        refuse_existing(tmp_path / "new")
 
 
 def test_a_file_has_the_mode_that_the_umask_gives_whatever_the_library_sets(tmp_path: Path):

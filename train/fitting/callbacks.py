@@ -93,11 +93,11 @@ class OwnSigterm(Callback):
     """
 
     def setup(self, trainer: L.Trainer, task: L.LightningModule, stage: str) -> None:
-        """Remember the handler."""
+        """Remember the present handler."""
         self._handler = signal.getsignal(signal.SIGTERM)
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Restore it after Lightning has set its own."""
+        """Restore the handler after Lightning has set its own."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._handler)
 

@@ -4,8 +4,8 @@ RUN/fold0/, RUN/fold1/ ...   a training run each (see `train.fitting.run`), vali
 RUN/folds.json               scores of each fold, pooled scores, mean and standard deviation
 RUN/folds.csv                the fold of each image
 
-Test images (fold -1) take no part. The epoch of each model is chosen on the fold that it is scored
-on, so the scores are slightly flattering; `train evaluate` on test images is not.
+Test images (fold -1) are left out. The epoch of each model is chosen on the fold that it is scored
+on, so the scores are slightly too good. Those of `train evaluate` on test images are not.
 """
 
 import csv
@@ -59,7 +59,7 @@ class CrossValidation:
 def cross_validate(
     settings: Settings, data: Path, run: Path, num_folds: int, *, overwrite: bool = False
 ) -> CrossValidation:
-    """Train and score a model per fold; repeat the call to continue, finished folds are kept.
+    """Train and score one model per fold. Repeat the call to continue: finished folds are kept.
 
     Args:
         settings: The whole configuration, the same for all folds.
@@ -70,8 +70,9 @@ def cross_validate(
         overwrite: Train finished folds again.
 
     Raises:
-        FocalPathError: there are fewer groups than folds, a fold cannot be trained on, or it was
-            trained with other settings.
+        SettingsError: there are fewer than two folds.
+        DatasetError: there are fewer groups than folds, or a fold cannot be trained on.
+        RunError: a fold was trained with other settings.
     """
     if num_folds < 2:
         raise SettingsError(f"--folds is {num_folds}; expected 2 or more")
@@ -96,10 +97,10 @@ def cross_validate(
 def assign(folder: TileFolder, num_folds: int, seed: int) -> dict[str, int]:
     """The fold of each image that is not for testing, by its name.
 
-    Folds of folds.csv are taken where they are as many as asked for; else groups are drawn.
+    Takes the folds of folds.csv if their number is `num_folds`; otherwise draws groups.
 
     Raises:
-        FocalPathError: there are fewer groups than folds.
+        DatasetError: there are fewer groups than folds.
     """
     own = {row.tile_id: row.fold for row in read_folds(folder.root / "folds.csv") if row.fold >= 0}
     if len(set(own.values())) == num_folds:

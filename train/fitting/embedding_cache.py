@@ -58,7 +58,7 @@ class EmbeddingCache:
         """Encode every view of every tile that is not in the cache yet.
 
         Raises:
-            FocalPathError: the disk is too full or not writable. Files already written stay
+            StorageError: the disk is too full, or cannot be written. Files already written stay
                 intact.
         """
         missing = {
@@ -87,7 +87,7 @@ class EmbeddingCache:
         """Read (D, H/16, W/16) features.
 
         Raises:
-            FocalPathError: the file is damaged.
+            StorageError: the file is damaged.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -111,7 +111,7 @@ class EmbeddingCache:
         """Write (D, H/16, W/16) features atomically.
 
         Raises:
-            FocalPathError: the disk is full or not writable.
+            StorageError: the disk is full, or cannot be written.
         """
         features = features.contiguous()
         with whole_file(path) as partial:
@@ -138,7 +138,7 @@ class EmbeddingCache:
 
 
 class CachedTileDataset(Dataset[CachedSample]):
-    """Training tiles with features in the place of images."""
+    """Training tiles with features in place of images."""
 
     def __init__(self, dataset: TileDataset, cache: EmbeddingCache) -> None:
         self._dataset = dataset
@@ -162,7 +162,7 @@ class CachedTileDataset(Dataset[CachedSample]):
 
 
 class CachedWholeImages(Dataset[WholeImage]):
-    """Whole images with features in the place of their tiles."""
+    """Whole images with features in place of their tiles."""
 
     def __init__(self, dataset: WholeImageDataset, cache: EmbeddingCache) -> None:
         self._dataset = dataset

@@ -1,4 +1,4 @@
-"""Whole images through a segmenter: the one way in which validation, test and compare predict.
+"""Segments whole images, for validation, for test and for comparisons.
 
 Images are resampled, cut and blended as in serving (`train.data.scale`, `serve.images.tiles`), so
 that a score says what a user of the service will get. It is counted on the image's own grid.
@@ -32,7 +32,7 @@ LOW_RES_STRIDE = 4
 Segment = Callable[[Mapping[str, Tensor]], SegmenterOutput]
 """Runs the model on a batch: "image" (B, 3, T, T) uint8, or "features" of the embedding cache."""
 Observe = Callable[[SegmenterOutput, Tensor], None]
-"""Is given each batch's output and labels (B, T, T) uint8."""
+"""Called with each batch's output and labels (B, T, T) uint8."""
 
 
 class LabelledImage(NamedTuple):
@@ -46,7 +46,7 @@ class LabelledImage(NamedTuple):
 
 
 class _TileAnswers(NamedTuple):
-    """What the model says of N tiles."""
+    """The model's output for N tiles."""
 
     logits: Tensor
     """(N, C, h, w) float32."""
@@ -135,7 +135,7 @@ def label_images(
         images: Images, cut into tiles.
         batch_size: Tiles that the model takes at once.
         tta: Average over the flips and quarter turns of each tile.
-        observe: Is given each batch's output and the labels of its tiles.
+        observe: Called with each batch's output and the labels of its tiles.
 
     Returns:
         (H, W) int64 labels in 1..C of each image, on the CPU.

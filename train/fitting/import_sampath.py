@@ -8,7 +8,7 @@ from serve.images.tiles import SAME_MPP
 from train.data.convert import bcss, bdsa, crag
 from train.data.folder import TileFolder, read_tile_folder
 from train.data.pixels import class_frequencies
-from train.errors import CheckpointError
+from train.errors import CheckpointError, DestinationError
 from train.fitting.run import at_scale
 from train.fitting.scores import evaluate
 from train.model.checkpoint import (
@@ -72,11 +72,12 @@ def import_sampath(
         What was written.
 
     Raises:
-        FocalPathError: a weight is not accounted for, the number of classes differs, or the folder
-            has a trained model.
+        WeightsError: a weight is not accounted for.
+        CheckpointError: the file is of another model, or the number of classes differs.
+        DestinationError: the folder has a trained model.
     """
     if (run / WEIGHTS_FILE).exists() and not overwrite:
-        raise CheckpointError(
+        raise DestinationError(
             f"{run} has a trained model; expected a new folder. Add --overwrite to replace it."
         )
     folder = None if data is None else read_tile_folder(data)
@@ -128,7 +129,7 @@ def load_sampath_weights(segmenter: Segmenter, path: Path) -> None:
     Position embeddings of the pathology encoder are resized as SAM-Path does, in DINO's way.
 
     Raises:
-        FocalPathError: a key is not accounted for, or of another shape.
+        WeightsError: a key is not accounted for, or of another shape.
     """
     source: Weights = {}
     for name, value in _read(path).items():
@@ -155,7 +156,7 @@ def num_sampath_classes(path: Path) -> int:
     """How many classes a SAM-Path checkpoint has: its mask tokens are 2 + C.
 
     Raises:
-        FocalPathError: the file is none of SAM-Path's late fusion model.
+        CheckpointError: the file is not of SAM-Path's late fusion model.
     """
     return int(_read(path)[_MASK_TOKENS].shape[0]) - 2
 
@@ -170,7 +171,7 @@ def _read(path: Path) -> Weights:
     weights = tensors(content.get("state_dict", content), path)
     if _MASK_TOKENS not in weights:
         raise CheckpointError(
-            f"{path} is no SAM-Path checkpoint: {_MASK_TOKENS} is missing. Expected a Lightning "
+            f"{path} is not a SAM-Path checkpoint: {_MASK_TOKENS} is missing. Expected a Lightning "
             ".ckpt of its late fusion model."
         )
     parts = {name.split(".")[1] for name in weights if name.startswith("model.")}
@@ -235,7 +236,7 @@ def _origins(checkpoint: Path, settings: Settings) -> tuple[WeightsOrigin, ...]:
             name="SAM-Path checkpoint, trained with SAM-Path's own code",
             file=checkpoint.name,
             sha256=weights_sha256(checkpoint),
-            licence="that of who trained it; SAM-Path's repository states none",
+            licence="that of whoever trained it; SAM-Path's repository states none",
         ),
         WeightsOrigin(
             part="image encoder and decoder",

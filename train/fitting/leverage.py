@@ -1,4 +1,4 @@
-"""How much a model's answers depend on its class bias, and on the attention that holds it.
+"""How much a model's answers depend on its class bias, and on the attention with that bias.
 
 A bias can be learned and still do nothing. So each part is taken away in turn, and what changes is
 counted: labels, and Dice. Nothing is trained again, so a small change says that this model does not
@@ -23,7 +23,7 @@ from train.model.class_bias import ClassAttentionBias, ClassStatistics, find_str
 from train.model.segmenter import Segmenter, encode_for_training, labels_from_logits
 
 AS_TRAINED = "as trained"
-CAPTION = "Counted on tiles at the model's um per pixel; nothing is trained again."
+CAPTION = "Counted on tiles at the model's um per pixel. Nothing is trained again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ Change = Callable[[Segmenter], AbstractContextManager[None]]
 
 
 def _changes(segmenter: Segmenter, card: CheckpointCard) -> dict[str, Change]:
-    """The changes that make sense for the model's strategy."""
+    """The changes that apply to the model's strategy."""
     bias, strategy = segmenter.class_attention_bias, find_strategy(card.settings.model.bias)
     changes: dict[str, Change] = {}
     if any(parameter.any() for parameter in bias.parameters()):

@@ -1,4 +1,4 @@
-"""Loading of samples, in which a mistake in a file arrives as the one message that it is."""
+"""Loads samples so that an error in a file reaches the user as one message."""
 
 from collections.abc import Iterator
 from typing import Any, cast
@@ -52,7 +52,7 @@ def _raising(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 class _Collate:
-    """Hands on the first error of a batch, else the batch."""
+    """Raises the first error of a batch, else hands on the batch."""
 
     def __init__(self, collate: Any) -> None:
         self._collate = collate

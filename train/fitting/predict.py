@@ -1,4 +1,4 @@
-"""Masks and overlays of any images, straight from a checkpoint: a look before it is exported.
+"""Writes masks and overlays of any images, straight from a checkpoint.
 
 OUT/masks/NAME.png      labels 1..C, shown in the classes' colours
 OUT/overlays/NAME.png   the image with the classes' colours over it
@@ -57,8 +57,11 @@ def predict_images(
         tta: Average over the flips and quarter turns of each tile.
 
     Raises:
-        FocalPathError: a file is missing, damaged or not an image, `out` exists, or `mpp` is
-            absurd.
+        SourceError: there is no image, or two of one name.
+        ImageFileError: an image is damaged.
+        CheckpointError: the checkpoint is missing or damaged.
+        DestinationError: `out` holds something.
+        ScaleError: `mpp` is absurd.
     """
     paths = _find(images)
     refuse_existing(out)
@@ -87,7 +90,7 @@ def predict_images(
     if assumed:
         Console().print(
             f"[yellow]warning:[/yellow] {len(assumed)} images, such as {escape(assumed[0])}, do "
-            f"not tell their um per pixel: the model's, {card.mpp:g}, is assumed. Give it as "
+            f"not state their um per pixel: the model's, {card.mpp:g}, is assumed. Give it as "
             "--mpp.",
             soft_wrap=True,
         )

@@ -61,11 +61,11 @@ def fit(
 
     Args:
         settings: The whole configuration.
-        data: A data set in SAM-Path's layout, or one that was read and sorted otherwise.
+        data: A data set in SAM-Path's layout, or one that is read already.
         run: The folder to write.
         resume: Continue from `run/last.ckpt`.
         overwrite: Replace what an earlier run left in the folder.
-        difficulty_from: A trained baseline, whose Dice a class hcfa takes for difficulty.
+        difficulty_from: Run of a trained baseline. `hcfa` takes its per-class Dice as difficulty.
 
     Returns:
         The card of the best checkpoint.
@@ -127,7 +127,7 @@ def _card(
     frequencies: Tensor,
     origins: tuple[WeightsOrigin, ...],
 ) -> "partial[CheckpointCard]":
-    """All of a checkpoint's card that is known before training."""
+    """The part of a checkpoint's card that is known before training."""
     return partial(
         CheckpointCard,
         settings=settings,
@@ -144,7 +144,7 @@ def _card(
 
 
 def _remove_old(run: Path, *, keep_results: bool) -> None:
-    """Remove what an interrupted write left, and what an earlier run did."""
+    """Remove what an interrupted write left and, unless kept, an earlier run's results."""
     names = (WEIGHTS_FILE, CARD_FILE, METRICS_FILE, FIGURE_FILE, LAST_FILE)
     results = [] if keep_results else [run / name for name in names]
     for path in (*results, *run.glob(".*.partial-*")):
@@ -155,7 +155,7 @@ def at_scale(settings: Settings, folder: TileFolder, splits: Sequence[Split]) ->
     """Settle the um per pixel that the model sees: the settings', else the data set's.
 
     Raises:
-        FocalPathError: the scale of some images is not known.
+        ScaleError: the um per pixel of some images are not known.
     """
     tiles = [tile for split in splits for tile in folder.tiles[split]]
     mpp = resolve_mpp(settings.model.mpp, folder.mpp, tiles)

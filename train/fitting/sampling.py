@@ -20,7 +20,7 @@ class BalancedSampler(EpochSampler):
         num_ranks: int = 1,
         epoch: int = 0,
     ) -> None:
-        """Draw by `weights` (N,), which are above 0 or 0, and not all 0."""
+        """Draw by `weights` (N,), which are 0 or more, and not all 0."""
         super().__init__(len(weights), seed, rank=rank, num_ranks=num_ranks, epoch=epoch)
         self._chances = weights / weights.sum()
 
@@ -34,9 +34,9 @@ class BalancedSampler(EpochSampler):
 def balanced_weights(
     counts: NDArray[np.int64], image_of_tile: Sequence[int]
 ) -> NDArray[np.float64]:
-    """The weight of each tile, so that every class is looked for as often.
+    """Compute the weight of each tile, so that all classes are drawn equally often.
 
-    A class is chosen with equal chances among those that are there, then an image by its share of
+    A class is chosen with equal chances among those that are present, then an image by its share of
     the class's pixels, then one of its tiles.
 
     Args:

@@ -36,7 +36,9 @@ def evaluate(
         Dice and IoU under names such as `dice/mean` and `iou/Tumor`.
 
     Raises:
-        FocalPathError: the data set has other classes, or the split no labelled pixel.
+        CheckpointError: the data set has other classes.
+        DatasetError: the split has no labelled pixel.
+        ScaleError: the um per pixel of some images are not known.
     """
     folder = read_tile_folder(data)
     check_classes(card, "the checkpoint", folder)
@@ -79,7 +81,7 @@ def check_classes(card: CheckpointCard, described: str, folder: TileFolder) -> N
 
 
 def _check_scale(card: CheckpointCard, folder: TileFolder, split: Split) -> None:
-    """Refuse images of unknown scale, and say what a checkpoint of version 0.1 does."""
+    """Refuse images of unknown scale; warn of a checkpoint of version 0.1."""
     if not card.settings.model.squeeze:
         if card.mpp is not None:
             resolve_mpp(card.mpp, folder.mpp, folder.tiles[split])

@@ -15,11 +15,11 @@ from train.settings import LabelClass, Settings
 
 @dataclass(frozen=True)
 class Start:
-    """The settings of a run, with what its start says about the model, and the start itself."""
+    """What a run starts from, and the settings completed by it."""
 
     settings: Settings
     published: StartingWeights | None
-    """None where the run goes on from an earlier one."""
+    """None where the run starts from an earlier run."""
 
     def load(
         self, segmenter: Segmenter, classes: tuple[LabelClass, ...]
@@ -27,7 +27,7 @@ class Start:
         """Load the weights into a model of `settings`; returns where they come from.
 
         Raises:
-            SettingsError: the model cannot be exported, and is meant to be.
+            SettingsError: the model cannot be exported, and `exportable` is set.
             WeightsError: published weights are not of its architecture.
             CheckpointError: the earlier run has other classes or shapes, or is damaged.
         """
@@ -45,7 +45,7 @@ class Start:
 
 
 def find_start(settings: Settings) -> Start:
-    """Look at what a run starts from, before it trains.
+    """Find what a run starts from, before it trains.
 
     Raises:
         SettingsError: both an earlier run and published weights are given.

@@ -72,7 +72,7 @@ class SegmentationTask(L.LightningModule):
         return loss
 
     def bias_penalty(self) -> Tensor:
-        """The l2 term of Eq. 7, where it is asked for, else 0."""
+        """The l2 term of Eq. 7, or 0 where the settings leave it out."""
         delta, bias = self.segmenter.class_attention_bias.delta, self.settings.bias
         if not delta.requires_grad or bias.bias_regularisation != "l2":
             return delta.new_zeros(())
@@ -157,7 +157,7 @@ class SegmentationTask(L.LightningModule):
         self.segmenter.class_attention_bias.approach_prior(rate)
 
     def compile_parts(self) -> None:
-        """Compile what every step computes; names of weights stay."""
+        """Compile what every step computes. Names of weights do not change."""
         for part in (*self.segmenter.parts, self.loss):
             part.compile()
 

@@ -51,7 +51,7 @@ class WeightsOrigin:
     sha256: str | None = None
     """Of that file."""
     licence: str
-    """The terms of its authors; for a file that FocalPath does not know, that it does not."""
+    """Its authors' terms, or a note that FocalPath does not know them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class CheckpointCard:
     settings: Annotated[Settings, BeforeValidator(upgrade_settings)]
     classes: tuple[LabelClass, ...]
     mpp: float | None
-    """um per pixel at which the network sees tissue; None where nothing says it."""
+    """um per pixel at which the network sees tissue; None where it is not known."""
     data: TrainingData | None = None
     """None where the file does not say."""
     pixel_frequencies: tuple[float, ...] | None
@@ -106,7 +106,7 @@ def save_checkpoint(folder: Path, segmenter: Segmenter, card: CheckpointCard) ->
         The path of the weights.
 
     Raises:
-        FocalPathError: the disk is full, or may not be written.
+        StorageError: the disk is full, or cannot be written.
     """
     with write_errors_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def read_card(path: Path) -> CheckpointCard:
 
 
 def _with_scale(stored: Any) -> Any:
-    """Say at which scale a checkpoint of version 0.1 sees tissue.
+    """Work out the scale at which a checkpoint of version 0.1 sees tissue.
 
     It squeezed every image to the tile, and its card has the um per pixel of the images, not of the
     network. Where scores were counted at the images' size, this tells how far they were squeezed.

@@ -151,7 +151,7 @@ class BiasStrategy:
     in_paper: bool = False
     """Whether arXiv 2604.13479 compares it."""
     module: type[ClassAttentionBias] = ClassAttentionBias
-    """What the decoder gets from it."""
+    """The module that it adds to the decoder."""
 
 
 def no_bias(settings: BiasSettings, statistics: ClassStatistics) -> Tensor:
@@ -256,7 +256,7 @@ def find_strategy(name: str) -> BiasStrategy:
     """Look up a registered strategy.
 
     Raises:
-        SettingsError: there is none of that name.
+        SettingsError: no strategy has that name.
     """
     if name not in STRATEGIES:
         raise SettingsError(

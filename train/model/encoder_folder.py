@@ -40,7 +40,7 @@ def read_encoder_config(folder: Path) -> EncoderConfig | None:
     """Read a folder's config.json; None where there is none.
 
     Raises:
-        WeightsError: it cannot be read, or it is no config of timm's or of transformers' ViT.
+        WeightsError: it cannot be read, or is not a config of timm's or of transformers' ViT.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():

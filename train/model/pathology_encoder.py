@@ -39,7 +39,7 @@ class PathologyEncoder(nn.Module):
         """Build the encoder with random weights.
 
         Raises:
-            EncoderError: timm does not know it, or it is no vision transformer that fits.
+            EncoderError: timm does not know it, or it is not a vision transformer that fits.
         """
         super().__init__()
         model = with_kind_written_out(model)
@@ -100,7 +100,7 @@ def _create(model: ModelSettings) -> Any:
     """Create timm's model.
 
     Raises:
-        EncoderError: timm does not know it or its arguments, or it is no such transformer.
+        EncoderError: timm does not know it or its arguments, or it is not such a transformer.
     """
     name, args = architecture(model), timm_args(model)
     if not timm.is_model(name):
@@ -121,7 +121,7 @@ def _create(model: ModelSettings) -> Any:
         _ = vit.num_prefix_tokens  # where there is none, there are no tokens
     except (TypeError, AttributeError, ValueError, RuntimeError, AssertionError) as error:
         raise EncoderError(
-            f"{name} is no plain vision transformer of timm's, or not with these settings "
+            f"{name} is not a plain vision transformer of timm's, or not with these settings "
             f"({error}); expected one that turns patches of 14 or 16 pixels into tokens, such as "
             "vit_small_patch16_224"
         ) from error

@@ -1,4 +1,4 @@
-"""Going on from another run: `fit --from RUN` starts with the weights of an earlier checkpoint."""
+"""Starts a run from another one: `fit --from RUN` takes the weights of an earlier checkpoint."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ _ARCHITECTURE = (
     *("pathology_layer_scale", "pathology_mean", "pathology_std", "pathology_positions"),
     "decoder_dim",
 )
-"""Settings that say what the weights are; a run that goes on takes them from the earlier one."""
+"""Settings that describe the weights. A run that starts from another takes them from it."""
 _BIAS = "class_attention_bias."
 _VIT = "pathology_encoder.vit."
 
@@ -100,7 +100,7 @@ def load_run(segmenter: Segmenter, run: Path, classes: tuple[LabelClass, ...]) -
     for name in [name for name in source if name.startswith(_BIAS)]:
         if not (same_bias and was_learned and name in learns and name in fitting):
             fitting.pop(name, None)
-            left_out.append(f"{name}: the bias starts anew, as the settings say")
+            left_out.append(f"{name}: the bias starts again, as the settings say")
     problems = [
         f"{name} is {tuple(source[name].shape) if name in source else 'missing'}, expected "
         f"{tuple(target[name].shape) if name in target else 'no such weight'}"

@@ -1,4 +1,4 @@
-"""What a training starts from: which weights, what they say about the model, and their terms."""
+"""The published weights that a run starts from: what they say about the model, and their terms."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,10 +146,10 @@ def _with_config(
 
 
 def _with_facts(model: ModelSettings, vit: VitWeights, file: Path, said_by: str) -> ModelSettings:
-    """Add what the weights say about the architecture, where nothing else says it.
+    """Complete the architecture from the weights, where settings and config.json leave it open.
 
     Raises:
-        WeightsError: something else says otherwise.
+        WeightsError: the settings or config.json contradict the weights.
     """
     facts = vit_facts(vit.tensors)
     if facts is None:
@@ -186,7 +186,7 @@ def _with_facts(model: ModelSettings, vit: VitWeights, file: Path, said_by: str)
 def _missing_args(
     args: dict[str, Any], facts: VitFacts, vit: VitWeights
 ) -> dict[str, bool | int | float | str]:
-    """Arguments of timm's that the weights need, and that nothing says yet."""
+    """Arguments of timm's that the weights need and that are not given yet."""
     needed: dict[str, bool | int | float | str] = {}
     if facts.has_layer_scale:
         needed["init_values"] = _LAYER_SCALE

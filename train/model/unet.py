@@ -1,4 +1,4 @@
-"""A plain U-Net, the baseline that readers have in mind: it trains, scores and predicts as ours."""
+"""A plain U-Net, as a baseline. It trains, scores and predicts as the paper's model does."""
 
 from typing import Self
 
@@ -16,7 +16,7 @@ _NUM_RESIDUAL_UNITS = 2
 
 
 class UNetSegmenter(Segmenter):
-    """MONAI's residual U-Net in the place of encoders, neck and decoder.
+    """MONAI's residual U-Net in place of encoders, neck and decoder.
 
     Its masks have the tile's full resolution. It has neither a class bias nor an IoU head, so the
     predicted IoU is 0 and the export refuses it.

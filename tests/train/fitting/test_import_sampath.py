@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.support.errors import raises
 from tests.support.sam_path_oracle import SamPath, random_sam_path
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
 from train.cli import main
 from train.data.folder import read_tile_folder
-from train.errors import CheckpointError, FocalPathError
+from train.errors import CheckpointError, DestinationError, FocalPathError
 from train.fitting.evaluation import predict_split
 from train.fitting.import_sampath import import_sampath, load_sampath_weights, num_sampath_classes
 from train.fitting.run import fit
@@ -263,9 +264,8 @@ def test_class_names_that_are_not_as_many_and_different_are_refused(
 def test_an_import_replaces_no_trained_model_unasked(sampath_file: Path, tmp_path: Path):
     importing = partial(import_sampath, sampath_file, tmp_path, toy_preset("bcss"))
     (tmp_path / "model.safetensors").write_bytes(b"trained")
-    with pytest.raises(CheckpointError) as raised:
+    with raises(DestinationError, tmp_path, "--overwrite"):
         importing()
-    assert "--overwrite" in str(raised.value)
     importing(overwrite=True)
     load_checkpoint(tmp_path)
 
