@@ -80,7 +80,7 @@ def without_folders(settings: Settings) -> Settings:
 
 def _introduction(comparison: Comparison) -> str:
     settings, data = comparison.settings, comparison.data
-    sizes = ", ".join(_size_text(data, split) for split in sorted(data.tiles))
+    sizes = "; ".join(_size_text(data, split) for split in sorted(data.tiles))
     mpp = next(iter(comparison.results.values())).card.mpp
     scale = "an unknown scale" if mpp is None else f"{mpp:g} um per pixel"
     return (
@@ -94,10 +94,13 @@ def _introduction(comparison: Comparison) -> str:
 
 
 def _size_text(data: TileFolder, split: Split) -> str:
-    """`40 test images of 3 cases`; without cases where folds.csv has no group."""
+    """`40 test images of 3 cases (A, B, C)`; without cases where folds.csv has no group."""
     tiles = data.tiles[split]
-    groups = {tile.group for tile in tiles if tile.group}
-    return f"{len(tiles)} {split}" + (f" images of {len(groups)} cases" if groups else "")
+    groups = sorted({tile.group for tile in tiles if tile.group})
+    if not groups:
+        return f"{len(tiles)} {split}"
+    listed = f" ({', '.join(groups)})" if len(groups) < _CASES_MIN else ""
+    return f"{len(tiles)} {split} images of {len(groups)} cases{listed}"
 
 
 def _seeds_text(comparison: Comparison) -> str:

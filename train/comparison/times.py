@@ -41,12 +41,21 @@ def times_section(comparison: Comparison) -> str:
     return (
         "## Training time\n\n"
         + markdown_table([*header, "with its baseline"], lines)
-        + f"\n\nOn {'; '.join(devices)}, validation included; each run's in "
+        + f"\n\nOn {'; '.join(devices)}, validation included{_total(comparison)}; each run's in "
         "[times.csv](times.csv). "
         "Compare CPU times on a CPU: wall-clock also counts other programs. HCFA needs a trained "
         "baseline. The paper claims that DFA takes about 40% less time than the two stages of "
         "HCFA; of two stages of equally many epochs, one is half."
     )
+
+
+def _total(comparison: Comparison) -> str:
+    """CPU time of all runs together, where it is known of all."""
+    seconds = [result.cpu_seconds for result in comparison.results.values()]
+    known = [value for value in seconds if value is not None]
+    if len(known) < len(seconds):
+        return ""
+    return f", {sum(known) / 60:.0f} CPU minutes for all {len(known)} trainings"
 
 
 def _minutes(comparison: Comparison, name: RowName, *, cpu: bool) -> Floats:

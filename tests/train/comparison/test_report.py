@@ -11,6 +11,7 @@ from tests.support.toy_comparison import CLASSES, NUM_TILES, confusion, toy_comp
 from tests.support.toy_data import toy_settings
 from train.comparison.bootstrap import Bootstrap, Difference, Interval, seed_scores
 from train.comparison.claim import Claim, claim_section, judge_claim
+from train.comparison.compare import Comparison
 from train.comparison.figures import correlate
 from train.comparison.methods import RowName, all_rows, paper_rows
 from train.comparison.report import write_report
@@ -99,13 +100,17 @@ def test_a_class_without_a_test_pixel_is_in_no_mean_whether_predicted_or_not(num
     assert mean.low < mean.estimate < mean.high
 
 
-def test_images_of_one_patient_are_drawn_together():
-    comparison = toy_comparison({BASE: (0.8,)})
+def of_two_patients(comparison: Comparison) -> Comparison:
     tiles = comparison.data.tiles["test"]
     of_patients = tuple(replace(tile, group=f"patient {i // 6}") for i, tile in enumerate(tiles))
     data = replace(comparison.data, tiles={**comparison.data.tiles, "test": of_patients})
+    return replace(comparison, data=data)
+
+
+def test_images_of_one_patient_are_drawn_together():
+    comparison = toy_comparison({BASE: (0.8,)})
     alone, together = (
-        Bootstrap(entry).dice(BASE)[0] for entry in (comparison, replace(comparison, data=data))
+        Bootstrap(entry).dice(BASE)[0] for entry in (comparison, of_two_patients(comparison))
     )
     assert together.estimate == alone.estimate
     assert together.high - together.low > 1.5 * (alone.high - alone.low)
@@ -231,6 +236,21 @@ def test_figures_are_vectors_and_pictures(report: Path):
             assert picture.width > 500
             assert colors is not None
             assert len(colors) > 10
+
+
+def test_few_test_cases_are_named_and_warned_about(tmp_path: Path):
+    comparison = replace(of_two_patients(toy_comparison({BASE: (0.8,)})), with_pictures=False)
+    text = write_report(comparison, tmp_path / "few").read_text(encoding="utf-8")
+    assert f"{NUM_TILES} test images of 2 cases (patient 0, patient 1)" in text
+    assert "2 test cases are few" in text
+    many = replace(toy_comparison({BASE: (0.8,)}), with_pictures=False)
+    assert "are few" not in write_report(many, tmp_path / "many").read_text(encoding="utf-8")
+
+
+def test_the_time_of_all_trainings_is_added_up_where_it_is_known_of_all(report: Path):
+    minutes = 1.5 * 2 * (2.0 * (len(ALL_ROWS) - 1) + 3.0)
+    text = (report / "README.md").read_text(encoding="utf-8")
+    assert f"{minutes:.0f} CPU minutes for all {2 * len(ALL_ROWS)} trainings" in text
 
 
 def test_hcfas_time_is_told_with_its_baselines(report: Path):
