@@ -8,6 +8,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -140,7 +141,7 @@ class ClusterEngine:
         options: dict[str, Any] = {"num_cpus": 0, "max_retries": MOST_TRIES - 1}
         if node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
-        reference = ray.remote(function).options(**options).remote(job)
+        reference = _task(function).options(**options).remote(job)
         try:
             while not ray.wait([reference], timeout=_WAIT_S)[0]:
                 if self._dispatcher.is_closing:
@@ -214,6 +215,12 @@ def open_cluster_engine(
         ray.shutdown()
         raise
     return ClusterEngine(dispatcher, first.model, num_workers=crew.count)
+
+
+@cache
+def _task(function: Callable[[SlideJob], Any]) -> Any:
+    """Ray's task of a function; sent to the cluster once."""
+    return ray.remote(function)
 
 
 def _remote(worker: type[ClusterWorker]) -> Any:

@@ -1,0 +1,175 @@
+"""What a cluster costs beside one process: `python -m benchmarks.slides_cluster`.
+
+The same slide goes through the engine of one process and through one Ray worker on this machine, in
+turns, with the same model, threads and blocks. The cluster is started once, before.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+
+from benchmarks.harness import machine_line, take_turns, write_report
+from benchmarks.slides import write_slide
+from serve.contract.machine import installed_versions
+from serve.contract.manifest import read_bundle, sha256_of
+from serve.settings import InferenceSettings
+from serve.slides.cluster.engine import open_cluster_engine
+from serve.slides.cohort import SlideTask
+from serve.slides.finish import read_passport
+from serve.slides.local import open_local_engine
+from serve.slides.options import ClusterOptions, RunOptions, Settings
+from serve.slides.outputs.registry import formats_of
+from serve.slides.progress import Quiet
+from serve.slides.run import Cohort, Engine, run_cohort
+
+
+class ClusterReport(BaseModel):
+    """What `slides_cluster.json` holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    machine: str
+    packages: dict[str, str]
+    model: str
+    threads: int
+    load_before: tuple[float, float, float]
+    load_after: tuple[float, float, float]
+    block_cells: int
+    num_blocks: int
+    num_tiles: int
+    seconds: dict[str, list[float]] = Field(
+        description="of computing the blocks, per engine and round"
+    )
+    whole_seconds: dict[str, list[float]] = Field(
+        description="of the slide with planning and outputs, per engine and round"
+    )
+    milliseconds_per_block: float = Field(
+        description="median over the rounds of the cluster's time less that of one process, by "
+        "the number of blocks"
+    )
+    share: float = Field(description="median over the rounds of the cluster's time by the other")
+    same_bytes: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterBenchmark:
+    """Measure what a block costs more on a cluster."""
+
+    settings: tyro.conf.OmitArgPrefixes[InferenceSettings]
+    """What runs the model."""
+    out: Path = Path("artifacts/results/slides")
+    """Folder for `slides_cluster.json`."""
+    side_px: int = 4096
+    """Side of the slide."""
+    drawn_px: int = 1024
+    """Side of the drawings that it is laid out with."""
+    block_cells: int = 256
+    rounds: int = 5
+
+
+class _Clock(Quiet):
+    """How long the blocks took."""
+
+    def __init__(self) -> None:
+        self._began = self.seconds = 0.0
+
+    def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
+        """See `Watcher`."""
+        self._began, self.seconds = time.perf_counter(), 0.0
+
+    def step(self, name: str, step: str) -> None:
+        """See `Watcher`."""
+        self.seconds = self.seconds or time.perf_counter() - self._began
+
+
+def run_benchmark(command: ClusterBenchmark, console: Console) -> ClusterReport:
+    """Measure both engines in turns."""
+    manifest = read_bundle(command.settings.bundle)
+    assert manifest.mpp is not None
+    load = _load()
+    with tempfile.TemporaryDirectory() as folder:
+        slide = Path(folder) / "slide.svs"
+        write_slide(slide, command.side_px, command.side_px, manifest.mpp, command.drawn_px)
+        local = open_local_engine(command.settings)
+        options = ClusterOptions(cluster="local", workers=1)
+        cluster = open_cluster_engine(command.settings, options, tell=console.print)
+        times: dict[str, list[float]] = {"process": [], "cluster": []}
+        outs: list[Path] = []
+
+        def measured(name: str, engine: Engine) -> Callable[[], float]:
+            def run() -> float:
+                clock, out = _Clock(), Path(folder) / f"out{len(outs)}"
+                outs.append(out)
+                options = RunOptions(settings=Settings(block_cells=command.block_cells))
+                cohort = Cohort(out, engine, options, formats_of(("ome-zarr",)), clock)
+                started = time.perf_counter()
+                (outcome,) = run_cohort(cohort, [SlideTask(path=slide, name="slide")])
+                assert outcome.status == "done", outcome.reason
+                times[name].append(round(clock.seconds, 3))
+                return round(time.perf_counter() - started, 3)
+
+            return run
+
+        variants = {"process": measured("process", local), "cluster": measured("cluster", cluster)}
+        try:
+            whole = take_turns(variants, command.rounds, console.print)
+        finally:
+            cluster.close()
+            local.close()
+        passport = read_passport(outs[0] / "slide")
+        assert passport is not None
+        contents = [_contents(out) for out in outs]
+    pairs = list(zip(times["process"], times["cluster"], strict=True))
+    return ClusterReport(
+        machine=machine_line(),
+        packages=installed_versions(("focalpath", "ray", "onnxruntime", "zarr", "numpy")),
+        model=f"{manifest.name} {manifest.version}, tiles of {manifest.tile_size_px} px",
+        threads=command.settings.threads,
+        load_before=load,
+        load_after=_load(),
+        block_cells=command.block_cells,
+        num_blocks=passport.num_blocks,
+        num_tiles=passport.num_tiles,
+        seconds=times,
+        whole_seconds=whole,
+        milliseconds_per_block=round(
+            1000 * statistics.median(two - one for one, two in pairs) / passport.num_blocks, 1
+        ),
+        share=round(statistics.median(two / one for one, two in pairs), 3),
+        same_bytes=all(content == contents[0] for content in contents),
+    )
+
+
+def _contents(out: Path) -> dict[str, str]:
+    """SHA-256 of every file of a result but the passport, which has times in it."""
+    return {
+        path.relative_to(out).as_posix(): sha256_of(path)
+        for path in (out / "slide").rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+def _load() -> tuple[float, float, float]:
+    """The machine's load over 1, 5 and 15 minutes."""
+    one, five, fifteen = (float(word) for word in Path("/proc/loadavg").read_text().split()[:3])
+    return one, five, fifteen
+
+
+def main() -> None:
+    """Run the command line."""
+    command = tyro.cli(ClusterBenchmark, description=__doc__)
+    console = Console()
+    report = run_benchmark(command, console)
+    write_report(command.out, "slides_cluster", report)
+    console.print(report.model_dump())
+
+
+if __name__ == "__main__":
+    main()
