@@ -23,18 +23,26 @@ class Pretrain:
 
     settings: PretrainPreset
     data: Path
-    """Slides: a data set's folder with mpp in dataset.json, or OCELOT as it is published."""
+    """Slides: a folder of whole slides, a data set's folder with mpp in dataset.json, or OCELOT as
+    it is published."""
     out: Path
     """The run's folder: encoder/, metrics.csv, last.ckpt, pretrain.json."""
     resume: bool = False
     """Continue the run in --out from its last epoch."""
     overwrite: bool = False
     """Replace the encoder that --out has."""
+    measure_steps: int = 0
+    """Only measure how fast views are read and how fast a step is, over this many steps, and write
+    nothing."""
 
     def run(self) -> None:
         """Pretrain and say where the encoder is."""
         from train.pretraining.run import pretrain
+        from train.pretraining.speed import measure_speed
 
+        if self.measure_steps > 0:
+            print(measure_speed(self.settings, self.data, self.measure_steps).text)
+            return
         encoder = pretrain(
             self.settings, self.data, self.out, resume=self.resume, overwrite=self.overwrite
         )

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,10 +29,19 @@ def signs_of_collapse(targets: Tensor, logits: Tensor, temperature: float) -> di
     log_student = F.log_softmax(logits.float() / temperature, dim=-1)
     divergence = (targets * (targets.clamp(min=1e-12).log() - log_student)).sum(-1).mean()
     return {
-        "entropy_of_mean": _entropy(flat.mean(dim=0)) / largest,
+        "entropy_of_mean": _entropy(_over_processes(flat.mean(dim=0))) / largest,
         "mean_entropy": _entropy(flat).mean() / largest,
         "teacher_student_kl": divergence,
     }
+
+
+def _over_processes(values: Tensor) -> Tensor:
+    """Mean over the processes of a run, so that all of them judge alike and end together."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return values
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()
 
 
 def effective_rank(features: Tensor) -> Tensor:

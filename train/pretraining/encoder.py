@@ -12,6 +12,10 @@ from timm.models import save_for_hf
 from torch import nn
 
 from train.errors import EncoderError
+from train.model.encoder_folder import read_encoder_config
+from train.model.pretrained import NOT_OURS_IN_VIT, load_accounted, resize_position_embedding
+from train.model.weight_files import read_weights, weights_file
+from train.model.weight_names import as_timm
 from train.pretraining.settings import PretrainSettings
 
 _LAYER_SCALE = 1e-5
@@ -57,6 +61,30 @@ def create_encoder(settings: PretrainSettings, *, drop_path: float = 0.0) -> nn.
             "plain vision transformer of timm's, such as vit_small_patch16_224"
         ) from error
     return vit
+
+
+def load_encoder(vit: nn.Module, path: Path) -> None:
+    """Start from published weights: timm's, DINO's or HIPT's file, or an encoder's folder.
+
+    Position embeddings are resized to the views; a folder's config.json also says the mean and
+    deviation of the inputs.
+
+    Args:
+        vit: the encoder of `create_encoder`; receives them.
+        path: the file or folder.
+
+    Raises:
+        WeightsError: they cannot be read, or are not of this architecture.
+    """
+    file = weights_file(path)
+    weights = as_timm(read_weights(file), file)
+    source = dict(weights.tensors)
+    resize_position_embedding(source, vit, weights.positions, file)
+    load_accounted(vit, source, set(vit.state_dict()), NOT_OURS_IN_VIT, file)
+    if path.is_dir() and (config := read_encoder_config(path)) is not None:
+        stated = {"mean": config.mean, "std": config.std}
+        known = {name: value for name, value in stated.items() if value is not None}
+        cast(Any, vit).pretrained_cfg = {**cast(Any, vit).pretrained_cfg, **known}
 
 
 def architecture(settings: PretrainSettings) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from train.files import whole_file, whole_folder, write_errors_explained
 from train.fitting.callbacks import MetricsFile, OwnSigterm
 from train.fitting.resume import RunInputs, resumed_epoch
 from train.fitting.trainer import make_trainer
-from train.pretraining.encoder import patch_size, write_encoder
+from train.pretraining.encoder import write_encoder
 from train.pretraining.settings import PretrainSettings
 from train.pretraining.sources import SplitSource, open_source, usable_slides
 from train.pretraining.task import PretrainTask
@@ -81,7 +81,15 @@ def pretrain(
                 (run / name).unlink(missing_ok=True)
             shutil.rmtree(encoder, ignore_errors=True)
         trainer = _trainer(settings, run, inputs)
-        loader = _loader(found, slides, settings, task, trainer, first_epoch)
+        loader = view_loader(
+            found,
+            slides,
+            settings,
+            task.patch_size,
+            rank=trainer.global_rank,
+            num_ranks=trainer.world_size,
+            first_epoch=first_epoch,
+        )
         trainer.fit(task, loader, ckpt_path=run / LAST_FILE if resume else None)
         if trainer.is_global_zero:
             _write_record(run / RECORD_FILE, inputs)
@@ -127,29 +135,38 @@ def _trainer(settings: PretrainSettings, run: Path, inputs: dict[str, Any]) -> L
     )
 
 
-def _loader(
+def view_loader(
     found: SplitSource,
     slides: tuple[int, ...],
     settings: PretrainSettings,
-    task: PretrainTask,
-    trainer: L.Trainer,
-    first_epoch: int,
+    patch_size: int,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
+    first_epoch: int = 0,
 ) -> DataLoader[Any]:
+    """Read the samples of one process, an epoch after the other.
+
+    Args:
+        found: the source.
+        slides: numbers of its slides to take samples from.
+        settings: which views, and how many.
+        patch_size: of the encoder, in pixels.
+        rank: number of this process.
+        num_ranks: processes that share an epoch.
+        first_epoch: where a resumed run goes on.
+    """
     schedule = settings.schedule
     dataset = ViewDataset(
         found.source,
         slides,
         settings.views,
-        patch_size=patch_size(task.student.encoder),
-        num_samples=schedule.steps_per_epoch * schedule.batch_size * trainer.world_size,
+        patch_size=patch_size,
+        num_samples=schedule.steps_per_epoch * schedule.batch_size * num_ranks,
         seed=schedule.seed,
     )
     sampler = EpochSampler(
-        len(dataset),
-        schedule.seed,
-        rank=trainer.global_rank,
-        num_ranks=trainer.world_size,
-        epoch=first_epoch,
+        len(dataset), schedule.seed, rank=rank, num_ranks=num_ranks, epoch=first_epoch
     )
     return DataLoader(
         cast("Dataset[Any]", dataset),
@@ -157,6 +174,7 @@ def _loader(
         sampler=sampler,
         drop_last=True,
         num_workers=schedule.num_workers,
+        persistent_workers=schedule.num_workers > 0,  # they keep decoded images and open slides
         pin_memory=torch.cuda.is_available(),
     )
 

@@ -7,6 +7,7 @@ view that they come from. Which view teaches which is our reading of the abstrac
 """
 
 import copy
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from train.errors import CollapseError, RunError
 from train.pretraining.branch import Branch
 from train.pretraining.collapse import LEAST_ENTROPY, effective_rank, signs_of_collapse
+from train.pretraining.encoder import load_encoder, patch_size
 from train.pretraining.losses import (
     Centers,
     alignment_loss,
@@ -40,7 +42,11 @@ class PretrainTask(L.LightningModule):
         super().__init__()
         self.settings = settings
         self.student = Branch(settings, drop_path=settings.encoder.drop_path)
+        if settings.encoder.init_weights is not None:
+            load_encoder(self.student.encoder, Path(settings.encoder.init_weights))
         self.teacher = Branch(settings, drop_path=0.0)
+        student, teacher = cast(Any, self.student.encoder), cast(Any, self.teacher.encoder)
+        teacher.pretrained_cfg = student.pretrained_cfg  # mean and deviation of what it starts from
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         uses_dense = settings.distillation.align_weight > 0 or settings.distillation.ibot_weight > 0
@@ -57,6 +63,11 @@ class PretrainTask(L.LightningModule):
         self._std = torch.tensor(config["std"]).reshape(3, 1, 1) * 255
 
     num_collapsed: Tensor
+
+    @property
+    def patch_size(self) -> int:
+        """Side of the encoder's patches in pixels."""
+        return patch_size(self.student.encoder)
 
     @property
     def is_collapsing(self) -> bool:
@@ -90,8 +101,12 @@ class PretrainTask(L.LightningModule):
                 "with --precision 32-true; last.ckpt is kept."
             )
         for name, value in {"loss": loss, **parts}.items():
-            self.log(name, value.detach(), on_step=False, on_epoch=True, prog_bar=name == "loss")
+            self._log_mean(name, value.detach(), prog_bar=name == "loss")
         return loss
+
+    def _log_mean(self, name: str, value: Tensor, *, prog_bar: bool = False) -> None:
+        """Log the mean over an epoch's steps and the run's processes."""
+        self.log(name, value, on_step=False, on_epoch=True, prog_bar=prog_bar, sync_dist=True)
 
     def _losses(self, batch: ViewSample) -> dict[str, Tensor]:
         distillation, views = self.settings.distillation, self.settings.views
@@ -234,7 +249,7 @@ class PretrainTask(L.LightningModule):
         if self.trainer.is_last_batch:
             watched["rank"] = effective_rank(teacher_cls)
         for name, value in watched.items():
-            self.log(name, value, on_step=False, on_epoch=True)
+            self._log_mean(name, value)
         schedule = self.settings.schedule
         is_warm = self.global_step >= schedule.warmup_share * schedule.steps
         of_mean = float(watched["entropy_of_mean"])

@@ -1,5 +1,7 @@
 import csv
 import json
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +19,11 @@ from train.errors import (
     RunError,
     ScaleError,
     SourceError,
+    WeightsError,
 )
 from train.pretraining.run import pretrain
 from train.pretraining.settings import PretrainSettings, ViewSettings, synthetic
+from train.pretraining.speed import measure_speed
 from train.pretraining.task import PretrainTask
 from train.pretraining.views import ViewSample
 
@@ -114,6 +118,58 @@ def test_no_gradient_reaches_the_teacher_which_follows_the_student() -> None:
     assert not any(p.requires_grad for p in task.teacher.parameters())
     pairs = zip(task.teacher.parameters(), task.student.parameters(), strict=True)
     assert all(torch.equal(teacher, student) for teacher, student in pairs)
+
+
+def test_a_run_starts_from_published_weights_and_their_normalisation(
+    run: Path, tmp_path: Path
+) -> None:
+    start = tmp_path / "encoder"
+    shutil.copytree(run / "encoder", start)
+    config = json.loads((start / "config.json").read_text())
+    config["pretrained_cfg"]["mean"] = [0.7, 0.5, 0.6]
+    (start / "config.json").write_text(json.dumps(config))
+    encoder = replace(tiny().encoder, init_weights=str(start))
+    task = PretrainTask(replace(tiny(), encoder=encoder))
+    expected = load_file(start / "model.safetensors")
+    for branch in (task.student, task.teacher):
+        found = branch.encoder.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        assert branch.encoder.pretrained_cfg["mean"] == (0.7, 0.5, 0.6)
+    with raises(WeightsError, "model.safetensors", "blocks.2"):
+        PretrainTask(replace(tiny(), encoder=replace(encoder, depth=3)))
+
+
+def test_half_precision_trains_on_a_cpu_and_hands_on_float32(
+    slides: Path, run: Path, tmp_path: Path
+) -> None:
+    encoder = pretrain(tiny(precision="bf16-mixed"), slides, tmp_path / "run")
+    found, expected = (load_file(f / "model.safetensors") for f in (encoder, run / "encoder"))
+    assert all(value.dtype == torch.float32 for value in found.values())
+    distances = [(found[name] - expected[name]).abs().max().item() for name in expected]
+    assert 0 < max(distances) < 0.05  # other roundings, the same training
+    assert _losses(tmp_path / "run") == pytest.approx(_losses(run), rel=0.01)
+
+
+def _losses(run: Path) -> list[float]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_reading_and_training_are_timed_apart_and_nothing_is_written(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    step = PretrainTask.training_step
+
+    def slow(task: PretrainTask, batch: ViewSample, batch_index: int) -> torch.Tensor:
+        time.sleep(0.3)
+        return step(task, batch, batch_index)
+
+    monkeypatch.setattr(PretrainTask, "training_step", slow)
+    speed = measure_speed(tiny(), slides, num_steps=2)
+    assert speed.step_s > 0.3 > speed.load_s > 0
+    assert f"{speed.step_s / speed.load_s:.1f} times" in speed.text
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_collapsed_run_ends_with_an_error_and_keeps_the_checkpoint_before(

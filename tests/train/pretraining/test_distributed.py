@@ -1,0 +1,45 @@
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support import ROOT
+from tests.support.distributed_pretraining import settings_of
+from train.data.synthetic.slides import SlideSettings, write_slides
+from train.pretraining.run import pretrain
+
+pytestmark = pytest.mark.slow
+
+
+def test_two_processes_pretrain_what_one_does(tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    write_slides(slides, SlideSettings(num_train=2, num_validation=0, num_test=1, side_um=80.0))
+    command = [sys.executable, "-m", "tests.support.distributed_pretraining"]
+    shared = tmp_path / "shared"
+    finished = subprocess.run(
+        [*command, str(slides), str(shared), "2"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    alone = tmp_path / "alone"
+    pretrain(settings_of(batch_size=4), slides, alone)
+    found, expected = (load_file(run / "encoder" / "model.safetensors") for run in (shared, alone))
+    assert found.keys() == expected.keys()
+    assert max((found[name] - expected[name]).abs().max() for name in expected) < 1e-5
+    losses = []
+    for run in (shared, alone):
+        with (run / "metrics.csv").open(newline="") as file:
+            losses.append([float(row["context"]) for row in csv.DictReader(file)])
+    assert len(losses[0]) == 2
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    state = torch.load(shared / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 4
