@@ -59,7 +59,7 @@ class OpenVinoModel:
     def run(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Run the graph on (B, T, T, 3) uint8 RGB images, and copy out the named outputs.
 
-        OpenVINO computes the other outputs as well; they take about a hundredth of the time.
+        OpenVINO computes the other outputs as well: a compiled model has one set of outputs.
 
         Raises:
             BackendUnavailableError: the run failed.

@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.triton import publish
 from serve.cli import main
 from serve.contract.manifest import MANIFEST_FILE, sha256_of
 from serve.doctor import checks
 from serve.doctor.report import Report
 from serve.inference.probe import PROVIDERS, Probe
 from tests.support.http_service import free_port
+from tests.support.toy_bundle import write_toy_bundle
+from tests.support.triton_server import TritonServer
 
 
 @pytest.fixture(autouse=True)
@@ -166,3 +169,24 @@ def test_a_library_that_does_not_load_is_told_from_one_that_is_not_there(
     found = {finding.name: finding.status for finding in checks.look_at_slides()}
     assert found["openslide"] == "warning"
     assert set(found.values()) == {"warning", "absent"}
+
+
+@pytest.mark.triton
+def test_the_doctor_looks_at_a_real_triton(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(bundle, tmp_path / "repository")
+    flags: tuple[object, ...] = ("--bundle", bundle, "--backend", "triton")
+    with TritonServer(tmp_path / "repository") as server:
+        status, report = _report(capsys, *flags, "--triton-url", server.grpc_url)
+        assert status == 0, report.findings
+        assert _of(report, "Triton", "model") == (
+            "ok",
+            f"{server.grpc_url} serves segmenter, Triton's version 1",
+        )
+        assert "triton" in _of(report, "Bundle", "runs on")[1]
+        assert "one tile takes" in _of(report, "Bundle", "warm-up")[1]
+        other = write_toy_bundle(tmp_path / "other", tile_size_px=128)
+        flags = ("--bundle", other, "--backend", "triton", "--triton-url", server.grpc_url)
+        status, report = _report(capsys, *flags)
+        assert (status, _of(report, "Triton", "model")[0]) == (1, "failed")
