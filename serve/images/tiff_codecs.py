@@ -1,6 +1,6 @@
 """TIFF compressions that Pillow does not read as a whole: each strip or tile decoded on its own.
 
-WebP and JPEG 2000 are decoded with Pillow, which has both. LERC and JPEG XL need imagecodecs
+WebP, JPEG 2000 and PNG are decoded with Pillow, which has them. LERC and JPEG XL need imagecodecs
 (80 MB installed), which the extra `slides` brings. A strip or tile whose own header tells another
 size than the TIFF is refused before its pixels are decoded.
 """
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.contract.errors import ImageError
+from serve.images.bombs import refuse_bombs
 from serve.images.tiff_pages import Page
 from serve.images.tiff_tags import MAX_PLACES, Structure
 
@@ -182,10 +183,13 @@ def _wrong_size(found: tuple[int, ...], wanted: tuple[int, int, int]) -> ImageEr
 
 def _with_pillow(kind: str) -> Decode:
     def decode(segment: bytes, wanted: tuple[int, int, int]) -> NDArray[np.uint8]:
+        refuse_bombs(segment)
         with Image.open(io.BytesIO(segment), formats=(kind,)) as image:
             found = (image.height, image.width, len(image.getbands()))
             if found[:2] != wanted[:2]:  # known from its header: nothing is decoded
                 raise _wrong_size(found, wanted)
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"it has more than 8 bits a channel, mode {image.mode}")
             mode = {1: "L", 3: "RGB", 4: "RGBA"}[wanted[2]]
             if image.mode == "YCbCr":
                 mode = "YCbCr"
@@ -203,8 +207,18 @@ def _with_imagecodecs(kind: str) -> Decode:
     return decode
 
 
-_WITH_PILLOW = {33003: "JPEG2000", 33005: "JPEG2000", 34712: "JPEG2000", 50001: "WEBP"}
-_WITH_IMAGECODECS = {34887: "lerc", 50002: "jpegxl", 52546: "jpegxl"}
+_WITH_PILLOW = {
+    33003: "JPEG2000",
+    33005: "JPEG2000",
+    34712: "JPEG2000",
+    34933: "PNG",
+    50001: "WEBP",
+}
+_WITH_IMAGECODECS = {
+    34887: "lerc",
+    50002: "jpegxl",
+    52546: "jpegxl",
+}
 
 
 def _decoder(compression: int) -> Decode | None:
