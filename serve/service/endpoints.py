@@ -58,7 +58,7 @@ from serve.service.openapi import (
     text_answer,
 )
 from serve.service.page import page_routes
-from serve.service.queries import ImageQuery, batch_query, format_query
+from serve.service.queries import ImageQuery, batch_query, format_query, refuse_repeated
 from serve.service.telemetry import Telemetry
 from serve.service.uploads import (
     BATCH_PATH,
@@ -88,6 +88,7 @@ class Upload:
 
 
 async def _read_upload(request: Request, query: ImageQuery) -> Upload:
+    _check_query(request, query)
     form = await read_form(request, "image")
     try:
         upload = form["image"]
@@ -97,6 +98,10 @@ async def _read_upload(request: Request, query: ImageQuery) -> Upload:
         return Upload(await upload.read(), read_mpp(form, query.mpp), name)
     finally:
         await form.close()
+
+
+def _check_query(request: Request, query: ImageQuery) -> None:
+    refuse_repeated(query, (name for name, _ in request.query_params.multi_items()))
 
 
 def _format_endpoint(entry: AnswerFormat) -> Endpoint:
@@ -144,6 +149,7 @@ def _batch_endpoint() -> Endpoint:
     async def answer(request: Request, query: Any) -> Response:
         state = request.app.state
         settings: ServeSettings = state.settings
+        _check_query(request, query)
         form = await read_form(request, "images", max_files=settings.max_batch_files)
         try:
             job = Job(

@@ -85,7 +85,7 @@ async def _answer_invalid_option(request: Request, error: Exception) -> Response
 
 
 def _unknown_option(name: str, known: Sequence[str]) -> OptionError:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return OptionError(f"{name!r} is not an option here.{hint} There are: {', '.join(known)}.")
 

@@ -1,11 +1,14 @@
 """The query parameters of the endpoints, derived from the options of the answer formats."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
 from serve.answers.format import AnswerFormat, Options
 from serve.answers.registry import batch_formats, merged_options
+from serve.contract.errors import OptionError
 from serve.images.mpp import MAX_MPP, MIN_MPP
 
 
@@ -19,6 +22,21 @@ class ImageQuery(Options):
         description="um per pixel of the image; without it the file's own, or else the model's",
         examples=[0.25],
     )
+
+
+def refuse_repeated(query: ImageQuery, names: Iterable[str]) -> None:
+    """Refuse an option of one value that is given several times; else one would win silently.
+
+    Args:
+        query: what was read.
+        names: of the parameters as they were sent, repetitions included.
+
+    Raises:
+        OptionError: there is one.
+    """
+    for name, times in Counter(names).items():
+        if times > 1 and not isinstance(getattr(query, name), list):
+            raise OptionError(f"{name} is given {times} times, expected once.")
 
 
 def format_query(entry: AnswerFormat) -> type[ImageQuery]:

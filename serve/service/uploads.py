@@ -180,20 +180,25 @@ async def read_form(request: Request, field: str, *, max_files: int = 1) -> Form
 
 
 def read_mpp(form: FormData, in_query: float | None) -> float | None:
-    """The um per pixel that the request states: in its query, or else as a text field.
+    """The um per pixel that the request states: in its query, or as a text field.
 
     Raises:
-        OptionError: the field is not a number or out of range, even if the query has a good one.
+        OptionError: the field is not a number or out of range, or the request states two values.
     """
-    text = form.get("mpp")
-    if text is None:
+    texts = form.getlist("mpp")
+    if not texts:
         return in_query
+    text = texts[0]
     try:
         mpp = float(text) if isinstance(text, str) else float("nan")
     except ValueError:
         raise OptionError(f"mpp is {text!r}, expected a number of um per pixel.") from None
     check_mpp(mpp)
-    return mpp if in_query is None else in_query
+    stated = {*texts} if in_query is None or in_query == mpp else {*texts, f"{in_query:g}"}
+    if len(stated) > 1:
+        values = ", ".join(sorted(map(str, stated)))
+        raise OptionError(f"mpp is stated more than once: {values}. State it once.")
+    return mpp
 
 
 @dataclass(frozen=True)

@@ -116,9 +116,23 @@ def test_an_absurd_mpp_is_a_400_that_names_it(endpoint: str, mpp: str, service_u
         assert refusal_of(response, "mpp") == (400, OptionError.code)
 
 
-def test_the_querys_mpp_comes_before_the_forms(service_url: str) -> None:
-    image = _summary(_post(service_url, "segment", mpp=1.0, form={"mpp": "2"})).image
-    assert image.mpp == 1.0
+def test_an_mpp_that_is_stated_twice_is_refused_unless_both_are_the_same(service_url: str) -> None:
+    both = _post(service_url, "segment", mpp=1.0, form={"mpp": "2"})
+    assert refusal_of(both, "mpp", 1, 2) == (400, OptionError.code)
+    assert _summary(_post(service_url, "segment", mpp=1.0, form={"mpp": "1"})).image.mpp == 1.0
+
+
+@pytest.mark.parametrize("endpoint", ["segment", "geojson", "image"])
+def test_an_option_of_one_value_that_is_given_twice_is_refused(
+    endpoint: str, service_url: str
+) -> None:
+    twice = _post(service_url, endpoint, mpp=["0.5", "0.7"])
+    assert refusal_of(twice, "mpp", 2) == (400, OptionError.code)
+
+
+def test_a_name_in_upper_case_is_answered_with_the_nearest(service_url: str) -> None:
+    refused = _post(service_url, "segment", MPP="0.5")
+    assert refusal_of(refused, "'MPP'", "'mpp'") == (400, OptionError.code)
 
 
 def test_an_absurd_mpp_in_the_form_is_a_400_also_beside_a_good_one_in_the_query(
