@@ -18,12 +18,12 @@ pytestmark = pytest.mark.timeout(60, func_only=True)
 
 DEADLINE_S = 20
 COMMAND = """
-import sys, threading, time
-from pathlib import Path
+import sys
+from serve.answers.format import AnswerFormat
 from serve.client import segment_files
 from serve.inference.segmenter import TileSegmenter
 
-segment, write_bytes = TileSegmenter.segment, Path.write_bytes
+segment, blocks = TileSegmenter.segment, AnswerFormat.blocks
 
 def say(what):
     print(what, flush=True)
@@ -34,18 +34,19 @@ def segment_until_told(self, image, **options):
         sys.stdin.readline()
     return segment(self, image, **options)
 
-def write_half(path, content):
-    if path.name == "slow.overlay.png":
-        write_bytes(path, content[:100])
+def half_until_told(entry, source, values):
+    content = b"".join(blocks(entry, source, values))
+    yield content[:100]
+    if entry.name == "overlay" and source.name == "slow.png":
         say("writing")
         sys.stdin.readline()
-    return write_bytes(path, content)
+    yield content[100:]
 
 slow = sys.argv.pop(1)
 if slow == "segmenting":
     TileSegmenter.segment = segment_until_told
 else:
-    Path.write_bytes = write_half
+    AnswerFormat.blocks = half_until_told
 sys.exit(segment_files.main(sys.argv[1:]))
 """
 """The command line, with an image `slow` of which one step waits for a line on standard input."""

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from serve.contract.errors import BackendUnavailableError, BundleError
+from serve.contract.errors import BackendUnavailableError, BackendUnreachableError, BundleError
 from serve.contract.manifest import MANIFEST_FILE, Manifest, read_bundle, sha256_of
 from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.segmenter import open_backend
@@ -107,7 +107,7 @@ def test_the_settings_choose_the_backend(toy_bundle: Path, manifest: Manifest) -
 def test_a_triton_that_is_not_there_is_named_with_what_to_do(manifest: Manifest) -> None:
     url = f"127.0.0.1:{free_port()}"
     settings = ServeSettings(backend="triton", triton_url=url)
-    with raises(BackendUnavailableError, "Triton", url, "segmenter", "FOCALPATH_TRITON_URL"):
+    with raises(BackendUnreachableError, "Triton", url, "segmenter", "FOCALPATH_TRITON_URL"):
         open_backend(settings, manifest)
 
 
