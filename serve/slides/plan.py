@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from serve.contract.certificate import ScaleCertificate
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest, TissueClass
 from serve.contract.strict import Strict
 from serve.images.mpp import PixelSize
@@ -65,6 +66,14 @@ class ModelInfo(Strict):
     mpp: float
     tile_size_px: int
     classes: tuple[TissueClass, ...]
+    scale_certificate: ScaleCertificate | None = None
+
+    def scale_warning(self, size: PixelSize) -> str | None:
+        """What to tell of a slide of that um per pixel, by what the export measured."""
+        if self.scale_certificate is None:
+            return None
+        names = [entry.name for entry in self.classes]
+        return self.scale_certificate.warning(max(size), self.mpp, names)
 
 
 @dataclass(frozen=True)
@@ -219,6 +228,7 @@ def describe_model(manifest: Manifest, precision: str, runs_on: str) -> ModelInf
         mpp=manifest.mpp,
         tile_size_px=manifest.tile_size_px,
         classes=manifest.classes,
+        scale_certificate=manifest.scale_certificate,
     )
 
 

@@ -39,6 +39,11 @@ class SlideSummary(Strict):
     height_px: int
     mpp: float
     mpp_source: str
+    notes: tuple[str, ...] = Field(
+        default=(),
+        description="where the um per pixel differ from the model's by more than the export found "
+        "to be harmless",
+    )
     um_per_cell: float
     origin_px: tuple[float, float] = Field(
         description="x and y of the map's corner, in pixels of the slide's level 0"
@@ -54,6 +59,7 @@ class SlideSummary(Strict):
 def summarise(name: str, plan: Plan, records: Iterable[BlockRecord]) -> SlideSummary:
     """Add up what the blocks found."""
     num_labels = len(plan.model.classes) + 1
+    warning = plan.model.scale_warning(plan.slide.pixel_size)
     cells, sums, low = ([0] * num_labels for _ in range(3))
     for record in records:
         for label, count in enumerate(record.cells):
@@ -83,6 +89,7 @@ def summarise(name: str, plan: Plan, records: Iterable[BlockRecord]) -> SlideSum
         height_px=plan.slide.height_px,
         mpp=plan.slide.mpp,
         mpp_source=plan.slide.mpp_source,
+        notes=(warning,) if warning else (),
         um_per_cell=plan.um_per_cell,
         origin_px=(plan.origin_px[1], plan.origin_px[0]),
         tissue_mm2=round(total * mm2_per_cell, 6),

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import shapely
 import zarr
 from PIL import Image
 
+from serve.contract.certificate import ScaleCertificate, ScalePoint
 from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
 from serve.slides.cohort import SlideTask
@@ -118,6 +120,33 @@ def test_a_slide_becomes_a_whole_result_with_every_format(
     write_cohort_csv(tmp_path / "out")
     lines = (tmp_path / "out" / "summary.csv").read_text().splitlines()
     assert len(lines) == 1 + len(summary.classes)
+
+
+def test_a_slide_of_a_scale_that_costs_labels_says_so_in_its_summary(
+    tmp_path: Path, engine: LocalEngine, bundle: Path, slide: Path
+) -> None:
+    dice = (1.0,) * len(engine.model.classes)
+    certificate = ScaleCertificate(
+        num_tiles=4,
+        has_masks=False,
+        real_detail_from=1.0,
+        min_agreement=0.95,
+        max_dice_loss=0.05,
+        points=(
+            ScalePoint(factor=1.0, label_agreement=1.0, dice=dice),
+            ScalePoint(factor=1.25, label_agreement=0.9, dice=dice),
+        ),
+    )
+    model = engine.model.model_copy(update={"scale_certificate": certificate})
+    segmenter = open_segmenter(InferenceSettings(bundle=bundle, threads=1))
+    with closing(LocalEngine(segmenter.backend, model, max_batch_size=8)) as certified:
+        for name, mpp, noted in (("coarse", 0.62, True), ("own", 0.5, False)):
+            outcome = run_one(cohort(tmp_path / "out", certified), slide, name=name, mpp=mpp)
+            assert outcome.status == "done", outcome.reason
+            notes = read_summary(tmp_path / "out" / name).notes
+            assert bool(notes) == noted
+    assert run_one(cohort(tmp_path / "plain", engine), slide, mpp=0.62).status == "done"
+    assert read_summary(tmp_path / "plain" / "slide").notes == ()
 
 
 def test_a_finished_slide_is_kept_and_other_settings_are_refused(

@@ -1,12 +1,15 @@
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.errors import raises
 from train.data.convert.ocelot import OcelotSettings, prepare_ocelot
+from train.errors import ScaleError, SourceError
 from train.pretraining.sources import open_source
 
 SIDE = 32
@@ -71,3 +74,17 @@ def test_pretraining_has_the_folds_of_the_prepared_data_set(ocelot: Path, tmp_pa
     }
     assert not cases["training"] & cases["test"]
     assert not cases["training"] & cases["validation"]
+
+
+def test_a_data_set_without_um_per_pixel_is_refused(toy_data: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(toy_data, tmp_path / "data"))
+    content = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps({**content, "mpp": None}))
+    with raises(ScaleError, "dataset.json", "mpp"):
+        open_source(data)
+
+
+def test_a_folder_of_no_known_kind_is_refused_with_all_that_are_known(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no slides")
+    with raises(SourceError, tmp_path, "folds.csv", "metadata.json", ".svs"):
+        open_source(tmp_path)

@@ -1,4 +1,5 @@
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 from tests.support.errors import raises
 from train.data.synthetic.slides import SlideSettings, write_slides
 from train.errors import EncoderError, SourceError
+from train.pretraining.encoder import create_encoder, write_encoder
 from train.pretraining.magnification.evaluate import Evaluation
-from train.pretraining.magnification.run import compare_encoders
+from train.pretraining.magnification.run import compare_encoders, open_encoder
 from train.pretraining.magnification.settings import EvaluationSettings
 from train.pretraining.magnification.study import METHODS, pretrain_methods, student_tokens
 from train.pretraining.settings import PretrainSettings, ViewSettings, synthetic
@@ -92,3 +94,13 @@ def test_slides_with_too_few_labelled_tiles_are_refused(slides: Path, tmp_path: 
 def test_a_folder_that_is_no_encoder_is_refused(slides: Path, tmp_path: Path) -> None:
     with raises(EncoderError, "config.json"):
         compare_encoders({"mine": [tmp_path]}, _tiny(), slides, tmp_path / "r", SETTINGS)
+
+
+def test_an_encoder_whose_config_contradicts_its_weights_is_refused(tmp_path: Path) -> None:
+    write_encoder(create_encoder(_tiny()), tmp_path, _tiny(), "")
+    assert open_encoder(tmp_path).embed_dim == 16  # type: ignore[union-attr]
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_args"]["depth"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with raises(EncoderError, tmp_path, "contradict"):
+        open_encoder(tmp_path)
