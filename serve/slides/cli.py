@@ -150,7 +150,7 @@ def _run(command: Run) -> int:
     # One shard is enough to tell of slides that have no name of their own.
     failed = failures(outcomes, problems if shard.index == 0 else [])
     for path, reason in failed:
-        told = reason.removeprefix(f"{Path(path).name}: ")
+        told = reason.removeprefix(f"{path}: ").removeprefix(f"{Path(path).name}: ")
         print(f"error: {path}: {told}", file=sys.stderr)
     write_cohort_csv(command.out)
     return 1 if failed else 0

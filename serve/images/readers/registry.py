@@ -5,6 +5,7 @@ class is. Modules are imported when they are needed, since each needs libraries 
 """
 
 import importlib
+import zipfile
 from pathlib import Path
 
 from serve.images.readers.errors import ReaderMissingError, SlideFormatError
@@ -18,6 +19,8 @@ READERS = {
     "picture": "serve.images.readers.picture:PictureReader",
 }
 """By name, in the order in which they are asked whether they take a file. DICOM is OpenSlide's."""
+_ENCRYPTED = 1
+"""Bit of a zip entry's flags."""
 EXTRA = "pip install 'focalpath[slides]'"
 
 
@@ -37,6 +40,8 @@ def open_reader(path: Path, reader: str | None = None, *, mpp: float | None = No
     """
     if not path.exists():
         raise SlideFormatError(f"{path} does not exist. Check the path.")
+    if not (path.is_file() or path.is_dir()):  # reading a pipe would wait for ever
+        raise SlideFormatError(f"{path.name} is a pipe, socket or device, expected a file.")
     if reader is not None:
         return reader_class(reader)(path, mpp=mpp)
     missing = []
@@ -49,11 +54,24 @@ def open_reader(path: Path, reader: str | None = None, *, mpp: float | None = No
         if found.takes(path):
             return found(path, mpp=mpp)
     hint = f" Not installed: the readers {', '.join(missing)} ({EXTRA})." if missing else ""
+    archive = _archive_hint(path)
+    if archive is not None:
+        raise SlideFormatError(f"{path.name} is {archive}")
     raise SlideFormatError(
         f"{path.name} is no slide or image that can be read: it is damaged, or of a kind that none "
         f"of the readers {', '.join(READERS)} knows.{hint} Copy it again, or convert it to a "
         "pyramidal TIFF."
     )
+
+
+def _archive_hint(path: Path) -> str | None:
+    """What to do with a zip archive that was sent as a slide."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        is_locked = any(entry.flag_bits & _ENCRYPTED for entry in archive.infolist())
+    password = ", protected by a password" if is_locked else ""
+    return f"a zip archive{password}. Unpack it, and give the slide inside."
 
 
 def reader_class(name: str) -> type[RegionReader]:

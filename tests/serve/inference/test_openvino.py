@@ -8,30 +8,16 @@ import pytest
 
 from serve.contract import openvino as runtime
 from serve.contract.errors import BackendUnavailableError, BundleError
-from serve.contract.machine import this_processor
-from serve.contract.manifest import Manifest, Proof, read_bundle
+from serve.contract.manifest import Manifest, read_bundle
 from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.openvino import OpenVinoBackend
 from serve.inference.segmenter import open_backend
 from serve.settings import ServeSettings
 from tests.support.errors import raises
-from tests.support.openvino import forget_openvino, needs_openvino
+from tests.support.openvino import forget_openvino, needs_openvino, passed_in_openvino
 from tests.support.toy_bundle import TILE_SIZE_PX, write_toy_bundle
 
 OUTPUTS = ("labels", "confidence", "low_res_probabilities", "iou_scores")
-
-
-def passed_in_openvino(manifest: Manifest) -> Manifest:
-    """The manifest of a bundle that has passed the gate in OpenVINO."""
-    artefact = manifest.artefacts[0]
-    proof = Proof(
-        provider="openvino",
-        processor=this_processor().kind,
-        runtime="OpenVINO",
-        parity=artefact.parity,
-    )
-    artefacts = (artefact.model_copy(update={"proofs": (*artefact.proofs, proof)}),)
-    return manifest.model_copy(update={"artefacts": artefacts})
 
 
 @pytest.fixture(scope="module")
