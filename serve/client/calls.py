@@ -143,16 +143,22 @@ def _read_arrays(content: bytes, url: str, *, mpp_source: MppSource) -> Segmenta
 
 
 def _error_of(response: httpx.Response, url: str) -> FocalPathError:
+    """The error that an answer tells, with the service's own code if it has one."""
     status = response.status_code
+    code = None
     try:
-        message = str(response.json()["error"])
+        fields = response.json()
+        message = str(fields["error"])
+        code = fields.get("code")
     except (ValueError, LookupError, TypeError):
-        hint = _PROXY_HINTS.get(status, "FocalPath's service does not answer so. Check the address")
+        hint = _PROXY_HINTS.get(
+            status, "FocalPath's service does not answer so. Check the address."
+        )
         message = f"{url} answers {status} without a message. {hint}"
     match status:
         case 400:
-            return ImageError(message)
+            return ImageError(message, code=code)
         case 413:
-            return ImageTooLargeError(message)
+            return ImageTooLargeError(message, code=code)
         case _:
-            return BackendUnavailableError(message)
+            return BackendUnavailableError(message, code=code)

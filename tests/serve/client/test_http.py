@@ -361,6 +361,27 @@ def test_a_service_that_is_too_slow_is_not_taken_for_one_that_is_not_there() -> 
     assert "python -m serve http" not in str(slow.value)
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (400, "option_invalid", ImageError),
+        (413, "too_many_tiles", ImageTooLargeError),
+        (401, "key_refused", BackendUnavailableError),
+        (504, "took_too_long", BackendUnavailableError),
+    ],
+)
+def test_an_error_keeps_the_code_of_the_service(
+    status: int, code: str, kind: type[FocalPathError]
+) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, json={"error": "told", "code": code})
+
+    with HttpClient("http://service.example") as client:
+        client._client = httpx.Client(transport=httpx.MockTransport(answer))
+        with raises(kind, "told", code=code):
+            client.segment(blobs(4, 4))
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:3000", "ftp://host", ""])
 def test_an_address_that_is_no_url_is_refused(url: str) -> None:
     for kind in (HttpClient, AsyncHttpClient):
