@@ -230,10 +230,10 @@ function knownMpp() {
   return source === ASSUMED || source === UNKNOWN ? null : (mpp ?? null);
 }
 
-function describeImage({ width_px: width, height_px: height, mpp, mpp_source: source, mpp_note: doubt, notes = [] }) {
+function describeImage({ width_px: width, height_px: height, mpp, mpp_xy: sides, mpp_source: source, mpp_note: doubt, notes = [] }) {
   const known = knownMpp();
   const size = `${grouped(width)} × ${grouped(height)} px`;
-  const extent = known ? ` · ${micrometres(width * known)} × ${micrometres(height * known)}` : "";
+  const extent = known ? ` · ${micrometres(width * (sides?.[0] ?? known))} × ${micrometres(height * (sides?.[1] ?? known))}` : "";
   $("file-facts").textContent = size + extent;
   showNotes(notes);
   const help = {
@@ -241,7 +241,8 @@ function describeImage({ width_px: width, height_px: height, mpp, mpp_source: so
     [ASSUMED]: `Not known: taken to be ${mpp}, what the model was trained at. If that is wrong, so are the labels.`,
     [UNKNOWN]: "Not known: neither the image nor the model says it.",
   };
-  const stated = `The file says ${Number(mpp?.toPrecision(4))} µm per pixel (${source}).`;
+  const each = (sides ?? [mpp]).map((side) => Number(side?.toPrecision(4))).join(" × ");
+  const stated = `The file says ${each} µm per pixel (${source}).`;
   $("mpp-help").textContent = [help[source] ?? stated, doubt?.replaceAll("um per", "µm per")].filter(Boolean).join(" ");
 }
 
@@ -368,7 +369,8 @@ stage.addEventListener("view", () => {
   if (!across) return;
   $("zoom").textContent = `${Math.round(100 / across / devicePixelRatio)} %`;
   const mpp = document.body.dataset.state === "done" ? knownMpp() : null;
-  showScale($("scale-bar"), mpp && mpp * across, Math.min(120, $("stage").clientWidth / 5));
+  const along = state.summary?.image.mpp_xy?.[0] ?? mpp; // the bar lies along a row
+  showScale($("scale-bar"), mpp && along * across, Math.min(120, $("stage").clientWidth / 5));
 });
 
 $("view").addEventListener("keydown", (event) => {

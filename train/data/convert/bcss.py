@@ -156,7 +156,7 @@ def _find_pairs(source: Path) -> list[tuple[Path, Path]]:
 def _check_codes(path: Path) -> None:
     """Refuse masks of a release whose codes have other meanings."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, delimiter="\t")
             found = {row["label"]: int(row["GT_code"]) for row in rows}
     except (KeyError, TypeError, ValueError) as error:

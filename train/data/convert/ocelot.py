@@ -71,7 +71,7 @@ def read_metadata(path: Path) -> Mapping[str, Any]:
         SourceError: the file is missing or in another format.
     """
     try:
-        pairs: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["sample_pairs"]
+        pairs: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))["sample_pairs"]
         return dict(pairs)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(
