@@ -20,6 +20,7 @@ from serve.service.kept import KeptResults, ResultKey
 from serve.service.model import Model
 from serve.service.telemetry import Telemetry
 from serve.service.work_queue import WorkQueue
+from serve.service.written_ahead import WrittenAhead
 from serve.settings import MEBIBYTE, ServeSettings
 
 T = TypeVar("T")
@@ -74,6 +75,7 @@ class Worker:
             settings.concurrency, settings.max_waiting_tiles, observe=telemetry.observe_queue
         )
         self._looking = ThreadPoolExecutor(_LOOKING, thread_name_prefix="look")
+        self._writing = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="write")
 
     async def look(self, work: Callable[[], T]) -> T:
         """Do what takes a moment, in a thread that no image keeps busy."""
@@ -162,10 +164,18 @@ class Worker:
             result = self._segment(segmenter, picture, data, job)
             with self._telemetry.stage("encode"):
                 source = Source(picture.pixels, result, segmenter.manifest, name)
-                contents = [_begun(FORMATS[one].blocks(source, job.options)) for one in job.formats]
+                blocks = [FORMATS[one].blocks(source, job.options) for one in job.formats]
+                contents = [self._begun(one) for one in blocks]
             return Answer(contents, result.summary.image)
 
         return model.run(work)
+
+    def _begun(self, blocks: Iterator[bytes]) -> Content:
+        """An answer whose first block is written; as a whole where it has no other."""
+        first, second = next(blocks), next(blocks, None)
+        if second is None:
+            return first
+        return iter(WrittenAhead(chain((first, second), blocks), self._writing))
 
     def _segment(
         self, segmenter: TileSegmenter, picture: Picture, data: bytes, job: Job
@@ -194,9 +204,3 @@ class Worker:
             ResultKey.of(data, job.mpp, segmenter.manifest),
             with_probabilities=needs_probabilities(job.formats, job.options),
         )
-
-
-def _begun(blocks: Iterator[bytes]) -> Content:
-    """An answer whose first block is written; as a whole where it has no other."""
-    first, second = next(blocks), next(blocks, None)
-    return first if second is None else chain((first, second), blocks)
