@@ -109,8 +109,6 @@ class BusyError(FocalPathError):
     """
 
     code = "busy"
-    retry_after_s = 1
-    """Seconds after which a client may try again."""
 
     def __init__(self, message: str, *, code: str | None = None, retry_after_s: int = 1) -> None:
         super().__init__(message, code=code)

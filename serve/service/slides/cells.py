@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from serve.contract.errors import NotFoundError
-from serve.slides.errors import ResultDamagedError
 from serve.slides.store import CONFIDENCE, LABELS, array_of
 
 CELL_TILE = 256
@@ -21,8 +20,7 @@ def cells_npz(store: Path, level: int, column: int, row: int) -> bytes:
     """A tile as `/arrays` writes arrays: `labels` and `confidence`, (h, w) uint8.
 
     Raises:
-        NotFoundError: there is no such tile.
-        ResultDamagedError: the result cannot be read.
+        NotFoundError: there is no such tile, or the result cannot be read.
     """
     buffer = io.BytesIO()
     labels = _cut(store, LABELS, level, column, row)
@@ -51,8 +49,7 @@ def cells_png(
         shown: labels that are not transparent.
 
     Raises:
-        NotFoundError: there is no such tile.
-        ResultDamagedError: the result cannot be read.
+        NotFoundError: there is no such tile, or the result cannot be read.
     """
     labels = _cut(store, LABELS, level, column, row)
     picture = Image.fromarray(labels)
@@ -73,8 +70,9 @@ def _cut(store: Path, name: str, level: int, column: int, row: int) -> NDArray[n
     except KeyError as error:
         raise NotFoundError(f"The result has no level {level}. 0 is the finest.") from error
     except (OSError, ValueError) as error:
-        raise ResultDamagedError(
-            f"The result in {store.name} cannot be read. Segment the slide again."
+        raise NotFoundError(
+            f"The result in {store.name} cannot be read. Segment the slide again.",
+            code="result_damaged",
         ) from error
     top, left = row * CELL_TILE, column * CELL_TILE
     if level < 0 or row < 0 or column < 0 or top >= array.shape[0] or left >= array.shape[1]:

@@ -17,7 +17,7 @@ class SlideEntry(Strict):
     id: str = Field(description="stays the same while the file keeps its place")
     name: str = Field(description="of its result")
     file: str = Field(description="path below the folder of slides")
-    num_bytes: int | None = Field(description="null for a slide that is a folder")
+    num_bytes: int | None = Field(None, description="null for a slide that is a folder")
     state: State = Field(description="stopped: a new job goes on where the last one ended")
     problem: str = Field("", description="why it cannot be segmented as it is called")
 
@@ -47,7 +47,7 @@ class ResultFile(Strict):
     title: str
     description: str
     media_type: str
-    num_bytes: int | None = Field(description="null for a folder, which is sent as a zip")
+    num_bytes: int | None = Field(None, description="null for a folder, which is sent as a zip")
 
 
 class ResultInfo(Strict):
@@ -71,17 +71,20 @@ class SlideInfo(Strict):
     id: str
     name: str
     file: str
-    num_bytes: int | None
+    num_bytes: int | None = None
     state: State
     problem: str = ""
     width_px: int
     height_px: int
-    mpp: float | None = Field(description="um per pixel of level 0; null where it is not known")
+    mpp: float | None = Field(
+        None, description="um per pixel of level 0; null where it is not known"
+    )
     mpp_source: str
     reader: str
     tiles: Tiles
     max_region_px: int = Field(
         description="most pixels of a region to segment, at the model's um per pixel"
     )
-    result: ResultInfo | None
-    job: Job | None = Field(description="the last one")
+    result_problem: str = Field("", description="why a result that is there cannot be shown")
+    result: ResultInfo | None = None
+    job: Job | None = Field(None, description="the last one")

@@ -28,6 +28,7 @@ MAX_ATTEMPTS = 3
 """A job whose process ends by itself so often has failed."""
 _SCHEMA_VERSION = 1
 _WAIT_FOR_LOCK_S = 10.0
+_RETRY_AFTER_S = 60
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -61,12 +62,6 @@ class JobsError(FocalPathError):
     code = "jobs_unavailable"
 
 
-class JobsFullError(BusyError):
-    """Too many jobs wait."""
-
-    retry_after_s = 60
-
-
 class JobRequest(Strict):
     """What to segment, and how; the settings of the command line that a caller may choose."""
 
@@ -96,12 +91,12 @@ class Job(Strict):
     status: Status
     request: JobRequest
     created: float = Field(description="seconds since 1970, as all times here")
-    started: float | None
-    ended: float | None
+    started: float | None = None
+    ended: float | None = None
     tiles: int = Field(description="of the whole slide; 0 until it is planned")
     tiles_done: int
-    tiles_per_second: float | None = Field(description="since the job began")
-    seconds_left: float | None = Field(description="until the tiles are done, at that rate")
+    tiles_per_second: float | None = Field(None, description="since the job began")
+    seconds_left: float | None = Field(None, description="until the tiles are done, at that rate")
     step: str = Field(description="which output is being written, after the tiles")
     attempts: int = Field(description="how often its process was started")
     error: str = Field(description="why it failed")
@@ -146,7 +141,7 @@ class JobStore:
             The job, and whether it is new.
 
         Raises:
-            JobsFullError: too many wait.
+            BusyError: too many wait.
         """
         with self._transaction() as database:
             found = database.execute(
@@ -159,7 +154,10 @@ class JobStore:
                 "SELECT COUNT(*) FROM jobs WHERE status = 'waiting'"
             ).fetchone()
             if waiting >= self._max_waiting:
-                raise JobsFullError(f"{waiting} slides wait to be segmented. Try again later.")
+                raise BusyError(
+                    f"{waiting} slides wait to be segmented. Try again later.",
+                    retry_after_s=_RETRY_AFTER_S,
+                )
             values = (uuid.uuid4().hex, request.slide, name, str(path), request.model_dump_json())
             row = database.execute(
                 "INSERT INTO jobs (id, slide, name, path, request, status, created) "

@@ -18,7 +18,6 @@ from typing import Any
 
 from serve.contract.errors import BusyError, ImageTooLargeError, NotFoundError
 from serve.images.readers.errors import SlideError, SlideScaleError
-from serve.slides.errors import ResultError
 
 ANSWER_TIMEOUT_S = 60.0
 """A slide that takes longer for one answer is given up."""
@@ -26,7 +25,7 @@ _MAX_ANSWER_BYTES = 2**30
 _MAX_WAITING = 512
 _REFUSED_FOR_S = 60.0
 """How long a slide that has ended a process is refused at once."""
-_KINDS = (NotFoundError, ImageTooLargeError, SlideScaleError, ResultError, SlideError)
+_KINDS = (NotFoundError, ImageTooLargeError, SlideScaleError, SlideError)
 """Errors of the processes that are raised here; a subclass is raised as the first that fits."""
 _log = logging.getLogger(__name__)
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from serve.contract.errors import NotFoundError
 from serve.service.slides.cells import CELL_TILE
 from serve.service.slides.documents import ResultFile, ResultInfo
+from serve.slides.errors import ResultError
 from serve.slides.finish import PASSPORT_FILE, SUMMARY_FILE, Passport, read_passport, read_summary
 from serve.slides.outputs.format import num_levels
 from serve.slides.outputs.ome_zarr import OME_ZARR
 from serve.slides.outputs.registry import FORMATS
 from serve.slides.store import MASK_FILE
+from serve.slides.summary import SlideSummary
 
 _JSON, _PNG = "application/json", "image/png"
 _OTHERS = (
@@ -27,6 +29,7 @@ class Result:
 
     folder: Path
     passport: Passport
+    summary: SlideSummary
     version: str
 
     @property
@@ -72,14 +75,11 @@ class Result:
 
         Args:
             fingerprint: of the slide as it is now.
-
-        Raises:
-            ResultError: the result is damaged.
         """
         plan = self.passport.plan
         rows, columns = plan.shape
         return ResultInfo(
-            summary=read_summary(self.folder),
+            summary=self.summary,
             is_of_this_file=plan.slide.fingerprint == fingerprint,
             width_cells=columns,
             height_cells=rows,
@@ -103,7 +103,7 @@ class Results:
         """The finished result of a name, if there is one.
 
         Raises:
-            ResultError: it cannot be read.
+            NotFoundError: it is damaged, or of another version.
         """
         folder = self.out / name
         try:
@@ -114,10 +114,14 @@ class Results:
         kept = self._kept.get(name)
         if kept is not None and kept.version == version:
             return kept
-        passport = read_passport(folder)
+        try:
+            passport = read_passport(folder)
+            summary = read_summary(folder)
+        except ResultError as error:
+            raise NotFoundError(str(error), code=error.code) from error
         if passport is None:
             return None
-        result = Result(folder, passport, version)
+        result = Result(folder, passport, summary, version)
         self._kept[name] = result
         return result
 
@@ -129,8 +133,7 @@ class Results:
         """The finished result of a name.
 
         Raises:
-            NotFoundError: there is none.
-            ResultError: it cannot be read.
+            NotFoundError: there is none that can be read.
         """
         result = self.find(name)
         if result is None:

@@ -214,7 +214,9 @@ def _refuse_large(query: RegionQuery, scale: float, limit: int) -> None:
 async def _file(
     request: Request,
     slide_id: SlideId,
-    file: Annotated[str, Path(max_length=300, examples=["summary.json"])],
+    file: Annotated[
+        str, Path(max_length=300, description="as the slide lists it", examples=["summary.json"])
+    ],
 ) -> Response:
     """An output of the result; the OME-Zarr comes as a zip."""
     slides, slide = _of(request, slide_id)

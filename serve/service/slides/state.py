@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from serve.contract.errors import FocalPathError, SettingsError
+from serve.contract.errors import FocalPathError, NotFoundError, SettingsError
 from serve.service.slides.deep_zoom import OVERLAP_PX, TILE_PX
 from serve.service.slides.documents import SlideEntry, SlideInfo, State, Tiles
 from serve.service.slides.folder import SlideFile, SlideFolder
@@ -90,11 +90,14 @@ class Slides:
 
         Raises:
             SlideError: it cannot be read.
-            ResultError: its result cannot be read.
         """
         found, _ = await self.readers.ask("info", **self.place(slide))
         job = self.jobs.last_by_slide().get(slide.id)
-        result = self.results.find(slide.name)
+        result, result_problem = None, ""
+        try:
+            result = self.results.find(slide.name)
+        except NotFoundError as error:  # the slide itself can be shown
+            result_problem = str(error)
         x, y, width, height = found["bounds"]
         return SlideInfo(
             id=slide.id,
@@ -118,6 +121,7 @@ class Slides:
                 version=slide.version,
             ),
             max_region_px=self.settings.max_image_pixels,
+            result_problem=result_problem,
             result=None if result is None else result.info(found["fingerprint"]),
             job=job,
         )

@@ -205,7 +205,7 @@ function present() {
   ];
   $("file-facts").textContent = facts.filter(Boolean).join(" · ");
   const isOld = slide.result && !slide.result.is_of_this_file;
-  const notes = [slide.problem, isOld ? "The result is of another file that was in this place. Segment the slide again." : ""];
+  const notes = [slide.problem, slide.result_problem, isOld ? "The result is of another file that was in this place. Segment the slide again." : ""];
   $("slide-note").textContent = notes.filter(Boolean).join(" ");
   $("slide-note").hidden = !$("slide-note").textContent;
   $("mpp-field").hidden = mpp !== null;
@@ -382,7 +382,7 @@ async function poll(id) {
     const ends = { done: "The slide is segmented.", failed: "The run has failed.", cancelled: "The run is cancelled." };
     speak(ends[job.status]);
   } catch (error) {
-    if (!error.mayPass) $("job-failure").textContent = error.message;
+    $("job-failure").textContent = error.mayPass ? "" : error.message;
     state.polling = setTimeout(() => poll(id), 3 * POLL_MS);
   }
 }
@@ -395,7 +395,7 @@ $("job-form").addEventListener("submit", async (event) => {
     slide: slide.id,
     tissue: $("everywhere").checked ? "none" : "auto",
     formats: ["ome-zarr", "overview", "geojson", ...more],
-    overwrite: Boolean(slide.result),
+    overwrite: Boolean(slide.result || slide.result_problem),
   };
   if (!$("mpp-field").hidden && $("mpp").value) body.mpp = Number($("mpp").value);
   $("job-failure").textContent = "";

@@ -20,7 +20,7 @@ from serve.service.slides import scheduler
 from serve.service.slides.jobs import MAX_ATTEMPTS, JobsError, JobStore
 from serve.slides.status import verify
 from tests.support.errors import raises, refusal_of
-from tests.support.http_service import service_process, wait_until_ready
+from tests.support.http_service import service_process
 from tests.support.slide_service import copy_of, painted_slide, slide_client
 
 TIMEOUT_S = 60.0
@@ -186,6 +186,22 @@ def test_a_result_of_other_settings_is_kept_until_it_is_to_be_replaced(
     assert job_when(client, again["id"], "done", "failed")["status"] == "done"
 
 
+def test_a_slide_whose_result_is_damaged_is_shown_without_it(
+    toy_bundle: Path, slide: Path, tmp_path: Path
+) -> None:
+    copy_of(slide, tmp_path / "slides", "case.svs")
+    (tmp_path / "slides-results" / "case").mkdir(parents=True)
+    (tmp_path / "slides-results" / "case" / "run.json").write_text("{}")
+    with slide_client(toy_bundle, tmp_path / "slides") as client:
+        slide_id = client.get("/slides").json()["slides"][0]["id"]
+        found = client.get(f"/slides/{slide_id}").json()
+        assert found["result"] is None
+        assert "run.json" in found["result_problem"]
+        for path in ("tiles/0/0_0.png", "files/run.json"):
+            answer = client.get(f"/slides/{slide_id}/result/{path}")
+            assert refusal_of(answer) == (404, "result_differs")
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
@@ -263,12 +279,29 @@ def test_a_job_survives_the_death_of_the_service(
         psutil.wait_procs(family, timeout=15)  # the job's process ends by itself
         assert not any(process.is_running() for process in family)
     monkeypatch.setenv("TEST_SLOW_S", "0")
-    with service_process(toy_bundle, tmp_path / "again.txt", **settings) as (url, _):
-        wait_until_ready(url)
-        with httpx.Client(base_url=url) as client:
-            assert job_when(client, job["id"], "done", "failed")["status"] == "done"
-            assert client.get(f"/slides/{job['slide']}").json()["state"] == "done"
-            assert "GET /slides" in client.get("/").json()["endpoints"]
+    with slide_client(toy_bundle, tmp_path / "slides") as client:
+        assert job_when(client, job["id"], "done", "failed")["status"] == "done"
+        assert client.get(f"/slides/{job['slide']}").json()["state"] == "done"
+        assert "GET /slides" in client.get("/").json()["endpoints"]
+
+
+@pytest.mark.usefixtures("slow")
+def test_of_two_processes_of_the_service_one_runs_the_jobs(
+    toy_bundle: Path, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "GRACE_S", 0.5)
+    for name in ("case.svs", "second.svs"):
+        copy_of(slide, tmp_path / "slides", name)
+    with (
+        slide_client(toy_bundle, tmp_path / "slides") as one,
+        slide_client(toy_bundle, tmp_path / "slides") as other,
+    ):
+        first, second = start(one), start(other, "second.svs")
+        job_when(other, first["id"], "running")
+        time.sleep(4 * scheduler.LOOK_EVERY_S)
+        assert one.get(f"/jobs/{second['id']}").json()["status"] == "waiting"
+        other.delete(f"/jobs/{first['id']}")
+        job_when(one, second["id"], "running")
 
 
 def test_jobs_of_another_version_are_not_touched(tmp_path: Path) -> None:

@@ -5,15 +5,21 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from serve.contract.errors import SettingsError
 from serve.images.readers.registry import open_reader
+from serve.service.endpoints import build_app
 from serve.service.slides.folder import SlideFolder
+from serve.service.slides.jobs import JobsError
+from serve.service.slides.state import check_slides
+from serve.settings import ServeSettings
 from tests.support.bombs import BOMBS
-from tests.support.errors import refusal_of
+from tests.support.errors import raises, refusal_of
 from tests.support.pictures import png_chunk
 from tests.support.slide_service import HEIGHT, WIDTH, painted_slide, slide_client
 from tests.support.slides import write_aperio
@@ -224,6 +230,45 @@ def test_decompression_bombs_are_4xx(toy_bundle: Path, tmp_path: Path) -> None:
             for entry in client.get("/slides").json()["slides"]
         }
     assert statuses == {"huge.png": 413, **dict.fromkeys(sorted(bombs), 400)}
+
+
+def test_a_folder_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
+    with raises(SettingsError, tmp_path / "none"):
+        check_slides(ServeSettings(slides=tmp_path / "none"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "slides").mkdir()
+    with raises(JobsError, tmp_path / "file"):
+        check_slides(
+            ServeSettings(slides=tmp_path / "slides", slides_out=tmp_path / "file" / "out")
+        )
+
+
+def test_every_route_of_slides_is_described_with_examples_that_fit(
+    toy_bundle: Path, folder: Path
+) -> None:
+    document = build_app(ServeSettings(bundle=toy_bundle, slides=folder)).openapi()
+    found = {
+        (method, path): operation
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+        if path.startswith(("/slides", "/jobs"))
+    }
+    assert len(found) == 10
+    for (method, path), operation in found.items():
+        assert operation["description"], path
+        assert {"500", "503"} < set(operation["responses"]), path
+        assert ("404" in operation["responses"]) == (
+            path not in ("/slides",) and path != "/jobs" or method == "post"
+        ), path
+        for parameter in operation.get("parameters", []):
+            assert parameter["description"], parameter
+        for status, response in operation["responses"].items():
+            content = response.get("content", {}).get("application/json", {})
+            if "example" in content:
+                whole = {**content["schema"], "components": document["components"]}
+                jsonschema.validate(content["example"], whole)
+            elif status in ("200", "201"):
+                assert response["content"], path
 
 
 def test_slides_need_the_key_that_everything_needs(
