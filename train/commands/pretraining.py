@@ -27,6 +27,9 @@ class Pretrain:
     it is published."""
     out: Path
     """The run's folder: encoder/, metrics.csv, last.ckpt, pretrain.json."""
+    folds: Path | None = None
+    """A folds.csv that says which slides are for testing in place of the source's own, such as that
+    of the data set that the segmenter will be trained on."""
     resume: bool = False
     """Continue the run in --out from its last epoch."""
     overwrite: bool = False
@@ -44,7 +47,12 @@ class Pretrain:
             print(measure_speed(self.settings, self.data, self.measure_steps).text)
             return
         encoder = pretrain(
-            self.settings, self.data, self.out, resume=self.resume, overwrite=self.overwrite
+            self.settings,
+            self.data,
+            self.out,
+            folds=self.folds,
+            resume=self.resume,
+            overwrite=self.overwrite,
         )
         print(f"encoder: {encoder}; give it to `train fit` as --pathology-weights")
 

@@ -27,7 +27,7 @@ from train.fitting.resume import RunInputs, resumed_epoch
 from train.fitting.trainer import make_trainer
 from train.pretraining.encoder import write_encoder
 from train.pretraining.settings import PretrainSettings
-from train.pretraining.sources import SplitSource, open_source, usable_slides
+from train.pretraining.sources import SplitSource, open_source, usable_slides, with_folds
 from train.pretraining.task import PretrainTask
 from train.pretraining.views import ViewDataset
 
@@ -42,6 +42,7 @@ def pretrain(
     data: Path,
     run: Path,
     *,
+    folds: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -51,6 +52,7 @@ def pretrain(
         settings: The whole configuration.
         data: A data set's folder, or OCELOT as it is published.
         run: The folder to write.
+        folds: A folds.csv that counts in place of the source's own.
         resume: Continue from `run/last.ckpt`.
         overwrite: Replace what an earlier run left in the folder.
 
@@ -67,7 +69,7 @@ def pretrain(
             f"{run} has an encoder already; expected a new folder. Add --resume to continue from "
             f"{LAST_FILE}, or --overwrite to replace it."
         )
-    found = open_source(data)
+    found = open_source(data) if folds is None else with_folds(open_source(data), folds)
     slides = usable_slides(found, found.slides["training"], settings.views)
     inputs = _inputs(settings, found, slides)
     first_epoch = resumed_epoch(run / LAST_FILE, inputs) if resume else 0

@@ -7,7 +7,7 @@ has seen means nothing.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from train.data.convert.images import VALIDATION_FOLD, FoldSettings, folds_of
 from train.data.convert.layout import TEST_FOLD
 from train.data.convert.ocelot import find_images, read_metadata
-from train.data.folder import Split, Tile, read_tile_folder
+from train.data.folder import Split, Tile, read_folds, read_tile_folder
 from train.data.images import image_size, read_image
-from train.errors import ScaleError, SourceError
+from train.errors import DatasetError, ScaleError, SourceError
 from train.pretraining.footprints import Footprint
 from train.pretraining.regions import MAX_ENLARGEMENT, ImageRegions, RegionSource, SlideInfo
 from train.pretraining.settings import ViewSettings
@@ -243,6 +243,34 @@ def open_source(root: Path) -> SplitSource:
             return kind.open(root)
     expected = "; or ".join(kind.expected for kind in SOURCES)
     raise SourceError(f"{root} is not a source of slides. Expected {expected}.")
+
+
+def with_folds(found: SplitSource, path: Path) -> SplitSource:
+    """The same slides with the folds of another file, such as a prepared data set's folds.csv.
+
+    Args:
+        found: the source.
+        path: columns img_id, a slide's name with or without its suffix, and fold.
+
+    Raises:
+        DatasetError: the file cannot be used, or leaves a slide out.
+    """
+    folds = {row.tile_id: row.fold for row in read_folds(path)}
+    splits: dict[Split, list[int]] = {"training": [], "validation": [], "test": []}
+    missing = []
+    for number, info in enumerate(found.source.slides):
+        fold = folds.get(info.name, folds.get(Path(info.name).stem))
+        if fold is None:
+            missing.append(info.name)
+        else:
+            splits[_SPLITS.get(fold, "training")].append(number)
+    if missing:
+        raise DatasetError(
+            f"{path} has no line for {len(missing)} of the {len(found.source.slides)} slides of "
+            f"{found.name}, such as {missing[0]}; expected all, since a slide for testing must not "
+            "be learned from. Give the folds.csv that was made of these slides."
+        )
+    return replace(found, slides={split: tuple(numbers) for split, numbers in splits.items()})
 
 
 _MIN_TISSUE = 0.001

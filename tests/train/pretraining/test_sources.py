@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from tests.support.errors import raises
+from train.data.convert.images import FoldSettings
 from train.data.convert.ocelot import OcelotSettings, prepare_ocelot
-from train.errors import ScaleError, SourceError
-from train.pretraining.sources import open_source
+from train.errors import DatasetError, ScaleError, SourceError
+from train.pretraining.sources import open_source, with_folds
 
 SIDE = 32
 
@@ -74,6 +75,23 @@ def test_pretraining_has_the_folds_of_the_prepared_data_set(ocelot: Path, tmp_pa
     }
     assert not cases["training"] & cases["test"]
     assert not cases["training"] & cases["validation"]
+
+
+def test_the_folds_of_a_data_set_that_was_prepared_otherwise_can_be_given(
+    ocelot: Path, tmp_path: Path
+) -> None:
+    folds = FoldSettings(seed=7)
+    prepare_ocelot(ocelot, tmp_path / "data", OcelotSettings(folds=folds))
+    file = tmp_path / "data" / "folds.csv"
+    with file.open(newline="") as opened:
+        tests = {row["img_id"] for row in csv.DictReader(opened) if row["fold"] == "-1"}
+    own = open_source(ocelot)
+    found = with_folds(own, file)
+    assert {found.source.slides[slide].name for slide in found.slides["test"]} == tests
+    assert found.slides["test"] != own.slides["test"]
+    file.write_text("img_id,fold\n000,1\n")
+    with raises(DatasetError, file, 23, 24):
+        with_folds(own, file)
 
 
 def test_a_data_set_without_um_per_pixel_is_refused(toy_data: Path, tmp_path: Path) -> None:
