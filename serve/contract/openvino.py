@@ -5,6 +5,7 @@ bfloat16 instructions run it much faster than the float32 one. The export's gate
 both compile graphs with this class, so the service runs exactly what the gate measured.
 """
 
+import os
 import queue
 from collections.abc import Sequence
 from functools import cache
@@ -22,6 +23,8 @@ GraphPrecision = Literal["bf16", "fp32"]
 """Precision of a graph that OpenVINO may run."""
 
 PACKAGE = "openvino"
+_BEFORE_AVX512 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
+"""Instruction sets as oneDNN names them."""
 _HINTS = {"bf16": "bf16", "fp32": "f32"}
 
 
@@ -91,6 +94,8 @@ def problem(precision: GraphPrecision) -> str | None:
         core = _core()
     except BackendUnavailableError as error:
         return str(error)
+    if precision == "bf16" and (mask := _mask_without_bf16()):
+        return f"{mask} takes the instructions for bfloat16 away. Set FOCALPATH_PRECISION=fp32."
     processor = core.get_property("CPU", "FULL_DEVICE_NAME")
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return (
@@ -110,6 +115,18 @@ def problem(precision: GraphPrecision) -> str | None:
             f"{_reason(error)}. Choose another FOCALPATH_PROVIDER or FOCALPATH_PRECISION."
         )
     return None if is_right(labels) else f"OpenVINO {version()} computes wrongly on {processor}."
+
+
+def _mask_without_bf16() -> str | None:
+    """The environment variable by which oneDNN's kernels may not use AVX-512, as it is set.
+
+    OpenVINO itself does not see it: it counts on kernels for bfloat16 that are not there, answers
+    wrongly and writes beyond its memory (seen with 2026.4.1).
+    """
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        if (value := os.environ.get(name, "")).upper() in _BEFORE_AVX512:
+            return f"{name}={value}"
+    return None
 
 
 def require(precision: GraphPrecision) -> None:

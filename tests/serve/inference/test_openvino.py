@@ -149,6 +149,18 @@ def test_a_runtime_that_computes_wrongly_is_not_used(
     assert "computes wrongly" in str(runtime.problem("fp32"))
 
 
+@pytest.mark.usefixtures("_looked_for_again")
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_a_mask_that_takes_bfloat16_away_is_named_before_anything_runs(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_openvino("fp32")
+    forget_openvino()
+    monkeypatch.setenv(name, "avx2")
+    assert f"{name}=avx2" in str(runtime.problem("bf16"))
+    assert runtime.problem("fp32") is None
+
+
 def test_a_processor_that_has_bfloat16_runs_a_graph_in_it(toy_bundle: Path) -> None:
     needs_openvino("bf16")
     model = runtime.OpenVinoModel(toy_bundle / "model.onnx", "bf16", threads=1)
