@@ -27,7 +27,8 @@ from train.fitting.resume import RunInputs, resumed_epoch
 from train.fitting.trainer import make_trainer
 from train.pretraining.encoder import write_encoder
 from train.pretraining.settings import PretrainSettings
-from train.pretraining.sources import SplitSource, open_source, usable_slides, with_folds
+from train.pretraining.sources import open_source
+from train.pretraining.split_source import SplitSource, usable_slides, with_folds
 from train.pretraining.task import PretrainTask
 from train.pretraining.views import ViewDataset
 

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from train.fitting.trainer import make_trainer
 from train.pretraining.run import view_loader
 from train.pretraining.settings import PretrainSettings
-from train.pretraining.sources import open_source, usable_slides
+from train.pretraining.sources import open_source
+from train.pretraining.split_source import usable_slides
 from train.pretraining.task import PretrainTask
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from train.errors import CollapseError, RunError
 from train.pretraining.branch import Branch
 from train.pretraining.collapse import LEAST_ENTROPY, effective_rank, signs_of_collapse
+from train.pretraining.colors import change_colors
 from train.pretraining.encoder import load_encoder, patch_size
 from train.pretraining.losses import (
     Centers,
@@ -29,7 +30,7 @@ from train.pretraining.losses import (
 )
 from train.pretraining.optimizer import half_cosine, make_optimizer
 from train.pretraining.settings import PretrainSettings
-from train.pretraining.views import ViewSample, change_colors
+from train.pretraining.views import ViewSample
 
 _MASKED_IMAGES = 0.5
 _MASKED_PATCHES = (0.1, 0.5)

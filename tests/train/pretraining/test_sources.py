@@ -11,7 +11,8 @@ from tests.support.errors import raises
 from train.data.convert.images import FoldSettings
 from train.data.convert.ocelot import OcelotSettings, prepare_ocelot
 from train.errors import DatasetError, ScaleError, SourceError
-from train.pretraining.sources import open_source, with_folds
+from train.pretraining.sources import open_source
+from train.pretraining.split_source import with_folds
 
 SIDE = 32
 

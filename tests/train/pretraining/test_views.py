@@ -8,10 +8,11 @@ from torch.utils.data import DataLoader
 from tests.support.coordinates import coordinate_colors, largest_error_px
 from tests.support.errors import raises
 from train.errors import ScaleError
+from train.pretraining.colors import change_colors
 from train.pretraining.footprints import Footprint
 from train.pretraining.regions import ImageRegions, SlideInfo
 from train.pretraining.settings import ViewSettings
-from train.pretraining.views import ViewDataset, change_colors
+from train.pretraining.views import ViewDataset
 
 MPP, SIDE_PX = 0.25, 1024
 SIDE_UM = MPP * SIDE_PX

@@ -19,7 +19,8 @@ from train.pretraining.footprints import Footprint
 from train.pretraining.regions import RegionSource
 from train.pretraining.run import pretrain
 from train.pretraining.settings import PretrainSettings, ViewSettings, synthetic
-from train.pretraining.sources import SplitSource, open_source, usable_slides
+from train.pretraining.sources import open_source
+from train.pretraining.split_source import SplitSource, usable_slides
 
 MPP = 0.25
 HEIGHT, WIDTH = 768, 1024

@@ -14,8 +14,10 @@ from train.data.masks import read_mask
 from train.data.pixels import read_labels
 from train.errors import SourceError
 from train.pretraining.footprints import Footprint
+from train.pretraining.ocelot_pairs import OcelotRegions
 from train.pretraining.regions import RegionSource, SlideInfo
-from train.pretraining.sources import SplitSource, open_ocelot, open_source
+from train.pretraining.sources import open_source
+from train.pretraining.split_source import SplitSource
 from train.settings import LabelClass
 
 _OCELOT_CLASSES = (
@@ -98,8 +100,7 @@ def open_labelled(root: Path) -> LabelledSlides:
     found = open_source(root)
     if (root / "dataset.json").is_file():
         return LabelledSlides(found, _FolderMasks(root))
-    if (root / "annotations").is_dir():
-        found = open_ocelot(root)
+    if isinstance(found.source, OcelotRegions):
         return LabelledSlides(found, _OcelotMasks(root, found.source))
     raise SourceError(
         f"{root} has no masks; expected a data set's mask/ or OCELOT's annotations/. Encoders are "
