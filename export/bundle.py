@@ -1,13 +1,11 @@
 """The bundle's folder: everything that serving needs, whole or not at all."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import onnx
-import onnxruntime
 from rich.console import Console
 
 from export.destination import bundle_destination, is_report, refused_folder
@@ -19,11 +17,11 @@ from export.gate.gate import Gate
 from export.gate.model_card import write_model_card
 from export.gate.report import REPORT_FILE, draw_worst_tiles, write_report
 from export.gate.schema import ArtefactParity, BlockPeak, ParityReport
-from export.gate.tiles import Images, ValidationTiles, validation_tiles
+from export.gate.tiles import ValidationTiles, validation_tiles
 from export.graph.encoders import FoldedSegmenter
-from export.graph.nodes import ModelGraph
 from export.graph.reference import Deployable
 from export.graph.to_onnx import PARITY_OUTPUT, check_model, drop_output, export_onnx
+from export.manifest import MODEL_FILE, artefacts_of, build_manifest, write_warm_up
 from export.precision.artefacts import HalfMaker, judge_in_openvino, make_int8
 from export.precision.audit import Peak, audit_activations
 from export.precision.half import HalfPrecision, half_blocks
@@ -37,24 +35,9 @@ from serve.contract.machine import this_processor
 from serve.contract.manifest import (
     Artefact,
     Manifest,
-    Proof,
-    TissueClass,
-    WarmUp,
-    interface,
     sha256_of,
 )
 from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
-
-MODEL_FILE = "model.onnx"
-WARM_UP_FILE = "warm_up.npz"
-MIN_WARM_UP_AGREEMENT = 0.98
-"""Share of labels that a server must reproduce. Other hardware and precisions round differently."""
-_DIGITS_OF_VERSION = 12
-_VERSIONS: dict[str, Callable[[], str]] = {
-    "ONNX Runtime": lambda: onnxruntime.__version__,
-    "OpenVINO": openvino.version,
-}
-"""By what the gate calls a runtime."""
 
 
 @errors_translated()
@@ -201,29 +184,14 @@ class _Export:
             checkpoint_sha256: of the checkpoint's weights.
             earlier: the bundle that is replaced, if it exists.
         """
-        passed: dict[str, ArtefactParity] = {}
-        for found in self._judged:
-            if found.passed:
-                passed.setdefault(found.file, found)
-        artefacts = tuple(
-            Artefact(
-                file=found.file,
-                format="onnx",
-                precision=found.precision,
-                sha256=sha256_of(self._folder / found.file),
-                parity=found.for_manifest(),
-                min_agreement=self._settings.tolerances.limits(found.precision).agreement,
-                proofs=tuple(self._proofs(found.file)),
-            )
-            for found in passed.values()
-        )
-        manifest = _manifest(
+        artefacts = artefacts_of(self._judged, self._folder, self._settings.tolerances)
+        manifest = build_manifest(
             self._settings,
             self._card,
             checkpoint_sha256,
             artefacts,
-            opset=_opset_of(self._folder / MODEL_FILE),
-            warm_up=_write_warm_up(self._folder, self._gate.tiles.images[:1]),
+            self._folder,
+            warm_up=write_warm_up(self._folder, self._gate.tiles.images[:1]),
             certificate=self._certificate,
         )
         source = self._engine_source(artefacts)
@@ -308,17 +276,6 @@ class _Export:
                 shutil.copyfile(self._folder / name, folder / name)
         return report
 
-    def _proofs(self, file: str) -> Iterator[Proof]:
-        """The runtimes that passed with a file on this machine's processor."""
-        for found in self._judged:
-            if found.passed and found.file == file and found.measured_with != "emulation":
-                yield Proof(
-                    provider="openvino" if found.measured_with == "OpenVINO" else "cpu",
-                    processor=this_processor().kind,
-                    runtime=f"{found.measured_with} {_VERSIONS[found.measured_with]()}",
-                    parity=found.for_manifest(),
-                )
-
     def _note(self, found: ArtefactParity, answers: Answers) -> None:
         """Keep the verdict, draw the worst tiles, and say what did not pass."""
         self._judged.append(found)
@@ -351,51 +308,4 @@ def _tiles(settings: BundleSettings, card: CheckpointCard) -> ValidationTiles:
         class_names=tuple(entry.name for entry in card.classes),
         mpp=card.input_mpp,
         squeeze=card.settings.model.squeeze,
-    )
-
-
-def _opset_of(path: Path) -> int:
-    return int(ModelGraph(onnx.load(str(path))).opset)
-
-
-def _manifest(
-    settings: BundleSettings,
-    card: CheckpointCard,
-    checkpoint_sha256: str,
-    artefacts: tuple[Artefact, ...],
-    *,
-    opset: int,
-    warm_up: WarmUp,
-    certificate: ScaleCertificate | None,
-) -> Manifest:
-    tile_size_px = card.settings.model.input_px
-    inputs, outputs = interface(tile_size_px, len(card.classes))
-    return Manifest(
-        name=settings.name,
-        version=settings.model_version or checkpoint_sha256[:_DIGITS_OF_VERSION],
-        classes=tuple(TissueClass(name=c.name, color=c.color.lower()) for c in card.classes),
-        mpp=card.input_mpp,
-        tile_size_px=tile_size_px,
-        max_batch_size=settings.max_batch_size,
-        opset=opset,
-        inputs=inputs,
-        outputs=outputs,
-        class_attention_bias=card.class_attention_bias,
-        predicts_iou=card.iou_head_trained,
-        checkpoint_sha256=checkpoint_sha256,
-        artefacts=artefacts,
-        warm_up=warm_up,
-        scale_certificate=certificate,
-    )
-
-
-def _write_warm_up(folder: Path, images: Images) -> WarmUp:
-    """Write the first of `images` with its labels, for a server to compare with its own."""
-    session = onnxruntime.InferenceSession(folder / MODEL_FILE, providers=["CPUExecutionProvider"])
-    (labels,) = session.run(["labels"], {"image": images})
-    np.savez_compressed(folder / WARM_UP_FILE, image=images[0], labels=labels[0])
-    return WarmUp(
-        file=WARM_UP_FILE,
-        sha256=sha256_of(folder / WARM_UP_FILE),
-        min_agreement=MIN_WARM_UP_AGREEMENT,
     )
