@@ -18,7 +18,14 @@ from serve.slides.options import OutputOptions
 from serve.slides.outputs.format import SlideFormat, SlideResult
 from serve.slides.outputs.ome_zarr import OME_ZARR
 from serve.slides.plan import Plan
-from serve.slides.store import MASK_FILE, BlockRecord, WorkFolder, write_whole, written
+from serve.slides.store import (
+    MASK_FILE,
+    OUTPUT_MARKER,
+    BlockRecord,
+    WorkFolder,
+    write_whole,
+    written,
+)
 from serve.slides.summary import SlideSummary, summarise
 from serve.slides.tiling import Tiling
 
@@ -189,7 +196,7 @@ def hash_files(folder: Path, *, skip: Path | None = None) -> dict[str, str]:
 def _write_once(work: WorkFolder, result: SlideResult, entry: SlideFormat) -> None:
     """Write an output unless it is there; it appears whole."""
     path = entry.path(work.result, work.name)
-    done = work.path / f"output-{entry.name}"
+    done = work.path / f"{OUTPUT_MARKER}{entry.name}"
     if done.exists() and path.exists():
         return
     if entry is OME_ZARR:  # in place: its blocks are written whole, and its metadata last

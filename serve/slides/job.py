@@ -13,7 +13,7 @@ from serve.slides.finish import OnStep, finish
 from serve.slides.finished import check_finished, passport_of
 from serve.slides.options import RunOptions
 from serve.slides.outputs.registry import formats_of
-from serve.slides.plan import ModelInfo
+from serve.slides.plan import ModelInfo, Plan
 from serve.slides.planning import plan_slide, settings_of
 from serve.slides.store import WorkFolder
 from serve.slides.worker import open_planned
@@ -66,11 +66,23 @@ def prepare(job: SlideJob) -> bool:
                 check_finished(job.target, slide, job.model, settings, options.outputs, formats)
                 work.remove()
                 return False
-        if options.overwrite and work.path.exists():
-            work.remove()
         plan, mask = plan_slide(slide, job.model, settings, tissue)
+        if options.overwrite:
+            _keep_only(work, plan)
         work.begin(plan, mask)
     return True
+
+
+def _keep_only(work: WorkFolder, plan: Plan) -> None:
+    """Remove work of another plan, and outputs of any: the same command goes on with its blocks."""
+    try:
+        found = work.plan()
+    except ResultError:  # of another version, or damaged
+        found = None
+    if found is None or found.key != plan.key:
+        work.remove()
+    else:
+        work.forget_outputs()
 
 
 def conclude(job: SlideJob, on_step: OnStep = lambda _: None) -> None:

@@ -39,6 +39,8 @@ PLAN_FILE = "plan.json"
 MASK_FILE = "tissue.png"
 LABELS, CONFIDENCE = "labels/classes/0", "0"
 """Arrays of the OME-Zarr group at full resolution."""
+OUTPUT_MARKER = "output-"
+"""Begins the names of the markers of outputs that are written."""
 CHUNK_CELLS = 512
 """Side of a chunk, the least that a viewer loads. A block of another size is one chunk."""
 _ZSTD_LEVEL = 3
@@ -196,6 +198,11 @@ class WorkFolder:
 
     def _part(self, block: Block) -> Path:
         return self.path / "parts" / f"{block.name}.npz"
+
+    def forget_outputs(self) -> None:
+        """Have outputs that were written before written again."""
+        for marker in self.path.glob(f"{OUTPUT_MARKER}*"):
+            marker.unlink()
 
     def remove(self) -> None:
         """Delete the folder."""

@@ -209,6 +209,7 @@ function present() {
   $("slide-note").textContent = notes.filter(Boolean).join(" ");
   $("slide-note").hidden = !$("slide-note").textContent;
   $("mpp-field").hidden = mpp !== null;
+  $("mpp").required = mpp === null;
   $("region-help").textContent = regionHelp();
   showOutputs();
   showJob(slide.job);

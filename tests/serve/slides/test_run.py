@@ -201,6 +201,22 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
     assert files_of(parts / "slide") == files_of(whole / "slide")
 
 
+def test_a_stopped_run_that_replaces_a_result_goes_on_with_its_own_blocks(
+    tmp_path: Path, engine: LocalEngine, slide: Path
+) -> None:
+    out = tmp_path / "out"
+    run_one(cohort(out, engine, settings=Settings(block_cells=128)), slide)
+    for _ in range(2):
+        with pytest.raises(_Stop):
+            run_one(cohort(out, engine, overwrite=True, watcher=Stopping(60)), slide)
+    outcome = run_one(cohort(out, engine, overwrite=True), slide)
+    passport = read_passport(out / "slide")
+    assert passport is not None
+    assert passport.plan.settings.block_cells == 64
+    assert 0 < outcome.num_tiles < passport.num_tiles
+    assert verify(out / "slide")
+
+
 def test_kill_9_and_the_same_command_again_end_with_the_same_bytes(
     tmp_path: Path, engine: LocalEngine, bundle: Path, slide: Path
 ) -> None:
