@@ -94,14 +94,14 @@ def problem(precision: GraphPrecision) -> str | None:
         core = _core()
     except BackendUnavailableError as error:
         return str(error)
-    if precision == "bf16" and (mask := _mask_without_bf16()):
-        return f"{mask} takes the instructions for bfloat16 away. Set FOCALPATH_PRECISION=fp32."
     processor = core.get_property("CPU", "FULL_DEVICE_NAME")
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return (
             f"{processor} has no instructions for bfloat16 (AVX512_BF16 or AMX), so OpenVINO gains "
             "nothing by it. Set FOCALPATH_PRECISION=fp32."
         )
+    if precision == "bf16" and (mask := _mask_without_bf16()):
+        return f"{mask} takes the instructions for bfloat16 away. Set FOCALPATH_PRECISION=fp32."
     try:
         model = core.read_model(TINY_GRAPH)
         request = core.compile_model(

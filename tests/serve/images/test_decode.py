@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from serve.contract.errors import ImageError, ImageTooLargeError
-from serve.images.decode import decode_image, read_picture
+from serve.images.decode import FORMATS, decode_image, decode_picture, read_head, read_picture
 from tests.support.errors import raises
 from tests.support.pictures import blobs, encoded, rgb_png
 
@@ -186,3 +186,26 @@ def test_a_picture_has_its_pixels_and_its_mpp(tmp_path: Path) -> None:
     picture = read_picture(tmp_path / "slide.png")
     assert np.array_equal(picture.pixels, IMAGE)
     assert picture.mpp == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_head_of_a_file_says_what_its_pixels_are(kind: str) -> None:
+    size = {} if kind == "WEBP" else {"dpi": (101_600, 50_800)}
+    content = encoded(blobs(30, 50), kind, **size)
+    head, picture = read_head(content), decode_picture(content)
+    assert (head.height, head.width) == picture.pixels.shape[:2]
+    assert (head.pixel_size, head.mpp_source) == (picture.pixel_size, picture.mpp_source)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"II*\0\x08\0\0\0"])
+def test_what_has_no_head_is_refused_as_a_whole_file_is(content: bytes) -> None:
+    with pytest.raises(ImageError) as of_head:
+        read_head(content)
+    with pytest.raises(ImageError) as of_file:
+        decode_picture(content)
+    assert (of_head.value.code, str(of_head.value)) == (of_file.value.code, str(of_file.value))
+
+
+def test_the_head_of_a_large_image_is_refused_by_its_pixels() -> None:
+    with raises(ImageTooLargeError, "50 x 30"):
+        read_head(encoded(blobs(30, 50)), max_pixels=1_000)
