@@ -4,6 +4,7 @@ The same slide goes through the engine of one process and through one Ray worker
 turns, with the same model, threads and blocks. The cluster is started once, before.
 """
 
+import contextlib
 import statistics
 import tempfile
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
@@ -50,11 +52,14 @@ class ClusterReport(BaseModel):
     whole_seconds: dict[str, list[float]] = Field(
         description="of the slide with planning and outputs, per engine and round"
     )
-    milliseconds_per_block: float = Field(
-        description="median over the rounds of the cluster's time less that of one process, by "
-        "the number of blocks"
+    cpu_seconds: dict[str, list[float]] = Field(
+        description="of the slide, per engine and round: of this process and, for the cluster, of "
+        "all of Ray's; other work on the machine hardly changes it"
     )
-    share: float = Field(description="median over the rounds of the cluster's time by the other")
+    milliseconds_per_block: dict[str, float] = Field(
+        description="median over the rounds of the cluster's seconds less those of one process, by "
+        "the number of blocks: of computing, and of the whole slide's CPU time"
+    )
     same_bytes: bool
 
 
@@ -101,6 +106,7 @@ def run_benchmark(command: ClusterBenchmark, console: Console) -> ClusterReport:
         options = ClusterOptions(cluster="local", workers=1)
         cluster = open_cluster_engine(command.settings, options, tell=console.print)
         times: dict[str, list[float]] = {"process": [], "cluster": []}
+        cpus: dict[str, list[float]] = {"process": [], "cluster": []}
         outs: list[Path] = []
 
         def measured(name: str, engine: Engine) -> Callable[[], float]:
@@ -109,9 +115,10 @@ def run_benchmark(command: ClusterBenchmark, console: Console) -> ClusterReport:
                 outs.append(out)
                 options = RunOptions(settings=Settings(block_cells=command.block_cells))
                 cohort = Cohort(out, engine, options, formats_of(("ome-zarr",)), clock)
-                started = time.perf_counter()
+                started, cpu = time.perf_counter(), _cpu_seconds()
                 (outcome,) = run_cohort(cohort, [SlideTask(path=slide, name="slide")])
                 assert outcome.status == "done", outcome.reason
+                cpus[name].append(round(_cpu_seconds() - cpu, 3))
                 times[name].append(round(clock.seconds, 3))
                 return round(time.perf_counter() - started, 3)
 
@@ -126,7 +133,6 @@ def run_benchmark(command: ClusterBenchmark, console: Console) -> ClusterReport:
         passport = read_passport(outs[0] / "slide")
         assert passport is not None
         contents = [_contents(out) for out in outs]
-    pairs = list(zip(times["process"], times["cluster"], strict=True))
     return ClusterReport(
         machine=machine_line(),
         packages=installed_versions(("focalpath", "ray", "onnxruntime", "zarr", "numpy")),
@@ -139,12 +145,29 @@ def run_benchmark(command: ClusterBenchmark, console: Console) -> ClusterReport:
         num_tiles=passport.num_tiles,
         seconds=times,
         whole_seconds=whole,
-        milliseconds_per_block=round(
-            1000 * statistics.median(two - one for one, two in pairs) / passport.num_blocks, 1
-        ),
-        share=round(statistics.median(two / one for one, two in pairs), 3),
+        cpu_seconds=cpus,
+        milliseconds_per_block={
+            "wall": _difference_ms(times, passport.num_blocks),
+            "cpu": _difference_ms(cpus, passport.num_blocks),
+        },
         same_bytes=all(content == contents[0] for content in contents),
     )
+
+
+def _difference_ms(seconds: dict[str, list[float]], count: int) -> float:
+    pairs = zip(seconds["process"], seconds["cluster"], strict=True)
+    return round(1000 * statistics.median(two - one for one, two in pairs) / count, 1)
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of all that it has started."""
+    total = 0.0
+    own = psutil.Process()
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 def _contents(out: Path) -> dict[str, str]:

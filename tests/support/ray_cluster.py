@@ -20,12 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-import pytest
 
 from tests.support import ROOT
 
 _START_S = 90
 _STORE_BYTES = str(80 * 2**20)
+
+
+class NoNamespacesError(RuntimeError):
+    """This user may not make network namespaces."""
 
 
 @dataclass
@@ -34,6 +37,8 @@ class RayCluster:
 
     address: str
     environment: dict[str, str]
+    addresses: set[str]
+    """Of the nodes."""
     node_pids: Sequence[int]
     """Process from which all of a node's processes come; the head's first."""
     prefix: Sequence[str] = ()
@@ -104,7 +109,9 @@ def side_by_side(folder: Path) -> Iterator[RayCluster]:
         line = process.stdout.readline()
         assert line, (folder / "cluster.log").read_text()[-2000:]
         told = json.loads(line)
-        cluster = RayCluster(told["address"], variables, told["raylets"])
+        cluster = RayCluster(
+            told["address"], variables, {told["address"].partition(":")[0]}, told["raylets"]
+        )
         started = cluster.started
         yield cluster
     finally:
@@ -114,7 +121,11 @@ def side_by_side(folder: Path) -> Iterator[RayCluster]:
 
 @contextlib.contextmanager
 def in_namespaces(folder: Path) -> Iterator[RayCluster]:
-    """Two nodes in network namespaces that a cable joins; skips where they cannot be made."""
+    """Two nodes in network namespaces that a cable joins.
+
+    Raises:
+        NoNamespacesError: they cannot be made here.
+    """
     names = [f"focalpath-{os.getpid()}-{side}" for side in "ab"]
     started: list[subprocess.Popen[bytes]] = []
     variables, sockets = environment(folder), _short_folder()
@@ -127,7 +138,9 @@ def in_namespaces(folder: Path) -> Iterator[RayCluster]:
             started.append(_start_node(name, where, folder / f"{name}.log", variables))
         pids = [process.pid for process in started]
         prefix = ("ip", "netns", "exec", names[0])
-        yield RayCluster("10.77.0.1:6379", variables, pids, prefix, started)
+        yield RayCluster(
+            "10.77.0.1:6379", variables, {"10.77.0.1", "10.77.0.2"}, pids, prefix, started
+        )
     finally:
         end(started)
         for name in names:
@@ -151,11 +164,11 @@ def _join(names: Sequence[str]) -> None:
         ),
     ]
     if shutil.which("ip") is None:
-        pytest.skip("network namespaces cannot be made: there is no `ip` (iproute2)")
+        raise NoNamespacesError("there is no `ip` (iproute2)")
     for command in commands:
         done = subprocess.run(["ip", *command], capture_output=True, text=True)
         if done.returncode != 0:
-            pytest.skip(f"network namespaces cannot be made: {done.stderr.strip()}")
+            raise NoNamespacesError(done.stderr.strip())
 
 
 def _start_node(

@@ -2,7 +2,11 @@
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +17,7 @@ from serve.settings import InferenceSettings
 from serve.slides.cluster.errors import ClusterError
 from serve.slides.options import ClusterOptions
 
+_CONNECT_S = 10.0
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Of a cluster that is started here: only numbers and names go through it, no tiles."""
 
@@ -27,15 +32,44 @@ def connect(address: str) -> None:
     if address == "local":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of this run alone
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-    try:
-        ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ClusterError(
-            f"no Ray cluster answers at {address!r}: {reason} Start one with `ray start --head`, "
-            "join the other machines with `ray start --address=HEAD:6379`, and give all of them "
-            "the same RAY_AUTH_TOKEN, this process too."
-        ) from error
+    with _captured_stderr() as warnings:
+        try:
+            _check_listening(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
+            ray.init(address=address, **options)
+        except (OSError, RuntimeError, ValueError, RayError) as error:
+            if "InvalidAuthToken" in warnings():
+                raise ClusterError(
+                    f"the Ray cluster at {address} does not take this machine's token. Set "
+                    "RAY_AUTH_TOKEN to the cluster's."
+                ) from error
+            reason = " ".join(str(error).split())[:300]
+            raise ClusterError(
+                f"no Ray cluster answers at {address!r}: {reason} Start one with `ray start "
+                "--head`, join the other machines with `ray start --address=HEAD:6379`, and give "
+                "all of them the same RAY_AUTH_TOKEN, this process too."
+            ) from error
+
+
+@contextmanager
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """Keep what Ray's libraries print on standard error; yields what has been printed."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: os.pread(file.fileno(), 2**20, 0).decode(errors="replace")
+        finally:
+            sys.stderr.flush()
+            os.dup2(before, 2)
+            os.close(before)
+
+
+def _check_listening(address: str) -> None:
+    """Raise OSError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
 
 
 @dataclass(frozen=True)

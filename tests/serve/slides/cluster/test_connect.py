@@ -1,11 +1,14 @@
+import socket
+
 import pytest
+from pydantic import ValidationError
 
 from serve.settings import InferenceSettings
 from serve.slides.options import ClusterOptions
 
 pytest.importorskip("ray", reason="the extra `cluster` is not installed")
 
-from serve.slides.cluster.connect import Crew, Room, size_crew
+from serve.slides.cluster.connect import Crew, Room, connect, size_crew
 from serve.slides.cluster.errors import ClusterError
 
 HEAD, GPUS, CPUS = Room(0, 0), Room(64, 8), Room(16, 0)
@@ -42,3 +45,24 @@ def test_a_cluster_without_room_is_told(options: dict[str, object]) -> None:
     with pytest.raises(ClusterError, match="16 CPUs and 0 GPUs") as caught:
         size([HEAD, CPUS], **options)
     assert caught.value.code == "cluster_unusable"
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_a_cluster_that_is_not_there_is_told_at_once(
+    by_variable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    if by_variable:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ClusterError, match="ray start") as caught:
+        connect("auto" if by_variable else address)
+    assert caught.value.code == "cluster_unusable"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["head", "ray://head:10001", "head:port", "a b:1"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(ValidationError, match="cluster"):
+        ClusterOptions(cluster=address)
