@@ -19,7 +19,7 @@ def write_settings(path: Path, settings: Settings) -> None:
     """Write all settings, whole or not at all.
 
     Raises:
-        FocalPathError: the disk is full, or may not be written.
+        StorageError: the disk is full, or cannot be written.
     """
     with whole_file(path) as partial:
         text = yaml.safe_dump(_plain(asdict(settings)), sort_keys=False)

@@ -98,7 +98,7 @@ class TileDataset(Dataset[Sample]):
         """Look at the images' sizes; pixels are read when a sample is asked for.
 
         Raises:
-            FocalPathError: an image is missing or damaged.
+            ImageFileError: an image is missing or damaged.
         """
         self.tiles = tiles
         self.scale = scale
@@ -201,7 +201,7 @@ class WholeImageDataset(Dataset[WholeImage]):
         """Look at the images' sizes.
 
         Raises:
-            FocalPathError: an image is missing or damaged.
+            ImageFileError: an image is missing or damaged.
         """
         self.tiles = tiles
         self.scale = scale

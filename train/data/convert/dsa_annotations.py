@@ -30,7 +30,7 @@ def read_dsa(path: Path, content: Any) -> list[Annotation]:
         content: The parsed JSON.
 
     Raises:
-        FocalPathError: the file is not an annotation export.
+        AnnotationError: the file is not an annotation export.
     """
     found: list[Annotation] = []
     try:
@@ -73,7 +73,7 @@ def read_annotations(path: Path) -> tuple[list[Shape], Counter[str]]:
         The shapes in file order, and the number of elements per kind that has no area.
 
     Raises:
-        FocalPathError: the file is not an annotation export.
+        AnnotationError: the file is not an annotation export.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
