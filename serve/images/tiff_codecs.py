@@ -6,6 +6,7 @@ size than the TIFF is refused before its pixels are decoded.
 """
 
 import io
+import struct
 from collections.abc import Callable
 
 import numpy as np
@@ -47,6 +48,21 @@ _NAMES = {
 _APERIO_YCBCR = 33003
 _JPEG_2000 = (33003, 33005, 34712)
 _YCBCR = 6
+
+_SEGMENT_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    EOFError,
+    LookupError,
+    OverflowError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+"""What the decoders of strips and tiles raise on broken data."""
 
 Decode = Callable[[bytes, tuple[int, int, int]], NDArray[np.uint8]]
 """From a segment's bytes and its (rows, columns, samples) to its pixels."""
@@ -137,7 +153,7 @@ def _decoded(
         found = decode(segment, wanted)
     except ImageError:
         raise
-    except (OSError, SyntaxError, ValueError, RuntimeError, TypeError, EOFError) as error:
+    except _SEGMENT_ERRORS as error:
         raise ImageError(
             f"The TIFF is damaged: a part of it is no {name} that can be read ({error}). "
             "Write the file again.",
@@ -162,7 +178,8 @@ def _segments(data: bytes, page: Page) -> tuple[int, int, list[tuple[int, int]]]
         columns, rows = page.tile
     else:
         columns = page.width
-        rows = int(structure.values(tags[278])[0]) if 278 in tags else page.height
+        stated = structure.values(tags[278])[:1] if 278 in tags else ()
+        rows = int(stated[0]) if stated else page.height
         rows = min(rows, page.height)
     rows = max(rows, 1)
     needed = -(-page.height // rows) * -(-page.width // columns)

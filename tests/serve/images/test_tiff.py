@@ -350,3 +350,21 @@ def test_random_damage_to_the_tags_is_refused_or_decoded_and_nothing_else() -> N
             continue
         assert picture.pixels.dtype == np.uint8
         assert picture.pixels.shape[2] == 3
+
+
+def test_a_segment_whose_own_header_tells_a_huge_size_is_damaged() -> None:
+    pytest.importorskip("imagecodecs")
+    content = bytearray(tiff(IMAGE, photometric="rgb", compression="jpeg2000", metadata=None))
+    size = content.index(b"\xff\x51")  # SIZ of ISO/IEC 15444-1: marker, length, profile, width
+    content[size + 6 : size + 14] = b"\x00\x10\x00\x00" * 2
+    assert refusal(bytes(content)).code == "image_damaged"
+
+
+def test_rows_per_strip_without_a_value_are_those_of_the_image() -> None:
+    pytest.importorskip("imagecodecs")
+    options = {"photometric": "rgb", "compression": "webp", "metadata": None}
+    content = bytearray(tiff(IMAGE, compressionargs={"lossless": True}, **options))
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        entry = file.pages[0].tags["RowsPerStrip"].offset
+    content[entry + 2 : entry + 4] = b"\x02\x00"  # text, which has no number
+    assert np.array_equal(decode_picture(bytes(content)).pixels, IMAGE)
