@@ -104,7 +104,8 @@ class Segment:
     @property
     def runs_here(self) -> bool:
         """Whether the model runs in this process."""
-        return self.url is None or ("://" not in self.url and Path(self.url).is_dir())
+        is_bundle = self.url is None or _is_bundle(self.url)
+        return is_bundle and self.settings.backend == "onnxruntime"
 
 
 @dataclass
@@ -160,24 +161,30 @@ def _run(command: Segment) -> int:
     return 1 if progress.failures else 0
 
 
+def _is_bundle(url: str) -> bool:
+    return "://" not in url and Path(url).is_dir()
+
+
 def _open(command: Segment) -> HttpClient | TileSegmenter:
     """Open the service, Triton, or a bundle in this process."""
     settings, url = command.settings, command.url
-    if command.runs_here:
-        if url is not None:
+    if url is not None:
+        if _is_bundle(url):
             settings = settings.model_copy(update={"bundle": Path(url)})
-        return open_segmenter(settings)
-    assert url is not None
-    if url.startswith("grpc://"):
+        elif url.startswith("grpc://"):
+            settings = settings.model_copy(update={"backend": "triton", "triton_url": url})
+        else:
+            return HttpClient(url, api_key=read_key(command.api_key_file))
+    if settings.backend == "triton":
         return TritonClient(
-            url,
+            settings.triton_url,
             read_bundle(settings.bundle),
             timeout_s=settings.triton_timeout_s,
             shared_memory=settings.triton_shared_memory,
             max_pixels=settings.max_image_pixels,
             max_tiles=settings.max_image_tiles,
         )
-    return HttpClient(url, api_key=read_key(command.api_key_file))
+    return open_segmenter(settings)
 
 
 def _segment_all(

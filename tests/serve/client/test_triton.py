@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serve.client import AsyncTritonClient, TritonClient
+from serve.client.segment_files import main as segment_files
 from serve.contract.errors import (
     BackendUnavailableError,
     BackendUnreachableError,
@@ -21,7 +22,7 @@ from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.settings import InferenceSettings
 from tests.support.errors import raises
 from tests.support.http_service import free_port
-from tests.support.pictures import blobs
+from tests.support.pictures import blobs, encoded
 
 
 class LossyTriton(OnnxRuntimeBackend):
@@ -111,6 +112,28 @@ def test_the_limit_of_tiles_is_the_segmenters(
             assert one.segment(blobs(60, 60)).labels.shape == (60, 60)
             with raises(ImageTooLargeError, "2 tiles", code="too_many_tiles"):
                 one.segment(blobs(200, 200))
+
+
+@pytest.mark.parametrize("door", [["--url", "grpc://127.0.0.1:8001"], ["--backend", "triton"]])
+def test_the_command_line_waits_and_limits_tiles_too(
+    door: list[str],
+    toy_bundle: Path,
+    tmp_path: Path,
+    pauses: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    image, large = tmp_path / "image.png", tmp_path / "large.png"
+    image.write_bytes(encoded(blobs(50, 60)))
+    large.write_bytes(encoded(blobs(200, 200)))
+    backend = LossyTriton(toy_bundle, [BackendUnreachableError("gone")])
+    monkeypatch.setattr("serve.client.triton.TritonBackend", lambda *_, **__: backend)
+    options = ["--bundle", toy_bundle, "--out", tmp_path / "out", "--max-image-tiles", "2"]
+    assert segment_files([str(value) for value in (image, large, *door, *options)]) == 1
+    assert "2 tiles" in capsys.readouterr().err
+    assert (tmp_path / "out" / "image.json").is_file()
+    assert not (tmp_path / "out" / "large.json").exists()
+    assert pauses == [1]
 
 
 def test_the_async_client_takes_the_same_options_and_gives_the_same(
