@@ -51,14 +51,8 @@ from train.model.segmenter import (
     encode_for_training,
     labels_from_logits,
 )
-from train.settings import (
-    CheckedSettings,
-    Count,
-    ModelSettings,
-    RuntimeSettings,
-    Settings,
-    bcss,
-)
+from train.presets import bcss
+from train.settings import CheckedSettings, Count, ModelSettings, RuntimeSettings, Settings
 
 Tiles = TileDataset | CachedTileDataset
 

@@ -10,7 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from train.errors import SettingsError
 from train.files import whole_file
-from train.settings import PRESETS, Settings, upgrade_settings
+from train.presets import PRESETS
+from train.settings import Settings, upgrade_settings
 
 SETTINGS_FILE = "run.yaml"
 

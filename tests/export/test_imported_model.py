@@ -23,7 +23,7 @@ from tests.support.sam_path_oracle import random_sam_path
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
 from train.fitting.import_sampath import import_sampath
 from train.model.checkpoint import load_checkpoint
-from train.settings import CRAG_MPP
+from train.presets import CRAG_MPP
 
 pytestmark = pytest.mark.slow
 

@@ -16,10 +16,10 @@ from tests.support.toy_data import toy_settings
 from train.data.synthetic.slides import SlideSettings, write_slides
 from train.fitting.run import fit
 from train.model.checkpoint import load_checkpoint
+from train.presets import synthetic as synthetic_model
 from train.pretraining.run import pretrain
 from train.pretraining.settings import ViewSettings, synthetic
 from train.settings import Settings, WeightsSettings
-from train.settings import synthetic as synthetic_model
 
 pytestmark = pytest.mark.slow
 

@@ -9,13 +9,8 @@ import numpy as np
 from PIL import Image
 
 from tests.support.toy_bundle import CLASSES, REFERENCE_RGB
-from train.settings import (
-    AugmentationSettings,
-    ModelSettings,
-    OptimizationSettings,
-    Settings,
-    synthetic,
-)
+from train.presets import synthetic
+from train.settings import AugmentationSettings, ModelSettings, OptimizationSettings, Settings
 
 TILE_SIZE_PX = 64
 

@@ -6,8 +6,8 @@ from benchmarks.training import BenchmarkSettings
 from tests.support.errors import raises
 from train.cli import main
 from train.errors import SettingsError
+from train.presets import PRESETS
 from train.settings import (
-    PRESETS,
     AugmentationSettings,
     BiasSettings,
     LossSettings,

@@ -12,7 +12,8 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from train.config import read_settings
 from train.model.class_bias import STRATEGIES
-from train.settings import PRESETS, Settings
+from train.presets import PRESETS
+from train.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from train.comparison.run import RowResult, RowRun, duration_text
 from train.data.folder import Tile, TileFolder, read_tile_folder
 from train.data.pixels import count_pixels, read_labels
 from train.errors import SettingsError
-from train.settings import PRESETS, Settings
+from train.presets import PRESETS
+from train.settings import Settings
 
 NUM_PANELS = 4
 """Test tiles that Fig. 4 shows."""

@@ -29,7 +29,8 @@ from train.comparison.tables import (
 from train.comparison.times import times_section, write_times
 from train.config import write_settings
 from train.data.folder import Split, TileFolder
-from train.settings import PRESETS, Settings
+from train.presets import PRESETS
+from train.settings import Settings
 
 _PAPER = "arXiv 2604.13479"
 _CASES_MIN = 10

@@ -43,7 +43,8 @@ from train.model.checkpoint import (
     weights_file,
 )
 from train.model.weight_files import weights_sha256
-from train.settings import PRESETS, LabelClass, Settings, upgrade_settings
+from train.presets import PRESETS
+from train.settings import LabelClass, Settings, upgrade_settings
 
 _MARKER_FILE, _SCORES_FILE, _PANELS = "row.json", "test.npz", "panels"
 _LEVERAGE_FILE = "leverage.json"

@@ -27,7 +27,8 @@ from train.model.pretrained import (
 )
 from train.model.segmenter import Segmenter
 from train.model.weight_files import Weights, read_weights, tensors, weights_sha256
-from train.settings import CRAG_MPP, BiasName, LabelClass, Settings
+from train.presets import CRAG_MPP
+from train.settings import BiasName, LabelClass, Settings
 
 _NAMES = {
     "model.model.": "",

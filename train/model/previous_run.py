@@ -13,7 +13,8 @@ from train.model.checkpoint import (
 )
 from train.model.pretrained import resize_image_encoder, resize_position_embedding
 from train.model.segmenter import Segmenter
-from train.settings import PRESETS, LabelClass, ModelSettings, Settings
+from train.presets import PRESETS
+from train.settings import LabelClass, ModelSettings, Settings
 
 _ARCHITECTURE = (
     *("network", "image_encoder", "pathology_encoder"),

@@ -18,7 +18,8 @@ from train.model.weight_files import (
     weights_sha256,
 )
 from train.model.weight_names import VitFacts, VitWeights, as_timm, vit_facts
-from train.settings import PRESETS, ModelSettings, Settings
+from train.presets import PRESETS
+from train.settings import ModelSettings, Settings
 
 _LAYER_SCALE = 1e-5
 _UNKNOWN_LICENCE = "its authors' terms, which FocalPath does not know"

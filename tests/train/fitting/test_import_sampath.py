@@ -28,7 +28,8 @@ from train.fitting.scores import evaluate
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.segmenter import Segmenter, labels_from_logits
 from train.model.weight_files import read_weights
-from train.settings import CRAG_MPP, Settings, WeightsSettings
+from train.presets import CRAG_MPP
+from train.settings import Settings, WeightsSettings
 
 NUM_CLASSES = 5
 

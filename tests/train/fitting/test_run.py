@@ -43,16 +43,8 @@ from train.metrics import class_scores, image_confusion
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.class_bias import ClassStatistics, centred_prior
 from train.model.segmenter import Segmenter
-from train.settings import (
-    BiasSettings,
-    LossSettings,
-    RuntimeSettings,
-    Settings,
-    WeightsSettings,
-    bcss,
-    bdsa,
-    crag,
-)
+from train.presets import bcss, bdsa, crag
+from train.settings import BiasSettings, LossSettings, RuntimeSettings, Settings, WeightsSettings
 
 pytestmark = pytest.mark.slow
 

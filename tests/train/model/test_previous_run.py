@@ -9,7 +9,8 @@ from train.errors import CheckpointError
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.previous_run import load_run, settings_after
 from train.model.segmenter import Segmenter
-from train.settings import BiasName, Settings, bcss
+from train.presets import bcss
+from train.settings import BiasName, Settings
 
 
 def with_model(settings: Settings, **changes: object) -> Settings:

@@ -7,7 +7,8 @@ from tests.support.errors import raises
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
 from train.errors import EncoderError, SettingsError
 from train.model.segmenter import Segmenter, encode_for_training, labels_from_logits
-from train.settings import ModelSettings, bcss
+from train.presets import bcss
+from train.settings import ModelSettings
 
 NUM_CLASSES = 5
 

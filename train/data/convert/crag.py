@@ -33,7 +33,8 @@ from train.data.convert.layout import (
 )
 from train.errors import MaskError, SourceError
 from train.files import refuse_existing
-from train.settings import CRAG_MPP, CheckedSettings, LabelClass, Mpp
+from train.presets import CRAG_MPP
+from train.settings import CheckedSettings, LabelClass, Mpp
 
 CLASSES = (
     LabelClass(name="Non-gland", color="#009e73"),
