@@ -70,7 +70,7 @@ from serve.service.uploads import (
     read_form,
     read_mpp,
 )
-from serve.service.worker import MPP_HEADER, MPP_SOURCE_HEADER, Job, Worker
+from serve.service.worker import Job, Worker, response_of
 from serve.settings import MEBIBYTE, ServeSettings
 
 Endpoint = Callable[..., Awaitable[Response]]
@@ -117,13 +117,7 @@ def _format_endpoint(entry: AnswerFormat) -> Endpoint:
         done = await worker.run(
             lambda: worker.answer(state.model, upload.data, job, upload.name), tiles=tiles
         )
-        headers = {MPP_SOURCE_HEADER: done.image.mpp_source}
-        if done.image.mpp is not None:
-            headers[MPP_HEADER] = f"{done.image.mpp:.6g}"
-        content = done.contents[0]
-        if isinstance(content, bytes):
-            return Response(content, media_type=entry.media_type, headers=headers)
-        return StreamingResponse(content, media_type=entry.media_type, headers=headers)
+        return response_of(done, entry)
 
     return _described(answer, entry.description, format_query(entry))
 

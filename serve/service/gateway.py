@@ -17,6 +17,7 @@ from urllib.parse import quote
 from opentelemetry import propagate, trace
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
@@ -25,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.contract.errors import BusyError, TookTooLongError
 from serve.service.access import AccessControl, ApiKeys
-from serve.service.error_answers import error_answer
+from serve.service.error_answers import EXCEPTION_HANDLERS, error_answer
 from serve.service.kept import KEEP_HEADER
 from serve.service.telemetry import RequestRecord, Telemetry, request_context
 from serve.service.work_queue import WorkQueue
@@ -79,8 +80,9 @@ def build_gateway(
         )
     )
     return Starlette(
-        routes=[Mount("/", app)],
+        routes=[Mount("/", app)],  # which takes no path with a line break in it
         middleware=middleware,
+        exception_handlers={HTTPException: EXCEPTION_HANDLERS[HTTPException]},
         lifespan=_lifespan_of(app),
     )
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TypeVar
 
-from serve.answers.format import Source
+from starlette.responses import Response, StreamingResponse
+
+from serve.answers.format import AnswerFormat, Source
 from serve.answers.pictures import rgb_png
 from serve.answers.registry import FORMATS, needs_probabilities
 from serve.images.decode import Picture, decode_picture, read_head
@@ -204,3 +206,14 @@ class Worker:
             ResultKey.of(data, job.mpp, segmenter.manifest),
             with_probabilities=needs_probabilities(job.formats, job.options),
         )
+
+
+def response_of(done: Answer, entry: AnswerFormat) -> Response:
+    """The response with the first content of an answer, which is in the format `entry`."""
+    headers = {MPP_SOURCE_HEADER: done.image.mpp_source}
+    if done.image.mpp is not None:
+        headers[MPP_HEADER] = f"{done.image.mpp:.6g}"
+    content = done.contents[0]
+    if isinstance(content, bytes):
+        return Response(content, media_type=entry.media_type, headers=headers)
+    return StreamingResponse(content, media_type=entry.media_type, headers=headers)

@@ -56,7 +56,7 @@ _SLIDE_EXAMPLE: dict[str, Any] = {
         "origin_px": [0, 0],
         "version": "5c1f0e9a7b3d2e4f",
     },
-    "max_region_px": 64000000,
+    "max_region_px": 21900000,
     "result": None,
     "job": _JOB_EXAMPLE,
 }
@@ -67,8 +67,13 @@ def _example(example: Any, description: str) -> dict[str, Any]:
 
 
 def _binary(*media_types: str) -> dict[str, Any]:
-    schema = {"type": "string", "format": "binary"}
-    return {"content": {media_type: {"schema": schema} for media_type in media_types}}
+    binary = {"type": "string", "format": "binary"}
+    return {
+        "content": {
+            media_type: {"schema": {"type": "object"} if "json" in media_type else binary}
+            for media_type in media_types
+        }
+    }
 
 
 _NOT_MODIFIED: Responses = {

@@ -38,7 +38,7 @@ from serve.service.slides.folder import SlideFile
 from serve.service.slides.results import download
 from serve.service.slides.state import Slides
 from serve.service.slides.zipped import zip_folder
-from serve.service.worker import MPP_HEADER, MPP_SOURCE_HEADER, Job, Worker
+from serve.service.worker import Job, Worker, response_of
 
 _TILE_NAME = r"^[0-9]{1,7}_[0-9]{1,7}\.(jpeg|png|npz)$"
 _FOR_A_YEAR, _ASK_AGAIN = "private, max-age=31536000, immutable", "private, no-cache"
@@ -182,12 +182,12 @@ async def _region(
     slides, slide = _of(request, slide_id)
     state = request.app.state
     worker: Worker = state.worker
-    manifest = await worker.run(state.model.manifest)
+    manifest = await worker.look(state.model.manifest)
     found, _ = await slides.readers.ask("info", **slides.place(slide), mpp=query.mpp)
     own = found["mpp"]
     target = manifest.mpp or own
     if own is not None:
-        _refuse_large(query, own / target, slides.settings.max_image_pixels)
+        _refuse_large(query, own / target, slides.max_region_px)
     place = {"x": query.x, "y": query.y, "width": query.width, "height": query.height}
     _, png = await slides.readers.ask(
         "region", **slides.place(slide), mpp=query.mpp, target_mpp=target, **place
@@ -197,9 +197,9 @@ async def _region(
     entry = next(entry for entry in FORMATS.values() if entry.path[1:] == format_)
     keep = request.headers.get(KEEP_HEADER, "no") != "no"
     job = Job(formats=(entry.name,), mpp=target, keep=keep)
-    done = await worker.run(lambda: worker.answer(state.model, png, job, name))
-    headers = {MPP_HEADER: f"{target:.6g}", MPP_SOURCE_HEADER: done.image.mpp_source}
-    return Response(done.contents[0], media_type=entry.media_type, headers=headers)
+    tiles = await worker.look(lambda: worker.weigh(state.model, png, job))
+    done = await worker.run(lambda: worker.answer(state.model, png, job, name), tiles=tiles)
+    return response_of(done, entry)
 
 
 def _refuse_large(query: RegionQuery, scale: float, limit: int) -> None:

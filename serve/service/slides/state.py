@@ -16,6 +16,9 @@ from serve.service.telemetry import Telemetry
 from serve.settings import ServeSettings
 from serve.slides.job import WORK_FOLDER
 
+_BYTES_PER_PIXEL = 3
+_PNG_SHARE = 0.98
+"""The rest of a PNG is headers and what marks its parts."""
 _ENDED: dict[str, State] = {"failed": "failed", "cancelled": "stopped"}
 
 
@@ -120,11 +123,17 @@ class Slides:
                 origin_px=(x, y),
                 version=slide.version,
             ),
-            max_region_px=self.settings.max_image_pixels,
+            max_region_px=self.max_region_px,
             result_problem=result_problem,
             result=None if result is None else result.info(found["fingerprint"]),
             job=job,
         )
+
+    @property
+    def max_region_px(self) -> int:
+        """Most pixels of a region: as an image, and so that its PNG surely fits into an upload."""
+        most_bytes = self.settings.max_upload_bytes * _PNG_SHARE
+        return min(self.settings.max_image_pixels, int(most_bytes / _BYTES_PER_PIXEL))
 
     def place(self, slide: SlideFile) -> dict[str, Any]:
         """Where a process finds a slide."""
