@@ -75,8 +75,8 @@ test: install
 test-fast: install
 	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow and not triton and not browser"
 
-# As on lesser machines: first with AVX-512 and AMX hidden from torch and from OpenVINO's bfloat16 (ONNX
-# Runtime chooses its kernels by the processor alone), then without OpenVINO.
+# As on lesser machines: first with AVX-512 and AMX hidden from torch (OpenVINO is refused under the
+# mask, and ONNX Runtime chooses its kernels by the processor alone), then without OpenVINO.
 MASKED := tests/export tests/serve/inference tests/serve/contract tests/serve/doctor tests/train/model
 test-masked: install
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(MASKED)

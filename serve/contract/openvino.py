@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import BackendUnavailableError, BundleError
+from serve.contract.machine import this_processor
 from serve.contract.tiny_graph import TINY_GRAPH, is_right, tiny_images
 
 GraphPrecision = Literal["bf16", "fp32"]
@@ -100,8 +101,6 @@ def problem(precision: GraphPrecision) -> str | None:
             f"{processor} has no instructions for bfloat16 (AVX512_BF16 or AMX), so OpenVINO gains "
             "nothing by it. Set FOCALPATH_PRECISION=fp32."
         )
-    if precision == "bf16" and (mask := _mask_without_bf16()):
-        return f"{mask} takes the instructions for bfloat16 away. Set FOCALPATH_PRECISION=fp32."
     try:
         model = core.read_model(TINY_GRAPH)
         request = core.compile_model(
@@ -115,18 +114,6 @@ def problem(precision: GraphPrecision) -> str | None:
             f"{_reason(error)}. Choose another FOCALPATH_PROVIDER or FOCALPATH_PRECISION."
         )
     return None if is_right(labels) else f"OpenVINO {version()} computes wrongly on {processor}."
-
-
-def _mask_without_bf16() -> str | None:
-    """The environment variable by which oneDNN's kernels may not use AVX-512, as it is set.
-
-    OpenVINO itself does not see it: it counts on kernels for bfloat16 that are not there, answers
-    wrongly and writes beyond its memory (seen with 2026.4.1).
-    """
-    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
-        if (value := os.environ.get(name, "")).upper() in _BEFORE_AVX512:
-            return f"{name}={value}"
-    return None
 
 
 def require(precision: GraphPrecision) -> None:
@@ -178,10 +165,32 @@ def _module() -> Any:
 
 @cache
 def _core() -> Any:
-    core = _module().Core()
+    module = _module()
+    _refuse_mask()
+    core = module.Core()
     if "CPU" not in core.available_devices:
         raise BackendUnavailableError(
             f"OpenVINO {version()} finds no CPU device on this machine, only "
             f"{', '.join(core.available_devices) or 'none'}. Choose another FOCALPATH_PROVIDER."
         )
     return core
+
+
+def _refuse_mask() -> None:
+    """Refuse an environment that hides AVX-512 from a part of OpenVINO.
+
+    oneDNN's kernels in it obey `ONEDNN_MAX_CPU_ISA`, its own do not, and together they answer
+    wrongly or crash the process (seen with 2026.4.1 on a processor with AVX-512).
+
+    Raises:
+        BackendUnavailableError: the mask is set on such a processor.
+    """
+    if "avx512" not in this_processor().instruction_sets:
+        return
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        value = os.environ.get(name, "")
+        if value.upper() in _BEFORE_AVX512:
+            raise BackendUnavailableError(
+                f"{name}={value} hides instruction sets from a part of OpenVINO only, which then "
+                "computes wrongly. Unset it, or choose another FOCALPATH_PROVIDER."
+            )
