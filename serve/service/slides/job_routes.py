@@ -41,7 +41,7 @@ async def _start(request: Request, body: Annotated[JobRequest, Body()]) -> Respo
     A slide that waits or is segmented already keeps its job, which is answered with 200.
     """
     slides: Slides = request.app.state.slides
-    slide = slides.folder.find(body.slide)
+    slide = await run_in_threadpool(slides.folder.find, body.slide)
     if slide.problem:
         raise OptionError(f"{slide.file} cannot be segmented: {slide.problem}")
     job, is_new = await run_in_threadpool(slides.jobs.add, body, slide.name, slide.path)

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -27,6 +28,8 @@ _REFUSED_FOR_S = 60.0
 """How long a slide that has ended a process is refused at once."""
 _KINDS = (NotFoundError, ImageTooLargeError, SlideScaleError, SlideError)
 """Errors of the processes that are raised here; a subclass is raised as the first that fits."""
+_FEW_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+"""Threads take address space, which is limited: on many cores nothing would be left for slides."""
 _log = logging.getLogger(__name__)
 
 
@@ -78,6 +81,7 @@ class _Process:
             self._process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
+                env={**os.environ, **_FEW_THREADS},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._said,
@@ -86,7 +90,8 @@ class _Process:
 
     def _end(self) -> str:
         """End the process; returns how it ended, and its last words."""
-        assert self._process is not None
+        if self._process is None:
+            return "the service is being stopped"
         try:
             status = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:

@@ -1,6 +1,5 @@
 """Finished results of the service's slides: what is in them, and their files."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,14 +139,14 @@ class Results:
             raise NotFoundError(f"{name} has no result yet. POST /jobs segments it.")
         return result
 
+    def download(self, name: str, file: str) -> tuple[Path, ResultFile]:
+        """The path of an output, by its name in the list of a result's files.
 
-def download(result: Result, file: str) -> tuple[Path, ResultFile]:
-    """The path of an output, by its name in the list.
-
-    Raises:
-        NotFoundError: the list has no such file.
-    """
-    for entry in result.files():
-        if entry.file == file:
-            return result.folder / file, entry
-    raise NotFoundError(f"The result of {result.folder.name} has no file {json.dumps(file)}.")
+        Raises:
+            NotFoundError: there is no such result or file.
+        """
+        result = self.get(name)
+        for entry in result.files():
+            if entry.file == file:
+                return result.folder / file, entry
+        raise NotFoundError(f"The result of {name} has no file {file!r}.")

@@ -35,7 +35,6 @@ from serve.service.slides.described import (
 )
 from serve.service.slides.documents import SlideList
 from serve.service.slides.folder import SlideFile
-from serve.service.slides.results import download
 from serve.service.slides.state import Slides
 from serve.service.slides.zipped import zip_folder
 from serve.service.worker import Job, Worker, response_of
@@ -91,9 +90,9 @@ class RegionQuery(Strict):
     )
 
 
-def _of(request: Request, slide_id: str) -> tuple[Slides, SlideFile]:
+async def _of(request: Request, slide_id: str) -> tuple[Slides, SlideFile]:
     slides: Slides = request.app.state.slides
-    return slides, slides.folder.find(slide_id)
+    return slides, await run_in_threadpool(slides.folder.find, slide_id)
 
 
 async def _list(request: Request) -> Response:
@@ -105,7 +104,7 @@ async def _list(request: Request) -> Response:
 
 async def _slide(request: Request, slide_id: SlideId) -> Response:
     """A slide: size, um per pixel, how its tiles lie, its result and its last job."""
-    slides, slide = _of(request, slide_id)
+    slides, slide = await _of(request, slide_id)
     return Response((await slides.info(slide)).model_dump_json(), media_type=_JSON)
 
 
@@ -117,7 +116,7 @@ async def _tile(
     query: Annotated[TileQuery, Query()],
 ) -> Response:
     """A Deep Zoom tile of the slide: level 0 is one pixel, the last is full resolution."""
-    slides, slide = _of(request, slide_id)
+    slides, slide = await _of(request, slide_id)
     column, row, kind = _parts(name)
     if kind != "jpeg":
         raise NotFoundError(f"Tiles of slides are .jpeg, not .{kind}.")
@@ -141,8 +140,8 @@ async def _result_tile(
     `.png`: the labels with the classes' colours. `.npz`: `labels` and `confidence`, uint8, as
     `numpy.load` reads them.
     """
-    slides, slide = _of(request, slide_id)
-    result = slides.results.get(slide.name)
+    slides, slide = await _of(request, slide_id)
+    result = await run_in_threadpool(slides.results.get, slide.name)
     column, row, kind = _parts(name)
     if kind == "jpeg":
         raise NotFoundError("Tiles of results are .png or .npz, not .jpeg.")
@@ -179,7 +178,7 @@ async def _region(
 
     Outlines are in pixels of the slide's level 0. A region of too many pixels is a 413.
     """
-    slides, slide = _of(request, slide_id)
+    slides, slide = await _of(request, slide_id)
     state = request.app.state
     worker: Worker = state.worker
     manifest = await worker.look(state.model.manifest)
@@ -219,8 +218,8 @@ async def _file(
     ],
 ) -> Response:
     """An output of the result; the OME-Zarr comes as a zip."""
-    slides, slide = _of(request, slide_id)
-    path, entry = download(slides.results.get(slide.name), file)
+    slides, slide = await _of(request, slide_id)
+    path, entry = await run_in_threadpool(slides.results.download, slide.name, file)
     if path.is_dir():
         name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{file}.zip")
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}

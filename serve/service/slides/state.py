@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
+
 from serve.contract.errors import FocalPathError, NotFoundError, SettingsError
 from serve.service.slides.deep_zoom import OVERLAP_PX, TILE_PX
 from serve.service.slides.documents import SlideEntry, SlideInfo, State, Tiles
@@ -95,6 +97,9 @@ class Slides:
             SlideError: it cannot be read.
         """
         found, _ = await self.readers.ask("info", **self.place(slide))
+        return await run_in_threadpool(self._describe, slide, found)
+
+    def _describe(self, slide: SlideFile, found: dict[str, Any]) -> SlideInfo:
         job = self.jobs.last_by_slide().get(slide.id)
         result, result_problem = None, ""
         try:

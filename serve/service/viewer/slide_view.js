@@ -11,7 +11,8 @@ const THUMBNAIL_SHARE = 0.16;
 /**
  * Fires `view` when the view has changed; `point` with `{x, y, px, py, label, confidence}` or null
  * when another place is pointed at, x and y in CSS pixels, px and py in the slide's level 0; and
- * `region` with `{x, y, width, height}` of level 0 when one was drawn.
+ * `region` with `{x, y, width, height}` of level 0 when one was drawn; and `tile-failed` when a part of
+ * the slide cannot be read.
  */
 export class SlideView extends EventTarget {
   #element;

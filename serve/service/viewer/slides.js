@@ -598,6 +598,11 @@ view.addEventListener("view", () => {
   showScale($("scale-bar"), mpp && mpp * across, Math.min(140, $("stage").clientWidth / 5));
 });
 
+view.addEventListener("tile-failed", () => {
+  $("slide-note").textContent = "A part of this slide cannot be read.";
+  $("slide-note").hidden = false;
+});
+
 $("view").addEventListener("keydown", (event) => {
   if (event.key.toLowerCase() === "h" && !event.ctrlKey && !event.metaKey) toggleOverlay();
   if (event.key === "Escape" && view.drawing) $("draw").click();
