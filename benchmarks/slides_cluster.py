@@ -8,7 +8,7 @@ import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,26 @@ from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, Engine, run_cohort
 
 
+class Cost(BaseModel):
+    """Time that something takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    wall: float
+    cpu: float
+    """Of this process and of all that it has started, Ray's included. Other work on the machine
+    hardly changes it."""
+
+
+class Round(BaseModel):
+    """Seconds of one slide."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    computing: Cost
+    whole: Cost
+
+
 class ClusterReport(BaseModel):
     """What `slides_cluster.json` holds."""
 
@@ -46,19 +66,12 @@ class ClusterReport(BaseModel):
     block_cells: int
     num_blocks: int
     num_tiles: int
-    seconds: dict[str, list[float]] = Field(
-        description="of computing the blocks, per engine and round"
+    rounds: dict[str, list[Round]] = Field(description="per engine")
+    per_block_ms: Cost = Field(
+        description="median over the rounds of what computing costs more on the cluster, per block"
     )
-    whole_seconds: dict[str, list[float]] = Field(
-        description="of the slide with planning and outputs, per engine and round"
-    )
-    cpu_seconds: dict[str, list[float]] = Field(
-        description="of the slide, per engine and round: of this process and, for the cluster, of "
-        "all of Ray's; other work on the machine hardly changes it"
-    )
-    milliseconds_per_block: dict[str, float] = Field(
-        description="median over the rounds of the cluster's seconds less those of one process, by "
-        "the number of blocks: of computing, and of the whole slide's CPU time"
+    per_slide_ms: Cost = Field(
+        description="the same of planning the slide and writing its outputs, per slide"
     )
     same_bytes: bool
 
@@ -80,18 +93,19 @@ class ClusterBenchmark:
 
 
 class _Clock(Quiet):
-    """How long the blocks took."""
+    """When a slide's blocks were begun and done."""
 
     def __init__(self) -> None:
-        self._began = self.seconds = 0.0
+        self.began = self.ended = _now()
 
     def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
         """See `Watcher`."""
-        self._began, self.seconds = time.perf_counter(), 0.0
+        self.began = self.ended = _now()
 
     def step(self, name: str, step: str) -> None:
         """See `Watcher`."""
-        self.seconds = self.seconds or time.perf_counter() - self._began
+        if self.ended == self.began:
+            self.ended = _now()
 
 
 def run_benchmark(command: ClusterBenchmark, console: Console) -> ClusterReport:
@@ -105,28 +119,26 @@ def run_benchmark(command: ClusterBenchmark, console: Console) -> ClusterReport:
         local = open_local_engine(command.settings)
         options = ClusterOptions(cluster="local", workers=1)
         cluster = open_cluster_engine(command.settings, options, tell=console.print)
-        times: dict[str, list[float]] = {"process": [], "cluster": []}
-        cpus: dict[str, list[float]] = {"process": [], "cluster": []}
         outs: list[Path] = []
 
-        def measured(name: str, engine: Engine) -> Callable[[], float]:
-            def run() -> float:
+        def measured(engine: Engine) -> Callable[[], Round]:
+            def run() -> Round:
                 clock, out = _Clock(), Path(folder) / f"out{len(outs)}"
                 outs.append(out)
                 options = RunOptions(settings=Settings(block_cells=command.block_cells))
                 cohort = Cohort(out, engine, options, formats_of(("ome-zarr",)), clock)
-                started, cpu = time.perf_counter(), _cpu_seconds()
+                started = _now()
                 (outcome,) = run_cohort(cohort, [SlideTask(path=slide, name="slide")])
                 assert outcome.status == "done", outcome.reason
-                cpus[name].append(round(_cpu_seconds() - cpu, 3))
-                times[name].append(round(clock.seconds, 3))
-                return round(time.perf_counter() - started, 3)
+                return Round(
+                    computing=_less(clock.ended, clock.began), whole=_less(_now(), started)
+                )
 
             return run
 
-        variants = {"process": measured("process", local), "cluster": measured("cluster", cluster)}
+        variants = {"process": measured(local), "cluster": measured(cluster)}
         try:
-            whole = take_turns(variants, command.rounds, console.print)
+            rounds = take_turns(variants, command.rounds, console.print)
         finally:
             cluster.close()
             local.close()
@@ -143,31 +155,42 @@ def run_benchmark(command: ClusterBenchmark, console: Console) -> ClusterReport:
         block_cells=command.block_cells,
         num_blocks=passport.num_blocks,
         num_tiles=passport.num_tiles,
-        seconds=times,
-        whole_seconds=whole,
-        cpu_seconds=cpus,
-        milliseconds_per_block={
-            "wall": _difference_ms(times, passport.num_blocks),
-            "cpu": _difference_ms(cpus, passport.num_blocks),
-        },
+        rounds=rounds,
+        per_block_ms=_more(
+            [round.computing for round in rounds["process"]],
+            [round.computing for round in rounds["cluster"]],
+            passport.num_blocks,
+        ),
+        per_slide_ms=_more(
+            [_less(round.whole, round.computing) for round in rounds["process"]],
+            [_less(round.whole, round.computing) for round in rounds["cluster"]],
+            1,
+        ),
         same_bytes=all(content == contents[0] for content in contents),
     )
 
 
-def _difference_ms(seconds: dict[str, list[float]], count: int) -> float:
-    pairs = zip(seconds["process"], seconds["cluster"], strict=True)
-    return round(1000 * statistics.median(two - one for one, two in pairs) / count, 1)
-
-
-def _cpu_seconds() -> float:
-    """CPU time of this process and of all that it has started."""
-    total = 0.0
-    own = psutil.Process()
+def _now() -> Cost:
+    """The clock, and the CPU time of this process and of all that it has started."""
+    cpu, own = 0.0, psutil.Process()
     for process in (own, *own.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
-            total += times.user + times.system + times.children_user + times.children_system
-    return total
+            cpu += times.user + times.system + times.children_user + times.children_system
+    return Cost(wall=time.perf_counter(), cpu=cpu)
+
+
+def _less(one: Cost, other: Cost) -> Cost:
+    return Cost(wall=round(one.wall - other.wall, 3), cpu=round(one.cpu - other.cpu, 3))
+
+
+def _more(process: Sequence[Cost], cluster: Sequence[Cost], count: int) -> Cost:
+    """Milliseconds that the cluster takes more, by a count."""
+    more = [_less(two, one) for one, two in zip(process, cluster, strict=True)]
+    return Cost(
+        wall=round(1000 * statistics.median(cost.wall for cost in more) / count, 1),
+        cpu=round(1000 * statistics.median(cost.cpu for cost in more) / count, 1),
+    )
 
 
 def _contents(out: Path) -> dict[str, str]:

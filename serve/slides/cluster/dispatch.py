@@ -22,6 +22,7 @@ MOST_TRIES = 3
 """Times that a block may kill its worker before its slide is given up."""
 _WAIT_S = 0.1
 _POLL_S = 1.0
+_JOIN_S = 30.0
 
 Tell = Callable[[str], None]
 
@@ -90,7 +91,7 @@ class Dispatcher:
         """Give up what is at work, and end the workers."""
         self._closing.set()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(_JOIN_S)
         for worker in self._workers:
             ray.kill(worker.handle)
         self._workers = []
@@ -127,7 +128,7 @@ class Dispatcher:
 
     def _hand_out(self) -> None:
         if not self._workers and self._slides:
-            for slide in self._slides:
+            for slide in list(self._slides):
                 slide.error = ClusterError("no worker of the cluster is left; see what was told.")
                 slide.waiting.clear()
                 self._settle(slide)
@@ -188,6 +189,10 @@ class Dispatcher:
                 assert call is not None
                 ticket, call.tiles = answer if answer[0] == call.ticket else (0, call.tiles)
                 self._tell_tiles(call.slide)
+            elif call is not None and answer is None:
+                self._open(worker)
+                call.slide.waiting.extendleft(reversed(call.blocks))
+                self._end(call)
             elif call is not None:
                 worker.state = "free"
                 self._returned(call, answer)

@@ -103,8 +103,15 @@ class ClusterWorker:
         except (FocalPathError, OSError) as error:
             return Problem.of(error)
 
-    def run(self, path: Path, blocks: tuple[Block, ...], ticket: int) -> Report:
-        """Compute blocks of the slide whose work folder is `path`."""
+    def run(self, path: Path, blocks: tuple[Block, ...], ticket: int) -> Report | None:
+        """Compute blocks of the slide whose work folder is `path`.
+
+        Returns:
+            What became of them; None where the model is not open, because the process was started
+            again since `open`.
+        """
+        if self._runner is None:
+            return None
         self._tiles, self._ticket = 0, ticket
         records: list[BlockRecord] = []
         try:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from serve.cli import main
+from serve.slides.finish import read_passport
 from serve.slides.status import read_status, verify
 from serve.slides.store import WorkFolder
 from tests.support.ray_cluster import (
@@ -126,6 +127,9 @@ def test_a_killed_worker_and_a_killed_node_change_no_byte(
     assert all(event["tiles_done"] <= event["tiles"] for event in events if "tiles" in event)
     assert files_of(out / "large") == files_of(expected / "large")
     assert verify(out / "large")
+    passport = read_passport(out / "large")
+    assert passport is not None
+    assert {host.rpartition(" ")[2] for host in passport.hosts} == cluster.addresses
 
 
 @pytest.fixture(scope="module")

@@ -66,10 +66,13 @@ def test_a_slide_is_planned_computed_and_finished(
     assert plan is not None
     blocks = Tiling(plan, work.work.mask()).blocks
     report = worker.run(work.work.path, blocks[:3], 7)
+    assert report is not None
     assert report.problem is None
     assert [record.block for record in report.records] == list(blocks[:3])
     assert worker.progress() == (7, sum(record.num_tiles for record in report.records))
-    assert worker.run(work.work.path, blocks[3:], 8).problem is None
+    report = worker.run(work.work.path, blocks[3:], 8)
+    assert report is not None
+    assert report.problem is None
     assert conclude_there(work) is None
     assert (work.work.result / "run.json").is_file()
 
@@ -88,11 +91,18 @@ def test_a_users_mistake_is_a_value_that_names_the_machine(
     assert problem.error().code == "slide_format"
 
 
+def test_a_worker_that_was_started_again_says_that_it_has_no_model(
+    worker: ClusterWorker, tmp_path: Path
+) -> None:
+    assert worker.run(tmp_path, (), 1) is None
+
+
 def test_an_output_folder_that_is_not_shared_is_told(
     worker: ClusterWorker, tmp_path: Path, toy_bundle: Path
 ) -> None:
     opened(worker, toy_bundle)
     report = worker.run(tmp_path / "elsewhere", (), 1)
+    assert report is not None
     assert report.problem is not None
     assert report.problem.code == "cluster_unusable"
     assert "elsewhere" in report.problem.reason

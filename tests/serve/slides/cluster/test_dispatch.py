@@ -1,0 +1,222 @@
+"""What becomes of blocks whose workers fail, with actors that do as they are told."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+
+from serve.contract.errors import FocalPathError
+from serve.settings import InferenceSettings
+from serve.slides.cluster import dispatch
+from serve.slides.cluster.assign import SlideRun
+from serve.slides.cluster.dispatch import Dispatcher, Worker
+from serve.slides.cluster.errors import ClusterError, WorkerDiedError, WorkerFailedError
+from serve.slides.cluster.worker import Opening, Problem, Ready, Report
+from serve.slides.plan import Block
+from serve.slides.store import BlockRecord, WorkFolder
+from tests.support.slide_models import model_info
+
+
+@dataclass(eq=False)
+class Reference:
+    value: object
+
+
+class Method:
+    def __init__(self, call: Callable[..., object]) -> None:
+        self._call = call
+
+    def options(self, **_: object) -> "Method":
+        return self
+
+    def remote(self, *arguments: object) -> Reference:
+        return Reference(self._call(*arguments))
+
+
+class Actor:
+    """Does what `script` says with its calls of `run`, then as it should.
+
+    ok, die, forget (it was restarted), raise, or an error's reason.
+    """
+
+    def __init__(self, *script: str, opens: object = None, node: str = "node") -> None:
+        self._script = list(script)
+        self.ran: Counter[Block] = Counter()
+        ready = Ready(node=node, host=node, model=model_info(), versions={})
+        self._opens = ready if opens is None else opens
+        self.open, self.run, self.progress = (
+            Method(self._open),
+            Method(self._run),
+            Method(lambda: (0, 0)),
+        )
+
+    def _open(self, opening: Opening) -> object:
+        return self._opens
+
+    def _run(self, path: Path, blocks: Sequence[Block], ticket: int) -> object:
+        match self._script.pop(0) if self._script else "ok":
+            case "die":
+                return ActorUnavailableError("died", b"0" * 16)
+            case "forget":
+                return None
+            case "raise":
+                return RayTaskError("run", "Traceback", TypeError("a bug"))
+            case "ok":
+                self.ran.update(blocks)
+                return Report(records=tuple(record(block) for block in blocks))
+            case reason:
+                return Report(records=(), problem=Problem(code="slide_region", reason=reason))
+
+
+def record(block: Block) -> BlockRecord:
+    return BlockRecord(
+        row=block.row,
+        column=block.column,
+        num_tiles=3,
+        seconds={},
+        cells=(1,),
+        confidence_sums=(0,),
+        low_confidence_cells=(0,),
+    )
+
+
+class FakeRay:
+    """The calls of Ray that the dispatcher makes."""
+
+    @staticmethod
+    def wait(
+        references: list[Reference], num_returns: int, timeout: float
+    ) -> tuple[list[Reference], list[Reference]]:
+        return references, []
+
+    @staticmethod
+    def get(reference: Reference) -> object:
+        if isinstance(reference.value, Exception):
+            raise reference.value
+        return reference.value
+
+    @staticmethod
+    def kill(handle: object) -> None:
+        pass
+
+
+class Crew:
+    """A dispatcher of some actors, and what it told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self._dispatchers: list[Dispatcher] = []
+
+    def of(self, *actors: Actor) -> Dispatcher:
+        opening = Opening(settings=InferenceSettings(), versions={})
+        workers = [Worker(actor) for actor in actors]
+        self._dispatchers.append(Dispatcher(workers, opening, tell=self.told.append))
+        return self._dispatchers[-1]
+
+    def close(self) -> None:
+        for dispatcher in self._dispatchers:
+            dispatcher.close()
+
+
+@pytest.fixture
+def crew(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
+    monkeypatch.setattr(dispatch, "ray", FakeRay)
+    made = Crew()
+    yield made
+    made.close()
+
+
+class Slide:
+    """A slide of ten blocks of three tiles, and what was told of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.blocks = [Block(0, column) for column in range(10)]
+        self.tiles: list[int] = []
+        self.recorded: list[Block] = []
+        self.run = SlideRun(
+            WorkFolder(folder / "slide"),
+            deque(self.blocks),
+            lambda found: self.recorded.append(found.block),
+            self.tiles.append,
+        )
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Slide:
+    return Slide(tmp_path)
+
+
+@pytest.mark.parametrize("script", [(), ("die",), ("forget",), ("ok", "die", "die", "forget")])
+def test_every_block_is_done_once_whatever_becomes_of_a_worker(
+    script: tuple[str, ...], crew: Crew, slide: Slide
+) -> None:
+    actors = [Actor(*script), Actor()]
+    crew.of(*actors).run(slide.run)
+    assert actors[0].ran + actors[1].ran == Counter(slide.blocks)
+    assert sorted(slide.recorded, key=lambda block: block.column) == slide.blocks
+    assert sum(slide.tiles) == 30
+    assert len(crew.told) == script.count("die")
+
+
+def test_a_block_that_kills_its_worker_three_times_gives_its_slide_up(
+    crew: Crew, slide: Slide, tmp_path: Path
+) -> None:
+    actor = Actor("die", "die", "die")
+    dispatcher = crew.of(actor)
+    with pytest.raises(WorkerDiedError, match="block 0_0") as caught:
+        dispatcher.run(slide.run)
+    assert caught.value.code == "worker_died"
+    assert not actor.ran
+    other = Slide(tmp_path / "other")
+    dispatcher.run(other.run)
+    assert actor.ran == Counter(other.blocks)
+
+
+def test_what_nobody_expected_fails_the_slide_alone(
+    crew: Crew, slide: Slide, tmp_path: Path
+) -> None:
+    dispatcher = crew.of(Actor("raise"))
+    with pytest.raises(WorkerFailedError, match="TypeError: a bug") as caught:
+        dispatcher.run(slide.run)
+    assert "\n" not in str(caught.value)
+    other = Slide(tmp_path / "other")
+    dispatcher.run(other.run)
+    assert len(other.recorded) == 10
+
+
+def test_a_users_mistake_keeps_its_code(crew: Crew, slide: Slide) -> None:
+    with pytest.raises(FocalPathError, match="cut off") as caught:
+        crew.of(Actor("ok", "the slide is cut off")).run(slide.run)
+    assert caught.value.code == "slide_region"
+
+
+def test_a_worker_that_cannot_open_the_model_is_left_out(crew: Crew, slide: Slide) -> None:
+    broken = Actor(opens=Problem(code="bundle_missing", reason="no bundle on node 2"))
+    dead = Actor(opens=ActorDiedError())
+    crew.of(broken, dead, Actor()).run(slide.run)
+    assert len(slide.recorded) == 10
+    assert any("no bundle on node 2" in line for line in crew.told)
+    assert len(crew.told) == 2
+
+
+def test_without_any_worker_slides_fail(crew: Crew, slide: Slide) -> None:
+    with pytest.raises(ClusterError):
+        crew.of(Actor(opens=Problem(code="bundle_missing", reason="no bundle"))).run(slide.run)
+
+
+def test_what_a_callback_raises_stops_the_slide(crew: Crew, slide: Slide) -> None:
+    class Stop(RuntimeError):
+        pass
+
+    def stop(_: int) -> None:
+        raise Stop
+
+    slide.run.on_tiles = stop
+    with pytest.raises(Stop):
+        crew.of(Actor()).run(slide.run)

@@ -1,0 +1,91 @@
+"""Several slides at once, as an engine of many machines asks for."""
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.slides.cohort import SlideTask
+from serve.slides.job import SlideJob
+from serve.slides.local import LocalEngine
+from serve.slides.options import RunOptions
+from serve.slides.plan import Block
+from serve.slides.progress import Quiet
+from serve.slides.run import Cohort, run_cohort
+from serve.slides.store import WorkFolder
+from tests.support.slide_models import PositionModel, model_info
+from tests.support.slides import tissue_pixels, write_aperio
+
+
+class AtOnce(LocalEngine):
+    """Lets slides wait for each other; ends them when it is closed."""
+
+    def __init__(self, num_slides: int) -> None:
+        super().__init__(PositionModel(), model_info(), max_batch_size=2)
+        self._num_slides = num_slides
+        self.closed = threading.Event()
+        self.together = threading.Barrier(num_slides)
+
+    @property
+    def slides_at_once(self) -> int:
+        return self._num_slides
+
+    def run(self, work: WorkFolder, blocks: Sequence[Block], **callbacks: Any) -> None:
+        self.together.wait(20)
+        super().run(work, blocks, **callbacks)
+
+    def wait_until_closed(self) -> None:
+        assert self.closed.wait(20)
+        raise CancelledError
+
+    def close(self) -> None:
+        self.closed.set()
+        self.together.abort()
+
+
+def tasks_of(folder: Path, count: int) -> list[SlideTask]:
+    slide = write_aperio(folder / "slide.svs", tissue_pixels(200, 200))
+    return [SlideTask(path=slide, name=f"slide{number}") for number in range(count)]
+
+
+def test_as_many_slides_are_at_work_as_the_engine_asks_for(tmp_path: Path) -> None:
+    engine = AtOnce(3)  # none goes on before three are there
+    outcomes = run_cohort(
+        Cohort(tmp_path / "out", engine, RunOptions(), (), Quiet()), tasks_of(tmp_path, 6)
+    )
+    assert [outcome.status for outcome in outcomes] == ["done"] * 6
+    assert [outcome.name for outcome in outcomes] == [f"slide{number}" for number in range(6)]
+
+
+def test_what_stops_one_slide_stops_all_and_none_is_told_as_failed(tmp_path: Path) -> None:
+    class Stop(RuntimeError):
+        pass
+
+    class Stopping(Quiet):
+        def add_tiles(self, name: str, num_tiles: int) -> None:
+            raise Stop
+
+    class Waiting(AtOnce):
+        def run(self, work: WorkFolder, blocks: Sequence[Block], **callbacks: Any) -> None:
+            self.together.wait(20)
+            if work.name != "slide0":
+                self.wait_until_closed()
+            callbacks["on_tiles"](1)
+
+    started: list[str] = []
+
+    class Engine(Waiting):
+        def prepare(self, job: SlideJob) -> bool:
+            started.append(job.task.name)
+            return super().prepare(job)
+
+    engine = Engine(3)
+    cohort = Cohort(tmp_path / "out", engine, RunOptions(), (), Stopping())
+    with pytest.raises(Stop):
+        run_cohort(cohort, tasks_of(tmp_path, 8))
+    assert engine.closed.is_set()
+    assert len(started) < 8
+    assert not list((tmp_path / "out" / ".work").glob("*.failed"))
