@@ -1,9 +1,10 @@
 """What a user chooses about slides; importable without the libraries of the extra `slides`."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from serve.contract.strict import Strict
 from serve.images.tiles import OVERLAP
@@ -86,7 +87,7 @@ class ClusterOptions(Strict):
 
     model_config = _DOCUMENTED
 
-    cluster: str = Field("", pattern=r"^(|auto|local|[A-Za-z0-9.\[\]:_-]+:\d{1,5})$")
+    cluster: str = ""
     """Run on a Ray cluster: host:port of its head; auto: the cluster that this machine belongs to;
     local: a new one on this machine alone, for several GPUs. Needs the extra `cluster`."""
     workers: int = Field(0, ge=0, le=4096)
@@ -95,3 +96,10 @@ class ClusterOptions(Strict):
     """Cores of each; 0: all cores of a machine, or its share beside each GPU."""
     worker_gpus: float | None = Field(None, ge=0, le=16)
     """GPUs of each, such as 1 or 0.5; by default 1 where the cluster has any."""
+
+    @field_validator("cluster")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        if value in ("", "auto", "local") or re.fullmatch(r"[\w.\[\]:-]+:\d{1,5}", value):
+            return value
+        raise ValueError("expected host:port of the cluster's head, auto or local")

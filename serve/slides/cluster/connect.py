@@ -42,9 +42,9 @@ def connect(address: str) -> None:
                     f"the Ray cluster at {address} does not take this machine's token. Set "
                     "RAY_AUTH_TOKEN to the cluster's."
                 ) from error
-            reason = " ".join(str(error).split())[:300]
+            reason = " ".join(str(error).split())[:300].rstrip(".")
             raise ClusterError(
-                f"no Ray cluster answers at {address!r}: {reason} Start one with `ray start "
+                f"no Ray cluster answers at {address!r}: {reason}. Start one with `ray start "
                 "--head`, join the other machines with `ray start --address=HEAD:6379`, and give "
                 "all of them the same RAY_AUTH_TOKEN, this process too."
             ) from error
