@@ -19,6 +19,7 @@ CANNOT_WRITE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
+    errno.ENAMETOOLONG,
 )
 """Errors of the operating system that the user can fix."""
 
@@ -88,7 +89,7 @@ def write_errors_explained(place: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in CANNOT_WRITE:
+        if isinstance(error, OSError) and not _can_be_fixed(error, place):
             raise
         raise StorageError(
             f"cannot write {place} ({error}). Expected a place that may be written, with room on "
@@ -99,6 +100,14 @@ def write_errors_explained(place: Path) -> Iterator[None]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON that a person can read."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _can_be_fixed(error: OSError, place: Path) -> bool:
+    # ENOENT alone would also hide our own mistakes: here, a folder on the way is missing.
+    is_missing = error.errno == errno.ENOENT and isinstance(error.filename, str)
+    return error.errno in CANNOT_WRITE or (
+        is_missing and place.absolute().is_relative_to(Path(error.filename).absolute().parent)
+    )
 
 
 def _beside(path: Path) -> Path:

@@ -39,6 +39,18 @@ def test_a_folder_that_is_a_file_is_told(tmp_path: Path):
         new.write_text("text")
 
 
+def test_a_folder_that_is_missing_is_told(tmp_path: Path):
+    path = tmp_path / "missing" / "scores.json"
+    with raises(StorageError, path, "No such file"), whole_file(path) as new:
+        new.write_text("text")
+
+
+def test_a_file_that_is_missing_elsewhere_is_our_own_mistake(tmp_path: Path):
+    with raises(FileNotFoundError, "other"), whole_file(tmp_path / "scores.json"):
+        (tmp_path / "data" / "other").read_text()
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_error_that_is_no_users_passes_and_leaves_nothing(tmp_path: Path):
     with raises(OSError, "Bad file descriptor"):
         write_and_fail(tmp_path / "scores.json", OSError(errno.EBADF, "Bad file descriptor"))
