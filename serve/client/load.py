@@ -118,9 +118,9 @@ async def ask_for(
     """Run one client per probe for some seconds; returns all answers in order of time."""
     headers = {} if api_key is None else {"X-API-Key": api_key}
     limits = httpx.Limits(max_connections=len(probes), max_keepalive_connections=len(probes))
-    start = time.perf_counter()
     answers: list[Answer] = []
     async with httpx.AsyncClient(headers=headers, limits=limits, timeout=_TIMEOUT_S) as client:
+        start = time.perf_counter()
 
         async def ask(probe: Probe) -> None:
             while time.perf_counter() - start < seconds:

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 
 _START_TIMEOUT_S = 60.0
+_START_ATTEMPTS = 3
 
 
 def free_port() -> int:
@@ -36,24 +37,27 @@ def service_process(
 
     With another environment's `python` it runs beside the log, where it sees nothing of this one.
     """
-    port = free_port()
     environment = {**os.environ, "FOCALPATH_BUNDLE": str(bundle)}
     environment |= {f"FOCALPATH_{name.upper()}": value for name, value in settings.items()}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [str(python or sys.executable), "-m", "serve", "http", "--port", str(port)],
-            env=environment,
-            cwd=log.parent if python else None,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+    for _ in range(_START_ATTEMPTS):
+        port = free_port()
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [str(python or sys.executable), "-m", "serve", "http", "--port", str(port)],
+                env=environment,
+                cwd=log.parent if python else None,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
         url = f"http://127.0.0.1:{port}"
         try:
-            _wait_until_alive(process, url, log)
-            yield url, process
+            if _is_alive(process, url, log):
+                yield url, process
+                return
         finally:
             process.terminate()
             process.wait(timeout=30)
+    raise AssertionError(f"other processes took {_START_ATTEMPTS} ports before the service")
 
 
 def wait_until_ready(url: str) -> None:
@@ -63,13 +67,17 @@ def wait_until_ready(url: str) -> None:
         time.sleep(0.05)
 
 
-def _wait_until_alive(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _is_alive(process: subprocess.Popen[bytes], url: str, log: Path) -> bool:
+    """Wait until the service is alive; False if its port was taken."""
     deadline = time.monotonic() + _START_TIMEOUT_S
     while True:
-        assert process.poll() is None, log.read_text(encoding="utf-8")
+        if process.poll() is not None:
+            text = log.read_text(encoding="utf-8")
+            assert "Address already in use" in text, text
+            return False
         assert time.monotonic() < deadline, log.read_text(encoding="utf-8")
         try:
             if httpx.get(f"{url}/livez").is_success:
-                return
+                return True
         except httpx.TransportError:
             time.sleep(0.05)

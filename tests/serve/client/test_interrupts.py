@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.support.pictures import blobs, encoded
 
-pytestmark = pytest.mark.timeout(60, func_only=True)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]
 
 DEADLINE_S = 20
 COMMAND = """

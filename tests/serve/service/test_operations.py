@@ -149,7 +149,7 @@ def test_a_request_at_work_is_finished_when_the_service_is_told_to_stop(
     tmp_path: Path, toy_bundle: Path
 ) -> None:
     log = tmp_path / "log.txt"
-    settings = {"max_image_megapixels": "40", "threads": "1", "concurrency": "1"}
+    settings = {"max_waiting_tiles": "9999", "threads": "1", "concurrency": "1"}
     large = encoded(blobs(1200, 1200))
     with service_process(toy_bundle, log, **settings) as (url, process):
         wait_until_ready(url)
