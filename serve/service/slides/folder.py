@@ -113,6 +113,13 @@ def is_inside(path: Path, folder: Path) -> bool:
         return False
 
 
+def without_folders(message: str, *folders: Path | None) -> str:
+    """A message that does not tell callers where the service's folders are."""
+    for folder in folders:
+        message = message.replace(f"{folder}/", "")
+    return message
+
+
 def _version(path: Path) -> str:
     try:
         found = path.stat()

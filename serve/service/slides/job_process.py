@@ -15,6 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from serve.contract.errors import FocalPathError
+from serve.service.slides.folder import without_folders
 from serve.service.slides.jobs import Job, JobsError, JobStore
 from serve.settings import ServeSettings
 from serve.slides.cohort import SlideTask
@@ -113,10 +114,11 @@ def main() -> int:
     try:
         outcome = run_job(settings, store, job)
     except FocalPathError as error:
-        store.end(job.id, "failed", str(error), error.code)
+        store.end(job.id, "failed", without_folders(str(error), out, settings.slides), error.code)
         return 1
     if outcome.status == "failed":
-        store.end(job.id, "failed", outcome.reason, outcome.code)
+        reason = without_folders(outcome.reason, out, settings.slides)
+        store.end(job.id, "failed", reason, outcome.code)
         return 1
     store.end(job.id, "done")
     return 0

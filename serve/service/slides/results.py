@@ -6,6 +6,7 @@ from pathlib import Path
 from serve.contract.errors import NotFoundError
 from serve.service.slides.cells import CELL_TILE
 from serve.service.slides.documents import ResultFile, ResultInfo
+from serve.service.slides.folder import without_folders
 from serve.slides.errors import ResultError
 from serve.slides.finish import PASSPORT_FILE, SUMMARY_FILE, Passport, read_passport, read_summary
 from serve.slides.outputs.format import num_levels
@@ -117,7 +118,8 @@ class Results:
             passport = read_passport(folder)
             summary = read_summary(folder)
         except ResultError as error:
-            raise NotFoundError(str(error), code=error.code) from error
+            message = without_folders(str(error), self.out)
+            raise NotFoundError(message, code=error.code) from error
         if passport is None:
             return None
         result = Result(folder, passport, summary, version)
