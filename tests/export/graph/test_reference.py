@@ -155,10 +155,7 @@ def test_folding_changes_no_answer_of_a_learned_strategy(bias: str):
 
 @pytest.mark.parametrize(
     "bias",
-    [
-        "dfa_heads",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("dfa_temperature", "dfa_masks")),
-    ],
+    ["dfa_heads", "dfa_temperature", "dfa_masks"],
 )
 def test_the_graph_of_our_strategies_answers_as_torch_does(bias: str, tmp_path: Path):
     deployable = make_deployable(64, bias)
@@ -173,13 +170,11 @@ SMALL = {"embed_dim": 64, "num_heads": 2}
     ("name", "changes"),
     [
         ("vit_small_patch16_dinov3", SMALL),  # rotary positions, registers
-        pytest.param("beit_base_patch16_224", SMALL, marks=pytest.mark.slow),  # a position bias
-        pytest.param("eva02_tiny_patch14_224", SMALL, marks=pytest.mark.slow),  # SwiGLU, 14 pixels
-        pytest.param("vit_relpos_small_patch16_224", SMALL, marks=pytest.mark.slow),
-        pytest.param("deit_tiny_distilled_patch16_224", {}, marks=pytest.mark.slow),
-        pytest.param("vit_small_patch16_rope_mixed_224", SMALL, marks=pytest.mark.slow),
-        pytest.param("vit_pwee_patch16_reg1_gap_256", {}, marks=pytest.mark.slow),
-        pytest.param("vit_dwee_patch16_reg1_gap_256", {}, marks=pytest.mark.slow),
+        ("beit_base_patch16_224", SMALL),  # a position bias
+        ("eva02_tiny_patch14_224", SMALL),  # SwiGLU, 14 pixels
+        ("deit_tiny_distilled_patch16_224", {}),
+        ("vit_pwee_patch16_reg1_gap_256", {}),
+        ("vit_dwee_patch16_reg1_gap_256", {}),
     ],
 )
 def test_each_other_kind_of_encoder_is_exported_with_any_batch_for_every_runtime(
@@ -251,7 +246,6 @@ def test_a_bias_of_zero_stays_in_the_graph(tmp_path: Path):
     assert not onnx.numpy_helper.to_array(bias).any()
 
 
-@pytest.mark.slow
 def test_the_form_of_attention_is_the_callers_choice(padded: Deployable, tmp_path: Path):
     form = AttentionForm(window_positions="extended", max_queries=40)
     export_onnx(padded, tmp_path / "model.onnx", form=form)
