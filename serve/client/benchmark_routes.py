@@ -169,7 +169,10 @@ def own_service(settings: InferenceSettings, most_clients: int) -> Iterator[str]
     The service reads its other settings from the environment.
     """
     waiting = max(ServeSettings.from_environment().max_waiting, 2 * most_clients)
-    variables = settings.to_environment() | {f"{ENVIRONMENT_PREFIX}MAX_WAITING": str(waiting)}
+    variables = settings.to_environment() | {
+        f"{ENVIRONMENT_PREFIX}MAX_WAITING": str(waiting),
+        f"{ENVIRONMENT_PREFIX}MAX_WAITING_TILES": str(10**7),  # nothing is refused
+    }
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with tempfile.TemporaryFile() as log:
