@@ -199,32 +199,40 @@ def test_a_trace_goes_through_to_triton(bundle: Path, tmp_path: Path, collector:
     assert inside.parent_span_id == infer.span_id
 
 
-def test_every_query_of_the_dashboard_finds_series_of_triton(bundle: Path, tmp_path: Path) -> None:
-    with TritonServer(tmp_path / "repository") as triton:
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TritonServer, str, Path]]:
+    """Triton, the URL of a service before it, and the service's log."""
+    folder = tmp_path_factory.mktemp("running")
+    bundle, log = write_toy_bundle(folder / "bundle"), folder / "log.txt"
+    publish(bundle, folder / "repository")
+    with TritonServer(folder / "repository") as triton:
         settings = {"backend": "triton", "triton_url": triton.grpc_url}
-        with running_service(bundle, tmp_path / "log.txt", **settings) as url:
+        with running_service(bundle, log, **settings) as url:
             wait_until_ready(url)
-        metrics = httpx.get(f"http://127.0.0.1:{triton.metrics_port}/metrics").text
+            yield triton, url, log
+
+
+def test_every_query_of_the_dashboard_finds_series_of_triton(
+    running: tuple[TritonServer, str, Path],
+) -> None:
+    metrics = httpx.get(f"http://127.0.0.1:{running[0].metrics_port}/metrics").text
     named = metrics_in(dashboard_queries(), "nv_")
     assert named
     assert named <= metrics_of(metrics)
 
 
-def test_the_tiles_that_triton_gets_are_counted(bundle: Path, tmp_path: Path) -> None:
-    with TritonServer(tmp_path / "repository") as triton:
-        settings = {"backend": "triton", "triton_url": triton.grpc_url}
-        with running_service(bundle, tmp_path / "log.txt", **settings) as url:
-            wait_until_ready(url)
+def test_the_tiles_that_triton_gets_are_counted(running: tuple[TritonServer, str, Path]) -> None:
+    _, url, log = running
 
-            def count() -> float:
-                metrics = httpx.get(f"{url}/metrics").text
-                found = re.search(r"^focalpath_batch_size_sum (\S+)$", metrics, re.MULTILINE)
-                assert found is not None
-                return float(found[1])
+    def count() -> float:
+        metrics = httpx.get(f"{url}/metrics").text
+        found = re.search(r"^focalpath_batch_size_sum (\S+)$", metrics, re.MULTILINE)
+        assert found is not None
+        return float(found[1])
 
-            before = count()
-            httpx.post(f"{url}/segment", files={"image": encoded(blobs(100, 100))})
-            assert count() - before == 4
-        entries = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()[2:]]
+    before = count()
+    httpx.post(f"{url}/segment", files={"image": encoded(blobs(100, 100))})
+    assert count() - before == 4
+    entries = [json.loads(line) for line in log.read_text().splitlines()[2:]]
     (answered,) = [e for e in entries if e.get("path") == "/segment"]
     assert "infer_ms" in answered
