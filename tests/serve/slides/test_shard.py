@@ -8,6 +8,7 @@ from serve.slides.cohort import SlideTask
 from serve.slides.finished import write_cohort_csv
 from serve.slides.shard import Shard, write_list
 from serve.slides.status import read_status
+from tests.support.errors import raises
 
 
 def tasks(*names: str) -> list[SlideTask]:
@@ -16,9 +17,8 @@ def tasks(*names: str) -> list[SlideTask]:
 
 @pytest.mark.parametrize("text", ["3", "3/", "/8", "8/8", "9/8", "0/0", "-1/8", "1.5/8", "a/b"])
 def test_what_is_no_shard_is_told(text: str) -> None:
-    with pytest.raises(SettingsError, match=text) as caught:
+    with raises(SettingsError, text, code="setting_invalid"):
         Shard.parse(text)
-    assert caught.value.code == "setting_invalid"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 30])

@@ -10,6 +10,7 @@ pytest.importorskip("ray", reason="the extra `cluster` is not installed")
 
 from serve.slides.cluster.connect import Crew, Room, connect, size_crew
 from serve.slides.cluster.errors import ClusterError
+from tests.support.errors import raises
 
 HEAD, GPUS, CPUS = Room(0, 0), Room(64, 8), Room(16, 0)
 
@@ -42,7 +43,7 @@ def test_the_crew_fills_the_machines(
 
 @pytest.mark.parametrize("options", [{"worker_cpus": 32}, {"worker_gpus": 1}])
 def test_a_cluster_without_room_is_told(options: dict[str, object]) -> None:
-    with pytest.raises(ClusterError, match="16 CPUs and 0 GPUs") as caught:
+    with raises(ClusterError, "16 CPUs and 0 GPUs") as caught:
         size([HEAD, CPUS], **options)
     assert caught.value.code == "cluster_unusable"
 
@@ -56,7 +57,7 @@ def test_a_cluster_that_is_not_there_is_told_at_once(
         address = f"127.0.0.1:{free.getsockname()[1]}"
     if by_variable:
         monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ClusterError, match="ray start") as caught:
+    with raises(ClusterError, "ray start") as caught:
         connect("auto" if by_variable else address)
     assert caught.value.code == "cluster_unusable"
     assert "\n" not in str(caught.value)

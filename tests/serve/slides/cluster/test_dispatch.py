@@ -20,6 +20,7 @@ from serve.slides.cluster.errors import ClusterError, WorkerDiedError, WorkerFai
 from serve.slides.cluster.worker import Opening, Problem, Ready, Report
 from serve.slides.plan import Block
 from serve.slides.store import BlockRecord, WorkFolder
+from tests.support.errors import raises
 from tests.support.slide_models import model_info
 
 
@@ -169,7 +170,7 @@ def test_a_block_that_kills_its_worker_three_times_gives_its_slide_up(
 ) -> None:
     actor = Actor("die", "die", "die")
     dispatcher = crew.of(actor)
-    with pytest.raises(WorkerDiedError, match="block 0_0") as caught:
+    with raises(WorkerDiedError, "block 0_0") as caught:
         dispatcher.run(slide.run)
     assert caught.value.code == "worker_died"
     assert not actor.ran
@@ -182,7 +183,7 @@ def test_what_nobody_expected_fails_the_slide_alone(
     crew: Crew, slide: Slide, tmp_path: Path
 ) -> None:
     dispatcher = crew.of(Actor("raise"))
-    with pytest.raises(WorkerFailedError, match="TypeError: a bug") as caught:
+    with raises(WorkerFailedError, "TypeError: a bug") as caught:
         dispatcher.run(slide.run)
     assert "\n" not in str(caught.value)
     other = Slide(tmp_path / "other")
@@ -191,9 +192,8 @@ def test_what_nobody_expected_fails_the_slide_alone(
 
 
 def test_a_users_mistake_keeps_its_code(crew: Crew, slide: Slide) -> None:
-    with pytest.raises(FocalPathError, match="cut off") as caught:
+    with raises(FocalPathError, "cut off", code="slide_region"):
         crew.of(Actor("ok", "the slide is cut off")).run(slide.run)
-    assert caught.value.code == "slide_region"
 
 
 def test_a_worker_that_cannot_open_the_model_is_left_out(crew: Crew, slide: Slide) -> None:
