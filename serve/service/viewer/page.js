@@ -42,6 +42,12 @@ export function micrometres(length) {
   return length >= 1000 ? `${(length / 1000).toPrecision(3)} mm` : `${length.toPrecision(3)} µm`;
 }
 
+/** A size of a file. */
+export const bytes = (count) => {
+  const [unit, size] = [["GB", 1e9], ["MB", 1e6], ["kB", 1e3]].find(([, size]) => count >= size) ?? ["B", 1];
+  return `${Number((count / size).toPrecision(3))} ${unit}`;
+};
+
 /** Show a scale bar of a round length, or none where a CSS pixel's length is not known. */
 export function showScale(bar, umPerCssPixel, widest) {
   bar.hidden = !umPerCssPixel;

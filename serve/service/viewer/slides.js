@@ -4,6 +4,7 @@ import { sourceInMemory } from "./cells.js";
 import { readNpz } from "./npz.js";
 import {
   $,
+  bytes,
   element,
   grouped,
   micrometres,
@@ -18,24 +19,23 @@ import {
   swatch,
 } from "./page.js";
 import { Service } from "./service.js";
+import { SlideList } from "./slide_list.js";
 import { SlideView } from "./slide_view.js";
 
 const BASE = "../";
 const LIBRARY = "openseadragon.min.js";
 const POLL_MS = 1000;
 const POLL_LIST_MS = 10_000;
-const THUMBNAIL = "tiles/7/0_0.jpeg"; // at most 128 pixels, the whole slide
 const TITLE = document.title;
-const STATES = { new: "", waiting: "waiting", running: "running", stopped: "stopped", failed: "failed", done: "done" };
 const ACTIVE = new Set(["waiting", "running"]);
 
 const service = new Service(BASE);
 const view = new SlideView($("view"));
+const list = new SlideList(service, choose);
 window.focalpath = view; // for the browser's console, and for tests
 let library = null;
 let manifest = null;
 let formats = [];
-let slides = [];
 /** The open slide as /slides/ID describes it; what its table shows; and the region that is segmented. */
 const state = { slide: null, shown: null, region: null, polling: 0, request: null };
 
@@ -84,73 +84,6 @@ const askForKey = setUpKey(service, () => {
   if (!manifest) start();
 });
 
-/* The list -------------------------------------------------------------------------------------- */
-
-async function loadList() {
-  ({ slides } = await service.json("slides"));
-  showList();
-}
-
-function showList() {
-  const wanted = $("filter").value.trim().toLowerCase();
-  const found = slides.filter(({ file }) => file.toLowerCase().includes(wanted));
-  $("list-count").textContent = slides.length ? grouped(slides.length) : "";
-  $("list-note").textContent = slides.length
-    ? found.length ? "" : "No slide has this in its name."
-    : "There is no slide in the service's folder.";
-  const rows = new Map([...$("list").children].map((row) => [row.dataset.id, row]));
-  $("list").replaceChildren(...found.map((slide) => listRow(slide, rows.get(slide.id))));
-}
-
-/** A row of the list; one that is there keeps its thumbnail and the keyboard's focus. */
-function listRow(slide, old) {
-  const row = old ?? newRow(slide);
-  const button = row.firstElementChild;
-  button.setAttribute("aria-current", String(slide.id === location.hash.slice(1)));
-  const folder = slide.file.includes("/") ? slide.file.slice(0, slide.file.lastIndexOf("/")) : "";
-  const size = slide.num_bytes === null ? "" : bytes(slide.num_bytes);
-  const mark = element("b", { text: STATES[slide.state], className: slide.state });
-  const rest = [folder, size].filter(Boolean).join(" · ");
-  row.querySelector("small").replaceChildren(...(mark.textContent ? [mark, rest ? ` · ${rest}` : ""] : [rest]));
-  return row;
-}
-
-function newRow(slide) {
-  const picture = element("span", { className: "thumbnail" });
-  const name = element("span", { className: "name", text: slide.name, title: slide.file });
-  const button = element("button", { type: "button" }, picture, name, element("small"));
-  button.onclick = () => choose(slide.id);
-  const row = element("li", { "data-id": slide.id }, button);
-  thumbnails.observe(row);
-  return row;
-}
-
-/** Thumbnails are asked for when they come into view: a folder may have thousands of slides. */
-const thumbnails = new IntersectionObserver((entries) => {
-  for (const { isIntersecting, target } of entries) {
-    if (!isIntersecting) continue;
-    thumbnails.unobserve(target);
-    showThumbnail(target);
-  }
-});
-
-async function showThumbnail(row) {
-  try {
-    const { response, type } = await service.send("GET", `slides/${row.dataset.id}/${THUMBNAIL}`);
-    const address = URL.createObjectURL(new Blob([response], { type }));
-    const picture = element("img", { src: address, alt: "" });
-    picture.onload = () => URL.revokeObjectURL(address);
-    row.querySelector(".thumbnail").replaceChildren(picture);
-  } catch {
-    // the slide cannot be read: choosing it says why
-  }
-}
-
-const bytes = (count) => {
-  const [unit, size] = [["GB", 1e9], ["MB", 1e6], ["kB", 1e3]].find(([, size]) => count >= size) ?? ["B", 1];
-  return `${Number((count / size).toPrecision(3))} ${unit}`;
-};
-
 /* One slide ------------------------------------------------------------------------------------- */
 
 function choose(id) {
@@ -167,7 +100,7 @@ async function open(id) {
   $("outputs-section").hidden = true;
   $("welcome").hidden = true;
   show("empty");
-  showList();
+  list.show();
   try {
     const slide = await service.json(`slides/${id}`);
     if (location.hash.slice(1) !== id) return; // another was chosen meanwhile
@@ -180,7 +113,7 @@ async function open(id) {
   } catch (error) {
     fail(error, () => open(id));
   }
-  showList();
+  list.show();
 }
 
 /** Read the open slide again, after its job has ended. */
@@ -190,7 +123,7 @@ async function refresh() {
   if (state.slide?.id !== id) return;
   state.slide = slide;
   present();
-  await loadList();
+  await list.load();
 }
 
 function present() {
@@ -376,7 +309,7 @@ async function poll(id) {
     state.slide.job = job;
     if (ACTIVE.has(job.status)) {
       showJob(job);
-      if (job.status !== before) loadList();
+      if (job.status !== before) list.load();
       return;
     }
     await refresh();
@@ -405,7 +338,7 @@ $("job-form").addEventListener("submit", async (event) => {
     showJob(state.slide.job);
     speak("The run has been started.");
     $("job-cancel").focus();
-    await loadList();
+    await list.load();
   } catch (error) {
     $("job-failure").textContent = error.message;
     if (error.asksForKey) askForKey(null);
@@ -626,7 +559,6 @@ for (const [id, checked] of [["all", true], ["none", false]]) {
     applyStyle();
   };
 }
-$("filter").addEventListener("input", showList);
 addEventListener("hashchange", () => open(location.hash.slice(1)));
 
 /* Start ----------------------------------------------------------------------------------------- */
@@ -639,7 +571,7 @@ async function start() {
       throw Object.assign(new Error("Whoever runs the service starts it with --slides FOLDER."), { title: "This service has no slides" });
     }
     formats = index.formats;
-    await loadList();
+    await list.load();
     manifest = await service.model().catch(() => null);
     if (manifest) $("model").textContent = `${manifest.name} ${manifest.version}`;
     $("model").hidden = !manifest;
@@ -652,7 +584,7 @@ async function start() {
 }
 
 setInterval(() => {
-  if (slides.some((slide) => ACTIVE.has(slide.state)) && !document.hidden) loadList().catch(() => {});
+  if (list.isBusy && !document.hidden) list.load().catch(() => {});
 }, POLL_LIST_MS);
 setUpTheme();
 document.title = TITLE;

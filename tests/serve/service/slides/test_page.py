@@ -242,6 +242,7 @@ def test_a_slide_can_be_chosen_and_looked_at_by_keyboard(page: Page) -> None:
     page.get_by_role("button", name=re.compile("real")).focus()
     page.keyboard.press("Enter")
     expect(page.locator("body")).to_have_attribute("data-state", "done", timeout=SLOW_MS)
+    assert "real" in page.evaluate("() => document.activeElement.innerText")
     page.locator("#view").focus()
     before = page.locator("#zoom").inner_text()
     page.keyboard.press("+")
