@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from serve.service.slides import scheduler
 from serve.service.slides.jobs import MAX_ATTEMPTS, JobsError, JobStore
 from serve.slides.status import verify
+from tests.support import ROOT
 from tests.support.errors import raises, refusal_of
 from tests.support.http_service import service_process
 from tests.support.slide_service import copy_of, painted_slide, slide_client
@@ -88,7 +89,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(SLOW)
-    path = os.pathsep.join([str(tmp_path / "hook"), os.environ["PYTHONPATH"]])
+    path = os.pathsep.join([str(tmp_path / "hook"), str(ROOT)])
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.setenv("TEST_SLOW_S", "60")
 

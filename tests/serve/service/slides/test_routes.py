@@ -18,6 +18,7 @@ from serve.service.slides.folder import SlideFolder
 from serve.service.slides.jobs import JobsError
 from serve.service.slides.state import check_slides
 from serve.settings import ServeSettings
+from tests.support import ROOT
 from tests.support.bombs import BOMBS
 from tests.support.errors import raises, refusal_of
 from tests.support.pictures import png_chunk
@@ -206,7 +207,7 @@ def test_a_slide_that_ends_its_process_is_refused_and_the_others_are_not(
         "        os.kill(os.getpid(), signal.SIGSEGV)\n"
         "if 'serve.service.slides.reading' in ' '.join(sys.orig_argv): sys.addaudithook(look)\n"
     )
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hook), os.environ["PYTHONPATH"]]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hook), str(ROOT)]))
     with slide_client(toy_bundle, slides) as client:
         deadly, good = (f"/slides/{id_of(client, name)}" for name in ("deadly.svs", "good.svs"))
         for _ in range(3):
