@@ -122,14 +122,19 @@ def _table_section(table: Table1) -> str:
 def _difference_section(bootstrap: Bootstrap) -> str:
     comparison = bootstrap.comparison
     smallest = comparison.smallest_difference
+    frozen = (
+        f"If {FROZEN.title} is not lower than {DFA.title}, nothing shows that the bias learns more "
+        "than class frequency. "
+        if comparison.row(FROZEN.name)
+        else ""
+    )
     return (
         "## Differences\n\n"
         + difference_table(bootstrap, _pairs(comparison))
         + f"\n\n*higher* and *lower* are said from {NUM_SEEDS_MIN} seeds on, where the interval "
         f"leaves out 0 and the difference is at least {smallest:g}, the smallest worth telling. "
         f"*equal* means that the whole interval is within {smallest:g} of 0; everything else is "
-        f"*undecided*. If {FROZEN.title} is not lower than {DFA.title}, nothing shows that the "
-        "bias learns more than class frequency. Each class is in [intervals.csv](intervals.csv)."
+        f"*undecided*. {frozen}Each class is in [intervals.csv](intervals.csv)."
     )
 
 
