@@ -14,6 +14,7 @@ from train.settings import (
     ModelSettings,
     OptimizationSettings,
     RuntimeSettings,
+    upgrade_settings,
 )
 
 
@@ -86,3 +87,11 @@ def test_the_help_says_which_values_are_our_choice(
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for choice in choices:
         assert choice in text
+
+
+def test_settings_that_an_earlier_version_stored_keep_their_meaning():
+    stored = {"model": {"bias": "dfa", "resize": "antialiased"}, "bias": {"bias_l2": 1e-4}}
+    upgraded = upgrade_settings(stored)
+    assert ModelSettings(**upgraded["model"]) == ModelSettings()
+    assert upgraded["bias"]["bias_regularisation"] == "l2"
+    assert stored["model"] == {"bias": "dfa", "resize": "antialiased"}
