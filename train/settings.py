@@ -320,4 +320,6 @@ def upgrade_settings(stored: Any) -> Any:
         del model["resize"]  # the only way now
     if "bias_l2" in bias:
         bias.setdefault("bias_regularisation", "l2")  # the only one, once
+    if model.pop("resize", "antialiased") == "plain":  # an import of CRAG, of images of 1.5 tiles
+        model.setdefault("resized_from_px", model["tile_size_px"] * 3 // 2)
     return {**stored, "model": model, "bias": bias}

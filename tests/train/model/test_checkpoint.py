@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from train.errors import CheckpointError
-from train.model.checkpoint import load_checkpoint, save_checkpoint
+from train.model.checkpoint import load_checkpoint, read_card, save_checkpoint
 
 
 @pytest.fixture
@@ -32,6 +32,21 @@ def test_the_card_names_the_learned_bias_that_the_weights_hold(toy_run: Path):
     segmenter, card = load_checkpoint(toy_run)
     held = segmenter.class_attention_bias.delta.tolist()
     assert list(card.class_attention_bias) == pytest.approx(held, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("resize", "resized_from_px"), [("antialiased", None), ("plain", 64 * 3 // 2)]
+)
+def test_cards_that_say_how_images_were_resized_still_load(
+    resize: str, resized_from_px: int | None, run: Path
+):
+    edit_card(run, lambda card: _resize_as_once(card["settings"]["model"], resize))
+    assert read_card(run).settings.model.resized_from_px == resized_from_px
+
+
+def _resize_as_once(model: dict[str, object], resize: str) -> None:
+    del model["resized_from_px"]
+    model["resize"] = resize
 
 
 def remove_card(run: Path) -> None:
