@@ -141,6 +141,7 @@ def _source(manifest: Manifest, labels: NDArray[np.uint8]) -> Source:
     return Source(image, Segmentation(labels, confidence, summary), manifest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["geojson", "dsa"])
 def test_a_large_document_comes_in_blocks_of_bounded_size(name: str, manifest: Manifest) -> None:
     labels = np.random.default_rng(0).integers(1, 6, (200, 200)).astype(np.uint8)

@@ -75,6 +75,7 @@ def test_bentomls_log_is_replaced_by_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert not configured
 
 
+@pytest.mark.slow
 def test_nothing_of_a_request_is_kept_when_it_has_been_answered(
     toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ def test_another_model_runs_again(bundle: Path, tmp_path: Path, runs: list[float
     model.close()
 
 
+@pytest.mark.slow
 def test_the_oldest_results_go_when_the_memory_is_full(
     answer: Answer, runs: list[float | None]
 ) -> None:

@@ -192,6 +192,7 @@ def test_a_region_that_is_too_large_or_has_no_scale_is_refused(
     assert refusal_of(answer, "no-mpp.svs") == (400, "slide_scale")
 
 
+@pytest.mark.slow
 def test_a_slide_that_ends_its_process_is_refused_and_the_others_are_not(
     toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
