@@ -316,8 +316,6 @@ def upgrade_settings(stored: Any) -> Any:
     model, bias = dict(stored.get("model", {})), dict(stored.get("bias", {}))
     if "bias" in bias:
         model["bias"] = bias.pop("bias")
-    if model.get("resize") == "antialiased":
-        del model["resize"]  # the only way now
     if "bias_l2" in bias:
         bias.setdefault("bias_regularisation", "l2")  # the only one, once
     if model.pop("resize", "antialiased") == "plain":  # an import of CRAG, of images of 1.5 tiles

@@ -85,11 +85,17 @@ def test_the_later_element_covers_the_earlier(tmp_path: Path) -> None:
     assert (labels[7, 7], labels[15, 15]) == (5, 2)
 
 
-def test_by_area_the_smaller_element_covers_the_larger_in_any_order(tmp_path: Path) -> None:
+def test_by_area_the_smaller_element_covers_the_larger_in_any_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     elements = [square("Superficial Cortex", 5, 10), square("Gray Matter", 0, 20)]
     write_bdsa(tmp_path / "in", elements)
     assert bdsa_labels(tmp_path / "in", tmp_path / "file")[7, 7] == 2
+    warning = " ".join(capsys.readouterr().out.split())
+    assert "2 elements, such as Superficial Cortex in a," in warning
+    assert "--overlap area" in warning
     assert bdsa_labels(tmp_path / "in", tmp_path / "area", overlap="area")[7, 7] == 5
+    assert "covered" not in capsys.readouterr().out
 
 
 def test_holes_show_what_is_below(tmp_path: Path) -> None:
