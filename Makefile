@@ -17,8 +17,10 @@ PORT ?= 3000
 # `make serve SLIDES=FOLDER` serves whole slides, too.
 SLIDES ?=
 VIEWER := serve/service/viewer
-# Processes that run the tests side by side.
+# Processes that run the tests side by side. Files keep their order, the slow ones first: see
+# tests/conftest.py.
 TEST_PROCESSES ?= 2
+PYTEST = $(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 # What `make publish` has Triton run: also onnxruntime and onnxruntime-gpu.
 TARGET ?= tensorrt-a100
 
@@ -69,22 +71,22 @@ dependencies: install
 	$(VENV)/bin/deptry .
 
 test: install
-	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	$(PYTEST)
 
 # What tells in a minute whether a change works; `make test` has the rest.
 test-fast: install
-	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow and not triton and not browser"
+	$(PYTEST) -m "not slow and not triton and not browser"
 
 # As on lesser machines: first with AVX-512 and AMX hidden from torch (OpenVINO is refused under the
 # mask, and ONNX Runtime chooses its kernels by the processor alone), then without OpenVINO.
 MASKED := tests/export tests/serve/inference tests/serve/contract tests/serve/doctor tests/train/model
 test-masked: install
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(MASKED)
-	PYTHONPATH=$(CURDIR)/tests/support/hidden $(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(MASKED)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) $(MASKED)
+	PYTHONPATH=$(CURDIR)/tests/support/hidden $(PYTEST) $(MASKED)
 
 # Statements and branches of the three packages that the whole suite runs.
 coverage: install
-	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile --cov=train --cov=export --cov=serve --cov-branch
+	$(PYTEST) --cov=train --cov=export --cov=serve --cov-branch
 
 check: lint typecheck imports dependencies test
 

@@ -9,6 +9,19 @@ import pytest
 from tests.support.http_service import running_service, wait_until_ready
 from tests.support.toy_bundle import write_toy_bundle
 
+_LONG = ("ray", "triton", "browser", "slow")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run long files first, so that no process is left alone with one at the end."""
+    ranks: dict[Path, int] = {}
+    for item in items:
+        rank = next(
+            (i for i, mark in enumerate(_LONG) if item.get_closest_marker(mark)), len(_LONG)
+        )
+        ranks[item.path] = min(rank, ranks.get(item.path, rank))
+    items.sort(key=lambda item: ranks[item.path])
+
 
 @pytest.fixture(scope="session")
 def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -93,7 +93,10 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
 @contextlib.contextmanager
 def side_by_side(folder: Path) -> Iterator[RayCluster]:
     """Two nodes on this machine, by `ray.cluster_utils.Cluster`."""
-    variables, sockets = environment(folder), _short_folder()
+    sockets = _short_folder()
+    # `Cluster` writes its address below the default folder, which may not be there.
+    (Path(sockets) / "ray").mkdir()
+    variables = environment(folder, RAY_TMPDIR=sockets)
     with (folder / "cluster.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.ray_cluster", sockets],
