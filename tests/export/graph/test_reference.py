@@ -173,8 +173,6 @@ SMALL = {"embed_dim": 64, "num_heads": 2}
         ("beit_base_patch16_224", SMALL),  # a position bias
         ("eva02_tiny_patch14_224", SMALL),  # SwiGLU, 14 pixels
         ("deit_tiny_distilled_patch16_224", {}),
-        ("vit_pwee_patch16_reg1_gap_256", {}),
-        ("vit_dwee_patch16_reg1_gap_256", {}),
     ],
 )
 def test_each_other_kind_of_encoder_is_exported_with_any_batch_for_every_runtime(
