@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest
+from serve.contract.strict import Strict
 from serve.images.tiles import Blend, pad_to_tiles, tile_origins
 from serve.inference.batching import TileRunner
 
@@ -20,10 +20,8 @@ PATCH_CELLS = 4
 """Cells along one of SAM's patches of 16 pixels."""
 
 
-class Seams(BaseModel):
+class Seams(Strict):
     """The cost of one overlap, and its seams."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     overlap: float
     num_tiles: int

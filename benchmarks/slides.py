@@ -27,7 +27,7 @@ import tifffile
 import tyro
 import zarr
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
@@ -35,6 +35,7 @@ from benchmarks.real_size_model import draw_tiles
 from benchmarks.slide_seams import Seams, measure_seams
 from serve.contract.machine import Machine, installed_versions, this_machine
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
+from serve.contract.strict import Strict
 from serve.images.readers.registry import open_reader
 from serve.images.tiles import gaussian_window, tile_origins
 from serve.inference.batching import TileAnswer, TileRunner
@@ -54,10 +55,8 @@ _PACKAGES = ("onnxruntime", "openslide-bin", "tifffile", "imagecodecs", "zarr", 
 _TISSUE_SHARE = 1 / 3
 
 
-class Rates(BaseModel):
+class Rates(Strict):
     """The speed of one variant."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seconds: tuple[float, ...]
     """One value per round."""
@@ -66,10 +65,8 @@ class Rates(BaseModel):
     """Median over the rounds."""
 
 
-class SlidesReport(BaseModel):
+class SlidesReport(Strict):
     """The content of `slides.json`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     machine: Machine
     packages: dict[str, str]

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import psutil
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.console import Console
 
 from benchmarks.harness import machine_line, take_turns, write_report
 from benchmarks.slides import write_slide
 from serve.contract.machine import installed_versions
 from serve.contract.manifest import read_bundle, sha256_of
+from serve.contract.strict import Strict
 from serve.settings import InferenceSettings
 from serve.slides.cluster.engine import open_cluster_engine
 from serve.slides.cohort import SlideTask
@@ -32,10 +33,8 @@ from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, Engine, run_cohort
 
 
-class Cost(BaseModel):
+class Cost(Strict):
     """Time that something takes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     wall: float
     cpu: float
@@ -43,19 +42,15 @@ class Cost(BaseModel):
     hardly changes it."""
 
 
-class Round(BaseModel):
+class Round(Strict):
     """Seconds of one slide."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     computing: Cost
     whole: Cost
 
 
-class ClusterReport(BaseModel):
+class ClusterReport(Strict):
     """What `slides_cluster.json` holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     machine: str
     packages: dict[str, str]

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from serve.contract.strict import Strict
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _TOOL_TIMEOUT_S = 20
@@ -45,11 +45,7 @@ _INSTRUCTION_SETS = {
 """Instruction sets that decide which kernels a runtime uses: Linux' names, and ours."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Processor(_Frozen):
+class Processor(Strict):
     """A CPU."""
 
     name: str
@@ -70,7 +66,7 @@ class Processor(_Frozen):
         return " ".join((self.architecture, self.vendor, *self.instruction_sets))
 
 
-class Gpu(_Frozen):
+class Gpu(Strict):
     """An NVIDIA GPU, as its driver describes it."""
 
     name: str
@@ -85,7 +81,7 @@ class Gpu(_Frozen):
         return f"NVIDIA sm_{self.compute_capability.replace('.', '')}"
 
 
-class Machine(_Frozen):
+class Machine(Strict):
     """A machine as this process sees it."""
 
     processor: Processor
