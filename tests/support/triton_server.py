@@ -19,11 +19,11 @@ import time
 import venv
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
 import onnxruntime
 
+from serve.contract.closing import Closing
 from tests.support import ROOT
 from tests.support.built_once import built_once
 
@@ -73,7 +73,7 @@ def pip(*arguments: str) -> None:
         )
 
 
-class TritonServer:
+class TritonServer(Closing):
     """A Triton server on free ports of 127.0.0.1, serving a model repository.
 
     A context manager: ready inside, gone after. The ports stay the same when it is stopped or
@@ -167,14 +167,6 @@ class TritonServer:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _command(self, package: Path) -> list[str]:
         server = package / "pytriton" / "tritonserver"

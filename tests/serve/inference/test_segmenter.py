@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.contract.certificate import ScaleCertificate, ScalePoint
 from serve.contract.errors import ImageError, ImageTooLargeError, OptionError
 from serve.contract.manifest import read_bundle
 from serve.images.mpp import PixelSize
@@ -12,6 +11,7 @@ from serve.inference.batching import TilePool
 from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.settings import ServeSettings
+from tests.support.certificate import certificate_that_warns
 from tests.support.errors import raises
 from tests.support.pictures import blobs
 from tests.support.toy_bundle import CLASSES
@@ -77,18 +77,7 @@ def test_an_image_of_nearly_the_models_mpp_is_not_resampled(segmenter: TileSegme
 def test_an_image_of_a_scale_that_costs_labels_is_told_of_beside_the_files_own_notes(
     toy_bundle: Path,
 ) -> None:
-    dice = (1.0,) * len(CLASSES)
-    certificate = ScaleCertificate(
-        num_tiles=4,
-        has_masks=False,
-        real_detail_from=1.0,
-        min_agreement=0.95,
-        max_dice_loss=0.05,
-        points=(
-            ScalePoint(factor=1.0, label_agreement=1.0, dice=dice),
-            ScalePoint(factor=1.25, label_agreement=0.9, dice=dice),
-        ),
-    )
+    certificate = certificate_that_warns(len(CLASSES))
     manifest = read_bundle(toy_bundle).model_copy(update={"scale_certificate": certificate})
     backend = TilePool(OnnxRuntimeBackend(toy_bundle, manifest), max_tiles=1)
     with TileSegmenter(backend, manifest) as certified:

@@ -17,7 +17,6 @@ import shapely
 import zarr
 from PIL import Image
 
-from serve.contract.certificate import ScaleCertificate, ScalePoint
 from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
 from serve.slides.cohort import SlideTask
@@ -32,6 +31,7 @@ from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, Outcome, run_cohort
 from serve.slides.status import read_status, verify
 from serve.slides.store import LABELS, WorkFolder
+from tests.support.certificate import certificate_that_warns
 from tests.support.errors import raises
 from tests.support.slides import tissue_pixels, write_aperio
 from tests.support.toy_bundle import write_toy_bundle
@@ -125,18 +125,7 @@ def test_a_slide_becomes_a_whole_result_with_every_format(
 def test_a_slide_of_a_scale_that_costs_labels_says_so_in_its_summary(
     tmp_path: Path, engine: LocalEngine, bundle: Path, slide: Path
 ) -> None:
-    dice = (1.0,) * len(engine.model.classes)
-    certificate = ScaleCertificate(
-        num_tiles=4,
-        has_masks=False,
-        real_detail_from=1.0,
-        min_agreement=0.95,
-        max_dice_loss=0.05,
-        points=(
-            ScalePoint(factor=1.0, label_agreement=1.0, dice=dice),
-            ScalePoint(factor=1.25, label_agreement=0.9, dice=dice),
-        ),
-    )
+    certificate = certificate_that_warns(len(engine.model.classes))
     model = engine.model.model_copy(update={"scale_certificate": certificate})
     segmenter = open_segmenter(InferenceSettings(bundle=bundle, threads=1))
     with closing(LocalEngine(segmenter.backend, model, max_batch_size=8)) as certified:
