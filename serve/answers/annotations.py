@@ -72,13 +72,13 @@ class RegionOptions(ClassOptions):
         examples=[4.0],
     )
 
-    def frame(self, name: str, width_px: int) -> Frame:
+    def frame(self, name: str, width_px: int, height_px: int) -> Frame:
         """Where the image lies: as the options say, or else its name."""
-        named = frame_in_name(name, width_px)
+        named = frame_in_name(name, width_px, height_px)
         if self.origin:
             named = replace(named, origin=(self.origin[0], self.origin[1]))
         if self.downsample:
-            named = replace(named, downsample=self.downsample)
+            named = replace(named, downsample=(self.downsample, self.downsample))
         return named
 
 
@@ -195,7 +195,8 @@ def _regions(source: Source, options: RegionOptions) -> Iterator[Regions]:
         min_area_px=options.min_area_px,
         shown=options.shown(source.manifest),
     )
-    frame = options.frame(source.name, source.result.labels.shape[1])
+    height_px, width_px = source.result.labels.shape
+    frame = options.frame(source.name, width_px, height_px)
     return (replace(part, polygons=frame.place(part.polygons)) for part in parts)
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from serve.contract.strict import Strict
+from serve.images.mpp import PixelSize
 from serve.service.slides.jobs import Job
 from serve.slides.summary import SlideSummary
 
@@ -77,7 +78,13 @@ class SlideInfo(Strict):
     width_px: int
     height_px: int
     mpp: float | None = Field(
-        None, description="um per pixel of level 0; null where it is not known"
+        None,
+        description="um per pixel of level 0, null where it is not known; where pixels are not "
+        "squares, the side of the square with the same area",
+    )
+    mpp_xy: PixelSize | None = Field(
+        None,
+        description="um per pixel along a row and along a column, where pixels are not squares",
     )
     mpp_source: str
     reader: str

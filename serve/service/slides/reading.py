@@ -72,11 +72,13 @@ def _info(slides: OpenSlides, request: dict[str, Any]) -> Answer:
     """What a viewer needs to know of a slide."""
     reader = slides.get(request)
     bounds = reader.bounds
+    size = reader.pixel_size
     fields = {
         "width_px": reader.width_px,
         "height_px": reader.height_px,
         "bounds": [bounds.x, bounds.y, bounds.width, bounds.height],
         "mpp": reader.mpp,
+        "mpp_xy": None if size is None or size.x == size.y else [size.x, size.y],
         "mpp_source": reader.mpp_source,
         "reader": reader.name,
         "num_levels": DeepZoom(bounds).num_levels,
@@ -97,7 +99,7 @@ def _region(slides: OpenSlides, request: dict[str, Any]) -> Answer:
     height = max(round(request["height"] * own.y / mpp), 1)
     width = max(round(request["width"] * own.x / mpp), 1)
     pixels = reader.read_um(request["y"] * own.y, request["x"] * own.x, height, width, mpp)
-    return {"width_px": width, "height_px": height}, rgb_png(pixels)
+    return {"level0_px": [width * mpp / own.x, height * mpp / own.y]}, rgb_png(pixels)
 
 
 def _cells(_: OpenSlides, request: dict[str, Any]) -> Answer:

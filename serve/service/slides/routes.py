@@ -188,11 +188,11 @@ async def _region(
     if own is not None:
         _refuse_large(query, own / target, slides.max_region_px)
     place = {"x": query.x, "y": query.y, "width": query.width, "height": query.height}
-    _, png = await slides.readers.ask(
+    drawn, png = await slides.readers.ask(
         "region", **slides.place(slide), mpp=query.mpp, target_mpp=target, **place
     )
-    downsample = target / own
-    name = f"{slide.name} [d={downsample:.6f},x={query.x:.2f},y={query.y:.2f}].png"
+    width, height = drawn["level0_px"]
+    name = f"{slide.name} [x={query.x:.2f},y={query.y:.2f},w={width:.4f},h={height:.4f}].png"
     entry = next(entry for entry in FORMATS.values() if entry.path[1:] == format_)
     keep = request.headers.get(KEEP_HEADER, "no") != "no"
     job = Job(formats=(entry.name,), mpp=target, keep=keep)

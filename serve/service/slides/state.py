@@ -7,6 +7,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from serve.contract.errors import FocalPathError, NotFoundError, SettingsError
+from serve.images.mpp import PixelSize
 from serve.service.slides.deep_zoom import OVERLAP_PX, TILE_PX
 from serve.service.slides.documents import SlideEntry, SlideInfo, State, Tiles
 from serve.service.slides.folder import SlideFile, SlideFolder
@@ -117,6 +118,7 @@ class Slides:
             width_px=found["width_px"],
             height_px=found["height_px"],
             mpp=found["mpp"],
+            mpp_xy=found["mpp_xy"] and PixelSize(*found["mpp_xy"]),
             mpp_source=found["mpp_source"],
             reader=found["reader"],
             tiles=Tiles(

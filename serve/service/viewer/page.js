@@ -57,6 +57,19 @@ export function showScale(bar, umPerCssPixel, widest) {
   bar.style.setProperty("--bar-width", `${um / umPerCssPixel}px`);
 }
 
+/** What to tell of an image with um per pixel of [x, y]; empty where its pixels are squares. */
+export function squeezedNote(sides) {
+  if (!sides) return "";
+  const [x, y] = sides;
+  const [axis, times] = x < y ? ["height", y / x] : ["width", x / y];
+  return `Its pixels are not squares. Each is shown as one, so the ${axis} should look ${Number(times.toPrecision(3))} times as large. The scale bar holds along rows.`;
+}
+
+/** Um per pixel, once or for each axis, for people. */
+export function perPixel(sides) {
+  return `${sides.map((side) => Number(side.toPrecision(4))).join(" × ")} µm per pixel`;
+}
+
 /** Put the read-out beside a place of the stage, in CSS pixels. */
 export function placeBeside(readout, { x, y }, { clientWidth, clientHeight }) {
   const beside = (at, size, limit) => Math.max(4, at + 18 + size > limit ? at - 18 - size : at + 18);

@@ -8,6 +8,7 @@ import {
   element,
   grouped,
   micrometres,
+  perPixel,
   percent,
   placeBeside,
   rgbaOf,
@@ -16,6 +17,7 @@ import {
   setUpTheme,
   showScale,
   speak,
+  squeezedNote,
   swatch,
 } from "./page.js";
 import { Service } from "./service.js";
@@ -130,15 +132,16 @@ function present() {
   const { slide } = state;
   $("file-name").textContent = slide.file;
   const { width_px: width, height_px: height, mpp } = slide;
+  const sides = slideSides();
   const facts = [
     `${grouped(width)} × ${grouped(height)} px`,
-    mpp ? `${micrometres(width * mpp)} × ${micrometres(height * mpp)}` : "",
-    mpp ? `${Number(mpp.toPrecision(4))} µm per pixel` : "",
+    mpp ? `${micrometres(width * sides[0])} × ${micrometres(height * sides[1])}` : "",
+    mpp ? perPixel(slide.mpp_xy ?? [mpp]) : "",
     slide.num_bytes === null ? "" : bytes(slide.num_bytes),
   ];
   $("file-facts").textContent = facts.filter(Boolean).join(" · ");
   const isOld = slide.result && !slide.result.is_of_this_file;
-  const notes = [slide.problem, slide.result_problem, isOld ? "The result is of another file that was in this place. Segment the slide again." : ""];
+  const notes = [squeezedNote(slide.mpp_xy), slide.problem, slide.result_problem, isOld ? "The result is of another file that was in this place. Segment the slide again." : ""];
   $("slide-note").textContent = notes.filter(Boolean).join(" ");
   $("slide-note").hidden = !$("slide-note").textContent;
   $("mpp-field").hidden = mpp !== null;
@@ -356,7 +359,11 @@ $("job-cancel").onclick = async () => {
 
 /* A region -------------------------------------------------------------------------------------- */
 
-const slideMpp = () => state.slide.mpp ?? (Number($("mpp").value) || null);
+/** Um per pixel along x and y; null where it is not known. */
+function slideSides() {
+  const mpp = state.slide.mpp ?? (Number($("mpp").value) || null);
+  return state.slide.mpp_xy ?? (mpp && [mpp, mpp]);
+}
 
 function regionHelp() {
   const most = state.slide.max_region_px;
@@ -371,8 +378,8 @@ async function segmentRegion(region) {
   const controller = new AbortController();
   state.request = controller;
   $("region-failure").textContent = "";
-  const mpp = slideMpp();
-  const size = mpp ? `${micrometres(region.width * mpp)} × ${micrometres(region.height * mpp)}` : "";
+  const sides = slideSides();
+  const size = sides ? `${micrometres(region.width * sides[0])} × ${micrometres(region.height * sides[1])}` : "";
   $("region-help").textContent = `Segmenting ${size}`;
   try {
     const { response } = await postRegion(region, "arrays", controller.signal);
@@ -527,8 +534,8 @@ view.addEventListener("view", () => {
   if (!across || !state.slide) return;
   const zoom = 100 / across / devicePixelRatio;
   $("zoom").textContent = `${zoom < 10 ? zoom.toPrecision(2) : Math.round(zoom)} %`;
-  const mpp = slideMpp();
-  showScale($("scale-bar"), mpp && mpp * across, Math.min(140, $("stage").clientWidth / 5));
+  const sides = slideSides(); // the bar lies along a row
+  showScale($("scale-bar"), sides && sides[0] * across, Math.min(140, $("stage").clientWidth / 5));
 });
 
 view.addEventListener("tile-failed", () => {

@@ -6,6 +6,7 @@ import {
   element,
   grouped,
   micrometres,
+  perPixel,
   percent,
   placeBeside,
   rgbaOf,
@@ -14,6 +15,7 @@ import {
   setUpTheme,
   showScale,
   speak,
+  squeezedNote,
   swatch,
 } from "./page.js";
 import { Service, ServiceError } from "./service.js";
@@ -241,9 +243,9 @@ function describeImage({ width_px: width, height_px: height, mpp, mpp_xy: sides,
     [ASSUMED]: `Not known: taken to be ${mpp}, what the model was trained at. If that is wrong, so are the labels.`,
     [UNKNOWN]: "Not known: neither the image nor the model says it.",
   };
-  const each = (sides ?? [mpp]).map((side) => Number(side?.toPrecision(4))).join(" × ");
-  const stated = `The file says ${each} µm per pixel (${source}).`;
-  $("mpp-help").textContent = [help[source] ?? stated, doubt?.replaceAll("um per", "µm per")].filter(Boolean).join(" ");
+  const stated = known && `The file says ${perPixel(sides ?? [mpp])} (${source}).`;
+  const parts = [help[source] ?? stated, squeezedNote(sides), doubt?.replaceAll("um per", "µm per")];
+  $("mpp-help").textContent = parts.filter(Boolean).join(" ");
 }
 
 /** How the pixels that were segmented differ from the file's. */

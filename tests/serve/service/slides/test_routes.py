@@ -8,6 +8,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -177,6 +178,34 @@ def test_a_region_is_scaled_to_the_models_um_per_pixel(client: TestClient, slide
     region = {"x": 0, "y": 0, "width": 200, "height": 100, "mpp": 0.25}
     answer = client.post(f"{slide}/region/segment", params=region).json()
     assert (answer["image"]["width_px"], answer["image"]["height_px"]) == (100, 50)
+
+
+def test_a_region_of_a_slide_whose_pixels_are_not_squares_is_outlined_where_it_lies(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
+    pixels = np.full((350, 900, 3), 245, np.uint8)
+    pixels[150:250, 400:600] = (200, 30, 30)
+    (tmp_path / "slides").mkdir()
+    tifffile.imwrite(
+        tmp_path / "slides" / "flat.tif",
+        pixels,
+        tile=(256, 256),
+        photometric="rgb",
+        resolution=(20_000, 10_000),  # 0.5 um along rows, 1 um along columns
+        resolutionunit="CENTIMETER",
+    )
+    with slide_client(toy_bundle, tmp_path / "slides") as client:
+        slide = f"/slides/{id_of(client, 'flat.tif')}"
+        assert client.get(slide).json()["mpp_xy"] == [0.5, 1.0]
+        region = {"x": 380, "y": 140, "width": 240, "height": 120}
+        found = client.post(f"{slide}/region/geojson", params=region).json()["features"]
+    (tumor,) = [
+        feature["geometry"]["coordinates"][0]
+        for feature in found
+        if feature["properties"]["classification"]["name"] == "Tumor"
+    ]
+    assert np.abs(np.min(tumor, axis=0) - (400, 150)).max() <= 4
+    assert np.abs(np.max(tumor, axis=0) - (600, 250)).max() <= 4
 
 
 def test_a_region_that_is_too_large_or_has_no_scale_is_refused(
