@@ -16,7 +16,9 @@ field. All answers are in the pixels of the image as it was sent, upright; polyg
 slide's where `origin` and `downsample`, or the file's name, say where that is.
 
 With the header `X-Keep-Result: yes` a result is kept in memory for a while, and further requests of
-the same file, um per pixel and model take it instead of running the model.
+the same file, um per pixel and model take it instead of running the model. So do all requests for
+a file whose outlines have just been refused for too many corners: the corners are known only after
+the model has run.
 
 Errors are answered as `serve.service.error_answers` says. In /batch a file that cannot be used is a
 line of the answer with its `status`, `error` and `code`. The gateway answers 401, 429 and 504, and

@@ -14,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from serve.answers.format import AnswerFormat, Source
 from serve.answers.pictures import rgb_png
 from serve.answers.registry import FORMATS, needs_probabilities
+from serve.contract.errors import ImageTooLargeError
 from serve.images.decode import Picture, decode_picture, read_head
 from serve.images.mpp import FROM_REQUEST
 from serve.inference.segmenter import Segmentation, TileSegmenter
@@ -166,7 +167,12 @@ class Worker:
             result = self._segment(segmenter, picture, data, job)
             with self._telemetry.stage("encode"):
                 source = Source(picture.pixels, result, segmenter.manifest, name)
-                blocks = [FORMATS[one].blocks(source, job.options) for one in job.formats]
+                try:
+                    blocks = [FORMATS[one].blocks(source, job.options) for one in job.formats]
+                except ImageTooLargeError:  # the same image with other options need not run again
+                    key = ResultKey.of(data, job.mpp, segmenter.manifest)
+                    self._kept.put(key, result, for_all=True)
+                    raise
                 contents = [self._begun(one) for one in blocks]
             return Answer(contents, result.summary.image)
 
@@ -199,12 +205,13 @@ class Worker:
         return result
 
     def _find_kept(self, segmenter: TileSegmenter, data: bytes, job: Job) -> Segmentation | None:
-        """The result that was kept of the same image, if the job may take one."""
-        if not job.keep:
+        """The result that was kept of the same image, if the job may take it."""
+        if not (job.keep or self._kept.has_for_all):
             return None
         return self._kept.get(
             ResultKey.of(data, job.mpp, segmenter.manifest),
             with_probabilities=needs_probabilities(job.formats, job.options),
+            asked=job.keep,
         )
 
 

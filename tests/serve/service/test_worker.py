@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serve.contract.errors import ImageTooLargeError
 from serve.inference.segmenter import Segmentation, TileSegmenter
 from serve.service.kept import KeptResults, ResultKey
 from serve.service.model import Model
 from serve.service.telemetry import Telemetry
 from serve.service.worker import Job, Worker
 from serve.settings import ServeSettings
+from tests.support.errors import raises
 from tests.support.pictures import blobs, encoded
 from tests.support.toy_bundle import write_toy_bundle
 
@@ -112,6 +114,19 @@ def test_another_model_runs_again(bundle: Path, tmp_path: Path, runs: list[float
     model.look_for_update()
     assert b'"2.0.0"' in worker.answer(model, content, job).contents[0]
     model.close()
+
+
+def test_an_image_of_too_many_corners_is_asked_for_again_without_running_the_model(
+    answer: Answer, runs: list[float | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.answers.edges.MAX_EDGES", 8)
+    with raises(ImageTooLargeError, code="too_many_corners"):
+        answer("geojson", keep=False)
+    smaller = answer("geojson", keep=False, options={"min_area_px": 10_000})
+    assert smaller.startswith(b'{"type":"FeatureCollection"')
+    assert len(runs) == 1
+    answer("geojson", keep=False, size=90, options={"min_area_px": 10_000})
+    assert len(runs) == 2
 
 
 @pytest.mark.slow
