@@ -112,6 +112,7 @@ def build_manifest(
         outputs=outputs,
         class_attention_bias=card.class_attention_bias,
         predicts_iou=card.iou_head_trained,
+        label_note=card.label_note,
         checkpoint_sha256=checkpoint_sha256,
         artefacts=artefacts,
         warm_up=warm_up,

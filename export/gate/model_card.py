@@ -217,6 +217,8 @@ def _limits(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
             "certain."
         )
     yield "- `confidence` is the softmax of the logits and is not calibrated."
+    if manifest.label_note:
+        yield f"- {manifest.label_note}"
     if not manifest.predicts_iou:
         yield (
             "- The IoU head was not trained (its loss had no weight), so `iou_scores` mean nothing "

@@ -143,6 +143,11 @@ class Manifest(Strict):
     predicts_iou: bool = Field(
         default=True, description="whether the head of `iou_scores` was trained; else it is noise"
     )
+    label_note: str = Field(
+        default="",
+        description="how the labels of resampled images differ from those of the software that "
+        "trained the model; empty where they do not",
+    )
     checkpoint_sha256: Sha256
     artefacts: tuple[Artefact, ...] = Field(min_length=1)
     warm_up: WarmUp | None = None

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, JsonValue
 from serve.contract.manifest import Manifest, TissueClass
 from serve.contract.strict import Strict
 from serve.images.mpp import ASSUMED, FROM_REQUEST, UNKNOWN, Mpp, PixelSize, sides_of
+from serve.images.tiles import UNSCALED, scale_to
 from serve.inference.tiling import Prediction
 
 _SOURCES = {
@@ -57,8 +58,9 @@ class ImageInfo(Strict):
     notes: tuple[str, ...] = Field(
         default=(),
         description="how the pixels that were segmented differ from the file's, such as turned "
-        "upright; and where the um per pixel differ from the model's by more than the export found "
-        "to be harmless",
+        "upright; where the um per pixel differ from the model's by more than the export found to "
+        "be harmless; and where the labels of a resampled image are not those of the software that "
+        "trained the model",
     )
 
     @property
@@ -167,13 +169,14 @@ def summarise(
     height, width = prediction.labels.shape
     sides = None if mpp is None else sides_of(mpp)
     warning = None if sides is None else manifest.scale_warning(max(sides.x, sides.y))
+    label_note = "" if scale_to(manifest.mpp, mpp) == UNSCALED else manifest.label_note
     image = ImageInfo(
         width_px=width,
         height_px=height,
         mpp=None if sides is None else sides.mean,
         mpp_xy=None if sides is None or sides.x == sides.y else sides,
         mpp_source=mpp_source,
-        notes=(warning,) if warning else (),
+        notes=tuple(note for note in (warning, label_note) if note),
     )
     histogram = _joint_histogram(prediction)  # 256 labels x 256 confidences
     first_high = int(np.ceil(LOW_CONFIDENCE * 255))  # first confidence byte that is not low

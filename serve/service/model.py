@@ -227,6 +227,8 @@ class Model:
             raise BackendUnavailableError(_STOPPING, code="stopping")
         manifest = opened.segmenter.manifest
         _log.info("%s %s answers requests now", manifest.name, manifest.version)
+        if manifest.label_note:
+            _log.warning("%s %s: %s", manifest.name, manifest.version, manifest.label_note)
         self._telemetry.model_serves(
             manifest, self._settings.backend, before.segmenter.manifest if before else None
         )

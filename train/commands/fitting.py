@@ -1,6 +1,7 @@
 """The commands of one model: `fit`, `import-sampath`, `evaluate` and `predict`."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -100,6 +101,8 @@ class ImportSampath(Trains):
         )
         names = ", ".join(entry.name for entry in card.classes)
         print(f"wrote {self.out}: {names}")
+        if card.label_note:
+            print(f"warning: {card.label_note}", file=sys.stderr)
         if card.metrics:
             print_scores(card.metrics, card, f"Validation ({self.out})")
 

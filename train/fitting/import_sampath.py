@@ -85,11 +85,12 @@ def import_sampath(
     classes = _classes(checkpoint, settings.preset, folder, class_names)
     if folder is not None:
         settings = at_scale(settings, folder, ("validation",) if score else ())
+    resized_from_px, label_note = _resizing(settings, folder)
     model = replace(
         settings.model,
         bias=BiasName("none"),
         pathology_positions="dino",
-        resized_from_px=_resized_from_px(settings, folder),
+        resized_from_px=resized_from_px,
     )
     settings = replace(settings, model=model)
     segmenter = Segmenter(settings.model, len(classes))
@@ -102,6 +103,7 @@ def import_sampath(
         class_attention_bias=(0.0,) * len(classes),
         origins=_origins(checkpoint, settings),
         imported_from="SAM-Path",
+        label_note=label_note,
     )
     if score and data is not None:
         card = replace(card, metrics=evaluate(segmenter, card, data, "validation"))
@@ -109,19 +111,31 @@ def import_sampath(
     return card
 
 
-def _resized_from_px(settings: Settings, folder: TileFolder | None) -> int | None:
-    """Side of the images that SAM-Path resized to its tile; None where they were not.
+def _resizing(settings: Settings, folder: TileFolder | None) -> tuple[int | None, str]:
+    """How the images that SAM-Path resized to its tile get there.
 
     CRAG's are of 1536 pixels, and the tile of 1024.
+
+    Returns:
+        Side of the images that the model resizes itself, as SAM-Path does; None where it does not.
+        And what to tell of its labels: empty where they are SAM-Path's.
     """
     images_mpp = _MPP_OF_IMAGES.get(settings.preset) if folder is None else folder.mpp
     model = settings.model
-    if images_mpp is None or model.mpp is None:
-        return None
+    if images_mpp is None or model.mpp is None or abs(model.mpp / images_mpp - 1) <= SAME_MPP:
+        return None, ""
     step = model.tile_size_px // 4  # so that labels are enlarged by a whole number
-    side = round(model.tile_size_px * model.mpp / images_mpp / step) * step
-    is_same = abs(side / model.tile_size_px * images_mpp / model.mpp - 1) <= SAME_MPP
-    return side if is_same and side > model.tile_size_px else None
+    wanted = model.tile_size_px * model.mpp / images_mpp
+    side = round(wanted / step) * step
+    if abs(side / wanted - 1) <= SAME_MPP and side > model.tile_size_px:
+        return side, ""
+    return None, (
+        f"SAM-Path resized images of {images_mpp:.4g} um per pixel to the model's "
+        f"{model.mpp:.4g} in its own way. The model can do so where a tile covers images of 5, 6, "
+        f"7, ... quarters of its {model.tile_size_px} pixels; here these are of {wanted:.4g}. So "
+        "such images are resampled as all others are, and some of their labels differ from "
+        "SAM-Path's."
+    )
 
 
 def load_sampath_weights(segmenter: Segmenter, path: Path) -> None:

@@ -76,6 +76,9 @@ class CheckpointCard:
     """What the weights started from; empty where everything started at random."""
     imported_from: str | None = None
     """The software that trained the model, such as "SAM-Path"; None where FocalPath did."""
+    label_note: str = ""
+    """How the labels of images that are resampled differ from those of the software that trained
+    the model. Empty where they do not, or where FocalPath trained it."""
     weights_sha256: str | None = None
     """Of the file of weights; None in checkpoints of older versions."""
     code_version: str = field(default_factory=lambda: version("focalpath"))

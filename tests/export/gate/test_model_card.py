@@ -72,11 +72,14 @@ def test_a_head_that_was_not_trained_and_a_missing_engine_are_limits(
     exported_bundle: Path, toy_run: Path, tmp_path: Path
 ) -> None:
     report = ParityReport.model_validate_json((exported_bundle / PARITY_FILE).read_bytes())
-    manifest = read_bundle(exported_bundle).model_copy(update={"predicts_iou": False})
+    note = "SAM-Path resized images in its own way."
+    limits = {"predicts_iou": False, "label_note": note}
+    manifest = read_bundle(exported_bundle).model_copy(update=limits)
     obstacles = ("Resize_1: Resize with antialias = 1",)
     write_model_card(manifest, read_card(toy_run), report, tmp_path, engine_obstacles=obstacles)
     text = (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "IoU head was not trained" in text
+    assert f"- {note}\n" in text
     assert obstacles[0] in text
 
 

@@ -90,6 +90,18 @@ def test_an_image_of_a_scale_that_costs_labels_is_told_of_beside_the_files_own_n
     assert "90.4%" in warning
 
 
+def test_answers_say_where_resampling_gives_other_labels_than_the_models_origin(
+    toy_bundle: Path,
+) -> None:
+    note = "SAM-Path resized images in its own way"
+    manifest = read_bundle(toy_bundle).model_copy(update={"label_note": note})
+    backend = TilePool(OnnxRuntimeBackend(toy_bundle, manifest), max_tiles=1)
+    with TileSegmenter(backend, manifest) as imported:
+        assert imported.segment(IMAGE, mpp=0.505).summary.image.notes == ()
+        assert imported.segment(IMAGE).summary.image.notes == ()
+        assert imported.segment(IMAGE, mpp=0.62).summary.image.notes == (note,)
+
+
 def test_an_image_too_large_at_the_models_mpp_is_refused(toy_bundle: Path) -> None:
     settings = ServeSettings(bundle=toy_bundle, max_image_megapixels=1)
     image = blobs(600, 500)

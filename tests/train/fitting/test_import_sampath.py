@@ -19,6 +19,7 @@ from tests.support.errors import raises
 from tests.support.sam_path_oracle import SamPath, random_sam_path
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
 from train.cli import main
+from train.commands.fitting import ImportSampath
 from train.data.folder import read_tile_folder
 from train.errors import CheckpointError, DestinationError, FocalPathError
 from train.fitting.evaluation import predict_split
@@ -141,6 +142,22 @@ def test_an_imported_model_of_the_preset_crag_resizes_its_images_itself(tmp_path
     card = import_sampath(tmp_path / "sampath.ckpt", tmp_path / "run", settings)
     assert card.settings.model.resized_from_px == 96
     assert card.input_mpp == pytest.approx(CRAG_MPP)
+
+
+@pytest.mark.parametrize(("factor", "wanted_px"), [(1.3, "83.2"), (0.75, "48")])
+def test_an_import_that_cannot_resize_as_sam_path_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], factor: float, wanted_px: str
+):
+    torch.save(random_sam_path(2).checkpoint(), tmp_path / "sampath.ckpt")
+    model = replace(toy_settings().model, mpp=factor * CRAG_MPP)
+    settings = replace(toy_settings(), preset="crag", model=model)
+    ImportSampath(
+        checkpoint=tmp_path / "sampath.ckpt", out=tmp_path / "run", settings=settings
+    ).run()
+    card = read_card(tmp_path / "run")
+    assert card.settings.model.resized_from_px is None
+    assert wanted_px in card.label_note
+    assert card.label_note in capsys.readouterr().err
 
 
 def test_a_sampath_checkpoint_tells_its_number_of_classes(sampath_file: Path):
