@@ -23,8 +23,11 @@ from serve.contract import errors as serve_errors
 from train import errors as train_errors
 
 
-class FocalPathError(ValueError):
-    """An error that the user can fix: it says what was found, what was expected, what to do."""
+class FocalPathError(Exception):
+    """An error that the user can fix: it says what was found, what was expected, what to do.
+
+    It is not a ValueError, which pydantic and tyro catch.
+    """
 
     code = "failed"
     """Names the kind of error for programs."""

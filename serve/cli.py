@@ -13,7 +13,6 @@ import tyro
 from serve.client.benchmark_run import Benchmark, run_benchmark
 from serve.client.load import Load, run_load
 from serve.client.segment_files import Segment, run_segment
-from serve.contract.arguments import read_arguments
 from serve.contract.errors import FocalPathError
 from serve.doctor.command import Doctor, run_doctor
 from serve.service.logs import configure_logging
@@ -74,8 +73,8 @@ def run_http(command: Http) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
-        command: Http | Doctor | Segment | Slides | Benchmark | Load = read_arguments(
-            Command, prog="python -m serve", description=__doc__, arguments=arguments
+        command: Http | Doctor | Segment | Slides | Benchmark | Load = tyro.cli(
+            Command, prog="python -m serve", description=__doc__, args=arguments
         )
         match command:
             case Http():

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -15,7 +15,7 @@ from pydantic_settings import (
 )
 
 from serve.contract.errors import SettingsError
-from serve.contract.strict import Strict, first_problem
+from serve.contract.strict import Options
 
 ENVIRONMENT_PREFIX = "FOCALPATH_"
 MEBIBYTE = 2**20
@@ -39,10 +39,8 @@ _SERVICE_LINK = re.compile(
 )
 
 
-class InferenceSettings(Strict):
+class InferenceSettings(Options):
     """What runs the model, and how large an image may be; also read from FOCALPATH_<NAME>."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     bundle: Path = Path("artifacts/bundle")
     """Folder of the bundle that `python -m export` wrote."""
@@ -100,21 +98,11 @@ class InferenceSettings(Strict):
         """
         _check_names()
         found = _Variables(_reader(cls))()
-        try:
-            return cls.model_validate(found)
-        except ValidationError as error:
-            name = str(error.errors()[0]["loc"][0])
-            problem = first_problem(error).partition(": ")[2]
-            raise SettingsError(
-                f"{ENVIRONMENT_PREFIX}{name.upper()} is {found[name]!r}: {problem}."
-            ) from error
+        return cls.model_validate(found, context={"name_of": _as_variable})
 
     def to_environment(self) -> dict[str, str]:
         """The variables from which `from_environment` reads these settings again."""
-        return {
-            f"{ENVIRONMENT_PREFIX}{name.upper()}": _as_text(value)
-            for name, value in dict(self).items()
-        }
+        return {_as_variable(name): _as_text(value) for name, value in dict(self).items()}
 
 
 class ServeSettings(InferenceSettings):
@@ -244,6 +232,10 @@ def _is_service_link(name: str, value: object) -> bool:
     """Whether Kubernetes or Docker made the variable, for a service called focalpath-something."""
     is_address = name.endswith("port") and str(value).startswith(("tcp://", "udp://", "sctp://"))
     return is_address or _SERVICE_LINK.fullmatch(name) is not None
+
+
+def _as_variable(name: str) -> str:
+    return ENVIRONMENT_PREFIX + name.upper()
 
 
 def _as_text(value: object) -> str:

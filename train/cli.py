@@ -87,16 +87,16 @@ def main() -> None:
     )
     try:
         settings, arguments = read_config(sys.argv[1:])
+        command = tyro.cli(
+            _commands(settings),
+            args=arguments,
+            prog="python -m train",
+            description=__doc__.splitlines()[0],
+            config=config,
+            registry=choices({BiasName: list(STRATEGIES), RowChoice: list(all_rows())}),
+        )
     except FocalPathError as error:
         sys.exit(f"error: {error}")
-    command = tyro.cli(
-        _commands(settings),
-        args=arguments,
-        prog="python -m train",
-        description=__doc__.splitlines()[0],
-        config=config,
-        registry=choices({BiasName: list(STRATEGIES), RowChoice: list(all_rows())}),
-    )
     signal.signal(signal.SIGTERM, _terminate)
     try:
         command.run()

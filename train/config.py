@@ -42,6 +42,8 @@ def read_settings(path: Path) -> Settings:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         raise SettingsError(f"{path}: {place}: {first['msg']}. Correct the file.") from error
+    except SettingsError as error:  # settings that do not fit each other
+        raise SettingsError(f"{path}: {error}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(
             f"{path} cannot be read as settings ({error}). Expected a run.yaml as every run writes."

@@ -23,10 +23,10 @@ FocalPathError            focalpath
 """
 
 
-class FocalPathError(ValueError):
+class FocalPathError(Exception):
     """An error that the user can fix: it says what was found, what was expected, what to do.
 
-    Only the classes below are raised.
+    Only the classes below are raised. It is not a ValueError, which pydantic and tyro catch.
     """
 
     code = "focalpath"

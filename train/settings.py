@@ -5,15 +5,17 @@ Where neither the paper (arXiv 2604.13479) nor SAM-Path (arXiv 2307.09570) gives
 field's text says "our choice".
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 import tyro
 from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function, str_schema
 from typing_extensions import TypedDict
 
+from serve.contract.refusal import refusal
 from train.errors import SettingsError
 
 MAX_CLASSES = 254
@@ -41,6 +43,9 @@ NumFolds = Annotated[int, Field(ge=2)]
 class CheckedSettings:
     """A group of settings whose types and ranges pydantic checks when it is made."""
 
+    error_class: ClassVar[type[Exception]] = SettingsError
+    """What a value that is refused raises."""
+
     def __post_init__(self) -> None:
         """Refuse the first value that is out of its range.
 
@@ -50,19 +55,20 @@ class CheckedSettings:
         try:
             _checker(type(self)).validate_python(vars(self))  # type: ignore[arg-type]
         except ValidationError as error:
-            first = error.errors()[0]
-            name = str(first["loc"][0])
-            expected = first["msg"].replace("Input should be", "expected")
-            raise SettingsError(
-                f"{name} is {getattr(self, name)}, {expected}. Change --{name.replace('_', '-')}."
-            ) from None
+            raise self.error_class(refusal(error, _fields(type(self)), vars(self))) from None
 
 
 @cache
-def _checker(group: Any) -> TypeAdapter[Any]:
+def _checker(group: type[CheckedSettings]) -> TypeAdapter[Any]:
     # By its fields alone: pydantic would make the group, and so check it, again.
     hints = get_type_hints(group, include_extras=True)
-    return TypeAdapter(TypedDict(f"{group.__name__}Fields", hints))  # type: ignore[operator]
+    fields_alone = {entry.name: hints[entry.name] for entry in fields(group)}
+    return TypeAdapter(TypedDict(f"{group.__name__}Fields", fields_alone))  # type: ignore[operator]
+
+
+def _fields(group: type[CheckedSettings]) -> dict[str, FieldInfo]:
+    hints = get_type_hints(group, include_extras=True)
+    return {entry.name: FieldInfo.from_annotation(hints[entry.name]) for entry in fields(group)}
 
 
 NetworkName = Literal["sam_path", "unet"]

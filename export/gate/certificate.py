@@ -10,13 +10,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import onnxruntime as ort
 from matplotlib.figure import Figure
+from pydantic import Field
 from rich.console import Console
 from rich.progress import track
 
+from export.checked import CheckedSettings, NumberOf, Share
 from export.errors import SettingsError
 from export.gate.gate import Gate
 from export.gate.scores import compare_classes
@@ -28,37 +31,31 @@ from train.settings import LabelClass
 CURVE_FILE = "parity_scale.png"
 _NOT_RESAMPLED = 0.02
 """Serving does not resample an image whose um per pixel is this near the model's."""
-_FACTORS = (0.25, 4.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CertificateSettings:
+class CertificateSettings(CheckedSettings):
     """What the scale certificate measures, and the level below which serving warns."""
 
-    scale_factors: tuple[float, ...] = (0.8, 0.9, 1.1, 1.25)
+    scale_factors: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = (0.8, 0.9, 1.1, 1.25)
     """um per pixel of the sources that are tried, over the model's. Above 1 is coarser."""
-    scale_tiles: int = 8
+    scale_tiles: NumberOf = 8
     """Tiles to try them on, at most those that are compared with torch. Each costs as many runs
     as there are factors; 0 leaves the certificate out."""
-    min_scale_agreement: float = 0.95
+    min_scale_agreement: Share = 0.95
     """Serving warns where a smaller share of the labels stays the same (our choice)."""
-    max_scale_dice_loss: float = 0.05
+    max_scale_dice_loss: Share = 0.05
     """Serving warns where a class loses more Dice (our choice)."""
 
     def __post_init__(self) -> None:
-        """Refuse factors that mean nothing, and levels that are not shares."""
-        low, high = _FACTORS
+        """Refuse a value out of its range, and factors at which serving does not resample."""
+        super().__post_init__()
         for factor in self.scale_factors:
-            if not low <= factor <= high or abs(factor - 1) <= _NOT_RESAMPLED:
+            if abs(factor - 1) <= _NOT_RESAMPLED:
                 raise SettingsError(
-                    f"scale_factors has {factor:g}; give {low:g} to {high:g}, and none within "
-                    f"{_NOT_RESAMPLED:.0%} of 1, where serving does not resample"
+                    f"--scale-factors has {factor:g}; expected none within {_NOT_RESAMPLED:.0%} of "
+                    "1, where serving does not resample."
                 )
-        if self.scale_tiles < 0:
-            raise SettingsError(f"scale_tiles is {self.scale_tiles}; give 0 or more")
-        for name in ("min_scale_agreement", "max_scale_dice_loss"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}; give 0 to 1")
 
 
 def measure_certificate(

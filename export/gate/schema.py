@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from export.checked import CheckedSettings, NotNegative, Share
 from serve.contract.certificate import ScaleCertificate
 from serve.contract.manifest import Parity
 from serve.contract.strict import Strict
@@ -15,37 +16,37 @@ Runtime = Literal["ONNX Runtime", "emulation", "OpenVINO", "TensorRT"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tolerances:
+class Tolerances(CheckedSettings):
     """How far an artefact may be from torch in float32, in shares of pixels and Dice in [0, 1]."""
 
-    fp32_agreement: float = 0.9999
+    fp32_agreement: Share = 0.9999
     """Least share of pixels with torch's label in float32."""
-    fp32_dice_loss: float = 0.002
+    fp32_dice_loss: Share = 0.002
     """Most Dice that a class may lose in float32; measured where there are masks."""
-    fp32_logit_difference: float = 1e-3
+    fp32_logit_difference: NotNegative = 1e-3
     """Largest difference of a low-resolution logit in float32."""
-    fp32_iou_score_difference: float = 0.001
+    fp32_iou_score_difference: NotNegative = 0.001
     """Largest difference of a predicted IoU score in float32."""
-    fp32_confidence_difference: float = 0.0005
+    fp32_confidence_difference: Share = 0.0005
     """Largest mean difference of the confidence and the low-resolution probabilities, in [0, 1],
     in float32."""
-    half_agreement: float = 0.995
+    half_agreement: Share = 0.995
     """Least share of pixels with torch's label in fp16 and bf16."""
-    half_dice_loss: float = 0.002
+    half_dice_loss: Share = 0.002
     """Most Dice that a class may lose in fp16 and bf16."""
-    half_iou_score_difference: float = 0.01
+    half_iou_score_difference: NotNegative = 0.01
     """Largest difference of a predicted IoU score in fp16 and bf16."""
-    half_confidence_difference: float = 0.005
+    half_confidence_difference: Share = 0.005
     """Largest mean difference of the confidence in fp16 and bf16."""
-    int8_agreement: float = 0.99
+    int8_agreement: Share = 0.99
     """Least share of pixels with torch's label in int8."""
-    int8_dice_loss: float = 0.01
+    int8_dice_loss: Share = 0.01
     """Most Dice that a class may lose in int8."""
-    int8_iou_score_difference: float = 0.02
+    int8_iou_score_difference: NotNegative = 0.02
     """Largest difference of a predicted IoU score in int8."""
-    int8_confidence_difference: float = 0.01
+    int8_confidence_difference: Share = 0.01
     """Largest mean difference of the confidence in int8."""
-    agreement_dice_loss: float = 0.05
+    agreement_dice_loss: Share = 0.05
     """Most Dice with torch's labels that a class may lose in any precision; measured where there
     are no masks."""
 

@@ -8,7 +8,7 @@ import onnx
 from rich.console import Console
 from rich.progress import track
 
-from export.errors import SettingsError
+from export.checked import CheckedSettings, NumberOf, PositiveShare
 from export.gate.answers import Answers, onnx_answers, openvino_answers
 from export.gate.gate import Gate
 from export.gate.schema import ArtefactParity, EmulationParity, Runtime
@@ -30,7 +30,7 @@ Measured = tuple[ArtefactParity, Answers]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecisionSettings:
+class PrecisionSettings(CheckedSettings):
     """The precisions to try besides float32."""
 
     fp16: bool = True
@@ -48,19 +48,10 @@ class PrecisionSettings:
     auto_islands: bool = True
     """Also keep blocks in float32 whose activations are too large, or that would fail the gate.
     Otherwise, half precision is refused in these cases."""
-    fp16_range_share: float = 0.1
+    fp16_range_share: PositiveShare = 0.1
     """Largest activation in fp16, as a share of float16's maximum of 65,504."""
-    num_emulated_tiles: int = 2
+    num_emulated_tiles: NumberOf = 2
     """Number of tiles on which fp16 is also emulated node by node. 0 skips the emulation."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if not 0 < self.fp16_range_share <= 1:
-            raise SettingsError(
-                f"fp16_range_share is {self.fp16_range_share}; give a share above 0, at most 1"
-            )
-        if self.num_emulated_tiles < 0:
-            raise SettingsError(f"num_emulated_tiles is {self.num_emulated_tiles}; give 0 or more")
 
     @property
     def activation_limit(self) -> float:

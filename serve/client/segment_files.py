@@ -24,7 +24,6 @@ from serve.client.interrupts import EXIT_STATUS, second_interrupt_ends
 from serve.client.segment_report import assumed_line, image_table, summary_csv
 from serve.client.triton import TritonClient
 from serve.client.whole_files import write_together
-from serve.contract.arguments import read_arguments
 from serve.contract.errors import FocalPathError, SettingsError
 from serve.contract.key_file import read_key
 from serve.contract.manifest import read_bundle
@@ -278,7 +277,7 @@ def _report(command: Segment, summaries: dict[Path, Summary], num_made: int) -> 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`focalpath-segment`: run the command line and return its exit status."""
     try:
-        command = read_arguments(Segment, prog="focalpath-segment", arguments=arguments)
+        command = tyro.cli(Segment, prog="focalpath-segment", args=arguments)
         return run_segment(command)
     except (FocalPathError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

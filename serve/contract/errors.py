@@ -22,8 +22,10 @@ FocalPathError                   failed               [503]
 """
 
 
-class FocalPathError(ValueError):
+class FocalPathError(Exception):
     """An error that the user can fix: it says what was found, what was expected, what to do.
+
+    It is not a ValueError, which pydantic and tyro catch.
 
     Args:
         message: for people.

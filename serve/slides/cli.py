@@ -187,23 +187,16 @@ def run_options(command: Run) -> RunOptions:
     Raises:
         SettingsError: a number is out of range.
     """
-    from pydantic import ValidationError
-
-    from serve.contract.strict import first_problem
-
-    try:
-        return RunOptions(
-            settings=Settings(
-                overlap=command.overlap, block_cells=command.block_cells, rule=command.rule
-            ),
-            tissue=command.tissue,
-            mpp=command.mpp,
-            reader=command.reader,
-            outputs=command.outputs,
-            overwrite=command.overwrite,
-        )
-    except ValidationError as error:
-        raise SettingsError(f"--{first_problem(error).replace('_', '-')}.") from error
+    return RunOptions(
+        settings=Settings(
+            overlap=command.overlap, block_cells=command.block_cells, rule=command.rule
+        ),
+        tissue=command.tissue,
+        mpp=command.mpp,
+        reader=command.reader,
+        outputs=command.outputs,
+        overwrite=command.overwrite,
+    )
 
 
 def _report(cohort: "Cohort", outcomes: Sequence["Outcome"]) -> None:

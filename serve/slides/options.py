@@ -2,20 +2,18 @@
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from serve.contract.strict import Strict
+from serve.contract.strict import Options
 from serve.images.tiles import OVERLAP
 
-_DOCUMENTED = ConfigDict(use_attribute_docstrings=True)
 
-
-class TissueRule(Strict):
+class TissueRule(Options):
     """How tissue is told from glass; see `serve.slides.tissue`."""
 
-    model_config = _DOCUMENTED
+    flag_prefix: ClassVar[str] = "rule."
 
     saturation: int = Field(8, ge=0, le=255)
     """Tissue has more than this saturation (HSV, 0 to 255)."""
@@ -35,7 +33,7 @@ class TissueRule(Strict):
     """What is darker than this (HSV value) is no tissue."""
 
 
-class Settings(Strict):
+class Settings(Options):
     """What the labels of a slide depend on, beside the slide and the model."""
 
     overlap: float = Field(OVERLAP, ge=0, le=0.75)
@@ -49,10 +47,8 @@ class Settings(Strict):
     rule: TissueRule = TissueRule()
 
 
-class OutputOptions(Strict):
+class OutputOptions(Options):
     """How outputs are drawn; the labels do not depend on it."""
-
-    model_config = _DOCUMENTED
 
     simplify_cells: float = Field(2.0, ge=0, le=100)
     """GeoJSON, DSA: simplify outlines by about so many cells; 0: exact."""
@@ -62,7 +58,7 @@ class OutputOptions(Strict):
     """GeoJSON, DSA: simplify further, until the outlines have at most so many vertices."""
 
 
-class RunOptions(Strict):
+class RunOptions(Options):
     """How the slides of a cohort are run."""
 
     settings: Settings = Settings()
@@ -82,10 +78,8 @@ class RunOptions(Strict):
         return self.model_copy(update={"tissue": str(Path(self.tissue).absolute())})
 
 
-class ClusterOptions(Strict):
+class ClusterOptions(Options):
     """Where the workers of a cluster run, and how large each is."""
-
-    model_config = _DOCUMENTED
 
     cluster: str = ""
     """Run on a Ray cluster: host:port of its head; auto: the cluster that this machine belongs to;

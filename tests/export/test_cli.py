@@ -27,6 +27,26 @@ def test_a_missing_checkpoint_is_one_error_and_status_1(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--opset", "19", "20 to 24"),
+        ("--max-queries", "0", "at least 1"),
+        ("--scale-tiles", "-1", "at least 0"),
+        ("--num-emulated-tiles", "-1", "at least 0"),
+        ("--fp16-range-share", "1.5", "more than 0, at most 1"),
+        ("--fp32-agreement", "nan", "0 to 1"),
+        ("--half-iou-score-difference", "inf", "a finite number"),
+    ],
+)
+def test_an_option_out_of_its_range_is_one_line_with_value_and_range(
+    option: str, value: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _fail(tmp_path, "--out", tmp_path / "bundle", option, value) == 1
+    found = float(value) if "." in value or not value.lstrip("-").isdigit() else int(value)
+    assert capsys.readouterr().err == f"error: {option} is {found}; expected {expected}.\n"
+
+
 def test_keeping_no_version_is_refused_before_the_export(
     toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,13 +213,6 @@ def test_an_interrupt_while_the_options_are_read_ends_with_one_line(
     monkeypatch.setattr("tyro.cli", lambda *arguments, **settings: _interrupt())
     assert _fail("run", "--out", "bundle") == 130
     assert capsys.readouterr().err == "error: interrupted; nothing was changed\n"
-
-
-def test_an_option_out_of_range_is_told_before_the_checkpoint_is_looked_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _fail(tmp_path / "no_run", "--out", tmp_path / "bundle", "--opset", "19") == 1
-    assert capsys.readouterr().err == "error: opset is 19; give 20 to 24\n"
 
 
 def test_an_interrupt_while_the_imports_run_ends_without_a_traceback() -> None:

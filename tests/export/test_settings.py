@@ -1,10 +1,12 @@
 import pytest
 import tyro
+from pydantic import ValidationError
 
 from export.errors import SettingsError
 from export.graph.attention import AttentionForm
 from export.settings import BundleSettings
 from serve.contract.manifest import Manifest
+from serve.contract.refusal import as_flag
 from tests.support.errors import raises
 
 
@@ -23,7 +25,7 @@ from tests.support.errors import raises
 def test_what_would_fail_after_the_work_is_refused_before_it(
     values: dict[str, object],
 ) -> None:
-    with raises(SettingsError, *values.keys(), *values.values()):
+    with raises(SettingsError, *map(as_flag, values), *values.values()):
         BundleSettings(**values)  # type: ignore[arg-type]
 
 
@@ -32,7 +34,7 @@ def test_a_name_is_taken_where_the_manifest_takes_it(name: str, manifest: Manife
     def passes(make: object) -> bool:
         try:
             make()  # type: ignore[operator]
-        except ValueError:
+        except (SettingsError, ValidationError):
             return False
         return True
 

@@ -2,7 +2,6 @@ import os
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 from serve.contract.errors import SettingsError
 from serve.settings import ENVIRONMENT_PREFIX, InferenceSettings, ServeSettings
@@ -144,5 +143,6 @@ def test_a_list_may_have_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["thread", "Threads"])
 def test_a_setting_that_is_misspelt_in_a_program_is_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match=name):
+    with pytest.raises(SettingsError) as refused:
         ServeSettings(**{name: 1})
+    assert f"--{name}" in str(refused.value)

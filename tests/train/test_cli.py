@@ -89,6 +89,35 @@ def test_an_unknown_bias_or_row_is_refused_with_the_choices(
         assert "dfa_heads" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "refused"),
+    [
+        ("fit synthetic --epochs 0", "--epochs is 0; expected at least 1."),
+        (
+            "fit synthetic --bias-epsilon 0",
+            "--bias-epsilon is 0.0; expected more than 0, at most 1.",
+        ),
+        ("compare synthetic --focal-weight 2", "--focal-weight is 2.0; expected 0 to 1."),
+        (
+            "fit bcss --decoder-dim 100",
+            "--decoder-dim is 100; expected more than 0, a multiple of 16.",
+        ),
+        ("pretrain synthetic --steps 0", "--steps is 0; expected at least 1."),
+        ("pretrain synthetic --local-px 999", "local_px is 999; expected at most --view-px (96)"),
+        ("magnification synthetic --purity 3", "--purity is 3.0; expected more than 0, at most 1."),
+    ],
+)
+def test_an_option_out_of_its_range_is_one_line_with_value_and_range(
+    arguments: str, refused: str, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, *arguments.split(), "--data", "data", "--out", "out")
+    message = str(caught.value)
+    assert message.startswith("error: ")
+    assert refused in message
+    assert "\n" not in message
+
+
 @pytest.mark.parametrize("command", ["fit", "compare"])
 def test_a_run_starts_from_a_config_file_and_options_change_it(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -113,6 +142,7 @@ def test_a_run_starts_from_a_config_file_and_options_change_it(
         ("preset: [", "run.yaml"),
         ("- 1", "run.yaml"),
         ("preset: mine", "mine"),
+        ("preset: bcss\nruntime: {embedding_cache: here}", "run.yaml: --embedding-cache"),
     ],
 )
 def test_a_config_file_that_cannot_be_is_one_line(

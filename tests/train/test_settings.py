@@ -3,6 +3,7 @@ import sys
 import pytest
 
 from benchmarks.training import BenchmarkSettings
+from serve.contract.refusal import as_flag
 from tests.support.errors import raises
 from train.cli import main
 from train.errors import SettingsError
@@ -21,30 +22,28 @@ from train.settings import (
 @pytest.mark.parametrize(
     ("group", "name", "value", "expected"),
     [
-        (BiasSettings, "bias_epsilon", 0.0, "greater than 0"),
+        (BiasSettings, "bias_epsilon", 0.0, "more than 0"),
         (BiasSettings, "bias_gamma", float("nan"), "finite"),
-        (ModelSettings, "pathology_encoder_depth", 0, "greater than or equal to 1"),
+        (ModelSettings, "pathology_encoder_depth", 0, "at least 1"),
         (ModelSettings, "decoder_dim", 100, "multiple of 16"),
-        (ModelSettings, "pathology_std", (0.2, 0.2, 0.0), "greater than 0"),
-        (LossSettings, "focal_weight", 2.0, "less than or equal to 1"),
-        (LossSettings, "iou_weight", -1.0, "greater than or equal to 0"),
-        (OptimizationSettings, "epochs", 0, "greater than or equal to 1"),
-        (OptimizationSettings, "batch_size", 0, "greater than or equal to 1"),
-        (OptimizationSettings, "accumulate_batches", 0, "greater than or equal to 1"),
-        (OptimizationSettings, "learning_rate", -1.0, "greater than 0"),
-        (OptimizationSettings, "seed", -1, "greater than or equal to 0"),
-        (AugmentationSettings, "crop_scale_min", 2.0, "less than or equal to 1"),
-        (AugmentationSettings, "color_jitter", 0.6, "less than or equal to 0.5"),
-        (RuntimeSettings, "devices", 0, "greater than or equal to 1"),
-        (BenchmarkSettings, "repeats", 0, "greater than or equal to 1"),
+        (ModelSettings, "pathology_std", (0.2, 0.2, 0.0), "more than 0"),
+        (LossSettings, "focal_weight", 2.0, "0 to 1"),
+        (LossSettings, "iou_weight", -1.0, "at least 0"),
+        (OptimizationSettings, "epochs", 0, "at least 1"),
+        (OptimizationSettings, "batch_size", 0, "at least 1"),
+        (OptimizationSettings, "accumulate_batches", 0, "at least 1"),
+        (OptimizationSettings, "learning_rate", -1.0, "more than 0"),
+        (OptimizationSettings, "seed", -1, "0 to 4294967295"),
+        (AugmentationSettings, "crop_scale_min", 2.0, "at most 1"),
+        (AugmentationSettings, "color_jitter", 0.6, "0 to 0.5"),
+        (RuntimeSettings, "devices", 0, "at least 1"),
+        (BenchmarkSettings, "repeats", 0, "at least 1"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_with_what_is_expected(
     group: type, name: str, value: object, expected: str
 ):
-    with raises(
-        SettingsError, f"{name} is {value}", expected, f"--{name.replace('_', '-')}"
-    ) as caught:
+    with raises(SettingsError, f"{as_flag(name)} is {value}", expected) as caught:
         group(**{name: value})
     assert "\n" not in str(caught.value)
 

@@ -119,8 +119,8 @@ def test_fewer_tiles_are_measured_where_that_is_asked_for(graph: Path) -> None:
     [
         ({"scale_factors": (0.8, 1.01)}, ["1.01", "2%"]),
         ({"scale_factors": (8.0,)}, ["8", "0.25", "4"]),
-        ({"scale_tiles": -1}, ["scale_tiles", "-1"]),
-        ({"min_scale_agreement": 95.0}, ["min_scale_agreement", "95"]),
+        ({"scale_tiles": -1}, ["--scale-tiles", "-1"]),
+        ({"min_scale_agreement": 95.0}, ["--min-scale-agreement", "95"]),
     ],
 )
 def test_settings_that_measure_nothing_are_refused(

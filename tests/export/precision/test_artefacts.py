@@ -12,6 +12,7 @@ from export.gate.schema import ArtefactParity, Tolerances
 from export.gate.tiles import ValidationTiles
 from export.precision.artefacts import HalfMaker, PrecisionSettings
 from export.precision.audit import Peak
+from serve.contract.refusal import as_flag
 from tests.support.errors import raises
 from tests.support.half_graphs import FIRST, SECOND, two_blocks
 
@@ -145,5 +146,5 @@ def test_without_tiles_to_emulate_on_the_overflow_passes_unseen(
     "settings", [{"fp16_range_share": 0.0}, {"fp16_range_share": 1.5}, {"num_emulated_tiles": -1}]
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, float]) -> None:
-    with raises(SettingsError, *settings.keys(), *settings.values()):
+    with raises(SettingsError, *map(as_flag, settings), *settings.values()):
         PrecisionSettings(**settings)  # type: ignore[arg-type]

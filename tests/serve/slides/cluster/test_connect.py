@@ -1,8 +1,8 @@
 import socket
 
 import pytest
-from pydantic import ValidationError
 
+from serve.contract.errors import SettingsError
 from serve.settings import InferenceSettings
 from serve.slides.options import ClusterOptions
 
@@ -65,5 +65,5 @@ def test_a_cluster_that_is_not_there_is_told_at_once(
 
 @pytest.mark.parametrize("address", ["head", "ray://head:10001", "head:port", "a b:1"])
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(ValidationError, match="cluster"):
+    with raises(SettingsError, "--cluster", address):
         ClusterOptions(cluster=address)
