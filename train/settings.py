@@ -131,9 +131,10 @@ class ModelSettings(CheckedSettings):
     without antialiasing, with labels from the logits resized back. So SAM-Path shows a model images
     that are larger than its tile; models that are imported from it have this, everywhere that they
     run, so that their labels are SAM-Path's. None: the model takes a tile as it is."""
-    image_encoder: Literal["tiny", "tiny_conv", "vit_b", "vit_l", "vit_h"] = "vit_b"
-    """Size of SAM's image encoder. tiny and tiny_conv are ours, to train from scratch; tiny_conv
-    embeds patches with convolutions, which learns more from few images."""
+    image_encoder: Literal["tiny", "tiny_conv", "tiny_pyramid", "vit_b", "vit_l", "vit_h"] = "vit_b"
+    """Size of SAM's image encoder. The tiny ones are ours, to train from scratch. tiny_conv embeds
+    patches with convolutions, which learns more from few images; tiny_pyramid also hands the
+    convolutions' finer maps to the decoder, as a U-Net does."""
     pathology_encoder: str = "vit_small_patch16_224"
     """A published encoder by its short name (hipt, uni, uni2-h, virchow2, h-optimus-0, gigapath,
     phikon, hibou-b, midnight, ...: see docs/encoders.md), or any timm vision transformer with

@@ -7,7 +7,7 @@ encodings. It skips the unused outputs of the single-mask and the unlabelled tok
 Shape letters: B images, N = h*w image tokens, D channels, C classes, T = 3 + C tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from export.graph.attention import PLAIN, Projection, attend, join_heads, split_heads
 from train.model.class_bias import NUM_LEADING_TOKENS, ClassTerms
 from train.model.image_encoder import PATCH_SIZE
-from train.model.mask_decoder import FocalBlock, FocalTransformer
+from train.model.mask_decoder import FocalBlock, FocalTransformer, MaskDecoder, SkipConnection
 from train.model.segmenter import Segmenter
 
 _NUM_DEAD = NUM_LEADING_TOKENS - 1
@@ -68,12 +68,20 @@ class FoldedDecoder(nn.Module):
             query_scale=None if temperature is None else temperature[:, _NUM_DEAD:],
         )
         self.norm_final_attn = transformer.norm_final_attn
-        self.output_upscaling = FoldedUpscaling(decoder.output_upscaling, self.grid)
+        self.output_upscaling: nn.Module = (
+            SkipUpscaling(decoder, self.grid)
+            if len(decoder.skips)
+            else FoldedUpscaling(decoder.output_upscaling, self.grid)
+        )
         self.output_hypernetworks_mlps = TokenMlps(decoder.output_hypernetworks_mlps[_NUM_DEAD:])
         self.iou_prediction_head = TokenMlps([decoder.iou_prediction_head], _NUM_DEAD)
 
-    def forward(self, keys: Tensor, token_biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, keys: Tensor, token_biases: Sequence[Tensor], skips: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor]:
         """Decode (B, N, D) with each block's bias (1, 1 or H, 1, T), in `token_order`.
+
+        `skips` are the image encoder's finer maps, (B, D_skip, 2h, 2w) and (B, D_skip, 4h, 4w).
 
         Returns:
             low_res_logits: (B, C, 4h, 4w).
@@ -86,7 +94,7 @@ class FoldedDecoder(nn.Module):
         to_image = self.final_attn_token_to_image(queries, keys, keys)
         tokens_out = self.norm_final_attn(queries + to_image)
         class_weights = self.output_hypernetworks_mlps(tokens_out[:, 1:])  # B x C x D/8
-        low_res_logits = self.output_upscaling(keys, class_weights)
+        low_res_logits = self.output_upscaling(keys, class_weights, *skips)
         if self.mask_bias is not None:
             low_res_logits = low_res_logits + self.mask_bias
         return low_res_logits, self.iou_prediction_head(tokens_out[:, :1]).flatten(1)
@@ -213,6 +221,28 @@ class FoldedUpscaling(nn.Module):
         return logits.reshape(-1, num_classes, 4 * self.grid, 4 * self.grid)
 
 
+class SkipUpscaling(nn.Module):
+    """The upscaling with skip connections, whose 3 x 3 convolutions need maps and not tokens."""
+
+    def __init__(self, decoder: MaskDecoder, grid: int) -> None:
+        super().__init__()
+        self.first, norm, _, self.second, _ = cast(Any, decoder.output_upscaling)
+        self.grid = grid
+        self.norm = TokenNorm(norm)
+        self.to_eighth, self.to_quarter = cast(Iterable[SkipConnection], decoder.skips)
+
+    def forward(
+        self, keys: Tensor, class_weights: Tensor, eighth: Tensor, quarter: Tensor
+    ) -> Tensor:
+        """From (B, N, D), (B, C, D/8) and the skip connections' maps to (B, C, 4h, 4w)."""
+        image = keys.transpose(1, 2).reshape(-1, keys.shape[2], self.grid, self.grid)
+        image = self.to_eighth(self.first(image), eighth).permute(0, 2, 3, 1)
+        image = self.to_eighth.refined(F.gelu(self.norm(image).permute(0, 3, 1, 2)))
+        image = self.to_quarter.refined(F.gelu(self.to_quarter(self.second(image), quarter)))
+        logits = class_weights @ image.flatten(2)
+        return logits.reshape(-1, class_weights.shape[1], 4 * self.grid, 4 * self.grid)
+
+
 class TokenMlps(nn.Module):
     """Applies one of SAM's MLPs to each of M tokens, all in one product."""
 
@@ -247,7 +277,7 @@ class TokenNorm(nn.Module):
         self.register_buffer("bias", (norm.bias if added is None else norm.bias + added).detach())
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Normalise the channels of (B, N, D)."""
+        """Normalise the channels of (B, N, D), or of (B, H, W, D)."""
         return F.layer_norm(tokens, list(self.weight.shape), self.weight, self.bias, self.eps)
 
 

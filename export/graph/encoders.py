@@ -26,7 +26,7 @@ from export.graph.attention import (
 )
 from export.graph.decoder import FoldedDecoder, TokenNorm
 from export.graph.reference import Deployable, DeployableOutput, outputs
-from train.model.image_encoder import PATCH_SIZE, ConvolutionalStem
+from train.model.image_encoder import PATCH_SIZE, SKIP_STRIDES, ConvolutionalStem, stage_of
 from train.model.pathology_encoder import PathologyEncoder
 from train.model.segmenter import Segmenter
 
@@ -68,15 +68,19 @@ class FoldedSegmenter(nn.Module):
             planes = interpolate(pixels.permute(0, 3, 1, 2), scale_factor=factor, mode="bilinear")
             pixels = planes.permute(0, 2, 3, 1)
         patches = _patches(pixels, self.tile_size_px // PATCH_SIZE)
-        keys = self.neck(self.image_encoder(patches), self.pathology_encoder(patches))
+        image_tokens, *skips = self.image_encoder(patches)
+        keys = self.neck(image_tokens, self.pathology_encoder(patches))
         low_res_logits, iou_scores = self.mask_decoder(
-            keys, [self.get_buffer(name) for name in self._biases]
+            keys, [self.get_buffer(name) for name in self._biases], skips
         )
         return outputs(low_res_logits, iou_scores, self.input_px)
 
 
 class FoldedImageEncoder(nn.Module):
-    """SAM's image encoder without its neck, from patches (B, N, 768) to (B, N, D)."""
+    """SAM's image encoder without its neck, from patches (B, N, 768) to (B, N, D).
+
+    One with skip connections gives their maps, too.
+    """
 
     patch_embed: nn.Module
 
@@ -95,16 +99,23 @@ class FoldedImageEncoder(nn.Module):
         )
         self.blocks = nn.ModuleList(ImageBlock(block, grid, form) for block in encoder.blocks)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Encode (B, N, 768) float32 pixels in [0, 255]."""
-        tokens: Tensor = self.patch_embed(patches)
+    def forward(self, patches: Tensor) -> tuple[Tensor, ...]:
+        """Encode (B, N, 768) float32 pixels in [0, 255].
+
+        Returns:
+            The tokens (B, N, D), and a map of each skip connection as the decoder takes them.
+        """
+        embedded = self.patch_embed(patches)
+        tokens, *skips = embedded if isinstance(embedded, tuple) else (embedded,)
         for block in self.blocks:
             tokens = block(tokens)
-        return tokens
+        return tokens, *skips
 
 
 class StemEmbedding(nn.Module):
     """A convolutional stem and the position embedding, from patches (B, N, 768) to (B, N, D).
+
+    Behind the tokens it gives the maps of the skip connections, if the decoder takes any.
 
     The image's mean cannot be folded: the convolutions pad the normalised image with zeros.
     """
@@ -122,12 +133,16 @@ class StemEmbedding(nn.Module):
         self.register_buffer("mean", segmenter.pixel_mean)
         self.register_buffer("std", segmenter.pixel_std)
         self.register_buffer("positions", positions)
+        self.skip_stages = [stage_of(stride) for stride in SKIP_STRIDES if segmenter.skip_dims]
 
-    def forward(self, patches: Tensor) -> Tensor:
+    def forward(self, patches: Tensor) -> tuple[Tensor, ...]:
         """Embed (B, N, 768) float32 pixels in [0, 255]."""
         images = (_images(patches, self.grid) - self.mean) / self.std
-        tokens: Tensor = self.stem(images).flatten(1, 2)
-        return tokens if self.positions is None else tokens + self.positions
+        maps = self.stem.maps(images)
+        tokens = self.stem.embed(maps[-1]).flatten(1, 2)
+        if self.positions is not None:
+            tokens = tokens + self.positions
+        return tokens, *(maps[stage] for stage in self.skip_stages)
 
 
 class ImageBlock(nn.Module):

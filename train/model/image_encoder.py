@@ -6,12 +6,18 @@ Shape letters: B images, H x W pixels, h = H/16, w = W/16, D channels.
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
+from torch.nn.functional import pixel_unshuffle
 
 PATCH_SIZE = 16
 
-ImageEncoderName = Literal["tiny", "tiny_conv", "vit_b", "vit_l", "vit_h"]
+ImageEncoderName = Literal["tiny", "tiny_conv", "tiny_pyramid", "vit_b", "vit_l", "vit_h"]
+
+SKIP_STRIDES = (8, 4)
+"""Pixels of the image for one of a skip connection's, in the decoder's order: it enlarges its maps
+to an eighth, and then to a quarter of the image's side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +32,13 @@ class ImageEncoderKind:
     stem_dims: tuple[int, ...] = field(default=())
     """Channels of a convolutional stem at a half, a quarter, an eighth and a sixteenth of the
     image's side. Without them, one linear layer embeds each patch, as in SAM."""
+    has_skips: bool = False
+    """Whether the decoder also takes the stem's maps at `SKIP_STRIDES`."""
+
+    @property
+    def skip_dims(self) -> tuple[int, ...]:
+        """Channels of each skip connection, one per entry of `SKIP_STRIDES`; none without them."""
+        return tuple(self.stem_dims[stage_of(s)] for s in SKIP_STRIDES) if self.has_skips else ()
 
 
 IMAGE_ENCODERS: dict[ImageEncoderName, ImageEncoderKind] = {
@@ -39,6 +52,15 @@ IMAGE_ENCODERS: dict[ImageEncoderName, ImageEncoderKind] = {
         global_attn_indexes=(1,),
         window_size=8,
         stem_dims=(24, 48, 96, 128),
+    ),
+    "tiny_pyramid": ImageEncoderKind(
+        embed_dim=128,
+        depth=2,
+        num_heads=4,
+        global_attn_indexes=(1,),
+        window_size=8,
+        stem_dims=(24, 48, 96, 128),
+        has_skips=True,
     ),
     "vit_b": ImageEncoderKind(
         embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11)
@@ -73,8 +95,52 @@ class ConvolutionalStem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed (B, 3, H, W) float32 as (B, h, w, D), as SAM's patch embedding does."""
-        embedded: Tensor = self.proj(self.stages(images))
+        return self.embed(self.maps(images)[-1])
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Every stage's output, (B, D_stage, H/2, W/2) to (B, D_stage, H/16, W/16)."""
+        found: list[Tensor] = []
+        for stage in self.stages:
+            images = stage(images)
+            found.append(images)
+        return found
+
+    def embed(self, coarsest: Tensor) -> Tensor:
+        """Tokens (B, h, w, D) of the last stage's output."""
+        embedded: Tensor = self.proj(coarsest)
         return embedded.permute(0, 2, 3, 1)
+
+
+class PyramidEncoder(ImageEncoderViT):  # type: ignore[misc]
+    """SAM's encoder behind a convolutional stem whose finer maps go to the decoder, too.
+
+    A token of 16 x 16 pixels has little room for where a boundary runs, and nothing tells it before
+    training what to keep. Skip connections past the transformer keep it, as in a U-Net (arXiv
+    1505.04597) and as SAM 2 gives its mask decoder maps at strides 4 and 8 (arXiv 2408.00714).
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode (B, 3, H, W) float32, normalised.
+
+        Returns:
+            (B, D + sum of skip channels, h, w): the tokens, then each map of `SKIP_STRIDES` with
+            the pixels of a token side by side as channels.
+        """
+        maps = self.patch_embed.maps(images)
+        tokens = self.patch_embed.embed(maps[-1])
+        if self.pos_embed is not None:
+            tokens = tokens + self.pos_embed
+        for block in self.blocks:
+            tokens = block(tokens)
+        skips = [
+            pixel_unshuffle(maps[stage_of(stride)], PATCH_SIZE // stride) for stride in SKIP_STRIDES
+        ]
+        return torch.cat([tokens.permute(0, 3, 1, 2), *skips], dim=1)
+
+
+def stage_of(stride: int) -> int:
+    """The stem's stage whose map has one pixel for `stride` pixels of the image."""
+    return stride.bit_length() - 2
 
 
 class _Stage(nn.Module):
@@ -82,15 +148,16 @@ class _Stage(nn.Module):
 
     def __init__(self, num_inputs: int, dim: int) -> None:
         super().__init__()
-        self.reduce = _convolution(num_inputs, dim, stride=2)
-        self.refine = _convolution(dim, dim, stride=1)
+        self.reduce = convolution(num_inputs, dim, stride=2)
+        self.refine = convolution(dim, dim, stride=1)
 
     def forward(self, images: Tensor) -> Tensor:
         reduced: Tensor = self.reduce(images)
         return reduced + self.refine(reduced)  # type: ignore[no-any-return]
 
 
-def _convolution(num_inputs: int, dim: int, *, stride: int) -> nn.Sequential:
+def convolution(num_inputs: int, dim: int, *, stride: int) -> nn.Sequential:
+    """A 3 x 3 convolution with an instance norm, (B, num_inputs, H, W) to (B, dim, H/s, W/s)."""
     return nn.Sequential(
         nn.Conv2d(num_inputs, dim, 3, stride=stride, padding=1, bias=False),
         nn.InstanceNorm2d(dim, affine=True),
@@ -98,14 +165,15 @@ def _convolution(num_inputs: int, dim: int, *, stride: int) -> nn.Sequential:
     )
 
 
-def build_image_encoder(size: ImageEncoderName, tile_size_px: int) -> tuple[nn.Module, int]:
+def build_image_encoder(size: ImageEncoderName, tile_size_px: int) -> nn.Module:
     """Build SAM's ViT without its neck.
 
     Returns:
-        The encoder, (B, 3, H, W) float32 normalised to (B, D, H/16, W/16), and D.
+        The encoder, (B, 3, H, W) float32 normalised to (B, D, H/16, W/16). Behind its D channels,
+        one with skip connections has theirs (see `PyramidEncoder`).
     """
     kind = IMAGE_ENCODERS[size]
-    encoder = ImageEncoderViT(
+    encoder = (PyramidEncoder if kind.has_skips else ImageEncoderViT)(
         img_size=tile_size_px,
         patch_size=PATCH_SIZE,
         mlp_ratio=4,
@@ -121,7 +189,7 @@ def build_image_encoder(size: ImageEncoderName, tile_size_px: int) -> tuple[nn.M
     if kind.stem_dims:
         encoder.patch_embed = ConvolutionalStem(kind.stem_dims, kind.embed_dim)
     encoder.neck = nn.Identity()
-    return encoder, kind.embed_dim
+    return encoder
 
 
 def size_of_image_encoder(embed_dim: int) -> str | None:

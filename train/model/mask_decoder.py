@@ -4,6 +4,9 @@ SAM: arXiv 2304.02643. SAM-Path (class tokens): arXiv 2307.09570. Shape letters:
 D channels, h x w image tokens, C classes, T = 3 + C tokens.
 """
 
+from collections.abc import Iterable, Sequence
+from typing import cast
+
 import torch
 from segment_anything.modeling import MaskDecoder as SamMaskDecoder
 from segment_anything.modeling import TwoWayTransformer
@@ -12,6 +15,7 @@ from segment_anything.modeling.transformer import TwoWayAttentionBlock
 from torch import Tensor, nn
 
 from train.model.class_bias import NUM_BLOCKS, NUM_HEADS, BiasedAttention, ClassTerms
+from train.model.image_encoder import convolution
 
 
 class NoPrompt(nn.Module):
@@ -117,7 +121,8 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
     class.
     """
 
-    def __init__(self, *, dim: int, num_classes: int) -> None:
+    def __init__(self, *, dim: int, num_classes: int, skip_dims: tuple[int, ...] = ()) -> None:
+        """Build it with random weights, for an encoder whose skip connections have `skip_dims`."""
         super().__init__(
             transformer_dim=dim,
             transformer=FocalTransformer(dim, mlp_dim=8 * dim),
@@ -125,11 +130,26 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
         )
         # The single-mask token takes part in the attention, but its mask is dropped.
         self.output_hypernetworks_mlps[0].requires_grad_(False)
+        widths = (dim // 4, dim // 8) if skip_dims else ()
+        self.skips = nn.ModuleList(
+            SkipConnection(skip_dim, width)
+            for skip_dim, width in zip(skip_dims, widths, strict=True)
+        )
 
     def forward(
-        self, image_embeddings: Tensor, image_pe: Tensor, terms: ClassTerms
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        terms: ClassTerms,
+        skips: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Tensor]:
-        """Decode masks from (B, D, h, w), `image_pe` (1, D, h, w) and the class terms.
+        """Decode masks.
+
+        Args:
+            image_embeddings: (B, D, h, w).
+            image_pe: (1, D, h, w), their positions.
+            terms: what the class bias adds.
+            skips: the encoder's maps, (B, `skip_dims[i]`, 2h, 2w) and then (4h, 4w), if it has any.
 
         Returns:
             low_res_logits: (B, 1 + C, 4h, 4w), the unlabelled channel first.
@@ -141,7 +161,7 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
         tokens_out, image_out = self.transformer(image_embeddings, image_pe, tokens, terms)
 
         image_out = image_out.transpose(1, 2).reshape(batch, dim, height, width)
-        upscaled = self.output_upscaling(image_out)  # B x D/8 x 4h x 4w
+        upscaled = self.upscale(image_out, skips)  # B x D/8 x 4h x 4w
         class_weights = torch.stack(
             [
                 hypernetwork(tokens_out[:, 1 + index])
@@ -150,7 +170,40 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
             ],
             dim=1,
         )  # B x (1 + C) x D/8
-        low_res_logits = (class_weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+        low_res_logits = class_weights @ upscaled.flatten(2)
+        low_res_logits = low_res_logits.reshape(batch, -1, *upscaled.shape[-2:])
         if terms.mask_bias is not None:
             low_res_logits = low_res_logits + terms.mask_bias[:, None, None]
         return low_res_logits, self.iou_prediction_head(tokens_out[:, 0])[:, 1:]
+
+    def upscale(self, image: Tensor, skips: Sequence[Tensor]) -> Tensor:
+        """Enlarge (B, D, h, w) to (B, D/8, 4h, 4w), with the skip connections if there are any."""
+        if not self.skips:
+            return self.output_upscaling(image)  # type: ignore[no-any-return]
+        first, norm, activation, second, last_activation = self.output_upscaling
+        to_eighth, to_quarter = cast(Iterable[SkipConnection], self.skips)
+        eighth, quarter = skips
+        image = to_eighth.refined(activation(norm(to_eighth(first(image), eighth))))
+        return to_quarter.refined(last_activation(to_quarter(second(image), quarter)))
+
+
+class SkipConnection(nn.Module):
+    """Adds an encoder's map to the decoder's of the same size, as SAM 2 does (arXiv 2408.00714).
+
+    SAM's upscaling looks at single pixels only. So the sum goes through a 3 x 3 convolution of the
+    stem's kind, which is our choice, as in a U-Net.
+    """
+
+    def __init__(self, skip_dim: int, width: int) -> None:
+        """Connect maps of `skip_dim` and of `width` channels."""
+        super().__init__()
+        self.proj = nn.Conv2d(skip_dim, width, 1)
+        self.refine = convolution(width, width, stride=1)
+
+    def forward(self, image: Tensor, skip: Tensor) -> Tensor:
+        """Add (B, skip_dim, H, W) to (B, width, H, W)."""
+        return image + self.proj(skip)  # type: ignore[no-any-return]
+
+    def refined(self, image: Tensor) -> Tensor:
+        """Look at each pixel's neighbours, (B, width, H, W) to the same."""
+        return image + self.refine(image)  # type: ignore[no-any-return]

@@ -10,10 +10,15 @@ from typing import NamedTuple, Self, cast
 import torch
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pixel_shuffle
 
 from train.model.class_bias import ClassTerms, find_strategy
-from train.model.image_encoder import build_image_encoder
+from train.model.image_encoder import (
+    IMAGE_ENCODERS,
+    PATCH_SIZE,
+    SKIP_STRIDES,
+    build_image_encoder,
+)
 from train.model.mask_decoder import FocalBlock, MaskDecoder, NoPrompt
 from train.model.pathology_encoder import PathologyEncoder
 from train.settings import ModelSettings
@@ -44,20 +49,30 @@ class Segmenter(nn.Module):
         self.encoders_frozen = settings.encoders_frozen
         self.num_classes = num_classes
 
-        self.image_encoder, image_dim = build_image_encoder(
-            settings.image_encoder, settings.tile_size_px
-        )
+        kind = IMAGE_ENCODERS[settings.image_encoder]
+        self.image_encoder = build_image_encoder(settings.image_encoder, settings.tile_size_px)
         self.pathology_encoder = PathologyEncoder(settings)
-        self.num_features = image_dim + self.pathology_encoder.embed_dim
+        num_fused = kind.embed_dim + self.pathology_encoder.embed_dim
+        self.skip_dims = kind.skip_dims
+        # Of the features: image tokens, skip connections, pathology tokens.
+        self.feature_dims = [
+            kind.embed_dim,
+            *(
+                dim * (PATCH_SIZE // stride) ** 2
+                for dim, stride in zip(kind.skip_dims, SKIP_STRIDES, strict=False)
+            ),
+            self.pathology_encoder.embed_dim,
+        ]
+        self.num_features = sum(self.feature_dims)
         dim = settings.decoder_dim
         self.neck = nn.Sequential(
-            nn.Conv2d(self.num_features, dim, 1, bias=False),
+            nn.Conv2d(num_fused, dim, 1, bias=False),
             LayerNorm2d(dim),
             nn.Conv2d(dim, dim, 3, padding=1, bias=False),
             LayerNorm2d(dim),
         )
         self.prompt_encoder = NoPrompt(dim)
-        self.mask_decoder = MaskDecoder(dim=dim, num_classes=num_classes)
+        self.mask_decoder = MaskDecoder(dim=dim, num_classes=num_classes, skip_dims=kind.skip_dims)
         strategy = find_strategy(settings.bias)
         self.class_attention_bias = strategy.module(num_classes).requires_grad_(strategy.learned)
         for name, values in normalisation().items():
@@ -87,7 +102,7 @@ class Segmenter(nn.Module):
         return self.decode(self.encode(images))
 
     def encode(self, images: Tensor) -> Tensor:
-        """Both encoders' features side by side, (B, D_image + D_pathology, H/16, W/16)."""
+        """Both encoders' features side by side, (B, `num_features`, H/16, W/16)."""
         if self.input_px != self.tile_size_px:
             images = interpolate(images, (self.tile_size_px, self.tile_size_px), mode="bilinear")
         with torch.no_grad() if self.encoders_frozen else nullcontext():
@@ -98,8 +113,14 @@ class Segmenter(nn.Module):
         """Masks from the encoders' features; `terms` replaces the model's own class terms."""
         if terms is None:
             terms = self.class_attention_bias()
-        image_embeddings, image_pe = self.prompt_encoder(self.neck(features))
-        return SegmenterOutput(*self.mask_decoder(image_embeddings, image_pe, terms))
+        image, *packed, pathology = torch.split(features, self.feature_dims, dim=1)
+        fused = torch.cat([image, pathology], dim=1) if packed else features
+        skips = [
+            pixel_shuffle(maps, PATCH_SIZE // stride)
+            for maps, stride in zip(packed, SKIP_STRIDES, strict=False)
+        ]
+        image_embeddings, image_pe = self.prompt_encoder(self.neck(fused))
+        return SegmenterOutput(*self.mask_decoder(image_embeddings, image_pe, terms, skips))
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode; frozen encoders stay in evaluation mode."""

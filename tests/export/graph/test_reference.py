@@ -111,9 +111,9 @@ def test_folding_changes_no_answer_of_another_pathology_encoder(name: str):
     assert_same(answers(folded, images), answers(deployable, images))
 
 
-@pytest.fixture(scope="module")
-def with_stem() -> Deployable:
-    return make_deployable(64, image_encoder="tiny_conv")
+@pytest.fixture(scope="module", params=["tiny_conv", "tiny_pyramid"])
+def with_stem(request: pytest.FixtureRequest) -> Deployable:
+    return make_deployable(64, image_encoder=request.param)
 
 
 def test_folding_changes_no_answer_of_a_convolutional_stem(with_stem: Deployable):

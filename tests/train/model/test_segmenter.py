@@ -123,3 +123,37 @@ def test_a_pathology_encoder_that_does_not_fit_is_refused(name: str, values: tup
     model = replace(settings.model, pathology_encoder=name)
     with raises(EncoderError, name, *values):
         Segmenter(model, NUM_CLASSES)
+
+
+@pytest.fixture(scope="module")
+def pyramid() -> Segmenter:
+    torch.manual_seed(0)
+    model = replace(toy_settings().model, image_encoder="tiny_pyramid")
+    return Segmenter(model, NUM_CLASSES).eval()
+
+
+@torch.no_grad()
+def test_each_skip_connection_changes_only_the_masks_of_its_own_place(
+    pyramid: Segmenter, images: torch.Tensor
+):
+    features = pyramid.encode(images)
+    assert features.shape[1] == pyramid.num_features
+    before = pyramid.decode(features).low_res_logits
+    parts = features.split(pyramid.feature_dims, dim=1)
+    for position in (1, 2):
+        varied = [part.clone() for part in parts]
+        varied[position][:, :, 1, 2] += 1  # the pixels of one token
+        change = pyramid.decode(torch.cat(varied, dim=1)).low_res_logits - before
+        by_token = change.abs().amax(dim=1).unfold(1, 4, 4).unfold(2, 4, 4).amax(dim=(-2, -1))
+        row, column = divmod(int(by_token[0].argmax()), by_token.shape[-1])
+        assert (row, column) == (1, 2)
+        assert by_token[0, 1, 2] > 0
+
+
+def test_encoders_without_skip_connections_have_the_weights_that_they_always_had(
+    segmenter: Segmenter, pyramid: Segmenter
+):
+    new = {name for name in pyramid.state_dict() if "mask_decoder.skips" in name}
+    assert new
+    assert not any("skips" in name for name in segmenter.state_dict())
+    assert segmenter.num_features == 128 + 192
