@@ -3,10 +3,10 @@
 The variants take turns in one process, with one model and the same threads, on a generated slide:
 synthetic tissue on a third of it, glass around. Numbers are medians over the rounds.
 
-- `model`: the model alone, on tiles in memory.
+- `model`: the model alone, on tiles in memory, with as many inferences at a time as the engine.
 - `engine`: the whole command; its rate counts tiles while blocks are computed.
-- `direct`: a simple loop: OpenSlide, one tile after another over the whole slide, ONNX Runtime, and
-  a float32 canvas.
+- `direct`: a simple loop: OpenSlide, one tile after another over the whole slide, ONNX Runtime on
+  all cores, and a float32 canvas.
 """
 
 import json
@@ -49,6 +49,7 @@ from serve.slides.outputs.registry import DEFAULT, formats_of
 from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, run_cohort
 from serve.slides.store import LABELS, array_of
+from serve.slides.throughput import for_throughput
 
 _OUTPUT = "low_res_probabilities"
 _PACKAGES = ("onnxruntime", "openslide-bin", "tifffile", "imagecodecs", "zarr", "numpy")
@@ -103,7 +104,7 @@ class SlidesBenchmark:
     """How to run the model."""
     out: Path = Path("artifacts/results/slides")
     """Folder for `slides.json`."""
-    side_px: int = 4096
+    side_px: int = 8192
     """Side of the slide."""
     drawn_px: int = 1024
     """Side of the synthetic images that the slide is made of."""
@@ -135,12 +136,14 @@ class _Bench:
 
     def __init__(self, settings: InferenceSettings, folder: Path) -> None:
         self.manifest: Manifest = read_bundle(settings.bundle)
-        segmenter = open_segmenter(settings, self.manifest)
+        own = for_throughput(settings, self.manifest)
+        segmenter = open_segmenter(own, self.manifest)
         self.runner: TileRunner = segmenter.backend
+        self._simple: TileRunner = open_segmenter(settings, self.manifest).backend
         self._model = model_of(segmenter)
         self._folder = folder
         self._runs = 0
-        self.batch = settings.max_batch_size or self.manifest.max_batch_size
+        self.batch = (own.max_batch_size or self.manifest.max_batch_size) * own.parallel_batches
 
     def model_alone(self, tiles: NDArray[np.uint8], count: int) -> float:
         """Seconds for `count` tiles in memory."""
@@ -179,6 +182,11 @@ class _Bench:
             store=out / slide.stem / f"{slide.stem}.ome.zarr",
         )
 
+    def close(self) -> None:
+        """Close the model."""
+        self.runner.close()
+        self._simple.close()
+
     def direct(self, slide: Path) -> tuple[float, int, NDArray[np.uint8]]:
         """Run the simple loop; returns seconds, the number of tiles, and labels (h, w) uint8."""
         started = time.perf_counter()
@@ -196,7 +204,7 @@ class _Bench:
         for y in tile_origins(height, tile):
             for x in tile_origins(width, tile):
                 region = np.asarray(opened.read_region((x, y), 0, (tile, tile)).convert("RGB"))
-                answer = self.runner.infer(region[None], (_OUTPUT,))[_OUTPUT][0]
+                answer = self._simple.infer(region[None], (_OUTPUT,))[_OUTPUT][0]
                 place = (
                     slice(y // LOW_RES_STRIDE, y // LOW_RES_STRIDE + side),
                     slice(x // LOW_RES_STRIDE, x // LOW_RES_STRIDE + side),
@@ -302,7 +310,7 @@ def run_benchmark(command: SlidesBenchmark, console: Console) -> SlidesReport:
             memory=_memory(command.memory_px),
             seams=tuple(seams),
         )
-        bench.runner.close()
+        bench.close()
     return report
 
 

@@ -53,7 +53,7 @@ class Passport(Strict):
     options: OutputOptions
     formats: tuple[str, ...]
     num_blocks: int
-    num_tiles: int
+    num_tiles: int = Field(description="that ran")
     num_tiles_once: int = Field(description="without those that two blocks ran")
     seconds: dict[str, float] = Field(
         description="of each stage, over all blocks: how long the blending thread waited for "
@@ -111,7 +111,7 @@ def finish(
             options=options,
             formats=tuple(entry.name for entry in formats),
             num_blocks=len(records),
-            num_tiles=sum(record.num_tiles for record in records.values()),
+            num_tiles=sum(record.num_tiles - record.num_reused for record in records.values()),
             num_tiles_once=tiling.num_unique_tiles(),
             seconds=seconds,
             bound_by=max(stages, key=lambda name: stages[name]) if records else "nothing",

@@ -1,6 +1,12 @@
-"""The engine of one process: the model as `python -m serve segment` opens it."""
+"""The engine of one process: the model as `python -m serve segment` opens it.
 
+While the model works on one slide, the outputs of the slide before are written and the next one is
+planned, so that a GPU does not wait for either.
+"""
+
+import threading
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +20,11 @@ from serve.slides.finished import plan_in
 from serve.slides.job import WORK_FOLDER, SlideJob, conclude, prepare
 from serve.slides.plan import Block, ModelInfo, describe_model
 from serve.slides.store import WorkFolder
+from serve.slides.throughput import for_throughput
 from serve.slides.worker import BlockWorker, OnBlock, OnTiles
+
+_SLIDES_AT_ONCE = 2
+"""One that the model works on, and one that is planned or whose outputs are written."""
 
 
 class LocalEngine:
@@ -34,6 +44,8 @@ class LocalEngine:
         self._model = model
         self._max_batch_size = max_batch_size
         self._read_threads = read_threads
+        self._computing = threading.Lock()
+        self._closing = threading.Event()
 
     @property
     def model(self) -> ModelInfo:
@@ -43,10 +55,11 @@ class LocalEngine:
     @property
     def slides_at_once(self) -> int:
         """See `Engine.slides_at_once`."""
-        return 1
+        return _SLIDES_AT_ONCE
 
     def prepare(self, job: SlideJob) -> bool:
         """See `Engine.prepare`."""
+        self._go_on()
         return prepare(job)
 
     def run(
@@ -58,20 +71,38 @@ class LocalEngine:
         on_tiles: OnTiles,
     ) -> None:
         """See `Engine.run`."""
-        with BlockWorker(
-            work,
-            self._runner,
-            max_batch_size=self._max_batch_size,
-            read_threads=self._read_threads,
-        ) as worker:
-            worker.run(blocks, on_block=on_block, on_tiles=on_tiles)
+
+        def on_more_tiles(num_tiles: int) -> None:
+            self._go_on()
+            on_tiles(num_tiles)
+
+        with self._computing:
+            self._go_on()
+            with BlockWorker(
+                work,
+                self._runner,
+                max_batch_size=self._max_batch_size,
+                read_threads=self._read_threads,
+            ) as worker:
+                worker.run(blocks, on_block=on_block, on_tiles=on_more_tiles)
 
     def finish(self, job: SlideJob, on_step: OnStep) -> None:
         """See `Engine.finish`."""
-        conclude(job, on_step)
+
+        def on_next_step(step: str) -> None:
+            self._go_on()
+            on_step(step)
+
+        conclude(job, on_next_step)
+
+    def _go_on(self) -> None:
+        """Raise CancelledError once this is closed."""
+        if self._closing.is_set():
+            raise CancelledError
 
     def close(self) -> None:
         """See `Engine.close`."""
+        self._closing.set()
         self._runner.close()
 
 
@@ -110,12 +141,15 @@ class OpenModel:
     """Tiles that it takes at once."""
 
 
-def open_model(settings: InferenceSettings, before: RunsOn | None = None) -> OpenModel:
-    """Open the model that the settings name.
+def open_model(
+    settings: InferenceSettings, before: RunsOn | None = None, *, cores: int = 0
+) -> OpenModel:
+    """Open the model that the settings name, for as many tiles per second as possible.
 
     Args:
         settings: name the bundle and what computes.
         before: what computed before, where the settings leave a choice.
+        cores: that it may use; 0: all.
 
     Raises:
         BundleError: the bundle is missing, damaged or of another version.
@@ -123,6 +157,7 @@ def open_model(settings: InferenceSettings, before: RunsOn | None = None) -> Ope
         CohortError: the bundle does not state its um per pixel.
     """
     manifest = read_bundle(settings.bundle)
+    settings = for_throughput(settings, manifest, cores=cores)
     segmenter = open_segmenter(settings, manifest, before=before)
     size = settings.max_batch_size or manifest.max_batch_size
     return OpenModel(segmenter.backend, model_of(segmenter), size * settings.parallel_batches)

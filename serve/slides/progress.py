@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TextIO
 
 from rich.console import Console
@@ -48,15 +48,22 @@ class _Count:
 
     total: int = 0
     done: int = 0
-    before: int = 0
-    """Done by an earlier run."""
     stage: str = ""
-    since: float = field(default_factory=time.monotonic)
+    _first: int = 0
+    """Tiles that were done when the first of this run was."""
+    _since: float | None = None
+    """When that was: a slide may wait for the one before."""
+
+    def add(self, num_tiles: int) -> None:
+        """More tiles are done."""
+        self.done += num_tiles
+        if self._since is None:
+            self._first, self._since = self.done, time.monotonic()
 
     @property
     def per_second(self) -> float:
-        seconds = time.monotonic() - self.since
-        return (self.done - self.before) / seconds if seconds > 0 else 0.0
+        seconds = 0.0 if self._since is None else time.monotonic() - self._since
+        return (self.done - self._first) / seconds if seconds > 0 else 0.0
 
     @property
     def seconds_left(self) -> float | None:
@@ -84,13 +91,13 @@ class JsonLines(Quiet):
 
     def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
         """See `Watcher`."""
-        self._counts[name] = _Count(num_tiles, num_done, num_done)
+        self._counts[name] = _Count(num_tiles, num_done)
         self._tell(event="begin", slide=name, tiles=num_tiles, tiles_done=num_done)
 
     def add_tiles(self, name: str, num_tiles: int) -> None:
         """See `Watcher`."""
         count = self._counts[name]
-        count.done += num_tiles
+        count.add(num_tiles)
         if self._clock() - self._told < _LOG_EVERY_S:
             return
         self._told = self._clock()
@@ -156,12 +163,12 @@ class Bar(Quiet):
 
     def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
         """See `Watcher`."""
-        self._counts[name] = _Count(num_tiles, num_done, num_done)
+        self._counts[name] = _Count(num_tiles, num_done)
         self._tasks[name] = self._progress.add_task(
             name,
             total=max(num_tiles, 1),
             completed=num_done,
-            slides=f"{self._ended + 1}/{self._num_slides}",
+            slides=f"{self._ended + len(self._tasks) + 1}/{self._num_slides}",
             rate="",
             stage="",
         )
@@ -169,7 +176,7 @@ class Bar(Quiet):
     def add_tiles(self, name: str, num_tiles: int) -> None:
         """See `Watcher`."""
         count = self._counts[name]
-        count.done += num_tiles
+        count.add(num_tiles)
         self._progress.update(
             self._tasks[name], completed=count.done, rate=f"{count.per_second:.1f}/s"
         )

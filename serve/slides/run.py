@@ -150,7 +150,7 @@ def _for_each(
     segment: Callable[[SlideTask], None], tasks: Sequence[SlideTask], engine: Engine
 ) -> None:
     """Call a function with every slide, several at once where the engine asks for it."""
-    if engine.slides_at_once == 1:
+    if engine.slides_at_once == 1 or len(tasks) <= 1:
         for task in tasks:
             segment(task)
         return
@@ -235,7 +235,7 @@ def _segment(cohort: Cohort, task: SlideTask) -> tuple[int, bool]:
 
 
 def _compute(cohort: Cohort, work: WorkFolder) -> int:
-    """Compute the blocks that are not done; returns how many tiles ran."""
+    """Compute the blocks that are not done; returns how many tiles ran for them."""
     plan = work.plan()
     assert plan is not None, work.path
     tiling = Tiling(plan, work.mask())
@@ -255,7 +255,8 @@ def _compute(cohort: Cohort, work: WorkFolder) -> int:
             ),
             on_tiles=lambda count: watcher.add_tiles(work.name, count),
         )
-    return left
+    records = (record for block, record in work.records().items() if block not in done)
+    return sum(record.num_tiles - record.num_reused for record in records)
 
 
 class _BundleCheck:

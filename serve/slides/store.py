@@ -52,6 +52,8 @@ class BlockRecord(Strict):
     row: int
     column: int
     num_tiles: int
+    num_reused: int = 0
+    """Of these tiles, those whose answers were kept from an earlier block."""
     seconds: dict[str, float]
     """Busy time per stage."""
     host: str = ""

@@ -1,6 +1,5 @@
 """Which blocks a plan has, and which tiles run for each."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,17 +19,6 @@ class TileRow:
     y: int
     """In pixels of the view."""
     x: tuple[int, ...]
-
-
-def without_first(rows: Sequence[TileRow], count: int) -> list[TileRow]:
-    """Rows of tiles without the first `count` tiles."""
-    left = []
-    for row in rows:
-        kept = row.x[count:]
-        count = max(count - len(row.x), 0)
-        if kept:
-            left.append(TileRow(row.y, kept))
-    return left
 
 
 class Tiling:

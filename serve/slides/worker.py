@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from serve.contract.closing import Closing
 from serve.contract.errors import BackendUnavailableError
+from serve.contract.manifest import LOW_RES_STRIDE
 from serve.images.readers.errors import SlideError
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
@@ -29,8 +30,9 @@ from serve.slides.blend import BlendState, BlockBlend
 from serve.slides.errors import ResultError
 from serve.slides.pixels import TilePixels
 from serve.slides.plan import Block, Plan, open_view
+from serve.slides.reuse import Reuse, Use, to_run
 from serve.slides.store import BlockRecord, WorkFolder
-from serve.slides.tiling import Tiling, without_first
+from serve.slides.tiling import Tiling
 
 OUTPUT = "low_res_probabilities"
 STAGES = ("read", "model", "blend", "write")
@@ -42,6 +44,9 @@ SAVE_EVERY_S = 20.0
 """A block that takes longer is saved in the middle. With the tiles at work, a kill then loses less
 than a minute, or two tiles where those take longer."""
 _LEAST_PENDING = 2
+MOST_KEPT_BYTES = 256 * 2**20
+"""Answers that are kept for later blocks at the same time, so that memory does not grow with the
+slide. A slide of 100,000 px across with 20 classes has 230 MB of them."""
 
 OnTiles = Callable[[int], None]
 OnBlock = Callable[[BlockRecord], None]
@@ -57,24 +62,24 @@ class _Begin:
 
 @dataclass(frozen=True)
 class _Pixels:
-    y: int
-    x: int
-    pixels: NDArray[np.uint8]
+    use: Use
+    pixels: NDArray[np.uint8] | None
+    """None where the answer is kept from an earlier block."""
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A tile that the model works on."""
+    """A tile that the model works on, or whose answer is kept."""
 
-    y: int
-    x: int
-    answer: Future[TileAnswer]
+    use: Use
+    answer: Future[TileAnswer] | None
 
 
 @dataclass(frozen=True)
 class _End:
     block: Block
     num_tiles: int
+    num_reused: int
 
 
 class BlockWorker(Closing):
@@ -114,6 +119,8 @@ class BlockWorker(Closing):
         self._closes_reader = reader is None
         self._in_flight = 2 * max_batch_size
         self._tiling = Tiling(plan, work.mask())
+        cells = (plan.model.tile_size_px // LOW_RES_STRIDE) ** 2
+        self._answer_bytes = len(plan.model.classes) * cells
         self._read_pool = ThreadPoolExecutor(read_threads, thread_name_prefix="slide-read")
         self._write_pool = ThreadPoolExecutor(1, thread_name_prefix="slide-write")
         view = open_view(self._reader, plan.model)
@@ -122,6 +129,7 @@ class BlockWorker(Closing):
         self._blend: BlockBlend | None = None
         self._block: Block | None = None
         self._blended = 0
+        self._kept: dict[tuple[int, int], NDArray[np.uint8]] = {}
         self._saved = self._answered = time.monotonic()
         self._answers, self._answer_s = 0, 0.0
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -153,32 +161,41 @@ class BlockWorker(Closing):
         tiles = ahead(self._read(blocks), self._in_flight, name="slide-tiles")
         with closing(tiles):
             try:
+                asked = 0
                 while (item := self._next(tiles)) is not None:
-                    if isinstance(item, _Pixels):
-                        asked = self._runner.submit(item.pixels, (OUTPUT,))
-                        pending.append(_Asked(item.y, item.x, asked))
-                    else:
-                        pending.append(item)
-                    while len(pending) > self._most_pending():
+                    pending.append(self._ask(item) if isinstance(item, _Pixels) else item)
+                    asked += _is_asked(pending[-1])
+                    while asked > self._most_pending():
+                        asked -= _is_asked(pending[0])
                         self._take(pending.popleft(), on_block, on_tiles)
                 while pending:
                     self._take(pending.popleft(), on_block, on_tiles)
                 self._finish_writing()
             finally:
+                self._kept.clear()
                 for left in pending:
-                    if isinstance(left, _Asked):
+                    if isinstance(left, _Asked) and left.answer is not None:
                         left.answer.cancel()
 
     def _read(self, blocks: Sequence[Block]) -> Iterator[_Begin | _Pixels | _End]:
         """The tiles of all blocks, in the order in which they are blended."""
+        reuse = Reuse(map(self._tiling.tile_rows, blocks), self._answer_bytes, MOST_KEPT_BYTES)
         for block in blocks:
             rows = self._tiling.tile_rows(block)
             num_done, state = self._work.part(block) or (0, None)
             yield _Begin(block, num_done, state)
-            for y, x, pixels in self._pixels.tiles(without_first(rows, num_done)):
-                yield _Pixels(y, x, pixels)
+            uses = reuse.uses(rows, num_done)
+            tiles = self._pixels.tiles(to_run(uses))
+            for use in uses:
+                yield _Pixels(use, None if use.is_kept else next(tiles)[-1])
             self._reader.check_unchanged()
-            yield _End(block, sum(len(row.x) for row in rows))
+            num_reused = sum(use.is_kept for use in uses)
+            yield _End(block, sum(len(row.x) for row in rows), num_reused)
+
+    def _ask(self, item: _Pixels) -> _Asked:
+        if item.pixels is None:
+            return _Asked(item.use, None)
+        return _Asked(item.use, self._runner.submit(item.pixels, (OUTPUT,)))
 
     def _next(self, tiles: Generator[_Begin | _Pixels | _End]) -> _Begin | _Pixels | _End | None:
         with self._timed("read"):
@@ -198,17 +215,17 @@ class BlockWorker(Closing):
                 self._block, self._blended, self._saved = block, num_done, time.monotonic()
                 if on_tiles is not None and num_done:
                     on_tiles(num_done)
-            case _Asked(y, x, answer):
+            case _Asked(use, answer):
                 assert self._blend is not None
-                probabilities = self._answer(y, x, answer)
+                probabilities = self._answer(use, answer)
                 with self._timed("blend"):
-                    self._blend.add(y, x, probabilities)
+                    self._blend.add(use.y, use.x, probabilities)
                 self._blended += 1
                 self._save(self._blend)
                 if on_tiles is not None:
                     on_tiles(1)
-            case _End(block, num_tiles):
-                self._end(block, num_tiles, on_block)
+            case _End():
+                self._end(item, on_block)
 
     def _save(self, blend: BlockBlend) -> None:
         """Keep how far the block is, every now and then: the work of slow models is not lost."""
@@ -226,23 +243,35 @@ class BlockWorker(Closing):
         seconds = self._answer_s / self._answers
         return max(min(self._in_flight, int(SAVE_EVERY_S / max(seconds, 1e-6))), _LEAST_PENDING)
 
-    def _answer(self, y: int, x: int, answer: Future[TileAnswer]) -> NDArray[np.uint8]:
+    def _answer(self, use: Use, answer: Future[TileAnswer] | None) -> NDArray[np.uint8]:
+        """A tile's answer, from the model or kept from an earlier block."""
+        place = use.y, use.x
+        if answer is None:
+            return self._kept[place] if use.keep else self._kept.pop(place)
+        found = self._answered_tile(use, answer)
+        if use.keep:
+            self._kept[place] = found.copy()  # a view would keep its whole batch
+        return found
+
+    def _answered_tile(self, use: Use, answer: Future[TileAnswer]) -> NDArray[np.uint8]:
         try:
             with self._timed("model"):
                 found: NDArray[np.uint8] = answer.result()[OUTPUT]
         except BackendUnavailableError as error:
             origin, step = self._plan.origin_px, self._plan.step_px
+            x, y = origin[1] + use.x * step[1], origin[0] + use.y * step[0]
             raise type(error)(
-                f"{Path(self._plan.slide.path).name}: the tile at x {origin[1] + x * step[1]:.0f}, "
-                f"y {origin[0] + y * step[0]:.0f} of level 0 failed: {error}"
+                f"{Path(self._plan.slide.path).name}: the tile at x {x:.0f}, y {y:.0f} of level 0 "
+                f"failed: {error}"
             ) from error
         now = time.monotonic()
         self._answers, self._answer_s = self._answers + 1, self._answer_s + now - self._answered
         self._answered = now
         return found
 
-    def _end(self, block: Block, num_tiles: int, on_block: OnBlock | None) -> None:
+    def _end(self, end: _End, on_block: OnBlock | None) -> None:
         """Decide the last cells of a block and hand it to the writing thread."""
+        block = end.block
         assert self._blend is not None
         with self._timed("blend"):
             self._blend.finish()
@@ -256,7 +285,7 @@ class BlockWorker(Closing):
         self._told = self.seconds.copy()
 
         def write() -> None:
-            record = _record(block, num_tiles, seconds, self._host, labels, confidence)
+            record = _record(end, seconds, self._host, labels, confidence)
             self._work.write_block(self._plan, record, labels, confidence)
             if on_block is not None:
                 on_block(record)
@@ -303,9 +332,13 @@ def open_planned(plan: Plan) -> RegionReader:
     return reader
 
 
+def _is_asked(item: _Begin | _Asked | _End) -> bool:
+    """Whether the model has to answer first."""
+    return isinstance(item, _Asked) and item.answer is not None
+
+
 def _record(
-    block: Block,
-    num_tiles: int,
+    end: _End,
     seconds: dict[str, float],
     host: str,
     labels: NDArray[np.uint8],
@@ -317,9 +350,10 @@ def _record(
     low = np.bincount(flat[bytes_ < _LOW], minlength=_NUM_LABELS)
     last = int(np.flatnonzero(cells)[-1]) + 1
     return BlockRecord(
-        row=block.row,
-        column=block.column,
-        num_tiles=num_tiles,
+        row=end.block.row,
+        column=end.block.column,
+        num_tiles=end.num_tiles,
+        num_reused=end.num_reused,
         seconds=seconds,
         host=host,
         peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _KIB,

@@ -200,11 +200,9 @@ def open_cluster_engine(
         )
         workers = [Worker(actor.remote()) for _ in range(crew.count)]
         bundle = settings.bundle.absolute()
-        settings = settings.model_copy(
-            update={"bundle": bundle, "threads": settings.threads or crew.cpus}
-        )
         opening = Opening(
-            settings=settings,
+            settings=settings.model_copy(update={"bundle": bundle}),
+            cores=crew.cpus,
             before=None if out is None else ran_on(out),
             read_threads=read_threads,
             versions=installed_versions(("focalpath",)),

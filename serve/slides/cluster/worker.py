@@ -50,6 +50,8 @@ class Opening(Strict):
     """What computed before, where the settings leave a choice."""
     model: ModelInfo | None = None
     """What it has to be, so that all workers answer the same."""
+    cores: int = 0
+    """That each worker claims; 0: all of its machine."""
     read_threads: int = 2
     versions: dict[str, str]
     """Of packages; the worker's must be the same."""
@@ -88,7 +90,7 @@ class ClusterWorker:
         try:
             if self._runner is None:
                 check_versions(opening.versions)
-                opened = open_model(opening.settings, opening.before)
+                opened = open_model(opening.settings, opening.before, cores=opening.cores)
                 if opening.model not in (None, opened.model):
                     opened.runner.close()
                     raise ClusterError(

@@ -355,18 +355,55 @@ def test_a_bundle_that_is_replaced_meanwhile_stops_the_slides_after(
 ) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
-    second = tmp_path / "second.svs"
-    shutil.copy(slide, second)
 
     class Replacing(Quiet):
         def end_slide(self, outcome: Outcome) -> None:
             write_toy_bundle(copy, version="2.0.0")
 
-    tasks = [SlideTask(path=path, name=path.stem) for path in (slide, second)]
+    # The second may have begun before the first ended; the third has not.
+    tasks = [SlideTask(path=slide, name=name) for name in ("first", "second", "third")]
     work = cohort(tmp_path / "out", engine, watcher=Replacing(), bundle=copy)
     outcomes = run_cohort(work, tasks)
-    assert [outcome.status for outcome in outcomes] == ["done", "failed"]
-    assert "manifest.json" in outcomes[1].reason
+    assert outcomes[0].status == "done"
+    assert outcomes[2].status == "failed"
+    assert "manifest.json" in outcomes[2].reason
+
+
+def test_the_next_slide_is_computed_while_outputs_are_written(
+    tmp_path: Path, engine: LocalEngine, slide: Path
+) -> None:
+    computes = {name: threading.Event() for name in ("first", "second")}
+    waited: list[bool] = []
+
+    class Waiting(Quiet):
+        def add_tiles(self, name: str, num_tiles: int) -> None:
+            computes[name].set()
+
+        def step(self, name: str, step: str) -> None:
+            if not waited:  # the outputs of whichever slide was computed first
+                other = {"first": "second", "second": "first"}[name]
+                waited.append(computes[other].wait(60))
+
+    tasks = [SlideTask(path=slide, name=name) for name in computes]
+    outcomes = run_cohort(cohort(tmp_path / "out", engine, watcher=Waiting()), tasks)
+    assert [outcome.status for outcome in outcomes] == ["done", "done"]
+    assert waited == [True]
+
+
+def test_what_stops_a_run_stops_its_other_slides_and_fails_none(
+    tmp_path: Path, bundle: Path, slide: Path
+) -> None:
+    class Stopping(Quiet):
+        def add_tiles(self, name: str, num_tiles: int) -> None:
+            raise KeyboardInterrupt
+
+    segmenter = open_segmenter(InferenceSettings(bundle=bundle, threads=1))
+    engine = LocalEngine(segmenter.backend, model_of(segmenter), max_batch_size=8)
+    tasks = [SlideTask(path=slide, name=f"{number}") for number in range(4)]
+    with pytest.raises(KeyboardInterrupt):
+        run_cohort(cohort(tmp_path / "out", engine, watcher=Stopping()), tasks)
+    assert not list((tmp_path / "out").rglob("*.failed"))
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name != ".work"]
 
 
 def test_a_full_disk_fails_the_slide_and_keeps_what_is_done(
