@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from train.pretraining.encoder import create_encoder
 from train.pretraining.settings import PretrainSettings
 
+Encoded = tuple[Tensor, Tensor]
+"""Class tokens (B, D) and patch tokens (B, N, D) of one view of B samples."""
+
 
 class Head(nn.Module):
     """DINO's head (arXiv 2104.14294): three linear layers, a unit vector, K unit prototypes."""
@@ -52,7 +55,7 @@ class Branch(nn.Module):
         self.dense_head = Head(width, *size)
         self.mask_token = nn.Parameter(torch.zeros(width))
 
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Encoded:
         """Encode normalised (B, 3, H, W) images, patches under `mask` (B, N) hidden.
 
         Returns:
@@ -67,3 +70,20 @@ class Branch(nn.Module):
             patches = torch.where(hidden, self.mask_token.to(patches.dtype), patches)
             tokens = vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(patches))))
         return tokens[:, 0], tokens[:, vit.num_prefix_tokens :]
+
+
+def encode_views(branch: Branch, views: Tensor, mask: Tensor | None = None) -> list[Encoded]:
+    """Encode several views of B samples in one batch: small encoders wait for launches on a GPU.
+
+    Args:
+        branch: student or teacher.
+        views: (V, B, 3, H, W) normalised.
+        mask: (V * B, N) bool, patches to hide.
+
+    Returns:
+        One entry per view.
+    """
+    if not len(views):
+        return []
+    classes, patches = branch(views.flatten(0, 1), mask)
+    return list(zip(classes.chunk(len(views)), patches.chunk(len(views)), strict=True))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from train.errors import CollapseError, RunError
-from train.pretraining.branch import Branch
+from train.pretraining.branch import Branch, Encoded, encode_views
 from train.pretraining.collapse import LEAST_ENTROPY, effective_rank, signs_of_collapse
 from train.pretraining.colors import change_colors
 from train.pretraining.encoder import load_encoder, patch_size
@@ -119,20 +119,17 @@ class PretrainTask(L.LightningModule):
         temperature = self._teacher_temperature()
 
         with torch.no_grad():
-            taught = [self.teacher(view) for view in coarse]
-            teacher_logits = [self.teacher.cls_head(cls) for cls, _ in taught]
+            taught = encode_views(self.teacher, coarse)
+            teacher_logits = _apply(self.teacher.cls_head, [cls for cls, _ in taught])
             targets = [
                 self.cls_centers.probabilities(logits, scales, temperature)
                 for logits in teacher_logits
             ]
         masks = [self._mask(patches) for _, patches in taught]
-        student_coarse = [
-            self.student(view, mask) for view, mask in zip(coarse, masks, strict=True)
-        ]
-        student_fine = [self.student(view) for view in fine]
-        student_local = [self.student(view) for view in local]
+        student_coarse, student_fine = self._encode_large(coarse, fine, masks)
+        student_local = encode_views(self.student, local)
         seen = (*student_coarse, *student_fine, *student_local)
-        logits = [self.student.cls_head(cls) for cls, _ in seen]
+        logits = _apply(self.student.cls_head, [cls for cls, _ in seen])
         parts = {"context": context_loss(targets, logits, distillation.student_temperature)}
 
         if distillation.align_weight and views.num_fine:
@@ -148,12 +145,23 @@ class PretrainTask(L.LightningModule):
         self._watch(torch.stack(targets), torch.stack(logits[:num_coarse]), taught[0][0])
         return parts
 
+    def _encode_large(
+        self, coarse: Tensor, fine: Tensor, masks: list[Tensor | None]
+    ) -> tuple[list[Encoded], list[Encoded]]:
+        """The student's coarse and fine views, which are of one size, in one batch."""
+        hidden = [mask for mask in masks if mask is not None]
+        if hidden:
+            hidden += [torch.zeros_like(hidden[0])] * len(fine)
+        views = torch.cat([coarse, fine]) if len(fine) else coarse
+        found = encode_views(self.student, views, torch.cat(hidden) if hidden else None)
+        return found[: len(coarse)], found[len(coarse) :]
+
     def _alignment(
         self,
         weights: Tensor,
-        taught: list[tuple[Tensor, Tensor]],
-        student_coarse: list[tuple[Tensor, Tensor]],
-        student_fine: list[tuple[Tensor, Tensor]],
+        taught: list[Encoded],
+        student_coarse: list[Encoded],
+        student_fine: list[Encoded],
         fine: Tensor,
         temperature: float,
     ) -> Tensor:
@@ -167,7 +175,8 @@ class PretrainTask(L.LightningModule):
                 self.teacher.dense_head(pooled_at(patches, weights[:, a]))
                 for a, (_, patches) in enumerate(taught)
             ]
-            details = torch.stack([self.teacher(view)[0] for view in fine], dim=1)  # B x F x D
+            found = encode_views(self.teacher, fine)
+            details = torch.stack([cls for cls, _ in found], dim=1)  # B x F x D
             details = self.teacher.dense_head(details)
 
             def targets(logits: Tensor, scales: Tensor) -> Tensor:
@@ -196,8 +205,8 @@ class PretrainTask(L.LightningModule):
 
     def _ibot(
         self,
-        taught: list[tuple[Tensor, Tensor]],
-        student_coarse: list[tuple[Tensor, Tensor]],
+        taught: list[Encoded],
+        student_coarse: list[Encoded],
         masks: list[Tensor | None],
         scales: Tensor,
         temperature: float,
@@ -231,8 +240,8 @@ class PretrainTask(L.LightningModule):
 
     def _spread(
         self,
-        student_coarse: list[tuple[Tensor, Tensor]],
-        student_fine: list[tuple[Tensor, Tensor]],
+        student_coarse: list[Encoded],
+        student_fine: list[Encoded],
         scales: Tensor,
     ) -> Tensor:
         """KoLeo within one scale and one view index."""
@@ -311,3 +320,8 @@ class PretrainTask(L.LightningModule):
         first, last = self.settings.distillation.teacher_temperature
         progress = min(1.0, self.global_step / max(1, 0.3 * self.settings.schedule.steps))
         return first + (last - first) * progress
+
+
+def _apply(head: nn.Module, tokens: list[Tensor]) -> list[Tensor]:
+    """A head's output for each of several (B, D) in one batch."""
+    return list(head(torch.cat(tokens)).chunk(len(tokens)))

@@ -9,9 +9,10 @@ settings.json   the settings of the data set
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -110,6 +111,20 @@ def folds_of(name: str, num_test: int, num_validation: int, num_training: int) -
     return {name.format(number): fold for number, fold in enumerate(folds)}
 
 
+def _write_drawing(
+    number: int,
+    *,
+    folder: Path,
+    names: Sequence[str],
+    draw: Callable[[np.random.Generator], Drawing],
+    seed: int,
+) -> None:
+    image, labels = draw(np.random.default_rng(np.random.SeedSequence((seed, number))))
+    path = folder / "img" / f"{names[number]}.png"
+    Image.fromarray(image).save(path, compress_level=3)
+    Image.fromarray(labels).save(folder / "mask" / path.name)
+
+
 def write_drawings(
     folder: Path,
     folds: Mapping[str, int],
@@ -118,6 +133,7 @@ def write_drawings(
     seed: int,
     mpp: float,
     recipe: Mapping[str, object],
+    pool: Executor | None = None,
 ) -> None:
     """Draw the images of a data set and write it whole or not at all.
 
@@ -128,23 +144,18 @@ def write_drawings(
         seed: of the data set. An image's randomness depends on this and its own number alone.
         mpp: um per pixel of the drawings.
         recipe: the content of settings.json.
+        pool: threads or processes that draw, shut down at the end; four threads by default.
 
     Raises:
         StorageError: the disk is full, or cannot be written.
     """
     names = list(folds)
-    with whole_folder(folder) as partial:
+    with whole_folder(folder) as unfinished:
         for kind in ("img", "mask"):
-            (partial / kind).mkdir()
-
-        def write(number: int) -> None:
-            image, labels = draw(np.random.default_rng(np.random.SeedSequence((seed, number))))
-            path = partial / "img" / f"{names[number]}.png"
-            Image.fromarray(image).save(path, compress_level=3)
-            Image.fromarray(labels).save(partial / "mask" / path.name)
-
+            (unfinished / kind).mkdir()
         # numpy and scipy release the GIL.
-        pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        pool = pool or ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        write = partial(_write_drawing, folder=unfinished, names=names, draw=draw, seed=seed)
         try:
             written = pool.map(write, range(len(names)))
             for _ in track(written, "Drawing synthetic tissue", total=len(names)):
@@ -153,5 +164,5 @@ def write_drawings(
             # If an image fails or the user interrupts, pending images are dropped.
             pool.shutdown(cancel_futures=True)
         write_description(
-            partial, ("img_id", "fold"), folds.items(), mpp=mpp, classes=CLASSES, recipe=recipe
+            unfinished, ("img_id", "fold"), folds.items(), mpp=mpp, classes=CLASSES, recipe=recipe
         )

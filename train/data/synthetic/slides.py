@@ -7,7 +7,9 @@ drawing, as in a scanner's pyramid.
 The folder has the layout of every data set (`train.data.dataset`), one slide per image.
 """
 
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -71,8 +73,13 @@ def make_slide(
     return draw_tissue(rng, regions, mpp)
 
 
-def write_slides(folder: Path, settings: SlideSettings) -> None:
+def write_slides(folder: Path, settings: SlideSettings, pool: Executor | None = None) -> None:
     """Write the whole folder, or leave it unchanged if it exists with the same settings.
+
+    Args:
+        folder: the target.
+        settings: what to draw.
+        pool: threads or processes that draw; four threads by default.
 
     Raises:
         DestinationError: the folder has other content.
@@ -82,7 +89,12 @@ def write_slides(folder: Path, settings: SlideSettings) -> None:
         return
     folds = folds_of("slide_{:04d}", settings.num_test, settings.num_validation, settings.num_train)
 
-    def draw(rng: np.random.Generator) -> Drawing:
-        return make_slide(rng, settings.side_um, settings.mpp, settings.region_scale)
-
-    write_drawings(folder, folds, draw, seed=settings.seed, mpp=settings.mpp, recipe=recipe)
+    draw = partial(
+        make_slide,
+        side_um=settings.side_um,
+        mpp=settings.mpp,
+        region_scale=settings.region_scale,
+    )
+    write_drawings(
+        folder, folds, draw, seed=settings.seed, mpp=settings.mpp, recipe=recipe, pool=pool
+    )

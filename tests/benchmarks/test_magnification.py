@@ -1,0 +1,77 @@
+import csv
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import magnification
+from benchmarks.magnification import Study, encoder_of, measure_row, pretrain_row, report
+from benchmarks.magnification_trials import TRIALS, VARIATIONS, Trial
+from train.data.synthetic.slides import SlideSettings, write_slides
+from train.pretraining.magnification.evaluate import Evaluation
+from train.pretraining.magnification.labelled import open_labelled
+from train.pretraining.magnification.settings import EvaluationSettings
+from train.pretraining.settings import PretrainSettings, ViewSettings, synthetic
+
+
+def _differing(first: PretrainSettings, second: PretrainSettings) -> set[str]:
+    groups = [
+        (asdict(first), asdict(second), name) for name in ("views", "distillation", "schedule")
+    ]
+    return {key for a, b, name in groups for key in a[name] if a[name][key] != b[name][key]}
+
+
+@pytest.mark.parametrize("trial", VARIATIONS, ids=lambda trial: trial.name)
+def test_a_variation_changes_one_setting_of_its_method(trial: Trial):
+    base = synthetic()
+    plain = TRIALS[trial.method].settings(base, 0)
+    assert len(_differing(trial.settings(base, 0), plain)) == 1
+
+
+def test_the_longest_trials_start_first(tmp_path: Path):
+    rows = Study(out=tmp_path).rows()
+    assert {name for name, _ in rows[:2]} == {"mad-4x-steps", "dino-mixed-4x-steps"}
+    assert len(rows) == len(set(rows)) == 3 * 6 + 8
+
+
+@pytest.mark.slow
+def test_a_study_reports_the_rows_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tiny = synthetic()
+    tiny = replace(
+        tiny,
+        views=ViewSettings(view_px=32, num_local=0, local_px=32),
+        distillation=replace(tiny.distillation, prototypes=16, head_hidden=16, head_bottleneck=8),
+        encoder=replace(tiny.encoder, depth=1, embed_dim=16, num_heads=1),
+    )
+    monkeypatch.setitem(magnification.PRESETS, "synthetic", lambda: tiny)
+    study = Study(
+        out=tmp_path / "study",
+        evaluation=EvaluationSettings(tile_px=32, purity=0.3, tiles_per_slide=8, same_field=False),
+        steps=2,
+        steps_per_epoch=1,
+        batch_size=2,
+        precision="32-true",
+        num_workers=0,
+        seeds=1,
+    )
+    data = tmp_path / "data"
+    write_slides(data, SlideSettings(num_train=2, num_validation=2, num_test=2, side_um=100.0))
+    evaluation = Evaluation(open_labelled(data), study.evaluation)
+    for row in (("mad", 0), ("mad-lr-3e-3", 0)):
+        pretrain_row(row, study, data)
+        measure_row(row, study, evaluation)
+    measure_row(("random", 0), study, evaluation)
+    report(study, evaluation)
+    with (study.out / "report" / "probes.csv").open(newline="") as file:
+        assert {row["encoder"] for row in csv.DictReader(file)} == {"random", "mad"}
+    with (study.out / "variations" / "probes.csv").open(newline="") as file:
+        assert {row["encoder"] for row in csv.DictReader(file)} == {"random", "mad", "mad-lr-3e-3"}
+    with (study.out / "pretraining.csv").open(newline="") as file:
+        assert [(r["encoder"], r["steps"]) for r in csv.DictReader(file)] == [
+            (name, steps) for name in ("mad", "mad-lr-3e-3") for steps in ("1", "2")
+        ]
+    record = json.loads(
+        (encoder_of(study, ("mad-lr-3e-3", 0)).parent / "pretrain.json").read_text()
+    )
+    assert record["schedule"]["learning_rate"] == 3e-3
