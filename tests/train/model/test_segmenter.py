@@ -111,7 +111,7 @@ def test_254_classes_work(images: torch.Tensor):
 
 
 def test_a_tile_size_that_no_patch_fits_is_refused():
-    with raises(SettingsError, "tile_size_px", 100, 16):
+    with raises(SettingsError, "--tile-size-px", 100, 16):
         ModelSettings(tile_size_px=100)
 
 
