@@ -75,6 +75,10 @@ NetworkName = Literal["sam_path", "unet"]
 """An entry of `train.model.build.NETWORKS`."""
 
 
+ImageEncoderName = Literal["tiny", "tiny_conv", "tiny_pyramid", "vit_b", "vit_l", "vit_h"]
+"""An entry of `train.model.image_encoder.IMAGE_ENCODERS`."""
+
+
 class BiasName(str):
     """The name of an entry of `train.model.class_bias.STRATEGIES`."""
 
@@ -131,7 +135,7 @@ class ModelSettings(CheckedSettings):
     without antialiasing, with labels from the logits resized back. So SAM-Path shows a model images
     that are larger than its tile; models that are imported from it have this, everywhere that they
     run, so that their labels are SAM-Path's. None: the model takes a tile as it is."""
-    image_encoder: Literal["tiny", "tiny_conv", "tiny_pyramid", "vit_b", "vit_l", "vit_h"] = "vit_b"
+    image_encoder: ImageEncoderName = "vit_b"
     """Size of SAM's image encoder. The tiny ones are ours, to train from scratch. tiny_conv embeds
     patches with convolutions, which learns more from few images; tiny_pyramid also hands the
     convolutions' finer maps to the decoder, as a U-Net does."""

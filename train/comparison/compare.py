@@ -82,7 +82,8 @@ def compare(
         SettingsError: the settings do not fit a comparison.
         FocalPathError: the data cannot be used.
     """
-    _check(settings, num_seeds)
+    chosen = choose_rows(paper_rows() if rows is None else rows)
+    _check(settings, num_seeds, chosen)
     folder = read_tile_folder(data)
     count_pixels(folder, "test")
     first = settings.optimization.seed
@@ -90,7 +91,7 @@ def compare(
         settings=settings,
         data=folder,
         fingerprint=data_fingerprint(folder),
-        rows=choose_rows(paper_rows() if rows is None else rows),
+        rows=chosen,
         seeds=tuple(range(first, first + num_seeds)),
         results={},
         panels=choose_panels(folder) if with_pictures else (),
@@ -127,7 +128,7 @@ def _complete(runs: list[RowRun], comparison: Comparison) -> None:
             runs[position].complete(comparison.data, comparison.panels)
 
 
-def _check(settings: Settings, num_seeds: int) -> None:
+def _check(settings: Settings, num_seeds: int, rows: tuple[Row, ...]) -> None:
     if num_seeds < 1:
         raise SettingsError(f"--seeds is {num_seeds}; give 1 or more; verdicts need 5")
     if settings.runtime.devices * settings.runtime.nodes > 1:
@@ -135,6 +136,13 @@ def _check(settings: Settings, num_seeds: int) -> None:
             f"{settings.runtime.devices} devices and {settings.runtime.nodes} nodes are set, but "
             "each training of a comparison uses one. To use several, start the same command once "
             "for each (CUDA_VISIBLE_DEVICES=0, =1, ...): they share the runs in --out."
+        )
+    own_encoders = [row.name for row in rows if row.image_encoder]
+    if own_encoders and not settings.model.image_encoder.startswith("tiny"):
+        raise SettingsError(
+            f"--rows has {own_encoders[0]}, which trains another small encoder from scratch, and "
+            f"image_encoder is {settings.model.image_encoder}; expected a preset with a small one. "
+            "Leave the row out."
         )
     preset = PRESETS[settings.preset]()
     for name in ("bias", "bias_init", "bias_frozen"):

@@ -1,7 +1,8 @@
 """The rows of a comparison: Table 1 of arXiv 2604.13479, its ablation, our strategies, a U-Net.
 
 Most derive from `train.model.class_bias.STRATEGIES`: every strategy is a row. `dfa` is also trained
-from a cold start, frozen at its prior, and with the paper's L2 term in the loss.
+from a cold start, frozen at its prior, and with the paper's L2 term in the loss. The baseline of a
+preset with a small encoder is also trained with the other small encoders.
 """
 
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import Literal
 
 from train.errors import SettingsError
 from train.model.class_bias import STRATEGIES, BiasStrategy
-from train.settings import BiasName, NetworkName, Settings
+from train.settings import BiasName, ImageEncoderName, NetworkName, Settings
 
 RowName = str
 """The name of a row of `all_rows`; as in the columns of the published table."""
@@ -28,6 +29,10 @@ class Row:
     """What keeps the bias small; None leaves it to the shared settings."""
     focal: bool = True
     network: NetworkName = "sam_path"
+    image_encoder: ImageEncoderName | None = None
+    """Another small encoder than the preset's; None leaves it to the shared settings."""
+    learning_rate: float | None = None
+    """The one that suits the encoder; None leaves it to the shared settings."""
     in_paper: bool = True
     """Whether arXiv 2604.13479 has it."""
     is_ablation: bool = False
@@ -52,7 +57,11 @@ class Row:
         """The settings of this row's run."""
         own = replace(
             shared,
-            model=replace(shared.model, bias=self.bias),
+            model=replace(
+                shared.model,
+                bias=self.bias,
+                image_encoder=self.image_encoder or shared.model.image_encoder,
+            ),
             bias=replace(
                 shared.bias,
                 bias_init=self.bias_init,
@@ -60,7 +69,11 @@ class Row:
                 bias_regularisation=self.bias_regularisation or shared.bias.bias_regularisation,
             ),
             loss=replace(shared.loss, focal=self.focal),
-            optimization=replace(shared.optimization, seed=seed),
+            optimization=replace(
+                shared.optimization,
+                seed=seed,
+                learning_rate=self.learning_rate or shared.optimization.learning_rate,
+            ),
         )
         return own if self.network == "sam_path" else _without_encoders(own, self.network)
 
@@ -108,6 +121,27 @@ L2 = Row(
 UNET = Row(name="unet", title="U-Net", bias=_NONE, network="unet", in_paper=False)
 """A plain U-Net with the same data, augmentation, loss and epochs."""
 
+PATCHES = Row(
+    name="encoder_tiny",
+    title="Base w/ FL, encoder tiny",
+    bias=_NONE,
+    image_encoder="tiny",
+    learning_rate=1e-3,
+    in_paper=False,
+    is_ablation=True,
+)
+"""Patches embedded by one linear layer, and the learning rate that the preset had with it."""
+STEM = Row(
+    name="encoder_tiny_conv",
+    title="Base w/ FL, encoder tiny_conv",
+    bias=_NONE,
+    image_encoder="tiny_conv",
+    learning_rate=3e-4,
+    in_paper=False,
+    is_ablation=True,
+)
+"""A convolutional stem without skip connections, with the learning rate that it had."""
+
 
 def all_rows() -> dict[RowName, Row]:
     """Every row by its name: Table 1's, then the ablation's, then ours."""
@@ -124,6 +158,8 @@ def all_rows() -> dict[RowName, Row]:
         FROZEN,
         L2,
         *(row for row in strategies if not row.in_paper),
+        PATCHES,
+        STEM,
         UNET,
     )
     return {row.name: row for row in rows}

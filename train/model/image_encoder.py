@@ -4,16 +4,15 @@ Shape letters: B images, H x W pixels, h = H/16, w = W/16, D channels.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
-PATCH_SIZE = 16
+from train.settings import ImageEncoderName
 
-ImageEncoderName = Literal["tiny", "tiny_conv", "tiny_pyramid", "vit_b", "vit_l", "vit_h"]
+PATCH_SIZE = 16
 
 SKIP_STRIDES = (8, 4)
 """Pixels of the image for one of a skip connection's, in the decoder's order: it enlarges its maps

@@ -32,6 +32,7 @@ from train.model.checkpoint import load_checkpoint, read_card
 from train.model.class_bias import ClassStatistics, difficulty_bias
 from train.model.segmenter import Segmenter
 from train.model.weight_files import weights_sha256
+from train.presets import bcss
 from train.settings import RuntimeSettings, Settings, WeightsSettings
 
 pytestmark = pytest.mark.slow
@@ -107,14 +108,27 @@ def test_a_row_changes_nothing_but_bias_focal_loss_and_seed(row):
     shared = toy_settings()
     settings = row.settings(shared, 5)
     assert settings.optimization.seed == 5
+    own = {
+        "image_encoder": row.image_encoder or shared.model.image_encoder,
+        "learning_rate": row.learning_rate or shared.optimization.learning_rate,
+    }
+    assert settings.model.image_encoder == own["image_encoder"]
+    assert settings.optimization.learning_rate == own["learning_rate"]
     restored = replace(
         settings,
         model=shared.model,
         bias=shared.bias,
         loss=replace(settings.loss, focal=True),
-        optimization=replace(settings.optimization, seed=0),
+        optimization=replace(
+            settings.optimization, seed=0, learning_rate=shared.optimization.learning_rate
+        ),
     )
     assert restored == shared
+
+
+def test_another_small_encoder_is_no_row_of_a_preset_with_sams(toy_data: Path, tmp_path: Path):
+    with raises(SettingsError, "--rows", "encoder_tiny_conv", "vit_b"):
+        compare(bcss(), toy_data, tmp_path, rows=("encoder_tiny_conv",))
 
 
 def test_the_unet_trains_as_the_baseline_does():
