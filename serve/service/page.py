@@ -1,11 +1,13 @@
 """The web page at `/`: the files in `viewer/`, which load nothing from other hosts."""
 
+import re
+import textwrap
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Route
 
 VIEWER = Path(__file__).parent / "viewer"
@@ -23,6 +25,7 @@ _MEDIA_TYPES = {
     ".svg": "image/svg+xml",
 }
 """Fixed here: a system's own table may call JavaScript plain text, which browsers refuse."""
+_PART = re.compile(r"^(?P<indent> *)<!-- part: (?P<name>\w+) -->\n", re.MULTILINE)
 _FILES = frozenset(path.name for path in VIEWER.iterdir() if path.suffix in _MEDIA_TYPES)
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'",
@@ -49,7 +52,7 @@ def page_routes(index: Endpoint) -> list[Route]:
 
     async def root(request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
-            response: Response = _file_response("index.html")
+            response = _file_response("index.html")
         else:
             response = await index(request)
         response.headers["Vary"] = "Accept"
@@ -64,10 +67,23 @@ def page_routes(index: Endpoint) -> list[Route]:
     ]
 
 
-def _file_response(name: str) -> FileResponse:
+def read_page(name: str) -> str:
+    """A page with the parts that it shares with the other, from `viewer/parts/`."""
+    text = (VIEWER / name).read_text(encoding="utf-8")
+    return _PART.sub(lambda found: _part(found["name"], found["indent"]), text)
+
+
+def _part(name: str, indent: str) -> str:
+    text = (VIEWER / "parts" / f"{name}.html").read_text(encoding="utf-8")
+    return textwrap.indent(text, indent)
+
+
+def _file_response(name: str) -> Response:
     if name == LIBRARY and LIBRARY_FILE.is_file():
         return FileResponse(LIBRARY_FILE, media_type=_MEDIA_TYPES[".js"], headers=_HEADERS)
     if name not in _FILES:
         raise HTTPException(404, f"{VIEWER_PATH}{name} does not exist.")
     path = VIEWER / name
+    if path.suffix == ".html":
+        return HTMLResponse(read_page(name), headers=_HEADERS)
     return FileResponse(path, media_type=_MEDIA_TYPES[path.suffix], headers=_HEADERS)

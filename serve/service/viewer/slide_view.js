@@ -1,11 +1,10 @@
 /** A slide on the stage: OpenSeadragon shows it, and layers of labels lie over it. */
 
 import { CellLayer } from "./cells.js";
-import { stripes } from "./stage.js";
+import { drawOverlay, newDraft, newStyle } from "./overlay.js";
 
 const ZOOM_STEP = 1.4;
 const PAN_STEP = 64;
-const HATCH_PERIOD = 8;
 const THUMBNAIL_SHARE = 0.16;
 
 /**
@@ -20,9 +19,9 @@ export class SlideView extends EventTarget {
   #viewer = null;
   #slide = null;
   #context = document.createElement("canvas").getContext("2d");
-  #hatch = document.createElement("canvas").getContext("2d");
+  #draft = newDraft();
   #layers = [];
-  #style = { colors: new Uint32Array(256), outline: false, opacity: 0.5, shown: true, hatched: true, limit: 128 };
+  #style = newStyle();
   #region = null;
   #drag = null;
 
@@ -40,11 +39,6 @@ export class SlideView extends EventTarget {
     draw.addEventListener("pointermove", (event) => this.#dragRegion(event));
     draw.addEventListener("pointerup", (event) => this.#endRegion(event));
     draw.addEventListener("pointercancel", () => this.#cancelRegion());
-  }
-
-  /** What the layers look like; read it, and change it by `setStyle`. */
-  get style() {
-    return this.#style;
   }
 
   /** Pixels of the slide's level 0 across one CSS pixel, or null without a slide. */
@@ -242,8 +236,8 @@ export class SlideView extends EventTarget {
     const { canvas } = this.#context;
     const [width, height] = [clientWidth, clientHeight].map((side) => Math.max(1, Math.round(side * ratio)));
     if (canvas.width !== width || canvas.height !== height) {
-      canvas.width = this.#hatch.canvas.width = width;
-      canvas.height = this.#hatch.canvas.height = height;
+      canvas.width = this.#draft.canvas.width = width;
+      canvas.height = this.#draft.canvas.height = height;
     }
     this.#context.clearRect(0, 0, width, height);
     const place = this.#place();
@@ -265,26 +259,8 @@ export class SlideView extends EventTarget {
     const context = this.#context;
     const corner = [view.x, view.y, size[0] * view.scaleX, size[1] * view.scaleY];
     if (this.#layers.length > 1) context.clearRect(...corner); // what is below does not shine through
-    const { outline, opacity, hatched } = this.#style;
-    if (hatched && outline) this.#drawHatching(layer, view, ratio);
-    context.globalAlpha = outline ? Math.min(1, 2 * opacity) : opacity;
-    layer.draw(context, "classes", view);
-    context.globalAlpha = 1;
-    if (hatched && !outline) this.#drawHatching(layer, view, ratio);
-  }
-
-  #drawHatching(layer, view, ratio) {
-    const hatch = this.#hatch;
-    const { width, height } = hatch.canvas;
-    hatch.clearRect(0, 0, width, height);
-    layer.draw(hatch, "low", view);
-    const pattern = hatch.createPattern(stripes(HATCH_PERIOD * ratio), "repeat");
-    pattern.setTransform(new DOMMatrix().translate(Math.round(view.x), Math.round(view.y)));
-    hatch.globalCompositeOperation = "source-in";
-    hatch.fillStyle = pattern;
-    hatch.fillRect(0, 0, width, height);
-    hatch.globalCompositeOperation = "source-over";
-    this.#context.drawImage(hatch.canvas, 0, 0);
+    const draw = (surface, kind) => layer.draw(surface, kind, view);
+    drawOverlay(context, this.#draft, { ...view, ratio }, this.#style, draw);
   }
 
   #local(event) {

@@ -1,6 +1,7 @@
 /** The page of whole slides: choose one, look at it, segment it or a part of it, take results home. */
 
 import { sourceInMemory } from "./cells.js";
+import { Classes } from "./classes.js";
 import { readNpz } from "./npz.js";
 import {
   $,
@@ -11,18 +12,17 @@ import {
   perPixel,
   percent,
   placeBeside,
-  rgbaOf,
   save,
   setUpKey,
   setUpTheme,
   showScale,
   speak,
   squeezedNote,
-  swatch,
 } from "./page.js";
 import { Service } from "./service.js";
 import { SlideList } from "./slide_list.js";
 import { SlideView } from "./slide_view.js";
+import { setUpTools } from "./tools.js";
 
 const BASE = "../";
 const LIBRARY = "openseadragon.min.js";
@@ -33,13 +33,14 @@ const ACTIVE = new Set(["waiting", "running"]);
 
 const service = new Service(BASE);
 const view = new SlideView($("view"));
+const classes = new Classes(view);
 const list = new SlideList(service, choose);
 window.focalpath = view; // for the browser's console, and for tests
 let library = null;
 let manifest = null;
 let formats = [];
-/** The open slide as /slides/ID describes it; what its table shows; and the region that is segmented. */
-const state = { slide: null, shown: null, region: null, polling: 0, request: null };
+/** The open slide as /slides/ID describes it, and the region of it that is segmented. */
+const state = { slide: null, region: null, polling: 0, request: null };
 
 /* The library ----------------------------------------------------------------------------------- */
 
@@ -155,19 +156,26 @@ function present() {
 function showSlideResult() {
   const { result } = state.slide;
   view.setLayers(result ? [slideLayer(result)] : []);
-  if (result) showTable(result.summary.classes.map(slideRow), `Of the slide: ${mm2(result.summary.tissue_mm2)} mm² of tissue`, result.summary);
-  else hideTable();
+  if (!result) {
+    hideTable();
+    return;
+  }
+  const { summary } = result;
+  const rows = summary.classes.map((row) => rowOf(row, row.tissue_share ?? 0, row.area_mm2));
+  showTable(rows, `Of the slide: ${mm2(summary.tissue_mm2)} mm² of tissue`, summary);
 }
 
 const mm2 = (area) => (area >= 0.1 || !area ? area.toFixed(2) : area.toFixed(4));
-const slideRow = (row) => ({
-  label: row.label,
-  name: row.name,
-  color: row.color,
-  share: row.tissue_share ?? 0,
-  area: row.area_mm2,
-  confidence: row.mean_confidence,
-});
+
+/** @param {number | null} area in mm² */
+function rowOf({ label, name, color, mean_confidence: confidence }, share, area) {
+  const cells = [
+    area === null ? "–" : mm2(area),
+    percent(share, 1),
+    confidence === null ? "–" : percent(confidence),
+  ];
+  return { label, name, color, share, cells };
+}
 
 function slideLayer(result) {
   const { id } = state.slide;
@@ -195,76 +203,15 @@ async function readCells(buffer) {
 /* The table and the overlay --------------------------------------------------------------------- */
 
 function hideTable() {
-  state.shown = null;
   document.body.classList.remove("has-result");
 }
 
 function showTable(rows, title, summary) {
-  state.shown = { rows, summary };
   document.body.classList.add("has-result");
   $("classes-of").textContent = title;
-  const shown = new Map(classChecks().map((check) => [Number(check.value), check.checked]));
-  $("classes").replaceChildren(...rows.map((row) => classRow(row, shown.get(row.label) ?? true)));
-  $("composition").replaceChildren(
-    ...rows.filter((row) => row.share).map((row) => {
-      const part = element("span", { title: `${row.name} ${percent(row.share, 1)}` });
-      part.style.setProperty("--share", row.share);
-      part.style.setProperty("--class-color", row.color);
-      return part;
-    }),
-  );
-  const shares = rows.map((row) => `${row.name} ${percent(row.share, 1)}`).join(", ");
-  $("composition").setAttribute("aria-label", `Share by class: ${shares}`);
+  classes.fill(rows, { keepChoice: true });
   const { low_confidence_share: low, low_confidence_threshold: threshold } = summary;
   $("low-share").textContent = low === null ? "" : `${percent(low, 1)} of it is below ${percent(threshold)}.`;
-  applyStyle();
-}
-
-function classRow(row, isShown) {
-  const check = element("input", { type: "checkbox", value: row.label, "aria-label": `Show ${row.name}` });
-  check.checked = isShown;
-  const bar = element("span", { className: "bar" });
-  bar.style.setProperty("--share", row.share);
-  bar.style.setProperty("--class-color", row.color);
-  const name = element("span", { className: "name", text: row.name });
-  const cells = [
-    row.area === null ? "–" : mm2(row.area),
-    percent(row.share, 1),
-    row.confidence === null ? "–" : percent(row.confidence),
-  ];
-  return element(
-    "tr",
-    { className: row.share ? "" : "absent" },
-    element("th", { scope: "row" }, element("label", {}, check, swatch(row.color), name), bar),
-    ...cells.map((text) => element("td", { text })),
-  );
-}
-
-const classChecks = () => [...$("classes").querySelectorAll("input")];
-
-function applyStyle() {
-  if (!state.shown) return;
-  const colors = new Uint32Array(256);
-  const shown = new Set(classChecks().filter((check) => check.checked).map((check) => Number(check.value)));
-  for (const { label, color } of state.shown.rows) if (shown.has(label)) colors[label] = rgbaOf(color);
-  const opacity = $("opacity").value / 100;
-  const threshold = $("threshold").value / 100;
-  $("opacity-value").textContent = percent(opacity);
-  $("threshold-value").textContent = percent(threshold);
-  $("threshold").disabled = !$("hatch").checked;
-  view.setStyle({
-    colors,
-    outline: document.querySelector("[name=drawing]:checked").value === "outline",
-    opacity,
-    hatched: $("hatch").checked,
-    limit: Math.ceil(threshold * 255),
-  });
-}
-
-function toggleOverlay() {
-  const shown = $("show-overlay").getAttribute("aria-pressed") !== "true";
-  $("show-overlay").setAttribute("aria-pressed", String(shown));
-  view.setStyle({ shown });
 }
 
 /* The job --------------------------------------------------------------------------------------- */
@@ -409,14 +356,9 @@ function showRegionResult(region, found, summary) {
   const cell = [region.width / found.width, region.height / found.height];
   const layers = state.slide.result ? [slideLayer(state.slide.result)] : [];
   view.setLayers([...layers, { source: sourceInMemory(found), origin: [region.x, region.y], cell }]);
-  const rows = summary.classes.map((row) => ({
-    label: row.label,
-    name: row.name,
-    color: row.color,
-    share: row.pixel_share,
-    area: row.area_um2 === null ? null : row.area_um2 / 1e6,
-    confidence: row.mean_confidence,
-  }));
+  const rows = summary.classes.map((row) =>
+    rowOf(row, row.pixel_share, row.area_um2 === null ? null : row.area_um2 / 1e6),
+  );
   showTable(rows, "Of the region", { low_confidence_threshold: 0.5, ...summary });
   $("region-result").hidden = false;
   $("region-downloads").replaceChildren(
@@ -517,9 +459,9 @@ view.addEventListener("point", ({ detail }) => {
   const readout = $("readout");
   readout.hidden = !detail || detail.label === null;
   if (readout.hidden) return;
-  const found = state.shown?.rows.find((row) => row.label === detail.label);
+  const found = classes.of(detail.label);
   const confidence = detail.confidence / 255;
-  const low = found && detail.confidence < view.style.limit;
+  const low = found && detail.confidence < classes.limit;
   const name = found?.name ?? "Outside of the tissue";
   readout.style.setProperty("--class-color", found?.color ?? "transparent");
   readout.querySelector("strong").textContent = name;
@@ -544,28 +486,9 @@ view.addEventListener("tile-failed", () => {
 });
 
 $("view").addEventListener("keydown", (event) => {
-  if (event.key.toLowerCase() === "h" && !event.ctrlKey && !event.metaKey) toggleOverlay();
   if (event.key === "Escape" && view.drawing) $("draw").click();
 });
-$("view").addEventListener("keydown", () => $("view").classList.add("by-keyboard"), { capture: true });
-for (const kind of ["pointermove", "blur"]) {
-  $("view").addEventListener(kind, () => $("view").classList.remove("by-keyboard"), { capture: true });
-}
-$("view").addEventListener("blur", () => ($("readout").hidden = true));
-$("zoom-in").onclick = () => view.zoomBy(1.4);
-$("zoom-out").onclick = () => view.zoomBy(1 / 1.4);
-$("fit").onclick = () => view.fit();
-$("actual").onclick = () => view.actualSize();
-$("show-overlay").onclick = toggleOverlay;
-for (const id of ["opacity", "threshold"]) $(id).addEventListener("input", applyStyle);
-for (const id of ["hatch", "classes"]) $(id).addEventListener("change", applyStyle);
-for (const radio of document.querySelectorAll("[name=drawing]")) radio.addEventListener("change", applyStyle);
-for (const [id, checked] of [["all", true], ["none", false]]) {
-  $(id).onclick = () => {
-    for (const check of classChecks()) check.checked = checked;
-    applyStyle();
-  };
-}
+setUpTools(view, classes, () => Boolean(state.slide));
 addEventListener("hashchange", () => open(location.hash.slice(1)));
 
 /* Start ----------------------------------------------------------------------------------------- */

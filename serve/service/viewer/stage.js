@@ -1,6 +1,7 @@
 /** The image with its layers on a canvas, and how people move and zoom it. */
 
 import { TileLayer, paintClasses, paintLowConfidence } from "./layers.js";
+import { drawOverlay, newDraft, newStyle } from "./overlay.js";
 
 const MAX_SCALE = 40; // canvas pixels for one of the image's
 const MARGIN = 20;
@@ -8,7 +9,6 @@ const MARGIN_BELOW = 72; // where the buttons are
 const SMOOTH_BELOW = 4; // above it people want to see the pixels
 const PAN_STEP = 48;
 const ZOOM_STEP = 1.4;
-const HATCH_PERIOD = 8;
 const HALVE_ABOVE_PX = 2048;
 const BLOCK_PX = 2048;
 
@@ -20,19 +20,12 @@ export class Stage extends EventTarget {
   #element;
   #canvas;
   #context;
-  #hatch = document.createElement("canvas").getContext("2d");
+  #draft = newDraft();
   #size = null;
   #image = [];
   #result = null;
   #layers = null;
-  #style = {
-    colors: new Uint32Array(256),
-    outline: false,
-    opacity: 0.5,
-    shown: true,
-    hatched: false,
-    limit: 0,
-  };
+  #style = newStyle();
   #view = { x: 0, y: 0, scale: 1 };
   #fitted = true;
   #frame = 0;
@@ -95,7 +88,7 @@ export class Stage extends EventTarget {
     this.#result = result;
     this.#layers = {
       classes: new TileLayer(result, paintClasses(result, this.#style)),
-      lowConfidence: new TileLayer(result, paintLowConfidence(result, this.#style), { soft: true }),
+      low: new TileLayer(result, paintLowConfidence(result, this.#style), { soft: true }),
     };
     this.#changed();
   }
@@ -103,14 +96,12 @@ export class Stage extends EventTarget {
   /**
    * Change how the result looks.
    *
-   * @param {Partial<{colors: Uint32Array, outline: boolean, opacity: number, shown: boolean,
-   *   hatched: boolean, limit: number}>} change `colors`: RGBA by label, 0 for what is not shown;
-   *   `limit`: confidence bytes below it are hatched
+   * @param {Partial<import("./overlay.js").Style>} change
    */
   setStyle(change) {
     Object.assign(this.#style, change);
     if ("colors" in change || "outline" in change) this.#layers?.classes.clear();
-    if ("colors" in change || "limit" in change) this.#layers?.lowConfidence.clear();
+    if ("colors" in change || "limit" in change) this.#layers?.low.clear();
     this.#changed();
   }
 
@@ -180,10 +171,10 @@ export class Stage extends EventTarget {
     const { width, height } = this.#size;
     const whole = new OffscreenCanvas(width, height).getContext("2d");
     // In blocks: the hatching needs another canvas, which would be as large.
-    const [context, hatch] = [0, 1].map(() => new OffscreenCanvas(BLOCK_PX, BLOCK_PX).getContext("2d"));
+    const [context, draft] = [0, 1].map(() => new OffscreenCanvas(BLOCK_PX, BLOCK_PX).getContext("2d"));
     for (let y = 0; y < height; y += BLOCK_PX) {
       for (let x = 0; x < width; x += BLOCK_PX) {
-        this.#drawOn({ context, hatch, view: { x: -x, y: -y, scale: 1 }, ratio: 1 });
+        this.#drawOn({ context, draft, view: { x: -x, y: -y, scale: 1 }, ratio: 1 });
         whole.drawImage(context.canvas, x, y);
       }
     }
@@ -229,30 +220,24 @@ export class Stage extends EventTarget {
     if (width === this.#canvas.width && height === this.#canvas.height) return;
     this.#view.x += (width - this.#canvas.width) / 2;
     this.#view.y += (height - this.#canvas.height) / 2;
-    this.#canvas.width = this.#hatch.canvas.width = width;
-    this.#canvas.height = this.#hatch.canvas.height = height;
+    this.#canvas.width = this.#draft.canvas.width = width;
+    this.#canvas.height = this.#draft.canvas.height = height;
     if (this.#fitted) this.fit();
     this.#draw(); // at once: the canvas has just been emptied
     this.dispatchEvent(new Event("view"));
   }
 
   #draw() {
-    this.#drawOn({ context: this.#context, hatch: this.#hatch, view: this.#view, ratio: this.#ratio });
+    this.#drawOn({ context: this.#context, draft: this.#draft, view: this.#view, ratio: this.#ratio });
   }
 
-  /** @param surface `context` to draw on, `hatch` of the same size for drafts, the `view` and the `ratio` */
-  #drawOn(surface) {
-    const { context, view } = surface;
+  #drawOn({ context, draft, view, ratio }) {
     context.clearRect(0, 0, context.canvas.width, context.canvas.height);
     if (!this.#size) return;
     this.#drawImage(context, view);
     if (!this.#layers || !this.#style.shown) return;
-    const { outline, opacity, hatched } = this.#style;
-    if (hatched && outline) this.#drawHatching(surface);
-    context.globalAlpha = outline ? Math.min(1, 2 * opacity) : opacity; // thin lines need more
-    this.#layers.classes.draw(context, view);
-    context.globalAlpha = 1;
-    if (hatched && !outline) this.#drawHatching(surface);
+    const draw = (surface, kind) => this.#layers[kind].draw(surface, view);
+    drawOverlay(context, draft, { ...view, ratio }, this.#style, draw);
   }
 
   #drawImage(context, { x, y, scale }) {
@@ -266,19 +251,6 @@ export class Stage extends EventTarget {
     if (level < 0) return;
     context.imageSmoothingEnabled = scale < SMOOTH_BELOW;
     context.drawImage(this.#image[level], left, top, width, height);
-  }
-
-  #drawHatching({ context, hatch, view, ratio }) {
-    const { width, height } = hatch.canvas;
-    hatch.clearRect(0, 0, width, height);
-    this.#layers.lowConfidence.draw(hatch, view);
-    const pattern = hatch.createPattern(stripes(HATCH_PERIOD * ratio), "repeat");
-    pattern.setTransform(new DOMMatrix().translate(Math.round(view.x), Math.round(view.y)));
-    hatch.globalCompositeOperation = "source-in";
-    hatch.fillStyle = pattern;
-    hatch.fillRect(0, 0, width, height);
-    hatch.globalCompositeOperation = "source-over";
-    context.drawImage(hatch.canvas, 0, 0);
   }
 
   #centre() {
@@ -366,23 +338,4 @@ export class Stage extends EventTarget {
     this.#pointers.delete(event.pointerId);
     if (event.type === "pointerup" && event.pointerType === "mouse") this.#point(this.#local(event));
   }
-}
-
-/** A square of diagonal stripes, dark beside light: seen on every colour. */
-export function stripes(period) {
-  const size = Math.max(4, Math.round(period));
-  const canvas = document.createElement("canvas");
-  canvas.width = canvas.height = size;
-  const context = canvas.getContext("2d");
-  for (const [color, shift] of [["rgb(255 255 255 / 70%)", 0], ["rgb(20 22 26 / 60%)", size / 5]]) {
-    context.strokeStyle = color;
-    context.lineWidth = size / 7;
-    context.beginPath();
-    for (const start of [-size, 0, size]) {
-      context.moveTo(start + shift - 1, size + 1);
-      context.lineTo(start + shift + size + 1, -1);
-    }
-    context.stroke();
-  }
-  return canvas;
 }

@@ -1,5 +1,6 @@
 /** The page: choose an image, wait for the service, look at the answer, take it home. */
 
+import { Classes } from "./classes.js";
 import { readNpz } from "./npz.js";
 import {
   $,
@@ -9,7 +10,6 @@ import {
   perPixel,
   percent,
   placeBeside,
-  rgbaOf,
   save,
   setUpKey,
   setUpTheme,
@@ -20,6 +20,7 @@ import {
 } from "./page.js";
 import { Service, ServiceError } from "./service.js";
 import { Stage } from "./stage.js";
+import { setUpTools } from "./tools.js";
 
 const BUSY_RETRIES = 5;
 const EXAMPLE = { path: "viewer/example.jpg", name: "synthetic-example.jpg", mpp: "0.5" };
@@ -29,6 +30,7 @@ const UNKNOWN = "unknown";
 const TITLE = document.title;
 const service = new Service();
 const stage = new Stage($("view"));
+const classes = new Classes(stage);
 
 const NOTHING = { file: null, bitmap: null, request: null, query: null, summary: null, histogram: null };
 /** What is open: the file, its bitmap, the request under way, and the answer with its own query. */
@@ -150,7 +152,6 @@ async function readResult(buffer) {
   return { labels: labels.data, confidence: confidence.data, width, height, summary };
 }
 
-/** What the browser cannot show, or shows otherwise than the service reads it, the service shows. */
 /**
  * Show the pixels that were segmented. The browser's own picture is those, unless the service had to
  * change what the file stores (turned it upright, converted its colours) or the browser reads another
@@ -217,9 +218,9 @@ function present(result) {
   describeImage(summary.image);
   showModel(summary.model); // a newer one may have answered than was there when the page was opened
   $("threshold").value = Math.round(100 * (summary.low_confidence_threshold ?? 0.5));
-  fillClasses(summary.classes);
   stage.setResult(result);
-  applyStyle();
+  fillClasses(summary.classes);
+  describeLow();
   describeSmallest();
   show("done");
   const found = summary.classes.filter((row) => row.pixel_count > 0);
@@ -264,88 +265,23 @@ function fillClasses(rows) {
   const header = document.querySelector("th.area");
   header.hidden = !total;
   header.textContent = `Area, ${unit}`;
-  $("classes").replaceChildren(
-    ...rows.map((row) => {
-      const cells = [percent(row.pixel_share, 1)];
-      if (total) cells.push(area(row));
-      cells.push(row.mean_confidence === null ? "–" : percent(row.mean_confidence));
-      cells.push(row.predicted_iou === null ? "–" : row.predicted_iou.toFixed(2));
-      return classRow(row, cells);
-    }),
-  );
-  $("composition").replaceChildren(
-    ...rows.filter((row) => row.pixel_count).map((row) => {
-      const part = element("span", { title: `${row.name} ${percent(row.pixel_share, 1)}` });
-      part.style.setProperty("--share", row.pixel_share);
-      part.style.setProperty("--class-color", row.color);
-      return part;
-    }),
-  );
-  const shares = rows.map((row) => `${row.name} ${percent(row.pixel_share, 1)}`).join(", ");
-  $("composition").setAttribute("aria-label", `Share of the image by class: ${shares}`);
+  const cells = (row) => [
+    percent(row.pixel_share, 1),
+    ...(total ? [area(row)] : []),
+    row.mean_confidence === null ? "–" : percent(row.mean_confidence),
+    row.predicted_iou === null ? "–" : row.predicted_iou.toFixed(2),
+  ];
+  classes.fill(rows.map((row) => ({ ...row, share: row.pixel_share, cells: cells(row) })));
 }
 
-function classRow(row, cells) {
-  const check = element("input", { type: "checkbox", value: row.label, "aria-label": `Show ${row.name}` });
-  check.checked = true;
-  const bar = element("span", { className: "bar" });
-  bar.style.setProperty("--share", row.pixel_share);
-  bar.style.setProperty("--class-color", row.color);
-  const label = element("label", {}, check, swatch(row.color), element("span", { className: "name", text: row.name }));
-  return element(
-    "tr",
-    { className: row.pixel_count ? "" : "absent" },
-    element("th", { scope: "row" }, label, bar),
-    ...cells.map((text) => element("td", { text })),
-  );
-}
-
-const classChecks = () => [...$("classes").querySelectorAll("input")];
-
-/** RGBA by label, 0 where the class is not shown. */
-function shownColors() {
-  const colors = new Uint32Array(256);
-  const shown = new Set(classChecks().filter((check) => check.checked).map((check) => Number(check.value)));
-  for (const { label, color } of state.summary.classes) {
-    if (shown.has(label)) colors[label] = rgbaOf(color);
-  }
-  return colors;
-}
-
-function applyStyle() {
-  if (!state.summary) return;
-  stage.setStyle({
-    colors: shownColors(),
-    outline: document.querySelector("[name=drawing]:checked").value === "outline",
-  });
-  applyOpacity();
-  applyThreshold();
-}
-
-function applyOpacity() {
-  const opacity = $("opacity").value / 100;
-  $("opacity-value").textContent = percent(opacity);
-  stage.setStyle({ opacity });
-}
-
-function applyThreshold() {
-  const threshold = $("threshold").value / 100;
-  const limit = Math.ceil(threshold * 255);
-  $("threshold-value").textContent = percent(threshold);
-  $("threshold").disabled = !$("hatch").checked;
-  stage.setStyle({ hatched: $("hatch").checked, limit });
+/** Say how much of the image is below the chosen confidence. */
+function describeLow() {
   if (!state.histogram) return;
   const total = state.histogram.reduce((sum, count) => sum + count, 0);
-  const low = state.histogram.slice(0, limit).reduce((sum, count) => sum + count, 0);
+  const low = state.histogram.slice(0, classes.limit).reduce((sum, count) => sum + count, 0);
   $("low-share").textContent = `${percent(low / total, 1)} of the image is below it.`;
 }
-
-function toggleOverlay() {
-  const button = $("show-overlay");
-  const shown = button.getAttribute("aria-pressed") !== "true";
-  button.setAttribute("aria-pressed", String(shown));
-  stage.setStyle({ shown });
-}
+$("threshold").addEventListener("input", describeLow);
 
 /* On the stage ---------------------------------------------------------------------------------- */
 
@@ -353,9 +289,9 @@ stage.addEventListener("point", ({ detail }) => {
   const readout = $("readout");
   readout.hidden = !detail || document.body.dataset.state !== "done";
   if (readout.hidden) return;
-  const found = state.summary.classes.find((row) => row.label === detail.label);
+  const found = classes.of(detail.label);
   const confidence = detail.confidence / 255;
-  const low = detail.confidence < Math.ceil(($("threshold").value / 100) * 255);
+  const low = detail.confidence < classes.limit;
   readout.style.setProperty("--class-color", found?.color ?? "transparent");
   readout.querySelector("strong").textContent = found?.name ?? "Unlabelled";
   readout.querySelector(".value").textContent = percent(confidence);
@@ -375,35 +311,9 @@ stage.addEventListener("view", () => {
   showScale($("scale-bar"), mpp && along * across, Math.min(120, $("stage").clientWidth / 5));
 });
 
-$("view").addEventListener("keydown", (event) => {
-  if (event.key === "Tab" || event.key === "Shift") return;
-  if (event.key.toLowerCase() === "h" && !event.ctrlKey && !event.metaKey) toggleOverlay();
-});
-// Before the stage sees the key, so that the first one is spoken too.
-$("view").addEventListener("keydown", () => $("view").classList.toggle("by-keyboard", Boolean(state.bitmap)), { capture: true });
-for (const kind of ["pointermove", "blur"]) {
-  $("view").addEventListener(kind, () => $("view").classList.remove("by-keyboard"), { capture: true });
-}
-$("view").addEventListener("blur", () => ($("readout").hidden = true));
-$("zoom-in").onclick = () => stage.zoomBy(1.4);
-$("zoom-out").onclick = () => stage.zoomBy(1 / 1.4);
-$("fit").onclick = () => stage.fit();
-$("actual").onclick = () => stage.actualSize();
-$("show-overlay").onclick = toggleOverlay;
+setUpTools(stage, classes, () => Boolean(state.bitmap));
 
 /* Panel ----------------------------------------------------------------------------------------- */
-
-$("opacity").addEventListener("input", applyOpacity);
-$("threshold").addEventListener("input", applyThreshold);
-$("hatch").addEventListener("change", applyThreshold);
-for (const radio of document.querySelectorAll("[name=drawing]")) radio.addEventListener("change", applyStyle);
-$("classes").addEventListener("change", applyStyle);
-for (const [id, checked] of [["all", true], ["none", false]]) {
-  $(id).onclick = () => {
-    for (const check of classChecks()) check.checked = checked;
-    applyStyle();
-  };
-}
 
 $("mpp").addEventListener("input", () => {
   $("mpp").dataset.forImage = state.file ? "this" : "next";
