@@ -108,9 +108,18 @@ class ClassProgressBar(RichProgressBar):
     def __init__(self, classes: tuple[LabelClass, ...]) -> None:
         super().__init__(leave=False)
         self._classes = classes
+        self._shown: dict[str, Any] = {}
+
+    def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Read the numbers once per epoch: to read them from a GPU after a step waits for it."""
+        self._shown = self._read(trainer)
+        super().on_train_epoch_start(trainer, task)
 
     def get_metrics(self, trainer: L.Trainer, task: L.LightningModule) -> dict[str, Any]:
-        """The loss, the mean Dice and the Dice of each class."""
+        """The loss, the mean Dice and the Dice of each class, of the epoch before."""
+        return dict(self._shown)
+
+    def _read(self, trainer: L.Trainer) -> dict[str, Any]:
         found = trainer.callback_metrics
         shown: dict[str, Any] = {}
         if "loss" in found:

@@ -1,7 +1,7 @@
 """The training task for Lightning's Trainer: loss, scores, optimizer and schedule."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -11,8 +11,8 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from train.data.dataset import WholeImage
-from train.errors import RunError
 from train.fitting.evaluation import label_images
+from train.fitting.finite import FiniteLosses
 from train.fitting.losses import SegmentationLoss
 from train.metrics import ClassScores, PooledConfusion, class_scores
 from train.model.segmenter import (
@@ -46,6 +46,7 @@ class SegmentationTask(L.LightningModule):
         self.classes = classes
         self.loss = SegmentationLoss(settings.loss, frequencies)
         self.confusion = PooledConfusion(len(classes))
+        self._losses = FiniteLosses()
         if not settings.loss.iou_weight:
             segmenter.freeze_iou_head()
 
@@ -53,23 +54,34 @@ class SegmentationTask(L.LightningModule):
         """One step's loss.
 
         Raises:
-            RunError: the loss is not a number.
+            RunError: the loss is not a number; on a GPU, that of the step before.
         """
         output = self._segment(batch)
         parts = self.loss(output, batch["labels"])
         loss: Tensor = parts["loss"] + self.bias_penalty()
-        if not torch.isfinite(loss):
-            raise RunError(
-                f"the loss is {loss.item()} at step {self.global_step}, on the tiles "
-                f"{', '.join(batch['tile_id'])}; expected a finite number. Lower --learning-rate "
-                f"(now {self.settings.optimization.learning_rate:g}), or train with "
-                "--precision 32-true; the last whole checkpoint is kept."
-            )
+        step, tiles = self.global_step, batch["tile_id"]
+        self._losses.watch(loss, lambda value: self._not_finite(value, step, tiles))
         self.log("loss", loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True)
         for name, value in parts.items():
             if name != "loss":
                 self.log(name, value, on_step=False, on_epoch=True, sync_dist=True)
         return loss
+
+    def _not_finite(self, loss: float, step: int, tiles: Sequence[str]) -> str:
+        return (
+            f"the loss is {loss} at step {step}, on the tiles {', '.join(tiles)}; expected a "
+            "finite number. Lower --learning-rate (now "
+            f"{self.settings.optimization.learning_rate:g}), or train with --precision 32-true; "
+            "the last whole checkpoint is kept."
+        )
+
+    def on_validation_start(self) -> None:
+        """Look at the epoch's last loss, before its checkpoint is written.
+
+        Raises:
+            RunError: it is not a number.
+        """
+        self._losses.check()
 
     def bias_penalty(self) -> Tensor:
         """The l2 term of Eq. 7, or 0 where the settings leave it out."""

@@ -10,6 +10,7 @@ from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
+from train.model.image_attention import ImageAttention
 from train.settings import ImageEncoderName
 
 PATCH_SIZE = 16
@@ -188,6 +189,8 @@ def build_image_encoder(size: ImageEncoderName, tile_size_px: int) -> nn.Module:
     if kind.stem_dims:
         encoder.patch_embed = ConvolutionalStem(kind.stem_dims, kind.embed_dim)
     encoder.neck = nn.Identity()
+    for block in encoder.blocks:
+        block.attn.__class__ = ImageAttention  # has SAM's weights and no state of its own
     return encoder
 
 

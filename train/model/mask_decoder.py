@@ -29,7 +29,9 @@ class NoPrompt(nn.Module):
     def forward(self, image_embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Add "no mask" to (B, D, h, w); returns that and `image_pe` (1, D, h, w)."""
         no_mask = self.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        image_pe = self.pe_layer(image_embeddings.shape[-2:]).unsqueeze(0)
+        # Angles of up to some turns: bfloat16 would round them by several degrees.
+        with torch.autocast(image_embeddings.device.type, enabled=False):
+            image_pe = self.pe_layer(image_embeddings.shape[-2:]).unsqueeze(0)
         return image_embeddings + no_mask, image_pe
 
 

@@ -43,7 +43,8 @@ def change_colors(views: Tensor, colors: Tensor) -> Tensor:
     grey = changed.mean(dim=1, keepdim=True).expand_as(changed)
     changed = torch.where(colors[:, 4, None, None, None] > 0, grey, changed)
     light = (256 * torch.exp(-changed) - 1).clamp(0, 255)
-    return _blurred(light, colors[:, 5])
+    with torch.autocast(views.device.type, enabled=False):  # bfloat16 has no 255 shades
+        return _blurred(light, colors[:, 5])
 
 
 def _blurred(views: Tensor, sigma_px: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,21 +19,30 @@ from train.pretraining.sources import open_source
 from train.pretraining.split_source import usable_slides
 from train.pretraining.task import PretrainTask
 
+_PREFETCHED = 2
+"""Batches that each loading process holds ready: torch's default."""
+
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians over the steps that were measured."""
+    """Means of reading, and medians of steps."""
 
     load_s: float
     """Seconds to read the views of a step, while nothing else runs."""
     step_s: float
     """Seconds of a step whose views are read already."""
+    batch_size: int
+    """Samples of a step."""
+    memory_gib: float | None
+    """Largest memory of a GPU's tensors during the steps; None on a CPU."""
 
     @property
     def text(self) -> str:
-        """Both, and their ratio, for people."""
+        """All of them, for people."""
+        memory = "" if self.memory_gib is None else f", {self.memory_gib:.1f} GiB on the GPU"
         return (
-            f"views of a step: {1000 * self.load_s:.0f} ms, step: {1000 * self.step_s:.0f} ms; "
+            f"views of a step: {1000 * self.load_s:.0f} ms, step: {1000 * self.step_s:.0f} ms "
+            f"({self.batch_size / self.step_s:.0f} samples per second{memory}); "
             f"reading is {self.step_s / self.load_s:.1f} times as fast as training"
         )
 
@@ -40,7 +50,8 @@ class Speed:
 def measure_speed(settings: PretrainSettings, data: Path, num_steps: int) -> Speed:
     """Read and train a few steps on one device, and write nothing.
 
-    The first step of each is left out: it decodes images and sets up what later ones use.
+    The first step is left out, as it sets up what later ones use, and so are the batches that
+    loading processes make while they start: those are there all at once.
 
     Args:
         settings: the run's.
@@ -55,11 +66,14 @@ def measure_speed(settings: PretrainSettings, data: Path, num_steps: int) -> Spe
     L.seed_everything(settings.schedule.seed, workers=True, verbose=False)
     task = PretrainTask(settings)
     loader: DataLoader[Any] = view_loader(found, slides, settings, task.patch_size)
-    batches, load_s, before = [], [], time.perf_counter()
-    for batch in islice(loader, num_steps + 1):
-        load_s.append(time.perf_counter() - before)
-        batches.append(batch)
-        before = time.perf_counter()
+    num_first = 1 + _PREFETCHED * settings.schedule.num_workers
+    batches: list[Any] = []
+    read_at: list[float] = []
+    for batch in islice(loader, num_first + num_steps):
+        read_at.append(time.perf_counter())
+        if len(batches) <= num_steps:
+            batches.append(batch)
+    first = min(num_first, len(read_at) - 1) - 1
     clock = _Clock()
     trainer = make_trainer(
         Path.cwd(),
@@ -74,15 +88,28 @@ def measure_speed(settings: PretrainSettings, data: Path, num_steps: int) -> Spe
         limit_val_batches=0,
     )
     trainer.fit(task, DataLoader(cast("Dataset[Any]", batches), batch_size=None))
-    return Speed(median(load_s[1:]), median(clock.seconds[1:]))
+    return Speed(
+        load_s=(read_at[-1] - read_at[first]) / (len(read_at) - 1 - first),
+        step_s=median(clock.seconds[1:]),
+        batch_size=settings.schedule.batch_size,
+        memory_gib=torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
+    )
 
 
 class _Clock(Callback):
+    """Times whole steps: a GPU is waited for."""
+
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
     def on_train_batch_start(self, *given: Any) -> None:
-        self._start = time.perf_counter()
+        self._start = _now()
 
     def on_train_batch_end(self, *given: Any) -> None:
-        self.seconds.append(time.perf_counter() - self._start)
+        self.seconds.append(_now() - self._start)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
