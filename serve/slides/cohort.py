@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError, field_validator
 
 from serve.contract.strict import Strict, first_problem
+from serve.images.readers.dicom import series_in
 from serve.slides.errors import CohortError
 
 SUFFIXES = (
@@ -72,7 +73,7 @@ def find_slides(paths: Sequence[Path]) -> tuple[list[SlideTask], list[Problem]]:
     if not found:
         raise CohortError(
             f"there is no slide in {', '.join(map(str, paths))}. Looked for {', '.join(SUFFIXES)}, "
-            "folders of *.dcm and OME-Zarr."
+            "*.dcm and OME-Zarr."
         )
     return _named(found)
 
@@ -88,22 +89,31 @@ def _of(path: Path) -> Iterable[SlideTask]:
 
 
 def is_slide_folder(path: Path) -> bool:
-    """Whether a folder is one slide: an OME-Zarr, or the files of a DICOM series."""
+    """Whether a folder is one slide: an OME-Zarr, or a DICOM series and nothing else."""
     if any((path / name).is_file() for name in ("zarr.json", ".zattrs")):
         return True
-    return any(path.glob("*.dcm"))
+    return len(series_in(path)) == 1 and not any(
+        entry.is_dir() or is_slide_name(entry) for entry in path.glob("[!.]*")
+    )
+
+
+def is_slide_name(path: Path) -> bool:
+    """Whether a file is called as slides are, those of DICOM left out."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def slide_files(folder: Path) -> list[Path]:
+    """The slides that are files of a folder; of a DICOM series, its first file."""
+    found = [path for path in folder.iterdir() if is_slide_name(path) and path.is_file()]
+    return sorted([*found, *(files[0] for files in series_in(folder))])
 
 
 def _slides_below(folder: Path) -> list[Path]:
-    found = []
+    found = slide_files(folder)
     for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
+        if path.is_dir() and not path.name.startswith("."):
             found += [path] if is_slide_folder(path) else _slides_below(path)
-        elif path.suffix.lower() in SUFFIXES:
-            found.append(path)
-    return found
+    return sorted(found)
 
 
 def _read_csv(path: Path) -> list[SlideTask]:

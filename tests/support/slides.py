@@ -61,6 +61,25 @@ def tissue_pixels(height: int, width: int, *, seed: int = 0) -> NDArray[np.uint8
     return np.clip(colors + noise, 0, 255).astype(np.uint8)
 
 
+def write_dicom_head(path: Path, series: str, *, referenced: str = "1.2.3") -> Path:
+    """Write what tells of which series a DICOM file is; it has no pixels."""
+    import pydicom
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    other = Dataset()
+    other.SeriesInstanceUID = referenced
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.VLWholeSlideMicroscopyImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.4"
+    dataset.ReferencedSeriesSequence = [other]  # comes before the series' own
+    dataset.SeriesInstanceUID = series
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
 class VirtualSlide(RegionReader):
     """A slide that is a function of its pixels' place: red and green are x and y of level 0.
 

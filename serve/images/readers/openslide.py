@@ -13,6 +13,7 @@ import openslide
 import tifffile
 from numpy.typing import NDArray
 
+from serve.images.readers.dicom import series_in
 from serve.images.readers.errors import (
     ReaderMissingError,
     SlideChannelsError,
@@ -88,19 +89,20 @@ class OpenSlideReader(RegionReader):
     def takes(cls, path: Path) -> bool:
         """See `RegionReader.takes`."""
         if path.is_dir():
-            return any(path.glob("*.dcm"))
+            return bool(series_in(path))
         return openslide.OpenSlide.detect_format(path) is not None
 
     @staticmethod
     def _entry(path: Path) -> Path:
         """The file that OpenSlide opens: of a folder of DICOM files any one."""
         if path.is_dir():
-            entry = next(iter(sorted(path.glob("*.dcm"))), None)
-            if entry is None:
+            series = series_in(path)
+            if len(series) != 1:
                 raise SlideFormatError(
-                    f"{path} is a folder without DICOM files (*.dcm). Name the slide's file."
+                    f"{path} is a folder with {len(series)} DICOM series in its *.dcm, expected "
+                    "one: a slide is a series. Name one file of the series that is meant."
                 )
-            return entry
+            return series[0][0]
         return path
 
     def _bounds(self) -> Bounds:

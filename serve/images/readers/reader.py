@@ -280,7 +280,9 @@ def _files_of(path: Path) -> list[Path]:
     if path.suffix.lower() == ".mrxs" and companion.is_dir():
         return [path, *sorted(file for file in companion.iterdir() if file.is_file())]
     if path.suffix.lower() == ".dcm":
-        return sorted(path.parent.glob("*.dcm"))
+        from serve.images.readers.dicom import siblings_of
+
+        return list(siblings_of(path))
     return [path]
 
 

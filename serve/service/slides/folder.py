@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.contract.errors import NotFoundError
-from serve.slides.cohort import RESERVED, SUFFIXES, is_slide_folder, name_of
+from serve.slides.cohort import RESERVED, is_slide_folder, name_of, slide_files
 
 _ID_LENGTH = 16
 _LOOK_AGAIN_S = 1.0
@@ -75,7 +75,7 @@ class SlideFolder:
         return slide
 
     def _paths(self) -> Iterator[Path]:
-        for folder, folders, files in os.walk(self.path, followlinks=False):
+        for folder, folders, _ in os.walk(self.path, followlinks=False):
             below = sorted(name for name in folders if not name.startswith("."))
             folders[:] = []  # what to go down to
             for name in below:
@@ -86,11 +86,7 @@ class SlideFolder:
                     yield path
                 elif not path.is_symlink():
                     folders.append(name)
-            for name in sorted(files):
-                path = Path(folder, name)
-                is_named_so = path.suffix.lower() in SUFFIXES and not name.startswith(".")
-                if is_named_so and path.is_file() and is_inside(path, self.path):
-                    yield path
+            yield from (path for path in slide_files(Path(folder)) if is_inside(path, self.path))
 
     def _describe(self, path: Path) -> SlideFile:
         file = path.relative_to(self.path).as_posix()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageColor
 
+from serve.images.readers.dicom import series_in, siblings_of
 from serve.images.readers.errors import ReaderMissingError
 from serve.slides.errors import OutputError
 from serve.slides.outputs.format import SlideFormat, SlideResult
@@ -81,11 +82,9 @@ def write_dicom_seg(result: SlideResult, path: Path) -> None:
 def _source(result: SlideResult, pydicom: Any) -> Any:
     """The data set of the slide's level 0, or one that stands for a slide that is not DICOM."""
     path = Path(result.plan.slide.path)
-    folder = path if path.is_dir() else path.parent
     if path.is_dir() or path.suffix.lower() == ".dcm":
-        found = [
-            pydicom.dcmread(file, stop_before_pixels=True) for file in sorted(folder.glob("*.dcm"))
-        ]
+        files = siblings_of(path) if path.is_file() else [f for s in series_in(path) for f in s]
+        found = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
         size = result.plan.slide.height_px, result.plan.slide.width_px
         for dataset in found:
             if (

@@ -18,7 +18,8 @@ _TIFF_UM_PER_CM = 1e4
 
 def write_ome_tiff(result: SlideResult, path: Path) -> None:
     """Write all levels, tile by tile."""
-    um = result.plan.um_per_cell
+    size, (step_y, step_x) = result.plan.slide.pixel_size, result.plan.level0_px_per_cell
+    um = {"X": size.x * step_x, "Y": size.y * step_y}
     options: dict[str, Any] = {
         "dtype": np.uint8,
         "tile": (_TILE, _TILE),
@@ -31,9 +32,9 @@ def write_ome_tiff(result: SlideResult, path: Path) -> None:
         "axes": "YX",
         "Name": result.name,
         "UUID": str(uuid.uuid5(uuid.NAMESPACE_URL, result.plan.key)),  # the same at each writing
-        "PhysicalSizeX": um,
+        "PhysicalSizeX": um["X"],
         "PhysicalSizeXUnit": "\u00b5m",
-        "PhysicalSizeY": um,
+        "PhysicalSizeY": um["Y"],
         "PhysicalSizeYUnit": "\u00b5m",
         "Description": "; ".join(
             [
@@ -46,7 +47,7 @@ def write_ome_tiff(result: SlideResult, path: Path) -> None:
     with tifffile.TiffWriter(path, bigtiff=True, ome=True) as tiff:
         for level in range(result.num_levels):
             shape = result.labels(level).shape
-            per_cm = _TIFF_UM_PER_CM / (um * 2**level)
+            per_cm = tuple(_TIFF_UM_PER_CM / (um[axis] * 2**level) for axis in "XY")
             first: dict[str, Any] = (
                 {"subifds": result.num_levels - 1, "metadata": metadata}
                 if level == 0
@@ -55,7 +56,7 @@ def write_ome_tiff(result: SlideResult, path: Path) -> None:
             tiff.write(
                 _tiles(result, level),
                 shape=shape,
-                resolution=(per_cm, per_cm),
+                resolution=per_cm,
                 **options,
                 **first,
             )

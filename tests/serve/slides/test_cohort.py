@@ -2,9 +2,13 @@ from pathlib import Path
 
 import pytest
 
+from serve.images.readers.dicom import series_in, siblings_of
+from serve.images.readers.errors import SlideFormatError
+from serve.images.readers.openslide import OpenSlideReader
 from serve.slides.cohort import find_slides
 from serve.slides.errors import CohortError
 from tests.support.errors import raises
+from tests.support.slides import write_dicom_head
 
 
 def touch(*paths: Path) -> None:
@@ -18,14 +22,38 @@ def test_a_folder_gives_its_slides_and_those_below(tmp_path: Path) -> None:
         *(tmp_path / name for name in ("b.svs", "a.ndpi", "notes.txt", ".hidden.svs")),
         *(tmp_path / "below" / name for name in ("c.ome.tif", "d.mrxs")),
         tmp_path / "below" / "d" / "Data0001.dat",
-        tmp_path / "series" / "1.dcm",
-        tmp_path / "series" / "2.dcm",
         tmp_path / "e.zarr" / "zarr.json",
     )
+    write_dicom_head(tmp_path / "series" / "1.dcm", "1.2.5")
+    write_dicom_head(tmp_path / "series" / "2.dcm", "1.2.5")
     tasks, problems = find_slides([tmp_path])
     assert problems == []
     assert [task.name for task in tasks] == ["a", "b", "c", "d", "e", "series"]
     assert tasks[-1].path == tmp_path / "series"
+
+
+def test_dicom_series_beside_other_slides_are_a_slide_each(tmp_path: Path) -> None:
+    touch(tmp_path / "a.svs", tmp_path / "broken.dcm")
+    for name, series in (("x1", "1.1"), ("x2", "1.1"), ("y1", "1.2"), ("y2", "1.2")):
+        write_dicom_head(tmp_path / f"{name}.dcm", series)
+    write_dicom_head(tmp_path / "below" / "z.dcm", "1.1")
+    tasks, problems = find_slides([tmp_path])
+    assert problems == []
+    assert [task.name for task in tasks] == ["a", "below", "broken", "x1", "y1"]
+    assert siblings_of(tmp_path / "y2.dcm") == (tmp_path / "y1.dcm", tmp_path / "y2.dcm")
+    with raises(SlideFormatError, "3"):
+        OpenSlideReader(tmp_path)
+
+
+def test_a_dicom_file_that_would_be_decompressed_is_alone(tmp_path: Path) -> None:
+    """Its head cannot be read without the rest, which may be as large as it likes."""
+    for name in ("1", "2"):
+        path = write_dicom_head(tmp_path / f"{name}.dcm", "1.1")
+        deflated = b"1.2.840.10008.1.2.1.99"
+        content = path.read_bytes().replace(b"1.2.840.10008.1.2.1\0\x02", deflated + b"\x02")
+        place = content.index(deflated)
+        path.write_bytes(content[: place - 2] + bytes([len(deflated), 0]) + content[place:])
+    assert len(series_in(tmp_path)) == 2
 
 
 def test_a_csv_says_what_is_special_about_a_slide(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from ome_zarr_models.v05 import Image as OmeImage
 from ome_zarr_models.v05 import ImageLabel
 from PIL import Image
 
+from serve.images.mpp import PixelSize
 from serve.images.readers.reader import Bounds, RegionReader
 from serve.slides.options import OutputOptions, Settings
 from serve.slides.outputs.format import SlideResult
@@ -235,6 +237,21 @@ def test_ome_tiff_has_the_levels_the_colours_and_the_scale(
         assert page.colormap[:, 1].tolist() == [0xD6 * 257, 0x27 * 257, 0x28 * 257]
         assert 'PhysicalSizeX="2.0"' in page.description
         assert "partial" not in page.description
+
+
+def test_ome_tiff_has_the_scale_along_each_axis(tmp_path: Path, result: SlideResult) -> None:
+    slide = result.plan.slide.model_copy(update={"mpp_xy": PixelSize(x=0.5, y=0.6)})
+    plan = result.plan.model_copy(update={"slide": slide})
+    path = write(dataclasses.replace(result, plan=plan), "ome-tiff", tmp_path)
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        assert 'PhysicalSizeX="2.0"' in page.description
+        assert 'PhysicalSizeY="2.4"' in page.description
+        per_cm = [
+            above / below
+            for above, below in (page.tags["XResolution"].value, page.tags["YResolution"].value)
+        ]
+    assert per_cm == pytest.approx([1e4 / 2.0, 1e4 / 2.4], rel=1e-6)
 
 
 def test_dicom_seg_has_the_labels_and_their_place(
