@@ -1,37 +1,65 @@
-"""Measures the seams between tiles, for several overlaps.
+"""Measures the seams between tiles, for several overlaps: `python -m benchmarks.slide_seams`.
 
-Counts how often neighbouring cells have different labels: across the lines of tiles (where a tile
-begins, where one ends, and the middle of an overlap), and across all other lines between the
-encoder's patches, whose edges show in every answer. Without seams, both shares are equal. Images
-are cropped so that a whole number of tiles fits, and tiles lie on the grid of patches.
+An image is segmented several times, each time with its tiles elsewhere, so that each place is
+compared with itself: in one grid a line of tiles runs there, in the others none does.
+
+- How often neighbouring cells have different labels across a line, divided by how often they have
+  at the same places without a line. 1 is no seam.
+- How often a cell's label is not that of most other grids, by the distance to the nearest line.
+
+The grids are moved by whole patches of the encoder, whose edges show in every answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import tyro
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
 
-from serve.contract.manifest import LOW_RES_STRIDE, Manifest
+from benchmarks.harness import write_report
+from benchmarks.real_size_model import draw_tiles
+from serve.contract.machine import Machine, this_machine
+from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
 from serve.contract.strict import Strict
-from serve.images.tiles import Blend, pad_to_tiles, tile_origins
+from serve.images.readers.registry import open_reader
+from serve.images.tiles import SAME_MPP, Blend, pad_to_tiles, tile_origins
 from serve.inference.batching import TileRunner
+from serve.inference.segmenter import open_segmenter
+from serve.settings import InferenceSettings
 
-PATCH_CELLS = 4
-"""Cells along one of SAM's patches of 16 pixels."""
+PATCH_PX = 16
+NUM_GRIDS = 4
+"""Grids along the diagonal of a step between tiles."""
+DISTANCES = (2, 4, 8, 16)
+"""Cells from the nearest line of tiles, at which the bins of distances end."""
 
 
 class Seams(Strict):
     """The cost of one overlap, and its seams."""
 
     overlap: float
-    num_tiles: int
-    on_lines: dict[str, float]
-    """Share of neighbouring cells with different labels, by the kind of line."""
-    elsewhere: float
+    tiles_per_area: float
+    """How many times an image's area is run."""
+    changes: dict[str, float]
+    """By the kind of line: label changes across it, divided by those at the same places without."""
     ratio: float
-    """The worst kind of line divided by `elsewhere`."""
-    same_as_reference: float
-    """Share of cells with the same label as with an overlap of half a tile."""
+    """Of the worst kind."""
+    unlike_others: dict[str, float]
+    """By the distance to the nearest line, in cells: the share of cells whose label is not that of
+    most other grids."""
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The labels of one position of the tiles, in the frame that all positions share."""
+
+    labels: NDArray[np.uint8]
+    lines: tuple[dict[str, NDArray[np.int64]], ...]
+    """Per axis and kind: the cells after which lines run."""
 
 
 def measure_seams(
@@ -40,42 +68,85 @@ def measure_seams(
     manifest: Manifest,
     overlaps: Sequence[float],
 ) -> list[Seams]:
-    """Segment images with several overlaps, and count label changes."""
-    reference = [segment(image, runner, manifest, 0.5)[0] for image in images]
-    found = []
-    for overlap in overlaps:
-        changes: dict[str, list[NDArray[np.bool_]]] = {}
-        num_tiles = same = cells = 0
-        for image, expected in zip(images, reference, strict=True):
-            cut = _whole_steps(image, manifest.tile_size_px, overlap)
-            labels, count = segment(cut, runner, manifest, overlap)
-            num_tiles += count
-            same += int((labels == expected[: labels.shape[0], : labels.shape[1]]).sum())
-            cells += labels.size
+    """Segment images with several overlaps, and count label changes.
+
+    Args:
+        images: (H, W, 3) uint8 RGB at the model's um per pixel, of a few tiles each.
+        runner: the model.
+        manifest: of the model.
+        overlaps: shares of a tile; steps between tiles are rounded to the encoder's patches.
+    """
+    return [
+        _measure([_grids(image, runner, manifest, overlap) for image in images], manifest, overlap)
+        for overlap in overlaps
+    ]
+
+
+def _measure(images: Sequence[list[_Grid]], manifest: Manifest, overlap: float) -> Seams:
+    crossing: dict[str, list[NDArray[np.bool_]]] = {}
+    same_places: dict[str, list[NDArray[np.bool_]]] = {}
+    near: dict[str, list[NDArray[np.bool_]]] = {}
+    for grids in images:
+        for index, grid in enumerate(grids):
+            others = [*grids[:index], *grids[index + 1 :]]
             for axis in (0, 1):
-                for kind, differ in _changes(labels, axis, manifest.tile_size_px, overlap):
-                    changes.setdefault(kind, []).append(differ)
-        shares = {
-            kind: float(np.concatenate(parts, axis=None).mean()) for kind, parts in changes.items()
-        }
-        elsewhere = shares.pop("elsewhere")
-        found.append(
-            Seams(
-                overlap=overlap,
-                num_tiles=num_tiles,
-                on_lines=shares,
-                elsewhere=elsewhere,
-                ratio=max(shares.values()) / elsewhere,
-                same_as_reference=same / cells,
+                for kind, at in grid.lines[axis].items():
+                    crossing.setdefault(kind, []).append(_differ(grid, axis, at))
+                    for other in others:
+                        free = np.setdiff1d(at, np.concatenate([*other.lines[axis].values()]))
+                        same_places.setdefault(kind, []).append(_differ(other, axis, free))
+            unlike = grid.labels != _most_frequent([other.labels for other in others])
+            for name, mask in _by_distance(grid):
+                near.setdefault(name, []).append(unlike[mask])
+    changes = {kind: _share(crossing[kind]) / _share(same_places[kind]) for kind in crossing}
+    tile = manifest.tile_size_px
+    return Seams(
+        overlap=overlap,
+        tiles_per_area=(tile / _step(tile, overlap)) ** 2,
+        changes=changes,
+        ratio=max(changes.values()),
+        unlike_others={
+            name: _share(parts) for name, parts in near.items() if any(part.size for part in parts)
+        },
+    )
+
+
+def _grids(
+    image: NDArray[np.uint8], runner: TileRunner, manifest: Manifest, overlap: float
+) -> list[_Grid]:
+    """The labels of an image with its tiles at several places, cropped to what all grids have."""
+    tile = manifest.tile_size_px
+    step = _step(tile, overlap)
+    starts = sorted(
+        {index * step // NUM_GRIDS // PATCH_PX * PATCH_PX for index in range(NUM_GRIDS)}
+    )
+    first = starts[-1] // LOW_RES_STRIDE
+    parts = [_whole_steps(image[start:, start:], tile, step) for start in starts]
+    last = [
+        min(start + part.shape[axis] for start, part in zip(starts, parts, strict=True))
+        // LOW_RES_STRIDE
+        for axis in (0, 1)
+    ]
+    grids = []
+    for start, part in zip(starts, parts, strict=True):
+        move = start // LOW_RES_STRIDE
+        labels = segment(part, runner, manifest, 1 - step / tile)
+        grids.append(
+            _Grid(
+                labels[first - move : last[0] - move, first - move : last[1] - move],
+                tuple(
+                    _lines(part.shape[axis], tile, step, first - move, last[axis] - first)
+                    for axis in (0, 1)
+                ),
             )
         )
-    return found
+    return grids
 
 
 def segment(
     image: NDArray[np.uint8], runner: TileRunner, manifest: Manifest, overlap: float
-) -> tuple[NDArray[np.uint8], int]:
-    """Segment an image; returns the labels of its cells, (h, w) uint8, and the number of tiles."""
+) -> NDArray[np.uint8]:
+    """Segment an image: the labels of its cells, (h, w) uint8, from 0."""
     tile = manifest.tile_size_px
     padded = pad_to_tiles(image, tile)
     blend = Blend(len(manifest.classes), padded.shape[0], padded.shape[1], tile)
@@ -92,34 +163,155 @@ def segment(
         for place, probabilities, scores in zip(some, *answers.values(), strict=True):
             blend.add(place, probabilities, scores)
     rows, columns = (-(-length // LOW_RES_STRIDE) for length in image.shape[:2])
-    labels = blend.probabilities().argmax(axis=0)[:rows, :columns]
-    return labels.astype(np.uint8), len(places)
+    labels: NDArray[np.uint8] = blend.probabilities().argmax(axis=0).astype(np.uint8)
+    return labels[:rows, :columns]
 
 
-def _whole_steps(image: NDArray[np.uint8], tile: int, overlap: float) -> NDArray[np.uint8]:
+def _step(tile: int, overlap: float) -> int:
+    """Pixels from one tile to the next, in whole patches."""
+    return max(round(tile * (1 - overlap) / PATCH_PX), 1) * PATCH_PX
+
+
+def _whole_steps(image: NDArray[np.uint8], tile: int, step: int) -> NDArray[np.uint8]:
     """Crop an image to a whole number of steps between tiles."""
-    step = int(tile * (1 - overlap))
     height, width = (tile + (length - tile) // step * step for length in image.shape[:2])
     return image[:height, :width]
 
 
-def _changes(
-    labels: NDArray[np.uint8], axis: int, tile: int, overlap: float
-) -> list[tuple[str, NDArray[np.bool_]]]:
-    """Whether neighbours along an axis differ, per kind of line between them."""
-    along = labels if axis == 0 else labels.T
-    differ = along[1:] != along[:-1]  # row i: between cells i and i + 1
-    length = labels.shape[axis] * LOW_RES_STRIDE
-    origins = [y // LOW_RES_STRIDE for y in tile_origins(length, tile, overlap)]
-    side = tile // LOW_RES_STRIDE
-    lines: dict[str, set[int]] = {"begin": set(), "end": set(), "middle": set()}
-    for first, second in zip(origins, origins[1:], strict=False):
-        lines["begin"].add(second - 1)
-        lines["end"].add(first + side - 1)
-        lines["middle"].add((second + first + side) // 2 // PATCH_CELLS * PATCH_CELLS - 1)
-    special = set().union(*lines.values())
-    others = [row for row in range(PATCH_CELLS - 1, len(differ), PATCH_CELLS) if row not in special]
-    return [
-        *((kind, differ[sorted(rows)]) for kind, rows in lines.items() if rows),
-        ("elsewhere", differ[others]),
+def _lines(
+    length: int, tile: int, step: int, first: int, num_cells: int
+) -> dict[str, NDArray[np.int64]]:
+    """By their kind, the cells of [first, first + num_cells) after which lines of tiles run."""
+    begin = np.arange(step, length - tile + 1, step) // LOW_RES_STRIDE - 1
+    end = begin + (tile - step) // LOW_RES_STRIDE
+    patch = PATCH_PX // LOW_RES_STRIDE
+    middle = (begin + end + 2) // 2 // patch * patch - 1
+    kinds = {"begin": begin, "middle": middle, "end": end} if tile > step else {"begin": begin}
+    lines = {}
+    for kind, at in kinds.items():
+        at = at - first
+        lines[kind] = at[(at >= 0) & (at < num_cells - 1)]
+    return lines
+
+
+def _differ(grid: _Grid, axis: int, at: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether neighbours across some lines differ."""
+    along = grid.labels if axis == 0 else grid.labels.T
+    differ: NDArray[np.bool_] = along[at] != along[at + 1]
+    return differ
+
+
+def _most_frequent(labels: Sequence[NDArray[np.uint8]]) -> NDArray[np.int64]:
+    """The label that most have, per cell."""
+    counts = [
+        sum((one == label).astype(np.int64) for one in labels)
+        for label in range(max(int(one.max()) for one in labels) + 1)
     ]
+    most: NDArray[np.int64] = np.argmax(np.stack(counts), axis=0)
+    return most
+
+
+def _by_distance(grid: _Grid) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Which cells lie how far from the nearest line in the middle of an overlap."""
+    along = []
+    for axis, length in enumerate(grid.labels.shape):
+        lines = grid.lines[axis]
+        at = lines.get("middle", lines["begin"])
+        along.append(np.abs(np.arange(length)[:, None] - (at + 0.5)).min(axis=1))
+    distance = np.minimum(along[0][:, None], along[1][None, :])
+    low = 0
+    for high in DISTANCES:
+        yield f"{low} to {high}", (distance >= low) & (distance < high)
+        low = high
+    yield f"over {low}", distance >= low
+
+
+def _share(parts: Sequence[NDArray[np.bool_]]) -> float:
+    return float(np.concatenate(parts, axis=None).mean())
+
+
+class SeamsReport(Strict):
+    """The content of `slide_seams.json`."""
+
+    machine: Machine
+    model: str
+    tile_size_px: int
+    images: tuple[str, ...]
+    seams: tuple[Seams, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeamsBenchmark:
+    """Measure the seams of a model for several overlaps."""
+
+    settings: tyro.conf.OmitArgPrefixes[InferenceSettings]
+    """What runs the model."""
+    images: tuple[Path, ...] = ()
+    """Small slides or pictures that state their um per pixel, of at least five tiles a side; by
+    default synthetic ones."""
+    num_drawn: int = 4
+    """Synthetic images."""
+    drawn_px: int = 1600
+    """Their side."""
+    overlaps: tuple[float, ...] = (0.5, 0.25, 0.1875, 0.125, 0.0625, 0.0)
+    out: Path = Path("artifacts/results/slides")
+    """Folder for `slide_seams.json`."""
+
+
+def run_benchmark(command: SeamsBenchmark) -> SeamsReport:
+    """Measure all overlaps."""
+    manifest = read_bundle(command.settings.bundle)
+    images = [_whole(path, manifest) for path in command.images]
+    names = [path.name for path in command.images]
+    if not images:
+        images = [*draw_tiles(command.num_drawn, command.drawn_px)]
+        names = [f"{command.num_drawn} synthetic, {command.drawn_px} px"]
+    segmenter = open_segmenter(command.settings, manifest)
+    try:
+        seams = measure_seams(images, segmenter.backend, manifest, command.overlaps)
+    finally:
+        segmenter.close()
+    return SeamsReport(
+        machine=this_machine(),
+        model=f"{manifest.name} {manifest.version}",
+        tile_size_px=manifest.tile_size_px,
+        images=tuple(names),
+        seams=tuple(seams),
+    )
+
+
+def _whole(path: Path, manifest: Manifest) -> NDArray[np.uint8]:
+    """A small slide or picture at the model's um per pixel."""
+    assert manifest.mpp is not None
+    with open_reader(path) as reader:
+        view = reader.at_mpp(manifest.mpp, tolerance=SAME_MPP)
+        return view.read(0, 0, view.height_px, view.width_px)
+
+
+def print_report(report: SeamsReport, console: Console) -> None:
+    """Print a row per overlap."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("overlap", "compute", "changes at lines", *report.seams[0].unlike_others):
+        table.add_column(name, justify="right")
+    for seams in report.seams:
+        kinds = " ".join(f"{kind} {ratio:.2f}" for kind, ratio in seams.changes.items())
+        table.add_row(
+            f"{seams.overlap:.2%}",
+            f"{seams.tiles_per_area:.2f}",
+            kinds,
+            *(f"{share:.2%}" for share in seams.unlike_others.values()),
+        )
+    console.print(table)
+
+
+def main() -> None:
+    """Run the command line."""
+    command = tyro.cli(SeamsBenchmark, description=__doc__)
+    console = Console()
+    report = run_benchmark(command)
+    print_report(report, console)
+    write_report(command.out, "slide_seams", report)
+
+
+if __name__ == "__main__":
+    main()
