@@ -5,7 +5,8 @@
    shown for their own sake. Where there is a GPU, every other trial runs on it, and what follows
    runs where trials took less time.
 2. The comparison: as many processes of `python -m train compare` as `--processes`, which share its
-   runs, until all are finished or the time is up.
+   runs, until all are finished or the time is up. It has fewer epochs than asked for where the
+   trials say that the time would not do.
 3. The report of the seeds that are complete.
 
 OUT/trials.csv     what was tried, its best validation Dice, seconds and device
@@ -13,12 +14,13 @@ OUT/compare/       the comparison, its report in compare/report
 """
 
 import csv
+import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -28,11 +30,15 @@ import tyro
 
 ROWS = (
     *("base_without_focal", "base_with_focal", "cffa", "hcfa", "dfa", "dfa_cold", "dfa_frozen"),
-    *("dfa_masks", "unet"),
+    *("dfa_masks", "encoder_tiny", "encoder_tiny_conv", "unet"),
 )
 _NO_BIAS = ("--bias", "none")
 _UNET = ("--network", "unet", "--no-exportable", "--iou-weight", "0")
 _STOPS_TRIALS_S = 10.0
+"""Trials are stopped so long before the end."""
+_MARGIN = 1.5
+"""By which a run of the comparison may take longer than a trial, per epoch (our choice)."""
+_EPOCHS_MIN = 3
 
 
 class Trial(NamedTuple):
@@ -69,6 +75,11 @@ class Options:
     num_train: int = 200
     """Training tiles to draw."""
 
+    @property
+    def trial_epochs(self) -> int:
+        """Half of the comparison's."""
+        return max(1, self.epochs // 2)
+
 
 def trials() -> tuple[Trial, ...]:
     """The preset as it is, then what may be better."""
@@ -103,7 +114,13 @@ def main(options: Options) -> int:
     _write_trials(options.out / "trials.csv", results)
     best = choose(results)
     device = faster_device(results)
-    print(f"chosen: {best.name} on {device}, {time.monotonic() - started:.0f} s", flush=True)
+    seconds = [r.seconds / options.trial_epochs for r in results if r.device == device]
+    epochs = affordable_epochs(options, median(seconds), ends - time.monotonic())
+    options = replace(options, epochs=epochs)
+    print(
+        f"chosen: {best.name} on {device}, {epochs} epochs, {time.monotonic() - started:.0f} s",
+        flush=True,
+    )
     command = _compare(options, data, best, options.seeds)
     running = [_python(*command, env=_device(device)) for _ in range(options.processes)]
     _wait(running, ends)
@@ -118,7 +135,7 @@ def main(options: Options) -> int:
 
 def choose(results: Sequence[TrialResult]) -> Trial:
     """The trial of the highest validation Dice that may take part; the preset if all failed."""
-    own = [r for r in results if r.trial.takes_part and r.dice == r.dice]
+    own = [r for r in results if r.trial.takes_part and not math.isnan(r.dice)]
     return max(own, key=lambda r: r.dice).trial if own else trials()[0]
 
 
@@ -126,9 +143,16 @@ def faster_device(results: Sequence[TrialResult]) -> str:
     """Where the median trial took less time."""
     by_device: dict[str, list[float]] = {}
     for result in results:
-        if result.dice == result.dice:
+        if not math.isnan(result.dice):
             by_device.setdefault(result.device, []).append(result.seconds)
     return min(by_device, key=lambda name: median(by_device[name]), default="cpu")
+
+
+def affordable_epochs(options: Options, epoch_seconds: float, seconds_left: float) -> int:
+    """Epochs with which all rows and seeds are finished in time, at most those asked for."""
+    rounds = math.ceil(len(options.rows) * options.seeds / options.processes)
+    affordable = seconds_left / (rounds * epoch_seconds * _MARGIN)
+    return max(_EPOCHS_MIN, min(options.epochs, int(affordable)))
 
 
 def complete_seeds(runs: Path, rows: Sequence[str], num_seeds: int) -> int:
@@ -152,7 +176,7 @@ def _try(
             run = options.out / "trials" / trial.name.replace(" ", "_")
             process = _python(
                 *("-m", "train", "fit", "synthetic", "--data", str(data), "--out", str(run)),
-                *("--epochs", str(max(1, options.epochs // 2)), "--overwrite"),
+                *("--epochs", str(options.trial_epochs), "--overwrite"),
                 *("--precision", "bf16-mixed", *_NO_BIAS, *trial.options),
                 env=_device(device),
             )

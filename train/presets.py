@@ -40,16 +40,15 @@ def synthetic() -> Settings:
 def small() -> Settings:
     """A few images of your own: small encoders trained from scratch, with strong augmentation.
 
-    The convolutional encoder and its learning rate were chosen on validation images of GlaS (see
-    docs/training.md).
+    The image encoder, a convolutional stem with skip connections, and the learning rate were chosen
+    on validation images of GlaS (see docs/training.md).
     """
     settings = synthetic()
     return replace(
         settings,
         preset="small",
-        model=replace(settings.model, image_encoder="tiny_conv", pathology_encoder_depth=1),
-        bias=replace(settings.bias, bias_lr_factor=33.0),
-        optimization=replace(settings.optimization, epochs=60, learning_rate=3e-4, warmup_steps=20),
+        model=replace(settings.model, image_encoder="tiny_pyramid", pathology_encoder_depth=1),
+        optimization=replace(settings.optimization, epochs=60, warmup_steps=20),
         augmentation=replace(settings.augmentation, crop_scale_min=0.5, stain_jitter=0.05),
     )
 
@@ -59,8 +58,8 @@ def glas() -> Settings:
 
     Tiles of 192 pixels and 8 epochs (our choice): for comparisons that one core can repeat, and far
     from the best model that these images allow. The encoder, its norms and its learning rate were
-    chosen on validation images with one seed each (docs/training.md), none on test images. bfloat16
-    takes two thirds of the time where the processor computes in it.
+    chosen on validation images (docs/training.md), none on test images. bfloat16 takes two thirds
+    of the time where the processor computes in it.
     """
     settings = small()
     return replace(

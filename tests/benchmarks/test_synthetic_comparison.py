@@ -2,8 +2,10 @@ import math
 from pathlib import Path
 
 from benchmarks.synthetic_comparison import (
+    Options,
     Trial,
     TrialResult,
+    affordable_epochs,
     best_dice,
     choose,
     complete_seeds,
@@ -26,6 +28,13 @@ def test_trainings_run_where_the_median_trial_took_less_time():
     results = [result("a", 0.7, 9.0, "cpu"), result("b", 0.7, 3.0, "cuda")]
     assert faster_device([*results, result("failed", math.nan, 0.1, "cpu")]) == "cuda"
     assert faster_device([]) == "cpu"
+
+
+def test_fewer_epochs_are_trained_where_the_time_would_not_do():
+    options = Options(out=Path(), processes=4, epochs=12, seeds=2, rows=("a", "b", "c", "d"))
+    assert affordable_epochs(options, epoch_seconds=2, seconds_left=2 * 2 * 1.5 * 7) == 7
+    assert affordable_epochs(options, epoch_seconds=2, seconds_left=3600) == 12
+    assert affordable_epochs(options, epoch_seconds=2, seconds_left=1) == 3
 
 
 def test_a_seed_is_complete_when_every_row_has_been_scored(tmp_path: Path):
