@@ -175,7 +175,10 @@ class TileSegmenter(Closing):
         tile = self.manifest.tile_size_px
         tiles = num_tiles(rows, columns, tile)
         limit = f"{self._max_tiles} tiles" if self._max_tiles else f"{self._max_pixels} pixels"
+        # A thin image costs whole tiles, as one as wide as a tile would.
+        costs = max(rows, tile) * max(columns, tile)
         is_over = scale != UNSCALED and rows * columns > self._max_pixels
+        is_over |= min(rows, columns) < tile and costs > max(self._max_pixels, tile**2)
         if is_over or tiles > self._max_tiles > 0:
             raise ImageTooLargeError(
                 f"{at}the image is {columns} x {rows}: {rows * columns} pixels, {tiles} tiles of "

@@ -10,6 +10,8 @@ uvicorn 0.54 have no setting for:
 - The timeout of requests. `traffic.timeout` has to be above 0. With it BentoML starts a timer per
   request, and keeps it with the request's context until it is due, long after the answer. The
   gateway limits the time, and answers in JSON.
+- Paths with an encoded line feed, which do not match the mount of our application: their 404 is in
+  plain text.
 - The log of the process that starts the workers. `Service.serve_http` always sets up one of its
   own, in text.
 """
@@ -17,16 +19,18 @@ uvicorn 0.54 have no setting for:
 import uvicorn.config
 from bentoml._internal import log as bentoml_log
 from bentoml._internal.server.http import traffic
+from starlette.convertors import CONVERTOR_TYPES
 from starlette.types import ASGIApp
 
 _PROTOCOL = "serve.service.protocol:ServiceProtocol"
 
 
 def apply_patches() -> None:
-    """Replace the protocol, the timeout and the set-up of the log in this process."""
+    """Replace the protocol, the timeout, the mount and the set-up of the log in this process."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = _PROTOCOL
     uvicorn.config.WS_PROTOCOLS["auto"] = None
     vars(traffic)["TimeoutMiddleware"] = _without_timeout
+    type(CONVERTOR_TYPES["path"]).regex = "(?s:.*)"
     bentoml_log.configure_logging = _keep_log
 
 

@@ -1,7 +1,6 @@
 """Answers errors as `{"error": message, "code": code}`, with the HTTP status of their kind."""
 
-import difflib
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +21,7 @@ from serve.contract.errors import (
     UploadTooLargeError,
     UploadTooSlowError,
 )
+from serve.service.queries import unknown_option
 
 Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
 INTERNAL_CODE = "internal"
@@ -40,6 +40,9 @@ _STATUS: Mapping[type[FocalPathError], int] = {
 }
 _OTHER_STATUS = 503
 """Status of all other errors, which are not the caller's: the model is not available."""
+_EXPECTED_BODY = "Expected a JSON object, sent with the Content-Type application/json."
+_MOST_SHOWN = 80
+"""Characters of a wrong value that an error repeats."""
 _CODES = {404: "not_found", 405: "method_not_allowed", 503: "backend_unavailable"}
 """Codes of requests that the web framework refuses, by status."""
 
@@ -75,19 +78,26 @@ async def _answer_http(_: Request, error: Exception) -> Response:
 
 async def _answer_invalid_option(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
+    # A misspelt option tells more than the one that is then missing.
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in first["loc"][1:])
     if first["type"] == "extra_forbidden":
-        return error_answer(
-            _unknown_option(place, request.app.state.queries[request.scope["route"].path])
-        )
-    return error_answer(OptionError(f"{place} is {first['input']!r}: {first['msg']}."))
+        known = request.app.state.queries[request.scope["route"].path]
+        return error_answer(unknown_option(place, known))
+    if first["type"] == "json_invalid":
+        where = f"{first['ctx']['error']} at character {place}"
+        return error_answer(OptionError(f"The body is no JSON: {where}. {_EXPECTED_BODY}"))
+    if not place:
+        found = "missing" if first["input"] is None else f"{_short(first['input'])}"
+        return error_answer(OptionError(f"The body is {found}. {_EXPECTED_BODY}"))
+    if first["type"] == "missing":
+        return error_answer(OptionError(f"{place} is missing."))
+    return error_answer(OptionError(f"{place} is {_short(first['input'])}: {first['msg']}."))
 
 
-def _unknown_option(name: str, known: Sequence[str]) -> OptionError:
-    nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return OptionError(f"{name!r} is not an option here.{hint} There are: {', '.join(known)}.")
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 async def _answer_disconnect(_: Request, __: Exception) -> Response:

@@ -1,10 +1,12 @@
 """The query parameters of the endpoints, derived from the options of the answer formats."""
 
+import difflib
 from collections import Counter
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Collection, Iterable
+from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import Field, create_model
+from fastapi import Request
+from pydantic import BaseModel, Field, create_model
 
 from serve.answers.format import AnswerFormat, Options
 from serve.answers.registry import batch_formats, merged_options
@@ -24,6 +26,32 @@ class ImageQuery(Options):
     )
 
 
+def unknown_option(name: str, known: Collection[str]) -> OptionError:
+    """The error of an option that a route does not have, with the nearest one that it has."""
+    nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    listed = f"There are: {', '.join(known)}." if known else "There are none."
+    return OptionError(f"{name!r} is not an option here.{hint} {listed}")
+
+
+def refuse_other_queries(query: type[BaseModel] | None) -> Callable[[Request], None]:
+    """A dependency of a route: refuses what is not in its query, and what is there repeatedly."""
+    fields = {} if query is None else query.model_fields
+
+    def check(request: Request) -> None:
+        for name, times in Counter(key for key, _ in request.query_params.multi_items()).items():
+            if name not in fields:
+                raise unknown_option(name, fields)
+            if times > 1 and get_origin(fields[name].annotation) is not list:
+                raise _repeated(name, times)
+
+    return check
+
+
+def _repeated(name: str, times: int) -> OptionError:
+    return OptionError(f"{name} is given {times} times, expected once.")
+
+
 def refuse_repeated(query: ImageQuery, names: Iterable[str]) -> None:
     """Refuse an option of one value that is given several times; else one would win silently.
 
@@ -36,7 +64,7 @@ def refuse_repeated(query: ImageQuery, names: Iterable[str]) -> None:
     """
     for name, times in Counter(names).items():
         if times > 1 and not isinstance(getattr(query, name), list):
-            raise OptionError(f"{name} is given {times} times, expected once.")
+            raise _repeated(name, times)
 
 
 def format_query(entry: AnswerFormat) -> type[ImageQuery]:

@@ -2,12 +2,14 @@
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import Field, ValidationError, field_validator
 
 from serve.contract.strict import Strict, first_problem
+from serve.images.mpp import MAX_MPP, MIN_MPP
 from serve.images.readers.dicom import series_in
 from serve.slides.errors import CohortError
 
@@ -16,16 +18,18 @@ SUFFIXES = (
     *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp"),
 )
 """What is taken for a slide in a folder; a file that is named is always tried."""
-RESERVED = ("summary", "run")
+_RESERVED = ("summary", "run")
+_MAX_NAME_BYTES = 200
+"""Of a result: file systems allow 255, and some of its files have longer names."""
 
 
 class SlideTask(Strict):
     """One slide, and what is said of it alone."""
 
     path: Path
-    name: str = Field(default="", max_length=200)
+    name: str = ""
     """Of its results; by default the file's, without the suffix."""
-    mpp: float | None = None
+    mpp: float | None = Field(default=None, ge=MIN_MPP, le=MAX_MPP)
     """um per pixel of level 0, where the file does not say it or is wrong."""
     reader: str | None = None
     tissue: str = ""
@@ -79,7 +83,7 @@ def find_slides(paths: Sequence[Path]) -> tuple[list[SlideTask], list[Problem]]:
 
 
 def _of(path: Path) -> Iterable[SlideTask]:
-    if not path.exists():
+    if not _exists(path):
         raise CohortError(f"{path} does not exist. Check the path; nothing was started.")
     if path.suffix.lower() == ".csv":
         return _read_csv(path)
@@ -90,11 +94,14 @@ def _of(path: Path) -> Iterable[SlideTask]:
 
 def is_slide_folder(path: Path) -> bool:
     """Whether a folder is one slide: an OME-Zarr, or a DICOM series and nothing else."""
-    if any((path / name).is_file() for name in ("zarr.json", ".zattrs")):
+    if any(is_file(path / name) for name in ("zarr.json", ".zattrs")):
         return True
-    return len(series_in(path)) == 1 and not any(
-        entry.is_dir() or is_slide_name(entry) for entry in path.glob("[!.]*")
-    )
+    try:
+        return len(series_in(path)) == 1 and not any(
+            entry.is_dir() or is_slide_name(entry) for entry in path.glob("[!.]*")
+        )
+    except OSError:  # it may not be entered
+        return False
 
 
 def is_slide_name(path: Path) -> bool:
@@ -103,16 +110,32 @@ def is_slide_name(path: Path) -> bool:
 
 
 def slide_files(folder: Path) -> list[Path]:
-    """The slides that are files of a folder; of a DICOM series, its first file."""
-    found = [path for path in folder.iterdir() if is_slide_name(path) and path.is_file()]
+    """The slides in a folder that are no folders; of a DICOM series, its first file.
+
+    What is called as slides are, and is a pipe or a link to nothing, is among them.
+    """
+    found = [path for path in folder.iterdir() if is_slide_name(path) and not path.is_dir()]
     return sorted([*found, *(files[0] for files in series_in(folder))])
 
 
-def _slides_below(folder: Path) -> list[Path]:
+def is_file(path: Path) -> bool:
+    """Whether a path is a file that can be looked at."""
+    try:
+        return path.is_file()
+    except OSError:  # of a folder that may not be entered, or of a share that is gone
+        return False
+
+
+def _slides_below(folder: Path, seen: set[Path] | None = None) -> list[Path]:
+    """The slides of a folder and of those in it; links are followed, in a circle only once."""
+    seen = set() if seen is None else seen
+    if folder.resolve() in seen:
+        return []
+    seen.add(folder.resolve())
     found = slide_files(folder)
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith("."):
-            found += [path] if is_slide_folder(path) else _slides_below(path)
+            found += [path] if is_slide_folder(path) else _slides_below(path, seen)
     return sorted(found)
 
 
@@ -122,31 +145,51 @@ def _read_csv(path: Path) -> list[SlideTask]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CohortError(f"{path} cannot be read as a CSV in UTF-8: {error}.") from error
-    rows = csv.DictReader(io.StringIO(text))
-    columns = [name.strip() for name in rows.fieldnames or ()]
+    rows = csv.reader(io.StringIO(text), strict=True)
+    try:
+        columns = [name.strip() for name in next(rows, [])]
+        _check_columns(path, columns)
+        return [_read_row(path, rows.line_num, columns, row) for row in rows if row]
+    except csv.Error as error:
+        raise CohortError(f"{path}, line {rows.line_num} is no CSV: {error}.") from error
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
     known = list(SlideTask.model_fields)
-    unknown = [name for name in columns if name not in known]
-    if "path" not in columns or unknown:
+    named = [name for name in columns if name]  # a spreadsheet may write columns of nothing
+    if "path" not in named or set(named) - set(known) or len(set(named)) < len(named):
         raise CohortError(
-            f"{path} has the columns {', '.join(columns) or 'none'}, expected path and any of "
-            f"{', '.join(known[1:])}."
+            f"{path} has the columns {', '.join(named) or 'none'}, expected path and any of "
+            f"{', '.join(known[1:])}, each once and separated by commas."
         )
-    rows.fieldnames = columns
-    tasks = []
-    for line, row in enumerate(rows, start=2):
-        fields = {name: value.strip() for name, value in row.items() if name and value}
-        try:
-            task = SlideTask.model_validate(fields)
-        except ValidationError as error:
-            raise CohortError(f"{path}, line {line}: {first_problem(error)}.") from error
-        slide = path.parent / task.path
-        if not slide.exists():
-            raise CohortError(f"{path}, line {line}: {slide} does not exist.")
-        tissue = task.tissue
-        if tissue not in ("", "auto", "none"):
-            tissue = str(path.parent / tissue)
-        tasks.append(task.model_copy(update={"path": slide, "tissue": tissue}))
-    return tasks
+
+
+def _read_row(path: Path, line: int, columns: Sequence[str], row: Sequence[str]) -> SlideTask:
+    where = f"{path}, line {line}"
+    cells = [cell.strip() for cell in row]
+    fields = {name: cell for name, cell in zip(columns, cells, strict=False) if cell}
+    if "" in fields or any(cells[len(columns) :]):
+        raise CohortError(
+            f"{where} has more cells than there are columns. Put what has a comma in quotes."
+        )
+    try:
+        task = SlideTask.model_validate(fields)
+    except ValidationError as error:
+        raise CohortError(f"{where}: {first_problem(error)}.") from error
+    slide = path.parent / task.path
+    if not _exists(slide):
+        raise CohortError(f"{where}: {slide} does not exist.")
+    tissue = task.tissue
+    if tissue not in ("", "auto", "none"):
+        tissue = str(path.parent / tissue)
+    return task.model_copy(update={"path": slide, "tissue": tissue})
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long a name, or a folder that may not be entered
+        return False
 
 
 def _named(tasks: Sequence[SlideTask]) -> tuple[list[SlideTask], list[Problem]]:
@@ -158,13 +201,16 @@ def _named(tasks: Sequence[SlideTask]) -> tuple[list[SlideTask], list[Problem]]:
         task = task.model_copy(update={"name": name})
         key = name.casefold()
         other = named.get(key)
-        if key in RESERVED:
-            reason = f"a result may not be called {name}. Give another `name` in a CSV."
+        reason = name_problem(task.path, name)
+        if reason:
+            reason = f"{reason}, or give another `name` in a CSV."
         elif other is None:
             named[key] = task
             continue
         elif other.path.resolve() == task.path.resolve():
-            continue
+            if task == other.model_copy(update={"path": task.path}):
+                continue
+            reason = "it is listed twice with other options. Leave one out."
         else:
             reason = (
                 f"its result would be called {name}, as that of {other.path}. Give each a `name` "
@@ -174,6 +220,24 @@ def _named(tasks: Sequence[SlideTask]) -> tuple[list[SlideTask], list[Problem]]:
             Problem(path=str(task.path), name=name, reason=reason, code=CohortError.code)
         )
     return list(named.values()), problems
+
+
+def name_problem(path: Path, name: str) -> str:
+    """Why a slide cannot have a result of that name, without a full stop; empty where it can."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in f"{path}{name}"):
+        return (
+            "its path has control characters, or is not in UTF-8, so it cannot be written down. "
+            "Rename the file or its folder"
+        )
+    if name.casefold() in _RESERVED:
+        return f"a result may not be called {name}. Rename the file"
+    num_bytes = len(name.encode())
+    if num_bytes > _MAX_NAME_BYTES:
+        return (
+            f"its result's name would have {num_bytes} bytes, at most {_MAX_NAME_BYTES} are "
+            "possible. Rename the file"
+        )
+    return ""
 
 
 def name_of(path: Path) -> str:

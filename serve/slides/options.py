@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from serve.contract.strict import Options
+from serve.images.mpp import MAX_MPP, MIN_MPP
 from serve.images.tiles import OVERLAP
 
 
@@ -64,7 +65,7 @@ class RunOptions(Options):
     settings: Settings = Settings()
     tissue: str = "auto"
     """auto, none, or a file with a mask or regions."""
-    mpp: float | None = None
+    mpp: float | None = Field(None, ge=MIN_MPP, le=MAX_MPP)
     """um per pixel of all slides, where they do not say it or are wrong."""
     reader: str | None = None
     outputs: OutputOptions = OutputOptions()

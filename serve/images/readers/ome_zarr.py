@@ -8,7 +8,12 @@ import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
-from serve.images.readers.errors import SlideChannelsError, SlideFormatError, SlideReadError
+from serve.images.readers.errors import (
+    SlideChannelsError,
+    SlideError,
+    SlideFormatError,
+    SlideReadError,
+)
 from serve.images.readers.reader import Bounds, RegionReader, pyramid
 
 _UM_PER_UNIT = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3}
@@ -24,22 +29,30 @@ class OmeZarrReader(RegionReader):
     def __init__(self, path: Path, *, mpp: float | None = None) -> None:
         super().__init__(path, mpp=mpp)
         try:
-            group = zarr.open_group(path, mode="r")
-            attributes: dict[str, Any] = dict(group.attrs)
-            image = attributes.get("ome", attributes)["multiscales"][0]
-            self._axes = "".join(axis["name"] for axis in image["axes"])
-            self._arrays = [_array(group, level["path"]) for level in image["datasets"]]
-        except (*_ZARR_ERRORS, IndexError) as error:
+            self._open(path)
+        except SlideError:
+            raise
+        except (*_ZARR_ERRORS, IndexError, AttributeError) as error:
+            # Python's own words on metadata of another form than expected tell nobody anything.
+            is_plain = isinstance(error, KeyError | TypeError | IndexError | AttributeError)
+            found = "its metadata are of another form" if is_plain else str(error)
             raise SlideFormatError(
-                f"{path.name} is no OME-Zarr image: {error}. Name the folder with the attribute "
-                "`multiscales`."
+                f"{path.name} is no OME-Zarr image: {found.replace(f'{path.parent}/', '')}. Name "
+                "the folder with the attribute `multiscales`."
             ) from error
+        self.bounds = Bounds(0, 0, self.width_px, self.height_px)
+        self.version = f"zarr {zarr.__version__}"
+
+    def _open(self, path: Path) -> None:
+        group = zarr.open_group(path, mode="r")
+        attributes: dict[str, Any] = dict(group.attrs)
+        image = attributes.get("ome", attributes)["multiscales"][0]
+        self._axes = "".join(axis["name"] for axis in image["axes"])
+        self._arrays = [_array(group, level["path"]) for level in image["datasets"]]
         self._check_channels()
         y, x = self._axes.index("y"), self._axes.index("x")
         self.levels = pyramid([(array.shape[x], array.shape[y]) for array in self._arrays])
-        self.bounds = Bounds(0, 0, self.width_px, self.height_px)
         self.properties = {"ome.name": str(image.get("name", ""))}
-        self.version = f"zarr {zarr.__version__}"
         self._file_mpp = _stated_mpp(image, y, x)
 
     @classmethod

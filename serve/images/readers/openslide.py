@@ -39,7 +39,9 @@ class OpenSlideReader(RegionReader):
         if openslide.OpenSlide.detect_format(entry) == "generic-tiff":
             refuse_other_channels(entry)
         self._slide = open_slide(entry)
-        self.properties: Mapping[str, str] = dict(self._slide.properties)
+        # A name that is not UTF-8 is listed, but not found.
+        found = self._slide.properties
+        self.properties: Mapping[str, str] = {name: found[name] for name in found if name in found}
         self.levels = pyramid(list(self._slide.level_dimensions))
         self.version = f"OpenSlide {openslide.__library_version__}"
         self.bounds = self._bounds()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from serve.contract.closing import Closing
 from serve.contract.errors import OptionError
 from serve.images.mpp import MAX_ASPECT, MAX_MPP, MIN_MPP, PixelSize
-from serve.images.readers.errors import SlideError, SlideScaleError
+from serve.images.readers.errors import SlideError, SlideFormatError, SlideScaleError
 from serve.images.readers.scaled import ScaledView, read_scaled
 
 SQUARE = 0.02
@@ -259,7 +259,14 @@ def pyramid(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
 
     Scanners cut or round the last row and column, so that 2903 / 725 means 4: what is divided
     naively is wrong by a pixel of the level at the far edge.
+
+    Raises:
+        SlideFormatError: a level has no pixels.
     """
+    if not sizes or min(map(min, sizes)) < 1:
+        raise SlideFormatError(
+            f"the slide has levels of {sizes} pixels, expected some of each. Copy it again."
+        )
     full_width, full_height = sizes[0]
     return tuple(
         Level(width, height, _downsample(full_width, width), _downsample(full_height, height))

@@ -1,5 +1,6 @@
 """Tiled TIFF pages, decoded tile by tile with tifffile: several times cheaper than OpenSlide."""
 
+import logging
 import os
 import struct
 import threading
@@ -11,6 +12,9 @@ import tifffile
 from numpy.typing import NDArray
 
 from serve.images.readers.errors import SlideReadError
+
+# Of a damaged file it tells each wrong tag on standard error; our one error says enough.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 _CACHED_BYTES = 64 * 2**20
 """Decoded tiles that are kept per level: about one row of a block's."""
@@ -89,8 +93,11 @@ class TiledPage:
 
     def _decode(self, index: int) -> NDArray[np.uint8]:
         page = self._page
-        offset, count = page.dataoffsets[index], page.databytecounts[index]
         try:
+            num_listed = min(len(page.dataoffsets), len(page.databytecounts))
+            if index >= num_listed:
+                raise ValueError(f"the file lists only {num_listed} tiles")
+            offset, count = page.dataoffsets[index], page.databytecounts[index]
             data = os.pread(self._file, count, offset)
             if len(data) < count:
                 raise ValueError(f"the file ends {count - len(data)} bytes early")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.contract.errors import NotFoundError
-from serve.slides.cohort import RESERVED, is_slide_folder, name_of, slide_files
+from serve.slides.cohort import is_file, is_slide_folder, name_of, name_problem, slide_files
 
 _ID_LENGTH = 16
 _LOOK_AGAIN_S = 1.0
@@ -86,7 +86,9 @@ class SlideFolder:
                     yield path
                 elif not path.is_symlink():
                     folders.append(name)
-            yield from (path for path in slide_files(Path(folder)) if is_inside(path, self.path))
+            for path in _slide_files(Path(folder)):
+                if is_file(path) and is_inside(path, self.path):
+                    yield path
 
     def _describe(self, path: Path) -> SlideFile:
         file = path.relative_to(self.path).as_posix()
@@ -94,9 +96,9 @@ class SlideFolder:
         return SlideFile(
             id=digest[:_ID_LENGTH],
             path=path,
-            file=file.encode("utf-8", "replace").decode(),
-            name=name_of(path),
-            num_bytes=path.stat().st_size if path.is_file() else None,
+            file=_as_text(file),
+            name=_as_text(name_of(path)),
+            num_bytes=_num_bytes(path),
             version=_version(path),
         )
 
@@ -112,8 +114,29 @@ def is_inside(path: Path, folder: Path) -> bool:
 def without_folders(message: str, *folders: Path | None) -> str:
     """A message that does not tell callers where the service's folders are."""
     for folder in folders:
-        message = message.replace(f"{folder}/", "")
+        if folder is not None:
+            for spelling in (folder.resolve(), folder.absolute(), folder):
+                message = message.replace(f"{spelling}/", "")
     return message
+
+
+def _slide_files(folder: Path) -> list[Path]:
+    try:
+        return slide_files(folder)
+    except OSError:  # it may not be entered, or is gone since it was listed
+        return []
+
+
+def _num_bytes(path: Path) -> int | None:
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:  # it is gone since it was listed
+        return None
+
+
+def _as_text(name: str) -> str:
+    """A file's name; question marks stand for bytes that are not UTF-8."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _version(path: Path) -> str:
@@ -130,9 +153,9 @@ def _named(slides: list[SlideFile]) -> list[SlideFile]:
     taken = Counter(slide.name.casefold() for slide in slides)
     found = []
     for slide in sorted(slides, key=lambda slide: slide.file):
-        problem = ""
-        if slide.name.casefold() in RESERVED:
-            problem = f"A result may not be called {slide.name}. Rename the file."
+        problem = name_problem(slide.path, slide.name)
+        if problem:
+            problem = f"{problem[0].upper()}{problem[1:]}."
         elif taken[slide.name.casefold()] > 1:
             problem = f"Another slide's result would be called {slide.name}, too. Rename one."
         found.append(SlideFile(**{**vars(slide), "problem": problem}))

@@ -92,7 +92,8 @@ def run_job(settings: ServeSettings, store: JobStore, job: Job) -> Outcome:
         formats = formats_of((OME_ZARR.name, *request.formats))
         watcher = JobProgress(store, job.id)
         cohort = Cohort(out, engine, options, formats, watcher, settings.bundle)
-        task = SlideTask(path=store.path_of(job.id), name=job.name)
+        # The name is that of the file, which may have more characters than a name that is chosen.
+        task = SlideTask(path=store.path_of(job.id)).model_copy(update={"name": job.name})
         (outcome,) = run_cohort(cohort, [task])
     finally:
         engine.close()
@@ -130,7 +131,8 @@ def _stop(signal_number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _end_with_the_service() -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin: its lock, held here, would abort the process when it ends by itself.
+    os.read(sys.stdin.fileno(), 1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_S)
     os._exit(1)

@@ -8,13 +8,14 @@ DELETE /jobs/{id}  cancel it; what was done is kept, and the next job of the sli
 
 from typing import Annotated
 
-from fastapi import Body, FastAPI, Path, Request
+from fastapi import Body, Depends, FastAPI, Path, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from serve.contract.errors import OptionError
 from serve.contract.strict import Strict
 from serve.service.openapi import Responses
+from serve.service.queries import refuse_other_queries
 from serve.service.slides.described import JOB, JOBS, NEW_JOB, with_errors
 from serve.service.slides.jobs import Job, JobRequest
 from serve.service.slides.state import Slides
@@ -92,6 +93,7 @@ def add_job_routes(app: FastAPI, key_errors: Responses) -> None:
         app.add_api_route(
             path,
             endpoint,
+            dependencies=[Depends(refuse_other_queries(None))],
             methods=[method],
             name=f"job{endpoint.__name__}",
             response_class=Response,

@@ -65,9 +65,10 @@ class JobsError(FocalPathError):
 class JobRequest(Strict):
     """What to segment, and how; the settings of the command line that a caller may choose."""
 
-    slide: str = Field(description="id of the slide", examples=["0f2d8c6b7e3a4d5f"])
+    slide: str = Field(max_length=64, description="id of the slide", examples=["0f2d8c6b7e3a4d5f"])
     mpp: float | None = Field(
         None,
+        strict=True,  # true is no number
         ge=MIN_MPP,
         le=MAX_MPP,
         description="um per pixel at full resolution, where the file does not say it or is wrong",
@@ -77,9 +78,13 @@ class JobRequest(Strict):
         "auto", description="auto: look where tissue is found; none: look everywhere"
     )
     formats: tuple[Literal[_FORMAT_NAMES], ...] = Field(  # type: ignore[valid-type]
-        DEFAULT, description="what to write; ome-zarr always is, since the page shows it"
+        DEFAULT,
+        max_length=len(_FORMAT_NAMES),
+        description="what to write; ome-zarr always is, since the page shows it",
     )
-    overwrite: bool = Field(False, description="replace a result of other settings or models")
+    overwrite: bool = Field(
+        False, strict=True, description="replace a result of other settings or models"
+    )
 
 
 class Job(Strict):

@@ -22,7 +22,7 @@ from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
 from serve.service.slides.cells import cells_npz, cells_png
 from serve.service.slides.deep_zoom import DeepZoom, tile_jpeg
-from serve.service.slides.folder import is_inside
+from serve.service.slides.folder import is_inside, without_folders
 
 MAX_MEMORY_BYTES = 4 * 2**30
 """Address space of the process: a decompression bomb ends it, and not the machine."""
@@ -130,7 +130,9 @@ def serve_requests(connection: Connection) -> None:
             fields, content = OPERATIONS[request["operation"]](slides, request)
         except FocalPathError as error:
             kinds = [kind.__name__ for kind in type(error).__mro__]
-            fields, content = {"error": str(error), "code": error.code, "kinds": kinds}, b""
+            root = Path(request["root"]) if "root" in request else None
+            message = without_folders(str(error), root)
+            fields, content = {"error": message, "code": error.code, "kinds": kinds}, b""
         connection.send_bytes(json.dumps(fields).encode())
         connection.send_bytes(content)
 

@@ -12,18 +12,19 @@ import hashlib
 import re
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Path, Query, Request
+from fastapi import Depends, FastAPI, Path, Query, Request
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from serve.answers.format import labels_of
 from serve.answers.registry import FORMATS
-from serve.contract.errors import ImageTooLargeError, NotFoundError
+from serve.contract.errors import ImageTooLargeError, NotFoundError, OptionError
 from serve.contract.strict import Strict
 from serve.images.mpp import MAX_MPP, MIN_MPP
 from serve.service.kept import KEEP_HEADER
 from serve.service.openapi import Responses
+from serve.service.queries import refuse_other_queries
 from serve.service.slides.described import (
     REGION,
     RESULT_FILE,
@@ -79,8 +80,8 @@ class RegionQuery(Strict):
 
     x: float = Field(ge=-1e7, le=1e7, description="left edge", examples=[1024])
     y: float = Field(ge=-1e7, le=1e7, description="top edge", examples=[2048])
-    width: float = Field(gt=0, le=1e7, description="pixels across", examples=[512])
-    height: float = Field(gt=0, le=1e7, description="pixels down", examples=[512])
+    width: float = Field(ge=1, le=1e7, description="pixels across", examples=[512])
+    height: float = Field(ge=1, le=1e7, description="pixels down", examples=[512])
     mpp: float | None = Field(
         None,
         ge=MIN_MPP,
@@ -176,13 +177,15 @@ async def _region(
 ) -> Response:
     """Segment a region at the model's um per pixel, as an image of it would be.
 
-    Outlines are in pixels of the slide's level 0. A region of too many pixels is a 413.
+    Outlines are in pixels of the slide's level 0. What of it lies outside of the slide is white. A
+    region of too many pixels is a 413.
     """
     slides, slide = await _of(request, slide_id)
     state = request.app.state
     worker: Worker = state.worker
     manifest = await worker.look(state.model.manifest)
     found, _ = await slides.readers.ask("info", **slides.place(slide), mpp=query.mpp)
+    _refuse_outside(query, found["bounds"], slide.file)
     own = found["mpp"]
     target = manifest.mpp or own
     if own is not None:
@@ -199,6 +202,20 @@ async def _region(
     tiles = await worker.look(lambda: worker.weigh(state.model, png, job))
     done = await worker.run(lambda: worker.answer(state.model, png, job, name), tiles=tiles)
     return response_of(done, entry)
+
+
+def _refuse_outside(query: RegionQuery, bounds: tuple[int, int, int, int], file: str) -> None:
+    x, y, width, height = bounds
+    if (
+        query.x >= x + width
+        or query.y >= y + height
+        or query.x + query.width <= x
+        or query.y + query.height <= y
+    ):
+        raise OptionError(
+            f"The region lies outside of {file}, which goes from x {x} to {x + width} and from y "
+            f"{y} to {y + height}."
+        )
 
 
 def _refuse_large(query: RegionQuery, scale: float, limit: int) -> None:
@@ -292,6 +309,7 @@ def add_slide_routes(app: FastAPI, key_errors: Responses) -> None:
         app.add_api_route(
             path,
             endpoint,
+            dependencies=[Depends(refuse_other_queries(queries.get(endpoint)))],
             methods=[method],
             name=endpoint.__name__.removeprefix("_"),
             response_class=Response,

@@ -162,3 +162,13 @@ def test_settings_limit_the_batch(toy_bundle: Path) -> None:
     ) as segmenter:
         segmenter.segment(blobs(300, 300))
     assert max(sizes) == 2
+
+
+def test_a_thin_image_that_costs_more_tiles_than_an_image_may_have_pixels_is_refused(
+    toy_bundle: Path,
+) -> None:
+    with open_segmenter(ServeSettings(bundle=toy_bundle, max_image_megapixels=1)) as segmenter:
+        tile = segmenter.manifest.tile_size_px
+        assert segmenter.num_tiles(1, 10**6 // tile, None) > 100
+        with raises(ImageTooLargeError, code="too_many_tiles"):
+            segmenter.num_tiles(1, 10**6, None)

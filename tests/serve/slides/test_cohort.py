@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,16 @@ def test_a_csv_says_what_is_special_about_a_slide(tmp_path: Path) -> None:
         ("path,magnification\na.svs,40\n", "magnification"),
         ("path,mpp\na.svs,big\n", "line 2"),
         ("path,name\na.svs,../x\n", "line 2"),
+        ("path,mpp\na.svs,nan\n", "line 2"),
+        ("path,mpp\na.svs,-0.5\n", "0.05"),
         ("path\ngone.svs\n", "gone.svs"),
+        ("path\n" + "x" * 5000, "line 2"),
+        ("path\na.svs\n\n" + "x" * 200_000, "line 4"),
+        ("path\nward, 7.svs\n", "line 2"),
+        ("path,\na.svs,0.5\n", "line 2"),
+        ('path\n"a.svs\n', "line 2"),
+        ("path,path\na.svs,b.svs\n", "path, path"),
+        ("path;mpp\na.svs;0.5\n", "path;mpp"),
         ("", "none"),
     ],
 )
@@ -105,6 +115,40 @@ def test_a_slide_that_is_named_twice_is_done_once(tmp_path: Path) -> None:
     touch(tmp_path / "a.svs")
     tasks, problems = find_slides([tmp_path, tmp_path / "a.svs"])
     assert (len(tasks), problems) == (1, [])
+
+
+def test_a_csv_of_a_spreadsheet_may_have_empty_cells_and_rows(tmp_path: Path) -> None:
+    touch(tmp_path / "a.svs", tmp_path / "b.svs")
+    table = tmp_path / "cohort.csv"
+    table.write_text("\ufeffpath, mpp ,,\r\n a.svs ,,,\r\n\r\nb.svs,0.5\r\n", encoding="utf-8")
+    tasks, _ = find_slides([table])
+    assert [(task.name, task.mpp) for task in tasks] == [("a", None), ("b", 0.5)]
+
+
+def test_a_slide_that_is_listed_twice_with_other_options_is_told(tmp_path: Path) -> None:
+    touch(tmp_path / "a.svs")
+    table = tmp_path / "cohort.csv"
+    table.write_text("path,mpp\na.svs,0.5\na.svs,0.25\na.svs,0.5\n")
+    tasks, (problem,) = find_slides([table])
+    assert [task.mpp for task in tasks] == [0.5]
+    assert "twice" in problem.reason
+
+
+def test_folders_that_are_linked_in_a_circle_are_looked_at_once(tmp_path: Path) -> None:
+    touch(tmp_path / "ward" / "a.svs", tmp_path / "other" / "b.svs")
+    for name in ("first", "second"):
+        (tmp_path / "ward" / name).symlink_to(tmp_path)
+    tasks, problems = find_slides([tmp_path])
+    assert [task.name for task in tasks] == ["b", "a"]
+    assert problems == []
+
+
+@pytest.mark.parametrize("name", [b"line\nfeed.svs", b"latin-\xfc.svs", b"x" * 220 + b".svs"])
+def test_a_file_whose_name_cannot_be_a_results_is_told(tmp_path: Path, name: bytes) -> None:
+    touch(tmp_path / "a.svs", tmp_path / os.fsdecode(name))
+    tasks, problems = find_slides([tmp_path])
+    assert [task.name for task in tasks] == ["a"]
+    assert len(problems) == 1
 
 
 def test_nothing_to_do_is_told(tmp_path: Path) -> None:

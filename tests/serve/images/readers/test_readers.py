@@ -317,3 +317,55 @@ def test_a_replaced_slide_is_noticed(tmp_path: Path, pixels: NDArray[np.uint8]) 
         with raises(SlideError, path.name):
             slide.check_unchanged()
         assert slide.fingerprint() != before
+
+
+def test_a_slide_is_read_whose_description_is_not_utf_8(tmp_path: Path) -> None:
+    """OpenSlide lists such a property, and then does not find it."""
+    slide = write_aperio(tmp_path / "latin.svs", tissue_pixels(300, 300))
+    content = slide.read_bytes()
+    slide.write_bytes(content.replace(b"|AppMag = ", b"|A\xfcpMag = "))
+    with open_reader(slide) as reader:
+        assert reader.mpp == 0.5
+        assert reader.read(0, 0, 0, 300, 300).std() > 10
+
+
+def test_a_tiff_that_lists_fewer_tiles_than_it_has_is_damaged(tmp_path: Path) -> None:
+    slide = write_ome_tiff(tmp_path / "short.ome.tif", tissue_pixels(600, 600))
+    with tifffile.TiffFile(slide, mode="r+b") as tiff:
+        tiff.pages.first.tags["ImageLength"].overwrite(6000)
+    with open_reader(slide) as reader, raises(SlideReadError, "tiles"):
+        reader.read(0, 0, 5000, 300, 300)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("multiscales",), "text"),
+        (("multiscales", 0, "axes", 0), 5),
+        (("multiscales", 0, "axes", 1, "unit"), [1]),
+        (("multiscales", 0, "datasets", 0, "path"), "../other"),
+        (("multiscales", 0, "datasets", 0, "coordinateTransformations", 0), "scale"),
+        (("multiscales", 0, "datasets", 0, "coordinateTransformations", 0, "scale"), [1]),
+        (("multiscales", 0, "datasets"), []),
+    ],
+)
+def test_an_ome_zarr_with_metadata_of_another_form_is_refused(
+    tmp_path: Path, place: tuple[str | int, ...], value: object
+) -> None:
+    slide = write_ome_zarr(tmp_path / "odd.zarr", tissue_pixels(64, 64))
+    group = zarr.open_group(slide, mode="a")
+    metadata: Any = dict(group.attrs)["ome"]
+    part = metadata
+    for step in place[:-1]:
+        part = part[step]
+    part[place[-1]] = value
+    group.attrs["ome"] = metadata
+    with raises(SlideFormatError):
+        open_reader(slide)
+
+
+def test_an_ome_zarr_without_pixels_is_refused(tmp_path: Path) -> None:
+    slide = write_ome_zarr(tmp_path / "none.zarr", tissue_pixels(64, 64))
+    zarr.open_group(slide, mode="a").create_array("0", shape=(3, 0, 64), dtype="u1", overwrite=True)
+    with raises(SlideFormatError):
+        open_reader(slide)

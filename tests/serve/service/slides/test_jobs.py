@@ -125,6 +125,33 @@ def test_a_job_leaves_what_the_command_line_leaves(
     assert classes["Tumor"]["area_mm2"] == pytest.approx(0.01, rel=0.1)
 
 
+def test_a_job_takes_a_slide_by_any_name_that_its_file_has(
+    toy_bundle: Path, slide: Path, tmp_path: Path
+) -> None:
+    names = ["case: 7 <b>.svs", "\u00fcn\u00ef \U0001f600 %41.svs"]
+    for name in names:
+        copy_of(slide, tmp_path / "slides", name)
+    with slide_client(toy_bundle, tmp_path / "slides") as client:
+        for name in names:
+            job = job_when(client, start(client, name)["id"], "done", "failed")
+            assert (job["status"], job["attempts"]) == ("done", 1), job["error"]
+
+
+def test_what_ends_a_job_unforeseen_is_in_its_error(
+    toy_bundle: Path, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hook").mkdir()
+    hook = "import os\nos.nice = lambda _: {}['the true reason']\n"
+    (tmp_path / "hook" / "sitecustomize.py").write_text(hook)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "hook"), str(ROOT)]))
+    copy_of(slide, tmp_path / "slides", "case.svs")
+    with slide_client(toy_bundle, tmp_path / "slides") as client:
+        job = job_when(client, start(client)["id"], "failed")
+    assert (job["code"], job["attempts"]) == ("job_crashed", MAX_ATTEMPTS)
+    assert "status 1" in job["error"]
+    assert "the true reason" in job["error"]
+
+
 def test_a_slide_that_fails_fails_alone_and_says_why(
     done: tuple[TestClient, dict[str, Any], Path],
 ) -> None:

@@ -20,6 +20,7 @@ from serve.service.slides.jobs import JobsError
 from serve.service.slides.state import check_slides
 from serve.settings import ServeSettings
 from tests.support import ROOT
+from tests.support.bad_slides import BAD_SLIDES
 from tests.support.bombs import BOMBS
 from tests.support.errors import raises, refusal_of
 from tests.support.pictures import png_chunk
@@ -77,6 +78,47 @@ def test_ids_are_the_same_in_another_copy_of_the_folder(folder: Path, tmp_path: 
     copied = SlideFolder(tmp_path / "slides", tmp_path / "out").slides()
     here = SlideFolder(folder, tmp_path / "out").slides()
     assert copied[0].id in {slide.id for slide in here}
+
+
+def test_files_whose_names_cannot_be_written_down_are_listed_with_the_reason(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
+    slides = tmp_path / "slides"
+    good = painted_slide(slides / "good.svs").read_bytes()
+    for name in (b"latin-\xfc.svs", b"line\nfeed.svs", b"x" * 220 + b".svs", b"Summary.svs"):
+        Path(os.fsdecode(bytes(slides) + b"/" + name)).write_bytes(good)
+    with slide_client(toy_bundle, slides) as client:
+        entries = {entry["file"]: entry for entry in client.get("/slides").json()["slides"]}
+        assert [file for file, entry in entries.items() if not entry["problem"]] == ["good.svs"]
+        assert "220 bytes" in entries["x" * 220 + ".svs"]["problem"]
+        for file, entry in entries.items():
+            if file != "good.svs":
+                answer = client.post("/jobs", json={"slide": entry["id"]})
+                assert refusal_of(answer) == (400, "option_invalid")
+        latin = entries["latin-?.svs"]
+        assert client.get(f"/slides/{latin['id']}").json()["file"] == "latin-?.svs"
+        assert client.get(f"/slides/{latin['id']}/tiles/0/0_0.jpeg").status_code == 200
+
+
+def test_errors_of_slides_do_not_tell_where_their_folder_is(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slides = tmp_path / "slides"
+    whole = painted_slide(slides / "case.svs").read_bytes()
+    (slides / "short.svs").write_bytes(whole[:-500])
+    BAD_SLIDES["bomb.png"][0](slides / "bomb.png")
+    BAD_SLIDES["encrypted_pdf.tif"][0](slides / "encrypted_pdf.tif")
+    (slides / "empty.zarr").mkdir()
+    (slides / "empty.zarr" / ".zattrs").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with slide_client(toy_bundle, Path("slides")) as client:
+        entries = client.get("/slides").json()["slides"]
+        answers = [client.get(f"/slides/{entry['id']}") for entry in entries]
+    refused = [answer.json()["error"] for answer in answers if answer.status_code != 200]
+    assert len(refused) == 4
+    for message in refused:
+        assert str(tmp_path) not in message
+        assert "slides/" not in message
 
 
 def test_two_slides_whose_results_would_have_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -143,6 +185,23 @@ def test_what_is_not_there_is_a_404_and_no_path_leads_out(
 ) -> None:
     answer = client.get(path.format(slide=slide))
     assert refusal_of(answer)[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        ("?mpp=3", "mpp"),
+        ("/tiles/0/0_0.jpeg?w=1", "w"),
+        ("/tiles/0/0_0.jpeg?v=1&v=2", "2 times"),
+        ("/result/files/run.json?v=1", "v"),
+        ("/../../jobs?limit=3", "limit"),
+        ("/../../slides?x=1", "x"),
+    ],
+)
+def test_a_query_that_a_route_of_slides_does_not_have_is_refused(
+    client: TestClient, slide: str, path: str, wrong: str
+) -> None:
+    assert refusal_of(client.get(f"{slide}{path}"), wrong) == (400, "option_invalid")
 
 
 @pytest.mark.parametrize("path", ["tiles/x/0_0.jpeg", "tiles/-1/0_0.jpeg", "tiles/1/.._0.jpeg"])
@@ -219,6 +278,48 @@ def test_a_region_that_is_too_large_or_has_no_scale_is_refused(
     unscaled = f"/slides/{id_of(client, 'no-mpp.svs')}"
     answer = client.post(f"{unscaled}/region/segment", params={**region, "width": 9, "height": 9})
     assert refusal_of(answer, "no-mpp.svs") == (400, "slide_scale")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"x": 900}, "900"),
+        ({"y": -20}, "700"),
+        ({"x": 1e7, "y": 1e7}, "case 7.svs"),
+        ({"width": 1e-9}, "width"),
+        ({"x": "nan"}, "nan"),
+        ({"height": "1e400"}, "1e400"),
+        ({"widht": 20}, "'width'"),
+    ],
+)
+def test_a_region_that_cannot_be_is_refused(
+    client: TestClient, slide: str, change: dict[str, object], named: str
+) -> None:
+    region = {"x": 10, "y": 10, "width": 20, "height": 20, **change}
+    answer = client.post(f"{slide}/region/segment", params=region)
+    assert refusal_of(answer, named) == (400, "option_invalid")
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b"", "missing"),
+        (b"{", "character 1"),
+        (b"[]", "[]"),
+        (b"{}", "slide"),
+        (b'{"slide": "x", "mpp": NaN}', "nan"),
+        (b'{"slide": "x", "mpp": true}', "True"),
+        (b'{"slide": "x", "tisue": "none"}', "'tissue'"),
+        (b'{"slide": "x", "formats": ["pdf"]}', "pdf"),
+        (b'{"slide": "' + b"x" * 9000 + b'"}', "at most 64"),
+    ],
+)
+def test_a_job_that_makes_no_sense_is_refused_in_one_short_sentence(
+    client: TestClient, body: bytes, named: str
+) -> None:
+    answer = client.post("/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert refusal_of(answer, named) == (400, "option_invalid")
+    assert len(answer.json()["error"]) < 250
 
 
 @pytest.mark.slow
