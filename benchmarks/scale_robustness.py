@@ -58,8 +58,10 @@ class Robustness:
     """The preset's by default."""
     factors: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Stated um per pixel over the true one."""
-    frozen: tuple[bool, ...] = (True, False)
-    """Whether encoders, both of them, are frozen."""
+    frozen: tuple[str, ...] | None = None
+    """Names of the encoders that stay frozen, the image encoder with them; by default all."""
+    trained: tuple[str, ...] = ("random",)
+    """Names of the encoders that are trained, the image encoder with them."""
     seeds: int = 3
 
     def settings(self, encoder: Path | None, frozen: bool, seed: int) -> Settings:
@@ -95,8 +97,9 @@ def run_robustness(study: Robustness) -> None:
     encoders: dict[str, Sequence[Path | None]] = {_RANDOM: [None], **named_folders(study.encoders)}
     found: dict[str, list[Floats]] = {}
     for seed in range(study.seeds):
-        for frozen in study.frozen:
-            for name, folders in encoders.items():
+        for frozen in (True, False):
+            for name in study.trained if not frozen else study.frozen or tuple(encoders):
+                folders = encoders[name]
                 encoder = folders[min(seed, len(folders) - 1)]
                 row = f"{name}, {'frozen' if frozen else 'trained'}"
                 run = study.out / "runs" / row.replace(", ", "-") / f"seed{seed}"
@@ -245,7 +248,7 @@ def _text(value: float, drawn: Floats, *, sign: str = "") -> str:
 def draw(study: Robustness, dice: Mapping[str, Floats], path: Path) -> None:
     """Mean Dice over the factor: one panel for frozen encoders, one for trained ones."""
     figure = Figure(figsize=(8.0, 3.6), layout="constrained", dpi=120)
-    kinds = [("frozen" if frozen else "trained") for frozen in study.frozen]
+    kinds = [k for k in ("frozen", "trained") if any(name.endswith(k) for name in dice)]
     panels = np.atleast_1d(figure.subplots(1, len(kinds), sharey=True))
     for axes, kind in zip(panels, kinds, strict=True):
         rows = {n.split(", ")[0]: v for n, v in dice.items() if n.endswith(kind)}

@@ -38,7 +38,7 @@ def test_a_segmenter_is_scored_at_the_stated_scale_and_at_wrong_ones(
         preset="toy",
         data=write_toy_data(tmp_path / "data"),
         out=tmp_path / "out",
-        frozen=(True,),
+        trained=(),
         factors=(1.0, 2.0),
         seeds=1,
     )
