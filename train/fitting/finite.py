@@ -35,7 +35,7 @@ class FiniteLosses:
         """
         self.check()
         copied = None
-        value = loss.detach().to("cpu", non_blocking=True)
+        value = loss.detach().to("cpu", non_blocking=loss.is_cuda)
         if loss.is_cuda:
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
