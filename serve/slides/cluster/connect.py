@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from ray.exceptions import RayError
 
 from serve.settings import InferenceSettings
 from serve.slides.cluster.errors import ClusterError
+from serve.slides.cluster.head import check_listening
 from serve.slides.options import ClusterOptions
 
 _CONNECT_S = 10.0
@@ -34,7 +34,8 @@ def connect(address: str) -> None:
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     with _captured_stderr() as warnings:
         try:
-            _check_listening(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
+            named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+            check_listening(named, _CONNECT_S)  # Ray itself would try for minutes
             ray.init(address=address, **options)
         except (OSError, RuntimeError, ValueError, RayError) as error:
             if "InvalidAuthToken" in warnings():
@@ -63,13 +64,6 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
             sys.stderr.flush()
             os.dup2(before, 2)
             os.close(before)
-
-
-def _check_listening(address: str) -> None:
-    """Raise OSError where nobody listens: Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
 
 
 @dataclass(frozen=True)

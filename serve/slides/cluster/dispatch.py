@@ -56,12 +56,21 @@ class Dispatcher:
         workers: actors of `ClusterWorker`; ended with this.
         opening: what each opens.
         tell: is told, in a line, what the user should know.
+        head: says why nothing can go on, once the head of the cluster is lost.
     """
 
-    def __init__(self, workers: Sequence[Worker], opening: Opening, *, tell: Tell) -> None:
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        opening: Opening,
+        *,
+        tell: Tell,
+        head: Callable[[], ClusterError | None] = lambda: None,
+    ) -> None:
         self._workers = list(workers)
         self._opening = opening
         self._tell = tell
+        self._head = head
         self._new: queue.SimpleQueue[SlideRun] = queue.SimpleQueue()
         self._slides: list[SlideRun] = []
         self._expected: dict[Any, _Expected] = {}
@@ -73,15 +82,17 @@ class Dispatcher:
 
     def run(self, slide: SlideRun) -> None:
         """Compute the blocks of a slide; returns when none is at work any more."""
-        if self._closing.is_set():
-            raise CancelledError
+        self.check_open()
         self._new.put(slide)
         slide.future.result()
 
-    @property
-    def is_closing(self) -> bool:
-        """Whether slides are given up."""
-        return self._closing.is_set()
+    def check_open(self) -> None:
+        """Raise ClusterError where the head is lost, and CancelledError where this is closed."""
+        error = self._head()
+        if error is not None:
+            raise error
+        if self._closing.is_set():
+            raise CancelledError
 
     def homes(self) -> list[str]:
         """The machine of every worker that is there."""
@@ -92,8 +103,9 @@ class Dispatcher:
         self._closing.set()
         if threading.current_thread() is not self._thread:
             self._thread.join(_JOIN_S)
-        for worker in self._workers:
-            ray.kill(worker.handle)
+        if self._head() is None:  # else it would be asked to
+            for worker in self._workers:
+                ray.kill(worker.handle)
         self._workers = []
 
     def _run(self) -> None:
@@ -101,7 +113,7 @@ class Dispatcher:
             for worker in self._workers:
                 if worker.state == "opening":
                     self._open(worker)
-            while not self._closing.is_set():
+            while not self._closing.is_set() and self._head() is None:
                 self._take_new()
                 self._hand_out()
                 self._poll()
@@ -111,7 +123,7 @@ class Dispatcher:
             self._take_new()
             for slide in self._slides:
                 if not slide.future.done():
-                    slide.future.set_exception(CancelledError())
+                    slide.future.set_exception(self._head() or CancelledError())
 
     def _take_new(self) -> None:
         while True:

@@ -22,6 +22,7 @@ from serve.slides.cluster.assign import SlideRun
 from serve.slides.cluster.connect import Crew, connect, rooms, size_crew
 from serve.slides.cluster.dispatch import MOST_TRIES, Dispatcher, Tell, Worker
 from serve.slides.cluster.errors import ClusterError, WorkerDiedError, WorkerFailedError
+from serve.slides.cluster.head import HeadWatch
 from serve.slides.cluster.worker import (
     ClusterWorker,
     Opening,
@@ -51,12 +52,16 @@ class ClusterEngine:
 
     Args:
         dispatcher: hands blocks to workers; closed with this.
+        head: notices that the cluster's head is lost; closed with this.
         model: that the workers hold.
         num_workers: how many there are, or will be.
     """
 
-    def __init__(self, dispatcher: Dispatcher, model: ModelInfo, *, num_workers: int) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, head: HeadWatch, model: ModelInfo, *, num_workers: int
+    ) -> None:
         self._dispatcher = dispatcher
+        self._head = head
         self._model = model
         self._num_workers = num_workers
         self._homes: dict[str, str] = {}
@@ -109,6 +114,7 @@ class ClusterEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
+        self._head.close()
         self._dispatcher.close()
         ray.shutdown()
 
@@ -144,9 +150,7 @@ class ClusterEngine:
         reference = _task(function).options(**options).remote(job)
         try:
             while not ray.wait([reference], timeout=_WAIT_S)[0]:
-                if self._dispatcher.is_closing:
-                    ray.cancel(reference, force=True)
-                    raise CancelledError
+                self._check_open(reference)
             answer: T | Problem = ray.get(reference)
         except RayTaskError as error:
             reason = " ".join(f"{type(error.cause).__name__}: {error.cause}".split())
@@ -160,6 +164,14 @@ class ClusterEngine:
         if isinstance(answer, Problem):
             raise answer.error()
         return answer
+
+    def _check_open(self, reference: Any) -> None:
+        """Stop waiting for a task where the run ends."""
+        try:
+            self._dispatcher.check_open()
+        except CancelledError:
+            ray.cancel(reference, force=True)
+            raise
 
 
 def open_cluster_engine(
@@ -208,11 +220,14 @@ def open_cluster_engine(
             versions=installed_versions(("focalpath",)),
         )
         first = _open_first(workers[0], opening, crew, tell)
-        dispatcher = Dispatcher(workers, _same_as(first, opening), tell=tell)
+        head = HeadWatch(ray.get_runtime_context().gcs_address, tell)
+        dispatcher = Dispatcher(
+            workers, _same_as(first, opening), tell=tell, head=lambda: head.error
+        )
     except BaseException:
         ray.shutdown()
         raise
-    return ClusterEngine(dispatcher, first.model, num_workers=crew.count)
+    return ClusterEngine(dispatcher, head, first.model, num_workers=crew.count)
 
 
 @cache

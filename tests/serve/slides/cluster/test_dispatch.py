@@ -114,10 +114,12 @@ class Crew:
         self.told: list[str] = []
         self._dispatchers: list[Dispatcher] = []
 
-    def of(self, *actors: Actor) -> Dispatcher:
+    def of(
+        self, *actors: Actor, head: Callable[[], ClusterError | None] = lambda: None
+    ) -> Dispatcher:
         opening = Opening(settings=InferenceSettings(), versions={})
         workers = [Worker(actor) for actor in actors]
-        self._dispatchers.append(Dispatcher(workers, opening, tell=self.told.append))
+        self._dispatchers.append(Dispatcher(workers, opening, tell=self.told.append, head=head))
         return self._dispatchers[-1]
 
     def close(self) -> None:
@@ -220,3 +222,13 @@ def test_what_a_callback_raises_stops_the_slide(crew: Crew, slide: Slide) -> Non
     slide.run.on_tiles = stop
     with pytest.raises(Stop):
         crew.of(Actor()).run(slide.run)
+
+
+def test_when_the_head_is_lost_every_slide_fails_with_that(crew: Crew, tmp_path: Path) -> None:
+    lost: list[ClusterError] = []
+    dispatcher = crew.of(Actor(), head=lambda: lost[0] if lost else None)
+    slide, later = Slide(tmp_path), Slide(tmp_path)
+    slide.run.on_block = lambda _: lost.append(ClusterError("the head is lost"))
+    for run in (slide.run, later.run):
+        with raises(ClusterError, "the head is lost"):
+            dispatcher.run(run)

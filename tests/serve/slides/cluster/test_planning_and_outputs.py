@@ -13,6 +13,7 @@ from serve.contract.errors import FocalPathError
 from serve.slides.cluster import engine as module
 from serve.slides.cluster.engine import ClusterEngine
 from serve.slides.cluster.errors import WorkerDiedError, WorkerFailedError
+from serve.slides.cluster.head import HeadWatch
 from serve.slides.cluster.worker import Problem
 from serve.slides.cohort import SlideTask
 from serve.slides.job import SlideJob
@@ -26,13 +27,14 @@ LARGE, SMALL = "a" * 56, "b" * 56
 class Crew:
     """A dispatcher whose workers are on some machines."""
 
-    is_closing = False
-
     def __init__(self, *nodes: str) -> None:
         self._nodes = list(nodes)
 
     def homes(self) -> list[str]:
         return self._nodes
+
+    def check_open(self) -> None:
+        pass
 
 
 class Cluster:
@@ -76,7 +78,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def engine_on(*nodes: str) -> ClusterEngine:
     crew = Crew(*nodes)
-    return ClusterEngine(crew, model_info(), num_workers=len(nodes))  # type: ignore[arg-type]
+    head = HeadWatch("", lambda _: None)  # looks nowhere
+    head.close()
+    return ClusterEngine(crew, head, model_info(), num_workers=len(nodes))  # type: ignore[arg-type]
 
 
 def job(name: str) -> SlideJob:
