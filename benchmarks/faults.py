@@ -39,10 +39,14 @@ class FaultRun:
 async def run_with_fault(
     url: str,
     probes: list[Probe],
-    seconds: float,
     do: Callable[[Callable[[str], None]], Awaitable[None]],
+    *,
+    seconds: float = 0,
 ) -> FaultRun:
-    """Send requests and sample `/readyz` while `do` injects a fault and reports its events."""
+    """Send requests and sample `/readyz` while `do` injects a fault and reports its events.
+
+    Lasts `seconds` at least, and until the service has been ready again for half a second.
+    """
     start = time.perf_counter()
     run = FaultRun()
 
@@ -59,8 +63,16 @@ async def run_with_fault(
     def happened(event: str) -> None:
         run.events[event] = time.perf_counter() - start
 
+    async def inject_and_recover() -> None:
+        await do(happened)
+        num_samples = len(run.readiness)
+        while "200" not in {status for _, status in run.readiness[num_samples:]}:
+            await asyncio.sleep(_SAMPLE_EVERY_S)
+        await asyncio.sleep(2 * _SAMPLE_EVERY_S)
+
     sampling = asyncio.ensure_future(sample())
-    run.answers, _ = await asyncio.gather(ask_for(url, probes, seconds), do(happened))
+    fault = asyncio.ensure_future(inject_and_recover())
+    run.answers, _ = await asyncio.gather(ask_for(url, probes, seconds, until=fault.done), fault)
     sampling.cancel()
     return run
 

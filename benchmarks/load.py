@@ -23,10 +23,10 @@ import psutil
 import tyro
 
 from benchmarks.faults import FaultRun, run_with_fault, triton_killed, worker_killed, workers_of
-from export.markdown import markdown_table
 from export.triton import publish
 from serve.client.benchmark import describe_machine
 from serve.client.load import LoadReport, Probe, measure_load, print_load, summarise_answers
+from serve.contract.markdown import markdown_table
 from tests.support.http_service import service_process, wait_until_ready
 from tests.support.malformed import (
     LIMITS,
@@ -160,10 +160,12 @@ def triton_fault(folder: Path, seconds: float) -> dict[str, Any]:
         with started(folder, **settings) as (url, process):
             workers = {worker.pid for worker in workers_of(process.pid)}
             fault = triton_killed(triton, after_s=seconds / 4, down_s=seconds / 4)
-            run = asyncio.run(run_with_fault(url, probes(NUM_CLIENTS_IN_FAULTS), seconds, fault))
+            run = asyncio.run(
+                run_with_fault(url, probes(NUM_CLIENTS_IN_FAULTS), fault, seconds=seconds)
+            )
             is_same = workers == {worker.pid for worker in workers_of(process.pid)}
     return {
-        **described(run, seconds),
+        **described(run),
         "outcomes_while_down": sorted(
             run.outcomes_between(run.events["killed"], run.events["starting"])
         ),
@@ -177,17 +179,20 @@ def worker_fault(folder: Path, seconds: float, num_workers: int) -> dict[str, An
     """Kill one worker of the service under load."""
     with started(folder, workers=str(num_workers)) as (url, process):
         fault = worker_killed(process.pid, after_s=seconds / 5)
-        run = asyncio.run(run_with_fault(url, probes(NUM_CLIENTS_IN_FAULTS), seconds, fault))
+        run = asyncio.run(
+            run_with_fault(url, probes(NUM_CLIENTS_IN_FAULTS), fault, seconds=seconds)
+        )
     return {
         "num_workers": num_workers,
-        **described(run, seconds),
+        **described(run),
         "right_again_after_s": round(run.first_after("killed", "200"), 2),
         "worker_replaced_after_s": round(run.events["started"] - run.events["killed"], 1),
     }
 
 
-def described(run: FaultRun, seconds: float) -> dict[str, Any]:
+def described(run: FaultRun) -> dict[str, Any]:
     """Summarise a run with a fault."""
+    seconds = run.answers[-1].at_s
     report = summarise_answers(run.answers, num_clients=NUM_CLIENTS_IN_FAULTS, seconds=seconds)
     changes: list[tuple[float, str]] = []
     for at_s, code in run.readiness:

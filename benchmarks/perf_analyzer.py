@@ -16,7 +16,8 @@ from serve.contract.manifest import Manifest
 
 Transport = Literal["HTTP", "gRPC", "shared memory"]
 _TIMEOUT_S = 600
-_WINDOW_MS = 2_000
+WINDOW_MS = 2_000
+"""Of one measurement; it takes `_TRIALS` of them."""
 _TRIALS = 3
 _STABLE_PERCENT = 999
 """Windows may differ by any amount: our own measurements have no such test either."""
@@ -98,7 +99,7 @@ def _command(
         *("-i", "http" if transport == "HTTP" else "grpc"),
         *("--shape", f"{image.name}:{','.join(map(str, image.shape[1:]))}"),
         *("--concurrency-range", str(level)),
-        *("-p", str(_WINDOW_MS), "-r", str(_TRIALS), "-s", str(_STABLE_PERCENT)),
+        *("-p", str(WINDOW_MS), "-r", str(_TRIALS), "-s", str(_STABLE_PERCENT)),
         *("-f", str(table)),
     ]
     if transport == "shared memory":

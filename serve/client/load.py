@@ -8,7 +8,7 @@ import asyncio
 import io
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,9 +113,25 @@ class LoadReport(BaseModel):
 
 
 async def ask_for(
-    url: str, probes: Sequence[Probe], seconds: float, *, api_key: str | None = None
+    url: str,
+    probes: Sequence[Probe],
+    seconds: float = 0,
+    *,
+    until: Callable[[], bool] = lambda: True,
+    api_key: str | None = None,
 ) -> list[Answer]:
-    """Run one client per probe for some seconds; returns all answers in order of time."""
+    """Run one client per probe.
+
+    Args:
+        url: of the service.
+        probes: what each client sends, again and again.
+        seconds: how long, at least.
+        until: whether that was long enough.
+        api_key: of the service, if it asks for one.
+
+    Returns:
+        All answers in order of time.
+    """
     headers = {} if api_key is None else {"X-API-Key": api_key}
     limits = httpx.Limits(max_connections=len(probes), max_keepalive_connections=len(probes))
     answers: list[Answer] = []
@@ -123,7 +139,7 @@ async def ask_for(
         start = time.perf_counter()
 
         async def ask(probe: Probe) -> None:
-            while time.perf_counter() - start < seconds:
+            while time.perf_counter() - start < seconds or not until():
                 begun = time.perf_counter()
                 outcome, pause_s = await _ask_once(client, url, probe)
                 ended = time.perf_counter()

@@ -33,8 +33,8 @@ def test_while_triton_is_killed_and_started_again_clients_get_a_503_or_the_right
         with service_process(toy_bundle, log, **settings) as (url, process):
             wait_until_ready(url)
             before = [worker.pid for worker in workers_of(process.pid)]
-            fault = triton_killed(triton, after_s=1, down_s=1.5)
-            run = asyncio.run(run_with_fault(url, probes(), 8, fault))
+            fault = triton_killed(triton, after_s=0.5, down_s=1)
+            run = asyncio.run(run_with_fault(url, probes(), fault))
             wait_until_ready(url)
             after = [worker.pid for worker in workers_of(process.pid)]
     events = run.events
@@ -56,7 +56,7 @@ def test_a_worker_that_is_killed_costs_its_own_requests_only_and_is_replaced(
     with service_process(toy_bundle, log, **settings) as (url, process):
         _wait_for_workers(process.pid, num_workers, log)
         fault = worker_killed(process.pid, after_s=0.5)
-        run = asyncio.run(run_with_fault(url, probes(), 2, fault))
+        run = asyncio.run(run_with_fault(url, probes(), fault))
         assert len(workers_of(process.pid)) == num_workers
         httpx.get(f"{url}/livez", timeout=60)  # waits for the new worker, where it is the only one
         wait_until_ready(url)

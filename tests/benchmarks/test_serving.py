@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import perf_analyzer
 from benchmarks.perf_analyzer import read_table, run_perf_analyzer
 from benchmarks.serving import ServingReport, as_markdown, main
 from benchmarks.serving_plot import plot
@@ -75,8 +76,9 @@ def test_what_perf_analyzer_measured_is_a_table_of_its_own_and_the_plot_is_a_pic
 @pytest.mark.triton
 @pytest.mark.slow
 def test_triton_is_measured_by_each_transport_and_by_perf_analyzer(
-    toy_bundle: Path, service_url: str, tmp_path: Path
+    toy_bundle: Path, service_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(perf_analyzer, "WINDOW_MS", 300)  # of nine: three for each transport
     arguments = ["--url", service_url, "--clients", "1", "--rounds", "1", "--min-requests", "2"]
     arguments += ["--image-size-px", "100", "--out", str(tmp_path)]
     assert main(["--bundle", str(toy_bundle), *arguments]) == 0

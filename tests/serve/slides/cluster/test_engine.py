@@ -109,32 +109,9 @@ def two_nodes(folder: Path) -> Iterator[RayCluster]:
         yield cluster
 
 
-def test_a_killed_worker_and_a_killed_node_change_no_byte(
-    slides: dict[str, Path], bundle: Path, expected: Path, tmp_path: Path
-) -> None:
-    out, log = tmp_path / "out", tmp_path / "run.log"
-    with two_nodes(tmp_path) as cluster:
-        arguments = command_line(cluster, bundle, out, slides["large"])
-        process = cluster.start("-m", "tests.support.slow_cluster_run", *arguments, log=log)
-        work = WorkFolder(out / ".work" / "large")
-        wait_for(process, lambda: hosts_of(work) == cluster.addresses)
-        kill_worker_and_node(cluster, work, process)
-        assert process.wait(_DEADLINE_S) == 0, log.read_text()
-    told = log.read_text()
-    events = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
-    assert "Traceback" not in told
-    assert sum("died" in event["text"] for event in events if event["event"] == "note") >= 1
-    assert all(event["tiles_done"] <= event["tiles"] for event in events if "tiles" in event)
-    assert files_of(out / "large") == files_of(expected / "large")
-    assert verify(out / "large")
-    passport = read_passport(out / "large")
-    assert passport is not None
-    assert {host.rpartition(" ")[2] for host in passport.hosts} == cluster.addresses
-
-
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    with side_by_side(tmp_path_factory.mktemp("cluster")) as cluster:
+    with two_nodes(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
 
@@ -171,6 +148,29 @@ def test_a_slide_that_kills_its_workers_fails_alone_after_three_tries(
         "small": "done",
         "poison": "failed",
     }
+
+
+# Last of those that use the nodes: one of them is gone afterwards.
+def test_a_killed_worker_and_a_killed_node_change_no_byte(
+    nodes: RayCluster, slides: dict[str, Path], bundle: Path, expected: Path, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "run.log"
+    arguments = command_line(nodes, bundle, out, slides["large"])
+    process = nodes.start("-m", "tests.support.slow_cluster_run", *arguments, log=log)
+    work = WorkFolder(out / ".work" / "large")
+    wait_for(process, lambda: hosts_of(work) == nodes.addresses)
+    kill_worker_and_node(nodes, work, process)
+    assert process.wait(_DEADLINE_S) == 0, log.read_text()
+    told = log.read_text()
+    events = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    assert "Traceback" not in told
+    assert sum("died" in event["text"] for event in events if event["event"] == "note") >= 1
+    assert all(event["tiles_done"] <= event["tiles"] for event in events if "tiles" in event)
+    assert files_of(out / "large") == files_of(expected / "large")
+    assert verify(out / "large")
+    passport = read_passport(out / "large")
+    assert passport is not None
+    assert {host.rpartition(" ")[2] for host in passport.hosts} == nodes.addresses
 
 
 def test_another_token_is_refused_in_one_line(
