@@ -35,11 +35,11 @@ from benchmarks.real_size_model import (
 )
 from export.graph.reference import Deployable
 from export.graph.to_onnx import PARITY_OUTPUT, drop_output, export_onnx
-from export.markdown import markdown_table
 from export.precision.half import convert_to_half
 from export.precision.int8 import quantize_int8
 from serve.contract import openvino
 from serve.contract.machine import installed_versions, usable_cpus
+from serve.contract.markdown import markdown_table
 from serve.contract.strict import Strict
 from train.settings import ModelSettings
 

@@ -37,8 +37,8 @@ from benchmarks.export_gpu_worker import (
 from benchmarks.harness import write_report
 from benchmarks.real_size_model import FLOPS_PER_TILE, model_line
 from export.errors import FocalPathError
-from export.markdown import markdown_table
 from serve.contract.machine import installed_versions
+from serve.contract.markdown import markdown_table
 from serve.contract.strict import Strict
 from train.settings import ModelSettings
 

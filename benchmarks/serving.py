@@ -20,13 +20,13 @@ from benchmarks.harness import write_report
 from benchmarks.perf_analyzer import PerfAnalyzerRow, Transport, run_perf_analyzer
 from benchmarks.serving_plot import plot
 from export import errors as export_errors
-from export.markdown import markdown_table
 from export.triton import publish
 from serve.client.benchmark import BenchmarkReport
 from serve.client.benchmark_report import markdown
 from serve.client.benchmark_run import Benchmark, run_benchmark
 from serve.contract import errors as serve_errors
 from serve.contract.manifest import read_bundle
+from serve.contract.markdown import markdown_table
 from tests.support.triton_server import TritonServer, TritonSetupError, install_triton, pip
 
 CLIENT_PACKAGE = "tritonclient==2.51.0"  # later ones need glibc 2.38

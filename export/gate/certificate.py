@@ -24,8 +24,8 @@ from export.errors import SettingsError
 from export.gate.gate import Gate
 from export.gate.scores import compare_classes
 from export.gate.tiles import Images
-from export.markdown import markdown_table
 from serve.contract.certificate import ScaleCertificate, ScalePoint
+from serve.contract.markdown import markdown_table
 from train.settings import LabelClass
 
 CURVE_FILE = "parity_scale.png"

@@ -7,8 +7,8 @@ from pathlib import Path
 from export.gate.certificate import certificate_section
 from export.gate.report import logit_difference, measured_against
 from export.gate.schema import ArtefactParity, ParityReport
-from export.markdown import markdown_table
 from serve.contract.manifest import Manifest
+from serve.contract.markdown import markdown_table
 from train.model.checkpoint import CheckpointCard
 from train.model.class_bias import find_strategy
 

@@ -13,7 +13,7 @@ from export.gate.answers import Answers
 from export.gate.certificate import certificate_section
 from export.gate.gate import Gate
 from export.gate.schema import ArtefactParity, ParityReport
-from export.markdown import markdown_table
+from serve.contract.markdown import markdown_table
 from train.settings import LabelClass
 
 REPORT_FILE = "parity_report.md"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from export.gate.schema import ArtefactParity
-from export.markdown import markdown_table
+from serve.contract.markdown import markdown_table
 from serve.contract.strict import Strict
 
 CARD_HEADING = "## TensorRT engine"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from serve.client.benchmark import BenchmarkReport, Measurement
-from serve.client.markdown import markdown_table
+from serve.contract.markdown import markdown_table
 
 
 def markdown(report: BenchmarkReport) -> str:
@@ -48,7 +48,7 @@ def _goals(report: BenchmarkReport) -> list[str]:
         ]
         for goal in report.goals
     ]
-    return markdown_table(["goal", "limit", "found", ""], rows, align="lrrl")
+    return markdown_table(["goal", "limit", "found", ""], rows, align="lrrl").splitlines()
 
 
 def _table(measurements: Sequence[Measurement], rate: str) -> list[str]:
@@ -63,7 +63,7 @@ def _table(measurements: Sequence[Measurement], rate: str) -> list[str]:
         for one in sorted(measurements, key=lambda one: one.clients)  # the routes keep their order
     ]
     headers = ["route", "clients", "p50 ms", "p95 ms", "p99 ms", rate, "requests"]
-    return markdown_table(headers, rows, align="lrrrrrr")
+    return markdown_table(headers, rows, align="lr").splitlines()
 
 
 def _ms(value: float | None) -> str:

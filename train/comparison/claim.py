@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from serve.contract.markdown import markdown_table
 from train.comparison.bootstrap import NUM_SEEDS_MIN, Bootstrap, Difference, seed_scores
 from train.comparison.methods import BASELINE, Row
-from train.comparison.tables import class_lines, interval_text, markdown_table
+from train.comparison.tables import class_lines, interval_text
 
 GAIN_MIN = 0.01
 """Smallest gain of a hard class in Dice (our choice)."""
@@ -71,7 +72,7 @@ def claim_section(bootstrap: Bootstrap) -> str:
         f"classes. The claim, made before the runs: each of them gains at least {GAIN_MIN:g} Dice "
         f"with an interval above 0 over at least {NUM_SEEDS_MIN} seeds, and no other class loses "
         f"more than {LOSS_MAX:g}. Differences are paired by case and seed.\n\n"
-        + markdown_table(header, lines)
+        + markdown_table(header, lines, align="lr")
     )
 
 

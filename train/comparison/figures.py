@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 from scipy import stats
 
+from serve.contract.markdown import markdown_table
 from train.comparison.bootstrap import Floats, seed_scores
 from train.comparison.compare import Comparison
 from train.comparison.methods import BASELINE, RowName
-from train.comparison.tables import markdown_table, table_rows, write_bias_csv
+from train.comparison.tables import table_rows, write_bias_csv
 from train.data.images import read_image
 from train.data.pixels import read_labels
 from train.fitting.curves import (
@@ -99,7 +100,7 @@ def _bias_text(
         "against the baseline's test Dice. A negative correlation means that hard classes get a "
         "larger bias. Only a negative one of what was learned beyond the prior says that training "
         "gave hard classes more.\n\n"
-        + markdown_table(header, lines)
+        + markdown_table(header, lines, align="lr")
         + f"\n\nOver {len(baseline)} classes, means over seeds, so p is rough. "
         "The numbers: [bias.csv](bias.csv). [PDF](figure3.pdf)"
     )

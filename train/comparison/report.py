@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from serve.contract.markdown import markdown_table
 from train.comparison.bootstrap import CONFIDENCE, NUM_RESAMPLES, NUM_SEEDS_MIN, Bootstrap
 from train.comparison.claim import claim_section
 from train.comparison.compare import NUM_PANELS, PANEL_SHARE_MIN, Comparison
@@ -23,7 +24,6 @@ from train.comparison.methods import BASELINE, COLD, DFA, FROZEN, UNET_LEARNING_
 from train.comparison.tables import (
     Table1,
     difference_table,
-    markdown_table,
     write_intervals,
 )
 from train.comparison.times import times_section, write_times
@@ -57,7 +57,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         times_section(comparison),
         figures_section(comparison, folder),
         _method(bootstrap),
-        _again(comparison),
+        _reproduction(comparison),
     ]
     readme = folder / "README.md"
     readme.write_text("\n\n".join(filter(None, sections)) + "\n", encoding="utf-8")
@@ -153,7 +153,7 @@ def _leverage_section(comparison: Comparison) -> str:
     header = ["Method", "Change", "Test labels changed", "Mean Dice"]
     return (
         "## Leverage of the bias\n\n"
-        + markdown_table(header, lines)
+        + markdown_table(header, lines, align="lr")
         + "\n\nEach trained model is changed as the line says and tested again, without training: "
         "where little changes, the model does not use its bias, and no score is due to it."
     )
@@ -168,11 +168,11 @@ def _pairs(comparison: Comparison) -> list[tuple[Row, Row]]:
     return pairs
 
 
-def _again(comparison: Comparison) -> str:
+def _reproduction(comparison: Comparison) -> str:
     """One command, and the settings that it needs."""
     version = next(iter(comparison.results.values())).card.code_version
     rows = " ".join(row.name for row in comparison.rows)
-    return f"""## How to make it again
+    return f"""## How to reproduce it
 
 ```sh
 python -m train compare --config run.yaml --data DATA --out OUT --seeds N --rows ROWS

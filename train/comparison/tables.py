@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from tabulate import tabulate
 
+from serve.contract.markdown import markdown_table
 from train.comparison.bootstrap import Bootstrap, Difference, Floats, Interval, seed_scores
 from train.comparison.compare import Comparison
 from train.comparison.methods import BASELINE, Row, RowName
@@ -100,7 +101,9 @@ class Table1:
     def markdown(self) -> str:
         """One table per metric; the highest mean of a line is bold."""
         return "\n\n".join(
-            markdown_table([title, *(row.title for row in self.rows)], self._lines(metric, "**"))
+            markdown_table(
+                [title, *(row.title for row in self.rows)], self._lines(metric, "**"), align="lr"
+            )
             for metric, title in METRICS
         )
 
@@ -170,7 +173,7 @@ def difference_table(bootstrap: Bootstrap, pairs: Sequence[tuple[Row, Row]]) -> 
         dice = interval_text(bootstrap.dice(row.name)[0])
         lines.append([row.title, dice, other.title, *_difference_cells(difference)])
     header = ["Method", "Mean Dice", "Compared with", "Difference", "Per seed", "Verdict"]
-    return markdown_table(header, lines)
+    return markdown_table(header, lines, align="lr")
 
 
 def _difference_cells(difference: Difference) -> list[str]:
@@ -205,18 +208,6 @@ def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]])
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(header)
         rows.writerows(lines)
-
-
-def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, the first column to the left and the others to the right."""
-    cells = [[cell.replace("|", r"\|") for cell in line] for line in (header, *lines)]
-    return tabulate(
-        cells[1:],
-        cells[0],
-        tablefmt="github",
-        disable_numparse=True,
-        colalign=("left", *["right"] * (len(header) - 1)) if len(cells) > 1 else None,
-    )
 
 
 def mean_std(mean: float, std: float) -> str:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from serve.contract.markdown import markdown_table
 from train.comparison.bootstrap import Floats
 from train.comparison.compare import Comparison
 from train.comparison.methods import BASELINE, RowName
-from train.comparison.tables import csv_number, markdown_table, write_csv
+from train.comparison.tables import csv_number, write_csv
 
 
 def write_times(path: Path, comparison: Comparison) -> None:
@@ -40,7 +41,7 @@ def times_section(comparison: Comparison) -> str:
     devices = sorted({result.device for result in comparison.results.values()})
     return (
         "## Training time\n\n"
-        + markdown_table([*header, "with its baseline"], lines)
+        + markdown_table([*header, "with its baseline"], lines, align="lr")
         + f"\n\nOn {'; '.join(devices)}, validation included{_total(comparison)}; each run's in "
         "[times.csv](times.csv). "
         "Compare CPU times on a CPU: wall-clock also counts other programs. HCFA needs a trained "

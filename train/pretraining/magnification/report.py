@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from tabulate import tabulate
 
+from serve.contract.markdown import markdown_table
 from train.pretraining.magnification.evaluate import COLORS, EncoderResult
 from train.pretraining.magnification.probe import NUM_RESAMPLES, interval, retention
 from train.pretraining.magnification.settings import EvaluationSettings
@@ -80,7 +80,11 @@ share of the area in components below 400 um2, minus the truth's."""
 
 
 def _table(rows: Sequence[Mapping[str, object]]) -> str:
-    return str(tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".3f"))
+    cells = [
+        [f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row.values()]
+        for row in rows
+    ]
+    return markdown_table(list(rows[0]), cells, align="lr")
 
 
 def _probe_row(

@@ -1,4 +1,4 @@
-from export.markdown import markdown_table
+from serve.contract.markdown import markdown_table
 
 
 def test_a_cell_with_a_bar_or_a_line_break_stays_one_cell() -> None:
