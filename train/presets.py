@@ -13,7 +13,7 @@ from train.settings import (
 )
 
 CRAG_MPP = 0.55
-"""um per pixel of CRAG's images (our choice: the files do not tell it)."""
+"""um per pixel of CRAG's images (our choice: the files do not state it)."""
 
 
 def synthetic() -> Settings:

@@ -67,7 +67,7 @@ class ScaleCertificate(Strict):
         return last
 
     def dice_losses(self, point: ScalePoint) -> tuple[float, ...]:
-        """How much Dice each class loses there; 0 where it was not measured."""
+        """Dice that each class loses there; 0 if it was not measured."""
         own = next(found for found in self.points if found.factor == 1.0)
         return tuple(
             0.0 if before is None or after is None else before - after
@@ -75,7 +75,7 @@ class ScaleCertificate(Strict):
         )
 
     def holds(self, point: ScalePoint) -> bool:
-        """Whether a point keeps to the level."""
+        """Whether a point stays above the level."""
         return (
             point.label_agreement >= self.min_agreement
             and max(self.dice_losses(point), default=0.0) <= self.max_dice_loss

@@ -29,12 +29,12 @@ SMALL = 1 / 32
 """Share of the limit up to which an image is small."""
 MOST_RETRY_AFTER_S = 600
 _FADING = 0.9
-"""Weight of what was measured before, with each image that is done."""
+"""Weight of the earlier measurements after each image."""
 
 
 @dataclass(eq=False)
 class _Item:
-    """An image at work or waiting."""
+    """An image that is waiting or being segmented."""
 
     tiles: int
     is_small: bool
@@ -59,11 +59,11 @@ class TileRate:
         return self._tiles / self._seconds if self._seconds > 0 and self._tiles > 0 else None
 
     def begin(self) -> None:
-        """Work begins after a rest."""
+        """Note that work begins after a pause."""
         self._since = self._now()
 
     def done(self, tiles: int) -> None:
-        """An image is done."""
+        """Note that an image is done."""
         now = self._now()
         since = now if self._since is None else self._since
         self._since = now
@@ -104,11 +104,11 @@ class WorkQueue:
 
     @property
     def tiles(self) -> int:
-        """Tiles of the images at work and waiting."""
+        """Number of tiles of all images that are waiting or being segmented."""
         return sum(self._held.values())
 
     def refusal(self, tiles: int = 1) -> BusyError | None:
-        """Why an image of so many tiles is not taken now; None where it is."""
+        """Why an image of this many tiles is refused now; None if it is accepted."""
         too_many = self._excess(tiles)
         if too_many <= 0:
             return None
@@ -120,14 +120,14 @@ class WorkQueue:
         )
 
     def seconds_for(self, tiles: float) -> int:
-        """Seconds in which so many tiles are done, by what was measured; 1 where nothing was."""
+        """Seconds that this many tiles take at the measured rate; 1 if nothing was measured yet."""
         per_second = self.rate.per_second
         if per_second is None:
             return 1
         return max(1, min(math.ceil(tiles / per_second), MOST_RETRY_AFTER_S))
 
     def seconds_for_one(self) -> int:
-        """Seconds in which an image of average size is done."""
+        """Seconds that an image of average size takes."""
         num_images = len(self._waiting) + len(self._at_work)
         return self.seconds_for(self.tiles / num_images) if num_images else 1
 
@@ -154,7 +154,7 @@ class WorkQueue:
         context = contextvars.copy_context()
         running: Future[T] = self._pool.submit(context.run, work)
         loop = asyncio.get_running_loop()
-        # By the thread's end and not by the caller's, who may have left: the thread is busy still.
+        # When the thread ends, not when the caller leaves: until then the thread is busy.
         running.add_done_callback(lambda _: _call_in(loop, lambda: self._leave(item, is_done=True)))
         return await asyncio.wrap_future(running)
 
@@ -162,14 +162,14 @@ class WorkQueue:
         return tiles <= max(int(self._max_tiles * SMALL), 1)
 
     def _excess(self, tiles: int) -> int:
-        """Tiles that must be done before an image of so many is taken."""
+        """Tiles that must be done before an image of this many is accepted."""
         over_all = self.tiles + tiles - self._max_tiles
         if self._is_small(tiles):
             return min(over_all, self._held[True] + tiles - self._kept)
         large = self._held[False]
         if not large:
             return 0
-        # One that is larger than all places waits until no other large one is there.
+        # An image larger than the whole limit waits until there is no other large one.
         over_large = large + tiles - (self._max_tiles - self._kept)
         return min(max(over_all, over_large), large)
 
@@ -204,11 +204,11 @@ class WorkQueue:
                 return
             self._waiting.remove(item)
             self._at_work.add(item)
-            if not item.turn.done():  # its caller may be leaving right now
+            if not item.turn.done():  # its caller may be cancelled at this moment
                 item.turn.set_result(None)
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    """Call in a loop from another thread, unless the loop has ended with the service."""
+    """Call a function in an event loop from another thread, unless the loop has ended."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(call)

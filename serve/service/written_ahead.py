@@ -1,4 +1,4 @@
-"""An answer that is written faster than its client reads it: into a temporary file.
+"""Writes an answer to a temporary file ahead of a client that reads slowly.
 
 What the answer is written from, such as the outlines of a large image, is freed as soon as it is
 written, however slowly the client reads.
@@ -16,7 +16,7 @@ _PATIENCE_S = 60.0
 
 
 class WrittenAhead:
-    """Blocks that one thread writes while another reads them; iterate over it once.
+    """Blocks that one thread writes while another one reads them. Iterate over it once.
 
     Args:
         blocks: written in the order in which they come.
@@ -32,7 +32,7 @@ class WrittenAhead:
         executor.submit(self._write, blocks)
 
     def __iter__(self) -> Iterator[bytes]:
-        """The blocks as they are there.
+        """Yield the blocks as soon as they are written.
 
         Raises:
             Exception: what writing them raised, after those before.
@@ -52,7 +52,7 @@ class WrittenAhead:
                     self._file.close()
 
     def _wait_beyond(self, read: int) -> bool:
-        """Wait for more than was read; False where nothing more comes."""
+        """Wait until there is more to read; False if nothing more will come."""
         with self._changed:
             is_there = self._changed.wait_for(
                 lambda: self._num_bytes > read or self._is_over, _PATIENCE_S
@@ -70,7 +70,7 @@ class WrittenAhead:
                 with self._changed:
                     self._num_bytes += len(block)
                     self._changed.notify_all()
-        except Exception as error:  # whatever it is, it is the reader's to tell
+        except Exception as error:  # of any kind: the reader raises it
             self._error = error
         finally:
             with self._changed:

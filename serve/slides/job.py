@@ -1,4 +1,4 @@
-"""What is done for one slide before and after its blocks: planning it, and writing its outputs.
+"""The steps before and after the blocks of a slide: planning it, and writing its outputs.
 
 A job can be sent to another machine that sees the same slides and the same output folder.
 """
@@ -60,7 +60,7 @@ def prepare(job: SlideJob) -> bool:
         tissue = task.tissue or options.tissue
         settings = settings_of(options.settings, tissue)
         if job.target.exists():
-            passport_of(job.target)  # what is no result is not replaced either
+            passport_of(job.target)  # other files are not replaced either
             if not options.overwrite:
                 formats = formats_of(job.formats)
                 check_finished(job.target, slide, job.model, settings, options.outputs, formats)

@@ -32,7 +32,7 @@ class Shard:
         """Read `I/N`.
 
         Raises:
-            SettingsError: it is no such thing, or I is not from 0 to N - 1.
+            SettingsError: it has another form, or I is not from 0 to N - 1.
         """
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         if match is None or not int(match[1]) < int(match[2]):

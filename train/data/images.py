@@ -19,7 +19,7 @@ from serve.settings import MEBIBYTE, MEGAPIXEL, PILLOW_LIMIT_MEGAPIXELS
 from train.errors import FocalPathError, ImageFileError, ScaleError
 
 _MAX_MEBIBYTES = 4096
-"""Largest image file of a data set. The user's own files are trusted more than an upload."""
+"""Largest image file of a data set. The user's own files may be larger than an upload."""
 
 
 def read_picture(path: Path) -> Picture:
@@ -49,14 +49,14 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What is kept of an image that was read to check it."""
+    """What is remembered of an image after it was checked."""
 
     height: int
     width: int
     pixel_size: PixelSize | None
     """um per pixel along each axis that the file itself states, upright as the image."""
     mpp_source: str
-    """Where the file states it."""
+    """The part of the file that states it."""
     orientation: int
     """Of the stored pixels, as EXIF has it; 1 is upright."""
 

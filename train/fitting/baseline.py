@@ -1,4 +1,4 @@
-"""The Dice of a trained baseline, which some strategies of the class bias take as difficulty."""
+"""The Dice of a trained baseline, which some class biases use as the difficulty."""
 
 from pathlib import Path
 
@@ -36,5 +36,5 @@ def baseline_dice(settings: Settings, baseline: Path | None, folder: TileFolder)
             f"the baseline {baseline} has no validation Dice (was it imported with --no-score?), "
             f"and hcfa takes that for difficulty. Train one in another folder: {train_it}"
         )
-    # NaN for a class that is absent: nothing says how hard it is.
+    # NaN for an absent class, whose difficulty is not known.
     return torch.tensor([card.metrics[name] for name in names])

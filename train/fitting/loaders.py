@@ -28,7 +28,7 @@ def make_loaders(
     first_epoch: int,
     counts: NDArray[np.int64],
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """The loaders of training tiles and of whole validation images, or of their features."""
+    """Make the loaders of training tiles and of whole validation images, or of their features."""
     model, cached = settings.model, settings.runtime.embedding_cache is not None
     scale = TileScale(tile_size_px=model.tile_size_px, mpp=model.mpp)
     num_classes = len(folder.classes)
@@ -49,7 +49,7 @@ def make_loaders(
             _training_loader(training, settings, trainer, first_epoch, weights),
             _validation_loader(validation, settings, trainer),
         )
-    # Lightning would move the model only later.
+    # Lightning moves the model to the device only later.
     cache = EmbeddingCache(settings, segmenter.to(trainer.strategy.root_device))
     num_views = NUM_VIEWS if settings.augmentation.augment == "dihedral" else 1
     batch_size = settings.optimization.batch_size
@@ -89,7 +89,7 @@ def _training_loader(
         sampler=sampler,
         drop_last=len(sampler) >= optimization.batch_size,
         num_workers=num_workers,
-        persistent_workers=num_workers > 0,  # they keep decoded images
+        persistent_workers=num_workers > 0,  # keep the decoded images of the worker processes
         pin_memory=torch.cuda.is_available(),
     )
 

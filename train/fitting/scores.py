@@ -70,7 +70,7 @@ def print_scores(scores: dict[str, float], card: CheckpointCard, title: str) -> 
 
 
 def check_classes(card: CheckpointCard, described: str, folder: TileFolder) -> None:
-    """Refuse a data set whose labels mean something else."""
+    """Refuse a data set with other classes than the checkpoint's."""
     names = [entry.name for entry in folder.classes]
     found = [entry.name for entry in card.classes]
     if found != names:

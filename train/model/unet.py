@@ -49,11 +49,11 @@ class UNetSegmenter(Segmenter):
 
     @property
     def image_to_token_attentions(self) -> tuple[nn.Module, ...]:
-        """None."""
+        """A U-Net has none."""
         return ()
 
     def freeze_iou_head(self) -> None:
-        """There is none."""
+        """Do nothing: a U-Net has no IoU head."""
 
     def encode(self, images: Tensor) -> Tensor:
         """The normalised image, (B, 3, H, W)."""

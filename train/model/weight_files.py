@@ -1,6 +1,6 @@
-"""Files of weights, read safely: PyTorch's or safetensors, whatever their name.
+"""Reads files of weights safely: PyTorch or safetensors, whatever their names.
 
-PyTorch's files are read with `weights_only=True`, so that opening one runs no code of it.
+PyTorch files are read with `weights_only=True`, so that no code in them runs.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ WHERE_TO_GET_WEIGHTS = """\
 
 
 class _Inert:
-    """Replaces an object beside the weights: takes any arguments, and keeps and does nothing."""
+    """Stands in for an object beside the weights: accepts any arguments and ignores them."""
 
     def __init__(self, *arguments: object) -> None:
         pass
@@ -91,7 +91,7 @@ _DAMAGED = (
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Read a file of PyTorch's or of safetensors', whatever its name, running no code of it.
+    """Read a PyTorch or safetensors file, whatever its name, without running code in it.
 
     Args:
         path: The file, or a folder with one file of weights in it.
@@ -129,7 +129,7 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 @cache
 def weights_sha256(path: Path) -> str:
-    """SHA-256 of a file of weights, or of the one in a folder.
+    """SHA-256 of a file of weights, or of the one file of weights in a folder.
 
     Raises:
         WeightsError: the file is missing.
@@ -139,7 +139,7 @@ def weights_sha256(path: Path) -> str:
 
 
 def weights_file(path: Path) -> Path:
-    """The file of weights that `path` names: itself, or the one in a folder.
+    """The file of weights at `path`: the file itself, or the one in a folder.
 
     Raises:
         WeightsError: there is none, or the folder has several.
@@ -169,7 +169,7 @@ _ENDINGS = (".safetensors", ".bin", ".pth", ".pt")
 
 
 def _kind(path: Path) -> str:
-    """What a file is by its first bytes: PyTorch, safetensors, or what it looks like instead."""
+    """Recognise a file by its first bytes: PyTorch, safetensors, or what else it seems to be."""
     with path.open("rb") as file:
         start = file.read(512)
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
@@ -196,7 +196,7 @@ _OTHER_KINDS = {
 
 
 def _damage(error: BaseException) -> str:
-    """Say in our words why a file cannot be read: torch advises to let it run its code."""
+    """Say why a file cannot be read. torch's own message would advise to allow its code."""
     needed = re.search(r"GLOBAL (\S+)", str(error))
     if needed:
         return (
@@ -210,10 +210,10 @@ def _damage(error: BaseException) -> str:
 
 
 def tensors(content: Any, path: Path) -> Weights:
-    """Check that what a file holds is tensors by name.
+    """Check that the content of a file is a dictionary of tensors by name.
 
     Raises:
-        WeightsError: it is something else.
+        WeightsError: it is something else, or empty.
     """
     if not isinstance(content, Mapping):
         raise WeightsError(

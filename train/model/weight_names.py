@@ -1,7 +1,7 @@
-"""Vision transformers under other names than timm's: DINO, HIPT, DINOv2, iBOT and transformers.
+"""Gives vision transformers timm's names: those of DINO, HIPT, DINOv2, iBOT and transformers.
 
-`as_timm` gives any of them timm's names. It changes no value, but joins what timm keeps in one
-tensor and adds the class token's position to the class token where timm keeps none.
+`as_timm` changes no value. It joins tensors that timm keeps in one, and adds the class token's
+position to the class token if timm keeps no position for it.
 """
 
 import re
@@ -18,7 +18,7 @@ from train.model.weight_files import Weights, tensors
 Positions = Literal["timm", "dino"]
 
 _NESTED = ("teacher", "state_dict", "model_state_dict", "model")
-"""Keys under which training software keeps the weights; of DINO's, the teacher."""
+"""Keys under which training software stores the weights; for DINO, those of the teacher."""
 _WRAPPERS = ("module.", "_orig_mod.", "backbone.", "vit.", "dinov2.", "model.")
 _IN_TRANSFORMERS = "embeddings.patch_embeddings.projection.weight"
 _TRANSFORMERS = (
@@ -39,7 +39,7 @@ _TRANSFORMERS = (
     (r"\.mlp\.weights_in\.", ".mlp.fc1."),
     (r"\.mlp\.weights_out\.", ".mlp.fc2."),
 )
-"""Names of the transformers library (ViTModel, Dinov2Model, with registers or without), by ours."""
+"""Names in the transformers library (ViTModel, Dinov2Model with or without registers), and ours."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class VitWeights:
 
     tensors: Weights
     positions: Positions
-    """How the software that they come from resizes position embeddings."""
+    """How the original software resizes position embeddings."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class VitFacts:
 
 
 def as_timm(content: Mapping[str, Any], path: Path) -> VitWeights:
-    """Give what a file holds timm's names.
+    """Rename the weights in a file to timm's names.
 
     Args:
-        content: What `read_weights` gave.
+        content: What `read_weights` returned.
         path: The file, for messages.
 
     Raises:
@@ -90,7 +90,7 @@ def as_timm(content: Mapping[str, Any], path: Path) -> VitWeights:
 
 
 def vit_facts(weights: Weights) -> VitFacts | None:
-    """Read the architecture off the shapes; None where the names are not VisionTransformer's."""
+    """Read the architecture from the shapes; None if the names are not VisionTransformer's."""
     patches = weights.get("patch_embed.proj.weight")
     first, second = (weights.get(f"blocks.0.mlp.fc{index}.weight") for index in (1, 2))
     if patches is None or patches.ndim != 4 or first is None or second is None:
@@ -109,7 +109,7 @@ def vit_facts(weights: Weights) -> VitFacts | None:
 
 
 def _without_wrappers(source: Weights, path: Path) -> Weights:
-    """Drop the names of modules around the transformer, and a student beside its teacher."""
+    """Remove the prefixes of modules around the transformer, and the student beside a teacher."""
     teacher = re.compile(r"^(module\.|model\.)?teacher\.")
     if any(teacher.match(name) for name in source):
         source = {teacher.sub("", n): v for n, v in source.items() if teacher.match(n)}
@@ -142,7 +142,7 @@ def _of_transformers(source: Weights) -> Weights:
 
 
 def _of_dinov2(source: Weights) -> Weights:
-    """Names of DINOv2's own code; other names stay."""
+    """Rename from DINOv2's own code; other names stay."""
     renamed: Weights = {}
     for name, value in source.items():
         # Blocks in chunks: blocks.CHUNK.INDEX, where the index counts through all chunks.

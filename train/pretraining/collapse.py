@@ -1,4 +1,4 @@
-"""Signs that a teacher collapses: it answers the same for every view, or the same to everything."""
+"""Signs that a teacher collapses: its output is the same for every view, or uniform."""
 
 import math
 
@@ -12,7 +12,7 @@ LEAST_ENTROPY = 0.1
 
 
 def signs_of_collapse(targets: Tensor, logits: Tensor, temperature: float) -> dict[str, Tensor]:
-    """Measure what tells a collapse.
+    """Measure the signs of a collapse.
 
     Args:
         targets: (V, B, K) float32 probabilities of the teacher for V views.
@@ -36,7 +36,7 @@ def signs_of_collapse(targets: Tensor, logits: Tensor, temperature: float) -> di
 
 
 def _over_processes(values: Tensor) -> Tensor:
-    """Mean over the processes of a run, so that all of them judge alike and end together."""
+    """Mean over all processes of a run, so that they agree and end together."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return values
     total = values.clone()

@@ -43,12 +43,12 @@ def change_colors(views: Tensor, colors: Tensor) -> Tensor:
     grey = changed.mean(dim=1, keepdim=True).expand_as(changed)
     changed = torch.where(colors[:, 4, None, None, None] > 0, grey, changed)
     light = (256 * torch.exp(-changed) - 1).clamp(0, 255)
-    with torch.autocast(views.device.type, enabled=False):  # bfloat16 has no 255 shades
+    with torch.autocast(views.device.type, enabled=False):  # bfloat16 has fewer than 255 levels
         return _blurred(light, colors[:, 5])
 
 
 def _blurred(views: Tensor, sigma_px: Tensor) -> Tensor:
-    """Gaussian blur of each view with its own sigma; those of 0 stay."""
+    """Gaussian blur of each view with its own sigma; 0 leaves a view unchanged."""
     blurred = (sigma_px > 0).nonzero().squeeze(1)
     if not len(blurred):
         return views

@@ -26,7 +26,7 @@ class OcelotRegions:
         self.slides: Sequence[SlideInfo] = slides
 
     def read(self, slide: int, footprint: Footprint, size_px: int) -> NDArray[np.uint8]:
-        """Read a square from the cell patch where that is needed and holds it, else the tissue."""
+        """Read a square from the cell patch if that is needed and has it, else from the tissue."""
         info = self.slides[slide]
         assert info.fine_area is not None
         assert info.outer_mpp is not None
@@ -89,7 +89,7 @@ def open_ocelot(root: Path) -> SplitSource:
 
 
 def _ocelot_slide(pair_id: str, pair: dict[str, dict[str, float]]) -> tuple[SlideInfo, Footprint]:
-    """A pair's slide in um, its origin at the tissue patch's upper left corner."""
+    """A pair as a slide in um, with its origin at the tissue patch's upper left corner."""
     tissue, cell = pair["tissue"], pair["cell"]
     um_per_px = float(pair["mpp_x"])  # type: ignore[arg-type]
     fine = Footprint(

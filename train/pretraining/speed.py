@@ -1,4 +1,4 @@
-"""How fast views are read, and how fast a step is: which of the two a run would wait for."""
+"""Measures how fast views are read and how fast a step is, to find the bottleneck."""
 
 import time
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from train.pretraining.split_source import usable_slides
 from train.pretraining.task import PretrainTask
 
 _PREFETCHED = 2
-"""Batches that each loading process holds ready: torch's default."""
+"""Batches that each loading process prepares in advance: torch's default."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Speed:
 
     @property
     def text(self) -> str:
-        """All of them, for people."""
+        """All measurements as text."""
         memory = "" if self.memory_gib is None else f", {self.memory_gib:.1f} GiB on the GPU"
         return (
             f"views of a step: {1000 * self.load_s:.0f} ms, step: {1000 * self.step_s:.0f} ms "
@@ -97,7 +97,7 @@ def measure_speed(settings: PretrainSettings, data: Path, num_steps: int) -> Spe
 
 
 class _Clock(Callback):
-    """Times whole steps: a GPU is waited for."""
+    """Times whole steps, including the work that a GPU still has to finish."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []

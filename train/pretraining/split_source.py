@@ -1,4 +1,4 @@
-"""A source with its splits, and which of its slides views can be cut from."""
+"""A source of slides with its splits, and the choice of slides that are usable."""
 
 import sys
 from dataclasses import dataclass, replace

@@ -34,18 +34,18 @@ _OPEN_SLIDES = 32
 """Slides that each loading process keeps open (our choice)."""
 _KEPT_MASKS = 512
 _MAX_OVERVIEW_PX = 2**28
-"""Pixels of a slide's coarsest level that are still read to find its tissue."""
+"""Largest coarsest level that is read to find tissue, in pixels."""
 
 
 @dataclass(frozen=True)
 class SlideFile:
-    """A slide on disk and what folds.csv says of it."""
+    """A slide on disk, and its entry in folds.csv."""
 
     path: Path
     fold: int
     group: str
     mpp: float | None
-    """um per pixel of level 0, where the user knows better than the file."""
+    """um per pixel of level 0, if the user overrides the file."""
 
 
 def has_slides(root: Path) -> bool:
@@ -164,13 +164,13 @@ class WholeSlides:
         return {"_files": self._files, "slides": self.slides}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        """Take over what is known of the slides, with none open."""
+        """Restore what is known of the slides, without opening them."""
         self.__dict__.update(state)
         self._forget()
 
 
 def _described(files: Sequence[SlideFile]) -> list[SlideInfo]:
-    """Open each slide once; all that cannot be used are counted in one error."""
+    """Open each slide once. One error reports all slides that cannot be used."""
     slides, errors = [], []
     for file in files:
         try:

@@ -17,7 +17,7 @@ CELL_TILE = 256
 
 
 def cells_npz(store: Path, level: int, column: int, row: int) -> bytes:
-    """A tile as `/arrays` writes arrays: `labels` and `confidence`, (h, w) uint8.
+    """A tile as .npz, as `/arrays` writes it: `labels` and `confidence`, (h, w) uint8.
 
     Raises:
         NotFoundError: there is no such tile, or the result cannot be read.

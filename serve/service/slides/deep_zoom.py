@@ -14,11 +14,11 @@ from serve.images.readers.reader import Bounds, RegionReader
 from serve.images.readers.scaled import choose_level, read_scaled
 
 TILE_PX, OVERLAP_PX = 254, 1
-"""Side of a tile, and what it shares with each neighbour: 256 pixels together."""
+"""Side of a tile, and its overlap with each neighbour; together 256 pixels."""
 _JPEG_QUALITY = 80
 _PIXELS_AT_ONCE = 16_000_000
 _MOST_PIXELS = 600_000_000
-"""Of the slide for one tile; more means that the slide has no pyramid."""
+"""Most pixels of the slide that one tile may need. More means that the slide has no pyramid."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class DeepZoom:
 
     @property
     def num_levels(self) -> int:
-        """Levels, from one pixel to full resolution."""
+        """Number of levels, from one pixel to full resolution."""
         return math.ceil(math.log2(max(self.bounds.width, self.bounds.height, 1))) + 1
 
     def scale(self, level: int) -> int:
-        """Pixels of level 0 for one of a Deep Zoom level, along each axis."""
+        """Pixels of level 0 per pixel of a Deep Zoom level, along each axis."""
         return int(2 ** (self.num_levels - 1 - level))
 
     def place(self, level: int, column: int, row: int) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of the routes of slides and jobs, with examples."""
+"""The OpenAPI descriptions of the routes of slides and jobs, with examples."""
 
 from typing import Any
 

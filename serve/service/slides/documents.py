@@ -1,4 +1,4 @@
-"""The JSON that /slides answers with."""
+"""The JSON answers of /slides."""
 
 from typing import Literal
 
@@ -30,7 +30,7 @@ class SlideList(Strict):
 
 
 class Tiles(Strict):
-    """How the tiles of a slide lie: Deep Zoom over its scanned part."""
+    """The tiles of a slide: Deep Zoom over its scanned part."""
 
     width_px: int
     height_px: int
@@ -52,7 +52,7 @@ class ResultFile(Strict):
 
 
 class ResultInfo(Strict):
-    """A finished result, and how its cells lie on the slide."""
+    """A finished result, and where its cells are on the slide."""
 
     summary: SlideSummary
     is_of_this_file: bool = Field(description="false: the slide was replaced since")

@@ -14,7 +14,7 @@ from serve.slides.cohort import is_file, is_slide_folder, name_of, name_problem,
 
 _ID_LENGTH = 16
 _LOOK_AGAIN_S = 1.0
-"""An unknown id has the folder read again, at most this often."""
+"""Shortest time between two listings of the folder because of unknown ids."""
 
 
 @dataclass(frozen=True)
@@ -22,26 +22,26 @@ class SlideFile:
     """A slide of the folder."""
 
     id: str
-    """Of its path below the folder: the same after a restart, and in a copy of the folder."""
+    """Made from its path below the folder; the same after a restart and in a copy of the folder."""
     path: Path
     file: str
     """Path below the folder, with slashes; for people."""
     name: str
-    """Of its result, as the command line names it."""
+    """Name of its result, as on the command line."""
     num_bytes: int | None
     """None for a folder."""
     version: str
     """Changes with the file."""
     problem: str = ""
-    """Why it cannot be segmented as it is called."""
+    """Why its name keeps it from being segmented."""
 
 
 class SlideFolder:
-    """Lists a folder, and the folders in it, without following links out of it.
+    """Lists the slides of a folder and its subfolders. Links that lead out of it are not followed.
 
     Args:
         path: the folder.
-        out: the folder of results, whose pictures are no slides.
+        out: the folder of results; pictures in it are not listed as slides.
     """
 
     def __init__(self, path: Path, out: Path) -> None:
@@ -77,7 +77,7 @@ class SlideFolder:
     def _paths(self) -> Iterator[Path]:
         for folder, folders, _ in os.walk(self.path, followlinks=False):
             below = sorted(name for name in folders if not name.startswith("."))
-            folders[:] = []  # what to go down to
+            folders[:] = []  # folders still to visit
             for name in below:
                 path = Path(folder, name)
                 if path.absolute() == self._out or not is_inside(path, self.path):
@@ -104,7 +104,7 @@ class SlideFolder:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a path, its links followed, lies in a folder."""
+    """Whether a path lies in a folder after its links are resolved."""
     try:
         return path.resolve().is_relative_to(folder.resolve())
     except OSError:  # links in a circle
@@ -112,7 +112,7 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 
 def without_folders(message: str, *folders: Path | None) -> str:
-    """A message that does not tell callers where the service's folders are."""
+    """A message without the paths of the service's folders, which callers must not learn."""
     for folder in folders:
         if folder is not None:
             for spelling in (folder.resolve(), folder.absolute(), folder):
@@ -123,19 +123,19 @@ def without_folders(message: str, *folders: Path | None) -> str:
 def _slide_files(folder: Path) -> list[Path]:
     try:
         return slide_files(folder)
-    except OSError:  # it may not be entered, or is gone since it was listed
+    except OSError:  # not permitted, or removed since it was listed
         return []
 
 
 def _num_bytes(path: Path) -> int | None:
     try:
         return path.stat().st_size if path.is_file() else None
-    except OSError:  # it is gone since it was listed
+    except OSError:  # removed since it was listed
         return None
 
 
 def _as_text(name: str) -> str:
-    """A file's name; question marks stand for bytes that are not UTF-8."""
+    """A file's name, with question marks for bytes that are not UTF-8."""
     return name.encode("utf-8", "replace").decode()
 
 
@@ -149,7 +149,7 @@ def _version(path: Path) -> str:
 
 
 def _named(slides: list[SlideFile]) -> list[SlideFile]:
-    """The slides in order, those whose results cannot be told apart with a problem."""
+    """The slides in order. Those that would share a result get a problem."""
     taken = Counter(slide.name.casefold() for slide in slides)
     found = []
     for slide in sorted(slides, key=lambda slide: slide.file):

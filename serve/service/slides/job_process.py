@@ -28,15 +28,15 @@ from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, Outcome, run_cohort
 
 NICENESS = 10
-"""Whoever waits at the page comes first."""
+"""Lower priority than the service, so that interactive requests come first."""
 GRACE_S = 10.0
-"""To end in, once the service has."""
+"""Seconds that the process has to end after the service has ended."""
 _WRITE_EVERY_S = 0.5
 _log = logging.getLogger(__name__)
 
 
 class JobProgress(Quiet):
-    """Writes a job's progress; see `serve.slides.run.Watcher`."""
+    """Writes a job's progress to the store; see `serve.slides.run.Watcher`."""
 
     def __init__(self, store: JobStore, job_id: str) -> None:
         self._store = store
@@ -72,7 +72,7 @@ class JobProgress(Quiet):
     def _write(self) -> None:
         try:
             self._store.progress(self._id, self._done, self._step)
-        except JobsError as error:  # the slide itself goes on
+        except JobsError as error:  # the slide itself continues
             _log.warning("progress cannot be written: %s", error)
         self._written_s = time.monotonic()
 
@@ -102,9 +102,11 @@ def run_job(settings: ServeSettings, store: JobStore, job: Job) -> Outcome:
 
 
 def main() -> int:
-    """Run the job that is named, and write how it ended."""
+    """Run the named job, and store how it ended."""
     signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's, which ends this
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # the service handles Ctrl-C, and ends this process
     threading.Thread(target=_end_with_the_service, daemon=True).start()
     os.nice(NICENESS)
     settings = ServeSettings.from_environment()
@@ -126,12 +128,12 @@ def main() -> int:
 
 
 def _stop(signal_number: int, frame: FrameType | None) -> NoReturn:
-    """Leave through every `finally`: what Triton keeps for this process is freed."""
+    """Leave through every `finally`, so that Triton frees what it keeps for this process."""
     sys.exit(128 + signal_number)
 
 
 def _end_with_the_service() -> None:
-    # Not through sys.stdin: its lock, held here, would abort the process when it ends by itself.
+    # Not through sys.stdin: this thread would hold its lock, and a normal exit would then abort.
     os.read(sys.stdin.fileno(), 1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_S)

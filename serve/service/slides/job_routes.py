@@ -3,7 +3,7 @@
 POST   /jobs       segment a slide
 GET    /jobs       the last jobs
 GET    /jobs/{id}  one, with its progress
-DELETE /jobs/{id}  cancel it; what was done is kept, and the next job of the slide goes on with it
+DELETE /jobs/{id}  cancel it; its work is kept, and the next job of the slide continues from it
 """
 
 from typing import Annotated
@@ -57,13 +57,13 @@ async def _list(request: Request) -> Response:
 
 
 async def _job(request: Request, job_id: JobId) -> Response:
-    """A job, with how far it is."""
+    """A job with its progress."""
     slides: Slides = request.app.state.slides
     return _answer(await run_in_threadpool(slides.jobs.get, job_id))
 
 
 async def _cancel(request: Request, job_id: JobId) -> Response:
-    """Cancel a job. One that runs ends within seconds; one that has ended stays as it is."""
+    """Cancel a job. A running one ends within seconds; one that has ended does not change."""
     slides: Slides = request.app.state.slides
     return _answer(await run_in_threadpool(slides.jobs.cancel, job_id))
 

@@ -1,4 +1,4 @@
-"""Jobs in an SQLite file, which survives the service; many processes may have it open.
+"""Jobs in an SQLite file. They survive restarts, and several processes may use the file.
 
     OUT/.jobs.sqlite    one row per job
     OUT/.jobs.lock      held by the process that starts jobs; see `scheduler`
@@ -25,7 +25,7 @@ from serve.slides.outputs.registry import DEFAULT, FORMATS
 
 JOBS_FILE = ".jobs.sqlite"
 MAX_ATTEMPTS = 3
-"""A job whose process ends by itself so often has failed."""
+"""A job fails after its process has died this many times."""
 _SCHEMA_VERSION = 1
 _WAIT_FOR_LOCK_S = 10.0
 _RETRY_AFTER_S = 60
@@ -63,7 +63,7 @@ class JobsError(FocalPathError):
 
 
 class JobRequest(Strict):
-    """What to segment, and how; the settings of the command line that a caller may choose."""
+    """What to segment, and the settings of the command line that a caller may choose."""
 
     slide: str = Field(max_length=64, description="id of the slide", examples=["0f2d8c6b7e3a4d5f"])
     mpp: float | None = Field(
@@ -140,7 +140,7 @@ class JobStore:
             database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
     def add(self, request: JobRequest, name: str, path: Path) -> tuple[Job, bool]:
-        """Add a job; a slide that waits or runs already keeps its job.
+        """Add a job. A slide whose job waits or runs keeps that job.
 
         Returns:
             The job, and whether it is new.
@@ -172,7 +172,7 @@ class JobStore:
             return _job(row), True
 
     def get(self, job_id: str) -> Job:
-        """One job.
+        """Return one job.
 
         Raises:
             NotFoundError: there is none of this id.
@@ -200,7 +200,7 @@ class JobStore:
         return {row["slide"]: _job(row) for row in rows}
 
     def cancel(self, job_id: str) -> Job:
-        """Cancel a job that waits at once, and ask for the end of one that runs.
+        """Cancel a waiting job at once, or ask a running one to end.
 
         Raises:
             NotFoundError: there is none of this id.
@@ -214,7 +214,7 @@ class JobStore:
         return self.get(job_id)
 
     def next_waiting(self) -> Job | None:
-        """Mark the job that has waited longest as running, and return it."""
+        """Mark the longest waiting job as running, and return it."""
         with self._transaction() as database:
             row = database.execute(
                 "UPDATE jobs SET status = 'running', cancel = 0, attempts = attempts + 1, "
@@ -225,7 +225,7 @@ class JobStore:
         return None if row is None else _job(row)
 
     def to_cancel(self) -> set[str]:
-        """Ids of running jobs that somebody wants to end."""
+        """Ids of the running jobs that are to be cancelled."""
         with self._transaction() as database:
             rows = database.execute(
                 "SELECT id FROM jobs WHERE status = 'running' AND cancel = 1"
@@ -233,7 +233,7 @@ class JobStore:
         return {row["id"] for row in rows}
 
     def counts(self) -> dict[str, int]:
-        """How many jobs wait and run."""
+        """Number of waiting and of running jobs."""
         with self._transaction() as database:
             rows = database.execute(
                 f"SELECT status, COUNT(*) AS number FROM jobs WHERE status IN {_OPEN} "
@@ -242,14 +242,14 @@ class JobStore:
         return {"waiting": 0, "running": 0} | {row["status"]: row["number"] for row in rows}
 
     def resume_interrupted(self) -> int:
-        """Have jobs wait again that ran when the service ended; not counted as an attempt."""
+        """Requeue the jobs that ran when the service ended. This does not count as an attempt."""
         return self._write(
             "UPDATE jobs SET status = CASE cancel WHEN 1 THEN 'cancelled' ELSE 'waiting' END, "
             "attempts = attempts - 1 WHERE status = 'running'"
         )
 
     def end(self, job_id: str, status: Status, error: str = "", code: str = "") -> None:
-        """Write how a running job ended."""
+        """Store how a running job ended."""
         self._write(
             "UPDATE jobs SET status = ?, ended = ?, error = ?, code = ?, step = '' "
             "WHERE id = ? AND status = 'running'",
@@ -257,20 +257,20 @@ class JobStore:
         )
 
     def try_again(self, job_id: str) -> None:
-        """Have a job wait again whose process has ended by itself."""
+        """Requeue a job whose process died."""
         self._write(
             "UPDATE jobs SET status = 'waiting' WHERE id = ? AND status = 'running'", (job_id,)
         )
 
     def begin_tiles(self, job_id: str, tiles: int, done: int) -> None:
-        """Write how many tiles a job has, and how many of them were done before."""
+        """Store how many tiles a job has, and how many were done before."""
         self._write(
             "UPDATE jobs SET tiles = ?, tiles_before = ?, tiles_done = ?, started = ? WHERE id = ?",
             (tiles, done, done, time.time(), job_id),
         )
 
     def progress(self, job_id: str, tiles_done: int, step: str) -> None:
-        """Write how far a job is."""
+        """Store the progress of a job."""
         self._write(
             "UPDATE jobs SET tiles_done = ?, step = ? WHERE id = ?", (tiles_done, step, job_id)
         )
@@ -289,7 +289,7 @@ class JobStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """This thread's connection, in a transaction that no other process writes into."""
+        """This thread's connection, in a transaction that keeps other writers out."""
         try:
             database = getattr(self._local, "database", None)
             if database is None:

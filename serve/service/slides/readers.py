@@ -1,4 +1,4 @@
-"""Processes that open slides, and what becomes of a slide that ends one of them."""
+"""Processes that open slides. A slide that crashes one of them is refused for a while."""
 
 import asyncio
 import contextvars
@@ -21,26 +21,26 @@ from serve.contract.errors import BusyError, ImageTooLargeError, NotFoundError
 from serve.images.readers.errors import SlideError, SlideScaleError
 
 ANSWER_TIMEOUT_S = 60.0
-"""A slide that takes longer for one answer is given up."""
+"""Longest time for one answer. A slide that takes longer counts as crashed."""
 _MAX_ANSWER_BYTES = 2**30
 _MAX_WAITING = 512
 _REFUSED_FOR_S = 60.0
-"""How long a slide that has ended a process is refused at once."""
+"""How long a slide is refused after it has crashed a process."""
 _KINDS = (NotFoundError, ImageTooLargeError, SlideScaleError, SlideError)
-"""Errors of the processes that are raised here; a subclass is raised as the first that fits."""
+"""Errors that are passed on from the processes; a subclass becomes the first class that fits."""
 _FEW_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 """Threads take address space, which is limited: on many cores nothing would be left for slides."""
 _log = logging.getLogger(__name__)
 
 
 class SlideCrashError(SlideError):
-    """Reading the slide ended the process that reads, or took too long."""
+    """Reading the slide crashed its process, or took too long."""
 
     code = "slide_crashed"
 
 
 class _Process:
-    """One process; it is started again where it has ended."""
+    """One process, which is restarted after it has ended."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -89,7 +89,7 @@ class _Process:
         self._connection = Connection(ours.detach())
 
     def _end(self) -> str:
-        """End the process; returns how it ended, and its last words."""
+        """End the process. Returns how it ended, and the end of its output."""
         if self._process is None:
             return "the service is being stopped"
         try:
@@ -113,14 +113,14 @@ class _Process:
 
 
 class SlideReaders:
-    """Some processes; each answers one request at a time.
+    """A pool of processes, each of which answers one request at a time.
 
-    A slide that ends its process is refused for a while, so that a viewer that asks for a hundred
-    tiles of it does not end a hundred processes.
+    A slide that crashes its process is refused for a while. Otherwise a viewer that asks for a
+    hundred of its tiles would crash a hundred processes.
 
     Args:
         num_processes: how many.
-        on_crash: called when a slide has ended a process.
+        on_crash: called after a slide has crashed a process.
         timeout_s: for one answer.
     """
 
@@ -143,15 +143,15 @@ class SlideReaders:
         self._guard = threading.Lock()
 
     def start(self) -> None:
-        """Start the processes, so that the first request does not wait for them."""
+        """Start all processes, so that the first request need not wait."""
         for process in self._processes:
             process.start()
 
     async def ask(self, operation: str, **fields: Any) -> tuple[dict[str, Any], bytes]:
-        """Have a process do an operation of `serve.service.slides.reading`.
+        """Run an operation of `serve.service.slides.reading` in a process.
 
         Raises:
-            SlideError: the slide cannot be read, or ended the process.
+            SlideError: the slide cannot be read, or crashed its process.
             BusyError: too many requests wait.
         """
         if self._waiting >= _MAX_WAITING:
@@ -166,7 +166,7 @@ class SlideReaders:
             self._waiting -= 1
 
     def ask_now(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        """As `ask`, in this thread."""
+        """Like `ask`, but in this thread."""
         key = tuple(request.get(name) for name in ("path", "version", "store"))
         self._refuse_what_crashed(key)
         process = self._free.get()
@@ -213,6 +213,6 @@ class SlideReaders:
 
 
 def _error(fields: dict[str, Any]) -> Exception:
-    """The error that a process has answered with."""
+    """The error that a process answered with."""
     kind = next((kind for kind in _KINDS if kind.__name__ in fields["kinds"]), SlideError)
     return kind(fields["error"], code=fields["code"])

@@ -1,8 +1,8 @@
 """The process that opens slides for the service: `python -m serve.service.slides.reading FD`.
 
 It answers requests on a socket, one at a time. A request is JSON; an answer is JSON and then bytes.
-Nothing is pickled: whoever takes over this process with a crafted slide cannot send the service an
-object. What goes wrong in an unforeseen way ends the process, and `readers` starts another.
+Nothing is pickled, so that a crafted slide which takes over this process cannot send the service an
+object. An unexpected error ends the process, and `readers` starts another.
 """
 
 import json
@@ -25,14 +25,14 @@ from serve.service.slides.deep_zoom import DeepZoom, tile_jpeg
 from serve.service.slides.folder import is_inside, without_folders
 
 MAX_MEMORY_BYTES = 4 * 2**30
-"""Address space of the process: a decompression bomb ends it, and not the machine."""
+"""Limit of the process's address space. A decompression bomb ends the process, not the machine."""
 _MAX_OPEN = 4
 
 Answer = tuple[dict[str, Any], bytes]
 
 
 class OpenSlides:
-    """The slides that were used last, open."""
+    """Keeps the most recently used slides open."""
 
     def __init__(self) -> None:
         self._readers: OrderedDict[tuple[str, str, float | None], RegionReader] = OrderedDict()
@@ -56,7 +56,7 @@ class OpenSlides:
 
 
 def _refuse_links_out(path: Path, root: Path) -> None:
-    """Raise SlideFormatError for a slide of several files, one of which is a link out of `root`."""
+    """Raise SlideFormatError if one of the slide's files is a link that leads out of `root`."""
     companion = path.with_suffix("")
     for folder in (path, companion):
         if not folder.is_dir():
@@ -119,7 +119,7 @@ OPERATIONS: dict[str, Callable[[OpenSlides, dict[str, Any]], Answer]] = {
 
 
 def serve_requests(connection: Connection) -> None:
-    """Answer until the other side is gone."""
+    """Answer requests until the other side closes the connection."""
     slides = OpenSlides()
     while True:
         try:

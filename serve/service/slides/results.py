@@ -34,10 +34,10 @@ class Result:
 
     @property
     def store(self) -> Path:
-        """Its OME-Zarr.
+        """The path of its OME-Zarr.
 
         Raises:
-            NotFoundError: it was not kept.
+            NotFoundError: it was not written.
         """
         store = OME_ZARR.path(self.folder, self.folder.name)
         if not store.is_dir():
@@ -48,7 +48,7 @@ class Result:
         return store
 
     def files(self) -> tuple[ResultFile, ...]:
-        """What there is to download."""
+        """The files that can be downloaded."""
         name = self.folder.name
         listed = [
             (entry.file.format(name=name), entry.title, entry.description, entry.media_type)
@@ -74,7 +74,7 @@ class Result:
         """The description of the result.
 
         Args:
-            fingerprint: of the slide as it is now.
+            fingerprint: of the slide file as it is now.
         """
         plan = self.passport.plan
         rows, columns = plan.shape
@@ -100,7 +100,7 @@ class Results:
         self._kept: dict[str, Result] = {}
 
     def find(self, name: str) -> Result | None:
-        """The finished result of a name, if there is one.
+        """The finished result of this name, or None.
 
         Raises:
             NotFoundError: it is damaged, or of another version.

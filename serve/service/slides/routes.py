@@ -76,7 +76,7 @@ class ResultTileQuery(TileQuery):
 
 
 class RegionQuery(Strict):
-    """Which region, in pixels of the slide's level 0."""
+    """The region, in pixels of the slide's level 0."""
 
     x: float = Field(ge=-1e7, le=1e7, description="left edge", examples=[1024])
     y: float = Field(ge=-1e7, le=1e7, description="top edge", examples=[2048])
@@ -256,7 +256,7 @@ def _parts(name: str) -> tuple[int, int, str]:
 
 
 def _cached(version: str, asked: str, *parts: object) -> dict[str, str]:
-    """Headers with which a tile is kept: for good where its address names its version."""
+    """Cache headers of a tile: unlimited if its address names its version."""
     digest = hashlib.sha256(repr((version, *parts)).encode()).hexdigest()[:24]
     keep = _FOR_A_YEAR if asked == version else _ASK_AGAIN
     return {"ETag": f'"{digest}"', "Cache-Control": keep}

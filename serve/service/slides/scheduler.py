@@ -1,4 +1,4 @@
-"""Starts the jobs that wait, each in a process of its own, and sees how they end.
+"""Starts waiting jobs, each in its own process, and records how they end.
 
 Several processes of the service may share the jobs: the one that holds the lock file starts them,
 and another takes over when it ends.
@@ -22,7 +22,7 @@ from serve.settings import ServeSettings
 LOCK_FILE = ".jobs.lock"
 LOOK_EVERY_S = 0.25
 GRACE_S = 10.0
-"""In which the process of a job has to end after SIGTERM."""
+"""Seconds that the process of a job has to end after SIGTERM."""
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +43,7 @@ class Scheduler:
     """Runs jobs in the background.
 
     Args:
-        settings: of the service; a job's process gets them.
+        settings: of the service; the jobs' processes get them, too.
         store: the jobs.
         telemetry: counts them.
     """
@@ -57,11 +57,11 @@ class Scheduler:
         self._thread = threading.Thread(target=self._work, name="slide-jobs", daemon=True)
 
     def start(self) -> None:
-        """Start to look for jobs, once no other process does."""
+        """Start to look for jobs, as soon as no other process does."""
         self._thread.start()
 
     def close(self) -> None:
-        """End the jobs' processes; the jobs go on when the service starts again."""
+        """End the jobs' processes. The jobs continue when the service starts again."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(GRACE_S + 5)
@@ -85,7 +85,7 @@ class Scheduler:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        except OSError:  # no locks on this file system: then there may be only one service
+        except OSError:  # this file system has no locks, so that only one service may use it
             return True
         return True
 
@@ -118,7 +118,7 @@ class Scheduler:
         process = subprocess.Popen(
             command,
             env={name: value for name, value in environment.items() if value},
-            stdin=subprocess.PIPE,  # its end is this process's
+            stdin=subprocess.PIPE,  # closed when this process ends
             stdout=subprocess.DEVNULL,
             stderr=said,
         )
@@ -126,7 +126,7 @@ class Scheduler:
         _log.info("job %s of slide %s is started", job.id, job.name)
 
     def _look_after(self, running: _Running) -> None:
-        """See whether a job's process has ended, and write what the process could not."""
+        """Check whether a job's process has ended, and store what it could not store itself."""
         if running.process.poll() is None:
             if running.kill_at_s is not None and time.monotonic() > running.kill_at_s:
                 running.process.kill()
@@ -171,7 +171,7 @@ class Scheduler:
             running.process.terminate()
 
     def _end_all(self) -> None:
-        """End all processes; their jobs stay `running`, from which `resume_interrupted` goes on."""
+        """End all processes. Their jobs stay `running`, for `resume_interrupted` to requeue."""
         for running in self._running.values():
             running.process.terminate()
         until_s = time.monotonic() + GRACE_S

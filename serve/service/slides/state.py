@@ -1,4 +1,4 @@
-"""What the routes of slides share: the folder, the processes that read, results and jobs."""
+"""What the routes of slides share: the folder, the reading processes, results and jobs."""
 
 import os
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from serve.slides.job import WORK_FOLDER
 
 _BYTES_PER_PIXEL = 3
 _PNG_SHARE = 0.98
-"""The rest of a PNG is headers and what marks its parts."""
+"""Share of a PNG that is left for pixels beside its headers."""
 _ENDED: dict[str, State] = {"failed": "failed", "cancelled": "stopped"}
 
 
@@ -42,7 +42,7 @@ class Slides:
 
     @classmethod
     def of(cls, settings: ServeSettings, telemetry: Telemetry) -> "Slides":
-        """Open what the settings name; nothing is started."""
+        """Open what the settings name, without starting anything."""
         out = settings.slides_out_folder
         assert settings.slides is not None
         assert out is not None
@@ -57,7 +57,7 @@ class Slides:
         )
 
     def start(self) -> None:
-        """Start the processes that read, and to run jobs."""
+        """Start the reading processes and the scheduler of jobs."""
         self.readers.start()
         self.scheduler.start()
 
@@ -138,18 +138,18 @@ class Slides:
 
     @property
     def max_region_px(self) -> int:
-        """Most pixels of a region: as an image, and so that its PNG surely fits into an upload."""
+        """Most pixels of a region: as of an image, and its PNG must fit into an upload."""
         most_bytes = self.settings.max_upload_bytes * _PNG_SHARE
         return min(self.settings.max_image_pixels, int(most_bytes / _BYTES_PER_PIXEL))
 
     def place(self, slide: SlideFile) -> dict[str, Any]:
-        """Where a process finds a slide."""
+        """The path of a slide, for the reading processes."""
         root = str(self.folder.path)
         return {"path": str(slide.path), "root": root, "version": slide.version}
 
 
 def check_slides(settings: ServeSettings) -> None:
-    """Check the folders of slides and results, and that what reads slides is installed.
+    """Check the folders of slides and results, and that the libraries for slides are installed.
 
     Raises:
         FocalPathError: they cannot be used.

@@ -1,4 +1,4 @@
-"""A folder as a zip that is sent while it is made: nothing is kept in memory or on disk."""
+"""Streams a folder as a zip, without keeping the zip in memory or on disk."""
 
 import io
 import zipfile
@@ -9,7 +9,7 @@ _CHUNK_BYTES = 2**20
 
 
 class _Sink(io.RawIOBase):
-    """What zipfile writes to; it cannot go back in it."""
+    """A file for zipfile to write to, which cannot seek."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -23,14 +23,14 @@ class _Sink(io.RawIOBase):
         return len(part)
 
     def taken(self) -> bytes:
-        """What was written since this was asked last."""
+        """Return what was written since the last call."""
         found = b"".join(self._parts)
         self._parts.clear()
         return found
 
 
 def zip_folder(folder: Path) -> Iterator[bytes]:
-    """The parts of a zip of a folder, whose files are stored as they are: they are compressed."""
+    """The parts of a folder's zip. Its files are stored as they are, since they are compressed."""
     sink = _Sink()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(folder.rglob("*")):

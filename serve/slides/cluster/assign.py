@@ -1,4 +1,4 @@
-"""Which blocks a free worker gets. No Ray here: this decides, `dispatch` carries out.
+"""Chooses the blocks for a free worker. Without Ray: `dispatch` carries out what is chosen.
 
 Ray's `ActorPool` hands the next task to any free actor, and an actor keeps its task when it dies.
 Here a slide's blocks prefer one machine, whose cache then has the slide's file, and a block whose
@@ -15,29 +15,29 @@ from serve.slides.store import WorkFolder
 from serve.slides.worker import OnBlock, OnTiles
 
 MOST_BLOCKS = 8
-"""Of one call: within it a worker reads ahead from block to block."""
+"""Most blocks of one call. Within a call, a worker reads ahead from block to block."""
 
 
 @dataclass(eq=False)
 class SlideRun:
-    """The blocks of one slide that are to be computed."""
+    """The blocks of one slide that are still to be computed."""
 
     work: WorkFolder
     waiting: deque[Block]
     on_block: OnBlock
     on_tiles: OnTiles
     home: str | None = None
-    """Machine that its blocks prefer."""
+    """The machine that its blocks prefer."""
     at_work: int = 0
-    """Calls that have not returned."""
+    """Number of calls that have not returned."""
     tries: Counter[Block] = field(default_factory=Counter)
-    """How often a worker died of a block, as far as one can tell."""
+    """How often a worker died while it computed a block, as far as known."""
     error: Exception | None = None
-    """Why it fails, once all calls have returned."""
+    """Why the slide fails; raised once all calls have returned."""
     finished_tiles: int = 0
     told_tiles: int = 0
     future: Future[None] = field(default_factory=Future)
-    """Done when nothing is at work any more."""
+    """Done when no call is running any more."""
 
 
 @dataclass(eq=False)
@@ -48,13 +48,13 @@ class Call:
     blocks: tuple[Block, ...]
     ticket: int
     tiles: int = 0
-    """Done, as the worker said last."""
+    """Number of tiles done, as the worker last reported."""
 
 
 def choose(
     slides: Sequence[SlideRun], node: str, num_workers: int
 ) -> tuple[SlideRun, tuple[Block, ...]] | None:
-    """Take the next blocks for a free worker: of its machine's slides first, then to help out.
+    """Take the next blocks for a free worker, first of its own machine's slides, then of others.
 
     Args:
         slides: at work, the oldest first.
@@ -62,7 +62,7 @@ def choose(
         num_workers: on that machine.
 
     Returns:
-        The slide and its next blocks, which do not wait any more; None where nothing waits.
+        The slide and its next blocks, which are taken off the list; None if nothing waits.
     """
     waiting = [slide for slide in slides if slide.waiting]
     if not waiting:

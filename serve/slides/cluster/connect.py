@@ -19,18 +19,20 @@ from serve.slides.options import ClusterOptions
 
 _CONNECT_S = 10.0
 _OBJECT_STORE_BYTES = 100 * 2**20
-"""Of a cluster that is started here: only numbers and names go through it, no tiles."""
+"""Of a cluster that is started here. Small: only numbers and names go through it, no tiles."""
 
 
 def connect(address: str) -> None:
     """Connect this process to a cluster, or start one where the address is `local`.
 
     Raises:
-        ClusterError: there is none, or it does not take this machine's token.
+        ClusterError: there is none, or it rejects this machine's token.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == "local":
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of this run alone
+        os.environ.setdefault(
+            "RAY_AUTH_TOKEN", secrets.token_hex(32)
+        )  # a cluster for this run alone
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     with _captured_stderr() as warnings:
         try:
@@ -53,7 +55,7 @@ def connect(address: str) -> None:
 
 @contextmanager
 def _captured_stderr() -> Iterator[Callable[[], str]]:
-    """Keep what Ray's libraries print on standard error; yields what has been printed."""
+    """Capture what Ray's libraries print on standard error, and yield it."""
     sys.stderr.flush()
     before = os.dup(2)
     with tempfile.TemporaryFile() as file:
@@ -68,7 +70,7 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
 
 @dataclass(frozen=True)
 class Room:
-    """What a machine of the cluster has."""
+    """The resources of one machine of the cluster."""
 
     cpus: float
     gpus: float
@@ -76,7 +78,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Crew:
-    """How many workers there are, and what each claims."""
+    """The number of workers, and the resources of each."""
 
     count: int
     cpus: int
@@ -84,7 +86,7 @@ class Crew:
 
 
 def rooms() -> list[Room]:
-    """What each living machine of the cluster has."""
+    """The resources of each machine of the cluster that is alive."""
     nodes: Sequence[Mapping[str, Any]] = ray.nodes()
     return [
         Room(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
@@ -96,10 +98,10 @@ def rooms() -> list[Room]:
 def size_crew(
     machines: Sequence[Room], options: ClusterOptions, settings: InferenceSettings
 ) -> Crew:
-    """Choose how many workers there are, and what each claims.
+    """Choose the number of workers, and the resources of each.
 
     Raises:
-        ClusterError: no machine has room for one, and the user does not say how many will come.
+        ClusterError: no machine has room for a worker, and the user gave no number of workers.
     """
     gpus = options.worker_gpus
     if gpus is None:
@@ -108,7 +110,7 @@ def size_crew(
     least = max(options.worker_cpus, 1)
     usable = [machine for machine in machines if machine.cpus >= least and machine.gpus >= gpus]
     if not usable:
-        if options.workers:  # a cluster that grows when workers wait
+        if options.workers:  # a cluster that grows when workers are waiting
             return Crew(options.workers, least, gpus)
         raise ClusterError(
             f"no machine of the cluster has {least} CPU{'s' * (least > 1)} and {gpus:g} GPU for a "

@@ -1,4 +1,4 @@
-"""Hands blocks to Ray actors and takes back what became of them, in one thread."""
+"""Hands blocks to Ray actors and collects the outcomes, in one thread."""
 
 import itertools
 import queue
@@ -19,7 +19,7 @@ from serve.slides.cluster.worker import Opening, Problem, Ready, Report
 from serve.slides.store import BlockRecord
 
 MOST_TRIES = 3
-"""Times that a block may kill its worker before its slide is given up."""
+"""Number of workers that a block may kill before its slide fails."""
 _WAIT_S = 0.1
 _POLL_S = 1.0
 _JOIN_S = 30.0
@@ -29,23 +29,23 @@ Tell = Callable[[str], None]
 
 @dataclass(eq=False)
 class Worker:
-    """An actor, and what it does."""
+    """An actor and its current call."""
 
     handle: Any
     node: str = ""
     host: str = ""
     state: Literal["opening", "free", "busy", "gone"] = "opening"
     polled: bool = False
-    """Whether it was asked how far it is, and has not answered."""
+    """Whether a question for its progress is pending."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Expected:
-    """What a reference that is waited for will bring."""
+    """What a pending Ray reference will return."""
 
     worker: Worker
     call: Call | None = None
-    """None: it opens its model."""
+    """None while it opens its model."""
     is_poll: bool = False
 
 
@@ -53,9 +53,9 @@ class Dispatcher:
     """Runs the blocks of many slides on a crew of workers.
 
     Args:
-        workers: actors of `ClusterWorker`; ended with this.
+        workers: actors of `ClusterWorker`; they end when this is closed.
         opening: what each opens.
-        tell: is told, in a line, what the user should know.
+        tell: called with one line for the user.
         head: says why nothing can go on, once the head of the cluster is lost.
     """
 
@@ -81,13 +81,13 @@ class Dispatcher:
         self._thread.start()
 
     def run(self, slide: SlideRun) -> None:
-        """Compute the blocks of a slide; returns when none is at work any more."""
+        """Compute the blocks of a slide; returns when none is running any more."""
         self.check_open()
         self._new.put(slide)
         slide.future.result()
 
     def check_open(self) -> None:
-        """Raise ClusterError where the head is lost, and CancelledError where this is closed."""
+        """Raise ClusterError if the head is lost, or CancelledError if this is closed."""
         error = self._head()
         if error is not None:
             raise error
@@ -95,11 +95,11 @@ class Dispatcher:
             raise CancelledError
 
     def homes(self) -> list[str]:
-        """The machine of every worker that is there."""
+        """The machine of every worker that is alive."""
         return [worker.node for worker in self._workers if worker.state in ("free", "busy")]
 
     def close(self) -> None:
-        """Give up what is at work, and end the workers."""
+        """Abandon running calls, and end the workers."""
         self._closing.set()
         if threading.current_thread() is not self._thread:
             self._thread.join(_JOIN_S)
@@ -133,7 +133,7 @@ class Dispatcher:
                 return
 
     def _open(self, worker: Worker) -> None:
-        """Have a worker open its model, once Ray has (re)started it: this waits for that."""
+        """Tell a worker to open its model as soon as Ray has started or restarted it."""
         worker.state = "opening"
         options = worker.handle.open.options(max_task_retries=MOST_TRIES - 1)
         self._expected[options.remote(self._opening)] = _Expected(worker)
@@ -161,7 +161,7 @@ class Dispatcher:
             self._expected[reference] = _Expected(worker, call)
 
     def _poll(self) -> None:
-        """Ask the busy workers how far they are, once a second."""
+        """Ask the busy workers for their progress, once a second."""
         if time.monotonic() - self._polled < _POLL_S:
             return
         self._polled = time.monotonic()
@@ -231,7 +231,7 @@ class Dispatcher:
         self._end(call)
 
     def _failed(self, expected: _Expected, error: RayTaskError) -> None:
-        """A worker raised what is no user's mistake: the slide fails, the worker goes on."""
+        """A worker raised an unexpected error: the slide fails, and the worker continues."""
         if expected.is_poll:
             return
         reason = f"{type(error.cause).__name__}: {error.cause}" if error.cause else str(error)
@@ -245,7 +245,7 @@ class Dispatcher:
         self._end(expected.call)
 
     def _lost(self, expected: _Expected, error: RayError) -> None:
-        """A worker or its machine died: what it had is given to others, at most three times."""
+        """A worker or its machine died: its blocks go to others, at most three times."""
         worker, call = expected.worker, expected.call
         if expected.is_poll:
             return
@@ -286,7 +286,7 @@ class Dispatcher:
         self._settle(slide)
 
     def _tell_tiles(self, slide: SlideRun) -> None:
-        """Tell of new tiles; those that are computed again after a death are told of once."""
+        """Report new tiles. Tiles that are computed again after a death are reported once."""
         calls = (expected.call for expected in self._expected.values() if not expected.is_poll)
         at_work = sum(call.tiles for call in calls if call is not None and call.slide is slide)
         new = slide.finished_tiles + at_work - slide.told_tiles
@@ -295,7 +295,7 @@ class Dispatcher:
             self._call(slide, partial(slide.on_tiles, new))
 
     def _call(self, slide: SlideRun, callback: Callable[[], None]) -> None:
-        """Call what may raise to stop the run."""
+        """Call a callback, which may raise to stop the run."""
         if slide.future.done():
             return
         try:
@@ -305,7 +305,7 @@ class Dispatcher:
             slide.future.set_exception(error)
 
     def _settle(self, slide: SlideRun) -> None:
-        """Let who runs the slide go on, once nothing of it is at work."""
+        """Resume the thread that runs the slide, once none of its calls is running."""
         if slide.error is not None:
             slide.waiting.clear()
         if slide.at_work or slide.waiting:

@@ -1,4 +1,4 @@
-"""The engine of a Ray cluster: workers that hold the model, and whole blocks for them to compute.
+"""Runs slides on a Ray cluster: its workers hold the model and compute whole blocks.
 
 Results go straight to the shared folder, where each block appears whole and is the same whoever
 computes it. So a block may run twice, and no tile goes through Ray's object store.
@@ -41,7 +41,7 @@ from serve.slides.worker import OnBlock, OnTiles
 
 T = TypeVar("T")
 _SLIDES_PER_WORKER = 4
-"""Slides in work for each worker: on a fast GPU, writing the outputs of one takes as long as
+"""Slides in progress per worker: on a fast GPU, writing the outputs of one takes as long as
 computing three."""
 _PATIENCE_S = 30.0
 _WAIT_S = 0.2
@@ -52,7 +52,7 @@ class ClusterEngine:
 
     Args:
         dispatcher: hands blocks to workers; closed with this.
-        head: notices that the cluster's head is lost; closed with this.
+        head: notices when the cluster's head is lost; closed with this.
         model: that the workers hold.
         num_workers: how many there are, or will be.
     """
@@ -140,7 +140,7 @@ class ClusterEngine:
         job: SlideJob,
         what: str,
     ) -> T:
-        """Call a function in a process of a machine, or of another where that is gone.
+        """Call a function in a process on a machine, or on another one if that is gone.
 
         It claims no core, because the workers hold them all for as long as the run goes on.
         """
@@ -166,7 +166,7 @@ class ClusterEngine:
         return answer
 
     def _check_open(self, reference: Any) -> None:
-        """Stop waiting for a task where the run ends."""
+        """Stop waiting for a task when the run ends."""
         try:
             self._dispatcher.check_open()
         except CancelledError:
@@ -191,7 +191,7 @@ def open_cluster_engine(
     Args:
         settings: name the bundle, under a path that all machines share, and what computes.
         options: which cluster, and how many workers.
-        tell: is told, in a line, what the user should know.
+        tell: called with one line for the user.
         read_threads: threads of each worker that read a slide.
         out: output folder; what computed there before is taken again.
         worker: class of the actors.
@@ -232,7 +232,7 @@ def open_cluster_engine(
 
 @cache
 def _task(function: Callable[[SlideJob], Any]) -> Any:
-    """Ray's task of a function; sent to the cluster once."""
+    """A function as a Ray task; it is sent to the cluster once."""
     return ray.remote(function)
 
 
@@ -262,7 +262,7 @@ def _open_first(worker: Worker, opening: Opening, crew: Crew, tell: Tell) -> Rea
 
 
 def _same_as(first: Ready, opening: Opening) -> Opening:
-    """What the other workers open: what the first has chosen."""
+    """What the other workers open: the same that the first one chose."""
     settings = opening.settings
     if settings.backend == "onnxruntime":
         chosen = {"provider": first.model.runs_on, "precision": first.model.precision}

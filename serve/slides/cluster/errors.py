@@ -1,21 +1,21 @@
-"""What can go wrong on a cluster, beside what can on one machine."""
+"""Errors that only a cluster can have."""
 
 from serve.contract.errors import FocalPathError
 
 
 class ClusterError(FocalPathError):
-    """The cluster cannot be reached, or has no machine that could work."""
+    """The cluster cannot be reached, or no machine has room for a worker."""
 
     code = "cluster_unusable"
 
 
 class WorkerDiedError(ClusterError):
-    """The processes that worked on a slide died each time."""
+    """The processes that computed a slide died each time."""
 
     code = "worker_died"
 
 
 class WorkerFailedError(ClusterError):
-    """A worker failed in a way that nobody expected."""
+    """A worker raised an unexpected error."""
 
     code = "worker_failed"

@@ -16,11 +16,11 @@ _GIVE_UP_S = 30.0
 
 
 class HeadWatch:
-    """Looks every two seconds whether the head listens, in a thread of its own.
+    """Checks every two seconds whether the head listens, in its own thread.
 
     Args:
         address: host:port of the head.
-        tell: is told, in a line, what the user should know.
+        tell: called with one line for the user.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class HeadWatch:
 
 
 def check_listening(address: str, timeout_s: float) -> None:
-    """Raise OSError where nobody listens at host:port."""
+    """Raise OSError if nothing listens at host:port."""
     host, _, port = address.rpartition(":")
     if port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()

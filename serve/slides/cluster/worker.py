@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Problem(Strict):
-    """What went wrong on a worker."""
+    """An error on a worker, as a value."""
 
     code: str
     reason: str
@@ -47,18 +47,18 @@ class Opening(Strict):
 
     settings: InferenceSettings
     before: RunsOn | None = None
-    """What computed before, where the settings leave a choice."""
+    """What computed earlier results, if the settings leave a choice."""
     model: ModelInfo | None = None
-    """What it has to be, so that all workers answer the same."""
+    """The model that it must be, so that all workers give the same answers."""
     cores: int = 0
-    """That each worker claims; 0: all of its machine."""
+    """Cores of each worker; 0: all cores of its machine."""
     read_threads: int = 2
     versions: dict[str, str]
     """Of packages; the worker's must be the same."""
 
 
 class Ready(Strict):
-    """A worker that has its model."""
+    """The answer of a worker that has opened its model."""
 
     node: str
     """Ray's name of the machine."""
@@ -69,7 +69,7 @@ class Ready(Strict):
 
 
 class Report(Strict):
-    """What became of some blocks."""
+    """The outcome of some blocks."""
 
     records: tuple[BlockRecord, ...]
     problem: Problem | None = None
@@ -109,8 +109,8 @@ class ClusterWorker:
         """Compute blocks of the slide whose work folder is `path`.
 
         Returns:
-            What became of them; None where the model is not open, because the process was started
-            again since `open`.
+            The outcome; None if the model is not open because the process was restarted since
+            `open`.
         """
         if self._runner is None:
             return None
@@ -127,7 +127,7 @@ class ClusterWorker:
         return Report(records=tuple(records))
 
     def progress(self) -> tuple[int, int]:
-        """The ticket of the call of `run` at work, and how many of its tiles are done."""
+        """The ticket of the running call of `run`, and how many of its tiles are done."""
         return self._ticket, self._tiles
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class ClusterWorker:
             self._runner = None
 
     def _worker_of(self, path: Path) -> BlockWorker:
-        """The open slide; the one before is closed."""
+        """Open a slide, and close the one before."""
         if self._slide is None or self._path != path:
             self._leave_slide()
             assert self._runner is not None
@@ -184,7 +184,7 @@ def _told(call: Callable[[], T]) -> T | Problem:
 
 
 def own_versions() -> dict[str, str]:
-    """What results depend on, of the packages that are installed here."""
+    """Versions of the installed packages that results depend on."""
     return installed_versions(("focalpath", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino"))
 
 

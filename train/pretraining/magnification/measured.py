@@ -1,8 +1,8 @@
-"""Measurements that are kept, so that a study goes on where it stopped.
+"""Stores measurements, so that a study continues where it stopped.
 
 OUT/measured/NAME/seedN.json   what `Evaluation.measure` found of one encoder, with a key
 
-The key stands for the encoder's weights, the tiles and the settings. Another key is measured again.
+The key identifies the encoder's weights, the tiles and the settings. A new key is measured again.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ _VERSION = 1
 
 
 def measured_once(evaluation: Evaluation, encoder: nn.Module, path: Path) -> EncoderResult:
-    """Measure an encoder, or take what was measured of the same one on the same tiles.
+    """Measure an encoder, or return the stored result for the same encoder and tiles.
 
     Args:
         evaluation: the tiles.
