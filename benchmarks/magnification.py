@@ -1,8 +1,9 @@
-"""Runs a study of encoders across magnifications on one machine, many pretrainings at once.
+"""Run a study of encoders across magnifications on one machine, many pretrainings at once.
 
 `train magnification` trains one encoder after the other. Encoders of this size leave most of a GPU
 idle, so here several share it, each in a process of its own. A run that fails or does not end in
-time is left out, and the report says how many seeds each row has. Repeat the command to go on.
+time is left out, and the report says how many seeds each row has. Repeat the command to go on (not
+with --seconds, which fits the steps anew).
 
 OUT/slides/          drawn slides, unless --data names others
 OUT/encoders/        a pretraining run per trial and seed
@@ -27,6 +28,7 @@ from torch import nn
 
 from benchmarks.harness import machine_line
 from benchmarks.jobs import Jobs, Row, starter
+from benchmarks.magnification_pace import PACED, step_seconds, steps_that_fit
 from benchmarks.magnification_trials import COMPARED, TRIALS, VARIATIONS
 from serve.contract.machine import usable_cpus
 from train.data.synthetic.slides import SlideSettings, write_slides
@@ -72,8 +74,17 @@ class Study:
     """Pretrainings at a time."""
     measuring: int = 8
     """Encoders measured at a time."""
-    train_until_s: float = float("inf")
-    """Seconds after the start at which pretrainings that have not ended are given up."""
+    seconds: float | None = None
+    """End after so many seconds: --steps is fitted to them, and pretrainings that have not ended
+    in time are given up."""
+    reserve_s: float = 60.0
+    """Of these, what is kept for the last measurements and the report."""
+
+    def left_s(self, start: float) -> float:
+        """Seconds that are left for pretraining; `start` is the clock's time at the start."""
+        if self.seconds is None:
+            return float("inf")
+        return self.seconds - self.reserve_s - (time.monotonic() - start)
 
     def base(self) -> PretrainSettings:
         """The preset with this study's schedule."""
@@ -91,7 +102,7 @@ class Study:
     def rows(self) -> list[Row]:
         """Trials and seeds, the most important first."""
         first = [(name, seed) for seed in range(self.seeds) for name in self.compared]
-        # Four times as long: they would never end if they started late.
+        # Those that take longer come first, so that none ends long after the others.
         return sorted(
             [*first, *((name, 0) for name in self.variations)],
             key=lambda row: TRIALS[row[0]].steps_factor == 1,
@@ -113,6 +124,8 @@ def run_study(study: Study) -> None:
         pool = ProcessPoolExecutor(usable_cpus(), multiprocessing.get_context("spawn"))
         write_slides(data, study.slides, pool)
         _tell(start, "slides drawn")
+    if study.seconds is not None:
+        study = fitted(study, data, start)
     trainings = Jobs(study.processes, starter("spawn", pretrain_row))
     for name, seed in study.rows():
         trainings.add((name, seed), study, data)
@@ -129,12 +142,25 @@ def run_study(study: Study) -> None:
             measurements.add(row, study, evaluation)
         for row in measurements.step():
             _tell(start, f"{row[0]}, seed {row[1]}: measured")
-        if time.monotonic() - start > study.train_until_s:
+        if study.left_s(start) < 0:
             trainings.give_up()
         time.sleep(_POLL_S)
     report(study, evaluation)
     write_times(study, trainings.seconds, time.monotonic() - start)
     _tell(start, "reported")
+
+
+def fitted(study: Study, data: Path, start: float) -> Study:
+    """The study with as many steps as fit into its time."""
+    limit_s = study.left_s(start) / 3
+    base = study.base()
+    paces = step_seconds(base, data, study.out / "pace", study.processes, limit_s)
+    if len(paces) < len(PACED):
+        _tell(start, f"steps could not be timed ({paces}); {study.steps} as they are")
+        return study
+    steps = steps_that_fit(study.rows(), base, paces, study.processes, study.left_s(start))
+    _tell(start, f"seconds of a step: {paces}; {steps} steps fit")
+    return replace(study, steps=steps)
 
 
 def write_times(study: Study, seconds: Mapping[Row, float], study_s: float) -> None:

@@ -35,8 +35,8 @@ COMPARED = tuple(
 )
 """Methods that are compared with all seeds."""
 VARIATIONS = (
-    Trial("mad-4x-steps", "mad", steps_factor=4),
-    Trial("dino-mixed-4x-steps", "dino-mixed", steps_factor=4),
+    Trial("mad-2x-steps", "mad", steps_factor=2),
+    Trial("dino-mixed-2x-steps", "dino-mixed", steps_factor=2),
     Trial("mad-lr-3e-4", "mad", {"schedule": {"learning_rate": 3e-4}}),
     Trial("mad-lr-3e-3", "mad", {"schedule": {"learning_rate": 3e-3}}),
     Trial("mad-no-spread", "mad", {"distillation": {"spread_weight": 0.0}}),
