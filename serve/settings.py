@@ -15,7 +15,7 @@ from pydantic_settings import (
 )
 
 from serve.contract.errors import SettingsError
-from serve.contract.strict import Options
+from serve.contract.strict import CommandOptions
 
 ENVIRONMENT_PREFIX = "FOCALPATH_"
 MEBIBYTE = 2**20
@@ -39,7 +39,7 @@ _SERVICE_LINK = re.compile(
 )
 
 
-class InferenceSettings(Options):
+class InferenceSettings(CommandOptions):
     """What runs the model, and how large an image may be; also read from FOCALPATH_<NAME>."""
 
     bundle: Path = Path("artifacts/bundle")

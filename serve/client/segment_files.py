@@ -27,6 +27,7 @@ from serve.client.whole_files import write_together
 from serve.contract.errors import FocalPathError, SettingsError
 from serve.contract.key_file import read_key
 from serve.contract.manifest import read_bundle
+from serve.contract.strict import CommandOptions
 from serve.images.decode import read_picture
 from serve.images.mpp import FROM_REQUEST, check_mpp
 from serve.inference.segmenter import TileSegmenter, open_segmenter
@@ -42,6 +43,10 @@ def _format_type() -> type[tuple[str, ...]]:
     return cast(type[tuple[str, ...]], tuple[Literal[names], ...])  # type: ignore[valid-type]
 
 
+class FlagOptions(CommandOptions, Options):
+    """The options of the formats, as flags."""
+
+
 def _option_type() -> type[Options]:
     """The options of all formats."""
     return _merged_options(tuple(file_formats()))
@@ -49,7 +54,7 @@ def _option_type() -> type[Options]:
 
 @functools.cache
 def _merged_options(formats: tuple[AnswerFormat, ...]) -> type[Options]:
-    return merged_options(formats, Options, name_users=True)
+    return merged_options(formats, FlagOptions, name_users=True)
 
 
 @dataclass(frozen=True, kw_only=True)

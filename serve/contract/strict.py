@@ -21,7 +21,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Options(Strict):
+class CommandOptions(Strict):
     """What a user sets on a command line. A docstring under a field is its help text.
 
     Raises:

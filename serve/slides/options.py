@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from serve.contract.strict import Options
+from serve.contract.strict import CommandOptions
 from serve.images.mpp import MAX_MPP, MIN_MPP
 from serve.images.tiles import OVERLAP
 
 
-class TissueRule(Options):
+class TissueRule(CommandOptions):
     """How tissue is told from glass; see `serve.slides.tissue`."""
 
     flag_prefix: ClassVar[str] = "rule."
@@ -34,7 +34,7 @@ class TissueRule(Options):
     """What is darker than this (HSV value) is no tissue."""
 
 
-class Settings(Options):
+class Settings(CommandOptions):
     """What the labels of a slide depend on, beside the slide and the model."""
 
     overlap: float = Field(OVERLAP, ge=0, le=0.75)
@@ -48,7 +48,7 @@ class Settings(Options):
     rule: TissueRule = TissueRule()
 
 
-class OutputOptions(Options):
+class OutputOptions(CommandOptions):
     """How outputs are drawn; the labels do not depend on it."""
 
     simplify_cells: float = Field(2.0, ge=0, le=100)
@@ -59,7 +59,7 @@ class OutputOptions(Options):
     """GeoJSON, DSA: simplify further, until the outlines have at most so many vertices."""
 
 
-class RunOptions(Options):
+class RunOptions(CommandOptions):
     """How the slides of a cohort are run."""
 
     settings: Settings = Settings()
@@ -79,7 +79,7 @@ class RunOptions(Options):
         return self.model_copy(update={"tissue": str(Path(self.tissue).absolute())})
 
 
-class ClusterOptions(Options):
+class ClusterOptions(CommandOptions):
     """Where the workers of a cluster run, and how large each is."""
 
     cluster: str = ""

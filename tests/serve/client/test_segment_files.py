@@ -336,16 +336,13 @@ def test_an_option_that_cannot_be_used_is_one_message(
 
 
 @pytest.mark.parametrize("flag", ["--alpha 1.5", "--simplify-px nan", "--min-area-px -1"])
-def test_a_flag_out_of_its_range_is_refused_as_tyro_refuses_one(
+def test_a_flag_out_of_its_range_is_one_message(
     flag: str, image: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        _segment(image, "--out", out, *flag.split())
-    assert stopped.value.code == 2
+    message = _fails(capsys, image, "--out", out, *flag.split())
     name, value = flag.split()
-    message = capsys.readouterr().err
-    assert message.startswith(f"error: {name} is {value}")
-    assert message.count("\n") == 1
+    assert f"{name} is {value}" in message
+    assert "expected" in message
     assert not out.exists()
 
 

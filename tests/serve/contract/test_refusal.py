@@ -4,11 +4,11 @@ import pytest
 from pydantic import Field, field_validator
 
 from serve.contract.errors import SettingsError
-from serve.contract.strict import Options
+from serve.contract.strict import CommandOptions
 from tests.support.errors import raises
 
 
-class ToyOptions(Options):
+class ToyOptions(CommandOptions):
     share: Annotated[float, Field(gt=0, lt=1)] | None = None
     side_px: int = Field(32, ge=16, multiple_of=16)
     scales: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = ()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve.contract.refusal import as_flag
 from tests.support.errors import raises
 from train.data.synthetic import dataset as synthetic
 from train.data.synthetic import tissue
@@ -202,5 +203,5 @@ def test_an_interruption_leaves_nothing_half_written(
     ("field", "value"), [("num_train", -1), ("tile_size_px", 8), ("mpp", 0.0), ("seed", -1)]
 )
 def test_settings_that_cannot_be_made_are_refused(field: str, value: float) -> None:
-    with raises(SettingsError, field, value):
+    with raises(SettingsError, as_flag(field), value):
         SyntheticSettings(**{field: value})  # type: ignore[arg-type]
