@@ -24,6 +24,7 @@ from rich.console import Console
 from benchmarks.harness import (
     machine_line,
     median_speedup,
+    one_line_errors,
     take_turns,
     write_report,
 )
@@ -261,6 +262,7 @@ def _answer(worker: Worker) -> dict[str, float]:
     return answer
 
 
+@one_line_errors()
 def main() -> None:
     """Run the benchmark and print its table."""
     config: Any = (tyro.conf.OmitArgPrefixes,)

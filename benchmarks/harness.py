@@ -6,16 +6,30 @@ speed-up is the median over the rounds of the ratio within one round, never a ra
 
 import json
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from export.errors import FocalPathError as ExportError
+from serve.contract.errors import FocalPathError as ServeError
 from serve.contract.machine import this_processor, usable_cpus
+from train.errors import FocalPathError as TrainError
 
 T = TypeVar("T")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End a command with one line where the user can fix what is wrong; also a decorator."""
+    try:
+        yield
+    except (ServeError, TrainError, ExportError) as error:
+        sys.exit(f"error: {error}")
 
 
 def take_turns(

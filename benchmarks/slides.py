@@ -31,6 +31,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.harness import one_line_errors
 from benchmarks.real_size_model import draw_tiles
 from benchmarks.slide_seams import Seams, measure_seams
 from serve.contract.machine import Machine, installed_versions, this_machine
@@ -360,6 +361,7 @@ def print_report(report: SlidesReport, console: Console) -> None:
     console.print(table)
 
 
+@one_line_errors()
 def main() -> None:
     """Run the command line."""
     command = tyro.cli(SlidesBenchmark, description=__doc__)

@@ -17,7 +17,7 @@ import tyro
 from pydantic import Field
 from rich.console import Console
 
-from benchmarks.harness import machine_line, take_turns, write_report
+from benchmarks.harness import machine_line, one_line_errors, take_turns, write_report
 from benchmarks.slides import write_slide
 from serve.contract.machine import installed_versions
 from serve.contract.manifest import read_bundle, sha256_of
@@ -203,6 +203,7 @@ def _load() -> tuple[float, float, float]:
     return one, five, fifteen
 
 
+@one_line_errors()
 def main() -> None:
     """Run the command line."""
     command = tyro.cli(ClusterBenchmark, description=__doc__)

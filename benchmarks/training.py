@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 from benchmarks.direct_sam_path import DirectDecoder
 from benchmarks.harness import (
     median_speedup,
+    one_line_errors,
     peak_memory_mib,
     seconds_of,
     take_turns,
@@ -319,6 +320,7 @@ def machine() -> str:
     return f"{this_processor().name}, {torch.get_num_threads()} threads"
 
 
+@one_line_errors()
 def main() -> None:
     """Run the benchmark and print its tables."""
     config = (tyro.conf.OmitArgPrefixes,)

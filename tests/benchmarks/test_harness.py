@@ -1,10 +1,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from benchmarks.harness import median_speedup, take_turns, write_report
+import export.errors
+import serve.contract.errors
+import train.errors
+from benchmarks.harness import median_speedup, one_line_errors, take_turns, write_report
 from tests.support import ROOT
 
 
@@ -37,3 +41,10 @@ def test_a_report_is_json_and_with_a_text_markdown_too(tmp_path: Path, text: str
     write_report(tmp_path / "new", "benchmark", {"seconds": 1}, text)
     names = {path.name for path in (tmp_path / "new").iterdir()}
     assert names == {"benchmark.json", *(["benchmark.md"] if text else [])}
+
+
+@pytest.mark.parametrize("errors", [train.errors, export.errors, serve.contract.errors])
+def test_what_the_user_can_fix_is_one_line(errors: ModuleType) -> None:
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        raise errors.SettingsError("--side is 0; expected at least 1.")
+    assert ended.value.code == "error: --side is 0; expected at least 1."
