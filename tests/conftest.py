@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
         ranks[item.path] = min(rank, ranks.get(item.path, rank))
     items.sort(key=lambda item: ranks[item.path])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """End the run when a process of pytest-xdist dies, and say in which test and how.
+
+    Otherwise version 3.8 gives out again what that process had finished, and waits for ever.
+    """
+    if error:
+        test = node.config.pluginmanager.getplugin("dsession").sched.remove_node(node)
+        status = node.gateway._io.popen.wait()
+        reason = f"the process {node.gateway.id} died with status {status} in {test}: {error}"
+        pytest.exit(reason, returncode=pytest.ExitCode.INTERNAL_ERROR)
 
 
 @pytest.fixture(scope="session")
