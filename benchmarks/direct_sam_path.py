@@ -5,6 +5,7 @@ method is run outside this project: normalise, both encoders, the fusion neck, S
 image after another, upsampling of all masks, and argmax. PyTorch eager, with default settings.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,8 +65,14 @@ class DirectSamPath(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Label RGB images (B, H, W, 3) uint8; returns labels (B, H, W) int64 in 1..C."""
+        return self.labels(self.low_res_logits(image), image.shape[1:3])
+
+    def low_res_logits(self, image: Tensor) -> Tensor:
+        """Logits (B, C, H/4, W/4) of the classes, from RGB images (B, H, W, 3) uint8."""
         images = image.permute(0, 3, 1, 2).float()
-        logits = self.decoder(self.segmenter.encode(images)).low_res_logits
-        size = image.shape[1:3]
-        logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-        return logits[:, 1:].argmax(dim=1) + 1
+        return self.decoder(self.segmenter.encode(images)).low_res_logits[:, 1:]
+
+    def labels(self, low_res_logits: Tensor, size: Sequence[int]) -> Tensor:
+        """Labels (B, H, W) int64 in 1..C of an image of `size`."""
+        logits = F.interpolate(low_res_logits, tuple(size), mode="bilinear", align_corners=False)
+        return logits.argmax(dim=1) + 1

@@ -3,7 +3,7 @@
 Each variant runs in its own process, on batches of 1, 4, 8 and 16 tiles. Decoding images, copying
 to the GPU and back, computing, and encoding labels are timed separately. A variant that fails, for
 lack of a package or of memory, is noted, and the others still run: the files are written again
-after every measurement. It has not run on a GPU yet. With `--device cpu` and a tiny model,
+after every measurement. With `--device cpu` and a tiny model,
 everything runs except the calls of CUDA and TensorRT.
 """
 
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +23,7 @@ import tyro
 from rich.console import Console
 
 from benchmarks.export_gpu_worker import (
+    EXPECTED_FILE,
     VARIANTS,
     Device,
     Failed,
@@ -63,6 +64,10 @@ class GpuMeasurement(Strict):
     """GPU memory in use after the runs, of all processes."""
     label_agreement: float
     """Share of pixels with the same label as the first variant that ran, usually eager float32."""
+    max_logit_difference: float | None
+    """Largest difference of a logit from that variant's."""
+    num_not_finite: int | None
+    """Logits that are NaN or infinite."""
 
 
 class GpuReport(Strict):
@@ -102,6 +107,8 @@ class GpuBenchmark:
     """cpu is only for testing the script."""
     peak_size: int = 8192
     """Side of the square matrices whose product measures the peak."""
+    graphs: Path | None = None
+    """Folder to keep the exported graphs in, and to take them from; by default they are deleted."""
     model: ModelSettings = field(default_factory=ModelSettings)
 
     def run(self) -> GpuReport:
@@ -121,8 +128,13 @@ class GpuBenchmark:
                 "torch sees no CUDA GPU, and this benchmark needs one. Run `make benchmark-gpu` on "
                 "a machine that has one; `make benchmark-export` measures this machine's CPU."
             )
-        with tempfile.TemporaryDirectory(prefix="focalpath-benchmark-") as name:
-            return _Run(self, Path(name)).all()
+        with ExitStack() as stack:
+            folder = self.graphs
+            if folder is None:
+                temporary = tempfile.TemporaryDirectory(prefix="focalpath-benchmark-")
+                folder = Path(stack.enter_context(temporary))
+            folder.mkdir(parents=True, exist_ok=True)
+            return _Run(self, folder).all()
 
 
 class _Run:
@@ -135,6 +147,7 @@ class _Run:
         self._skipped: dict[str, str] = {}
         self._measurements: list[GpuMeasurement] = []
         self._has_form: dict[str, bool] = {}
+        (folder / EXPECTED_FILE).unlink(missing_ok=True)  # of another run
         with _own_process() as call:
             peak = call(measure_peak, settings.device, settings.peak_size)
         if isinstance(peak, Failed):
@@ -193,6 +206,8 @@ class _Run:
                 peak_share=rate * FLOPS_PER_TILE / self._peak.flops if is_real_size else None,
                 memory_gib=measured.memory_gib,
                 label_agreement=measured.label_agreement,
+                max_logit_difference=measured.max_logit_difference,
+                num_not_finite=measured.num_not_finite,
             )
         )
         self._tell(f"{name}, batch {batch_size}: {rate:.1f} tiles/s")
@@ -248,7 +263,8 @@ def markdown(report: GpuReport) -> str:
         + ", ".join(f"{name} {found}" for name, found in report.versions.items())
         + ".",
         f"{report.model}; tiles of {report.tile_size_px} pixels; medians of {report.num_runs} "
-        f"runs, milliseconds per batch. Goal: {GOAL:.0%} of the peak. Written by "
+        f"runs, milliseconds per batch; `first` is the first run of a batch size. Goal: {GOAL:.0%} "
+        "of the peak. Labels and logits are compared with the first variant's. Written by "
         "`make benchmark-gpu`.",
         "",
         _table(report),
@@ -258,20 +274,32 @@ def markdown(report: GpuReport) -> str:
 
 
 def _table(report: GpuReport) -> str:
-    headers = ("variant", "batch", "decode", "copy", "compute", "encode", "tiles/s", "of peak")
+    headers = ("variant", "batch", "first", "decode", "copy", "compute", "encode", "tiles/s")
+    more = ("of peak", "GPU memory", "labels", "logits", "not finite")
     rows = [
         (
             row.variant,
             row.batch_size,
-            *(f"{getattr(row.stages, name):.1f}" for name in Stages.model_fields),
+            f"{row.stages.first_run_ms:.0f}",
+            *(
+                f"{value:.1f}"
+                for value in (
+                    row.stages.decode_ms,
+                    row.stages.copy_ms,
+                    row.stages.compute_ms,
+                    row.stages.encode_ms,
+                )
+            ),
             f"{row.tiles_per_second:.1f}",
             "" if row.peak_share is None else f"{row.peak_share:.1%}",
             "" if row.memory_gib is None else f"{row.memory_gib:.1f} GiB",
             f"{row.label_agreement:.3%}",
+            "" if row.max_logit_difference is None else f"{row.max_logit_difference:.2g}",
+            "" if row.num_not_finite is None else row.num_not_finite,
         )
         for row in report.measurements
     ]
-    return markdown_table((*headers, "GPU memory", "labels"), rows, align="lrrrrrrrrr")
+    return markdown_table((*headers, *more), rows, align="lrrrrrrrrrrrr")
 
 
 def main() -> None:

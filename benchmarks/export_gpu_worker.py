@@ -9,10 +9,10 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import onnx
@@ -20,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.direct_sam_path import DirectSamPath
+from benchmarks.harness import seconds_of
 from benchmarks.real_size_model import NUM_CLASSES, build_benchmark_model, draw_tiles
 from export.errors import FocalPathError
 from export.graph.attention import AttentionForm
@@ -31,18 +33,33 @@ from export.tensorrt.build import build_plan
 from export.tensorrt.engine import load_tensorrt
 from export.tensorrt.plan import BatchProfile, EnginePlan
 from export.tensorrt.session import Gpu, PlanSession
+from serve.contract import cuda
 from serve.contract.machine import this_processor
-from serve.contract.manifest import interface, sha256_of
+from serve.contract.manifest import LOW_RES_STRIDE, interface, sha256_of
 from serve.contract.strict import Strict
 from train.settings import ModelSettings
 
 Device = Literal["cuda", "cpu"]
 Images = NDArray[np.uint8]
-Compute = Callable[[torch.Tensor], torch.Tensor]
-"""From images (B, H, W, 3) to labels (B, H, W), both uint8 on the device."""
+
+
+class Answer(NamedTuple):
+    """What a variant computes."""
+
+    labels: torch.Tensor
+    """(B, H, W) integers, 1..C."""
+    logits: torch.Tensor | None = None
+    """(B, C, H/4, W/4); None where the variant does not give them."""
+
+
+Compute = Callable[[torch.Tensor], Answer]
+"""From images (B, H, W, 3) uint8 on the device."""
 
 _WARM_UP_RUNS = 3
-_EXPECTED_FILE = "expected.npz"
+_CODEC_RUNS = 3
+"""Decoding and encoding do not depend on the variant, and take longer than the model."""
+EXPECTED_FILE = "expected.npz"
+"""Answers of the first variant."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,6 +73,8 @@ class Stages(Strict):
     """To the device and back."""
     compute_ms: float
     encode_ms: float
+    first_run_ms: float
+    """The first computation of this batch size, which chooses kernels and takes memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +105,9 @@ class Measured:
     stages: Stages
     memory_gib: float | None
     label_agreement: float
+    max_logit_difference: float | None
+    num_not_finite: int | None
+    """Logits that are NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -152,14 +174,17 @@ def measure_peak(device: Device, size: int) -> Throughput:
 
 @_or_failed
 def write_graphs(model: ModelSettings, folder: Path, form: str) -> None:
-    """Export the model in float32 and half precision, without the gate's output."""
-    source = folder / "with_logits.onnx"
-    export_onnx(Deployable(build_benchmark_model(model)).eval(), source, form=FORMS[form])
-    drop_output(source, folder / f"{form}.fp32.onnx", PARITY_OUTPUT)
-    half = convert_to_half(onnx.load(str(source)), "fp16")
-    onnx.save(half, str(source))
-    drop_output(source, folder / f"{form}.fp16.onnx", PARITY_OUTPUT)
-    source.unlink()
+    """Export the model in float32 and half precision, with and without the gate's output."""
+    source = folder / f"{form}.fp32.logits.onnx"
+    if not source.is_file():
+        building = source.with_suffix(".part")
+        export_onnx(Deployable(build_benchmark_model(model)).eval(), building, form=FORMS[form])
+        building.rename(source)
+    half = folder / f"{form}.fp16.logits.onnx"
+    if not half.is_file():
+        onnx.save(convert_to_half(onnx.load(str(source)), "fp16"), str(half))
+    for path in (source, half):
+        drop_output(path, folder / path.name.replace(".logits", ""), PARITY_OUTPUT)
 
 
 @_or_failed
@@ -167,12 +192,14 @@ def measure(task: Task, batch_size: int) -> Measured:
     """Measure a variant; it stays loaded in this process."""
     compute = _load(task)
     pictures = [png(tile) for tile in draw_tiles(batch_size, task.model.tile_size_px)]
-    labels, stages = measure_stages(compute, pictures, task.device, task.num_runs)
+    answer, stages = measure_stages(compute, pictures, task.device, task.num_runs)
     memory_gib = None
     if task.device == "cuda":
         free, total = torch.cuda.mem_get_info()
         memory_gib = (total - free) / 2**30
-    return Measured(stages, memory_gib, _agreement(labels, task))
+    labels = answer.labels.cpu().numpy().astype(np.uint8)
+    logits = None if answer.logits is None else answer.logits.float().cpu().numpy()
+    return Measured(stages, memory_gib, *_compare(labels, logits, task))
 
 
 _loaded: dict[tuple[str, Path], Compute] = {}
@@ -186,56 +213,78 @@ def _load(task: Task) -> Compute:
     return _loaded[key]
 
 
-def _agreement(labels: Images, task: Task) -> float:
-    """Share of labels equal to those of the first variant that ran, for the tiles of both."""
-    file = task.folder / _EXPECTED_FILE
-    if file.is_file():
-        with np.load(file) as stored:
-            variant, expected = str(stored["variant"]), stored["labels"]
-    else:
-        variant, expected = task.variant, labels
-    if variant == task.variant:
-        np.savez(file, variant=variant, labels=labels)
+def _compare(
+    labels: Images, logits: NDArray[np.float32] | None, task: Task
+) -> tuple[float, float | None, int | None]:
+    """Compare with the first variant that ran, on the tiles of both.
+
+    Returns:
+        the share of labels that are the same, the largest difference of a logit, and how many
+        logits are NaN or infinite.
+    """
+    file = task.folder / EXPECTED_FILE
+    stored = dict(np.load(file)) if file.is_file() else {"variant": np.array(task.variant)}
+    if str(stored["variant"]) == task.variant:
+        stored["labels"] = labels
+        if logits is not None:
+            stored["logits"] = logits
+        np.savez(file, **stored)
+    expected = stored["labels"]
     num_tiles = min(len(labels), len(expected))
-    return float((labels[:num_tiles] == expected[:num_tiles]).mean())
+    agreement = float((labels[:num_tiles] == expected[:num_tiles]).mean())
+    if logits is None or "logits" not in stored:
+        return agreement, None, None
+    num_tiles = min(len(logits), len(stored["logits"]))
+    difference = np.abs(logits[:num_tiles] - stored["logits"][:num_tiles])
+    finite = difference[np.isfinite(difference)]
+    largest = float(finite.max()) if finite.size else None
+    return agreement, largest, int((~np.isfinite(logits)).sum())
 
 
 def measure_stages(
     compute: Compute, pictures: list[bytes], device: Device, num_runs: int
-) -> tuple[Images, Stages]:
-    """Time the stages of a batch of PNG images; returns labels (B, H, W) uint8."""
+) -> tuple[Answer, Stages]:
+    """Time the stages of a batch of PNG images; returns the last answer."""
     side = Image.open(io.BytesIO(pictures[0])).size[0]
     # Pinned memory, as in a server: the GPU copies it without the CPU.
-    on_host = torch.empty(
-        (len(pictures), side, side, 3), dtype=torch.uint8, pin_memory=device == "cuda"
-    )
-    labels_on_host = torch.empty(
-        (len(pictures), side, side), dtype=torch.uint8, pin_memory=device == "cuda"
-    )
+    pinned = device == "cuda"
+    on_host = torch.empty((len(pictures), side, side, 3), dtype=torch.uint8, pin_memory=pinned)
+    labels = torch.empty((len(pictures), side, side), dtype=torch.uint8, pin_memory=pinned)
+    decode = [_milliseconds(lambda: _decode(pictures, on_host)) for _ in range(_CODEC_RUNS)]
     times: list[tuple[float, ...]] = []
     for _ in range(_WARM_UP_RUNS + num_runs):
         marks = [time.perf_counter()]
-        for place, picture in zip(on_host.numpy(), pictures, strict=True):
-            place[:] = np.asarray(Image.open(io.BytesIO(picture)))
-        marks.append(time.perf_counter())
         images = on_host.to(device, non_blocking=True)
         synchronize(device)
         marks.append(time.perf_counter())
-        labels = compute(images)
+        answer = compute(images)
         synchronize(device)
         marks.append(time.perf_counter())
-        labels_on_host.copy_(labels, non_blocking=True)
+        labels.copy_(answer.labels, non_blocking=True)
         synchronize(device)
         marks.append(time.perf_counter())
-        for one in labels_on_host.numpy():
-            png(one)
-        marks.append(time.perf_counter())
-        decode, copy, computing, back, encode = np.diff(marks) * 1e3
-        times.append((decode, copy + back, computing, encode))
+        copy, computing, back = np.diff(marks) * 1e3
+        times.append((copy + back, computing))
+    encode = [
+        _milliseconds(lambda: [png(one) for one in labels.numpy()]) for _ in range(_CODEC_RUNS)
+    ]
     medians = [float(value) for value in np.median(times[_WARM_UP_RUNS:], axis=0)]
-    return labels_on_host.numpy(), Stages(
-        decode_ms=medians[0], copy_ms=medians[1], compute_ms=medians[2], encode_ms=medians[3]
+    return answer, Stages(
+        decode_ms=statistics.median(decode),
+        copy_ms=medians[0],
+        compute_ms=medians[1],
+        encode_ms=statistics.median(encode),
+        first_run_ms=times[0][1],
     )
+
+
+def _decode(pictures: list[bytes], images: torch.Tensor) -> None:
+    for place, picture in zip(images.numpy(), pictures, strict=True):
+        place[:] = np.asarray(Image.open(io.BytesIO(picture)))
+
+
+def _milliseconds(run: Callable[[], object]) -> float:
+    return seconds_of(run) * 1e3
 
 
 def synchronize(device: Device) -> None:
@@ -251,15 +300,35 @@ def png(image: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _eager(task: Task) -> Compute:
-    if task.device == "cuda":  # float32 means float32: no products in TF32 behind it
+def _float32_is_exact(task: Task) -> None:
+    """Have torch multiply float32 as float32: no products in TF32 behind it."""
+    if task.device == "cuda":
         torch.backends.cuda.matmul.fp32_precision = "ieee"
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined, unused-ignore]
+
+
+def _direct(task: Task, dtype: torch.dtype) -> Compute:
+    """SAM-Path as its paper describes it; half precision by autocast, as usual."""
+    _float32_is_exact(task)
+    model = DirectSamPath(build_benchmark_model(task.model)).requires_grad_(False).to(task.device)
+
+    def compute(images: torch.Tensor) -> Answer:
+        is_half = dtype != torch.float32
+        with torch.inference_mode(), torch.autocast(task.device, dtype, enabled=is_half):
+            logits = model.low_res_logits(images)
+            return Answer(model.labels(logits, images.shape[1:3]), logits)
+
+    return compute
+
+
+def _eager(task: Task) -> Compute:
+    _float32_is_exact(task)
     model = _deployable(task).to(task.device)
 
-    def compute(images: torch.Tensor) -> torch.Tensor:
+    def compute(images: torch.Tensor) -> Answer:
         with torch.inference_mode():
-            return model(images).labels  # type: ignore[no-any-return]
+            output = model(images)
+        return Answer(output.labels, output.low_res_logits)
 
     return compute
 
@@ -275,45 +344,70 @@ def _compiled(task: Task, *, folded: bool) -> Compute:
     backend = {"cuda": "inductor", "cpu": "eager"}[task.device]
     compiled: Any = torch.compile(model.to(task.device), backend=backend, dynamic=False)
 
-    def compute(images: torch.Tensor) -> torch.Tensor:
+    def compute(images: torch.Tensor) -> Answer:
         with torch.inference_mode(), torch.autocast(task.device, torch.bfloat16):
-            return compiled(images).labels  # type: ignore[no-any-return]
+            output = compiled(images)
+        return Answer(output.labels, output.low_res_logits)
 
     return compute
 
 
-def _onnx_runtime(task: Task) -> Compute:
+def _session(task: Task, settings: dict[str, str]) -> Any:
+    """Open the variant's graph in ONNX Runtime, on the task's device."""
     import onnxruntime
 
-    cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})
-    provider: Any = {"cuda": cuda, "cpu": "CPUExecutionProvider"}[task.device]
-    name = provider if isinstance(provider, str) else provider[0]
-    if name not in onnxruntime.get_available_providers():
-        raise FocalPathError(
-            f"ONNX Runtime has no {name}: install '.[export-gpu]' in an environment of its own"
-        )
+    path = task.folder / VARIANTS[task.variant].graph.replace(".onnx", ".logits.onnx")
     if task.device == "cuda":
-        onnxruntime.preload_dlls()
-    session = onnxruntime.InferenceSession(
-        task.folder / VARIANTS[task.variant].graph, providers=[provider]
-    )
-    if session.get_providers()[0] != name:
-        raise FocalPathError(f"ONNX Runtime fell back from {name}; its output above says why")
+        return cuda.open_session(path, settings=settings)
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def compute(images: torch.Tensor) -> torch.Tensor:
-        # Inputs and outputs stay in torch's memory.
-        labels = torch.empty(images.shape[:3], dtype=torch.uint8, device=task.device)
+
+def _onnx_runtime(task: Task, **settings: str) -> Compute:
+    """Inputs and outputs stay in the GPU's memory."""
+    session = _session(task, {"use_tf32": "0", **settings})
+    outputs: dict[int, Answer] = {}
+
+    def compute(images: torch.Tensor) -> Answer:
+        number, side = len(images), images.shape[1]
+        if number not in outputs:
+            low = side // LOW_RES_STRIDE
+            outputs[number] = Answer(
+                torch.empty(images.shape[:3], dtype=torch.uint8, device=task.device),
+                torch.empty((number, NUM_CLASSES, low, low), device=task.device),
+            )
+        answer = outputs[number]
         binding = session.io_binding()
-        for name, tensor, bind in (
-            ("image", images.contiguous(), binding.bind_input),
-            ("labels", labels, binding.bind_output),
-        ):
-            bind(name, task.device, 0, np.uint8, tuple(tensor.shape), tensor.data_ptr())
+        bind = _bind(binding, task.device)
+        bind(binding.bind_input, "image", images.contiguous(), np.uint8)
+        bind(binding.bind_output, "labels", answer.labels, np.uint8)
+        bind(binding.bind_output, PARITY_OUTPUT, answer.logits, np.float32)
         for output in session.get_outputs():
-            if output.name != "labels":
+            if output.name not in ("labels", PARITY_OUTPUT):
                 binding.bind_output(output.name, task.device)
         session.run_with_iobinding(binding)
-        return labels
+        return answer
+
+    return compute
+
+
+def _bind(binding: Any, device: Device) -> Callable[..., None]:
+    def bind(method: Callable[..., None], name: str, tensor: torch.Tensor, dtype: type) -> None:
+        method(name, device, 0, dtype, tuple(tensor.shape), tensor.data_ptr())
+
+    return bind
+
+
+def _onnx_runtime_arrays(task: Task, **settings: str) -> Compute:
+    """As the service runs it: arrays in the CPU's memory go in and come out."""
+    session = _session(task, settings)
+    names = ["labels", "low_res_probabilities", "iou_scores"]
+    on_host: dict[int, Images] = {}
+
+    def compute(images: torch.Tensor) -> Answer:
+        if len(images) not in on_host:
+            on_host[len(images)] = images.cpu().numpy()
+        labels = session.run(names, {"image": on_host[len(images)]})[0]
+        return Answer(torch.from_numpy(labels))
 
     return compute
 
@@ -337,13 +431,13 @@ def _tensorrt(task: Task) -> Compute:
         loaded[batch_size] = session, gpu.capture(session.enqueue)
         return loaded[batch_size]
 
-    def compute(images: torch.Tensor) -> torch.Tensor:
+    def compute(images: torch.Tensor) -> Answer:
         session, replay = loaded.get(len(images)) or load(len(images))
         session.tensor("image").copy_(images)
         gpu.synchronize()
         replay()
         gpu.synchronize()
-        return session.tensor("labels")
+        return Answer(session.tensor("labels"))
 
     return compute
 
@@ -367,11 +461,19 @@ def engine_plan(task: Task, compute_capability: str, batch_size: int) -> EngineP
 
 
 VARIANTS = {
+    "SAM-Path, PyTorch eager fp32": Variant(partial(_direct, dtype=torch.float32)),
+    "SAM-Path, PyTorch eager bf16": Variant(partial(_direct, dtype=torch.bfloat16)),
+    "SAM-Path, PyTorch eager fp16": Variant(partial(_direct, dtype=torch.float16)),
     "PyTorch eager fp32": Variant(_eager),
-    "PyTorch bf16 + compile": Variant(lambda task: _compiled(task, folded=False)),
-    "folded, fused attention, bf16 + compile": Variant(lambda task: _compiled(task, folded=True)),
+    "PyTorch bf16 + compile": Variant(partial(_compiled, folded=False)),
+    "folded, fused attention, bf16 + compile": Variant(partial(_compiled, folded=True)),
     "ONNX Runtime fp32": Variant(_onnx_runtime, "chunked", "fp32"),
+    "ONNX Runtime TF32": Variant(partial(_onnx_runtime, use_tf32="1"), "chunked", "fp32"),
     "ONNX Runtime fp16": Variant(_onnx_runtime, "chunked"),
+    "ONNX Runtime fp16, heuristic convolutions": Variant(
+        partial(_onnx_runtime, cudnn_conv_algo_search="HEURISTIC"), "chunked"
+    ),
+    "ONNX Runtime fp16, as served": Variant(_onnx_runtime_arrays, "chunked"),
     "ONNX Runtime fp16, unchunked": Variant(_onnx_runtime, "unchunked"),
     "ONNX Runtime fp16, extended": Variant(_onnx_runtime, "extended"),
     "TensorRT fp16": Variant(_tensorrt, "chunked"),

@@ -116,7 +116,7 @@ class SlidesBenchmark:
     """Overlaps whose seams are measured; none leaves them out."""
 
 
-class _Clock(Quiet):
+class Clock(Quiet):
     """Records when the tiles of a slide began and ended."""
 
     def __init__(self) -> None:
@@ -163,7 +163,7 @@ class _Bench:
         self._runs += 1
         out = self._folder / f"out{self._runs}"
         engine = LocalEngine(self.runner, self._model, max_batch_size=self.batch)
-        clock = _Clock()
+        clock = Clock()
         cohort = Cohort(out, engine, RunOptions(), formats_of(DEFAULT), clock)
         started = time.perf_counter()
         (outcome,) = run_cohort(cohort, [SlideTask(path=slide, name=slide.stem)])
@@ -227,11 +227,19 @@ class _Run:
     store: Path
 
 
-def write_slide(path: Path, height: int, width: int, mpp: float, drawn_px: int) -> None:
-    """Write a JPEG pyramid with synthetic tissue in the middle third of its area."""
+def write_slide(
+    path: Path,
+    height: int,
+    width: int,
+    mpp: float,
+    drawn_px: int,
+    *,
+    tissue_share: float = _TISSUE_SHARE,
+) -> None:
+    """Write a JPEG pyramid with synthetic tissue in the middle of its area."""
     drawn = draw_tiles(4, drawn_px)
     pixels = np.full((height, width, 3), 243, np.uint8)
-    side = _TISSUE_SHARE**0.5
+    side = tissue_share**0.5
     top, left = int(height * (1 - side) / 2), int(width * (1 - side) / 2)
     rng = np.random.default_rng(0)
     for y in range(top, height - top, drawn_px):
@@ -255,6 +263,20 @@ def write_slide(path: Path, height: int, width: int, mpp: float, drawn_px: int) 
             )
 
 
+def tiles_in_memory(path: Path, tile: int) -> NDArray[np.uint8]:
+    """Cut (16, T, T, 3) uint8 tiles out of a slide's middle."""
+    with open_reader(path) as slide:
+        width, height = slide.levels[0].width_px, slide.levels[0].height_px
+        middle = slide.read(0, width // 3, height // 3, 4 * tile, 4 * tile)
+    return np.stack(
+        [
+            middle[y : y + tile, x : x + tile]
+            for y in range(0, 4 * tile, tile)
+            for x in range(0, 4 * tile, tile)
+        ]
+    )
+
+
 def run_benchmark(command: SlidesBenchmark, console: Console) -> SlidesReport:
     """Measure all variants in turns."""
     with tempfile.TemporaryDirectory() as folder:
@@ -265,15 +287,7 @@ def run_benchmark(command: SlidesBenchmark, console: Console) -> SlidesReport:
         one, two = Path(folder) / "one.svs", Path(folder) / "two.svs"
         write_slide(one, side, side, mpp, command.drawn_px)
         write_slide(two, side, 2 * side, mpp, command.drawn_px)
-        with open_reader(one) as slide:
-            middle = slide.read(0, side // 3, side // 3, 4 * tile, 4 * tile)
-        tiles = np.stack(
-            [
-                middle[y : y + tile, x : x + tile]
-                for y in range(0, 4 * tile, tile)
-                for x in range(0, 4 * tile, tile)
-            ]
-        )
+        tiles = tiles_in_memory(one, tile)
         alone, runs, doubles, directs = [], [], [], []
         labels: NDArray[np.uint8] = np.zeros((0, 0), np.uint8)
         for number in range(command.rounds):

@@ -15,6 +15,7 @@ from rich.progress import track
 from export.gate.tiles import Images
 from export.graph.reference import Deployable
 from export.graph.to_onnx import PARITY_OUTPUT
+from serve.contract import cuda
 from serve.contract.openvino import GraphPrecision, OpenVinoModel
 
 Floats = NDArray[np.floating[Any]]
@@ -77,11 +78,22 @@ def onnx_answers(path: Path, images: Images) -> Answers:
         images: (N, H, W, 3) uint8, RGB.
     """
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return _in_batches(
-        lambda batch: dict(zip(names, session.run(names, {"image": batch}), strict=True)),
-        _alone_then_together(images),
-        f"{path.name} in ONNX Runtime",
+    return _session_answers(session, images, f"{path.name} in ONNX Runtime")
+
+
+def cuda_answers(path: Path, images: Images, settings: Mapping[str, str] | None = None) -> Answers:
+    """Run ONNX Runtime's CUDA provider; see `onnx_answers`.
+
+    Args:
+        path: the graph.
+        images: (N, H, W, 3) uint8, RGB.
+        settings: of the provider. By default float32 is multiplied as TF32.
+
+    Raises:
+        BackendUnavailableError: CUDA does not work on this machine.
+    """
+    return _session_answers(
+        cuda.open_session(path, settings=settings), images, f"{path.name} on CUDA"
     )
 
 
@@ -92,6 +104,15 @@ def openvino_answers(path: Path, images: Images, precision: GraphPrecision) -> A
         lambda batch: model.run(batch, OUTPUTS),
         _alone_then_together(images),
         f"{path.name} in OpenVINO",
+    )
+
+
+def _session_answers(session: ort.InferenceSession, images: Images, title: str) -> Answers:
+    names = [output.name for output in session.get_outputs()]
+    return _in_batches(
+        lambda batch: dict(zip(names, session.run(names, {"image": batch}), strict=True)),
+        _alone_then_together(images),
+        title,
     )
 
 

@@ -9,6 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
+from serve.contract import cuda
 from serve.contract.errors import BackendUnavailableError, BundleError
 from serve.contract.manifest import Manifest
 from serve.inference.backend import first_line, in_batches, onnx_artefact
@@ -30,9 +31,14 @@ RUN_ERRORS = (
     ort.NotImplemented,
     ort.RuntimeException,
 )
-_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 OnnxRuntimeProvider = Literal["cpu", "cuda"]
+
+_ADVICE: dict[OnnxRuntimeProvider, str] = {
+    "cpu": "Check this machine's free memory, or set a smaller FOCALPATH_CONCURRENCY.",
+    "cuda": "Check what else uses the GPU, or set a smaller FOCALPATH_MAX_BATCH_SIZE.",
+}
+"""What to do when a batch fails."""
 
 
 class OnnxRuntimeBackend:
@@ -68,9 +74,12 @@ class OnnxRuntimeBackend:
         options.intra_op_num_threads = threads
         # Threads that spin while they wait would take the processor from decoding and blending.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._provider = provider
         try:
-            self._session = onnxruntime.InferenceSession(
-                file, options, providers=_providers(provider)
+            self._session: Any = (
+                cuda.open_session(file, options)
+                if provider == "cuda"
+                else onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
             )
         except OPEN_ERRORS as error:
             raise BundleError(
@@ -79,11 +88,6 @@ class OnnxRuntimeBackend:
             ) from error
         self.providers: list[str] = self._session.get_providers()
         """The execution providers in use, the preferred one first."""
-        if provider == "cuda" and self.providers[0] != _CUDA:
-            raise BackendUnavailableError(
-                f"ONNX Runtime fell back from CUDA to {self.providers[0]}; its log says why. Check "
-                "the GPU's driver and libraries, or choose FOCALPATH_PROVIDER=cpu."
-            )
 
     def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """See `Backend.infer`."""
@@ -95,9 +99,10 @@ class OnnxRuntimeBackend:
         try:
             answers = self._session.run(list(outputs), {"image": images}, self._run_options)
         except RUN_ERRORS as error:
+            reason_of = cuda.reason_of if self._provider == "cuda" else first_line
             raise BackendUnavailableError(
-                f"ONNX Runtime failed on a batch of {len(images)} tiles: {first_line(error)}. "
-                "Check this machine's free memory, or set a smaller FOCALPATH_CONCURRENCY."
+                f"ONNX Runtime failed on a batch of {len(images)} tiles: {reason_of(error)}. "
+                f"{_ADVICE[self._provider]}"
             ) from error
         return dict(zip(outputs, answers, strict=True))
 
@@ -106,23 +111,5 @@ class OnnxRuntimeBackend:
         return True
 
     def close(self) -> None:
-        """Nothing to do: the session is freed with this object."""
-
-
-def has_cuda() -> bool:
-    """Whether the installed ONNX Runtime was built for CUDA, not whether there is a GPU."""
-    return _CUDA in onnxruntime.get_available_providers()
-
-
-def _providers(provider: OnnxRuntimeProvider) -> list[str]:
-    available = onnxruntime.get_available_providers()
-    if provider == "cuda" and _CUDA not in available:
-        raise BackendUnavailableError(
-            f"ONNX Runtime {onnxruntime.__version__} has no CUDA, only {', '.join(available)}. "
-            "Install onnxruntime-gpu in place of onnxruntime, or choose another provider with "
-            "FOCALPATH_PROVIDER."
-        )
-    if provider == "cpu":
-        return [_CPU]
-    onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip installed them
-    return [_CUDA, _CPU]
+        """Free the session, and with it the GPU's memory."""
+        self._session = None

@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from serve.contract import cuda
 from serve.contract.errors import BackendUnavailableError, FocalPathError
 from serve.contract.openvino import OpenVinoModel
 from serve.contract.openvino import version as openvino_version
@@ -27,7 +28,7 @@ from serve.settings import InferenceSettings
 
 EXECUTION_PROVIDERS = {
     "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
+    "cuda": cuda.PROVIDER,
     "tensorrt": "TensorrtExecutionProvider",
 }
 """ONNX Runtime's names of its providers."""
@@ -113,9 +114,13 @@ def _in_onnxruntime(path: Path, name: str, image: NDArray[np.uint8]) -> NDArray[
             f"{', '.join(available)}. Install onnxruntime-gpu in place of onnxruntime."
         )
     if name != EXECUTION_PROVIDERS["cpu"]:
-        onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip installed them
+        cuda.load_libraries()
     try:
-        session = onnxruntime.InferenceSession(path, providers=[name])
+        session: Any = (
+            cuda.open_session(path)
+            if name == cuda.PROVIDER
+            else onnxruntime.InferenceSession(path, providers=[name], enable_fallback=False)
+        )
         used = session.get_providers()
         if used[0] != name:
             raise BackendUnavailableError(

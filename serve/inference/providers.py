@@ -12,12 +12,12 @@ from functools import partial
 
 import onnxruntime
 
-from serve.contract import openvino
+from serve.contract import cuda, openvino
 from serve.contract.errors import BundleError
 from serve.contract.machine import this_processor
 from serve.contract.manifest import Artefact, Manifest
 from serve.inference.backend import Backend, onnx_artefact
-from serve.inference.onnxruntime import OnnxRuntimeBackend, has_cuda
+from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.openvino import OpenVinoBackend, openvino_precision
 from serve.inference.runs_on import RunsOn, Trial
 from serve.inference.trial import (
@@ -105,7 +105,7 @@ def _providers(settings: InferenceSettings, artefact: Artefact) -> Iterator[str]
     if named in ("cpu", "cuda") and settings.precision != "auto":
         yield named  # an explicit choice needs no proof
         return
-    has_gpu = named == "cuda" or (named == "auto" and has_cuda())
+    has_gpu = named == "cuda" or (named == "auto" and cuda.is_built_in())
     if has_gpu and precision in ("fp32", "fp16"):
         yield "cuda"
     # A CPU computes fp16 in float32, with conversions on top.

@@ -232,7 +232,7 @@ def test_a_single_candidate_is_not_timed(
 def test_a_gpu_that_works_is_taken_and_the_cpu_not_timed(
     machine: Machine, bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(providers, "has_cuda", lambda: True)
+    monkeypatch.setattr("serve.contract.cuda.is_built_in", lambda: True)
     machine.seconds = {
         ("cuda", "fp32"): 0.1,
         ("cpu", "fp32"): 2.0,

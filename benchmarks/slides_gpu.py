@@ -1,0 +1,353 @@
+"""Measures whether the slide engine keeps a GPU busy.
+
+One process, one model, a generated slide that is all tissue. The model alone gets tiles from
+memory, first as full batches and then as single tiles through the batcher that the engine uses.
+The engine then runs the slide with several numbers of reading threads and batches at a time. An
+engine whose model takes no time shows how many tiles reading, blending and writing could feed.
+"""
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from benchmarks.gpu_watch import GpuUse, watched_gpu
+from benchmarks.harness import write_report
+from benchmarks.slides import Clock, tiles_in_memory, write_slide
+from export.markdown import markdown_table
+from serve.contract.machine import Machine, installed_versions, this_machine
+from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
+from serve.contract.strict import Strict
+from serve.inference.batching import TileAnswer, TileRunner
+from serve.inference.segmenter import open_segmenter
+from serve.settings import InferenceSettings
+from serve.slides.cohort import SlideTask
+from serve.slides.finish import read_passport
+from serve.slides.local import LocalEngine, model_of
+from serve.slides.options import RunOptions, Settings
+from serve.slides.outputs.registry import formats_of
+from serve.slides.plan import ModelInfo
+from serve.slides.run import Cohort, run_cohort
+
+_OUTPUT = "low_res_probabilities"
+_PACKAGES = ("onnxruntime-gpu", "onnxruntime", "openslide-bin", "tifffile", "imagecodecs", "zarr")
+
+
+class Row(Strict):
+    """One way to run tiles."""
+
+    name: str
+    parallel: int
+    """Batches that the model runs at a time."""
+    read_threads: int | None
+    block_cells: int | None
+    num_tiles: int
+    """That the model ran, those in the overlap of two blocks twice."""
+    num_tiles_once: int
+    seconds: float
+    tiles_per_second: float
+    share: float | None
+    """Of the tiles per second of the model alone, with as many batches at a time."""
+    cpu_ms_per_tile: float
+    """Processor time of this process, user and system."""
+    waits: dict[str, float]
+    """Seconds of the blending thread: waited for reading, the model and writing, or blended."""
+    gpu: GpuUse | None
+
+
+class SlidesGpuReport(Strict):
+    """The content of `slides_gpu.json`."""
+
+    machine: Machine
+    packages: dict[str, str]
+    model: str
+    precision: str
+    provider: str
+    tile_size_px: int
+    max_batch_size: int
+    slide_px: int
+    reader: str
+    rows: tuple[Row, ...]
+    peak_memory_gib: float
+    """Largest resident set of this process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidesGpuBenchmark:
+    """Measure the slide engine on a GPU."""
+
+    settings: tyro.conf.OmitArgPrefixes[InferenceSettings]
+    """How to run the model."""
+    out: Path = Path("artifacts/results/slides")
+    """Folder for `slides_gpu.json` and `slides_gpu.md`."""
+    side_px: int = 18_688
+    """Side of the slide."""
+    drawn_px: int = 1024
+    """Side of the synthetic images that the slide is made of."""
+    parallel: tuple[int, ...] = (1, 2)
+    """Batches at a time."""
+    read_threads: tuple[int, ...] = (2, 4, 8)
+    """Reading threads; the first is also measured with the other values of the other options."""
+    block_cells: tuple[int, ...] = (2048, 4096)
+    """Sides of blocks; the same holds."""
+    readers: tuple[str, ...] = ("tiff", "openslide")
+    """Readers; the same holds."""
+    alone_s: float = 4.0
+    """About how long the model alone is measured."""
+
+
+class _Instant:
+    """A model that takes no time."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        side = manifest.tile_size_px // LOW_RES_STRIDE
+        self._answer = np.full((len(manifest.classes), side, side), 40, np.uint8)
+
+    def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[TileAnswer]:
+        """See `TileRunner.submit`."""
+        future: Future[TileAnswer] = Future()
+        future.set_result({_OUTPUT: self._answer})
+        return future
+
+    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, Any]:
+        """Not used by the engine."""
+        raise NotImplementedError
+
+    def is_ready(self) -> bool:
+        """See `Backend.is_ready`."""
+        return True
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class _Bench:
+    def __init__(self, command: SlidesGpuBenchmark, folder: Path) -> None:
+        self._command, self._folder = command, folder
+        self.manifest = read_bundle(command.settings.bundle)
+        self.batch = command.settings.max_batch_size or self.manifest.max_batch_size
+        self.slide = folder / "slide.svs"
+        mpp = self.manifest.mpp or 0.5
+        side = command.side_px
+        write_slide(self.slide, side, side, mpp, command.drawn_px, tissue_share=1.0)
+        self.tiles = tiles_in_memory(self.slide, self.manifest.tile_size_px)
+        self.rows: list[Row] = []
+
+    def run(self) -> ModelInfo:
+        """Measure everything; returns what ran."""
+        command = self._command
+        first = command.read_threads[0], command.block_cells[0], command.readers[0]
+        model: ModelInfo | None = None
+        for parallel in command.parallel:
+            settings = command.settings.model_copy(update={"parallel_batches": parallel})
+            with open_segmenter(settings, self.manifest) as segmenter:
+                model = model_of(segmenter)
+                self._full_batches(segmenter.backend, parallel)
+                alone = self._batched(segmenter.backend, parallel)
+                is_last = parallel == command.parallel[-1]
+                for threads, block, reader in self._ways(first, is_last):
+                    self._engine(segmenter.backend, model, parallel, threads, block, reader, alone)
+        assert model is not None
+        instant: TileRunner = _Instant(self.manifest)
+        for threads, block, reader in self._ways(first, True):
+            self._engine(instant, model, 1, threads, block, reader, None)
+        return model
+
+    def _ways(self, first: tuple[int, int, str], is_all: bool) -> list[tuple[int, int, str]]:
+        command = self._command
+        if not is_all:
+            return [first]
+        threads, block, reader = first
+        return [
+            *((other, block, reader) for other in command.read_threads),
+            *((threads, other, reader) for other in command.block_cells[1:]),
+            *((command.read_threads[-1], block, other) for other in command.readers[1:]),
+        ]
+
+    def _full_batches(self, runner: TileRunner, parallel: int) -> None:
+        """Full batches of tiles that are one array already: no queue, no copy of tiles."""
+        backend = runner._backend  # type: ignore[attr-defined]
+        batch = np.ascontiguousarray(np.resize(self.tiles, (self.batch, *self.tiles.shape[1:])))
+        backend.infer(batch, (_OUTPUT,))
+        started = time.perf_counter()
+        backend.infer(batch, (_OUTPUT,))
+        once = time.perf_counter() - started
+        count = max(int(self._command.alone_s / once), 2)
+
+        def work() -> int:
+            with ThreadPoolExecutor(parallel) as pool:
+                list(pool.map(lambda _: backend.infer(batch, (_OUTPUT,)), range(count)))
+            return count * self.batch
+
+        self._row("the model alone, full batches", work, parallel)
+
+    def _batched(self, runner: TileRunner, parallel: int) -> float:
+        """Single tiles through the batcher; returns tiles per second."""
+        count = max(int(self.rows[-1].tiles_per_second * self._command.alone_s), 2 * self.batch)
+
+        def work() -> int:
+            pending: list[Future[TileAnswer]] = []
+            for index in range(count):
+                pending.append(runner.submit(self.tiles[index % len(self.tiles)], (_OUTPUT,)))
+                if len(pending) > 2 * self.batch * parallel:
+                    pending.pop(0).result()
+            for future in pending:
+                future.result()
+            return count
+
+        return self._row("the model alone, single tiles", work, parallel).tiles_per_second
+
+    def _engine(
+        self,
+        runner: TileRunner,
+        model: ModelInfo,
+        parallel: int,
+        threads: int,
+        block: int,
+        reader: str,
+        alone: float | None,
+    ) -> None:
+        out = self._folder / f"out{len(self.rows)}"
+        engine = LocalEngine(
+            runner, model, max_batch_size=self.batch * parallel, read_threads=threads
+        )
+        clock = Clock()
+        options = RunOptions(settings=Settings(block_cells=block), tissue="none", reader=reader)
+        cohort = Cohort(out, engine, options, formats_of(("ome-zarr",)), clock)
+        task = SlideTask(path=self.slide, name=self.slide.stem)
+        found: list[Any] = []
+
+        def work() -> int:
+            (outcome,) = run_cohort(cohort, [task])
+            found.append(outcome)
+            return int(outcome.num_tiles)
+
+        name = f"the engine, {reader}" + ("" if alone else ", a model that takes no time")
+        row = self._row(name, work, parallel)
+        assert found[0].status == "done", found[0].reason
+        passport = read_passport(out / self.slide.stem)
+        assert passport is not None
+        seconds = clock.computed - clock.began
+        rate = row.num_tiles / seconds
+        changes = {
+            "read_threads": threads,
+            "block_cells": block,
+            "num_tiles_once": passport.num_tiles_once,
+            "seconds": seconds,
+            "tiles_per_second": rate,
+            "share": None if alone is None else rate / alone,
+            "waits": {n: s for n, s in passport.seconds.items() if not n.startswith("output")},
+        }
+        self.rows[-1] = row.model_copy(update=changes)
+        _tell(self.rows[-1])
+
+    def _row(self, name: str, work: Any, parallel: int) -> Row:
+        cpu, started = time.process_time(), time.perf_counter()
+        with watched_gpu() as gpu:
+            num_tiles = work()
+        seconds = time.perf_counter() - started
+        row = Row(
+            name=name,
+            parallel=parallel,
+            read_threads=None,
+            block_cells=None,
+            num_tiles=num_tiles,
+            num_tiles_once=num_tiles,
+            seconds=seconds,
+            tiles_per_second=num_tiles / seconds,
+            share=None,
+            cpu_ms_per_tile=(time.process_time() - cpu) * 1e3 / num_tiles,
+            waits={},
+            gpu=gpu.use,
+        )
+        self.rows.append(row)
+        if "engine" not in name:
+            _tell(row)
+        return row
+
+
+def _tell(row: Row) -> None:
+    busy = "" if row.gpu is None else f", GPU busy {row.gpu.busy:.0%}"
+    print(
+        f"{row.name}, {row.parallel} at a time, {row.read_threads} readers, blocks of "
+        f"{row.block_cells}: {row.tiles_per_second:.1f} tiles/s{busy}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def run_benchmark(command: SlidesGpuBenchmark) -> SlidesGpuReport:
+    """Measure, and write both files."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = _Bench(command, Path(folder))
+        model = bench.run()
+    report = SlidesGpuReport(
+        machine=this_machine(),
+        packages=installed_versions(_PACKAGES),
+        model=f"{bench.manifest.name} {bench.manifest.version}",
+        precision=model.precision,
+        provider=model.runs_on,
+        tile_size_px=bench.manifest.tile_size_px,
+        max_batch_size=bench.batch,
+        slide_px=command.side_px,
+        reader=", ".join(command.readers),
+        rows=tuple(bench.rows),
+        peak_memory_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    )
+    write_report(command.out, "slides_gpu", report, markdown(report))
+    return report
+
+
+def markdown(report: SlidesGpuReport) -> str:
+    """Write the report as a table."""
+    gpus = ", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in report.machine.gpus) or "no GPU"
+    rows = [
+        (
+            row.name,
+            row.parallel,
+            row.read_threads or "",
+            row.block_cells or "",
+            row.num_tiles,
+            f"{row.tiles_per_second:.1f}",
+            f"{row.num_tiles_once / row.seconds:.1f}",
+            "" if row.share is None else f"{row.share:.0%}",
+            "" if row.gpu is None else f"{row.gpu.busy:.0%}",
+            "" if row.gpu is None else f"{row.gpu.peak_memory_gib:.1f} GiB",
+            f"{row.cpu_ms_per_tile:.1f}",
+            ", ".join(f"{name} {seconds:.1f}" for name, seconds in row.waits.items()),
+        )
+        for row in report.rows
+    ]
+    headers = (
+        *("", "batches at a time", "readers", "block", "tiles", "tiles/s", "without halos"),
+        *("of the model", "GPU busy", "GPU memory", "CPU ms/tile", "blending thread, s"),
+    )
+    return "\n".join(
+        [
+            "# The slide engine on a GPU",
+            "",
+            f"{gpus}; {report.machine.processor.name}, {report.machine.num_cpus} CPUs; "
+            + ", ".join(f"{name} {found}" for name, found in report.packages.items())
+            + ".",
+            f"{report.model} in {report.precision} on {report.provider}, tiles of "
+            f"{report.tile_size_px} pixels, batches of {report.max_batch_size}; a slide of "
+            f"{report.slide_px} pixels a side, all tissue. This process took "
+            f"{report.peak_memory_gib:.1f} GiB. Written by `python -m benchmarks.slides_gpu`.",
+            "",
+            markdown_table(headers, rows, align="lrrrrrrrrrrl"),
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    print(markdown(run_benchmark(tyro.cli(SlidesGpuBenchmark, description=__doc__))))

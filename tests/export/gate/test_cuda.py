@@ -1,0 +1,63 @@
+"""The gate with a graph on a real GPU; skipped where there is none."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export.gate.answers import cuda_answers, torch_answers
+from export.gate.gate import Gate
+from export.gate.schema import Tolerances
+from export.gate.tiles import ValidationTiles
+from export.graph.reference import Deployable
+from export.precision.half import convert_to_half, half_blocks
+from tests.support.cuda import needs_cuda
+from train.model.checkpoint import load_checkpoint, read_card
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs_cuda() -> None:
+    needs_cuda()
+
+
+@pytest.fixture(scope="module")
+def gate(toy_run: Path) -> Gate:
+    """Torch's answers in float32, on the CPU."""
+    card = read_card(toy_run)
+    side = card.settings.model.input_px
+    images = np.random.default_rng(0).integers(0, 256, (5, side, side, 3), dtype=np.uint8)
+    tiles = ValidationTiles(
+        source="noise", names=tuple(f"tile_{i}" for i in range(5)), images=images, masks=None
+    )
+    return Gate(
+        tiles=tiles,
+        expected=torch_answers(Deployable(load_checkpoint(toy_run)[0]).eval(), images),
+        class_names=tuple(entry.name for entry in card.classes),
+        tolerances=Tolerances(),
+    )
+
+
+def test_float32_on_the_gpu_passes_the_gate_of_float32(gate: Gate, toy_graph: Path) -> None:
+    answers = cuda_answers(toy_graph, gate.tiles.images, {"use_tf32": "0"})
+    assert gate.judge(answers, "model.onnx", "fp32").failures == ()
+
+
+def test_tf32_on_the_gpu_passes_the_gate_of_half_precision(gate: Gate, toy_graph: Path) -> None:
+    answers = cuda_answers(toy_graph, gate.tiles.images)
+    assert gate.judge(answers, "model.onnx", "fp16").failures == ()
+
+
+@pytest.mark.parametrize("num_islands", [0, 1, 3])
+def test_float16_and_mixed_graphs_on_the_gpu_pass_the_gate(
+    gate: Gate, toy_graph: Path, tmp_path: Path, num_islands: int
+) -> None:
+    model = onnx.load(str(toy_graph))
+    islands = frozenset(half_blocks(model)[:num_islands])
+    half = tmp_path / "half.onnx"
+    onnx.save(convert_to_half(model, "fp16", islands), str(half))
+    found = gate.judge(cuda_answers(half, gate.tiles.images), "model.fp16.onnx", "fp16")
+    assert found.failures == ()
+    assert (found.num_nan, found.num_inf) == (0, 0)
