@@ -13,8 +13,8 @@ from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.providers import TF32_AGREEMENT, open_in_process
 from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
-from tests.support.errors import raises
 from tests.support.cuda import nearly_full_gpu, needs_cuda
+from tests.support.errors import raises
 from tests.support.pictures import painted
 from tests.support.toy_bundle import CLASSES, write_toy_bundle
 
