@@ -17,6 +17,7 @@ from benchmarks.real_size_model import NUM_CLASSES, draw_tiles
 from export.errors import GraphError
 from export.manifest import MIN_WARM_UP_AGREEMENT, MODEL_FILE, WARM_UP_FILE
 from serve.contract import cuda
+from serve.contract.errors import BackendUnavailableError
 from serve.contract.manifest import (
     Artefact,
     Manifest,
@@ -33,6 +34,7 @@ FORM = "chunked"
 """How attention is written, as in every bundle by default."""
 _FILES = {"fp32": MODEL_FILE, "fp16": "model.fp16.onnx"}
 _OPSET = 20
+_MPP = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,6 @@ class RealSizeBundle:
     graphs: Path
     """Folder of the graphs, which `benchmarks.export_gpu --graphs` takes too."""
     max_batch_size: int = 8
-    mpp: float = 0.5
-    """um per pixel."""
     model: ModelSettings = field(default_factory=ModelSettings)
 
     def write(self) -> Manifest:
@@ -70,7 +70,7 @@ class RealSizeBundle:
                 TissueClass(name=f"Class {index}", color=f"#{index:02x}4080")
                 for index in range(1, NUM_CLASSES + 1)
             ),
-            mpp=self.mpp,
+            mpp=self.model.mpp or _MPP,
             tile_size_px=tile,
             max_batch_size=self.max_batch_size,
             opset=_OPSET,
@@ -99,9 +99,9 @@ class RealSizeBundle:
     def _warm_up(self, tile: int) -> WarmUp:
         """A tile and the labels that the float32 graph gives it, here on the GPU or the CPU."""
         model = self.out / MODEL_FILE
-        if cuda.is_built_in():
+        try:
             session = cuda.open_session(model, settings={"use_tf32": "0"})
-        else:
+        except BackendUnavailableError:
             session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         image = draw_tiles(1, tile)
         (labels,) = session.run(["labels"], {"image": image})

@@ -8,9 +8,9 @@ per tile (docs/slides.md).
 import re
 from pathlib import Path
 
+from serve.contract import cuda
 from serve.contract.machine import usable_cpus
 from serve.contract.manifest import Manifest
-from serve.inference.onnxruntime import has_cuda
 from serve.settings import InferenceSettings
 
 _BYTES_PER_PIXEL = 1536
@@ -35,7 +35,7 @@ def for_throughput(
     """
     chosen = ("threads", "parallel_batches", "max_batch_size")
     fields = InferenceSettings.model_fields
-    on_gpu = settings.provider == "cuda" or (settings.provider == "auto" and has_cuda())
+    on_gpu = settings.provider == "cuda" or (settings.provider == "auto" and cuda.is_built_in())
     if (
         settings.backend != "onnxruntime"
         or on_gpu
