@@ -70,7 +70,8 @@ class DirectSamPath(nn.Module):
     def low_res_logits(self, image: Tensor) -> Tensor:
         """Logits (B, C, H/4, W/4) of the classes, from RGB images (B, H, W, 3) uint8."""
         images = image.permute(0, 3, 1, 2).float()
-        return self.decoder(self.segmenter.encode(images)).low_res_logits[:, 1:]
+        output: SegmenterOutput = self.decoder(self.segmenter.encode(images))
+        return output.low_res_logits[:, 1:]
 
     def labels(self, low_res_logits: Tensor, size: Sequence[int]) -> Tensor:
         """Labels (B, H, W) int64 in 1..C of an image of `size`."""

@@ -4,6 +4,7 @@ import statistics
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 
 from serve.contract.strict import Strict
 
@@ -54,7 +55,7 @@ def watched_gpu() -> Iterator[_Watch]:
 
 def _sample(watch: _Watch, stop: threading.Event) -> None:
     try:
-        import pynvml
+        pynvml = import_module("pynvml")
     except ImportError:
         return
     with suppress(pynvml.NVMLError):

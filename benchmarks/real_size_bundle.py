@@ -90,7 +90,7 @@ class RealSizeBundle:
         return Artefact(
             file=file.name,
             format="onnx",
-            precision=precision,  # type: ignore[arg-type]
+            precision=precision,
             sha256=sha256_of(file),
             parity=parity,
             proofs=(Proof(provider="cpu", parity=parity),),

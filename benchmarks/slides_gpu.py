@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import tyro
-from export.markdown import markdown_table
 from numpy.typing import NDArray
 
 from benchmarks.gpu_watch import GpuUse, watched_gpu
@@ -26,6 +25,7 @@ from benchmarks.harness import write_report
 from benchmarks.slides import Clock, tiles_in_memory, write_slide
 from serve.contract.machine import Machine, installed_versions, this_machine
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
+from serve.contract.markdown import markdown_table
 from serve.contract.strict import Strict
 from serve.inference.batching import TileAnswer, TileRunner
 from serve.inference.segmenter import open_segmenter
