@@ -45,10 +45,15 @@ class TileLoader(DataLoader[Any]):
 
 
 def _raising(batches: Iterator[Any]) -> Iterator[Any]:
-    for batch in batches:
-        if isinstance(batch, FocalPathError):
-            raise batch
-        yield batch
+    try:
+        for batch in batches:
+            if isinstance(batch, FocalPathError):
+                raise batch
+            yield batch
+    finally:
+        # The error keeps this frame. With the iterator in it, its processes would end only with the
+        # garbage, in an order in which torch waits five seconds for them.
+        del batches
 
 
 class _Collate:

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from onnx.reference import ReferenceEvaluator
 
 from export.precision.emulation import HalfEmulator
@@ -59,6 +60,7 @@ def test_bfloat16_has_the_range_for_it() -> None:
     assert HalfEmulator(model).run(IMAGE).nonfinite == {}
 
 
+@pytest.mark.slow
 def test_the_exported_model_answers_nearly_as_in_float32(toy_graph: Path) -> None:
     model = onnx.load(str(toy_graph))
     image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)

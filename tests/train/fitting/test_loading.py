@@ -1,5 +1,6 @@
 """Errors of files that loading processes meet."""
 
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -22,3 +23,4 @@ def test_a_damaged_image_reaches_the_loop_as_the_one_message_that_it_is(
     with raises(ImageFileError, "tile1.png") as found:
         next(iter(loader))
     assert "Traceback" not in str(found.value)
+    assert multiprocessing.active_children() == []
