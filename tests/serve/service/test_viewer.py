@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
@@ -600,6 +601,17 @@ def test_the_picture_is_of_the_pixels_that_were_segmented(visit: Visit, kind: st
     _, picture = visit.download_picture()
     assert np.abs(picture - tissue()[::-1, ::-1]).max() <= 3
     expect(visit.page.locator("#file-notes")).to_contain_text("turned upright, from orientation 3")
+
+
+def test_pixels_that_are_not_squares_are_told_and_measured_along_each_axis(visit: Visit) -> None:
+    buffer = io.BytesIO()
+    resolution = {"resolution": (20_000, 10_000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(buffer, tissue(), photometric="rgb", **resolution)
+    visit.segment(buffer.getvalue(), "flat.tif")
+    side = len(tissue())
+    expect(visit.page.locator("#file-facts")).to_contain_text(f"{side / 2:.0f} µm × {side} µm")
+    expect(visit.page.locator("#mpp-help")).to_contain_text("0.5 × 1 µm per pixel")
+    expect(visit.page.locator("#mpp-help")).to_contain_text("height should look 2 times as large")
 
 
 def test_a_pixel_size_given_later_is_used_when_asked_for(visit: Visit) -> None:
