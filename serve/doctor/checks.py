@@ -17,6 +17,7 @@ from serve.inference.probe import PROVIDERS, probe
 from serve.inference.segmenter import open_segmenter
 from serve.inference.triton import TritonBackend, version_on_triton
 from serve.service.model import check_warm_up
+from serve.service.page import LIBRARY_FILE
 from serve.service.start import START_CHECKS
 from serve.settings import MEBIBYTE, ServeSettings
 
@@ -89,23 +90,36 @@ def look_at_providers(settings: ServeSettings) -> Iterator[Finding]:
             yield _found("Providers", provider, found.problem, "failed" if is_needed else "absent")
 
 
-def look_at_slides() -> Iterator[Finding]:
+def look_at_slides(settings: ServeSettings) -> Iterator[Finding]:
     """Import the libraries for whole slides: OpenSlide's needs more than its Python package."""
     for module, package in SLIDE_MODULES.items():
         try:
-            import_module(module)
-            yield _found("Slides", module, installed_versions((package,)).get(package, "there"))
+            loaded = import_module(module)
+            detail = installed_versions((package,)).get(package, "there")
+            if library := getattr(loaded, "__library_version__", ""):
+                detail += f", with OpenSlide {library}"
+            yield _found("Slides", module, detail)
         except ModuleNotFoundError:
             yield _found("Slides", module, "not installed", "absent")
         except (ImportError, OSError) as error:
             yield _found("Slides", module, f"it does not load: {first_line(error)}", "warning")
+    if LIBRARY_FILE.is_file():
+        yield _found("Slides", "OpenSeadragon", "installed")
+    else:
+        status: Status = "absent" if settings.slides is None else "warning"
+        detail = "not installed, so the page shows no slides; `make page` installs it"
+        yield _found("Slides", "OpenSeadragon", detail, status)
 
 
 def look_at_places(settings: ServeSettings) -> Iterator[Finding]:
-    """The folders that the service writes to: temporary files, and tensors for Triton."""
+    """The folders that the service writes to: temporary files, tensors for Triton, and results."""
     places = {"temporary files": Path(tempfile.gettempdir())}
     if settings.backend == "triton" and settings.triton_shared_memory != "off":
         places["shared memory"] = Path("/dev/shm")
+    if settings.slides_out_folder is not None:
+        # It is made at the start, if it is missing: what counts is the folder to make it in.
+        out = settings.slides_out_folder.absolute()
+        places["results of slides"] = next(one for one in (out, *out.parents) if one.exists())
     for name, folder in places.items():
         try:
             with tempfile.TemporaryFile(dir=folder) as file:
@@ -192,8 +206,9 @@ def look_at_start(settings: ServeSettings, manifest: Manifest | None) -> Iterato
     """Run the checks that `python -m serve http` runs before it starts."""
     if manifest is None:
         yield _found("Start", "bundle", "the bundle cannot be used, see above", "failed")
-        return
     for name, check in START_CHECKS.items():
+        if manifest is None and name == "precision":  # is about the bundle's files
+            continue
         try:
             check(settings, manifest)
         except (FocalPathError, ValueError) as error:

@@ -61,7 +61,7 @@ def _look(settings: ServeSettings, machine: Machine) -> Iterator[Finding]:
     yield from look_at_machine(machine)
     yield from look_at_packages()
     yield from look_at_providers(settings)
-    yield from look_at_slides()
+    yield from look_at_slides(settings)
     yield from look_at_places(settings)
     manifest, finding = look_at_bundle(settings)
     yield finding

@@ -12,7 +12,7 @@ from serve.service.access import ApiKeys
 from serve.service.telemetry import check_tracing
 from serve.settings import ServeSettings
 
-Check = Callable[[ServeSettings, Manifest], object]
+Check = Callable[[ServeSettings, Manifest | None], object]
 
 
 def check_start(settings: ServeSettings) -> Manifest:
@@ -27,13 +27,13 @@ def check_start(settings: ServeSettings) -> Manifest:
     return manifest
 
 
-def _check_precision(settings: ServeSettings, manifest: Manifest) -> None:
+def _check_precision(settings: ServeSettings, manifest: Manifest | None) -> None:
     """Refuse a file that the bundle lacks, or a provider that did not pass with it."""
-    if settings.backend == "onnxruntime":
+    if manifest is not None and settings.backend == "onnxruntime":
         candidates_for(settings, manifest)
 
 
-def _check_address(settings: ServeSettings, _: Manifest) -> None:
+def _check_address(settings: ServeSettings, _: Manifest | None) -> None:
     """Refuse an address that the service cannot listen at."""
     host, port = settings.host, settings.port
     try:
@@ -55,7 +55,7 @@ def _check_address(settings: ServeSettings, _: Manifest) -> None:
             ) from error
 
 
-def _check_access(settings: ServeSettings, _: Manifest) -> None:
+def _check_access(settings: ServeSettings, _: Manifest | None) -> None:
     """Refuse to listen beyond this machine without API keys, unless the settings allow it."""
     if settings.api_keys_file is not None:
         ApiKeys(settings.api_keys_file)
@@ -68,7 +68,7 @@ def _check_access(settings: ServeSettings, _: Manifest) -> None:
         )
 
 
-def _check_slides(settings: ServeSettings, _: Manifest) -> None:
+def _check_slides(settings: ServeSettings, _: Manifest | None) -> None:
     """Refuse folders of slides that cannot be used."""
     if settings.slides is None:
         return

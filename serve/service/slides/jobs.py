@@ -306,8 +306,10 @@ class JobStore:
                 database.rollback()
                 raise
         except sqlite3.Error as error:
+            # Callers read this: it does not say where the folder is.
             raise JobsError(
-                f"{self.path} cannot be used: {error}. Check the disk and who may write there."
+                f"{self.path.name}, the jobs in the folder of results (--slides-out), cannot be "
+                f"used: {error}. Check the disk and who may write there."
             ) from error
 
 

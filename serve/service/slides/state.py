@@ -11,7 +11,7 @@ from serve.images.mpp import PixelSize
 from serve.service.slides.deep_zoom import OVERLAP_PX, TILE_PX
 from serve.service.slides.documents import SlideEntry, SlideInfo, State, Tiles
 from serve.service.slides.folder import SlideFile, SlideFolder
-from serve.service.slides.jobs import Job, JobStore
+from serve.service.slides.jobs import Job, JobsError, JobStore
 from serve.service.slides.readers import SlideReaders
 from serve.service.slides.results import Results
 from serve.service.slides.scheduler import Scheduler
@@ -159,6 +159,9 @@ def check_slides(settings: ServeSettings) -> None:
     assert out is not None
     if not folder.is_dir():
         raise SettingsError(f"--slides is {folder}, which is no folder. Name one with slides.")
-    JobStore(out, settings.max_slide_jobs)
+    try:
+        JobStore(out, settings.max_slide_jobs)
+    except JobsError as error:
+        raise JobsError(f"{out}: {error}") from error
     if not os.access(out, os.W_OK):
         raise FocalPathError(f"{out} cannot be written to. Name another with --slides-out.")

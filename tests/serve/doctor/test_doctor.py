@@ -11,6 +11,7 @@ from serve.contract.manifest import MANIFEST_FILE, sha256_of
 from serve.doctor import checks
 from serve.doctor.report import Report
 from serve.inference.probe import PROVIDERS, Probe
+from serve.settings import ServeSettings
 from tests.support.http_service import free_port
 from tests.support.toy_bundle import write_toy_bundle
 from tests.support.triton_server import TritonServer
@@ -157,8 +158,32 @@ def test_a_folder_that_cannot_be_written_to_is_found(
     assert _of(report, "Places", "temporary files")[0] == "failed"
 
 
+def test_where_results_of_slides_would_go_is_a_place_to_be_written_to(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "slides").mkdir()
+    flags = ("--bundle", bundle, "--slides", tmp_path / "slides", "--slides-out")
+    _, report = _report(capsys, *flags, tmp_path / "new" / "out")
+    assert _of(report, "Places", "results of slides")[0] == "ok"
+    (tmp_path / "file").touch()
+    status, report = _report(capsys, *flags, tmp_path / "file")
+    assert status == 1
+    assert _of(report, "Places", "results of slides")[0] == "failed"
+    assert _of(report, "Start", "slides")[0] == "failed"
+
+
+def test_the_start_is_checked_although_there_is_no_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--bundle", tmp_path / "none", "--host", "0.0.0.0", "--slides", tmp_path / "none")
+    status, report = _report(capsys, *flags)
+    assert status == 1
+    failed = {finding.name for finding in report.failed if finding.section == "Start"}
+    assert failed == {"bundle", "access", "slides"}
+
+
 def test_a_library_that_does_not_load_is_told_from_one_that_is_not_there(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(module: str) -> object:
         if module == "openslide":
@@ -166,9 +191,16 @@ def test_a_library_that_does_not_load_is_told_from_one_that_is_not_there(
         raise ModuleNotFoundError(module)
 
     monkeypatch.setattr(checks, "import_module", load)
-    found = {finding.name: finding.status for finding in checks.look_at_slides()}
+    monkeypatch.setattr(checks, "LIBRARY_FILE", tmp_path / "openseadragon.min.js")
+
+    def looked(settings: ServeSettings) -> dict[str, str]:
+        return {one.name: one.status for one in checks.look_at_slides(settings)}
+
+    found = looked(ServeSettings())
     assert found["openslide"] == "warning"
     assert set(found.values()) == {"warning", "absent"}
+    assert found["OpenSeadragon"] == "absent"
+    assert looked(ServeSettings(slides=tmp_path))["OpenSeadragon"] == "warning"
 
 
 @pytest.mark.triton

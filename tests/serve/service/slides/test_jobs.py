@@ -343,5 +343,6 @@ def test_jobs_of_another_version_are_not_touched(tmp_path: Path) -> None:
 
 def test_a_file_of_jobs_that_is_damaged_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / ".jobs.sqlite").write_bytes(json.dumps({"not": "a database"}).encode() * 99)
-    with raises(JobsError, tmp_path / ".jobs.sqlite"):
+    with raises(JobsError, ".jobs.sqlite") as caught:
         JobStore(tmp_path, 3)
+    assert str(tmp_path) not in str(caught.value)  # callers of the service read it
