@@ -5,9 +5,11 @@ of one label, they are one region where they share some length of that edge, and
 exact. Memory grows with the regions on edges, not with the slide.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import shapely
@@ -15,10 +17,15 @@ from numpy.typing import NDArray
 
 from serve.answers.polygons import Regions, select_labels, trace_regions
 from serve.contract.errors import ImageTooLargeError
+from serve.contract.machine import usable_cpus
 from serve.slides.outputs.format import SlideResult
 from serve.slides.plan import Rectangle
 
+T = TypeVar("T")
+R = TypeVar("R")
 _LEAST_SIDE = 64
+_MOST_THREADS = 4
+"""Blocks that are traced at the same time; one of nothing but noise takes a gigabyte."""
 _COARSER, _LARGER = 2.0, 4
 _MOST_TRIES = 6
 
@@ -83,17 +90,34 @@ def _counted(regions: Iterator[Region], most: int) -> Iterator[Region]:
 def trace(result: SlideResult, budget: Budget) -> Iterator[Region]:
     """All regions of a slide's labels, those of label 0 left out."""
     kept: list[Regions] = []
-    for rectangle in result.blocks():
-        labels, confidence = result.cut(rectangle)
-        if not labels.any():
-            continue
-        for part, regions in _trace_parts(labels, confidence, rectangle, budget):
+
+    def trace_block(rectangle: Rectangle) -> list[tuple[Rectangle, Regions]]:
+        return list(_trace_parts(*result.cut(rectangle), rectangle, budget))
+
+    for parts in _in_threads(trace_block, result.blocks()):
+        for part, regions in parts:
             on_edge = _touches_edge(regions, part, result.plan.shape)
             yield from _regions(result, _selected(regions, ~on_edge), budget)
             if on_edge.any():
                 kept.append(_selected(regions, on_edge))
     if kept:
         yield from _regions(result, _join(kept), budget)
+
+
+def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """What a function makes of items, in their order; few are in memory at the same time.
+
+    numpy and shapely leave Python to other threads while they compute.
+    """
+    num_threads = min(usable_cpus(), _MOST_THREADS)
+    pending: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="trace") as pool:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > num_threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def _trace_parts(
@@ -105,8 +129,9 @@ def _trace_parts(
     """Trace a rectangle; in quarters where it has more outlines than can be traced at once."""
     if not labels.any():
         return
+    crop = _around(labels)
     try:
-        found = trace_regions(labels, confidence, simplify_px=budget.simplify_cells)
+        found = trace_regions(labels[crop], confidence[crop], simplify_px=budget.simplify_cells)
     except ImageTooLargeError:
         rows, columns = labels.shape
         if min(rows, columns) <= _LEAST_SIDE:
@@ -122,9 +147,19 @@ def _trace_parts(
         return
     tissue = select_labels(found, np.unique(labels[labels > 0]))
     moved = shapely.transform(
-        tissue.polygons, lambda places: places + np.array([cells.left, cells.top])
+        tissue.polygons,
+        lambda places: places + np.array([cells.left + crop[1].start, cells.top + crop[0].start]),
     )
     yield cells, Regions(moved, tissue.labels, tissue.area_px, tissue.mean_confidence)
+
+
+def _around(labels: NDArray[np.uint8]) -> tuple[slice, slice]:
+    """The rows and columns with labels, and one more on every side: all outlines are the same."""
+    found = []
+    for axis in (1, 0):
+        places = np.flatnonzero(labels.any(axis=axis))
+        found.append(slice(max(int(places[0]) - 1, 0), int(places[-1]) + 2))
+    return found[0], found[1]
 
 
 def _touches_edge(regions: Regions, part: Rectangle, shape: tuple[int, int]) -> NDArray[np.bool_]:

@@ -15,6 +15,7 @@ from ome_zarr_models.v05 import Image as OmeImage
 from ome_zarr_models.v05 import ImageLabel
 from PIL import Image
 
+from serve.answers.polygons import trace_regions
 from serve.images.mpp import PixelSize
 from serve.images.readers.reader import Bounds, RegionReader
 from serve.slides.options import OutputOptions, Settings
@@ -280,3 +281,21 @@ def test_the_overview_shows_the_classes_over_the_slide(tmp_path: Path, result: S
     for entry in CLASSES:
         color = tuple(int(entry.color[index : index + 2], 16) for index in (1, 3, 5))
         assert (pixels == color).all(axis=-1).sum() >= 200, entry.name
+
+
+def test_glass_around_the_tissue_changes_no_outline(
+    tmp_path: Path, labels: NDArray[np.uint8]
+) -> None:
+    """A block is traced around its tissue only; simplified, edges on glass still are shared."""
+    on_glass = np.zeros((512, 640), np.uint8)
+    on_glass[40 : 40 + ROWS, 70 : 70 + COLUMNS] = labels
+    result = make_result(tmp_path, on_glass, block=1024)
+    whole = trace_regions(on_glass, result.cut(result.blocks()[0])[1], simplify_px=2)
+    expected = [
+        polygon for polygon, label in zip(whole.polygons, whole.labels, strict=True) if label > 0
+    ]
+    found = [region.polygon for region in trace(result, Budget(2, 1))]
+    assert len(found) == len(expected) > 20
+    for one, other in zip(found, expected, strict=True):
+        placed = shapely.transform(other, lambda places: np.round(result.to_level0(places), 2))
+        assert shapely.equals_exact(one, placed)
