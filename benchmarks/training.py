@@ -38,6 +38,7 @@ from benchmarks.harness import (
     write_report,
 )
 from serve.contract.machine import this_processor
+from train.checked import CheckedSettings, Count
 from train.data.dataset import TileDataset
 from train.data.folder import Split, read_tile_folder
 from train.data.scale import TileScale
@@ -53,7 +54,7 @@ from train.model.segmenter import (
     labels_from_logits,
 )
 from train.presets import bcss
-from train.settings import CheckedSettings, Count, ModelSettings, RuntimeSettings, Settings
+from train.settings import ModelSettings, RuntimeSettings, Settings
 
 Tiles = TileDataset | CachedTileDataset
 

@@ -33,6 +33,7 @@ from benchmarks.harness import peak_memory_mib, seconds_of, write_report
 from benchmarks.training import machine
 from benchmarks.training_gpu_report import markdown
 from serve.contract.machine import usable_cpus
+from train.checked import CheckedSettings, Count, NumberOf
 from train.data.folder import read_tile_folder
 from train.data.synthetic.dataset import SyntheticSettings, write_dataset
 from train.data.synthetic.slides import SlideSettings, write_slides
@@ -46,7 +47,7 @@ from train.model.segmenter import Segmenter, encode_for_training
 from train.presets import bcss
 from train.pretraining.settings import gpu
 from train.pretraining.speed import measure_speed
-from train.settings import CheckedSettings, Count, ModelSettings, NumberOf, Settings
+from train.settings import ModelSettings, Settings
 
 Part = Literal["steps", "loaders", "pretraining"]
 Row = dict[str, Any]

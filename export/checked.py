@@ -6,17 +6,17 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from export.errors import SettingsError
-from train import settings
+from train import checked
 
-Share = settings.Share
-NotNegative = settings.NotNegative
-Count = settings.Count
-NumberOf = settings.NumberOf
+Share = checked.Share
+NotNegative = checked.NotNegative
+Count = checked.Count
+NumberOf = checked.NumberOf
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckedSettings(settings.CheckedSettings):
+class CheckedSettings(checked.CheckedSettings):
     """A group of settings; a value out of its range is an error of this package."""
 
     error_class: ClassVar[type[Exception]] = SettingsError

@@ -12,9 +12,9 @@ from starlette.datastructures import FormData
 from serve.answers.registry import FORMATS
 from serve.contract.errors import FocalPathError
 from serve.inference.summary import ImageInfo
+from serve.service.batch_files import BatchFile
 from serve.service.error_answers import INTERNAL_CODE, as_fields, status_of
 from serve.service.model import Model
-from serve.service.uploads import BatchFile
 from serve.service.worker import Job, Worker, whole
 
 _log = logging.getLogger(__name__)

@@ -42,6 +42,7 @@ from serve.contract.errors import FocalPathError
 from serve.contract.manifest import Manifest
 from serve.inference.runs_on import RunsOn
 from serve.service.batch import answer_batch
+from serve.service.batch_files import BatchFile, batch_files, check_name
 from serve.service.error_answers import EXCEPTION_HANDLERS
 from serve.service.kept import KEEP_HEADER
 from serve.service.model import Model
@@ -62,16 +63,7 @@ from serve.service.openapi import (
 from serve.service.page import page_routes
 from serve.service.queries import ImageQuery, batch_query, format_query, refuse_repeated
 from serve.service.telemetry import Telemetry
-from serve.service.uploads import (
-    BATCH_PATH,
-    BatchFile,
-    BodyLimit,
-    Limit,
-    batch_files,
-    check_name,
-    read_form,
-    read_mpp,
-)
+from serve.service.uploads import BATCH_PATH, BodyLimit, Limit, read_form, read_mpp
 from serve.service.worker import Job, Worker, response_of
 from serve.settings import MEBIBYTE, ServeSettings
 

@@ -16,7 +16,8 @@ from serve.service.bentoml_patches import apply_patches
 from serve.service.endpoints import build_app
 from serve.service.gateway import build_gateway
 from serve.service.logs import configure_logging
-from serve.service.telemetry import configure_tracing, flush_traces, forget_dead_workers
+from serve.service.telemetry import forget_dead_workers
+from serve.service.tracing import configure_tracing, flush_traces
 from serve.settings import ServeSettings
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # BentoML reads it when it starts to serve

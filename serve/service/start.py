@@ -9,7 +9,7 @@ from serve.contract.manifest import Manifest, read_bundle
 from serve.inference.probe import check_provider
 from serve.inference.providers import candidates_for
 from serve.service.access import ApiKeys
-from serve.service.telemetry import check_tracing
+from serve.service.tracing import check_tracing
 from serve.settings import ServeSettings
 
 Check = Callable[[ServeSettings, Manifest | None], object]

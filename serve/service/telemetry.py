@@ -6,7 +6,6 @@ PROMETHEUS_MULTIPROC_DIR before they start): each writes its own files, and whic
 and a caller's `traceparent` is still passed on to Triton.
 """
 
-import importlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +19,6 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -32,11 +28,9 @@ from prometheus_client import (
     multiprocess,
 )
 
-from serve.contract.errors import SettingsError
 from serve.contract.manifest import Manifest
 from serve.inference.backend import Backend
 from serve.inference.summary import Summary
-from serve.settings import ServeSettings
 
 Stage = Literal["queue", "decode", "segment", "batch", "infer", "encode"]
 """Stages of an answer. `queue`: waiting for a thread. `decode`: reading the image. `segment`: from
@@ -46,7 +40,6 @@ METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 SERVICE_NAME = "focalpath"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _TILES = (0, 1, 2, 4, 9, 16, 25, 64, 144, 400, 1024)
-_FLUSH_TIMEOUT_MS = 5_000
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1)
 _REASONS = {
     400: "bad_request",
@@ -318,13 +311,6 @@ class ObservedBackend:
         self._backend.close()
 
 
-def flush_traces() -> None:
-    """Send the spans of this process that have not been sent yet."""
-    provider = trace.get_tracer_provider()
-    if isinstance(provider, TracerProvider):
-        provider.force_flush(_FLUSH_TIMEOUT_MS)
-
-
 def forget_dead_workers() -> None:
     """Remove workers that have ended from the gauges. Every worker calls this at its start."""
     folder = Path(os.environ.get(METRICS_FOLDER_VARIABLE, os.devnull))
@@ -332,39 +318,3 @@ def forget_dead_workers() -> None:
         pid = int(file.stem.rpartition("_")[2])
         if not psutil.pid_exists(pid):
             multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
-
-
-def check_tracing(settings: ServeSettings) -> None:
-    """Raise SettingsError if the settings want traces and the exporter is not installed."""
-    if settings.otlp_endpoint and not _has_exporter():
-        raise SettingsError(
-            "otlp_endpoint is set, but the exporter of traces is not installed. Install it with "
-            "`pip install 'focalpath[tracing]'`, or set no address."
-        )
-
-
-def configure_tracing(settings: ServeSettings) -> None:
-    """Send this process's spans to `otlp_endpoint`, if it is set.
-
-    Raises:
-        SettingsError: an address is set but the exporter is not installed.
-    """
-    check_tracing(settings)
-    if not settings.otlp_endpoint:
-        return
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-    # The rest is OpenTelemetry's own: OTEL_TRACES_SAMPLER, OTEL_RESOURCE_ATTRIBUTES and so on.
-    provider = TracerProvider(resource=Resource.create({"service.name": SERVICE_NAME}))
-    provider.add_span_processor(
-        BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.otlp_endpoint))
-    )
-    trace.set_tracer_provider(provider)
-
-
-def _has_exporter() -> bool:
-    try:
-        importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-    except ModuleNotFoundError:
-        return False
-    return True

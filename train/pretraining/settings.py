@@ -12,8 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from train.errors import SettingsError
-from train.settings import (
+from train.checked import (
     CheckedSettings,
     Count,
     HalfAtMost,
@@ -24,6 +23,7 @@ from train.settings import (
     Seed,
     Share,
 )
+from train.errors import SettingsError
 
 Method = Literal["mad", "dino"]
 Scales = Literal["coarse", "fine", "mixed", "continuous"]

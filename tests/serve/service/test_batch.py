@@ -20,7 +20,8 @@ from serve.contract.errors import (
     OptionError,
     UploadTooLargeError,
 )
-from serve.service.uploads import batch_files, read_form
+from serve.service.batch_files import batch_files
+from serve.service.uploads import read_form
 from serve.settings import ServeSettings
 from tests.support.errors import raises, refusal_of
 from tests.support.pictures import encoded, painted

@@ -14,10 +14,10 @@ from serve.service.telemetry import (
     ObservedBackend,
     RequestRecord,
     Telemetry,
-    check_tracing,
     forget_dead_workers,
     request_context,
 )
+from serve.service.tracing import check_tracing
 from serve.settings import ServeSettings
 from tests.support.errors import raises
 from tests.support.pictures import blobs, painted

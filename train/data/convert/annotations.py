@@ -23,6 +23,7 @@ from rich.markup import escape
 from serve.contract.errors import FocalPathError as ServeError
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
+from train.checked import CheckedSettings, Mpp, TestShare
 from train.data.check import report
 from train.data.convert.annotation_files import SUFFIXES, read_annotation_file
 from train.data.convert.class_mapping import (
@@ -37,7 +38,6 @@ from train.data.convert.layout import TEST_FOLD, Region, TileSettings, find_imag
 from train.data.convert.shapes import Annotation, Ring, fill_shape, vanished
 from train.errors import AnnotationError, ImageFileError, ScaleError, SettingsError, SourceError
 from train.files import refuse_existing
-from train.settings import CheckedSettings, Mpp, TestShare
 
 _PATIENT = re.compile(r"TCGA-\w{2}-\w{4}")
 _SLIDES = (

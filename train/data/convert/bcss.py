@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from train.checked import CheckedSettings, Mpp
 from train.data.check import report
 from train.data.convert.layout import (
     TEST_FOLD,
@@ -42,7 +43,6 @@ from train.data.convert.layout import (
 from train.data.synthetic import tissue
 from train.errors import MaskError, ScaleError, SourceError
 from train.files import refuse_existing
-from train.settings import CheckedSettings, Mpp
 
 CLASSES = tissue.CLASSES
 UNLABELLED, TUMOR, STROMA, INFLAMMATORY, NECROSIS, OTHER = range(6)

@@ -27,6 +27,7 @@ from typing import Literal
 
 import numpy as np
 
+from train.checked import CheckedSettings, Mpp, TestShare
 from train.data.check import report
 from train.data.convert.dsa_annotations import read_annotations
 from train.data.convert.layout import (
@@ -42,7 +43,7 @@ from train.data.convert.layout import (
 from train.data.convert.shapes import fill_shape, vanished
 from train.errors import AnnotationError, SettingsError, SourceError
 from train.files import refuse_existing
-from train.settings import CheckedSettings, LabelClass, Mpp, TestShare
+from train.settings import LabelClass
 
 CLASSES = (
     LabelClass(name="Background", color="#56b4e9"),

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from train.checked import CheckedSettings, Mpp
 from train.data.check import report
 from train.data.convert.layout import (
     TEST_FOLD,
@@ -34,7 +35,7 @@ from train.data.convert.layout import (
 from train.errors import MaskError, SourceError
 from train.files import refuse_existing
 from train.presets import CRAG_MPP
-from train.settings import CheckedSettings, LabelClass, Mpp
+from train.settings import LabelClass
 
 CLASSES = (
     LabelClass(name="Non-gland", color="#009e73"),

@@ -20,12 +20,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from train.checked import CheckedSettings, Mpp
 from train.data.check import report
 from train.data.convert.images import FoldSettings, SourceImage, write_images
 from train.data.convert.layout import find_images, read_region_image
 from train.errors import MaskError, SourceError
 from train.files import refuse_existing
-from train.settings import CheckedSettings, LabelClass, Mpp
+from train.settings import LabelClass
 
 _NON_GLAND = LabelClass(name="Non-gland", color="#56b4e9")
 TWO_CLASSES = (_NON_GLAND, LabelClass(name="Gland", color="#d55e00"))

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
+from train.checked import CheckedSettings, NumFolds, Seed, TestShare
 from train.data.convert.layout import TEST_FOLD, assign_folds, read_region_image
 from train.data.folder import IMAGE_SUFFIXES, write_description
 from train.data.images import read_image
 from train.errors import ImageFileError
 from train.files import refuse_existing, whole_folder
-from train.settings import CheckedSettings, LabelClass, NumFolds, Seed, TestShare
+from train.settings import LabelClass
 
 VALIDATION_FOLD = 0
 

@@ -18,10 +18,11 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from rich.progress import track
 
+from train.checked import CheckedSettings, Count, Mpp, NumFolds, Seed
 from train.data.folder import write_description
 from train.errors import ImageFileError, MaskError, SourceError
 from train.files import refuse_existing, whole_folder
-from train.settings import CheckedSettings, Count, LabelClass, Mpp, NumFolds, Seed
+from train.settings import LabelClass
 
 TEST_FOLD = -1
 MAX_REGION_MEGAPIXELS = 1000

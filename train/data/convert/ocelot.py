@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from train.checked import CheckedSettings
 from train.data.check import report
 from train.data.convert.images import FoldSettings, SourceImage, write_images
 from train.data.masks import read_mask
 from train.errors import SourceError
 from train.files import refuse_existing
-from train.settings import CheckedSettings, LabelClass
+from train.settings import LabelClass
 
 CLASSES = (
     LabelClass(name="Background", color="#56b4e9"),

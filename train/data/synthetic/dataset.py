@@ -22,11 +22,11 @@ from PIL import Image
 from pydantic import Field
 from rich.progress import track
 
+from train.checked import CheckedSettings, NumberOf, Seed, TissueMpp
 from train.data.folder import write_description
 from train.data.synthetic.tissue import CLASSES, make_tile
 from train.errors import DestinationError
 from train.files import whole_folder
-from train.settings import CheckedSettings, NumberOf, Seed, TissueMpp
 
 __all__ = ["CLASSES", "SyntheticSettings", "make_tile", "write_dataset"]
 

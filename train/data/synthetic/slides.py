@@ -16,10 +16,10 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from train.checked import CheckedSettings, NumberOf, Positive, Seed, TissueMpp
 from train.data.synthetic.dataset import Drawing, already_there, folds_of, write_drawings
 from train.data.synthetic.tissue import draw_tissue, lay_out_regions
 from train.errors import SettingsError
-from train.settings import CheckedSettings, NumberOf, Positive, Seed, TissueMpp
 
 _GENERATOR_VERSION = 1
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from train.checked import CheckedSettings, Count, Mpp
 from train.errors import SettingsError
-from train.settings import CheckedSettings, Count, Mpp
 
 
 @dataclass(frozen=True, kw_only=True)

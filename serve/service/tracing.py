@@ -1,0 +1,57 @@
+"""Sends traces to where --otlp-endpoint says, by OpenTelemetry's exporter."""
+
+import importlib
+
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from serve.contract.errors import SettingsError
+from serve.service.telemetry import SERVICE_NAME
+from serve.settings import ServeSettings
+
+_FLUSH_TIMEOUT_MS = 5_000
+
+
+def check_tracing(settings: ServeSettings) -> None:
+    """Raise SettingsError if the settings want traces and the exporter is not installed."""
+    if settings.otlp_endpoint and not _has_exporter():
+        raise SettingsError(
+            "otlp_endpoint is set, but the exporter of traces is not installed. Install it with "
+            "`pip install 'focalpath[tracing]'`, or set no address."
+        )
+
+
+def configure_tracing(settings: ServeSettings) -> None:
+    """Send this process's spans to `otlp_endpoint`, if it is set.
+
+    Raises:
+        SettingsError: an address is set but the exporter is not installed.
+    """
+    check_tracing(settings)
+    if not settings.otlp_endpoint:
+        return
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    # The rest is OpenTelemetry's own: OTEL_TRACES_SAMPLER, OTEL_RESOURCE_ATTRIBUTES and so on.
+    provider = TracerProvider(resource=Resource.create({"service.name": SERVICE_NAME}))
+    provider.add_span_processor(
+        BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.otlp_endpoint))
+    )
+    trace.set_tracer_provider(provider)
+
+
+def _has_exporter() -> bool:
+    try:
+        importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+def flush_traces() -> None:
+    """Send the spans of this process that have not been sent yet."""
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        provider.force_flush(_FLUSH_TIMEOUT_MS)
