@@ -102,7 +102,7 @@ class Publish:
         check_repository(self.model_repository, self.bundle)
         warnings = self._warnings()
         version = publish(self.bundle, self.model_repository, self.target, keep=self.keep)
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console(highlight=False, markup=False, soft_wrap=True)
         console.print(f"{version}: published for Triton, target {self.target}")
         for warning in warnings:
             console.print(warning)

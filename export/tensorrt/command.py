@@ -64,9 +64,9 @@ class Engine:
             if container.run():
                 raise
             return
-        console.print(f"{self.bundle / plan.plan_file}: built, and passed the gate")
+        console.print(f"{self.bundle / plan.plan_file}: built, and passed the gate", markup=False)
         for line in report.summary():
-            console.print(line)
+            console.print(line, markup=False)
 
     def _other_options(self) -> list[str]:
         options = ["--num-tiles", str(self.num_tiles)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from serve.contract.errors import FocalPathError, SettingsError
@@ -151,9 +152,14 @@ def _run(command: Run) -> int:
     failed = failures(outcomes, problems if shard.index == 0 else [])
     for path, reason in failed:
         told = reason.removeprefix(f"{path}: ").removeprefix(f"{Path(path).name}: ")
-        print(f"error: {path}: {told}", file=sys.stderr)
+        print(_one_line(f"error: {path}: {told}"), file=sys.stderr)
     write_cohort_csv(command.out)
     return 1 if failed else 0
+
+
+def _one_line(text: str) -> str:
+    """A text whose control characters are written out: a path may have a line feed."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def _open_engine(command: Run, tell: Callable[[str], None]) -> "Engine":
@@ -214,7 +220,7 @@ def _report(cohort: "Cohort", outcomes: Sequence["Outcome"]) -> None:
             most = max(summary.classes, key=lambda entry: entry.cells)
             largest = f"{most.name} {100 * (most.tissue_share or 0):.0f} %" if most.cells else "-"
         numbers = (str(outcome.num_tiles), f"{outcome.seconds:.1f}")
-        table.add_row(outcome.name, outcome.status, tissue, largest, *numbers)
+        table.add_row(escape(outcome.name), outcome.status, tissue, escape(largest), *numbers)
     Console().print(table)
     print(f"results in {cohort.out}, all in numbers in {cohort.out / 'summary.csv'}")
 
@@ -227,7 +233,7 @@ def _status(command: Status) -> int:
     for name in ("slide", "state", "blocks"):
         table.add_column(name, justify="right" if name == "blocks" else "left")
     for slide in found:
-        table.add_row(slide.name, slide.state, f"{slide.blocks_done}/{slide.blocks}")
+        table.add_row(escape(slide.name), slide.state, f"{slide.blocks_done}/{slide.blocks}")
     Console().print(table)
     for slide in found:
         if slide.reason:

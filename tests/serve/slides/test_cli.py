@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,6 +51,30 @@ def test_a_slide_that_fails_is_one_line_and_status_1(
     assert printed.err.startswith(f"error: {broken}: ")
     assert printed.err.count("\n") == 1
     assert (slide.parent / "out" / "slide" / "run.json").is_file()
+
+
+def test_names_with_brackets_are_printed_as_they_are(
+    slide: Path, toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = slide.rename(slide.with_name("[bold]a.svs"))
+    bundle = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
+    manifest = (bundle / "manifest.json").read_text(encoding="utf-8")
+    (bundle / "manifest.json").write_text(manifest.replace('"Other"', '"Other [/b]"'))
+    assert run(named, bundle, "--progress", "quiet") == 0
+    assert main(["slides", "status", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("[bold]a") == 2
+    assert "Other [/b]" in printed
+
+
+def test_a_path_with_a_line_feed_is_one_line_of_an_error(
+    slide: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = slide.parent / "line\nfeed.svs"
+    odd.write_bytes(slide.read_bytes())
+    assert run(slide, toy_bundle, "--progress", "quiet", others=[odd]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "line\\nfeed.svs" in line
 
 
 @pytest.mark.parametrize(
