@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from serve.contract.refusal import reason_of
 from train.errors import SettingsError
 from train.files import whole_file
 from train.presets import PRESETS
@@ -41,7 +42,9 @@ def read_settings(path: Path) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
-        raise SettingsError(f"{path}: {place}: {first['msg']}. Correct the file.") from error
+        raise SettingsError(
+            f"{path}: {place} is {first['input']!r}; {reason_of(first)}. Correct the file."
+        ) from error
     except SettingsError as error:  # settings that do not fit each other
         raise SettingsError(f"{path}: {error}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

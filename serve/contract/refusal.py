@@ -41,18 +41,18 @@ def refusal(
     """
     problem = error.errors(include_url=False)[0]
     if not problem["loc"]:
-        return f"{_reason(problem)}."
+        return f"{reason_of(problem)}."
     name = str(problem["loc"][0])
     if name not in fields:
         return f"there is no setting {name_of(name)}."
     found = f"{name_of(name)} is {values.get(name)!r}"
     if problem["type"] in _OUT_OF_RANGE:
         return f"{found}; expected {_range(_limits(fields[name]))}."
-    return f"{found}; {_reason(problem)}."
+    return f"{found}; {reason_of(problem)}."
 
 
-def _reason(problem: ErrorDetails) -> str:
-    """Pydantic's reason, or that of a validator of ours."""
+def reason_of(problem: ErrorDetails) -> str:
+    """Why a value was refused, such as `expected greater than 0`."""
     reason = problem["msg"].removeprefix("Value error, ")
     return reason.replace("Input should be", "expected", 1).replace(
         "String should match pattern", "expected text that matches", 1

@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from serve.contract.errors import SettingsError
-from serve.contract.refusal import as_flag, refusal
+from serve.contract.refusal import as_flag, reason_of, refusal
 
 
 class Strict(BaseModel):
@@ -61,5 +61,5 @@ def first_problem(error: ValidationError, whole: str = "") -> str:
     """
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"])) or whole
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = reason_of(first)
     return f"{place}: {reason}" if place else reason

@@ -21,6 +21,7 @@ from serve.contract.errors import (
     UploadTooLargeError,
     UploadTooSlowError,
 )
+from serve.contract.refusal import reason_of
 from serve.service.queries import unknown_option
 
 Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
@@ -92,7 +93,7 @@ async def _answer_invalid_option(request: Request, error: Exception) -> Response
         return error_answer(OptionError(f"The body is {found}. {_EXPECTED_BODY}"))
     if first["type"] == "missing":
         return error_answer(OptionError(f"{place} is missing."))
-    return error_answer(OptionError(f"{place} is {_short(first['input'])}: {first['msg']}."))
+    return error_answer(OptionError(f"{place} is {_short(first['input'])}; {reason_of(first)}."))
 
 
 def _short(value: object) -> str:

@@ -25,7 +25,7 @@ def free_port() -> int:
 @contextmanager
 def running_service(bundle: Path, log: Path, **settings: str) -> Iterator[str]:
     """Start `python -m serve http` with FOCALPATH_<SETTING>, yield its URL once it is alive."""
-    with service_process(bundle, log, **settings) as (url, _):
+    with service_process(bundle, log, python=None, **settings) as (url, _):
         yield url
 
 

@@ -12,7 +12,7 @@ from tests.support.toy_bundle import REFERENCE_RGB
 
 def painted(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
     """An (H, W, 3) image that the toy model labels as `labels`, (H, W) with 1..5."""
-    return REFERENCE_RGB[labels - 1].astype(np.uint8)
+    return np.asarray(REFERENCE_RGB[labels - 1], np.uint8)
 
 
 def blobs(
