@@ -62,7 +62,8 @@ class Robustness:
     """Names of the encoders that stay frozen, the image encoder with them; by default all."""
     trained: tuple[str, ...] = ("random",)
     """Names of the encoders that are trained, the image encoder with them."""
-    seeds: int = 3
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Several processes may share them: the last command with all of them writes the report."""
 
     def settings(self, encoder: Path | None, frozen: bool, seed: int) -> Settings:
         """Of one run."""
@@ -96,7 +97,7 @@ def run_robustness(study: Robustness) -> None:
     folder = read_tile_folder(study.data)
     encoders: dict[str, Sequence[Path | None]] = {_RANDOM: [None], **named_folders(study.encoders)}
     found: dict[str, list[Floats]] = {}
-    for seed in range(study.seeds):
+    for seed in study.seeds:
         for frozen in (True, False):
             for name in study.trained if not frozen else study.frozen or tuple(encoders):
                 folders = encoders[name]
