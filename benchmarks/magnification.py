@@ -28,7 +28,7 @@ from torch import nn
 
 from benchmarks.harness import machine_line
 from benchmarks.jobs import Jobs, Row, starter
-from benchmarks.magnification_pace import PACED, step_seconds, steps_that_fit
+from benchmarks.magnification_pace import measure_pace, steps_that_fit
 from benchmarks.magnification_trials import COMPARED, TRIALS, VARIATIONS
 from serve.contract.machine import usable_cpus
 from train.data.synthetic.slides import SlideSettings, write_slides
@@ -154,12 +154,12 @@ def fitted(study: Study, data: Path, start: float) -> Study:
     """The study with as many steps as fit into its time."""
     limit_s = study.left_s(start) / 3
     base = study.base()
-    paces = step_seconds(base, data, study.out / "pace", study.processes, limit_s)
-    if len(paces) < len(PACED):
-        _tell(start, f"steps could not be timed ({paces}); {study.steps} as they are")
+    pace = measure_pace(base, data, study.out / "pace", study.processes, limit_s)
+    if pace is None:
+        _tell(start, f"steps could not be timed; {study.steps} as they are")
         return study
-    steps = steps_that_fit(study.rows(), base, paces, study.processes, study.left_s(start))
-    _tell(start, f"seconds of a step: {paces}; {steps} steps fit")
+    steps = steps_that_fit(study.rows(), base, pace, study.processes, study.left_s(start))
+    _tell(start, f"{pace}; {steps} steps fit")
     return replace(study, steps=steps)
 
 

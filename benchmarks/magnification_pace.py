@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -22,10 +23,20 @@ _SPARE = 1.1
 """Real steps are slower: checkpoints, epochs, encoders that are measured meanwhile."""
 
 
-def step_seconds(
+@dataclass(frozen=True)
+class Pace:
+    """How fast pretrainings are, many at a time."""
+
+    step_s: Mapping[str, float]
+    """Seconds of a step, of each of `PACED`."""
+    start_s: float
+    """Seconds before a process's first step."""
+
+
+def measure_pace(
     base: PretrainSettings, data: Path, folder: Path, num_processes: int, limit_s: float
-) -> dict[str, float]:
-    """Seconds of a step of each of `PACED` while as many processes run as later.
+) -> Pace | None:
+    """Time steps while as many processes run as later.
 
     Args:
         base: the preset.
@@ -35,7 +46,7 @@ def step_seconds(
         limit_s: seconds after which those that have not ended are given up.
 
     Returns:
-        What was found; a trial whose processes all failed is not in it.
+        None where all processes of one of `PACED` failed.
     """
     start = time.monotonic()
     jobs = Jobs(num_processes, starter("spawn", time_steps))
@@ -46,29 +57,39 @@ def step_seconds(
         if time.monotonic() - start > limit_s:
             jobs.give_up()
         time.sleep(_POLL_S)
-    found = {}
+    step_s, starts = {}, []
     for name in PACED:
-        files = folder.glob(f"{name}-*.json")
-        if seconds := [json.loads(file.read_text(encoding="utf-8")) for file in files]:
-            found[name] = float(median(seconds))
-    return found
+        found = []
+        for row, seconds in jobs.seconds.items():
+            if row[0] == name:
+                speed = json.loads(_file(folder, row).read_text(encoding="utf-8"))
+                found.append(max(speed))
+                starts.append(seconds - _TIMED_STEPS * sum(speed))
+        if not found:
+            return None
+        step_s[name] = median(found)
+    return Pace(step_s, max(0.0, median(starts)))
 
 
 def time_steps(row: Row, base: PretrainSettings, data: Path, folder: Path) -> None:
-    """Time one process's steps; reading and training overlap, so the slower of them counts."""
+    """Time one process's reading and steps; later they overlap, so that the slower one counts."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / f"{row[0]}-{row[1]}.log"
+    path = _file(folder, row)
+    log = path.with_suffix(".log")
     with log.open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         speed = measure_speed(TRIALS[row[0]].settings(base, row[1]), data, _TIMED_STEPS)
-    seconds = max(speed.load_s, speed.step_s)
-    log.with_suffix(".json").write_text(json.dumps(seconds), encoding="utf-8")
+    path.write_text(json.dumps([speed.load_s, speed.step_s]), encoding="utf-8")
+
+
+def _file(folder: Path, row: Row) -> Path:
+    return folder / f"{row[0]}-{row[1]}.json"
 
 
 def steps_that_fit(
     rows: Sequence[Row],
     base: PretrainSettings,
-    seconds: dict[str, float],
+    pace: Pace,
     num_processes: int,
     left_s: float,
 ) -> int:
@@ -77,15 +98,21 @@ def steps_that_fit(
     Args:
         rows: what will be trained, in that order.
         base: the preset; each trial's steps are in proportion to its own.
-        seconds: of a step, of each of `PACED`.
+        pace: as measured.
         num_processes: rows that are trained at a time.
         left_s: seconds for all of them.
     """
-    ends = [0.0] * num_processes
+    work, num_started = [0.0] * num_processes, [0] * num_processes
     for name, seed in rows:
         settings = TRIALS[name].settings(base, seed)
-        pace = seconds["mad" if settings.views.method == "mad" else "dino-mixed"]
-        first = ends.index(min(ends))
-        ends[first] += pace * settings.schedule.steps / base.schedule.steps
+        step_s = pace.step_s["mad" if settings.views.method == "mad" else "dino-mixed"]
+        first = work.index(min(work))
+        work[first] += step_s * settings.schedule.steps / base.schedule.steps
+        num_started[first] += 1
+    fits = min(
+        (left_s - count * pace.start_s) / (_SPARE * seconds)
+        for seconds, count in zip(work, num_started, strict=True)
+        if count
+    )
     epoch = base.schedule.steps_per_epoch
-    return max(epoch, int(left_s / (_SPARE * max(ends)) / epoch) * epoch)
+    return max(epoch, int(fits / epoch) * epoch)

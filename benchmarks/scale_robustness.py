@@ -99,7 +99,8 @@ def run_robustness(study: Robustness) -> None:
     found: dict[str, list[Floats]] = {}
     for seed in study.seeds:
         for frozen in (True, False):
-            for name in study.trained if not frozen else study.frozen or tuple(encoders):
+            names = tuple(encoders) if study.frozen is None else study.frozen
+            for name in names if frozen else study.trained:
                 folders = encoders[name]
                 encoder = folders[min(seed, len(folders) - 1)]
                 row = f"{name}, {'frozen' if frozen else 'trained'}"

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import magnification
 from benchmarks.magnification import Study, encoder_of, measure_row, pretrain_row, report
-from benchmarks.magnification_pace import steps_that_fit
+from benchmarks.magnification_pace import Pace, steps_that_fit
 from benchmarks.magnification_trials import TRIALS, VARIATIONS, Trial
 from train.data.synthetic.slides import SlideSettings, write_slides
 from train.pretraining.magnification.evaluate import Evaluation
@@ -39,11 +39,11 @@ def test_the_longest_trials_start_first(tmp_path: Path):
 def test_steps_are_fitted_to_the_time_that_is_left(tmp_path: Path):
     study = Study(out=tmp_path, steps=100, steps_per_epoch=50)
     rows = [("mad", 0), ("dino-mixed", 0), ("mad", 1)]
-    paces = {"mad": 0.1, "dino-mixed": 0.04}
+    pace = Pace({"mad": 0.1, "dino-mixed": 0.04}, start_s=10.0)
     # DINO has twice the steps. Per 100 steps, one process takes 28 s, the longer of two 18 s.
-    one, two = (steps_that_fit(rows, study.base(), paces, n, 1000 * 1.1) for n in (1, 2))
-    assert one == pytest.approx(1000 / 0.28, abs=50)
-    assert two == pytest.approx(1000 / 0.18, abs=50)
+    one, two = (steps_that_fit(rows, study.base(), pace, n, 1100.0) for n in (1, 2))
+    assert one == pytest.approx((1100 - 30) / 1.1 / 0.28, abs=50)
+    assert two == pytest.approx((1100 - 20) / 1.1 / 0.18, abs=50)
     assert one % 50 == two % 50 == 0
 
 
