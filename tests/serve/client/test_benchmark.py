@@ -203,7 +203,7 @@ def test_a_connection_that_the_service_has_closed_is_made_again() -> None:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         with service_route("r", url, "/", bytes(10**6), None).connect() as ask:
             assert [ask(), ask()] == [b"ok", b"ok"]

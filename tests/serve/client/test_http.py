@@ -26,6 +26,9 @@ from tests.support.errors import raises
 from tests.support.http_service import free_port
 from tests.support.pictures import blobs
 
+POLL_S = 0.01
+"""Between looks of a server of the tests for its end; half a second by default."""
+
 
 @pytest.fixture(scope="module")
 def client(service_url: str) -> Iterator[HttpClient]:
@@ -110,7 +113,7 @@ def test_an_api_key_is_sent_with_every_request() -> None:
             pass
 
     with HTTPServer(("127.0.0.1", 0), Keys) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, args=(POLL_S,))
         thread.start()
         with (
             HttpClient(f"http://127.0.0.1:{server.server_port}", api_key="s3cret") as client,
@@ -183,7 +186,7 @@ class _Refusing(HTTPServer):
     @contextmanager
     def at(self) -> Iterator[str]:
         with self:
-            thread = Thread(target=self.serve_forever)
+            thread = Thread(target=self.serve_forever, args=(POLL_S,))
             thread.start()
             yield f"http://127.0.0.1:{self.server_port}"
             self.shutdown()
@@ -407,7 +410,7 @@ def stranger() -> Iterator[str]:
             pass
 
     with HTTPServer(("127.0.0.1", 0), Page) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, args=(POLL_S,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
