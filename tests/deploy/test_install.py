@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 IMPORT_ALL = """
 import importlib, pkgutil, serve
-extras = {"openslide", "ray", "tifffile", "zarr"}  # of slides and cluster
+extras = {"openslide", "pydicom", "ray", "tifffile", "zarr"}  # of slides, dicom and cluster
 rooms = ("serve.slides.", "serve.service.slides.", "serve.images.readers.")
 for module in pkgutil.walk_packages(serve.__path__, "serve."):
     try:
