@@ -35,7 +35,7 @@ from benchmarks.export_gpu_worker import (
     measure_peak,
     write_graphs,
 )
-from benchmarks.harness import write_report
+from benchmarks.harness import one_line_errors, write_report
 from benchmarks.real_size_model import FLOPS_PER_TILE, model_line
 from export.errors import FocalPathError
 from serve.contract.machine import installed_versions
@@ -302,6 +302,7 @@ def _table(report: GpuReport) -> str:
     return markdown_table((*headers, *more), rows, align="lrrrrrrrrrrrr")
 
 
+@one_line_errors()
 def main() -> None:
     """Run the benchmark and print its table; exits with status 2 if there is no GPU."""
     config: Any = (tyro.conf.OmitArgPrefixes,)

@@ -26,7 +26,7 @@ import torch
 import tyro
 from torch import nn
 
-from benchmarks.harness import machine_line
+from benchmarks.harness import machine_line, one_line_errors
 from benchmarks.jobs import Jobs, Row, starter
 from benchmarks.magnification_pace import measure_pace, steps_that_fit
 from benchmarks.magnification_trials import COMPARED, TRIALS, VARIATIONS
@@ -271,4 +271,5 @@ def _tell(start: float, text: str) -> None:
 
 
 if __name__ == "__main__":
-    run_study(tyro.cli(Study, description=__doc__))
+    with one_line_errors():
+        run_study(tyro.cli(Study, description=__doc__))

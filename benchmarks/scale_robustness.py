@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from benchmarks.harness import machine_line
+from benchmarks.harness import machine_line, one_line_errors
 from train.data.folder import TileFolder, read_tile_folder
 from train.fitting.evaluation import predict_split
 from train.fitting.run import fit
@@ -279,4 +279,5 @@ def draw(study: Robustness, dice: Mapping[str, Floats], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_robustness(tyro.cli(Robustness, description=__doc__))
+    with one_line_errors():
+        run_robustness(tyro.cli(Robustness, description=__doc__))

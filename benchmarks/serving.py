@@ -16,7 +16,7 @@ from typing import get_args
 
 import tyro
 
-from benchmarks.harness import write_report
+from benchmarks.harness import one_line_errors, write_report
 from benchmarks.perf_analyzer import PerfAnalyzerRow, Transport, run_perf_analyzer
 from benchmarks.serving_plot import plot
 from export import errors as export_errors
@@ -66,6 +66,7 @@ def install_perf_analyzer() -> Path:
     return script
 
 
+@one_line_errors()
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark with as much of Triton as can be installed."""
     command = tyro.cli(Benchmark, args=list(arguments), prog="python -m benchmarks.serving")

@@ -21,7 +21,7 @@ import tyro
 from numpy.typing import NDArray
 
 from benchmarks.gpu_watch import GpuUse, watched_gpu
-from benchmarks.harness import write_report
+from benchmarks.harness import one_line_errors, write_report
 from benchmarks.slides import Clock, tiles_in_memory, write_slide
 from serve.contract.machine import Machine, installed_versions, this_machine
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
@@ -350,4 +350,5 @@ def markdown(report: SlidesGpuReport) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(run_benchmark(tyro.cli(SlidesGpuBenchmark, description=__doc__))))
+    with one_line_errors():
+        print(markdown(run_benchmark(tyro.cli(SlidesGpuBenchmark, description=__doc__))))

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from benchmarks.direct_sam_path import DirectDecoder
-from benchmarks.harness import peak_memory_mib, seconds_of, write_report
+from benchmarks.harness import one_line_errors, peak_memory_mib, seconds_of, write_report
 from benchmarks.training import machine
 from benchmarks.training_gpu_report import markdown
 from serve.contract.machine import usable_cpus
@@ -432,6 +432,7 @@ def _as_jpeg(path: Path, folder: Path) -> Path:
     return written
 
 
+@one_line_errors()
 def main() -> None:
     """Run the benchmark."""
     config = (tyro.conf.OmitArgPrefixes,)
