@@ -52,8 +52,9 @@ def _client(
     errors: Sequence[FocalPathError] = (),
     **options: Any,
 ) -> TritonClient:
-    backend = LossyTriton(bundle, errors)
-    monkeypatch.setattr("serve.client.triton.TritonBackend", lambda *_, **__: backend)
+    monkeypatch.setattr(
+        "serve.client.triton.TritonBackend", lambda *_, **__: LossyTriton(bundle, errors)
+    )
     return TritonClient("127.0.0.1:8001", read_bundle(bundle), **options)
 
 
