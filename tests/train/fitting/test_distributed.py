@@ -36,7 +36,12 @@ def start(
         return subprocess.Popen(
             [sys.executable, "-m", "tests.support.distributed", *arguments],
             cwd=root,
-            env={"PYTHONPATH": root, "PATH": "/usr/bin:/bin", **environment},
+            env={
+                "PYTHONPATH": root,
+                "PATH": "/usr/bin:/bin",
+                "OMP_NUM_THREADS": "1",  # threads of autograd wait for each other otherwise
+                **environment,
+            },
             stderr=messages,
         )
 
