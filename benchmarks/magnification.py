@@ -32,6 +32,7 @@ from benchmarks.magnification_pace import measure_pace, steps_that_fit
 from benchmarks.magnification_trials import COMPARED, TRIALS, VARIATIONS
 from serve.contract.machine import usable_cpus
 from train.data.synthetic.slides import SlideSettings, write_slides
+from train.errors import SettingsError
 from train.pretraining.encoder import create_encoder
 from train.pretraining.magnification.evaluate import EncoderResult, Evaluation
 from train.pretraining.magnification.labelled import open_labelled
@@ -70,9 +71,9 @@ class Study:
     variations: tuple[str, ...] = tuple(trial.name for trial in VARIATIONS)
     """Trials with one seed."""
     seeds: int = 3
-    processes: int = 8
-    """Pretrainings at a time."""
-    measuring: int = 8
+    processes: int = max(1, usable_cpus() // 2)
+    """Pretrainings at a time: each reads in a process of its own, too."""
+    measuring: int = max(1, usable_cpus() // 2)
     """Encoders measured at a time."""
     seconds: float | None = None
     """End after so many seconds: --steps is fitted to them, and pretrainings that have not ended
@@ -113,7 +114,7 @@ def run_study(study: Study) -> None:
     """Draw, pretrain, measure and report.
 
     Raises:
-        FocalPathError: the data cannot be used.
+        FocalPathError: the data cannot be used, or --seconds are too few.
     """
     start = time.monotonic()
     torch.set_num_threads(1)
@@ -151,13 +152,19 @@ def run_study(study: Study) -> None:
 
 
 def fitted(study: Study, data: Path, start: float) -> Study:
-    """The study with as many steps as fit into its time."""
+    """The study with as many steps as fit into its time.
+
+    Raises:
+        SettingsError: steps take so long that they could not even be timed.
+    """
     limit_s = study.left_s(start) / 3
     base = study.base()
     pace = measure_pace(base, data, study.out / "pace", study.processes, limit_s)
     if pace is None:
-        _tell(start, f"steps could not be timed; {study.steps} as they are")
-        return study
+        raise SettingsError(
+            f"{study.processes} pretrainings at a time did not end a few steps in {limit_s:.0f} s; "
+            f"expected fewer at a time (--processes) on {usable_cpus()} CPUs, or more --seconds"
+        )
     steps = steps_that_fit(study.rows(), base, pace, study.processes, study.left_s(start))
     _tell(start, f"{pace}; {steps} steps fit")
     return replace(study, steps=steps)

@@ -29,6 +29,8 @@ from serve.contract.markdown import markdown_table
 from train.settings import LabelClass
 
 CURVE_FILE = "parity_scale.png"
+_MAX_LEVEL_TICKS = 6
+"""More labels than these on the axis would overlap."""
 _NOT_RESAMPLED = 0.02
 """Serving does not resample an image whose um per pixel is this near the model's."""
 
@@ -182,7 +184,8 @@ def draw_curve(
             axes.plot(at, known, color=entry.color, marker="s", markersize=4, label=entry.name)
     axes.axvline(mpp, color="0.8", linewidth=1, zorder=0)
     axes.set_xscale("log")
-    axes.set_xticks(at, [f"{value:.3g}" for value in at])
+    labels = [f"{value:.3g}" for value in at]
+    axes.set_xticks(at, labels, rotation=0 if len(at) <= _MAX_LEVEL_TICKS else 60)
     axes.minorticks_off()
     axes.set_xlabel(f"um per pixel of the source (the model's is {mpp:g})")
     axes.set_ylabel("share of labels, Dice")
