@@ -81,7 +81,7 @@ def add_job_routes(app: FastAPI, key_errors: Responses) -> None:
             _start,
             with_errors(new, 400, 404, 408, 413, 429, 503, 504, keys=key_errors),
         ),
-        ("GET", "/jobs", _list, with_errors(listed, 503, keys=key_errors)),
+        ("GET", "/jobs", _list, with_errors(listed, 400, 503, keys=key_errors)),
         ("GET", "/jobs/{job_id}", _job, with_errors(one, 400, 404, 503, keys=key_errors)),
         (
             "DELETE",

@@ -271,7 +271,7 @@ def add_slide_routes(app: FastAPI, key_errors: Responses) -> None:
     """Add the routes to an application whose state gets `slides`."""
     below = "/slides/{slide_id}"
     routes: list[tuple[str, str, Any, Responses]] = [
-        ("GET", "/slides", _list, with_errors(SLIDES, 503, keys=key_errors)),
+        ("GET", "/slides", _list, with_errors(SLIDES, 400, 503, keys=key_errors)),
         ("GET", below, _slide, with_errors(SLIDE, 400, 404, 429, 503, keys=key_errors)),
         (
             "GET",
