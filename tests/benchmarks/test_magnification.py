@@ -1,5 +1,6 @@
 import csv
 import json
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from benchmarks import magnification
 from benchmarks.magnification import Study, encoder_of, measure_row, pretrain_row, report
 from benchmarks.magnification_pace import Pace, steps_that_fit
 from benchmarks.magnification_trials import TRIALS, VARIATIONS, Trial
+from tests.support.errors import raises
 from train.data.synthetic.slides import SlideSettings, write_slides
+from train.errors import SettingsError
 from train.pretraining.magnification.evaluate import Evaluation
 from train.pretraining.magnification.labelled import open_labelled
 from train.pretraining.magnification.settings import EvaluationSettings
@@ -45,6 +48,15 @@ def test_steps_are_fitted_to_the_time_that_is_left(tmp_path: Path):
     assert one == pytest.approx((1100 - 30) / 1.1 / 0.28, abs=50)
     assert two == pytest.approx((1100 - 20) / 1.1 / 0.18, abs=50)
     assert one % 50 == two % 50 == 0
+
+
+def test_a_study_whose_steps_cannot_be_timed_ends_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(magnification, "measure_pace", lambda *given: None)
+    study = Study(out=tmp_path, processes=14, seconds=100.0)
+    with raises(SettingsError, "14", "--processes"):
+        magnification.fitted(study, tmp_path, time.monotonic())
 
 
 @pytest.mark.slow
