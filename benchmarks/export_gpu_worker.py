@@ -27,7 +27,7 @@ from export.errors import FocalPathError
 from export.graph.attention import AttentionForm
 from export.graph.encoders import FoldedSegmenter
 from export.graph.reference import Deployable
-from export.graph.to_onnx import PARITY_OUTPUT, drop_output, export_onnx
+from export.graph.to_onnx import OPSETS, PARITY_OUTPUT, drop_output, export_onnx
 from export.precision.half import convert_to_half
 from export.tensorrt.build import build_plan
 from export.tensorrt.engine import load_tensorrt
@@ -58,6 +58,10 @@ Compute = Callable[[torch.Tensor], Answer]
 _WARM_UP_RUNS = 3
 _CODEC_RUNS = 3
 """Decoding and encoding do not depend on the variant, and take longer than the model."""
+_OPERATOR_OPSET = 23
+"""The first with ONNX's Attention operator."""
+_NUM_DRAWN = 2
+"""Tiles that are drawn, which takes seconds each; the others are these, turned."""
 EXPECTED_FILE = "expected.npz"
 """Answers of the first variant."""
 
@@ -123,6 +127,7 @@ FORMS = {
     "extended": AttentionForm(
         global_positions="extended", window_positions="extended", max_queries=None
     ),
+    "operator": AttentionForm(max_queries=None, operator=True),
 }
 """Forms of attention in the graphs; the first is the bundle's."""
 
@@ -178,7 +183,9 @@ def write_graphs(model: ModelSettings, folder: Path, form: str) -> None:
     source = folder / f"{form}.fp32.logits.onnx"
     if not source.is_file():
         building = source.with_suffix(".part")
-        export_onnx(Deployable(build_benchmark_model(model)).eval(), building, form=FORMS[form])
+        deployable = Deployable(build_benchmark_model(model)).eval()
+        opset = _OPERATOR_OPSET if FORMS[form].operator else OPSETS[0]
+        export_onnx(deployable, building, opset=opset, form=FORMS[form])
         building.rename(source)
     half = folder / f"{form}.fp16.logits.onnx"
     if not half.is_file():
@@ -191,7 +198,9 @@ def write_graphs(model: ModelSettings, folder: Path, form: str) -> None:
 def measure(task: Task, batch_size: int) -> Measured:
     """Measure a variant; it stays loaded in this process."""
     compute = _load(task)
-    pictures = [png(tile) for tile in draw_tiles(batch_size, task.model.tile_size_px)]
+    drawn = _drawn(task)
+    tiles = (np.rot90(drawn[i % len(drawn)], i // len(drawn)) for i in range(batch_size))
+    pictures = [png(tile) for tile in tiles]
     answer, stages = measure_stages(compute, pictures, task.device, task.num_runs)
     memory_gib = None
     if task.device == "cuda":
@@ -200,6 +209,14 @@ def measure(task: Task, batch_size: int) -> Measured:
     labels = answer.labels.cpu().numpy().astype(np.uint8)
     logits = None if answer.logits is None else answer.logits.float().cpu().numpy()
     return Measured(stages, memory_gib, *_compare(labels, logits, task))
+
+
+def _drawn(task: Task) -> Images:
+    """Tiles for all variants: (N, H, W, 3) uint8 RGB."""
+    file = task.folder / "tiles.npy"
+    if not file.is_file():
+        np.save(file, draw_tiles(_NUM_DRAWN, task.model.tile_size_px))
+    return np.load(file)  # type: ignore[no-any-return]
 
 
 _loaded: dict[tuple[str, Path], Compute] = {}
@@ -476,6 +493,7 @@ VARIANTS = {
     "ONNX Runtime fp16, as served": Variant(_onnx_runtime_arrays, "chunked"),
     "ONNX Runtime fp16, unchunked": Variant(_onnx_runtime, "unchunked"),
     "ONNX Runtime fp16, extended": Variant(_onnx_runtime, "extended"),
+    "ONNX Runtime fp16, Attention operator": Variant(_onnx_runtime, "operator"),
     "TensorRT fp16": Variant(_tensorrt, "chunked"),
     "TensorRT fp16, unchunked": Variant(_tensorrt, "unchunked"),
     "TensorRT fp16, extended": Variant(_tensorrt, "extended"),
