@@ -10,7 +10,7 @@ import pytest
 from serve.contract import cuda
 from serve.inference.probe import probe
 
-_MEBIBYTE = 2**20
+MEBIBYTE = 2**20
 
 
 @cache
@@ -27,19 +27,41 @@ def needs_cuda() -> None:
         pytest.skip(found)
 
 
+def free_memory() -> int:
+    """Bytes of the GPU's memory that nobody has taken."""
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    assert _runtime().cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) == 0
+    return free.value
+
+
 @contextmanager
 def nearly_full_gpu(left_mib: int) -> Iterator[None]:
-    """Take the GPU's memory, as another process would, but for `left_mib`."""
-    runtime = ctypes.CDLL(_loaded("libcudart.so"))
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    assert runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) == 0
-    place = ctypes.c_void_p()
-    taken = ctypes.c_size_t(free.value - left_mib * _MEBIBYTE)
-    assert runtime.cudaMalloc(ctypes.byref(place), taken) == 0
+    """Take the GPU's memory, as another process would, but for about `left_mib`.
+
+    Memory is in pieces, so what is not to be had at once is taken in smaller and smaller parts. One
+    that is refused leaves an error behind, which the next caller of CUDA would take for its own.
+    """
+    runtime, places = _runtime(), list[ctypes.c_void_p]()
+    left = left_mib * MEBIBYTE
     try:
+        part = free_memory() - left
+        while part >= MEBIBYTE:
+            place = ctypes.c_void_p()
+            if runtime.cudaMalloc(ctypes.byref(place), ctypes.c_size_t(part)) == 0:
+                places.append(place)
+                part = min(part, free_memory() - left)
+            else:
+                runtime.cudaGetLastError()
+                part //= 2
         yield
     finally:
-        assert runtime.cudaFree(place) == 0
+        for place in places:
+            runtime.cudaFree(place)
+
+
+def _runtime() -> ctypes.CDLL:
+    """CUDA's runtime of this process; ONNX Runtime has loaded it."""
+    return ctypes.CDLL(_loaded("libcudart.so"))
 
 
 def _loaded(name: str) -> str:
