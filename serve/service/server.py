@@ -7,6 +7,9 @@ request id nor the name of the key, and the metrics grow with every path that a 
 """
 
 import os
+import signal
+import threading
+import time
 from typing import Any
 
 import bentoml
@@ -20,6 +23,7 @@ from serve.service.telemetry import forget_dead_workers
 from serve.service.tracing import configure_tracing, flush_traces
 from serve.settings import ServeSettings
 
+_LOOK_EVERY_S = 1.0
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # BentoML reads it when it starts to serve
 apply_patches()
 _settings = ServeSettings.from_environment()
@@ -39,6 +43,7 @@ class SegmentationService:
 
     def __init__(self) -> None:
         configure_logging(_settings.log_format)
+        threading.Thread(target=_end_with_the_parent, name="parent", daemon=True).start()
         configure_tracing(_settings)
         forget_dead_workers()
         app.state.model.open_in_background()
@@ -57,6 +62,14 @@ class SegmentationService:
         if reason := app.state.model.why_not_ready():
             raise HTTPException(503, reason)
         return True
+
+
+def _end_with_the_parent() -> None:
+    """End this worker when the process that started it is killed: else it would keep the port."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY_S)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run(host: str, port: int) -> None:

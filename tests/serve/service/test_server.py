@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -27,7 +28,12 @@ from serve.service.endpoints import build_app
 from serve.service.uploads import BodyLimit, Limit
 from serve.settings import ServeSettings
 from tests.support.errors import refusal_of
-from tests.support.http_service import free_port, running_service
+from tests.support.http_service import (
+    free_port,
+    running_service,
+    service_process,
+    wait_until_ready,
+)
 from tests.support.pictures import blobs, encoded, painted, rgb_png
 from tests.support.raw_http import TIMEOUT_S, address_of
 from tests.support.toy_bundle import TILE_SIZE_PX
@@ -174,6 +180,22 @@ def test_requests_at_the_same_time_get_their_own_answers(service_url: str) -> No
 
 
 @pytest.mark.timeout(30, func_only=True)
+@pytest.mark.timeout(150)
+def test_a_service_that_is_killed_leaves_no_worker_behind(toy_bundle: Path, tmp_path: Path) -> None:
+    """An orphan would keep the port, and the service could not be started again."""
+    with service_process(toy_bundle, tmp_path / "log.txt") as (url, process):
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert workers
+        wait_until_ready(url)
+        process.kill()
+        _, left = psutil.wait_procs(workers, timeout=40)
+        for worker in left:
+            worker.kill()
+        assert left == []
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/livez")
+
+
 def test_work_on_one_image_does_not_block_other_requests(toy_bundle: Path) -> None:
     class SlowModel:
         started, released = threading.Event(), threading.Event()
