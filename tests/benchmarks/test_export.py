@@ -177,18 +177,18 @@ def in_this_process() -> Iterator[object]:
 
 def test_the_gpu_benchmark_runs_dry_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(benchmark_gpu, "_own_process", in_this_process)  # spares 10 starts of torch
-    one_graph = [name for name, one in VARIANTS.items() if one.form in (None, "chunked")]
+    few = [name for name, one in VARIANTS.items() if one.form in (None, "chunked", "operator")]
     report = GpuBenchmark(
         out=tmp_path,
         device="cpu",
         batch_sizes=(1, 2),
-        variants=tuple(one_graph),
+        variants=tuple(few),
         runs=1,
         peak_size=64,
         model=MODEL,
     ).run()
     ran = [(row.variant, row.batch_size) for row in report.measurements]
-    assert len(ran) == 2 * len(one_graph) - 2
+    assert len(ran) == 2 * len(few) - 2
     assert set(report.skipped) == {"TensorRT fp16"}
     assert all(row.stages.compute_ms > 0 for row in report.measurements)
     assert min(row.label_agreement for row in report.measurements) > 0.9
