@@ -165,6 +165,12 @@ def _module() -> Any:
 
 @cache
 def _core() -> Any:
+    """The process's one core, which is never closed.
+
+    Each core gives the thread that opens it a stack for signals. Two of them, closed in the order
+    in which they were opened, leave one that is unmapped, and the next signal kills the process
+    (seen with 2026.4.1).
+    """
     module = _module()
     _refuse_mask()
     core = module.Core()

@@ -1,5 +1,7 @@
 """OpenVINO in tests, which skip with the reason where it does not run."""
 
+from functools import cache
+
 import pytest
 
 from serve.contract import openvino
@@ -15,10 +17,15 @@ def needs_openvino(precision: GraphPrecision = "fp32") -> None:
         pytest.skip(found)
 
 
-def forget_openvino() -> None:
-    """Have OpenVINO looked for again."""
-    openvino._core.cache_clear()
-    openvino.problem.cache_clear()
+def forget_openvino(patch: pytest.MonkeyPatch) -> None:
+    """Have OpenVINO looked for again, until the patch is undone.
+
+    The core that is in use stays: OpenVINO gives the thread that opens a core a stack for signals,
+    which a second core that is closed after the first leaves unmapped. The next signal, a child's
+    end for one, would then kill the process.
+    """
+    for function in (openvino._core, openvino.problem):
+        patch.setattr(openvino, function.__name__, cache(function.__wrapped__))
 
 
 def passed_in_openvino(manifest: Manifest) -> Manifest:

@@ -1,5 +1,5 @@
+import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.openvino import OpenVinoBackend
 from serve.inference.segmenter import open_backend
 from serve.settings import ServeSettings
+from tests.support import ROOT
 from tests.support.errors import raises
 from tests.support.openvino import forget_openvino, needs_openvino, passed_in_openvino
 from tests.support.toy_bundle import TILE_SIZE_PX, write_toy_bundle
@@ -107,10 +108,8 @@ def test_what_did_not_pass_in_it_is_refused(toy_bundle: Path) -> None:
 
 
 @pytest.fixture
-def _looked_for_again() -> Iterator[None]:
-    forget_openvino()
-    yield
-    forget_openvino()
+def _looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_openvino(monkeypatch)
 
 
 @pytest.mark.usefixtures("_looked_for_again")
@@ -144,13 +143,10 @@ def test_bfloat16_on_a_processor_without_it_is_refused(
     monkeypatch.undo()
 
 
-@pytest.mark.usefixtures("_looked_for_again")
-def test_a_runtime_that_computes_wrongly_is_not_used(
-    backend: OpenVinoBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forget_openvino()
+def test_a_runtime_that_computes_wrongly_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_openvino()
     monkeypatch.setattr(runtime, "tiny_images", lambda: np.zeros((2, 4, 4, 3), np.uint8))
-    assert "computes wrongly" in str(runtime.problem("fp32"))
+    assert "computes wrongly" in str(runtime.problem.__wrapped__("fp32"))
 
 
 @pytest.mark.usefixtures("_looked_for_again")
@@ -164,7 +160,7 @@ def test_a_mask_that_only_a_part_of_it_obeys_is_refused_before_anything_runs(
     monkeypatch.setenv(name, "avx2")
     old = this_processor().model_copy(update={"instruction_sets": ("avx2",)})
     for sets, is_refused in ((("avx2", "avx512"), True), (("avx2",), False)):
-        forget_openvino()
+        forget_openvino(monkeypatch)
         chip = old.model_copy(update={"instruction_sets": sets})
         monkeypatch.setattr(runtime, "this_processor", lambda chip=chip: chip)
         monkeypatch.setattr(runtime, "_module", lambda: SimpleNamespace(Core=OldProcessor))
@@ -179,3 +175,25 @@ def test_a_processor_that_has_bfloat16_runs_a_graph_in_it(toy_bundle: Path) -> N
     expected = runtime.OpenVinoModel(toy_bundle / "model.onnx", "fp32", threads=1)
     found, labels = (m.run(_tiles(2), ("labels",))["labels"] for m in (model, expected))
     assert (found == labels).mean() > 0.99
+
+
+_SIGNAL_AFTER_TWO_MODELS = """
+import gc, os, signal, sys
+from pathlib import Path
+from serve.contract.openvino import OpenVinoModel
+
+first, second = (OpenVinoModel(Path(sys.argv[1]), "fp32", threads=1) for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("received"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_signal_after_models_are_closed_in_their_order_kills_no_process(toy_bundle: Path) -> None:
+    needs_openvino()
+    command = [sys.executable, "-c", _SIGNAL_AFTER_TWO_MODELS, str(toy_bundle / "model.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "received\n"), done.stderr

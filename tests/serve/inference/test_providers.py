@@ -289,11 +289,10 @@ def test_where_nothing_gives_the_right_labels_the_error_has_every_reason(
 def test_without_openvino_auto_runs_on_the_cpu(
     toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forget_openvino()
+    forget_openvino(monkeypatch)
     monkeypatch.setitem(sys.modules, "openvino", None)
     manifest = read_bundle(toy_bundle)
     artefacts = (_artefact(manifest.artefacts[0], "fp32", cpu=HERE, openvino=HERE),)
     passed = manifest.model_copy(update={"artefacts": artefacts})
     runs_on = _chosen(toy_bundle, passed, threads=1)
     assert (runs_on.provider, runs_on.trials) == ("cpu", ())
-    forget_openvino()
