@@ -8,6 +8,7 @@ tensors are sent over gRPC.
 import logging
 import os
 import threading
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ _ERRORS = (InferenceServerException, shm.SharedMemoryException, OSError)
 _NOT_NOW = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED")
 """Triton cannot be reached, which says nothing about its memory."""
 _SHARED_MEMORY = Path("/dev/shm")
+_PAUSES_S = (0.05, 0.2, 1.0)
+"""Triton answers before it lets a request's regions go, and keeps what is in use."""
 
 
 class SharedTensors:
@@ -133,10 +136,15 @@ class Place:
 
     def close(self) -> None:
         """Unregister the region, if Triton still knows it, and free it."""
-        try:
-            self._client.unregister_system_shared_memory(self._name)
-        except InferenceServerException as error:
-            _log.debug("Triton did not give back %s: %s", self._name, error)
+        for pause_s in (*_PAUSES_S, None):
+            try:
+                self._client.unregister_system_shared_memory(self._name)
+                break
+            except InferenceServerException as error:
+                if pause_s is None or error.status() in _NOT_NOW:
+                    _log.debug("Triton did not give back %s: %s", self._name, error)
+                    break
+                time.sleep(pause_s)
         shm.destroy_shared_memory_region(self._region)
 
 

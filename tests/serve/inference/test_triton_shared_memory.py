@@ -15,13 +15,20 @@ class FakeTriton:
     """Registers regions, or refuses with the status that is set."""
 
     status: str | None = None
+    in_use: tuple[str, ...] = ()
+    """Statuses of the next refusals to unregister a region."""
+    num_unregistered = 0
 
     def register_system_shared_memory(self, *_: object) -> None:
         if self.status is not None:
             raise InferenceServerException("no", f"StatusCode.{self.status}")
 
     def unregister_system_shared_memory(self, _: str) -> None:
-        pass
+        if self.in_use:
+            status, *rest = self.in_use
+            self.in_use = tuple(rest)
+            raise InferenceServerException("no", f"StatusCode.{status}")
+        self.num_unregistered += 1
 
 
 @pytest.fixture
@@ -54,6 +61,21 @@ def test_shared_memory_is_used_again_when_triton_is_back_and_not_where_triton_ca
     assert (place is not None) == works_later
     if place is not None:
         place.close()
+
+
+@pytest.mark.parametrize(
+    ("refusals", "given_back"), [(("INTERNAL", "INTERNAL"), True), (("UNAVAILABLE",), False)]
+)
+def test_a_region_that_triton_still_uses_is_given_back_a_moment_later(
+    refusals: tuple[str, ...], given_back: bool, triton: FakeTriton, tensors: SharedTensors
+) -> None:
+    before = _regions()
+    place = tensors.take(1)
+    assert place is not None
+    triton.in_use = refusals
+    place.close()
+    assert triton.num_unregistered == given_back
+    assert _regions() == before
 
 
 def test_a_full_dev_shm_is_noticed_before_anything_is_written_to_it(
