@@ -3,7 +3,7 @@
 Shape letters: B images, H x W pixels, h = H/16, w = W/16, D channels.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
@@ -41,27 +41,21 @@ class ImageEncoderKind:
         return tuple(self.stem_dims[stage_of(s)] for s in SKIP_STRIDES) if self.has_skips else ()
 
 
+_TINY_CONV = ImageEncoderKind(
+    embed_dim=128,
+    depth=2,
+    num_heads=4,
+    global_attn_indexes=(1,),
+    window_size=8,
+    stem_dims=(24, 48, 96, 128),
+)
+
 IMAGE_ENCODERS: dict[ImageEncoderName, ImageEncoderKind] = {
     "tiny": ImageEncoderKind(
         embed_dim=128, depth=4, num_heads=4, global_attn_indexes=(1, 3), window_size=8
     ),
-    "tiny_conv": ImageEncoderKind(
-        embed_dim=128,
-        depth=2,
-        num_heads=4,
-        global_attn_indexes=(1,),
-        window_size=8,
-        stem_dims=(24, 48, 96, 128),
-    ),
-    "tiny_pyramid": ImageEncoderKind(
-        embed_dim=128,
-        depth=2,
-        num_heads=4,
-        global_attn_indexes=(1,),
-        window_size=8,
-        stem_dims=(24, 48, 96, 128),
-        has_skips=True,
-    ),
+    "tiny_conv": _TINY_CONV,
+    "tiny_pyramid": replace(_TINY_CONV, has_skips=True),
     "vit_b": ImageEncoderKind(
         embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11)
     ),
