@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.support.gpu import DEVICE, needs_gpu, no_gpu
+from tests.support.tiny_pretraining import tiny_pretraining
 from train.data.synthetic.slides import SlideSettings, write_slides
 from train.pretraining.colors import change_colors
 from train.pretraining.losses import (
@@ -22,7 +23,7 @@ from train.pretraining.losses import (
     pooled_at,
 )
 from train.pretraining.run import pretrain
-from train.pretraining.settings import PretrainSettings, ViewSettings, synthetic
+from train.pretraining.settings import PretrainSettings
 
 pytestmark = needs_gpu
 
@@ -38,24 +39,8 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings_of(precision: str) -> PretrainSettings:
-    """Two blocks of width 32 on views of 48 pixels, with every loss, and nothing dropped."""
-    base = synthetic()
-    return replace(
-        base,
-        views=ViewSettings(view_px=48, num_local=1, local_px=32),
-        distillation=replace(
-            base.distillation,
-            align_weight=1.0,
-            ibot_weight=1.0,
-            prototypes=32,
-            head_hidden=32,
-            head_bottleneck=16,
-        ),
-        encoder=replace(base.encoder, depth=2, embed_dim=32, num_heads=2, drop_path=0.0),
-        schedule=replace(
-            base.schedule, steps=4, steps_per_epoch=2, batch_size=4, precision=precision
-        ),
-    )
+    """With every loss, and nothing dropped."""
+    return tiny_pretraining(drop_path=0.0, precision=precision)
 
 
 def rows_of(run: Path) -> list[dict[str, float]]:

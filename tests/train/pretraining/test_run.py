@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.errors import raises
+from tests.support.tiny_pretraining import tiny_pretraining
 from train.data.synthetic.slides import SlideSettings, write_slides
 from train.errors import (
     CollapseError,
@@ -22,32 +23,10 @@ from train.errors import (
     WeightsError,
 )
 from train.pretraining.run import pretrain
-from train.pretraining.settings import PretrainSettings, ViewSettings, synthetic
+from train.pretraining.settings import ViewSettings
 from train.pretraining.speed import measure_speed
 from train.pretraining.task import PretrainTask
 from train.pretraining.views import ViewSample
-
-
-def tiny(**schedule: object) -> PretrainSettings:
-    """Two blocks of width 32 on views of 48 pixels, all losses on."""
-    base = synthetic()
-    return replace(
-        base,
-        views=ViewSettings(view_px=48, num_local=1, local_px=32),
-        distillation=replace(
-            base.distillation,
-            align_weight=1.0,
-            ibot_weight=1.0,
-            prototypes=32,
-            head_hidden=32,
-            head_bottleneck=16,
-        ),
-        encoder=replace(base.encoder, depth=2, embed_dim=32, num_heads=2, drop_path=0.1),
-        schedule=replace(
-            base.schedule,
-            **{"steps": 4, "steps_per_epoch": 2, "batch_size": 4, **schedule},  # type: ignore[arg-type]
-        ),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +40,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "run"
-    pretrain(tiny(), slides, folder)
+    pretrain(tiny_pretraining(), slides, folder)
     return folder
 
 
@@ -94,8 +73,8 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
     with monkeypatch.context() as patch:
         patch.setattr(PretrainTask, "training_step", interrupt)
         with pytest.raises(RuntimeError, match="power cut"):
-            pretrain(tiny(), slides, tmp_path / "run")
-    pretrain(tiny(), slides, tmp_path / "run", resume=True)
+            pretrain(tiny_pretraining(), slides, tmp_path / "run")
+    pretrain(tiny_pretraining(), slides, tmp_path / "run", resume=True)
     found, expected = (
         load_file(folder / "encoder" / "model.safetensors") for folder in (tmp_path / "run", run)
     )
@@ -105,16 +84,16 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
 
 def test_only_the_same_run_is_resumed(slides: Path, run: Path) -> None:
     with raises(RunError, "batch_size 4 -> 2"):
-        pretrain(tiny(batch_size=2), slides, run, resume=True)
+        pretrain(tiny_pretraining(batch_size=2), slides, run, resume=True)
 
 
 def test_an_encoder_is_replaced_only_on_request(slides: Path, run: Path) -> None:
     with raises(DestinationError, run, "--overwrite"):
-        pretrain(tiny(), slides, run)
+        pretrain(tiny_pretraining(), slides, run)
 
 
 def test_no_gradient_reaches_the_teacher_which_follows_the_student() -> None:
-    task = PretrainTask(tiny())
+    task = PretrainTask(tiny_pretraining())
     assert not any(p.requires_grad for p in task.teacher.parameters())
     pairs = zip(task.teacher.parameters(), task.student.parameters(), strict=True)
     assert all(torch.equal(teacher, student) for teacher, student in pairs)
@@ -128,21 +107,21 @@ def test_a_run_starts_from_published_weights_and_their_normalisation(
     config = json.loads((start / "config.json").read_text())
     config["pretrained_cfg"]["mean"] = [0.7, 0.5, 0.6]
     (start / "config.json").write_text(json.dumps(config))
-    encoder = replace(tiny().encoder, init_weights=str(start))
-    task = PretrainTask(replace(tiny(), encoder=encoder))
+    encoder = replace(tiny_pretraining().encoder, init_weights=str(start))
+    task = PretrainTask(replace(tiny_pretraining(), encoder=encoder))
     expected = load_file(start / "model.safetensors")
     for branch in (task.student, task.teacher):
         found = branch.encoder.state_dict()
         assert all(torch.equal(found[name], value) for name, value in expected.items())
         assert branch.encoder.pretrained_cfg["mean"] == (0.7, 0.5, 0.6)
     with raises(WeightsError, "model.safetensors", "blocks.2"):
-        PretrainTask(replace(tiny(), encoder=replace(encoder, depth=3)))
+        PretrainTask(replace(tiny_pretraining(), encoder=replace(encoder, depth=3)))
 
 
 def test_half_precision_trains_on_a_cpu_and_hands_on_float32(
     slides: Path, run: Path, tmp_path: Path
 ) -> None:
-    encoder = pretrain(tiny(precision="bf16-mixed"), slides, tmp_path / "run")
+    encoder = pretrain(tiny_pretraining(precision="bf16-mixed"), slides, tmp_path / "run")
     found, expected = (load_file(f / "model.safetensors") for f in (encoder, run / "encoder"))
     assert all(value.dtype == torch.float32 for value in found.values())
     distances = [(found[name] - expected[name]).abs().max().item() for name in expected]
@@ -166,7 +145,7 @@ def test_reading_and_training_are_timed_apart_and_nothing_is_written(
         return step(task, batch, batch_index)
 
     monkeypatch.setattr(PretrainTask, "training_step", slow)
-    speed = measure_speed(tiny(), slides, num_steps=2)
+    speed = measure_speed(tiny_pretraining(), slides, num_steps=2)
     assert speed.step_s > 0.3 > speed.load_s > 0
     assert f"{speed.step_s / speed.load_s:.1f} times" in speed.text
     assert list(tmp_path.iterdir()) == []
@@ -177,7 +156,7 @@ def test_a_collapsed_run_ends_with_an_error_and_keeps_the_checkpoint_before(
 ) -> None:
     monkeypatch.setattr("train.pretraining.task.LEAST_ENTROPY", 1.1)
     with raises(CollapseError, "2 steps"):
-        pretrain(tiny(warmup_share=0.5, collapse_patience=2), slides, tmp_path / "run")
+        pretrain(tiny_pretraining(warmup_share=0.5, collapse_patience=2), slides, tmp_path / "run")
     assert (tmp_path / "run" / "last.ckpt").is_file()
     assert not (tmp_path / "run" / "encoder").exists()
 
@@ -201,5 +180,5 @@ def test_slides_that_cannot_show_the_views_are_refused_before_training(
     named: tuple[object, ...],
 ) -> None:
     with raises(kind, *named):
-        pretrain(replace(tiny(), views=views), slides, tmp_path / "run")
+        pretrain(replace(tiny_pretraining(), views=views), slides, tmp_path / "run")
     assert not (tmp_path / "run").exists()
