@@ -89,7 +89,7 @@ class Place:
     ) -> None:
         self.num_tiles = num_tiles
         self._client = client
-        self._name = f"focalpath-{uuid.uuid4().hex}"
+        self._name = f"focalpath-{os.getpid()}-{uuid.uuid4().hex}"
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, np.dtype[Any]] = {}
         self._offsets: dict[str, int] = {}

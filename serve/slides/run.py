@@ -9,11 +9,13 @@
 A slide that fails does so alone. The same command again goes on where it was stopped.
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -132,22 +134,29 @@ def run_cohort(cohort: Cohort, tasks: Sequence[SlideTask]) -> list[Outcome]:
         One outcome per slide, in the order of `tasks`.
     """
     check = _BundleCheck(cohort.bundle)
+    stopping = threading.Event()
     outcomes: dict[str, Outcome] = {}
 
-    def segment(task: SlideTask) -> None:
+    def segment(task: SlideTask, *, wait: bool = False) -> None:
+        outcomes[task.name] = segment_slide(
+            cohort, task, check=check, wait=wait, is_stopping=stopping.is_set
+        )
+
+    def segment_unless_busy(task: SlideTask) -> None:
         with suppress(SlideBusyError):
-            outcomes[task.name] = segment_slide(cohort, task, check=check)
+            segment(task)
 
-    def segment_later(task: SlideTask) -> None:
-        outcomes[task.name] = segment_slide(cohort, task, check=check, wait=True)
-
-    _for_each(segment, tasks, cohort.engine)
-    _for_each(segment_later, [task for task in tasks if task.name not in outcomes], cohort.engine)
+    _for_each(segment_unless_busy, tasks, cohort.engine, stopping)
+    busy = [task for task in tasks if task.name not in outcomes]
+    _for_each(partial(segment, wait=True), busy, cohort.engine, stopping)
     return [outcomes[task.name] for task in tasks]
 
 
 def _for_each(
-    segment: Callable[[SlideTask], None], tasks: Sequence[SlideTask], engine: Engine
+    segment: Callable[[SlideTask], None],
+    tasks: Sequence[SlideTask],
+    engine: Engine,
+    stopping: threading.Event,
 ) -> None:
     """Call a function with every slide, several at once where the engine asks for it."""
     if engine.slides_at_once == 1 or len(tasks) <= 1:
@@ -160,6 +169,7 @@ def _for_each(
             for future in as_completed(futures):
                 future.result()
         except BaseException:
+            stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             engine.close()  # ends the slides at work
             raise
@@ -171,6 +181,7 @@ def segment_slide(
     *,
     check: Callable[[], None] = lambda: None,
     wait: bool = False,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Segment one slide; what goes wrong with it is in the outcome.
 
@@ -179,9 +190,12 @@ def segment_slide(
         task: the slide.
         check: raises where going on makes no sense.
         wait: for another run that works on the slide.
+        is_stopping: whether the run is being stopped. What its closed engine raises then is not
+            the slide's failure.
 
     Raises:
         SlideBusyError: another run works on it, and `wait` is false.
+        FocalPathError: the run is being stopped.
     """
     started = time.perf_counter()
     folder = cohort.out / WORK_FOLDER
@@ -204,6 +218,8 @@ def segment_slide(
     except SlideBusyError:
         raise
     except (FocalPathError, OSError) as error:
+        if is_stopping():
+            raise
         outcome = Outcome(
             name=task.name,
             path=str(task.path),

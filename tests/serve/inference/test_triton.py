@@ -442,7 +442,8 @@ def _regions_known_to(server: TritonServer) -> set[str]:
 
 
 def _shared_regions() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("focalpath-*")}
+    """Those of this process: another one's tests may use some at the same time."""
+    return {path.name for path in Path("/dev/shm").glob(f"focalpath-{os.getpid()}-*")}
 
 
 def test_shared_memory_gives_the_same_answer_and_leaves_nothing_behind(

@@ -42,7 +42,8 @@ def tensors(triton: FakeTriton, toy_bundle: Path) -> SharedTensors:
 
 
 def _regions() -> set[Path]:
-    return set(Path("/dev/shm").glob("focalpath-*"))
+    """Those of this process: another one's tests may use some at the same time."""
+    return set(Path("/dev/shm").glob(f"focalpath-{os.getpid()}-*"))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import shapely
 import zarr
 from PIL import Image
 
+from serve.contract.errors import BackendUnavailableError
 from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
 from serve.slides.cohort import SlideTask
@@ -404,6 +405,31 @@ def test_what_stops_a_run_stops_its_other_slides_and_fails_none(
         run_cohort(cohort(tmp_path / "out", engine, watcher=Stopping()), tasks)
     assert not list((tmp_path / "out").rglob("*.failed"))
     assert not [path for path in (tmp_path / "out").iterdir() if path.name != ".work"]
+
+
+def test_what_a_closed_engine_raises_is_not_the_slides_failure(
+    tmp_path: Path, bundle: Path, slide: Path
+) -> None:
+    at_work, closed = threading.Barrier(2), threading.Event()
+
+    class Interrupted(LocalEngine):
+        def run(self, work: WorkFolder, *_: Any, **__: Any) -> None:
+            at_work.wait(60)
+            if work.name == "first":
+                raise KeyboardInterrupt
+            assert closed.wait(60)
+            raise BackendUnavailableError("The model is being closed. Try again.")
+
+        def close(self) -> None:
+            super().close()
+            closed.set()
+
+    segmenter = open_segmenter(InferenceSettings(bundle=bundle, threads=1))
+    engine = Interrupted(segmenter.backend, model_of(segmenter), max_batch_size=8)
+    tasks = [SlideTask(path=slide, name=name) for name in ("first", "second")]
+    with pytest.raises(KeyboardInterrupt):
+        run_cohort(cohort(tmp_path / "out", engine), tasks)
+    assert not list((tmp_path / "out").rglob("*.failed"))
 
 
 def test_a_full_disk_fails_the_slide_and_keeps_what_is_done(
