@@ -18,8 +18,8 @@ from serve.slides.summary import SlideSummary
 _JSON, _PNG = "application/json", "image/png"
 _OTHERS = (
     (SUMMARY_FILE, "Summary", "areas and confidence per class", _JSON),
-    (PASSPORT_FILE, "Passport", "model, settings, versions, times and checksums", _JSON),
-    (MASK_FILE, "Tissue", "where was looked", _PNG),
+    (PASSPORT_FILE, "Run record", "model, settings, versions, times and checksums", _JSON),
+    (MASK_FILE, "Tissue mask", "where tissue was found", _PNG),
 )
 
 

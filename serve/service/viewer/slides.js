@@ -55,7 +55,7 @@ function loadLibrary() {
     script.onerror = () =>
       reject(
         Object.assign(
-          new Error("Whoever runs the service installs it with `make page`, or with `npm ci` in serve/service/viewer. Then load this page again."),
+          new Error("This page shows slides with OpenSeadragon. Whoever runs the service installs it with `make page`, or with `npm ci` in serve/service/viewer. Then load this page again."),
           { title: "OpenSeadragon is not installed" },
         ),
       );
@@ -425,9 +425,8 @@ function showOutputs() {
           className: "button",
           href: `${BASE}slides/${id}/result/files/${encodeURIComponent(entry.file)}`,
           download: entry.num_bytes === null ? `${entry.file}.zip` : entry.file,
-          title: entry.description,
-          text: `${entry.title} `,
         },
+        element("span", { text: `${entry.title} ` }, element("small", { text: entry.description })),
         element("small", { text: size }),
       );
       link.onclick = (event) => takeHome(event, link);

@@ -128,7 +128,7 @@ def _gzip(path: Path) -> Iterator[gzip.GzipFile]:
 GEOJSON = SlideFormat(
     name="geojson",
     title="GeoJSON",
-    description="outlines of the regions, for QuPath; compressed",
+    description="outlines for QuPath, compressed",
     file="{name}.geojson.gz",
     media_type="application/gzip",
     write=write_geojson,
@@ -136,7 +136,7 @@ GEOJSON = SlideFormat(
 DSA = SlideFormat(
     name="dsa",
     title="DSA annotation",
-    description="outlines of the regions, for the Digital Slide Archive; compressed",
+    description="outlines for the Digital Slide Archive, compressed",
     file="{name}.dsa.json.gz",
     media_type="application/gzip",
     write=write_dsa,

@@ -107,7 +107,7 @@ def _group(parent: zarr.Group, name: str) -> zarr.Group:
 OME_ZARR = SlideFormat(
     name="ome-zarr",
     title="OME-Zarr",
-    description="OME-Zarr 0.5: pyramids of the labels and of the confidence",
+    description="labels and confidence at every scale, for programs (version 0.5)",
     file="{name}.ome.zarr",
     media_type="application/vnd+zarr",
     write=write_ome_zarr,

@@ -580,7 +580,7 @@ def test_a_pixel_size_typed_for_one_image_does_not_stay_for_the_next(visit: Visi
 
 
 def test_the_help_says_that_the_pixel_size_changes_the_labels(visit: Visit) -> None:
-    expect(visit.page.locator("#mpp-help")).to_contain_text("it changes the labels")
+    expect(visit.page.locator("#mpp-help")).to_contain_text("changes the labels")
 
 
 def test_a_printers_resolution_is_told_and_not_used(visit: Visit) -> None:
