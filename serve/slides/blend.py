@@ -47,6 +47,7 @@ class BlockBlend:
         band = min(len(self._window), rows)
         self._sums = np.zeros((num_classes, band, columns), np.float32)
         self._weights = np.zeros((band, columns), np.float32)
+        self._weighted = np.empty((num_classes, *self._window.shape), np.float32)
         self._top = 0  # row of the block that the band starts at
         self.labels = np.zeros((rows, columns), np.uint8)
         """(rows, columns) uint8, 1..C; 0 where no tile answered."""
@@ -66,8 +67,10 @@ class BlockBlend:
         row = top - self._top
         place = slice(row + first, row + last), slice(left + start, left + end)
         window = self._window[part]
-        for index in range(len(self._sums)):
-            self._sums[index][place] += window * probabilities[index][part]
+        weighted = self._weighted[:, *part]
+        np.copyto(weighted, probabilities[:, *part])
+        weighted *= window
+        self._sums[:, *place] += weighted
         self._weights[place] += window
 
     def state(self) -> BlendState:
@@ -105,18 +108,23 @@ class BlockBlend:
         self._top = top
 
     def _decide(self, num_rows: int) -> None:
+        """Take the most probable class of the first rows of the band, where tiles answered."""
         num_rows = min(num_rows, self._cells.shape[0] - self._top)
         if num_rows <= 0:
             return
-        weights = self._weights[:num_rows]
+        answered = np.flatnonzero(self._weights[:num_rows].any(axis=0))
+        if not len(answered):
+            return
+        columns = slice(int(answered[0]), int(answered[-1]) + 1)
+        weights = self._weights[:num_rows, columns]
+        sums = self._sums[:, :num_rows, columns]
         seen = weights > 0
-        sums = self._sums[:, :num_rows]
         sums /= np.where(seen, weights, np.float32(1))
+        winner = seen.astype(np.uint8)
         best = sums[0].copy()
-        winner = np.ones(best.shape, np.uint8)
         for index in range(1, len(sums)):
             np.copyto(winner, np.uint8(index + 1), where=sums[index] > best)
             np.maximum(best, sums[index], out=best)
-        place = slice(self._top, self._top + num_rows)
-        self.labels[place] = np.where(seen, winner, 0)
-        self.confidence[place] = np.rint(best).clip(0, 255)
+        place = slice(self._top, self._top + num_rows), columns
+        self.labels[place] = winner
+        self.confidence[place] = np.rint(best, out=best).clip(0, 255, out=best)

@@ -276,9 +276,9 @@ class BlockWorker(Closing):
         with self._timed("blend"):
             self._blend.finish()
             labels, confidence = self._blend.labels, self._blend.confidence
-            outside = ~self._tiling.cell_mask(self._plan.rectangle(block))
-            labels[outside] = 0
-            confidence[outside] = 0
+            is_tissue = self._tiling.cell_mask(self._plan.rectangle(block))
+            labels *= is_tissue
+            confidence *= is_tissue
         self._blend = None
         self._finish_writing()
         seconds = {stage: round(self.seconds[stage] - self._told[stage], 3) for stage in STAGES}
@@ -344,10 +344,12 @@ def _record(
     labels: NDArray[np.uint8],
     confidence: NDArray[np.uint8],
 ) -> BlockRecord:
-    flat, bytes_ = labels.ravel(), confidence.ravel()
-    cells = np.bincount(flat, minlength=_NUM_LABELS)
-    sums = np.bincount(flat, bytes_, minlength=_NUM_LABELS)
-    low = np.bincount(flat[bytes_ < _LOW], minlength=_NUM_LABELS)
+    # How many cells have each pair of label and confidence: all sums follow from it.
+    pairs = labels.astype(np.uint16) * _NUM_LABELS + confidence
+    counts = np.bincount(pairs.ravel(), minlength=_NUM_LABELS**2).reshape(_NUM_LABELS, -1)
+    cells = counts.sum(axis=1)
+    sums = counts @ np.arange(counts.shape[1])
+    low = counts[:, :_LOW].sum(axis=1)
     last = int(np.flatnonzero(cells)[-1]) + 1
     return BlockRecord(
         row=end.block.row,

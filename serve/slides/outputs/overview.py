@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
@@ -40,7 +41,15 @@ def write_overview(result: SlideResult, path: Path) -> None:
     um_per_px = result.plan.um_per_cell * result.plan.shape[1] / width
     _draw_scale(draw, (_MARGIN, _MARGIN + height), width, um_per_px)
     _draw_legend(draw, left, result.summary)
-    canvas.save(path, "PNG", compress_level=1)  # a photograph: more effort saves little
+    # One filter and run lengths: half of Pillow's time, and a photograph gets no smaller with more.
+    path.write_bytes(
+        imagecodecs.png_encode(
+            np.asarray(canvas),
+            level=1,
+            strategy=imagecodecs.PNG.STRATEGY.RLE,
+            filter=imagecodecs.PNG.FILTER.PAETH,
+        )
+    )
 
 
 def _small(result: SlideResult) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
