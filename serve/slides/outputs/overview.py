@@ -33,8 +33,8 @@ def write_overview(result: SlideResult, path: Path) -> None:
     draw = ImageDraw.Draw(canvas)
     second = (_MARGIN + width + _GAP, _MARGIN) if beside else (_MARGIN, _MARGIN + height + _GAP)
     overlay = _overlay(slide, labels, result)
-    for picture, place in ((slide, (_MARGIN, _MARGIN)), (overlay, second)):
-        canvas.paste(Image.fromarray(picture), place)
+    for picture, place in ((Image.fromarray(slide), (_MARGIN, _MARGIN)), (overlay, second)):
+        canvas.paste(picture, place)
         draw.rectangle(
             (place[0] - 1, place[1] - 1, place[0] + width, place[1] + height), outline="#d1d9e0"
         )
@@ -71,20 +71,26 @@ def _small(result: SlideResult) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 def _overlay(
     slide: NDArray[np.uint8], labels: NDArray[np.uint8], result: SlideResult
-) -> NDArray[np.uint8]:
-    """The slide with each class in its colour and a line around it."""
+) -> Image.Image:
+    """The slide with each class in its colour and a darker line around it."""
     colors = np.zeros((256, 3), np.uint8)
     for label, tissue in enumerate(result.plan.model.classes, start=1):
         colors[label] = ImageColor.getrgb(tissue.color)[:3]
-    picture, painted = Image.fromarray(slide), Image.fromarray(colors[labels])
-    blended = Image.blend(picture, painted, _OVERLAY)
-    found = np.array(Image.composite(blended, picture, Image.fromarray(labels > 0)))
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]
-    edge &= labels > 0
-    found[edge] = (colors // 4 * 3)[labels[edge]]
+    picture = Image.fromarray(slide)
+    found = Image.blend(picture, _painted(labels, colors), _OVERLAY)
+    found.paste(_painted(labels, colors // 4 * 3), mask=Image.fromarray(edge))
+    found.paste(picture, mask=Image.fromarray(labels == 0))
     return found
+
+
+def _painted(labels: NDArray[np.uint8], colors: NDArray[np.uint8]) -> Image.Image:
+    """Labels in the colours of a palette, (256, 3) uint8."""
+    image = Image.fromarray(labels)
+    image.putpalette(colors.tobytes())
+    return image.convert("RGB")
 
 
 def _draw_scale(
