@@ -44,10 +44,16 @@ def trace_regions(
     simplify_px: float = 0.0,
     min_area_px: int = 0,
     shown: Sequence[int] | None = None,
+    is_part: bool = False,
 ) -> Regions:
     """Trace every region of a label image at once; see `trace_in_parts`."""
     parts = trace_in_parts(
-        labels, confidence, simplify_px=simplify_px, min_area_px=min_area_px, shown=shown
+        labels,
+        confidence,
+        simplify_px=simplify_px,
+        min_area_px=min_area_px,
+        shown=shown,
+        is_part=is_part,
     )
     return _joined(list(parts))
 
@@ -59,6 +65,7 @@ def trace_in_parts(
     simplify_px: float = 0.0,
     min_area_px: int = 0,
     shown: Sequence[int] | None = None,
+    is_part: bool = False,
 ) -> Iterator[Regions]:
     """Trace every region of a label image; some regions after the other become polygons.
 
@@ -74,6 +81,8 @@ def trace_in_parts(
             inside of one other region is filled by it, if it has fewer pixels itself; elsewhere
             a gap is left.
         shown: the labels to trace; None: all.
+        is_part: the labels are a part of a larger image: regions at the frame go on beyond it, so
+            that `min_area_px` leaves none of them out.
 
     Returns:
         Parts of the regions, which have some 100,000 edges each.
@@ -84,7 +93,7 @@ def trace_in_parts(
     found = Components.of(labels)
     wanted = found.labels
     if min_area_px > 1:
-        wanted = found.without_small(min_area_px)
+        wanted = found.without_small(min_area_px, keep_at_frame=is_part)
     if shown is not None:
         wanted = np.where(np.isin(wanted, shown), wanted, np.uint8(NOTHING))
     if wanted is not found.labels:
@@ -144,11 +153,9 @@ class _Tracing:
         mine = slice(*np.searchsorted(parents, (outer[0], outer[-1] + 1)).tolist())
         holes, owner = self._holes[mine], np.searchsorted(outer, parents[mine])
         linear = self._linear_rings(np.concatenate([outer, holes]))
-        polygons = np.array(shapely.polygons(linear[: len(outer)]), dtype=object)
-        with_holes, first = np.unique(owner, return_index=True)
-        groups = np.split(linear[len(outer) :], first[1:])
-        for index, group in zip(with_holes, groups, strict=False):
-            polygons[index] = shapely.Polygon(linear[index], group)
+        of = np.concatenate([np.arange(len(outer)), owner])
+        order = np.argsort(of, kind="stable")  # each outer ring, then its holes
+        polygons = np.array(shapely.polygons(linear[order], indices=of[order]), dtype=object)
         place = slice(begin, end)
         return Regions(polygons, self._labels[place], self._area[place], self._confidence[place])
 

@@ -11,33 +11,27 @@ from PIL import ImageColor
 
 from serve.answers.annotations import FILL_OPACITY, LINE_WIDTH_PX
 from serve.slides.outputs.format import SlideFormat, SlideResult
-from serve.slides.outputs.regions import Budget, Region, write_within_budget
+from serve.slides.outputs.regions import Budget, Region, outlines
 
 _UM2_DIGITS = 1
 
 
 def write_geojson(result: SlideResult, path: Path) -> None:
     """A FeatureCollection as QuPath 0.4 and later import it."""
-
-    def write(budget: Budget, regions: Iterable[Region]) -> None:
-        head = {"type": "FeatureCollection", "focalpath": _described(result, budget)}
-        _write_json(path, head, "features", (_feature(result, region) for region in regions))
-
-    write_within_budget(result, write)
+    found = result.once(outlines)
+    head = {"type": "FeatureCollection", "focalpath": _described(result, found.budget)}
+    _write_json(path, head, "features", (_feature(result, region) for region in found.regions))
 
 
 def write_dsa(result: SlideResult, path: Path) -> None:
     """An annotation document as large_image's schema has it."""
-
-    def write(budget: Budget, regions: Iterable[Region]) -> None:
-        head = {
-            "name": f"{result.plan.model.name} {result.plan.model.version}",
-            "description": "Regions found by FocalPath. For research use only.",
-            "attributes": {"focalpath": _described(result, budget)},
-        }
-        _write_json(path, head, "elements", (_element(result, region) for region in regions))
-
-    write_within_budget(result, write)
+    found = result.once(outlines)
+    head = {
+        "name": f"{result.plan.model.name} {result.plan.model.version}",
+        "description": "Regions found by FocalPath. For research use only.",
+        "attributes": {"focalpath": _described(result, found.budget)},
+    }
+    _write_json(path, head, "elements", (_element(result, region) for region in found.regions))
 
 
 def _write_json(path: Path, head: Mapping[str, object], name: str, items: Iterable[str]) -> None:

@@ -1,10 +1,10 @@
 """What a slide's output format is, and what it is written from."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
@@ -16,6 +16,8 @@ from serve.slides.plan import Plan, Rectangle
 from serve.slides.store import CONFIDENCE, LABELS, array_of
 from serve.slides.summary import SlideSummary
 from serve.slides.tissue import Mask
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,14 @@ class SlideResult:
     summary: SlideSummary
     reader: RegionReader
     options: OutputOptions
+    _computed: dict[Callable[..., Any], Any] = field(default_factory=dict, repr=False)
+
+    def once(self, compute: "Callable[[SlideResult], T]") -> T:
+        """What a function makes of this result, computed once for all outputs."""
+        if compute not in self._computed:
+            self._computed[compute] = compute(self)
+        found: T = self._computed[compute]
+        return found
 
     @cached_property
     def _group(self) -> zarr.Group:

@@ -2,20 +2,24 @@
 
 A region that lies within one block is handed out at once. Those that touch a block's edge are kept:
 of one label, they are one region where they share some length of that edge, and their union is
-exact. Memory grows with the regions on edges, not with the slide.
+exact. Memory is bounded by `OutputOptions.max_vertices`.
+
+Small regions are left out before anything else is simplified, as `min_area_px` of the service
+leaves them out: the region around one fills its place.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from serve.answers.polygons import Regions, select_labels, trace_regions
+from serve.answers.components import NOTHING
+from serve.answers.polygons import Regions, trace_regions
 from serve.contract.errors import ImageTooLargeError
 from serve.contract.machine import usable_cpus
 from serve.slides.outputs.format import SlideResult
@@ -26,6 +30,7 @@ R = TypeVar("R")
 _LEAST_SIDE = 64
 _MOST_THREADS = 4
 """Blocks that are traced at the same time; one of nothing but noise takes a gigabyte."""
+_CLASSES = range(1, NOTHING)
 _COARSER, _LARGER = 2.0, 4
 _MOST_TRIES = 6
 
@@ -51,45 +56,43 @@ class Budget:
     min_cells: int
 
 
-class TooManyVerticesError(Exception):
-    """The outlines have more vertices than wanted; they are traced again, simpler."""
+@dataclass(frozen=True)
+class Outlines:
+    """The regions of a slide."""
+
+    budget: Budget
+    regions: list[Region]
 
 
-def write_within_budget(
-    result: SlideResult, write: Callable[[Budget, Iterable[Region]], None]
-) -> None:
-    """Write the regions with the least simplification that keeps within the options' limit.
-
-    Args:
-        result: whose regions.
-        write: is given the simplification and the regions, and called again from the start where
-            they had too many vertices.
-    """
+def outlines(result: SlideResult) -> Outlines:
+    """The regions with the least simplification that keeps within the options' limit."""
     um2 = result.plan.um_per_cell**2
     options = result.options
     budget = Budget(options.simplify_cells, max(round(options.min_area_um2 / um2), 1))
     for _ in range(_MOST_TRIES):
-        try:
-            return write(budget, _counted(trace(result, budget), options.max_vertices))
-        except TooManyVerticesError:
-            simplify = max(budget.simplify_cells, 1) * _COARSER
-            budget = Budget(simplify, budget.min_cells * _LARGER)
-    write(budget, trace(result, budget))
+        regions = _up_to(options.max_vertices, trace(result, budget))
+        if regions is not None:
+            return Outlines(budget, regions)
+        simplify = max(budget.simplify_cells, 1) * _COARSER
+        budget = Budget(simplify, budget.min_cells * _LARGER)
+    return Outlines(budget, list(trace(result, budget)))
 
 
-def _counted(regions: Iterator[Region], most: int) -> Iterator[Region]:
-    """Pass regions on until they have more vertices than wanted."""
-    vertices = 0
+def _up_to(most_vertices: int, regions: Iterator[Region]) -> list[Region] | None:
+    """The regions; None as soon as they have more vertices than wanted."""
+    found, vertices = [], 0
     for region in regions:
         vertices += int(shapely.get_num_coordinates(region.polygon))
-        if vertices > most:
-            raise TooManyVerticesError
-        yield region
+        if vertices > most_vertices:
+            return None
+        found.append(region)
+    return found
 
 
 def trace(result: SlideResult, budget: Budget) -> Iterator[Region]:
     """All regions of a slide's labels, those of label 0 left out."""
     kept: list[Regions] = []
+    thin: list[NDArray[np.object_]] = []
 
     def trace_block(rectangle: Rectangle) -> list[tuple[Rectangle, Regions]]:
         return list(_trace_parts(*result.cut(rectangle), rectangle, budget))
@@ -97,11 +100,16 @@ def trace(result: SlideResult, budget: Budget) -> Iterator[Region]:
     for parts in _in_threads(trace_block, result.blocks()):
         for part, regions in parts:
             on_edge = _touches_edge(regions, part, result.plan.shape)
-            yield from _regions(result, _selected(regions, ~on_edge), budget)
+            inside = _selected(regions, ~on_edge)
+            yield from _regions(result, inside, budget)
+            thin.append(_places_of_thin(inside, budget))
             if on_edge.any():
                 kept.append(_selected(regions, on_edge))
     if kept:
-        yield from _regions(result, _join(kept), budget)
+        joined = _join(kept)
+        thin.append(_places_of_thin(joined, budget))
+        filled = _fill_holes(joined.polygons, budget.min_cells, np.concatenate(thin))
+        yield from _regions(result, replace(joined, polygons=filled), budget)
 
 
 def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -131,7 +139,14 @@ def _trace_parts(
         return
     crop = _around(labels)
     try:
-        found = trace_regions(labels[crop], confidence[crop], simplify_px=budget.simplify_cells)
+        found = trace_regions(
+            labels[crop],
+            confidence[crop],
+            simplify_px=budget.simplify_cells,
+            min_area_px=budget.min_cells,
+            shown=_CLASSES,
+            is_part=True,
+        )
     except ImageTooLargeError:
         rows, columns = labels.shape
         if min(rows, columns) <= _LEAST_SIDE:
@@ -145,12 +160,9 @@ def _trace_parts(
                 )
                 yield from _trace_parts(labels[part], confidence[part], rectangle, budget)
         return
-    tissue = select_labels(found, np.unique(labels[labels > 0]))
-    moved = shapely.transform(
-        tissue.polygons,
-        lambda places: places + np.array([cells.left + crop[1].start, cells.top + crop[0].start]),
-    )
-    yield cells, Regions(moved, tissue.labels, tissue.area_px, tissue.mean_confidence)
+    corner = np.array([cells.left + crop[1].start, cells.top + crop[0].start])
+    moved = shapely.transform(found.polygons, lambda places: places + corner)
+    yield cells, replace(found, polygons=moved)
 
 
 def _around(labels: NDArray[np.uint8]) -> tuple[slice, slice]:
@@ -200,6 +212,32 @@ def _join(parts: list[Regions]) -> Regions:
         total.astype(np.int64),
         np.bincount(group, confidence, count) / total,
     )
+
+
+def _places_of_thin(regions: Regions, budget: Budget) -> NDArray[np.object_]:
+    """A point in each region that is large enough, but whose simplified outline is not."""
+    area = shapely.area(regions.polygons)
+    is_thin = (regions.area_px >= budget.min_cells) & (area < budget.min_cells)
+    return np.asarray(shapely.point_on_surface(regions.polygons[is_thin]), dtype=object)
+
+
+def _fill_holes(
+    polygons: NDArray[np.object_], min_cells: int, occupied: NDArray[np.object_]
+) -> NDArray[np.object_]:
+    """Fill small holes, in which all regions were left out.
+
+    Args:
+        polygons: to fill.
+        min_cells: least area of a hole that stays.
+        occupied: points; holes around any of them stay.
+    """
+    rings, polygon = shapely.get_rings(polygons, return_index=True)
+    is_outer = np.diff(polygon, prepend=-1) > 0
+    holes = shapely.polygons(rings)
+    is_small = ~is_outer & (shapely.area(holes) < min_cells)
+    is_small[shapely.STRtree(occupied).query(holes, predicate="contains")[0]] = False
+    stays = ~is_small
+    return np.array(shapely.polygons(rings[stays], indices=polygon[stays]), dtype=object)
 
 
 def _components(polygons: NDArray[np.object_], labels: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -109,6 +109,17 @@ def blob_labels(rows: int, columns: int) -> NDArray[np.uint8]:
     return np.argmax(fields, axis=0).astype(np.uint8)
 
 
+def speckled_labels(rows: int, columns: int) -> NDArray[np.uint8]:
+    """The same with specks of few cells, which lie on edges of blocks, too."""
+    rng = np.random.default_rng(5)
+    labels = np.maximum(blob_labels(rows, columns), 1)
+    for _ in range(1500):
+        y, x = rng.integers(0, rows), rng.integers(0, columns)
+        height, width = rng.integers(1, 7, 2)
+        labels[y : y + height, x : x + width] = rng.integers(1, 4)
+    return labels
+
+
 def write(result: SlideResult, name: str, folder: Path) -> Path:
     path = FORMATS[name].path(folder, result.name)
     FORMATS[name].write(result, path)
@@ -157,6 +168,32 @@ def test_small_regions_are_left_out_after_they_were_joined(tmp_path: Path) -> No
     (region,) = trace(result, Budget(simplify_cells=0, min_cells=60))
     assert (region.label, region.num_cells) == (1, 64)
     assert region.polygon.bounds == (112, 112, 144, 144)
+
+
+@pytest.mark.parametrize("block", [64, 96])
+def test_what_is_left_out_is_filled_across_blocks_as_within_one(block: int, tmp_path: Path) -> None:
+    labels = speckled_labels(ROWS, COLUMNS)
+    whole = make_result(tmp_path / "whole", labels, block=2048)
+    parts = make_result(tmp_path / "parts", labels, block=block)
+    budget = Budget(simplify_cells=0, min_cells=30)
+    one, other = ({wkb(region) for region in trace(r, budget)} for r in (whole, parts))
+    assert len(one) > 20
+    assert one == other
+    least = 30 * 16
+    holes = [ring for r in trace(parts, budget) for ring in r.polygon.interiors]
+    assert all(shapely.Polygon(ring).area >= least for ring in holes)
+    everything = list(trace(parts, Budget(simplify_cells=0, min_cells=1)))
+    small = [region for region in everything if region.num_cells < 30]
+    assert len(small) > 100
+
+
+@pytest.mark.parametrize("block", [64, 2048])
+def test_filled_holes_never_cover_a_region_that_stays(block: int, tmp_path: Path) -> None:
+    result = make_result(tmp_path, speckled_labels(ROWS, COLUMNS), block=block)
+    regions = trace(result, Budget(simplify_cells=4, min_cells=12))
+    polygons = np.array([region.polygon for region in regions])
+    assert shapely.is_valid(polygons).all()
+    assert shapely.union_all(polygons).area == pytest.approx(shapely.area(polygons).sum())
 
 
 def test_a_map_of_noise_is_traced_in_parts_and_simplified_to_the_budget(
