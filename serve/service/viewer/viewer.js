@@ -530,7 +530,7 @@ async function loadModel() {
   const { name, version, classes, mpp, tile_size_px: tile } = manifest;
   showModel({ name, version });
   if (mpp) {
-    mppHelp = `The image is resampled from this to the ${mpp} µm per pixel that the model was trained at. A wrong value changes the labels, not only the areas and the scale bar.`;
+    mppHelp = `The image is resampled from this scale to the ${mpp} µm per pixel that the model was trained at. A wrong value changes the labels, not only the areas and the scale bar.`;
   }
   if (!state.file) $("mpp-help").textContent = mppHelp;
   const legend = classes.map((row) =>

@@ -3,7 +3,9 @@
 A format is a file in this folder and an entry of `FORMATS`; the content decides, not the name.
 """
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from train.data.convert.qupath import read_qupath
 from train.data.convert.shapes import Annotation
 from train.errors import AnnotationError
 
-SUFFIXES = (".geojson", ".json", ".anot", ".xml")
+SUFFIXES = (".geojson", ".json", ".anot", ".xml", ".geojson.gz", ".json.gz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,10 @@ def _is_geojson(content: Any) -> bool:
     return isinstance(first, dict) and first.get("type") in ("Feature", "FeatureCollection")
 
 
+def _is_ours(content: Any) -> bool:
+    return _is_geojson(content) and "focalpath" in content
+
+
 def _is_dsa(content: Any) -> bool:
     first = content[0] if isinstance(content, list) and content else content
     return isinstance(first, dict) and ("elements" in first or "annotation" in first)
@@ -47,6 +53,8 @@ def _has_root(name: str) -> Callable[[Any], bool]:
 
 
 FORMATS = (
+    # Outlines of a whole slide, as `serve slides run` writes them: in level 0, whatever the bounds.
+    Format(name="FocalPath GeoJSON", takes=_is_ours, read=read_qupath),
     Format(
         name="QuPath GeoJSON",
         takes=_is_geojson,
@@ -77,9 +85,10 @@ def read_annotation_file(path: Path) -> tuple[list[Annotation], Format]:
 
 def _parse(path: Path) -> Any:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        stored = path.read_bytes()
+        text = (gzip.decompress(stored) if path.suffix == ".gz" else stored).decode("utf-8-sig")
         return ElementTree.fromstring(text.encode()) if "<" in text[:1] else json.loads(text)
-    except (OSError, ValueError, ElementTree.ParseError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, ElementTree.ParseError) as error:
         raise AnnotationError(
             f"{path} cannot be read as JSON or XML ({error}). Export it again."
         ) from error

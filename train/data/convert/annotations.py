@@ -137,7 +137,7 @@ def _find_slides(
 ) -> tuple[list[_Slide], list[str]]:
     """Match slides and annotations by name, and read the annotations."""
     images = find_images(source, _SLIDES)
-    files = find_images(annotations, SUFFIXES)
+    files = find_images(annotations, SUFFIXES, "file of annotations")
     if missing := sorted(files.keys() - images.keys()):
         raise SourceError(
             f"{source} has no slide for {len(missing)} files of annotations, such as "

@@ -211,24 +211,33 @@ def _fold_rows(
     ]
 
 
-def find_images(folder: Path, suffixes: Sequence[str] = (".png",)) -> dict[str, Path]:
+def find_images(
+    folder: Path, suffixes: Sequence[str] = (".png",), kind: str = "image"
+) -> dict[str, Path]:
     """Map the names of a folder's images, without suffix and sorted, to their paths.
 
+    Args:
+        folder: is not searched recursively.
+        suffixes: with their dots; those of two parts, such as ".geojson.gz", stand before ".gz".
+        kind: what the files are, for the errors.
+
     Raises:
-        SourceError: the folder has no image, or two images with the same name.
+        SourceError: the folder has no such file, or two of them with the same name.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+        suffix = next((end for end in suffixes if path.name.lower().endswith(end)), None)
+        if suffix is None or path.name.startswith("."):
             continue
-        if path.stem in found:
+        name = path.name[: -len(suffix)]
+        if name in found:
             raise SourceError(
-                f"{folder} has {found[path.stem].name} and {path.name}; expected one image of "
+                f"{folder} has {found[name].name} and {path.name}; expected one {kind} of "
                 "that name. Remove one of them."
             )
-        found[path.stem] = path
+        found[name] = path
     if not found:
-        raise SourceError(f"{folder} has no image; expected {', '.join(suffixes)} files in it")
+        raise SourceError(f"{folder} has no {kind}; expected {', '.join(suffixes)} files in it")
     return found
 
 

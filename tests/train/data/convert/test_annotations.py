@@ -1,5 +1,6 @@
 """Annotated images in every format, which must become the same labels."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,13 @@ def geojson(path: Path, areas: Any = AREAS) -> None:
     ]
     content = {"type": "FeatureCollection", "features": features}
     path.with_suffix(".geojson").write_text(json.dumps(content))
+
+
+def compressed(path: Path, areas: Any = AREAS) -> None:
+    geojson(path, areas)
+    plain = path.with_suffix(".geojson")
+    path.with_suffix(".geojson.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
 
 
 def asap(path: Path, areas: Any = AREAS) -> None:
@@ -133,7 +141,7 @@ def masks_of(data: Path) -> dict[str, NDArray[np.uint8]]:
     return {t.tile_id: read_mask(t.mask, 2) for found in folder.tiles.values() for t in found}
 
 
-@pytest.mark.parametrize("write", [geojson, asap, imagescope, dsa])
+@pytest.mark.parametrize("write", [geojson, compressed, asap, imagescope, dsa])
 def test_the_same_areas_become_the_same_labels(source: Path, write: Callable[..., None]):
     for name in ("a", "b"):
         write(source / "annotations" / name)
@@ -191,6 +199,17 @@ def no_format(source: Path) -> None:
     (source / "annotations" / "a.geojson").write_text('{"shapes": []}')
 
 
+def cut_off(source: Path) -> None:
+    compressed(source / "annotations" / "a")
+    whole = source / "annotations" / "a.geojson.gz"
+    whole.write_bytes(whole.read_bytes()[:-20])
+
+
+def no_annotations(source: Path) -> None:
+    for path in (source / "annotations").iterdir():
+        path.unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "changes", "kind", "named"),
     [
@@ -200,6 +219,8 @@ def no_format(source: Path) -> None:
         (an_undefined_class, {}, AnnotationError, ["mapping.json", "'Tumour'", "Tumor, Stroma"]),
         (no_slide, {}, SourceError, ["b.geojson"]),
         (no_format, {}, AnnotationError, ["a.geojson", "ASAP XML"]),
+        (cut_off, {}, AnnotationError, ["a.geojson.gz"]),
+        (no_annotations, {}, SourceError, ["no file of annotations", ".geojson.gz"]),
         (lambda _: None, {"source_mpp": None}, ScaleError, ["a.png", "--source-mpp"]),
     ],
 )
@@ -249,3 +270,13 @@ def test_real_files_of_each_format_are_read(file: str, num: int, label: str):
     annotations, _ = read_annotation_file(path)
     assert len(annotations) == num
     assert annotations[0].label == label
+
+
+@pytest.mark.parametrize(("header", "within_bounds"), [({}, True), ({"focalpath": {}}, False)])
+def test_only_qupaths_outlines_begin_where_the_scanned_part_does(
+    tmp_path: Path, header: dict[str, Any], within_bounds: bool
+):
+    geojson(tmp_path / "a")
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps(header | json.loads(path.read_text())))
+    assert read_annotation_file(path)[1].within_bounds is within_bounds
