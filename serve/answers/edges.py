@@ -30,6 +30,8 @@ class Edges:
     """Index into `nodes`."""
     end: Ints
     direction: NDArray[np.int8]
+    is_crossing: Bools
+    """Of each node: four sides meet there, so that a ring may come to it twice."""
     walls: Ints
     """Flat (y, x) in (H, W + 1) of the pixel sides that are vertical boundary, ascending."""
 
@@ -77,6 +79,7 @@ class Edges:
             start=np.searchsorted(nodes, start),
             end=np.searchsorted(nodes, end),
             direction=np.repeat(np.arange(4, dtype=np.int8), [len(part[0]) for part in parts]),
+            is_crossing=_crossings(across, down)[is_node],
             walls=np.flatnonzero(down),
         )
 
@@ -116,6 +119,16 @@ def _nodes(across: Bools, down: Bools) -> Bools:
     horizontal[:, :-1] |= across
     vertical &= horizontal
     return vertical
+
+
+def _crossings(across: Bools, down: Bools) -> Bools:
+    """The (H + 1, W + 1) vertices at which four sides meet."""
+    found = np.zeros((down.shape[0] + 1, across.shape[1] + 1), bool)
+    inner = found[1:-1, 1:-1]
+    np.logical_and(down[:-1, 1:-1], down[1:, 1:-1], out=inner)
+    inner &= across[1:-1, :-1]
+    inner &= across[1:-1, 1:]
+    return found
 
 
 def _check_number(across: Bools, down: Bools, is_node: Bools, kept: Bools) -> None:
@@ -167,7 +180,7 @@ class Rings:
         if not len(edges.start):
             nothing = np.zeros(0, np.int64)
             return cls(nothing, nothing, np.zeros(0, bool), nothing)
-        order, first = _walk(edges.successors(), edges.end)
+        order, first = _walk(edges.successors(), edges.end, edges.is_crossing[edges.end])
         x, y = edges.position(edges.start[order])
         x_next, y_next = edges.position(edges.end[order])
         is_outer = np.add.reduceat(x * y_next - x_next * y, first) > 0  # twice its signed area
@@ -180,13 +193,14 @@ class Rings:
         return _lengths(self.first, self.edges)
 
 
-def _walk(successors: Ints, ends: Ints) -> tuple[Ints, Ints]:
+def _walk(successors: Ints, ends: Ints, to_crossing: Bools) -> tuple[Ints, Ints]:
     """Follow the edges; a walk that comes to a node again has closed a ring there.
 
     So every ring is simple. A region that touches itself in a corner has a hole there, which makes
-    it a valid polygon.
+    it a valid polygon. Only at a crossing can a walk come to a node again.
     """
     following, end = successors.data, ends.data  # lists would be five times as large
+    looks = to_crossing.tobytes()
     seen = bytearray(len(following))
     order: array[int] = array("q")
     first: array[int] = array("q")
@@ -199,15 +213,16 @@ def _walk(successors: Ints, ends: Ints) -> tuple[Ints, Ints]:
         while not seen[edge]:
             seen[edge] = 1
             path.append(edge)
-            node = end[edge]
-            closed = ends_at.get(node)
-            if closed is not None:
-                first.append(len(order))
-                order.extend(path[closed:])
-                for walked in path[closed:]:
-                    ends_at.pop(end[walked], None)
-                del path[closed:]
-            ends_at[node] = len(path)
+            if looks[edge]:
+                node = end[edge]
+                closed = ends_at.get(node)
+                if closed is not None:
+                    first.append(len(order))
+                    order.extend(path[closed:])
+                    for walked in path[closed:]:
+                        ends_at.pop(end[walked], None)
+                    del path[closed:]
+                ends_at[node] = len(path)
             edge = following[edge]
         if path:
             first.append(len(order))
