@@ -15,6 +15,8 @@ from serve.images.readers.scaled import choose_level, read_scaled
 
 TILE_PX, OVERLAP_PX = 254, 1
 """Side of a tile, and its overlap with each neighbour; together 256 pixels."""
+THUMBNAIL_PX = 128
+"""Most pixels of a thumbnail along each side."""
 _JPEG_QUALITY = 80
 _PIXELS_AT_ONCE = 16_000_000
 _MOST_PIXELS = 600_000_000
@@ -75,6 +77,16 @@ def tile_jpeg(reader: RegionReader, level: int, column: int, row: int) -> bytes:
     pixels = _read(reader, zoom, zoom.scale(level), (x, y, width, height))
     Image.fromarray(pixels).save(buffer, "JPEG", quality=_JPEG_QUALITY)
     return buffer.getvalue()
+
+
+def thumbnail_jpeg(reader: RegionReader) -> bytes:
+    """The whole scanned part as a JPEG: the finest level of at most `THUMBNAIL_PX` a side.
+
+    Raises:
+        SlideReadError: the file is damaged there, or has no pyramid and is too large without.
+    """
+    last = DeepZoom(reader.bounds).num_levels - 1
+    return tile_jpeg(reader, min(int(math.log2(THUMBNAIL_PX)), last), 0, 0)
 
 
 def _read(

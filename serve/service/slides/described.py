@@ -82,6 +82,7 @@ _NOT_MODIFIED: Responses = {
 SLIDES: Responses = {200: {"model": SlideList, **_example({"slides": [_ENTRY]}, "The slides.")}}
 SLIDE: Responses = {200: {"model": SlideInfo, **_example(_SLIDE_EXAMPLE, "The slide.")}}
 TILE: Responses = {**binary_answer("image/jpeg", "The tile."), **_NOT_MODIFIED}
+THUMBNAIL: Responses = {**binary_answer("image/jpeg", "The thumbnail."), **_NOT_MODIFIED}
 RESULT_TILE: Responses = {
     200: {"description": "The tile.", **_binary("image/png", "application/x-npz")},
     **_NOT_MODIFIED,

@@ -21,7 +21,7 @@ from serve.images.readers.errors import SlideFormatError
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
 from serve.service.slides.cells import cells_npz, cells_png
-from serve.service.slides.deep_zoom import DeepZoom, tile_jpeg
+from serve.service.slides.deep_zoom import DeepZoom, thumbnail_jpeg, tile_jpeg
 from serve.service.slides.folder import is_inside, without_folders
 
 MAX_MEMORY_BYTES = 4 * 2**30
@@ -92,6 +92,10 @@ def _tile(slides: OpenSlides, request: dict[str, Any]) -> Answer:
     return {}, tile_jpeg(reader, request["level"], request["column"], request["row"])
 
 
+def _thumbnail(slides: OpenSlides, request: dict[str, Any]) -> Answer:
+    return {}, thumbnail_jpeg(slides.get(request))
+
+
 def _region(slides: OpenSlides, request: dict[str, Any]) -> Answer:
     """A region of level 0 at another um per pixel, as a PNG."""
     reader = slides.get(request)
@@ -113,6 +117,7 @@ def _cells(_: OpenSlides, request: dict[str, Any]) -> Answer:
 OPERATIONS: dict[str, Callable[[OpenSlides, dict[str, Any]], Answer]] = {
     "info": _info,
     "tile": _tile,
+    "thumbnail": _thumbnail,
     "region": _region,
     "cells": _cells,
 }

@@ -2,6 +2,7 @@
 
 GET  /slides                                        all slides of the folder
 GET  /slides/{id}                                   size, um per pixel, tiles, result, last job
+GET  /slides/{id}/thumbnail.jpeg                    the whole slide, at most 128 pixels a side
 GET  /slides/{id}/tiles/{level}/{column}_{row}.jpeg Deep Zoom
 POST /slides/{id}/region/{format}                   segment a region, as /segment and others do
 GET  /slides/{id}/result/tiles/{level}/{column}_{row}.png|npz   labels; labels and confidence
@@ -31,6 +32,7 @@ from serve.service.slides.described import (
     RESULT_TILE,
     SLIDE,
     SLIDES,
+    THUMBNAIL,
     TILE,
     with_errors,
 )
@@ -107,6 +109,18 @@ async def _slide(request: Request, slide_id: SlideId) -> Response:
     """A slide: size, um per pixel, how its tiles lie, its result and its last job."""
     slides, slide = await _of(request, slide_id)
     return Response((await slides.info(slide)).model_dump_json(), media_type=_JSON)
+
+
+async def _thumbnail(
+    request: Request, slide_id: SlideId, query: Annotated[TileQuery, Query()]
+) -> Response:
+    """The whole slide, at most 128 pixels a side."""
+    slides, slide = await _of(request, slide_id)
+    headers = _cached(slide.version, query.v, slide.id, "thumbnail")
+    if _is_known(request, headers):
+        return Response(status_code=304, headers=headers)
+    _, content = await slides.readers.ask("thumbnail", **slides.place(slide))
+    return Response(content, media_type="image/jpeg", headers=headers)
 
 
 async def _tile(
@@ -275,6 +289,12 @@ def add_slide_routes(app: FastAPI, key_errors: Responses) -> None:
         ("GET", below, _slide, with_errors(SLIDE, 400, 404, 429, 503, keys=key_errors)),
         (
             "GET",
+            f"{below}/thumbnail.jpeg",
+            _thumbnail,
+            with_errors(THUMBNAIL, 400, 404, 429, 503, keys=key_errors),
+        ),
+        (
+            "GET",
             f"{below}/tiles/{{level}}/{{name}}",
             _tile,
             with_errors(TILE, 400, 404, 429, 503, keys=key_errors),
@@ -299,6 +319,7 @@ def add_slide_routes(app: FastAPI, key_errors: Responses) -> None:
         ),
     ]
     queries: dict[Any, type[Strict]] = {
+        _thumbnail: TileQuery,
         _tile: TileQuery,
         _result_tile: ResultTileQuery,
         _region: RegionQuery,

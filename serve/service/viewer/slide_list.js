@@ -2,7 +2,6 @@
 
 import { $, bytes, element, grouped } from "./page.js";
 
-const THUMBNAIL = "tiles/7/0_0.jpeg"; // at most 128 pixels, the whole slide
 const STATES = { new: "", waiting: "waiting", running: "running", stopped: "stopped", failed: "failed", done: "done" };
 
 export class SlideList {
@@ -78,7 +77,7 @@ export class SlideList {
 
   async #showThumbnail(row) {
     try {
-      const { response, type } = await this.#service.send("GET", `slides/${row.dataset.id}/${THUMBNAIL}`);
+      const { response, type } = await this.#service.send("GET", `slides/${row.dataset.id}/thumbnail.jpeg`);
       const address = URL.createObjectURL(new Blob([response], { type }));
       const picture = element("img", { src: address, alt: "" });
       picture.onload = () => URL.revokeObjectURL(address);

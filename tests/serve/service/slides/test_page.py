@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from serve.service.page import LIBRARY_FILE
@@ -55,13 +56,14 @@ def write_large(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def service(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A service with a real slide, a large and a damaged one, behind a prefix and with a key."""
+    """Real, large, small and damaged slides, behind a prefix and with a key."""
     root = tmp_path_factory.mktemp("page")
     slides = root / "slides"
     slides.mkdir()
     (slides / "real.svs").write_bytes(real_slide().read_bytes())
     (slides / "damaged.svs").write_bytes((slides / "real.svs").read_bytes()[:30_000])
     write_large(slides / "large.svs")
+    Image.new("RGB", (40, 30), (200, 30, 90)).save(slides / "small.png")
     (root / "keys").write_text(f"ward:{KEY}\n")
     settings = {"slides": str(slides), "api_keys_file": str(root / "keys"), "threads": "1"}
     settings |= {"root_path": "/focalpath", "max_image_megapixels": "2"}
@@ -93,7 +95,7 @@ def page(browser: Browser, service: str) -> Iterator[Page]:
     page.goto(f"{service}viewer/slides.html")
     page.get_by_label("Access key").last.fill(KEY)
     page.get_by_role("button", name="Use this key").click()
-    expect(page.locator("#list li")).to_have_count(3, timeout=SLOW_MS)
+    expect(page.locator("#list li")).to_have_count(4, timeout=SLOW_MS)
     yield page
     context.close()
     assert [text for text in said if not text.startswith(REFUSAL)] == []
@@ -216,6 +218,13 @@ def test_a_region_is_drawn_and_segmented_where_it_lies(page: Page) -> None:
     assert np.abs(points.min(axis=0) - corners[0]).max() < 40
     page.get_by_role("button", name="Back to the slide's result").click()
     expect(page.locator("#region-result")).to_be_hidden()
+
+
+def test_slides_of_every_size_have_a_thumbnail_in_the_list(page: Page) -> None:
+    for name in ("real", "large", "small"):
+        thumbnail = page.get_by_role("button", name=re.compile(name)).locator(".thumbnail img")
+        expect(thumbnail).to_be_visible(timeout=SLOW_MS)
+        assert thumbnail.evaluate("(image) => image.decode().then(() => image.naturalWidth)") > 30
 
 
 def test_what_is_too_large_or_damaged_is_told(page: Page) -> None:

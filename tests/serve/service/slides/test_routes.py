@@ -151,6 +151,26 @@ def test_the_tiles_are_the_slides_pixels(client: TestClient, slide: str, folder:
     assert np.asarray(whole)[50, 62, 0] - np.asarray(whole)[50, 62, 1] > 120  # the red square
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((1, 1), (1, 1)), ((3, 64), (3, 64)), ((65, 40), (65, 40)), ((300, 129), (75, 33))],
+)
+def test_slides_of_every_size_have_a_thumbnail(
+    size: tuple[int, int], expected: tuple[int, int], toy_bundle: Path, tmp_path: Path
+) -> None:
+    width, height = size
+    pixels = np.full((height, width, 3), (200, 30, 90), np.uint8)
+    (tmp_path / "slides").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "slides" / "small.png")
+    with slide_client(toy_bundle, tmp_path / "slides") as client:
+        answer = client.get(f"/slides/{id_of(client, 'small.png')}/thumbnail.jpeg")
+    assert answer.headers["content-type"] == "image/jpeg"
+    found = Image.open(io.BytesIO(answer.content)).convert("RGB")
+    assert found.size == expected
+    middle = found.getpixel((found.width // 2, found.height // 2))
+    assert middle == pytest.approx((200, 30, 90), abs=12)
+
+
 def test_a_tile_is_kept_by_clients_and_asked_for_again_where_the_version_is_open(
     client: TestClient, slide: str
 ) -> None:
@@ -169,6 +189,7 @@ def test_a_tile_is_kept_by_clients_and_asked_for_again_where_the_version_is_open
         "/slides/none",
         "/slides/..%2f..%2fsecret.svs",
         "/slides/ward%2fcase 7.svs",
+        "/slides/none/thumbnail.jpeg",
         "{slide}/tiles/11/0_0.jpeg",
         "{slide}/tiles/10/4_0.jpeg",
         "{slide}/tiles/10/0_0.png",
@@ -192,6 +213,7 @@ def test_what_is_not_there_is_a_404_and_no_path_leads_out(
     [
         ("?mpp=3", "mpp"),
         ("/tiles/0/0_0.jpeg?w=1", "w"),
+        ("/thumbnail.jpeg?w=1", "w"),
         ("/tiles/0/0_0.jpeg?v=1&v=2", "2 times"),
         ("/result/files/run.json?v=1", "v"),
         ("/../../jobs?limit=3", "limit"),
@@ -389,7 +411,7 @@ def test_every_route_of_slides_is_described_with_examples_that_fit(
         for method, operation in operations.items()
         if path.startswith(("/slides", "/jobs"))
     }
-    assert len(found) == 10
+    assert len(found) == 11
     for (method, path), operation in found.items():
         assert operation["description"], path
         assert {"500", "503"} < set(operation["responses"]), path
