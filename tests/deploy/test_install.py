@@ -53,7 +53,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run(environment: Path, script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [environment / "bin" / "python", "-c", script],
+        [environment / "bin" / "python", "-I", "-c", script],
         cwd=environment,
         capture_output=True,
         text=True,
