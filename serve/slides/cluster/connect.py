@@ -34,6 +34,8 @@ def connect(address: str) -> None:
             "RAY_AUTH_TOKEN", secrets.token_hex(32)
         )  # a cluster for this run alone
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+    else:  # where machines are lost, Ray's C++ would write its own log between our lines
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with _captured_stderr() as warnings:
         try:
             named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address

@@ -141,7 +141,10 @@ class Dispatcher:
     def _hand_out(self) -> None:
         if not self._workers and self._slides:
             for slide in list(self._slides):
-                slide.error = ClusterError("no worker of the cluster is left; see what was told.")
+                slide.error = ClusterError(
+                    "no worker of the cluster is left; see what was told. Give the same command "
+                    "again once the cluster is up: finished blocks are kept."
+                )
                 slide.waiting.clear()
                 self._settle(slide)
         for worker in self._workers:
@@ -250,7 +253,11 @@ class Dispatcher:
         if expected.is_poll:
             return
         if call is None:
-            self._leave_out(worker, f"it died {MOST_TRIES} times while it opened the model")
+            self._leave_out(
+                worker,
+                f"it died {MOST_TRIES} times while it opened the model, or its machine or the "
+                "cluster's head is gone",
+            )
             return
         slide = call.slide
         if slide.home == worker.node:

@@ -207,8 +207,10 @@ def test_a_worker_that_cannot_open_the_model_is_left_out(crew: Crew, slide: Slid
     assert len(crew.told) == 2
 
 
-def test_without_any_worker_slides_fail(crew: Crew, slide: Slide) -> None:
-    with pytest.raises(ClusterError):
+def test_without_any_worker_slides_fail_and_the_error_says_how_to_go_on(
+    crew: Crew, slide: Slide
+) -> None:
+    with raises(ClusterError, "finished blocks are kept", code="cluster_unusable"):
         crew.of(Actor(opens=Problem(code="bundle_missing", reason="no bundle"))).run(slide.run)
 
 
