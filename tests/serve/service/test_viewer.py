@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from serve.service.page import VIEWER, read_page
 from tests.support.browser import contrasts_of, running_browser
@@ -131,22 +132,41 @@ def post(url: str, endpoint: str, content: bytes = TISSUE, **query: object) -> b
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def contexts(service_url: str) -> Iterator[Callable[[bool], BrowserContext]]:
+    """One profile with and one without a touch screen; a tab of each stays open.
+
+    A new profile or process of the browser takes longer than most tests.
+    """
+    opened: dict[bool, BrowserContext] = {}
     with running_browser() as browser:
-        yield browser
+
+        def context_of(has_touch: bool) -> BrowserContext:
+            if has_touch not in opened:
+                opened[has_touch] = browser.new_context(locale="en-GB", has_touch=has_touch)
+                opened[has_touch].new_page().goto(service_url)
+            return opened[has_touch]
+
+        yield context_of
 
 
 @pytest.fixture
-def open_page(browser: Browser, service_url: str) -> Iterator[Callable[..., Visit]]:
-    """Opens the page; afterwards no visit may have met an error or another host."""
-    contexts: list[BrowserContext] = []
+def open_page(
+    contexts: Callable[[bool], BrowserContext], service_url: str
+) -> Iterator[Callable[..., Visit]]:
+    """Opens the page in a new tab; afterwards no visit may have met an error or another host."""
     visits: list[Visit] = []
 
-    def open_(url: str = service_url, **options: object) -> Visit:
-        options = {"viewport": {"width": 1200, "height": 800}, "locale": "en-GB"} | options
-        contexts.append(browser.new_context(**options))
-        visit = Visit(contexts[-1].new_page(), url)
+    def open_(
+        url: str = service_url,
+        *,
+        size: tuple[int, int] = (1200, 800),
+        has_touch: bool = False,
+        **media: Any,
+    ) -> Visit:
+        visit = Visit(contexts(has_touch).new_page(), url)
         visits.append(visit)
+        visit.page.set_viewport_size({"width": size[0], "height": size[1]})
+        visit.page.emulate_media(**media)
         visit.page.set_default_timeout(15_000)
         visit.page.on(
             "console",
@@ -158,8 +178,9 @@ def open_page(browser: Browser, service_url: str) -> Iterator[Callable[..., Visi
         return visit
 
     yield open_
-    for context in contexts:
-        context.close()
+    for visit in visits:
+        visit.page.evaluate('() => origin === "null" || localStorage.clear()')  # about:blank: null
+        visit.page.close()
     for visit in visits:
         assert [text for text in visit.console if not text.startswith(REFUSAL)] == []
         assert visit.hosts - {"", urlsplit(visit.url).netloc} == set()
@@ -699,7 +720,7 @@ def test_nothing_moves_for_who_asks_for_less_motion(open_page: Callable[..., Vis
 def test_a_narrow_window_neither_scrolls_sideways_nor_breaks_words(
     width: int, open_page: Callable[..., Visit]
 ) -> None:
-    visit = open_page(viewport={"width": width, "height": 740})
+    visit = open_page(size=(width, 740))
     visit.page.get_by_label("µm per pixel").fill("0.5")  # for the column of areas
     visit.segment()
     root = "document.documentElement"
@@ -711,7 +732,7 @@ def test_a_narrow_window_neither_scrolls_sideways_nor_breaks_words(
 def test_going_through_the_panel_by_keyboard_does_not_move_the_page(
     open_page: Callable[..., Visit],
 ) -> None:
-    visit = open_page(viewport={"width": 1366, "height": 600})
+    visit = open_page(size=(1366, 600))
     visit.segment()
     for _ in range(40):
         visit.page.keyboard.press("Tab")
