@@ -42,7 +42,7 @@ from train.fitting.loaders import make_loaders
 from train.fitting.losses import SegmentationLoss
 from train.fitting.run import at_scale
 from train.fitting.task import SegmentationTask
-from train.fitting.trainer import make_trainer
+from train.fitting.timing import seconds_now, timed_trainer
 from train.model.segmenter import Segmenter, encode_for_training
 from train.presets import bcss
 from train.pretraining.settings import gpu
@@ -271,7 +271,7 @@ def measure_loaders(settings: GpuBenchmarkSettings, folder: Path) -> Iterator[Ro
                 Utilisation(),
             )
             with seen:
-                _epoch(replace(training, augmentation=augmented), data, folder, clock)
+                _epoch(replace(training, augmentation=augmented), data, clock)
             per_step = clock.seconds_per_step
             yield {
                 "format": name,
@@ -284,24 +284,17 @@ def measure_loaders(settings: GpuBenchmarkSettings, folder: Path) -> Iterator[Ro
             }
 
 
-def _epoch(training: Settings, data: Path, folder: Path, clock: Callback) -> None:
+def _epoch(training: Settings, data: Path, clock: Callback) -> None:
     found = read_tile_folder(data)
     training = at_scale(training, found, ("training",))
     task = SegmentationTask(Segmenter(training.model, len(CLASSES)), training, found.classes)
-    trainer = make_trainer(
-        folder,
-        [clock],
-        devices=1,
-        epochs=1,
+    trainer = timed_trainer(
+        clock,
         precision=training.optimization.precision,
         gradient_clip=training.optimization.gradient_clip,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
     )
     counts = np.zeros((len(found.tiles["training"]), len(CLASSES)), np.int64)
     loader, _ = make_loaders(found, training, task.segmenter, trainer, 0, counts)
-
     trainer.fit(task, loader)
 
 
@@ -312,28 +305,22 @@ class _Clock(Callback):
         self._skip, self.start, self._end, self._num_steps = skip, 0.0, 0.0, 0
 
     def on_train_start(self, *given: Any) -> None:
-        self.start = _now()
+        self.start = seconds_now()
 
     def on_train_batch_end(self, *given: Any) -> None:
         if self._skip > 0:
             self._skip -= 1
             if not self._skip:
-                self.start = _now()
+                self.start = seconds_now()
             return
         self._num_steps += 1
 
     def on_train_end(self, *given: Any) -> None:
-        self._end = _now()
+        self._end = seconds_now()
 
     @property
     def seconds_per_step(self) -> float:
         return (self._end - self.start) / max(1, self._num_steps)
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 class Utilisation:

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Dataset
 
-from train.fitting.trainer import make_trainer
+from train.fitting.timing import seconds_now, timed_trainer
 from train.pretraining.run import view_loader
 from train.pretraining.settings import PretrainSettings
 from train.pretraining.sources import open_source
@@ -75,17 +75,10 @@ def measure_speed(settings: PretrainSettings, data: Path, num_steps: int) -> Spe
             batches.append(batch)
     first = min(num_first, len(read_at) - 1) - 1
     clock = _Clock()
-    trainer = make_trainer(
-        Path.cwd(),
-        [clock],
-        devices=1,
-        epochs=1,
+    trainer = timed_trainer(
+        clock,
         precision=settings.schedule.precision,
         gradient_clip=settings.schedule.gradient_clip,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        limit_val_batches=0,
     )
     trainer.fit(task, DataLoader(cast("Dataset[Any]", batches), batch_size=None))
     return Speed(
@@ -103,13 +96,7 @@ class _Clock(Callback):
         self.seconds: list[float] = []
 
     def on_train_batch_start(self, *given: Any) -> None:
-        self._start = _now()
+        self._start = seconds_now()
 
     def on_train_batch_end(self, *given: Any) -> None:
-        self.seconds.append(_now() - self._start)
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+        self.seconds.append(seconds_now() - self._start)
