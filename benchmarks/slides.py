@@ -98,17 +98,23 @@ class SlidesReport(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlidesBenchmark:
-    """Measure the slide engine."""
+class SlideOptions:
+    """Options of every benchmark of a generated slide."""
 
     settings: tyro.conf.OmitArgPrefixes[InferenceSettings]
     """How to run the model."""
     out: Path = Path("artifacts/results/slides")
-    """Folder for `slides.json`."""
+    """Folder for the report."""
     side_px: int = 8192
     """Side of the slide."""
     drawn_px: int = 1024
     """Side of the synthetic images that the slide is made of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidesBenchmark(SlideOptions):
+    """Measure the slide engine."""
+
     rounds: int = 3
     memory_px: tuple[int, int] = (100_000, 150_000)
     """Width and height of the slide for the memory; 0 0 leaves it out."""

@@ -18,11 +18,10 @@ from pydantic import Field
 from rich.console import Console
 
 from benchmarks.harness import machine_line, one_line_errors, take_turns, write_report
-from benchmarks.slides import write_slide
+from benchmarks.slides import SlideOptions, write_slide
 from serve.contract.machine import installed_versions
 from serve.contract.manifest import read_bundle, sha256_of
 from serve.contract.strict import Strict
-from serve.settings import InferenceSettings
 from serve.slides.cluster.engine import open_cluster_engine
 from serve.slides.cohort import SlideTask
 from serve.slides.finish import read_passport
@@ -75,19 +74,15 @@ class ClusterReport(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterBenchmark:
+class ClusterBenchmark(SlideOptions):
     """Measure what a block costs more on a cluster."""
 
-    settings: tyro.conf.OmitArgPrefixes[InferenceSettings]
-    """What runs the model."""
-    out: Path = Path("artifacts/results/slides")
-    """Folder for `slides_cluster.json`."""
     side_px: int = 4096
     """Side of the slide."""
-    drawn_px: int = 1024
-    """Side of the drawings that it is laid out with."""
     block_cells: int = 256
+    """Side of the blocks."""
     rounds: int = 5
+    """Turns of each engine."""
 
 
 class _Clock(Quiet):

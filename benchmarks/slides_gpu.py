@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu_watch import GpuUse, watched_gpu
 from benchmarks.harness import one_line_errors, write_report
-from benchmarks.slides import Clock, tiles_in_memory, write_slide
+from benchmarks.slides import Clock, SlideOptions, tiles_in_memory, write_slide
 from serve.contract.machine import Machine, installed_versions, this_machine
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
 from serve.contract.markdown import markdown_table
 from serve.contract.strict import Strict
 from serve.inference.batching import TileAnswer, TileRunner
 from serve.inference.segmenter import open_segmenter
-from serve.settings import InferenceSettings
 from serve.slides.cohort import SlideTask
 from serve.slides.finish import read_passport
 from serve.slides.local import LocalEngine, model_of
@@ -82,17 +81,11 @@ class SlidesGpuReport(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlidesGpuBenchmark:
+class SlidesGpuBenchmark(SlideOptions):
     """Measure the slide engine on a GPU."""
 
-    settings: tyro.conf.OmitArgPrefixes[InferenceSettings]
-    """How to run the model."""
-    out: Path = Path("artifacts/results/slides")
-    """Folder for `slides_gpu.json` and `slides_gpu.md`."""
     side_px: int = 18_688
     """Side of the slide."""
-    drawn_px: int = 1024
-    """Side of the synthetic images that the slide is made of."""
     parallel: tuple[int, ...] = (1, 2)
     """Batches at a time."""
     read_threads: tuple[int, ...] = (2, 4, 8)
