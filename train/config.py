@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from serve.contract.refusal import reason_of
+from serve.contract.refusal import first_problem
 from train.errors import SettingsError
 from train.files import whole_file
 from train.presets import PRESETS
@@ -40,16 +40,16 @@ def read_settings(path: Path) -> Settings:
         current = upgrade_settings(stored)
         settings: Settings = TypeAdapter(Settings).validate_python(current)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
         raise SettingsError(
-            f"{path}: {place} is {first['input']!r}; {reason_of(first)}. Correct the file."
+            f"{path}: {first_problem(error, 'the file')}. Correct the file."
         ) from error
     except SettingsError as error:  # settings that do not fit each other
         raise SettingsError(f"{path}: {error}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split())  # YAML's own has many lines
         raise SettingsError(
-            f"{path} cannot be read as settings ({error}). Expected a run.yaml as every run writes."
+            f"{path} cannot be read as settings ({problem}). Expected a run.yaml as every run "
+            "writes."
         ) from error
     if unknown := list(_unknown(current, asdict(settings))):
         raise SettingsError(f"{path}: there is no setting {unknown[0]}. Remove or correct it.")

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from export.errors import BundleError, SettingsError
 from export.gate.schema import Tolerances
 from serve.contract.manifest import Artefact, Manifest, Sha256, TensorRTBuild
+from serve.contract.refusal import first_problem
 from serve.contract.strict import Strict
 
 ENGINE_PLAN_FILE = "engine_plan.json"
@@ -114,10 +115,9 @@ class EnginePlan(Strict):
         try:
             return EnginePlan.model_validate({**self.model_dump(), **changes})
         except ValidationError as error:
-            reasons = "; ".join(
-                f"{'.'.join(map(str, e['loc'])) or 'version'}: {e['msg']}" for e in error.errors()
-            )
-            raise SettingsError(f"{reasons}. Give both as major.minor, such as 8.0.") from error
+            raise SettingsError(
+                f"{first_problem(error)}. Give both as major.minor, such as 8.0."
+            ) from error
 
     def serving_mismatch(self, build: TensorRTBuild) -> str | None:
         """The reason why the planned serving image cannot load a plan, or None if it can."""
@@ -188,10 +188,11 @@ def read_engine_plan(bundle: Path) -> EnginePlan:
         )
     try:
         return EnginePlan.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (ValidationError, ValueError) as error:
+    except ValueError as error:
+        problem = first_problem(error) if isinstance(error, ValidationError) else error
         raise BundleError(
-            f"{path} is not valid: {error}. Export the checkpoint again with this version "
-            "of FocalPath."
+            f"{path} is not valid: {problem}. Export the checkpoint again with this version of "
+            "FocalPath."
         ) from error
 
 

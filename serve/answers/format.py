@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from serve.contract.errors import OptionError
 from serve.contract.manifest import Manifest, TissueClass
-from serve.contract.refusal import reason_of
+from serve.contract.refusal import first_problem
 from serve.contract.strict import Strict
 from serve.inference.segmenter import Segmentation
 
@@ -50,9 +50,7 @@ class Options(Strict):
         try:
             return cls.model_validate({k: v for k, v in values.items() if k in cls.model_fields})
         except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            raise OptionError(f"{name} is {first['input']!r}; {reason_of(first)}.") from error
+            raise OptionError(f"{first_problem(error)}.") from error
 
     def check(self, manifest: Manifest) -> None:
         """Raise OptionError if the model cannot do what the options ask for."""

@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from serve.contract.certificate import ScaleCertificate
 from serve.contract.errors import BundleError
-from serve.contract.strict import Strict, first_problem
+from serve.contract.refusal import first_problem
+from serve.contract.strict import Strict
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_FILE = "manifest.json"

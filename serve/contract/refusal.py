@@ -1,4 +1,4 @@
-"""Says in one line which setting pydantic refused: its name, the value found, what is expected."""
+"""Says in one line what pydantic refused: the name, the value that was found, what was expected."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
@@ -15,6 +15,45 @@ _OUT_OF_RANGE = {
     "less_than_equal",
     "multiple_of",
 }
+_SENTENCES = {"value_error", "assertion_error", "json_invalid"}
+"""Kinds of problems whose message is a sentence of our own, or says where JSON ends to be it."""
+_TEXT, _LIST, _NAMED = "text", "a list", "names with a value each"
+_EXPECTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "bytes_type": _TEXT,
+    "dataclass_type": _NAMED,
+    "dict_type": _NAMED,
+    "enum": "{expected}",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a smaller whole number",
+    "int_type": "a whole number",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "list_type": _LIST,
+    "literal_error": "{expected}",
+    "mapping_type": _NAMED,
+    "model_attributes_type": _NAMED,
+    "model_type": _NAMED,
+    "multiple_of": "a multiple of {multiple_of}",
+    "none_required": "nothing",
+    "path_type": "a path",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "string_too_long": "at most {max_length} characters",
+    "string_too_short": "at least {min_length} characters",
+    "string_type": _TEXT,
+    "too_long": "at most {max_length} entries",
+    "too_short": "at least {min_length} entries",
+    "tuple_type": _LIST,
+}
+"""What was expected, by pydantic's kind of problem and with its values."""
+_MOST_SHOWN = 80
 
 
 def as_flag(name: str) -> str:
@@ -51,12 +90,49 @@ def refusal(
     return f"{found}; {reason_of(problem)}."
 
 
+def first_problem(error: ValidationError, whole: str = "") -> str:
+    """The first problem that pydantic found with a file or a row, without a full stop.
+
+    Args:
+        error: what pydantic raised.
+        whole: what to call the whole value, if no single field is wrong.
+
+    Returns:
+        Such as `classes.0.color is 'red'; expected text that matches ^#[0-9a-f]{6}$`.
+    """
+    # A misspelt name tells more than the one that is then missing.
+    problems = error.errors(include_url=False)
+    problem = min(problems, key=lambda entry: entry["type"] != "extra_forbidden")
+    place = ".".join(str(part) for part in problem["loc"] if not _is_branch(part)) or whole
+    if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{place} is missing"
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{place} is unknown; expected no such field"
+    if problem["type"] in _SENTENCES or not place:
+        return f"{place}: {reason_of(problem)}" if place else reason_of(problem)
+    return f"{place} is {shown(problem['input'])}; {reason_of(problem)}"
+
+
+def shown(value: object) -> str:
+    """A value that was refused, shortened to one line."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
 def reason_of(problem: ErrorDetails) -> str:
-    """Why a value was refused, such as `expected greater than 0`."""
-    reason = problem["msg"].removeprefix("Value error, ")
-    return reason.replace("Input should be", "expected", 1).replace(
-        "String should match pattern", "expected text that matches", 1
-    )
+    """Why a value was refused, such as `expected more than 0`."""
+    if problem["type"] in _SENTENCES:
+        reason = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        return reason.replace("Invalid JSON: ", "not JSON: ", 1).removesuffix(".")
+    if (expected := _EXPECTED.get(problem["type"])) is not None:
+        return "expected " + expected.format(**problem.get("ctx", {}))
+    # Kinds of values that no field has today.
+    return problem["msg"].replace("Input should be", "expected", 1)
+
+
+def _is_branch(part: object) -> bool:
+    """Whether a part of a place is pydantic's name of a validator or of a union's member."""
+    return isinstance(part, str) and not part.isidentifier() and "[" in part
 
 
 def _limits(field: FieldInfo) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The base of every pydantic model in this package, and how its errors are put into words."""
+"""The base of every pydantic model in this package."""
 
 from typing import Any, ClassVar, Self
 
@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from serve.contract.errors import SettingsError
-from serve.contract.refusal import as_flag, reason_of, refusal
+from serve.contract.refusal import as_flag, refusal
 
 
 class Strict(BaseModel):
@@ -50,16 +50,3 @@ class CommandOptions(Strict):
     @classmethod
     def _flag(cls, name: str) -> str:
         return as_flag(cls.flag_prefix + name)
-
-
-def first_problem(error: ValidationError, whole: str = "") -> str:
-    """The first problem that pydantic found, as `field: reason`.
-
-    Args:
-        error: what pydantic raised.
-        whole: what to call the whole value, if no single field is wrong.
-    """
-    first = error.errors(include_url=False)[0]
-    place = ".".join(map(str, first["loc"])) or whole
-    reason = reason_of(first)
-    return f"{place}: {reason}" if place else reason

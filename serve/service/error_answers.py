@@ -21,7 +21,7 @@ from serve.contract.errors import (
     UploadTooLargeError,
     UploadTooSlowError,
 )
-from serve.contract.refusal import reason_of
+from serve.contract.refusal import reason_of, shown
 from serve.service.queries import unknown_option
 
 Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
@@ -42,8 +42,6 @@ _STATUS: Mapping[type[FocalPathError], int] = {
 _OTHER_STATUS = 503
 """Status of all other errors, which are not the caller's: the model is not available."""
 _EXPECTED_BODY = "Expected a JSON object, sent with the Content-Type application/json."
-_MOST_SHOWN = 80
-"""Characters of a wrong value that an error repeats."""
 _CODES = {404: "not_found", 405: "method_not_allowed", 503: "backend_unavailable"}
 """Codes of requests that the web framework refuses, by status."""
 
@@ -89,16 +87,11 @@ async def _answer_invalid_option(request: Request, error: Exception) -> Response
         where = f"{first['ctx']['error']} at character {place}"
         return error_answer(OptionError(f"The body is no JSON: {where}. {_EXPECTED_BODY}"))
     if not place:
-        found = "missing" if first["input"] is None else f"{_short(first['input'])}"
+        found = "missing" if first["input"] is None else f"{shown(first['input'])}"
         return error_answer(OptionError(f"The body is {found}. {_EXPECTED_BODY}"))
     if first["type"] == "missing":
         return error_answer(OptionError(f"{place} is missing."))
-    return error_answer(OptionError(f"{place} is {_short(first['input'])}; {reason_of(first)}."))
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+    return error_answer(OptionError(f"{place} is {shown(first['input'])}; {reason_of(first)}."))
 
 
 async def _answer_disconnect(_: Request, __: Exception) -> Response:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, field_validator
 
-from serve.contract.strict import Strict, first_problem
+from serve.contract.refusal import first_problem
+from serve.contract.strict import Strict
 from serve.images.mpp import MAX_MPP, MIN_MPP
 from serve.images.readers.dicom import series_in
 from serve.slides.errors import CohortError

@@ -21,14 +21,16 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from serve.contract.machine import this_processor
+from serve.contract.refusal import first_problem
 from train.comparison.methods import BASELINE, Row
 from train.data.folder import Tile, TileFolder
+from train.errors import StorageError
 from train.files import whole_file
 from train.fitting.evaluation import predict_split
 from train.fitting.leverage import Leverage, measure_leverage
@@ -253,7 +255,13 @@ class RowRun:
 def _read_leverage(path: Path) -> tuple[Leverage, ...]:
     if not path.is_file():
         return ()
-    return TypeAdapter(tuple[Leverage, ...]).validate_json(path.read_bytes())
+    try:
+        return TypeAdapter(tuple[Leverage, ...]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise StorageError(
+            f"{path} is damaged: {first_problem(error, 'the file')}. Remove its folder, and run "
+            "the comparison again."
+        ) from error
 
 
 def _differences(old: Any, new: Any, defaults: Any, name: str = "") -> Iterator[str]:

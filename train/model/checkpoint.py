@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from serve.contract.refusal import first_problem
 from train.errors import CheckpointError
 from train.files import whole_file, write_errors_explained
 from train.model.build import build_segmenter
@@ -151,10 +152,8 @@ def read_card(path: Path) -> CheckpointCard:
     except OSError as error:
         raise _unreadable(card_path, error) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
         raise CheckpointError(
-            f"{card_path} is not a checkpoint's description: {place}: {first['msg']}. Train "
+            f"{card_path} is not a checkpoint's description: {first_problem(error)}. Train "
             "again, or take the file of the same run."
         ) from error
 

@@ -40,6 +40,22 @@ def test_an_unknown_field_is_refused_by_name(bundle: Path) -> None:
         read_bundle(bundle)
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"tile_size_px": "large"}, "tile_size_px is 'large'; expected a whole number"),
+        ({"classes": [{"name": "Tumor"}]}, "classes.0.color is missing"),
+        ({"mpp": [0.5]}, "mpp is [0.5]; expected a number"),
+    ],
+)
+def test_a_wrong_value_is_told_in_plain_words(
+    bundle: Path, change: dict[str, object], problem: str
+) -> None:
+    _edit(bundle, lambda content: content.update(change))
+    with raises(BundleError, problem, "Export the checkpoint again"):
+        read_bundle(bundle)
+
+
 def test_another_schema_version_is_refused(bundle: Path) -> None:
     _edit(bundle, lambda content: content.update(schema_version=2))
     with raises(BundleError, "schema_version"):

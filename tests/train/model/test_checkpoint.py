@@ -75,6 +75,14 @@ def add_a_setting(run: Path) -> None:
     edit_card(run, lambda card: card.update(shoe_size=43))
 
 
+def remove_the_settings(run: Path) -> None:
+    edit_card(run, lambda card: card.pop("settings"))
+
+
+def train_no_epochs(run: Path) -> None:
+    edit_card(run, lambda card: card["settings"]["optimization"].update(epochs="many"))
+
+
 def widen_decoder(run: Path) -> None:
     edit_card(run, lambda card: card["settings"]["model"].update(decoder_dim=64))
 
@@ -104,7 +112,9 @@ def edit_card(run: Path, edit: Callable[[dict], None]) -> None:
         (truncate_weights, ["model.safetensors", "not a readable safetensors"]),
         (flip_a_bit, ["model.safetensors", "SHA-256"]),
         (put_in_a_nan, ["neck.0.weight", "not finite"]),
-        (add_a_setting, ["shoe_size"]),
+        (add_a_setting, ["shoe_size is unknown"]),
+        (remove_the_settings, ["model.json", "settings is missing", "Train again"]),
+        (train_no_epochs, ["optimization.epochs is 'many'; expected a whole number"]),
         (widen_decoder, ["neck.0.weight", "(32, 320, 1, 1)", "(64, 320, 1, 1)"]),
         (remove_a_weight, ["mask_decoder.iou_token.weight", "missing"]),
     ],
