@@ -21,6 +21,7 @@ import onnx
 import tyro
 from rich.console import Console
 
+from benchmarks.export_cpu_worker import MATMUL_FILE
 from benchmarks.harness import (
     machine_line,
     median_speedup,
@@ -88,8 +89,8 @@ class CpuReport(Strict):
     tile_size_px: int
     num_rounds: int
     matmul_gflops: float
-    """Rate of PyTorch's 4096 x 4096 product in float32, median over the rounds. It is not an upper
-    limit: ONNX Runtime and OpenVINO multiply faster on AMD processors."""
+    """Rate of PyTorch's product of two large matrices in float32, median over the rounds. It is not
+    an upper limit: ONNX Runtime and OpenVINO multiply faster on AMD processors."""
     measurements: tuple[CpuMeasurement, ...]
 
 
@@ -103,6 +104,8 @@ class CpuBenchmark:
     """Number of turns of each variant."""
     variants: tuple[str, ...] = tuple(LABELS)
     """Variants to measure; (a) is always measured."""
+    matmul_size: int = 4096
+    """Side of the square matrices whose product measures the machine."""
     model: ModelSettings = field(default_factory=ModelSettings)
 
     def run(self) -> CpuReport:
@@ -113,6 +116,7 @@ class CpuBenchmark:
             folder = Path(name)
             console.print("Exporting")
             _prepare(folder, self.model, variants)
+            (folder / MATMUL_FILE).write_text(str(self.matmul_size), encoding="ascii")
             report = self._measure(folder, [*dict.fromkeys([BASELINE, *variants])], console)
         write_report(self.out, "benchmark", report, markdown(report))
         return report
@@ -131,7 +135,7 @@ class CpuBenchmark:
                 tell=console.print,
             )
         matmul_s = statistics.median(answer["seconds"] for answer in answers.pop("matmul"))
-        matmul_flops = 2 * 4096**3 / matmul_s
+        matmul_flops = 2 * self.matmul_size**3 / matmul_s
         return CpuReport(
             machine=machine_line(),
             num_cpus=usable_cpus(),

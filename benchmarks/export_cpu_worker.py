@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.harness import peak_memory_mib, seconds_of
 from serve.contract.machine import usable_cpus
 
+MATMUL_FILE = "matmul_size"
 OUTPUTS = ("labels", "confidence", "low_res_probabilities", "iou_scores")
 Images = NDArray[np.uint8]
 Run = Callable[[Images], NDArray[Any]]
@@ -80,10 +81,11 @@ def openvino(folder: Path, *, file: str, precision: Literal["fp32", "bf16"]) -> 
 
 
 def matmul(folder: Path) -> Run:
-    """Not a model: PyTorch's 4096 x 4096 product in float32, to compare machines."""
+    """Not a model: PyTorch's product of two matrices in float32, to compare machines."""
     import torch
 
-    left, right = torch.rand(2, 4096, 4096)
+    size = int((folder / MATMUL_FILE).read_text(encoding="ascii"))
+    left, right = torch.rand(2, size, size)
 
     def run(images: Images) -> NDArray[Any]:
         return np.asarray((left @ right)[:1].numpy())

@@ -94,10 +94,10 @@ def test_the_table_names_machine_ratio_memory_and_agreement(report: CpuReport):
     assert f"{report.matmul_gflops:.0f} GFLOP/s" in text
 
 
-@pytest.mark.slow
 def test_the_benchmark_writes_what_its_variants_measured(tmp_path: Path):
-    settings = CpuBenchmark(out=tmp_path / "out", rounds=2, variants=("onnx", "int8"), model=MODEL)
-    report = settings.run()
+    report = CpuBenchmark(
+        out=tmp_path / "out", rounds=2, variants=("onnx", "int8"), matmul_size=64, model=MODEL
+    ).run()
     assert [row.variant for row in report.measurements] == ["direct", "onnx", "int8"]
     direct, onnx, int8 = report.measurements
     assert onnx.label_agreement > 0.999
@@ -169,7 +169,6 @@ def test_the_gpu_table_tells_the_stages_apart_and_says_what_did_not_run():
     assert "- TensorRT fp16 did not run: not installed" in text
 
 
-@pytest.mark.slow
 @contextmanager
 def in_this_process() -> Iterator[object]:
     yield lambda function, *arguments: function(*arguments)
@@ -181,14 +180,13 @@ def test_the_gpu_benchmark_runs_dry_on_the_cpu(tmp_path: Path, monkeypatch: pyte
     report = GpuBenchmark(
         out=tmp_path,
         device="cpu",
-        batch_sizes=(1, 2),
+        batch_sizes=(2,),  # more of them are in the next tests: each is compiled anew
         variants=tuple(few),
         runs=1,
         peak_size=64,
         model=MODEL,
     ).run()
-    ran = [(row.variant, row.batch_size) for row in report.measurements]
-    assert len(ran) == 2 * len(few) - 2
+    assert [row.variant for row in report.measurements] == few[:-1]
     assert set(report.skipped) == {"TensorRT fp16"}
     assert all(row.stages.compute_ms > 0 for row in report.measurements)
     assert min(row.label_agreement for row in report.measurements) > 0.9
@@ -268,7 +266,6 @@ def test_what_was_measured_is_on_disk_before_the_next_variant_begins(
     assert len(GpuReport.model_validate_json(written).measurements) == 3
 
 
-@pytest.mark.slow
 def test_a_process_that_dies_is_a_failure_and_not_the_end():
     with benchmark_gpu._own_process() as call:
         died = call(os._exit, 1)

@@ -22,11 +22,10 @@ def settings_of(*, batch_size: int, devices: int = 1, nodes: int = 1) -> Setting
     return replace(settings, optimization=replace(settings.optimization, batch_size=batch_size))
 
 
-def main(data: str, run: str, devices: str, nodes: str) -> None:
-    """Train on two tiles per process and step."""
+def main(data: str, run: str) -> None:
+    """Train on two tiles per step, as one of two nodes."""
     torch.set_num_threads(1)
-    settings = settings_of(batch_size=2, devices=int(devices), nodes=int(nodes))
-    fit(settings, Path(data), Path(run))
+    fit(settings_of(batch_size=2, nodes=2), Path(data), Path(run))
 
 
 if __name__ == "__main__":

@@ -27,14 +27,11 @@ from train.model.segmenter import Segmenter
 pytestmark = pytest.mark.slow
 
 
-def start(
-    folder: Path, data: Path, devices: int, nodes: int, **environment: str
-) -> subprocess.Popen[bytes]:
+def start(folder: Path, data: Path, **environment: str) -> subprocess.Popen[bytes]:
     root = str(ROOT)
-    arguments = [str(data), str(folder / "run"), str(devices), str(nodes)]
-    with (folder / f"messages{environment.get('NODE_RANK', 0)}.txt").open("w") as messages:
+    with (folder / f"messages{environment['NODE_RANK']}.txt").open("w") as messages:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.support.distributed", *arguments],
+            [sys.executable, "-m", "tests.support.distributed", str(data), str(folder / "run")],
             cwd=root,
             env={
                 "PYTHONPATH": root,
@@ -54,17 +51,15 @@ def alone(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.fixture(scope="module", params=["two devices", "two nodes"])
-def run(
-    toy_data: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Path:
-    """A run of two processes on the CPU, which talk over gloo."""
+@pytest.fixture(scope="module")
+def run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two nodes of one process on the CPU, which talk over gloo.
+
+    The test of distributed pretraining has two devices of one node, by the same Trainer.
+    """
     folder = tmp_path_factory.mktemp("ddp")
-    if request.param == "two devices":
-        processes = [start(folder, toy_data, 2, 1)]
-    else:
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
-        processes = [start(folder, toy_data, 1, 2, NODE_RANK=str(n), **address) for n in (0, 1)]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+    processes = [start(folder, toy_data, NODE_RANK=str(n), **address) for n in (0, 1)]
     try:
         codes = [process.wait(timeout=300) for process in processes]
     finally:

@@ -178,6 +178,18 @@ def test_a_compiled_run_learns_what_an_eager_one_learns(
     torch.testing.assert_close(compiled[name], eager[name], atol=2e-3, rtol=0)
 
 
+def assert_resumed_ends_as(unbroken: Path, run: Path, data: Path, num_workers: int) -> None:
+    assert len(rows_of(run)) == 1
+    augmentation = replace(toy_settings().augmentation, num_workers=num_workers)
+    fit(toy_settings(augmentation=augmentation), data, run, resume=True)
+    first, second = (
+        torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (unbroken, run)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert rows_of(run) == rows_of(unbroken)
+
+
 _KILLED_RUN = """
 import os, signal, sys
 from dataclasses import replace
@@ -195,28 +207,33 @@ def kill_in_the_second_epoch(task, *_):
 
 torch.set_num_threads(1)
 SegmentationTask.on_train_batch_start = kill_in_the_second_epoch
-augmentation = replace(toy_settings().augmentation, num_workers=int(sys.argv[3]))
+augmentation = replace(toy_settings().augmentation, num_workers=2)
 fit(toy_settings(augmentation=augmentation), Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_run_killed_in_mid_epoch_and_resumed_ends_as_an_unbroken_one(
-    toy_run: Path, toy_data: Path, tmp_path: Path, num_workers: int
+    toy_run: Path, toy_data: Path, tmp_path: Path
 ):
     run = tmp_path / "run"
-    arguments = [str(toy_data), str(run), str(num_workers)]
-    killed = subprocess.run([sys.executable, "-c", _KILLED_RUN, *arguments])
+    killed = subprocess.run([sys.executable, "-c", _KILLED_RUN, str(toy_data), str(run)])
     assert killed.returncode == -signal.SIGKILL
-    assert len(rows_of(run)) == 1
-    augmentation = replace(toy_settings().augmentation, num_workers=num_workers)
-    fit(toy_settings(augmentation=augmentation), toy_data, run, resume=True)
-    unbroken, resumed = (
-        torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
-        for folder in (toy_run, run)
-    )
-    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
-    assert rows_of(run) == rows_of(toy_run)
+    assert_resumed_ends_as(toy_run, run, toy_data, num_workers=2)
+
+
+def test_a_run_that_an_error_ends_can_be_resumed_the_same(
+    toy_run: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail_in_the_second_epoch(task: SegmentationTask, *_: object) -> None:
+        if task.global_step == 3:
+            raise MemoryError
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "on_train_batch_start", fail_in_the_second_epoch)
+        with pytest.raises(MemoryError):
+            fit(toy_settings(), toy_data, run)
+    assert_resumed_ends_as(toy_run, run, toy_data, num_workers=0)
 
 
 def test_a_learned_bias_moves_and_a_frozen_one_stays_at_its_prior(
