@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 
 IMPORT_ALL = """
 import importlib, pkgutil, serve
-extras = {"openslide", "pydicom", "ray", "tifffile", "zarr"}  # of slides, dicom and cluster
+# Of the extras slides, dicom and cluster.
+extras = {"imagecodecs", "openslide", "pydicom", "ray", "tifffile", "zarr"}
 rooms = ("serve.slides.", "serve.service.slides.", "serve.images.readers.")
 for module in pkgutil.walk_packages(serve.__path__, "serve."):
     try:
