@@ -76,21 +76,14 @@ class Components:
         flat = row * self.shape[1] + column
         return self.component[np.searchsorted(self.starts, flat, side="right") - 1]
 
-    def without_small(self, min_area_px: int, *, keep_at_frame: bool = False) -> NDArray[np.uint8]:
+    def without_small(self, min_area_px: int) -> NDArray[np.uint8]:
         """The labels of the runs, small regions left out.
 
         Regions of fewer pixels become `NOTHING`; what they leave inside of one other region takes
         that one's label, if it has fewer pixels itself.
-
-        Args:
-            min_area_px: least pixels of a region that stays.
-            keep_at_frame: regions at the image's frame stay, whatever their size.
         """
-        is_small = (self.area_px() < min_area_px)[self.component]
-        if keep_at_frame:
-            at_frame = np.zeros(len(self.starts), bool)
-            at_frame[self.component[self._is_at_frame()]] = True
-            is_small &= ~at_frame[self.component]
+        area = self.area_px()
+        is_small = area[self.component] < min_area_px
         labels = np.where(is_small, np.uint8(NOTHING), self.labels)
         one, other = self.touching
         inside = is_small[one] & is_small[other]
@@ -102,6 +95,15 @@ class Components:
         filled = is_small & is_enclosed[gap]
         labels[filled] = self.labels[lowest[gap[filled]]]
         return labels
+
+    def without_small_inside(self, min_area_px: int) -> NDArray[np.uint8]:
+        """The labels of the runs, without small regions that do not touch the image's frame.
+
+        They become `NOTHING`. For parts of an image: what touches the frame may go on beyond it.
+        """
+        stays = self.area_px() >= min_area_px
+        stays[self.component[self._is_at_frame()]] = True
+        return np.where(stays[self.component], self.labels, np.uint8(NOTHING))
 
     def paint(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The (H, W) image of labels of the runs."""

@@ -81,8 +81,8 @@ def trace_in_parts(
             inside of one other region is filled by it, if it has fewer pixels itself; elsewhere
             a gap is left.
         shown: the labels to trace; None: all.
-        is_part: the labels are a part of a larger image: regions at the frame go on beyond it, so
-            that `min_area_px` leaves none of them out.
+        is_part: the labels are a part of a larger image. Small regions at its frame are then kept,
+            since they may go on beyond it, and no place of a small region is filled.
 
     Returns:
         Parts of the regions, which have some 100,000 edges each.
@@ -93,7 +93,9 @@ def trace_in_parts(
     found = Components.of(labels)
     wanted = found.labels
     if min_area_px > 1:
-        wanted = found.without_small(min_area_px, keep_at_frame=is_part)
+        wanted = (
+            found.without_small_inside(min_area_px) if is_part else found.without_small(min_area_px)
+        )
     if shown is not None:
         wanted = np.where(np.isin(wanted, shown), wanted, np.uint8(NOTHING))
     if wanted is not found.labels:

@@ -3,9 +3,6 @@
 A region that lies within one block is handed out at once. Those that touch a block's edge are kept:
 of one label, they are one region where they share some length of that edge, and their union is
 exact. Memory is bounded by `OutputOptions.max_vertices`.
-
-Small regions are left out before anything else is simplified, as `min_area_px` of the service
-leaves them out: the region around one fills its place.
 """
 
 from collections import deque
@@ -92,7 +89,6 @@ def _up_to(most_vertices: int, regions: Iterator[Region]) -> list[Region] | None
 def trace(result: SlideResult, budget: Budget) -> Iterator[Region]:
     """All regions of a slide's labels, those of label 0 left out."""
     kept: list[Regions] = []
-    thin: list[NDArray[np.object_]] = []
 
     def trace_block(rectangle: Rectangle) -> list[tuple[Rectangle, Regions]]:
         return list(_trace_parts(*result.cut(rectangle), rectangle, budget))
@@ -100,16 +96,11 @@ def trace(result: SlideResult, budget: Budget) -> Iterator[Region]:
     for parts in _in_threads(trace_block, result.blocks()):
         for part, regions in parts:
             on_edge = _touches_edge(regions, part, result.plan.shape)
-            inside = _selected(regions, ~on_edge)
-            yield from _regions(result, inside, budget)
-            thin.append(_places_of_thin(inside, budget))
+            yield from _regions(result, _selected(regions, ~on_edge), budget)
             if on_edge.any():
                 kept.append(_selected(regions, on_edge))
     if kept:
-        joined = _join(kept)
-        thin.append(_places_of_thin(joined, budget))
-        filled = _fill_holes(joined.polygons, budget.min_cells, np.concatenate(thin))
-        yield from _regions(result, replace(joined, polygons=filled), budget)
+        yield from _regions(result, _join(kept), budget)
 
 
 def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -212,32 +203,6 @@ def _join(parts: list[Regions]) -> Regions:
         total.astype(np.int64),
         np.bincount(group, confidence, count) / total,
     )
-
-
-def _places_of_thin(regions: Regions, budget: Budget) -> NDArray[np.object_]:
-    """A point in each region that is large enough, but whose simplified outline is not."""
-    area = shapely.area(regions.polygons)
-    is_thin = (regions.area_px >= budget.min_cells) & (area < budget.min_cells)
-    return np.asarray(shapely.point_on_surface(regions.polygons[is_thin]), dtype=object)
-
-
-def _fill_holes(
-    polygons: NDArray[np.object_], min_cells: int, occupied: NDArray[np.object_]
-) -> NDArray[np.object_]:
-    """Fill small holes, in which all regions were left out.
-
-    Args:
-        polygons: to fill.
-        min_cells: least area of a hole that stays.
-        occupied: points; holes around any of them stay.
-    """
-    rings, polygon = shapely.get_rings(polygons, return_index=True)
-    is_outer = np.diff(polygon, prepend=-1) > 0
-    holes = shapely.polygons(rings)
-    is_small = ~is_outer & (shapely.area(holes) < min_cells)
-    is_small[shapely.STRtree(occupied).query(holes, predicate="contains")[0]] = False
-    stays = ~is_small
-    return np.array(shapely.polygons(rings[stays], indices=polygon[stays]), dtype=object)
 
 
 def _components(polygons: NDArray[np.object_], labels: NDArray[np.uint8]) -> NDArray[np.int64]:

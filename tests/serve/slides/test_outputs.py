@@ -19,6 +19,7 @@ from serve.answers.polygons import trace_regions
 from serve.images.mpp import PixelSize
 from serve.images.readers.reader import Bounds, RegionReader
 from serve.slides.options import OutputOptions, Settings
+from serve.slides.outputs import regions
 from serve.slides.outputs.format import SlideResult
 from serve.slides.outputs.ome_zarr import write_ome_zarr
 from serve.slides.outputs.regions import Budget, trace
@@ -170,30 +171,24 @@ def test_small_regions_are_left_out_after_they_were_joined(tmp_path: Path) -> No
     assert region.polygon.bounds == (112, 112, 144, 144)
 
 
-@pytest.mark.parametrize("block", [64, 96])
-def test_what_is_left_out_is_filled_across_blocks_as_within_one(block: int, tmp_path: Path) -> None:
-    labels = speckled_labels(ROWS, COLUMNS)
-    whole = make_result(tmp_path / "whole", labels, block=2048)
-    parts = make_result(tmp_path / "parts", labels, block=block)
-    budget = Budget(simplify_cells=0, min_cells=30)
-    one, other = ({wkb(region) for region in trace(r, budget)} for r in (whole, parts))
-    assert len(one) > 20
-    assert one == other
-    least = 30 * 16
-    holes = [ring for r in trace(parts, budget) for ring in r.polygon.interiors]
-    assert all(shapely.Polygon(ring).area >= least for ring in holes)
-    everything = list(trace(parts, Budget(simplify_cells=0, min_cells=1)))
-    small = [region for region in everything if region.num_cells < 30]
-    assert len(small) > 100
-
-
 @pytest.mark.parametrize("block", [64, 2048])
-def test_filled_holes_never_cover_a_region_that_stays(block: int, tmp_path: Path) -> None:
+def test_what_is_left_out_changes_no_outline_of_what_stays(block: int, tmp_path: Path) -> None:
     result = make_result(tmp_path, speckled_labels(ROWS, COLUMNS), block=block)
-    regions = trace(result, Budget(simplify_cells=4, min_cells=12))
-    polygons = np.array([region.polygon for region in regions])
-    assert shapely.is_valid(polygons).all()
-    assert shapely.union_all(polygons).area == pytest.approx(shapely.area(polygons).sum())
+    everything = list(trace(result, Budget(simplify_cells=0, min_cells=1)))
+    large = {wkb(region) for region in everything if region.num_cells >= 30}
+    assert len(everything) - 100 > len(large) > 20
+    assert {wkb(region) for region in trace(result, Budget(0, 30))} == large
+
+
+def test_outlines_are_traced_once_for_all_files(
+    tmp_path: Path, labels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced = []
+    monkeypatch.setattr(regions, "trace", lambda *args: traced.append(args) or trace(*args))
+    result = make_result(tmp_path, labels)
+    for name in ("geojson", "dsa"):
+        assert write(result, name, tmp_path).stat().st_size > 1000
+    assert len(traced) == 1
 
 
 def test_a_map_of_noise_is_traced_in_parts_and_simplified_to_the_budget(
