@@ -2,19 +2,23 @@ import gc
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.built_once import built_once
 from tests.support.http_service import running_service, wait_until_ready
 from tests.support.toy_bundle import write_toy_bundle
 
 # Before torch is imported, here and in processes that tests start: tiny models lose more to threads
 # that wait than they gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-_LONG = ("ray", "triton", "browser", "slow")
+Once = Callable[[str, Callable[[Path], object]], Path]
+_WAITING = {"ray", "triton", "browser"}
+_LONG = {"slow", *_WAITING}
 
 
 def pytest_collection() -> None:
@@ -29,14 +33,20 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run long files first, so that no process is left alone with one at the end."""
-    ranks: dict[Path, int] = {}
+    """Run long files first, so that no process is left alone with one at the end.
+
+    Those that wait for services and other programs alternate with those that compute, which use
+    the cores meanwhile.
+    """
+    marks: dict[Path, set[str]] = {}
     for item in items:
-        rank = next(
-            (i for i, mark in enumerate(_LONG) if item.get_closest_marker(mark)), len(_LONG)
-        )
-        ranks[item.path] = min(rank, ranks.get(item.path, rank))
-    items.sort(key=lambda item: ranks[item.path])
+        marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
+    long = [path for path in marks if marks[path] & _LONG]
+    waiting = [path for path in long if "serve" in path.parts or marks[path] & _WAITING]
+    computing = [path for path in long if path not in waiting]
+    turns = [path for pair in zip_longest(waiting, computing) for path in pair if path]
+    ranks = {path: rank for rank, path in enumerate(turns)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -75,50 +85,59 @@ def _ctrl_c() -> None:
 
 
 @pytest.fixture(scope="session")
-def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.support.toy_data import write_toy_data
-
-    return write_toy_data(tmp_path_factory.mktemp("toy_data") / "data")
+def once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Builds a folder that all processes of pytest-xdist share, and that no test may change."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    return lambda name, build: built_once(shared / "once" / name, build)
 
 
 @pytest.fixture(scope="session")
-def toy_run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def toy_data(once: Once) -> Path:
+    from tests.support.toy_data import write_toy_data
+
+    return once("toy_data", lambda folder: write_toy_data(folder / "data")) / "data"
+
+
+@pytest.fixture(scope="session")
+def toy_run(toy_data: Path, once: Once) -> Path:
     """A run of two epochs on the toy data set."""
     from tests.support.toy_data import toy_settings
     from train.fitting.run import fit
 
-    run = tmp_path_factory.mktemp("toy_run") / "run"
-    fit(toy_settings(), toy_data, run)
-    return run
+    return once("toy_run", lambda folder: fit(toy_settings(), toy_data, folder / "run")) / "run"
 
 
 @pytest.fixture(scope="session")
-def _toy_export(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The toy run's bundle, and the float32 graph that it was made from."""
+def _toy_export(toy_run: Path, once: Once) -> Path:
+    """A folder with the toy run's bundle, and the float32 graph that it was made from."""
     import export.bundle
     from export.settings import BundleSettings
 
-    folder = tmp_path_factory.mktemp("exported")
-    graph = folder / "graph.onnx"
     export_onnx = export.bundle.export_onnx
 
-    def export_and_copy(model: object, path: Path, **settings: object) -> None:
-        export_onnx(model, path, **settings)  # type: ignore[arg-type]
-        shutil.copyfile(path, graph)
+    def build(folder: Path) -> None:
+        def export_and_copy(model: object, path: Path, **settings: object) -> None:
+            export_onnx(model, path, **settings)  # type: ignore[arg-type]
+            shutil.copyfile(path, folder / "graph.onnx")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export.bundle, "export_onnx", export_and_copy)
-        export.bundle.write_bundle(toy_run, folder / "bundle", BundleSettings())
-    return folder / "bundle", graph
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(export.bundle, "export_onnx", export_and_copy)
+            export.bundle.write_bundle(toy_run, folder / "bundle", BundleSettings())
+
+    return once("exported", build)
 
 
 @pytest.fixture(scope="session")
-def exported_bundle(_toy_export: tuple[Path, Path]) -> Path:
+def exported_bundle(_toy_export: Path) -> Path:
     """The toy run's bundle."""
-    return _toy_export[0]
+    return _toy_export / "bundle"
 
 
 @pytest.fixture(scope="session")
-def toy_graph(_toy_export: tuple[Path, Path]) -> Path:
+def toy_graph(_toy_export: Path) -> Path:
     """The toy run's float32 graph with all outputs, the logits among them."""
-    return _toy_export[1]
+    return _toy_export / "graph.onnx"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def built_once(folder: Path, build: Callable[[Path], None]) -> Path:
+def built_once(folder: Path, build: Callable[[Path], object]) -> Path:
     """Build a folder if it is not there; return it.
 
     It appears under its name only when it is complete. Several test processes may ask for it.
