@@ -35,8 +35,9 @@ from benchmarks.real_size_model import (
     model_line,
     write_model_settings,
 )
+from export.graph.nodes import PARITY_OUTPUT
 from export.graph.reference import Deployable
-from export.graph.to_onnx import PARITY_OUTPUT, drop_output, export_onnx
+from export.graph.to_onnx import drop_output, export_onnx
 from export.precision.half import convert_to_half
 from export.precision.int8 import quantize_int8
 from serve.contract import openvino

@@ -26,8 +26,9 @@ from benchmarks.real_size_model import NUM_CLASSES, build_benchmark_model, draw_
 from export.errors import FocalPathError
 from export.graph.attention import AttentionForm
 from export.graph.encoders import FoldedSegmenter
+from export.graph.nodes import PARITY_OUTPUT
 from export.graph.reference import Deployable
-from export.graph.to_onnx import OPSETS, PARITY_OUTPUT, drop_output, export_onnx
+from export.graph.to_onnx import OPSETS, drop_output, export_onnx
 from export.precision.half import convert_to_half
 from export.tensorrt.build import build_plan
 from export.tensorrt.engine import load_tensorrt

@@ -19,8 +19,9 @@ from export.gate.report import REPORT_FILE, draw_worst_tiles, write_report
 from export.gate.schema import ArtefactParity, BlockPeak, ParityReport
 from export.gate.tiles import ValidationTiles, validation_tiles
 from export.graph.encoders import FoldedSegmenter
+from export.graph.nodes import PARITY_OUTPUT
 from export.graph.reference import Deployable
-from export.graph.to_onnx import PARITY_OUTPUT, check_model, drop_output, export_onnx
+from export.graph.to_onnx import check_model, drop_output, export_onnx
 from export.manifest import MODEL_FILE, artefacts_of, build_manifest, write_warm_up
 from export.precision.artefacts import HalfMaker, judge_in_openvino, make_int8
 from export.precision.audit import Peak, audit_activations

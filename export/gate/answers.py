@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
+from torch import nn
 
 from export.gate.tiles import Images
-from export.graph.reference import Deployable
-from export.graph.to_onnx import PARITY_OUTPUT
+from export.graph.nodes import PARITY_OUTPUT
 from serve.contract import cuda
 from serve.contract.openvino import GraphPrecision, OpenVinoModel
 
@@ -59,8 +59,13 @@ class Answers:
         )
 
 
-def torch_answers(deployable: Deployable, images: Images) -> Answers:
-    """Run torch in float32, tile by tile: at 1024 pixels its attention takes 2 GB per tile."""
+def torch_answers(deployable: nn.Module, images: Images) -> Answers:
+    """Run torch in float32, tile by tile: at 1024 pixels its attention takes 2 GB per tile.
+
+    Args:
+        deployable: a `Deployable`, or what gives the same outputs.
+        images: (N, H, W, 3) uint8 RGB.
+    """
 
     def run(batch: Images) -> Outputs:
         with torch.inference_mode():

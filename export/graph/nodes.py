@@ -10,6 +10,8 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from export.errors import GraphError
 
+PARITY_OUTPUT = "low_res_logits"
+"""Output that the gate compares and that a bundle's graph does not have."""
 NORMS = {"LayerNormalization", "GroupNormalization", "InstanceNormalization", "RMSNormalization"}
 STANDARD_DOMAINS = ("", "ai.onnx")
 _MODEL_ITSELF = "segmenter"

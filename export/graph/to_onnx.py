@@ -19,7 +19,6 @@ from train.model.checkpoint import MAX_WEIGHTS_BYTES
 from train.settings import ModelSettings
 
 BIAS_NAME = "class_attention_bias"
-PARITY_OUTPUT = "low_res_logits"
 OPSETS = range(20, 25)
 """Opsets that the exporter writes, ONNX Runtime runs and TensorRT's parser reads."""
 _EXAMPLE_BATCH = 2

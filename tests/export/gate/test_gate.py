@@ -9,8 +9,9 @@ import torch
 from export.gate.answers import onnx_answers, torch_answers
 from export.gate.schema import EmulationParity, Precision, Tolerances
 from export.gate.tiles import validation_tiles
+from export.graph.nodes import PARITY_OUTPUT
 from export.graph.reference import Deployable
-from export.graph.to_onnx import PARITY_OUTPUT, drop_output
+from export.graph.to_onnx import drop_output
 from tests.support import ROOT
 from tests.support.toy_gate import NUM_TILES, SIDE, painted_gate, relabelled
 from train.model.checkpoint import load_checkpoint
