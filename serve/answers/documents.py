@@ -57,7 +57,7 @@ _BATCH_EXAMPLES: list[dict[str, Any]] = [
         "index": 1,
         "name": "2.txt",
         "status": 400,
-        "error": "The file is no image that can be read.",
+        "error": "The file is not an image that can be read.",
         "code": "image_unusable",
     },
 ]

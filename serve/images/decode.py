@@ -25,7 +25,7 @@ from serve.settings import InferenceSettings
 
 _DEFAULTS = InferenceSettings()
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
-_EXPECTED = "Send one PNG, JPEG, TIFF or WebP image with 8 bits a channel"
+_EXPECTED = "Send one PNG, JPEG, TIFF or WebP image with 8 bits per channel"
 _PNG_BIT_DEPTH_OFFSET = 24
 _ORIENTATION = 0x0112
 TRANSPOSED = (5, 6, 7, 8)
@@ -271,7 +271,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         ) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"The file is no image that can be read. {_EXPECTED}.", code="image_unknown"
+            f"The file is not an image that can be read. {_EXPECTED}.", code="image_unknown"
         ) from error
     except _DECODER_ERRORS as error:
         raise _damaged(error) from error
@@ -296,7 +296,7 @@ def _check_kind(image: Image.Image, data: bytes) -> None:
         bits = data[_PNG_BIT_DEPTH_OFFSET]  # Pillow quietly cuts 16-bit RGB to 8
     if bits > 8 or image.mode == "F" or image.mode.startswith("I"):
         raise ImageError(
-            f"The image has {bits} bits a channel (mode {image.mode}), expected 8. "
+            f"The image has {bits} bits per channel (mode {image.mode}), expected 8. "
             "Convert it to 8 bits, so that you choose which value is white.",
             code="image_depth",
         )

@@ -206,7 +206,7 @@ def _with_pillow(kind: str) -> Decode:
             if found[:2] != wanted[:2]:  # known from its header: nothing is decoded
                 raise _wrong_size(found, wanted)
             if image.mode.startswith(("I", "F")):
-                raise ValueError(f"it has more than 8 bits a channel, mode {image.mode}")
+                raise ValueError(f"it has more than 8 bits per channel, mode {image.mode}")
             mode = {1: "L", 3: "RGB", 4: "RGBA"}[wanted[2]]
             if image.mode == "YCbCr":
                 mode = "YCbCr"

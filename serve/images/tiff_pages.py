@@ -92,14 +92,14 @@ def check_page(page: Page, *, are_colors_known: bool = False) -> None:
     if page.sample_format != 1:
         kind = _SAMPLE_FORMATS.get(page.sample_format, "unknown")
         raise ImageError(
-            f"The image has {max(page.bits)} bits a channel, as {kind} numbers; expected 8, "
+            f"The image has {max(page.bits)} bits per channel, as {kind} numbers; expected 8, "
             "unsigned. Convert it to 8 bits, so that you choose which value is white.",
             code="image_depth",
         )
     if max(page.bits) > 8:
         raise ImageError(
-            f"The image has {max(page.bits)} bits a channel, expected 8. Convert it to 8 bits, so "
-            "that you choose which value is white.",
+            f"The image has {max(page.bits)} bits per channel, expected 8. Convert it to 8 bits, "
+            "so that you choose which value is white.",
             code="image_depth",
         )
     name = _PHOTOMETRICS.get(page.photometric, "unknown")

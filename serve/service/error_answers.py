@@ -85,7 +85,7 @@ async def _answer_invalid_option(request: Request, error: Exception) -> Response
         return error_answer(unknown_option(place, known))
     if first["type"] == "json_invalid":
         where = f"{first['ctx']['error']} at character {place}"
-        return error_answer(OptionError(f"The body is no JSON: {where}. {_EXPECTED_BODY}"))
+        return error_answer(OptionError(f"The body is not JSON: {where}. {_EXPECTED_BODY}"))
     if not place:
         found = "missing" if first["input"] is None else f"{shown(first['input'])}"
         return error_answer(OptionError(f"The body is {found}. {_EXPECTED_BODY}"))

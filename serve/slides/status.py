@@ -38,7 +38,7 @@ def read_status(out: Path) -> list[SlideStatus]:
         ResultError: the folder does not exist.
     """
     if not out.is_dir():
-        raise ResultError(f"{out} is no folder. Name the --out of a run.")
+        raise ResultError(f"{out} is not a folder. Name the --out of a run.")
     waiting = (SlideStatus(name=name, state="waiting") for name in read_list(out))
     found = {
         status.name: status for status in (*waiting, *_finished(out), *_at_work(out / WORK_FOLDER))

@@ -89,7 +89,7 @@ def read_mask(path: Path, view: ScaledView, mask_px: int) -> Mask:
             given = np.asarray(image.convert("L")) > 0
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise MaskError(
-            f"the mask {path} is no PNG: {error}. Give a PNG, or GeoJSON with polygons."
+            f"the mask {path} is not a PNG: {error}. Give a PNG, or GeoJSON with polygons."
         ) from error
     return _fit(given, view, mask_px, path)
 
@@ -117,7 +117,7 @@ def _polygons(path: Path, content: bytes) -> list[Any]:
         features = document.get("features", [document])
         found = [shape(feature.get("geometry", feature)) for feature in features]
     except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
-        raise MaskError(f"{path} is no GeoJSON: {error}. Export the regions again.") from error
+        raise MaskError(f"{path} is not GeoJSON: {error}. Export the regions again.") from error
     polygons = [
         part
         for geometry in found

@@ -26,7 +26,9 @@ class OmeTiffReader(RegionReader):
         try:
             self._tiff = tifffile.TiffFile(path)
         except TIFF_ERRORS as error:
-            raise SlideFormatError(f"{path.name} is no TIFF: {error}. Check the file.") from error
+            raise SlideFormatError(
+                f"{path.name} is not a TIFF: {error}. Check the file."
+            ) from error
         try:
             pages = [_page_of(level, path) for level in self._tiff.series[0].levels]
         except SlideError:

@@ -135,8 +135,8 @@ def open_slide(path: Path) -> openslide.OpenSlide:
         return openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError as error:
         raise SlideFormatError(
-            f"{path.name} is no slide that OpenSlide {openslide.__library_version__} knows. Check "
-            "that it is complete, or convert it to a pyramidal TIFF."
+            f"{path.name} is not a slide that OpenSlide {openslide.__library_version__} knows. "
+            "Check that it is complete, or convert it to a pyramidal TIFF."
         ) from error
     except openslide.OpenSlideError as error:
         raise SlideFormatError(

@@ -58,8 +58,8 @@ def open_reader(path: Path, reader: str | None = None, *, mpp: float | None = No
     if archive is not None:
         raise SlideFormatError(f"{path.name} is {archive}")
     raise SlideFormatError(
-        f"{path.name} is no slide or image that can be read: it is damaged, or of a kind that none "
-        f"of the readers {', '.join(READERS)} knows.{hint} Copy it again, or convert it to a "
+        f"{path.name} is not a slide or image that can be read: it is damaged, or of a kind that "
+        f"none of the readers {', '.join(READERS)} knows.{hint} Copy it again, or convert it to a "
         "pyramidal TIFF."
     )
 

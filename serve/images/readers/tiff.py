@@ -32,7 +32,7 @@ class TiffReader(OpenSlideReader):
             self._tiff = tifffile.TiffFile(path)
         except TIFF_ERRORS as error:
             raise SlideFormatError(
-                f"{path.name} is no TIFF: {error}. Use the reader `openslide`."
+                f"{path.name} is not a TIFF: {error}. Use the reader `openslide`."
             ) from error
         sizes = {(page.imagewidth, page.imagelength): page for page in _same_pages(self._tiff)}
         for index, level in enumerate(self.levels):

@@ -115,7 +115,7 @@ _OF_SLIDES: Responses = {
         "content": {
             "application/json": {
                 "example": {
-                    "error": "case-7.svs is no slide or image that can be read: it is damaged, ...",
+                    "error": "case-7.svs is not a slide or image that can be read: it is damaged",
                     "code": SlideFormatError.code,
                 }
             }

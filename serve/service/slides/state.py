@@ -158,7 +158,7 @@ def check_slides(settings: ServeSettings) -> None:
     assert folder is not None
     assert out is not None
     if not folder.is_dir():
-        raise SettingsError(f"--slides is {folder}, which is no folder. Name one with slides.")
+        raise SettingsError(f"--slides is {folder}, which is not a folder. Name one with slides.")
     try:
         JobStore(out, settings.max_slide_jobs)
     except JobsError as error:

@@ -45,7 +45,7 @@ function findEnd(view) {
   for (let at = view.byteLength - 22; at >= 0; at--) {
     if (view.getUint32(at, true) === END_OF_DIRECTORY) return at;
   }
-  throw new Error("the answer is no zip file");
+  throw new Error("the answer is not a zip file");
 }
 
 async function content(buffer, { method, size, offset }) {
