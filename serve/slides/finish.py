@@ -203,8 +203,11 @@ def _write_once(work: WorkFolder, result: SlideResult, entry: SlideFormat) -> No
         entry.write(result, path)
     else:
         partial = path.with_name(f".partial-{path.name}")
-        entry.write(result, partial)
-        partial.replace(path)
+        try:
+            entry.write(result, partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)  # what a full disk left
     done.touch()
 
 
