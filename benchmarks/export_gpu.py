@@ -22,14 +22,12 @@ import torch
 import tyro
 from rich.console import Console
 
+from benchmarks.export_gpu_variants import VARIANTS, Device, Task
 from benchmarks.export_gpu_worker import (
     EXPECTED_FILE,
-    VARIANTS,
-    Device,
     Failed,
     Measured,
     Stages,
-    Task,
     Throughput,
     measure,
     measure_peak,

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import openslide
-import tifffile
 import tyro
 import zarr
 from numpy.typing import NDArray
@@ -31,13 +30,13 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.generated_slide import Clock, SlideOptions, tiles_in_memory, write_slide
 from benchmarks.harness import one_line_errors
 from benchmarks.real_size_model import draw_tiles
 from benchmarks.slide_seams import Seams, measure_seams
 from serve.contract.machine import Machine, installed_versions, this_machine
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
 from serve.contract.strict import Strict
-from serve.images.readers.registry import open_reader
 from serve.images.tiles import gaussian_window, tile_origins
 from serve.inference.batching import TileAnswer, TileRunner
 from serve.inference.segmenter import open_segmenter
@@ -47,14 +46,12 @@ from serve.slides.finish import read_passport
 from serve.slides.local import LocalEngine, model_of
 from serve.slides.options import RunOptions
 from serve.slides.outputs.registry import DEFAULT, formats_of
-from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, run_cohort
 from serve.slides.store import LABELS, array_of
 from serve.slides.throughput import for_throughput
 
 _OUTPUT = "low_res_probabilities"
 _PACKAGES = ("onnxruntime", "openslide-bin", "tifffile", "imagecodecs", "zarr", "numpy")
-_TISSUE_SHARE = 1 / 3
 
 
 class Rates(Strict):
@@ -98,20 +95,6 @@ class SlidesReport(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlideOptions:
-    """Options of every benchmark of a generated slide."""
-
-    settings: tyro.conf.OmitArgPrefixes[InferenceSettings]
-    """How to run the model."""
-    out: Path = Path("artifacts/results/slides")
-    """Folder for the report."""
-    side_px: int = 8192
-    """Side of the slide."""
-    drawn_px: int = 1024
-    """Side of the synthetic images that the slide is made of."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class SlidesBenchmark(SlideOptions):
     """Measure the slide engine."""
 
@@ -120,22 +103,6 @@ class SlidesBenchmark(SlideOptions):
     """Width and height of the slide for the memory; 0 0 leaves it out."""
     overlaps: tuple[float, ...] = (0.25, 0.125)
     """Overlaps whose seams are measured; none leaves them out."""
-
-
-class Clock(Quiet):
-    """Records when the tiles of a slide began and ended."""
-
-    def __init__(self) -> None:
-        self.began = self.computed = 0.0
-
-    def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
-        """See `Watcher`."""
-        self.began = time.perf_counter()
-        self.computed = 0.0
-
-    def step(self, name: str, step: str) -> None:
-        """See `Watcher`."""
-        self.computed = self.computed or time.perf_counter()
 
 
 class _Bench:
@@ -231,56 +198,6 @@ class _Run:
     num_tiles: int
     beyond: float
     store: Path
-
-
-def write_slide(
-    path: Path,
-    height: int,
-    width: int,
-    mpp: float,
-    drawn_px: int,
-    *,
-    tissue_share: float = _TISSUE_SHARE,
-) -> None:
-    """Write a JPEG pyramid with synthetic tissue in the middle of its area."""
-    drawn = draw_tiles(4, drawn_px)
-    pixels = np.full((height, width, 3), 243, np.uint8)
-    side = tissue_share**0.5
-    top, left = int(height * (1 - side) / 2), int(width * (1 - side) / 2)
-    rng = np.random.default_rng(0)
-    for y in range(top, height - top, drawn_px):
-        for x in range(left, width - left, drawn_px):
-            flip = rng.choice([1, -1], 2)
-            tile = drawn[rng.integers(len(drawn))][:: flip[0], :: flip[1]]
-            part = pixels[y : min(y + drawn_px, height - top), x : min(x + drawn_px, width - left)]
-            part[...] = tile[: part.shape[0], : part.shape[1]]
-    description = f"Aperio Image Library\r\n{width}x{height} JPEG/RGB Q=85|AppMag = 20|MPP = {mpp}"
-    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
-        for step in (1, 4, 16):
-            tiff.write(
-                np.ascontiguousarray(pixels[::step, ::step]),
-                description=description,
-                tile=(256, 256),
-                photometric="rgb",
-                compression="jpeg",
-                compressionargs={"level": 85},
-                subfiletype=int(step > 1),
-                metadata=None,
-            )
-
-
-def tiles_in_memory(path: Path, tile: int) -> NDArray[np.uint8]:
-    """Cut (16, T, T, 3) uint8 tiles out of a slide's middle."""
-    with open_reader(path) as slide:
-        width, height = slide.levels[0].width_px, slide.levels[0].height_px
-        middle = slide.read(0, width // 3, height // 3, 4 * tile, 4 * tile)
-    return np.stack(
-        [
-            middle[y : y + tile, x : x + tile]
-            for y in range(0, 4 * tile, tile)
-            for x in range(0, 4 * tile, tile)
-        ]
-    )
 
 
 def run_benchmark(command: SlidesBenchmark, console: Console) -> SlidesReport:

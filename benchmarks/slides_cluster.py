@@ -17,8 +17,8 @@ import tyro
 from pydantic import Field
 from rich.console import Console
 
+from benchmarks.generated_slide import SlideOptions, write_slide
 from benchmarks.harness import machine_line, one_line_errors, take_turns, write_report
-from benchmarks.slides import SlideOptions, write_slide
 from serve.contract.machine import installed_versions
 from serve.contract.manifest import read_bundle, sha256_of
 from serve.contract.strict import Strict

@@ -20,9 +20,9 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from benchmarks.generated_slide import Clock, SlideOptions, tiles_in_memory, write_slide
 from benchmarks.gpu_watch import GpuUse, watched_gpu
 from benchmarks.harness import one_line_errors, write_report
-from benchmarks.slides import Clock, SlideOptions, tiles_in_memory, write_slide
 from serve.contract.machine import Machine, installed_versions, this_machine
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
 from serve.contract.markdown import markdown_table

@@ -12,10 +12,11 @@ import torch
 from benchmarks import export_cpu as benchmark
 from benchmarks import export_cpu_worker as benchmark_worker
 from benchmarks import export_gpu as benchmark_gpu
+from benchmarks import export_gpu_variants as gpu_variants
 from benchmarks import export_gpu_worker as benchmark_gpu_worker
 from benchmarks.export_cpu import CpuBenchmark, CpuMeasurement, CpuReport
 from benchmarks.export_gpu import GpuBenchmark, GpuMeasurement, GpuReport, NoGpuError, Stages
-from benchmarks.export_gpu_worker import VARIANTS
+from benchmarks.export_gpu_variants import VARIANTS
 from benchmarks.real_size_model import (
     build_benchmark_model,
     draw_tiles,
@@ -197,10 +198,10 @@ def test_the_gpu_benchmark_runs_dry_on_the_cpu(tmp_path: Path, monkeypatch: pyte
 def benchmark_of(
     monkeypatch: pytest.MonkeyPatch,
     out: Path,
-    **loads: Callable[[benchmark_gpu_worker.Task], object],
+    **loads: Callable[[gpu_variants.Task], object],
 ) -> GpuBenchmark:
     """A benchmark of these variants; none takes a graph."""
-    variants = {name: benchmark_gpu_worker.Variant(load) for name, load in loads.items()}  # type: ignore[arg-type]
+    variants = {name: gpu_variants.Variant(load) for name, load in loads.items()}  # type: ignore[arg-type]
     for module in (benchmark_gpu, benchmark_gpu_worker):
         monkeypatch.setattr(module, "VARIANTS", variants)
     monkeypatch.setattr(benchmark_gpu, "_own_process", in_this_process)
@@ -215,14 +216,14 @@ def benchmark_of(
     )
 
 
-def darkness(task: benchmark_gpu_worker.Task) -> benchmark_gpu_worker.Compute:
-    return lambda images: benchmark_gpu_worker.Answer(images[..., 0])
+def darkness(task: gpu_variants.Task) -> gpu_variants.Compute:
+    return lambda images: gpu_variants.Answer(images[..., 0])
 
 
 def test_a_variant_that_cannot_be_loaded_loses_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def not_installed(task: benchmark_gpu_worker.Task) -> object:
+    def not_installed(task: gpu_variants.Task) -> object:
         raise ModuleNotFoundError("No module named 'tensorrt'")
 
     report = benchmark_of(monkeypatch, tmp_path, broken=not_installed, good=darkness).run()
@@ -237,11 +238,11 @@ def test_a_variant_that_cannot_be_loaded_loses_no_other(
 def test_a_batch_that_does_not_fit_keeps_the_smaller_ones_and_the_next_variant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def small(task: benchmark_gpu_worker.Task) -> benchmark_gpu_worker.Compute:
-        def compute(images: torch.Tensor) -> benchmark_gpu_worker.Answer:
+    def small(task: gpu_variants.Task) -> gpu_variants.Compute:
+        def compute(images: torch.Tensor) -> gpu_variants.Answer:
             if len(images) > 1:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 6 GiB")
-            return benchmark_gpu_worker.Answer(images[..., 0])
+            return gpu_variants.Answer(images[..., 0])
 
         return compute
 
@@ -256,7 +257,7 @@ def test_a_batch_that_does_not_fit_keeps_the_smaller_ones_and_the_next_variant(
 def test_what_was_measured_is_on_disk_before_the_next_variant_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def killed(task: benchmark_gpu_worker.Task) -> object:
+    def killed(task: gpu_variants.Task) -> object:
         raise KeyboardInterrupt
 
     benchmark = benchmark_of(monkeypatch, tmp_path, good=darkness, killed=killed)
@@ -277,7 +278,7 @@ def test_tensorrts_plan_for_the_benchmark_is_for_its_graph_and_one_batch(
     tmp_path: Path, batch_size: int
 ):
     (tmp_path / "extended.fp16.onnx").write_bytes(b"graph")
-    task = benchmark_gpu_worker.Task(
+    task = gpu_variants.Task(
         variant="TensorRT fp16, extended",
         folder=tmp_path,
         model=MODEL,
@@ -285,7 +286,7 @@ def test_tensorrts_plan_for_the_benchmark_is_for_its_graph_and_one_batch(
         batch_sizes=(1, 4),
         num_runs=1,
     )
-    plan = benchmark_gpu_worker.engine_plan(task, "9.0", batch_size)
+    plan = gpu_variants.engine_plan(task, "9.0", batch_size)
     assert plan.onnx_file == "extended.fp16.onnx"
     assert (plan.batch.opt, plan.batch.max) == (batch_size, batch_size)
 
@@ -293,7 +294,7 @@ def test_tensorrts_plan_for_the_benchmark_is_for_its_graph_and_one_batch(
 def test_the_forms_of_attention_are_measured_in_both_runtimes():
     found = {
         (getattr(variant.load, "func", variant.load).__name__, variant.form)
-        for variant in benchmark_gpu_worker.VARIANTS.values()
+        for variant in VARIANTS.values()
         if variant.form is not None
     }
     runtimes = ("_onnx_runtime", "_tensorrt")
