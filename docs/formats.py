@@ -7,12 +7,22 @@ from serve.answers.registry import FORMATS
 DOCUMENT = Path(__file__).with_suffix(".md")
 _HEAD = """# Answer formats
 
-One registry (`serve/answers/registry.py`) holds them all. Routes, OpenAPI, `/batch`,
-`focalpath-segment --format` and the page's downloads derive from it, and so does this table, which
-`python docs/formats.py` writes.
+What the service, `focalpath-segment` and the page answer for one image, and the options of each
+answer. What comes out of whole slides is in [slides.md](slides.md#what-comes-out); what the numbers
+mean is in [viewing.md](viewing.md#what-the-numbers-mean).
+
+`/batch` takes many images, and `POST /segment?mpp=0.25` states the um per pixel, as on all routes.
+`python docs/formats.py` writes this page from the registry (`serve/answers/registry.py`), from which
+routes, OpenAPI, the command line and the page's downloads derive as well.
 
 | `--format` | route | file | in `/batch` | options | |
 |---|---|---|---|---|---|
+"""
+_OPTIONS = """
+Options are parts of the address, such as `/overlay?alpha=0.4`, or flags, such as `--alpha 0.4`:
+
+| option | meaning |
+|---|---|
 """
 
 
@@ -31,7 +41,13 @@ def text() -> str:
         )
         for entry in FORMATS.values()
     ]
-    return _HEAD + "\n".join(rows) + "\n"
+    options = {
+        name: field.description
+        for entry in FORMATS.values()
+        for name, field in entry.options.model_fields.items()
+    }
+    meanings = [f"| `{name}` | {description} |" for name, description in options.items()]
+    return _HEAD + "\n".join(rows) + "\n" + _OPTIONS + "\n".join(meanings) + "\n"
 
 
 if __name__ == "__main__":
