@@ -12,8 +12,8 @@ answer. What comes out of whole slides is in [slides.md](slides.md#what-comes-ou
 mean is in [viewing.md](viewing.md#what-the-numbers-mean).
 
 `/batch` takes many images, and `POST /segment?mpp=0.25` states the um per pixel, as on all routes.
-`python docs/formats.py` writes this page from the registry (`serve/answers/registry.py`), from which
-routes, OpenAPI, the command line and the page's downloads derive as well.
+`python docs/formats.py` writes this page from the registry (`serve/answers/registry.py`). Routes,
+OpenAPI, the command line and the page's downloads derive from it, too.
 
 | `--format` | route | file | in `/batch` | options | |
 |---|---|---|---|---|---|

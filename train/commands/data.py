@@ -8,8 +8,6 @@ import tyro
 
 from train.data.check import report
 from train.data.convert.registry import CONVERTERS, Converter
-from train.data.folder import read_tile_folder
-from train.data.pixels import require_trainable
 from train.errors import DatasetError
 
 
@@ -69,7 +67,6 @@ class Check:
         Raises:
             FocalPathError: `fit` would refuse the data set.
         """
-        warnings = report(self.data)
-        require_trainable(read_tile_folder(self.data))
+        warnings = report(self.data, must_train=True)
         if warnings and self.strict:
             raise DatasetError(f"{self.data} has {len(warnings)} warnings, and --strict is set")

@@ -6,6 +6,7 @@ warning.
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +19,7 @@ from rich.table import Table
 from serve.images.mpp import Mpp, PixelSize, sides_of
 from train.data.folder import Split, TileFolder, folds_file, read_folds, read_tile_folder
 from train.data.images import inspect_image
-from train.data.pixels import count_pixels
+from train.data.pixels import count_all, require_trainable
 
 TINY_SHARE = 0.01
 """A class with less of the labelled training pixels than this is warned about."""
@@ -37,12 +38,15 @@ _SPLITS: tuple[Split, ...] = get_args(Split)
 _TCGA_PATIENT = re.compile(r"TCGA-\w{2}-\w{4}")
 
 
-def report(root: Path, found_before: list[str] | None = None) -> list[str]:
+def report(
+    root: Path, found_before: list[str] | None = None, *, must_train: bool = False
+) -> list[str]:
     """Read all masks of a data set, print the table of pixel shares and the warnings.
 
     Args:
         root: the data set.
         found_before: warnings of an earlier step, to print first.
+        must_train: refuse, after the table, what `fit` would refuse.
 
     Returns:
         All warnings.
@@ -51,7 +55,8 @@ def report(root: Path, found_before: list[str] | None = None) -> list[str]:
         FocalPathError: the data set cannot be trained on as it is.
     """
     folder = read_tile_folder(root)
-    counts = count_splits(folder)
+    each = count_all(folder)
+    counts = count_splits(folder, each)
     warnings = list(found_before or ()) + find_warnings(folder, counts)
     console = Console()
     console.print(share_table(folder, counts))
@@ -59,15 +64,18 @@ def report(root: Path, found_before: list[str] | None = None) -> list[str]:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     if not warnings:
         console.print("nothing looks wrong")
+    if must_train:
+        require_trainable(folder, each)
     return warnings
 
 
-def count_splits(folder: TileFolder) -> Counts:
-    """Count the labels of every split; those of an empty split are 0."""
-    empty = np.zeros(1 + len(folder.classes), np.int64)
-    return {
-        split: count_pixels(folder, split) if folder.tiles[split] else empty for split in _SPLITS
-    }
+def count_splits(
+    folder: TileFolder, each: Mapping[Split, NDArray[np.int64]] | None = None
+) -> Counts:
+    """Count the labels of every split, from those of each mask; those of an empty split are 0."""
+    each = count_all(folder) if each is None else each
+    empty = np.zeros((0, 1 + len(folder.classes)), np.int64)
+    return {split: np.asarray(each.get(split, empty).sum(axis=0)) for split in _SPLITS}
 
 
 def share_table(folder: TileFolder, counts: Counts) -> Table:

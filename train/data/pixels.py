@@ -3,6 +3,7 @@
 `train check` and `fit` call `require_trainable`, so that both refuse the same data sets.
 """
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
 
@@ -53,8 +54,14 @@ def read_labels(tile: Tile, num_classes: int) -> NDArray[np.uint8]:
     return labels if labels.shape == (facts.height, facts.width) else turned
 
 
-def require_trainable(folder: TileFolder) -> NDArray[np.int64]:
+def require_trainable(
+    folder: TileFolder, counts: Mapping[Split, NDArray[np.int64]] | None = None
+) -> NDArray[np.int64]:
     """Refuse a data set that training would refuse or stop at. Decodes every mask once.
+
+    Args:
+        folder: the data set.
+        counts: those of `count_all`, where they are known already.
 
     Returns:
         The training images' counts, as `count_each` returns them.
@@ -63,11 +70,9 @@ def require_trainable(folder: TileFolder) -> NDArray[np.int64]:
         FocalPathError: a file cannot be read, a class has no training pixel, or the validation
             images have no label.
     """
-    counts = {
-        split: count_each(folder, split)
-        for split in SPLITS
-        if folder.tiles[split] or split != "test"
-    }
+    counts = count_all(folder) if counts is None else counts
+    _require_tiles(folder, "training")
+    _require_tiles(folder, "validation")
     class_frequencies(folder, counts["training"])
     _require_any(folder, "validation", counts["validation"])
     return counts["training"]
@@ -80,6 +85,14 @@ def require_labelled(folder: TileFolder, split: Split) -> None:
         DatasetError: no pixel of its images is labelled.
     """
     _require_any(folder, split, count_each(folder, split))
+
+
+def _require_tiles(folder: TileFolder, split: Split) -> None:
+    if not folder.tiles[split]:
+        raise DatasetError(
+            f"{folder.root / 'folds.csv'} has no {split} tile; expected at least one "
+            "(fold -1 is test, 0 validation, any other training)"
+        )
 
 
 def _require_any(folder: TileFolder, split: Split, counts: NDArray[np.int64]) -> None:
@@ -103,18 +116,19 @@ def count_pixels(folder: TileFolder, split: Split) -> NDArray[np.int64]:
     return np.asarray(count_each(folder, split).sum(axis=0))
 
 
+def count_all(folder: TileFolder) -> dict[Split, NDArray[np.int64]]:
+    """Count the labels of each mask of every split that has one; see `count_each`."""
+    return {split: count_each(folder, split) for split in SPLITS if folder.tiles[split]}
+
+
 def count_each(folder: TileFolder, split: Split) -> NDArray[np.int64]:
     """Count the labels of each mask of a split; see `count_pixels`.
 
     Returns:
         (N, 1 + C) pixels, unlabelled first, in the order of the split's images.
     """
+    _require_tiles(folder, split)
     tiles = folder.tiles[split]
-    if not tiles:
-        raise DatasetError(
-            f"{folder.root / 'folds.csv'} has no {split} tile; expected at least one "
-            "(fold -1 is test, 0 validation, any other training)"
-        )
     num_classes = len(folder.classes)
 
     def count(tile: Tile) -> NDArray[np.int64] | FocalPathError:

@@ -1,15 +1,18 @@
 import csv
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from tests.support.errors import raises
 from train.data.check import count_splits, find_warnings, report, share_table
-from train.data.folder import read_tile_folder
-from train.errors import MaskError, ScaleError
+from train.data.folder import Tile, read_tile_folder
+from train.data.pixels import read_labels
+from train.errors import DatasetError, MaskError, ScaleError
 
 Rows = list[tuple[str, int, str]]
 ROWS: Rows = [("a", 1, "one"), ("b", 0, "two"), ("c", -1, "three")]
@@ -139,6 +142,29 @@ def test_a_mask_that_training_cannot_read_is_an_error(tmp_path: Path) -> None:
     relabel(root, "b", np.full((10, 10), 3))
     with raises(MaskError, "label 3"):
         report(root)
+
+
+def test_each_mask_is_read_once_whatever_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def reading(tile: Tile, num_classes: int) -> NDArray[np.uint8]:
+        read.append(tile.tile_id)
+        return read_labels(tile, num_classes)
+
+    monkeypatch.setattr("train.data.pixels.read_labels", reading)
+    report(write_data(tmp_path / "data"), must_train=True)
+    assert sorted(read) == sorted({*read})
+
+
+@pytest.mark.parametrize("must_train", [False, True])
+def test_only_what_must_train_is_refused_without_validation(
+    tmp_path: Path, must_train: bool
+) -> None:
+    root = write_data(tmp_path / "data", [row for row in ROWS if row[1] != 0])
+    with raises(DatasetError, "validation") if must_train else nullcontext():
+        report(root, must_train=must_train)
 
 
 def test_the_report_prints_table_and_warnings(
