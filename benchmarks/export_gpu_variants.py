@@ -19,8 +19,8 @@ from export.graph.encoders import FoldedSegmenter
 from export.graph.nodes import PARITY_OUTPUT
 from export.graph.reference import Deployable
 from export.tensorrt.build import build_plan
-from export.tensorrt.engine import load_tensorrt
 from export.tensorrt.plan import BatchProfile, EnginePlan
+from export.tensorrt.requirements import load_tensorrt
 from export.tensorrt.session import Gpu, PlanSession
 from serve.contract import cuda
 from serve.contract.manifest import LOW_RES_STRIDE, interface, sha256_of

@@ -9,13 +9,9 @@ from rich.console import Console
 
 from export.errors import WrongMachineError
 from export.tensorrt.container import ContainerBuild
-from export.tensorrt.engine import (
-    build_engine,
-    check_capability,
-    pointing_to,
-    tiles_for,
-)
+from export.tensorrt.engine import build_engine, tiles_for
 from export.tensorrt.plan import EnginePlan, read_engine_plan
+from export.tensorrt.requirements import check_capability, pointing_to
 from serve.contract.machine import visible_gpus
 from serve.contract.manifest import read_bundle
 

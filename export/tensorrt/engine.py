@@ -3,19 +3,13 @@
 Checks the machine, builds the plan and runs it. Keeps the plan only if it passes the gate.
 """
 
-import contextlib
-import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
 from export.errors import (
-    BundleError,
     GateError,
-    GraphError,
-    SettingsError,
     WrongMachineError,
     errors_translated,
 )
@@ -28,6 +22,15 @@ from export.tensorrt.build import build_plan
 from export.tensorrt.container import ContainerBuild, container_image
 from export.tensorrt.plan import EnginePlan, read_engine_plan
 from export.tensorrt.report import CARD_HEADING, BatchReport, EngineReport
+from export.tensorrt.requirements import (
+    check_capability,
+    check_obstacles,
+    check_source,
+    check_tiles,
+    check_version,
+    load_tensorrt,
+    pointing_to,
+)
 from export.tensorrt.session import (
     Gpu,
     PlanSession,
@@ -85,16 +88,16 @@ def build_engine(
     """
     manifest = read_bundle(bundle)
     plan = plan or read_engine_plan(bundle)
-    precision = _check_source(bundle, manifest, plan)
-    _check_obstacles(plan)
+    precision = check_source(bundle, manifest, plan)
+    check_obstacles(plan)
     if tiles is not None:
-        _check_tiles(tiles, manifest)
+        check_tiles(tiles, manifest)
     with pointing_to(container or ContainerBuild(plan, bundle, data=None), plan):
         gpu = gpu or Gpu.find()
         if gpu is not None:
             check_capability(gpu.name, gpu.compute_capability, plan)
         trt = trt or load_tensorrt()
-        _check_version(trt, plan)
+        check_version(trt, plan)
         if gpu is None:
             raise WrongMachineError("This machine has no CUDA device that torch can use.")
     tiles = tiles or tiles_for(manifest, None, NUM_TILES)
@@ -119,18 +122,6 @@ def tiles_for(manifest: Manifest, data: Path | None, num_tiles: int) -> Validati
         class_names=[entry.name for entry in manifest.classes],
         mpp=manifest.mpp,
     )
-
-
-def load_tensorrt() -> ModuleType:
-    """Import TensorRT.
-
-    Raises:
-        WrongMachineError: TensorRT is not installed, or its libraries are missing.
-    """
-    try:
-        return importlib.import_module("tensorrt")
-    except (ImportError, OSError) as error:
-        raise WrongMachineError(f"TensorRT cannot be imported on this machine: {error}.") from error
 
 
 def check_plan(
@@ -207,72 +198,6 @@ def _fill(tiles: ValidationTiles, largest_batch: int) -> ValidationTiles:
         images=tiles.images[order],
         masks=None if tiles.masks is None else tiles.masks[order],
     )
-
-
-def _check_source(bundle: Path, manifest: Manifest, plan: EnginePlan) -> str:
-    """Check that the ONNX file is the planned one; return its precision."""
-    for artefact in manifest.artefacts:
-        if artefact.file == plan.onnx_file and artefact.sha256 == plan.onnx_sha256:
-            return artefact.precision
-    path = bundle / plan.onnx_file
-    found = f"its SHA-256 is {sha256_of(path)}" if path.is_file() else "it does not exist"
-    raise BundleError(
-        f"{path} is not the planned graph: {found}; engine_plan.json expects the SHA-256 "
-        f"{plan.onnx_sha256}. Export the checkpoint again."
-    )
-
-
-def _check_obstacles(plan: EnginePlan) -> None:
-    if plan.obstacles:
-        listing = "\n".join(f"  {obstacle}" for obstacle in plan.obstacles)
-        raise GraphError(
-            f"TensorRT cannot build an engine from {plan.onnx_file}; its parser would refuse:\n"
-            f"{listing}\nServe the bundle with ONNX Runtime, or train with another encoder."
-        )
-
-
-def _check_tiles(tiles: ValidationTiles, manifest: Manifest) -> None:
-    side, images = manifest.tile_size_px, tiles.images
-    if images.dtype != np.uint8 or not len(images) or images.shape[1:] != (side, side, 3):
-        raise SettingsError(
-            f"the images to compare on are {images.shape} {images.dtype}; expected "
-            f"(N, {side}, {side}, 3) uint8 with at least one image"
-        )
-
-
-@contextlib.contextmanager
-def pointing_to(container: ContainerBuild, plan: EnginePlan) -> Iterator[None]:
-    """Add to a WrongMachineError how to build on another machine."""
-    try:
-        yield
-    except WrongMachineError as error:
-        raise WrongMachineError(
-            f"{error} Build {plan.plan_file} on a machine with a GPU of compute capability "
-            f"{plan.compute_capability} (an A100 has 8.0):\n{container}"
-        ) from error
-
-
-def _check_version(trt: ModuleType, plan: EnginePlan) -> None:
-    if not plan.takes_version(trt.__version__):
-        raise WrongMachineError(
-            f"TensorRT here is {trt.__version__}; expected {plan.tensorrt_version}, as in "
-            f"{plan.serving_image}, which loads no other version's plans. For a server with "
-            f"TensorRT {trt.__version__}, give --tensorrt-version."
-        )
-
-
-def check_capability(name: str, compute_capability: str, plan: EnginePlan) -> None:
-    """Check that a GPU has the planned compute capability.
-
-    Raises:
-        WrongMachineError: it has another one.
-    """
-    if compute_capability != plan.compute_capability:
-        raise WrongMachineError(
-            f"{name} has compute capability {compute_capability}; expected "
-            f"{plan.compute_capability}, as the plan runs on no other. For a server with this "
-            f"GPU, give --compute-capability {compute_capability}."
-        )
 
 
 def _reference_file(manifest: Manifest, plan: EnginePlan) -> str:

@@ -13,13 +13,10 @@ from pydantic import ValidationError
 from export.errors import BundleError, EngineError, GateError, SettingsError, WrongMachineError
 from export.gate.schema import Tolerances
 from export.gate.tiles import ValidationTiles
-from export.tensorrt.engine import (
-    ENGINE_REPORT_FILE,
-    build_engine,
-    load_tensorrt,
-)
+from export.tensorrt.engine import ENGINE_REPORT_FILE, build_engine
 from export.tensorrt.plan import EnginePlan, plan_for, read_engine_plan
 from export.tensorrt.report import EngineReport
+from export.tensorrt.requirements import load_tensorrt
 from export.tensorrt.session import count_attention
 from serve.contract.manifest import Manifest, TensorRTBuild, read_bundle, sha256_of
 from tests.support.errors import raises
