@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 
 from serve.images.tiles import Blend, upsample_and_label
 from train.data.augmentation import NUM_VIEWS, turn, turn_back
-from train.data.dataset import WholeImage, WholeImageDataset, pack_images
+from train.data.dataset import WholeImage, WholeImageDataset
 from train.data.folder import Split, TileFolder
+from train.data.order import pack_images
 from train.data.scale import Placement, TileScale
 from train.fitting.loading import ErrorsAsItems, TileLoader
 from train.model.checkpoint import CheckpointCard

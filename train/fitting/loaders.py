@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from train.data.augmentation import NUM_VIEWS
-from train.data.dataset import EpochSampler, TileDataset, WholeImageDataset
+from train.data.dataset import TileDataset, WholeImageDataset
 from train.data.folder import TileFolder
+from train.data.order import EpochSampler
 from train.data.scale import TileScale
 from train.fitting.embedding_cache import CachedTileDataset, CachedWholeImages, EmbeddingCache
 from train.fitting.evaluation import whole_image_loader

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.dataset import EpochSampler
+from train.data.order import EpochSampler
 
 
 class BalancedSampler(EpochSampler):

@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from torch.utils.data import DataLoader, Dataset
 
-from train.data.dataset import EpochSampler
+from train.data.order import EpochSampler
 from train.errors import DestinationError
 from train.files import whole_file, whole_folder, write_errors_explained
 from train.fitting.callbacks import MetricsFile, OwnSigterm

@@ -12,7 +12,7 @@ from PIL import Image
 from serve.images.mpp import PixelSize
 from tests.support.toy_bundle import REFERENCE_RGB
 from tests.support.toy_data import TILE_SIZE_PX, write_twice_as_large
-from train.data.dataset import EpochSampler, TileDataset
+from train.data.dataset import TileDataset
 from train.data.folder import read_tile_folder
 from train.data.images import image_size
 from train.data.scale import TileScale
@@ -54,15 +54,6 @@ def test_dihedral_augmentation_moves_pixels_and_labels_together(toy_data: Path):
             expected = plain["image"][:, plain["labels"] == label].float().mean(dim=1)
             found = view["image"][:, view["labels"] == label].float().mean(dim=1)
             torch.testing.assert_close(found, expected)
-
-
-def test_sampler_shuffles_every_epoch_and_shares_tiles_between_ranks():
-    one, two = (EpochSampler(10, seed=0, rank=rank, num_ranks=2) for rank in range(2))
-    first = [*one, *two]
-    assert sorted(index for _, index in first) == list(range(10))
-    one.set_epoch(1)
-    assert [index for _, index in one] != [index for _, index in first[:5]]
-    assert {epoch for epoch, _ in one} == {1}
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 
@@ -34,8 +33,9 @@ from train.data.convert.class_mapping import (
     read_mapping,
     write_template,
 )
+from train.data.convert.drawing import drawing_of
 from train.data.convert.layout import TEST_FOLD, Region, TileSettings, find_images, write_dataset
-from train.data.convert.shapes import Annotation, Ring, fill_shape, vanished
+from train.data.convert.shapes import Annotation
 from train.errors import AnnotationError, ImageFileError, ScaleError, SettingsError, SourceError
 from train.files import refuse_existing
 
@@ -44,8 +44,6 @@ _SLIDES = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".vms", ".vmu", ".bif"),
     *(".dcm", ".czi", ".zarr", ".png", ".jpg", ".jpeg", ".webp"),
 )
-_CHUNK_TILES = 4
-"""Tiles along each side of what is in memory at once (our choice)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,44 +204,6 @@ def _check_slide(slide: _Slide, mapping: ClassMapping, settings: AnnotationSetti
                 )
 
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """What is drawn on a slide, in pixels of the tiles' um per pixel."""
-
-    rois: list[tuple[Ring, ...]]
-    shapes: list[tuple[str, int, tuple[Ring, ...]]]
-    """Name, label and rings, in the order of drawing."""
-    size: tuple[int, int]
-    """Rows and columns of the slide."""
-
-
-def _plan(
-    slide: _Slide, reader: RegionReader, mapping: ClassMapping, settings: AnnotationSettings
-) -> _Plan:
-    scale = np.array(reader.require_pixel_size()) / settings.tiles.mpp  # x, y
-    rois, shapes = [], []
-    for annotation in slide.annotations:
-        rings = tuple(ring * scale for ring in annotation.rings)
-        value = mapping.value(annotation.label)
-        if mapping.labels[annotation.label] == ROI:
-            rois.append(rings)
-        elif value is not None and rings:
-            name = f"{annotation.label!r}, {annotation.place} of {slide.file.name}"
-            shapes.append((name, value, rings))
-    if settings.overlap == "area":
-        shapes.sort(key=lambda shape: -_box_area(shape[2][0]))
-    size = (
-        max(1, round(reader.height_px * scale[1])),
-        max(1, round(reader.width_px * scale[0])),
-    )
-    return _Plan(rois, shapes, size)
-
-
-def _box_area(ring: Ring) -> float:
-    x, y = ring.T
-    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
-
-
 def _regions(
     slides: Sequence[_Slide],
     mapping: ClassMapping,
@@ -256,68 +216,27 @@ def _regions(
         group = _group(slide.name, settings)
         with ExitStack() as stack:
             reader = stack.enter_context(_open(slide.path, settings))
-            plan = _plan(slide, reader, mapping, settings)
+            mpp = settings.tiles.mpp
+            drawing = drawing_of(
+                slide.annotations,
+                slide.file.name,
+                reader,
+                mapping,
+                mpp,
+                smaller_on_top=settings.overlap == "area",
+            )
             left: defaultdict[str, bool] = defaultdict(bool)
-            for y, x, height, width in _chunks(plan, settings.tiles.tile_size_px):
-                labels, gone = _draw(plan, mapping, (y, x), (height, width))
-                for name, _, _ in _touching(plan, (y, x), (height, width)):
+            for y, x, height, width in drawing.chunks(settings.tiles.tile_size_px):
+                labels, gone = drawing.draw(mapping, (y, x), (height, width))
+                for name, _, _ in drawing.touching((y, x), (height, width)):
                     left[name] |= name not in gone
                 if not labels.any():
                     continue
-                mpp = settings.tiles.mpp
                 image = reader.read_um(y * mpp, x * mpp, height, width, mpp)
-                name = slide.name if plan.size == (height, width) else f"{slide.name}_{y}_{x}"
+                name = slide.name if drawing.size == (height, width) else f"{slide.name}_{y}_{x}"
                 fold = TEST_FOLD if group in test else None
                 yield Region(name, group, image, labels, fold)
             hidden += [name for name, remains in left.items() if not remains]
-
-
-def _chunks(plan: _Plan, tile: int) -> Iterator[tuple[int, int, int, int]]:
-    """(y, x, height, width) of what is read at once, where something is drawn."""
-    side = tile * _CHUNK_TILES
-    outlines = [rings[0] for rings in plan.rois] or [rings[0] for _, _, rings in plan.shapes]
-    if not outlines:
-        return
-    rows, columns = plan.size
-    low = np.min([ring.min(axis=0) for ring in outlines], axis=0)
-    high = np.max([ring.max(axis=0) for ring in outlines], axis=0)
-    left, top = (max(0, int(np.floor(edge))) for edge in low)
-    right, bottom = min(columns, int(np.ceil(high[0]))), min(rows, int(np.ceil(high[1])))
-    if rows <= side and columns <= side:  # a small image is taken as it is
-        left, top, right, bottom = 0, 0, columns, rows
-    for y in range(top, bottom, side):
-        for x in range(left, right, side):
-            yield y, x, min(side, bottom - y), min(side, right - x)
-
-
-def _touching(
-    plan: _Plan, corner: tuple[int, int], size: tuple[int, int]
-) -> list[tuple[str, int, tuple[Ring, ...]]]:
-    """The shapes whose boxes reach a chunk, in its pixels."""
-    y, x = corner
-    found = []
-    for name, value, rings in plan.shapes:
-        low, high = rings[0].min(axis=0) - [x, y], rings[0].max(axis=0) - [x, y]
-        if high[0] > 0 and high[1] > 0 and low[0] < size[1] and low[1] < size[0]:
-            found.append((name, value, tuple(ring - [x, y] for ring in rings)))
-    return found
-
-
-def _draw(
-    plan: _Plan, mapping: ClassMapping, corner: tuple[int, int], size: tuple[int, int]
-) -> tuple[NDArray[np.uint8], set[str]]:
-    """The labels of a chunk, and the names of the shapes that are wholly covered in it."""
-    labels = np.full(size, mapping.index(mapping.uncovered), np.uint8)
-    shapes = _touching(plan, corner, size)
-    for _, value, rings in shapes:
-        fill_shape(labels, rings, value)
-    gone = set(vanished(shapes, labels))
-    if plan.rois:
-        inside = np.zeros(size, np.uint8)
-        for rings in plan.rois:
-            fill_shape(inside, tuple(ring - [corner[1], corner[0]] for ring in rings), 1)
-        labels[inside == 0] = 0
-    return labels, gone
 
 
 def _group(name: str, settings: AnnotationSettings) -> str:

@@ -12,6 +12,12 @@ UNNAMED = "unclassified"
 """The label of annotations that have none."""
 
 
+def area_of(ring: Ring) -> float:
+    """Area inside a ring in square pixels, by the shoelace formula."""
+    x, y = ring.T
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+
+
 @dataclass(frozen=True, eq=False)
 class Shape:
     """An area with its label: an outline, then its holes."""
@@ -22,8 +28,7 @@ class Shape:
     @property
     def area_px(self) -> float:
         """Area inside the outline, holes included."""
-        x, y = self.rings[0].T
-        return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+        return area_of(self.rings[0])
 
     @property
     def box(self) -> tuple[float, float, float, float]:
