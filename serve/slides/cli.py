@@ -222,7 +222,7 @@ def _report(cohort: "Cohort", outcomes: Sequence["Outcome"]) -> None:
         numbers = (str(outcome.num_tiles), f"{outcome.seconds:.1f}")
         table.add_row(escape(outcome.name), outcome.status, tissue, escape(largest), *numbers)
     Console().print(table)
-    print(f"results in {cohort.out}, all in numbers in {cohort.out / 'summary.csv'}")
+    print(f"results in {cohort.out}, the areas of all slides in {cohort.out / 'summary.csv'}")
 
 
 def _status(command: Status) -> int:

@@ -27,7 +27,7 @@ def write_overview(result: SlideResult, path: Path) -> None:
     beside = width <= height  # the two pictures; else one below the other
     columns, rows = (2, 1) if beside else (1, 2)
     left = _MARGIN + columns * width + (columns - 1) * _GAP + _MARGIN
-    lines = len(result.summary.classes) + 5
+    lines = len(result.summary.classes) + 6
     body = max(rows * height + (rows - 1) * _GAP, lines * _LINE)
     canvas = Image.new("RGB", (left + _LEGEND_PX, body + 2 * _MARGIN), _PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -131,6 +131,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, left: int, summary: SlideSummary) ->
         draw.text((right - 75, y), area, color, plain, anchor="ra")
         draw.text((right, y), share, color, plain, anchor="ra")
         y += _LINE
+    draw.text((left, y + 6), "Research use only. Not for diagnosis.", _FAINT, plain)
 
 
 def _fitting(
