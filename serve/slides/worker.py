@@ -37,6 +37,8 @@ from serve.slides.tiling import Tiling
 OUTPUT = "low_res_probabilities"
 STAGES = ("read", "model", "blend", "write")
 _NUM_LABELS = 256
+_ROWS_AT_ONCE = 128
+"""Rows of a block that are counted at once: bounds the memory, whose first use costs the most."""
 _KIB = 1024
 _LOW = int(np.ceil(LOW_CONFIDENCE * 255))
 
@@ -345,8 +347,12 @@ def _record(
     confidence: NDArray[np.uint8],
 ) -> BlockRecord:
     # How many cells have each pair of label and confidence: all sums follow from it.
-    pairs = labels.astype(np.uint16) * _NUM_LABELS + confidence
-    counts = np.bincount(pairs.ravel(), minlength=_NUM_LABELS**2).reshape(_NUM_LABELS, -1)
+    counts = np.zeros(_NUM_LABELS**2, np.int64)
+    for top in range(0, len(labels), _ROWS_AT_ONCE):
+        rows = slice(top, top + _ROWS_AT_ONCE)
+        pairs = labels[rows].astype(np.uint16) * _NUM_LABELS + confidence[rows]
+        counts += np.bincount(pairs.ravel(), minlength=_NUM_LABELS**2)
+    counts = counts.reshape(_NUM_LABELS, -1)
     cells = counts.sum(axis=1)
     sums = counts @ np.arange(counts.shape[1])
     low = counts[:, :_LOW].sum(axis=1)

@@ -14,6 +14,8 @@ from serve.slides.outputs.format import SlideFormat, SlideResult
 from serve.slides.outputs.regions import Budget, Region, outlines
 
 _UM2_DIGITS = 1
+_GZIP_LEVEL = 5
+"""Six takes more than twice the time for 2% less."""
 
 
 def write_geojson(result: SlideResult, path: Path) -> None:
@@ -114,7 +116,9 @@ def _gzip(path: Path) -> Iterator[gzip.GzipFile]:
     """A gzip file without its name and the time, so that it is the same at each writing."""
     with (
         path.open("wb") as raw,
-        gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=raw, mtime=0) as file,
+        gzip.GzipFile(
+            filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0
+        ) as file,
     ):
         yield file
 
