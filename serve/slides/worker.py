@@ -347,14 +347,13 @@ def _record(
     confidence: NDArray[np.uint8],
 ) -> BlockRecord:
     # How many cells have each pair of label and confidence: all sums follow from it.
-    counts = np.zeros(_NUM_LABELS**2, np.int64)
+    counts = np.zeros((_NUM_LABELS, _NUM_LABELS), np.int64)
     for top in range(0, len(labels), _ROWS_AT_ONCE):
         rows = slice(top, top + _ROWS_AT_ONCE)
         pairs = labels[rows].astype(np.uint16) * _NUM_LABELS + confidence[rows]
-        counts += np.bincount(pairs.ravel(), minlength=_NUM_LABELS**2)
-    counts = counts.reshape(_NUM_LABELS, -1)
+        counts += np.bincount(pairs.ravel(), minlength=counts.size).reshape(counts.shape)
     cells = counts.sum(axis=1)
-    sums = counts @ np.arange(counts.shape[1])
+    sums = counts @ np.arange(_NUM_LABELS)
     low = counts[:, :_LOW].sum(axis=1)
     last = int(np.flatnonzero(cells)[-1]) + 1
     return BlockRecord(
