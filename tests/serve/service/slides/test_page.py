@@ -97,7 +97,7 @@ def page(profile: BrowserContext, service: str) -> Iterator[Page]:
     page.goto(f"{service}viewer/slides.html")
     page.get_by_label("Access key").last.fill(KEY)
     page.get_by_role("button", name="Use this key").click()
-    expect(page.locator("#list li")).to_have_count(3, timeout=SLOW_MS)
+    expect(page.locator("#list li")).to_have_count(4, timeout=SLOW_MS)
     yield page
     page.evaluate("localStorage.clear()")
     page.close()
