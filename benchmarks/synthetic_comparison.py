@@ -90,13 +90,13 @@ def trials() -> tuple[Trial, ...]:
 
     return (
         Trial("preset", ()),
-        Trial("preset dihedral", ("--augment", "dihedral")),
+        one("tiny", "1e-3", "dihedral"),
         one("tiny_conv", "3e-4", "dihedral"),
         one("tiny_conv", "1e-3", "dihedral"),
         one("tiny_pyramid", "3e-4", "dihedral"),
         one("tiny_pyramid", "1e-3", "dihedral"),
-        one("tiny_pyramid", "2e-3", "dihedral"),
-        one("tiny_pyramid", "1e-3", "full"),
+        one("tiny_pyramid", "4e-3", "dihedral"),
+        one("tiny_pyramid", "2e-3", "full"),
         Trial("unet 1e-3 dihedral", (*_UNET, "--augment", "dihedral"), takes_part=False),
         Trial("unet 1e-3 full", _UNET, takes_part=False),
     )
