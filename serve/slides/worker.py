@@ -24,9 +24,9 @@ from serve.images.readers.errors import SlideError
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
 from serve.inference.batching import TileAnswer, TileRunner
-from serve.inference.summary import LOW_CONFIDENCE
 from serve.slides.ahead import ahead
 from serve.slides.blend import BlendState, BlockBlend
+from serve.slides.counts import count_cells
 from serve.slides.errors import ResultError
 from serve.slides.pixels import TilePixels
 from serve.slides.plan import Block, Plan, open_view
@@ -36,11 +36,7 @@ from serve.slides.tiling import Tiling
 
 OUTPUT = "low_res_probabilities"
 STAGES = ("read", "model", "blend", "write")
-_NUM_LABELS = 256
-_ROWS_AT_ONCE = 128
-"""Rows of a block that are counted at once: bounds the memory, whose first use costs the most."""
 _KIB = 1024
-_LOW = int(np.ceil(LOW_CONFIDENCE * 255))
 
 SAVE_EVERY_S = 20.0
 """A block that takes longer is saved in the middle. With the tiles at work, a kill then loses less
@@ -346,16 +342,6 @@ def _record(
     labels: NDArray[np.uint8],
     confidence: NDArray[np.uint8],
 ) -> BlockRecord:
-    # How many cells have each pair of label and confidence: all sums follow from it.
-    counts = np.zeros((_NUM_LABELS, _NUM_LABELS), np.int64)
-    for top in range(0, len(labels), _ROWS_AT_ONCE):
-        rows = slice(top, top + _ROWS_AT_ONCE)
-        pairs = labels[rows].astype(np.uint16) * _NUM_LABELS + confidence[rows]
-        counts += np.bincount(pairs.ravel(), minlength=counts.size).reshape(counts.shape)
-    cells = counts.sum(axis=1)
-    sums = counts @ np.arange(_NUM_LABELS)
-    low = counts[:, :_LOW].sum(axis=1)
-    last = int(np.flatnonzero(cells)[-1]) + 1
     return BlockRecord(
         row=end.block.row,
         column=end.block.column,
@@ -364,7 +350,5 @@ def _record(
         seconds=seconds,
         host=host,
         peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _KIB,
-        cells=tuple(int(count) for count in cells[:last]),
-        confidence_sums=tuple(int(total) for total in sums[:last]),
-        low_confidence_cells=tuple(int(count) for count in low[:last]),
+        **count_cells(labels, confidence)._asdict(),
     )
