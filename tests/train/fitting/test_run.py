@@ -181,7 +181,15 @@ def test_a_compiled_run_learns_what_an_eager_one_learns(
 def assert_resumed_ends_as(unbroken: Path, run: Path, data: Path, num_workers: int) -> None:
     assert len(rows_of(run)) == 1
     augmentation = replace(toy_settings().augmentation, num_workers=num_workers)
-    fit(toy_settings(augmentation=augmentation), data, run, resume=True)
+    steps: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            SegmentationTask,
+            "on_train_batch_start",
+            lambda task, *_: steps.append(task.global_step),
+        )
+        fit(toy_settings(augmentation=augmentation), data, run, resume=True)
+    assert steps == [2, 3], "the first epoch is not trained again"
     first, second = (
         torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
         for folder in (unbroken, run)
