@@ -18,7 +18,7 @@ import secrets
 import shutil
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +135,15 @@ class WorkFolder:
             return np.asarray(image.convert("L")) > 0
 
     def records(self) -> dict[Block, BlockRecord]:
-        """The blocks that are done."""
+        """The blocks that are done.
+
+        A record that a power failure cut off counts as none, so that its block is computed again.
+        """
         found = {}
         for path in sorted(self._done.glob("*.json")):
-            record = BlockRecord.model_validate_json(path.read_bytes())
-            found[record.block] = record
+            with suppress(ValidationError):
+                record = BlockRecord.model_validate_json(path.read_bytes())
+                found[record.block] = record
         return found
 
     def num_done(self) -> int:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from serve.contract.errors import BusyError, FocalPathError, NotFoundError
 from serve.contract.strict import Strict
@@ -319,8 +319,15 @@ def _job(row: sqlite3.Row) -> Job:
     if row["status"] == "running" and done > 0 and time.time() > began:
         rate = done / (time.time() - began)
         left = (row["tiles"] - row["tiles_done"]) / rate
+    try:
+        request = JobRequest.model_validate_json(row["request"])
+    except ValidationError as error:
+        raise JobsError(
+            f"{JOBS_FILE}, the jobs in the folder of results (--slides-out), has a job of another "
+            "version of FocalPath. Move the file away: the results beside it stay."
+        ) from error
     return Job(
-        request=JobRequest.model_validate_json(row["request"]),
+        request=request,
         tiles_per_second=None if rate is None else round(rate, 3),
         seconds_left=None if left is None else round(left, 1),
         **{

@@ -182,7 +182,8 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
             run_one(cohort(parts, engine, formats=formats, watcher=Stopping(after)), slide)
     (status,) = read_status(parts)
     assert status.state == "stopped"
-    assert 0 < status.blocks_done < status.blocks
+    assert 1 < status.blocks_done < status.blocks
+    next(parts.glob(".work/slide/done/*.json")).write_bytes(b"")  # as after a power failure
     outcome = run_one(cohort(parts, engine, formats=formats), slide)
     ran = outcome.num_tiles
     passport = read_passport(whole / "slide")

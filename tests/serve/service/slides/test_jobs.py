@@ -17,7 +17,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from serve.service.slides import scheduler
-from serve.service.slides.jobs import MAX_ATTEMPTS, JobsError, JobStore
+from serve.service.slides.jobs import MAX_ATTEMPTS, JobRequest, JobsError, JobStore
 from serve.slides.status import verify
 from tests.support import ROOT
 from tests.support.errors import raises, refusal_of
@@ -339,6 +339,17 @@ def test_jobs_of_another_version_are_not_touched(tmp_path: Path) -> None:
         database.execute("PRAGMA user_version = 99")
     with raises(JobsError, store.path):
         JobStore(tmp_path, 3)
+
+
+def test_a_job_of_another_version_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    store = JobStore(tmp_path, 3)
+    store.add(JobRequest(slide="one"), "one", tmp_path)
+    with store._transaction() as database:
+        database.execute("UPDATE jobs SET request = ?", ('{"slide": "one", "formats": ["gone"]}',))
+    for look in (store.list, store.next_waiting, store.last_by_slide):
+        with raises(JobsError, ".jobs.sqlite") as caught:
+            look()
+        assert str(tmp_path) not in str(caught.value)
 
 
 def test_a_file_of_jobs_that_is_damaged_is_an_error_that_names_it(tmp_path: Path) -> None:
