@@ -188,6 +188,7 @@ def report(study: Robustness, folder: TileFolder, found: Mapping[str, Sequence[F
         "\nDifferences, of the same seeds and cases:\n",
         tabulate(list(_differences(study, dice, resampled)), headers="keys", tablefmt="pipe"),
         "\n![Mean Dice over the factor](scale.png)",
+        "\nLines are means over the seeds, bands their range.",
     ]
     (study.out / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with (study.out / "scores.csv").open("w", newline="", encoding="utf-8") as file:
@@ -273,7 +274,7 @@ def draw(study: Robustness, dice: Mapping[str, Floats], path: Path) -> None:
         axes.set_xlabel("stated um per pixel over the true one")
         axes.set_title(f"both encoders {kind}")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("mean Dice (lines: mean, bands: range of seeds)")
+    panels[0].set_ylabel("mean Dice")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(path)
 
