@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import peak_memory_mib, seconds_of
-from serve.contract.machine import usable_cpus
+from benchmarks.harness import seconds_of
+from serve.contract.machine import peak_memory_mib, usable_cpus
 
 MATMUL_FILE = "matmul_size"
 OUTPUTS = ("labels", "confidence", "low_res_probabilities", "iou_scores")

@@ -67,17 +67,6 @@ def median_speedup(baseline: Sequence[float], own: Sequence[float]) -> float:
     return statistics.median(base / ours for base, ours in zip(baseline, own, strict=True))
 
 
-def peak_memory_mib() -> float:
-    """Largest resident set of this process, in MiB.
-
-    `getrusage` would include the memory of the process that started this one.
-    """
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise AssertionError("Linux writes VmHWM")
-
-
 def machine_line() -> str:
     """The processor and the number of usable CPUs, for the head of a report."""
     processor = this_processor()

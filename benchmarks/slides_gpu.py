@@ -6,7 +6,6 @@ The engine then runs the slide with several numbers of reading threads and batch
 engine whose model takes no time shows how many tiles reading, blending and writing could feed.
 """
 
-import resource
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from benchmarks.generated_slide import Clock, SlideOptions, tiles_in_memory, write_slide
 from benchmarks.gpu_watch import GpuUse, watched_gpu
 from benchmarks.harness import one_line_errors, write_report
-from serve.contract.machine import Machine, installed_versions, this_machine
+from serve.contract.machine import Machine, installed_versions, peak_memory_mib, this_machine
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
 from serve.contract.markdown import markdown_table
 from serve.contract.strict import Strict
@@ -294,7 +293,7 @@ def run_benchmark(command: SlidesGpuBenchmark) -> SlidesGpuReport:
         slide_px=command.side_px,
         reader=", ".join(command.readers),
         rows=tuple(bench.rows),
-        peak_memory_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        peak_memory_gib=peak_memory_mib() / 2**10,
     )
     write_report(command.out, "slides_gpu", report, markdown(report))
     return report

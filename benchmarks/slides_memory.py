@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from serve.contract.machine import peak_memory_mib
 from serve.contract.manifest import LOW_RES_STRIDE, TissueClass
 from serve.images.readers.reader import Bounds, RegionReader, pyramid
 from serve.images.readers.registry import READERS
@@ -146,7 +147,7 @@ def measure(command: Memory) -> dict[str, float]:
     return {
         "seconds": time.perf_counter() - started,
         "tiles": outcome.num_tiles,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": peak_memory_mib() / 2**10,
     }
 
 

@@ -32,12 +32,11 @@ from benchmarks.direct_sam_path import DirectDecoder
 from benchmarks.harness import (
     median_speedup,
     one_line_errors,
-    peak_memory_mib,
     seconds_of,
     take_turns,
     write_report,
 )
-from serve.contract.machine import this_processor
+from serve.contract.machine import peak_memory_mib, this_processor
 from train.checked import CheckedSettings, Count
 from train.data.dataset import TileDataset
 from train.data.folder import Split, read_tile_folder

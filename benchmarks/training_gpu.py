@@ -29,10 +29,10 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from benchmarks.direct_sam_path import DirectDecoder
-from benchmarks.harness import one_line_errors, peak_memory_mib, seconds_of, write_report
+from benchmarks.harness import one_line_errors, seconds_of, write_report
 from benchmarks.training import machine
 from benchmarks.training_gpu_report import markdown
-from serve.contract.machine import usable_cpus
+from serve.contract.machine import peak_memory_mib, usable_cpus
 from train.checked import CheckedSettings, Count, NumberOf
 from train.data.folder import read_tile_folder
 from train.data.synthetic.dataset import SyntheticSettings, write_dataset

@@ -6,7 +6,9 @@ and measurements name the machine on which they were made.
 
 import os
 import platform
+import resource
 import subprocess
+import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +17,7 @@ from pathlib import Path
 from serve.contract.strict import Strict
 
 _CPU_INFO = Path("/proc/cpuinfo")
+_STATUS = Path("/proc/self/status")
 _TOOL_TIMEOUT_S = 20
 _VENDORS = {
     "AuthenticAMD": "AMD",
@@ -173,6 +176,20 @@ def installed_versions(packages: Sequence[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def peak_memory_mib() -> float:
+    """The most memory that this process has held at a time, in MiB.
+
+    Linux counts the memory of the program that started this one into `ru_maxrss`, but not into the
+    process's own status.
+    """
+    try:
+        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) / 2**10
+    except (OSError, KeyError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _memory_gib() -> float | None:

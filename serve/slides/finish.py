@@ -1,6 +1,5 @@
 """From done blocks to a result: outputs, summary, passport, and the folder that appears whole."""
 
-import resource
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from serve.contract.machine import Machine, installed_versions, this_machine
+from serve.contract.machine import Machine, installed_versions, peak_memory_mib, this_machine
 from serve.contract.manifest import sha256_of
 from serve.contract.strict import Strict
 from serve.images.readers.reader import RegionReader
@@ -30,7 +29,6 @@ from serve.slides.summary import SlideSummary, summarise
 from serve.slides.tiling import Tiling
 
 PASSPORT_FILE, SUMMARY_FILE = "run.json", "summary.json"
-_KIB = 1024
 _PACKAGES = (
     "focalpath",
     "openslide-bin",
@@ -103,7 +101,7 @@ def finish(
             seconds[f"output {entry.name}"] = round(time.perf_counter() - started, 3)
         write_whole(work.result / SUMMARY_FILE, summary.model_dump_json(indent=2).encode())
         on_step("passport")
-        own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _KIB
+        own_peak = round(peak_memory_mib())
         stages = {name: value for name, value in seconds.items() if "output" not in name}
         passport = Passport(
             name=work.name,

@@ -4,7 +4,6 @@ A worker is opened in the process that has the model: here, or in an actor on an
 needs the work folder, the bundle and the slide, and nothing else.
 """
 
-import resource
 import socket
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from serve.contract.closing import Closing
 from serve.contract.errors import BackendUnavailableError
+from serve.contract.machine import peak_memory_mib
 from serve.contract.manifest import LOW_RES_STRIDE
 from serve.images.readers.errors import SlideError
 from serve.images.readers.reader import RegionReader
@@ -36,7 +36,6 @@ from serve.slides.tiling import Tiling
 
 OUTPUT = "low_res_probabilities"
 STAGES = ("read", "model", "blend", "write")
-_KIB = 1024
 
 SAVE_EVERY_S = 20.0
 """A block that takes longer is saved in the middle. With the tiles at work, a kill then loses less
@@ -349,6 +348,6 @@ def _record(
         num_reused=end.num_reused,
         seconds=seconds,
         host=host,
-        peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _KIB,
+        peak_memory_mib=round(peak_memory_mib()),
         **count_cells(labels, confidence)._asdict(),
     )

@@ -1,4 +1,5 @@
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,21 @@ def test_this_machine_can_be_described() -> None:
 
 def test_versions_leave_out_what_is_not_installed() -> None:
     assert set(installed_versions(["numpy", "no-such-package"])) == {"numpy"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process inherits nothing")
+def test_peak_memory_is_of_the_process_alone_and_grows_with_what_it_allocates() -> None:
+    ours = bytearray(2**28)
+    ours[::4096] = b"x" * len(ours[::4096])
+    script = (
+        "from serve.contract.machine import peak_memory_mib\n"
+        "before = peak_memory_mib()\n"
+        "block = bytearray(100 * 2**20)\n"
+        "block[::4096] = b'x' * len(block[::4096])\n"
+        "print(before, peak_memory_mib() - before)"
+    )
+    command = [sys.executable, "-c", script]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    before, more = map(float, found.split())
+    assert before < 200
+    assert 90 < more < 130
