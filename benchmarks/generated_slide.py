@@ -1,8 +1,9 @@
 """A generated slide, the options of every benchmark that runs on one, and a clock for its run."""
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import tifffile
@@ -15,6 +16,7 @@ from serve.settings import InferenceSettings
 from serve.slides.progress import Quiet
 
 _TISSUE_SHARE = 1 / 3
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,20 +33,28 @@ class SlideOptions:
     """Side of the synthetic images that the slide is made of."""
 
 
-class Clock(Quiet):
-    """Records when the tiles of a slide began and ended."""
+class Clock(Quiet, Generic[T]):
+    """Records when the tiles of a slide began and ended.
 
-    def __init__(self) -> None:
-        self.began = self.computed = 0.0
+    Args:
+        now: the time.
+    """
+
+    def __init__(self, now: Callable[[], T]) -> None:
+        self._now = now
+        self._is_computing = True
+        self.began = self.computed = now()
 
     def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
         """See `Watcher`."""
-        self.began = time.perf_counter()
-        self.computed = 0.0
+        self._is_computing = True
+        self.began = self.computed = self._now()
 
     def step(self, name: str, step: str) -> None:
-        """See `Watcher`."""
-        self.computed = self.computed or time.perf_counter()
+        """See `Watcher`; the first step ends the tiles."""
+        if self._is_computing:
+            self._is_computing = False
+            self.computed = self._now()
 
 
 def write_slide(

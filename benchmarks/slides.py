@@ -136,7 +136,7 @@ class _Bench:
         self._runs += 1
         out = self._folder / f"out{self._runs}"
         engine = LocalEngine(self.runner, self._model, max_batch_size=self.batch)
-        clock = Clock()
+        clock = Clock(time.perf_counter)
         cohort = Cohort(out, engine, RunOptions(), formats_of(DEFAULT), clock)
         started = time.perf_counter()
         (outcome,) = run_cohort(cohort, [SlideTask(path=slide, name=slide.stem)])

@@ -17,7 +17,7 @@ import tyro
 from pydantic import Field
 from rich.console import Console
 
-from benchmarks.generated_slide import SlideOptions, write_slide
+from benchmarks.generated_slide import Clock, SlideOptions, write_slide
 from benchmarks.harness import machine_line, one_line_errors, take_turns, write_report
 from serve.contract.machine import installed_versions
 from serve.contract.manifest import read_bundle, sha256_of
@@ -28,7 +28,6 @@ from serve.slides.finish import read_passport
 from serve.slides.local import open_local_engine
 from serve.slides.options import ClusterOptions, RunOptions, Settings
 from serve.slides.outputs.registry import formats_of
-from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, Engine, run_cohort
 
 
@@ -85,22 +84,6 @@ class ClusterBenchmark(SlideOptions):
     """Turns of each engine."""
 
 
-class _Clock(Quiet):
-    """When a slide's blocks were begun and done."""
-
-    def __init__(self) -> None:
-        self.began = self.ended = _now()
-
-    def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
-        """See `Watcher`."""
-        self.began = self.ended = _now()
-
-    def step(self, name: str, step: str) -> None:
-        """See `Watcher`."""
-        if self.ended == self.began:
-            self.ended = _now()
-
-
 def run_benchmark(command: ClusterBenchmark, console: Console) -> ClusterReport:
     """Measure both engines in turns."""
     manifest = read_bundle(command.settings.bundle)
@@ -117,7 +100,7 @@ def run_benchmark(command: ClusterBenchmark, console: Console) -> ClusterReport:
 
         def measured(name: str, engine: Engine) -> Callable[[], Round]:
             def run() -> Round:
-                clock, out = _Clock(), Path(folder) / f"out{len(outs)}"
+                clock, out = Clock(_now), Path(folder) / f"out{len(outs)}"
                 outs.append(out)
                 options = RunOptions(settings=Settings(block_cells=command.block_cells))
                 cohort = Cohort(out, engine, options, formats_of(("ome-zarr",)), clock)
@@ -126,7 +109,7 @@ def run_benchmark(command: ClusterBenchmark, console: Console) -> ClusterReport:
                 assert outcome.status == "done", outcome.reason
                 num_tiles[name] = outcome.num_tiles
                 return Round(
-                    computing=_less(clock.ended, clock.began), whole=_less(_now(), started)
+                    computing=_less(clock.computed, clock.began), whole=_less(_now(), started)
                 )
 
             return run

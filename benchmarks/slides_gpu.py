@@ -212,7 +212,7 @@ class _Bench:
         engine = LocalEngine(
             runner, model, max_batch_size=self.batch * parallel, read_threads=threads
         )
-        clock = Clock()
+        clock = Clock(time.perf_counter)
         options = RunOptions(settings=Settings(block_cells=block), tissue="none", reader=reader)
         cohort = Cohort(out, engine, options, formats_of(("ome-zarr",)), clock)
         task = SlideTask(path=self.slide, name=self.slide.stem)

@@ -114,11 +114,6 @@ def _simplified(tracing: "_Tracing", simplify_px: float) -> Iterator[Regions]:
     yield _select(regions, regions.labels != NOTHING)
 
 
-def select_labels(regions: Regions, labels: NDArray[np.integer]) -> Regions:
-    """The regions of some labels only."""
-    return _select(regions, np.isin(regions.labels, labels))
-
-
 class _Tracing:
     """Rings that become polygons, each hole with the outer ring that it belongs to."""
 

@@ -6,25 +6,19 @@ from pathlib import Path
 
 import torch
 
+from tests.support.tiny_pretraining import tiny_pretraining
 from train.pretraining.run import pretrain
-from train.pretraining.settings import PretrainSettings, ViewSettings, synthetic
+from train.pretraining.settings import PretrainSettings
 
 
 def settings_of(*, batch_size: int, devices: int = 1) -> PretrainSettings:
     """Without KoLeo, which is no mean over samples: parts of a batch learn what the whole does."""
-    base = synthetic()
+    tiny = tiny_pretraining(drop_path=0.0, batch_size=batch_size, devices=devices)
     return replace(
-        base,
-        views=ViewSettings(view_px=48, num_local=0, local_px=32),
-        distillation=replace(
-            base.distillation,
-            **{"align_weight": 1.0, "spread_weight": 0.0, "prototypes": 32},
-            **{"head_hidden": 32, "head_bottleneck": 16},
-        ),
-        encoder=replace(base.encoder, depth=1, embed_dim=32, num_heads=2),
-        schedule=replace(
-            base.schedule, steps=4, steps_per_epoch=2, batch_size=batch_size, devices=devices
-        ),
+        tiny,
+        views=replace(tiny.views, num_local=0),
+        distillation=replace(tiny.distillation, ibot_weight=0.0, spread_weight=0.0),
+        encoder=replace(tiny.encoder, depth=1),
     )
 
 

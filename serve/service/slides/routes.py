@@ -117,10 +117,7 @@ async def _thumbnail(
     """The whole slide, at most 128 pixels a side."""
     slides, slide = await _of(request, slide_id)
     headers = _cached(slide.version, query.v, slide.id, "thumbnail")
-    if _is_known(request, headers):
-        return Response(status_code=304, headers=headers)
-    _, content = await slides.readers.ask("thumbnail", **slides.place(slide))
-    return Response(content, media_type="image/jpeg", headers=headers)
+    return await _jpeg(request, headers, slides, slide, "thumbnail")
 
 
 async def _tile(
@@ -136,11 +133,8 @@ async def _tile(
     if kind != "jpeg":
         raise NotFoundError(f"Tiles of slides are .jpeg, not .{kind}.")
     headers = _cached(slide.version, query.v, slide.id, level, name)
-    if _is_known(request, headers):
-        return Response(status_code=304, headers=headers)
     place = {"level": level, "column": column, "row": row}
-    _, content = await slides.readers.ask("tile", **slides.place(slide), **place)
-    return Response(content, media_type="image/jpeg", headers=headers)
+    return await _jpeg(request, headers, slides, slide, "tile", **place)
 
 
 async def _result_tile(
@@ -267,6 +261,21 @@ def _parts(name: str) -> tuple[int, int, str]:
     place, _, kind = name.partition(".")
     column, _, row = place.partition("_")
     return int(column), int(row), kind
+
+
+async def _jpeg(
+    request: Request,
+    headers: dict[str, str],
+    slides: Slides,
+    slide: SlideFile,
+    operation: str,
+    **place: int,
+) -> Response:
+    """What a reader's process makes of a slide, unless the caller has it."""
+    if _is_known(request, headers):
+        return Response(status_code=304, headers=headers)
+    _, content = await slides.readers.ask(operation, **slides.place(slide), **place)
+    return Response(content, media_type="image/jpeg", headers=headers)
 
 
 def _cached(version: str, asked: str, *parts: object) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 A region that lies within one block is handed out at once. Those that touch a block's edge are kept:
 of one label, they are one region where they share some length of that edge, and their union is
-exact. Memory is bounded by `OutputOptions.max_vertices`.
+exact. Memory grows with the outlines' vertices: `OutputOptions.max_vertices`, or what is left after
+the last attempt to simplify more.
 """
 
 from collections import deque

@@ -6,7 +6,7 @@ import shapely
 from numpy.typing import NDArray
 
 from serve.answers import edges
-from serve.answers.polygons import Regions, select_labels, trace_regions
+from serve.answers.polygons import Regions, trace_regions
 from serve.contract.errors import ImageTooLargeError
 from tests.support.errors import raises
 
@@ -145,7 +145,7 @@ def test_a_hole_with_a_region_that_stays_is_not_filled() -> None:
 
 
 def test_regions_can_be_chosen_by_their_labels() -> None:
-    regions = select_labels(_trace([[1, 2, 3]]), np.array([1, 3]))
+    regions = _trace([[1, 2, 3]], shown=[1, 3])
     assert regions.labels.tolist() == [1, 3]
 
 
@@ -184,11 +184,12 @@ def test_leaving_out_small_regions_first_changes_nothing_of_those_that_stay(
 def test_labels_that_are_not_shown_are_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = RANDOM.integers(1, 3, (20, 20)).astype(np.uint8)
     labels[5:15, 5:15] = 3
-    expected = select_labels(_trace(labels), np.array([3]))
+    everything = _trace(labels)
+    (expected,) = everything.polygons[everything.labels == 3]
     monkeypatch.setattr(edges, "MAX_EDGES", 100)
     regions = _trace(labels, shown=[3])
     assert regions.labels.tolist() == [3]
-    assert regions.polygons[0].equals(expected.polygons[0])
+    assert regions.polygons[0].equals(expected)
 
 
 @pytest.mark.parametrize("simplify_px", [0, 2, 5])
