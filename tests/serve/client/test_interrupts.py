@@ -51,6 +51,28 @@ sys.exit(segment_files.main(sys.argv[1:]))
 """
 """The command line, with an image `slow` of which one step waits for a line on standard input."""
 
+DEAF = """
+import signal
+import threading
+import time
+from serve.client.interrupts import second_interrupt_ends
+
+def wait_for_ever():
+    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # another thread receives it
+    lock = threading.Lock()
+    lock.acquire()
+    print("waiting", flush=True)
+    lock.acquire()
+
+with second_interrupt_ends():
+    try:
+        wait_for_ever()
+    except KeyboardInterrupt:
+        wait_for_ever()
+"""
+"""A main thread that waits for a lock, and that no SIGINT wakes."""
+
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
@@ -136,6 +158,22 @@ def test_an_older_result_survives_the_second_ctrl_c(
     assert _names(out) == {"slow.overlay.png"}
     with Image.open(out / "slow.overlay.png") as kept:
         assert kept.size == (5, 5)
+
+
+def test_both_wake_a_main_thread_that_did_not_receive_the_signal() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", DEAF], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            for _ in range(2):
+                assert process.stdout.readline() == "waiting\n"
+                process.send_signal(signal.SIGINT)
+            process.wait(DEADLINE_S)
+        finally:
+            process.kill()
+    assert process.returncode == 130
 
 
 def test_ctrl_c_that_is_ignored_stays_ignored(toy_bundle: Path, out: Path, tmp_path: Path) -> None:
