@@ -5,10 +5,12 @@ import signal
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from serve.contract import openvino
+from serve.contract.machine import this_processor
 from tests.support.built_once import built_once
 from tests.support.http_service import running_service, wait_until_ready
 from tests.support.toy_bundle import write_toy_bundle
@@ -60,6 +62,16 @@ def pytest_testnodedown(node: Any, error: object) -> None:
         status = node.gateway._io.popen.wait()
         reason = f"the process {node.gateway.id} died with status {status} in {test}: {error}"
         pytest.exit(reason, returncode=pytest.ExitCode.INTERNAL_ERROR)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the processor: what runs, and how it rounds, differs between processors."""
+    processor = this_processor()
+    precisions = [name for name in get_args(openvino.GraphPrecision) if not openvino.problem(name)]
+    terminalreporter.write_line(
+        f"processor: {processor.name} ({processor.kind}); "
+        f"OpenVINO computes in: {', '.join(precisions) or 'nothing here'}"
+    )
 
 
 @pytest.fixture(scope="session")
