@@ -33,6 +33,7 @@ from benchmarks.magnification_trials import COMPARED, TRIALS, VARIATIONS
 from serve.contract.machine import usable_cpus
 from train.data.synthetic.slides import SlideSettings, write_slides
 from train.errors import SettingsError
+from train.fitting.metrics_file import METRICS_FILE, read_metrics
 from train.pretraining.encoder import create_encoder
 from train.pretraining.magnification.evaluate import EncoderResult, Evaluation
 from train.pretraining.magnification.labelled import open_labelled
@@ -40,7 +41,7 @@ from train.pretraining.magnification.measured import measured_once
 from train.pretraining.magnification.report import write_report
 from train.pretraining.magnification.run import RANDOM, open_encoder
 from train.pretraining.magnification.settings import EvaluationSettings
-from train.pretraining.run import ENCODER_FOLDER, LAST_FILE, METRICS_FILE, pretrain
+from train.pretraining.run import ENCODER_FOLDER, LAST_FILE, pretrain
 from train.pretraining.settings import PRESETS, PretrainSettings
 
 _POLL_S = 0.2
@@ -261,16 +262,15 @@ def _epochs(study: Study, row: Row, kept: Sequence[str]) -> list[dict[str, objec
     metrics = run_of(study, row) / METRICS_FILE
     if not metrics.is_file():
         return []
-    with metrics.open(newline="", encoding="utf-8") as file:
-        return [
-            {
-                "encoder": row[0],
-                "seed": row[1],
-                "steps": (int(values["epoch"]) + 1) * study.steps_per_epoch,
-                **{key: f"{float(values[key]):.4f}" for key in kept if values.get(key)},
-            }
-            for values in csv.DictReader(file)
-        ]
+    return [
+        {
+            "encoder": row[0],
+            "seed": row[1],
+            "steps": int(values["epoch"]) * study.steps_per_epoch,
+            **{key: f"{float(values[key]):.4f}" for key in kept if values.get(key)},
+        }
+        for values in read_metrics(metrics)
+    ]
 
 
 def _tell(start: float, text: str) -> None:

@@ -1,6 +1,5 @@
-"""Callbacks between epochs: the best checkpoint, the metrics file, the progress bar."""
+"""Callbacks of a run: the best checkpoint, the progress bar, the handler of SIGTERM."""
 
-import csv
 import signal
 import threading
 from functools import partial
@@ -10,7 +9,6 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
-from train.files import whole_file
 from train.fitting.task import SegmentationTask
 from train.model.checkpoint import CheckpointCard, save_checkpoint
 from train.settings import LabelClass
@@ -56,35 +54,6 @@ class BestCheckpoint(Callback):
         self._best_dice = state_dict["best_dice"]
 
 
-class MetricsFile(Callback):
-    """Writes one CSV row per epoch, atomically. A resumed run keeps the earlier rows."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._rows: list[dict[str, str]] = []
-
-    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Read the rows of earlier epochs."""
-        if self._path.is_file():
-            with self._path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            self._rows = [row for row in rows if int(row["epoch"]) < trainer.current_epoch]
-
-    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Add the epoch's row."""
-        values = {name: str(float(value)) for name, value in trainer.callback_metrics.items()}
-        self._rows.append({"epoch": str(trainer.current_epoch), **dict(sorted(values.items()))})
-        if not trainer.is_global_zero:
-            return
-        with (
-            whole_file(self._path) as partial_path,
-            partial_path.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, list(self._rows[-1]), restval="")
-            writer.writeheader()
-            writer.writerows(self._rows)
-
-
 class OwnSigterm(Callback):
     """Keeps this process's own SIGTERM handler.
 
@@ -102,11 +71,22 @@ class OwnSigterm(Callback):
             signal.signal(signal.SIGTERM, self._handler)
 
 
-class ClassProgressBar(RichProgressBar):
-    """Lightning's progress bar, with the last validation Dice per class, named by three letters."""
+class EpochProgressBar(RichProgressBar):
+    """Lightning's progress bar, which leaves nothing behind and counts epochs from 1."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        text = f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+        return text.ljust(len(self.validation_description))  # else the bars jump
+
+
+class ClassProgressBar(EpochProgressBar):
+    """The progress bar with the last validation Dice per class, named by three letters."""
 
     def __init__(self, classes: tuple[LabelClass, ...]) -> None:
-        super().__init__(leave=False)
+        super().__init__()
         self._classes = classes
         self._shown: dict[str, Any] = {}
 

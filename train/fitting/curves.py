@@ -1,6 +1,5 @@
 """Figures of a training run, and the paper's figures (arXiv 2604.13479) from a comparison."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
+from train.fitting.metrics_file import read_metrics
 from train.settings import LabelClass
 
 Row = dict[str, float]
@@ -103,17 +103,15 @@ def _draw(
     color: str | None = None,
     linestyle: str = "-",
 ) -> None:
-    points = [(row["epoch"] + 1, row[name]) for row in epochs if name in row]
+    points = [(row["epoch"], row[name]) for row in epochs if name in row]
     if points:
         axes.plot(*zip(*points, strict=True), label=label, color=color, linestyle=linestyle)
 
 
 def _read_epochs(path: Path) -> list[Row]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {name: float(value) for name, value in row.items() if value}
-            for row in csv.DictReader(file)
-        ]
+    return [
+        {name: float(value) for name, value in row.items() if value} for row in read_metrics(path)
+    ]
 
 
 def plot_share_against_dice(

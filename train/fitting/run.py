@@ -23,9 +23,10 @@ from train.data.scale import resolve_mpp
 from train.errors import DestinationError, SettingsError
 from train.files import write_errors_explained
 from train.fitting.baseline import baseline_dice
-from train.fitting.callbacks import BestCheckpoint, ClassProgressBar, MetricsFile, OwnSigterm
+from train.fitting.callbacks import BestCheckpoint, ClassProgressBar, OwnSigterm
 from train.fitting.curves import plot_training
 from train.fitting.loaders import make_loaders
+from train.fitting.metrics_file import METRICS_FILE, MetricsFile
 from train.fitting.resume import ResumableEarlyStopping, RunInputs, resumed_epoch, run_inputs
 from train.fitting.start import find_start
 from train.fitting.task import SegmentationTask
@@ -43,7 +44,6 @@ from train.model.class_bias import ClassStatistics, find_strategy
 from train.model.segmenter import Segmenter
 from train.settings import LabelClass, Settings
 
-METRICS_FILE = "metrics.csv"
 FIGURE_FILE = "training.png"
 LAST_FILE = "last.ckpt"
 

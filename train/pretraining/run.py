@@ -16,13 +16,14 @@ from typing import Any, cast
 import lightning as L
 import timm
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset
 
 from train.data.order import EpochSampler
 from train.errors import DestinationError
 from train.files import whole_file, whole_folder, write_errors_explained
-from train.fitting.callbacks import MetricsFile, OwnSigterm
+from train.fitting.callbacks import EpochProgressBar, OwnSigterm
+from train.fitting.metrics_file import METRICS_FILE, MetricsFile
 from train.fitting.resume import RunInputs, resumed_epoch
 from train.fitting.trainer import make_trainer
 from train.pretraining.encoder import write_encoder
@@ -34,7 +35,6 @@ from train.pretraining.views import ViewDataset
 
 ENCODER_FOLDER = "encoder"
 RECORD_FILE = "pretrain.json"
-METRICS_FILE = "metrics.csv"
 LAST_FILE = "last.ckpt"
 
 
@@ -123,7 +123,7 @@ def _trainer(settings: PretrainSettings, run: Path, inputs: dict[str, Any]) -> L
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         ),
-        RichProgressBar(leave=False),
+        EpochProgressBar(),
         OwnSigterm(),
     ]
     return make_trainer(

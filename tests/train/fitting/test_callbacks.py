@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 import train.fitting.callbacks
 from tests.support.toy_data import toy_settings
-from train.fitting.callbacks import BestCheckpoint
+from train.fitting.callbacks import BestCheckpoint, EpochProgressBar
 from train.fitting.task import SegmentationTask
+from train.fitting.trainer import make_trainer
 from train.model.segmenter import Segmenter
 from train.settings import LabelClass, Settings
 
@@ -37,3 +40,27 @@ def test_the_run_keeps_the_best_or_the_last_epoch(
         callback.on_validation_end(trainer, task)
     assert written == pytest.approx(kept)
     assert callback.state_dict()["best_dice"] == pytest.approx(0.5)
+
+
+def test_the_progress_bar_counts_epochs_from_1(tmp_path: Path):
+    bar, seen = EpochProgressBar(), []
+
+    class Reader(Callback):
+        def on_train_batch_start(self, *_: object) -> None:
+            assert bar.progress is not None
+            seen.append(bar.progress.tasks[0].description.split("]")[-1].strip())
+
+    trainer = make_trainer(
+        tmp_path,
+        [bar, Reader()],
+        devices=1,
+        epochs=2,
+        precision="32-true",
+        gradient_clip=1.0,
+        limit_train_batches=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(BoringModel())
+    assert seen == ["Epoch 1/2", "Epoch 2/2"]

@@ -117,12 +117,12 @@ def test_a_run_that_stopped_early_is_not_trained_further(toy_data: Path, tmp_pat
     fit(settings, toy_data, run)
     fit(settings, toy_data, run, resume=True)
     with (run / "metrics.csv").open(newline="") as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
 
 
 def test_a_finished_run_goes_on_with_more_epochs(run: Path, toy_data: Path):
     fit(changed("optimization", epochs=3), toy_data, run, resume=True)
     with (run / "metrics.csv").open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
     with raises(RunError, "epochs 3 -> 2"):
         fit(toy_settings(), toy_data, run, resume=True)

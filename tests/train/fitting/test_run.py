@@ -64,7 +64,7 @@ def test_a_run_logs_loss_dice_iou_and_bias_of_every_epoch(toy_run: Path):
     columns = {"loss", "dice_loss", "focal_loss", "iou_loss", "bias/Tumor", "validation/iou/Other"}
     for column in columns:
         assert all(float(row[column]) is not None for row in rows)
-    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert [row["epoch"] for row in rows] == ["1", "2"]
 
 
 def test_a_folder_with_a_trained_model_is_not_overwritten_unasked(toy_data: Path, tmp_path: Path):
