@@ -1,6 +1,6 @@
 """Says in one line what pydantic refused: the name, the value that was found, what was expected."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -100,10 +100,18 @@ def first_problem(error: ValidationError, whole: str = "") -> str:
     Returns:
         Such as `classes.0.color is 'red'; expected text that matches ^#[0-9a-f]{6}$`.
     """
-    # A misspelt name tells more than the one that is then missing.
-    problems = error.errors(include_url=False)
-    problem = min(problems, key=lambda entry: entry["type"] != "extra_forbidden")
+    problem = most_telling(error.errors(include_url=False))
     place = ".".join(str(part) for part in problem["loc"] if not _is_branch(part)) or whole
+    return problem_line(problem, place)
+
+
+def most_telling(problems: Sequence[ErrorDetails]) -> ErrorDetails:
+    """The problem to tell: a misspelt name, as it explains the one that is then missing."""
+    return min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+
+
+def problem_line(problem: ErrorDetails, place: str) -> str:
+    """One problem in words, without a full stop; `place` is what the user calls the value."""
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{place} is missing"
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.contract.errors import ImageError
+from serve.contract.extras import how_to_install
 from serve.images.bombs import refuse_bombs
 from serve.images.tiff_pages import Page
 from serve.images.tiff_tags import MAX_PLACES, Structure
@@ -91,7 +92,7 @@ def decode_segments(data: bytes, page: Page) -> Image.Image:
         raise ImageError(
             f"The TIFF's compression is {name} (Compression {page.compression}), which is not "
             + (
-                "read without the extra `slides` (pip install 'focalpath[slides]'). "
+                f"read without the extra `slides` ({how_to_install('slides')}). "
                 if extra
                 else "read. "
             )

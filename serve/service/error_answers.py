@@ -21,7 +21,7 @@ from serve.contract.errors import (
     UploadTooLargeError,
     UploadTooSlowError,
 )
-from serve.contract.refusal import reason_of, shown
+from serve.contract.refusal import most_telling, problem_line, shown
 from serve.service.queries import unknown_option
 
 Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
@@ -77,8 +77,7 @@ async def _answer_http(_: Request, error: Exception) -> Response:
 
 async def _answer_invalid_option(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    # A misspelt option tells more than the one that is then missing.
-    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    first: Any = most_telling(error.errors())
     place = ".".join(str(part) for part in first["loc"][1:])
     if first["type"] == "extra_forbidden":
         known = request.app.state.queries[request.scope["route"].path]
@@ -89,9 +88,7 @@ async def _answer_invalid_option(request: Request, error: Exception) -> Response
     if not place:
         found = "missing" if first["input"] is None else f"{shown(first['input'])}"
         return error_answer(OptionError(f"The body is {found}. {_EXPECTED_BODY}"))
-    if first["type"] == "missing":
-        return error_answer(OptionError(f"{place} is missing."))
-    return error_answer(OptionError(f"{place} is {shown(first['input'])}; {reason_of(first)}."))
+    return error_answer(OptionError(f"{problem_line(first, place)}."))
 
 
 async def _answer_disconnect(_: Request, __: Exception) -> Response:

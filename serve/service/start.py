@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable
 
 from serve.contract.errors import SettingsError
+from serve.contract.extras import how_to_install
 from serve.contract.manifest import Manifest, read_bundle
 from serve.inference.probe import check_provider
 from serve.inference.providers import candidates_for
@@ -78,7 +79,7 @@ def _check_slides(settings: ServeSettings, _: Manifest | None) -> None:
         if not error.name or error.name.startswith("serve"):
             raise
         raise SettingsError(
-            f"--slides needs {error.name}, which is not installed: pip install 'focalpath[slides]'."
+            f"--slides needs {error.name}, which is not installed: {how_to_install('slides')}."
         ) from error
     check_slides(settings)
 

@@ -8,6 +8,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from serve.contract.errors import SettingsError
+from serve.contract.extras import how_to_install
 from serve.service.telemetry import SERVICE_NAME
 from serve.settings import ServeSettings
 
@@ -18,8 +19,8 @@ def check_tracing(settings: ServeSettings) -> None:
     """Raise SettingsError if the settings want traces and the exporter is not installed."""
     if settings.otlp_endpoint and not _has_exporter():
         raise SettingsError(
-            "otlp_endpoint is set, but the exporter of traces is not installed. Install it with "
-            "`pip install 'focalpath[tracing]'`, or set no address."
+            "otlp_endpoint is set, but the exporter of traces is not installed: "
+            f"{how_to_install('tracing')}, or set no address."
         )
 
 

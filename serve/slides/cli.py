@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from serve.contract.errors import FocalPathError, SettingsError
+from serve.contract.extras import how_to_install
 from serve.images.tiles import OVERLAP
 from serve.settings import InferenceSettings
 from serve.slides.errors import ExtraMissingError
@@ -20,8 +21,6 @@ from serve.slides.options import ClusterOptions, OutputOptions, RunOptions, Sett
 
 if TYPE_CHECKING:
     from serve.slides.run import Cohort, Engine, Outcome
-
-_EXTRA = "pip install 'focalpath[slides]'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +117,7 @@ def run_slides(command: Slides) -> int:
         if not error.name or error.name.startswith("serve"):
             raise
         raise ExtraMissingError(
-            f"slides need {error.name}, which is not installed: {_EXTRA}."
+            f"slides need {error.name}, which is not installed: {how_to_install('slides')}."
         ) from error
 
 
@@ -176,7 +175,7 @@ def _open_engine(command: Run, tell: Callable[[str], None]) -> "Engine":
         if error.name != "ray":
             raise
         raise ExtraMissingError(
-            "--cluster needs Ray, which is not installed: pip install 'focalpath[cluster]'."
+            f"--cluster needs Ray, which is not installed: {how_to_install('cluster')}."
         ) from error
     return open_cluster_engine(
         command.settings,

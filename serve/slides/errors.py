@@ -1,5 +1,7 @@
 """What can go wrong in a run of slides, besides the errors of readers and of the model."""
 
+from pathlib import Path
+
 from serve.contract.errors import FocalPathError
 
 
@@ -37,3 +39,10 @@ class OutputError(FocalPathError):
     """An output cannot be written."""
 
     code = "output_failed"
+
+
+def unreadable(path: Path, remedy: str) -> ResultError:
+    """The error of a result's file that is there, but does not parse."""
+    return ResultError(
+        f"{path} is damaged, or was written by another version of FocalPath. {remedy}"
+    )

@@ -12,7 +12,7 @@ from serve.contract.machine import Machine, installed_versions, peak_memory_mib,
 from serve.contract.manifest import sha256_of
 from serve.contract.strict import Strict
 from serve.images.readers.reader import RegionReader
-from serve.slides.errors import ResultError
+from serve.slides.errors import ResultError, unreadable
 from serve.slides.options import OutputOptions
 from serve.slides.outputs.format import SlideFormat, SlideResult
 from serve.slides.outputs.ome_zarr import OME_ZARR
@@ -29,6 +29,7 @@ from serve.slides.summary import SlideSummary, summarise
 from serve.slides.tiling import Tiling
 
 PASSPORT_FILE, SUMMARY_FILE = "run.json", "summary.json"
+_REMEDY = "Make the result anew with --overwrite."
 _PACKAGES = (
     "focalpath",
     "openslide-bin",
@@ -155,10 +156,7 @@ def read_passport(folder: Path) -> Passport | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValidationError as error:
-        raise ResultError(
-            f"{folder / PASSPORT_FILE} is of another version of FocalPath, or damaged. Make the "
-            "result anew with --overwrite."
-        ) from error
+        raise unreadable(folder / PASSPORT_FILE, _REMEDY) from error
 
 
 def read_summary(folder: Path) -> SlideSummary:
@@ -169,9 +167,11 @@ def read_summary(folder: Path) -> SlideSummary:
     """
     try:
         return SlideSummary.model_validate_json((folder / SUMMARY_FILE).read_bytes())
-    except (OSError, ValidationError) as error:
+    except ValidationError as error:
+        raise unreadable(folder / SUMMARY_FILE, _REMEDY) from error
+    except OSError as error:
         raise ResultError(
-            f"{folder / SUMMARY_FILE} is missing or damaged. Make the result anew with --overwrite."
+            f"{folder / SUMMARY_FILE} cannot be read: {error.strerror}. {_REMEDY}"
         ) from error
 
 

@@ -31,7 +31,7 @@ from zarr.codecs import ZstdCodec
 
 from serve.contract.strict import Strict
 from serve.slides.blend import BlendState
-from serve.slides.errors import OutputError, ResultError
+from serve.slides.errors import OutputError, ResultError, unreadable
 from serve.slides.plan import Block, Plan, differences
 from serve.slides.tissue import Mask
 
@@ -124,10 +124,8 @@ class WorkFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValidationError as error:
-            raise ResultError(
-                f"{self.path / PLAN_FILE} is of another version of FocalPath, or damaged. Start "
-                "the slide anew with --overwrite."
-            ) from error
+            remedy = "Start the slide anew with --overwrite."
+            raise unreadable(self.path / PLAN_FILE, remedy) from error
 
     def mask(self) -> Mask:
         """The tissue mask that the plan was made with."""

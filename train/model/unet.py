@@ -4,6 +4,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from serve.contract.extras import how_to_install
 from train.errors import SettingsError
 from train.model.class_bias import ClassTerms, find_strategy
 from train.model.segmenter import Segmenter, SegmenterOutput, normalisation
@@ -88,8 +89,8 @@ def _monai_unet(num_channels: int) -> nn.Module:
         from monai.networks.nets.unet import UNet
     except ModuleNotFoundError as error:
         raise SettingsError(
-            f"--network unet needs MONAI, and {error.name} is not installed. Run `pip install "
-            "'focalpath[compare]'`."
+            f"--network unet needs MONAI, and {error.name} is not installed: "
+            f"{how_to_install('compare')}."
         ) from error
     unet: nn.Module = UNet(
         spatial_dims=2,

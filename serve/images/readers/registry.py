@@ -8,6 +8,7 @@ import importlib
 import zipfile
 from pathlib import Path
 
+from serve.contract.extras import how_to_install
 from serve.images.readers.errors import ReaderMissingError, SlideFormatError
 from serve.images.readers.reader import RegionReader
 
@@ -21,7 +22,6 @@ READERS = {
 """By name, in the order in which they are asked whether they take a file. DICOM is OpenSlide's."""
 _ENCRYPTED = 1
 """Bit of a zip entry's flags."""
-EXTRA = "pip install 'focalpath[slides]'"
 
 
 def open_reader(path: Path, reader: str | None = None, *, mpp: float | None = None) -> RegionReader:
@@ -53,7 +53,11 @@ def open_reader(path: Path, reader: str | None = None, *, mpp: float | None = No
             continue
         if found.takes(path):
             return found(path, mpp=mpp)
-    hint = f" Not installed: the readers {', '.join(missing)} ({EXTRA})." if missing else ""
+    hint = (
+        f" Not installed: the readers {', '.join(missing)} ({how_to_install('slides')})."
+        if missing
+        else ""
+    )
     archive = _archive_hint(path)
     if archive is not None:
         raise SlideFormatError(f"{path.name} is {archive}")
@@ -89,6 +93,7 @@ def reader_class(name: str) -> type[RegionReader]:
         if not error.name or error.name.startswith("serve."):
             raise  # an entry of READERS is wrong
         raise ReaderMissingError(
-            f"the reader {name!r} needs {error.name}, which is not installed: {EXTRA}."
+            f"the reader {name!r} needs {error.name}, which is not installed: "
+            f"{how_to_install('slides')}."
         ) from error
     return found

@@ -133,8 +133,8 @@ class JobStore:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version not in (0, _SCHEMA_VERSION):
                 raise JobsError(
-                    f"{self.path} is of another version of FocalPath. Move it away: the results "
-                    "beside it stay."
+                    f"{self.path} was written by another version of FocalPath. Move it away: the "
+                    "results beside it stay."
                 )
             database.execute(_SCHEMA)
             database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")

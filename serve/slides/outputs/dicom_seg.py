@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageColor
 
+from serve.contract.extras import how_to_install
 from serve.images.readers.dicom import series_in, siblings_of
 from serve.images.readers.errors import ReaderMissingError
 from serve.slides.errors import OutputError
@@ -36,7 +37,7 @@ def write_dicom_seg(result: SlideResult, path: Path) -> None:
         from pydicom.uid import RLELossless
     except ModuleNotFoundError as error:
         raise ReaderMissingError(
-            f"DICOM SEG needs {error.name}: pip install 'focalpath[dicom]'."
+            f"DICOM SEG needs {error.name}, which is not installed: {how_to_install('dicom')}."
         ) from error
     level = 0
     while np.prod(result.labels(level).shape) > _MOST_CELLS:

@@ -297,7 +297,7 @@ def test_a_compression_of_the_extra_names_it(monkeypatch: pytest.MonkeyPatch) ->
     error = refusal(content)
     assert error.code == "image_compression"
     assert "LERC" in str(error)
-    assert "focalpath[slides]" in str(error)
+    assert "'.[slides]'" in str(error)
 
 
 def test_a_tile_that_is_larger_than_the_tiff_says_is_not_decoded() -> None:

@@ -126,4 +126,4 @@ def test_a_cluster_without_its_extra_is_told(
     monkeypatch.setitem(sys.modules, "ray", None)
     assert run(slide.parent, toy_bundle, "--cluster", "auto") == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "focalpath[cluster]" in line
+    assert "'.[cluster]'" in line

@@ -103,5 +103,5 @@ def test_training_one_that_is_meant_to_be_exported_is_refused_before_it_starts(
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "monai.networks.nets.unet", None)
-    with raises(SettingsError, "focalpath[compare]"):
+    with raises(SettingsError, "'.[compare]'"):
         build_segmenter(SETTINGS.model, 3)
