@@ -24,9 +24,9 @@ from serve.contract.errors import (
     ImageTooLargeError,
 )
 from serve.contract.manifest import Manifest
-from serve.images.mpp import FROM_REQUEST, check_mpp
+from serve.images.mpp import FROM_REQUEST, MppSource, check_mpp
 from serve.inference.segmenter import Segmentation, check_image
-from serve.inference.summary import MppSource, Summary
+from serve.inference.summary import Summary
 from serve.inference.tiling import LowResProbabilities
 
 T = TypeVar("T")

@@ -14,9 +14,8 @@ from serve.client.patience import Patience
 from serve.contract.closing import AsyncClosing, Closing
 from serve.contract.errors import BackendUnavailableError
 from serve.contract.manifest import Manifest
-from serve.images.mpp import FROM_REQUEST
+from serve.images.mpp import FROM_REQUEST, MppSource
 from serve.inference.segmenter import Segmentation
-from serve.inference.summary import MppSource
 
 C = TypeVar("C", httpx.Client, httpx.AsyncClient)
 T = TypeVar("T")

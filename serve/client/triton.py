@@ -15,11 +15,10 @@ from serve.client.patience import Patience
 from serve.contract.closing import AsyncClosing
 from serve.contract.errors import BackendUnreachableError
 from serve.contract.manifest import Manifest
-from serve.images.mpp import FROM_REQUEST, Mpp
+from serve.images.mpp import FROM_REQUEST, Mpp, MppSource
 from serve.inference.backend import Backend
 from serve.inference.batching import pool_of
 from serve.inference.segmenter import MAX_PIXELS, Segmentation, TileSegmenter
-from serve.inference.summary import MppSource
 from serve.inference.triton import TritonBackend
 from serve.settings import SharedMemory
 

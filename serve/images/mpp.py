@@ -27,6 +27,9 @@ MIN_MPP, MAX_MPP = 0.05, 20.0
 """um per pixel: from oil immersion, oversampled, to an overview at half a magnification."""
 MAX_DENSITY_MPP = 4.0
 """um per pixel, 6350 dpi: beyond it a bare resolution is that of a scanner for paper or film."""
+MppSource = str
+"""Where an image's or slide's um per pixel is from: one of the three words that follow, or what in
+the file states it, such as "OME-XML"."""
 FROM_REQUEST = "request"
 ASSUMED = "model (assumed)"
 UNKNOWN = "unknown"
@@ -100,7 +103,7 @@ class Stated:
     pixel_size: PixelSize | None = None
     """um per pixel, if the file states them believably. They may be too unequal to be used, which
     `check_aspect` refuses."""
-    source: str = UNKNOWN
+    source: MppSource = UNKNOWN
     """Where the file states it, such as "OME-XML"."""
     note: str = ""
     """What the file states and is not believed, and why; a sentence."""

@@ -16,6 +16,7 @@ from serve.images.mpp import (
     FROM_REQUEST,
     UNKNOWN,
     Mpp,
+    MppSource,
     check_aspect,
     check_mpp,
     sides_of,
@@ -25,7 +26,7 @@ from serve.inference.backend import Backend
 from serve.inference.batching import ObserveWait, TileBatcher, TileRunner, pool_of
 from serve.inference.providers import open_in_process
 from serve.inference.runs_on import RunsOn
-from serve.inference.summary import MppSource, Summary, summarise
+from serve.inference.summary import Summary, summarise
 from serve.inference.tiling import LowResProbabilities, predict
 from serve.inference.triton import TritonBackend
 from serve.settings import InferenceSettings

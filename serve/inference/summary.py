@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, JsonValue
 
 from serve.contract.manifest import Manifest, TissueClass
 from serve.contract.strict import Strict
-from serve.images.mpp import ASSUMED, FROM_REQUEST, UNKNOWN, Mpp, PixelSize, sides_of
+from serve.images.mpp import ASSUMED, FROM_REQUEST, UNKNOWN, Mpp, MppSource, PixelSize, sides_of
 from serve.images.tiles import UNSCALED, scale_to
 from serve.inference.tiling import Prediction
 
@@ -26,10 +26,6 @@ class ModelName(Strict):
 
     name: str
     version: str
-
-
-MppSource = str
-"""Where an image's um per pixel is from: one of the words of `serve.images.mpp`."""
 
 
 class ImageInfo(Strict):

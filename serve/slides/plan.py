@@ -17,8 +17,8 @@ import numpy as np
 from serve.contract.certificate import ScaleCertificate
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest, TissueClass
 from serve.contract.strict import Strict
-from serve.images.mpp import PixelSize
-from serve.images.readers.reader import MppSource, RegionReader
+from serve.images.mpp import MppSource, PixelSize
+from serve.images.readers.reader import RegionReader
 from serve.images.readers.scaled import ScaledView
 from serve.images.tiles import SAME_MPP
 from serve.slides.errors import CohortError

@@ -20,6 +20,7 @@ from serve.contract.closing import Closing
 from serve.contract.errors import BackendUnavailableError
 from serve.contract.machine import peak_memory_mib
 from serve.contract.manifest import LOW_RES_STRIDE
+from serve.images.mpp import FROM_REQUEST
 from serve.images.readers.errors import SlideError
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
@@ -318,7 +319,7 @@ def open_planned(plan: Plan) -> RegionReader:
     Raises:
         SlideError: it cannot be opened, or another file is in its place.
     """
-    given = plan.slide.mpp if plan.slide.mpp_source == "given" else None
+    given = plan.slide.mpp if plan.slide.mpp_source == FROM_REQUEST else None
     reader = open_reader(Path(plan.slide.path), plan.slide.reader, mpp=given)
     if reader.fingerprint() != plan.slide.fingerprint:
         reader.close()

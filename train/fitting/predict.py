@@ -21,7 +21,17 @@ from rich.progress import track
 
 from serve.contract.errors import FocalPathError as ServeError
 from serve.images.decode import read_picture
-from serve.images.mpp import Mpp, PixelSize, check_aspect, check_mpp, sides_of
+from serve.images.mpp import (
+    ASSUMED,
+    FROM_REQUEST,
+    UNKNOWN,
+    Mpp,
+    MppSource,
+    PixelSize,
+    check_aspect,
+    check_mpp,
+    sides_of,
+)
 from train.data.dataset import see_image
 from train.data.folder import IMAGE_SUFFIXES
 from train.errors import ImageFileError, ScaleError, SourceError
@@ -41,7 +51,7 @@ class PredictedImage(NamedTuple):
     labels: NDArray[np.uint8]
     """(H, W), 1..C."""
     mpp: float | None
-    mpp_source: str
+    mpp_source: MppSource
 
 
 def predict_images(
@@ -85,7 +95,7 @@ def predict_images(
                 pixels, found = _predict(path, card, segment, mpp, tta=tta)
                 _save(partial, found, pixels, card.classes)
                 rows.writerow(_row(found, len(names)))
-                if found.mpp_source == "model":
+                if found.mpp_source == ASSUMED:
                     assumed.append(path.name)
     if assumed:
         Console().print(
@@ -129,13 +139,13 @@ def _predict(
     except ServeError as error:
         raise ImageFileError(str(error)) from error
     mpp: Mpp | None = given
-    source = "given"
+    source = FROM_REQUEST
     if given is None:
-        mpp, source = picture.pixel_size, "file"
+        mpp, source = picture.pixel_size, picture.mpp_source
         if picture.pixel_size is not None:
-            _check_aspect(path, picture.pixel_size)
+            _check_aspect(path, picture.pixel_size, source)
     if mpp is None:
-        mpp, source = card.mpp, "model" if card.mpp is not None else "unknown"
+        mpp, source = card.mpp, ASSUMED if card.mpp is not None else UNKNOWN
     image = see_image(path.stem, picture.pixels, mpp, scale_of(card))
     batch_size = card.settings.optimization.batch_size
     (labels,) = label_images(segment, [image], batch_size, tta=tta)
@@ -144,16 +154,16 @@ def _predict(
     return picture.pixels, found
 
 
-def _check_aspect(path: Path, size: PixelSize) -> None:
+def _check_aspect(path: Path, size: PixelSize, source: MppSource) -> None:
     try:
-        check_aspect(size, f"{path}: its file")
+        check_aspect(size, f"{path}: its {source}")
     except ServeError as error:
         raise ScaleError(f"{error} Give it as --mpp.") from error
 
 
 def _row(found: PredictedImage, num_classes: int) -> list[object]:
     pixels = np.bincount(found.labels.ravel(), minlength=1 + num_classes)[1:]
-    known = found.mpp is not None and found.mpp_source in ("given", "file")
+    known = found.mpp is not None and found.mpp_source not in (ASSUMED, UNKNOWN)
     areas = pixels * (found.mpp or 0) ** 2 / 1e6
     return [
         found.name,

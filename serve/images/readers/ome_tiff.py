@@ -7,7 +7,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from serve.images.mpp import tiff_mpp
+from serve.images.mpp import Stated, tiff_mpp
 from serve.images.readers.errors import SlideChannelsError, SlideError, SlideFormatError
 from serve.images.readers.reader import Bounds, RegionReader, pyramid
 from serve.images.readers.tiff_pages import TIFF_ERRORS, TiledPage, first_page
@@ -39,7 +39,7 @@ class OmeTiffReader(RegionReader):
         self.bounds = Bounds(0, 0, self.width_px, self.height_px)
         self.properties = {"tiff.ImageDescription": pages[0].description}
         self.version = f"tifffile {tifffile.__version__}"
-        self._file_mpp = _stated_mpp(pages[0])
+        self._stated = _stated(pages[0])
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """See `RegionReader.read`."""
@@ -87,8 +87,8 @@ def _page_of(level: tifffile.TiffPageSeries, path: Path) -> tifffile.TiffPage:
     return page
 
 
-def _stated_mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:
-    """Um per pixel along x and y, as every other TIFF's is read."""
+def _stated(page: tifffile.TiffPage) -> Stated:
+    """Um per pixel, as every other TIFF's is read."""
     tags = page.tags
     resolution = None
     if "XResolution" in tags and "YResolution" in tags:
@@ -96,10 +96,9 @@ def _stated_mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:
         if x[1] and y[1]:
             resolution = x[0] / x[1], y[0] / y[1]
     unit = tags["ResolutionUnit"].value if "ResolutionUnit" in tags else _INCH
-    stated = tiff_mpp(
+    return tiff_mpp(
         page.description.encode(),
         resolution,
         int(unit),
         size=(page.imagewidth, page.imagelength),
     )
-    return stated.pixel_size

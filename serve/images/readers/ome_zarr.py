@@ -8,6 +8,7 @@ import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
+from serve.images.mpp import Stated, judge
 from serve.images.readers.errors import (
     SlideChannelsError,
     SlideError,
@@ -53,7 +54,7 @@ class OmeZarrReader(RegionReader):
         y, x = self._axes.index("y"), self._axes.index("x")
         self.levels = pyramid([(array.shape[x], array.shape[y]) for array in self._arrays])
         self.properties = {"ome.name": str(image.get("name", ""))}
-        self._file_mpp = _stated_mpp(image, y, x)
+        self._stated = _stated(image, y, x)
 
     @classmethod
     def takes(cls, path: Path) -> bool:
@@ -107,11 +108,11 @@ def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
     return found
 
 
-def _stated_mpp(image: dict[str, Any], y: int, x: int) -> tuple[float, float] | None:
-    """Um per pixel along x and y of level 0."""
+def _stated(image: dict[str, Any], y: int, x: int) -> Stated:
+    """Um per pixel of level 0."""
     units = [_UM_PER_UNIT.get(image["axes"][axis].get("unit", "")) for axis in (x, y)]
     steps = [*image["datasets"][0].get("coordinateTransformations", ())]
     scale = next((step["scale"] for step in steps if step.get("type") == "scale"), None)
     if scale is None or units[0] is None or units[1] is None:
-        return None
-    return float(scale[x]) * units[0], float(scale[y]) * units[1]
+        return Stated()
+    return judge(float(scale[x]) * units[0], float(scale[y]) * units[1], "OME-Zarr scale")

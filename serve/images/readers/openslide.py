@@ -13,6 +13,7 @@ import openslide
 import tifffile
 from numpy.typing import NDArray
 
+from serve.images.mpp import Stated, judge, tiff_mpp
 from serve.images.readers.dicom import series_in
 from serve.images.readers.errors import (
     ReaderMissingError,
@@ -24,6 +25,8 @@ from serve.images.readers.reader import Bounds, RegionReader, pyramid
 from serve.images.readers.tiff_pages import TIFF_ERRORS, first_page
 
 LEAST_VERSION = (4, 0, 1)
+_TIFF_UNITS = {"none": 1, "inch": 2, "centimeter": 3}
+"""Values of the tag ResolutionUnit, by OpenSlide's words."""
 _LATTICE_PX = 1024
 
 
@@ -45,7 +48,7 @@ class OpenSlideReader(RegionReader):
         self.levels = pyramid(list(self._slide.level_dimensions))
         self.version = f"OpenSlide {openslide.__library_version__}"
         self.bounds = self._bounds()
-        self._file_mpp = self._stated_mpp()
+        self._stated = self._read_mpp()
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """See `RegionReader.read`."""
@@ -116,11 +119,24 @@ class OpenSlideReader(RegionReader):
         width, height = min(width, self.width_px - x), min(height, self.height_px - y)
         return Bounds(x, y, width, height)
 
-    def _stated_mpp(self) -> tuple[float, float] | None:
-        stated = [self.properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
+    def _read_mpp(self) -> Stated:
+        vendor = self.properties.get("openslide.vendor", "")
+        if vendor == "generic-tiff":  # OpenSlide knows its resolution tags only
+            return tiff_mpp(
+                self.properties.get("tiff.ImageDescription", "").encode(),
+                self._numbers("tiff.XResolution", "tiff.YResolution"),
+                _TIFF_UNITS.get(self.properties.get("tiff.ResolutionUnit", "inch"), 1),
+                size=(self.width_px, self.height_px),
+            )
+        sides = self._numbers("openslide.mpp-x", "openslide.mpp-y")
+        source = "Aperio MPP" if vendor == "aperio" else f"OpenSlide ({vendor})"
+        return Stated() if sides is None else judge(*sides, source)
+
+    def _numbers(self, *names: str) -> tuple[float, float] | None:
+        """Two properties; None where one is missing or no number."""
         try:
-            x, y = (float(value) for value in stated if value is not None)
-        except ValueError:  # missing, or no numbers
+            x, y = (float(self.properties[name]) for name in names)
+        except (KeyError, ValueError):
             return None
         return x, y
 

@@ -8,6 +8,7 @@ import PIL
 from numpy.typing import NDArray
 
 from serve.images.decode import read_picture
+from serve.images.mpp import Stated
 from serve.images.readers.reader import Bounds, RegionReader, pyramid
 from serve.settings import PILLOW_LIMIT_MEGAPIXELS, InferenceSettings
 
@@ -24,7 +25,7 @@ class PictureReader(RegionReader):
         super().__init__(path, mpp=mpp)
         picture = read_picture(path, _LIMITS)
         self._pixels = picture.pixels
-        self._file_mpp = picture.pixel_size
+        self._stated = Stated(picture.pixel_size, picture.mpp_source, picture.mpp_note)
         height, width = self._pixels.shape[:2]
         self.levels = pyramid([(width, height)])
         self.bounds = Bounds(0, 0, width, height)

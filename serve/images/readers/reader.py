@@ -10,14 +10,23 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, NoReturn
+from typing import ClassVar, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.closing import Closing
 from serve.contract.errors import OptionError
-from serve.images.mpp import MAX_ASPECT, MAX_MPP, MIN_MPP, PixelSize
+from serve.images.mpp import (
+    FROM_REQUEST,
+    MAX_ASPECT,
+    MAX_MPP,
+    MIN_MPP,
+    UNKNOWN,
+    MppSource,
+    PixelSize,
+    Stated,
+)
 from serve.images.readers.errors import SlideError, SlideFormatError, SlideScaleError
 from serve.images.readers.scaled import ScaledView, read_scaled
 
@@ -26,8 +35,6 @@ SQUARE = 0.02
 choice); others are resampled along each axis."""
 _SAMPLE_BYTES = 2**16
 _NUM_SAMPLES = 64
-
-MppSource = Literal["given", "file", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class RegionReader(Closing):
         self.path = path
         self._state = _file_state(path)
         self._given_mpp = mpp
-        self._file_mpp: tuple[float, float] | None = None  # x, y; set by the subclass
+        self._stated = Stated()  # by the file; set by the subclass
         if mpp is not None and not MIN_MPP <= mpp <= MAX_MPP:
             raise OptionError(
                 f"{path.name}: mpp is {mpp:g} um per pixel, expected {MIN_MPP:g} to {MAX_MPP:g}."
@@ -133,23 +140,23 @@ class RegionReader(Closing):
     def pixel_size(self) -> PixelSize | None:
         """Um per pixel of level 0 along each axis; None where it is not known.
 
-        A file is believed from 0.05 to 20 um, and where one side of a pixel is at most four times
-        the other. Sides that differ by less than 2% count as their mean.
+        A file is believed as `serve.images.mpp` does, and where one side of a pixel is at most four
+        times the other. Sides that differ by less than 2% count as their mean.
         """
         if self._given_mpp is not None:
             return PixelSize(self._given_mpp, self._given_mpp)
-        if self._file_mpp is None or self._doubt() is not None:
+        size = self._stated.pixel_size
+        if size is None or size.aspect > MAX_ASPECT:
             return None
-        size = PixelSize(*self._file_mpp)
         mean = sum(size) / 2
         return PixelSize(mean, mean) if size.aspect - 1 <= SQUARE else size
 
     @property
     def mpp_source(self) -> MppSource:
-        """Who says `mpp`."""
+        """Who says `mpp`: the caller, or what in the file."""
         if self._given_mpp is not None:
-            return "given"
-        return "unknown" if self.mpp is None else "file"
+            return FROM_REQUEST
+        return UNKNOWN if self.mpp is None else self._stated.source
 
     def require_mpp(self) -> float:
         """`mpp`, where it is known; see `require_pixel_size`."""
@@ -163,29 +170,21 @@ class RegionReader(Closing):
         """
         size = self.pixel_size
         if size is None:
-            reason = self._doubt() or "the file does not say how large its pixels are"
             raise SlideScaleError(
-                f"{self.path.name}: {reason}. Give the um per pixel with --mpp, or in the column "
-                "`mpp` of a CSV."
+                f"{self.path.name}: {self._doubt()} Give the um per pixel with --mpp, or in the "
+                "column `mpp` of a CSV."
             )
         return size
 
-    def _doubt(self) -> str | None:
-        """Why the file's um per pixel is not believed."""
-        if self._file_mpp is None:
-            return None
-        x, y = self._file_mpp
-        if not (MIN_MPP <= x <= MAX_MPP and MIN_MPP <= y <= MAX_MPP):  # nor is nan
-            return (
-                f"the file claims {x:g} x {y:g} um per pixel, believable are {MIN_MPP:g} to "
-                f"{MAX_MPP:g}"
-            )
-        if (aspect := PixelSize(x, y).aspect) > MAX_ASPECT:
-            return (
-                f"the file claims {x:g} x {y:g} um per pixel, one side {aspect:.3g} times the "
-                f"other, believable are at most {MAX_ASPECT:g} times"
-            )
-        return None
+    def _doubt(self) -> str:
+        """Why the file's um per pixel is not used; a sentence."""
+        stated = self._stated
+        if stated.pixel_size is None:
+            return stated.note or "The file does not say how large its pixels are."
+        return (
+            f"{stated.source} says {stated.pixel_size} um per pixel: one side is "
+            f"{stated.pixel_size.aspect:.3g} times the other, expected at most {MAX_ASPECT:g}."
+        )
 
     def at_mpp(self, mpp: float, *, tolerance: float = 0.0) -> ScaledView:
         """The slide's scanned part at another um per pixel.

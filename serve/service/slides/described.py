@@ -45,7 +45,7 @@ _SLIDE_EXAMPLE: dict[str, Any] = {
     "width_px": 20000,
     "height_px": 20000,
     "mpp": 0.25,
-    "mpp_source": "file",
+    "mpp_source": "Aperio MPP",
     "reader": "tiff",
     "tiles": {
         "width_px": 20000,

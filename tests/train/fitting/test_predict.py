@@ -40,7 +40,7 @@ def test_every_image_gets_a_mask_an_overlay_and_its_areas(
     with (out / "areas.csv").open(encoding="utf-8") as file:
         rows = {row["image"]: row for row in csv.DictReader(file)}
     row = rows["large"]
-    assert (row["mpp"], row["mpp_source"]) == ("0.25", "given")
+    assert (row["mpp"], row["mpp_source"]) == ("0.25", "request")
     share, area = float(row["Tumor_share"]), float(row["Tumor_mm2"])
     assert share == pytest.approx((labels == 1).mean(), abs=1e-6)
     assert area == pytest.approx((labels == 1).sum() * 0.25**2 / 1e6, rel=1e-4)
@@ -53,7 +53,7 @@ def test_an_assumed_scale_is_told_and_gives_no_area(
     assert "0.5, is assumed" in capsys.readouterr().out
     with (tmp_path / "out" / "areas.csv").open() as file:
         (row,) = csv.DictReader(file)
-    assert (row["mpp_source"], row["Tumor_mm2"]) == ("model", "")
+    assert (row["mpp_source"], row["Tumor_mm2"]) == ("model (assumed)", "")
 
 
 def test_a_damaged_image_leaves_nothing_behind(toy_run: Path, images: Path, tmp_path: Path):

@@ -92,17 +92,23 @@ def test_every_reader_gives_regions_with_white_beyond_the_edges(
 
 
 @pytest.mark.parametrize(
-    ("kind", "chosen"),
-    [("svs", "tiff"), ("ome-zarr", "ome-zarr"), ("ome-tiff", "ome-tiff"), ("picture", "picture")],
+    ("kind", "chosen", "mpp_source"),
+    [
+        ("svs", "tiff", "Aperio MPP"),
+        ("ome-zarr", "ome-zarr", "OME-Zarr scale"),
+        ("ome-tiff", "ome-tiff", "OME-XML"),
+        ("picture", "picture", "unknown"),
+    ],
 )
 def test_the_reader_is_chosen_by_the_file(
-    kind: str, chosen: str, tmp_path: Path, pixels: NDArray[np.uint8]
+    kind: str, chosen: str, mpp_source: str, tmp_path: Path, pixels: NDArray[np.uint8]
 ) -> None:
     with open_reader(written(kind, tmp_path, pixels)) as slide:
         assert slide.name == chosen
         assert (slide.height_px, slide.width_px) == (HEIGHT, WIDTH)
+        assert slide.mpp_source == mpp_source
         if chosen != "picture":
-            assert (slide.mpp, slide.mpp_source, len(slide.levels)) == (0.5, "file", 2)
+            assert (slide.mpp, len(slide.levels)) == (0.5, 2)
 
 
 def test_the_fast_reader_gives_the_pixels_of_openslide_on_a_real_slide() -> None:
@@ -161,22 +167,37 @@ def test_a_slide_without_um_per_pixel_is_named_and_not_guessed(
         with raises(SlideScaleError, path.name, "--mpp"):
             slide.at_mpp(0.5)
     with open_reader(path, mpp=0.25) as slide:
-        assert (slide.mpp, slide.mpp_source) == (0.25, "given")
+        assert (slide.mpp, slide.mpp_source) == (0.25, "request")
 
 
-def test_a_claim_of_a_screen_is_not_believed(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
-    path = tmp_path / "screen.tif"
-    tifffile.imwrite(
-        path,
-        pixels,
-        tile=(256, 256),
-        photometric="rgb",
-        resolution=(72, 72),
-        resolutionunit=2,
-        metadata=None,
-    )
-    with open_reader(path) as slide, raises(SlideScaleError, "352"):
-        slide.require_mpp()
+@pytest.mark.parametrize(("dpi", "mpp"), [(72, "352.8"), (2400, "10.58"), (7200, "3.528")])
+@pytest.mark.parametrize(("compression", "reader"), [(None, "openslide"), ("jpeg", "tiff")])
+def test_resolutions_of_screens_and_printers_are_not_believed_of_slides_either(
+    dpi: int,
+    mpp: str,
+    compression: str | None,
+    reader: str,
+    tmp_path: Path,
+    pixels: NDArray[np.uint8],
+) -> None:
+    path = tmp_path / "printed.tif"
+    tiled = {"tile": (256, 256), "photometric": "rgb", "compression": compression}
+    tifffile.imwrite(path, pixels, resolution=(dpi, dpi), resolutionunit=2, metadata=None, **tiled)
+    with open_reader(path) as slide:
+        assert (slide.name, slide.mpp_source) == (reader, "unknown")
+        with raises(SlideScaleError, str(dpi), mpp, "--mpp"):
+            slide.require_mpp()
+
+
+def test_the_unit_of_imagej_counts_for_slides_too(
+    tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    path = tmp_path / "imagej.tif"
+    text = "ImageJ=1.54f\nunit=micron\n"
+    tiled = {"tile": (256, 256), "photometric": "rgb", "metadata": None}
+    tifffile.imwrite(path, pixels, resolution=(4, 4), resolutionunit=1, description=text, **tiled)
+    with open_reader(path) as slide:
+        assert (slide.mpp, slide.mpp_source) == (0.25, "ImageJ unit")
 
 
 def _flat(path: Path, pixels: NDArray[np.uint8], per_cm: tuple[float, float]) -> Path:
