@@ -159,9 +159,16 @@ class _Chains:
     def _is_joined(self, one: Ints, other: Ints) -> Bools:
         """Whether there is an edge between two vertices."""
         found = np.zeros(len(one), bool)
-        for start, end in ((one, other), (other, one)):  # at the frame, there is only one of both
-            for edge in self.leaving[start].T:
-                found |= (edge >= 0) & (self.end[edge] == end)
+        stays = np.ones(len(one), bool)
+        for start, end in ((one, other), (other, one)):
+            may_go = self.one[start] >= 0  # else these are not its edges
+            before, after = self.neighbours(start)
+            found |= may_go & ((before == end) | (after == end))
+            stays &= ~may_go
+        asked = np.flatnonzero(stays)
+        for start, end in ((one[asked], other[asked]), (other[asked], one[asked])):
+            for edge in self.leaving[start].T:  # at the frame, only one of both has the edge
+                found[asked] |= (edge >= 0) & (self.end[edge] == end)
         return found
 
     def _is_occupied(self, vertices: Ints, before: Ints, after: Ints) -> Bools:

@@ -1,8 +1,10 @@
 """From done blocks to a result: outputs, summary, passport, and the folder that appears whole."""
 
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -94,12 +96,7 @@ def finish(
     with written(work.path):
         shutil.copyfile(work.path / MASK_FILE, work.result / MASK_FILE)
         _remove_partials(work.result)
-        # The others are written from its pyramid, also where it is not kept.
-        for entry in (OME_ZARR, *(entry for entry in formats if entry is not OME_ZARR)):
-            on_step(entry.title)
-            started = time.perf_counter()
-            _write_once(work, result, entry)
-            seconds[f"output {entry.name}"] = round(time.perf_counter() - started, 3)
+        seconds |= _write_all(work, result, formats, on_step)
         write_whole(work.result / SUMMARY_FILE, summary.model_dump_json(indent=2).encode())
         on_step("passport")
         own_peak = round(peak_memory_mib())
@@ -189,6 +186,40 @@ def hash_files(folder: Path, *, skip: Path | None = None) -> dict[str, str]:
         and path != folder / PASSPORT_FILE
         and (skip is None or skip not in path.parents)
     }
+
+
+def _write_all(
+    work: WorkFolder, result: SlideResult, formats: Sequence[SlideFormat], on_step: OnStep
+) -> dict[str, float]:
+    """Write outlines here and maps in another thread; returns the seconds of each output.
+
+    Two at the same time, and no more: each format has as much memory as it may need. Outlines are
+    traced once for all formats of them. Maps come after the OME-Zarr, from whose pyramid they are
+    written, also where it is not kept.
+    """
+    outlines = [entry for entry in formats if entry.is_outlines]
+    maps = [OME_ZARR, *(e for e in formats if not e.is_outlines and e is not OME_ZARR)]
+    stopped = threading.Event()
+
+    def write(entries: Sequence[SlideFormat]) -> dict[str, float]:
+        seconds = {}
+        try:
+            for entry in entries:
+                if stopped.is_set():
+                    break
+                on_step(entry.title)
+                started = time.perf_counter()
+                _write_once(work, result, entry)
+                seconds[f"output {entry.name}"] = round(time.perf_counter() - started, 3)
+        except BaseException:
+            stopped.set()
+            raise
+        return seconds
+
+    with ThreadPoolExecutor(1, thread_name_prefix="outputs") as pool:
+        others = pool.submit(write, maps)
+        mine = write(outlines)  # here, so that Ctrl-C ends what takes longest
+        return others.result() | mine
 
 
 def _write_once(work: WorkFolder, result: SlideResult, entry: SlideFormat) -> None:

@@ -130,6 +130,7 @@ GEOJSON = SlideFormat(
     file="{name}.geojson.gz",
     media_type="application/gzip",
     write=write_geojson,
+    is_outlines=True,
 )
 DSA = SlideFormat(
     name="dsa",
@@ -138,4 +139,5 @@ DSA = SlideFormat(
     file="{name}.dsa.json.gz",
     media_type="application/gzip",
     write=write_dsa,
+    is_outlines=True,
 )

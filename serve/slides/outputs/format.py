@@ -97,6 +97,8 @@ class SlideFormat:
     media_type: str
     write: Callable[[SlideResult, Path], None]
     """Writes the file or folder that it is given."""
+    is_outlines: bool = False
+    """It is written from the outlines, and others from the maps of labels and confidence."""
 
     def path(self, folder: Path, name: str) -> Path:
         """Where the output is."""
