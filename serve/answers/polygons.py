@@ -2,16 +2,17 @@
 
 Coordinates are of pixel edges, not of centres: pixel (x, y) is the square from (x, y) to
 (x + 1, y + 1), as in QuPath and in the Digital Slide Archive. A region is what is connected
-through sides of pixels. Each boundary between two regions has the same vertices on both sides, so
-that the polygons are a coverage in the sense of GEOS, which simplifies a shared edge once.
+through sides of pixels. Each boundary between two regions has the same vertices on both sides, also
+where it is simplified.
 
-Traced here with numpy: OpenCV's contours run through the centres of pixels and have to be widened
-by half of one, which breaks shared edges; rasterio, which has GDAL's tracer, is 107 MB and leaves
-out the vertices at which three regions meet. shapely builds and simplifies the polygons.
+Traced and simplified here with numpy. OpenCV's contours run through the centres of pixels and have
+to be widened by half of one, which breaks shared edges. rasterio, which has GDAL's tracer, is
+107 MB and leaves out the vertices at which three regions meet. GEOS simplifies polygons that share
+edges, and takes about five times as long. shapely builds the polygons.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import shapely
@@ -77,7 +78,7 @@ def trace_in_parts(
         confidence: (H, W) uint8, 255 = 1.0.
         simplify_px: how far to simplify: about the square root of the triangles that may be cut
             off (Visvalingam-Whyatt). Shared edges stay shared, the image's frame stays as it is,
-            and rings keep their direction. All regions are then in memory at once.
+            and rings keep their direction.
         min_area_px: regions of fewer pixels are left out before anything is traced. What they leave
             inside of one other region is filled by it, if it has fewer pixels itself; elsewhere
             a gap is left.
@@ -175,13 +176,4 @@ def _joined(parts: Sequence[Regions]) -> Regions:
         np.concatenate([part.labels for part in parts]),
         np.concatenate([part.area_px for part in parts]),
         np.concatenate([part.mean_confidence for part in parts]),
-    )
-
-
-def _select(regions: Regions, kept: NDArray[np.bool_]) -> Regions:
-    return Regions(
-        regions.polygons[kept],
-        regions.labels[kept],
-        regions.area_px[kept],
-        regions.mean_confidence[kept],
     )

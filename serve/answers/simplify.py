@@ -14,7 +14,6 @@ in the triangle. So no two edges cross, and no ring loses its area.
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serve.answers.edges import Bools, Edges, Ints
 
@@ -145,9 +144,9 @@ class _Chains:
         """The edges that are left; vertices that have gone are no edge's."""
         last = np.where(self.twin >= 0, edges.twin[self.twin], np.arange(len(self.end)))
         kept = self.is_left[edges.start]
-        return replace(
-            edges, end=self.end, twin=self.twin, arrival=edges.arrival[last]
-        ).selected(kept)
+        return replace(edges, end=self.end, twin=self.twin, arrival=edges.arrival[last]).selected(
+            kept
+        )
 
     def _double_area(self, vertices: Ints, before: Ints, after: Ints) -> Ints:
         x, y = self.x[vertices], self.y[vertices]
@@ -224,9 +223,7 @@ def _places(x: Ints, y: Ints, double: Ints) -> Ints:
         y: (3, M).
         double: twice the triangles' areas.
     """
-    one, other, last = (
-        np.gcd(x[a] - x[b], y[a] - y[b]) for a, b in ((0, 1), (0, 2), (1, 2))
-    )
+    one, other, last = (np.gcd(x[a] - x[b], y[a] - y[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
     inside: Ints = (double - one - other - last + 2) // 2
     return inside + last - 1
 

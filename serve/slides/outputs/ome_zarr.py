@@ -5,16 +5,18 @@ label is not averaged, and the confidence stays that of the label.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from PIL import ImageColor
 
 from serve.slides.outputs.format import SlideFormat, SlideResult
 from serve.slides.store import CONFIDENCE, LABELS, array_of, create_array
 
 _VERSION = "0.5"
+_Level: TypeAlias = "zarr.Array[Any] | NDArray[np.uint8]"
 
 
 def write_ome_zarr(result: SlideResult, path: Path) -> None:
@@ -22,8 +24,9 @@ def write_ome_zarr(result: SlideResult, path: Path) -> None:
     assert path == result.store
     group = zarr.open_group(path, mode="r+")
     for name in (LABELS, CONFIDENCE):
+        finer: _Level = array_of(group, name)
         for level in range(1, result.num_levels):
-            _halve(group, f"{name[:-1]}{level - 1}", f"{name[:-1]}{level}", result)
+            finer = _halve(group, finer, f"{name[:-1]}{level}", result)
     labels = _group(group, "labels")
     classes = _group(labels, "classes")
     classes.attrs["ome"] = _multiscale(result, "classes") | {"image-label": _label_colors(result)}
@@ -37,9 +40,12 @@ def write_ome_zarr(result: SlideResult, path: Path) -> None:
     }
 
 
-def _halve(group: zarr.Group, source: str, target: str, result: SlideResult) -> None:
-    """Write a level shard by shard, from the level before."""
-    finer = array_of(group, source)
+def _halve(group: zarr.Group, finer: _Level, target: str, result: SlideResult) -> _Level:
+    """Write a level shard by shard, from the level before.
+
+    Returns:
+        The level; in memory if it is one shard.
+    """
     shape = (-(-finer.shape[0] // 2), -(-finer.shape[1] // 2))
     side = result.plan.settings.block_cells
     coarser = create_array(group, target, shape, side)
@@ -48,6 +54,7 @@ def _halve(group: zarr.Group, source: str, target: str, result: SlideResult) -> 
             part = np.asarray(finer[2 * top : 2 * (top + side), 2 * left : 2 * (left + side)])
             half = part[::2, ::2]
             coarser[top : top + half.shape[0], left : left + half.shape[1]] = half
+    return half if half.shape == shape else coarser
 
 
 def _multiscale(result: SlideResult, name: str) -> dict[str, Any]:
