@@ -225,7 +225,8 @@ def _places(x: Ints, y: Ints, double: Ints) -> Ints:
     """
     one, other, last = (np.gcd(x[a] - x[b], y[a] - y[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
     inside: Ints = (double - one - other - last + 2) // 2
-    return inside + last - 1
+    found: Ints = inside + last - 1
+    return found
 
 
 def _crossing(row: Ints, x: Ints, y: Ints, x_end: Ints, y_end: Ints) -> tuple[Ints, Ints]:
