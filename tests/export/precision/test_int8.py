@@ -6,21 +6,17 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from export.graph.reference import Deployable
-from export.graph.to_onnx import export_onnx
 from export.precision.int8 import SENSITIVE, quantize_int8
-from train.model.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def graphs(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def graphs(toy_graph: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A float32 graph and its int8 one."""
-    folder = tmp_path_factory.mktemp("quantize")
-    export_onnx(Deployable(load_checkpoint(toy_run)[0]).eval(), folder / "model.onnx")
-    quantize_int8(folder / "model.onnx", folder / "model.int8.onnx")
-    return folder / "model.onnx", folder / "model.int8.onnx"
+    path = tmp_path_factory.mktemp("quantize") / "model.int8.onnx"
+    quantize_int8(toy_graph, path)
+    return toy_graph, path
 
 
 def test_the_int8_graph_gives_nearly_the_same_labels(graphs: tuple[Path, Path]):
