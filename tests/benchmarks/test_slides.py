@@ -30,6 +30,8 @@ def test_the_benchmark_measures_the_toy_model(tmp_path: Path) -> None:
     assert report.engine.num_tiles == report.model_alone.num_tiles > 0
     assert report.direct.num_tiles == 25
     assert report.same_labels > 0.995
+    assert set(report.beyond_inference_cpu) == {"planning", "blocks", "outputs", "all_outputs"}
+    assert min(report.beyond_inference_cpu.values()) > 0
 
 
 def test_the_generated_slide_is_segmented() -> None:

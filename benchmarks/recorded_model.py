@@ -1,0 +1,47 @@
+"""A model whose answers are recorded, so that all that is not the model can be measured alone."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.inference.batching import TileAnswer, TileRunner
+
+
+class RecordedModel:
+    """Passes tiles on to a model and keeps its answers; from then on it repeats them.
+
+    Args:
+        runner: the model; not closed with this.
+    """
+
+    def __init__(self, runner: TileRunner) -> None:
+        self._runner = runner
+        self._answers: list[Future[TileAnswer]] = []
+        self._next: int | None = None
+        """None while answers are recorded."""
+
+    def rewind(self) -> None:
+        """Repeat the answers from the first one on; the same tiles have to come again."""
+        self._next = 0
+
+    def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[TileAnswer]:
+        """See `TileRunner.submit`."""
+        if self._next is None:
+            self._answers.append(self._runner.submit(tile, outputs))
+            return self._answers[-1]
+        self._next += 1
+        return self._answers[self._next - 1]
+
+    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """See `Backend.infer`."""
+        raise NotImplementedError
+
+    def is_ready(self) -> bool:
+        """See `Backend.is_ready`."""
+        return True
+
+    def close(self) -> None:
+        """See `Backend.close`."""
