@@ -59,9 +59,9 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
-    compressed = imagecodecs.zlibng_encode(filtered, level=1)
+    compressed = imagecodecs.zlibng_encode(filtered.tobytes(), level=1)
     found = b"\x89PNG\r\n\x1a\n"
-    for kind, content in ((b"IHDR", header), (b"IDAT", bytes(compressed)), (b"IEND", b"")):
+    for kind, content in ((b"IHDR", header), (b"IDAT", compressed), (b"IEND", b"")):
         checksum = struct.pack(">I", zlib.crc32(kind + content))
         found += struct.pack(">I", len(content)) + kind + content + checksum
     return found
