@@ -2,17 +2,16 @@
 
 Coordinates are of pixel edges, not of centres: pixel (x, y) is the square from (x, y) to
 (x + 1, y + 1), as in QuPath and in the Digital Slide Archive. A region is what is connected
-through sides of pixels. Each boundary between two regions has the same vertices on both sides, also
-where it is simplified.
+through sides of pixels. Each boundary between two regions has the same vertices on both sides, so
+that the polygons are a coverage in the sense of GEOS, which simplifies a shared edge once.
 
-Traced and simplified here with numpy. OpenCV's contours run through the centres of pixels and have
-to be widened by half of one, which breaks shared edges. rasterio, which has GDAL's tracer, is
-107 MB and leaves out the vertices at which three regions meet. GEOS simplifies polygons that share
-edges, and takes about five times as long. shapely builds the polygons.
+Traced here with numpy: OpenCV's contours run through the centres of pixels and have to be widened
+by half of one, which breaks shared edges; rasterio, which has GDAL's tracer, is 107 MB and leaves
+out the vertices at which three regions meet. shapely builds and simplifies the polygons.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import shapely
@@ -20,7 +19,6 @@ from numpy.typing import NDArray
 
 from serve.answers.components import NOTHING, Components
 from serve.answers.edges import Edges, Ints, Rings
-from serve.answers.simplify import simplify_edges
 
 _PART_EDGES = 100_000
 """Edges of the regions that are made into polygons at once, about."""
@@ -78,7 +76,7 @@ def trace_in_parts(
         confidence: (H, W) uint8, 255 = 1.0.
         simplify_px: how far to simplify: about the square root of the triangles that may be cut
             off (Visvalingam-Whyatt). Shared edges stay shared, the image's frame stays as it is,
-            and rings keep their direction.
+            and rings keep their direction. All regions are then in memory at once.
         min_area_px: regions of fewer pixels are left out before anything is traced. What they leave
             inside of one other region is filled by it, if it has fewer pixels itself; elsewhere
             a gap is left.
@@ -102,52 +100,53 @@ def trace_in_parts(
         wanted = np.where(np.isin(wanted, shown), wanted, np.uint8(NOTHING))
     if wanted is not found.labels:
         labels = found.paint(wanted)
-    # What is left out shares edges, too, which are simplified once.
+    # Simplified with what is left out, since that shares edges too.
     kept = np.ones(labels.shape, bool) if simplify_px > 0 else labels != NOTHING
     edges = Edges.of(labels, kept)
-    if simplify_px > 0:
-        edges = simplify_edges(edges, simplify_px)
-        edges = edges.selected(labels[edges.pixel_at_right(np.arange(len(edges.start)))] != NOTHING)
-    return _Tracing(edges, labels, found, confidence).parts()
+    tracing = _Tracing(edges, Rings.of(edges), labels, found, confidence)
+    return _simplified(tracing, simplify_px) if simplify_px > 0 else tracing.parts()
+
+
+def _simplified(tracing: "_Tracing", simplify_px: float) -> Iterator[Regions]:
+    regions = _joined(list(tracing.parts()))
+    simple = shapely.coverage_simplify(regions.polygons, simplify_px, simplify_boundary=False)
+    regions = replace(regions, polygons=shapely.orient_polygons(simple))
+    yield _select(regions, regions.labels != NOTHING)
 
 
 class _Tracing:
-    """Rings that become polygons, each hole with the outer ring of its region."""
+    """Rings that become polygons, each hole with the outer ring that it belongs to."""
 
     def __init__(
         self,
         edges: Edges,
+        rings: Rings,
         labels: NDArray[np.uint8],
         found: Components,
         confidence: NDArray[np.uint8],
     ) -> None:
-        self._edges, self._rings = edges, Rings.of(edges)
-        rings = self._rings
-        row, column = edges.pixel_at_right(rings.edges[rings.first])
-        region = found.at(row, column)  # also where small ones in it are filled: never at its rim
+        self._edges, self._rings = edges, rings
         self._outer = np.flatnonzero(rings.is_outer)
-        outer_of = np.full(len(found.starts), -1)
-        outer_of[region[self._outer]] = self._outer  # a region has one
-        self._parent = outer_of[region]
         holes = np.flatnonzero(~rings.is_outer)
-        self._holes = holes[np.argsort(self._parent[holes], kind="stable")]
-        """By the outer ring of their region."""
-        region = region[self._outer]
-        self._labels = labels[row, column][self._outer]
+        self._holes = holes[np.argsort(rings.parent[holes], kind="stable")]
+        """By the outer ring that they belong to."""
+        row, column = edges.pixel_at_right(rings.edges[rings.first[self._outer]])
+        region = found.at(row, column)  # also where small ones in it are filled: never at its rim
+        self._labels = labels[row, column]
         self._area = found.area_px()[region]
         self._confidence = found.sums(confidence)[region] / self._area / 255
 
     def parts(self) -> Iterator[Regions]:
         """The regions, some after the other, in the order of their outer rings."""
         rings, outer = self._rings, self._outer
-        num_edges = np.bincount(self._parent, rings.lengths, len(rings.first))[outer]
+        num_edges = np.bincount(rings.parent, rings.lengths, len(rings.first))[outer]
         part_of = np.cumsum(num_edges) // _PART_EDGES
         limits = [*np.flatnonzero(np.diff(part_of, prepend=-1)).tolist(), len(outer)]
         for begin, end in zip(limits, limits[1:], strict=False):
             yield self._part(begin, end)
 
     def _part(self, begin: int, end: int) -> Regions:
-        outer, parents = self._outer[begin:end], self._parent[self._holes]
+        outer, parents = self._outer[begin:end], self._rings.parent[self._holes]
         mine = slice(*np.searchsorted(parents, (outer[0], outer[-1] + 1)).tolist())
         holes, owner = self._holes[mine], np.searchsorted(outer, parents[mine])
         linear = self._linear_rings(np.concatenate([outer, holes]))
@@ -163,7 +162,7 @@ class _Tracing:
         begin = np.cumsum(lengths) - lengths
         places = np.arange(len(ring_of)) - begin[ring_of] + self._rings.first[rings][ring_of]
         starts = self._edges.start[self._rings.edges[places]]
-        coordinates = np.stack([self._edges.x[starts], self._edges.y[starts]], axis=-1)
+        coordinates = np.stack(self._edges.position(starts), axis=-1).astype(np.float64)
         found: NDArray[np.object_] = shapely.linearrings(coordinates, indices=ring_of)
         return found
 
@@ -176,4 +175,13 @@ def _joined(parts: Sequence[Regions]) -> Regions:
         np.concatenate([part.labels for part in parts]),
         np.concatenate([part.area_px for part in parts]),
         np.concatenate([part.mean_confidence for part in parts]),
+    )
+
+
+def _select(regions: Regions, kept: NDArray[np.bool_]) -> Regions:
+    return Regions(
+        regions.polygons[kept],
+        regions.labels[kept],
+        regions.area_px[kept],
+        regions.mean_confidence[kept],
     )
