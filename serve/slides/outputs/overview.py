@@ -1,7 +1,5 @@
 """One picture of a slide and its result: what a person looks at first."""
 
-import struct
-import zlib
 from pathlib import Path
 
 import imagecodecs
@@ -43,28 +41,16 @@ def write_overview(result: SlideResult, path: Path) -> None:
     um_per_px = result.plan.um_per_cell * result.plan.shape[1] / width
     _draw_scale(draw, (_MARGIN, _MARGIN + height), width, um_per_px)
     _draw_legend(draw, left, result.summary)
-    path.write_bytes(_png(np.asarray(canvas)))
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    """A PNG of (H, W, 3) uint8 RGB pixels, each row as its difference to the row above.
-
-    One filter and zlib-ng: a fifth of Pillow's time and 40% of libpng's, for files that are a
-    sixth larger.
-    """
-    height, width = pixels.shape[:2]
-    rows = pixels.reshape(height, -1)
-    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
-    filtered[:, 0] = 2  # "up"
-    filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
-    compressed = imagecodecs.zlibng_encode(filtered.tobytes(), level=1)
-    found = b"\x89PNG\r\n\x1a\n"
-    for kind, content in ((b"IHDR", header), (b"IDAT", compressed), (b"IEND", b"")):
-        checksum = struct.pack(">I", zlib.crc32(kind + content))
-        found += struct.pack(">I", len(content)) + kind + content + checksum
-    return found
+    # One filter and no search for repeats: 40% of the time that libpng takes by itself, and 5% to
+    # 20% more bytes.
+    path.write_bytes(
+        imagecodecs.png_encode(
+            np.asarray(canvas),
+            level=1,
+            filter=imagecodecs.PNG.FILTER.UP,
+            strategy=imagecodecs.PNG.STRATEGY.RLE,
+        )
+    )
 
 
 def _small(result: SlideResult) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
