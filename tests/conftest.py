@@ -7,6 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, get_args
 
+import httpx
 import pytest
 
 from serve.contract import openvino
@@ -18,6 +19,8 @@ from tests.support.toy_bundle import write_toy_bundle
 # Before torch is imported, here and in processes that tests start: tiny models lose more to threads
 # that wait than they gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Of requests that state none: a service may have to wait for a core. httpx has no public way.
+vars(httpx._config.DEFAULT_TIMEOUT_CONFIG).update(dict.fromkeys(("connect", "read", "write"), 60))
 Once = Callable[[str, Callable[[Path], object]], Path]
 _WAITING = {"ray", "triton", "browser"}
 _LONG = {"slow", *_WAITING}

@@ -20,9 +20,10 @@ from serve.contract.errors import (
 from serve.settings import ServeSettings
 from tests.support.browser import running_browser
 from tests.support.errors import refusal_of
-from tests.support.http_service import free_port, running_service, wait_until_ready
+from tests.support.http_service import running_service, wait_until_ready
 from tests.support.nginx import EXAMPLE, running_nginx
 from tests.support.pictures import blobs, encoded
+from tests.support.ports import free_port
 
 KEY = "0123456789abcdef-of-alice"
 HEADERS = {"X-API-Key": KEY}
@@ -70,7 +71,7 @@ def test_the_page_segments_an_image_under_the_prefix(proxied: str) -> None:
         page.get_by_role("button", name="Use this key").click()
         file = {"name": "tile.png", "mimeType": "image/png", "buffer": TILE}
         page.locator("#file").set_input_files(files=[file])
-        page.locator('body[data-state="done"]').wait_for(timeout=15_000)
+        page.locator('body[data-state="done"]').wait_for()
         with page.expect_download() as download:
             page.get_by_role("button", name="Labels").click()
         assert download.value.suggested_filename == "tile.labels.png"

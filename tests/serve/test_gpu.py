@@ -15,7 +15,8 @@ from serve.cli import main
 from serve.contract.machine import visible_gpus
 from serve.doctor.report import Report
 from tests.support.cuda import needs_cuda
-from tests.support.http_service import free_port, service_process, wait_until_ready
+from tests.support.http_service import service_process, wait_until_ready
+from tests.support.ports import free_port
 from tests.support.probes import probe_of
 
 pytestmark = pytest.mark.gpu

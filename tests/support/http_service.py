@@ -1,7 +1,6 @@
 """The real HTTP service in a process of its own, for tests."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,15 +10,10 @@ from pathlib import Path
 
 import httpx
 
-_START_TIMEOUT_S = 60.0
+from tests.support.ports import free_port
+
+_TIMEOUT_S = 60.0
 _START_ATTEMPTS = 3
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager
@@ -56,12 +50,12 @@ def service_process(
                 return
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=_TIMEOUT_S)
     raise AssertionError(f"other processes took {_START_ATTEMPTS} ports before the service")
 
 
 def wait_until_ready(url: str) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
+    deadline = time.monotonic() + _TIMEOUT_S
     while httpx.get(f"{url}/readyz").status_code != 200:
         assert time.monotonic() < deadline, f"{url} is not ready"
         time.sleep(0.05)
@@ -69,7 +63,7 @@ def wait_until_ready(url: str) -> None:
 
 def _is_alive(process: subprocess.Popen[bytes], url: str, log: Path) -> bool:
     """Wait until the service is alive; False if its port was taken."""
-    deadline = time.monotonic() + _START_TIMEOUT_S
+    deadline = time.monotonic() + _TIMEOUT_S
     while True:
         if process.poll() is not None:
             text = log.read_text(encoding="utf-8")

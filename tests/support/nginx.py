@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.support import ROOT
-from tests.support.http_service import free_port
+from tests.support.ports import free_port
 
 EXAMPLE = ROOT / "deploy/nginx/focalpath.conf"
 _MAIN = """
@@ -31,7 +31,7 @@ http {{
     include {folder}/focalpath.conf;
 }}
 """
-_START_TIMEOUT_S = 20.0
+_START_TIMEOUT_S = 60.0
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def running_nginx(
         yield url
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=60)
 
 
 def _wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -10,7 +10,6 @@ import http.client
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -26,6 +25,7 @@ import onnxruntime
 from serve.contract.closing import Closing
 from tests.support import ROOT
 from tests.support.built_once import built_once
+from tests.support.ports import free_ports
 
 CACHE_VARIABLE = "FOCALPATH_TRITON_CACHE"
 SERVER_PACKAGE = "nvidia-pytriton==0.7.0"  # Triton 2.51.0, 24.10
@@ -242,12 +242,3 @@ def _shared_memory_of(pid: int) -> set[Path]:
         maps = Path(f"/proc/{pid}/maps").read_text().split()
         return {Path(word) for word in maps if word.startswith("/dev/shm/triton_")}
     return set()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nothing listens at now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [open_socket.getsockname()[1] for open_socket in sockets]
-    for open_socket in sockets:
-        open_socket.close()
-    return ports

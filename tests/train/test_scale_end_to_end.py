@@ -51,7 +51,7 @@ def test_models_trained_at_one_scale_from_images_of_two_are_served_equally_well(
         toy,
         model=replace(toy.model, mpp=MODEL_MPP),
         optimization=replace(
-            toy.optimization, epochs=8, learning_rate=3e-3, warmup_steps=6, batch_size=8
+            toy.optimization, epochs=4, learning_rate=5e-3, warmup_steps=6, batch_size=8
         ),
         augmentation=replace(toy.augmentation, augment="dihedral"),
     )

@@ -23,8 +23,8 @@ from serve.contract.manifest import Manifest, read_bundle
 from serve.inference.segmenter import Segmentation, TileSegmenter, open_segmenter
 from serve.settings import ServeSettings
 from tests.support.errors import raises
-from tests.support.http_service import free_port
 from tests.support.pictures import blobs
+from tests.support.ports import free_port
 
 POLL_S = 0.01
 """Between looks of a server of the tests for its end; half a second by default."""

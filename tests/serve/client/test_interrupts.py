@@ -14,9 +14,9 @@ from PIL import Image
 
 from tests.support.pictures import blobs, encoded
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200, func_only=True)]
 
-DEADLINE_S = 20
+DEADLINE_S = 60
 COMMAND = """
 import sys
 from serve.answers.format import AnswerFormat

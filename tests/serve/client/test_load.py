@@ -18,7 +18,8 @@ from serve.client.load import (
     measure_load,
     summarise_answers,
 )
-from tests.support.http_service import free_port, service_process, wait_until_ready
+from tests.support.http_service import service_process, wait_until_ready
+from tests.support.ports import free_port
 from tests.support.probes import probe_of
 
 CLIENTS = 8

@@ -15,8 +15,8 @@ from serve.client.segment_files import main
 from serve.contract.errors import BackendUnavailableError
 from serve.inference.segmenter import Segmentation, TileSegmenter
 from serve.inference.summary import Summary
-from tests.support.http_service import free_port
 from tests.support.pictures import blobs, encoded, painted
+from tests.support.ports import free_port
 from tests.support.toy_bundle import write_toy_bundle
 
 IMAGE = blobs(70, 90)
@@ -221,7 +221,7 @@ def test_an_image_that_fails_does_not_stop_the_others(
 def test_several_images_are_worked_on_at_once(
     toy_bundle: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together = threading.Barrier(3, timeout=20)
+    together = threading.Barrier(3, timeout=60)
     render = AnswerFormat.render
 
     def wait_for_the_others(entry: AnswerFormat, *arguments: Any) -> bytes:

@@ -21,8 +21,8 @@ from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.settings import InferenceSettings
 from tests.support.errors import raises
-from tests.support.http_service import free_port
 from tests.support.pictures import blobs, encoded
+from tests.support.ports import free_port
 
 
 class LossyTriton(OnnxRuntimeBackend):

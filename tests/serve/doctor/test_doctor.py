@@ -12,7 +12,7 @@ from serve.doctor import checks
 from serve.doctor.report import Report
 from serve.inference.probe import PROVIDERS, Probe
 from serve.settings import ServeSettings
-from tests.support.http_service import free_port
+from tests.support.ports import free_port
 from tests.support.toy_bundle import write_toy_bundle
 from tests.support.triton_server import TritonServer
 

@@ -29,7 +29,7 @@ class EchoBackend:
         self.batches.append((len(images), tuple(outputs)))
         self.running.release()
         if self.is_held:
-            assert self.go_on.acquire(timeout=10)
+            assert self.go_on.acquire(timeout=60)
         if self.error is not None:
             raise self.error
         return {name: images[:, 0, 0, 0].astype(int) for name in outputs}
@@ -63,7 +63,7 @@ def _hold(backend: EchoBackend, batcher: TileBatcher) -> None:
     """Have a batch of one tile running until `go_on` is released."""
     backend.is_held = True
     batcher.submit(_tile(0), ("labels",))
-    assert backend.running.acquire(timeout=10)
+    assert backend.running.acquire(timeout=60)
 
 
 def test_tiles_that_wait_while_a_batch_runs_are_the_next_one(
@@ -203,7 +203,7 @@ def test_a_pool_has_several_tiles_at_the_backend_at_once(backend: EchoBackend) -
     pool = TilePool(backend, max_tiles=3)
     futures = [pool.submit(_tile(value), ("labels",)) for value in range(5)]
     for _ in range(3):
-        assert backend.running.acquire(timeout=10)
+        assert backend.running.acquire(timeout=60)
     assert len(backend.batches) == 3
     backend.go_on.release(5)
     assert [future.result(10)["labels"] for future in futures] == list(range(5))
@@ -216,7 +216,7 @@ def test_as_many_batches_run_at_the_same_time_as_are_allowed(backend: EchoBacken
     backend.is_held = True
     futures = [batcher.submit(_tile(value), ("labels",)) for value in range(3)]
     for _ in range(2):
-        assert backend.running.acquire(timeout=10)
+        assert backend.running.acquire(timeout=60)
     assert not backend.running.acquire(timeout=0.05)
     backend.go_on.release(3)
     assert [future.result(10)["labels"] for future in futures] == [0, 1, 2]

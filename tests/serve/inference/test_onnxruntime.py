@@ -14,7 +14,7 @@ from serve.inference.segmenter import open_backend
 from serve.inference.triton import TritonBackend
 from serve.settings import ServeSettings
 from tests.support.errors import raises
-from tests.support.http_service import free_port
+from tests.support.ports import free_port
 from tests.support.toy_bundle import TILE_SIZE_PX, write_toy_bundle
 
 OUTPUTS = ("labels", "confidence", "low_res_probabilities", "iou_scores")

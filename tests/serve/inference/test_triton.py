@@ -29,12 +29,12 @@ from serve.inference.batching import TilePool
 from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.segmenter import ImageSegmenter, Segmentation, TileSegmenter
 from tests.support import ROOT
+from tests.support.ports import free_port
 from tests.support.toy_bundle import REFERENCE_RGB, TILE_SIZE_PX, write_toy_bundle
 from tests.support.triton_server import (
     CACHE_VARIABLE,
     TritonServer,
     TritonSetupError,
-    free_ports,
     install_triton,
 )
 
@@ -76,7 +76,7 @@ class Service:
     """The HTTP service in a process of its own, on a free port of 127.0.0.1."""
 
     def __init__(self, bundle: Path, scratch: Path, backend: str, triton_url: str) -> None:
-        (port,) = free_ports(1)
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._log_path = scratch / f"{backend}.log"
         settings = {
@@ -464,7 +464,7 @@ def test_shared_memory_gives_the_same_answer_and_leaves_nothing_behind(
 
 def _unregister_all(admin: tritonclient.grpc.InferenceServerClient) -> None:
     """Unregister all regions; Triton keeps one that the last request has not let go of yet."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + SERVICE_TIMEOUT_S
     while True:
         try:
             admin.unregister_system_shared_memory()

@@ -16,8 +16,8 @@ from serve.service.model import Model, check_warm_up
 from serve.service.telemetry import Telemetry
 from serve.settings import ServeSettings
 from tests.support.errors import raises
-from tests.support.http_service import free_port
 from tests.support.pictures import blobs, painted
+from tests.support.ports import free_port
 from tests.support.toy_bundle import TILE_SIZE_PX, write_toy_bundle
 
 LABELS = np.repeat([[1, 2, 3, 4]], 4, axis=0).repeat(TILE_SIZE_PX // 4, 0).repeat(16, 1)

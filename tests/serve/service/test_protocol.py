@@ -72,7 +72,7 @@ def test_a_head_that_does_not_end_is_a_408(sent: bytes, monkeypatch: pytest.Monk
 
 
 def test_the_second_head_of_a_connection_has_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.service.protocol, "HEAD_TIMEOUT_S", MOMENT_S)
+    monkeypatch.setattr(serve.service.protocol, "HEAD_TIMEOUT_S", 10 * MOMENT_S)
 
     def work(address: tuple[str, int]) -> bytes:
         with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
@@ -110,12 +110,12 @@ async def _read_and_answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def test_a_body_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.service.protocol, "HEAD_TIMEOUT_S", MOMENT_S)
+    monkeypatch.setattr(serve.service.protocol, "HEAD_TIMEOUT_S", 10 * MOMENT_S)
 
     def work(address: tuple[str, int]) -> bytes:
         with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
             connection.sendall(POST + b"Connection: close\r\nContent-Length: 2\r\n\r\n")
-            time.sleep(3 * MOMENT_S)
+            time.sleep(15 * MOMENT_S)
             connection.sendall(b"ab")
             return _read_all(connection)
 
@@ -140,12 +140,12 @@ def test_who_does_not_read_the_answer_is_hung_up_on(monkeypatch: pytest.MonkeyPa
 
 
 def test_who_reads_slowly_gets_all_of_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.service.protocol, "READ_PAUSE_S", 5 * MOMENT_S)
+    monkeypatch.setattr(serve.service.protocol, "READ_PAUSE_S", 20 * MOMENT_S)
 
     def work(address: tuple[str, int]) -> int:
         with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
             connection.sendall(GET)
-            return _read_slowly(connection, pause_s=MOMENT_S / 10)
+            return _read_slowly(connection, pause_s=MOMENT_S / 4)
 
     assert _with_server(work, LARGE) > len(LARGE)  # type: ignore[operator]
 

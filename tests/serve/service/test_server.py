@@ -29,12 +29,12 @@ from serve.service.uploads import BodyLimit, Limit
 from serve.settings import ServeSettings
 from tests.support.errors import refusal_of
 from tests.support.http_service import (
-    free_port,
     running_service,
     service_process,
     wait_until_ready,
 )
 from tests.support.pictures import blobs, encoded, painted, rgb_png
+from tests.support.ports import free_port
 from tests.support.raw_http import TIMEOUT_S, address_of
 from tests.support.toy_bundle import TILE_SIZE_PX
 

@@ -95,7 +95,7 @@ class Visit:
             return found.every((value, i) => Math.abs(value - color[i]) <= 2);
         }}"""
         argument = [self.on_canvas(place), [float(value) for value in color]]
-        self.page.wait_for_function(script, arg=argument, timeout=5_000)
+        self.page.wait_for_function(script, arg=argument)
 
     def wait_for_colors(
         self, place: tuple[int, int], *, at_least: int = 1, at_most: int = 12
@@ -107,7 +107,7 @@ class Visit:
             return low <= size && size <= high;
         }}"""
         argument = [self.on_canvas(place), at_least, at_most]
-        self.page.wait_for_function(script, arg=argument, timeout=5_000)
+        self.page.wait_for_function(script, arg=argument)
 
     def hover(self, place: tuple[int, int]) -> None:
         box = self.page.locator("#view").bounding_box()

@@ -1,5 +1,7 @@
 """Several slides at once, as an engine of many machines asks for."""
 
+import os
+import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
@@ -34,11 +36,11 @@ class AtOnce(LocalEngine):
         return self._num_slides
 
     def run(self, work: WorkFolder, blocks: Sequence[Block], **callbacks: Any) -> None:
-        self.together.wait(20)
+        self.together.wait(60)
         super().run(work, blocks, **callbacks)
 
     def wait_until_closed(self) -> None:
-        assert self.closed.wait(20)
+        assert self.closed.wait(60)
         raise CancelledError
 
     def close(self) -> None:
@@ -70,7 +72,7 @@ def test_what_stops_one_slide_stops_all_and_none_is_told_as_failed(tmp_path: Pat
 
     class Waiting(AtOnce):
         def run(self, work: WorkFolder, blocks: Sequence[Block], **callbacks: Any) -> None:
-            self.together.wait(20)
+            self.together.wait(60)
             if work.name != "slide0":
                 self.wait_until_closed()
             callbacks["on_tiles"](1)
@@ -89,3 +91,23 @@ def test_what_stops_one_slide_stops_all_and_none_is_told_as_failed(tmp_path: Pat
     assert engine.closed.is_set()
     assert len(started) < 8
     assert not list((tmp_path / "out" / ".work").glob("*.failed"))
+
+
+def test_an_interrupt_that_does_not_wake_the_main_thread_stops_the_slides(tmp_path: Path) -> None:
+    class Engine(AtOnce):
+        def run(self, work: WorkFolder, blocks: Sequence[Block], **callbacks: Any) -> None:
+            self.together.wait(60)
+            if work.name == "slide0":
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+                os.kill(os.getpid(), signal.SIGINT)
+            self.wait_until_closed()
+
+    engine = Engine(2)
+    cohort = Cohort(tmp_path / "out", engine, RunOptions(), (), Quiet())
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # another thread receives it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_cohort(cohort, tasks_of(tmp_path, 2))
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    assert engine.closed.is_set()

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch.utilities import rank_zero_only
 
 from tests.support import ROOT
 from tests.support.distributed import settings_of
 from tests.support.errors import raises
+from tests.support.ports import free_port
 from train.data.folder import read_tile_folder
 from train.data.pixels import count_each
 from train.errors import SettingsError
@@ -58,7 +58,7 @@ def run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     The test of distributed pretraining has two devices of one node, by the same Trainer.
     """
     folder = tmp_path_factory.mktemp("ddp")
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [start(folder, toy_data, NODE_RANK=str(n), **address) for n in (0, 1)]
     try:
         codes = [process.wait(timeout=300) for process in processes]

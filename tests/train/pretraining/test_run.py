@@ -1,9 +1,11 @@
 import csv
 import json
 import shutil
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import timm
@@ -26,7 +28,7 @@ from train.pretraining.run import pretrain
 from train.pretraining.settings import ViewSettings
 from train.pretraining.speed import measure_speed
 from train.pretraining.task import PretrainTask
-from train.pretraining.views import ViewSample
+from train.pretraining.views import ViewDataset, ViewSample
 
 
 @pytest.fixture(scope="module")
@@ -138,16 +140,25 @@ def test_reading_and_training_are_timed_apart_and_nothing_is_written(
     slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    step = PretrainTask.training_step
+    now = 0.0
 
-    def slow(task: PretrainTask, batch: ViewSample, batch_index: int) -> torch.Tensor:
-        time.sleep(0.3)
-        return step(task, batch, batch_index)
+    def taking(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
+            nonlocal now
+            now += seconds
+            return function(*arguments)
 
-    monkeypatch.setattr(PretrainTask, "training_step", slow)
+        return timed
+
+    monkeypatch.setattr("train.pretraining.speed.seconds_now", lambda: now)
+    clock = SimpleNamespace(perf_counter=lambda: now)
+    monkeypatch.setattr("train.pretraining.speed.time", clock)
+    getitem, step = ViewDataset.__getitem__, PretrainTask.training_step
+    monkeypatch.setattr(ViewDataset, "__getitem__", taking(0.25, getitem))
+    monkeypatch.setattr(PretrainTask, "training_step", taking(2.0, step))
     speed = measure_speed(tiny_pretraining(), slides, num_steps=2)
-    assert speed.step_s > 0.3 > speed.load_s > 0
-    assert f"{speed.step_s / speed.load_s:.1f} times" in speed.text
+    assert (speed.load_s, speed.step_s) == (speed.batch_size * 0.25, 2.0)
+    assert "2.0 times" in speed.text
     assert list(tmp_path.iterdir()) == []
 
 

@@ -305,7 +305,7 @@ def test_a_job_survives_the_death_of_the_service(
         for process in (psutil.Process(service.pid), *family):
             if "job_process" not in " ".join(cmdline(process)):
                 process.kill()
-        psutil.wait_procs(family, timeout=15)  # the job's process ends by itself
+        psutil.wait_procs(family, timeout=TIMEOUT_S)  # the job's process ends by itself
         assert not any(process.is_running() for process in family)
     monkeypatch.setenv("TEST_SLOW_S", "0")
     with slide_client(toy_bundle, tmp_path / "slides") as client:

@@ -268,7 +268,7 @@ def test_a_narrow_window_does_not_scroll_sideways(page: Page) -> None:
     for width in (1024, 800, 360):
         page.set_viewport_size({"width": width, "height": 760})
         script = "() => document.documentElement.scrollWidth <= innerWidth"
-        page.wait_for_function(script, timeout=10_000)
+        page.wait_for_function(script)
 
 
 def test_without_the_viewers_library_the_page_says_what_to_do(page: Page, service: str) -> None:
