@@ -111,7 +111,3 @@ def main() -> None:
             print(f"interrupted; {_after_interrupt(command)}", file=sys.stderr)
         number = signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
         sys.exit(128 + number)
-
-
-if __name__ == "__main__":
-    main()
