@@ -51,15 +51,14 @@ class Components:
                 "can be outlined. Ask for /labels, or send a smaller image."
             )
         values = labels.ravel()[starts]
-        one, other = touching = _touching(starts, *labels.shape)
-        same = values[one] == values[other]
+        touching = _touching(starts, *labels.shape)
         return cls(
             shape=(labels.shape[0], labels.shape[1]),
             starts=starts,
             lengths=np.diff(starts, append=labels.size),
             labels=values,
             touching=touching,
-            component=_connect(len(starts), one[same], other[same]),
+            component=_connect_alike(values, touching),
         )
 
     def area_px(self) -> Ints:
@@ -71,10 +70,14 @@ class Components:
         by_run = np.add.reduceat(values.ravel(), self.starts, dtype=np.int64)
         return np.bincount(self.component, by_run, len(self.starts)).astype(np.int64)
 
-    def at(self, row: Ints, column: Ints) -> Ints:
-        """The regions of pixels."""
+    def run_at(self, row: Ints, column: Ints) -> Ints:
+        """The runs of pixels."""
         flat = row * self.shape[1] + column
-        return self.component[np.searchsorted(self.starts, flat, side="right") - 1]
+        return np.searchsorted(self.starts, flat, side="right") - 1
+
+    def connected(self, labels: NDArray[np.uint8]) -> Ints:
+        """The region of each run where the runs have other labels."""
+        return self.component if labels is self.labels else _connect_alike(labels, self.touching)
 
     def without_small(self, min_area_px: int) -> NDArray[np.uint8]:
         """The labels of the runs, small regions left out.
@@ -143,6 +146,13 @@ def _touching(starts: Ints, height: int, width: int) -> tuple[Ints, Ints]:
         np.concatenate([above, index[has_below], beside - 1]),
         np.concatenate([index[has_above], below, beside]),
     )
+
+
+def _connect_alike(labels: NDArray[np.uint8], touching: tuple[Ints, Ints]) -> Ints:
+    """The region of each run: runs of one label that share sides."""
+    one, other = touching
+    same = np.flatnonzero(labels[one] == labels[other])
+    return _connect(len(labels), one[same], other[same])
 
 
 def _connect(count: int, one: Ints, other: Ints) -> Ints:

@@ -11,7 +11,7 @@ out the vertices at which three regions meet. shapely builds and simplifies the 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import shapely
@@ -102,51 +102,66 @@ def trace_in_parts(
         labels = found.paint(wanted)
     # Simplified with what is left out, since that shares edges too.
     kept = np.ones(labels.shape, bool) if simplify_px > 0 else labels != NOTHING
-    edges = Edges.of(labels, kept)
-    tracing = _Tracing(edges, Rings.of(edges), labels, found, confidence)
+    tracing = _Tracing(Edges.of(labels, kept), wanted, found, confidence)
     return _simplified(tracing, simplify_px) if simplify_px > 0 else tracing.parts()
 
 
 def _simplified(tracing: "_Tracing", simplify_px: float) -> Iterator[Regions]:
     regions = _joined(list(tracing.parts()))
     simple = shapely.coverage_simplify(regions.polygons, simplify_px, simplify_boundary=False)
-    regions = replace(regions, polygons=shapely.orient_polygons(simple))
-    yield _select(regions, regions.labels != NOTHING)
+    kept = regions.labels != NOTHING
+    yield Regions(
+        shapely.orient_polygons(simple[kept]),
+        regions.labels[kept],
+        regions.area_px[kept],
+        regions.mean_confidence[kept],
+    )
 
 
 class _Tracing:
-    """Rings that become polygons, each hole with the outer ring that it belongs to."""
+    """Rings that become polygons, each hole with the outer ring of its region.
+
+    Args:
+        edges: of the regions.
+        labels: of the runs, as they are traced.
+        found: the regions as they are in the image.
+        confidence: (H, W) uint8.
+    """
 
     def __init__(
         self,
         edges: Edges,
-        rings: Rings,
         labels: NDArray[np.uint8],
         found: Components,
         confidence: NDArray[np.uint8],
     ) -> None:
-        self._edges, self._rings = edges, rings
+        self._edges, self._rings = edges, Rings.of(edges)
+        rings = self._rings
+        run = found.run_at(*edges.pixel_at_right(rings.edges[rings.first]))
+        region = found.connected(labels)[run]  # as it is traced
         self._outer = np.flatnonzero(rings.is_outer)
+        outer_of = np.full(len(labels), -1)
+        outer_of[region[self._outer]] = self._outer  # a region has one
+        self._parent = outer_of[region]
         holes = np.flatnonzero(~rings.is_outer)
-        self._holes = holes[np.argsort(rings.parent[holes], kind="stable")]
-        """By the outer ring that they belong to."""
-        row, column = edges.pixel_at_right(rings.edges[rings.first[self._outer]])
-        region = found.at(row, column)  # also where small ones in it are filled: never at its rim
-        self._labels = labels[row, column]
-        self._area = found.area_px()[region]
-        self._confidence = found.sums(confidence)[region] / self._area / 255
+        self._holes = holes[np.argsort(self._parent[holes], kind="stable")]
+        """By the outer ring of their region."""
+        run = run[self._outer]  # also where small ones in it are filled: never at its rim
+        self._labels = labels[run]
+        self._area = found.area_px()[found.component[run]]
+        self._confidence = found.sums(confidence)[found.component[run]] / self._area / 255
 
     def parts(self) -> Iterator[Regions]:
         """The regions, some after the other, in the order of their outer rings."""
         rings, outer = self._rings, self._outer
-        num_edges = np.bincount(rings.parent, rings.lengths, len(rings.first))[outer]
+        num_edges = np.bincount(self._parent, rings.lengths, len(rings.first))[outer]
         part_of = np.cumsum(num_edges) // _PART_EDGES
         limits = [*np.flatnonzero(np.diff(part_of, prepend=-1)).tolist(), len(outer)]
         for begin, end in zip(limits, limits[1:], strict=False):
             yield self._part(begin, end)
 
     def _part(self, begin: int, end: int) -> Regions:
-        outer, parents = self._outer[begin:end], self._rings.parent[self._holes]
+        outer, parents = self._outer[begin:end], self._parent[self._holes]
         mine = slice(*np.searchsorted(parents, (outer[0], outer[-1] + 1)).tolist())
         holes, owner = self._holes[mine], np.searchsorted(outer, parents[mine])
         linear = self._linear_rings(np.concatenate([outer, holes]))
@@ -162,7 +177,7 @@ class _Tracing:
         begin = np.cumsum(lengths) - lengths
         places = np.arange(len(ring_of)) - begin[ring_of] + self._rings.first[rings][ring_of]
         starts = self._edges.start[self._rings.edges[places]]
-        coordinates = np.stack(self._edges.position(starts), axis=-1).astype(np.float64)
+        coordinates = np.stack([self._edges.x[starts], self._edges.y[starts]], axis=-1)
         found: NDArray[np.object_] = shapely.linearrings(coordinates, indices=ring_of)
         return found
 
@@ -175,13 +190,4 @@ def _joined(parts: Sequence[Regions]) -> Regions:
         np.concatenate([part.labels for part in parts]),
         np.concatenate([part.area_px for part in parts]),
         np.concatenate([part.mean_confidence for part in parts]),
-    )
-
-
-def _select(regions: Regions, kept: NDArray[np.bool_]) -> Regions:
-    return Regions(
-        regions.polygons[kept],
-        regions.labels[kept],
-        regions.area_px[kept],
-        regions.mean_confidence[kept],
     )
