@@ -32,12 +32,12 @@ def figures_section(comparison: Comparison, folder: Path) -> str:
     baseline = seed_scores(comparison, BASELINE.name, "dice")[:, 1:]
     shares = np.array(comparison.of(BASELINE.name)[0].card.shares)
     plot_share_against_dice(classes, shares, baseline, folder / "figure2")
-    shares_r, shares_rho = _correlation_cells(np.log(shares), baseline.mean(axis=0))
+    pearson, spearman = _correlation_cells(np.log(shares), baseline.mean(axis=0))
     parts = [
         "## Figures\n\n![Pixel share against baseline Dice](figure2.png)\n\n"
         f"Fig. 2: share of the labelled training pixels against the test Dice of {BASELINE.title}; "
-        f"bars span the seeds. Of the logarithm of the share, Pearson r (p) is {shares_r}, "
-        f"Spearman ρ (p) {shares_rho}. [PDF](figure2.pdf)"
+        f"bars span the seeds. With the logarithm of the share, Pearson r (p) is {pearson}, "
+        f"Spearman ρ (p) {spearman}. [PDF](figure2.pdf)"
     ]
     deltas, prior = learned_biases(comparison), _prior(comparison)
     write_bias_csv(folder / "bias.csv", comparison, baseline, prior, deltas)
@@ -54,8 +54,6 @@ def figures_section(comparison: Comparison, folder: Path) -> str:
             f"their masks before any prediction; predictions of seed {comparison.seeds[0]}. "
             "[PDF](figure4.pdf)"
         )
-    else:
-        parts.append("There is no Fig. 4: the comparison was asked to show no images of the data.")
     if len(classes) > NAMED_CLASSES_MAX:
         parts.append(
             f"With {len(classes)} classes the figures name none (up to {NAMED_CLASSES_MAX} are "

@@ -1,7 +1,7 @@
 """The report of a comparison: tables, figures, and fixed sentences that say how to read them.
 
 REPORT/README.md                      all of it on one page
-REPORT/table1.{csv,md,tex}            Dice and IoU of each class and method
+REPORT/table1.{csv,tex}               Dice and IoU of each class and method
 REPORT/intervals.csv                  Dice and differences to the baseline with bootstrap intervals
 REPORT/bias.csv                       what Fig. 2 and 3 show, and the ablation's biases
 REPORT/times.csv                      training time of every run
@@ -21,11 +21,8 @@ from train.comparison.claim import claim_section
 from train.comparison.compare import NUM_PANELS, PANEL_SHARE_MIN, Comparison
 from train.comparison.figures import figures_section
 from train.comparison.methods import BASELINE, COLD, DFA, FROZEN, UNET_LEARNING_RATE, Row
-from train.comparison.tables import (
-    Table1,
-    difference_table,
-    write_intervals,
-)
+from train.comparison.run import RowResult
+from train.comparison.tables import Table1, difference_table, write_intervals
 from train.comparison.times import times_section, write_times
 from train.config import write_settings
 from train.data.folder import Split, TileFolder
@@ -42,7 +39,6 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     bootstrap, table = Bootstrap(comparison), Table1(comparison)
     table.write_csv(folder / "table1.csv")
-    (folder / "table1.md").write_text(table.markdown() + "\n", encoding="utf-8")
     caption = f"Dice and IoU of the pooled test pixels, {_seeds_text(comparison)}"
     (folder / "table1.tex").write_text(table.latex(caption), encoding="utf-8")
     write_intervals(folder / "intervals.csv", comparison, bootstrap)
@@ -114,8 +110,7 @@ def _table_section(table: Table1) -> str:
     return (
         "## Table 1\n\nDice and IoU of all test pixels pooled, mean ± sample standard deviation "
         "over the seeds. Bold is the highest mean of a line, whatever the difference is worth."
-        f"{published} Also as [CSV](table1.csv), [Markdown](table1.md) and "
-        f"[LaTeX](table1.tex).\n\n{table.markdown()}"
+        f"{published} Also as [CSV](table1.csv) and [LaTeX](table1.tex).\n\n{table.markdown()}"
     )
 
 
@@ -134,29 +129,39 @@ def _difference_section(bootstrap: Bootstrap) -> str:
         + f"\n\n*higher* and *lower* are said from {NUM_SEEDS_MIN} seeds on, where the interval "
         f"leaves out 0 and the difference is at least {smallest:g}, the smallest worth telling. "
         f"*equal* means that the whole interval is within {smallest:g} of 0; everything else is "
-        f"*undecided*. {frozen}Each class is in [intervals.csv](intervals.csv)."
+        f"*undecided*. {frozen}Each class and each seed is in [intervals.csv](intervals.csv)."
     )
 
 
 def _leverage_section(comparison: Comparison) -> str:
     """How much each row's answers depend on its bias, averaged over seeds."""
-    lines = []
-    for row in comparison.rows:
-        results = comparison.of(row.name)
-        for index, entry in enumerate(results[0].leverage[1:], start=1):
-            pairs = [(result.leverage[0], result.leverage[index]) for result in results]
-            changed = np.mean([after.labels_changed for _, after in pairs])
-            dice = np.mean([after.mean_dice - before.mean_dice for before, after in pairs])
-            lines.append([row.title, entry.change, f"{changed:.2%}", f"{dice:+.4f}"])
-    if not lines:
+    found = {row.title: _mean_leverage(comparison.of(row.name)) for row in comparison.rows}
+    changes = list(dict.fromkeys(change for cells in found.values() for change in cells))
+    if not changes:
         return ""
-    header = ["Method", "Change", "Test labels changed", "Mean Dice"]
+    lines = [
+        [title, *(cells.get(change, "–") for change in changes)]
+        for title, cells in found.items()
+        if cells
+    ]
     return (
         "## Leverage of the bias\n\n"
-        + markdown_table(header, lines, align="lr")
-        + "\n\nEach trained model is changed as the line says and tested again, without training: "
-        "where little changes, the model does not use its bias, and no score is due to it."
+        + markdown_table(["Method", *changes], lines, align="lr")
+        + "\n\nEach trained model is changed as the column says and tested again, without "
+        "training: the share of the test labels that change, and the change in mean Dice. Where "
+        "little changes, the model does not use its bias, and no score is due to it."
     )
+
+
+def _mean_leverage(results: list[RowResult]) -> dict[str, str]:
+    """Labels changed and the difference in mean Dice, averaged over seeds, by change."""
+    cells = {}
+    for index, entry in enumerate(results[0].leverage[1:], start=1):
+        pairs = [(result.leverage[0], result.leverage[index]) for result in results]
+        changed = np.mean([after.labels_changed for _, after in pairs])
+        dice = np.mean([after.mean_dice - before.mean_dice for before, after in pairs])
+        cells[entry.change] = f"{changed:.2%}, {dice:+.4f}"
+    return cells
 
 
 def _pairs(comparison: Comparison) -> list[tuple[Row, Row]]:

@@ -12,7 +12,7 @@ import numpy as np
 from tabulate import tabulate
 
 from serve.contract.markdown import markdown_table
-from train.comparison.bootstrap import Bootstrap, Difference, Floats, Interval, seed_scores
+from train.comparison.bootstrap import Bootstrap, Floats, Interval, seed_scores
 from train.comparison.compare import Comparison
 from train.comparison.methods import BASELINE, Row, RowName
 
@@ -171,14 +171,10 @@ def difference_table(bootstrap: Bootstrap, pairs: Sequence[tuple[Row, Row]]) -> 
     for row, other in pairs:
         difference = bootstrap.differences(row.name, other.name)[0]
         dice = interval_text(bootstrap.dice(row.name)[0])
-        lines.append([row.title, dice, other.title, *_difference_cells(difference)])
-    header = ["Method", "Mean Dice", "Compared with", "Difference", "Per seed", "Verdict"]
+        gain = interval_text(difference.interval, sign=True)
+        lines.append([row.title, dice, other.title, gain, difference.verdict])
+    header = ["Method", "Mean Dice", "Compared with", "Difference", "Verdict"]
     return markdown_table(header, lines, align="lr")
-
-
-def _difference_cells(difference: Difference) -> list[str]:
-    seeds = ", ".join(f"{value:+.4f}" for value in difference.per_seed)
-    return [interval_text(difference.interval, sign=True), seeds, difference.verdict]
 
 
 def write_bias_csv(

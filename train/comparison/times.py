@@ -1,4 +1,4 @@
-"""The report's section on training time: each row's, and HCFA's two stages against DFA's one."""
+"""The report's section on training time."""
 
 from pathlib import Path
 
@@ -28,35 +28,27 @@ def write_times(path: Path, comparison: Comparison) -> None:
 
 
 def times_section(comparison: Comparison) -> str:
-    """Minutes of each row's training, with the baseline's where a row needs its Dice."""
+    """Minutes of each row's training, also with the baseline's where a row needs its Dice."""
     lines = []
     for row in comparison.rows:
-        stages = [row.name, *([BASELINE.name] if row.strategy.needs_baseline else [])]
-        cells = []
-        for cpu in (False, True):
-            minutes = [_minutes(comparison, name, cpu=cpu) for name in stages]
-            cells += [_text(minutes[0]), _text(np.sum(minutes, axis=0))]
-        lines.append([row.title, *cells])
-    header = ["Method", "Wall-clock, minutes", "with its baseline", "CPU time, minutes"]
+        lines.append([row.title, *_cells(comparison, row.name)])
+        if row.strategy.needs_baseline:
+            both = _cells(comparison, row.name, BASELINE.name)
+            lines.append([f"{row.title}, with its baseline", *both])
     devices = sorted({result.device for result in comparison.results.values()})
+    header = ["Method", "Wall-clock, minutes", "CPU time, minutes"]
     return (
         "## Training time\n\n"
-        + markdown_table([*header, "with its baseline"], lines, align="lr")
-        + f"\n\nOn {'; '.join(devices)}, validation included{_total(comparison)}; each run's in "
-        "[times.csv](times.csv). "
-        "Compare CPU times on a CPU: wall-clock also counts other programs. HCFA needs a trained "
-        "baseline. The paper claims that DFA takes about 40% less time than the two stages of "
-        "HCFA; of two stages of equally many epochs, one is half."
+        + markdown_table(header, lines, align="lr")
+        + f"\n\nOn {'; '.join(devices)}, validation included. Compare CPU times on a CPU: "
+        "wall-clock also counts other programs. Each run is in [times.csv](times.csv)."
     )
 
 
-def _total(comparison: Comparison) -> str:
-    """CPU time of all runs together, where it is known of all."""
-    seconds = [result.cpu_seconds for result in comparison.results.values()]
-    known = [value for value in seconds if value is not None]
-    if len(known) < len(seconds):
-        return ""
-    return f", {sum(known) / 60:.0f} CPU minutes for all {len(known)} trainings"
+def _cells(comparison: Comparison, *stages: RowName) -> list[str]:
+    """Wall-clock and CPU minutes of trainings that follow each other."""
+    minutes = [[_minutes(comparison, name, cpu=cpu) for name in stages] for cpu in (False, True)]
+    return [_text(np.sum(columns, axis=0)) for columns in minutes]
 
 
 def _minutes(comparison: Comparison, name: RowName, *, cpu: bool) -> Floats:
