@@ -79,14 +79,21 @@ class Components:
         """The region of each run where the runs have other labels."""
         return self.component if labels is self.labels else _connect_alike(labels, self.touching)
 
-    def without_small(self, min_area_px: int) -> NDArray[np.uint8]:
+    def without_small(self, min_area_px: int, *, is_part: bool = False) -> NDArray[np.uint8]:
         """The labels of the runs, small regions left out.
 
         Regions of fewer pixels become `NOTHING`; what they leave inside of one other region takes
         that one's label, if it has fewer pixels itself.
+
+        Args:
+            min_area_px: pixels of the smallest region that stays.
+            is_part: the image is a part of a larger one: what touches its frame may go on beyond,
+                and stays.
         """
-        area = self.area_px()
-        is_small = area[self.component] < min_area_px
+        is_small = self.area_px() < min_area_px
+        if is_part:
+            is_small[self.component[self._is_at_frame()]] = False
+        is_small = is_small[self.component]
         labels = np.where(is_small, np.uint8(NOTHING), self.labels)
         one, other = self.touching
         inside = is_small[one] & is_small[other]
@@ -98,15 +105,6 @@ class Components:
         filled = is_small & is_enclosed[gap]
         labels[filled] = self.labels[lowest[gap[filled]]]
         return labels
-
-    def without_small_inside(self, min_area_px: int) -> NDArray[np.uint8]:
-        """The labels of the runs, without small regions that do not touch the image's frame.
-
-        They become `NOTHING`. For parts of an image: what touches the frame may go on beyond it.
-        """
-        stays = self.area_px() >= min_area_px
-        stays[self.component[self._is_at_frame()]] = True
-        return np.where(stays[self.component], self.labels, np.uint8(NOTHING))
 
     def paint(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The (H, W) image of labels of the runs."""

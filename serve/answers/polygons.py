@@ -82,7 +82,7 @@ def trace_in_parts(
             a gap is left.
         shown: the labels to trace; None: all.
         is_part: the labels are a part of a larger image. Small regions at its frame are then kept,
-            since they may go on beyond it, and no place of a small region is filled.
+            since they may go on beyond it, and so are gaps beside them.
 
     Returns:
         Parts of the regions, which have some 100,000 edges each.
@@ -93,9 +93,7 @@ def trace_in_parts(
     found = Components.of(labels)
     wanted = found.labels
     if min_area_px > 1:
-        wanted = (
-            found.without_small_inside(min_area_px) if is_part else found.without_small(min_area_px)
-        )
+        wanted = found.without_small(min_area_px, is_part=is_part)
     if shown is not None:
         wanted = np.where(np.isin(wanted, shown), wanted, np.uint8(NOTHING))
     if wanted is not found.labels:

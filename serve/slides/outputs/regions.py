@@ -2,7 +2,8 @@
 
 A region that lies within one block is handed out at once. Those that touch a block's edge are kept:
 of one label, they are one region where they share some length of that edge, and their union is
-exact. Memory grows with the outlines' vertices: `OutputOptions.max_vertices`, or what is left after
+exact. Regions that are too small are left out then, and what they leave inside of one other region
+is filled by it, as far as it is small, too. Memory grows with the outlines' vertices: `OutputOptions.max_vertices`, or what is left after
 the last attempt to simplify more.
 """
 
@@ -90,6 +91,7 @@ def _up_to(most_vertices: int, regions: Iterator[Region]) -> list[Region] | None
 def trace(result: SlideResult, budget: Budget) -> Iterator[Region]:
     """All regions of a slide's labels, those of label 0 left out."""
     kept: list[Regions] = []
+    shrunk: list[NDArray[np.object_]] = []
 
     def trace_block(rectangle: Rectangle) -> list[tuple[Rectangle, Regions]]:
         return list(_trace_parts(*result.cut(rectangle), rectangle, budget))
@@ -97,11 +99,16 @@ def trace(result: SlideResult, budget: Budget) -> Iterator[Region]:
     for parts in _in_threads(trace_block, result.blocks()):
         for part, regions in parts:
             on_edge = _touches_edge(regions, part, result.plan.shape)
-            yield from _regions(result, _selected(regions, ~on_edge), budget)
+            inside = _large(_selected(regions, ~on_edge), budget)
+            shrunk.append(_shrunk(inside, budget))
+            yield from _regions(result, inside)
             if on_edge.any():
                 kept.append(_selected(regions, on_edge))
     if kept:
-        yield from _regions(result, _join(kept), budget)
+        joined = _large(_join(kept), budget)
+        shrunk.append(_shrunk(joined, budget))
+        filled = _fill(joined.polygons, budget.min_cells, np.concatenate(shrunk))
+        yield from _regions(result, replace(joined, polygons=filled))
 
 
 def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -237,11 +244,42 @@ def _selected(regions: Regions, chosen: NDArray[np.bool_]) -> Regions:
     )
 
 
-def _regions(result: SlideResult, found: Regions, budget: Budget) -> Iterator[Region]:
-    """The regions that are large enough, in the slide's frame."""
-    large = _selected(found, found.area_px >= budget.min_cells)
-    placed = shapely.transform(large.polygons, lambda places: np.round(result.to_level0(places), 2))
+def _large(regions: Regions, budget: Budget) -> Regions:
+    return _selected(regions, regions.area_px >= budget.min_cells)
+
+
+def _shrunk(regions: Regions, budget: Budget) -> NDArray[np.object_]:
+    """The polygons of large regions that look small where they are simplified."""
+    found: NDArray[np.object_] = regions.polygons[shapely.area(regions.polygons) < budget.min_cells]
+    return found
+
+
+def _fill(
+    polygons: NDArray[np.object_], min_cells: int, shrunk: NDArray[np.object_]
+) -> NDArray[np.object_]:
+    """Fill the holes of fewer cells: only small regions were in them, but for those that shrunk.
+
+    Within a block they are filled before they are traced.
+    """
+    rings, of = shapely.get_rings(polygons, return_index=True)
+    shapes = shapely.polygons(rings)
+    is_hole = np.diff(of, prepend=-1) == 0
+    is_filled = is_hole & (shapely.area(shapes) < min_cells)
+    if len(shrunk):
+        holes = np.flatnonzero(is_filled)
+        places = shapely.point_on_surface(shrunk)
+        is_filled[holes[shapely.STRtree(places).query(shapes[holes], "contains")[0]]] = False
+    found = polygons.copy()
+    changed = np.unique(of[is_filled])
+    left = np.isin(of, changed) & ~is_filled
+    found[changed] = shapely.polygons(rings[left], indices=np.searchsorted(changed, of[left]))
+    return found
+
+
+def _regions(result: SlideResult, found: Regions) -> Iterator[Region]:
+    """The regions in the slide's frame."""
+    placed = shapely.transform(found.polygons, lambda places: np.round(result.to_level0(places), 2))
     for polygon, label, area, confidence in zip(
-        placed, large.labels, large.area_px, large.mean_confidence, strict=True
+        placed, found.labels, found.area_px, found.mean_confidence, strict=True
     ):
         yield Region(polygon, int(label), int(area), float(confidence))

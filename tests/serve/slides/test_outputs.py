@@ -134,7 +134,9 @@ def test_regions_across_blocks_are_those_of_the_whole_map(
     whole = make_result(tmp_path / "whole", labels, block=2048)
     parts = make_result(tmp_path / "parts", labels, block=block)
     exact = Budget(simplify_cells=0, min_cells=1)
-    one, other = ({wkb(region): region for region in trace(r, exact)} for r in (whole, parts))
+    one, other = (
+        {wkb(region.polygon): region for region in trace(r, exact)} for r in (whole, parts)
+    )
     assert len(one) > 20
     assert set(one) == set(other)
     for key, region in one.items():
@@ -144,8 +146,8 @@ def test_regions_across_blocks_are_those_of_the_whole_map(
         assert region.polygon.area == pytest.approx(region.num_cells * 16)
 
 
-def wkb(region: Any) -> bytes:
-    return bytes(shapely.to_wkb(shapely.normalize(shapely.simplify(region.polygon, 0))))
+def wkb(polygon: Any) -> bytes:
+    return bytes(shapely.to_wkb(shapely.normalize(shapely.simplify(polygon, 0))))
 
 
 def test_simplified_regions_cover_the_map_without_gaps_or_overlaps(
@@ -172,12 +174,39 @@ def test_small_regions_are_left_out_after_they_were_joined(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("block", [64, 2048])
-def test_what_is_left_out_changes_no_outline_of_what_stays(block: int, tmp_path: Path) -> None:
+def test_what_is_left_out_is_filled_inside_of_a_region_and_changes_no_other_outline(
+    block: int, tmp_path: Path
+) -> None:
     result = make_result(tmp_path, speckled_labels(ROWS, COLUMNS), block=block)
+    y, x = result.plan.level0_px_per_cell
     everything = list(trace(result, Budget(simplify_cells=0, min_cells=1)))
-    large = {wkb(region) for region in everything if region.num_cells >= 30}
-    assert len(everything) - 100 > len(large) > 20
-    assert {wkb(region) for region in trace(result, Budget(0, 30))} == large
+    expected = set()
+    for region in everything:
+        if region.num_cells >= 30:
+            holes = [
+                hole
+                for hole in region.polygon.interiors
+                if shapely.Polygon(hole).area >= 30 * x * y
+            ]
+            expected.add(wkb(shapely.Polygon(region.polygon.exterior, holes)))
+    assert len(everything) - 100 > len(expected) > 20
+    found = list(trace(result, Budget(0, 30)))
+    assert {wkb(region.polygon) for region in found} == expected
+    assert len(found) == len(expected)
+
+
+def test_a_hole_is_not_filled_where_a_region_that_stays_lies_in_it(tmp_path: Path) -> None:
+    labels = np.ones((64, 64), np.uint8)
+    labels[20:28, 26] = labels[23, 22:31] = 2  # 16 cells, of which its simplified outline has less
+    labels[40:43, 31:33] = 3
+    result = make_result(tmp_path, labels, block=32)
+    regions = list(trace(result, Budget(simplify_cells=3, min_cells=16)))
+    assert sorted(region.label for region in regions) == [1, 2]
+    around, cross = (next(r.polygon for r in regions if r.label == label) for label in (1, 2))
+    assert cross.area < 16 * 16
+    assert len(around.interiors) == 1
+    assert around.intersection(cross).area == 0
+    assert around.area + cross.area == pytest.approx(64 * 64 * 16)
 
 
 def test_outlines_are_traced_once_for_all_files(
