@@ -2,9 +2,11 @@
 
 A region that lies within one block is handed out at once. Those that touch a block's edge are kept:
 of one label, they are one region where they share some length of that edge, and their union is
-exact. Regions that are too small are left out then, and what they leave inside of one other region
-is filled by it, as far as it is small, too. Memory grows with the outlines' vertices: `OutputOptions.max_vertices`, or what is left after
-the last attempt to simplify more.
+exact. Regions that are too small are left out then. What they leave inside of one other region is
+filled by it, as long as it is small, too.
+
+Memory grows with the outlines' vertices: `OutputOptions.max_vertices`, or what is left after the
+last attempt to simplify more.
 """
 
 from collections import deque
