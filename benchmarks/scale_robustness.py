@@ -162,23 +162,7 @@ def report(study: Robustness, folder: TileFolder, found: Mapping[str, Sequence[F
         )
         for name, runs in found.items()
     }  # seeds x factors
-    home = study.factors.index(1.0)
-    rows = [
-        {
-            "encoder": name,
-            "seeds": len(values),
-            **{
-                f"x {factor:g}": _text(values[:, f].mean(), resampled[name][:, f])
-                for f, factor in enumerate(study.factors)
-            },
-            **{
-                f"kept at x {factor:g}": f"{values[:, f].mean() / values[:, home].mean():.0%}"
-                for f, factor in enumerate(study.factors)
-                if f != home
-            },
-        }
-        for name, values in dice.items()
-    ]
+    rows = [_row(study, name, values, resampled[name]) for name, values in dice.items()]
     lines = [
         f"# Segmenters whose um per pixel is wrong: {study.preset}\n",
         f"Mean Dice of the pooled pixels of {len(tiles)} test images of {len(set(cases))} cases, "
@@ -191,6 +175,32 @@ def report(study: Robustness, folder: TileFolder, found: Mapping[str, Sequence[F
         "\nLines are means over the seeds, bands their range.",
     ]
     (study.out / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write_scores(study, folder, found)
+    draw(study, dice, study.out / "scale.png")
+
+
+def _row(study: Robustness, name: str, dice: Floats, resampled: Floats) -> dict[str, object]:
+    """The line of an encoder: mean Dice at each factor, and what is kept of that at 1."""
+    means = dict(zip(study.factors, dice.mean(axis=0), strict=True))
+    return {
+        "encoder": name,
+        "seeds": len(dice),
+        **{
+            f"x {factor:g}": _text(mean, resampled[:, f])
+            for f, (factor, mean) in enumerate(means.items())
+        },
+        **{
+            f"kept at x {factor:g}": f"{mean / means[1.0]:.0%}"
+            for factor, mean in means.items()
+            if factor != 1.0
+        },
+    }
+
+
+def _write_scores(
+    study: Robustness, folder: TileFolder, found: Mapping[str, Sequence[Floats]]
+) -> None:
+    """Write Dice per class of every run and factor."""
     with (study.out / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["encoder", "seed", "factor", *(f"dice {c.name}" for c in folder.classes)])
@@ -199,7 +209,6 @@ def report(study: Robustness, folder: TileFolder, found: Mapping[str, Sequence[F
                 for f, factor in enumerate(study.factors):
                     scores = class_scores(torch.from_numpy(run[f].sum(axis=0))).dice.tolist()
                     writer.writerow([name, seed, factor, *(f"{score:.4f}" for score in scores)])
-    draw(study, dice, study.out / "scale.png")
 
 
 def resampled_dice(runs: Sequence[Floats], cases: Sequence[str]) -> Floats:
