@@ -18,7 +18,7 @@ from serve.contract.errors import AccessError, SettingsError
 from serve.contract.key_file import read_key_file
 from serve.service.error_answers import error_answer
 from serve.service.page import VIEWER_PATH
-from serve.service.telemetry import current_request
+from serve.service.request_record import current_request
 
 OPEN_PATHS = frozenset({"/", "/favicon.ico", "/metrics", "/openapi.json"})
 """Paths that need no key: the page, the OpenAPI document, and the metrics."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from opentelemetry import trace
 
-from serve.service.telemetry import current_request
+from serve.service.request_record import current_request
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 

@@ -11,7 +11,8 @@ from opentelemetry import propagate, trace
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.service.telemetry import RequestRecord, Telemetry, request_context
+from serve.service.request_record import RequestRecord, request_context
+from serve.service.telemetry import Telemetry
 
 REQUEST_ID_HEADER = "X-Request-ID"
 CLIENT_CLOSED_REQUEST = 499

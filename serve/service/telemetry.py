@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, traces, and a record of each request.
+"""Metrics for Prometheus, and traces.
 
 Metrics are prometheus_client's. BentoML's workers run it in multiprocess mode (it sets
 PROMETHEUS_MULTIPROC_DIR before they start): each writes its own files, and whichever answers
@@ -10,8 +10,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +29,7 @@ from prometheus_client import (
 from serve.contract.manifest import Manifest
 from serve.inference.backend import Backend
 from serve.inference.summary import Summary
+from serve.service.request_record import current_request
 
 Stage = Literal["queue", "decode", "segment", "batch", "infer", "encode"]
 """Stages of an answer. `queue`: waiting for a thread. `decode`: reading the image. `segment`: from
@@ -57,35 +56,6 @@ _REASONS = {
 """Reasons of refusals, by the status of the answer."""
 
 
-@dataclass
-class RequestRecord:
-    """Facts about a request, for its line in the log."""
-
-    request_id: str
-    key_name: str | None = None
-    stage_ms: dict[str, float] = field(default_factory=dict)
-    tiles: int | None = None
-    """That its images cost, where they were weighed."""
-
-
-_current_request: ContextVar[RequestRecord | None] = ContextVar("current_request", default=None)
-
-
-def current_request() -> RequestRecord | None:
-    """The request that this thread or task works on."""
-    return _current_request.get()
-
-
-@contextmanager
-def request_context(record: RequestRecord) -> Iterator[None]:
-    """Make `record` the current request."""
-    token = _current_request.set(record)
-    try:
-        yield
-    finally:
-        _current_request.reset(token)
-
-
 class Telemetry:
     """The service's metrics, and the timers that fill them."""
 
@@ -95,6 +65,7 @@ class Telemetry:
         self._add_request_metrics(self._registry)
         self._add_queue_metrics(self._registry)
         self._add_model_metrics(self._registry)
+        self._add_slide_metrics(self._registry)
 
     def _add_request_metrics(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
@@ -173,6 +144,11 @@ class Telemetry:
             ["outcome"],
             registry=registry,
         )
+        # Present from the start, so that the first change is an increase.
+        for outcome in ("swapped", "refused"):
+            self._model_changes.labels(outcome)
+
+    def _add_slide_metrics(self, registry: CollectorRegistry) -> None:
         self._slide_jobs = Gauge(
             "focalpath_slide_jobs",
             "Slides that wait to be segmented, and that are.",
@@ -194,9 +170,6 @@ class Telemetry:
             "Processes that read slides and ended or were ended.",
             registry=registry,
         )
-        # Present from the start, so that the first change is an increase.
-        for outcome in ("swapped", "refused"):
-            self._model_changes.labels(outcome)
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:

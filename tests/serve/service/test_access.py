@@ -16,7 +16,7 @@ from serve.cli import main
 from serve.contract.errors import SettingsError
 from serve.service.access import AccessControl, ApiKeys
 from serve.service.page import VIEWER_PATH
-from serve.service.telemetry import RequestRecord, request_context
+from serve.service.request_record import RequestRecord, request_context
 from tests.support.errors import raises
 
 KEY = "correct-horse-battery"
