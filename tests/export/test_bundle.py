@@ -39,6 +39,7 @@ FILES = {
     "warm_up.npz",
 }
 FP32_ONLY = PrecisionSettings(fp16=False)
+QUICK = BundleSettings(num_parity_tiles=2, precision=FP32_ONLY)
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_without_half_precision_the_engine_is_planned_from_float32(
     toy_run: Path, tmp_path: Path
 ) -> None:
     bundle = tmp_path / "bundle"
-    write_bundle(toy_run, bundle, BundleSettings(precision=FP32_ONLY))
+    write_bundle(toy_run, bundle, QUICK)
     assert read_engine_plan(bundle).onnx_file == "model.onnx"
     assert "model.fp16.onnx" not in _names(bundle)
 
@@ -146,7 +147,7 @@ def test_a_graph_that_only_tensorrt_refuses_is_exported_and_the_plan_says_why_th
 
     monkeypatch.setattr("export.bundle.engine_obstacles", without_softmax)
     bundle = tmp_path / "bundle"
-    write_bundle(toy_run, bundle, BundleSettings(precision=FP32_ONLY, num_parity_tiles=2))
+    write_bundle(toy_run, bundle, QUICK)
     plan = read_engine_plan(bundle)
     assert "operator Softmax" in plan.obstacles[0]
     with raises(GraphError, "model.onnx", plan.obstacles[0]):
@@ -254,7 +255,7 @@ def test_a_refusal_names_class_and_tile_with_a_picture_until_an_export_passes(
         return answers
 
     bundle, refused = tmp_path / "bundle", tmp_path / "bundle-refused"
-    settings = BundleSettings(precision=FP32_ONLY, num_parity_tiles=2)
+    settings = QUICK
     monkeypatch.setattr("export.bundle.onnx_answers", answer_wrongly)
     with raises(GateError, "tile drawn_1"):
         write_bundle(toy_run, bundle, settings)
@@ -326,7 +327,7 @@ def test_a_new_export_replaces_the_earlier_bundle_whole(
     exported_bundle: Path, toy_run: Path, toy_data: Path, tmp_path: Path
 ) -> None:
     bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
-    settings = BundleSettings(model_version="2", validate=toy_data, precision=FP32_ONLY)
+    settings = replace(QUICK, model_version="2", validate=toy_data)
     write_bundle(toy_run, bundle, settings)
     assert read_bundle(bundle).version == "2"
     assert "model.fp16.onnx" not in _names(bundle)
@@ -340,7 +341,7 @@ def test_the_bundle_behind_a_link_is_replaced_and_the_link_stays(
     bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
     link = tmp_path / "current"
     link.symlink_to(bundle)
-    write_bundle(toy_run, link, BundleSettings(model_version="2", precision=FP32_ONLY))
+    write_bundle(toy_run, link, replace(QUICK, model_version="2"))
     assert link.readlink() == bundle
     assert read_bundle(bundle).version == "2"
 
@@ -357,7 +358,7 @@ def test_what_came_to_the_bundles_place_during_the_work_stays(
 
     monkeypatch.setattr("export.bundle.export_onnx", export)
     with raises(DestinationError, bundle, "notes.txt"):
-        write_bundle(toy_run, bundle, BundleSettings(precision=FP32_ONLY))
+        write_bundle(toy_run, bundle, QUICK)
     assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "notes.txt"]
 
 
@@ -368,7 +369,7 @@ def test_the_timings_of_an_earlier_engine_stay_and_its_plan_does_not(
     bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
     (bundle / "timing.cache").write_text("timings")
     (bundle / "model.plan").write_text("plan")
-    write_bundle(toy_run, bundle, BundleSettings(precision=FP32_ONLY))
+    write_bundle(toy_run, bundle, QUICK)
     assert (bundle / "timing.cache").read_text() == "timings"
     assert "model.plan" not in _names(bundle)
     assert f"{bundle / 'model.plan'} is of the earlier bundle" in capsys.readouterr().out
@@ -399,7 +400,7 @@ def test_attention_is_exported_as_asked_for_and_the_manifest_has_the_graphs_own_
         asked.append(settings)
 
     monkeypatch.setattr("export.bundle.export_onnx", export)
-    settings = BundleSettings(opset=24, positions="extended", precision=FP32_ONLY)
+    settings = replace(QUICK, opset=24, positions="extended")
     manifest = write_bundle(toy_run, tmp_path / "bundle", settings)
     assert asked == [{"opset": 24, "form": settings.attention}]
     assert manifest.opset == 20
