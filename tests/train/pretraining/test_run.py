@@ -150,9 +150,9 @@ def test_reading_and_training_are_timed_apart_and_nothing_is_written(
 
         return timed
 
-    monkeypatch.setattr("train.pretraining.speed.seconds_now", lambda: now)
     clock = SimpleNamespace(perf_counter=lambda: now)
-    monkeypatch.setattr("train.pretraining.speed.time", clock)
+    for module in ("train.fitting.timing", "train.pretraining.speed"):
+        monkeypatch.setattr(f"{module}.time", clock)
     getitem, step = ViewDataset.__getitem__, PretrainTask.training_step
     monkeypatch.setattr(ViewDataset, "__getitem__", taking(0.25, getitem))
     monkeypatch.setattr(PretrainTask, "training_step", taking(2.0, step))
