@@ -4,6 +4,7 @@ REPORT/README.md, probes.csv, segmentation.csv, retention.png
 """
 
 import csv
+import itertools
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from train.pretraining.magnification.settings import EvaluationSettings
 
 Results = Mapping[str, Sequence[EncoderResult]]
 """Of each encoder, one result per seed."""
+_GREY = 7
+"""Place of matplotlib's grey among its ten colours; the untrained encoder is grey."""
 
 _INTRODUCTION = """# Encoders across magnifications
 
@@ -231,17 +234,18 @@ def draw_retention(results: Results, settings: EvaluationSettings, path: Path) -
     figure = Figure(figsize=(9.0, 4.0), layout="constrained", dpi=120)
     panels = figure.subplots(1, len(COLORS), sharey=True)
     for axes, color in zip(panels, COLORS, strict=True):
-        for index, (name, found) in enumerate(results.items()):
-            values = np.mean([result.probes[color].matrix[0] for result in found], axis=0)
-            if len(found) > 1:
-                seeds = [result.probes[color].matrix[0] for result in found]
+        colors = (f"C{index}" for index in itertools.count() if index % 10 != _GREY)
+        for name, found in results.items():
+            is_random = name == "random"
+            tint = "0.5" if is_random else next(colors)
+            seeds = [result.probes[color].matrix[0] for result in found]
+            places = range(len(seeds[0]))
+            if len(seeds) > 1:
                 low, high = np.min(seeds, axis=0), np.max(seeds, axis=0)
-                tint = "0.5" if name == "random" else f"C{index}"
-                axes.fill_between(range(len(values)), low, high, color=tint, alpha=0.15, lw=0)
-            style = (
-                {"color": "0.5", "linestyle": "--"} if name == "random" else {"color": f"C{index}"}
-            )
-            axes.plot(range(len(values)), values, marker="o", label=name, **style)
+                axes.fill_between(places, low, high, color=tint, alpha=0.15, lw=0)
+            style = "--" if is_random else "-"
+            values = np.mean(seeds, axis=0)
+            axes.plot(places, values, marker="o", label=name, color=tint, linestyle=style)
         axes.set_xticks(range(len(settings.scales)), [f"{s:g}" for s in settings.scales])
         axes.set_xlabel("um per pixel of the test tiles")
         axes.set_title(color)
