@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 IMPORT_ALL = """
 import importlib, pkgutil, serve
 # Of the extras slides, dicom and cluster.
-extras = {"imagecodecs", "openslide", "pydicom", "ray", "tifffile", "zarr"}
+extras = {"imagecodecs", "openslide", "orjson", "pydicom", "ray", "tifffile", "zarr"}
 rooms = ("serve.slides.", "serve.service.slides.", "serve.images.readers.")
 for module in pkgutil.walk_packages(serve.__path__, "serve."):
     try:
