@@ -5,21 +5,19 @@ python -m export engine BUNDLE             a TensorRT plan, on the GPU that will
 python -m export publish BUNDLE --model-repository DIR   a version in Triton's model repository
 """
 
-import gc
 import signal
 import sys
 from collections.abc import Sequence
+
+from serve.contract.quick_imports import no_garbage_collection
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. An error that the user can fix ends with one line and its exit status."""
     # The imports take seconds, and an interrupt inside them would end in their tracebacks.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    gc.disable()  # imports make no garbage, and looking for it takes a quarter of their time
-    from export.cli import run
-
-    gc.freeze()
-    gc.enable()
+    with no_garbage_collection():
+        from export.cli import run
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # A terminated export then cleans up as an interrupted one does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

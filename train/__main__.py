@@ -1,11 +1,8 @@
 """`python -m train`: the commands of `train/cli.py`."""
 
-import gc
+from serve.contract.quick_imports import no_garbage_collection
 
 if __name__ == "__main__":
-    gc.disable()  # imports make no garbage, and looking for it takes a quarter of their time
-    from train.cli import main
-
-    gc.freeze()
-    gc.enable()
+    with no_garbage_collection():
+        from train.cli import main
     main()
