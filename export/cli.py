@@ -17,6 +17,7 @@ from export.settings import BundleSettings
 from export.tensorrt.command import Engine
 from export.tensorrt.plan import read_engine_plan
 from export.triton import Target, check_keep, publish
+from serve.contract.interrupts import signals_wake_main_thread
 from serve.contract.manifest import Manifest, read_bundle
 
 
@@ -125,6 +126,7 @@ class Publish:
 _COMMANDS = {"engine": Engine, "publish": Publish}
 
 
+@signals_wake_main_thread()
 def run(arguments: Sequence[str]) -> None:
     """Run a command. An error that the user can fix ends with one line and its exit status."""
     try:

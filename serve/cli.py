@@ -14,6 +14,7 @@ from serve.client.benchmark_run import Benchmark, run_benchmark
 from serve.client.load import Load, run_load
 from serve.client.segment_files import Segment, run_segment
 from serve.contract.errors import FocalPathError
+from serve.contract.interrupts import signals_wake_main_thread
 from serve.doctor.command import Doctor, run_doctor
 from serve.service.logs import configure_logging
 from serve.service.start import check_start
@@ -70,6 +71,7 @@ def run_http(command: Http) -> None:
         run(settings.host, settings.port)
 
 
+@signals_wake_main_thread()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:

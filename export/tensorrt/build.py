@@ -6,7 +6,7 @@ Callers pass in the `tensorrt` module.
 
 import contextlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,11 +54,7 @@ def _build(builder: Any, network: Any, config: Any, monitor: Any) -> Any:
     with ThreadPoolExecutor(max_workers=1) as pool:
         pool.submit(int).result()  # a signal could kill a thread at its start
         try:
-            building = pool.submit(builder.build_serialized_network, network, config)
-            # Waits in short turns: an endless wait would delay a signal that comes just before it.
-            while not wait([building], timeout=0.1).done:
-                pass
-            return building.result()
+            return pool.submit(builder.build_serialized_network, network, config).result()
         except (KeyboardInterrupt, SystemExit):
             monitor.interrupted = True
             raise  # after TensorRT has stopped

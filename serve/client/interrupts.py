@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,10 +11,6 @@ from serve.client.whole_files import abandon_writing
 
 EXIT_STATUS = 130
 """Of a command that was ended by Ctrl-C."""
-_WAKE_AFTER_S = 0.05
-"""Seconds that the main thread has to handle a signal by itself."""
-_STOP = b"\0"
-"""Ends the thread that wakes the main thread; no signal has this number."""
 
 
 @contextmanager
@@ -42,45 +37,10 @@ def second_interrupt_ends() -> Iterator[None]:
 
     signal.signal(signal.SIGINT, handle)
     try:
-        with _signals_wake_this_thread():
-            yield
+        yield
     finally:
         if not was_interrupted:  # else the process is about to end, and Ctrl-C may come once more
             signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _signals_wake_this_thread() -> Iterator[None]:
-    """Wake the main thread after each signal, so that it runs the signal's handler.
-
-    Python runs handlers in the main thread. A signal that comes just before that thread begins to
-    wait for a lock, or that another thread receives, does not end the wait: the handler would run
-    only when the lock is free. Python's C handler writes the signal's number to a pipe, a thread
-    reads it, and SIGURG ends the wait.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    this_thread = threading.get_ident()
-
-    def wake() -> None:
-        while (number := os.read(reader, 1)) != _STOP:
-            if number[0] != signal.SIGURG:
-                time.sleep(_WAKE_AFTER_S)
-                signal.pthread_kill(this_thread, signal.SIGURG)
-
-    urgent_before = signal.signal(signal.SIGURG, lambda *_: None)
-    pipe_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    waker = threading.Thread(target=wake, daemon=True)
-    waker.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(pipe_before)
-        os.write(writer, _STOP)
-        waker.join()
-        signal.signal(signal.SIGURG, urgent_before)
-        os.close(reader)
-        os.close(writer)
 
 
 def _end_at_once() -> None:

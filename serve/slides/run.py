@@ -12,7 +12,7 @@ A slide that fails does so alone. The same command again goes on where it was st
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -33,9 +33,6 @@ from serve.slides.plan import Block, ModelInfo
 from serve.slides.store import WorkFolder, write_whole, written
 from serve.slides.tiling import Tiling
 from serve.slides.worker import OnBlock, OnTiles
-
-_TURN_S = 0.5
-"""Seconds of a wait for slides."""
 
 
 class Engine(Protocol):
@@ -167,13 +164,10 @@ def _for_each(
             segment(task)
         return
     with ThreadPoolExecutor(engine.slides_at_once, thread_name_prefix="slide") as pool:
-        waiting = {pool.submit(segment, task) for task in tasks}
+        futures = [pool.submit(segment, task) for task in tasks]
         try:
-            while waiting:
-                # In short turns: a signal that comes just before an endless wait would not end it.
-                done, waiting = wait(waiting, _TURN_S, FIRST_COMPLETED)
-                for future in done:
-                    future.result()
+            for future in as_completed(futures):
+                future.result()
         except BaseException:
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)

@@ -9,6 +9,7 @@ import pytest
 from export.__main__ import main
 from export.tensorrt.plan import plan_for
 from serve.contract.manifest import TensorRTBuild, read_bundle, sha256_of
+from tests.support.interrupts import wait_while_interrupted
 
 
 def _fail(*arguments: object) -> int:
@@ -205,6 +206,11 @@ def test_an_interrupt_that_comes_too_late_says_that_the_version_is_published(
     assert f"{toy_bundle} is the new bundle; {version} is published" in capsys.readouterr().err
     assert (version / "model.onnx").is_file()
     assert (tmp_path / "segmenter" / "config.pbtxt").is_file()
+
+
+def test_ctrl_c_ends_every_wait_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.cli.Engine.run", lambda _: wait_while_interrupted())
+    assert _fail("engine", "bundle") == 130
 
 
 def test_an_interrupt_while_the_options_are_read_ends_with_one_line(

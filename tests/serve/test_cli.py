@@ -1,3 +1,4 @@
+import pkgutil
 import re
 import shutil
 import socket
@@ -7,6 +8,7 @@ import pytest
 
 from serve.cli import main
 from serve.settings import InferenceSettings, ServeSettings
+from tests.support.interrupts import wait_while_interrupted
 from tests.support.pictures import blobs, encoded
 
 IMAGE = blobs(70, 90)
@@ -98,6 +100,16 @@ def test_ctrl_c_is_one_word(
     monkeypatch.setattr("serve.cli.run_segment", interrupted)
     assert main(["segment", str(image)]) == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize("command", ["serve.cli.main", "serve.client.segment_files.main"])
+def test_ctrl_c_ends_every_wait_of_a_command(
+    command: str, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _, _ = command.rpartition(".")
+    monkeypatch.setattr(f"{module}.run_segment", lambda _: wait_while_interrupted())
+    arguments = ["segment"] if module == "serve.cli" else []
+    assert pkgutil.resolve_name(command)([*arguments, str(image)]) == 130
 
 
 def test_flags_come_before_the_environment(

@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import enum
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 import onnxruntime
 import torch
+
+from tests.support.interrupts import send_from_here
 
 MAGIC = b"plan:"
 Outputs = dict[str, np.ndarray]
@@ -199,7 +200,7 @@ class FakeBuilder:
             monitor.phase_start("Building", None, 3)
             for step in range(1000 if self._trt.signal else 3):
                 if self._trt.signal and step == 1:
-                    os.kill(os.getpid(), self._trt.signal)
+                    send_from_here(self._trt.signal)
                 if step > 2:
                     time.sleep(0.01)  # until the signal has arrived
                 if not monitor.step_complete("Building", step):

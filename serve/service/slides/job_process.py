@@ -15,6 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from serve.contract.errors import FocalPathError
+from serve.contract.interrupts import signals_wake_main_thread
 from serve.service.slides.folder import without_folders
 from serve.service.slides.jobs import Job, JobsError, JobStore
 from serve.settings import ServeSettings
@@ -101,12 +102,11 @@ def run_job(settings: ServeSettings, store: JobStore, job: Job) -> Outcome:
     return outcome
 
 
+@signals_wake_main_thread()
 def main() -> int:
     """Run the named job, and store how it ended."""
     signal.signal(signal.SIGTERM, _stop)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # the service handles Ctrl-C, and ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service handles it, and ends this process
     threading.Thread(target=_end_with_the_service, daemon=True).start()
     os.nice(NICENESS)
     settings = ServeSettings.from_environment()

@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -84,9 +84,6 @@ class Dispatcher:
         """Compute the blocks of a slide; returns when none is running any more."""
         self.check_open()
         self._new.put(slide)
-        # In short turns: a signal that comes just before an endless wait would not end it.
-        while not wait([slide.future], _WAIT_S).done:
-            pass
         slide.future.result()
 
     def check_open(self) -> None:

@@ -18,9 +18,11 @@ from export.tensorrt.plan import EnginePlan, plan_for, read_engine_plan
 from export.tensorrt.report import EngineReport
 from export.tensorrt.requirements import load_tensorrt
 from export.tensorrt.session import count_attention
+from serve.contract.interrupts import signals_wake_main_thread
 from serve.contract.manifest import Manifest, TensorRTBuild, read_bundle, sha256_of
 from tests.support.errors import raises
 from tests.support.fake_tensorrt import FakeGpu, FakeTensorRT, Outputs
+from tests.support.interrupts import deaf_main_thread
 from tests.support.toy_bundle import REFERENCE_RGB, TILE_SIZE_PX
 
 NECROSIS, OTHER = 4, 5
@@ -290,7 +292,8 @@ class TestBuild:
         trt.signal = number
         earlier = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as the command does
         try:
-            with pytest.raises(raised):
+            # As in the command. The build's thread receives the signal.
+            with signals_wake_main_thread(), deaf_main_thread(number), pytest.raises(raised):
                 _build(bundle, trt)
         finally:
             signal.signal(signal.SIGTERM, earlier)

@@ -1,7 +1,5 @@
 """Several slides at once, as an engine of many machines asks for."""
 
-import os
-import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
@@ -10,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from serve.contract.interrupts import signals_wake_main_thread
 from serve.slides.cohort import SlideTask
 from serve.slides.job import SlideJob
 from serve.slides.local import LocalEngine
@@ -18,6 +17,7 @@ from serve.slides.plan import Block
 from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, run_cohort
 from serve.slides.store import WorkFolder
+from tests.support.interrupts import deaf_main_thread, send_from_here
 from tests.support.slide_models import PositionModel, model_info
 from tests.support.slides import tissue_pixels, write_aperio
 
@@ -100,17 +100,16 @@ def test_an_interrupt_that_does_not_wake_the_main_thread_stops_the_slides(tmp_pa
         def run(self, work: WorkFolder, blocks: Sequence[Block], **callbacks: Any) -> None:
             self.together.wait(60)
             if work.name == "slide0":
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-                os.kill(os.getpid(), signal.SIGINT)
+                send_from_here()
             stopped.append(self.closed.wait(60))
             raise CancelledError
 
     engine = Engine(2)
     cohort = Cohort(tmp_path / "out", engine, RunOptions(), (), Quiet())
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # another thread receives it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run_cohort(cohort, tasks_of(tmp_path, 2))
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    with (
+        signals_wake_main_thread(),
+        deaf_main_thread(),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        run_cohort(cohort, tasks_of(tmp_path, 2))
     assert stopped == [True, True]

@@ -1,5 +1,6 @@
 """What becomes of blocks whose workers fail, with actors that do as they are told."""
 
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ pytest.importorskip("ray", reason="the extra `cluster` is not installed")
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from serve.contract.errors import FocalPathError
+from serve.contract.interrupts import signals_wake_main_thread
 from serve.settings import InferenceSettings
 from serve.slides.cluster import dispatch
 from serve.slides.cluster.assign import SlideRun
@@ -21,6 +23,7 @@ from serve.slides.cluster.worker import Opening, Problem, Ready, Report
 from serve.slides.plan import Block
 from serve.slides.store import BlockRecord, WorkFolder
 from tests.support.errors import raises
+from tests.support.interrupts import DEADLINE_S, deaf_main_thread, send_from_here
 from tests.support.slide_models import model_info
 
 
@@ -224,6 +227,29 @@ def test_what_a_callback_raises_stops_the_slide(crew: Crew, slide: Slide) -> Non
     slide.run.on_tiles = stop
     with pytest.raises(Stop):
         crew.of(Actor()).run(slide.run)
+
+
+def test_an_interrupt_that_does_not_wake_the_main_thread_stops_its_wait(
+    crew: Crew, slide: Slide
+) -> None:
+    was_woken: list[bool] = []
+    woken = threading.Event()
+
+    def interrupt(_: BlockRecord) -> None:
+        if not was_woken:
+            send_from_here()
+            was_woken.append(woken.wait(DEADLINE_S))
+
+    slide.run.on_block = interrupt
+    dispatcher = crew.of(Actor())
+    with signals_wake_main_thread(), deaf_main_thread():
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                dispatcher.run(slide.run)
+        finally:
+            woken.set()
+    dispatcher.close()
+    assert was_woken == [True]
 
 
 def test_when_the_head_is_lost_every_slide_fails_with_that(crew: Crew, tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""Signals that end a wait of the main thread, such as Ctrl-C in a wait for another thread.
+
+Python runs signal handlers in the main thread. A signal that comes just before that thread begins
+to wait for a lock, or that another thread receives, does not end the wait: the handler would run
+only when the lock is free. That holds for every wait on threads: futures, queues, events, joins.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 1.0
+_STOP = b"\0"
+"""Ends the thread that wakes the main thread; no signal has this number."""
+
+
+@contextmanager
+def signals_wake_main_thread() -> Iterator[None]:
+    """Within the block, every signal that has a Python handler ends the main thread's wait.
+
+    Commands wrap all that they do in it, so that none of their waits needs a timeout for Ctrl-C.
+    Python's C handler writes the signal's number to a pipe. A thread reads it, and sends SIGURG to
+    the main thread until that has run the handlers. Does nothing outside of the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    main_thread = threading.get_ident()
+    is_awake = True
+
+    def wake() -> None:
+        nonlocal is_awake
+        while (number := os.read(reader, 1)) != _STOP:
+            if number[0] == signal.SIGURG:
+                continue
+            is_awake, pause_s = False, _FIRST_PAUSE_S
+            while not is_awake:  # SIGURG, too, may come just before the wait
+                signal.pthread_kill(main_thread, signal.SIGURG)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def note_awake(*_: object) -> None:
+        # SIGURG has a higher number than SIGINT and SIGTERM, whose handlers have run by now.
+        nonlocal is_awake
+        is_awake = True
+
+    urgent_before = signal.signal(signal.SIGURG, note_awake)
+    pipe_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    waker = threading.Thread(target=wake, name="signals", daemon=True)
+    waker.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(pipe_before)
+        os.write(writer, _STOP)
+        waker.join()
+        signal.signal(signal.SIGURG, urgent_before)
+        os.close(reader)
+        os.close(writer)
