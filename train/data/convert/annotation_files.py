@@ -3,14 +3,17 @@
 A format is a file in this folder and an entry of `FORMATS`; the content decides, not the name.
 """
 
+import codecs
 import gzip
 import json
+import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+from xml.etree.ElementTree import ParseError
 
 from train.data.convert.asap import read_asap
 from train.data.convert.dsa_annotations import read_dsa
@@ -19,7 +22,13 @@ from train.data.convert.qupath import read_qupath
 from train.data.convert.shapes import Annotation
 from train.errors import AnnotationError
 
-SUFFIXES = (".geojson", ".json", ".anot", ".xml", ".geojson.gz", ".json.gz")
+SUFFIXES = (
+    *(".geojson", ".json", ".anot", ".xml", ".geojson.gz", ".json.gz"),
+    *(".geojson.zip", ".json.zip", ".zip"),
+)
+_GZIP, _ZIP = b"\x1f\x8b", b"PK\3\4"
+_BEFORE_XML = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"
+"""Byte-order marks, and white space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +82,12 @@ def read_annotation_file(path: Path) -> tuple[list[Annotation], Format]:
     Raises:
         AnnotationError: the file cannot be read, or is in no known format.
     """
-    content = _parse(path)
+    try:
+        content = parse(_unpacked(path))
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, ParseError) as error:
+        raise AnnotationError(
+            f"{path} cannot be read as JSON or XML ({error}). Export it again."
+        ) from error
     for entry in FORMATS:
         if entry.takes(content):
             return entry.read(path, content), entry
@@ -83,12 +97,33 @@ def read_annotation_file(path: Path) -> tuple[list[Annotation], Format]:
     )
 
 
-def _parse(path: Path) -> Any:
+def _unpacked(path: Path) -> bytes:
+    """A file's content; of QuPath's zip archives that of the one file in them."""
+    stored = path.read_bytes()
+    if stored.startswith(_GZIP):
+        return gzip.decompress(stored)
+    if not stored.startswith(_ZIP):
+        return stored
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+        if len(names) != 1:
+            raise ValueError(f"the archive holds {len(names)} files, expected one")
+        return archive.read(names[0])
+
+
+def parse(stored: bytes) -> Any:
+    """JSON, or the root of XML, in any encoding that the bytes themselves tell.
+
+    Raises:
+        ValueError: it is not JSON.
+        ElementTree.ParseError: it is not XML.
+    """
+    if not stored.lstrip(_BEFORE_XML).startswith(b"<"):
+        return json.loads(stored)
     try:
-        stored = path.read_bytes()
-        text = (gzip.decompress(stored) if path.suffix == ".gz" else stored).decode("utf-8-sig")
-        return ElementTree.fromstring(text.encode()) if "<" in text[:1] else json.loads(text)
-    except (OSError, EOFError, zlib.error, ValueError, ElementTree.ParseError) as error:
-        raise AnnotationError(
-            f"{path} cannot be read as JSON or XML ({error}). Export it again."
-        ) from error
+        return ElementTree.fromstring(stored.lstrip())
+    except ParseError:
+        if stored.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise
+        # Programs write text as UTF-8 under a declaration that says UTF-16.
+        return ElementTree.fromstring(stored.decode("utf-8-sig").lstrip())

@@ -1,7 +1,7 @@
 """ASAP's annotations: XML with Annotation elements; CAMELYON's are of this kind.
 
-A label is the annotation's group (PartOfGroup), else its name. A Spline is refused: the file has
-its control points only, not the curve that was seen.
+A label is the annotation's group (PartOfGroup); without one it is unclassified. A Spline is
+refused: the file has its control points only, not the curve that was seen.
 """
 
 from pathlib import Path

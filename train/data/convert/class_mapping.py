@@ -25,6 +25,7 @@ from train.settings import LabelClass
 
 UNLABELLED, ROI, IGNORE = "unlabelled", "roi", "ignore"
 _ROI_NAMES = re.compile(r"\b(roi|region.?of.?interest|region\*?)\b", re.IGNORECASE)
+_QUPATHS_IGNORE = "ignore*"
 _COLORS = ("#d55e00", "#0072b2", "#009e73", "#f0e442", "#cc79a7", "#56b4e9", "#e69f00", "#999999")
 """For labels without a colour: the palette of Okabe and Ito, in our order."""
 
@@ -58,7 +59,7 @@ def read_mapping(path: Path, found: Sequence[str]) -> ClassMapping:
             lacks a label.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_bytes())
         mapping = ClassMapping(
             classes=tuple(LabelClass(**entry) for entry in content["classes"]),
             labels={str(label): str(meaning) for label, meaning in content["labels"].items()},
@@ -102,6 +103,8 @@ def write_template(path: Path, annotations: Sequence[Annotation]) -> None:
             labels[label] = ROI
         elif not annotation.rings:
             labels[label] = IGNORE
+        elif label.casefold() == _QUPATHS_IGNORE:
+            labels[label] = UNLABELLED
         else:
             color = annotation.color or ""
             if not re.fullmatch(r"#[0-9a-fA-F]{6}", color) or color in _used(classes):

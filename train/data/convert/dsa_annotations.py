@@ -76,7 +76,7 @@ def read_annotations(path: Path) -> tuple[list[Shape], Counter[str]]:
         AnnotationError: the file is not an annotation export.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_bytes())
     except (ValueError, OSError) as error:
         raise _other(path, error) from error
     shapes: list[Shape] = []

@@ -1,7 +1,8 @@
 """Aperio ImageScope's annotations: XML with layers (Annotation) of regions.
 
 A label is the layer's name, else the name of its first attribute, else "layer 1" and so on. A
-region marked as negative (NegativeROA) is a hole of the region that it belongs to.
+region marked as negative (NegativeROA) is a hole of the region that it names (InputRegionId), else
+of all regions of its layer that it reaches into.
 """
 
 import math
@@ -10,7 +11,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from train.data.convert.shapes import Annotation, Ring
+from train.data.convert.shapes import Annotation, Ring, do_overlap
 from train.errors import AnnotationError
 
 _KINDS = {"0": "freehand", "1": "rectangle", "2": "ellipse", "3": "arrow", "4": "ruler"}
@@ -26,7 +27,7 @@ def read_imagescope(path: Path, root: Element) -> list[Annotation]:
         root: The root of its XML.
 
     Raises:
-        AnnotationError: a vertex is missing or not a number, or a negative region comes first.
+        AnnotationError: a vertex is missing or not a number.
     """
     found: list[Annotation] = []
     for layer in root.iter("Annotation"):
@@ -45,19 +46,21 @@ def _regions(layer: Element) -> list[Annotation]:
     label = layer.get("Name") or attribute or f"layer {layer.get('Id')}"
     areas: dict[str, tuple[Ring, ...]] = {}
     kinds: dict[str, str] = {}
+    holes: list[tuple[str, Ring]] = []
     for position, region in enumerate(layer.iter("Region"), start=1):
         number = region.get("Id") or str(position)
         kind = _KINDS.get(region.get("Type", "0"), f"type {region.get('Type')}")
         ring = _ring(region, kind)
         if region.get("NegativeROA") == "1":
-            parent = region.get("InputRegionId")
-            parent = parent if parent in areas else next(reversed(areas), None)
-            if parent is None:
-                raise ValueError(f"region {number} is negative, and no region is before it")
-            areas[parent] += (ring,)
+            if len(ring) >= 3:
+                holes.append((region.get("InputRegionId", ""), ring))
             continue
         kinds[number] = kind
         areas[number] = (ring,) if kind in _AREAS and len(ring) >= 3 else ()
+    for parent, hole in holes:
+        for number in [parent] if areas.get(parent) else areas:
+            if areas[number] and do_overlap(areas[number][0], hole):
+                areas[number] += (hole,)
     return [
         Annotation(
             label=label,
@@ -75,6 +78,9 @@ def _ring(region: Element, kind: str) -> Ring:
     ring = np.array(points, dtype=np.float64).reshape(len(points), 2)
     if not np.isfinite(ring).all():
         raise ValueError("a vertex is not a finite number")
+    if kind == "rectangle" and len(ring) == 2:  # opposite corners
+        (left, top), (right, bottom) = ring
+        return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
     if kind == "ellipse" and len(ring):  # its box's corners
         angles = np.linspace(0, 2 * math.pi, _ELLIPSE_POINTS, endpoint=False)
         circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)

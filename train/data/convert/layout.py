@@ -5,6 +5,7 @@
 settings.
 """
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -216,6 +217,8 @@ def find_images(
 ) -> dict[str, Path]:
     """Map the names of a folder's images, without suffix and sorted, to their paths.
 
+    An umlaut may be one character or two, depending on the system that wrote the name.
+
     Args:
         folder: is not searched recursively.
         suffixes: with their dots; those of two parts, such as ".geojson.gz", stand before ".gz".
@@ -229,7 +232,7 @@ def find_images(
         suffix = next((end for end in suffixes if path.name.lower().endswith(end)), None)
         if suffix is None or path.name.startswith("."):
             continue
-        name = path.name[: -len(suffix)]
+        name = unicodedata.normalize("NFC", path.name[: -len(suffix)]).removesuffix(".ome")
         if name in found:
             raise SourceError(
                 f"{folder} has {found[name].name} and {path.name}; expected one {kind} of "

@@ -1,7 +1,8 @@
 """QuPath's annotations: GeoJSON, a FeatureCollection, a list of features, or one.
 
-A label is `properties.classification.name`, else `properties.name`. Coordinates are pixels of the
-image as QuPath shows it: a slide with an empty outside is cropped to its bounds there.
+A label is the name in `properties.classification`, or its several `names` joined as QuPath shows
+them, else `properties.name`. Objects inside others (`childObjects`) follow these. Coordinates are
+pixels of the image as QuPath shows it: a slide with an empty outside is cropped to its bounds.
 """
 
 from pathlib import Path
@@ -42,16 +43,17 @@ def read_qupath(path: Path, content: Any) -> list[Annotation]:
 def _annotations(feature: dict[str, Any], place: str) -> list[Annotation]:
     properties = feature.get("properties") or {}
     classification = properties.get("classification") or {}
-    geometry = feature["geometry"]
+    name = ": ".join(classification.get("names") or ()) or classification.get("name")
+    geometry = feature["geometry"] or {"type": "object without a geometry"}
     kind = geometry["type"]
     areas: list[tuple[Ring, ...]] = [()]
     if kind in _AREAS:
         polygons = geometry["coordinates"]
         polygons = [polygons] if kind == "Polygon" else polygons
         areas = [tuple(_ring(ring) for ring in rings) for rings in polygons]
-    return [
+    found = [
         Annotation(
-            label=str(classification.get("name") or properties.get("name") or UNNAMED),
+            label=str(name or properties.get("name") or UNNAMED),
             rings=rings,
             kind=kind,
             place=place,
@@ -59,6 +61,9 @@ def _annotations(feature: dict[str, Any], place: str) -> list[Annotation]:
         )
         for rings in areas
     ]
+    for number, child in enumerate(properties.get("childObjects") or (), start=1):
+        found += _annotations(child, f"{place}.{number}")
+    return found
 
 
 def _ring(points: list[Any]) -> Ring:

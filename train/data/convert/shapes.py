@@ -18,6 +18,12 @@ def area_of(ring: Ring) -> float:
     return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
 
 
+def do_overlap(one: Ring, other: Ring) -> bool:
+    """Whether the boxes around two rings overlap."""
+    apart = (one.max(axis=0) <= other.min(axis=0)) | (other.max(axis=0) <= one.min(axis=0))
+    return not apart.any()
+
+
 @dataclass(frozen=True, eq=False)
 class Shape:
     """An area with its label: an outline, then its holes."""
@@ -54,10 +60,11 @@ class Annotation:
 
 
 def fill_shape(labels: NDArray[np.uint8], rings: tuple[Ring, ...], value: int) -> bool:
-    """Set the pixels whose centre is inside an odd number of rings, in place.
+    """Set the pixels whose centre is inside the outline and in no hole, in place.
 
-    Pillow's polygons also cover their outline, a pixel more on two sides, which would shift every
-    border between classes and shrink holes; so rows are filled here between crossings.
+    Holes may reach beyond the outline or overlap each other, as those drawn by hand do. Pillow's
+    polygons also cover their outline, a pixel more on two sides, which would shift every border
+    between classes and shrink holes; so rows are filled here between crossings.
 
     Args:
         labels: (H, W) uint8; pixel (row, column) has its centre at (column + 0.5, row + 0.5).
@@ -68,26 +75,42 @@ def fill_shape(labels: NDArray[np.uint8], rings: tuple[Ring, ...], value: int) -
         Whether any pixel was reached.
     """
     height, width = labels.shape
-    low, high = rings[0].min(axis=0), rings[0].max(axis=0)
-    left, right = (int(np.clip(edge, 0, width)) for edge in (low[0], math.ceil(high[0])))
-    top, bottom = (int(np.clip(edge, 0, height)) for edge in (low[1], math.ceil(high[1])))
-    if left >= right or top >= bottom:
-        return False
-    # A crossing toggles all pixels to its right, so inside is where the toggles so far are odd.
-    toggles = np.zeros((bottom - top, right - left + 1), np.uint8)
-    for ring in rings:
-        for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
-            first = max(top, math.ceil(min(y0, y1) - 0.5))
-            last = min(bottom, math.ceil(max(y0, y1) - 0.5))
-            if first >= last:
-                continue
-            rows = np.arange(first, last)
-            crossings = x0 + (rows + 0.5 - y0) * ((x1 - x0) / (y1 - y0))
-            columns = np.clip(np.ceil(crossings - 0.5), left, right).astype(np.int64)
-            toggles[rows - top, columns - left] ^= 1
-    inside = np.bitwise_xor.accumulate(toggles[:, :-1], axis=1).astype(bool)
+    top, bottom, left, right = box = _box(rings[0], (0, height, 0, width))
+    inside = _inside(rings[0], box)
+    for hole in rings[1:]:
+        within = _box(hole, box)
+        part = inside[within[0] - top : within[1] - top, within[2] - left : within[3] - left]
+        part &= ~_inside(hole, within)
     labels[top:bottom, left:right][inside] = value
     return bool(inside.any())
+
+
+def _box(ring: Ring, limits: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right of the pixels that a ring reaches within others."""
+    top, bottom, left, right = limits
+    low, high = np.floor(ring.min(axis=0)), np.ceil(ring.max(axis=0))
+    columns, rows = (
+        np.clip([low[axis], high[axis]], *between).astype(int).tolist()
+        for axis, between in enumerate(((left, right), (top, bottom)))
+    )
+    return rows[0], rows[1], columns[0], columns[1]
+
+
+def _inside(ring: Ring, box: tuple[int, int, int, int]) -> NDArray[np.bool_]:
+    """The pixels of a box whose centre an odd number of turns of the ring surrounds."""
+    top, bottom, left, right = box
+    # A crossing toggles all pixels to its right, so inside is where the toggles so far are odd.
+    toggles = np.zeros((bottom - top, right - left + 1), np.uint8)
+    for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+        first = max(top, math.ceil(min(y0, y1) - 0.5))
+        last = min(bottom, math.ceil(max(y0, y1) - 0.5))
+        if first >= last:
+            continue
+        rows = np.arange(first, last)
+        crossings = x0 + (rows + 0.5 - y0) * ((x1 - x0) / (y1 - y0))
+        columns = np.clip(np.ceil(crossings - 0.5), left, right).astype(np.int64)
+        toggles[rows - top, columns - left] ^= 1
+    return np.bitwise_xor.accumulate(toggles[:, :-1], axis=1).astype(bool)
 
 
 def vanished(

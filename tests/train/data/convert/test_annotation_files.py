@@ -1,0 +1,140 @@
+"""Files of annotations as programs and file managers leave them."""
+
+import gzip
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.errors import raises
+from train.data.convert.annotation_files import read_annotation_file
+from train.data.convert.class_mapping import write_template
+from train.data.convert.layout import find_images
+from train.errors import AnnotationError
+
+SQUARE = [[0, 0], [8, 0], [8, 8], [0, 8]]
+XML = (
+    "<ASAP_Annotations><Annotations>"
+    '<Annotation Name="a" Type="Polygon" PartOfGroup="Drüse"><Coordinates>'
+    + "".join(f'<Coordinate Order="{i}" X="{x}" Y="{y}"/>' for i, (x, y) in enumerate(SQUARE))
+    + "</Coordinates></Annotation></Annotations></ASAP_Annotations>"
+)
+
+
+def feature(**properties: Any) -> dict[str, Any]:
+    geometry = {"type": "Polygon", "coordinates": [SQUARE]}
+    return {"type": "Feature", "geometry": geometry, "properties": properties}
+
+
+GEOJSON = json.dumps([feature(classification={"name": "Drüse"})], ensure_ascii=False)
+
+
+def declared(encoding: str) -> str:
+    return f'<?xml version="1.0" encoding="{encoding}"?>\r\n{XML}'
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("a.geojson", GEOJSON.encode("utf-8-sig")),
+        ("a.geojson", GEOJSON.encode("utf-16")),
+        ("a.geojson", b"\r\n" + GEOJSON.encode()),
+        ("a.geojson", gzip.compress(GEOJSON.encode())),  # unpacked by name only
+        ("a.xml", declared("utf-8").encode("utf-8-sig")),
+        ("a.xml", declared("utf-16").encode("utf-16")),
+        ("a.xml", declared("utf-16").encode()),
+        ("a.xml", declared("ISO-8859-1").encode("latin-1")),
+        ("a.xml", declared("windows-1252").encode("cp1252")),
+        ("a.xml", b"\n" + declared("utf-8").encode()),
+    ],
+)
+def test_a_file_is_read_in_its_own_encoding(tmp_path: Path, name: str, stored: bytes):
+    path = tmp_path / name
+    path.write_bytes(stored)
+    (found,), _ = read_annotation_file(path)
+    assert found.label == "Drüse"
+    np.testing.assert_array_equal(found.rings[0], SQUARE)
+
+
+def zipped(path: Path, *names: str) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, GEOJSON)
+    return path
+
+
+def test_qupaths_zip_is_read(tmp_path: Path):
+    (found,), entry = read_annotation_file(zipped(tmp_path / "a.zip", "a.geojson"))
+    assert (found.label, entry.name) == ("Drüse", "QuPath GeoJSON")
+
+
+def test_a_zip_of_several_files_is_refused(tmp_path: Path):
+    path = zipped(tmp_path / "a.zip", "a.geojson", "b.geojson")
+    with raises(AnnotationError, "a.zip", "2 files"):
+        read_annotation_file(path)
+
+
+def test_a_derived_class_of_qupath_has_the_name_that_qupath_shows(tmp_path: Path):
+    path = tmp_path / "a.geojson"
+    inner = feature(classification={"name": "Stroma"})
+    outer = feature(classification={"names": ["Tumor", "Positive"]}, childObjects=[inner])
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [outer, feature()]}))
+    found, _ = read_annotation_file(path)
+    assert [a.label for a in found] == ["Tumor: Positive", "Stroma", "unclassified"]
+
+
+def test_an_object_without_a_geometry_has_no_area(tmp_path: Path):
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps([feature() | {"geometry": None}]))
+    (found,), _ = read_annotation_file(path)
+    assert found.rings == ()
+    assert "without" in found.kind
+
+
+def test_qupaths_class_for_what_is_ignored_is_unlabelled_in_the_template(tmp_path: Path):
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps([feature(classification={"name": n}) for n in ("Ignore*", "Gland")]))
+    found, _ = read_annotation_file(path)
+    write_template(tmp_path / "mapping.json", found)
+    content = json.loads((tmp_path / "mapping.json").read_text())
+    assert content["labels"] == {"Ignore*": "unlabelled", "Gland": "Gland"}
+    assert [entry["name"] for entry in content["classes"]] == ["Gland"]
+
+
+def region(number: int, points: list[list[int]], kind: int = 0, parent: int | None = None) -> str:
+    vertices = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in points)
+    negative = "" if parent is None else f' NegativeROA="1" InputRegionId="{parent}"'
+    return f'<Region Id="{number}" Type="{kind}"{negative}><Vertices>{vertices}</Vertices></Region>'
+
+
+def imagescope(path: Path, *regions: str) -> list[Any]:
+    layer = f'<Annotation Id="1" Name="Gland"><Regions>{"".join(regions)}</Regions></Annotation>'
+    path.write_text(f"<Annotations>{layer}</Annotations>")
+    return read_annotation_file(path)[0]
+
+
+def test_imagescopes_rectangles_may_have_two_corners(tmp_path: Path):
+    (found,) = imagescope(tmp_path / "a.xml", region(1, [[8, 0], [0, 4]], kind=1))
+    np.testing.assert_array_equal(found.rings[0], [[8, 0], [0, 0], [0, 4], [8, 4]])
+
+
+def test_a_negative_region_is_a_hole_of_each_region_that_it_reaches_into(tmp_path: Path):
+    far = [[100, 0], [108, 0], [108, 8], [100, 8]]
+    inside = [[2, 2], [4, 2], [4, 4], [2, 4]]
+    found = imagescope(
+        tmp_path / "a.xml",
+        region(1, inside, parent=0),  # names none, and comes first
+        region(2, SQUARE),
+        region(3, far),
+        region(4, inside, parent=2),
+    )
+    assert [len(a.rings) for a in found] == [3, 1]
+
+
+def test_slides_and_annotations_find_each_other_by_name(tmp_path: Path):
+    for name in ("Dru\u0308se.ome.tif", "b.TIF", "._b.tif"):
+        (tmp_path / name).touch()
+    assert list(find_images(tmp_path, (".tif",))) == ["Dr\u00fcse", "b"]
