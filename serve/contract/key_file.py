@@ -1,16 +1,9 @@
 """Files of API keys, as editors on any system write them."""
 
-import codecs
 from pathlib import Path
 
 from serve.contract.errors import SettingsError
-
-_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-"""Encodings by the byte-order mark at the start of a file; Windows PowerShell writes UTF-16."""
+from serve.contract.tables import decode_text
 
 
 def read_key_file(path: Path) -> list[str]:
@@ -20,9 +13,7 @@ def read_key_file(path: Path) -> list[str]:
         SettingsError: the file cannot be read, or is not text.
     """
     try:
-        content = path.read_bytes()
-        encoding = next((one for mark, one in _MARKS.items() if content.startswith(mark)), "utf-8")
-        return content.decode(encoding).splitlines()
+        return decode_text(path.read_bytes()).splitlines()  # Windows PowerShell writes UTF-16
     except OSError as error:
         raise SettingsError(
             f"The API keys in {path} cannot be read: {error.strerror}. Check the path."

@@ -1,15 +1,14 @@
 """Which slides are meant: files, folders, or a CSV with a path and options per slide."""
 
-import csv
-import io
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field, ValidationError, field_validator
 
 from serve.contract.refusal import first_problem
 from serve.contract.strict import Strict
+from serve.contract.tables import TableError, read_table
 from serve.images.mpp import MAX_MPP, MIN_MPP
 from serve.images.readers.dicom import series_in
 from serve.slides.errors import CohortError
@@ -143,38 +142,26 @@ def _slides_below(folder: Path, seen: set[Path] | None = None) -> list[Path]:
 def _read_csv(path: Path) -> list[SlideTask]:
     """The rows of a CSV; relative paths are from its folder."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CohortError(f"{path} cannot be read as a CSV in UTF-8: {error}.") from error
-    rows = csv.reader(io.StringIO(text), strict=True)
-    try:
-        columns = [name.strip() for name in next(rows, [])]
-        _check_columns(path, columns)
-        return [_read_row(path, rows.line_num, columns, row) for row in rows if row]
-    except csv.Error as error:
-        raise CohortError(f"{path}, line {rows.line_num} is no CSV: {error}.") from error
+        table = read_table(path)
+        _check_columns(path, table.columns)
+        return [_read_row(path, line, row) for line, row in table.records()]
+    except (OSError, TableError) as error:
+        raise CohortError(f"{path} cannot be read as a CSV: {error}.") from error
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
     known = list(SlideTask.model_fields)
-    named = [name for name in columns if name]  # a spreadsheet may write columns of nothing
-    if "path" not in named or set(named) - set(known) or len(set(named)) < len(named):
+    if "path" not in columns or set(columns) - set(known) or len(set(columns)) < len(columns):
         raise CohortError(
-            f"{path} has the columns {', '.join(named) or 'none'}, expected path and any of "
-            f"{', '.join(known[1:])}, each once and separated by commas."
+            f"{path} has the columns {', '.join(columns) or 'none'}, expected path and any of "
+            f"{', '.join(known[1:])}, each once."
         )
 
 
-def _read_row(path: Path, line: int, columns: Sequence[str], row: Sequence[str]) -> SlideTask:
+def _read_row(path: Path, line: int, row: Mapping[str, str]) -> SlideTask:
     where = f"{path}, line {line}"
-    cells = [cell.strip() for cell in row]
-    fields = {name: cell for name, cell in zip(columns, cells, strict=False) if cell}
-    if "" in fields or any(cells[len(columns) :]):
-        raise CohortError(
-            f"{where} has more cells than there are columns. Put what has a comma in quotes."
-        )
     try:
-        task = SlideTask.model_validate(fields)
+        task = SlideTask.model_validate({name: cell for name, cell in row.items() if cell})
     except ValidationError as error:
         raise CohortError(f"{where}: {first_problem(error)}.") from error
     slide = path.parent / task.path

@@ -12,7 +12,6 @@ Where neither dataset.json nor folds.csv has any um per pixel, what the image fi
 as it does in serving.
 """
 
-import codecs
 import csv
 import glob
 import json
@@ -25,6 +24,7 @@ from statistics import median
 from typing import Any, Literal, NamedTuple
 
 from serve.contract.errors import OptionError
+from serve.contract.tables import TableError, decode_text, read_table
 from serve.images.mpp import MAX_MPP, MIN_MPP, PixelSize, check_mpp
 from train.data.images import own_pixel_sizes
 from train.data.masks import MASK_SUFFIXES, MaskCode, mask_code
@@ -187,19 +187,15 @@ def _read_code(path: Path, classes: tuple[LabelClass, ...], content: dict[str, A
 
 
 def _read_text(path: Path) -> str:
-    """A text file as spreadsheets save it: UTF-8, or UTF-16 with a byte-order mark.
+    """A text file: UTF-8, or UTF-16 with a byte-order mark.
 
     Raises:
         DatasetError: it is neither.
     """
-    data = path.read_bytes()
-    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return data.decode("utf-16" if is_utf16 else "utf-8-sig")
+        return decode_text(path.read_bytes())
     except UnicodeDecodeError as error:
-        raise DatasetError(
-            f'{path} is not UTF-8 ({error}). Save it as UTF-8; spreadsheets call it "CSV UTF-8".'
-        ) from error
+        raise DatasetError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
 
 
 class FoldsRow(NamedTuple):
@@ -218,31 +214,40 @@ def folds_file(root: Path) -> Path:
 
 
 def read_folds(path: Path) -> Iterator[FoldsRow]:
-    """Read folds.csv: commas, semicolons or tabs, in UTF-8 or UTF-16, as spreadsheets save it.
+    """Read folds.csv, as spreadsheets save it; see `serve.contract.tables`.
 
     Raises:
-        DatasetError: the file is missing, is not UTF-8, or a value is not what its column holds.
+        DatasetError: the file is missing, is no table, or a value is not what its column holds.
         ScaleError: a um per pixel is absurd.
     """
     if not path.is_file():
         raise DatasetError(f"{path} is missing; expected a CSV with columns img_id,fold")
-    lines = _read_text(path).splitlines()
-    header = lines[0] if lines else ""
-    separators = [mark for mark in ",;\t" if mark in header]
-    reader = csv.DictReader(lines, delimiter=separators[0] if separators else ",")
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-    if not {"img_id", "fold"} <= set(reader.fieldnames or ()):
-        raise DatasetError(f"{path} has the columns {reader.fieldnames}; expected img_id and fold")
-    for row in reader:
-        try:
-            fold = int(row["fold"])
-        except (TypeError, ValueError) as error:
+    try:
+        table = read_table(path)
+        if not {"img_id", "fold"} <= set(table.columns):
             raise DatasetError(
-                f"{path}, line {reader.line_num}: fold is {row['fold']!r}; expected a whole "
-                "number: -1 test, 0 validation, others training"
-            ) from error
-        mpp = _row_mpp(path, reader.line_num, (row.get("mpp") or "").strip())
-        yield FoldsRow(row["img_id"], fold, mpp, (row.get("group") or "").strip() or None)
+                f"{path} has the columns {', '.join(table.columns)}; expected img_id and fold"
+            )
+        for line, row in table.records():
+            fold = _row_fold(path, line, row["fold"])
+            mpp = _row_mpp(path, line, row.get("mpp", ""))
+            yield FoldsRow(row["img_id"], fold, mpp, row.get("group") or None)
+    except (TableError, OSError) as error:
+        raise DatasetError(f"{path} cannot be read: {error}.") from error
+
+
+def _row_fold(path: Path, line: int, text: str) -> int:
+    """A fold; 1.0 is 1, as programs write whole numbers of a column that has gaps."""
+    try:
+        fold = float(text)
+        if fold.is_integer():
+            return int(fold)
+    except ValueError:
+        pass
+    raise DatasetError(
+        f"{path}, line {line}: fold is {text!r}; expected a whole number: -1 test, 0 validation, "
+        "others training"
+    )
 
 
 def _row_mpp(path: Path, line: int, text: str) -> float | None:
@@ -315,7 +320,22 @@ def _missing(tile_id: str, folder: Path, suffixes: tuple[str, ...]) -> DatasetEr
             f"{folder / lossy[0]} is a JPEG, which changes labels along edges; expected "
             f"{tile_id}{suffixes[0]}. Save the mask as PNG where it was made."
         )
+    meant = sorted(p.name for p in folder.glob("[!.]*") if _plain(p.stem) == _plain(tile_id))
+    hint = (
+        f" Is {meant[0]} meant? Then write {Path(meant[0]).stem}: spreadsheets drop zeros at the "
+        "start of a number."
+        if meant
+        else ""
+    )
     return DatasetError(
         f"folds.csv names {tile_id!r}, but {folder} has no such file; expected "
         f"{tile_id}{suffixes[0]} (or {', '.join(suffixes[1:])}). Add the file or remove the line."
+        f"{hint}"
     )
+
+
+def _plain(name: str) -> str:
+    """A name without what people and spreadsheets change: case, zeros before and after, suffix."""
+    lowered = unicodedata.normalize("NFC", name).casefold()
+    ending = next((end for end in (*IMAGE_SUFFIXES, ".0") if lowered.endswith(end)), "")
+    return lowered.removesuffix(ending).lstrip("0")

@@ -86,7 +86,7 @@ def test_a_csv_says_what_is_special_about_a_slide(tmp_path: Path) -> None:
         ("path,\na.svs,0.5\n", "line 2"),
         ('path\n"a.svs\n', "line 2"),
         ("path,path\na.svs,b.svs\n", "path, path"),
-        ("path;mpp\na.svs;0.5\n", "path;mpp"),
+        ("path|mpp\na.svs|0.5\n", "path|mpp"),
         ("", "none"),
     ],
 )
@@ -117,10 +117,19 @@ def test_a_slide_that_is_named_twice_is_done_once(tmp_path: Path) -> None:
     assert (len(tasks), problems) == (1, [])
 
 
-def test_a_csv_of_a_spreadsheet_may_have_empty_cells_and_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeffpath, mpp ,,\r\n a.svs ,,,\r\n\r\nb.svs,0.5\r\n".encode(),
+        "path;mpp\r\na.svs;\r\n;\r\nb.svs;0,5\r\n".encode("utf-16"),
+    ],
+)
+def test_a_csv_of_a_spreadsheet_may_have_empty_cells_and_rows(
+    content: bytes, tmp_path: Path
+) -> None:
     touch(tmp_path / "a.svs", tmp_path / "b.svs")
     table = tmp_path / "cohort.csv"
-    table.write_text("\ufeffpath, mpp ,,\r\n a.svs ,,,\r\n\r\nb.svs,0.5\r\n", encoding="utf-8")
+    table.write_bytes(content)
     tasks, _ = find_slides([table])
     assert [(task.name, task.mpp) for task in tasks] == [("a", None), ("b", 0.5)]
 

@@ -51,6 +51,27 @@ def test_files_saved_by_a_spreadsheet_are_read(data: Path):
     assert len(read_tile_folder(data).tiles["training"]) == 8
 
 
+def test_folds_may_have_empty_rows_decimal_points_and_decimal_commas(data: Path):
+    path = data / "folds.csv"
+    lines = path.read_text().splitlines()[1:]
+    rows = [f"{line.replace(',', ';')}.0; P1;0,5" for line in lines]
+    path.write_text("\r\n".join(["img_id;fold;group;mpp", *rows, ";;;", ""]), "utf-16")
+    found = read_tile_folder(data).tiles
+    assert [len(found[split]) for split in ("training", "validation", "test")] == [8, 2, 2]
+    assert {(tile.mpp, tile.group) for tile in found["training"]} == {(0.5, "P1")}
+
+
+@pytest.mark.parametrize("written", ["7", "07.PNG", "7.0", "x007"])
+def test_a_file_that_a_spreadsheets_name_may_mean_is_named(data: Path, written: str):
+    for folder in ("img", "mask"):
+        (data / folder / "tile0.png").rename(data / folder / "007.png")
+    path = data / "folds.csv"
+    path.write_text(path.read_text().replace("tile0,", f"{written},"))
+    with raises(DatasetError, written) as caught:
+        read_tile_folder(data)
+    assert ("Is 007.png meant" in str(caught.value)) == (written != "x007")
+
+
 def remove_image(data: Path) -> None:
     (data / "img" / "tile0.png").unlink()
 

@@ -16,7 +16,6 @@ SOURCE/regions.csv             optional, one row per image, with the columns
 Without regions.csv, each image counts as a slide of its own.
 """
 
-import csv
 import math
 import re
 from collections import Counter
@@ -27,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 
+from serve.contract.tables import TableError, read_table
 from train.checked import CheckedSettings, Mpp, TestShare
 from train.data.check import report
 from train.data.convert.dsa_annotations import read_annotations
@@ -128,14 +128,16 @@ def _read_rows(path: Path, images: Mapping[str, Path]) -> dict[str, dict[str, st
     """Read regions.csv as rows by image name; empty if the file does not exist."""
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if "image" not in (reader.fieldnames or ()):
+    try:
+        table = read_table(path)
+        if "image" not in table.columns:
             raise SourceError(
-                f"{path} has the columns {reader.fieldnames}; expected image and optionally "
+                f"{path} has the columns {', '.join(table.columns)}; expected image and optionally "
                 "mpp, x, y, base_mpp, group, annotation, fold"
             )
-        rows = {_stem(row["image"]): row for row in reader}
+        rows = {_stem(row["image"]): row for _, row in table.records()}
+    except (OSError, TableError) as error:
+        raise SourceError(f"{path} cannot be read: {error}.") from error
     if missing := sorted(rows.keys() ^ images.keys()):
         raise SourceError(
             f"{path} and images/ differ in {len(missing)} names, such as {missing[0]!r}; expected "

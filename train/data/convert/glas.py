@@ -10,7 +10,6 @@ SOURCE/Grade.csv                               name, patient ID, grade: benign o
 The images are of 20x slides at 0.62005 um per pixel, as the paper says; the files do not state it.
 """
 
-import csv
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,6 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.tables import TableError, read_table
 from train.checked import CheckedSettings, Mpp
 from train.data.check import report
 from train.data.convert.images import FoldSettings, SourceImage, write_images
@@ -97,16 +97,15 @@ def prepare_glas(source: Path, out: Path, settings: GlasSettings) -> None:
 def _read_grades(path: Path) -> Mapping[str, _Case]:
     """Patient and grade by image; the published header has spaces after its commas."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
-    except (OSError, UnicodeDecodeError) as error:
+        rows = list(read_table(path).records())
+    except (OSError, TableError) as error:
         raise SourceError(
             f"{path} cannot be read ({error}); expected GlaS's table of patients and grades, with "
             "the columns name, patient ID, grade (GlaS)"
         ) from error
     cases = {}
-    for number, row in enumerate(rows, start=2):
-        values = {(k or "").strip().lower(): str(v or "").strip() for k, v in row.items()}
+    for number, row in rows:
+        values = {name.lower(): cell for name, cell in row.items()}
         grade = next((v.lower() for k, v in values.items() if k.startswith("grade (glas")), None)
         if not values.get("name") or not values.get("patient id") or grade not in _GRADES:
             raise SourceError(

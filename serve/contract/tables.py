@@ -1,0 +1,93 @@
+"""Text and tables as editors and spreadsheets on any system save them.
+
+Tables have commas, semicolons or tabs between their cells. Where that is not a comma, numbers may
+have a decimal comma, as spreadsheets write them in much of Europe.
+"""
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_SEPARATORS = ",;\t"
+_DECIMAL_COMMA = re.compile(r"([+-]?\d+),(\d+)")
+
+
+class TableError(ValueError):
+    """A file is not a table; the message says why, without naming the file."""
+
+
+def decode_text(content: bytes) -> str:
+    """Decode UTF-8 with or without a byte-order mark, or UTF-16 with one.
+
+    Raises:
+        UnicodeDecodeError: it is neither.
+    """
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf16 else "utf-8-sig")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table's cells, without the spaces around them."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[int, tuple[str, ...]], ...]
+    """The line that a row ends on, and its cells; rows without any content are left out."""
+
+    def records(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """The line of each row, and its cells by column; those that are missing are empty.
+
+        Raises:
+            TableError: a row has more cells than there are columns.
+        """
+        for line, cells in self.rows:
+            if any(cells[len(self.columns) :]):
+                raise TableError(
+                    f"line {line} has {len(cells)} cells, expected {len(self.columns)}: put what "
+                    "has a comma in quotes"
+                )
+            padded = (*cells, *("" for _ in self.columns))
+            yield line, dict(zip(self.columns, padded, strict=False))
+
+
+def read_table(path: Path) -> Table:
+    """Read a table; its first line names the columns.
+
+    Raises:
+        OSError: the file cannot be opened.
+        TableError: it is not text in UTF-8 or UTF-16, or its quotes do not close.
+    """
+    try:
+        text = decode_text(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise TableError(
+            f'it is not UTF-8 ({error}). Save it as UTF-8; spreadsheets call it "CSV UTF-8"'
+        ) from error
+    header = text.partition("\n")[0]
+    separator = max(_SEPARATORS, key=header.count)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
+    )
+    rows = []
+    try:
+        columns = [name.strip() for name in next(reader, [])]
+        start = 1 if columns[:1] == [""] else 0  # an index, which pandas writes without a name
+        while columns and not columns[-1]:  # columns of nothing, which spreadsheets write
+            columns.pop()
+        for row in reader:
+            cells = tuple(_cell(cell, separator) for cell in row[start:])
+            if any(cells):
+                rows.append((reader.line_num, cells))
+    except csv.Error as error:
+        raise TableError(f"line {reader.line_num} cannot be read: {error}") from error
+    return Table(tuple(columns[start:]), tuple(rows))
+
+
+def _cell(text: str, separator: str) -> str:
+    text = text.strip()
+    found = None if separator == "," else _DECIMAL_COMMA.fullmatch(text)
+    return text if found is None else f"{found[1]}.{found[2]}"

@@ -1,0 +1,50 @@
+"""Tables as spreadsheets save them."""
+
+from pathlib import Path
+
+import pytest
+
+from serve.contract.tables import TableError, read_table
+
+ROWS = [
+    (2, {"name": "Größe, groß", "mpp": "0.25"}),
+    (4, {"name": "b", "mpp": ""}),
+]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'name,mpp\n"Größe, groß",0.25\n\nb\n'.encode(),
+        'name , mpp\r\n"Größe, groß", 0.25\r\n,\r\nb,\r\n'.encode("utf-8-sig"),
+        "name;mpp;;\r\nGröße, groß;0,25;;\r\n;;;\r\nb;;;\r\n".encode(),  # of a German Excel
+        "name\tmpp\nGröße, groß\t0,25\n\t\nb\n".encode("utf-16"),
+        ',name,mpp\n0,"Größe, groß",0.25\n,,\n1,b,\n'.encode(),  # with the index of pandas
+    ],
+)
+def test_a_table_is_read_as_spreadsheets_save_it(tmp_path: Path, content: bytes):
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    assert list(read_table(path).records()) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"name\nGr\xf6\xdfe\n", "UTF-8"),
+        (b'name,mpp\n"a,0.25\nb,0.5\n', "line 3"),
+        (b"name,mpp\na, b,0.25\n", "line 2"),
+        (b"name,mpp,\na, b,0.25\n", "line 2"),
+    ],
+)
+def test_what_is_no_table_is_refused(tmp_path: Path, content: bytes, named: str):
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(TableError, match=named):
+        list(read_table(path).records())
+
+
+def test_an_empty_file_has_no_columns(tmp_path: Path):
+    (tmp_path / "table.csv").touch()
+    table = read_table(tmp_path / "table.csv")
+    assert (table.columns, table.rows) == ((), ())
