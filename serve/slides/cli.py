@@ -16,7 +16,7 @@ from serve.contract.errors import FocalPathError, SettingsError
 from serve.contract.extras import how_to_install
 from serve.images.tiles import OVERLAP
 from serve.settings import InferenceSettings
-from serve.slides.errors import ExtraMissingError
+from serve.slides.errors import ExtraMissingError, ResultError
 from serve.slides.options import ClusterOptions, OutputOptions, RunOptions, Settings, TissueRule
 
 if TYPE_CHECKING:
@@ -241,15 +241,22 @@ def _status(command: Status) -> int:
 
 
 def _verify(command: Verify) -> int:
-    from serve.slides.status import read_status, verify
+    from serve.slides.status import read_status, results_in, verify, verify_csv
 
+    found = read_status(command.out)
+    folders = results_in(command.out)
+    for slide in found:
+        if command.out / slide.name not in folders:
+            print(f"{slide.name}: {slide.state}, so there is no result to verify")
+    if not folders:
+        raise ResultError(f"{command.out} has no finished result. Name the --out of a run.")
     failed = 0
-    for slide in read_status(command.out):
-        if slide.state != "done":
-            continue
+    for folder in folders:
         try:
-            print(f"{slide.name}: {verify(command.out / slide.name)} files are as written")
+            print(f"{folder.name}: {verify(folder)} files are as written")
         except FocalPathError as error:
             failed += 1
             print(f"error: {error}", file=sys.stderr)
+    if not failed:
+        verify_csv(command.out)
     return 1 if failed else 0

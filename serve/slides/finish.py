@@ -1,5 +1,6 @@
 """From done blocks to a result: outputs, summary, passport, and the folder that appears whole."""
 
+import hashlib
 import shutil
 import threading
 import time
@@ -66,6 +67,20 @@ class Passport(Strict):
     hosts: tuple[str, ...] = Field((), description="machines that computed blocks")
     packages: dict[str, str]
     files: dict[str, str] = Field(description="SHA-256 of each file of the result")
+    checksum: str = Field("", description="SHA-256 of all the other fields, to notice damage")
+
+    def sealed(self) -> "Passport":
+        """The same with its checksum."""
+        return self.model_copy(update={"checksum": self._own_checksum()})
+
+    @property
+    def is_as_written(self) -> bool:
+        """Whether the fields fit the checksum; earlier versions wrote none."""
+        return self.checksum in ("", self._own_checksum())
+
+    def _own_checksum(self) -> str:
+        content = self.model_dump_json(exclude={"checksum"})
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def finish(
@@ -118,7 +133,7 @@ def finish(
             hosts=tuple(sorted({record.host for record in records.values() if record.host})),
             packages=installed_versions(_PACKAGES),
             files=hash_files(work.result, skip=None if OME_ZARR in formats else work.store),
-        )
+        ).sealed()
         write_whole(
             work.result / PASSPORT_FILE, passport.model_dump_json(indent=2).encode() + b"\n"
         )
@@ -154,6 +169,8 @@ def read_passport(folder: Path) -> Passport | None:
         return None
     except ValidationError as error:
         raise unreadable(folder / PASSPORT_FILE, _REMEDY) from error
+    except OSError as error:
+        raise _unopened(folder / PASSPORT_FILE, error) from error
 
 
 def read_summary(folder: Path) -> SlideSummary:
@@ -167,9 +184,11 @@ def read_summary(folder: Path) -> SlideSummary:
     except ValidationError as error:
         raise unreadable(folder / SUMMARY_FILE, _REMEDY) from error
     except OSError as error:
-        raise ResultError(
-            f"{folder / SUMMARY_FILE} cannot be read: {error.strerror}. {_REMEDY}"
-        ) from error
+        raise _unopened(folder / SUMMARY_FILE, error) from error
+
+
+def _unopened(path: Path, error: OSError) -> ResultError:
+    return ResultError(f"{path} cannot be read: {error.strerror}. {_REMEDY}")
 
 
 def hash_files(folder: Path, *, skip: Path | None = None) -> dict[str, str]:

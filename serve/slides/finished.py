@@ -1,6 +1,7 @@
 """Finished results in an output folder: whether one is what is asked for, and all in numbers."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from serve.images.readers.reader import RegionReader
@@ -40,6 +41,7 @@ def check_finished(
 ) -> None:
     """Raise ResultError unless a finished result is of this slide, model, settings and outputs."""
     passport = passport_of(target)
+    read_summary(target)  # a damaged one fails this slide, not the report of all
     found = passport.plan
     made = {
         "the slide": (found.slide.fingerprint, slide.fingerprint()),
@@ -67,12 +69,16 @@ def plan_in(folder: Path) -> Plan | None:
 
 
 def finished(out: Path) -> dict[str, SlideSummary]:
-    """The numbers of all finished results in a folder, by name."""
-    return {
-        folder.name: read_summary(folder)
-        for folder in sorted(out.iterdir())
-        if not folder.name.startswith(".") and read_passport(folder) is not None
-    }
+    """The numbers of all finished results in a folder, by name.
+
+    Damaged results are left out: they must not keep the others' numbers from the cohort's.
+    """
+    found = {}
+    for folder in sorted(out.iterdir()):
+        with suppress(ResultError):
+            if not folder.name.startswith(".") and read_passport(folder) is not None:
+                found[folder.name] = read_summary(folder)
+    return found
 
 
 def write_cohort_csv(out: Path) -> None:

@@ -9,12 +9,20 @@ from pydantic import ValidationError
 from serve.contract.manifest import sha256_of
 from serve.contract.strict import Strict
 from serve.slides.errors import ResultDamagedError, ResultError
-from serve.slides.finish import read_passport
+from serve.slides.finish import (
+    PASSPORT_FILE,
+    SUMMARY_FILE,
+    Passport,
+    read_passport,
+    read_summary,
+)
+from serve.slides.finished import SUMMARY_CSV, finished
 from serve.slides.job import WORK_FOLDER
 from serve.slides.lock import SlideBusyError, slide_lock
 from serve.slides.run import Outcome
 from serve.slides.shard import read_list
 from serve.slides.store import WorkFolder
+from serve.slides.summary import cohort_csv
 from serve.slides.tiling import Tiling
 
 
@@ -47,17 +55,31 @@ def read_status(out: Path) -> list[SlideStatus]:
 
 
 def _finished(out: Path) -> Iterator[SlideStatus]:
-    for folder in out.iterdir():
-        if folder.name.startswith(".") or not folder.is_dir():
-            continue
+    for folder in results_in(out):
         try:
-            passport = read_passport(folder)
+            blocks = _passport_of(folder).num_blocks
+            read_summary(folder)
         except ResultError as error:
             yield SlideStatus(name=folder.name, state="failed", reason=str(error))
             continue
-        if passport is not None:
-            blocks = passport.num_blocks
-            yield SlideStatus(name=folder.name, state="done", blocks=blocks, blocks_done=blocks)
+        yield SlideStatus(name=folder.name, state="done", blocks=blocks, blocks_done=blocks)
+
+
+def results_in(out: Path) -> list[Path]:
+    """The folders of finished results, damaged ones among them."""
+    return [
+        folder
+        for folder in sorted(out.iterdir())
+        if not folder.name.startswith(".")
+        and any((folder / name).exists() for name in (PASSPORT_FILE, SUMMARY_FILE))
+    ]
+
+
+def _passport_of(folder: Path) -> Passport:
+    passport = read_passport(folder)
+    if passport is None:
+        raise ResultDamagedError(f"{folder} has no run.json, so it is no finished result.")
+    return passport
 
 
 def _at_work(folder: Path) -> Iterator[SlideStatus]:
@@ -74,9 +96,9 @@ def _at_work(folder: Path) -> Iterator[SlideStatus]:
 def _of_work(work: WorkFolder, failed: Path) -> SlideStatus:
     try:
         plan = work.plan()
+        blocks = 0 if plan is None else len(Tiling(plan, work.mask()).blocks)
     except ResultError as error:
         return SlideStatus(name=work.name, state="failed", reason=str(error))
-    blocks = 0 if plan is None else len(Tiling(plan, work.mask()).blocks)
     running = _is_locked(work.path.with_name(f"{work.name}.lock"))
     reason = "" if running else _reason(failed)
     return SlideStatus(
@@ -111,9 +133,12 @@ def verify(folder: Path) -> int:
     Raises:
         ResultDamagedError: a file is missing, changed or not of the result.
     """
-    passport = read_passport(folder)
-    if passport is None:
-        raise ResultDamagedError(f"{folder} has no run.json, so it is no finished result.")
+    passport = _passport_of(folder)
+    if not passport.is_as_written:
+        raise ResultDamagedError(
+            f"{folder / PASSPORT_FILE} was changed: its content does not fit its own checksum. "
+            "Make the result anew with --overwrite."
+        )
     for name, expected in passport.files.items():
         path = folder / name
         if not path.is_file():
@@ -124,4 +149,25 @@ def verify(folder: Path) -> int:
                 f"{path} was changed: its SHA-256 is {found[:12]}..., run.json says "
                 f"{expected[:12]}... Make the result anew with --overwrite."
             )
+    for top in {Path(name).parts[0] for name in passport.files if "/" in name}:
+        for path in sorted((folder / top).rglob("[!.]*")):
+            if path.is_file() and path.relative_to(folder).as_posix() not in passport.files:
+                raise ResultDamagedError(f"{path} is not of the result. Remove it.")
     return len(passport.files)
+
+
+def verify_csv(out: Path) -> None:
+    """Check that each row of `summary.csv` is a result's; a run that was stopped may lack rows.
+
+    Raises:
+        ResultDamagedError: a row differs from what the results say.
+    """
+    path = out / SUMMARY_CSV
+    if not path.is_file():
+        return
+    expected = cohort_csv(finished(out)).splitlines()
+    if wrong := [row for row in path.read_bytes().splitlines() if row not in expected]:
+        raise ResultDamagedError(
+            f"{path} has {len(wrong)} rows that differ from the results' summary.json. Give the "
+            "command of the run again: it writes the file anew."
+        )

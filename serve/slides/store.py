@@ -128,9 +128,17 @@ class WorkFolder:
             raise unreadable(self.path / PLAN_FILE, remedy) from error
 
     def mask(self) -> Mask:
-        """The tissue mask that the plan was made with."""
-        with Image.open(self.path / MASK_FILE) as image:
-            return np.asarray(image.convert("L")) > 0
+        """The tissue mask that the plan was made with.
+
+        Raises:
+            ResultError: it cannot be read.
+        """
+        try:
+            with Image.open(self.path / MASK_FILE, formats=("PNG",)) as image:
+                return np.asarray(image.convert("L")) > 0
+        except (OSError, SyntaxError, ValueError) as error:
+            remedy = "Start the slide anew with --overwrite."
+            raise unreadable(self.path / MASK_FILE, remedy) from error
 
     def records(self) -> dict[Block, BlockRecord]:
         """The blocks that are done.

@@ -36,9 +36,25 @@ def test_run_status_and_verify(
     assert main(["slides", "status", out]) == 0
     assert "done" in capsys.readouterr().out
     assert main(["slides", "verify", out]) == 0
-    (slide.parent / "out" / "slide" / "summary.json").write_text("{}")
-    assert main(["slides", "verify", out]) == 1
-    assert "summary.json" in capsys.readouterr().err
+    for name in ("summary.json", "run.json"):
+        (slide.parent / "out" / "slide" / name).write_text("{}")
+        assert main(["slides", "verify", out]) == 1
+        assert name in capsys.readouterr().err
+    assert main(["slides", "status", out]) == 0
+    assert "failed" in capsys.readouterr().out
+
+
+def test_verify_tells_that_there_is_no_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "begun" / ".work" / "a").mkdir(parents=True)
+    for folder in ("begun", "empty"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        assert main(["slides", "verify", str(tmp_path / folder)]) == 1
+        printed = capsys.readouterr()
+        assert f"{tmp_path / folder} has no finished result" in printed.err
+    assert main(["slides", "verify", str(tmp_path / "begun")]) == 1
+    assert "a: stopped" in capsys.readouterr().out
 
 
 def test_a_slide_that_fails_is_one_line_and_status_1(
