@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import shapely
-import shapely.errors
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, UnidentifiedImageError
+from shapely.errors import ShapelyError
 from shapely.geometry import shape
 
 from serve.images.readers.scaled import ScaledView
@@ -24,6 +24,9 @@ from serve.slides.options import TissueRule
 
 TISSUE_MPP = 8.0
 """um per pixel at which tissue is looked for."""
+
+_VALUES = ("1", "L", "P", "I;16", "I")
+"""Pillow's modes of one channel of whole numbers."""
 
 Mask = NDArray[np.bool_]
 
@@ -83,10 +86,15 @@ def read_mask(path: Path, view: ScaledView, mask_px: int) -> Mask:
     except OSError as error:
         raise MaskError(f"the mask {path} cannot be read: {error.strerror}.") from error
     if path.suffix.lower() in (".json", ".geojson"):
-        return rasterise(_polygons(path, content), view, mask_px)
+        polygons = _polygons(path, content)
+        mask = rasterise(polygons, view, mask_px)
+        if not mask.any():
+            raise _outside(path, polygons, view)
+        return mask
     try:
         with Image.open(path, formats=("PNG",)) as image:
-            given = np.asarray(image.convert("L")) > 0
+            # The values count, not the colours that a palette gives them.
+            given = np.asarray(image if image.mode in _VALUES else image.convert("L")) > 0
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise MaskError(
             f"the mask {path} is not a PNG: {error}. Give a PNG, or GeoJSON with polygons."
@@ -111,13 +119,20 @@ def rasterise(polygons: list[Any], view: ScaledView, mask_px: int) -> Mask:
 
 
 def _polygons(path: Path, content: bytes) -> list[Any]:
-    """The polygons of a GeoJSON document."""
+    """The polygons of a GeoJSON document: a collection of features, a list of them, or one."""
     try:
         document = json.loads(content)
-        features = document.get("features", [document])
-        found = [shape(feature.get("geometry", feature)) for feature in features]
-    except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
-        raise MaskError(f"{path} is not GeoJSON: {error}. Export the regions again.") from error
+        features = document if isinstance(document, list) else document.get("features", [document])
+        geometries = [feature.get("geometry", feature) for feature in features]
+        with np.errstate(invalid="ignore"):  # what is no number is refused below
+            found = [shape(geometry) for geometry in geometries if geometry is not None]
+    except json.JSONDecodeError as error:
+        raise MaskError(f"{path} is not JSON: {error}. Export the regions again.") from error
+    except (ValueError, LookupError, TypeError, AttributeError, ShapelyError) as error:
+        raise MaskError(
+            f"{path} is not GeoJSON: expected features with a geometry each, of which the areas "
+            "are polygons. Export the regions again."
+        ) from error
     polygons = [
         part
         for geometry in found
@@ -128,7 +143,19 @@ def _polygons(path: Path, content: bytes) -> list[Any]:
         raise MaskError(
             f"{path} has no polygon. Draw the regions as areas, not as lines or points."
         )
+    if not np.isfinite(shapely.get_coordinates(polygons)).all():
+        raise MaskError(f"{path} has coordinates that are no numbers. Export the regions again.")
     return polygons
+
+
+def _outside(path: Path, polygons: list[Any], view: ScaledView) -> MaskError:
+    left, top, right, bottom = shapely.total_bounds(polygons)
+    (y, x), (step_y, step_x) = view.origin_px, view.step_px
+    return MaskError(
+        f"the regions of {path} lie at x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}, "
+        f"outside of the slide, which goes from x {x:.0f} to {x + view.width_px * step_x:.0f}, y "
+        f"{y:.0f} to {y + view.height_px * step_y:.0f}. Are they of another slide?"
+    )
 
 
 def _fit(given: Mask, view: ScaledView, mask_px: int, path: Path) -> Mask:

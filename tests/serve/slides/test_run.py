@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from serve.slides.options import RunOptions, Settings
 from serve.slides.outputs.registry import FORMATS, formats_of
 from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, Outcome, run_cohort
-from serve.slides.status import read_status, verify
+from serve.slides.status import read_status, verify, verify_csv
 from serve.slides.store import LABELS, WorkFolder
 from tests.support.certificate import certificate_that_warns
 from tests.support.errors import raises
@@ -464,16 +464,64 @@ def test_a_full_disk_fails_the_slide_and_keeps_what_is_done(
     assert run_one(cohort(out, engine), slide).status == "done"
 
 
-def test_verify_finds_what_was_changed(tmp_path: Path, engine: LocalEngine, slide: Path) -> None:
+def test_verify_notices_a_changed_byte_in_every_file(
+    tmp_path: Path, engine: LocalEngine, slide: Path
+) -> None:
+    run_one(cohort(tmp_path / "out", engine, formats=("ome-zarr", "geojson", "overview")), slide)
+    write_cohort_csv(tmp_path / "out")
+    result = tmp_path / "out" / "slide"
+    for path in [path for path in result.rglob("*") if path.is_file()]:
+        stored = path.read_bytes()
+        places = {len(stored) // 2}
+        if path.name == "run.json":
+            places |= {0, stored.index(b"Stroma"), stored.index(b"num_tiles") + 12}
+        for place in places:
+            path.write_bytes(stored[:place] + bytes([stored[place] ^ 1]) + stored[place + 1 :])
+            with pytest.raises(ResultError, match=path.name):
+                verify(result)
+        path.write_bytes(stored)
+    assert verify(result)
+    table = tmp_path / "out" / "summary.csv"
+    verify_csv(tmp_path / "out")
+    table.write_bytes(table.read_bytes().replace(b"Tumor", b"Tumos"))
+    with raises(ResultDamagedError, "summary.csv", "1 rows"):
+        verify_csv(tmp_path / "out")
+
+
+def test_verify_notices_what_is_missing_and_what_was_added(
+    tmp_path: Path, engine: LocalEngine, slide: Path
+) -> None:
     run_one(cohort(tmp_path / "out", engine), slide)
     result = tmp_path / "out" / "slide"
-    target = result / "summary.json"
-    target.write_text(target.read_text().replace("Tumor", "Tumour"))
-    with raises(ResultDamagedError, "summary.json"):
+    (result / ".DS_Store").touch()
+    (result / "notes.txt").touch()
+    assert verify(result)
+    shard = next((result / "slide.ome.zarr" / "0" / "c").rglob("*"))
+    added = shard.parent / "77" / "0"
+    added.parent.mkdir()
+    added.touch()
+    with raises(ResultDamagedError, added):
         verify(result)
-    target.unlink()
-    with raises(ResultDamagedError, "summary.json"):
+    added.unlink()
+    (result / "tissue.png").unlink()
+    with raises(ResultDamagedError, "tissue.png"):
         verify(result)
+
+
+def test_a_damaged_result_keeps_no_other_from_the_cohorts_numbers(
+    tmp_path: Path, engine: LocalEngine, slide: Path
+) -> None:
+    work = cohort(tmp_path / "out", engine)
+    for name in ("good", "bad"):
+        run_one(work, slide, name=name)
+    (tmp_path / "out" / "bad" / "summary.json").write_text("{}")
+    outcome = run_one(work, slide, name="bad")
+    assert (outcome.status, outcome.code) == ("failed", ResultError.code)
+    write_cohort_csv(tmp_path / "out")
+    rows = (tmp_path / "out" / "summary.csv").read_text().splitlines()[1:]
+    assert {row.partition(",")[0] for row in rows} == {"good"}
+    states = {status.name: status.state for status in read_status(tmp_path / "out")}
+    assert states == {"good": "done", "bad": "failed"}
 
 
 def test_a_mask_says_where_to_look(tmp_path: Path, engine: LocalEngine, slide: Path) -> None:
@@ -489,13 +537,19 @@ def test_a_mask_says_where_to_look(tmp_path: Path, engine: LocalEngine, slide: P
     assert labels[55:95, 80:145].all()
 
 
-def test_regions_say_where_to_look(tmp_path: Path, engine: LocalEngine, slide: Path) -> None:
+@pytest.mark.parametrize(
+    "as_document", [lambda found: {"type": "FeatureCollection", "features": found}, list]
+)
+def test_regions_say_where_to_look(
+    tmp_path: Path, engine: LocalEngine, slide: Path, as_document: Callable[[list[Any]], Any]
+) -> None:
     square = shapely.box(320, 320, 640, 480)
     hole = shapely.box(400, 350, 500, 450)
     feature = {"type": "Feature", "properties": {}}
     feature["geometry"] = json.loads(shapely.to_geojson(square - hole))
     regions = tmp_path / "regions.geojson"
-    regions.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    content = json.dumps(as_document([feature, {"type": "Feature", "geometry": None}]))
+    regions.write_text(content, encoding="utf-8-sig")
     outcome = run_one(cohort(tmp_path / "out", engine), slide, tissue=str(regions))
     assert outcome.status == "done", outcome.reason
     area = read_summary(tmp_path / "out" / "slide").tissue_mm2
@@ -508,6 +562,9 @@ def test_regions_say_where_to_look(tmp_path: Path, engine: LocalEngine, slide: P
         ("mask.png", b"no image"),
         ("regions.geojson", b"{"),
         ("line.geojson", b'{"type":"LineString","coordinates":[[0,0],[1,1]]}'),
+        ("words.geojson", b'["a"]'),
+        ("nan.geojson", b'{"type":"Polygon","coordinates":[[[0,0],[9,0],[NaN,9],[0,0]]]}'),
+        ("far.geojson", b'{"type":"Polygon","coordinates":[[[9e6,0],[9e6,9],[8e6,9],[9e6,0]]]}'),
         ("gone.png", None),
     ],
 )
