@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.closing import Closing
-from serve.contract.errors import BackendUnavailableError
 from serve.contract.machine import peak_memory_mib
 from serve.contract.manifest import LOW_RES_STRIDE
 from serve.images.mpp import FROM_REQUEST
 from serve.images.readers.errors import SlideError
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
-from serve.inference.batching import TileAnswer, TileRunner
+from serve.inference.batching import TileRunner
 from serve.slides.ahead import ahead
 from serve.slides.blend import BlendState, BlockBlend
 from serve.slides.counts import count_cells
@@ -32,16 +31,14 @@ from serve.slides.errors import ResultError
 from serve.slides.pixels import TilePixels
 from serve.slides.plan import Block, Plan, open_view
 from serve.slides.reuse import Reuse, Use, to_run
+from serve.slides.stages import Stages
 from serve.slides.store import BlockRecord, WorkFolder
+from serve.slides.tile_answers import Asked, TileAnswers
 from serve.slides.tiling import Tiling
-
-OUTPUT = "low_res_probabilities"
-STAGES = ("read", "model", "blend", "write")
 
 SAVE_EVERY_S = 20.0
 """A block that takes longer is saved in the middle. With the tiles at work, a kill then loses less
 than a minute, or two tiles where those take longer."""
-_LEAST_PENDING = 2
 MOST_KEPT_BYTES = 256 * 2**20
 """Answers that are kept for later blocks at the same time, so that memory does not grow with the
 slide. A slide of 100,000 px across with 20 classes has 230 MB of them."""
@@ -63,14 +60,6 @@ class _Pixels:
     use: Use
     pixels: NDArray[np.uint8] | None
     """None where the answer is kept from an earlier block."""
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A tile that the model works on, or whose answer is kept."""
-
-    use: Use
-    answer: Future[TileAnswer] | None
 
 
 @dataclass(frozen=True)
@@ -111,11 +100,10 @@ class BlockWorker(Closing):
             raise ResultError(f"{work.path} has no plan: begin the slide first.")
         self._plan = plan
         self._work = work
-        self._runner = runner
         self._host = host or socket.gethostname()
         self._reader = open_planned(plan) if reader is None else reader
         self._closes_reader = reader is None
-        self._in_flight = 2 * max_batch_size
+        self._most_read = 2 * max_batch_size
         self._tiling = Tiling(plan, work.mask())
         cells = (plan.model.tile_size_px // LOW_RES_STRIDE) ** 2
         self._answer_bytes = len(plan.model.classes) * cells
@@ -127,13 +115,11 @@ class BlockWorker(Closing):
         self._blend: BlockBlend | None = None
         self._block: Block | None = None
         self._blended = 0
-        self._kept: dict[tuple[int, int], NDArray[np.uint8]] = {}
-        self._saved = self._answered = time.monotonic()
-        self._answers, self._answer_s = 0, 0.0
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-        """Where the main thread's time went: it waited for `read`, `model` and `write`, or blended.
-        The largest bounds the run."""
-        self._told = dict.fromkeys(STAGES, 0.0)
+        self._saved = time.monotonic()
+        self._stages = Stages()
+        self._answers = TileAnswers(
+            plan, runner, self._stages, most_pending=self._most_read, soon_s=SAVE_EVERY_S
+        )
 
     def run(
         self,
@@ -154,26 +140,26 @@ class BlockWorker(Closing):
             BackendUnavailableError: the model failed.
             OutputError: the disk is full or may not be written.
         """
-        pending: deque[_Begin | _Asked | _End] = deque()
-        self._answered = time.monotonic()
-        tiles = ahead(self._read(blocks), self._in_flight, name="slide-tiles")
+        pending: deque[_Begin | Asked | _End] = deque()
+        self._answers.begin()
+        tiles = ahead(self._read(blocks), self._most_read, name="slide-tiles")
         with closing(tiles):
             try:
                 asked = 0
                 while (item := self._next(tiles)) is not None:
-                    pending.append(self._ask(item) if isinstance(item, _Pixels) else item)
+                    if isinstance(item, _Pixels):
+                        pending.append(self._answers.ask(item.use, item.pixels))
+                    else:
+                        pending.append(item)
                     asked += _is_asked(pending[-1])
-                    while asked > self._most_pending():
+                    while asked > self._answers.most_pending():
                         asked -= _is_asked(pending[0])
                         self._take(pending.popleft(), on_block, on_tiles)
                 while pending:
                     self._take(pending.popleft(), on_block, on_tiles)
                 self._finish_writing()
             finally:
-                self._kept.clear()
-                for left in pending:
-                    if isinstance(left, _Asked) and left.answer is not None:
-                        left.answer.cancel()
+                self._answers.leave(pending)
 
     def _read(self, blocks: Sequence[Block]) -> Iterator[_Begin | _Pixels | _End]:
         """The tiles of all blocks, in the order in which they are blended."""
@@ -190,17 +176,12 @@ class BlockWorker(Closing):
             num_reused = sum(use.is_kept for use in uses)
             yield _End(block, sum(len(row.x) for row in rows), num_reused)
 
-    def _ask(self, item: _Pixels) -> _Asked:
-        if item.pixels is None:
-            return _Asked(item.use, None)
-        return _Asked(item.use, self._runner.submit(item.pixels, (OUTPUT,)))
-
     def _next(self, tiles: Generator[_Begin | _Pixels | _End]) -> _Begin | _Pixels | _End | None:
-        with self._timed("read"):
+        with self._stages.timed("read"):
             return next(tiles, None)
 
     def _take(
-        self, item: _Begin | _Asked | _End, on_block: OnBlock | None, on_tiles: OnTiles | None
+        self, item: _Begin | Asked | _End, on_block: OnBlock | None, on_tiles: OnTiles | None
     ) -> None:
         """Blend what comes next."""
         match item:
@@ -213,10 +194,10 @@ class BlockWorker(Closing):
                 self._block, self._blended, self._saved = block, num_done, time.monotonic()
                 if on_tiles is not None and num_done:
                     on_tiles(num_done)
-            case _Asked(use, answer):
+            case Asked(use):
                 assert self._blend is not None
-                probabilities = self._answer(use, answer)
-                with self._timed("blend"):
+                probabilities = self._answers.take(item)
+                with self._stages.timed("blend"):
                     self._blend.add(use.y, use.x, probabilities)
                 self._blended += 1
                 self._save(self._blend)
@@ -230,48 +211,15 @@ class BlockWorker(Closing):
         if time.monotonic() - self._saved < SAVE_EVERY_S:
             return
         assert self._block is not None
-        with self._timed("write"):
+        with self._stages.timed("write"):
             self._work.write_part(self._block, self._blended, blend.state())
         self._saved = time.monotonic()
-
-    def _most_pending(self) -> int:
-        """Tiles to keep at work: enough for full batches, but no more than is soon answered."""
-        if self._answers == 0:
-            return _LEAST_PENDING
-        seconds = self._answer_s / self._answers
-        return max(min(self._in_flight, int(SAVE_EVERY_S / max(seconds, 1e-6))), _LEAST_PENDING)
-
-    def _answer(self, use: Use, answer: Future[TileAnswer] | None) -> NDArray[np.uint8]:
-        """A tile's answer, from the model or kept from an earlier block."""
-        place = use.y, use.x
-        if answer is None:
-            return self._kept[place] if use.keep else self._kept.pop(place)
-        found = self._answered_tile(use, answer)
-        if use.keep:
-            self._kept[place] = found.copy()  # a view would keep its whole batch
-        return found
-
-    def _answered_tile(self, use: Use, answer: Future[TileAnswer]) -> NDArray[np.uint8]:
-        try:
-            with self._timed("model"):
-                found: NDArray[np.uint8] = answer.result()[OUTPUT]
-        except BackendUnavailableError as error:
-            origin, step = self._plan.origin_px, self._plan.step_px
-            x, y = origin[1] + use.x * step[1], origin[0] + use.y * step[0]
-            raise type(error)(
-                f"{Path(self._plan.slide.path).name}: the tile at x {x:.0f}, y {y:.0f} of level 0 "
-                f"failed: {error}"
-            ) from error
-        now = time.monotonic()
-        self._answers, self._answer_s = self._answers + 1, self._answer_s + now - self._answered
-        self._answered = now
-        return found
 
     def _end(self, end: _End, on_block: OnBlock | None) -> None:
         """Decide the last cells of a block and hand it to the writing thread."""
         block = end.block
         assert self._blend is not None
-        with self._timed("blend"):
+        with self._stages.timed("blend"):
             self._blend.finish()
             labels, confidence = self._blend.labels, self._blend.confidence
             is_tissue = self._tiling.cell_mask(self._plan.rectangle(block))
@@ -279,8 +227,7 @@ class BlockWorker(Closing):
             confidence *= is_tissue
         self._blend = None
         self._finish_writing()
-        seconds = {stage: round(self.seconds[stage] - self._told[stage], 3) for stage in STAGES}
-        self._told = self.seconds.copy()
+        seconds = self._stages.take()
 
         def write() -> None:
             record = _record(end, seconds, self._host, labels, confidence)
@@ -294,16 +241,8 @@ class BlockWorker(Closing):
         """Wait for the block that is being written: at most one is."""
         writing, self._writing = self._writing, None
         if writing is not None:
-            with self._timed("write"):
+            with self._stages.timed("write"):
                 writing.result()
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - started
 
     def close(self) -> None:
         """Close what was opened here."""
@@ -330,9 +269,9 @@ def open_planned(plan: Plan) -> RegionReader:
     return reader
 
 
-def _is_asked(item: _Begin | _Asked | _End) -> bool:
+def _is_asked(item: _Begin | Asked | _End) -> bool:
     """Whether the model has to answer first."""
-    return isinstance(item, _Asked) and item.answer is not None
+    return isinstance(item, Asked) and item.answer is not None
 
 
 def _record(

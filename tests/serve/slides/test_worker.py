@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from serve.images.tiles import Blend, cut, pad_to_tiles
 from serve.slides.errors import OutputError
 from serve.slides.options import Settings
 from serve.slides.plan import Plan, make_plan, mask_size, open_view
+from serve.slides.reuse import Use
+from serve.slides.stages import Stages
 from serve.slides.store import CONFIDENCE, LABELS, WorkFolder
+from serve.slides.tile_answers import TileAnswers
 from serve.slides.tiling import Tiling
 from serve.slides.tissue import Mask, mask_shape
 from serve.slides.worker import BlockWorker
@@ -205,16 +209,25 @@ def test_a_part_that_cannot_be_read_is_computed_again(tmp_path: Path) -> None:
     assert run(work, plan, reader).num_tiles == Tiling(plan, work.mask()).num_tiles(block)
 
 
-def test_a_slow_model_has_few_tiles_at_work(tmp_path: Path) -> None:
+def test_a_slow_model_has_few_tiles_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is at work is lost when the run is killed."""
-    reader = virtual(tmp_path / "in")
-    work, _ = begin(tmp_path / "work", reader, block_cells=1024)
-    with BlockWorker(work, PositionModel(), reader=reader, max_batch_size=8) as worker:
-        limits = []
-        for answers, seconds in ((0, 0.0), (10, 0.1), (10, 50.0), (10, 300.0)):
-            worker._answers, worker._answer_s = answers, seconds
-            limits.append(worker._most_pending())
-    assert limits == [2, 16, 4, 2]
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("serve.slides.tile_answers.time", clock)
+    _, plan = begin(tmp_path / "work", virtual(tmp_path / "in"), block_cells=1024)
+    use = Use(0, 0, is_kept=False, keep=False)
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    limits = []
+    for seconds in (0.01, 5.0, 30.0):
+        answers = TileAnswers(plan, PositionModel(), Stages(), most_pending=16, soon_s=20.0)
+        assert answers.most_pending() == 2
+        asked = answers.ask(use, pixels)
+        now[0] += seconds
+        answers.take(asked)
+        limits.append(answers.most_pending())
+    assert limits == [16, 4, 2]
 
 
 def test_done_blocks_are_not_run_again(tmp_path: Path) -> None:
