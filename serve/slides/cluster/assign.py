@@ -5,50 +5,13 @@ Here a slide's blocks prefer one machine, whose cache then has the slide's file,
 worker died goes to whichever worker is free.
 """
 
-from collections import Counter, deque
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 
+from serve.slides.cluster.slide_run import SlideRun
 from serve.slides.plan import Block
-from serve.slides.store import WorkFolder
-from serve.slides.worker import OnBlock, OnTiles
 
 MOST_BLOCKS = 8
 """Most blocks of one call. Within a call, a worker reads ahead from block to block."""
-
-
-@dataclass(eq=False)
-class SlideRun:
-    """The blocks of one slide that are still to be computed."""
-
-    work: WorkFolder
-    waiting: deque[Block]
-    on_block: OnBlock
-    on_tiles: OnTiles
-    home: str | None = None
-    """The machine that its blocks prefer."""
-    at_work: int = 0
-    """Number of calls that have not returned."""
-    tries: Counter[Block] = field(default_factory=Counter)
-    """How often a worker died while it computed a block, as far as known."""
-    error: Exception | None = None
-    """Why the slide fails; raised once all calls have returned."""
-    finished_tiles: int = 0
-    told_tiles: int = 0
-    future: Future[None] = field(default_factory=Future)
-    """Done when no call is running any more."""
-
-
-@dataclass(eq=False)
-class Call:
-    """Blocks of one slide that a worker computes one after the other."""
-
-    slide: SlideRun
-    blocks: tuple[Block, ...]
-    ticket: int
-    tiles: int = 0
-    """Number of tiles done, as the worker last reported."""
 
 
 def choose(

@@ -7,19 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from serve.slides.cluster.assign import Call, SlideRun, choose
-from serve.slides.cluster.errors import ClusterError, WorkerDiedError, WorkerFailedError
+from serve.slides.cluster.assign import choose
+from serve.slides.cluster.errors import ClusterError, WorkerFailedError
+from serve.slides.cluster.slide_run import MOST_TRIES, Call, SlideRun
 from serve.slides.cluster.worker import Opening, Problem, Ready, Report
-from serve.slides.store import BlockRecord
 
-MOST_TRIES = 3
-"""Number of workers that a block may kill before its slide fails."""
 _WAIT_S = 0.1
 _POLL_S = 1.0
 _JOIN_S = 30.0
@@ -122,8 +119,7 @@ class Dispatcher:
             self._closing.set()
             self._take_new()
             for slide in self._slides:
-                if not slide.future.done():
-                    slide.future.set_exception(self._head() or CancelledError())
+                slide.stop(self._head() or CancelledError())
 
     def _take_new(self) -> None:
         while True:
@@ -145,7 +141,6 @@ class Dispatcher:
                     "no worker of the cluster is left; see what was told. Give the same command "
                     "again once the cluster is up: finished blocks are kept."
                 )
-                slide.waiting.clear()
                 self._settle(slide)
         for worker in self._workers:
             if worker.state != "free":
@@ -155,8 +150,7 @@ class Dispatcher:
             if chosen is None:
                 return
             slide, blocks = chosen
-            call = Call(slide, blocks, next(self._tickets))
-            slide.at_work += 1
+            call = slide.begin(blocks, next(self._tickets))
             worker.state = "busy"
             # Not retried by Ray, which would wait for this very worker: by `_lost`.
             options = worker.handle.run.options(max_task_retries=0)
@@ -197,17 +191,17 @@ class Dispatcher:
             answer = ray.get(reference)
         except RayTaskError as error:
             self._failed(expected, error)
-        except RayError as error:
-            self._lost(expected, error)
+        except RayError:
+            self._lost(expected)
         else:
             if expected.is_poll:
                 assert call is not None
                 ticket, call.tiles = answer if answer[0] == call.ticket else (0, call.tiles)
-                self._tell_tiles(call.slide)
+                call.slide.tell_tiles()
             elif call is not None and answer is None:
                 self._open(worker)
-                call.slide.waiting.extendleft(reversed(call.blocks))
-                self._end(call)
+                call.slide.give_back(call)
+                self._settle(call.slide)
             elif call is not None:
                 worker.state = "free"
                 self._returned(call, answer)
@@ -227,27 +221,27 @@ class Dispatcher:
         self._tell(f"a worker is left out, {len(self._workers)} go on: {reason}")
 
     def _returned(self, call: Call, report: Report) -> None:
-        slide = call.slide
-        self._count(slide, report.records)
-        if report.problem is not None:
-            slide.error = slide.error or report.problem.error()
-        self._end(call)
+        problem = report.problem
+        call.slide.end(call, report.records, None if problem is None else problem.error())
+        self._settle(call.slide)
 
-    def _failed(self, expected: _Expected, error: RayTaskError) -> None:
+    def _failed(self, expected: _Expected, raised: RayTaskError) -> None:
         """A worker raised an unexpected error: the slide fails, and the worker continues."""
         if expected.is_poll:
             return
-        reason = f"{type(error.cause).__name__}: {error.cause}" if error.cause else str(error)
+        cause = raised.cause
+        reason = f"{type(cause).__name__}: {cause}" if cause else str(raised)
         reason = f"the worker failed: {' '.join(reason.split())}"
         if expected.call is None:
             self._leave_out(expected.worker, reason)
             return
         expected.worker.state = "free"
         slide = expected.call.slide
-        slide.error = slide.error or WorkerFailedError(f"{reason} (on {expected.worker.host})")
-        self._end(expected.call)
+        error = WorkerFailedError(f"{reason} (on {expected.worker.host})")
+        slide.end(expected.call, error=error)
+        self._settle(slide)
 
-    def _lost(self, expected: _Expected, error: RayError) -> None:
+    def _lost(self, expected: _Expected) -> None:
         """A worker or its machine died: its blocks go to others, at most three times."""
         worker, call = expected.worker, expected.call
         if expected.is_poll:
@@ -264,63 +258,9 @@ class Dispatcher:
             slide.home = None
         self._tell(f"a worker died on {worker.host}; its blocks of {slide.work.name} are run again")
         self._open(worker)
-        done = slide.work.records()
-        self._count(slide, [done[block] for block in call.blocks if block in done])
-        left = [block for block in call.blocks if block not in done]
-        if left and slide.error is None:
-            slide.tries[left[0]] += 1
-            if slide.tries[left[0]] >= MOST_TRIES:
-                slide.error = WorkerDiedError(
-                    f"{slide.work.name}: the worker died {MOST_TRIES} times of block "
-                    f"{left[0].name}, the last time on {worker.host}. It ran out of memory, or a "
-                    "library failed on this slide: see Ray's logs. Convert the slide again, or "
-                    "leave it out."
-                )
-            else:
-                slide.waiting.extendleft(reversed(left))
-        self._end(call)
-
-    def _count(self, slide: SlideRun, records: Sequence[BlockRecord]) -> None:
-        slide.finished_tiles += sum(record.num_tiles for record in records)
-        for record in records:
-            self._call(slide, partial(slide.on_block, record))
-
-    def _end(self, call: Call) -> None:
-        slide = call.slide
-        slide.at_work -= 1
-        call.tiles = 0
-        self._tell_tiles(slide)
+        slide.worker_died(call, worker.host)
         self._settle(slide)
 
-    def _tell_tiles(self, slide: SlideRun) -> None:
-        """Report new tiles. Tiles that are computed again after a death are reported once."""
-        calls = (expected.call for expected in self._expected.values() if not expected.is_poll)
-        at_work = sum(call.tiles for call in calls if call is not None and call.slide is slide)
-        new = slide.finished_tiles + at_work - slide.told_tiles
-        if new > 0:
-            slide.told_tiles += new
-            self._call(slide, partial(slide.on_tiles, new))
-
-    def _call(self, slide: SlideRun, callback: Callable[[], None]) -> None:
-        """Call a callback, which may raise to stop the run."""
-        if slide.future.done():
-            return
-        try:
-            callback()
-        except BaseException as error:  # noqa: BLE001 - it belongs to who runs the slide
-            slide.waiting.clear()
-            slide.future.set_exception(error)
-
     def _settle(self, slide: SlideRun) -> None:
-        """Resume the thread that runs the slide, once none of its calls is running."""
-        if slide.error is not None:
-            slide.waiting.clear()
-        if slide.at_work or slide.waiting:
-            return
-        self._slides.remove(slide)
-        if slide.future.done():
-            return
-        if slide.error is None:
-            slide.future.set_result(None)
-        else:
-            slide.future.set_exception(slide.error)
+        if slide.settle():
+            self._slides.remove(slide)

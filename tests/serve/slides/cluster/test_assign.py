@@ -1,7 +1,8 @@
 from collections import Counter, deque
 from pathlib import Path
 
-from serve.slides.cluster.assign import MOST_BLOCKS, SlideRun, choose
+from serve.slides.cluster.assign import MOST_BLOCKS, choose
+from serve.slides.cluster.slide_run import SlideRun
 from serve.slides.plan import Block
 from serve.slides.store import WorkFolder
 

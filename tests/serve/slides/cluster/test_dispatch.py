@@ -16,9 +16,9 @@ from serve.contract.errors import FocalPathError
 from serve.contract.interrupts import signals_wake_main_thread
 from serve.settings import InferenceSettings
 from serve.slides.cluster import dispatch
-from serve.slides.cluster.assign import SlideRun
 from serve.slides.cluster.dispatch import Dispatcher, Worker
 from serve.slides.cluster.errors import ClusterError, WorkerDiedError, WorkerFailedError
+from serve.slides.cluster.slide_run import SlideRun
 from serve.slides.cluster.worker import Opening, Problem, Ready, Report
 from serve.slides.plan import Block
 from serve.slides.store import BlockRecord, WorkFolder
@@ -227,6 +227,23 @@ def test_what_a_callback_raises_stops_the_slide(crew: Crew, slide: Slide) -> Non
     slide.run.on_tiles = stop
     with pytest.raises(Stop):
         crew.of(Actor()).run(slide.run)
+
+
+def test_blocks_of_a_slide_that_was_stopped_do_not_wait_again(slide: Slide) -> None:
+    def stop(_: BlockRecord) -> None:
+        raise RuntimeError
+
+    slide.run.on_block = stop
+    first, second, third = (
+        slide.run.begin((slide.run.waiting.popleft(),), ticket) for ticket in range(3)
+    )
+    slide.run.end(first, [record(slide.blocks[0])])
+    slide.run.worker_died(second, "node")
+    slide.run.give_back(third)
+    assert not slide.run.waiting
+    assert slide.run.settle()
+    with pytest.raises(RuntimeError):
+        slide.run.future.result()
 
 
 def test_an_interrupt_that_does_not_wake_the_main_thread_stops_its_wait(
