@@ -6,7 +6,7 @@ from pydantic import Field
 
 from serve.contract.strict import Strict
 from serve.images.mpp import PixelSize
-from serve.service.slides.jobs import Job
+from serve.service.slides.job import Job
 from serve.slides.summary import SlideSummary
 
 State = Literal["new", "waiting", "running", "stopped", "failed", "done"]

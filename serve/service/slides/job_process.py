@@ -17,7 +17,8 @@ from typing import NoReturn
 from serve.contract.errors import FocalPathError
 from serve.contract.interrupts import signals_wake_main_thread
 from serve.service.slides.folder import without_folders
-from serve.service.slides.jobs import Job, JobsError, JobStore
+from serve.service.slides.job import Job
+from serve.service.slides.jobs import JobsError, JobStore
 from serve.settings import ServeSettings
 from serve.slides.cohort import SlideTask
 from serve.slides.finished import write_cohort_csv

@@ -8,16 +8,16 @@ DELETE /jobs/{id}  cancel it; its work is kept, and the next job of the slide co
 
 from typing import Annotated
 
-from fastapi import Body, Depends, FastAPI, Path, Request
+from fastapi import Body, FastAPI, Path, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from serve.contract.errors import OptionError
 from serve.contract.strict import Strict
 from serve.service.openapi import Responses
-from serve.service.queries import refuse_other_queries
-from serve.service.slides.described import JOB, JOBS, NEW_JOB, with_errors
-from serve.service.slides.jobs import Job, JobRequest
+from serve.service.slides.described import JOB, JOBS, NEW_JOB
+from serve.service.slides.job import Job, JobRequest
+from serve.service.slides.route import Route, add_routes
 from serve.service.slides.state import Slides
 
 _JSON = "application/json"
@@ -36,7 +36,7 @@ def _answer(job: Job, status: int = 200) -> Response:
     return Response(job.model_dump_json(), status, media_type=_JSON)
 
 
-async def _start(request: Request, body: Annotated[JobRequest, Body()]) -> Response:
+async def _job_start(request: Request, body: Annotated[JobRequest, Body()]) -> Response:
     """Segment a slide in the background, with the engine and the folder of the command line.
 
     A slide that waits or is segmented already keeps its job, which is answered with 200.
@@ -49,20 +49,20 @@ async def _start(request: Request, body: Annotated[JobRequest, Body()]) -> Respo
     return _answer(job, 201 if is_new else 200)
 
 
-async def _list(request: Request) -> Response:
+async def _job_list(request: Request) -> Response:
     """The last jobs, the newest first."""
     slides: Slides = request.app.state.slides
     found = JobList(jobs=tuple(await run_in_threadpool(slides.jobs.list)))
     return Response(found.model_dump_json(), media_type=_JSON)
 
 
-async def _job(request: Request, job_id: JobId) -> Response:
+async def _job_job(request: Request, job_id: JobId) -> Response:
     """A job with its progress."""
     slides: Slides = request.app.state.slides
     return _answer(await run_in_threadpool(slides.jobs.get, job_id))
 
 
-async def _cancel(request: Request, job_id: JobId) -> Response:
+async def _job_cancel(request: Request, job_id: JobId) -> Response:
     """Cancel a job. A running one ends within seconds; one that has ended does not change."""
     slides: Slides = request.app.state.slides
     return _answer(await run_in_threadpool(slides.jobs.cancel, job_id))
@@ -74,28 +74,10 @@ def add_job_routes(app: FastAPI, key_errors: Responses) -> None:
     listed: Responses = {200: {"model": JobList, **JOBS}}
     one: Responses = {200: {"model": Job, **JOB}}
     new: Responses = {**one, 201: {"model": Job, **NEW_JOB}}
-    for method, path, endpoint, responses in (
-        (
-            "POST",
-            "/jobs",
-            _start,
-            with_errors(new, 400, 404, 408, 413, 429, 503, 504, keys=key_errors),
-        ),
-        ("GET", "/jobs", _list, with_errors(listed, 400, 503, keys=key_errors)),
-        ("GET", "/jobs/{job_id}", _job, with_errors(one, 400, 404, 503, keys=key_errors)),
-        (
-            "DELETE",
-            "/jobs/{job_id}",
-            _cancel,
-            with_errors(one, 400, 404, 429, 503, 504, keys=key_errors),
-        ),
-    ):
-        app.add_api_route(
-            path,
-            endpoint,
-            dependencies=[Depends(refuse_other_queries(None))],
-            methods=[method],
-            name=f"job{endpoint.__name__}",
-            response_class=Response,
-            responses=responses,
-        )
+    routes = (
+        Route("POST", "/jobs", _job_start, new, (400, 404, 408, 413, 429, 503, 504)),
+        Route("GET", "/jobs", _job_list, listed, (400, 503)),
+        Route("GET", "/jobs/{job_id}", _job_job, one, (400, 404, 503)),
+        Route("DELETE", "/jobs/{job_id}", _job_cancel, one, (400, 404, 429, 503, 504)),
+    )
+    add_routes(app, routes, key_errors)

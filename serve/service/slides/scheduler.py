@@ -15,7 +15,8 @@ import time
 from dataclasses import dataclass
 from typing import IO
 
-from serve.service.slides.jobs import MAX_ATTEMPTS, Job, JobsError, JobStore
+from serve.service.slides.job import Job
+from serve.service.slides.jobs import MAX_ATTEMPTS, JobsError, JobStore
 from serve.service.telemetry import Telemetry
 from serve.settings import ServeSettings
 

@@ -17,7 +17,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from serve.service.slides import scheduler
-from serve.service.slides.jobs import MAX_ATTEMPTS, JobRequest, JobsError, JobStore
+from serve.service.slides.job import JobRequest
+from serve.service.slides.jobs import MAX_ATTEMPTS, JobsError, JobStore
 from serve.slides.status import verify
 from tests.support import ROOT
 from tests.support.errors import raises, refusal_of
