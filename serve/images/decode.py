@@ -191,7 +191,7 @@ def _decode_tiff(data: bytes, max_pixels: int) -> Picture:
 
 
 def _decode_page(found: TiffImage, index: int, max_pixels: int) -> Picture:
-    page, data = found.pages[index], found.files[index]
+    page, data = found.pages[index], found.file(index)
     if is_read_by_pillow(page):
         return _decode_with_pillow(data, max_pixels, page.orientation)
     refuse_bombs(data)

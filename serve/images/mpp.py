@@ -61,7 +61,7 @@ _BARE_UNITS = (1e4, _UM_PER_INCH)
 """Units that ImageJ takes over from a bare resolution."""
 _TIFF_UNITS = {2: _UM_PER_INCH, 3: 1e4}
 """TIFF's ResolutionUnit: inch, centimetre; 1 is none."""
-_APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*([0-9.]{1,32})\s*(?:\||$)")
+_APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*([0-9.,]{1,32})\s*(?:\||$)")
 _MAX_DESCRIPTION = 2**16
 
 
@@ -244,7 +244,7 @@ def ome_mpp(image: OmeImage | None) -> Stated:
 def _aperio_mpp(description: bytes) -> Stated:
     text = as_text(description[:_MAX_DESCRIPTION])
     found = _APERIO_MPP.search(text) if text.startswith("Aperio") else None
-    size = None if found is None else _number(found[1])
+    size = None if found is None else _number(found[1].replace(",", "."))
     return Stated() if size is None else judge(size, size, "Aperio MPP")
 
 

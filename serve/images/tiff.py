@@ -9,7 +9,9 @@
 """
 
 import math
+import mmap
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serve.contract.errors import ImageError
@@ -29,14 +31,21 @@ class TiffImage:
     """The image of a TIFF: one page, or three that are its red, green and blue."""
 
     pages: tuple[Page, ...]
-    files: tuple[bytes, ...]
-    """For each of its pages, a TIFF whose first page it is."""
     channel_order: tuple[int, ...]
     """Which channel of a single page is red, green and blue."""
     stated: Stated
     """Its um per pixel."""
     notes: tuple[str, ...]
     """What the caller should know of the choice."""
+    is_first_page: bool
+    """It is the file's first page alone."""
+    structure: Structure
+    replaced: Mapping[int, int | None]
+    """Tags that the metadata corrects."""
+
+    def file(self, index: int) -> bytes:
+        """A TIFF whose first page is the one of this index."""
+        return self.structure.with_first(self.pages[index].folder, self.replaced)
 
 
 def is_tiff(data: bytes) -> bool:
@@ -44,8 +53,8 @@ def is_tiff(data: bytes) -> bool:
     return data.startswith(STARTS)
 
 
-def find_image(data: bytes) -> TiffImage:
-    """Find the image of a TIFF.
+def find_image(data: bytes | mmap.mmap) -> TiffImage:
+    """Find the image of a TIFF. Of a file that is mapped, only tags are read.
 
     Raises:
         ImageError: the file is damaged, holds pixels of a kind that is not read, or a stack of
@@ -82,10 +91,12 @@ def _find_image(structure: Structure) -> TiffImage:
     resolution, unit = chosen[0].resolution, chosen[0].resolution_unit
     return TiffImage(
         chosen,
-        tuple(structure.with_first(page.folder, replaced) for page in chosen),
         order,
         tiff_mpp(description, resolution, unit, size=largest.size),
         _notes(pages, chosen),
+        chosen == (pages[0],),
+        structure,
+        replaced,
     )
 
 

@@ -1,6 +1,7 @@
 """Which of three channels is red, green and blue, where a TIFF's metadata says so."""
 
 import struct
+from collections.abc import Sequence
 
 from serve.images.imagej import read_imagej
 from serve.images.ome import OmeImage
@@ -10,6 +11,7 @@ _OME_COLORS = {-16776961: "red", 0xFF0000FF: "red", 16711935: "green", 65535: "b
 """OME's RGBA as a signed integer, as its schema has it, or unsigned."""
 _COLORS = {"r": "red", "g": "green", "b": "blue", "red": "red", "green": "green", "blue": "blue"}
 RGB_COLORS = ("red", "green", "blue")
+_HEX_COLORS = {"ff0000": "red", "00ff00": "green", "0000ff": "blue"}
 _IMAGEJ_COUNTS, _IMAGEJ_DATA = 50838, 50839
 _IMAGEJ_LUT, _IMAGEJ_LABEL = b"luts", b"labl"
 _LUT_BYTES = 768
@@ -20,7 +22,20 @@ def stated_colors(
 ) -> list[str] | None:
     """The colour of each of three channels, in the file's order; None where it is not said."""
     colors = _ome_colors(ome) or _imagej_colors(structure, description)
-    return colors if colors is not None and sorted(colors) == sorted(RGB_COLORS) else None
+    return colors if colors is not None and rgb_order(colors) else None
+
+
+def rgb_order(colors: Sequence[str]) -> list[int] | None:
+    """Which of three channels of these colours is red, green and blue; None if they are not."""
+    if sorted(colors) != sorted(RGB_COLORS):
+        return None
+    return [colors.index(color) for color in RGB_COLORS]
+
+
+def color_of(name: str, shown: str) -> str:
+    """The colour of a channel by its name, else by how it is shown, as #rrggbb; may be empty."""
+    named = _COLORS.get(name.strip().casefold(), "")
+    return named or _HEX_COLORS.get(shown.strip().lstrip("#").casefold(), "")
 
 
 def _ome_colors(image: OmeImage | None) -> list[str] | None:

@@ -3,6 +3,7 @@
 Classic TIFF and BigTIFF in both byte orders (TIFF 6.0; BigTIFF as libtiff defines it).
 """
 
+import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -50,9 +51,9 @@ class Structure:
         struct.error: (every method) the file ends before what it names.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | mmap.mmap) -> None:
         self.data = data
-        self.order = "<" if data.startswith(b"II") else ">"
+        self.order = "<" if data[:2] == b"II" else ">"
         self.is_big = b"+" in data[2:4]
         self._first_place = 8 if self.is_big else 4
 
@@ -75,7 +76,7 @@ class Structure:
         if replaced or (self.is_big and self.order == ">"):
             return self._as_classic(folder, replaced or {})
         if folder == self.first:
-            return self.data
+            return bytes(self.data)
         field = self._pack("Q" if self.is_big else "L", folder)
         end = self._first_place + len(field)
         return self.data[: self._first_place] + field + self.data[end:]

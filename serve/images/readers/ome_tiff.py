@@ -7,22 +7,26 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from serve.images.mpp import Stated, tiff_mpp
 from serve.images.readers.errors import SlideChannelsError, SlideError, SlideFormatError
+from serve.images.readers.generic_tiff import (
+    for_tifffile,
+    is_for_pictures,
+    look_at,
+    refuse,
+)
 from serve.images.readers.reader import Bounds, RegionReader, pyramid
 from serve.images.readers.tiff_pages import TIFF_ERRORS, TiledPage, first_page
 
-_INCH = 2
-"""The default of TIFF 6.0."""
-
 
 class OmeTiffReader(RegionReader):
-    """See `RegionReader`. Takes the first image of the file."""
+    """See `RegionReader`. Takes the largest image of the file."""
 
     name: ClassVar[str] = "ome-tiff"
 
     def __init__(self, path: Path, *, mpp: float | None = None) -> None:
         super().__init__(path, mpp=mpp)
+        image = look_at(path)
+        self._stated = image.stated
         try:
             self._tiff = tifffile.TiffFile(path)
         except TIFF_ERRORS as error:
@@ -30,7 +34,9 @@ class OmeTiffReader(RegionReader):
                 f"{path.name} is not a TIFF: {error}. Check the file."
             ) from error
         try:
-            pages = [_page_of(level, path) for level in self._tiff.series[0].levels]
+            refuse(path, for_tifffile(image))
+            found = [s for s in self._tiff.series if s.keyframe.offset == image.pages[0].folder]
+            pages = [_page_of(level, path) for level in (found or self._tiff.series)[0].levels]
         except SlideError:
             self._tiff.close()
             raise
@@ -39,7 +45,6 @@ class OmeTiffReader(RegionReader):
         self.bounds = Bounds(0, 0, self.width_px, self.height_px)
         self.properties = {"tiff.ImageDescription": pages[0].description}
         self.version = f"tifffile {tifffile.__version__}"
-        self._stated = _stated(pages[0])
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """See `RegionReader.read`."""
@@ -58,7 +63,8 @@ class OmeTiffReader(RegionReader):
             return False
         try:
             with tifffile.TiffFile(path) as tiff:
-                return bool(tiff.is_ome) and first_page(tiff).is_tiled
+                is_tiled = first_page(tiff).is_tiled
+                return bool(tiff.is_ome) and is_tiled and not is_for_pictures(path, for_tifffile)
         except TIFF_ERRORS:
             return False
 
@@ -85,20 +91,3 @@ def _page_of(level: tifffile.TiffPageSeries, path: Path) -> tifffile.TiffPage:
     if not page.is_tiled:
         raise SlideFormatError(f"{path.name} is not stored in tiles. Write it as a tiled TIFF.")
     return page
-
-
-def _stated(page: tifffile.TiffPage) -> Stated:
-    """Um per pixel, as every other TIFF's is read."""
-    tags = page.tags
-    resolution = None
-    if "XResolution" in tags and "YResolution" in tags:
-        x, y = (tags[name].value for name in ("XResolution", "YResolution"))
-        if x[1] and y[1]:
-            resolution = x[0] / x[1], y[0] / y[1]
-    unit = tags["ResolutionUnit"].value if "ResolutionUnit" in tags else _INCH
-    return tiff_mpp(
-        page.description.encode(),
-        resolution,
-        int(unit),
-        size=(page.imagewidth, page.imagelength),
-    )

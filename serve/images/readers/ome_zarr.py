@@ -1,5 +1,6 @@
 """OME-Zarr images, versions 0.4 and 0.5, that are brightfield RGB."""
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
-from serve.images.mpp import Stated, judge
+from serve.images.mpp import Stated, judge, um_per_unit
 from serve.images.readers.errors import (
     SlideChannelsError,
     SlideError,
@@ -16,8 +17,8 @@ from serve.images.readers.errors import (
     SlideReadError,
 )
 from serve.images.readers.reader import Bounds, RegionReader, pyramid
+from serve.images.tiff_channels import color_of, rgb_order
 
-_UM_PER_UNIT = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3}
 _ZARR_ERRORS = (zarr.errors.BaseZarrError, OSError, ValueError, KeyError, TypeError, RuntimeError)
 """What zarr and its codecs raise on broken metadata and chunks."""
 
@@ -51,6 +52,7 @@ class OmeZarrReader(RegionReader):
         self._axes = "".join(axis["name"] for axis in image["axes"])
         self._arrays = [_array(group, level["path"]) for level in image["datasets"]]
         self._check_channels()
+        self._channel_order = self._order_of(attributes.get("ome", attributes).get("omero", {}))
         y, x = self._axes.index("y"), self._axes.index("x")
         self.levels = pyramid([(array.shape[x], array.shape[y]) for array in self._arrays])
         self.properties = {"ome.name": str(image.get("name", ""))}
@@ -77,7 +79,7 @@ class OmeZarrReader(RegionReader):
             if self._axes[axis] in "tz":
                 part = part.take(0, axis)
         names = [axis for axis in self._axes if axis not in "tz"]
-        part = part.transpose([names.index(axis) for axis in "yxc"])
+        part = part.transpose([names.index(axis) for axis in "yxc"])[..., self._channel_order]
         top, left = rows.start - y, columns.start - x
         found[top : top + part.shape[0], left : left + part.shape[1]] = part
         return found
@@ -100,6 +102,22 @@ class OmeZarrReader(RegionReader):
                 "red, green and blue. Fluorescence and stacks are not segmented."
             )
 
+    def _order_of(self, omero: dict[str, Any]) -> list[int]:
+        """Which channel is red, green and blue; in this order where nothing is said of them."""
+        channels = omero.get("channels", ())
+        labels = [str(channel.get("label", "")) for channel in channels]
+        shown = [str(channel.get("color", "")) for channel in channels]
+        if len(channels) != 3:
+            return [0, 1, 2]
+        order = rgb_order([color_of(*found) for found in zip(labels, shown, strict=True)])
+        if order is None and len(set(shown)) == 3:
+            raise SlideChannelsError(
+                f"{self.path.name} has the channels {', '.join(labels)} in the colours "
+                f"{', '.join(shown)}, expected red, green and blue of a brightfield image. "
+                "Fluorescence is not segmented."
+            )
+        return order or [0, 1, 2]
+
 
 def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
     found = group[path]
@@ -109,10 +127,17 @@ def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
 
 
 def _stated(image: dict[str, Any], y: int, x: int) -> Stated:
-    """Um per pixel of level 0."""
-    units = [_UM_PER_UNIT.get(image["axes"][axis].get("unit", "")) for axis in (x, y)]
-    steps = [*image["datasets"][0].get("coordinateTransformations", ())]
-    scale = next((step["scale"] for step in steps if step.get("type") == "scale"), None)
-    if scale is None or units[0] is None or units[1] is None:
-        return Stated()
-    return judge(float(scale[x]) * units[0], float(scale[y]) * units[1], "OME-Zarr scale")
+    """Um per pixel of level 0: its own scale, times the one of all levels."""
+    scales = [
+        step["scale"]
+        for entry in (image["datasets"][0], image)
+        for step in entry.get("coordinateTransformations", ())
+        if step.get("type") == "scale"
+    ]
+    sides = []
+    for axis in (x, y):
+        um = um_per_unit(image["axes"][axis].get("unit") or "")
+        if um is None or not scales:
+            return Stated()
+        sides.append(um * math.prod(float(scale[axis]) for scale in scales))
+    return judge(sides[0], sides[1], "OME-Zarr scale")

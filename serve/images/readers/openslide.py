@@ -10,23 +10,27 @@ from typing import ClassVar
 
 import numpy as np
 import openslide
-import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 
-from serve.images.mpp import Stated, judge, tiff_mpp
+from serve.images.mpp import Stated, judge
 from serve.images.readers.dicom import series_in
 from serve.images.readers.errors import (
     ReaderMissingError,
-    SlideChannelsError,
     SlideFormatError,
     SlideReadError,
 )
+from serve.images.readers.generic_tiff import (
+    GENERIC,
+    for_openslide,
+    is_for_pictures,
+    look_at,
+    refuse,
+    refuse_channels,
+)
 from serve.images.readers.reader import Bounds, RegionReader, pyramid
-from serve.images.readers.tiff_pages import TIFF_ERRORS, first_page
 
 LEAST_VERSION = (4, 0, 1)
-_TIFF_UNITS = {"none": 1, "inch": 2, "centimeter": 3}
-"""Values of the tag ResolutionUnit, by OpenSlide's words."""
 _LATTICE_PX = 1024
 
 
@@ -39,8 +43,9 @@ class OpenSlideReader(RegionReader):
         super().__init__(path, mpp=mpp)
         check_openslide_version(openslide.__library_version__)
         entry = self._entry(path)
-        if openslide.OpenSlide.detect_format(entry) == "generic-tiff":
-            refuse_other_channels(entry)
+        if openslide.OpenSlide.detect_format(entry) == GENERIC:
+            refuse_channels(entry)
+            refuse(entry, for_openslide(look_at(entry)))
         self._slide = open_slide(entry)
         # A name that is not UTF-8 is listed, but not found.
         found = self._slide.properties
@@ -75,16 +80,15 @@ class OpenSlideReader(RegionReader):
         ratio = self._slide.level_downsamples[level]
         corner = round(x * ratio), round(y * ratio)
         try:
-            rgba = np.asarray(self._slide.read_region(corner, level, (width, height)))
+            region = self._slide.read_region(corner, level, (width, height))
         except openslide.OpenSlideError as error:
             raise SlideReadError(
                 f"{self.path.name}: the region at x {corner[0]}, y {corner[1]} of level {level} "
                 f"cannot be read: {first_line(error)}. Copy the slide again, or scan it again."
             ) from error
-        rgb = np.ascontiguousarray(rgba[..., :3])
-        if rgba[..., 3].min() < 255:  # outside of the slide, or glass that was not scanned
-            rgb[rgba[..., 3] == 0] = 255
-        return rgb
+        if region.getchannel("A").getextrema() != (255, 255):  # beyond what was scanned
+            region = Image.alpha_composite(Image.new("RGBA", region.size, "white"), region)
+        return np.array(region.convert("RGB"))
 
     def close(self) -> None:
         """See `RegionReader.close`."""
@@ -95,7 +99,10 @@ class OpenSlideReader(RegionReader):
         """See `RegionReader.takes`."""
         if path.is_dir():
             return bool(series_in(path))
-        return openslide.OpenSlide.detect_format(path) is not None
+        vendor = openslide.OpenSlide.detect_format(path)
+        return vendor is not None and not (
+            vendor == GENERIC and is_for_pictures(path, for_openslide)
+        )
 
     @staticmethod
     def _entry(path: Path) -> Path:
@@ -121,13 +128,8 @@ class OpenSlideReader(RegionReader):
 
     def _read_mpp(self) -> Stated:
         vendor = self.properties.get("openslide.vendor", "")
-        if vendor == "generic-tiff":  # OpenSlide knows its resolution tags only
-            return tiff_mpp(
-                self.properties.get("tiff.ImageDescription", "").encode(),
-                self._numbers("tiff.XResolution", "tiff.YResolution"),
-                _TIFF_UNITS.get(self.properties.get("tiff.ResolutionUnit", "inch"), 1),
-                size=(self.width_px, self.height_px),
-            )
+        if vendor == GENERIC:  # OpenSlide knows its resolution tags only
+            return look_at(self.path).stated
         sides = self._numbers("openslide.mpp-x", "openslide.mpp-y")
         source = "Aperio MPP" if vendor == "aperio" else f"OpenSlide ({vendor})"
         return Stated() if sides is None else judge(*sides, source)
@@ -169,21 +171,6 @@ def check_openslide_version(found: str) -> None:
         raise ReaderMissingError(
             f"OpenSlide {found} is installed, at least {least} is expected: earlier ones can be "
             "attacked with crafted slides. Install openslide-bin again."
-        )
-
-
-def refuse_other_channels(path: Path) -> None:
-    """Raise SlideChannelsError for a TIFF that OpenSlide would turn into 8-bit RGB unasked."""
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            page = first_page(tiff)
-            bits, samples = page.bitspersample, page.samplesperpixel
-    except TIFF_ERRORS:
-        return  # OpenSlide says what is wrong
-    if bits != 8 or samples < 3:
-        raise SlideChannelsError(
-            f"{path.name} has {samples} channels of {bits} bits, expected brightfield RGB with 8. "
-            "Fluorescence is not segmented; convert what is brightfield to 8-bit RGB."
         )
 
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from serve.images.decode import read_picture
 from serve.images.mpp import Stated
 from serve.images.readers.reader import Bounds, RegionReader, pyramid
-from serve.settings import PILLOW_LIMIT_MEGAPIXELS, InferenceSettings
+from serve.settings import MEGAPIXEL, PILLOW_LIMIT_MEGAPIXELS, InferenceSettings
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+MAX_PIXELS = PILLOW_LIMIT_MEGAPIXELS * MEGAPIXEL
 _LIMITS = InferenceSettings(max_upload_mib=4096, max_image_megapixels=PILLOW_LIMIT_MEGAPIXELS)
 
 

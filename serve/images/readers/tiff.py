@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from serve.images.readers.errors import SlideFormatError
 from serve.images.readers.openslide import OpenSlideReader
-from serve.images.readers.tiff_pages import TIFF_ERRORS, TiledPage
+from serve.images.readers.tiff_pages import TIFF_ERRORS, TiledPage, first_page
 
 VENDORS = ("aperio", "generic-tiff")
 _RGB, _YCBCR = 2, 6
@@ -60,9 +60,13 @@ class TiffReader(OpenSlideReader):
         """Whether level 0 of the slide is read faster here, with the same pixels."""
         if not path.is_file() or openslide.OpenSlide.detect_format(path) not in VENDORS:
             return False
+        if not super().takes(path):
+            return False
         try:
             with tifffile.TiffFile(path) as tiff:
-                first = tiff.pages[0]
+                first = first_page(tiff)
+                if tiff.is_ome and (first.subifds or len(tiff.series) > 1):
+                    return False  # the reader of OME-TIFF knows its levels and images
                 return any(page.shape[:2] == first.shape[:2] for page in _same_pages(tiff))
         except TIFF_ERRORS:
             return False
@@ -78,6 +82,7 @@ def _same_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
         and page.compression == tifffile.COMPRESSION.JPEG
         and page.photometric in (_RGB, _YCBCR)
         and page.samplesperpixel == 3
+        and page.planarconfig == 1
         and page.bitspersample == 8
         and all(page.databytecounts)  # OpenSlide fills missing tiles from other levels
     ]

@@ -1,0 +1,145 @@
+"""A TIFF means the same pixels and um per pixel as a slide and as an image."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+
+from serve.images.decode import decode_picture
+from serve.images.readers.errors import SlideChannelsError, SlideFormatError
+from serve.images.readers.generic_tiff import MAX_PIXELS
+from serve.images.readers.registry import open_reader
+from tests.support.errors import raises
+from tests.support.slides import tissue_pixels
+
+PIXELS = tissue_pixels(192, 256)
+Pixels = NDArray[np.uint8]
+
+
+def written(pixels: Pixels = PIXELS, **options: Any) -> Callable[[Path], None]:
+    """Writes pixels in tiles."""
+    options = {"photometric": "rgb", "tile": (64, 64), "metadata": None, **options}
+    return lambda path: tifffile.imwrite(path, pixels, **options)
+
+
+def thumbnail_first(**options: Any) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with tifffile.TiffWriter(path) as tiff:
+            for pixels, kind, px_per_cm in ((PIXELS[::8, ::8], 1, 5000), (PIXELS, 0, 40_000)):
+                tiff.write(
+                    np.ascontiguousarray(pixels),
+                    photometric="rgb",
+                    tile=(64, 64),
+                    subfiletype=kind,
+                    metadata=None,
+                    resolution=(px_per_cm, px_per_cm),
+                    resolutionunit="CENTIMETER",
+                    **options,
+                )
+
+    return write
+
+
+def macro_first(path: Path) -> None:
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        for pixels, mpp in ((PIXELS[::8, ::8], 2.0), (PIXELS, 0.25)):
+            sizes = {f"PhysicalSize{axis}": mpp for axis in "XY"}
+            tiff.write(
+                np.ascontiguousarray(pixels),
+                photometric="rgb",
+                tile=(64, 64),
+                metadata={"axes": "YXS", **sizes},
+            )
+
+
+def with_alpha(alpha: int) -> Pixels:
+    return np.dstack([PIXELS, np.full(PIXELS.shape[:2], alpha, np.uint8)])
+
+
+def turned(value: int) -> dict[str, Any]:
+    return {"extratags": [(274, "H", 1, value, True)]}
+
+
+def by_channels(names: str) -> Callable[[Path], None]:
+    order = ["RGB".index(name) for name in names]
+    metadata = {"axes": "CYX", "Channel": {"Name": list(names)}}
+    return written(
+        np.moveaxis(PIXELS[..., order], -1, 0), photometric="minisblack", metadata=metadata
+    )
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        written(),
+        written(compression="jpeg"),
+        written(compression="jpeg2000"),  # OpenSlide reads none in plain TIFFs
+        written(compression="lzma"),
+        thumbnail_first(),
+        thumbnail_first(compression="jpeg"),
+        macro_first,
+        written(**turned(6)),
+        written(compression="jpeg", **turned(3)),
+        written(metadata={"axes": "YXS"}, **turned(8)),
+        written(np.moveaxis(PIXELS, -1, 0), planarconfig="separate"),
+        written(np.moveaxis(PIXELS, -1, 0), planarconfig="separate", compression="jpeg"),
+        written(with_alpha(255), extrasamples=["UNASSALPHA"]),
+        written(with_alpha(100), extrasamples=["UNASSALPHA"]),
+        written(with_alpha(0), extrasamples=["UNSPECIFIED"]),
+        written(np.dstack([PIXELS, PIXELS[..., :2]])),
+        by_channels("RGB"),
+        by_channels("GBR"),
+        written(description=b"ImageJ=1.48\nunit=\xb5m\n", resolution=(4, 4), resolutionunit="NONE"),
+        written(description="Aperio Image Library v12|AppMag = 40|MPP = 0,2520"),
+    ],
+)
+def test_a_slide_has_the_pixels_and_the_scale_of_the_image(
+    write: Callable[[Path], None], tmp_path: Path
+):
+    path = tmp_path / "a.ome.tif"
+    write(path)
+    image = decode_picture(path.read_bytes())
+    with open_reader(path) as slide:
+        pixels = slide.read(0, 0, 0, slide.width_px, slide.height_px)
+        np.testing.assert_array_equal(pixels, image.pixels)
+        assert (slide.pixel_size, slide.mpp_source) == (image.pixel_size, image.mpp_source)
+
+
+def test_a_stack_of_images_is_no_slide(tmp_path: Path):
+    path = tmp_path / "stack.tif"
+    written(np.stack([PIXELS, PIXELS]), compression="jpeg")(path)
+    with raises(SlideChannelsError, path.name, "2 pages"):
+        open_reader(path)
+
+
+@pytest.mark.parametrize(
+    ("write", "told"),
+    [(thumbnail_first(), "first page"), (written(**turned(6)), "orientation 6")],
+)
+def test_what_is_too_large_for_a_picture_is_refused(
+    write: Callable[[Path], None], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    module = "serve.images.readers.generic_tiff.MAX_PIXELS"
+    assert MAX_PIXELS > 10**8
+    monkeypatch.setattr(module, PIXELS.size // 3 - 1)
+    path = tmp_path / "large.tif"
+    write(path)
+    with raises(SlideFormatError, path.name, told):
+        open_reader(path)
+
+
+def test_the_pyramid_of_a_jpeg_ome_tiff_is_read(tmp_path: Path):
+    path = tmp_path / "a.ome.tif"
+    options: dict[str, Any] = {"photometric": "rgb", "tile": (64, 64), "compression": "jpeg"}
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        tiff.write(PIXELS, subifds=1, metadata={"axes": "YXS"}, **options)
+        tiff.write(PIXELS[::4, ::4].copy(), subfiletype=1, metadata=None, **options)
+    with open_reader(path) as slide:
+        assert [(level.width_px, level.height_px) for level in slide.levels] == [
+            (256, 192),
+            (64, 48),
+        ]
