@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from serve.contract.errors import ImageError, ImageTooLargeError
 from serve.images.bombs import refuse_bombs, refuse_large_exif
 from serve.images.colors import to_rgb
+from serve.images.kinds import HEAD_BYTES, jpeg_frame, kind_of
 from serve.images.mpp import UNKNOWN, PixelSize, Stated, density
 from serve.images.png import decode_plain_png
 from serve.images.tiff import TiffImage, find_image, is_tiff
@@ -254,7 +255,7 @@ def _stated_mpp(image: Image.Image) -> Stated:
     if image.format == "PNG" and "dpi" in image.info:  # set for a pHYs chunk in metres
         x, y = (float(dpi) for dpi in image.info["dpi"])
         return density(x, y, _UM_PER_INCH, "PNG density")
-    if image.format == "JPEG":
+    if image.format in ("JPEG", "MPO"):  # MPO: a JPEG with previews behind it
         um = _JPEG_UM_PER_UNIT.get(image.info.get("jfif_unit", 0))
         x, y = image.info.get("jfif_density", (0, 0))
         return Stated() if um is None else density(float(x), float(y), um, "JPEG density")
@@ -270,13 +271,21 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             f"The image is far larger than the {max_pixels} pixels that are accepted. Crop it."
         ) from error
     except UnidentifiedImageError as error:
-        raise ImageError(
-            f"The file is not an image that can be read. {_EXPECTED}.", code="image_unknown"
-        ) from error
+        raise _unknown(data) from error
     except _DECODER_ERRORS as error:
         raise _damaged(error) from error
     _check_size(*image.size, max_pixels)
     return image
+
+
+def _unknown(data: bytes) -> ImageError:
+    """The error of a file that Pillow does not know, or knows and does not read."""
+    bits, is_lossless_kind = jpeg_frame(data)
+    if bits > 8:
+        return _too_deep(bits, "JPEG")
+    found = "a JPEG-LS image" if is_lossless_kind else kind_of(data[:HEAD_BYTES])
+    named = "not an image that can be read" if found is None else f"{found}, which is not read"
+    return ImageError(f"The file is {named}. {_EXPECTED}.", code="image_unknown")
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -295,13 +304,17 @@ def _check_kind(image: Image.Image, data: bytes) -> None:
     if image.format == "PNG":
         bits = data[_PNG_BIT_DEPTH_OFFSET]  # Pillow quietly cuts 16-bit RGB to 8
     if bits > 8 or image.mode == "F" or image.mode.startswith("I"):
-        raise ImageError(
-            f"The image has {bits} bits per channel (mode {image.mode}), expected 8. "
-            "Convert it to 8 bits, so that you choose which value is white.",
-            code="image_depth",
-        )
+        raise _too_deep(bits, f"mode {image.mode}")
     if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
         raise ImageError(f"The image is an animation. {_EXPECTED}.", code="image_animated")
+
+
+def _too_deep(bits: int, kind: str) -> ImageError:
+    return ImageError(
+        f"The image has {bits} bits per channel ({kind}), expected 8. Convert it to 8 bits, so "
+        "that you choose which value is white.",
+        code="image_depth",
+    )
 
 
 def _damaged(error: Exception) -> ImageError:

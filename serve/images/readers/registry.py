@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 from serve.contract.extras import how_to_install
+from serve.images.kinds import HEAD_BYTES, kind_of
 from serve.images.readers.errors import ReaderMissingError, SlideFormatError
 from serve.images.readers.reader import RegionReader
 
@@ -61,11 +62,21 @@ def open_reader(path: Path, reader: str | None = None, *, mpp: float | None = No
     archive = _archive_hint(path)
     if archive is not None:
         raise SlideFormatError(f"{path.name} is {archive}")
+    kind = _kind_of(path)
+    found = "is not a slide or image that can be read: it is damaged, or of a kind that"
+    if kind is not None:
+        found = f"is {kind}, which"
     raise SlideFormatError(
-        f"{path.name} is not a slide or image that can be read: it is damaged, or of a kind that "
-        f"none of the readers {', '.join(READERS)} knows.{hint} Copy it again, or convert it to a "
-        "pyramidal TIFF."
+        f"{path.name} {found} none of the readers {', '.join(READERS)} knows.{hint} Copy it again, "
+        "or convert it to a pyramidal TIFF."
     )
+
+
+def _kind_of(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return kind_of(file.read(HEAD_BYTES))
 
 
 def _archive_hint(path: Path) -> str | None:

@@ -1,0 +1,65 @@
+"""What a file that cannot be read as an image is, by its first bytes, for the error that says so."""
+
+_STARTS = {
+    b"BM": "a BMP image",
+    b"GIF8": "a GIF image",
+    b"\x00\x00\x00\x0cjP  ": "a JPEG 2000 image",
+    b"\xff\x4f\xff\x51": "a JPEG 2000 image",
+    b"\x00\x00\x00\x0cJXL ": "a JPEG XL image",
+    b"\xff\x0a": "a JPEG XL image",
+    b"II\xbc": "a JPEG XR image",
+    b"8BPS": "a Photoshop image",
+    b"\x76\x2f\x31\x01": "an OpenEXR image",
+    b"P5": "a PGM image",
+    b"P6": "a PPM image",
+    b"SIMPLE  =": "a FITS image",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x89HDF": "an HDF5 file",
+    b"ZISRAWFILE": "a CZI slide",
+    b"%PDF": "a PDF",
+    b"PK\x03\x04": "a zip archive",
+    b"PK\x05\x06": "an empty zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"<": "XML or HTML",
+    b"{": "JSON",
+}
+_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), "an AVIF image"),
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1"), "a HEIC image"),
+}
+_DICOM, _DICOM_OFFSET = b"DICM", 128
+_JPEG_START, _JPEG_SCAN = b"\xff\xd8", 0xDA
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_LS_FRAME = 0xF7
+HEAD_BYTES = 256
+"""Of a file, what `kind_of` looks at."""
+
+
+def kind_of(head: bytes) -> str | None:
+    """What a file is, such as "a GIF image"; None where its first bytes do not say."""
+    if head[_DICOM_OFFSET:].startswith(_DICOM):
+        return "a DICOM file"
+    if head[4:8] == b"ftyp":
+        return _BRANDS.get(head[8:12], "a video, or another file of its kind")
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return next(
+        (name for start, name in _STARTS.items() if head.startswith(start) or text[:1] == start),
+        None,
+    )
+
+
+def jpeg_frame(data: bytes) -> tuple[int, bool]:
+    """Bits per channel of a JPEG, and whether it is a JPEG-LS; (0, False) where it does not say.
+
+    Args:
+        data: the file, whose header is of a size that was found acceptable.
+    """
+    position = len(_JPEG_START) if data.startswith(_JPEG_START) else len(data)
+    while position + 5 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker in _JPEG_FRAMES or marker == _JPEG_LS_FRAME:
+            return data[position + 4], marker == _JPEG_LS_FRAME
+        if marker == _JPEG_SCAN:
+            break
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return 0, False
