@@ -1,4 +1,4 @@
-"""What a file that cannot be read as an image is, by its first bytes, for the error that says so."""
+"""What a file that is not read as an image is, by its first bytes, for the error that says so."""
 
 _STARTS = {
     b"BM": "a BMP image",
