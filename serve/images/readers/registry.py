@@ -63,11 +63,11 @@ def open_reader(path: Path, reader: str | None = None, *, mpp: float | None = No
     if archive is not None:
         raise SlideFormatError(f"{path.name} is {archive}")
     kind = _kind_of(path)
-    found = "is not a slide or image that can be read: it is damaged, or of a kind that"
+    what = "is not a slide or image that can be read: it is damaged, or of a kind that"
     if kind is not None:
-        found = f"is {kind}, which"
+        what = f"is {kind}, which"
     raise SlideFormatError(
-        f"{path.name} {found} none of the readers {', '.join(READERS)} knows.{hint} Copy it again, "
+        f"{path.name} {what} none of the readers {', '.join(READERS)} knows.{hint} Copy it again, "
         "or convert it to a pyramidal TIFF."
     )
 
