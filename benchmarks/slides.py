@@ -11,7 +11,6 @@ synthetic tissue on a third of it, glass around. Numbers are medians over the ro
 """
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import openslide
@@ -184,93 +184,110 @@ class _Run:
     store: Path
 
 
+@dataclass(frozen=True)
+class _Round:
+    """One turn of every variant."""
+
+    run: _Run
+    repeated: _Run
+    all_formats: _Run
+    double: _Run
+    """Of a slide of twice the area."""
+    alone_s: float
+    alone_cpu_s: float
+    direct_s: float
+    num_direct: int
+    same_labels: float
+    """Share of the tissue's cells with the label of the simple loop."""
+
+    def __str__(self) -> str:
+        return (
+            f"model {self.alone_s:.1f} s, engine {self.run.computing:.1f} of "
+            f"{self.run.total:.1f} s, twice the area {self.double.total:.1f} s, direct "
+            f"{self.direct_s:.1f} s"
+        )
+
+
+def _one_round(bench: _Bench, one: Path, two: Path, tiles: NDArray[np.uint8]) -> _Round:
+    run = bench.command(one)
+    alone_s, alone_cpu_s = bench.model_alone(tiles, run.num_tiles)
+    repeated = bench.repeated(one, DEFAULT)
+    all_formats = bench.repeated(one, tuple(FORMATS))
+    double = bench.command(two)
+    direct_s, num_direct, labels = bench.direct(one)
+    ours = np.asarray(array_of(zarr.open_group(run.store, mode="r"), LABELS)[:])
+    same = (labels[: ours.shape[0], : ours.shape[1]] == ours)[ours > 0]
+    return _Round(
+        run=run,
+        repeated=repeated,
+        all_formats=all_formats,
+        double=double,
+        alone_s=alone_s,
+        alone_cpu_s=alone_cpu_s,
+        direct_s=direct_s,
+        num_direct=num_direct,
+        same_labels=float(same.mean()),
+    )
+
+
 def run_benchmark(command: SlidesBenchmark, console: Console) -> SlidesReport:
     """Measure all variants in turns."""
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(command.settings, Path(folder))
-        mpp = bench.manifest.mpp
+        mpp, side = bench.manifest.mpp, command.side_px
         assert mpp is not None
-        tile, side = bench.manifest.tile_size_px, command.side_px
         one, two = Path(folder) / "one.svs", Path(folder) / "two.svs"
         write_slide(one, side, side, mpp, command.drawn_px)
         write_slide(two, side, 2 * side, mpp, command.drawn_px)
-        tiles = tiles_in_memory(one, tile)
-        alone, model_cpu, runs, doubles, directs = [], [], [], [], []
-        repeated, all_formats = [], []
-        labels: NDArray[np.uint8] = np.zeros((0, 0), np.uint8)
+        tiles = tiles_in_memory(one, bench.manifest.tile_size_px)
+        rounds = []
         for number in range(command.rounds):
-            runs.append(bench.command(one))
-            seconds, cpu = bench.model_alone(tiles, runs[0].num_tiles)
-            alone.append(seconds)
-            model_cpu.append(cpu)
-            repeated.append(bench.repeated(one, DEFAULT))
-            all_formats.append(bench.repeated(one, tuple(FORMATS)))
-            doubles.append(bench.command(two))
-            seconds, num_direct, labels = bench.direct(one)
-            directs.append(seconds)
-            console.print(
-                f"round {number + 1}: model {alone[-1]:.1f} s, engine {runs[-1].computing:.1f} of "
-                f"{runs[-1].total:.1f} s, twice the area {doubles[-1].total:.1f} s, direct "
-                f"{directs[-1]:.1f} s"
-            )
-        ours = np.asarray(array_of(zarr.open_group(runs[0].store, mode="r"), LABELS)[:])
-        tissue = ours > 0
-        seams = (
-            measure_seams([*draw_tiles(2, 2048)], bench.runner, bench.manifest, command.overlaps)
-            if command.overlaps
-            else []
-        )
-        report = SlidesReport(
-            machine=this_machine(),
-            packages=installed_versions(_PACKAGES),
-            model=f"{bench.manifest.name} {bench.manifest.version}",
-            tile_size_px=tile,
-            slide_px=(side, side),
-            model_alone=_rates(alone, runs[0].num_tiles),
-            engine=_rates([run.computing for run in runs], runs[0].num_tiles),
-            direct=_rates(directs, num_direct),
-            engine_share=_median([a / r.computing for a, r in zip(alone, runs, strict=True)]),
-            beyond_inference=_median([run.beyond / (run.total - run.beyond) for run in runs]),
-            beyond_inference_wall=_median(
-                [run.total / a - 1 for a, run in zip(alone, runs, strict=True)]
-            ),
-            beyond_inference_cpu=_shares(model_cpu, repeated, all_formats),
-            twice_the_area=_median([d.total / r.total for d, r in zip(doubles, runs, strict=True)]),
-            speedup=_median([d / r.total for d, r in zip(directs, runs, strict=True)]),
-            same_labels=float((labels[: ours.shape[0], : ours.shape[1]] == ours)[tissue].mean()),
-            memory=_memory(command.memory_px),
-            seams=tuple(seams),
-        )
+            rounds.append(_one_round(bench, one, two, tiles))
+            console.print(f"round {number + 1}: {rounds[-1]}")
+        report = _report(bench, command, rounds)
         bench.close()
     return report
 
 
-def _shares(
-    model: Sequence[float], repeated: Sequence[_Run], all_formats: Sequence[_Run]
-) -> dict[str, float]:
-    """CPU seconds beside the model, divided by the model's."""
-    parts = {
-        "planning": [run.planning for run in repeated],
-        "blocks": [run.computing for run in repeated],
-        "outputs": [run.outputs for run in repeated],
-        "all_outputs": [run.outputs for run in all_formats],
-    }
-    return {
-        name: _median([value / of for value, of in zip(values, model, strict=True)])
-        for name, values in parts.items()
-    }
+def _report(bench: _Bench, command: SlidesBenchmark, rounds: Sequence[_Round]) -> SlidesReport:
+    manifest, num_tiles = bench.manifest, rounds[0].run.num_tiles
+    seams = (
+        measure_seams([*draw_tiles(2, 2048)], bench.runner, manifest, command.overlaps)
+        if command.overlaps
+        else []
+    )
+    return SlidesReport(
+        machine=this_machine(),
+        packages=installed_versions(_PACKAGES),
+        model=f"{manifest.name} {manifest.version}",
+        tile_size_px=manifest.tile_size_px,
+        slide_px=(command.side_px, command.side_px),
+        model_alone=_rates([r.alone_s for r in rounds], num_tiles),
+        engine=_rates([r.run.computing for r in rounds], num_tiles),
+        direct=_rates([r.direct_s for r in rounds], rounds[-1].num_direct),
+        engine_share=median(r.alone_s / r.run.computing for r in rounds),
+        beyond_inference=median(r.run.beyond / (r.run.total - r.run.beyond) for r in rounds),
+        beyond_inference_wall=median(r.run.total / r.alone_s - 1 for r in rounds),
+        beyond_inference_cpu={  # CPU seconds beside the model, divided by the model's
+            "planning": median(r.repeated.planning / r.alone_cpu_s for r in rounds),
+            "blocks": median(r.repeated.computing / r.alone_cpu_s for r in rounds),
+            "outputs": median(r.repeated.outputs / r.alone_cpu_s for r in rounds),
+            "all_outputs": median(r.all_formats.outputs / r.alone_cpu_s for r in rounds),
+        },
+        twice_the_area=median(r.double.total / r.run.total for r in rounds),
+        speedup=median(r.direct_s / r.run.total for r in rounds),
+        same_labels=median(r.same_labels for r in rounds),
+        memory=_memory(command.memory_px),
+        seams=tuple(seams),
+    )
 
 
 def _rates(seconds: Sequence[float], num_tiles: int) -> Rates:
     return Rates(
         seconds=tuple(round(value, 3) for value in seconds),
         num_tiles=num_tiles,
-        tiles_per_second=num_tiles / _median(seconds),
+        tiles_per_second=num_tiles / median(seconds),
     )
-
-
-def _median(values: Sequence[float]) -> float:
-    return statistics.median(values)
 
 
 def _memory(size: tuple[int, int]) -> dict[str, float] | None:

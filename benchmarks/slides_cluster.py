@@ -8,7 +8,7 @@ import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +84,28 @@ class ClusterBenchmark(SlideOptions):
     """Turns of each engine."""
 
 
+class _Measured:
+    """An engine, and what it has run."""
+
+    def __init__(self, engine: Engine, slide: Path, block_cells: int) -> None:
+        self._engine, self._slide = engine, slide
+        self._options = RunOptions(settings=Settings(block_cells=block_cells))
+        self.outs: list[Path] = []
+        self.num_tiles = 0
+
+    def run(self) -> Round:
+        """Segment the slide into a new folder beside it."""
+        out = Path(tempfile.mkdtemp(dir=self._slide.parent))
+        self.outs.append(out)
+        clock = Clock(_now)
+        cohort = Cohort(out, self._engine, self._options, formats_of(("ome-zarr",)), clock)
+        started = _now()
+        (outcome,) = run_cohort(cohort, [SlideTask(path=self._slide, name="slide")])
+        assert outcome.status == "done", outcome.reason
+        self.num_tiles = outcome.num_tiles
+        return Round(computing=_less(clock.computed, clock.began), whole=_less(_now(), started))
+
+
 def run_benchmark(command: ClusterBenchmark, console: Console) -> ClusterReport:
     """Measure both engines in turns."""
     manifest = read_bundle(command.settings.bundle)
@@ -95,32 +117,17 @@ def run_benchmark(command: ClusterBenchmark, console: Console) -> ClusterReport:
         local = open_local_engine(command.settings)
         options = ClusterOptions(cluster="local", workers=1)
         cluster = open_cluster_engine(command.settings, options, tell=console.print)
-        outs: list[Path] = []
-        num_tiles: dict[str, int] = {}
-
-        def measured(name: str, engine: Engine) -> Callable[[], Round]:
-            def run() -> Round:
-                clock, out = Clock(_now), Path(folder) / f"out{len(outs)}"
-                outs.append(out)
-                options = RunOptions(settings=Settings(block_cells=command.block_cells))
-                cohort = Cohort(out, engine, options, formats_of(("ome-zarr",)), clock)
-                started = _now()
-                (outcome,) = run_cohort(cohort, [SlideTask(path=slide, name="slide")])
-                assert outcome.status == "done", outcome.reason
-                num_tiles[name] = outcome.num_tiles
-                return Round(
-                    computing=_less(clock.computed, clock.began), whole=_less(_now(), started)
-                )
-
-            return run
-
-        engines: dict[str, Engine] = {"process": local, "cluster": cluster}
-        variants = {name: measured(name, engine) for name, engine in engines.items()}
+        engines = {
+            name: _Measured(engine, slide, command.block_cells)
+            for name, engine in (("process", local), ("cluster", cluster))
+        }
+        variants = {name: engine.run for name, engine in engines.items()}
         try:
             rounds = take_turns(variants, command.rounds, console.print)
         finally:
             cluster.close()
             local.close()
+        outs = [out for engine in engines.values() for out in engine.outs]
         passport = read_passport(outs[0] / "slide")
         assert passport is not None
         contents = [_contents(out) for out in outs]
@@ -133,18 +140,10 @@ def run_benchmark(command: ClusterBenchmark, console: Console) -> ClusterReport:
         load_after=_load(),
         block_cells=command.block_cells,
         num_blocks=passport.num_blocks,
-        num_tiles=num_tiles,
+        num_tiles={name: engine.num_tiles for name, engine in engines.items()},
         rounds=rounds,
-        per_block_ms=_more(
-            [round.computing for round in rounds["process"]],
-            [round.computing for round in rounds["cluster"]],
-            passport.num_blocks,
-        ),
-        per_slide_ms=_more(
-            [_less(round.whole, round.computing) for round in rounds["process"]],
-            [_less(round.whole, round.computing) for round in rounds["cluster"]],
-            1,
-        ),
+        per_block_ms=_more(rounds, lambda turn: turn.computing, passport.num_blocks),
+        per_slide_ms=_more(rounds, lambda turn: _less(turn.whole, turn.computing), 1),
         same_bytes=all(content == contents[0] for content in contents),
     )
 
@@ -163,9 +162,10 @@ def _less(one: Cost, other: Cost) -> Cost:
     return Cost(wall=round(one.wall - other.wall, 3), cpu=round(one.cpu - other.cpu, 3))
 
 
-def _more(process: Sequence[Cost], cluster: Sequence[Cost], count: int) -> Cost:
+def _more(rounds: dict[str, list[Round]], cost: Callable[[Round], Cost], count: int) -> Cost:
     """Milliseconds that the cluster takes more, by a count."""
-    more = [_less(two, one) for one, two in zip(process, cluster, strict=True)]
+    pairs = zip(rounds["process"], rounds["cluster"], strict=True)
+    more = [_less(cost(two), cost(one)) for one, two in pairs]
     return Cost(
         wall=round(1000 * statistics.median(cost.wall for cost in more) / count, 1),
         cpu=round(1000 * statistics.median(cost.cpu for cost in more) / count, 1),

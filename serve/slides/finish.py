@@ -114,30 +114,39 @@ def finish(
         seconds |= _write_all(work, result, formats, on_step)
         write_whole(work.result / SUMMARY_FILE, summary.model_dump_json(indent=2).encode())
         on_step("passport")
-        own_peak = round(peak_memory_mib())
-        stages = {name: value for name, value in seconds.items() if "output" not in name}
-        passport = Passport(
-            name=work.name,
-            plan=plan,
-            options=options,
-            formats=tuple(entry.name for entry in formats),
-            num_blocks=len(records),
-            num_tiles=sum(record.num_tiles - record.num_reused for record in records.values()),
-            num_tiles_once=tiling.num_unique_tiles(),
-            seconds=seconds,
-            bound_by=max(stages, key=lambda name: stages[name]) if records else "nothing",
-            peak_memory_mib=max(
-                [own_peak, *(record.peak_memory_mib for record in records.values())]
-            ),
-            machine=this_machine(),
-            hosts=tuple(sorted({record.host for record in records.values() if record.host})),
-            packages=installed_versions(_PACKAGES),
-            files=hash_files(work.result, skip=None if OME_ZARR in formats else work.store),
-        ).sealed()
+        passport = _passport(work, result, formats, seconds, tiling.num_unique_tiles())
         write_whole(
             work.result / PASSPORT_FILE, passport.model_dump_json(indent=2).encode() + b"\n"
         )
     return summary
+
+
+def _passport(
+    work: WorkFolder,
+    result: SlideResult,
+    formats: Sequence[SlideFormat],
+    seconds: dict[str, float],
+    num_tiles_once: int,
+) -> Passport:
+    records = work.records().values()
+    stages = {name: value for name, value in seconds.items() if "output" not in name}
+    own_peak = round(peak_memory_mib())
+    return Passport(
+        name=work.name,
+        plan=result.plan,
+        options=result.options,
+        formats=tuple(entry.name for entry in formats),
+        num_blocks=len(records),
+        num_tiles=sum(record.num_tiles - record.num_reused for record in records),
+        num_tiles_once=num_tiles_once,
+        seconds=seconds,
+        bound_by=max(stages, key=lambda name: stages[name]) if records else "nothing",
+        peak_memory_mib=max([own_peak, *(record.peak_memory_mib for record in records)]),
+        machine=this_machine(),
+        hosts=tuple(sorted({record.host for record in records if record.host})),
+        packages=installed_versions(_PACKAGES),
+        files=hash_files(work.result, skip=None if OME_ZARR in formats else work.store),
+    ).sealed()
 
 
 def publish(work: WorkFolder, target: Path) -> None:

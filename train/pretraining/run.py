@@ -80,9 +80,7 @@ def pretrain(
     with write_errors_explained(run):
         run.mkdir(parents=True, exist_ok=True)
         if not resume:
-            for name in (LAST_FILE, METRICS_FILE, RECORD_FILE):
-                (run / name).unlink(missing_ok=True)
-            shutil.rmtree(encoder, ignore_errors=True)
+            _remove_earlier_run(run)
         trainer = _trainer(settings, run, inputs)
         loader = view_loader(
             found,
@@ -101,6 +99,12 @@ def pretrain(
             with whole_folder(encoder) as partial:
                 write_encoder(task.teacher_encoder(), partial, settings, card)
     return encoder
+
+
+def _remove_earlier_run(run: Path) -> None:
+    for name in (LAST_FILE, METRICS_FILE, RECORD_FILE):
+        (run / name).unlink(missing_ok=True)
+    shutil.rmtree(run / ENCODER_FOLDER, ignore_errors=True)
 
 
 class _HealthyCheckpoint(ModelCheckpoint):

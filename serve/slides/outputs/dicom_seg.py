@@ -31,14 +31,7 @@ def write_dicom_seg(result: SlideResult, path: Path) -> None:
         ReaderMissingError: highdicom is not installed.
         OutputError: highdicom does not take the slide's own DICOM files.
     """
-    try:
-        import highdicom
-        import pydicom
-        from pydicom.uid import RLELossless
-    except ModuleNotFoundError as error:
-        raise ReaderMissingError(
-            f"DICOM SEG needs {error.name}, which is not installed: {how_to_install('dicom')}."
-        ) from error
+    highdicom, pydicom = _libraries()
     level = 0
     while np.prod(result.labels(level).shape) > _MOST_CELLS:
         level += 1
@@ -63,7 +56,7 @@ def write_dicom_seg(result: SlideResult, path: Path) -> None:
             manufacturer_model_name=result.plan.model.name,
             software_versions=result.plan.model.version,
             device_serial_number=result.plan.model.checkpoint_sha256[:16],
-            transfer_syntax_uid=RLELossless,
+            transfer_syntax_uid=pydicom.uid.RLELossless,
             pixel_measures=highdicom.PixelMeasuresSequence(pixel_spacing=mm, slice_thickness=0.001),
             plane_positions=[_position(result, source, highdicom)],
             tile_pixel_array=True,
@@ -78,6 +71,18 @@ def write_dicom_seg(result: SlideResult, path: Path) -> None:
         ) from error
     _make_repeatable(segmentation, result)
     segmentation.save_as(path, enforce_file_format=True)
+
+
+def _libraries() -> tuple[Any, Any]:
+    """The modules `highdicom` and `pydicom`."""
+    try:
+        import highdicom
+        import pydicom
+    except ModuleNotFoundError as error:
+        raise ReaderMissingError(
+            f"DICOM SEG needs {error.name}, which is not installed: {how_to_install('dicom')}."
+        ) from error
+    return highdicom, pydicom
 
 
 def _source(result: SlideResult, pydicom: Any) -> Any:
