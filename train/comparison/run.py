@@ -28,6 +28,7 @@ from torch import Tensor
 
 from serve.contract.machine import this_processor
 from serve.contract.refusal import first_problem
+from train.comparison.inputs import Inputs, changes, inputs_of
 from train.comparison.methods import BASELINE, Row
 from train.data.folder import Tile, TileFolder
 from train.errors import StorageError
@@ -37,16 +38,12 @@ from train.fitting.leverage import Leverage, measure_leverage
 from train.fitting.run import LAST_FILE, fit
 from train.metrics import image_confusion
 from train.model.checkpoint import (
-    CARD_FILE,
     WEIGHTS_FILE,
     CheckpointCard,
     load_checkpoint,
     read_card,
-    weights_file,
 )
-from train.model.weight_files import weights_sha256
-from train.presets import PRESETS
-from train.settings import LabelClass, Settings, upgrade_settings
+from train.settings import LabelClass, Settings
 
 _MARKER_FILE, _SCORES_FILE, _PANELS = "row.json", "test.npz", "panels"
 _LEVERAGE_FILE = "leverage.json"
@@ -121,33 +118,18 @@ class RowRun:
         return content if isinstance(content, dict) else {}
 
     @property
-    def inputs(self) -> dict[str, Any]:
-        """Everything that the result depends on, as `row.json` stores it: contents, not paths."""
-        settings = asdict(self.settings)
-        del settings["augmentation"]["num_workers"]
-        settings["runtime"] = {"patience": self.settings.runtime.patience}
-        for name in ("sam_weights", "pathology_weights"):
-            path = settings["weights"][name]
-            settings["weights"][name] = path and weights_sha256(Path(path))
-        if (earlier := settings["weights"]["from_run"]) is not None:
-            settings["weights"]["from_run"] = weights_sha256(weights_file(Path(earlier)))
-        inputs: dict[str, Any] = {"settings": settings, "data_sha256": self.fingerprint}
-        if self.baseline is not None and (self.baseline.folder / CARD_FILE).is_file():
-            card = read_card(self.baseline.folder)
-            inputs["baseline_dice"] = [card.metrics[f"dice/{c.name}"] for c in card.classes]
-        read_back: dict[str, Any] = json.loads(json.dumps(inputs, default=str))
-        return read_back
+    def inputs(self) -> Inputs:
+        """Everything that the result depends on, as `row.json` stores it."""
+        baseline = None if self.baseline is None else self.baseline.folder
+        return inputs_of(self.settings, self.fingerprint, baseline)
 
     @property
     def changes(self) -> list[str]:
         """Differences to the inputs that it was trained from; none if it was not trained."""
         marker = self.marker
-        defaults = {"settings": asdict(PRESETS[self.settings.preset]())}
         if not marker:
             return []
-        before = marker.get("inputs") or {}
-        before = {**before, "settings": upgrade_settings(before.get("settings"))}
-        return list(_differences(before, self.inputs, defaults))
+        return changes(marker.get("inputs") or {}, self.inputs, self.settings.preset)
 
     @property
     def finished(self) -> bool:
@@ -162,11 +144,11 @@ class RowRun:
 
     def complete(self, data: TileFolder, panels: tuple[Tile, ...]) -> None:
         """Train and score whatever is missing. The caller holds the lock."""
-        if changes := self.changes:
+        if changed := self.changes:
             aside = f"{self.folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"
             self.folder.rename(self.folder.with_name(aside))
             Console().print(
-                f"  trained earlier with other inputs ({', '.join(changes)}): kept as {aside}; "
+                f"  trained earlier with other inputs ({', '.join(changed)}): kept as {aside}; "
                 "training again"
             )
         marker = self.marker
@@ -262,20 +244,6 @@ def _read_leverage(path: Path) -> tuple[Leverage, ...]:
             f"{path} is damaged: {first_problem(error, 'the file')}. Remove its folder, and run "
             "the comparison again."
         ) from error
-
-
-def _differences(old: Any, new: Any, defaults: Any, name: str = "") -> Iterator[str]:
-    """Name what differs, such as `epochs 2 -> 3`.
-
-    Settings that only an earlier version had are ignored; those that it did not have count as
-    their defaults.
-    """
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in new:
-            default = defaults.get(key)
-            yield from _differences(old.get(key, default), new[key], default, key)
-    elif json.dumps(old) != json.dumps(new):  # as text, a Dice that is NaN equals itself
-        yield name if name.endswith("sha256") else f"{name} {old} -> {new}"
 
 
 def duration_text(seconds: float) -> str:

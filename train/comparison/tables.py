@@ -55,55 +55,37 @@ def table_rows(comparison: Comparison) -> list[Row]:
 
 
 class Table1:
-    """Mean and standard deviation over seeds of every method, class and metric."""
+    """Scores over seeds of every method, class and metric, and the published ones."""
 
     def __init__(self, comparison: Comparison) -> None:
-        self.lines = class_lines(comparison)
-        self.rows = table_rows(comparison)
         self.published = published_scores(comparison)
+        self._lines = class_lines(comparison)
+        self._rows = table_rows(comparison)
         self._scores = {
             (row.name, metric): seed_scores(comparison, row.name, metric)
-            for row in self.rows
+            for row in self._rows
             for metric, _ in METRICS
         }
 
-    def mean(self, line: str, row: Row, metric: Metric) -> float:
-        """Mean over seeds."""
-        return float(self._column(line, row, metric).mean())
-
-    def std(self, line: str, row: Row, metric: Metric) -> float:
-        """Sample standard deviation over seeds; NaN for one seed."""
-        column = self._column(line, row, metric)
-        return float(column.std(ddof=1)) if len(column) > 1 else float("nan")
-
-    def _column(self, line: str, row: Row, metric: Metric) -> Floats:
-        return self._scores[row.name, metric][:, self.lines.index(line)]
-
-    def _published(self, line: str, row: Row, metric: Metric) -> float:
-        """The published score; NaN where the paper has no such row."""
-        return self.published.get((line, row.name, metric), float("nan"))
-
     def write_csv(self, path: Path) -> None:
         """One line per class; mean, std and the published value of each method and metric."""
-        columns = [(row, metric) for row in self.rows for metric, _ in METRICS]
+        columns = [(row, metric) for row in self._rows for metric, _ in METRICS]
         kinds = ("mean", "std", "published") if self.published else ("mean", "std")
         header = [f"{row.name}_{metric}_{kind}" for row, metric in columns for kind in kinds]
         lines = []
-        for line in self.lines:
-            cells = []
+        for line in self._lines:
+            cells: list[float] = []
             for row, metric in columns:
-                cells += [self.mean(line, row, metric), self.std(line, row, metric)]
-                if self.published:
-                    cells.append(self._published(line, row, metric))
+                values = self._of(line, row, metric)
+                found = (values.mean(), deviation(values), self._published(line, row, metric))
+                cells += found[: len(kinds)]
             lines.append([line, *map(csv_number, cells)])
         write_csv(path, ["class", *header], lines)
 
     def markdown(self) -> str:
         """One table per metric; the highest mean of a line is bold."""
         return "\n\n".join(
-            markdown_table(
-                [title, *(row.title for row in self.rows)], self._lines(metric, "**"), align="lr"
-            )
+            markdown_table(self._header(title), self._cells(metric, bold="**"), align="lr")
             for metric, title in METRICS
         )
 
@@ -111,8 +93,8 @@ class Table1:
         """One booktabs `tabular` per metric in a `table*`."""
         tables = [
             tabulate(
-                self._lines(metric),
-                [title, *(row.title for row in self.rows)],
+                self._cells(metric),
+                self._header(title),
                 tablefmt="latex_booktabs",
                 disable_numparse=True,
             )
@@ -127,26 +109,31 @@ class Table1:
         ]
         return "\n".join(parts) + "\n"
 
-    def _lines(self, metric: Metric, bold: str = "") -> list[list[str]]:
-        lines = []
-        for line in self.lines:
-            best = self._best(line, metric)
-            cells = [
-                mean_std(self.mean(line, row, metric), self.std(line, row, metric))
-                for row in self.rows
-            ]
-            marked = zip(self.rows, cells, strict=True)
-            lines.append([line, *(f"{bold}{c}{bold}" if row in best else c for row, c in marked)])
-            if self.published:
-                numbers = [self._published(line, row, metric) for row in self.rows]
-                lines.append(["published", *(mean_std(n, float("nan")) for n in numbers)])
-        return lines
+    def _of(self, line: str, row: Row, metric: Metric) -> Floats:
+        """Scores of each seed."""
+        return self._scores[row.name, metric][:, self._lines.index(line)]
 
-    def _best(self, line: str, metric: Metric) -> list[Row]:
-        """The methods with the highest mean as it is printed; none where all have it."""
-        means = [round(self.mean(line, row, metric), 4) for row in self.rows]
-        best = [row for row, mean in zip(self.rows, means, strict=True) if mean == np.nanmax(means)]
-        return best if len(best) < len(self.rows) else []
+    def _published(self, line: str, row: Row, metric: Metric) -> float:
+        """The published score; NaN where the paper has no such row."""
+        return self.published.get((line, row.name, metric), np.nan)
+
+    def _header(self, title: str) -> list[str]:
+        return [title, *(row.title for row in self._rows)]
+
+    def _cells(self, metric: Metric, bold: str = "") -> list[list[str]]:
+        lines = []
+        for line in self._lines:
+            scores = [self._of(line, row, metric) for row in self._rows]
+            # As printed; none is the best where all are.
+            means = [round(float(values.mean()), 4) for values in scores]
+            best = max(means) if len(set(means)) > 1 else None
+            marks = [bold if mean == best else "" for mean in means]
+            texts = map(mean_std, scores)
+            lines.append([line, *(f"{m}{t}{m}" for m, t in zip(marks, texts, strict=True))])
+            if self.published:
+                numbers = [np.array([self._published(line, row, metric)]) for row in self._rows]
+                lines.append(["published", *map(mean_std, numbers)])
+        return lines
 
 
 def write_intervals(path: Path, comparison: Comparison, bootstrap: Bootstrap) -> None:
@@ -192,8 +179,7 @@ def write_bias_csv(
     for index, entry in enumerate(card.classes):
         cells = [card.shares[index], baseline[:, index].mean(), prior[index]]
         for delta in deltas.values():
-            spread = delta[:, index].std(ddof=1) if len(delta) > 1 else np.nan
-            cells += [delta[:, index].mean(), spread]
+            cells += [delta[:, index].mean(), deviation(delta[:, index])]
         lines.append([entry.name, *map(csv_number, cells)])
     write_csv(path, header, lines)
 
@@ -206,11 +192,17 @@ def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]])
         rows.writerows(lines)
 
 
-def mean_std(mean: float, std: float) -> str:
-    """`0.7123 ± 0.0045`, without the deviation where there is one seed."""
-    if np.isnan(mean):
+def deviation(values: Floats) -> float:
+    """Sample standard deviation; NaN for one value."""
+    return float(values.std(ddof=1)) if len(values) > 1 else np.nan
+
+
+def mean_std(values: Floats, digits: int = 4) -> str:
+    """`0.7123 ± 0.0045`, without the deviation where there is one value."""
+    if np.isnan(values).any():
         return "–"
-    return f"{mean:.4f}" if np.isnan(std) else f"{mean:.4f} ± {std:.4f}"
+    mean = f"{values.mean():.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {deviation(values):.{digits}f}"
 
 
 def interval_text(interval: Interval, *, sign: bool = False) -> str:

@@ -222,6 +222,14 @@ def test_the_highest_mean_is_bold_and_ties_are_not():
     assert "**" not in Table1(toy_comparison({BASE: (0.7,), "dfa": (0.7,)})).markdown()
 
 
+def test_a_class_without_a_test_pixel_has_no_numbers_and_none_is_bold():
+    comparison = toy_comparison({BASE: (0.7,), "dfa": (0.8,)})
+    for result in comparison.results.values():
+        result.confusion[:, 4, :] = result.confusion[:, :, 4] = 0
+    lines = [line for line in Table1(comparison).markdown().splitlines() if "| Other" in line]
+    assert [line.split()[3::2] for line in lines] == [["–", "–"]] * 2
+
+
 def test_the_report_has_every_file_it_links_to(report: Path):
     text = (report / "README.md").read_text(encoding="utf-8")
     for name in ("table1.csv", "table1.tex", "intervals.csv", "bias.csv", "times.csv"):
