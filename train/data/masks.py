@@ -27,7 +27,13 @@ IGNORED = (255, 65_535)
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 """Lossless formats. JPEG changes labels along the edges of regions."""
 _ONE_CHANNEL = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")
-_DECODER_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError)
+_DECODER_ERRORS = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+)
 _MAX_NAMED = 3
 _ORIENTATION = 0x0112
 _MAX_VALUE = 65_535
@@ -168,8 +174,10 @@ def _open(path: Path) -> Image.Image:
         with Image.open(path) as image:
             if (pages := getattr(image, "n_frames", 1)) > 1:
                 raise MaskError(f"{path} holds {pages} pages, expected one. Save the mask alone.")
+            step = _step_of(image)
             image.load()
-            return ImageOps.exif_transpose(image)
+            upright = ImageOps.exif_transpose(image)
+            return upright if step == 1 else upright.point(lambda value: value // step)
     except MaskError:
         raise
     except _DECODER_ERRORS as error:
@@ -177,6 +185,12 @@ def _open(path: Path) -> Image.Image:
             f"{path} cannot be read as a mask ({error}). Replace the file or remove it from "
             "folds.csv.",
         ) from error
+
+
+def _step_of(image: Image.Image) -> int:
+    """By how much Pillow multiplies the values of 2 or 4 bits when it loads an image."""
+    stored = str(image.tile)
+    return 85 if "L;2" in stored else 17 if "L;4" in stored else 1
 
 
 def _transparent(path: Path, image: Image.Image) -> NDArray[np.bool_]:

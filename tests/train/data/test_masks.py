@@ -1,5 +1,7 @@
 """Masks in the forms that people have: the right labels, or a refusal that names what was found."""
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import tifffile
 from PIL import Image
 
 from tests.support.errors import raises
-from train.data.masks import MaskCode, mask_code, read_mask
+from train.data.masks import MaskCode, mask_code, mask_values, read_mask
 from train.errors import MaskError
 
 LABELS = np.array([[0, 1, 2, 3], [3, 2, 1, 0], [1, 1, 1, 2]], np.uint8)
@@ -55,6 +57,36 @@ FORMS: dict[str, Any] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_mask_means_the_same_labels_in_every_form(form: str, tmp_path: Path) -> None:
     assert labels(saved(tmp_path, FORMS[form])) == LABELS.tolist()
+
+
+def packed_png(values: np.ndarray, bits: int) -> bytes:
+    """A grey PNG of fewer than 8 bits, which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    height, width = values.shape
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    places = (values[..., None] >> np.arange(bits)[::-1] & 1).reshape(height, -1)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(places, axis=1))
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_values_of_few_bits_are_labels_too(bits: int, tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    path.write_bytes(packed_png(LABELS, bits))
+    assert labels(path) == LABELS.tolist()
+    assert mask_values(path) == {0, 1, 2, 3}
+
+
+def test_a_mask_of_far_too_many_pixels_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    path.write_bytes(packed_png(LABELS, 8).replace(struct.pack(">II", 4, 3), b"\0\0\xff\xff" * 2))
+    with raises(MaskError, path):
+        read_mask(path, 3, CODE)
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".bmp", ".gif", ".PNG"])
