@@ -17,7 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from serve.images.mpp import Mpp, PixelSize, sides_of
-from train.data.folder import Split, TileFolder, folds_file, read_folds, read_tile_folder
+from train.data.folder import Split, TileFolder, read_tile_folder
+from train.data.folds import folds_file, read_folds
 from train.data.images import inspect_image
 from train.data.pixels import count_all, require_trainable
 
@@ -30,6 +31,9 @@ MPP_MIN, MPP_MAX = 0.1, 4.0
 
 MPP_TOLERANCE = 0.05
 """Share by which a file's own um per pixel may differ from the data set's without a warning."""
+
+_CLUTTER = ("Thumbs.db", "desktop.ini")
+"""What Explorer leaves in folders."""
 
 Counts = dict[Split, NDArray[np.int64]]
 """(1 + C,) pixels per split, unlabelled first."""
@@ -222,7 +226,7 @@ def _file_warnings(folder: TileFolder) -> list[str]:
     forgotten = sorted(
         path.name
         for path in (folder.root / "img").iterdir()
-        if path not in named and not path.name.startswith(".")
+        if path not in named and not path.name.startswith(".") and path.name not in _CLUTTER
     )
     if forgotten:
         warnings.append(

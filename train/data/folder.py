@@ -17,15 +17,15 @@ import glob
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from serve.contract.errors import OptionError
-from serve.contract.tables import TableError, decode_text, read_table
-from serve.images.mpp import MAX_MPP, MIN_MPP, PixelSize, check_mpp
+from serve.contract.tables import decode_text
+from serve.images.mpp import MAX_MPP, MIN_MPP, PixelSize
+from train.data.folds import folds_file, read_folds, refuse_misspelt
 from train.data.images import own_pixel_sizes
 from train.data.masks import MASK_SUFFIXES, MaskCode, mask_code
 from train.errors import DatasetError, ScaleError
@@ -35,6 +35,8 @@ from train.settings import MAX_CLASSES, LabelClass
 Split = Literal["training", "validation", "test"]
 _SAME = 0.005
 """Share by which files may differ in um per pixel and still agree: they are rounded."""
+_KEYS = ("mpp", "classes", "mask_colors", "mask_values", "mask_orientation")
+"""Of dataset.json."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 
 
@@ -145,6 +147,7 @@ def _read_description(path: Path) -> tuple[tuple[LabelClass, ...], float | None,
             f"{path} cannot be read ({error}); expected "
             '{"mpp": 0.25, "classes": [{"name": "Tumor", "color": "#d62728"}, ...]}'
         ) from error
+    refuse_misspelt(path, content, _KEYS)
     names = [str(entry.name) for entry in classes]
     if not 2 <= len(names) <= MAX_CLASSES or len(set(names)) < len(names):
         raise DatasetError(
@@ -196,72 +199,6 @@ def _read_text(path: Path) -> str:
         return decode_text(path.read_bytes())
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
-
-
-class FoldsRow(NamedTuple):
-    """A line of folds.csv."""
-
-    tile_id: str
-    fold: int
-    mpp: float | None
-    group: str | None
-
-
-def folds_file(root: Path) -> Path:
-    """A data set's folds.csv, or SAM-Path's own cv.csv, which has the same columns."""
-    folds, sam_path = root / "folds.csv", root / "cv.csv"
-    return sam_path if sam_path.is_file() and not folds.is_file() else folds
-
-
-def read_folds(path: Path) -> Iterator[FoldsRow]:
-    """Read folds.csv, as spreadsheets save it; see `serve.contract.tables`.
-
-    Raises:
-        DatasetError: the file is missing, is no table, or a value is not what its column holds.
-        ScaleError: a um per pixel is absurd.
-    """
-    if not path.is_file():
-        raise DatasetError(f"{path} is missing; expected a CSV with columns img_id,fold")
-    try:
-        table = read_table(path)
-        if not {"img_id", "fold"} <= set(table.columns):
-            raise DatasetError(
-                f"{path} has the columns {', '.join(table.columns)}; expected img_id and fold"
-            )
-        for line, row in table.records():
-            fold = _row_fold(path, line, row["fold"])
-            mpp = _row_mpp(path, line, row.get("mpp", ""))
-            yield FoldsRow(row["img_id"], fold, mpp, row.get("group") or None)
-    except (TableError, OSError) as error:
-        raise DatasetError(f"{path} cannot be read: {error}.") from error
-
-
-def _row_fold(path: Path, line: int, text: str) -> int:
-    """A fold; 1.0 is 1, as programs write whole numbers of a column that has gaps."""
-    try:
-        fold = float(text)
-        if fold.is_integer():
-            return int(fold)
-    except ValueError:
-        pass
-    raise DatasetError(
-        f"{path}, line {line}: fold is {text!r}; expected a whole number: -1 test, 0 validation, "
-        "others training"
-    )
-
-
-def _row_mpp(path: Path, line: int, text: str) -> float | None:
-    if not text:
-        return None
-    try:
-        mpp = float(text)
-        check_mpp(mpp)
-    except (ValueError, OptionError) as error:
-        raise ScaleError(
-            f"{path}, line {line}: mpp is {text!r}; expected um per pixel from {MIN_MPP:g} to "
-            f"{MAX_MPP:g}, or nothing for dataset.json's"
-        ) from error
-    return mpp
 
 
 def write_description(

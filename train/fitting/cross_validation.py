@@ -23,7 +23,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from train.data.convert.layout import assign_folds
-from train.data.folder import Tile, TileFolder, read_folds, read_tile_folder
+from train.data.folder import Tile, TileFolder, read_tile_folder
+from train.data.folds import folds_file, read_folds
 from train.errors import DatasetError, RunError, SettingsError
 from train.files import whole_file, write_errors_explained
 from train.fitting.evaluation import predict_split
@@ -102,7 +103,7 @@ def assign(folder: TileFolder, num_folds: int, seed: int) -> dict[str, int]:
     Raises:
         DatasetError: there are fewer groups than folds.
     """
-    own = {row.tile_id: row.fold for row in read_folds(folder.root / "folds.csv") if row.fold >= 0}
+    own = {row.tile_id: row.fold for row in read_folds(folds_file(folder.root)) if row.fold >= 0}
     if len(set(own.values())) == num_folds:
         order = sorted(set(own.values()))
         return {name: order.index(fold) for name, fold in own.items()}

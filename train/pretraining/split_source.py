@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from train.data.convert.images import VALIDATION_FOLD
 from train.data.convert.layout import TEST_FOLD
-from train.data.folder import Split, read_folds
+from train.data.folder import Split
+from train.data.folds import read_folds
 from train.data.images import read_image
 from train.errors import DatasetError, ScaleError, SourceError
 from train.pretraining.footprints import Footprint

@@ -20,7 +20,7 @@ from serve.contract import errors as serve_errors
 from serve.images.readers.errors import SlideScaleError
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
-from train.data.folder import FoldsRow, read_folds
+from train.data.folds import FoldsRow, read_folds
 from train.errors import DatasetError, FocalPathError, ScaleError, SourceError
 from train.pretraining.footprints import Footprint
 from train.pretraining.regions import TISSUE_MPP, SlideInfo, check_enlargement, tissue_mask

@@ -61,6 +61,35 @@ def test_folds_may_have_empty_rows_decimal_points_and_decimal_commas(data: Path)
     assert {(tile.mpp, tile.group) for tile in found["training"]} == {(0.5, "P1")}
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "meant"),
+    [
+        ("folds.csv", "img_id,fold", "img_id,fold,MPP", "mpp"),
+        ("folds.csv", "img_id,fold", "img_id,fold,groups", "group"),
+        ("dataset.json", '"mpp"', '"mask_value": {}, "mpp"', "mask_values"),
+        ("dataset.json", '"mpp"', '"Mask_Orientation": "stored", "mpp"', "mask_orientation"),
+    ],
+)
+def test_a_misspelt_name_is_told_and_not_ignored(
+    data: Path, file: str, old: str, new: str, meant: str
+):
+    path = data / file
+    path.write_text(path.read_text().replace(old, new))
+    with raises(DatasetError, path, f"Is '{meant}' meant"):
+        read_tile_folder(data)
+
+
+def test_other_names_are_the_users_own(data: Path):
+    (data / "folds.csv").write_text(
+        (data / "folds.csv").read_text().replace("img_id,fold", "img_id,fold,stain,hospital")
+    )
+    path = data / "dataset.json"
+    path.write_text(
+        path.read_text().replace('"mpp"', '"licence": "CC0", "magnification": 20, "mpp"')
+    )
+    assert read_tile_folder(data).tiles["training"]
+
+
 @pytest.mark.parametrize("written", ["7", "07.PNG", "7.0", "x007"])
 def test_a_file_that_a_spreadsheets_name_may_mean_is_named(data: Path, written: str):
     for folder in ("img", "mask"):

@@ -49,6 +49,12 @@ def test_images_of_a_patient_share_a_fold(grouped: Path):
     assert all(folds[f"tile{n}"] == folds[f"tile{n + 1}"] for n in range(0, 10, 2))
 
 
+def test_sam_paths_own_list_of_folds_is_taken(grouped: Path, tmp_path: Path):
+    data = Path(shutil.copytree(grouped, tmp_path / "data"))
+    (data / "folds.csv").rename(data / "cv.csv")
+    assert assign(read_tile_folder(data), 3, seed=0) == assign(read_tile_folder(grouped), 3, seed=0)
+
+
 def test_each_fold_leaves_a_checkpoint_and_all_images_are_scored(
     validated: tuple[Path, CrossValidation],
 ):

@@ -41,6 +41,7 @@ from train.data.convert.layout import (
     write_dataset,
 )
 from train.data.convert.shapes import fill_shape, vanished
+from train.data.folds import refuse_misspelt
 from train.errors import AnnotationError, SettingsError, SourceError
 from train.files import refuse_existing
 from train.settings import LabelClass
@@ -55,6 +56,8 @@ CLASSES = (
 BACKGROUND = 1
 
 _SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+_COLUMNS = ("image", "mpp", "x", "y", "base_mpp", "group", "annotation", "fold")
+"""Of regions.csv."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +136,9 @@ def _read_rows(path: Path, images: Mapping[str, Path]) -> dict[str, dict[str, st
         if "image" not in table.columns:
             raise SourceError(
                 f"{path} has the columns {', '.join(table.columns)}; expected image and optionally "
-                "mpp, x, y, base_mpp, group, annotation, fold"
+                f"{', '.join(_COLUMNS[1:])}"
             )
+        refuse_misspelt(path, table.columns, _COLUMNS)
         rows = {_stem(row["image"]): row for _, row in table.records()}
     except (OSError, TableError) as error:
         raise SourceError(f"{path} cannot be read: {error}.") from error
