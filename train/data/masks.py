@@ -189,7 +189,7 @@ def _open(path: Path) -> Image.Image:
 
 def _step_of(image: Image.Image) -> int:
     """By how much Pillow multiplies the values of 2 or 4 bits when it loads an image."""
-    stored = str(image.tile)
+    stored = str(getattr(image, "tile", ""))  # how the file is to be unpacked
     return 85 if "L;2" in stored else 17 if "L;4" in stored else 1
 
 
