@@ -2,9 +2,8 @@
 
 import { CellLayer } from "./cells.js";
 import { drawOverlay, newDraft, newStyle } from "./overlay.js";
+import { moveByKey } from "./tools.js";
 
-const ZOOM_STEP = 1.4;
-const PAN_STEP = 64;
 const THUMBNAIL_SHARE = 0.16;
 
 /**
@@ -289,22 +288,7 @@ export class SlideView extends EventTarget {
   }
 
   #onKey(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || !this.#viewer) return;
-    const step = event.shiftKey ? 4 * PAN_STEP : PAN_STEP;
-    const actions = {
-      ArrowLeft: () => this.panBy(-step, 0),
-      ArrowRight: () => this.panBy(step, 0),
-      ArrowUp: () => this.panBy(0, -step),
-      ArrowDown: () => this.panBy(0, step),
-      "+": () => this.zoomBy(ZOOM_STEP),
-      "=": () => this.zoomBy(ZOOM_STEP),
-      "-": () => this.zoomBy(1 / ZOOM_STEP),
-      0: () => this.fit(),
-      1: () => this.actualSize(),
-    };
-    if (!Object.hasOwn(actions, event.key)) return;
-    event.preventDefault();
-    actions[event.key]();
+    if (!this.#viewer || !moveByKey(event, this, (x, y) => this.panBy(x, y))) return;
     setTimeout(() => this.pointAtCentre(), 600); // when the movement has ended
   }
 

@@ -1,6 +1,5 @@
 /** The page of whole slides: choose one, look at it, segment it or a part of it, take results home. */
 
-import { sourceInMemory } from "./cells.js";
 import { Classes } from "./classes.js";
 import { readNpz } from "./npz.js";
 import {
@@ -11,7 +10,6 @@ import {
   micrometres,
   perPixel,
   percent,
-  placeBeside,
   save,
   setUpKey,
   setUpTheme,
@@ -20,16 +18,16 @@ import {
   squeezedNote,
 } from "./page.js";
 import { Service } from "./service.js";
+import { SlideJob } from "./slide_job.js";
 import { SlideList } from "./slide_list.js";
+import { SlideRegion } from "./slide_region.js";
 import { SlideView } from "./slide_view.js";
-import { setUpTools } from "./tools.js";
+import { setUpTools, showReadout } from "./tools.js";
 
 const BASE = "../";
 const LIBRARY = "openseadragon.min.js";
-const POLL_MS = 1000;
 const POLL_LIST_MS = 10_000;
 const TITLE = document.title;
-const ACTIVE = new Set(["waiting", "running"]);
 
 const service = new Service(BASE);
 const view = new SlideView($("view"));
@@ -38,9 +36,8 @@ const list = new SlideList(service, choose);
 window.focalpath = view; // for the browser's console, and for tests
 let library = null;
 let manifest = null;
-let formats = [];
-/** The open slide as /slides/ID describes it, and the region of it that is segmented. */
-const state = { slide: null, region: null, polling: 0, request: null };
+/** The open slide as /slides/ID describes it. */
+const state = { slide: null };
 
 /* The library ----------------------------------------------------------------------------------- */
 
@@ -86,6 +83,8 @@ function fail(error, retry) {
 const askForKey = setUpKey(service, () => {
   if (!manifest) start();
 });
+const job = new SlideJob(service, state, list, refresh, askForKey);
+const region = new SlideRegion(service, state, view, readCells, askForKey);
 
 /* One slide ------------------------------------------------------------------------------------- */
 
@@ -95,8 +94,8 @@ function choose(id) {
 }
 
 async function open(id) {
-  closeRegion();
-  clearTimeout(state.polling);
+  region.close();
+  job.close();
   state.slide = null;
   view.close();
   hideTable();
@@ -133,7 +132,7 @@ function present() {
   const { slide } = state;
   $("file-name").textContent = slide.file;
   const { width_px: width, height_px: height, mpp } = slide;
-  const sides = slideSides();
+  const { sides } = region;
   const facts = [
     `${grouped(width)} × ${grouped(height)} px`,
     mpp ? `${micrometres(width * sides[0])} × ${micrometres(height * sides[1])}` : "",
@@ -147,10 +146,10 @@ function present() {
   $("slide-note").hidden = !$("slide-note").textContent;
   $("mpp-field").hidden = mpp !== null;
   $("mpp").required = mpp === null;
-  $("region-help").textContent = regionHelp();
+  region.showHelp();
   showOutputs();
-  showJob(slide.job);
-  if (!state.region) showSlideResult();
+  job.show(slide.job);
+  if (!region.isShown) showSlideResult();
 }
 
 function showSlideResult() {
@@ -214,202 +213,16 @@ function showTable(rows, title, summary) {
   $("low-share").textContent = low === null ? "" : `${percent(low, 1)} of it is below ${percent(threshold)}.`;
 }
 
-/* The job --------------------------------------------------------------------------------------- */
-
-function showJob(job) {
-  const isActive = Boolean(job) && ACTIVE.has(job.status);
-  const { slide } = state;
-  $("job-progress").hidden = !isActive;
-  $("job-form").hidden = isActive || Boolean(slide.problem);
-  $("job-failure").textContent = job?.status === "failed" ? `The last run failed: ${job.error}` : "";
-  const words = { done: "Segment it again", stopped: "Go on with this slide" };
-  $("job-start").textContent = words[slide.result ? "done" : slide.state] ?? "Segment this slide";
-  if (isActive) {
-    showProgress(job);
-    state.polling = setTimeout(() => poll(job.id), POLL_MS);
-  }
-}
-
-function showProgress(job) {
-  const bar = $("job-progress").querySelector("progress");
-  const isPlanned = job.status === "running" && job.tiles > 0;
-  $("job-state").textContent = job.status === "waiting" ? "Waiting for other slides" : job.step ? `Writing ${job.step}` : isPlanned ? "Segmenting" : "Starting";
-  if (isPlanned) bar.value = job.tiles_done / job.tiles;
-  else bar.removeAttribute("value");
-  const parts = [
-    isPlanned ? `${grouped(job.tiles_done)} of ${grouped(job.tiles)} tiles` : "",
-    job.tiles_per_second ? `${Number(job.tiles_per_second.toPrecision(2))} per second` : "",
-    job.seconds_left && !job.step ? `${duration(job.seconds_left)} left` : "",
-  ];
-  $("job-detail").textContent = parts.filter(Boolean).join(" · ");
-}
-
-const duration = (seconds) => {
-  if (seconds < 90) return `${Math.ceil(seconds)} s`;
-  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
-  return `${(seconds / 3600).toFixed(1)} h`;
-};
-
-async function poll(id) {
-  if (state.slide?.job?.id !== id) return;
-  try {
-    const job = await service.json(`jobs/${id}`);
-    if (state.slide?.job?.id !== id) return;
-    const before = state.slide.job.status;
-    state.slide.job = job;
-    if (ACTIVE.has(job.status)) {
-      showJob(job);
-      if (job.status !== before) list.load();
-      return;
-    }
-    await refresh();
-    const ends = { done: "The slide is segmented.", failed: "The run has failed.", cancelled: "The run is cancelled." };
-    speak(ends[job.status]);
-  } catch (error) {
-    $("job-failure").textContent = error.mayPass ? "" : error.message;
-    state.polling = setTimeout(() => poll(id), 3 * POLL_MS);
-  }
-}
-
-$("job-form").addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const { slide } = state;
-  const more = [...document.querySelectorAll("[name=format]:checked")].map((check) => check.value);
-  const body = {
-    slide: slide.id,
-    tissue: $("everywhere").checked ? "none" : "auto",
-    formats: ["ome-zarr", "overview", "geojson", ...more],
-    overwrite: Boolean(slide.result || slide.result_problem),
-  };
-  if (!$("mpp-field").hidden && $("mpp").value) body.mpp = Number($("mpp").value);
-  $("job-failure").textContent = "";
-  try {
-    state.slide.job = await service.json("jobs", { method: "POST", body });
-    showJob(state.slide.job);
-    speak("The run has been started.");
-    $("job-cancel").focus();
-    await list.load();
-  } catch (error) {
-    $("job-failure").textContent = error.message;
-    if (error.asksForKey) askForKey(null);
-  }
-});
-
-$("job-cancel").onclick = async () => {
-  try {
-    await service.json(`jobs/${state.slide.job.id}`, { method: "DELETE" });
-    $("job-state").textContent = "Cancelling";
-  } catch (error) {
-    $("job-failure").textContent = error.message;
-  }
-};
-
 /* A region -------------------------------------------------------------------------------------- */
 
-/** Um per pixel along x and y; null where it is not known. */
-function slideSides() {
-  const mpp = state.slide.mpp ?? (Number($("mpp").value) || null);
-  return state.slide.mpp_xy ?? (mpp && [mpp, mpp]);
-}
-
-function regionHelp() {
-  const most = state.slide.max_region_px;
-  const side = manifest?.mpp ? `, about ${micrometres(Math.sqrt(most) * manifest.mpp)} square` : "";
-  return `At most ${grouped(most / 1e6)} megapixels${side}. Large ones take a while.`;
-}
-
-async function segmentRegion(region) {
-  view.showRegion(region);
-  if (!region) return;
-  state.request?.abort();
-  const controller = new AbortController();
-  state.request = controller;
-  $("region-failure").textContent = "";
-  const sides = slideSides();
-  const size = sides ? `${micrometres(region.width * sides[0])} × ${micrometres(region.height * sides[1])}` : "";
-  $("region-help").textContent = `Segmenting ${size}`;
-  try {
-    const { response } = await postRegion(region, "arrays", controller.signal);
-    const found = await readCells(response);
-    if (state.request !== controller) return;
-    const summary = JSON.parse(new TextDecoder().decode(found.arrays.get("summary").data));
-    showRegionResult(region, found, summary);
-    $("region-help").textContent = `The region of ${size} is segmented.`;
-    speak("The region is segmented.");
-  } catch (error) {
-    if (error.name === "AbortError") return;
-    view.showRegion(null);
-    $("region-help").textContent = regionHelp();
-    $("region-failure").textContent = error.message;
-    if (error.asksForKey) askForKey(() => segmentRegion(region));
-  }
-}
-
-function postRegion(region, format, signal) {
-  const query = new URLSearchParams(region);
-  if (state.slide.mpp === null && $("mpp").value) query.set("mpp", $("mpp").value);
-  return service.send("POST", `slides/${state.slide.id}/region/${format}?${query}`, { signal, keep: true });
-}
-
-function showRegionResult(region, found, summary) {
-  state.region = region;
-  const cell = [region.width / found.width, region.height / found.height];
-  const layers = state.slide.result ? [slideLayer(state.slide.result)] : [];
-  view.setLayers([...layers, { source: sourceInMemory(found), origin: [region.x, region.y], cell }]);
+region.addEventListener("result", ({ detail: { layer, summary } }) => {
+  view.setLayers([...(state.slide.result ? [slideLayer(state.slide.result)] : []), layer]);
   const rows = summary.classes.map((row) =>
     rowOf(row, row.pixel_share, row.area_um2 === null ? null : row.area_um2 / 1e6),
   );
   showTable(rows, "Of the region", { low_confidence_threshold: 0.5, ...summary });
-  $("region-result").hidden = false;
-  $("region-downloads").replaceChildren(
-    ...formats.map(({ name, title, kind, path, suffix }) => {
-      const button = element("button", { type: "button", value: name, text: `${title} ` }, element("small", { text: kind }));
-      button.onclick = () => takeRegionHome(button, path.slice(1), suffix);
-      return button;
-    }),
-  );
-}
-
-async function takeRegionHome(button, format, suffix) {
-  const { region, slide } = state;
-  button.setAttribute("aria-busy", "true");
-  $("region-failure").textContent = "";
-  try {
-    const { response, type } = await postRegion(region, format);
-    save(new Blob([response], { type }), `${slide.name}_x${region.x}_y${region.y}${suffix}`);
-  } catch (error) {
-    $("region-failure").textContent = error.message;
-  } finally {
-    button.removeAttribute("aria-busy");
-  }
-}
-
-function closeRegion() {
-  state.request?.abort();
-  state.request = state.region = null;
-  view.showRegion(null);
-  view.drawing = false;
-  $("draw").setAttribute("aria-pressed", "false");
-  $("region-result").hidden = true;
-  $("region-downloads").replaceChildren();
-  $("region-failure").textContent = "";
-}
-
-$("draw").onclick = () => {
-  view.drawing = !view.drawing;
-  $("draw").setAttribute("aria-pressed", String(view.drawing));
-  $("region-help").textContent = view.drawing ? "Drag over the slide." : regionHelp();
-};
-view.addEventListener("region", ({ detail }) => {
-  $("draw").setAttribute("aria-pressed", "false");
-  segmentRegion(detail);
 });
-$("in-view").onclick = () => segmentRegion(view.regionInView());
-$("region-close").onclick = () => {
-  closeRegion();
-  $("region-help").textContent = regionHelp();
-  showSlideResult();
-};
+region.addEventListener("closed", showSlideResult);
 
 /* Outputs --------------------------------------------------------------------------------------- */
 
@@ -455,19 +268,9 @@ async function takeHome(event, link) {
 /* On the stage ---------------------------------------------------------------------------------- */
 
 view.addEventListener("point", ({ detail }) => {
-  const readout = $("readout");
-  readout.hidden = !detail || detail.label === null;
-  if (readout.hidden) return;
-  const found = classes.of(detail.label);
-  const confidence = detail.confidence / 255;
-  const low = found && detail.confidence < classes.limit;
-  const name = found?.name ?? "Outside of the tissue";
-  readout.style.setProperty("--class-color", found?.color ?? "transparent");
-  readout.querySelector("strong").textContent = name;
-  readout.querySelector(".value").textContent = found ? percent(confidence) : "";
-  readout.querySelector("small").textContent = `${low ? "low confidence · " : ""}x ${grouped(detail.px)}, y ${grouped(detail.py)}`;
-  placeBeside(readout, detail, $("stage"));
-  if ($("view").classList.contains("by-keyboard")) speak(found ? `${name}, ${percent(confidence)}` : name);
+  const shown = detail?.label === null ? null : detail;
+  const place = shown && `x ${grouped(shown.px)}, y ${grouped(shown.py)}`;
+  showReadout(classes, shown, "Outside of the tissue", place);
 });
 
 view.addEventListener("view", () => {
@@ -475,7 +278,7 @@ view.addEventListener("view", () => {
   if (!across || !state.slide) return;
   const zoom = 100 / across / devicePixelRatio;
   $("zoom").textContent = `${zoom < 10 ? zoom.toPrecision(2) : Math.round(zoom)} %`;
-  const sides = slideSides(); // the bar lies along a row
+  const { sides } = region; // the bar lies along a row
   showScale($("scale-bar"), sides && sides[0] * across, Math.min(140, $("stage").clientWidth / 5));
 });
 
@@ -499,9 +302,10 @@ async function start() {
     if (!index.endpoints.includes("GET /slides")) {
       throw Object.assign(new Error("Whoever runs the service starts it with --slides FOLDER."), { title: "This service has no slides" });
     }
-    formats = index.formats;
+    region.formats = index.formats;
     await list.load();
     manifest = await service.model().catch(() => null);
+    region.modelMpp = manifest?.mpp ?? null;
     if (manifest) $("model").textContent = `${manifest.name} ${manifest.version}`;
     $("model").hidden = !manifest;
   } catch (error) {

@@ -2,13 +2,12 @@
 
 import { TileLayer, paintClasses, paintLowConfidence } from "./layers.js";
 import { drawOverlay, newDraft, newStyle } from "./overlay.js";
+import { moveByKey } from "./tools.js";
 
 const MAX_SCALE = 40; // canvas pixels for one of the image's
 const MARGIN = 20;
 const MARGIN_BELOW = 72; // where the buttons are
 const SMOOTH_BELOW = 4; // above it people want to see the pixels
-const PAN_STEP = 48;
-const ZOOM_STEP = 1.4;
 const HALVE_ABOVE_PX = 2048;
 const BLOCK_PX = 2048;
 
@@ -286,22 +285,7 @@ export class Stage extends EventTarget {
   }
 
   #onKey(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || !this.#size) return;
-    const step = event.shiftKey ? 4 * PAN_STEP : PAN_STEP;
-    const actions = {
-      ArrowLeft: () => this.panBy(step, 0),
-      ArrowRight: () => this.panBy(-step, 0),
-      ArrowUp: () => this.panBy(0, step),
-      ArrowDown: () => this.panBy(0, -step),
-      "+": () => this.zoomBy(ZOOM_STEP),
-      "=": () => this.zoomBy(ZOOM_STEP),
-      "-": () => this.zoomBy(1 / ZOOM_STEP),
-      0: () => this.fit(),
-      1: () => this.actualSize(),
-    };
-    if (!Object.hasOwn(actions, event.key)) return;
-    event.preventDefault();
-    actions[event.key]();
+    if (!this.#size || !moveByKey(event, this, (x, y) => this.panBy(-x, -y))) return;
     this.pointAtCentre();
   }
 

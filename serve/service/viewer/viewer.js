@@ -1,7 +1,9 @@
 /** The page: choose an image, wait for the service, look at the answer, take it home. */
 
 import { Classes } from "./classes.js";
+import { Downloads } from "./downloads.js";
 import { readNpz } from "./npz.js";
+import { setUpOpening } from "./opening.js";
 import {
   $,
   element,
@@ -9,8 +11,6 @@ import {
   micrometres,
   perPixel,
   percent,
-  placeBeside,
-  save,
   setUpKey,
   setUpTheme,
   showScale,
@@ -20,9 +20,9 @@ import {
 } from "./page.js";
 import { Service, ServiceError } from "./service.js";
 import { Stage } from "./stage.js";
-import { setUpTools } from "./tools.js";
+import { setUpTools, showReadout } from "./tools.js";
+import { patiently, refusal, startClock } from "./waiting.js";
 
-const BUSY_RETRIES = 5;
 const EXAMPLE = { path: "viewer/example.jpg", name: "synthetic-example.jpg", mpp: "0.5" };
 const ASSUMED = "model (assumed)"; // the service's words for where an image's um per pixel is from
 const UNKNOWN = "unknown";
@@ -36,8 +36,6 @@ const NOTHING = { file: null, bitmap: null, request: null, query: null, summary:
 /** What is open: the file, its bitmap, the request under way, and the answer with its own query. */
 const state = { ...NOTHING };
 let manifest = null;
-/** What a result can be downloaded as, by name. */
-const formats = new Map();
 let mppHelp = "";
 
 /* States ---------------------------------------------------------------------------------------- */
@@ -73,14 +71,13 @@ function close() {
   const { request } = state;
   Object.assign(state, NOTHING);
   request?.abort();
-  for (const controller of underWay.values()) controller.abort();
   stage.clear();
   $("file-name").textContent = "No image yet";
   $("file-facts").textContent = "";
   $("mpp-help").textContent = mppHelp;
   showNotes([]);
   $("preview-note").hidden = true;
-  showDownloadFailure("");
+  downloads.close();
   document.title = TITLE;
   show("empty");
 }
@@ -128,18 +125,6 @@ async function segment() {
   }
 }
 
-/** Try again while the service says that it is busy, as often and as soon as it allows. */
-async function patiently(request, clock, signal) {
-  for (let attempt = 0; ; attempt++) {
-    try {
-      return await request();
-    } catch (error) {
-      if (error.status !== 429 || attempt === BUSY_RETRIES) throw error;
-      await clock.countDown(error.retryAfterS ?? 2 ** attempt, signal);
-    }
-  }
-}
-
 async function readResult(buffer) {
   const arrays = await readNpz(buffer);
   const [labels, confidence, json] = ["labels", "confidence", "summary"].map((name) => {
@@ -172,40 +157,6 @@ async function ensurePicture(file, { width, height, summary }, signal) {
     $("preview-note").textContent = "This browser cannot show the image, so grey stands for it. The overlay is right.";
     $("preview-note").hidden = false;
   }
-}
-
-/** A card that says what is going on, and for how long. */
-function startClock() {
-  const started = performance.now();
-  const bar = $("progress").querySelector("progress");
-  let waiting = false;
-  const tell = (phase, done) => {
-    waiting = phase === "work";
-    const titles = { upload: "Sending the image", work: "Segmenting", download: "Receiving the result" };
-    $("progress-title").textContent = titles[phase];
-    if (done === null) bar.removeAttribute("value");
-    else bar.value = done;
-    $("progress-detail").textContent = done === null ? elapsed() : percent(done);
-    if (phase === "work") speak("Segmenting");
-  };
-  const elapsed = () => `${Math.floor((performance.now() - started) / 1000)} s`;
-  const timer = setInterval(() => {
-    if (waiting) $("progress-detail").textContent = elapsed();
-  }, 500);
-  const countDown = async (seconds, signal) => {
-    waiting = false;
-    $("progress-title").textContent = "The service is busy";
-    bar.removeAttribute("value");
-    speak(`The service is busy. Trying again in ${Math.ceil(seconds)} seconds.`);
-    const end = performance.now() + 1000 * seconds;
-    for (let left = seconds; left > 0; left = (end - performance.now()) / 1000) {
-      $("progress-detail").textContent = `Trying again in ${Math.ceil(left)} s`;
-      await new Promise((resolve) => setTimeout(resolve, Math.min(250, 1000 * left)));
-      signal.throwIfAborted();
-    }
-  };
-  tell("upload", 0);
-  return { tell, countDown, stop: () => clearInterval(timer) };
 }
 
 /* The answer ------------------------------------------------------------------------------------ */
@@ -286,20 +237,8 @@ $("threshold").addEventListener("input", describeLow);
 /* On the stage ---------------------------------------------------------------------------------- */
 
 stage.addEventListener("point", ({ detail }) => {
-  const readout = $("readout");
-  readout.hidden = !detail || document.body.dataset.state !== "done";
-  if (readout.hidden) return;
-  const found = classes.of(detail.label);
-  const confidence = detail.confidence / 255;
-  const low = detail.confidence < classes.limit;
-  readout.style.setProperty("--class-color", found?.color ?? "transparent");
-  readout.querySelector("strong").textContent = found?.name ?? "Unlabelled";
-  readout.querySelector(".value").textContent = percent(confidence);
-  readout.querySelector("small").textContent = `${low ? "low confidence · " : ""}x ${detail.column}, y ${detail.row}`;
-  placeBeside(readout, detail, $("stage"));
-  if ($("view").classList.contains("by-keyboard")) {
-    speak(`${found?.name ?? "Unlabelled"}, ${percent(confidence)}`);
-  }
+  const shown = document.body.dataset.state === "done" ? detail : null;
+  showReadout(classes, shown, "Unlabelled", shown && `x ${shown.column}, y ${shown.row}`);
 });
 
 stage.addEventListener("view", () => {
@@ -324,81 +263,6 @@ $("mpp-form").addEventListener("submit", (event) => {
   if (state.file && document.body.dataset.state === "done") segment();
 });
 
-/** Downloads under way, by format; a second click on a button stops its own. */
-const underWay = new Map();
-
-$("downloads").addEventListener("click", ({ target }) => {
-  const button = target.closest("button");
-  if (!button) return;
-  if (underWay.has(button.value)) underWay.get(button.value).abort();
-  else takeHome(button);
-});
-
-/** Download a format of the open image; the button tells how far it is. */
-async function takeHome(button) {
-  const { file } = state;
-  const format = formats.get(button.value);
-  const controller = new AbortController();
-  const note = downloadNote(button.querySelector("small"));
-  underWay.set(format.name, controller);
-  showDownloadFailure("");
-  button.setAttribute("aria-busy", "true");
-  try {
-    const content = await download(format, file, note, controller.signal);
-    save(content, file.name.replace(/\.[^.]+$/, "") + format.suffix);
-  } catch (error) {
-    if (error.name === "AbortError") return;
-    const retry = () => takeHome(button);
-    const mayRetry = error.mayPass || error.asksForKey || error.title === undefined;
-    showDownloadFailure(`${error.title ?? "That failed"}. ${error.message}`, mayRetry ? retry : null);
-    if (error.asksForKey) askForKey(retry);
-  } finally {
-    note.stop();
-    underWay.delete(format.name);
-    button.removeAttribute("aria-busy");
-  }
-}
-
-function showDownloadFailure(text, retry = null) {
-  $("download-failure").textContent = text;
-  $("download-again").hidden = !retry;
-  $("download-again").onclick = retry;
-}
-
-/** Says in a download's button how far it is, and that a click stops it. */
-function downloadNote(place) {
-  const [before, started] = [place.textContent, performance.now()];
-  let phase = "";
-  const elapsed = () => `${Math.floor((performance.now() - started) / 1000)} s`;
-  const say = () => (place.textContent = `${phase || elapsed()} · cancel`);
-  const timer = setInterval(say, 500);
-  const tell = (name, done) => {
-    const words = { upload: "sent", work: "", download: "received" }[name];
-    phase = words && done !== null ? `${percent(done)} ${words}` : "";
-    say();
-  };
-  const countDown = async (seconds, signal) => {
-    phase = "busy, trying again";
-    say();
-    const end = performance.now() + 1000 * seconds;
-    while (performance.now() < end) {
-      await new Promise((resolve) => setTimeout(resolve, 100));
-      signal.throwIfAborted();
-    }
-  };
-  const stop = () => {
-    clearInterval(timer);
-    place.textContent = before;
-  };
-  say();
-  return { tell, countDown, stop };
-}
-
-/** An error that the field itself explains. */
-function refusal(title, message) {
-  return Object.assign(new Error(message), { title, mayPass: true });
-}
-
 /** Take over a pixel size that is meant for the image being opened; one of an image before is not. */
 function takeMpp(given) {
   const field = $("mpp");
@@ -415,50 +279,6 @@ function mppQuery() {
   return new URLSearchParams(value ? { mpp: value } : {});
 }
 
-/** Formats that the page writes itself, as the result is shown. */
-const AS_SHOWN = {
-  overlay: () =>
-    stage.picture().catch(() => {
-      throw refusal("The picture cannot be drawn", "It is too large for this browser. Crop the image.");
-    }),
-};
-
-/** The shown result in a format: from this page, or else from the service. */
-async function download({ name, path, options }, file, note, signal) {
-  if (name in AS_SHOWN) return AS_SHOWN[name]();
-  const query = new URLSearchParams(state.query);
-  if (options.includes("min_area_px")) query.set("min_area_px", smallestArea());
-  const request = () => service.post(path.slice(1), file, { query, signal, onProgress: note.tell });
-  const { response, type } = await patiently(request, note, signal);
-  return new Blob([response], { type });
-}
-
-/** Make a button for each format that the service offers. */
-async function loadFormats() {
-  try {
-    const index = await service.index();
-    $("to-slides").hidden = !index.endpoints.includes("GET /slides");
-    for (const format of index.formats) formats.set(format.name, format);
-  } catch (error) {
-    $("download-failure").textContent = `${error.title ?? "The list of formats cannot be read"}. ${error.message}`;
-  }
-  $("downloads").replaceChildren(
-    ...[...formats.values()].map(({ name, title, kind }) =>
-      element(
-        "button",
-        { type: "button", value: name, text: `${title} ` },
-        element("small", { text: name in AS_SHOWN ? `${kind}, as shown` : kind }),
-      ),
-    ),
-  );
-}
-
-function smallestArea() {
-  const { value, validity } = $("smallest");
-  if (!validity.valid) throw refusal("The smallest outline cannot be used", "It has to be a whole number of pixels.");
-  return Number(value);
-}
-
 function describeSmallest() {
   const mpp = knownMpp();
   const um2 = mpp ? ` ${$("smallest").value || 0} px are ${Number(($("smallest").value * mpp ** 2).toPrecision(3))} µm².` : "";
@@ -468,15 +288,7 @@ $("smallest").addEventListener("input", describeSmallest);
 
 /* Opening --------------------------------------------------------------------------------------- */
 
-function openFirst(files) {
-  if (files.length) open(files[0]);
-}
-
-for (const id of ["open", "choose", "another"]) $(id).onclick = () => $("file").click();
-$("file").addEventListener("change", () => {
-  openFirst($("file").files);
-  $("file").value = ""; // so that the same file can be chosen again
-});
+setUpOpening(open);
 $("example").onclick = async () => {
   try {
     const answer = await fetch(EXAMPLE.path);
@@ -491,28 +303,12 @@ $("cancel").onclick = () => {
   $("choose").focus();
 };
 
-let dragDepth = 0; // dragenter and dragleave also come from what is inside
-const dragging = (depth) => {
-  dragDepth = depth;
-  document.body.classList.toggle("dragging", depth > 0);
-};
-addEventListener("dragenter", (event) => {
-  if (event.dataTransfer?.types.includes("Files")) dragging(dragDepth + 1);
-});
-addEventListener("dragleave", () => dragging(Math.max(0, dragDepth - 1)));
-addEventListener("dragover", (event) => event.preventDefault());
-addEventListener("drop", (event) => {
-  event.preventDefault();
-  dragging(0);
-  openFirst(event.dataTransfer?.files ?? []);
-});
-addEventListener("paste", (event) => openFirst(event.clipboardData?.files ?? []));
-
 /* Key, theme, model ----------------------------------------------------------------------------- */
 
 const askForKey = setUpKey(service, () => {
   if (!manifest) loadModel();
 });
+const downloads = new Downloads(service, stage, state, askForKey);
 
 function showModel({ name, version }) {
   $("model").textContent = `${name} ${version}`;
@@ -554,4 +350,4 @@ async function loadModel() {
 setUpTheme();
 show("empty");
 loadModel();
-loadFormats();
+downloads.load();
