@@ -24,11 +24,12 @@ from serve.contract.manifest import read_bundle, sha256_of
 from serve.contract.strict import Strict
 from serve.slides.cluster.engine import open_cluster_engine
 from serve.slides.cohort import SlideTask
+from serve.slides.engine import Engine
 from serve.slides.finish import read_passport
 from serve.slides.local import open_local_engine
 from serve.slides.options import ClusterOptions, RunOptions, Settings
 from serve.slides.outputs.registry import formats_of
-from serve.slides.run import Cohort, Engine, run_cohort
+from serve.slides.run import Cohort, run_cohort
 
 
 class Cost(Strict):

@@ -20,12 +20,11 @@ import tyro
 from numpy.typing import NDArray
 
 from benchmarks.generated_slide import Clock, SlideOptions, tiles_in_memory, write_slide
-from benchmarks.gpu_watch import GpuUse, watched_gpu
+from benchmarks.gpu_watch import watched_gpu
 from benchmarks.harness import one_line_errors, write_report
-from serve.contract.machine import Machine, installed_versions, peak_memory_mib, this_machine
+from benchmarks.slides_gpu_report import Row, SlidesGpuReport, markdown
+from serve.contract.machine import installed_versions, peak_memory_mib, this_machine
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
-from serve.contract.markdown import markdown_table
-from serve.contract.strict import Strict
 from serve.inference.batching import TileAnswer, TileRunner
 from serve.inference.segmenter import open_segmenter
 from serve.slides.cohort import SlideTask
@@ -38,45 +37,6 @@ from serve.slides.run import Cohort, run_cohort
 
 _OUTPUT = "low_res_probabilities"
 _PACKAGES = ("onnxruntime-gpu", "onnxruntime", "openslide-bin", "tifffile", "imagecodecs", "zarr")
-
-
-class Row(Strict):
-    """One way to run tiles."""
-
-    name: str
-    parallel: int
-    """Batches that the model runs at a time."""
-    read_threads: int | None
-    block_cells: int | None
-    num_tiles: int
-    """That the model ran, those in the overlap of two blocks twice."""
-    num_tiles_once: int
-    seconds: float
-    tiles_per_second: float
-    share: float | None
-    """Of the tiles per second of the model alone, with as many batches at a time."""
-    cpu_ms_per_tile: float
-    """Processor time of this process, user and system."""
-    waits: dict[str, float]
-    """Seconds of the blending thread: waited for reading, the model and writing, or blended."""
-    gpu: GpuUse | None
-
-
-class SlidesGpuReport(Strict):
-    """The content of `slides_gpu.json`."""
-
-    machine: Machine
-    packages: dict[str, str]
-    model: str
-    precision: str
-    provider: str
-    tile_size_px: int
-    max_batch_size: int
-    slide_px: int
-    reader: str
-    rows: tuple[Row, ...]
-    peak_memory_gib: float
-    """Largest resident set of this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,48 +257,6 @@ def run_benchmark(command: SlidesGpuBenchmark) -> SlidesGpuReport:
     )
     write_report(command.out, "slides_gpu", report, markdown(report))
     return report
-
-
-def markdown(report: SlidesGpuReport) -> str:
-    """Write the report as a table."""
-    gpus = ", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in report.machine.gpus) or "no GPU"
-    rows = [
-        (
-            row.name,
-            row.parallel,
-            row.read_threads or "",
-            row.block_cells or "",
-            row.num_tiles,
-            f"{row.tiles_per_second:.1f}",
-            f"{row.num_tiles_once / row.seconds:.1f}",
-            "" if row.share is None else f"{row.share:.0%}",
-            "" if row.gpu is None else f"{row.gpu.busy:.0%}",
-            "" if row.gpu is None else f"{row.gpu.peak_memory_gib:.1f} GiB",
-            f"{row.cpu_ms_per_tile:.1f}",
-            ", ".join(f"{name} {seconds:.1f}" for name, seconds in row.waits.items()),
-        )
-        for row in report.rows
-    ]
-    headers = (
-        *("", "batches at a time", "readers", "block", "tiles", "tiles/s", "without halos"),
-        *("of the model", "GPU busy", "GPU memory", "CPU ms/tile", "blending thread, s"),
-    )
-    return "\n".join(
-        [
-            "# The slide engine on a GPU",
-            "",
-            f"{gpus}; {report.machine.processor.name}, {report.machine.num_cpus} CPUs; "
-            + ", ".join(f"{name} {found}" for name, found in report.packages.items())
-            + ".",
-            f"{report.model} in {report.precision} on {report.provider}, tiles of "
-            f"{report.tile_size_px} pixels, batches of {report.max_batch_size}; a slide of "
-            f"{report.slide_px} pixels a side, all tissue. This process took "
-            f"{report.peak_memory_gib:.1f} GiB. Written by `python -m benchmarks.slides_gpu`.",
-            "",
-            markdown_table(headers, rows, align="lrrrrrrrrrrl"),
-            "",
-        ]
-    )
 
 
 if __name__ == "__main__":

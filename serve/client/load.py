@@ -9,7 +9,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from serve.client.http import HttpClient
+from serve.client.memory_watch import Memory, MemoryWatch
 from serve.client.whole_files import write_together
 from serve.contract.errors import BackendUnavailableError, SettingsError
 from serve.contract.key_file import read_key
@@ -32,8 +33,6 @@ _MIN_AGREEMENT = 0.99
 _PAUSE_S = 0.05
 """Pause between a failure and the next attempt."""
 _TIMEOUT_S = 120.0
-_SAMPLE_EVERY_S = 0.5
-_MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +79,6 @@ class Answer:
     """Duration of the request."""
     outcome: str
     """The HTTP status, `wrong` for wrong labels, or the name of the connection's error."""
-
-
-class Memory(BaseModel):
-    """Resident memory of the service and its workers."""
-
-    at_s: list[float]
-    mebibytes: list[float]
-    growth_in_second_half: float
-    """Growth along a line fitted to the second half, as a share of the line's first value."""
 
 
 class LoadReport(BaseModel):
@@ -173,45 +163,6 @@ def _is_right(content: bytes, labels: NDArray[np.uint8]) -> bool:
 
 def _agree(found: NDArray[np.uint8], labels: NDArray[np.uint8]) -> bool:
     return found.shape == labels.shape and float(np.mean(found == labels)) >= _MIN_AGREEMENT
-
-
-@dataclass
-class MemoryWatch:
-    """Samples the memory of a process and its children."""
-
-    pid: int
-    _start: float = field(default_factory=time.perf_counter)
-    _at_s: list[float] = field(default_factory=list)
-    _mebibytes: list[float] = field(default_factory=list)
-
-    async def run(self) -> None:
-        """Sample until cancelled."""
-        process = psutil.Process(self.pid)
-        while True:
-            nbytes = 0
-            for one in (process, *process.children(recursive=True)):
-                try:
-                    nbytes += one.memory_info().rss
-                except psutil.NoSuchProcess:  # it has just ended
-                    continue
-            self._at_s.append(round(time.perf_counter() - self._start, 2))
-            self._mebibytes.append(round(nbytes / _MEBIBYTE, 1))
-            await asyncio.sleep(_SAMPLE_EVERY_S)
-
-    def report(self) -> Memory:
-        """The samples so far, and their growth."""
-        half = len(self._at_s) // 2
-        growth = growth_of(self._at_s[half:], self._mebibytes[half:])
-        return Memory(at_s=self._at_s, mebibytes=self._mebibytes, growth_in_second_half=growth)
-
-
-def growth_of(at_s: Sequence[float], values: Sequence[float]) -> float:
-    """Growth along the best fitting straight line, as a share of the line's first value."""
-    if len(at_s) < 2:
-        return 0.0
-    slope, offset = np.polyfit(at_s, values, 1)
-    begin, end = offset + slope * at_s[0], offset + slope * at_s[-1]
-    return float(end / begin - 1)
 
 
 async def measure_load(

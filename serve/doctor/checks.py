@@ -16,9 +16,9 @@ from serve.inference.backend import first_line
 from serve.inference.probe import PROVIDERS, probe
 from serve.inference.segmenter import open_segmenter
 from serve.inference.triton import TritonBackend, version_on_triton
-from serve.service.model import check_warm_up
 from serve.service.page import LIBRARY_FILE
 from serve.service.start import START_CHECKS
+from serve.service.warm_up import check_warm_up
 from serve.settings import MEBIBYTE, ServeSettings
 
 NEEDED = ("numpy", "pillow", "bentoml", "fastapi", "shapely", "tritonclient")

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from serve.contract.errors import (
     BackendUnavailableError,
     BundleError,
@@ -23,6 +21,7 @@ from serve.inference.runs_on import RunsOn
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.inference.triton import load_on_triton, version_on_triton
 from serve.service.telemetry import ObservedBackend, Telemetry
+from serve.service.warm_up import check_warm_up
 from serve.settings import ServeSettings
 
 _RETRY_AFTER_S = 1.0
@@ -282,28 +281,6 @@ class Model:
             # Checks the files' SHA-256, so once only for the same files.
             self._checked = (stamp, read_bundle(self._settings.bundle))
         return self._checked[1]
-
-
-def check_warm_up(segmenter: TileSegmenter, bundle: Path) -> None:
-    """Segment the bundle's warm-up image, if it has one, and compare with the labels at export.
-
-    Raises:
-        BundleError: too few labels agree.
-    """
-    expected = segmenter.manifest.warm_up
-    if expected is None:
-        return
-    with np.load(bundle / expected.file, allow_pickle=False) as arrays:
-        image, labels = arrays["image"], arrays["labels"]
-    found = segmenter.segment(image).labels
-    agreement = float(np.mean(found == labels)) if found.shape == labels.shape else 0.0
-    if agreement < expected.min_agreement:
-        raise BundleError(
-            f"{bundle / expected.file}: {agreement:.1%} of the warm-up image's labels are those of "
-            f"the export, expected at least {expected.min_agreement:.1%}. Check that the runtime "
-            "and its precision suit this machine, and export again.",
-            code="warm_up_differs",
-        )
 
 
 def _stamp(bundle: Path) -> _Stamp | None:

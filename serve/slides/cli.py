@@ -20,7 +20,8 @@ from serve.slides.errors import ExtraMissingError, ResultError
 from serve.slides.options import ClusterOptions, OutputOptions, RunOptions, Settings, TissueRule
 
 if TYPE_CHECKING:
-    from serve.slides.run import Cohort, Engine, Outcome
+    from serve.slides.engine import Engine, Outcome
+    from serve.slides.run import Cohort
 
 
 @dataclass(frozen=True, kw_only=True)

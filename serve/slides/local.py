@@ -28,7 +28,7 @@ _SLIDES_AT_ONCE = 2
 
 
 class LocalEngine:
-    """See `serve.slides.run.Engine`.
+    """See `serve.slides.engine.Engine`.
 
     Args:
         runner: the model; closed with this.

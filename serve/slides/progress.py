@@ -11,14 +11,14 @@ from typing import Literal, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from serve.slides.run import Outcome
+from serve.slides.engine import Outcome
 
 Mode = Literal["auto", "bar", "json", "quiet"]
 _LOG_EVERY_S = 10.0
 
 
 class Quiet:
-    """Shows nothing; see `serve.slides.run.Watcher`."""
+    """Shows nothing; see `serve.slides.engine.Watcher`."""
 
     def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
         """See `Watcher`."""

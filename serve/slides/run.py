@@ -17,99 +17,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
 
 from serve.contract.errors import FocalPathError
 from serve.contract.manifest import MANIFEST_FILE
-from serve.contract.strict import Strict
 from serve.slides.cohort import Problem, SlideTask
+from serve.slides.engine import Engine, Outcome, Watcher
 from serve.slides.errors import ResultError
-from serve.slides.finish import OnStep, publish
+from serve.slides.finish import publish
 from serve.slides.job import WORK_FOLDER, SlideJob
 from serve.slides.lock import SlideBusyError, slide_lock
 from serve.slides.options import RunOptions
 from serve.slides.outputs.format import SlideFormat
-from serve.slides.plan import Block, ModelInfo
 from serve.slides.store import WorkFolder, write_whole, written
 from serve.slides.tiling import Tiling
-from serve.slides.worker import OnBlock, OnTiles
-
-
-class Engine(Protocol):
-    """Computes blocks: in this process, or on a cluster."""
-
-    @property
-    def model(self) -> ModelInfo:
-        """The model that it runs."""
-        ...
-
-    @property
-    def slides_at_once(self) -> int:
-        """How many slides to work on at the same time; then from as many threads."""
-        ...
-
-    def prepare(self, job: SlideJob) -> bool:
-        """Plan a slide; see `serve.slides.job.prepare`."""
-        ...
-
-    def run(
-        self,
-        work: WorkFolder,
-        blocks: Sequence[Block],
-        *,
-        on_block: OnBlock,
-        on_tiles: OnTiles,
-    ) -> None:
-        """Compute blocks of a slide whose folder is begun; see `BlockWorker.run`."""
-        ...
-
-    def finish(self, job: SlideJob, on_step: OnStep) -> None:
-        """Write the outputs of a slide whose blocks are done; see `serve.slides.job.conclude`."""
-        ...
-
-    def close(self) -> None:
-        """Stop what is at work and free what is held; not used after. May be called twice."""
-        ...
-
-
-class Watcher(Protocol):
-    """Is told how a run goes. Every method may be called from any thread."""
-
-    def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
-        """A slide begins, or goes on with `num_done` of its tiles done."""
-        ...
-
-    def add_tiles(self, name: str, num_tiles: int) -> None:
-        """More tiles are done. What this raises stops the run."""
-        ...
-
-    def bound_by(self, name: str, stage: str) -> None:
-        """Which stage took most of the last block."""
-        ...
-
-    def step(self, name: str, step: str) -> None:
-        """An output is being written."""
-        ...
-
-    def end_slide(self, outcome: "Outcome") -> None:
-        """A slide is done, or failed."""
-        ...
-
-
-class Outcome(Strict):
-    """How a slide ended."""
-
-    name: str
-    path: str
-    status: Literal["done", "kept", "failed"]
-    """`kept`: it was finished before, with the same slide, model and settings."""
-    reason: str = ""
-    """Why it failed."""
-    code: str = ""
-    """Names the kind of failure."""
-    seconds: float = 0.0
-    num_tiles: int = 0
-    """Tiles that ran now."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from serve.contract.manifest import sha256_of
 from serve.contract.strict import Strict
+from serve.slides.engine import Outcome
 from serve.slides.errors import ResultDamagedError, ResultError
 from serve.slides.finish import (
     PASSPORT_FILE,
@@ -19,7 +20,6 @@ from serve.slides.finish import (
 from serve.slides.finished import SUMMARY_CSV, finished
 from serve.slides.job import WORK_FOLDER
 from serve.slides.lock import SlideBusyError, slide_lock
-from serve.slides.run import Outcome
 from serve.slides.shard import read_list
 from serve.slides.store import WorkFolder
 from serve.slides.summary import cohort_csv

@@ -17,8 +17,9 @@ from export.precision.artefacts import PrecisionSettings
 from export.precision.half import half_blocks
 from export.settings import BundleSettings
 from export.tensorrt.engine import build_engine
-from export.tensorrt.lint import engine_obstacles, lint, load_rules
+from export.tensorrt.lint import engine_obstacles, lint
 from export.tensorrt.plan import read_engine_plan
+from export.tensorrt.rules import load_rules
 from serve.contract.machine import this_processor
 from serve.contract.manifest import read_bundle
 from tests.support import ROOT

@@ -7,14 +7,12 @@ Shape letters: B images, N image tokens, T = 3 + C tokens (iou, single-mask, unl
 C classes), L two-way blocks, H attention heads, D channels.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
 
 from train.errors import BaselineError, SettingsError
@@ -263,43 +261,3 @@ def find_strategy(name: str) -> BiasStrategy:
             f"bias is {name!r}, expected one of {', '.join(STRATEGIES)}. Change --bias."
         )
     return STRATEGIES[name]
-
-
-class BiasedAttention(Attention):  # type: ignore[misc] # segment_anything has no types
-    """SAM's attention with an additive bias on the keys (Eq. 1), or a factor on the queries.
-
-    In `cross_attn_image_to_token` the queries are image tokens and the keys class tokens, so a
-    bias per key shifts each pixel's attention between classes. In the other direction the softmax
-    runs over pixels, where a constant per token cancels.
-    """
-
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        key_bias: Tensor | None = None,
-        query_scale: Tensor | None = None,
-    ) -> Tensor:
-        """Attend from q (B, Q, D) to k and v (B, K, D).
-
-        Args:
-            q: queries.
-            k: keys.
-            v: values.
-            key_bias: added to the logits; (K,) or (H, 1, K).
-            query_scale: factors of each query's logits, (Q,).
-
-        Returns:
-            (B, Q, D).
-        """
-        queries = self._separate_heads(self.q_proj(q), self.num_heads)  # B x H x Q x D/H
-        keys = self._separate_heads(self.k_proj(k), self.num_heads)
-        values = self._separate_heads(self.v_proj(v), self.num_heads)
-        if query_scale is not None:
-            queries = queries * query_scale[:, None]
-        logits = (queries / math.sqrt(queries.shape[-1])) @ keys.transpose(-2, -1)
-        if key_bias is not None:
-            logits = logits + key_bias  # B x H x Q x K
-        attended = self._recombine_heads(logits.softmax(dim=-1) @ values)
-        return self.out_proj(attended)  # type: ignore[no-any-return]

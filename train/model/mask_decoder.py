@@ -14,7 +14,8 @@ from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from segment_anything.modeling.transformer import TwoWayAttentionBlock
 from torch import Tensor, nn
 
-from train.model.class_bias import NUM_BLOCKS, NUM_HEADS, BiasedAttention, ClassTerms
+from train.model.biased_attention import BiasedAttention
+from train.model.class_bias import NUM_BLOCKS, NUM_HEADS, ClassTerms
 from train.model.image_encoder import convolution
 
 

@@ -21,13 +21,14 @@ from serve.service.slides.job import Job
 from serve.service.slides.jobs import JobsError, JobStore
 from serve.settings import ServeSettings
 from serve.slides.cohort import SlideTask
+from serve.slides.engine import Outcome
 from serve.slides.finished import write_cohort_csv
 from serve.slides.local import open_local_engine
 from serve.slides.options import RunOptions
 from serve.slides.outputs.ome_zarr import OME_ZARR
 from serve.slides.outputs.registry import formats_of
 from serve.slides.progress import Quiet
-from serve.slides.run import Cohort, Outcome, run_cohort
+from serve.slides.run import Cohort, run_cohort
 
 NICENESS = 10
 """Lower priority than the service, so that interactive requests come first."""
@@ -38,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class JobProgress(Quiet):
-    """Writes a job's progress to the store; see `serve.slides.run.Watcher`."""
+    """Writes a job's progress to the store; see `serve.slides.engine.Watcher`."""
 
     def __init__(self, store: JobStore, job_id: str) -> None:
         self._store = store

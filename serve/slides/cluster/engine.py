@@ -48,7 +48,7 @@ _WAIT_S = 0.2
 
 
 class ClusterEngine:
-    """See `serve.slides.run.Engine`.
+    """See `serve.slides.engine.Engine`.
 
     Args:
         dispatcher: hands blocks to workers; closed with this.

@@ -5,7 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.tensorrt.lint import Violation, engine_obstacles, lint, load_rules
+from export.tensorrt.lint import Violation, engine_obstacles, lint
+from export.tensorrt.rules import load_rules
 
 FLOAT, HALF, DOUBLE = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE
 UINT8, INT64 = TensorProto.UINT8, TensorProto.INT64

@@ -10,14 +10,13 @@ from serve.client.load import (
     Answer,
     Load,
     LoadReport,
-    Memory,
     Probe,
     ask_for,
-    growth_of,
     make_probes,
     measure_load,
     summarise_answers,
 )
+from serve.client.memory_watch import Memory, growth_of
 from tests.support.http_service import service_process, wait_until_ready
 from tests.support.ports import free_port
 from tests.support.probes import probe_of

@@ -12,8 +12,9 @@ import pytest
 from serve.contract.errors import BackendUnavailableError, BundleError, ModelChangedError
 from serve.contract.manifest import WarmUp, read_bundle, sha256_of
 from serve.inference.segmenter import TileSegmenter, open_segmenter
-from serve.service.model import Model, check_warm_up
+from serve.service.model import Model
 from serve.service.telemetry import Telemetry
+from serve.service.warm_up import check_warm_up
 from serve.settings import ServeSettings
 from tests.support.errors import raises
 from tests.support.pictures import blobs, painted

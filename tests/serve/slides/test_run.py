@@ -21,6 +21,7 @@ from serve.contract.errors import BackendUnavailableError
 from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
 from serve.slides.cohort import SlideTask
+from serve.slides.engine import Outcome
 from serve.slides.errors import MaskError, OutputError, ResultDamagedError, ResultError
 from serve.slides.finish import read_passport, read_summary
 from serve.slides.finished import write_cohort_csv
@@ -29,7 +30,7 @@ from serve.slides.lock import SlideBusyError, slide_lock
 from serve.slides.options import RunOptions, Settings
 from serve.slides.outputs.registry import FORMATS, formats_of
 from serve.slides.progress import Quiet
-from serve.slides.run import Cohort, Outcome, run_cohort
+from serve.slides.run import Cohort, run_cohort
 from serve.slides.status import read_status, verify, verify_csv
 from serve.slides.store import LABELS, WorkFolder
 from tests.support.certificate import certificate_that_warns

@@ -8,13 +8,8 @@ from segment_anything.modeling import TwoWayTransformer
 from torch import Tensor
 
 from train.errors import BaselineError
-from train.model.class_bias import (
-    STRATEGIES,
-    BiasedAttention,
-    ClassAttentionBias,
-    ClassStatistics,
-    ClassTerms,
-)
+from train.model.biased_attention import BiasedAttention
+from train.model.class_bias import STRATEGIES, ClassAttentionBias, ClassStatistics, ClassTerms
 from train.model.mask_decoder import MaskDecoder
 from train.settings import BiasSettings
 
