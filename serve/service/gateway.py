@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.service.access import AccessControl, ApiKeys
 from serve.service.error_answers import EXCEPTION_HANDLERS
+from serve.service.head import HeadRequests
 from serve.service.kept import KEEP_HEADER
 from serve.service.request_limits import RequestLimits
 from serve.service.request_log import REQUEST_ID_HEADER, RequestLog
@@ -67,6 +68,7 @@ def build_gateway(
             queue=queue,
         )
     )
+    middleware.append(Middleware(HeadRequests))
     return Starlette(
         routes=[Mount("/", app)],  # which takes no path with a line break in it
         middleware=middleware,

@@ -26,6 +26,7 @@ _MEDIA_TYPES = {
 }
 """Fixed here: a system's own table may call JavaScript plain text, which browsers refuse."""
 _PART = re.compile(r"^(?P<indent> *)<!-- part: (?P<name>\w+) -->\n", re.MULTILINE)
+_WEIGHT = re.compile(r"(?:^|;)\s*q=([01](?:\.\d{0,3})?)\s*(?:;|$)")
 _FILES = frozenset(path.name for path in VIEWER.iterdir() if path.suffix in _MEDIA_TYPES)
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'",
@@ -51,7 +52,7 @@ def page_routes(index: Endpoint) -> list[Route]:
     """`/` answers browsers with the page and programs with `index`; `/viewer/` has its files."""
 
     async def root(request: Request) -> Response:
-        if "text/html" in request.headers.get("accept", ""):
+        if _wants_page(request.headers.get("accept", "")):
             response = _file_response("index.html")
         else:
             response = await index(request)
@@ -65,6 +66,20 @@ def page_routes(index: Endpoint) -> list[Route]:
         Route("/", root, methods=["GET"]),
         Route(f"{VIEWER_PATH}{{name}}", file, methods=["GET"]),
     ]
+
+
+def _wants_page(accept: str) -> bool:
+    """Whether an Accept header names HTML, and nothing of a program's before it (RFC 9110, 12.5.1).
+
+    What is no number counts as 1.
+    """
+    weights = {}
+    for part in accept.lower().split(","):
+        kind, _, parameters = part.partition(";")
+        found = _WEIGHT.search(parameters)
+        weights[kind.strip()] = float(found[1]) if found else 1.0
+    html = weights.get("text/html", 0.0)
+    return html > 0 and html >= weights.get("application/json", 0.0)
 
 
 def read_page(name: str) -> str:

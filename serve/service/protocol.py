@@ -7,6 +7,8 @@ and for the rest of a body that has been answered already.
 
 import asyncio
 import json
+import re
+from itertools import chain
 from typing import Any
 
 import h11
@@ -26,6 +28,9 @@ LINGER_S, LINGER_PAUSE_S = 30.0, 5.0
 """Seconds, in total and without new bytes, for which the rest of a body is read and dropped after
 an early answer. A client that is still sending would lose the answer if the connection closed at
 once."""
+MAX_HEAD_BYTES = 64 * 1024
+"""Most bytes of a request's line and headers."""
+_ABSOLUTE = re.compile(rb"(?i:https?)://[^/?#]+([/?].*)?")
 _CLOSE = (b"connection", b"close")
 _INVALID_HTTP = (
     "The request is not valid HTTP/1.1, or its line and headers are longer than 64 KiB, or it has "
@@ -44,7 +49,26 @@ class _StrictConnection(h11.Connection):
             names = {name for name, _ in event.headers}
             if {b"content-length", b"transfer-encoding"} <= names:
                 raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
+            size = len(event.target) + sum(map(len, chain(*event.headers)))
+            if size > MAX_HEAD_BYTES:  # h11 counts only those that arrive in parts
+                raise h11.RemoteProtocolError("a line or headers of too many bytes")
+            return _in_origin_form(event)
         return event
+
+
+def _in_origin_form(request: h11.Request) -> h11.Request:
+    """A request for a path, also where it names the whole address (RFC 9112, section 3.2.2)."""
+    if request.target.startswith(b"/"):
+        return request
+    found = _ABSOLUTE.fullmatch(request.target)
+    if found is None:
+        raise h11.RemoteProtocolError("the request is for no path")
+    return h11.Request(
+        method=request.method,
+        target=b"/" + found[1].removeprefix(b"/"),
+        headers=request.headers,
+        http_version=request.http_version,
+    )
 
 
 class ServiceProtocol(H11Protocol):

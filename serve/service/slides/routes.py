@@ -11,6 +11,7 @@ GET  /slides/{id}/result/files/{file}               an output; a folder comes as
 
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import FastAPI, Path, Query, Request
@@ -21,6 +22,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from serve.answers.format import labels_of
 from serve.contract.errors import NotFoundError
 from serve.contract.strict import Strict
+from serve.service.head import IS_HEAD
 from serve.service.openapi import Responses
 from serve.service.slides.described import (
     RESULT_FILE,
@@ -40,6 +42,8 @@ from serve.service.slides.zipped import zip_folder
 _TILE_NAME = r"^[0-9]{1,7}_[0-9]{1,7}\.(jpeg|png|npz)$"
 _FOR_A_YEAR, _ASK_AGAIN = "private, max-age=31536000, immutable", "private, no-cache"
 _JSON = "application/json"
+_RANGE = r"(?:\d{1,18}-(?:\d{1,18})?|-\d{1,18})"
+_RANGES = re.compile(rf"bytes=\s*{_RANGE}(?:\s*,\s*{_RANGE})*\s*")
 
 Level = Annotated[int, Path(ge=0, le=64, description="of the pyramid", examples=[0])]
 TileName = Annotated[
@@ -157,13 +161,29 @@ async def _file(
     if path.is_dir():
         name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{file}.zip")
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        return StreamingResponse(zip_folder(path), media_type=entry.media_type, headers=headers)
-    return FileResponse(
+        parts = () if IS_HEAD in request.scope else zip_folder(path)
+        return StreamingResponse(parts, media_type=entry.media_type, headers=headers)
+    _ignore_invalid_range(request)
+    answer = FileResponse(
         path,
         media_type=entry.media_type,
         filename=file,
         headers={"Cache-Control": _ASK_AGAIN, "X-Content-Type-Options": "nosniff"},
+        stat_result=await run_in_threadpool(path.stat),
     )
+    if _is_known(request, answer.headers):
+        kept = {name: answer.headers[name] for name in ("ETag", "Cache-Control", "Last-Modified")}
+        return Response(status_code=304, headers=kept)
+    return answer
+
+
+def _ignore_invalid_range(request: Request) -> None:
+    """Ignore a Range header that cannot be understood, as RFC 9110, section 14.2 has it."""
+    stated = request.headers.get("range", "")
+    spans = re.findall(r"(\d+)-(\d+)", stated)
+    if not _RANGES.fullmatch(stated) or any(int(first) > int(last) for first, last in spans):
+        headers = request.scope["headers"]
+        request.scope["headers"] = [pair for pair in headers if pair[0] != b"range"]
 
 
 def _parts(name: str) -> tuple[int, int, str]:
@@ -194,9 +214,9 @@ def _cached(version: str, asked: str, *parts: object) -> dict[str, str]:
     return {"ETag": f'"{digest}"', "Cache-Control": keep}
 
 
-def _is_known(request: Request, headers: dict[str, str]) -> bool:
-    known = request.headers.get("if-none-match", "")
-    return headers["ETag"] in (tag.strip().removeprefix("W/") for tag in known.split(","))
+def _is_known(request: Request, headers: Mapping[str, str]) -> bool:
+    known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
+    return "*" in known or headers["ETag"] in (tag.removeprefix("W/") for tag in known)
 
 
 def add_slide_routes(app: FastAPI, key_errors: Responses) -> None:

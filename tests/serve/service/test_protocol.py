@@ -31,6 +31,14 @@ def test_invalid_http_is_a_400_in_json(kind: str, service_url: str) -> None:
     assert json.loads(body)["code"] == "http_invalid"
 
 
+@pytest.mark.parametrize(
+    "target", ["http://x/readyz", "HTTPS://x:1/readyz", "/readyz?a", "/readyz"]
+)
+def test_a_request_may_name_the_whole_address(target: str, service_url: str) -> None:
+    sent = f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+    assert exchange(address_of(service_url), sent)[0] == 200
+
+
 def test_a_websocket_is_answered_as_the_request_that_it_comes_with(service_url: str) -> None:
     upgrade = b"Connection: Upgrade, close\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n"
     status, _, body = exchange(address_of(service_url), POST + upgrade)

@@ -166,6 +166,15 @@ def test_a_chunked_body_over_the_limit_is_a_413(service_url: str) -> None:
 
 def test_another_method_is_a_405(service_url: str) -> None:
     assert refusal_of(httpx.get(f"{service_url}/segment")) == (405, "method_not_allowed")
+    assert httpx.head(f"{service_url}/segment").status_code == 405
+
+
+@pytest.mark.parametrize("path", ["", "readyz", "model", "openapi.json", "metrics"])
+def test_head_answers_as_get_without_the_body(path: str, service_url: str) -> None:
+    answer = httpx.head(f"{service_url}/{path}")
+    assert (answer.status_code, answer.content) == (200, b"")
+    got = httpx.get(f"{service_url}/{path}")
+    assert answer.headers["content-type"] == got.headers["content-type"]
 
 
 def test_requests_at_the_same_time_get_their_own_answers(service_url: str) -> None:

@@ -768,6 +768,26 @@ def test_the_page_may_run_only_its_own_scripts(service_url: str) -> None:
     assert not re.search(r"<script(?![^>]*\ssrc=)|\son\w+=|\sstyle=", answer.text)
 
 
+@pytest.mark.parametrize(
+    ("accept", "is_page"),
+    [
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", True),
+        ("Text/HTML", True),
+        ("text/html;level=1;q=0.5, application/json;q=0.4", True),
+        ("text/html;q=0.4, application/json", False),
+        ("application/json, text/html;q=0", False),
+        ("text/html;q=x", True),
+        ("*/*", False),
+        ("", False),
+    ],
+)
+def test_browsers_get_the_page_and_programs_the_index(
+    accept: str, is_page: bool, service_url: str
+) -> None:
+    answer = httpx.get(f"{service_url}/", headers={"accept": accept})
+    assert answer.headers["content-type"].startswith("text/html") == is_page
+
+
 def test_every_file_of_the_page_is_served_with_its_type(service_url: str) -> None:
     files = [path for path in VIEWER.iterdir() if path.suffix not in (".json", "")]
     assert len(files) >= 6

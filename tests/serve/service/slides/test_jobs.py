@@ -206,6 +206,27 @@ def test_every_output_can_be_downloaded(done: tuple[TestClient, dict[str, Any], 
     assert root == (out / "case" / "case.ome.zarr" / "zarr.json").read_bytes()
 
 
+def test_a_download_goes_on_and_is_not_sent_twice(
+    done: tuple[TestClient, dict[str, Any], Path],
+) -> None:
+    client, slide, out = done
+    path = f"/slides/{slide['id']}/result/files/summary.json"
+    whole = (out / "case" / "summary.json").read_bytes()
+    first = client.get(path)
+    for known in (first.headers["etag"], f'"x", W/{first.headers["etag"]}', "*"):
+        assert client.get(path, headers={"If-None-Match": known}).status_code == 304
+    assert client.get(path, headers={"If-None-Match": '"x"'}).content == whole
+    part = client.get(path, headers={"Range": "bytes=10-"})
+    assert (part.status_code, part.content) == (206, whole[10:])
+    for invalid in ("bytes=9-2", "bytes=a-b", "lines=0-1", "bytes=", "bytes=1-2,9-2"):
+        assert client.get(path, headers={"Range": invalid}).content == whole
+    assert client.get(path, headers={"Range": "bytes=99999999-"}).status_code == 416
+    for file in ("summary.json", "case.ome.zarr"):
+        head = client.head(f"/slides/{slide['id']}/result/files/{file}")
+        assert (head.status_code, head.content) == (200, b"")
+        assert "attachment" in head.headers["content-disposition"]
+
+
 def test_a_result_of_other_settings_is_kept_until_it_is_to_be_replaced(
     done: tuple[TestClient, dict[str, Any], Path],
 ) -> None:
