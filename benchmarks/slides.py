@@ -14,43 +14,27 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-import openslide
 import tyro
 import zarr
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks.generated_slide import Clock, SlideOptions, tiles_in_memory, write_slide
+from benchmarks.generated_slide import SlideOptions, tiles_in_memory, write_slide
 from benchmarks.harness import one_line_errors
 from benchmarks.real_size_model import draw_tiles
-from benchmarks.recorded_model import RecordedModel
-from benchmarks.slide_seams import measure_seams
+from benchmarks.seams import measure_seams
 from benchmarks.slides_report import Rates, SlidesReport, print_report
+from benchmarks.slides_variants import Run, Variants
 from serve.contract.machine import installed_versions, this_machine
-from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
-from serve.images.tiles import gaussian_window, tile_origins
-from serve.inference.batching import TileAnswer, TileRunner
-from serve.inference.segmenter import open_segmenter
-from serve.settings import InferenceSettings
-from serve.slides.cohort import SlideTask
-from serve.slides.finish import read_passport
-from serve.slides.local import LocalEngine, model_of
-from serve.slides.options import RunOptions
-from serve.slides.outputs.registry import DEFAULT, FORMATS, formats_of
-from serve.slides.run import Cohort, run_cohort
+from serve.slides.outputs.registry import DEFAULT, FORMATS
 from serve.slides.store import LABELS, array_of
-from serve.slides.throughput import for_throughput
 
-_OUTPUT = "low_res_probabilities"
 _PACKAGES = ("onnxruntime", "openslide-bin", "tifffile", "imagecodecs", "zarr", "numpy")
 
 
@@ -65,133 +49,14 @@ class SlidesBenchmark(SlideOptions):
     """Overlaps whose seams are measured; none leaves them out."""
 
 
-class _Bench:
-    """The open model, and the variants that run with it."""
-
-    def __init__(self, settings: InferenceSettings, folder: Path) -> None:
-        self.manifest: Manifest = read_bundle(settings.bundle)
-        own = for_throughput(settings, self.manifest)
-        segmenter = open_segmenter(own, self.manifest)
-        self.runner: TileRunner = segmenter.backend
-        self._simple: TileRunner = open_segmenter(settings, self.manifest).backend
-        self._model = model_of(segmenter)
-        self._folder = folder
-        self._runs = 0
-        self._recorded: dict[Path, RecordedModel] = {}
-        self.batch = (own.max_batch_size or self.manifest.max_batch_size) * own.parallel_batches
-
-    def model_alone(self, tiles: NDArray[np.uint8], count: int) -> tuple[float, float]:
-        """Seconds and CPU seconds for `count` tiles in memory."""
-        pending: deque[Future[TileAnswer]] = deque()
-        started, cpu = time.perf_counter(), time.process_time()
-        for index in range(count):
-            if len(pending) >= 2 * self.batch:
-                pending.popleft().result()
-            pending.append(self.runner.submit(tiles[index % len(tiles)], (_OUTPUT,)))
-        for future in pending:
-            future.result()
-        return time.perf_counter() - started, time.process_time() - cpu
-
-    def command(self, slide: Path) -> "_Run":
-        """Run the whole command on a slide."""
-        return self._run(slide, self.runner, DEFAULT, time.perf_counter)
-
-    def repeated(self, slide: Path, formats: Sequence[str]) -> "_Run":
-        """CPU seconds of the whole command on a slide with recorded answers."""
-        if slide not in self._recorded:
-            self._recorded[slide] = RecordedModel(self.runner)
-            self._run(slide, self._recorded[slide], tuple(FORMATS), time.process_time)
-        self._recorded[slide].rewind()
-        return self._run(slide, self._recorded[slide], formats, time.process_time)
-
-    def _run(
-        self,
-        slide: Path,
-        runner: TileRunner,
-        formats: Sequence[str],
-        now: Callable[[], float],
-    ) -> "_Run":
-        self._runs += 1
-        out = self._folder / f"out{self._runs}"
-        engine = LocalEngine(runner, self._model, max_batch_size=self.batch)
-        clock = Clock(now)
-        cohort = Cohort(out, engine, RunOptions(), formats_of(formats), clock)
-        started = now()
-        (outcome,) = run_cohort(cohort, [SlideTask(path=slide, name=slide.stem)])
-        ended = now()
-        assert outcome.status == "done", outcome.reason
-        passport = read_passport(out / slide.stem)
-        assert passport is not None
-        return _Run(
-            total=ended - started,
-            planning=clock.began - started,
-            computing=clock.computed - clock.began,
-            outputs=ended - clock.computed,
-            num_tiles=outcome.num_tiles,
-            beyond=sum(
-                value
-                for name, value in passport.seconds.items()
-                if name in ("blend", "write") or name.startswith("output")
-            ),
-            store=out / slide.stem / f"{slide.stem}.ome.zarr",
-        )
-
-    def close(self) -> None:
-        """Close the model."""
-        self.runner.close()
-        self._simple.close()
-
-    def direct(self, slide: Path) -> tuple[float, int, NDArray[np.uint8]]:
-        """Run the simple loop; returns seconds, the number of tiles, and labels (h, w) uint8."""
-        started = time.perf_counter()
-        tile = self.manifest.tile_size_px
-        side = tile // LOW_RES_STRIDE
-        window = gaussian_window(side)
-        opened = openslide.OpenSlide(slide)
-        width, height = opened.dimensions
-        canvas = np.zeros(
-            (len(self.manifest.classes), height // LOW_RES_STRIDE, width // LOW_RES_STRIDE),
-            np.float32,
-        )
-        weights = np.zeros(canvas.shape[1:], np.float32)
-        num_tiles = 0
-        for y in tile_origins(height, tile):
-            for x in tile_origins(width, tile):
-                region = np.asarray(opened.read_region((x, y), 0, (tile, tile)).convert("RGB"))
-                answer = self._simple.infer(region[None], (_OUTPUT,))[_OUTPUT][0]
-                place = (
-                    slice(y // LOW_RES_STRIDE, y // LOW_RES_STRIDE + side),
-                    slice(x // LOW_RES_STRIDE, x // LOW_RES_STRIDE + side),
-                )
-                canvas[:, *place] += window * answer
-                weights[place] += window
-                num_tiles += 1
-        labels = ((canvas / weights).argmax(axis=0) + 1).astype(np.uint8)
-        opened.close()
-        return time.perf_counter() - started, num_tiles, labels
-
-
-@dataclass(frozen=True)
-class _Run:
-    """In seconds, wall-clock or CPU."""
-
-    total: float
-    planning: float
-    computing: float
-    outputs: float
-    num_tiles: int
-    beyond: float
-    store: Path
-
-
 @dataclass(frozen=True)
 class _Round:
     """One turn of every variant."""
 
-    run: _Run
-    repeated: _Run
-    all_formats: _Run
-    double: _Run
+    run: Run
+    repeated: Run
+    all_formats: Run
+    double: Run
     """Of a slide of twice the area."""
     alone_s: float
     alone_cpu_s: float
@@ -208,7 +73,7 @@ class _Round:
         )
 
 
-def _one_round(bench: _Bench, one: Path, two: Path, tiles: NDArray[np.uint8]) -> _Round:
+def _one_round(bench: Variants, one: Path, two: Path, tiles: NDArray[np.uint8]) -> _Round:
     run = bench.command(one)
     alone_s, alone_cpu_s = bench.model_alone(tiles, run.num_tiles)
     repeated = bench.repeated(one, DEFAULT)
@@ -233,7 +98,7 @@ def _one_round(bench: _Bench, one: Path, two: Path, tiles: NDArray[np.uint8]) ->
 def run_benchmark(command: SlidesBenchmark, console: Console) -> SlidesReport:
     """Measure all variants in turns."""
     with tempfile.TemporaryDirectory() as folder:
-        bench = _Bench(command.settings, Path(folder))
+        bench = Variants(command.settings, Path(folder))
         mpp, side = bench.manifest.mpp, command.side_px
         assert mpp is not None
         one, two = Path(folder) / "one.svs", Path(folder) / "two.svs"
@@ -249,7 +114,7 @@ def run_benchmark(command: SlidesBenchmark, console: Console) -> SlidesReport:
     return report
 
 
-def _report(bench: _Bench, command: SlidesBenchmark, rounds: Sequence[_Round]) -> SlidesReport:
+def _report(bench: Variants, command: SlidesBenchmark, rounds: Sequence[_Round]) -> SlidesReport:
     manifest, num_tiles = bench.manifest, rounds[0].run.num_tiles
     seams = (
         measure_seams([*draw_tiles(2, 2048)], bench.runner, manifest, command.overlaps)

@@ -4,7 +4,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.slide_seams import Seams
+from benchmarks.seams import Seams
 from serve.contract.machine import Machine
 from serve.contract.strict import Strict
 

@@ -6,28 +6,24 @@ MatMuls, and all norms are ONNX's LayerNormalization. Blocks keep their names fr
 Shape letters: B images, N = h*w image tokens, D channels, C classes, T = 3 + C tokens.
 """
 
-import copy
-from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from export.graph.attention import (
     AttentionForm,
     GlobalAttention,
-    PathologyAttention,
     Projection,
     WindowAttention,
 )
 from export.graph.decoder import FoldedDecoder, TokenNorm
+from export.graph.folding import fold_patch_embedding, images_of, patches_of, with_projections
+from export.graph.pathology_encoder import FoldedPathologyEncoder, UnfoldedPathologyEncoder
 from export.graph.reference import Deployable, DeployableOutput, outputs
 from train.model.image_encoder import PATCH_SIZE, SKIP_STRIDES, ConvolutionalStem, stage_of
-from train.model.pathology_encoder import PathologyEncoder
 from train.model.segmenter import Segmenter
 
 
@@ -67,7 +63,7 @@ class FoldedSegmenter(nn.Module):
             factor = self.tile_size_px / self.input_px
             planes = interpolate(pixels.permute(0, 3, 1, 2), scale_factor=factor, mode="bilinear")
             pixels = planes.permute(0, 2, 3, 1)
-        patches = _patches(pixels, self.tile_size_px // PATCH_SIZE)
+        patches = patches_of(pixels, self.tile_size_px // PATCH_SIZE)
         image_tokens, *skips = self.image_encoder(patches)
         keys = self.neck(image_tokens, self.pathology_encoder(patches))
         low_res_logits, iou_scores = self.mask_decoder(
@@ -93,7 +89,7 @@ class FoldedImageEncoder(nn.Module):
         self.patch_embed = (
             StemEmbedding(segmenter, encoder.patch_embed, positions)
             if isinstance(encoder.patch_embed, ConvolutionalStem)
-            else _fold_patch_embedding(
+            else fold_patch_embedding(
                 conv.weight, conv.bias, segmenter.pixel_mean, segmenter.pixel_std, positions
             )
         )
@@ -137,7 +133,7 @@ class StemEmbedding(nn.Module):
 
     def forward(self, patches: Tensor) -> tuple[Tensor, ...]:
         """Embed (B, N, 768) float32 pixels in [0, 255]."""
-        images = (_images(patches, self.grid) - self.mean) / self.std
+        images = (images_of(patches, self.grid) - self.mean) / self.std
         maps = self.stem.maps(images)
         tokens = self.stem.embed(maps[-1]).flatten(1, 2)
         if self.positions is not None:
@@ -164,81 +160,6 @@ class ImageBlock(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))  # type: ignore[no-any-return]
 
 
-class FoldedPathologyEncoder(nn.Module):
-    """timm's plain vision transformer, from patches (B, N, 768) to (B, N, D)."""
-
-    positions: Tensor
-
-    def __init__(self, segmenter: Segmenter, form: AttentionForm) -> None:
-        super().__init__()
-        encoder = segmenter.pathology_encoder
-        vit = encoder.vit
-        self.num_prefix_tokens: int = vit.num_prefix_tokens
-        prefix = torch.cat(
-            [token[0] for token in (vit.cls_token, vit.reg_token) if token is not None]
-            or [torch.zeros(0, vit.embed_dim)]
-        )
-        positions = vit.pos_embed
-        if not vit.no_embed_class:
-            prefix = prefix + positions[0, : self.num_prefix_tokens]
-            positions = positions[:, self.num_prefix_tokens :]
-        patch_embed = _fold_patch_embedding(
-            encoder.patch_kernel(), vit.patch_embed.proj.bias, encoder.mean, encoder.std, positions
-        )
-        self.patch_embed = Projection(patch_embed.weight, None)
-        # Added after padding makes room for the prefix, so the prefix is not copied per image.
-        positions = torch.cat([prefix[None], cast(Tensor, patch_embed.bias)], dim=1)
-        self.register_buffer("positions", positions)
-        self.norm_pre, self.norm = vit.norm_pre, vit.norm
-        self.blocks = nn.ModuleList()
-        for block in vit.blocks:
-            attention = PathologyAttention(block.attn, form)
-            block = with_projections(block)
-            block.attn = attention
-            self.blocks.append(block)
-
-    @staticmethod
-    def fits(encoder: PathologyEncoder) -> bool:
-        """Whether timm's model is the plain vision transformer that this class covers."""
-        vit = encoder.vit
-        return (
-            type(vit) is VisionTransformer
-            and isinstance(vit.patch_embed.norm, nn.Identity)
-            and vit.pos_embed is not None
-            and not vit.dynamic_img_size
-            and all(_is_plain(block) for block in cast(Any, vit.blocks))
-        )
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Encode (B, N, 768) float32 pixels in [0, 255]."""
-        tokens = F.pad(self.patch_embed(patches), (0, 0, self.num_prefix_tokens, 0))
-        tokens = self.norm_pre(tokens + self.positions)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens[:, self.num_prefix_tokens :])  # type: ignore[no-any-return]
-
-
-class UnfoldedPathologyEncoder(nn.Module):
-    """Any other timm encoder, unchanged, on the same patches.
-
-    Its attention is written out. Torch's fused attention has no ONNX form with a position bias, and
-    hides the logits from the audit.
-    """
-
-    def __init__(self, segmenter: Segmenter) -> None:
-        super().__init__()
-        self.encoder = _copied(segmenter.pathology_encoder)
-        for module in cast(Iterable[Any], self.encoder.modules()):
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = False
-        self.grid = segmenter.tile_size_px // PATCH_SIZE
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Encode (B, N, 768) float32 pixels in [0, 255]."""
-        features: Tensor = self.encoder(_images(patches, self.grid))
-        return features.flatten(2).transpose(1, 2)
-
-
 class FoldedNeck(nn.Module):
     """The fusion neck, with SAM's "no mask" embedding in the bias of its last norm."""
 
@@ -258,54 +179,3 @@ class FoldedNeck(nn.Module):
         tokens = self.mix_image(image_tokens) + self.mix_pathology(pathology_tokens)
         tokens = self.norm1(tokens).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         return self.norm2(self.conv(tokens).flatten(2).transpose(1, 2))  # type: ignore[no-any-return]
-
-
-def _is_plain(block: nn.Module) -> bool:
-    """Whether a block is attention, then an MLP, each behind its norm."""
-    return type(block) is Block and PathologyAttention.fits(block.attn)
-
-
-def _copied(module: nn.Module) -> nn.Module:
-    """Copy a module; the copy shares its tensors."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
-
-
-def with_projections(module: nn.Module) -> nn.Module:
-    """Copy a module with its linear layers as MatMul and Add; the copy shares its tensors."""
-    module = _copied(module)
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(parent, name, Projection.of(child))
-    return module
-
-
-def _patches(image: Tensor, grid: int) -> Tensor:
-    """Cut (B, H, W, 3) into (B, N, 16*16*3), row by row."""
-    pixels = image.reshape(-1, grid, PATCH_SIZE, grid, PATCH_SIZE, 3)
-    return pixels.permute(0, 1, 3, 2, 4, 5).reshape(-1, grid**2, PATCH_SIZE**2 * 3)
-
-
-def _images(patches: Tensor, grid: int) -> Tensor:
-    """Put (B, N, 16*16*3) patches together again, as (B, 3, H, W)."""
-    size = grid * PATCH_SIZE
-    pixels = patches.reshape(-1, grid, grid, PATCH_SIZE, PATCH_SIZE, 3)
-    return pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, size, size)
-
-
-def _fold_patch_embedding(
-    kernel: Tensor, conv_bias: Tensor | None, mean: Tensor, std: Tensor, positions: Tensor | None
-) -> Projection:
-    """Fold normalisation, patch convolution and position embedding into one projection of pixels.
-
-    This is exact, because the convolution has no padding. `kernel` is (D, 3, 16, 16), and
-    `positions` is (1, N, D).
-    """
-    weight = kernel / std
-    bias = -(weight * mean).sum(dim=(1, 2, 3))
-    if conv_bias is not None:
-        bias = bias + conv_bias
-    if positions is not None:
-        bias = bias + positions
-    return Projection(weight.permute(2, 3, 1, 0).flatten(0, 2), bias)

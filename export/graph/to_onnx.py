@@ -12,8 +12,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from export.errors import GraphError
 from export.graph.attention import AttentionForm
-from export.graph.encoders import FoldedSegmenter, UnfoldedPathologyEncoder
+from export.graph.encoders import FoldedSegmenter
 from export.graph.nodes import ModelGraph
+from export.graph.pathology_encoder import UnfoldedPathologyEncoder
 from export.graph.reference import Deployable, DeployableOutput
 from train.model.checkpoint import MAX_WEIGHTS_BYTES
 from train.settings import ModelSettings

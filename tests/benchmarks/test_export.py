@@ -15,8 +15,10 @@ from benchmarks import export_gpu as benchmark_gpu
 from benchmarks import export_gpu_variants as gpu_variants
 from benchmarks import export_gpu_worker as benchmark_gpu_worker
 from benchmarks.export_cpu import CpuBenchmark, CpuMeasurement, CpuReport
-from benchmarks.export_gpu import GpuBenchmark, GpuMeasurement, GpuReport, NoGpuError, Stages
+from benchmarks.export_gpu import GpuBenchmark, NoGpuError
+from benchmarks.export_gpu_report import GpuMeasurement, GpuReport, markdown
 from benchmarks.export_gpu_variants import VARIANTS
+from benchmarks.export_gpu_worker import Stages
 from benchmarks.real_size_model import (
     build_benchmark_model,
     draw_tiles,
@@ -162,7 +164,7 @@ def gpu_report() -> GpuReport:
 
 
 def test_the_gpu_table_tells_the_stages_apart_and_says_what_did_not_run():
-    text = benchmark_gpu.markdown(gpu_report())
+    text = markdown(gpu_report())
     (row,) = (line for line in text.splitlines() if "bf16 + compile" in line)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:10] == ["4", "90", "1.0", "2.0", "10.0", "3.0", "400.0", "51.2%", "3.5 GiB"]

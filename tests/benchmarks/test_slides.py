@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks.slide_seams import measure_seams
+from benchmarks.seams import measure_seams
 from benchmarks.slides import SlidesBenchmark, run_benchmark
 from benchmarks.slides_memory import Memory, measure
 from serve.contract.manifest import read_bundle

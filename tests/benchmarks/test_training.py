@@ -4,14 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.training import (
-    EPOCHS,
-    STEPS,
-    BenchmarkSettings,
-    TrainingBenchmark,
-    peak_memory_gib,
-    run_benchmark,
-)
+from benchmarks.training import EPOCHS, STEPS, peak_memory_gib, run_benchmark
+from benchmarks.training_variants import BenchmarkSettings, TrainingBenchmark
 from train.model.segmenter import Segmenter, SegmenterOutput
 
 pytestmark = pytest.mark.slow

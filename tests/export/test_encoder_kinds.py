@@ -13,7 +13,8 @@ from export.gate.gate import Gate
 from export.gate.schema import Tolerances
 from export.gate.tiles import ValidationTiles
 from export.graph.attention import AttentionForm
-from export.graph.encoders import FoldedPathologyEncoder, FoldedSegmenter
+from export.graph.encoders import FoldedSegmenter
+from export.graph.pathology_encoder import FoldedPathologyEncoder
 from export.graph.reference import Deployable
 from export.graph.to_onnx import export_onnx
 from export.tensorrt.lint import engine_obstacles

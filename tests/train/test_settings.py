@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from benchmarks.training import BenchmarkSettings
+from benchmarks.training_variants import BenchmarkSettings
 from serve.contract.refusal import as_flag
 from tests.support.errors import raises
 from train.cli import main

@@ -34,8 +34,9 @@ from train.data.convert.class_mapping import (
     write_template,
 )
 from train.data.convert.drawing import drawing_of
-from train.data.convert.layout import TEST_FOLD, Region, TileSettings, find_images, write_dataset
+from train.data.convert.layout import TEST_FOLD, Region, TileSettings, write_dataset
 from train.data.convert.shapes import Annotation
+from train.data.convert.source_files import find_images
 from train.errors import AnnotationError, ImageFileError, ScaleError, SettingsError, SourceError
 from train.files import refuse_existing
 

@@ -32,13 +32,15 @@ from train.data.convert.layout import (
     TEST_FOLD,
     Region,
     TileSettings,
+    resample_image,
+    resample_labels,
+    write_dataset,
+)
+from train.data.convert.source_files import (
     find_folder,
     find_images,
     read_region_image,
     refuse_other_size,
-    resample_image,
-    resample_labels,
-    write_dataset,
 )
 from train.data.synthetic import tissue
 from train.errors import MaskError, ScaleError, SourceError

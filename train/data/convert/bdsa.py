@@ -30,17 +30,9 @@ from serve.contract.tables import TableError, read_table
 from train.checked import CheckedSettings, Mpp, TestShare
 from train.data.check import report
 from train.data.convert.dsa_annotations import read_annotations
-from train.data.convert.layout import (
-    TEST_FOLD,
-    Region,
-    TileSettings,
-    find_folder,
-    find_images,
-    read_region_image,
-    resample_image,
-    write_dataset,
-)
+from train.data.convert.layout import TEST_FOLD, Region, TileSettings, resample_image, write_dataset
 from train.data.convert.shapes import fill_shape, vanished
+from train.data.convert.source_files import find_folder, find_images, read_region_image
 from train.data.folds import refuse_misspelt
 from train.errors import AnnotationError, SettingsError, SourceError
 from train.files import refuse_existing

@@ -24,13 +24,15 @@ from train.data.convert.layout import (
     TEST_FOLD,
     Region,
     TileSettings,
+    resample_image,
+    resample_labels,
+    write_dataset,
+)
+from train.data.convert.source_files import (
     find_folder,
     find_images,
     read_region_image,
     refuse_other_size,
-    resample_image,
-    resample_labels,
-    write_dataset,
 )
 from train.errors import MaskError, SourceError
 from train.files import refuse_existing

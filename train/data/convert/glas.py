@@ -23,7 +23,7 @@ from serve.contract.tables import TableError, read_table
 from train.checked import CheckedSettings, Mpp
 from train.data.check import report
 from train.data.convert.images import FoldSettings, SourceImage, write_images
-from train.data.convert.layout import find_images, read_region_image
+from train.data.convert.source_files import find_images, read_region_image
 from train.errors import MaskError, SourceError
 from train.files import refuse_existing
 from train.settings import LabelClass

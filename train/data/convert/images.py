@@ -17,7 +17,8 @@ from PIL import Image
 from rich.progress import track
 
 from train.checked import CheckedSettings, NumFolds, Seed, TestShare
-from train.data.convert.layout import TEST_FOLD, assign_folds, read_region_image
+from train.data.convert.layout import TEST_FOLD, assign_folds
+from train.data.convert.source_files import read_region_image
 from train.data.folder import IMAGE_SUFFIXES, write_description
 from train.data.images import read_image
 from train.errors import ImageFileError

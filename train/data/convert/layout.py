@@ -5,7 +5,6 @@
 settings.
 """
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,19 +14,17 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field
 from rich.progress import track
 
 from train.checked import CheckedSettings, Count, Mpp, NumFolds, Seed
 from train.data.folder import write_description
-from train.errors import ImageFileError, MaskError, SourceError
+from train.errors import MaskError, SourceError
 from train.files import refuse_existing, whole_folder
 from train.settings import LabelClass
 
 TEST_FOLD = -1
-MAX_REGION_MEGAPIXELS = 1000
-"""Largest region that is read. One is in memory at a time, at 4 bytes per pixel plus copies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,89 +207,6 @@ def _fold_rows(
     return [
         (tile_id, drawn[group] if fold is None else fold, group) for tile_id, group, fold in tiles
     ]
-
-
-def find_images(
-    folder: Path, suffixes: Sequence[str] = (".png",), kind: str = "image"
-) -> dict[str, Path]:
-    """Map the names of a folder's images, without suffix and sorted, to their paths.
-
-    An umlaut may be one character or two, depending on the system that wrote the name.
-
-    Args:
-        folder: is not searched recursively.
-        suffixes: with their dots; those of two parts, such as ".geojson.gz", stand before ".gz".
-        kind: what the files are, for the errors.
-
-    Raises:
-        SourceError: the folder has no such file, or two of them with the same name.
-    """
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        suffix = next((end for end in suffixes if path.name.lower().endswith(end)), None)
-        if suffix is None or path.name.startswith("."):
-            continue
-        name = unicodedata.normalize("NFC", path.name[: -len(suffix)]).removesuffix(".ome")
-        if name in found:
-            raise SourceError(
-                f"{folder} has {found[name].name} and {path.name}; expected one {kind} of "
-                "that name. Remove one of them."
-            )
-        found[name] = path
-    if not found:
-        raise SourceError(f"{folder} has no {kind}; expected {', '.join(suffixes)} files in it")
-    return found
-
-
-def find_folder(source: Path, names: Sequence[str], contents: str) -> Path:
-    """Return the first of the subfolders `names` that exists.
-
-    Raises:
-        SourceError: none exists.
-    """
-    for name in names:
-        if (source / name).is_dir():
-            return source / name
-    raise SourceError(
-        f"{source} has no folder {' or '.join(names)}; expected {contents} there. Give the parent "
-        "of that folder."
-    )
-
-
-def read_region_image(path: Path) -> Image.Image:
-    """Read an image of any size up to `MAX_REGION_MEGAPIXELS`.
-
-    Pillow refuses such large images to guard against decompression bombs. We trust the data that
-    a user prepares, up to our own limit.
-
-    Raises:
-        ImageFileError: the file cannot be read, or is too large.
-    """
-    pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_REGION_MEGAPIXELS * 1_000_000:
-                raise ImageFileError(
-                    f"{path} is {image.width} x {image.height} pixels; expected at most "
-                    f"{MAX_REGION_MEGAPIXELS} megapixels. Cut the region into smaller ones."
-                )
-            image.load()
-            return image
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ImageFileError(
-            f"{path} cannot be read as an image ({error}). Copy or download it again, or remove it."
-        ) from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = pillow_limit
-
-
-def refuse_other_size(image_path: Path, image: Image.Image, mask_path: Path, mask: Any) -> None:
-    """Raise an ImageFileError if image and mask differ in size."""
-    if image.size != mask.size:
-        raise ImageFileError(
-            f"{mask_path} is {mask.width} x {mask.height} pixels, its image {image_path} "
-            f"{image.width} x {image.height}; expected the same size. Download both again."
-        )
 
 
 def resample_image(image: Image.Image, scale: float) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ import pytest
 from tests.support.errors import raises
 from train.data.convert.annotation_files import read_annotation_file
 from train.data.convert.class_mapping import write_template
-from train.data.convert.layout import find_images
+from train.data.convert.source_files import find_images
 from train.errors import AnnotationError
 
 SQUARE = [[0, 0], [8, 0], [8, 8], [0, 8]]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.support.errors import raises
-from train.data.convert import layout
+from train.data.convert import layout, source_files
 from train.data.convert.layout import assign_folds, tile_starts
 from train.errors import (
     ImageFileError,
@@ -66,7 +66,7 @@ def test_regions_beyond_pillows_bomb_limit_are_read(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert layout.read_region_image(tmp_path / "large.png").size == (64, 64)
+        assert source_files.read_region_image(tmp_path / "large.png").size == (64, 64)
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
@@ -74,6 +74,6 @@ def test_regions_beyond_our_own_limit_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("L", (1200, 1000)).save(tmp_path / "large.png")
-    monkeypatch.setattr(layout, "MAX_REGION_MEGAPIXELS", 1)
+    monkeypatch.setattr(source_files, "MAX_REGION_MEGAPIXELS", 1)
     with raises(ImageFileError, "1200 x 1000", "1 megapixels"):
-        layout.read_region_image(tmp_path / "large.png")
+        source_files.read_region_image(tmp_path / "large.png")

@@ -1,0 +1,148 @@
+"""The variants that `benchmarks.slides` measures, with one open model."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+
+from benchmarks.generated_slide import Clock
+from benchmarks.recorded_model import RecordedModel
+from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
+from serve.images.tiles import gaussian_window, tile_origins
+from serve.inference.batching import TileAnswer, TileRunner
+from serve.inference.segmenter import open_segmenter
+from serve.settings import InferenceSettings
+from serve.slides.cohort import SlideTask
+from serve.slides.finish import read_passport
+from serve.slides.local import LocalEngine, model_of
+from serve.slides.options import RunOptions
+from serve.slides.outputs.registry import DEFAULT, FORMATS, formats_of
+from serve.slides.run import Cohort, run_cohort
+from serve.slides.throughput import for_throughput
+
+_OUTPUT = "low_res_probabilities"
+
+
+class Variants:
+    """The open model, and the variants that run with it."""
+
+    def __init__(self, settings: InferenceSettings, folder: Path) -> None:
+        self.manifest: Manifest = read_bundle(settings.bundle)
+        own = for_throughput(settings, self.manifest)
+        segmenter = open_segmenter(own, self.manifest)
+        self.runner: TileRunner = segmenter.backend
+        self._simple: TileRunner = open_segmenter(settings, self.manifest).backend
+        self._model = model_of(segmenter)
+        self._folder = folder
+        self._runs = 0
+        self._recorded: dict[Path, RecordedModel] = {}
+        self.batch = (own.max_batch_size or self.manifest.max_batch_size) * own.parallel_batches
+
+    def model_alone(self, tiles: NDArray[np.uint8], count: int) -> tuple[float, float]:
+        """Seconds and CPU seconds for `count` tiles in memory."""
+        pending: deque[Future[TileAnswer]] = deque()
+        started, cpu = time.perf_counter(), time.process_time()
+        for index in range(count):
+            if len(pending) >= 2 * self.batch:
+                pending.popleft().result()
+            pending.append(self.runner.submit(tiles[index % len(tiles)], (_OUTPUT,)))
+        for future in pending:
+            future.result()
+        return time.perf_counter() - started, time.process_time() - cpu
+
+    def command(self, slide: Path) -> "Run":
+        """Run the whole command on a slide."""
+        return self._run(slide, self.runner, DEFAULT, time.perf_counter)
+
+    def repeated(self, slide: Path, formats: Sequence[str]) -> "Run":
+        """CPU seconds of the whole command on a slide with recorded answers."""
+        if slide not in self._recorded:
+            self._recorded[slide] = RecordedModel(self.runner)
+            self._run(slide, self._recorded[slide], tuple(FORMATS), time.process_time)
+        self._recorded[slide].rewind()
+        return self._run(slide, self._recorded[slide], formats, time.process_time)
+
+    def _run(
+        self,
+        slide: Path,
+        runner: TileRunner,
+        formats: Sequence[str],
+        now: Callable[[], float],
+    ) -> "Run":
+        self._runs += 1
+        out = self._folder / f"out{self._runs}"
+        engine = LocalEngine(runner, self._model, max_batch_size=self.batch)
+        clock = Clock(now)
+        cohort = Cohort(out, engine, RunOptions(), formats_of(formats), clock)
+        started = now()
+        (outcome,) = run_cohort(cohort, [SlideTask(path=slide, name=slide.stem)])
+        ended = now()
+        assert outcome.status == "done", outcome.reason
+        passport = read_passport(out / slide.stem)
+        assert passport is not None
+        return Run(
+            total=ended - started,
+            planning=clock.began - started,
+            computing=clock.computed - clock.began,
+            outputs=ended - clock.computed,
+            num_tiles=outcome.num_tiles,
+            beyond=sum(
+                value
+                for name, value in passport.seconds.items()
+                if name in ("blend", "write") or name.startswith("output")
+            ),
+            store=out / slide.stem / f"{slide.stem}.ome.zarr",
+        )
+
+    def close(self) -> None:
+        """Close the model."""
+        self.runner.close()
+        self._simple.close()
+
+    def direct(self, slide: Path) -> tuple[float, int, NDArray[np.uint8]]:
+        """Run the simple loop; returns seconds, the number of tiles, and labels (h, w) uint8."""
+        started = time.perf_counter()
+        tile = self.manifest.tile_size_px
+        side = tile // LOW_RES_STRIDE
+        window = gaussian_window(side)
+        opened = openslide.OpenSlide(slide)
+        width, height = opened.dimensions
+        canvas = np.zeros(
+            (len(self.manifest.classes), height // LOW_RES_STRIDE, width // LOW_RES_STRIDE),
+            np.float32,
+        )
+        weights = np.zeros(canvas.shape[1:], np.float32)
+        num_tiles = 0
+        for y in tile_origins(height, tile):
+            for x in tile_origins(width, tile):
+                region = np.asarray(opened.read_region((x, y), 0, (tile, tile)).convert("RGB"))
+                answer = self._simple.infer(region[None], (_OUTPUT,))[_OUTPUT][0]
+                place = (
+                    slice(y // LOW_RES_STRIDE, y // LOW_RES_STRIDE + side),
+                    slice(x // LOW_RES_STRIDE, x // LOW_RES_STRIDE + side),
+                )
+                canvas[:, *place] += window * answer
+                weights[place] += window
+                num_tiles += 1
+        labels = ((canvas / weights).argmax(axis=0) + 1).astype(np.uint8)
+        opened.close()
+        return time.perf_counter() - started, num_tiles, labels
+
+
+@dataclass(frozen=True)
+class Run:
+    """In seconds, wall-clock or CPU."""
+
+    total: float
+    planning: float
+    computing: float
+    outputs: float
+    num_tiles: int
+    beyond: float
+    store: Path
