@@ -64,6 +64,8 @@ class Study:
     """Steps of MAD; DINO's have half as many tokens, so it takes twice as many."""
     steps_per_epoch: int = 100
     batch_size: int = 32
+    learning_rate: float | None = None
+    """Learning rate of every trial that names none; the preset's where none is given."""
     precision: str = "bf16-mixed"
     num_workers: int = 1
     """Reading processes of each pretraining."""
@@ -96,6 +98,7 @@ class Study:
             steps=self.steps,
             steps_per_epoch=self.steps_per_epoch,
             batch_size=self.batch_size,
+            learning_rate=self.learning_rate or preset.schedule.learning_rate,
             precision=self.precision,  # type: ignore[arg-type]
             num_workers=self.num_workers,
         )
