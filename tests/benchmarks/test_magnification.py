@@ -41,9 +41,7 @@ def test_the_longest_trials_start_first(tmp_path: Path):
 
 def test_a_learning_rate_holds_for_every_trial_that_names_none(tmp_path: Path):
     base = Study(out=tmp_path, learning_rate=2e-4).base()
-    rates = {
-        name: trial.settings(base, 0).schedule.learning_rate for name, trial in TRIALS.items()
-    }
+    rates = {name: trial.settings(base, 0).schedule.learning_rate for name, trial in TRIALS.items()}
     named = {"mad-lr-3e-4": 3e-4, "mad-lr-3e-3": 3e-3}
     assert rates == dict.fromkeys(TRIALS, 2e-4) | named
     assert Study(out=tmp_path).base().schedule.learning_rate == synthetic().schedule.learning_rate
