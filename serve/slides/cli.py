@@ -135,6 +135,7 @@ def _run(command: Run) -> int:
     if not 1 <= command.read_threads <= 256:
         raise SettingsError(f"--read-threads is {command.read_threads}, expected 1 to 256.")
     options = run_options(command)
+    _refuse_missing(command)
     whole, problems = find_slides(command.slides)
     tasks = shard.of(whole) if command.shard else whole
     if command.on.cluster:  # other machines have other working directories
@@ -203,6 +204,20 @@ def run_options(command: Run) -> RunOptions:
         outputs=command.outputs,
         overwrite=command.overwrite,
     )
+
+
+def _refuse_missing(command: Run) -> None:
+    """Raise FocalPathError for a reader or a mask that would fail every slide alike."""
+    from serve.images.readers.registry import reader_class
+    from serve.slides.errors import MaskError
+
+    if command.reader is not None:
+        reader_class(command.reader)
+    if command.tissue not in ("auto", "none") and not Path(command.tissue).is_file():
+        raise MaskError(
+            f"--tissue is {command.tissue!r}, which is no file; expected auto, none, or a file "
+            "with a mask or regions."
+        )
 
 
 def _report(cohort: "Cohort", outcomes: Sequence["Outcome"]) -> None:

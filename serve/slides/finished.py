@@ -6,7 +6,7 @@ from pathlib import Path
 
 from serve.images.readers.reader import RegionReader
 from serve.slides.errors import ResultError
-from serve.slides.finish import Passport, read_passport, read_summary
+from serve.slides.finish import PASSPORT_FILE, read_passport, read_summary
 from serve.slides.options import OutputOptions, Settings
 from serve.slides.outputs.format import SlideFormat
 from serve.slides.plan import ModelInfo, Plan
@@ -16,19 +16,13 @@ from serve.slides.summary import SlideSummary, cohort_csv
 SUMMARY_CSV = "summary.csv"
 
 
-def passport_of(target: Path) -> Passport:
-    """The passport of what stands where a result belongs.
-
-    Raises:
-        ResultError: it is no result, and is not touched.
-    """
-    passport = read_passport(target)
-    if passport is None:
+def refuse_other_files(target: Path) -> None:
+    """Raise ResultError for what is no result, damaged or not, and so is never replaced."""
+    if not (target / PASSPORT_FILE).exists():
         raise ResultError(
             f"{target} is in the way: it has no run.json, so it is no result. Move it away or "
             "choose another --out."
         )
-    return passport
 
 
 def check_finished(
@@ -40,7 +34,8 @@ def check_finished(
     formats: Iterable[SlideFormat],
 ) -> None:
     """Raise ResultError unless a finished result is of this slide, model, settings and outputs."""
-    passport = passport_of(target)
+    passport = read_passport(target)
+    assert passport is not None, target
     read_summary(target)  # a damaged one fails this slide, not the report of all
     found = passport.plan
     made = {

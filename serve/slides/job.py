@@ -8,9 +8,10 @@ from pathlib import Path
 from serve.contract.strict import Strict
 from serve.images.readers.registry import open_reader
 from serve.slides.cohort import SlideTask
+from serve.slides.damage import forget_damaged
 from serve.slides.errors import ResultError
 from serve.slides.finish import OnStep, finish
-from serve.slides.finished import check_finished, passport_of
+from serve.slides.finished import check_finished, refuse_other_files
 from serve.slides.options import RunOptions
 from serve.slides.outputs.registry import formats_of
 from serve.slides.plan import ModelInfo, Plan
@@ -60,7 +61,7 @@ def prepare(job: SlideJob) -> bool:
         tissue = task.tissue or options.tissue
         settings = settings_of(options.settings, tissue)
         if job.target.exists():
-            passport_of(job.target)  # other files are not replaced either
+            refuse_other_files(job.target)
             if not options.overwrite:
                 formats = formats_of(job.formats)
                 check_finished(job.target, slide, job.model, settings, options.outputs, formats)
@@ -70,6 +71,7 @@ def prepare(job: SlideJob) -> bool:
         if options.overwrite:
             _keep_only(work, plan)
         work.begin(plan, mask)
+        forget_damaged(work, plan)
     return True
 
 

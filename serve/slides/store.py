@@ -108,8 +108,8 @@ class WorkFolder:
                 )
             self._done.mkdir(parents=True, exist_ok=True)
             self.result.mkdir(exist_ok=True)
+            write_whole(self.path / MASK_FILE, png_of(mask))  # the plan's, also where it was lost
             if found is None:
-                write_whole(self.path / MASK_FILE, png_of(mask))
                 self._create_arrays(plan)
                 write_whole(self.path / PLAN_FILE, plan.model_dump_json(indent=2).encode())
 
@@ -210,6 +210,32 @@ class WorkFolder:
 
     def _part(self, block: Block) -> Path:
         return self.path / "parts" / f"{block.name}.npz"
+
+    def forget(self, block: Block) -> None:
+        """Have a block computed again.
+
+        Raises:
+            OutputError: the folder cannot be written to.
+        """
+        with written(self.path):
+            (self._done / f"{block.name}.json").unlink(missing_ok=True)
+            for name in (LABELS, CONFIDENCE):  # zarr would read a shard at an edge to add to it
+                shard = self.store / name / "c" / str(block.row) / str(block.column)
+                shard.unlink(missing_ok=True)
+
+    def begin_anew(self, plan: Plan) -> None:
+        """Have all blocks computed again.
+
+        Raises:
+            OutputError: the folder cannot be written to.
+        """
+        with written(self.path):
+            for folder in (self._done, self.path / "parts", self.result):
+                shutil.rmtree(folder, ignore_errors=True)
+            self._done.mkdir()
+            self.result.mkdir()
+            self.forget_outputs()
+            self._create_arrays(plan)
 
     def forget_outputs(self) -> None:
         """Have outputs that were written before written again."""

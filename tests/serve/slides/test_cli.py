@@ -101,6 +101,8 @@ def test_a_path_with_a_line_feed_is_one_line_of_an_error(
         (("--block-cells", "100"), "block-cells"),
         (("--read-threads", "0"), "read-threads"),
         (("--bundle", "gone"), "gone"),
+        (("--tissue", "autp"), "autp"),
+        (("--reader", "opensl"), "opensl"),
     ],
 )
 def test_what_cannot_be_used_is_told_before_anything_starts(

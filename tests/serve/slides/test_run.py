@@ -209,6 +209,56 @@ def test_a_stopped_run_that_replaces_a_result_goes_on_with_its_own_blocks(
     assert verify(out / "slide")
 
 
+@pytest.fixture(scope="module")
+def stopped(
+    tmp_path_factory: pytest.TempPathFactory, engine: LocalEngine, slide: Path
+) -> tuple[Path, dict[str, bytes]]:
+    """A folder with a run that was stopped, and the files of one that was not."""
+    folder = tmp_path_factory.mktemp("stopped")
+    run_one(cohort(folder / "whole", engine), slide)
+    with pytest.raises(_Stop):
+        run_one(cohort(folder / "begun", engine, watcher=Stopping(150)), slide)
+    return folder / "begun", files_of(folder / "whole" / "slide")
+
+
+def cut_off(work: Path) -> None:
+    for path in (work / "result").rglob("c/*/*"):
+        path.write_bytes(path.read_bytes()[:20])
+
+
+def of_other_cells(work: Path) -> None:
+    """A shard that can be read, of another block."""
+    shards = [p for p in sorted((work / "result/slide.ome.zarr/0/c").rglob("*")) if p.is_file()]
+    shutil.copyfile(shards[0], shards[1])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut_off,
+        of_other_cells,
+        lambda work: (work / "result/slide.ome.zarr/zarr.json").write_bytes(b""),
+        lambda work: (work / "result/slide.ome.zarr/0/zarr.json").write_bytes(b"{}"),
+        lambda work: shutil.rmtree(work / "result"),
+        lambda work: (work / "tissue.png").write_bytes(b""),
+    ],
+)
+def test_work_that_was_damaged_is_done_again(
+    damage: Callable[[Path], None],
+    stopped: tuple[Path, dict[str, bytes]],
+    tmp_path: Path,
+    engine: LocalEngine,
+    slide: Path,
+) -> None:
+    begun, expected = stopped
+    out = Path(shutil.copytree(begun, tmp_path / "out"))
+    assert len(list((out / ".work/slide/done").iterdir())) >= 2
+    damage(out / ".work" / "slide")
+    outcome = run_one(cohort(out, engine), slide)
+    assert outcome.status == "done", outcome.reason
+    assert files_of(out / "slide") == expected
+
+
 def test_kill_9_and_the_same_command_again_end_with_the_same_bytes(
     tmp_path: Path, engine: LocalEngine, bundle: Path, slide: Path
 ) -> None:
@@ -518,11 +568,15 @@ def test_a_damaged_result_keeps_no_other_from_the_cohorts_numbers(
     (tmp_path / "out" / "bad" / "summary.json").write_text("{}")
     outcome = run_one(work, slide, name="bad")
     assert (outcome.status, outcome.code) == ("failed", ResultError.code)
+    assert "--overwrite" in outcome.reason
     write_cohort_csv(tmp_path / "out")
     rows = (tmp_path / "out" / "summary.csv").read_text().splitlines()[1:]
     assert {row.partition(",")[0] for row in rows} == {"good"}
     states = {status.name: status.state for status in read_status(tmp_path / "out")}
     assert states == {"good": "done", "bad": "failed"}
+    (tmp_path / "out" / "bad" / "run.json").write_text("{}")
+    again = cohort(tmp_path / "out", engine, overwrite=True)
+    assert run_one(again, slide, name="bad").status == "done"
 
 
 def test_a_mask_says_where_to_look(tmp_path: Path, engine: LocalEngine, slide: Path) -> None:

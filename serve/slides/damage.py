@@ -1,0 +1,69 @@
+"""Work in progress that was damaged, such as by a power failure: found when a run goes on with it.
+
+What a damaged block was is not known, so it is computed again, as if it had never been done.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import zarr
+import zarr.errors
+
+from serve.slides.counts import count_cells
+from serve.slides.plan import Block, Plan
+from serve.slides.store import CONFIDENCE, LABELS, BlockRecord, WorkFolder
+
+_ZARR_ERRORS = (zarr.errors.BaseZarrError, OSError, ValueError, KeyError, TypeError, RuntimeError)
+"""What zarr and its codecs raise on broken metadata and chunks."""
+Arrays = list["zarr.Array[np.uint8]"]
+
+
+def forget_damaged(work: WorkFolder, plan: Plan) -> None:
+    """Have blocks computed again whose cells are not those that their record counted.
+
+    What is there of blocks without a record is removed.
+
+    Args:
+        work: a slide's folder that is begun, and that no other process works on.
+        plan: of the slide.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+    """
+    arrays = _arrays(work, plan)
+    if arrays is None:
+        work.begin_anew(plan)
+        return
+    records = work.records()
+    whole = {block for block, found in records.items() if _is_as_computed(arrays, plan, found)}
+    if len(whole) < len(records):
+        work.forget_outputs()
+    for block in _all_blocks(plan):
+        if block not in whole:
+            work.forget(block)
+
+
+def _all_blocks(plan: Plan) -> Iterator[Block]:
+    rows, columns = (-(-side // plan.settings.block_cells) for side in plan.shape)
+    return (Block(row, column) for row in range(rows) for column in range(columns))
+
+
+def _arrays(work: WorkFolder, plan: Plan) -> "Arrays | None":
+    """Labels and confidence; None where they cannot be opened."""
+    try:
+        group = zarr.open_group(work.store, mode="r")
+        found = [group[name] for name in (LABELS, CONFIDENCE)]
+    except _ZARR_ERRORS:
+        return None
+    arrays = [array for array in found if isinstance(array, zarr.Array)]
+    return arrays if [array.shape for array in arrays] == [plan.shape] * 2 else None
+
+
+def _is_as_computed(arrays: "Arrays", plan: Plan, record: BlockRecord) -> bool:
+    place = plan.rectangle(record.block).slices
+    try:
+        labels, confidence = (np.asarray(array[place]) for array in arrays)
+    except _ZARR_ERRORS:
+        return False
+    counted = count_cells(labels, confidence)
+    return all(getattr(record, name) == value for name, value in counted._asdict().items())
