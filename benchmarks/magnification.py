@@ -3,7 +3,7 @@
 `train magnification` trains one encoder after the other. Encoders of this size leave most of a GPU
 idle, so here several share it, each in a process of its own. A run that fails or does not end in
 time is left out, and the report says how many seeds each row has. Repeat the command to go on (not
-with --seconds, which fits the steps anew).
+with --seconds, which then fits the number of steps again).
 
 OUT/slides/          drawn slides, unless --data names others
 OUT/encoders/        a pretraining run per trial and seed
@@ -199,7 +199,7 @@ def encoder_of(study: Study, row: Row) -> Path:
 
 
 def pretrain_row(row: Row, study: Study, data: Path) -> None:
-    """Pretrain one encoder, or go on with it; nothing to do where it is there."""
+    """Pretrain one encoder, or continue; does nothing if it is there."""
     torch.set_num_threads(1)
     run = run_of(study, row)
     run.mkdir(parents=True, exist_ok=True)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class Run:
     """Segment slides into a folder, each whole or not at all.
 
-    The same command again goes on where it was stopped, however it was stopped, and skips what is
-    finished. A slide that fails is named at the end; the others are done all the same.
+    Repeat the command to continue where it stopped, however it was stopped; finished slides are
+    skipped. A slide that fails is named at the end, and the others are still done.
     """
 
     slides: tyro.conf.Positional[tuple[Path, ...]]
@@ -44,7 +44,7 @@ class Run:
     format: tuple[str, ...] = ("ome-zarr", "overview", "geojson")
     """What to write beside the numbers: ome-zarr, overview, geojson, dsa, ome-tiff, dicom-seg."""
     mpp: float | None = None
-    """um per pixel at full resolution, of slides that do not say it or are wrong."""
+    """um per pixel at full resolution, for slides that do not state it or state it wrongly."""
     reader: str | None = None
     """tiff, ome-tiff, openslide, ome-zarr or picture; by default the one that fits."""
     tissue: str = "auto"
@@ -221,7 +221,7 @@ def _refuse_missing(command: Run) -> None:
 
 
 def _report(cohort: "Cohort", outcomes: Sequence["Outcome"]) -> None:
-    """A table of what became of each slide."""
+    """A table with the outcome of each slide."""
     from serve.slides.finish import read_summary
 
     table = Table(box=None, pad_edge=False)

@@ -32,7 +32,7 @@ from serve.slides.summary import SlideSummary, summarise
 from serve.slides.tiling import Tiling
 
 PASSPORT_FILE, SUMMARY_FILE = "run.json", "summary.json"
-_REMEDY = "Make the result anew with --overwrite."
+_REMEDY = "Make the result again with --overwrite."
 _PACKAGES = (
     "focalpath",
     "openslide-bin",

@@ -80,7 +80,7 @@ def write_cohort_csv(out: Path) -> None:
     """Write `summary.csv` of all finished results in a folder.
 
     Runs that end at the same time all write it. Each looks again after it has written, so that
-    whoever writes last has seen all results, without a lock.
+    the last one has seen all results, without a lock.
 
     Raises:
         OutputError: the disk is full or may not be written.

@@ -115,7 +115,7 @@ def open_local_engine(
         settings: name the bundle and what computes.
         read_threads: threads that read a slide.
         out: output folder. Where `auto` leaves a choice, what computed there before is taken again:
-            another provider rounds otherwise, and what is begun could not be gone on with.
+            another provider rounds differently, and unfinished slides could not be continued.
 
     Raises:
         BundleError: the bundle is missing, damaged or of another version.

@@ -31,7 +31,7 @@ class TissueRule(CommandOptions):
     green_saturation: int = Field(90, ge=0, le=255)
     """Green from this saturation on is a pen's."""
     black_value: int = Field(35, ge=0, le=255)
-    """What is darker than this (HSV value) is no tissue."""
+    """Pixels darker than this (HSV value) are not tissue."""
 
 
 class Settings(CommandOptions):

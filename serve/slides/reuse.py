@@ -27,7 +27,7 @@ class Use(NamedTuple):
 class Reuse:
     """Decides for each tile, in the order in which tiles are blended.
 
-    Decisions need no answers, so that whoever reads the slide can ask far ahead of the model.
+    Decisions need no answers, so that tiles can be read far ahead of the model.
 
     Args:
         blocks: the tiles of each block that will run, in that order.

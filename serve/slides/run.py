@@ -6,7 +6,7 @@
     OUT/.work/NAME.lock     held by the process that works on it
     OUT/.work/NAME.failed   why a slide failed, until it is done
 
-A slide that fails does so alone. The same command again goes on where it was stopped.
+A slide that fails does not stop the others. Repeat the command to continue where it stopped.
 """
 
 import threading

@@ -137,17 +137,17 @@ def verify(folder: Path) -> int:
     if not passport.is_as_written:
         raise ResultDamagedError(
             f"{folder / PASSPORT_FILE} was changed: its content does not fit its own checksum. "
-            "Make the result anew with --overwrite."
+            "Make the result again with --overwrite."
         )
     for name, expected in passport.files.items():
         path = folder / name
         if not path.is_file():
-            raise ResultDamagedError(f"{path} is missing. Make the result anew with --overwrite.")
+            raise ResultDamagedError(f"{path} is missing. Make the result again with --overwrite.")
         found = sha256_of(path)
         if found != expected:
             raise ResultDamagedError(
                 f"{path} was changed: its SHA-256 is {found[:12]}..., run.json says "
-                f"{expected[:12]}... Make the result anew with --overwrite."
+                f"{expected[:12]}... Make the result again with --overwrite."
             )
     for top in {Path(name).parts[0] for name in passport.files if "/" in name}:
         for path in sorted((folder / top).rglob("[!.]*")):
@@ -169,5 +169,5 @@ def verify_csv(out: Path) -> None:
     if wrong := [row for row in path.read_bytes().splitlines() if row not in expected]:
         raise ResultDamagedError(
             f"{path} has {len(wrong)} rows that differ from the results' summary.json. Give the "
-            "command of the run again: it writes the file anew."
+            "command of the run again: it writes the file again."
         )

@@ -8,7 +8,7 @@
         done/R_C.json   a block whose shards are written, with its numbers
         parts/R_C.npz   a block that takes long, in the middle
 
-Everything appears whole, by a rename. A block is written by whoever computes it: the bytes are the
+Everything appears whole, by a rename. Any process may compute and write a block: the bytes are the
 same, so that two at once do no harm. zarr does not write shards that are empty, so a missing shard
 does not say that a block is still to do; its marker does.
 """
@@ -103,7 +103,7 @@ class WorkFolder:
             if found is not None and (listed := differences(found, plan)):
                 raise ResultError(
                     f"{self.path} was begun with other settings or another slide: "
-                    f"{'; '.join(listed[:3])}. Start it anew with --overwrite, or choose another "
+                    f"{'; '.join(listed[:3])}. Start it again with --overwrite, or choose another "
                     "--out."
                 )
             self._done.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ class WorkFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValidationError as error:
-            remedy = "Start the slide anew with --overwrite."
+            remedy = "Start the slide again with --overwrite."
             raise unreadable(self.path / PLAN_FILE, remedy) from error
 
     def mask(self) -> Mask:
@@ -137,7 +137,7 @@ class WorkFolder:
             with Image.open(self.path / MASK_FILE, formats=("PNG",)) as image:
                 return np.asarray(image.convert("L")) > 0
         except (OSError, SyntaxError, ValueError) as error:
-            remedy = "Start the slide anew with --overwrite."
+            remedy = "Start the slide again with --overwrite."
             raise unreadable(self.path / MASK_FILE, remedy) from error
 
     def records(self) -> dict[Block, BlockRecord]:

@@ -124,7 +124,7 @@ def _polygons(path: Path, content: bytes) -> list[Any]:
         document = json.loads(content)
         features = document if isinstance(document, list) else document.get("features", [document])
         geometries = [feature.get("geometry", feature) for feature in features]
-        with np.errstate(invalid="ignore"):  # what is no number is refused below
+        with np.errstate(invalid="ignore"):  # NaN is refused below
             found = [shape(geometry) for geometry in geometries if geometry is not None]
     except json.JSONDecodeError as error:
         raise MaskError(f"{path} is not JSON: {error}. Export the regions again.") from error

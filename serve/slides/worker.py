@@ -132,8 +132,8 @@ class BlockWorker(Closing):
 
         Args:
             blocks: of the plan.
-            on_block: is told of each block that is written, in another thread.
-            on_tiles: is told how many more tiles are done.
+            on_block: called with the record of each block that is written, in another thread.
+            on_tiles: called with how many more tiles are done.
 
         Raises:
             SlideError: a region cannot be read, or the file was changed meanwhile.
@@ -263,7 +263,7 @@ def open_planned(plan: Plan) -> RegionReader:
     if reader.fingerprint() != plan.slide.fingerprint:
         reader.close()
         raise SlideError(
-            f"{plan.slide.path} is not the file that the work was begun with. Start the slide anew "
+            f"{plan.slide.path} is not the file that the work began with. Start the slide again "
             "with --overwrite."
         )
     return reader

@@ -52,7 +52,7 @@ def draw_window(
 
     Args:
         rng: Source of chance.
-        labels: (H, W) of the image, at least of `size`; a window without any label is drawn anew.
+        labels: (H, W) of the image, at least of `size`; a window without any label is drawn again.
         size: Height and width of a whole tile in pixels of the image.
         scale_min: Smallest share of the tile's area; 1 draws whole tiles.
     """

@@ -161,7 +161,7 @@ def load_sampath_weights(segmenter: Segmenter, path: Path) -> None:
     left_out = {
         **NOT_OURS_IN_SAM,
         **{rf"pathology_encoder\.vit\.{name}": why for name, why in NOT_OURS_IN_VIT.items()},
-        _SCORES: "scores are counted anew",
+        _SCORES: "scores are computed again",
     }
     expected = {n for n in segmenter.state_dict() if not n.startswith("class_attention_bias.")}
     load_accounted(segmenter, source, expected, left_out, path)

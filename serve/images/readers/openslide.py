@@ -1,6 +1,6 @@
 """Slides through OpenSlide: Aperio, Hamamatsu, Leica, MIRAX, Philips, Ventana, DICOM and others.
 
-OpenSlide 4.0.1 is the least: earlier ones write beyond their memory on crafted files
+OpenSlide 4.0.1 or later is needed: earlier ones write beyond their memory on crafted files
 (CVE-2026-48977, CVE-2026-54604).
 """
 
@@ -135,7 +135,7 @@ class OpenSlideReader(RegionReader):
         return Stated() if sides is None else judge(*sides, source)
 
     def _numbers(self, *names: str) -> tuple[float, float] | None:
-        """Two properties; None where one is missing or no number."""
+        """Two properties; None where one is missing or not a number."""
         try:
             x, y = (float(self.properties[name]) for name in names)
         except (KeyError, ValueError):

@@ -19,7 +19,7 @@ class SlideEntry(Strict):
     name: str = Field(description="of its result")
     file: str = Field(description="path below the folder of slides")
     num_bytes: int | None = Field(None, description="null for a slide that is a folder")
-    state: State = Field(description="stopped: a new job goes on where the last one ended")
+    state: State = Field(description="stopped: a new job continues where the last one ended")
     problem: str = Field("", description="why it cannot be segmented as it is called")
 
 

@@ -18,7 +18,7 @@ class JobRequest(Strict):
     slide: str = Field(max_length=64, description="id of the slide", examples=["0f2d8c6b7e3a4d5f"])
     mpp: float | None = Field(
         None,
-        strict=True,  # true is no number
+        strict=True,  # true is not a number
         ge=MIN_MPP,
         le=MAX_MPP,
         description="um per pixel at full resolution, where the file does not say it or is wrong",

@@ -71,7 +71,7 @@ export class Classes {
     for (const { label, color } of this.#rows) if (shown.has(label)) colors[label] = rgbaOf(color);
     const outline = document.querySelector("[name=drawing]:checked").value === "outline";
     const style = { colors, outline, opacity, hatched: $("hatch").checked, limit: this.limit };
-    // Only what has changed: other colours or limits are painted anew.
+    // Only what has changed: other colours or limits are painted again.
     const changed = Object.entries(style).filter(([name, value]) => String(value) !== String(this.#style[name]));
     this.#style = style;
     this.#view.setStyle(Object.fromEntries(changed));
