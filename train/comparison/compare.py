@@ -25,6 +25,12 @@ NUM_PANELS = 4
 """Test tiles that Fig. 4 shows."""
 PANEL_SHARE_MIN = 0.01
 """A class counts as present in a tile from this share of its pixels on."""
+_SET_BY_ROWS = (
+    ("model", "bias"),
+    ("bias", "bias_init"),
+    ("bias", "bias_frozen"),
+    ("loss", "focal"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +143,7 @@ def _check(settings: Settings, num_seeds: int, rows: tuple[Row, ...]) -> None:
             "each training of a comparison uses one. To use several, start the same command once "
             "for each (CUDA_VISIBLE_DEVICES=0, =1, ...): they share the runs in --out."
         )
-    own_encoders = [row.name for row in rows if row.image_encoder]
+    own_encoders = [row.name for row in rows if row.changed("model", "image_encoder")]
     if own_encoders and not settings.model.image_encoder.startswith("tiny"):
         raise SettingsError(
             f"--rows has {own_encoders[0]}, which trains another small encoder from scratch, and "
@@ -145,20 +151,14 @@ def _check(settings: Settings, num_seeds: int, rows: tuple[Row, ...]) -> None:
             "Leave the row out."
         )
     preset = PRESETS[settings.preset]()
-    for name in ("bias", "bias_init", "bias_frozen"):
-        found, expected = (
-            getattr(s.model if name == "bias" else s.bias, name) for s in (settings, preset)
-        )
+    for section, name in _SET_BY_ROWS:
+        found, expected = (getattr(getattr(s, section), name) for s in (settings, preset))
         if found != expected:
+            option = f"--{'no-' if found is False else ''}{name.replace('_', '-')}"
             raise SettingsError(
                 f"{name} is {found}, but the rows of the comparison set it themselves; leave out "
-                f"--{name.replace('_', '-')} and choose methods with --rows"
+                f"{option} and choose methods with --rows"
             )
-    if settings.loss.focal != preset.loss.focal:
-        raise SettingsError(
-            "--no-focal is set, but the rows of the comparison set it themselves; leave it out, "
-            "and choose base_without_focal with --rows"
-        )
 
 
 def _announce(runs: list[RowRun], position: int) -> None:

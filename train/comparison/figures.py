@@ -44,7 +44,7 @@ def figures_section(comparison: Comparison, folder: Path) -> str:
     if "dfa" in deltas:
         correlation = correlate(baseline.mean(axis=0), deltas["dfa"].mean(axis=0))
         plot_bias(classes, deltas["dfa"], prior, baseline, correlation, folder / "figure3")
-        warm = {row.name for row in comparison.rows if row.bias_init == "warm"}
+        warm = {row.name for row in comparison.rows if not row.changed("bias", "bias_init")}
         parts.append(_bias_text(baseline.mean(axis=0), prior, deltas, warm))
     if comparison.with_pictures:
         plot_panels(classes, _panels(comparison), folder / "figure4")

@@ -5,12 +5,13 @@ from a cold start, frozen at its prior, and with the paper's L2 term in the loss
 preset with a small encoder is also trained with the other small encoders.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from train.errors import SettingsError
 from train.model.class_bias import STRATEGIES, BiasStrategy
-from train.settings import BiasName, ImageEncoderName, NetworkName, Settings
+from train.settings import BiasName, Settings
 
 RowName = str
 """The name of a row of `all_rows`; as in the columns of the published table."""
@@ -22,17 +23,9 @@ class Row:
 
     name: RowName
     title: str
-    bias: BiasName
-    bias_init: Literal["warm", "cold"] = "warm"
-    bias_frozen: bool = False
-    bias_regularisation: Literal["decay", "l2", "off"] | None = None
-    """What keeps the bias small; None leaves it to the shared settings."""
-    focal: bool = True
-    network: NetworkName = "sam_path"
-    image_encoder: ImageEncoderName | None = None
-    """Another small encoder than the preset's; None leaves it to the shared settings."""
-    learning_rate: float | None = None
-    """The one that suits the encoder; None leaves it to the shared settings."""
+    bias: BiasName = BiasName("none")
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What it changes besides the bias: values by section and field of the settings."""
     in_paper: bool = True
     """Whether arXiv 2604.13479 has it."""
     is_ablation: bool = False
@@ -46,66 +39,51 @@ class Row:
     @property
     def is_ours(self) -> bool:
         """Whether it is a strategy that FocalPath adds to the paper's."""
-        return self.network == "sam_path" and not self.in_paper and not self.is_ablation
+        return not (self.in_paper or self.is_ablation or self.changed("model", "network"))
 
     @property
     def learns_bias(self) -> bool:
         """Whether training changes its bias."""
-        return self.strategy.learned and not self.bias_frozen
+        return self.strategy.learned and not self.changed("bias", "bias_frozen")
+
+    def changed(self, section: str, name: str) -> Any:
+        """The value that it gives a setting; None where it leaves it as it is."""
+        return self.changes.get(section, {}).get(name)
 
     def settings(self, shared: Settings, seed: int) -> Settings:
         """The settings of this row's run."""
-        own = replace(
-            shared,
-            model=replace(
-                shared.model,
-                bias=self.bias,
-                image_encoder=self.image_encoder or shared.model.image_encoder,
-            ),
-            bias=replace(
-                shared.bias,
-                bias_init=self.bias_init,
-                bias_frozen=self.bias_frozen,
-                bias_regularisation=self.bias_regularisation or shared.bias.bias_regularisation,
-            ),
-            loss=replace(shared.loss, focal=self.focal),
-            optimization=replace(
-                shared.optimization,
-                seed=seed,
-                learning_rate=self.learning_rate or shared.optimization.learning_rate,
-            ),
-        )
-        return own if self.network == "sam_path" else _without_encoders(own, self.network)
+        own: dict[str, dict[str, Any]] = {
+            "model": {"bias": self.bias},
+            "bias": {"bias_init": "warm", "bias_frozen": False},
+            "loss": {"focal": True},
+            "optimization": {"seed": seed},
+        }
+        for section, values in self.changes.items():
+            own[section] = {**own.get(section, {}), **values}
+        sections = {name: replace(getattr(shared, name), **own[name]) for name in own}
+        return replace(shared, **sections)
 
 
+_DFA = BiasName("dfa")
 UNET_LEARNING_RATE = 1e-3
 """AdamW's usual one for convolutions; a transformer's is lower (our choice)."""
 
-
-def _without_encoders(settings: Settings, network: NetworkName) -> Settings:
-    """The same training of a network that has neither encoders nor an IoU head."""
-    return replace(
-        settings,
-        model=replace(settings.model, network=network, encoders_frozen=False),
-        loss=replace(settings.loss, iou_weight=0.0),
-        optimization=replace(settings.optimization, learning_rate=UNET_LEARNING_RATE),
-        weights=replace(settings.weights, sam_weights=None, pathology_weights=None, from_run=None),
-        runtime=replace(settings.runtime, embedding_cache=None, exportable=False),
-    )
-
-
-_NONE, _DFA = BiasName("none"), BiasName("dfa")
-
-BASELINE = Row(name="base_with_focal", title="Base w/ FL", bias=_NONE)
+BASELINE = Row(name="base_with_focal", title="Base w/ FL")
 """What every other row is compared with, and whose Dice HCFA starts from."""
 DFA = Row(name="dfa", title="DFA", bias=_DFA)
 """The paper's method, which the ablation varies."""
-COLD = Row(name="dfa_cold", title="DFA, cold start", bias=_DFA, bias_init="cold", is_ablation=True)
+COLD = Row(
+    name="dfa_cold",
+    title="DFA, cold start",
+    bias=_DFA,
+    changes={"bias": {"bias_init": "cold"}},
+    is_ablation=True,
+)
 FROZEN = Row(
     name="dfa_frozen",
     title="DFA, frozen at its prior",
     bias=_DFA,
-    bias_frozen=True,
+    changes={"bias": {"bias_frozen": True}},
     is_ablation=True,
 )
 """The control: if it scores as DFA does, delta learns nothing that frequency does not tell."""
@@ -113,34 +91,38 @@ L2 = Row(
     name="dfa_l2",
     title="DFA, L2 in the loss",
     bias=_DFA,
-    bias_regularisation="l2",
+    changes={"bias": {"bias_regularisation": "l2"}},
     in_paper=False,
     is_ablation=True,
 )
 """The paper's regularisation, which erases the prior: DFA as it was before `decay`."""
-UNET = Row(name="unet", title="U-Net", bias=_NONE, network="unet", in_paper=False)
+UNET = Row(
+    name="unet",
+    title="U-Net",
+    changes={
+        "model": {"network": "unet", "encoders_frozen": False},
+        "loss": {"iou_weight": 0.0},
+        "optimization": {"learning_rate": UNET_LEARNING_RATE},
+        "weights": {"sam_weights": None, "pathology_weights": None, "from_run": None},
+        "runtime": {"embedding_cache": None, "exportable": False},
+    },
+    in_paper=False,
+)
 """A plain U-Net with the same data, augmentation, loss and epochs."""
 
-PATCHES = Row(
-    name="encoder_tiny",
-    title="Base w/ FL, encoder tiny",
-    bias=_NONE,
-    image_encoder="tiny",
-    learning_rate=1e-3,
-    in_paper=False,
-    is_ablation=True,
-)
-"""Patches embedded by one linear layer, and the learning rate that the preset had with it."""
-STEM = Row(
-    name="encoder_tiny_conv",
-    title="Base w/ FL, encoder tiny_conv",
-    bias=_NONE,
-    image_encoder="tiny_conv",
-    learning_rate=3e-4,
-    in_paper=False,
-    is_ablation=True,
-)
-"""A convolutional stem without skip connections, with the learning rate that it had."""
+
+def _with_encoder(name: str, learning_rate: float) -> Row:
+    """The baseline with another small encoder, and the learning rate that suits it."""
+    return Row(
+        name=f"encoder_{name}",
+        title=f"Base w/ FL, encoder {name}",
+        changes={
+            "model": {"image_encoder": name},
+            "optimization": {"learning_rate": learning_rate},
+        },
+        in_paper=False,
+        is_ablation=True,
+    )
 
 
 def all_rows() -> dict[RowName, Row]:
@@ -148,18 +130,18 @@ def all_rows() -> dict[RowName, Row]:
     strategies = [
         Row(name=s.name, title=s.title, bias=BiasName(s.name), in_paper=s.in_paper)
         for s in STRATEGIES.values()
-        if s.name != _NONE
+        if s.name != BASELINE.bias
     ]
     rows = (
-        Row(name="base_without_focal", title="Base w/o FL", bias=_NONE, focal=False),
+        Row(name="base_without_focal", title="Base w/o FL", changes={"loss": {"focal": False}}),
         BASELINE,
         *(row for row in strategies if row.in_paper),
         COLD,
         FROZEN,
         L2,
         *(row for row in strategies if not row.in_paper),
-        PATCHES,
-        STEM,
+        _with_encoder("tiny", 1e-3),  # patches embedded by one linear layer
+        _with_encoder("tiny_conv", 3e-4),  # a convolutional stem without skip connections
         UNET,
     )
     return {row.name: row for row in rows}
