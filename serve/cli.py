@@ -13,7 +13,7 @@ import tyro
 from serve.client.benchmark_run import Benchmark, run_benchmark
 from serve.client.load import Load, run_load
 from serve.client.segment_files import Segment, run_segment
-from serve.contract.errors import FocalPathError
+from serve.contract.errors import FocalPathError, message_of
 from serve.contract.interrupts import signals_wake_main_thread
 from serve.doctor.command import Doctor, run_doctor
 from serve.service.logs import configure_logging
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case _:
                 assert_never(command)
     except (FocalPathError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -24,7 +24,7 @@ from serve.client.interrupts import EXIT_STATUS, second_interrupt_ends
 from serve.client.segment_report import assumed_line, image_table, summary_csv
 from serve.client.triton import TritonClient
 from serve.client.whole_files import write_together
-from serve.contract.errors import FocalPathError, SettingsError
+from serve.contract.errors import FocalPathError, SettingsError, message_of
 from serve.contract.interrupts import signals_wake_main_thread
 from serve.contract.key_file import read_key
 from serve.contract.manifest import read_bundle
@@ -277,7 +277,8 @@ def _report(command: Segment, summaries: dict[Path, Summary], num_made: int) -> 
     num_skipped = len(summaries) - num_made
     already = f", {num_skipped} existed already" if num_skipped else ""
     print(f"wrote {num_made} of {len(command.images)} images to {command.out}{already}", flush=True)
-    print(assumed_line(summaries), flush=True)
+    if summaries:
+        print(assumed_line(summaries), flush=True)
 
 
 @signals_wake_main_thread()
@@ -287,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = tyro.cli(Segment, prog="focalpath-segment", args=arguments)
         return run_segment(command)
     except (FocalPathError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command continues where it stopped", file=sys.stderr)

@@ -137,3 +137,13 @@ class ModelChangedError(BackendUnavailableError):
     """The inference backend serves another model, or another version of it, than it did before."""
 
     code = "model_changed"
+
+
+def message_of(error: FocalPathError | OSError) -> str:
+    """What to tell a user: our own words, or the file that the system refused, and why."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return (
+            f"{error.filename} cannot be used: {error.strerror}. Check the path, its permissions "
+            "and the space on its disk."
+        )
+    return str(error)
