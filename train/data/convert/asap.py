@@ -32,10 +32,10 @@ def read_asap(path: Path, root: Element) -> list[Annotation]:
         group = element.get("PartOfGroup") or "None"
         try:
             ring = _ring(element)
-        except (TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise AnnotationError(
-                f"{path}, {name}: {error}; expected Coordinate elements with Order, X and Y. Save "
-                "the annotations again in ASAP."
+                f"{path}, {name}: {error!r}; expected Coordinate elements with Order, X and Y. "
+                "Save the annotations again in ASAP."
             ) from error
         is_area = kind in _AREAS and len(ring) >= 3
         found.append(

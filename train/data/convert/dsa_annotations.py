@@ -51,7 +51,7 @@ def read_dsa(path: Path, content: Any) -> list[Annotation]:
                         color=_color(element.get("lineColor")),
                     )
                 )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise _other(path, error) from error
     return found
 
@@ -136,7 +136,10 @@ def _placed(unit: Ring, element: dict[str, Any], width: float, height: float) ->
     `rotation` is in radians, from the image's x axis towards its y axis, which points down. The
     archive's own viewer draws it so, although its schema says counterclockwise.
     """
-    angle = float(element.get("rotation") or 0)
+    numbers = [float(element.get("rotation") or 0), width, height, *element["center"][:2]]
+    if not np.isfinite(np.asarray(numbers, np.float64)).all():
+        raise ValueError(f"a {element['type']} has the numbers {numbers}")
+    angle = numbers[0]
     cos, sin = math.cos(angle), math.sin(angle)
     turned = unit * [width, height] @ np.array([[cos, sin], [-sin, cos]])
     return np.asarray(turned + np.asarray(element["center"][:2], dtype=np.float64))

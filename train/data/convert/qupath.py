@@ -33,7 +33,7 @@ def read_qupath(path: Path, content: Any) -> list[Annotation]:
             for number, feature in enumerate(features, start=1)
             for annotation in _annotations(feature, f"feature {number}")
         ]
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise AnnotationError(
             f"{path} is not QuPath's GeoJSON ({error!r}); expected features with a geometry and "
             "properties. Export it again: File, Export objects as GeoJSON."

@@ -59,6 +59,29 @@ def test_a_file_is_read_in_its_own_encoding(tmp_path: Path, name: str, stored: b
     np.testing.assert_array_equal(found.rings[0], SQUARE)
 
 
+def dsa(**element: Any) -> str:
+    return json.dumps({"elements": [{"type": "rectangle", "width": 2, "height": 2, **element}]})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.xml", XML.replace(' X="8"', "", 1)),
+        ("a.xml", XML.replace('Y="8"', 'Y="nan"', 1)),
+        ("a.geojson", json.dumps([feature(classification={"color": [float("inf")] * 3})])),
+        ("a.geojson", json.dumps([feature() | {"geometry": {"type": "Polygon"}}])),
+        ("a.json", dsa()),
+        ("a.json", dsa(center=[float("nan"), 1, 0])),
+        ("a.json", dsa(center=[1, 1, 0], rotation=float("inf"))),
+        ("a.json", dsa(center=[1, 1, 0], width=10**400)),
+    ],
+)
+def test_what_is_missing_or_no_number_is_one_error(tmp_path: Path, name: str, content: str):
+    (tmp_path / name).write_text(content, "utf-8")
+    with raises(AnnotationError, name):
+        read_annotation_file(tmp_path / name)
+
+
 def zipped(path: Path, *names: str) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
