@@ -113,7 +113,8 @@ def rasterise(polygons: list[Any], view: ScaledView, mask_px: int) -> Mask:
         draw = ImageDraw.Draw(drawn)
         for ring, fill in [(polygon.exterior, 1), *((hole, 0) for hole in polygon.interiors)]:
             places = (np.asarray(ring.coords)[:, :2] - origin) / step - 0.5
-            draw.polygon([(float(x), float(y)) for x, y in places], fill=fill)
+            if len(places) >= 3:  # a hole may be empty
+                draw.polygon([(float(x), float(y)) for x, y in places], fill=fill)
         canvas.paste(1, (0, 0), drawn)
     return np.asarray(canvas, bool)
 

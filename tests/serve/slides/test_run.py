@@ -602,6 +602,7 @@ def test_regions_say_where_to_look(
     hole = shapely.box(400, 350, 500, 450)
     feature = {"type": "Feature", "properties": {}}
     feature["geometry"] = json.loads(shapely.to_geojson(square - hole))
+    feature["geometry"]["coordinates"].append([])
     regions = tmp_path / "regions.geojson"
     content = json.dumps(as_document([feature, {"type": "Feature", "geometry": None}]))
     regions.write_text(content, encoding="utf-8-sig")
