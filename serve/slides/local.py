@@ -23,9 +23,6 @@ from serve.slides.store import WorkFolder
 from serve.slides.throughput import for_throughput
 from serve.slides.worker import BlockWorker, OnBlock, OnTiles
 
-_SLIDES_AT_ONCE = 2
-"""One that the model works on, and one that is planned or whose outputs are written."""
-
 
 class LocalEngine:
     """See `serve.slides.engine.Engine`.
@@ -37,25 +34,18 @@ class LocalEngine:
         read_threads: threads that read a slide.
     """
 
+    slides_at_once = 2
+    """One that the model works on, and one that is planned or whose outputs are written."""
+
     def __init__(
         self, runner: TileRunner, model: ModelInfo, *, max_batch_size: int, read_threads: int = 2
     ) -> None:
         self._runner = runner
-        self._model = model
+        self.model = model
         self._max_batch_size = max_batch_size
         self._read_threads = read_threads
         self._computing = threading.Lock()
         self._closing = threading.Event()
-
-    @property
-    def model(self) -> ModelInfo:
-        """See `Engine.model`."""
-        return self._model
-
-    @property
-    def slides_at_once(self) -> int:
-        """See `Engine.slides_at_once`."""
-        return _SLIDES_AT_ONCE
 
     def prepare(self, job: SlideJob) -> bool:
         """See `Engine.prepare`."""

@@ -62,20 +62,10 @@ class ClusterEngine:
     ) -> None:
         self._dispatcher = dispatcher
         self._head = head
-        self._model = model
-        self._num_workers = num_workers
+        self.model = model
+        self.slides_at_once = _SLIDES_PER_WORKER * num_workers
         self._homes: dict[str, str] = {}
         self._lock = threading.Lock()
-
-    @property
-    def model(self) -> ModelInfo:
-        """See `Engine.model`."""
-        return self._model
-
-    @property
-    def slides_at_once(self) -> int:
-        """See `Engine.slides_at_once`."""
-        return _SLIDES_PER_WORKER * self._num_workers
 
     def prepare(self, job: SlideJob) -> bool:
         """See `Engine.prepare`."""
