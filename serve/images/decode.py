@@ -17,17 +17,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from serve.contract.errors import ImageError, ImageTooLargeError
 from serve.images.bombs import refuse_bombs, refuse_large_exif
 from serve.images.colors import to_rgb
-from serve.images.kinds import HEAD_BYTES, jpeg_frame, kind_of
 from serve.images.mpp import UNKNOWN, PixelSize, Stated, density
 from serve.images.png import decode_plain_png
+from serve.images.refusals import damaged_file, refuse_bytes, refuse_kind, refuse_size, unknown_file
 from serve.images.tiff import TiffImage, find_image, is_tiff
 from serve.images.tiff_codecs import decode_segments, is_read_by_pillow
 from serve.settings import InferenceSettings
 
 _DEFAULTS = InferenceSettings()
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
-_EXPECTED = "Send one PNG, JPEG, TIFF or WebP image with 8 bits per channel"
-_PNG_BIT_DEPTH_OFFSET = 24
 _ORIENTATION = 0x0112
 TRANSPOSED = (5, 6, 7, 8)
 """Values of EXIF's orientation that swap width and height."""
@@ -104,20 +102,10 @@ def decode_picture(
         ImageError: not such an image, truncated, damaged, animated, of more than 8 bits, or of a
             kind that would be taken for something else.
     """
-    _check_bytes(data, max_bytes)
+    refuse_bytes(data, max_bytes)
     if is_tiff(data):
         return _decode_tiff(data, max_pixels)
     return _decode_with_pillow(data, max_pixels)
-
-
-def _check_bytes(data: bytes, max_bytes: int) -> None:
-    if len(data) > max_bytes:
-        raise ImageTooLargeError(
-            f"The file has {len(data)} bytes, at most {max_bytes} are accepted. "
-            "Crop the image or compress it."
-        )
-    if not data:
-        raise ImageError(f"The file is empty. {_EXPECTED}.")
 
 
 @dataclass(frozen=True)
@@ -142,16 +130,16 @@ def read_head(
     Raises:
         ImageError: `decode_picture` would refuse it by what its head says.
     """
-    _check_bytes(data, max_bytes)
+    refuse_bytes(data, max_bytes)
     refuse_bombs(data)
     if is_tiff(data):
         found = find_image(data)
         width, height = found.pages[0].size
-        _check_size(width, height, max_pixels)
+        refuse_size(width, height, max_pixels)
         stated = found.stated
     else:
         with _open(data, max_pixels) as image:
-            _check_kind(image, data)
+            refuse_kind(image, data)
             width, height = image.size
             stated = _stated_mpp(image)
     return Head(height, width, stated.pixel_size, stated.source)
@@ -180,7 +168,7 @@ def _decode_tiff(data: bytes, max_pixels: int) -> Picture:
     """Decode a TIFF's page, or the three that are its red, green and blue."""
     refuse_bombs(data)
     found = find_image(data)
-    _check_size(*found.pages[0].size, max_pixels)
+    refuse_size(*found.pages[0].size, max_pixels)
     decoded = [_decode_page(found, index, max_pixels) for index in range(len(found.pages))]
     picture, pixels = decoded[0], decoded[0].pixels
     if len(decoded) > 1:
@@ -199,7 +187,7 @@ def _decode_page(found: TiffImage, index: int, max_pixels: int) -> Picture:
     try:
         image = decode_segments(data, page)
     except struct.error as error:
-        raise _damaged(error) from error
+        raise damaged_file(error) from error
     if page.orientation in range(2, 9):
         image.getexif()[_ORIENTATION] = page.orientation
     return _upright_rgb(image)
@@ -208,12 +196,12 @@ def _decode_page(found: TiffImage, index: int, max_pixels: int) -> Picture:
 def _decode_with_pillow(data: bytes, max_pixels: int, orientation: int = 1) -> Picture:
     refuse_bombs(data)
     with _open(data, max_pixels) as image:
-        _check_kind(image, data)
+        refuse_kind(image, data)
         stated = _stated_mpp(image)
         try:
             image.verify()  # checks PNG's checksums, and leaves the image unusable
         except _DECODER_ERRORS as error:
-            raise _damaged(error) from error
+            raise damaged_file(error) from error
     if (pixels := decode_plain_png(data)) is not None:
         return _with_mpp(Picture(pixels), stated)
     with _open(data, max_pixels) as image:
@@ -222,7 +210,7 @@ def _decode_with_pillow(data: bytes, max_pixels: int, orientation: int = 1) -> P
         except ImageError:
             raise
         except _DECODER_ERRORS as error:
-            raise _damaged(error) from error
+            raise damaged_file(error) from error
 
 
 def _with_mpp(picture: Picture, stated: Stated) -> Picture:
@@ -271,54 +259,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             f"The image is far larger than the {max_pixels} pixels that are accepted. Crop it."
         ) from error
     except UnidentifiedImageError as error:
-        raise _unknown(data) from error
+        raise unknown_file(data) from error
     except _DECODER_ERRORS as error:
-        raise _damaged(error) from error
-    _check_size(*image.size, max_pixels)
+        raise damaged_file(error) from error
+    refuse_size(*image.size, max_pixels)
     return image
-
-
-def _unknown(data: bytes) -> ImageError:
-    """The error of a file that Pillow does not know, or knows and does not read."""
-    bits, is_lossless_kind = jpeg_frame(data)
-    if bits > 8:
-        return _too_deep(bits, "JPEG")
-    found = "a JPEG-LS image" if is_lossless_kind else kind_of(data[:HEAD_BYTES])
-    named = "not an image that can be read" if found is None else f"{found}, which is not read"
-    return ImageError(f"The file is {named}. {_EXPECTED}.", code="image_unknown")
-
-
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise ImageTooLargeError(
-            f"The image is {width} x {height}: {width * height} pixels, at most {max_pixels} are "
-            "accepted. Crop it."
-        )
-    if width <= 0 or height <= 0:
-        raise ImageError(f"The image is {width} x {height}: it has no pixels. {_EXPECTED}.")
-
-
-def _check_kind(image: Image.Image, data: bytes) -> None:
-    """Refuse what would be converted silently and wrongly: deep channels and animations."""
-    bits = 8
-    if image.format == "PNG":
-        bits = data[_PNG_BIT_DEPTH_OFFSET]  # Pillow quietly cuts 16-bit RGB to 8
-    if bits > 8 or image.mode == "F" or image.mode.startswith("I"):
-        raise _too_deep(bits, f"mode {image.mode}")
-    if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
-        raise ImageError(f"The image is an animation. {_EXPECTED}.", code="image_animated")
-
-
-def _too_deep(bits: int, kind: str) -> ImageError:
-    return ImageError(
-        f"The image has {bits} bits per channel ({kind}), expected 8. Convert it to 8 bits, so "
-        "that you choose which value is white.",
-        code="image_depth",
-    )
-
-
-def _damaged(error: Exception) -> ImageError:
-    reason = str(error).rstrip(".") or type(error).__name__
-    return ImageError(
-        f"The image is damaged or truncated: {reason}. {_EXPECTED}.", code="image_damaged"
-    )
