@@ -71,16 +71,6 @@ class Picture:
         return None if self.pixel_size is None else self.pixel_size.mean
 
 
-def decode_image(
-    data: bytes,
-    *,
-    max_bytes: int = _DEFAULTS.max_upload_bytes,
-    max_pixels: int = _DEFAULTS.max_image_pixels,
-) -> NDArray[np.uint8]:
-    """Decode a file's content to (H, W, 3) uint8 pixels; see `decode_picture`."""
-    return decode_picture(data, max_bytes=max_bytes, max_pixels=max_pixels).pixels
-
-
 def decode_picture(
     data: bytes,
     *,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,30 +53,6 @@ class Segmentation:
     def with_notes(self, mpp_note: str, notes: tuple[str, ...]) -> "Segmentation":
         """Return a copy with the notes from reading the image's file; see `Picture`."""
         return replace(self, summary=self.summary.with_notes(mpp_note, notes))
-
-
-class ImageSegmenter(Protocol):
-    """Segments images: `TileSegmenter` here, `HttpClient` and `TritonClient` elsewhere."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """The model that answers."""
-        ...
-
-    def segment(
-        self,
-        image: NDArray[np.uint8],
-        *,
-        mpp: float | None = None,
-        mpp_source: MppSource = FROM_REQUEST,
-        with_probabilities: bool = False,
-    ) -> Segmentation:
-        """Segment an (H, W, 3) uint8 RGB image; see `TileSegmenter.segment`."""
-        ...
-
-    def close(self) -> None:
-        """Free all resources. The object must not be used afterwards."""
-        ...
 
 
 class TileSegmenter(Closing):

@@ -9,7 +9,6 @@ block size, so that the result depends neither on it nor on who computed what wh
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
@@ -250,8 +249,3 @@ def differences(found: Plan, expected: Plan) -> list[str]:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def read_plan(path: Path) -> Plan:
-    """Read a plan that was written as JSON."""
-    return Plan.model_validate_json(path.read_bytes())

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from serve.images.decode import decode_picture
 from tests.support.toy_bundle import REFERENCE_RGB
 
 
@@ -52,3 +53,8 @@ def rgb_png(width: int, height: int, *, bit_depth: int = 8, pixels: bytes = b"")
         png_chunk(b"IEND", b""),
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def decode_image(data: bytes, **limits: int) -> NDArray[np.uint8]:
+    """The pixels of a file's content, (H, W, 3) uint8."""
+    return decode_picture(data, **limits).pixels

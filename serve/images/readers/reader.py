@@ -158,10 +158,6 @@ class RegionReader(Closing):
             return FROM_REQUEST
         return UNKNOWN if self.mpp is None else self._stated.source
 
-    def require_mpp(self) -> float:
-        """`mpp`, where it is known; see `require_pixel_size`."""
-        return self.require_pixel_size().mean
-
     def require_pixel_size(self) -> PixelSize:
         """`pixel_size`, where it is known.
 

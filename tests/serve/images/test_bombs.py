@@ -6,7 +6,6 @@ from serve.images.bombs import (
     MAX_JPEG_SCANS,
     refuse_bombs,
 )
-from serve.images.decode import decode_image
 from tests.support.bombs import (
     BOMBS,
     COMMENT,
@@ -25,7 +24,7 @@ from tests.support.bombs import (
     tiff_of,
 )
 from tests.support.errors import raises
-from tests.support.pictures import encoded, png_chunk
+from tests.support.pictures import decode_image, encoded, png_chunk
 
 
 @pytest.mark.parametrize("name", BOMBS)

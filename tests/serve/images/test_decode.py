@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from serve.contract.errors import ImageError, ImageTooLargeError
-from serve.images.decode import FORMATS, decode_image, decode_picture, read_head, read_picture
+from serve.images.decode import FORMATS, decode_picture, read_head, read_picture
 from tests.support.errors import raises
-from tests.support.pictures import blobs, encoded, rgb_png
+from tests.support.pictures import blobs, decode_image, encoded, rgb_png
 
 IMAGE = blobs(40, 60)
 ORIENTATION = 0x0112

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from serve.contract.errors import ImageError
-from serve.images.decode import decode_image, decode_picture
+from serve.images.decode import decode_picture
 from serve.images.readers.errors import SlideFormatError
 from serve.images.readers.registry import open_reader
 from tests.support.errors import raises
+from tests.support.pictures import decode_image
 from tests.support.slides import tissue_pixels
 
 

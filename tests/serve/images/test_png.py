@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 from serve.images import png
-from serve.images.decode import decode_image
 from serve.images.png import decode_plain_png
-from tests.support.pictures import blobs, encoded
+from tests.support.pictures import blobs, decode_image, encoded
 
 IMAGE = blobs(40, 50)
 PNG = encoded(IMAGE)

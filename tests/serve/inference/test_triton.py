@@ -27,7 +27,7 @@ from serve.client.segment_files import main as segment_files
 from serve.contract.manifest import Manifest, read_bundle
 from serve.inference.batching import TilePool
 from serve.inference.onnxruntime import OnnxRuntimeBackend
-from serve.inference.segmenter import ImageSegmenter, Segmentation, TileSegmenter
+from serve.inference.segmenter import Segmentation, TileSegmenter
 from tests.support import ROOT
 from tests.support.ports import free_port
 from tests.support.toy_bundle import REFERENCE_RGB, TILE_SIZE_PX, write_toy_bundle
@@ -147,13 +147,13 @@ def in_process(toy_bundle: Path) -> TileSegmenter:
 )
 def segmenter(
     request: pytest.FixtureRequest, toy_bundle: Path, server: TritonServer
-) -> Iterator[ImageSegmenter]:
+) -> Iterator[TileSegmenter]:
     """Each way to segment an image."""
     if request.param == "ONNX Runtime":
         yield request.getfixturevalue("in_process")
         return
     if request.param == "Triton gRPC":
-        client: ImageSegmenter = TritonClient(server.grpc_url, read_bundle(toy_bundle))
+        client = TritonClient(server.grpc_url, read_bundle(toy_bundle))
     else:
         backend = request.param.removeprefix("service on ")
         client = HttpClient(request.getfixturevalue("services")[backend].url)
@@ -382,7 +382,7 @@ def test_the_gpu_config_loads_on_a_cpu_but_for_its_instance_group(
 
 
 def test_every_way_to_segment_gives_a_tile_the_labels_of_onnx_runtime(
-    segmenter: ImageSegmenter, direct: onnxruntime.InferenceSession
+    segmenter: TileSegmenter, direct: onnxruntime.InferenceSession
 ) -> None:
     tile = _tiles(1, seed=2)
 
@@ -391,7 +391,7 @@ def test_every_way_to_segment_gives_a_tile_the_labels_of_onnx_runtime(
 
 
 def test_every_way_to_segment_gives_a_larger_image_the_same_labels(
-    segmenter: ImageSegmenter, in_process: TileSegmenter
+    segmenter: TileSegmenter, in_process: TileSegmenter
 ) -> None:
     image = _larger_image()
 
@@ -401,7 +401,7 @@ def test_every_way_to_segment_gives_a_larger_image_the_same_labels(
 
 
 def test_every_way_to_segment_gives_the_same_for_another_mpp(
-    segmenter: ImageSegmenter, in_process: TileSegmenter
+    segmenter: TileSegmenter, in_process: TileSegmenter
 ) -> None:
     image = _larger_image()
 

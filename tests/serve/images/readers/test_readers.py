@@ -186,7 +186,7 @@ def test_resolutions_of_screens_and_printers_are_not_believed_of_slides_either(
     with open_reader(path) as slide:
         assert (slide.name, slide.mpp_source) == (reader, "unknown")
         with raises(SlideScaleError, str(dpi), mpp, "--mpp"):
-            slide.require_mpp()
+            slide.require_pixel_size()
 
 
 def test_the_unit_of_imagej_counts_for_slides_too(
@@ -232,7 +232,7 @@ def test_a_slide_whose_pixels_are_far_from_squares_is_named(
 ) -> None:
     path = _flat(tmp_path / "line.tif", pixels, (40_000, 4_000))
     with open_reader(path) as slide, raises(SlideScaleError, "line.tif", "0.25", "2.5"):
-        slide.require_mpp()
+        slide.require_pixel_size()
 
 
 @pytest.mark.parametrize("mpp", [0.0, -1.0, 400.0, float("nan")])
