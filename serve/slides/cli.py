@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from serve.contract.errors import FocalPathError, SettingsError
+from serve.contract.errors import FocalPathError, SettingsError, message_of
 from serve.contract.extras import how_to_install
 from serve.images.tiles import OVERLAP
 from serve.settings import InferenceSettings
@@ -270,9 +270,9 @@ def _verify(command: Verify) -> int:
     for folder in folders:
         try:
             print(f"{folder.name}: {verify(folder)} files are as written")
-        except FocalPathError as error:
+        except (FocalPathError, OSError) as error:
             failed += 1
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {message_of(error)}", file=sys.stderr)
     if not failed:
         verify_csv(command.out)
     return 1 if failed else 0

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from serve.contract.errors import FocalPathError
+from serve.contract.errors import FocalPathError, message_of
 from serve.contract.manifest import MANIFEST_FILE
 from serve.slides.cohort import Problem, SlideTask
 from serve.slides.engine import Engine, Outcome, Watcher
@@ -144,7 +144,7 @@ def segment_slide(
             name=task.name,
             path=str(task.path),
             status="failed",
-            reason=" ".join(str(error).split()),
+            reason=" ".join(message_of(error).split()),
             code=getattr(error, "code", "failed"),
             seconds=round(time.perf_counter() - started, 3),
         )
