@@ -11,6 +11,7 @@ from serve.contract.strict import Strict
 from serve.contract.tables import TableError, read_table
 from serve.images.mpp import MAX_MPP, MIN_MPP
 from serve.images.readers.dicom import series_in
+from serve.images.readers.slide_files import is_file, is_folder_of_mirax, parts_in
 from serve.slides.errors import CohortError
 
 SUFFIXES = (
@@ -112,18 +113,16 @@ def is_slide_name(path: Path) -> bool:
 def slide_files(folder: Path) -> list[Path]:
     """The slides in a folder that are no folders; of a DICOM series, its first file.
 
-    What is called as slides are, and is a pipe or a link to nothing, is among them.
+    What is called as slides are, and is a pipe or a link to nothing, is among them. Pictures that
+    a VMS or VMU file names are not.
     """
-    found = [path for path in folder.iterdir() if is_slide_name(path) and not path.is_dir()]
+    parts = parts_in(folder)
+    found = [
+        path
+        for path in folder.iterdir()
+        if is_slide_name(path) and path not in parts and not path.is_dir()
+    ]
     return sorted([*found, *(files[0] for files in series_in(folder))])
-
-
-def is_file(path: Path) -> bool:
-    """Whether a path is a file that can be looked at."""
-    try:
-        return path.is_file()
-    except OSError:  # of a folder that may not be entered, or of a share that is gone
-        return False
 
 
 def _slides_below(folder: Path, seen: set[Path] | None = None) -> list[Path]:
@@ -134,7 +133,7 @@ def _slides_below(folder: Path, seen: set[Path] | None = None) -> list[Path]:
     seen.add(folder.resolve())
     found = slide_files(folder)
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.name.startswith("."):
+        if path.is_dir() and not path.name.startswith(".") and not is_folder_of_mirax(path):
             found += [path] if is_slide_folder(path) else _slides_below(path, seen)
     return sorted(found)
 

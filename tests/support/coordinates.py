@@ -18,16 +18,19 @@ def coordinate_colors(height: int, width: int) -> NDArray[np.uint8]:
     return np.asarray(np.rint(pixels), np.uint8)
 
 
-def largest_error_px(view: NDArray[np.uint8], corner_px: tuple[float, float], step: float) -> float:
+def largest_error_px(
+    view: NDArray[np.uint8], corner_px: tuple[float, float], step: float | tuple[float, float]
+) -> float:
     """How far a view's pixels lie from where they should, at most, in pixels of the slide.
 
     Args:
         view: (S, S, 3) uint8, cut from the slide.
         corner_px: (y, x) of its upper left corner, in pixels of the slide.
-        step: pixels of the slide for one of the view.
+        step: pixels of the slide for one of the view, along both axes or as (y, x).
     """
     size, errors = len(view), []
-    for channel, start in enumerate(corner_px):
+    steps = step if isinstance(step, tuple) else (step, step)
+    for channel, (start, step) in enumerate(zip(corner_px, steps, strict=True)):
         at = start + (np.arange(size) + 0.5) * step
         found = view[..., channel].astype(float).mean(axis=1 - channel)
         from_peak = np.abs(at / RAMP_PX % 1 - 0.5) * RAMP_PX  # filters round the peaks off

@@ -29,6 +29,7 @@ from serve.images.readers.generic_tiff import (
     refuse_channels,
 )
 from serve.images.readers.reader import Bounds, RegionReader, pyramid
+from serve.images.readers.slide_files import check_complete, missing_parts
 
 LEAST_VERSION = (4, 0, 1)
 _LATTICE_PX = 1024
@@ -43,6 +44,7 @@ class OpenSlideReader(RegionReader):
         super().__init__(path, mpp=mpp)
         check_openslide_version(openslide.__library_version__)
         entry = self._entry(path)
+        check_complete(entry)
         if openslide.OpenSlide.detect_format(entry) == GENERIC:
             refuse_channels(entry)
             refuse(entry, for_openslide(look_at(entry)))
@@ -100,9 +102,9 @@ class OpenSlideReader(RegionReader):
         if path.is_dir():
             return bool(series_in(path))
         vendor = openslide.OpenSlide.detect_format(path)
-        return vendor is not None and not (
-            vendor == GENERIC and is_for_pictures(path, for_openslide)
-        )
+        if vendor is None:
+            return bool(missing_parts(path))  # then it says which
+        return not (vendor == GENERIC and is_for_pictures(path, for_openslide))
 
     @staticmethod
     def _entry(path: Path) -> Path:

@@ -5,7 +5,7 @@ Frames: level 0 is the slide at full resolution. Pixel (x, y) of level k covers
 """
 
 import hashlib
-import os
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from serve.images.mpp import (
 )
 from serve.images.readers.errors import SlideError, SlideFormatError, SlideScaleError
 from serve.images.readers.scaled import ScaledView, read_scaled
+from serve.images.readers.slide_files import files_of, state_of, watched_files
 
 SQUARE = 0.02
 """Share by which the sides of a slide's pixels may differ and still be taken for squares (our
@@ -83,7 +84,8 @@ class RegionReader(Closing):
 
     def __init__(self, path: Path, *, mpp: float | None = None) -> None:
         self.path = path
-        self._state = _file_state(path)
+        self._watched = watched_files(path)
+        self._state = state_of(self._watched)
         self._given_mpp = mpp
         self._stated = Stated()  # by the file; set by the subclass
         if mpp is not None and not MIN_MPP <= mpp <= MAX_MPP:
@@ -225,7 +227,7 @@ class RegionReader(Closing):
         replaced or cut off, and does not see a single changed byte.
         """
         digest = hashlib.sha256()
-        for file in _files_of(self.path):
+        for file in files_of(self.path):
             size = file.stat().st_size
             digest.update(f"{file.name if file != self.path else ''}:{size};".encode())
             with file.open("rb") as opened:
@@ -238,8 +240,8 @@ class RegionReader(Closing):
         return digest.hexdigest()
 
     def check_unchanged(self) -> None:
-        """Raise SlideError where the file was replaced or written to since it was opened."""
-        if _file_state(self.path) != self._state:
+        """Raise SlideError where one of its files was replaced or changed since it was opened."""
+        if state_of(self._watched) != self._state:
             raise SlideError(
                 f"{self.path.name} was replaced or changed while it was read. Run it again, once "
                 "nothing writes to it."
@@ -270,27 +272,11 @@ def pyramid(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
 
 
 def _downsample(full: int, part: int) -> float:
-    whole = round(full / part)
-    return float(whole) if full // whole <= part <= -(-full // whole) else full / part
+    """Pixels of level 0 for one of a level: a power of two if that may be, else a whole number.
 
-
-def _files_of(path: Path) -> list[Path]:
-    """A slide's files: also the folder that belongs to a MIRAX file, and a whole DICOM series."""
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
-    companion = path.with_suffix("")
-    if path.suffix.lower() == ".mrxs" and companion.is_dir():
-        return [path, *sorted(file for file in companion.iterdir() if file.is_file())]
-    if path.suffix.lower() == ".dcm":
-        from serve.images.readers.dicom import siblings_of
-
-        return list(siblings_of(path))
-    return [path]
-
-
-def _file_state(path: Path) -> tuple[int, int, int]:
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        raise SlideError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    Of small levels the sizes allow several: 1023 / 15 is 68.2, and such a level is a 64th.
+    """
+    for whole in (2 ** round(math.log2(full / part)), round(full / part)):
+        if whole >= 1 and full // whole <= part <= -(-full // whole):
+            return float(whole)
+    return full / part

@@ -34,9 +34,9 @@ class TiffReader(OpenSlideReader):
             raise SlideFormatError(
                 f"{path.name} is not a TIFF: {error}. Use the reader `openslide`."
             ) from error
-        sizes = {(page.imagewidth, page.imagelength): page for page in _same_pages(self._tiff)}
+        pages = _fast_pages(self._tiff) if self.properties["openslide.vendor"] in VENDORS else {}
         for index, level in enumerate(self.levels):
-            page = sizes.get((level.width_px, level.height_px))
+            page = pages.pop((level.width_px, level.height_px), None)
             if page is not None:
                 self._pages[index] = TiledPage(page, path)
         self.version = f"{self.version}, tifffile {tifffile.__version__}"
@@ -67,22 +67,29 @@ class TiffReader(OpenSlideReader):
                 first = first_page(tiff)
                 if tiff.is_ome and (first.subifds or len(tiff.series) > 1):
                     return False  # the reader of OME-TIFF knows its levels and images
-                return any(page.shape[:2] == first.shape[:2] for page in _same_pages(tiff))
+                return (first.imagewidth, first.imagelength) in _fast_pages(tiff)
         except TIFF_ERRORS:
             return False
 
 
-def _same_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
-    """The pages that tifffile decodes to the bytes that OpenSlide gives."""
-    return [
-        page
-        for page in tiff.pages
-        if isinstance(page, tifffile.TiffPage)
-        and page.is_tiled
-        and page.compression == tifffile.COMPRESSION.JPEG
+def _fast_pages(tiff: tifffile.TiffFile) -> dict[tuple[int, int], tifffile.TiffPage]:
+    """The pages that tifffile decodes to the bytes that OpenSlide gives, by (width, height).
+
+    Of pages of one size, such as focal planes, OpenSlide takes the first for the first level.
+    """
+    first: dict[tuple[int, int], tifffile.TiffPage] = {}
+    for page in tiff.pages:
+        if isinstance(page, tifffile.TiffPage) and page.is_tiled:
+            first.setdefault((page.imagewidth, page.imagelength), page)
+    return {size: page for size, page in first.items() if _is_decoded_alike(page)}
+
+
+def _is_decoded_alike(page: tifffile.TiffPage) -> bool:
+    return bool(
+        page.compression == tifffile.COMPRESSION.JPEG
         and page.photometric in (_RGB, _YCBCR)
         and page.samplesperpixel == 3
         and page.planarconfig == 1
         and page.bitspersample == 8
         and all(page.databytecounts)  # OpenSlide fills missing tiles from other levels
-    ]
+    )

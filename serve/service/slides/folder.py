@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.contract.errors import NotFoundError
-from serve.slides.cohort import is_file, is_slide_folder, name_of, name_problem, slide_files
+from serve.images.readers.errors import SlideError
+from serve.images.readers.slide_files import is_file, is_folder_of_mirax, parts_of, state_of
+from serve.slides.cohort import is_slide_folder, name_of, name_problem, slide_files
 
 _ID_LENGTH = 16
 _LOOK_AGAIN_S = 1.0
@@ -82,6 +84,8 @@ class SlideFolder:
                 path = Path(folder, name)
                 if path.absolute() == self._out or not is_inside(path, self.path):
                     continue
+                if is_folder_of_mirax(path):
+                    continue
                 if is_slide_folder(path):
                     yield path
                 elif not path.is_symlink():
@@ -129,7 +133,7 @@ def _slide_files(folder: Path) -> list[Path]:
 
 def _num_bytes(path: Path) -> int | None:
     try:
-        return path.stat().st_size if path.is_file() else None
+        return sum(file.stat().st_size for file in _own_files(path)) if path.is_file() else None
     except OSError:  # removed since it was listed
         return None
 
@@ -141,11 +145,16 @@ def _as_text(name: str) -> str:
 
 def _version(path: Path) -> str:
     try:
-        found = path.stat()
-    except OSError:
+        state = state_of(_own_files(path))
+    except SlideError:
         return ""
-    text = f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
+    text = repr([numbers for _, *numbers in state])
     return hashlib.sha256(text.encode()).hexdigest()[:_ID_LENGTH]
+
+
+def _own_files(path: Path) -> list[Path]:
+    """What a slide consists of, as far as its name tells; of a DICOM series the first file."""
+    return [path, *filter(is_file, parts_of(path))]
 
 
 def _named(slides: list[SlideFile]) -> list[SlideFile]:

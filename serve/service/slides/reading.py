@@ -20,6 +20,7 @@ from serve.contract.errors import FocalPathError
 from serve.images.readers.errors import SlideFormatError
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
+from serve.images.readers.slide_files import files_of
 from serve.service.slides.cells import cells_npz, cells_png
 from serve.service.slides.deep_zoom import DeepZoom, thumbnail_jpeg, tile_jpeg
 from serve.service.slides.folder import is_inside, without_folders
@@ -56,16 +57,19 @@ class OpenSlides:
 
 
 def _refuse_links_out(path: Path, root: Path) -> None:
-    """Raise SlideFormatError if one of the slide's files is a link that leads out of `root`."""
-    companion = path.with_suffix("")
-    for folder in (path, companion):
-        if not folder.is_dir():
-            continue
-        for file in (folder, *folder.rglob("*")):
-            if file.is_symlink() and not is_inside(file, root):
-                raise SlideFormatError(
-                    f"{path.name} has a link out of the folder of slides. Copy its files there."
-                )
+    """Raise SlideFormatError if one of the slide's files lies outside of `root`.
+
+    A link may lead out of it, and so may a name in the text of a MIRAX, VMS or VMU slide.
+    """
+    if path.is_dir():
+        others = [file for file in path.rglob("*") if file.is_symlink()]
+    else:
+        others = files_of(path)
+    for file in (path, *others):
+        if not is_inside(file, root):
+            raise SlideFormatError(
+                f"{path.name} has a file outside of the folder of slides. Copy its files there."
+            )
 
 
 def _info(slides: OpenSlides, request: dict[str, Any]) -> Answer:
