@@ -196,7 +196,9 @@ class Dispatcher:
         else:
             if expected.is_poll:
                 assert call is not None
-                ticket, call.tiles = answer if answer[0] == call.ticket else (0, call.tiles)
+                ticket, tiles = answer
+                if ticket == call.ticket:
+                    call.tiles = tiles
                 call.slide.tell_tiles()
             elif call is not None and answer is None:
                 self._open(worker)

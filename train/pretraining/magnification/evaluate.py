@@ -1,9 +1,7 @@
-"""All measures of an encoder, on tiles that are the same for every encoder."""
+"""All measures of an encoder, on tiles that are the same for every encoder: see `tiles`."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -11,19 +9,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from train.data.folder import Split
-from train.errors import SourceError
 from train.pretraining.footprints import Footprint
 from train.pretraining.magnification.embedding import (
-    color_matched,
-    color_target,
     embed,
     read_squares,
-    read_tiles,
 )
 from train.pretraining.magnification.labelled import (
     LabelledSlides,
-    groups_of,
-    labelled_tiles,
 )
 from train.pretraining.magnification.probe import (
     CaseBootstrap,
@@ -47,19 +39,7 @@ from train.pretraining.magnification.segmentation import (
     true_map,
 )
 from train.pretraining.magnification.settings import EvaluationSettings
-
-COLORS = ("as is", "colour-matched")
-_MIN_TILES = 10
-_SPLITS: tuple[Split, ...] = ("training", "validation", "test")
-
-
-@dataclass(frozen=True)
-class TileSet:
-    """Pictures of one split and scale, in each of `COLORS`."""
-
-    pictures: dict[str, list[NDArray[np.uint8]]]
-    labels: NDArray[np.int64]
-    groups: NDArray[np.str_]
+from train.pretraining.magnification.tiles import COLORS, EvaluationTiles, TileSet
 
 
 @dataclass(frozen=True)
@@ -107,95 +87,30 @@ class Evaluation:
     """
 
     def __init__(self, slides: LabelledSlides, settings: EvaluationSettings) -> None:
-        self.slides, self.settings = slides, settings
+        self._slides, self._settings = slides, settings
+        self._tiles = EvaluationTiles(slides, settings)
         self.num_classes = len(slides.masks.classes)
-        coarse = settings.scales[0]
-        tiles = self._tiles("training", settings.tile_px * coarse, coarse)
-        self._require("training", coarse, np.array([tile.label for tile in tiles]))
-        self._target = color_target(read_tiles(slides.source, tiles, settings.tile_px))
-        side_px = settings.tile_px
-        self.same_pixels = {
-            scale: {s: self._read(s, side_px * scale, scale, side_px) for s in _SPLITS}
-            for scale in settings.scales
-        }
-        self.same_field = {
-            scale: {
-                s: self._read(s, side_px * coarse, scale, settings.field_px(scale)) for s in _SPLITS
-            }
-            for scale in settings.scales
-            if settings.same_field
-        }
-        self._check()
-        self._squares = {split: self._cut_squares(split) for split in _SPLITS}
         self._places_cases = np.array(
-            [slides.info(slide).group for slide, _ in self._squares["test"]]
+            [slides.info(slide).group for slide, _ in self._tiles.squares["test"]]
         )
-        groups = [parts["test"].groups for parts in self.same_pixels.values()]
+        groups = [parts["test"].groups for parts in self._tiles.same_pixels.values()]
         self.bootstrap = CaseBootstrap(np.concatenate([*groups, self._places_cases]))
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the settings and of every tile that encoders see."""
-        digest = hashlib.sha256(repr(self.settings).encode())
-        for rule in (self.same_pixels, self.same_field):
-            for parts in rule.values():
-                for part in parts.values():
-                    digest.update(part.labels.tobytes())
-                    for picture in part.pictures["as is"]:
-                        digest.update(picture.tobytes())
-        digest.update(repr(self._squares).encode())
-        return digest.hexdigest()
+        return self._tiles.fingerprint
 
     def measure(self, encoder: nn.Module) -> EncoderResult:
         """Measure one encoder: a timm vision transformer with dynamic image size."""
         cast(Any, encoder).eval()
+        field = self._tiles.same_field
         return EncoderResult(
-            probes={c: self._probe(encoder, self.same_pixels, c) for c in COLORS},
-            field_probes={
-                c: self._probe(encoder, self.same_field, c) for c in COLORS if self.same_field
-            },
+            probes={c: self._probe(encoder, self._tiles.same_pixels, c) for c in COLORS},
+            field_probes={c: self._probe(encoder, field, c) for c in COLORS if field},
             retrieval={c: self._retrieve(encoder, c) for c in COLORS},
             segmentation={c: self._segment(encoder, c) for c in COLORS},
         )
-
-    def _tiles(self, split: Split, side_um: float, mpp: float) -> list[Any]:
-        settings = self.settings
-        return labelled_tiles(
-            self.slides,
-            split,
-            side_um,
-            purity=settings.purity,
-            max_per_slide=settings.tiles_per_slide,
-            finest_mpp=mpp,
-        )
-
-    def _read(self, split: Split, side_um: float, mpp: float, size_px: int) -> TileSet:
-        tiles = self._tiles(split, side_um, mpp)
-        pictures = read_tiles(self.slides.source, tiles, size_px)
-        return TileSet(
-            pictures=self._in_colors(pictures),
-            labels=np.array([tile.label for tile in tiles], np.int64),
-            groups=groups_of(self.slides, tiles),
-        )
-
-    def _in_colors(self, pictures: list[NDArray[np.uint8]]) -> dict[str, list[NDArray[np.uint8]]]:
-        matched = [color_matched(picture, self._target) for picture in pictures]
-        return {"as is": pictures, "colour-matched": matched}
-
-    def _check(self) -> None:
-        for rule in (self.same_pixels, self.same_field):
-            for scale, parts in rule.items():
-                for split, part in parts.items():
-                    self._require(split, scale, part.labels)
-
-    def _require(self, split: Split, scale: float, labels: NDArray[np.int64]) -> None:
-        num_classes = len(np.unique(labels))
-        if len(labels) < _MIN_TILES or num_classes < 2:
-            raise SourceError(
-                f"at {scale:g} um per pixel the {split} slides have {len(labels)} labelled tiles "
-                f"of {num_classes} classes; expected at least {_MIN_TILES} of two. Lower --purity "
-                "or --tile-px, or take more slides."
-            )
 
     def _probe(
         self, encoder: nn.Module, rule: dict[float, dict[Split, TileSet]], color: str
@@ -238,51 +153,35 @@ class Evaluation:
         self, encoder: nn.Module, split: Split, color: str
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Embeddings of squares by their fine tiles, and at the coarse scale: (N, D) each."""
-        settings = self.settings
+        settings = self._settings
         size, coarse, finest = settings.tile_px, settings.scales[0], settings.scales[-1]
-        squares = self._squares[split]
+        squares = self._tiles.squares[split]
         per_side = max(1, int(size * coarse / (size * finest) + 1e-6))
-        gallery = self._recolored(read_squares(self.slides.source, squares, size), color)
+        gallery = self._read(squares, color)
         fine = [(slide, part) for slide, square in squares for part in _parts(square, per_side)]
-        queries = self._recolored(read_squares(self.slides.source, fine, size), color)
+        queries = self._read(fine, color)
         embedded = embed(encoder, queries).reshape(len(squares), per_side**2, -1).mean(axis=1)
         return embedded, embed(encoder, gallery)
 
-    def _recolored(
-        self, pictures: Sequence[NDArray[np.uint8]], color: str
+    def _read(
+        self, squares: Sequence[tuple[int, Footprint]], color: str
     ) -> list[NDArray[np.uint8]]:
-        return [self._recolor(picture, color) for picture in pictures]
-
-    def _recolor(self, picture: NDArray[np.uint8], color: str) -> NDArray[np.uint8]:
-        return picture if color == "as is" else color_matched(picture, self._target)
-
-    def _cut_squares(self, split: Split) -> list[tuple[int, Footprint]]:
-        """Squares of the coarse tiles' side, anywhere that is fine enough."""
-        settings = self.settings
-        side_um = settings.tile_px * settings.scales[0]
-        tiles = labelled_tiles(
-            self.slides,
-            split,
-            side_um,
-            purity=1e-6,
-            max_per_slide=settings.squares_per_slide,
-            finest_mpp=settings.scales[-1],
-        )
-        return [(tile.slide, tile.footprint) for tile in tiles]
+        pictures = read_squares(self._slides.source, squares, self._settings.tile_px)
+        return [self._tiles.recolor(picture, color) for picture in pictures]
 
     def _segment(self, encoder: nn.Module, color: str) -> SegmentationResult:
-        settings, slides = self.settings, self.slides
+        settings, slides = self._settings, self._slides
 
         def recolor(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-            return self._recolor(picture, color)
+            return self._tiles.recolor(picture, color)
 
-        parts = (self._squares["training"], self._squares["validation"])
+        parts = (self._tiles.squares["training"], self._tiles.squares["validation"])
         head = fit_head(encoder, slides, parts, settings.tile_px, recolor)
-        truth = [true_map(slides, slide, square) for slide, square in self._squares["test"]]
+        truth = [true_map(slides, slide, square) for slide, square in self._tiles.squares["test"]]
         maps: list[list[Map]] = [
             [
                 predict_map(encoder, head, slides, slide, square, mpp, settings.tile_px, recolor)
-                for slide, square in self._squares["test"]
+                for slide, square in self._tiles.squares["test"]
             ]
             for mpp in settings.scales
         ]

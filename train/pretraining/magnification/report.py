@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from serve.contract.markdown import markdown_table
-from train.pretraining.magnification.evaluate import COLORS, EncoderResult
+from train.pretraining.magnification.evaluate import EncoderResult
 from train.pretraining.magnification.probe import NUM_RESAMPLES, interval, retention
 from train.pretraining.magnification.settings import EvaluationSettings
+from train.pretraining.magnification.tiles import COLORS
 
 Results = Mapping[str, Sequence[EncoderResult]]
 """Of each encoder, one result per seed."""
