@@ -8,6 +8,7 @@ import codecs
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,28 @@ def read_table(path: Path) -> Table:
     except csv.Error as error:
         raise TableError(f"line {reader.line_num} cannot be read: {error}") from error
     return Table(tuple(columns[start:]), tuple(rows))
+
+
+def named_file(folder: Path, name: str) -> Path:
+    """The file that a table names, also where the system that wrote the table spells it otherwise.
+
+    An umlaut may be one character or two, and Windows has backslashes between folders.
+    """
+    spellings = [
+        unicodedata.normalize(form, text)
+        for text in (name, name.replace("\\", "/"))
+        for form in ("NFC", "NFD")
+    ]
+    candidates = [folder / spelling for spelling in (name, *spellings)]
+    return next((path for path in candidates if exists(path)), candidates[0])
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something at a path that the system lets us look at."""
+    try:
+        return path.exists()
+    except OSError:  # too long a name, or a folder that may not be entered
+        return False
 
 
 def _cell(text: str, separator: str) -> str:

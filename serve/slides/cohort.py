@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from serve.contract.refusal import first_problem
 from serve.contract.strict import Strict
-from serve.contract.tables import TableError, read_table
+from serve.contract.tables import TableError, exists, named_file, read_table
 from serve.images.mpp import MAX_MPP, MIN_MPP
 from serve.images.readers.dicom import series_in
 from serve.images.readers.slide_files import is_file, is_folder_of_mirax, parts_in
@@ -84,7 +84,7 @@ def find_slides(paths: Sequence[Path]) -> tuple[list[SlideTask], list[Problem]]:
 
 
 def _of(path: Path) -> Iterable[SlideTask]:
-    if not _exists(path):
+    if not exists(path):
         raise CohortError(f"{path} does not exist. Check the path; nothing was started.")
     if path.suffix.lower() == ".csv":
         return _read_csv(path)
@@ -163,20 +163,13 @@ def _read_row(path: Path, line: int, row: Mapping[str, str]) -> SlideTask:
         task = SlideTask.model_validate({name: cell for name, cell in row.items() if cell})
     except ValidationError as error:
         raise CohortError(f"{where}: {first_problem(error)}.") from error
-    slide = path.parent / task.path
-    if not _exists(slide):
+    slide = named_file(path.parent, str(task.path))
+    if not exists(slide):
         raise CohortError(f"{where}: {slide} does not exist.")
     tissue = task.tissue
     if tissue not in ("", "auto", "none"):
-        tissue = str(path.parent / tissue)
+        tissue = str(named_file(path.parent, tissue))
     return task.model_copy(update={"path": slide, "tissue": tissue})
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # too long a name, or a folder that may not be entered
-        return False
 
 
 def _named(tasks: Sequence[SlideTask]) -> tuple[list[SlideTask], list[Problem]]:

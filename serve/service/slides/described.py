@@ -100,7 +100,10 @@ RESULT_FILE: Responses = {
             *("application/json", "application/geo+json", "application/gzip", "application/zip"),
             *("application/dicom", "image/png", "image/tiff"),
         ),
-    }
+    },
+    206: {"description": "The part of the file that the `Range` of the request asks for."},
+    416: {"description": "The file has no part that the `Range` of the request asks for."},
+    **_NOT_MODIFIED,
 }
 JOBS = _example({"jobs": [_JOB_EXAMPLE]}, "The last jobs.")
 JOB = _example(_JOB_EXAMPLE, "The job.")

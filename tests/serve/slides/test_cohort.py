@@ -134,6 +134,19 @@ def test_a_csv_of_a_spreadsheet_may_have_empty_cells_and_rows(
     assert [(task.name, task.mpp) for task in tasks] == [("a", None), ("b", 0.5)]
 
 
+@pytest.mark.parametrize("written", ["ward\\Gr\u00f6\u00dfe.svs", "ward/Gro\u0308\u00dfe.svs"])
+@pytest.mark.parametrize("stored", ["Gr\u00f6\u00dfe.svs", "Gro\u0308\u00dfe.svs"])
+def test_a_csv_of_another_system_names_the_same_files(
+    written: str, stored: str, tmp_path: Path
+) -> None:
+    touch(tmp_path / "ward" / stored)
+    table = tmp_path / "cohort.csv"
+    table.write_text(f"path,tissue\n{written},{written}\n", encoding="utf-8")
+    (task,), _ = find_slides([table])
+    assert task.path == tmp_path / "ward" / stored
+    assert task.tissue == str(tmp_path / "ward" / stored)
+
+
 def test_a_slide_that_is_listed_twice_with_other_options_is_told(tmp_path: Path) -> None:
     touch(tmp_path / "a.svs")
     table = tmp_path / "cohort.csv"

@@ -18,6 +18,7 @@ Without regions.csv, each image counts as a slide of its own.
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,7 +27,7 @@ from typing import Literal
 
 import numpy as np
 
-from serve.contract.tables import TableError, read_table
+from serve.contract.tables import TableError, named_file, read_table
 from train.checked import CheckedSettings, Mpp, TestShare
 from train.data.check import report
 from train.data.convert.dsa_annotations import read_annotations
@@ -131,7 +132,9 @@ def _read_rows(path: Path, images: Mapping[str, Path]) -> dict[str, dict[str, st
                 f"{', '.join(_COLUMNS[1:])}"
             )
         refuse_misspelt(path, table.columns, _COLUMNS)
-        rows = {_stem(row["image"]): row for _, row in table.records()}
+        rows = {
+            unicodedata.normalize("NFC", _stem(row["image"])): row for _, row in table.records()
+        }
     except (OSError, TableError) as error:
         raise SourceError(f"{path} cannot be read: {error}.") from error
     if missing := sorted(rows.keys() ^ images.keys()):
@@ -160,7 +163,8 @@ def _fill_in(
         raise ValueError(
             f"um per pixel is {mpp}, expected above 0; set the column mpp or --source-mpp"
         )
-    annotation = annotations / f"{(row.get('annotation') or name).removesuffix('.json')}.json"
+    stem = (row.get("annotation") or name).removesuffix(".json")
+    annotation = named_file(annotations, f"{stem}.json")
     if not annotation.is_file():
         raise ValueError(f"{annotation} does not exist; add the export, or name it in annotation")
     fold = _number(row, "fold", None)
