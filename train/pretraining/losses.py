@@ -11,6 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _DISTANCE_EPSILON = 1e-8
+_MASKED_IMAGES = 0.5
+"""Share of images with masked patches (iBOT)."""
+_MASKED_PATCHES = (0.1, 0.5)
+"""Range of the share of their patches that is masked (iBOT)."""
 
 
 def cross_entropy(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
@@ -164,3 +168,28 @@ def koleo_loss(features: Tensor) -> Tensor:
         nearest = similarity.argmax(dim=1)
     distance = F.pairwise_distance(unit, unit[nearest], eps=_DISTANCE_EPSILON)
     return -torch.log(distance + _DISTANCE_EPSILON).mean()
+
+
+def spread_loss(coarse: list[Tensor], fine: list[Tensor], scales: Tensor) -> Tensor:
+    """KoLeo within one scale and one view index.
+
+    Args:
+        coarse: class tokens of each coarse view, (B, D).
+        fine: of each fine view; one index has one scale.
+        scales: (B,) int64, of the coarse views.
+    """
+    terms = [koleo_loss(tokens) for tokens in fine]
+    for tokens in coarse:
+        groups = [tokens[scales == scale] for scale in torch.unique(scales)]
+        terms += [koleo_loss(group) for group in groups if len(group) > 1]
+    return torch.stack(terms).mean() if terms else scales.sum() * 0.0
+
+
+def draw_masks(patches: Tensor) -> Tensor:
+    """Draw iBOT's masks (B, N) of patch tokens (B, N, D): of half of the images, 10% to 50%."""
+    num_images, num_patches = patches.shape[:2]
+    low, high = _MASKED_PATCHES
+    shares = low + (high - low) * torch.rand(num_images, 1)
+    shares = shares * (torch.rand(num_images, 1) < _MASKED_IMAGES)
+    ranks = torch.rand(num_images, num_patches).argsort(dim=1).argsort(dim=1)
+    return (ranks < shares * num_patches).to(patches.device)

@@ -24,16 +24,14 @@ from train.pretraining.losses import (
     Centers,
     alignment_loss,
     context_loss,
+    draw_masks,
     ibot_loss,
-    koleo_loss,
     pooled_at,
+    spread_loss,
 )
 from train.pretraining.optimizer import half_cosine, make_optimizer
 from train.pretraining.settings import PretrainSettings
 from train.pretraining.views import ViewSample
-
-_MASKED_IMAGES = 0.5
-_MASKED_PATCHES = (0.1, 0.5)
 
 
 class PretrainTask(L.LightningModule):
@@ -125,7 +123,7 @@ class PretrainTask(L.LightningModule):
                 self.cls_centers.probabilities(logits, scales, temperature)
                 for logits in teacher_logits
             ]
-        masks = [self._mask(patches) for _, patches in taught]
+        masks = [draw_masks(patches) for _, patches in taught if distillation.ibot_weight]
         student_coarse, student_fine = self._encode_large(coarse, fine, masks)
         student_local = encode_views(self.student, local)
         seen = (*student_coarse, *student_fine, *student_local)
@@ -139,19 +137,18 @@ class PretrainTask(L.LightningModule):
         if distillation.ibot_weight:
             parts["ibot"] = self._ibot(taught, student_coarse, masks, scales, temperature)
         if distillation.spread_weight:
-            parts["spread"] = self._spread(student_coarse, student_fine, scales)
+            coarse_tokens = [cls for cls, _ in student_coarse]
+            parts["spread"] = spread_loss(coarse_tokens, [cls for cls, _ in student_fine], scales)
         for found in teacher_logits:
             self.cls_centers.update(found, scales)
         self._watch(torch.stack(targets), torch.stack(logits[:num_coarse]), taught[0][0])
         return parts
 
     def _encode_large(
-        self, coarse: Tensor, fine: Tensor, masks: list[Tensor | None]
+        self, coarse: Tensor, fine: Tensor, masks: list[Tensor]
     ) -> tuple[list[Encoded], list[Encoded]]:
         """The student's coarse and fine views, which are of one size, in one batch."""
-        hidden = [mask for mask in masks if mask is not None]
-        if hidden:
-            hidden += [torch.zeros_like(hidden[0])] * len(fine)
+        hidden = masks and masks + [torch.zeros_like(masks[0])] * len(fine)
         views = torch.cat([coarse, fine]) if len(fine) else coarse
         found = encode_views(self.student, views, torch.cat(hidden) if hidden else None)
         return found[: len(coarse)], found[len(coarse) :]
@@ -178,14 +175,10 @@ class PretrainTask(L.LightningModule):
             found = encode_views(self.teacher, fine)
             details = torch.stack([cls for cls, _ in found], dim=1)  # B x F x D
             details = self.teacher.dense_head(details)
-
-            def targets(logits: Tensor, scales: Tensor) -> Tensor:
-                flat = logits.flatten(0, 1)
-                found = self.dense_centers.probabilities(flat, scales, temperature)
-                return found.reshape(logits.shape)
-
-            place_targets = torch.stack([targets(found, scales_of_place) for found in places])
-            detail_targets = targets(details, scales_of_fine)
+            place_targets = torch.stack(
+                [self._dense_targets(found, scales_of_place, temperature) for found in places]
+            )
+            detail_targets = self._dense_targets(details, scales_of_fine, temperature)
         loss = alignment_loss(
             place_targets=place_targets,
             detail_logits=self.student.dense_head(torch.stack([c for c, _ in student_fine], 1)),
@@ -207,7 +200,7 @@ class PretrainTask(L.LightningModule):
         self,
         taught: list[Encoded],
         student_coarse: list[Encoded],
-        masks: list[Tensor | None],
+        masks: list[Tensor],
         scales: Tensor,
         temperature: float,
     ) -> Tensor:
@@ -215,41 +208,20 @@ class PretrainTask(L.LightningModule):
         for (_, teacher_patches), (_, patches), mask in zip(
             taught, student_coarse, masks, strict=True
         ):
-            assert mask is not None, "drawn where iBOT has a weight"
             with torch.no_grad():
                 logits = self.teacher.dense_head(teacher_patches)
-                flat = logits.flatten(0, 1)
                 each = scales.repeat_interleave(logits.shape[1])
-                targets = self.dense_centers.probabilities(flat, each, temperature)
+                targets = self._dense_targets(logits, each, temperature)
             found = self.student.dense_head(patches)
             student_temperature = self.settings.distillation.student_temperature
-            terms.append(ibot_loss(targets.reshape(logits.shape), found, mask, student_temperature))
-            self.dense_centers.update(flat, each)
+            terms.append(ibot_loss(targets, found, mask, student_temperature))
+            self.dense_centers.update(logits.flatten(0, 1), each)
         return torch.stack(terms).mean()
 
-    def _mask(self, patches: Tensor) -> Tensor | None:
-        """Draw iBOT's masks (B, N): half of the images, 10% to 50% of their patches."""
-        if not self.settings.distillation.ibot_weight:
-            return None
-        num_images, num_patches = patches.shape[:2]
-        low, high = _MASKED_PATCHES
-        shares = low + (high - low) * torch.rand(num_images, 1)
-        shares = shares * (torch.rand(num_images, 1) < _MASKED_IMAGES)
-        ranks = torch.rand(num_images, num_patches).argsort(dim=1).argsort(dim=1)
-        return (ranks < shares * num_patches).to(patches.device)
-
-    def _spread(
-        self,
-        student_coarse: list[Encoded],
-        student_fine: list[Encoded],
-        scales: Tensor,
-    ) -> Tensor:
-        """KoLeo within one scale and one view index."""
-        terms = [koleo_loss(cls) for cls, _ in student_fine]
-        for cls, _ in student_coarse:
-            groups = [cls[scales == scale] for scale in torch.unique(scales)]
-            terms += [koleo_loss(group) for group in groups if len(group) > 1]
-        return torch.stack(terms).mean() if terms else scales.sum() * 0.0
+    def _dense_targets(self, logits: Tensor, scales: Tensor, temperature: float) -> Tensor:
+        """The teacher's targets (B, N, K); `scales` is (B * N,)."""
+        flat = logits.flatten(0, 1)
+        return self.dense_centers.probabilities(flat, scales, temperature).reshape(logits.shape)
 
     @torch.no_grad()
     def _watch(self, targets: Tensor, logits: Tensor, teacher_cls: Tensor) -> None:
