@@ -59,11 +59,12 @@ def write_ndpi(
         downsamples: of the coarser levels.
         has_restarts_listed: whether the file says where the parts of its JPEGs begin.
     """
-    images = [(shrunk(pixels, factor), 20.0 / factor, factor) for factor in (1, *downsamples)]
-    images.append((garish(48, 128), -1.0, 32))  # the macro image
+    images = [(shrunk(pixels, factor), 20.0 / factor, factor, 0) for factor in (1, *downsamples)]
+    images.insert(1, (garish(*pixels.shape[:2]), 20.0, 1, 500))  # another focal plane
+    images.append((garish(48, 128), -1.0, 32, 0))  # the macro image
     content = bytearray(b"II*\0" + bytes(8))
     link = 4  # where the place of the next directory is written
-    for image, lens, factor in images:
+    for image, lens, factor, focus in images:
         jpeg = jpeg_with_restarts(image)
         place = _append(content, jpeg)
         height, width = image.shape[:2]
@@ -84,7 +85,7 @@ def write_ndpi(
             (296, _SHORT, 1, struct.pack("<H", 3)),
             (65420, _LONG, 1, struct.pack("<I", 1)),
             (65421, _FLOAT, 1, struct.pack("<f", lens)),
-            (65424, _SLONG, 1, struct.pack("<i", 0)),
+            (65424, _SLONG, 1, struct.pack("<i", focus)),
         ]
         if has_restarts_listed:
             starts = _restarts_in(jpeg)

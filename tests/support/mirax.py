@@ -163,6 +163,7 @@ def _slidedat(
         f"SLIDE_ID = {_SLIDE_ID}",
         f"IMAGENUMBER_X = {images[1]}",
         f"IMAGENUMBER_Y = {images[0]}",
+        "SLIDE_TYPE = SLIDE_TYPE_BRIGHTFIELD",
         "OBJECTIVE_MAGNIFICATION = 20",
         f"CameraImageDivisionsPerSide = {_DIVISIONS}",
         "[HIERARCHICAL]",

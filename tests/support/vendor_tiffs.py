@@ -185,7 +185,9 @@ def write_leica(
 
 
 def _scn_image(view: str, sizes: Sequence[tuple[int, int, int]], light: str) -> str:
-    dimensions = "".join(
+    width, height = sizes[0][1:]
+    # Another focal plane, which is not read.
+    dimensions = f'<dimension sizeX="{width}" sizeY="{height}" r="0" z="1" ifd="0"/>' + "".join(
         f'<dimension sizeX="{width}" sizeY="{height}" r="{place}" ifd="{page}"/>'
         for place, (page, width, height) in enumerate(sizes)
     )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from serve.images.readers.reader import Bounds
 from tests.support.coordinates import coordinate_colors
+from tests.support.dicom_slides import write_dicom_slide
 from tests.support.hamamatsu import write_ndpi, write_vms
 from tests.support.mirax import write_mirax
 from tests.support.vendor_tiffs import (
@@ -22,12 +23,14 @@ from tests.support.vendor_tiffs import (
     write_trestle,
     write_ventana,
 )
+from tests.support.zeiss import write_zeiss
 
 Pixels = NDArray[np.uint8]
 
 AREAS = (Area(120, 0, 4, 5, 0, 0), Area(300, 250, 4, 3, 4, 6))
 """Of the Ventana slide: the second one is to the right of the first and below it."""
 REGIONS = (Region(100, 60, 320, 200), Region(440, 300, 240, 280))
+SCENES = (Region(0, 80, 240, 160), Region(320, 0, 200, 320))
 PLACES = (None, None, None, None, None, (120, 130), (118, 243), (121, 341)) + (
     (None, None, (234, 240), (233, 340))
 )
@@ -100,6 +103,15 @@ VENDORS = {
     "vms": Vendor(
         *("hamamatsu", "h.vms", lambda path, pixels: write_vms(path, pixels[:512])),
         *(512, 768, 0.25, 6, *_whole(512, 768)),
+    ),
+    "zeiss": Vendor(
+        *("zeiss", "z.czi", lambda path, pixels: write_zeiss(path, pixels, SCENES)),
+        *(320, 520, 0.25, 3, SCENES, Bounds(0, 0, 520, 320)),
+    ),
+    "dicom": Vendor(
+        *("dicom", "series/0.dcm"),
+        lambda path, pixels: write_dicom_slide(path.parent, pixels[:500, :700]),
+        *(500, 700, 0.5, 2, *_whole(500, 700)),
     ),
     "mirax": Vendor(
         *("mirax", "m.mrxs"),

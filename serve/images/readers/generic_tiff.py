@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from serve.contract.errors import ImageError
+from serve.images.readers.channels import refuse_channels_of
 from serve.images.readers.errors import SlideChannelsError, SlideFormatError
 from serve.images.readers.picture import MAX_PIXELS, PictureReader
 from serve.images.tiff import TiffImage, find_image
@@ -62,12 +63,8 @@ def refuse_channels(path: Path) -> None:
     """Raise SlideChannelsError for a TIFF that OpenSlide would turn into RGB unasked."""
     image = look_at(path)
     page = image.pages[0]
-    if page.num_samples < 3 and len(image.pages) == 1:
-        raise SlideChannelsError(
-            f"{path.name} has {page.num_samples} channels of {max(page.bits)} bits, expected "
-            "brightfield RGB with 8. Fluorescence is not segmented; convert what is brightfield to "
-            "8-bit RGB."
-        )
+    if len(image.pages) == 1:
+        refuse_channels_of(path, page)
 
 
 def for_openslide(image: TiffImage) -> str:

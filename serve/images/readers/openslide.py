@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.images.mpp import Stated, judge
+from serve.images.readers.channels import refuse_stated, refuse_tiles
 from serve.images.readers.dicom import series_in
 from serve.images.readers.errors import (
     ReaderMissingError,
@@ -48,10 +49,13 @@ class OpenSlideReader(RegionReader):
         if openslide.OpenSlide.detect_format(entry) == GENERIC:
             refuse_channels(entry)
             refuse(entry, for_openslide(look_at(entry)))
+        else:
+            refuse_tiles(entry)
         self._slide = open_slide(entry)
         # A name that is not UTF-8 is listed, but not found.
         found = self._slide.properties
         self.properties: Mapping[str, str] = {name: found[name] for name in found if name in found}
+        refuse_stated(path, self.properties)
         self.levels = pyramid(list(self._slide.level_dimensions))
         self.version = f"OpenSlide {openslide.__library_version__}"
         self.bounds = self._bounds()

@@ -1,22 +1,26 @@
 """Slides in the layouts of vendors whose files are not at hand, written here, read by OpenSlide."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import openslide
 import pytest
 import tifffile
+from numpy.typing import NDArray
 
-from serve.images.readers.errors import SlideFormatError
+from serve.images.readers.errors import SlideChannelsError, SlideFormatError
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
 from serve.images.readers.scaled import ScaledView
 from tests.support.coordinates import coordinate_colors, largest_error_px
+from tests.support.dicom_slides import write_dicom_slide
 from tests.support.errors import raises
 from tests.support.slides import tissue_pixels
 from tests.support.vendor_tiffs import GARISH, Region, tiled, write_leica, write_philips
-from tests.support.vendors import REGIONS, VENDORS, Vendor
+from tests.support.vendors import REGIONS, SCENES, VENDORS, Vendor
+from tests.support.zeiss import write_zeiss
 
 SCALES = (1, 1.3, 2, 3.1, 4)
 """Um per pixel of the views, over the slide's."""
@@ -41,7 +45,7 @@ def test_a_slide_is_described(vendor: Vendor, folder: Path) -> None:
         assert slide.mpp_source == f"OpenSlide ({vendor.name})"
         assert slide.bounds == vendor.bounds
         downsamples = [2**place for place in range(vendor.num_levels)]
-        if vendor.name == "leica":
+        if vendor.name in ("leica", "dicom"):
             downsamples = [1, 4]
         assert [level.downsample_x for level in slide.levels] == downsamples
         assert [level.downsample_y for level in slide.levels] == downsamples
@@ -72,7 +76,7 @@ def check_um(slide: RegionReader, region: Region, scale: float) -> None:
     margin = math.ceil(3 * scale)
     y, x = region.y + margin, region.x + margin
     side = math.floor((min(region.width, region.height) - 2 * margin) / scale)
-    mpp = slide.require_mpp()
+    mpp = slide.require_pixel_size().mean
     pixels = slide.read_um(y * mpp, x * mpp, side, side, mpp * scale)
     assert largest_error_px(pixels, (y, x), scale) <= scale / 2
 
@@ -147,9 +151,57 @@ def test_the_smallest_levels_have_the_scale_that_they_were_made_with(tmp_path: P
         assert [level.downsample_y for level in slide.levels] == [1, *factors]
 
 
+def test_pixels_of_dicom_state_the_height_first(tmp_path: Path) -> None:
+    path = write_dicom_slide(tmp_path, coordinate_colors(128, 128), mpp=(0.25, 0.5))
+    with open_reader(path) as slide:
+        assert slide.pixel_size == pytest.approx((0.25, 0.5))
+
+
 def test_a_fluorescent_leica_slide_is_refused(tmp_path: Path) -> None:
     path = write_leica(
         tmp_path / "dark.scn", coordinate_colors(640, 768), REGIONS, light="fluorescence"
     )
     with raises(SlideFormatError, "dark.scn"):
+        open_reader(path)
+
+
+def aperio(path: Path, pixels: NDArray[np.uint8 | np.uint16], **options: object) -> None:
+    description = "Aperio Image Library v12\r\n320x256 (64x64)|MPP = 0.5"
+    tifffile.imwrite(path, pixels, description=description, **options)
+
+
+def trestle(path: Path, pixels: NDArray[np.uint8 | np.uint16], **options: object) -> None:
+    text = {"description": "OverlapsXY= 0 0", "software": "MedScan"}
+    tifffile.imwrite(path, pixels, resolution=(0.5, 0.5), **text, **options)
+
+
+@pytest.mark.parametrize("write", [aperio, trestle])
+@pytest.mark.parametrize(("kind", "bits"), [("grey", "8"), ("grey", "16"), ("rgb", "16")])
+def test_a_scanners_tiff_that_is_not_8_bit_rgb_is_refused(
+    kind: str, bits: str, write: Callable[..., None], tmp_path: Path
+) -> None:
+    """OpenSlide would show it: grey as grey, and the upper 8 bits of 16."""
+    pixels = coordinate_colors(256, 320)[..., 0 if kind == "grey" else slice(None)]
+    deep = pixels if bits == "8" else pixels.astype(np.uint16) * 16
+    photometric = "minisblack" if kind == "grey" else "rgb"
+    path = tmp_path / "deep.tif"
+    write(path, deep, tile=(64, 64), photometric=photometric, metadata=None)
+    assert openslide.OpenSlide.detect_format(path) == write.__name__
+    with raises(SlideChannelsError, path.name, f"{bits} bits"):
+        open_reader(path)
+
+
+def test_a_zeiss_slide_of_16_bits_is_refused(tmp_path: Path) -> None:
+    path = write_zeiss(tmp_path / "deep.czi", coordinate_colors(640, 768), SCENES, is_deep=True)
+    with raises(SlideChannelsError, path.name, "Bgr48"):
+        open_reader(path)
+
+
+def test_a_fluorescent_mirax_slide_is_refused(tmp_path: Path) -> None:
+    path = VENDORS["mirax"].make(tmp_path)
+    text = tmp_path / "m" / "Slidedat.ini"
+    content = text.read_bytes()
+    assert b"_BRIGHTFIELD" in content
+    text.write_bytes(content.replace(b"_BRIGHTFIELD", b"_FLUORESCENCE"))
+    with raises(SlideChannelsError, path.name, "fluorescence"):
         open_reader(path)

@@ -1,0 +1,72 @@
+"""Refuses scanners' slides that are not brightfield RGB with 8 bits per channel.
+
+OpenSlide turns all that it opens into RGB with 8 bits, unasked: grey to grey, and of 16 bits the
+upper 8, which is nearly black where a camera gave 12 or 14.
+"""
+
+import mmap
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+from serve.contract.errors import ImageError
+from serve.images.readers.errors import SlideChannelsError
+from serve.images.tiff import is_tiff
+from serve.images.tiff_pages import Page, read_pages
+from serve.images.tiff_tags import STARTS, Structure
+
+_STATED = {
+    ("zeiss.Information.Image.PixelType", "Bgr48"): "colours of 16 bits (Bgr48)",
+    ("mirax.GENERAL.SLIDE_TYPE", "SLIDE_TYPE_FLUORESCENCE"): "fluorescence",
+}
+"""OpenSlide's properties and values that tell, and what they mean."""
+_START_BYTES = max(map(len, STARTS))
+
+
+def refuse_channels_of(path: Path, page: Page) -> None:
+    """Raise SlideChannelsError for a page that is not RGB with 8 bits."""
+    if not _is_rgb(page):
+        raise _refusal(path, f"{page.num_samples} channels of {max(page.bits)} bits")
+
+
+def refuse_tiles(path: Path) -> None:
+    """Raise SlideChannelsError for a scanner's TIFF whose largest page in tiles is not such RGB.
+
+    Of several pages of that size one has to be: a slide may have been scanned with other light,
+    too, and OpenSlide leaves that out. What cannot be read here is left to OpenSlide.
+    """
+    with path.open("rb") as file:
+        if not is_tiff(file.read(_START_BYTES)):
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                pages = [page for page in read_pages(Structure(data)) if page.tile is not None]
+            except (ImageError, struct.error, OverflowError, MemoryError):
+                return
+    largest = max((page.num_pixels for page in pages), default=0)
+    pages = [page for page in pages if page.num_pixels == largest]
+    if pages and not any(map(_is_rgb, pages)):
+        refuse_channels_of(path, pages[0])
+
+
+def refuse_stated(path: Path, properties: Mapping[str, str]) -> None:
+    """Raise SlideChannelsError for a slide that says of itself that it is not such RGB.
+
+    Args:
+        path: the slide.
+        properties: OpenSlide's.
+    """
+    for (name, value), meaning in _STATED.items():
+        if properties.get(name, "").casefold() == value.casefold():
+            raise _refusal(path, meaning)
+
+
+def _is_rgb(page: Page) -> bool:
+    return page.num_samples >= 3 and set(page.bits) == {8}
+
+
+def _refusal(path: Path, found: str) -> SlideChannelsError:
+    return SlideChannelsError(
+        f"{path.name} has {found}, expected brightfield RGB with 8 bits per channel. Fluorescence "
+        "is not segmented; convert what is brightfield to 8-bit RGB."
+    )
