@@ -10,12 +10,13 @@ from pathlib import Path
 
 from serve.contract.errors import ImageError
 from serve.images.readers.channels import refuse_channels_of
-from serve.images.readers.errors import SlideChannelsError, SlideFormatError
+from serve.images.readers.errors import SlideChannelsError, SlideError, SlideFormatError
 from serve.images.readers.picture import MAX_PIXELS, PictureReader
-from serve.images.tiff import TiffImage, find_image
+from serve.images.tiff import TiffImage, find_image, is_tiff
 
 GENERIC = "generic-tiff"
 """OpenSlide's vendor of TIFFs in tiles that no scanner's program wrote."""
+_START_BYTES = 8
 _JPEG = 7
 _OPENSLIDE_READS = frozenset({1, 5, _JPEG, 8, 32773, 32946, 50000})
 """Compressions of tiles: none, LZW, JPEG, Deflate, PackBits, Zstandard."""
@@ -25,13 +26,20 @@ def look_at(path: Path) -> TiffImage:
     """What a TIFF's tags say of its image and of the um per pixel.
 
     Raises:
+        SlideFormatError: it is not a TIFF, or damaged.
         SlideChannelsError: it is not one image of 8-bit colours.
     """
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return find_image(data)
-    except ImageError as error:
-        raise SlideChannelsError(f"{path.name}: {error}") from error
+    if not path.is_file():
+        raise SlideFormatError(f"{path.name} is not a file. Use another reader.")
+    with path.open("rb") as file:
+        if not is_tiff(file.read(_START_BYTES)):
+            raise SlideFormatError(f"{path.name} is not a TIFF. Use another reader.")
+        try:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return find_image(data)
+        except ImageError as error:
+            kind = SlideFormatError if error.code == "image_damaged" else SlideChannelsError
+            raise kind(f"{path.name}: {error}") from error
 
 
 def is_for_pictures(path: Path, why_not: Callable[[TiffImage], str]) -> bool:
@@ -43,7 +51,7 @@ def is_for_pictures(path: Path, why_not: Callable[[TiffImage], str]) -> bool:
     """
     try:
         image = look_at(path)
-    except SlideChannelsError:
+    except SlideError:
         return False
     is_color = image.pages[0].num_samples >= 3 or len(image.pages) == 3
     is_small = image.pages[0].num_pixels <= MAX_PIXELS and PictureReader.takes(path)

@@ -117,6 +117,18 @@ def test_a_stack_of_images_is_no_slide(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    "content", [b"", b"II", b"II*\0", b"\x89PNG\r\n\x1a\n", b"II*\0\xff\xff\xff\xff"]
+)
+def test_what_is_no_whole_tiff_is_named(content: bytes, tmp_path: Path):
+    path = tmp_path / "a.ome.tif"
+    path.write_bytes(content)
+    with raises(SlideFormatError, path.name):
+        open_reader(path, "ome-tiff")
+    with raises(SlideFormatError, tmp_path.name):
+        open_reader(tmp_path, "ome-tiff")
+
+
+@pytest.mark.parametrize(
     ("write", "told"),
     [(thumbnail_first(), "first page"), (written(**turned(6)), "orientation 6")],
 )
