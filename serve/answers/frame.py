@@ -8,7 +8,8 @@ import shapely
 from numpy.typing import NDArray
 
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
-_NUMBER = r"\d+(?:\.\d+)?"
+_NUMBER = r"\d+(?:[.,]\d+)?"
+"""Programs write a decimal comma where the system does."""
 _REGION = re.compile(rf"(?:[dxywhzt]=-?{_NUMBER},?)+")
 _PART = re.compile(rf"([dxywhzt])=(-?{_NUMBER})")
 
@@ -52,7 +53,8 @@ def frame_in_name(name: str, width_px: int, height_px: int) -> Frame:
         text = brackets.replace(" ", "")
         if not _REGION.fullmatch(text):
             continue
-        parts = {letter: float(number) for letter, number in _PART.findall(text)}
+        found = _PART.findall(text)
+        parts = {letter: float(number.replace(",", ".")) for letter, number in found}
         if {"x", "y"} <= parts.keys():
             across = parts.get("d", parts.get("w", 0.0) / width_px or 1.0)
             down = parts.get("d", parts.get("h", 0.0) / height_px or across)

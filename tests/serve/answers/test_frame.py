@@ -13,6 +13,7 @@ from serve.answers.frame import Frame, frame_in_name
         ("slide [x=8,y=9,w=1024].png", Frame((8, 9), (2, 2))),
         ("s[1] [d=2.5,x=0,y=10,w=1280,h=640,z=3,t=1]_labels.png", Frame((0, 10), (2.5, 2.5))),
         ("folder/slide [d=2, x=-4, y=6].png", Frame((-4, 6), (2, 2))),
+        ("slide [d=2,5,x=1,y=10,w=1280,h=640].png", Frame((1, 10), (2.5, 2.5))),  # decimal comma
         ("slide.png", Frame()),
         ("slide [HE] [1].png", Frame()),
         ("slide [d=2].png", Frame()),
