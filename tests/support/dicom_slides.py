@@ -15,6 +15,12 @@ from tests.support.vendor_tiffs import TILE_PX, garish, shrunk
 
 Pixels = NDArray[np.uint8]
 
+_EMPTY = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
+    *("StudyTime", "AccessionNumber", "ReferringPhysicianName"),
+)
+_EMPTY_SEQUENCES = ("IssuerOfTheContainerIdentifierSequence", "ContainerTypeCodeSequence")
+"""What every DICOM slide has, and what a segmentation of it copies."""
 _SERIES = "1.2.826.0.1.3680043.8.498.1"
 
 
@@ -61,7 +67,21 @@ def _dataset(image: Pixels, number: int, mpp: tuple[float, float]) -> Dataset:
     dataset.SOPInstanceUID = f"{_SERIES}.{number}"
     dataset.SeriesInstanceUID = _SERIES
     dataset.StudyInstanceUID = f"{_SERIES}.0.1"
+    dataset.FrameOfReferenceUID = f"{_SERIES}.0.2"
+    dataset.PositionReferenceIndicator = "SLIDE_CORNER"
     dataset.Modality = "SM"
+    for name in _EMPTY:
+        setattr(dataset, name, "")
+    dataset.ContainerIdentifier = "slide"
+    for name in _EMPTY_SEQUENCES:
+        setattr(dataset, name, [])
+    specimen, origin = Dataset(), Dataset()
+    specimen.SpecimenIdentifier, specimen.SpecimenUID = "slide", f"{_SERIES}.0.3"
+    specimen.IssuerOfTheSpecimenIdentifierSequence = specimen.SpecimenPreparationSequence = []
+    dataset.SpecimenDescriptionSequence = [specimen]
+    origin.XOffsetInSlideCoordinateSystem = origin.YOffsetInSlideCoordinateSystem = 20
+    dataset.TotalPixelMatrixOriginSequence = [origin]
+    dataset.ImageOrientationSlide = [0, 1, 0, 1, 0, 0]
     dataset.DimensionOrganizationType = "TILED_FULL"
     height, width = image.shape[:2]
     dataset.TotalPixelMatrixColumns, dataset.TotalPixelMatrixRows = width, height

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import shapely
 import zarr
@@ -19,6 +20,7 @@ from serve.slides.options import RunOptions, Settings, TissueRule
 from serve.slides.outputs.registry import formats_of
 from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, run_cohort
+from tests.support.dicom_slides import write_dicom_slide
 from tests.support.hamamatsu import write_vms
 from tests.support.slide_models import PositionModel, model_info
 from tests.support.vendors import VENDORS, Vendor
@@ -35,11 +37,13 @@ def painted(x: int, y: int, side: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def run(path: Path, out: Path) -> Outcome:
+def run(path: Path, out: Path, *formats: str) -> Outcome:
     engine = LocalEngine(PositionModel(), model_info(), max_batch_size=4)
     settings = Settings(block_cells=64, rule=TissueRule(grow_um=0, close_px=1, median_px=1))
     options = RunOptions(settings=settings, tissue="auto")
-    cohort = Cohort(out, engine, options, formats_of(("ome-zarr", "geojson")), Quiet())
+    cohort = Cohort(
+        out, engine, options, formats_of(("ome-zarr", *(formats or ("geojson",)))), Quiet()
+    )
     (outcome,) = run_cohort(cohort, [SlideTask(path=path, name=path.stem)])
     engine.close()
     return outcome
@@ -87,6 +91,23 @@ def is_far(
     found = ~near[np.ix_(rows, columns)]
     assert found.any()
     return np.asarray(found)
+
+
+def test_a_segmentation_of_a_dicom_slide_refers_to_the_file_of_its_level_0(tmp_path: Path) -> None:
+    import highdicom
+
+    series = write_dicom_slide(tmp_path / "slide", painted(120, 200, 160)).parent
+    assert run(series, tmp_path / "out", "dicom-seg").status == "done"
+    found = highdicom.seg.segread(tmp_path / "out" / "slide" / "slide.seg.dcm")
+    volume = pydicom.dcmread(series / "1.dcm", stop_before_pixels=True)
+    assert found.SeriesInstanceUID != volume.SeriesInstanceUID
+    assert found.StudyInstanceUID == volume.StudyInstanceUID
+    assert found.ReferencedSeriesSequence[0].SeriesInstanceUID == volume.SeriesInstanceUID
+    assert found.SourceImageSequence[0].ReferencedSOPInstanceUID == volume.SOPInstanceUID
+    labels = found.get_total_pixel_matrix(combine_segments=True)
+    rows, columns = np.nonzero(labels == 3)
+    assert (rows.min(), rows.max() + 1) == pytest.approx((50, 90), abs=1)
+    assert (columns.min(), columns.max() + 1) == pytest.approx((30, 70), abs=1)
 
 
 def test_a_folder_lists_each_slide_once_and_none_of_its_parts(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from serve.images.readers.errors import SlideError, SlideFormatError
 from serve.images.readers.registry import open_reader
 from serve.images.readers.slide_files import files_of, is_folder_of_mirax, parts_in
 from tests.support.coordinates import coordinate_colors
+from tests.support.dicom_slides import write_dicom_slide
 from tests.support.errors import raises
 from tests.support.hamamatsu import write_vms
 from tests.support.vendors import VENDORS
@@ -26,6 +27,14 @@ KINDS = pytest.mark.parametrize(
 )
 
 
+def dicom(folder: Path) -> Path:
+    return write_dicom_slide(folder, coordinate_colors(100, 100))
+
+
+def dicom_folder(folder: Path) -> Path:
+    return dicom(folder / "series").parent
+
+
 def test_a_slide_is_all_of_its_files(tmp_path: Path) -> None:
     names = ["h.vms", "h(1,0).jpg", "h.jpg", "h_macro.jpg", "h_map2.jpg"]
     assert [file.name for file in files_of(vms(tmp_path))] == names
@@ -37,7 +46,15 @@ def test_a_slide_is_all_of_its_files(tmp_path: Path) -> None:
     }
 
 
-@KINDS
+@pytest.mark.parametrize(
+    ("make", "data"),
+    [
+        (vms, "h(1,0).jpg"),
+        (mirax, "m/Data0000.dat"),
+        (dicom, "2.dcm"),
+        (dicom_folder, "series/2.dcm"),
+    ],
+)
 def test_a_slide_is_another_when_a_file_beside_it_changes(
     make: Callable[[Path], Path], data: str, tmp_path: Path
 ) -> None:
