@@ -20,6 +20,8 @@ _STATED = {
     ("mirax.GENERAL.SLIDE_TYPE", "SLIDE_TYPE_FLUORESCENCE"): "fluorescence",
 }
 """OpenSlide's properties and values that tell, and what they mean."""
+_NO_BRIGHTFIELD = "Can't find main image"
+"""OpenSlide's reason for a Leica slide whose images are all of fluorescence."""
 _START_BYTES = max(map(len, STARTS))
 
 
@@ -59,6 +61,12 @@ def refuse_stated(path: Path, properties: Mapping[str, str]) -> None:
     for (name, value), meaning in _STATED.items():
         if properties.get(name, "").casefold() == value.casefold():
             raise _refusal(path, meaning)
+
+
+def refuse_unlit(path: Path, reason: str) -> None:
+    """Raise SlideChannelsError where OpenSlide says that a slide has no brightfield image."""
+    if reason == _NO_BRIGHTFIELD:
+        raise _refusal(path, "no brightfield image")
 
 
 def _is_rgb(page: Page) -> bool:

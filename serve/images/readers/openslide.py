@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.images.mpp import Stated, judge
-from serve.images.readers.channels import refuse_stated, refuse_tiles
+from serve.images.readers.channels import refuse_stated, refuse_tiles, refuse_unlit
 from serve.images.readers.dicom import series_in
 from serve.images.readers.errors import (
     ReaderMissingError,
@@ -154,6 +154,7 @@ def open_slide(path: Path) -> openslide.OpenSlide:
 
     Raises:
         SlideFormatError: OpenSlide does not take it.
+        SlideChannelsError: it has no brightfield image.
     """
     try:
         return openslide.OpenSlide(path)
@@ -163,6 +164,7 @@ def open_slide(path: Path) -> openslide.OpenSlide:
             "Check that it is complete, or convert it to a pyramidal TIFF."
         ) from error
     except openslide.OpenSlideError as error:
+        refuse_unlit(path, first_line(error))
         raise SlideFormatError(
             f"{path.name} cannot be opened: {first_line(error)}. Copy it again, or convert it to a "
             "pyramidal TIFF."

@@ -6,6 +6,7 @@ are texts that name the pictures. A DICOM slide is a series of files (`dicom`).
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from serve.images.readers.errors import SlideError, SlideFormatError
@@ -104,7 +105,7 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def state_of(files: list[Path]) -> FileState:
+def state_of(files: Sequence[Path]) -> FileState:
     """What tells whether files were replaced or written to.
 
     Raises:

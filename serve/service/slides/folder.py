@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,9 @@ class SlideFile:
     num_bytes: int | None
     """None for a folder."""
     version: str
-    """Changes with the file."""
+    """Changes with its files."""
+    files: tuple[Path, ...]
+    """What it consists of, as far as its name tells; of a DICOM series the first file."""
     problem: str = ""
     """Why its name keeps it from being segmented."""
 
@@ -68,7 +70,7 @@ class SlideFolder:
             NotFoundError: there is none.
         """
         slide = self._known.get(slide_id)
-        if slide is None or _version(slide.path) != slide.version:
+        if slide is None or _version(slide.files) != slide.version:
             if time.monotonic() - self._looked_s > _LOOK_AGAIN_S or slide is not None:
                 self.slides()
             slide = self._known.get(slide_id)
@@ -97,13 +99,15 @@ class SlideFolder:
     def _describe(self, path: Path) -> SlideFile:
         file = path.relative_to(self.path).as_posix()
         digest = hashlib.sha256(file.encode("utf-8", "surrogateescape")).hexdigest()
+        files = (path, *filter(is_file, parts_of(path)))
         return SlideFile(
             id=digest[:_ID_LENGTH],
             path=path,
             file=_as_text(file),
             name=_as_text(name_of(path)),
-            num_bytes=_num_bytes(path),
-            version=_version(path),
+            num_bytes=_num_bytes(files),
+            version=_version(files),
+            files=files,
         )
 
 
@@ -131,9 +135,9 @@ def _slide_files(folder: Path) -> list[Path]:
         return []
 
 
-def _num_bytes(path: Path) -> int | None:
+def _num_bytes(files: Sequence[Path]) -> int | None:
     try:
-        return sum(file.stat().st_size for file in _own_files(path)) if path.is_file() else None
+        return sum(file.stat().st_size for file in files) if files[0].is_file() else None
     except OSError:  # removed since it was listed
         return None
 
@@ -143,18 +147,13 @@ def _as_text(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def _version(path: Path) -> str:
+def _version(files: Sequence[Path]) -> str:
     try:
-        state = state_of(_own_files(path))
+        state = state_of(files)
     except SlideError:
         return ""
     text = repr([numbers for _, *numbers in state])
     return hashlib.sha256(text.encode()).hexdigest()[:_ID_LENGTH]
-
-
-def _own_files(path: Path) -> list[Path]:
-    """What a slide consists of, as far as its name tells; of a DICOM series the first file."""
-    return [path, *filter(is_file, parts_of(path))]
 
 
 def _named(slides: list[SlideFile]) -> list[SlideFile]:

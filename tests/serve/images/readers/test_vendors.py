@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from serve.images.readers.errors import SlideChannelsError, SlideFormatError
+from serve.images.readers.errors import SlideChannelsError
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
 from serve.images.readers.scaled import ScaledView
@@ -161,7 +161,7 @@ def test_a_fluorescent_leica_slide_is_refused(tmp_path: Path) -> None:
     path = write_leica(
         tmp_path / "dark.scn", coordinate_colors(640, 768), REGIONS, light="fluorescence"
     )
-    with raises(SlideFormatError, "dark.scn"):
+    with raises(SlideChannelsError, "dark.scn", "brightfield"):
         open_reader(path)
 
 
