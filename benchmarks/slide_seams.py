@@ -4,7 +4,7 @@ An image is segmented several times, each time with its tiles elsewhere, so that
 compared with itself: in one grid a line of tiles runs there, in the others none does.
 
 - How often neighbouring cells have different labels across a line, divided by how often they have
-  at the same places without a line. 1 is no seam.
+  at the same places without a line. 1 means that there is no seam.
 - How often a cell's label is not that of most other grids, by the distance to the nearest line.
 
 The grids are moved by whole patches of the encoder, whose edges show in every answer.

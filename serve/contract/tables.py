@@ -89,7 +89,7 @@ def read_table(path: Path) -> Table:
 
 
 def named_file(folder: Path, name: str) -> Path:
-    """The file that a table names, also where the system that wrote the table spells it otherwise.
+    """The file that a table names, also where the table's system spells it differently.
 
     An umlaut may be one character or two, and Windows has backslashes between folders.
     """

@@ -33,7 +33,7 @@ SAME_MPP = 0.02
 """An image whose um per pixel is within this share of the model's is not resampled (our choice)."""
 _STRIP_ROWS = 256
 """Rows of the image that are upsampled at once: bounds the memory. Part of the result: of another
-size, the interpolation rounds otherwise."""
+size, the interpolation rounds differently."""
 _MOST_STRIPS = 4
 """Strips that are worked on at the same time: bounds the memory."""
 

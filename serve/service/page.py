@@ -71,7 +71,7 @@ def page_routes(index: Endpoint) -> list[Route]:
 def _wants_page(accept: str) -> bool:
     """Whether an Accept header names HTML, and nothing of a program's before it (RFC 9110, 12.5.1).
 
-    What is no number counts as 1.
+    Anything that is not a number counts as 1.
     """
     weights = {}
     for part in accept.lower().split(","):

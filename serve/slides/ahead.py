@@ -1,4 +1,4 @@
-"""Runs an iterator ahead of who consumes it, in a thread, at most so many items."""
+"""Runs an iterator in a thread, a limited number of items ahead of its consumer."""
 
 import queue
 import threading

@@ -111,7 +111,7 @@ def is_slide_name(path: Path) -> bool:
 
 
 def slide_files(folder: Path) -> list[Path]:
-    """The slides in a folder that are no folders; of a DICOM series, its first file.
+    """The slides in a folder that are not folders; of a DICOM series, its first file.
 
     What is called as slides are, and is a pipe or a link to nothing, is among them. Pictures that
     a VMS or VMU file names are not.

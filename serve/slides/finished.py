@@ -49,7 +49,7 @@ def check_finished(
     differs = [name for name, (old, new) in made.items() if old != new]
     if differs:
         raise ResultError(
-            f"{target} was made otherwise: {', '.join(differs)} differ. Replace it with "
+            f"{target} was made differently: {', '.join(differs)} differ. Replace it with "
             "--overwrite, or choose another --out."
         )
 

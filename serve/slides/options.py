@@ -52,11 +52,11 @@ class OutputOptions(CommandOptions):
     """How outputs are drawn; the labels do not depend on it."""
 
     simplify_cells: float = Field(2.0, ge=0, le=100)
-    """GeoJSON, DSA: simplify outlines by about so many cells; 0: exact."""
+    """GeoJSON, DSA: simplify outlines by about this many cells; 0: exact."""
     min_area_um2: float = Field(256.0, ge=0)
     """GeoJSON, DSA: leave out regions of less area."""
     max_vertices: int = Field(4_000_000, ge=1000)
-    """GeoJSON, DSA: simplify further, until the outlines have at most so many vertices."""
+    """GeoJSON, DSA: simplify further, until the outlines have at most this many vertices."""
 
 
 class RunOptions(CommandOptions):

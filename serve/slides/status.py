@@ -78,7 +78,7 @@ def results_in(out: Path) -> list[Path]:
 def _passport_of(folder: Path) -> Passport:
     passport = read_passport(folder)
     if passport is None:
-        raise ResultDamagedError(f"{folder} has no run.json, so it is no finished result.")
+        raise ResultDamagedError(f"{folder} has no run.json, so it is not a finished result.")
     return passport
 
 

@@ -145,7 +145,7 @@ def _polygons(path: Path, content: bytes) -> list[Any]:
             f"{path} has no polygon. Draw the regions as areas, not as lines or points."
         )
     if not np.isfinite(shapely.get_coordinates(polygons)).all():
-        raise MaskError(f"{path} has coordinates that are no numbers. Export the regions again.")
+        raise MaskError(f"{path} has coordinates that are not numbers. Export the regions again.")
     return polygons
 
 

@@ -148,7 +148,7 @@ def all_rows() -> dict[RowName, Row]:
 
 
 def paper_rows() -> tuple[RowName, ...]:
-    """The rows that a comparison trains unless it is told otherwise."""
+    """The rows that a comparison trains by default."""
     return tuple(name for name, row in all_rows().items() if row.in_paper)
 
 

@@ -34,7 +34,7 @@ def read_folds(path: Path) -> Iterator[FoldsRow]:
     """Read folds.csv, as spreadsheets save it; see `serve.contract.tables`.
 
     Raises:
-        DatasetError: the file is missing, is no table, or a value is not what its column holds.
+        DatasetError: the file is missing or not a table, or a value is not what its column holds.
         ScaleError: a um per pixel is absurd.
     """
     if not path.is_file():

@@ -189,7 +189,7 @@ def build_image_encoder(size: ImageEncoderName, tile_size_px: int) -> nn.Module:
 
 
 def size_of_image_encoder(embed_dim: int) -> str | None:
-    """The name of the encoder with so many channels; None where there is none."""
+    """The name of the encoder with this many channels; None if there is none."""
     return next((n for n, kind in IMAGE_ENCODERS.items() if kind.embed_dim == embed_dim), None)
 
 

@@ -1,4 +1,4 @@
-"""Plain and OME-TIFFs as slides: those that a reader would show otherwise than images are read.
+"""Plain and OME-TIFFs as slides: those that a reader would show differently from images.
 
 OpenSlide takes the first page for the slide, whatever its tags say. Neither it nor tifffile turns
 pixels upright. What is small enough is left to the reader of pictures; the rest is refused.

@@ -122,7 +122,7 @@ class OmeZarrReader(RegionReader):
 def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
     found = group[path]
     if not isinstance(found, zarr.Array):
-        raise ValueError(f"{path} is no array")
+        raise ValueError(f"{path} is not an array")
     return found
 
 

@@ -76,7 +76,7 @@ def is_folder_of_mirax(folder: Path) -> bool:
 
 
 def parts_in(folder: Path) -> set[Path]:
-    """What VMS and VMU files of a folder name: pictures that are no slides of their own."""
+    """What VMS and VMU files of a folder name: pictures that are not slides of their own."""
     texts = [path for path in folder.iterdir() if path.suffix.lower() in _HAMAMATSU]
     return {part for text in texts if is_file(text) for part in parts_of(text)}
 

@@ -94,8 +94,8 @@ class ClusterWorker:
                 if opening.model not in (None, opened.model):
                     opened.runner.close()
                     raise ClusterError(
-                        f"{opening.settings.bundle} is another model here, or runs otherwise: all "
-                        "machines need the same bundle and the same kind of processor."
+                        f"{opening.settings.bundle} is another model here, or runs differently: "
+                        "all machines need the same bundle and the same kind of processor."
                     )
                 self._runner, self._model = opened.runner, opened.model
                 self._batch, self._read_threads = opened.max_batch_size, opening.read_threads
