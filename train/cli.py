@@ -22,6 +22,7 @@ from typing import Annotated, Any, Never
 
 import tyro
 
+from serve.contract.errors import message_of
 from train.commands.comparison import Compare, RowChoice
 from train.commands.data import Check, Prepare, prepare_command
 from train.commands.fitting import Evaluate, Fit, ImportSampath, Predict
@@ -102,6 +103,10 @@ def main() -> None:
         command.run()
     except FocalPathError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.filename is None:  # of no file that the user could look at
+            raise
+        sys.exit(f"error: {message_of(error)}")
     except (KeyboardInterrupt, SystemExit) as error:
         # Where it trains, Lightning turns an interrupt into exit status 1.
         interrupt = error if isinstance(error, KeyboardInterrupt) else error.__context__

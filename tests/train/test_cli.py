@@ -78,6 +78,18 @@ def test_a_registered_strategy_is_a_bias_and_a_row_of_the_comparison(
     assert "toy: Half for every class." in capsys.readouterr().out
 
 
+def test_a_file_that_the_system_refuses_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr("train.commands.data.report", refused)
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, "check", str(tmp_path))
+    assert str(ended.value).startswith(f"error: {tmp_path} cannot be used: Permission denied.")
+
+
 def test_an_unknown_bias_or_row_is_refused_with_the_choices(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

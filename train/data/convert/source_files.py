@@ -26,8 +26,10 @@ def find_images(
         kind: what the files are, for the errors.
 
     Raises:
-        SourceError: the folder has no such file, or two of them with the same name.
+        SourceError: there is no such folder, it has no such file, or two with the same name.
     """
+    if not folder.is_dir():
+        raise SourceError(f"{folder} is not a folder; expected one with a file per {kind} in it")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         suffix = next((end for end in suffixes if path.name.lower().endswith(end)), None)

@@ -210,6 +210,15 @@ def no_annotations(source: Path) -> None:
         path.unlink()
 
 
+def no_folder(source: Path) -> None:
+    (source / "annotations").rename(source / "elsewhere")
+
+
+def a_file_for_a_folder(source: Path) -> None:
+    (source / "images").rename(source / "elsewhere")
+    (source / "images").touch()
+
+
 @pytest.mark.parametrize(
     ("damage", "changes", "kind", "named"),
     [
@@ -221,6 +230,8 @@ def no_annotations(source: Path) -> None:
         (no_format, {}, AnnotationError, ["a.geojson", "ASAP XML"]),
         (cut_off, {}, AnnotationError, ["a.geojson.gz"]),
         (no_annotations, {}, SourceError, ["no file of annotations", ".geojson.gz"]),
+        (no_folder, {}, SourceError, ["annotations is not a folder"]),
+        (a_file_for_a_folder, {}, SourceError, ["images is not a folder"]),
         (lambda _: None, {"source_mpp": None}, ScaleError, ["a.png", "--source-mpp"]),
     ],
 )
