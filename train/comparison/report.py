@@ -1,10 +1,9 @@
 """The report of a comparison: tables, figures, and fixed sentences that say how to read them.
 
 REPORT/README.md                      all of it on one page
-REPORT/table1.{csv,tex}               Dice and IoU of each class and method
-REPORT/intervals.csv                  Dice and differences to the baseline with bootstrap intervals
+REPORT/table1.tex                     Dice and IoU of each class and method
+REPORT/intervals.csv                  the same as numbers, and differences to the baseline
 REPORT/bias.csv                       what Fig. 2 and 3 show, and the ablation's biases
-REPORT/times.csv                      training time of every run
 REPORT/run.yaml                       what all rows share
 REPORT/figure{2,3,4}.{pdf,png}        the figures of arXiv 2604.13479 by their numbers
 """
@@ -23,7 +22,7 @@ from train.comparison.figures import figures_section
 from train.comparison.methods import BASELINE, COLD, DFA, FROZEN, UNET_LEARNING_RATE, Row
 from train.comparison.run import RowResult
 from train.comparison.tables import Table1, difference_table, write_intervals
-from train.comparison.times import times_section, write_times
+from train.comparison.times import times_section
 from train.config import write_settings
 from train.data.folder import Split, TileFolder
 from train.presets import PRESETS
@@ -38,11 +37,9 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     """Write the whole report; returns its README."""
     folder.mkdir(parents=True, exist_ok=True)
     bootstrap, table = Bootstrap(comparison), Table1(comparison)
-    table.write_csv(folder / "table1.csv")
     caption = f"Dice and IoU of the pooled test pixels, {_seeds_text(comparison)}"
     (folder / "table1.tex").write_text(table.latex(caption), encoding="utf-8")
     write_intervals(folder / "intervals.csv", comparison, bootstrap)
-    write_times(folder / "times.csv", comparison)
     write_settings(folder / "run.yaml", without_folders(comparison.settings))
     sections = [
         _introduction(comparison),
@@ -110,7 +107,7 @@ def _table_section(table: Table1) -> str:
     return (
         "## Table 1\n\nDice and IoU of all test pixels pooled, mean ± sample standard deviation "
         "over the seeds. Bold is the highest mean of a line, whatever the difference is worth."
-        f"{published} Also as [CSV](table1.csv) and [LaTeX](table1.tex).\n\n{table.markdown()}"
+        f"{published} Also as [LaTeX](table1.tex).\n\n{table.markdown()}"
     )
 
 

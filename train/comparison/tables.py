@@ -1,4 +1,4 @@
-"""The comparison's tables: Table 1's form (arXiv 2604.13479) as CSV, Markdown and LaTeX.
+"""The comparison's tables: Table 1's form (arXiv 2604.13479) as Markdown and LaTeX, and CSVs.
 
 Where the data set is one of the paper's, the published numbers stand beside ours.
 """
@@ -67,21 +67,6 @@ class Table1:
             for metric, _ in METRICS
         }
 
-    def write_csv(self, path: Path) -> None:
-        """One line per class; mean, std and the published value of each method and metric."""
-        columns = [(row, metric) for row in self._rows for metric, _ in METRICS]
-        kinds = ("mean", "std", "published") if self.published else ("mean", "std")
-        header = [f"{row.name}_{metric}_{kind}" for row, metric in columns for kind in kinds]
-        lines = []
-        for line in self._lines:
-            cells: list[float] = []
-            for row, metric in columns:
-                values = self._of(line, row, metric)
-                found = (values.mean(), deviation(values), self._published(line, row, metric))
-                cells += found[: len(kinds)]
-            lines.append([line, *map(csv_number, cells)])
-        write_csv(path, ["class", *header], lines)
-
     def markdown(self) -> str:
         """One table per metric; the highest mean of a line is bold."""
         return "\n\n".join(
@@ -137,15 +122,18 @@ class Table1:
 
 
 def write_intervals(path: Path, comparison: Comparison, bootstrap: Bootstrap) -> None:
-    """Every row's Dice and its difference to the baseline, of the mean and of each class."""
+    """Every row's Dice and IoU, and its difference to the baseline: the mean and each class."""
     seeds = [f"difference_seed{seed}" for seed in comparison.seeds]
-    header = ["row", "class", "dice", "dice_low", "dice_high"]
+    header = ["row", "class", "dice", "dice_low", "dice_high", "dice_std", "iou", "iou_std"]
     header += ["difference", "difference_low", "difference_high", "verdict", *seeds]
     lines: list[list[str]] = []
     for row in comparison.rows:
         intervals, differences = bootstrap.dice(row.name), bootstrap.differences(row.name)
-        for line, dice, other in zip(class_lines(comparison), intervals, differences, strict=True):
-            numbers = [csv_number(value) for value in (*dice, *other.interval)]
+        dice_of, iou_of = (seed_scores(comparison, row.name, metric) for metric, _ in METRICS)
+        for index, line in enumerate(class_lines(comparison)):
+            dice, iou, other = dice_of[:, index], iou_of[:, index], differences[index]
+            spread = (deviation(dice), iou.mean(), deviation(iou))
+            numbers = [csv_number(v) for v in (*intervals[index], *spread, *other.interval)]
             per_seed = [csv_number(value) for value in other.per_seed]
             verdict = "" if row.name == BASELINE.name else other.verdict
             lines.append([row.name, line, *numbers, verdict, *per_seed])

@@ -1,29 +1,12 @@
 """The report's section on training time."""
 
-from pathlib import Path
-
 import numpy as np
 
 from serve.contract.markdown import markdown_table
 from train.comparison.bootstrap import Floats
 from train.comparison.compare import Comparison
 from train.comparison.methods import BASELINE, RowName
-from train.comparison.tables import csv_number, mean_std, write_csv
-
-
-def write_times(path: Path, comparison: Comparison) -> None:
-    """Write every run's seconds as CSV."""
-    lines = [
-        [row.name, seed, *map(csv_number, seconds), result.device]
-        for row in comparison.rows
-        for seed, result, seconds in zip(
-            comparison.seeds,
-            comparison.of(row.name),
-            _seconds(comparison, row.name),
-            strict=True,
-        )
-    ]
-    write_csv(path, ["row", "seed", "train_seconds", "cpu_seconds", "device"], lines)
+from train.comparison.tables import mean_std
 
 
 def times_section(comparison: Comparison) -> str:
@@ -41,7 +24,7 @@ def times_section(comparison: Comparison) -> str:
         "## Training time\n\n"
         + markdown_table(header, lines, align="lr")
         + f"\n\nOn {'; '.join(devices)}, validation included. Compare CPU times on a CPU: "
-        "wall-clock also counts other programs. Each run is in [times.csv](times.csv)."
+        "wall-clock also counts other programs."
     )
 
 

@@ -188,15 +188,21 @@ def test_a_claim_fails_where_another_class_loses_too_much():
 
 def test_table_1_has_mean_and_sample_deviation_over_seeds(report: Path):
     expected = seed_scores(toy_comparison({BASE: (0.72, 0.73)}), BASE, "dice")
-    line = next(row for row in read(report / "table1.csv") if row["class"] == "Necrosis")
-    assert float(line[f"{BASE}_dice_mean"]) == pytest.approx(expected[:, 4].mean(), abs=1e-5)
-    assert float(line[f"{BASE}_dice_std"]) == pytest.approx(expected[:, 4].std(ddof=1), abs=1e-5)
+    mean, std = expected[:, 4].mean(), expected[:, 4].std(ddof=1)
+    rows = read(report / "intervals.csv")
+    line = next(row for row in rows if (row["row"], row["class"]) == (BASE, "Necrosis"))
+    assert float(line["dice"]) == pytest.approx(mean, abs=1e-5)
+    assert float(line["dice_std"]) == pytest.approx(std, abs=1e-5)
+    text = (report / "README.md").read_text(encoding="utf-8")
+    assert f"{mean:.4f} ± {std:.4f}" in text[text.index("| Necrosis") :].splitlines()[0]
 
 
 def test_table_1_has_a_line_a_class_and_no_published_numbers_for_other_data(report: Path):
-    rows = read(report / "table1.csv")
-    assert [row["class"] for row in rows] == ["Mean", *(entry.name for entry in CLASSES)]
-    assert not [column for column in rows[0] if "published" in column]
+    text = (report / "README.md").read_text(encoding="utf-8")
+    dice = text[text.index("| Dice") : text.index("| IoU")]
+    names = [line.split("|")[1].strip() for line in dice.strip().splitlines()[2:]]
+    assert names == ["Mean", *(entry.name for entry in CLASSES)]
+    assert "*published*" not in text
 
 
 def test_the_published_numbers_stand_beside_ours():
@@ -232,7 +238,7 @@ def test_a_class_without_a_test_pixel_has_no_numbers_and_none_is_bold():
 
 def test_the_report_has_every_file_it_links_to(report: Path):
     text = (report / "README.md").read_text(encoding="utf-8")
-    for name in ("table1.csv", "table1.tex", "intervals.csv", "bias.csv", "times.csv"):
+    for name in ("table1.tex", "intervals.csv", "bias.csv", "run.yaml"):
         assert f"({name})" in text
         assert (report / name).stat().st_size > 0
 
@@ -346,13 +352,12 @@ def test_a_registered_strategy_is_in_every_table(
     write_report(with_panels(comparison, toy_data, tmp_path / "panels"), tmp_path / "r")
     for name in ("README.md", "table1.tex"):
         assert "Toy bias" in (tmp_path / "r" / name).read_text(encoding="utf-8")
-    for name in ("intervals.csv", "times.csv"):
-        assert "toy" in {row["row"] for row in read(tmp_path / "r" / name)}
+    assert "toy" in {row["row"] for row in read(tmp_path / "r" / "intervals.csv")}
     assert "toy_mean" in read(tmp_path / "r" / "bias.csv")[0]
-    published = [
-        row["toy_dice_published"] for row in read(tmp_path / "r" / "table1.csv") if preset == "bcss"
-    ]
-    assert not any(published)
+    text = (tmp_path / "r" / "README.md").read_text(encoding="utf-8")
+    published = [line for line in text.splitlines() if line.startswith("| published")]
+    assert bool(published) == (preset == "bcss")
+    assert {line.split("|")[-2].strip() for line in published} <= {"–"}
 
 
 # Correlations
