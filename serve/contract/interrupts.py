@@ -24,9 +24,11 @@ def signals_wake_main_thread() -> Iterator[None]:
 
     Commands wrap all that they do in it, so that none of their waits needs a timeout for Ctrl-C.
     Python's C handler writes the signal's number to a pipe. A thread reads it, and sends SIGURG to
-    the main thread until that has run the handlers. Does nothing outside of the main thread.
+    the main thread until that has run the handlers. Does nothing outside of the main thread, or
+    where there is no SIGURG (Windows).
     """
-    if threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if not (is_main and hasattr(signal, "SIGURG")):
         yield
         return
     reader, writer = os.pipe()

@@ -63,6 +63,13 @@ def test_everything_is_as_before_after_it() -> None:
     assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_a_system_without_the_signal_runs_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(interrupts.signal, "SIGURG")
+    threads = threading.active_count()
+    with signals_wake_main_thread():
+        assert threading.active_count() == threads
+
+
 def test_it_does_nothing_in_another_thread() -> None:
     seen: list[object] = []
 
