@@ -22,6 +22,7 @@ from serve.images.png import decode_plain_png
 from serve.images.refusals import damaged_file, refuse_bytes, refuse_kind, refuse_size, unknown_file
 from serve.images.tiff import TiffImage, find_image, is_tiff
 from serve.images.tiff_codecs import decode_segments, is_read_by_pillow
+from serve.images.tiff_pages import refuse_more_channels
 from serve.settings import InferenceSettings
 
 _DEFAULTS = InferenceSettings()
@@ -172,7 +173,12 @@ def _decode_tiff(data: bytes, max_pixels: int) -> Picture:
 def _decode_page(found: TiffImage, index: int, max_pixels: int) -> Picture:
     page, data = found.pages[index], found.file(index)
     if is_read_by_pillow(page):
-        return _decode_with_pillow(data, max_pixels, page.orientation)
+        try:
+            return _decode_with_pillow(data, max_pixels, page.orientation)
+        except ImageError as error:
+            if error.code == "image_unknown":
+                refuse_more_channels(page)
+            raise
     refuse_bombs(data)
     try:
         image = decode_segments(data, page)

@@ -36,7 +36,8 @@ _PHOTOMETRICS = {
     32845: "LogLuv",
     34892: "linear raw",
 }
-_READABLE_PHOTOMETRICS = (0, 1, 2, 3, 5, 6, 8)
+_NUM_COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
+"""Channels by PhotometricInterpretation, of those that are read."""
 _SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "float", 5: "complex", 6: "complex"}
 
 
@@ -103,7 +104,7 @@ def check_page(page: Page, *, are_colors_known: bool = False) -> None:
             code="image_depth",
         )
     name = _PHOTOMETRICS.get(page.photometric, "unknown")
-    if page.photometric not in _READABLE_PHOTOMETRICS:
+    if page.photometric not in _NUM_COLORS:
         raise ImageError(
             f"The TIFF's pixels are {name} (PhotometricInterpretation {page.photometric}), "
             "expected RGB, grey, palette, CMYK, YCbCr or CIELab. Convert it to RGB.",
@@ -116,6 +117,17 @@ def check_page(page: Page, *, are_colors_known: bool = False) -> None:
             f"The TIFF has {page.num_samples} channels that do not say which is red, green and "
             f"blue (PhotometricInterpretation {page.photometric}). Save it as RGB.",
             code="image_stack",
+        )
+
+
+def refuse_more_channels(page: Page) -> None:
+    """Raise ImageError for a page, found to be unreadable, with channels beside its colours."""
+    if page.num_samples > _NUM_COLORS[page.photometric]:
+        raise ImageError(
+            f"The TIFF has {page.num_samples} channels of {max(page.bits)} bits, where its colours "
+            f"({_PHOTOMETRICS[page.photometric]}) have {_NUM_COLORS[page.photometric]}; these are "
+            "not read. Save it as RGB.",
+            code="image_colors",
         )
 
 

@@ -281,6 +281,21 @@ def test_a_colour_filter_array_is_refused_by_name() -> None:
     assert "colour filter array" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("photometric", "num_samples", "name"),
+    [("separated", 5, "CMYK"), ("cielab", 4, "CIELab")],
+)
+def test_channels_beside_the_colours_are_named_where_they_are_not_read(
+    photometric: str, num_samples: int, name: str
+) -> None:
+    pixels = np.dstack([IMAGE[..., :1]] * num_samples)
+    options: dict[str, Any] = {"extrasamples": ["UNASSALPHA"]}
+    error = refusal(tiff(pixels, photometric=photometric, **options))
+    assert error.code == "image_colors"
+    assert f"{num_samples} channels" in str(error)
+    assert name in str(error)
+
+
 @pytest.mark.parametrize(("compression", "name"), [(34934, "JPEG XR")])
 def test_a_compression_that_is_not_read_is_named(compression: int, name: str) -> None:
     pytest.importorskip("imagecodecs")
