@@ -8,20 +8,31 @@ from collections.abc import Iterator
 import numpy as np
 import zarr
 import zarr.errors
+from numpy.typing import NDArray
 
 from serve.slides.counts import count_cells
 from serve.slides.plan import Block, Plan
 from serve.slides.store import CONFIDENCE, LABELS, BlockRecord, WorkFolder
 
-_ZARR_ERRORS = (zarr.errors.BaseZarrError, OSError, ValueError, KeyError, TypeError, RuntimeError)
-"""What zarr and its codecs raise on broken metadata and chunks."""
+_ZARR_ERRORS = (
+    zarr.errors.BaseZarrError,
+    FileNotFoundError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+)
+"""What zarr and its codecs raise on missing or broken metadata and chunks. What else the system
+raises is no damage: a network share may be away for a moment."""
 Arrays = list["zarr.Array[np.uint8]"]
+Cells = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
 def forget_damaged(work: WorkFolder, plan: Plan) -> None:
     """Have blocks computed again whose cells are not those that their record counted.
 
-    What is there of blocks without a record is removed.
+    Of a block without a record, files that cannot be read are removed: zarr would read them to
+    add to them. Others are left, as a worker of an earlier run may still be writing them.
 
     Args:
         work: a slide's folder that is begun, and that no other process works on.
@@ -29,17 +40,18 @@ def forget_damaged(work: WorkFolder, plan: Plan) -> None:
 
     Raises:
         OutputError: the folder cannot be written to.
+        OSError: it cannot be read.
     """
     arrays = _arrays(work, plan)
     if arrays is None:
         work.begin_anew(plan)
         return
     records = work.records()
-    whole = {block for block, found in records.items() if _is_as_computed(arrays, plan, found)}
-    if len(whole) < len(records):
-        work.forget_outputs()
     for block in _all_blocks(plan):
-        if block not in whole:
+        if block not in records and not any(path.exists() for path in work.shards(block)):
+            continue
+        cells = _cells(arrays, plan, block)
+        if cells is None or (block in records and not _is_as_computed(cells, records[block])):
             work.forget(block)
 
 
@@ -59,11 +71,16 @@ def _arrays(work: WorkFolder, plan: Plan) -> "Arrays | None":
     return arrays if [array.shape for array in arrays] == [plan.shape] * 2 else None
 
 
-def _is_as_computed(arrays: "Arrays", plan: Plan, record: BlockRecord) -> bool:
-    place = plan.rectangle(record.block).slices
+def _cells(arrays: "Arrays", plan: Plan, block: Block) -> Cells | None:
+    """A block's labels and confidence; None where they cannot be read."""
+    place = plan.rectangle(block).slices
     try:
         labels, confidence = (np.asarray(array[place]) for array in arrays)
     except _ZARR_ERRORS:
-        return False
-    counted = count_cells(labels, confidence)
+        return None
+    return labels, confidence
+
+
+def _is_as_computed(cells: Cells, record: BlockRecord) -> bool:
+    counted = count_cells(*cells)
     return all(getattr(record, name) == value for name, value in counted._asdict().items())

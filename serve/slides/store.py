@@ -211,17 +211,22 @@ class WorkFolder:
     def _part(self, block: Block) -> Path:
         return self.path / "parts" / f"{block.name}.npz"
 
+    def shards(self, block: Block) -> list[Path]:
+        """The files of a block's labels and confidence; those without content are not there."""
+        place = Path("c", str(block.row), str(block.column))
+        return [self.store / name / place for name in (LABELS, CONFIDENCE)]
+
     def forget(self, block: Block) -> None:
-        """Have a block computed again.
+        """Have a block computed again, and all outputs written again.
 
         Raises:
             OutputError: the folder cannot be written to.
         """
         with written(self.path):
             (self._done / f"{block.name}.json").unlink(missing_ok=True)
-            for name in (LABELS, CONFIDENCE):  # zarr would read a shard at an edge to add to it
-                shard = self.store / name / "c" / str(block.row) / str(block.column)
+            for shard in self.shards(block):
                 shard.unlink(missing_ok=True)
+            self.forget_outputs()
 
     def begin_anew(self, plan: Plan) -> None:
         """Have all blocks computed again.
