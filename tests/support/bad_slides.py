@@ -60,6 +60,19 @@ def without_codec(path: Path) -> None:
         tiff.pages.first.tags["Compression"].overwrite(34661)  # JBIG
 
 
+def without_its_pictures(path: Path) -> None:
+    """A VMS that was copied alone."""
+    text = "NoJpegColumns=1\nNoJpegRows=1\nImageFile=gone.jpg\nMapFile=gone_map.jpg\n"
+    path.write_text(f"[Virtual Microscope Specimen]\n{text}")
+
+
+def of_one_channel(path: Path) -> None:
+    """One wavelength of an Aperio fluorescence scanner."""
+    description = "Aperio Image Library v12\r\n300x300 (256x256)|MPP = 0.5"
+    tiled = {"tile": (256, 256), "photometric": "minisblack", "metadata": None}
+    tifffile.imwrite(path, tissue_pixels(300, 300)[..., 0], description=description, **tiled)
+
+
 def of_16_bits(path: Path) -> None:
     pixels = tissue_pixels(300, 300).astype(np.uint16) * 257
     tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb")
@@ -84,6 +97,8 @@ BAD_SLIDES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no_mpp.svs": (without_mpp, "slide_scale"),
     "absurd_mpp.svs": (with_absurd_mpp, "slide_scale"),
     "no_codec.tif": (without_codec, "image_compression"),
+    "alone.vms": (without_its_pictures, "slide_format"),
+    "dark.svs": (of_one_channel, "slide_channels"),
     "deep.tif": (of_16_bits, "slide_channels"),
     "bomb.png": (bomb, "image_too_large"),
 }

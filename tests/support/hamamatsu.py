@@ -155,3 +155,37 @@ def write_vms(
         lines.append(f"{key}={name}")
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def write_vmu(path: Path, pixels: Pixels, *, mpp: float = 0.25) -> Path:
+    """Write a Hamamatsu VMU: a text file beside two files of uncompressed colours of 12 bits.
+
+    Args:
+        path: the text file.
+        pixels: (H, W, 3); the width is a multiple of 256.
+        mpp: um per pixel.
+    """
+    height, width = pixels.shape[:2]
+    lines = [
+        "[Uncompressed Virtual Microscope Specimen]",
+        f"PhysicalWidth={round(width * mpp * 1000)}",
+        f"PhysicalHeight={round(height * mpp * 1000)}",
+        "BitsPerPixel=36",
+        "PixelOrder=RGB",
+    ]
+    for key, name, image in (
+        ("ImageFile", f"{path.stem}.ngr", pixels),
+        ("MapFile", f"{path.stem}_map.ngr", shrunk(pixels, 4)),
+    ):
+        _write_ngr(path.parent / name, image)
+        lines.append(f"{key}={name}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _write_ngr(path: Path, pixels: Pixels) -> None:
+    """Write columns of 64 pixels one after the other."""
+    height, width = pixels.shape[:2]
+    head = struct.pack("<2s2x3i", b"GN", width, height, 64).ljust(24, b"\0") + struct.pack("<i", 64)
+    columns = np.split(pixels.astype("<u2") * 16, width // 64, axis=1)
+    path.write_bytes(head.ljust(64, b"\0") + b"".join(column.tobytes() for column in columns))

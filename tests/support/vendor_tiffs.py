@@ -243,15 +243,29 @@ def write_ventana(
             y, x = (area.first_row + row) * TILE_PX, (area.first_column + column) * TILE_PX
             tile = pixels[top : top + TILE_PX, left : left + TILE_PX]
             mosaic[y : y + TILE_PX, x : x + TILE_PX] = tile
-    stitched = _encode_info(areas, overlap).encode()
+    return _write_iscan(path, mosaic, _encode_info(areas, overlap).encode(), mpp, downsamples)
+
+
+def write_ventana_tiff(
+    path: Path, pixels: Pixels, *, mpp: float = 0.25, downsamples: Sequence[int] = (2, 4)
+) -> Path:
+    """Write a Ventana TIFF: as a BIF, without areas and without overlap."""
+    return _write_iscan(path, pixels, b"", mpp, downsamples)
+
+
+def _write_iscan(
+    path: Path, tiles: Pixels, stitched: bytes, mpp: float, downsamples: Sequence[int]
+) -> Path:
+    """Write the pages of a Ventana slide: the label, and the tiles as they are in the file."""
     scan = f'<iScan Magnification="20" ScanRes="{mpp}" Z-layers="1"/>'.encode()
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         tags = [(XML_PACKET, 1, len(scan), scan, True)]
         tiff.write(garish(48, 64), description="Label Image", extratags=tags, **_LABEL)
         for index, factor in enumerate((1, *downsamples)):
-            tags = [(XML_PACKET, 1, len(stitched), stitched, True)] if index == 0 else []
+            has_areas = index == 0 and stitched
+            tags = [(XML_PACKET, 1, len(stitched), stitched, True)] if has_areas else []
             name = f"level={index} mag={20 / factor:g} quality=97"
-            tiff.write(shrunk(mosaic, factor), description=name, extratags=tags, **tiled())
+            tiff.write(shrunk(tiles, factor), description=name, extratags=tags, **tiled())
     return path
 
 

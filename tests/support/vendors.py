@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from serve.images.readers.reader import Bounds
 from tests.support.coordinates import coordinate_colors
 from tests.support.dicom_slides import write_dicom_slide
-from tests.support.hamamatsu import write_ndpi, write_vms
+from tests.support.hamamatsu import write_ndpi, write_vms, write_vmu
 from tests.support.mirax import write_mirax
 from tests.support.vendor_tiffs import (
     Area,
@@ -22,6 +22,7 @@ from tests.support.vendor_tiffs import (
     write_philips,
     write_trestle,
     write_ventana,
+    write_ventana_tiff,
 )
 from tests.support.zeiss import write_zeiss
 
@@ -89,6 +90,9 @@ VENDORS = {
         *(491, 478, 0.25, 3, (Region(120, 0, 292, 241), Region(300, 250, 178, 241))),
         Bounds(0, 0, 478, 491),
     ),
+    "ventana, no areas": Vendor(
+        *("ventana", "plain.tif", write_ventana_tiff, 640, 768, 0.25, 3, *_whole(640, 768))
+    ),
     "trestle": Vendor("trestle", "t.tif", write_trestle, 512, 512, 0.5, 2, *_whole(512, 512)),
     "ndpi": Vendor(
         *("hamamatsu", "n.ndpi", lambda path, pixels: write_ndpi(path, pixels[:512])),
@@ -112,6 +116,10 @@ VENDORS = {
         *("dicom", "series/0.dcm"),
         lambda path, pixels: write_dicom_slide(path.parent, pixels[:500, :700]),
         *(500, 700, 0.5, 2, *_whole(500, 700)),
+    ),
+    "vmu": Vendor(
+        *("hamamatsu", "u.vmu", lambda path, pixels: write_vmu(path, pixels[:512])),
+        *(512, 768, 0.25, 2, *_whole(512, 768)),
     ),
     "mirax": Vendor(
         *("mirax", "m.mrxs"),
