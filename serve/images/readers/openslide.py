@@ -15,7 +15,7 @@ from PIL import Image
 
 from serve.images.mpp import Stated, judge
 from serve.images.readers.channels import refuse_stated, refuse_tiles, refuse_unlit
-from serve.images.readers.dicom import series_in
+from serve.images.readers.dicom import check_frames, series_in
 from serve.images.readers.errors import (
     ReaderMissingError,
     SlideFormatError,
@@ -34,6 +34,7 @@ from serve.images.readers.slide_files import check_complete, missing_parts
 
 LEAST_VERSION = (4, 0, 1)
 _LATTICE_PX = 1024
+_DICOM = "dicom"
 
 
 class OpenSlideReader(RegionReader):
@@ -46,9 +47,12 @@ class OpenSlideReader(RegionReader):
         check_openslide_version(openslide.__library_version__)
         entry = self._entry(path)
         check_complete(entry)
-        if openslide.OpenSlide.detect_format(entry) == GENERIC:
+        vendor = openslide.OpenSlide.detect_format(entry)
+        if vendor == GENERIC:
             refuse_channels(entry)
             refuse(entry, for_openslide(look_at(entry)))
+        elif vendor == _DICOM:
+            check_frames(entry)
         else:
             refuse_tiles(entry)
         self._slide = open_slide(entry)

@@ -103,3 +103,16 @@ def test_a_text_that_names_nothing_is_no_slide(text: str, tmp_path: Path) -> Non
     path.write_text(text, encoding="latin-1")
     with raises(SlideFormatError, path.name):
         open_reader(path)
+
+
+@pytest.mark.parametrize("place", [2**31 - 1, 0])
+def test_a_dicom_file_with_a_damaged_table_of_frames_is_refused(place: int, tmp_path: Path) -> None:
+    """OpenSlide 4.0.1 crashes where frames lie beyond the end, or do not follow each other."""
+    path = dicom(tmp_path)
+    level = tmp_path / "1.dcm"
+    content = bytearray(level.read_bytes())
+    table = content.index(bytes.fromhex("e07f1000")) + 12 + 8
+    content[table + 4 : table + 8] = place.to_bytes(4, "little")
+    level.write_bytes(content)
+    with raises(SlideFormatError, "1.dcm", str(len(content))):
+        open_reader(path)
