@@ -5,6 +5,7 @@ upper 8, which is nearly black where a camera gave 12 or 14.
 """
 
 import mmap
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,10 @@ _STATED = {
 """OpenSlide's properties and values that tell, and what they mean."""
 _NO_BRIGHTFIELD = "Can't find main image"
 """OpenSlide's reason for a Leica slide whose images are all of fluorescence."""
+_VMU = "[Uncompressed Virtual Microscope Specimen]"
+_VMU_LINE = re.compile(r"^\s*(BitsPerPixel|PixelOrder)\s*=[ \t]*(\S*)", re.MULTILINE)
+_VMU_COLORS = {"BitsPerPixel": "36", "PixelOrder": "RGB"}
+_MAX_TEXT_BYTES = 2**16
 _START_BYTES = max(map(len, STARTS))
 
 
@@ -61,6 +66,19 @@ def refuse_stated(path: Path, properties: Mapping[str, str]) -> None:
     for (name, value), meaning in _STATED.items():
         if properties.get(name, "").casefold() == value.casefold():
             raise _refusal(path, meaning)
+
+
+def refuse_vmu(path: Path) -> None:
+    """Raise SlideChannelsError for a VMU slide of other colours than OpenSlide reads.
+
+    OpenSlide 4.0.1 would crash, and end the process.
+    """
+    with path.open("rb") as file:
+        text = file.read(_MAX_TEXT_BYTES).decode("latin-1")
+    found = dict(_VMU_LINE.findall(text))
+    if _VMU in text and found != _VMU_COLORS:
+        stated = ", ".join(f"{name}={found.get(name, '')}" for name in _VMU_COLORS)
+        raise _refusal(path, f"other colours than are read of VMU slides ({stated})")
 
 
 def refuse_unlit(path: Path, reason: str) -> None:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_file_meta_info, read_partial
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -23,6 +23,7 @@ _TABLE_HEAD = struct.Struct("<HHI")
 _ITEM = (0xFFFE, 0xE000)
 """What compressed frames begin with: the table of their places is the first item."""
 _READ_ERRORS = (
+    BytesLengthException,
     InvalidDicomError,
     OSError,
     EOFError,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.images.mpp import Stated, judge
-from serve.images.readers.channels import refuse_stated, refuse_tiles, refuse_unlit
+from serve.images.readers.channels import refuse_stated, refuse_tiles, refuse_unlit, refuse_vmu
 from serve.images.readers.dicom import check_frames, series_in
 from serve.images.readers.errors import (
     ReaderMissingError,
@@ -55,6 +55,7 @@ class OpenSlideReader(RegionReader):
             check_frames(entry)
         else:
             refuse_tiles(entry)
+            refuse_vmu(entry)
         self._slide = open_slide(entry)
         # A name that is not UTF-8 is listed, but not found.
         found = self._slide.properties

@@ -57,6 +57,16 @@ def test_a_dicom_file_that_would_be_decompressed_is_alone(tmp_path: Path) -> Non
     assert len(series_in(tmp_path)) == 2
 
 
+def test_a_dicom_file_with_a_damaged_head_is_alone(tmp_path: Path) -> None:
+    for name in ("1", "2"):
+        path = write_dicom_head(tmp_path / f"{name}.dcm", "1.1")
+    content = bytearray(path.read_bytes())
+    assert content[132:140] == b"\2\0\0\0UL\4\0"
+    content[138] = 2  # bytes of a number that has four
+    path.write_bytes(content)
+    assert len(series_in(tmp_path)) == 2
+
+
 def test_a_csv_says_what_is_special_about_a_slide(tmp_path: Path) -> None:
     touch(tmp_path / "slides" / "a.svs", tmp_path / "slides" / "b.svs")
     table = tmp_path / "cohort.csv"

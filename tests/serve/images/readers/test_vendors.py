@@ -205,3 +205,12 @@ def test_a_fluorescent_mirax_slide_is_refused(tmp_path: Path) -> None:
     text.write_bytes(content.replace(b"_BRIGHTFIELD", b"_FLUORESCENCE"))
     with raises(SlideChannelsError, path.name, "fluorescence"):
         open_reader(path)
+
+
+@pytest.mark.parametrize(("line", "other"), [("=36", "=24"), ("=RGB", "=BGR"), ("PixelOrder", "x")])
+def test_a_vmu_slide_of_other_colours_is_refused(line: str, other: str, tmp_path: Path) -> None:
+    """OpenSlide 4.0.1 crashes when it opens such a slide."""
+    path = VENDORS["vmu"].make(tmp_path)
+    path.write_text(path.read_text().replace(line, other))
+    with raises(SlideChannelsError, path.name, "BitsPerPixel"):
+        open_reader(path)
