@@ -3,8 +3,6 @@
 What a damaged block was is not known, so it is computed again, as if it had never been done.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import zarr
 import zarr.errors
@@ -47,17 +45,12 @@ def forget_damaged(work: WorkFolder, plan: Plan) -> None:
         work.begin_anew(plan)
         return
     records = work.records()
-    for block in _all_blocks(plan):
+    for block in plan.all_blocks():
         if block not in records and not any(path.exists() for path in work.shards(block)):
             continue
         cells = _cells(arrays, plan, block)
         if cells is None or (block in records and not _is_as_computed(cells, records[block])):
             work.forget(block)
-
-
-def _all_blocks(plan: Plan) -> Iterator[Block]:
-    rows, columns = (-(-side // plan.settings.block_cells) for side in plan.shape)
-    return (Block(row, column) for row in range(rows) for column in range(columns))
 
 
 def _arrays(work: WorkFolder, plan: Plan) -> "Arrays | None":

@@ -32,7 +32,8 @@ from serve.slides.summary import SlideSummary, summarise
 from serve.slides.tiling import Tiling
 
 PASSPORT_FILE, SUMMARY_FILE = "run.json", "summary.json"
-_REMEDY = "Make the result again with --overwrite."
+REMEDY = "Make the result again with --overwrite."
+"""For a finished result that is damaged."""
 _PACKAGES = (
     "focalpath",
     "openslide-bin",
@@ -177,7 +178,7 @@ def read_passport(folder: Path) -> Passport | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValidationError as error:
-        raise unreadable(folder / PASSPORT_FILE, _REMEDY) from error
+        raise unreadable(folder / PASSPORT_FILE, REMEDY) from error
     except OSError as error:
         raise _unopened(folder / PASSPORT_FILE, error) from error
 
@@ -191,13 +192,13 @@ def read_summary(folder: Path) -> SlideSummary:
     try:
         return SlideSummary.model_validate_json((folder / SUMMARY_FILE).read_bytes())
     except ValidationError as error:
-        raise unreadable(folder / SUMMARY_FILE, _REMEDY) from error
+        raise unreadable(folder / SUMMARY_FILE, REMEDY) from error
     except OSError as error:
         raise _unopened(folder / SUMMARY_FILE, error) from error
 
 
 def _unopened(path: Path, error: OSError) -> ResultError:
-    return ResultError(f"{path} cannot be read: {error.strerror}. {_REMEDY}")
+    return ResultError(f"{path} cannot be read: {error.strerror}. {REMEDY}")
 
 
 def hash_files(folder: Path, *, skip: Path | None = None) -> dict[str, str]:

@@ -151,6 +151,11 @@ class Plan(Strict):
         """(y, x) pixels of level 0 along a cell."""
         return self.step_px[0] * LOW_RES_STRIDE, self.step_px[1] * LOW_RES_STRIDE
 
+    def all_blocks(self) -> list[Block]:
+        """The blocks that the result is divided into, with tissue or without, row by row."""
+        rows, columns = (-(-length // self.settings.block_cells) for length in self.shape)
+        return [Block(row, column) for row in range(rows) for column in range(columns)]
+
     def rectangle(self, block: Block) -> Rectangle:
         """The cells of a block."""
         side, (rows, columns) = self.settings.block_cells, self.shape

@@ -12,6 +12,7 @@ from serve.slides.engine import Outcome
 from serve.slides.errors import ResultDamagedError, ResultError
 from serve.slides.finish import (
     PASSPORT_FILE,
+    REMEDY,
     SUMMARY_FILE,
     Passport,
     read_passport,
@@ -137,17 +138,17 @@ def verify(folder: Path) -> int:
     if not passport.is_as_written:
         raise ResultDamagedError(
             f"{folder / PASSPORT_FILE} was changed: its content does not fit its own checksum. "
-            "Make the result again with --overwrite."
+            f"{REMEDY}"
         )
     for name, expected in passport.files.items():
         path = folder / name
         if not path.is_file():
-            raise ResultDamagedError(f"{path} is missing. Make the result again with --overwrite.")
+            raise ResultDamagedError(f"{path} is missing. {REMEDY}")
         found = sha256_of(path)
         if found != expected:
             raise ResultDamagedError(
                 f"{path} was changed: its SHA-256 is {found[:12]}..., run.json says "
-                f"{expected[:12]}... Make the result again with --overwrite."
+                f"{expected[:12]}... {REMEDY}"
             )
     for top in {Path(name).parts[0] for name in passport.files if "/" in name}:
         for path in sorted((folder / top).rglob("[!.]*")):

@@ -43,6 +43,8 @@ OUTPUT_MARKER = "output-"
 """Begins the names of the markers of outputs that are written."""
 CHUNK_CELLS = 512
 """Side of a chunk, the least that a viewer loads. A block of another size is one chunk."""
+_REMEDY = "Start the slide again with --overwrite."
+"""For work in progress that cannot be read."""
 _ZSTD_LEVEL = 3
 
 
@@ -124,8 +126,7 @@ class WorkFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValidationError as error:
-            remedy = "Start the slide again with --overwrite."
-            raise unreadable(self.path / PLAN_FILE, remedy) from error
+            raise unreadable(self.path / PLAN_FILE, _REMEDY) from error
 
     def mask(self) -> Mask:
         """The tissue mask that the plan was made with.
@@ -137,8 +138,7 @@ class WorkFolder:
             with Image.open(self.path / MASK_FILE, formats=("PNG",)) as image:
                 return np.asarray(image.convert("L")) > 0
         except (OSError, SyntaxError, ValueError) as error:
-            remedy = "Start the slide again with --overwrite."
-            raise unreadable(self.path / MASK_FILE, remedy) from error
+            raise unreadable(self.path / MASK_FILE, _REMEDY) from error
 
     def records(self) -> dict[Block, BlockRecord]:
         """The blocks that are done.

@@ -44,9 +44,7 @@ class Tiling:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """The blocks with tissue, row by row."""
-        side = self.plan.settings.block_cells
-        rows, columns = (-(-length // side) for length in self.plan.shape)
-        blocks = (Block(row, column) for row in range(rows) for column in range(columns))
+        blocks = self.plan.all_blocks()
         return tuple(block for block in blocks if self._has_tissue(self.plan.rectangle(block)))
 
     def tile_rows(self, block: Block) -> list[TileRow]:

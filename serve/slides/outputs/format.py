@@ -69,12 +69,7 @@ class SlideResult:
 
     def blocks(self) -> list[Rectangle]:
         """The rectangles of all blocks, row by row."""
-        side, (rows, columns) = self.plan.settings.block_cells, self.plan.shape
-        return [
-            Rectangle(top, left, min(top + side, rows), min(left + side, columns))
-            for top in range(0, rows, side)
-            for left in range(0, columns, side)
-        ]
+        return [self.plan.rectangle(block) for block in self.plan.all_blocks()]
 
     def to_level0(self, cells: NDArray[np.float64]) -> NDArray[np.float64]:
         """Places in cells, (N, 2) x and y, as pixels of the slide's level 0."""
