@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.answers.registry import FORMATS
+from serve.contract.errors import SettingsError
 from serve.contract.manifest import Manifest, sha256_of
 from serve.inference.summary import Summary
 
@@ -29,6 +30,35 @@ class Recipe:
     options: Mapping[str, Any]
     """All options that the files depend on, as JSON values."""
 
+    def outputs(self, image: Path, out: Path) -> list[Path]:
+        """The files of an image in the folder of outputs, in the order of `formats`."""
+        return [out / f"{image.stem}{FORMATS[name].suffix}" for name in self.formats]
+
+    def refuse_overwriting(self, images: Sequence[Path], out: Path, *, again: bool) -> None:
+        """Raise SettingsError where an output would replace a file that is not ours.
+
+        Args:
+            images: all image files.
+            out: the folder of the outputs.
+            again: files in it may be replaced, the images themselves still not.
+        """
+        places = {image.parent.resolve() / image.name: image for image in images}
+        for image in images:
+            outputs = self.outputs(image, out.resolve())
+            for output in outputs:
+                if output in places:
+                    raise SettingsError(
+                        f"{places[output]} is an image to segment, and would be overwritten by the "
+                        f"output of {image}. Give --out another folder; nothing was segmented."
+                    )
+            if not again and not _is_ours(outputs[-1]):
+                for output in filter(Path.exists, outputs):
+                    raise SettingsError(
+                        f"{output} exists, and was not made by this command, or only half of its "
+                        "files are left. Give --out another folder, or --again to replace it; "
+                        "nothing was segmented."
+                    )
+
     def record(self, image: Path, document: bytes) -> bytes:
         """Add to the JSON of an image how its files were made."""
         fields = json.loads(document) | {_MADE_WITH: self._of(image)}
@@ -42,7 +72,7 @@ class Recipe:
             out: the folder of the outputs.
             manifest: of the model that would make them.
         """
-        outputs = [out / f"{image.stem}{FORMATS[name].suffix}" for name in self.formats]
+        outputs = self.outputs(image, out)
         if not all(output.is_file() for output in outputs):
             return None
         try:
@@ -64,3 +94,14 @@ class Recipe:
             **self.options,
             "formats": list(self.formats),
         }
+
+
+def _is_ours(record: Path) -> bool:
+    """Whether a JSON is that of an image, also of an older version, or damaged."""
+    try:
+        content = json.loads(record.read_bytes())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return isinstance(content, dict) and content.keys() >= {"model", "image", "classes"}

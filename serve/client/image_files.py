@@ -3,19 +3,31 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from serve.contract.errors import ImageError
+from serve.contract.errors import ImageError, SettingsError
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
 """Suffixes of the files that are taken from a folder. A file that is named may have any."""
 
 
-def find_images(paths: Iterable[Path]) -> tuple[Path, ...]:
+def find_images(paths: Iterable[Path], out: Path) -> tuple[Path, ...]:
     """List the images that are named, and those in the folders that are named, in order of names.
+
+    Args:
+        paths: files and folders.
+        out: folder of the outputs. It cannot be one of the folders: its pictures are no images.
 
     Raises:
         ImageError: there is no image, a path does not exist, a folder cannot be read or has no
             image in it, or the outputs of two images would have the same name.
+        SettingsError: `out` is one of the folders.
     """
+    paths = tuple(paths)
+    for path in paths:
+        if path.is_dir() and path.resolve() == out.resolve():
+            raise SettingsError(
+                f"{path} has the images, and is the folder of outputs, too: masks and overlays "
+                "would be taken for images next time. Give --out a folder of its own."
+            )
     images = tuple(image for path in paths for image in _images_at(path))
     if not images:
         raise ImageError("no image is named. Name one or more files.")

@@ -137,7 +137,8 @@ def run_segment(command: Segment) -> int:
 
 
 def _run(command: Segment) -> int:
-    command = dataclasses.replace(command, images=find_images(command.images))
+    command = dataclasses.replace(command, images=find_images(command.images, command.out))
+    command.recipe.refuse_overwriting(command.images, command.out, again=command.again)
     if command.jobs < 1:
         raise SettingsError(f"--jobs is {command.jobs}, expected at least 1.")
     if command.mpp is not None:

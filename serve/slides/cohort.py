@@ -20,6 +20,8 @@ SUFFIXES = (
 )
 """What is taken for a slide in a folder; a file that is named is always tried."""
 _RESERVED = ("summary", "run")
+RESULT_FILES = ("run.json", "summary.json")
+"""Every result has them; see `serve.slides.finish`."""
 _MAX_NAME_BYTES = 200
 """Of a result: file systems allow 255, and some of its files have longer names."""
 
@@ -105,6 +107,11 @@ def is_slide_folder(path: Path) -> bool:
         return False
 
 
+def is_result(folder: Path) -> bool:
+    """Whether a folder is a slide's result: its maps and pictures are no slides of their own."""
+    return all(is_file(folder / name) for name in RESULT_FILES)
+
+
 def is_slide_name(path: Path) -> bool:
     """Whether a file is called as slides are, those of DICOM left out."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
@@ -131,6 +138,8 @@ def _slides_below(folder: Path, seen: set[Path] | None = None) -> list[Path]:
     if folder.resolve() in seen:
         return []
     seen.add(folder.resolve())
+    if is_result(folder):
+        return []
     found = slide_files(folder)
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith(".") and not is_folder_of_mirax(path):

@@ -15,6 +15,7 @@ from serve.contract.machine import Machine, installed_versions, peak_memory_mib,
 from serve.contract.manifest import sha256_of
 from serve.contract.strict import Strict
 from serve.images.readers.reader import RegionReader
+from serve.slides.cohort import RESULT_FILES
 from serve.slides.errors import ResultError, unreadable
 from serve.slides.options import OutputOptions
 from serve.slides.outputs.format import SlideFormat, SlideResult
@@ -31,7 +32,7 @@ from serve.slides.store import (
 from serve.slides.summary import SlideSummary, summarise
 from serve.slides.tiling import Tiling
 
-PASSPORT_FILE, SUMMARY_FILE = "run.json", "summary.json"
+PASSPORT_FILE, SUMMARY_FILE = RESULT_FILES
 REMEDY = "Make the result again with --overwrite."
 """For a finished result that is damaged."""
 _PACKAGES = (

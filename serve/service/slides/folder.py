@@ -12,7 +12,7 @@ from pathlib import Path
 from serve.contract.errors import NotFoundError
 from serve.images.readers.errors import SlideError
 from serve.images.readers.slide_files import is_file, is_folder_of_mirax, parts_of, state_of
-from serve.slides.cohort import is_slide_folder, name_of, name_problem, slide_files
+from serve.slides.cohort import is_result, is_slide_folder, name_of, name_problem, slide_files
 
 _ID_LENGTH = 16
 _LOOK_AGAIN_S = 1.0
@@ -86,7 +86,7 @@ class SlideFolder:
                 path = Path(folder, name)
                 if path.absolute() == self._out or not is_inside(path, self.path):
                     continue
-                if is_folder_of_mirax(path):
+                if is_folder_of_mirax(path) or is_result(path):
                     continue
                 if is_slide_folder(path):
                     yield path

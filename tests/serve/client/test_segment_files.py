@@ -388,3 +388,36 @@ def test_images_at_the_same_time_get_their_own_outputs(
     for path in images:
         with Image.open(out / f"{path.stem}.labels.png") as labels:
             assert (np.asarray(labels) == int(path.stem)).all()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "named"),
+    [
+        ("slide.labels.png", ["slide.png", "slide.labels.png"]),  # a mask of their own, an image
+        ("slide.labels.png", ["slide.png"]),
+        ("slide.json", ["slide.png"]),  # annotations, for example
+        ("slide.geojson", ["slide.png", "--format", "geojson"]),
+        ("slide.labels.png", ["."]),
+    ],
+)
+def test_a_users_own_files_are_not_overwritten(
+    theirs: str, named: list[str], image: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(image.parent)
+    content = b'{"type": "FeatureCollection"}' if theirs.endswith("json") else encoded(IMAGE)
+    Path(theirs).write_bytes(content)
+    before = _names(image.parent)
+    message = _fails(capsys, *named, "--bundle", toy_bundle, "--out", ".")
+    assert theirs in message or named == ["."]
+    assert Path(theirs).read_bytes() == content
+    assert _names(image.parent) == before
+
+
+def test_a_users_own_files_are_replaced_where_they_say_so(
+    image: Path, toy_bundle: Path, out: Path
+) -> None:
+    out.mkdir(parents=True)
+    (out / "slide.json").write_text("{}")
+    assert _segment(image, "--bundle", toy_bundle, "--out", out, "--again") == 0
+    assert _summary(out / "slide.json").classes

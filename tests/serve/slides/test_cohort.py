@@ -6,7 +6,8 @@ import pytest
 from serve.images.readers.dicom import series_in, siblings_of
 from serve.images.readers.errors import SlideFormatError
 from serve.images.readers.openslide import OpenSlideReader
-from serve.slides.cohort import find_slides
+from serve.service.slides.folder import SlideFolder
+from serve.slides.cohort import RESULT_FILES, find_slides
 from serve.slides.errors import CohortError
 from tests.support.errors import raises
 from tests.support.slides import write_dicom_head
@@ -31,6 +32,22 @@ def test_a_folder_gives_its_slides_and_those_below(tmp_path: Path) -> None:
     assert problems == []
     assert [task.name for task in tasks] == ["a", "b", "c", "d", "e", "series"]
     assert tasks[-1].path == tmp_path / "series"
+
+
+def test_results_below_a_folder_of_slides_are_no_slides(tmp_path: Path) -> None:
+    touch(
+        tmp_path / "a.svs",
+        tmp_path / "out" / "summary.csv",
+        *(tmp_path / "out" / "a" / name for name in ("a.overview.png", "a.labels.ome.tif")),
+        tmp_path / "out" / "a" / "a.ome.zarr" / "zarr.json",
+        *(tmp_path / "out" / "a" / name for name in RESULT_FILES),
+    )
+    tasks, problems = find_slides([tmp_path])
+    assert [task.name for task in tasks] == ["a"]
+    assert problems == []
+    assert [slide.file for slide in SlideFolder(tmp_path, tmp_path / "others").slides()] == [
+        "a.svs"
+    ]
 
 
 def test_dicom_series_beside_other_slides_are_a_slide_each(tmp_path: Path) -> None:
