@@ -4,8 +4,9 @@
   dataset.json says otherwise, such as {"0": "Background", "1": "Gland"}.
 - Colours, as RGB or in a palette: those of the classes in dataset.json, or of its `mask_colors`,
   such as {"#ff0000": "Tumor", "#ffffff": null}. Black is unlabelled unless a table says otherwise.
-- A palette whose colours are not those of the classes: its indices are the labels, as in the masks
-  of Pascal VOC.
+- A palette of greys: as one channel of its greys. GIF and programs that make PNG files smaller
+  write such palettes, whose indices mean nothing.
+- A palette of other colours: its indices are the labels, as in the masks of Pascal VOC.
 - 255, in 16 bits also 65535, and transparent pixels are unlabelled.
 """
 
@@ -18,24 +19,24 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from train.data.mask_files import (
+    ONE_CHANNEL,
+    greys_of,
+    open_mask,
+    palette_of,
+    transparent_pixels,
+    used_values,
+    whole_numbers,
+)
 from train.errors import MaskError
 
 IGNORED = (255, 65_535)
 """Values that mean unlabelled, too: many data sets write them."""
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 """Lossless formats. JPEG changes labels along the edges of regions."""
-_ONE_CHANNEL = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")
-_DECODER_ERRORS = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    ValueError,
-)
 _MAX_NAMED = 3
-_ORIENTATION = 0x0112
 _MAX_VALUE = 65_535
 _NO_LABEL = 255
 _MANY_COLORS = 64
@@ -123,85 +124,34 @@ def read_mask(path: Path, num_classes: int, code: MaskCode | None = None) -> NDA
             that means no class.
     """
     code = code or MaskCode(num_classes, ((0, 0),))
-    image = _open(path)
-    transparent = None
+    image = open_mask(path)
+    transparent = transparent_pixels(path, image)
     if image.mode in ("LA", "PA", "RGBA"):
-        transparent = _transparent(path, image)
         image = image.convert({"LA": "L", "PA": "RGB", "RGBA": "RGB"}[image.mode])
     if image.mode == "P":
-        labels = _from_palette(path, image, code)
+        labels = _from_palette(path, image, code, transparent)
     elif image.mode == "RGB":
         labels = _from_colors(path, np.asarray(image), code, transparent)
-    elif image.mode in _ONE_CHANNEL:
-        labels = _from_values(path, _whole_numbers(image), code, transparent)
+    elif image.mode in ONE_CHANNEL:
+        labels = _from_values(path, whole_numbers(image), code, transparent)
     else:
         raise MaskError(
             f"{path} has the mode {image.mode}; expected one channel of whole numbers with 0 "
             f"unlabelled and 1..{code.num_classes} the classes, or RGB in the classes' colours",
         )
     if transparent is not None:
-        labels[transparent] = 0
+        labels = np.where(transparent, np.uint8(0), labels)
     return labels
-
-
-def has_orientation(path: Path) -> bool:
-    """Whether a mask's file says itself which way is up."""
-    with Image.open(path) as image:
-        return _ORIENTATION in image.getexif()
-
-
-def turn_upright(labels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Turn (H, W) labels as an image of an EXIF orientation is turned."""
-    image = Image.fromarray(labels)
-    image.getexif()[_ORIENTATION] = orientation
-    return np.asarray(ImageOps.exif_transpose(image))
-
-
-def _whole_numbers(image: Image.Image) -> NDArray[np.integer]:
-    values = np.asarray(image)
-    return values.astype(np.uint8) if values.dtype == bool else values
 
 
 def mask_values(path: Path) -> set[int]:
     """The values that a mask of one channel or a palette holds; none for other kinds."""
-    image = _open(path)
-    is_values = image.mode in (*_ONE_CHANNEL, "P")
-    return set(np.unique(_whole_numbers(image)).tolist()) if is_values else set()
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            if (pages := getattr(image, "n_frames", 1)) > 1:
-                raise MaskError(f"{path} holds {pages} pages, expected one. Save the mask alone.")
-            step = _step_of(image)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return upright if step == 1 else upright.point(lambda value: value // step)
-    except MaskError:
-        raise
-    except _DECODER_ERRORS as error:
-        raise MaskError(
-            f"{path} cannot be read as a mask ({error}). Replace the file or remove it from "
-            "folds.csv.",
-        ) from error
-
-
-def _step_of(image: Image.Image) -> int:
-    """By how much Pillow multiplies the values of 2 or 4 bits when it loads an image."""
-    stored = str(getattr(image, "tile", ""))  # how the file is to be unpacked
-    return 85 if "L;2" in stored else 17 if "L;4" in stored else 1
-
-
-def _transparent(path: Path, image: Image.Image) -> NDArray[np.bool_]:
-    """Where a mask is transparent. Half transparency is refused."""
-    alpha = np.asarray(image.getchannel("A"))
-    if not np.isin(alpha, (0, 255)).all():
-        raise MaskError(
-            f"{path} has pixels that are half transparent; expected opaque or fully transparent "
-            "ones. Save the mask without transparency and smoothing.",
-        )
-    return np.asarray(alpha == 0)
+    image = open_mask(path)
+    greys = greys_of(image) if image.mode == "P" else None
+    if greys is not None:
+        return set(used_values(greys))
+    is_values = image.mode in (*ONE_CHANNEL, "P")
+    return set(np.unique(whole_numbers(image)).tolist()) if is_values else set()
 
 
 def _from_values(
@@ -239,19 +189,24 @@ def _unknown_labels(path: Path, unknown: Sequence[int], code: MaskCode) -> MaskE
     )
 
 
-def _from_palette(path: Path, image: Image.Image, code: MaskCode) -> NDArray[np.uint8]:
-    """Read by colours where all of them are the classes', else by indices."""
+def _from_palette(
+    path: Path, image: Image.Image, code: MaskCode, ignored: NDArray[np.bool_] | None
+) -> NDArray[np.uint8]:
+    """Read by colours where all of them are the classes', else by greys or indices."""
     indices = np.asarray(image)
-    palette = (image.getpalette("RGB") or []) + [0] * 768
-    used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256)).tolist()
-    number = {index: int.from_bytes(bytes(palette[3 * index : 3 * index + 3])) for index in used}
+    used = used_values(indices if ignored is None else indices[~ignored])
+    number = [int.from_bytes(bytes(color)) for color in palette_of(image)[used].tolist()]
     table = dict(code.colors)
-    if code.values is None and any(number.values()) and table.keys() >= set(number.values()):
+    if code.values is None and any(number) and table.keys() >= set(number):
         labels = np.zeros(256, np.uint8)
-        for index, color in number.items():
-            labels[index] = table[color]
+        labels[used] = [table[color] for color in number]
         return np.asarray(labels[indices])
-    return _from_values(path, indices, code, None)
+    greys = greys_of(image)
+    if greys is not None and code.values is not None:
+        stated = {value for value, _ in code.values}
+        if stated >= set(used) and not stated >= set(used_values(greys)):
+            greys = None  # the table is of indices
+    return _from_values(path, indices if greys is None else greys, code, ignored)
 
 
 @functools.lru_cache(maxsize=4)

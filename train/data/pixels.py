@@ -16,7 +16,8 @@ from torch import Tensor
 from serve.images.decode import TRANSPOSED
 from train.data.folder import Split, Tile, TileFolder
 from train.data.images import inspect_image
-from train.data.masks import has_orientation, mask_values, read_mask, turn_upright
+from train.data.mask_files import has_orientation, turn_upright
+from train.data.masks import mask_values, read_mask
 from train.errors import DatasetError, FocalPathError, MaskError
 
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -50,6 +50,10 @@ FORMS: dict[str, Any] = {
     "labels with alpha": np.dstack([LABELS, ALPHA]),
     "palette of any colours": palette(LABELS, np.arange(12).reshape(4, 3) + 40),
     "palette of the classes": palette(LABELS, RGB),
+    "palette of greys": palette(LABELS, np.arange(4).repeat(3).reshape(4, 3)),
+    "palette of greys in another order": palette(
+        REORDERED[LABELS], np.argsort(REORDERED).repeat(3).reshape(4, 3)
+    ),
     "palette in another order": palette(REORDERED[LABELS], RGB[np.argsort(REORDERED)]),
 }
 
@@ -125,6 +129,47 @@ def test_transparent_pixels_are_unlabelled(tmp_path: Path) -> None:
     assert labels(saved(tmp_path, np.dstack([RGB[LABELS], alpha]))) == expected.tolist()
 
 
+@pytest.mark.parametrize("form", ["value", "colour", "index", "alpha of indices"])
+def test_what_a_file_calls_transparent_is_unlabelled(form: str, tmp_path: Path) -> None:
+    pixels, key = {
+        "value": (LABELS, 1),
+        "colour": (RGB[LABELS], tuple(RGB[1].tolist())),
+        "index": (palette(LABELS, RGB), 1),
+        "alpha of indices": (palette(LABELS, RGB), b"\xff\0\xff"),
+    }[form]
+    expected = np.where(LABELS == 1, 0, LABELS)
+    assert labels(saved(tmp_path, pixels, transparency=key)) == expected.tolist()
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png"])
+def test_labels_do_not_depend_on_which_of_them_a_compressed_mask_has(
+    suffix: str, tmp_path: Path
+) -> None:
+    """GIF writers leave out unused colours, as do programs that make PNG files smaller."""
+    some = np.array([[2, 2, 3], [3, 255, 2]], np.uint8)
+    values, indices = np.unique(some, return_inverse=True)
+    small = palette(indices.reshape(some.shape), values.repeat(3).reshape(-1, 3))
+    path = saved(tmp_path, some if suffix == ".gif" else small, suffix)
+    assert labels(path) == [[2, 2, 3], [3, 0, 2]]
+    assert mask_values(path) == {2, 3, 255}
+
+
+def test_a_table_of_indices_is_one_of_indices(tmp_path: Path) -> None:
+    code = mask_code(NAMES, COLORS, mask_values={"0": "Tumor", "1": "Stroma"})
+    black_and_white = palette(np.array([[0, 1]]), np.array([[0] * 3, [255] * 3]))
+    assert labels(saved(tmp_path, black_and_white), code) == [[1, 2]]
+
+
+@pytest.mark.parametrize("num_channels", [3, 4])
+def test_a_mask_of_several_deep_channels_is_refused(num_channels: int, tmp_path: Path) -> None:
+    """Pillow keeps the upper 8 bits, which are 0 for small labels."""
+    path = tmp_path / "mask.tif"
+    deep = np.dstack([LABELS.astype(np.uint16)] * num_channels)
+    tifffile.imwrite(path, deep, photometric="rgb", extrasamples=["unassalpha"][: num_channels - 3])
+    with raises(MaskError, path, "16 bits"):
+        read_mask(path, 3, CODE)
+
+
 def test_values_may_have_a_table(tmp_path: Path) -> None:
     code = mask_code(NAMES, COLORS, mask_values={"0": "Tumor", "7": "Stroma", "9": None})
     assert labels(saved(tmp_path, np.array([[0, 7, 9, 255]], np.uint8)), code) == [[1, 2, 0, 0]]
@@ -152,7 +197,7 @@ def test_colours_may_have_a_table(tmp_path: Path) -> None:
         (np.dstack([LABELS, ALPHA // 2]), "half transparent"),
         (LABELS.astype(np.float32), "mode F"),
         (Image.new("CMYK", (4, 4)), "mode CMYK"),
-        (palette(np.array([[9]]), np.full((10, 3), 77)), "label 9"),
+        (palette(np.array([[9]]), np.full((10, 3), [77, 0, 0])), "label 9"),
     ],
 )
 def test_what_means_no_class_is_refused_by_name(pixels: Any, found: str, tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""Files of masks: opened, turned upright, and what their pixels are before they mean labels."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from train.errors import MaskError
+
+ONE_CHANNEL = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")
+_DECODER_ERRORS = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+)
+_ORIENTATION = 0x0112
+
+
+def open_mask(path: Path) -> Image.Image:
+    """Read the file of a mask, upright.
+
+    Raises:
+        MaskError: it cannot be read, holds several pages, or channels of 16 bits.
+    """
+    try:
+        with Image.open(path) as image:
+            if (pages := getattr(image, "n_frames", 1)) > 1:
+                raise MaskError(f"{path} holds {pages} pages, expected one. Save the mask alone.")
+            step = _step_of(image)
+            if ";16" in _stored(image) and len(image.getbands()) > 1:
+                raise MaskError(
+                    f"{path} has {len(image.getbands())} channels of 16 bits, expected one of up "
+                    "to 32 bits, or colours of 8. Save the mask with 8 bits per channel."
+                )
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return upright if step == 1 else upright.point(lambda value: value // step)
+    except MaskError:
+        raise
+    except _DECODER_ERRORS as error:
+        raise MaskError(
+            f"{path} cannot be read as a mask ({error}). Replace the file or remove it from "
+            "folds.csv.",
+        ) from error
+
+
+def _step_of(image: Image.Image) -> int:
+    """By how much Pillow multiplies the values of 2 or 4 bits when it loads an image."""
+    stored = _stored(image)
+    return 85 if "L;2" in stored else 17 if "L;4" in stored else 1
+
+
+def _stored(image: Image.Image) -> str:
+    """How the pixels of a file that is not loaded yet are to be unpacked."""
+    return str(getattr(image, "tile", ""))
+
+
+def transparent_pixels(path: Path, image: Image.Image) -> NDArray[np.bool_] | None:
+    """Where a mask is transparent; None where it has no transparency. Half of it is refused."""
+    key = image.info.get("transparency")  # a value, a colour, or the alpha of each index
+    if "A" in image.getbands():
+        alpha = np.asarray(image.getchannel("A"))
+    elif key is None:
+        return None
+    elif isinstance(key, bytes):
+        alpha = np.frombuffer(key.ljust(256, b"\xff"), np.uint8)[np.asarray(image)]
+    else:
+        is_key = np.asarray(image) == key
+        return is_key if is_key.ndim == 2 else np.asarray(is_key.all(axis=2))
+    if not np.isin(alpha, (0, 255)).all():
+        raise MaskError(
+            f"{path} has pixels that are half transparent; expected opaque or fully transparent "
+            "ones. Save the mask without transparency and smoothing.",
+        )
+    return np.asarray(alpha == 0)
+
+
+def has_orientation(path: Path) -> bool:
+    """Whether a mask's file says itself which way is up."""
+    with Image.open(path) as image:
+        return _ORIENTATION in image.getexif()
+
+
+def turn_upright(labels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn (H, W) labels as an image of an EXIF orientation is turned."""
+    image = Image.fromarray(labels)
+    image.getexif()[_ORIENTATION] = orientation
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
+def whole_numbers(image: Image.Image) -> NDArray[np.integer]:
+    """The (H, W) values of a mask of one channel, or the indices of a palette."""
+    values = np.asarray(image)
+    return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def greys_of(image: Image.Image) -> NDArray[np.uint8] | None:
+    """The (H, W) greys of a palette image; None where its palette has a colour, used or not."""
+    palette = palette_of(image)
+    return palette[:, 0][np.asarray(image)] if (palette == palette[:, :1]).all() else None
+
+
+def palette_of(image: Image.Image) -> NDArray[np.uint8]:
+    """(256, 3) uint8 RGB; colours that a file leaves out are black."""
+    stored = image.getpalette("RGB") or []
+    return np.array([*stored, *([0] * (768 - len(stored)))], np.uint8).reshape(256, 3)
+
+
+def used_values(indices: NDArray[np.uint8]) -> list[int]:
+    """The values that occur, in their order."""
+    return np.flatnonzero(np.bincount(indices.ravel(), minlength=256)).tolist()
