@@ -95,6 +95,8 @@ def read_mask(path: Path, view: ScaledView, mask_px: int) -> Mask:
         with Image.open(path, formats=("PNG",)) as image:
             # The values count, not the colours that a palette gives them.
             given = np.asarray(image if image.mode in _VALUES else image.convert("L")) > 0
+            if image.has_transparency_data and image.mode not in ("I;16", "I"):
+                given &= np.asarray(image.convert("RGBA").getchannel("A")) > 0
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise MaskError(
             f"the mask {path} is not a PNG: {error}. Give a PNG, or GeoJSON with polygons."

@@ -579,10 +579,14 @@ def test_a_damaged_result_keeps_no_other_from_the_cohorts_numbers(
     assert run_one(again, slide, name="bad").status == "done"
 
 
-def test_a_mask_says_where_to_look(tmp_path: Path, engine: LocalEngine, slide: Path) -> None:
+@pytest.mark.parametrize("kind", ["values", "transparent white"])
+def test_a_mask_says_where_to_look(
+    kind: str, tmp_path: Path, engine: LocalEngine, slide: Path
+) -> None:
     mask = np.zeros((90, 110), np.uint8)
     mask[20:40, 30:60] = 255
-    Image.fromarray(mask).save(tmp_path / "mask.png")
+    pixels = np.dstack([np.full_like(mask, 255), mask]) if kind == "transparent white" else mask
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
     outcome = run_one(cohort(tmp_path / "out", engine), slide, tissue=str(tmp_path / "mask.png"))
     assert outcome.status == "done", outcome.reason
     area = read_summary(tmp_path / "out" / "slide").tissue_mm2

@@ -44,6 +44,8 @@ class Format:
 
 
 def _is_geojson(content: Any) -> bool:
+    if content == []:  # a list without any object, which the archive exports, too
+        return True
     first = content[0] if isinstance(content, list) and content else content
     return isinstance(first, dict) and first.get("type") in ("Feature", "FeatureCollection")
 

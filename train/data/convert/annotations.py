@@ -8,7 +8,6 @@ by the code that serves them, at the tiles' um per pixel; areas are drawn at tha
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -35,12 +34,15 @@ from train.data.convert.class_mapping import (
 )
 from train.data.convert.drawing import drawing_of
 from train.data.convert.layout import TEST_FOLD, Region, TileSettings, write_dataset
+from train.data.convert.lost import Lost
 from train.data.convert.shapes import Annotation
 from train.data.convert.source_files import find_images
 from train.errors import AnnotationError, ImageFileError, ScaleError, SettingsError, SourceError
 from train.files import refuse_existing
 
-_PATIENT = re.compile(r"TCGA-\w{2}-\w{4}")
+_BEYOND = 0.05
+"""Share of the slide's side by which an area may reach beyond it without a warning (our choice)."""
+_TCGA = r"TCGA-\w{2}-\w{4}"
 _SLIDES = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".vms", ".vmu", ".bif"),
     *(".dcm", ".czi", ".zarr", ".png", ".jpg", ".jpeg", ".webp"),
@@ -61,7 +63,8 @@ class AnnotationSettings(CheckedSettings):
     """Which of two overlapping areas wins: the later in the file, or the smaller."""
     patient_pattern: str = ""
     """Regular expression for the part of a slide's name that names the patient, whose slides share
-    a fold; by default TCGA's, else each slide is a patient."""
+    a fold; where it has groups in parentheses, these. By default TCGA's, else each slide is a
+    patient."""
     test_share: TestShare = 0.2
     """Share of the patients that is for testing (our choice)."""
 
@@ -112,23 +115,18 @@ def prepare_annotations(
         )
         return
     mapping = read_mapping(mapping_file, [annotation.label for annotation in found])
+    lost = Lost()
     for slide in slides:
-        _check_slide(slide, mapping, settings)
+        _check_slide(slide, mapping, settings, lost)
     recipe = {
         "source": "annotations",
         **asdict(settings),
         "mapping": None,
         "labels": dict(mapping.labels),
     }
-    hidden: list[str] = []
-    regions = _regions(slides, mapping, settings, hidden)
+    regions = _regions(slides, mapping, settings, lost)
     warnings += write_dataset(out, regions, len(slides), mapping.classes, settings.tiles, recipe)
-    if hidden:
-        warnings.append(
-            f"{len(hidden)} areas, such as {hidden[0]}, are completely covered by later ones. "
-            "To draw smaller areas on top, use --overlap area."
-        )
-    report(out, warnings)
+    report(out, warnings + _unmatched(slides, settings) + lost.warnings())
 
 
 def _find_slides(
@@ -170,7 +168,9 @@ def _moved(annotation: Annotation, x: float, y: float) -> Annotation:
     return Annotation(**{**vars(annotation), "rings": rings})
 
 
-def _check_slide(slide: _Slide, mapping: ClassMapping, settings: AnnotationSettings) -> None:
+def _check_slide(
+    slide: _Slide, mapping: ClassMapping, settings: AnnotationSettings, lost: Lost
+) -> None:
     """Refuse what cannot be drawn correctly, before anything is written."""
     for annotation in slide.annotations:
         if not annotation.rings and mapping.labels[annotation.label] != IGNORE:
@@ -203,15 +203,18 @@ def _check_slide(slide: _Slide, mapping: ClassMapping, settings: AnnotationSetti
                     f"x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}, outside of its "
                     f"slide of {width} x {height} pixels. Is it of another slide?"
                 )
+            beyond = max(-left / width, -top / height, right / width - 1, bottom / height - 1)
+            if beyond > _BEYOND:
+                lost.beyond.append(f"{annotation.label!r}, {annotation.place} of {slide.file.name}")
 
 
 def _regions(
     slides: Sequence[_Slide],
     mapping: ClassMapping,
     settings: AnnotationSettings,
-    hidden: list[str],
+    lost: Lost,
 ) -> Iterator[Region]:
-    """Read one chunk after another; `hidden` gets the areas of which nothing is left."""
+    """Read one chunk after another; `lost` gets what nothing comes of."""
     test = _test_groups(slides, settings)
     for slide in slides:
         group = _group(slide.name, settings)
@@ -226,24 +229,40 @@ def _regions(
                 mpp,
                 smaller_on_top=settings.overlap == "area",
             )
-            left: defaultdict[str, bool] = defaultdict(bool)
+            lost.begin_slide()
             for y, x, height, width in drawing.chunks(settings.tiles.tile_size_px):
-                labels, gone = drawing.draw(mapping, (y, x), (height, width))
-                for name, _, _ in drawing.touching((y, x), (height, width)):
-                    left[name] |= name not in gone
+                labels, reached, gone = drawing.draw(mapping, (y, x), (height, width))
+                names = {name for name, _, _ in drawing.touching((y, x), (height, width))}
+                lost.add_chunk(names, reached, gone)
                 if not labels.any():
                     continue
+                lost.has_region = True
                 image = reader.read_um(y * mpp, x * mpp, height, width, mpp)
                 name = slide.name if drawing.size == (height, width) else f"{slide.name}_{y}_{x}"
                 fold = TEST_FOLD if group in test else None
                 yield Region(name, group, image, labels, fold)
-            hidden += [name for name, remains in left.items() if not remains]
+            lost.end_slide(slide.name)
 
 
 def _group(name: str, settings: AnnotationSettings) -> str:
-    pattern = re.compile(settings.patient_pattern) if settings.patient_pattern else _PATIENT
-    found = pattern.search(name)
-    return found[0] if found else name
+    """A slide's patient: what the pattern finds, or its groups in parentheses; else the slide."""
+    found = re.search(settings.patient_pattern or _TCGA, name)
+    if found is None:
+        return name
+    return "-".join(filter(None, found.groups())) or found[0] or name
+
+
+def _unmatched(slides: Sequence[_Slide], settings: AnnotationSettings) -> list[str]:
+    """Warn of slides whose patient the given pattern does not find."""
+    if not settings.patient_pattern:
+        return []
+    names = [s.name for s in slides if not re.search(settings.patient_pattern, s.name)]
+    if not names:
+        return []
+    return [
+        f"{len(names)} slides, such as {names[0]}, do not fit the patient pattern "
+        f"{settings.patient_pattern!r}, so each counts as a patient of its own"
+    ]
 
 
 def _test_groups(slides: Sequence[_Slide], settings: AnnotationSettings) -> set[str]:

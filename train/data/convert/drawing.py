@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.images.readers.reader import RegionReader
-from train.data.convert.class_mapping import ROI, ClassMapping
+from train.data.convert.class_mapping import ROI, UNLABELLED, ClassMapping
 from train.data.convert.shapes import Annotation, Ring, area_of, fill_shape, vanished
 
 _CHUNK_TILES = 4
@@ -26,14 +26,18 @@ class Drawing:
     """In the order of drawing."""
     size: tuple[int, int]
     """Rows and columns of the slide."""
+    is_whole: bool
+    """What nothing covers is a class, too, so that the whole slide is drawn."""
 
     def chunks(self, tile: int) -> Iterator[tuple[int, int, int, int]]:
         """(y, x, height, width) of what is read at once, where something is drawn."""
         side = tile * _CHUNK_TILES
+        rows, columns = self.size
         outlines = [rings[0] for rings in self.rois] or [rings[0] for _, _, rings in self.shapes]
+        if self.is_whole:
+            outlines = [np.array([[0, 0], [columns, rows]], np.float64)]
         if not outlines:
             return
-        rows, columns = self.size
         low = np.min([ring.min(axis=0) for ring in outlines], axis=0)
         high = np.max([ring.max(axis=0) for ring in outlines], axis=0)
         left, top = (max(0, int(np.floor(edge))) for edge in low)
@@ -61,23 +65,23 @@ class Drawing:
 
     def draw(
         self, mapping: ClassMapping, corner: tuple[int, int], size: tuple[int, int]
-    ) -> tuple[NDArray[np.uint8], set[str]]:
+    ) -> tuple[NDArray[np.uint8], set[str], set[str]]:
         """Draw a chunk.
 
         Returns:
-            its labels, (height, width) uint8, and the names of the shapes that others cover in it.
+            its labels, (height, width) uint8; the names of the shapes that reach a pixel of it; and
+            of these, those that others cover in it.
         """
         labels = np.full(size, mapping.index(mapping.uncovered), np.uint8)
         shapes = self.touching(corner, size)
-        for _, value, rings in shapes:
-            fill_shape(labels, rings, value)
+        reached = {name for name, value, rings in shapes if fill_shape(labels, rings, value)}
         gone = set(vanished(shapes, labels))
         if self.rois:
             inside = np.zeros(size, np.uint8)
             for rings in self.rois:
                 fill_shape(inside, tuple(ring - [corner[1], corner[0]] for ring in rings), 1)
             labels[inside == 0] = 0
-        return labels, gone
+        return labels, reached, gone
 
 
 def drawing_of(
@@ -113,4 +117,6 @@ def drawing_of(
     if smaller_on_top:
         shapes.sort(key=lambda shape: -area_of(shape[2][0]))
     rows, columns = reader.height_px * scale[1], reader.width_px * scale[0]
-    return Drawing(rois, shapes, (max(1, round(rows)), max(1, round(columns))))
+    size = max(1, round(rows)), max(1, round(columns))
+    is_whole = mapping.uncovered != UNLABELLED and not rois
+    return Drawing(rois, shapes, size, is_whole)

@@ -94,6 +94,13 @@ def write_dataset(
             kept, left_out = _write_tiles(partial, region, settings, pool)
             tiles += [(tile_id, region.group, region.fold) for tile_id in kept]
             num_left_out += left_out
+        names = Counter(tile_id for tile_id, _, _ in tiles)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise SourceError(
+                f"{len(twice)} tiles of different images would have the same name, such as "
+                f"{twice[0]}: tiles are named after their image and their place in it. Rename one "
+                "of the images."
+            )
         if not tiles:
             raise MaskError(
                 f"none of the {num_left_out} tiles has a labelled share above "

@@ -264,6 +264,91 @@ def test_an_area_that_a_later_one_covers_is_warned_about(
     assert ("--overlap area" in " ".join(capsys.readouterr().out.split())) == warned
 
 
+FAR, DOT = [[60, 60], [90, 60], [90, 90]], [[5.1, 5.1], [5.3, 5.1], [5.3, 5.3]]
+
+
+@pytest.mark.parametrize(
+    ("areas", "warning"),
+    [
+        ([*AREAS, ("Tumor", [FAR])], "1 areas, such as 'Tumor', feature 4 of a.geojson, reach far"),
+        ([*AREAS, ("Tumor", [DOT])], "1 areas, such as 'Tumor', feature 4 of a.geojson, are small"),
+        ([("ROI", [ROI])], "1 slides, such as a, give no tile"),
+        ([], "1 slides, such as a, give no tile"),
+        (AREAS, ""),
+    ],
+)
+def test_what_does_not_arrive_in_the_data_set_is_warned_about(
+    source: Path, areas: Any, warning: str, capsys: pytest.CaptureFixture[str]
+):
+    Image.new("RGB", (64, 64)).save(source / "images" / "c.png")
+    for name, drawn in (("a", areas), ("b", AREAS), ("c", AREAS)):
+        geojson(source / "annotations" / name, drawn)
+    write_mapping(source / "mapping.json")
+    prepare(source, test_share=0.0)
+    told = " ".join(capsys.readouterr().out.split())
+    assert warning in told
+    assert ("such as" in told) == bool(warning)
+
+
+@pytest.mark.parametrize("content", ['{"type": "FeatureCollection", "features": []}', "[]"])
+def test_an_image_without_any_area_is_what_is_uncovered(source: Path, content: str):
+    geojson(source / "annotations" / "a", [("Tumor", [SQUARE]), ("Stroma", [STROMA])])
+    (source / "annotations" / "b.geojson").write_text(content)
+    write_mapping(source / "mapping.json", uncovered="Stroma")
+    masks = masks_of(prepare(source, test_share=0.0))
+    assert (masks["b"] == 2).all()
+    assert (masks["a"] > 0).all()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (330, 70)])
+def test_an_image_is_drawn_as_a_whole_where_what_is_uncovered_is_a_class(
+    source: Path, size: tuple[int, int]
+):
+    for name in ("a", "b"):
+        Image.new("RGB", size).save(source / "images" / f"{name}.png")
+        geojson(source / "annotations" / name, [("Tumor", [SQUARE])])
+    write_mapping(source / "mapping.json", uncovered="Stroma")
+    prepare(source, test_share=0.0, tile_size_px=32)
+    masks = masks_of(source / "out")
+    assert sum((mask == 1).sum() for name, mask in masks.items() if name[0] == "a") >= 1600
+    assert max(int(name.split("_")[-1]) for name in masks) >= min(size[0], 128) - 32
+    assert all((mask > 0).all() for mask in masks.values())
+
+
+@pytest.mark.parametrize("pattern", ["P[0-9]+", "(P[0-9]+)_.*", "^(?:x_)?(P[0-9]+)_slide[0-9]"])
+def test_a_pattern_names_the_patient_by_its_group_or_as_a_whole(source: Path, pattern: str):
+    for index in range(6):
+        name = f"P{index // 2}_slide{index}"
+        Image.new("RGB", (64, 64)).save(source / "images" / f"{name}.png")
+        geojson(source / "annotations" / name)
+    write_mapping(source / "mapping.json")
+    folder = read_tile_folder(prepare(source, test_share=0.4, patient_pattern=pattern))
+    groups = {split: {tile.group for tile in tiles} for split, tiles in folder.tiles.items()}
+    assert set().union(*groups.values()) == {"P0", "P1", "P2"}
+    assert not groups["test"] & (groups["training"] | groups["validation"])
+
+
+def test_slides_that_do_not_fit_the_pattern_are_warned_about(
+    source: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("a", "b"):
+        geojson(source / "annotations" / name)
+    write_mapping(source / "mapping.json")
+    prepare(source, test_share=0.0, patient_pattern="^P[0-9]+")
+    assert "2 slides, such as a, do not fit" in " ".join(capsys.readouterr().out.split())
+
+
+def test_tiles_that_would_have_one_name_are_refused(source: Path):
+    Image.new("RGB", (32, 32)).save(source / "images" / "a_0_0.png")
+    for name in ("a", "b"):
+        geojson(source / "annotations" / name)
+    geojson(source / "annotations" / "a_0_0", [("Tumor", [[[0, 0], [9, 0], [9, 9]]])])
+    write_mapping(source / "mapping.json")
+    with raises(SourceError, "a_0_0"):
+        prepare(source, tile_size_px=32, test_share=0.0)
+    assert not (source / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("file", "num", "label"),
     [
