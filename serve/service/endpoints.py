@@ -209,7 +209,10 @@ async def _index(request: Request) -> Response:
         }
         for entry in file_formats()
     ]
-    return JSONResponse({"service": "focalpath", "endpoints": endpoints, "formats": formats})
+    index = {"service": "focalpath", "endpoints": endpoints, "formats": formats}
+    if request.app.state.slides is not None:
+        index["slide_formats"] = request.app.state.slides.formats
+    return JSONResponse(index)
 
 
 def build_app(settings: ServeSettings) -> FastAPI:

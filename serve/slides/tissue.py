@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 from shapely.errors import ShapelyError
 from shapely.geometry import shape
 
+from serve.images.readers.geojson import begins_at_bounds, is_focalpath, stated_origin
 from serve.images.readers.scaled import ScaledView
 from serve.slides.errors import MaskError
 from serve.slides.options import TissueRule
@@ -74,7 +75,8 @@ def read_mask(path: Path, view: ScaledView, mask_px: int) -> Mask:
 
     Args:
         path: PNG as large as the scanned part of the slide, at any um per pixel, tissue where it is
-            not 0; or GeoJSON with polygons in pixels of level 0.
+            not 0; or GeoJSON with polygons in pixels of level 0. QuPath's count from the scanned
+            part, and FocalPath's from where they say.
         view: the slide at the model's um per pixel.
         mask_px: pixels of the view for one of the mask.
 
@@ -86,7 +88,7 @@ def read_mask(path: Path, view: ScaledView, mask_px: int) -> Mask:
     except OSError as error:
         raise MaskError(f"the mask {path} cannot be read: {error.strerror}.") from error
     if path.suffix.lower() in (".json", ".geojson"):
-        polygons = _polygons(path, content)
+        polygons = _polygons(path, content, view)
         mask = rasterise(polygons, view, mask_px)
         if not mask.any():
             raise _outside(path, polygons, view)
@@ -121,14 +123,18 @@ def rasterise(polygons: list[Any], view: ScaledView, mask_px: int) -> Mask:
     return np.asarray(canvas, bool)
 
 
-def _polygons(path: Path, content: bytes) -> list[Any]:
-    """The polygons of a GeoJSON document: a collection of features, a list of them, or one."""
+def _polygons(path: Path, content: bytes, view: ScaledView) -> list[Any]:
+    """The polygons of a GeoJSON document: a collection of features, a list of them, or one.
+
+    In pixels of level 0.
+    """
     try:
         document = json.loads(content)
         features = document if isinstance(document, list) else document.get("features", [document])
         geometries = [feature.get("geometry", feature) for feature in features]
         with np.errstate(invalid="ignore"):  # NaN is refused below
             found = [shape(geometry) for geometry in geometries if geometry is not None]
+        origin = _origin(document, view)
     except json.JSONDecodeError as error:
         raise MaskError(f"{path} is not JSON: {error}. Export the regions again.") from error
     except (ValueError, LookupError, TypeError, AttributeError, ShapelyError) as error:
@@ -148,7 +154,15 @@ def _polygons(path: Path, content: bytes) -> list[Any]:
         )
     if not np.isfinite(shapely.get_coordinates(polygons)).all():
         raise MaskError(f"{path} has coordinates that are not numbers. Export the regions again.")
-    return polygons
+    moved: list[Any] = shapely.transform(polygons, lambda places: places + origin).tolist()
+    return moved
+
+
+def _origin(document: Any, view: ScaledView) -> tuple[float, float]:
+    """X and y of level 0 at which a document's coordinates are 0."""
+    if is_focalpath(document):
+        return stated_origin(document)
+    return (view.bounds.x, view.bounds.y) if begins_at_bounds(document) else (0, 0)
 
 
 def _outside(path: Path, polygons: list[Any], view: ScaledView) -> MaskError:

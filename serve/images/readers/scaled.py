@@ -46,7 +46,8 @@ class ScaledView:
         scale = mpp / own.y, mpp / own.x  # pixels of level 0 for one of the view
         self.level = choose_level(reader.levels, scale, tolerance)
         level = reader.levels[self.level]
-        bounds = reader.bounds
+        self.bounds = bounds = reader.bounds
+        """The scanned part, in pixels of level 0."""
         left = math.floor(bounds.x / level.downsample_x)
         top = math.floor(bounds.y / level.downsample_y)
         right = min(math.ceil((bounds.x + bounds.width) / level.downsample_x), level.width_px)

@@ -19,6 +19,8 @@ from serve.service.slides.scheduler import Scheduler
 from serve.service.telemetry import Telemetry
 from serve.settings import ServeSettings
 from serve.slides.job import WORK_FOLDER
+from serve.slides.outputs.ome_zarr import OME_ZARR
+from serve.slides.outputs.registry import DEFAULT, FORMATS
 
 _BYTES_PER_PIXEL = 3
 _PNG_SHARE = 0.98
@@ -66,6 +68,20 @@ class Slides:
         """End all processes."""
         self.scheduler.close()
         self.readers.close()
+
+    @property
+    def formats(self) -> list[dict[str, Any]]:
+        """What a job can write, for the page's choice."""
+        return [
+            {
+                "name": entry.name,
+                "title": entry.title,
+                "description": entry.description,
+                "chosen": entry.name in DEFAULT,
+                "always": entry is OME_ZARR,
+            }
+            for entry in FORMATS.values()
+        ]
 
     def entries(self) -> tuple[SlideEntry, ...]:
         """The list of all slides."""

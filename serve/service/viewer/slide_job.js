@@ -1,6 +1,6 @@
 /** The job of the open slide: start it, show how far it is, cancel it. */
 
-import { $, grouped, speak } from "./page.js";
+import { $, element, grouped, speak } from "./page.js";
 
 const POLL_MS = 1000;
 const ACTIVE = new Set(["waiting", "running"]);
@@ -31,6 +31,23 @@ export class SlideJob {
       this.#start();
     });
     $("job-cancel").onclick = () => this.#cancel();
+  }
+
+  /**
+   * Offer the formats of a slide's result.
+   *
+   * @param {{name: string, title: string, description: string, chosen: boolean, always: boolean}[]} formats
+   */
+  offer(formats) {
+    const fields = formats.map(({ name, title, description, chosen, always }) =>
+      element(
+        "label",
+        { className: "check" },
+        element("input", { type: "checkbox", value: name, ...(chosen && { checked: "" }), ...(always && { disabled: "" }) }),
+        element("span", { text: `${title}: ${description}` }),
+      ),
+    );
+    $("job-formats").replaceChildren($("job-formats").firstElementChild, ...fields);
   }
 
   /** Another slide is opened: follow no job. */
@@ -77,11 +94,11 @@ export class SlideJob {
 
   async #start() {
     const { slide } = this.#state;
-    const more = [...document.querySelectorAll("[name=format]:checked")].map((check) => check.value);
+    const chosen = $("job-formats").querySelectorAll("input:checked");
     const body = {
       slide: slide.id,
       tissue: $("everywhere").checked ? "none" : "auto",
-      formats: ["ome-zarr", "overview", "geojson", ...more],
+      formats: [...chosen].map((box) => box.value),
       overwrite: Boolean(slide.result || slide.result_problem),
     };
     if (!$("mpp-field").hidden && $("mpp").value) body.mpp = Number($("mpp").value);

@@ -303,6 +303,7 @@ async function start() {
       throw Object.assign(new Error("Whoever runs the service starts it with --slides FOLDER."), { title: "This service has no slides" });
     }
     region.formats = index.formats;
+    job.offer(index.slide_formats);
     await list.load();
     manifest = await service.model().catch(() => null);
     region.modelMpp = manifest?.mpp ?? null;

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import ImageColor
 
 from serve.answers.annotations import FILL_OPACITY, LINE_WIDTH_PX
+from serve.images.readers.geojson import STATED
 from serve.slides.outputs.format import SlideFormat, SlideResult
 from serve.slides.outputs.regions import Budget, Region, outlines
 
@@ -20,15 +21,33 @@ _GZIP_LEVEL = 5
 """Six takes more than twice the time for 2% less."""
 _REGIONS_AT_ONCE = 1000
 """Regions whose coordinates are taken out of their polygons at once."""
+_LEVEL0_FRAME = "pixels of the slide's level 0; x to the right, y down, (0, 0) at its top left"
+_BOUNDS_FRAME = (
+    f"pixels of the slide's level 0, counted from {STATED}, the top left of its scanned part"
+)
+_Place = tuple[int, int]
+"""x and y, in pixels of level 0."""
 _Ring = NDArray[np.float64]
 """(N, 2) x and y; the last place is the first one."""
 
 
 def write_geojson(result: SlideResult, path: Path) -> None:
-    """A FeatureCollection as QuPath 0.4 and later import it."""
+    """A FeatureCollection as QuPath 0.4 and later import it, in pixels of level 0."""
+    _write_geojson(result, path, (0, 0))
+
+
+def write_qupath(result: SlideResult, path: Path) -> None:
+    """The same in pixels of what QuPath shows: the scanned part, as OpenSlide states it."""
+    _write_geojson(result, path, result.plan.slide.bounds[:2])
+
+
+def _write_geojson(result: SlideResult, path: Path, origin: _Place) -> None:
     found = result.once(outlines)
-    head = {"type": "FeatureCollection", "focalpath": _described(result, found.budget)}
-    _write_json(path, head, "features", result, found.regions, _feature)
+    described = {**_described(result, found.budget), STATED: origin}
+    if any(origin):
+        described["frame"] = _BOUNDS_FRAME
+    head = {"type": "FeatureCollection", "focalpath": described}
+    _write_json(path, head, "features", result, found.regions, _feature, origin)
 
 
 def write_dsa(result: SlideResult, path: Path) -> None:
@@ -49,23 +68,24 @@ def _write_json(
     result: SlideResult,
     regions: Sequence[Region],
     describe: Callable[[SlideResult, Region, list[_Ring]], object],
+    origin: _Place = (0, 0),
 ) -> None:
     """Write an object with a long list at its end, one region per line."""
     separator = b"\n"
     with _gzip(path) as file:
         file.write(_dense(head)[:-1] + f',"{name}":['.encode())
-        for region, rings in _with_rings(regions):
+        for region, rings in _with_rings(regions, origin):
             file.write(separator + _dense(describe(result, region, rings)))
             separator = b",\n"
         file.write(b"\n]}\n")
 
 
-def _with_rings(regions: Sequence[Region]) -> Iterator[tuple[Region, list[_Ring]]]:
-    """Each region with its rings, the outer one first."""
+def _with_rings(regions: Sequence[Region], origin: _Place) -> Iterator[tuple[Region, list[_Ring]]]:
+    """Each region with its rings, the outer one first, counted from `origin`."""
     for begin in range(0, len(regions), _REGIONS_AT_ONCE):
         some = regions[begin : begin + _REGIONS_AT_ONCE]
         rings, of = shapely.get_rings([region.polygon for region in some], return_index=True)
-        places = shapely.get_coordinates(rings)
+        places = shapely.get_coordinates(rings) - origin
         ends = np.cumsum(shapely.get_num_coordinates(rings)).tolist()
         found = [places[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
         firsts = np.searchsorted(of, np.arange(len(some) + 1)).tolist()
@@ -110,7 +130,7 @@ def _described(result: SlideResult, budget: Budget) -> dict[str, object]:
     """What the outlines are of, and in which frame."""
     return {
         "slide": result.name,
-        "frame": "pixels of the slide's level 0; x to the right, y down, (0, 0) at its top left",
+        "frame": _LEVEL0_FRAME,
         "model": result.summary.model.model_dump(),
         "simplified_by_cells": budget.simplify_cells,
         "least_area_cells": budget.min_cells,
@@ -162,6 +182,15 @@ GEOJSON = SlideFormat(
     file="{name}.geojson.gz",
     media_type="application/gzip",
     write=write_geojson,
+    is_outlines=True,
+)
+QUPATH = SlideFormat(
+    name="qupath",
+    title="GeoJSON in QuPath's frame",
+    description="outlines for slides that QuPath crops to their scanned part, such as MIRAX",
+    file="{name}.qupath.geojson.gz",
+    media_type="application/gzip",
+    write=write_qupath,
     is_outlines=True,
 )
 DSA = SlideFormat(

@@ -6,7 +6,7 @@ A new format is a module with a `SlideFormat`, and one entry here.
 from collections.abc import Sequence
 
 from serve.contract.errors import OptionError
-from serve.slides.outputs.annotations import DSA, GEOJSON
+from serve.slides.outputs.annotations import DSA, GEOJSON, QUPATH
 from serve.slides.outputs.dicom_seg import DICOM_SEG
 from serve.slides.outputs.format import SlideFormat
 from serve.slides.outputs.ome_tiff import OME_TIFF
@@ -14,7 +14,7 @@ from serve.slides.outputs.ome_zarr import OME_ZARR
 from serve.slides.outputs.overview import OVERVIEW
 
 FORMATS: dict[str, SlideFormat] = {
-    entry.name: entry for entry in (OME_ZARR, OVERVIEW, GEOJSON, DSA, OME_TIFF, DICOM_SEG)
+    entry.name: entry for entry in (OME_ZARR, OVERVIEW, GEOJSON, QUPATH, DSA, OME_TIFF, DICOM_SEG)
 }
 """By name."""
 DEFAULT = ("ome-zarr", "overview", "geojson")

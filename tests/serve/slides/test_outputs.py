@@ -28,7 +28,7 @@ from serve.slides.plan import make_plan, mask_size, open_view
 from serve.slides.store import BlockRecord, WorkFolder
 from serve.slides.summary import summarise
 from serve.slides.tiling import Tiling
-from serve.slides.tissue import mask_shape
+from serve.slides.tissue import mask_shape, read_mask
 from tests.support.slide_models import CLASSES, model_info
 from tests.support.slides import VirtualSlide
 
@@ -261,6 +261,28 @@ def test_annotations_are_in_the_frame_of_level_0(
         expected = {CLASSES[labels[y, x] - 1].name} if labels[y, x] else set()
         right += found == expected
     assert right > 250  # outlines are simplified
+
+
+def test_outlines_for_qupath_count_from_the_scanned_part_there_and_back(
+    tmp_path: Path, result: SlideResult
+) -> None:
+    level0, qupath = (
+        json.loads(gzip.decompress(write(result, name, tmp_path).read_bytes()))
+        for name in ("geojson", "qupath")
+    )
+    for ours, theirs in zip(level0["features"], qupath["features"], strict=True):
+        for ring, moved in zip(
+            *(f["geometry"]["coordinates"] for f in (ours, theirs)), strict=True
+        ):
+            np.testing.assert_allclose(np.array(moved) + [400, 84], ring)
+    drawn_in_qupath = {"type": "FeatureCollection", "features": qupath["features"]}
+    regions = tmp_path / "regions.geojson"
+    view, masks = open_view(result.reader, model_info()), []
+    for document in (level0, qupath, drawn_in_qupath):
+        regions.write_text(json.dumps(document))
+        masks.append(read_mask(regions, view, mask_size(0.5)))
+    assert 0 < masks[0].mean() < 1
+    assert all((mask == masks[0]).all() for mask in masks)
 
 
 def test_outputs_are_the_same_at_each_writing(tmp_path: Path, result: SlideResult) -> None:

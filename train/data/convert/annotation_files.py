@@ -15,6 +15,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import ParseError
 
+from serve.images.readers.geojson import STATED, begins_at_bounds, is_focalpath, stated_origin
 from train.data.convert.asap import read_asap
 from train.data.convert.dsa_annotations import read_dsa
 from train.data.convert.imagescope import read_imagescope
@@ -50,8 +51,23 @@ def _is_geojson(content: Any) -> bool:
     return isinstance(first, dict) and first.get("type") in ("Feature", "FeatureCollection")
 
 
+def _is_qupaths(content: Any) -> bool:
+    return _is_geojson(content) and begins_at_bounds(content)
+
+
 def _is_ours(content: Any) -> bool:
-    return _is_geojson(content) and "focalpath" in content
+    return _is_geojson(content) and is_focalpath(content)
+
+
+def _read_ours(path: Path, content: Any) -> list[Annotation]:
+    try:
+        origin = stated_origin(content)
+    except (TypeError, ValueError) as error:
+        raise AnnotationError(
+            f"{path} states no place at which it begins: its focalpath.{STATED} is not x and y "
+            f"({error}). Write the outlines again."
+        ) from error
+    return [annotation.moved(*origin) for annotation in read_qupath(path, content)]
 
 
 def _is_dsa(content: Any) -> bool:
@@ -64,14 +80,10 @@ def _has_root(name: str) -> Callable[[Any], bool]:
 
 
 FORMATS = (
-    # Outlines of a whole slide, as `serve slides run` writes them: in level 0, whatever the bounds.
-    Format(name="FocalPath GeoJSON", takes=_is_ours, read=read_qupath),
-    Format(
-        name="QuPath GeoJSON",
-        takes=_is_geojson,
-        read=read_qupath,
-        within_bounds=True,
-    ),
+    # Outlines of a whole slide, as `serve slides run` writes them.
+    Format(name="FocalPath GeoJSON", takes=_is_ours, read=_read_ours),
+    Format(name="QuPath GeoJSON", takes=_is_qupaths, read=read_qupath, within_bounds=True),
+    Format(name="GeoJSON", takes=_is_geojson, read=read_qupath),
     Format(name="Digital Slide Archive JSON", takes=_is_dsa, read=read_dsa),
     Format(name="ASAP XML", takes=_has_root("ASAP_Annotations"), read=read_asap),
     Format(name="ImageScope XML", takes=_has_root("Annotations"), read=read_imagescope),

@@ -151,7 +151,7 @@ def _find_slides(
         found, file_format = read_annotation_file(file)
         if file_format.within_bounds:
             with _open(images[name], settings) as reader:
-                found = [_moved(a, reader.bounds.x, reader.bounds.y) for a in found]
+                found = [a.moved(reader.bounds.x, reader.bounds.y) for a in found]
         slides.append(_Slide(name, images[name], file, tuple(found)))
     return slides, warnings
 
@@ -161,11 +161,6 @@ def _open(path: Path, settings: AnnotationSettings) -> RegionReader:
         return open_reader(path, mpp=settings.source_mpp)
     except ServeError as error:
         raise ImageFileError(f"{path} cannot be read: {error}") from error
-
-
-def _moved(annotation: Annotation, x: float, y: float) -> Annotation:
-    rings = tuple(ring + [x, y] for ring in annotation.rings)
-    return Annotation(**{**vars(annotation), "rings": rings})
 
 
 def _check_slide(

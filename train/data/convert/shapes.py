@@ -1,7 +1,7 @@
 """Annotated areas of any format, and how they become labels of pixels."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,10 @@ class Annotation:
     """Which it is in its file, such as element 3."""
     color: str | None = None
     """#rrggbb, where the file says it."""
+
+    def moved(self, x: float, y: float) -> "Annotation":
+        """The same annotation, x to the right and y down."""
+        return replace(self, rings=tuple(ring + [x, y] for ring in self.rings))
 
 
 def fill_shape(labels: NDArray[np.uint8], rings: tuple[Ring, ...], value: int) -> bool:

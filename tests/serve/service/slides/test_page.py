@@ -15,6 +15,7 @@ from PIL import Image
 from playwright.sync_api import BrowserContext, Page, expect
 
 from serve.service.page import LIBRARY_FILE
+from serve.slides.outputs.registry import DEFAULT, FORMATS
 from tests.support.browser import contrasts_of, running_browser
 from tests.support.http_service import running_service, wait_until_ready
 from tests.support.nginx import running_nginx
@@ -146,6 +147,9 @@ def test_a_large_slide_is_shown_segmented_and_explained(page: Page) -> None:
     expect(page.locator("#file-facts")).to_contain_text("3.00 mm × 3.00 mm")
 
     page.get_by_text("Options").click()
+    boxes = page.locator("#job-formats input")
+    offered = {b.get_attribute("value"): (b.is_checked(), b.is_disabled()) for b in boxes.all()}
+    assert offered == {name: (name in DEFAULT, name == "ome-zarr") for name in FORMATS}
     page.get_by_label("Segment everything").check()
     page.get_by_role("button", name="Segment this slide").click()
     expect(page.locator("#job-progress")).to_be_visible()

@@ -368,11 +368,45 @@ def test_real_files_of_each_format_are_read(file: str, num: int, label: str):
     assert annotations[0].label == label
 
 
-@pytest.mark.parametrize(("header", "within_bounds"), [({}, True), ({"focalpath": {}}, False)])
+@pytest.mark.parametrize(
+    ("feature", "within_bounds"),
+    [
+        ({}, False),
+        ({"properties": None}, False),
+        ({"properties": {"classification": {"name": "Tumor"}}}, False),
+        ({"properties": {"objectType": "annotation"}}, True),
+        ({"properties": {"object_type": "annotation"}}, True),
+        ({"properties": {"isLocked": False}}, True),
+        ({"id": "PathAnnotationObject"}, True),
+    ],
+)
 def test_only_qupaths_outlines_begin_where_the_scanned_part_does(
-    tmp_path: Path, header: dict[str, Any], within_bounds: bool
+    tmp_path: Path, feature: dict[str, Any], within_bounds: bool
 ):
+    path = tmp_path / "a.geojson"
+    square = {"type": "Polygon", "coordinates": [[[0, 0], [8, 0], [8, 8], [0, 0]]]}
+    document = {"type": "Feature", "geometry": square, **feature}
+    for content in (document, [document], {"type": "FeatureCollection", "features": [document]}):
+        path.write_text(json.dumps(content))
+        assert read_annotation_file(path)[1].within_bounds is within_bounds
+
+
+@pytest.mark.parametrize(("stated", "corner"), [({}, 0), ({"origin_px": [400, 84]}, (400, 84))])
+def test_our_own_outlines_begin_where_they_say(tmp_path: Path, stated: dict[str, Any], corner: Any):
     geojson(tmp_path / "a")
     path = tmp_path / "a.geojson"
-    path.write_text(json.dumps(header | json.loads(path.read_text())))
-    assert read_annotation_file(path)[1].within_bounds is within_bounds
+    plain, _ = read_annotation_file(path)
+    path.write_text(json.dumps({"focalpath": stated, **json.loads(path.read_text())}))
+    found, form = read_annotation_file(path)
+    assert not form.within_bounds
+    for one, other in zip(found, plain, strict=True):
+        np.testing.assert_array_equal(one.rings[0], other.rings[0] + corner)
+
+
+@pytest.mark.parametrize("origin", [None, 3, ["a", "b"], [1, 2, 3]])
+def test_an_origin_that_is_no_place_is_refused(tmp_path: Path, origin: Any):
+    path = tmp_path / "a.geojson"
+    document = {"type": "FeatureCollection", "features": [], "focalpath": {"origin_px": origin}}
+    path.write_text(json.dumps(document))
+    with pytest.raises(AnnotationError, match="origin_px"):
+        read_annotation_file(path)
