@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SEPARATORS = ",;\t"
+_STATED = re.compile(r"sep=([,;\t])", re.IGNORECASE)
+"""A first line that tells Excel the separator."""
 _DECIMAL_COMMA = re.compile(r"([+-]?\d+),(\d+)")
 
 
@@ -60,7 +62,8 @@ def read_table(path: Path) -> Table:
 
     Raises:
         OSError: the file cannot be opened.
-        TableError: it is not text in UTF-8 or UTF-16, or its quotes do not close.
+        TableError: it is not text in UTF-8 or UTF-16, its quotes do not close, or two columns have
+            one name.
     """
     try:
         text = decode_text(path.read_bytes())
@@ -68,8 +71,10 @@ def read_table(path: Path) -> Table:
         raise TableError(
             f'it is not UTF-8 ({error}). Save it as UTF-8; spreadsheets call it "CSV UTF-8"'
         ) from error
-    header = text.partition("\n")[0]
-    separator = max(_SEPARATORS, key=header.count)
+    header, _, below = text.partition("\n")
+    if stated := _STATED.fullmatch(header.rstrip("\r")):
+        header, text = below.partition("\n")[0], below
+    separator = stated[1] if stated else max(_SEPARATORS, key=header.count)
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
     )
@@ -82,10 +87,13 @@ def read_table(path: Path) -> Table:
         for row in reader:
             cells = tuple(_cell(cell, separator) for cell in row[start:])
             if any(cells):
-                rows.append((reader.line_num, cells))
+                rows.append((reader.line_num + bool(stated), cells))
     except csv.Error as error:
         raise TableError(f"line {reader.line_num} cannot be read: {error}") from error
-    return Table(tuple(columns[start:]), tuple(rows))
+    named = columns[start:]
+    if twice := [name for name in dict.fromkeys(named) if name and named.count(name) > 1]:
+        raise TableError(f"it has {named.count(twice[0])} columns called {twice[0]}, expected one")
+    return Table(tuple(named), tuple(rows))
 
 
 def named_file(folder: Path, name: str) -> Path:

@@ -4,8 +4,6 @@ What training could not read is an error (see `train.data.dataset`); what may on
 warning.
 """
 
-import re
-from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
@@ -20,6 +18,7 @@ from serve.images.mpp import Mpp, PixelSize, sides_of
 from train.data.folder import Split, TileFolder, read_tile_folder
 from train.data.folds import folds_file, read_folds
 from train.data.images import inspect_image
+from train.data.leaks import copy_warnings, fold_warnings
 from train.data.pixels import count_all, require_trainable
 
 TINY_SHARE = 0.01
@@ -39,7 +38,6 @@ Counts = dict[Split, NDArray[np.int64]]
 """(1 + C,) pixels per split, unlabelled first."""
 
 _SPLITS: tuple[Split, ...] = get_args(Split)
-_TCGA_PATIENT = re.compile(r"TCGA-\w{2}-\w{4}")
 
 
 def report(
@@ -117,7 +115,8 @@ def _share(part: int, whole: int) -> str:
 def find_warnings(folder: TileFolder, counts: Counts) -> list[str]:
     """List what looks wrong, the worst first."""
     return [
-        *_fold_warnings(folder),
+        *fold_warnings(list(read_folds(folds_file(folder.root)))),
+        *copy_warnings(folder),
         *_split_warnings(folder, counts),
         *_class_warnings(folder, counts),
         *_resolution_warnings(folder),
@@ -155,28 +154,6 @@ def _class_warnings(folder: TileFolder, counts: Counts) -> list[str]:
                 f"{entry.name} is tiny: {share} of the labelled training pixels (below "
                 f"{TINY_SHARE:.0%})"
             )
-    return warnings
-
-
-def _fold_warnings(folder: TileFolder) -> list[str]:
-    """Find tiles, patients and slides that are in more than one fold."""
-    rows = list(read_folds(folds_file(folder.root)))
-    folds: defaultdict[str, set[int]] = defaultdict(set)
-    for row in rows:
-        patient = _TCGA_PATIENT.match(row.tile_id)
-        group = row.group or (patient[0] if patient else None)
-        if group:
-            folds[group].add(row.fold)
-    warnings = []
-    if mixed := {group: found for group, found in folds.items() if len(found) > 1}:
-        group = min(mixed)
-        warnings.append(
-            f"{len(mixed)} of {len(folds)} patients or slides are in several folds, such as "
-            f"{group} in {sorted(mixed[group])}: scores will be better than on new patients"
-        )
-    names = Counter(row.tile_id for row in rows)
-    if twice := sorted(name for name, count in names.items() if count > 1):
-        warnings.append(f"folds.csv names {len(twice)} tiles more than once, such as {twice[0]}")
     return warnings
 
 

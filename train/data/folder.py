@@ -29,7 +29,7 @@ from train.data.folds import folds_file, read_folds, refuse_misspelt
 from train.data.images import own_pixel_sizes
 from train.data.masks import MASK_SUFFIXES, MaskCode, mask_code
 from train.errors import DatasetError, ScaleError
-from train.files import write_json
+from train.files import unique_keys, write_json
 from train.settings import MAX_CLASSES, LabelClass
 
 Split = Literal["training", "validation", "test"]
@@ -96,7 +96,13 @@ def read_tile_folder(root: Path) -> TileFolder:
     masks = _index(root / "mask", MASK_SUFFIXES)
     tiles: dict[Split, list[Tile]] = {"training": [], "validation": [], "test": []}
     splits: dict[int, Split] = {-1: "test", 0: "validation"}
+    fold_of: dict[str, int] = {}
     for row in read_folds(folds_file(root)):
+        if fold_of.setdefault(row.tile_id, row.fold) != row.fold:
+            raise DatasetError(
+                f"{folds_file(root)} puts {row.tile_id} into the folds {fold_of[row.tile_id]} and "
+                f"{row.fold}; expected each image in one. Remove one of the lines."
+            )
         name = unicodedata.normalize("NFC", row.tile_id)
         if name not in images:
             raise _missing(row.tile_id, root / "img", IMAGE_SUFFIXES)
@@ -139,9 +145,11 @@ def _at_own_scale(folder: TileFolder) -> TileFolder:
 
 def _read_description(path: Path) -> tuple[tuple[LabelClass, ...], float | None, MaskCode]:
     try:
-        content = json.loads(_read_text(path))
+        content = json.loads(_read_text(path), object_pairs_hook=unique_keys)
         classes = tuple(LabelClass(**entry) for entry in content["classes"])
         mpp = None if content.get("mpp") is None else float(content["mpp"])
+        if isinstance(content.get("mpp"), bool):
+            raise ValueError(f"mpp is {content['mpp']}")
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(
             f"{path} cannot be read ({error}); expected "
@@ -257,10 +265,11 @@ def _missing(tile_id: str, folder: Path, suffixes: tuple[str, ...]) -> DatasetEr
             f"{folder / lossy[0]} is a JPEG, which changes labels along edges; expected "
             f"{tile_id}{suffixes[0]}. Save the mask as PNG where it was made."
         )
-    meant = sorted(p.name for p in folder.glob("[!.]*") if _plain(p.stem) == _plain(tile_id))
+    wanted = _plain(tile_id.replace("\\", "/").rpartition("/")[2])
+    meant = sorted(p.name for p in folder.glob("[!.]*") if _plain(p.stem) == wanted)
     hint = (
-        f" Is {meant[0]} meant? Then write {Path(meant[0]).stem}: spreadsheets drop zeros at the "
-        "start of a number."
+        f" Is {meant[0]} meant? Then write {Path(meant[0]).stem}: a name without its folder and "
+        "suffix, with the zeros at its start, which spreadsheets drop."
         if meant
         else ""
     )

@@ -1,5 +1,6 @@
 """folds.csv: which images a data set has, and which fold, patient and um per pixel each has."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +12,7 @@ from serve.images.mpp import MAX_MPP, MIN_MPP, check_mpp
 from train.errors import DatasetError, ScaleError
 
 _COLUMNS = ("img_id", "fold", "group", "mpp")
+_TCGA_PATIENT = re.compile(r"TCGA-\w{2}-\w{4}")
 _ALIKE = 0.75
 """How much of a name has to be that of another to be a slip of it (our choice)."""
 
@@ -22,6 +24,7 @@ class FoldsRow(NamedTuple):
     fold: int
     mpp: float | None
     group: str | None
+    """Patient, case or slide: the column's, else the patient in the names of TCGA."""
 
 
 def folds_file(root: Path) -> Path:
@@ -49,9 +52,16 @@ def read_folds(path: Path) -> Iterator[FoldsRow]:
         for line, row in table.records():
             fold = _row_fold(path, line, row["fold"])
             mpp = _row_mpp(path, line, row.get("mpp", ""))
-            yield FoldsRow(row["img_id"], fold, mpp, row.get("group") or None)
+            group = row.get("group") or tcga_patient(row["img_id"])
+            yield FoldsRow(row["img_id"], fold, mpp, group)
     except (TableError, OSError) as error:
         raise DatasetError(f"{path} cannot be read: {error}.") from error
+
+
+def tcga_patient(name: str) -> str | None:
+    """The patient in a name of TCGA's, such as TCGA-A1-A0SK of TCGA-A1-A0SK-DX1_0_0."""
+    found = _TCGA_PATIENT.search(name)
+    return None if found is None else found[0]
 
 
 def _row_fold(path: Path, line: int, text: str) -> int:

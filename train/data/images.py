@@ -1,6 +1,7 @@
 """Images of a data set, read as serving reads them, and what their files state."""
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ class ImageFacts:
     """The part of the file that states it."""
     orientation: int
     """Of the stored pixels, as EXIF has it; 1 is upright."""
+    digest: str
+    """Of the size and pixels, to find copies; empty where all pixels are the same."""
 
     @property
     def mpp(self) -> float | None:
@@ -83,7 +86,22 @@ def inspect_image(path: Path) -> ImageFacts:
 def _inspect(path: Path, _: int, __: int) -> ImageFacts:
     picture = read_picture(path)
     height, width, _channels = picture.pixels.shape
-    return ImageFacts(height, width, picture.pixel_size, picture.mpp_source, picture.orientation)
+    return ImageFacts(
+        height,
+        width,
+        picture.pixel_size,
+        picture.mpp_source,
+        picture.orientation,
+        _digest(picture.pixels),
+    )
+
+
+def _digest(pixels: NDArray[np.uint8]) -> str:
+    if (pixels == pixels[0, 0]).all():
+        return ""
+    found = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
+    found.update(np.ascontiguousarray(pixels).data)
+    return found.hexdigest()
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from rich.console import Console
+from rich.markup import escape
 from torch import Tensor
 
 from train.config import SETTINGS_FILE, write_settings
 from train.data.folder import Split, TileFolder, read_tile_folder
+from train.data.leaks import leak_warnings
 from train.data.pixels import class_frequencies, require_trainable
 from train.data.scale import resolve_mpp
 from train.errors import DestinationError, SettingsError
@@ -100,6 +103,9 @@ def fit(
         _remove_old(run, keep_results=resume)
         task = SegmentationTask(segmenter, settings, folder.classes, frequencies)
         if trainer.is_global_zero:
+            for warning in leak_warnings(folder):
+                text = f"[yellow]warning:[/yellow] {escape(warning)}"
+                Console().print(text, soft_wrap=True)
             write_settings(run / SETTINGS_FILE, settings)
         if settings.runtime.compile:
             task.compile_parts()

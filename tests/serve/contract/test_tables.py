@@ -35,6 +35,8 @@ def test_a_table_is_read_as_spreadsheets_save_it(tmp_path: Path, content: bytes)
         (b'name,mpp\n"a,0.25\nb,0.5\n', "line 3"),
         (b"name,mpp\na, b,0.25\n", "line 2"),
         (b"name,mpp,\na, b,0.25\n", "line 2"),
+        (b"name,fold,mpp,fold\na,1,0.5,-1\n", "2 columns called fold"),
+        (b"sep=;\nname;mpp\na;b;0,25\n", "line 3"),
     ],
 )
 def test_what_is_no_table_is_refused(tmp_path: Path, content: bytes, named: str):
@@ -42,6 +44,15 @@ def test_what_is_no_table_is_refused(tmp_path: Path, content: bytes, named: str)
     path.write_bytes(content)
     with pytest.raises(TableError, match=named):
         list(read_table(path).records())
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_first_line_may_tell_the_separator(tmp_path: Path, separator: str):
+    lines = ["a,b;c", "1,5;2"] if separator == "\t" else ["a\tb"]
+    cells = [line.replace(separator, "") for line in lines]
+    path = tmp_path / "table.csv"
+    path.write_text(f"sep={separator}\r\nname{separator}mpp\r\n{cells[0]}{separator}0.5\r\n")
+    assert list(read_table(path).records()) == [(3, {"name": cells[0], "mpp": "0.5"})]
 
 
 def test_an_empty_file_has_no_columns(tmp_path: Path):

@@ -112,7 +112,7 @@ def test_a_csv_says_what_is_special_about_a_slide(tmp_path: Path) -> None:
         ("path\nward, 7.svs\n", "line 2"),
         ("path,\na.svs,0.5\n", "line 2"),
         ('path\n"a.svs\n', "line 2"),
-        ("path,path\na.svs,b.svs\n", "path, path"),
+        ("path,path\na.svs,b.svs\n", "2 columns called path"),
         ("path|mpp\na.svs|0.5\n", "path|mpp"),
         ("", "none"),
     ],

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.support.errors import raises
 from train.data.check import count_splits, find_warnings, report, share_table
 from train.data.folder import Tile, read_tile_folder
+from train.data.leaks import leak_warnings
 from train.data.pixels import read_labels
 from train.errors import DatasetError, MaskError, ScaleError
 
@@ -121,6 +122,64 @@ def test_a_tile_that_is_named_twice_is_named(tmp_path: Path) -> None:
         csv.writer(file).writerow(("a", 1, "one"))
     (warning,) = warnings_of(root)
     assert warning == "folds.csv names 1 tiles more than once, such as a"
+
+
+def test_an_image_in_two_folds_is_refused(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data")
+    with (root / "folds.csv").open("a", newline="") as file:
+        csv.writer(file).writerow(("a", -1, "one"))
+    with raises(DatasetError, "a into the folds 1 and -1"):
+        read_tile_folder(root)
+
+
+@pytest.mark.parametrize(
+    ("copy_of", "name", "found"),
+    [
+        ("a.png", "c.tif", "1 images are in several splits under different names, such as a.png"),
+        ("a.png", "d.png", "1 images are there under several names, such as a.png and d.png"),
+        ("a.png", "", None),
+    ],
+)
+def test_an_image_under_another_name_is_found_by_its_pixels(
+    copy_of: str, name: str, found: str | None, tmp_path: Path
+) -> None:
+    root = write_data(tmp_path / "data", [*ROWS, ("d", 2, "four")])
+    rng = np.random.default_rng(0)
+    for path in (root / "img").iterdir():
+        Image.fromarray(rng.integers(0, 255, (10, 10, 3), dtype=np.uint8)).save(path)
+    if name:
+        for path in (root / "img").glob(f"{Path(name).stem}.*"):
+            path.unlink()
+        Image.open(root / "img" / copy_of).save(root / "img" / name)
+    warnings = warnings_of(root)
+    assert len(warnings) == bool(found)
+    assert (found or "") in "".join(warnings)
+
+
+@pytest.mark.parametrize(
+    ("groups", "found"),
+    [
+        (("P1", "p1", "x"), "1 patients or slides may be written in several ways, such as 'P1'"),
+        (("P 7", "P-007", "x"), "such as 'P 7' and 'P-007'"),
+        (("one", "", "x"), "1 of 3 images have no group in folds.csv, such as b"),
+        (("P1-1", "P11", "P10"), ""),
+    ],
+)
+def test_doubtful_names_of_patients_are_named(
+    groups: tuple[str, ...], found: str, tmp_path: Path
+) -> None:
+    rows = [(name, fold, group) for (name, fold, _), group in zip(ROWS, groups, strict=True)]
+    warnings = warnings_of(write_data(tmp_path / "data", rows))
+    assert len(warnings) == bool(found)
+    assert found in "".join(warnings)
+
+
+def test_leaks_are_told_by_split(tmp_path: Path) -> None:
+    rows = [("a", 1, "one"), ("b", 2, "one"), ("c", -1, "one"), ("d", 0, "two"), ("e", 2, "two")]
+    (warning,) = leak_warnings(read_tile_folder(write_data(tmp_path / "data", rows)))
+    assert warning.startswith("2 of 2 patients or slides are in several splits, such as one in tra")
+    rows = [("a", 1, "one"), ("b", 2, "one"), ("c", -1, "two")]
+    assert not leak_warnings(read_tile_folder(write_data(tmp_path / "sound", rows)))
 
 
 def test_images_that_are_not_square_are_nothing_to_warn_about(tmp_path: Path) -> None:

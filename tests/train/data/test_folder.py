@@ -90,7 +90,7 @@ def test_other_names_are_the_users_own(data: Path):
     assert read_tile_folder(data).tiles["training"]
 
 
-@pytest.mark.parametrize("written", ["7", "07.PNG", "7.0", "x007"])
+@pytest.mark.parametrize("written", ["7", "07.PNG", "7.0", "img/007.png", "C:\\img\\007", "x007"])
 def test_a_file_that_a_spreadsheets_name_may_mean_is_named(data: Path, written: str):
     for folder in ("img", "mask"):
         (data / folder / "tile0.png").rename(data / folder / "007.png")
@@ -157,6 +157,16 @@ def write_folds_in_latin_1(data: Path) -> None:
     (data / "folds.csv").write_text("img_id,fold\nGewebe_für_Prüfung,1\n", encoding="latin-1")
 
 
+def state_mpp_twice(data: Path) -> None:
+    path = data / "dataset.json"
+    path.write_text(path.read_text().replace('"mpp"', '"mpp": 0.25, "mpp"'))
+
+
+def state_a_truth_as_mpp(data: Path) -> None:
+    path = data / "dataset.json"
+    path.write_text(path.read_text().replace("0.5", "true"))
+
+
 def write_classes(data: Path, classes: list[dict[str, str | None]]) -> None:
     (data / "dataset.json").write_text(json.dumps({"mpp": 0.5, "classes": classes}))
 
@@ -176,6 +186,8 @@ def write_classes(data: Path, classes: list[dict[str, str | None]]) -> None:
         (give_no_color, (None, "#rrggbb")),
         (give_no_name, (None,)),
         (name_a_class_mean, ("'mean'",)),
+        (state_mpp_twice, ("'mpp' is there twice",)),
+        (state_a_truth_as_mpp, ("mpp is True",)),
         (write_folds_in_latin_1, ("folds.csv", "UTF-8")),
     ],
 )

@@ -37,12 +37,12 @@ from train.data.convert.layout import TEST_FOLD, Region, TileSettings, write_dat
 from train.data.convert.lost import Lost
 from train.data.convert.shapes import Annotation
 from train.data.convert.source_files import find_images
+from train.data.folds import tcga_patient
 from train.errors import AnnotationError, ImageFileError, ScaleError, SettingsError, SourceError
 from train.files import refuse_existing
 
 _BEYOND = 0.05
 """Share of the slide's side by which an area may reach beyond it without a warning (our choice)."""
-_TCGA = r"TCGA-\w{2}-\w{4}"
 _SLIDES = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".vms", ".vmu", ".bif"),
     *(".dcm", ".czi", ".zarr", ".png", ".jpg", ".jpeg", ".webp"),
@@ -241,7 +241,9 @@ def _regions(
 
 def _group(name: str, settings: AnnotationSettings) -> str:
     """A slide's patient: what the pattern finds, or its groups in parentheses; else the slide."""
-    found = re.search(settings.patient_pattern or _TCGA, name)
+    if not settings.patient_pattern:
+        return tcga_patient(name) or name
+    found = re.search(settings.patient_pattern, name)
     if found is None:
         return name
     return "-".join(filter(None, found.groups())) or found[0] or name

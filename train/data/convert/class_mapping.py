@@ -20,7 +20,7 @@ from pathlib import Path
 
 from train.data.convert.shapes import Annotation
 from train.errors import AnnotationError
-from train.files import whole_file, write_errors_explained
+from train.files import unique_keys, whole_file, write_errors_explained
 from train.settings import LabelClass
 
 UNLABELLED, ROI, IGNORE = "unlabelled", "roi", "ignore"
@@ -59,7 +59,7 @@ def read_mapping(path: Path, found: Sequence[str]) -> ClassMapping:
             lacks a label.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
         mapping = ClassMapping(
             classes=tuple(LabelClass(**entry) for entry in content["classes"]),
             labels={str(label): str(meaning) for label, meaning in content["labels"].items()},

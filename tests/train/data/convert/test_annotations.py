@@ -191,6 +191,11 @@ def an_undefined_class(source: Path) -> None:
     write_mapping(source / "mapping.json", labels={"Tumor": "Tumour", "Stroma": "Stroma"})
 
 
+def a_label_with_two_meanings(source: Path) -> None:
+    path = write_mapping(source / "mapping.json")
+    path.write_text(path.read_text().replace('"ROI": "roi"', '"Tumor": "Stroma", "ROI": "roi"'))
+
+
 def no_slide(source: Path) -> None:
     (source / "images" / "b.png").unlink()
 
@@ -226,6 +231,7 @@ def a_file_for_a_folder(source: Path) -> None:
         (outside, {}, AnnotationError, ["a.geojson", "feature 4", "70 to 90", "64 x 64"]),
         (an_unmapped_label, {}, AnnotationError, ["mapping.json", "'Necrosis'"]),
         (an_undefined_class, {}, AnnotationError, ["mapping.json", "'Tumour'", "Tumor, Stroma"]),
+        (a_label_with_two_meanings, {}, AnnotationError, ["mapping.json", "'Tumor' is there"]),
         (no_slide, {}, SourceError, ["b.geojson"]),
         (no_format, {}, AnnotationError, ["a.geojson", "ASAP XML"]),
         (cut_off, {}, AnnotationError, ["a.geojson.gz"]),
