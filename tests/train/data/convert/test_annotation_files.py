@@ -29,7 +29,9 @@ def feature(**properties: Any) -> dict[str, Any]:
     return {"type": "Feature", "geometry": geometry, "properties": properties}
 
 
-GEOJSON = json.dumps([feature(classification={"name": "Drüse"})], ensure_ascii=False)
+GEOJSON = json.dumps(
+    [feature(objectType="annotation", classification={"name": "Drüse"})], ensure_ascii=False
+)
 
 
 def declared(encoding: str) -> str:
