@@ -5,6 +5,7 @@
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,8 +23,10 @@ from serve.contract.errors import (
     FocalPathError,
     ImageError,
     ImageTooLargeError,
+    ModelChangedError,
 )
 from serve.contract.manifest import Manifest
+from serve.contract.refusal import first_problem
 from serve.images.mpp import FROM_REQUEST, MppSource, check_mpp
 from serve.inference.segmenter import Segmentation, check_image
 from serve.inference.summary import Summary
@@ -31,6 +34,9 @@ from serve.inference.tiling import LowResProbabilities
 
 T = TypeVar("T")
 _VERSIONS = "Check the address, and use the same version on both sides."
+_ZIP = b"PK"
+_UNPACKING = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, TypeError)
+"""What zipfile and NumPy raise on damaged archives, besides ValueError and the like."""
 _PROXY_HINTS = {
     413: "A proxy before the service refuses uploads of this size: raise its limit (nginx: "
     "client_max_body_size), or send a smaller image.",
@@ -89,7 +95,9 @@ def segment_call(
     if with_probabilities:
         query["probabilities"] = "true"
     options = {"files": {"image": _upload_of(image)}, "params": query}
-    return Call("POST", "/arrays", partial(_read_arrays, mpp_source=mpp_source), options)
+    size = image.shape[:2] if isinstance(image, np.ndarray) else None
+    read = partial(_read_arrays, size=size, mpp_source=mpp_source)
+    return Call("POST", "/arrays", read, options)
 
 
 def _upload_of(image: NDArray[np.uint8] | bytes | Path) -> tuple[str, bytes, str]:
@@ -119,8 +127,13 @@ def _read_manifest(content: bytes, url: str) -> Manifest:
         ) from error
 
 
-def _read_arrays(content: bytes, url: str, *, mpp_source: MppSource) -> Segmentation:
+def _read_arrays(
+    content: bytes, url: str, *, size: tuple[int, ...] | None, mpp_source: MppSource
+) -> Segmentation:
+    """Read the answer; `size` is the image's height and width, where they are known."""
     try:
+        if not content.startswith(_ZIP):
+            raise ValueError(f"it begins with {content[:40]!r}")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             summary = Summary.model_validate_json(arrays["summary"].tobytes())
             low_res = None
@@ -131,9 +144,13 @@ def _read_arrays(content: bytes, url: str, *, mpp_source: MppSource) -> Segmenta
                     tuple(arrays["stride_px"].tolist()),
                 )
             labels, confidence = arrays["labels"], arrays["confidence"]
-    except (ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+        if size is not None and labels.shape != size:
+            raise ValueError(f"labels are {labels.shape}, expected the image's {size}")
+        _check_arrays(labels, confidence, low_res, summary)
+    except (*_UNPACKING, ValueError, LookupError, EOFError) as error:
+        reason = first_problem(error) if isinstance(error, ValidationError) else error
         raise BackendUnavailableError(
-            f"{url}/arrays does not answer with the arrays of FocalPath's service: {error}. "
+            f"{url}/arrays does not answer with the arrays of FocalPath's service: {reason}. "
             f"{_VERSIONS}"
         ) from error
     if summary.image.mpp_source == FROM_REQUEST:  # the caller knows where it comes from
@@ -142,18 +159,68 @@ def _read_arrays(content: bytes, url: str, *, mpp_source: MppSource) -> Segmenta
     return Segmentation(labels, confidence, summary, low_res)
 
 
+def _check_arrays(
+    labels: NDArray[np.uint8],
+    confidence: NDArray[np.uint8],
+    low_res: LowResProbabilities | None,
+    summary: Summary,
+) -> None:
+    """Raise ValueError for arrays that are not what their summary says."""
+    size, num_classes = (summary.image.height_px, summary.image.width_px), len(summary.classes)
+    for name, array in (("labels", labels), ("confidence", confidence)):
+        if array.dtype != np.uint8 or array.shape != size:
+            raise ValueError(f"{name} are {array.dtype} {array.shape}, expected uint8 {size}")
+    if labels.size and not 1 <= labels.min() <= labels.max() <= num_classes:
+        raise ValueError(f"labels go to {labels.max()}, expected 1 to {num_classes}")
+    if low_res is None:
+        return
+    shape, places = low_res.probabilities.shape, (low_res.origin_px, low_res.stride_px)
+    if low_res.probabilities.dtype != np.uint8 or len(shape) != 3 or shape[0] != num_classes:
+        raise ValueError(f"probabilities are {shape}, expected uint8 of {num_classes} classes")
+    if any(not isinstance(place, tuple) or len(place) != 2 for place in places):
+        raise ValueError("origin_px and stride_px are not two numbers each")
+
+
+def check_answer(found: Segmentation, size: tuple[int, ...], manifest: Manifest) -> None:
+    """Check that an answer is of the image that was sent, and of the model that was asked.
+
+    Args:
+        found: the answer.
+        size: height and width of the image, as it is read here.
+        manifest: that the service told before.
+
+    Raises:
+        ModelChangedError: the service has another model now.
+        BackendUnavailableError: the service has read another size.
+    """
+    model = found.summary.model
+    if (model.name, model.version) != (manifest.name, manifest.version):
+        raise ModelChangedError(
+            f"the service answers with {model.name} {model.version}, and had {manifest.name} "
+            f"{manifest.version} before. Repeat the command, so that all images get one model."
+        )
+    if found.labels.shape != size:
+        raise BackendUnavailableError(
+            f"the service has labelled {found.labels.shape[1]} x {found.labels.shape[0]} pixels, "
+            f"the image has {size[1]} x {size[0]}. {_VERSIONS}"
+        )
+
+
 def _error_of(response: httpx.Response, url: str) -> FocalPathError:
     """The error that an answer tells, with the service's own code if it has one."""
     status = response.status_code
-    code = None
+    code: str | None = None
     try:
         fields = response.json()
-        message = str(fields["error"])
-        code = fields.get("code")
+        message, code = fields["error"], fields.get("code")
+        if not (isinstance(message, str) and message and isinstance(code, str | None)):
+            raise ValueError(f"no message of FocalPath: {fields}")
     except (ValueError, LookupError, TypeError):
         hint = _PROXY_HINTS.get(
             status, "FocalPath's service does not answer so. Check the address."
         )
+        if response.has_redirect_location:
+            hint = f"It sends callers to {response.headers['Location']}. {hint}"
         message = f"{url} answers {status} without a message. {hint}"
     match status:
         case 400:

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from serve.client.calls import Call, manifest_call, segment_call
 from serve.client.patience import Patience
 from serve.contract.closing import AsyncClosing, Closing
-from serve.contract.errors import BackendUnavailableError
+from serve.contract.errors import BackendUnavailableError, SettingsError
 from serve.contract.manifest import Manifest
 from serve.images.mpp import FROM_REQUEST, MppSource
 from serve.inference.segmenter import Segmentation
 
 C = TypeVar("C", httpx.Client, httpx.AsyncClient)
 T = TypeVar("T")
-_NO_ANSWER = (httpx.TransportError, httpx.InvalidURL)
+_NO_ANSWER = (httpx.RequestError, httpx.InvalidURL)
 _LOST = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 _SLOW = (httpx.ReadTimeout, httpx.WriteTimeout)
 
@@ -41,6 +41,8 @@ class _HttpClient(Generic[C]):
             raise BackendUnavailableError(
                 f"{url!r} is not the address of a service; expected http://host:port."
             )
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise SettingsError("the API key is not printable ASCII text, as keys are.")
         self._url = url.rstrip("/")
         self._patience_s = patience_s
         self._has_answered = False
@@ -72,6 +74,8 @@ class _HttpClient(Generic[C]):
         advice = "Start one with `python -m serve http`, or correct the address."
         if isinstance(outcome, _SLOW):
             advice = "Send a smaller image, or give the client more time."
+        if isinstance(outcome, httpx.DecodingError):
+            advice = "What it sends cannot be unpacked: check the proxies before it."
         raise BackendUnavailableError(
             f"no answer from a service at {self._url}: {outcome}. {advice}"
         ) from outcome
@@ -90,6 +94,7 @@ class HttpClient(_HttpClient[httpx.Client], Closing):
 
     Raises:
         BackendUnavailableError: `url` is not the address of a service.
+        SettingsError: `api_key` cannot be one.
     """
 
     _transport = httpx.Client

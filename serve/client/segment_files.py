@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from serve.answers.format import AnswerFormat, Options, Source
 from serve.answers.registry import FORMATS, file_formats, merged_options, needs_probabilities
+from serve.client.calls import check_answer
 from serve.client.finished import RECORD_FORMAT, Recipe
 from serve.client.http import HttpClient
 from serve.client.image_files import find_images
@@ -233,6 +234,7 @@ def _segment_one(command: Segment, segmenter: HttpClient | TileSegmenter, path: 
     with_probabilities = needs_probabilities(recipe.formats, options)
     if isinstance(segmenter, HttpClient):  # the service reads the file itself, and its mpp
         result = segmenter.segment(path, mpp=command.mpp, with_probabilities=with_probabilities)
+        check_answer(result, picture.pixels.shape[:2], segmenter.manifest)
     else:
         result = segmenter.segment(
             picture.pixels,

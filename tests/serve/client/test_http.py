@@ -1,5 +1,7 @@
 import asyncio
 import hashlib
+import io
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,12 +14,15 @@ import pytest
 from PIL import Image
 
 from serve.client import AsyncHttpClient, HttpClient
+from serve.client.calls import check_answer
 from serve.contract.errors import (
     BackendUnavailableError,
     FocalPathError,
     ImageError,
     ImageTooLargeError,
+    ModelChangedError,
     OptionError,
+    SettingsError,
 )
 from serve.contract.manifest import Manifest, read_bundle
 from serve.inference.segmenter import Segmentation, TileSegmenter, open_segmenter
@@ -423,3 +428,93 @@ def test_another_web_server_is_told_from_the_service(stranger: str) -> None:
             _ = client.manifest
         with raises(BackendUnavailableError, f"{stranger}/arrays"):
             client.segment(blobs(4, 4))
+
+
+def answered(**changes: object) -> bytes:
+    """What the service answers for an image of 4 x 6 pixels, with other arrays."""
+    labels = np.ones((4, 6), np.uint8)
+    entry = {"pixel_count": 24, "pixel_share": 1, "area_um2": None, "mean_confidence": 1}
+    entry |= {"low_confidence_share": 0, "predicted_iou": None}
+    summary = {
+        "model": {"name": "m", "version": "1"},
+        "image": {"width_px": 6, "height_px": 4, "mpp": 0.5, "mpp_source": "request"},
+        "classes": [{"name": "A", "color": "#ffffff", "label": 1, **entry}],
+        "low_confidence_share": 0,
+    }
+    arrays: dict[str, object] = {"labels": labels, "confidence": labels}
+    arrays |= {"summary": np.frombuffer(json.dumps(summary).encode(), np.uint8), **changes}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+ONES = np.ones((4, 6), np.uint8)
+PLACES = {"origin_px": np.zeros(2), "stride_px": np.ones(2)}
+SINGLE = io.BytesIO()
+np.save(SINGLE, ONES)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, html="<h1>Log in</h1>"),
+        httpx.Response(200),
+        httpx.Response(200, content=SINGLE.getvalue()),
+        httpx.Response(200, content=answered()[:-30]),
+        httpx.Response(200, content=answered()[:60] + b"\xff" * 40 + answered()[100:]),
+        httpx.Response(200, content=answered(labels=ONES[:3])),
+        httpx.Response(200, content=answered(labels=ONES.astype(np.float32))),
+        httpx.Response(200, content=answered(labels=ONES * 2)),
+        httpx.Response(200, content=answered(confidence=ONES[:, :5])),
+        httpx.Response(200, content=answered(probabilities=np.ones((2, 1, 1), np.uint8), **PLACES)),
+        httpx.Response(200, content=answered(probabilities=np.ones(3, np.uint8), **PLACES)),
+        httpx.Response(302, headers={"Location": "https://login.example"}),
+        httpx.Response(500, json={"error": None}),
+        httpx.Response(500, json=["error"]),
+    ],
+    ids=range(14),
+)
+def test_an_answer_of_something_else_is_one_clear_error(
+    answer: httpx.Response, pauses: list[float]
+) -> None:
+    with HttpClient("http://service.example", patience_s=0) as client:
+        client._client = httpx.Client(transport=httpx.MockTransport(lambda _: answer))
+        with pytest.raises(BackendUnavailableError, match=r"http://service\.example") as raised:
+            client.segment(np.zeros((4, 6, 3), np.uint8))
+    assert answer.headers.get("Location", "") in str(raised.value)
+
+
+def test_an_answer_for_another_image_or_model_is_refused(toy_bundle: Path) -> None:
+    answer = httpx.Response(200, content=answered())
+    with HttpClient("http://service.example") as client:
+        client._client = httpx.Client(transport=httpx.MockTransport(lambda _: answer))
+        with raises(BackendUnavailableError, (4, 6), (6, 4)):
+            client.segment(np.zeros((6, 4, 3), np.uint8))
+        found = client.segment(np.zeros((4, 6, 3), np.uint8))
+    manifest = read_bundle(toy_bundle)
+    with raises(ModelChangedError, "m 1", manifest.name):
+        check_answer(found, (4, 6), manifest)
+    same = manifest.model_copy(update={"name": "m", "version": "1"})
+    check_answer(found, (4, 6), same)
+    with raises(BackendUnavailableError, "6 x 4", "4 x 6"):
+        check_answer(found, (6, 4), same)
+
+
+def test_content_that_cannot_be_unpacked_is_one_clear_error() -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=Plain())
+
+    class Plain(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"not compressed"
+
+    with HttpClient("http://service.example") as client:
+        client._client = httpx.Client(transport=httpx.MockTransport(answer))
+        with raises(BackendUnavailableError, "unpacked"):
+            client.segment(np.zeros((4, 6, 3), np.uint8))
+
+
+@pytest.mark.parametrize("key", ["schlüssel-0123456789", "0123456789abcdef\n"])
+def test_a_key_that_is_none_is_refused(key: str) -> None:
+    with raises(SettingsError):
+        HttpClient("http://service.example", api_key=key)
