@@ -38,8 +38,8 @@ class Tiling:
         widths = max(plan.shape[1] * LOW_RES_STRIDE, tile)
         self._rows = tile_origins(heights, tile, plan.settings.overlap)
         self._columns = tile_origins(widths, tile, plan.settings.overlap)
-        self._sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
-        np.cumsum(np.cumsum(mask, axis=0), axis=1, out=self._sums[1:, 1:])
+        padded = np.pad(mask, [(1, 0)] * 2)
+        self._sums = padded.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:

@@ -195,15 +195,11 @@ def _fit(given: Mask, view: ScaledView, mask_px: int, path: Path) -> Mask:
 
 def _box_sum(mask: Mask, radius: int) -> NDArray[np.int32]:
     """How many of the (2 radius + 1) squared pixels around each are set."""
-    total: NDArray[np.int32] = mask.astype(np.int32)
-    for axis in (0, 1):
-        size = total.shape[axis]
-        sums = np.cumsum(total, axis=axis, dtype=np.int32)
-        sums = np.concatenate([np.zeros_like(sums.take([0], axis)), sums], axis=axis)
-        place = np.arange(size)
-        high = np.minimum(place + radius + 1, size)
-        low = np.maximum(place - radius, 0)
-        total = sums.take(high, axis) - sums.take(low, axis)
+    side = 2 * radius + 1
+    padded = np.pad(mask, [(radius + 1, radius)] * 2)
+    sums = padded.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
+    total: NDArray[np.int32] = sums[side:, side:] - sums[:-side, side:]
+    total += sums[:-side, :-side] - sums[side:, :-side]
     return total
 
 

@@ -9,6 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, NoReturn
 
@@ -29,7 +30,12 @@ from serve.images.mpp import (
 )
 from serve.images.readers.errors import SlideError, SlideFormatError, SlideScaleError
 from serve.images.readers.scaled import ScaledView, read_scaled
-from serve.images.readers.slide_files import files_of, state_of, watched_files
+from serve.images.readers.slide_files import (
+    FileState,
+    files_of,
+    state_of,
+    watched_files,
+)
 
 SQUARE = 0.02
 """Share by which the sides of a slide's pixels may differ and still be taken for squares (our
@@ -224,20 +230,11 @@ class RegionReader(Closing):
         """SHA-256 of the slide's size and of 64 samples of its bytes, 64 hexadecimal digits.
 
         Sampled, because a slide has gigabytes: it tells slides apart and sees that a file was
-        replaced or cut off, and does not see a single changed byte.
+        replaced or cut off, and does not see a single changed byte. A run opens a slide three
+        times; it is sampled once, as long as no file's size or time of change is another.
         """
-        digest = hashlib.sha256()
-        for file in files_of(self.path):
-            size = file.stat().st_size
-            digest.update(f"{file.name if file != self.path else ''}:{size};".encode())
-            with file.open("rb") as opened:
-                step = max(size // _NUM_SAMPLES, _SAMPLE_BYTES)
-                for start in range(0, size, step):
-                    opened.seek(start)
-                    digest.update(opened.read(_SAMPLE_BYTES))
-                opened.seek(max(size - _SAMPLE_BYTES, 0))
-                digest.update(opened.read(_SAMPLE_BYTES))
-        return digest.hexdigest()
+        files = tuple(files_of(self.path))
+        return _fingerprint(self.path, files, state_of(files))
 
     def check_unchanged(self) -> None:
         """Raise SlideError where one of its files was replaced or changed since it was opened."""
@@ -249,6 +246,23 @@ class RegionReader(Closing):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an open slide cannot be sent to another process: open it there by path")
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(path: Path, files: tuple[Path, ...], state: FileState) -> str:
+    """See `RegionReader.fingerprint`; `state` is that of the files."""
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name if file != path else ''}:{size};".encode())
+        with file.open("rb") as opened:
+            step = max(size // _NUM_SAMPLES, _SAMPLE_BYTES)
+            for start in range(0, size, step):
+                opened.seek(start)
+                digest.update(opened.read(_SAMPLE_BYTES))
+            opened.seek(max(size - _SAMPLE_BYTES, 0))
+            digest.update(opened.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def pyramid(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
