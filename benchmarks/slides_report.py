@@ -32,12 +32,16 @@ class SlidesReport(Strict):
     direct: Rates
     engine_share: float = Field(description="the engine's tiles per second divided by the model's")
     beyond_inference: float = Field(
-        description="wall-clock seconds to blend, to wait for writing and to write outputs, added "
-        "up also where they run at the same time, divided by the time of the rest"
+        description="how much longer the command takes than the model alone, by the wall clock, "
+        "divided by the latter"
     )
-    beyond_inference_wall: float = Field(
-        description="how much longer the command takes than the model alone, divided by the "
-        "latter: planning, reading, blending, writing, outputs"
+    beyond_inference_parts: dict[str, float] = Field(
+        description="where these seconds are: `planning`, before the first tile is read; `tiles`, "
+        "while tiles are read, computed, blended and written; `outputs`, after the last of them"
+    )
+    beyond_inference_larger: float = Field(description="the same of a slide of twice the area")
+    beyond_inference_several: float = Field(
+        description="the same of three such slides in one command"
     )
     beyond_inference_cpu: dict[str, float] = Field(
         description="CPU time of the command with recorded answers, divided by that of the model "
@@ -65,14 +69,18 @@ def print_report(report: SlidesReport, console: Console) -> None:
         table.add_column(name, justify="left" if name == "figure" else "right")
     table.add_row("tiles per second by the model alone", f"{report.engine_share:.0%}", ">= 90%")
     table.add_row(
-        "seconds of merging and writing, of inference", f"{report.beyond_inference:.1%}", "<= 10%"
+        "wall clock: longer than the model alone", f"{report.beyond_inference:.1%}", "<= 10%"
     )
+    for part, value in report.beyond_inference_parts.items():
+        table.add_row(f"   of it {part}", f"{value:.1%}", "")
+    larger, several = report.beyond_inference_larger, report.beyond_inference_several
+    table.add_row("the same of twice the area", f"{larger:.1%}", "<= 10%")
+    table.add_row("the same of three slides in one command", f"{several:.1%}", "<= 10%")
     cpu = report.beyond_inference_cpu
     merging = f"{cpu['blocks'] + cpu['outputs']:.1%}"
-    table.add_row("CPU time of reading, merging and writing, of inference", merging, "<= 10%")
+    table.add_row("CPU time beside the model, to the model's", merging, "<= 10%")
     every = f"{cpu['blocks'] + cpu['all_outputs']:.1%}"
     table.add_row("the same with every format", every, "")
-    table.add_row("longer than inference alone", f"{report.beyond_inference_wall:.1%}", "<= 10%")
     table.add_row("time of twice the area", f"{report.twice_the_area:.2f}", "<= 2.1")
     table.add_row("speed-up over the direct loop", f"{report.speedup:.1f} x", ">= 3 x")
     table.add_row(

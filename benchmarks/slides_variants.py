@@ -19,10 +19,11 @@ from serve.inference.batching import TileAnswer, TileRunner
 from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
 from serve.slides.cohort import SlideTask
-from serve.slides.finish import read_passport
+from serve.slides.engine import Outcome, Watcher
 from serve.slides.local import LocalEngine, model_of
 from serve.slides.options import RunOptions
 from serve.slides.outputs.registry import DEFAULT, FORMATS, formats_of
+from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, run_cohort
 from serve.slides.throughput import for_throughput
 
@@ -60,6 +61,12 @@ class Variants:
         """Run the whole command on a slide."""
         return self._run(slide, self.runner, DEFAULT, time.perf_counter)
 
+    def several(self, slides: Sequence[Path]) -> float:
+        """Seconds of the whole command on several slides."""
+        started = time.perf_counter()
+        self._segment(slides, self.runner, DEFAULT, Quiet())
+        return time.perf_counter() - started
+
     def repeated(self, slide: Path, formats: Sequence[str]) -> "Run":
         """CPU seconds of the whole command on a slide with recorded answers."""
         if slide not in self._recorded:
@@ -75,30 +82,31 @@ class Variants:
         formats: Sequence[str],
         now: Callable[[], float],
     ) -> "Run":
-        self._runs += 1
-        out = self._folder / f"out{self._runs}"
-        engine = LocalEngine(runner, self._model, max_batch_size=self.batch)
         clock = Clock(now)
-        cohort = Cohort(out, engine, RunOptions(), formats_of(formats), clock)
         started = now()
-        (outcome,) = run_cohort(cohort, [SlideTask(path=slide, name=slide.stem)])
+        out, (outcome,) = self._segment([slide], runner, formats, clock)
         ended = now()
-        assert outcome.status == "done", outcome.reason
-        passport = read_passport(out / slide.stem)
-        assert passport is not None
         return Run(
             total=ended - started,
             planning=clock.began - started,
             computing=clock.computed - clock.began,
             outputs=ended - clock.computed,
             num_tiles=outcome.num_tiles,
-            beyond=sum(
-                value
-                for name, value in passport.seconds.items()
-                if name in ("blend", "write") or name.startswith("output")
-            ),
             store=out / slide.stem / f"{slide.stem}.ome.zarr",
         )
+
+    def _segment(
+        self, slides: Sequence[Path], runner: TileRunner, formats: Sequence[str], watcher: Watcher
+    ) -> tuple[Path, list[Outcome]]:
+        """Run the whole command; returns its folder too."""
+        self._runs += 1
+        out = self._folder / f"out{self._runs}"
+        engine = LocalEngine(runner, self._model, max_batch_size=self.batch)
+        cohort = Cohort(out, engine, RunOptions(), formats_of(formats), watcher)
+        outcomes = run_cohort(cohort, [SlideTask(path=path, name=path.stem) for path in slides])
+        for outcome in outcomes:
+            assert outcome.status == "done", outcome.reason
+        return out, outcomes
 
     def close(self) -> None:
         """Close the model."""
@@ -144,5 +152,4 @@ class Run:
     computing: float
     outputs: float
     num_tiles: int
-    beyond: float
     store: Path

@@ -32,6 +32,8 @@ def test_the_benchmark_measures_the_toy_model(tmp_path: Path) -> None:
     assert report.same_labels > 0.995
     assert set(report.beyond_inference_cpu) == {"planning", "blocks", "outputs", "all_outputs"}
     assert min(report.beyond_inference_cpu.values()) > 0
+    assert set(report.beyond_inference_parts) == {"planning", "tiles", "outputs"}
+    assert sum(report.beyond_inference_parts.values()) == pytest.approx(report.beyond_inference)
 
 
 def test_the_generated_slide_is_segmented() -> None:
