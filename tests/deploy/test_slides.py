@@ -38,6 +38,7 @@ def test_manifests_follow_their_schemas(name: str) -> None:
         kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
 
 
+@pytest.mark.slow
 def test_the_pods_of_the_indexed_job_have_all_shards() -> None:
     (job,) = documents("job")
     assert job["spec"]["completionMode"] == "Indexed"
@@ -126,6 +127,7 @@ def test_claims_and_policies_fit_the_pods() -> None:
         assert selector.items() <= template["metadata"]["labels"].items()
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_slurm_array_have_all_shards(tmp_path: Path) -> None:
     """Run by bash, with an `srun` that prints its command."""
     srun = tmp_path / "srun"

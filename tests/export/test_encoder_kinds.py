@@ -22,8 +22,6 @@ from tests.support.toy_data import TILE_SIZE_PX, toy_settings
 from train.model.encoder_kinds import ENCODER_KINDS
 from train.model.segmenter import Segmenter
 
-pytestmark = pytest.mark.slow
-
 NUM_CLASSES = 5
 _SAME_FORM = {
     "phikon": "hipt",
@@ -78,6 +76,7 @@ def test_every_kind_of_pathology_encoder_is_folded_and_answers_the_same(kind: st
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", _ONNX)
 def test_the_graph_of_a_kind_passes_the_gate(kind: str, tmp_path: Path):
     deployable = Deployable(tiny_segmenter(kind)).eval()

@@ -112,6 +112,7 @@ def test_ctrl_c_ends_every_wait_of_a_command(
     assert pkgutil.resolve_name(command)([*arguments, str(image)]) == 130
 
 
+@pytest.mark.slow
 def test_flags_come_before_the_environment(
     image: Path, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

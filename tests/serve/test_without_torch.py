@@ -2,6 +2,8 @@ import pkgutil
 import subprocess
 import sys
 
+import pytest
+
 import serve
 
 TRAINING_PACKAGES = ("torch", "torchvision", "lightning", "timm", "segment_anything", "train")
@@ -15,6 +17,7 @@ def _loaded_after(statements: str) -> set[str]:
     return set(finished.stdout.split())
 
 
+@pytest.mark.slow
 def test_no_module_of_serve_loads_torch_or_the_training_code() -> None:
     modules = [module.name for module in pkgutil.walk_packages(serve.__path__, "serve.")]
     assert "serve.service.server" in modules

@@ -30,6 +30,7 @@ def outcomes(url: str, probes: list[Probe], seconds: float = SECONDS) -> dict[st
     return summarise_answers(answers, num_clients=len(probes), seconds=seconds).outcomes
 
 
+@pytest.mark.slow
 def test_clients_at_the_same_time_get_the_labels_of_their_own_images(service_url: str) -> None:
     probes = [probe_of(1 + index % 5, 40 + 8 * index) for index in range(CLIENTS)]
     found = outcomes(service_url, probes)

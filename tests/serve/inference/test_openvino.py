@@ -196,6 +196,7 @@ os.kill(os.getpid(), signal.SIGUSR1)
 """
 
 
+@pytest.mark.slow
 def test_a_signal_after_models_are_closed_in_their_order_kills_no_process(toy_bundle: Path) -> None:
     needs_openvino()
     command = [sys.executable, "-c", _SIGNAL_AFTER_TWO_MODELS, str(toy_bundle / "model.onnx")]

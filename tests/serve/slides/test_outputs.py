@@ -32,8 +32,6 @@ from serve.slides.tissue import mask_shape, read_mask
 from tests.support.slide_models import CLASSES, model_info
 from tests.support.slides import VirtualSlide
 
-pytestmark = pytest.mark.slow
-
 ROWS, COLUMNS = 375, 501
 
 
@@ -173,6 +171,7 @@ def test_small_regions_are_left_out_after_they_were_joined(tmp_path: Path) -> No
     assert region.polygon.bounds == (112, 112, 144, 144)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [64, 2048])
 def test_what_is_left_out_is_filled_inside_of_a_region_and_changes_no_other_outline(
     block: int, tmp_path: Path

@@ -38,8 +38,6 @@ from tests.support.errors import raises
 from tests.support.slides import tissue_pixels, write_aperio
 from tests.support.toy_bundle import write_toy_bundle
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[3]
 
 
@@ -124,6 +122,7 @@ def test_a_slide_becomes_a_whole_result_with_every_format(
     assert len(lines) == 1 + len(summary.classes)
 
 
+@pytest.mark.slow
 def test_a_slide_of_a_scale_that_costs_labels_says_so_in_its_summary(
     tmp_path: Path, engine: LocalEngine, bundle: Path, slide: Path
 ) -> None:
@@ -140,6 +139,7 @@ def test_a_slide_of_a_scale_that_costs_labels_says_so_in_its_summary(
     assert read_summary(tmp_path / "plain" / "slide").notes == ()
 
 
+@pytest.mark.slow
 def test_a_finished_slide_is_kept_and_other_settings_are_refused(
     tmp_path: Path, engine: LocalEngine, slide: Path
 ) -> None:
@@ -171,6 +171,7 @@ class Stopping(Quiet):
             raise _Stop
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
     tmp_path: Path, engine: LocalEngine, slide: Path
 ) -> None:
@@ -193,6 +194,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
     assert files_of(parts / "slide") == files_of(whole / "slide")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_that_replaces_a_result_goes_on_with_its_own_blocks(
     tmp_path: Path, engine: LocalEngine, slide: Path
 ) -> None:
@@ -259,6 +261,7 @@ def test_work_that_was_damaged_is_done_again(
     assert files_of(out / "slide") == expected
 
 
+@pytest.mark.slow
 def test_kill_9_and_the_same_command_again_end_with_the_same_bytes(
     tmp_path: Path, engine: LocalEngine, bundle: Path, slide: Path
 ) -> None:
@@ -285,6 +288,7 @@ def test_kill_9_and_the_same_command_again_end_with_the_same_bytes(
     assert verify(out / "slide")
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_folder_share_the_work(
     tmp_path: Path, engine: LocalEngine, slide: Path
 ) -> None:
@@ -338,6 +342,7 @@ def test_a_slide_that_fails_fails_alone(tmp_path: Path, engine: LocalEngine, sli
     assert {status.state for status in read_status(out)} == {"failed", "done"}
 
 
+@pytest.mark.slow
 def test_a_slide_that_is_damaged_in_the_middle_fails_with_its_place(
     tmp_path: Path, engine: LocalEngine
 ) -> None:
@@ -403,6 +408,7 @@ def test_a_folder_that_is_no_result_is_not_touched(
     assert mine.read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_a_bundle_that_is_replaced_meanwhile_stops_the_slides_after(
     tmp_path: Path, engine: LocalEngine, bundle: Path, slide: Path
 ) -> None:
@@ -422,6 +428,7 @@ def test_a_bundle_that_is_replaced_meanwhile_stops_the_slides_after(
     assert "manifest.json" in outcomes[2].reason
 
 
+@pytest.mark.slow
 def test_the_next_slide_is_computed_while_outputs_are_written(
     tmp_path: Path, engine: LocalEngine, slide: Path
 ) -> None:
@@ -515,6 +522,7 @@ def test_a_full_disk_fails_the_slide_and_keeps_what_is_done(
     assert run_one(cohort(out, engine), slide).status == "done"
 
 
+@pytest.mark.slow
 def test_verify_notices_a_changed_byte_in_every_file(
     tmp_path: Path, engine: LocalEngine, slide: Path
 ) -> None:
@@ -559,6 +567,7 @@ def test_verify_notices_what_is_missing_and_what_was_added(
         verify(result)
 
 
+@pytest.mark.slow
 def test_a_damaged_result_keeps_no_other_from_the_cohorts_numbers(
     tmp_path: Path, engine: LocalEngine, slide: Path
 ) -> None:

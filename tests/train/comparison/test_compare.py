@@ -35,8 +35,6 @@ from train.model.weight_files import weights_sha256
 from train.presets import bcss
 from train.settings import RuntimeSettings, Settings, WeightsSettings
 
-pytestmark = pytest.mark.slow
-
 ROWS: tuple[RowName, ...] = ("hcfa",)
 """The baseline comes along."""
 
@@ -142,6 +140,7 @@ def test_the_unet_trains_as_the_baseline_does():
     assert UNET.name not in paper_rows()
 
 
+@pytest.mark.slow
 def test_the_unet_is_a_row_and_a_report_can_leave_out_pictures(
     finished: Path, toy_data: Path, tmp_path: Path
 ):
@@ -186,6 +185,7 @@ def test_a_finished_row_is_not_trained_again(
     assert comparison.results["hcfa", 0].train_seconds > 0
 
 
+@pytest.mark.slow
 def test_a_changed_setting_trains_every_row_again(
     out: Path, toy_data: Path, trained: list[tuple[str, bool]], capsys: pytest.CaptureFixture[str]
 ):
@@ -200,6 +200,7 @@ def test_a_changed_setting_trains_every_row_again(
     assert (aside / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_weights_count_by_their_content_and_other_paths_not_at_all(
     toy_data: Path, tmp_path: Path, trained: list[tuple[str, bool]]
 ):
@@ -289,6 +290,7 @@ def before_waiting(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> 
     monkeypatch.setattr(RowRun, "lock", act_and_lock)
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_is_at_is_left_to_it_and_taken_over_when_that_dies(
     toy_data: Path,
     tmp_path: Path,
@@ -311,6 +313,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it_and_taken_over_when_that
     assert "HCFA, seed 0: another process is training this row" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_hcfa_is_left_until_the_baseline_that_another_process_trains_is_there(
     toy_data: Path,
     tmp_path: Path,
@@ -324,6 +327,7 @@ def test_hcfa_is_left_until_the_baseline_that_another_process_trains_is_there(
     assert trained == [(BASELINE.name, False), ("hcfa", False)]
 
 
+@pytest.mark.slow
 def test_changed_data_trains_every_row_again(
     out: Path, toy_data: Path, tmp_path: Path, trained: list[tuple[str, bool]]
 ):
@@ -335,6 +339,7 @@ def test_changed_data_trains_every_row_again(
     assert trained == [(BASELINE.name, False), ("hcfa", False)]
 
 
+@pytest.mark.slow
 def test_another_baseline_trains_hcfa_again(
     out: Path, toy_data: Path, trained: list[tuple[str, bool]]
 ):
@@ -346,6 +351,7 @@ def test_another_baseline_trains_hcfa_again(
     assert trained == [("hcfa", False)]
 
 
+@pytest.mark.slow
 def test_an_interrupted_row_is_resumed_and_its_time_counts(
     toy_data: Path, tmp_path: Path, trained: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
 ):
@@ -473,6 +479,7 @@ def test_data_without_test_tiles_is_refused_before_training(
 # The command
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_reports(
     toy_data: Path,
     tmp_path: Path,

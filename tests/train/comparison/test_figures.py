@@ -1,12 +1,14 @@
 import csv
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from train.fitting.curves import plot_training
 from train.settings import LabelClass
 
 
+@pytest.mark.slow
 def test_a_training_of_254_classes_has_a_figure_with_room_for_its_lines(tmp_path: Path):
     """That the axes keep a size is a warning, and so an error, of matplotlib."""
     classes = [LabelClass(name=f"class {i}", color=f"#{i:02x}8040") for i in range(254)]

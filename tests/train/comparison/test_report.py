@@ -26,8 +26,6 @@ from train.settings import (
     WeightsSettings,
 )
 
-pytestmark = pytest.mark.slow
-
 BASE: RowName = "base_with_focal"
 ALL_ROWS = list(paper_rows())
 
@@ -253,6 +251,7 @@ def test_figures_are_vectors_and_pictures(report: Path):
             assert len(colors) > 10
 
 
+@pytest.mark.slow
 def test_few_test_cases_are_named_and_warned_about(tmp_path: Path):
     comparison = replace(of_two_patients(toy_comparison({BASE: (0.8,)})), with_pictures=False)
     text = write_report(comparison, tmp_path / "few").read_text(encoding="utf-8")
@@ -275,6 +274,7 @@ def test_hcfas_time_is_told_with_its_baselines(report: Path):
     assert cells["DFA"] == ["2.00 ± 0.00", "3.00 ± 0.00"]
 
 
+@pytest.mark.slow
 def test_the_leverage_of_the_bias_is_one_line_per_method_averaged_over_seeds(tmp_path: Path):
     comparison = toy_comparison({BASE: (0.7, 0.7), "dfa": (0.8, 0.8)})
     for seed, changed in ((0, 0.125), (1, 0.375)):
@@ -314,6 +314,7 @@ def test_the_paper_claims_about_dfa_are_compared(report: Path):
     assert expected < set(pairs)
 
 
+@pytest.mark.slow
 def test_254_classes_have_a_report(toy_data: Path, tmp_path: Path):
     """That the figures keep their axes is a warning, and so an error, of matplotlib."""
     classes = tuple(
@@ -338,6 +339,7 @@ def test_the_report_has_the_settings_without_this_machines_folders(toy_data: Pat
     assert read_settings(tmp_path / "r" / "run.yaml") == replace(settings, weights=weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["synthetic", "bcss"])
 def test_a_registered_strategy_is_in_every_table(
     preset: str, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -26,8 +26,6 @@ from train.settings import (
     WeightsSettings,
 )
 
-pytestmark = pytest.mark.slow
-
 SCALE = TileScale(tile_size_px=TILE_SIZE_PX, mpp=0.5)
 DIHEDRAL = AugmentationSettings(augment="dihedral", num_workers=0)
 
@@ -136,6 +134,7 @@ def test_a_disk_that_fills_up_ends_cleanly(
     assert not list(cache.folder.iterdir())
 
 
+@pytest.mark.slow
 def test_training_from_the_cache_equals_training_from_images(toy_data: Path, tmp_path: Path):
     fit(frozen_settings(None), toy_data, tmp_path / "images")
     fit(frozen_settings(tmp_path / "cache"), toy_data, tmp_path / "cached")
@@ -181,6 +180,7 @@ def test_tiles_are_encoded_on_the_device_that_trains(
         fit(frozen_settings(tmp_path / "cache"), toy_data, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_resumed_with_the_cache_ends_as_an_unbroken_one(
     toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

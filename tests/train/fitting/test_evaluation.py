@@ -27,6 +27,7 @@ def folder_of(root: Path, image: NDArray[np.uint8], mpp: float) -> TileFolder:
     return TileFolder(root, (), None, {"training": (), "validation": (), "test": (tile,)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("height", "width", "mpp"),
     [(64, 64, 0.5), (40, 64, 0.5), (150, 97, 0.5), (200, 131, 0.25), (50, 30, 1.1)],

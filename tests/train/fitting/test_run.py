@@ -46,8 +46,6 @@ from train.model.segmenter import Segmenter
 from train.presets import bcss, bdsa, crag
 from train.settings import BiasSettings, LossSettings, RuntimeSettings, Settings, WeightsSettings
 
-pytestmark = pytest.mark.slow
-
 
 def changed(group: str, **values: object) -> Settings:
     settings = toy_settings()
@@ -67,6 +65,7 @@ def test_a_run_logs_loss_dice_iou_and_bias_of_every_epoch(toy_run: Path):
     assert [row["epoch"] for row in rows] == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_trained_model_is_not_overwritten_unasked(toy_data: Path, tmp_path: Path):
     settings = toy_settings()
     settings = replace(settings, optimization=replace(settings.optimization, epochs=1))
@@ -87,6 +86,7 @@ def test_a_folder_with_a_trained_model_is_not_overwritten_unasked(toy_data: Path
     assert not list(run.glob(".*"))
 
 
+@pytest.mark.slow
 def test_the_loss_falls(toy_data: Path, tmp_path: Path):
     settings = changed("augmentation", augment="dihedral")
     settings = replace(
@@ -154,6 +154,7 @@ def test_a_warm_start_survives_the_decay_and_not_the_l2_term(
     assert survives or kept < 0.3
 
 
+@pytest.mark.slow
 def test_same_seed_same_result(toy_run: Path, toy_data: Path, tmp_path: Path):
     fit(toy_settings(), toy_data, tmp_path / "again")
     first = load_file(toy_run / "model.safetensors")
@@ -162,6 +163,7 @@ def test_same_seed_same_result(toy_run: Path, toy_data: Path, tmp_path: Path):
     assert rows_of(toy_run) == rows_of(tmp_path / "again")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, hidden by it
 def test_a_compiled_run_learns_what_an_eager_one_learns(
     toy_run: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -220,6 +222,7 @@ fit(toy_settings(augmentation=augmentation), Path(sys.argv[1]), Path(sys.argv[2]
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_mid_epoch_and_resumed_ends_as_an_unbroken_one(
     toy_run: Path, toy_data: Path, tmp_path: Path
 ):
@@ -229,6 +232,7 @@ def test_a_run_killed_in_mid_epoch_and_resumed_ends_as_an_unbroken_one(
     assert_resumed_ends_as(toy_run, run, toy_data, num_workers=2)
 
 
+@pytest.mark.slow
 def test_a_run_that_an_error_ends_can_be_resumed_the_same(
     toy_run: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -244,6 +248,7 @@ def test_a_run_that_an_error_ends_can_be_resumed_the_same(
     assert_resumed_ends_as(toy_run, run, toy_data, num_workers=0)
 
 
+@pytest.mark.slow
 def test_a_learned_bias_moves_and_a_frozen_one_stays_at_its_prior(
     toy_run: Path, toy_data: Path, tmp_path: Path
 ):
@@ -304,6 +309,7 @@ def test_a_run_of_mixed_precision_is_scored_alike_by_both_evaluators(
     assert found == pytest.approx(scores, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_learn_what_a_larger_batch_does(toy_data: Path, tmp_path: Path):
     per_image = replace(toy_settings(), loss=LossSettings(dice_per_image=True))
     large = replace(per_image.optimization, batch_size=4)
@@ -351,6 +357,7 @@ def test_images_of_unknown_scale_are_refused_where_the_models_is_known(
         evaluate(*load_checkpoint(toy_run), other_data, "test")
 
 
+@pytest.mark.slow
 def test_the_checkpoint_has_the_scale_that_the_network_saw_and_leaks_are_told(
     other_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -496,6 +503,7 @@ def test_presets_have_the_papers_values():
     assert bcss().bias.bias_lr_factor == 100
 
 
+@pytest.mark.slow
 def test_training_stops_early_without_a_better_dice(toy_data: Path, tmp_path: Path):
     settings = toy_settings(runtime=RuntimeSettings(patience=1))
     # A rate this small changes no prediction: the first epoch stays the best.

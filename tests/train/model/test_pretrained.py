@@ -226,6 +226,7 @@ def test_missing_weights_say_where_they_come_from_and_under_which_licence(
         assert fact in str(raised.value)
 
 
+@pytest.mark.slow
 def test_frozen_encoders_keep_the_published_weights(
     toy_data: Path, sam_file: Path, segmenter: Segmenter, tmp_path: Path
 ):

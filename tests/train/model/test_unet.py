@@ -35,6 +35,7 @@ def unet_run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_unet_learns_and_its_checkpoint_scores_as_the_run_says(unet_run: Path, toy_data: Path):
     card = read_card(unet_run)
     scores = evaluate(*load_checkpoint(unet_run), toy_data, "validation")

@@ -120,6 +120,7 @@ def test_a_run_starts_from_published_weights_and_their_normalisation(
         PretrainTask(replace(tiny_pretraining(), encoder=replace(encoder, depth=3)))
 
 
+@pytest.mark.slow
 def test_half_precision_trains_on_a_cpu_and_hands_on_float32(
     slides: Path, run: Path, tmp_path: Path
 ) -> None:

@@ -149,6 +149,7 @@ def test_slides_that_are_fine_in_a_part_show_fine_scales_there_and_nothing_is_en
     assert (max(mpps) > 0.7) == (scales != "fine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 def test_a_sample_depends_on_seed_epoch_and_number_alone(num_workers: int) -> None:
     keys = [(1, 4), (0, 2), (1, 0)]

@@ -188,6 +188,7 @@ def _tiny() -> PretrainSettings:
     )
 
 
+@pytest.mark.slow
 def test_an_encoder_is_pretrained_on_the_training_slides_alone(tmp_path: Path) -> None:
     slides = tmp_path / "slides"
     slides.mkdir()

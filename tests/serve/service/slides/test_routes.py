@@ -151,6 +151,7 @@ def test_the_tiles_are_the_slides_pixels(client: TestClient, slide: str, folder:
     assert np.asarray(whole)[50, 62, 0] - np.asarray(whole)[50, 62, 1] > 120  # the red square
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "expected"),
     [((1, 1), (1, 1)), ((3, 64), (3, 64)), ((65, 40), (65, 40)), ((300, 129), (75, 33))],
@@ -261,6 +262,7 @@ def test_a_region_is_scaled_to_the_models_um_per_pixel(client: TestClient, slide
     assert (answer["image"]["width_px"], answer["image"]["height_px"]) == (100, 50)
 
 
+@pytest.mark.slow
 def test_a_region_of_a_slide_whose_pixels_are_not_squares_is_outlined_where_it_lies(
     toy_bundle: Path, tmp_path: Path
 ) -> None:
@@ -371,6 +373,7 @@ def test_a_slide_that_ends_its_process_is_refused_and_the_others_are_not(
         assert "focalpath_slide_reader_crashes_total 1.0" in client.get("/metrics").text
 
 
+@pytest.mark.slow
 def test_decompression_bombs_are_4xx(toy_bundle: Path, tmp_path: Path) -> None:
     slides = tmp_path / "slides"
     slides.mkdir()

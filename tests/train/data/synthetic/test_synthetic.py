@@ -49,6 +49,7 @@ def test_the_same_seed_gives_the_same_bytes(dataset: Path, tmp_path: Path) -> No
     assert digest(tmp_path / "again") == digest(dataset)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_tiles(dataset: Path, tmp_path: Path) -> None:
     write_dataset(tmp_path / "other", SyntheticSettings(num_train=1, tile_size_px=64, seed=1))
     ours, theirs = digest(dataset), digest(tmp_path / "other")
@@ -88,6 +89,7 @@ def test_the_description_names_the_classes_in_label_order(dataset: Path) -> None
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_inflammatory_and_necrosis_are_equally_rare(
     tiles: list[tuple[np.ndarray, np.ndarray]],
 ) -> None:

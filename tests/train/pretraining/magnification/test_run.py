@@ -15,8 +15,6 @@ from train.pretraining.magnification.settings import EvaluationSettings
 from train.pretraining.magnification.study import METHODS, pretrain_methods, student_tokens
 from train.pretraining.settings import PretrainSettings, ViewSettings, synthetic
 
-pytestmark = pytest.mark.slow
-
 
 def _tiny() -> PretrainSettings:
     base = synthetic()
@@ -40,6 +38,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_study_pretrains_each_method_once_and_reports_beside_the_untrained_encoder(
     slides: Path, tmp_path: Path
 ) -> None:
