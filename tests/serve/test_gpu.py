@@ -22,8 +22,9 @@ from tests.support.probes import probe_of
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _needs_cuda() -> None:
+    """Comes before what takes a while to make, which is of the session, too."""
     needs_cuda()
 
 

@@ -18,8 +18,9 @@ from train.model.checkpoint import load_checkpoint, read_card
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _needs_cuda() -> None:
+    """Comes before what takes a while to make, which is of the session, too."""
     needs_cuda()
 
 

@@ -24,8 +24,9 @@ OUTPUTS = ("labels", "confidence", "low_res_probabilities", "iou_scores")
 SIDE = 1024
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _needs_cuda() -> None:
+    """Comes before what takes a while to make, which is of the session, too."""
     needs_cuda()
 
 
