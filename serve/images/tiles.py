@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from serve.contract.errors import ImageTooLargeError
 from serve.contract.machine import usable_cpus
 from serve.contract.manifest import LOW_RES_STRIDE
 from serve.images.mpp import Mpp, sides_of
@@ -31,6 +32,10 @@ SIGMA = 0.125
 """Standard deviation of the Gaussian window, as a share of the tile."""
 SAME_MPP = 0.02
 """An image whose um per pixel is within this share of the model's is not resampled (our choice)."""
+MAX_ENLARGEMENT = 4.0
+"""Largest factor by which an image may be enlarged to the model's um per pixel (our choice): two
+steps of objectives, as from 10x to 40x. Beyond it, the image lacks the detail that the model looks
+for."""
 _STRIP_ROWS = 256
 """Rows of the image that are upsampled at once: bounds the memory. Part of the result: of another
 size, the interpolation rounds differently."""
@@ -55,6 +60,28 @@ def scale_to(model_mpp: float | None, image_mpp: Mpp | None) -> Scale:
     if all(abs(side / model_mpp - 1) <= SAME_MPP for side in sides):
         return UNSCALED
     return sides.y / model_mpp, sides.x / model_mpp
+
+
+def check_enlargement(model_mpp: float | None, image_mpp: Mpp | None, what: str) -> None:
+    """Refuse an image or slide that lacks the detail that a model looks for.
+
+    Args:
+        model_mpp: um per pixel at which it is wanted.
+        image_mpp: its own.
+        what: names it, for the error.
+
+    Raises:
+        ImageTooLargeError: it would be enlarged more than `MAX_ENLARGEMENT` times.
+    """
+    enlarged = max(scale_to(model_mpp, image_mpp))
+    if enlarged > MAX_ENLARGEMENT:
+        raise ImageTooLargeError(
+            f"At {sides_of(image_mpp or 0.0)} um per pixel, for the model's {model_mpp:g}, {what} "
+            f"would be enlarged {enlarged:.3g} times, expected at most {MAX_ENLARGEMENT:g}: "
+            "enlarging adds none of the detail that the model was trained on. Scan it at a higher "
+            "magnification, or correct its um per pixel.",
+            code="enlarged_too_far",
+        )
 
 
 def scaled_size(height: int, width: int, scale: Scale) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from serve.images.mpp import (
     check_mpp,
     sides_of,
 )
-from serve.images.tiles import UNSCALED, Scale, num_tiles, scale_to, scaled_size
+from serve.images.tiles import UNSCALED, Scale, check_enlargement, num_tiles, scale_to, scaled_size
 from serve.inference.backend import Backend
 from serve.inference.batching import ObserveWait, TileBatcher, TileRunner, pool_of
 from serve.inference.providers import open_in_process
@@ -31,10 +31,6 @@ from serve.inference.triton import TritonBackend
 from serve.settings import InferenceSettings
 
 MAX_PIXELS = InferenceSettings().max_image_pixels
-MAX_ENLARGEMENT = 4.0
-"""Largest factor by which an image may be enlarged to the model's um per pixel (our choice): two
-steps of objectives, as from 10x to 40x. Beyond it, the image lacks the detail that the model looks
-for."""
 
 
 @dataclass(frozen=True)
@@ -141,13 +137,7 @@ class TileSegmenter(Closing):
         at = ""
         if scale != UNSCALED and mpp is not None:
             at = f"At {sides_of(mpp)} um per pixel, for the model's {self.manifest.mpp:g}, "
-        if max(scale) > MAX_ENLARGEMENT:
-            raise ImageTooLargeError(
-                f"{at}the image would be enlarged {max(scale):.3g} times, expected at most "
-                f"{MAX_ENLARGEMENT:g}: enlarging adds none of the detail that the model was "
-                "trained on. Scan it at a higher magnification, or correct its um per pixel.",
-                code="enlarged_too_far",
-            )
+        check_enlargement(self.manifest.mpp, mpp, "the image")
         tile = self.manifest.tile_size_px
         tiles = num_tiles(rows, columns, tile)
         limit = f"{self._max_tiles} tiles" if self._max_tiles else f"{self._max_pixels} pixels"

@@ -19,7 +19,7 @@ from serve.contract.strict import Strict
 from serve.images.mpp import MppSource, PixelSize
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.scaled import ScaledView
-from serve.images.tiles import SAME_MPP
+from serve.images.tiles import SAME_MPP, check_enlargement
 from serve.slides.errors import CohortError
 from serve.slides.options import Settings
 from serve.slides.tissue import TISSUE_MPP, Mask
@@ -201,7 +201,13 @@ def make_plan(
 
 
 def open_view(reader: RegionReader, model: ModelInfo) -> ScaledView:
-    """The slide at the model's um per pixel; a level within 2% of it is taken as it is."""
+    """The slide at the model's um per pixel; a level within 2% of it is taken as it is.
+
+    Raises:
+        SlideScaleError: its own um per pixel is not known.
+        ImageTooLargeError: it would be enlarged too far.
+    """
+    check_enlargement(model.mpp, reader.pixel_size, "the slide")
     return reader.at_mpp(model.mpp, tolerance=SAME_MPP)
 
 

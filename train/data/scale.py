@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from serve.contract.errors import ImageTooLargeError
 from serve.images.mpp import Mpp
 from serve.images.tiles import (
     UNSCALED,
     Scale,
+    check_enlargement,
     pad_by_reflection,
     padded_size,
     resample,
@@ -119,6 +121,14 @@ def nearest(labels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.ui
     return np.asarray(labels[rows[:, None], columns])
 
 
+def refuse_enlarging(mpp: float | None, image_mpp: Mpp | None, what: str) -> None:
+    """Raise ScaleError for an image that serving would refuse as too coarse for the model."""
+    try:
+        check_enlargement(mpp, image_mpp, what)
+    except ImageTooLargeError as error:
+        raise ScaleError(str(error)) from error
+
+
 def resolve_mpp(wanted: float | None, default: float | None, tiles: Sequence[Tile]) -> float | None:
     """The um per pixel that a model is trained at.
 
@@ -129,9 +139,11 @@ def resolve_mpp(wanted: float | None, default: float | None, tiles: Sequence[Til
 
     Raises:
         ScaleError: the um per pixel of some images are not known, and the model's or other images'
-            are.
+            are; or an image is too coarse for the model.
     """
     mpp = wanted or default
+    for tile in tiles:
+        refuse_enlarging(mpp, tile.pixel_size, f"{tile.image}")
     unknown = [tile.tile_id for tile in tiles if tile.mpp is None]
     known = [tile.mpp for tile in tiles if tile.mpp is not None]
     if not unknown:

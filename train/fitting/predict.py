@@ -34,6 +34,7 @@ from serve.images.mpp import (
 )
 from train.data.dataset import see_image
 from train.data.folder import IMAGE_SUFFIXES
+from train.data.scale import refuse_enlarging
 from train.errors import ImageFileError, ScaleError, SourceError
 from train.files import refuse_existing, whole_folder
 from train.fitting.evaluation import Segment, label_images, scale_of, segment_on_device
@@ -71,7 +72,7 @@ def predict_images(
         ImageFileError: an image is damaged.
         CheckpointError: the checkpoint is missing or damaged.
         DestinationError: `out` holds something.
-        ScaleError: `mpp` is absurd.
+        ScaleError: `mpp` is absurd, or an image is too coarse for the model.
     """
     paths = _find(images)
     refuse_existing(out)
@@ -146,6 +147,8 @@ def _predict(
             _check_aspect(path, picture.pixel_size, source)
     if mpp is None:
         mpp, source = card.mpp, ASSUMED if card.mpp is not None else UNKNOWN
+    if not card.settings.model.squeeze:
+        refuse_enlarging(card.mpp, mpp, str(path))
     image = see_image(path.stem, picture.pixels, mpp, scale_of(card))
     batch_size = card.settings.optimization.batch_size
     (labels,) = label_images(segment, [image], batch_size, tta=tta)

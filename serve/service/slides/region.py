@@ -10,6 +10,7 @@ from serve.answers.registry import FORMATS
 from serve.contract.errors import ImageTooLargeError, OptionError
 from serve.contract.strict import Strict
 from serve.images.mpp import MAX_MPP, MIN_MPP
+from serve.images.tiles import check_enlargement
 from serve.service.kept import KEEP_HEADER
 from serve.service.slides.described import REGION
 from serve.service.slides.route import Route, SlideId, slide_of
@@ -57,6 +58,7 @@ async def _region(
     own = found["mpp"]
     target = manifest.mpp or own
     if own is not None:
+        check_enlargement(target, own, "the slide")
         _refuse_large(query, own / target, slides.max_region_px)
     place = {"x": query.x, "y": query.y, "width": query.width, "height": query.height}
     drawn, png = await slides.readers.ask(

@@ -329,14 +329,17 @@ def test_a_slide_that_fails_fails_alone(tmp_path: Path, engine: LocalEngine, sli
     unscaled = write_aperio(tmp_path / "unscaled.svs", tissue_pixels(300, 300), mpp=None)
     out = tmp_path / "out"
     tasks = [SlideTask(path=path, name=path.stem) for path in (broken, unscaled, slide)]
+    tasks.append(SlideTask(path=unscaled, name="coarse", mpp=20))  # 20x was meant
     outcomes = run_cohort(cohort(out, engine), tasks)
-    assert [outcome.status for outcome in outcomes] == ["failed", "failed", "done"]
-    assert [outcome.code for outcome in outcomes] == ["slide_format", "slide_scale", ""]
+    assert [outcome.code for outcome in outcomes] == [
+        *("slide_format", "slide_scale", "", "enlarged_too_far")
+    ]
+    assert [outcome.status for outcome in outcomes] == ["failed", "failed", "done", "failed"]
     assert "broken.svs" in outcomes[0].reason
     assert "--mpp" in outcomes[1].reason
     assert all("\n" not in outcome.reason for outcome in outcomes)
     states = {status.name: status.state for status in read_status(out)}
-    assert states == {"broken": "failed", "unscaled": "failed", "slide": "done"}
+    assert states == dict(broken="failed", unscaled="failed", slide="done", coarse="failed")
     fixed = run_one(cohort(out, engine, mpp=0.5), unscaled)
     assert fixed.status == "done"
     assert {status.state for status in read_status(out)} == {"failed", "done"}

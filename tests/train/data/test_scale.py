@@ -1,10 +1,12 @@
 """Images of any size and um per pixel, as a model of one tile size sees them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from serve.images.mpp import PixelSize
 from tests.support.errors import raises
 from tests.support.pictures import blobs
 from train.data.folder import Tile
@@ -57,6 +59,14 @@ def test_the_settings_scale_comes_before_the_data_sets():
     assert resolve_mpp(1.0, 0.5, [tile(0.5)]) == 1.0
     assert resolve_mpp(None, 0.5, [tile(0.5), tile(0.25)]) == 0.5
     assert resolve_mpp(None, None, [tile(None)]) is None
+
+
+@pytest.mark.parametrize("sides", [None, PixelSize(2.1, 0.5)])
+def test_an_image_that_serving_would_refuse_as_too_coarse_is_refused(sides: PixelSize | None):
+    assert resolve_mpp(0.5, None, [tile(2.0)]) == 0.5
+    coarse = replace(tile(2.1), sides=sides)
+    with raises(ScaleError, "4.2 times"):
+        resolve_mpp(None, 0.5, [tile(0.5), coarse])
 
 
 @pytest.mark.parametrize(

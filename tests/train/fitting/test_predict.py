@@ -11,7 +11,7 @@ from PIL import Image
 from tests.support.errors import raises
 from tests.support.pictures import blobs
 from train.cli import main
-from train.errors import ImageFileError
+from train.errors import ImageFileError, ScaleError
 from train.fitting.predict import predict_images
 
 
@@ -54,6 +54,14 @@ def test_an_assumed_scale_is_told_and_gives_no_area(
     with (tmp_path / "out" / "areas.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert (row["mpp_source"], row["Tumor_mm2"]) == ("model (assumed)", "")
+
+
+def test_an_image_that_serving_would_refuse_as_too_coarse_is_refused(
+    toy_run: Path, images: Path, tmp_path: Path
+):
+    with raises(ScaleError, "Gewebe ü.png", "16 times"):
+        predict_images(toy_run, images, tmp_path / "out", mpp=8)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_image_leaves_nothing_behind(toy_run: Path, images: Path, tmp_path: Path):

@@ -38,6 +38,7 @@ from train.data.convert.lost import Lost
 from train.data.convert.shapes import Annotation
 from train.data.convert.source_files import find_images
 from train.data.folds import tcga_patient
+from train.data.scale import refuse_enlarging
 from train.errors import AnnotationError, ImageFileError, ScaleError, SettingsError, SourceError
 from train.files import refuse_existing
 
@@ -180,6 +181,7 @@ def _check_slide(
                 f"{slide.path}: the file states no believable um per pixel, which is needed to cut "
                 f"tiles at {settings.tiles.mpp:g} um. Give it as --source-mpp."
             )
+        refuse_enlarging(settings.tiles.mpp, reader.pixel_size, str(slide.path))
         width, height = reader.width_px, reader.height_px
         has_roi = any(mapping.labels[a.label] == ROI for a in slide.annotations)
         if mapping.uncovered != UNLABELLED and not has_roi and reader.name != "picture":

@@ -300,8 +300,11 @@ def test_a_region_that_is_too_large_or_has_no_scale_is_refused(
     assert refusal_of(answer, most) == (413, "image_too_large")
     assert 21e6 < most < 64e6  # 64 MiB, however badly a PNG of them compresses
     unscaled = f"/slides/{id_of(client, 'no-mpp.svs')}"
-    answer = client.post(f"{unscaled}/region/segment", params={**region, "width": 9, "height": 9})
+    region |= {"width": 9, "height": 9}
+    answer = client.post(f"{unscaled}/region/segment", params=region)
     assert refusal_of(answer, "no-mpp.svs") == (400, "slide_scale")
+    answer = client.post(f"{unscaled}/region/segment", params={**region, "mpp": 20})
+    assert refusal_of(answer, "40 times") == (413, "enlarged_too_far")
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,7 @@ def a_file_for_a_folder(source: Path) -> None:
         (no_folder, {}, SourceError, ["annotations is not a folder"]),
         (a_file_for_a_folder, {}, SourceError, ["images is not a folder"]),
         (lambda _: None, {"source_mpp": None}, ScaleError, ["a.png", "--source-mpp"]),
+        (lambda _: None, {"source_mpp": 20.0}, ScaleError, ["a.png", "40 times"]),
     ],
 )
 def test_what_cannot_be_drawn_rightly_is_refused_before_anything_is_written(
