@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve.contract.errors import NotFoundError
+from serve.contract.errors import FocalPathError, NotFoundError
 from serve.images.readers.errors import SlideError
 from serve.images.readers.slide_files import is_file, is_folder_of_mirax, parts_of, state_of
 from serve.slides.cohort import is_result, is_slide_folder, name_of, name_problem, slide_files
@@ -17,6 +17,12 @@ from serve.slides.cohort import is_result, is_slide_folder, name_of, name_proble
 _ID_LENGTH = 16
 _LOOK_AGAIN_S = 1.0
 """Shortest time between two listings of the folder because of unknown ids."""
+
+
+class SlidesAwayError(FocalPathError):
+    """The folder of slides is not there, or its share is not mounted."""
+
+    code = "slides_away"
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,15 @@ class SlideFolder:
         self._looked_s = -_LOOK_AGAIN_S
 
     def slides(self) -> list[SlideFile]:
-        """All slides, by their path."""
+        """All slides, by their path.
+
+        Raises:
+            SlidesAwayError: the folder is not there.
+        """
+        if not self.path.is_dir():
+            raise SlidesAwayError(
+                "The service's folder of slides (--slides) is not there. Is its share mounted?"
+            )
         found = _named([self._describe(path) for path in self._paths()])
         with self._lock:
             self._known = {slide.id: slide for slide in found}
@@ -68,6 +82,7 @@ class SlideFolder:
 
         Raises:
             NotFoundError: there is none.
+            SlidesAwayError: the folder is not there.
         """
         slide = self._known.get(slide_id)
         if slide is None or _version(slide.files) != slide.version:

@@ -18,7 +18,8 @@ from serve.contract.errors import FocalPathError
 from serve.contract.interrupts import signals_wake_main_thread
 from serve.service.slides.folder import without_folders
 from serve.service.slides.job import Job
-from serve.service.slides.jobs import JobsError, JobStore
+from serve.service.slides.jobs import JobStore
+from serve.service.slides.jobs_file import JobsError
 from serve.settings import ServeSettings
 from serve.slides.cohort import SlideTask
 from serve.slides.engine import Outcome

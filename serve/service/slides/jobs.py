@@ -8,53 +8,21 @@ its progress and how it ended; the scheduler writes what else becomes of it.
 """
 
 import sqlite3
-import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from serve.contract.errors import BusyError, FocalPathError, NotFoundError
+from serve.contract.errors import BusyError, NotFoundError
 from serve.service.slides.job import Job, JobRequest, Status
+from serve.service.slides.jobs_file import JOBS_FILE, JobsError, JobsFile
 
-JOBS_FILE = ".jobs.sqlite"
 MAX_ATTEMPTS = 3
 """A job fails after its process has died this many times."""
-_SCHEMA_VERSION = 1
-_WAIT_FOR_LOCK_S = 10.0
 _RETRY_AFTER_S = 60
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    slide TEXT NOT NULL,
-    name TEXT NOT NULL,
-    path TEXT NOT NULL,
-    request TEXT NOT NULL,
-    status TEXT NOT NULL,
-    cancel INTEGER NOT NULL DEFAULT 0,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    created REAL NOT NULL,
-    started REAL,
-    ended REAL,
-    tiles INTEGER NOT NULL DEFAULT 0,
-    tiles_before INTEGER NOT NULL DEFAULT 0,
-    tiles_done INTEGER NOT NULL DEFAULT 0,
-    step TEXT NOT NULL DEFAULT '',
-    error TEXT NOT NULL DEFAULT '',
-    code TEXT NOT NULL DEFAULT ''
-)"""
 _OPEN = "('waiting', 'running')"
-
-
-class JobsError(FocalPathError):
-    """The file of jobs cannot be read or written."""
-
-    code = "jobs_unavailable"
 
 
 class JobStore:
@@ -71,31 +39,24 @@ class JobStore:
     def __init__(self, out: Path, max_waiting: int) -> None:
         self.path = out / JOBS_FILE
         self._max_waiting = max_waiting
-        self._local = threading.local()
+        self._transaction = JobsFile(self.path).transaction
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise JobsError(
                 f"{out} cannot be made: {error.strerror}. Name another with --slides-out."
             ) from error
-        with self._transaction() as database:
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version not in (0, _SCHEMA_VERSION):
-                raise JobsError(
-                    f"{self.path} was written by another version of FocalPath. Move it away: the "
-                    "results beside it stay."
-                )
-            database.execute(_SCHEMA)
-            database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        with self._transaction():
+            pass  # so that a file that cannot be used is told at once
 
     def add(self, request: JobRequest, name: str, path: Path) -> tuple[Job, bool]:
-        """Add a job. A slide whose job waits or runs keeps that job.
+        """Add a job. A slide whose job waits or runs keeps that job, if it is the same.
 
         Returns:
             The job, and whether it is new.
 
         Raises:
-            BusyError: too many wait.
+            BusyError: too many wait, or the slide's job has other settings.
         """
         with self._transaction() as database:
             found = database.execute(
@@ -103,7 +64,15 @@ class JobStore:
                 (request.slide,),
             ).fetchone()
             if found is not None:
-                return _job(found), False
+                job = _job(found)
+                if job.request != request:
+                    raise BusyError(
+                        f"{name} is being segmented with other settings. Wait for that job, or "
+                        f"cancel it: DELETE /jobs/{job.id}.",
+                        code="job_differs",
+                        retry_after_s=_RETRY_AFTER_S,
+                    )
+                return job, False
             (waiting,) = database.execute(
                 "SELECT COUNT(*) FROM jobs WHERE status = 'waiting'"
             ).fetchone()
@@ -235,31 +204,6 @@ class JobStore:
     def _write(self, sql: str, values: tuple[Any, ...] = ()) -> int:
         with self._transaction() as database:
             return database.execute(sql, values).rowcount
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """This thread's connection, in a transaction that keeps other writers out."""
-        try:
-            database = getattr(self._local, "database", None)
-            if database is None:
-                database = sqlite3.connect(
-                    self.path, timeout=_WAIT_FOR_LOCK_S, isolation_level=None
-                )
-                database.row_factory = sqlite3.Row
-                self._local.database = database
-            database.execute("BEGIN IMMEDIATE")
-            try:
-                yield database
-                database.execute("COMMIT")
-            except BaseException:
-                database.rollback()
-                raise
-        except sqlite3.Error as error:
-            # Callers read this: it does not say where the folder is.
-            raise JobsError(
-                f"{self.path.name}, the jobs in the folder of results (--slides-out), cannot be "
-                f"used: {error}. Check the disk and who may write there."
-            ) from error
 
 
 def _job(row: sqlite3.Row) -> Job:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import IO
 
 from serve.service.slides.job import Job
-from serve.service.slides.jobs import MAX_ATTEMPTS, JobsError, JobStore
+from serve.service.slides.jobs import MAX_ATTEMPTS, JobStore
+from serve.service.slides.jobs_file import JobsError
 from serve.service.telemetry import Telemetry
 from serve.settings import ServeSettings
 
@@ -107,9 +108,14 @@ class Scheduler:
                 job = self._store.next_waiting()
                 if job is None:
                     break
-                self._begin(job)
+                try:
+                    self._begin(job)
+                except OSError as error:  # no memory, or no room for what it says
+                    reason = f"its process cannot be started: {error.strerror}"
+                    self._store.end(job.id, "failed", reason, "job_crashed")
+                    _log.error("job %s of slide %s: %s", job.id, job.name, reason)
             self._telemetry.slide_jobs(self._store.counts())
-        except JobsError as error:
+        except (JobsError, OSError) as error:
             _log.error("%s", error)
 
     def _begin(self, job: Job) -> None:

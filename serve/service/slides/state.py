@@ -12,7 +12,8 @@ from serve.service.slides.deep_zoom import OVERLAP_PX, TILE_PX
 from serve.service.slides.documents import SlideEntry, SlideInfo, State, Tiles
 from serve.service.slides.folder import SlideFile, SlideFolder
 from serve.service.slides.job import Job
-from serve.service.slides.jobs import JobsError, JobStore
+from serve.service.slides.jobs import JobStore
+from serve.service.slides.jobs_file import JobsError
 from serve.service.slides.readers import SlideReaders
 from serve.service.slides.results import Results
 from serve.service.slides.scheduler import Scheduler

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serve.images.readers.errors import SlideFormatError
-from serve.service.slides.folder import SlideFile, SlideFolder
+from serve.service.slides.folder import SlideFile, SlideFolder, SlidesAwayError
 from serve.service.slides.reading import OpenSlides
 from tests.support.coordinates import coordinate_colors
 from tests.support.errors import raises
@@ -55,6 +55,15 @@ def test_a_slide_has_another_version_when_a_file_beside_it_changes(
     before = listed(folder)[file].version
     os.utime(folder / part, ns=(1, 1))
     assert listed(folder)[file].version != before
+
+
+def test_a_folder_that_is_away_is_not_taken_for_an_empty_one(folder: Path) -> None:
+    slides = SlideFolder(folder, folder.parent / "out")
+    (first, *_) = slides.slides()
+    folder.rename(folder.with_name("away"))
+    for look in (slides.slides, lambda: slides.find(first.id)):
+        with raises(SlidesAwayError):
+            look()
 
 
 @pytest.mark.parametrize("how", ["link", "name"])

@@ -1,6 +1,8 @@
+import errno
 import io
 import json
 import os
+import shutil
 import signal
 import time
 import zipfile
@@ -18,7 +20,8 @@ from starlette.testclient import TestClient
 
 from serve.service.slides import scheduler
 from serve.service.slides.job import JobRequest
-from serve.service.slides.jobs import MAX_ATTEMPTS, JobsError, JobStore
+from serve.service.slides.jobs import MAX_ATTEMPTS, JobStore
+from serve.service.slides.jobs_file import JobsError
 from serve.slides.status import verify
 from tests.support import ROOT
 from tests.support.errors import raises, refusal_of
@@ -282,6 +285,8 @@ def test_a_cancelled_job_goes_on_with_the_next_and_the_queue_has_an_end(
         first = start(client)
         wait_for(lambda: client.get(f"/jobs/{first['id']}").json()["tiles_done"] > 0)
         assert start(client)["id"] == first["id"]  # one job per slide
+        other = {"slide": first["slide"], "mpp": 0.25}
+        assert refusal_of(client.post("/jobs", json=other), first["id"]) == (429, "job_differs")
         second = start(client, "second.svs")
         assert second["status"] == "waiting"  # one at a time
         third = next(e for e in client.get("/slides").json()["slides"] if e["name"] == "third")
@@ -354,6 +359,36 @@ def test_of_two_processes_of_the_service_one_runs_the_jobs(
         assert one.get(f"/jobs/{second['id']}").json()["status"] == "waiting"
         other.delete(f"/jobs/{first['id']}")
         job_when(one, second["id"], "running")
+
+
+def test_a_job_whose_process_cannot_be_started_fails_and_the_next_one_starts(
+    toy_bundle: Path, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        monkeypatch.undo()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    copy_of(slide, tmp_path / "slides", "case.svs")
+    with slide_client(toy_bundle, tmp_path / "slides") as client:
+        monkeypatch.setattr(scheduler.tempfile, "TemporaryFile", full)
+        failed = job_when(client, start(client)["id"], "failed")
+        assert failed["code"] == "job_crashed"
+        assert "No space left" in failed["error"]
+        assert job_when(client, start(client)["id"], "done", "failed")["status"] == "done"
+
+
+def test_jobs_go_on_where_their_file_is_removed_or_replaced(tmp_path: Path) -> None:
+    store, others = JobStore(tmp_path, 3), JobStore(tmp_path, 3)
+    store.add(JobRequest(slide="one"), "one", tmp_path)
+    store.path.unlink()
+    assert store.list() == []
+    job, _ = others.add(JobRequest(slide="two"), "two", tmp_path)
+    assert store.get(job.id).name == "two"
+    shutil.rmtree(tmp_path)
+    with raises(JobsError, ".jobs.sqlite"):
+        store.list()
+    tmp_path.mkdir()
+    assert store.list() == others.list() == []
 
 
 def test_jobs_of_another_version_are_not_touched(tmp_path: Path) -> None:

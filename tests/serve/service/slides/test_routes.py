@@ -16,7 +16,7 @@ from serve.contract.errors import SettingsError
 from serve.images.readers.registry import open_reader
 from serve.service.endpoints import build_app
 from serve.service.slides.folder import SlideFolder
-from serve.service.slides.jobs import JobsError
+from serve.service.slides.jobs_file import JobsError
 from serve.service.slides.state import check_slides
 from serve.settings import ServeSettings
 from tests.support import ROOT
