@@ -73,8 +73,12 @@ class RegionOptions(ClassOptions):
     )
 
     def frame(self, name: str, width_px: int, height_px: int) -> Frame:
-        """Where the image lies: as the options say, or else its name."""
-        named = frame_in_name(name, width_px, height_px)
+        """Where the image lies: as the options say, or else its name.
+
+        Raises:
+            OptionError: the name is of an image of another size.
+        """
+        named = frame_in_name(name, width_px, height_px, is_downsample_given=self.downsample > 0)
         if self.origin:
             named = replace(named, origin=(self.origin[0], self.origin[1]))
         if self.downsample:

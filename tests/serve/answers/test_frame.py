@@ -1,6 +1,8 @@
 import pytest
 
 from serve.answers.frame import Frame, frame_in_name
+from serve.contract.errors import OptionError
+from tests.support.errors import raises
 
 
 @pytest.mark.parametrize(
@@ -14,6 +16,8 @@ from serve.answers.frame import Frame, frame_in_name
         ("s[1] [d=2.5,x=0,y=10,w=1280,h=640,z=3,t=1]_labels.png", Frame((0, 10), (2.5, 2.5))),
         ("folder/slide [d=2, x=-4, y=6].png", Frame((-4, 6), (2, 2))),
         ("slide [d=2,5,x=1,y=10,w=1280,h=640].png", Frame((1, 10), (2.5, 2.5))),  # decimal comma
+        ("slide [d=2,x=1,y=10,w=1023,h=513].png", Frame((1, 10), (2, 2))),  # rounded
+        ("slide [d=2,x=1,y=10,w=700,h=512].png", Frame((1, 10), (2, 2))),  # an edge, filled up
         ("slide.png", Frame()),
         ("slide [HE] [1].png", Frame()),
         ("slide [d=2].png", Frame()),
@@ -23,3 +27,12 @@ from serve.answers.frame import Frame, frame_in_name
 )
 def test_the_name_of_a_tile_of_qupath_tells_its_frame(name: str, expected: Frame) -> None:
     assert frame_in_name(name, 512, 256) == expected
+
+
+@pytest.mark.parametrize(("width", "height"), [(256, 128), (1024, 512), (480, 240)])
+def test_a_tile_that_was_resized_after_it_was_named_is_refused(width: int, height: int) -> None:
+    name = "slide [d=2,x=8,y=9,w=1024,h=512].png"
+    with raises(OptionError, name, f"{width} x {height}", "512 x 256"):
+        frame_in_name(name, width, height)
+    stated = frame_in_name(name, width, height, is_downsample_given=True)
+    assert stated.origin == (8, 9)
