@@ -152,6 +152,7 @@ def test_a_large_document_comes_in_blocks_of_bounded_size(name: str, manifest: M
     assert len(document["features" if name == "geojson" else "elements"]) > 10_000
 
 
+@pytest.mark.slow
 def test_polygons_are_made_as_their_features_are_written(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

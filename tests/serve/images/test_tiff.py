@@ -347,6 +347,7 @@ def test_a_truncated_tiff_is_refused(share: float, make: Any) -> None:
     refusal(content[: int(share * len(content))])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
 def test_random_damage_to_the_tags_is_refused_or_decoded_and_nothing_else() -> None:
     rng = np.random.default_rng(0)

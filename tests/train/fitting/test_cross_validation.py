@@ -16,8 +16,6 @@ from train.fitting import cross_validation
 from train.fitting.cross_validation import CrossValidation, assign, cross_validate
 from train.settings import Settings
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def grouped(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -77,6 +77,7 @@ def smooth_images(number: int, side: int = TILE_SIZE_PX) -> Tensor:
     return (255 * images.clamp(0, 1)).byte()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [5, 2])
 def test_an_imported_model_gives_all_labels_of_sam_path(tmp_path: Path, num_classes: int):
     theirs = random_sam_path(num_classes)

@@ -74,6 +74,7 @@ def test_a_name_that_timm_does_not_know_is_refused() -> None:
         assert name in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -62,6 +62,7 @@ def test_metrics_tell_every_term_and_the_signs_of_collapse(run: Path) -> None:
     assert all(float(rows[-1][name]) == float(rows[-1][name]) for name in terms)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
     slides: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

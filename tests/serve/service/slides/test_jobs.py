@@ -39,7 +39,6 @@ if 'serve.service.slides.job_process' in ' '.join(sys.orig_argv):
     sys.addaudithook(look)
 """
 """Makes a job wait before it marks a block as done, so that tests meet it at work."""
-pytestmark = pytest.mark.slow
 
 
 def wait_for(found: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
@@ -129,6 +128,7 @@ def test_a_job_leaves_what_the_command_line_leaves(
     assert classes["Tumor"]["area_mm2"] == pytest.approx(0.01, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_job_takes_a_slide_by_any_name_that_its_file_has(
     toy_bundle: Path, slide: Path, tmp_path: Path
 ) -> None:
@@ -141,6 +141,7 @@ def test_a_job_takes_a_slide_by_any_name_that_its_file_has(
             assert (job["status"], job["attempts"]) == ("done", 1), job["error"]
 
 
+@pytest.mark.slow
 def test_what_ends_a_job_unforeseen_is_in_its_error(
     toy_bundle: Path, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +231,7 @@ def test_a_download_goes_on_and_is_not_sent_twice(
         assert "attachment" in head.headers["content-disposition"]
 
 
+@pytest.mark.slow
 def test_a_result_of_other_settings_is_kept_until_it_is_to_be_replaced(
     done: tuple[TestClient, dict[str, Any], Path],
 ) -> None:
@@ -241,6 +243,7 @@ def test_a_result_of_other_settings_is_kept_until_it_is_to_be_replaced(
     assert job_when(client, again["id"], "done", "failed")["status"] == "done"
 
 
+@pytest.mark.slow
 def test_a_slide_whose_result_is_damaged_is_shown_without_it(
     toy_bundle: Path, slide: Path, tmp_path: Path
 ) -> None:
@@ -274,6 +277,7 @@ def test_a_job_that_cannot_be_is_refused(
     assert refusal_of(done[0].post("/jobs", json=body)) == (status, code)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow")
 def test_a_cancelled_job_goes_on_with_the_next_and_the_queue_has_an_end(
     toy_bundle: Path, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -302,6 +306,7 @@ def test_a_cancelled_job_goes_on_with_the_next_and_the_queue_has_an_end(
         assert job_when(client, start(client)["id"], "done", "failed")["status"] == "done"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow")
 def test_a_job_whose_process_is_killed_starts_again_and_fails_after_three_times(
     toy_bundle: Path, slide: Path, tmp_path: Path
@@ -318,6 +323,7 @@ def test_a_job_whose_process_is_killed_starts_again_and_fails_after_three_times(
     assert "signal 9" in failed["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow")
 def test_a_job_survives_the_death_of_the_service(
     toy_bundle: Path, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -342,6 +348,7 @@ def test_a_job_survives_the_death_of_the_service(
         assert "GET /slides" in client.get("/").json()["endpoints"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow")
 def test_of_two_processes_of_the_service_one_runs_the_jobs(
     toy_bundle: Path, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

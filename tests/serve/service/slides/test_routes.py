@@ -100,6 +100,7 @@ def test_files_whose_names_cannot_be_written_down_are_listed_with_the_reason(
         assert client.get(f"/slides/{latin['id']}/tiles/0/0_0.jpeg").status_code == 200
 
 
+@pytest.mark.slow
 def test_errors_of_slides_do_not_tell_where_their_folder_is(
     toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
