@@ -160,5 +160,6 @@ def _print_artefacts(out: Path, manifest: Manifest) -> None:
             f"{out / artefact.file}: same label as torch on "
             f"{parity.label_agreement:.4%} of the pixels of {parity.num_tiles} tiles, "
             f"largest logit difference {parity.max_logit_difference or 0:.1e}",
+            markup=False,
             soft_wrap=True,
         )

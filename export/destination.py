@@ -10,6 +10,11 @@ from serve.contract.manifest import MANIFEST_FILE
 
 REFUSED_SUFFIX = "-refused"
 """Of the folder beside the bundle's that holds the report where no bundle came about."""
+_OF_BUNDLE = (
+    *(MANIFEST_FILE, "MODEL_CARD.md", "engine_*.json", "parity*", "warm_up.npz"),
+    *("*.onnx", "*.onnx.data", "*.plan", "*.cache", ".*", "Thumbs.db", "desktop.ini"),
+)
+"""Patterns of the files of a bundle, of this version and others."""
 _REPORT_PREFIX = "parity"
 """Of each file of that report."""
 
@@ -39,6 +44,12 @@ def bundle_destination(out: Path, needed: Mapping[str, Path | None]) -> Path:
                 f"--out is {told}, a folder with {_listed(found)}, but without a bundle's "
                 f"{MANIFEST_FILE}; an export replaces only an earlier bundle or an empty folder. "
                 "Nothing was changed; give --out another folder, or empty this one yourself."
+            )
+        if foreign := [name for name in found if not _is_of_bundle(folder / name)]:
+            raise DestinationError(
+                f"--out is {told}, an earlier bundle with files of your own, {_listed(foreign)}, "
+                "which an export would delete. Nothing was changed; move them away, or give --out "
+                "another folder."
             )
     elif os.path.lexists(folder):
         raise DestinationError(
@@ -97,6 +108,12 @@ def _is_bundle(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"schema_version", "artefacts"} <= content.keys()
+
+
+def _is_of_bundle(path: Path) -> bool:
+    """Whether a name is one that an export or an engine's build gives, or what systems leave."""
+    is_ours = any(path.match(pattern) for pattern in _OF_BUNDLE)
+    return is_ours and not (path.is_dir() and not path.is_symlink())
 
 
 def _listed(names: list[str], most: int = 3) -> str:

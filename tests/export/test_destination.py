@@ -39,6 +39,25 @@ def test_a_bundle_of_another_version_of_focalpath_may_be_replaced(tmp_path: Path
     assert bundle_destination(tmp_path, {}) == tmp_path
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "README.md", "mapping.json", "slides/"])
+def test_files_of_the_users_in_a_bundle_are_not_deleted(
+    name: str, toy_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(toy_bundle, tmp_path / "bundle")
+    for ours in (
+        "model.plan",
+        "timing.cache",
+        "engine_report.json",
+        "parity_fp16.png",
+        ".DS_Store",
+    ):
+        (bundle / ours).touch()
+    assert bundle_destination(bundle, {}) == bundle
+    (bundle / name).mkdir() if name.endswith("/") else (bundle / name).touch()
+    with raises(DestinationError, name.rstrip("/")):
+        bundle_destination(bundle, {})
+
+
 @pytest.mark.parametrize("manifest", [None, "{}", "[]", "not JSON"])
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path, manifest: str | None) -> None:
     run = _run(tmp_path / "run")

@@ -149,7 +149,8 @@ class RowRun:
             self.folder.rename(self.folder.with_name(aside))
             Console().print(
                 f"  trained earlier with other inputs ({', '.join(changed)}): kept as {aside}; "
-                "training again"
+                "training again",
+                markup=False,
             )
         marker = self.marker
         trained = marker.get("stage") in ("trained", "finished")
