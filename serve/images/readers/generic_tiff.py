@@ -6,12 +6,14 @@ pixels upright. What is small enough is left to the reader of pictures; the rest
 
 import mmap
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from serve.contract.errors import ImageError
 from serve.images.readers.channels import refuse_channels_of
 from serve.images.readers.errors import SlideChannelsError, SlideError, SlideFormatError
 from serve.images.readers.picture import MAX_PIXELS, PictureReader
+from serve.images.readers.slide_files import FileState, state_of
 from serve.images.tiff import TiffImage, find_image, is_tiff
 
 GENERIC = "generic-tiff"
@@ -31,6 +33,12 @@ def look_at(path: Path) -> TiffImage:
     """
     if not path.is_file():
         raise SlideFormatError(f"{path.name} is not a file. Use another reader.")
+    return _look_at(path, state_of([path]))
+
+
+@lru_cache(maxsize=16)
+def _look_at(path: Path, state: FileState) -> TiffImage:
+    """See `look_at`; the choice of a reader, its refusals and the reader itself ask the same."""
     with path.open("rb") as file:
         if not is_tiff(file.read(_START_BYTES)):
             raise SlideFormatError(f"{path.name} is not a TIFF. Use another reader.")

@@ -10,9 +10,11 @@ import tifffile
 from numpy.typing import NDArray
 
 from serve.images.decode import decode_picture
+from serve.images.readers import generic_tiff
 from serve.images.readers.errors import SlideChannelsError, SlideFormatError
 from serve.images.readers.generic_tiff import MAX_PIXELS
 from serve.images.readers.registry import open_reader
+from serve.images.tiff import TiffImage, find_image
 from tests.support.errors import raises
 from tests.support.slides import tissue_pixels
 
@@ -155,3 +157,22 @@ def test_the_pyramid_of_a_jpeg_ome_tiff_is_read(tmp_path: Path):
             (256, 192),
             (64, 48),
         ]
+
+
+def test_the_tags_are_read_once_until_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counted(data: Any) -> TiffImage:
+        calls.append(1)
+        return find_image(data)
+
+    monkeypatch.setattr(generic_tiff, "find_image", counted)
+    path = tmp_path / "slide.tif"
+    for num_calls, mpp in enumerate((0.5, 0.25), start=1):
+        written(resolution=(10_000 / mpp,) * 2, resolutionunit="CENTIMETER")(path)
+        for _ in range(2):
+            with open_reader(path) as slide:
+                assert slide.mpp == pytest.approx(mpp)
+        assert len(calls) == num_calls
