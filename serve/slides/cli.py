@@ -225,18 +225,22 @@ def _report(cohort: "Cohort", outcomes: Sequence["Outcome"]) -> None:
     from serve.slides.finish import read_summary
 
     table = Table(box=None, pad_edge=False)
-    for name in ("slide", "result", "tissue mm\u00b2", "largest class", "tiles", "s"):
-        table.add_column(name, justify="right" if name[0] in "t" or name == "s" else "left")
+    for name in ("slide", "result", "um/px", "tissue mm\u00b2", "largest class", "tiles", "s"):
+        table.add_column(name, justify="right" if name[0] in "tu" or name == "s" else "left")
+    notes = []
     for outcome in outcomes:
-        tissue = largest = ""
+        mpp = tissue = largest = ""
         if outcome.status != "failed":
             summary = read_summary(cohort.out / outcome.name)
-            tissue = f"{summary.tissue_mm2:.2f}"
+            mpp, tissue = f"{summary.mpp:.4g}", f"{summary.tissue_mm2:.2f}"
+            notes += [f"note: {outcome.name}: {note}" for note in summary.notes]
             most = max(summary.classes, key=lambda entry: entry.cells)
             largest = f"{most.name} {100 * (most.tissue_share or 0):.0f} %" if most.cells else "-"
         numbers = (str(outcome.num_tiles), f"{outcome.seconds:.1f}")
-        table.add_row(escape(outcome.name), outcome.status, tissue, escape(largest), *numbers)
+        table.add_row(escape(outcome.name), outcome.status, mpp, tissue, escape(largest), *numbers)
     Console().print(table)
+    for note in notes:
+        print(_one_line(note))
     print(f"results in {cohort.out}, the areas of all slides in {cohort.out / 'summary.csv'}")
 
 
@@ -253,6 +257,8 @@ def _status(command: Status) -> int:
     for slide in found:
         if slide.reason:
             print(f"{slide.name}: {slide.reason}")
+        for note in slide.notes:
+            print(f"note: {slide.name}: {note}")
     return 0
 
 

@@ -105,7 +105,7 @@ def finish(
     tiling = Tiling(plan, work.mask())
     missing = [block for block in tiling.blocks if block not in records]
     assert not missing, missing
-    summary = summarise(work.name, plan, records.values())
+    summary = summarise(work.name, plan, records.values(), reader.notes)
     result = SlideResult(
         work.name, work.result, work.store, plan, tiling.mask, summary, reader, options
     )

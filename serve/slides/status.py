@@ -38,6 +38,8 @@ class SlideStatus(Strict):
     blocks_done: int = 0
     reason: str = ""
     """Why it failed."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of a finished result."""
 
 
 def read_status(out: Path) -> list[SlideStatus]:
@@ -59,11 +61,13 @@ def _finished(out: Path) -> Iterator[SlideStatus]:
     for folder in results_in(out):
         try:
             blocks = _passport_of(folder).num_blocks
-            read_summary(folder)
+            notes = read_summary(folder).notes
         except ResultError as error:
             yield SlideStatus(name=folder.name, state="failed", reason=str(error))
             continue
-        yield SlideStatus(name=folder.name, state="done", blocks=blocks, blocks_done=blocks)
+        yield SlideStatus(
+            name=folder.name, state="done", blocks=blocks, blocks_done=blocks, notes=notes
+        )
 
 
 def results_in(out: Path) -> list[Path]:

@@ -41,8 +41,8 @@ class SlideSummary(Strict):
     mpp_source: str
     notes: tuple[str, ...] = Field(
         default=(),
-        description="where the um per pixel differ from the model's by more than the export found "
-        "to be harmless",
+        description="what a user should know: that a file of the slide is missing, or that its um "
+        "per pixel differ from the model's by more than the export found to be harmless",
     )
     um_per_cell: float
     origin_px: tuple[float, float] = Field(
@@ -56,8 +56,17 @@ class SlideSummary(Strict):
     classes: tuple[SlideClass, ...]
 
 
-def summarise(name: str, plan: Plan, records: Iterable[BlockRecord]) -> SlideSummary:
-    """Add up what the blocks found."""
+def summarise(
+    name: str, plan: Plan, records: Iterable[BlockRecord], notes: Iterable[str] = ()
+) -> SlideSummary:
+    """Add up what the blocks found.
+
+    Args:
+        name: of the slide.
+        plan: of the slide.
+        records: of all its blocks.
+        notes: on the slide, as its reader has them.
+    """
     num_labels = len(plan.model.classes) + 1
     warning = plan.model.scale_warning(plan.slide.pixel_size)
     cells, sums, low = ([0] * num_labels for _ in range(3))
@@ -89,7 +98,7 @@ def summarise(name: str, plan: Plan, records: Iterable[BlockRecord]) -> SlideSum
         height_px=plan.slide.height_px,
         mpp=plan.slide.mpp,
         mpp_source=plan.slide.mpp_source,
-        notes=(warning,) if warning else (),
+        notes=(*notes, *([warning] if warning else [])),
         um_per_cell=plan.um_per_cell,
         origin_px=(plan.origin_px[1], plan.origin_px[0]),
         tissue_mm2=round(total * mm2_per_cell, 6),

@@ -35,6 +35,8 @@ from serve.images.readers.slide_files import check_complete, missing_parts
 LEAST_VERSION = (4, 0, 1)
 _LATTICE_PX = 1024
 _DICOM = "dicom"
+_DICOM_KIND, _RESAMPLED = "dicom.ImageType[3]", "RESAMPLED"
+"""What level 0 says of itself: NONE where it is as it was scanned (DICOM PS3.3, C.8.12.4.1.1)."""
 
 
 class OpenSlideReader(RegionReader):
@@ -65,6 +67,7 @@ class OpenSlideReader(RegionReader):
         self.version = f"OpenSlide {openslide.__library_version__}"
         self.bounds = self._bounds()
         self._stated = self._read_mpp()
+        self.notes = self._missing_level()
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """See `RegionReader.read`."""
@@ -127,6 +130,15 @@ class OpenSlideReader(RegionReader):
                 )
             return series[0][0]
         return path
+
+    def _missing_level(self) -> tuple[str, ...]:
+        """Tell where the finest level of a DICOM series says that there was a finer one."""
+        if self.properties.get(_DICOM_KIND) != _RESAMPLED:
+            return ()
+        return (
+            f"The finest level found, {self.width_px} x {self.height_px} px, was made from a finer "
+            "one, whose file is missing. Copy all files of the DICOM series for full detail.",
+        )
 
     def _bounds(self) -> Bounds:
         names = ("bounds-x", "bounds-y", "bounds-width", "bounds-height")

@@ -87,6 +87,8 @@ class RegionReader(Closing):
     """What the file says of itself."""
     version: str
     """Name and version of the library that reads."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of the slide; sentences."""
 
     def __init__(self, path: Path, *, mpp: float | None = None) -> None:
         self.path = path

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from serve.cli import main
 from serve.slides.progress import Bar, JsonLines
+from tests.support.dicom_slides import write_dicom_slide
 from tests.support.slides import tissue_pixels, write_aperio
 
 
@@ -42,6 +43,26 @@ def test_run_status_and_verify(
         assert name in capsys.readouterr().err
     assert main(["slides", "status", out]) == 0
     assert "failed" in capsys.readouterr().out
+
+
+def test_a_dicom_slide_without_its_finest_file_says_so(
+    tmp_path: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("whole", "part"):
+        write_dicom_slide(tmp_path / name, tissue_pixels(256, 320), mpp=(0.25, 0.25))
+    (tmp_path / "part" / "1.dcm").unlink()
+    more = ("--format", "overview", "--tissue", "none")
+    assert run(tmp_path / "whole", toy_bundle, *more, others=[tmp_path / "part"]) == 0
+    status = ["slides", "status", str(tmp_path / "out")]
+    for printed in (capsys.readouterr().out, (main(status), capsys.readouterr().out)[1]):
+        notes = [line for line in printed.splitlines() if line.startswith("note:")]
+        assert len(notes) == 1
+        assert notes[0].startswith("note: part: ")
+        assert "80 x 64 px" in notes[0]
+    summaries = {name: tmp_path / "out" / name / "summary.json" for name in ("whole", "part")}
+    found = {name: json.loads(path.read_bytes()) for name, path in summaries.items()}
+    assert {name: one["mpp"] for name, one in found.items()} == {"whole": 0.25, "part": 1.0}
+    assert {name: len(one["notes"]) for name, one in found.items()} == {"whole": 0, "part": 1}
 
 
 def test_verify_tells_that_there_is_no_result(
