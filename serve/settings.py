@@ -128,7 +128,7 @@ class ServeSettings(InferenceSettings):
     a larger image than all of them is taken where no other large one waits."""
     max_uploads: int = Field(256, ge=1, le=100_000)
     """Requests of one process whose bodies are still arriving, beside those of max_waiting; further
-    ones get HTTP 429. A body of more than 1 MiB is in a temporary file until it is complete."""
+    ones get HTTP 429. A body of more than 4 MiB is in a temporary file until it is complete."""
     request_timeout_s: float = Field(300.0, ge=0.001, le=DAY_S)
     """Seconds after which a request gets HTTP 504."""
     keep_results_mib: int = Field(256, ge=0, le=1_048_576)

@@ -24,8 +24,9 @@ _FORM_OVERHEAD_BYTES = MEBIBYTE
 MAX_PAUSE_S = 30.0
 """Seconds that a body may keep the service waiting for its next part."""
 _MAX_FORM_FIELDS = 8
-_IMAGE_SPOOLED_ABOVE_BYTES = MEBIBYTE
-"""An image above this is kept on disk until it is there: many may arrive at the same time."""
+_IMAGE_SPOOLED_ABOVE_BYTES = 4 * MEBIBYTE
+"""An image above this is kept on disk until it is there: many may arrive at the same time. A PNG of
+1024 x 1024 px, of about 2 MiB, stays in memory."""
 _SPOOLED_ABOVE_BYTES = 64 * 1024
 """Files of a batch above this are kept on disk until they are read."""
 
