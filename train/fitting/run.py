@@ -31,6 +31,7 @@ from train.fitting.curves import plot_training
 from train.fitting.loaders import make_loaders
 from train.fitting.metrics_file import METRICS_FILE, MetricsFile
 from train.fitting.resume import ResumableEarlyStopping, RunInputs, resumed_epoch, run_inputs
+from train.fitting.run_lock import only_run
 from train.fitting.start import find_start
 from train.fitting.task import SegmentationTask
 from train.fitting.trainer import trainer_of
@@ -77,11 +78,8 @@ def fit(
         FocalPathError: the data, the settings, the weights or the loss cannot be used, the folder
             has a trained model or cannot be written, or there is no such run to resume.
     """
-    if (run / WEIGHTS_FILE).exists() and not (resume or overwrite):
-        raise DestinationError(
-            f"{run} has a trained model; expected a new folder. Add --resume to continue it from "
-            f"{LAST_FILE}, where that is there, or --overwrite to replace it."
-        )
+    may_exist = resume or overwrite
+    _refuse_trained(run, may_exist=may_exist)
     folder = data if isinstance(data, TileFolder) else read_tile_folder(data)
     start = find_start(settings)
     settings = at_scale(start.settings, folder, ("training", "validation"))
@@ -99,21 +97,34 @@ def fit(
         run.mkdir(parents=True, exist_ok=True)
         callbacks = [RunInputs(inputs), *_callbacks(settings, run, card, folder.classes)]
         trainer = trainer_of(settings, run, callbacks)
-        loaders = make_loaders(folder, settings, segmenter, trainer, first_epoch, counts)
-        _remove_old(run, keep_results=resume)
-        task = SegmentationTask(segmenter, settings, folder.classes, frequencies)
-        if trainer.is_global_zero:
-            for warning in leak_warnings(folder):
-                text = f"[yellow]warning:[/yellow] {escape(warning)}"
-                Console().print(text, soft_wrap=True)
-            write_settings(run / SETTINGS_FILE, settings)
-        if settings.runtime.compile:
-            task.compile_parts()
-        trainer.fit(task, *loaders, ckpt_path=run / LAST_FILE if resume else None)
-        trainer.strategy.barrier()
-        if trainer.is_global_zero:
-            plot_training(run / METRICS_FILE, folder.classes, run / FIGURE_FILE)
+        with only_run(run, is_first=trainer.is_global_zero):
+            _refuse_trained(run, may_exist=may_exist or not trainer.is_global_zero)
+            loaders = make_loaders(folder, settings, segmenter, trainer, first_epoch, counts)
+            _remove_old(run, keep_results=resume)
+            task = SegmentationTask(segmenter, settings, folder.classes, frequencies)
+            if trainer.is_global_zero:
+                _print_leaks(folder)
+                write_settings(run / SETTINGS_FILE, settings)
+            if settings.runtime.compile:
+                task.compile_parts()
+            trainer.fit(task, *loaders, ckpt_path=run / LAST_FILE if resume else None)
+            trainer.strategy.barrier()
+            if trainer.is_global_zero:
+                plot_training(run / METRICS_FILE, folder.classes, run / FIGURE_FILE)
     return read_card(run)
+
+
+def _refuse_trained(run: Path, *, may_exist: bool) -> None:
+    if (run / WEIGHTS_FILE).exists() and not may_exist:
+        raise DestinationError(
+            f"{run} has a trained model; expected a new folder. Add --resume to continue it from "
+            f"{LAST_FILE}, where that is there, or --overwrite to replace it."
+        )
+
+
+def _print_leaks(folder: TileFolder) -> None:
+    for warning in leak_warnings(folder):
+        Console().print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
 
 
 def _segmenter(settings: Settings, folder: TileFolder, statistics: ClassStatistics) -> Segmenter:

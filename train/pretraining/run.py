@@ -25,6 +25,7 @@ from train.files import whole_file, whole_folder, write_errors_explained
 from train.fitting.callbacks import EpochProgressBar, OwnSigterm
 from train.fitting.metrics_file import METRICS_FILE, MetricsFile
 from train.fitting.resume import RunInputs, resumed_epoch
+from train.fitting.run_lock import only_run
 from train.fitting.trainer import make_trainer
 from train.pretraining.encoder import write_encoder
 from train.pretraining.settings import PretrainSettings
@@ -79,25 +80,26 @@ def pretrain(
     task = PretrainTask(settings)
     with write_errors_explained(run):
         run.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            _remove_earlier_run(run)
         trainer = _trainer(settings, run, inputs)
-        loader = view_loader(
-            found,
-            slides,
-            settings,
-            task.patch_size,
-            rank=trainer.global_rank,
-            num_ranks=trainer.world_size,
-            first_epoch=first_epoch,
-        )
-        trainer.fit(task, loader, ckpt_path=run / LAST_FILE if resume else None)
-        if trainer.is_global_zero:
-            _write_record(run / RECORD_FILE, inputs)
-            card = encoder_card(settings, found.name, len(slides))
-            shutil.rmtree(encoder, ignore_errors=True)
-            with whole_folder(encoder) as partial:
-                write_encoder(task.teacher_encoder(), partial, settings, card)
+        with only_run(run, is_first=trainer.is_global_zero):
+            if not resume:
+                _remove_earlier_run(run)
+            loader = view_loader(
+                found,
+                slides,
+                settings,
+                task.patch_size,
+                rank=trainer.global_rank,
+                num_ranks=trainer.world_size,
+                first_epoch=first_epoch,
+            )
+            trainer.fit(task, loader, ckpt_path=run / LAST_FILE if resume else None)
+            if trainer.is_global_zero:
+                _write_record(run / RECORD_FILE, inputs)
+                card = encoder_card(settings, found.name, len(slides))
+                shutil.rmtree(encoder, ignore_errors=True)
+                with whole_folder(encoder) as partial:
+                    write_encoder(task.teacher_encoder(), partial, settings, card)
     return encoder
 
 

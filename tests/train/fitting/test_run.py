@@ -37,6 +37,7 @@ from train.errors import (
 )
 from train.fitting.evaluation import predict_split
 from train.fitting.run import fit
+from train.fitting.run_lock import only_run
 from train.fitting.scores import evaluate, print_scores
 from train.fitting.task import SegmentationTask, named_scores
 from train.metrics import class_scores, image_confusion
@@ -87,6 +88,22 @@ def test_a_folder_with_a_trained_model_is_not_overwritten_unasked(toy_data: Path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("may", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_folder_in_which_another_process_trains_is_left_alone(
+    may: dict[str, bool], toy_run: Path, toy_data: Path, tmp_path: Path
+):
+    run = shutil.copytree(toy_run, tmp_path / "run")
+    if not may:
+        (run / "model.safetensors").unlink()  # the other has just begun
+    before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
+    with only_run(run, is_first=True):
+        with raises(RunError, run):
+            fit(toy_settings(), toy_data, run, **may)
+        with only_run(run, is_first=False):  # another process of the same training
+            pass
+    assert {path: path.stat().st_mtime_ns for path in run.iterdir()} == before
+
+
 def test_the_loss_falls(toy_data: Path, tmp_path: Path):
     settings = changed("augmentation", augment="dihedral")
     settings = replace(
