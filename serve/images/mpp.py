@@ -244,7 +244,7 @@ def ome_mpp(image: OmeImage | None) -> Stated:
 def _aperio_mpp(description: bytes) -> Stated:
     text = as_text(description[:_MAX_DESCRIPTION])
     found = _APERIO_MPP.search(text) if text.startswith("Aperio") else None
-    size = None if found is None else _number(found[1].replace(",", "."))
+    size = None if found is None else _number(found[1])
     return Stated() if size is None else judge(size, size, "Aperio MPP")
 
 
@@ -261,7 +261,8 @@ def _imagej_mpp(properties: dict[str, str], resolution: tuple[float, float] | No
 
 
 def _number(text: str) -> float | None:
+    """A number; programs write a decimal comma where the system does."""
     try:
-        return float(text)
+        return float(text.replace(",", "."))
     except ValueError:
         return None

@@ -119,6 +119,7 @@ def test_a_resolution_of_screens_and_printers_is_not_believed(dpi: int, kind: st
     [
         ('PhysicalSizeX="0.25" PhysicalSizeY="0.25"', 0.25),
         ('PhysicalSizeX="0.25"', 0.25),
+        ('PhysicalSizeX="0,25" PhysicalSizeY="0,25"', 0.25),
         ('PhysicalSizeX="0.5" PhysicalSizeXUnit="\u00b5m"', 0.5),
         ('PhysicalSizeX="0.5" PhysicalSizeXUnit="\u03bcm"', 0.5),
         ('PhysicalSizeX="0.5" PhysicalSizeXUnit="&#181;m"', 0.5),
