@@ -38,6 +38,8 @@ SLIDE_MODULES = {
     "highdicom": "highdicom",
 }
 """Modules that read and write whole slides, and their packages."""
+_RESULT_MIB = 1024
+"""Room for the work and the result of one large slide (our estimate)."""
 TENSORRT_PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 
 
@@ -98,9 +100,14 @@ def look_at_slides(settings: ServeSettings) -> Iterator[Finding]:
             detail = installed_versions((package,)).get(package, "there")
             if library := getattr(loaded, "__library_version__", ""):
                 detail += f", with OpenSlide {library}"
+                from serve.images.readers.openslide import check_openslide_version
+
+                check_openslide_version(library)
             yield _found("Slides", module, detail)
         except ModuleNotFoundError:
             yield _found("Slides", module, "not installed", "absent")
+        except FocalPathError as error:  # an OpenSlide that readers refuse
+            yield _found("Slides", module, str(error), "warning")
         except (ImportError, OSError) as error:
             yield _found("Slides", module, f"it does not load: {first_line(error)}", "warning")
     if LIBRARY_FILE.is_file():
@@ -130,10 +137,14 @@ def look_at_places(settings: ServeSettings) -> Iterator[Finding]:
             yield _found("Places", name, detail, "failed")
             continue
         needed = settings.max_batch_mib
-        is_small = name == "temporary files" and free_mib < needed
         detail = f"{folder}, {free_mib:,} MiB free"
-        if is_small:
+        is_small = False
+        if name == "temporary files" and free_mib < needed:
+            is_small = True
             detail += f"; one /batch may take {needed:,} (--max-batch-mib)"
+        elif name == "results of slides" and free_mib < _RESULT_MIB:
+            is_small = True
+            detail += f"; one large slide may take {_RESULT_MIB:,}"
         yield _found("Places", name, detail, "warning" if is_small else "ok")
 
 

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,17 +160,33 @@ def test_a_folder_that_cannot_be_written_to_is_found(
 
 
 def test_where_results_of_slides_would_go_is_a_place_to_be_written_to(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "slides").mkdir()
     flags = ("--bundle", bundle, "--slides", tmp_path / "slides", "--slides-out")
     _, report = _report(capsys, *flags, tmp_path / "new" / "out")
     assert _of(report, "Places", "results of slides")[0] == "ok"
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**29))
+    _, report = _report(capsys, *flags, tmp_path / "new" / "out")
+    state, told = _of(report, "Places", "results of slides")
+    assert (state, "512 MiB free" in told) == ("warning", True)
     (tmp_path / "file").touch()
     status, report = _report(capsys, *flags, tmp_path / "file")
     assert status == 1
     assert _of(report, "Places", "results of slides")[0] == "failed"
     assert _of(report, "Start", "slides")[0] == "failed"
+
+
+def test_an_openslide_that_the_readers_refuse_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openslide")
+    old = SimpleNamespace(__library_version__="3.4.1")
+    monkeypatch.setattr(checks, "import_module", lambda _: old)
+    found = {one.name: one for one in checks.look_at_slides(ServeSettings())}
+    assert found["openslide"].status == "warning"
+    assert "3.4.1" in found["openslide"].detail
 
 
 def test_the_start_is_checked_although_there_is_no_bundle(
