@@ -13,8 +13,10 @@ from typing import Any
 from serve.answers.registry import FORMATS
 from serve.contract.errors import SettingsError
 from serve.contract.manifest import Manifest, sha256_of
+from serve.contract.tables import is_other_file
 from serve.inference.summary import Summary
 
+SUMMARY_FILE = "summary.csv"
 RECORD_FORMAT = "json"
 """The format that is always written, last."""
 _MADE_WITH = "made_with"
@@ -42,6 +44,11 @@ class Recipe:
             out: the folder of the outputs.
             again: files in it may be replaced, the images themselves still not.
         """
+        if not again and is_other_file(out / SUMMARY_FILE, ("image", "label")):
+            raise SettingsError(
+                f"{out / SUMMARY_FILE} exists, and was not made by this command. Give --out "
+                "another folder, or --again to replace it; nothing was segmented."
+            )
         places = {image.parent.resolve() / image.name: image for image in images}
         for image in images:
             outputs = self.outputs(image, out.resolve())

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from serve.answers.format import AnswerFormat, Options, Source
 from serve.answers.registry import FORMATS, file_formats, merged_options, needs_probabilities
 from serve.client.calls import check_answer
-from serve.client.finished import RECORD_FORMAT, Recipe
+from serve.client.finished import RECORD_FORMAT, SUMMARY_FILE, Recipe
 from serve.client.http import HttpClient
 from serve.client.image_files import find_images
 from serve.client.interrupts import EXIT_STATUS, second_interrupt_ends
@@ -35,8 +35,6 @@ from serve.images.mpp import FROM_REQUEST, check_mpp
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.inference.summary import Summary
 from serve.settings import InferenceSettings
-
-SUMMARY_FILE = "summary.csv"
 
 
 def _format_type() -> type[tuple[str, ...]]:

@@ -9,7 +9,7 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,18 @@ def read_table(path: Path) -> Table:
     if twice := [name for name in dict.fromkeys(named) if name and named.count(name) > 1]:
         raise TableError(f"it has {named.count(twice[0])} columns called {twice[0]}, expected one")
     return Table(tuple(named), tuple(rows))
+
+
+def is_other_file(path: Path, columns: Iterable[str]) -> bool:
+    """Whether something with content is at a path that is no CSV with these columns."""
+    try:
+        with path.open("rb") as file:
+            head = decode_text(file.readline())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, UnicodeDecodeError):
+        return True
+    return bool(head.strip()) and not set(columns) <= set(head.strip().split(","))
 
 
 def named_file(folder: Path, name: str) -> Path:

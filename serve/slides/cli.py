@@ -124,7 +124,7 @@ def run_slides(command: Slides) -> int:
 
 def _run(command: Run) -> int:
     from serve.slides.cohort import find_slides
-    from serve.slides.finished import write_cohort_csv
+    from serve.slides.finished import refuse_other_summary, write_cohort_csv
     from serve.slides.outputs.registry import formats_of
     from serve.slides.progress import watcher_of
     from serve.slides.run import Cohort, failures, run_cohort
@@ -136,6 +136,7 @@ def _run(command: Run) -> int:
         raise SettingsError(f"--read-threads is {command.read_threads}, expected 1 to 256.")
     options = run_options(command)
     _refuse_missing(command)
+    refuse_other_summary(command.out)
     whole, problems = find_slides(command.slides)
     tasks = shard.of(whole) if command.shard else whole
     if command.on.cluster:  # other machines have other working directories

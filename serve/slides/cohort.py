@@ -11,6 +11,7 @@ from serve.contract.strict import Strict
 from serve.contract.tables import TableError, exists, named_file, read_table
 from serve.images.mpp import MAX_MPP, MIN_MPP
 from serve.images.readers.dicom import series_in
+from serve.images.readers.registry import READERS
 from serve.images.readers.slide_files import is_file, is_folder_of_mirax, parts_in
 from serve.slides.errors import CohortError
 
@@ -175,9 +176,19 @@ def _read_row(path: Path, line: int, row: Mapping[str, str]) -> SlideTask:
     slide = named_file(path.parent, str(task.path))
     if not exists(slide):
         raise CohortError(f"{where}: {slide} does not exist.")
+    if task.reader is not None and task.reader not in READERS:
+        raise CohortError(
+            f"{where}: reader is {task.reader!r}, expected one of {', '.join(READERS)}, or nothing."
+        )
     tissue = task.tissue
     if tissue not in ("", "auto", "none"):
-        tissue = str(named_file(path.parent, tissue))
+        mask = named_file(path.parent, tissue)
+        if not exists(mask):
+            raise CohortError(
+                f"{where}: tissue is {tissue!r}, expected auto, none, or a file with a mask or "
+                f"regions, and {mask} does not exist."
+            )
+        tissue = str(mask)
     return task.model_copy(update={"path": slide, "tissue": tissue})
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from serve.contract.tables import is_other_file
 from serve.images.readers.reader import RegionReader
 from serve.slides.errors import ResultError
 from serve.slides.finish import PASSPORT_FILE, read_passport, read_summary
@@ -21,6 +22,15 @@ def refuse_other_files(target: Path) -> None:
     if not (target / PASSPORT_FILE).exists():
         raise ResultError(
             f"{target} is in the way: it has no run.json, so it is no result. Move it away or "
+            "choose another --out."
+        )
+
+
+def refuse_other_summary(out: Path) -> None:
+    """Raise ResultError where a folder's `summary.csv` is of something else, and would be lost."""
+    if is_other_file(out / SUMMARY_CSV, ("slide", "class")):
+        raise ResultError(
+            f"{out / SUMMARY_CSV} is in the way: it is no summary of slides. Move it away or "
             "choose another --out."
         )
 

@@ -397,6 +397,7 @@ def test_images_at_the_same_time_get_their_own_outputs(
         ("slide.labels.png", ["slide.png"]),
         ("slide.json", ["slide.png"]),  # annotations, for example
         ("slide.geojson", ["slide.png", "--format", "geojson"]),
+        ("summary.csv", ["slide.png"]),
         ("slide.labels.png", ["."]),
     ],
 )
@@ -405,7 +406,7 @@ def test_a_users_own_files_are_not_overwritten(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(image.parent)
-    content = b'{"type": "FeatureCollection"}' if theirs.endswith("json") else encoded(IMAGE)
+    content = encoded(IMAGE) if theirs.endswith("png") else b'{"type": "FeatureCollection"}'
     Path(theirs).write_bytes(content)
     before = _names(image.parent)
     message = _fails(capsys, *named, "--bundle", toy_bundle, "--out", ".")

@@ -138,6 +138,17 @@ def test_what_cannot_be_used_is_told_before_anything_starts(
     assert not (slide.parent / "out").exists()
 
 
+def test_a_table_of_something_else_is_not_overwritten(
+    slide: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = slide.parent / "out" / "summary.csv"
+    table.parent.mkdir()
+    table.write_text("patient;age\n1;70\n")
+    assert run(slide, toy_bundle) == 1
+    assert str(table) in capsys.readouterr().err
+    assert table.read_text() == "patient;age\n1;70\n"
+
+
 @pytest.mark.parametrize("command", ["status", "verify"])
 def test_a_folder_that_is_not_there_is_told(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -85,7 +85,7 @@ def test_a_dicom_file_with_a_damaged_head_is_alone(tmp_path: Path) -> None:
 
 
 def test_a_csv_says_what_is_special_about_a_slide(tmp_path: Path) -> None:
-    touch(tmp_path / "slides" / "a.svs", tmp_path / "slides" / "b.svs")
+    touch(*(tmp_path / "slides" / f"{name}.svs" for name in "ab"), tmp_path / "masks" / "b.png")
     table = tmp_path / "cohort.csv"
     table.write_text(
         "\ufeffpath,name,mpp,tissue\nslides/a.svs,first,0.25,\nslides/b.svs,,,masks/b.png\n",
@@ -107,6 +107,8 @@ def test_a_csv_says_what_is_special_about_a_slide(tmp_path: Path) -> None:
         ("path,mpp\na.svs,nan\n", "line 2"),
         ("path,mpp\na.svs,-0.5\n", "0.05"),
         ("path\ngone.svs\n", "gone.svs"),
+        ("path,reader\na.svs,opensl\n", "line 2"),
+        ("path,tissue\na.svs,Auto\n", "line 2"),
         ("path\n" + "x" * 5000, "line 2"),
         ("path\na.svs\n\n" + "x" * 200_000, "line 4"),
         ("path\nward, 7.svs\n", "line 2"),
