@@ -55,7 +55,8 @@ def _ring(element: Element) -> Ring:
         (int(point.get("Order", "0")), float(point.attrib["X"]), float(point.attrib["Y"]))
         for point in element.iter("Coordinate")
     ]
-    ring = np.array([xy for _, *xy in sorted(points)], dtype=np.float64).reshape(len(points), 2)
+    points.sort(key=lambda point: point[0])  # those without an order, or of one, as they stand
+    ring = np.array([xy for _, *xy in points], dtype=np.float64).reshape(len(points), 2)
     if not np.isfinite(ring).all():
         raise ValueError("a coordinate is not a finite number")
     return ring

@@ -44,32 +44,34 @@ def read_imagescope(path: Path, root: Element) -> list[Annotation]:
 def _regions(layer: Element) -> list[Annotation]:
     attribute = next((a.get("Name") for a in layer.iter("Attribute") if a.get("Name")), None)
     label = layer.get("Name") or attribute or f"layer {layer.get('Id')}"
-    areas: dict[str, tuple[Ring, ...]] = {}
-    kinds: dict[str, str] = {}
+    areas: list[tuple[Ring, ...]] = []
+    kinds: list[str] = []
+    numbers: list[str] = []  # not unique in files that were put together
     holes: list[tuple[str, Ring]] = []
     for position, region in enumerate(layer.iter("Region"), start=1):
-        number = region.get("Id") or str(position)
         kind = _KINDS.get(region.get("Type", "0"), f"type {region.get('Type')}")
         ring = _ring(region, kind)
         if region.get("NegativeROA") == "1":
             if len(ring) >= 3:
                 holes.append((region.get("InputRegionId", ""), ring))
             continue
-        kinds[number] = kind
-        areas[number] = (ring,) if kind in _AREAS and len(ring) >= 3 else ()
+        numbers.append(region.get("Id") or str(position))
+        kinds.append(kind)
+        areas.append((ring,) if kind in _AREAS and len(ring) >= 3 else ())
     for parent, hole in holes:
-        for number in [parent] if areas.get(parent) else areas:
-            if areas[number] and do_overlap(areas[number][0], hole):
-                areas[number] += (hole,)
+        named = [index for index, number in enumerate(numbers) if number == parent and areas[index]]
+        for index in named or range(len(areas)):
+            if areas[index] and do_overlap(areas[index][0], hole):
+                areas[index] += (hole,)
     return [
         Annotation(
             label=label,
             rings=rings,
-            kind=kinds[number],
+            kind=kind,
             place=f"region {number} of layer {layer.get('Id')}",
             color=_color(layer.get("LineColor")),
         )
-        for number, rings in areas.items()
+        for number, kind, rings in zip(numbers, kinds, areas, strict=True)
     ]
 
 

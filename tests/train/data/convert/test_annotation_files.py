@@ -159,6 +159,28 @@ def test_a_negative_region_is_a_hole_of_each_region_that_it_reaches_into(tmp_pat
     assert [len(a.rings) for a in found] == [3, 1]
 
 
+def test_regions_of_one_number_are_all_read(tmp_path: Path):
+    squares = [[[x, 0], [x + 4, 0], [x + 4, 4], [x, 4]] for x in (0, 10, 20)]
+    hole = region(9, [[11, 1], [12, 1], [12, 2]], parent=1)
+    found = imagescope(tmp_path / "a.xml", *(region(1, square) for square in squares), hole)
+    assert [one.rings[0].tolist() for one in found] == squares
+    assert [len(one.rings) for one in found] == [1, 2, 1]
+
+
+@pytest.mark.parametrize("order", ["", 'Order="0"', 'Order="{}"'])
+def test_asaps_points_keep_their_order_where_none_is_stated(tmp_path: Path, order: str):
+    ring = [[50.0, 10.0], [10.0, 10.0], [10.0, 50.0], [30.0, 20.0]]
+    points = "".join(
+        f'<Coordinate {order.format(i)} X="{x}" Y="{y}"/>' for i, (x, y) in enumerate(ring)
+    )
+    (tmp_path / "a.xml").write_text(
+        '<ASAP_Annotations><Annotation Name="a" Type="Polygon" PartOfGroup="T">'
+        f"<Coordinates>{points}</Coordinates></Annotation></ASAP_Annotations>"
+    )
+    (found,), _ = read_annotation_file(tmp_path / "a.xml")
+    assert found.rings[0].tolist() == ring
+
+
 def test_slides_and_annotations_find_each_other_by_name(tmp_path: Path):
     for name in ("Dru\u0308se.ome.tif", "b.TIF", "._b.tif"):
         (tmp_path / name).touch()
