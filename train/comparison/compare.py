@@ -16,6 +16,7 @@ from rich.progress import track
 from train.comparison.methods import Row, RowName, choose_rows, paper_rows
 from train.comparison.run import RowResult, RowRun, duration_text
 from train.data.folder import Tile, TileFolder, read_tile_folder
+from train.data.masks import mask_code
 from train.data.pixels import count_pixels, read_labels
 from train.errors import SettingsError
 from train.presets import PRESETS
@@ -177,12 +178,17 @@ def _announce(runs: list[RowRun], position: int) -> None:
 
 
 def data_fingerprint(folder: TileFolder) -> str:
-    """SHA-256 over classes, folds, and the content of every image and mask."""
+    """SHA-256 over classes, folds, scales, and every image and mask and what its values mean."""
     digest = hashlib.sha256()
     digest.update(json.dumps([folder.mpp, *map(asdict, folder.classes)]).encode())
+    plain = mask_code([c.name for c in folder.classes], [c.color for c in folder.classes])
     tiles = [(split, tile) for split, found in sorted(folder.tiles.items()) for tile in found]
     for split, tile in track(tiles, "Hashing the data set", transient=True):
         digest.update(f"{split} {tile.tile_id}\n".encode())
+        if tile.pixel_size != folder.mpp:
+            digest.update(f"{tile.pixel_size}\n".encode())
+        if tile.code is not None and tile.code != plain:
+            digest.update(f"{tile.code}\n".encode())
         for path in (tile.image, tile.mask):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

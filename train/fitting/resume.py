@@ -21,6 +21,7 @@ from train.files import whole_file
 from train.settings import Settings
 
 _MAY_CHANGE = ("preset", "num_workers", "track", "compile", "exportable")
+_LABELS = "labels"
 _SPLITS: tuple[Split, ...] = ("training", "validation")
 
 Inputs = dict[str, Any]
@@ -65,8 +66,8 @@ def run_inputs(settings: Settings, folder: TileFolder, difficulty: torch.Tensor 
 
     Args:
         settings: The whole configuration.
-        folder: The data set, identified by its classes and the names and sizes of its files.
-            Reading them all would take as long as an epoch.
+        folder: The data set, identified by its classes, its masks and what their values mean, and
+            the names and sizes of its images. Reading these would take as long as an epoch.
         difficulty: The baseline's Dice per class (C,), if the strategy needs it.
     """
     values = _by_setting(asdict(settings))
@@ -74,6 +75,7 @@ def run_inputs(settings: Settings, folder: TileFolder, difficulty: torch.Tensor 
     values["embedding_cache"] = values["embedding_cache"] is not None
     values["difficulty_from"] = _numbers(difficulty)
     values["data"] = _fingerprint(folder)
+    values[_LABELS] = _labels(folder)
     kept = {name: value for name, value in values.items() if name not in _MAY_CHANGE}
     read_back: Inputs = json.loads(json.dumps(kept))
     return read_back
@@ -107,6 +109,7 @@ def resumed_epoch(last: Path, inputs: Inputs) -> int:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
         and not (name == "epochs" and new[name] > old.get(name, math.inf))
+        and not (name == _LABELS and name not in old)  # of an earlier version
     ]
     if changes:
         raise RunError(
@@ -129,6 +132,16 @@ def _numbers(values: torch.Tensor | None) -> list[float | None] | None:
     if values is None:
         return None
     return [None if math.isnan(value) else value for value in values.tolist()]
+
+
+def _labels(folder: TileFolder) -> str:
+    """A hash of all masks and of what their values and colours mean."""
+    digest = hashlib.sha256()
+    for tile in (tile for split in _SPLITS for tile in folder.tiles[split]):
+        digest.update(repr(tile.code).encode())
+        with tile.mask.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def _fingerprint(folder: TileFolder) -> str:

@@ -1,4 +1,5 @@
 import csv
+import json
 import resource
 import shutil
 from collections.abc import Callable
@@ -7,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from tests.support.errors import raises
-from tests.support.toy_data import toy_settings
+from tests.support.toy_data import toy_settings, write_toy_data
+from train.comparison.compare import data_fingerprint
+from train.data.folder import read_tile_folder
 from train.errors import RunError, StorageError
-from train.fitting.resume import WholeStateIO
+from train.fitting.resume import WholeStateIO, run_inputs
 from train.fitting.run import fit
 from train.fitting.trainer import trainer_of
 from train.settings import AugmentationSettings, RuntimeSettings, Settings
@@ -28,6 +32,49 @@ def run(toy_run: Path, tmp_path: Path) -> Path:
 def changed(group: str, **values: object) -> Settings:
     settings = toy_settings()
     return replace(settings, **{group: replace(getattr(settings, group), **values)})
+
+
+def swap_classes(data: Path) -> None:
+    path = data / "dataset.json"
+    content = json.loads(path.read_text())
+    names = [entry["name"] for entry in content["classes"]]
+    content["mask_values"] = dict(zip("021345", [None, *names], strict=True))
+    path.write_text(json.dumps(content))
+
+
+def mirror_a_mask(data: Path) -> None:
+    path = data / "mask" / "tile0.bmp"
+    size = path.stat().st_size
+    with Image.open(path) as mask:
+        ImageOps.mirror(mask).save(path)
+    assert path.stat().st_size == size
+
+
+def state_an_images_scale(data: Path) -> None:
+    path = data / "folds.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(f"{line},{'' if i else 'mpp'}" for i, line in enumerate(lines)))
+    path.write_text(path.read_text().replace("tile0,1,", "tile0,1,0.25"))
+
+
+@pytest.mark.parametrize("change", [swap_classes, mirror_a_mask, state_an_images_scale])
+def test_what_labels_mean_is_an_input_of_a_run_and_of_a_comparison(
+    change: Callable[[Path], None], tmp_path: Path
+):
+    data = write_toy_data(tmp_path / "data", num_train=2, num_validation=1)
+    for path in (data / "mask").iterdir():
+        with Image.open(path) as mask:
+            mask.save(path.with_suffix(".bmp"))
+        path.unlink()
+
+    def inputs() -> tuple[object, str]:
+        folder = read_tile_folder(data)
+        return run_inputs(toy_settings(), folder, None), data_fingerprint(folder)
+
+    before = inputs()
+    assert inputs() == before
+    change(data)
+    assert [new == old for new, old in zip(inputs(), before, strict=True)] == [False, False]
 
 
 @pytest.mark.parametrize(
