@@ -15,9 +15,8 @@ from serve.slides.finished import check_finished, refuse_other_files
 from serve.slides.options import RunOptions
 from serve.slides.outputs.registry import formats_of
 from serve.slides.plan import ModelInfo, Plan
-from serve.slides.planning import plan_slide, settings_of
+from serve.slides.planning import open_planned, plan_slide, settings_of
 from serve.slides.store import WorkFolder
-from serve.slides.worker import open_planned
 
 WORK_FOLDER = ".work"
 

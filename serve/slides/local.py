@@ -1,12 +1,13 @@
 """The engine of one process: the model as `python -m serve segment` opens it.
 
-While the model works on one slide, the outputs of the slide before are written and the next one is
-planned, so that a GPU does not wait for either.
+While the model works on one slide, the outputs of the slide before are written, and the next one is
+planned and its first tiles are read, so that a GPU does not wait for any of it.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,15 +67,20 @@ class LocalEngine:
             self._go_on()
             on_tiles(num_tiles)
 
+        with BlockWorker(
+            work,
+            self._runner,
+            max_batch_size=self._max_batch_size,
+            read_threads=self._read_threads,
+        ) as worker:
+            worker.run(blocks, turn=self._turn(), on_block=on_block, on_tiles=on_more_tiles)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for the model: it works on one slide at a time."""
         with self._computing:
             self._go_on()
-            with BlockWorker(
-                work,
-                self._runner,
-                max_batch_size=self._max_batch_size,
-                read_threads=self._read_threads,
-            ) as worker:
-                worker.run(blocks, on_block=on_block, on_tiles=on_more_tiles)
+            yield
 
     def finish(self, job: SlideJob, on_step: OnStep) -> None:
         """See `Engine.finish`."""

@@ -1,11 +1,14 @@
-"""Plans a slide: where its tissue is, and all else that its labels depend on."""
+"""Plans a slide: where its tissue is, and all else that its labels depend on; opens it again."""
 
 import hashlib
 from pathlib import Path
 
 import numpy as np
 
+from serve.images.mpp import FROM_REQUEST
+from serve.images.readers.errors import SlideError
 from serve.images.readers.reader import RegionReader
+from serve.images.readers.registry import open_reader
 from serve.images.readers.scaled import ScaledView
 from serve.slides.errors import MaskError
 from serve.slides.options import Settings
@@ -57,3 +60,20 @@ def settings_of(settings: Settings, tissue: str) -> Settings:
     except OSError as error:
         raise MaskError(f"the mask {tissue} cannot be read: {error.strerror}.") from error
     return settings.model_copy(update={"tissue": "mask", "mask_file_sha256": sha256})
+
+
+def open_planned(plan: Plan) -> RegionReader:
+    """Open the slide that a plan is of.
+
+    Raises:
+        SlideError: it cannot be opened, or another file is in its place.
+    """
+    given = plan.slide.mpp if plan.slide.mpp_source == FROM_REQUEST else None
+    reader = open_reader(Path(plan.slide.path), plan.slide.reader, mpp=given)
+    if reader.fingerprint() != plan.slide.fingerprint:
+        reader.close()
+        raise SlideError(
+            f"{plan.slide.path} is not the file that the work began with. Start the slide again "
+            "with --overwrite."
+        )
+    return reader

@@ -9,9 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +18,15 @@ from numpy.typing import NDArray
 from serve.contract.closing import Closing
 from serve.contract.machine import peak_memory_mib
 from serve.contract.manifest import LOW_RES_STRIDE
-from serve.images.mpp import FROM_REQUEST
-from serve.images.readers.errors import SlideError
 from serve.images.readers.reader import RegionReader
-from serve.images.readers.registry import open_reader
 from serve.inference.batching import TileRunner
 from serve.slides.ahead import ahead
 from serve.slides.blend import BlendState, BlockBlend
 from serve.slides.counts import count_cells
 from serve.slides.errors import ResultError
 from serve.slides.pixels import TilePixels
-from serve.slides.plan import Block, Plan, open_view
+from serve.slides.plan import Block, open_view
+from serve.slides.planning import open_planned
 from serve.slides.reuse import Reuse, Use, to_run
 from serve.slides.stages import Stages
 from serve.slides.store import BlockRecord, WorkFolder
@@ -125,6 +122,7 @@ class BlockWorker(Closing):
         self,
         blocks: Sequence[Block],
         *,
+        turn: AbstractContextManager[object] | None = None,
         on_block: OnBlock | None = None,
         on_tiles: OnTiles | None = None,
     ) -> None:
@@ -132,6 +130,8 @@ class BlockWorker(Closing):
 
         Args:
             blocks: of the plan.
+            turn: held while the model is asked, where others wait for it. The first tiles are read
+                before, and the last block may be written after.
             on_block: called with the record of each block that is written, in another thread.
             on_tiles: called with how many more tiles are done.
 
@@ -140,26 +140,39 @@ class BlockWorker(Closing):
             BackendUnavailableError: the model failed.
             OutputError: the disk is full or may not be written.
         """
-        pending: deque[_Begin | Asked | _End] = deque()
-        self._answers.begin()
         tiles = ahead(self._read(blocks), self._most_read, name="slide-tiles")
         with closing(tiles):
-            try:
-                asked = 0
-                while (item := self._next(tiles)) is not None:
-                    if isinstance(item, _Pixels):
-                        pending.append(self._answers.ask(item.use, item.pixels))
-                    else:
-                        pending.append(item)
-                    asked += _is_asked(pending[-1])
-                    while asked > self._answers.most_pending():
-                        asked -= _is_asked(pending[0])
-                        self._take(pending.popleft(), on_block, on_tiles)
-                while pending:
+            first = next(tiles, None)
+            with turn or nullcontext():
+                self._ask(first, tiles, on_block, on_tiles)
+            self._finish_writing()
+
+    def _ask(
+        self,
+        item: _Begin | _Pixels | _End | None,
+        tiles: Generator[_Begin | _Pixels | _End],
+        on_block: OnBlock | None,
+        on_tiles: OnTiles | None,
+    ) -> None:
+        """Ask the model for an item and all that follow it, and blend its answers."""
+        pending: deque[_Begin | Asked | _End] = deque()
+        asked = 0
+        self._answers.begin()
+        try:
+            while item is not None:
+                if isinstance(item, _Pixels):
+                    pending.append(self._answers.ask(item.use, item.pixels))
+                else:
+                    pending.append(item)
+                asked += _is_asked(pending[-1])
+                while asked > self._answers.most_pending():
+                    asked -= _is_asked(pending[0])
                     self._take(pending.popleft(), on_block, on_tiles)
-                self._finish_writing()
-            finally:
-                self._answers.leave(pending)
+                item = self._next(tiles)
+            while pending:
+                self._take(pending.popleft(), on_block, on_tiles)
+        finally:
+            self._answers.leave(pending)
 
     def _read(self, blocks: Sequence[Block]) -> Iterator[_Begin | _Pixels | _End]:
         """The tiles of all blocks, in the order in which they are blended."""
@@ -250,23 +263,6 @@ class BlockWorker(Closing):
         self._write_pool.shutdown()
         if self._closes_reader:
             self._reader.close()
-
-
-def open_planned(plan: Plan) -> RegionReader:
-    """Open the slide that a plan is of.
-
-    Raises:
-        SlideError: it cannot be opened, or another file is in its place.
-    """
-    given = plan.slide.mpp if plan.slide.mpp_source == FROM_REQUEST else None
-    reader = open_reader(Path(plan.slide.path), plan.slide.reader, mpp=given)
-    if reader.fingerprint() != plan.slide.fingerprint:
-        reader.close()
-        raise SlideError(
-            f"{plan.slide.path} is not the file that the work began with. Start the slide again "
-            "with --overwrite."
-        )
-    return reader
 
 
 def _is_asked(item: _Begin | Asked | _End) -> bool:

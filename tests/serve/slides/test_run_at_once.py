@@ -2,17 +2,21 @@
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from serve.contract.interrupts import signals_wake_main_thread
+from serve.inference.batching import TileAnswer
 from serve.slides.cohort import SlideTask
 from serve.slides.job import SlideJob
 from serve.slides.local import LocalEngine
 from serve.slides.options import RunOptions
+from serve.slides.pixels import TilePixels
 from serve.slides.plan import Block
 from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, run_cohort
@@ -60,6 +64,49 @@ def test_as_many_slides_are_at_work_as_the_engine_asks_for(tmp_path: Path) -> No
     )
     assert [outcome.status for outcome in outcomes] == ["done"] * 6
     assert [outcome.name for outcome in outcomes] == [f"slide{number}" for number in range(6)]
+
+
+def test_the_model_goes_from_one_slide_to_the_next_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next slide is read before, and the last block of the one before is written after."""
+    tasks = tasks_of(tmp_path, 2)
+    is_read, is_asked = threading.Event(), threading.Event()
+    num_tiles = 0
+    reading: set[TilePixels] = set()
+    read_chunks, write_block = TilePixels._read_chunks, WorkFolder.write_block
+
+    class Model(PositionModel):
+        def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[TileAnswer]:
+            if num_tiles:
+                assert is_read.wait(60)
+                if self.num_tiles >= 2 * num_tiles:
+                    is_asked.set()
+            return super().submit(tile, outputs)
+
+    def read(self: TilePixels, *place: Any) -> Any:
+        reading.add(self)
+        if len(reading) == 2:
+            is_read.set()
+        return read_chunks(self, *place)
+
+    def write(self: WorkFolder, *block: Any) -> None:
+        assert is_asked.wait(60)
+        write_block(self, *block)
+
+    model = Model()
+
+    def segment(out: str, tasks: list[SlideTask]) -> None:
+        engine = LocalEngine(model, model_info(), max_batch_size=2)
+        outcomes = run_cohort(Cohort(tmp_path / out, engine, RunOptions(), (), Quiet()), tasks)
+        assert {outcome.status for outcome in outcomes} == {"done"}
+
+    segment("alone", tasks[:1])
+    num_tiles = model.num_tiles
+    monkeypatch.setattr(TilePixels, "_read_chunks", read)
+    monkeypatch.setattr(WorkFolder, "write_block", write)
+    segment("out", tasks)
+    assert model.num_tiles == 3 * num_tiles
 
 
 def test_what_stops_one_slide_stops_all_and_none_is_told_as_failed(tmp_path: Path) -> None:
