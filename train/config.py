@@ -29,15 +29,15 @@ def write_settings(path: Path, settings: Settings) -> None:
 
 
 def read_settings(path: Path) -> Settings:
-    """Read settings that a run, a report or a user wrote; what the file leaves out has its default.
+    """Read settings that a run, a report or a user wrote; the preset has what the file leaves out.
 
     Raises:
-        SettingsError: the file is missing, not YAML, or has a setting that is unknown or out of
-            its range.
+        SettingsError: the file is missing, not YAML, or has a setting that is unknown, there twice
+            or out of its range.
     """
     try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        current = upgrade_settings(stored)
+        stored = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+        current = _completed(upgrade_settings(stored))
         settings: Settings = TypeAdapter(Settings).validate_python(current)
     except ValidationError as error:
         raise SettingsError(
@@ -52,12 +52,48 @@ def read_settings(path: Path) -> Settings:
             "writes."
         ) from error
     if unknown := list(_unknown(current, asdict(settings))):
-        raise SettingsError(f"{path}: there is no setting {unknown[0]}. Remove or correct it.")
+        meant = _place_of(unknown[0].rpartition(".")[2], asdict(settings))
+        hint = f" Is {meant} meant?" if meant else ""
+        raise SettingsError(
+            f"{path}: there is no setting {unknown[0]}. Remove or correct it.{hint}"
+        )
     if settings.preset not in PRESETS:
         raise SettingsError(
             f"{path}: preset is {settings.preset}, expected one of {', '.join(PRESETS)}."
         )
     return settings
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that is there twice: YAML would take the later and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See `yaml.SafeLoader`."""
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for (key, _), name in zip(node.value, names, strict=True):
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name!r} is there twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _completed(stored: Any) -> Any:
+    """Settings with those of their preset where they say nothing."""
+    preset = PRESETS.get(str(stored.get("preset"))) if isinstance(stored, dict) else None
+    if preset is None:
+        return stored
+    completed = {**asdict(preset()), **stored}
+    for group, settings in asdict(preset()).items():
+        if isinstance(settings, dict) and isinstance(completed[group], dict):
+            completed[group] = {**settings, **completed[group]}
+    return completed
+
+
+def _place_of(name: str, known: Mapping[str, Any]) -> str | None:
+    """Where a setting is that a file has elsewhere, such as optimization.epochs for epochs."""
+    groups = ((group, inner) for group, inner in known.items() if isinstance(inner, dict))
+    return next((f"{group}.{name}" for group, inner in groups if name in inner), None)
 
 
 def _unknown(stored: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,12 +6,21 @@ import pytest
 from tests.support.errors import raises
 from train.config import read_settings, write_settings
 from train.errors import SettingsError
-from train.presets import synthetic
+from train.presets import PRESETS, synthetic
 
 
 def test_written_settings_read_back_the_same(tmp_path: Path):
     write_settings(tmp_path / "run.yaml", synthetic())
     assert read_settings(tmp_path / "run.yaml") == synthetic()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_a_file_leaves_out_is_the_presets(preset: str, tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"preset: {preset}\noptimization:\n  epochs: 77\n", encoding="utf-8-sig")
+    expected = PRESETS[preset]()
+    changed = replace(expected.optimization, epochs=77)
+    assert read_settings(path) == replace(expected, optimization=changed)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +37,9 @@ def test_written_settings_read_back_the_same(tmp_path: Path):
             "precision is 'half'; expected '32-true'",
         ),
         ("preset: bcss\noptimisation: {}", "there is no setting optimisation"),
+        ("preset: bcss\nepochs: 3", "Is optimization.epochs meant"),
+        ("preset: bcss\noptimization: {epochs: 3, epochs: 4}", "'epochs' is there twice"),
+        ("preset: bcss\npreset: small", "'preset' is there twice"),
         ("preset: [", "cannot be read as settings"),
     ],
 )
