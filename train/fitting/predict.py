@@ -82,6 +82,8 @@ def predict_images(
             check_mpp(mpp)
         except ServeError as error:
             raise ScaleError(str(error)) from error
+    for path in track(paths, "Checking images"):  # before hours of work that one of them would end
+        _read(path, card, mpp)
     segment = segment_on_device(segmenter, card)
     assumed = []
     with whole_folder(out) as partial:
@@ -116,7 +118,9 @@ def _find(images: Path) -> Sequence[Path]:
         found = sorted(
             path
             for path in images.iterdir()
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+            if path.suffix.lower() in IMAGE_SUFFIXES
+            and not path.name.startswith(".")
+            and not path.is_dir()
         )
     if not found:
         raise SourceError(
@@ -131,10 +135,10 @@ def _find(images: Path) -> Sequence[Path]:
     return found
 
 
-def _predict(
-    path: Path, card: CheckpointCard, segment: Segment, given: float | None, *, tta: bool
-) -> tuple[NDArray[np.uint8], PredictedImage]:
-    """An image's pixels and its labels."""
+def _read(
+    path: Path, card: CheckpointCard, given: float | None
+) -> tuple[NDArray[np.uint8], Mpp | None, MppSource]:
+    """An image's pixels, its um per pixel, and where that is from."""
     try:
         picture = read_picture(path)
     except ServeError as error:
@@ -149,12 +153,20 @@ def _predict(
         mpp, source = card.mpp, ASSUMED if card.mpp is not None else UNKNOWN
     if not card.settings.model.squeeze:
         refuse_enlarging(card.mpp, mpp, str(path))
-    image = see_image(path.stem, picture.pixels, mpp, scale_of(card))
+    return picture.pixels, mpp, source
+
+
+def _predict(
+    path: Path, card: CheckpointCard, segment: Segment, given: float | None, *, tta: bool
+) -> tuple[NDArray[np.uint8], PredictedImage]:
+    """An image's pixels and its labels."""
+    pixels, mpp, source = _read(path, card, given)
+    image = see_image(path.stem, pixels, mpp, scale_of(card))
     batch_size = card.settings.optimization.batch_size
     (labels,) = label_images(segment, [image], batch_size, tta=tta)
     mean = None if mpp is None else sides_of(mpp).mean
     found = PredictedImage(path.stem, labels.numpy().astype(np.uint8), mean, source)
-    return picture.pixels, found
+    return pixels, found
 
 
 def _check_aspect(path: Path, size: PixelSize, source: MppSource) -> None:

@@ -64,7 +64,11 @@ def test_an_image_that_serving_would_refuse_as_too_coarse_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_image_leaves_nothing_behind(toy_run: Path, images: Path, tmp_path: Path):
+def test_a_damaged_image_is_named_before_any_other_is_segmented(
+    toy_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("train.fitting.predict.label_images", None)
+    (images / "folder.png").mkdir()
     (images / "large.PNG").write_bytes(b"no picture")
     with raises(ImageFileError, "large.PNG"):
         predict_images(toy_run, images, tmp_path / "out")
