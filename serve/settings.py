@@ -15,6 +15,7 @@ from pydantic_settings import (
 )
 
 from serve.contract.errors import SettingsError
+from serve.contract.machine import visible_gpus
 from serve.contract.strict import CommandOptions
 
 ENVIRONMENT_PREFIX = "FOCALPATH_"
@@ -117,8 +118,9 @@ class ServeSettings(InferenceSettings):
     keep it or strip it."""
     workers: int = Field(1, ge=1, le=256)
     """Processes that answer requests; each opens its own model."""
-    concurrency: int = Field(2, ge=1, le=1024)
-    """Images that one process works on at the same time; further requests wait."""
+    concurrency: int = Field(0, ge=0, le=1024)
+    """Images that one process works on at the same time; further requests wait. 0: 2, or 8 with a
+    GPU or Triton, which would idle while so few are decoded and encoded."""
     max_waiting: int = Field(32, ge=1, le=100_000)
     """Requests of one process at work or waiting, their bodies complete; further ones get HTTP
     429."""
@@ -168,6 +170,14 @@ class ServeSettings(InferenceSettings):
     otlp_endpoint: str = Field("", pattern=r"^(https?://[^\s/]+\S*)?$")
     """Where traces are sent (OTLP over HTTP), such as http://collector:4318/v1/traces; needs the
     extra `tracing`. Empty: nowhere."""
+
+    @property
+    def images_at_once(self) -> int:
+        """Images that one process works on at the same time."""
+        has_device = self.backend == "triton" or (
+            self.provider in ("auto", "cuda") and bool(visible_gpus())
+        )
+        return self.concurrency or (8 if has_device else 2)
 
     @property
     def slides_out_folder(self) -> Path | None:

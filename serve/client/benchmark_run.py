@@ -255,7 +255,7 @@ def _described(settings: InferenceSettings, backend: Backend) -> str:
     return (
         f"{runtime} in {settings.precision} (threads: {threads}, "
         f"largest batch: {batch}, batches at the same time: {settings.parallel_batches}, images at "
-        f"the same time: {ServeSettings.from_environment().concurrency})"
+        f"the same time: {ServeSettings.from_environment().images_at_once})"
     )
 
 

@@ -150,7 +150,7 @@ def _batch_endpoint() -> Endpoint:
             await form.close()
             raise
         lines = answer_batch(
-            files, form, job, state.worker, state.model, ahead=settings.concurrency
+            files, form, job, state.worker, state.model, ahead=settings.images_at_once
         )
         return StreamingResponse(lines, media_type="application/x-ndjson")
 

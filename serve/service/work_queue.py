@@ -4,8 +4,9 @@ An image of 100 tiles takes as long as 100 of one tile, so requests are not coun
 queue is fair to small images in two ways (our choice):
 
 - A quarter of the limit is kept for small images, so that large ones never fill the queue.
-- Images are worked on in the order in which they came, but large ones never take the last thread,
-  where there are several. So a small image waits for other small ones at most.
+- Images are worked on in the order in which they came, but large ones take half of the threads at
+  most, where there are several. So a small image waits for other small ones at most, and few large
+  ones are in memory.
 
 A refused caller is told when to come back, from the tiles per second that were measured.
 """
@@ -197,7 +198,7 @@ class WorkQueue:
     def _begin_next(self) -> None:
         while len(self._at_work) < self._concurrency:
             num_large = sum(not item.is_small for item in self._at_work)
-            takes_large = num_large < max(self._concurrency - 1, 1)
+            takes_large = num_large < max(self._concurrency // 2, 1)
             fitting = (item for item in self._waiting if item.is_small or takes_large)
             item = next(fitting, None)
             if item is None:

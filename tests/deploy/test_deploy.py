@@ -149,7 +149,7 @@ def test_every_container_is_limited_probed_and_without_privileges() -> None:
 def test_a_pod_holds_all_that_it_takes_at_the_same_time() -> None:
     settings = _settings(_environment_of(_containers()["serve"]))
     num_waiting = settings.workers * settings.max_waiting
-    at_work = settings.workers * settings.concurrency * LARGEST_IMAGE_MIB
+    at_work = settings.workers * settings.images_at_once * LARGEST_IMAGE_MIB
     idle = settings.workers * IDLE_WORKER_MIB
     memory = _mebibytes(_containers()["serve"]["resources"]["limits"]["memory"])
     assert num_waiting * (settings.max_upload_mib + 1) + at_work + idle <= memory

@@ -1,9 +1,11 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serve.contract.errors import SettingsError
+from serve.contract.machine import Gpu
 from serve.settings import ENVIRONMENT_PREFIX, InferenceSettings, ServeSettings
 
 
@@ -146,3 +148,23 @@ def test_a_setting_that_is_misspelt_in_a_program_is_refused(name: str) -> None:
     with pytest.raises(SettingsError) as refused:
         ServeSettings(**{name: 1})
     assert f"--{name}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus", "expected"),
+    [
+        ({}, 0, 2),
+        ({}, 1, 8),
+        ({"provider": "cuda"}, 1, 8),
+        ({"provider": "cpu"}, 1, 2),
+        ({"provider": "openvino"}, 1, 2),
+        ({"backend": "triton"}, 0, 8),
+        ({"concurrency": 3}, 1, 3),
+    ],
+)
+def test_more_images_are_at_work_where_the_model_needs_no_cpu(
+    given: dict[str, Any], gpus: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu(name="one", compute_capability="9.0", memory_mib=1, driver="1")
+    monkeypatch.setattr("serve.settings.visible_gpus", lambda: (gpu,) * gpus)
+    assert ServeSettings(**given).images_at_once == expected

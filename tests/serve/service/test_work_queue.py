@@ -118,6 +118,20 @@ def test_large_images_leave_a_thread_to_small_ones() -> None:
     _run(test, concurrency=2)
 
 
+def test_large_images_take_half_of_the_threads_at_most() -> None:
+    async def test(images: _Images) -> None:
+        for index in range(3):
+            images.send(f"large {index}", 10)
+        for index in range(3):
+            images.send(f"small {index}", 1)
+        await images.settle()
+        assert images.begun == ["large 0", "large 1", "small 0", "small 1"]
+        await images.end("small 0")
+        assert images.begun[-1] == "small 2"
+
+    _run(test, concurrency=4)
+
+
 def test_images_are_worked_on_in_the_order_in_which_they_came() -> None:
     async def test(images: _Images) -> None:
         for name, tiles in (("a", 1), ("b", 40), ("c", 1)):
