@@ -40,6 +40,7 @@ from train.data.convert.source_files import (
     find_folder,
     find_images,
     read_region_image,
+    read_region_rgb,
     refuse_other_size,
 )
 from train.data.synthetic import tissue
@@ -182,7 +183,7 @@ def _read_regions(
 ) -> Iterator[Region]:
     """Yield the regions one by one; count the pixels of unknown codes in `unknown`."""
     for image_path, mask_path, name in sources:
-        image = read_region_image(image_path)
+        image = read_region_rgb(image_path)
         mask = read_region_image(mask_path)
         refuse_other_size(image_path, image, mask_path, mask)
         scale = name.mpp / settings.tiles.mpp

@@ -33,7 +33,7 @@ from train.data.check import report
 from train.data.convert.dsa_annotations import read_annotations
 from train.data.convert.layout import TEST_FOLD, Region, TileSettings, resample_image, write_dataset
 from train.data.convert.shapes import fill_shape, vanished
-from train.data.convert.source_files import find_folder, find_images, read_region_image
+from train.data.convert.source_files import find_folder, find_images, read_region_rgb
 from train.data.folds import refuse_misspelt
 from train.errors import AnnotationError, SettingsError, SourceError
 from train.files import refuse_existing
@@ -266,7 +266,7 @@ def _read_regions(
     """Yield the regions one by one; add hidden elements and empty regions to `warnings`."""
     missed, hidden = [], []
     for source in sources:
-        original = read_region_image(source.image)
+        original = read_region_rgb(source.image)
         image = resample_image(original, source.mpp / settings.tiles.mpp)
         shapes, _ = read_annotations(source.annotation)
         if settings.overlap == "area":

@@ -32,6 +32,7 @@ from train.data.convert.source_files import (
     find_folder,
     find_images,
     read_region_image,
+    read_region_rgb,
     refuse_other_size,
 )
 from train.errors import MaskError, SourceError
@@ -103,7 +104,7 @@ def _read_regions(
 ) -> Iterator[Region]:
     scale = settings.source_mpp / settings.tiles.mpp
     for name, image_path, mask_path in sources:
-        image = read_region_image(image_path)
+        image = read_region_rgb(image_path)
         mask = read_region_image(mask_path)
         refuse_other_size(image_path, image, mask_path, mask)
         # Accepts 16 bits, too: an image may have more than 255 glands.

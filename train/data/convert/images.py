@@ -18,7 +18,7 @@ from rich.progress import track
 
 from train.checked import CheckedSettings, NumFolds, Seed, TestShare
 from train.data.convert.layout import TEST_FOLD, assign_folds
-from train.data.convert.source_files import read_region_image
+from train.data.convert.source_files import read_region_rgb
 from train.data.folder import IMAGE_SUFFIXES, write_description
 from train.data.images import read_image
 from train.errors import ImageFileError
@@ -161,4 +161,4 @@ def _write_pair(folder: Path, image: SourceImage) -> None:
 
 def _read_other(path: Path) -> NDArray[np.uint8]:
     """Read a format that serving does not take, such as BMP."""
-    return np.array(read_region_image(path).convert("RGB"))
+    return np.array(read_region_rgb(path))

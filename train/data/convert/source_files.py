@@ -89,6 +89,25 @@ def read_region_image(path: Path) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = pillow_limit
 
 
+def read_region_rgb(path: Path) -> Image.Image:
+    """Read an image as serving would: RGB of 8 bits, on white where it is transparent.
+
+    Raises:
+        ImageFileError: the file cannot be read, is too large, or has more than 8 bits.
+    """
+    image = read_region_image(path)
+    if image.mode.startswith(("I", "F")):
+        raise ImageFileError(
+            f"{path} has more than 8 bits per channel (mode {image.mode}); expected RGB of 8 bits. "
+            "Convert it, so that you choose which value is white."
+        )
+    if image.has_transparency_data:
+        over = image.convert("RGBA")
+        white = Image.new("RGBA", over.size, "white")
+        return Image.alpha_composite(white, over).convert("RGB")
+    return image.convert("RGB")
+
+
 def refuse_other_size(image_path: Path, image: Image.Image, mask_path: Path, mask: Any) -> None:
     """Raise an ImageFileError if image and mask differ in size."""
     if image.size != mask.size:

@@ -16,6 +16,7 @@ from train.data.masks import read_mask
 from train.errors import (
     AnnotationError,
     FocalPathError,
+    ImageFileError,
     SettingsError,
     SourceError,
 )
@@ -271,6 +272,20 @@ def test_mistakes_in_regions_csv_are_named(
     write_bdsa(tmp_path / "in", [square("Gray Matter", 0, 9)])
     (tmp_path / "in" / "regions.csv").write_text(table)
     refuse_to_draw(tmp_path / "in", tmp_path / "out", SourceError, *values)
+
+
+def test_regions_are_read_as_images_are_served(tmp_path: Path) -> None:
+    write_bdsa(tmp_path, [square("Gray Matter", 0, SIDE)])
+    ink = np.zeros((SIDE, SIDE, 4), np.uint8)
+    ink[: SIDE // 2] = 90, 60, 120, 255  # below it, black and transparent
+    Image.fromarray(ink).save(tmp_path / "images" / "a.png")
+    prepare_bdsa(tmp_path, tmp_path / "out", bdsa_settings())
+    with Image.open(tmp_path / "out" / "img" / "a.png") as image:
+        assert image.getpixel((0, 0)) == (90, 60, 120)
+        assert image.getpixel((0, SIDE - 1)) == (255, 255, 255)
+    Image.fromarray(np.full((SIDE, SIDE), 3000, np.uint16)).save(tmp_path / "images" / "b.png")
+    with raises(ImageFileError, "b.png", "8 bits"):
+        prepare_bdsa(tmp_path, tmp_path / "out2", bdsa_settings())
 
 
 def test_images_without_known_resolution_are_refused(tmp_path: Path) -> None:
