@@ -16,9 +16,7 @@ SOURCE/regions.csv             optional, one row per image, with the columns
 Without regions.csv, each image counts as a slide of its own.
 """
 
-import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,14 +25,16 @@ from typing import Literal
 
 import numpy as np
 
-from serve.contract.tables import TableError, named_file, read_table
+from serve.contract.tables import named_file
+from serve.images.mpp import MAX_MPP, MIN_MPP
 from train.checked import CheckedSettings, Mpp, TestShare
 from train.data.check import report
+from train.data.convert.bdsa_rows import SUFFIXES, number_of, read_rows
 from train.data.convert.dsa_annotations import read_annotations
 from train.data.convert.layout import TEST_FOLD, Region, TileSettings, resample_image, write_dataset
 from train.data.convert.shapes import fill_shape, vanished
 from train.data.convert.source_files import find_folder, find_images, read_region_rgb
-from train.data.folds import refuse_misspelt
+from train.data.scale import refuse_enlarging
 from train.errors import AnnotationError, SettingsError, SourceError
 from train.files import refuse_existing
 from train.settings import LabelClass
@@ -48,8 +48,6 @@ CLASSES = (
 )
 BACKGROUND = 1
 
-_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
-_COLUMNS = ("image", "mpp", "x", "y", "base_mpp", "group", "annotation", "fold")
 """Of regions.csv."""
 
 
@@ -108,9 +106,9 @@ def prepare_bdsa(source: Path, out: Path, settings: BdsaSettings) -> None:
 
 
 def _read_sources(source: Path, settings: BdsaSettings) -> list[_Source]:
-    images = find_images(find_folder(source, ("images",), "BDSA's region images"), _SUFFIXES)
+    images = find_images(find_folder(source, ("images",), "BDSA's region images"), SUFFIXES)
     annotations = find_folder(source, ("annotations",), "the annotation exports")
-    rows = _read_rows(source / "regions.csv", images)
+    rows = read_rows(source / "regions.csv", images)
     sources = []
     for name, image in images.items():
         try:
@@ -118,35 +116,6 @@ def _read_sources(source: Path, settings: BdsaSettings) -> list[_Source]:
         except ValueError as error:
             raise SourceError(f"{source / 'regions.csv'}, image {name}: {error}") from error
     return sources
-
-
-def _read_rows(path: Path, images: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    """Read regions.csv as rows by image name; empty if the file does not exist."""
-    if not path.is_file():
-        return {}
-    try:
-        table = read_table(path)
-        if "image" not in table.columns:
-            raise SourceError(
-                f"{path} has the columns {', '.join(table.columns)}; expected image and optionally "
-                f"{', '.join(_COLUMNS[1:])}"
-            )
-        refuse_misspelt(path, table.columns, _COLUMNS)
-        rows = {
-            unicodedata.normalize("NFC", _stem(row["image"])): row for _, row in table.records()
-        }
-    except (OSError, TableError) as error:
-        raise SourceError(f"{path} cannot be read: {error}.") from error
-    if missing := sorted(rows.keys() ^ images.keys()):
-        raise SourceError(
-            f"{path} and images/ differ in {len(missing)} names, such as {missing[0]!r}; expected "
-            "one row per image. Add the missing rows or images."
-        )
-    return rows
-
-
-def _stem(name: str) -> str:
-    return Path(name).stem if Path(name).suffix.lower() in _SUFFIXES else name
 
 
 def _fill_in(
@@ -157,39 +126,34 @@ def _fill_in(
     Raises:
         ValueError: a value is missing or is not a number.
     """
-    mpp = _number(row, "mpp", settings.source_mpp)
-    base_mpp = _number(row, "base_mpp", mpp)
-    if mpp is None or base_mpp is None or mpp <= 0 or base_mpp <= 0:
+    mpp = number_of(row, "mpp", settings.source_mpp)
+    base_mpp = number_of(row, "base_mpp", mpp)
+    if any(one is None or not MIN_MPP <= one <= MAX_MPP for one in (mpp, base_mpp)):
         raise ValueError(
-            f"um per pixel is {mpp}, expected above 0; set the column mpp or --source-mpp"
+            f"um per pixel is {mpp}, of the slide {base_mpp}, expected {MIN_MPP:g} to {MAX_MPP:g}; "
+            "set the column mpp or --source-mpp"
         )
+    assert mpp is not None
+    assert base_mpp is not None
+    refuse_enlarging(settings.tiles.mpp, mpp, str(image))
     stem = (row.get("annotation") or name).removesuffix(".json")
     annotation = named_file(annotations, f"{stem}.json")
     if not annotation.is_file():
         raise ValueError(f"{annotation} does not exist; add the export, or name it in annotation")
-    fold = _number(row, "fold", None)
+    fold = number_of(row, "fold", None)
+    if fold is not None and not fold.is_integer():
+        raise ValueError(f"fold is {fold:g}, expected a whole number")
     return _Source(
         name=name,
         image=image,
         annotation=annotation,
         mpp=mpp,
         base_mpp=base_mpp,
-        x=_number(row, "x", 0) or 0,
-        y=_number(row, "y", 0) or 0,
+        x=number_of(row, "x", 0) or 0,
+        y=number_of(row, "y", 0) or 0,
         group=row.get("group") or name,
         fold=None if fold is None else int(fold),
     )
-
-
-def _number(row: Mapping[str, str], column: str, default: float | None) -> float | None:
-    text = (row.get(column) or "").strip()
-    try:
-        number = float(text) if text else default
-    except ValueError:
-        number = math.nan
-    if number is not None and not math.isfinite(number):
-        raise ValueError(f"{column} is {text!r}, expected a number")
-    return number
 
 
 def _draw_test_groups(sources: Sequence[_Source], settings: BdsaSettings) -> list[_Source]:

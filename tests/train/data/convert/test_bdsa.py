@@ -263,6 +263,9 @@ def test_other_json_is_refused_by_its_file(tmp_path: Path, text: str) -> None:
         ("image\na\n", ("1 names", "'b'")),
         ("image,mpp\na,half\nb,1\n", ("mpp", "'half'")),
         ("image,mpp\na,-1\nb,1\n", (-1.0, "--source-mpp")),
+        ("image,mpp\na,40\nb,1\n", (40.0, 20)),
+        ("image,fold\na,1\na,-1\nb,0\n", ("line 3", "a")),
+        ("image,fold\na,1\nb,0.5\n", ("fold", 0.5)),
         ("image,annotation\na,other\nb,b\n", ("other.json",)),
     ],
 )
