@@ -6,7 +6,6 @@ and measurements name the machine on which they were made.
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -188,6 +187,8 @@ def peak_memory_mib() -> float:
         fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
         return int(fields["VmHWM"].split()[0]) / 2**10
     except (OSError, KeyError):
+        import resource  # Windows has none
+
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -195,7 +196,7 @@ def peak_memory_mib() -> float:
 def _memory_gib() -> float | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (ValueError, OSError):
+    except (AttributeError, ValueError, OSError):
         return None
 
 

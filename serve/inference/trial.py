@@ -1,6 +1,5 @@
 """A short trial that finds the fastest provider for one tile."""
 
-import fcntl
 import hashlib
 import os
 import statistics
@@ -10,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from serve.contract.errors import BundleError, FocalPathError
 from serve.contract.manifest import Manifest
@@ -23,7 +23,7 @@ HOME_VARIABLE = "BENTOML_HOME"
 _LONG_RUN_S = 5.0
 """A tile that took longer is not timed again."""
 _TIMED_RUNS = 3
-
+_TRIALS = TypeAdapter(list[Trial])
 
 Tile = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
 """(T, T, 3) uint8 RGB, and its labels (T, T) uint8, where they are known."""
@@ -134,17 +134,13 @@ def shared_trials(key: Sequence[object], run: Callable[[], list[Trial]]) -> list
         return run()
     # The processes of one service have one parent.
     name = hashlib.sha256(repr((os.getppid(), *key)).encode()).hexdigest()[:16]
-    with (Path(home) / f"focalpath-trial-{name}.json").open("a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        lines = file.read().splitlines()
+    path = Path(home) / f"focalpath-trial-{name}.json"
+    with FileLock(path.with_suffix(".lock")):
         try:
-            if lines:
-                return [Trial.model_validate_json(line) for line in lines]
-        except ValidationError:  # of a process that was killed while it wrote
-            file.truncate(0)
-        trials = run()
-        file.write("".join(trial.model_dump_json() + "\n" for trial in trials))
+            return _TRIALS.validate_json(path.read_bytes())
+        except (FileNotFoundError, ValidationError):  # none yet, or of a process that was killed
+            trials = run()
+        path.write_bytes(_TRIALS.dump_json(trials))
         return trials
 
 

@@ -1,6 +1,8 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -422,3 +424,28 @@ def test_a_users_own_files_are_replaced_where_they_say_so(
     (out / "slide.json").write_text("{}")
     assert _segment(image, "--bundle", toy_bundle, "--out", out, "--again") == 0
     assert _summary(out / "slide.json").classes
+
+
+WINDOWS = """
+import os, signal, sys
+for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules[name] = None
+del os.sysconf, signal.SIGURG, signal.pthread_kill
+from serve.client.segment_files import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""Takes away what Python lacks on Windows, where researchers have their images."""
+
+
+def test_a_client_needs_nothing_that_windows_lacks(
+    service_url: str, image: Path, out: Path
+) -> None:
+    command = [str(image), "--url", service_url, "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::UserWarning:filelock", "-c", WINDOWS, *command],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"slide.labels.png", "slide.json"} <= _names(out)

@@ -265,6 +265,9 @@ def test_the_processes_of_a_service_choose_once(
     first = _chosen(bundle, manifest)
     machine.seconds = {("cpu", "fp32"): 3.0, ("openvino", "fp32"): 2.0}
     assert _chosen(bundle, manifest) == first
+    (written,) = home.glob("*.json")
+    written.write_bytes(written.read_bytes()[:-9])  # its process was killed
+    assert _chosen(bundle, manifest).provider == "openvino"
 
 
 def test_bf16_has_no_provider_but_openvino(
