@@ -249,6 +249,11 @@ class LabelClass:
     color: str
 
 
+def is_name(text: object) -> bool:
+    """Whether something can be a class's name in tables, pictures and files: one line of text."""
+    return isinstance(text, str) and text.isprintable() and text == text.strip() != ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All of a run's settings."""

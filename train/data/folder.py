@@ -30,7 +30,7 @@ from train.data.images import own_pixel_sizes
 from train.data.masks import MASK_SUFFIXES, MaskCode, mask_code
 from train.errors import DatasetError, ScaleError
 from train.files import unique_keys, write_json
-from train.settings import MAX_CLASSES, LabelClass
+from train.settings import MAX_CLASSES, LabelClass, is_name
 
 Split = Literal["training", "validation", "test"]
 _SAME = 0.005
@@ -163,10 +163,10 @@ def _read_description(path: Path) -> tuple[tuple[LabelClass, ...], float | None,
             f"{MAX_CLASSES}, each with its own name"
         )
     for entry in classes:
-        if not isinstance(entry.name, str) or entry.name in ("", "mean"):
+        if entry.name == "mean" or not is_name(entry.name):
             raise DatasetError(
-                f"{path} names a class {entry.name!r}; expected text, and not 'mean', which "
-                "is the score over all classes"
+                f"{path} names a class {entry.name!r}; expected one line of text without spaces "
+                "around it, and not 'mean', which is the score over all classes"
             )
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", str(entry.color)):
             raise DatasetError(

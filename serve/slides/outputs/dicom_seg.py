@@ -53,8 +53,8 @@ def write_dicom_seg(result: SlideResult, path: Path) -> None:
             sop_instance_uid=_uid(result, "instance"),
             instance_number=1,
             manufacturer="FocalPath",
-            manufacturer_model_name=result.plan.model.name,
-            software_versions=result.plan.model.version,
+            manufacturer_model_name=_text(result.plan.model.name),
+            software_versions=_text(result.plan.model.version),
             device_serial_number=result.plan.model.checkpoint_sha256[:16],
             transfer_syntax_uid=pydicom.uid.RLELossless,
             pixel_measures=highdicom.PixelMeasuresSequence(pixel_spacing=mm, slice_thickness=0.001),
@@ -70,6 +70,7 @@ def write_dicom_seg(result: SlideResult, path: Path) -> None:
             f"{error}. Leave out the format dicom-seg."
         ) from error
     _make_repeatable(segmentation, result)
+    segmentation.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of classes have any letters
     segmentation.save_as(path, enforce_file_format=True)
 
 
@@ -122,7 +123,7 @@ def _stand_in(result: SlideResult, pydicom: Any) -> Any:
     dataset.PositionReferenceIndicator = "SLIDE_CORNER"
     dataset.Modality = "SM"
     dataset.ImageType = ["DERIVED", "PRIMARY", "VOLUME", "NONE"]
-    dataset.ContainerIdentifier = result.name[:64]
+    dataset.ContainerIdentifier = _text(result.name)
     dataset.IssuerOfTheContainerIdentifierSequence = []
     dataset.ContainerTypeCodeSequence = []
     dataset.SpecimenDescriptionSequence = [_specimen(result)]
@@ -148,28 +149,34 @@ def _specimen(result: SlideResult) -> Any:
     from pydicom.dataset import Dataset
 
     specimen = Dataset()
-    specimen.SpecimenIdentifier = result.name[:64]
+    specimen.SpecimenIdentifier = _text(result.name)
     specimen.SpecimenUID = _uid(result, "specimen")
     specimen.IssuerOfTheSpecimenIdentifierSequence = []
     specimen.SpecimenPreparationSequence = []
     return specimen
 
 
+def _text(name: str) -> str:
+    """A name as a value of DICOM: 64 characters, no backslash, which separates values."""
+    printable = "".join(one if one.isprintable() else " " for one in name.replace("\\", "/"))
+    return printable[:64]
+
+
 def _segments(result: SlideResult, highdicom: Any, pydicom: Any) -> list[Any]:
     """One segment per class, with its colour; classes have codes of our own."""
     tissue = pydicom.sr.codedict.codes.SCT.Tissue
     algorithm = highdicom.AlgorithmIdentificationSequence(
-        name=result.plan.model.name,
-        version=result.plan.model.version,
+        name=_text(result.plan.model.name),
+        version=_text(result.plan.model.version),
         family=pydicom.sr.codedict.codes.DCM.ArtificialIntelligence,
     )
     return [
         highdicom.seg.SegmentDescription(
             segment_number=label,
-            segment_label=entry.name[:64],
+            segment_label=_text(entry.name),
             segmented_property_category=tissue,
             segmented_property_type=highdicom.sr.CodedConcept(
-                value=str(label), scheme_designator=_SCHEME, meaning=entry.name[:64]
+                value=str(label), scheme_designator=_SCHEME, meaning=_text(entry.name)
             ),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,

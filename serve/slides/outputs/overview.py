@@ -141,6 +141,7 @@ def _fitting(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     width: float,
 ) -> str:
+    text = " ".join(text.split())  # one line
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(f"{text}...", font) > width:

@@ -356,6 +356,23 @@ def test_dicom_seg_has_the_labels_and_their_place(
     assert [float(value) for value in shared.PixelSpacing] == [0.002, 0.002]
 
 
+def test_dicom_seg_has_names_in_any_letters(tmp_path: Path, result: SlideResult) -> None:
+    names = ["Drüse 腺", "Tumor\\Rand", "N" * 70]
+    classes = tuple(
+        entry.model_copy(update={"name": name})
+        for entry, name in zip(result.plan.model.classes, names, strict=True)
+    )
+    model = result.plan.model.model_copy(update={"classes": classes})
+    plan = result.plan.model_copy(update={"model": model})
+    path = write(dataclasses.replace(result, plan=plan), "dicom-seg", tmp_path)
+    found = pydicom.dcmread(path)
+    assert found.SpecificCharacterSet == "ISO_IR 192"
+    segments = found.SegmentSequence[-3:]
+    assert [one.SegmentLabel for one in segments] == ["Drüse 腺", "Tumor/Rand", "N" * 64]
+    meaning = segments[0].SegmentedPropertyTypeCodeSequence[0].CodeMeaning
+    assert meaning == "Drüse 腺"
+
+
 def test_the_overview_shows_the_classes_over_the_slide(tmp_path: Path, result: SlideResult) -> None:
     with Image.open(write(result, "overview", tmp_path)) as picture:
         pixels = np.asarray(picture.convert("RGB"))

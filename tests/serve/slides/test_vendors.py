@@ -97,11 +97,17 @@ def test_a_segmentation_of_a_dicom_slide_refers_to_the_file_of_its_level_0(tmp_p
     import highdicom
 
     series = write_dicom_slide(tmp_path / "slide", painted(120, 200, 160)).parent
+    for path in series.iterdir():
+        file = pydicom.dcmread(path)
+        file.SpecificCharacterSet, file.PatientName = "ISO_IR 100", "Müller^Jörg"
+        file.save_as(path)
     assert run(series, tmp_path / "out", "dicom-seg").status == "done"
     found = highdicom.seg.segread(tmp_path / "out" / "slide" / "slide.seg.dcm")
     volume = pydicom.dcmread(series / "1.dcm", stop_before_pixels=True)
     assert found.SeriesInstanceUID != volume.SeriesInstanceUID
     assert found.StudyInstanceUID == volume.StudyInstanceUID
+    assert found.PatientName == "Müller^Jörg"
+    assert found.SpecificCharacterSet == "ISO_IR 192"
     assert found.ReferencedSeriesSequence[0].SeriesInstanceUID == volume.SeriesInstanceUID
     assert found.SourceImageSequence[0].ReferencedSOPInstanceUID == volume.SOPInstanceUID
     labels = found.get_total_pixel_matrix(combine_segments=True)

@@ -149,6 +149,15 @@ def name_a_class_mean(data: Path) -> None:
     write_classes(data, classes)
 
 
+def name_a_class_on_two_lines(data: Path) -> None:
+    classes = [{"name": "Tumor\ncells", "color": "#ff0000"}, {"name": "S", "color": "#00ff00"}]
+    write_classes(data, classes)
+
+
+def name_a_class_with_spaces_around(data: Path) -> None:
+    write_classes(data, [{"name": "A ", "color": "#ff0000"}, {"name": "A", "color": "#00ff00"}])
+
+
 def give_no_name(data: Path) -> None:
     write_classes(data, [{"name": None, "color": "#ff0000"}, {"name": "A", "color": "#00ff00"}])
 
@@ -185,6 +194,8 @@ def write_classes(data: Path, classes: list[dict[str, str | None]]) -> None:
         (give_a_color_name, ("#rrggbb",)),
         (give_no_color, (None, "#rrggbb")),
         (give_no_name, (None,)),
+        (name_a_class_on_two_lines, ("'Tumor\\ncells'", "one line")),
+        (name_a_class_with_spaces_around, ("'A '", "spaces")),
         (name_a_class_mean, ("'mean'",)),
         (state_mpp_twice, ("'mpp' is there twice",)),
         (state_a_truth_as_mpp, ("mpp is True",)),

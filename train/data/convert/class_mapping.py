@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from train.data.convert.shapes import Annotation
+from train.data.convert.shapes import UNNAMED, Annotation
 from train.errors import AnnotationError
 from train.files import unique_keys, whole_file, write_errors_explained
-from train.settings import LabelClass
+from train.settings import LabelClass, is_name
 
 UNLABELLED, ROI, IGNORE = "unlabelled", "roi", "ignore"
 _ROI_NAMES = re.compile(r"\b(roi|region.?of.?interest|region\*?)\b", re.IGNORECASE)
@@ -76,6 +76,11 @@ def read_mapping(path: Path, found: Sequence[str]) -> ClassMapping:
             f"{path} defines the classes {', '.join(names) or 'none'}; expected 2 or more, each "
             f"with its own name, and none called {UNLABELLED}, {ROI} or {IGNORE}"
         )
+    if unfit := [name for name in names if not is_name(name)]:
+        raise AnnotationError(
+            f"{path} defines the class {unfit[0]!r}; expected one line of text without spaces "
+            "around it"
+        )
     known = [*names, UNLABELLED, ROI, IGNORE]
     for label, meaning in [*mapping.labels.items(), ("uncovered", mapping.uncovered)]:
         if meaning not in known or (label == "uncovered" and meaning in (ROI, IGNORE)):
@@ -106,12 +111,14 @@ def write_template(path: Path, annotations: Sequence[Annotation]) -> None:
         elif label.casefold() == _QUPATHS_IGNORE:
             labels[label] = UNLABELLED
         else:
+            labels[label] = name = " ".join(label.split()) or UNNAMED
+            if name in (*classes, UNLABELLED, ROI, IGNORE):  # the same but for spaces, or a meaning
+                continue
             color = annotation.color or ""
             if not re.fullmatch(r"#[0-9a-fA-F]{6}", color) or color in _used(classes):
                 free = (c for c in _COLORS if c not in _used(classes))
                 color = next(free, _COLORS[len(classes) % len(_COLORS)])
-            classes[label] = LabelClass(name=label, color=color.lower())
-            labels[label] = label
+            classes[name] = LabelClass(name=name, color=color.lower())
     content = {
         "classes": [asdict(entry) for entry in classes.values()],
         "labels": labels,

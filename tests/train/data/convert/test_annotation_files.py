@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.errors import raises
 from train.data.convert.annotation_files import read_annotation_file
-from train.data.convert.class_mapping import write_template
+from train.data.convert.class_mapping import read_mapping, write_template
 from train.data.convert.source_files import find_images
 from train.errors import AnnotationError
 
@@ -127,6 +127,17 @@ def test_qupaths_class_for_what_is_ignored_is_unlabelled_in_the_template(tmp_pat
     content = json.loads((tmp_path / "mapping.json").read_text())
     assert content["labels"] == {"Ignore*": "unlabelled", "Gland": "Gland"}
     assert [entry["name"] for entry in content["classes"]] == ["Gland"]
+
+
+def test_a_template_can_be_used_whatever_labels_look_like(tmp_path: Path):
+    names = ["Gland", " Gland", "Tumor\ncells", "  ", "ignore", "unlabelled"]
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps([feature(classification={"name": name}) for name in names]))
+    found, _ = read_annotation_file(path)
+    write_template(tmp_path / "mapping.json", found)
+    mapping = read_mapping(tmp_path / "mapping.json", [one.label for one in found])
+    assert [entry.name for entry in mapping.classes] == ["Gland", "Tumor cells", "unclassified"]
+    assert [mapping.value(name) for name in names] == [1, 1, 2, 3, None, 0]
 
 
 def region(number: int, points: list[list[int]], kind: int = 0, parent: int | None = None) -> str:
