@@ -11,6 +11,7 @@ on, so the scores are slightly too good. Those of `train evaluate` on test image
 import csv
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from train.data.convert.layout import assign_folds
-from train.data.folder import Tile, TileFolder, read_tile_folder
+from train.data.folder import Split, Tile, TileFolder, read_tile_folder
 from train.data.folds import folds_file, read_folds
+from train.data.pixels import count_all, require_trainable
 from train.errors import DatasetError, RunError, SettingsError
 from train.files import whole_file, write_errors_explained
 from train.fitting.evaluation import predict_split
@@ -80,6 +82,7 @@ def cross_validate(
     folder = read_tile_folder(data)
     folds = assign(folder, num_folds, settings.optimization.seed)
     parts = [_part(folder, folds, fold) for fold in range(num_folds)]
+    _require_trainable(folder, parts)
     with write_errors_explained(run):
         run.mkdir(parents=True, exist_ok=True)
     _write_assignment(run / "folds.csv", folds)
@@ -129,6 +132,32 @@ def _part(folder: TileFolder, folds: dict[str, int], fold: int) -> TileFolder:
     held_out = tuple(tile for tile in tiles if folds[tile.tile_id] == fold)
     others = tuple(tile for tile in tiles if folds[tile.tile_id] != fold)
     return replace(folder, tiles={"training": others, "validation": held_out, "test": ()})
+
+
+def _require_trainable(folder: TileFolder, parts: Sequence[TileFolder]) -> None:
+    """Refuse what a later fold would be refused for, before the first is trained.
+
+    Raises:
+        FocalPathError: an image or mask cannot be read, or a fold lacks a class or labels.
+    """
+    open_tiles = replace(folder, tiles={**folder.tiles, "test": ()})
+    counts = {
+        tile.tile_id: pixels
+        for split, each in count_all(open_tiles).items()
+        for tile, pixels in zip(folder.tiles[split], each, strict=True)
+    }
+    for number, part in enumerate(parts):
+        own: dict[Split, NDArray[np.int64]] = {
+            split: np.stack([counts[tile.tile_id] for tile in tiles])
+            for split, tiles in part.tiles.items()
+            if tiles
+        }
+        try:
+            require_trainable(part, own)
+        except DatasetError as error:
+            raise DatasetError(
+                f"with fold {number} of {len(parts)} held out: {error} Or use fewer --folds."
+            ) from error
 
 
 def _fold(settings: Settings, part: TileFolder, run: Path, *, overwrite: bool) -> NDArray[np.int64]:

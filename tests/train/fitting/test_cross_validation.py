@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support.errors import raises
 from tests.support.toy_data import toy_settings
@@ -51,6 +52,20 @@ def test_sam_paths_own_list_of_folds_is_taken(grouped: Path, tmp_path: Path):
     data = Path(shutil.copytree(grouped, tmp_path / "data"))
     (data / "folds.csv").rename(data / "cv.csv")
     assert assign(read_tile_folder(data), 3, seed=0) == assign(read_tile_folder(grouped), 3, seed=0)
+
+
+def test_a_fold_that_lacks_a_class_is_told_before_any_is_trained(grouped: Path, tmp_path: Path):
+    data = Path(shutil.copytree(grouped, tmp_path / "data"))
+    folds = assign(read_tile_folder(data), 3, seed=0)
+    for name, fold in folds.items():
+        if fold != 2:
+            path = data / "mask" / f"{name}.png"
+            with Image.open(path) as mask:
+                labels = np.asarray(mask)
+            Image.fromarray(np.where(labels == 4, 0, labels).astype(np.uint8)).save(path)
+    with raises(DatasetError, "fold 2 of 3", "Necrosis", "--folds"):
+        cross_validate(settings(), data, tmp_path / "run", 3)
+    assert not (tmp_path / "run").exists()
 
 
 def test_each_fold_leaves_a_checkpoint_and_all_images_are_scored(
