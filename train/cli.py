@@ -22,6 +22,7 @@ from typing import Annotated, Any, Never
 
 import tyro
 
+from serve.contract.errors import FocalPathError as ServeError
 from serve.contract.errors import message_of
 from train.commands.comparison import Compare, RowChoice
 from train.commands.data import Check, Prepare, prepare_command
@@ -101,7 +102,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         command.run()
-    except FocalPathError as error:
+    except (FocalPathError, ServeError) as error:  # of a file that serving's code reads
         sys.exit(f"error: {error}")
     except OSError as error:
         if error.filename is None:  # of no file that the user could look at

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from serve.images.readers.errors import SlideReadError
 from tests.support.toy_data import toy_settings
 from train.cli import main
 from train.commands.comparison import Compare
@@ -88,6 +89,17 @@ def test_a_file_that_the_system_refuses_is_one_line(
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, "check", str(tmp_path))
     assert str(ended.value).startswith(f"error: {tmp_path} cannot be used: Permission denied.")
+
+
+def test_a_file_that_servings_code_refuses_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise SlideReadError("a.svs cannot be read")
+
+    monkeypatch.setattr("train.commands.data.report", refuse)
+    with pytest.raises(SystemExit, match=r"^error: a\.svs cannot be read$"):
+        run(monkeypatch, "check", str(tmp_path))
 
 
 def test_an_unknown_bias_or_row_is_refused_with_the_choices(

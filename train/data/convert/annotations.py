@@ -9,7 +9,7 @@ by the code that serves them, at the tiles' um per pixel; areas are drawn at tha
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -158,8 +158,14 @@ def _find_slides(
 
 
 def _open(path: Path, settings: AnnotationSettings) -> RegionReader:
-    try:
+    with _explained(path):
         return open_reader(path, mpp=settings.source_mpp)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except ServeError as error:
         raise ImageFileError(f"{path} cannot be read: {error}") from error
 
@@ -234,7 +240,8 @@ def _regions(
                 if not labels.any():
                     continue
                 lost.has_region = True
-                image = reader.read_um(y * mpp, x * mpp, height, width, mpp)
+                with _explained(slide.path):
+                    image = reader.read_um(y * mpp, x * mpp, height, width, mpp)
                 name = slide.name if drawing.size == (height, width) else f"{slide.name}_{y}_{x}"
                 fold = TEST_FOLD if group in test else None
                 yield Region(name, group, image, labels, fold)

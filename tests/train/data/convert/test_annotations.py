@@ -13,12 +13,19 @@ from PIL import Image
 
 from tests.support.errors import raises
 from tests.support.real_slide import SHARED_DATA
+from tests.support.slides import tissue_pixels, write_aperio
 from train.data.convert.annotation_files import read_annotation_file
 from train.data.convert.annotations import AnnotationSettings, prepare_annotations
 from train.data.convert.layout import TileSettings
 from train.data.folder import read_tile_folder
 from train.data.pixels import read_mask
-from train.errors import AnnotationError, FocalPathError, ScaleError, SourceError
+from train.errors import (
+    AnnotationError,
+    FocalPathError,
+    ImageFileError,
+    ScaleError,
+    SourceError,
+)
 
 SQUARE = [[10, 10], [50, 10], [50, 50], [10, 50]]
 HOLE = [[20, 20], [30, 20], [30, 30], [20, 30]]
@@ -343,6 +350,22 @@ def test_slides_that_do_not_fit_the_pattern_are_warned_about(
     write_mapping(source / "mapping.json")
     prepare(source, test_share=0.0, patient_pattern="^P[0-9]+")
     assert "2 slides, such as a, do not fit" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_slide_that_is_damaged_in_the_middle_is_named(source: Path):
+    (source / "images" / "a.png").unlink()
+    path = write_aperio(source / "images" / "a.svs", tissue_pixels(600, 600), downsamples=())
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 20_000] = bytes(20_000)
+    path.write_bytes(content)
+    around = [[0, 0], [600, 0], [600, 600], [0, 600]]
+    geojson(source / "annotations" / "a", [("Tumor", [around])])
+    geojson(source / "annotations" / "b")
+    write_mapping(source / "mapping.json")
+    with raises(ImageFileError, "a.svs"):
+        prepare(source, test_share=0.0)
+    assert not (source / "out").exists()
 
 
 def test_tiles_that_would_have_one_name_are_refused(source: Path):
