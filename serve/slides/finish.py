@@ -16,6 +16,7 @@ from serve.contract.manifest import sha256_of
 from serve.contract.strict import Strict
 from serve.images.readers.reader import RegionReader
 from serve.slides.cohort import RESULT_FILES
+from serve.slides.disk import write_whole, written
 from serve.slides.errors import ResultError, unreadable
 from serve.slides.options import OutputOptions
 from serve.slides.outputs.format import SlideFormat, SlideResult
@@ -26,8 +27,6 @@ from serve.slides.store import (
     OUTPUT_MARKER,
     BlockRecord,
     WorkFolder,
-    write_whole,
-    written,
 )
 from serve.slides.summary import SlideSummary, summarise
 from serve.slides.tiling import Tiling

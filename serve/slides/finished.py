@@ -6,12 +6,13 @@ from pathlib import Path
 
 from serve.contract.tables import is_other_file
 from serve.images.readers.reader import RegionReader
+from serve.slides.disk import write_whole, written
 from serve.slides.errors import ResultError
 from serve.slides.finish import PASSPORT_FILE, read_passport, read_summary
 from serve.slides.options import OutputOptions, Settings
 from serve.slides.outputs.format import SlideFormat
 from serve.slides.plan import ModelInfo, Plan
-from serve.slides.store import WorkFolder, write_whole, written
+from serve.slides.store import WorkFolder
 from serve.slides.summary import SlideSummary, cohort_csv
 
 SUMMARY_CSV = "summary.csv"

@@ -21,6 +21,7 @@ from pathlib import Path
 from serve.contract.errors import FocalPathError, message_of
 from serve.contract.manifest import MANIFEST_FILE
 from serve.slides.cohort import Problem, SlideTask
+from serve.slides.disk import write_whole, written
 from serve.slides.engine import Engine, Outcome, Watcher
 from serve.slides.errors import ResultError
 from serve.slides.finish import publish
@@ -28,7 +29,7 @@ from serve.slides.job import WORK_FOLDER, SlideJob
 from serve.slides.lock import SlideBusyError, slide_lock
 from serve.slides.options import RunOptions
 from serve.slides.outputs.format import SlideFormat
-from serve.slides.store import WorkFolder, write_whole, written
+from serve.slides.store import WorkFolder
 from serve.slides.tiling import Tiling
 
 

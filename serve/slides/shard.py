@@ -13,8 +13,8 @@ from typing import Self
 
 from serve.contract.errors import SettingsError
 from serve.slides.cohort import SlideTask
+from serve.slides.disk import write_whole, written
 from serve.slides.job import WORK_FOLDER
-from serve.slides.store import write_whole, written
 
 LIST_FILE = ".slides.json"
 """In the work folder: the names of all slides of the last run, those of other shards included."""
