@@ -240,7 +240,7 @@ def _segment_one(command: Segment, segmenter: HttpClient | TileSegmenter, path: 
             mpp_source=picture.mpp_source if command.mpp is None else FROM_REQUEST,
             with_probabilities=with_probabilities,
         )
-        result = result.with_notes(picture.mpp_note, picture.notes)
+        result = result.with_notes(picture.mpp_note, picture.notes_at(command.mpp))
     source = Source(picture.pixels, result, segmenter.manifest, path.name)
     files: dict[str, Iterable[bytes]] = {}
     for name in recipe.formats:

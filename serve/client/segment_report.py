@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from serve.images.mpp import CONTRADICTED
 from serve.inference.summary import Summary
 
 _IMAGE_COLUMNS = ("image", "width_px", "height_px", "mpp", "mpp_source", "model", "version")
@@ -45,6 +46,9 @@ def assumed_line(summaries: Mapping[Path, Summary]) -> str:
     """For how many images the um per pixel was assumed: their labels may be of another scale."""
     assumed = [path for path, summary in summaries.items() if not summary.image.is_mpp_known]
     text = f"um per pixel: assumed for {len(assumed)} of {len(summaries)} images"
+    others = [p for p in summaries if any(CONTRADICTED in n for n in summaries[p].image.notes)]
+    if others:
+        text += f"; {len(others)} files, such as {others[0].name}, state another than --mpp"
     if not assumed:
         return text
     notes = {summaries[path].image.mpp_note for path in assumed} - {""}

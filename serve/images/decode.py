@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from serve.contract.errors import ImageError, ImageTooLargeError
 from serve.images.bombs import refuse_bombs, refuse_large_exif
 from serve.images.colors import to_rgb
-from serve.images.mpp import UNKNOWN, PixelSize, Stated, density
+from serve.images.mpp import UNKNOWN, PixelSize, Stated, contradiction, density
 from serve.images.png import decode_plain_png
 from serve.images.refusals import damaged_file, refuse_bytes, refuse_kind, refuse_size, unknown_file
 from serve.images.tiff import TiffImage, find_image, is_tiff
@@ -70,6 +70,10 @@ class Picture:
     def mpp(self) -> float | None:
         """Side of the square with a pixel's area, in um."""
         return None if self.pixel_size is None else self.pixel_size.mean
+
+    def notes_at(self, given: float | None) -> tuple[str, ...]:
+        """`notes`, and where the um per pixel that the caller gives is another than the file's."""
+        return (*self.notes, *contradiction(self.pixel_size, self.mpp_source, given))
 
 
 def decode_picture(

@@ -23,6 +23,10 @@ from serve.contract.errors import ImageError, OptionError
 from serve.images.imagej import as_text, read_imagej
 from serve.images.ome import OmeImage, image_of_size, read_ome
 
+CONTRADICTED = "was given, and counts"
+"""Ends the note of a file whose um per pixel does not count."""
+_CONTRADICTION = 0.05
+"""Share by which the caller's um per pixel and the file's may differ without a note."""
 MIN_MPP, MAX_MPP = 0.05, 20.0
 """um per pixel: from oil immersion, oversampled, to an overview at half a magnification."""
 MAX_DENSITY_MPP = 4.0
@@ -127,6 +131,17 @@ def check_aspect(size: PixelSize, source: str) -> None:
             f"expected at most {MAX_ASPECT:g}. Correct the file, or state its um per pixel.",
             code="pixel_aspect",
         )
+
+
+def contradiction(
+    stated: PixelSize | None, source: MppSource, given: float | None
+) -> tuple[str, ...]:
+    """A note where the caller's um per pixel is another than the file's, which does not count."""
+    if stated is None or given is None:
+        return ()
+    if all(abs(given - side) <= _CONTRADICTION * side for side in stated):
+        return ()
+    return (f"{source} says {stated} um per pixel, {given:g} {CONTRADICTED}",)
 
 
 def check_mpp(mpp: float) -> None:

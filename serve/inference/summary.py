@@ -54,9 +54,9 @@ class ImageInfo(Strict):
     notes: tuple[str, ...] = Field(
         default=(),
         description="how the pixels that were segmented differ from the file's, such as turned "
-        "upright; where the um per pixel differ from the model's by more than the export found to "
-        "be harmless; and where the labels of a resampled image are not those of the software that "
-        "trained the model",
+        "upright; where the request states another um per pixel than the file; where it differs "
+        "from the model's by more than the export found to be harmless; and where the labels of a "
+        "resampled image are not those of the software that trained the model",
     )
 
     @property

@@ -198,7 +198,7 @@ class Worker:
                 mpp_source=picture.mpp_source if job.mpp is None else FROM_REQUEST,
                 with_probabilities=needs_probabilities(job.formats, job.options),
             )
-        result = result.with_notes(picture.mpp_note, picture.notes)
+        result = result.with_notes(picture.mpp_note, picture.notes_at(job.mpp))
         self._telemetry.observe_summary(result.summary)
         if job.keep:
             self._kept.put(ResultKey.of(data, job.mpp, segmenter.manifest), result)

@@ -104,7 +104,8 @@ def finish(
     tiling = Tiling(plan, work.mask())
     missing = [block for block in tiling.blocks if block not in records]
     assert not missing, missing
-    summary = summarise(work.name, plan, records.values(), reader.notes)
+    notes = (*reader.notes, *reader.contradiction)
+    summary = summarise(work.name, plan, records.values(), notes)
     result = SlideResult(
         work.name, work.result, work.store, plan, tiling.mask, summary, reader, options
     )

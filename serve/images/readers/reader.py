@@ -27,15 +27,11 @@ from serve.images.mpp import (
     MppSource,
     PixelSize,
     Stated,
+    contradiction,
 )
 from serve.images.readers.errors import SlideError, SlideFormatError, SlideScaleError
 from serve.images.readers.scaled import ScaledView, read_scaled
-from serve.images.readers.slide_files import (
-    FileState,
-    files_of,
-    state_of,
-    watched_files,
-)
+from serve.images.readers.slide_files import FileState, files_of, state_of, watched_files
 
 SQUARE = 0.02
 """Share by which the sides of a slide's pixels may differ and still be taken for squares (our
@@ -167,6 +163,11 @@ class RegionReader(Closing):
         if self._given_mpp is not None:
             return FROM_REQUEST
         return UNKNOWN if self.mpp is None else self._stated.source
+
+    @property
+    def contradiction(self) -> tuple[str, ...]:
+        """That the caller's um per pixel is another than the file's; a sentence, or none."""
+        return contradiction(self._stated.pixel_size, self._stated.source, self._given_mpp)
 
     def require_pixel_size(self) -> PixelSize:
         """`pixel_size`, where it is known.

@@ -113,6 +113,9 @@ def test_the_end_says_for_how_many_images_the_mpp_was_assumed(
     assert "unknown.png" in last
     assert "300 dpi" in last
     assert main([str(known), str(unknown), *command, "--mpp", "0.5"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "assumed for 0 of 2 images; 1 files, such as known.png, state another" in last
+    assert main([str(known), str(unknown), *command, "--mpp", "1"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("assumed for 0 of 2 images")
 
 

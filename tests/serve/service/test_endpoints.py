@@ -93,6 +93,7 @@ def test_the_requests_mpp_comes_before_the_files(service_url: str) -> None:
     content = encoded(IMAGE, dpi=(25_400, 25_400))
     image = _summary(_post(service_url, "segment", content, mpp=0.5)).image
     assert (image.mpp, image.mpp_source) == (0.5, "request")
+    assert image.notes == ("PNG density says 1 um per pixel, 0.5 was given, and counts",)
 
 
 def test_without_any_mpp_the_answer_says_that_the_models_is_assumed(service_url: str) -> None:
