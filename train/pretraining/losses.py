@@ -35,7 +35,8 @@ class Centers(nn.Module):
     """Moving means of a teacher's logits, one per scale (one per scale is our choice).
 
     With one centre for all scales, a teacher could give each scale prototypes of its own and
-    still look uniform.
+    still look uniform. A step moves a centre once, by all that its head said in that step, as
+    DINO does: the momentum does not depend on the number of views or losses.
 
     Args:
         num_scales: how many scales there are.
@@ -49,6 +50,7 @@ class Centers(nn.Module):
         super().__init__()
         self.momentum = momentum
         self.register_buffer("center", torch.zeros(num_scales, num_prototypes))
+        self._taken: tuple[Tensor, Tensor] | None = None  # sums and counts of each scale's rows
 
     def probabilities(self, logits: Tensor, scales: Tensor, temperature: float) -> Tensor:
         """The teacher's targets.
@@ -65,10 +67,20 @@ class Centers(nn.Module):
         return F.softmax(centred / temperature, dim=-1)
 
     @torch.no_grad()
-    def update(self, logits: Tensor, scales: Tensor) -> None:
-        """Move each scale's centre towards the mean of its rows, over all processes."""
-        sums = torch.zeros_like(self.center).index_add_(0, scales, logits.detach().float())
-        counts = torch.bincount(scales, minlength=len(self.center)).to(sums.dtype)
+    def take(self, logits: Tensor, scales: Tensor) -> None:
+        """Note the teacher's logits (B, K), of scales (B,) int64, for the step's `move`."""
+        if self._taken is None:
+            self._taken = torch.zeros_like(self.center), torch.zeros_like(self.center[:, 0])
+        sums, counts = self._taken
+        sums.index_add_(0, scales, logits.detach().float())
+        counts += torch.bincount(scales, minlength=len(counts))
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """Move each scale's centre once towards the mean of what was taken, over all processes."""
+        if self._taken is None:
+            return
+        (sums, counts), self._taken = self._taken, None
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(sums)
             distributed.all_reduce(counts)

@@ -139,8 +139,9 @@ class PretrainTask(L.LightningModule):
         if distillation.spread_weight:
             coarse_tokens = [cls for cls, _ in student_coarse]
             parts["spread"] = spread_loss(coarse_tokens, [cls for cls, _ in student_fine], scales)
-        for found in teacher_logits:
-            self.cls_centers.update(found, scales)
+        self.cls_centers.take(torch.cat(teacher_logits), scales.repeat(num_coarse))
+        self.cls_centers.move()
+        self.dense_centers.move()
         self._watch(torch.stack(targets), torch.stack(logits[:num_coarse]), taught[0][0])
         return parts
 
@@ -192,8 +193,8 @@ class PretrainTask(L.LightningModule):
             temperature=self.settings.distillation.student_temperature,
         )
         for found in places:
-            self.dense_centers.update(found.flatten(0, 1), scales_of_place)
-        self.dense_centers.update(details.flatten(0, 1), scales_of_fine)
+            self.dense_centers.take(found.flatten(0, 1), scales_of_place)
+        self.dense_centers.take(details.flatten(0, 1), scales_of_fine)
         return loss
 
     def _ibot(
@@ -215,7 +216,7 @@ class PretrainTask(L.LightningModule):
             found = self.student.dense_head(patches)
             student_temperature = self.settings.distillation.student_temperature
             terms.append(ibot_loss(targets, found, mask, student_temperature))
-            self.dense_centers.update(logits.flatten(0, 1), each)
+            self.dense_centers.take(logits.flatten(0, 1), each)
         return torch.stack(terms).mean()
 
     def _dense_targets(self, logits: Tensor, scales: Tensor, temperature: float) -> Tensor:

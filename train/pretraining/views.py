@@ -113,11 +113,12 @@ class ViewDataset(Dataset[ViewSample]):
         for footprint in layout.fine:
             move = int(rng.integers(NUM_DIHEDRAL_MOVES))
             fine.append(move_dihedrally(self._read(layout.fine_slide, footprint, size), move))
-        local = [self._read_local(rng, layout) for _ in range(settings.num_local)]
+        drawn = [self._read_local(rng, layout) for _ in range(settings.num_local)]
+        local = [picture for picture, _ in drawn]
         mpps = {
             "coarse": [f.side_um / size for f in layout.coarse],
             "fine": [f.side_um / size for f in layout.fine],
-            "local": [layout.coarse[0].side_um / size] * len(local),
+            "local": [mpp for _, mpp in drawn],
         }
         colors = {
             name: torch.from_numpy(np.stack([draw_colors(rng, mpp, settings) for mpp in given]))
@@ -211,8 +212,10 @@ class ViewDataset(Dataset[ViewSample]):
     def _read(self, slide: int, footprint: Footprint, size_px: int) -> NDArray[np.uint8]:
         return self.source.read(slide, footprint, size_px)
 
-    def _read_local(self, rng: np.random.Generator, layout: Layout) -> NDArray[np.uint8]:
-        """A small square out of one of the coarse ones, at 1 to 2.4 times its scale."""
+    def _read_local(
+        self, rng: np.random.Generator, layout: Layout
+    ) -> tuple[NDArray[np.uint8], float]:
+        """A small square out of one of the coarse ones, and its um per pixel."""
         settings = self.settings
         coarse = layout.coarse[int(rng.integers(_NUM_COARSE))]
         low, high = settings.local_share
@@ -225,7 +228,8 @@ class ViewDataset(Dataset[ViewSample]):
             coarse.y_um + rng.uniform(0, free), coarse.x_um + rng.uniform(0, free), side
         )
         picture = self._read(layout.slide, square, settings.local_px)
-        return move_dihedrally(picture, int(rng.integers(NUM_DIHEDRAL_MOVES)))
+        moved = move_dihedrally(picture, int(rng.integers(NUM_DIHEDRAL_MOVES)))
+        return moved, side / settings.local_px
 
 
 def _stacked(pictures: list[NDArray[np.uint8]], size_px: int) -> Tensor:

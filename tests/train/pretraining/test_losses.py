@@ -31,7 +31,9 @@ def test_the_context_loss_equals_lightlys_dino_loss_and_moves_the_same_centre() 
         found = context_loss(targets, student, STUDENT)
         expected = oracle(teacher, student, teacher_temp=TEACHER)
         assert found.item() == pytest.approx(expected.item(), abs=1e-6)
-        centers.update(torch.cat(teacher), scales.repeat(2))
+        for logits in teacher:
+            centers.take(logits, scales)
+        centers.move()
         assert torch.allclose(centers.center[0], oracle.center.flatten(), atol=1e-6)
 
 
@@ -67,9 +69,12 @@ def test_a_view_never_teaches_itself() -> None:
 def test_each_scale_has_its_own_centre() -> None:
     centers = Centers(2, K, 0.5)
     logits = torch.cat([torch.ones(3, K), 5 * torch.ones(2, K)])
-    centers.update(logits, torch.tensor([0, 0, 0, 1, 1]))
+    centers.take(logits, torch.tensor([0, 0, 0, 1, 1]))
+    centers.move()
     assert centers.center[:, 0].tolist() == pytest.approx([0.5, 2.5])
-    centers.update(torch.ones(1, K), torch.tensor([0]))
+    centers.take(torch.ones(1, K), torch.tensor([0]))
+    centers.move()
+    centers.move()  # nothing was taken: they stay
     assert centers.center[:, 0].tolist() == pytest.approx([0.75, 2.5])
 
 

@@ -112,7 +112,8 @@ def terms(given: dict[str, Tensor]) -> dict[str, Tensor]:
     )
     centers = Centers(3, PROTOTYPES, 0.9).to(device)
     for found in given["teacher"]:
-        centers.update(found, given["scales"])
+        centers.take(found, given["scales"])
+    centers.move()
     targets = [centers.probabilities(t, given["scales"], 0.05) for t in given["teacher"]]
     pooled = pooled_at(tokens, given["weights"])
     details = places.detach()[0].softmax(dim=-1)

@@ -102,6 +102,28 @@ def test_no_gradient_reaches_the_teacher_which_follows_the_student() -> None:
     assert all(torch.equal(teacher, student) for teacher, student in pairs)
 
 
+def test_a_step_moves_each_centre_once_by_the_mean_of_all_that_its_head_said(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[torch.Tensor] = []
+    build, tasks = PretrainTask.__init__, []
+
+    def recorded(task: PretrainTask, settings: Any) -> None:
+        build(task, settings)
+        tasks.append(task)
+        task.teacher.cls_head.register_forward_hook(lambda *call: said.append(call[2].detach()))
+
+    monkeypatch.setattr(PretrainTask, "__init__", recorded)
+    pretrain(tiny_pretraining(steps=1, steps_per_epoch=1), slides, tmp_path / "run")
+    (task,) = tasks
+    (of_both_views,) = said  # 2 coarse views of 4 samples
+    assert of_both_views.shape == (8, 32)
+    expected = 0.1 * of_both_views.mean(dim=0)  # DINO's c <- 0.9 c + 0.1 mean, from 0
+    assert torch.allclose(task.cls_centers.center[0], expected, atol=1e-6)
+    assert not task.cls_centers.center[1:].any()
+    assert all(scale.any() for scale in task.dense_centers.center)
+
+
 def test_a_run_starts_from_published_weights_and_their_normalisation(
     run: Path, tmp_path: Path
 ) -> None:

@@ -159,6 +159,27 @@ def test_a_sample_depends_on_seed_epoch_and_number_alone(num_workers: int) -> No
         assert all(torch.equal(batch[name][0], value) for name, value in alone.items())  # type: ignore[attr-defined]
 
 
+def test_a_views_blur_is_of_um_at_its_own_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small view shows its square with other pixels than the large view it lies in."""
+    dataset = _dataset()
+    squares: list[float] = []
+    drawn: list[float] = []
+    read = dataset.source.read
+    monkeypatch.setattr(
+        dataset.source,
+        "read",
+        lambda slide, square, size: (
+            squares.append(square.side_um / size) or read(slide, square, size)
+        ),
+    )
+    monkeypatch.setattr(
+        "train.pretraining.views.draw_colors",
+        lambda rng, mpp, settings: drawn.append(mpp) or np.zeros(6, np.float32),
+    )
+    dataset[0, 0]
+    assert drawn == pytest.approx(squares)
+
+
 def test_colours_stay_as_they_are_without_a_jitter_and_change_with_one() -> None:
     views = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     same = torch.tensor([[1.0, 1, 1, 1, 0, 0]] * 2)
