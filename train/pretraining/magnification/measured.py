@@ -26,7 +26,7 @@ from train.pretraining.magnification.probe import Retrieval
 from train.pretraining.magnification.segmentation import MapScores
 
 Result = TypeVar("Result")
-_VERSION = 1
+_VERSION = 2
 """Increased when the same encoder and tiles start to give other numbers."""
 
 

@@ -15,6 +15,8 @@ Labels = NDArray[np.int64]
 _REGULARISATION = tuple(float(10.0**power) for power in range(-4, 5, 2))
 NUM_RESAMPLES = 2000
 _TAIL = 0.025
+_SAME_SIMILARITY = 1e-6
+"""Cosines that differ by less are equal: float32 rounds them so."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,9 @@ def retrieve(
 ) -> Retrieval:
     """Rank gallery rows by cosine similarity; row i of both is the same place.
 
+    Rows that are equally near share the mean of their ranks: else an encoder that says the same of
+    all places would find each of them.
+
     Args:
         queries: (N, D).
         gallery: (N, D).
@@ -198,7 +203,9 @@ def retrieve(
 
     similarity = unit(queries) @ unit(gallery).T
     own = np.diagonal(similarity)[:, None]
-    ranks = 1 + (similarity > own).sum(axis=1)
+    nearer = (similarity > own + _SAME_SIMILARITY).sum(axis=1)
+    as_near = (np.abs(similarity - own) <= _SAME_SIMILARITY).sum(axis=1)  # itself among them
+    ranks = nearer + (1 + as_near) / 2
     return Retrieval(
         recall_at_1=float((ranks <= 1).mean()),
         recall_at_5=float((ranks <= 5).mean()),

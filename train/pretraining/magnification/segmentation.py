@@ -219,9 +219,13 @@ def cohen_kappa(first: Map, second: Map) -> float:
 
 
 def _boundary(cells: Map) -> NDArray[np.bool_]:
+    """Cells whose right or lower neighbour is of another class; the labels' edge is no boundary."""
     found = np.zeros(cells.shape, bool)
-    found[:, :-1] |= cells[:, :-1] != cells[:, 1:]
-    found[:-1] |= cells[:-1] != cells[1:]
+    for here, there, at in (
+        (cells[:, :-1], cells[:, 1:], found[:, :-1]),
+        (cells[:-1], cells[1:], found[:-1]),
+    ):
+        at |= (here != there) & (here > 0) & (there > 0)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from train.pretraining.footprints import Footprint
 from train.pretraining.magnification.embedding import color_matched, color_target
@@ -82,7 +83,8 @@ def test_retrieval_ranks_its_own_place_first_or_at_chance() -> None:
     own = retrieve(gallery, gallery, CaseBootstrap(cases), cases)
     assert own.recall_at_1 == 1
     assert interval(own.resampled) == (1, 1)
-    turned = retrieve(np.roll(gallery, 1, axis=0), gallery, CaseBootstrap(cases), cases)
+    next_to_another = np.roll(gallery, 1, axis=0) + 0.5 * gallery
+    turned = retrieve(next_to_another, gallery, CaseBootstrap(cases), cases)
     assert interval(turned.resampled) == (0.5, 0.5)
     assert turned.recall_at_1 == 0
     assert turned.num_places == 10
@@ -114,6 +116,33 @@ def test_unlabelled_cells_count_nowhere() -> None:
     truth = np.array([[1, 0], [1, 0]])
     predicted = np.array([[1, 2], [1, 2]])
     assert score_maps(ScaleMaps([predicted], [truth]), 2).mean_iou == 1
+
+
+def test_the_edge_of_the_labels_is_no_boundary_to_find() -> None:
+    truth = np.ones((8, 8), np.int64)
+    truth[:, 4:] = 2
+    truth[6:] = 0
+    flat = np.ones_like(truth)
+    assert score_maps(ScaleMaps([truth], [truth]), 2).boundary_f1 == 1
+    assert score_maps(ScaleMaps([flat], [truth]), 2).boundary_f1 == 0
+
+
+def test_an_encoder_that_says_the_same_of_all_places_finds_none() -> None:
+    """Ties share their ranks, as in scipy: a collapsed encoder is at chance, not perfect."""
+    rng = np.random.default_rng(0)
+    cases = np.array([f"case{i % 3}" for i in range(9)])
+    same = np.ones((9, 4), np.float32)
+    for embedded in (same, np.zeros_like(same)):
+        found = retrieve(embedded, embedded, CaseBootstrap(cases), cases)
+        assert (found.recall_at_1, found.mean_reciprocal_rank) == (0, pytest.approx(1 / 5))
+    queries, gallery = (rng.integers(-1, 2, (9, 2)).astype(np.float32) for _ in range(2))
+    queries[:, 0] = gallery[:, 0] = 1  # few directions: some are equal
+    cosine = (queries / np.linalg.norm(queries, axis=1)[:, None]) @ (
+        gallery / np.linalg.norm(gallery, axis=1)[:, None]
+    ).T
+    ranks = np.diagonal(stats.rankdata(-cosine.round(5), axis=1))
+    found = retrieve(queries, gallery, CaseBootstrap(cases), cases)
+    assert found.mean_reciprocal_rank == pytest.approx((1 / ranks).mean())
 
 
 def test_kappa_takes_chance_off() -> None:
