@@ -228,7 +228,7 @@ def test_files_of_a_batch_and_large_images_are_not_kept_in_memory() -> None:
             await form.close()
 
     assert asyncio.run(is_in_memory(1, 100_000))
-    assert not asyncio.run(is_in_memory(1, 2 * 2**20))
+    assert not asyncio.run(is_in_memory(1, 5 * 2**20))
     assert not asyncio.run(is_in_memory(2, 100_000))
 
 
