@@ -15,6 +15,7 @@ from serve.client.load import Load, run_load
 from serve.client.segment_files import Segment, run_segment
 from serve.contract.errors import FocalPathError, message_of
 from serve.contract.interrupts import signals_wake_main_thread
+from serve.contract.printing import print_in_any_locale
 from serve.doctor.command import Doctor, run_doctor
 from serve.service.logs import configure_logging
 from serve.service.start import check_start
@@ -74,6 +75,7 @@ def run_http(command: Http) -> None:
 @signals_wake_main_thread()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    print_in_any_locale()
     try:
         command: Http | Doctor | Segment | Slides | Benchmark | Load = tyro.cli(
             Command, prog="python -m serve", description=__doc__, args=arguments

@@ -24,6 +24,7 @@ import tyro
 
 from serve.contract.errors import FocalPathError as ServeError
 from serve.contract.errors import message_of
+from serve.contract.printing import print_in_any_locale
 from train.commands.comparison import Compare, RowChoice
 from train.commands.data import Check, Prepare, prepare_command
 from train.commands.fitting import Evaluate, Fit, ImportSampath, Predict
@@ -82,6 +83,7 @@ def main() -> None:
 
     An interrupt ends with one line and the shell's status for its signal.
     """
+    print_in_any_locale()
     config = (
         tyro.conf.OmitArgPrefixes,
         tyro.conf.OmitSubcommandPrefixes,
