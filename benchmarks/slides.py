@@ -17,10 +17,11 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 import tyro
@@ -39,6 +40,7 @@ from serve.slides.store import LABELS, array_of
 
 _PACKAGES = ("onnxruntime", "openslide-bin", "tifffile", "imagecodecs", "zarr", "numpy")
 _NUM_SEVERAL = 3
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,10 @@ class _Round:
     all_formats: Run
     double: Run
     """Of a slide of twice the area."""
-    several_s: float
+    beyond_double: float
+    """How much longer it takes than the model alone, as a share of the latter."""
+    beyond_several: float
+    """The same of several slides in one command."""
     alone_s: float
     alone_cpu_s: float
     direct_s: float
@@ -72,8 +77,9 @@ class _Round:
     def __str__(self) -> str:
         return (
             f"model {self.alone_s:.1f} s, engine {self.run.computing:.1f} of "
-            f"{self.run.total:.1f} s, twice the area {self.double.total:.1f} s, direct "
-            f"{self.direct_s:.1f} s"
+            f"{self.run.total:.1f} s ({self.run.total / self.alone_s - 1:+.1%}), twice the area "
+            f"{self.double.total:.1f} s ({self.beyond_double:+.1%}), {_NUM_SEVERAL} slides "
+            f"{self.beyond_several:+.1%}, direct {self.direct_s:.1f} s"
         )
 
 
@@ -92,16 +98,20 @@ class _Slides:
 
 
 def _one_round(bench: Variants, slides: _Slides, num_tiles: int) -> _Round:
-    one, tiles = slides.one, slides.tiles
-    # The model alone before and after the command: a machine's speed drifts.
-    before = bench.model_alone(tiles, num_tiles)
-    run = bench.command(one)
-    after = bench.model_alone(tiles, num_tiles)
-    alone_s, alone_cpu_s = ((a + b) / 2 for a, b in zip(before, after, strict=True))
-    several_s = bench.several(slides.several)
+    one = slides.one
+    alone = [bench.model_alone(slides.tiles, num_tiles)]
+
+    def beside(measure: Callable[[], T]) -> tuple[T, float]:
+        """Measure, and the model alone before and after: a machine's speed drifts."""
+        found = measure()
+        alone.append(bench.model_alone(slides.tiles, num_tiles))
+        return found, (alone[-2][0] + alone[-1][0]) / 2
+
+    run, alone_s = beside(lambda: bench.command(one))
+    several_s, alone_by_several_s = beside(lambda: bench.several(slides.several))
+    double, alone_by_double_s = beside(lambda: bench.command(slides.two))
     repeated = bench.repeated(one, DEFAULT)
     all_formats = bench.repeated(one, tuple(FORMATS))
-    double = bench.command(slides.two)
     direct_s, num_direct, labels = bench.direct(one)
     ours = np.asarray(array_of(zarr.open_group(run.store, mode="r"), LABELS)[:])
     same = (labels[: ours.shape[0], : ours.shape[1]] == ours)[ours > 0]
@@ -110,9 +120,10 @@ def _one_round(bench: Variants, slides: _Slides, num_tiles: int) -> _Round:
         repeated=repeated,
         all_formats=all_formats,
         double=double,
-        several_s=several_s,
+        beyond_double=double.total / (alone_by_double_s * double.num_tiles / num_tiles) - 1,
+        beyond_several=several_s / (alone_by_several_s * _NUM_SEVERAL) - 1,
         alone_s=alone_s,
-        alone_cpu_s=alone_cpu_s,
+        alone_cpu_s=median(cpu_s for _, cpu_s in alone),
         direct_s=direct_s,
         num_direct=num_direct,
         same_labels=float(same.mean()),
@@ -159,10 +170,8 @@ def _report(bench: Variants, command: SlidesBenchmark, rounds: Sequence[_Round])
             "tiles": median(r.run.computing / r.alone_s - 1 for r in rounds),
             "outputs": median(r.run.outputs / r.alone_s for r in rounds),
         },
-        beyond_inference_larger=median(
-            r.double.total / r.double.num_tiles * num_tiles / r.alone_s - 1 for r in rounds
-        ),
-        beyond_inference_several=median(r.several_s / r.alone_s / _NUM_SEVERAL - 1 for r in rounds),
+        beyond_inference_larger=median(r.beyond_double for r in rounds),
+        beyond_inference_several=median(r.beyond_several for r in rounds),
         beyond_inference_cpu={  # CPU seconds beside the model, divided by the model's
             "planning": median(r.repeated.planning / r.alone_cpu_s for r in rounds),
             "blocks": median(r.repeated.computing / r.alone_cpu_s for r in rounds),
