@@ -160,11 +160,11 @@ class OptimizationSettings(CheckedSettings):
     batch_size: Count = 12
     """Tiles per step on each device."""
     accumulate_batches: Count = 1
-    """Batches per optimiser step; their gradients are added up."""
+    """Batches per optimiser step, which takes the mean of their gradients."""
     sampling: Literal["uniform", "balanced"] = "uniform"
     """uniform: every training tile once per epoch; balanced: as many tiles, drawn with replacement
-    so that each class is as likely to be looked for, in images by their share of it (our
-    choice)."""
+    so that each class is as likely to be looked for, in images by their share of its area; a tile
+    that is drawn again is augmented anew (our choice)."""
     learning_rate: Positive = 1e-4
     """Base learning rate."""
     weight_decay: NotNegative = 1e-2

@@ -18,6 +18,7 @@ from serve.images.tiles import pad_by_reflection
 from train.data.augmentation import NUM_VIEWS, draw_window, turn, vary_colors
 from train.data.folder import Tile
 from train.data.images import image_size, read_image
+from train.data.order import TileKey, whole_key
 from train.data.pixels import read_labels
 from train.data.scale import Placement, TileScale, cut_image, cut_labels, nearest
 from train.settings import AugmentationSettings
@@ -81,7 +82,7 @@ class TileDataset(Dataset[Sample]):
     With augmentation, each tile is cut at random, and an image gives as many per epoch as its
     area holds. Without, or if `fixed`, tiles are those that serving cuts: they cover the image.
 
-    The chance of a tile depends only on (seed, epoch, index): a run that is resumed, or has
+    The chance of a tile depends only on (seed, epoch, index, copy): a run that is resumed, or has
     another number of workers, sees the same tiles.
     """
 
@@ -116,22 +117,25 @@ class TileDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """Load a tile by its index, or by (epoch, index) to draw that epoch's augmentation."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        image, labels = self._draw(epoch, index)
-        view = self.view(epoch, index)
+    def __getitem__(self, key: int | TileKey) -> Sample:
+        """Load a tile by its index, or by (epoch, index) to draw that epoch's augmentation.
+
+        (epoch, index, copy) draws another one for a tile that the epoch shows again.
+        """
+        epoch, index, copy = whole_key(key)
+        image, labels = self._draw(epoch, index, copy)
+        view = self.view(epoch, index, copy)
         return {
             "tile_id": self.tiles[self.items[index][0]].tile_id,
             "image": turn(image, view).contiguous(),
             "labels": turn(labels, view).long(),
         }
 
-    def view(self, epoch: int, index: int) -> int:
+    def view(self, epoch: int, index: int, copy: int = 0) -> int:
         """Which flip and turn a tile has in an epoch, in 0..7."""
         if self._augmentation.augment == "none":
             return 0
-        return _mix(self._seed, epoch, index, 1) % NUM_VIEWS
+        return _mix(*self._chance(epoch, index, copy), 1) % NUM_VIEWS
 
     def fixed_tiles(self, image_index: int) -> Tensor:
         """The (N, 3, T, T) uint8 tiles that cover an image."""
@@ -150,13 +154,17 @@ class TileDataset(Dataset[Sample]):
         height, width = placement.size
         return max(1, round(height * width / self.scale.tile_size_px**2))
 
-    def _draw(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+    def _chance(self, epoch: int, index: int, copy: int) -> tuple[int, ...]:
+        """What a tile's random numbers are seeded with."""
+        return self._seed, epoch, index, *((2, copy) if copy else ())
+
+    def _draw(self, epoch: int, index: int, copy: int) -> tuple[Tensor, Tensor]:
         """A tile (3, T, T) and its labels (T, T), both uint8."""
         image_index, number = self.items[index]
         if self._fixed:
             return self.fixed_tiles(image_index)[number], self.fixed_labels(image_index)[number]
         full = self._augmentation.augment == "full"
-        rng = np.random.default_rng((self._seed, epoch, index))
+        rng = np.random.default_rng(self._chance(epoch, index, copy))
         image, labels = self._images.read(image_index)
         side = self.scale.tile_size_px
         factor = self.scale.factor(self.tiles[image_index].pixel_size)

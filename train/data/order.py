@@ -27,7 +27,17 @@ def pack_images(
     return packs
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
+TileKey = tuple[int, ...]
+"""(epoch, index), or (epoch, index, copy): copy counts how often the epoch had the tile before."""
+
+
+def whole_key(key: int | TileKey) -> tuple[int, int, int]:
+    """Epoch, index and copy of a key, or of an index alone; 0 where they are not given."""
+    epoch, index, *copy = (0, key) if isinstance(key, int) else key
+    return epoch, index, copy[0] if copy else 0
+
+
+class EpochSampler(Sampler[TileKey]):
     """Shuffled (epoch, index) keys, the same for the same seed; each rank gets its share."""
 
     def __init__(
@@ -44,7 +54,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         return self.num_tiles // self.num_ranks
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[TileKey]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_tiles)
         mine = order[self.rank :: self.num_ranks][: len(self)]
         return iter([(self.epoch, int(index)) for index in mine])

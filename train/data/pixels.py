@@ -183,10 +183,14 @@ def class_frequencies(folder: TileFolder, counts: NDArray[np.int64] | None = Non
             "tiles between folds, or remove the class from dataset.json and the masks."
             + _value_advice(folder)
         )
-    known = [tile.mpp for tile in folder.tiles["training"]]
-    areas = np.array([1.0 if mpp is None else mpp**2 for mpp in known])
-    weighed = areas @ counts if len(set(known)) > 1 else pixels
+    weighed = pixel_areas(folder, "training") @ counts
     return torch.tensor(weighed / weighed.sum(), dtype=torch.float32)
+
+
+def pixel_areas(folder: TileFolder, split: Split) -> NDArray[np.float64]:
+    """The area of a pixel of each image over the largest one's, (N,); 1 where none is known."""
+    areas = np.array([tile.mpp or 1.0 for tile in folder.tiles[split]]) ** 2
+    return np.asarray(areas / areas.max())
 
 
 def _value_advice(folder: TileFolder) -> str:

@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 
 from train.data.augmentation import NUM_VIEWS, turn
 from train.data.dataset import TileDataset, WholeImage, WholeImageDataset
+from train.data.order import TileKey, whole_key
 from train.errors import StorageError
 from train.files import whole_file, write_errors_explained
 from train.model.segmenter import Segmenter, encode_for_training, encodes_in_bfloat16
@@ -148,10 +149,10 @@ class CachedTileDataset(Dataset[CachedSample]):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> CachedSample:
-        """Load a tile's features by index, or by (epoch, index) for that epoch's view."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        view = self._dataset.view(epoch, index)
+    def __getitem__(self, key: int | TileKey) -> CachedSample:
+        """Load a tile's features by index, or by `TileKey` for that epoch's view."""
+        epoch, index, copy = whole_key(key)
+        view = self._dataset.view(epoch, index, copy)
         image, number = self._dataset.items[index]
         labels = self._dataset.fixed_labels(image)[number]
         return {

@@ -12,6 +12,7 @@ from train.data.augmentation import NUM_VIEWS
 from train.data.dataset import TileDataset, WholeImageDataset
 from train.data.folder import TileFolder
 from train.data.order import EpochSampler
+from train.data.pixels import pixel_areas
 from train.data.scale import TileScale
 from train.fitting.embedding_cache import CachedTileDataset, CachedWholeImages, EmbeddingCache
 from train.fitting.evaluation import whole_image_loader
@@ -43,7 +44,8 @@ def make_loaders(
     )
     weights = None
     if settings.optimization.sampling == "balanced":
-        weights = balanced_weights(counts, [image for image, _ in training.items])
+        areas = pixel_areas(folder, "training")
+        weights = balanced_weights(counts, areas, [image for image, _ in training.items])
     validation = WholeImageDataset(folder.tiles["validation"], num_classes, scale)
     if not cached:
         return (

@@ -34,6 +34,16 @@ def test_augmentation_depends_on_epoch_and_index_only(augmented: TileDataset):
     assert not torch.equal(augmented[(4, 2)]["image"], first)
 
 
+def test_a_tile_that_an_epoch_shows_again_is_augmented_anew(augmented: TileDataset):
+    copies = [augmented[(3, 2, copy)] for copy in range(6)]
+    assert torch.equal(copies[0]["image"], augmented[(3, 2)]["image"])
+    pictures = {sample["image"].numpy().tobytes() for sample in copies}
+    assert len(pictures) == 6
+    assert torch.equal(copies[4]["image"], augmented[(3, 2, 4)]["image"])
+    views = [augmented.view(3, 2, copy) for copy in range(200)]
+    assert set(views) == set(range(8))
+
+
 def test_augmentation_leaves_the_global_random_state_alone(augmented: TileDataset):
     torch.manual_seed(0)
     expected = torch.rand(3)

@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,18 @@ def test_frequencies_are_shares_of_labelled_training_pixels(toy_data: Path):
     masks = [np.asarray(Image.open(tile.mask)) for tile in folder.tiles["training"]]
     counts = np.bincount(np.concatenate(masks).ravel(), minlength=6)[1:]
     np.testing.assert_allclose(class_frequencies(folder), counts / counts.sum(), rtol=1e-6)
+
+
+def test_frequencies_are_shares_of_area_where_um_per_pixel_differ(data: Path):
+    folder = read_tile_folder(data)
+    first, *others = folder.tiles["training"]
+    coarser = replace(folder, tiles={"training": (replace(first, mpp=1.0), *others)})
+    counts = [
+        np.bincount(np.asarray(Image.open(tile.mask)).ravel(), minlength=6)[1:]
+        for tile in folder.tiles["training"]
+    ]
+    areas = 4 * counts[0] + sum(counts[1:])  # at 0.5 um, a pixel of 1 um is four
+    np.testing.assert_allclose(class_frequencies(coarser), areas / areas.sum(), rtol=1e-6)
 
 
 def test_jpeg_images_are_found(data: Path):
