@@ -251,7 +251,7 @@ class RegionReader(Closing):
         raise TypeError("an open slide cannot be sent to another process: open it there by path")
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)  # an OME-Zarr may have a hundred thousand files
 def _fingerprint(path: Path, files: tuple[Path, ...], state: FileState) -> str:
     """See `RegionReader.fingerprint`; `state` is that of the files."""
     digest = hashlib.sha256()
