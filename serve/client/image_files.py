@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from serve.contract.errors import ImageError, SettingsError
+from serve.contract.tables import is_text
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
 """Suffixes of the files that are taken from a folder. A file that is named may have any."""
@@ -35,6 +36,11 @@ def find_images(paths: Iterable[Path], out: Path) -> tuple[Path, ...]:
     for path in images:
         if not path.is_file():
             raise ImageError(f"{path} is not a file. Check the path; nothing was segmented.")
+        if not is_text(path):
+            raise ImageError(
+                f"{str(path)!a} is not in UTF-8, so it cannot be written into the results. Rename "
+                "the file or its folder; nothing was segmented."
+            )
         if path.stem in stems:
             raise ImageError(
                 f"{stems[path.stem]} and {path} have the same name, so their outputs would "

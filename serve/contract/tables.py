@@ -122,6 +122,15 @@ def named_file(folder: Path, name: str) -> Path:
     return next((path for path in candidates if exists(path)), candidates[0])
 
 
+def is_text(path: Path) -> bool:
+    """Whether a path can be written down: systems allow names that are not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def exists(path: Path) -> bool:
     """Whether there is something at a path that the system lets us look at."""
     try:

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from serve.contract.errors import FocalPathError as ServeError
+from serve.contract.tables import is_text
 from serve.images.decode import read_picture
 from serve.images.mpp import (
     ASSUMED,
@@ -111,9 +112,7 @@ def predict_images(
 
 
 def _find(images: Path) -> Sequence[Path]:
-    if images.is_file():
-        return [images]
-    found = []
+    found = [images] if images.is_file() else []
     if images.is_dir():
         found = sorted(
             path
@@ -125,6 +124,10 @@ def _find(images: Path) -> Sequence[Path]:
     if not found:
         raise SourceError(
             f"{images} has no image; expected a file or a folder of {', '.join(IMAGE_SUFFIXES)}"
+        )
+    if unfit := [path for path in found if not is_text(path)]:
+        raise SourceError(
+            f"{str(unfit[0])!a} is not in UTF-8, so it cannot be written into areas.csv. Rename it."
         )
     stems = [path.stem for path in found]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):

@@ -300,6 +300,14 @@ def test_a_missing_image_fails_before_anything_is_written(
     assert not out.exists()
 
 
+def test_a_name_that_is_not_utf_8_is_refused_before_any_image_is_segmented(
+    image: Path, toy_bundle: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image.with_name(os.fsdecode(b"x\xff.png")).write_bytes(image.read_bytes())
+    assert "udcff.png" in _fails(capsys, image.parent, "--bundle", toy_bundle, "--out", out)
+    assert not out.exists()
+
+
 def test_two_images_of_one_name_are_refused(
     image: Path, toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """Masks and overlays straight from a checkpoint."""
 
 import csv
+import os
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from tests.support.errors import raises
 from tests.support.pictures import blobs
 from train.cli import main
-from train.errors import ImageFileError, ScaleError
+from train.errors import ImageFileError, ScaleError, SourceError
 from train.fitting.predict import predict_images
 
 
@@ -62,6 +63,16 @@ def test_an_image_that_serving_would_refuse_as_too_coarse_is_refused(
     with raises(ScaleError, "Gewebe ü.png", "16 times"):
         predict_images(toy_run, images, tmp_path / "out", mpp=8)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_is_not_utf_8_is_refused_before_any_image_is_segmented(
+    toy_run: Path, images: Path, tmp_path: Path
+):
+    odd = images / os.fsdecode(b"x\xff.png")
+    (images / "large.PNG").rename(odd)
+    for given in (images, odd):
+        with raises(SourceError, "udcff.png"):
+            predict_images(toy_run, given, tmp_path / "out")
 
 
 def test_a_damaged_image_is_named_before_any_other_is_segmented(
