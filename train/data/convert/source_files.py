@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from train.errors import ImageFileError, SourceError
+from train.settings import is_name
 
 MAX_REGION_MEGAPIXELS = 1000
 """Largest region that is read. One is in memory at a time, at 4 bytes per pixel plus copies."""
@@ -36,6 +37,11 @@ def find_images(
         if suffix is None or path.name.startswith("."):
             continue
         name = unicodedata.normalize("NFC", path.name[: -len(suffix)]).removesuffix(".ome")
+        if not is_name(name):  # also where the name is not UTF-8
+            raise SourceError(
+                f"{str(path)!a} is called {name!a}, which folds.csv cannot hold; expected letters "
+                f"in UTF-8 without spaces around them. Rename the {kind}."
+            )
         if name in found:
             raise SourceError(
                 f"{folder} has {found[name].name} and {path.name}; expected one {kind} of "

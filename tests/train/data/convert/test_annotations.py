@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,15 @@ def a_label_with_two_meanings(source: Path) -> None:
     path.write_text(path.read_text().replace('"ROI": "roi"', '"Tumor": "Stroma", "ROI": "roi"'))
 
 
+def a_name_that_is_not_utf_8(source: Path) -> None:
+    (source / "images" / "b.png").rename(source / "images" / os.fsdecode(b"\xff.png"))
+
+
+def a_name_with_a_space_at_its_end(source: Path) -> None:
+    for folder, suffix in (("images", "png"), ("annotations", "geojson")):
+        (source / folder / f"b.{suffix}").rename(source / folder / f"b .{suffix}")
+
+
 def no_slide(source: Path) -> None:
     (source / "images" / "b.png").unlink()
 
@@ -240,6 +250,8 @@ def a_file_for_a_folder(source: Path) -> None:
         (an_undefined_class, {}, AnnotationError, ["mapping.json", "'Tumour'", "Tumor, Stroma"]),
         (a_label_with_two_meanings, {}, AnnotationError, ["mapping.json", "'Tumor' is there"]),
         (no_slide, {}, SourceError, ["b.geojson"]),
+        (a_name_that_is_not_utf_8, {}, SourceError, ["udcff.png", "UTF-8"]),
+        (a_name_with_a_space_at_its_end, {}, SourceError, ["b .png", "spaces"]),
         (no_format, {}, AnnotationError, ["a.geojson", "ASAP XML"]),
         (cut_off, {}, AnnotationError, ["a.geojson.gz"]),
         (no_annotations, {}, SourceError, ["no file of annotations", ".geojson.gz"]),
