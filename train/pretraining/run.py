@@ -192,11 +192,34 @@ def _inputs(
     settings: PretrainSettings, found: SplitSource, slides: tuple[int, ...]
 ) -> dict[str, Any]:
     """Everything that the result depends on, after a round trip through JSON."""
+    names = [found.source.slides[slide].name for slide in slides]
+    return {**_settings_of(settings), "slides": names}
+
+
+def _settings_of(settings: PretrainSettings) -> dict[str, dict[str, Any]]:
+    """The settings that the result depends on, by group, after a round trip through JSON."""
     content = asdict(settings)
     content.pop("preset")
     content["schedule"].pop("num_workers")
-    names = [found.source.slides[slide].name for slide in slides]
-    return cast("dict[str, Any]", json.loads(json.dumps({**content, "slides": names})))
+    return cast("dict[str, dict[str, Any]]", json.loads(json.dumps(content)))
+
+
+def trained_otherwise(run: Path, settings: PretrainSettings) -> list[str]:
+    """What differs from the settings that a finished run was trained with, as `steps 4 -> 8`.
+
+    Empty where nothing differs, and where the run has no record of them.
+    """
+    try:
+        before = json.loads((run / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [
+        f"{name} {before[group].get(name)} -> {value}"
+        for group, values in _settings_of(settings).items()
+        if isinstance(before, dict) and isinstance(before.get(group), dict)
+        for name, value in values.items()
+        if before[group].get(name) != value
+    ]
 
 
 def _write_record(path: Path, inputs: dict[str, Any]) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from train.errors import SettingsError
+from train.errors import RunError, SettingsError
 from train.pretraining.encoder import create_encoder, patch_size
-from train.pretraining.run import ENCODER_FOLDER, pretrain
+from train.pretraining.run import ENCODER_FOLDER, pretrain, trained_otherwise
 from train.pretraining.settings import DistillationSettings, PretrainSettings, ViewSettings
 
 
@@ -84,6 +84,7 @@ def pretrain_methods(
 
     Raises:
         SettingsError: a method is unknown.
+        RunError: an encoder is there that was trained with other settings.
         FocalPathError: a run fails.
     """
     for name in methods:
@@ -96,9 +97,20 @@ def pretrain_methods(
         for name in methods:
             run = out / "encoders" / name / f"seed{number}"
             encoder = run / ENCODER_FOLDER
-            if not encoder.exists():
-                settings = METHODS[name].settings(base, base.schedule.seed + number)
+            settings = METHODS[name].settings(base, base.schedule.seed + number)
+            if encoder.exists():
+                _refuse_others(run, settings)
+            else:
                 print(f"{name}, seed {number}: {settings.schedule.steps} steps", flush=True)
                 pretrain(settings, data, run, resume=(run / "last.ckpt").is_file())
             encoders.setdefault(name, []).append(encoder)
     return encoders
+
+
+def _refuse_others(run: Path, settings: PretrainSettings) -> None:
+    """Raise RunError for a finished run of other settings: it would stand for what it is not."""
+    if changes := trained_otherwise(run, settings):
+        raise RunError(
+            f"{run} was trained with other settings: {', '.join(changes)}; expected the same for "
+            "all encoders of a study. Give another --out, or remove that folder."
+        )

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.errors import raises
 from train.data.synthetic.slides import SlideSettings, write_slides
-from train.errors import EncoderError, SourceError
+from train.errors import EncoderError, RunError, SourceError
 from train.pretraining.encoder import create_encoder, write_encoder
 from train.pretraining.magnification.evaluate import Evaluation
 from train.pretraining.magnification.run import compare_encoders, open_encoder
@@ -36,6 +36,21 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = SlideSettings(num_train=2, num_validation=2, num_test=2, side_um=100.0)
     write_slides(folder, settings)
     return folder
+
+
+def test_an_encoder_of_other_settings_is_not_taken_into_a_study(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain_methods(_tiny(), slides, tmp_path, ["mad"], num_seeds=1)
+    monkeypatch.setattr(f"{pretrain_methods.__module__}.pretrain", None)  # none is trained again
+    workers = replace(_tiny(), schedule=replace(_tiny().schedule, num_workers=7))
+    pretrain_methods(workers, slides, tmp_path, ["mad"], num_seeds=1)
+    longer = replace(_tiny(), schedule=replace(_tiny().schedule, steps=4))
+    with raises(RunError, tmp_path / "encoders" / "mad" / "seed0", "steps 2 -> 4"):
+        pretrain_methods(longer, slides, tmp_path, ["mad"], num_seeds=1)
+    wider = replace(_tiny(), views=replace(_tiny().views, scale_jitter=0.1))
+    with raises(RunError, "scale_jitter 0.2 -> 0.1"):
+        pretrain_methods(wider, slides, tmp_path, ["mad"], num_seeds=1)
 
 
 @pytest.mark.slow
