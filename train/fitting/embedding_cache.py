@@ -1,9 +1,9 @@
 """Stores the frozen encoders' features on disk, so that later epochs skip the encoders.
 
 A feature is the output of `Segmenter.encode` for one view (flip and rotation) of one of the tiles
-that cover an image. The file name contains hashes of the encoders' weights and of the image's
-bytes, the arithmetic, the image's size at the model's um per pixel, the tile's position and the
-view. If one of them changes, so does the name. Runs can therefore share a folder.
+that cover an image. The file name contains hashes of the encoders and of the image's bytes, the
+arithmetic, the image's size at the model's um per pixel, the tile's position and the view. If one
+of them changes, so does the name. Runs can therefore share a folder.
 
 Training sees only cached views. So tiles have fixed positions, as in serving. They are flipped and
 rotated (`--augment dihedral`, 8 views) or left unchanged (`none`).
@@ -28,8 +28,10 @@ from train.data.dataset import TileDataset, WholeImage, WholeImageDataset
 from train.data.order import TileKey, whole_key
 from train.errors import StorageError
 from train.files import whole_file, write_errors_explained
+from train.model.encoder_kinds import with_kind_written_out
+from train.model.pathology_encoder import architecture, timm_args
 from train.model.segmenter import Segmenter, encode_for_training, encodes_in_bfloat16
-from train.settings import Settings
+from train.settings import ModelSettings, Settings
 
 CachedSample = dict[str, object]
 """tile_id str, features (D, H/16, W/16), labels (H, W) int64."""
@@ -51,7 +53,7 @@ class EmbeddingCache:
         )
         arithmetic = "bf16" if bfloat16 else "fp32"
         self.folder = Path(runtime.embedding_cache) / (
-            f"{_fingerprint(segmenter)}-{segmenter.tile_size_px}-{arithmetic}-"
+            f"{_fingerprint(segmenter, settings.model)}-{segmenter.tile_size_px}-{arithmetic}-"
             f"{runtime.embedding_dtype}"
         )
 
@@ -195,9 +197,14 @@ def _todo(stems: list[str], views: range) -> list[tuple[int, str, int]]:
     return [(number, stem, view) for number, stem in enumerate(stems) for view in views]
 
 
-def _fingerprint(segmenter: Segmenter) -> str:
-    """Hash of the encoders' weights and normalisation."""
-    digest = hashlib.sha256()
+def _fingerprint(segmenter: Segmenter, model: ModelSettings) -> str:
+    """Hash of the encoders' architectures, weights and normalisation.
+
+    Heads and activations, for example, leave no trace in the weights.
+    """
+    model = with_kind_written_out(model)
+    described = model.image_encoder, architecture(model), sorted(timm_args(model).items())
+    digest = hashlib.sha256(repr(described).encode())
     for part in (segmenter.image_encoder, segmenter.pathology_encoder):
         for name, value in (*part.state_dict().items(), *part.named_buffers()):
             digest.update(name.encode())

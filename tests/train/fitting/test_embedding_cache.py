@@ -98,6 +98,19 @@ def test_other_encoder_weights_take_other_files(cache: EmbeddingCache, segmenter
     assert EmbeddingCache(settings, segmenter).folder != cache.folder
 
 
+def test_the_same_weights_in_another_architecture_take_other_files(tmp_path: Path):
+    settings = frozen_settings(tmp_path)
+    segmenter = Segmenter(settings.model, 5).eval()
+    model = replace(settings.model, pathology_args={"act_layer": "quick_gelu"})
+    other = Segmenter(model, 5).eval()
+    other.load_state_dict(segmenter.state_dict())
+    image = torch.randint(0, 256, (1, 3, TILE_SIZE_PX, TILE_SIZE_PX)).float()
+    assert not torch.allclose(other.encode(image), segmenter.encode(image), atol=1e-3)
+    one = EmbeddingCache(settings, segmenter)
+    assert one.folder == EmbeddingCache(settings, segmenter).folder
+    assert one.folder != EmbeddingCache(replace(settings, model=model), other).folder
+
+
 def test_a_damaged_file_is_named(cache: EmbeddingCache, dataset: TileDataset):
     cache.fill(dataset, range(1), batch_size=4)
     path = next(cache.folder.glob("*.safetensors"))
@@ -175,7 +188,7 @@ def test_tiles_are_encoded_on_the_device_that_trains(
 
     monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("meta"))
     monkeypatch.setattr("train.fitting.embedding_cache.encode_for_training", encode)
-    monkeypatch.setattr("train.fitting.embedding_cache._fingerprint", lambda segmenter: "weights")
+    monkeypatch.setattr("train.fitting.embedding_cache._fingerprint", lambda *_: "weights")
     with pytest.raises(Encoded):
         fit(frozen_settings(tmp_path / "cache"), toy_data, tmp_path / "run")
 
