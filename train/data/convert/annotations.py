@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from serve.contract.errors import FocalPathError as ServeError
+from serve.images.mpp import contradiction
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
 from train.checked import CheckedSettings, Mpp, TestShare
@@ -159,6 +160,10 @@ def _find_slides(
 
 def _open(path: Path, settings: AnnotationSettings) -> RegionReader:
     with _explained(path):
+        reader = open_reader(path)
+        if reader.mpp is not None or settings.source_mpp is None:
+            return reader
+        reader.close()
         return open_reader(path, mpp=settings.source_mpp)
 
 
@@ -187,6 +192,8 @@ def _check_slide(
                 f"{slide.path}: the file states no believable um per pixel, which is needed to cut "
                 f"tiles at {settings.tiles.mpp:g} um. Give it as --source-mpp."
             )
+        if contradiction(reader.pixel_size, reader.mpp_source, settings.source_mpp):
+            lost.other_mpp.append(f"{slide.path.name} ({reader.mpp:g} by its {reader.mpp_source})")
         refuse_enlarging(settings.tiles.mpp, reader.pixel_size, str(slide.path))
         width, height = reader.width_px, reader.height_px
         has_roi = any(mapping.labels[a.label] == ROI for a in slide.annotations)

@@ -1,4 +1,4 @@
-"""What of annotations does not arrive in a data set, to warn about."""
+"""What of annotations does not arrive in a data set as meant, to warn about."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +16,8 @@ class Lost:
     """Areas that cover the centre of no pixel."""
     slides: list[str] = field(default_factory=list)
     """Slides that give no tile."""
+    other_mpp: list[str] = field(default_factory=list)
+    """Slides that state another um per pixel than was given for those that state none."""
     has_region: bool = False
     """Whether the slide at work gives a tile."""
     _names: set[str] = field(default_factory=set)
@@ -43,6 +45,10 @@ class Lost:
     def warnings(self) -> list[str]:
         """One sentence per kind of loss."""
         kinds = [
+            (
+                self.other_mpp,
+                "slides, {}, state another um per pixel than --source-mpp. Theirs counts.",
+            ),
             (
                 self.beyond,
                 "areas, {}, reach far beyond their slide. Are they of another slide, or drawn at "

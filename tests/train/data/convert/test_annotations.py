@@ -364,6 +364,23 @@ def test_slides_that_do_not_fit_the_pattern_are_warned_about(
     assert "2 slides, such as a, do not fit" in " ".join(capsys.readouterr().out.split())
 
 
+def test_what_a_slide_states_of_its_scale_counts_before_what_is_given_for_all(
+    source: Path, capsys: pytest.CaptureFixture[str]
+):
+    (source / "images" / "a.png").unlink()
+    write_aperio(source / "images" / "a.svs", tissue_pixels(64, 64), mpp=0.25, downsamples=())
+    for name in ("a", "b"):  # which states nothing
+        geojson(source / "annotations" / name)
+    write_mapping(source / "mapping.json")
+    masks = masks_of(prepare(source, test_share=0.0, source_mpp=0.5, tile_size_px=16))
+    areas = {
+        name: sum((m > 0).sum() for key, m in masks.items() if key[0] == name) for name in "ab"
+    }
+    assert areas["b"] == pytest.approx(4 * areas["a"], rel=0.1)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "1 slides, such as a.svs (0.25 by its Aperio MPP), state another" in told
+
+
 def test_a_slide_that_is_damaged_in_the_middle_is_named(source: Path):
     (source / "images" / "a.png").unlink()
     path = write_aperio(source / "images" / "a.svs", tissue_pixels(600, 600), downsamples=())
