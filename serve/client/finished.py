@@ -50,6 +50,8 @@ class Recipe:
                 "another folder, or --again to replace it; nothing was segmented."
             )
         places = {image.parent.resolve() / image.name: image for image in images}
+        # A run that was killed may have left files of an image without its record.
+        is_our_folder = any(_is_ours(self.outputs(image, out)[-1]) for image in images)
         for image in images:
             outputs = self.outputs(image, out.resolve())
             for output in outputs:
@@ -59,11 +61,10 @@ class Recipe:
                         f"output of {image}. Give --out another folder; nothing was segmented."
                     )
             if not again and not _is_ours(outputs[-1]):
-                for output in filter(Path.exists, outputs):
+                for output in filter(Path.exists, outputs[-1:] if is_our_folder else outputs):
                     raise SettingsError(
-                        f"{output} exists, and was not made by this command, or only half of its "
-                        "files are left. Give --out another folder, or --again to replace it; "
-                        "nothing was segmented."
+                        f"{output} exists, and nothing here tells that this command made it. Give "
+                        "--out another folder, or --again to replace it; nothing was segmented."
                     )
 
     def record(self, image: Path, document: bytes) -> bytes:

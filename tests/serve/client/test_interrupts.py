@@ -152,11 +152,12 @@ def test_an_older_result_survives_the_second_ctrl_c(
     out.mkdir()
     older = encoded(np.zeros((5, 5, 3), np.uint8))
     (out / "slow.overlay.png").write_bytes(older)
+    (out / "slow.json").write_text('{"model": {}, "image": {}, "classes": []}')
     with _segmenting("writing", toy_bundle, tmp_path, out) as process:
         _interrupt(process)
         process.send_signal(signal.SIGINT)
         process.wait(DEADLINE_S)
-    assert _names(out) == {"slow.overlay.png"}
+    assert _names(out) == {"slow.overlay.png", "slow.json"}
     with Image.open(out / "slow.overlay.png") as kept:
         assert kept.size == (5, 5)
 

@@ -437,6 +437,22 @@ def test_a_users_own_files_are_replaced_where_they_say_so(
     assert _summary(out / "slide.json").classes
 
 
+def test_files_that_a_killed_run_left_without_their_record_are_made_again(
+    image: Path, toy_bundle: Path, out: Path
+) -> None:
+    other = image.with_name("other.png")
+    other.write_bytes(encoded(IMAGE))
+    arguments = (image, other, "--bundle", toy_bundle, "--out", out)
+    assert _segment(*arguments) == 0
+    labels = (out / "other.labels.png").read_bytes()
+    (out / "other.json").unlink()
+    (out / "other.labels.png").write_bytes(labels[:-1])
+    assert _segment(*arguments) == 0
+    assert (out / "other.labels.png").read_bytes() == labels
+    (out / "other.json").write_text("{}")
+    assert _segment(*arguments) == 1
+
+
 WINDOWS = """
 import os, signal, sys
 for name in ("fcntl", "grp", "pwd", "resource", "termios"):
