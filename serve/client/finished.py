@@ -19,6 +19,8 @@ from serve.inference.summary import Summary
 SUMMARY_FILE = "summary.csv"
 RECORD_FORMAT = "json"
 """The format that is always written, last."""
+_MAX_NAME_BYTES = 255
+"""Of a file, on the usual file systems."""
 _MADE_WITH = "made_with"
 """Field of an image's JSON, besides those of the service's answer."""
 
@@ -37,7 +39,7 @@ class Recipe:
         return [out / f"{image.stem}{FORMATS[name].suffix}" for name in self.formats]
 
     def refuse_overwriting(self, images: Sequence[Path], out: Path, *, again: bool) -> None:
-        """Raise SettingsError where an output would replace a file that is not ours.
+        """Raise SettingsError where an output would replace a file that is not ours, or cannot be.
 
         Args:
             images: all image files.
@@ -49,12 +51,18 @@ class Recipe:
                 f"{out / SUMMARY_FILE} exists, and was not made by this command. Give --out "
                 "another folder, or --again to replace it; nothing was segmented."
             )
+        out = out.resolve()
         places = {image.parent.resolve() / image.name: image for image in images}
         # A run that was killed may have left files of an image without its record.
         is_our_folder = any(_is_ours(self.outputs(image, out)[-1]) for image in images)
         for image in images:
-            outputs = self.outputs(image, out.resolve())
+            outputs = self.outputs(image, out)
             for output in outputs:
+                if len(output.name.encode()) > _MAX_NAME_BYTES:
+                    raise SettingsError(
+                        f"{image} has too long a name: its output {output.name} would have more "
+                        f"than {_MAX_NAME_BYTES} bytes. Rename it; nothing was segmented."
+                    )
                 if output in places:
                     raise SettingsError(
                         f"{places[output]} is an image to segment, and would be overwritten by the "

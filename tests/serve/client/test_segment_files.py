@@ -308,6 +308,14 @@ def test_a_name_that_is_not_utf_8_is_refused_before_any_image_is_segmented(
     assert not out.exists()
 
 
+def test_a_name_that_is_too_long_for_its_outputs_is_refused_before_any_image_is_segmented(
+    image: Path, toy_bundle: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image.with_name("ü" * 123 + ".png").write_bytes(image.read_bytes())
+    assert "too long a name" in _fails(capsys, image.parent, "--bundle", toy_bundle, "--out", out)
+    assert not out.exists()
+
+
 def test_two_images_of_one_name_are_refused(
     image: Path, toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
