@@ -58,7 +58,8 @@ def _is_slide(path: Path) -> bool:
         return False
     if path.suffix.lower() in _SUFFIXES:
         return True
-    return path.is_dir() and any(path.glob("*.dcm"))
+    is_result = (path / "run.json").is_file() and (path / "summary.json").is_file()
+    return path.is_dir() and not is_result and any(path.glob("*.dcm"))
 
 
 def find_slides(root: Path) -> list[SlideFile]:

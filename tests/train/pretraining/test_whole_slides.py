@@ -177,6 +177,17 @@ def test_the_um_per_pixel_of_folds_csv_counts_and_unusable_slides_are_left_out(
     assert "2 of 3" in capsys.readouterr().err
 
 
+def test_results_beside_slides_are_no_slides(tmp_path: Path) -> None:
+    (tmp_path / "a.svs").touch()
+    for folder in ("series", "a"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.dcm").touch()
+    for name in ("run.json", "summary.json"):
+        (tmp_path / "a" / name).touch()
+    found = whole_slides.find_slides(tmp_path)
+    assert [file.path.name for file in found] == ["a.svs", "series"]
+
+
 def _tiny() -> PretrainSettings:
     base = synthetic()
     return replace(
