@@ -166,9 +166,15 @@ def read_box(
 
 
 def _halved(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Area means of 2 x 2 pixels; a last odd row or column is dropped."""
-    height, width = (side // 2 * 2 for side in image.shape[:2])
-    blocks = image[:height, :width].reshape(height // 2, 2, width // 2, 2, 3)
+    """Area means of 2 x 2 pixels; a last odd row or column is repeated.
+
+    If it were dropped, a level would end before the slide, and views at its edge would be
+    stretched.
+    """
+    odd_row, odd_column = (side % 2 for side in image.shape[:2])
+    even = np.pad(image, ((0, odd_row), (0, odd_column), (0, 0)), mode="edge")
+    height, width = even.shape[:2]
+    blocks = even.reshape(height // 2, 2, width // 2, 2, 3)
     return np.asarray((blocks.astype(np.uint16).sum(axis=(1, 3)) + 2) // 4, np.uint8)
 
 

@@ -49,6 +49,26 @@ def test_every_pixel_lies_where_its_footprint_says(mpp: float) -> None:
     assert largest_error_px(view, in_px, mpp / MPP) <= level / 2
 
 
+@pytest.mark.parametrize("side_px", [991, 1023, 1024])
+@pytest.mark.parametrize("mpp", [0.5, 1.0, 1.9, 2.0])
+def test_a_view_in_the_last_corner_is_not_stretched(side_px: int, mpp: float) -> None:
+    """Levels of a side that two does not divide reach to the slide's edge, too."""
+    side_um = side_px * MPP
+    info = SlideInfo("slide", side_um, side_um, MPP, "case")
+    source = ImageRegions([info], lambda _: coordinate_colors(side_px, side_px))
+    corner = side_um - 64 * mpp
+    view = source.read(0, Footprint(corner, corner, 64 * mpp), 64)
+    level = 2 ** int(np.log2(mpp / MPP * 1.02))
+    assert largest_error_px(view, (corner / MPP, corner / MPP), mpp / MPP) <= level / 2
+
+
+def test_tissue_is_judged_up_to_the_last_pixel() -> None:
+    tissue = np.full((1023, 1023, 3), (180, 90, 150), np.uint8)
+    side_um = 1023 * MPP
+    source = ImageRegions([SlideInfo("slide", side_um, side_um, MPP, "case")], lambda _: tissue)
+    assert source.tissue_share(0, Footprint(side_um - 1, side_um - 1, 1.0)) == 1
+
+
 def test_reduction_is_antialiased() -> None:
     board = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
     source = ImageRegions(
