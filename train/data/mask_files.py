@@ -16,6 +16,9 @@ _DECODER_ERRORS = (
     SyntaxError,
     ValueError,
 )
+_LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
+_LOSSY_COMPRESSIONS = ("jpeg", "tiff_jpeg", "webp", "jpeg2000")
+"""Of TIFF, as Pillow calls them."""
 _ORIENTATION = 0x0112
 
 
@@ -23,12 +26,17 @@ def open_mask(path: Path) -> Image.Image:
     """Read the file of a mask, upright.
 
     Raises:
-        MaskError: it cannot be read, holds several pages, or channels of 16 bits.
+        MaskError: it cannot be read, is lossy, holds several pages, or channels of 16 bits.
     """
     try:
         with Image.open(path) as image:
             if (pages := getattr(image, "n_frames", 1)) > 1:
                 raise MaskError(f"{path} holds {pages} pages, expected one. Save the mask alone.")
+            if (how := _lossy(image)) is not None:
+                raise MaskError(
+                    f"{path} is {how}, which may change labels along edges; expected lossless "
+                    "pixels. Save the mask as PNG where it was made."
+                )
             step = _step_of(image)
             if ";16" in _stored(image) and len(image.getbands()) > 1:
                 raise MaskError(
@@ -45,6 +53,14 @@ def open_mask(path: Path) -> Image.Image:
             f"{path} cannot be read as a mask ({error}). Replace the file or remove it from "
             "folds.csv.",
         ) from error
+
+
+def _lossy(image: Image.Image) -> str | None:
+    """How a file stores its pixels, where that changes them, whatever its name says."""
+    if image.format in _LOSSY_FORMATS:
+        return f"a {image.format}"
+    compression = image.info.get("compression") if image.format == "TIFF" else None
+    return f"a TIFF with {compression}" if compression in _LOSSY_COMPRESSIONS else None
 
 
 def _step_of(image: Image.Image) -> int:

@@ -170,6 +170,22 @@ def test_a_mask_of_several_deep_channels_is_refused(num_channels: int, tmp_path:
         read_mask(path, 3, CODE)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".png", {"format": "JPEG"}),
+        (".png", {"format": "WEBP"}),
+        (".tif", {"compression": "jpeg"}),
+    ],
+)
+def test_a_mask_that_is_lossy_inside_is_refused_whatever_it_is_called(
+    suffix: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    path = saved(tmp_path, LABELS, suffix, **options)
+    with raises(MaskError, path, "lossless"):
+        read_mask(path, 3, CODE)
+
+
 def test_values_may_have_a_table(tmp_path: Path) -> None:
     code = mask_code(NAMES, COLORS, mask_values={"0": "Tumor", "7": "Stroma", "9": None})
     assert labels(saved(tmp_path, np.array([[0, 7, 9, 255]], np.uint8)), code) == [[1, 2, 0, 0]]
