@@ -101,6 +101,12 @@ function stored(storage, name, value) {
   }
 }
 
+/** How the pixels that were segmented differ from the file's, and other warnings of a result. */
+export function showNotes(notes) {
+  $("notes").textContent = notes.length ? `As segmented: ${notes.join("; ")}.` : "";
+  $("notes").hidden = !notes.length;
+}
+
 /**
  * Give the service the key that this tab knows, and set up the dialog that asks for one.
  *

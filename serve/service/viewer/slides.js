@@ -13,6 +13,7 @@ import {
   save,
   setUpKey,
   setUpTheme,
+  showNotes,
   showScale,
   speak,
   squeezedNote,
@@ -208,6 +209,7 @@ function hideTable() {
 function showTable(rows, title, summary) {
   document.body.classList.add("has-result");
   $("classes-of").textContent = title;
+  showNotes(summary.notes ?? summary.image.notes ?? []);
   classes.fill(rows, { keepChoice: true });
   const { low_confidence_share: low, low_confidence_threshold: threshold } = summary;
   $("low-share").textContent = low === null ? "" : `${percent(low, 1)} of it is below ${percent(threshold)}.`;

@@ -13,6 +13,7 @@ import {
   percent,
   setUpKey,
   setUpTheme,
+  showNotes,
   showScale,
   speak,
   squeezedNote,
@@ -198,12 +199,6 @@ function describeImage({ width_px: width, height_px: height, mpp, mpp_xy: sides,
   const stated = known && `The file says ${perPixel(sides ?? [mpp])} (${source}).`;
   const parts = [help[source] ?? stated, squeezedNote(sides), doubt?.replaceAll("um per", "µm per")];
   $("mpp-help").textContent = parts.filter(Boolean).join(" ");
-}
-
-/** How the pixels that were segmented differ from the file's. */
-function showNotes(notes) {
-  $("file-notes").textContent = notes.length ? `As segmented: ${notes.join("; ")}.` : "";
-  $("file-notes").hidden = !notes.length;
 }
 
 function fillClasses(rows) {

@@ -621,7 +621,7 @@ def test_the_picture_is_of_the_pixels_that_were_segmented(visit: Visit, kind: st
     visit.page.get_by_label("Hatch where confidence is low").uncheck()
     _, picture = visit.download_picture()
     assert np.abs(picture - tissue()[::-1, ::-1]).max() <= 3
-    expect(visit.page.locator("#file-notes")).to_contain_text("turned upright, from orientation 3")
+    expect(visit.page.locator("#notes")).to_contain_text("turned upright, from orientation 3")
 
 
 def test_pixels_that_are_not_squares_are_told_and_measured_along_each_axis(visit: Visit) -> None:

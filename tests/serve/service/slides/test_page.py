@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from serve.service.page import LIBRARY_FILE
 from serve.slides.outputs.registry import DEFAULT, FORMATS
@@ -196,6 +196,21 @@ def test_a_real_slide_is_segmented_and_its_result_can_be_looked_at_and_taken_hom
     links = page.locator("#outputs a")
     expect(links.filter(has_text="OME-Zarr")).to_contain_text("zip")
     expect(links.filter(has_text="GeoJSON")).to_contain_text("for QuPath")
+
+    def with_notes(route: Route) -> None:
+        answer = route.fetch()
+        described = answer.json()
+        described["result"]["summary"]["notes"] = ["the finest level is missing", "<b>odd</b>"]
+        route.fulfill(response=answer, json=described)
+
+    expect(page.locator("#notes")).to_be_hidden()
+    page.route(f"**/slides/{slide_id}", with_notes)
+    choose(page, "large")
+    choose(page, "real")
+    expect(page.locator("#notes")).to_have_text(
+        "As segmented: the finest level is missing; <b>odd</b>."
+    )
+    page.unroute(f"**/slides/{slide_id}")
 
 
 def test_a_region_is_drawn_and_segmented_where_it_lies(page: Page) -> None:
