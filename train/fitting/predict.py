@@ -104,8 +104,8 @@ def predict_images(
     if assumed:
         Console().print(
             f"[yellow]warning:[/yellow] {len(assumed)} images, such as {escape(assumed[0])}, do "
-            f"not state their um per pixel: the model's, {card.mpp:g}, is assumed. Give it as "
-            "--mpp.",
+            f"not state their um per pixel: the model's, {card.input_mpp:g}, is assumed. Give it "
+            "as --mpp.",
             soft_wrap=True,
         )
     Console().print(f"wrote {escape(str(out))}: {len(paths)} images", soft_wrap=True)
@@ -153,9 +153,9 @@ def _read(
         if picture.pixel_size is not None:
             _check_aspect(path, picture.pixel_size, source)
     if mpp is None:
-        mpp, source = card.mpp, ASSUMED if card.mpp is not None else UNKNOWN
+        mpp, source = card.input_mpp, UNKNOWN if card.mpp is None else ASSUMED
     if not card.settings.model.squeeze:
-        refuse_enlarging(card.mpp, mpp, str(path))
+        refuse_enlarging(card.input_mpp, mpp, str(path))
     return picture.pixels, mpp, source
 
 

@@ -84,7 +84,7 @@ def _check_scale(card: CheckpointCard, folder: TileFolder, split: Split) -> None
     """Refuse images of unknown scale; warn of a checkpoint of version 0.1."""
     if not card.settings.model.squeeze:
         if card.mpp is not None:
-            resolve_mpp(card.mpp, folder.mpp, folder.tiles[split])
+            resolve_mpp(card.input_mpp, folder.mpp, folder.tiles[split])
         return
     side = card.settings.model.tile_size_px
     Console().print(

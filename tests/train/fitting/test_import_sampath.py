@@ -24,6 +24,7 @@ from train.data.folder import read_tile_folder
 from train.errors import CheckpointError, DestinationError, FocalPathError
 from train.fitting.evaluation import predict_split
 from train.fitting.import_sampath import import_sampath, load_sampath_weights, num_sampath_classes
+from train.fitting.predict import predict_images
 from train.fitting.run import fit
 from train.fitting.scores import evaluate
 from train.model.checkpoint import load_checkpoint, read_card
@@ -125,6 +126,10 @@ def test_an_imported_model_of_larger_images_gives_all_labels_of_sam_path(tmp_pat
     assert len(expected.unique()) == 2
     assert torch.equal(found.predicted, expected)
     assert (card.settings.model.resized_from_px, card.input_mpp) == (96, 0.5)
+    # The files state no um per pixel: assumed is what the model is given, as in serving.
+    predict_images(tmp_path / "run", data / "img" / "image0.png", tmp_path / "predicted")
+    with Image.open(tmp_path / "predicted" / "masks" / "image0.png") as mask:
+        assert np.array_equal(mask, expected)
     outside = replace(card.settings.model, resized_from_px=None)
     (other,) = predict_split(
         segmenter,
