@@ -78,15 +78,23 @@ def fill_shape(labels: NDArray[np.uint8], rings: tuple[Ring, ...], value: int) -
     Returns:
         Whether any pixel was reached.
     """
-    height, width = labels.shape
+    place, inside = _covered(labels.shape, rings)
+    labels[place][inside] = value
+    return bool(inside.any())
+
+
+def _covered(
+    shape: tuple[int, ...], rings: tuple[Ring, ...]
+) -> tuple[tuple[slice, slice], NDArray[np.bool_]]:
+    """The rows and columns that an area reaches, and which of their pixels it covers."""
+    height, width = shape
     top, bottom, left, right = box = _box(rings[0], (0, height, 0, width))
     inside = _inside(rings[0], box)
     for hole in rings[1:]:
         within = _box(hole, box)
         part = inside[within[0] - top : within[1] - top, within[2] - left : within[3] - left]
         part &= ~_inside(hole, within)
-    labels[top:bottom, left:right][inside] = value
-    return bool(inside.any())
+    return (slice(top, bottom), slice(left, right)), inside
 
 
 def _box(ring: Ring, limits: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
@@ -128,7 +136,7 @@ def vanished(
     """
     gone = []
     for name, value, rings in shapes:
-        own = np.zeros(labels.shape, np.uint8)
-        if fill_shape(own, rings, 1) and not (labels[own == 1] == value).any():
+        place, inside = _covered(labels.shape, rings)
+        if inside.any() and not (labels[place][inside] == value).any():
             gone.append(name)
     return gone
