@@ -8,6 +8,7 @@ by the code that serves them, at the tiles' um per pixel; areas are drawn at tha
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -128,7 +129,7 @@ def prepare_annotations(
     }
     regions = _regions(slides, mapping, settings, lost)
     warnings += write_dataset(out, regions, len(slides), mapping.classes, settings.tiles, recipe)
-    report(out, warnings + _unmatched(slides, settings) + lost.warnings())
+    report(out, warnings + _doubtful_patients(slides, settings) + lost.warnings())
 
 
 def _find_slides(
@@ -265,10 +266,19 @@ def _group(name: str, settings: AnnotationSettings) -> str:
     return "-".join(filter(None, found.groups())) or found[0] or name
 
 
-def _unmatched(slides: Sequence[_Slide], settings: AnnotationSettings) -> list[str]:
-    """Warn of slides whose patient the given pattern does not find."""
+def _doubtful_patients(slides: Sequence[_Slide], settings: AnnotationSettings) -> list[str]:
+    """Warn of slides whose patient the pattern does not find, or that may be of one patient."""
     if not settings.patient_pattern:
-        return []
+        alike: defaultdict[str, list[str]] = defaultdict(list)
+        for name in (slide.name for slide in slides if _group(slide.name, settings) == slide.name):
+            alike[re.sub(r"[-_. ]+[^-_. ]*$", "", name)].append(name)
+        shared = [names for names in alike.values() if len(names) > 1]
+        if not shared or len(alike) == 1:  # all begin alike: that is no patient's name
+            return []
+        return [
+            f"slides such as {shared[0][0]} and {shared[0][1]} count as two patients. If they are "
+            "of one, say how names tell patients: --patient-pattern"
+        ]
     names = [s.name for s in slides if not re.search(settings.patient_pattern, s.name)]
     if not names:
         return []

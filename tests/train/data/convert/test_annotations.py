@@ -354,6 +354,29 @@ def test_a_pattern_names_the_patient_by_its_group_or_as_a_whole(source: Path, pa
     assert not groups["test"] & (groups["training"] | groups["validation"])
 
 
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [
+        (["P1_a", "P1_b", "P2_a"], True),
+        (["slide 1", "slide 2", "slide 3"], False),
+        (["a", "b", "c"], False),
+        (["TCGA-A1-A0SK-01", "TCGA-A1-A0SK-02", "TCGA-OL-A66P-01"], False),  # known
+    ],
+)
+def test_slides_that_may_be_of_one_patient_are_named(
+    names: list[str], warned: bool, source: Path, capsys: pytest.CaptureFixture[str]
+):
+    (source / "images" / "a.png").unlink()
+    (source / "images" / "b.png").unlink()
+    for index, name in enumerate(names):
+        Image.new("RGB", (64, 64), (index, 0, 0)).save(source / "images" / f"{name}.png")
+        geojson(source / "annotations" / name)
+    write_mapping(source / "mapping.json")
+    prepare(source, test_share=0.0)
+    told = " ".join(capsys.readouterr().out.split())
+    assert (f"{names[0]} and {names[1]} count as two patients" in told) == warned
+
+
 def test_slides_that_do_not_fit_the_pattern_are_warned_about(
     source: Path, capsys: pytest.CaptureFixture[str]
 ):
