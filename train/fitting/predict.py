@@ -31,6 +31,7 @@ from serve.images.mpp import (
     PixelSize,
     check_aspect,
     check_mpp,
+    contradiction,
     sides_of,
 )
 from train.data.dataset import see_image
@@ -54,6 +55,16 @@ class PredictedImage(NamedTuple):
     """(H, W), 1..C."""
     mpp: float | None
     mpp_source: MppSource
+
+
+class _Read(NamedTuple):
+    """An image as it was read."""
+
+    pixels: NDArray[np.uint8]
+    mpp: Mpp | None
+    mpp_source: MppSource
+    contradiction: tuple[str, ...]
+    """That the um per pixel that was given is another than the file's."""
 
 
 def predict_images(
@@ -83,8 +94,9 @@ def predict_images(
             check_mpp(mpp)
         except ServeError as error:
             raise ScaleError(str(error)) from error
-    for path in track(paths, "Checking images"):  # before hours of work that one of them would end
-        _read(path, card, mpp)
+    # All are read before hours of work that one of them would end.
+    checked = {path: _read(path, card, mpp)[1:] for path in track(paths, "Checking images")}
+    others = [path.name for path in paths if checked[path][-1]]
     segment = segment_on_device(segmenter, card)
     assumed = []
     with whole_folder(out) as partial:
@@ -101,6 +113,18 @@ def predict_images(
                 rows.writerow(_row(found, len(names)))
                 if found.mpp_source == ASSUMED:
                     assumed.append(path.name)
+    _warn(card, others, assumed)
+    Console().print(f"wrote {escape(str(out))}: {len(paths)} images", soft_wrap=True)
+
+
+def _warn(card: CheckpointCard, others: Sequence[str], assumed: Sequence[str]) -> None:
+    """Warn of images that state another um per pixel than is given, or none."""
+    if others:
+        Console().print(
+            f"[yellow]warning:[/yellow] {len(others)} images, such as {escape(others[0])}, state "
+            "another um per pixel than --mpp, which counts.",
+            soft_wrap=True,
+        )
     if assumed:
         Console().print(
             f"[yellow]warning:[/yellow] {len(assumed)} images, such as {escape(assumed[0])}, do "
@@ -108,7 +132,6 @@ def predict_images(
             "as --mpp.",
             soft_wrap=True,
         )
-    Console().print(f"wrote {escape(str(out))}: {len(paths)} images", soft_wrap=True)
 
 
 def _find(images: Path) -> Sequence[Path]:
@@ -138,9 +161,7 @@ def _find(images: Path) -> Sequence[Path]:
     return found
 
 
-def _read(
-    path: Path, card: CheckpointCard, given: float | None
-) -> tuple[NDArray[np.uint8], Mpp | None, MppSource]:
+def _read(path: Path, card: CheckpointCard, given: float | None) -> _Read:
     """An image's pixels, its um per pixel, and where that is from."""
     try:
         picture = read_picture(path)
@@ -156,14 +177,15 @@ def _read(
         mpp, source = card.input_mpp, UNKNOWN if card.mpp is None else ASSUMED
     if not card.settings.model.squeeze:
         refuse_enlarging(card.input_mpp, mpp, str(path))
-    return picture.pixels, mpp, source
+    other = contradiction(picture.pixel_size, picture.mpp_source, given)
+    return _Read(picture.pixels, mpp, source, other)
 
 
 def _predict(
     path: Path, card: CheckpointCard, segment: Segment, given: float | None, *, tta: bool
 ) -> tuple[NDArray[np.uint8], PredictedImage]:
     """An image's pixels and its labels."""
-    pixels, mpp, source = _read(path, card, given)
+    pixels, mpp, source, _ = _read(path, card, given)
     image = see_image(path.stem, pixels, mpp, scale_of(card))
     batch_size = card.settings.optimization.batch_size
     (labels,) = label_images(segment, [image], batch_size, tta=tta)

@@ -65,6 +65,15 @@ def test_an_image_that_serving_would_refuse_as_too_coarse_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_that_states_another_scale_than_is_given_is_told(
+    toy_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    Image.fromarray(blobs(64, 64)).save(images / "large.PNG", dpi=(25_400, 25_400))
+    predict_images(toy_run, images, tmp_path / "out", mpp=0.5)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "1 images, such as large.PNG, state another um per pixel" in told
+
+
 def test_a_name_that_is_not_utf_8_is_refused_before_any_image_is_segmented(
     toy_run: Path, images: Path, tmp_path: Path
 ):
