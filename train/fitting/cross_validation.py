@@ -30,7 +30,7 @@ from train.data.pixels import count_all, require_trainable
 from train.errors import DatasetError, RunError, SettingsError
 from train.files import whole_file, write_errors_explained
 from train.fitting.evaluation import predict_split
-from train.fitting.resume import run_inputs
+from train.fitting.resume import changed_inputs, run_inputs
 from train.fitting.run import LAST_FILE, fit
 from train.fitting.task import named_scores
 from train.metrics import PooledConfusion, class_scores
@@ -165,10 +165,10 @@ def _fold(settings: Settings, part: TileFolder, run: Path, *, overwrite: bool) -
     inputs = run_inputs(settings, part, None)
     done = _read_done(run / _DONE_FILE)
     if done is not None and not overwrite:
-        if done["inputs"] != inputs:
+        if changes := changed_inputs(done["inputs"], inputs):
             raise RunError(
-                f"{run} was trained with other settings or data; expected the same. Give another "
-                "folder, or --overwrite to train all folds again."
+                f"{run} was trained with other settings or data ({', '.join(changes.values())}); "
+                "expected the same. Give another folder, or --overwrite to train all folds again."
             )
         return np.array(done["confusion"], np.int64)
     Console().rule(escape(run.name))

@@ -105,11 +105,9 @@ def resumed_epoch(last: Path, inputs: Inputs) -> int:
         ) from error
     old, new = _by_setting(before), _by_setting(inputs)
     changes = [
-        f"{name} {old.get(name)} -> {new.get(name)}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-        and not (name == "epochs" and new[name] > old.get(name, math.inf))
-        and not (name == _LABELS and name not in old)  # of an earlier version
+        change
+        for name, change in changed_inputs(before, inputs).items()
+        if not (name == "epochs" and new[name] > old.get(name, math.inf))
     ]
     if changes:
         raise RunError(
@@ -117,6 +115,16 @@ def resumed_epoch(last: Path, inputs: Inputs) -> int:
             "Resume with the earlier ones, or start over with --overwrite."
         )
     return epoch
+
+
+def changed_inputs(before: Inputs, now: Inputs) -> dict[str, str]:
+    """What differs between the inputs of two runs, by name; masks of an earlier version do not."""
+    old, new = _by_setting(before), _by_setting(now)
+    return {
+        name: f"{name} {old.get(name)} -> {new.get(name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not (name == _LABELS and name not in old)
+    }
 
 
 def _by_setting(inputs: Mapping[str, Any]) -> Inputs:

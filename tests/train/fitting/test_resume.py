@@ -15,7 +15,7 @@ from tests.support.toy_data import toy_settings, write_toy_data
 from train.comparison.compare import data_fingerprint
 from train.data.folder import read_tile_folder
 from train.errors import RunError, StorageError
-from train.fitting.resume import WholeStateIO, run_inputs
+from train.fitting.resume import WholeStateIO, changed_inputs, run_inputs
 from train.fitting.run import fit
 from train.fitting.trainer import trainer_of
 from train.settings import AugmentationSettings, RuntimeSettings, Settings
@@ -55,6 +55,12 @@ def state_an_images_scale(data: Path) -> None:
     lines = path.read_text().splitlines()
     path.write_text("\n".join(f"{line},{'' if i else 'mpp'}" for i, line in enumerate(lines)))
     path.write_text(path.read_text().replace("tile0,1,", "tile0,1,0.25"))
+
+
+def test_inputs_of_an_earlier_version_say_nothing_of_masks():
+    now = {"seed": 1, "labels": "abc"}
+    assert changed_inputs({"seed": 1}, now) == {}
+    assert list(changed_inputs({"seed": 2, "labels": "d"}, now)) == ["labels", "seed"]
 
 
 @pytest.mark.parametrize("change", [swap_classes, mirror_a_mask, state_an_images_scale])
