@@ -3,6 +3,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support.toy_data import toy_settings
 from train.fitting.task import SegmentationTask
@@ -26,3 +27,20 @@ def test_the_learning_rate_ends_as_the_schedule_says(schedule: Any, last: float)
     assert factor(0) == 0.25
     assert factor(4) == pytest.approx(1.0)
     assert factor(20) == pytest.approx(last)
+
+
+def test_a_step_pulls_the_bias_to_its_prior_by_its_own_learning_rate():
+    settings = toy_settings()
+    bias = replace(settings.bias, bias_lr_factor=100.0, bias_decay=0.2)
+    optimization = replace(settings.optimization, learning_rate=1e-3, warmup_steps=4)
+    task: Any = task_of(replace(settings, bias=bias, optimization=optimization))
+    class_bias = task.segmenter.class_attention_bias
+    class_bias.start(torch.tensor([0.5, -0.5]), learned=True)
+    with torch.no_grad():
+        class_bias.delta.copy_(torch.tensor([1.5, 0.5]))
+    class_bias.delta.grad = torch.zeros(2)  # the loss says nothing
+    task._trainer = SimpleNamespace(estimated_stepping_batches=20)
+    configured = task.configure_optimizers()
+    configured["optimizer"].step()
+    left = 1 - 0.2 * (100 * 1e-3 / 4)  # the first of four steps of warm-up
+    assert class_bias.delta.tolist() == pytest.approx([0.5 + left, -0.5 + left], abs=1e-6)

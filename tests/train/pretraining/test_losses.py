@@ -10,6 +10,7 @@ from train.pretraining.losses import (
     ibot_loss,
     koleo_loss,
     pooled_at,
+    spread_loss,
 )
 
 B, K, D = 5, 16, 8
@@ -55,6 +56,18 @@ def test_the_spread_equals_lightlys_koleo_loss() -> None:
 
 def test_spread_points_cost_less_than_equal_points() -> None:
     assert koleo_loss(torch.eye(4)) < koleo_loss(torch.ones(4, 4) + 1e-3 * _random(4, 4))
+
+
+def test_the_spread_knows_no_neighbour_of_another_scale_or_view() -> None:
+    coarse, other = _random(6, D, seed=7), _random(6, D, seed=8)
+    fine, scales = _random(6, D, seed=9), torch.tensor([0, 1, 0, 1, 1, 2])
+    by_hand = [
+        koleo_loss(view[torch.tensor(rows)])
+        for view in (coarse, other)
+        for rows in ([0, 2], [1, 3, 4])
+    ]  # scale 2 has one view: nothing to be apart from
+    expected = torch.stack([koleo_loss(fine), *by_hand]).mean()
+    assert spread_loss([coarse, other], [fine], scales).item() == pytest.approx(expected.item())
 
 
 def test_a_view_never_teaches_itself() -> None:

@@ -2,7 +2,9 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.support.errors import raises
@@ -10,6 +12,7 @@ from train.data.synthetic.slides import SlideSettings, write_slides
 from train.errors import EncoderError, RunError, SourceError
 from train.pretraining.encoder import create_encoder, write_encoder
 from train.pretraining.magnification.evaluate import Evaluation
+from train.pretraining.magnification.probe import CaseBootstrap
 from train.pretraining.magnification.run import compare_encoders, open_encoder
 from train.pretraining.magnification.settings import EvaluationSettings
 from train.pretraining.magnification.study import METHODS, pretrain_methods, student_tokens
@@ -87,6 +90,22 @@ def test_what_was_measured_is_kept_for_the_same_encoder_and_tiles_alone(
         with pytest.raises(TypeError):  # the patched measure gives nothing to report
             compare_encoders({}, changed[0], slides, tmp_path / "report", changed[1])
     assert len(measured) == 2
+
+
+def test_retrieval_takes_each_scales_mean_off() -> None:
+    """What a scale adds to all embeddings does not hide the places; its test tiles tell nothing."""
+    rng = np.random.default_rng(0)
+    gallery, far = rng.normal(size=(2, 12, 16)).astype(np.float32)
+    shift = np.float32(50) * rng.normal(size=16).astype(np.float32)
+    places = {
+        "test": (gallery + shift, gallery),
+        "training": (far - far.mean(0) + shift, far - far.mean(0)),
+    }
+    evaluation: Any = object.__new__(Evaluation)
+    evaluation._places_cases = np.array([f"case{i % 4}" for i in range(12)])
+    evaluation.bootstrap = CaseBootstrap(evaluation._places_cases)
+    evaluation._places = lambda encoder, split, color: places[split]
+    assert evaluation._retrieve(None, "as is").recall_at_1 == 1
 
 
 def test_methods_train_on_as_many_student_tokens() -> None:
