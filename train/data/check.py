@@ -120,7 +120,7 @@ def find_warnings(folder: TileFolder, counts: Counts) -> list[str]:
         *_split_warnings(folder, counts),
         *_class_warnings(folder, counts),
         *_resolution_warnings(folder),
-        *_stated_mpp_warnings(folder),
+        *stated_mpp_warnings(folder),
         *_file_warnings(folder),
     ]
 
@@ -172,7 +172,7 @@ def _resolution_warnings(folder: TileFolder) -> list[str]:
     return []
 
 
-def _stated_mpp_warnings(folder: TileFolder) -> list[str]:
+def stated_mpp_warnings(folder: TileFolder) -> list[str]:
     """Find images whose own files state another um per pixel than the data set."""
     others = []
     for tile in (tile for split in _SPLITS for tile in folder.tiles[split]):

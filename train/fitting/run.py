@@ -19,6 +19,7 @@ from rich.markup import escape
 from torch import Tensor
 
 from train.config import SETTINGS_FILE, write_settings
+from train.data.check import stated_mpp_warnings
 from train.data.folder import Split, TileFolder, read_tile_folder
 from train.data.leaks import leak_warnings
 from train.data.pixels import class_frequencies, require_trainable
@@ -103,7 +104,7 @@ def fit(
             _remove_old(run, keep_results=resume)
             task = SegmentationTask(segmenter, settings, folder.classes, frequencies)
             if trainer.is_global_zero:
-                _print_leaks(folder)
+                _print_doubts(folder)
                 write_settings(run / SETTINGS_FILE, settings)
             if settings.runtime.compile:
                 task.compile_parts()
@@ -122,8 +123,9 @@ def _refuse_trained(run: Path, *, may_exist: bool) -> None:
         )
 
 
-def _print_leaks(folder: TileFolder) -> None:
-    for warning in leak_warnings(folder):
+def _print_doubts(folder: TileFolder) -> None:
+    """Warn of what makes a model or its scores wrong without a failure."""
+    for warning in (*leak_warnings(folder), *stated_mpp_warnings(folder)):
         Console().print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
 
 

@@ -375,14 +375,17 @@ def test_images_of_unknown_scale_are_refused_where_the_models_is_known(
 
 
 @pytest.mark.slow
-def test_the_checkpoint_has_the_scale_that_the_network_saw_and_leaks_are_told(
+def test_the_checkpoint_has_the_scale_that_the_network_saw_and_doubts_are_told(
     other_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     shutil.copy(other_data / "img" / "tile0.png", other_data / "img" / "tile11.png")  # of the test
+    with Image.open(other_data / "img" / "tile1.png") as image:
+        image.save(other_data / "img" / "tile1.png", dpi=(101_600, 101_600))  # 0.25 um
     card = fit(changed("model", mpp=1.0), other_data, tmp_path / "run")
     assert card.mpp == card.settings.model.mpp == 1.0
     told = " ".join(capsys.readouterr().out.split())
     assert "tile0.png (training) and tile11.png (test)" in told
+    assert "1 files state another um per pixel, such as tile1.png (0.25" in told
 
 
 def test_validation_tiles_without_a_label_are_refused_at_once(other_data: Path, tmp_path: Path):
