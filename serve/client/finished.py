@@ -21,6 +21,7 @@ RECORD_FORMAT = "json"
 """The format that is always written, last."""
 _MAX_NAME_BYTES = 255
 """Of a file, on the usual file systems."""
+_CHECKPOINT = "checkpoint_sha256"
 _MADE_WITH = "made_with"
 """Field of an image's JSON, besides those of the service's answer."""
 
@@ -75,9 +76,16 @@ class Recipe:
                         "--out another folder, or --again to replace it; nothing was segmented."
                     )
 
-    def record(self, image: Path, document: bytes) -> bytes:
-        """Add to the JSON of an image how its files were made."""
-        fields = json.loads(document) | {_MADE_WITH: self._of(image)}
+    def record(self, image: Path, document: bytes, manifest: Manifest) -> bytes:
+        """Add to the JSON of an image how its files were made.
+
+        Args:
+            image: the image file.
+            document: the JSON.
+            manifest: of the model that made them. Its version is a name that may be given twice.
+        """
+        made_with = {**self._of(image), _CHECKPOINT: manifest.checkpoint_sha256}
+        fields = json.loads(document) | {_MADE_WITH: made_with}
         return json.dumps(fields, indent=2, ensure_ascii=False).encode()
 
     def finished(self, image: Path, out: Path, manifest: Manifest) -> Summary | None:
@@ -96,12 +104,17 @@ class Recipe:
             found = content.pop(_MADE_WITH)
             summary = Summary.model_validate(content)
             formats = set(found.pop("formats"))
+            checkpoint = found.pop(_CHECKPOINT, manifest.checkpoint_sha256)  # older ones lack it
         except (ValueError, LookupError, TypeError, AttributeError):  # not ours, or older
             return None
         wanted = self._of(image)
         is_same = formats.issuperset(wanted.pop("formats")) and found == wanted
         model = summary.model
-        is_same_model = (model.name, model.version) == (manifest.name, manifest.version)
+        is_same_model = (model.name, model.version, checkpoint) == (
+            manifest.name,
+            manifest.version,
+            manifest.checkpoint_sha256,
+        )
         return summary if is_same and is_same_model else None
 
     def _of(self, image: Path) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def _segment_one(command: Segment, segmenter: HttpClient | TileSegmenter, path: 
     for name in recipe.formats:
         blocks: Iterable[bytes] = FORMATS[name].blocks(source, options)
         if name == RECORD_FORMAT:
-            blocks = (recipe.record(path, b"".join(blocks)),)
+            blocks = (recipe.record(path, b"".join(blocks), segmenter.manifest),)
         files[f"{path.stem}{FORMATS[name].suffix}"] = blocks
     write_together(command.out, files)
     return result.summary

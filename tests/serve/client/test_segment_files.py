@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -133,7 +134,8 @@ def test_finished_images_are_skipped(
 @pytest.mark.parametrize(
     "case",
     [
-        "missing output", "another format", "another image", "another model", "damaged", "older",
+        "missing output", "another format", "another image", "another model", "retrained",
+        "damaged", "older",
         "--again", "--mpp 0.7", "--alpha 0.1", "--classes Tumor", "--simplify-px 2",
         "--min-area-px 9",
     ],
@@ -154,6 +156,11 @@ def test_what_is_not_finished_is_made_again(
             os.utime(image, (1, 1))
         case "another model":
             bundle = write_toy_bundle(tmp_path / "bundle", version="2.0.0")
+        case "retrained":  # and exported under the same version
+            bundle = tmp_path / "bundle"
+            shutil.copytree(toy_bundle, bundle)
+            manifest = (bundle / "manifest.json").read_text()
+            (bundle / "manifest.json").write_text(manifest.replace("0" * 64, "1" * 64))
         case "damaged":
             (out / "slide.json").write_text("{")
         case "older":  # written before the JSON said what with
