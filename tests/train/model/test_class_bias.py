@@ -165,6 +165,14 @@ def test_hcfa_is_highest_for_the_hardest_class_and_finite_at_both_ends():
     assert bias.argmin() == 4
 
 
+def test_hcfa_is_the_difficulty_over_its_mean():
+    dice = torch.tensor([0.9, 0.5, 0.7, 0.8, 0.6])
+    settings = BiasSettings(bias_gamma=2.0)
+    found = STRATEGIES["hcfa"].initial(settings, ClassStatistics(torch.full((5,), 0.2), dice))
+    by_hand = [2 * math.log(5 * (1 - d) / 1.5) for d in dice.tolist()]  # gamma log(C d)
+    assert found.tolist() == pytest.approx(by_hand, abs=1e-4)
+
+
 def test_hcfa_gives_a_class_without_a_dice_no_bias_and_the_others_what_they_have_without_it():
     dice = torch.tensor([0.9, 0.8, 0.5, math.nan, 0.6])
     bias = initial_bias("hcfa", dice=dice)

@@ -7,6 +7,7 @@ from train.pretraining.losses import (
     alignment_loss,
     context_loss,
     cross_entropy,
+    draw_masks,
     ibot_loss,
     koleo_loss,
     pooled_at,
@@ -47,6 +48,18 @@ def test_the_ibot_loss_equals_lightlys() -> None:
     expected = oracle(teacher[mask], student[mask], mask.reshape(B, 3, 3), teacher_temp=TEACHER)
     found = ibot_loss(targets, student, mask, STUDENT)
     assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_masks_hide_10_to_50_percent_of_half_of_the_images() -> None:
+    torch.manual_seed(0)
+    mask = draw_masks(torch.zeros(4000, 100, 1))
+    shares = mask.float().mean(dim=1)
+    masked = shares[shares > 0]
+    assert len(masked) / len(shares) == pytest.approx(0.5, abs=0.03)
+    assert 0.1 <= masked.min() <= 0.12
+    assert 0.49 <= masked.max() <= 0.51
+    assert masked.mean().item() == pytest.approx(0.305, abs=0.01)  # the last patch is whole
+    assert mask.float().mean(dim=0).std() < 0.01  # no patch is hidden more often
 
 
 def test_the_spread_equals_lightlys_koleo_loss() -> None:

@@ -54,6 +54,14 @@ def test_a_run_writes_an_encoder_that_timm_opens_in_one_line(run: Path) -> None:
     assert config["pretrained_cfg"]["input_size"] == [3, 48, 48]
 
 
+def test_a_run_records_that_it_has_seen_training_slides_alone(slides: Path, run: Path) -> None:
+    with (slides / "folds.csv").open(newline="") as file:
+        folds = {row["img_id"]: row["fold"] for row in csv.DictReader(file)}
+    seen = json.loads((run / "pretrain.json").read_text())["slides"]
+    assert seen == [name for name, fold in folds.items() if fold == "1"]
+    assert len(seen) == 2
+
+
 def test_metrics_tell_every_term_and_the_signs_of_collapse(run: Path) -> None:
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

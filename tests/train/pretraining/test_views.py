@@ -98,6 +98,31 @@ def test_fine_views_lie_in_both_coarse_views_and_weights_find_them() -> None:
     assert (place - detail).abs().max() * UM_PER_LEVEL < patch_um / 2
 
 
+def test_views_are_drawn_on_tissue_and_slides_by_their_area() -> None:
+    """Tissue in a slide's right half, and a thread of it that fills fine views and no coarse one.
+
+    Beside it, a slide of a quarter of the area.
+    """
+
+    def halves(index: int) -> np.ndarray:
+        side = (1024, 512)[index]
+        pixels = np.full((side, side, 3), 245, np.uint8)
+        pixels[:, side // 2 :] = (180, 90, 150)
+        pixels[:, side // 8 : side // 8 + 64] = (180, 90, 150)
+        return pixels
+
+    slides = [SlideInfo(str(s), s * MPP, s * MPP, MPP, str(s)) for s in (1024, 512)]
+    source = ImageRegions(slides, halves)
+    views = ViewSettings(view_px=64, fine_mpps=(0.25,), num_local=0, local_px=32)
+    dataset = ViewDataset(source, [0, 1], views, patch_size=16, num_samples=8, seed=0)
+    layouts = [dataset.draw_layout(np.random.default_rng(seed)) for seed in range(300)]
+    for layout in layouts:
+        assert all(source.tissue_share(layout.slide, square) >= 0.4 for square in layout.coarse)
+        assert all(source.tissue_share(layout.slide, square) >= 0.6 for square in layout.fine)
+    share_of_large = np.mean([layout.slide == 0 for layout in layouts])
+    assert share_of_large == pytest.approx(0.8, abs=0.08)
+
+
 def test_the_shuffled_control_takes_fine_views_from_elsewhere() -> None:
     layout = _dataset(pairing="shuffled").draw_layout(np.random.default_rng(0))
     assert layout.fine_slide != layout.slide
