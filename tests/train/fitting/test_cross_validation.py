@@ -1,6 +1,7 @@
 """A model per fold, and the scores of all images."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,14 @@ def validated(
 ) -> tuple[Path, CrossValidation]:
     run = tmp_path_factory.mktemp("folds") / "run"
     return run, cross_validate(settings(), grouped, run, 3)
+
+
+def test_the_spread_is_the_sample_deviation_of_the_folds_that_have_the_class():
+    folds = tuple({"dice/A": value} for value in (0.5, math.nan, 0.7, 0.9))
+    found = CrossValidation((), folds, {})
+    assert found.spread("dice/A") == pytest.approx((0.7, 0.2))
+    nowhere = CrossValidation((), ({"dice/A": math.nan},), {})
+    assert all(math.isnan(value) for value in nowhere.spread("dice/A"))
 
 
 def test_images_of_a_patient_share_a_fold(grouped: Path):

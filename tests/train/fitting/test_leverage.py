@@ -5,12 +5,15 @@ import pytest
 import torch
 
 from tests.support.toy_data import toy_settings
+from train.data.dataset import WholeImageDataset
 from train.data.folder import TileFolder, read_tile_folder
 from train.data.pixels import class_frequencies
+from train.fitting.evaluation import scale_of
 from train.fitting.leverage import Leverage, attention_averaged, measure_leverage
 from train.model.checkpoint import CheckpointCard
 from train.model.class_bias import STRATEGIES, ClassStatistics
-from train.model.segmenter import Segmenter
+from train.model.segmenter import Segmenter, labels_from_logits
+from train.settings import BiasSettings
 
 REMOVED, INVERTED, PRIOR = "bias removed", "bias inverted", "bias at its prior"
 AVERAGED = "attention averaged over pixels"
@@ -21,10 +24,10 @@ def folder(toy_data: Path) -> TileFolder:
     return read_tile_folder(toy_data)
 
 
-def model(name: str, folder: TileFolder) -> tuple[Segmenter, CheckpointCard]:
+def model(name: str, folder: TileFolder, gamma: float = 0.5) -> tuple[Segmenter, CheckpointCard]:
     """An untrained model whose bias is at its prior."""
     torch.manual_seed(0)
-    settings = toy_settings()
+    settings = toy_settings(bias=BiasSettings(bias_gamma=gamma))
     settings = replace(settings, model=replace(settings.model, bias=name, mpp=folder.mpp))
     segmenter = Segmenter(settings.model, len(folder.classes))
     shares = class_frequencies(folder)
@@ -59,10 +62,31 @@ def test_a_bias_in_the_mask_logits_has_leverage_and_the_model_stays_as_it_was(fo
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_a_bias_at_its_prior_changes_nothing_when_it_is_replaced_by_it(folder: TileFolder):
-    found = measure(*model("dfa", folder), folder)
+@pytest.mark.parametrize("name", ["dfa", "dfa_masks"])
+def test_a_bias_at_its_prior_changes_nothing_when_it_is_replaced_by_it(
+    name: str, folder: TileFolder
+):
+    found = measure(*model(name, folder, gamma=50.0), folder)
     assert found[PRIOR].labels_changed == 0
     assert found[PRIOR].mean_dice == found["as trained"].mean_dice
+    assert found[REMOVED].labels_changed > 0
+
+
+def test_only_labelled_pixels_count_as_changed(folder: TileFolder):
+    segmenter, card = model("dfa_masks", folder)
+    with torch.no_grad():
+        segmenter.class_attention_bias.delta.zero_()
+        segmenter.class_attention_bias.delta[0] = 50.0  # everything is the first class
+    share = measure(segmenter, card, folder)[REMOVED].labels_changed
+    changed = labelled = 0
+    with torch.no_grad():
+        segmenter.class_attention_bias.delta.zero_()
+        for image in WholeImageDataset(folder.tiles["test"], 5, scale_of(card)):
+            logits = segmenter(image["tiles"].float()).low_res_logits
+            is_labelled = image["tile_labels"] > 0
+            changed += int(((labels_from_logits(logits, 64) != 1) & is_labelled).sum())
+            labelled += int(is_labelled.sum())
+    assert share == pytest.approx(changed / labelled)
 
 
 def test_a_model_without_a_bias_tells_of_the_attention_alone(folder: TileFolder):
