@@ -127,6 +127,8 @@ def test_the_window_is_highest_at_the_centre_and_positive_at_the_corners() -> No
     window = gaussian_window(16)
     assert window.max() == window[8, 8] == window[7, 7]
     assert 0 < window.min() == window[0, 0] < 1e-5
+    row = np.exp(-((np.arange(16) - 7.5) ** 2) / (2 * 2.0**2))  # an eighth of the tile is 2 cells
+    np.testing.assert_allclose(window, np.outer(row, row), rtol=1e-5)
 
 
 def test_upsampling_is_bilinear_with_half_pixel_centres_and_clamped_edges() -> None:
