@@ -64,6 +64,7 @@ def test_code_that_is_named_by_its_path_exists(document: Path) -> None:
         assert (ROOT / path).exists() or path in WRITTEN_BY_USERS, path
 
 
+@pytest.mark.slow
 @names
 def test_options_are_those_of_a_command(document: Path) -> None:
     found = re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", code_of(document.read_text(encoding="utf-8")))

@@ -29,6 +29,7 @@ def _fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["http", "benchmark"])
 def test_a_missing_bundle_is_one_message(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -60,6 +61,7 @@ def test_an_address_that_cannot_be_listened_at_is_one_message(
     assert value in _fails(capsys, "http", "--bundle", toy_bundle, flag, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "refused"),
     [
@@ -147,6 +149,7 @@ def test_the_help_of_other_commands_has_the_models_settings_only(
     assert not flags & of_the_service
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [

@@ -38,6 +38,7 @@ def test_clients_at_the_same_time_get_the_labels_of_their_own_images(service_url
     assert found["200"] >= CLIENTS
 
 
+@pytest.mark.slow
 def test_the_labels_of_another_image_are_wrong(service_url: str) -> None:
     mixed_up = Probe(probe_of(1).image, probe_of(2).labels)
     other_size = Probe(probe_of(1).image, probe_of(1, 32).labels)
@@ -68,6 +69,7 @@ def test_the_clients_images_differ_in_size_and_labels(service_url: str) -> None:
     assert all(len(np.unique(probe.labels)) > 1 for probe in probes)
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_came_of_it(service_url: str, tmp_path: Path) -> None:
     out = tmp_path / "load.json"
     options = ["--url", service_url, "--clients", "3", "--seconds", "0.5", "--out", str(out)]

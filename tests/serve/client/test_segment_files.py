@@ -131,6 +131,7 @@ def test_finished_images_are_skipped(
     assert (out / "summary.csv").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
@@ -170,6 +171,7 @@ def test_what_is_not_finished_is_made_again(
     assert (out / "slide.json").stat().st_mtime_ns > before
 
 
+@pytest.mark.slow
 def test_files_of_one_run_are_not_taken_for_those_of_another(
     image: Path, toy_bundle: Path, out: Path
 ) -> None:
@@ -342,6 +344,7 @@ def test_an_output_folder_that_is_a_file_is_one_message(
     assert "Errno" not in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
@@ -479,6 +482,7 @@ sys.exit(main(sys.argv[1:]))
 """Takes away what Python lacks on Windows, where researchers have their images."""
 
 
+@pytest.mark.slow
 def test_a_client_needs_nothing_that_windows_lacks(
     service_url: str, image: Path, out: Path
 ) -> None:

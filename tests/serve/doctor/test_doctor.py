@@ -110,6 +110,7 @@ def test_a_provider_that_the_settings_name_has_to_be_there(
     assert _of(report, "Start", "provider")[0] == "failed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "name"),
     [

@@ -27,6 +27,7 @@ def test_the_cpu_runs_it() -> None:
     assert found.runtime.startswith("ONNX Runtime ")
 
 
+@pytest.mark.slow
 def test_openvino_runs_it() -> None:
     needs_openvino()
     found = probe("openvino")

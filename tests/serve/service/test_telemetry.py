@@ -102,6 +102,7 @@ def test_a_worker_that_ended_is_taken_out_of_the_gauges(
     }
 
 
+@pytest.mark.slow
 def test_workers_metrics_are_added_up_from_their_files(tmp_path: Path) -> None:
     count = "from serve.service.telemetry import Telemetry; t = Telemetry(); t.observe_batch(3)"
     show = f"{count}; print(t.render().decode())"

@@ -45,6 +45,7 @@ def test_run_status_and_verify(
     assert "failed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_dicom_slide_without_its_finest_file_says_so(
     tmp_path: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +66,7 @@ def test_a_dicom_slide_without_its_finest_file_says_so(
     assert {name: len(one["notes"]) for name, one in found.items()} == {"whole": 0, "part": 1}
 
 
+@pytest.mark.slow
 def test_verify_tells_that_there_is_no_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,6 +80,7 @@ def test_verify_tells_that_there_is_no_result(
     assert "a: stopped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_slide_that_fails_is_one_line_and_status_1(
     slide: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +93,7 @@ def test_a_slide_that_fails_is_one_line_and_status_1(
     assert (slide.parent / "out" / "slide" / "run.json").is_file()
 
 
+@pytest.mark.slow
 def test_names_with_brackets_are_printed_as_they_are(
     slide: Path, toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +108,7 @@ def test_names_with_brackets_are_printed_as_they_are(
     assert "Other [/b]" in printed
 
 
+@pytest.mark.slow
 def test_a_path_with_a_line_feed_is_one_line_of_an_error(
     slide: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +119,7 @@ def test_a_path_with_a_line_feed_is_one_line_of_an_error(
     assert "line\\nfeed.svs" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -125,6 +125,7 @@ def write(result: SlideResult, name: str, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [96, 1024])
 def test_regions_across_blocks_are_those_of_the_whole_map(
     block: int, tmp_path: Path, labels: NDArray[np.uint8]
@@ -284,6 +285,7 @@ def test_outlines_for_qupath_count_from_the_scanned_part_there_and_back(
     assert all((mask == masks[0]).all() for mask in masks)
 
 
+@pytest.mark.slow
 def test_outputs_are_the_same_at_each_writing(tmp_path: Path, result: SlideResult) -> None:
     for name in ("geojson", "dsa", "ome-tiff", "overview", "dicom-seg"):
         (tmp_path / "b").mkdir(exist_ok=True)

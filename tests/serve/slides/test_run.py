@@ -235,6 +235,7 @@ def of_other_cells(work: Path) -> None:
     shutil.copyfile(shards[0], shards[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -324,6 +325,7 @@ def test_a_lock_goes_with_its_holder(tmp_path: Path) -> None:
     assert not lock.exists()
 
 
+@pytest.mark.slow
 def test_a_slide_that_fails_fails_alone(tmp_path: Path, engine: LocalEngine, slide: Path) -> None:
     broken = tmp_path / "broken.svs"
     broken.write_bytes(b"II*\0 no slide")
@@ -495,6 +497,7 @@ def test_what_a_closed_engine_raises_is_not_the_slides_failure(
     assert not list((tmp_path / "out").rglob("*.failed"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_the_slide_and_keeps_what_is_done(
     tmp_path: Path, engine: LocalEngine, slide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -551,6 +554,7 @@ def test_verify_notices_a_changed_byte_in_every_file(
         verify_csv(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_verify_notices_what_is_missing_and_what_was_added(
     tmp_path: Path, engine: LocalEngine, slide: Path
 ) -> None:

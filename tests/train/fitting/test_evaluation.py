@@ -44,6 +44,7 @@ def test_the_labels_are_those_of_the_served_model(
     assert (found.predicted.numpy() == served).mean() > 0.998
 
 
+@pytest.mark.slow
 def test_averaging_over_views_makes_the_answer_turn_with_the_image(toy_run: Path, tmp_path: Path):
     image = blobs(64, 64)
     model = load_checkpoint(toy_run)

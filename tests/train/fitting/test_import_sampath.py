@@ -315,6 +315,7 @@ def test_masks_of_0_and_1_as_in_sam_paths_crag_are_recognised(tmp_path: Path):
     assert all(text in str(raised.value) for text in ("Gland", "0, 1", "mask_values"))
 
 
+@pytest.mark.slow
 def test_dfa_trains_on_from_an_imported_checkpoint(
     sampath_file: Path, toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

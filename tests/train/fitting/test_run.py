@@ -104,6 +104,7 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(
     assert {path: path.stat().st_mtime_ns for path in run.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_the_loss_falls(toy_data: Path, tmp_path: Path):
     settings = changed("augmentation", augment="dihedral")
     settings = replace(
@@ -114,6 +115,7 @@ def test_the_loss_falls(toy_data: Path, tmp_path: Path):
     assert losses[-1] < losses[0] - 0.05
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_settings_and_another_goes_on_from_it(
     toy_run: Path, toy_data: Path, tmp_path: Path
 ):
@@ -310,6 +312,7 @@ def test_the_best_checkpoint_is_scored_as_during_training(toy_run: Path, toy_dat
     assert scores == pytest.approx(card.metrics, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_of_mixed_precision_is_scored_alike_by_both_evaluators(
     toy_data: Path, tmp_path: Path
 ):
@@ -451,6 +454,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return end.value.code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "step", "told"),
     [
@@ -479,6 +483,7 @@ def test_an_interrupted_training_says_how_to_go_on(
     assert re.fullmatch(told, capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_lightning_does_not_take_sigterm_over(
     toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -77,6 +77,7 @@ def written(kind: str, folder: Path, pixels: NDArray[np.uint8]) -> Path:
             return write_aperio(folder / "slide.svs", pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", READERS)
 def test_every_reader_gives_regions_with_white_beyond_the_edges(
     kind: str, tmp_path: Path, pixels: NDArray[np.uint8]
@@ -91,6 +92,7 @@ def test_every_reader_gives_regions_with_white_beyond_the_edges(
     assert (around == 255).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "chosen", "mpp_source"),
     [

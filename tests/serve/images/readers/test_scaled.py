@@ -17,6 +17,7 @@ def slide(folder: Path, **options: object) -> VirtualSlide:
     return VirtualSlide(path, (3000, 4100), **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mpp", [0.5, 0.7, 1.0, 1.9, 2.0, 3.3, 8.0, 0.3])
 @pytest.mark.parametrize("bounds", [None, Bounds(333, 215, 2900, 2500)])
 def test_a_view_is_right_to_half_a_pixel(mpp: float, bounds: Bounds | None, tmp_path: Path) -> None:
@@ -52,6 +53,7 @@ def test_a_pixel_does_not_depend_on_the_region_that_it_is_read_in(
         assert np.array_equal(part, whole[y : y + height, x : x + width])
 
 
+@pytest.mark.slow
 def test_a_view_resamples_as_the_whole_image_is_resampled(tmp_path: Path) -> None:
     opened = slide(tmp_path)
     view = opened.at_mpp(1.3)

@@ -368,6 +368,7 @@ def test_of_two_processes_of_the_service_one_runs_the_jobs(
         job_when(one, second["id"], "running")
 
 
+@pytest.mark.slow
 def test_a_job_whose_process_cannot_be_started_fails_and_the_next_one_starts(
     toy_bundle: Path, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def test_ids_are_the_same_in_another_copy_of_the_folder(folder: Path, tmp_path: 
     assert copied[0].id in {slide.id for slide in here}
 
 
+@pytest.mark.slow
 def test_files_whose_names_cannot_be_written_down_are_listed_with_the_reason(
     toy_bundle: Path, tmp_path: Path
 ) -> None:
