@@ -173,11 +173,13 @@ class ServeSettings(InferenceSettings):
 
     @property
     def images_at_once(self) -> int:
-        """Images that one process works on at the same time."""
+        """Images that one process works on at the same time; may ask the GPU's driver."""
+        if self.concurrency:
+            return self.concurrency
         has_device = self.backend == "triton" or (
             self.provider in ("auto", "cuda") and bool(visible_gpus())
         )
-        return self.concurrency or (8 if has_device else 2)
+        return 8 if has_device else 2
 
     @property
     def slides_out_folder(self) -> Path | None:

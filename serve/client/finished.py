@@ -55,7 +55,8 @@ class Recipe:
         out = out.resolve()
         places = {image.parent.resolve() / image.name: image for image in images}
         # A run that was killed may have left files of an image without its record.
-        is_our_folder = any(_is_ours(self.outputs(image, out)[-1]) for image in images)
+        made = {image: _is_ours(self.outputs(image, out)[-1]) for image in images}
+        is_our_folder = any(made.values())
         for image in images:
             outputs = self.outputs(image, out)
             for output in outputs:
@@ -69,7 +70,7 @@ class Recipe:
                         f"{places[output]} is an image to segment, and would be overwritten by the "
                         f"output of {image}. Give --out another folder; nothing was segmented."
                     )
-            if not again and not _is_ours(outputs[-1]):
+            if not again and not made[image]:
                 for output in filter(Path.exists, outputs[-1:] if is_our_folder else outputs):
                     raise SettingsError(
                         f"{output} exists, and nothing here tells that this command made it. Give "

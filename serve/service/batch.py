@@ -26,8 +26,6 @@ async def answer_batch(
     job: Job,
     worker: Worker,
     model: Model,
-    *,
-    ahead: int,
 ) -> AsyncIterator[bytes]:
     """Yield the lines of the answer, in the order of the files.
 
@@ -39,12 +37,11 @@ async def answer_batch(
         job: what is asked for each file.
         worker: does the work.
         model: segments the images.
-        ahead: files to work on at the same time.
     """
     pending: deque[asyncio.Future[bytes]] = deque()
     try:
         for index, file in enumerate(files):
-            if len(pending) >= ahead:
+            if len(pending) >= worker.images_at_once:
                 yield await pending.popleft()
             pending.append(asyncio.ensure_future(_line(index, file, job, worker, model)))
         while pending:

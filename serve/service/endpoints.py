@@ -149,9 +149,7 @@ def _batch_endpoint() -> Endpoint:
         except FocalPathError:
             await form.close()
             raise
-        lines = answer_batch(
-            files, form, job, state.worker, state.model, ahead=settings.images_at_once
-        )
+        lines = answer_batch(files, form, job, state.worker, state.model)
         return StreamingResponse(lines, media_type="application/x-ndjson")
 
     return _described(

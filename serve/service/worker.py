@@ -74,11 +74,12 @@ class Worker:
         self._settings = settings
         self._telemetry = telemetry
         self._kept = KeptResults(settings.keep_results_mib * MEBIBYTE)
+        self.images_at_once = settings.images_at_once
         self.queue = WorkQueue(
-            settings.images_at_once, settings.max_waiting_tiles, observe=telemetry.observe_queue
+            self.images_at_once, settings.max_waiting_tiles, observe=telemetry.observe_queue
         )
         self._looking = ThreadPoolExecutor(_LOOKING, thread_name_prefix="look")
-        self._writing = ThreadPoolExecutor(settings.images_at_once, thread_name_prefix="write")
+        self._writing = ThreadPoolExecutor(self.images_at_once, thread_name_prefix="write")
 
     async def look(self, work: Callable[[], T]) -> T:
         """Do what takes a moment, in a thread that no image keeps busy."""

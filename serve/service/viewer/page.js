@@ -103,7 +103,8 @@ function stored(storage, name, value) {
 
 /** How the pixels that were segmented differ from the file's, and other warnings of a result. */
 export function showNotes(notes) {
-  $("notes").textContent = notes.length ? `As segmented: ${notes.join("; ")}.` : "";
+  const text = notes.map((note) => note.replace(/\.$/, "")).join("; "); // some are sentences
+  $("notes").textContent = notes.length ? `As segmented: ${text}.` : "";
   $("notes").hidden = !notes.length;
 }
 
