@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
+from rich.progress import Progress, track
 
 from serve.contract.errors import FocalPathError as ServeError
 from serve.contract.tables import is_text
@@ -95,8 +95,9 @@ def predict_images(
         except ServeError as error:
             raise ScaleError(str(error)) from error
     # All are read before hours of work that one of them would end.
-    checked = {path: _read(path, card, mpp)[1:] for path in track(paths, "Checking images")}
-    others = [path.name for path in paths if checked[path][-1]]
+    with Progress(transient=True) as progress:  # which ends with an error, too
+        checking = progress.track(paths, description="Checking images")
+        others = [path.name for path in checking if _read(path, card, mpp).contradiction]
     segment = segment_on_device(segmenter, card)
     assumed = []
     with whole_folder(out) as partial:
