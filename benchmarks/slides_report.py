@@ -39,7 +39,7 @@ class SlidesReport(Strict):
         description="where these seconds are: `planning`, before the first tile is read; `tiles`, "
         "while tiles are read, computed, blended and written; `outputs`, after the last of them"
     )
-    beyond_inference_larger: float = Field(description="the same of a slide of twice the area")
+    beyond_inference_larger: float = Field(description="the same of a slide of four times the area")
     beyond_inference_several: float = Field(
         description="the same of three such slides in one command"
     )
@@ -74,7 +74,7 @@ def print_report(report: SlidesReport, console: Console) -> None:
     for part, value in report.beyond_inference_parts.items():
         table.add_row(f"   of it {part}", f"{value:.1%}", "")
     larger, several = report.beyond_inference_larger, report.beyond_inference_several
-    table.add_row("the same of twice the area", f"{larger:.1%}", "<= 10%")
+    table.add_row("the same of four times the area", f"{larger:.1%}", "<= 10%")
     table.add_row("the same of three slides in one command", f"{several:.1%}", "<= 10%")
     cpu = report.beyond_inference_cpu
     merging = f"{cpu['blocks'] + cpu['outputs']:.1%}"

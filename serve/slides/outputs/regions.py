@@ -197,7 +197,8 @@ def _join(parts: list[Regions]) -> Regions:
     labels = np.concatenate([part.labels for part in parts])
     area = np.concatenate([part.area_px for part in parts])
     confidence = np.concatenate([part.mean_confidence * part.area_px for part in parts])
-    group = _components(polygons, labels)
+    part = np.repeat(np.arange(len(parts)), [len(regions.polygons) for regions in parts])
+    group = _components(polygons, labels, part)
     count = int(group.max(initial=-1)) + 1
     order = np.argsort(group, kind="stable")
     starts = np.searchsorted(group[order], np.arange(count))
@@ -215,13 +216,15 @@ def _join(parts: list[Regions]) -> Regions:
     )
 
 
-def _components(polygons: NDArray[np.object_], labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+def _components(
+    polygons: NDArray[np.object_], labels: NDArray[np.uint8], part: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """A number per polygon, the same for those that are one region, in order of appearance."""
-    tree = shapely.STRtree(polygons)
-    one, other = tree.query(polygons, predicate="intersects")
-    pairs = (one < other) & (labels[one] == labels[other])
+    one, other = shapely.STRtree(polygons).query(polygons)  # those whose bounds meet
+    pairs = (part[one] < part[other]) & (labels[one] == labels[other])
     one, other = one[pairs], other[pairs]
-    shared = shapely.length(shapely.intersection(polygons[one], polygons[other])) > 0
+    rims = shapely.boundary(polygons)
+    shared = shapely.length(shapely.intersection(rims[one], rims[other])) > 0
     root = np.arange(len(polygons))
 
     def find(index: int) -> int:
