@@ -12,13 +12,11 @@ Where neither dataset.json nor folds.csv has any um per pixel, what the image fi
 as it does in serving.
 """
 
-import csv
 import glob
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -29,7 +27,7 @@ from train.data.folds import folds_file, read_folds, refuse_misspelt
 from train.data.images import own_pixel_sizes
 from train.data.masks import MASK_SUFFIXES, MaskCode, mask_code
 from train.errors import DatasetError, ScaleError
-from train.files import unique_keys, write_json
+from train.files import unique_keys
 from train.settings import MAX_CLASSES, LabelClass, is_name
 
 Split = Literal["training", "validation", "test"]
@@ -207,34 +205,6 @@ def _read_text(path: Path) -> str:
         return decode_text(path.read_bytes())
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
-
-
-def write_description(
-    folder: Path,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    *,
-    mpp: float,
-    classes: Sequence[LabelClass],
-    recipe: Mapping[str, Any],
-) -> None:
-    """Write folds.csv, dataset.json and settings.json of a new data set.
-
-    Args:
-        folder: the data set.
-        columns: of folds.csv: img_id and fold, optionally group and mpp.
-        rows: of folds.csv, one per image.
-        mpp: um per pixel of images for which folds.csv gives none.
-        classes: names and colours of labels 1..C.
-        recipe: the content of settings.json: how the data set was made.
-    """
-    with (folder / "folds.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-    description = {"mpp": mpp, "classes": [asdict(entry) for entry in classes]}
-    write_json(folder / "dataset.json", description)
-    write_json(folder / "settings.json", recipe)
 
 
 def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:

@@ -10,12 +10,11 @@ by the code that serves them, at the tiles' um per pixel; areas are drawn at tha
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
@@ -34,9 +33,14 @@ from train.data.convert.class_mapping import (
     read_mapping,
     write_template,
 )
-from train.data.convert.drawing import drawing_of
-from train.data.convert.layout import TEST_FOLD, Region, TileSettings, write_dataset
-from train.data.convert.lost import Lost
+from train.data.convert.drawing import Lost, drawing_of
+from train.data.convert.layout import (
+    TEST_FOLD,
+    Region,
+    TileSettings,
+    draw_test_groups,
+    write_dataset,
+)
 from train.data.convert.shapes import Annotation
 from train.data.convert.source_files import find_images
 from train.data.folds import tcga_patient
@@ -226,11 +230,12 @@ def _regions(
     lost: Lost,
 ) -> Iterator[Region]:
     """Read one chunk after another; `lost` gets what nothing comes of."""
-    test = _test_groups(slides, settings)
+    groups = {slide.name: _group(slide.name, settings) for slide in slides}
+    test = draw_test_groups(groups.values(), settings.test_share, settings.tiles.seed)
     for slide in slides:
-        group = _group(slide.name, settings)
-        with ExitStack() as stack:
-            reader = stack.enter_context(_open(slide.path, settings))
+        group = groups[slide.name]
+        has_region = False
+        with _open(slide.path, settings) as reader:
             mpp = settings.tiles.mpp
             drawing = drawing_of(
                 slide.annotations,
@@ -240,20 +245,15 @@ def _regions(
                 mpp,
                 smaller_on_top=settings.overlap == "area",
             )
-            lost.begin_slide()
-            for y, x, height, width in drawing.chunks(settings.tiles.tile_size_px):
-                labels, reached, gone = drawing.draw(mapping, (y, x), (height, width))
-                names = {name for name, _, _ in drawing.touching((y, x), (height, width))}
-                lost.add_chunk(names, reached, gone)
-                if not labels.any():
-                    continue
-                lost.has_region = True
+            for y, x, labels in drawing.draw(settings.tiles.tile_size_px, lost):
+                has_region = True
+                height, width = labels.shape
                 with _explained(slide.path):
                     image = reader.read_um(y * mpp, x * mpp, height, width, mpp)
-                name = slide.name if drawing.size == (height, width) else f"{slide.name}_{y}_{x}"
-                fold = TEST_FOLD if group in test else None
-                yield Region(name, group, image, labels, fold)
-            lost.end_slide(slide.name)
+                name = slide.name if drawing.size == labels.shape else f"{slide.name}_{y}_{x}"
+                yield Region(name, group, image, labels, TEST_FOLD if group in test else None)
+        if not has_region:
+            lost.slides.append(slide.name)
 
 
 def _group(name: str, settings: AnnotationSettings) -> str:
@@ -286,9 +286,3 @@ def _doubtful_patients(slides: Sequence[_Slide], settings: AnnotationSettings) -
         f"{len(names)} slides, such as {names[0]}, do not fit the patient pattern "
         f"{settings.patient_pattern!r}, so each counts as a patient of its own"
     ]
-
-
-def _test_groups(slides: Sequence[_Slide], settings: AnnotationSettings) -> set[str]:
-    groups = sorted({_group(slide.name, settings) for slide in slides})
-    np.random.default_rng(settings.tiles.seed).shuffle(groups)
-    return set(groups[: round(settings.test_share * len(groups))])

@@ -7,9 +7,7 @@ refused: the file has its control points only, not the curve that was seen.
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-import numpy as np
-
-from train.data.convert.shapes import UNNAMED, Annotation, Ring
+from train.data.convert.shapes import UNNAMED, Annotation, Ring, ring_of
 from train.errors import AnnotationError
 
 _AREAS = ("Polygon", "Rectangle")
@@ -56,7 +54,4 @@ def _ring(element: Element) -> Ring:
         for point in element.iter("Coordinate")
     ]
     points.sort(key=lambda point: point[0])  # those without an order, or of one, as they stand
-    ring = np.array([xy for _, *xy in points], dtype=np.float64).reshape(len(points), 2)
-    if not np.isfinite(ring).all():
-        raise ValueError("a coordinate is not a finite number")
-    return ring
+    return ring_of([xy for _, *xy in points])

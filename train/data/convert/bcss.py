@@ -18,31 +18,17 @@ of one slide between training and validation. Our folds are by patient instead.
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from train.checked import CheckedSettings, Mpp
 from train.data.check import report
-from train.data.convert.layout import (
-    TEST_FOLD,
-    Region,
-    TileSettings,
-    resample_image,
-    resample_labels,
-    write_dataset,
-)
-from train.data.convert.source_files import (
-    find_folder,
-    find_images,
-    read_region_image,
-    read_region_rgb,
-    refuse_other_size,
-)
+from train.data.convert.layout import TileSettings, read_region, write_dataset
+from train.data.convert.source_files import find_folder, find_images, read_region_image
 from train.data.synthetic import tissue
 from train.errors import MaskError, ScaleError, SourceError
 from train.files import refuse_existing
@@ -105,7 +91,18 @@ def prepare_bcss(source: Path, out: Path, settings: BcssSettings) -> None:
     sources = [(image, mask, _parse_name(image, settings)) for image, mask in pairs]
     unknown: dict[Path, Counter[int]] = {}
     recipe = {"source": "bcss", **asdict(settings)}
-    regions = _read_regions(sources, settings, unknown)
+    regions = (
+        read_region(
+            image.stem,
+            name.patient,
+            image,
+            mask,
+            partial(_read_labels, unknown=unknown),
+            name.mpp / settings.tiles.mpp,
+            is_test=name.institute in settings.test_institutes,
+        )
+        for image, mask, name in sources
+    )
     warnings = write_dataset(out, regions, len(sources), CLASSES, settings.tiles, recipe)
     report(out, _mpp_warnings(sources, settings) + _code_warnings(unknown) + warnings)
 
@@ -176,31 +173,9 @@ def _check_codes(path: Path) -> None:
             )
 
 
-def _read_regions(
-    sources: list[tuple[Path, Path, _Name]],
-    settings: BcssSettings,
-    unknown: dict[Path, Counter[int]],
-) -> Iterator[Region]:
-    """Yield the regions one by one; count the pixels of unknown codes in `unknown`."""
-    for image_path, mask_path, name in sources:
-        image = read_region_rgb(image_path)
-        mask = read_region_image(mask_path)
-        refuse_other_size(image_path, image, mask_path, mask)
-        scale = name.mpp / settings.tiles.mpp
-        labels = _group_codes(mask_path, mask, unknown)
-        yield Region(
-            name=image_path.stem,
-            group=name.patient,
-            image=resample_image(image, scale),
-            labels=resample_labels(labels, scale),
-            fold=TEST_FOLD if name.institute in settings.test_institutes else None,
-        )
-
-
-def _group_codes(
-    path: Path, mask: Image.Image, unknown: dict[Path, Counter[int]]
-) -> NDArray[np.uint8]:
-    """Map codes to labels, (H, W) uint8."""
+def _read_labels(path: Path, unknown: dict[Path, Counter[int]]) -> NDArray[np.uint8]:
+    """Read codes as labels, (H, W) uint8; count the pixels of unknown codes in `unknown`."""
+    mask = read_region_image(path)
     if mask.mode not in ("L", "P"):
         raise MaskError(
             f"{path} has the mode {mask.mode}; expected one channel of 8 bits with the codes "

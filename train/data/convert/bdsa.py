@@ -19,7 +19,7 @@ Without regions.csv, each image counts as a slide of its own.
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,9 +30,16 @@ from serve.images.mpp import MAX_MPP, MIN_MPP
 from train.checked import CheckedSettings, Mpp, TestShare
 from train.data.check import report
 from train.data.convert.bdsa_rows import SUFFIXES, number_of, read_rows
-from train.data.convert.dsa_annotations import read_annotations
-from train.data.convert.layout import TEST_FOLD, Region, TileSettings, resample_image, write_dataset
-from train.data.convert.shapes import fill_shape, vanished
+from train.data.convert.dsa_annotations import read_export
+from train.data.convert.layout import (
+    TEST_FOLD,
+    Region,
+    TileSettings,
+    draw_test_groups,
+    resample_image,
+    write_dataset,
+)
+from train.data.convert.shapes import UNNAMED, area_of, fill_shape, vanished
 from train.data.convert.source_files import find_folder, find_images, read_region_rgb
 from train.data.scale import refuse_enlarging
 from train.errors import AnnotationError, SettingsError, SourceError
@@ -46,9 +53,7 @@ CLASSES = (
     LabelClass(name="Leptomeninges", color="#0072b2"),
     LabelClass(name="Superficial Cortex", color="#009e73"),
 )
-BACKGROUND = 1
-
-"""Of regions.csv."""
+_BACKGROUND = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,13 +163,10 @@ def _fill_in(
 
 def _draw_test_groups(sources: Sequence[_Source], settings: BdsaSettings) -> list[_Source]:
     """Draw groups for testing and set their fold."""
-    groups = sorted({source.group for source in sources if source.fold is None})
-    np.random.default_rng(settings.tiles.seed).shuffle(groups)
-    test = set(groups[: round(settings.test_share * len(groups))])
+    groups = {source.group for source in sources if source.fold is None}
+    test = draw_test_groups(groups, settings.test_share, settings.tiles.seed)
     return [
-        _Source(**{**vars(source), "fold": TEST_FOLD})
-        if source.fold is None and source.group in test
-        else source
+        replace(source, fold=TEST_FOLD) if source.fold is None and source.group in test else source
         for source in sources
     ]
 
@@ -192,7 +194,7 @@ def _label_meanings(rename: Sequence[str]) -> dict[str, int | None]:
                 f"--rename has {text!r}; expected OLD=NEW, where NEW is one of {names}, "
                 "unlabelled, ignore"
             )
-        meanings[_normalised(old)] = targets[_normalised(new)]
+        meanings[_normalised(old or UNNAMED)] = targets[_normalised(new)]
     return meanings
 
 
@@ -205,9 +207,13 @@ def _check_annotations(sources: Sequence[_Source], meanings: Mapping[str, int | 
     unknown: Counter[str] = Counter()
     others: Counter[str] = Counter()
     for path in sorted({source.annotation for source in sources}):
-        shapes, without_area = read_annotations(path)
-        unknown.update(shape.label for shape in shapes if _normalised(shape.label) not in meanings)
-        others += without_area
+        for found in read_export(path):
+            if not found.rings:
+                is_mistake = found.kind.startswith("closed")
+                which = f", {found.label!r}, {found.place} of {path.name}" if is_mistake else ""
+                others[f"{found.kind}{which}"] += 1
+            elif _normalised(found.label) not in meanings:
+                unknown[found.label] += 1
     if unknown:
         listed = ", ".join(f"{label!r} ({count})" for label, count in unknown.most_common())
         names = ", ".join(entry.name for entry in CLASSES)
@@ -232,12 +238,12 @@ def _read_regions(
     for source in sources:
         original = read_region_rgb(source.image)
         image = resample_image(original, source.mpp / settings.tiles.mpp)
-        shapes, _ = read_annotations(source.annotation)
+        shapes = [found for found in read_export(source.annotation) if found.rings]
         if settings.overlap == "area":
-            shapes.sort(key=lambda shape: -shape.area_px)
+            shapes.sort(key=lambda shape: -area_of(shape.rings[0]))
         labels = np.zeros(image.shape[:2], np.uint8)
         if settings.uncovered == "background":
-            labels[:] = BACKGROUND
+            labels[:] = _BACKGROUND
         # Computed from the sizes, because resampling rounds them to whole pixels.
         scale = np.array(labels.shape[::-1]) / original.size * (source.base_mpp / source.mpp)
         drawn = []

@@ -12,30 +12,14 @@ Annotations and test are accepted as folder names, too. Pixels above 0 become Gl
 Non-gland. The release does not say which slide an image comes from, so folds are by image.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from train.checked import CheckedSettings, Mpp
 from train.data.check import report
-from train.data.convert.layout import (
-    TEST_FOLD,
-    Region,
-    TileSettings,
-    resample_image,
-    resample_labels,
-    write_dataset,
-)
-from train.data.convert.source_files import (
-    find_folder,
-    find_images,
-    read_region_image,
-    read_region_rgb,
-    refuse_other_size,
-)
-from train.errors import MaskError, SourceError
+from train.data.convert.layout import TileSettings, read_region, write_dataset
+from train.data.convert.source_files import find_folder, find_images, read_glands
+from train.errors import SourceError
 from train.files import refuse_existing
 from train.presets import CRAG_MPP
 from train.settings import LabelClass
@@ -44,7 +28,6 @@ CLASSES = (
     LabelClass(name="Non-gland", color="#009e73"),
     LabelClass(name="Gland", color="#d55e00"),
 )
-NON_GLAND, GLAND = 1, 2
 
 
 def _tiles() -> TileSettings:
@@ -73,7 +56,11 @@ def prepare_crag(source: Path, out: Path, settings: CragSettings) -> None:
         folder = find_folder(source, folders, f"CRAG's {split} images")
         sources += _find_pairs(folder, split, warnings)
     recipe = {"source": "crag", **asdict(settings)}
-    regions = _read_regions(sources, settings)
+    scale = settings.source_mpp / settings.tiles.mpp
+    regions = (
+        read_region(name, name, image, mask, read_glands, scale, is_test=name.startswith("test_"))
+        for name, image, mask in sources
+    )
     warnings += write_dataset(out, regions, len(sources), CLASSES, settings.tiles, recipe)
     report(out, warnings)
 
@@ -97,27 +84,3 @@ def _find_pairs(folder: Path, split: str, warnings: list[str]) -> list[tuple[str
         (name if name.startswith(f"{split}_") else f"{split}_{name}", image, masks[name])
         for name, image in images.items()
     ]
-
-
-def _read_regions(
-    sources: list[tuple[str, Path, Path]], settings: CragSettings
-) -> Iterator[Region]:
-    scale = settings.source_mpp / settings.tiles.mpp
-    for name, image_path, mask_path in sources:
-        image = read_region_rgb(image_path)
-        mask = read_region_image(mask_path)
-        refuse_other_size(image_path, image, mask_path, mask)
-        # Accepts 16 bits, too: an image may have more than 255 glands.
-        if mask.mode not in ("1", "L", "P", "I", "I;16"):
-            raise MaskError(
-                f"{mask_path} has the mode {mask.mode}; expected one channel with the numbers of "
-                "the glands, not the picture from Overlay/. Download CRAG's Annotation/ again."
-            )
-        labels = np.where(np.asarray(mask) > 0, GLAND, NON_GLAND).astype(np.uint8)
-        yield Region(
-            name=name,
-            group=name,
-            image=resample_image(image, scale),
-            labels=resample_labels(labels, scale),
-            fold=TEST_FOLD if name.startswith("test_") else None,
-        )

@@ -1,19 +1,53 @@
 """Draws a slide's annotations as labels, chunk by chunk, at the tiles' um per pixel."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.images.readers.reader import RegionReader
-from train.data.convert.class_mapping import ROI, UNLABELLED, ClassMapping
+from train.data.convert.class_mapping import ROI, ClassMapping
 from train.data.convert.shapes import Annotation, Ring, area_of, fill_shape, vanished
 
 _CHUNK_TILES = 4
 """Tiles along each side of what is in memory at once (our choice)."""
-Drawn = tuple[str, int, tuple[Ring, ...]]
+_Drawn = tuple[str, int, tuple[Ring, ...]]
 """Name, label and rings of an area."""
+
+
+def _told(text: str) -> list[str]:
+    return field(default_factory=list, metadata={"text": text})
+
+
+@dataclass
+class Lost:
+    """What does not arrive in the data set as meant, by its kind, and how to warn of each."""
+
+    other_mpp: list[str] = _told(
+        "slides, such as {}, state another um per pixel than --source-mpp. Theirs counts."
+    )
+    beyond: list[str] = _told(
+        "areas, such as {}, reach far beyond their slide. Are they of another slide, or drawn at "
+        "another scale?"
+    )
+    hidden: list[str] = _told(
+        "areas, such as {}, are completely covered by later ones. To draw smaller areas on top, "
+        "use --overlap area."
+    )
+    tiny: list[str] = _told(
+        "areas, such as {}, are smaller than a pixel of the tiles, so nothing is left of them. "
+        "Remove them, or choose a smaller --mpp."
+    )
+    slides: list[str] = _told(
+        "slides, such as {}, give no tile: nothing of them is labelled. Draw areas, or set "
+        "uncovered in the mapping."
+    )
+
+    def warnings(self) -> list[str]:
+        """One sentence per kind of loss."""
+        found = [(getattr(self, kind.name), kind.metadata["text"]) for kind in fields(self)]
+        return [f"{len(names)} {text.format(names[0])}" for names, text in found if names]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,19 +56,47 @@ class Drawing:
 
     rois: list[tuple[Ring, ...]]
     """Regions of interest; without any, the whole slide is one."""
-    shapes: list[Drawn]
+    shapes: list[_Drawn]
     """In the order of drawing."""
     size: tuple[int, int]
     """Rows and columns of the slide."""
-    is_whole: bool
-    """What nothing covers is a class, too, so that the whole slide is drawn."""
+    uncovered: int
+    """The label of what no shape covers. Without regions of interest, one that is a class makes the
+    whole slide be drawn."""
 
-    def chunks(self, tile: int) -> Iterator[tuple[int, int, int, int]]:
+    def draw(self, tile: int, lost: Lost) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
+        """Yield y, x and the labels (height, width) uint8 of each chunk that has a label.
+
+        Args:
+            tile: side of a tile in pixels.
+            lost: gets the names of shapes that reach no pixel, and of those that others cover.
+        """
+        names: set[str] = set()
+        reached: set[str] = set()
+        shown: set[str] = set()
+        for y, x, height, width in self._chunks(tile):
+            labels = np.full((height, width), self.uncovered, np.uint8)
+            shapes = self._touching(y, x, height, width)
+            here = {name for name, value, rings in shapes if fill_shape(labels, rings, value)}
+            names |= {name for name, _, _ in shapes}
+            reached |= here
+            shown |= here - set(vanished(shapes, labels))
+            if self.rois:
+                inside = np.zeros((height, width), np.uint8)
+                for rings in self.rois:
+                    fill_shape(inside, tuple(ring - [x, y] for ring in rings), 1)
+                labels[inside == 0] = 0
+            if labels.any():
+                yield y, x, labels
+        lost.hidden += sorted(reached - shown)
+        lost.tiny += sorted(names - reached)
+
+    def _chunks(self, tile: int) -> Iterator[tuple[int, int, int, int]]:
         """(y, x, height, width) of what is read at once, where something is drawn."""
         side = tile * _CHUNK_TILES
         rows, columns = self.size
         outlines = [rings[0] for rings in self.rois] or [rings[0] for _, _, rings in self.shapes]
-        if self.is_whole:
+        if self.uncovered and not self.rois:
             outlines = [np.array([[0, 0], [columns, rows]], np.float64)]
         if not outlines:
             return
@@ -48,40 +110,14 @@ class Drawing:
             for x in range(left, right, side):
                 yield y, x, min(side, bottom - y), min(side, right - x)
 
-    def touching(self, corner: tuple[int, int], size: tuple[int, int]) -> list[Drawn]:
-        """The shapes whose boxes reach a chunk, in its pixels.
-
-        Args:
-            corner: y and x of the chunk.
-            size: its height and width.
-        """
-        y, x = corner
+    def _touching(self, y: int, x: int, height: int, width: int) -> list[_Drawn]:
+        """The shapes whose boxes reach a chunk, in its pixels."""
         found = []
         for name, value, rings in self.shapes:
             low, high = rings[0].min(axis=0) - [x, y], rings[0].max(axis=0) - [x, y]
-            if high[0] > 0 and high[1] > 0 and low[0] < size[1] and low[1] < size[0]:
+            if high[0] > 0 and high[1] > 0 and low[0] < width and low[1] < height:
                 found.append((name, value, tuple(ring - [x, y] for ring in rings)))
         return found
-
-    def draw(
-        self, mapping: ClassMapping, corner: tuple[int, int], size: tuple[int, int]
-    ) -> tuple[NDArray[np.uint8], set[str], set[str]]:
-        """Draw a chunk.
-
-        Returns:
-            its labels, (height, width) uint8; the names of the shapes that reach a pixel of it; and
-            of these, those that others cover in it.
-        """
-        labels = np.full(size, mapping.index(mapping.uncovered), np.uint8)
-        shapes = self.touching(corner, size)
-        reached = {name for name, value, rings in shapes if fill_shape(labels, rings, value)}
-        gone = set(vanished(shapes, labels))
-        if self.rois:
-            inside = np.zeros(size, np.uint8)
-            for rings in self.rois:
-                fill_shape(inside, tuple(ring - [corner[1], corner[0]] for ring in rings), 1)
-            labels[inside == 0] = 0
-        return labels, reached, gone
 
 
 def drawing_of(
@@ -105,7 +141,7 @@ def drawing_of(
     """
     scale = np.array(reader.require_pixel_size()) / mpp  # x, y
     rois: list[tuple[Ring, ...]] = []
-    shapes: list[Drawn] = []
+    shapes: list[_Drawn] = []
     for annotation in annotations:
         rings = tuple(ring * scale for ring in annotation.rings)
         value = mapping.value(annotation.label)
@@ -118,5 +154,4 @@ def drawing_of(
         shapes.sort(key=lambda shape: -area_of(shape[2][0]))
     rows, columns = reader.height_px * scale[1], reader.width_px * scale[0]
     size = max(1, round(rows)), max(1, round(columns))
-    is_whole = mapping.uncovered != UNLABELLED and not rois
-    return Drawing(rois, shapes, size, is_whole)
+    return Drawing(rois, shapes, size, mapping.index(mapping.uncovered))

@@ -10,20 +10,19 @@ overlays are not. Coordinates are (x, y, z) in pixels of the slide at full resol
 import json
 import math
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from train.data.convert.shapes import UNNAMED, Annotation, Ring, Shape
+from train.data.convert.shapes import CIRCLE, UNNAMED, Annotation, Ring, ring_of
 from train.errors import AnnotationError
-
-_ELLIPSE_POINTS = 128
 
 
 def read_dsa(path: Path, content: Any) -> list[Annotation]:
     """Read an export as the annotations that all formats share.
+
+    The label of an element is its `group`, else its `label.value`, else the document's name.
 
     Args:
         path: The file, for messages.
@@ -64,13 +63,8 @@ def _color(text: Any) -> str | None:
     return text if isinstance(text, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", text) else None
 
 
-def read_annotations(path: Path) -> tuple[list[Shape], Counter[str]]:
-    """Read an export.
-
-    The label of an element is its `group`, else its `label.value`, else the document's name.
-
-    Returns:
-        The shapes in file order, and the number of elements per kind that has no area.
+def read_export(path: Path) -> list[Annotation]:
+    """Read an export's file; see `read_dsa`.
 
     Raises:
         AnnotationError: the file is not an annotation export.
@@ -79,17 +73,7 @@ def read_annotations(path: Path) -> tuple[list[Shape], Counter[str]]:
         content = json.loads(path.read_bytes())
     except (ValueError, OSError) as error:
         raise _other(path, error) from error
-    shapes: list[Shape] = []
-    others: Counter[str] = Counter()
-    for found in read_dsa(path, content):
-        label = "" if found.label == UNNAMED else found.label
-        if found.rings:
-            shapes.append(Shape(label, found.rings))
-        elif found.kind.startswith("closed"):
-            others[f"{found.kind}, {label!r}, {found.place} of {path.name}"] += 1
-        else:
-            others[found.kind] += 1
-    return shapes, others
+    return read_dsa(path, content)
 
 
 def _other(path: Path, error: Exception) -> AnnotationError:
@@ -109,25 +93,16 @@ def _rings(element: dict[str, Any]) -> tuple[Ring, ...] | None:
     """Outline and holes of an element, or None if it has no area."""
     kind = element["type"]
     if kind == "polyline" and element.get("closed"):
-        holes = (_ring(hole) for hole in element.get("holes") or ())
-        return (_ring(element["points"]), *(hole for hole in holes if len(hole) >= 3))
+        holes = (ring_of(hole) for hole in element.get("holes") or ())
+        return (ring_of(element["points"]), *(hole for hole in holes if len(hole) >= 3))
     if kind == "rectangle":
         corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
         return (_placed(corners, element, element["width"], element["height"]),)
-    if kind in ("ellipse", "circle"):
-        angles = np.linspace(0, 2 * math.pi, _ELLIPSE_POINTS, endpoint=False)
-        circle = np.stack([np.cos(angles), np.sin(angles)], axis=1) / 2
-        width = element["width"] if kind == "ellipse" else 2 * element["radius"]
-        height = element["height"] if kind == "ellipse" else 2 * element["radius"]
-        return (_placed(circle, element, width, height),)
+    if kind == "ellipse":
+        return (_placed(CIRCLE / 2, element, element["width"], element["height"]),)
+    if kind == "circle":
+        return (_placed(CIRCLE, element, element["radius"], element["radius"]),)
     return None
-
-
-def _ring(points: Any) -> Ring:
-    ring = np.array([point[:2] for point in points], dtype=np.float64).reshape(len(points), 2)
-    if not np.isfinite(ring).all():
-        raise ValueError(f"a closed polyline has the points {str(points)[:80]}")
-    return ring
 
 
 def _placed(unit: Ring, element: dict[str, Any], width: float, height: float) -> Ring:

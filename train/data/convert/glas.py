@@ -16,21 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from serve.contract.tables import TableError, read_table
 from train.checked import CheckedSettings, Mpp
 from train.data.check import report
 from train.data.convert.images import FoldSettings, SourceImage, write_images
-from train.data.convert.source_files import find_images, read_region_image
-from train.errors import MaskError, SourceError
+from train.data.convert.source_files import find_images, read_glands
+from train.errors import SourceError
 from train.files import refuse_existing
 from train.settings import LabelClass
 
 _NON_GLAND = LabelClass(name="Non-gland", color="#56b4e9")
-TWO_CLASSES = (_NON_GLAND, LabelClass(name="Gland", color="#d55e00"))
-THREE_CLASSES = (
+_TWO_CLASSES = (_NON_GLAND, LabelClass(name="Gland", color="#d55e00"))
+_THREE_CLASSES = (
     _NON_GLAND,
     LabelClass(name="Benign gland", color="#009e73"),
     LabelClass(name="Malignant gland", color="#d55e00"),
@@ -86,10 +83,10 @@ def prepare_glas(source: Path, out: Path, settings: GlasSettings) -> None:
                 group=case.patient,
                 part="training" if name.startswith("train") else "test",
                 mpp=settings.source_mpp,
-                read_labels=partial(_read_labels, files[f"{name}_anno"], gland),
+                read_labels=partial(read_glands, files[f"{name}_anno"], gland),
             )
         )
-    classes = THREE_CLASSES if settings.classes == "grade" else TWO_CLASSES
+    classes = _THREE_CLASSES if settings.classes == "grade" else _TWO_CLASSES
     recipe = {"source": "glas", **asdict(settings)}
     report(out, write_images(out, images, classes, settings.source_mpp, settings.folds, recipe))
 
@@ -114,12 +111,3 @@ def _read_grades(path: Path) -> Mapping[str, _Case]:
             )
         cases[values["name"]] = _Case(values["patient id"], grade)
     return cases
-
-
-def _read_labels(path: Path, gland: int) -> NDArray[np.uint8]:
-    image = read_region_image(path)
-    if image.mode not in ("1", "L", "P", "I", "I;16"):
-        raise MaskError(
-            f"{path} has the mode {image.mode}; expected one channel with the numbers of the glands"
-        )
-    return np.where(np.asarray(image) > 0, gland, 1).astype(np.uint8)

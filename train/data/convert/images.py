@@ -17,12 +17,11 @@ from PIL import Image
 from rich.progress import track
 
 from train.checked import CheckedSettings, NumFolds, Seed, TestShare
-from train.data.convert.layout import TEST_FOLD, assign_folds
-from train.data.convert.source_files import read_region_rgb
-from train.data.folder import IMAGE_SUFFIXES, write_description
+from train.data.convert.layout import TEST_FOLD, assign_folds, draw_test_groups
+from train.data.convert.source_files import read_region_rgb, refuse_other_size
+from train.data.folder import IMAGE_SUFFIXES
 from train.data.images import read_image
-from train.errors import ImageFileError
-from train.files import refuse_existing, whole_folder
+from train.data.writing import whole_dataset, write_description
 from train.settings import LabelClass
 
 VALIDATION_FOLD = 0
@@ -80,14 +79,11 @@ def write_images(
         Warnings about the folds.
 
     Raises:
-        FocalPathError: `out` exists, an image or mask is damaged or of another size, or there are
-            too few groups.
+        FocalPathError: an image or mask is damaged or of another size, or there are too few
+            groups.
     """
-    refuse_existing(out)
     folds = folds_of(images, settings)
-    with whole_folder(out) as partial:
-        for kind in ("img", "mask"):
-            (partial / kind).mkdir()
+    with whole_dataset(out) as partial:
         for image in track(images, "Writing images"):
             _write_pair(partial, image)
         write_description(
@@ -98,10 +94,10 @@ def write_images(
             classes=classes,
             recipe=recipe,
         )
-    return straddling(images) if settings.parts == "official" else []
+    return _straddling(images) if settings.parts == "official" else []
 
 
-def straddling(images: Iterable[SourceImage]) -> list[str]:
+def _straddling(images: Iterable[SourceImage]) -> list[str]:
     """Warn of patients that are in several of the official parts."""
     parts: defaultdict[str, set[str]] = defaultdict(set)
     for image in images:
@@ -130,9 +126,8 @@ def folds_of(images: Sequence[SourceImage], settings: FoldSettings) -> dict[str,
     open_images = [image for image in images if not (official and image.part == "test")]
     test_groups: set[str] = set()
     if not official:
-        groups = sorted({image.group for image in open_images})
-        np.random.default_rng(settings.seed).shuffle(groups)
-        test_groups = set(groups[: round(settings.test_share * len(groups))])
+        groups = {image.group for image in open_images}
+        test_groups = draw_test_groups(groups, settings.test_share, settings.seed)
     sizes = Counter(image.group for image in open_images if image.group not in test_groups)
     drawn = assign_folds(sizes, settings.num_folds, settings.seed)
     return {
@@ -144,21 +139,15 @@ def folds_of(images: Sequence[SourceImage], settings: FoldSettings) -> dict[str,
 
 
 def _write_pair(folder: Path, image: SourceImage) -> None:
+    """Write an image as it is where training reads its format, else (BMP) as PNG."""
     labels = image.read_labels()
     suffix = image.path.suffix.lower()
-    pixels = read_image(image.path) if suffix in IMAGE_SUFFIXES else _read_other(image.path)
-    if pixels.shape[:2] != labels.shape:
-        raise ImageFileError(
-            f"the mask of {image.path} is {labels.shape[1]} x {labels.shape[0]} pixels, the image "
-            f"{pixels.shape[1]} x {pixels.shape[0]}; expected the same size. Download both again."
-        )
     if suffix in IMAGE_SUFFIXES:
+        height, width, _ = read_image(image.path).shape
+        refuse_other_size(image.path, (width, height), labels)
         shutil.copyfile(image.path, folder / "img" / f"{image.name}{suffix}")
     else:
-        Image.fromarray(pixels).save(folder / "img" / f"{image.name}.png", compress_level=3)
+        pixels = read_region_rgb(image.path)
+        refuse_other_size(image.path, pixels.size, labels)
+        pixels.save(folder / "img" / f"{image.name}.png", compress_level=3)
     Image.fromarray(labels).save(folder / "mask" / f"{image.name}.png")
-
-
-def _read_other(path: Path) -> NDArray[np.uint8]:
-    """Read a format that serving does not take, such as BMP."""
-    return np.array(read_region_rgb(path))

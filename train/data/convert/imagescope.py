@@ -5,18 +5,16 @@ region marked as negative (NegativeROA) is a hole of the region that it names (I
 of all regions of its layer that it reaches into.
 """
 
-import math
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from train.data.convert.shapes import Annotation, Ring, do_overlap
+from train.data.convert.shapes import CIRCLE, Annotation, Ring, do_overlap, ring_of
 from train.errors import AnnotationError
 
 _KINDS = {"0": "freehand", "1": "rectangle", "2": "ellipse", "3": "arrow", "4": "ruler"}
 _AREAS = ("freehand", "rectangle", "ellipse")
-_ELLIPSE_POINTS = 128
 
 
 def read_imagescope(path: Path, root: Element) -> list[Annotation]:
@@ -76,18 +74,14 @@ def _regions(layer: Element) -> list[Annotation]:
 
 
 def _ring(region: Element, kind: str) -> Ring:
-    points = [(float(v.attrib["X"]), float(v.attrib["Y"])) for v in region.iter("Vertex")]
-    ring = np.array(points, dtype=np.float64).reshape(len(points), 2)
-    if not np.isfinite(ring).all():
-        raise ValueError("a vertex is not a finite number")
+    vertices = region.iter("Vertex")
+    ring = ring_of([(float(v.attrib["X"]), float(v.attrib["Y"])) for v in vertices])
     if kind == "rectangle" and len(ring) == 2:  # opposite corners
         (left, top), (right, bottom) = ring
         return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
     if kind == "ellipse" and len(ring):  # its box's corners
-        angles = np.linspace(0, 2 * math.pi, _ELLIPSE_POINTS, endpoint=False)
-        circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
         low, high = ring.min(axis=0), ring.max(axis=0)
-        return np.asarray((low + high) / 2 + circle * (high - low) / 2)
+        return np.asarray((low + high) / 2 + CIRCLE * (high - low) / 2)
     return ring
 
 

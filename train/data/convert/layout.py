@@ -6,7 +6,7 @@ settings.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,9 @@ from pydantic import Field
 from rich.progress import track
 
 from train.checked import CheckedSettings, Count, Mpp, NumFolds, Seed
-from train.data.folder import write_description
+from train.data.convert.source_files import read_region_rgb, refuse_other_size
+from train.data.writing import save_tile, whole_dataset, write_description
 from train.errors import MaskError, SourceError
-from train.files import refuse_existing, whole_folder
 from train.settings import LabelClass
 
 TEST_FOLD = -1
@@ -60,6 +60,32 @@ class Region:
     fold: int | None = None
 
 
+def read_region(
+    name: str,
+    group: str,
+    image_path: Path,
+    mask_path: Path,
+    read_labels: Callable[[Path], NDArray[np.uint8]],
+    scale: float,
+    *,
+    is_test: bool,
+) -> Region:
+    """Read a published image and its mask, and resample both by `scale`.
+
+    Raises:
+        FocalPathError: a file cannot be read, or they differ in size.
+    """
+    image, labels = read_region_rgb(image_path), read_labels(mask_path)
+    refuse_other_size(image_path, image.size, labels)
+    return Region(
+        name,
+        group,
+        resample_image(image, scale),
+        resample_labels(labels, scale),
+        TEST_FOLD if is_test else None,
+    )
+
+
 def write_dataset(
     out: Path,
     regions: Iterable[Region],
@@ -71,7 +97,7 @@ def write_dataset(
     """Cut the regions, one in memory at a time, and write the data set whole or not at all.
 
     Args:
-        out: the target folder; must be empty or not exist.
+        out: the target folder, which must not hold anything.
         regions: the regions, read lazily.
         num_regions: number of regions, for the progress bar.
         classes: names and colours of labels 1..C.
@@ -82,14 +108,11 @@ def write_dataset(
         Warnings about tiles that were left out.
 
     Raises:
-        FocalPathError: `out` exists, no tile is left, or fewer than two groups are.
+        FocalPathError: no tile is left, or fewer than two groups are.
     """
-    refuse_existing(out)
     tiles: list[tuple[str, str, int | None]] = []
     num_left_out = 0
-    with whole_folder(out) as partial, ThreadPoolExecutor(4) as pool:
-        for kind in ("img", "mask"):
-            (partial / kind).mkdir()
+    with whole_dataset(out) as partial, ThreadPoolExecutor(4) as pool:
         for region in track(regions, "Cutting tiles", total=num_regions):
             kept, left_out = _write_tiles(partial, region, settings, pool)
             tiles += [(tile_id, region.group, region.fold) for tile_id in kept]
@@ -132,8 +155,7 @@ def _write_tiles(
         tile_id, image, labels = tile
         if np.count_nonzero(labels) <= settings.min_labelled_share * labels.size:
             return None
-        Image.fromarray(image).save(folder / "img" / f"{tile_id}.png", compress_level=3)
-        Image.fromarray(labels).save(folder / "mask" / f"{tile_id}.png")
+        save_tile(folder, tile_id, image, labels)
         return tile_id
 
     written = list(pool.map(write, _cut(region, settings.tile_size_px)))
@@ -201,6 +223,13 @@ def assign_folds(num_tiles: Mapping[str, int], num_folds: int, seed: int) -> dic
         folds[group] = fold
         loads[fold] += num_tiles[group]
     return folds
+
+
+def draw_test_groups(groups: Iterable[str], share: float, seed: int) -> set[str]:
+    """Draw a share of the groups for testing."""
+    drawn = sorted(set(groups))
+    np.random.default_rng(seed).shuffle(drawn)
+    return set(drawn[: round(share * len(drawn))])
 
 
 def _fold_rows(

@@ -8,9 +8,7 @@ pixels of the image as QuPath shows it: a slide with an empty outside is cropped
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from train.data.convert.shapes import UNNAMED, Annotation, Ring
+from train.data.convert.shapes import UNNAMED, Annotation, Ring, ring_of
 from train.errors import AnnotationError
 
 _AREAS = ("Polygon", "MultiPolygon")
@@ -67,10 +65,9 @@ def _annotations(feature: dict[str, Any], place: str) -> list[Annotation]:
 
 
 def _ring(points: list[Any]) -> Ring:
-    ring = np.array([point[:2] for point in points], dtype=np.float64).reshape(len(points), 2)
-    if len(ring) < 3 or not np.isfinite(ring).all():
+    if len(points) < 3:
         raise ValueError(f"a polygon has the points {str(points)[:80]}")
-    return ring
+    return ring_of(points)
 
 
 def _color(properties: dict[str, Any]) -> str | None:

@@ -1,7 +1,9 @@
 """Annotated areas of any format, and how they become labels of pixels."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,23 @@ Ring = NDArray[np.float64]
 """(N, 2) x and y of a closed line in pixels; the last point is joined to the first."""
 UNNAMED = "unclassified"
 """The label of annotations that have none."""
+
+
+_ANGLES = np.linspace(0, 2 * math.pi, 128, endpoint=False)
+CIRCLE: Ring = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
+"""Of radius 1, around 0."""
+
+
+def ring_of(points: Sequence[Any]) -> Ring:
+    """The x and y of points, which may have more coordinates.
+
+    Raises:
+        ValueError: one is not a finite number.
+    """
+    ring = np.array([point[:2] for point in points], dtype=np.float64).reshape(len(points), 2)
+    if not np.isfinite(ring).all():
+        raise ValueError(f"an outline has the points {str(points)[:80]}")
+    return ring
 
 
 def area_of(ring: Ring) -> float:
@@ -22,25 +41,6 @@ def do_overlap(one: Ring, other: Ring) -> bool:
     """Whether the boxes around two rings overlap."""
     apart = (one.max(axis=0) <= other.min(axis=0)) | (other.max(axis=0) <= one.min(axis=0))
     return not apart.any()
-
-
-@dataclass(frozen=True, eq=False)
-class Shape:
-    """An area with its label: an outline, then its holes."""
-
-    label: str
-    rings: tuple[Ring, ...]
-
-    @property
-    def area_px(self) -> float:
-        """Area inside the outline, holes included."""
-        return area_of(self.rings[0])
-
-    @property
-    def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of the outline."""
-        (left, top), (right, bottom) = self.rings[0].min(axis=0), self.rings[0].max(axis=0)
-        return float(left), float(top), float(right), float(bottom)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

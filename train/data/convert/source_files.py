@@ -3,11 +3,12 @@
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from train.errors import ImageFileError, SourceError
+from train.errors import ImageFileError, MaskError, SourceError
 from train.settings import is_name
 
 MAX_REGION_MEGAPIXELS = 1000
@@ -114,10 +115,26 @@ def read_region_rgb(path: Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def refuse_other_size(image_path: Path, image: Image.Image, mask_path: Path, mask: Any) -> None:
-    """Raise an ImageFileError if image and mask differ in size."""
-    if image.size != mask.size:
+def refuse_other_size(image_path: Path, size: tuple[int, int], labels: NDArray[np.uint8]) -> None:
+    """Raise an ImageFileError if an image of (width, height) and its labels differ in size."""
+    if size != labels.shape[::-1]:
         raise ImageFileError(
-            f"{mask_path} is {mask.width} x {mask.height} pixels, its image {image_path} "
-            f"{image.width} x {image.height}; expected the same size. Download both again."
+            f"the mask of {image_path} is {labels.shape[1]} x {labels.shape[0]} pixels, the image "
+            f"{size[0]} x {size[1]}; expected the same size. Download both again."
         )
+
+
+def read_glands(path: Path, gland: int = 2) -> NDArray[np.uint8]:
+    """Read a mask of numbered glands as (H, W) uint8 labels: `gland`, and 1 for the rest.
+
+    Raises:
+        FocalPathError: the mask cannot be read, or is not one channel of numbers.
+    """
+    mask = read_region_image(path)
+    # Accepts 16 bits, too: an image may have more than 255 glands.
+    if mask.mode not in ("1", "L", "P", "I", "I;16"):
+        raise MaskError(
+            f"{path} has the mode {mask.mode}; expected one channel with the numbers of the "
+            "glands, not a coloured picture of them. Download the published mask again."
+        )
+    return np.where(np.asarray(mask) > 0, gland, 1).astype(np.uint8)

@@ -9,7 +9,7 @@ settings.json   the settings of the data set
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,15 +18,13 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field
 from rich.progress import track
 
 from train.checked import CheckedSettings, NumberOf, Seed, TissueMpp
-from train.data.folder import write_description
 from train.data.synthetic.tissue import CLASSES, make_tile
+from train.data.writing import save_tile, whole_dataset, write_description
 from train.errors import DestinationError
-from train.files import whole_folder
 
 __all__ = ["CLASSES", "SyntheticSettings", "make_tile", "write_dataset"]
 
@@ -69,18 +67,22 @@ def write_dataset(folder: Path, settings: SyntheticSettings) -> None:
     Raises:
         DestinationError: the folder has other content.
     """
-    recipe = {"generator_version": _GENERATOR_VERSION, **asdict(settings)}
-    if already_there(folder, recipe):
-        return
-    folds = folds_of("tile_{:05d}", settings.num_test, settings.num_validation, settings.num_train)
 
     def draw(rng: np.random.Generator) -> Drawing:
         return make_tile(rng, settings.tile_size_px, settings.mpp)
 
-    write_drawings(folder, folds, draw, seed=settings.seed, mpp=settings.mpp, recipe=recipe)
+    write_drawings(
+        folder,
+        draw,
+        "tile_{:05d}",
+        (settings.num_test, settings.num_validation, settings.num_train),
+        seed=settings.seed,
+        mpp=settings.mpp,
+        recipe={"generator_version": _GENERATOR_VERSION, **asdict(settings)},
+    )
 
 
-def already_there(folder: Path, recipe: dict[str, object]) -> bool:
+def _already_there(folder: Path, recipe: dict[str, object]) -> bool:
     """Return whether `folder` holds exactly this data set; refuse any other content."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
@@ -98,71 +100,56 @@ def already_there(folder: Path, recipe: dict[str, object]) -> bool:
     return True
 
 
-def folds_of(name: str, num_test: int, num_validation: int, num_training: int) -> dict[str, int]:
-    """Map names to folds. Test images come first, so more training images never change them.
-
-    Args:
-        name: format of a name, which takes the image's number.
-        num_test: images of fold -1.
-        num_validation: images of fold 0.
-        num_training: images of fold 1.
-    """
-    folds = [_TEST] * num_test + [_VALIDATION] * num_validation + [_TRAINING] * num_training
-    return {name.format(number): fold for number, fold in enumerate(folds)}
-
-
-def _write_drawing(
-    number: int,
-    *,
-    folder: Path,
-    names: Sequence[str],
-    draw: Callable[[np.random.Generator], Drawing],
-    seed: int,
-) -> None:
-    image, labels = draw(np.random.default_rng(np.random.SeedSequence((seed, number))))
-    path = folder / "img" / f"{names[number]}.png"
-    Image.fromarray(image).save(path, compress_level=3)
-    Image.fromarray(labels).save(folder / "mask" / path.name)
-
-
 def write_drawings(
     folder: Path,
-    folds: Mapping[str, int],
     draw: Callable[[np.random.Generator], Drawing],
+    name: str,
+    counts: tuple[int, int, int],
     *,
     seed: int,
     mpp: float,
-    recipe: Mapping[str, object],
+    recipe: dict[str, object],
     pool: Executor | None = None,
 ) -> None:
-    """Draw the images of a data set and write it whole or not at all.
+    """Draw the images of a data set and write it whole, unless it is there already.
 
     Args:
         folder: the target.
-        folds: the fold of each image by its name.
         draw: draws an image and its labels.
+        name: format of a name, which takes the image's number.
+        counts: of test, validation and training images. Test images come first, so more training
+            images never change them.
         seed: of the data set. An image's randomness depends on this and its own number alone.
         mpp: um per pixel of the drawings.
         recipe: the content of settings.json.
         pool: threads or processes that draw, shut down at the end; four threads by default.
 
     Raises:
+        DestinationError: the folder has other content.
         StorageError: the disk is full, or cannot be written.
     """
-    names = list(folds)
-    with whole_folder(folder) as unfinished:
-        for kind in ("img", "mask"):
-            (unfinished / kind).mkdir()
+    if _already_there(folder, recipe):
+        return
+    folds = np.repeat([_TEST, _VALIDATION, _TRAINING], counts).tolist()
+    names = [name.format(number) for number in range(len(folds))]
+    with whole_dataset(folder) as unfinished:
         # numpy and scipy release the GIL.
         pool = pool or ThreadPoolExecutor(min(4, os.cpu_count() or 1))
-        write = partial(_write_drawing, folder=unfinished, names=names, draw=draw, seed=seed)
+        write = partial(_write_drawing, unfinished, draw, seed)
         try:
-            written = pool.map(write, range(len(names)))
+            written = pool.map(write, range(len(names)), names)
             for _ in track(written, "Drawing synthetic tissue", total=len(names)):
                 pass
         finally:
             # If an image fails or the user interrupts, pending images are dropped.
             pool.shutdown(cancel_futures=True)
+        rows = zip(names, folds, strict=True)
         write_description(
-            unfinished, ("img_id", "fold"), folds.items(), mpp=mpp, classes=CLASSES, recipe=recipe
+            unfinished, ("img_id", "fold"), rows, mpp=mpp, classes=CLASSES, recipe=recipe
         )
+
+
+def _write_drawing(
+    folder: Path, draw: Callable[[np.random.Generator], Drawing], seed: int, number: int, name: str
+) -> None:
+    save_tile(folder, name, *draw(np.random.default_rng(np.random.SeedSequence((seed, number)))))

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from train.checked import CheckedSettings, NumberOf, Positive, Seed, TissueMpp
-from train.data.synthetic.dataset import Drawing, already_there, folds_of, write_drawings
+from train.data.synthetic.dataset import Drawing, write_drawings
 from train.data.synthetic.tissue import draw_tissue, lay_out_regions
 from train.errors import SettingsError
 
@@ -84,11 +84,6 @@ def write_slides(folder: Path, settings: SlideSettings, pool: Executor | None = 
     Raises:
         DestinationError: the folder has other content.
     """
-    recipe = {"kind": "slides", "generator_version": _GENERATOR_VERSION, **asdict(settings)}
-    if already_there(folder, recipe):
-        return
-    folds = folds_of("slide_{:04d}", settings.num_test, settings.num_validation, settings.num_train)
-
     draw = partial(
         make_slide,
         side_um=settings.side_um,
@@ -96,5 +91,12 @@ def write_slides(folder: Path, settings: SlideSettings, pool: Executor | None = 
         region_scale=settings.region_scale,
     )
     write_drawings(
-        folder, folds, draw, seed=settings.seed, mpp=settings.mpp, recipe=recipe, pool=pool
+        folder,
+        draw,
+        "slide_{:04d}",
+        (settings.num_test, settings.num_validation, settings.num_train),
+        seed=settings.seed,
+        mpp=settings.mpp,
+        recipe={"kind": "slides", "generator_version": _GENERATOR_VERSION, **asdict(settings)},
+        pool=pool,
     )

@@ -125,7 +125,7 @@ def test_a_bcss_mask_of_another_size_is_refused_and_nothing_is_left(tmp_path: Pa
     write_bcss(tmp_path / "in", ["TCGA-A1-A0SK", "TCGA-A2-A04P"])
     mask = max((tmp_path / "in" / "masks").iterdir())
     Image.new("L", (SIDE, SIDE - 1)).save(mask)
-    with raises(ImageFileError, mask, "32 x 31", "32 x 32"):
+    with raises(ImageFileError, mask.name, "32 x 31", "32 x 32"):
         prepare_bcss(tmp_path / "in", tmp_path / "out", bcss_settings())
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
