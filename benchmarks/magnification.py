@@ -251,7 +251,13 @@ def report(study: Study, evaluation: Evaluation) -> None:
     }
     for folder, names in reports.items():
         if results := _results(study, evaluation, names):
-            write_report(results, study.evaluation, evaluation.num_classes, study.out / folder)
+            write_report(
+                results,
+                study.evaluation,
+                evaluation.num_classes,
+                len(evaluation.bootstrap.cases),
+                study.out / folder,
+            )
     kept = ("context", "alignment", "spread", "entropy_of_mean", "mean_entropy", "rank")
     with (study.out / "pretraining.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ("encoder", "seed", "steps", *kept), lineterminator="\n")

@@ -2,7 +2,8 @@
 
 A case is a patient or slide, as folds.csv groups the images, or an image where it does not. A
 resample draws as many seeds and as many test cases as there are, both with replacement, pools the
-pixels of the cases that it drew, and averages Dice over the seeds that it drew (our choice). It is
+pixels of the cases that it drew, and averages Dice over the seeds that it drew (our choice). The
+percentiles are expanded for the smaller of both numbers (`train.intervals`). A resample is
 the same for every row, so differences between rows are paired by seed and case. A claim about a
 method rests on its seeds: intervals over cases alone would say only that these very models differ.
 """
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 
 from train.comparison.compare import Comparison
 from train.comparison.methods import BASELINE, RowName
+from train.intervals import bootstrap_interval
 from train.metrics import class_scores
 
 NUM_RESAMPLES = 10_000
-CONFIDENCE = 0.95
 NUM_SEEDS_MIN = 5
 """With fewer seeds no difference is told."""
 
@@ -89,17 +90,29 @@ class Bootstrap:
     def dice(self, name: RowName) -> list[Interval]:
         """Dice of a row, averaged over seeds: the mean over classes, then each class."""
         estimates = seed_scores(self.comparison, name, "dice").mean(axis=0)
-        return _intervals(estimates, self._resample(name))
+        return self._intervals(estimates, self._resample(name))
 
     def differences(self, name: RowName, other: RowName = BASELINE.name) -> list[Difference]:
         """Dice of a row minus another's: the mean over classes, then each class."""
         first, second = (seed_scores(self.comparison, row, "dice") for row in (name, other))
         per_seed = first - second
         resampled = self._resample(name) - self._resample(other)
-        intervals = _intervals(per_seed.mean(axis=0), resampled)
+        intervals = self._intervals(per_seed.mean(axis=0), resampled)
         return [
             Difference(interval, tuple(values), self.comparison.smallest_difference)
             for interval, values in zip(intervals, per_seed.T.tolist(), strict=True)
+        ]
+
+    @property
+    def num_drawn(self) -> tuple[int, int]:
+        """How many seeds and how many cases a resample draws."""
+        return len(self.comparison.seeds), self.num_cases
+
+    def _intervals(self, estimates: Floats, resampled: Floats) -> list[Interval]:
+        """The interval of each column."""
+        return [
+            Interval(estimate, *bootstrap_interval(column, self.num_drawn))
+            for estimate, column in zip(estimates.tolist(), resampled.T, strict=True)
         ]
 
     def _resample(self, name: RowName) -> Floats:
@@ -129,14 +142,3 @@ class Bootstrap:
 def _draw(rng: np.random.Generator, size: int) -> Floats:
     share = np.full(size, 1 / size)
     return rng.multinomial(size, share, NUM_RESAMPLES).astype(np.float64)
-
-
-def _intervals(estimates: Floats, resampled: Floats) -> list[Interval]:
-    """Percentile intervals of each column; NaN where no resample has a value."""
-    tail = (1 - CONFIDENCE) / 2
-    intervals = []
-    for estimate, column in zip(estimates.tolist(), resampled.T, strict=True):
-        values = column[~np.isnan(column)]
-        low, high = np.quantile(values, [tail, 1 - tail]) if len(values) else (np.nan, np.nan)
-        intervals.append(Interval(estimate, float(low), float(high)))
-    return intervals

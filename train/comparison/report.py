@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from serve.contract.markdown import markdown_table
-from train.comparison.bootstrap import CONFIDENCE, NUM_RESAMPLES, NUM_SEEDS_MIN, Bootstrap
+from train.comparison.bootstrap import NUM_RESAMPLES, NUM_SEEDS_MIN, Bootstrap
 from train.comparison.claim import claim_section
 from train.comparison.compare import NUM_PANELS, PANEL_SHARE_MIN, Comparison
 from train.comparison.figures import figures_section
@@ -25,6 +25,7 @@ from train.comparison.tables import Table1, difference_table, write_intervals
 from train.comparison.times import times_section
 from train.config import write_settings
 from train.data.folder import Split, TileFolder
+from train.intervals import percentiles
 from train.presets import PRESETS
 from train.settings import Settings
 
@@ -185,8 +186,8 @@ and ROWS were {rows}. `settings.json` in DATA says what `python -m train prepare
 
 
 def _method(bootstrap: Bootstrap) -> str:
-    num_cases, num_seeds = bootstrap.num_cases, len(bootstrap.comparison.seeds)
-    tail = (1 - CONFIDENCE) / 2
+    num_seeds, num_cases = bootstrap.num_drawn
+    low, high = percentiles(bootstrap.num_drawn)
     panels = (
         f"- Fig. 4 shows up to {NUM_PANELS} images; a class counts from {PANEL_SHARE_MIN:.0%} of "
         "an image on."
@@ -210,7 +211,7 @@ def _method(bootstrap: Bootstrap) -> str:
 - Intervals: a bootstrap of {NUM_RESAMPLES} resamples. Each draws {num_seeds} seeds and {num_cases}
   test cases with replacement, pools the cases' pixels, and averages Dice over the seeds; all rows
   see the same draws. A case is a patient or slide where folds.csv has a group, else an image. The
-  bounds are the {tail:.1%} and {1 - tail:.1%} percentiles. They cover other trainings and other
-  test cases. Few seeds make them too narrow, and nothing is corrected for the number of
-  comparisons.
+  bounds are the {low:.3%} and {high:.3%} percentiles, which are expanded so that 95% of the
+  intervals hold the true value with so few seeds or cases (Hesterberg 2015, arXiv 1411.5279). They
+  cover other trainings and other test cases. Nothing is corrected for the number of comparisons.
 {panels}"""

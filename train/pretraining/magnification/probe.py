@@ -14,7 +14,6 @@ Labels = NDArray[np.int64]
 
 _REGULARISATION = tuple(float(10.0**power) for power in range(-4, 5, 2))
 NUM_RESAMPLES = 2000
-_TAIL = 0.025
 _SAME_SIMILARITY = 1e-6
 """Cosines that differ by less are equal: float32 rounds them so."""
 
@@ -133,15 +132,6 @@ class CaseBootstrap:
         means = np.full(len(drawn), np.nan)
         np.divide(self.draws @ sums, drawn, out=means, where=drawn > 0)
         return means
-
-
-def interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Bounds of the 95% percentile interval."""
-    kept = values[np.isfinite(values)]
-    if not len(kept):
-        return float("nan"), float("nan")
-    low, high = np.quantile(kept, [_TAIL, 1 - _TAIL])
-    return float(low), float(high)
 
 
 def scale_leakage(training: Mapping[float, Embedded], test: Mapping[float, Embedded]) -> float:

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from serve.contract.markdown import markdown_table
+from train.intervals import bootstrap_interval
 from train.pretraining.magnification.evaluate import EncoderResult
-from train.pretraining.magnification.probe import NUM_RESAMPLES, interval, retention
+from train.pretraining.magnification.probe import NUM_RESAMPLES, retention
 from train.pretraining.magnification.settings import EvaluationSettings
 from train.pretraining.magnification.tiles import COLORS
 
@@ -32,7 +33,8 @@ every scale, on slides that no encoder has seen. Balanced accuracy; chance is {c
 arXiv 2512.14796 (0.967 there, on other data, with an encoder and tiles that are not known);
 `above chance` is the same with chance taken off; `of ceiling` is M({coarse:g} to {fine:g}) over
 M({fine:g} to {fine:g}). Brackets are 95% intervals of a bootstrap of {resamples} resamples, each
-of which draws cases and seeds with replacement: with few seeds or cases they are too narrow.
+of which draws cases and seeds with replacement; the percentiles are expanded for the number of
+seeds or cases (Hesterberg 2015, arXiv 1411.5279).
 
 The ratios alone say nothing: an encoder at chance everywhere retains 100%. `random` is an untrained
 encoder; mean colour survives any change of scale, so only colour-matched rows (each tile's optical
@@ -41,9 +43,17 @@ density brought to one mean and deviation) tell what was learned of texture and 
 
 
 def write_report(
-    results: Results, settings: EvaluationSettings, num_classes: int, folder: Path
+    results: Results, settings: EvaluationSettings, num_classes: int, num_cases: int, folder: Path
 ) -> Path:
-    """Write tables and the figure; returns README.md."""
+    """Write tables and the figure; returns README.md.
+
+    Args:
+        results: what was measured.
+        settings: which tiles.
+        num_classes: of the labelled tiles.
+        num_cases: patients or slides that a resample draws.
+        folder: of the report.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     coarse, fine = settings.scales[0], settings.scales[-1]
     text = [
@@ -52,7 +62,10 @@ def write_report(
         ),
     ]
     for color in COLORS:
-        rows = [_probe_row(name, found, color, num_classes) for name, found in results.items()]
+        rows = [
+            _probe_row(name, found, color, num_classes, num_cases)
+            for name, found in results.items()
+        ]
         text += [f"\n## Probes, {color}, same pixels at every scale\n", _table(rows)]
         field = [
             _field_row(name, found, color, num_classes)
@@ -61,13 +74,13 @@ def write_report(
         ]
         if field:
             text += [f"\n## Probes, {color}, same field at every scale\n", _table(field)]
-    text += list(_differences(results))
+    text += list(_differences(results, num_cases))
     text += ["\n![Balanced accuracy at every scale](retention.png)\n"]
     text += ["\n## Retrieval of a place by its detail, and segmentation\n"]
     places = next(iter(results.values()))[0].retrieval[COLORS[0]].num_places
     text += [_SEGMENTATION.format(places=places)]
     for color in COLORS:
-        rows = [_other_row(name, found, color) for name, found in results.items()]
+        rows = [_other_row(name, found, color, num_cases) for name, found in results.items()]
         text += [f"\n{color.capitalize()}:\n", _table(rows)]
     readme = folder / "README.md"
     readme.write_text("\n".join(text) + "\n", encoding="utf-8")
@@ -92,9 +105,9 @@ def _table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def _probe_row(
-    name: str, found: Sequence[EncoderResult], color: str, num_classes: int
+    name: str, found: Sequence[EncoderResult], color: str, num_classes: int, num_cases: int
 ) -> dict[str, object]:
-    matrices = _matrix(found, color)
+    matrices, num_drawn = _matrix(found, color), (len(found), num_cases)
     resampled = _resampled(name, [result.probes[color].resampled for result in found])
     ratios = retention(matrices, num_classes)
     drawn = resampled[:, 0, -1] / resampled[:, 0, 0]
@@ -102,10 +115,10 @@ def _probe_row(
         "encoder": name,
         "seeds": len(found),
         "coarse to coarse": matrices[0, 0],
-        "coarse to fine": _with_interval(matrices[0, -1], resampled[:, 0, -1]),
+        "coarse to fine": _with_interval(matrices[0, -1], resampled[:, 0, -1], num_drawn),
         "fine to fine": matrices[-1, -1],
         "fine to coarse": matrices[-1, 0],
-        "retained": _with_interval(ratios.retained, drawn),
+        "retained": _with_interval(ratios.retained, drawn, num_drawn),
         "above chance": ratios.above_chance,
         "of ceiling": ratios.of_ceiling,
         "scale leakage": float(np.mean([result.probes[color].leakage for result in found])),
@@ -136,7 +149,7 @@ of the second, on the same tiles. An interval that holds 0 shows no difference.
 """
 
 
-def _differences(results: Results) -> list[str]:
+def _differences(results: Results, num_cases: int) -> list[str]:
     pairs = [
         (ours, other)
         for ours in results
@@ -147,18 +160,21 @@ def _differences(results: Results) -> list[str]:
         return []
     text = ["\n## Differences\n", _DIFFERENCES]
     for color in COLORS:
-        rows = [_difference_row(results, *pair, color) for pair in pairs]
+        rows = [_difference_row(results, *pair, color, num_cases) for pair in pairs]
         text += [f"\n{color.capitalize()}, same pixels at every scale:\n", _table(rows)]
     return text
 
 
-def _difference_row(results: Results, ours: str, other: str, color: str) -> dict[str, object]:
+def _difference_row(
+    results: Results, ours: str, other: str, color: str, num_cases: int
+) -> dict[str, object]:
     estimates = _matrix(results[ours], color) - _matrix(results[other], color)
     first, second = (
         _resampled(name, [result.probes[color].resampled for result in results[name]])
         for name in (ours, other)
     )
     drawn = first - second
+    num_drawn = (len(results[ours]), len(results[other]), num_cases)
     places = {
         "coarse to fine": (0, -1),
         "fine to coarse": (-1, 0),
@@ -168,7 +184,7 @@ def _difference_row(results: Results, ours: str, other: str, color: str) -> dict
     row: dict[str, object] = {"encoder": ours, "minus": other}
     for title, (trained, tested) in places.items():
         value = float(estimates[trained, tested])
-        row[title] = _with_interval(value, drawn[:, trained, tested], signed=True)
+        row[title] = _with_interval(value, drawn[:, trained, tested], num_drawn, signed=True)
     return row
 
 
@@ -187,7 +203,9 @@ def _field_row(
     }
 
 
-def _other_row(name: str, found: Sequence[EncoderResult], color: str) -> dict[str, object]:
+def _other_row(
+    name: str, found: Sequence[EncoderResult], color: str, num_cases: int
+) -> dict[str, object]:
     segmentation = [result.segmentation[color] for result in found]
     first = float(np.mean([s.scores[0].mean_iou for s in segmentation]))
     last = float(np.mean([s.scores[-1].mean_iou for s in segmentation]))
@@ -197,6 +215,7 @@ def _other_row(name: str, found: Sequence[EncoderResult], color: str) -> dict[st
         "reciprocal rank": _with_interval(
             float(np.mean([result.retrieval[color].mean_reciprocal_rank for result in found])),
             _resampled(name, [result.retrieval[color].resampled for result in found]),
+            (len(found), num_cases),
         ),
         "mIoU coarse": first,
         "mIoU fine": last,
@@ -208,8 +227,10 @@ def _other_row(name: str, found: Sequence[EncoderResult], color: str) -> dict[st
     }
 
 
-def _with_interval(value: float, resampled: NDArray[np.float64], *, signed: bool = False) -> str:
-    low, high = interval(resampled)
+def _with_interval(
+    value: float, resampled: NDArray[np.float64], num_drawn: Sequence[int], *, signed: bool = False
+) -> str:
+    low, high = bootstrap_interval(resampled, num_drawn)
     form = "+.3f" if signed else ".3f"
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 

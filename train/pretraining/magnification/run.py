@@ -58,7 +58,9 @@ def compare_encoders(
             for seed, model in enumerate(opened[name])
         ]
         print(f"{name}: measured", flush=True)
-    return write_report(results, settings, len(slides.masks.classes), out)
+    return write_report(
+        results, settings, evaluation.num_classes, len(evaluation.bootstrap.cases), out
+    )
 
 
 def open_encoder(folder: Path) -> nn.Module:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from train.intervals import bootstrap_interval
 from train.pretraining.footprints import Footprint
 from train.pretraining.magnification.embedding import color_matched, color_target
 from train.pretraining.magnification.probe import (
@@ -11,7 +12,6 @@ from train.pretraining.magnification.probe import (
     Embedded,
     balanced_accuracy,
     fit_probe,
-    interval,
     retention,
     retrieve,
     scale_leakage,
@@ -72,7 +72,7 @@ def test_resamples_of_cases_are_the_same_for_every_encoder_and_hold_the_estimate
         for _ in range(2)
     )
     assert np.array_equal(first, second)
-    low, high = interval(first)
+    low, high = bootstrap_interval(first, ())
     assert low < balanced_accuracy(test.labels, wrong) <= high
     assert high > low
 
@@ -82,10 +82,10 @@ def test_retrieval_ranks_its_own_place_first_or_at_chance() -> None:
     cases = np.array([f"case{i % 3}" for i in range(10)])
     own = retrieve(gallery, gallery, CaseBootstrap(cases), cases)
     assert own.recall_at_1 == 1
-    assert interval(own.resampled) == (1, 1)
+    assert bootstrap_interval(own.resampled, ()) == (1, 1)
     next_to_another = np.roll(gallery, 1, axis=0) + 0.5 * gallery
     turned = retrieve(next_to_another, gallery, CaseBootstrap(cases), cases)
-    assert interval(turned.resampled) == (0.5, 0.5)
+    assert bootstrap_interval(turned.resampled, ()) == (0.5, 0.5)
     assert turned.recall_at_1 == 0
     assert turned.num_places == 10
 
