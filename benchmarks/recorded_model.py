@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +34,9 @@ class RecordedModel:
         self._next += 1
         return self._answers[self._next - 1]
 
-    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """See `Backend.infer`."""
-        raise NotImplementedError
-
     def is_ready(self) -> bool:
-        """See `Backend.is_ready`."""
+        """See `TileRunner.is_ready`."""
         return True
 
     def close(self) -> None:
-        """See `Backend.close`."""
+        """See `TileRunner.close`."""

@@ -138,10 +138,10 @@ def segment(
     size = manifest.max_batch_size
     for start in range(0, len(places), size):
         some = places[start : start + size]
-        tiles = np.stack([padded[y : y + tile, x : x + tile] for y, x in some])
-        answers = runner.infer(tiles, ("low_res_probabilities", "iou_scores"))
-        for place, probabilities, scores in zip(some, *answers.values(), strict=True):
-            blend.add(place, probabilities, scores)
+        outputs = ("low_res_probabilities", "iou_scores")
+        asked = [runner.submit(padded[y : y + tile, x : x + tile], outputs) for y, x in some]
+        for place, future in zip(some, asked, strict=True):
+            blend.add(place, *(future.result()[name] for name in outputs))
     rows, columns = (-(-length // LOW_RES_STRIDE) for length in image.shape[:2])
     labels: NDArray[np.uint8] = blend.probabilities().argmax(axis=0).astype(np.uint8)
     return labels[:rows, :columns]

@@ -70,12 +70,8 @@ class _Instant:
         future.set_result({_OUTPUT: self._answer})
         return future
 
-    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, Any]:
-        """Not used by the engine."""
-        raise NotImplementedError
-
     def is_ready(self) -> bool:
-        """See `Backend.is_ready`."""
+        """See `TileRunner.is_ready`."""
         return True
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import tyro
@@ -86,16 +86,12 @@ class StubModel:
         future.set_result({name: self._answers[int(tile[0, 0].sum()) % 8] for name in outputs})
         return future
 
-    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """See `Backend.infer`."""
-        raise NotImplementedError
-
     def is_ready(self) -> bool:
-        """See `Backend.is_ready`."""
+        """See `TileRunner.is_ready`."""
         return True
 
     def close(self) -> None:
-        """See `Backend.close`."""
+        """See `TileRunner.close`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,7 +130,7 @@ class Variants:
         for y in tile_origins(height, tile):
             for x in tile_origins(width, tile):
                 region = np.asarray(opened.read_region((x, y), 0, (tile, tile)).convert("RGB"))
-                answer = self._simple.infer(region[None], (_OUTPUT,))[_OUTPUT][0]
+                answer = self._simple.submit(region, (_OUTPUT,)).result()[_OUTPUT]
                 place = (
                     slice(y // LOW_RES_STRIDE, y // LOW_RES_STRIDE + side),
                     slice(x // LOW_RES_STRIDE, x // LOW_RES_STRIDE + side),

@@ -28,6 +28,7 @@ from serve.contract.errors import BackendUnavailableError
 from serve.contract.manifest import Manifest
 from serve.images.tiles import cut_tiles
 from serve.inference.backend import Backend
+from serve.inference.batching import TileRunner
 from serve.settings import ENVIRONMENT_PREFIX, InferenceSettings, ServeSettings
 
 _START_TIMEOUT_S = 300.0
@@ -98,13 +99,23 @@ class TritonHttpBackend:
 
 
 def tiles_of(backend: Backend, image: NDArray[np.uint8], manifest: Manifest) -> Ask:
-    """The model alone, on all tiles of an image at once."""
+    """The model alone, on all tiles of an image at once, in full batches."""
     tiles = cut_tiles(image, manifest.tile_size_px)
-    if len(tiles) == 1:
-        outputs = ["labels", "confidence", "iou_scores"]
-    else:
-        outputs = ["low_res_probabilities", "iou_scores"]
-    return lambda: backend.infer(tiles, outputs)
+    return lambda: backend.infer(tiles, _outputs_for(len(tiles)))
+
+
+def spread_tiles_of(runner: TileRunner, image: NDArray[np.uint8], manifest: Manifest) -> Ask:
+    """The model alone, on all tiles of an image, as a runner spreads them over its batches."""
+    tiles = cut_tiles(image, manifest.tile_size_px)
+    outputs = _outputs_for(len(tiles))
+    return lambda: [one.result() for one in [runner.submit(tile, outputs) for tile in tiles]]
+
+
+def _outputs_for(num_tiles: int) -> tuple[str, ...]:
+    """What an image of so many tiles needs of each."""
+    if num_tiles == 1:
+        return ("labels", "confidence", "iou_scores")
+    return ("low_res_probabilities", "iou_scores")
 
 
 def one_tile_of(backend: Backend, image: NDArray[np.uint8], manifest: Manifest) -> Ask:

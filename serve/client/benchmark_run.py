@@ -34,6 +34,7 @@ from serve.client.benchmark_routes import (
     own_service,
     png_of,
     service_route,
+    spread_tiles_of,
     tiles_of,
     tissue_image,
     triton_http_of,
@@ -193,10 +194,13 @@ class _Run:
             )
 
     def _in_process(self, segmenter: TileSegmenter) -> Iterator[Route]:
-        # The bare backend gets full batches. If several batches run at the same time, each on a
-        # part of the processor, the model's own time is that of the runner that spreads them.
-        backend = self._raw if self._command.settings.parallel_batches == 1 else segmenter.backend
-        yield Route(MODEL, _same(tiles_of(backend, self._image, segmenter.manifest)))
+        # If several batches run at the same time, each on a part of the processor, the model's own
+        # time is that of the runner that spreads them.
+        if self._command.settings.parallel_batches == 1:
+            ask = tiles_of(self._raw, self._image, segmenter.manifest)
+        else:
+            ask = spread_tiles_of(segmenter.backend, self._image, segmenter.manifest)
+        yield Route(MODEL, _same(ask))
         yield Route(SEGMENTER, _same(lambda: segmenter.segment(self._image)))
 
     def _service(self, stack: ExitStack) -> str:

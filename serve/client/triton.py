@@ -16,7 +16,6 @@ from serve.contract.closing import AsyncClosing
 from serve.contract.errors import BackendUnreachableError
 from serve.contract.manifest import Manifest
 from serve.images.mpp import FROM_REQUEST, Mpp, MppSource
-from serve.inference.backend import Backend
 from serve.inference.batching import pool_of
 from serve.inference.segmenter import MAX_PIXELS, Segmentation, TileSegmenter
 from serve.inference.triton import TritonBackend
@@ -31,6 +30,24 @@ class TritonOptions(TypedDict, total=False):
     max_pixels: int
     max_tiles: int
     patience_s: float
+
+
+class _PatientTriton(TritonBackend):
+    """Sends a batch again while the server, which has answered before, cannot be reached."""
+
+    patience_s = 0.0
+
+    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """See `Backend.infer`."""
+        patience = Patience(self.patience_s)
+        while True:
+            try:
+                return super().infer(images, outputs)
+            except BackendUnreachableError:
+                pause_s = patience.after_failure()
+                if pause_s is None:
+                    raise
+            time.sleep(pause_s)
 
 
 class TritonClient(TileSegmenter):
@@ -61,13 +78,10 @@ class TritonClient(TileSegmenter):
         max_tiles: int = 0,
         patience_s: float = 120.0,
     ) -> None:
-        backend = TritonBackend(url, manifest, timeout_s=timeout_s, shared_memory=shared_memory)
-        super().__init__(
-            pool_of(_PatientBackend(backend, patience_s), manifest),
-            manifest,
-            max_pixels=max_pixels,
-            max_tiles=max_tiles,
-        )
+        backend = _PatientTriton(url, manifest, timeout_s=timeout_s, shared_memory=shared_memory)
+        backend.patience_s = patience_s
+        runner = pool_of(backend, manifest)
+        super().__init__(runner, manifest, max_pixels=max_pixels, max_tiles=max_tiles)
 
 
 class AsyncTritonClient(AsyncClosing):
@@ -100,31 +114,3 @@ class AsyncTritonClient(AsyncClosing):
     async def close(self) -> None:
         """Close the connection to Triton."""
         await asyncio.to_thread(self._client.close)
-
-
-class _PatientBackend:
-    """Sends a batch again while the server, which has answered before, cannot be reached."""
-
-    def __init__(self, backend: Backend, patience_s: float) -> None:
-        self._backend = backend
-        self._patience_s = patience_s
-
-    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """See `Backend.infer`."""
-        patience = Patience(self._patience_s)
-        while True:
-            try:
-                return self._backend.infer(images, outputs)
-            except BackendUnreachableError:
-                pause_s = patience.after_failure()
-                if pause_s is None:
-                    raise
-            time.sleep(pause_s)
-
-    def is_ready(self) -> bool:
-        """See `Backend.is_ready`."""
-        return self._backend.is_ready()
-
-    def close(self) -> None:
-        """See `Backend.close`."""
-        self._backend.close()

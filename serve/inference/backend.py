@@ -1,4 +1,4 @@
-"""The interface of all inference backends, and the code that they share.
+"""The interface of all inference backends, what is told of them, and the code that they share.
 
 `serve.inference.onnxruntime` and `serve.inference.openvino` run the bundle's ONNX file in this
 process, `serve.inference.triton` asks a Triton server. All answer with the arrays of the
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from serve.contract.errors import BundleError
 from serve.contract.manifest import Artefact, Manifest
+from serve.contract.strict import Strict
 
 InferBatch = Callable[[NDArray[np.uint8], Sequence[str]], dict[str, NDArray[Any]]]
 
@@ -42,6 +43,36 @@ class Backend(Protocol):
     def close(self) -> None:
         """Free all resources. The backend must not be used afterwards."""
         ...
+
+
+class Trial(Strict):
+    """One provider that was tried on this machine."""
+
+    provider: str
+    precision: str
+    is_proven: bool
+    """Whether the export's gate proved it on this kind of processor."""
+    seconds: float | None = None
+    """Time for one tile; None where it did not run."""
+    label_agreement: float | None = None
+    """Share of the warm-up image's labels that are those of the export."""
+    problem: str | None = None
+    """Why it was rejected; None where it ran, even if another was faster."""
+
+
+class RunsOn(Strict):
+    """What runs the model, and why."""
+
+    provider: str
+    """`cpu`, `cuda`, `openvino` or `triton`."""
+    precision: str | None
+    """Of the file that runs; None for Triton, which chooses by itself."""
+    runtime: str
+    """Name and version."""
+    processor: str
+    """Name and kind of this machine's processor."""
+    reason: str
+    trials: tuple[Trial, ...] = ()
 
 
 def in_batches(

@@ -27,11 +27,19 @@ ObserveWait = Callable[[float], None]
 """Called with the seconds that a tile waited for its batch, in the context of its request."""
 
 
-class TileRunner(Backend, Protocol):
-    """A backend that also takes single tiles, and works on several at the same time."""
+class TileRunner(Protocol):
+    """Runs the model on the tiles of many threads, several at the same time."""
 
     def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[TileAnswer]:
         """Queue a (T, T, 3) uint8 RGB tile; the future gets the outputs without the batch axis."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Whether the backend can answer now."""
+        ...
+
+    def close(self) -> None:
+        """Finish the submitted tiles, then close the backend."""
         ...
 
 
@@ -95,17 +103,12 @@ class TileBatcher:
             self._queue.put(waiting)
         return waiting.future
 
-    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """See `Backend.infer`."""
-        answers = [future.result() for future in [self.submit(tile, outputs) for tile in images]]
-        return _stack(answers, outputs)
-
     def is_ready(self) -> bool:
-        """See `Backend.is_ready`."""
+        """See `TileRunner.is_ready`."""
         return not self._closed and self._backend.is_ready()
 
     def close(self) -> None:
-        """Finish the queued tiles, then close the backend."""
+        """See `TileRunner.close`."""
         with self._closing:
             if self._closed:
                 return
@@ -182,16 +185,12 @@ class TilePool:
         answers = self._backend.infer(tile[None], outputs)
         return {name: answers[name][0] for name in outputs}
 
-    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """See `Backend.infer`."""
-        return self._backend.infer(images, outputs)
-
     def is_ready(self) -> bool:
-        """See `Backend.is_ready`."""
+        """See `TileRunner.is_ready`."""
         return self._backend.is_ready()
 
     def close(self) -> None:
-        """Finish the submitted tiles, then close the backend."""
+        """See `TileRunner.close`."""
         self._pool.shutdown()
         self._backend.close()
 
@@ -199,9 +198,3 @@ class TilePool:
 def pool_of(backend: Backend, manifest: Manifest) -> TilePool:
     """A pool that keeps two full batches of the model at the backend."""
     return TilePool(backend, max_tiles=2 * manifest.max_batch_size)
-
-
-def _stack(answers: Sequence[TileAnswer], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-    if len(answers) == 1:
-        return {name: answers[0][name][None] for name in outputs}
-    return {name: np.stack([answer[name] for answer in answers]) for name in outputs}

@@ -16,10 +16,9 @@ from serve.contract import cuda, openvino
 from serve.contract.errors import BundleError
 from serve.contract.machine import this_processor
 from serve.contract.manifest import Artefact, Manifest
-from serve.inference.backend import Backend, onnx_artefact
+from serve.inference.backend import Backend, RunsOn, Trial, onnx_artefact
 from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.openvino import OpenVinoBackend, openvino_precision
-from serve.inference.runs_on import RunsOn, Trial
 from serve.inference.trial import (
     Candidate,
     agreement,

@@ -21,10 +21,9 @@ from serve.images.mpp import (
     sides_of,
 )
 from serve.images.tiles import UNSCALED, Scale, check_enlargement, num_tiles, scale_to, scaled_size
-from serve.inference.backend import Backend
+from serve.inference.backend import Backend, RunsOn
 from serve.inference.batching import ObserveWait, TileBatcher, TileRunner, pool_of
 from serve.inference.providers import open_in_process
-from serve.inference.runs_on import RunsOn
 from serve.inference.summary import Summary, summarise
 from serve.inference.tiling import LowResProbabilities, predict
 from serve.inference.triton import TritonBackend

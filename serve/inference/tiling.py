@@ -122,15 +122,15 @@ def _predict_one_tile(
     names = ["labels", "confidence", "iou_scores"]
     if with_probabilities:
         names.append("low_res_probabilities")
-    outputs = runner.infer(pad_by_reflection(image, tile, tile)[None], names)
+    answer = runner.submit(pad_by_reflection(image, tile, tile), names).result()
     low_res = None
     if with_probabilities:
         extent = height / LOW_RES_STRIDE, width / LOW_RES_STRIDE
-        low_res = _low_res(outputs["low_res_probabilities"][0], (height, width), extent)
+        low_res = _low_res(answer["low_res_probabilities"], (height, width), extent)
     return Prediction(
-        labels=np.ascontiguousarray(outputs["labels"][0, :height, :width]),
-        confidence=np.ascontiguousarray(outputs["confidence"][0, :height, :width]),
-        iou_scores=outputs["iou_scores"][0],
+        labels=np.ascontiguousarray(answer["labels"][:height, :width]),
+        confidence=np.ascontiguousarray(answer["confidence"][:height, :width]),
+        iou_scores=answer["iou_scores"],
         low_res=low_res,
     )
 

@@ -15,8 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from serve.contract.errors import BundleError, FocalPathError
 from serve.contract.manifest import Manifest
-from serve.inference.backend import Backend
-from serve.inference.runs_on import Trial
+from serve.inference.backend import Backend, Trial
 
 HOME_VARIABLE = "BENTOML_HOME"
 """Names a folder that the processes of one service share; deleted when the service stops."""

@@ -40,7 +40,7 @@ from serve.answers.format import AnswerFormat
 from serve.answers.registry import FORMATS, file_formats
 from serve.contract.errors import FocalPathError
 from serve.contract.manifest import Manifest
-from serve.inference.runs_on import RunsOn
+from serve.inference.backend import RunsOn
 from serve.service.batch import answer_batch
 from serve.service.batch_files import BatchFile, batch_files, check_name
 from serve.service.error_answers import EXCEPTION_HANDLERS

@@ -17,7 +17,7 @@ from serve.contract.errors import (
     ModelChangedError,
 )
 from serve.contract.manifest import MANIFEST_FILE, Manifest, read_bundle
-from serve.inference.runs_on import RunsOn
+from serve.inference.backend import RunsOn
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.inference.triton import load_on_triton, version_on_triton
 from serve.service.telemetry import ObservedBackend, Telemetry

@@ -22,7 +22,7 @@ from serve.contract.errors import (
 from serve.contract.manifest import Artefact, Manifest, Parity, TissueClass, interface
 from serve.contract.strict import Strict
 from serve.images.mpp import MAX_MPP, MIN_MPP
-from serve.inference.runs_on import RunsOn
+from serve.inference.backend import RunsOn
 from serve.service.access import OPEN_PATHS
 from serve.service.error_answers import INTERNAL_CODE
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.contract.manifest import read_bundle
+from serve.inference.backend import RunsOn
 from serve.inference.batching import TileRunner
-from serve.inference.runs_on import RunsOn
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.settings import InferenceSettings
 from serve.slides.finish import OnStep

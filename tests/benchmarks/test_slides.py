@@ -11,6 +11,7 @@ from benchmarks.seams import measure_seams
 from benchmarks.slides import SlidesBenchmark, run_benchmark
 from benchmarks.slides_memory import Memory, measure
 from serve.contract.manifest import read_bundle
+from serve.inference.batching import pool_of
 from serve.settings import InferenceSettings
 from tests.support.toy_bundle import write_toy_bundle
 
@@ -75,6 +76,7 @@ def test_seams_are_found_where_they_are(
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (160, 160, 1))
     image = noise.repeat(4, 0).repeat(4, 1).repeat(3, 2).astype(np.uint8)
+    manifest = read_bundle(toy_bundle)
     model: Any = Edgy(sees_edges=sees_edges)
-    (seams,) = measure_seams([image], model, read_bundle(toy_bundle), [overlap])
+    (seams,) = measure_seams([image], pool_of(model, manifest), manifest, [overlap])
     assert low < seams.ratio < high

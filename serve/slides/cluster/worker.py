@@ -12,8 +12,8 @@ from typing import TypeVar
 from serve.contract.errors import FocalPathError
 from serve.contract.machine import installed_versions
 from serve.contract.strict import Strict
+from serve.inference.backend import RunsOn
 from serve.inference.batching import TileRunner
-from serve.inference.runs_on import RunsOn
 from serve.settings import InferenceSettings
 from serve.slides.cluster.errors import ClusterError
 from serve.slides.job import SlideJob, conclude, prepare

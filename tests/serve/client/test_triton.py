@@ -19,23 +19,11 @@ from serve.contract.errors import (
 from serve.contract.manifest import read_bundle
 from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.segmenter import TileSegmenter, open_segmenter
+from serve.inference.triton import TritonBackend
 from serve.settings import InferenceSettings
 from tests.support.errors import raises
 from tests.support.pictures import blobs, encoded
 from tests.support.ports import free_port
-
-
-class LossyTriton(OnnxRuntimeBackend):
-    """Stands in for Triton's backend: fails first, then answers as ONNX Runtime does."""
-
-    def __init__(self, bundle: Path, errors: Sequence[FocalPathError]) -> None:
-        super().__init__(bundle, read_bundle(bundle))
-        self._errors = list(errors)
-
-    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        if self._errors:
-            raise self._errors.pop()
-        return super().infer(images, outputs)
 
 
 @pytest.fixture
@@ -46,15 +34,24 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-def _client(
-    bundle: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    errors: Sequence[FocalPathError] = (),
-    **options: Any,
-) -> TritonClient:
-    monkeypatch.setattr(
-        "serve.client.triton.TritonBackend", lambda *_, **__: LossyTriton(bundle, errors)
-    )
+@pytest.fixture
+def lossy(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[FocalPathError]:
+    """What Triton fails with first; it then answers as ONNX Runtime does."""
+    errors: list[FocalPathError] = []
+    own = OnnxRuntimeBackend(toy_bundle, read_bundle(toy_bundle))
+
+    def infer(_: TritonBackend, images: NDArray[np.uint8], outputs: Sequence[str]) -> Any:
+        if errors:
+            raise errors.pop()
+        return own.infer(images, outputs)
+
+    monkeypatch.setattr(TritonBackend, "__init__", lambda *_, **__: None)
+    monkeypatch.setattr(TritonBackend, "infer", infer)
+    monkeypatch.setattr(TritonBackend, "close", lambda _: None)
+    return errors
+
+
+def _client(bundle: Path, **options: Any) -> TritonClient:
     return TritonClient("127.0.0.1:8001", read_bundle(bundle), **options)
 
 
@@ -63,14 +60,14 @@ def test_tiles_are_sent_again_to_a_triton_that_was_lost(
     num_lost: int,
     expected: list[float],
     toy_bundle: Path,
+    lossy: list[FocalPathError],
     pauses: list[float],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     image = blobs(40, 50)
     with open_segmenter(InferenceSettings(bundle=toy_bundle)) as segmenter:
         labels = segmenter.segment(image).labels
-    lost = [BackendUnreachableError("gone")] * num_lost
-    with _client(toy_bundle, monkeypatch, lost) as client:
+    lossy += [BackendUnreachableError("gone")] * num_lost
+    with _client(toy_bundle) as client:
         assert np.array_equal(client.segment(image).labels, labels)
     assert pauses == expected
 
@@ -89,25 +86,19 @@ def test_a_client_gives_up_where_waiting_does_not_help(
     patience_s: float,
     expected: list[float],
     toy_bundle: Path,
+    lossy: list[FocalPathError],
     pauses: list[float],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with (
-        _client(toy_bundle, monkeypatch, [error] * 9, patience_s=patience_s) as client,
-        raises(type(error), error),
-    ):
+    lossy += [error] * 9
+    with _client(toy_bundle, patience_s=patience_s) as client, raises(type(error), error):
         client.segment(blobs(40, 50))
     assert pauses == expected
 
 
-def test_the_limit_of_tiles_is_the_segmenters(
-    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("lossy")
+def test_the_limit_of_tiles_is_the_segmenters(toy_bundle: Path) -> None:
     settings = InferenceSettings(bundle=toy_bundle, max_image_tiles=2)
-    with (
-        open_segmenter(settings) as segmenter,
-        _client(toy_bundle, monkeypatch, max_tiles=2) as client,
-    ):
+    with open_segmenter(settings) as segmenter, _client(toy_bundle, max_tiles=2) as client:
         one: TileSegmenter
         for one in (segmenter, client):
             assert one.segment(blobs(60, 60)).labels.shape == (60, 60)
@@ -120,15 +111,14 @@ def test_the_command_line_waits_and_limits_tiles_too(
     door: list[str],
     toy_bundle: Path,
     tmp_path: Path,
+    lossy: list[FocalPathError],
     pauses: list[float],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     image, large = tmp_path / "image.png", tmp_path / "large.png"
     image.write_bytes(encoded(blobs(50, 60)))
     large.write_bytes(encoded(blobs(200, 200)))
-    backend = LossyTriton(toy_bundle, [BackendUnreachableError("gone")])
-    monkeypatch.setattr("serve.client.triton.TritonBackend", lambda *_, **__: backend)
+    lossy.append(BackendUnreachableError("gone"))
     options = ["--bundle", toy_bundle, "--out", tmp_path / "out", "--max-image-tiles", "2"]
     assert segment_files([str(value) for value in (image, large, *door, *options)]) == 1
     assert "2 tiles" in capsys.readouterr().err
@@ -137,11 +127,10 @@ def test_the_command_line_waits_and_limits_tiles_too(
     assert pauses == [1]
 
 
-def test_the_async_client_takes_the_same_options_and_gives_the_same(
-    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("lossy")
+def test_the_async_client_takes_the_same_options_and_gives_the_same(toy_bundle: Path) -> None:
     image = blobs(90, 70)
-    with _client(toy_bundle, monkeypatch) as client:
+    with _client(toy_bundle) as client:
         labels = client.segment(image).labels
 
     async def segment() -> NDArray[np.uint8]:

@@ -120,9 +120,9 @@ def test_each_gets_the_outputs_that_it_asked_for(
 def test_callers_in_many_threads_get_their_own_answers(batcher: TileBatcher) -> None:
     with ThreadPoolExecutor(16) as pool:
         answers = list(
-            pool.map(lambda value: batcher.infer(_tile(value)[None], ("labels",)), range(200))
+            pool.map(lambda value: batcher.submit(_tile(value), ("labels",)).result(), range(200))
         )
-    assert [int(answer["labels"][0]) for answer in answers] == list(range(200))
+    assert [int(answer["labels"]) for answer in answers] == list(range(200))
 
 
 def test_an_error_reaches_all_who_wait_for_the_batch_and_nobody_after(
@@ -178,7 +178,7 @@ def test_the_wait_is_told_in_the_context_of_the_request(backend: EchoBackend) ->
         observe_wait=lambda seconds: waits.append((request.get(), seconds >= 0)),
     )
     request.set("mine")
-    batcher.infer(_tile(1)[None], ("labels",))
+    batcher.submit(_tile(1), ("labels",)).result(10)
     batcher.close()
     assert waits == [("mine", True)]
 

@@ -11,8 +11,8 @@ from serve.contract.errors import BackendUnavailableError, BundleError
 from serve.contract.machine import this_processor
 from serve.contract.manifest import Artefact, Manifest, Proof, WarmUp, read_bundle, sha256_of
 from serve.inference import providers
+from serve.inference.backend import RunsOn
 from serve.inference.providers import candidates_for, open_in_process
-from serve.inference.runs_on import RunsOn
 from serve.settings import InferenceSettings
 from tests.support.errors import raises
 from tests.support.openvino import forget_openvino

@@ -67,7 +67,7 @@ def test_an_image_of_one_tile_gets_the_models_own_bytes(
     backend: TilePool, manifest: Manifest
 ) -> None:
     image = blobs(TILE_SIZE_PX, TILE_SIZE_PX)
-    own = backend.infer(image[None], TILE_OUTPUTS)
+    own = backend.submit(image, TILE_OUTPUTS).result()
     prediction = predict(image, backend, manifest)
     assert prediction.labels.tobytes() == own["labels"].tobytes()
     assert prediction.confidence.tobytes() == own["confidence"].tobytes()
@@ -91,8 +91,8 @@ def test_a_small_image_is_labelled_as_in_the_corner_of_its_mirrored_tile(
     image = blobs(20, 30)
     mirrored = np.concatenate([image, image[::-1], image, image[::-1]])[:TILE_SIZE_PX]
     mirrored = np.concatenate([mirrored, mirrored[:, ::-1], mirrored], axis=1)[:, :TILE_SIZE_PX]
-    own = backend.infer(np.ascontiguousarray(mirrored)[None], TILE_OUTPUTS)
-    assert np.array_equal(predict(image, backend, manifest).labels, own["labels"][0, :20, :30])
+    own = backend.submit(np.ascontiguousarray(mirrored), TILE_OUTPUTS).result()
+    assert np.array_equal(predict(image, backend, manifest).labels, own["labels"][:20, :30])
 
 
 def test_padding_mirrors_as_often_as_needed() -> None:

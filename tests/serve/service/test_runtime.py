@@ -5,7 +5,7 @@ import pytest
 
 from serve.contract.machine import this_processor
 from serve.contract.manifest import Proof, read_bundle
-from serve.inference.runs_on import RunsOn
+from serve.inference.backend import RunsOn
 from tests.support.http_service import running_service, wait_until_ready
 from tests.support.openvino import needs_openvino
 from tests.support.pictures import blobs, encoded

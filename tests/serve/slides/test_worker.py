@@ -1,3 +1,4 @@
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -251,20 +252,12 @@ def test_tiles_without_tissue_in_the_block_do_not_run(tmp_path: Path) -> None:
 
 def test_a_failing_model_names_the_tile_and_leaves_no_marker(tmp_path: Path) -> None:
     class Failing(PositionModel):
-        def infer(self, images: NDArray[np.uint8], outputs: Any) -> dict[str, NDArray[Any]]:
-            if self.num_tiles > 20:
-                raise BackendUnavailableError("out of memory")
-            return super().infer(images, outputs)
-
-        def submit(self, tile: NDArray[np.uint8], outputs: Any) -> Any:
-            try:
+        def submit(self, tile: NDArray[np.uint8], outputs: Any) -> Future[Any]:
+            if self.num_tiles <= 20:
                 return super().submit(tile, outputs)
-            except BackendUnavailableError as error:
-                from concurrent.futures import Future
-
-                future: Future[Any] = Future()
-                future.set_exception(error)
-                return future
+            future: Future[Any] = Future()
+            future.set_exception(BackendUnavailableError("out of memory"))
+            return future
 
     reader = virtual(tmp_path / "in")
     work, plan = begin(tmp_path / "work", reader, block_cells=1024)
