@@ -27,7 +27,7 @@ gives every answer its `X-Request-ID`.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
@@ -61,10 +61,11 @@ from serve.service.openapi import (
     text_answer,
 )
 from serve.service.page import page_routes
-from serve.service.queries import ImageQuery, batch_query, format_query, refuse_repeated
+from serve.service.queries import ImageQuery, batch_query, format_query
+from serve.service.route import Route, add_routes
 from serve.service.telemetry import Telemetry
 from serve.service.uploads import BATCH_PATH, BodyLimit, Limit, read_form, read_mpp
-from serve.service.worker import Job, Worker, response_of
+from serve.service.worker import Job, Worker, answer_image
 from serve.settings import MEBIBYTE, ServeSettings
 
 Endpoint = Callable[..., Awaitable[Response]]
@@ -82,7 +83,6 @@ class Upload:
 
 
 async def _read_upload(request: Request, query: ImageQuery) -> Upload:
-    _check_query(request, query)
     form = await read_form(request, "image")
     try:
         upload = form["image"]
@@ -94,36 +94,32 @@ async def _read_upload(request: Request, query: ImageQuery) -> Upload:
         await form.close()
 
 
-def _check_query(request: Request, query: ImageQuery) -> None:
-    refuse_repeated(query, (name for name, _ in request.query_params.multi_items()))
-
-
-def _format_endpoint(entry: AnswerFormat) -> Endpoint:
-    """The endpoint that segments an image and answers in one format."""
+def _format_route(entry: AnswerFormat, schemas: Schemas) -> Route:
+    """The route that segments an image and answers in one format."""
 
     async def answer(request: Request, query: ImageQuery) -> Response:
-        state = request.app.state
-        worker: Worker = state.worker
         upload = await _read_upload(request, query)
         keep = request.headers.get(KEEP_HEADER, "no") != "no"
         job = Job(formats=(entry.name,), mpp=upload.mpp, options=dict(query), keep=keep)
-        tiles = await worker.look(lambda: worker.weigh(state.model, upload.data, job))
-        done = await worker.run(
-            lambda: worker.answer(state.model, upload.data, job, upload.name), tiles=tiles
-        )
-        return response_of(done, entry)
+        return await answer_image(request.app.state, upload.data, job, upload.name)
 
-    return _described(answer, entry.description, format_query(entry))
+    answer.__doc__ = entry.description
+    responses = {**schemas.answer(entry), **UPLOAD_ERRORS}
+    return _upload_route(entry.path, answer, responses, format_query(entry), IMAGE_BODY)
 
 
-def _described(endpoint: Endpoint, description: str, query: type[ImageQuery]) -> Endpoint:
-    """Tell FastAPI what the endpoint does and which query it takes."""
-    endpoint.__doc__ = description
-    endpoint.__annotations__["query"] = Annotated[query, Query()]
-    return endpoint
+def _upload_route(
+    path: str,
+    endpoint: Endpoint,
+    responses: Responses,
+    query: type[ImageQuery],
+    body: dict[str, Any],
+) -> Route:
+    endpoint.__annotations__["query"] = Annotated[query, Query()]  # which FastAPI reads
+    return Route("POST", path, endpoint, responses, query, body, name=path[1:])
 
 
-async def _image(request: Request, query: Annotated[ImageQuery, Query()]) -> Response:
+async def _image(request: Request, query: ImageQuery) -> Response:
     """The decoded image, upright, as an RGB PNG: for browsers, which cannot show a TIFF."""
     worker: Worker = request.app.state.worker
     upload = await _read_upload(request, query)
@@ -131,33 +127,26 @@ async def _image(request: Request, query: Annotated[ImageQuery, Query()]) -> Res
     return Response(content, media_type="image/png")
 
 
-def _batch_endpoint() -> Endpoint:
-    """The endpoint that segments several images."""
+async def _batch(request: Request, query: Any) -> Response:
+    """Several images, or zips of them: one line of JSON per image, a `BatchLine`, in their order.
 
-    async def answer(request: Request, query: Any) -> Response:
-        state = request.app.state
-        settings: ServeSettings = state.settings
-        _check_query(request, query)
-        form = await read_form(request, "images", max_files=settings.max_batch_files)
-        try:
-            job = Job(
-                formats=tuple(dict.fromkeys(query.outputs)),
-                mpp=read_mpp(form, query.mpp),
-                options=dict(query),
-            )
-            files = await state.worker.look(lambda: _batch_files(form, settings))
-        except FocalPathError:
-            await form.close()
-            raise
-        lines = answer_batch(files, form, job, state.worker, state.model)
-        return StreamingResponse(lines, media_type="application/x-ndjson")
-
-    return _described(
-        answer,
-        "Several images, or zips of them: one line of JSON per image, a `BatchLine`, in their "
-        "order.\n\nA file that cannot be used gets a line with its error; the others are answered.",
-        batch_query(),
-    )
+    A file that cannot be used gets a line with its error; the others are answered.
+    """
+    state = request.app.state
+    settings: ServeSettings = state.settings
+    form = await read_form(request, "images", max_files=settings.max_batch_files)
+    try:
+        job = Job(
+            formats=tuple(dict.fromkeys(query.outputs)),
+            mpp=read_mpp(form, query.mpp),
+            options=dict(query),
+        )
+        files = await state.worker.look(lambda: _batch_files(form, settings))
+    except FocalPathError:
+        await form.close()
+        raise
+    lines = answer_batch(files, form, job, state.worker, state.model)
+    return StreamingResponse(lines, media_type="application/x-ndjson")
 
 
 def _batch_files(form: FormData, settings: ServeSettings) -> list[BatchFile]:
@@ -215,6 +204,7 @@ async def _index(request: Request) -> Response:
 
 def build_app(settings: ServeSettings) -> FastAPI:
     """The endpoints, with the state that they share."""
+    telemetry = Telemetry()
     app = DescribedApp(
         title="FocalPath",
         version="1",
@@ -237,64 +227,38 @@ def build_app(settings: ServeSettings) -> FastAPI:
     )
     key_errors = KEY_ERRORS if settings.api_keys_file else {}
     _add_routes(app, key_errors)
-    if settings.slides is not None:
-        _add_slide_routes(app, key_errors)
+    app.state.slides = None
+    if settings.slides is not None:  # whose libraries are an extra
+        from serve.service.slides.job_routes import job_routes
+        from serve.service.slides.routes import slide_routes
+        from serve.service.slides.state import Slides
+
+        add_routes(app, (*slide_routes(), *job_routes()), key_errors)
+        app.state.slides = Slides.of(settings, telemetry)
     app.router.routes.extend(page_routes(_index))
     app.state.settings = settings
-    app.state.telemetry = Telemetry()
-    app.state.model = Model(settings, app.state.telemetry)
-    app.state.worker = Worker(settings, app.state.telemetry)
-    app.state.slides = None
-    if settings.slides is not None:
-        from serve.service.slides.state import Slides  # its libraries are an extra
-
-        app.state.slides = Slides.of(settings, app.state.telemetry)
+    app.state.telemetry = telemetry
+    app.state.model = Model(settings, telemetry)
+    app.state.worker = Worker(settings, telemetry)
     return app
 
 
 def _add_routes(app: FastAPI, key_errors: Responses) -> None:
-    errors = {**UPLOAD_ERRORS, **key_errors}
     schemas = Schemas()
-    app.state.queries = {}
-    for entry in FORMATS.values():
-        _add_upload_route(
-            app,
-            entry.path,
-            _format_endpoint(entry),
-            IMAGE_BODY,
-            {**schemas.answer(entry), **errors},
-        )
-    picture = binary_answer("image/png")
-    _add_upload_route(app, "/image", _image, IMAGE_BODY, {**picture, **errors})
-    _add_upload_route(app, BATCH_PATH, _batch_endpoint(), BATCH_BODY, {**schemas.lines(), **errors})
+    picture = {**binary_answer("image/png"), **UPLOAD_ERRORS}
+    lines = {**schemas.lines(), **UPLOAD_ERRORS}
+    routes = (
+        *(_format_route(entry, schemas) for entry in FORMATS.values()),
+        _upload_route("/image", _image, picture, ImageQuery, IMAGE_BODY),
+        _upload_route(BATCH_PATH, _batch, lines, batch_query(), BATCH_BODY),
+    )
+    add_routes(app, routes, key_errors)
     responses = {**MANIFEST, **ERRORS, **key_errors}
     app.get("/model", response_class=Response, responses=responses)(_model)
     responses = {**RUNTIME, **ERRORS, **key_errors}
     app.get("/runtime", response_class=Response, responses=responses)(_runtime)
     metrics = text_answer("text/plain", 'focalpath_class_pixels_total{class="Tumor"} 262144.0\n')
     app.get("/metrics", response_class=Response, responses=metrics)(_metrics)
-
-
-def _add_slide_routes(app: FastAPI, key_errors: Responses) -> None:
-    from serve.service.slides.job_routes import add_job_routes
-    from serve.service.slides.routes import add_slide_routes
-
-    add_slide_routes(app, key_errors)
-    add_job_routes(app, key_errors)
-
-
-def _add_upload_route(
-    app: FastAPI, path: str, endpoint: Endpoint, body: dict[str, Any], responses: Responses
-) -> None:
-    query: type[ImageQuery] = get_args(endpoint.__annotations__["query"])[0]
-    app.state.queries[path] = tuple(query.model_fields)
-    app.post(
-        path,
-        name=path[1:],
-        response_class=Response,
-        responses=responses,
-        openapi_extra=body,
-    )(endpoint)
 
 
 def _key_headers(settings: ServeSettings) -> list[Any]:

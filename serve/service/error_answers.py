@@ -4,6 +4,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -79,9 +80,9 @@ async def _answer_invalid_option(request: Request, error: Exception) -> Response
     assert isinstance(error, RequestValidationError)
     first: Any = most_telling(error.errors())
     place = ".".join(str(part) for part in first["loc"][1:])
-    if first["type"] == "extra_forbidden":
-        known = request.app.state.queries[request.scope["route"].path]
-        return error_answer(unknown_option(place, known))
+    if first["type"] == "extra_forbidden":  # in a body: `queries` refuses those of a query
+        body: type[BaseModel] = request.scope["route"].body_field.field_info.annotation
+        return error_answer(unknown_option(place, body.model_fields))
     if first["type"] == "json_invalid":
         where = f"{first['ctx']['error']} at character {place}"
         return error_answer(OptionError(f"The body is not JSON: {where}. {_EXPECTED_BODY}"))

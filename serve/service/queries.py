@@ -2,8 +2,8 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
-from typing import Annotated, Any, Literal, get_origin
+from collections.abc import Callable, Collection
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from fastapi import Request
 from pydantic import BaseModel, Field, create_model
@@ -35,36 +35,24 @@ def unknown_option(name: str, known: Collection[str]) -> OptionError:
 
 
 def refuse_other_queries(query: type[BaseModel] | None) -> Callable[[Request], None]:
-    """A dependency of a route: refuses what is not in its query, and what is there repeatedly."""
+    """A dependency of a route: refuses what is not in its query, and repeated single values.
+
+    Else one of the values would win silently.
+    """
     fields = {} if query is None else query.model_fields
 
     def check(request: Request) -> None:
         for name, times in Counter(key for key, _ in request.query_params.multi_items()).items():
             if name not in fields:
                 raise unknown_option(name, fields)
-            if times > 1 and get_origin(fields[name].annotation) is not list:
-                raise _repeated(name, times)
+            if times > 1 and not _takes_list(fields[name].annotation):
+                raise OptionError(f"{name} is given {times} times, expected once.")
 
     return check
 
 
-def _repeated(name: str, times: int) -> OptionError:
-    return OptionError(f"{name} is given {times} times, expected once.")
-
-
-def refuse_repeated(query: ImageQuery, names: Iterable[str]) -> None:
-    """Refuse an option of one value that is given several times; else one would win silently.
-
-    Args:
-        query: what was read.
-        names: of the parameters as they were sent, repetitions included.
-
-    Raises:
-        OptionError: there is one.
-    """
-    for name, times in Counter(names).items():
-        if times > 1 and not isinstance(getattr(query, name), list):
-            raise _repeated(name, times)
+def _takes_list(annotation: Any) -> bool:
+    return any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
 
 
 def format_query(entry: AnswerFormat) -> type[ImageQuery]:

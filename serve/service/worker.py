@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TypeVar
 
+from starlette.datastructures import State
 from starlette.responses import Response, StreamingResponse
 
-from serve.answers.format import AnswerFormat, Source
+from serve.answers.format import Source
 from serve.answers.pictures import rgb_png
 from serve.answers.registry import FORMATS, needs_probabilities
 from serve.contract.errors import ImageTooLargeError
@@ -216,12 +217,26 @@ class Worker:
         )
 
 
-def response_of(done: Answer, entry: AnswerFormat) -> Response:
-    """The response with the first content of an answer, which is in the format `entry`."""
+async def answer_image(state: State, data: bytes, job: Job, name: str) -> Response:
+    """The response to a request for an image in one format, when the image's turn has come.
+
+    Args:
+        state: of the application; has the worker and the model.
+        data: the file's content.
+        job: has one format.
+        name: the file's name; see `Worker.answer`.
+
+    Raises:
+        FocalPathError: the image is refused, cannot be used, or the model is not available.
+    """
+    worker: Worker = state.worker
+    model: Model = state.model
+    tiles = await worker.look(lambda: worker.weigh(model, data, job))
+    done = await worker.run(lambda: worker.answer(model, data, job, name), tiles=tiles)
     headers = {MPP_SOURCE_HEADER: done.image.mpp_source}
     if done.image.mpp is not None:
         headers[MPP_HEADER] = f"{done.image.mpp:.6g}"
-    content = done.contents[0]
+    (content,), media_type = done.contents, FORMATS[job.formats[0]].media_type
     if isinstance(content, bytes):
-        return Response(content, media_type=entry.media_type, headers=headers)
-    return StreamingResponse(content, media_type=entry.media_type, headers=headers)
+        return Response(content, media_type=media_type, headers=headers)
+    return StreamingResponse(content, media_type=media_type, headers=headers)

@@ -139,8 +139,8 @@ _OF_SLIDES: Responses = {
 }
 
 
-def with_errors(answers: Responses, *statuses: int, keys: Responses) -> Responses:
+def with_errors(answers: Responses, *statuses: int) -> Responses:
     """Answers together with the errors of some statuses; 500 always may be."""
     known: Responses = {**UPLOAD_ERRORS, **_OF_SLIDES}
     errors: Responses = {status: known[status] for status in statuses}
-    return {**answers, **errors, 500: ERRORS[500], **keys}
+    return {**answers, **errors, 500: ERRORS[500]}

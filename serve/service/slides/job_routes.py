@@ -8,16 +8,16 @@ DELETE /jobs/{id}  cancel it; its work is kept, and the next job of the slide co
 
 from typing import Annotated
 
-from fastapi import Body, FastAPI, Path, Request
+from fastapi import Body, Path, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from serve.contract.errors import OptionError
 from serve.contract.strict import Strict
 from serve.service.openapi import Responses
-from serve.service.slides.described import JOB, JOBS, NEW_JOB
+from serve.service.route import Route
+from serve.service.slides.described import JOB, JOBS, NEW_JOB, with_errors
 from serve.service.slides.job import Job, JobRequest
-from serve.service.slides.route import Route, add_routes
 from serve.service.slides.state import Slides
 
 _JSON = "application/json"
@@ -68,16 +68,15 @@ async def _job_cancel(request: Request, job_id: JobId) -> Response:
     return _answer(await run_in_threadpool(slides.jobs.cancel, job_id))
 
 
-def add_job_routes(app: FastAPI, key_errors: Responses) -> None:
-    """Add the routes to an application whose state gets `slides`."""
-    app.state.queries["/jobs"] = tuple(JobRequest.model_fields)
+def job_routes() -> tuple[Route, ...]:
+    """The routes, of an application whose state has `slides`."""
     listed: Responses = {200: {"model": JobList, **JOBS}}
     one: Responses = {200: {"model": Job, **JOB}}
     new: Responses = {**one, 201: {"model": Job, **NEW_JOB}}
-    routes = (
-        Route("POST", "/jobs", _job_start, new, (400, 404, 408, 413, 429, 503, 504)),
-        Route("GET", "/jobs", _job_list, listed, (400, 503)),
-        Route("GET", "/jobs/{job_id}", _job_job, one, (400, 404, 503)),
-        Route("DELETE", "/jobs/{job_id}", _job_cancel, one, (400, 404, 429, 503, 504)),
+    new = with_errors(new, 400, 404, 408, 413, 429, 503, 504)
+    return (
+        Route("POST", "/jobs", _job_start, new),
+        Route("GET", "/jobs", _job_list, with_errors(listed, 400, 503)),
+        Route("GET", "/jobs/{job_id}", _job_job, with_errors(one, 400, 404, 503)),
+        Route("DELETE", "/jobs/{job_id}", _job_cancel, with_errors(one, 400, 404, 429, 503, 504)),
     )
-    add_routes(app, routes, key_errors)

@@ -12,9 +12,10 @@ from serve.contract.strict import Strict
 from serve.images.mpp import MAX_MPP, MIN_MPP
 from serve.images.tiles import check_enlargement
 from serve.service.kept import KEEP_HEADER
-from serve.service.slides.described import REGION
-from serve.service.slides.route import Route, SlideId, slide_of
-from serve.service.worker import Job, Worker, response_of
+from serve.service.route import Route
+from serve.service.slides.described import REGION, with_errors
+from serve.service.slides.state import SlideId, slide_of
+from serve.service.worker import Job, answer_image
 
 _REGION_FORMATS = tuple(entry.path[1:] for entry in FORMATS.values())
 
@@ -51,8 +52,7 @@ async def _region(
     """
     slides, slide = await slide_of(request, slide_id)
     state = request.app.state
-    worker: Worker = state.worker
-    manifest = await worker.look(state.model.manifest)
+    manifest = await state.worker.look(state.model.manifest)
     found, _ = await slides.readers.ask("info", **slides.place(slide), mpp=query.mpp)
     _refuse_outside(query, found["bounds"], slide.file)
     own = found["mpp"]
@@ -69,9 +69,7 @@ async def _region(
     entry = next(entry for entry in FORMATS.values() if entry.path[1:] == format_)
     keep = request.headers.get(KEEP_HEADER, "no") != "no"
     job = Job(formats=(entry.name,), mpp=target, keep=keep)
-    tiles = await worker.look(lambda: worker.weigh(state.model, png, job))
-    done = await worker.run(lambda: worker.answer(state.model, png, job, name), tiles=tiles)
-    return response_of(done, entry)
+    return await answer_image(state, png, job, name)
 
 
 def _refuse_outside(query: RegionQuery, bounds: tuple[int, int, int, int], file: str) -> None:
@@ -101,7 +99,6 @@ REGION_ROUTE = Route(
     "POST",
     "/slides/{slide_id}/region/{format}",
     _region,
-    REGION,
-    (400, 404, 408, 413, 429, 503, 504),
+    with_errors(REGION, 400, 404, 408, 413, 429, 503, 504),
     RegionQuery,
 )

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated
 
-from fastapi import FastAPI, Path, Query, Request
+from fastapi import Path, Query, Request
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response, StreamingResponse
@@ -23,7 +23,7 @@ from serve.answers.format import labels_of
 from serve.contract.errors import NotFoundError
 from serve.contract.strict import Strict
 from serve.service.head import IS_HEAD
-from serve.service.openapi import Responses
+from serve.service.route import Route
 from serve.service.slides.described import (
     RESULT_FILE,
     RESULT_TILE,
@@ -31,12 +31,12 @@ from serve.service.slides.described import (
     SLIDES,
     THUMBNAIL,
     TILE,
+    with_errors,
 )
 from serve.service.slides.documents import SlideList
 from serve.service.slides.folder import SlideFile
 from serve.service.slides.region import REGION_ROUTE
-from serve.service.slides.route import Route, SlideId, add_routes, slide_of
-from serve.service.slides.state import Slides
+from serve.service.slides.state import SlideId, Slides, slide_of
 from serve.service.slides.zipped import zip_folder
 
 _TILE_NAME = r"^[0-9]{1,7}_[0-9]{1,7}\.(jpeg|png|npz)$"
@@ -219,18 +219,27 @@ def _is_known(request: Request, headers: Mapping[str, str]) -> bool:
     return "*" in known or headers["ETag"] in (tag.removeprefix("W/") for tag in known)
 
 
-def add_slide_routes(app: FastAPI, key_errors: Responses) -> None:
-    """Add the routes to an application whose state gets `slides`."""
+def slide_routes() -> tuple[Route, ...]:
+    """The routes, of an application whose state has `slides`."""
     slide = "/slides/{slide_id}"
-    tile, result_tile = "/tiles/{level}/{name}", "/result/tiles/{level}/{name}"
-    found = (400, 404, 429, 503)
-    routes = (
-        Route("GET", "/slides", _list, SLIDES, (400, 503)),
-        Route("GET", slide, _slide, SLIDE, found),
-        Route("GET", f"{slide}/thumbnail.jpeg", _thumbnail, THUMBNAIL, found, TileQuery),
-        Route("GET", f"{slide}{tile}", _tile, TILE, found, TileQuery),
-        Route("GET", f"{slide}{result_tile}", _result_tile, RESULT_TILE, found, ResultTileQuery),
-        REGION_ROUTE,
-        Route("GET", f"{slide}/result/files/{{file}}", _file, RESULT_FILE, (400, 404, 503)),
+    tile, result_tile = (
+        f"{slide}/tiles/{{level}}/{{name}}",
+        f"{slide}/result/tiles/{{level}}/{{name}}",
     )
-    add_routes(app, routes, key_errors)
+    found = (400, 404, 429, 503)
+    file = with_errors(RESULT_FILE, 400, 404, 503)
+    return (
+        Route("GET", "/slides", _list, with_errors(SLIDES, 400, 503)),
+        Route("GET", slide, _slide, with_errors(SLIDE, *found)),
+        Route(
+            "GET",
+            f"{slide}/thumbnail.jpeg",
+            _thumbnail,
+            with_errors(THUMBNAIL, *found),
+            TileQuery,
+        ),
+        Route("GET", tile, _tile, with_errors(TILE, *found), TileQuery),
+        Route("GET", result_tile, _result_tile, with_errors(RESULT_TILE, *found), ResultTileQuery),
+        REGION_ROUTE,
+        Route("GET", f"{slide}/result/files/{{file}}", _file, file),
+    )

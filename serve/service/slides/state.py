@@ -2,8 +2,9 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import Path, Request
 from starlette.concurrency import run_in_threadpool
 
 from serve.contract.errors import FocalPathError, NotFoundError, SettingsError
@@ -26,6 +27,9 @@ from serve.slides.outputs.registry import DEFAULT, FORMATS
 _BYTES_PER_PIXEL = 3
 _PNG_SHARE = 0.98
 """Share of a PNG that is left for pixels beside its headers."""
+SlideId = Annotated[
+    str, Path(description="of a slide, from /slides", examples=["0f2d8c6b7e3a4d5f"])
+]
 _ENDED: dict[str, State] = {"failed": "failed", "cancelled": "stopped"}
 
 
@@ -164,6 +168,16 @@ class Slides:
         """The path of a slide, for the reading processes."""
         root = str(self.folder.path)
         return {"path": str(slide.path), "root": root, "version": slide.version}
+
+
+async def slide_of(request: Request, slide_id: str) -> tuple[Slides, SlideFile]:
+    """The slides of the application, and the one of an id.
+
+    Raises:
+        NotFoundError: there is none of this id.
+    """
+    slides: Slides = request.app.state.slides
+    return slides, await run_in_threadpool(slides.folder.find, slide_id)
 
 
 def check_slides(settings: ServeSettings) -> None:
