@@ -7,12 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    NoDecode,
-    SettingsConfigDict,
-)
+from pydantic_settings import EnvSettingsSource, NoDecode
 
 from serve.contract.errors import SettingsError
 from serve.contract.machine import visible_gpus
@@ -98,7 +93,9 @@ class InferenceSettings(CommandOptions):
             SettingsError: a variable is not a setting, has the wrong type or is out of range.
         """
         _check_names()
-        found = _Variables(_reader(cls))()
+        # It reads from the class no more than any model has.
+        source = _Variables(cls, env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True)  # type: ignore[arg-type]
+        found = source()
         return cls.model_validate(found, context={"name_of": _as_variable})
 
     def to_environment(self) -> dict[str, str]:
@@ -214,15 +211,6 @@ class _Variables(EnvSettingsSource):
     def __call__(self) -> dict[str, Any]:
         """The values by the name of their setting."""
         return {name: v for name, v in super().__call__().items() if not _is_service_link(name, v)}
-
-
-def _reader(settings: type[InferenceSettings]) -> type[BaseSettings]:
-    """The settings as pydantic-settings wants them, which reads the environment by itself."""
-    config = SettingsConfigDict(
-        env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
-    )
-    fields = {"model_config": config, "__module__": __name__}
-    return type(settings.__name__, (settings, BaseSettings), fields)
 
 
 def _check_names() -> None:

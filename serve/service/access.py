@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve.contract.errors import AccessError, SettingsError
 from serve.contract.key_file import read_key_file
 from serve.service.error_answers import error_answer
+from serve.service.logs import current_request
 from serve.service.page import VIEWER_PATH
-from serve.service.request_record import current_request
 
 OPEN_PATHS = frozenset({"/", "/favicon.ico", "/metrics", "/openapi.json"})
 """Paths that need no key: the page, the OpenAPI document, and the metrics."""

@@ -15,11 +15,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.service.access import AccessControl, ApiKeys
 from serve.service.error_answers import EXCEPTION_HANDLERS
-from serve.service.head import HeadRequests
 from serve.service.kept import KEEP_HEADER
 from serve.service.request_limits import RequestLimits
 from serve.service.request_log import REQUEST_ID_HEADER, RequestLog
@@ -27,6 +26,9 @@ from serve.service.telemetry import Telemetry
 from serve.service.work_queue import WorkQueue
 from serve.service.worker import MPP_HEADER, MPP_SOURCE_HEADER
 from serve.settings import ServeSettings
+
+IS_HEAD = "focalpath.is_head"
+"""In the scope of a request whose body nobody gets, for endpoints whose body costs much."""
 
 
 def build_gateway(
@@ -104,6 +106,26 @@ class RootPath:
 
     def _is_below(self, path: str) -> bool:
         return path.startswith(f"{self._root_path}/")
+
+
+class HeadRequests:
+    """ASGI middleware that answers HEAD as GET without a body, as HTTP asks of every resource."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass HEAD on as a GET whose body is dropped."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app({**scope, "method": "GET", IS_HEAD: True}, receive, send_head)
 
 
 def _paths(app: Starlette) -> set[str]:

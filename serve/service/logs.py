@@ -4,14 +4,45 @@ import json
 import logging
 import logging.config
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from opentelemetry import trace
 
-from serve.service.request_record import current_request
-
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+
+@dataclass
+class RequestRecord:
+    """Facts about a request, for its line in the log."""
+
+    request_id: str
+    key_name: str | None = None
+    stage_ms: dict[str, float] = field(default_factory=dict)
+    tiles: int | None = None
+    """That its images cost, where they were weighed."""
+
+
+_current_request: ContextVar[RequestRecord | None] = ContextVar("current_request", default=None)
+
+
+def current_request() -> RequestRecord | None:
+    """The request that this thread or task works on."""
+    return _current_request.get()
+
+
+@contextmanager
+def request_context(record: RequestRecord) -> Iterator[None]:
+    """Make `record` the current request."""
+    token = _current_request.set(record)
+    try:
+        yield
+    finally:
+        _current_request.reset(token)
 
 
 class JsonFormatter(logging.Formatter):

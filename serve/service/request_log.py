@@ -11,7 +11,7 @@ from opentelemetry import propagate, trace
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.service.request_record import RequestRecord, request_context
+from serve.service.logs import RequestRecord, request_context
 from serve.service.telemetry import Telemetry
 
 REQUEST_ID_HEADER = "X-Request-ID"

@@ -9,7 +9,7 @@ and a caller's `traceparent` is still passed on to Triton.
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from prometheus_client import (
 from serve.contract.manifest import Manifest
 from serve.inference.backend import Backend
 from serve.inference.summary import Summary
-from serve.service.request_record import current_request
+from serve.service.logs import current_request
 
 Stage = Literal["queue", "decode", "segment", "batch", "infer", "encode"]
 """Stages of an answer. `queue`: waiting for a thread. `decode`: reading the image. `segment`: from
@@ -222,11 +222,9 @@ class Telemetry:
         if status >= 400:
             self._rejections.labels(_REASONS.get(status, "error")).inc()
 
-    @contextmanager
-    def in_progress(self) -> Iterator[None]:
+    def in_progress(self) -> AbstractContextManager[Any]:
         """Count a request as in progress while inside."""
-        with self._in_progress.track_inprogress():
-            yield
+        return self._in_progress.track_inprogress()
 
     def model_serves(self, manifest: Manifest, backend: str, before: Manifest | None) -> None:
         """Record which model answers from now on, and which one did before."""

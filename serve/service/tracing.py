@@ -1,11 +1,9 @@
 """Sends traces to where --otlp-endpoint says, by OpenTelemetry's exporter."""
 
-import importlib
-
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
 from serve.contract.errors import SettingsError
 from serve.contract.extras import how_to_install
@@ -17,11 +15,8 @@ _FLUSH_TIMEOUT_MS = 5_000
 
 def check_tracing(settings: ServeSettings) -> None:
     """Raise SettingsError if the settings want traces and the exporter is not installed."""
-    if settings.otlp_endpoint and not _has_exporter():
-        raise SettingsError(
-            "otlp_endpoint is set, but the exporter of traces is not installed: "
-            f"{how_to_install('tracing')}, or set no address."
-        )
+    if settings.otlp_endpoint:
+        _exporter_to(settings.otlp_endpoint)
 
 
 def configure_tracing(settings: ServeSettings) -> None:
@@ -30,25 +25,23 @@ def configure_tracing(settings: ServeSettings) -> None:
     Raises:
         SettingsError: an address is set but the exporter is not installed.
     """
-    check_tracing(settings)
     if not settings.otlp_endpoint:
         return
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
     # The rest is OpenTelemetry's own: OTEL_TRACES_SAMPLER, OTEL_RESOURCE_ATTRIBUTES and so on.
     provider = TracerProvider(resource=Resource.create({"service.name": SERVICE_NAME}))
-    provider.add_span_processor(
-        BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.otlp_endpoint))
-    )
+    provider.add_span_processor(BatchSpanProcessor(_exporter_to(settings.otlp_endpoint)))
     trace.set_tracer_provider(provider)
 
 
-def _has_exporter() -> bool:
+def _exporter_to(endpoint: str) -> SpanExporter:
     try:
-        importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-    except ModuleNotFoundError:
-        return False
-    return True
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            "otlp_endpoint is set, but the exporter of traces is not installed: "
+            f"{how_to_install('tracing')}, or set no address."
+        ) from error
+    return OTLPSpanExporter(endpoint=endpoint)
 
 
 def flush_traces() -> None:

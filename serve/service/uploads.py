@@ -26,7 +26,7 @@ MAX_PAUSE_S = 30.0
 _MAX_FORM_FIELDS = 8
 _IMAGE_SPOOLED_ABOVE_BYTES = 4 * MEBIBYTE
 """An image above this is kept on disk until it is there: many may arrive at the same time. A PNG of
-1024 x 1024 px, of about 2 MiB, stays in memory."""
+1024 x 1024 px, of about 2 MiB, stays in memory: a write to disk takes a thread."""
 _SPOOLED_ABOVE_BYTES = 64 * 1024
 """Files of a batch above this are kept on disk until they are read."""
 
@@ -105,18 +105,6 @@ class BodyLimit:
         )
 
 
-class _MemoryParser(MultiPartParser):
-    """Keeps a small image in memory, where it is needed at once: a write to disk takes a thread."""
-
-    spool_max_size = _IMAGE_SPOOLED_ABOVE_BYTES
-
-
-class _DiskParser(MultiPartParser):
-    """Keeps the files of a batch on disk: it is larger than what may be in memory."""
-
-    spool_max_size = _SPOOLED_ABOVE_BYTES
-
-
 async def read_form(request: Request, field: str, *, max_files: int = 1) -> FormData:
     """Read a multipart form; close it when its files have been read.
 
@@ -132,10 +120,10 @@ async def read_form(request: Request, field: str, *, max_files: int = 1) -> Form
     kind = request.headers.get("content-type", "nothing")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
         raise FormError(f"The content type is {kind}. {expected}")
-    kind_of_parser = _MemoryParser if max_files == 1 else _DiskParser
-    parser = kind_of_parser(
+    parser = MultiPartParser(
         request.headers, request.stream(), max_files=max_files, max_fields=_MAX_FORM_FIELDS
     )
+    parser.spool_max_size = _IMAGE_SPOOLED_ABOVE_BYTES if max_files == 1 else _SPOOLED_ABOVE_BYTES
     try:
         form = await parser.parse()
     except MultiPartException as error:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serve.contract.errors import FocalPathError, NotFoundError
@@ -181,5 +181,5 @@ def _named(slides: list[SlideFile]) -> list[SlideFile]:
             problem = f"{problem[0].upper()}{problem[1:]}."
         elif taken[slide.name.casefold()] > 1:
             problem = f"Another slide's result would be called {slide.name}, too. Rename one."
-        found.append(SlideFile(**{**vars(slide), "problem": problem}))
+        found.append(replace(slide, problem=problem))
     return found

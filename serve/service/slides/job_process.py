@@ -16,8 +16,8 @@ from typing import NoReturn
 
 from serve.contract.errors import FocalPathError
 from serve.contract.interrupts import signals_wake_main_thread
+from serve.service.slides.documents import Job
 from serve.service.slides.folder import without_folders
-from serve.service.slides.job import Job
 from serve.service.slides.jobs import JobStore
 from serve.service.slides.jobs_file import JobsError
 from serve.settings import ServeSettings

@@ -13,23 +13,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from serve.contract.errors import OptionError
-from serve.contract.strict import Strict
 from serve.service.openapi import Responses
 from serve.service.route import Route
 from serve.service.slides.described import JOB, JOBS, NEW_JOB, with_errors
-from serve.service.slides.job import Job, JobRequest
+from serve.service.slides.documents import Job, JobList, JobRequest
 from serve.service.slides.state import Slides
 
 _JSON = "application/json"
 JobId = Annotated[
     str, Path(description="of a job, from /jobs", examples=["0f2d8c6b7e3a4d5f9b1c2a3e4d5f6a7b"])
 ]
-
-
-class JobList(Strict):
-    """The last jobs, the newest first."""
-
-    jobs: tuple[Job, ...]
 
 
 def _answer(job: Job, status: int = 200) -> Response:

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from serve.contract.errors import BusyError, NotFoundError
-from serve.service.slides.job import Job, JobRequest, Status
+from serve.service.slides.documents import Job, JobRequest, Status
 from serve.service.slides.jobs_file import JOBS_FILE, JobsError, JobsFile
 
 MAX_ATTEMPTS = 3

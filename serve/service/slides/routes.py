@@ -22,7 +22,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from serve.answers.format import labels_of
 from serve.contract.errors import NotFoundError
 from serve.contract.strict import Strict
-from serve.service.head import IS_HEAD
+from serve.service.gateway import IS_HEAD
 from serve.service.route import Route
 from serve.service.slides.described import (
     RESULT_FILE,
@@ -36,8 +36,8 @@ from serve.service.slides.described import (
 from serve.service.slides.documents import SlideList
 from serve.service.slides.folder import SlideFile
 from serve.service.slides.region import REGION_ROUTE
+from serve.service.slides.results import zip_folder
 from serve.service.slides.state import SlideId, Slides, slide_of
-from serve.service.slides.zipped import zip_folder
 
 _TILE_NAME = r"^[0-9]{1,7}_[0-9]{1,7}\.(jpeg|png|npz)$"
 _FOR_A_YEAR, _ASK_AGAIN = "private, max-age=31536000, immutable", "private, no-cache"

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import IO
 
-from serve.service.slides.job import Job
+from serve.service.slides.documents import Job
 from serve.service.slides.jobs import MAX_ATTEMPTS, JobStore
 from serve.service.slides.jobs_file import JobsError
 from serve.service.telemetry import Telemetry

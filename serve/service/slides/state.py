@@ -10,9 +10,8 @@ from starlette.concurrency import run_in_threadpool
 from serve.contract.errors import FocalPathError, NotFoundError, SettingsError
 from serve.images.mpp import PixelSize
 from serve.service.slides.deep_zoom import OVERLAP_PX, TILE_PX
-from serve.service.slides.documents import SlideEntry, SlideInfo, State, Tiles
+from serve.service.slides.documents import Job, SlideEntry, SlideInfo, State, Tiles
 from serve.service.slides.folder import SlideFile, SlideFolder
-from serve.service.slides.job import Job
 from serve.service.slides.jobs import JobStore
 from serve.service.slides.jobs_file import JobsError
 from serve.service.slides.readers import SlideReaders
@@ -91,16 +90,16 @@ class Slides:
     def entries(self) -> tuple[SlideEntry, ...]:
         """The list of all slides."""
         jobs = self.jobs.last_by_slide()
-        return tuple(
-            SlideEntry(
-                id=slide.id,
-                name=slide.name,
-                file=slide.file,
-                num_bytes=slide.num_bytes,
-                state=self._state(slide, jobs.get(slide.id)),
-                problem=slide.problem,
-            )
-            for slide in self.folder.slides()
+        return tuple(self._entry(slide, jobs.get(slide.id)) for slide in self.folder.slides())
+
+    def _entry(self, slide: SlideFile, job: Job | None) -> SlideEntry:
+        return SlideEntry(
+            id=slide.id,
+            name=slide.name,
+            file=slide.file,
+            num_bytes=slide.num_bytes,
+            state=self._state(slide, job),
+            problem=slide.problem,
         )
 
     def _state(self, slide: SlideFile, job: Job | None) -> State:
@@ -131,12 +130,7 @@ class Slides:
             result_problem = str(error)
         x, y, width, height = found["bounds"]
         return SlideInfo(
-            id=slide.id,
-            name=slide.name,
-            file=slide.file,
-            num_bytes=slide.num_bytes,
-            state=self._state(slide, job),
-            problem=slide.problem,
+            **dict(self._entry(slide, job)),
             width_px=found["width_px"],
             height_px=found["height_px"],
             mpp=found["mpp"],

@@ -15,8 +15,8 @@ from starlette.routing import Route
 from serve.cli import main
 from serve.contract.errors import SettingsError
 from serve.service.access import AccessControl, ApiKeys
+from serve.service.logs import RequestRecord, request_context
 from serve.service.page import VIEWER_PATH
-from serve.service.request_record import RequestRecord, request_context
 from tests.support.errors import raises
 
 KEY = "correct-horse-battery"

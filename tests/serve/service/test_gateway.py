@@ -17,8 +17,7 @@ from starlette.routing import Route
 from serve.contract.errors import BusyError, TookTooLongError
 from serve.service.error_answers import EXCEPTION_HANDLERS
 from serve.service.gateway import build_gateway
-from serve.service.logs import JsonFormatter, TextFormatter, configure_logging
-from serve.service.request_record import current_request
+from serve.service.logs import JsonFormatter, TextFormatter, configure_logging, current_request
 from serve.service.telemetry import Telemetry
 from serve.settings import ServeSettings
 

@@ -10,7 +10,7 @@ from serve.contract.errors import SettingsError
 from serve.contract.manifest import read_bundle
 from serve.inference.segmenter import open_segmenter
 from serve.inference.summary import Summary
-from serve.service.request_record import RequestRecord, request_context
+from serve.service.logs import RequestRecord, request_context
 from serve.service.telemetry import ObservedBackend, Telemetry, forget_dead_workers
 from serve.service.tracing import check_tracing
 from serve.settings import ServeSettings

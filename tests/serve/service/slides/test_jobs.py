@@ -19,7 +19,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from serve.service.slides import scheduler
-from serve.service.slides.job import JobRequest
+from serve.service.slides.documents import JobRequest
 from serve.service.slides.jobs import MAX_ATTEMPTS, JobStore
 from serve.service.slides.jobs_file import JobsError
 from serve.slides.status import verify
