@@ -160,12 +160,8 @@ class Model:
         with self._guard:
             self._closed = True
             opened, self._current = self._current, None
-            if opened is None:
-                return
-            opened.is_retired = True
-            is_unused = opened.users == 0
-        if is_unused:
-            opened.segmenter.close()
+        if opened is not None:
+            self._retire(opened)
 
     def _watch(self) -> None:
         self.is_ready()
@@ -209,12 +205,16 @@ class Model:
         with self._opening:
             if self._current is not old:
                 return
-            opened = self._open(old)
-            self._install(opened)
-            old.is_retired = True
-            is_unused = old.users == 0
+            self._install(self._open(old))
+        self._retire(old)
+
+    def _retire(self, opened: _Opened) -> None:
+        """Close a segmenter as soon as no request uses it."""
+        with self._guard:
+            opened.is_retired = True
+            is_unused = opened.users == 0
         if is_unused:
-            old.segmenter.close()
+            opened.segmenter.close()
 
     def _install(self, opened: _Opened) -> None:
         with self._guard:
