@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,14 @@ def write_errors_explained(place: Path) -> Iterator[None]:
         ) from error
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON that a person can read."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def write_json(path: Path, content: object) -> None:
+    """Write JSON that a person can read, whole or not at all.
+
+    Raises:
+        StorageError: the disk is full, or cannot be written.
+    """
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The commands of one model: `fit`, `import-sampath`, `evaluate` and `predict`."""
 
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import tyro
 from train.commands.presets import Trains
 from train.data.folder import Split, read_tile_folder
 from train.errors import SettingsError
-from train.files import whole_file
+from train.files import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +135,7 @@ class Evaluate:
         print_leverage(leverage)
         if self.out is not None:
             found = {**scores, "leverage": [asdict(entry) for entry in leverage]}
-            with whole_file(self.out) as partial:
-                partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            write_json(self.out, found)
 
 
 @dataclass(frozen=True, kw_only=True)

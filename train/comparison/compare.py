@@ -17,7 +17,7 @@ from train.comparison.methods import Row, RowName, choose_rows, paper_rows
 from train.comparison.run import RowResult, RowRun, duration_text
 from train.data.folder import Tile, TileFolder, read_tile_folder
 from train.data.masks import mask_code
-from train.data.pixels import count_pixels, read_labels
+from train.data.pixels import count_each, read_labels
 from train.errors import SettingsError
 from train.presets import PRESETS
 from train.settings import Settings
@@ -92,7 +92,7 @@ def compare(
     chosen = choose_rows(paper_rows() if rows is None else rows)
     _check(settings, num_seeds, chosen)
     folder = read_tile_folder(data)
-    count_pixels(folder, "test")
+    count_each(folder, "test")
     first = settings.optimization.seed
     comparison = Comparison(
         settings=settings,

@@ -32,7 +32,7 @@ from train.comparison.inputs import Inputs, changes, inputs_of
 from train.comparison.methods import BASELINE, Row
 from train.data.folder import Tile, TileFolder
 from train.errors import StorageError
-from train.files import whole_file
+from train.files import whole_file, write_json
 from train.fitting.evaluation import predict_split
 from train.fitting.leverage import Leverage, measure_leverage
 from train.fitting.run import LAST_FILE, fit
@@ -224,15 +224,13 @@ class RowRun:
         with whole_file(self.folder / _SCORES_FILE) as partial, partial.open("wb") as file:
             np.savez_compressed(file, tile_ids=np.array(tile_ids), confusion=np.stack(confusions))
         leverage = [asdict(entry) for entry in measure_leverage(segmenter, card, data, "test")]
-        with whole_file(self.folder / _LEVERAGE_FILE) as partial:
-            partial.write_text(json.dumps(leverage, indent=2) + "\n", encoding="utf-8")
+        write_json(self.folder / _LEVERAGE_FILE, leverage)
         self._mark({**self.marker, "stage": "finished"})
         (self.folder / LAST_FILE).unlink(missing_ok=True)  # large, and of no more use
 
     def _mark(self, marker: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.folder / _MARKER_FILE) as partial:
-            partial.write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+        write_json(self.folder / _MARKER_FILE, marker)
 
 
 def _read_leverage(path: Path) -> tuple[Leverage, ...]:

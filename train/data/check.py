@@ -6,7 +6,6 @@ warning.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from serve.images.mpp import Mpp, PixelSize, sides_of
-from train.data.folder import Split, TileFolder, read_tile_folder
+from train.console import warn
+from train.data.folder import SPLITS, Split, TileFolder, read_tile_folder
 from train.data.folds import folds_file, read_folds
 from train.data.images import inspect_image
 from train.data.leaks import copy_warnings, fold_warnings
@@ -36,8 +36,6 @@ _CLUTTER = ("Thumbs.db", "desktop.ini")
 
 Counts = dict[Split, NDArray[np.int64]]
 """(1 + C,) pixels per split, unlabelled first."""
-
-_SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 def report(
@@ -60,46 +58,42 @@ def report(
     each = count_all(folder)
     counts = count_splits(folder, each)
     warnings = list(found_before or ()) + find_warnings(folder, counts)
-    console = Console()
-    console.print(share_table(folder, counts))
+    Console().print(share_table(folder, counts))
     for warning in warnings:
-        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
+        warn(warning)
     if not warnings:
-        console.print("nothing looks wrong")
+        Console().print("nothing looks wrong")
     if must_train:
         require_trainable(folder, each)
     return warnings
 
 
-def count_splits(
-    folder: TileFolder, each: Mapping[Split, NDArray[np.int64]] | None = None
-) -> Counts:
-    """Count the labels of every split, from those of each mask; those of an empty split are 0."""
-    each = count_all(folder) if each is None else each
+def count_splits(folder: TileFolder, each: Mapping[Split, NDArray[np.int64]]) -> Counts:
+    """Add up the labels of every split, from those of each mask; those of an empty split are 0."""
     empty = np.zeros((0, 1 + len(folder.classes)), np.int64)
-    return {split: np.asarray(each.get(split, empty).sum(axis=0)) for split in _SPLITS}
+    return {split: np.asarray(each.get(split, empty).sum(axis=0)) for split in SPLITS}
 
 
 def share_table(folder: TileFolder, counts: Counts) -> Table:
     """Tabulate each class's share of the labelled pixels, and the unlabelled of all, by split."""
-    columns = [*(counts[split] for split in _SPLITS), np.sum(list(counts.values()), axis=0)]
+    columns = [*(counts[split] for split in SPLITS), np.sum(list(counts.values()), axis=0)]
     table = Table(title=f"Labelled pixels, {_scale(folder)}")
     table.add_column("Class")
-    for heading in (*(split.capitalize() for split in _SPLITS), "All"):
+    for heading in (*(split.capitalize() for split in SPLITS), "All"):
         table.add_column(heading, justify="right")
     for label, entry in enumerate(folder.classes, start=1):
         shares = [_share(column[label], column[1:].sum()) for column in columns]
         table.add_row(f"[{entry.color}]■[/] {escape(entry.name)}", *shares)
     table.add_section()
     table.add_row("unlabelled", *[_share(column[0], column.sum()) for column in columns])
-    sizes = [len(folder.tiles[split]) for split in _SPLITS]
+    sizes = [len(folder.tiles[split]) for split in SPLITS]
     table.add_row("tiles", *[str(size) for size in (*sizes, sum(sizes))])
     return table
 
 
 def _scale(folder: TileFolder) -> str:
     """Describe the um per pixel of the images, and whether the files themselves state it."""
-    known = [tile.mpp for tiles in folder.tiles.values() for tile in tiles if tile.mpp is not None]
+    known = [tile.mpp for tile in folder.all_tiles if tile.mpp is not None]
     of = ", as the image files state" if folder.mpp_is_of_files else ""
     if folder.mpp is not None:
         return f"{folder.mpp:g} um per pixel{of}"
@@ -128,7 +122,7 @@ def find_warnings(folder: TileFolder, counts: Counts) -> list[str]:
 def _split_warnings(folder: TileFolder, counts: Counts) -> list[str]:
     warnings = []
     purposes = {"training": "train on", "validation": "choose an epoch by", "test": "report"}
-    for split in _SPLITS:
+    for split in SPLITS:
         pixels = counts[split].sum()
         if not folder.tiles[split]:
             warnings.append(f"no {split} tile: there is nothing to {purposes[split]}")
@@ -142,9 +136,9 @@ def _split_warnings(folder: TileFolder, counts: Counts) -> list[str]:
 
 def _class_warnings(folder: TileFolder, counts: Counts) -> list[str]:
     warnings = []
-    labelled = {split: counts[split][1:].sum() for split in _SPLITS}
+    labelled = {split: counts[split][1:].sum() for split in SPLITS}
     for label, entry in enumerate(folder.classes, start=1):
-        missing = [split for split in _SPLITS if labelled[split] and not counts[split][label]]
+        missing = [split for split in SPLITS if labelled[split] and not counts[split][label]]
         if missing:
             effect = "training refuses it" if "training" in missing else "its Dice is undefined"
             warnings.append(f"{entry.name} has no pixel for {' and '.join(missing)}: {effect}")
@@ -159,9 +153,8 @@ def _class_warnings(folder: TileFolder, counts: Counts) -> list[str]:
 
 def _resolution_warnings(folder: TileFolder) -> list[str]:
     if folder.mpp is None:
-        has_some = any(tile.mpp for tiles in folder.tiles.values() for tile in tiles)
         give = "give --mpp to `fit`, or mpp in dataset.json"
-        if has_some:
+        if any(tile.mpp for tile in folder.all_tiles):
             return [f"the images differ in um per pixel, and dataset.json has no mpp: {give}"]
         return [f"no um per pixel is known, so the model cannot say which it needs; {give}"]
     if not MPP_MIN <= folder.mpp <= MPP_MAX:
@@ -175,7 +168,7 @@ def _resolution_warnings(folder: TileFolder) -> list[str]:
 def stated_mpp_warnings(folder: TileFolder) -> list[str]:
     """Find images whose own files state another um per pixel than the data set."""
     others = []
-    for tile in (tile for split in _SPLITS for tile in folder.tiles[split]):
+    for tile in folder.all_tiles:
         facts = inspect_image(tile.image)
         if facts.pixel_size is None or _is_near(facts.pixel_size, tile.pixel_size):
             continue
@@ -197,17 +190,15 @@ def _is_near(stated: PixelSize, counted: Mpp | None) -> bool:
 
 def _file_warnings(folder: TileFolder) -> list[str]:
     """Find images that folds.csv forgets."""
-    tiles = [tile for split in _SPLITS for tile in folder.tiles[split]]
-    warnings = []
-    named = {tile.image for tile in tiles}
+    named = {tile.image for tile in folder.all_tiles}
     forgotten = sorted(
         path.name
         for path in (folder.root / "img").iterdir()
         if path not in named and not path.name.startswith(".") and path.name not in _CLUTTER
     )
-    if forgotten:
-        warnings.append(
-            f"folds.csv does not name {len(forgotten)} files of img/, such as {forgotten[0]}: "
-            "they are not used"
-        )
-    return warnings
+    if not forgotten:
+        return []
+    return [
+        f"folds.csv does not name {len(forgotten)} files of img/, such as {forgotten[0]}: they are "
+        "not used"
+    ]

@@ -19,7 +19,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from serve.contract.tables import decode_text
 from serve.images.mpp import MAX_MPP, MIN_MPP, PixelSize
@@ -31,6 +31,7 @@ from train.files import unique_keys
 from train.settings import MAX_CLASSES, LabelClass, is_name
 
 Split = Literal["training", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 _SAME = 0.005
 """Share by which files may differ in um per pixel and still agree: they are rounded."""
 _KEYS = ("mpp", "classes", "mask_colors", "mask_values", "mask_orientation")
@@ -74,6 +75,11 @@ class TileFolder:
     mpp_is_of_files: bool = False
     """Neither dataset.json nor folds.csv has the um per pixel, but the image files state it."""
 
+    @property
+    def all_tiles(self) -> tuple[Tile, ...]:
+        """The images of every split, in the order of `SPLITS`."""
+        return tuple(tile for split in SPLITS for tile in self.tiles[split])
+
 
 def read_tile_folder(root: Path) -> TileFolder:
     """Read and check the layout; pixels are not read.
@@ -92,7 +98,7 @@ def read_tile_folder(root: Path) -> TileFolder:
     classes, mpp, code = _read_description(description)
     images = _index(root / "img", IMAGE_SUFFIXES)
     masks = _index(root / "mask", MASK_SUFFIXES)
-    tiles: dict[Split, list[Tile]] = {"training": [], "validation": [], "test": []}
+    tiles: dict[Split, list[Tile]] = {split: [] for split in SPLITS}
     splits: dict[int, Split] = {-1: "test", 0: "validation"}
     fold_of: dict[str, int] = {}
     for row in read_folds(folds_file(root)):
@@ -109,7 +115,7 @@ def read_tile_folder(root: Path) -> TileFolder:
         tile = Tile(row.tile_id, images[name], masks[name], row.mpp or mpp, row.group, code)
         tiles[splits.get(row.fold, "training")].append(tile)
     folder = TileFolder(root, classes, mpp, {split: tuple(found) for split, found in tiles.items()})
-    is_known = mpp is not None or any(tile.mpp for found in tiles.values() for tile in found)
+    is_known = mpp is not None or any(tile.mpp for tile in folder.all_tiles)
     return folder if is_known else _at_own_scale(folder)
 
 
@@ -119,7 +125,7 @@ def _at_own_scale(folder: TileFolder) -> TileFolder:
     Raises:
         ScaleError: a file states sides of a pixel that are too unequal.
     """
-    paths = [tile.image for tiles in folder.tiles.values() for tile in tiles]
+    paths = [tile.image for tile in folder.all_tiles]
     size_of = dict(zip(paths, own_pixel_sizes(paths), strict=True))
     sizes = [size for size in size_of.values() if size is not None]
     if not sizes:

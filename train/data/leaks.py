@@ -7,39 +7,44 @@ be on new patients. Nothing fails, so nobody notices.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import get_args
 
-from train.data.folder import Split, Tile, TileFolder
+from train.data.folder import SPLITS, Split, Tile, TileFolder
 from train.data.folds import FoldsRow
 from train.data.images import inspect_image
 
 _EFFECT = "scores will be better than on new patients"
-_SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+def straddling(kind: str, places: Iterable[tuple[str | None, object]]) -> list[str]:
+    """Find patients that are in several places.
+
+    Args:
+        kind: what the places are, in the plural.
+        places: the patient, case or slide of each image, if it is known, and where the image is.
+    """
+    places_of: defaultdict[str, list[str]] = defaultdict(list)
+    for group, place in places:
+        if group and str(place) not in places_of[group]:
+            places_of[group].append(str(place))
+    mixed = sorted(group for group, found in places_of.items() if len(found) > 1)
+    if not mixed:
+        return []
+    return [
+        f"{len(mixed)} of {len(places_of)} patients or slides are in several {kind}, such as "
+        f"{mixed[0]} in {' and '.join(places_of[mixed[0]])}: {_EFFECT}"
+    ]
 
 
 def leak_warnings(folder: TileFolder) -> list[str]:
     """Find patients and copies of images that are in several splits. Decodes images once."""
-    split_of: defaultdict[str, set[Split]] = defaultdict(set)
-    for split in _SPLITS:
-        for tile in folder.tiles[split]:
-            if tile.group:
-                split_of[tile.group].add(split)
-    mixed = {group: splits for group, splits in split_of.items() if len(splits) > 1}
-    warnings = []
-    if mixed:
-        group = min(mixed)
-        splits = " and ".join(split for split in _SPLITS if split in mixed[group])
-        warnings.append(
-            f"{len(mixed)} of {len(split_of)} patients or slides are in several splits, such as "
-            f"{group} in {splits}: {_EFFECT}"
-        )
-    return warnings + copy_warnings(folder)
+    places = [(tile.group, split) for split in SPLITS for tile in folder.tiles[split]]
+    return straddling("splits", places) + copy_warnings(folder)
 
 
 def copy_warnings(folder: TileFolder) -> list[str]:
     """Find images with the same pixels under several names. Images of one colour do not count."""
     copies: defaultdict[str, list[tuple[Split, Tile]]] = defaultdict(list)
-    for split in _SPLITS:
+    for split in SPLITS:
         for tile in folder.tiles[split]:
             if digest := inspect_image(tile.image).digest:
                 copies[digest].append((split, tile))
@@ -60,24 +65,15 @@ def copy_warnings(folder: TileFolder) -> list[str]:
 
 def _first_of_each_split(found: Iterable[tuple[Split, Tile]]) -> str:
     names = {split: tile.image.name for split, tile in reversed(list(found))}
-    return " and ".join(f"{names[split]} ({split})" for split in _SPLITS if split in names)
+    return " and ".join(f"{names[split]} ({split})" for split in SPLITS if split in names)
 
 
 def fold_warnings(rows: Sequence[FoldsRow]) -> list[str]:
     """Find patients in several folds, doubtful names of patients, and images named twice."""
-    folds: defaultdict[str, set[int]] = defaultdict(set)
-    for row in rows:
-        if row.group:
-            folds[row.group].add(row.fold)
-    warnings = []
-    if mixed := {group: found for group, found in folds.items() if len(found) > 1}:
-        group = min(mixed)
-        warnings.append(
-            f"{len(mixed)} of {len(folds)} patients or slides are in several folds, such as "
-            f"{group} in {sorted(mixed[group])}: {_EFFECT}"
-        )
+    warnings = straddling("folds", sorted((row.group or "", row.fold) for row in rows))
+    groups = dict.fromkeys(row.group for row in rows if row.group)
     alike: defaultdict[str, list[str]] = defaultdict(list)
-    for group in folds:
+    for group in groups:
         alike[_plain(group)].append(group)
     if doubtful := [names for names in alike.values() if len(names) > 1]:
         listed = " and ".join(map(repr, doubtful[0]))
@@ -86,7 +82,7 @@ def fold_warnings(rows: Sequence[FoldsRow]) -> list[str]:
             "they count as different ones"
         )
     without = [row.tile_id for row in rows if not row.group]
-    if folds and without:
+    if groups and without:
         warnings.append(
             f"{len(without)} of {len(rows)} images have no group in folds.csv, such as "
             f"{without[0]}: each counts as a patient of its own"

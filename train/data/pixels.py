@@ -5,7 +5,6 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import get_args
 
 import numpy as np
 import torch
@@ -14,13 +13,12 @@ from rich.progress import track
 from torch import Tensor
 
 from serve.images.decode import TRANSPOSED
-from train.data.folder import Split, Tile, TileFolder
+from train.data.folder import SPLITS, Split, Tile, TileFolder
 from train.data.images import inspect_image
 from train.data.mask_files import has_orientation, turn_upright
 from train.data.masks import mask_values, read_mask
 from train.errors import DatasetError, FocalPathError, MaskError
 
-SPLITS: tuple[Split, ...] = get_args(Split)
 _MOST_TOLD = 5
 """Damaged files that an error lists."""
 _MOST_LOOKED_AT = 100
@@ -104,29 +102,20 @@ def _require_any(folder: TileFolder, split: Split, counts: NDArray[np.int64]) ->
         )
 
 
-def count_pixels(folder: TileFolder, split: Split) -> NDArray[np.int64]:
-    """Count labels over a split's masks and check each mask against its image.
-
-    Returns:
-        (1 + C,) pixels, unlabelled first.
-
-    Raises:
-        FocalPathError: the split is empty, an image or a mask cannot be read, or their sizes
-            differ; it lists the first files.
-    """
-    return np.asarray(count_each(folder, split).sum(axis=0))
-
-
 def count_all(folder: TileFolder) -> dict[Split, NDArray[np.int64]]:
     """Count the labels of each mask of every split that has one; see `count_each`."""
     return {split: count_each(folder, split) for split in SPLITS if folder.tiles[split]}
 
 
 def count_each(folder: TileFolder, split: Split) -> NDArray[np.int64]:
-    """Count the labels of each mask of a split; see `count_pixels`.
+    """Count the labels of each mask of a split and check each mask against its image.
 
     Returns:
         (N, 1 + C) pixels, unlabelled first, in the order of the split's images.
+
+    Raises:
+        FocalPathError: the split is empty, an image or a mask cannot be read, or their sizes
+            differ; it lists the first files.
     """
     _require_tiles(folder, split)
     tiles = folder.tiles[split]

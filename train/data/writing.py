@@ -1,6 +1,7 @@
 """Writes a data set in SAM-Path's layout, whole or not at all; see `train.data.folder`."""
 
 import csv
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.files import whole_folder, write_json
+from train.files import whole_folder
 from train.settings import LabelClass
 
 
@@ -58,5 +59,5 @@ def write_description(
         writer.writerow(columns)
         writer.writerows(rows)
     description = {"mpp": mpp, "classes": [asdict(entry) for entry in classes]}
-    write_json(folder / "dataset.json", description)
-    write_json(folder / "settings.json", recipe)
+    for name, content in (("dataset.json", description), ("settings.json", recipe)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

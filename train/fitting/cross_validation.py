@@ -23,12 +23,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from train.console import warn
 from train.data.convert.layout import assign_folds
 from train.data.folder import Split, Tile, TileFolder, read_tile_folder
 from train.data.folds import folds_file, read_folds
 from train.data.pixels import count_all, require_trainable
 from train.errors import DatasetError, RunError, SettingsError
-from train.files import whole_file, write_errors_explained
+from train.files import whole_file, write_errors_explained, write_json
 from train.fitting.evaluation import predict_split
 from train.fitting.resume import changed_inputs, run_inputs
 from train.fitting.run import LAST_FILE, fit
@@ -94,7 +95,15 @@ def cross_validate(
     total = torch.as_tensor(np.sum(confusions, axis=0))
     pooled = named_scores(class_scores(total), folder.classes)
     result = CrossValidation(folder.classes, tuple(scores), pooled)
-    _write_scores(run / "folds.json", result)
+    spreads = {name: result.spread(name) for name in pooled}
+    content = {
+        "classes": [asdict(entry) for entry in result.classes],
+        "folds": result.folds,
+        "pooled": pooled,
+        "mean": {name: mean for name, (mean, _) in spreads.items()},
+        "standard_deviation": {name: deviation for name, (_, deviation) in spreads.items()},
+    }
+    write_json(run / "folds.json", content)
     return result
 
 
@@ -119,10 +128,9 @@ def assign(folder: TileFolder, num_folds: int, seed: int) -> dict[str, int]:
         )
     drawn = assign_folds(groups, num_folds, seed)
     if not any(tile.group for tile in tiles):
-        Console().print(
-            "[yellow]warning:[/yellow] folds.csv has no column group: folds are drawn by image, "
-            "and images of one patient may be in several",
-            soft_wrap=True,
+        warn(
+            "folds.csv has no column group: folds are drawn by image, and images of one patient "
+            "may be in several"
         )
     return {tile.tile_id: drawn[tile.group or tile.tile_id] for tile in tiles}
 
@@ -179,9 +187,7 @@ def _fold(settings: Settings, part: TileFolder, run: Path, *, overwrite: bool) -
     for image in predict_split(segmenter, card, part, "validation", tta=False):
         confusion.update(image.predicted[None], image.labels[None])
     counts = confusion.compute().long().numpy()
-    content = {"inputs": inputs, "confusion": counts.tolist()}
-    with whole_file(run / _DONE_FILE) as partial:
-        partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    write_json(run / _DONE_FILE, {"inputs": inputs, "confusion": counts.tolist()})
     return np.asarray(counts, np.int64)
 
 
@@ -198,19 +204,6 @@ def _write_assignment(path: Path, folds: dict[str, int]) -> None:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["img_id", "fold"])
         rows.writerows(sorted(folds.items()))
-
-
-def _write_scores(path: Path, result: CrossValidation) -> None:
-    names = list(result.pooled)
-    content = {
-        "classes": [asdict(entry) for entry in result.classes],
-        "folds": result.folds,
-        "pooled": result.pooled,
-        "mean": {name: result.spread(name)[0] for name in names},
-        "standard_deviation": {name: result.spread(name)[1] for name in names},
-    }
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def print_folds(result: CrossValidation) -> None:

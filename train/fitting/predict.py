@@ -34,6 +34,7 @@ from serve.images.mpp import (
     contradiction,
     sides_of,
 )
+from train.console import warn
 from train.data.dataset import see_image
 from train.data.folder import IMAGE_SUFFIXES
 from train.data.scale import refuse_enlarging
@@ -121,17 +122,14 @@ def predict_images(
 def _warn(card: CheckpointCard, others: Sequence[str], assumed: Sequence[str]) -> None:
     """Warn of images that state another um per pixel than is given, or none."""
     if others:
-        Console().print(
-            f"[yellow]warning:[/yellow] {len(others)} images, such as {escape(others[0])}, state "
-            "another um per pixel than --mpp, which counts.",
-            soft_wrap=True,
+        warn(
+            f"{len(others)} images, such as {others[0]}, state another um per pixel than --mpp, "
+            "which counts."
         )
     if assumed:
-        Console().print(
-            f"[yellow]warning:[/yellow] {len(assumed)} images, such as {escape(assumed[0])}, do "
-            f"not state their um per pixel: the model's, {card.input_mpp:g}, is assumed. Give it "
-            "as --mpp.",
-            soft_wrap=True,
+        warn(
+            f"{len(assumed)} images, such as {assumed[0]}, do not state their um per pixel: the "
+            f"model's, {card.input_mpp:g}, is assumed. Give it as --mpp."
         )
 
 

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from rich.console import Console
-from rich.markup import escape
 from torch import Tensor
 
 from train.config import SETTINGS_FILE, write_settings
+from train.console import warn
 from train.data.check import stated_mpp_warnings
 from train.data.folder import Split, TileFolder, read_tile_folder
 from train.data.leaks import leak_warnings
@@ -104,7 +103,9 @@ def fit(
             _remove_old(run, keep_results=resume)
             task = SegmentationTask(segmenter, settings, folder.classes, frequencies)
             if trainer.is_global_zero:
-                _print_doubts(folder)
+                # What makes a model or its scores wrong without a failure.
+                for warning in (*leak_warnings(folder), *stated_mpp_warnings(folder)):
+                    warn(warning)
                 write_settings(run / SETTINGS_FILE, settings)
             if settings.runtime.compile:
                 task.compile_parts()
@@ -121,12 +122,6 @@ def _refuse_trained(run: Path, *, may_exist: bool) -> None:
             f"{run} has a trained model; expected a new folder. Add --resume to continue it from "
             f"{LAST_FILE}, where that is there, or --overwrite to replace it."
         )
-
-
-def _print_doubts(folder: TileFolder) -> None:
-    """Warn of what makes a model or its scores wrong without a failure."""
-    for warning in (*leak_warnings(folder), *stated_mpp_warnings(folder)):
-        Console().print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
 
 
 def _segmenter(settings: Settings, folder: TileFolder, statistics: ClassStatistics) -> Segmenter:

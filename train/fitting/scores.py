@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from train.console import warn
 from train.data.folder import Split, TileFolder, read_tile_folder
 from train.data.pixels import require_labelled
 from train.data.scale import resolve_mpp
@@ -87,9 +88,8 @@ def _check_scale(card: CheckpointCard, folder: TileFolder, split: Split) -> None
             resolve_mpp(card.input_mpp, folder.mpp, folder.tiles[split])
         return
     side = card.settings.model.tile_size_px
-    Console().print(
-        f"[yellow]warning:[/yellow] this checkpoint is of version 0.1, which squeezed every image "
-        f"to {side} x {side} pixels, and so are the images now. Its um per pixel "
-        f"({card.mpp or 'unknown'}) is right only for images like those that it was trained on.",
-        soft_wrap=True,
+    warn(
+        f"this checkpoint is of version 0.1, which squeezed every image to {side} x {side} pixels, "
+        f"and so are the images now. Its um per pixel ({card.mpp or 'unknown'}) is right only for "
+        "images like those that it was trained on."
     )

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from train.data.order import EpochSampler
 from train.errors import DestinationError
-from train.files import whole_file, whole_folder, write_errors_explained
+from train.files import whole_folder, write_errors_explained, write_json
 from train.fitting.callbacks import EpochProgressBar, OwnSigterm
 from train.fitting.metrics_file import METRICS_FILE, MetricsFile
 from train.fitting.resume import RunInputs, resumed_epoch
@@ -224,8 +224,7 @@ def trained_otherwise(run: Path, settings: PretrainSettings) -> list[str]:
 
 def _write_record(path: Path, inputs: dict[str, Any]) -> None:
     versions = {"torch": torch.__version__, "timm": timm.__version__, "lightning": L.__version__}
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps({**inputs, "versions": versions}, indent=2) + "\n")
+    write_json(path, {**inputs, "versions": versions})
 
 
 def encoder_card(settings: PretrainSettings, data: str, num_slides: int) -> str:

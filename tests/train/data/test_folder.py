@@ -11,7 +11,7 @@ from PIL import Image
 from tests.support.errors import raises
 from tests.support.toy_data import TILE_SIZE_PX, write_toy_data
 from train.data.folder import read_tile_folder
-from train.data.pixels import class_frequencies, count_pixels
+from train.data.pixels import class_frequencies, count_each
 from train.errors import DatasetError, ImageFileError, MaskError
 
 
@@ -280,4 +280,4 @@ def test_a_class_without_a_training_pixel_is_named(data: Path):
 def test_a_split_without_tiles_is_named(tmp_path: Path):
     data = write_toy_data(tmp_path / "data", num_validation=0)
     with raises(DatasetError, "validation"):
-        count_pixels(read_tile_folder(data), "validation")
+        count_each(read_tile_folder(data), "validation")

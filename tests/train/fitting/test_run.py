@@ -507,7 +507,7 @@ def test_an_interrupted_preparation_leaves_nothing(
     def interrupt(*_: object, **__: object) -> None:
         signal.raise_signal(number)
 
-    monkeypatch.setattr("train.data.writing.write_json", interrupt)
+    monkeypatch.setattr("train.data.synthetic.dataset.write_description", interrupt)
     arguments = ("--num-train", 1, "--num-validation", 1, "--num-test", 1, "--tile-size-px", 64)
     code = run_main(monkeypatch, "prepare", "synthetic", tmp_path / "data", *arguments)
     assert code == 128 + number

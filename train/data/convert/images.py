@@ -5,8 +5,8 @@ Folds are by group, the patient or case; `folds.csv` says which.
 """
 
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from train.data.convert.layout import TEST_FOLD, assign_folds, draw_test_groups
 from train.data.convert.source_files import read_region_rgb, refuse_other_size
 from train.data.folder import IMAGE_SUFFIXES
 from train.data.images import read_image
+from train.data.leaks import straddling
 from train.data.writing import whole_dataset, write_description
 from train.settings import LabelClass
 
@@ -94,22 +95,10 @@ def write_images(
             classes=classes,
             recipe=recipe,
         )
-    return _straddling(images) if settings.parts == "official" else []
-
-
-def _straddling(images: Iterable[SourceImage]) -> list[str]:
-    """Warn of patients that are in several of the official parts."""
-    parts: defaultdict[str, set[str]] = defaultdict(set)
-    for image in images:
-        parts[image.group].add(image.part)
-    mixed = sorted(group for group, found in parts.items() if len(found) > 1)
-    if not mixed:
+    if settings.parts != "official":
         return []
-    return [
-        f"{len(mixed)} of {len(parts)} patients are in several of the official parts, such as "
-        f"{mixed[0]} in {', '.join(sorted(parts[mixed[0]]))}: scores will be better than on new "
-        "patients. --parts patient draws folds by patient."
-    ]
+    mixed = straddling("official parts", sorted((image.group, image.part) for image in images))
+    return [f"{warning}. --parts patient draws folds by patient" for warning in mixed]
 
 
 def folds_of(images: Sequence[SourceImage], settings: FoldSettings) -> dict[str, int]:

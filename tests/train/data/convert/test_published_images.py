@@ -65,7 +65,7 @@ def test_ocelots_official_parts_are_kept_where_asked_and_straddlers_told(
     prepare_ocelot(source, tmp_path / "out", OcelotSettings(folds=OFFICIAL))
     rows = folds_of(tmp_path / "out")
     assert [rows[name]["fold"] for name in ("000", "001", "002")] == ["1", "0", "-1"]
-    assert "6 of 6 patients are in several of the official parts" in capsys.readouterr().out
+    assert "6 of 6 patients or slides are in several official parts" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_not_ocelot_is_refused(tmp_path: Path):
