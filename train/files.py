@@ -1,6 +1,7 @@
 """Writes files and folders whole or not at all, and explains where they cannot be written."""
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -105,6 +106,12 @@ def write_json(path: Path, content: object) -> None:
     """
     with whole_file(path) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

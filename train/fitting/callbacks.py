@@ -92,22 +92,18 @@ class ClassProgressBar(EpochProgressBar):
 
     def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Read the numbers once per epoch: to read them from a GPU after a step waits for it."""
-        self._shown = self._read(trainer)
-        super().on_train_epoch_start(trainer, task)
-
-    def get_metrics(self, trainer: L.Trainer, task: L.LightningModule) -> dict[str, Any]:
-        """The loss, the mean Dice and the Dice of each class, of the epoch before."""
-        return dict(self._shown)
-
-    def _read(self, trainer: L.Trainer) -> dict[str, Any]:
         found = trainer.callback_metrics
-        shown: dict[str, Any] = {}
+        self._shown = {}
         if "loss" in found:
-            shown["loss"] = f"{found['loss']:.3f}"
+            self._shown["loss"] = f"{found['loss']:.3f}"
         if "validation/dice/mean" in found:
             each = [
                 f"{entry.name[:3]} {found[f'validation/dice/{entry.name}']:.2f}"
                 for entry in self._classes[:_CLASSES_IN_BAR]
             ]
-            shown["Dice"] = f"{found['validation/dice/mean']:.3f} ({' '.join(each)})"
-        return shown
+            self._shown["Dice"] = f"{found['validation/dice/mean']:.3f} ({' '.join(each)})"
+        super().on_train_epoch_start(trainer, task)
+
+    def get_metrics(self, trainer: L.Trainer, task: L.LightningModule) -> dict[str, Any]:
+        """The loss, the mean Dice and the Dice of each class, of the epoch before."""
+        return dict(self._shown)

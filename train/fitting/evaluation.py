@@ -8,22 +8,20 @@ Shape legend: H, W: the image; T: tile size; C: classes; N: tiles; h, w: T/4, or
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader
 
 from serve.images.tiles import Blend, upsample_and_label
 from train.data.augmentation import NUM_VIEWS, turn, turn_back
 from train.data.dataset import WholeImage, WholeImageDataset
 from train.data.folder import Split, TileFolder
-from train.data.order import pack_images
 from train.data.scale import Placement, TileScale
-from train.fitting.loading import ErrorsAsItems, TileLoader
+from train.fitting.loading import whole_image_loader
 from train.model.checkpoint import CheckpointCard
 from train.model.image_encoder import PATCH_SIZE
 from train.model.segmenter import Segmenter, SegmenterOutput, encode_for_training
@@ -101,23 +99,6 @@ def _segment(
             segmenter, batch["image"].to(device), mixed_precision=settings.mixed_precision
         )
         return segmenter.decode(features)
-
-
-def whole_image_loader(
-    dataset: Any, num_tiles: int, num_workers: int, *, rank: int = 0, num_ranks: int = 1
-) -> DataLoader[Any]:
-    """Load lists of whole images with about `num_tiles` tiles together; each rank has its share."""
-    return TileLoader(
-        ErrorsAsItems(dataset),
-        batch_sampler=pack_images(dataset.placements, num_tiles, rank=rank, num_ranks=num_ranks),
-        collate_fn=_as_list,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _as_list(images: list[WholeImage]) -> list[WholeImage]:
-    return images
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from serve.images.tiles import SAME_MPP
 from train.data.convert import bcss, bdsa, crag
+from train.data.convert.class_mapping import PALETTE
 from train.data.folder import TileFolder, read_tile_folder
 from train.data.pixels import class_frequencies
 from train.errors import CheckpointError, DestinationError
@@ -23,7 +24,7 @@ from train.model.pretrained import (
     NOT_OURS_IN_VIT,
     load_accounted,
     resize_image_encoder,
-    resize_position_embedding,
+    resize_pathology_positions,
 )
 from train.model.segmenter import Segmenter
 from train.model.weight_files import Weights, read_weights, tensors, weights_sha256
@@ -42,8 +43,6 @@ _CLASSES = {"bcss": bcss.CLASSES, "bdsa": bdsa.CLASSES, "crag": crag.CLASSES}
 """Classes of the data sets that SAM-Path and the paper were trained on, by preset."""
 _MPP_OF_IMAGES = {"crag": CRAG_MPP}
 """um per pixel of the images, by preset, where SAM-Path resized them."""
-_COLORS = ("#d55e00", "#0072b2", "#009e73", "#f0e442", "#cc79a7", "#56b4e9", "#e69f00", "#999999")
-"""For classes that are given by name alone: the palette of Okabe and Ito, in our order."""
 
 
 def import_sampath(
@@ -154,10 +153,7 @@ def load_sampath_weights(segmenter: Segmenter, path: Path) -> None:
                 break
         source[name] = value
     resize_image_encoder(source, segmenter)
-    vit_prefix = "pathology_encoder.vit."
-    vit = {k.removeprefix(vit_prefix): v for k, v in source.items() if k.startswith(vit_prefix)}
-    resize_position_embedding(vit, segmenter.pathology_encoder.vit, "dino", path)
-    source |= {vit_prefix + name: value for name, value in vit.items()}
+    resize_pathology_positions(source, segmenter, "dino", path)
     left_out = {
         **NOT_OURS_IN_SAM,
         **{rf"pathology_encoder\.vit\.{name}": why for name, why in NOT_OURS_IN_VIT.items()},
@@ -224,7 +220,7 @@ def _classes(
         classes, said_by = folder.classes, str(folder.root)
     elif names:
         classes = tuple(
-            LabelClass(name=name, color=_COLORS[index % len(_COLORS)])
+            LabelClass(name=name, color=PALETTE[index % len(PALETTE)])
             for index, name in enumerate(names)
         )
         said_by = "--class-names"

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from train.data.dataset import WholeImageDataset
 from train.data.folder import Split, TileFolder
-from train.fitting.evaluation import scale_of, whole_image_loader
+from train.fitting.evaluation import scale_of
+from train.fitting.loading import whole_image_loader
 from train.metrics import PooledConfusion, class_scores
 from train.model.checkpoint import CheckpointCard
 from train.model.class_bias import ClassAttentionBias, ClassStatistics, find_strategy

@@ -1,39 +1,31 @@
-"""Loads samples so that an error in a file reaches the user as one message."""
+"""Loads tiles and whole images, so that an error in a file reaches the user as one message."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from train.data.order import pack_images
 from train.errors import FocalPathError
 
 
-class ErrorsAsItems(Dataset[Any]):
-    """A data set whose user errors are items.
+class TileLoader(DataLoader[Any]):
+    """A loader that raises the errors of its data set in the process that asks for a batch.
 
     An exception that leaves a loading process is wrapped in the text of its traceback, and its own
-    message is lost among it.
+    message is lost among it. So errors are items until then.
     """
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = cast("Dataset[Any]", dataset)
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, key: Any) -> Any:
-        """Load an item, or the error that it ends in."""
-        try:
-            return self.dataset[key]
-        except FocalPathError as error:
-            return error
-
-
-class TileLoader(DataLoader[Any]):
-    """A loader of `ErrorsAsItems` that raises the errors in the process that asks for a batch."""
-
-    def __init__(self, dataset: ErrorsAsItems, *, collate_fn: Any = default_collate, **rest: Any):
-        super().__init__(dataset, collate_fn=_Collate(collate_fn), **rest)
+    def __init__(
+        self, dataset: Any, *, collate_fn: Callable[[list[Any]], Any] = default_collate, **rest: Any
+    ) -> None:
+        super().__init__(
+            _ErrorsAsItems(dataset),
+            collate_fn=_Collate(collate_fn),
+            pin_memory=torch.cuda.is_available(),
+            **rest,
+        )
 
     def __iter__(self) -> Any:
         """Iterate over the batches.
@@ -42,6 +34,32 @@ class TileLoader(DataLoader[Any]):
             FocalPathError: a sample could not be loaded.
         """
         return _raising(super().__iter__())
+
+
+def whole_image_loader(
+    dataset: Any, num_tiles: int, num_workers: int, *, rank: int = 0, num_ranks: int = 1
+) -> TileLoader:
+    """Load lists of whole images with about `num_tiles` tiles together; each rank has its share."""
+    return TileLoader(
+        dataset,
+        batch_sampler=pack_images(dataset.placements, num_tiles, rank=rank, num_ranks=num_ranks),
+        collate_fn=list,
+        num_workers=num_workers,
+    )
+
+
+class _ErrorsAsItems(Dataset[Any]):
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = cast("Dataset[Any]", dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.dataset[key]
+        except FocalPathError as error:
+            return error
 
 
 def _raising(batches: Iterator[Any]) -> Iterator[Any]:

@@ -25,13 +25,13 @@ from train.data.pixels import class_frequencies, require_trainable
 from train.data.scale import resolve_mpp
 from train.errors import DestinationError, SettingsError
 from train.files import write_errors_explained
-from train.fitting.baseline import baseline_dice
 from train.fitting.callbacks import BestCheckpoint, ClassProgressBar, OwnSigterm
 from train.fitting.curves import plot_training
 from train.fitting.loaders import make_loaders
 from train.fitting.metrics_file import METRICS_FILE, MetricsFile
 from train.fitting.resume import ResumableEarlyStopping, RunInputs, resumed_epoch, run_inputs
 from train.fitting.run_lock import only_run
+from train.fitting.scores import baseline_dice
 from train.fitting.start import find_start
 from train.fitting.task import SegmentationTask
 from train.fitting.trainer import trainer_of

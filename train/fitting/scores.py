@@ -1,24 +1,28 @@
-"""Scores of a checkpoint on a split of a data set."""
+"""Scores of a checkpoint: on a split of a data set, and those that a run takes from a baseline."""
 
 import math
 from pathlib import Path
 
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
 from train.console import warn
 from train.data.folder import Split, TileFolder, read_tile_folder
 from train.data.pixels import require_labelled
 from train.data.scale import resolve_mpp
-from train.errors import CheckpointError
+from train.errors import BaselineError
 from train.fitting.evaluation import predict_split
 from train.fitting.task import named_scores
 from train.metrics import PooledConfusion, class_scores
-from train.model.checkpoint import CheckpointCard
+from train.model.checkpoint import CheckpointCard, check_classes, read_card
+from train.model.class_bias import STRATEGIES, find_strategy
 from train.model.segmenter import Segmenter
+from train.settings import Settings
 
 
 def evaluate(
@@ -42,7 +46,7 @@ def evaluate(
         ScaleError: the um per pixel of some images are not known.
     """
     folder = read_tile_folder(data)
-    check_classes(card, "the checkpoint", folder)
+    check_classes(card, "the checkpoint", folder.classes)
     _check_scale(card, folder, split)
     require_labelled(folder, split)
     confusion = PooledConfusion(len(card.classes))
@@ -70,15 +74,31 @@ def print_scores(scores: dict[str, float], card: CheckpointCard, title: str) -> 
     Console().print(table)
 
 
-def check_classes(card: CheckpointCard, described: str, folder: TileFolder) -> None:
-    """Refuse a data set with other classes than the checkpoint's."""
-    names = [entry.name for entry in folder.classes]
-    found = [entry.name for entry in card.classes]
-    if found != names:
-        raise CheckpointError(
-            f"{described} has the classes {', '.join(found)}; expected those of {folder.root}, "
-            f"{', '.join(names)}, in their order. Take one that was trained on the same classes."
+def baseline_dice(settings: Settings, baseline: Path | None, folder: TileFolder) -> Tensor | None:
+    """Dice of each class (C,) that hcfa's baseline reached on its validation tiles."""
+    if baseline is None:
+        return None
+    if not find_strategy(settings.model.bias).needs_baseline:
+        users = [s.name for s in STRATEGIES.values() if s.needs_baseline]
+        raise BaselineError(
+            f"--difficulty-from is given, but --bias {settings.model.bias} uses no difficulty. "
+            f"Leave it out, or choose --bias {' or '.join(users)}."
         )
+    train_it = (
+        f"`python -m train fit {settings.preset} --bias none --data {folder.root} --out {baseline}`"
+    )
+    if not baseline.exists():
+        raise BaselineError(f"no baseline at {baseline}. Train it first: {train_it}")
+    card = read_card(baseline)
+    check_classes(card, f"the baseline {baseline}", folder.classes)
+    names = [f"dice/{entry.name}" for entry in folder.classes]
+    if not card.metrics.keys() >= set(names):
+        raise BaselineError(
+            f"the baseline {baseline} has no validation Dice (was it imported with --no-score?), "
+            f"and hcfa takes that for difficulty. Train one in another folder: {train_it}"
+        )
+    # NaN for an absent class, whose difficulty is not known.
+    return torch.tensor([card.metrics[name] for name in names])
 
 
 def _check_scale(card: CheckpointCard, folder: TileFolder, split: Split) -> None:

@@ -37,11 +37,11 @@ class Start:
             self.published.load_into(segmenter)
             return self.published.origins
         assert self.settings.weights.from_run is not None
-        loaded = load_run(segmenter, Path(self.settings.weights.from_run), classes)
-        for name in loaded.left_out:
+        origins, left_out = load_run(segmenter, Path(self.settings.weights.from_run), classes)
+        for name in left_out:
             text = f"not taken from {self.settings.weights.from_run}: {name}"
             Console().print(text, markup=False, soft_wrap=True)
-        return loaded.origins
+        return origins
 
 
 def find_start(settings: Settings) -> Start:

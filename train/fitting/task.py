@@ -12,8 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from train.data.dataset import WholeImage
 from train.fitting.evaluation import label_images
-from train.fitting.finite import FiniteLosses
-from train.fitting.losses import SegmentationLoss
+from train.fitting.losses import FiniteLosses, SegmentationLoss
 from train.metrics import ClassScores, PooledConfusion, class_scores
 from train.model.segmenter import (
     Segmenter,
@@ -101,14 +100,7 @@ class SegmentationTask(L.LightningModule):
     def _log_loss(self, output: SegmenterOutput, labels: Tensor) -> None:
         """Log the loss of validation tiles, without what the bias adds to it."""
         loss = self.loss(output, labels.to(self.device).long())["loss"]
-        self.log(
-            "validation/loss",
-            loss,
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(labels),
-            sync_dist=True,
-        )
+        self.log("validation/loss", loss, batch_size=len(labels), sync_dist=True)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
         """Leave whole images where they are: their tiles go to the device batch by batch."""
@@ -118,7 +110,11 @@ class SegmentationTask(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log Dice and IoU of the pooled pixels, and the bias of each class."""
-        self._log_scores("validation")
+        scores = class_scores(self.confusion.compute())
+        self.confusion.reset()
+        for name, value in named_scores(scores, self.classes).items():
+            is_mean = name == "dice/mean"
+            self.log(f"validation/{name}", value, prog_bar=is_mean, sync_dist=True)
         bias = self.segmenter.class_attention_bias
         values = {"bias": bias.per_class(), "bias_prior": bias.per_class(bias.prior)}
         for name, of_class in values.items():
@@ -182,12 +178,6 @@ class SegmentationTask(L.LightningModule):
                 mixed_precision=self.settings.mixed_precision,
             )
         return self.segmenter.decode(features.to(self.device).float())
-
-    def _log_scores(self, split: str) -> None:
-        scores = class_scores(self.confusion.compute())
-        self.confusion.reset()
-        for name, value in named_scores(scores, self.classes).items():
-            self.log(f"{split}/{name}", value, prog_bar=name == "dice/mean", sync_dist=True)
 
 
 def named_scores(scores: ClassScores, classes: tuple[LabelClass, ...]) -> dict[str, float]:

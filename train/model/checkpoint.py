@@ -3,7 +3,6 @@
 No pickle: a checkpoint from anywhere can be opened safely.
 """
 
-import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
@@ -18,9 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from serve.contract.refusal import first_problem
 from train.errors import CheckpointError
-from train.files import whole_file, write_errors_explained
+from train.files import sha256_of, whole_file, write_errors_explained
 from train.model.build import build_segmenter
 from train.model.segmenter import Segmenter
+from train.model.weight_files import differing
 from train.settings import LabelClass, Settings, upgrade_settings
 
 WEIGHTS_FILE = "model.safetensors"
@@ -118,7 +118,7 @@ def save_checkpoint(folder: Path, segmenter: Segmenter, card: CheckpointCard) ->
     # Nested, so that both are renamed at the end: a crash hardly ever leaves one without the other.
     with whole_file(folder / WEIGHTS_FILE) as partial, whole_file(folder / CARD_FILE) as card_file:
         save_file(weights, partial)
-        card = replace(card, weights_sha256=_sha256(partial))
+        card = replace(card, weights_sha256=sha256_of(partial))
         card_file.write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
     return folder / WEIGHTS_FILE
 
@@ -133,7 +133,12 @@ def load_checkpoint(path: Path) -> tuple[Segmenter, CheckpointCard]:
     card = read_card(path)
     weights = read_checkpoint_weights(path, card)
     segmenter = build_segmenter(card.settings.model, len(card.classes))
-    _check_shapes(segmenter, weights, weights_file(path))
+    if problems := differing(weights, segmenter.state_dict()):
+        raise CheckpointError(
+            f"{weights_file(path)} is of another architecture than {CARD_FILE} describes, "
+            f"{len(problems)} weights differ: {'; '.join(problems[:3])}. Take both files from the "
+            "same run."
+        )
     segmenter.load_state_dict(weights)
     return segmenter.eval(), card
 
@@ -195,7 +200,7 @@ def read_checkpoint_weights(path: Path, card: CheckpointCard) -> dict[str, torch
     if not file.is_file():
         raise _missing(file)
     try:
-        found = _sha256(file) if card.weights_sha256 is not None else None
+        found = sha256_of(file) if card.weights_sha256 is not None else None
         weights = load_file(file)
     except OSError as error:
         raise _unreadable(file, error) from error
@@ -223,9 +228,19 @@ def weights_file(path: Path) -> Path:
     return path / WEIGHTS_FILE if path.is_dir() else path
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def check_classes(card: CheckpointCard, described: str, classes: tuple[LabelClass, ...]) -> None:
+    """Refuse a checkpoint of other classes than a data set's.
+
+    Raises:
+        CheckpointError: the names differ, or their order.
+    """
+    found, wanted = ([entry.name for entry in entries] for entries in (card.classes, classes))
+    if found != wanted:
+        raise CheckpointError(
+            f"{described} has the classes {', '.join(found)}; the data set has "
+            f"{', '.join(wanted)}. Expected the same names in the same order: each class has its "
+            "own token. Take one that was trained on the same classes."
+        )
 
 
 def _missing(file: Path) -> CheckpointError:
@@ -239,20 +254,3 @@ def _unreadable(file: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
         f"{file} cannot be read ({error.strerror}). Check the permissions of the file."
     )
-
-
-def _check_shapes(
-    segmenter: Segmenter, weights: dict[str, torch.Tensor], weights_path: Path
-) -> None:
-    expected = {name: tuple(value.shape) for name, value in segmenter.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    differing = [name for name in expected | found if expected.get(name) != found.get(name)]
-    if differing:
-        first = "; ".join(
-            f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'none')}"
-            for name in differing[:3]
-        )
-        raise CheckpointError(
-            f"{weights_path} is of another architecture than {CARD_FILE} describes, "
-            f"{len(differing)} weights differ: {first}. Take both files from the same run."
-        )

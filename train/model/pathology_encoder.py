@@ -163,45 +163,14 @@ def _check_grid(encoder: PathologyEncoder, model: ModelSettings) -> None:
     Raises:
         EncoderError: it fails on an image of this size, or gives other tokens.
     """
-    grid = model.tile_size_px // PATCH_SIZE
-    side = grid * encoder.patch_size
-    name = model.pathology_encoder
     with torch.device("meta"):
-        image = torch.empty(1, 3, side, side)
-    tensors = {
-        **{key: value.to("meta") for key, value in encoder.vit.named_parameters()},
-        **{key: value.to("meta") for key, value in encoder.vit.named_buffers()},
-    }
+        image = torch.empty(1, 3, model.tile_size_px, model.tile_size_px)
+    tensors = (*encoder.named_parameters(), *encoder.named_buffers())
     try:
         with torch.no_grad():
-            tokens = torch.func.functional_call(
-                _Features(encoder.vit), _prefixed(tensors), (image,)
-            )
-        found = tuple(tokens.shape)
+            torch.func.functional_call(encoder, {n: v.to("meta") for n, v in tensors}, (image,))
     except (RuntimeError, AssertionError, TypeError, ValueError, AttributeError) as error:
         raise EncoderError(
-            f"{name} cannot take a tile of {model.tile_size_px} pixels ({error}). Take another "
-            "encoder, or another --tile-size-px."
+            f"{model.pathology_encoder} cannot turn a tile of {model.tile_size_px} pixels into one "
+            f"token per 16 x 16 pixels ({error}). Take another encoder, or another --tile-size-px."
         ) from error
-    expected = (1, encoder.vit.num_prefix_tokens + grid**2, encoder.embed_dim)
-    if found != expected:
-        raise EncoderError(
-            f"{name} turns a tile of {model.tile_size_px} pixels into {found}; expected "
-            f"{expected}, one token per 16 x 16 pixels. Take another encoder."
-        )
-
-
-class _Features(nn.Module):
-    """Calls a vision transformer's `forward_features`."""
-
-    def __init__(self, vit: nn.Module) -> None:
-        super().__init__()
-        self.vit = vit
-
-    def forward(self, images: Tensor) -> Tensor:
-        """All tokens of (B, 3, H, W)."""
-        return self.vit.forward_features(images)  # type: ignore[no-any-return, operator]
-
-
-def _prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"vit.{name}": value for name, value in tensors.items()}

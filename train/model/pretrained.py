@@ -17,7 +17,7 @@ from train.errors import WeightsError
 from train.model.image_encoder import size_of_image_encoder
 from train.model.mask_decoder import MaskDecoder
 from train.model.segmenter import Segmenter
-from train.model.weight_files import Weights, read_weights, tensors
+from train.model.weight_files import Weights, differing, read_weights, tensors
 from train.model.weight_names import Positions, VitWeights, as_timm, vit_facts
 
 _NO_PROMPT = "prompts are not used"
@@ -36,6 +36,7 @@ NOT_OURS_IN_VIT = {
 _SAM_PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 _MLPS = "mask_decoder.output_hypernetworks_mlps."
 _MLP_0 = f"{_MLPS}0."
+_VIT = "pathology_encoder.vit."
 
 
 def load_sam_weights(segmenter: Segmenter, path: Path) -> None:
@@ -131,6 +132,19 @@ def resize_image_encoder(source: Weights, segmenter: Segmenter) -> None:
             source[f"image_encoder.{name}"] = value[0].T
 
 
+def resize_pathology_positions(
+    source: Weights, segmenter: Segmenter, way: Positions, path: Path
+) -> None:
+    """Resize the pathology encoder's position embedding under the segmenter's names, in place.
+
+    Raises:
+        WeightsError: the positions are not those of a square image.
+    """
+    vit = {n.removeprefix(_VIT): value for n, value in source.items() if n.startswith(_VIT)}
+    resize_position_embedding(vit, segmenter.pathology_encoder.vit, way, path)
+    source |= {_VIT + name: value for name, value in vit.items()}
+
+
 def resize_position_embedding(source: Weights, vit: Any, way: Positions, path: Path) -> None:
     """Resize the position embedding of another tile size, in place.
 
@@ -195,13 +209,8 @@ def load_accounted(
     target = module.state_dict()
     skipped = re.compile("|".join(f"(?:{pattern})" for pattern in left_out))
     fitting = {n: v for n, v in source.items() if n in target and v.shape == target[n].shape}
-    unknown = [name for name in source if name not in fitting and not skipped.match(name)]
-    problems = [
-        f"{name} is {tuple(source[name].shape)}, expected "
-        f"{tuple(target[name].shape) if name in target else 'no such weight'}"
-        for name in unknown
-    ]
-    problems += [f"{name} is missing" for name in sorted(expected - set(source))]
+    ours = {n: v for n, v in source.items() if n in fitting or not skipped.match(n)}
+    problems = differing(ours, {n: target[n] for n in target if n in expected or n in ours})
     if problems:
         raise WeightsError(
             f"{path} does not fit the model, {len(problems)} weights differ: "

@@ -3,7 +3,6 @@
 PyTorch files are read with `weights_only=True`, so that no code in them runs.
 """
 
-import hashlib
 import re
 import struct
 from collections import OrderedDict
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from train.errors import WeightsError
+from train.files import sha256_of
 
 Weights = dict[str, Tensor]
 """Tensors by name."""
@@ -134,8 +134,7 @@ def weights_sha256(path: Path) -> str:
     Raises:
         WeightsError: the file is missing.
     """
-    with weights_file(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(weights_file(path))
 
 
 def weights_file(path: Path) -> Path:
@@ -227,3 +226,16 @@ def tensors(content: Any, path: Path) -> Weights:
             "expected. Give the weights' own file."
         )
     return dict(content)
+
+
+def differing(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Tell of each name that one of both lacks, or whose shapes differ."""
+    shapes, wanted = (
+        {name: tuple(value.shape) for name, value in weights.items()}
+        for weights in (found, expected)
+    )
+    return [
+        f"{name} is {shapes.get(name, 'missing')}, expected {wanted.get(name, 'no such weight')}"
+        for name in wanted | shapes
+        if shapes.get(name) != wanted.get(name)
+    ]

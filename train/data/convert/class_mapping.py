@@ -26,8 +26,8 @@ from train.settings import LabelClass, is_name
 UNLABELLED, ROI, IGNORE = "unlabelled", "roi", "ignore"
 _ROI_NAMES = re.compile(r"\b(roi|region.?of.?interest|region\*?)\b", re.IGNORECASE)
 _QUPATHS_IGNORE = "ignore*"
-_COLORS = ("#d55e00", "#0072b2", "#009e73", "#f0e442", "#cc79a7", "#56b4e9", "#e69f00", "#999999")
-"""For labels without a colour: the palette of Okabe and Ito, in our order."""
+PALETTE = ("#d55e00", "#0072b2", "#009e73", "#f0e442", "#cc79a7", "#56b4e9", "#e69f00", "#999999")
+"""For classes without a colour: the palette of Okabe and Ito, in our order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +116,8 @@ def write_template(path: Path, annotations: Sequence[Annotation]) -> None:
                 continue
             color = annotation.color or ""
             if not re.fullmatch(r"#[0-9a-fA-F]{6}", color) or color in _used(classes):
-                free = (c for c in _COLORS if c not in _used(classes))
-                color = next(free, _COLORS[len(classes) % len(_COLORS)])
+                free = (c for c in PALETTE if c not in _used(classes))
+                color = next(free, PALETTE[len(classes) % len(PALETTE)])
             classes[name] = LabelClass(name=name, color=color.lower())
     content = {
         "classes": [asdict(entry) for entry in classes.values()],
