@@ -5,14 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import hypothesis
 import jsonschema
 import pytest
-import schemathesis
 import starlette.testclient
-from hypothesis import strategies
-from schemathesis import GenerationMode
-from schemathesis.specs.openapi.checks import negative_data_rejection
 
 from serve.service.endpoints import build_app
 from serve.service.gateway import build_gateway
@@ -204,6 +199,13 @@ def test_a_line_of_a_batch_is_described(document: dict[str, Any], app: Any) -> N
 
 @pytest.mark.slow
 def test_the_service_does_what_its_openapi_document_says(app: Any) -> None:
+    # Imported here: they take a second and a half, of every collection of the tests.
+    import hypothesis
+    import schemathesis
+    from hypothesis import strategies
+    from schemathesis import GenerationMode
+    from schemathesis.specs.openapi.checks import negative_data_rejection
+
     for media_type, content in FILES.items():
         schemathesis.openapi.media_type(media_type, strategies.just(content))
     gateway = build_gateway(app, app.state.settings, app.state.telemetry)
