@@ -178,8 +178,8 @@ class RegionReader(Closing):
         size = self.pixel_size
         if size is None:
             raise SlideScaleError(
-                f"{self.path.name}: {self._doubt()} Give the um per pixel with --mpp, or in the "
-                "column `mpp` of a CSV."
+                f"{self.path.name}: {self._doubt()} Give the um per pixel: with --mpp, in the "
+                "column `mpp` of a CSV, or as `mpp` of a request."
             )
         return size
 
