@@ -97,7 +97,7 @@ class Components:
         labels = np.where(is_small, np.uint8(NOTHING), self.labels)
         one, other = self.touching
         inside = is_small[one] & is_small[other]
-        gap = _connect(len(self.starts), one[inside], other[inside])
+        gap = connect(len(self.starts), one[inside], other[inside])
         lowest, highest = self._around(gap, is_small)
         gap_area = np.bincount(gap, self.lengths, len(gap))
         is_enclosed = (lowest == highest) & (gap_area < min_area_px)
@@ -150,10 +150,10 @@ def _connect_alike(labels: NDArray[np.uint8], touching: tuple[Ints, Ints]) -> In
     """The region of each run: runs of one label that share sides."""
     one, other = touching
     same = np.flatnonzero(labels[one] == labels[other])
-    return _connect(len(labels), one[same], other[same])
+    return connect(len(labels), one[same], other[same])
 
 
-def _connect(count: int, one: Ints, other: Ints) -> Ints:
+def connect(count: int, one: Ints, other: Ints) -> Ints:
     """The lowest member of each node's connected component, given the edges between nodes."""
     root = np.arange(count)
     while len(one):

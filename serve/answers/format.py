@@ -93,11 +93,9 @@ class AnswerFormat:
     media_type: str
     suffix: str
     """Takes the place of the image's own, with its dot."""
-    write: Callable[[Source, Any], bytes] | None = None
-    """Writes the answer; its second argument is of the type `options`."""
-    stream: Callable[[Source, Any], Iterator[bytes]] | None = None
-    """In the place of `write`: writes the answer block by block, where it may become too large to
-    be held. What it refuses, it refuses before the first block."""
+    write: Callable[[Source, Any], bytes | Iterator[bytes]]
+    """Writes the answer; block by block, where it may become too large to be held. What it refuses,
+    it refuses before the first block. Its second argument is of the type `options`."""
     options: type[Options] = Options
     needs_probabilities: Callable[[Any], bool] = lambda _: False
     """Whether the result has to have the probabilities of all classes, for these options."""
@@ -132,11 +130,8 @@ class AnswerFormat:
             OptionError: an option cannot be used.
             ImageTooLargeError: the result is too large for this format.
         """
-        options = self.options.of(values)
-        if self.stream is not None:
-            return self.stream(source, options)
-        assert self.write is not None, f"{self.name} has neither `write` nor `stream`"
-        return iter((self.write(source, options),))
+        found = self.write(source, self.options.of(values))
+        return iter((found,)) if isinstance(found, bytes) else found
 
 
 def labels_of(names: Sequence[str], classes: Sequence[TissueClass]) -> list[int]:

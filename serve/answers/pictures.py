@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageColor
+from PIL import Image
 from pydantic import Field
 
 from serve.answers.format import AnswerFormat, ClassOptions
@@ -65,8 +65,8 @@ def rgb_png(image: NDArray[np.uint8]) -> bytes:
 
 def _palette_image(labels: NDArray[np.uint8], manifest: Manifest) -> Image.Image:
     indexed = Image.fromarray(labels)
-    colors = ["#000000", *(tissue.color for tissue in manifest.classes)]
-    indexed.putpalette([channel for color in colors for channel in ImageColor.getrgb(color)])
+    colors = [(0, 0, 0), *(tissue.rgb for tissue in manifest.classes)]
+    indexed.putpalette([channel for color in colors for channel in color])
     return indexed
 
 

@@ -10,8 +10,8 @@ by half of one, which breaks shared edges; rasterio, which has GDAL's tracer, is
 out the vertices at which three regions meet. shapely builds and simplifies the polygons.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import shapely
@@ -24,8 +24,7 @@ _PART_EDGES = 100_000
 """Edges of the regions that are made into polygons at once, about."""
 
 
-@dataclass(frozen=True)
-class Regions:
+class Regions(NamedTuple):
     """The regions of a label image; each array has one entry per region."""
 
     polygons: NDArray[np.object_]
@@ -36,29 +35,19 @@ class Regions:
     mean_confidence: NDArray[np.float64]
     """Mean probability of the label over the region's pixels, 0 to 1."""
 
+    def selected(self, chosen: NDArray[np.bool_] | slice) -> "Regions":
+        """Some of the regions."""
+        return Regions._make(array[chosen] for array in self)
+
+
+def join_parts(parts: Iterable[Regions]) -> Regions:
+    """The regions of all parts."""
+    nothing = np.zeros(0)
+    none = Regions(nothing.astype(object), nothing.astype(np.uint8), nothing.astype(int), nothing)
+    return Regions._make(map(np.concatenate, zip(none, *parts, strict=True)))
+
 
 def trace_regions(
-    labels: NDArray[np.uint8],
-    confidence: NDArray[np.uint8],
-    *,
-    simplify_px: float = 0.0,
-    min_area_px: int = 0,
-    shown: Sequence[int] | None = None,
-    is_part: bool = False,
-) -> Regions:
-    """Trace every region of a label image at once; see `trace_in_parts`."""
-    parts = trace_in_parts(
-        labels,
-        confidence,
-        simplify_px=simplify_px,
-        min_area_px=min_area_px,
-        shown=shown,
-        is_part=is_part,
-    )
-    return _joined(list(parts))
-
-
-def trace_in_parts(
     labels: NDArray[np.uint8],
     confidence: NDArray[np.uint8],
     *,
@@ -105,15 +94,10 @@ def trace_in_parts(
 
 
 def _simplified(tracing: "_Tracing", simplify_px: float) -> Iterator[Regions]:
-    regions = _joined(list(tracing.parts()))
+    regions = join_parts(tracing.parts())
     simple = shapely.coverage_simplify(regions.polygons, simplify_px, simplify_boundary=False)
     kept = regions.labels != NOTHING
-    yield Regions(
-        shapely.orient_polygons(simple[kept]),
-        regions.labels[kept],
-        regions.area_px[kept],
-        regions.mean_confidence[kept],
-    )
+    yield regions.selected(kept)._replace(polygons=shapely.orient_polygons(simple[kept]))
 
 
 class _Tracing:
@@ -178,14 +162,3 @@ class _Tracing:
         coordinates = np.stack([self._edges.x[starts], self._edges.y[starts]], axis=-1)
         found: NDArray[np.object_] = shapely.linearrings(coordinates, indices=ring_of)
         return found
-
-
-def _joined(parts: Sequence[Regions]) -> Regions:
-    if not parts:
-        return Regions(np.zeros(0, object), np.zeros(0, np.uint8), np.zeros(0, int), np.zeros(0))
-    return Regions(
-        np.concatenate([part.polygons for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.area_px for part in parts]),
-        np.concatenate([part.mean_confidence for part in parts]),
-    )

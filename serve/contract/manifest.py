@@ -31,6 +31,11 @@ class TissueClass(Strict):
     name: str = Field(min_length=1)
     color: HexColor
 
+    @property
+    def rgb(self) -> tuple[int, ...]:
+        """Red, green and blue of the colour, 0 to 255."""
+        return tuple(bytes.fromhex(self.color[1:]))
+
 
 class TensorSpec(Strict):
     """One input or output of the model; the batch is -1 in `shape`."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ImageColor
 
 from serve.contract.extras import how_to_install
 from serve.images.readers.dicom import series_in, siblings_of
@@ -180,7 +179,7 @@ def _segments(result: SlideResult, highdicom: Any, pydicom: Any) -> list[Any]:
             ),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
-            display_color=highdicom.color.CIELabColor.from_rgb(*ImageColor.getrgb(entry.color)[:3]),
+            display_color=highdicom.color.CIELabColor.from_rgb(*entry.rgb),
         )
         for label, entry in enumerate(result.plan.model.classes, start=1)
     ]

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import ImageColor
 
 from serve.slides.outputs.format import SlideFormat, SlideResult
 
@@ -78,7 +77,7 @@ def _colors(result: SlideResult) -> NDArray[np.uint16]:
     """(3, 256) uint16, the palette."""
     colors = np.zeros((256, 3), np.uint16)
     for label, tissue in enumerate(result.plan.model.classes, start=1):
-        colors[label] = ImageColor.getrgb(tissue.color)[:3]
+        colors[label] = tissue.rgb
     return np.ascontiguousarray((colors * 257).T)
 
 

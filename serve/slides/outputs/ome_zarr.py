@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from PIL import ImageColor
 
 from serve.slides.outputs.format import SlideFormat, SlideResult
 from serve.slides.store import CONFIDENCE, LABELS, array_of, create_array
@@ -92,10 +91,7 @@ def _label_colors(result: SlideResult) -> dict[str, Any]:
     return {
         "colors": [
             {"label-value": 0, "rgba": [0, 0, 0, 0]},
-            *(
-                {"label-value": label, "rgba": [*ImageColor.getrgb(tissue.color)[:3], 255]}
-                for label, tissue in classes
-            ),
+            *({"label-value": label, "rgba": [*tissue.rgb, 255]} for label, tissue in classes),
         ],
         "properties": [
             {"label-value": 0, "class": "outside of the tissue"},

@@ -5,7 +5,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from serve.slides.outputs.format import SlideFormat, SlideResult
 from serve.slides.summary import SlideSummary
@@ -76,7 +76,7 @@ def _overlay(
     """The slide with each class in its colour and a darker line around it."""
     colors = np.zeros((256, 3), np.uint8)
     for label, tissue in enumerate(result.plan.model.classes, start=1):
-        colors[label] = ImageColor.getrgb(tissue.color)[:3]
+        colors[label] = tissue.rgb
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]

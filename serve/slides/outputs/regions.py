@@ -12,15 +12,15 @@ last attempt to simplify more.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from serve.answers.components import NOTHING
-from serve.answers.polygons import Regions, trace_regions
+from serve.answers.components import NOTHING, connect
+from serve.answers.polygons import Regions, join_parts, trace_regions
 from serve.contract.errors import ImageTooLargeError
 from serve.contract.machine import usable_cpus
 from serve.slides.outputs.format import SlideResult
@@ -37,19 +37,6 @@ _MOST_TRIES = 6
 
 
 @dataclass(frozen=True)
-class Region:
-    """One region."""
-
-    polygon: Any
-    """shapely polygon, in pixels of the slide's level 0."""
-    label: int
-    num_cells: int
-    """Its area, also where the outline is simplified."""
-    mean_confidence: float
-    """0 to 1."""
-
-
-@dataclass(frozen=True)
 class Budget:
     """How far outlines are simplified, so that they have no more vertices than wanted."""
 
@@ -62,7 +49,8 @@ class Outlines:
     """The regions of a slide."""
 
     budget: Budget
-    regions: list[Region]
+    parts: list[Regions]
+    """Polygons in pixels of the slide's level 0; areas in cells, also where they are simplified."""
 
 
 def outlines(result: SlideResult) -> Outlines:
@@ -71,27 +59,27 @@ def outlines(result: SlideResult) -> Outlines:
     options = result.options
     budget = Budget(options.simplify_cells, max(round(options.min_area_um2 / um2), 1))
     for _ in range(_MOST_TRIES):
-        regions = _up_to(options.max_vertices, trace(result, budget))
-        if regions is not None:
-            return Outlines(budget, regions)
+        parts = _up_to(options.max_vertices, trace(result, budget))
+        if parts is not None:
+            return Outlines(budget, parts)
         simplify = max(budget.simplify_cells, 1) * _COARSER
         budget = Budget(simplify, budget.min_cells * _LARGER)
     return Outlines(budget, list(trace(result, budget)))
 
 
-def _up_to(most_vertices: int, regions: Iterator[Region]) -> list[Region] | None:
+def _up_to(most_vertices: int, parts: Iterator[Regions]) -> list[Regions] | None:
     """The regions; None as soon as they have more vertices than wanted."""
     found, vertices = [], 0
-    for region in regions:
-        vertices += int(shapely.get_num_coordinates(region.polygon))
+    for part in parts:
+        vertices += int(shapely.get_num_coordinates(part.polygons).sum())
         if vertices > most_vertices:
             return None
-        found.append(region)
+        found.append(part)
     return found
 
 
-def trace(result: SlideResult, budget: Budget) -> Iterator[Region]:
-    """All regions of a slide's labels, those of label 0 left out."""
+def trace(result: SlideResult, budget: Budget) -> Iterator[Regions]:
+    """All regions of a slide's labels, in its frame; those of label 0 left out."""
     kept: list[Regions] = []
     shrunk: list[NDArray[np.object_]] = []
 
@@ -101,16 +89,16 @@ def trace(result: SlideResult, budget: Budget) -> Iterator[Region]:
     for parts in _in_threads(trace_block, result.blocks()):
         for part, regions in parts:
             on_edge = _touches_edge(regions, part, result.plan.shape)
-            inside = _large(_selected(regions, ~on_edge), budget)
+            inside = _large(regions.selected(~on_edge), budget)
             shrunk.append(_shrunk(inside, budget))
-            yield from _regions(result, inside)
+            yield _placed(result, inside)
             if on_edge.any():
-                kept.append(_selected(regions, on_edge))
+                kept.append(regions.selected(on_edge))
     if kept:
         joined = _large(_join(kept), budget)
         shrunk.append(_shrunk(joined, budget))
         filled = _fill(joined.polygons, budget.min_cells, np.concatenate(shrunk))
-        yield from _regions(result, replace(joined, polygons=filled))
+        yield _placed(result, joined._replace(polygons=filled))
 
 
 def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -140,13 +128,15 @@ def _trace_parts(
         return
     crop = _around(labels)
     try:
-        found = trace_regions(
-            labels[crop],
-            confidence[crop],
-            simplify_px=budget.simplify_cells,
-            min_area_px=budget.min_cells,
-            shown=_CLASSES,
-            is_part=True,
+        found = join_parts(
+            trace_regions(
+                labels[crop],
+                confidence[crop],
+                simplify_px=budget.simplify_cells,
+                min_area_px=budget.min_cells,
+                shown=_CLASSES,
+                is_part=True,
+            )
         )
     except ImageTooLargeError:
         rows, columns = labels.shape
@@ -163,7 +153,7 @@ def _trace_parts(
         return
     corner = np.array([cells.left + crop[1].start, cells.top + crop[0].start])
     moved = shapely.transform(found.polygons, lambda places: places + corner)
-    yield cells, replace(found, polygons=moved)
+    yield cells, found._replace(polygons=moved)
 
 
 def _around(labels: NDArray[np.uint8]) -> tuple[slice, slice]:
@@ -193,10 +183,8 @@ def _touches_edge(regions: Regions, part: Rectangle, shape: tuple[int, int]) -> 
 
 def _join(parts: list[Regions]) -> Regions:
     """Unite the regions of one label that share some length of an edge."""
-    polygons = np.concatenate([part.polygons for part in parts])
-    labels = np.concatenate([part.labels for part in parts])
-    area = np.concatenate([part.area_px for part in parts])
-    confidence = np.concatenate([part.mean_confidence * part.area_px for part in parts])
+    polygons, labels, area, mean_confidence = join_parts(parts)
+    confidence = mean_confidence * area
     part = np.repeat(np.arange(len(parts)), [len(regions.polygons) for regions in parts])
     group = _components(polygons, labels, part)
     count = int(group.max(initial=-1)) + 1
@@ -225,32 +213,12 @@ def _components(
     one, other = one[pairs], other[pairs]
     rims = shapely.boundary(polygons)
     shared = shapely.length(shapely.intersection(rims[one], rims[other])) > 0
-    root = np.arange(len(polygons))
-
-    def find(index: int) -> int:
-        while root[index] != index:
-            root[index] = root[root[index]]
-            index = int(root[index])
-        return index
-
-    for a, b in zip(one[shared].tolist(), other[shared].tolist(), strict=True):
-        low, high = sorted((find(a), find(b)))
-        root[high] = low
-    roots = np.array([find(index) for index in range(len(polygons))], np.int64)
-    return np.unique(roots, return_inverse=True)[1].astype(np.int64)
-
-
-def _selected(regions: Regions, chosen: NDArray[np.bool_]) -> Regions:
-    return Regions(
-        regions.polygons[chosen],
-        regions.labels[chosen],
-        regions.area_px[chosen],
-        regions.mean_confidence[chosen],
-    )
+    root = connect(len(polygons), one[shared], other[shared])
+    return np.unique(root, return_inverse=True)[1].astype(np.int64)
 
 
 def _large(regions: Regions, budget: Budget) -> Regions:
-    return _selected(regions, regions.area_px >= budget.min_cells)
+    return regions.selected(regions.area_px >= budget.min_cells)
 
 
 def _shrunk(regions: Regions, budget: Budget) -> NDArray[np.object_]:
@@ -281,10 +249,7 @@ def _fill(
     return found
 
 
-def _regions(result: SlideResult, found: Regions) -> Iterator[Region]:
+def _placed(result: SlideResult, found: Regions) -> Regions:
     """The regions in the slide's frame."""
     placed = shapely.transform(found.polygons, lambda places: np.round(result.to_level0(places), 2))
-    for polygon, label, area, confidence in zip(
-        placed, found.labels, found.area_px, found.mean_confidence, strict=True
-    ):
-        yield Region(polygon, int(label), int(area), float(confidence))
+    return found._replace(polygons=placed)

@@ -6,7 +6,7 @@ import shapely
 from numpy.typing import NDArray
 
 from serve.answers import edges
-from serve.answers.polygons import Regions, trace_regions
+from serve.answers.polygons import Regions, join_parts, trace_regions
 from serve.contract.errors import ImageTooLargeError
 from tests.support.errors import raises
 
@@ -15,7 +15,8 @@ RANDOM = np.random.default_rng(0)
 
 def _trace(labels: list[list[int]] | NDArray[np.uint8], **options: Any) -> Regions:
     array = np.asarray(labels, np.uint8)
-    return trace_regions(array, np.full(array.shape, 255, np.uint8), **options)
+    confidence = options.pop("confidence", np.full(array.shape, 255, np.uint8))
+    return join_parts(trace_regions(array, confidence, **options))
 
 
 def _painted(regions: Regions, shape: tuple[int, int]) -> NDArray[np.uint8]:
@@ -36,61 +37,43 @@ def _smooth_labels(size: int) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("num_labels", [1, 2, 4])
-def test_painting_the_polygons_gives_the_labels_back(num_labels: int) -> None:
+def test_polygons_paint_the_labels_back_are_valid_and_share_their_edges(num_labels: int) -> None:
     for _ in range(60):
         shape = tuple(RANDOM.integers(1, 12, 2))
         labels = RANDOM.integers(1, num_labels + 1, shape).astype(np.uint8)
-        assert np.array_equal(_painted(_trace(labels), shape), labels)
-
-
-@pytest.mark.parametrize("num_labels", [2, 3])
-def test_polygons_are_valid_and_share_their_edges_exactly(num_labels: int) -> None:
-    for _ in range(40):
-        labels = RANDOM.integers(1, num_labels + 1, (9, 9)).astype(np.uint8)
         regions = _trace(labels)
+        assert np.array_equal(_painted(regions, shape), labels)
         assert shapely.is_valid(regions.polygons).all()
         assert shapely.coverage_is_valid(regions.polygons)
 
 
-def test_coordinates_are_those_of_pixel_edges() -> None:
-    regions = _trace([[1, 1, 2]])
-    assert regions.polygons[0].bounds == (0, 0, 2, 1)
-    assert regions.polygons[1].bounds == (2, 0, 3, 1)
+NESTED = np.pad(np.pad(np.pad(np.full((3, 3), 2), 1, constant_values=1), 1, constant_values=2), 1)
 
 
-def test_a_region_inside_of_another_is_a_hole_in_it() -> None:
-    regions = _trace([[1, 1, 1], [1, 2, 1], [1, 1, 1]])
-    outer = regions.polygons[np.flatnonzero(regions.labels == 1)[0]]
-    assert outer.area == 8
-    assert shapely.Polygon(outer.interiors[0]).equals(shapely.box(1, 1, 2, 2))
-
-
-def test_a_region_in_a_hole_of_a_region_in_a_hole_belongs_to_neither_outer_one() -> None:
-    labels = np.ones((9, 9), np.uint8)
-    labels[1:8, 1:8] = 2
-    labels[2:7, 2:7] = 1
-    labels[3:6, 3:6] = 2
-    areas = sorted(polygon.area for polygon in _trace(labels).polygons)
-    assert areas == [9, 16, 24, 32]
-
-
-def test_pixels_that_touch_in_a_corner_are_two_regions() -> None:
-    assert sorted(_trace([[1, 2], [2, 1]]).labels) == [1, 1, 2, 2]
-
-
-def test_a_region_that_touches_itself_in_a_corner_has_a_hole_there() -> None:
-    regions = _trace([[1, 1, 1], [1, 2, 1], [1, 1, 2]])
-    (one,) = regions.polygons[regions.labels == 1]
-    assert one.is_valid
-    assert len(one.interiors) == 1
-    assert one.area == 7
+@pytest.mark.parametrize(
+    ("labels", "areas", "num_holes"),
+    [
+        ([[4]], [1], 0),
+        ([[1, 1, 2]], [1, 2], 0),
+        ([[1, 1, 1], [1, 2, 1], [1, 1, 1]], [1, 8], 1),
+        (NESTED, [9, 16, 24, 32], 3),  # a region in a hole of a region in a hole
+        ([[1, 2], [2, 1]], [1, 1, 1, 1], 0),  # they touch in a corner
+        ([[1, 1, 1], [1, 2, 1], [1, 1, 2]], [1, 1, 7], 1),  # one touches itself in a corner
+    ],
+)
+def test_a_region_is_what_is_connected_through_sides_of_pixels(
+    labels: Any, areas: list[int], num_holes: int
+) -> None:
+    polygons = _trace(labels).polygons
+    assert sorted(shapely.area(polygons)) == areas
+    assert shapely.get_num_interior_rings(polygons).sum() == num_holes
 
 
 def test_area_and_confidence_are_those_of_the_regions_pixels() -> None:
     labels = RANDOM.integers(1, 3, (300, 20)).astype(np.uint8)  # more rows than one strip
     confidence = RANDOM.integers(0, 256, labels.shape).astype(np.uint8)
     y, x = np.mgrid[:300, :20] + 0.5
-    regions = trace_regions(labels, confidence)
+    regions = _trace(labels, confidence=confidence)
     for index, polygon in enumerate(regions.polygons):
         inside = shapely.contains_xy(polygon, x, y)
         assert regions.area_px[index] == inside.sum()
@@ -108,50 +91,7 @@ def test_simplified_polygons_are_fewer_points_and_still_a_coverage_of_the_image(
     assert shapely.coverage_is_valid(simple.polygons)
     assert shapely.union_all(simple.polygons).equals(shapely.box(0, 0, 120, 120))
     assert (_painted(simple, labels.shape) == labels).mean() > 0.9
-
-
-def test_the_images_frame_stays_however_much_is_simplified() -> None:
-    regions = _trace([[1, 1, 2], [1, 1, 2]], simplify_px=50)
-    assert shapely.union_all(regions.polygons).equals(shapely.box(0, 0, 3, 2))
-
-
-def test_simplifying_changes_neither_the_measured_area_nor_the_confidence() -> None:
-    labels = _smooth_labels(60)
-    exact, simple = _trace(labels), _trace(labels, simplify_px=5)
     assert np.array_equal(exact.area_px, simple.area_px)
-
-
-def test_a_small_region_inside_of_another_is_filled_by_it() -> None:
-    labels = np.ones((9, 9), np.uint8)
-    labels[4, 4] = 2
-    (whole,) = _trace(labels, min_area_px=2).polygons
-    assert whole.equals(shapely.box(0, 0, 9, 9))
-
-
-def test_a_small_region_between_others_leaves_a_gap() -> None:
-    regions = _trace([[1, 1, 3, 2, 2]], min_area_px=2)
-    assert regions.labels.tolist() == [1, 2]
-    assert regions.polygons[0].bounds == (0, 0, 2, 1)
-
-
-def test_a_hole_with_a_region_that_stays_is_not_filled() -> None:
-    labels = np.ones((12, 12), np.uint8)
-    labels[3:9, 3:9] = 2
-    labels[5, 5] = 3
-    regions = _trace(labels, min_area_px=2)
-    painted = _painted(regions, labels.shape)
-    assert set(regions.labels.tolist()) == {1, 2}
-    assert painted[5, 5] == 2
-
-
-def test_regions_can_be_chosen_by_their_labels() -> None:
-    regions = _trace([[1, 2, 3]], shown=[1, 3])
-    assert regions.labels.tolist() == [1, 3]
-
-
-def test_an_image_of_one_pixel_is_one_square() -> None:
-    (square,) = _trace([[4]]).polygons
-    assert square.equals(shapely.box(0, 0, 1, 1))
 
 
 def _speckled(size: int) -> NDArray[np.uint8]:
@@ -168,9 +108,9 @@ def test_leaving_out_small_regions_first_changes_nothing_of_those_that_stay(
 ) -> None:
     labels = _speckled(90)
     confidence = RANDOM.integers(0, 256, labels.shape, np.uint8)
-    everything = trace_regions(labels, confidence)
+    everything = _trace(labels, confidence=confidence)
     large = np.flatnonzero(everything.area_px >= min_area_px)
-    regions = trace_regions(labels, confidence, min_area_px=min_area_px)
+    regions = _trace(labels, confidence=confidence, min_area_px=min_area_px)
     assert len(large) == len(regions.polygons)
     for index, polygon in zip(large, regions.polygons, strict=True):
         exact = everything.polygons[index]
@@ -196,7 +136,7 @@ def test_labels_that_are_not_shown_are_not_traced(monkeypatch: pytest.MonkeyPatc
 def test_outer_rings_run_counterclockwise_by_their_numbers_and_holes_clockwise(
     simplify_px: float,
 ) -> None:
-    regions = _trace(_speckled(60), simplify_px=simplify_px, min_area_px=5)
+    regions = _trace(_speckled(90), simplify_px=simplify_px, min_area_px=3)
     assert all(polygon.exterior.is_ccw for polygon in regions.polygons)
     holes = [hole for polygon in regions.polygons for hole in polygon.interiors]
     assert holes
@@ -207,13 +147,7 @@ def test_small_regions_are_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edges, "MAX_EDGES", 100)
     labels = np.ones((30, 30), np.uint8)
     labels[1:-1:2, 1:-1:2] = 2
-    with raises(ImageTooLargeError, "min_area_px", code="too_many_corners"):
+    with raises(ImageTooLargeError, "min_area_px", 100, code="too_many_corners"):
         _trace(labels)
     (whole,) = _trace(labels, min_area_px=2).polygons
     assert whole.equals(shapely.box(0, 0, 30, 30))
-
-
-def test_outlines_that_nobody_can_use_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edges, "MAX_EDGES", 100)
-    with raises(ImageTooLargeError, 650, 100, code="too_many_corners"):
-        _trace(RANDOM.integers(1, 3, (20, 20)).astype(np.uint8))

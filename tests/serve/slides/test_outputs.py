@@ -15,7 +15,7 @@ from ome_zarr_models.v05 import Image as OmeImage
 from ome_zarr_models.v05 import ImageLabel
 from PIL import Image
 
-from serve.answers.polygons import trace_regions
+from serve.answers.polygons import Regions, join_parts, trace_regions
 from serve.images.mpp import PixelSize
 from serve.images.readers.reader import Bounds, RegionReader
 from serve.slides.options import OutputOptions, Settings
@@ -119,6 +119,10 @@ def speckled_labels(rows: int, columns: int) -> NDArray[np.uint8]:
     return labels
 
 
+def traced(result: SlideResult, simplify_cells: float, min_cells: int) -> Regions:
+    return join_parts(trace(result, Budget(simplify_cells, min_cells)))
+
+
 def write(result: SlideResult, name: str, folder: Path) -> Path:
     path = FORMATS[name].path(folder, result.name)
     FORMATS[name].write(result, path)
@@ -132,17 +136,14 @@ def test_regions_across_blocks_are_those_of_the_whole_map(
 ) -> None:
     whole = make_result(tmp_path / "whole", labels, block=2048)
     parts = make_result(tmp_path / "parts", labels, block=block)
-    exact = Budget(simplify_cells=0, min_cells=1)
     one, other = (
-        {wkb(region.polygon): region for region in trace(r, exact)} for r in (whole, parts)
+        {wkb(r[0]): r for r in zip(*traced(made, 0, 1), strict=True)} for made in (whole, parts)
     )
     assert len(one) > 20
     assert set(one) == set(other)
-    for key, region in one.items():
-        twin = other[key]
-        assert (region.label, region.num_cells) == (twin.label, twin.num_cells)
-        assert region.mean_confidence == pytest.approx(twin.mean_confidence)
-        assert region.polygon.area == pytest.approx(region.num_cells * 16)
+    for key, (polygon, *measured) in one.items():
+        assert measured == pytest.approx(other[key][1:])  # label, cells and confidence
+        assert polygon.area == pytest.approx(measured[1] * 16)
 
 
 def wkb(polygon: Any) -> bytes:
@@ -154,8 +155,7 @@ def test_simplified_regions_cover_the_map_without_gaps_or_overlaps(
 ) -> None:
     filled = np.maximum(labels, 1)
     result = make_result(tmp_path, filled)
-    regions = list(trace(result, Budget(simplify_cells=2, min_cells=1)))
-    polygons = np.array([region.polygon for region in regions])
+    polygons = traced(result, simplify_cells=2, min_cells=1).polygons
     assert shapely.is_valid(polygons).all()
     assert shapely.get_type_id(polygons).tolist() == [3] * len(polygons)
     assert shapely.area(polygons).sum() == pytest.approx(filled.size * 16)
@@ -167,9 +167,9 @@ def test_small_regions_are_left_out_after_they_were_joined(tmp_path: Path) -> No
     labels[28:36, 28:36] = 1  # four pieces of 16 cells, in four blocks
     labels[2:5, 2:5] = 2
     result = make_result(tmp_path, labels, block=32)
-    (region,) = trace(result, Budget(simplify_cells=0, min_cells=60))
-    assert (region.label, region.num_cells) == (1, 64)
-    assert region.polygon.bounds == (112, 112, 144, 144)
+    found = traced(result, simplify_cells=0, min_cells=60)
+    assert (found.labels.tolist(), found.area_px.tolist()) == ([1], [64])
+    assert found.polygons[0].bounds == (112, 112, 144, 144)
 
 
 @pytest.mark.slow
@@ -179,20 +179,15 @@ def test_what_is_left_out_is_filled_inside_of_a_region_and_changes_no_other_outl
 ) -> None:
     result = make_result(tmp_path, speckled_labels(ROWS, COLUMNS), block=block)
     y, x = result.plan.level0_px_per_cell
-    everything = list(trace(result, Budget(simplify_cells=0, min_cells=1)))
+    everything = traced(result, simplify_cells=0, min_cells=1)
     expected = set()
-    for region in everything:
-        if region.num_cells >= 30:
-            holes = [
-                hole
-                for hole in region.polygon.interiors
-                if shapely.Polygon(hole).area >= 30 * x * y
-            ]
-            expected.add(wkb(shapely.Polygon(region.polygon.exterior, holes)))
-    assert len(everything) - 100 > len(expected) > 20
-    found = list(trace(result, Budget(0, 30)))
-    assert {wkb(region.polygon) for region in found} == expected
+    for polygon in everything.polygons[everything.area_px >= 30]:
+        holes = [hole for hole in polygon.interiors if shapely.Polygon(hole).area >= 30 * x * y]
+        expected.add(wkb(shapely.Polygon(polygon.exterior, holes)))
+    assert len(everything.labels) - 100 > len(expected) > 20
+    found = [wkb(polygon) for polygon in traced(result, 0, 30).polygons]
     assert len(found) == len(expected)
+    assert set(found) == expected
 
 
 def test_a_hole_is_not_filled_where_a_region_that_stays_lies_in_it(tmp_path: Path) -> None:
@@ -200,9 +195,9 @@ def test_a_hole_is_not_filled_where_a_region_that_stays_lies_in_it(tmp_path: Pat
     labels[20:28, 26] = labels[23, 22:31] = 2  # 16 cells, of which its simplified outline has less
     labels[40:43, 31:33] = 3
     result = make_result(tmp_path, labels, block=32)
-    regions = list(trace(result, Budget(simplify_cells=3, min_cells=16)))
-    assert sorted(region.label for region in regions) == [1, 2]
-    around, cross = (next(r.polygon for r in regions if r.label == label) for label in (1, 2))
+    found = traced(result, simplify_cells=3, min_cells=16)
+    around, cross = found.polygons[np.argsort(found.labels)]
+    assert sorted(found.labels) == [1, 2]
     assert cross.area < 16 * 16
     assert len(around.interiors) == 1
     assert around.intersection(cross).area == 0
@@ -391,11 +386,9 @@ def test_glass_around_the_tissue_changes_no_outline(
     on_glass = np.zeros((512, 640), np.uint8)
     on_glass[40 : 40 + ROWS, 70 : 70 + COLUMNS] = labels
     result = make_result(tmp_path, on_glass, block=1024)
-    whole = trace_regions(on_glass, result.cut(result.blocks()[0])[1], simplify_px=2)
-    expected = [
-        polygon for polygon, label in zip(whole.polygons, whole.labels, strict=True) if label > 0
-    ]
-    found = [region.polygon for region in trace(result, Budget(2, 1))]
+    whole = join_parts(trace_regions(on_glass, result.cut(result.blocks()[0])[1], simplify_px=2))
+    expected = whole.polygons[whole.labels > 0]
+    found = traced(result, 2, 1).polygons
     assert len(found) == len(expected) > 20
     for one, other in zip(found, expected, strict=True):
         placed = shapely.transform(other, lambda places: np.round(result.to_level0(places), 2))
