@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from benchmarks.real_size_model import draw_tiles
 from serve.images.readers.registry import open_reader
 from serve.settings import InferenceSettings
-from serve.slides.progress import Quiet
+from serve.slides.engine import Watcher
 
 _TISSUE_SHARE = 1 / 3
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class SlideOptions:
     """Side of the synthetic images that the slide is made of."""
 
 
-class Clock(Quiet, Generic[T]):
+class Clock(Watcher, Generic[T]):
     """Records when the tiles of a slide began and ended.
 
     Args:

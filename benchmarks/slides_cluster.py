@@ -27,7 +27,7 @@ from serve.slides.cohort import SlideTask
 from serve.slides.engine import Engine
 from serve.slides.finish import read_passport
 from serve.slides.local import open_local_engine
-from serve.slides.options import ClusterOptions, RunOptions, Settings
+from serve.slides.options import ClusterOptions, RunOptions
 from serve.slides.outputs.registry import formats_of
 from serve.slides.run import Cohort, run_cohort
 
@@ -90,7 +90,7 @@ class _Measured:
 
     def __init__(self, engine: Engine, slide: Path, block_cells: int) -> None:
         self._engine, self._slide = engine, slide
-        self._options = RunOptions(settings=Settings(block_cells=block_cells))
+        self._options = RunOptions(block_cells=block_cells)
         self.outs: list[Path] = []
         self.num_tiles = 0
 
@@ -130,7 +130,6 @@ def run_benchmark(command: ClusterBenchmark, console: Console) -> ClusterReport:
             local.close()
         outs = [out for engine in engines.values() for out in engine.outs]
         passport = read_passport(outs[0] / "slide")
-        assert passport is not None
         contents = [_contents(out) for out in outs]
     return ClusterReport(
         machine=machine_line(),

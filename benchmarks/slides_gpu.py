@@ -30,7 +30,7 @@ from serve.inference.segmenter import open_segmenter
 from serve.slides.cohort import SlideTask
 from serve.slides.finish import read_passport
 from serve.slides.local import LocalEngine, model_of
-from serve.slides.options import RunOptions, Settings
+from serve.slides.options import RunOptions
 from serve.slides.outputs.registry import formats_of
 from serve.slides.plan import ModelInfo
 from serve.slides.run import Cohort, run_cohort
@@ -169,7 +169,7 @@ class _Bench:
             runner, model, max_batch_size=self.batch * parallel, read_threads=threads
         )
         clock = Clock(time.perf_counter)
-        options = RunOptions(settings=Settings(block_cells=block), tissue="none", reader=reader)
+        options = RunOptions(block_cells=block, tissue="none", reader=reader)
         cohort = Cohort(out, engine, options, formats_of(("ome-zarr",)), clock)
         task = SlideTask(path=self.slide, name=self.slide.stem)
         found: list[Any] = []
@@ -183,7 +183,6 @@ class _Bench:
         row = self._row(name, work, parallel)
         assert found[0].status == "done", found[0].reason
         passport = read_passport(out / self.slide.stem)
-        assert passport is not None
         seconds = clock.computed - clock.began
         rate = row.num_tiles / seconds
         changes = {

@@ -23,11 +23,11 @@ from serve.images.readers.reader import Bounds, RegionReader, pyramid
 from serve.images.readers.registry import READERS
 from serve.inference.batching import TileAnswer
 from serve.slides.cohort import SlideTask
+from serve.slides.engine import Watcher
 from serve.slides.local import LocalEngine
-from serve.slides.options import RunOptions, Settings
+from serve.slides.options import RunOptions
 from serve.slides.outputs.registry import formats_of
 from serve.slides.plan import ModelInfo
-from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, run_cohort
 
 _TILE, _MPP = 1024, 0.25
@@ -133,9 +133,9 @@ def measure(command: Memory) -> dict[str, float]:
         cohort = Cohort(
             Path(folder) / "out",
             engine,
-            RunOptions(settings=Settings(), tissue="none"),
+            RunOptions(tissue="none"),
             formats_of(command.format),
-            Quiet(),
+            Watcher(),
         )
         started = time.perf_counter()
         (outcome,) = run_cohort(cohort, [SlideTask(path=slide, name="slide")])

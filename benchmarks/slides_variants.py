@@ -18,12 +18,11 @@ from serve.images.tiles import gaussian_window, tile_origins
 from serve.inference.batching import TileAnswer, TileRunner
 from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
-from serve.slides.cohort import SlideTask
-from serve.slides.engine import Outcome, Watcher
+from serve.slides.cohort import Outcome, SlideTask
+from serve.slides.engine import Watcher
 from serve.slides.local import LocalEngine, model_of
 from serve.slides.options import RunOptions
 from serve.slides.outputs.registry import DEFAULT, FORMATS, formats_of
-from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, run_cohort
 from serve.slides.throughput import for_throughput
 
@@ -64,7 +63,7 @@ class Variants:
     def several(self, slides: Sequence[Path]) -> float:
         """Seconds of the whole command on several slides."""
         started = time.perf_counter()
-        self._segment(slides, self.runner, DEFAULT, Quiet())
+        self._segment(slides, self.runner, DEFAULT, Watcher())
         return time.perf_counter() - started
 
     def repeated(self, slide: Path, formats: Sequence[str]) -> "Run":

@@ -14,13 +14,13 @@ from rich.table import Table
 
 from serve.contract.errors import FocalPathError, SettingsError, message_of
 from serve.contract.extras import how_to_install
-from serve.images.tiles import OVERLAP
 from serve.settings import InferenceSettings
 from serve.slides.errors import ExtraMissingError, ResultError
-from serve.slides.options import ClusterOptions, OutputOptions, RunOptions, Settings, TissueRule
+from serve.slides.options import ClusterOptions, RunOptions
 
 if TYPE_CHECKING:
-    from serve.slides.engine import Engine, Outcome
+    from serve.slides.cohort import Outcome
+    from serve.slides.engine import Engine
     from serve.slides.run import Cohort
 
 
@@ -43,22 +43,8 @@ class Run:
     """Folder to write to; made if it is missing."""
     format: tuple[str, ...] = ("ome-zarr", "overview", "geojson")
     """What to write beside the numbers: ome-zarr, overview, geojson, dsa, ome-tiff, dicom-seg."""
-    mpp: float | None = None
-    """um per pixel at full resolution, for slides that do not state it or state it wrongly."""
-    reader: str | None = None
-    """tiff, ome-tiff, openslide, ome-zarr or picture; by default the one that fits."""
-    tissue: str = "auto"
-    """Where to look: auto finds the tissue, none looks everywhere; or a PNG mask of the whole
-    slide, or GeoJSON with regions in pixels at full resolution."""
-    rule: TissueRule = field(default_factory=TissueRule)
-    """How the tissue is found."""
-    overlap: float = OVERLAP
-    """Share of a tile that it has in common with the next one, at least."""
-    block_cells: int = 2048
-    """Side of the squares that are computed and stored at once, in cells of 4 x 4 pixels. Larger
-    ones repeat fewer tiles at their edges and lose more work when they are stopped."""
-    outputs: Annotated[OutputOptions, tyro.conf.arg(name="")] = field(default_factory=OutputOptions)
-    """How outputs are drawn."""
+    options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
+    """How slides are read and segmented."""
     read_threads: int = 2
     """Threads that read the slide."""
     progress: Literal["auto", "bar", "json", "quiet"] = "auto"
@@ -68,8 +54,6 @@ class Run:
     shard: str = ""
     """I/N, from 0/N to N-1/N: work on one of N parts of the slides. Give every part the same slides
     and the same --out, on a folder that all machines share."""
-    overwrite: bool = False
-    """Replace results and work of other settings, models or slides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +111,15 @@ def _run(command: Run) -> int:
     from serve.slides.finished import refuse_other_summary, write_cohort_csv
     from serve.slides.outputs.registry import formats_of
     from serve.slides.progress import watcher_of
-    from serve.slides.run import Cohort, failures, run_cohort
+    from serve.slides.run import Cohort, run_cohort
     from serve.slides.shard import Shard, write_list
 
     shard = Shard.parse(command.shard) if command.shard else Shard(0, 1)
     formats = formats_of(command.format)
     if not 1 <= command.read_threads <= 256:
         raise SettingsError(f"--read-threads is {command.read_threads}, expected 1 to 256.")
-    options = run_options(command)
-    _refuse_missing(command)
+    options = command.options
+    _refuse_missing(options)
     refuse_other_summary(command.out)
     whole, problems = find_slides(command.slides)
     tasks = shard.of(whole) if command.shard else whole
@@ -151,9 +135,11 @@ def _run(command: Run) -> int:
         outcomes = run_cohort(cohort, tasks)
     _report(cohort, outcomes)
     # One shard is enough to tell of slides that have no name of their own.
-    failed = failures(outcomes, problems if shard.index == 0 else [])
-    for path, reason in failed:
-        told = reason.removeprefix(f"{path}: ").removeprefix(f"{Path(path).name}: ")
+    ended = [*(problems if shard.index == 0 else ()), *outcomes]
+    failed = [outcome for outcome in ended if outcome.status == "failed"]
+    for outcome in failed:
+        path, name = outcome.path, Path(outcome.path).name
+        told = outcome.reason.removeprefix(f"{path}: ").removeprefix(f"{name}: ")
         print(_one_line(f"error: {path}: {told}"), file=sys.stderr)
     write_cohort_csv(command.out)
     return 1 if failed else 0
@@ -189,34 +175,16 @@ def _open_engine(command: Run, tell: Callable[[str], None]) -> "Engine":
     )
 
 
-def run_options(command: Run) -> RunOptions:
-    """What of a command line concerns every slide.
-
-    Raises:
-        SettingsError: a number is out of range.
-    """
-    return RunOptions(
-        settings=Settings(
-            overlap=command.overlap, block_cells=command.block_cells, rule=command.rule
-        ),
-        tissue=command.tissue,
-        mpp=command.mpp,
-        reader=command.reader,
-        outputs=command.outputs,
-        overwrite=command.overwrite,
-    )
-
-
-def _refuse_missing(command: Run) -> None:
+def _refuse_missing(options: RunOptions) -> None:
     """Raise FocalPathError for a reader or a mask that would fail every slide alike."""
     from serve.images.readers.registry import reader_class
     from serve.slides.errors import MaskError
 
-    if command.reader is not None:
-        reader_class(command.reader)
-    if command.tissue not in ("auto", "none") and not Path(command.tissue).is_file():
+    if options.reader is not None:
+        reader_class(options.reader)
+    if options.tissue not in ("auto", "none") and not Path(options.tissue).is_file():
         raise MaskError(
-            f"--tissue is {command.tissue!r}, which is no file; expected auto, none, or a file "
+            f"--tissue is {options.tissue!r}, which is no file; expected auto, none, or a file "
             "with a mask or regions."
         )
 

@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -59,16 +60,23 @@ class SlideTask(Strict):
         return self.model_copy(update={"path": self.path.absolute(), "tissue": tissue})
 
 
-class Problem(Strict):
-    """A slide that cannot be worked on, with the reason."""
+class Outcome(Strict):
+    """How a slide ended."""
 
-    path: str
     name: str
-    reason: str
-    code: str
+    path: str
+    status: Literal["done", "kept", "failed"]
+    """`kept`: it was finished before, with the same slide, model and settings."""
+    reason: str = ""
+    """Why it failed."""
+    code: str = ""
+    """Names the kind of failure."""
+    seconds: float = 0.0
+    num_tiles: int = 0
+    """Tiles that ran now."""
 
 
-def find_slides(paths: Sequence[Path]) -> tuple[list[SlideTask], list[Problem]]:
+def find_slides(paths: Sequence[Path]) -> tuple[list[SlideTask], list[Outcome]]:
     """The slides that are meant, and those of them that cannot be told apart.
 
     Args:
@@ -192,7 +200,7 @@ def _read_row(path: Path, line: int, row: Mapping[str, str]) -> SlideTask:
     return task.model_copy(update={"path": slide, "tissue": tissue})
 
 
-def _named(tasks: Sequence[SlideTask]) -> tuple[list[SlideTask], list[Problem]]:
+def _named(tasks: Sequence[SlideTask]) -> tuple[list[SlideTask], list[Outcome]]:
     """Name the slides; a name that is taken already, also in other letters, is a problem."""
     named: dict[str, SlideTask] = {}
     problems = []
@@ -216,9 +224,8 @@ def _named(tasks: Sequence[SlideTask]) -> tuple[list[SlideTask], list[Problem]]:
                 f"its result would be called {name}, as that of {other.path}. Give each a `name` "
                 "of its own in a CSV."
             )
-        problems.append(
-            Problem(path=str(task.path), name=name, reason=reason, code=CohortError.code)
-        )
+        told = {"reason": reason, "code": CohortError.code}
+        problems.append(Outcome(name=name, path=str(task.path), status="failed", **told))
     return list(named.values()), problems
 
 

@@ -8,9 +8,9 @@ import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
-from serve.slides.counts import count_cells
+from serve.slides.block_record import BlockRecord, count_cells
 from serve.slides.plan import Block, Plan
-from serve.slides.store import CONFIDENCE, LABELS, BlockRecord, WorkFolder
+from serve.slides.store import CONFIDENCE, LABELS, WorkFolder
 
 _ZARR_ERRORS = (
     zarr.errors.BaseZarrError,
@@ -75,5 +75,4 @@ def _cells(arrays: "Arrays", plan: Plan, block: Block) -> Cells | None:
 
 
 def _is_as_computed(cells: Cells, record: BlockRecord) -> bool:
-    counted = count_cells(*cells)
-    return all(getattr(record, name) == value for name, value in counted._asdict().items())
+    return all(getattr(record, name) == value for name, value in count_cells(*cells))

@@ -1,9 +1,9 @@
 """What a run works with: an engine that computes, and a watcher that is told how it goes."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
-from serve.contract.strict import Strict
+from serve.slides.cohort import Outcome
 from serve.slides.finish import OnStep
 from serve.slides.job import SlideJob
 from serve.slides.plan import Block, ModelInfo
@@ -48,41 +48,26 @@ class Engine(Protocol):
         ...
 
 
-class Watcher(Protocol):
-    """Is told how a run goes. Every method may be called from any thread."""
+class Watcher:
+    """Is told how a run goes, and shows nothing. Every method may be called from any thread."""
 
     def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
         """A slide begins, or goes on with `num_done` of its tiles done."""
-        ...
 
     def add_tiles(self, name: str, num_tiles: int) -> None:
         """More tiles are done. What this raises stops the run."""
-        ...
 
     def bound_by(self, name: str, stage: str) -> None:
         """Which stage took most of the last block."""
-        ...
 
     def step(self, name: str, step: str) -> None:
         """An output is being written."""
-        ...
 
-    def end_slide(self, outcome: "Outcome") -> None:
+    def end_slide(self, outcome: Outcome) -> None:
         """A slide is done, or failed."""
-        ...
 
+    def note(self, text: str) -> None:
+        """Tell what the user should know, such as that a worker died."""
 
-class Outcome(Strict):
-    """How a slide ended."""
-
-    name: str
-    path: str
-    status: Literal["done", "kept", "failed"]
-    """`kept`: it was finished before, with the same slide, model and settings."""
-    reason: str = ""
-    """Why it failed."""
-    code: str = ""
-    """Names the kind of failure."""
-    seconds: float = 0.0
-    num_tiles: int = 0
-    """Tiles that ran now."""
+    def close(self) -> None:
+        """End the showing."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -15,6 +15,7 @@ from serve.contract.machine import Machine, installed_versions, peak_memory_mib,
 from serve.contract.manifest import sha256_of
 from serve.contract.strict import Strict
 from serve.images.readers.reader import RegionReader
+from serve.slides.block_record import BlockRecord
 from serve.slides.cohort import RESULT_FILES
 from serve.slides.disk import write_whole, written
 from serve.slides.errors import ResultError, unreadable
@@ -22,12 +23,7 @@ from serve.slides.options import OutputOptions
 from serve.slides.outputs.format import SlideFormat, SlideResult
 from serve.slides.outputs.ome_zarr import OME_ZARR
 from serve.slides.plan import Plan
-from serve.slides.store import (
-    MASK_FILE,
-    OUTPUT_MARKER,
-    BlockRecord,
-    WorkFolder,
-)
+from serve.slides.store import MASK_FILE, OUTPUT_MARKER, WorkFolder
 from serve.slides.summary import SlideSummary, summarise
 from serve.slides.tiling import Tiling
 
@@ -45,6 +41,7 @@ _PACKAGES = (
 )
 
 OnStep = Callable[[str], None]
+T = TypeVar("T", bound=Strict)
 
 
 class Passport(Strict):
@@ -157,10 +154,9 @@ def publish(work: WorkFolder, target: Path) -> None:
     Raises:
         OutputError: the disk may not be written.
     """
-    passport = read_passport(work.result)
-    assert passport is not None
+    formats = read_passport(work.result).formats
     with written(target):
-        if OME_ZARR.name not in passport.formats:
+        if OME_ZARR.name not in formats:
             shutil.rmtree(work.store, ignore_errors=True)
         if target.exists():
             target.rename(work.path / "replaced")
@@ -168,20 +164,23 @@ def publish(work: WorkFolder, target: Path) -> None:
         work.remove()
 
 
-def read_passport(folder: Path) -> Passport | None:
-    """The passport of a finished result; None where there is none.
+def refuse_no_result(folder: Path) -> None:
+    """Raise ResultError for what is no result, damaged or not, and so is never replaced."""
+    if not (folder / PASSPORT_FILE).exists():
+        raise ResultError(
+            f"{folder} has no {PASSPORT_FILE}, so it is not a finished result. Move it away or "
+            "choose another --out."
+        )
+
+
+def read_passport(folder: Path) -> Passport:
+    """The passport of a finished result.
 
     Raises:
-        ResultError: it cannot be read.
+        ResultError: there is none, or it cannot be read.
     """
-    try:
-        return Passport.model_validate_json((folder / PASSPORT_FILE).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValidationError as error:
-        raise unreadable(folder / PASSPORT_FILE, REMEDY) from error
-    except OSError as error:
-        raise _unopened(folder / PASSPORT_FILE, error) from error
+    refuse_no_result(folder)
+    return _read(folder / PASSPORT_FILE, Passport)
 
 
 def read_summary(folder: Path) -> SlideSummary:
@@ -190,16 +189,16 @@ def read_summary(folder: Path) -> SlideSummary:
     Raises:
         ResultError: they cannot be read.
     """
+    return _read(folder / SUMMARY_FILE, SlideSummary)
+
+
+def _read(path: Path, kind: type[T]) -> T:
     try:
-        return SlideSummary.model_validate_json((folder / SUMMARY_FILE).read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise unreadable(folder / SUMMARY_FILE, REMEDY) from error
+        raise unreadable(path, REMEDY) from error
     except OSError as error:
-        raise _unopened(folder / SUMMARY_FILE, error) from error
-
-
-def _unopened(path: Path, error: OSError) -> ResultError:
-    return ResultError(f"{path} cannot be read: {error.strerror}. {REMEDY}")
+        raise ResultError(f"{path} cannot be read: {error.strerror}. {REMEDY}") from error
 
 
 def hash_files(folder: Path, *, skip: Path | None = None) -> dict[str, str]:

@@ -6,13 +6,13 @@ A job can be sent to another machine that sees the same slides and the same outp
 from pathlib import Path
 
 from serve.contract.strict import Strict
+from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
 from serve.slides.cohort import SlideTask
 from serve.slides.damage import forget_damaged
 from serve.slides.errors import ResultError
-from serve.slides.finish import OnStep, finish
-from serve.slides.finished import check_finished, refuse_other_files
-from serve.slides.options import RunOptions
+from serve.slides.finish import OnStep, finish, read_passport, read_summary, refuse_no_result
+from serve.slides.options import RunOptions, Settings
 from serve.slides.outputs.registry import formats_of
 from serve.slides.plan import ModelInfo, Plan
 from serve.slides.planning import open_planned, plan_slide, settings_of
@@ -58,12 +58,11 @@ def prepare(job: SlideJob) -> bool:
         task.path, task.reader or options.reader, mpp=task.mpp or options.mpp
     ) as slide:
         tissue = task.tissue or options.tissue
-        settings = settings_of(options.settings, tissue)
+        settings = settings_of(options, tissue)
         if job.target.exists():
-            refuse_other_files(job.target)
+            refuse_no_result(job.target)
             if not options.overwrite:
-                formats = formats_of(job.formats)
-                check_finished(job.target, slide, job.model, settings, options.outputs, formats)
+                _check_finished(job, slide, settings)
                 work.remove()
                 return False
         plan, mask = plan_slide(slide, job.model, settings, tissue)
@@ -74,16 +73,37 @@ def prepare(job: SlideJob) -> bool:
     return True
 
 
+def _check_finished(job: SlideJob, slide: RegionReader, settings: Settings) -> None:
+    """Raise ResultError unless a finished result is what the job would make."""
+    passport = read_passport(job.target)
+    read_summary(job.target)  # a damaged one fails this slide, not the report of all
+    found = passport.plan
+    made = {
+        "the slide": (found.slide.fingerprint, slide.fingerprint()),
+        "its um per pixel": (found.slide.pixel_size, slide.require_pixel_size()),
+        "the model": (found.model, job.model),
+        "the settings": (found.settings, settings),
+        "the options of outputs": (passport.options, job.options.outputs),
+        "the formats": (set(passport.formats), set(job.formats)),
+    }
+    differs = [name for name, (old, new) in made.items() if old != new]
+    if differs:
+        raise ResultError(
+            f"{job.target} was made differently: {', '.join(differs)} differ. Replace it with "
+            "--overwrite, or choose another --out."
+        )
+
+
 def _keep_only(work: WorkFolder, plan: Plan) -> None:
     """Remove work of another plan, and outputs of any: the same command goes on with its blocks."""
     try:
-        found = work.plan()
-    except ResultError:  # of another version, or damaged
-        found = None
-    if found is None or found.key != plan.key:
-        work.remove()
-    else:
+        is_same = work.plan().key == plan.key
+    except ResultError:  # there is none, or it is of another version, or damaged
+        is_same = False
+    if is_same:
         work.forget_outputs()
+    else:
+        work.remove()
 
 
 def conclude(job: SlideJob, on_step: OnStep = lambda _: None) -> None:
@@ -94,8 +114,6 @@ def conclude(job: SlideJob, on_step: OnStep = lambda _: None) -> None:
         OutputError: the disk is full or may not be written.
     """
     plan = job.work.plan()
-    if plan is None:
-        raise ResultError(f"{job.work.path} has no plan: begin the slide first.")
     with open_planned(plan) as slide:
         formats = formats_of(job.formats)
         finish(job.work, plan, slide, formats, job.options.outputs, on_step=on_step)

@@ -16,10 +16,11 @@ from serve.inference.backend import RunsOn
 from serve.inference.batching import TileRunner
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.settings import InferenceSettings
+from serve.slides.errors import CohortError
 from serve.slides.finish import OnStep
 from serve.slides.finished import plan_in
 from serve.slides.job import WORK_FOLDER, SlideJob, conclude, prepare
-from serve.slides.plan import Block, ModelInfo, describe_model
+from serve.slides.plan import Block, ModelInfo
 from serve.slides.store import WorkFolder
 from serve.slides.throughput import for_throughput
 from serve.slides.worker import BlockWorker, OnBlock, OnTiles
@@ -160,11 +161,31 @@ def open_model(
 
 
 def model_of(segmenter: TileSegmenter) -> ModelInfo:
-    """The model as plans name it, with what computes it."""
-    runs_on = segmenter.runs_on
-    provider = "unknown" if runs_on is None else runs_on.provider
+    """The model as plans name it, with what computes it.
+
+    Raises:
+        CohortError: the bundle does not state its um per pixel.
+    """
+    manifest, runs_on = segmenter.manifest, segmenter.runs_on
+    if manifest.mpp is None:
+        raise CohortError(
+            f"the bundle of {manifest.name} {manifest.version} does not state its um per pixel, so "
+            "slides cannot be scaled to it. Train and export with `mpp` set."
+        )
     precision = (runs_on and runs_on.precision) or "as served"
-    return describe_model(segmenter.manifest, precision, provider)
+    sha256 = {str(artefact.precision): artefact.sha256 for artefact in manifest.artefacts}
+    return ModelInfo(
+        name=manifest.name,
+        version=manifest.version,
+        checkpoint_sha256=manifest.checkpoint_sha256,
+        artefact_sha256=sha256.get(precision, manifest.artefacts[0].sha256),
+        precision=precision,
+        runs_on="unknown" if runs_on is None else runs_on.provider,
+        mpp=manifest.mpp,
+        tile_size_px=manifest.tile_size_px,
+        classes=manifest.classes,
+        scale_certificate=manifest.scale_certificate,
+    )
 
 
 def ran_on(out: Path) -> RunsOn | None:

@@ -2,13 +2,17 @@
 
 import re
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+import tyro
 from pydantic import Field, field_validator
 
-from serve.contract.strict import CommandOptions
+from serve.contract.strict import CommandOptions, Strict
 from serve.images.mpp import MAX_MPP, MIN_MPP
 from serve.images.tiles import OVERLAP
+
+Overlap = Annotated[float, Field(ge=0, le=0.75)]
+BlockCells = Annotated[int, Field(ge=16, le=16_384, multiple_of=16)]
 
 
 class TissueRule(CommandOptions):
@@ -34,18 +38,16 @@ class TissueRule(CommandOptions):
     """Pixels darker than this (HSV value) are not tissue."""
 
 
-class Settings(CommandOptions):
+class Settings(Strict):
     """What the labels of a slide depend on, beside the slide and the model."""
 
-    overlap: float = Field(OVERLAP, ge=0, le=0.75)
-    """Share of a tile that it has in common with the next one, at least."""
-    block_cells: int = Field(2048, ge=16, le=16_384, multiple_of=16)
-    """Side of a block in cells of 4 x 4 pixels."""
-    tissue: Literal["auto", "none", "mask"] = "auto"
+    overlap: Overlap
+    block_cells: BlockCells
+    tissue: Literal["auto", "none", "mask"]
     """How it was decided where to look."""
     mask_file_sha256: str = ""
     """Of the file with the mask or the regions, where there is one."""
-    rule: TissueRule = TissueRule()
+    rule: TissueRule
 
 
 class OutputOptions(CommandOptions):
@@ -62,15 +64,24 @@ class OutputOptions(CommandOptions):
 class RunOptions(CommandOptions):
     """How the slides of a cohort are run."""
 
-    settings: Settings = Settings()
-    tissue: str = "auto"
-    """auto, none, or a file with a mask or regions."""
     mpp: float | None = Field(None, ge=MIN_MPP, le=MAX_MPP)
-    """um per pixel of all slides, where they do not say it or are wrong."""
+    """um per pixel at full resolution, for slides that do not state it or state it wrongly."""
     reader: str | None = None
-    outputs: OutputOptions = OutputOptions()
+    """tiff, ome-tiff, openslide, ome-zarr or picture; by default the one that fits."""
+    tissue: str = "auto"
+    """Where to look: auto finds the tissue, none looks everywhere; or a PNG mask of the whole
+    slide, or GeoJSON with regions in pixels at full resolution."""
+    rule: TissueRule = TissueRule()
+    """How the tissue is found."""
+    overlap: Overlap = OVERLAP
+    """Share of a tile that it has in common with the next one, at least."""
+    block_cells: BlockCells = 2048
+    """Side of the squares that are computed and stored at once, in cells of 4 x 4 pixels. Larger
+    ones repeat fewer tiles at their edges and lose more work when they are stopped."""
+    outputs: Annotated[OutputOptions, tyro.conf.arg(name="")] = OutputOptions()
+    """How outputs are drawn."""
     overwrite: bool = False
-    """Replace results and work of other settings."""
+    """Replace results and work of other settings, models or slides."""
 
     def absolute(self) -> "RunOptions":
         """The same with absolute paths, for other processes."""

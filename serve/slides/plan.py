@@ -14,15 +14,14 @@ from typing import Final, Literal
 import numpy as np
 
 from serve.contract.certificate import ScaleCertificate
-from serve.contract.manifest import LOW_RES_STRIDE, Manifest, TissueClass
+from serve.contract.manifest import LOW_RES_STRIDE, TissueClass
 from serve.contract.strict import Strict
 from serve.images.mpp import MppSource, PixelSize
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.scaled import ScaledView
 from serve.images.tiles import SAME_MPP, check_enlargement
-from serve.slides.errors import CohortError
 from serve.slides.options import Settings
-from serve.slides.tissue import TISSUE_MPP, Mask
+from serve.slides.tissue import Mask, mask_size
 
 SCHEMA_VERSION: Final = 1
 
@@ -163,15 +162,9 @@ class Plan(Strict):
         return Rectangle(top, left, min(top + side, rows), min(left + side, columns))
 
 
-def make_plan(
-    reader: RegionReader,
-    view: ScaledView,
-    model: ModelInfo,
-    settings: Settings,
-    mask: Mask,
-    mask_px: int,
-) -> Plan:
-    """The plan of an open slide."""
+def make_plan(reader: RegionReader, model: ModelInfo, settings: Settings, mask: Mask) -> Plan:
+    """The plan of an open slide whose tissue is known."""
+    view = open_view(reader, model)
     bounds, size = reader.bounds, reader.require_pixel_size()
     slide = SlideInfo(
         path=str(reader.path),
@@ -195,7 +188,7 @@ def make_plan(
         step_px=view.step_px,
         level=view.level,
         is_resampled=view.is_resampled,
-        mask_px=mask_px,
+        mask_px=mask_size(model.mpp),
         mask_sha256=hashlib.sha256(np.packbits(mask).tobytes()).hexdigest(),
     )
 
@@ -209,37 +202,6 @@ def open_view(reader: RegionReader, model: ModelInfo) -> ScaledView:
     """
     check_enlargement(model.mpp, reader.pixel_size, "the slide")
     return reader.at_mpp(model.mpp, tolerance=SAME_MPP)
-
-
-def mask_size(mpp: float) -> int:
-    """Side in pixels of the view of one pixel of the tissue mask: about 8 um, whole cells."""
-    return max(round(TISSUE_MPP / mpp / LOW_RES_STRIDE), 1) * LOW_RES_STRIDE
-
-
-def describe_model(manifest: Manifest, precision: str, runs_on: str) -> ModelInfo:
-    """The model of a bundle, as plans name it.
-
-    Raises:
-        CohortError: the bundle does not say at which um per pixel its model works.
-    """
-    if manifest.mpp is None:
-        raise CohortError(
-            f"the bundle of {manifest.name} {manifest.version} does not state its um per pixel, so "
-            "slides cannot be scaled to it. Train and export with `mpp` set."
-        )
-    sha256 = {artefact.precision: artefact.sha256 for artefact in manifest.artefacts}
-    return ModelInfo(
-        name=manifest.name,
-        version=manifest.version,
-        checkpoint_sha256=manifest.checkpoint_sha256,
-        artefact_sha256=sha256.get(precision, manifest.artefacts[0].sha256),  # type: ignore[call-overload]
-        precision=precision,
-        runs_on=runs_on,
-        mpp=manifest.mpp,
-        tile_size_px=manifest.tile_size_px,
-        classes=manifest.classes,
-        scale_certificate=manifest.scale_certificate,
-    )
 
 
 def differences(found: Plan, expected: Plan) -> list[str]:

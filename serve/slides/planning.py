@@ -1,18 +1,17 @@
 """Plans a slide: where its tissue is, and all else that its labels depend on; opens it again."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
+from serve.contract.manifest import sha256_of
 from serve.images.mpp import FROM_REQUEST
 from serve.images.readers.errors import SlideError
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
-from serve.images.readers.scaled import ScaledView
 from serve.slides.errors import MaskError
-from serve.slides.options import Settings
-from serve.slides.plan import ModelInfo, Plan, make_plan, mask_size, open_view
+from serve.slides.options import RunOptions, Settings
+from serve.slides.plan import ModelInfo, Plan, make_plan, open_view
 from serve.slides.tissue import Mask, find_tissue, mask_shape, read_mask
 
 
@@ -32,34 +31,35 @@ def plan_slide(
         MaskError: the file cannot be used.
     """
     view = open_view(slide, model)
-    mask_px = mask_size(model.mpp)
-    mask = _mask(view, mask_px, settings, tissue)
-    return make_plan(slide, view, model, settings, mask, mask_px), mask
-
-
-def _mask(view: ScaledView, mask_px: int, settings: Settings, tissue: str) -> Mask:
     match settings.tissue:
         case "auto":
-            return find_tissue(view, mask_px, settings.rule)
+            mask = find_tissue(view, settings.rule)
         case "none":
-            return np.ones(mask_shape(view.height_px, view.width_px, mask_px), bool)
+            mask = np.ones(mask_shape(view), bool)
         case "mask":
-            return read_mask(Path(tissue), view, mask_px)
+            mask = read_mask(Path(tissue), view)
+    return make_plan(slide, model, settings, mask), mask
 
 
-def settings_of(settings: Settings, tissue: str) -> Settings:
+def settings_of(options: RunOptions, tissue: str) -> Settings:
     """The settings of one slide: with how its tissue is found, and which file says where it is.
 
     Raises:
         MaskError: the file cannot be read.
     """
-    if tissue in ("auto", "none"):
-        return settings.model_copy(update={"tissue": tissue})
-    try:
-        sha256 = hashlib.sha256(Path(tissue).read_bytes()).hexdigest()
-    except OSError as error:
-        raise MaskError(f"the mask {tissue} cannot be read: {error.strerror}.") from error
-    return settings.model_copy(update={"tissue": "mask", "mask_file_sha256": sha256})
+    sha256 = ""
+    if tissue not in ("auto", "none"):
+        try:
+            tissue, sha256 = "mask", sha256_of(Path(tissue))
+        except OSError as error:
+            raise MaskError(f"the mask {tissue} cannot be read: {error.strerror}.") from error
+    return Settings(
+        overlap=options.overlap,
+        block_cells=options.block_cells,
+        tissue=tissue,
+        mask_file_sha256=sha256,
+        rule=options.rule,
+    )
 
 
 def open_planned(plan: Plan) -> RegionReader:

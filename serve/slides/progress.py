@@ -11,35 +11,11 @@ from typing import Literal, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from serve.slides.engine import Outcome
+from serve.slides.cohort import Outcome
+from serve.slides.engine import Watcher
 
 Mode = Literal["auto", "bar", "json", "quiet"]
 _LOG_EVERY_S = 10.0
-
-
-class Quiet:
-    """Shows nothing; see `serve.slides.engine.Watcher`."""
-
-    def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
-        """See `Watcher`."""
-
-    def add_tiles(self, name: str, num_tiles: int) -> None:
-        """See `Watcher`."""
-
-    def bound_by(self, name: str, stage: str) -> None:
-        """See `Watcher`."""
-
-    def step(self, name: str, step: str) -> None:
-        """See `Watcher`."""
-
-    def end_slide(self, outcome: Outcome) -> None:
-        """See `Watcher`."""
-
-    def note(self, text: str) -> None:
-        """Tell what the user should know, such as that a worker died."""
-
-    def close(self) -> None:
-        """End the showing."""
 
 
 @dataclass
@@ -70,7 +46,7 @@ class _Count:
         return (self.total - self.done) / self.per_second if self.per_second else None
 
 
-class JsonLines(Quiet):
+class JsonLines(Watcher):
     """One JSON object per line: what begins and ends, and every ten seconds how far it is.
 
     Args:
@@ -128,7 +104,7 @@ class JsonLines(Quiet):
         self._tell(event="end", **outcome.model_dump())
 
     def note(self, text: str) -> None:
-        """See `Quiet.note`."""
+        """See `Watcher`."""
         self._tell(event="note", text=text)
 
     def _tell(self, **fields: object) -> None:
@@ -136,7 +112,7 @@ class JsonLines(Quiet):
             print(json.dumps(fields), file=self._file, flush=True)
 
 
-class Bar(Quiet):
+class Bar(Watcher):
     """A line per slide at work, with its bar, rate, time left and binding stage.
 
     Args:
@@ -197,15 +173,15 @@ class Bar(Quiet):
             self._progress.remove_task(task)
 
     def note(self, text: str) -> None:
-        """See `Quiet.note`."""
+        """See `Watcher`."""
         self._progress.console.print(text, markup=False, style="dim")
 
     def close(self) -> None:
-        """See `Quiet.close`."""
+        """See `Watcher`."""
         self._progress.stop()
 
 
-def watcher_of(mode: Mode, num_slides: int) -> Quiet:
+def watcher_of(mode: Mode, num_slides: int) -> Watcher:
     """What shows a run on standard error; `auto` is a bar in a terminal and JSON elsewhere."""
     if mode == "auto":
         mode = "bar" if sys.stderr.isatty() else "json"
@@ -215,4 +191,4 @@ def watcher_of(mode: Mode, num_slides: int) -> Quiet:
         case "json":
             return JsonLines(num_slides, sys.stderr)
         case "quiet":
-            return Quiet()
+            return Watcher()

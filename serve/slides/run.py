@@ -9,7 +9,6 @@
 A slide that fails does not stop the others. Repeat the command to continue where it stopped.
 """
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,12 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from serve.contract.errors import FocalPathError, message_of
 from serve.contract.manifest import MANIFEST_FILE
-from serve.slides.cohort import Problem, SlideTask
+from serve.slides.cohort import Outcome, SlideTask
 from serve.slides.disk import write_whole, written
-from serve.slides.engine import Engine, Outcome, Watcher
+from serve.slides.engine import Engine, Watcher
 from serve.slides.errors import ResultError
 from serve.slides.finish import publish
 from serve.slides.job import WORK_FOLDER, SlideJob
@@ -54,108 +54,86 @@ def run_cohort(cohort: Cohort, tasks: Sequence[SlideTask]) -> list[Outcome]:
     Returns:
         One outcome per slide, in the order of `tasks`.
     """
-    check = _BundleCheck(cohort.bundle)
-    stopping = threading.Event()
-    outcomes: dict[str, Outcome] = {}
+    run = _Run(cohort)
+    run.for_each(run.segment_unless_busy, tasks)
+    busy = [task for task in tasks if task.name not in run.outcomes]
+    run.for_each(partial(run.segment, wait=True), busy)
+    return [run.outcomes[task.name] for task in tasks]
 
-    def segment(task: SlideTask, *, wait: bool = False) -> None:
-        outcomes[task.name] = segment_slide(
-            cohort, task, check=check, wait=wait, is_stopping=stopping.is_set
-        )
 
-    def segment_unless_busy(task: SlideTask) -> None:
+class _Run:
+    """The slides of a cohort, several at once where the engine asks for it."""
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.outcomes: dict[str, Outcome] = {}
+        self._cohort = cohort
+        self._check_bundle = _BundleCheck(cohort.bundle)
+        self._is_stopping = False
+        """What a closed engine raises is then not the slides' failure."""
+
+    def for_each(self, segment: Callable[[SlideTask], None], tasks: Sequence[SlideTask]) -> None:
+        """Call a function with every slide."""
+        engine = self._cohort.engine
+        if engine.slides_at_once == 1 or len(tasks) <= 1:
+            for task in tasks:
+                segment(task)
+            return
+        with ThreadPoolExecutor(engine.slides_at_once, thread_name_prefix="slide") as pool:
+            futures = [pool.submit(segment, task) for task in tasks]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                self._is_stopping = True
+                pool.shutdown(wait=False, cancel_futures=True)
+                engine.close()  # ends the slides at work
+                raise
+
+    def segment_unless_busy(self, task: SlideTask) -> None:
+        """Segment one slide, unless another run works on it."""
         with suppress(SlideBusyError):
-            segment(task)
+            self.segment(task)
 
-    _for_each(segment_unless_busy, tasks, cohort.engine, stopping)
-    busy = [task for task in tasks if task.name not in outcomes]
-    _for_each(partial(segment, wait=True), busy, cohort.engine, stopping)
-    return [outcomes[task.name] for task in tasks]
+    def segment(self, task: SlideTask, *, wait: bool = False) -> None:
+        """Segment one slide; what goes wrong with it is in the outcome.
 
+        Args:
+            task: the slide.
+            wait: for another run that works on it.
 
-def _for_each(
-    segment: Callable[[SlideTask], None],
-    tasks: Sequence[SlideTask],
-    engine: Engine,
-    stopping: threading.Event,
-) -> None:
-    """Call a function with every slide, several at once where the engine asks for it."""
-    if engine.slides_at_once == 1 or len(tasks) <= 1:
-        for task in tasks:
-            segment(task)
-        return
-    with ThreadPoolExecutor(engine.slides_at_once, thread_name_prefix="slide") as pool:
-        futures = [pool.submit(segment, task) for task in tasks]
+        Raises:
+            SlideBusyError: another run works on it, and `wait` is false.
+            FocalPathError: the run is being stopped.
+        """
+        started = time.perf_counter()
+        folder = self._cohort.out / WORK_FOLDER
+        failed = folder / f"{task.name}.failed"
+        ended: dict[str, Any]
         try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            stopping.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            engine.close()  # ends the slides at work
+            with written(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            with slide_lock(folder / f"{task.name}.lock", wait=wait):
+                self._check_bundle()
+                ended = _segment(self._cohort, task)
+                failed.unlink(missing_ok=True)
+        except SlideBusyError:
             raise
+        except (FocalPathError, OSError) as error:
+            if self._is_stopping:
+                raise
+            reason, code = " ".join(message_of(error).split()), getattr(error, "code", "failed")
+            ended = {"status": "failed", "reason": reason, "code": code}
+        seconds = round(time.perf_counter() - started, 3)
+        outcome = Outcome(name=task.name, path=str(task.path), seconds=seconds, **ended)
+        if outcome.status == "failed":
+            with suppress(OSError):  # where the disk is full, the report has to do
+                write_whole(failed, outcome.model_dump_json(indent=2).encode())
+        self.outcomes[task.name] = outcome
+        self._cohort.watcher.end_slide(outcome)
 
 
-def segment_slide(
-    cohort: Cohort,
-    task: SlideTask,
-    *,
-    check: Callable[[], None] = lambda: None,
-    wait: bool = False,
-    is_stopping: Callable[[], bool] = lambda: False,
-) -> Outcome:
-    """Segment one slide; what goes wrong with it is in the outcome.
-
-    Args:
-        cohort: where to and how.
-        task: the slide.
-        check: raises where going on makes no sense.
-        wait: for another run that works on the slide.
-        is_stopping: whether the run is being stopped. What its closed engine raises then is not
-            the slide's failure.
-
-    Raises:
-        SlideBusyError: another run works on it, and `wait` is false.
-        FocalPathError: the run is being stopped.
-    """
-    started = time.perf_counter()
-    folder = cohort.out / WORK_FOLDER
-    failed = folder / f"{task.name}.failed"
-    counted = 0
-    try:
-        with written(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with slide_lock(folder / f"{task.name}.lock", wait=wait):
-            check()
-            counted, kept = _segment(cohort, task)
-            failed.unlink(missing_ok=True)
-        outcome = Outcome(
-            name=task.name,
-            path=str(task.path),
-            status="kept" if kept else "done",
-            seconds=round(time.perf_counter() - started, 3),
-            num_tiles=counted,
-        )
-    except SlideBusyError:
-        raise
-    except (FocalPathError, OSError) as error:
-        if is_stopping():
-            raise
-        outcome = Outcome(
-            name=task.name,
-            path=str(task.path),
-            status="failed",
-            reason=" ".join(message_of(error).split()),
-            code=getattr(error, "code", "failed"),
-            seconds=round(time.perf_counter() - started, 3),
-        )
-        _note(failed, outcome)
-    cohort.watcher.end_slide(outcome)
-    return outcome
-
-
-def _segment(cohort: Cohort, task: SlideTask) -> tuple[int, bool]:
-    """Segment one slide; returns the tiles that ran, and whether it was finished before."""
+def _segment(cohort: Cohort, task: SlideTask) -> dict[str, Any]:
+    """Segment one slide; returns how it ended and how many tiles ran."""
     job = SlideJob(
         out=cohort.out,
         task=task,
@@ -164,18 +142,16 @@ def _segment(cohort: Cohort, task: SlideTask) -> tuple[int, bool]:
         model=cohort.engine.model,
     )
     if not cohort.engine.prepare(job):
-        return 0, True
+        return {"status": "kept"}
     num_tiles = _compute(cohort, job.work)
     cohort.engine.finish(job, lambda step: cohort.watcher.step(task.name, step))
     publish(job.work, job.target)
-    return num_tiles, False
+    return {"status": "done", "num_tiles": num_tiles}
 
 
 def _compute(cohort: Cohort, work: WorkFolder) -> int:
     """Compute the blocks that are not done; returns how many tiles ran for them."""
-    plan = work.plan()
-    assert plan is not None, work.path
-    tiling = Tiling(plan, work.mask())
+    tiling = Tiling(work.plan(), work.mask())
     tiles = {block: tiling.num_tiles(block) for block in tiling.blocks}
     done = work.records()
     todo = [block for block in tiling.blocks if block not in done]
@@ -215,19 +191,3 @@ class _BundleCheck:
                 f"{self._manifest} was replaced while slides were segmented. Start again, so that "
                 "all slides get the same model."
             )
-
-
-def _note(path: Path, outcome: Outcome) -> None:
-    """Keep why a slide failed, for `status`; where the disk is full, the report has to do."""
-    try:
-        write_whole(path, outcome.model_dump_json(indent=2).encode())
-    except OSError:
-        return
-
-
-def failures(outcomes: Sequence[Outcome], problems: Sequence[Problem]) -> list[tuple[str, str]]:
-    """Name and reason of everything that failed."""
-    return [
-        *((problem.path, problem.reason) for problem in problems),
-        *((outcome.path, outcome.reason) for outcome in outcomes if outcome.status == "failed"),
-    ]

@@ -8,13 +8,12 @@ from pydantic import ValidationError
 
 from serve.contract.manifest import sha256_of
 from serve.contract.strict import Strict
-from serve.slides.engine import Outcome
+from serve.slides.cohort import Outcome
 from serve.slides.errors import ResultDamagedError, ResultError
 from serve.slides.finish import (
     PASSPORT_FILE,
     REMEDY,
     SUMMARY_FILE,
-    Passport,
     read_passport,
     read_summary,
 )
@@ -60,7 +59,7 @@ def read_status(out: Path) -> list[SlideStatus]:
 def _finished(out: Path) -> Iterator[SlideStatus]:
     for folder in results_in(out):
         try:
-            blocks = _passport_of(folder).num_blocks
+            blocks = read_passport(folder).num_blocks
             notes = read_summary(folder).notes
         except ResultError as error:
             yield SlideStatus(name=folder.name, state="failed", reason=str(error))
@@ -80,13 +79,6 @@ def results_in(out: Path) -> list[Path]:
     ]
 
 
-def _passport_of(folder: Path) -> Passport:
-    passport = read_passport(folder)
-    if passport is None:
-        raise ResultDamagedError(f"{folder} has no run.json, so it is not a finished result.")
-    return passport
-
-
 def _at_work(folder: Path) -> Iterator[SlideStatus]:
     """The slides that are begun or failed; of one that failed and runs again, that it runs."""
     if not folder.is_dir():
@@ -100,8 +92,7 @@ def _at_work(folder: Path) -> Iterator[SlideStatus]:
 
 def _of_work(work: WorkFolder, failed: Path) -> SlideStatus:
     try:
-        plan = work.plan()
-        blocks = 0 if plan is None else len(Tiling(plan, work.mask()).blocks)
+        blocks = len(Tiling(work.plan(), work.mask()).blocks) if work.has_plan else 0
     except ResultError as error:
         return SlideStatus(name=work.name, state="failed", reason=str(error))
     running = _is_locked(work.path.with_name(f"{work.name}.lock"))
@@ -138,7 +129,7 @@ def verify(folder: Path) -> int:
     Raises:
         ResultDamagedError: a file is missing, changed or not of the result.
     """
-    passport = _passport_of(folder)
+    passport = read_passport(folder)
     if not passport.is_as_written:
         raise ResultDamagedError(
             f"{folder / PASSPORT_FILE} was changed: its content does not fit its own checksum. "

@@ -27,8 +27,8 @@ from PIL import Image
 from pydantic import ValidationError
 from zarr.codecs import ZstdCodec
 
-from serve.contract.strict import Strict
 from serve.slides.blend import BlendState
+from serve.slides.block_record import BlockRecord
 from serve.slides.disk import appearing, write_whole, written
 from serve.slides.errors import ResultError, unreadable
 from serve.slides.plan import Block, Plan, differences
@@ -46,33 +46,6 @@ _REMEDY = "Start the slide again with --overwrite."
 """For work in progress that cannot be read."""
 _ZSTD_LEVEL = 1
 """Three takes up to half as much time again, for files that are within 3% as large."""
-
-
-class BlockRecord(Strict):
-    """What a block found: sums over its cells, from which a slide's summary is added up."""
-
-    row: int
-    column: int
-    num_tiles: int
-    num_reused: int = 0
-    """Of these tiles, those whose answers were kept from an earlier block."""
-    seconds: dict[str, float]
-    """Busy time per stage."""
-    host: str = ""
-    """Machine that computed it."""
-    peak_memory_mib: int = 0
-    """Of the process that computed it, until then."""
-    cells: tuple[int, ...]
-    """Cells per label, from 0."""
-    confidence_sums: tuple[int, ...]
-    """Sum of the confidence bytes per label."""
-    low_confidence_cells: tuple[int, ...]
-    """Cells per label whose confidence is below 0.5."""
-
-    @property
-    def block(self) -> Block:
-        """Which one."""
-        return Block(self.row, self.column)
 
 
 class WorkFolder:
@@ -101,8 +74,8 @@ class WorkFolder:
             OutputError: the folder cannot be written to.
         """
         with written(self.path):
-            found = self.plan()
-            if found is not None and (listed := differences(found, plan)):
+            is_new = not self.has_plan
+            if not is_new and (listed := differences(self.plan(), plan)):
                 raise ResultError(
                     f"{self.path} was begun with other settings or another slide: "
                     f"{'; '.join(listed[:3])}. Start it again with --overwrite, or choose another "
@@ -111,20 +84,25 @@ class WorkFolder:
             self._done.mkdir(parents=True, exist_ok=True)
             self.result.mkdir(exist_ok=True)
             write_whole(self.path / MASK_FILE, png_of(mask))  # the plan's, also where it was lost
-            if found is None:
+            if is_new:
                 self._create_arrays(plan)
                 write_whole(self.path / PLAN_FILE, plan.model_dump_json(indent=2).encode())
 
-    def plan(self) -> Plan | None:
-        """The plan that was begun here, if one was.
+    @property
+    def has_plan(self) -> bool:
+        """Whether a plan was begun here."""
+        return (self.path / PLAN_FILE).is_file()
+
+    def plan(self) -> Plan:
+        """The plan that was begun here.
 
         Raises:
-            ResultError: it cannot be read.
+            ResultError: there is none, or it cannot be read.
         """
+        if not self.has_plan:
+            raise ResultError(f"{self.path} has no plan: begin the slide first.")
         try:
             return Plan.model_validate_json((self.path / PLAN_FILE).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
         except ValidationError as error:
             raise unreadable(self.path / PLAN_FILE, _REMEDY) from error
 

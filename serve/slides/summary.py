@@ -9,8 +9,8 @@ from pydantic import Field
 
 from serve.contract.strict import Strict
 from serve.inference.summary import LOW_CONFIDENCE, ModelName
+from serve.slides.block_record import BlockRecord
 from serve.slides.plan import Plan
-from serve.slides.store import BlockRecord
 
 _UM2_PER_MM2 = 1e6
 

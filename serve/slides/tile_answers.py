@@ -1,10 +1,12 @@
 """The model's answers for a slide's tiles, in the order in which they are blended."""
 
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,19 +15,51 @@ from serve.contract.errors import BackendUnavailableError
 from serve.inference.batching import TileAnswer, TileRunner
 from serve.slides.plan import Plan
 from serve.slides.reuse import Use
-from serve.slides.stages import Stages
 
+T = TypeVar("T")
 OUTPUT = "low_res_probabilities"
 _LEAST_PENDING = 2
+STAGES = ("read", "model", "blend", "write")
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A tile that the model works on, or whose answer is kept from an earlier block."""
+class Stages:
+    """Seconds of the thread that blends: it waits for `read`, `model` and `write`, or blends.
+
+    The largest bounds the run.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[stage] += time.perf_counter() - started
+
+    def take(self) -> dict[str, float]:
+        """Seconds per stage since the last call."""
+        seconds, self._seconds = self._seconds, dict.fromkeys(STAGES, 0.0)
+        return {stage: round(value, 3) for stage, value in seconds.items()}
+
+
+class Tile(NamedTuple):
+    """A tile whose answer is wanted."""
 
     use: Use
-    answer: Future[TileAnswer] | None
-    """None where the answer is kept."""
+    pixels: NDArray[np.uint8] | None
+    """(T, T, 3) uint8; None where the answer is kept from an earlier block."""
+
+
+class Answer(NamedTuple):
+    """A tile's answer."""
+
+    use: Use
+    probabilities: NDArray[np.uint8]
+    """(C, T/4, T/4) uint8."""
 
 
 class TileAnswers:
@@ -34,7 +68,7 @@ class TileAnswers:
     Args:
         plan: of the slide.
         runner: the model.
-        stages: what waiting for the model is counted in.
+        stages: what waiting for tiles and for the model is counted in.
         most_pending: tiles that are asked for at the same time, at most.
         soon_s: no more tiles are asked for than the model answers within these seconds.
     """
@@ -49,15 +83,34 @@ class TileAnswers:
         self._soon_s = soon_s
         self._kept: dict[tuple[int, int], NDArray[np.uint8]] = {}
         self._num_answers, self._seconds = 0, 0.0
-        self._last = time.monotonic()
+        self._last = 0.0
 
-    def begin(self) -> None:
-        """Start the clock of the model's pace."""
-        self._last = time.monotonic()
+    def in_order(self, items: Iterator[Tile | T]) -> Generator[Answer | T]:
+        """Answer tiles; hand other items on in their place. Asks for some tiles ahead.
 
-    def ask(self, use: Use, pixels: NDArray[np.uint8] | None) -> Asked:
-        """Ask for a (T, T, 3) tile's answer; no pixels where it is kept."""
-        return Asked(use, None if pixels is None else self._runner.submit(pixels, (OUTPUT,)))
+        Raises:
+            BackendUnavailableError: the model failed; the message names the tile's place.
+        """
+        pending: deque[tuple[Use | T, Future[TileAnswer] | None]] = deque()
+        asked = 0
+        self._last = time.monotonic()
+        try:
+            while (item := self._next(items)) is not None:
+                if isinstance(item, Tile):
+                    pending.append((item.use, self._ask(item)))
+                else:
+                    pending.append((item, None))
+                asked += pending[-1][1] is not None
+                while asked > self.most_pending():
+                    asked -= pending[0][1] is not None
+                    yield self._answered(*pending.popleft())
+            while pending:
+                yield self._answered(*pending.popleft())
+        finally:
+            self._kept.clear()
+            for _, answer in pending:
+                if answer is not None:
+                    answer.cancel()
 
     def most_pending(self) -> int:
         """Tiles to ask for at the same time: enough for full batches, and soon answered."""
@@ -66,27 +119,23 @@ class TileAnswers:
         pace_s = max(self._seconds / self._num_answers, 1e-6)
         return max(min(self._most_pending, int(self._soon_s / pace_s)), _LEAST_PENDING)
 
-    def take(self, asked: Asked) -> NDArray[np.uint8]:
-        """Wait for a tile's answer, (C, T/4, T/4) uint8.
+    def _next(self, items: Iterator[T]) -> T | None:
+        with self._stages.timed("read"):
+            return next(items, None)
 
-        Raises:
-            BackendUnavailableError: the model failed; the message names the tile's place.
-        """
-        use = asked.use
-        place = use.y, use.x
-        if asked.answer is None:
-            return self._kept[place] if use.keep else self._kept.pop(place)
-        found = self._wait(use, asked.answer)
-        if use.keep:
+    def _ask(self, tile: Tile) -> Future[TileAnswer] | None:
+        return None if tile.pixels is None else self._runner.submit(tile.pixels, (OUTPUT,))
+
+    def _answered(self, item: Use | T, answer: Future[TileAnswer] | None) -> Answer | T:
+        if not isinstance(item, Use):
+            return item
+        place = item.y, item.x
+        if answer is None:
+            return Answer(item, self._kept[place] if item.keep else self._kept.pop(place))
+        found = self._wait(item, answer)
+        if item.keep:
             self._kept[place] = found.copy()  # a view would keep its whole batch
-        return found
-
-    def leave(self, pending: Iterable[object]) -> None:
-        """Cancel what is asked for, and forget what is kept."""
-        self._kept.clear()
-        for item in pending:
-            if isinstance(item, Asked) and item.answer is not None:
-                item.answer.cancel()
+        return Answer(item, found)
 
     def _wait(self, use: Use, answer: Future[TileAnswer]) -> NDArray[np.uint8]:
         try:

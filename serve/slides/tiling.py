@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from serve.contract.manifest import LOW_RES_STRIDE
 from serve.images.tiles import tile_origins
 from serve.slides.plan import Block, Plan, Rectangle
-from serve.slides.tissue import Mask, mask_shape
+from serve.slides.tissue import Mask
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Tiling:
     """
 
     def __init__(self, plan: Plan, mask: Mask) -> None:
-        assert mask.shape == mask_shape(plan.height_px, plan.width_px, plan.mask_px)
+        lengths = plan.height_px, plan.width_px
+        assert mask.shape == tuple(-(-length // plan.mask_px) for length in lengths)
         self.plan = plan
         self.mask = mask
         tile = plan.model.tile_size_px

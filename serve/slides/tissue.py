@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 from shapely.errors import ShapelyError
 from shapely.geometry import shape
 
+from serve.contract.manifest import LOW_RES_STRIDE
 from serve.images.readers.geojson import begins_at_bounds, is_focalpath, stated_origin
 from serve.images.readers.scaled import ScaledView
 from serve.slides.errors import MaskError
@@ -32,17 +33,9 @@ _VALUES = ("1", "L", "P", "I;16", "I")
 Mask = NDArray[np.bool_]
 
 
-def find_tissue(view: ScaledView, mask_px: int, rule: TissueRule) -> Mask:
-    """Find the tissue of a view.
-
-    Args:
-        view: the slide at the model's um per pixel.
-        mask_px: pixels of the view for one of the mask, along each axis.
-        rule: how.
-
-    Returns:
-        (h, w) bool, as large as `mask_shape` says.
-    """
+def find_tissue(view: ScaledView, rule: TissueRule) -> Mask:
+    """Find the tissue of a view: (h, w) bool, as large as `mask_shape` says."""
+    mask_px = mask_size(view.mpp)
     return tissue_of(view.overview(mask_px), rule, um_per_pixel=view.mpp * mask_px)
 
 
@@ -65,12 +58,18 @@ def tissue_of(
     return _grow(closed | majority, round(rule.grow_um / um_per_pixel))
 
 
-def mask_shape(height: int, width: int, mask_px: int) -> tuple[int, int]:
+def mask_size(mpp: float) -> int:
+    """Side in pixels of a view of one pixel of its tissue mask: about 8 um, whole cells."""
+    return max(round(TISSUE_MPP / mpp / LOW_RES_STRIDE), 1) * LOW_RES_STRIDE
+
+
+def mask_shape(view: ScaledView) -> tuple[int, int]:
     """Rows and columns of the mask of a view."""
-    return -(-height // mask_px), -(-width // mask_px)
+    side = mask_size(view.mpp)
+    return -(-view.height_px // side), -(-view.width_px // side)
 
 
-def read_mask(path: Path, view: ScaledView, mask_px: int) -> Mask:
+def read_mask(path: Path, view: ScaledView) -> Mask:
     """Read a mask or regions for a view.
 
     Args:
@@ -78,7 +77,6 @@ def read_mask(path: Path, view: ScaledView, mask_px: int) -> Mask:
             not 0; or GeoJSON with polygons in pixels of level 0. QuPath's count from the scanned
             part, and FocalPath's from where they say.
         view: the slide at the model's um per pixel.
-        mask_px: pixels of the view for one of the mask.
 
     Raises:
         MaskError: the file is missing, of another kind, or of another shape than the slide.
@@ -89,7 +87,7 @@ def read_mask(path: Path, view: ScaledView, mask_px: int) -> Mask:
         raise MaskError(f"the mask {path} cannot be read: {error.strerror}.") from error
     if path.suffix.lower() in (".json", ".geojson"):
         polygons = _polygons(path, content, view)
-        mask = rasterise(polygons, view, mask_px)
+        mask = _rasterise(polygons, view)
         if not mask.any():
             raise _outside(path, polygons, view)
         return mask
@@ -103,15 +101,15 @@ def read_mask(path: Path, view: ScaledView, mask_px: int) -> Mask:
         raise MaskError(
             f"the mask {path} is not a PNG: {error}. Give a PNG, or GeoJSON with polygons."
         ) from error
-    return _fit(given, view, mask_px, path)
+    return _fit(given, view, path)
 
 
-def rasterise(polygons: list[Any], view: ScaledView, mask_px: int) -> Mask:
+def _rasterise(polygons: list[Any], view: ScaledView) -> Mask:
     """The mask of shapely polygons in pixels of level 0; holes are left out."""
-    height, width = mask_shape(view.height_px, view.width_px, mask_px)
+    height, width = mask_shape(view)
     canvas = Image.new("1", (width, height))
     origin = np.array(view.origin_px[::-1])
-    step = np.array(view.step_px[::-1]) * mask_px
+    step = np.array(view.step_px[::-1]) * mask_size(view.mpp)
     for polygon in polygons:
         drawn = Image.new("1", (width, height))
         draw = ImageDraw.Draw(drawn)
@@ -175,7 +173,7 @@ def _outside(path: Path, polygons: list[Any], view: ScaledView) -> MaskError:
     )
 
 
-def _fit(given: Mask, view: ScaledView, mask_px: int, path: Path) -> Mask:
+def _fit(given: Mask, view: ScaledView, path: Path) -> Mask:
     """A mask at any scale as one of the view; a pixel is tissue where any of what it covers is."""
     scale = given.shape[0] / view.height_px
     expected = view.width_px * scale
@@ -184,13 +182,11 @@ def _fit(given: Mask, view: ScaledView, mask_px: int, path: Path) -> Mask:
             f"the mask {path} is {given.shape[1]} x {given.shape[0]} px, which is another shape "
             f"than the slide's {view.width_px} x {view.height_px}. Make it from the whole slide."
         )
-    height, width = mask_shape(view.height_px, view.width_px, mask_px)
+    height, width = mask_shape(view)
+    is_finer = given.shape[0] > height
+    filter_ = Image.Resampling.BOX if is_finer else Image.Resampling.NEAREST
     image = Image.fromarray(given.astype(np.uint8) * 255)
-    if given.shape[0] > height:
-        resized = image.resize((width, height), Image.Resampling.BOX)
-    else:
-        resized = image.resize((width, height), Image.Resampling.NEAREST)
-    return np.asarray(resized) > 0
+    return np.asarray(image.resize((width, height), filter_)) > 0
 
 
 def _box_sum(mask: Mask, radius: int) -> NDArray[np.int32]:

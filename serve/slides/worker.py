@@ -6,14 +6,11 @@ needs the work folder, the bundle and the slide, and nothing else.
 
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from itertools import chain, islice
 
 from serve.contract.closing import Closing
 from serve.contract.machine import peak_memory_mib
@@ -22,15 +19,13 @@ from serve.images.readers.reader import RegionReader
 from serve.inference.batching import TileRunner
 from serve.slides.ahead import ahead
 from serve.slides.blend import BlendState, BlockBlend
-from serve.slides.counts import count_cells
-from serve.slides.errors import ResultError
+from serve.slides.block_record import BlockRecord, count_cells
 from serve.slides.pixels import TilePixels
 from serve.slides.plan import Block, open_view
 from serve.slides.planning import open_planned
-from serve.slides.reuse import Reuse, Use, to_run
-from serve.slides.stages import Stages
-from serve.slides.store import BlockRecord, WorkFolder
-from serve.slides.tile_answers import Asked, TileAnswers
+from serve.slides.reuse import Reuse, to_run
+from serve.slides.store import WorkFolder
+from serve.slides.tile_answers import Answer, Stages, Tile, TileAnswers
 from serve.slides.tiling import Tiling
 
 SAVE_EVERY_S = 20.0
@@ -50,13 +45,6 @@ class _Begin:
     num_done: int
     """Tiles of it that an earlier run has blended."""
     state: BlendState | None
-
-
-@dataclass(frozen=True)
-class _Pixels:
-    use: Use
-    pixels: NDArray[np.uint8] | None
-    """None where the answer is kept from an earlier block."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +80,7 @@ class BlockWorker(Closing):
         read_threads: int = 2,
         host: str = "",
     ) -> None:
-        plan = work.plan()
-        if plan is None:
-            raise ResultError(f"{work.path} has no plan: begin the slide first.")
-        self._plan = plan
+        self._plan = plan = work.plan()
         self._work = work
         self._host = host or socket.gethostname()
         self._reader = open_planned(plan) if reader is None else reader
@@ -123,8 +108,8 @@ class BlockWorker(Closing):
         blocks: Sequence[Block],
         *,
         turn: AbstractContextManager[object] | None = None,
-        on_block: OnBlock | None = None,
-        on_tiles: OnTiles | None = None,
+        on_block: OnBlock = lambda _: None,
+        on_tiles: OnTiles = lambda _: None,
     ) -> None:
         """Compute blocks, write each, and mark it as done.
 
@@ -140,41 +125,17 @@ class BlockWorker(Closing):
             BackendUnavailableError: the model failed.
             OutputError: the disk is full or may not be written.
         """
-        tiles = ahead(self._read(blocks), self._most_read, name="slide-tiles")
-        with closing(tiles):
-            first = next(tiles, None)
-            with turn or nullcontext():
-                self._ask(first, tiles, on_block, on_tiles)
+        self._on_block, self._on_tiles = on_block, on_tiles
+        with closing(ahead(self._read(blocks), self._most_read, name="slide-tiles")) as tiles:
+            first = list(islice(tiles, 1))
+            items: Generator[_Begin | Answer | _End]
+            items = self._answers.in_order(chain(first, tiles))
+            with turn or nullcontext(), closing(items):
+                for item in items:
+                    self._take(item)
             self._finish_writing()
 
-    def _ask(
-        self,
-        item: _Begin | _Pixels | _End | None,
-        tiles: Generator[_Begin | _Pixels | _End],
-        on_block: OnBlock | None,
-        on_tiles: OnTiles | None,
-    ) -> None:
-        """Ask the model for an item and all that follow it, and blend its answers."""
-        pending: deque[_Begin | Asked | _End] = deque()
-        asked = 0
-        self._answers.begin()
-        try:
-            while item is not None:
-                if isinstance(item, _Pixels):
-                    pending.append(self._answers.ask(item.use, item.pixels))
-                else:
-                    pending.append(item)
-                asked += _is_asked(pending[-1])
-                while asked > self._answers.most_pending():
-                    asked -= _is_asked(pending[0])
-                    self._take(pending.popleft(), on_block, on_tiles)
-                item = self._next(tiles)
-            while pending:
-                self._take(pending.popleft(), on_block, on_tiles)
-        finally:
-            self._answers.leave(pending)
-
-    def _read(self, blocks: Sequence[Block]) -> Iterator[_Begin | _Pixels | _End]:
+    def _read(self, blocks: Sequence[Block]) -> Iterator[_Begin | Tile | _End]:
         """The tiles of all blocks, in the order in which they are blended."""
         reuse = Reuse(map(self._tiling.tile_rows, blocks), self._answer_bytes, MOST_KEPT_BYTES)
         for block in blocks:
@@ -184,18 +145,12 @@ class BlockWorker(Closing):
             uses = reuse.uses(rows, num_done)
             tiles = self._pixels.tiles(to_run(uses))
             for use in uses:
-                yield _Pixels(use, None if use.is_kept else next(tiles)[-1])
+                yield Tile(use, None if use.is_kept else next(tiles)[-1])
             self._reader.check_unchanged()
             num_reused = sum(use.is_kept for use in uses)
             yield _End(block, sum(len(row.x) for row in rows), num_reused)
 
-    def _next(self, tiles: Generator[_Begin | _Pixels | _End]) -> _Begin | _Pixels | _End | None:
-        with self._stages.timed("read"):
-            return next(tiles, None)
-
-    def _take(
-        self, item: _Begin | Asked | _End, on_block: OnBlock | None, on_tiles: OnTiles | None
-    ) -> None:
+    def _take(self, item: _Begin | Answer | _End) -> None:
         """Blend what comes next."""
         match item:
             case _Begin(block, num_done, state):
@@ -205,19 +160,17 @@ class BlockWorker(Closing):
                 if state is not None:
                     self._blend.restore(state)
                 self._block, self._blended, self._saved = block, num_done, time.monotonic()
-                if on_tiles is not None and num_done:
-                    on_tiles(num_done)
-            case Asked(use):
+                if num_done:
+                    self._on_tiles(num_done)
+            case Answer(use, probabilities):
                 assert self._blend is not None
-                probabilities = self._answers.take(item)
                 with self._stages.timed("blend"):
                     self._blend.add(use.y, use.x, probabilities)
                 self._blended += 1
                 self._save(self._blend)
-                if on_tiles is not None:
-                    on_tiles(1)
+                self._on_tiles(1)
             case _End():
-                self._end(item, on_block)
+                self._end(item)
 
     def _save(self, blend: BlockBlend) -> None:
         """Keep how far the block is, every now and then: the work of slow models is not lost."""
@@ -228,7 +181,7 @@ class BlockWorker(Closing):
             self._work.write_part(self._block, self._blended, blend.state())
         self._saved = time.monotonic()
 
-    def _end(self, end: _End, on_block: OnBlock | None) -> None:
+    def _end(self, end: _End) -> None:
         """Decide the last cells of a block and hand it to the writing thread."""
         block = end.block
         assert self._blend is not None
@@ -243,10 +196,18 @@ class BlockWorker(Closing):
         seconds = self._stages.take()
 
         def write() -> None:
-            record = _record(end, seconds, self._host, labels, confidence)
+            record = BlockRecord(
+                row=block.row,
+                column=block.column,
+                num_tiles=end.num_tiles,
+                num_reused=end.num_reused,
+                seconds=seconds,
+                host=self._host,
+                peak_memory_mib=round(peak_memory_mib()),
+                **dict(count_cells(labels, confidence)),
+            )
             self._work.write_block(self._plan, record, labels, confidence)
-            if on_block is not None:
-                on_block(record)
+            self._on_block(record)
 
         self._writing = self._write_pool.submit(write)
 
@@ -263,27 +224,3 @@ class BlockWorker(Closing):
         self._write_pool.shutdown()
         if self._closes_reader:
             self._reader.close()
-
-
-def _is_asked(item: _Begin | Asked | _End) -> bool:
-    """Whether the model has to answer first."""
-    return isinstance(item, Asked) and item.answer is not None
-
-
-def _record(
-    end: _End,
-    seconds: dict[str, float],
-    host: str,
-    labels: NDArray[np.uint8],
-    confidence: NDArray[np.uint8],
-) -> BlockRecord:
-    return BlockRecord(
-        row=end.block.row,
-        column=end.block.column,
-        num_tiles=end.num_tiles,
-        num_reused=end.num_reused,
-        seconds=seconds,
-        host=host,
-        peak_memory_mib=round(peak_memory_mib()),
-        **count_cells(labels, confidence)._asdict(),
-    )

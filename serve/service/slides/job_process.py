@@ -21,14 +21,13 @@ from serve.service.slides.folder import without_folders
 from serve.service.slides.jobs import JobStore
 from serve.service.slides.jobs_file import JobsError
 from serve.settings import ServeSettings
-from serve.slides.cohort import SlideTask
-from serve.slides.engine import Outcome
+from serve.slides.cohort import Outcome, SlideTask
+from serve.slides.engine import Watcher
 from serve.slides.finished import write_cohort_csv
 from serve.slides.local import open_local_engine
 from serve.slides.options import RunOptions
 from serve.slides.outputs.ome_zarr import OME_ZARR
 from serve.slides.outputs.registry import formats_of
-from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, run_cohort
 
 NICENESS = 10
@@ -39,8 +38,8 @@ _WRITE_EVERY_S = 0.5
 _log = logging.getLogger(__name__)
 
 
-class JobProgress(Quiet):
-    """Writes a job's progress to the store; see `serve.slides.engine.Watcher`."""
+class JobProgress(Watcher):
+    """Writes a job's progress to the store."""
 
     def __init__(self, store: JobStore, job_id: str) -> None:
         self._store = store

@@ -124,8 +124,6 @@ class Results:
         except ResultError as error:
             message = without_folders(str(error), self.out)
             raise NotFoundError(message, code=error.code) from error
-        if passport is None:
-            return None
         result = Result(folder, passport, summary, version)
         self._kept[name] = result
         return result

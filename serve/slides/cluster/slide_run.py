@@ -9,9 +9,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 
+from serve.slides.block_record import BlockRecord
 from serve.slides.cluster.errors import WorkerDiedError
 from serve.slides.plan import Block
-from serve.slides.store import BlockRecord, WorkFolder
+from serve.slides.store import WorkFolder
 from serve.slides.worker import OnBlock, OnTiles
 
 MOST_TRIES = 3

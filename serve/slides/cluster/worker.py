@@ -15,11 +15,12 @@ from serve.contract.strict import Strict
 from serve.inference.backend import RunsOn
 from serve.inference.batching import TileRunner
 from serve.settings import InferenceSettings
+from serve.slides.block_record import BlockRecord
 from serve.slides.cluster.errors import ClusterError
 from serve.slides.job import SlideJob, conclude, prepare
 from serve.slides.local import open_model
 from serve.slides.plan import Block, ModelInfo
-from serve.slides.store import BlockRecord, WorkFolder
+from serve.slides.store import WorkFolder
 from serve.slides.worker import BlockWorker
 
 T = TypeVar("T")

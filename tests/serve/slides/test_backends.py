@@ -69,9 +69,7 @@ def test_openvino_gives_the_labels_of_onnx_runtime(
 ) -> None:
     needs_openvino()
     check(maps(slide, bundle, tmp_path, "--provider", "openvino"), expected)
-    passport = read_passport(tmp_path / "slide")
-    assert passport is not None
-    assert passport.plan.model.runs_on == "openvino"
+    assert read_passport(tmp_path / "slide").plan.model.runs_on == "openvino"
 
 
 @pytest.mark.triton
@@ -86,9 +84,7 @@ def test_triton_gives_the_labels_of_onnx_runtime(
     with TritonServer(tmp_path / "repository") as server:
         options = ("--backend", "triton", "--triton-url", server.grpc_url)
         check(maps(slide, bundle, tmp_path / "out", *options), expected)
-        passport = read_passport(tmp_path / "out" / "slide")
-        assert passport is not None
-        assert passport.plan.model.runs_on == "triton"
+        assert read_passport(tmp_path / "out" / "slide").plan.model.runs_on == "triton"
     shutil.rmtree(tmp_path / "out")
     command = ["slides", "run", str(slide), "--bundle", str(bundle), *options]
     assert main([*command, "--out", str(tmp_path / "out")]) == 1

@@ -18,18 +18,19 @@ from PIL import Image
 from serve.answers.polygons import Regions, join_parts, trace_regions
 from serve.images.mpp import PixelSize
 from serve.images.readers.reader import Bounds, RegionReader
-from serve.slides.options import OutputOptions, Settings
+from serve.slides.block_record import BlockRecord
+from serve.slides.options import OutputOptions
 from serve.slides.outputs import regions
 from serve.slides.outputs.format import SlideResult
 from serve.slides.outputs.ome_zarr import write_ome_zarr
 from serve.slides.outputs.regions import Budget, trace
 from serve.slides.outputs.registry import FORMATS
-from serve.slides.plan import make_plan, mask_size, open_view
-from serve.slides.store import BlockRecord, WorkFolder
+from serve.slides.plan import open_view
 from serve.slides.summary import summarise
 from serve.slides.tiling import Tiling
-from serve.slides.tissue import mask_shape, read_mask
+from serve.slides.tissue import read_mask
 from tests.support.slide_models import CLASSES, model_info
+from tests.support.slide_runs import begin
 from tests.support.slides import VirtualSlide
 
 ROWS, COLUMNS = 375, 501
@@ -52,14 +53,9 @@ def make_result(
         size = (size[0] + bounds.y, size[1] + bounds.x)
         bounds = Bounds(bounds.x, bounds.y, columns * 4, rows * 4)
     reader: RegionReader = VirtualSlide(folder / "slide", size, bounds=bounds)
-    model = model_info()
-    view = open_view(reader, model)
-    mask = np.ones(mask_shape(view.height_px, view.width_px, mask_size(0.5)), bool)
-    settings = Settings(tissue="none", block_cells=block)
-    plan = make_plan(reader, view, model, settings, mask, mask_size(0.5))
+    work, plan = begin(folder / "work" / "slide", reader, block_cells=block)
     assert plan.shape == labels.shape
-    work = WorkFolder(folder / "work" / "slide")
-    work.begin(plan, mask)
+    mask = work.mask()
     for one in Tiling(plan, mask).blocks:
         part = labels[plan.rectangle(one).slices]
         cells = tuple(np.bincount(part.ravel(), minlength=4).tolist())
@@ -275,7 +271,7 @@ def test_outlines_for_qupath_count_from_the_scanned_part_there_and_back(
     view, masks = open_view(result.reader, model_info()), []
     for document in (level0, qupath, drawn_in_qupath):
         regions.write_text(json.dumps(document))
-        masks.append(read_mask(regions, view, mask_size(0.5)))
+        masks.append(read_mask(regions, view))
     assert 0 < masks[0].mean() < 1
     assert all((mask == masks[0]).all() for mask in masks)
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,27 @@ from PIL import Image
 from serve.contract.errors import BackendUnavailableError
 from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
-from serve.slides.cohort import SlideTask
-from serve.slides.engine import Outcome
+from serve.slides.cohort import Outcome, SlideTask
+from serve.slides.engine import Watcher
 from serve.slides.errors import MaskError, OutputError, ResultDamagedError, ResultError
 from serve.slides.finish import read_passport, read_summary
 from serve.slides.finished import write_cohort_csv
 from serve.slides.local import LocalEngine, model_of, ran_on
 from serve.slides.lock import SlideBusyError, slide_lock
-from serve.slides.options import RunOptions, Settings
-from serve.slides.outputs.registry import FORMATS, formats_of
-from serve.slides.progress import Quiet
-from serve.slides.run import Cohort, run_cohort
+from serve.slides.outputs.registry import FORMATS
+from serve.slides.run import run_cohort
 from serve.slides.status import read_status, verify, verify_csv
 from serve.slides.store import LABELS, WorkFolder
 from tests.support.certificate import certificate_that_warns
 from tests.support.errors import raises
+from tests.support.slide_runs import (
+    Stop,
+    Stopping,
+    cohort,
+    engine_of,
+    files_of,
+    run_one,
+)
 from tests.support.slides import tissue_pixels, write_aperio
 from tests.support.toy_bundle import write_toy_bundle
 
@@ -48,9 +54,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(bundle: Path) -> Iterator[LocalEngine]:
-    settings = InferenceSettings(bundle=bundle, threads=1)
-    segmenter = open_segmenter(settings)
-    opened = LocalEngine(segmenter.backend, model_of(segmenter), max_batch_size=8)
+    opened = engine_of(bundle)
     yield opened
     opened.close()
 
@@ -64,36 +68,6 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_aperio(tmp_path_factory.mktemp("slides") / "slide.svs", pixels)
 
 
-def cohort(
-    out: Path,
-    engine: Any,
-    *,
-    formats: Sequence[str] = ("ome-zarr",),
-    watcher: Any = None,
-    bundle: Path | None = None,
-    **options: Any,
-) -> Cohort:
-    options.setdefault("settings", Settings(block_cells=64))
-    return Cohort(
-        out, engine, RunOptions(**options), formats_of(formats), watcher or Quiet(), bundle
-    )
-
-
-def run_one(work: Cohort, path: Path, **fields: Any) -> Outcome:
-    fields.setdefault("name", path.stem)
-    (outcome,) = run_cohort(work, [SlideTask(path=path, **fields)])
-    return outcome
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """All files of a result but the passport, which has times in it."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "run.json"
-    }
-
-
 def test_a_slide_becomes_a_whole_result_with_every_format(
     tmp_path: Path, engine: LocalEngine, slide: Path
 ) -> None:
@@ -104,7 +78,6 @@ def test_a_slide_becomes_a_whole_result_with_every_format(
         assert entry.path(result, "slide").exists(), entry.name
     assert verify(result) > 10
     passport = read_passport(result)
-    assert passport is not None
     assert passport.num_tiles == outcome.num_tiles > 0
     assert passport.num_tiles_once <= passport.num_tiles
     summary = read_summary(result)
@@ -148,28 +121,12 @@ def test_a_finished_slide_is_kept_and_other_settings_are_refused(
     assert run_one(cohort(out, engine), slide).status == "done"
     before = files_of(out / "slide")
     assert run_one(cohort(out, engine), slide).status == "kept"
-    other = run_one(cohort(out, engine, settings=Settings(block_cells=128)), slide)
+    other = run_one(cohort(out, engine, block_cells=128), slide)
     assert (other.status, other.code) == ("failed", ResultError.code)
     assert "settings" in other.reason
     assert files_of(out / "slide") == before
-    again = cohort(out, engine, settings=Settings(block_cells=128), overwrite=True)
+    again = cohort(out, engine, block_cells=128, overwrite=True)
     assert run_one(again, slide).status == "done"
-
-
-class _Stop(RuntimeError):
-    pass
-
-
-class Stopping(Quiet):
-    """Stops a run after so many tiles."""
-
-    def __init__(self, after: int) -> None:
-        self._left = after
-
-    def add_tiles(self, name: str, num_tiles: int) -> None:
-        self._left -= num_tiles
-        if self._left < 0:
-            raise _Stop
 
 
 @pytest.mark.slow
@@ -181,7 +138,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
     run_one(cohort(whole, engine, formats=formats), slide)
     ran = 0
     for after in (30, 60, 0):
-        with pytest.raises(_Stop):
+        with pytest.raises(Stop):
             run_one(cohort(parts, engine, formats=formats, watcher=Stopping(after)), slide)
     (status,) = read_status(parts)
     assert status.state == "stopped"
@@ -190,7 +147,6 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
     outcome = run_one(cohort(parts, engine, formats=formats), slide)
     ran = outcome.num_tiles
     passport = read_passport(whole / "slide")
-    assert passport is not None
     assert 0 < ran < passport.num_tiles
     assert files_of(parts / "slide") == files_of(whole / "slide")
 
@@ -200,13 +156,12 @@ def test_a_stopped_run_that_replaces_a_result_goes_on_with_its_own_blocks(
     tmp_path: Path, engine: LocalEngine, slide: Path
 ) -> None:
     out = tmp_path / "out"
-    run_one(cohort(out, engine, settings=Settings(block_cells=128)), slide)
+    run_one(cohort(out, engine, block_cells=128), slide)
     for _ in range(2):
-        with pytest.raises(_Stop):
+        with pytest.raises(Stop):
             run_one(cohort(out, engine, overwrite=True, watcher=Stopping(60)), slide)
     outcome = run_one(cohort(out, engine, overwrite=True), slide)
     passport = read_passport(out / "slide")
-    assert passport is not None
     assert passport.plan.settings.block_cells == 64
     assert 0 < outcome.num_tiles < passport.num_tiles
     assert verify(out / "slide")
@@ -219,7 +174,7 @@ def stopped(
     """A folder with a run that was stopped, and the files of one that was not."""
     folder = tmp_path_factory.mktemp("stopped")
     run_one(cohort(folder / "whole", engine), slide)
-    with pytest.raises(_Stop):
+    with pytest.raises(Stop):
         run_one(cohort(folder / "begun", engine, watcher=Stopping(150)), slide)
     return folder / "begun", files_of(folder / "whole" / "slide")
 
@@ -380,7 +335,7 @@ def test_a_slide_that_is_replaced_while_it_runs_fails(
     path = tmp_path / "slide.svs"
     shutil.copy(slide, path)
 
-    class Replacing(Quiet):
+    class Replacing(Watcher):
         def add_tiles(self, name: str, num_tiles: int) -> None:
             os.utime(path, (0, 0))
 
@@ -393,7 +348,7 @@ def test_work_of_another_slide_under_the_same_name_is_refused(
     tmp_path: Path, engine: LocalEngine, slide: Path
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(_Stop):
+    with pytest.raises(Stop):
         run_one(cohort(out, engine, watcher=Stopping(30)), slide)
     other = write_aperio(tmp_path / "slide.svs", tissue_pixels(400, 400))
     outcome = run_one(cohort(out, engine), other)
@@ -421,7 +376,7 @@ def test_a_bundle_that_is_replaced_meanwhile_stops_the_slides_after(
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
 
-    class Replacing(Quiet):
+    class Replacing(Watcher):
         def end_slide(self, outcome: Outcome) -> None:
             write_toy_bundle(copy, version="2.0.0")
 
@@ -441,7 +396,7 @@ def test_the_next_slide_is_computed_while_outputs_are_written(
     computes = {name: threading.Event() for name in ("first", "second")}
     waited: list[bool] = []
 
-    class Waiting(Quiet):
+    class Waiting(Watcher):
         def add_tiles(self, name: str, num_tiles: int) -> None:
             computes[name].set()
 
@@ -459,12 +414,11 @@ def test_the_next_slide_is_computed_while_outputs_are_written(
 def test_what_stops_a_run_stops_its_other_slides_and_fails_none(
     tmp_path: Path, bundle: Path, slide: Path
 ) -> None:
-    class Stopping(Quiet):
+    class Stopping(Watcher):
         def add_tiles(self, name: str, num_tiles: int) -> None:
             raise KeyboardInterrupt
 
-    segmenter = open_segmenter(InferenceSettings(bundle=bundle, threads=1))
-    engine = LocalEngine(segmenter.backend, model_of(segmenter), max_batch_size=8)
+    engine = engine_of(bundle)
     tasks = [SlideTask(path=slide, name=f"{number}") for number in range(4)]
     with pytest.raises(KeyboardInterrupt):
         run_cohort(cohort(tmp_path / "out", engine, watcher=Stopping()), tasks)

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from serve.contract.interrupts import signals_wake_main_thread
 from serve.inference.batching import TileAnswer
 from serve.slides.cohort import SlideTask
+from serve.slides.engine import Watcher
 from serve.slides.job import SlideJob
 from serve.slides.local import LocalEngine
 from serve.slides.options import RunOptions
 from serve.slides.pixels import TilePixels
 from serve.slides.plan import Block
-from serve.slides.progress import Quiet
 from serve.slides.run import Cohort, run_cohort
 from serve.slides.store import WorkFolder
 from tests.support.interrupts import deaf_main_thread, send_from_here
@@ -60,7 +60,7 @@ def tasks_of(folder: Path, count: int) -> list[SlideTask]:
 def test_as_many_slides_are_at_work_as_the_engine_asks_for(tmp_path: Path) -> None:
     engine = AtOnce(3)  # none goes on before three are there
     outcomes = run_cohort(
-        Cohort(tmp_path / "out", engine, RunOptions(), (), Quiet()), tasks_of(tmp_path, 6)
+        Cohort(tmp_path / "out", engine, RunOptions(), (), Watcher()), tasks_of(tmp_path, 6)
     )
     assert [outcome.status for outcome in outcomes] == ["done"] * 6
     assert [outcome.name for outcome in outcomes] == [f"slide{number}" for number in range(6)]
@@ -98,7 +98,7 @@ def test_the_model_goes_from_one_slide_to_the_next_without_waiting(
 
     def segment(out: str, tasks: list[SlideTask]) -> None:
         engine = LocalEngine(model, model_info(), max_batch_size=2)
-        outcomes = run_cohort(Cohort(tmp_path / out, engine, RunOptions(), (), Quiet()), tasks)
+        outcomes = run_cohort(Cohort(tmp_path / out, engine, RunOptions(), (), Watcher()), tasks)
         assert {outcome.status for outcome in outcomes} == {"done"}
 
     segment("alone", tasks[:1])
@@ -113,7 +113,7 @@ def test_what_stops_one_slide_stops_all_and_none_is_told_as_failed(tmp_path: Pat
     class Stop(RuntimeError):
         pass
 
-    class Stopping(Quiet):
+    class Stopping(Watcher):
         def add_tiles(self, name: str, num_tiles: int) -> None:
             raise Stop
 
@@ -152,7 +152,7 @@ def test_an_interrupt_that_does_not_wake_the_main_thread_stops_the_slides(tmp_pa
             raise CancelledError
 
     engine = Engine(2)
-    cohort = Cohort(tmp_path / "out", engine, RunOptions(), (), Quiet())
+    cohort = Cohort(tmp_path / "out", engine, RunOptions(), (), Watcher())
     with (
         signals_wake_main_thread(),
         deaf_main_thread(),

@@ -15,6 +15,7 @@ import pytest
 
 from serve.cli import main
 from serve.slides.status import read_status, verify
+from tests.support.slide_runs import files_of
 from tests.support.slides import tissue_pixels, write_aperio
 from tests.support.toy_bundle import write_toy_bundle
 
@@ -22,14 +23,6 @@ pytestmark = pytest.mark.slow
 
 _SHARDS, _AT_ONCE, _KILLS = 8, 3, 10
 _DEADLINE_S = 120
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "run.json"
-    }
 
 
 def size_of(path: Path) -> int:

@@ -2,16 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from serve.images.mpp import PixelSize
-from serve.slides.options import Settings
-from serve.slides.plan import make_plan, mask_size, open_view
-from serve.slides.store import BlockRecord
+from serve.slides.block_record import BlockRecord
 from serve.slides.summary import summarise
-from serve.slides.tissue import mask_shape
-from tests.support.slide_models import model_info
+from tests.support.slide_runs import begin
 from tests.support.slides import VirtualSlide
 
 
@@ -35,10 +31,7 @@ def test_areas_are_of_the_slides_own_pixels_and_shares_of_the_tissue(
     (tmp_path / "slide").touch()
     reader = VirtualSlide(tmp_path / "slide", (800, 1600), mpp=size.mean)
     monkeypatch.setattr(VirtualSlide, "pixel_size", size)
-    model = model_info()
-    view = open_view(reader, model)
-    mask = np.ones(mask_shape(view.height_px, view.width_px, mask_size(0.5)), bool)
-    plan = make_plan(reader, view, model, Settings(tissue="none"), mask, mask_size(0.5))
+    _, plan = begin(tmp_path / "work", reader)
     records = [_record((7, 100, 0, 300), 204, (0, 10, 0, 0)), _record((0, 100), 102, (0, 90))]
     found = summarise("slide", plan, records)
     first, second, third = found.classes

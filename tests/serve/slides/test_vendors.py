@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,15 @@ import shapely
 import zarr
 from numpy.typing import NDArray
 
-from serve.slides.cohort import SlideTask, find_slides
-from serve.slides.engine import Outcome
+from serve.slides.cohort import Outcome, find_slides
 from serve.slides.errors import ResultError
 from serve.slides.finish import read_passport, read_summary
 from serve.slides.local import LocalEngine
-from serve.slides.options import RunOptions, Settings, TissueRule
-from serve.slides.outputs.registry import formats_of
-from serve.slides.progress import Quiet
-from serve.slides.run import Cohort, run_cohort
+from serve.slides.options import TissueRule
 from tests.support.dicom_slides import write_dicom_slide
 from tests.support.hamamatsu import write_vms
 from tests.support.slide_models import PositionModel, model_info
+from tests.support.slide_runs import cohort, run_one
 from tests.support.vendors import VENDORS, Vendor
 
 PINK, BLUE = (210, 90, 150), (60, 60, 220)
@@ -39,14 +37,11 @@ def painted(x: int, y: int, side: int) -> NDArray[np.uint8]:
 
 def run(path: Path, out: Path, *formats: str) -> Outcome:
     engine = LocalEngine(PositionModel(), model_info(), max_batch_size=4)
-    settings = Settings(block_cells=64, rule=TissueRule(grow_um=0, close_px=1, median_px=1))
-    options = RunOptions(settings=settings, tissue="auto")
-    cohort = Cohort(
-        out, engine, options, formats_of(("ome-zarr", *(formats or ("geojson",)))), Quiet()
-    )
-    (outcome,) = run_cohort(cohort, [SlideTask(path=path, name=path.stem)])
-    engine.close()
-    return outcome
+    rule = TissueRule(grow_um=0, close_px=1, median_px=1)
+    with closing(engine):
+        return run_one(
+            cohort(out, engine, formats=("ome-zarr", *(formats or ("geojson",))), rule=rule), path
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
 from concurrent.futures import Future
+from contextlib import closing
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,35 +16,20 @@ from serve.images.readers.reader import Bounds, RegionReader
 from serve.images.readers.registry import open_reader
 from serve.images.tiles import Blend, cut, pad_to_tiles
 from serve.slides.errors import OutputError
-from serve.slides.options import Settings
-from serve.slides.plan import Plan, make_plan, mask_size, open_view
+from serve.slides.plan import Plan, open_view
 from serve.slides.reuse import Use
-from serve.slides.stages import Stages
 from serve.slides.store import CONFIDENCE, LABELS, WorkFolder
-from serve.slides.tile_answers import TileAnswers
+from serve.slides.tile_answers import Stages, Tile, TileAnswers
 from serve.slides.tiling import Tiling
-from serve.slides.tissue import Mask, mask_shape
+from serve.slides.tissue import mask_shape
 from serve.slides.worker import BlockWorker
 from tests.support.errors import raises
 from tests.support.real_slide import real_slide
 from tests.support.slide_models import PositionModel, mean_colors, model_info
+from tests.support.slide_runs import Stop, begin
 from tests.support.slides import VirtualSlide, position_byte
 
 pytestmark = pytest.mark.slow
-
-
-def begin(
-    folder: Path, reader: RegionReader, mask: Mask | None = None, *, tile: int = 64, **options: Any
-) -> tuple[WorkFolder, Plan]:
-    model = model_info(tile, options.pop("mpp", 0.5))
-    view = open_view(reader, model)
-    mask_px = mask_size(model.mpp)
-    if mask is None:
-        mask = np.ones(mask_shape(view.height_px, view.width_px, mask_px), bool)
-    plan = make_plan(reader, view, model, Settings(tissue="none", **options), mask, mask_px)
-    work = WorkFolder(folder)
-    work.begin(plan, mask)
-    return work, plan
 
 
 def run(work: WorkFolder, plan: Plan, reader: RegionReader, **options: Any) -> PositionModel:
@@ -100,9 +87,7 @@ def test_every_cell_is_of_its_own_pixels(
     reader = virtual(tmp_path / "in", (height, width), downsamples=levels, bounds=bounds)
     mpp = float(rng.choice([0.5, 0.505, 0.77, 1.0, 2.0, 2.3, 0.4]))
     view = open_view(reader, model_info(mpp=mpp))
-    mask = rng.random(mask_shape(view.height_px, view.width_px, mask_size(mpp))) < rng.choice(
-        [0.02, 0.5, 1]
-    )
+    mask = rng.random(mask_shape(view)) < rng.choice([0.02, 0.5, 1])
     work, plan = begin(
         tmp_path / "work",
         reader,
@@ -155,10 +140,6 @@ def test_a_block_is_computed_again_to_the_same_bytes(tmp_path: Path) -> None:
     assert first == {path: path.read_bytes() for path in work.store.rglob("*") if path.is_file()}
 
 
-class _Stop(RuntimeError):
-    pass
-
-
 @pytest.mark.parametrize("stops", [(1,), (70, 200), (150, 3, 40, 2)])
 def test_a_block_goes_on_in_the_middle_to_the_same_bytes(
     stops: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -178,12 +159,12 @@ def test_a_block_goes_on_in_the_middle_to_the_same_bytes(
         def count(tiles: int, counts: list[int] = counts, stop: int = stop) -> None:
             counts.append(tiles)
             if len(counts) > stop:
-                raise _Stop
+                raise Stop
 
         model = PositionModel()
         with (
             BlockWorker(work, model, reader=reader, max_batch_size=2) as worker,
-            pytest.raises(_Stop),
+            pytest.raises(Stop),
         ):
             worker.run([block], on_tiles=count)
         part = work.part(block)
@@ -215,20 +196,33 @@ def test_a_slow_model_has_few_tiles_at_work(
 ) -> None:
     """What is at work is lost when the run is killed."""
     now = [0.0]
-    clock = SimpleNamespace(monotonic=lambda: now[0])
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0])
     monkeypatch.setattr("serve.slides.tile_answers.time", clock)
     _, plan = begin(tmp_path / "work", virtual(tmp_path / "in"), block_cells=1024)
-    use = Use(0, 0, is_kept=False, keep=False)
-    pixels = np.zeros((64, 64, 3), np.uint8)
-    limits = []
+    tile = Tile(Use(0, 0, is_kept=False, keep=False), np.zeros((64, 64, 3), np.uint8))
+
+    class Slow(PositionModel):
+        seconds = 0.0
+
+        def submit(self, tile: NDArray[np.uint8], outputs: Any) -> Any:
+            found = super().submit(tile, outputs).result()
+
+            def result() -> Any:
+                now[0] += self.seconds
+                return found
+
+            return SimpleNamespace(result=result, cancel=lambda: None)
+
+    at_work = []
     for seconds in (0.01, 5.0, 30.0):
-        answers = TileAnswers(plan, PositionModel(), Stages(), most_pending=16, soon_s=20.0)
-        assert answers.most_pending() == 2
-        asked = answers.ask(use, pixels)
-        now[0] += seconds
-        answers.take(asked)
-        limits.append(answers.most_pending())
-    assert limits == [16, 4, 2]
+        model = Slow()
+        model.seconds = seconds
+        answers = TileAnswers(plan, model, Stages(), most_pending=16, soon_s=20.0)
+        with closing(answers.in_order(repeat(tile))) as answered:
+            for number in (1, 2):
+                next(answered)
+                at_work.append(model.num_tiles - number)
+    assert at_work == [2, 16, 2, 4, 2, 2]
 
 
 def test_done_blocks_are_not_run_again(tmp_path: Path) -> None:
@@ -240,14 +234,13 @@ def test_done_blocks_are_not_run_again(tmp_path: Path) -> None:
 
 def test_tiles_without_tissue_in_the_block_do_not_run(tmp_path: Path) -> None:
     reader = virtual(tmp_path / "in")
-    side = mask_size(0.5)
-    mask = np.zeros(mask_shape(700, 900, side), bool)
+    mask = np.zeros(mask_shape(reader.at_mpp(0.5)), bool)
     mask[3, 3] = True
     work, plan = begin(tmp_path / "work", reader, mask, block_cells=64)
     model = run(work, plan, reader)
     assert 1 <= model.num_tiles <= 4
     assert len(work.records()) == 1
-    assert np.count_nonzero(stored(work)[0]) == (side // LOW_RES_STRIDE) ** 2
+    assert np.count_nonzero(stored(work)[0]) == (plan.mask_px // LOW_RES_STRIDE) ** 2
 
 
 def test_a_failing_model_names_the_tile_and_leaves_no_marker(tmp_path: Path) -> None:

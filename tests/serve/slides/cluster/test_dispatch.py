@@ -15,13 +15,14 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from serve.contract.errors import FocalPathError
 from serve.contract.interrupts import signals_wake_main_thread
 from serve.settings import InferenceSettings
+from serve.slides.block_record import BlockRecord
 from serve.slides.cluster import dispatch
 from serve.slides.cluster.dispatch import Dispatcher, Worker
 from serve.slides.cluster.errors import ClusterError, WorkerDiedError, WorkerFailedError
 from serve.slides.cluster.slide_run import SlideRun
 from serve.slides.cluster.worker import Opening, Problem, Ready, Report
 from serve.slides.plan import Block
-from serve.slides.store import BlockRecord, WorkFolder
+from serve.slides.store import WorkFolder
 from tests.support.errors import raises
 from tests.support.interrupts import DEADLINE_S, deaf_main_thread, send_from_here
 from tests.support.slide_models import model_info

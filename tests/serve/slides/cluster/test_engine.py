@@ -23,6 +23,7 @@ from tests.support.ray_cluster import (
     in_namespaces,
     side_by_side,
 )
+from tests.support.slide_runs import files_of
 from tests.support.slides import tissue_pixels, write_aperio
 from tests.support.toy_bundle import write_toy_bundle
 
@@ -57,14 +58,6 @@ def expected(
     command = ["slides", "run", *map(str, slides.values()), "--bundle", str(bundle)]
     assert main([*command, "--out", str(out), "--progress", "quiet", *_SETTINGS]) == 0
     return out
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "run.json"
-    }
 
 
 def command_line(cluster: RayCluster, bundle: Path, out: Path, *slides: Path) -> list[str]:
@@ -169,7 +162,6 @@ def test_a_killed_worker_and_a_killed_node_change_no_byte(
     assert files_of(out / "large") == files_of(expected / "large")
     assert verify(out / "large")
     passport = read_passport(out / "large")
-    assert passport is not None
     assert {host.rpartition(" ")[2] for host in passport.hosts} == nodes.addresses
 
 

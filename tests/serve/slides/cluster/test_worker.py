@@ -18,7 +18,7 @@ from serve.slides.cluster.worker import (
 )
 from serve.slides.cohort import SlideTask
 from serve.slides.job import SlideJob
-from serve.slides.options import RunOptions, Settings
+from serve.slides.options import RunOptions
 from serve.slides.tiling import Tiling
 from tests.support.slides import tissue_pixels, write_aperio
 
@@ -51,7 +51,7 @@ def job(folder: Path, ready: Ready) -> SlideJob:
     return SlideJob(
         out=folder / "out",
         task=SlideTask(path=slide, name="slide"),
-        options=RunOptions(settings=Settings(block_cells=32)),
+        options=RunOptions(block_cells=32),
         formats=("ome-zarr",),
         model=ready.model,
     )
@@ -62,9 +62,7 @@ def test_a_slide_is_planned_computed_and_finished(
 ) -> None:
     work = job(tmp_path, opened(worker, toy_bundle))
     assert prepare_there(work) is True
-    plan = work.work.plan()
-    assert plan is not None
-    blocks = Tiling(plan, work.work.mask()).blocks
+    blocks = Tiling(work.work.plan(), work.work.mask()).blocks
     report = worker.run(work.work.path, blocks[:3], 7)
     assert report is not None
     assert report.problem is None

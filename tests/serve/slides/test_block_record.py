@@ -1,6 +1,6 @@
 import numpy as np
 
-from serve.slides.counts import count_cells
+from serve.slides.block_record import count_cells
 
 
 def test_cells_are_counted_per_label_with_their_confidence() -> None:

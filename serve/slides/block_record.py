@@ -1,11 +1,11 @@
-"""What a block holds, in numbers per label."""
-
-from typing import NamedTuple
+"""What a block holds, in numbers: a slide's summary is added up from them."""
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.strict import Strict
 from serve.inference.summary import LOW_CONFIDENCE
+from serve.slides.plan import Block
 
 _VALUES = 256
 _LOW = int(np.ceil(LOW_CONFIDENCE * 255))
@@ -13,7 +13,7 @@ _ROWS_AT_ONCE = 128
 """Bounds the memory: using it for the first time costs more than counting."""
 
 
-class CellCounts(NamedTuple):
+class CellCounts(Strict):
     """Numbers per label, from 0 to the highest label that was found."""
 
     cells: tuple[int, ...]
@@ -21,6 +21,27 @@ class CellCounts(NamedTuple):
     """Sum of the confidence bytes."""
     low_confidence_cells: tuple[int, ...]
     """Cells whose confidence is below `LOW_CONFIDENCE`."""
+
+
+class BlockRecord(CellCounts):
+    """What a block found, and how it was computed."""
+
+    row: int
+    column: int
+    num_tiles: int
+    num_reused: int = 0
+    """Of these tiles, those whose answers were kept from an earlier block."""
+    seconds: dict[str, float]
+    """Busy time per stage."""
+    host: str = ""
+    """Machine that computed it."""
+    peak_memory_mib: int = 0
+    """Of the process that computed it, until then."""
+
+    @property
+    def block(self) -> Block:
+        """Which one."""
+        return Block(self.row, self.column)
 
 
 def count_cells(labels: NDArray[np.uint8], confidence: NDArray[np.uint8]) -> CellCounts:
@@ -39,7 +60,7 @@ def count_cells(labels: NDArray[np.uint8], confidence: NDArray[np.uint8]) -> Cel
     cells = counts.sum(axis=1)
     found = slice(int(np.flatnonzero(cells)[-1]) + 1)
     return CellCounts(
-        tuple(cells[found].tolist()),
-        tuple((counts @ np.arange(_VALUES))[found].tolist()),
-        tuple(counts[:, :_LOW].sum(axis=1)[found].tolist()),
+        cells=tuple(cells[found].tolist()),
+        confidence_sums=tuple((counts @ np.arange(_VALUES))[found].tolist()),
+        low_confidence_cells=tuple(counts[:, :_LOW].sum(axis=1)[found].tolist()),
     )
