@@ -29,11 +29,12 @@ IMAGE_ENDPOINTS = (
 )  # fmt: skip
 
 
-def _post(url: str, endpoint: str, content: bytes = PNG, **options: object) -> httpx.Response:
+def _post(
+    url: str, endpoint: str, file: bytes | tuple[str, bytes] = PNG, **options: Any
+) -> httpx.Response:
+    files = {"images" if endpoint == "batch" else "image": file}
     form = options.pop("form", None)
-    return httpx.post(
-        f"{url}/{endpoint}", files={"image": content}, params=options, data=form, timeout=60
-    )
+    return httpx.post(f"{url}/{endpoint}", files=files, params=options, data=form)
 
 
 def _summary(response: httpx.Response) -> Summary:
@@ -56,16 +57,6 @@ def test_a_large_geojson_is_streamed_and_a_small_one_is_not(service_url: str) ->
     polygons = [shapely.geometry.shape(one["geometry"]) for one in large.json()["features"]]
     assert sum(polygon.area for polygon in polygons) == 800 * 800
     assert "content-length" in _post(service_url, "geojson", classes="Necrosis").headers
-
-
-def test_a_misspelt_parameter_is_a_400_with_the_nearest_name(service_url: str) -> None:
-    for endpoint, name, nearest in (
-        ("segment", "mmp", "mpp"),
-        ("geojson", "simplify", "simplify_px"),
-        ("batch", "class", "classes"),
-    ):
-        response = _post(service_url, endpoint, **{name: "1"})
-        assert refusal_of(response, f"'{name}'", f"'{nearest}'") == (400, OptionError.code)
 
 
 def test_a_tiff_is_handed_back_as_a_png_of_the_same_pixels(service_url: str) -> None:
@@ -131,20 +122,11 @@ def test_an_option_of_one_value_that_is_given_twice_is_refused(
     assert refusal_of(twice, "mpp", 2) == (400, OptionError.code)
 
 
-def test_a_name_in_upper_case_is_answered_with_the_nearest(service_url: str) -> None:
-    refused = _post(service_url, "segment", MPP="0.5")
-    assert refusal_of(refused, "'MPP'", "'mpp'") == (400, OptionError.code)
-
-
 def test_an_absurd_mpp_in_the_form_is_a_400_also_beside_a_good_one_in_the_query(
     service_url: str,
 ) -> None:
-    files = {"image": ("tile.png", encoded(blobs(64, 64)))}
-    answer = httpx.post(
-        f"{service_url}/segment?mpp=0.5", files=files, data={"mpp": "-0.95"}, timeout=30
-    )
-    assert answer.status_code == 400
-    assert "-0.95" in answer.json()["error"]
+    answer = _post(service_url, "segment", mpp=0.5, form={"mpp": "-0.95"})
+    assert refusal_of(answer, "-0.95") == (400, OptionError.code)
 
 
 def test_an_image_that_would_be_enlarged_too_far_is_a_413(service_url: str) -> None:
@@ -153,16 +135,15 @@ def test_an_image_that_would_be_enlarged_too_far_is_a_413(service_url: str) -> N
 
 
 def test_a_printers_resolution_is_not_believed_and_said_so(service_url: str) -> None:
-    files = {"image": ("tile.png", encoded(blobs(64, 64), dpi=(2400, 2400)))}
-    image = _summary(httpx.post(f"{service_url}/segment", files=files, timeout=30)).image
+    printed = encoded(blobs(64, 64), dpi=(2400, 2400))
+    image = _summary(_post(service_url, "segment", printed)).image
     assert (image.mpp, image.mpp_source) == (0.5, "model (assumed)")
     assert "2400 dpi" in image.mpp_note
 
 
 @pytest.mark.parametrize("endpoint", ["segment", "labels", "overlay", "geojson", "arrays"])
 def test_every_answer_says_where_its_mpp_is_from(endpoint: str, service_url: str) -> None:
-    files = {"image": ("tile.png", encoded(blobs(64, 64), dpi=(25_400, 25_400)))}
-    headers = httpx.post(f"{service_url}/{endpoint}", files=files, timeout=30).headers
+    headers = _post(service_url, endpoint, encoded(blobs(64, 64), dpi=(25_400, 25_400))).headers
     assert (headers["X-Mpp"], headers["X-Mpp-Source"]) == ("1", "PNG density")
 
 
@@ -170,8 +151,7 @@ def test_the_answer_says_how_the_pixels_were_changed(service_url: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
     content = encoded(blobs(40, 64), "WEBP", exif=exif.tobytes(), lossless=True)
-    files = {"image": ("tile.webp", content)}
-    image = _summary(httpx.post(f"{service_url}/segment", files=files, timeout=30)).image
+    image = _summary(_post(service_url, "segment", content)).image
     assert len(image.notes) == 1
     assert "orientation 3" in image.notes[0]
 
@@ -240,46 +220,27 @@ def test_geojson_is_simpler_and_without_specks_where_it_is_asked_for(service_url
 def test_polygons_are_put_into_the_frame_of_the_slide(
     name: str, query: dict[str, Any], expected: tuple[float, ...], service_url: str
 ) -> None:
-    content = encoded(painted(np.full((30, 40), 2)))
-    answers = {
-        endpoint: httpx.post(
-            f"{service_url}/{endpoint}", files={"image": (name, content)}, params=query
-        ).json()
-        for endpoint in ("geojson", "dsa")
-    }
-    (feature,) = answers["geojson"]["features"]
+    file = (name, encoded(painted(np.full((30, 40), 2))))
+    (feature,) = _post(service_url, "geojson", file, **query).json()["features"]
     assert shapely.geometry.shape(feature["geometry"]).bounds == expected
-    (element,) = answers["dsa"]["elements"]
+    (element,) = _post(service_url, "dsa", file, **query).json()["elements"]
     assert shapely.Polygon(element["points"]).bounds == expected
 
 
-@pytest.mark.parametrize("origin", ["1", "1,2,3", "a,b", "nan,1"])
-def test_an_origin_that_is_no_place_is_a_400(origin: str, service_url: str) -> None:
-    response = httpx.post(
-        f"{service_url}/geojson", files={"image": encoded(blobs(20, 20))}, params={"origin": origin}
-    )
-    assert refusal_of(response, "origin") == (400, OptionError.code)
-
-
-@pytest.mark.parametrize("endpoint", ["arrays", "geojson", "labels", "image", "batch"])
-@pytest.mark.parametrize("name", ["mmp", "mppp"])
-def test_every_route_refuses_a_parameter_that_it_does_not_have(
-    endpoint: str, name: str, service_url: str
+@pytest.mark.parametrize(
+    ("endpoint", "name", "nearest"),
+    [
+        *((endpoint, "mmp", "mpp") for endpoint in (*IMAGE_ENDPOINTS, "batch")),
+        ("segment", "MPP", "mpp"),
+        ("geojson", "simplify", "simplify_px"),
+        ("dsa", "class", "classes"),
+        ("batch", "class", "classes"),
+    ],
+)
+def test_a_parameter_that_a_route_does_not_have_is_refused_with_the_nearest_name(
+    endpoint: str, name: str, nearest: str, service_url: str
 ) -> None:
-    field = "images" if endpoint == "batch" else "image"
-    response = httpx.post(
-        f"{service_url}/{endpoint}", files={field: encoded(blobs(20, 20))}, params={name: 1}
-    )
-    assert refusal_of(response, repr(name), "'mpp'") == (400, OptionError.code)
-
-
-@pytest.mark.parametrize(("name", "nearest"), [("class", "classes"), ("simplify", "simplify_px")])
-def test_a_shortened_parameter_is_refused_with_its_full_name(
-    name: str, nearest: str, service_url: str
-) -> None:
-    response = httpx.post(
-        f"{service_url}/dsa", files={"image": encoded(blobs(20, 20))}, params={name: "1"}
-    )
+    response = _post(service_url, endpoint, **{name: "1"})
     assert refusal_of(response, repr(name), repr(nearest)) == (400, OptionError.code)
 
 
@@ -317,13 +278,14 @@ def test_arrays_have_the_probabilities_when_they_are_asked_for(service_url: str)
         ("geojson", "min_area_px", "-3"),
         ("arrays", "probabilities", "perhaps"),
         ("batch", "outputs", "arrays"),
+        *(("geojson", "origin", origin) for origin in ("1", "1,2,3", "a,b", "nan,1")),
     ],
 )
 def test_an_option_that_cannot_be_used_is_a_400_that_repeats_it(
     endpoint: str, option: str, value: str, service_url: str
 ) -> None:
     response = _post(service_url, endpoint, **{option: value})
-    assert refusal_of(response, value) == (400, OptionError.code)
+    assert refusal_of(response, *value.split(",")) == (400, OptionError.code)
 
 
 @pytest.mark.parametrize(
