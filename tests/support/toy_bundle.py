@@ -71,6 +71,15 @@ def write_toy_bundle(
     return folder
 
 
+def replace_bundle(bundle: Path, version: str, *, is_broken: bool = False, **options: int) -> None:
+    """As an export does: a new folder takes the place of the old one."""
+    new = write_toy_bundle(bundle.parent / f"new-{version}", version=version, **options)
+    if is_broken:
+        (new / "model.onnx").write_bytes(b"broken")
+    bundle.rename(bundle.parent / f"before-{version}")
+    new.rename(bundle)
+
+
 def _model(tile_size_px: int) -> onnx.ModelProto:
     num_classes = len(CLASSES)
     weight = (2 * REFERENCE_RGB / _TEMPERATURE).reshape(num_classes, 3, 1, 1)

@@ -25,7 +25,7 @@ from tests.support.errors import raises
 from tests.support.http_service import running_service, wait_until_ready
 from tests.support.otlp_collector import Collector, running_collector
 from tests.support.pictures import blobs, encoded, painted
-from tests.support.toy_bundle import TILE_SIZE_PX, write_toy_bundle
+from tests.support.toy_bundle import TILE_SIZE_PX, replace_bundle, write_toy_bundle
 from tests.support.triton_server import TritonServer
 
 pytestmark = pytest.mark.triton
@@ -39,16 +39,6 @@ def bundle(tmp_path: Path) -> Path:
     bundle = write_toy_bundle(tmp_path / "bundle", version="1")
     publish(bundle, tmp_path / "repository")
     return bundle
-
-
-def _replace(bundle: Path, version: str, *, tile_size_px: int) -> None:
-    """As an export does: the bundle takes the old one's place, then it is published."""
-    new = write_toy_bundle(
-        bundle.parent / f"new-{version}", version=version, tile_size_px=tile_size_px
-    )
-    bundle.rename(bundle.parent / f"before-{version}")
-    new.rename(bundle)
-    publish(bundle, bundle.parent / "repository")
 
 
 def _retrain(bundle: Path) -> None:
@@ -124,7 +114,8 @@ def test_a_new_version_is_served_without_losing_a_request(
             try:
                 callers.wait_for("1", log.read_text)
                 for version, tile_size_px in (("2", 128), ("3", 64)):
-                    _replace(bundle, version, tile_size_px=tile_size_px)
+                    replace_bundle(bundle, version, tile_size_px=tile_size_px)
+                    publish(bundle, tmp_path / "repository")
                     callers.wait_for(version, lambda: f"{log.read_text()}\n{triton.log[-3000:]}")
             finally:
                 callers.end()
@@ -154,7 +145,8 @@ def test_a_bundle_that_triton_has_not_loaded_yet_waits(bundle: Path, tmp_path: P
         settings = {"backend": "triton", "triton_url": triton.grpc_url, "bundle_poll_s": "0.1"}
         with running_service(bundle, log, **settings) as url:
             wait_until_ready(url)
-            _replace(bundle, "2", tile_size_px=128)
+            replace_bundle(bundle, "2", tile_size_px=128)
+            publish(bundle, tmp_path / "repository")
             deadline = time.monotonic() + TIMEOUT_S
             while "the new bundle cannot be opened yet: Triton" not in log.read_text():
                 assert time.monotonic() < deadline

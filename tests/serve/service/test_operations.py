@@ -5,9 +5,11 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -15,9 +17,9 @@ import pytest
 
 from serve.inference.summary import Summary
 from tests.support.http_service import running_service, service_process, wait_until_ready
-from tests.support.otlp_collector import running_collector
+from tests.support.otlp_collector import Collector, running_collector
 from tests.support.pictures import blobs, encoded, painted
-from tests.support.toy_bundle import TILE_SIZE_PX, write_toy_bundle
+from tests.support.toy_bundle import TILE_SIZE_PX, replace_bundle, write_toy_bundle
 
 KEY = "0123456789abcdef-of-alice"
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -25,15 +27,36 @@ _TIMEOUT_S = 60.0
 pytestmark = pytest.mark.slow
 
 
+@dataclass(frozen=True)
+class Guarded:
+    """A service of two workers that asks for a key, sends traces, and may write to one folder."""
+
+    url: str
+    log: Path
+    home: Path
+    bundle: Path
+    collector: Collector
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The log: all of it, from the first line, is JSON."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
 @pytest.fixture(scope="module")
-def guarded(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A service of two workers that asks for a key and sends its traces to nobody."""
+def guarded(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guarded")
     (folder / "keys").write_text(f"alice:{KEY}\n")
+    bundle = shutil.copytree(toy_bundle, folder / "bundle")
     settings = {"workers": "2", "api_keys_file": str(folder / "keys"), "threads": "1"}
-    with running_service(toy_bundle, folder / "log.txt", **settings) as url:
-        wait_until_ready(url)
-        yield url
+    with running_collector() as collector, pytest.MonkeyPatch.context() as patch:
+        for variable in ("HOME", "TMPDIR"):
+            (folder / variable).mkdir()
+            patch.setenv(variable, str(folder / variable))
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        settings["otlp_endpoint"] = collector.url
+        with running_service(bundle, folder / "log.txt", **settings) as url:
+            wait_until_ready(url)
+            yield Guarded(url, folder / "log.txt", folder / "HOME", bundle, collector)
 
 
 def _segment(url: str, image: np.ndarray, **headers: str) -> httpx.Response:
@@ -47,69 +70,85 @@ def _value(metrics: str, name: str) -> float:
     return float(values[0])
 
 
-def test_who_has_no_key_gets_a_401_and_who_has_one_an_answer(guarded: str) -> None:
-    assert _segment(guarded, blobs(20, 20)).status_code == 401
-    assert _segment(guarded, blobs(20, 20), **{"X-API-Key": KEY}).status_code == 200
+def test_who_has_no_key_gets_a_401_and_who_has_one_an_answer(guarded: Guarded) -> None:
+    assert _segment(guarded.url, blobs(20, 20)).status_code == 401
+    assert _segment(guarded.url, blobs(20, 20), **{"X-API-Key": KEY}).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", "/"])
-def test_monitors_and_the_page_need_no_key(guarded: str, path: str) -> None:
-    assert httpx.get(f"{guarded}{path}").status_code == 200
+def test_monitors_and_the_page_need_no_key(guarded: Guarded, path: str) -> None:
+    assert httpx.get(f"{guarded.url}{path}").status_code == 200
 
 
-def test_metrics_add_up_over_the_workers(guarded: str) -> None:
+def test_metrics_add_up_over_the_workers(guarded: Guarded) -> None:
     name = 'focalpath_requests_total{endpoint="/confidence",status="200"}'
     files = {"image": ("tile.png", encoded(blobs(20, 20)))}
     for _ in range(12):  # each on a connection of its own: either worker may take it
         headers = {"X-API-Key": KEY}
-        assert httpx.post(f"{guarded}/confidence", files=files, headers=headers).is_success
-    assert [_value(httpx.get(f"{guarded}/metrics").text, name) for _ in range(4)] == [12] * 4
+        assert httpx.post(f"{guarded.url}/confidence", files=files, headers=headers).is_success
+    assert [_value(httpx.get(f"{guarded.url}/metrics").text, name) for _ in range(4)] == [12] * 4
 
 
-def test_metrics_tell_the_pixels_of_each_class(guarded: str) -> None:
+def test_metrics_tell_the_pixels_of_each_class(guarded: Guarded) -> None:
     def counts() -> list[float]:
-        metrics = httpx.get(f"{guarded}/metrics").text
+        metrics = httpx.get(f"{guarded.url}/metrics").text
         names = ("Tumor", "Stroma", "Necrosis")
         return [_value(metrics, f'focalpath_class_pixels_total{{class="{n}"}}') for n in names]
 
     before = counts()
     image = painted(np.full((TILE_SIZE_PX, TILE_SIZE_PX), 2))
-    _segment(guarded, image, **{"X-API-Key": KEY})
+    _segment(guarded.url, image, **{"X-API-Key": KEY})
     assert np.subtract(counts(), before).tolist() == [0, TILE_SIZE_PX**2, 0]
 
 
-def test_every_stage_of_an_answer_is_in_the_metrics(guarded: str) -> None:
+def test_every_stage_of_an_answer_is_in_the_metrics(guarded: Guarded) -> None:
     stages = ("queue", "decode", "segment", "batch", "infer", "encode")
 
     def counts() -> list[float]:
-        metrics = httpx.get(f"{guarded}/metrics").text
+        metrics = httpx.get(f"{guarded.url}/metrics").text
         return [_value(metrics, f'focalpath_stage_seconds_count{{stage="{s}"}}') for s in stages]
 
-    _segment(guarded, blobs(20, 20), **{"X-API-Key": KEY})
+    _segment(guarded.url, blobs(20, 20), **{"X-API-Key": KEY})
     before = counts()
-    _segment(guarded, blobs(100, 100), **{"X-API-Key": KEY})
+    _segment(guarded.url, blobs(100, 100), **{"X-API-Key": KEY})
     assert np.subtract(counts(), before).tolist()[:4] == [1, 1, 1, 4]  # four tiles wait
     assert all(np.subtract(counts(), before) >= 1)
 
 
-def test_the_log_is_json_and_names_the_key_but_never_shows_it(
-    toy_bundle: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "keys").write_text(f"alice:{KEY}\n")
-    settings = {"api_keys_file": str(tmp_path / "keys")}
-    with running_service(toy_bundle, tmp_path / "log.txt", **settings) as url:
-        wait_until_ready(url)
-        _segment(url, blobs(20, 20), **{"X-API-Key": KEY, "X-Request-ID": "run-7"})
-        _segment(url, blobs(20, 20), **{"X-API-Key": f"{KEY}-wrong"})
-    log = (tmp_path / "log.txt").read_text()
-    entries = [json.loads(line) for line in log.splitlines()]  # all of them, from the first
-    assert "is served at http://127.0.0.1:" in entries[0]["message"]
-    answered = {entry["status"]: entry for entry in entries if entry["message"] == "answered"}
-    assert answered[200]["request_id"] == "run-7"
-    assert answered[200]["key"] == "alice"
-    assert {"queue_ms", "decode_ms", "segment_ms", "encode_ms"} < set(answered[200])
-    assert "key" not in answered[401]
-    assert KEY not in log
+def test_the_log_names_the_key_but_never_shows_it(guarded: Guarded) -> None:
+    for key, request_id in ((KEY, "run-7"), (f"{KEY}-wrong", "run-8")):
+        headers = {"X-API-Key": key, "X-Request-ID": request_id}
+        _segment(guarded.url, blobs(20, 20), **headers)
+
+    def answered() -> dict[str, dict[str, Any]]:
+        entries = guarded.entries()
+        return {entry["request_id"]: entry for entry in entries if entry["message"] == "answered"}
+
+    _wait_for(lambda: {"run-7", "run-8"} <= answered().keys())
+    assert "is served at http://127.0.0.1:" in guarded.entries()[0]["message"]
+    known, refused = answered()["run-7"], answered()["run-8"]
+    assert (known["status"], known["key"]) == (200, "alice")
+    assert {"queue_ms", "decode_ms", "segment_ms", "encode_ms"} < set(known)
+    assert refused["status"] == 401
+    assert "key" not in refused
+    assert KEY not in guarded.log.read_text()
+
+
+def test_the_spans_of_a_request_are_sent_in_the_callers_trace(guarded: Guarded) -> None:
+    traceparent = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
+    _segment(guarded.url, blobs(20, 20), **{"X-API-Key": KEY, "traceparent": traceparent})
+    server = guarded.collector.wait_for("focalpath", "POST /segment", trace_id=TRACE_ID)
+    decode = guarded.collector.wait_for("focalpath", "decode", trace_id=TRACE_ID)
+    assert server.parent_span_id == "00f067aa0ba902b7"
+    assert decode.parent_span_id == server.span_id
+    assert server.attributes["http.response.status_code"] == 200
+
+
+def test_only_the_temporary_folder_is_written_to(guarded: Guarded, toy_bundle: Path) -> None:
+    assert _segment(guarded.url, blobs(20, 20), **{"X-API-Key": KEY}).status_code == 200
+    assert list(guarded.home.iterdir()) == []
+    names = {path.name for path in toy_bundle.iterdir()}
+    assert {path.name for path in guarded.bundle.iterdir()} == names
 
 
 def test_a_new_bundle_is_served_without_losing_a_request(tmp_path: Path) -> None:
@@ -133,9 +172,9 @@ def test_a_new_bundle_is_served_without_losing_a_request(tmp_path: Path) -> None
             asking = [pool.submit(ask, label) for label in (1, 2, 3, 4)]
             for version in ("1", "2", "3"):
                 if version != "1":
-                    _replace(bundle, version, tile_size_px=128 if version == "3" else 64)
+                    replace_bundle(bundle, version, tile_size_px=128 if version == "3" else 64)
                 _wait_for(lambda version=version: seen.get(version, 0) > 8, asking)
-            _replace(bundle, "4", is_broken=True)
+            replace_bundle(bundle, "4", is_broken=True)
             _wait_for(lambda: "is refused" in (tmp_path / "log.txt").read_text(), asking)
             after = seen["3"]
             _wait_for(lambda: seen["3"] > after + 8, asking)
@@ -167,57 +206,8 @@ def test_a_request_at_work_is_finished_when_the_service_is_told_to_stop(
         httpx.get(f"{url}/livez")
 
 
-def test_the_spans_of_a_request_are_sent_in_the_callers_trace(
-    toy_bundle: Path, tmp_path: Path
-) -> None:
-    with running_collector() as collector:
-        settings = {"otlp_endpoint": collector.url}
-        with running_service(toy_bundle, tmp_path / "log.txt", **settings) as url:
-            wait_until_ready(url)
-            traceparent = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
-            _segment(url, blobs(20, 20), traceparent=traceparent)
-        server = collector.wait_for("focalpath", "POST /segment")
-        decode = collector.wait_for("focalpath", "decode")
-    assert server.trace_id == decode.trace_id == TRACE_ID
-    assert server.parent_span_id == "00f067aa0ba902b7"
-    assert decode.parent_span_id == server.span_id
-    assert server.attributes["http.response.status_code"] == 200
-
-
-def test_the_service_runs_where_only_the_temporary_folder_can_be_written(
-    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home = tmp_path / "home"
-    scratch = tmp_path / "scratch"
-    home.mkdir()
-    scratch.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("TMPDIR", str(scratch))
-    bundle = shutil.copytree(toy_bundle, tmp_path / "bundle")
-    before = sorted(bundle.rglob("*"))
-    with running_service(bundle, tmp_path / "log.txt") as url:
-        wait_until_ready(url)
-        assert _segment(url, blobs(20, 20)).status_code == 200
-    assert list(home.iterdir()) == []
-    assert sorted(bundle.rglob("*")) == before
-
-
-def _replace(
-    bundle: Path, version: str, *, tile_size_px: int = TILE_SIZE_PX, is_broken: bool = False
-) -> None:
-    """As an export does: the new folder takes the old one's place."""
-    new = write_toy_bundle(
-        bundle.parent / f"new-{version}", version=version, tile_size_px=tile_size_px
-    )
-    if is_broken:
-        (new / "model.onnx").write_bytes(b"broken")
-    bundle.rename(bundle.parent / f"before-{version}")
-    new.rename(bundle)
-
-
-def _wait_for(condition: object, working: list[Future[object]]) -> None:
+def _wait_for(condition: Callable[[], object], working: Sequence[Future[Any]] = ()) -> None:
     """Wait until the condition holds; what fails meanwhile fails here."""
-    assert callable(condition)
     deadline = time.monotonic() + _TIMEOUT_S
     while not condition():
         for one in working:

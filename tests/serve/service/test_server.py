@@ -21,9 +21,6 @@ from serve.contract.errors import (
     UploadTooLargeError,
     UploadTooSlowError,
 )
-from serve.contract.manifest import Manifest, read_bundle
-from serve.inference.onnxruntime import OnnxRuntimeBackend
-from serve.inference.summary import Summary
 from serve.service.endpoints import build_app
 from serve.service.uploads import BodyLimit, Limit
 from serve.settings import ServeSettings
@@ -48,25 +45,6 @@ def _post(url: str, content: bytes, endpoint: str = "segment") -> httpx.Response
     return httpx.post(f"{url}/{endpoint}", files={"image": ("name.png", content)}, timeout=60)
 
 
-def test_a_ready_service_says_so(service_url: str) -> None:
-    assert httpx.get(f"{service_url}/readyz").status_code == 200
-
-
-def test_segment_answers_with_the_share_of_each_class(service_url: str) -> None:
-    truth = np.full((TILE_SIZE_PX, TILE_SIZE_PX), 2)
-    truth[:, : TILE_SIZE_PX // 4] = 4
-    summary = Summary.model_validate_json(_post(service_url, encoded(painted(truth))).content)
-    assert [row.pixel_share for row in summary.classes] == [0, 0.75, 0, 0.25, 0]
-
-
-def test_labels_are_byte_for_byte_those_of_the_model(service_url: str, toy_bundle: Path) -> None:
-    backend = OnnxRuntimeBackend(toy_bundle, read_bundle(toy_bundle))
-    own = backend.infer(TILE[None], ("labels",))["labels"][0]
-    response = _post(service_url, encoded(TILE), "labels")
-    assert response.headers["content-type"] == "image/png"
-    assert np.asarray(Image.open(io.BytesIO(response.content))).tobytes() == own.tobytes()
-
-
 @pytest.mark.timeout(30, func_only=True)
 def test_slow_uploads_keep_no_place_from_a_request_that_is_ready(service_url: str) -> None:
     head = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n"
@@ -80,11 +58,6 @@ def test_slow_uploads_keep_no_place_from_a_request_that_is_ready(service_url: st
         while wanted not in httpx.get(f"{service_url}/metrics").text:
             pass
         assert _post(service_url, encoded(TILE)).status_code == 200
-
-
-def test_the_manifest_is_served(service_url: str, toy_bundle: Path) -> None:
-    served = Manifest.model_validate_json(httpx.get(f"{service_url}/model").content)
-    assert served == read_bundle(toy_bundle)
 
 
 def test_the_index_lists_the_endpoints(service_url: str) -> None:
@@ -138,18 +111,18 @@ def test_a_body_that_is_no_form_is_a_400(content_type: str, body: bytes, service
     assert refusal_of(response) == (400, FormError.code)
 
 
-def test_an_image_with_too_many_pixels_is_a_413(service_url: str) -> None:
-    response = _post(service_url, rgb_png(2000, 1000))
-    assert refusal_of(response, "2000 x 1000", 1_000_000) == (413, ImageTooLargeError.code)
-
-
-def test_a_decompression_bomb_is_a_413(service_url: str) -> None:
-    assert refusal_of(_post(service_url, rgb_png(100_000, 100_000)))[0] == 413
-
-
-def test_a_body_over_the_limit_is_a_413(service_url: str) -> None:
-    response = _post(service_url, bytes(3 * 2**20))
-    assert refusal_of(response, "1 MiB") == (413, UploadTooLargeError.code)
+@pytest.mark.parametrize(
+    ("content", "named", "code"),
+    [
+        (rgb_png(2000, 1000), ("2000 x 1000", 1_000_000), ImageTooLargeError.code),
+        (rgb_png(100_000, 100_000), (), ImageTooLargeError.code),  # a decompression bomb
+        (bytes(3 * 2**20), ("1 MiB",), UploadTooLargeError.code),
+    ],
+)
+def test_what_is_over_a_limit_is_a_413(
+    content: bytes, named: tuple[object, ...], code: str, service_url: str
+) -> None:
+    assert refusal_of(_post(service_url, content), *named) == (413, code)
 
 
 def test_a_chunked_body_over_the_limit_is_a_413(service_url: str) -> None:
@@ -188,7 +161,6 @@ def test_requests_at_the_same_time_get_their_own_answers(service_url: str) -> No
         assert list(pool.map(label_of, asked)) == [{label} for label in asked]
 
 
-@pytest.mark.timeout(30, func_only=True)
 @pytest.mark.timeout(150)
 def test_a_service_that_is_killed_leaves_no_worker_behind(toy_bundle: Path, tmp_path: Path) -> None:
     """An orphan would keep the port, and the service could not be started again."""
@@ -231,30 +203,20 @@ def test_work_on_one_image_does_not_block_other_requests(toy_bundle: Path) -> No
     asyncio.run(requests())
 
 
-@pytest.fixture(scope="module")
-def url_without_triton(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    log = tmp_path_factory.mktemp("service") / "log.txt"
+def test_without_triton_the_service_is_alive_but_not_ready_and_says_what_to_do(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
     triton = f"127.0.0.1:{free_port()}"
-    with running_service(toy_bundle, log, backend="triton", triton_url=triton) as url:
-        yield url
-
-
-def test_without_triton_the_service_is_alive_but_not_ready(url_without_triton: str) -> None:
-    assert httpx.get(f"{url_without_triton}/livez").status_code == 200
-    while "being opened" in (answer := httpx.get(f"{url_without_triton}/readyz")).text:
-        time.sleep(0.05)
-    assert answer.status_code == 503
-    assert "Triton is not reachable at 127.0.0.1:" in answer.text
-
-
-def test_without_triton_an_image_is_a_503_that_says_what_to_do(url_without_triton: str) -> None:
-    response = _post(url_without_triton, encoded(TILE))
-    refusal = refusal_of(response, "127.0.0.1:", "FOCALPATH_TRITON_URL")
-    assert refusal == (503, BackendUnavailableError.code)
-
-
-def test_without_triton_the_manifest_is_still_served(url_without_triton: str) -> None:
-    assert httpx.get(f"{url_without_triton}/model").json()["name"] == "segmenter"
+    settings = {"backend": "triton", "triton_url": triton}
+    with running_service(toy_bundle, tmp_path / "log.txt", **settings) as url:
+        assert httpx.get(f"{url}/livez").status_code == 200
+        while "being opened" in (answer := httpx.get(f"{url}/readyz")).text:
+            time.sleep(0.05)
+        assert answer.status_code == 503
+        assert f"Triton is not reachable at {triton}" in answer.text
+        refusal = refusal_of(_post(url, encoded(TILE)), triton, "FOCALPATH_TRITON_URL")
+        assert refusal == (503, BackendUnavailableError.code)
+        assert httpx.get(f"{url}/model").json()["name"] == "segmenter"
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../b", "a\\b"])
