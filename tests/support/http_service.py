@@ -54,10 +54,11 @@ def service_process(
     raise AssertionError(f"other processes took {_START_ATTEMPTS} ports before the service")
 
 
-def wait_until_ready(url: str) -> None:
+def wait_until_ready(url: str, *, status: int = 200) -> None:
+    """Wait until /readyz answers with this status."""
     deadline = time.monotonic() + _TIMEOUT_S
-    while httpx.get(f"{url}/readyz").status_code != 200:
-        assert time.monotonic() < deadline, f"{url} is not ready"
+    while (found := httpx.get(f"{url}/readyz")).status_code != status:
+        assert time.monotonic() < deadline, f"{url}/readyz: {found.status_code} {found.text}"
         time.sleep(0.05)
 
 

@@ -4,13 +4,11 @@ import asyncio
 import contextlib
 import io
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -28,8 +26,8 @@ from serve.contract.manifest import Manifest, read_bundle
 from serve.inference.batching import TilePool
 from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.segmenter import Segmentation, TileSegmenter
-from tests.support import ROOT
-from tests.support.ports import free_port
+from tests.support.http_service import running_service, wait_until_ready
+from tests.support.pictures import encoded
 from tests.support.toy_bundle import REFERENCE_RGB, TILE_SIZE_PX, write_toy_bundle
 from tests.support.triton_server import (
     CACHE_VARIABLE,
@@ -72,67 +70,21 @@ def _running(server: TritonServer) -> Iterator[TritonServer]:
     pytest.fail(failure, pytrace=False)
 
 
-class Service:
-    """The HTTP service in a process of its own, on a free port of 127.0.0.1."""
-
-    def __init__(self, bundle: Path, scratch: Path, backend: str, triton_url: str) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        self._log_path = scratch / f"{backend}.log"
-        settings = {
-            "FOCALPATH_BUNDLE": str(bundle),
-            "FOCALPATH_BACKEND": backend,
-            "FOCALPATH_TRITON_URL": triton_url,
-        }
-        with self._log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "serve", "http", "--port", str(port)],
-                cwd=ROOT,
-                env=os.environ | settings,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def wait_for(self, status: int) -> None:
-        """Wait until `/readyz` answers with the status."""
-        deadline = time.monotonic() + SERVICE_TIMEOUT_S
-        while self._readiness() != status:
-            log = self._log_path.read_text(errors="replace")
-            assert self._process.poll() is None, f"the service ended:\n{log}"
-            assert time.monotonic() < deadline, f"/readyz never answered {status}:\n{log}"
-            time.sleep(0.05)
-
-    def _readiness(self) -> int | None:
-        try:
-            return httpx.get(f"{self.url}/readyz", timeout=10).status_code
-        except httpx.TransportError:
-            return None
-
-    def close(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(30)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-
-
 @pytest.fixture(scope="session")
 def services(
     toy_bundle: Path, server: TritonServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Service]]:
-    """The HTTP service with each backend."""
+) -> Iterator[dict[str, str]]:
+    """The addresses of the HTTP service with each backend."""
     scratch = tmp_path_factory.mktemp("services")
     with contextlib.ExitStack() as stack:
-        running = {}
+        urls = {}
         for backend in ("onnxruntime", "triton"):
-            service = Service(toy_bundle, scratch, backend, server.grpc_url)
-            running[backend] = stack.enter_context(contextlib.closing(service))
-        for service in running.values():
-            service.wait_for(200)
-        yield running
+            settings = {"backend": backend, "triton_url": server.grpc_url}
+            service = running_service(toy_bundle, scratch / f"{backend}.log", **settings)
+            urls[backend] = stack.enter_context(service)
+        for url in urls.values():
+            wait_until_ready(url)
+        yield urls
 
 
 @pytest.fixture(scope="session")
@@ -156,7 +108,7 @@ def segmenter(
         client = TritonClient(server.grpc_url, read_bundle(toy_bundle))
     else:
         backend = request.param.removeprefix("service on ")
-        client = HttpClient(request.getfixturevalue("services")[backend].url)
+        client = HttpClient(request.getfixturevalue("services")[backend])
     with contextlib.closing(client):
         yield client
 
@@ -183,10 +135,8 @@ def _larger_image() -> np.ndarray:
     return np.concatenate(rows)[:150, :210]
 
 
-def _post(service: Service, path: str, image: np.ndarray) -> httpx.Response:
-    png = io.BytesIO()
-    Image.fromarray(image).save(png, format="PNG")
-    return httpx.post(f"{service.url}{path}", files={"image": png.getvalue()}, timeout=60)
+def _post(url: str, path: str, image: np.ndarray) -> httpx.Response:
+    return httpx.post(f"{url}{path}", files={"image": encoded(image)}, timeout=60)
 
 
 def _run_directly(session: onnxruntime.InferenceSession, images: np.ndarray) -> Answer:
@@ -390,27 +340,19 @@ def test_every_way_to_segment_gives_a_tile_the_labels_of_onnx_runtime(
     assert segmenter.segment(tile[0]).labels.tobytes() == expected.tobytes()
 
 
-def test_every_way_to_segment_gives_a_larger_image_the_same_labels(
-    segmenter: TileSegmenter, in_process: TileSegmenter
+@pytest.mark.parametrize("options", [{}, {"mpp": 0.8, "with_probabilities": True}])
+def test_every_way_to_segment_gives_a_larger_image_the_same(
+    segmenter: TileSegmenter, in_process: TileSegmenter, options: Any
 ) -> None:
     image = _larger_image()
 
-    labels = segmenter.segment(image).labels
-    assert labels.shape == image.shape[:2]
-    assert labels.tobytes() == in_process.segment(image).labels.tobytes()
-
-
-def test_every_way_to_segment_gives_the_same_for_another_mpp(
-    segmenter: TileSegmenter, in_process: TileSegmenter
-) -> None:
-    image = _larger_image()
-
-    found = segmenter.segment(image, mpp=0.8, with_probabilities=True)
-    expected = in_process.segment(image, mpp=0.8, with_probabilities=True)
+    found, expected = (one.segment(image, **options) for one in (segmenter, in_process))
+    assert found.labels.shape == image.shape[:2]
     assert found.labels.tobytes() == expected.labels.tobytes()
-    assert found.low_res is not None
-    assert expected.low_res is not None
-    assert found.low_res.probabilities.tobytes() == expected.low_res.probabilities.tobytes()
+    if options:
+        assert found.low_res is not None
+        assert expected.low_res is not None
+        assert found.low_res.probabilities.tobytes() == expected.low_res.probabilities.tobytes()
 
 
 def test_tiles_of_one_image_share_batches_on_triton(server: TritonServer, toy_bundle: Path) -> None:
@@ -552,7 +494,7 @@ def test_the_command_line_writes_the_same_files_from_triton_and_from_the_bundle(
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "triton"])
 def test_the_label_png_of_the_service_holds_the_labels_of_onnx_runtime(
-    services: dict[str, Service], direct: onnxruntime.InferenceSession, backend: str
+    services: dict[str, str], direct: onnxruntime.InferenceSession, backend: str
 ) -> None:
     tile = _tiles(1, seed=3)
 
@@ -573,18 +515,19 @@ def test_the_service_answers_503_while_triton_is_down_and_recovers_by_itself(
 
 
 def _lose_and_find(triton: TritonServer, bundle: Path, tmp_path: Path) -> None:
-    with contextlib.closing(Service(bundle, tmp_path, "triton", triton.grpc_url)) as service:
-        service.wait_for(200)
-        assert _post(service, "/segment", _larger_image()).status_code == 200
+    settings = {"backend": "triton", "triton_url": triton.grpc_url}
+    with running_service(bundle, tmp_path / "triton.log", **settings) as url:
+        wait_until_ready(url)
+        assert _post(url, "/segment", _larger_image()).status_code == 200
 
         triton.kill()
-        refused = _post(service, "/segment", _larger_image())
+        refused = _post(url, "/segment", _larger_image())
         assert refused.status_code == 503
         assert f"Triton is not reachable at {triton.grpc_url}" in refused.json()["error"]
-        service.wait_for(503)
+        wait_until_ready(url, status=503)
 
         triton.start()
-        service.wait_for(200)
+        wait_until_ready(url)
         for _ in range(2):
-            assert _post(service, "/segment", _larger_image()).status_code == 200
+            assert _post(url, "/segment", _larger_image()).status_code == 200
         assert _regions_known_to(triton)  # shared memory is used again
