@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import BrowserContext, Page, Route, expect
 
-from serve.service.page import VIEWER, read_page
 from tests.support.browser import contrasts_of, running_browser
 from tests.support.http_service import running_service, wait_until_ready
 from tests.support.pictures import encoded, painted
@@ -191,16 +190,14 @@ def visit(open_page: Callable[..., Visit]) -> Visit:
     return open_page()
 
 
-def test_an_uploaded_image_gets_a_row_for_each_class(visit: Visit) -> None:
+def test_an_uploaded_image_gets_a_row_for_each_class_and_is_told_to_screen_readers(
+    visit: Visit,
+) -> None:
     visit.segment(encoded(tissue()[: SIDE // 2]))
     rows = visit.page.locator("#classes tr")
     assert rows.locator(".name").all_inner_texts() == [tissue.name for tissue in CLASSES]
     shares = rows.locator("td:nth-child(2)").all_inner_texts()
     assert shares == ["0.0 %", "50.0 %", "0.0 %", "50.0 %", "0.0 %"]
-
-
-def test_the_result_is_told_to_screen_readers(visit: Visit) -> None:
-    visit.segment(encoded(tissue()[: SIDE // 2]))
     spoken = visit.page.get_by_role("status").filter(has_text="Segmented")
     expect(spoken).to_contain_text("Segmented tissue.png. Stroma 50 %, Necrosis 50 %.")
 
@@ -226,37 +223,29 @@ def test_the_example_is_segmented(visit: Visit) -> None:
     expect(visit.page.locator("#file-facts")).to_contain_text("512 × 512 px")
 
 
-def test_classes_are_blended_over_the_image(visit: Visit) -> None:
-    visit.segment()
-    for place, label in ((IN_STROMA, STROMA), (IN_NECROSIS, NECROSIS)):
-        visit.wait_for_color(place, (REFERENCE_RGB[label - 1] + class_color(label)) / 2)
+def test_the_shown_classes_are_blended_over_the_image(visit: Visit) -> None:
+    def wait_for(*shown: int) -> None:
+        for place, label in ((IN_STROMA, STROMA), (IN_NECROSIS, NECROSIS)):
+            own = REFERENCE_RGB[label - 1]
+            visit.wait_for_color(place, (own + class_color(label)) / 2 if label in shown else own)
 
-
-def test_hiding_a_class_uncovers_the_image_beneath_it(visit: Visit) -> None:
     visit.segment()
+    wait_for(STROMA, NECROSIS)
     visit.page.get_by_role("checkbox", name="Show Stroma").uncheck()
-    visit.wait_for_color(IN_STROMA, REFERENCE_RGB[STROMA - 1])
-    visit.wait_for_color(IN_NECROSIS, (REFERENCE_RGB[NECROSIS - 1] + class_color(NECROSIS)) / 2)
-
-
-def test_show_none_and_show_all_reach_every_class(visit: Visit) -> None:
-    visit.segment()
+    wait_for(NECROSIS)
     visit.page.get_by_role("button", name="Show none").click()
-    visit.wait_for_color(IN_STROMA, REFERENCE_RGB[STROMA - 1])
-    visit.wait_for_color(IN_NECROSIS, REFERENCE_RGB[NECROSIS - 1])
+    wait_for()
     visit.page.get_by_role("button", name="Show all").click()
-    visit.wait_for_color(IN_STROMA, (REFERENCE_RGB[STROMA - 1] + class_color(STROMA)) / 2)
+    wait_for(STROMA, NECROSIS)
 
 
-@pytest.mark.parametrize("opacity", [0, 100])
-def test_the_opacity_slider_goes_from_image_to_class(opacity: int, visit: Visit) -> None:
+def test_the_opacity_goes_from_image_to_class_and_outlines_leave_the_inside_clear(
+    visit: Visit,
+) -> None:
     visit.segment()
-    visit.page.get_by_label("Opacity").fill(str(opacity))
-    visit.wait_for_color(IN_STROMA, class_color(STROMA) if opacity else REFERENCE_RGB[STROMA - 1])
-
-
-def test_outlines_leave_the_inside_of_a_class_clear(visit: Visit) -> None:
-    visit.segment()
+    for opacity, color in ((0, REFERENCE_RGB[STROMA - 1]), (100, class_color(STROMA))):
+        visit.page.get_by_label("Opacity").fill(str(opacity))
+        visit.wait_for_color(IN_STROMA, color)
     visit.page.get_by_label("Outlines").check(force=True)  # the visible part is its label
     visit.wait_for_color(IN_STROMA, REFERENCE_RGB[STROMA - 1])
     visit.wait_for_color((SIDE // 2, 90), class_color(NECROSIS))
@@ -293,23 +282,19 @@ def test_the_threshold_says_how_much_of_the_image_is_below_it(
         expect(visit.page.locator("#low-share")).to_contain_text(f"{share:.1f} %")
 
 
-def test_zooming_with_the_wheel_keeps_the_pixel_under_the_pointer(visit: Visit) -> None:
-    visit.segment()
-    visit.hover(IN_NECROSIS)
-    before = visit.page.locator("#zoom").inner_text()
-    visit.page.mouse.wheel(0, -400)
-    expect(visit.page.locator("#zoom")).not_to_have_text(before)
-    x, y = IN_NECROSIS
-    expect(visit.page.locator("#readout")).to_contain_text(f"x {x}, y {y}")
-
-
-def test_dragging_moves_the_image(visit: Visit) -> None:
+def test_dragging_moves_the_image_and_the_wheel_keeps_the_pixel_under_the_pointer(
+    visit: Visit,
+) -> None:
     visit.segment()
     x, y = IN_STROMA
     visit.hover((x, y))
     visit.page.mouse.down()
     visit.hover((x + 40, y + 20))
     visit.page.mouse.up()
+    expect(visit.page.locator("#readout")).to_contain_text(f"x {x}, y {y}")
+    before = visit.page.locator("#zoom").inner_text()
+    visit.page.mouse.wheel(0, -400)
+    expect(visit.page.locator("#zoom")).not_to_have_text(before)
     expect(visit.page.locator("#readout")).to_contain_text(f"x {x}, y {y}")
 
 
@@ -326,35 +311,16 @@ def test_pinching_magnifies_the_image(open_page: Callable[..., Visit]) -> None:
     assert float(after.removesuffix(" %")) > float(before.removesuffix(" %"))
 
 
-@pytest.mark.parametrize(
-    ("button", "endpoint", "suffix", "query"),
-    [
-        ("Labels", "labels", "labels.png", {}),
-        ("Outlines GeoJSON", "geojson", "geojson", {"min_area_px": 64}),
-    ],
-)
-def test_downloads_are_the_services_answers(
-    button: str,
-    endpoint: str,
-    suffix: str,
-    query: dict[str, object],
-    visit: Visit,
-    service_url: str,
-) -> None:
-    visit.segment()
-    name, content = visit.download(button)
-    assert name == f"tissue.{suffix}"
-    assert content == post(service_url, endpoint, **query)
-
-
-def test_downloads_are_of_what_is_shown_whatever_is_typed_since(
+def test_downloads_are_the_services_answers_for_what_is_shown_whatever_is_typed_since(
     visit: Visit, service_url: str
 ) -> None:
     visit.page.get_by_label("µm per pixel").fill("0.5")
     visit.segment()
     visit.page.get_by_label("µm per pixel").fill("1.0")
-    _, content = visit.download("Outlines GeoJSON")
-    assert content == post(service_url, "geojson", mpp=0.5, min_area_px=64)
+    labels = post(service_url, "labels", mpp=0.5)
+    assert visit.download("Labels") == ("tissue.labels.png", labels)
+    outlines = post(service_url, "geojson", mpp=0.5, min_area_px=64)
+    assert visit.download("Outlines GeoJSON") == ("tissue.geojson", outlines)
 
 
 def test_how_small_an_outline_may_be_is_chosen_and_said_in_um2(
@@ -387,22 +353,9 @@ def test_the_downloaded_overlay_has_the_opacity_and_the_classes_that_are_shown(
     assert np.abs(found - read_rgb(overlay)).max() <= 2
 
 
-def test_the_downloaded_overlay_is_the_image_where_the_overlay_is_hidden(visit: Visit) -> None:
-    visit.segment()
-    visit.page.get_by_role("button", name="Overlay", exact=True).click()
-    assert np.array_equal(visit.download_picture()[1], tissue())
-
-
-def test_the_downloaded_overlay_has_outlines_where_they_are_shown(visit: Visit) -> None:
-    visit.segment()
-    visit.page.get_by_label("Outlines").check(force=True)
-    _, found = visit.download_picture()
-    x, y = IN_STROMA
-    assert np.abs(found[y, x] - REFERENCE_RGB[STROMA - 1]).max() <= 2
-    assert np.abs(found[y, SIDE // 2] - class_color(NECROSIS)).max() <= 2
-
-
-def test_the_downloaded_overlay_is_hatched_where_it_is_shown_so(visit: Visit) -> None:
+def test_the_downloaded_overlay_has_hatches_outlines_or_nothing_as_it_is_shown(
+    visit: Visit,
+) -> None:
     visit.segment()
     x, y = IN_THE_BAND
 
@@ -413,6 +366,13 @@ def test_the_downloaded_overlay_is_hatched_where_it_is_shown_so(visit: Visit) ->
     assert num_colors() >= 4
     visit.page.get_by_label("Hatch where confidence is low").uncheck()
     assert num_colors() == 1
+    visit.page.get_by_label("Outlines").check(force=True)
+    _, found = visit.download_picture()
+    x, y = IN_STROMA
+    assert np.abs(found[y, x] - REFERENCE_RGB[STROMA - 1]).max() <= 2
+    assert np.abs(found[y, SIDE // 2] - class_color(NECROSIS)).max() <= 2
+    visit.page.get_by_role("button", name="Overlay", exact=True).click()
+    assert np.array_equal(visit.download_picture()[1], tissue())
 
 
 def test_a_picture_that_the_browser_cannot_draw_is_said_so(visit: Visit) -> None:
@@ -424,18 +384,11 @@ def test_a_picture_that_the_browser_cannot_draw_is_said_so(visit: Visit) -> None
     expect(visit.page.locator("#download-failure")).to_contain_text("too large for this browser")
 
 
-def test_a_download_that_fails_says_why(visit: Visit) -> None:
-    visit.segment()
-    visit.page.route("**/labels*", lambda route: route.abort())
-    visit.page.get_by_role("button", name="Labels").click()
-    expect(visit.page.locator("#download-failure")).to_contain_text("cannot be reached")
-    visit.console.clear()  # the browser reports the request that was cut
-
-
-def test_a_download_that_failed_can_be_tried_again(visit: Visit) -> None:
+def test_a_download_that_fails_says_why_and_can_be_tried_again(visit: Visit) -> None:
     visit.segment()
     visit.page.route("**/labels*", lambda route: route.abort(), times=1)
     visit.page.get_by_role("button", name="Labels").click()
+    expect(visit.page.locator("#download-failure")).to_contain_text("cannot be reached")
     again = visit.page.locator("#download-again")
     with visit.page.expect_download():
         again.click()
@@ -522,16 +475,12 @@ def test_an_answer_of_a_proxy_is_told_as_one(visit: Visit, status: int) -> None:
     expect(card).not_to_contain_text("nginx")
 
 
-def test_a_wait_can_be_cancelled(visit: Visit) -> None:
-    visit.page.route("**/arrays*", lambda _: None)  # never answered
+def test_a_wait_can_be_cancelled_or_ended_by_another_image(visit: Visit) -> None:
+    visit.page.route("**/arrays*", lambda _: None, times=2)  # never answered
     visit.upload()
     visit.page.get_by_role("button", name="Cancel").click()
     expect(visit.page.get_by_role("button", name="Choose an image")).to_be_focused()
     expect(visit.page.locator("#file-name")).to_have_text("No image yet")
-
-
-def test_another_image_takes_the_place_of_one_that_still_waits(visit: Visit) -> None:
-    visit.page.route("**/arrays*", lambda _: None, times=1)  # never answered
     visit.upload(name="first.png")
     expect(visit.page.get_by_role("button", name="Cancel")).to_be_visible()
     visit.segment(name="second.png")
@@ -580,11 +529,16 @@ def test_the_pixel_size_gives_areas_and_a_scale_bar(visit: Visit) -> None:
     expect(visit.page.locator("#scale-bar")).to_have_text(re.compile(r"^(1|2|5)0* µm$"))
 
 
-def test_without_a_pixel_size_no_area_is_claimed(visit: Visit) -> None:
+def test_without_a_pixel_size_no_area_is_claimed_until_it_is_given(visit: Visit) -> None:
+    expect(visit.page.locator("#mpp-help")).to_contain_text("changes the labels")
     visit.segment()
     expect(visit.page.locator("th.area")).to_be_hidden()
     expect(visit.page.locator("#scale-bar")).to_be_hidden()
     expect(visit.page.locator("#mpp-help")).to_contain_text("Not known: taken to be 0.5")
+    visit.page.get_by_label("µm per pixel").fill("0.4")
+    visit.page.get_by_role("button", name="Segment again").click()
+    expect(visit.page.locator("#scale-bar")).to_be_visible()
+    expect(visit.page.locator("#file-facts")).to_contain_text("102 µm × 102 µm")
 
 
 def test_a_pixel_size_typed_for_one_image_does_not_stay_for_the_next(visit: Visit) -> None:
@@ -598,10 +552,6 @@ def test_a_pixel_size_typed_for_one_image_does_not_stay_for_the_next(visit: Visi
     expect(help_text).to_contain_text("The file says 0.25 µm per pixel (PNG density)")
     visit.segment(encoded(tissue()), "third.png")
     expect(help_text).to_contain_text("Not known: taken to be 0.5")
-
-
-def test_the_help_says_that_the_pixel_size_changes_the_labels(visit: Visit) -> None:
-    expect(visit.page.locator("#mpp-help")).to_contain_text("changes the labels")
 
 
 def test_a_printers_resolution_is_told_and_not_used(visit: Visit) -> None:
@@ -633,14 +583,6 @@ def test_pixels_that_are_not_squares_are_told_and_measured_along_each_axis(visit
     expect(visit.page.locator("#file-facts")).to_contain_text(f"{side / 2:.0f} µm × {side} µm")
     expect(visit.page.locator("#mpp-help")).to_contain_text("0.5 × 1 µm per pixel")
     expect(visit.page.locator("#mpp-help")).to_contain_text("height should look 2 times as large")
-
-
-def test_a_pixel_size_given_later_is_used_when_asked_for(visit: Visit) -> None:
-    visit.segment()
-    visit.page.get_by_label("µm per pixel").fill("0.4")
-    visit.page.get_by_role("button", name="Segment again").click()
-    expect(visit.page.locator("#scale-bar")).to_be_visible()
-    expect(visit.page.locator("#file-facts")).to_contain_text("102 µm × 102 µm")
 
 
 def test_an_impossible_pixel_size_is_refused_before_anything_is_sent(visit: Visit) -> None:
@@ -697,6 +639,8 @@ def test_the_theme_follows_the_system_until_it_is_chosen(open_page: Callable[...
 def test_all_text_has_the_contrast_of_wcag_aa(theme: str, open_page: Callable[..., Visit]) -> None:
     visit = open_page(color_scheme=theme, reduced_motion="reduce")
     expect(visit.page.locator("#about")).to_contain_text("segmenter")
+    expect(visit.page.locator("#model")).to_have_text("segmenter 1.0.0")
+    expect(visit.page.get_by_text("Not a medical device")).to_be_visible()
     contrasts = contrasts_of(visit.page)
     visit.segment()
     contrasts += contrasts_of(visit.page)
@@ -739,11 +683,6 @@ def test_going_through_the_panel_by_keyboard_does_not_move_the_page(
         assert visit.page.evaluate("window.scrollY") == 0
 
 
-def test_the_page_names_the_model_and_its_limits(visit: Visit) -> None:
-    expect(visit.page.locator("#model")).to_have_text("segmenter 1.0.0")
-    expect(visit.page.get_by_text("Not a medical device")).to_be_visible()
-
-
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_stored_and_deflated_npz_are_read(save: Callable[..., None], visit: Visit) -> None:
     buffer = io.BytesIO()
@@ -758,65 +697,3 @@ def test_stored_and_deflated_npz_are_read(save: Callable[..., None], visit: Visi
     found = visit.page.evaluate(script, base64.b64encode(buffer.getvalue()).decode())
     numbers = list(range(12))
     assert found == [["labels", [3, 4], numbers], ["flat", [12], numbers]]
-
-
-def test_the_page_may_run_only_its_own_scripts(service_url: str) -> None:
-    answer = httpx.get(f"{service_url}/", headers={"accept": "text/html"})
-    policy = answer.headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert "unsafe" not in policy
-    assert not re.search(r"<script(?![^>]*\ssrc=)|\son\w+=|\sstyle=", answer.text)
-
-
-@pytest.mark.parametrize(
-    ("accept", "is_page"),
-    [
-        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", True),
-        ("Text/HTML", True),
-        ("text/html;level=1;q=0.5, application/json;q=0.4", True),
-        ("text/html;q=0.4, application/json", False),
-        ("application/json, text/html;q=0", False),
-        ("text/html;q=x", True),
-        ("*/*", False),
-        ("", False),
-    ],
-)
-def test_browsers_get_the_page_and_programs_the_index(
-    accept: str, is_page: bool, service_url: str
-) -> None:
-    answer = httpx.get(f"{service_url}/", headers={"accept": accept})
-    assert answer.headers["content-type"].startswith("text/html") == is_page
-
-
-def test_every_file_of_the_page_is_served_with_its_type(service_url: str) -> None:
-    files = [path for path in VIEWER.iterdir() if path.suffix not in (".json", "")]
-    assert len(files) >= 6
-    for path in files:
-        answer = httpx.get(f"{service_url}/viewer/{path.name}")
-        is_page = path.suffix == ".html"
-        assert answer.content == (read_page(path.name).encode() if is_page else path.read_bytes())
-        assert answer.headers["x-content-type-options"] == "nosniff"
-
-
-@pytest.mark.parametrize("name", ["none.js", "__init__.py", "..%2fpage.py", "%2e%2e/page.py"])
-def test_no_other_file_is_served(name: str, service_url: str) -> None:
-    answer = httpx.get(f"{service_url}/viewer/{name}")
-    assert answer.status_code == 404
-    assert "import" not in answer.text
-
-
-def test_the_page_is_small_enough_for_a_slow_line() -> None:
-    assert (VIEWER / "example.jpg").stat().st_size < 200_000
-    for page in ("index.html", "slides.html"):
-        loaded, left = set(), {page}
-        while left:
-            name = left.pop()
-            loaded.add(name)
-            is_page = name.endswith(".html")
-            text = read_page(name) if is_page else (VIEWER / name).read_text(encoding="utf-8")
-            named = re.findall(
-                r'(?:src|href)="(?:viewer/)?(\w+\.(?:js|css|svg))"|from "\./(\w+\.js)"', text
-            )
-            left |= {one or other for one, other in named} - loaded
-        assert {"viewer.css", "service.js"} < loaded
-        assert sum((VIEWER / name).stat().st_size for name in loaded) < 120_000
