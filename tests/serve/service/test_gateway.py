@@ -1,7 +1,6 @@
 import asyncio
 import json
 import logging
-import threading
 import warnings
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -89,6 +88,19 @@ def _run(
             return await work(client, endpoints)  # type: ignore[misc, no-any-return]
 
     return asyncio.run(main())
+
+
+@pytest.fixture
+def access_log(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, object]]]:
+    """The log of requests, as it is written within them."""
+    caplog.set_level(logging.INFO, "serve.access_log")
+    caplog.handler.setFormatter(JsonFormatter())
+
+    def entries() -> list[dict[str, object]]:
+        found = [json.loads(line) for line in caplog.text.splitlines()]
+        return [entry for entry in found if entry["logger"] == "serve.access_log"]
+
+    return entries
 
 
 def test_a_sane_request_id_is_kept_and_answered() -> None:
@@ -210,7 +222,7 @@ def test_a_504_leaves_its_place_to_others() -> None:
 
 
 def test_a_caller_who_has_left_is_a_499_and_leaves_its_place_to_others(
-    caplog: pytest.LogCaptureFixture,
+    access_log: Callable[[], list[dict[str, object]]],
 ) -> None:
     async def work(client: httpx.AsyncClient, endpoints: Endpoints) -> httpx.Response:
         left = asyncio.Event()
@@ -237,9 +249,8 @@ def test_a_caller_who_has_left_is_a_499_and_leaves_its_place_to_others(
         assert sent == []
         return await client.post("/id_seen")
 
-    with caplog.at_level(logging.INFO):
-        assert _run(work, max_waiting=1).status_code == 200
-    (entry, _) = [entry for entry in _entries(caplog) if entry["logger"] == "serve.access_log"]
+    assert _run(work, max_waiting=1).status_code == 200
+    entry, _ = access_log()
     assert (entry["path"], entry["status"]) == ("/read", 499)
 
 
@@ -325,43 +336,20 @@ def test_requests_are_counted_by_endpoint_status_and_reason(tmp_path: Path) -> N
     assert "/made/up" not in metrics
 
 
-def _entries(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
-    formatter = JsonFormatter()
-    return [json.loads(formatter.format(record)) for record in caplog.records]
-
-
 def test_an_answer_is_a_line_of_the_log_with_the_keys_name_and_never_the_key(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, access_log: Callable[[], list[dict[str, object]]]
 ) -> None:
     (tmp_path / "keys").write_text("alice:0123456789abcdef")
-    headers = {"X-API-Key": "0123456789abcdef"}
-    with caplog.at_level(logging.INFO):
-        _run(
-            lambda client, _: client.post("/staged", headers=headers),
-            api_keys_file=tmp_path / "keys",
-        )
-    (entry,) = [entry for entry in _entries(caplog) if entry["logger"] == "serve.access_log"]
-    assert entry["key"] == "alice"
+    headers = {"X-API-Key": "0123456789abcdef", "X-Request-ID": "run-7"}
+    _run(
+        lambda client, _: client.post("/staged", headers=headers),
+        api_keys_file=tmp_path / "keys",
+    )
+    (entry,) = access_log()
+    assert (entry["key"], entry["request_id"]) == ("alice", "run-7")
     assert (entry["method"], entry["path"], entry["status"]) == ("POST", "/staged", 200)
     assert {"duration_ms", "decode_ms", "client"} < set(entry)
     assert "0123456789abcdef" not in json.dumps(entry)
-
-
-def test_a_log_entry_inside_a_request_has_its_id(caplog: pytest.LogCaptureFixture) -> None:
-    formatted = []
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            formatted.append(json.loads(JsonFormatter().format(record)))
-
-    logger = logging.getLogger("serve.access_log")
-    logger.addHandler(handler := Handler())
-    try:
-        with caplog.at_level(logging.INFO):
-            _run(lambda client, _: client.get("/id_seen", headers={"X-Request-ID": "run-7"}))
-    finally:
-        logger.removeHandler(handler)
-    assert [entry["request_id"] for entry in formatted] == ["run-7"]
 
 
 def test_an_error_in_the_log_is_one_line_with_its_traceback() -> None:
@@ -379,20 +367,6 @@ def test_the_log_as_text_has_the_fields_behind_the_message() -> None:
     record = logging.LogRecord("serve", logging.INFO, __file__, 1, "answered", (), None)
     record.fields = {"status": 200}
     assert TextFormatter("%(message)s").format(record) == "answered status=200"
-
-
-def test_the_context_of_a_request_does_not_leak_into_other_threads() -> None:
-    seen: list[object] = []
-
-    async def work(client: httpx.AsyncClient, _: Endpoints) -> httpx.Response:
-        response = await client.get("/id_seen")
-        thread = threading.Thread(target=lambda: seen.append(current_request()))
-        thread.start()
-        thread.join()
-        return response
-
-    _run(work)
-    assert seen == [None]
 
 
 def test_a_warning_is_a_line_of_the_log_and_pillows_are_none(

@@ -19,7 +19,7 @@ from serve.settings import ServeSettings
 from tests.support.errors import raises
 from tests.support.pictures import blobs, painted
 from tests.support.ports import free_port
-from tests.support.toy_bundle import TILE_SIZE_PX, write_toy_bundle
+from tests.support.toy_bundle import TILE_SIZE_PX, replace_bundle, write_toy_bundle
 
 LABELS = np.repeat([[1, 2, 3, 4]], 4, axis=0).repeat(TILE_SIZE_PX // 4, 0).repeat(16, 1)
 
@@ -29,15 +29,16 @@ def bundle(tmp_path: Path) -> Path:
     return write_toy_bundle(tmp_path / "bundle", version="1")
 
 
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Versions of the segmenters that were closed."""
+    found: list[str] = []
+    monkeypatch.setattr(TileSegmenter, "close", lambda self: found.append(self.manifest.version))
+    return found
+
+
 def _model(bundle: Path, **settings: Any) -> Model:
     return Model(ServeSettings(bundle=bundle, threads=1, **settings), Telemetry())
-
-
-def _replace(bundle: Path, version: str, **options: Any) -> None:
-    """As an export does: the new folder takes the old one's place."""
-    new = write_toy_bundle(bundle.parent / f"new-{version}", version=version, **options)
-    bundle.rename(bundle.parent / f"before-{version}")
-    new.rename(bundle)
 
 
 def _version(model: Model) -> str:
@@ -54,11 +55,14 @@ def _add_warm_up(bundle: Path, labels: np.ndarray, *, min_agreement: float = 0.9
     read_bundle(bundle).model_copy(update={"warm_up": warm_up}).write(bundle)
 
 
-def test_a_new_bundle_in_the_folder_answers_from_then_on(bundle: Path) -> None:
+def test_a_new_bundle_in_the_folder_answers_from_then_on_and_the_old_model_is_closed(
+    bundle: Path, closed: list[str]
+) -> None:
     model = _model(bundle)
     assert _version(model) == "1"
-    _replace(bundle, "2", tile_size_px=128)
+    replace_bundle(bundle, "2", tile_size_px=128)
     model.look_for_update()
+    assert closed == ["1"]
     assert _version(model) == "2"
     assert model.manifest().version == "2"
     image = blobs(100, 120)
@@ -77,22 +81,20 @@ def test_a_link_that_leads_to_a_new_bundle_is_noticed(bundle: Path) -> None:
     assert _version(model) == "2"
 
 
-def test_a_bundle_that_stays_is_not_opened_again(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bundle_that_stays_is_not_opened_again(bundle: Path) -> None:
     model = _model(bundle)
     before = model.run(lambda segmenter: segmenter)
     model.look_for_update()
     assert model.run(lambda segmenter: segmenter) is before
 
 
-def test_a_broken_new_bundle_is_refused_and_the_old_model_answers_on(
+def test_a_broken_new_bundle_is_refused_until_it_is_mended_and_the_old_model_answers_on(
     bundle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = _model(bundle)
     _version(model)
-    _replace(bundle, "2")
-    (bundle / "model.onnx").write_bytes(b"broken")
+    whole = (bundle / "model.onnx").read_bytes()
+    replace_bundle(bundle, "2", is_broken=True)
     with caplog.at_level(logging.ERROR):
         model.look_for_update()
         model.look_for_update()
@@ -100,15 +102,6 @@ def test_a_broken_new_bundle_is_refused_and_the_old_model_answers_on(
     assert model.is_ready()
     assert caplog.text.count("the new bundle is refused") == 1
     assert "model.onnx is damaged" in caplog.text
-
-
-def test_a_refused_bundle_is_tried_again_once_it_is_mended(bundle: Path) -> None:
-    model = _model(bundle)
-    _version(model)
-    _replace(bundle, "2")
-    whole = (bundle / "model.onnx").read_bytes()
-    (bundle / "model.onnx").write_bytes(b"broken")
-    model.look_for_update()
     (bundle / "model.onnx").write_bytes(whole)
     model.look_for_update()
     assert _version(model) == "2"
@@ -124,10 +117,8 @@ def test_a_bundle_that_is_gone_for_a_moment_changes_nothing(bundle: Path) -> Non
 
 
 def test_what_began_with_the_old_model_ends_with_it_before_it_is_closed(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, closed: list[str]
 ) -> None:
-    closed: list[str] = []
-    monkeypatch.setattr(TileSegmenter, "close", lambda self: closed.append(self.manifest.version))
     model = _model(bundle)
     begun = threading.Barrier(3)
 
@@ -144,7 +135,7 @@ def test_what_began_with_the_old_model_ends_with_it_before_it_is_closed(
         events = [threading.Event(), threading.Event()]
         first, second = [pool.submit(work, event) for event in events]
         begun.wait(10)
-        _replace(bundle, "2")
+        replace_bundle(bundle, "2")
         model.look_for_update()
         assert _version(model) == "2"
         events[0].set()
@@ -156,10 +147,8 @@ def test_what_began_with_the_old_model_ends_with_it_before_it_is_closed(
 
 
 def test_a_model_that_is_closed_ends_what_it_has_begun_and_begins_nothing(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, closed: list[str]
 ) -> None:
-    closed: list[str] = []
-    monkeypatch.setattr(TileSegmenter, "close", lambda self: closed.append(self.manifest.version))
     model = _model(bundle)
 
     def close_and_segment(segmenter: TileSegmenter) -> None:
@@ -175,31 +164,17 @@ def test_a_model_that_is_closed_ends_what_it_has_begun_and_begins_nothing(
 
 
 def test_a_model_that_is_closed_while_it_is_opened_is_closed_after(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, closed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    closed: list[str] = []
     model = _model(bundle)
 
     def open_and_close(*arguments: Any, **options: Any) -> TileSegmenter:
         model.close()
         return open_segmenter(*arguments, **options)
 
-    monkeypatch.setattr(TileSegmenter, "close", lambda self: closed.append(self.manifest.version))
     monkeypatch.setattr("serve.service.model.open_segmenter", open_and_close)
     with raises(BackendUnavailableError, code="stopping"):
         _version(model)
-    assert closed == ["1"]
-
-
-def test_an_unused_old_model_is_closed_at_once(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    closed: list[str] = []
-    monkeypatch.setattr(TileSegmenter, "close", lambda self: closed.append(self.manifest.version))
-    model = _model(bundle)
-    _version(model)
-    _replace(bundle, "2")
-    model.look_for_update()
     assert closed == ["1"]
 
 
@@ -223,7 +198,7 @@ def test_requests_in_many_threads_all_get_right_answers_while_the_model_changes(
     with ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(ask) for _ in range(4)]
         for version in ("2", "3", "4"):
-            _replace(bundle, version)
+            replace_bundle(bundle, version)
             model.look_for_update()
         stop.set()
         seen = set().union(*(answer.result() for answer in answers))
@@ -233,20 +208,16 @@ def test_requests_in_many_threads_all_get_right_answers_while_the_model_changes(
 
 def test_the_model_info_names_the_model_that_answers(bundle: Path) -> None:
     telemetry = Telemetry()
+    swapped = 'focalpath_model_changes_total{outcome="swapped"}'
+    assert f"{swapped} 0.0" in telemetry.render().decode().splitlines()
     model = Model(ServeSettings(bundle=bundle, threads=1), telemetry)
     _version(model)
-    _replace(bundle, "2")
+    replace_bundle(bundle, "2")
     model.look_for_update()
     lines = telemetry.render().decode().splitlines()
     info = 'focalpath_model_info{backend="onnxruntime",name="segmenter",version='
     assert {f'{info}"1"}} 0.0', f'{info}"2"}} 1.0'} < set(lines)
-    assert 'focalpath_model_changes_total{outcome="swapped"} 1.0' in lines
-
-
-def test_changes_are_counted_from_nought() -> None:
-    lines = Telemetry().render().decode().splitlines()
-    for outcome in ("swapped", "refused"):
-        assert f'focalpath_model_changes_total{{outcome="{outcome}"}} 0.0' in lines
+    assert f"{swapped} 1.0" in lines
 
 
 def test_a_failure_to_open_is_answered_at_once_for_a_while(
@@ -320,7 +291,7 @@ def _work_that_fails(
 def test_work_is_done_again_with_the_new_model_when_triton_changed_it(bundle: Path) -> None:
     model = _model(bundle)
     _version(model)
-    _replace(bundle, "2")
+    replace_bundle(bundle, "2")
     work, versions = _work_that_fails(1, ModelChangedError("another one"))
     assert model.run(work) == "2"
     assert versions == ["1", "2"]
@@ -351,7 +322,7 @@ def test_a_bundle_that_is_replaced_while_it_is_opened_is_opened_again(
     def open_slowly(*arguments: Any, **options: Any) -> TileSegmenter:
         opened.append(1)
         if len(opened) == 1:
-            _replace(bundle, "2")
+            replace_bundle(bundle, "2")
         return open_segmenter(*arguments, **options)
 
     monkeypatch.setattr("serve.service.model.open_segmenter", open_slowly)
