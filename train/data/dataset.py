@@ -140,8 +140,7 @@ class TileDataset(Dataset[Sample]):
     def fixed_tiles(self, image_index: int) -> Tensor:
         """The (N, 3, T, T) uint8 tiles that cover an image."""
         image, _ = self._images.read(image_index)
-        cut = cut_image(image, self.placements[image_index], self.scale)
-        return torch.from_numpy(cut.transpose(0, 3, 1, 2).copy())
+        return _tiles(image, self.placements[image_index], self.scale)
 
     def fixed_labels(self, image_index: int) -> Tensor:
         """The (N, T, T) uint8 labels that belong to `fixed_tiles`."""
@@ -232,8 +231,7 @@ class WholeImageDataset(Dataset[WholeImage]):
     def fixed_tiles(self, index: int) -> Tensor:
         """The (N, 3, T, T) uint8 tiles of an image."""
         image = read_image(self.tiles[index].image)
-        cut = cut_image(image, self.placements[index], self.scale)
-        return torch.from_numpy(cut.transpose(0, 3, 1, 2).copy())
+        return _tiles(image, self.placements[index], self.scale)
 
     def labels(self, index: int) -> WholeImage:
         """An image's labels and placement, without its pixels."""
@@ -255,13 +253,17 @@ def see_image(
     """Cut an image without labels, (H, W, 3) uint8, as a model sees it."""
     height, width = pixels.shape[:2]
     placement = scale.place(height, width, mpp)
-    tiles = cut_image(pixels, placement, scale)
     return {
         "tile_id": name,
         "size": (height, width),
         "placement": placement,
-        "tiles": torch.from_numpy(tiles.transpose(0, 3, 1, 2).copy()),
+        "tiles": _tiles(pixels, placement, scale),
     }
+
+
+def _tiles(image: NDArray[np.uint8], placement: Placement, scale: TileScale) -> Tensor:
+    """Cut an (H, W, 3) uint8 image into tiles (N, 3, T, T) uint8."""
+    return torch.from_numpy(cut_image(image, placement, scale).transpose(0, 3, 1, 2).copy())
 
 
 def _mix(*values: int) -> int:

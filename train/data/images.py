@@ -132,6 +132,14 @@ def _unreadable(path: Path, error: Exception) -> ImageFileError:
     )
 
 
+def refuse_unequal_sides(size: PixelSize, what: str, advice: str) -> None:
+    """Raise ScaleError for pixels that serving would refuse, as they are too far from squares."""
+    try:
+        check_aspect(size, what)
+    except ImageError as error:
+        raise ScaleError(f"{error} {advice}") from error
+
+
 def own_pixel_sizes(paths: Sequence[Path]) -> list[PixelSize | None]:
     """The um per pixel that each file itself states, as serving reads them.
 
@@ -147,12 +155,8 @@ def own_pixel_sizes(paths: Sequence[Path]) -> list[PixelSize | None]:
         except FocalPathError:
             return None
         if facts.pixel_size is not None:
-            try:
-                check_aspect(facts.pixel_size, f"{path}: its {facts.mpp_source}")
-            except ImageError as error:
-                raise ScaleError(
-                    f"{error} Give mpp in dataset.json, or a column mpp in folds.csv."
-                ) from error
+            advice = "Give mpp in dataset.json, or a column mpp in folds.csv."
+            refuse_unequal_sides(facts.pixel_size, f"{path}: its {facts.mpp_source}", advice)
         return facts.pixel_size
 
     with ThreadPoolExecutor() as pool:

@@ -7,7 +7,6 @@ Shape legend: H, W: the image; T: tile size; C: classes; N: tiles; h, w: T/4, or
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -44,15 +43,6 @@ class LabelledImage(NamedTuple):
     """(H, W) int64 in 0..C, on the CPU."""
 
 
-class _TileAnswers(NamedTuple):
-    """The model's output for N tiles."""
-
-    logits: Tensor
-    """(N, C, h, w) float32."""
-    probabilities: NDArray[np.uint8]
-    """(N, C, h, w), 255 = 1.0."""
-
-
 def scale_of(card: CheckpointCard) -> TileScale:
     """The scale at which a checkpoint sees tissue."""
     model = card.settings.model
@@ -85,20 +75,19 @@ def predict_split(
 def segment_on_device(segmenter: Segmenter, card: CheckpointCard) -> Segment:
     """Run a checkpoint's model in evaluation mode, in the precision of its training."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return partial(_segment, segmenter.to(device).eval(), card, device)
+    segmenter = segmenter.to(device).eval()
+    is_mixed = card.settings.mixed_precision
+    is_float16 = card.settings.optimization.precision == "16-mixed"
+    half = torch.float16 if is_float16 else torch.bfloat16
 
+    @torch.inference_mode()
+    def segment(batch: Mapping[str, Tensor]) -> SegmenterOutput:
+        with torch.autocast(device.type, dtype=half, enabled=is_mixed):
+            images = batch["image"].to(device)
+            features = encode_for_training(segmenter, images, mixed_precision=is_mixed)
+            return segmenter.decode(features)
 
-@torch.inference_mode()
-def _segment(
-    segmenter: Segmenter, card: CheckpointCard, device: torch.device, batch: Mapping[str, Tensor]
-) -> SegmenterOutput:
-    settings = card.settings
-    half = torch.float16 if settings.optimization.precision == "16-mixed" else torch.bfloat16
-    with torch.autocast(device.type, dtype=half, enabled=settings.mixed_precision):
-        features = encode_for_training(
-            segmenter, batch["image"].to(device), mixed_precision=settings.mixed_precision
-        )
-        return segmenter.decode(features)
+    return segment
 
 
 @torch.no_grad()
@@ -129,25 +118,28 @@ def label_images(
     labels = None
     if observe is not None:
         labels = torch.cat([image["tile_labels"] for image in images])
-    answers: list[_TileAnswers] = []
+    logits_of_parts, probabilities_of_parts = [], []
     for start in range(0, len(inputs), batch_size):
         part = inputs[start : start + batch_size]
         output = segment({name: part})
         if observe is not None and labels is not None:
             observe(output, labels[start : start + batch_size])
-        logits = output.low_res_logits[:, 1:].float()
         probabilities = _probabilities(output, tile_size_px)
         if tta:
             probabilities = _average_views(segment, part, probabilities)
-        answers.append(_TileAnswers(logits, _to_bytes(probabilities)))
-    logits = torch.cat([answer.logits for answer in answers])
-    probabilities_of_all = np.concatenate([answer.probabilities for answer in answers])
+        as_exported = (probabilities * 255).round().to(torch.uint8)
+        logits_of_parts.append(output.low_res_logits[:, 1:].float())
+        probabilities_of_parts.append(as_exported.cpu().numpy())
+    logits, in_bytes = torch.cat(logits_of_parts), np.concatenate(probabilities_of_parts)
     labelled, start = [], 0
     for image in images:
-        placement = image["placement"]
-        mine = slice(start, start + len(placement.places))
-        answer = _TileAnswers(logits[mine], probabilities_of_all[mine])
-        labelled.append(_label(answer, placement, image["size"], tile_size_px, tta=tta))
+        mine = slice(start, start + len(image["placement"].places))
+        is_own = image["placement"].own_pixels and not tta
+        labelled.append(
+            _argmax(logits[mine], image["size"], tile_size_px)
+            if is_own
+            else _blended(in_bytes[mine], image["placement"], image["size"], tile_size_px)
+        )
         start = mine.stop
     return labelled
 
@@ -170,37 +162,31 @@ def _probabilities(output: SegmenterOutput, tile_size_px: int) -> Tensor:
     return logits.softmax(dim=1)
 
 
-def _to_bytes(probabilities: Tensor) -> NDArray[np.uint8]:
-    """As the exported model rounds them."""
-    return np.asarray((probabilities * 255).round().to(torch.uint8).cpu().numpy())
+def _argmax(logits: Tensor, size: tuple[int, int], tile_size_px: int) -> Tensor:
+    """Labels (H, W) of an image that is one tile, from its logits (1, C, h, w)."""
+    logits = interpolate(logits, (tile_size_px, tile_size_px), mode="bilinear")
+    return (logits.argmax(dim=1)[0] + 1)[: size[0], : size[1]].cpu()
 
 
-def _label(
-    answer: _TileAnswers,
+def _blended(
+    probabilities: NDArray[np.uint8],
     placement: Placement,
     size: tuple[int, int],
     tile_size_px: int,
-    *,
-    tta: bool,
 ) -> Tensor:
-    """Labels (H, W) of one image from its tiles' answers, as serving finds them.
+    """Labels (H, W) of an image from its tiles' (N, C, h, w), 255 = 1.0, as serving finds them.
 
     Masks of a U-Net are finer than the decoder's. They are blended in the same way, on a grid that
     is as many times finer.
     """
-    height, width = size
-    rows, columns = placement.size
-    num_classes, side = answer.probabilities.shape[1], answer.probabilities.shape[-1]
+    _, num_classes, side, _ = probabilities.shape
     stride = tile_size_px // side
-    if placement.own_pixels and not tta:
-        logits = interpolate(answer.logits, (tile_size_px, tile_size_px), mode="bilinear")
-        return (logits.argmax(dim=1)[0] + 1)[:height, :width].cpu()
     finer = LOW_RES_STRIDE // stride
-    padded_rows, padded_columns = placement.padded
-    blend = Blend(num_classes, padded_rows * finer, padded_columns * finer, tile_size_px * finer)
+    rows, columns = (length * finer for length in placement.padded)
+    blend = Blend(num_classes, rows, columns, tile_size_px * finer)
     nothing = np.zeros(num_classes, np.float32)
-    for (y, x), probabilities in zip(placement.places, answer.probabilities, strict=True):
-        blend.add((y * finer, x * finer), probabilities, nothing)
-    extent = rows / stride, columns / stride
-    labels, _ = upsample_and_label(blend.probabilities(), height, width, extent)
+    for (y, x), of_tile in zip(placement.places, probabilities, strict=True):
+        blend.add((y * finer, x * finer), of_tile, nothing)
+    extent = placement.size[0] / stride, placement.size[1] / stride
+    labels, _ = upsample_and_label(blend.probabilities(), *size, extent)
     return torch.from_numpy(labels).long()

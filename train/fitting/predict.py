@@ -28,8 +28,6 @@ from serve.images.mpp import (
     UNKNOWN,
     Mpp,
     MppSource,
-    PixelSize,
-    check_aspect,
     check_mpp,
     contradiction,
     sides_of,
@@ -37,25 +35,16 @@ from serve.images.mpp import (
 from train.console import warn
 from train.data.dataset import see_image
 from train.data.folder import IMAGE_SUFFIXES
+from train.data.images import refuse_unequal_sides
 from train.data.scale import refuse_enlarging
 from train.errors import ImageFileError, ScaleError, SourceError
 from train.files import refuse_existing, whole_folder
-from train.fitting.evaluation import Segment, label_images, scale_of, segment_on_device
+from train.fitting.evaluation import label_images, scale_of, segment_on_device
 from train.model.checkpoint import CheckpointCard, load_checkpoint
 from train.settings import LabelClass
 
-OPACITY = 0.4
+_OPACITY = 0.4
 """Of the classes' colours in an overlay (our choice)."""
-
-
-class PredictedImage(NamedTuple):
-    """A row of areas.csv."""
-
-    name: str
-    labels: NDArray[np.uint8]
-    """(H, W), 1..C."""
-    mpp: float | None
-    mpp_source: MppSource
 
 
 class _Read(NamedTuple):
@@ -99,7 +88,8 @@ def predict_images(
     with Progress(transient=True) as progress:  # which ends with an error, too
         checking = progress.track(paths, description="Checking images")
         others = [path.name for path in checking if _read(path, card, mpp).contradiction]
-    segment = segment_on_device(segmenter, card)
+    segment, scale = segment_on_device(segmenter, card), scale_of(card)
+    batch_size = card.settings.optimization.batch_size
     assumed = []
     with whole_folder(out) as partial:
         for folder in ("masks", "overlays"):
@@ -110,10 +100,13 @@ def predict_images(
             unit = [f"{name}_share" for name in names] + [f"{name}_mm2" for name in names]
             rows.writerow(["image", "height", "width", "mpp", "mpp_source", *unit])
             for path in track(paths, "Segmenting"):
-                pixels, found = _predict(path, card, segment, mpp, tta=tta)
-                _save(partial, found, pixels, card.classes)
-                rows.writerow(_row(found, len(names)))
-                if found.mpp_source == ASSUMED:
+                image = _read(path, card, mpp)
+                sample = see_image(path.stem, image.pixels, image.mpp, scale)
+                (found,) = label_images(segment, [sample], batch_size, tta=tta)
+                labels = found.numpy().astype(np.uint8)  # (H, W), 1..C
+                _save(partial, path.stem, image.pixels, labels, card.classes)
+                rows.writerow([path.stem, *_numbers(image, labels, len(names))])
+                if image.mpp_source == ASSUMED:
                     assumed.append(path.name)
     _warn(card, others, assumed)
     Console().print(f"wrote {escape(str(out))}: {len(paths)} images", soft_wrap=True)
@@ -171,7 +164,7 @@ def _read(path: Path, card: CheckpointCard, given: float | None) -> _Read:
     if given is None:
         mpp, source = picture.pixel_size, picture.mpp_source
         if picture.pixel_size is not None:
-            _check_aspect(path, picture.pixel_size, source)
+            refuse_unequal_sides(picture.pixel_size, f"{path}: its {source}", "Give it as --mpp.")
     if mpp is None:
         mpp, source = card.input_mpp, UNKNOWN if card.mpp is None else ASSUMED
     if not card.settings.model.squeeze:
@@ -180,50 +173,32 @@ def _read(path: Path, card: CheckpointCard, given: float | None) -> _Read:
     return _Read(picture.pixels, mpp, source, other)
 
 
-def _predict(
-    path: Path, card: CheckpointCard, segment: Segment, given: float | None, *, tta: bool
-) -> tuple[NDArray[np.uint8], PredictedImage]:
-    """An image's pixels and its labels."""
-    pixels, mpp, source, _ = _read(path, card, given)
-    image = see_image(path.stem, pixels, mpp, scale_of(card))
-    batch_size = card.settings.optimization.batch_size
-    (labels,) = label_images(segment, [image], batch_size, tta=tta)
-    mean = None if mpp is None else sides_of(mpp).mean
-    found = PredictedImage(path.stem, labels.numpy().astype(np.uint8), mean, source)
-    return pixels, found
-
-
-def _check_aspect(path: Path, size: PixelSize, source: MppSource) -> None:
-    try:
-        check_aspect(size, f"{path}: its {source}")
-    except ServeError as error:
-        raise ScaleError(f"{error} Give it as --mpp.") from error
-
-
-def _row(found: PredictedImage, num_classes: int) -> list[object]:
-    pixels = np.bincount(found.labels.ravel(), minlength=1 + num_classes)[1:]
-    known = found.mpp is not None and found.mpp_source not in (ASSUMED, UNKNOWN)
-    areas = pixels * (found.mpp or 0) ** 2 / 1e6
+def _numbers(image: _Read, labels: NDArray[np.uint8], num_classes: int) -> list[object]:
+    """An image's row of areas.csv, without its name."""
+    pixels = np.bincount(labels.ravel(), minlength=1 + num_classes)[1:]
+    mpp = None if image.mpp is None else sides_of(image.mpp).mean
+    is_known = mpp is not None and image.mpp_source not in (ASSUMED, UNKNOWN)
+    areas = pixels * (mpp or 0) ** 2 / 1e6
     return [
-        found.name,
-        *found.labels.shape,
-        "" if found.mpp is None else f"{found.mpp:g}",
-        found.mpp_source,
-        *(f"{share:.6f}" for share in pixels / found.labels.size),
-        *(f"{area:.6g}" if known else "" for area in areas),
+        *labels.shape,
+        "" if mpp is None else f"{mpp:g}",
+        image.mpp_source,
+        *(f"{share:.6f}" for share in pixels / labels.size),
+        *(f"{area:.6g}" if is_known else "" for area in areas),
     ]
 
 
 def _save(
     folder: Path,
-    found: PredictedImage,
+    name: str,
     pixels: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
     classes: Sequence[LabelClass],
 ) -> None:
     colors = [(255, 255, 255), *(ImageColor.getrgb(entry.color)[:3] for entry in classes)]
-    mask = Image.fromarray(found.labels, mode="P")
+    mask = Image.fromarray(labels, mode="P")
     mask.putpalette([value for color in colors for value in color])
-    mask.save(folder / "masks" / f"{found.name}.png")
-    painted = Image.fromarray(np.array(colors, np.uint8)[found.labels])
-    overlay = Image.blend(Image.fromarray(pixels), painted, OPACITY)
-    overlay.save(folder / "overlays" / f"{found.name}.png")
+    mask.save(folder / "masks" / f"{name}.png")
+    painted = Image.fromarray(np.array(colors, np.uint8)[labels])
+    overlay = Image.blend(Image.fromarray(pixels), painted, _OPACITY)
+    overlay.save(folder / "overlays" / f"{name}.png")
