@@ -16,6 +16,7 @@ import glob
 import json
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -26,7 +27,7 @@ from serve.images.mpp import MAX_MPP, MIN_MPP, PixelSize
 from train.data.folds import folds_file, read_folds, refuse_misspelt
 from train.data.images import own_pixel_sizes
 from train.data.masks import MASK_SUFFIXES, MaskCode, mask_code
-from train.errors import DatasetError, ScaleError
+from train.errors import DatasetError, FocalPathError, ScaleError
 from train.files import unique_keys
 from train.settings import MAX_CLASSES, LabelClass, is_name
 
@@ -150,7 +151,7 @@ def _at_own_scale(folder: TileFolder) -> TileFolder:
 def _read_description(path: Path) -> tuple[tuple[LabelClass, ...], float | None, MaskCode]:
     try:
         content = json.loads(_read_text(path), object_pairs_hook=unique_keys)
-        classes = tuple(LabelClass(**entry) for entry in content["classes"])
+        classes = read_classes(path, content["classes"], DatasetError)
         mpp = None if content.get("mpp") is None else float(content["mpp"])
         if isinstance(content.get("mpp"), bool):
             raise ValueError(f"mpp is {content['mpp']}")
@@ -160,27 +161,49 @@ def _read_description(path: Path) -> tuple[tuple[LabelClass, ...], float | None,
             '{"mpp": 0.25, "classes": [{"name": "Tumor", "color": "#d62728"}, ...]}'
         ) from error
     refuse_misspelt(path, content, _KEYS)
-    names = [str(entry.name) for entry in classes]
-    if not 2 <= len(names) <= MAX_CLASSES or len(set(names)) < len(names):
-        raise DatasetError(
-            f"{path} names {len(names)} classes ({len(set(names))} different); expected 2 to "
-            f"{MAX_CLASSES}, each with its own name"
-        )
-    for entry in classes:
-        if entry.name == "mean" or not is_name(entry.name):
-            raise DatasetError(
-                f"{path} names a class {entry.name!r}; expected one line of text without spaces "
-                "around it, and not 'mean', which is the score over all classes"
-            )
-        if not re.fullmatch(r"#[0-9a-fA-F]{6}", str(entry.color)):
-            raise DatasetError(
-                f"{path} gives {entry.name} the colour {entry.color!r}; expected #rrggbb"
-            )
     if mpp is not None and not MIN_MPP <= mpp <= MAX_MPP:
         raise ScaleError(
             f"{path} has mpp {mpp}; expected um per pixel from {MIN_MPP:g} to {MAX_MPP:g}, or null"
         )
     return classes, mpp, _read_code(path, classes, content)
+
+
+def read_classes(
+    path: Path, entries: Any, error: type[FocalPathError], reserved: Sequence[str] = ()
+) -> tuple[LabelClass, ...]:
+    """Check a list of classes.
+
+    Args:
+        path: the file that has it.
+        entries: a name and a colour each.
+        error: raised where the classes cannot be a data set's.
+        reserved: names that no class may have, besides "mean".
+
+    Raises:
+        TypeError: an entry is not a name and a colour.
+    """
+    classes = tuple(LabelClass(**entry) for entry in entries)
+    names = [str(entry.name) for entry in classes]
+    if not 2 <= len(names) <= MAX_CLASSES or len(set(names)) < len(names):
+        raise error(
+            f"{path} names {len(names)} classes ({len(set(names))} different); expected 2 to "
+            f"{MAX_CLASSES}, each with its own name"
+        )
+    for entry in classes:
+        if entry.name in ("mean", *reserved) or not is_name(entry.name):
+            others = f", and not {', '.join(reserved)}" if reserved else ""
+            raise error(
+                f"{path} names a class {entry.name!r}; expected one line of text without spaces "
+                f"around it, and not 'mean', which is the score over all classes{others}"
+            )
+        if not is_color(entry.color):
+            raise error(f"{path} gives {entry.name} the colour {entry.color!r}; expected #rrggbb")
+    return classes
+
+
+def is_color(text: object) -> bool:
+    """Whether something is #rrggbb."""
+    return isinstance(text, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", text) is not None
 
 
 def _read_code(path: Path, classes: tuple[LabelClass, ...], content: dict[str, Any]) -> MaskCode:

@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from train.data.convert.shapes import UNNAMED, Annotation
+from train.data.folder import is_color, read_classes
 from train.errors import AnnotationError
 from train.files import unique_keys, whole_file, write_errors_explained
-from train.settings import LabelClass, is_name
+from train.settings import LabelClass
 
-UNLABELLED, ROI, IGNORE = "unlabelled", "roi", "ignore"
+UNLABELLED, ROI, IGNORE = _MEANINGS = "unlabelled", "roi", "ignore"
 _ROI_NAMES = re.compile(r"\b(roi|region.?of.?interest|region\*?)\b", re.IGNORECASE)
 _QUPATHS_IGNORE = "ignore*"
 PALETTE = ("#d55e00", "#0072b2", "#009e73", "#f0e442", "#cc79a7", "#56b4e9", "#e69f00", "#999999")
@@ -61,7 +62,7 @@ def read_mapping(path: Path, found: Sequence[str]) -> ClassMapping:
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
         mapping = ClassMapping(
-            classes=tuple(LabelClass(**entry) for entry in content["classes"]),
+            classes=read_classes(path, content["classes"], AnnotationError, _MEANINGS),
             labels={str(label): str(meaning) for label, meaning in content["labels"].items()},
             uncovered=str(content.get("uncovered", UNLABELLED)),
         )
@@ -70,18 +71,7 @@ def read_mapping(path: Path, found: Sequence[str]) -> ClassMapping:
             f"{path} is not a mapping of labels to classes ({error!r}); expected JSON with classes "
             "and labels. Move it away and repeat the command: it writes a template."
         ) from error
-    names = [entry.name for entry in mapping.classes]
-    if len(names) < 2 or len(set(names)) < len(names) or {UNLABELLED, ROI, IGNORE} & set(names):
-        raise AnnotationError(
-            f"{path} defines the classes {', '.join(names) or 'none'}; expected 2 or more, each "
-            f"with its own name, and none called {UNLABELLED}, {ROI} or {IGNORE}"
-        )
-    if unfit := [name for name in names if not is_name(name)]:
-        raise AnnotationError(
-            f"{path} defines the class {unfit[0]!r}; expected one line of text without spaces "
-            "around it"
-        )
-    known = [*names, UNLABELLED, ROI, IGNORE]
+    known = [*(entry.name for entry in mapping.classes), *_MEANINGS]
     for label, meaning in [*mapping.labels.items(), ("uncovered", mapping.uncovered)]:
         if meaning not in known or (label == "uncovered" and meaning in (ROI, IGNORE)):
             raise AnnotationError(
@@ -112,10 +102,10 @@ def write_template(path: Path, annotations: Sequence[Annotation]) -> None:
             labels[label] = UNLABELLED
         else:
             labels[label] = name = " ".join(label.split()) or UNNAMED
-            if name in (*classes, UNLABELLED, ROI, IGNORE):  # the same but for spaces, or a meaning
+            if name in (*classes, *_MEANINGS):  # the same but for spaces, or a meaning
                 continue
             color = annotation.color or ""
-            if not re.fullmatch(r"#[0-9a-fA-F]{6}", color) or color in _used(classes):
+            if not is_color(color) or color in _used(classes):
                 free = (c for c in PALETTE if c not in _used(classes))
                 color = next(free, PALETTE[len(classes) % len(PALETTE)])
             classes[name] = LabelClass(name=name, color=color.lower())

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from train.data.convert.shapes import CIRCLE, UNNAMED, Annotation, Ring, ring_of
+from train.data.folder import is_color
 from train.errors import AnnotationError
 
 
@@ -60,7 +61,7 @@ def _color(text: Any) -> str | None:
     numbers = re.findall(r"\d+", text) if isinstance(text, str) and text.startswith("rgb") else []
     if len(numbers) >= 3:
         return "#{:02x}{:02x}{:02x}".format(*(min(int(n), 255) for n in numbers[:3]))
-    return text if isinstance(text, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", text) else None
+    return text if is_color(text) else None
 
 
 def read_export(path: Path) -> list[Annotation]:

@@ -199,6 +199,15 @@ def an_undefined_class(source: Path) -> None:
     write_mapping(source / "mapping.json", labels={"Tumor": "Tumour", "Stroma": "Stroma"})
 
 
+def a_colour_that_is_a_word(source: Path) -> None:
+    write_mapping(source / "mapping.json", classes=[{"name": n, "color": "red"} for n in "AB"])
+
+
+def a_class_called_as_the_mean(source: Path) -> None:
+    classes = [{"name": name, "color": "#d62728"} for name in ("mean", "Stroma")]
+    write_mapping(source / "mapping.json", classes=classes)
+
+
 def a_label_with_two_meanings(source: Path) -> None:
     path = write_mapping(source / "mapping.json")
     path.write_text(path.read_text().replace('"ROI": "roi"', '"Tumor": "Stroma", "ROI": "roi"'))
@@ -248,6 +257,8 @@ def a_file_for_a_folder(source: Path) -> None:
         (outside, {}, AnnotationError, ["a.geojson", "feature 4", "70 to 90", "64 x 64"]),
         (an_unmapped_label, {}, AnnotationError, ["mapping.json", "'Necrosis'"]),
         (an_undefined_class, {}, AnnotationError, ["mapping.json", "'Tumour'", "Tumor, Stroma"]),
+        (a_colour_that_is_a_word, {}, AnnotationError, ["mapping.json", "'red'", "#rrggbb"]),
+        (a_class_called_as_the_mean, {}, AnnotationError, ["mapping.json", "'mean'"]),
         (a_label_with_two_meanings, {}, AnnotationError, ["mapping.json", "'Tumor' is there"]),
         (no_slide, {}, SourceError, ["b.geojson"]),
         (a_name_that_is_not_utf_8, {}, SourceError, ["udcff.png", "UTF-8"]),
