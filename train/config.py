@@ -1,5 +1,6 @@
 """Settings as a YAML file: every run writes its own, and a run can start from one."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,8 @@ def write_settings(path: Path, settings: Settings) -> None:
         StorageError: the disk is full, or cannot be written.
     """
     with whole_file(path) as partial:
-        text = yaml.safe_dump(_plain(asdict(settings)), sort_keys=False)
+        plain = json.loads(json.dumps(asdict(settings)))  # YAML has no tuples
+        text = yaml.safe_dump(plain, sort_keys=False)
         partial.write_text(text, encoding="utf-8")
 
 
@@ -102,12 +104,3 @@ def _unknown(stored: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[st
             yield name
         elif isinstance(value, dict) and isinstance(known[name], dict) and known[name]:
             yield from (f"{name}.{inner}" for inner in _unknown(value, known[name]))
-
-
-def _plain(value: object) -> object:
-    """Only what YAML has: tuples become lists, and names plain text."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, str) else value

@@ -54,14 +54,8 @@ def make_loaders(
         sampler = BalancedSampler(weights, **where)
     if is_cached:
         # Lightning moves the model to the device only later.
-        cache = EmbeddingCache(settings, segmenter.to(trainer.strategy.root_device))
-        num_views = NUM_VIEWS if settings.augmentation.augment == "dihedral" else 1
-        cache.fill(training, range(num_views), batch_size)
-        cache.fill(validation, range(1), batch_size)
-        training, validation = (
-            CachedTileDataset(training, cache),
-            CachedWholeImages(validation, cache),
-        )
+        segmenter = segmenter.to(trainer.strategy.root_device)
+        training, validation = _from_cache(training, validation, settings, segmenter)
     training_loader = TileLoader(
         training,
         batch_size=batch_size,
@@ -71,3 +65,14 @@ def make_loaders(
         persistent_workers=num_workers > 0,  # keep the decoded images of the worker processes
     )
     return training_loader, whole_image_loader(validation, batch_size, num_workers, **ranks)
+
+
+def _from_cache(
+    training: TileDataset, validation: WholeImageDataset, settings: Settings, segmenter: Segmenter
+) -> tuple[CachedTileDataset, CachedWholeImages]:
+    """Encode what is not in the cache yet; returns the same data with features for images."""
+    cache = EmbeddingCache(settings, segmenter)
+    num_views = NUM_VIEWS if settings.augmentation.augment == "dihedral" else 1
+    cache.fill(training, range(num_views), settings.optimization.batch_size)
+    cache.fill(validation, range(1), settings.optimization.batch_size)
+    return CachedTileDataset(training, cache), CachedWholeImages(validation, cache)

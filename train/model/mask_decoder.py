@@ -4,6 +4,7 @@ SAM: arXiv 2304.02643. SAM-Path (class tokens): arXiv 2307.09570. Shape letters:
 D channels, h x w image tokens, C classes, T = 3 + C tokens.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -11,10 +12,9 @@ import torch
 from segment_anything.modeling import MaskDecoder as SamMaskDecoder
 from segment_anything.modeling import TwoWayTransformer
 from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
-from segment_anything.modeling.transformer import TwoWayAttentionBlock
+from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor, nn
 
-from train.model.biased_attention import BiasedAttention
 from train.model.class_bias import NUM_BLOCKS, NUM_HEADS, ClassTerms
 from train.model.image_encoder import convolution
 
@@ -34,6 +34,46 @@ class NoPrompt(nn.Module):
         with torch.autocast(image_embeddings.device.type, enabled=False):
             image_pe = self.pe_layer(image_embeddings.shape[-2:]).unsqueeze(0)
         return image_embeddings + no_mask, image_pe
+
+
+class BiasedAttention(Attention):  # type: ignore[misc]
+    """SAM's attention with an additive bias on the keys (Eq. 1), or a factor on the queries.
+
+    In `cross_attn_image_to_token` the queries are image tokens and the keys class tokens, so a
+    bias per key shifts each pixel's attention between classes. In the other direction the softmax
+    runs over pixels, where a constant per token cancels.
+    """
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        key_bias: Tensor | None = None,
+        query_scale: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from q (B, Q, D) to k and v (B, K, D).
+
+        Args:
+            q: queries.
+            k: keys.
+            v: values.
+            key_bias: added to the logits; (K,) or (H, 1, K).
+            query_scale: factors of each query's logits, (Q,).
+
+        Returns:
+            (B, Q, D).
+        """
+        queries = self._separate_heads(self.q_proj(q), self.num_heads)  # B x H x Q x D/H
+        keys = self._separate_heads(self.k_proj(k), self.num_heads)
+        values = self._separate_heads(self.v_proj(v), self.num_heads)
+        if query_scale is not None:
+            queries = queries * query_scale[:, None]
+        logits = (queries / math.sqrt(queries.shape[-1])) @ keys.transpose(-2, -1)
+        if key_bias is not None:
+            logits = logits + key_bias  # B x H x Q x K
+        attended = self._recombine_heads(logits.softmax(dim=-1) @ values)
+        return self.out_proj(attended)  # type: ignore[no-any-return]
 
 
 class FocalBlock(TwoWayAttentionBlock):  # type: ignore[misc]

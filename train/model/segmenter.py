@@ -75,8 +75,7 @@ class Segmenter(nn.Module):
         self.mask_decoder = MaskDecoder(dim=dim, num_classes=num_classes, skip_dims=kind.skip_dims)
         strategy = find_strategy(settings.bias)
         self.class_attention_bias = strategy.module(num_classes).requires_grad_(strategy.learned)
-        for name, values in normalisation().items():
-            self.register_buffer(name, values, persistent=False)
+        self.normalise_as_sam()
         if self.encoders_frozen:
             self.image_encoder.requires_grad_(False)
             self.pathology_encoder.requires_grad_(False)
@@ -92,6 +91,12 @@ class Segmenter(nn.Module):
         """The attentions that hold the class bias, by block."""
         layers = cast(Iterable[FocalBlock], self.mask_decoder.transformer.layers)
         return tuple(layer.cross_attn_image_to_token for layer in layers)
+
+    def normalise_as_sam(self) -> None:
+        """Keep ImageNet's mean and standard deviation in [0, 255], (3, 1, 1)."""
+        mean, deviation = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+        for name, values in (("pixel_mean", mean), ("pixel_std", deviation)):
+            self.register_buffer(name, torch.tensor(values).reshape(3, 1, 1), persistent=False)
 
     def freeze_iou_head(self) -> None:
         """Leave out the IoU head where no loss trains it, which several devices refuse."""
@@ -129,19 +134,6 @@ class Segmenter(nn.Module):
             self.image_encoder.eval()
             self.pathology_encoder.eval()
         return self
-
-
-def normalisation() -> dict[str, Tensor]:
-    """ImageNet's mean and standard deviation in [0, 255], (3, 1, 1), as SAM normalises."""
-    return {
-        "pixel_mean": _rgb(123.675, 116.28, 103.53),
-        "pixel_std": _rgb(58.395, 57.12, 57.375),
-    }
-
-
-def _rgb(*values: float) -> Tensor:
-    """A value of each channel, in units of [0, 255], as (3, 1, 1)."""
-    return torch.tensor(values).reshape(3, 1, 1)
 
 
 def encode_for_training(segmenter: Segmenter, images: Tensor, *, mixed_precision: bool) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from serve.contract.extras import how_to_install
 from train.errors import SettingsError
 from train.model.class_bias import ClassTerms, find_strategy
-from train.model.segmenter import Segmenter, SegmenterOutput, normalisation
+from train.model.segmenter import Segmenter, SegmenterOutput
 from train.settings import ModelSettings
 
 _CHANNELS = (16, 32, 64, 128, 256)
@@ -39,8 +39,7 @@ class UNetSegmenter(Segmenter):
         self.unet = _monai_unet(1 + num_classes)
         strategy = find_strategy(settings.bias)
         self.class_attention_bias = strategy.module(num_classes).requires_grad_(False)
-        for name, values in normalisation().items():
-            self.register_buffer(name, values, persistent=False)
+        self.normalise_as_sam()
         self.train()
 
     @property

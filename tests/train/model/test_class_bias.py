@@ -8,9 +8,8 @@ from segment_anything.modeling import TwoWayTransformer
 from torch import Tensor
 
 from train.errors import BaselineError
-from train.model.biased_attention import BiasedAttention
 from train.model.class_bias import STRATEGIES, ClassAttentionBias, ClassStatistics, ClassTerms
-from train.model.mask_decoder import MaskDecoder
+from train.model.mask_decoder import BiasedAttention, MaskDecoder
 from train.settings import BiasSettings
 
 DIM, NUM_CLASSES = 32, 5

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from rich.progress import track
 
 from train.checked import CheckedSettings, NumberOf, Seed, TissueMpp
-from train.data.synthetic.tissue import CLASSES, make_tile
+from train.data.synthetic.tissue import CLASSES, Drawing, make_tile
 from train.data.writing import save_tile, whole_dataset, write_description
 from train.errors import DestinationError
 
@@ -32,9 +31,6 @@ _GENERATOR_VERSION = 1
 """Increased when the same settings start to give other tiles, so that old data is not reused."""
 
 _TEST, _VALIDATION, _TRAINING = -1, 0, 1
-
-Drawing = tuple[NDArray[np.uint8], NDArray[np.uint8]]
-"""An image (H, W, 3) uint8 RGB in [0, 255], and its labels (H, W) uint8: 1..5 as in `CLASSES`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,6 +126,27 @@ def scatter(rng: np.random.Generator, density: Map, spacing_px: float) -> Points
     return points[keep & (chance < at(density, points))]
 
 
+def packed(rng: np.random.Generator, size_px: int, spacing_px: float) -> Points:
+    """Centres of cells that fill the tile, including neighbours that reach into it."""
+    margin_px = int(2 * spacing_px)
+    side_px = size_px + 2 * margin_px
+    return scatter(rng, np.ones((side_px, side_px), np.float32), spacing_px) - np.float32(margin_px)
+
+
+def neighbours(points: Points, size_px: int, k: int) -> tuple[list[Map], NDArray[np.intp]]:
+    """Find the distance in pixels to the nearest k points, and which point is nearest."""
+    # Every second pixel is enough for soft borders, and is four times as fast.
+    half = np.mgrid[:size_px:2, :size_px:2].reshape(2, -1).T
+    distances, owners = cKDTree(points).query(half, k=k)
+    side = -(-size_px // 2)
+    maps = [
+        ndimage.zoom(d.reshape(side, side).astype(np.float32), 2, order=1)[:size_px, :size_px]
+        for d in distances.T
+    ]
+    owner = owners[:, 0].reshape(side, side).repeat(2, axis=0).repeat(2, axis=1)
+    return maps, owner[:size_px, :size_px]
+
+
 def draw_nuclei(
     rng: np.random.Generator,
     stains: Stains,

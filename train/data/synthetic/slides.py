@@ -17,8 +17,8 @@ import numpy as np
 from pydantic import Field
 
 from train.checked import CheckedSettings, NumberOf, Positive, Seed, TissueMpp
-from train.data.synthetic.dataset import Drawing, write_drawings
-from train.data.synthetic.tissue import draw_tissue, lay_out_regions
+from train.data.synthetic.dataset import write_drawings
+from train.data.synthetic.tissue import Drawing, draw_tissue, lay_out_regions
 from train.errors import SettingsError
 
 _GENERATOR_VERSION = 1
@@ -64,10 +64,6 @@ def make_slide(
         side_um: height and width in um.
         mpp: um per pixel.
         region_scale: enlargement of the regions over those of `make_tile`.
-
-    Returns:
-        The image (H, W, 3) uint8 RGB in [0, 255], and the labels (H, W) uint8: 0 unlabelled,
-        1..5 as in `CLASSES`.
     """
     regions = lay_out_regions(rng, round(side_um / mpp), mpp / region_scale)
     return draw_tissue(rng, regions, mpp)

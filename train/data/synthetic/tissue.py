@@ -20,12 +20,13 @@ from train.data.synthetic.nuclei import (
     LYMPHOCYTE,
     TUMOR_NUCLEUS,
     Map,
-    Points,
     Stains,
     at,
     blur,
     draw_nuclei,
     mix,
+    neighbours,
+    packed,
     random_field,
     scatter,
     smooth_step,
@@ -52,26 +53,23 @@ _MACENKO = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])
 _RUIFROK = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105]])
 
 
-def make_tile(
-    rng: np.random.Generator, size_px: int, mpp: float = 0.5
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+Drawing = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+"""An image (H, W, 3) uint8 RGB in [0, 255], and its labels (H, W) uint8: 0 unlabelled, 1..5 as in
+`CLASSES`."""
+
+
+def make_tile(rng: np.random.Generator, size_px: int, mpp: float = 0.5) -> Drawing:
     """Draw one tile.
 
     Args:
         rng: the only source of randomness; the same state gives the same bytes.
         size_px: height and width.
         mpp: um per pixel.
-
-    Returns:
-        The image (H, W, 3) uint8 RGB in [0, 255], and the labels (H, W) uint8: 0 unlabelled,
-        1..5 as in `CLASSES`.
     """
     return draw_tissue(rng, lay_out_regions(rng, size_px, mpp), mpp)
 
 
-def draw_tissue(
-    rng: np.random.Generator, regions: NDArray[np.uint8], mpp: float
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def draw_tissue(rng: np.random.Generator, regions: NDArray[np.uint8], mpp: float) -> Drawing:
     """Draw tissue from a map of regions, and its annotation.
 
     Args:
@@ -80,8 +78,7 @@ def draw_tissue(
         mpp: um per pixel.
 
     Returns:
-        The image (H, W, 3) uint8 RGB in [0, 255], and the labels (H, W) uint8: the regions, with
-        0 where the annotator skipped an area.
+        The image, and the regions as labels, with 0 where the annotator skipped an area.
     """
     size_px = len(regions)
     tumor, stroma, infiltrate, necrosis, other = (
@@ -204,8 +201,8 @@ def _draw_tumor(rng: np.random.Generator, stains: Stains, tumor: Map, mpp: float
         haematoxylin=rng.uniform(0.38, 0.54),
         clumps=rng.uniform(0.2, 0.4),
     )
-    cells = _packed(rng, size_px, 0.76 * grade.length_um / mpp)
-    (nearest, second), owner = _neighbours(cells, size_px, 2)
+    cells = packed(rng, size_px, 0.76 * grade.length_um / mpp)
+    (nearest, second), owner = neighbours(cells, size_px, 2)
     border = np.exp(-(((second - nearest) * mpp / 0.9) ** 2))
     tint = rng.standard_normal(len(cells)).astype(np.float32)[owner]
     tint = blur(tint, 0.5 / mpp)
@@ -221,27 +218,6 @@ def _draw_tumor(rng: np.random.Generator, stains: Stains, tumor: Map, mpp: float
     stains.haematoxylin *= 1 - 0.7 * cleft
     shown = rng.random(len(cells)) < 0.97 * at(tumor * (1 - lumen), cells)
     draw_nuclei(rng, stains, cells[shown], None, grade, mpp)
-
-
-def _packed(rng: np.random.Generator, size_px: int, spacing_px: float) -> Points:
-    """Centres of cells that fill the tile, including neighbours that reach into it."""
-    margin_px = int(2 * spacing_px)
-    side_px = size_px + 2 * margin_px
-    return scatter(rng, np.ones((side_px, side_px), np.float32), spacing_px) - np.float32(margin_px)
-
-
-def _neighbours(points: Points, size_px: int, k: int) -> tuple[list[Map], NDArray[np.intp]]:
-    """Find the distance in pixels to the nearest k points, and which point is nearest."""
-    # Every second pixel is enough for soft borders, and is four times as fast.
-    half = np.mgrid[:size_px:2, :size_px:2].reshape(2, -1).T
-    distances, owners = cKDTree(points).query(half, k=k)
-    side = -(-size_px // 2)
-    maps = [
-        ndimage.zoom(d.reshape(side, side).astype(np.float32), 2, order=1)[:size_px, :size_px]
-        for d in distances.T
-    ]
-    owner = owners[:, 0].reshape(side, side).repeat(2, axis=0).repeat(2, axis=1)
-    return maps, owner[:size_px, :size_px]
 
 
 def _draw_necrosis(rng: np.random.Generator, stains: Stains, necrosis: Map, mpp: float) -> None:
@@ -265,8 +241,8 @@ def _draw_other(rng: np.random.Generator, stains: Stains, other: Map, mpp: float
 def _draw_fat(rng: np.random.Generator, stains: Stains, other: Map, mpp: float) -> None:
     """Draw empty vacuoles with thin walls and a few flat nuclei on them."""
     size_px = len(other)
-    centres = _packed(rng, size_px, rng.uniform(26, 38) / mpp)
-    (first, second, third), _ = _neighbours(centres, size_px, 3)
+    centres = packed(rng, size_px, rng.uniform(26, 38) / mpp)
+    (first, second, third), _ = neighbours(centres, size_px, 3)
     # The soft minimum of the distances to two walls rounds the vacuole's corners.
     walls = np.stack([second - first, third - first]) * (mpp / 2)
     walls += 0.4 * random_field(rng, size_px, 5 / mpp)
@@ -284,8 +260,8 @@ def _draw_fat(rng: np.random.Generator, stains: Stains, other: Map, mpp: float) 
 def _draw_blood(rng: np.random.Generator, stains: Stains, other: Map, mpp: float) -> None:
     """Draw tightly packed red cells: no nuclei, strong eosin."""
     size_px = len(other)
-    cells = _packed(rng, size_px, 4.6 / mpp)
-    (nearest, second), owner = _neighbours(cells, size_px, 2)
+    cells = packed(rng, size_px, 4.6 / mpp)
+    (nearest, second), owner = neighbours(cells, size_px, 2)
     size_um = rng.normal(3.2, 0.25, len(cells)).astype(np.float32)[owner]
     edge_um = np.minimum(size_um - nearest * mpp, (second - nearest) * mpp / 2 + 0.1)
     edge_um += 0.25 * random_field(rng, size_px, 1.5 / mpp)
