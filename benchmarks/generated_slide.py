@@ -1,6 +1,6 @@
-"""A generated slide, the options of every benchmark that runs on one, and a clock for its run."""
+"""What benchmarks of slides share: a drawn slide, their options, the run, and a clock for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from benchmarks.real_size_model import draw_tiles
 from serve.images.readers.registry import open_reader
 from serve.settings import InferenceSettings
+from serve.slides.cohort import Outcome, SlideTask
 from serve.slides.engine import Watcher
+from serve.slides.run import Cohort, run_cohort
 
 _TISSUE_SHARE = 1 / 3
 T = TypeVar("T")
@@ -55,6 +57,14 @@ class Clock(Watcher, Generic[T]):
         if self._is_computing:
             self._is_computing = False
             self.computed = self._now()
+
+
+def segment(cohort: Cohort, slides: Sequence[Path]) -> list[Outcome]:
+    """Run the whole command on slides, none of which may fail."""
+    outcomes = run_cohort(cohort, [SlideTask(path=path, name=path.stem) for path in slides])
+    for outcome in outcomes:
+        assert outcome.status == "done", outcome.reason
+    return outcomes
 
 
 def write_slide(

@@ -1,10 +1,12 @@
 """Watches an NVIDIA GPU from a thread: how busy it is, and how much of its memory is in use."""
 
-import statistics
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
+
+import numpy as np
 
 from serve.contract.strict import Strict
 
@@ -24,19 +26,19 @@ class GpuUse(Strict):
 
 class _Watch:
     def __init__(self) -> None:
-        self.busy: list[float] = []
-        self.memory: list[float] = []
-        self.power: list[float] = []
+        self.samples: list[tuple[float, float, float, float]] = []
+        """Time of the clock, share of the time in which a kernel ran, GiB and watts."""
 
-    @property
-    def use(self) -> GpuUse | None:
-        """What was seen; None without a GPU."""
-        if not self.busy:
+    def use(self, since: float = 0.0) -> GpuUse | None:
+        """What was seen after a time of `time.perf_counter`; None without a GPU."""
+        seen = [values for at, *values in self.samples if at > since]
+        if not seen:
             return None
+        busy, memory, power = np.array(seen).T
         return GpuUse(
-            busy=statistics.fmean(self.busy),
-            peak_memory_gib=max(self.memory),
-            power_w=statistics.fmean(self.power),
+            busy=float(busy.mean()),
+            peak_memory_gib=float(memory.max()),
+            power_w=float(power.mean()),
         )
 
 
@@ -62,6 +64,7 @@ def _sample(watch: _Watch, stop: threading.Event) -> None:
         pynvml.nvmlInit()
         device = pynvml.nvmlDeviceGetHandleByIndex(0)
         while not stop.wait(_EVERY_S):
-            watch.busy.append(pynvml.nvmlDeviceGetUtilizationRates(device).gpu / 100)
-            watch.memory.append(pynvml.nvmlDeviceGetMemoryInfo(device).used / 2**30)
-            watch.power.append(pynvml.nvmlDeviceGetPowerUsage(device) / 1000)
+            busy = pynvml.nvmlDeviceGetUtilizationRates(device).gpu / 100
+            memory = pynvml.nvmlDeviceGetMemoryInfo(device).used / 2**30
+            power = pynvml.nvmlDeviceGetPowerUsage(device) / 1000
+            watch.samples.append((time.perf_counter(), busy, memory, power))

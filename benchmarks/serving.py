@@ -4,6 +4,7 @@ Takes the arguments of `python -m serve benchmark`. If Triton or perf_analyzer c
 or started, the rest is measured, and the report says what was left out.
 """
 
+import io
 import shutil
 import sys
 import tempfile
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import get_args
 
 import tyro
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.harness import one_line_errors, write_report
 from benchmarks.perf_analyzer import PerfAnalyzerRow, Transport, run_perf_analyzer
-from benchmarks.serving_plot import plot
 from export import errors as export_errors
 from export.triton import publish
 from serve.client.benchmark import BenchmarkReport
@@ -121,6 +123,47 @@ def as_markdown(report: ServingReport) -> str:
     headers = ("transport", "clients", "p50 ms", "p95 ms", "p99 ms", "tiles/s")
     table = markdown_table(headers, rows, align="lrrrrr")
     return f"{text}\n## Single tiles on Triton, by perf_analyzer\n\n{table}\n"
+
+
+def plot(report: BenchmarkReport) -> bytes:
+    """Plot median latency and throughput against the number of clients, as a PNG."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    latency, throughput = figure.subplots(1, 2)
+    images = [one for one in report.measurements if one.unit == "image"]
+    for name in dict.fromkeys(one.route for one in images):
+        rows = [one for one in images if one.route == name]
+        clients = [one.clients for one in rows]
+        middle = [one.p50_ms for one in rows]
+        spread = [(one.p95_ms or one.p50_ms) - one.p50_ms for one in rows]
+        latency.errorbar(
+            clients, middle, yerr=[[0.0] * len(rows), spread], marker="o", capsize=3, label=name
+        )
+        throughput.plot(clients, [one.per_second for one in rows], marker="o", label=name)
+    for axes, title in (
+        (latency, "ms: median, bar to p95 from 20 requests"),
+        (throughput, "images per second"),
+    ):
+        axes.set_xscale("log", base=2)
+        levels = sorted({one.clients for one in images})
+        axes.set_xticks(levels, [str(level) for level in levels])
+        axes.set_xlabel("concurrent clients")
+        axes.set_ylabel(title)
+        axes.grid(alpha=0.3)
+    latency.set_yscale("log")
+    latency.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    latency.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    latency.yaxis.set_minor_locator(NullLocator())
+    throughput.set_ylim(bottom=0)
+    throughput.legend(fontsize="small")
+    width, height = report.image_px
+    figure.suptitle(
+        f"{width} x {height} PNG, {report.num_tiles} tiles; {report.machine.processor}, "
+        f"{report.machine.num_cpus} CPUs",
+        fontsize="medium",
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
 
 
 def _analyzed(program: Path, command: Benchmark, notes: list[str]) -> list[PerfAnalyzerRow]:

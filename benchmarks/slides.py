@@ -29,7 +29,7 @@ import zarr
 from rich.console import Console
 
 from benchmarks.generated_slide import SlideOptions, tiles_in_memory, write_slide
-from benchmarks.harness import one_line_errors
+from benchmarks.harness import one_line_errors, write_report
 from benchmarks.real_size_model import draw_tiles
 from benchmarks.seams import measure_seams
 from benchmarks.slides_report import Rates, SlidesReport, print_report
@@ -214,10 +214,8 @@ def main() -> None:
     console = Console()
     report = run_benchmark(command, console)
     print_report(report, console)
-    command.out.mkdir(parents=True, exist_ok=True)
-    path = command.out / "slides.json"
-    path.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    console.print(f"written to {path}")
+    write_report(command.out, "slides", report)
+    console.print(f"written to {command.out / 'slides.json'}")
 
 
 if __name__ == "__main__":

@@ -17,19 +17,18 @@ import tyro
 from pydantic import Field
 from rich.console import Console
 
-from benchmarks.generated_slide import Clock, SlideOptions, write_slide
+from benchmarks.generated_slide import Clock, SlideOptions, segment, write_slide
 from benchmarks.harness import machine_line, one_line_errors, take_turns, write_report
 from serve.contract.machine import installed_versions
 from serve.contract.manifest import read_bundle, sha256_of
 from serve.contract.strict import Strict
 from serve.slides.cluster.engine import open_cluster_engine
-from serve.slides.cohort import SlideTask
 from serve.slides.engine import Engine
 from serve.slides.finish import read_passport
 from serve.slides.local import open_local_engine
 from serve.slides.options import ClusterOptions, RunOptions
 from serve.slides.outputs.registry import formats_of
-from serve.slides.run import Cohort, run_cohort
+from serve.slides.run import Cohort
 
 
 class Cost(Strict):
@@ -101,8 +100,7 @@ class _Measured:
         clock = Clock(_now)
         cohort = Cohort(out, self._engine, self._options, formats_of(("ome-zarr",)), clock)
         started = _now()
-        (outcome,) = run_cohort(cohort, [SlideTask(path=self._slide, name="slide")])
-        assert outcome.status == "done", outcome.reason
+        (outcome,) = segment(cohort, [self._slide])
         self.num_tiles = outcome.num_tiles
         return Round(computing=_less(clock.computed, clock.began), whole=_less(_now(), started))
 

@@ -9,7 +9,6 @@ engine whose model takes no time shows how many tiles reading, blending and writ
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +16,28 @@ from typing import Any
 
 import numpy as np
 import tyro
-from numpy.typing import NDArray
 
-from benchmarks.generated_slide import Clock, SlideOptions, tiles_in_memory, write_slide
+from benchmarks.generated_slide import (
+    Clock,
+    SlideOptions,
+    segment,
+    tiles_in_memory,
+    write_slide,
+)
 from benchmarks.gpu_watch import watched_gpu
 from benchmarks.harness import one_line_errors, write_report
 from benchmarks.slides_gpu_report import Row, SlidesGpuReport, markdown
+from benchmarks.stub_models import InstantModel
 from serve.contract.machine import installed_versions, peak_memory_mib, this_machine
-from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
+from serve.contract.manifest import LOW_RES_STRIDE, read_bundle
 from serve.inference.batching import TileAnswer, TileRunner
 from serve.inference.segmenter import open_segmenter
-from serve.slides.cohort import SlideTask
 from serve.slides.finish import read_passport
 from serve.slides.local import LocalEngine, model_of
 from serve.slides.options import RunOptions
 from serve.slides.outputs.registry import formats_of
 from serve.slides.plan import ModelInfo
-from serve.slides.run import Cohort, run_cohort
+from serve.slides.run import Cohort
 
 _OUTPUT = "low_res_probabilities"
 _PACKAGES = ("onnxruntime-gpu", "onnxruntime", "openslide-bin", "tifffile", "imagecodecs", "zarr")
@@ -55,27 +59,6 @@ class SlidesGpuBenchmark(SlideOptions):
     """Readers; the same holds."""
     alone_s: float = 4.0
     """About how long the model alone is measured."""
-
-
-class _Instant:
-    """A model that takes no time."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        side = manifest.tile_size_px // LOW_RES_STRIDE
-        self._answer = np.full((len(manifest.classes), side, side), 40, np.uint8)
-
-    def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[TileAnswer]:
-        """See `TileRunner.submit`."""
-        future: Future[TileAnswer] = Future()
-        future.set_result({_OUTPUT: self._answer})
-        return future
-
-    def is_ready(self) -> bool:
-        """See `TileRunner.is_ready`."""
-        return True
-
-    def close(self) -> None:
-        """Nothing to free."""
 
 
 class _Bench:
@@ -105,7 +88,8 @@ class _Bench:
                 for threads, block, reader in self._ways(first, is_last):
                     self._engine(segmenter.backend, model, parallel, threads, block, reader, alone)
         assert model is not None
-        instant: TileRunner = _Instant(self.manifest)
+        side = self.manifest.tile_size_px // LOW_RES_STRIDE
+        instant = InstantModel(np.full((1, len(self.manifest.classes), side, side), 40, np.uint8))
         for threads, block, reader in self._ways(first, True):
             self._engine(instant, model, 1, threads, block, reader, None)
         return model
@@ -171,17 +155,13 @@ class _Bench:
         clock = Clock(time.perf_counter)
         options = RunOptions(block_cells=block, tissue="none", reader=reader)
         cohort = Cohort(out, engine, options, formats_of(("ome-zarr",)), clock)
-        task = SlideTask(path=self.slide, name=self.slide.stem)
-        found: list[Any] = []
 
         def work() -> int:
-            (outcome,) = run_cohort(cohort, [task])
-            found.append(outcome)
-            return int(outcome.num_tiles)
+            (outcome,) = segment(cohort, [self.slide])
+            return outcome.num_tiles
 
         name = f"the engine, {reader}" + ("" if alone else ", a model that takes no time")
         row = self._row(name, work, parallel)
-        assert found[0].status == "done", found[0].reason
         passport = read_passport(out / self.slide.stem)
         seconds = clock.computed - clock.began
         rate = row.num_tiles / seconds
@@ -214,7 +194,7 @@ class _Bench:
             share=None,
             cpu_ms_per_tile=(time.process_time() - cpu) * 1e3 / num_tiles,
             waits={},
-            gpu=gpu.use,
+            gpu=gpu.use(),
         )
         self.rows.append(row)
         if "engine" not in name:

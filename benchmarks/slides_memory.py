@@ -1,14 +1,12 @@
 """Measures the memory of the slide engine, on a slide that is generated as it is read.
 
-`benchmarks.slides` runs it in another process, with a limit for its memory.
+`benchmarks.slides` runs it in another process, with a limit for its memory. It imports no torch.
 """
 
 import json
 import resource
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,11 +15,11 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from benchmarks.stub_models import InstantModel
 from serve.contract.machine import peak_memory_mib
 from serve.contract.manifest import LOW_RES_STRIDE, TissueClass
 from serve.images.readers.reader import Bounds, RegionReader, pyramid
 from serve.images.readers.registry import READERS
-from serve.inference.batching import TileAnswer
 from serve.slides.cohort import SlideTask
 from serve.slides.engine import Watcher
 from serve.slides.local import LocalEngine
@@ -70,28 +68,14 @@ class GeneratedSlide(RegionReader):
         """See `RegionReader.close`."""
 
 
-class StubModel:
-    """Answers with one of eight smooth maps, chosen by the tile's first pixel."""
-
-    def __init__(self, num_classes: int) -> None:
-        rng = np.random.default_rng(0)
-        side = _TILE // LOW_RES_STRIDE
-        coarse = rng.random((8, num_classes, side // 32, side // 32)) ** 4
-        maps = coarse.repeat(32, axis=2).repeat(32, axis=3)
-        self._answers = (maps / maps.sum(axis=1, keepdims=True) * 255).astype(np.uint8)
-
-    def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[TileAnswer]:
-        """See `TileRunner.submit`."""
-        future: Future[TileAnswer] = Future()
-        future.set_result({name: self._answers[int(tile[0, 0].sum()) % 8] for name in outputs})
-        return future
-
-    def is_ready(self) -> bool:
-        """See `TileRunner.is_ready`."""
-        return True
-
-    def close(self) -> None:
-        """See `TileRunner.close`."""
+def _smooth_maps(num_classes: int) -> NDArray[np.uint8]:
+    """Eight probability maps of a tile: (8, C, T/4, T/4) uint8."""
+    rng = np.random.default_rng(0)
+    side = _TILE // LOW_RES_STRIDE
+    coarse = rng.random((8, num_classes, side // 32, side // 32)) ** 4
+    maps = coarse.repeat(32, axis=2).repeat(32, axis=3)
+    answers: NDArray[np.uint8] = (maps / maps.sum(axis=1, keepdims=True) * 255).astype(np.uint8)
+    return answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +110,7 @@ def measure(command: Memory) -> dict[str, float]:
             TissueClass(name=f"Class {n}", color=color) for n, color in enumerate(colors)
         ),
     )
-    engine = LocalEngine(StubModel(command.classes), model, max_batch_size=8)
+    engine = LocalEngine(InstantModel(_smooth_maps(command.classes)), model, max_batch_size=8)
     with tempfile.TemporaryDirectory() as folder:
         slide = Path(folder) / f"slide{_SUFFIX}"
         slide.write_text(json.dumps([command.width, command.height]))

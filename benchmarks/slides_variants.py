@@ -11,19 +11,19 @@ import numpy as np
 import openslide
 from numpy.typing import NDArray
 
-from benchmarks.generated_slide import Clock
-from benchmarks.recorded_model import RecordedModel
+from benchmarks.generated_slide import Clock, segment
+from benchmarks.stub_models import RecordedModel
 from serve.contract.manifest import LOW_RES_STRIDE, Manifest, read_bundle
 from serve.images.tiles import gaussian_window, tile_origins
 from serve.inference.batching import TileAnswer, TileRunner
 from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
-from serve.slides.cohort import Outcome, SlideTask
+from serve.slides.cohort import Outcome
 from serve.slides.engine import Watcher
 from serve.slides.local import LocalEngine, model_of
 from serve.slides.options import RunOptions
 from serve.slides.outputs.registry import DEFAULT, FORMATS, formats_of
-from serve.slides.run import Cohort, run_cohort
+from serve.slides.run import Cohort
 from serve.slides.throughput import for_throughput
 
 _OUTPUT = "low_res_probabilities"
@@ -102,10 +102,7 @@ class Variants:
         out = self._folder / f"out{self._runs}"
         engine = LocalEngine(runner, self._model, max_batch_size=self.batch)
         cohort = Cohort(out, engine, RunOptions(), formats_of(formats), watcher)
-        outcomes = run_cohort(cohort, [SlideTask(path=path, name=path.stem) for path in slides])
-        for outcome in outcomes:
-            assert outcome.status == "done", outcome.reason
-        return out, outcomes
+        return out, segment(cohort, slides)
 
     def close(self) -> None:
         """Close the model."""

@@ -31,8 +31,8 @@ from benchmarks.harness import (
     take_turns,
     write_report,
 )
+from benchmarks.training_model import machine, peak_memory_gib
 from benchmarks.training_variants import BenchmarkSettings, TrainingBenchmark
-from serve.contract.machine import peak_memory_mib, this_processor
 
 STEPS = {
     "direct": "direct SAM-Path loop, encoders included",
@@ -95,17 +95,15 @@ def _with_memory(timings: list[Timing], settings: BenchmarkSettings, folder: str
     """Add the peak memory of each variant, each measured in a new process."""
     pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1)
     with pool:
-        peaks = pool.map(partial(peak_memory_gib, settings, folder), [t.name for t in timings])
+        peaks = pool.map(partial(memory_of_variant, settings, folder), [t.name for t in timings])
         return [replace(t, peak_memory_gib=p) for t, p in zip(timings, peaks, strict=True)]
 
 
-def peak_memory_gib(settings: BenchmarkSettings, folder: str, variant: str) -> float:
-    """Peak memory of this process while it builds the model and runs a variant once."""
+def memory_of_variant(settings: BenchmarkSettings, folder: str, variant: str) -> float:
+    """Peak memory of this process in GiB while it builds the model and runs a variant once."""
     with redirect_stdout(StringIO()):
         getattr(TrainingBenchmark(settings, Path(folder)), variant)()
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return peak_memory_mib() / 1024
+    return peak_memory_gib()
 
 
 def _print(timings: Mapping[str, list[Timing]], settings: BenchmarkSettings) -> None:
@@ -140,13 +138,6 @@ def _write(timings: Mapping[str, list[Timing]], settings: BenchmarkSettings) -> 
         },
     }
     write_report(settings.out.parent, settings.out.stem, report)
-
-
-def machine() -> str:
-    """The GPU's name, or the processor's and the threads that torch uses."""
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    return f"{this_processor().name}, {torch.get_num_threads()} threads"
 
 
 @one_line_errors()

@@ -1,21 +1,18 @@
 """Epochs of training on a GPU: images that worker processes decode and augment."""
 
 import os
-import statistics
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from benchmarks.training_gpu_settings import GpuBenchmarkSettings, Row, training_settings
-from benchmarks.training_gpu_steps import VARIANTS, Stepper
+from benchmarks.gpu_watch import watched_gpu
+from benchmarks.training_gpu_steps import VARIANTS, GpuBenchmarkSettings, Row, Stepper
+from benchmarks.training_model import training_settings
 from train.data.folder import read_tile_folder
 from train.data.synthetic.dataset import SyntheticSettings, write_dataset
 from train.data.synthetic.tissue import CLASSES
@@ -29,7 +26,7 @@ from train.settings import Settings
 
 def measure_loaders(settings: GpuBenchmarkSettings, folder: Path) -> Iterator[Row]:
     """Epochs of the bcss preset, frozen encoders, with images that workers decode."""
-    training = training_settings(settings, frozen=True)
+    training = training_settings(settings.image_encoder, settings.tile_size_px, frozen=True)
     batch_size = training.optimization.batch_size
     stepper = Stepper(settings, VARIANTS["frozen"])
     step_s = stepper.measure(batch_size, settings.repeats)["step_s"]
@@ -40,13 +37,10 @@ def measure_loaders(settings: GpuBenchmarkSettings, folder: Path) -> Iterator[Ro
         )
         for num_workers in settings.num_workers:
             augmented = replace(training.augmentation, num_workers=num_workers)
-            clock, seen = (
-                _Clock(skip=min(2 * num_workers, settings.num_batches // 2)),
-                Utilisation(),
-            )
-            with seen:
+            clock = _Clock(skip=min(2 * num_workers, settings.num_batches // 2))
+            with watched_gpu() as gpu:
                 _epoch(replace(training, augmentation=augmented), data, clock)
-            per_step = clock.seconds_per_step
+            per_step, seen = clock.seconds_per_step, gpu.use(since=clock.start)
             yield {
                 "format": name,
                 "workers": num_workers,
@@ -54,7 +48,7 @@ def measure_loaders(settings: GpuBenchmarkSettings, folder: Path) -> Iterator[Ro
                 "tiles_per_s": batch_size / per_step,
                 "step_s": step_s,
                 "busy": min(1.0, step_s / per_step),
-                "utilisation": seen.after(clock.start),
+                "utilisation": None if seen is None else seen.busy,
             }
 
 
@@ -95,35 +89,6 @@ class _Clock(Callback):
     @property
     def seconds_per_step(self) -> float:
         return (self._end - self.start) / max(1, self._num_steps)
-
-
-class Utilisation:
-    """Asks NVIDIA's driver while it is entered: the share of the time in which a kernel ran."""
-
-    def __init__(self) -> None:
-        self._seen: list[tuple[float, float]] = []
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "Utilisation":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *given: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        try:
-            while torch.cuda.is_available() and not self._done.wait(0.1):
-                self._seen.append((time.perf_counter(), torch.cuda.utilization() / 100))
-        except (ModuleNotFoundError, RuntimeError):  # no nvidia-ml-py, or a driver without it
-            self._seen.clear()
-
-    def after(self, start: float) -> float | None:
-        """The mean since `start`; None where the driver does not tell."""
-        values = [value for at, value in self._seen if at > start]
-        return statistics.mean(values) if values else None
 
 
 def write_tiles(folder: Path, suffix: str, num_tiles: int, side: int, num_drawn: int = 6) -> Path:

@@ -2,22 +2,55 @@
 
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from segment_anything.modeling.image_encoder import Attention
 from torch import Tensor
-from torch.optim import AdamW
 
 from benchmarks.direct_sam_path import DirectDecoder
 from benchmarks.harness import seconds_of
-from benchmarks.training_gpu_settings import GpuBenchmarkSettings, Row, device, training_settings
-from serve.contract.machine import peak_memory_mib
+from benchmarks.training_model import Encoder, Learner, peak_memory_gib, training_settings
+from train.checked import CheckedSettings, Count, NumberOf
 from train.data.synthetic.tissue import CLASSES
-from train.fitting.losses import SegmentationLoss
 from train.model.segmenter import Segmenter, encode_for_training
+
+Part = Literal["steps", "loaders", "pretraining"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuBenchmarkSettings(CheckedSettings):
+    """Options of the benchmark."""
+
+    parts: tuple[Part, ...] = ("steps", "loaders", "pretraining")
+    """What to measure."""
+    variants: tuple[str, ...] = ()
+    """Steps to measure, by their names in VARIANTS; all that need no compiler without."""
+    batch_sizes: tuple[Count, ...] = (1, 2, 4, 8, 16)
+    """Tiles per step; a variant ends at the first that does not fit the memory."""
+    repeats: Count = 5
+    """Steps that are timed, after two that are not; the median counts."""
+    tile_size_px: int = 1024
+    """Side of the tiles."""
+    image_encoder: Encoder = "vit_b"
+    """SAM's encoder."""
+    num_workers: tuple[NumberOf, ...] = (4, 16)
+    """Processes that decode and augment."""
+    formats: tuple[Literal["png", "jpg"], ...] = ("png", "jpg")
+    """Of the images on the disk."""
+    num_batches: Count = 64
+    """Steps of an epoch with loaders."""
+    slide_um: float = 400.0
+    """Side of the drawn slides of the pretraining."""
+    pretraining_batch: Count = 128
+    """Samples per step of the pretraining."""
+    pretraining_steps: Count = 16
+    """Steps that are timed."""
+    out: Path = Path("artifacts/results/train_gpu")
+    """Folder to write benchmark.json and benchmark.md to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,20 +111,15 @@ def measure_steps(settings: GpuBenchmarkSettings, folder: Path) -> Iterator[Row]
             torch.cuda.empty_cache()
 
 
-class Stepper:
-    """A model and its optimizer, which take steps of random tiles."""
+class Stepper(Learner):
+    """A model that takes steps of random tiles."""
 
     def __init__(self, settings: GpuBenchmarkSettings, variant: Variant) -> None:
-        """Build the model with random weights, on the GPU."""
-        torch.manual_seed(0)
-        self.variant, self.side, self.device = variant, settings.tile_size_px, device()
-        training = training_settings(settings, frozen=not variant.trained)
-        self.segmenter = Segmenter(training.model, len(CLASSES)).train().to(self.device)
+        size = settings.image_encoder, settings.tile_size_px
+        super().__init__(training_settings(*size, frozen=not variant.trained))
+        self.variant, self.side = variant, settings.tile_size_px
         if variant.sams_attention:
             _take_sams_attention(self.segmenter)
-        self.loss = SegmentationLoss(training.loss)
-        trained = [p for p in self.segmenter.parameters() if p.requires_grad]
-        self.optimizer = AdamW(trained, lr=1e-4)
         self.direct_decoder = DirectDecoder(self.segmenter) if variant.direct else None
         if variant.compiled:
             for part in (*self.segmenter.parts, self.loss):
@@ -106,10 +134,16 @@ class Stepper:
         images, labels = images.to(self.device), labels.to(self.device)
         for _ in range(2):
             self.step(images, labels)
-        with peak_memory() as peak:
-            seconds = [seconds_of(lambda: self.step(images, labels)) for _ in range(repeats)]
-        median = statistics.median(seconds)
-        return {"step_s": median, "tiles_per_s": batch_size / median, "memory_gib": peak[0]}
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        median = statistics.median(
+            seconds_of(lambda: self.step(images, labels)) for _ in range(repeats)
+        )
+        return {
+            "step_s": median,
+            "tiles_per_s": batch_size / median,
+            "memory_gib": peak_memory_gib(),
+        }
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """Encode, decode, learn, and wait for the GPU."""
@@ -123,24 +157,10 @@ class Stepper:
                 features = encode_for_training(self.segmenter, images, mixed_precision=mixed)
                 output = self.segmenter.decode(features.float())
             loss = self.loss(output, labels)["loss"]
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        loss.item()
+        self.learn(loss)
 
 
 def _take_sams_attention(segmenter: Segmenter) -> None:
     for module in segmenter.image_encoder.modules():
         if isinstance(module, Attention):
             module.__class__ = Attention
-
-
-@contextmanager
-def peak_memory() -> Iterator[list[float]]:
-    """GiB that tensors took at most, at the end; without a GPU, of the whole process so far."""
-    found: list[float] = []
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    yield found
-    gpus = torch.cuda.is_available()
-    found.append(torch.cuda.max_memory_allocated() / 2**30 if gpus else peak_memory_mib() / 1024)

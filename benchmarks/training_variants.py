@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
 from benchmarks.direct_sam_path import DirectDecoder
+from benchmarks.training_model import Encoder, Learner, training_settings
 from train.checked import CheckedSettings, Count
 from train.data.dataset import TileDataset
 from train.data.folder import Split, read_tile_folder
@@ -18,16 +18,13 @@ from train.data.scale import TileScale
 from train.data.synthetic.dataset import SyntheticSettings, write_dataset
 from train.data.synthetic.tissue import CLASSES
 from train.fitting.embedding_cache import CachedTileDataset, EmbeddingCache
-from train.fitting.losses import SegmentationLoss
 from train.metrics import PooledConfusion
 from train.model.segmenter import (
-    Segmenter,
     SegmenterOutput,
     encode_for_training,
     labels_from_logits,
 )
-from train.presets import bcss
-from train.settings import ModelSettings, RuntimeSettings, Settings
+from train.settings import RuntimeSettings, Settings
 
 Tiles = TileDataset | CachedTileDataset
 
@@ -44,7 +41,7 @@ class BenchmarkSettings(CheckedSettings):
     """Training steps per epoch; half as many tiles are validation tiles."""
     tile_size_px: int = 1024
     """Side of the tiles."""
-    image_encoder: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_b"
+    image_encoder: Encoder = "vit_b"
     """SAM's encoder; smaller ones are for tests."""
     peak_memory: bool = True
     """Also measure each variant's peak memory, in another process."""
@@ -52,19 +49,13 @@ class BenchmarkSettings(CheckedSettings):
     """File to write to."""
 
 
-class TrainingBenchmark:
+class TrainingBenchmark(Learner):
     """One model, its tiles, and the variants of a step and an epoch on them."""
 
     def __init__(self, settings: BenchmarkSettings, folder: Path) -> None:
         """Build the model, its tiles and the embedding cache, in `folder`."""
-        torch.manual_seed(0)
         self.training = _training_settings(settings, folder / "cache")
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.segmenter = Segmenter(self.training.model, len(CLASSES)).train()
-        self.segmenter.to(self.device)
-        self.loss = SegmentationLoss(self.training.loss)
-        trained = [p for p in self.segmenter.parameters() if p.requires_grad]
-        self.optimizer = AdamW(trained, lr=1e-4)
+        super().__init__(self.training)
         self.direct_decoder = DirectDecoder(self.segmenter)
         self.tiles = _tiles(settings, self.training, folder / "data")
         cache = EmbeddingCache(self.training, self.segmenter)
@@ -78,7 +69,7 @@ class TrainingBenchmark:
         batch = self._batch(self.tiles[0])
         with torch.no_grad():
             features = self.segmenter.encode(batch["image"].float())
-        return self._learn(self.direct_decoder(features), batch["labels"])
+        return self._learn_from(self.direct_decoder(features), batch["labels"])
 
     def from_images(self) -> float:
         """Our step without a cache: encoders in bfloat16 autocast, the batch decoded at once."""
@@ -91,7 +82,7 @@ class TrainingBenchmark:
     def decoder_one_by_one(self) -> float:
         """SAM's own decoder, one image after another, on cached features."""
         batch = self._batch(self.cached[0])
-        return self._learn(self.direct_decoder(batch["features"].float()), batch["labels"])
+        return self._learn_from(self.direct_decoder(batch["features"].float()), batch["labels"])
 
     def epoch_from_images(self) -> int:
         """An epoch without a cache."""
@@ -132,31 +123,18 @@ class TrainingBenchmark:
         return encode_for_training(self.segmenter, batch["image"], mixed_precision=True)
 
     def _step(self, batch: Mapping[str, Any]) -> float:
-        return self._learn(self.segmenter.decode(self._features(batch)), batch["labels"])
+        return self._learn_from(self.segmenter.decode(self._features(batch)), batch["labels"])
 
-    def _learn(self, output: SegmenterOutput, labels: Tensor) -> float:
-        loss: Tensor = self.loss(output, labels)["loss"]
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return loss.item()
+    def _learn_from(self, output: SegmenterOutput, labels: Tensor) -> float:
+        return self.learn(self.loss(output, labels)["loss"])
 
 
 def _training_settings(settings: BenchmarkSettings, cache: Path) -> Settings:
-    preset = bcss()
-    pathology = (
-        "vit_small_patch16_224" if settings.image_encoder != "tiny" else "vit_tiny_patch16_224"
-    )
-    model = ModelSettings(
-        tile_size_px=settings.tile_size_px,
-        image_encoder=settings.image_encoder,
-        pathology_encoder=pathology,
-    )
+    training = training_settings(settings.image_encoder, settings.tile_size_px, frozen=True)
     return replace(
-        preset,
-        model=model,
-        optimization=replace(preset.optimization, precision="bf16-mixed"),
-        augmentation=replace(preset.augmentation, augment="none"),
+        training,
+        optimization=replace(training.optimization, precision="bf16-mixed"),
+        augmentation=replace(training.augmentation, augment="none"),
         runtime=RuntimeSettings(embedding_cache=str(cache)),
     )
 

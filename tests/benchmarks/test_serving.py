@@ -4,8 +4,7 @@ import pytest
 
 from benchmarks import perf_analyzer
 from benchmarks.perf_analyzer import read_table, run_perf_analyzer
-from benchmarks.serving import ServingReport, as_markdown, main
-from benchmarks.serving_plot import plot
+from benchmarks.serving import ServingReport, as_markdown, main, plot
 from serve.client.benchmark import MODEL, SEGMENTER, SERVICE, Measurement, describe_machine
 from serve.contract.errors import BackendUnavailableError
 from serve.contract.manifest import read_bundle

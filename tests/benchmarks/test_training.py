@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.training import EPOCHS, STEPS, peak_memory_gib, run_benchmark
+from benchmarks.training import EPOCHS, STEPS, memory_of_variant, run_benchmark
 from benchmarks.training_variants import BenchmarkSettings, TrainingBenchmark
 from train.model.segmenter import Segmenter, SegmenterOutput
 
@@ -38,13 +38,13 @@ def test_an_epoch_trains_on_every_tile_and_counts_validation_pixels(
     settings: BenchmarkSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     learned: list[int] = []
-    learn = TrainingBenchmark._learn
+    learn = TrainingBenchmark._learn_from
 
     def spy(self: TrainingBenchmark, output: SegmenterOutput, labels: torch.Tensor) -> float:
         learned.append(len(labels))
         return learn(self, output, labels)
 
-    monkeypatch.setattr(TrainingBenchmark, "_learn", spy)
+    monkeypatch.setattr(TrainingBenchmark, "_learn_from", spy)
     benchmark = TrainingBenchmark(settings, tmp_path)
     for name in EPOCHS:
         pixels = getattr(benchmark, name)()
@@ -72,4 +72,4 @@ def test_the_report_names_the_machine_and_every_variant(settings: BenchmarkSetti
 
 
 def test_memory_is_that_of_one_variant_alone(settings: BenchmarkSettings, tmp_path: Path):
-    assert 0 < peak_memory_gib(settings, str(tmp_path), "from_cache") < 64
+    assert 0 < memory_of_variant(settings, str(tmp_path), "from_cache") < 64
