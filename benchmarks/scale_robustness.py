@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from benchmarks.harness import machine_line, one_line_errors
+from train.comparison.bootstrap import Floats, resample_dice
 from train.data.folder import TileFolder, read_tile_folder
 from train.fitting.evaluation import predict_split
 from train.fitting.run import fit
+from train.intervals import draw_counts
 from train.metrics import class_scores, image_confusion
 from train.model.checkpoint import CARD_FILE, load_checkpoint
 from train.presets import PRESETS
@@ -35,7 +37,8 @@ from train.settings import Settings, WeightsSettings
 _RANDOM = "random"
 _SCORES_FILE = "scores.npz"
 _NUM_RESAMPLES = 2000
-Floats = NDArray[np.float64]
+Confusion = NDArray[np.int64]
+"""Pixels (factors, images, C, C) of one run, target x prediction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,7 @@ def run_robustness(study: Robustness) -> None:
     torch.set_num_threads(1)
     folder = read_tile_folder(study.data)
     encoders: dict[str, Sequence[Path | None]] = {_RANDOM: [None], **named_folders(study.encoders)}
-    found: dict[str, list[Floats]] = {}
+    found: dict[str, list[Confusion]] = {}
     for seed in study.seeds:
         for frozen in (True, False):
             names = tuple(encoders) if study.frozen is None else study.frozen
@@ -113,7 +116,7 @@ def run_robustness(study: Robustness) -> None:
 
 def scored_run(
     settings: Settings, folder: TileFolder, run: Path, factors: Sequence[float]
-) -> Floats:
+) -> Confusion:
     """Train a run and score it, or take what is kept.
 
     Returns:
@@ -123,14 +126,14 @@ def scored_run(
     if kept.is_file():
         with np.load(kept) as stored:
             if tuple(stored["factors"]) == tuple(factors):
-                return np.asarray(stored["confusion"], np.float64)
+                return np.asarray(stored["confusion"])
     run.mkdir(parents=True, exist_ok=True)
     if not (run / CARD_FILE).is_file():
         with (run / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
             fit(settings, folder.root, run, overwrite=True)
     confusion = np.stack([confusion_at(run, folder, factor) for factor in factors])
     np.savez_compressed(kept, factors=np.array(factors), confusion=confusion)
-    return confusion.astype(np.float64)
+    return confusion
 
 
 def confusion_at(run: Path, folder: TileFolder, factor: float) -> NDArray[np.int64]:
@@ -145,12 +148,12 @@ def confusion_at(run: Path, folder: TileFolder, factor: float) -> NDArray[np.int
     )
 
 
-def mean_dice(confusion: Floats) -> float:
+def mean_dice(confusion: Confusion) -> float:
     """Mean over the classes of the Dice of pooled pixels, from (C, C)."""
     return class_scores(torch.from_numpy(confusion)).mean_dice
 
 
-def report(study: Robustness, folder: TileFolder, found: Mapping[str, Sequence[Floats]]) -> None:
+def report(study: Robustness, folder: TileFolder, found: Mapping[str, Sequence[Confusion]]) -> None:
     """Write the tables and the figure of the runs so far."""
     study.out.mkdir(parents=True, exist_ok=True)
     tiles = folder.tiles["test"]
@@ -198,7 +201,7 @@ def _row(study: Robustness, name: str, dice: Floats, resampled: Floats) -> dict[
 
 
 def _write_scores(
-    study: Robustness, folder: TileFolder, found: Mapping[str, Sequence[Floats]]
+    study: Robustness, folder: TileFolder, found: Mapping[str, Sequence[Confusion]]
 ) -> None:
     """Write Dice per class of every run and factor."""
     with (study.out / "scores.csv").open("w", newline="", encoding="utf-8") as file:
@@ -211,22 +214,16 @@ def _write_scores(
                     writer.writerow([name, seed, factor, *(f"{score:.4f}" for score in scores)])
 
 
-def resampled_dice(runs: Sequence[Floats], cases: Sequence[str]) -> Floats:
+def resampled_dice(runs: Sequence[Confusion], cases: Sequence[str]) -> Floats:
     """Mean Dice of every resample of cases and seeds, (resamples, factors), paired between rows."""
     names, case = np.unique(cases, return_inverse=True)
     rng = np.random.default_rng(0)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), _NUM_RESAMPLES)
-    seeds = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), _NUM_RESAMPLES)
-    of_seeds = []
-    for run in runs:
-        pooled = np.zeros((len(names), run.shape[0], *run.shape[2:]))
-        np.add.at(pooled, case, run.swapaxes(0, 1))
-        confusion = np.einsum("rn,nfij->rfij", drawn, pooled)
-        matches = np.diagonal(confusion, axis1=2, axis2=3)
-        target, sizes = confusion.sum(axis=3), confusion.sum(axis=2) + confusion.sum(axis=3)
-        shares = np.full_like(matches, np.nan)
-        np.divide(2 * matches, sizes, out=shares, where=target > 0)
-        of_seeds.append(np.nanmean(shares, axis=2))
+    drawn = draw_counts(rng, len(names), _NUM_RESAMPLES)
+    seeds = draw_counts(rng, len(runs), _NUM_RESAMPLES)
+    of_seeds = [
+        np.stack([resample_dice(at_factor, case, drawn)[:, 0] for at_factor in run], axis=1)
+        for run in runs
+    ]
     return np.asarray(np.einsum("rs,srf->rf", seeds / len(runs), np.stack(of_seeds)))
 
 

@@ -15,6 +15,14 @@ from scipy import stats
 CONFIDENCE = 0.95
 
 
+def draw_counts(
+    rng: np.random.Generator, num_units: int, num_resamples: int
+) -> NDArray[np.float64]:
+    """How often each resample draws each unit, with replacement: (resamples, units)."""
+    share = np.full(num_units, 1 / num_units)
+    return rng.multinomial(num_units, share, num_resamples).astype(np.float64)
+
+
 def percentiles(num_drawn: Sequence[int]) -> tuple[float, float]:
     """The expanded percentiles, as shares of the resamples; the middle 95% for many units.
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from train.comparison.compare import Comparison
 from train.comparison.methods import BASELINE, RowName
-from train.intervals import bootstrap_interval
+from train.intervals import bootstrap_interval, draw_counts
 from train.metrics import class_scores
 
 NUM_RESAMPLES = 10_000
@@ -83,8 +83,8 @@ class Bootstrap:
         _, self._case_of_image = np.unique(names, return_inverse=True)
         self.num_cases = int(self._case_of_image.max()) + 1
         # How often each case and each seed was drawn, (resamples, cases) and (resamples, S).
-        self._cases = _draw(rng, self.num_cases)
-        self._seeds = _draw(rng, len(comparison.seeds))
+        self._cases = draw_counts(rng, self.num_cases, NUM_RESAMPLES)
+        self._seeds = draw_counts(rng, len(comparison.seeds), NUM_RESAMPLES)
         self._resampled: dict[RowName, Floats] = {}
 
     def dice(self, name: RowName) -> list[Interval]:
@@ -118,27 +118,36 @@ class Bootstrap:
     def _resample(self, name: RowName) -> Floats:
         """Dice of every resample, averaged over the seeds that it drew, (resamples, 1 + C)."""
         if name not in self._resampled:
-            seeds = [self._resample_dice(r.confusion) for r in self.comparison.of(name)]
+            seeds = [
+                resample_dice(result.confusion, self._case_of_image, self._cases)
+                for result in self.comparison.of(name)
+            ]
             shares = self._seeds / self._seeds.shape[1]
             self._resampled[name] = np.einsum("rs,src->rc", shares, np.stack(seeds))
         return self._resampled[name]
 
-    def _resample_dice(self, confusion: NDArray[np.int64]) -> Floats:
-        """Dice of one seed's pooled pixels; a class that was not drawn is NaN, and in no mean."""
-        cases = np.zeros((self.num_cases, *confusion.shape[1:]), np.int64)
-        np.add.at(cases, self._case_of_image, confusion)
-        matches = self._cases @ np.diagonal(cases, axis1=1, axis2=2)  # resamples x C
-        target = self._cases @ cases.sum(axis=2)
-        sizes = target + self._cases @ cases.sum(axis=1)
-        nothing = np.full_like(matches, np.nan)
-        dice = np.divide(2 * matches, sizes, out=nothing, where=target > 0)
-        present = target > 0
-        total = np.where(present, dice, 0).sum(axis=1)
-        count = present.sum(axis=1)
-        mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-        return np.column_stack([mean, dice])
 
+def resample_dice(
+    confusion: NDArray[np.int64], case_of_image: NDArray[np.int64], drawn: Floats
+) -> Floats:
+    """Dice of every resample's pooled pixels; a class that was not drawn is NaN, and in no mean.
 
-def _draw(rng: np.random.Generator, size: int) -> Floats:
-    share = np.full(size, 1 / size)
-    return rng.multinomial(size, share, NUM_RESAMPLES).astype(np.float64)
+    Args:
+        confusion: (N, C, C) pixels of each image, target x prediction.
+        case_of_image: (N,), the case of each.
+        drawn: (resamples, cases), how often each case was drawn.
+
+    Returns:
+        (resamples, 1 + C): the mean over classes, then each class.
+    """
+    cases = np.zeros((drawn.shape[1], *confusion.shape[1:]), np.int64)
+    np.add.at(cases, case_of_image, confusion)
+    matches = drawn @ np.diagonal(cases, axis1=1, axis2=2)  # resamples x C
+    target = drawn @ cases.sum(axis=2)
+    sizes = target + drawn @ cases.sum(axis=1)
+    present = target > 0
+    dice = np.divide(2 * matches, sizes, out=np.full_like(matches, np.nan), where=present)
+    total = np.where(present, dice, 0).sum(axis=1)
+    count = present.sum(axis=1)
+    mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    return np.column_stack([mean, dice])

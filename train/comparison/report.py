@@ -15,14 +15,21 @@ from pathlib import Path
 import numpy as np
 
 from serve.contract.markdown import markdown_table
-from train.comparison.bootstrap import NUM_RESAMPLES, NUM_SEEDS_MIN, Bootstrap
+from train.comparison.bootstrap import NUM_RESAMPLES, NUM_SEEDS_MIN, Bootstrap, Floats
 from train.comparison.claim import claim_section
 from train.comparison.compare import NUM_PANELS, PANEL_SHARE_MIN, Comparison
 from train.comparison.figures import figures_section
-from train.comparison.methods import BASELINE, COLD, DFA, FROZEN, UNET_LEARNING_RATE, Row
+from train.comparison.methods import (
+    BASELINE,
+    COLD,
+    DFA,
+    FROZEN,
+    UNET_LEARNING_RATE,
+    Row,
+    RowName,
+)
 from train.comparison.run import RowResult
-from train.comparison.tables import Table1, difference_table, write_intervals
-from train.comparison.times import times_section
+from train.comparison.tables import Table1, difference_table, mean_std, write_intervals
 from train.config import write_settings
 from train.data.folder import Split, TileFolder
 from train.intervals import percentiles
@@ -48,7 +55,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         _difference_section(bootstrap),
         claim_section(bootstrap),
         _leverage_section(comparison),
-        times_section(comparison),
+        _times_section(comparison),
         figures_section(comparison, folder),
         _method(bootstrap),
         _reproduction(comparison),
@@ -160,6 +167,35 @@ def _mean_leverage(results: list[RowResult]) -> dict[str, str]:
         dice = np.mean([after.mean_dice - before.mean_dice for before, after in pairs])
         cells[entry.change] = f"{changed:.2%}, {dice:+.4f}"
     return cells
+
+
+def _times_section(comparison: Comparison) -> str:
+    """Minutes of each row's training, also with the baseline's where a row needs its Dice."""
+    lines = []
+    for row in comparison.rows:
+        own = _seconds(comparison, row.name)
+        lines.append([row.title, *_minutes(own)])
+        if row.strategy.needs_baseline:
+            both = own + _seconds(comparison, BASELINE.name)
+            lines.append([f"{row.title}, with its baseline", *_minutes(both)])
+    devices = sorted({result.device for result in comparison.results.values()})
+    header = ["Method", "Wall-clock, minutes", "CPU time, minutes"]
+    return (
+        "## Training time\n\n"
+        + markdown_table(header, lines, align="lr")
+        + f"\n\nOn {'; '.join(devices)}, validation included. Compare CPU times on a CPU: "
+        "wall-clock also counts other programs."
+    )
+
+
+def _seconds(comparison: Comparison, name: RowName) -> Floats:
+    """Wall-clock and CPU time of each seed, (S, 2); NaN where it is not known."""
+    results = comparison.of(name)
+    return np.array([(r.train_seconds, r.cpu_seconds) for r in results], dtype=np.float64)
+
+
+def _minutes(seconds: Floats) -> list[str]:
+    return [mean_std(column / 60, digits=2) for column in seconds.T]
 
 
 def _pairs(comparison: Comparison) -> list[tuple[Row, Row]]:

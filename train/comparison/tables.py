@@ -94,21 +94,13 @@ class Table1:
         ]
         return "\n".join(parts) + "\n"
 
-    def _of(self, line: str, row: Row, metric: Metric) -> Floats:
-        """Scores of each seed."""
-        return self._scores[row.name, metric][:, self._lines.index(line)]
-
-    def _published(self, line: str, row: Row, metric: Metric) -> float:
-        """The published score; NaN where the paper has no such row."""
-        return self.published.get((line, row.name, metric), np.nan)
-
     def _header(self, title: str) -> list[str]:
         return [title, *(row.title for row in self._rows)]
 
     def _cells(self, metric: Metric, bold: str = "") -> list[list[str]]:
         lines = []
-        for line in self._lines:
-            scores = [self._of(line, row, metric) for row in self._rows]
+        for index, line in enumerate(self._lines):
+            scores = [self._scores[row.name, metric][:, index] for row in self._rows]
             # As printed; none is the best where all are.
             means = [round(float(values.mean()), 4) for values in scores]
             best = max(means) if len(set(means)) > 1 else None
@@ -116,8 +108,10 @@ class Table1:
             texts = map(mean_std, scores)
             lines.append([line, *(f"{m}{t}{m}" for m, t in zip(marks, texts, strict=True))])
             if self.published:
-                numbers = [np.array([self._published(line, row, metric)]) for row in self._rows]
-                lines.append(["published", *map(mean_std, numbers)])
+                numbers = [
+                    self.published.get((line, row.name, metric), np.nan) for row in self._rows
+                ]
+                lines.append(["published", *(mean_std(np.array([n])) for n in numbers)])
         return lines
 
 

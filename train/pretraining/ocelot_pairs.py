@@ -8,11 +8,10 @@ from numpy.typing import NDArray
 
 from train.data.convert.images import FoldSettings, folds_of
 from train.data.convert.ocelot import find_images, read_metadata
-from train.data.folder import Split
 from train.errors import SourceError
 from train.pretraining.footprints import Footprint
 from train.pretraining.regions import ImageRegions, SlideInfo
-from train.pretraining.split_source import SPLIT_OF_FOLD, OpenImage, SplitSource
+from train.pretraining.split_source import OpenImage, SplitSource, split_by_fold
 
 
 class OcelotRegions:
@@ -53,43 +52,32 @@ def open_ocelot(root: Path) -> SplitSource:
     """
     pairs = read_metadata(root / "metadata.json")
     folds = folds_of(find_images(root)[0], FoldSettings())
-    slides: list[SlideInfo] = []
-    tissue: list[SlideInfo] = []
-    cell: list[SlideInfo] = []
-    tissue_paths: list[Path] = []
-    cell_paths: list[Path] = []
-    splits: dict[Split, list[int]] = {"training": [], "validation": [], "test": []}
-    for pair_id, pair in sorted(pairs.items()):
-        paths = [
-            root / "images" / pair["subset"] / kind / f"{pair_id}.jpg"
-            for kind in ("tissue", "cell")
-        ]
-        if pair_id not in folds or not all(path.is_file() for path in paths):
-            continue
-        info, fine = _ocelot_slide(pair_id, pair)
-        splits[SPLIT_OF_FOLD.get(folds[pair_id], "training")].append(len(slides))
-        slides.append(info)
-        tissue.append(_as_image(info, info.outer_mpp or info.base_mpp, info.height_um))
-        cell.append(_as_image(info, info.base_mpp, fine.side_um))
-        tissue_paths.append(paths[0])
-        cell_paths.append(paths[1])
-    if not slides:
+    found: dict[str, tuple[Path, Path]] = {}
+    for name, pair in sorted(pairs.items()):
+        folder = root / "images" / pair["subset"]
+        tissue, cell = (folder / kind / f"{name}.jpg" for kind in ("tissue", "cell"))
+        if name in folds and tissue.is_file() and cell.is_file():
+            found[name] = tissue, cell
+    if not found:
         raise SourceError(
             f"{root} has a metadata.json, but no pair of images; expected "
             "images/train/tissue/ID.jpg and images/train/cell/ID.jpg, as OCELOT is published"
         )
+    described = [_describe(name, pairs[name]) for name in found]
+    tissue_paths, cell_paths = zip(*found.values(), strict=True)
     source = OcelotRegions(
-        ImageRegions(tissue, OpenImage(tuple(tissue_paths))),
-        ImageRegions(cell, OpenImage(tuple(cell_paths))),
-        slides,
+        ImageRegions([tissue for _, tissue, _ in described], OpenImage(tissue_paths)),
+        ImageRegions([cell for _, _, cell in described], OpenImage(cell_paths)),
+        [pair for pair, _, _ in described],
     )
-    return SplitSource(
-        source, {split: tuple(found) for split, found in splits.items()}, root.resolve().name
-    )
+    splits = split_by_fold(folds[name] for name in found)
+    return SplitSource(source, splits, root.resolve().name)
 
 
-def _ocelot_slide(pair_id: str, pair: dict[str, dict[str, float]]) -> tuple[SlideInfo, Footprint]:
-    """A pair as a slide in um, with its origin at the tissue patch's upper left corner."""
+def _describe(
+    name: str, pair: dict[str, dict[str, float]]
+) -> tuple[SlideInfo, SlideInfo, SlideInfo]:
+    """A pair as a slide in um, from the tissue patch's upper left corner; and its two images."""
     tissue, cell = pair["tissue"], pair["cell"]
     um_per_px = float(pair["mpp_x"])  # type: ignore[arg-type]
     fine = Footprint(
@@ -98,19 +86,10 @@ def _ocelot_slide(pair_id: str, pair: dict[str, dict[str, float]]) -> tuple[Slid
         side_um=(cell["x_end"] - cell["x_start"]) * um_per_px,
     )
     side_um = (tissue["x_end"] - tissue["x_start"]) * um_per_px
-    info = SlideInfo(
-        name=pair_id,
-        width_um=side_um,
-        height_um=side_um,
-        base_mpp=float(cell["resized_mpp_x"]),
-        group=str(pair["slide_name"])[:12],
-        fine_area=fine,
-        outer_mpp=float(tissue["resized_mpp_x"]),
-    )
-    return info, fine
-
-
-def _as_image(info: SlideInfo, mpp: float, side_um: float) -> SlideInfo:
-    return SlideInfo(
-        name=info.name, width_um=side_um, height_um=side_um, base_mpp=mpp, group=info.group
+    outer, inner = float(tissue["resized_mpp_x"]), float(cell["resized_mpp_x"])
+    group = str(pair["slide_name"])[:12]
+    return (
+        SlideInfo(name, side_um, side_um, inner, group, fine_area=fine, outer_mpp=outer),
+        SlideInfo(name, side_um, side_um, outer, group),
+        SlideInfo(name, fine.side_um, fine.side_um, inner, group),
     )

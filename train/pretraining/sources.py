@@ -14,7 +14,7 @@ from train.data.images import image_size
 from train.errors import ScaleError, SourceError
 from train.pretraining.ocelot_pairs import open_ocelot
 from train.pretraining.regions import ImageRegions, SlideInfo
-from train.pretraining.split_source import SPLIT_OF_FOLD, OpenImage, SplitSource
+from train.pretraining.split_source import OpenImage, SplitSource, split_by_fold
 from train.pretraining.whole_slides import WholeSlides, find_slides, has_slides
 
 
@@ -75,12 +75,7 @@ def open_slides(root: Path) -> SplitSource:
         FocalPathError: a slide cannot be used, or folds.csv does not fit the slides.
     """
     files = find_slides(root)
-    splits: dict[Split, list[int]] = {"training": [], "validation": [], "test": []}
-    for number, file in enumerate(files):
-        splits[SPLIT_OF_FOLD.get(file.fold, "training")].append(number)
-    return SplitSource(
-        WholeSlides(files), {split: tuple(found) for split, found in splits.items()}, root.name
-    )
+    return SplitSource(WholeSlides(files), split_by_fold(file.fold for file in files), root.name)
 
 
 SOURCES: tuple[SourceKind, ...] = (

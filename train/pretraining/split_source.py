@@ -1,6 +1,7 @@
 """A source of slides with its splits, and the choice of slides that are usable."""
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from train.pretraining.footprints import Footprint
 from train.pretraining.regions import MAX_ENLARGEMENT, RegionSource
 from train.pretraining.settings import ViewSettings
 
-SPLIT_OF_FOLD: dict[int, Split] = {TEST_FOLD: "test", VALIDATION_FOLD: "validation"}
+_SPLIT_OF_FOLD: dict[int, Split] = {TEST_FOLD: "test", VALIDATION_FOLD: "validation"}
 """Every other fold is for training."""
 _WINDOW = 1.33
 
@@ -29,6 +30,14 @@ class SplitSource:
     source: RegionSource
     slides: dict[Split, tuple[int, ...]]
     name: str
+
+
+def split_by_fold(folds: Iterable[int]) -> dict[Split, tuple[int, ...]]:
+    """Sort the numbers of slides into splits, by the fold of each slide."""
+    splits: dict[Split, list[int]] = {"training": [], "validation": [], "test": []}
+    for number, fold in enumerate(folds):
+        splits[_SPLIT_OF_FOLD.get(fold, "training")].append(number)
+    return {split: tuple(numbers) for split, numbers in splits.items()}
 
 
 class OpenImage:
@@ -52,22 +61,17 @@ def with_folds(found: SplitSource, path: Path) -> SplitSource:
     Raises:
         DatasetError: the file cannot be used, or leaves a slide out.
     """
-    folds = {row.tile_id: row.fold for row in read_folds(path)}
-    splits: dict[Split, list[int]] = {"training": [], "validation": [], "test": []}
-    missing = []
-    for number, info in enumerate(found.source.slides):
-        fold = folds.get(info.name, folds.get(Path(info.name).stem))
-        if fold is None:
-            missing.append(info.name)
-        else:
-            splits[SPLIT_OF_FOLD.get(fold, "training")].append(number)
+    given = {row.tile_id: row.fold for row in read_folds(path)}
+    names = [info.name for info in found.source.slides]
+    folds = [given.get(name, given.get(Path(name).stem)) for name in names]
+    missing = [name for name, fold in zip(names, folds, strict=True) if fold is None]
     if missing:
         raise DatasetError(
-            f"{path} has no line for {len(missing)} of the {len(found.source.slides)} slides of "
+            f"{path} has no line for {len(missing)} of the {len(names)} slides of "
             f"{found.name}, such as {missing[0]}; expected all, since a slide for testing must not "
             "be learned from. Give the folds.csv that was made of these slides."
         )
-    return replace(found, slides={split: tuple(numbers) for split, numbers in splits.items()})
+    return replace(found, slides=split_by_fold(fold for fold in folds if fold is not None))
 
 
 _MIN_TISSUE = 0.001

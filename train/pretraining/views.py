@@ -104,15 +104,15 @@ class ViewDataset(Dataset[ViewSample]):
         """Draw sample `key[1]` of epoch `key[0]`."""
         rng = np.random.default_rng(np.random.SeedSequence((self.seed, *key)))
         layout = self.draw_layout(rng)
-        settings, size = self.settings, self.settings.view_px
+        settings, size, read = self.settings, self.settings.view_px, self.source.read
         coarse, fine, weights = [], [], []
         moves = rng.integers(NUM_DIHEDRAL_MOVES, size=_NUM_COARSE)
         for footprint, move in zip(layout.coarse, moves, strict=True):
-            coarse.append(move_dihedrally(self._read(layout.slide, footprint, size), int(move)))
+            coarse.append(move_dihedrally(read(layout.slide, footprint, size), int(move)))
             weights.append(self._weights(layout, footprint, int(move)))
         for footprint in layout.fine:
             move = int(rng.integers(NUM_DIHEDRAL_MOVES))
-            fine.append(move_dihedrally(self._read(layout.fine_slide, footprint, size), move))
+            fine.append(move_dihedrally(read(layout.fine_slide, footprint, size), move))
         drawn = [self._read_local(rng, layout) for _ in range(settings.num_local)]
         local = [picture for picture, _ in drawn]
         mpps = {
@@ -209,9 +209,6 @@ class ViewDataset(Dataset[ViewSample]):
         empty = np.zeros((0, num_cells, num_cells), np.float32)
         return np.stack(weights) if weights else empty
 
-    def _read(self, slide: int, footprint: Footprint, size_px: int) -> NDArray[np.uint8]:
-        return self.source.read(slide, footprint, size_px)
-
     def _read_local(
         self, rng: np.random.Generator, layout: Layout
     ) -> tuple[NDArray[np.uint8], float]:
@@ -227,7 +224,7 @@ class ViewDataset(Dataset[ViewSample]):
         square = Footprint(
             coarse.y_um + rng.uniform(0, free), coarse.x_um + rng.uniform(0, free), side
         )
-        picture = self._read(layout.slide, square, settings.local_px)
+        picture = self.source.read(layout.slide, square, settings.local_px)
         moved = move_dihedrally(picture, int(rng.integers(NUM_DIHEDRAL_MOVES)))
         return moved, side / settings.local_px
 

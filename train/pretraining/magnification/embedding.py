@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from train.pretraining.footprints import Footprint
-from train.pretraining.magnification.labelled import LabelledTile
 from train.pretraining.regions import RegionSource
 
 Floats = NDArray[np.float32]
+Square = tuple[int, Footprint]
+"""A slide's number, and a square of it."""
 
 _BATCH = 64
 
@@ -55,15 +56,8 @@ def _density(picture: NDArray[np.uint8]) -> Floats:
     return np.asarray(-np.log((picture.astype(np.float32) + 1) / 256), np.float32)
 
 
-def read_tiles(
-    source: RegionSource, tiles: Sequence[LabelledTile], size_px: int
-) -> list[NDArray[np.uint8]]:
-    """Read each tile's square as (size_px, size_px, 3) uint8."""
-    return read_squares(source, [(tile.slide, tile.footprint) for tile in tiles], size_px)
-
-
 def read_squares(
-    source: RegionSource, squares: Sequence[tuple[int, Footprint]], size_px: int
+    source: RegionSource, squares: Sequence[Square], size_px: int
 ) -> list[NDArray[np.uint8]]:
     """Read squares of slides as (size_px, size_px, 3) uint8."""
     return [source.read(slide, square, size_px) for slide, square in squares]

@@ -10,14 +10,10 @@ from torch import nn
 
 from train.data.folder import Split
 from train.pretraining.footprints import Footprint
-from train.pretraining.magnification.embedding import (
-    embed,
-    read_squares,
-)
-from train.pretraining.magnification.labelled import (
-    LabelledSlides,
-)
+from train.pretraining.magnification.embedding import Square, embed, read_squares
+from train.pretraining.magnification.labelled import LabelledSlides
 from train.pretraining.magnification.probe import (
+    Array,
     CaseBootstrap,
     Embedded,
     Probe,
@@ -30,7 +26,6 @@ from train.pretraining.magnification.probe import (
 from train.pretraining.magnification.segmentation import (
     Map,
     MapScores,
-    ScaleMaps,
     cohen_kappa,
     fit_head,
     mean_iou,
@@ -46,9 +41,9 @@ from train.pretraining.magnification.tiles import COLORS, EvaluationTiles, TileS
 class ProbeResult:
     """A probe trained at each scale and tested at each scale."""
 
-    matrix: NDArray[np.float64]
+    matrix: Array
     """Balanced accuracy, (trained at, tested at)."""
-    resampled: NDArray[np.float64]
+    resampled: Array
     """The same for every resample of cases, (resamples, trained at, tested at)."""
     leakage: float
 
@@ -163,32 +158,30 @@ class Evaluation:
         embedded = embed(encoder, queries).reshape(len(squares), per_side**2, -1).mean(axis=1)
         return embedded, embed(encoder, gallery)
 
-    def _read(
-        self, squares: Sequence[tuple[int, Footprint]], color: str
-    ) -> list[NDArray[np.uint8]]:
+    def _read(self, squares: Sequence[Square], color: str) -> list[NDArray[np.uint8]]:
         pictures = read_squares(self._slides.source, squares, self._settings.tile_px)
         return [self._tiles.recolor(picture, color) for picture in pictures]
 
     def _segment(self, encoder: nn.Module, color: str) -> SegmentationResult:
         settings, slides = self._settings, self._slides
 
-        def recolor(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-            return self._tiles.recolor(picture, color)
+        def read(squares: Sequence[Square]) -> list[NDArray[np.uint8]]:
+            return self._read(squares, color)
 
         parts = (self._tiles.squares["training"], self._tiles.squares["validation"])
-        head = fit_head(encoder, slides, parts, settings.tile_px, recolor)
-        truth = [true_map(slides, slide, square) for slide, square in self._tiles.squares["test"]]
+        head = fit_head(encoder, slides, parts, read)
+        truth = [true_map(slides, *square) for square in self._tiles.squares["test"]]
         maps: list[list[Map]] = [
             [
-                predict_map(encoder, head, slides, slide, square, mpp, settings.tile_px, recolor)
-                for slide, square in self._tiles.squares["test"]
+                predict_map(encoder, head, *square, settings.tile_px * mpp, read)
+                for square in self._tiles.squares["test"]
             ]
             for mpp in settings.scales
         ]
         labelled = np.concatenate([m.ravel() for m in truth]) > 0
         first, last = (np.concatenate([m.ravel() for m in maps[i]])[labelled] for i in (0, -1))
         return SegmentationResult(
-            scores=tuple(score_maps(ScaleMaps(found, truth), self.num_classes) for found in maps),
+            scores=tuple(score_maps(found, truth, self.num_classes) for found in maps),
             consistency=mean_iou(first, last, self.num_classes),
             kappa=cohen_kappa(first, last),
         )

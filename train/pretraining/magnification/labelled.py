@@ -117,6 +117,11 @@ class LabelledTile:
     label: int
     """1..C."""
 
+    @property
+    def square(self) -> tuple[int, Footprint]:
+        """Where it lies."""
+        return self.slide, self.footprint
+
 
 def labelled_tiles(
     slides: LabelledSlides,

@@ -7,25 +7,17 @@ The key identifies the encoder's weights, the tiles and the settings. A new key 
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from torch import nn
 
 from train.files import whole_file
-from train.pretraining.magnification.evaluate import (
-    EncoderResult,
-    Evaluation,
-    ProbeResult,
-    SegmentationResult,
-)
-from train.pretraining.magnification.probe import Retrieval
-from train.pretraining.magnification.segmentation import MapScores
+from train.pretraining.magnification.evaluate import EncoderResult, Evaluation
 
-Result = TypeVar("Result")
 _VERSION = 2
 """Increased when the same encoder and tiles start to give other numbers."""
 
@@ -71,29 +63,4 @@ def _read(path: Path, key: str) -> EncoderResult | None:
         return None
     if not isinstance(content, dict) or content.get("key") != key:
         return None
-    return EncoderResult(
-        probes=_each(content["probes"], _probe),
-        field_probes=_each(content["field_probes"], _probe),
-        retrieval=_each(content["retrieval"], _retrieval),
-        segmentation=_each(content["segmentation"], _segmentation),
-    )
-
-
-def _each(content: dict[str, Any], read: Callable[[Any], Result]) -> dict[str, Result]:
-    return {color: read(found) for color, found in content.items()}
-
-
-def _probe(found: Any) -> ProbeResult:
-    return ProbeResult(np.array(found["matrix"]), np.array(found["resampled"]), found["leakage"])
-
-
-def _retrieval(found: Any) -> Retrieval:
-    return Retrieval(**{**found, "resampled": np.array(found["resampled"])})
-
-
-def _segmentation(found: Any) -> SegmentationResult:
-    return SegmentationResult(
-        scores=tuple(MapScores(**scores) for scores in found["scores"]),
-        consistency=found["consistency"],
-        kappa=found["kappa"],
-    )
+    return TypeAdapter(EncoderResult).validate_python(content)

@@ -3,14 +3,22 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PlainValidator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from train.intervals import draw_counts
+
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
+Array = Annotated[
+    NDArray[np.float64], PlainValidator(lambda numbers: np.asarray(numbers, np.float64))
+]
+"""Numbers that pydantic reads back from JSON."""
 
 _REGULARISATION = tuple(float(10.0**power) for power in range(-4, 5, 2))
 NUM_RESAMPLES = 2000
@@ -107,8 +115,7 @@ class CaseBootstrap:
     def __init__(self, groups: NDArray[np.str_], seed: int = 0) -> None:
         self.cases = np.unique(groups)
         rng = np.random.default_rng(seed)
-        share = np.full(len(self.cases), 1 / len(self.cases))
-        self.draws = rng.multinomial(len(self.cases), share, NUM_RESAMPLES).astype(np.float64)
+        self.draws = draw_counts(rng, len(self.cases), NUM_RESAMPLES)
 
     def balanced_accuracies(
         self, truth: Labels, predicted: Labels, groups: NDArray[np.str_], num_classes: int
@@ -169,7 +176,7 @@ class Retrieval:
     recall_at_5: float
     mean_reciprocal_rank: float
     num_places: int
-    resampled: NDArray[np.float64]
+    resampled: Array
     """Mean reciprocal rank of every resample of cases, (resamples,)."""
 
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import nn
 
 from train.pretraining.footprints import Footprint
-from train.pretraining.magnification.embedding import encode, read_squares
+from train.pretraining.magnification.embedding import Square, encode
 from train.pretraining.magnification.labelled import LabelledSlides
 from train.pretraining.magnification.probe import Embedded, Probe, fit_probe
 
@@ -23,15 +23,8 @@ _MAX_PATCHES = 12_000
 _MIN_SHARE = 0.6
 
 Map = NDArray[np.int64]
-Recolor = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-
-
-@dataclass(frozen=True)
-class ScaleMaps:
-    """Predicted and true classes of the same squares; 0 where nothing is labelled."""
-
-    predicted: list[Map]
-    truth: list[Map]
+Read = Callable[[Sequence[Square]], list[NDArray[np.uint8]]]
+"""Reads squares of slides as tiles of one size in pixels, in the colours that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -70,24 +63,18 @@ def _count_labels(
 def fit_head(
     encoder: nn.Module,
     slides: LabelledSlides,
-    squares: tuple[Sequence[tuple[int, Footprint]], Sequence[tuple[int, Footprint]]],
-    size_px: int,
-    recolor: Recolor,
+    squares: tuple[Sequence[Square], Sequence[Square]],
+    read: Read,
 ) -> Probe:
     """Fit a linear head on the patch tokens of training squares; validation squares choose C."""
-    parts = [_labelled_patches(encoder, slides, part, size_px, recolor) for part in squares]
+    parts = [_labelled_patches(encoder, slides, part, read) for part in squares]
     return fit_probe(parts[0], parts[1])
 
 
 def _labelled_patches(
-    encoder: nn.Module,
-    slides: LabelledSlides,
-    squares: Sequence[tuple[int, Footprint]],
-    size_px: int,
-    recolor: Recolor,
+    encoder: nn.Module, slides: LabelledSlides, squares: Sequence[Square], read: Read
 ) -> Embedded:
-    pictures = [recolor(p) for p in read_squares(slides.source, squares, size_px)]
-    _, tokens = encode(encoder, pictures)  # N x P x D
+    _, tokens = encode(encoder, read(squares))  # N x P x D
     side = round(tokens.shape[1] ** 0.5)
     features, labels, groups = [], [], []
     for (slide, square), patches in zip(squares, tokens, strict=True):
@@ -114,23 +101,18 @@ def _patch_labels(slides: LabelledSlides, slide: int, square: Footprint, side: i
 def predict_map(
     encoder: nn.Module,
     head: Probe,
-    slides: LabelledSlides,
     slide: int,
     square: Footprint,
-    mpp: float,
-    size_px: int,
-    recolor: Recolor,
+    tile_um: float,
+    read: Read,
 ) -> Map:
-    """Predict the classes 1..C of a square's cells, from tiles of size_px pixels at `mpp`.
+    """Predict the classes 1..C of a square's cells, from tiles with sides of `tile_um`.
 
     Probabilities are brought to cells before the choice: area means of finer patches, or the patch
     that a cell lies in.
     """
-    tiles = _cover(square, size_px * mpp)
-    pictures = [
-        recolor(p) for p in read_squares(slides.source, [(slide, t) for t in tiles], size_px)
-    ]
-    _, tokens = encode(encoder, pictures)
+    tiles = _cover(square, tile_um)
+    _, tokens = encode(encoder, read([(slide, tile) for tile in tiles]))
     side = round(tokens.shape[1] ** 0.5)
     flat = (tokens.reshape(-1, tokens.shape[-1]) - head.mean) / head.deviation
     probabilities = head.model.predict_proba(flat).reshape(len(tiles), side, side, -1)
@@ -184,18 +166,16 @@ def _add_to_cells(
     counts[at] += 1
 
 
-def score_maps(maps: ScaleMaps, num_classes: int) -> MapScores:
-    """Score predicted maps against the truth; unlabelled cells do not count."""
-    truth = np.concatenate([m.ravel() for m in maps.truth])
-    predicted = np.concatenate([m.ravel() for m in maps.predicted])
-    labelled = truth > 0
+def score_maps(predicted: Sequence[Map], truth: Sequence[Map], num_classes: int) -> MapScores:
+    """Score predicted maps against the truth of the same squares; unlabelled cells do not count."""
+    found, expected = (np.concatenate([m.ravel() for m in maps]) for maps in (predicted, truth))
+    labelled = expected > 0
     speckles = [
-        _speckle(np.where(t > 0, p, 0)) - _speckle(t)
-        for p, t in zip(maps.predicted, maps.truth, strict=True)
+        _speckle(np.where(t > 0, p, 0)) - _speckle(t) for p, t in zip(predicted, truth, strict=True)
     ]
     return MapScores(
-        mean_iou=mean_iou(predicted[labelled], truth[labelled], num_classes),
-        boundary_f1=_boundary_f1(maps),
+        mean_iou=mean_iou(found[labelled], expected[labelled], num_classes),
+        boundary_f1=_boundary_f1(predicted, truth),
         speckle=float(np.mean(speckles)),
     )
 
@@ -229,11 +209,11 @@ def _boundary(cells: Map) -> NDArray[np.bool_]:
     return found
 
 
-def _boundary_f1(maps: ScaleMaps) -> float:
+def _boundary_f1(maps: Sequence[Map], truths: Sequence[Map]) -> float:
     """F1 of boundary cells, matched within one cell (8 um)."""
     matched_predicted = num_predicted = matched_true = num_true = 0
     near = np.ones((3, 3), bool)
-    for predicted, truth in zip(maps.predicted, maps.truth, strict=True):
+    for predicted, truth in zip(maps, truths, strict=True):
         found, expected = _boundary(np.where(truth > 0, predicted, 0)), _boundary(truth)
         matched_predicted += int((found & ndimage.binary_dilation(expected, near)).sum())
         matched_true += int((expected & ndimage.binary_dilation(found, near)).sum())

@@ -11,25 +11,23 @@ from pathlib import Path
 from train.errors import RunError, SettingsError
 from train.pretraining.encoder import create_encoder, patch_size
 from train.pretraining.run import ENCODER_FOLDER, pretrain, trained_otherwise
-from train.pretraining.settings import DistillationSettings, PretrainSettings, ViewSettings
+from train.pretraining.settings import PretrainSettings, ViewSettings
 
 
 @dataclass(frozen=True)
 class Method:
     """One way to pretrain, as a change of a preset."""
 
-    name: str
-    help: str
     views: Mapping[str, object]
-    distillation: Mapping[str, object]
+    align_weight: float | None = None
+    """Weight of the dense alignment; None leaves the preset's."""
 
     def settings(self, base: PretrainSettings, seed: int) -> PretrainSettings:
         """The preset with this method's changes, and steps for equal student tokens."""
         views: ViewSettings = replace(base.views, **self.views)  # type: ignore[arg-type]
-        distillation: DistillationSettings = replace(
-            base.distillation,
-            **self.distillation,  # type: ignore[arg-type]
-        )
+        distillation = base.distillation
+        if self.align_weight is not None:
+            distillation = replace(distillation, align_weight=self.align_weight)
         changed = replace(base, views=views, distillation=distillation)
         schedule = base.schedule
         budget = schedule.steps * student_tokens(base)
@@ -38,33 +36,15 @@ class Method:
         return replace(changed, schedule=replace(schedule, seed=seed, steps=steps))
 
 
-_DINO = {"method": "dino"}
-_NO_ALIGNMENT = {"align_weight": 0.0}
 METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method(
-            "dino-coarse", "DINO at the coarse scale only", {**_DINO, "dino_scales": "coarse"}, {}
-        ),
-        Method("dino-fine", "DINO at the finest scale only", {**_DINO, "dino_scales": "fine"}, {}),
-        Method("dino-mixed", "DINO, one scale per sample", {**_DINO, "dino_scales": "mixed"}, {}),
-        Method(
-            "dino-continuous",
-            "DINO, um per pixel log-uniform",
-            {**_DINO, "dino_scales": "continuous"},
-            {},
-        ),
-        Method(
-            "mad-shuffled",
-            "MAD with fine views from another slide",
-            {"method": "mad", "pairing": "shuffled"},
-            _NO_ALIGNMENT,
-        ),
-        Method("mad", "MAD, the context loss alone", {"method": "mad"}, _NO_ALIGNMENT),
-        Method(
-            "mad-dense", "MAD with the dense alignment", {"method": "mad"}, {"align_weight": 1.0}
-        ),
-    )
+    "dino-coarse": Method({"method": "dino", "dino_scales": "coarse"}),
+    "dino-fine": Method({"method": "dino", "dino_scales": "fine"}),
+    "dino-mixed": Method({"method": "dino", "dino_scales": "mixed"}),
+    "dino-continuous": Method({"method": "dino", "dino_scales": "continuous"}),
+    # Fine views are from another slide: the control that tells whether alignment matters.
+    "mad-shuffled": Method({"method": "mad", "pairing": "shuffled"}, align_weight=0.0),
+    "mad": Method({"method": "mad"}, align_weight=0.0),  # the context loss alone
+    "mad-dense": Method({"method": "mad"}, align_weight=1.0),
 }
 """The methods that a study can compare. A new one is one entry."""
 

@@ -3,7 +3,6 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +13,11 @@ from train.pretraining.footprints import Footprint
 from train.pretraining.magnification.embedding import (
     color_matched,
     color_target,
-    read_tiles,
+    read_squares,
 )
 from train.pretraining.magnification.labelled import (
     LabelledSlides,
+    LabelledTile,
     groups_of,
     labelled_tiles,
 )
@@ -49,7 +49,9 @@ class EvaluationTiles:
         coarse = settings.scales[0]
         tiles = self._tiles("training", settings.tile_px * coarse, coarse)
         self._require("training", coarse, np.array([tile.label for tile in tiles]))
-        self._target = color_target(read_tiles(slides.source, tiles, settings.tile_px))
+        self._target = color_target(
+            read_squares(slides.source, [tile.square for tile in tiles], settings.tile_px)
+        )
         side_px = settings.tile_px
         self.same_pixels = {
             scale: {s: self._read(s, side_px * scale, scale, side_px) for s in _SPLITS}
@@ -82,7 +84,7 @@ class EvaluationTiles:
         """A picture in one of `COLORS`."""
         return picture if color == "as is" else color_matched(picture, self._target)
 
-    def _tiles(self, split: Split, side_um: float, mpp: float) -> list[Any]:
+    def _tiles(self, split: Split, side_um: float, mpp: float) -> list[LabelledTile]:
         settings = self._settings
         return labelled_tiles(
             self._slides,
@@ -95,16 +97,12 @@ class EvaluationTiles:
 
     def _read(self, split: Split, side_um: float, mpp: float, size_px: int) -> TileSet:
         tiles = self._tiles(split, side_um, mpp)
-        pictures = read_tiles(self._slides.source, tiles, size_px)
+        pictures = read_squares(self._slides.source, [tile.square for tile in tiles], size_px)
         return TileSet(
-            pictures=self._in_colors(pictures),
+            pictures={c: [self.recolor(picture, c) for picture in pictures] for c in COLORS},
             labels=np.array([tile.label for tile in tiles], np.int64),
             groups=groups_of(self._slides, tiles),
         )
-
-    def _in_colors(self, pictures: list[NDArray[np.uint8]]) -> dict[str, list[NDArray[np.uint8]]]:
-        matched = [color_matched(picture, self._target) for picture in pictures]
-        return {"as is": pictures, "colour-matched": matched}
 
     def _check(self) -> None:
         for rule in (self.same_pixels, self.same_field):
@@ -133,4 +131,4 @@ class EvaluationTiles:
             max_per_slide=settings.squares_per_slide,
             finest_mpp=settings.scales[-1],
         )
-        return [(tile.slide, tile.footprint) for tile in tiles]
+        return [tile.square for tile in tiles]

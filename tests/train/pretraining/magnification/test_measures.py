@@ -17,7 +17,6 @@ from train.pretraining.magnification.probe import (
     scale_leakage,
 )
 from train.pretraining.magnification.segmentation import (
-    ScaleMaps,
     _add_to_cells,
     cohen_kappa,
     mean_iou,
@@ -93,8 +92,8 @@ def test_retrieval_ranks_its_own_place_first_or_at_chance() -> None:
 def test_a_constant_map_is_consistent_and_retains_next_to_nothing() -> None:
     truth = np.repeat(np.repeat(np.arange(1, 5).reshape(2, 2), 4, 0), 4, 1)
     constant = np.ones_like(truth)
-    right = score_maps(ScaleMaps([truth], [truth]), 4)
-    flat = score_maps(ScaleMaps([constant], [truth]), 4)
+    right = score_maps([truth], [truth], 4)
+    flat = score_maps([constant], [truth], 4)
     assert mean_iou(constant, constant, 4) == 1
     assert (right.mean_iou, right.boundary_f1, right.speckle) == (1, 1, 0)
     assert flat.mean_iou == pytest.approx(1 / 16)
@@ -106,16 +105,16 @@ def test_speckle_counts_small_components_and_boundaries_forgive_one_cell() -> No
     truth[:, 4:] = 2
     dotted = truth.copy()
     dotted[2, 1] = 2
-    assert score_maps(ScaleMaps([dotted], [truth]), 2).speckle == pytest.approx(1 / 64)
+    assert score_maps([dotted], [truth], 2).speckle == pytest.approx(1 / 64)
     shifted = np.ones((8, 8), np.int64)
     shifted[:, 5:] = 2
-    assert score_maps(ScaleMaps([shifted], [truth]), 2).boundary_f1 == 1
+    assert score_maps([shifted], [truth], 2).boundary_f1 == 1
 
 
 def test_unlabelled_cells_count_nowhere() -> None:
     truth = np.array([[1, 0], [1, 0]])
     predicted = np.array([[1, 2], [1, 2]])
-    assert score_maps(ScaleMaps([predicted], [truth]), 2).mean_iou == 1
+    assert score_maps([predicted], [truth], 2).mean_iou == 1
 
 
 def test_the_edge_of_the_labels_is_no_boundary_to_find() -> None:
@@ -123,8 +122,8 @@ def test_the_edge_of_the_labels_is_no_boundary_to_find() -> None:
     truth[:, 4:] = 2
     truth[6:] = 0
     flat = np.ones_like(truth)
-    assert score_maps(ScaleMaps([truth], [truth]), 2).boundary_f1 == 1
-    assert score_maps(ScaleMaps([flat], [truth]), 2).boundary_f1 == 0
+    assert score_maps([truth], [truth], 2).boundary_f1 == 1
+    assert score_maps([flat], [truth], 2).boundary_f1 == 0
 
 
 def test_an_encoder_that_says_the_same_of_all_places_finds_none() -> None:
