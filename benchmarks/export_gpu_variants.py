@@ -59,9 +59,7 @@ class Task:
 FORMS = {
     "chunked": AttentionForm(),
     "unchunked": AttentionForm(max_queries=None),
-    "extended": AttentionForm(
-        global_positions="extended", window_positions="extended", max_queries=None
-    ),
+    "extended": AttentionForm(positions="extended", max_queries=None),
     "operator": AttentionForm(max_queries=None, operator=True),
 }
 """Forms of attention in the graphs; the first is the bundle's."""
@@ -232,8 +230,6 @@ def engine_plan(task: Task, compute_capability: str, batch_size: int) -> EngineP
         precision="fp16",
         image_size_px=task.model.tile_size_px,
         batch=BatchProfile(opt=batch_size, max=batch_size),
-        workspace_bytes=8 << 30,
-        builder_optimization_level=4,
         allow_tf32=True,
         compute_capability=compute_capability,
         container_image="",

@@ -48,8 +48,7 @@ class BundleSettings(CheckedSettings):
     def attention(self) -> AttentionForm:
         """How the graph writes attention."""
         return AttentionForm(
-            global_positions=self.positions,
-            window_positions=self.positions,
+            positions=self.positions,
             max_queries=self.max_queries,
             operator=self.opset >= 23,
         )

@@ -15,7 +15,6 @@ from torch import nn
 
 from export.gate.tiles import Images
 from export.graph.nodes import PARITY_OUTPUT
-from serve.contract import cuda
 from serve.contract.openvino import GraphPrecision, OpenVinoModel
 
 Floats = NDArray[np.floating[Any]]
@@ -83,23 +82,7 @@ def onnx_answers(path: Path, images: Images) -> Answers:
         images: (N, H, W, 3) uint8, RGB.
     """
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return _session_answers(session, images, f"{path.name} in ONNX Runtime")
-
-
-def cuda_answers(path: Path, images: Images, settings: Mapping[str, str] | None = None) -> Answers:
-    """Run ONNX Runtime's CUDA provider; see `onnx_answers`.
-
-    Args:
-        path: the graph.
-        images: (N, H, W, 3) uint8, RGB.
-        settings: of the provider. By default float32 is multiplied as TF32.
-
-    Raises:
-        BackendUnavailableError: CUDA does not work on this machine.
-    """
-    return _session_answers(
-        cuda.open_session(path, settings=settings), images, f"{path.name} on CUDA"
-    )
+    return session_answers(session, images, f"{path.name} in ONNX Runtime")
 
 
 def openvino_answers(path: Path, images: Images, precision: GraphPrecision) -> Answers:
@@ -112,7 +95,8 @@ def openvino_answers(path: Path, images: Images, precision: GraphPrecision) -> A
     )
 
 
-def _session_answers(session: ort.InferenceSession, images: Images, title: str) -> Answers:
+def session_answers(session: ort.InferenceSession, images: Images, title: str) -> Answers:
+    """Run an open session of ONNX Runtime; see `onnx_answers`."""
     names = [output.name for output in session.get_outputs()]
     return _in_batches(
         lambda batch: dict(zip(names, session.run(names, {"image": batch}), strict=True)),

@@ -20,12 +20,7 @@ from export.gate.schema import (
     TileParity,
     Tolerances,
 )
-from export.gate.scores import (
-    compare_classes,
-    max_byte_difference,
-    max_finite_difference,
-    mean_byte_difference,
-)
+from export.gate.scores import byte_differences, compare_classes, max_finite_difference
 from export.gate.tiles import ValidationTiles
 from export.gate.verdict import failures_of
 
@@ -86,7 +81,7 @@ class Gate:
                 _present(*(t.max_logit_difference for t in tiles)), default=None
             ),
             max_iou_score_difference=max_finite_difference(answers.iou_scores, expected.iou_scores),
-            **_byte_differences(answers, expected),
+            **_differences(answers, expected),
             num_nan=sum(int(np.isnan(values).sum()) for values in floats),
             num_inf=sum(int(np.isinf(values).sum()) for values in floats),
             rarest_class=self._rarest_class(classes),
@@ -130,15 +125,14 @@ class Gate:
         return min(present)[1] if present else None
 
 
-def _byte_differences(answers: Answers, expected: Answers) -> dict[str, Any]:
-    confidence = answers.confidence, expected.confidence
-    probabilities = answers.low_res_probabilities, expected.low_res_probabilities
+def _differences(answers: Answers, expected: Answers) -> dict[str, Any]:
+    """Of the confidence and the low-resolution probabilities: means as shares of 1, the largest."""
+    confidence = byte_differences(answers.confidence, expected.confidence)
+    probabilities = byte_differences(answers.low_res_probabilities, expected.low_res_probabilities)
     return {
-        "mean_confidence_difference": mean_byte_difference(*confidence),
-        "mean_probability_difference": mean_byte_difference(*probabilities),
-        "max_byte_difference": max(
-            max_byte_difference(*confidence), max_byte_difference(*probabilities)
-        ),
+        "mean_confidence_difference": float(confidence.mean() / 255),
+        "mean_probability_difference": float(probabilities.mean() / 255),
+        "max_byte_difference": int(max(confidence.max(), probabilities.max())),
     }
 
 

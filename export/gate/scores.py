@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from export.gate.answers import Floats
 from export.gate.schema import ClassParity
@@ -46,14 +47,10 @@ def max_finite_difference(found: Floats, expected: Floats) -> float:
     return float(np.where(np.isfinite(differences), differences, 0.0).max(initial=0.0))
 
 
-def mean_byte_difference(found: Images, expected: Images) -> float:
-    """The mean difference of uint8 values where 255 is 1.0, as a share of 1."""
-    return float(np.abs(found.astype(np.int16) - expected).mean() / 255)
-
-
-def max_byte_difference(found: Images, expected: Images) -> int:
-    """The largest difference of two uint8 values."""
-    return int(np.abs(found.astype(np.int16) - expected).max(initial=0))
+def byte_differences(found: Images, expected: Images) -> NDArray[np.int16]:
+    """The differences of uint8 values, without their sign."""
+    differences: NDArray[np.int16] = np.abs(found.astype(np.int16) - expected)
+    return differences
 
 
 def _scores(labels: Images, masks: Images, num_classes: int) -> dict[str, list[float | None]]:

@@ -27,12 +27,9 @@ Positions = Literal["dense", "extended"]
 class AttentionForm:
     """How attention is written in the graph. The results are the same."""
 
-    global_positions: Positions = "dense"
-    """Form of SAM's relative position in the global blocks, over all N tokens. dense: a bias (B,
-    heads, N, N). extended: appends (h + w) position logits to the queries, and one-hot rows and
-    columns to the keys."""
-    window_positions: Positions = "dense"
-    """Form of SAM's relative position inside windows."""
+    positions: Positions = "dense"
+    """Form of SAM's relative position. dense: a bias (B, heads, N, N). extended: appends (h + w)
+    position logits to the queries, and one-hot rows and columns to the keys."""
     max_queries: int | None = 512
     """Largest number of queries per product, which bounds the memory of the logits. None takes all
     queries at once."""
@@ -131,7 +128,7 @@ class GlobalAttention(FusedProjections):
 
     def __init__(self, attention: SamAttention, grid: int, form: AttentionForm) -> None:
         super().__init__(attention.qkv, attention.proj, attention.num_heads, attention.scale)
-        self.grid, self.form, self.positions = grid, form, form.global_positions
+        self.grid, self.form = grid, form
         _register_positions(self, attention, grid)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -158,8 +155,7 @@ class WindowAttention(FusedProjections):
         self, attention: SamAttention, grid: int, window_size: int, form: AttentionForm
     ) -> None:
         super().__init__(attention.qkv, attention.proj, attention.num_heads, attention.scale)
-        self.tokens_per_side, self.grid = grid, window_size
-        self.form, self.positions = form, form.window_positions
+        self.tokens_per_side, self.grid, self.form = grid, window_size, form
         self.windows_per_side = -(-grid // window_size)
         _register_positions(self, attention, window_size)
 
@@ -227,7 +223,7 @@ def attend_by_position(
     queries = queries.reshape(-1, tables.num_heads, side, side, queries.shape[3])
     row_logits = queries @ tables.rows  # B x heads x h x w x rows
     column_logits = (queries.transpose(2, 3) @ tables.columns).transpose(2, 3)
-    if tables.positions == "extended":
+    if tables.form.positions == "extended":
         padding = tables.one_hot.shape[-1] - queries.shape[-1] - 2 * side
         keys = F.pad(keys, (0, tables.one_hot.shape[-1] - keys.shape[-1])) + tables.one_hot
         queries = torch.cat([queries, row_logits, column_logits], dim=-1)
@@ -271,7 +267,7 @@ def _register_positions(
     for name, table in (("rows", attention.rel_pos_h), ("columns", attention.rel_pos_w)):
         positions = get_rel_pos(grid, grid, table.detach()).transpose(1, 2)
         module.register_buffer(name, (positions / attention.scale).contiguous())
-    if module.positions == "dense":
+    if module.form.positions == "dense":
         return
     row, column = torch.arange(grid**2) // grid, torch.arange(grid**2) % grid
     head_dim = attention.rel_pos_h.shape[1]

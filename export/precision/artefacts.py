@@ -12,7 +12,7 @@ from export.checked import CheckedSettings, NumberOf, PositiveShare
 from export.gate.answers import Answers, onnx_answers, openvino_answers
 from export.gate.gate import Gate
 from export.gate.schema import ArtefactParity, EmulationParity, Runtime
-from export.precision.audit import Peak, blocks_beyond
+from export.precision.audit import Peak
 from export.precision.emulation import HalfEmulator
 from export.precision.half import (
     FLOAT16_MAX,
@@ -120,11 +120,11 @@ class HalfMaker:
         if self._precision == "bf16":
             return {}  # bf16 has the range of float32
         limit = self._settings.activation_limit
-        beyond = [b for b in blocks_beyond(peaks, limit) if b in self._blocks and b not in islands]
         return {
-            block: f"{block} reaches {peaks[block].magnitude:,.0f} on tile {peaks[block].tile}, "
-            f"more than {limit:,.0f}"
-            for block in beyond
+            block: f"{block} reaches {peak.magnitude:,.0f} on tile {peak.tile}, more than "
+            f"{limit:,.0f}"
+            for block, peak in peaks.items()
+            if peak.magnitude > limit and block in self._blocks and block not in islands
         }
 
     def _refuse_all(self, reasons: Iterable[str]) -> Measured:

@@ -6,7 +6,7 @@ intermediate values of layer norms, which stay in float32.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,11 +59,6 @@ def audit_activations(deployable: nn.Module, tiles: ValidationTiles) -> dict[str
             if block not in peaks or magnitude > peaks[block].magnitude:
                 peaks[block] = Peak(magnitude, tile)
     return peaks
-
-
-def blocks_beyond(peaks: Mapping[str, Peak], limit: float) -> tuple[str, ...]:
-    """The blocks whose activations exceed `limit`."""
-    return tuple(block for block, peak in peaks.items() if peak.magnitude > limit)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[misc,no-untyped-call,unused-ignore]

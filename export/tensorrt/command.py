@@ -8,8 +8,9 @@ import tyro
 from rich.console import Console
 
 from export.errors import WrongMachineError
+from export.gate.tiles import validation_tiles
 from export.tensorrt.container import ContainerBuild
-from export.tensorrt.engine import build_engine, tiles_for
+from export.tensorrt.engine import build_engine
 from export.tensorrt.plan import EnginePlan, read_engine_plan
 from export.tensorrt.requirements import check_capability, pointing_to
 from serve.contract.machine import visible_gpus
@@ -47,10 +48,16 @@ class Engine:
         container = ContainerBuild(
             plan, self.bundle, data=self.validate, options=self._other_options()
         )
-        tiles = tiles_for(manifest, self.validate, self.num_tiles)
+        tiles = validation_tiles(
+            self.validate,
+            manifest.tile_size_px,
+            self.num_tiles,
+            class_names=[entry.name for entry in manifest.classes],
+            mpp=manifest.mpp,
+        )
         console = Console(highlight=False, soft_wrap=True)
         try:
-            report = build_engine(self.bundle, plan=plan, tiles=tiles, container=container)
+            report = build_engine(self.bundle, plan, tiles, container)
         except WrongMachineError:
             if not self.docker or shutil.which("docker") is None or not container.possible:
                 raise

@@ -17,16 +17,15 @@ from export.files import staging_folder, uninterrupted
 from export.gate.answers import onnx_answers
 from export.gate.gate import Gate
 from export.gate.model_card import MODEL_CARD_FILE
-from export.gate.tiles import ValidationTiles, validation_tiles
+from export.gate.tiles import ValidationTiles
 from export.tensorrt.build import build_plan
 from export.tensorrt.container import ContainerBuild, container_image
-from export.tensorrt.plan import EnginePlan, read_engine_plan
+from export.tensorrt.plan import EnginePlan
 from export.tensorrt.report import CARD_HEADING, BatchReport, EngineReport
 from export.tensorrt.requirements import (
     check_capability,
     check_obstacles,
     check_source,
-    check_tiles,
     check_version,
     load_tensorrt,
     pointing_to,
@@ -49,17 +48,15 @@ from serve.contract.manifest import (
 )
 
 ENGINE_REPORT_FILE = "engine_report.json"
-NUM_TILES = 4
-"""Number of synthetic tiles to compare on if no images are given."""
 
 
 @errors_translated()
 def build_engine(
     bundle: Path,
+    plan: EnginePlan,
+    tiles: ValidationTiles,
+    container: ContainerBuild,
     *,
-    plan: EnginePlan | None = None,
-    tiles: ValidationTiles | None = None,
-    container: ContainerBuild | None = None,
     trt: ModuleType | None = None,
     gpu: Gpu | None = None,
 ) -> EngineReport:
@@ -68,10 +65,10 @@ def build_engine(
     The plan appears under its name only after it passes the gate.
 
     Args:
-        bundle: the bundle's folder, with `engine_plan.json`.
-        plan: what to build; `engine_plan.json` by default.
-        tiles: tiles to compare on; synthetic tissue by default.
-        container: commands to show if this machine cannot build; without options by default.
+        bundle: the bundle's folder.
+        plan: what to build.
+        tiles: tiles of the model's size to compare on.
+        container: commands to show if this machine cannot build.
         trt: the `tensorrt` module; imported by default.
         gpu: the GPU to build on; the current CUDA device by default.
 
@@ -81,18 +78,14 @@ def build_engine(
     Raises:
         GraphError: TensorRT cannot read the graph; `engine_plan.json` says why.
         BundleError: the bundle is damaged, or its ONNX file is not the planned one.
-        SettingsError: the tiles do not have this model's size.
         WrongMachineError: TensorRT or the GPU is missing, or not the planned one.
         EngineError: TensorRT cannot read, build or run the model.
         GateError: the plan fails the gate.
     """
     manifest = read_bundle(bundle)
-    plan = plan or read_engine_plan(bundle)
-    precision = check_source(bundle, manifest, plan)
+    check_source(bundle, manifest, plan)
     check_obstacles(plan)
-    if tiles is not None:
-        check_tiles(tiles, manifest)
-    with pointing_to(container or ContainerBuild(plan, bundle, data=None), plan):
+    with pointing_to(container, plan):
         gpu = gpu or Gpu.find()
         if gpu is not None:
             check_capability(gpu.name, gpu.compute_capability, plan)
@@ -100,28 +93,12 @@ def build_engine(
         check_version(trt, plan)
         if gpu is None:
             raise WrongMachineError("This machine has no CUDA device that torch can use.")
-    tiles = tiles or tiles_for(manifest, None, NUM_TILES)
     with staging_folder(bundle, ".engine-") as staging:
         serialized = build_plan(trt, plan, bundle)
         report = check_plan(trt, gpu, serialized, bundle, manifest, plan, tiles)
         (staging / plan.plan_file).write_bytes(serialized)
-        _install(bundle, staging, manifest, plan, report, precision)
+        _install(bundle, staging, manifest, plan, report)
     return report
-
-
-def tiles_for(manifest: Manifest, data: Path | None, num_tiles: int) -> ValidationTiles:
-    """Load the tiles to compare an engine on, with masks if there are any.
-
-    Raises:
-        InputError: the data set has no tiles, or its classes differ from the model's.
-    """
-    return validation_tiles(
-        data,
-        manifest.tile_size_px,
-        num_tiles,
-        class_names=[entry.name for entry in manifest.classes],
-        mpp=manifest.mpp,
-    )
 
 
 def check_plan(
@@ -214,7 +191,6 @@ def _install(
     manifest: Manifest,
     plan: EnginePlan,
     report: EngineReport,
-    precision: str,
 ) -> None:
     """Move the plan, its report and the new manifest into the bundle, each file atomically."""
     staged = staging / plan.plan_file
@@ -222,7 +198,7 @@ def _install(
         {
             "file": plan.plan_file,
             "format": "tensorrt_plan",
-            "precision": precision,
+            "precision": plan.precision,
             "sha256": sha256_of(staged),
             "parity": Parity(
                 num_tiles=report.num_tiles,

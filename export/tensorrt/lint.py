@@ -32,13 +32,12 @@ class Violation:
         return f"{self.node}: {self.message}. {self.fix} [{self.rule}]"
 
 
-def lint(model: onnx.ModelProto, rules: Rules | None = None) -> list[Violation]:
+def lint(model: onnx.ModelProto) -> list[Violation]:
     """List where a model breaks the rules of TensorRT's parser.
 
     Skips tensors whose type ONNX cannot infer.
     """
-    rules = rules or load_rules()
-    graph = _LintedGraph(model)
+    graph, rules = _LintedGraph(model), load_rules()
     return [violation for check in _CHECKS for violation in check(graph, rules)]
 
 

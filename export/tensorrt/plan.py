@@ -61,8 +61,8 @@ class EnginePlan(Strict):
     precision: Literal["fp32", "fp16", "bf16"]
     image_size_px: int = Field(gt=0)
     batch: BatchProfile
-    workspace_bytes: int = Field(gt=0)
-    builder_optimization_level: int = Field(ge=0, le=5)
+    workspace_bytes: int = Field(default=8 << 30, gt=0)
+    builder_optimization_level: int = Field(default=4, ge=0, le=5)
     allow_tf32: bool
     """Whether float32 products may round their factors to 10 bits of mantissa, as in fp16."""
     hardware_compatibility_level: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
@@ -134,9 +134,6 @@ def plan_for(
     manifest: Manifest,
     artefact: Artefact,
     *,
-    opt_batch_size: int | None = None,
-    workspace_bytes: int = 8 << 30,
-    builder_optimization_level: int = 4,
     tolerances: Tolerances | None = None,
     obstacles: tuple[str, ...] = (),
 ) -> EnginePlan:
@@ -163,9 +160,7 @@ def plan_for(
         onnx_sha256=artefact.sha256,
         precision=artefact.precision,
         image_size_px=manifest.tile_size_px,
-        batch=BatchProfile(opt=opt_batch_size or max(1, largest // 2), max=largest),
-        workspace_bytes=workspace_bytes,
-        builder_optimization_level=builder_optimization_level,
+        batch=BatchProfile(opt=max(1, largest // 2), max=largest),
         allow_tf32=artefact.precision != "fp32",
         container_image=f"nvcr.io/nvidia/tensorrt:{RELEASE}-py3",
         serving_image=f"nvcr.io/nvidia/tritonserver:{RELEASE}-py3",

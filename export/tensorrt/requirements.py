@@ -1,4 +1,4 @@
-"""What must hold before an engine is built: the graph, the tiles, TensorRT and the GPU."""
+"""What must hold before an engine is built: the graph, TensorRT and the GPU."""
 
 import contextlib
 import importlib
@@ -6,10 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-
-from export.errors import BundleError, GraphError, SettingsError, WrongMachineError
-from export.gate.tiles import ValidationTiles
+from export.errors import BundleError, GraphError, WrongMachineError
 from export.tensorrt.container import ContainerBuild
 from export.tensorrt.plan import EnginePlan
 from serve.contract.manifest import Manifest, sha256_of
@@ -27,15 +24,14 @@ def load_tensorrt() -> ModuleType:
         raise WrongMachineError(f"TensorRT cannot be imported on this machine: {error}.") from error
 
 
-def check_source(bundle: Path, manifest: Manifest, plan: EnginePlan) -> str:
-    """Check that the ONNX file is the planned one; return its precision.
+def check_source(bundle: Path, manifest: Manifest, plan: EnginePlan) -> None:
+    """Check that the ONNX file is the planned one.
 
     Raises:
         BundleError: it is another one, or missing.
     """
-    for artefact in manifest.artefacts:
-        if artefact.file == plan.onnx_file and artefact.sha256 == plan.onnx_sha256:
-            return artefact.precision
+    if (plan.onnx_file, plan.onnx_sha256) in [(a.file, a.sha256) for a in manifest.artefacts]:
+        return
     path = bundle / plan.onnx_file
     found = f"its SHA-256 is {sha256_of(path)}" if path.is_file() else "it does not exist"
     raise BundleError(
@@ -55,20 +51,6 @@ def check_obstacles(plan: EnginePlan) -> None:
         raise GraphError(
             f"TensorRT cannot build an engine from {plan.onnx_file}; its parser would refuse:\n"
             f"{listing}\nServe the bundle with ONNX Runtime, or train with another encoder."
-        )
-
-
-def check_tiles(tiles: ValidationTiles, manifest: Manifest) -> None:
-    """Check that there are images, and that they have the model's size.
-
-    Raises:
-        SettingsError: they do not.
-    """
-    side, images = manifest.tile_size_px, tiles.images
-    if images.dtype != np.uint8 or not len(images) or images.shape[1:] != (side, side, 3):
-        raise SettingsError(
-            f"the images to compare on are {images.shape} {images.dtype}; expected "
-            f"(N, {side}, {side}, 3) uint8 with at least one image"
         )
 
 

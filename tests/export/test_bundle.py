@@ -16,8 +16,7 @@ from export.gate.schema import ParityReport, Tolerances
 from export.precision.artefacts import PrecisionSettings
 from export.precision.half import half_blocks
 from export.settings import BundleSettings
-from export.tensorrt.engine import build_engine
-from export.tensorrt.lint import engine_obstacles, lint
+from export.tensorrt.lint import engine_obstacles
 from export.tensorrt.plan import read_engine_plan
 from export.tensorrt.rules import load_rules
 from serve.contract.machine import this_processor
@@ -39,18 +38,50 @@ FILES = {
     "parity_report.md",
     "warm_up.npz",
 }
-FP32_ONLY = PrecisionSettings(fp16=False)
-QUICK = BundleSettings(num_parity_tiles=2, precision=FP32_ONLY)
+Export = Callable[..., Path]
+QUICK = BundleSettings(num_parity_tiles=2, precision=PrecisionSettings(fp16=False))
 
 
 @pytest.fixture
-def _quick_export(toy_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graph is there already: torch's exporter takes its time."""
+def asked() -> list[object]:
+    """What torch's exporter was asked for."""
+    return []
+
+
+@pytest.fixture
+def export(
+    toy_run: Path,
+    toy_graph: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[object],
+) -> Export:
+    """Exports the toy run, by default to `bundle`; torch's exporter would take its time."""
 
     def copy(deployable: object, path: Path, **settings: object) -> None:
         shutil.copyfile(toy_graph, path)
+        asked.append(settings)
+
+    def run(settings: BundleSettings, out: Path = tmp_path / "bundle") -> Path:
+        write_bundle(toy_run, out, settings)
+        return out
 
     monkeypatch.setattr("export.bundle.export_onnx", copy)
+    return run
+
+
+def _halves(precision: PrecisionSettings, **tolerances: float) -> BundleSettings:
+    """A quick export whose half precision passes, where `tolerances` do not forbid it."""
+    loose = Tolerances(
+        half_agreement=0.5,
+        half_dice_loss=1.0,
+        agreement_dice_loss=1.0,
+        int8_agreement=0.5,
+        int8_dice_loss=1.0,
+    )
+    return BundleSettings(
+        num_parity_tiles=2, precision=precision, tolerances=replace(loose, **tolerances)
+    )
 
 
 def _names(folder: Path) -> set[str]:
@@ -66,8 +97,10 @@ def test_a_bundle_has_both_precisions_the_plan_the_card_and_the_reports(
 ) -> None:
     pictures = {name for name in _names(exported_bundle) if name.endswith(".png")}
     assert _names(exported_bundle) - pictures == FILES
-    precisions = [artefact.precision for artefact in read_bundle(exported_bundle).artefacts]
-    assert precisions == ["fp32", "fp16"]
+    artefacts = read_bundle(exported_bundle).artefacts
+    assert [artefact.precision for artefact in artefacts] == ["fp32", "fp16"]
+    plan = read_engine_plan(exported_bundle)
+    assert (plan.onnx_file, plan.onnx_sha256) == ("model.fp16.onnx", artefacts[1].sha256)
 
 
 def test_all_files_have_the_mode_that_the_umask_gives(
@@ -100,59 +133,32 @@ def test_the_scale_certificate_is_in_the_manifest_the_report_and_the_card(
     assert (exported_bundle / "parity_scale.png").is_file()
 
 
-def test_both_graphs_have_the_same_inputs_and_outputs(exported_bundle: Path) -> None:
+def test_both_graphs_have_the_same_interface_and_tensorrts_parser_would_take_them(
+    exported_bundle: Path,
+) -> None:
+    graphs = [exported_bundle / name for name in ("model.onnx", "model.fp16.onnx")]
+    assert [engine_obstacles(path) for path in graphs] == [(), ()]
+    sessions = [onnxruntime.InferenceSession(path) for path in graphs]
     described = [
         [
-            [(entry.name, entry.type, entry.shape[1:]) for entry in entries]
-            for entries in (session.get_inputs(), session.get_outputs())
+            (entry.name, entry.type, entry.shape[1:])
+            for entry in (*session.get_inputs(), *session.get_outputs())
         ]
-        for session in (
-            onnxruntime.InferenceSession(exported_bundle / name)
-            for name in ("model.onnx", "model.fp16.onnx")
-        )
+        for session in sessions
     ]
     assert described[0] == described[1]
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.fp16.onnx"])
-def test_tensorrts_parser_would_take_both_graphs(exported_bundle: Path, name: str) -> None:
-    assert engine_obstacles(exported_bundle / name) == ()
-
-
-def test_the_engine_is_planned_from_the_half_precision_graph(exported_bundle: Path) -> None:
-    plan = read_engine_plan(exported_bundle)
-    by_file = {artefact.file: artefact for artefact in read_bundle(exported_bundle).artefacts}
-    assert plan.onnx_file == "model.fp16.onnx"
-    assert plan.onnx_sha256 == by_file["model.fp16.onnx"].sha256
-
-
-@pytest.mark.usefixtures("_quick_export")
-def test_without_half_precision_the_engine_is_planned_from_float32(
-    toy_run: Path, tmp_path: Path
-) -> None:
-    bundle = tmp_path / "bundle"
-    write_bundle(toy_run, bundle, QUICK)
-    assert read_engine_plan(bundle).onnx_file == "model.onnx"
-    assert "model.fp16.onnx" not in _names(bundle)
-
-
-@pytest.mark.usefixtures("_quick_export")
 def test_a_graph_that_only_tensorrt_refuses_is_exported_and_the_plan_says_why_there_is_no_engine(
-    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_softmax(path: Path) -> tuple[str, ...]:
-        rules = load_rules()
-        operators = {name: rule for name, rule in rules.operators.items() if name != "Softmax"}
-        model = onnx.load(str(path))
-        return tuple(map(str, lint(model, rules.model_copy(update={"operators": operators}))))
-
-    monkeypatch.setattr("export.bundle.engine_obstacles", without_softmax)
-    bundle = tmp_path / "bundle"
-    write_bundle(toy_run, bundle, QUICK)
-    plan = read_engine_plan(bundle)
+    rules = load_rules()
+    operators = {name: rule for name, rule in rules.operators.items() if name != "Softmax"}
+    changed = rules.model_copy(update={"operators": operators})
+    monkeypatch.setattr("export.tensorrt.lint.load_rules", lambda: changed)
+    plan = read_engine_plan(export(QUICK))
+    assert plan.onnx_file == "model.onnx"
     assert "operator Softmax" in plan.obstacles[0]
-    with raises(GraphError, "model.onnx", plan.obstacles[0]):
-        build_engine(bundle, tiles=None)
 
 
 def test_parity_json_has_each_block_and_the_limit(exported_bundle: Path) -> None:
@@ -180,17 +186,15 @@ def test_parity_json_has_the_emulation_of_half_precision(exported_bundle: Path) 
     assert half.emulation.nonfinite == {}
 
 
-@pytest.mark.usefixtures("_quick_export")
 def test_a_half_precision_graph_that_fails_is_left_out_and_the_report_says_why(
-    toy_run: Path, toy_data: Path, tmp_path: Path
+    export: Export, toy_data: Path
 ) -> None:
-    bundle = tmp_path / "bundle"
     settings = BundleSettings(
         validate=toy_data,
         precision=PrecisionSettings(auto_islands=False, num_emulated_tiles=0),
         tolerances=Tolerances(half_iou_score_difference=0.0),
     )
-    write_bundle(toy_run, bundle, settings)
+    bundle = export(settings)
     assert "model.fp16.onnx" not in _names(bundle)
     assert [artefact.file for artefact in read_bundle(bundle).artefacts] == ["model.onnx"]
     assert read_engine_plan(bundle).onnx_file == "model.onnx"
@@ -199,212 +203,132 @@ def test_a_half_precision_graph_that_fails_is_left_out_and_the_report_says_why(
         assert "an IoU score differs by" in (bundle / name).read_text()
 
 
-@pytest.mark.usefixtures("_quick_export")
-def test_bfloat16_is_judged_by_emulation(toy_run: Path, tmp_path: Path) -> None:
-    bundle = tmp_path / "bundle"
-    precision = PrecisionSettings(fp16=False, bf16=True)
-    loose = Tolerances(half_agreement=0.5, half_dice_loss=1.0)
-    settings = BundleSettings(num_parity_tiles=2, precision=precision, tolerances=loose)
-    write_bundle(toy_run, bundle, settings)
-    assert "model.bf16.onnx" in _names(bundle)
-    assert _report(bundle).artefacts[1].measured_with == "emulation"
-
-
-@pytest.mark.usefixtures("_quick_export")
-@pytest.mark.parametrize(("largest", "kept"), [(1.0, True), (0.0, False)])
-def test_int8_is_kept_only_if_it_passes(
-    toy_run: Path, tmp_path: Path, largest: float, kept: bool
+def test_where_fp16_is_refused_the_engine_is_planned_from_bf16_which_is_emulated(
+    export: Export, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = tmp_path / "bundle"
-    settings = BundleSettings(
-        num_parity_tiles=2,
-        precision=PrecisionSettings(fp16=False, int8=True),
-        tolerances=Tolerances(
-            int8_agreement=0.5, int8_dice_loss=1.0, int8_iou_score_difference=largest
-        ),
-    )
-    write_bundle(toy_run, bundle, settings)
+    precision = PrecisionSettings(bf16=True, auto_islands=False, fp16_range_share=1e-9)
+    limits = {"half_iou_score_difference": 1.0, "half_confidence_difference": 1.0}
+    bundle = export(_halves(precision, **limits))
+    assert read_engine_plan(bundle).onnx_file == "model.bf16.onnx"
+    assert _report(bundle).artefacts[-1].measured_with == "emulation"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "would be built from model.bf16.onnx: fp16 did not pass the gate" in said
+
+
+@pytest.mark.parametrize(("largest", "kept"), [(1.0, True), (0.0, False)])
+def test_int8_is_kept_only_if_it_passes(export: Export, largest: float, kept: bool) -> None:
+    precision = PrecisionSettings(fp16=False, int8=True)
+    bundle = export(_halves(precision, int8_iou_score_difference=largest))
     assert ("model.int8.onnx" in _names(bundle)) is kept
     assert _report(bundle).artefacts[1].passed is kept
 
 
-@pytest.mark.usefixtures("_quick_export")
-def test_a_float32_graph_that_fails_leaves_the_earlier_bundle_and_its_report(
-    exported_bundle: Path, toy_run: Path, tmp_path: Path
-) -> None:
-    bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
-    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
-    impossible = BundleSettings(tolerances=Tolerances(fp32_logit_difference=1e-12))
-    refused = tmp_path / "bundle-refused"
-    with raises(GateError, "model.onnx", refused / "parity_report.md"):
-        write_bundle(toy_run, bundle, impossible)
-    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
-    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "bundle-refused"}
-    assert _names(refused) == {"parity.json", "parity_report.md"}
-    (found,) = _report(refused).artefacts
-    assert not found.passed
-    assert "on tile drawn_" in (refused / "parity_report.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.usefixtures("_quick_export")
-def test_a_refusal_names_class_and_tile_with_a_picture_until_an_export_passes(
-    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_float32_graph_that_fails_leaves_the_earlier_bundle_and_a_report_until_one_passes(
+    exported_bundle: Path, export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answer_wrongly(*arguments: object) -> Answers:
         answers = onnx_answers(*arguments)  # type: ignore[arg-type]
         answers.labels[1] = 1 + answers.labels[1] % 5
         return answers
 
-    bundle, refused = tmp_path / "bundle", tmp_path / "bundle-refused"
-    settings = QUICK
+    bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    refused = tmp_path / "bundle-refused"
     monkeypatch.setattr("export.bundle.onnx_answers", answer_wrongly)
-    with raises(GateError, "tile drawn_1"):
-        write_bundle(toy_run, bundle, settings)
+    with raises(GateError, "model.onnx", "tile drawn_1", refused / "parity_report.md"):
+        export(QUICK)
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert _names(tmp_path) == {"bundle", "bundle-refused"}
     assert _names(refused) == {"parity.json", "parity_report.md", "parity_fp32.png"}
+    (found,) = _report(refused).artefacts
+    assert not found.passed
     assert "drawn_1 (0.0000%)" in (refused / "parity_report.md").read_text(encoding="utf-8")
     monkeypatch.setattr("export.bundle.onnx_answers", onnx_answers)
-    write_bundle(toy_run, bundle, settings)
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    export(QUICK)
+    assert _names(tmp_path) == {"bundle"}
 
 
-@pytest.mark.usefixtures("_quick_export")
 @pytest.mark.parametrize(
     ("largest", "in_openvino"),
     [(1.0, {"model.onnx": True, "model.bf16.onnx": True}), (0.0, {"model.onnx": True})],
 )
 def test_openvino_may_serve_what_passed_the_gate_there(
-    toy_run: Path, tmp_path: Path, largest: float, in_openvino: dict[str, bool]
+    export: Export, largest: float, in_openvino: dict[str, bool]
 ) -> None:
     needs_openvino("bf16")
-    bundle = tmp_path / "bundle"
-    settings = BundleSettings(
-        num_parity_tiles=2,
-        precision=PrecisionSettings(fp16=False, openvino=True, auto_islands=False),
-        tolerances=Tolerances(
-            half_agreement=0.5, half_dice_loss=1.0, half_iou_score_difference=largest
-        ),
-    )
-    manifest = write_bundle(toy_run, bundle, settings)
-    found = {entry.file: entry.passed_with("openvino") for entry in manifest.artefacts}
-    assert found == in_openvino
-    proofs = {(p.provider, p.processor) for entry in manifest.artefacts for p in entry.proofs}
+    precision = PrecisionSettings(fp16=False, openvino=True, auto_islands=False)
+    bundle = export(_halves(precision, half_iou_score_difference=largest))
+    artefacts = read_bundle(bundle).artefacts
+    assert {entry.file: entry.passed_with("openvino") for entry in artefacts} == in_openvino
+    proofs = {(p.provider, p.processor) for entry in artefacts for p in entry.proofs}
     assert proofs == {(name, this_processor().kind) for name in ("cpu", "openvino")}
     titles = [found.title for found in _report(bundle).artefacts]
     assert titles == ["model.onnx", "model.onnx in OpenVINO", "model.bf16.onnx in OpenVINO"]
 
 
-@pytest.mark.usefixtures("_quick_export")
 def test_on_a_processor_without_bfloat16_only_float32_is_tried_in_openvino(
-    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs_openvino()
     monkeypatch.setattr(
         "serve.contract.openvino.problem",
         lambda precision: "no bfloat16" if precision == "bf16" else None,
     )
-    settings = BundleSettings(
-        num_parity_tiles=2, precision=PrecisionSettings(fp16=False, openvino=True)
-    )
-    manifest = write_bundle(toy_run, tmp_path / "bundle", settings)
-    assert [entry.file for entry in manifest.artefacts] == ["model.onnx"]
-    assert manifest.artefacts[0].passed_with("openvino")
+    bundle = export(replace(QUICK, precision=PrecisionSettings(fp16=False, openvino=True)))
+    (artefact,) = read_bundle(bundle).artefacts
+    assert (artefact.file, artefact.passed_with("openvino")) == ("model.onnx", True)
 
 
-@pytest.mark.usefixtures("_quick_export")
 def test_without_openvino_nothing_may_be_served_there(exported_bundle: Path) -> None:
     assert not any(a.passed_with("openvino") for a in read_bundle(exported_bundle).artefacts)
 
 
-@pytest.mark.usefixtures("_quick_export")
-def test_an_unknown_island_leaves_nothing_behind(toy_run: Path, tmp_path: Path) -> None:
+def test_an_unknown_island_leaves_nothing_behind(export: Export, tmp_path: Path) -> None:
     settings = BundleSettings(precision=PrecisionSettings(fp32_islands=("block_7",)))
     with raises(SettingsError, "block_7", "image_encoder.blocks.0"):
-        write_bundle(toy_run, tmp_path / "bundle", settings)
+        export(settings)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("_quick_export")
-def test_a_new_export_replaces_the_earlier_bundle_whole(
-    exported_bundle: Path, toy_run: Path, toy_data: Path, tmp_path: Path
-) -> None:
-    bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
-    settings = replace(QUICK, model_version="2", validate=toy_data)
-    write_bundle(toy_run, bundle, settings)
-    assert read_bundle(bundle).version == "2"
-    assert "model.fp16.onnx" not in _names(bundle)
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-
-
-@pytest.mark.usefixtures("_quick_export")
-def test_the_bundle_behind_a_link_is_replaced_and_the_link_stays(
-    exported_bundle: Path, toy_run: Path, tmp_path: Path
-) -> None:
-    bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
-    link = tmp_path / "current"
-    link.symlink_to(bundle)
-    write_bundle(toy_run, link, replace(QUICK, model_version="2"))
-    assert link.readlink() == bundle
-    assert read_bundle(bundle).version == "2"
-
-
-def test_what_came_to_the_bundles_place_during_the_work_stays(
-    toy_run: Path, toy_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = tmp_path / "bundle"
-
-    def export(deployable: object, path: Path, **settings: object) -> None:
-        shutil.copyfile(toy_graph, path)
-        bundle.mkdir()
-        (bundle / "notes.txt").write_text("mine")
-
-    monkeypatch.setattr("export.bundle.export_onnx", export)
-    with raises(DestinationError, bundle, "notes.txt"):
-        write_bundle(toy_run, bundle, QUICK)
-    assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "notes.txt"]
-
-
-@pytest.mark.usefixtures("_quick_export")
-def test_the_timings_of_an_earlier_engine_stay_and_its_plan_does_not(
-    exported_bundle: Path, toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_new_export_replaces_the_bundle_behind_a_link_whole_but_for_an_engines_timings(
+    exported_bundle: Path, export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = Path(shutil.copytree(exported_bundle, tmp_path / "bundle"))
     (bundle / "timing.cache").write_text("timings")
     (bundle / "model.plan").write_text("plan")
-    write_bundle(toy_run, bundle, QUICK)
+    link = tmp_path / "current"
+    link.symlink_to(bundle)
+    export(replace(QUICK, model_version="2"), link)
+    assert link.readlink() == bundle
+    assert read_bundle(bundle).version == "2"
+    assert not {"model.fp16.onnx", "model.plan"} & _names(bundle)
     assert (bundle / "timing.cache").read_text() == "timings"
-    assert "model.plan" not in _names(bundle)
     assert f"{bundle / 'model.plan'} is of the earlier bundle" in capsys.readouterr().out
+    assert _names(tmp_path) == {"bundle", "current"}
 
 
-@pytest.mark.usefixtures("_quick_export")
-def test_where_fp16_is_refused_the_engine_is_planned_from_bf16(
-    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_came_to_the_bundles_place_during_the_work_stays(
+    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = tmp_path / "bundle"
-    precision = PrecisionSettings(bf16=True, auto_islands=False, fp16_range_share=1e-9)
-    loose = Tolerances(half_agreement=0.5, half_dice_loss=1.0, agreement_dice_loss=1.0)
-    loose = replace(loose, half_iou_score_difference=1.0, half_confidence_difference=1.0)
-    settings = BundleSettings(num_parity_tiles=2, precision=precision, tolerances=loose)
-    write_bundle(toy_run, bundle, settings)
-    assert read_engine_plan(bundle).onnx_file == "model.bf16.onnx"
-    said = " ".join(capsys.readouterr().out.split())
-    assert "would be built from model.bf16.onnx: fp16 did not pass the gate" in said
+
+    def answer(*arguments: object) -> Answers:
+        bundle.mkdir()
+        (bundle / "notes.txt").write_text("mine")
+        return onnx_answers(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("export.bundle.onnx_answers", answer)
+    with raises(DestinationError, bundle, "notes.txt"):
+        export(QUICK)
+    assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "notes.txt"]
 
 
 def test_attention_is_exported_as_asked_for_and_the_manifest_has_the_graphs_own_opset(
-    toy_run: Path, toy_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export: Export, asked: list[object]
 ) -> None:
-    asked: list[object] = []
-
-    def export(deployable: object, path: Path, **settings: object) -> None:
-        shutil.copyfile(toy_graph, path)
-        asked.append(settings)
-
-    monkeypatch.setattr("export.bundle.export_onnx", export)
     settings = replace(QUICK, opset=24, positions="extended")
-    manifest = write_bundle(toy_run, tmp_path / "bundle", settings)
+    assert read_bundle(export(settings)).opset == 20
     assert asked == [{"opset": 24, "form": settings.attention}]
-    assert manifest.opset == 20
 
 
 def test_a_model_beyond_two_gibibytes_is_refused_before_any_work(

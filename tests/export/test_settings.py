@@ -56,9 +56,7 @@ def manifest(toy_bundle) -> Manifest:
         (["--opset", "23"], AttentionForm(operator=True)),
         (
             ["--positions", "extended", "--max-queries", "None"],
-            AttentionForm(
-                global_positions="extended", window_positions="extended", max_queries=None
-            ),
+            AttentionForm(positions="extended", max_queries=None),
         ),
     ],
 )

@@ -6,16 +6,22 @@ import numpy as np
 import onnx
 import pytest
 
-from export.gate.answers import cuda_answers, torch_answers
+from export.gate.answers import Answers, session_answers, torch_answers
 from export.gate.gate import Gate
 from export.gate.schema import Tolerances
 from export.gate.tiles import ValidationTiles
 from export.graph.reference import Deployable
 from export.precision.half import convert_to_half, half_blocks
+from serve.contract import cuda
 from tests.support.cuda import needs_cuda
 from train.model.checkpoint import load_checkpoint, read_card
 
 pytestmark = pytest.mark.gpu
+
+
+def cuda_answers(path: Path, images: np.ndarray, **settings: str) -> Answers:
+    """By default float32 is multiplied as TF32."""
+    return session_answers(cuda.open_session(path, settings=settings), images, "CUDA")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,7 +48,7 @@ def gate(toy_run: Path) -> Gate:
 
 
 def test_float32_on_the_gpu_passes_the_gate_of_float32(gate: Gate, toy_graph: Path) -> None:
-    answers = cuda_answers(toy_graph, gate.tiles.images, {"use_tf32": "0"})
+    answers = cuda_answers(toy_graph, gate.tiles.images, use_tf32="0")
     assert gate.judge(answers, "model.onnx", "fp32").failures == ()
 
 

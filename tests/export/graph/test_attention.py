@@ -17,11 +17,12 @@ from export.graph.attention import (
 
 DIM, HEADS = 24, 3
 FORMS = [
-    AttentionForm(global_positions="dense", window_positions="dense", max_queries=None),
-    AttentionForm(global_positions="extended", window_positions="extended", max_queries=None),
-    AttentionForm(global_positions="dense", max_queries=15),
-    AttentionForm(global_positions="extended", max_queries=15),
+    AttentionForm(max_queries=None),
+    AttentionForm(positions="extended", max_queries=None),
+    AttentionForm(max_queries=15),
+    AttentionForm(positions="extended", max_queries=15),
     AttentionForm(operator=True),
+    AttentionForm(max_queries=None, fused=True),
 ]
 
 
@@ -99,15 +100,13 @@ def test_no_padded_token_is_projected():
 
 @pytest.mark.parametrize("side", [4, 7, 14])
 def test_extended_heads_have_a_width_that_fused_attention_takes(side: int):
-    attention = GlobalAttention(
-        sam_attention(side), side, AttentionForm(global_positions="extended")
-    )
+    attention = GlobalAttention(sam_attention(side), side, AttentionForm(positions="extended"))
     assert attention.one_hot.shape[-1] % 8 == 0
 
 
 def test_only_extended_positions_keep_the_rows_and_columns_of_the_keys():
     for positions in ("dense", "extended"):
-        form = AttentionForm(global_positions=positions)
+        form = AttentionForm(positions=positions)
         names = dict(GlobalAttention(sam_attention(4), 4, form).named_buffers())
         assert ("one_hot" in names) is (positions == "extended")
 

@@ -92,7 +92,7 @@ def assert_same(found: DeployableOutput, expected: DeployableOutput):
     "form",
     [
         AttentionForm(),
-        AttentionForm(global_positions="extended", window_positions="extended", max_queries=20),
+        AttentionForm(positions="extended", max_queries=20),
     ],
 )
 def test_folding_changes_no_answer(tile_size_px: int, form: AttentionForm):
