@@ -17,12 +17,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from serve.contract.errors import ImageError, ImageTooLargeError
 from serve.images.bombs import refuse_bombs, refuse_large_exif
 from serve.images.colors import to_rgb
-from serve.images.mpp import UNKNOWN, PixelSize, Stated, contradiction, density
+from serve.images.mpp import (
+    UNKNOWN,
+    PixelSize,
+    Stated,
+    contradiction,
+    density,
+    first_believed,
+    resolution,
+)
 from serve.images.png import decode_plain_png
 from serve.images.refusals import damaged_file, refuse_bytes, refuse_kind, refuse_size, unknown_file
 from serve.images.tiff import TiffImage, find_image, is_tiff
 from serve.images.tiff_codecs import decode_segments, is_read_by_pillow
 from serve.images.tiff_pages import refuse_more_channels
+from serve.images.units import UM_PER_INCH
 from serve.settings import InferenceSettings
 
 _DEFAULTS = InferenceSettings()
@@ -30,8 +39,9 @@ FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 _ORIENTATION = 0x0112
 TRANSPOSED = (5, 6, 7, 8)
 """Values of EXIF's orientation that swap width and height."""
-_UM_PER_METRE, _UM_PER_INCH = 1e6, 25_400.0
-_JPEG_UM_PER_UNIT = {1: _UM_PER_INCH, 2: 10_000.0}
+_EXIF_RESOLUTION = {282: 0.0, 283: 0.0, 296: 2}
+"""EXIF's XResolution, YResolution and ResolutionUnit, and what counts where they are missing."""
+_JPEG_UM_PER_UNIT = {1: UM_PER_INCH, 2: 10_000.0}
 """JFIF's units of density: inch, centimetre; 0 is none."""
 _DECODER_ERRORS = (
     OSError,
@@ -239,15 +249,29 @@ def _upright_rgb(image: Image.Image, orientation: int = 1) -> Picture:
 
 
 def _stated_mpp(image: Image.Image) -> Stated:
-    """What a PNG's pHYs or a JPEG's density says; a TIFF's is read from its tags."""
+    """What a PNG's pHYs, a JPEG's density or EXIF says; a TIFF's is read from its tags."""
+    candidates = []
     if image.format == "PNG" and "dpi" in image.info:  # set for a pHYs chunk in metres
         x, y = (float(dpi) for dpi in image.info["dpi"])
-        return density(x, y, _UM_PER_INCH, "PNG density")
+        candidates.append(density(x, y, UM_PER_INCH, "PNG density"))
     if image.format in ("JPEG", "MPO"):  # MPO: a JPEG with previews behind it
         um = _JPEG_UM_PER_UNIT.get(image.info.get("jfif_unit", 0))
         x, y = image.info.get("jfif_density", (0, 0))
-        return Stated() if um is None else density(float(x), float(y), um, "JPEG density")
-    return Stated()
+        candidates += [] if um is None else [density(float(x), float(y), um, "JPEG density")]
+    if image.format != "TIFF":
+        candidates.append(_exif_mpp(image.info.get("exif")))
+    return first_believed(candidates)
+
+
+def _exif_mpp(data: bytes | None) -> Stated:
+    refuse_large_exif(data)
+    exif = Image.Exif()
+    try:
+        exif.load(data or b"")
+        x, y, unit = (exif.get(tag, default) for tag, default in _EXIF_RESOLUTION.items())
+        return resolution(float(x), float(y), int(unit), "EXIF resolution")
+    except _DECODER_ERRORS:  # damaged EXIF says nothing
+        return Stated()
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -14,14 +14,15 @@ axis by that axis's um per pixel. Sides that differ more than MAX_ASPECT times a
 """
 
 import math
-import re
-import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from serve.contract.errors import ImageError, OptionError
-from serve.images.imagej import as_text, read_imagej
+from serve.images.aperio import aperio_sides
+from serve.images.imagej import read_imagej
 from serve.images.ome import OmeImage, image_of_size, read_ome
+from serve.images.units import UM_PER_INCH, number, um_per_unit
 
 CONTRADICTED = "was given, and counts"
 """Ends the note of a file whose um per pixel does not count."""
@@ -37,7 +38,6 @@ the file states it, such as "OME-XML"."""
 FROM_REQUEST = "request"
 ASSUMED = "model (assumed)"
 UNKNOWN = "unknown"
-_UM_PER_INCH = 25_400.0
 _PRINTERS_DPI = (6400, 7200, 8000, 9600, 10_000, 12_000, 12_800, 14_400, 19_200)
 """Beyond 6350 dpi: what flat-bed and film scanners interpolate to."""
 _PRINTER_TOLERANCE = 0.001
@@ -47,26 +47,11 @@ _SQUARE = 0.01
 MAX_ASPECT = 4.0
 """How often one side of a pixel may hold the other (our choice): beyond it, the file is wrong, or
 the image was squeezed so far that it shows no tissue."""
-_UM_PER_UNIT = {
-    1.0: ("um", "\u03bcm", "micron", "micrometer", "micrometre", "\u03bc"),
-    1e-3: ("nm", "nanometer", "nanometre"),
-    1e-4: ("\u00e5", "angstrom", "\u00e5ngstr\u00f6m"),
-    1e-6: ("pm", "picometer", "picometre"),
-    1e3: ("mm", "millimeter", "millimetre"),
-    1e4: ("cm", "centimeter", "centimetre"),
-    1e5: ("dm", "decimeter", "decimetre"),
-    1e6: ("m", "meter", "metre"),
-    25.4: ("thou", "mil"),
-    25_400.0 / 72: ("pt", "point"),
-    _UM_PER_INCH: ("in", "inch", "inches", '"'),
-}
-_UNITS = {name: um for um, names in _UM_PER_UNIT.items() for name in names}
-_BARE_UNITS = (1e4, _UM_PER_INCH)
+_BARE_UNITS = (1e4, UM_PER_INCH)
 """Units that ImageJ takes over from a bare resolution."""
-_TIFF_UNITS = {2: _UM_PER_INCH, 3: 1e4}
-"""TIFF's ResolutionUnit: inch, centimetre; 1 is none."""
-_APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*([0-9.,]{1,32})\s*(?:\||$)")
-_MAX_DESCRIPTION = 2**16
+_RESOLUTION_UNITS = {2: UM_PER_INCH, 3: 1e4, 4: 1e3, 5: 1.0}
+"""ResolutionUnit of TIFF and EXIF: inch, centimetre; millimetre and micrometre as tifffile and
+EXIF's focal plane have them; 1 is none."""
 
 
 class PixelSize(NamedTuple):
@@ -153,12 +138,6 @@ def check_mpp(mpp: float) -> None:
         )
 
 
-def um_per_unit(name: str) -> float | None:
-    """Micrometres in a unit of length, however it is spelt; None for pixels and unknown words."""
-    word = unicodedata.normalize("NFKC", name).strip().casefold()
-    return _UNITS.get(word, _UNITS.get(word.removesuffix("s")))
-
-
 def judge(x: float, y: float, source: str, *, is_bare: bool = False) -> Stated:
     """Decide whether to believe the um per pixel along x and y.
 
@@ -172,7 +151,7 @@ def judge(x: float, y: float, source: str, *, is_bare: bool = False) -> Stated:
         return Stated()
     size, highest = PixelSize(x, y), MAX_DENSITY_MPP if is_bare else MAX_MPP
     if is_bare and (max(size) > highest or _is_printers(x) or _is_printers(y)):
-        dpi = PixelSize(*(_UM_PER_INCH / side for side in size))
+        dpi = PixelSize(*(UM_PER_INCH / side for side in size))
         reason = (
             f"{_whole(dpi)} dpi ({size} um per pixel), a resolution of screens, printers and "
             "flat-bed scanners"
@@ -194,7 +173,7 @@ def _whole(size: PixelSize) -> str:
 
 
 def _is_printers(mpp: float) -> bool:
-    dpi = _UM_PER_INCH / mpp
+    dpi = UM_PER_INCH / mpp
     return any(abs(dpi / known - 1) < _PRINTER_TOLERANCE for known in _PRINTERS_DPI)
 
 
@@ -205,10 +184,16 @@ def density(x: float, y: float, um: float, source: str) -> Stated:
     return judge(um / x, um / y, source, is_bare=True)
 
 
+def resolution(x: float, y: float, unit: int, source: str) -> Stated:
+    """What the resolution tags of TIFF and EXIF say: pixels along x and y in their unit."""
+    um = _RESOLUTION_UNITS.get(unit)
+    return Stated() if um is None else density(x, y, um, source)
+
+
 def tiff_mpp(
-    description: bytes,
-    resolution: tuple[float, float] | None,
-    resolution_unit: int,
+    descriptions: Sequence[bytes],
+    tags: tuple[float, float] | None,
+    unit: int,
     *,
     size: tuple[int, int] = (0, 0),
 ) -> Stated:
@@ -217,20 +202,23 @@ def tiff_mpp(
     The first that states a believable one counts; the notes of those before are dropped then.
 
     Args:
-        description: tag ImageDescription of the first page, with its bytes.
-        resolution: tags XResolution and YResolution of the page that is read.
-        resolution_unit: its tag ResolutionUnit; 2 where it has none (TIFF 6.0).
+        descriptions: tag ImageDescription of the page that is read, and of the first page.
+        tags: XResolution and YResolution of the page that is read.
+        unit: its tag ResolutionUnit; 2 where it has none (TIFF 6.0).
         size: width and height of that page, to find its part of the OME-XML.
     """
-    properties = read_imagej(description)
-    candidates = [
-        ome_mpp(image_of_size(read_ome(description), *size)),
-        _aperio_mpp(description),
-        _imagej_mpp(properties, resolution),
-    ]
-    um = _TIFF_UNITS.get(resolution_unit)
-    if resolution is not None and um is not None and not candidates[-1].note:
-        candidates.append(density(*resolution, um, "TIFF resolution"))
+    candidates = []
+    for description in descriptions:
+        images = read_ome(description)
+        candidates += [
+            ome_mpp(image_of_size(images, *size), size),
+            _aperio_mpp(aperio_sides(description, size)),
+            _imagej_mpp(read_imagej(description), tags),
+        ]
+        if candidates[-1].note:  # its unit says how the tags are meant, and is not believed
+            return first_believed(candidates)
+    if tags is not None:
+        candidates.append(resolution(*tags, unit, "TIFF resolution"))
     return first_believed(candidates)
 
 
@@ -242,42 +230,48 @@ def first_believed(candidates: list[Stated]) -> Stated:
     return next(iter([*usable, *sized, *noted]), Stated())
 
 
-def ome_mpp(image: OmeImage | None) -> Stated:
-    """PhysicalSizeX and Y of OME-XML, by default in micrometres."""
+def ome_mpp(image: OmeImage | None, size: tuple[int, int] = (0, 0)) -> Stated:
+    """PhysicalSizeX and Y of OME-XML, by default in micrometres.
+
+    Args:
+        image: of the OME-XML.
+        size: width and height of the page. OME-XML of another size is of an image that was cut or
+            made smaller since, nobody knows which, and is not believed.
+    """
     if image is None:
         return Stated()
+    axes = [axis for axis in "XY" if f"PhysicalSize{axis}" in image.attributes]
     values = []
-    for axis in "XY" if "PhysicalSizeY" in image.attributes else "XX":
+    for axis in axes:
         um = um_per_unit(image.attributes.get(f"PhysicalSize{axis}Unit", "um"))
-        size = _number(image.attributes.get(f"PhysicalSize{axis}", ""))
-        if um is None or size is None:
+        length = number(image.attributes[f"PhysicalSize{axis}"])
+        if um is None or length is None:
             return Stated()
-        values.append(size * um)
-    return judge(values[0], values[1], "OME-XML")
+        values.append(length * um)
+    if not values:
+        return Stated()
+    stated = judge(values[0], values[-1], "OME-XML")
+    own = image.size("X"), image.size("Y")
+    if "SizeX" not in image.attributes or own in (size, size[::-1]) or stated.pixel_size is None:
+        return stated
+    return Stated(
+        note=f"OME-XML says {stated.pixel_size} um per pixel of an image of {own[0]} x {own[1]} "
+        f"pixels, this one has {size[0]} x {size[1]}. It is not used: state the um per pixel if "
+        "you know it."
+    )
 
 
-def _aperio_mpp(description: bytes) -> Stated:
-    text = as_text(description[:_MAX_DESCRIPTION])
-    found = _APERIO_MPP.search(text) if text.startswith("Aperio") else None
-    size = None if found is None else _number(found[1])
-    return Stated() if size is None else judge(size, size, "Aperio MPP")
+def _aperio_mpp(sides: tuple[float, float] | None) -> Stated:
+    return Stated() if sides is None else judge(*sides, "Aperio MPP")
 
 
-def _imagej_mpp(properties: dict[str, str], resolution: tuple[float, float] | None) -> Stated:
+def _imagej_mpp(properties: dict[str, str], tags: tuple[float, float] | None) -> Stated:
     """ImageJ's resolution tags count in its own unit, which the description names."""
-    if resolution is None or "unit" not in properties:
+    if tags is None or "unit" not in properties:
         return Stated()
     x_um = um_per_unit(properties["unit"])
     y_um = um_per_unit(properties.get("yunit", properties["unit"]))
-    if x_um is None or y_um is None or not min(resolution) > 0:
+    if x_um is None or y_um is None or not min(tags) > 0:
         return Stated()
-    x, y = x_um / resolution[0], y_um / resolution[1]
+    x, y = x_um / tags[0], y_um / tags[1]
     return judge(x, y, "ImageJ unit", is_bare=x_um in _BARE_UNITS)
-
-
-def _number(text: str) -> float | None:
-    """A number; programs write a decimal comma where the system does."""
-    try:
-        return float(text.replace(",", "."))
-    except ValueError:
-        return None

@@ -59,7 +59,7 @@ def read_ome(description: bytes) -> list[OmeImage]:
     parser.StartDoctypeDeclHandler = refuse
     # An odd encoding is a ValueError or LookupError.
     with contextlib.suppress(expat.ExpatError, _Stop, ValueError, LookupError):
-        parser.Parse(description[:MAX_BYTES].rstrip(b"\0"), True)
+        parser.Parse(description[:MAX_BYTES].strip(b"\0 \r\n\t"), True)
     return images
 
 

@@ -88,11 +88,13 @@ def _find_image(structure: Structure) -> TiffImage:
             replaced = {_PHOTOMETRIC: RGB, _EXTRA_SAMPLES: None}
     for page in chosen:
         check_page(page, are_colors_known=bool(replaced))
-    resolution, unit = chosen[0].resolution, chosen[0].resolution_unit
+    descriptions = [description]
+    if chosen[0] != pages[0]:
+        descriptions.insert(0, _text(structure, chosen[0].folder, _DESCRIPTION))
     return TiffImage(
         chosen,
         order,
-        tiff_mpp(description, resolution, unit, size=largest.size),
+        tiff_mpp(descriptions, largest.resolution, largest.resolution_unit, size=largest.size),
         _notes(pages, chosen),
         chosen == (pages[0],),
         structure,

@@ -9,7 +9,7 @@ import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
-from serve.images.mpp import Stated, judge, um_per_unit
+from serve.images.mpp import Stated, judge
 from serve.images.readers.errors import (
     SlideChannelsError,
     SlideError,
@@ -18,6 +18,7 @@ from serve.images.readers.errors import (
 )
 from serve.images.readers.reader import Bounds, RegionReader, pyramid
 from serve.images.tiff_channels import color_of, rgb_order
+from serve.images.units import um_per_unit
 
 _ZARR_ERRORS = (zarr.errors.BaseZarrError, OSError, ValueError, KeyError, TypeError, RuntimeError)
 """What zarr and its codecs raise on broken metadata and chunks."""

@@ -1,16 +1,18 @@
 """Files that state their um per pixel, in the spellings that programs have for it."""
 
 import pytest
+from PIL import Image
 
 from serve.contract.errors import ImageError, OptionError
 from serve.images.decode import Picture, decode_picture
-from serve.images.mpp import UNKNOWN, check_aspect, check_mpp, um_per_unit
+from serve.images.mpp import UNKNOWN, check_aspect, check_mpp
+from serve.images.units import um_per_unit
 from tests.support.errors import raises
 from tests.support.pictures import blobs, encoded
 
 IMAGE = blobs(40, 60)
-X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT, DESCRIPTION = 282, 283, 296, 270
-INCH, CENTIMETRE, NO_UNIT = 2, 3, 1
+ORIENTATION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT, DESCRIPTION = 274, 282, 283, 296, 270
+INCH, CENTIMETRE, NO_UNIT, MILLIMETRE, MICROMETRE = 2, 3, 1, 4, 5
 
 
 def _tiff(x: float, y: float, unit: int | None, description: str | bytes = "") -> Picture:
@@ -48,6 +50,8 @@ def _ome(attributes: str, before: str = "", resolution: float = 72.0) -> Picture
         (40_000.0, "cm", 0.25),
         (101_600.0, "inch", 0.25),
         (4e6, "m", 0.25),
+        (4.0, "\u00c2\u00b5m", 0.25),
+        (4.0, "um/px", 0.25),
     ],
 )
 def test_an_imagej_tiff_states_its_mpp_in_its_own_unit(
@@ -84,7 +88,13 @@ def test_imagej_may_have_another_unit_along_y() -> None:
 
 @pytest.mark.parametrize(
     ("resolution", "unit", "mpp"),
-    [(40_000.0, CENTIMETRE, 0.25), (50_800.0, INCH, 0.5), (50_800.0, None, 0.5)],
+    [
+        (40_000.0, CENTIMETRE, 0.25),
+        (50_800.0, INCH, 0.5),
+        (50_800.0, None, 0.5),
+        (4_000.0, MILLIMETRE, 0.25),
+        (4.0, MICROMETRE, 0.25),
+    ],
 )
 def test_a_tiff_states_its_mpp_by_its_resolution(
     resolution: float, unit: int | None, mpp: float
@@ -98,6 +108,43 @@ def test_a_png_states_its_mpp_by_pixels_per_metre() -> None:
     picture = decode_picture(encoded(IMAGE, dpi=(50_800, 50_800)))
     assert picture.mpp == pytest.approx(0.5)
     assert picture.mpp_source == "PNG density"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    ("resolution", "unit", "mpp"),
+    [(40_000.0, CENTIMETRE, 0.25), (50_800.0, INCH, 0.5), (50_800.0, None, 0.5),
+     (40_000.0, NO_UNIT, None), (72.0, INCH, None), (0.0, INCH, None)],
+)  # fmt: skip
+def test_a_file_states_its_mpp_by_exif(
+    kind: str, resolution: float, unit: int | None, mpp: float | None
+) -> None:
+    picture = decode_picture(encoded(IMAGE, kind, exif=_exif(resolution, resolution, unit)))
+    assert picture.mpp == (None if mpp is None else pytest.approx(mpp))
+    assert picture.mpp_source == (UNKNOWN if mpp is None else "EXIF resolution")
+
+
+def _exif(x: float, y: float, unit: int | None, orientation: int = 1) -> Image.Exif:
+    exif = Image.Exif()
+    exif.update({X_RESOLUTION: x, Y_RESOLUTION: y, ORIENTATION: orientation})
+    if unit is not None:
+        exif[RESOLUTION_UNIT] = unit
+    return exif
+
+
+def test_a_resolution_in_exif_counts_where_the_jpegs_density_is_not_believed() -> None:
+    exif = _exif(40_000.0, 20_000.0, CENTIMETRE, orientation=6)
+    picture = decode_picture(encoded(IMAGE, "JPEG", dpi=(72, 72), exif=exif))
+    assert picture.pixel_size == pytest.approx((0.5, 0.25))  # turned with the image
+    other = decode_picture(encoded(IMAGE, "JPEG", dpi=(50_800, 50_800), exif=exif))
+    assert (other.mpp, other.mpp_source) == (pytest.approx(0.5), "JPEG density")
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
+@pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\0\0\0", b"x"])
+def test_damaged_exif_says_nothing(exif: bytes) -> None:
+    picture = decode_picture(encoded(IMAGE, "JPEG", exif=exif))
+    assert (picture.mpp, picture.pixels.shape) == (None, IMAGE.shape)
 
 
 def test_a_jpeg_states_its_mpp_by_its_density() -> None:
@@ -125,6 +172,9 @@ def test_a_resolution_of_screens_and_printers_is_not_believed(dpi: int, kind: st
         ('PhysicalSizeX="0.5" PhysicalSizeXUnit="&#181;m"', 0.5),
         ("PhysicalSizeX='500' PhysicalSizeXUnit='nm'", 0.5),
         ("PhysicalSizeX='5000' PhysicalSizeXUnit='\u00c5'", 0.5),
+        ('PhysicalSizeY="0.5"', 0.5),
+        ('PhysicalSizeX="5e-10" PhysicalSizeXUnit="km"', 0.5),
+        ('PhysicalSizeX="0.5" PhysicalSizeXUnit="\u00c2\u00b5m"', 0.5),
         (
             'PhysicalSizeXUnit="mm" PhysicalSizeYUnit="nm" PhysicalSizeX="5e-4" '
             'PhysicalSizeY="500"',
@@ -136,6 +186,18 @@ def test_an_ome_tiff_states_its_mpp_in_its_description(attributes: str, mpp: flo
     picture = _ome(attributes)
     assert picture.mpp == pytest.approx(mpp)
     assert picture.mpp_source == "OME-XML"
+
+
+def test_ome_xml_may_begin_with_an_empty_line() -> None:
+    xml = b'\r\n <?xml version="1.0"?><OME><Image><Pixels PhysicalSizeX="0.5"/></Image></OME>\n'
+    assert _tiff(72.0, 72.0, INCH, xml).mpp == 0.5
+
+
+def test_ome_xml_of_an_image_of_another_size_is_not_believed() -> None:
+    picture = _ome('SizeX="600" SizeY="400" PhysicalSizeX="0.25"')
+    assert picture.mpp is None
+    assert "600 x 400" in picture.mpp_note
+    assert _ome('SizeX="600" SizeY="400" PhysicalSizeX="0.25"', resolution=4_000).mpp == 2.5
 
 
 def test_an_ome_tiff_without_a_physical_size_states_its_mpp_by_its_resolution() -> None:
@@ -186,6 +248,10 @@ def test_a_description_made_to_be_searched_for_hours_is_done_with_at_once(text: 
             0.2525,
         ),
         ("Aperio Leica Biosystems GT450|AppMag = 20|MPP = 0.5", 0.5),
+        ("Aperio Image Library\n600x400 -> 60x40 - |AppMag = 20|MPP = 0.25|Left = 1", 2.5),
+        ("Aperio Image Library\n600x400 [9,9 240x160] (9x9) -> 60x40 JPEG|MPP = 0.25|a", 1.0),
+        ("Aperio Image Library\n600x400 [9,9 240x160] (9x9) -> 30x20 JPEG|MPP = 0.25|a", 0.25),
+        ("Aperio Image Library\n600x400 -> 0x0|MPP = 0.25|a", 0.25),
         ("Aperio Image Library|AppMag = 20|MPP = 500|Left = 1", None),
         ("Aperio Image Library|AppMag = 20|MPP = 0.2.5|Left = 1", None),
         ("Another Library|MPP = 0.25|", None),

@@ -245,6 +245,15 @@ def test_the_pages_own_resolution_counts() -> None:
     assert decode_picture(content).mpp == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize(
+    "description", ["ImageJ=1.54\nunit=um\n", "Aperio Image\n96x64|MPP = 0.25|"]
+)
+def test_the_pages_own_description_counts(description: str) -> None:
+    own = {"description": description, "resolution": (4, 4), "resolutionunit": "NONE"}
+    content = pages((SMALL, {"subfiletype": 1, "description": "thumbnail"}), (IMAGE, own))
+    assert decode_picture(content).mpp == 0.25
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int8, np.int16, np.float32, np.float64])
 @pytest.mark.parametrize("photometric", ["rgb", "minisblack"])
 def test_numbers_that_are_not_unsigned_8_bit_are_refused(dtype: type, photometric: str) -> None:
