@@ -72,7 +72,10 @@ class Worker:
     """Works on images in threads, as `WorkQueue` lets it."""
 
     def __init__(self, settings: ServeSettings, telemetry: Telemetry) -> None:
-        self._settings = settings
+        self._limits = {
+            "max_bytes": settings.max_upload_bytes,
+            "max_pixels": settings.max_image_pixels,
+        }
         self._telemetry = telemetry
         self._kept = KeptResults(settings.keep_results_mib * MEBIBYTE)
         self.images_at_once = settings.images_at_once
@@ -124,11 +127,7 @@ class Worker:
             source = head.mpp_source if job.mpp is None else FROM_REQUEST
             return segmenter.num_tiles(head.height, head.width, mpp, source)
 
-        head = read_head(
-            data,
-            max_bytes=self._settings.max_upload_bytes,
-            max_pixels=self._settings.max_image_pixels,
-        )
+        head = read_head(data, **self._limits)
         tiles = model.run(work)
         self._telemetry.observe_weight(tiles)
         return tiles
@@ -145,11 +144,7 @@ class Worker:
 
     def _decode(self, data: bytes) -> Picture:
         with self._telemetry.stage("decode"):
-            return decode_picture(
-                data,
-                max_bytes=self._settings.max_upload_bytes,
-                max_pixels=self._settings.max_image_pixels,
-            )
+            return decode_picture(data, **self._limits)
 
     def answer(self, model: Model, data: bytes, job: Job, name: str = "") -> Answer:
         """Segment a file, and encode the result in each format of the job, in their order.
