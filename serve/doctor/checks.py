@@ -171,8 +171,7 @@ def look_at_warm_up(settings: ServeSettings, manifest: Manifest) -> Iterator[Fin
         ready_s = time.perf_counter() - started
         runs_on = segmenter.runs_on
         assert runs_on is not None, "`open_segmenter` says so"
-        precision = f" in {runs_on.precision}" if runs_on.precision else ""
-        detail = f"{runs_on.provider}{precision}, {runs_on.runtime}: {runs_on.reason}"
+        detail = f"{runs_on.title}, {runs_on.runtime}: {runs_on.reason}"
         yield _found("Bundle", "runs on", detail)
         try:
             check_warm_up(segmenter, settings.bundle)

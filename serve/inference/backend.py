@@ -45,10 +45,23 @@ class Backend(Protocol):
         ...
 
 
-class Trial(Strict):
-    """One provider that was tried on this machine."""
+class _OnProvider(Strict):
+    """A file of the bundle on a provider."""
 
     provider: str
+    """`cpu`, `cuda`, `openvino` or `triton`."""
+    precision: str | None
+    """Of the file; None for Triton, which chooses by itself."""
+
+    @property
+    def title(self) -> str:
+        """For people, such as `openvino in bf16`."""
+        return f"{self.provider} in {self.precision}" if self.precision else self.provider
+
+
+class Trial(_OnProvider):
+    """One provider that was tried on this machine."""
+
     precision: str
     is_proven: bool
     """Whether the export's gate proved it on this kind of processor."""
@@ -60,13 +73,9 @@ class Trial(Strict):
     """Why it was rejected; None where it ran, even if another was faster."""
 
 
-class RunsOn(Strict):
+class RunsOn(_OnProvider):
     """What runs the model, and why."""
 
-    provider: str
-    """`cpu`, `cuda`, `openvino` or `triton`."""
-    precision: str | None
-    """Of the file that runs; None for Triton, which chooses by itself."""
     runtime: str
     """Name and version."""
     processor: str

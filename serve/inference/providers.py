@@ -57,18 +57,12 @@ def open_in_process(
         is_named = settings.provider != "auto"
         reason = "it is what the settings name" if is_named else "nothing else may run here"
         return _open(settings, manifest, candidates[0], reason)
-    for candidate in candidates:
-        if before and (candidate.provider, candidate.precision) == (
-            before.provider,
-            before.precision,
-        ):
-            return _open(settings, manifest, candidate, "the version before runs on it")
+    by_title = {candidate.title: candidate for candidate in candidates}
+    if before and before.title in by_title:
+        return _open(settings, manifest, by_title[before.title], "the version before runs on it")
     key = (manifest.model_dump_json(), settings.provider, settings.precision, settings.threads)
     trials = shared_trials(key, lambda: _try_all(settings, manifest, candidates))
-    best = fastest(trials)
-    chosen = next(
-        c for c in candidates if (c.provider, c.precision) == (best.provider, best.precision)
-    )
+    chosen = by_title[fastest(trials).title]
     return _open(settings, manifest, chosen, f"the fastest here: {in_words(trials)}", trials)
 
 

@@ -5,6 +5,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class Candidate:
 
     @property
     def title(self) -> str:
-        """For people, such as `openvino in bf16`."""
+        """As `Trial.title`."""
         return f"{self.provider} in {self.precision}"
 
 
@@ -60,15 +61,10 @@ def try_on(candidate: Candidate, bundle: Path, manifest: Manifest) -> Trial:
         )
         return trial.model_copy(update={"problem": problem})
     try:
-        backend = candidate.open()
+        with closing(candidate.open()) as backend:
+            return _measure(trial, candidate, backend, warm_up_tile(bundle, manifest))
     except FocalPathError as error:
         return trial.model_copy(update={"problem": str(error)})
-    try:
-        return _measure(trial, candidate, backend, warm_up_tile(bundle, manifest))
-    except FocalPathError as error:
-        return trial.model_copy(update={"problem": str(error)})
-    finally:
-        backend.close()
 
 
 def warm_up_tile(bundle: Path, manifest: Manifest) -> Tile:
@@ -104,7 +100,7 @@ def fastest(trials: Sequence[Trial]) -> Trial:
     """
     timed = [trial for trial in trials if trial.seconds is not None and trial.problem is None]
     if not timed:
-        problems = "; ".join(f"{t.provider} in {t.precision}: {t.problem}" for t in trials)
+        problems = "; ".join(f"{trial.title}: {trial.problem}" for trial in trials)
         raise BundleError(
             f"no provider may run this bundle on this machine: {problems}. Export the checkpoint "
             "again, or choose one with FOCALPATH_PROVIDER."
@@ -115,7 +111,7 @@ def fastest(trials: Sequence[Trial]) -> Trial:
 def in_words(trials: Sequence[Trial]) -> str:
     """Summarise the trials in one line."""
     return "; ".join(
-        f"{trial.provider} in {trial.precision} "
+        f"{trial.title} "
         + (f"takes {trial.seconds:.3g} s for a tile" if not trial.problem else trial.problem)
         for trial in trials
     )

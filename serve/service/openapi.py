@@ -151,64 +151,58 @@ _MANIFEST_EXAMPLE = Manifest(
         ),
     ),
 )
-MANIFEST: Responses = {
-    200: {
-        "model": Manifest,
-        "content": {"application/json": {"example": _MANIFEST_EXAMPLE.model_dump(mode="json")}},
-    }
-}
-RUNTIME: Responses = {
-    200: {
-        "model": RunsOn,
-        "content": {
-            "application/json": {
-                "example": RunsOn(
-                    provider="cpu",
-                    precision="fp32",
-                    runtime="ONNX Runtime 1.31.1",
-                    processor="AMD EPYC 9654 96-Core Processor (x86_64 AMD avx2 avx512)",
-                    reason="nothing else may run here",
-                ).model_dump(mode="json")
-            }
-        },
-    }
-}
+_RUNTIME_EXAMPLE = RunsOn(
+    provider="cpu",
+    precision="fp32",
+    runtime="ONNX Runtime 1.31.1",
+    processor="AMD EPYC 9654 96-Core Processor (x86_64 AMD avx2 avx512)",
+    reason="nothing else may run here",
+)
 
 
-def _error(description: str, code: str, example: str, **more: object) -> dict[str, Any]:
-    content = {"application/json": {"example": {"error": example, "code": code}}}
-    return {"model": ErrorAnswer, "description": description, "content": content, **more}
+def document(model: type, example: object, **more: object) -> dict[str, Any]:
+    """A JSON answer with an example."""
+    return {"model": model, "content": {"application/json": {"example": example}}, **more}
+
+
+def error(description: str, code: str, message: str, **more: object) -> dict[str, Any]:
+    """The answer of an error, with an example of its message."""
+    return document(ErrorAnswer, {"error": message, "code": code}, description=description, **more)
+
+
+MANIFEST: Responses = {200: document(Manifest, _MANIFEST_EXAMPLE.model_dump(mode="json"))}
+RUNTIME: Responses = {200: document(RunsOn, _RUNTIME_EXAMPLE.model_dump(mode="json"))}
 
 
 ERRORS: Responses = {
-    500: _error(
+    500: error(
         "The service failed.",
         INTERNAL_CODE,
         "The service failed on this request. Its log says more.",
     ),
-    503: _error(
+    503: error(
         "The model is not available now.",
         BackendUnavailableError.code,
         "Triton at 127.0.0.1:8001 does not answer.",
     ),
 }
 UPLOAD_ERRORS: Responses = {
-    400: _error(
+    400: error(
         "The form, the image or an option cannot be used.",
         OptionError.code,
         "mpp is 100 um per pixel, expected 0.05 to 20. Leave it out if it is not known.",
     ),
-    408: _error(
+    408: error(
         "The upload stopped arriving.",
         UploadTooSlowError.code,
         "No more of the upload has arrived for 30 s. Send it again.",
     ),
-    413: _error(
+    413: error(
         "The upload, or the image in it, is over a limit.",
         ImageTooLargeError.code,
         "The image is 20000 x 20000: 400000000 pixels, at most 64000000 are accepted. Crop it.",
     ),
-    429: _error(
+    429: error(
         "Too many requests, or images of too many tiles, are waiting.",
         BusyError.code,
         "32 requests are waiting already. Try again later.",
@@ -221,14 +215,14 @@ UPLOAD_ERRORS: Responses = {
         },
     ),
     **ERRORS,
-    504: _error(
+    504: error(
         "The request took too long.",
         TookTooLongError.code,
         "The request took longer than 300 s. Send a smaller image.",
     ),
 }
 KEY_ERRORS: Responses = {
-    401: _error(
+    401: error(
         "The key is missing or unknown; only where the service has keys.",
         AccessError.code,
         "The request has no API key. Send `Authorization: Bearer KEY` or `X-API-Key`.",
@@ -245,21 +239,21 @@ _REQUEST_ID = {
 }
 
 
-def _system_endpoint(description: str, responses: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _health(description: str, answers: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    """A route of BentoML; its answers by status, each a description and an example."""
+    responses = {
+        status: text_answer("text/plain", example, said)[200]
+        for status, (said, example) in answers.items()
+    }
     return {"get": {"description": description, "responses": responses}}
 
 
-def _text(description: str, example: str) -> dict[str, Any]:
-    schema = {"type": "string", "examples": [example]}
-    return {"description": description, "content": {"text/plain": {"schema": schema}}}
-
-
 HEALTH_PATHS = {
-    "/livez": _system_endpoint("Whether the process is alive.", {"200": _text("Alive.", "\n")}),
-    "/readyz": _system_endpoint(
+    "/livez": _health("Whether the process is alive.", {"200": ("Alive.", "\n")}),
+    "/readyz": _health(
         "Whether the service can answer requests now: the bundle's checksums are right, the model "
         "is loaded and gave the warm-up image the labels that it had at export.",
-        {"200": _text("Ready.", "\n"), "503": _text("Why not.", "The model is being opened.")},
+        {"200": ("Ready.", "\n"), "503": ("Why not.", "The model is being opened.")},
     ),
 }
 """BentoML's own routes, which do not pass `serve.service.gateway`."""

@@ -4,8 +4,15 @@ from typing import Any
 
 from serve.contract.errors import NotFoundError
 from serve.images.readers.errors import SlideFormatError
-from serve.service.openapi import ERRORS, UPLOAD_ERRORS, ErrorAnswer, Responses, binary_answer
-from serve.service.slides.documents import SlideInfo, SlideList
+from serve.service.openapi import (
+    ERRORS,
+    UPLOAD_ERRORS,
+    Responses,
+    binary_answer,
+    document,
+    error,
+)
+from serve.service.slides.documents import Job, JobList, SlideInfo, SlideList
 
 _ID, _JOB_ID = "0f2d8c6b7e3a4d5f", "0f2d8c6b7e3a4d5f9b1c2a3e4d5f6a7b"
 _JOB_EXAMPLE: dict[str, Any] = {
@@ -62,10 +69,6 @@ _SLIDE_EXAMPLE: dict[str, Any] = {
 }
 
 
-def _example(example: Any, description: str) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"example": example}}}
-
-
 def _binary(*media_types: str) -> dict[str, Any]:
     binary = {"type": "string", "format": "binary"}
     return {
@@ -79,8 +82,8 @@ def _binary(*media_types: str) -> dict[str, Any]:
 _NOT_MODIFIED: Responses = {
     304: {"description": "As the `If-None-Match` of the request says it is."}
 }
-SLIDES: Responses = {200: {"model": SlideList, **_example({"slides": [_ENTRY]}, "The slides.")}}
-SLIDE: Responses = {200: {"model": SlideInfo, **_example(_SLIDE_EXAMPLE, "The slide.")}}
+SLIDES: Responses = {200: document(SlideList, {"slides": [_ENTRY]}, description="The slides.")}
+SLIDE: Responses = {200: document(SlideInfo, _SLIDE_EXAMPLE, description="The slide.")}
 TILE: Responses = {**binary_answer("image/jpeg", "The tile."), **_NOT_MODIFIED}
 THUMBNAIL: Responses = {**binary_answer("image/jpeg", "The thumbnail."), **_NOT_MODIFIED}
 RESULT_TILE: Responses = {
@@ -105,37 +108,26 @@ RESULT_FILE: Responses = {
     416: {"description": "The file has no part that the `Range` of the request asks for."},
     **_NOT_MODIFIED,
 }
-JOBS = _example({"jobs": [_JOB_EXAMPLE]}, "The last jobs.")
-JOB = _example(_JOB_EXAMPLE, "The job.")
 _WAITING = {"status": "waiting", "started": None, "tiles": 0, "tiles_done": 0}
 _WAITING |= {"tiles_per_second": None, "seconds_left": None, "attempts": 0}
-NEW_JOB = _example(_JOB_EXAMPLE | _WAITING, "A new job.")
+JOBS: Responses = {200: document(JobList, {"jobs": [_JOB_EXAMPLE]}, description="The last jobs.")}
+JOB: Responses = {200: document(Job, _JOB_EXAMPLE, description="The job.")}
+NEW_JOB: Responses = {
+    **JOB,
+    201: document(Job, _JOB_EXAMPLE | _WAITING, description="A new job."),
+}
 
 _OF_SLIDES: Responses = {
-    400: {
-        "model": ErrorAnswer,
-        "description": "The slide cannot be read, or an option cannot be used.",
-        "content": {
-            "application/json": {
-                "example": {
-                    "error": "case-7.svs is not a slide or image that can be read: it is damaged",
-                    "code": SlideFormatError.code,
-                }
-            }
-        },
-    },
-    404: {
-        "model": ErrorAnswer,
-        "description": "There is no such slide, tile, result or job.",
-        "content": {
-            "application/json": {
-                "example": {
-                    "error": "There is no slide '0f2d'. GET /slides lists all.",
-                    "code": NotFoundError.code,
-                }
-            }
-        },
-    },
+    400: error(
+        "The slide cannot be read, or an option cannot be used.",
+        SlideFormatError.code,
+        "case-7.svs is not a slide or image that can be read: it is damaged",
+    ),
+    404: error(
+        "There is no such slide, tile, result or job.",
+        NotFoundError.code,
+        "There is no slide '0f2d'. GET /slides lists all.",
+    ),
 }
 
 

@@ -13,7 +13,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from serve.contract.errors import OptionError
-from serve.service.openapi import Responses
 from serve.service.route import Route
 from serve.service.slides.described import JOB, JOBS, NEW_JOB, with_errors
 from serve.service.slides.documents import Job, JobList, JobRequest
@@ -63,13 +62,10 @@ async def _job_cancel(request: Request, job_id: JobId) -> Response:
 
 def job_routes() -> tuple[Route, ...]:
     """The routes, of an application whose state has `slides`."""
-    listed: Responses = {200: {"model": JobList, **JOBS}}
-    one: Responses = {200: {"model": Job, **JOB}}
-    new: Responses = {**one, 201: {"model": Job, **NEW_JOB}}
-    new = with_errors(new, 400, 404, 408, 413, 429, 503, 504)
+    new = with_errors(NEW_JOB, 400, 404, 408, 413, 429, 503, 504)
     return (
         Route("POST", "/jobs", _job_start, new),
-        Route("GET", "/jobs", _job_list, with_errors(listed, 400, 503)),
-        Route("GET", "/jobs/{job_id}", _job_job, with_errors(one, 400, 404, 503)),
-        Route("DELETE", "/jobs/{job_id}", _job_cancel, with_errors(one, 400, 404, 429, 503, 504)),
+        Route("GET", "/jobs", _job_list, with_errors(JOBS, 400, 503)),
+        Route("GET", "/jobs/{job_id}", _job_job, with_errors(JOB, 400, 404, 503)),
+        Route("DELETE", "/jobs/{job_id}", _job_cancel, with_errors(JOB, 400, 404, 429, 503, 504)),
     )
