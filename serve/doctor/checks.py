@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from serve.contract.errors import FocalPathError
 from serve.contract.machine import Machine, installed_versions
 from serve.contract.manifest import Manifest, read_bundle
-from serve.doctor.report import Finding, Status
+from serve.contract.strict import Strict
 from serve.inference.backend import first_line
 from serve.inference.probe import PROVIDERS, probe
 from serve.inference.segmenter import open_segmenter
@@ -41,6 +42,46 @@ SLIDE_MODULES = {
 _RESULT_MIB = 1024
 """Room for the work and the result of one large slide (our estimate)."""
 TENSORRT_PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
+
+
+Status = Literal["ok", "absent", "warning", "failed"]
+"""`absent`: missing, but not needed with these settings."""
+
+
+class Finding(Strict):
+    """The result of one check."""
+
+    section: str
+    name: str
+    status: Status
+    detail: str
+
+
+class Report(Strict):
+    """The results of all checks."""
+
+    machine: Machine
+    findings: tuple[Finding, ...]
+
+    @property
+    def failed(self) -> tuple[Finding, ...]:
+        """The checks that failed: with them the service would not answer."""
+        return tuple(finding for finding in self.findings if finding.status == "failed")
+
+
+def look(settings: ServeSettings, machine: Machine) -> Iterator[Finding]:
+    """Run all checks, in the order in which they are read."""
+    yield from look_at_machine(machine)
+    yield from look_at_packages()
+    yield from look_at_providers(settings)
+    yield from look_at_slides(settings)
+    yield from look_at_places(settings)
+    manifest, finding = look_at_bundle(settings)
+    yield finding
+    if manifest is not None:
+        yield from look_at_warm_up(settings, manifest)
+    yield from look_at_triton(settings, manifest)
+    yield from look_at_start(settings, manifest)
 
 
 def look_at_machine(machine: Machine) -> Iterator[Finding]:

@@ -1,30 +1,26 @@
-"""The command: its options, and the order of its checks."""
+"""The command: its options, and how the findings are printed."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from serve.contract.machine import Machine, this_machine
-from serve.doctor.checks import (
-    look_at_bundle,
-    look_at_machine,
-    look_at_packages,
-    look_at_places,
-    look_at_providers,
-    look_at_slides,
-    look_at_start,
-    look_at_triton,
-    look_at_warm_up,
-)
-from serve.doctor.report import Finding, Report, print_report
+from serve.contract.machine import this_machine
+from serve.doctor.checks import Report, Status, look
 from serve.settings import ServeSettings
 
 _MIN_WIDTH = 100
 """Columns of the table where the output is not a terminal."""
+_STYLES: dict[Status, str] = {
+    "ok": "green",
+    "absent": "dim",
+    "warning": "yellow",
+    "failed": "bold red",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +44,7 @@ def run_doctor(command: Doctor) -> int:
     machine = this_machine()
     console = Console(stderr=True)
     with console.status("Checking this machine; a large model takes a minute"):
-        report = Report(machine=machine, findings=tuple(_look(command.settings, machine)))
+        report = Report(machine=machine, findings=tuple(look(command.settings, machine)))
     if command.json:
         sys.stdout.write(report.model_dump_json(indent=2) + "\n")
     else:
@@ -57,15 +53,27 @@ def run_doctor(command: Doctor) -> int:
     return 1 if report.failed else 0
 
 
-def _look(settings: ServeSettings, machine: Machine) -> Iterator[Finding]:
-    yield from look_at_machine(machine)
-    yield from look_at_packages()
-    yield from look_at_providers(settings)
-    yield from look_at_slides(settings)
-    yield from look_at_places(settings)
-    manifest, finding = look_at_bundle(settings)
-    yield finding
-    if manifest is not None:
-        yield from look_at_warm_up(settings, manifest)
-    yield from look_at_triton(settings, manifest)
-    yield from look_at_start(settings, manifest)
+def print_report(report: Report, console: Console) -> None:
+    """Print the findings as one table, and a verdict below."""
+    table = Table(show_edge=False, pad_edge=False)
+    for heading in ("", "", "Status"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("Found", overflow="fold")
+    before = ""
+    for finding in report.findings:
+        if before and finding.section != before:
+            table.add_section()
+        table.add_row(
+            Text(finding.section if finding.section != before else "", style="bold"),
+            Text(finding.name),
+            Text(finding.status, style=_STYLES[finding.status]),
+            Text(finding.detail),  # never markup: paths may have brackets
+        )
+        before = finding.section
+    console.print(table)
+    console.print()
+    if not report.failed:
+        console.print(Text("This machine can serve this bundle.", style="green"))
+        return
+    names = ", ".join(f"{finding.section.lower()}: {finding.name}" for finding in report.failed)
+    console.print(Text(f"{len(report.failed)} failed ({names}).", style="bold red"))

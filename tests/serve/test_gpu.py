@@ -13,7 +13,7 @@ from PIL import Image
 
 from serve.cli import main
 from serve.contract.machine import visible_gpus
-from serve.doctor.report import Report
+from serve.doctor.checks import Report
 from tests.support.cuda import needs_cuda
 from tests.support.http_service import service_process, wait_until_ready
 from tests.support.ports import free_port

@@ -10,7 +10,7 @@ from export.triton import publish
 from serve.cli import main
 from serve.contract.manifest import MANIFEST_FILE, sha256_of
 from serve.doctor import checks
-from serve.doctor.report import Report
+from serve.doctor.checks import Report
 from serve.inference.probe import PROVIDERS, Probe
 from serve.settings import ServeSettings
 from tests.support.ports import free_port
