@@ -10,20 +10,19 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tritonclient import http as triton_http
 from tritonclient.utils import InferenceServerException
 
-from serve.client.http import HttpClient
 from serve.contract.errors import BackendUnavailableError
 from serve.contract.manifest import Manifest
 from serve.images.tiles import cut_tiles
@@ -127,17 +126,8 @@ def one_tile_of(backend: Backend, image: NDArray[np.uint8], manifest: Manifest) 
 
 def service_route(name: str, url: str, path: str, png: bytes, api_key: str | None) -> Route:
     """An upload to the HTTP service; each client keeps one connection, as `HttpClient` does."""
-    boundary = uuid.uuid4().hex
-    body = (
-        (
-            f"--{boundary}\r\n"
-            'Content-Disposition: form-data; name="image"; filename="image.png"\r\n'
-            "Content-Type: image/png\r\n\r\n"
-        ).encode()
-        + png
-        + f"\r\n--{boundary}--\r\n".encode()
-    )
-    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    form = httpx.Request("POST", url, files={"image": ("image.png", png, "image/png")})
+    body, headers = form.read(), {"Content-Type": form.headers["Content-Type"]}
     if api_key is not None:
         headers["X-API-Key"] = api_key
 
@@ -209,15 +199,9 @@ def _tail(log: Any) -> str:
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Callable[[], str]) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        try:
-            connection.request("GET", "/readyz")
-            if connection.getresponse().status == 200:
+        with suppress(httpx.TransportError):
+            if httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30).is_success:
                 return
-        except (OSError, http.client.HTTPException):
-            pass
-        finally:
-            connection.close()
         time.sleep(_POLL_S)
     raise BackendUnavailableError(f"the service for the benchmark did not start:\n{log()}")
 
@@ -242,12 +226,6 @@ def tissue_image(size_px: int, seed: int = 0) -> NDArray[np.uint8]:
     colours = stains[0] * (1 - share) + stains[1] * share
     grain = rng.normal(0, 6, (size_px, size_px, 3))
     return np.asarray((colours + grain).clip(0, 255), np.uint8)
-
-
-def labels_over_http(url: str, image: NDArray[np.uint8], api_key: str | None) -> NDArray[np.uint8]:
-    """Labels of the service, (H, W) uint8, to compare with those of this process."""
-    with HttpClient(url, api_key=api_key) as client:
-        return client.segment(image).labels
 
 
 def triton_http_of(url: str) -> str:

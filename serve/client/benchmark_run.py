@@ -29,7 +29,6 @@ from serve.client.benchmark_routes import (
     Ask,
     Route,
     TritonHttpBackend,
-    labels_over_http,
     one_tile_of,
     own_service,
     png_of,
@@ -39,6 +38,7 @@ from serve.client.benchmark_routes import (
     tissue_image,
     triton_http_of,
 )
+from serve.client.http import HttpClient
 from serve.client.whole_files import write_together
 from serve.contract.errors import BackendUnavailableError, SettingsError
 from serve.contract.key_file import read_key
@@ -151,7 +151,8 @@ class _Run:
             triton = self._triton(manifest)
             url = self._service(stack)
             key = read_key(self._command.api_key_file)
-            self._compare(SERVICE, labels_over_http(url, self._image, key), expected)
+            with HttpClient(url, api_key=key) as client:
+                self._compare(SERVICE, client.segment(self._image).labels, expected)
             routes = [
                 *self._in_process(segmenter),
                 service_route(SERVICE, url, self._command.endpoint, self._png, key),
