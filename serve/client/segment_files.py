@@ -32,7 +32,7 @@ from serve.contract.manifest import read_bundle
 from serve.contract.printing import print_in_any_locale
 from serve.contract.strict import CommandOptions
 from serve.images.decode import read_picture
-from serve.images.mpp import FROM_REQUEST, check_mpp
+from serve.images.mpp import check_mpp
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.inference.summary import Summary
 from serve.settings import InferenceSettings
@@ -235,13 +235,9 @@ def _segment_one(command: Segment, segmenter: HttpClient | TileSegmenter, path: 
         result = segmenter.segment(path, mpp=command.mpp, with_probabilities=with_probabilities)
         check_answer(result, picture.pixels.shape[:2], segmenter.manifest)
     else:
-        result = segmenter.segment(
-            picture.pixels,
-            mpp=picture.pixel_size if command.mpp is None else command.mpp,
-            mpp_source=picture.mpp_source if command.mpp is None else FROM_REQUEST,
-            with_probabilities=with_probabilities,
+        result = segmenter.segment_picture(
+            picture, mpp=command.mpp, with_probabilities=with_probabilities
         )
-        result = result.with_notes(picture.mpp_note, picture.notes_at(command.mpp))
     source = Source(picture.pixels, result, segmenter.manifest, path.name)
     files: dict[str, Iterable[bytes]] = {}
     for name in recipe.formats:

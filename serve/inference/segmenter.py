@@ -10,6 +10,7 @@ from serve.contract.closing import Closing
 from serve.contract.errors import ImageError, ImageTooLargeError
 from serve.contract.machine import this_processor
 from serve.contract.manifest import Manifest, read_bundle
+from serve.images.decode import Picture
 from serve.images.mpp import (
     ASSUMED,
     FROM_REQUEST,
@@ -44,10 +45,6 @@ class Segmentation:
     """Numbers per class, and which model answered."""
     low_res: LowResProbabilities | None = None
     """The probabilities of all classes, if requested."""
-
-    def with_notes(self, mpp_note: str, notes: tuple[str, ...]) -> "Segmentation":
-        """Return a copy with the notes from reading the image's file; see `Picture`."""
-        return replace(self, summary=self.summary.with_notes(mpp_note, notes))
 
 
 class TileSegmenter(Closing):
@@ -113,6 +110,28 @@ class TileSegmenter(Closing):
             mpp, mpp_source = self.manifest.mpp, ASSUMED if self.manifest.mpp else UNKNOWN
         summary = summarise(prediction, self.manifest, mpp=mpp, mpp_source=mpp_source)
         return Segmentation(prediction.labels, prediction.confidence, summary, prediction.low_res)
+
+    def segment_picture(
+        self, picture: Picture, *, mpp: float | None = None, with_probabilities: bool = False
+    ) -> Segmentation:
+        """Segment a decoded file; the summary has the notes from reading it.
+
+        Args:
+            picture: the file's pixels, and what it states of them.
+            mpp: um per pixel that comes before the file's own.
+            with_probabilities: also return the probabilities of all classes.
+
+        Raises:
+            FocalPathError: as `segment`.
+        """
+        result = self.segment(
+            picture.pixels,
+            mpp=picture.pixel_size if mpp is None else mpp,
+            mpp_source=picture.mpp_source if mpp is None else FROM_REQUEST,
+            with_probabilities=with_probabilities,
+        )
+        summary = result.summary.with_notes(picture.mpp_note, picture.notes_at(mpp))
+        return replace(result, summary=summary)
 
     def num_tiles(
         self, height: int, width: int, mpp: Mpp | None, mpp_source: MppSource = FROM_REQUEST

@@ -189,13 +189,8 @@ class Worker:
         if kept is not None:
             return kept
         with self._telemetry.stage("segment"):
-            result = segmenter.segment(
-                picture.pixels,
-                mpp=picture.pixel_size if job.mpp is None else job.mpp,
-                mpp_source=picture.mpp_source if job.mpp is None else FROM_REQUEST,
-                with_probabilities=needs_probabilities(job.formats, job.options),
-            )
-        result = result.with_notes(picture.mpp_note, picture.notes_at(job.mpp))
+            wanted = needs_probabilities(job.formats, job.options)
+            result = segmenter.segment_picture(picture, mpp=job.mpp, with_probabilities=wanted)
         self._telemetry.observe_summary(result.summary)
         if job.keep:
             self._kept.put(ResultKey.of(data, job.mpp, segmenter.manifest), result)

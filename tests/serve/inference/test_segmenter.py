@@ -6,6 +6,7 @@ import pytest
 
 from serve.contract.errors import ImageError, ImageTooLargeError, OptionError
 from serve.contract.manifest import read_bundle
+from serve.images.decode import Picture
 from serve.images.mpp import PixelSize
 from serve.inference.batching import TilePool
 from serve.inference.onnxruntime import OnnxRuntimeBackend
@@ -81,7 +82,7 @@ def test_an_image_of_a_scale_that_costs_labels_is_told_of_beside_the_files_own_n
     manifest = read_bundle(toy_bundle).model_copy(update={"scale_certificate": certificate})
     backend = TilePool(OnnxRuntimeBackend(toy_bundle, manifest), max_tiles=1)
     with TileSegmenter(backend, manifest) as certified:
-        coarse = certified.segment(IMAGE, mpp=0.62).with_notes("", ("turned upright",))
+        coarse = certified.segment_picture(Picture(IMAGE, notes=("turned upright",)), mpp=0.62)
         assert certified.segment(IMAGE, mpp=0.51).summary.image.notes == ()
         assert certified.segment(IMAGE).summary.image.notes == ()
     first, warning = coarse.summary.image.notes
