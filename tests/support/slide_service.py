@@ -1,16 +1,19 @@
 """A folder of small slides, and the service over it in this process, for tests."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from starlette.testclient import TestClient
 
 from serve.service.endpoints import build_app
 from serve.service.gateway import build_gateway
 from serve.settings import ServeSettings
+from tests.support import ROOT
 from tests.support.slides import tissue_pixels, write_aperio
 
 HEIGHT, WIDTH = 700, 900
@@ -45,3 +48,11 @@ def copy_of(slide: Path, folder: Path, name: str) -> Path:
     """A copy of a slide in a folder that is made."""
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     return Path(shutil.copyfile(slide, folder / name))
+
+
+def run_at_start(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each Python process that starts run this code first."""
+    hook = folder / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hook), str(ROOT)]))

@@ -23,10 +23,9 @@ from serve.service.slides.documents import JobRequest
 from serve.service.slides.jobs import MAX_ATTEMPTS, JobStore
 from serve.service.slides.jobs_file import JobsError
 from serve.slides.status import verify
-from tests.support import ROOT
 from tests.support.errors import raises, refusal_of
 from tests.support.http_service import service_process
-from tests.support.slide_service import copy_of, painted_slide, slide_client
+from tests.support.slide_service import copy_of, painted_slide, run_at_start, slide_client
 
 TIMEOUT_S = 60.0
 SLOW = """
@@ -39,6 +38,10 @@ if 'serve.service.slides.job_process' in ' '.join(sys.orig_argv):
     sys.addaudithook(look)
 """
 """Makes a job wait before it marks a block as done, so that tests meet it at work."""
+
+
+Done = tuple[TestClient, dict[str, Any], Path]
+"""A client, a slide's description once its job is done, and the folder of results."""
 
 
 def wait_for(found: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
@@ -90,18 +93,12 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "hook").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(SLOW)
-    path = os.pathsep.join([str(tmp_path / "hook"), str(ROOT)])
-    monkeypatch.setenv("PYTHONPATH", path)
+    run_at_start(SLOW, tmp_path, monkeypatch)
     monkeypatch.setenv("TEST_SLOW_S", "60")
 
 
 @pytest.fixture(scope="module")
-def done(
-    toy_bundle: Path, slide: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[TestClient, dict[str, Any], Path]]:
-    """A client, a slide's description once its job is done, and the folder of results."""
+def done(toy_bundle: Path, slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
     root = tmp_path_factory.mktemp("done")
     copy_of(slide, root / "slides", "case.svs")
     (root / "slides" / "broken.svs").write_bytes(slide.read_bytes()[:5000])
@@ -114,9 +111,7 @@ def done(
         yield client, client.get(f"/slides/{job['slide']}").json(), root / "slides-results"
 
 
-def test_a_job_leaves_what_the_command_line_leaves(
-    done: tuple[TestClient, dict[str, Any], Path],
-) -> None:
+def test_a_job_leaves_what_the_command_line_leaves(done: Done) -> None:
     client, slide, out = done
     assert verify(out / "case") > 5
     assert (out / "summary.csv").read_text().startswith("slide,model")
@@ -146,10 +141,8 @@ def test_what_ends_a_job_unforeseen_is_in_its_error(
     toy_bundle: Path, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "MAX_ATTEMPTS", 1)
-    (tmp_path / "hook").mkdir()
     hook = "import os\nos.nice = lambda _: {}['the true reason']\n"
-    (tmp_path / "hook" / "sitecustomize.py").write_text(hook)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "hook"), str(ROOT)]))
+    run_at_start(hook, tmp_path, monkeypatch)
     copy_of(slide, tmp_path / "slides", "case.svs")
     with slide_client(toy_bundle, tmp_path / "slides") as client:
         job = job_when(client, start(client)["id"], "failed")
@@ -158,9 +151,7 @@ def test_what_ends_a_job_unforeseen_is_in_its_error(
     assert "the true reason" in job["error"]
 
 
-def test_a_slide_that_fails_fails_alone_and_says_why(
-    done: tuple[TestClient, dict[str, Any], Path],
-) -> None:
+def test_a_slide_that_fails_fails_alone_and_says_why(done: Done) -> None:
     client, _, _ = done
     failed = next(job for job in client.get("/jobs").json()["jobs"] if job["status"] == "failed")
     assert failed["name"] == "broken"
@@ -171,9 +162,7 @@ def test_a_slide_that_fails_fails_alone_and_says_why(
         wait_for(lambda line=counted: line in client.get("/metrics").text)
 
 
-def test_the_tiles_of_a_result_are_its_pyramid(
-    done: tuple[TestClient, dict[str, Any], Path],
-) -> None:
+def test_the_tiles_of_a_result_are_its_pyramid(done: Done) -> None:
     client, slide, out = done
     group = zarr.open_group(out / "case" / "case.ome.zarr", mode="r")
     base = f"/slides/{slide['id']}/result/tiles"
@@ -194,7 +183,7 @@ def test_the_tiles_of_a_result_are_its_pyramid(
     assert refusal_of(unknown, "Bone") == (400, "option_invalid")
 
 
-def test_every_output_can_be_downloaded(done: tuple[TestClient, dict[str, Any], Path]) -> None:
+def test_every_output_can_be_downloaded(done: Done) -> None:
     client, slide, out = done
     files = {entry["file"]: entry for entry in slide["result"]["files"]}
     assert {"case.ome.zarr", "case.overview.png", "case.geojson.gz", "summary.json"} <= files.keys()
@@ -210,9 +199,7 @@ def test_every_output_can_be_downloaded(done: tuple[TestClient, dict[str, Any], 
     assert root == (out / "case" / "case.ome.zarr" / "zarr.json").read_bytes()
 
 
-def test_a_download_goes_on_and_is_not_sent_twice(
-    done: tuple[TestClient, dict[str, Any], Path],
-) -> None:
+def test_a_download_goes_on_and_is_not_sent_twice(done: Done) -> None:
     client, slide, out = done
     path = f"/slides/{slide['id']}/result/files/summary.json"
     whole = (out / "case" / "summary.json").read_bytes()
@@ -232,9 +219,7 @@ def test_a_download_goes_on_and_is_not_sent_twice(
 
 
 @pytest.mark.slow
-def test_a_result_of_other_settings_is_kept_until_it_is_to_be_replaced(
-    done: tuple[TestClient, dict[str, Any], Path],
-) -> None:
+def test_a_result_of_other_settings_is_kept_until_it_is_to_be_replaced(done: Done) -> None:
     client, _, out = done
     job = job_when(client, start(client, tissue="none")["id"], "done", "failed")
     assert (job["status"], job["code"]) == ("failed", "result_differs")
@@ -271,9 +256,7 @@ def test_a_slide_whose_result_is_damaged_is_shown_without_it(
         ([], 400, "option_invalid"),
     ],
 )
-def test_a_job_that_cannot_be_is_refused(
-    done: tuple[TestClient, dict[str, Any], Path], body: Any, status: int, code: str
-) -> None:
+def test_a_job_that_cannot_be_is_refused(done: Done, body: Any, status: int, code: str) -> None:
     assert refusal_of(done[0].post("/jobs", json=body)) == (status, code)
 
 
@@ -399,14 +382,6 @@ def test_jobs_go_on_where_their_file_is_removed_or_replaced(tmp_path: Path) -> N
     assert store.list() == others.list() == []
 
 
-def test_jobs_of_another_version_are_not_touched(tmp_path: Path) -> None:
-    store = JobStore(tmp_path, 3)
-    with store._transaction() as database:
-        database.execute("PRAGMA user_version = 99")
-    with raises(JobsError, store.path):
-        JobStore(tmp_path, 3)
-
-
 def test_a_job_of_another_version_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     store = JobStore(tmp_path, 3)
     store.add(JobRequest(slide="one"), "one", tmp_path)
@@ -418,8 +393,13 @@ def test_a_job_of_another_version_is_an_error_that_says_what_to_do(tmp_path: Pat
         assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_file_of_jobs_that_is_damaged_is_an_error_that_names_it(tmp_path: Path) -> None:
-    (tmp_path / ".jobs.sqlite").write_bytes(json.dumps({"not": "a database"}).encode() * 99)
+def test_a_file_of_jobs_that_is_damaged_or_of_another_version_is_an_error(tmp_path: Path) -> None:
+    store = JobStore(tmp_path, 3)
+    with store._transaction() as database:
+        database.execute("PRAGMA user_version = 99")
+    with raises(JobsError, store.path):
+        JobStore(tmp_path, 3)
+    store.path.write_bytes(json.dumps({"not": "a database"}).encode() * 99)
     with raises(JobsError, ".jobs.sqlite") as caught:
         JobStore(tmp_path, 3)
     assert str(tmp_path) not in str(caught.value)  # callers of the service read it
