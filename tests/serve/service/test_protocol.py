@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 import uvicorn
@@ -21,6 +22,7 @@ from tests.support.raw_http import INVALID_HTTP, POST, TIMEOUT_S, address_of, ex
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(30, func_only=True)]
 
 MOMENT_S = 0.1
+T = TypeVar("T")
 
 
 @pytest.mark.parametrize("kind", INVALID_HTTP)
@@ -47,11 +49,15 @@ def test_a_websocket_is_answered_as_the_request_that_it_comes_with(service_url: 
 
 
 def _with_server(
-    work: Callable[[tuple[str, int]], object], answer: bytes = b"answer", app: ASGIApp | None = None
-) -> object:
-    """Do `work`, in a thread, with a server that speaks the protocol."""
+    work: Callable[[socket.socket], T], answer: bytes = b"answer", app: ASGIApp | None = None
+) -> T:
+    """Do `work`, in a thread, with a connection to a server that speaks the protocol."""
 
-    async def main() -> object:
+    def connected(address: tuple[str, int]) -> T:
+        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
+            return work(connection)
+
+    async def main() -> T:
         config = uvicorn.Config(
             app or PlainTextResponse(answer),
             http=ServiceProtocol,
@@ -63,7 +69,7 @@ def _with_server(
         with socket.create_server(("127.0.0.1", 0)) as listening:
             serving = asyncio.create_task(server._serve([listening]))
             try:
-                return await asyncio.to_thread(work, listening.getsockname())
+                return await asyncio.to_thread(connected, listening.getsockname())
             finally:
                 server.should_exit = True
                 await serving
@@ -71,45 +77,50 @@ def _with_server(
     return asyncio.run(main())
 
 
+def _read_all(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"])
 def test_a_head_that_does_not_end_is_a_408(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve.service.protocol, "HEAD_TIMEOUT_S", MOMENT_S)
-    status, _, body = _with_server(lambda address: exchange(address, sent))  # type: ignore[misc]
-    assert status == 408
+
+    def work(connection: socket.socket) -> bytes:
+        connection.sendall(sent)
+        return _read_all(connection)
+
+    head, _, body = _with_server(work).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408")
     assert json.loads(body)["code"] == UploadTooSlowError.code
 
 
 def test_the_second_head_of_a_connection_has_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve.service.protocol, "HEAD_TIMEOUT_S", 10 * MOMENT_S)
 
-    def work(address: tuple[str, int]) -> bytes:
-        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
-            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            first = connection.recv(65_536)
-            connection.sendall(b"GET / HT")
-            second = b"".join(iter(lambda: connection.recv(65_536), b""))
-        return first + second
+    def work(connection: socket.socket) -> bytes:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        first = connection.recv(65_536)
+        connection.sendall(b"GET / HT")
+        return first + _read_all(connection)
 
     received = _with_server(work)
-    assert isinstance(received, bytes)
     assert received.startswith(b"HTTP/1.1 200")
     assert b"HTTP/1.1 408" in received
 
 
 def test_a_connection_may_rest_for_longer_than_uvicorn_lets_it() -> None:
-    def work(address: tuple[str, int]) -> list[str]:
+    def work(connection: socket.socket) -> list[bytes]:
         answers = []
-        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
-            for _ in range(2):
-                connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                received = b"-"
-                while received and not received.endswith(b"answer"):
-                    received = connection.recv(65_536)
-                answers.append(received[-6:].decode())
-                time.sleep(2 * MOMENT_S)
+        for _ in range(2):
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            received = b"-"
+            while received and not received.endswith(b"answer"):
+                received = connection.recv(65_536)
+            answers.append(received[-6:])
+            time.sleep(2 * MOMENT_S)
         return answers
 
-    assert _with_server(work) == ["answer", "answer"]
+    assert _with_server(work) == [b"answer", b"answer"]
 
 
 async def _read_and_answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,14 +131,13 @@ async def _read_and_answer(scope: Scope, receive: Receive, send: Send) -> None:
 def test_a_body_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve.service.protocol, "HEAD_TIMEOUT_S", 10 * MOMENT_S)
 
-    def work(address: tuple[str, int]) -> bytes:
-        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
-            connection.sendall(POST + b"Connection: close\r\nContent-Length: 2\r\n\r\n")
-            time.sleep(15 * MOMENT_S)
-            connection.sendall(b"ab")
-            return _read_all(connection)
+    def work(connection: socket.socket) -> bytes:
+        connection.sendall(POST + b"Connection: close\r\nContent-Length: 2\r\n\r\n")
+        time.sleep(15 * MOMENT_S)
+        connection.sendall(b"ab")
+        return _read_all(connection)
 
-    assert _with_server(work, app=_read_and_answer).startswith(b"HTTP/1.1 200")  # type: ignore[attr-defined]
+    assert _with_server(work, app=_read_and_answer).startswith(b"HTTP/1.1 200")
 
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -135,44 +145,35 @@ LARGE = bytes(30_000_000)
 """More than the kernel takes for a caller."""
 
 
-def test_who_does_not_read_the_answer_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.service.protocol, "READ_PAUSE_S", MOMENT_S)
+@pytest.mark.parametrize(
+    ("patience_s", "wait_s", "pause_s", "gets_all"),
+    [(MOMENT_S, 10 * MOMENT_S, 0.0, False), (20 * MOMENT_S, 0.0, MOMENT_S / 4, True)],
+    ids=["does not read", "reads slowly"],
+)
+def test_who_reads_slowly_gets_all_of_the_answer_and_who_does_not_is_hung_up_on(
+    patience_s: float,
+    wait_s: float,
+    pause_s: float,
+    gets_all: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serve.service.protocol, "READ_PAUSE_S", patience_s)
 
-    def work(address: tuple[str, int]) -> int:
-        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
-            connection.sendall(GET)
-            time.sleep(10 * MOMENT_S)
-            return _read_slowly(connection)
+    def work(connection: socket.socket) -> int:
+        """Bytes until the service hangs up."""
+        connection.sendall(GET)
+        time.sleep(wait_s)
+        num_bytes = 0
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(200_000):
+                num_bytes += len(part)
+                time.sleep(pause_s)
+        return num_bytes
 
-    assert _with_server(work, LARGE) < len(LARGE)  # type: ignore[operator]
-
-
-def test_who_reads_slowly_gets_all_of_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.service.protocol, "READ_PAUSE_S", 20 * MOMENT_S)
-
-    def work(address: tuple[str, int]) -> int:
-        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
-            connection.sendall(GET)
-            return _read_slowly(connection, pause_s=MOMENT_S / 4)
-
-    assert _with_server(work, LARGE) > len(LARGE)  # type: ignore[operator]
-
-
-def _read_slowly(connection: socket.socket, pause_s: float = 0.0) -> int:
-    """Bytes until the service hangs up."""
-    num_bytes = 0
-    with contextlib.suppress(ConnectionError):
-        while part := connection.recv(200_000):
-            num_bytes += len(part)
-            time.sleep(pause_s)
-    return num_bytes
+    assert (_with_server(work, LARGE) > len(LARGE)) == gets_all
 
 
 LONG = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 60000000\r\n\r\n"
-
-
-def _read_all(connection: socket.socket) -> bytes:
-    return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 
 def _is_hung_up_on(connection: socket.socket, pause_s: float) -> bool:
@@ -191,15 +192,13 @@ def test_an_answer_before_the_end_of_the_body_ends_the_connection(
 ) -> None:
     monkeypatch.setattr(serve.service.protocol, "LINGER_PAUSE_S", MOMENT_S)
 
-    def work(address: tuple[str, int]) -> bytes:
-        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
-            connection.sendall(LONG)
-            received = _read_all(connection)
-            assert _is_hung_up_on(connection, 3 * MOMENT_S)
+    def work(connection: socket.socket) -> bytes:
+        connection.sendall(LONG)
+        received = _read_all(connection)
+        assert _is_hung_up_on(connection, 3 * MOMENT_S)
         return received
 
     received = _with_server(work)
-    assert isinstance(received, bytes)
     assert b"connection: close" in received.lower()
     assert received.endswith(b"answer")
 
@@ -207,22 +206,20 @@ def test_an_answer_before_the_end_of_the_body_ends_the_connection(
 def test_who_goes_on_sending_still_gets_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve.service.protocol, "LINGER_PAUSE_S", 20 * MOMENT_S)
 
-    def work(address: tuple[str, int]) -> bytes:
-        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
-            connection.sendall(LONG)
-            time.sleep(MOMENT_S)  # it is answered meanwhile
-            connection.sendall(bytes(60_000_000))
-            return _read_all(connection)
+    def work(connection: socket.socket) -> bytes:
+        connection.sendall(LONG)
+        time.sleep(MOMENT_S)  # it is answered meanwhile
+        connection.sendall(bytes(60_000_000))
+        return _read_all(connection)
 
-    assert _with_server(work).endswith(b"answer")  # type: ignore[attr-defined]
+    assert _with_server(work).endswith(b"answer")
 
 
 def test_who_sends_without_end_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve.service.protocol, "LINGER_S", 5 * MOMENT_S)
 
-    def work(address: tuple[str, int]) -> bool:
-        with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
-            connection.sendall(LONG)
-            return _is_hung_up_on(connection, MOMENT_S / 10)
+    def work(connection: socket.socket) -> bool:
+        connection.sendall(LONG)
+        return _is_hung_up_on(connection, MOMENT_S / 10)
 
     assert _with_server(work)
