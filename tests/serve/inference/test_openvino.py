@@ -11,16 +11,11 @@ from serve.contract import openvino as runtime
 from serve.contract.errors import BackendUnavailableError, BundleError
 from serve.contract.machine import this_processor
 from serve.contract.manifest import Manifest, read_bundle
-from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.openvino import OpenVinoBackend
-from serve.inference.segmenter import open_backend
-from serve.settings import ServeSettings
 from tests.support import ROOT
 from tests.support.errors import raises
 from tests.support.openvino import forget_openvino, needs_openvino, passed_in_openvino
-from tests.support.toy_bundle import TILE_SIZE_PX, write_toy_bundle
-
-OUTPUTS = ("labels", "confidence", "low_res_probabilities", "iou_scores")
+from tests.support.toy_bundle import TILE_SIZE_PX
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +34,6 @@ def _tiles(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def _assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert (found["labels"] == expected["labels"]).mean() > 0.9999
-    np.testing.assert_allclose(found["iou_scores"], expected["iou_scores"], atol=1e-5)
-    for name in ("confidence", "low_res_probabilities"):
-        assert np.abs(found[name].astype(int) - expected[name]).max() <= 1
-
-
-@pytest.mark.parametrize("size", [1, 3])
-def test_the_answers_are_those_of_onnx_runtime(
-    backend: OpenVinoBackend, toy_bundle: Path, manifest: Manifest, size: int
-) -> None:
-    expected = OnnxRuntimeBackend(toy_bundle, manifest, provider="cpu").infer(_tiles(size), OUTPUTS)
-    found = backend.infer(_tiles(size), OUTPUTS)
-    assert [(a.dtype, a.shape) for a in found.values()] == [
-        (a.dtype, a.shape) for a in expected.values()
-    ]
-    _assert_close(found, expected)
-
-
-def test_only_the_outputs_that_are_asked_for_come_back(backend: OpenVinoBackend) -> None:
-    assert set(backend.infer(_tiles(1), ("iou_scores",))) == {"iou_scores"}
-
-
 def test_an_answer_stays_as_it_is_when_the_next_batch_runs(backend: OpenVinoBackend) -> None:
     first = backend.infer(_tiles(1), ("labels",))["labels"]
     before = first.copy()
@@ -75,35 +47,6 @@ def test_threads_get_the_answers_to_their_own_tiles(backend: OpenVinoBackend) ->
     with ThreadPoolExecutor(4) as pool:
         found = pool.map(lambda batch: backend.infer(batch, ("labels",))["labels"], tiles)
     assert all(np.array_equal(f, e) for f, e in zip(found, expected, strict=True))
-
-
-def test_a_batch_over_the_largest_is_split_and_joined_in_order(
-    backend: OpenVinoBackend, tmp_path: Path
-) -> None:
-    bundle = write_toy_bundle(tmp_path / "bundle", max_batch_size=2)
-    split = OpenVinoBackend(bundle, passed_in_openvino(read_bundle(bundle)))
-    found, whole = (b.infer(_tiles(5), OUTPUTS) for b in (split, backend))
-    _assert_close(found, whole)
-
-
-def test_the_settings_choose_it(
-    backend: OpenVinoBackend, toy_bundle: Path, manifest: Manifest
-) -> None:
-    settings = ServeSettings(bundle=toy_bundle, provider="openvino", threads=1)
-    opened, runs_on = open_backend(settings, manifest)
-    assert (runs_on.provider, runs_on.precision) == ("openvino", "fp32")
-    assert isinstance(opened, OpenVinoBackend)
-    assert opened.is_ready()
-    opened.close()
-    assert not opened.is_ready()
-
-
-def test_a_file_that_is_no_onnx_is_refused(
-    backend: OpenVinoBackend, manifest: Manifest, tmp_path: Path
-) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"no model")
-    with raises(BundleError, "model.onnx", "OpenVINO 20"):
-        OpenVinoBackend(tmp_path, manifest)
 
 
 def test_what_did_not_pass_in_it_is_refused(toy_bundle: Path) -> None:
