@@ -217,25 +217,21 @@ def test_colours_may_have_a_table(tmp_path: Path) -> None:
     ],
 )
 def test_what_means_no_class_is_refused_by_name(pixels: Any, found: str, tmp_path: Path) -> None:
-    with pytest.raises(MaskError) as raised:
+    with raises(MaskError, found):
         labels(saved(tmp_path, pixels, ".tif"))
-    assert found in str(raised.value)
 
 
 def test_smoothed_colours_are_told_by_their_number(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(1, 255, (20, 20, 3)).astype(np.uint8)
-    with pytest.raises(MaskError) as raised:
+    with raises(MaskError, "400 colours", "smoothing"):
         labels(saved(tmp_path, pixels))
-    assert "400 colours" in str(raised.value)
-    assert "smoothing" in str(raised.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
 def test_a_damaged_mask_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(content)
-    with pytest.raises(MaskError) as raised:
+    with raises(MaskError, "mask.png"):
         labels(tmp_path / "mask.png")
-    assert "mask.png" in str(raised.value)
 
 
 @pytest.mark.parametrize(

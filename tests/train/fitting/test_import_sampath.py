@@ -270,9 +270,8 @@ def test_a_checkpoint_of_something_else_is_refused_for_its_reason(
     values: list[str],
 ):
     make(sam_path, tmp_path / "other.ckpt")
-    with pytest.raises(CheckpointError) as raised:
+    with raises(CheckpointError, *values):
         import_sampath(tmp_path / "other.ckpt", tmp_path / "run", toy_preset("bcss"))
-    assert all(value in str(raised.value) for value in values), raised.value
     assert not (tmp_path / "run").exists()
 
 
@@ -280,9 +279,8 @@ def test_a_checkpoint_of_something_else_is_refused_for_its_reason(
 def test_class_names_that_are_not_as_many_and_different_are_refused(
     sampath_file: Path, tmp_path: Path, names: list[str]
 ):
-    with pytest.raises(CheckpointError) as raised:
+    with raises(CheckpointError, "--class-names"):
         import_sampath(sampath_file, tmp_path / "run", toy_settings(), class_names=names)
-    assert "--class-names" in str(raised.value)
 
 
 def test_an_import_replaces_no_trained_model_unasked(sampath_file: Path, tmp_path: Path):

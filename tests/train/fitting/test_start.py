@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 import train.fitting.start
+from tests.support.errors import raises
 from tests.support.toy_data import toy_settings
 from train.errors import SettingsError
 from train.fitting.start import find_start
@@ -18,9 +19,8 @@ def test_a_model_that_is_too_large_to_be_exported_is_refused_before_training(
     segmenter = Segmenter(settings.model, 5)
     num_parameters = sum(value.numel() for value in segmenter.state_dict().values())
     monkeypatch.setattr(train.fitting.start, "MAX_WEIGHTS_BYTES", 4 * num_parameters - 1)
-    with pytest.raises(SettingsError) as raised:
+    with raises(SettingsError, "--no-exportable"):
         find_start(settings).load(segmenter, ())
-    assert "--no-exportable" in str(raised.value)
     allowed = replace(settings, runtime=replace(settings.runtime, exportable=False))
     assert not find_start(allowed).load(segmenter, ())
     monkeypatch.setattr(train.fitting.start, "MAX_WEIGHTS_BYTES", 4 * num_parameters)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.support.errors import raises
 from train.errors import CheckpointError
 from train.model.checkpoint import load_checkpoint, read_card, save_checkpoint
 
@@ -123,10 +124,8 @@ def test_a_checkpoint_that_is_wrong_is_refused(
     run: Path, damage: Callable[[Path], None], values: list[str]
 ):
     damage(run)
-    with pytest.raises(CheckpointError) as raised:
+    with raises(CheckpointError, *values):
         load_checkpoint(run)
-    assert raised.value.code == "checkpoint"
-    assert all(value in str(raised.value) for value in values), raised.value
 
 
 def test_a_checkpoint_of_an_older_version_without_checksum_loads(run: Path):

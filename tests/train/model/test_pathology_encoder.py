@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 
+from tests.support.errors import raises
 from tests.support.toy_data import toy_settings
 from train.errors import EncoderError, WeightsError
 from train.model.pathology_encoder import PathologyEncoder
@@ -60,18 +61,13 @@ def test_layer_scale_weights_in_a_model_without_are_refused(tmp_path: Path) -> N
     )
     torch.save(theirs.state_dict(), tmp_path / "uni.bin")
     segmenter = Segmenter(toy_settings().model, 5)
-    with pytest.raises(WeightsError) as raised:
+    with raises(WeightsError, "blocks.0.ls1.gamma", "LayerScale"):
         load_pathology_weights(segmenter, tmp_path / "uni.bin")
-    assert "blocks.0.ls1.gamma" in str(raised.value)
-    assert "LayerScale" in str(raised.value)
 
 
 def test_a_name_that_timm_does_not_know_is_refused() -> None:
-    with pytest.raises(EncoderError) as raised:
+    with raises(EncoderError, "vit_smal_patch16_224", "uni2-h", "vit_small_patch16_224"):
         PathologyEncoder(_model(pathology_encoder="vit_smal_patch16_224"))
-    assert raised.value.code == "encoder"
-    for name in ("vit_smal_patch16_224", "uni2-h", "vit_small_patch16_224"):
-        assert name in str(raised.value)
 
 
 @pytest.mark.slow
@@ -85,12 +81,10 @@ def test_a_name_that_timm_does_not_know_is_refused() -> None:
     ],
 )
 def test_a_model_without_tokens_of_16_pixels_is_refused(name: str) -> None:
-    with pytest.raises(EncoderError) as raised:
+    with raises(EncoderError, name):
         PathologyEncoder(_model(pathology_encoder=name, pathology_encoder_depth=None))
-    assert name in str(raised.value)
 
 
 def test_a_transformer_with_other_patches_is_refused() -> None:
-    with pytest.raises(EncoderError) as raised:
+    with raises(EncoderError, "32"):
         PathologyEncoder(_model(pathology_encoder="vit_small_patch32_224"))
-    assert "32" in str(raised.value)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor
 
+from tests.support.errors import raises
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
 from train.errors import EncoderError, WeightsError
 from train.model.encoder_kinds import ENCODER_KINDS
@@ -123,9 +124,8 @@ def test_a_config_that_contradicts_its_weights_is_refused(
     weights = {name: value for name, value in theirs.items() if ".ls" not in name}
     config = {"architecture": "vit_small_patch14_dinov2", "model_args": {**args, **said}}
     folder = write_config(tmp_path / "vit", weights, config)
-    with pytest.raises(WeightsError) as raised:
+    with raises(WeightsError, "config.json", *values):
         starting_weights(starting_from(folder))
-    assert all(value in str(raised.value) for value in ["config.json", *values]), raised.value
 
 
 @pytest.mark.parametrize(
@@ -147,9 +147,8 @@ def test_a_config_that_cannot_be_used_is_refused(tmp_path: Path, content: str, v
         timm_model("vit_tiny_patch16_224", depth=1).state_dict(), tmp_path / "model.safetensors"
     )
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(WeightsError) as raised:
+    with raises(WeightsError, value):
         starting_weights(starting_from(tmp_path))
-    assert value in str(raised.value)
 
 
 def test_a_folder_of_transformers_is_taken_with_its_preprocessor(tmp_path: Path):
@@ -184,17 +183,15 @@ def test_a_folder_without_one_file_of_weights_is_refused(
     tmp_path: Path, fill: Callable[[Path], None], value: str
 ):
     fill(tmp_path)
-    with pytest.raises(WeightsError) as raised:
+    with raises(WeightsError, value):
         starting_weights(starting_from(tmp_path))
-    assert value in str(raised.value)
 
 
 def test_another_encoder_than_the_folders_is_refused(tmp_path: Path):
     weights = timm_model("vit_tiny_patch16_224", depth=1).state_dict()
     folder = write_config(tmp_path / "vit", weights, {"architecture": "vit_tiny_patch16_224"})
-    with pytest.raises(WeightsError) as raised:
+    with raises(WeightsError, "--pathology-encoder"):
         starting_weights(starting_from(folder, pathology_encoder="vit_base_patch16_224"))
-    assert "--pathology-encoder" in str(raised.value)
 
 
 def test_layer_scale_and_registers_of_a_plain_file_are_read_off_it(tmp_path: Path):
@@ -240,9 +237,8 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
     weights = timm_model("vit_tiny_patch16_224", depth=1).state_dict()
     weights["norm.bias"][3] = torch.inf
     torch.save(weights, tmp_path / "vit.pth")
-    with pytest.raises(WeightsError) as raised:
+    with raises(WeightsError, "norm.bias"):
         started(starting_from(tmp_path / "vit.pth"))
-    assert "norm.bias" in str(raised.value)
 
 
 def test_a_short_name_says_the_licence_of_its_weights(tmp_path: Path):
@@ -265,9 +261,8 @@ def test_the_licence_of_an_unknown_file_is_said_to_be_unknown(tmp_path: Path):
 def test_frozen_encoders_without_weights_are_refused():
     settings = toy_settings()
     settings = replace(settings, model=replace(settings.model, encoders_frozen=True))
-    with pytest.raises(WeightsError) as raised:
+    with raises(WeightsError, "--sam-weights", "--pathology-weights"):
         starting_weights(settings)
-    assert all(option in str(raised.value) for option in ("--sam-weights", "--pathology-weights"))
 
 
 @pytest.mark.parametrize("kind", sorted(ENCODER_KINDS))
@@ -282,6 +277,5 @@ def test_every_short_name_is_an_architecture_of_timms(kind: str):
 def test_a_wrong_mlp_layer_is_refused():
     settings = toy_settings()
     model = replace(settings.model, pathology_args={"mlp_layer": "Magic"})
-    with pytest.raises(EncoderError) as raised:
+    with raises(EncoderError, "Magic"):
         Segmenter(model, 5)
-    assert "Magic" in str(raised.value)
