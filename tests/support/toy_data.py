@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tests.support.toy_bundle import CLASSES, REFERENCE_RGB
+from train.fitting.metrics_file import read_metrics
 from train.presets import synthetic
 from train.settings import AugmentationSettings, ModelSettings, OptimizationSettings, Settings
 
@@ -16,7 +17,7 @@ TILE_SIZE_PX = 64
 
 
 def toy_settings(**changes: object) -> Settings:
-    """The synthetic preset on tiles of 64 pixels, with the smallest encoders."""
+    """The synthetic preset on tiles of 64 pixels, with the smallest encoders; see `changed`."""
     settings = replace(
         synthetic(),
         model=ModelSettings(
@@ -32,7 +33,22 @@ def toy_settings(**changes: object) -> Settings:
         ),
         augmentation=AugmentationSettings(num_workers=0),
     )
-    return replace(settings, **changes)  # type: ignore[arg-type]
+    return changed(settings, **changes)
+
+
+def changed(settings: Settings, **changes: object) -> Settings:
+    """Other settings: fields by their values, or groups by a dictionary of what changes in them."""
+    values = {
+        name: replace(getattr(settings, name), **value) if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    return replace(settings, **values)  # type: ignore[arg-type]
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    """The numbers of every epoch of a run."""
+    rows = read_metrics(run / "metrics.csv")
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
 
 def write_toy_data(root: Path, *, num_train: int = 8, num_validation: int = 2) -> Path:

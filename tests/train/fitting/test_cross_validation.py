@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from train.data.folder import read_tile_folder
 from train.errors import DatasetError, FocalPathError, RunError, SettingsError
 from train.fitting import cross_validation
 from train.fitting.cross_validation import CrossValidation, assign, cross_validate
-from train.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +27,7 @@ def grouped(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
-def settings() -> Settings:
-    toy = toy_settings()
-    return replace(toy, optimization=replace(toy.optimization, epochs=1))
+SETTINGS = toy_settings(optimization={"epochs": 1})
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +35,7 @@ def validated(
     grouped: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, CrossValidation]:
     run = tmp_path_factory.mktemp("folds") / "run"
-    return run, cross_validate(settings(), grouped, run, 3)
+    return run, cross_validate(SETTINGS, grouped, run, 3)
 
 
 def test_the_spread_is_the_sample_deviation_of_the_folds_that_have_the_class():
@@ -73,7 +69,7 @@ def test_a_fold_that_lacks_a_class_is_told_before_any_is_trained(grouped: Path, 
                 labels = np.asarray(mask)
             Image.fromarray(np.where(labels == 4, 0, labels).astype(np.uint8)).save(path)
     with raises(DatasetError, "fold 2 of 3", "Necrosis", "--folds"):
-        cross_validate(settings(), data, tmp_path / "run", 3)
+        cross_validate(SETTINGS, data, tmp_path / "run", 3)
     assert not (tmp_path / "run").exists()
 
 
@@ -98,7 +94,7 @@ def test_a_finished_fold_is_not_trained_again(
 ):
     run, result = validated
     monkeypatch.setattr(cross_validation, "fit", None)
-    assert cross_validate(settings(), grouped, run, 3).pooled == result.pooled
+    assert cross_validate(SETTINGS, grouped, run, 3).pooled == result.pooled
 
 
 def test_a_fold_of_other_settings_is_not_taken_for_this_one(
@@ -116,5 +112,5 @@ def test_folds_that_cannot_be_are_refused(
     num_folds: int, kind: type[FocalPathError], named: str, grouped: Path, tmp_path: Path
 ):
     with raises(kind, named):
-        cross_validate(settings(), grouped, tmp_path / "run", num_folds)
+        cross_validate(SETTINGS, grouped, tmp_path / "run", num_folds)
     assert not (tmp_path / "run").exists()

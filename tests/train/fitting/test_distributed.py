@@ -1,4 +1,3 @@
-import csv
 import json
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from tests.support import ROOT
 from tests.support.distributed import settings_of
 from tests.support.errors import raises
 from tests.support.ports import free_port
+from tests.support.toy_data import rows_of
 from train.data.folder import read_tile_folder
 from train.data.pixels import count_each
 from train.errors import SettingsError
@@ -69,11 +69,6 @@ def run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert not any(codes), messages[-3000:]
     assert "sync_dist" not in messages
     return folder / "run"
-
-
-def rows_of(run: Path) -> list[dict[str, float]]:
-    with (run / "metrics.csv").open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def test_two_processes_score_as_one(run: Path, toy_data: Path):

@@ -23,7 +23,6 @@ from train.settings import (
     ModelSettings,
     RuntimeSettings,
     Settings,
-    WeightsSettings,
 )
 
 SCALE = TileScale(tile_size_px=TILE_SIZE_PX, mpp=0.5)
@@ -31,13 +30,11 @@ DIHEDRAL = AugmentationSettings(augment="dihedral", num_workers=0)
 
 
 def frozen_settings(cache: Path | None) -> Settings:
-    settings = toy_settings()
-    return replace(
-        settings,
-        model=replace(settings.model, encoders_frozen=True),
+    return toy_settings(
+        model={"encoders_frozen": True},
         augmentation=DIHEDRAL,
-        weights=WeightsSettings(random_encoders=True),
-        runtime=RuntimeSettings(embedding_cache=None if cache is None else str(cache)),
+        weights={"random_encoders": True},
+        runtime={"embedding_cache": cache and str(cache)},
     )
 
 

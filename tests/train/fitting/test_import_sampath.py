@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.support.commands import run_train
 from tests.support.errors import raises
 from tests.support.sam_path_oracle import SamPath, random_sam_path
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
-from train.cli import main
 from train.commands.fitting import ImportSampath
 from train.data.folder import read_tile_folder
 from train.errors import CheckpointError, DestinationError, FocalPathError
@@ -31,9 +31,9 @@ from train.model.checkpoint import load_checkpoint, read_card
 from train.model.segmenter import Segmenter, labels_from_logits
 from train.model.weight_files import read_weights
 from train.presets import CRAG_MPP
-from train.settings import Settings, WeightsSettings
 
 NUM_CLASSES = 5
+BCSS = toy_settings(preset="bcss")
 
 
 def lightning_hyper_parameters(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -64,10 +64,6 @@ def sampath_file(sam_path: SamPath, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     torch.save({**sam_path.checkpoint(), "hyper_parameters": configuration}, path)
     monkeypatch.undo()  # no such package is installed where the file is read
     return path
-
-
-def toy_preset(preset: str) -> Settings:
-    return replace(toy_settings(), preset=preset)
 
 
 def smooth_images(number: int, side: int = TILE_SIZE_PX) -> Tensor:
@@ -116,7 +112,7 @@ def test_an_imported_model_of_larger_images_gives_all_labels_of_sam_path(tmp_pat
     theirs, images = random_sam_path(2), smooth_images(3, 96)
     torch.save(theirs.checkpoint(), tmp_path / "sampath.ckpt")
     data = write_larger_images(tmp_path / "data", images, "cv.csv")
-    settings = replace(toy_settings(), model=replace(toy_settings().model, mpp=0.75))
+    settings = toy_settings(model={"mpp": 0.75})
     card = import_sampath(
         tmp_path / "sampath.ckpt", tmp_path / "run", settings, data=data, score=False
     )
@@ -143,8 +139,7 @@ def test_an_imported_model_of_larger_images_gives_all_labels_of_sam_path(tmp_pat
 
 def test_an_imported_model_of_the_preset_crag_resizes_its_images_itself(tmp_path: Path):
     torch.save(random_sam_path(2).checkpoint(), tmp_path / "sampath.ckpt")
-    model = replace(toy_settings().model, mpp=1.5 * CRAG_MPP)
-    settings = replace(toy_settings(), preset="crag", model=model)
+    settings = toy_settings(preset="crag", model={"mpp": 1.5 * CRAG_MPP})
     card = import_sampath(tmp_path / "sampath.ckpt", tmp_path / "run", settings)
     assert card.settings.model.resized_from_px == 96
     assert card.input_mpp == pytest.approx(CRAG_MPP)
@@ -155,8 +150,7 @@ def test_an_import_that_cannot_resize_as_sam_path_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], factor: float, wanted_px: str
 ):
     torch.save(random_sam_path(2).checkpoint(), tmp_path / "sampath.ckpt")
-    model = replace(toy_settings().model, mpp=factor * CRAG_MPP)
-    settings = replace(toy_settings(), preset="crag", model=model)
+    settings = toy_settings(preset="crag", model={"mpp": factor * CRAG_MPP})
     ImportSampath(
         checkpoint=tmp_path / "sampath.ckpt", out=tmp_path / "run", settings=settings
     ).run()
@@ -201,9 +195,7 @@ def test_an_import_with_data_has_its_classes_shares_and_scores(
 
 
 def test_an_import_without_data_takes_the_presets_classes(sampath_file: Path, tmp_path: Path):
-    settings = toy_preset("bcss")
-    settings = replace(settings, model=replace(settings.model, mpp=0.25))
-    import_sampath(sampath_file, tmp_path / "run", settings)
+    import_sampath(sampath_file, tmp_path / "run", toy_settings(preset="bcss", model={"mpp": 0.25}))
     card = read_card(tmp_path / "run")
     assert [entry.name for entry in card.classes][:2] == ["Tumor", "Stroma"]
     assert card.mpp == 0.25
@@ -214,7 +206,7 @@ def test_an_import_without_data_takes_the_presets_classes(sampath_file: Path, tm
 def test_an_import_says_whose_weights_it_has_and_under_which_terms(
     sampath_file: Path, tmp_path: Path
 ):
-    import_sampath(sampath_file, tmp_path / "run", toy_preset("bcss"))
+    import_sampath(sampath_file, tmp_path / "run", BCSS)
     card = read_card(tmp_path / "run")
     assert card.imported_from == "SAM-Path"
     terms = {origin.part: origin.licence for origin in card.origins}
@@ -223,14 +215,10 @@ def test_an_import_says_whose_weights_it_has_and_under_which_terms(
     assert "none" in terms["whole model"]
 
 
-def test_the_command_imports_without_data(
-    sampath_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_command_imports_without_data(sampath_file: Path, tmp_path: Path):
     toy = "--tile-size-px 64 --image-encoder tiny --pathology-encoder-depth 1 --decoder-dim 32"
     toy += " --pathology-encoder vit_tiny_patch16_224 --class-names A B C D [E]"
-    arguments = [str(sampath_file), str(tmp_path / "run"), *toy.split()]
-    monkeypatch.setattr(sys, "argv", ["train", "import-sampath", "bcss", *arguments])
-    main()
+    run_train("import-sampath", "bcss", sampath_file, tmp_path / "run", *toy.split())
     assert [entry.name for entry in read_card(tmp_path / "run").classes][4] == "[E]"
 
 
@@ -271,7 +259,7 @@ def test_a_checkpoint_of_something_else_is_refused_for_its_reason(
 ):
     make(sam_path, tmp_path / "other.ckpt")
     with raises(CheckpointError, *values):
-        import_sampath(tmp_path / "other.ckpt", tmp_path / "run", toy_preset("bcss"))
+        import_sampath(tmp_path / "other.ckpt", tmp_path / "run", BCSS)
     assert not (tmp_path / "run").exists()
 
 
@@ -284,7 +272,7 @@ def test_class_names_that_are_not_as_many_and_different_are_refused(
 
 
 def test_an_import_replaces_no_trained_model_unasked(sampath_file: Path, tmp_path: Path):
-    importing = partial(import_sampath, sampath_file, tmp_path, toy_preset("bcss"))
+    importing = partial(import_sampath, sampath_file, tmp_path, BCSS)
     (tmp_path / "model.safetensors").write_bytes(b"trained")
     with raises(DestinationError, tmp_path, "--overwrite"):
         importing()
@@ -318,11 +306,11 @@ def test_dfa_trains_on_from_an_imported_checkpoint(
     sampath_file: Path, toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     import_sampath(sampath_file, tmp_path / "imported", toy_settings(), data=toy_data, score=False)
-    settings = toy_settings()
-    # No step changes the weights by more than a rounding, so that the start can be told.
-    optimization = replace(settings.optimization, epochs=1, learning_rate=1e-12)
-    weights = WeightsSettings(from_run=str(tmp_path / "imported"))
-    settings = replace(settings, optimization=optimization, weights=weights)
+    settings = toy_settings(
+        # No step changes the weights by more than a rounding, so that the start can be told.
+        optimization={"epochs": 1, "learning_rate": 1e-12},
+        weights={"from_run": str(tmp_path / "imported")},
+    )
     fit(settings, toy_data, tmp_path / "run")
     segmenter, card = load_checkpoint(tmp_path / "run")
     imported, imported_card = load_checkpoint(tmp_path / "imported")

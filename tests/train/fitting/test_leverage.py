@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from train.fitting.leverage import Leverage, attention_averaged, measure_leverag
 from train.model.checkpoint import CheckpointCard
 from train.model.class_bias import STRATEGIES, ClassStatistics
 from train.model.segmenter import Segmenter, labels_from_logits
-from train.settings import BiasSettings
 
 REMOVED, INVERTED, PRIOR = "bias removed", "bias inverted", "bias at its prior"
 AVERAGED = "attention averaged over pixels"
@@ -27,8 +25,7 @@ def folder(toy_data: Path) -> TileFolder:
 def model(name: str, folder: TileFolder, gamma: float = 0.5) -> tuple[Segmenter, CheckpointCard]:
     """An untrained model whose bias is at its prior."""
     torch.manual_seed(0)
-    settings = toy_settings(bias=BiasSettings(bias_gamma=gamma))
-    settings = replace(settings, model=replace(settings.model, bias=name, mpp=folder.mpp))
+    settings = toy_settings(bias={"bias_gamma": gamma}, model={"bias": name, "mpp": folder.mpp})
     segmenter = Segmenter(settings.model, len(folder.classes))
     shares = class_frequencies(folder)
     prior = STRATEGIES[name].initial(settings.bias, ClassStatistics(shares))

@@ -1,8 +1,6 @@
 """Training, evaluation and resuming on a GPU, held against the CPU."""
 
-import csv
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 
 from tests.support.gpu import DEVICE, ON_GPU, needs_gpu, no_gpu, no_waiting
 from tests.support.toy_bundle import CLASSES
-from tests.support.toy_data import toy_settings, write_toy_data
+from tests.support.toy_data import changed, rows_of, toy_settings, write_toy_data
 from train.data.folder import TileFolder, read_tile_folder
 from train.data.pixels import require_trainable
 from train.errors import RunError
@@ -26,7 +24,7 @@ from train.fitting.trainer import trainer_of
 from train.metrics import PooledConfusion
 from train.model.checkpoint import load_checkpoint
 from train.model.segmenter import Segmenter, SegmenterOutput
-from train.settings import LabelClass, LossSettings, RuntimeSettings, Settings
+from train.settings import LabelClass, LossSettings, Settings
 
 pytestmark = needs_gpu
 
@@ -44,20 +42,13 @@ def folder(data: Path) -> TileFolder:
     return read_tile_folder(data)
 
 
-def changed(settings: Settings, group: str, **values: object) -> Settings:
-    return replace(settings, **{group: replace(getattr(settings, group), **values)})  # type: ignore[arg-type]
-
-
 def still(**optimization: Any) -> Settings:
     """Toy settings that learn within the few epochs of a test."""
-    settings = changed(toy_settings(), "model", image_encoder="tiny_conv")
-    settings = changed(settings, "augmentation", augment="dihedral")
-    return changed(settings, "optimization", learning_rate=3e-3, **optimization)
-
-
-def rows_of(run: Path) -> list[dict[str, float]]:
-    with (run / "metrics.csv").open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return toy_settings(
+        model={"image_encoder": "tiny_conv"},
+        augmentation={"augment": "dihedral"},
+        optimization={"learning_rate": 3e-3, **optimization},
+    )
 
 
 def labels_of(run: Path, folder: TileFolder) -> torch.Tensor:
@@ -192,8 +183,9 @@ def test_no_step_makes_the_cpu_wait_for_the_gpu(
     precision: str, frozen: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     settings = still(epochs=2, precision=precision)
-    settings = changed(settings, "model", encoders_frozen=frozen)
-    settings = changed(settings, "weights", random_encoders=True)
+    settings = changed(
+        settings, model={"encoders_frozen": frozen}, weights={"random_encoders": True}
+    )
     steps = []
     step = SegmentationTask.training_step
     backward, update = SegmentationTask.backward, SegmentationTask.optimizer_step
@@ -244,7 +236,7 @@ def test_workers_hand_over_pinned_tiles_that_are_those_of_the_main_process(
 ):
     batches = []
     for num_workers in (2, 0):
-        settings = changed(still(), "augmentation", num_workers=num_workers)
+        settings = changed(still(), augmentation={"num_workers": num_workers})
         settings = at_scale(settings, folder, ("training", "validation"))
         segmenter = Segmenter(settings.model, len(folder.classes))
         trainer = trainer_of(settings, tmp_path, [])
@@ -262,13 +254,11 @@ def test_workers_hand_over_pinned_tiles_that_are_those_of_the_main_process(
 
 
 def test_features_come_from_the_cache_as_the_gpu_computed_them(data: Path, tmp_path: Path):
-    settings = changed(still(epochs=2), "model", encoders_frozen=True)
-    settings = changed(settings, "weights", random_encoders=True)
+    frozen = {"model": {"encoders_frozen": True}, "weights": {"random_encoders": True}}
     losses = []
     for name, cache in (("plain", None), ("cached", str(tmp_path / "cache"))):
-        fit(
-            replace(settings, runtime=RuntimeSettings(embedding_cache=cache)), data, tmp_path / name
-        )
+        settings = changed(still(epochs=2), **frozen, runtime={"embedding_cache": cache})
+        fit(settings, data, tmp_path / name)
         losses.append([row["validation/loss"] for row in rows_of(tmp_path / name)])
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
@@ -276,7 +266,7 @@ def test_features_come_from_the_cache_as_the_gpu_computed_them(data: Path, tmp_p
 @pytest.mark.slow
 def test_a_compiled_model_trains_as_a_plain_one(data: Path, tmp_path: Path):
     for name, compiled in (("plain", False), ("compiled", True)):
-        settings = replace(still(epochs=2), runtime=RuntimeSettings(compile=compiled))
+        settings = changed(still(epochs=2), runtime={"compile": compiled})
         fit(settings, data, tmp_path / name)
     for found, expected in zip(
         rows_of(tmp_path / "compiled"), rows_of(tmp_path / "plain"), strict=True

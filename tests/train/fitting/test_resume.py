@@ -1,9 +1,6 @@
-import csv
 import json
 import resource
-import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,27 +8,16 @@ import torch
 from PIL import Image, ImageOps
 
 from tests.support.errors import raises
-from tests.support.toy_data import toy_settings, write_toy_data
+from tests.support.toy_data import rows_of, toy_settings, write_toy_data
 from train.comparison.compare import data_fingerprint
 from train.data.folder import read_tile_folder
 from train.errors import RunError, StorageError
 from train.fitting.resume import WholeStateIO, changed_inputs, run_inputs
 from train.fitting.run import fit
 from train.fitting.trainer import trainer_of
-from train.settings import AugmentationSettings, RuntimeSettings, Settings
+from train.settings import Settings
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def run(toy_run: Path, tmp_path: Path) -> Path:
-    """A copy of the toy run that a test may damage."""
-    return Path(shutil.copytree(toy_run, tmp_path / "run"))
-
-
-def changed(group: str, **values: object) -> Settings:
-    settings = toy_settings()
-    return replace(settings, **{group: replace(getattr(settings, group), **values)})
 
 
 def swap_classes(data: Path) -> None:
@@ -86,57 +72,45 @@ def test_what_labels_mean_is_an_input_of_a_run_and_of_a_comparison(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (changed("model", decoder_dim=64), "decoder_dim 32 -> 64"),
-        (changed("model", bias="none"), "bias dfa -> none"),
-        (changed("bias", bias_gamma=1.0), "bias_gamma 0.5 -> 1.0"),
-        (changed("optimization", seed=7), "seed 0 -> 7"),
-        (changed("optimization", learning_rate=1.0), "learning_rate 0.001 -> 1.0"),
-        (changed("runtime", devices=2), "devices 1 -> 2"),
+        (toy_settings(model={"decoder_dim": 64}), "decoder_dim 32 -> 64"),
+        (toy_settings(model={"bias": "none"}), "bias dfa -> none"),
+        (toy_settings(bias={"bias_gamma": 1.0}), "bias_gamma 0.5 -> 1.0"),
+        (toy_settings(optimization={"seed": 7}), "seed 0 -> 7"),
+        (toy_settings(optimization={"learning_rate": 1.0}), "learning_rate 0.001 -> 1.0"),
+        (toy_settings(runtime={"devices": 2}), "devices 1 -> 2"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_run_is_not_resumed_with_other_settings(
-    run: Path, toy_data: Path, settings: Settings, message: str
+    run_copy: Path, toy_data: Path, settings: Settings, message: str
 ):
     with raises(RunError, f": {message}. "):
-        fit(settings, toy_data, run, resume=True)
+        fit(settings, toy_data, run_copy, resume=True)
 
 
-def test_a_run_is_not_resumed_on_other_data(run: Path, toy_data: Path, tmp_path: Path):
-    data = Path(shutil.copytree(toy_data, tmp_path / "data"))
-    folds = data / "folds.csv"
+def test_a_run_is_not_resumed_on_other_data(run_copy: Path, data_copy: Path):
+    folds = data_copy / "folds.csv"
     folds.write_text(folds.read_text().replace("tile7,1", "tile7,0"))
     with raises(RunError, ": data "):
-        fit(toy_settings(), data, run, resume=True)
+        fit(toy_settings(), data_copy, run_copy, resume=True)
 
 
-def truncate(last: Path) -> None:
-    last.write_bytes(last.read_bytes()[:1000])
-
-
-def empty(last: Path) -> None:
-    last.write_bytes(b"")
-
-
-def write_text(last: Path) -> None:
-    last.write_text("not a checkpoint")
-
-
-@pytest.mark.parametrize("damage", [truncate, empty, write_text])
-def test_a_damaged_state_is_told(run: Path, toy_data: Path, damage: Callable[[Path], None]):
-    damage(run / "last.ckpt")
+@pytest.mark.parametrize(
+    "damage", [lambda state: state[:1000], lambda _: b"", lambda _: b"not a checkpoint"]
+)
+def test_a_damaged_state_is_told(run_copy: Path, toy_data: Path, damage: Callable[[bytes], bytes]):
+    last = run_copy / "last.ckpt"
+    last.write_bytes(damage(last.read_bytes()))
     with raises(RunError, "last.ckpt", "--overwrite"):
-        fit(toy_settings(), toy_data, run, resume=True)
+        fit(toy_settings(), toy_data, run_copy, resume=True)
 
 
 def test_a_finished_run_is_resumed_from_a_moved_data_set_and_left_as_it_is(
-    run: Path, toy_data: Path, tmp_path: Path
+    run_copy: Path, data_copy: Path
 ):
-    before = (run / "last.ckpt").read_bytes()
-    data = Path(shutil.copytree(toy_data, tmp_path / "moved"))
-    settings = toy_settings(augmentation=AugmentationSettings(num_workers=1))
-    fit(settings, data, run, resume=True)
-    assert (run / "last.ckpt").read_bytes() == before
+    before = (run_copy / "last.ckpt").read_bytes()
+    fit(toy_settings(augmentation={"num_workers": 1}), data_copy, run_copy, resume=True)
+    assert (run_copy / "last.ckpt").read_bytes() == before
 
 
 def test_a_full_disk_keeps_the_state_of_the_epoch_before(tmp_path: Path):
@@ -158,20 +132,17 @@ def test_a_run_writes_its_state_so(tmp_path: Path):
 
 
 def test_a_run_that_stopped_early_is_not_trained_further(toy_data: Path, tmp_path: Path):
-    settings = toy_settings(runtime=RuntimeSettings(patience=1))
     # A rate this small changes no prediction: the first epoch stays the best.
-    still = replace(settings.optimization, epochs=6, learning_rate=1e-12)
-    settings = replace(settings, optimization=still)
+    still = {"epochs": 6, "learning_rate": 1e-12}
+    settings = toy_settings(runtime={"patience": 1}, optimization=still)
     run = tmp_path / "run"
-    fit(settings, toy_data, run)
-    fit(settings, toy_data, run, resume=True)
-    with (run / "metrics.csv").open(newline="") as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    for resume in (False, True):
+        fit(settings, toy_data, run, resume=resume)
+        assert [row["epoch"] for row in rows_of(run)] == [1, 2]
 
 
-def test_a_finished_run_goes_on_with_more_epochs(run: Path, toy_data: Path):
-    fit(changed("optimization", epochs=3), toy_data, run, resume=True)
-    with (run / "metrics.csv").open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+def test_a_finished_run_goes_on_with_more_epochs(run_copy: Path, toy_data: Path):
+    fit(toy_settings(optimization={"epochs": 3}), toy_data, run_copy, resume=True)
+    assert [row["epoch"] for row in rows_of(run_copy)] == [1, 2, 3]
     with raises(RunError, "epochs 3 -> 2"):
-        fit(toy_settings(), toy_data, run, resume=True)
+        fit(toy_settings(), toy_data, run_copy, resume=True)

@@ -1,4 +1,3 @@
-from dataclasses import replace
 
 import pytest
 
@@ -21,7 +20,7 @@ def test_a_model_that_is_too_large_to_be_exported_is_refused_before_training(
     monkeypatch.setattr(train.fitting.start, "MAX_WEIGHTS_BYTES", 4 * num_parameters - 1)
     with raises(SettingsError, "--no-exportable"):
         find_start(settings).load(segmenter, ())
-    allowed = replace(settings, runtime=replace(settings.runtime, exportable=False))
+    allowed = toy_settings(runtime={"exportable": False})
     assert not find_start(allowed).load(segmenter, ())
     monkeypatch.setattr(train.fitting.start, "MAX_WEIGHTS_BYTES", 4 * num_parameters)
     assert not find_start(settings).load(segmenter, ())

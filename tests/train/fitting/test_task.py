@@ -1,4 +1,3 @@
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,9 +18,8 @@ def task_of(settings: Settings) -> SegmentationTask:
 
 @pytest.mark.parametrize(("schedule", "last"), [("cosine", 0.0), ("constant", 1.0)])
 def test_the_learning_rate_ends_as_the_schedule_says(schedule: Any, last: float):
-    settings = toy_settings()
-    optimization = replace(settings.optimization, schedule=schedule, warmup_steps=4)
-    task: Any = task_of(replace(settings, optimization=optimization))
+    optimization = {"schedule": schedule, "warmup_steps": 4}
+    task: Any = task_of(toy_settings(optimization=optimization))
     task._trainer = SimpleNamespace(estimated_stepping_batches=20)
     factor = task.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
     assert factor(0) == 0.25
@@ -30,10 +28,11 @@ def test_the_learning_rate_ends_as_the_schedule_says(schedule: Any, last: float)
 
 
 def test_a_step_pulls_the_bias_to_its_prior_by_its_own_learning_rate():
-    settings = toy_settings()
-    bias = replace(settings.bias, bias_lr_factor=100.0, bias_decay=0.2)
-    optimization = replace(settings.optimization, learning_rate=1e-3, warmup_steps=4)
-    task: Any = task_of(replace(settings, bias=bias, optimization=optimization))
+    settings = toy_settings(
+        bias={"bias_lr_factor": 100.0, "bias_decay": 0.2},
+        optimization={"learning_rate": 1e-3, "warmup_steps": 4},
+    )
+    task: Any = task_of(settings)
     class_bias = task.segmenter.class_attention_bias
     class_bias.start(torch.tensor([0.5, -0.5]), learned=True)
     with torch.no_grad():

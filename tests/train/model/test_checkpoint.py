@@ -1,5 +1,4 @@
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,6 @@ from safetensors.torch import load_file, save_file
 from tests.support.errors import raises
 from train.errors import CheckpointError
 from train.model.checkpoint import load_checkpoint, read_card, save_checkpoint
-
-
-@pytest.fixture
-def run(toy_run: Path, tmp_path: Path) -> Path:
-    """A copy of the toy run that a test may damage."""
-    return Path(shutil.copytree(toy_run, tmp_path / "run"))
 
 
 def test_a_saved_model_answers_the_same_after_loading(toy_run: Path, tmp_path: Path):
@@ -39,10 +32,10 @@ def test_the_card_names_the_learned_bias_that_the_weights_hold(toy_run: Path):
     ("resize", "resized_from_px"), [("antialiased", None), ("plain", 64 * 3 // 2)]
 )
 def test_cards_that_say_how_images_were_resized_still_load(
-    resize: str, resized_from_px: int | None, run: Path
+    resize: str, resized_from_px: int | None, run_copy: Path
 ):
-    edit_card(run, lambda card: _resize_as_once(card["settings"]["model"], resize))
-    assert read_card(run).settings.model.resized_from_px == resized_from_px
+    edit_card(run_copy, lambda card: _resize_as_once(card["settings"]["model"], resize))
+    assert read_card(run_copy).settings.model.resized_from_px == resized_from_px
 
 
 def _resize_as_once(model: dict[str, object], resize: str) -> None:
@@ -121,16 +114,16 @@ def edit_card(run: Path, edit: Callable[[dict], None]) -> None:
     ],
 )
 def test_a_checkpoint_that_is_wrong_is_refused(
-    run: Path, damage: Callable[[Path], None], values: list[str]
+    run_copy: Path, damage: Callable[[Path], None], values: list[str]
 ):
-    damage(run)
+    damage(run_copy)
     with raises(CheckpointError, *values):
-        load_checkpoint(run)
+        load_checkpoint(run_copy)
 
 
-def test_a_checkpoint_of_an_older_version_without_checksum_loads(run: Path):
-    _write_weights_without_checksum(run, load_file(run / "model.safetensors"))
-    assert load_checkpoint(run)[1].weights_sha256 is None
+def test_a_checkpoint_of_an_older_version_without_checksum_loads(run_copy: Path):
+    _write_weights_without_checksum(run_copy, load_file(run_copy / "model.safetensors"))
+    assert load_checkpoint(run_copy)[1].weights_sha256 is None
 
 
 def test_an_iou_head_whose_error_had_no_weight_counts_as_untrained(toy_run: Path):

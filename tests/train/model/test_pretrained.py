@@ -1,5 +1,4 @@
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from train.fitting.run import fit
 from train.model.pretrained import load_pathology_weights, load_sam_weights
 from train.model.segmenter import Segmenter
 from train.model.weight_files import read_weights
-from train.settings import WeightsSettings
 
 NUM_CLASSES = 5
 
@@ -222,11 +220,9 @@ def test_frozen_encoders_keep_the_published_weights(
 ):
     torch.save(segmenter.pathology_encoder.vit.state_dict(), tmp_path / "vit.pth")
     settings = toy_settings(
-        weights=WeightsSettings(
-            sam_weights=str(sam_file), pathology_weights=str(tmp_path / "vit.pth")
-        ),
+        weights={"sam_weights": str(sam_file), "pathology_weights": str(tmp_path / "vit.pth")},
+        model={"bias": "none", "encoders_frozen": True},
     )
-    settings = replace(settings, model=replace(settings.model, bias="none", encoders_frozen=True))
     fit(settings, toy_data, tmp_path / "run")
     trained = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
     published = torch.load(sam_file, weights_only=True)

@@ -1,20 +1,15 @@
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from tests.support.errors import raises
-from tests.support.toy_data import toy_settings
+from tests.support.toy_data import changed, toy_settings
 from train.errors import CheckpointError
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.previous_run import load_run, settings_after
 from train.model.segmenter import Segmenter
 from train.presets import bcss
-from train.settings import BiasName, Settings
-
-
-def with_model(settings: Settings, **changes: object) -> Settings:
-    return replace(settings, model=replace(settings.model, **changes))  # type: ignore[arg-type]
+from train.settings import BiasName
 
 
 def test_a_run_goes_on_with_the_weights_of_another(toy_run: Path):
@@ -39,7 +34,7 @@ def test_a_run_has_the_architecture_of_the_one_that_it_goes_on_from(toy_run: Pat
 
 def test_a_bias_that_was_not_learned_starts_anew(toy_run: Path, tmp_path: Path):
     card = read_card(toy_run)
-    settings = with_model(toy_settings(), bias=BiasName("none"))
+    settings = toy_settings(model={"bias": BiasName("none")})
     segmenter = Segmenter(settings.model, len(card.classes))
     _, left_out = load_run(segmenter, toy_run, card.classes)
     assert not segmenter.class_attention_bias.delta.any()
@@ -49,7 +44,7 @@ def test_a_bias_that_was_not_learned_starts_anew(toy_run: Path, tmp_path: Path):
 
 def test_another_architecture_that_was_asked_for_is_refused(toy_run: Path):
     with raises(CheckpointError, "decoder_dim 32", "--decoder-dim is 64"):
-        settings_after(with_model(bcss(), decoder_dim=64), toy_run)
+        settings_after(changed(bcss(), model={"decoder_dim": 64}), toy_run)
 
 
 def test_other_classes_are_refused(toy_run: Path):

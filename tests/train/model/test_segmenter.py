@@ -49,8 +49,7 @@ def test_labels_are_never_unlabelled():
 
 
 def test_frozen_encoders_get_no_gradient_and_stay_in_evaluation_mode(images: torch.Tensor):
-    settings = toy_settings()
-    settings = replace(settings, model=replace(settings.model, encoders_frozen=True))
+    settings = toy_settings(model={"encoders_frozen": True})
     segmenter = Segmenter(settings.model, NUM_CLASSES).train()
     segmenter(images).low_res_logits.sum().backward()
     assert not segmenter.image_encoder.training
@@ -67,8 +66,7 @@ def test_frozen_encoders_get_no_gradient_and_stay_in_evaluation_mode(images: tor
 def test_frozen_encoders_run_in_bfloat16_in_a_mixed_run_on_a_cpu(
     images: torch.Tensor, frozen: bool, mixed: bool, expected: torch.dtype
 ):
-    settings = toy_settings()
-    settings = replace(settings, model=replace(settings.model, encoders_frozen=frozen))
+    settings = toy_settings(model={"encoders_frozen": frozen})
     segmenter = Segmenter(settings.model, NUM_CLASSES)
     seen: list[torch.dtype] = []
     layer = segmenter.image_encoder.blocks[0].attn.qkv

@@ -12,12 +12,12 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 from tests.support.errors import raises
-from tests.support.toy_data import TILE_SIZE_PX, toy_settings
+from tests.support.toy_data import TILE_SIZE_PX, changed, toy_settings
 from train.errors import EncoderError, WeightsError
 from train.model.encoder_kinds import ENCODER_KINDS
 from train.model.segmenter import Segmenter
 from train.model.starting_weights import starting_weights
-from train.settings import Settings, WeightsSettings
+from train.settings import Settings
 
 MEAN, STD = (0.7, 0.6, 0.5), (0.2, 0.3, 0.4)
 DINOV2 = {"embed_dim": 48, "num_heads": 3, "depth": 2}
@@ -32,10 +32,9 @@ def timm_model(name: str, **args: Any) -> Any:
 
 
 def starting_from(path: Path, **model: Any) -> Settings:
-    settings = toy_settings(weights=WeightsSettings(pathology_weights=str(path)))
     if path.is_dir():
         model = {"pathology_encoder_depth": None, **model}
-    return replace(settings, model=replace(settings.model, **model))
+    return toy_settings(weights={"pathology_weights": str(path)}, model=model)
 
 
 def started(settings: Settings) -> Segmenter:
@@ -229,7 +228,7 @@ def test_a_dino_file_has_its_positions_resized_as_dino_does_and_the_settings_say
     patches = theirs.pos_embed[:, 1:].reshape(1, 14, 14, 192).permute(0, 3, 1, 2)
     expected = torch.nn.functional.interpolate(patches, scale_factor=4.1 / 14, mode="bicubic")
     torch.testing.assert_close(positions[:, 1:], expected.flatten(2).transpose(1, 2))
-    other = started(replace(settings, model=replace(settings.model, pathology_positions="timm")))
+    other = started(changed(settings, model={"pathology_positions": "timm"}))
     assert not torch.equal(other.pathology_encoder.vit.pos_embed, positions)
 
 
@@ -259,8 +258,7 @@ def test_the_licence_of_an_unknown_file_is_said_to_be_unknown(tmp_path: Path):
 
 
 def test_frozen_encoders_without_weights_are_refused():
-    settings = toy_settings()
-    settings = replace(settings, model=replace(settings.model, encoders_frozen=True))
+    settings = toy_settings(model={"encoders_frozen": True})
     with raises(WeightsError, "--sam-weights", "--pathology-weights"):
         starting_weights(settings)
 

@@ -1,7 +1,6 @@
 """The U-Net that comparisons have beside the paper's model: trained and scored by the same code."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from export.bundle import write_bundle
 from export.errors import GraphError
 from export.settings import BundleSettings
 from tests.support.errors import raises
-from tests.support.toy_data import TILE_SIZE_PX, toy_settings
+from tests.support.toy_data import TILE_SIZE_PX, changed, toy_settings
 from train.comparison.methods import UNET
 from train.data.folder import Tile, TileFolder
 from train.errors import CheckpointError, SettingsError
@@ -23,7 +22,6 @@ from train.fitting.scores import evaluate
 from train.model.build import build_segmenter
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.previous_run import settings_after
-from train.settings import ModelSettings, Settings
 
 SETTINGS = UNET.settings(toy_settings(), 0)
 
@@ -80,10 +78,6 @@ def test_it_is_neither_exported_nor_gone_on_from(unet_run: Path, tmp_path: Path)
         settings_after(toy_settings(), unet_run)
 
 
-def with_model(**changes: object) -> ModelSettings:
-    return replace(SETTINGS.model, **changes)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [({"bias": "dfa"}, ("--bias dfa", "none")), ({"encoders_frozen": True}, ("encoders_frozen",))],
@@ -91,13 +85,13 @@ def with_model(**changes: object) -> ModelSettings:
 )
 def test_what_it_does_not_have_is_refused(changes: dict[str, object], named: tuple[str, ...]):
     with raises(SettingsError, *named):
-        build_segmenter(with_model(**changes), 3)
+        build_segmenter(changed(SETTINGS, model=changes).model, 3)
 
 
 def test_training_one_that_is_meant_to_be_exported_is_refused_before_it_starts(
     toy_data: Path, tmp_path: Path
 ):
-    settings: Settings = replace(SETTINGS, runtime=replace(SETTINGS.runtime, exportable=True))
+    settings = changed(SETTINGS, runtime={"exportable": True})
     with raises(SettingsError, "unet", "--no-exportable"):
         fit(settings, toy_data, tmp_path / "run")
 
