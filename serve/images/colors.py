@@ -9,11 +9,13 @@ import io
 
 import numpy as np
 from PIL import Image, ImageCms
+from PIL.TiffImagePlugin import TiffImageFile
 
 MAX_ICC_BYTES = 4 * 2**20
 """Larger profiles are not applied; those of printers have 1 to 3 MiB."""
 _SAME_COLOR = 2
 """Steps of 255 by which a profile may differ from sRGB and still be it: sRGB's own differ by 1."""
+_COLOR_MAP = 320
 _GRID = 9
 """Steps along each axis of the colours on which profiles are compared."""
 
@@ -28,6 +30,8 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """
     profile = image.info.get("icc_profile")
     notes = []
+    if image.mode == "La":  # Pillow converts that to nothing else
+        image = image.convert("LA")
     if image.has_transparency_data or image.mode in ("LA", "PA", "RGBA"):
         image, is_changed = _on_white(image)
         notes += ["transparent pixels became white"] if is_changed else []
@@ -44,6 +48,16 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
         notes.append("CIELab was converted to sRGB")
         return _convert(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))), notes
     return image.convert("RGB"), notes
+
+
+def repair_palette(image: Image.Image) -> None:
+    """Give a loaded TIFF the palette of 8 bits that its program wrote where 16 are expected.
+
+    Of 16 bits Pillow takes the upper 8, and all would be black. libtiff reads it in this way, too.
+    """
+    colors = image.tag_v2.get(_COLOR_MAP) if isinstance(image, TiffImageFile) else None
+    if image.mode == "P" and isinstance(colors, tuple) and 0 < max(colors) < 256:
+        image.putpalette(bytes(np.reshape(colors, (3, -1)).T.ravel().tolist()))
 
 
 def _on_white(image: Image.Image) -> tuple[Image.Image, bool]:

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serve.contract.errors import ImageError, ImageTooLargeError
 from serve.images.bombs import refuse_bombs, refuse_large_exif
-from serve.images.colors import to_rgb
+from serve.images.colors import repair_palette, to_rgb
 from serve.images.mpp import (
     UNKNOWN,
     PixelSize,
@@ -26,11 +26,11 @@ from serve.images.mpp import (
     first_believed,
     resolution,
 )
-from serve.images.png import decode_plain_png
+from serve.images.png import decode_plain_png, is_cut_short
 from serve.images.refusals import damaged_file, refuse_bytes, refuse_kind, refuse_size, unknown_file
 from serve.images.tiff import TiffImage, find_image, is_tiff
-from serve.images.tiff_codecs import decode_segments, is_read_by_pillow
-from serve.images.tiff_pages import refuse_more_channels
+from serve.images.tiff_codecs import check_segments, decode_segments, is_read_by_pillow
+from serve.images.tiff_pages import is_unusual, unread_layout
 from serve.images.units import UM_PER_INCH
 from serve.settings import InferenceSettings
 
@@ -186,18 +186,18 @@ def _decode_tiff(data: bytes, max_pixels: int) -> Picture:
 
 def _decode_page(found: TiffImage, index: int, max_pixels: int) -> Picture:
     page, data = found.pages[index], found.file(index)
-    if is_read_by_pillow(page):
-        try:
-            return _decode_with_pillow(data, max_pixels, page.orientation)
-        except ImageError as error:
-            if error.code == "image_unknown":
-                refuse_more_channels(page)
-            raise
     refuse_bombs(data)
     try:
+        check_segments(data, page)
+        if is_read_by_pillow(page):
+            return _decode_with_pillow(data, max_pixels, page.orientation)
         image = decode_segments(data, page)
     except struct.error as error:
         raise damaged_file(error) from error
+    except ImageError as error:
+        if error.code == "image_unknown" or (error.code == "image_damaged" and is_unusual(page)):
+            raise unread_layout(page) from error
+        raise
     if page.orientation in range(2, 9):
         image.getexif()[_ORIENTATION] = page.orientation
     return _upright_rgb(image)
@@ -216,11 +216,20 @@ def _decode_with_pillow(data: bytes, max_pixels: int, orientation: int = 1) -> P
         return _with_mpp(Picture(pixels), stated)
     with _open(data, max_pixels) as image:
         try:
-            return _with_mpp(_upright_rgb(image, orientation), stated)
+            picture = _upright_rgb(image, orientation)
+            if image.format == "PNG" and _ends_black(image) and is_cut_short(data):
+                raise damaged_file(EOFError("it ends before its last row"))
+            return _with_mpp(picture, stated)
         except ImageError:
             raise
         except _DECODER_ERRORS as error:
             raise damaged_file(error) from error
+
+
+def _ends_black(image: Image.Image) -> bool:
+    """Whether the last rows of a loaded image are zero: Pillow leaves missing ones so."""
+    last = image.crop((0, max(image.height - 2, 0), image.width, image.height))
+    return any(not any(last.crop((0, row, last.width, row + 1)).tobytes()) for row in (0, 1))
 
 
 def _with_mpp(picture: Picture, stated: Stated) -> Picture:
@@ -239,6 +248,7 @@ def _upright_rgb(image: Image.Image, orientation: int = 1) -> Picture:
         orientation: a TIFF's, which Pillow applies and forgets while it loads it.
     """
     image.load()  # turns a TIFF itself
+    repair_palette(image)
     refuse_large_exif(image.info.get("exif"))
     orientation = image.getexif().get(_ORIENTATION, orientation)
     orientation = orientation if orientation in range(2, 9) else 1

@@ -22,6 +22,13 @@ _START = b"\x89PNG\r\n\x1a\n"
 _PLAIN = (8, 2, 0, 0, 0)
 """Bits, colour type RGB, compression, filter, not interlaced."""
 _HEADER_BYTES = 25
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""By colour type."""
+_ADAM7 = (
+    (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
+)  # fmt: skip
+"""Of interlaced pixels each pass: its first column and row, and its steps along both."""
+_MAX_PART = 2**20
 _ENDS = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
 
@@ -42,6 +49,23 @@ def decode_plain_png(data: bytes) -> NDArray[np.uint8] | None:
     except RuntimeError:
         return None
     return np.asarray(pixels, np.uint8)
+
+
+def is_cut_short(data: bytes) -> bool:
+    """Whether a PNG's compressed pixels end before the size in its header is reached."""
+    chunks = list(_chunks(data))
+    width, height, bits, color, _, _, is_interlaced = struct.unpack(">IIBBBBB", chunks[0][1][8:-4])
+    needed = 0
+    for left, top, across, down in _ADAM7 if is_interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        needed += rows * (1 + -(-columns * bits * _CHANNELS[color] // 8)) if columns > 0 else 0
+    stream, found = zlib.decompressobj(), 0
+    for kind, chunk in chunks:
+        rest = bytes(chunk[8:-4]) if kind == b"IDAT" else b""
+        while rest and found < needed:
+            found += len(stream.decompress(rest, _MAX_PART))
+            rest = stream.unconsumed_tail
+    return found < needed
 
 
 def _is_plain(kind: bytes, chunk: memoryview) -> bool:

@@ -49,6 +49,7 @@ _NAMES = {
 _APERIO_YCBCR = 33003
 _JPEG_2000 = (33003, 33005, 34712)
 _YCBCR = 6
+_OLD_JPEG = 6
 
 _SEGMENT_ERRORS = (
     OSError,
@@ -165,6 +166,26 @@ def _decoded(
     return found
 
 
+def check_segments(data: bytes, page: Page) -> None:
+    """Raise ImageError where the first page of a TIFF lists fewer strips or tiles than it needs.
+
+    Pillow leaves their pixels black, or takes other bytes for them.
+    """
+    structure = Structure(data)
+    tags = {tag.number for tag in structure.tags(structure.first)}
+    needed = {324, 325} if page.tile else {273, 279}  # old programs leave out the bytes of a strip
+    if page.compression == _OLD_JPEG or not needed <= tags:
+        return
+    _, _, places = _segments(data, page)
+    for index, (offset, size) in enumerate(places):
+        if not offset or (not size and len(places) > 1):
+            raise ImageError(
+                f"The TIFF has no pixels in strip or tile {index + 1} of {len(places)}. Write it "
+                "again.",
+                code="image_damaged",
+            )
+
+
 def _segments(data: bytes, page: Page) -> tuple[int, int, list[tuple[int, int]]]:
     """Rows and columns of a strip or tile, and where each is: its offset and bytes."""
     structure = Structure(data)
@@ -184,9 +205,11 @@ def _segments(data: bytes, page: Page) -> tuple[int, int, list[tuple[int, int]]]
         rows = min(rows, page.height)
     rows = max(rows, 1)
     needed = -(-page.height // rows) * -(-page.width // columns)
+    needed *= page.num_samples if page.is_planar else 1
     if len(offsets) < needed or len(sizes) < needed:
         raise ImageError(
-            f"The TIFF has {len(offsets)} strips or tiles, expected {needed}. Write it again."
+            f"The TIFF has {len(offsets)} strips or tiles, expected {needed}. Write it again.",
+            code="image_damaged",
         )
     return rows, columns, list(zip(offsets, sizes, strict=False))
 

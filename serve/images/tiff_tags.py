@@ -28,6 +28,7 @@ _LONG, _LONG8 = 4, (16, 17, 18)
 _PLACES = (273, 279, 324, 325)
 """Offsets and sizes of strips and tiles."""
 _SHORT = 3
+_SUB_FOLDERS = 330
 _RATIONALS = (5, 10)
 
 
@@ -131,6 +132,30 @@ class Structure:
             yield place
             size = 20 if self.is_big else 12
             place = self._offset(place + (8 if self.is_big else 2) + self.num_tags(place) * size)
+
+    def all_folders(self) -> Iterator[int]:
+        """Where the folders of all pages are; behind each page, those of its SubIFDs.
+
+        TIFF/EP has the image there, behind a thumbnail; pyramids have their smaller levels there.
+        """
+        seen = set[int]()
+        for folder in self.folders():
+            for place in (folder, *self._below(folder)):
+                if place not in seen and len(seen) < MAX_PAGES:
+                    seen.add(place)
+                    yield place
+
+    def _below(self, folder: int) -> list[int]:
+        """Where the SubIFDs of a folder are; those beyond the end of the file are left out."""
+        found = next((tag for tag in self.tags(folder) if tag.number == _SUB_FOLDERS), None)
+        places = () if found is None else self.values(found)
+        return [int(place) for place in places if self._is_folder(int(place))]
+
+    def _is_folder(self, place: int) -> bool:
+        try:
+            return place > 0 and all(tag.number > 0 for tag in self.tags(place))
+        except struct.error:
+            return False
 
     def values(self, tag: Tag, limit: int = MAX_VALUES) -> tuple[float, ...]:
         """A tag's numbers, at most `limit`; none for text and for kinds that are not known."""

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from serve.images.colors import repair_palette
 from train.errors import MaskError
 
 ONE_CHANNEL = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -44,6 +45,7 @@ def open_mask(path: Path) -> Image.Image:
                     "to 32 bits, or colours of 8. Save the mask with 8 bits per channel."
                 )
             image.load()
+            repair_palette(image)
             upright = ImageOps.exif_transpose(image)
             return upright if step == 1 else upright.point(lambda value: value // step)
     except MaskError:

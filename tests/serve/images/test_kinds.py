@@ -1,5 +1,6 @@
 """A file that is not read is called what it is."""
 
+import base64
 import io
 
 import numpy as np
@@ -39,6 +40,11 @@ def saved(kind: str, **options: object) -> bytes:
         (b"\x00\x00\x00\x18ftypisom" + bytes(20), "video"),
         (bytes(128) + b"DICM" + bytes(20), "DICOM"),
         (b"PK\x03\x04" + bytes(20), "zip"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(20), "7z"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(20), "OLE"),
+        (b"\x70\0\0\0\x10\0\0\0\x2a" + bytes(20), "LIF"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS"),
+        (base64.b64encode(saved("PNG")), "Base64"),
         (b"\xef\xbb\xbf\n<!DOCTYPE html>", "HTML"),
     ],
 )

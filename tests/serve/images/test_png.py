@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve.contract.errors import ImageError
 from serve.images import png
-from serve.images.png import decode_plain_png
+from serve.images.png import decode_plain_png, is_cut_short
+from tests.support.errors import raises
 from tests.support.pictures import blobs, decode_image, encoded
 
 IMAGE = blobs(40, 50)
@@ -88,6 +90,49 @@ def test_without_the_library_pillow_decodes(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(png, "pyspng", None)
     assert decode_plain_png(PNG) is None
     assert np.array_equal(decode_image(PNG), IMAGE)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 20, 38, 39])
+@pytest.mark.parametrize(("color", "channels"), [(2, 3), (0, 1), (6, 4)])
+def test_a_png_that_ends_before_its_last_row_is_refused(
+    rows: int, color: int, channels: int
+) -> None:
+    image = np.full((40, 50, channels), 9, np.uint8)
+    header = struct.pack(">IIBBBBB", 50, 40, 8, color, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in image[:rows]))
+    chunks = [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
+    data = PNG[:8] + b"".join(_chunk(kind, content) for kind, content in chunks)
+    with raises(ImageError, code="image_damaged"):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 7), (5, 8), (40, 51)])
+@pytest.mark.parametrize("bits", [1, 8])
+def test_a_whole_png_that_is_black_below_is_read(size: tuple[int, int], bits: int) -> None:
+    black = Image.fromarray(np.zeros((*size, 3), np.uint8))
+    assert not decode_image(encoded(black.convert("1") if bits == 1 else black)).any()
+    assert not is_cut_short(encoded(black))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 5), (9, 8)])
+@pytest.mark.parametrize(("bits", "channels"), [(1, 1), (8, 3)])
+def test_interlaced_rows_are_counted(size: tuple[int, int], bits: int, channels: int) -> None:
+    """Seven passes of PNG (ISO/IEC 15948, 8.2), each of the pixels that its grid holds."""
+    height, width = size
+    passes = np.zeros((8, 8), int)
+    for number, (left, top, across, down) in enumerate(png._ADAM7):
+        passes[top::down, left::across] = number
+    grid = np.tile(passes, (2, 2))[:height, :width]
+    length = 0
+    for number in range(7):
+        columns = (grid == number).sum(axis=1).max()
+        rows = (grid == number).any(axis=1).sum()
+        length += rows * (1 + -(-columns * bits * channels // 8)) if columns else 0
+    header = struct.pack(">IIBBBBB", width, height, bits, 2 if channels == 3 else 0, 0, 0, 1)
+    for missing in (0, 1):
+        pixels = zlib.compress(bytes(length - missing))
+        data = PNG[:8] + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + PNG[-12:]
+        assert is_cut_short(data) == bool(missing)
 
 
 def test_damaged_bytes_are_refused_or_decoded_as_pillow_does() -> None:

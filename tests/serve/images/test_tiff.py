@@ -231,6 +231,9 @@ LARGE_LABEL = blobs(128, 128)
         pages((LARGE_LABEL, {"description": "Label_Image"}), (IMAGE, {})),
         pages((IMAGE, {}), (LARGE_LABEL, {"description": "Aperio Image\nmacro 128x128"})),
         pages((SMALL, {}), (IMAGE, {"tile": (32, 32)}), bigtiff=True, byteorder=">"),
+        pages((IMAGE, {"description": "Map of the tissue"}), (SMALL, {})),
+        pages((LARGE_LABEL, {"description": "Macro 128x128"}), (IMAGE, {})),
+        pages((LARGE_LABEL, {"description": "Aperio\nlabel 128x128\n|a"}), (IMAGE, {})),
     ],
 )
 def test_the_largest_page_of_full_resolution_is_read(content: bytes) -> None:
