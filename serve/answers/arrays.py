@@ -1,6 +1,7 @@
-"""A segmentation as NumPy arrays, in .npz files."""
+"""A segmentation as numbers: the JSON of its summary, and NumPy arrays in .npz files."""
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,35 +9,31 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from serve.answers.format import AnswerFormat, Options, Source
-from serve.contract.manifest import Manifest
 from serve.inference.summary import Summary
 from serve.inference.tiling import LowResProbabilities
 
 
-def arrays_npz(
-    labels: NDArray[np.uint8],
-    confidence: NDArray[np.uint8],
-    summary: Summary,
-    low_res: LowResProbabilities | None = None,
-) -> bytes:
-    """`labels`, `confidence` and `summary`, and the probabilities' arrays where there are any."""
-    arrays: dict[str, NDArray[Any]] = {
-        "labels": labels,
-        "confidence": confidence,
-        "summary": np.frombuffer(summary.model_dump_json().encode(), np.uint8),
-    }
-    if low_res is not None:
-        arrays |= _probability_arrays(low_res)
-    return _to_npz(arrays)
-
-
-def probabilities_npz(low_res: LowResProbabilities, manifest: Manifest) -> bytes:
+def _probabilities(source: Source, _: Options) -> bytes:
     """`probabilities`, `origin_px` and `stride_px` (y, x) in the image's pixels, and `classes`.
 
     Cell (i, j) is of the pixels from `origin_px + (i, j) * stride_px` to one stride further.
     """
-    names = np.array([tissue.name for tissue in manifest.classes])
-    return _to_npz({**_probability_arrays(low_res), "classes": names})
+    assert source.result.low_res is not None, "the caller has to ask for them"
+    names = np.array([tissue.name for tissue in source.manifest.classes])
+    return _to_npz(_probability_arrays(source.result.low_res) | {"classes": names})
+
+
+def _arrays(source: Source, _: Options) -> bytes:
+    """`labels`, `confidence` and `summary`, and the probabilities' arrays where there are any."""
+    result = source.result
+    arrays = {
+        "labels": result.labels,
+        "confidence": result.confidence,
+        "summary": np.frombuffer(result.summary.model_dump_json().encode(), np.uint8),
+    }
+    if result.low_res is not None:
+        arrays |= _probability_arrays(result.low_res)
+    return _to_npz(arrays)
 
 
 def _probability_arrays(low_res: LowResProbabilities) -> dict[str, NDArray[Any]]:
@@ -47,15 +44,10 @@ def _probability_arrays(low_res: LowResProbabilities) -> dict[str, NDArray[Any]]
     }
 
 
-def _to_npz(arrays: dict[str, NDArray[Any]]) -> bytes:
+def _to_npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
-
-
-def _write_probabilities(source: Source, _: Options) -> bytes:
-    assert source.result.low_res is not None, "the caller has to ask for them"
-    return probabilities_npz(source.result.low_res, source.manifest)
 
 
 class ArraysOptions(Options):
@@ -68,6 +60,17 @@ class ArraysOptions(Options):
     )
 
 
+NUMBERS = AnswerFormat(
+    name="json",
+    title="Numbers",
+    kind="JSON",
+    description="Numbers per class: share of the pixels, area, confidence, predicted IoU.",
+    media_type="application/json",
+    suffix=".json",
+    route="/segment",
+    document=Summary,
+    write=lambda source, _: source.result.summary.model_dump_json(indent=2).encode(),
+)
 PROBABILITIES = AnswerFormat(
     name="probabilities",
     title="Probabilities",
@@ -80,7 +83,7 @@ PROBABILITIES = AnswerFormat(
     media_type="application/x-npz",
     suffix=".probabilities.npz",
     needs_probabilities=lambda _: True,
-    write=_write_probabilities,
+    write=_probabilities,
     in_batch=False,
 )
 ARRAYS = AnswerFormat(
@@ -94,12 +97,7 @@ ARRAYS = AnswerFormat(
     suffix=".npz",
     options=ArraysOptions,
     needs_probabilities=lambda options: options.probabilities,
-    write=lambda source, _: arrays_npz(
-        source.result.labels,
-        source.result.confidence,
-        source.result.summary,
-        source.result.low_res,
-    ),
+    write=_arrays,
     in_batch=False,
     as_file=False,
 )

@@ -2,87 +2,43 @@
 
 import io
 import zlib
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
-from serve.answers.format import AnswerFormat, ClassOptions
-from serve.contract.manifest import Manifest
-
-
-def label_png(labels: NDArray[np.uint8], manifest: Manifest) -> bytes:
-    """An indexed PNG whose pixel values are the labels and whose palette is the classes' colours.
-
-    Args:
-        labels: (H, W) uint8, 0..C.
-        manifest: names the colours.
-    """
-    return _to_png(_palette_image(labels, manifest), compress_level=6)
-
-
-def confidence_png(confidence: NDArray[np.uint8]) -> bytes:
-    """A grey PNG of the confidence.
-
-    Args:
-        confidence: (H, W) uint8, 255 = 1.0.
-    """
-    return _to_png(Image.fromarray(confidence), compress_level=1)
-
-
-def overlay_png(
-    image: NDArray[np.uint8],
-    labels: NDArray[np.uint8],
-    manifest: Manifest,
-    *,
-    alpha: float = 0.5,
-    shown: Sequence[int] | None = None,
-) -> bytes:
-    """The image with the classes' colours over it, as an RGB PNG.
-
-    Args:
-        image: (H, W, 3) uint8, RGB in [0, 255].
-        labels: (H, W) uint8, 0..C.
-        manifest: names the colours.
-        alpha: 0 shows the image only, 1 the colours only.
-        shown: labels whose colours are shown; by default all.
-    """
-    picture = Image.fromarray(image)
-    colors = _palette_image(labels, manifest).convert("RGB")
-    blended = Image.blend(picture, colors, alpha)
-    if shown is not None:
-        visible = np.isin(np.arange(256), shown) * np.uint8(255)
-        blended = Image.composite(blended, picture, Image.fromarray(visible[labels]))
-    return _to_photo_png(blended)
+from serve.answers.format import AnswerFormat, ClassOptions, Options, Source
 
 
 def rgb_png(image: NDArray[np.uint8]) -> bytes:
-    """An (H, W, 3) uint8 image as a PNG, quickly rather than small."""
-    return _to_photo_png(Image.fromarray(image))
+    """An (H, W, 3) uint8 image as a PNG, quickly rather than small.
+
+    Without a search for repeated bytes, of which filtered tissue has few: 10% less time and 10%
+    fewer bytes than with the search at the same level.
+    """
+    return _to_png(Image.fromarray(image), compress_level=1, compress_type=zlib.Z_RLE)
 
 
-def _palette_image(labels: NDArray[np.uint8], manifest: Manifest) -> Image.Image:
-    indexed = Image.fromarray(labels)
-    colors = [(0, 0, 0), *(tissue.rgb for tissue in manifest.classes)]
+def _labels(source: Source, _: Options) -> bytes:
+    return _to_png(_palette_image(source), compress_level=6)
+
+
+def _confidence(source: Source, _: Options) -> bytes:
+    return _to_png(Image.fromarray(source.result.confidence), compress_level=1)
+
+
+def _palette_image(source: Source) -> Image.Image:
+    """The labels as an indexed image with the classes' colours; what is not labelled is black."""
+    indexed = Image.fromarray(source.result.labels)
+    colors = [(0, 0, 0), *(tissue.rgb for tissue in source.manifest.classes)]
     indexed.putpalette([channel for color in colors for channel in color])
     return indexed
 
 
-def _to_photo_png(image: Image.Image) -> bytes:
-    """Quickly: no search for repeated bytes, of which filtered tissue has few.
-
-    Tissue takes 10% less time and 10% fewer bytes than with the search at the same level.
-    """
+def _to_png(image: Image.Image, **options: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    return buffer.getvalue()
-
-
-def _to_png(image: Image.Image, *, compress_level: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=compress_level)
+    image.save(buffer, format="PNG", **options)
     return buffer.getvalue()
 
 
@@ -94,6 +50,17 @@ class OverlayOptions(ClassOptions):
     )
 
 
+def _overlay(source: Source, options: OverlayOptions) -> bytes:
+    picture = Image.fromarray(source.image)
+    blended = Image.blend(picture, _palette_image(source).convert("RGB"), options.alpha)
+    shown = options.shown(source.manifest)
+    if shown is not None:
+        visible = np.isin(np.arange(256), shown) * np.uint8(255)
+        mask = Image.fromarray(visible[source.result.labels])
+        blended = Image.composite(blended, picture, mask)
+    return rgb_png(np.asarray(blended))
+
+
 LABELS = AnswerFormat(
     name="labels",
     title="Labels",
@@ -101,7 +68,7 @@ LABELS = AnswerFormat(
     description="An indexed PNG: its pixel values are the labels, its palette is the colours.",
     media_type="image/png",
     suffix=".labels.png",
-    write=lambda source, _: label_png(source.result.labels, source.manifest),
+    write=_labels,
 )
 CONFIDENCE = AnswerFormat(
     name="confidence",
@@ -110,7 +77,7 @@ CONFIDENCE = AnswerFormat(
     description="A grey PNG of the probability of each pixel's label, 255 = 1.0.",
     media_type="image/png",
     suffix=".confidence.png",
-    write=lambda source, _: confidence_png(source.result.confidence),
+    write=_confidence,
 )
 OVERLAY = AnswerFormat(
     name="overlay",
@@ -120,11 +87,5 @@ OVERLAY = AnswerFormat(
     media_type="image/png",
     suffix=".overlay.png",
     options=OverlayOptions,
-    write=lambda source, options: overlay_png(
-        source.image,
-        source.result.labels,
-        source.manifest,
-        alpha=options.alpha,
-        shown=options.shown(source.manifest),
-    ),
+    write=_overlay,
 )

@@ -10,9 +10,8 @@ from pydantic import create_model
 from pydantic.fields import FieldInfo
 
 from serve.answers.annotations import DSA, GEOJSON
-from serve.answers.arrays import ARRAYS, PROBABILITIES
+from serve.answers.arrays import ARRAYS, NUMBERS, PROBABILITIES
 from serve.answers.format import AnswerFormat, Options
-from serve.answers.numbers import NUMBERS
 from serve.answers.pictures import CONFIDENCE, LABELS, OVERLAY
 
 Base = TypeVar("Base", bound=Options)

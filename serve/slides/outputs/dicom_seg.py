@@ -10,6 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    RLELossless,
+    VLWholeSlideMicroscopyImageStorage,
+)
 
 from serve.contract.extras import how_to_install
 from serve.images.readers.dicom import series_in, siblings_of
@@ -30,11 +37,11 @@ def write_dicom_seg(result: SlideResult, path: Path) -> None:
         ReaderMissingError: highdicom is not installed.
         OutputError: highdicom does not take the slide's own DICOM files.
     """
-    highdicom, pydicom = _libraries()
+    highdicom = _highdicom()
     level = 0
     while np.prod(result.labels(level).shape) > _MOST_CELLS:
         level += 1
-    source = _source(result, pydicom)
+    source = _source(result)
     pixels = np.asarray(result.labels(level)[:])[None]
     size = result.plan.slide.pixel_size
     mm = [
@@ -46,7 +53,7 @@ def write_dicom_seg(result: SlideResult, path: Path) -> None:
             source_images=[source],
             pixel_array=pixels,
             segmentation_type=highdicom.seg.SegmentationTypeValues.LABELMAP,
-            segment_descriptions=_segments(result, highdicom, pydicom),
+            segment_descriptions=_segments(result, highdicom),
             series_instance_uid=_uid(result, "series"),
             series_number=1,
             sop_instance_uid=_uid(result, "instance"),
@@ -55,7 +62,7 @@ def write_dicom_seg(result: SlideResult, path: Path) -> None:
             manufacturer_model_name=_text(result.plan.model.name),
             software_versions=_text(result.plan.model.version),
             device_serial_number=result.plan.model.checkpoint_sha256[:16],
-            transfer_syntax_uid=pydicom.uid.RLELossless,
+            transfer_syntax_uid=RLELossless,
             pixel_measures=highdicom.PixelMeasuresSequence(pixel_spacing=mm, slice_thickness=0.001),
             plane_positions=[_position(result, source, highdicom)],
             tile_pixel_array=True,
@@ -73,42 +80,36 @@ def write_dicom_seg(result: SlideResult, path: Path) -> None:
     segmentation.save_as(path, enforce_file_format=True)
 
 
-def _libraries() -> tuple[Any, Any]:
-    """The modules `highdicom` and `pydicom`."""
+def _highdicom() -> Any:
+    """The module `highdicom`, which has an extra of its own."""
     try:
         import highdicom
-        import pydicom
     except ModuleNotFoundError as error:
         raise ReaderMissingError(
             f"DICOM SEG needs {error.name}, which is not installed: {how_to_install('dicom')}."
         ) from error
-    return highdicom, pydicom
+    return highdicom
 
 
-def _source(result: SlideResult, pydicom: Any) -> Any:
+def _source(result: SlideResult) -> Any:
     """The data set of the slide's level 0, or one that stands for a slide that is not DICOM."""
     path = Path(result.plan.slide.path)
     if path.is_dir() or path.suffix.lower() == ".dcm":
         files = siblings_of(path) if path.is_file() else [f for s in series_in(path) for f in s]
-        found = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+        found = [dcmread(file, stop_before_pixels=True) for file in files]
         size = result.plan.slide.height_px, result.plan.slide.width_px
+        names = "TotalPixelMatrixRows", "TotalPixelMatrixColumns"
         for dataset in found:
-            if (
-                dataset.get("TotalPixelMatrixRows"),
-                dataset.get("TotalPixelMatrixColumns"),
-            ) == size:
+            if tuple(map(dataset.get, names)) == size:
                 return dataset
-    return _stand_in(result, pydicom)
+    return _stand_in(result)
 
 
-def _stand_in(result: SlideResult, pydicom: Any) -> Any:
+def _stand_in(result: SlideResult) -> Any:
     """What highdicom copies a slide's identity from, for a slide that is not DICOM."""
-    from pydicom.dataset import Dataset
-    from pydicom.uid import ExplicitVRLittleEndian, VLWholeSlideMicroscopyImageStorage
-
     slide = result.plan.slide
     dataset = Dataset()
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID = VLWholeSlideMicroscopyImageStorage
     dataset.SOPInstanceUID = _uid(result, "slide")
@@ -145,8 +146,6 @@ def _stand_in(result: SlideResult, pydicom: Any) -> Any:
 
 
 def _specimen(result: SlideResult) -> Any:
-    from pydicom.dataset import Dataset
-
     specimen = Dataset()
     specimen.SpecimenIdentifier = _text(result.name)
     specimen.SpecimenUID = _uid(result, "specimen")
@@ -161,13 +160,15 @@ def _text(name: str) -> str:
     return printable[:64]
 
 
-def _segments(result: SlideResult, highdicom: Any, pydicom: Any) -> list[Any]:
+def _segments(result: SlideResult, highdicom: Any) -> list[Any]:
     """One segment per class, with its colour; classes have codes of our own."""
-    tissue = pydicom.sr.codedict.codes.SCT.Tissue
+    from pydicom.sr.codedict import codes  # 50 ms that other formats do not need
+
+    tissue = codes.SCT.Tissue
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=_text(result.plan.model.name),
         version=_text(result.plan.model.version),
-        family=pydicom.sr.codedict.codes.DCM.ArtificialIntelligence,
+        family=codes.DCM.ArtificialIntelligence,
     )
     return [
         highdicom.seg.SegmentDescription(

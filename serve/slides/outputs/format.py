@@ -63,6 +63,13 @@ class SlideResult:
         )
 
     @property
+    def colors(self) -> NDArray[np.uint8]:
+        """(256, 3) uint8, the RGB of each label; black where it has no class."""
+        colors = np.zeros((256, 3), np.uint8)
+        colors[1 : len(self.plan.model.classes) + 1] = [c.rgb for c in self.plan.model.classes]
+        return colors
+
+    @property
     def num_levels(self) -> int:
         """Levels of the pyramid."""
         return num_levels(self.plan.shape)

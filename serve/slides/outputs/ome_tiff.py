@@ -23,7 +23,7 @@ def write_ome_tiff(result: SlideResult, path: Path) -> None:
         "dtype": np.uint8,
         "tile": (_TILE, _TILE),
         "photometric": "palette",
-        "colormap": _colors(result),
+        "colormap": np.ascontiguousarray(result.colors.T * np.uint16(257)),
         "compression": "zlib",
         "resolutionunit": "CENTIMETER",
     }
@@ -71,14 +71,6 @@ def _tiles(result: SlideResult, level: int) -> Iterator[NDArray[np.uint8]]:
         padded[: rows.shape[0], :width] = rows
         for left in range(0, width, _TILE):
             yield np.ascontiguousarray(padded[:, left : left + _TILE])
-
-
-def _colors(result: SlideResult) -> NDArray[np.uint16]:
-    """(3, 256) uint16, the palette."""
-    colors = np.zeros((256, 3), np.uint16)
-    for label, tissue in enumerate(result.plan.model.classes, start=1):
-        colors[label] = tissue.rgb
-    return np.ascontiguousarray((colors * 257).T)
 
 
 OME_TIFF = SlideFormat(

@@ -8,14 +8,11 @@ import pytest
 import shapely
 from numpy.typing import NDArray
 
-from serve.answers.format import Source
 from serve.answers.outlines import BLOCK_BYTES
 from serve.answers.registry import FORMATS
 from serve.contract.errors import ImageTooLargeError
 from serve.contract.manifest import Manifest, read_bundle
-from serve.inference.segmenter import Segmentation
-from serve.inference.summary import summarise
-from serve.inference.tiling import Prediction
+from tests.support.answers import source_of
 from tests.support.errors import raises
 
 LABELS = np.ones((8, 10), np.uint8)
@@ -31,14 +28,6 @@ def manifest(toy_bundle: Path) -> Manifest:
     return read_bundle(toy_bundle)
 
 
-def _source(manifest: Manifest, labels: NDArray[np.uint8] = LABELS, **scale: Any) -> Source:
-    confidence = np.full(labels.shape, 204, np.uint8)
-    prediction = Prediction(labels, confidence, np.zeros(5, np.float32))
-    summary = summarise(prediction, manifest, **scale)
-    image = np.zeros((*labels.shape, 3), np.uint8)
-    return Source(image, Segmentation(labels, confidence, summary), manifest)
-
-
 def _noise(side: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(1, 6, (side, side)).astype(np.uint8)
 
@@ -46,7 +35,7 @@ def _noise(side: int) -> NDArray[np.uint8]:
 def test_geojson_is_an_annotation_per_region_with_class_colour_holes_and_measurements(
     manifest: Manifest,
 ) -> None:
-    source = _source(manifest, mpp=0.25, mpp_source="request")
+    source = source_of(manifest, LABELS, mpp=0.25, mpp_source="request")
     collection = json.loads(FORMATS["geojson"].render(source, {}))
     assert collection.keys() == {"type", "features"}
     assert collection["type"] == "FeatureCollection"
@@ -67,7 +56,7 @@ def test_geojson_is_an_annotation_per_region_with_class_colour_holes_and_measure
 def test_an_assumed_scale_gives_no_area_in_um2(
     mpp: float | None, source: str, manifest: Manifest
 ) -> None:
-    given = _source(manifest, mpp=mpp, mpp_source=source)
+    given = source_of(manifest, LABELS, mpp=mpp, mpp_source=source)
     feature = json.loads(FORMATS["geojson"].render(given, {}))["features"][0]
     assert feature["properties"]["measurements"].keys() == {"Area px^2", "Mean confidence"}
 
@@ -75,12 +64,12 @@ def test_an_assumed_scale_gives_no_area_in_um2(
 def test_an_image_without_regions_of_the_chosen_classes_is_an_empty_collection(
     manifest: Manifest,
 ) -> None:
-    document = FORMATS["geojson"].render(_source(manifest), {"classes": ["Stroma"]})
+    document = FORMATS["geojson"].render(source_of(manifest, LABELS), {"classes": ["Stroma"]})
     assert json.loads(document) == {"type": "FeatureCollection", "features": []}
 
 
 def test_a_dsa_document_is_closed_polylines_by_large_images_own_schema(manifest: Manifest) -> None:
-    document = json.loads(FORMATS["dsa"].render(_source(manifest), {}))
+    document = json.loads(FORMATS["dsa"].render(source_of(manifest, LABELS), {}))
     DSA_SCHEMA.validate(document)
     outer, inner = document["elements"]
     square = [[3, 2, 0], [3, 6, 0], [7, 2, 0], [7, 6, 0]]  # the first point is not repeated
@@ -96,7 +85,7 @@ def test_a_dsa_document_is_closed_polylines_by_large_images_own_schema(manifest:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["geojson", "dsa"])
 def test_a_large_document_comes_in_blocks_of_bounded_size(name: str, manifest: Manifest) -> None:
-    blocks = list(FORMATS[name].blocks(_source(manifest, _noise(200)), {}))
+    blocks = list(FORMATS[name].blocks(source_of(manifest, _noise(200)), {}))
     assert len(blocks) > 10
     assert max(map(len, blocks)) < 2 * BLOCK_BYTES
     document = json.loads(b"".join(blocks))
@@ -116,7 +105,7 @@ def test_polygons_are_made_as_their_features_are_written(
 
     monkeypatch.setattr(shapely, "polygons", counted)
     monkeypatch.setattr("serve.answers.polygons._PART_EDGES", 1_000)
-    blocks = FORMATS["geojson"].blocks(_source(manifest, _noise(200)), {})
+    blocks = FORMATS["geojson"].blocks(source_of(manifest, _noise(200)), {})
     assert made == []
     next(blocks)
     at_first = sum(made)
@@ -130,5 +119,5 @@ def test_too_many_corners_are_refused_before_the_first_block(
 ) -> None:
     monkeypatch.setattr("serve.answers.edges.MAX_EDGES", 100)
     with raises(ImageTooLargeError, code="too_many_corners"):
-        FORMATS["geojson"].blocks(_source(manifest, _noise(30)), {})
-    assert FORMATS["geojson"].render(_source(manifest, _noise(30)), {"min_area_px": 100})
+        FORMATS["geojson"].blocks(source_of(manifest, _noise(30)), {})
+    assert FORMATS["geojson"].render(source_of(manifest, _noise(30)), {"min_area_px": 100})

@@ -9,8 +9,7 @@ import pytest
 import shapely
 from PIL import Image
 
-from serve.answers.format import AnswerFormat
-from serve.answers.pictures import label_png
+from serve.answers.format import AnswerFormat, Source
 from serve.answers.registry import FORMATS
 from serve.contract.errors import OptionError
 from serve.contract.manifest import read_bundle
@@ -179,8 +178,8 @@ def test_the_labels_are_those_of_the_segmenter_in_process(
     service_url: str, toy_bundle: Path
 ) -> None:
     with open_segmenter(ServeSettings(bundle=toy_bundle)) as segmenter:
-        labels = segmenter.segment(IMAGE, mpp=0.8).labels
-    expected = label_png(labels, read_bundle(toy_bundle))
+        result = segmenter.segment(IMAGE, mpp=0.8)
+    expected = FORMATS["labels"].render(Source(IMAGE, result, read_bundle(toy_bundle)), {})
     assert _post(service_url, "labels", mpp=0.8).content == expected
 
 
