@@ -6,7 +6,6 @@ file states, or an `ImageError` that says why not.
 
 import io
 import struct
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +26,14 @@ from serve.images.mpp import (
     resolution,
 )
 from serve.images.png import decode_plain_png, is_cut_short
-from serve.images.refusals import damaged_file, refuse_bytes, refuse_kind, refuse_size, unknown_file
+from serve.images.refusals import (
+    DECODER_ERRORS,
+    damaged_file,
+    refuse_bytes,
+    refuse_kind,
+    refuse_size,
+    unknown_file,
+)
 from serve.images.tiff import TiffImage, find_image, is_tiff
 from serve.images.tiff_codecs import check_segments, decode_segments, is_read_by_pillow
 from serve.images.tiff_pages import is_unusual, unread_layout
@@ -43,20 +49,6 @@ _EXIF_RESOLUTION = {282: 0.0, 283: 0.0, 296: 2}
 """EXIF's XResolution, YResolution and ResolutionUnit, and what counts where they are missing."""
 _JPEG_UM_PER_UNIT = {1: UM_PER_INCH, 2: 10_000.0}
 """JFIF's units of density: inch, centimetre; 0 is none."""
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    OverflowError,
-    RuntimeError,
-    AttributeError,
-    struct.error,
-    zlib.error,
-)
-"""What Pillow's decoders raise on broken data: each plugin lets its own errors through."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +202,7 @@ def _decode_with_pillow(data: bytes, max_pixels: int, orientation: int = 1) -> P
         stated = _stated_mpp(image)
         try:
             image.verify()  # checks PNG's checksums, and leaves the image unusable
-        except _DECODER_ERRORS as error:
+        except DECODER_ERRORS as error:
             raise damaged_file(error) from error
     if (pixels := decode_plain_png(data)) is not None:
         return _with_mpp(Picture(pixels), stated)
@@ -222,7 +214,7 @@ def _decode_with_pillow(data: bytes, max_pixels: int, orientation: int = 1) -> P
             return _with_mpp(picture, stated)
         except ImageError:
             raise
-        except _DECODER_ERRORS as error:
+        except DECODER_ERRORS as error:
             raise damaged_file(error) from error
 
 
@@ -280,7 +272,7 @@ def _exif_mpp(data: bytes | None) -> Stated:
         exif.load(data or b"")
         x, y, unit = (exif.get(tag, default) for tag, default in _EXIF_RESOLUTION.items())
         return resolution(float(x), float(y), int(unit), "EXIF resolution")
-    except _DECODER_ERRORS:  # damaged EXIF says nothing
+    except DECODER_ERRORS:  # damaged EXIF says nothing
         return Stated()
 
 
@@ -294,7 +286,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         ) from error
     except UnidentifiedImageError as error:
         raise unknown_file(data) from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise damaged_file(error) from error
     refuse_size(*image.size, max_pixels)
     return image

@@ -19,9 +19,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from serve.contract.errors import ImageError, OptionError
-from serve.images.aperio import aperio_sides
-from serve.images.imagej import read_imagej
-from serve.images.ome import OmeImage, image_of_size, read_ome
+from serve.images.descriptions import (
+    OmeImage,
+    aperio_sides,
+    image_of_size,
+    read_imagej,
+    read_ome,
+)
 from serve.images.units import UM_PER_INCH, number, um_per_unit
 
 CONTRADICTED = "was given, and counts"

@@ -1,10 +1,27 @@
 """Which image files are refused, and what is said of them."""
 
+import struct
+import zlib
+
 from PIL import Image
 
 from serve.contract.errors import ImageError, ImageTooLargeError
 from serve.images.kinds import HEAD_BYTES, jpeg_frame, kind_of
 
+DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    RuntimeError,
+    AttributeError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's decoders raise on broken data: each plugin lets its own errors through."""
 _EXPECTED = "Send one PNG, JPEG, TIFF or WebP image with 8 bits per channel"
 _PNG_BIT_DEPTH_OFFSET = 24
 

@@ -15,10 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serve.contract.errors import ImageError
-from serve.images.imagej import read_imagej
+from serve.images.descriptions import OmeImage, image_of_size, read_imagej, read_ome
 from serve.images.mpp import Stated, tiff_mpp
-from serve.images.ome import OmeImage, image_of_size, read_ome
-from serve.images.tiff_channels import RGB_COLORS, stated_colors
+from serve.images.tiff_channels import stated_order
 from serve.images.tiff_pages import GREY, RGB, Page, check_page, read_pages
 from serve.images.tiff_tags import STARTS, Structure
 
@@ -82,10 +81,9 @@ def _find_image(structure: Structure) -> TiffImage:
     if len(same) > 1 or _num_planes(largest, ome, read_imagej(description)) > 1:
         chosen = _merged(structure, same, description, ome)
     elif largest.num_samples == 3 and largest.photometric in GREY and set(largest.bits) == {8}:
-        colors = stated_colors(structure, description, ome)
-        if colors is not None:
-            order = tuple(colors.index(color) for color in RGB_COLORS)
-            replaced = {_PHOTOMETRIC: RGB, _EXTRA_SAMPLES: None}
+        found = stated_order(structure, description, ome)
+        if found is not None:
+            order, replaced = tuple(found), {_PHOTOMETRIC: RGB, _EXTRA_SAMPLES: None}
     for page in chosen:
         check_page(page, are_colors_known=bool(replaced))
     descriptions = [description]
@@ -122,9 +120,9 @@ def _merged(
 ) -> tuple[Page, ...]:
     """The pages that are red, green and blue, in this order."""
     if len(pages) == 3 and all(_is_plain_grey(page) for page in pages):
-        colors = stated_colors(structure, description, ome)
-        if colors is not None:
-            return tuple(pages[colors.index(color)] for color in RGB_COLORS)
+        order = stated_order(structure, description, ome)
+        if order is not None:
+            return tuple(pages[index] for index in order)
     message = _stack_message(pages, ome, read_imagej(description))
     raise ImageError(message, code="image_stack")
 

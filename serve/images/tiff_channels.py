@@ -3,8 +3,7 @@
 import struct
 from collections.abc import Sequence
 
-from serve.images.imagej import read_imagej
-from serve.images.ome import OmeImage
+from serve.images.descriptions import OmeImage, read_imagej
 from serve.images.tiff_tags import Structure
 
 _OME_COLORS = {-16776961: "red", 0xFF0000FF: "red", 16711935: "green", 65535: "blue"}
@@ -17,12 +16,11 @@ _IMAGEJ_LUT, _IMAGEJ_LABEL = b"luts", b"labl"
 _LUT_BYTES = 768
 
 
-def stated_colors(
+def stated_order(
     structure: Structure, description: bytes, ome: OmeImage | None
-) -> list[str] | None:
-    """The colour of each of three channels, in the file's order; None where it is not said."""
-    colors = _ome_colors(ome) or _imagej_colors(structure, description)
-    return colors if colors is not None and rgb_order(colors) else None
+) -> list[int] | None:
+    """Which of three channels is red, green and blue; None where the metadata do not say it."""
+    return rgb_order(_ome_colors(ome) or _imagej_colors(structure, description) or ())
 
 
 def rgb_order(colors: Sequence[str]) -> list[int] | None:

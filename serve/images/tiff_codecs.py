@@ -6,7 +6,6 @@ size than the TIFF is refused before its pixels are decoded.
 """
 
 import io
-import struct
 from collections.abc import Callable
 
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image
 from serve.contract.errors import ImageError
 from serve.contract.extras import how_to_install
 from serve.images.bombs import refuse_bombs
+from serve.images.refusals import DECODER_ERRORS
 from serve.images.tiff_pages import Page
 from serve.images.tiff_tags import MAX_PLACES, Structure
 
@@ -26,41 +26,22 @@ except ModuleNotFoundError:  # it comes with the extra `slides`
 
 PILLOW_READS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000})
 """Uncompressed, CCITT, LZW, JPEG, Deflate, PackBits, LZMA, Zstandard."""
+_JPEG_2000 = (33003, 33005, 34712)
 _NAMES = {
-    9: "JBIG",
-    10: "JBIG",
-    32766: "NeXT",
-    32809: "ThunderScan",
-    33003: "JPEG 2000",
-    33005: "JPEG 2000",
-    34661: "JBIG",
-    34676: "SGI Log",
-    34677: "SGI Log",
-    34712: "JPEG 2000",
-    34887: "LERC",
-    34933: "PNG",
-    34934: "JPEG XR",
-    22610: "JPEG XR",
-    48124: "Jetraw",
-    50001: "WebP",
-    50002: "JPEG XL",
-    52546: "JPEG XL",
+    **dict.fromkeys((9, 10, 34661), "JBIG"),
+    **dict.fromkeys(_JPEG_2000, "JPEG 2000"),
+    **dict.fromkeys((34676, 34677), "SGI Log"),
+    **dict.fromkeys((34934, 22610), "JPEG XR"),
+    **dict.fromkeys((50002, 52546), "JPEG XL"),
+    **{32766: "NeXT", 32809: "ThunderScan", 34887: "LERC", 34933: "PNG"},
+    **{48124: "Jetraw", 50001: "WebP"},
 }
 _APERIO_YCBCR = 33003
-_JPEG_2000 = (33003, 33005, 34712)
 _YCBCR = 6
 _OLD_JPEG = 6
 
 _SEGMENT_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    RuntimeError,
-    TypeError,
-    EOFError,
-    LookupError,
-    OverflowError,
-    struct.error,
+    *DECODER_ERRORS,
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
@@ -89,15 +70,11 @@ def decode_segments(data: bytes, page: Page) -> Image.Image:
     name = _NAMES.get(page.compression, "of an unknown kind")
     decode = _decoder(page.compression)
     if decode is None:
-        extra = page.compression in _WITH_IMAGECODECS
+        is_extra = page.compression in _WITH_IMAGECODECS
+        extra = f" without the extra `slides` ({how_to_install('slides')})" if is_extra else ""
         raise ImageError(
-            f"The TIFF's compression is {name} (Compression {page.compression}), which is not "
-            + (
-                f"read without the extra `slides` ({how_to_install('slides')}). "
-                if extra
-                else "read. "
-            )
-            + "Save it with LZW, Deflate or JPEG compression, or as PNG.",
+            f"The TIFF's compression is {name} (Compression {page.compression}), which is not read"
+            f"{extra}. Save it with LZW, Deflate or JPEG compression, or as PNG.",
             code="image_compression",
         )
     if page.is_planar or page.num_samples not in (1, 3, 4) or not _is_plain_color(page):
@@ -113,11 +90,8 @@ def decode_segments(data: bytes, page: Page) -> Image.Image:
         top, left = index // across * rows, index % across * columns
         if top >= page.height:
             break
-        wanted = (
-            rows if page.tile else min(rows, page.height - top),
-            columns,
-            page.num_samples,
-        )
+        num_rows = rows if page.tile else min(rows, page.height - top)
+        wanted = num_rows, columns, page.num_samples
         segment = _decoded(decode, data[offset : offset + size], wanted, name)
         part = pixels[top : top + rows, left : left + columns]
         part[...] = segment[: part.shape[0], : part.shape[1]]
@@ -248,18 +222,8 @@ def _with_imagecodecs(kind: str) -> Decode:
     return decode
 
 
-_WITH_PILLOW = {
-    33003: "JPEG2000",
-    33005: "JPEG2000",
-    34712: "JPEG2000",
-    34933: "PNG",
-    50001: "WEBP",
-}
-_WITH_IMAGECODECS = {
-    34887: "lerc",
-    50002: "jpegxl",
-    52546: "jpegxl",
-}
+_WITH_PILLOW = {**dict.fromkeys(_JPEG_2000, "JPEG2000"), 34933: "PNG", 50001: "WEBP"}
+_WITH_IMAGECODECS = {34887: "lerc", 50002: "jpegxl", 52546: "jpegxl"}
 
 
 def _decoder(compression: int) -> Decode | None:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from serve.contract.errors import ImageError
-from serve.images.imagej import as_text
+from serve.images.descriptions import as_text
 from serve.images.tiff_tags import Structure
 
 MAX_TAGS_IN_ALL = 65_536

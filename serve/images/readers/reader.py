@@ -17,16 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.closing import Closing
-from serve.contract.errors import OptionError
 from serve.images.mpp import (
     FROM_REQUEST,
     MAX_ASPECT,
-    MAX_MPP,
-    MIN_MPP,
     UNKNOWN,
     MppSource,
     PixelSize,
     Stated,
+    check_mpp,
     contradiction,
 )
 from serve.images.readers.errors import SlideError, SlideFormatError, SlideScaleError
@@ -92,10 +90,8 @@ class RegionReader(Closing):
         self._state = state_of(self._watched)
         self._given_mpp = mpp
         self._stated = Stated()  # by the file; set by the subclass
-        if mpp is not None and not MIN_MPP <= mpp <= MAX_MPP:
-            raise OptionError(
-                f"{path.name}: mpp is {mpp:g} um per pixel, expected {MIN_MPP:g} to {MAX_MPP:g}."
-            )
+        if mpp is not None:
+            check_mpp(mpp)
 
     @classmethod
     @abstractmethod

@@ -75,8 +75,6 @@ class ScaledView:
         """(y, x) of the view's top left corner, in pixels of level 0."""
         coarser = max(self._size[0] / self.height_px, self._size[1] / self.width_px, 1)
         self._cell_px = max(_CELL_PX >> round(math.log2(coarser)), _LEAST_CELL_PX)
-        self.grid_px = self._cell_px if self.is_resampled else 1
-        """Regions on this grid cost least to read."""
 
     def read(self, y: int, x: int, height: int, width: int) -> NDArray[np.uint8]:
         """Read a region that lies within the view.
@@ -113,15 +111,7 @@ class ScaledView:
         """
         height, width = -(-self.height_px // factor), -(-self.width_px // factor)
         scale = self.step_px[0] * factor, self.step_px[1] * factor
-        level = self._reader.levels[choose_level(self._reader.levels, scale)]
-        row_px = width * scale[0] * scale[1] / level.downsample_y / level.downsample_x
-        rows = max(int(_PIXELS_AT_ONCE / row_px), 1)
-        found = np.empty((height, width, 3), np.uint8)
-        for top in range(0, height, rows):
-            size = min(rows, height - top), width
-            corner = self.origin_px[0] + top * scale[0], self.origin_px[1]
-            found[top : top + rows] = read_scaled(self._reader, corner, size, scale)
-        return found
+        return read_scaled(self._reader, self.origin_px, (height, width), scale)
 
     def _read_cells(
         self,
@@ -230,7 +220,7 @@ def read_scaled(
     size: tuple[int, int],
     scale: tuple[float, float],
 ) -> NDArray[np.uint8]:
-    """Read a region of level 0 that starts anywhere, at any scale.
+    """Read a region of level 0 that starts anywhere, at any scale, strip by strip.
 
     Args:
         reader: the open slide.
@@ -244,16 +234,29 @@ def read_scaled(
     (y, x), (height, width) = corner, size
     index = choose_level(reader.levels, scale)
     level = reader.levels[index]
+    row_px = width * scale[0] * scale[1] / level.downsample_y / level.downsample_x
+    rows = max(int(_PIXELS_AT_ONCE / row_px), 1)
+    found = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        strip = found[top : top + rows]
+        strip[...] = _read_strip(reader, index, (y + top * scale[0], x), strip.shape[:2], scale)
+    return found
+
+
+def _read_strip(
+    reader: "RegionReader",
+    index: int,
+    corner: tuple[float, float],
+    size: tuple[int, int],
+    scale: tuple[float, float],
+) -> NDArray[np.uint8]:
+    """Read a region at once, from the level of this index."""
+    (y, x), (height, width), level = corner, size, reader.levels[index]
     rows = y / level.downsample_y, (y + height * scale[0]) / level.downsample_y
     columns = x / level.downsample_x, (x + width * scale[1]) / level.downsample_x
     margin = math.ceil(_BICUBIC_SUPPORT * max(max(scale) / level.downsample_x, 1)) + 1
     top, left = math.floor(rows[0]) - margin, math.floor(columns[0]) - margin
     bottom, right = math.ceil(rows[1]) + margin, math.ceil(columns[1]) + margin
     pixels = reader.read(index, left, top, right - left, bottom - top)
-    return _resize(
-        pixels,
-        height,
-        width,
-        (rows[0] - top, rows[1] - top),
-        (columns[0] - left, columns[1] - left),
-    )
+    row_box, column_box = (rows[0] - top, rows[1] - top), (columns[0] - left, columns[1] - left)
+    return _resize(pixels, height, width, row_box, column_box)

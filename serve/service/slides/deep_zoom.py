@@ -18,7 +18,6 @@ TILE_PX, OVERLAP_PX = 254, 1
 THUMBNAIL_PX = 128
 """Most pixels of a thumbnail along each side."""
 _JPEG_QUALITY = 80
-_PIXELS_AT_ONCE = 16_000_000
 _MOST_PIXELS = 600_000_000
 """Most pixels of the slide that one tile may need. More means that the slide has no pyramid."""
 
@@ -92,7 +91,7 @@ def thumbnail_jpeg(reader: RegionReader) -> bytes:
 def _read(
     reader: RegionReader, zoom: DeepZoom, scale: int, place: tuple[int, int, int, int]
 ) -> NDArray[np.uint8]:
-    """Read a tile in strips, so that a slide without a pyramid needs little memory."""
+    """Read a tile, unless a slide without a pyramid would take too long."""
     x, y, width, height = place
     source = reader.levels[choose_level(reader.levels, (scale, scale))]
     row_px = width * scale * scale / source.downsample_x / source.downsample_y
@@ -102,15 +101,5 @@ def _read(
             "Convert it to a pyramidal TIFF.",
             code="slide_without_pyramid",
         )
-    rows = max(int(_PIXELS_AT_ONCE / row_px), 1)
-    left = zoom.bounds.x + x * scale
-    strips = [
-        read_scaled(
-            reader,
-            (zoom.bounds.y + (y + top) * scale, left),
-            (min(rows, height - top), width),
-            (scale, scale),
-        )
-        for top in range(0, height, rows)
-    ]
-    return np.concatenate(strips) if len(strips) > 1 else strips[0]
+    corner = zoom.bounds.y + y * scale, zoom.bounds.x + x * scale
+    return read_scaled(reader, corner, (height, width), (scale, scale))
