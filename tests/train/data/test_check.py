@@ -1,19 +1,19 @@
 import csv
 import json
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from tests.support.errors import raises
 from train.data.check import count_splits, find_warnings, report, share_table
-from train.data.folder import Tile, read_tile_folder
+from train.data.folder import read_tile_folder
 from train.data.leaks import leak_warnings
-from train.data.pixels import count_all, read_labels
-from train.errors import DatasetError, MaskError, ScaleError
+from train.data.pixels import count_all
+from train.errors import DatasetError, ScaleError
 
 Rows = list[tuple[str, int, str]]
 ROWS: Rows = [("a", 1, "one"), ("b", 0, "two"), ("c", -1, "three")]
@@ -36,6 +36,7 @@ def write_data(root: Path, rows: Rows = ROWS, *, mpp: float | None = 0.5, side: 
 
 
 def relabel(root: Path, name: str, labels: np.ndarray) -> None:
+    Image.new("RGB", labels.shape[::-1]).save(root / "img" / f"{name}.png")
     Image.fromarray(labels.astype(np.uint8)).save(root / "mask" / f"{name}.png")
 
 
@@ -44,44 +45,102 @@ def warnings_of(root: Path) -> list[str]:
     return find_warnings(folder, count_splits(folder, count_all(folder)))
 
 
-def test_nothing_is_wrong_with_a_sound_data_set(tmp_path: Path) -> None:
-    assert warnings_of(write_data(tmp_path / "data")) == []
-
-
 def test_shares_are_of_labelled_pixels_and_unlabelled_of_all(tmp_path: Path) -> None:
     root = write_data(tmp_path / "data")
     relabel(root, "a", np.array([[1, 2, 2, 2], [0, 0, 0, 0]]).repeat(50, axis=0)[:100, :])
-    Image.new("RGB", (4, 100)).save(root / "img" / "a.png")
     folder = read_tile_folder(root)
     table = share_table(folder, count_splits(folder, count_all(folder)))
     training = list(table.columns[1].cells)
     assert training == ["25.00%", "75.00%", "50.00%", "1"]
 
 
-def test_a_class_below_one_percent_is_called_tiny(tmp_path: Path) -> None:
-    root = write_data(tmp_path / "data", side=20)
-    labels = np.ones((20, 20))
-    labels[0, :3] = 2
+def a_tiny_class(root: Path) -> None:
+    labels = np.ones((10, 100))
+    labels[0, :9] = 2
     relabel(root, "a", labels)
-    assert warnings_of(root) == ["Stroma is tiny: 0.75% of the labelled training pixels (below 1%)"]
 
 
-def test_a_class_missing_from_a_split_is_named(tmp_path: Path) -> None:
+def a_missing_class(root: Path) -> None:
+    for name in "ac":
+        relabel(root, name, np.ones((10, 10)))
+
+
+def mostly_unlabelled(root: Path) -> None:
+    labels = np.zeros((10, 10))
+    labels[0], labels[1] = 1, 2
+    relabel(root, "b", labels)
+
+
+def not_square(root: Path) -> None:
+    relabel(root, "a", np.array([[1, 2, 1]]))
+
+
+def named_twice(root: Path) -> None:
+    with (root / "folds.csv").open("a", newline="") as file:
+        csv.writer(file).writerow(("a", 1, "one"))
+
+
+def forgotten(root: Path) -> None:
+    Image.new("RGB", (10, 10)).save(root / "img" / "d.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (None, None),
+        (not_square, None),
+        (a_tiny_class, "Stroma is tiny: 0.90% of the labelled training pixels (below 1%)"),
+        (a_missing_class, "Stroma has no pixel for training and test: training refuses it"),
+        (mostly_unlabelled, "80.00% of the validation pixels are unlabelled"),
+        (named_twice, "folds.csv names 1 tiles more than once, such as a"),
+        (forgotten, "such as d.png"),
+    ],
+)
+def test_what_looks_wrong_is_named(
+    tmp_path: Path, change: Callable[[Path], None] | None, found: str | None
+) -> None:
     root = write_data(tmp_path / "data")
-    relabel(root, "a", np.ones((10, 10)))
-    relabel(root, "c", np.ones((10, 10)))
-    assert warnings_of(root) == ["Stroma has no pixel for training and test: training refuses it"]
+    if change is not None:
+        change(root)
+    warnings = warnings_of(root)
+    assert len(warnings) == bool(found)
+    assert (found or "") in "".join(warnings)
 
 
-def test_an_empty_split_is_named(tmp_path: Path) -> None:
-    assert warnings_of(write_data(tmp_path / "data", ROWS[:2])) == [
-        "no test tile: there is nothing to report"
-    ]
+TCGA = ["TCGA-A1-A0SK-DX1_0_0", "TCGA-A1-A0SK-DX1_0_790", "TCGA-OL-A66P-DX1_0_0"]
 
 
-def test_a_missing_resolution_is_named(tmp_path: Path) -> None:
-    (warning,) = warnings_of(write_data(tmp_path / "data", mpp=None))
-    assert "dataset.json" in warning
+@pytest.mark.parametrize(
+    ("names", "folds", "groups", "found"),
+    [
+        ("abc", (1, 0, -1), ("one", "one", "x"), "1 of 2 patients or slides are in several folds"),
+        (TCGA, (1, 0, -1), ("", "", ""), "TCGA-A1-A0SK in 0 and 1"),
+        ("ab", (1, 0), ("one", "two"), "no test tile: there is nothing to report"),
+        ("abc", (1, 0, -1), ("P1", "p1", "x"), "may be written in several ways, such as 'P1'"),
+        ("abc", (1, 0, -1), ("P 7", "P-007", "x"), "such as 'P 7' and 'P-007'"),
+        ("abc", (1, 0, -1), ("one", "", "x"), "1 of 3 images have no group in folds.csv"),
+        ("abc", (1, 0, -1), ("P1-1", "P11", "P10"), None),
+    ],
+)
+def test_doubtful_folds_and_patients_are_named(
+    tmp_path: Path,
+    names: Sequence[str],
+    folds: tuple[int, ...],
+    groups: tuple[str, ...],
+    found: str | None,
+) -> None:
+    rows = list(zip(names, folds, groups, strict=True))
+    warnings = warnings_of(write_data(tmp_path / "data", rows))
+    assert len(warnings) == bool(found)
+    assert (found or "") in "".join(warnings)
+
+
+@pytest.mark.parametrize(("mpp", "found"), [(None, "dataset.json"), (10, "mpp 10")])
+def test_a_missing_or_unusual_resolution_is_named(
+    tmp_path: Path, mpp: float | None, found: str
+) -> None:
+    (warning,) = warnings_of(write_data(tmp_path / "data", mpp=mpp))
+    assert found in warning
 
 
 def test_a_magnification_given_as_mpp_is_refused(tmp_path: Path) -> None:
@@ -89,47 +148,8 @@ def test_a_magnification_given_as_mpp_is_refused(tmp_path: Path) -> None:
         warnings_of(write_data(tmp_path / "data", mpp=40))
 
 
-def test_an_unusual_mpp_is_warned_about(tmp_path: Path) -> None:
-    (warning,) = warnings_of(write_data(tmp_path / "data", mpp=10))
-    assert "mpp 10" in warning
-
-
-def test_a_split_that_is_mostly_unlabelled_is_named(tmp_path: Path) -> None:
-    root = write_data(tmp_path / "data")
-    labels = np.zeros((10, 10))
-    labels[0], labels[1] = 1, 2
-    relabel(root, "b", labels)
-    (warning,) = warnings_of(root)
-    assert warning.startswith("80.00% of the validation pixels are unlabelled")
-
-
-def test_a_slide_in_two_folds_is_named(tmp_path: Path) -> None:
-    rows = [("a", 1, "one"), ("b", 0, "one"), ("c", -1, "two")]
-    (warning,) = warnings_of(write_data(tmp_path / "data", rows))
-    assert warning.startswith(
-        "1 of 2 patients or slides are in several folds, such as one in 0 and"
-    )
-
-
-def test_patients_of_tcga_are_known_without_a_group(tmp_path: Path) -> None:
-    names = ["TCGA-A1-A0SK-DX1_0_0", "TCGA-A1-A0SK-DX1_0_790", "TCGA-OL-A66P-DX1_0_0"]
-    rows = [(name, fold, "") for name, fold in zip(names, (1, 0, -1), strict=True)]
-    (warning,) = warnings_of(write_data(tmp_path / "data", rows))
-    assert "TCGA-A1-A0SK in 0 and 1" in warning
-
-
-def test_a_tile_that_is_named_twice_is_named(tmp_path: Path) -> None:
-    root = write_data(tmp_path / "data")
-    with (root / "folds.csv").open("a", newline="") as file:
-        csv.writer(file).writerow(("a", 1, "one"))
-    (warning,) = warnings_of(root)
-    assert warning == "folds.csv names 1 tiles more than once, such as a"
-
-
 def test_an_image_in_two_folds_is_refused(tmp_path: Path) -> None:
-    root = write_data(tmp_path / "data")
-    with (root / "folds.csv").open("a", newline="") as file:
-        csv.writer(file).writerow(("a", -1, "one"))
+    root = write_data(tmp_path / "data", [*ROWS, ("a", -1, "one")])
     with raises(DatasetError, "a into the folds 1 and -1"):
         read_tile_folder(root)
 
@@ -158,65 +178,12 @@ def test_an_image_under_another_name_is_found_by_its_pixels(
     assert (found or "") in "".join(warnings)
 
 
-@pytest.mark.parametrize(
-    ("groups", "found"),
-    [
-        (("P1", "p1", "x"), "1 patients or slides may be written in several ways, such as 'P1'"),
-        (("P 7", "P-007", "x"), "such as 'P 7' and 'P-007'"),
-        (("one", "", "x"), "1 of 3 images have no group in folds.csv, such as b"),
-        (("P1-1", "P11", "P10"), ""),
-    ],
-)
-def test_doubtful_names_of_patients_are_named(
-    groups: tuple[str, ...], found: str, tmp_path: Path
-) -> None:
-    rows = [(name, fold, group) for (name, fold, _), group in zip(ROWS, groups, strict=True)]
-    warnings = warnings_of(write_data(tmp_path / "data", rows))
-    assert len(warnings) == bool(found)
-    assert found in "".join(warnings)
-
-
 def test_leaks_are_told_by_split(tmp_path: Path) -> None:
     rows = [("a", 1, "one"), ("b", 2, "one"), ("c", -1, "one"), ("d", 0, "two"), ("e", 2, "two")]
     (warning,) = leak_warnings(read_tile_folder(write_data(tmp_path / "data", rows)))
     assert warning.startswith("2 of 2 patients or slides are in several splits, such as one in tra")
     rows = [("a", 1, "one"), ("b", 2, "one"), ("c", -1, "two")]
     assert not leak_warnings(read_tile_folder(write_data(tmp_path / "sound", rows)))
-
-
-def test_images_that_are_not_square_are_nothing_to_warn_about(tmp_path: Path) -> None:
-    root = write_data(tmp_path / "data")
-    relabel(root, "a", np.array([[1, 2, 1]]))
-    Image.new("RGB", (3, 1)).save(root / "img" / "a.png")
-    assert not warnings_of(root)
-
-
-def test_images_that_folds_csv_forgets_are_named(tmp_path: Path) -> None:
-    root = write_data(tmp_path / "data")
-    Image.new("RGB", (10, 10)).save(root / "img" / "d.png")
-    (warning,) = warnings_of(root)
-    assert "such as d.png" in warning
-
-
-def test_a_mask_that_training_cannot_read_is_an_error(tmp_path: Path) -> None:
-    root = write_data(tmp_path / "data")
-    relabel(root, "b", np.full((10, 10), 3))
-    with raises(MaskError, "label 3"):
-        report(root)
-
-
-def test_each_mask_is_read_once_whatever_is_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
-
-    def reading(tile: Tile, num_classes: int) -> NDArray[np.uint8]:
-        read.append(tile.tile_id)
-        return read_labels(tile, num_classes)
-
-    monkeypatch.setattr("train.data.pixels.read_labels", reading)
-    report(write_data(tmp_path / "data"), must_train=True)
-    assert sorted(read) == sorted({*read})
 
 
 @pytest.mark.parametrize("must_train", [False, True])

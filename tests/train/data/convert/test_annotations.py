@@ -127,6 +127,15 @@ def source(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def annotated(source: Path) -> Path:
+    """The two images with annotations and a mapping."""
+    for name in ("a", "b"):
+        geojson(source / "annotations" / name)
+    write_mapping(source / "mapping.json")
+    return source
+
+
 def write_mapping(path: Path, **changes: Any) -> Path:
     labels = {"Tumor": "Tumor", "Stroma": "Stroma", "ROI": "roi", "Hole": "unlabelled"}
     classes = [{"name": "Tumor", "color": "#d62728"}, {"name": "Stroma", "color": "#2ca02c"}]
@@ -159,11 +168,8 @@ def test_the_same_areas_become_the_same_labels(source: Path, write: Callable[...
     np.testing.assert_array_equal(masks["b"], expected())
 
 
-def test_areas_are_drawn_at_the_tiles_scale(source: Path):
-    for name in ("a", "b"):
-        geojson(source / "annotations" / name)
-    write_mapping(source / "mapping.json")
-    masks = masks_of(prepare(source, tile_size_px=32, mpp=1.0, test_share=0.0))
+def test_areas_are_drawn_at_the_tiles_scale(annotated: Path):
+    masks = masks_of(prepare(annotated, tile_size_px=32, mpp=1.0, test_share=0.0))
     np.testing.assert_array_equal(masks["a"], expected()[::2, ::2])
 
 
@@ -273,19 +279,16 @@ def a_file_for_a_folder(source: Path) -> None:
     ],
 )
 def test_what_cannot_be_drawn_rightly_is_refused_before_anything_is_written(
-    source: Path,
+    annotated: Path,
     damage: Callable[[Path], None],
     changes: dict[str, Any],
     kind: type[FocalPathError],
     named: list[str],
 ):
-    for name in ("a", "b"):
-        geojson(source / "annotations" / name)
-    write_mapping(source / "mapping.json")
-    damage(source)
+    damage(annotated)
     with raises(kind, *named):
-        prepare(source, **changes)
-    assert not (source / "out").exists()
+        prepare(annotated, **changes)
+    assert not (annotated / "out").exists()
 
 
 @pytest.mark.parametrize(("overlap", "warned"), [("file", True), ("area", False)])
@@ -389,24 +392,18 @@ def test_slides_that_may_be_of_one_patient_are_named(
 
 
 def test_slides_that_do_not_fit_the_pattern_are_warned_about(
-    source: Path, capsys: pytest.CaptureFixture[str]
+    annotated: Path, capsys: pytest.CaptureFixture[str]
 ):
-    for name in ("a", "b"):
-        geojson(source / "annotations" / name)
-    write_mapping(source / "mapping.json")
-    prepare(source, test_share=0.0, patient_pattern="^P[0-9]+")
+    prepare(annotated, test_share=0.0, patient_pattern="^P[0-9]+")
     assert "2 slides, such as a, do not fit" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_a_slide_states_of_its_scale_counts_before_what_is_given_for_all(
-    source: Path, capsys: pytest.CaptureFixture[str]
+    annotated: Path, capsys: pytest.CaptureFixture[str]
 ):
-    (source / "images" / "a.png").unlink()
-    write_aperio(source / "images" / "a.svs", tissue_pixels(64, 64), mpp=0.25, downsamples=())
-    for name in ("a", "b"):  # which states nothing
-        geojson(source / "annotations" / name)
-    write_mapping(source / "mapping.json")
-    masks = masks_of(prepare(source, test_share=0.0, source_mpp=0.5, tile_size_px=16))
+    (annotated / "images" / "a.png").unlink()  # the other states nothing
+    write_aperio(annotated / "images" / "a.svs", tissue_pixels(64, 64), mpp=0.25, downsamples=())
+    masks = masks_of(prepare(annotated, test_share=0.0, source_mpp=0.5, tile_size_px=16))
     areas = {
         name: sum((m > 0).sum() for key, m in masks.items() if key[0] == name) for name in "ab"
     }
@@ -415,31 +412,26 @@ def test_what_a_slide_states_of_its_scale_counts_before_what_is_given_for_all(
     assert "1 slides, such as a.svs (0.25 by its Aperio MPP), state another" in told
 
 
-def test_a_slide_that_is_damaged_in_the_middle_is_named(source: Path):
-    (source / "images" / "a.png").unlink()
-    path = write_aperio(source / "images" / "a.svs", tissue_pixels(600, 600), downsamples=())
+def test_a_slide_that_is_damaged_in_the_middle_is_named(annotated: Path):
+    (annotated / "images" / "a.png").unlink()
+    path = write_aperio(annotated / "images" / "a.svs", tissue_pixels(600, 600), downsamples=())
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 20_000] = bytes(20_000)
     path.write_bytes(content)
     around = [[0, 0], [600, 0], [600, 600], [0, 600]]
-    geojson(source / "annotations" / "a", [("Tumor", [around])])
-    geojson(source / "annotations" / "b")
-    write_mapping(source / "mapping.json")
+    geojson(annotated / "annotations" / "a", [("Tumor", [around])])
     with raises(ImageFileError, "a.svs"):
-        prepare(source, test_share=0.0)
-    assert not (source / "out").exists()
+        prepare(annotated, test_share=0.0)
+    assert not (annotated / "out").exists()
 
 
-def test_tiles_that_would_have_one_name_are_refused(source: Path):
-    Image.new("RGB", (32, 32)).save(source / "images" / "a_0_0.png")
-    for name in ("a", "b"):
-        geojson(source / "annotations" / name)
-    geojson(source / "annotations" / "a_0_0", [("Tumor", [[[0, 0], [9, 0], [9, 9]]])])
-    write_mapping(source / "mapping.json")
+def test_tiles_that_would_have_one_name_are_refused(annotated: Path):
+    Image.new("RGB", (32, 32)).save(annotated / "images" / "a_0_0.png")
+    geojson(annotated / "annotations" / "a_0_0", [("Tumor", [[[0, 0], [9, 0], [9, 9]]])])
     with raises(SourceError, "a_0_0"):
-        prepare(source, tile_size_px=32, test_share=0.0)
-    assert not (source / "out").exists()
+        prepare(annotated, tile_size_px=32, test_share=0.0)
+    assert not (annotated / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -501,5 +493,5 @@ def test_an_origin_that_is_no_place_is_refused(tmp_path: Path, origin: Any):
     path = tmp_path / "a.geojson"
     document = {"type": "FeatureCollection", "features": [], "focalpath": {"origin_px": origin}}
     path.write_text(json.dumps(document))
-    with pytest.raises(AnnotationError, match="origin_px"):
+    with raises(AnnotationError, "origin_px"):
         read_annotation_file(path)

@@ -8,7 +8,6 @@ from PIL import Image
 
 from tests.support.errors import raises
 from tests.support.published_data import SIDE, folds
-from train.data.convert.bcss import BcssSettings
 from train.data.convert.bdsa import BdsaSettings, prepare_bdsa
 from train.data.convert.layout import TileSettings
 from train.data.convert.shapes import fill_shape
@@ -79,13 +78,6 @@ def test_neighbouring_polygons_neither_overlap_nor_leave_a_gap() -> None:
     assert not (labels * right).any()
 
 
-def test_the_later_element_covers_the_earlier(tmp_path: Path) -> None:
-    elements = [square("Gray Matter", 0, 20), square("Superficial Cortex", 5, 10)]
-    write_bdsa(tmp_path / "in", elements)
-    labels = bdsa_labels(tmp_path / "in", tmp_path / "out")
-    assert (labels[7, 7], labels[15, 15]) == (5, 2)
-
-
 def test_by_area_the_smaller_element_covers_the_larger_in_any_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,15 +89,6 @@ def test_by_area_the_smaller_element_covers_the_larger_in_any_order(
     assert "--overlap area" in warning
     assert bdsa_labels(tmp_path / "in", tmp_path / "area", overlap="area")[7, 7] == 5
     assert "covered" not in capsys.readouterr().out
-
-
-def test_holes_show_what_is_below(tmp_path: Path) -> None:
-    hole = [[5, 5, 0], [10, 5, 0], [10, 10, 0], [5, 10, 0]]
-    elements = [square("White Matter", 0, 20), square("Gray Matter", 2, 15, holes=[hole])]
-    write_bdsa(tmp_path / "in", elements)
-    labels = bdsa_labels(tmp_path / "in", tmp_path / "out")
-    assert (labels[5:10, 5:10] == 3).all()
-    assert np.count_nonzero(labels == 2) == 13**2 - 5**2
 
 
 def test_rectangles_turn_as_in_the_archives_viewer(tmp_path: Path) -> None:
@@ -182,34 +165,30 @@ def test_every_form_of_an_export_is_read(tmp_path: Path, document: object) -> No
     assert (bdsa_labels(tmp_path / "in", tmp_path / "out")[:8, :8] == 2).all()
 
 
-def test_unknown_labels_are_refused_by_name(tmp_path: Path) -> None:
-    write_bdsa(tmp_path / "in", [square("Gray Matter", 0, 9), square("Artefact", 3, 6)])
-    refuse_to_draw(tmp_path / "in", tmp_path / "out", AnnotationError, "'Artefact' (2)")
-
-
-def test_renamed_labels_are_drawn_unlabelled_or_not_at_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("uncovered", "outside"), [("unlabelled", 0), ("background", 1)])
+def test_renamed_labels_are_drawn_unlabelled_or_not_at_all(
+    tmp_path: Path, uncovered: str, outside: int
+) -> None:
     elements = [square("GM", 0, 20), square("Artefact", 3, 6), square("ROI", 0, 30)]
     write_bdsa(tmp_path / "in", elements)
     rename = ("GM=Gray Matter", "artefact=unlabelled", "ROI=ignore")
-    labels = bdsa_labels(tmp_path / "in", tmp_path / "out", rename=rename)
-    assert (labels[1, 1], labels[4, 4], labels[25, 25]) == (2, 0, 0)
+    labels = bdsa_labels(tmp_path / "in", tmp_path / "out", rename=rename, uncovered=uncovered)
+    assert (labels[1, 1], labels[4, 4], labels[25, 25]) == (2, 0, outside)
 
 
-def test_a_renaming_to_an_unknown_class_is_refused(tmp_path: Path) -> None:
-    write_bdsa(tmp_path / "in", [square("Gray Matter", 0, 9)])
-    refuse_to_draw(
-        tmp_path / "in", tmp_path / "out", SettingsError, "OLD=NEW", rename=("GM=Grey Stuff",)
-    )
-
-
-def test_uncovered_pixels_are_background_only_when_asked(tmp_path: Path) -> None:
-    elements = [square("Gray Matter", 0, 20), square("Artefact", 3, 6)]
-    write_bdsa(tmp_path / "in", elements)
-    rename = ("Artefact=unlabelled",)
-    labels = bdsa_labels(tmp_path / "in", tmp_path / "one", rename=rename)
-    assert (labels[4, 4], labels[25, 25]) == (0, 0)
-    labels = bdsa_labels(tmp_path / "in", tmp_path / "two", rename=rename, uncovered="background")
-    assert (labels[4, 4], labels[25, 25]) == (0, 1)
+@pytest.mark.parametrize(
+    ("label", "kind", "value", "changes"),
+    [
+        ("Artefact", AnnotationError, "'Artefact' (2)", {}),
+        ("Gray Matter", SettingsError, "OLD=NEW", {"rename": ("GM=Grey Stuff",)}),
+        ("Gray Matter", SourceError, "--source-mpp", {"source_mpp": None}),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(
+    tmp_path: Path, label: str, kind: type[FocalPathError], value: str, changes: dict[str, object]
+) -> None:
+    write_bdsa(tmp_path / "in", [square("Gray Matter", 0, 9), square(label, 3, 6)])
+    refuse_to_draw(tmp_path / "in", tmp_path / "out", kind, value, **changes)
 
 
 def test_elements_without_area_are_left_out_with_a_warning(
@@ -217,27 +196,15 @@ def test_elements_without_area_are_left_out_with_a_warning(
 ) -> None:
     line = {"type": "polyline", "points": [[0, 0, 0], [9, 9, 0]], "group": "Gray Matter"}
     point = {"type": "point", "center": [3, 3, 0]}
-    write_bdsa(tmp_path / "in", [square("Gray Matter", 0, 9), line, point])
-    prepare_bdsa(tmp_path / "in", tmp_path / "out", bdsa_settings())
-    output = capsys.readouterr().out
-    assert "open polyline (2), point (2)" in output
-
-
-def test_a_closed_polyline_of_two_points_is_left_out_and_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
     mistake = {**square("White Matter", 0, 9), "points": [[0, 0, 0], [9, 9, 0]]}
     hole = [[4, 4, 0], [5, 5, 0]]
-    elements = [square("Gray Matter", 0, 9, holes=[hole]), mistake]
+    elements = [square("Gray Matter", 0, 9, holes=[hole]), line, point, mistake]
     write_bdsa(tmp_path / "in", elements)
     labels = bdsa_labels(tmp_path / "in", tmp_path / "out")
     assert (labels[:9, :9] == 2).all()
-    output = "".join(capsys.readouterr().out.split())
-    assert "closedpolylinewith2points,'WhiteMatter',element2ofa.json(1)" in output
-
-
-def test_bdsas_tiles_are_as_bcss_by_default() -> None:
-    assert BdsaSettings().tiles == BcssSettings().tiles
+    told = "".join(capsys.readouterr().out.split())
+    assert "openpolyline(2),point(2)" in told
+    assert "closedpolylinewith2points,'WhiteMatter',element4ofa.json(1)" in told
 
 
 def test_regions_that_no_element_reaches_are_warned_about(
@@ -289,8 +256,3 @@ def test_regions_are_read_as_images_are_served(tmp_path: Path) -> None:
     Image.fromarray(np.full((SIDE, SIDE), 3000, np.uint16)).save(tmp_path / "images" / "b.png")
     with raises(ImageFileError, "b.png", "8 bits"):
         prepare_bdsa(tmp_path, tmp_path / "out2", bdsa_settings())
-
-
-def test_images_without_known_resolution_are_refused(tmp_path: Path) -> None:
-    write_bdsa(tmp_path / "in", [square("Gray Matter", 0, 9)])
-    refuse_to_draw(tmp_path / "in", tmp_path / "out", SourceError, "--source-mpp", source_mpp=None)
