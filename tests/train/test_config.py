@@ -41,6 +41,8 @@ def test_what_a_file_leaves_out_is_the_presets(preset: str, tmp_path: Path):
         ("preset: bcss\noptimization: {epochs: 3, epochs: 4}", "'epochs' is there twice"),
         ("preset: bcss\npreset: small", "'preset' is there twice"),
         ("preset: [", "cannot be read as settings"),
+        ("preset: bcss\nmodel: {tile_size: 64}", "there is no setting model.tile_size"),
+        ("preset: bcss\nruntime: {embedding_cache: here}", "run.yaml: --embedding-cache"),
     ],
 )
 def test_a_file_of_settings_that_is_wrong_is_refused_in_one_line(

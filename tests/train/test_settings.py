@@ -1,11 +1,10 @@
-import sys
 
 import pytest
 
 from benchmarks.training_variants import BenchmarkSettings
 from serve.contract.refusal import as_flag
+from tests.support.commands import run_train
 from tests.support.errors import raises
-from train.cli import main
 from train.errors import SettingsError
 from train.presets import PRESETS
 from train.settings import (
@@ -26,6 +25,7 @@ from train.settings import (
         (BiasSettings, "bias_gamma", float("nan"), "finite"),
         (ModelSettings, "pathology_encoder_depth", 0, "at least 1"),
         (ModelSettings, "decoder_dim", 100, "multiple of 16"),
+        (ModelSettings, "tile_size_px", 100, "multiple of 16"),
         (ModelSettings, "pathology_std", (0.2, 0.2, 0.0), "more than 0"),
         (LossSettings, "focal_weight", 2.0, "0 to 1"),
         (LossSettings, "iou_weight", -1.0, "at least 0"),
@@ -75,14 +75,10 @@ def test_every_preset_is_within_its_own_bounds(preset: str):
     ],
 )
 def test_the_help_says_which_values_are_our_choice(
-    command: str,
-    choices: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: str, choices: list[str], capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(sys, "argv", ["train", *command.split(), "--help"])
     with pytest.raises(SystemExit):
-        main()
+        run_train(*command.split(), "--help")
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for choice in choices:
         assert choice in text

@@ -1,6 +1,5 @@
 import shutil
 from collections import namedtuple
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors.torch import load_file
 
 from tests.support.errors import raises
-from tests.support.toy_data import TILE_SIZE_PX, toy_settings
+from tests.support.toy_data import TILE_SIZE_PX, changed, toy_settings
 from train.data.dataset import TileDataset
 from train.data.folder import read_tile_folder
 from train.data.scale import TileScale
@@ -85,12 +84,16 @@ def test_what_is_there_is_not_encoded_again(
     cache.fill(dataset, range(1), batch_size=4)
 
 
-def test_other_encoder_weights_take_other_files(cache: EmbeddingCache, segmenter: Segmenter):
+def test_other_weights_arithmetic_or_normalisation_take_other_files(
+    cache: EmbeddingCache, segmenter: Segmenter
+):
     torch.manual_seed(9)
     other = Segmenter(frozen_settings(None).model, 5)
     settings = frozen_settings(cache.folder.parent)
     assert EmbeddingCache(settings, other).folder != cache.folder
     assert EmbeddingCache(settings, segmenter).folder == cache.folder
+    mixed = changed(settings, optimization={"precision": "bf16-mixed"})
+    assert EmbeddingCache(mixed, segmenter).folder != cache.folder
     segmenter.pathology_encoder.mean += 1  # so does another normalisation
     assert EmbeddingCache(settings, segmenter).folder != cache.folder
 
@@ -98,14 +101,14 @@ def test_other_encoder_weights_take_other_files(cache: EmbeddingCache, segmenter
 def test_the_same_weights_in_another_architecture_take_other_files(tmp_path: Path):
     settings = frozen_settings(tmp_path)
     segmenter = Segmenter(settings.model, 5).eval()
-    model = replace(settings.model, pathology_args={"act_layer": "quick_gelu"})
-    other = Segmenter(model, 5).eval()
+    gelu = changed(settings, model={"pathology_args": {"act_layer": "quick_gelu"}})
+    other = Segmenter(gelu.model, 5).eval()
     other.load_state_dict(segmenter.state_dict())
     image = torch.randint(0, 256, (1, 3, TILE_SIZE_PX, TILE_SIZE_PX)).float()
     assert not torch.allclose(other.encode(image), segmenter.encode(image), atol=1e-3)
     one = EmbeddingCache(settings, segmenter)
     assert one.folder == EmbeddingCache(settings, segmenter).folder
-    assert one.folder != EmbeddingCache(replace(settings, model=model), other).folder
+    assert one.folder != EmbeddingCache(gelu, other).folder
 
 
 def test_a_damaged_file_is_named(cache: EmbeddingCache, dataset: TileDataset):
@@ -144,13 +147,22 @@ def test_a_disk_that_fills_up_ends_cleanly(
     assert not list(cache.folder.iterdir())
 
 
+@pytest.fixture(scope="module")
+def cached_run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that fills its cache."""
+    folder = tmp_path_factory.mktemp("cached")
+    fit(frozen_settings(folder / "cache"), toy_data, folder / "run")
+    return folder / "run"
+
+
 @pytest.mark.slow
-def test_training_from_the_cache_equals_training_from_images(toy_data: Path, tmp_path: Path):
+def test_training_from_the_cache_equals_training_from_images(
+    cached_run: Path, toy_data: Path, tmp_path: Path
+):
     fit(frozen_settings(None), toy_data, tmp_path / "images")
-    fit(frozen_settings(tmp_path / "cache"), toy_data, tmp_path / "cached")
     name = "mask_decoder.mask_tokens.weight"
     expected, found = (
-        load_file(tmp_path / run / "model.safetensors")[name] for run in ("images", "cached")
+        load_file(run / "model.safetensors")[name] for run in (tmp_path / "images", cached_run)
     )
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 
@@ -162,15 +174,6 @@ def test_a_folder_that_cannot_be_written_is_told(
     cache = EmbeddingCache(frozen_settings(tmp_path / "file"), segmenter)
     with raises(StorageError, tmp_path / "file"):
         cache.fill(dataset, range(1), batch_size=4)
-
-
-def test_features_of_another_arithmetic_take_other_files(
-    cache: EmbeddingCache, segmenter: Segmenter
-):
-    settings = frozen_settings(cache.folder.parent)
-    mixed = replace(settings.optimization, precision="bf16-mixed")
-    other = EmbeddingCache(replace(settings, optimization=mixed), segmenter)
-    assert other.folder != cache.folder
 
 
 def test_tiles_are_encoded_on_the_device_that_trains(
@@ -192,10 +195,9 @@ def test_tiles_are_encoded_on_the_device_that_trains(
 
 @pytest.mark.slow
 def test_a_run_resumed_with_the_cache_ends_as_an_unbroken_one(
-    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cached_run: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    settings = frozen_settings(tmp_path / "cache")
-    fit(settings, toy_data, tmp_path / "unbroken")
+    settings = frozen_settings(cached_run.parent / "cache")
 
     def stop_in_the_second_epoch(task: SegmentationTask, *_: object) -> None:
         if task.global_step == 3:
@@ -206,9 +208,7 @@ def test_a_run_resumed_with_the_cache_ends_as_an_unbroken_one(
         fit(settings, toy_data, tmp_path / "run")
     monkeypatch.undo()
     fit(settings, toy_data, tmp_path / "run", resume=True)
-    unbroken, resumed = (
-        (tmp_path / name / "metrics.csv").read_text() for name in ("unbroken", "run")
-    )
+    unbroken, resumed = ((r / "metrics.csv").read_text() for r in (cached_run, tmp_path / "run"))
     assert unbroken == resumed
 
 

@@ -2,16 +2,15 @@
 
 import csv
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.commands import run_train
 from tests.support.errors import raises
 from tests.support.pictures import blobs
-from train.cli import main
 from train.errors import ImageFileError, ScaleError, SourceError
 from train.fitting.predict import predict_images
 
@@ -26,12 +25,10 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_every_image_gets_a_mask_an_overlay_and_its_areas(
-    toy_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_run: Path, images: Path, tmp_path: Path
 ):
     out = tmp_path / "out"
-    arguments = ["train", "predict", str(toy_run), str(images), str(out), "--mpp", "0.25"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    main()
+    run_train("predict", toy_run, images, out, "--mpp", 0.25)
     with Image.open(out / "masks" / "large.png") as mask:
         labels = np.asarray(mask)
     assert labels.shape == (90, 130)

@@ -33,17 +33,13 @@ def sam_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return torch.equal(found, expected)
-
-
 def test_sam_weights_load_into_encoder_prompt_and_decoder(segmenter: Segmenter, sam_file: Path):
     load_sam_weights(segmenter, sam_file)
     published, ours = torch.load(sam_file, weights_only=True), segmenter.state_dict()
     shared = [name for name in ours if name in published and "mlps" not in name]
     shared = [name for name in shared if ours[name].shape == published[name].shape]
     assert len(shared) > 100
-    assert all(same(ours[name], published[name]) for name in shared)
+    assert all(torch.equal(ours[name], published[name]) for name in shared)
 
 
 def test_sams_encoder_gives_the_same_features_after_loading(segmenter: Segmenter, sam_file: Path):
@@ -60,7 +56,7 @@ def test_every_hypernetwork_starts_from_sams_single_mask_one(segmenter: Segmente
     name = "mask_decoder.output_hypernetworks_mlps.{}.layers.0.weight"
     expected = torch.load(sam_file, weights_only=True)[name.format(0)]
     ours = segmenter.state_dict()
-    assert all(same(ours[name.format(index)], expected) for index in range(NUM_CLASSES + 2))
+    assert all(torch.equal(ours[name.format(index)], expected) for index in range(NUM_CLASSES + 2))
 
 
 def test_only_the_single_mask_token_comes_from_sam(segmenter: Segmenter, sam_file: Path):
@@ -68,8 +64,8 @@ def test_only_the_single_mask_token_comes_from_sam(segmenter: Segmenter, sam_fil
     before = segmenter.state_dict()[name].clone()
     load_sam_weights(segmenter, sam_file)
     after = segmenter.state_dict()[name]
-    assert same(after[0], torch.load(sam_file, weights_only=True)[name][0])
-    assert same(after[1:], before[1:])
+    assert torch.equal(after[0], torch.load(sam_file, weights_only=True)[name][0])
+    assert torch.equal(after[1:], before[1:])
 
 
 def test_position_embeddings_of_another_tile_size_are_resized(segmenter: Segmenter, tmp_path: Path):
@@ -85,34 +81,34 @@ def test_position_embeddings_of_another_tile_size_are_resized(segmenter: Segment
     )
 
 
-@pytest.mark.parametrize(("width", "size"), [(768, "vit_b"), (1024, "vit_l"), (1280, "vit_h")])
-def test_sam_weights_of_another_size_name_the_option_for_it(
-    segmenter: Segmenter, sam_file: Path, tmp_path: Path, width: int, size: str
+PATCHES, IOU_TOKEN = "image_encoder.patch_embed.proj.weight", "mask_decoder.iou_token.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        (PATCHES, torch.zeros(768, 3, 16, 16), "--image-encoder vit_b"),
+        (PATCHES, torch.zeros(1024, 3, 16, 16), "--image-encoder vit_l"),
+        (PATCHES, torch.zeros(1280, 3, 16, 16), "--image-encoder vit_h"),
+        (IOU_TOKEN, torch.zeros(1, 7), f"{IOU_TOKEN} is (1, 7), expected (1, 32)"),
+        (IOU_TOKEN, None, f"{IOU_TOKEN} is missing"),
+    ],
+    ids=["vit_b", "vit_l", "vit_h", "shape", "missing"],
+)
+def test_sam_weights_that_do_not_fit_are_refused(
+    segmenter: Segmenter,
+    sam_file: Path,
+    tmp_path: Path,
+    name: str,
+    value: torch.Tensor | None,
+    told: str,
 ):
     weights = torch.load(sam_file, weights_only=True)
-    weights["image_encoder.patch_embed.proj.weight"] = torch.zeros(width, 3, 16, 16)
+    del weights[name]
+    if value is not None:
+        weights[name] = value
     torch.save(weights, tmp_path / "sam.pth")
-    with raises(WeightsError, f"--image-encoder {size}"):
-        load_sam_weights(segmenter, tmp_path / "sam.pth")
-
-
-def test_weights_of_another_shape_name_the_first_that_differ(
-    segmenter: Segmenter, sam_file: Path, tmp_path: Path
-):
-    weights = torch.load(sam_file, weights_only=True)
-    weights["mask_decoder.iou_token.weight"] = torch.zeros(1, 7)
-    torch.save(weights, tmp_path / "sam.pth")
-    with raises(WeightsError, "iou_token.weight is (1, 7), expected (1, 32)"):
-        load_sam_weights(segmenter, tmp_path / "sam.pth")
-
-
-def test_sam_weights_with_a_missing_key_are_refused(
-    segmenter: Segmenter, sam_file: Path, tmp_path: Path
-):
-    weights = torch.load(sam_file, weights_only=True)
-    del weights["mask_decoder.iou_token.weight"]
-    torch.save(weights, tmp_path / "sam.pth")
-    with raises(WeightsError, "mask_decoder.iou_token.weight is missing"):
+    with raises(WeightsError, told):
         load_sam_weights(segmenter, tmp_path / "sam.pth")
 
 
@@ -133,12 +129,12 @@ def test_a_dino_teacher_loads_with_its_prefixes_stripped(
     torch.save(content, tmp_path / "dino.pth")
     load_pathology_weights(segmenter, tmp_path / "dino.pth")
     loaded = segmenter.pathology_encoder.vit.state_dict()
-    assert same(loaded["cls_token"], teacher["module.backbone.cls_token"])
-    assert same(
+    assert torch.equal(loaded["cls_token"], teacher["module.backbone.cls_token"])
+    assert torch.equal(
         loaded["blocks.0.attn.qkv.weight"], teacher["module.backbone.blocks.0.attn.qkv.weight"]
     )
     assert loaded["pos_embed"].shape == (1, 1 + 16, 192)
-    assert not same(loaded["pos_embed"], vit["pos_embed"])
+    assert not torch.equal(loaded["pos_embed"], vit["pos_embed"])
 
 
 def test_pathology_weights_of_another_width_are_refused(segmenter: Segmenter, tmp_path: Path):
@@ -227,6 +223,6 @@ def test_frozen_encoders_keep_the_published_weights(
     trained = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
     published = torch.load(sam_file, weights_only=True)
     name = "image_encoder.blocks.3.mlp.lin2.weight"
-    assert same(trained[f"segmenter.{name}"], published[name])
+    assert torch.equal(trained[f"segmenter.{name}"], published[name])
     name = "mask_decoder.iou_token.weight"
-    assert not same(trained[f"segmenter.{name}"], published[name])
+    assert not torch.equal(trained[f"segmenter.{name}"], published[name])

@@ -3,12 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.support.errors import raises
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
-from train.errors import EncoderError, SettingsError
 from train.model.segmenter import Segmenter, encode_for_training, labels_from_logits
 from train.presets import bcss
-from train.settings import ModelSettings
 
 NUM_CLASSES = 5
 
@@ -106,21 +103,6 @@ def test_the_real_size_joins_sams_768_and_the_pathology_encoders_384_channels():
 def test_254_classes_work(images: torch.Tensor):
     segmenter = Segmenter(toy_settings().model, 254).eval()
     assert segmenter(images[:1]).low_res_logits.shape[1] == 255
-
-
-def test_a_tile_size_that_no_patch_fits_is_refused():
-    with raises(SettingsError, "--tile-size-px", 100, 16):
-        ModelSettings(tile_size_px=100)
-
-
-@pytest.mark.parametrize(
-    ("name", "values"), [("no_such_vit", ()), ("vit_small_patch32_224", (32, 16))]
-)
-def test_a_pathology_encoder_that_does_not_fit_is_refused(name: str, values: tuple[int, ...]):
-    settings = toy_settings()
-    model = replace(settings.model, pathology_encoder=name)
-    with raises(EncoderError, name, *values):
-        Segmenter(model, NUM_CLASSES)
 
 
 @pytest.fixture(scope="module")
