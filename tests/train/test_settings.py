@@ -1,4 +1,3 @@
-
 import pytest
 
 from benchmarks.training_variants import BenchmarkSettings
