@@ -1,11 +1,11 @@
 """Where a bundle may be written: only where nothing but an earlier bundle would be deleted."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from export.errors import DestinationError
+from serve.contract.json_text import parse_json
 from serve.contract.manifest import MANIFEST_FILE
 
 REFUSED_SUFFIX = "-refused"
@@ -104,7 +104,7 @@ def _resolved(path: Path) -> Path:
 def _is_bundle(folder: Path) -> bool:
     """Whether the folder has a bundle's manifest, of this version of FocalPath or another."""
     try:
-        content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        content = parse_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"schema_version", "artefacts"} <= content.keys()

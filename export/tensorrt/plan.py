@@ -3,7 +3,6 @@
 `python -m export engine BUNDLE` then follows it, possibly on another machine.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
@@ -11,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from export.errors import BundleError, SettingsError
 from export.gate.schema import Tolerances
+from serve.contract.json_text import parse_json
 from serve.contract.manifest import Artefact, Manifest, Sha256, TensorRTBuild
 from serve.contract.refusal import first_problem
 from serve.contract.strict import Strict
@@ -182,7 +182,7 @@ def read_engine_plan(bundle: Path) -> EnginePlan:
             f"{path} is missing; it specifies the plan to build. Export the checkpoint again."
         )
     try:
-        return EnginePlan.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return EnginePlan.model_validate(parse_json(path.read_text(encoding="utf-8")))
     except ValueError as error:
         problem = first_problem(error) if isinstance(error, ValidationError) else error
         raise BundleError(

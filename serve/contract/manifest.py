@@ -5,7 +5,6 @@ model is called, which classes it knows, what goes in and comes out, and the SHA
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -13,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from serve.contract.certificate import ScaleCertificate
 from serve.contract.errors import BundleError
+from serve.contract.json_text import parse_json
 from serve.contract.refusal import first_problem
 from serve.contract.strict import Strict
 
@@ -137,9 +137,11 @@ class Manifest(Strict):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    version: str
+    version: str = Field(min_length=1)
     classes: tuple[TissueClass, ...] = Field(min_length=2, max_length=254)
-    mpp: float | None = Field(gt=0, description="um per pixel that the model was trained at")
+    mpp: float | None = Field(
+        gt=0, allow_inf_nan=False, description="um per pixel that the model was trained at"
+    )
     tile_size_px: int = Field(gt=0, multiple_of=LOW_RES_STRIDE)
     max_batch_size: int = Field(gt=0)
     opset: int
@@ -170,6 +172,9 @@ class Manifest(Strict):
                 f"inputs and outputs are {self.inputs} and {self.outputs}, expected for "
                 f"{len(self.classes)} classes and {self.tile_size_px} px: {inputs} and {outputs}"
             )
+        names = [entry.name for entry in self.classes]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"classes has {twice[0]!r} twice, expected each name once")
         if len(self.class_attention_bias) != len(self.classes):
             raise ValueError(
                 f"class_attention_bias has {len(self.class_attention_bias)} values, "
@@ -234,7 +239,7 @@ def read_bundle(folder: Path) -> Manifest:
             code="bundle_missing",
         )
     try:
-        manifest = Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        manifest = Manifest.model_validate(parse_json(path.read_text(encoding="utf-8")))
     except ValueError as error:
         problem = (
             first_problem(error, "manifest")

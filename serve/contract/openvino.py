@@ -58,6 +58,15 @@ class OpenVinoModel:
                 f"{path} cannot be compiled by OpenVINO {version()}: {_reason(error)}. "
                 "Choose FOCALPATH_PROVIDER=cpu, or export the checkpoint again."
             ) from error
+        self.interface: list[tuple[str, str, tuple[int, ...]]] = [
+            (
+                port.get_any_name(),
+                port.get_element_type().get_type_name(),
+                tuple(side.get_length() if side.is_static else -1 for side in port.partial_shape),
+            )
+            for port in (*self._compiled.inputs, *self._compiled.outputs)
+        ]
+        """Name, OpenVINO's type and shape of each input and output; -1 is any number."""
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def run(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:

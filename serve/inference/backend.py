@@ -5,7 +5,8 @@ process, `serve.inference.triton` asks a Triton server. All answer with the arra
 manifest's interface.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -98,6 +99,42 @@ def in_batches(
     if len(answers) == 1:
         return answers[0]
     return {name: np.concatenate([answer[name] for answer in answers]) for name in outputs}
+
+
+_TYPES = {"uint8": ("tensor(uint8)", "u8"), "float32": ("tensor(float)", "f32")}
+"""What ONNX Runtime and OpenVINO call the manifest's types."""
+
+
+def check_interface(
+    file: Path, manifest: Manifest, found: Sequence[tuple[str, str, tuple[Any, ...]]]
+) -> None:
+    """Raise BundleError for a graph whose inputs and outputs are not those of the manifest.
+
+    Args:
+        file: of the graph.
+        manifest: the bundle's.
+        found: name, type and shape of each, in order; sides that are no positive number are open.
+    """
+    expected = [*manifest.inputs, *manifest.outputs]
+    if len(found) == len(expected) and all(
+        name == spec.name
+        and kind in _TYPES[spec.dtype]
+        and len(shape) == len(spec.shape)
+        and all(side in (known, -1) for side, known in _known(spec.shape, shape))
+        for (name, kind, shape), spec in zip(found, expected, strict=True)
+    ):
+        return
+    raise BundleError(
+        f"{file} has the inputs and outputs {list(found)}, expected "
+        f"{[(spec.name, spec.dtype, spec.shape) for spec in expected]} as in the manifest. Export "
+        "the checkpoint again.",
+        code="bundle_damaged",
+    )
+
+
+def _known(shape: tuple[int, ...], stated: tuple[Any, ...]) -> Iterator[tuple[int, int]]:
+    pairs = zip(shape, stated, strict=True)
+    return ((side, known) for side, known in pairs if isinstance(known, int) and known > 0)
 
 
 def onnx_artefact(manifest: Manifest, precision: str) -> Artefact:

@@ -12,7 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort
 from serve.contract import cuda
 from serve.contract.errors import BackendUnavailableError, BundleError
 from serve.contract.manifest import Manifest
-from serve.inference.backend import first_line, in_batches, onnx_artefact
+from serve.inference.backend import check_interface, first_line, in_batches, onnx_artefact
 
 OPEN_ERRORS = (
     ort.EPFail,
@@ -86,6 +86,9 @@ class OnnxRuntimeBackend:
                 f"{file} cannot be opened by ONNX Runtime {onnxruntime.__version__}: "
                 f"{first_line(error)}. Export the checkpoint again."
             ) from error
+        graph = [*self._session.get_inputs(), *self._session.get_outputs()]
+        found = [(node.name, node.type, tuple(node.shape)) for node in graph]
+        check_interface(file, manifest, found)
         self.providers: list[str] = self._session.get_providers()
         """The execution providers in use, the preferred one first."""
 

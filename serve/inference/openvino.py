@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from serve.contract.errors import BundleError
 from serve.contract.manifest import Artefact, Manifest
 from serve.contract.openvino import GraphPrecision, OpenVinoModel
-from serve.inference.backend import in_batches, onnx_artefact
+from serve.inference.backend import check_interface, in_batches, onnx_artefact
 
 
 class OpenVinoBackend:
@@ -46,6 +46,7 @@ class OpenVinoBackend:
             threads=threads,
             parallel=parallel,
         )
+        check_interface(bundle / artefact.file, manifest, self._model.interface)
 
     def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """See `Backend.infer`."""

@@ -1,12 +1,11 @@
 """Segments a bundle's warm-up image before the model answers requests."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from serve.contract.errors import (
-    BundleError,
-)
+from serve.contract.errors import BundleError
 from serve.inference.segmenter import TileSegmenter
 
 
@@ -14,13 +13,20 @@ def check_warm_up(segmenter: TileSegmenter, bundle: Path) -> None:
     """Segment the bundle's warm-up image, if it has one, and compare with the labels at export.
 
     Raises:
-        BundleError: too few labels agree.
+        BundleError: too few labels agree, or the file is not one of a warm-up image.
     """
     expected = segmenter.manifest.warm_up
     if expected is None:
         return
-    with np.load(bundle / expected.file, allow_pickle=False) as arrays:
-        image, labels = arrays["image"], arrays["labels"]
+    try:
+        with np.load(bundle / expected.file, allow_pickle=False) as arrays:
+            image, labels = arrays["image"], arrays["labels"]
+    except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise BundleError(
+            f"{bundle / expected.file} holds no warm-up image ({error}), expected arrays `image` "
+            "and `labels`. Export the checkpoint again.",
+            code="bundle_damaged",
+        ) from error
     found = segmenter.segment(image).labels
     agreement = float(np.mean(found == labels)) if found.shape == labels.shape else 0.0
     if agreement < expected.min_agreement:

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 from shapely.errors import ShapelyError
 from shapely.geometry import shape
 
+from serve.contract.json_text import parse_json
 from serve.contract.manifest import LOW_RES_STRIDE
 from serve.images.readers.geojson import begins_at_bounds, is_focalpath, stated_origin
 from serve.images.readers.scaled import ScaledView
@@ -127,7 +128,7 @@ def _polygons(path: Path, content: bytes, view: ScaledView) -> list[Any]:
     In pixels of level 0.
     """
     try:
-        document = json.loads(content)
+        document = parse_json(content)
         features = document if isinstance(document, list) else document.get("features", [document])
         geometries = [feature.get("geometry", feature) for feature in features]
         with np.errstate(invalid="ignore"):  # NaN is refused below

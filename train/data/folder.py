@@ -13,7 +13,6 @@ as it does in serving.
 """
 
 import glob
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args
 
+from serve.contract.json_text import parse_json
 from serve.contract.tables import decode_text
 from serve.images.mpp import MAX_MPP, MIN_MPP, PixelSize
 from train.data.folds import folds_file, read_folds, refuse_misspelt
@@ -150,7 +150,7 @@ def _at_own_scale(folder: TileFolder) -> TileFolder:
 
 def _read_description(path: Path) -> tuple[tuple[LabelClass, ...], float | None, MaskCode]:
     try:
-        content = json.loads(_read_text(path), object_pairs_hook=unique_keys)
+        content = parse_json(_read_text(path), object_pairs_hook=unique_keys)
         classes = read_classes(path, content["classes"], DatasetError)
         mpp = None if content.get("mpp") is None else float(content["mpp"])
         if isinstance(content.get("mpp"), bool):

@@ -1,11 +1,11 @@
 """A folder with a pathology encoder's weights and its config.json, timm's or transformers'."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serve.contract.json_text import parse_json
 from train.errors import WeightsError
 
 CONFIG_FILE = "config.json"
@@ -125,7 +125,7 @@ def _of_transformers(config: dict[str, Any], path: Path) -> EncoderConfig:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror})") from error
     except ValueError as error:

@@ -46,6 +46,8 @@ def test_an_unknown_field_is_refused_by_name(bundle: Path) -> None:
         ({"tile_size_px": "large"}, "tile_size_px is 'large'; expected a whole number"),
         ({"classes": [{"name": "Tumor"}]}, "classes.0.color is missing"),
         ({"mpp": [0.5]}, "mpp is [0.5]; expected a number"),
+        ({"mpp": float("inf")}, "mpp is inf; expected a finite number"),
+        ({"version": ""}, "version is ''"),
     ],
 )
 def test_a_wrong_value_is_told_in_plain_words(
@@ -62,9 +64,18 @@ def test_another_schema_version_is_refused(bundle: Path) -> None:
         read_bundle(bundle)
 
 
-def test_a_manifest_that_is_no_json_is_refused(bundle: Path) -> None:
-    (bundle / MANIFEST_FILE).write_text("{")
+@pytest.mark.parametrize(
+    "content", [b"{", b"", b"[" * 100_000, b"\xff\xfe{\0}\0", b'{"opset": ' + b"9" * 5000 + b"}"]
+)
+def test_a_manifest_that_is_no_json_is_refused(bundle: Path, content: bytes) -> None:
+    (bundle / MANIFEST_FILE).write_bytes(content)
     with raises(BundleError, "schema version 1"):
+        read_bundle(bundle)
+
+
+def test_two_classes_of_one_name_are_refused(bundle: Path) -> None:
+    _edit(bundle, lambda content: content["classes"][1].update(name="Tumor"))
+    with raises(BundleError, "'Tumor' twice"):
         read_bundle(bundle)
 
 

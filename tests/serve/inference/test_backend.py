@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
@@ -95,6 +96,23 @@ def test_a_file_that_is_no_onnx_is_refused(
     runtime = "OpenVINO 20" if kind is OpenVinoBackend else "ONNX Runtime"
     with raises(BundleError, "model.onnx", runtime):
         kind(tmp_path, manifest)
+
+
+@pytest.mark.parametrize("change", ["tile", "missing", "type"])
+def test_a_graph_of_another_interface_than_the_manifests_is_refused(
+    kind: type[OnnxRuntimeBackend], change: str, manifest: Manifest, tmp_path: Path
+) -> None:
+    bundle = write_toy_bundle(tmp_path, tile_size_px=2 * TILE_SIZE_PX if change == "tile" else 64)
+    graph = onnx.load(bundle / "model.onnx")
+    if change == "missing":
+        del graph.graph.output[3]
+    elif change == "type":
+        graph.graph.node.append(onnx.helper.make_node("Cast", ["labels"], ["deep"], to=6))
+        graph.graph.output[0].name = "deep"
+        graph.graph.output[0].type.tensor_type.elem_type = 6  # int32
+    onnx.save(graph, bundle / "model.onnx")
+    with raises(BundleError, "model.onnx", "expected", code="bundle_damaged"):
+        kind(bundle, manifest)
 
 
 def test_a_precision_that_the_bundle_lacks_is_refused(

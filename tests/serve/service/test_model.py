@@ -266,6 +266,21 @@ def test_labels_of_another_size_do_not_agree(bundle: Path) -> None:
         check_warm_up(segmenter, bundle)
 
 
+@pytest.mark.parametrize("content", [b"", b"no archive", "pickle", "other"])
+def test_a_file_without_a_warm_up_image_is_a_damaged_bundle(
+    bundle: Path, content: bytes | str
+) -> None:
+    _add_warm_up(bundle, LABELS)
+    with open_segmenter(ServeSettings(bundle=bundle, threads=1)) as segmenter:
+        if isinstance(content, bytes):
+            (bundle / "warm_up.npz").write_bytes(content)
+        else:
+            image = np.array([{}], object) if content == "pickle" else painted(LABELS)
+            np.savez(bundle / "warm_up.npz", **{"image": image, content: LABELS})
+        with raises(BundleError, "warm_up.npz", code="bundle_damaged"):
+            check_warm_up(segmenter, bundle)
+
+
 def test_a_damaged_warm_up_image_is_a_damaged_bundle(bundle: Path) -> None:
     _add_warm_up(bundle, LABELS)
     with (bundle / "warm_up.npz").open("ab") as file:

@@ -5,7 +5,6 @@ A format is a file in this folder and an entry of `FORMATS`; the content decides
 
 import codecs
 import gzip
-import json
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import ParseError
 
+from serve.contract.json_text import parse_json
 from serve.images.readers.geojson import STATED, begins_at_bounds, is_focalpath, stated_origin
 from train.data.convert.asap import read_asap
 from train.data.convert.dsa_annotations import read_dsa
@@ -133,7 +133,7 @@ def parse(stored: bytes) -> Any:
         ElementTree.ParseError: it is not XML.
     """
     if not stored.lstrip(_BEFORE_XML).startswith(b"<"):
-        return json.loads(stored)
+        return parse_json(stored)
     try:
         return ElementTree.fromstring(stored.lstrip())
     except ParseError:

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from serve.contract.json_text import parse_json
 from train.data.convert.shapes import UNNAMED, Annotation
 from train.data.folder import is_color, read_classes
 from train.errors import AnnotationError
@@ -60,7 +61,7 @@ def read_mapping(path: Path, found: Sequence[str]) -> ClassMapping:
             lacks a label.
     """
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
+        content = parse_json(path.read_bytes(), object_pairs_hook=unique_keys)
         mapping = ClassMapping(
             classes=read_classes(path, content["classes"], AnnotationError, _MEANINGS),
             labels={str(label): str(meaning) for label, meaning in content["labels"].items()},

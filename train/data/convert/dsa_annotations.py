@@ -7,7 +7,6 @@ optional `holes`, `rectangle`, `ellipse` and `circle`. Points, arrows, open line
 overlays are not. Coordinates are (x, y, z) in pixels of the slide at full resolution.
 """
 
-import json
 import math
 import re
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from serve.contract.json_text import parse_json
 from train.data.convert.shapes import CIRCLE, UNNAMED, Annotation, Ring, ring_of
 from train.data.folder import is_color
 from train.errors import AnnotationError
@@ -71,7 +71,7 @@ def read_export(path: Path) -> list[Annotation]:
         AnnotationError: the file is not an annotation export.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (ValueError, OSError) as error:
         raise _other(path, error) from error
     return read_dsa(path, content)

@@ -11,7 +11,6 @@ The cell patches and their points are not used: they have no masks. The patient 
 the first 12 characters of a slide's name.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.json_text import parse_json
 from train.checked import CheckedSettings
 from train.data.check import report
 from train.data.convert.images import FoldSettings, SourceImage, write_images
@@ -72,7 +72,7 @@ def read_metadata(path: Path) -> Mapping[str, Any]:
         SourceError: the file is missing or in another format.
     """
     try:
-        pairs: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))["sample_pairs"]
+        pairs: Mapping[str, Any] = parse_json(path.read_text(encoding="utf-8-sig"))["sample_pairs"]
         return dict(pairs)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(
