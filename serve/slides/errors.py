@@ -41,6 +41,24 @@ class OutputError(FocalPathError):
     code = "output_failed"
 
 
+class ClusterError(FocalPathError):
+    """The cluster cannot be reached, or no machine has room for a worker."""
+
+    code = "cluster_unusable"
+
+
+class WorkerDiedError(ClusterError):
+    """The processes that computed a slide died each time."""
+
+    code = "worker_died"
+
+
+class WorkerFailedError(ClusterError):
+    """A worker raised an unexpected error."""
+
+    code = "worker_failed"
+
+
 def unreadable(path: Path, remedy: str) -> ResultError:
     """The error of a result's file that is there, but does not parse."""
     return ResultError(

@@ -18,7 +18,7 @@ _TILE_S = 0.01
 
 class SlowWorker(ClusterWorker):
     def run(self, path: Path, blocks: tuple[Block, ...], ticket: int) -> Report | None:
-        if path.name == "poison" and self._runner is not None:
+        if path.name == "poison" and self._opened is not None:
             with (path / "tries").open("a") as file:
                 file.write("tried\n")
             os.kill(os.getpid(), signal.SIGKILL)

@@ -13,8 +13,8 @@ import ray
 from ray.exceptions import RayError
 
 from serve.settings import InferenceSettings
-from serve.slides.cluster.errors import ClusterError
 from serve.slides.cluster.head import check_listening
+from serve.slides.errors import ClusterError
 from serve.slides.options import ClusterOptions
 
 _CONNECT_S = 10.0

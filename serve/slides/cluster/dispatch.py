@@ -12,10 +12,9 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from serve.slides.cluster.assign import choose
-from serve.slides.cluster.errors import ClusterError, WorkerFailedError
-from serve.slides.cluster.slide_run import MOST_TRIES, Call, SlideRun
+from serve.slides.cluster.slide_run import MOST_TRIES, Call, SlideRun, choose
 from serve.slides.cluster.worker import Opening, Problem, Ready, Report
+from serve.slides.errors import ClusterError, WorkerFailedError
 
 _WAIT_S = 0.1
 _POLL_S = 1.0

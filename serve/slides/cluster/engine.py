@@ -20,7 +20,6 @@ from serve.contract.machine import installed_versions
 from serve.settings import InferenceSettings
 from serve.slides.cluster.connect import Crew, connect, rooms, size_crew
 from serve.slides.cluster.dispatch import Dispatcher, Tell, Worker
-from serve.slides.cluster.errors import ClusterError, WorkerDiedError, WorkerFailedError
 from serve.slides.cluster.head import HeadWatch
 from serve.slides.cluster.slide_run import MOST_TRIES, SlideRun
 from serve.slides.cluster.worker import (
@@ -28,11 +27,11 @@ from serve.slides.cluster.worker import (
     Opening,
     Problem,
     Ready,
-    conclude_there,
-    prepare_there,
+    told,
 )
+from serve.slides.errors import ClusterError, WorkerDiedError, WorkerFailedError
 from serve.slides.finish import OnStep
-from serve.slides.job import SlideJob
+from serve.slides.job import SlideJob, conclude, prepare
 from serve.slides.local import ran_on
 from serve.slides.options import ClusterOptions
 from serve.slides.plan import Block, ModelInfo
@@ -72,7 +71,7 @@ class ClusterEngine:
         home = self._settle_down(job.task.name)
         is_new = False
         try:
-            is_new = self._on(home, prepare_there, job, "plan it")
+            is_new = self._on(home, prepare, job, "plan it")
         finally:
             if not is_new:
                 self._move_out(job.task.name)
@@ -98,7 +97,7 @@ class ClusterEngine:
         """See `Engine.finish`."""
         on_step("outputs")
         try:
-            self._on(self._homes.get(job.task.name), conclude_there, job, "write its outputs")
+            self._on(self._homes.get(job.task.name), conclude, job, "write its outputs")
         finally:
             self._move_out(job.task.name)
 
@@ -126,7 +125,7 @@ class ClusterEngine:
     def _on(
         self,
         node: str | None,
-        function: Callable[[SlideJob], T | Problem],
+        function: Callable[[SlideJob], T],
         job: SlideJob,
         what: str,
     ) -> T:
@@ -137,7 +136,7 @@ class ClusterEngine:
         options: dict[str, Any] = {"num_cpus": 0, "max_retries": MOST_TRIES - 1}
         if node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
-        reference = _task(function).options(**options).remote(job)
+        reference = _told().options(**options).remote(function, job)
         try:
             while not ray.wait([reference], timeout=_WAIT_S)[0]:
                 self._check_open(reference)
@@ -221,9 +220,9 @@ def open_cluster_engine(
 
 
 @cache
-def _task(function: Callable[[SlideJob], Any]) -> Any:
-    """A function as a Ray task; it is sent to the cluster once."""
-    return ray.remote(function)
+def _told() -> Any:
+    """`told` as a Ray task; it is sent to the cluster once."""
+    return ray.remote(told)
 
 
 def _remote(worker: type[ClusterWorker]) -> Any:

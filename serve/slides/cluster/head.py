@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from serve.slides.cluster.errors import ClusterError
+from serve.slides.errors import ClusterError
 
 _EVERY_S = 2.0
 _GIVE_UP_S = 30.0

@@ -9,16 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import ray.util
+
 from serve.contract.errors import FocalPathError
 from serve.contract.machine import installed_versions
 from serve.contract.strict import Strict
 from serve.inference.backend import RunsOn
-from serve.inference.batching import TileRunner
 from serve.settings import InferenceSettings
 from serve.slides.block_record import BlockRecord
-from serve.slides.cluster.errors import ClusterError
-from serve.slides.job import SlideJob, conclude, prepare
-from serve.slides.local import open_model
+from serve.slides.errors import ClusterError
+from serve.slides.job import SlideJob
+from serve.slides.local import OpenModel, open_model
 from serve.slides.plan import Block, ModelInfo
 from serve.slides.store import WorkFolder
 from serve.slides.worker import BlockWorker
@@ -80,8 +81,8 @@ class ClusterWorker:
     """Computes blocks on a machine of the cluster."""
 
     def __init__(self) -> None:
-        self._runner: TileRunner | None = None
-        self._batch = self._read_threads = 1
+        self._opened: OpenModel | None = None
+        self._read_threads = 1
         self._slide: BlockWorker | None = None
         self._path: Path | None = None
         self._ticket = self._tiles = 0
@@ -89,7 +90,7 @@ class ClusterWorker:
     def open(self, opening: Opening) -> Ready | Problem:
         """Open the model."""
         try:
-            if self._runner is None:
+            if self._opened is None:
                 check_versions(opening.versions)
                 opened = open_model(opening.settings, opening.before, cores=opening.cores)
                 if opening.model not in (None, opened.model):
@@ -98,10 +99,12 @@ class ClusterWorker:
                         f"{opening.settings.bundle} is another model here, or runs differently: "
                         "all machines need the same bundle and the same kind of processor."
                     )
-                self._runner, self._model = opened.runner, opened.model
-                self._batch, self._read_threads = opened.max_batch_size, opening.read_threads
+                self._opened, self._read_threads = opened, opening.read_threads
             return Ready(
-                node=_node_id(), host=host_name(), model=self._model, versions=own_versions()
+                node=_node_id(),
+                host=host_name(),
+                model=self._opened.model,
+                versions=own_versions(),
             )
         except (FocalPathError, OSError) as error:
             return Problem.of(error)
@@ -113,7 +116,7 @@ class ClusterWorker:
             The outcome; None if the model is not open because the process was restarted since
             `open`.
         """
-        if self._runner is None:
+        if self._opened is None:
             return None
         self._tiles, self._ticket = 0, ticket
         records: list[BlockRecord] = []
@@ -134,15 +137,15 @@ class ClusterWorker:
     def close(self) -> None:
         """Close the slide and the model."""
         self._leave_slide()
-        if self._runner is not None:
-            self._runner.close()
-            self._runner = None
+        if self._opened is not None:
+            self._opened.runner.close()
+            self._opened = None
 
     def _worker_of(self, path: Path) -> BlockWorker:
         """Open a slide, and close the one before."""
         if self._slide is None or self._path != path:
             self._leave_slide()
-            assert self._runner is not None
+            assert self._opened is not None
             if not path.is_dir():
                 raise ClusterError(
                     f"{path} is not there: --out must be a folder that all machines share under "
@@ -150,8 +153,8 @@ class ClusterWorker:
                 )
             self._slide = BlockWorker(
                 WorkFolder(path),
-                self._runner,
-                max_batch_size=self._batch,
+                self._opened.runner,
+                max_batch_size=self._opened.max_batch_size,
                 read_threads=self._read_threads,
                 host=host_name(),
             )
@@ -167,19 +170,10 @@ class ClusterWorker:
         self._tiles += num_tiles
 
 
-def prepare_there(job: SlideJob) -> bool | Problem:
-    """See `serve.slides.job.prepare`."""
-    return _told(lambda: prepare(job))
-
-
-def conclude_there(job: SlideJob) -> None | Problem:
-    """See `serve.slides.job.conclude`."""
-    return _told(lambda: conclude(job))
-
-
-def _told(call: Callable[[], T]) -> T | Problem:
+def told(function: Callable[[SlideJob], T], job: SlideJob) -> T | Problem:
+    """Do something for a slide in a process of the cluster; an error is a value."""
     try:
-        return call()
+        return function(job)
     except (FocalPathError, OSError) as error:
         return Problem.of(error)
 
@@ -202,15 +196,9 @@ def check_versions(expected: dict[str, str]) -> None:
 
 def host_name() -> str:
     """Name and address of this machine."""
-    try:
-        from ray.util import get_node_ip_address
-    except ModuleNotFoundError:
-        return socket.gethostname()
-    return f"{socket.gethostname()}, {get_node_ip_address()}"
+    return f"{socket.gethostname()}, {ray.util.get_node_ip_address()}"
 
 
 def _node_id() -> str:
-    from ray import get_runtime_context
-
-    node: str = get_runtime_context().get_node_id()
+    node: str = ray.get_runtime_context().get_node_id()
     return node

@@ -62,17 +62,6 @@ def test_every_bad_slide_is_one_line_and_the_good_one_is_done(
     assert set(states.values()) == {"failed"}
 
 
-def test_slides_whose_names_differ_by_case_are_one_line_each(
-    slide: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """On some file systems their results would be the same folder."""
-    other = write_aperio(slide.with_name("GOOD.svs"), tissue_pixels(300, 300))
-    assert run(slide.parent, toy_bundle) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert str(other) in line or str(slide) in line
-    assert len([path for path in (slide.parents[1] / "out").iterdir() if path.is_dir()]) == 2
-
-
 @pytest.mark.parametrize("kibibytes", [4, 40, 200])
 def test_a_disk_that_fills_up_keeps_what_is_done(
     kibibytes: int, slide: Path, toy_bundle: Path

@@ -81,19 +81,6 @@ def test_verify_tells_that_there_is_no_result(
 
 
 @pytest.mark.slow
-def test_a_slide_that_fails_is_one_line_and_status_1(
-    slide: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    broken = slide.parent / "broken.svs"
-    broken.write_bytes(bytes(1000))
-    assert run(slide, toy_bundle, "--progress", "quiet", others=[broken]) == 1
-    printed = capsys.readouterr()
-    assert printed.err.startswith(f"error: {broken}: ")
-    assert printed.err.count("\n") == 1
-    assert (slide.parent / "out" / "slide" / "run.json").is_file()
-
-
-@pytest.mark.slow
 def test_names_with_brackets_are_printed_as_they_are(
     slide: Path, toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

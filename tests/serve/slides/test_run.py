@@ -1,19 +1,12 @@
-import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import shapely
 import zarr
 from PIL import Image
 
@@ -22,7 +15,7 @@ from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
 from serve.slides.cohort import Outcome, SlideTask
 from serve.slides.engine import Watcher
-from serve.slides.errors import MaskError, OutputError, ResultDamagedError, ResultError
+from serve.slides.errors import ResultDamagedError, ResultError
 from serve.slides.finish import read_passport, read_summary
 from serve.slides.finished import write_cohort_csv
 from serve.slides.local import LocalEngine, model_of, ran_on
@@ -31,7 +24,6 @@ from serve.slides.outputs.registry import FORMATS
 from serve.slides.run import run_cohort
 from serve.slides.status import read_status, verify, verify_csv
 from serve.slides.store import LABELS, WorkFolder
-from tests.support.certificate import certificate_that_warns
 from tests.support.errors import raises
 from tests.support.slide_runs import (
     Stop,
@@ -95,21 +87,11 @@ def test_a_slide_becomes_a_whole_result_with_every_format(
     assert len(lines) == 1 + len(summary.classes)
 
 
-@pytest.mark.slow
-def test_a_slide_of_a_scale_that_costs_labels_says_so_in_its_summary(
-    tmp_path: Path, engine: LocalEngine, bundle: Path, slide: Path
+def test_a_slide_whose_scale_is_given_otherwise_says_so_in_its_summary(
+    tmp_path: Path, engine: LocalEngine, slide: Path
 ) -> None:
-    certificate = certificate_that_warns(len(engine.model.classes))
-    model = engine.model.model_copy(update={"scale_certificate": certificate})
-    segmenter = open_segmenter(InferenceSettings(bundle=bundle, threads=1))
-    with closing(LocalEngine(segmenter.backend, model, max_batch_size=8)) as certified:
-        for name, mpp, noted in (("coarse", 0.62, True), ("own", 0.5, False)):
-            outcome = run_one(cohort(tmp_path / "out", certified), slide, name=name, mpp=mpp)
-            assert outcome.status == "done", outcome.reason
-            notes = read_summary(tmp_path / "out" / name).notes
-            assert bool(notes) == noted
-    assert run_one(cohort(tmp_path / "plain", engine), slide, mpp=0.62).status == "done"
-    (note,) = read_summary(tmp_path / "plain" / "slide").notes
+    assert run_one(cohort(tmp_path, engine), slide, mpp=0.62).status == "done"
+    (note,) = read_summary(tmp_path / "slide").notes
     assert note.endswith("says 0.5 um per pixel, 0.62 was given, and counts")
 
 
@@ -219,33 +201,6 @@ def test_work_that_was_damaged_is_done_again(
 
 
 @pytest.mark.slow
-def test_kill_9_and_the_same_command_again_end_with_the_same_bytes(
-    tmp_path: Path, engine: LocalEngine, bundle: Path, slide: Path
-) -> None:
-    out = tmp_path / "out"
-    command = [
-        *(sys.executable, "-m", "serve", "slides", "run", str(slide), "--out", str(out)),
-        *("--bundle", str(bundle), "--threads", "1", "--block-cells", "64"),
-        *("--format", "ome-zarr", "geojson", "--progress", "json"),
-    ]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    assert '"begin"' in process.stderr.readline()
-    deadline = time.monotonic() + 60
-    while not list((out / ".work" / "slide" / "done").glob("*.json")):
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
-    subprocess.run([*command[:-1], "quiet"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    whole = tmp_path / "whole"
-    run_one(cohort(whole, engine, formats=("ome-zarr", "geojson")), slide)
-    assert files_of(out / "slide") == files_of(whole / "slide")
-    assert verify(out / "slide")
-
-
-@pytest.mark.slow
 def test_two_runs_on_one_folder_share_the_work(
     tmp_path: Path, engine: LocalEngine, slide: Path
 ) -> None:
@@ -282,39 +237,18 @@ def test_a_lock_goes_with_its_holder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_slide_that_fails_fails_alone(tmp_path: Path, engine: LocalEngine, slide: Path) -> None:
-    broken = tmp_path / "broken.svs"
-    broken.write_bytes(b"II*\0 no slide")
     unscaled = write_aperio(tmp_path / "unscaled.svs", tissue_pixels(300, 300), mpp=None)
     out = tmp_path / "out"
-    tasks = [SlideTask(path=path, name=path.stem) for path in (broken, unscaled, slide)]
+    tasks = [SlideTask(path=path, name=path.stem) for path in (unscaled, slide)]
     tasks.append(SlideTask(path=unscaled, name="coarse", mpp=20))  # 20x was meant
     outcomes = run_cohort(cohort(out, engine), tasks)
-    assert [outcome.code for outcome in outcomes] == [
-        *("slide_format", "slide_scale", "", "enlarged_too_far")
-    ]
-    assert [outcome.status for outcome in outcomes] == ["failed", "failed", "done", "failed"]
-    assert "broken.svs" in outcomes[0].reason
-    assert "--mpp" in outcomes[1].reason
-    assert all("\n" not in outcome.reason for outcome in outcomes)
+    assert [outcome.code for outcome in outcomes] == ["slide_scale", "", "enlarged_too_far"]
+    assert "--mpp" in outcomes[0].reason
     states = {status.name: status.state for status in read_status(out)}
-    assert states == dict(broken="failed", unscaled="failed", slide="done", coarse="failed")
+    assert states == dict(unscaled="failed", slide="done", coarse="failed")
     fixed = run_one(cohort(out, engine, mpp=0.5), unscaled)
     assert fixed.status == "done"
     assert {status.state for status in read_status(out)} == {"failed", "done"}
-
-
-@pytest.mark.slow
-def test_a_slide_that_is_damaged_in_the_middle_fails_with_its_place(
-    tmp_path: Path, engine: LocalEngine
-) -> None:
-    path = write_aperio(tmp_path / "cut.svs", tissue_pixels(1200, 1200), downsamples=())
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 20_000] = bytes(20_000)
-    path.write_bytes(content)
-    outcome = run_one(cohort(tmp_path / "out", engine, tissue="none"), path)
-    assert (outcome.status, outcome.code) == ("failed", "slide_region")
-    assert not (tmp_path / "out" / "cut").exists()
 
 
 def test_a_slide_without_tissue_has_a_result_that_says_so(
@@ -411,21 +345,6 @@ def test_the_next_slide_is_computed_while_outputs_are_written(
     assert waited == [True]
 
 
-def test_what_stops_a_run_stops_its_other_slides_and_fails_none(
-    tmp_path: Path, bundle: Path, slide: Path
-) -> None:
-    class Stopping(Watcher):
-        def add_tiles(self, name: str, num_tiles: int) -> None:
-            raise KeyboardInterrupt
-
-    engine = engine_of(bundle)
-    tasks = [SlideTask(path=slide, name=f"{number}") for number in range(4)]
-    with pytest.raises(KeyboardInterrupt):
-        run_cohort(cohort(tmp_path / "out", engine, watcher=Stopping()), tasks)
-    assert not list((tmp_path / "out").rglob("*.failed"))
-    assert not [path for path in (tmp_path / "out").iterdir() if path.name != ".work"]
-
-
 def test_what_a_closed_engine_raises_is_not_the_slides_failure(
     tmp_path: Path, bundle: Path, slide: Path
 ) -> None:
@@ -449,38 +368,6 @@ def test_what_a_closed_engine_raises_is_not_the_slides_failure(
     with pytest.raises(KeyboardInterrupt):
         run_cohort(cohort(tmp_path / "out", engine), tasks)
     assert not list((tmp_path / "out").rglob("*.failed"))
-
-
-@pytest.mark.slow
-def test_a_full_disk_fails_the_slide_and_keeps_what_is_done(
-    tmp_path: Path, engine: LocalEngine, slide: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out"
-    written = 0
-    write_block = WorkFolder.write_block
-
-    def filling(self: WorkFolder, *arguments: Any) -> None:
-        nonlocal written
-        written += 1
-        if written > 3:
-            with monkeypatch.context() as patch:
-                patch.setattr("zarr.storage.LocalStore.set", full)
-                write_block(self, *arguments)
-        else:
-            write_block(self, *arguments)
-
-    async def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(WorkFolder, "write_block", filling)
-    outcome = run_one(cohort(out, engine), slide)
-    assert (outcome.status, outcome.code) == ("failed", OutputError.code)
-    assert "No space left" in outcome.reason
-    assert not (out / "slide").exists()
-    monkeypatch.undo()
-    (status,) = read_status(out)
-    assert (status.state, status.blocks_done) == ("failed", 3)
-    assert run_one(cohort(out, engine), slide).status == "done"
 
 
 @pytest.mark.slow
@@ -550,14 +437,10 @@ def test_a_damaged_result_keeps_no_other_from_the_cohorts_numbers(
     assert run_one(again, slide, name="bad").status == "done"
 
 
-@pytest.mark.parametrize("kind", ["values", "transparent white"])
-def test_a_mask_says_where_to_look(
-    kind: str, tmp_path: Path, engine: LocalEngine, slide: Path
-) -> None:
+def test_a_mask_says_where_to_look(tmp_path: Path, engine: LocalEngine, slide: Path) -> None:
     mask = np.zeros((90, 110), np.uint8)
     mask[20:40, 30:60] = 255
-    pixels = np.dstack([np.full_like(mask, 255), mask]) if kind == "transparent white" else mask
-    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
     outcome = run_one(cohort(tmp_path / "out", engine), slide, tissue=str(tmp_path / "mask.png"))
     assert outcome.status == "done", outcome.reason
     area = read_summary(tmp_path / "out" / "slide").tissue_mm2
@@ -565,55 +448,3 @@ def test_a_mask_says_where_to_look(
     labels = np.asarray(zarr.open_group(tmp_path / "out/slide/slide.ome.zarr", mode="r")[LABELS])
     assert not labels[:45].any()
     assert labels[55:95, 80:145].all()
-
-
-@pytest.mark.parametrize(
-    "as_document", [lambda found: {"type": "FeatureCollection", "features": found}, list]
-)
-def test_regions_say_where_to_look(
-    tmp_path: Path, engine: LocalEngine, slide: Path, as_document: Callable[[list[Any]], Any]
-) -> None:
-    square = shapely.box(320, 320, 640, 480)
-    hole = shapely.box(400, 350, 500, 450)
-    feature = {"type": "Feature", "properties": {}}
-    feature["geometry"] = json.loads(shapely.to_geojson(square - hole))
-    feature["geometry"]["coordinates"].append([])
-    regions = tmp_path / "regions.geojson"
-    content = json.dumps(as_document([feature, {"type": "Feature", "geometry": None}]))
-    regions.write_text(content, encoding="utf-8-sig")
-    outcome = run_one(cohort(tmp_path / "out", engine), slide, tissue=str(regions))
-    assert outcome.status == "done", outcome.reason
-    area = read_summary(tmp_path / "out" / "slide").tissue_mm2
-    assert area == pytest.approx((square - hole).area * 0.25e-6, rel=0.15)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("mask.png", b"no image"),
-        ("regions.geojson", b"{"),
-        ("line.geojson", b'{"type":"LineString","coordinates":[[0,0],[1,1]]}'),
-        ("words.geojson", b'["a"]'),
-        ("nan.geojson", b'{"type":"Polygon","coordinates":[[[0,0],[9,0],[NaN,9],[0,0]]]}'),
-        ("far.geojson", b'{"type":"Polygon","coordinates":[[[9e6,0],[9e6,9],[8e6,9],[9e6,0]]]}'),
-        ("gone.png", None),
-    ],
-)
-def test_a_mask_that_cannot_be_used_is_named(
-    name: str, content: bytes | None, tmp_path: Path, engine: LocalEngine, slide: Path
-) -> None:
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    outcome = run_one(cohort(tmp_path / "out", engine), slide, tissue=str(path))
-    assert (outcome.status, outcome.code) == ("failed", MaskError.code)
-    assert name in outcome.reason
-
-
-def test_a_mask_of_another_shape_is_refused(
-    tmp_path: Path, engine: LocalEngine, slide: Path
-) -> None:
-    Image.new("L", (100, 100), 255).save(tmp_path / "square.png")
-    outcome = run_one(cohort(tmp_path / "out", engine), slide, tissue=str(tmp_path / "square.png"))
-    assert (outcome.status, outcome.code) == ("failed", MaskError.code)
-    assert "100 x 100" in outcome.reason

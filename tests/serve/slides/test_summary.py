@@ -7,6 +7,7 @@ import pytest
 from serve.images.mpp import PixelSize
 from serve.slides.block_record import BlockRecord
 from serve.slides.summary import summarise
+from tests.support.certificate import certificate_that_warns
 from tests.support.slide_runs import begin
 from tests.support.slides import VirtualSlide
 
@@ -44,3 +45,13 @@ def test_areas_are_of_the_slides_own_pixels_and_shares_of_the_tissue(
     assert (second.mean_confidence, second.low_confidence_share) == (None, None)
     assert found.mean_confidence == pytest.approx((400 * 0.8 + 100 * 0.4) / 500)
     assert found.low_confidence_share == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("mpp", "is_noted"), [(0.62, True), (0.5, False)])
+def test_a_scale_that_costs_labels_is_noted(mpp: float, is_noted: bool, tmp_path: Path) -> None:
+    (tmp_path / "slide").touch()
+    _, plan = begin(tmp_path / "work", VirtualSlide(tmp_path / "slide", (80, 160), mpp=mpp))
+    certificate = certificate_that_warns(len(plan.model.classes))
+    model = plan.model.model_copy(update={"scale_certificate": certificate})
+    found = summarise("slide", plan.model_copy(update={"model": model}), [], ["from the reader"])
+    assert len(found.notes) == 1 + is_noted

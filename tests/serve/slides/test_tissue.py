@@ -1,11 +1,20 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+import shapely
 from numpy.typing import NDArray
+from PIL import Image
 
 from serve.images.readers.registry import open_reader
+from serve.images.readers.scaled import ScaledView
+from serve.slides.errors import MaskError
 from serve.slides.options import TissueRule
-from serve.slides.tissue import TISSUE_MPP, tissue_of
+from serve.slides.tissue import TISSUE_MPP, read_mask, tissue_of
+from tests.support.errors import raises
 from tests.support.real_slide import real_slide
+from tests.support.slides import VirtualSlide
 
 EXACT = TissueRule(grow_um=0)
 
@@ -71,3 +80,69 @@ def test_the_tissue_of_a_real_slide_is_about_a_third_of_it() -> None:
     with open_reader(real_slide()) as slide:
         share = tissue_of(slide.thumbnail(TISSUE_MPP), TissueRule()).mean()
     assert 0.25 < share < 0.6
+
+
+@pytest.fixture
+def view(tmp_path: Path) -> ScaledView:
+    (tmp_path / "slide").touch()
+    return VirtualSlide(tmp_path / "slide", (896, 1088)).at_mpp(0.5)
+
+
+def save(path: Path, content: object) -> Path:
+    """Write bytes, a text, an image, or JSON."""
+    if isinstance(content, np.ndarray):
+        Image.fromarray(content).save(path)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        path.write_text(json.dumps(content), encoding="utf-8-sig")
+    return path
+
+
+RECTANGLE = np.zeros((56, 68), np.uint8)  # one pixel for 16 of the slide
+RECTANGLE[20:40, 30:60] = 255
+SQUARE = shapely.box(480, 320, 960, 640) - shapely.box(560, 400, 640, 480)
+FEATURE = {"type": "Feature", "geometry": json.loads(shapely.to_geojson(SQUARE)), "properties": {}}
+FEATURE["geometry"]["coordinates"].append([])
+FEATURES = [FEATURE, {"type": "Feature", "geometry": None}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "has_hole"),
+    [
+        ("values.png", RECTANGLE, False),
+        ("white.png", np.dstack([np.full_like(RECTANGLE, 255), RECTANGLE]), False),
+        ("features.geojson", {"type": "FeatureCollection", "features": FEATURES}, True),
+        ("list.geojson", FEATURES, True),
+    ],
+)
+def test_a_mask_or_regions_say_where_tissue_is(
+    name: str, content: object, has_hole: bool, view: ScaledView, tmp_path: Path
+) -> None:
+    expected = RECTANGLE > 0
+    if has_hole:
+        expected = expected.copy()
+        expected[25:30, 35:40] = False
+    found = read_mask(save(tmp_path / name, content), view)
+    assert found.shape == expected.shape
+    assert (found != expected).sum() <= 70  # the edges are 144 long
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("mask.png", b"no image"),
+        ("square.png", np.full((100, 100), 255, np.uint8)),
+        ("regions.geojson", b"{"),
+        ("line.geojson", {"type": "LineString", "coordinates": [[0, 0], [1, 1]]}),
+        ("words.geojson", ["a"]),
+        ("nan.geojson", b'{"type":"Polygon","coordinates":[[[0,0],[9,0],[NaN,9],[0,0]]]}'),
+        ("far.geojson", json.loads(shapely.to_geojson(shapely.box(8e6, 0, 9e6, 9)))),
+        ("gone.png", None),
+    ],
+)
+def test_a_mask_that_cannot_be_used_is_named(
+    name: str, content: object, view: ScaledView, tmp_path: Path
+) -> None:
+    with raises(MaskError, name):
+        read_mask(save(tmp_path / name, content), view)

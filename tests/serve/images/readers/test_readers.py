@@ -15,7 +15,6 @@ from serve.contract.errors import OptionError
 from serve.images.readers.errors import (
     ReaderMissingError,
     SlideChannelsError,
-    SlideError,
     SlideFormatError,
     SlideReadError,
     SlideScaleError,
@@ -191,17 +190,6 @@ def test_resolutions_of_screens_and_printers_are_not_believed_of_slides_either(
             slide.require_pixel_size()
 
 
-def test_the_unit_of_imagej_counts_for_slides_too(
-    tmp_path: Path, pixels: NDArray[np.uint8]
-) -> None:
-    path = tmp_path / "imagej.tif"
-    text = "ImageJ=1.54f\nunit=micron\n"
-    tiled = {"tile": (256, 256), "photometric": "rgb", "metadata": None}
-    tifffile.imwrite(path, pixels, resolution=(4, 4), resolutionunit=1, description=text, **tiled)
-    with open_reader(path) as slide:
-        assert (slide.mpp, slide.mpp_source) == (0.25, "ImageJ unit")
-
-
 def _flat(path: Path, pixels: NDArray[np.uint8], per_cm: tuple[float, float]) -> Path:
     """A tiled TIFF with other resolutions along x and y."""
     tiled = {"tile": (256, 256), "photometric": "rgb", "metadata": None}
@@ -241,16 +229,6 @@ def test_a_slide_whose_pixels_are_far_from_squares_is_named(
 def test_an_absurd_um_per_pixel_is_refused(mpp: float, svs: Path) -> None:
     with pytest.raises(OptionError):
         open_reader(svs, mpp=mpp)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("text.svs", b"not a slide"), ("empty.svs", b""), ("cut.ndpi", b"II*\0\x08\0\0\0")],
-)
-def test_what_is_no_slide_is_named(name: str, content: bytes, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content)
-    with raises(SlideFormatError, name):
-        open_reader(tmp_path / name)
 
 
 def test_a_missing_file_and_an_empty_folder_are_named(tmp_path: Path) -> None:
@@ -329,17 +307,6 @@ def test_an_openslide_with_known_security_faults_is_refused() -> None:
     check_openslide_version(openslide.__library_version__)
     with raises(ReaderMissingError, "4.0.0"):
         check_openslide_version("4.0.0")
-
-
-def test_a_replaced_slide_is_noticed(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
-    path = write_aperio(tmp_path / "slide.svs", pixels)
-    with open_reader(path) as slide:
-        before = slide.fingerprint()
-        slide.check_unchanged()
-        write_aperio(path, pixels[::-1])
-        with raises(SlideError, path.name):
-            slide.check_unchanged()
-        assert slide.fingerprint() != before
 
 
 def test_a_slide_is_read_whose_description_is_not_utf_8(tmp_path: Path) -> None:

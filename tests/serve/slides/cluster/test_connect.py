@@ -9,7 +9,7 @@ from serve.slides.options import ClusterOptions
 pytest.importorskip("ray", reason="the extra `cluster` is not installed")
 
 from serve.slides.cluster.connect import Crew, Room, connect, size_crew
-from serve.slides.cluster.errors import ClusterError
+from serve.slides.errors import ClusterError
 from tests.support.errors import raises
 
 HEAD, GPUS, CPUS = Room(0, 0), Room(64, 8), Room(16, 0)

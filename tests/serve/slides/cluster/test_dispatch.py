@@ -18,9 +18,9 @@ from serve.settings import InferenceSettings
 from serve.slides.block_record import BlockRecord
 from serve.slides.cluster import dispatch
 from serve.slides.cluster.dispatch import Dispatcher, Worker
-from serve.slides.cluster.errors import ClusterError, WorkerDiedError, WorkerFailedError
 from serve.slides.cluster.slide_run import SlideRun
 from serve.slides.cluster.worker import Opening, Problem, Ready, Report
+from serve.slides.errors import ClusterError, WorkerDiedError, WorkerFailedError
 from serve.slides.plan import Block
 from serve.slides.store import WorkFolder
 from tests.support.errors import raises

@@ -5,8 +5,8 @@ import pytest
 
 pytest.importorskip("ray", reason="the extra `cluster` is not installed")
 
-from serve.slides.cluster.errors import ClusterError
 from serve.slides.cluster.head import HeadWatch
+from serve.slides.errors import ClusterError
 
 
 def listen(port: int = 0) -> socket.socket:

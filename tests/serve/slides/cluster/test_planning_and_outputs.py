@@ -12,10 +12,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from serve.contract.errors import FocalPathError
 from serve.slides.cluster import engine as module
 from serve.slides.cluster.engine import ClusterEngine
-from serve.slides.cluster.errors import WorkerDiedError, WorkerFailedError
 from serve.slides.cluster.head import HeadWatch
 from serve.slides.cluster.worker import Problem
 from serve.slides.cohort import SlideTask
+from serve.slides.errors import WorkerDiedError, WorkerFailedError
 from serve.slides.job import SlideJob
 from serve.slides.options import RunOptions
 from tests.support.slide_models import model_info
@@ -44,7 +44,7 @@ class Cluster:
         self.answer: object = True
         self.nodes: list[str | None] = []
 
-    def task(self, function: object) -> "Cluster":
+    def __call__(self) -> "Cluster":
         return self
 
     def options(self, **options: object) -> "Cluster":
@@ -56,7 +56,7 @@ class Cluster:
         self.nodes.append(where and where.node_id)
         return self
 
-    def remote(self, job: SlideJob) -> object:
+    def remote(self, function: object, job: SlideJob) -> object:
         return self
 
     def wait(self, references: list[object], timeout: float) -> tuple[list[object], list[object]]:
@@ -72,7 +72,7 @@ class Cluster:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     made = Cluster()
     monkeypatch.setattr(module, "ray", made)
-    monkeypatch.setattr(module, "_task", made.task)
+    monkeypatch.setattr(module, "_told", made)
     return made
 
 

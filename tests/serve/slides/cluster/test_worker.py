@@ -1,10 +1,12 @@
-"""What an actor does, without Ray."""
+"""What an actor does, without a cluster."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("ray", reason="the extra `cluster` is not installed")
 
 from serve.settings import InferenceSettings
 from serve.slides.cluster import worker as module
@@ -13,11 +15,10 @@ from serve.slides.cluster.worker import (
     Opening,
     Problem,
     Ready,
-    conclude_there,
-    prepare_there,
+    told,
 )
 from serve.slides.cohort import SlideTask
-from serve.slides.job import SlideJob
+from serve.slides.job import SlideJob, conclude, prepare
 from serve.slides.options import RunOptions
 from serve.slides.tiling import Tiling
 from tests.support.slides import tissue_pixels, write_aperio
@@ -61,7 +62,7 @@ def test_a_slide_is_planned_computed_and_finished(
     worker: ClusterWorker, tmp_path: Path, toy_bundle: Path
 ) -> None:
     work = job(tmp_path, opened(worker, toy_bundle))
-    assert prepare_there(work) is True
+    assert told(prepare, work) is True
     blocks = Tiling(work.work.plan(), work.work.mask()).blocks
     report = worker.run(work.work.path, blocks[:3], 7)
     assert report is not None
@@ -71,7 +72,7 @@ def test_a_slide_is_planned_computed_and_finished(
     report = worker.run(work.work.path, blocks[3:], 8)
     assert report is not None
     assert report.problem is None
-    assert conclude_there(work) is None
+    assert told(conclude, work) is None
     assert (work.work.result / "run.json").is_file()
 
 
@@ -84,7 +85,7 @@ def test_a_users_mistake_is_a_value_that_names_the_machine(
     assert module.host_name() in missing.reason
     work = job(tmp_path, opened(worker, toy_bundle))
     (tmp_path / "slide.svs").write_bytes(b"no slide")
-    problem = prepare_there(work)
+    problem = told(prepare, work)
     assert isinstance(problem, Problem)
     assert problem.error().code == "slide_format"
 

@@ -1,8 +1,7 @@
 from collections import Counter, deque
 from pathlib import Path
 
-from serve.slides.cluster.assign import MOST_BLOCKS, choose
-from serve.slides.cluster.slide_run import SlideRun
+from serve.slides.cluster.slide_run import MOST_BLOCKS, SlideRun, choose
 from serve.slides.plan import Block
 from serve.slides.store import WorkFolder
 
