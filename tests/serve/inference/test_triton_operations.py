@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -157,74 +158,69 @@ def test_a_bundle_that_triton_has_not_loaded_yet_waits(bundle: Path, tmp_path: P
     assert log.read_text().count("the new bundle cannot be opened yet") == 1
 
 
-@pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    with running_collector() as collector:
-        yield collector
+@dataclass(frozen=True)
+class Running:
+    """Triton and a service before it; both send their traces to the collector."""
 
-
-def test_a_trace_goes_through_to_triton(bundle: Path, tmp_path: Path, collector: Collector) -> None:
-    traced = [
-        "--trace-config=mode=opentelemetry",
-        "--trace-config=rate=1",
-        "--trace-config=level=TIMESTAMPS",
-        f"--trace-config=opentelemetry,url={collector.url}",
-        "--trace-config=opentelemetry,resource=service.name=triton",
-        "--trace-config=opentelemetry,bsp_schedule_delay=100",
-    ]
-    with TritonServer(tmp_path / "repository", extra_arguments=traced) as triton:
-        settings = {
-            "backend": "triton",
-            "triton_url": triton.grpc_url,
-            "otlp_endpoint": collector.url,
-        }
-        with running_service(bundle, tmp_path / "log.txt", **settings) as url:
-            wait_until_ready(url)
-            httpx.post(
-                f"{url}/segment",
-                files={"image": encoded(blobs(20, 20))},
-                headers={"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"},
-            )
-        infer = collector.wait_for("focalpath", "infer")
-        inside = collector.wait_for("triton", "InferRequest", trace_id=TRACE_ID)
-    assert infer.trace_id == TRACE_ID
-    assert inside.parent_span_id == infer.span_id
+    triton: TritonServer
+    url: str
+    log: Path
+    collector: Collector
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TritonServer, str, Path]]:
-    """Triton, the URL of a service before it, and the service's log."""
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("running")
     bundle, log = write_toy_bundle(folder / "bundle"), folder / "log.txt"
     publish(bundle, folder / "repository")
-    with TritonServer(folder / "repository") as triton:
-        settings = {"backend": "triton", "triton_url": triton.grpc_url}
-        with running_service(bundle, log, **settings) as url:
-            wait_until_ready(url)
-            yield triton, url, log
+    with running_collector() as collector, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        traced = [
+            "--trace-config=mode=opentelemetry",
+            "--trace-config=rate=1",
+            "--trace-config=level=TIMESTAMPS",
+            f"--trace-config=opentelemetry,url={collector.url}",
+            "--trace-config=opentelemetry,resource=service.name=triton",
+            "--trace-config=opentelemetry,bsp_schedule_delay=100",
+        ]
+        with TritonServer(folder / "repository", extra_arguments=traced) as triton:
+            settings = {"backend": "triton", "triton_url": triton.grpc_url}
+            settings["otlp_endpoint"] = collector.url
+            with running_service(bundle, log, **settings) as url:
+                wait_until_ready(url)
+                yield Running(triton, url, log, collector)
 
 
-def test_every_query_of_the_dashboard_finds_series_of_triton(
-    running: tuple[TritonServer, str, Path],
-) -> None:
-    metrics = httpx.get(f"http://127.0.0.1:{running[0].metrics_port}/metrics").text
+def test_a_trace_goes_through_to_triton(running: Running) -> None:
+    httpx.post(
+        f"{running.url}/segment",
+        files={"image": encoded(blobs(20, 20))},
+        headers={"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"},
+    )
+    infer = running.collector.wait_for("focalpath", "infer", trace_id=TRACE_ID)
+    inside = running.collector.wait_for("triton", "InferRequest", trace_id=TRACE_ID)
+    assert inside.parent_span_id == infer.span_id
+
+
+def test_every_query_of_the_dashboard_finds_series_of_triton(running: Running) -> None:
+    metrics = httpx.get(f"http://127.0.0.1:{running.triton.metrics_port}/metrics").text
     named = metrics_in(dashboard_queries(), "nv_")
     assert named
     assert named <= metrics_of(metrics)
 
 
-def test_the_tiles_that_triton_gets_are_counted(running: tuple[TritonServer, str, Path]) -> None:
-    _, url, log = running
-
+def test_the_tiles_that_triton_gets_are_counted(running: Running) -> None:
     def count() -> float:
-        metrics = httpx.get(f"{url}/metrics").text
+        metrics = httpx.get(f"{running.url}/metrics").text
         found = re.search(r"^focalpath_batch_size_sum (\S+)$", metrics, re.MULTILINE)
         assert found is not None
         return float(found[1])
 
     before = count()
-    httpx.post(f"{url}/segment", files={"image": encoded(blobs(100, 100))})
+    headers = {"X-Request-ID": "four-tiles"}
+    files = {"image": encoded(blobs(100, 100))}
+    httpx.post(f"{running.url}/segment", files=files, headers=headers)
     assert count() - before == 4
-    entries = [json.loads(line) for line in log.read_text().splitlines()[2:]]
-    (answered,) = [e for e in entries if e.get("path") == "/segment"]
+    entries = [json.loads(line) for line in running.log.read_text().splitlines()[2:]]
+    (answered,) = [e for e in entries if e.get("request_id") == "four-tiles"]
     assert "infer_ms" in answered

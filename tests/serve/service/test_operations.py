@@ -1,5 +1,6 @@
 """The real service in a process of its own: how it starts, changes its model, and stops."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -184,24 +185,37 @@ def test_a_new_bundle_is_served_without_losing_a_request(tmp_path: Path) -> None
     assert set(seen) == {"1", "2", "3"}
 
 
-def test_a_request_at_work_is_finished_when_the_service_is_told_to_stop(
+def test_a_request_at_work_is_finished_and_traced_when_the_service_is_told_to_stop(
     tmp_path: Path, toy_bundle: Path
 ) -> None:
     log = tmp_path / "log.txt"
     settings = {"max_waiting_tiles": "9999", "threads": "1", "concurrency": "1"}
     large = encoded(blobs(1200, 1200))
-    with service_process(toy_bundle, log, **settings) as (url, process):
+    with contextlib.ExitStack() as stack:
+        collector = stack.enter_context(running_collector())
+        settings["otlp_endpoint"] = collector.url
+        url, process = stack.enter_context(service_process(toy_bundle, log, **settings))
         wait_until_ready(url)
         with ThreadPoolExecutor(2) as pool:
             files = {"image": ("large.png", large)}
+            traces = [f"{n:032x}" for n in (1, 2)]
             asked = [
-                pool.submit(httpx.post, f"{url}/labels", files=files, timeout=120) for _ in range(2)
+                pool.submit(
+                    httpx.post,
+                    f"{url}/labels",
+                    files=files,
+                    headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"},
+                    timeout=120,
+                )
+                for trace in traces
             ]
             name = "focalpath_requests_in_progress"
             _wait_for(lambda: _value(httpx.get(f"{url}/metrics").text, name) == 3, asked)
             process.terminate()
             assert [one.result().status_code for one in asked] == [200, 200]
         assert process.wait(timeout=_TIMEOUT_S) == 0
+        for trace in traces:
+            collector.wait_for("focalpath", "POST /labels", trace_id=trace)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/livez")
 
