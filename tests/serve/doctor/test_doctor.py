@@ -128,14 +128,6 @@ def test_what_the_start_would_be_refused_for_is_found(
     assert _of(report, "Start", name)[0] == "failed"
 
 
-def test_an_environment_that_cannot_be_read_is_said_before_all_else(
-    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FOCALPATH_WORKERS", "many")
-    assert main(["doctor", "--bundle", str(bundle)]) == 1
-    assert "FOCALPATH_WORKERS" in capsys.readouterr().err
-
-
 def test_a_triton_that_does_not_answer_fails_only_where_it_is_the_backend(
     bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

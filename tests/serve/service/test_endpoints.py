@@ -1,5 +1,4 @@
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -294,16 +293,3 @@ def test_an_option_that_cannot_be_used_is_a_400_that_repeats_it(
 def test_an_unknown_path_is_a_404_in_json(path: str, method: str, service_url: str) -> None:
     answer = httpx.request(method, f"{service_url}/{path}")
     assert refusal_of(answer) == (404, "not_found")
-
-
-def test_sixteen_bits_are_refused_with_what_to_do(service_url: str) -> None:
-    deep = encoded(Image.fromarray(np.zeros((40, 40), np.uint16)))
-    assert refusal_of(_post(service_url, "segment", deep), 16, "8 bits")[0] == 400
-
-
-def test_the_openapi_document_is_served(service_url: str) -> None:
-    document = httpx.get(f"{service_url}/openapi.json").json()
-    assert {f"/{endpoint}" for endpoint in (*IMAGE_ENDPOINTS, "batch", "model")} < set(
-        document["paths"]
-    )
-    assert json.dumps(document)

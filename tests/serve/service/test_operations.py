@@ -20,7 +20,7 @@ from serve.inference.summary import Summary
 from tests.support.http_service import running_service, service_process, wait_until_ready
 from tests.support.otlp_collector import Collector, running_collector
 from tests.support.pictures import blobs, encoded, painted
-from tests.support.toy_bundle import TILE_SIZE_PX, replace_bundle, write_toy_bundle
+from tests.support.toy_bundle import replace_bundle, write_toy_bundle
 
 KEY = "0123456789abcdef-of-alice"
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -88,18 +88,6 @@ def test_metrics_add_up_over_the_workers(guarded: Guarded) -> None:
         headers = {"X-API-Key": KEY}
         assert httpx.post(f"{guarded.url}/confidence", files=files, headers=headers).is_success
     assert [_value(httpx.get(f"{guarded.url}/metrics").text, name) for _ in range(4)] == [12] * 4
-
-
-def test_metrics_tell_the_pixels_of_each_class(guarded: Guarded) -> None:
-    def counts() -> list[float]:
-        metrics = httpx.get(f"{guarded.url}/metrics").text
-        names = ("Tumor", "Stroma", "Necrosis")
-        return [_value(metrics, f'focalpath_class_pixels_total{{class="{n}"}}') for n in names]
-
-    before = counts()
-    image = painted(np.full((TILE_SIZE_PX, TILE_SIZE_PX), 2))
-    _segment(guarded.url, image, **{"X-API-Key": KEY})
-    assert np.subtract(counts(), before).tolist() == [0, TILE_SIZE_PX**2, 0]
 
 
 def test_every_stage_of_an_answer_is_in_the_metrics(guarded: Guarded) -> None:

@@ -1,18 +1,13 @@
 import asyncio
 import contextlib
-import io
 import socket
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import numpy as np
 import psutil
 import pytest
-from PIL import Image
 
 from serve.contract.errors import (
     BackendUnavailableError,
@@ -30,7 +25,7 @@ from tests.support.http_service import (
     service_process,
     wait_until_ready,
 )
-from tests.support.pictures import blobs, encoded, painted, rgb_png
+from tests.support.pictures import blobs, encoded, rgb_png
 from tests.support.ports import free_port
 from tests.support.raw_http import TIMEOUT_S, address_of
 from tests.support.toy_bundle import TILE_SIZE_PX
@@ -150,17 +145,6 @@ def test_head_answers_as_get_without_the_body(path: str, service_url: str) -> No
     assert answer.headers["content-type"] == got.headers["content-type"]
 
 
-def test_requests_at_the_same_time_get_their_own_answers(service_url: str) -> None:
-    def label_of(label: int) -> set[int]:
-        image = encoded(painted(np.full((80, 80), label)))
-        response = _post(service_url, image, "labels")
-        return set(np.unique(np.asarray(Image.open(io.BytesIO(response.content)))).tolist())
-
-    asked = [label for label in (1, 2, 3, 4, 5) for _ in range(4)]
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(label_of, asked)) == [{label} for label in asked]
-
-
 @pytest.mark.timeout(150)
 def test_a_service_that_is_killed_leaves_no_worker_behind(toy_bundle: Path, tmp_path: Path) -> None:
     """An orphan would keep the port, and the service could not be started again."""
@@ -175,32 +159,6 @@ def test_a_service_that_is_killed_leaves_no_worker_behind(toy_bundle: Path, tmp_
         assert left == []
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/livez")
-
-
-def test_work_on_one_image_does_not_block_other_requests(toy_bundle: Path) -> None:
-    class SlowModel:
-        started, released = threading.Event(), threading.Event()
-
-        def run(self, _: object) -> None:
-            self.started.set()
-            self.released.wait(10)
-            raise BackendUnavailableError("too slow")
-
-    app = build_app(ServeSettings(bundle=toy_bundle))
-    app.state.model = SlowModel()
-
-    async def requests() -> None:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            slow = asyncio.create_task(client.post("/segment", files={"image": encoded(TILE)}))
-            while not SlowModel.started.is_set():
-                await asyncio.sleep(0.01)
-            assert (await client.get("/")).status_code == 200
-            assert not slow.done()
-            SlowModel.released.set()
-            assert (await slow).json() == {"error": "too slow", "code": "backend_unavailable"}
-
-    asyncio.run(requests())
 
 
 def test_without_triton_the_service_is_alive_but_not_ready_and_says_what_to_do(

@@ -102,22 +102,6 @@ def test_a_worker_that_ended_is_taken_out_of_the_gauges(
     }
 
 
-@pytest.mark.slow
-def test_workers_metrics_are_added_up_from_their_files(tmp_path: Path) -> None:
-    count = "from serve.service.telemetry import Telemetry; t = Telemetry(); t.observe_batch(3)"
-    show = f"{count}; print(t.render().decode())"
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    for script in (count, show):
-        finished = subprocess.run(
-            [sys.executable, "-c", script],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    assert "focalpath_batch_size_sum 6.0" in finished.stdout
-
-
 def test_an_address_for_traces_without_the_exporter_is_one_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

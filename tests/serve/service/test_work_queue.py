@@ -155,14 +155,17 @@ def test_an_image_that_is_admitted_already_waits_and_is_not_refused() -> None:
     _run(test)
 
 
-def test_a_caller_who_leaves_gives_its_tiles_back() -> None:
+def test_a_caller_who_leaves_gives_its_tiles_back_and_is_not_begun() -> None:
     async def test(images: _Images) -> None:
         images.send("first", 1)
         images.send("leaves", 50)
         await images.settle()
+        images.send("stays", 1)
         images.tasks["leaves"].cancel()
         await images.settle()
-        assert images.queue.tiles == 1
+        assert images.queue.tiles == 2
+        await images.end("first")
+        assert images.begun == ["first", "stays"]
 
     _run(test)
 
