@@ -8,10 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from export.gate.answers import onnx_answers, torch_answers
-from export.gate.gate import Gate
-from export.gate.schema import Tolerances
-from export.gate.tiles import ValidationTiles
+from export.gate.answers import onnx_answers
 from export.graph.attention import AttentionForm
 from export.graph.encoders import FoldedSegmenter
 from export.graph.pathology_encoder import FoldedPathologyEncoder
@@ -19,6 +16,7 @@ from export.graph.reference import Deployable
 from export.graph.to_onnx import export_onnx
 from export.tensorrt.lint import engine_obstacles
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
+from tests.support.toy_gate import noise_gate
 from train.model.encoder_kinds import ENCODER_KINDS
 from train.model.segmenter import Segmenter
 
@@ -53,17 +51,13 @@ def tiny_segmenter(kind: str) -> Segmenter:
     return segmenter
 
 
-def noise(count: int) -> np.ndarray:
-    shape = (count, TILE_SIZE_PX, TILE_SIZE_PX, 3)
-    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-
-
 @pytest.mark.parametrize("kind", sorted(ENCODER_KINDS.keys() - _SAME_FORM.keys()))
 def test_every_kind_of_pathology_encoder_is_folded_and_answers_the_same(kind: str):
     deployable = Deployable(tiny_segmenter(kind)).eval()
     folded = FoldedSegmenter(deployable, AttentionForm()).eval()
     assert isinstance(folded.pathology_encoder, FoldedPathologyEncoder)
-    images = torch.from_numpy(noise(2))
+    shape = (2, TILE_SIZE_PX, TILE_SIZE_PX, 3)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     features: list[torch.Tensor] = []  # of the encoder: the logits depend little on it
     for model, encoder in (
         (deployable, deployable.segmenter.pathology_encoder),
@@ -82,15 +76,9 @@ def test_the_graph_of_a_kind_passes_the_gate(kind: str, tmp_path: Path):
     deployable = Deployable(tiny_segmenter(kind)).eval()
     export_onnx(deployable, tmp_path / "model.onnx")
     assert engine_obstacles(tmp_path / "model.onnx") == ()
-    images = noise(2)
-    gate = Gate(
-        tiles=ValidationTiles(source="noise", names=("a", "b"), images=images, masks=None),
-        expected=torch_answers(deployable, images),
-        class_names=tuple("ABCDE"),
-        class_shares=(0.2,) * NUM_CLASSES,
-        tolerances=Tolerances(),
-    )
-    found = gate.judge(onnx_answers(tmp_path / "model.onnx", images), "model.onnx", "fp32")
+    gate = noise_gate(deployable, "ABCDE")
+    answers = onnx_answers(tmp_path / "model.onnx", gate.tiles.images)
+    found = gate.judge(answers, "model.onnx", "fp32")
     assert found.passed, found.failures
     assert found.label_agreement == 1
 

@@ -2,16 +2,31 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from export.gate.answers import Answers
+from export.gate.answers import Answers, torch_answers
 from export.gate.gate import Gate
 from export.gate.schema import Tolerances
 from export.gate.tiles import ValidationTiles
+from export.graph.reference import Deployable
 
 SIDE, NUM_TILES = 40, 3
 CLASS_NAMES = ("Tumor", "Stroma", "Necrosis")
+
+
+def noise_gate(deployable: Deployable, class_names: Sequence[str], num_tiles: int = 2) -> Gate:
+    """Torch's answers of a model on noise."""
+    side: Any = deployable.segmenter.input_px
+    images = np.random.default_rng(0).integers(0, 256, (num_tiles, side, side, 3), dtype=np.uint8)
+    names = tuple(f"tile_{index}" for index in range(num_tiles))
+    return Gate(
+        tiles=ValidationTiles(source="noise", names=names, images=images, masks=None),
+        expected=torch_answers(deployable, images),
+        class_names=tuple(class_names),
+        tolerances=Tolerances(),
+    )
 
 
 def painted_gate(*, masks: bool = True, shares: Sequence[float] = (0.6, 0.3, 0.1)) -> Gate:

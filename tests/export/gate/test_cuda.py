@@ -6,15 +6,14 @@ import numpy as np
 import onnx
 import pytest
 
-from export.gate.answers import Answers, session_answers, torch_answers
+from export.gate.answers import Answers, session_answers
 from export.gate.gate import Gate
-from export.gate.schema import Tolerances
-from export.gate.tiles import ValidationTiles
 from export.graph.reference import Deployable
 from export.precision.half import convert_to_half, half_blocks
 from serve.contract import cuda
 from tests.support.cuda import needs_cuda
-from train.model.checkpoint import load_checkpoint, read_card
+from tests.support.toy_gate import noise_gate
+from train.model.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.gpu
 
@@ -33,18 +32,9 @@ def _needs_cuda() -> None:
 @pytest.fixture(scope="module")
 def gate(toy_run: Path) -> Gate:
     """Torch's answers in float32, on the CPU."""
-    card = read_card(toy_run)
-    side = card.settings.model.input_px
-    images = np.random.default_rng(0).integers(0, 256, (5, side, side, 3), dtype=np.uint8)
-    tiles = ValidationTiles(
-        source="noise", names=tuple(f"tile_{i}" for i in range(5)), images=images, masks=None
-    )
-    return Gate(
-        tiles=tiles,
-        expected=torch_answers(Deployable(load_checkpoint(toy_run)[0]).eval(), images),
-        class_names=tuple(entry.name for entry in card.classes),
-        tolerances=Tolerances(),
-    )
+    segmenter, card = load_checkpoint(toy_run)
+    names = [entry.name for entry in card.classes]
+    return noise_gate(Deployable(segmenter).eval(), names, num_tiles=5)
 
 
 def test_float32_on_the_gpu_passes_the_gate_of_float32(gate: Gate, toy_graph: Path) -> None:

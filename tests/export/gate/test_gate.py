@@ -1,22 +1,10 @@
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-import torch
 
-from export.gate.answers import onnx_answers, torch_answers
 from export.gate.schema import EmulationParity, Precision, Tolerances
-from export.gate.tiles import validation_tiles
-from export.graph.nodes import PARITY_OUTPUT
-from export.graph.reference import Deployable
-from export.graph.to_onnx import drop_output
-from tests.support import ROOT
 from tests.support.toy_gate import NUM_TILES, SIDE, painted_gate, relabelled
-from train.model.checkpoint import load_checkpoint
-
-pytestmark = pytest.mark.slow
 
 PIXELS = NUM_TILES * SIDE**2
 
@@ -213,26 +201,3 @@ def test_each_precision_has_its_tolerance(
 ) -> None:
     limits = Tolerances().limits(precision)
     assert (limits.agreement, limits.dice_loss) == (agreement, dice_loss)
-
-
-def test_the_exported_graph_answers_as_torch_and_another_bias_does_not(
-    toy_run: Path, toy_graph: Path
-) -> None:
-    deployable = Deployable(load_checkpoint(toy_run)[0]).eval()
-    images = validation_tiles(None, 64, 4).images
-    found = onnx_answers(toy_graph, images)
-    same = np.abs(found.low_res_logits - torch_answers(deployable, images).low_res_logits).max()
-    deployable.class_attention_bias[3:] += torch.tensor([5.0, -5, 5, -5, 5])
-    other = np.abs(found.low_res_logits - torch_answers(deployable, images).low_res_logits).max()
-    assert same < 1e-3
-    assert other > 10 * same
-
-
-def test_the_bundles_graph_has_neither_logits_nor_notes_of_this_machine(
-    toy_graph: Path, tmp_path: Path
-) -> None:
-    target = tmp_path / "model.onnx"
-    drop_output(toy_graph, target, PARITY_OUTPUT)
-    names = [output.name for output in onnx.load(str(target)).graph.output]
-    assert names == ["labels", "confidence", "low_res_probabilities", "iou_scores"]
-    assert str(ROOT).encode() not in target.read_bytes()

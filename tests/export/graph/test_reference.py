@@ -9,18 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from export.gate.answers import onnx_answers, torch_answers
-from export.gate.gate import Gate
-from export.gate.schema import Tolerances
-from export.gate.tiles import ValidationTiles
-from export.graph.attention import AttentionForm
+from export.gate.answers import onnx_answers
+from export.graph.attention import PLAIN, AttentionForm
 from export.graph.encoders import FoldedSegmenter
 from export.graph.pathology_encoder import FoldedPathologyEncoder
 from export.graph.reference import Deployable, DeployableOutput
-from export.graph.to_onnx import BIAS_NAME, export_onnx
+from export.graph.to_onnx import export_onnx
 from export.precision.half import convert_to_half
 from export.tensorrt.lint import engine_obstacles, lint
 from tests.support.toy_data import toy_settings
+from tests.support.toy_gate import noise_gate
 from train.model.class_bias import STRATEGIES
 from train.model.segmenter import Segmenter
 
@@ -87,6 +85,31 @@ def assert_same(found: DeployableOutput, expected: DeployableOutput):
         assert (first.int() - second.int()).abs().max() <= 1
 
 
+def assert_folds(
+    deployable: Deployable, side: int, form: AttentionForm = PLAIN
+) -> DeployableOutput:
+    """Check that folding changes no answer; return the answers."""
+    images = tiles(2, side)
+    expected = answers(deployable, images)
+    assert_same(answers(FoldedSegmenter(deployable, form).eval(), images), expected)
+    return expected
+
+
+def assert_graph_answers(path: Path, deployable: Deployable, side: int):
+    session = ort.InferenceSession(path)
+    for count in (1, 3):
+        images = tiles(count, side)
+        found = [torch.from_numpy(answer) for answer in session.run(None, {"image": images})]
+        assert_same(DeployableOutput(*found), answers(deployable, images))
+
+
+def assert_runs_in_half_precision(path: Path, deployable: Deployable):
+    onnx.save(convert_to_half(onnx.load(str(path)), "fp16"), str(path))
+    assert engine_obstacles(path) == ()
+    labels = ort.InferenceSession(path).run(["labels"], {"image": tiles(3, 64)})[0]
+    assert (labels == answers(deployable, tiles(3, 64)).labels.numpy()).mean() > 0.98
+
+
 @pytest.mark.parametrize("tile_size_px", [EXACT, PADDED, 64])
 @pytest.mark.parametrize(
     "form",
@@ -97,9 +120,7 @@ def assert_same(found: DeployableOutput, expected: DeployableOutput):
 )
 def test_folding_changes_no_answer(tile_size_px: int, form: AttentionForm):
     deployable = make_deployable(tile_size_px)
-    images = tiles(2, tile_size_px)
-    folded = FoldedSegmenter(deployable, form).eval()
-    assert_same(answers(folded, images), answers(deployable, images))
+    assert_folds(deployable, tile_size_px, form)
 
 
 @pytest.mark.parametrize(
@@ -113,51 +134,30 @@ def test_folding_changes_no_answer(tile_size_px: int, form: AttentionForm):
     ],
 )
 def test_folding_changes_no_answer_of_another_pathology_encoder(name: str):
-    deployable = make_deployable(64, pathology_encoder=name, pathology_encoder_depth=1)
-    images = tiles(2, 64)
-    folded = FoldedSegmenter(deployable, AttentionForm()).eval()
-    assert_same(answers(folded, images), answers(deployable, images))
+    assert_folds(make_deployable(64, pathology_encoder=name, pathology_encoder_depth=1), 64)
 
 
-@pytest.fixture(scope="module", params=["tiny_conv", "tiny_pyramid"])
-def with_stem(request: pytest.FixtureRequest) -> Deployable:
-    return make_deployable(64, num_blocks=1, image_encoder=request.param)
+@pytest.mark.parametrize("image_encoder", ["tiny_conv", "tiny_pyramid"])
+def test_folding_changes_no_answer_of_a_convolutional_stem(image_encoder: str):
+    deployable = make_deployable(64, num_blocks=1, image_encoder=image_encoder)
+    assert_folds(deployable, 64)
 
 
-def test_folding_changes_no_answer_of_a_convolutional_stem(with_stem: Deployable):
-    images = tiles(2, 64)
-    folded = FoldedSegmenter(with_stem, AttentionForm()).eval()
-    assert_same(answers(folded, images), answers(with_stem, images))
-
-
-def test_the_graph_of_a_convolutional_stem_passes_the_gate_and_runs_in_half_precision(
-    with_stem: Deployable, tmp_path: Path
-):
-    path, images = tmp_path / "model.onnx", tiles(2, 64)
-    export_onnx(with_stem, path)
-    gate = Gate(
-        tiles=ValidationTiles(source="noise", names=("a", "b"), images=images, masks=None),
-        expected=torch_answers(with_stem, images),
-        class_names=tuple("ABCD"),
-        class_shares=(0.25,) * NUM_CLASSES,
-        tolerances=Tolerances(),
-    )
-    found = gate.judge(onnx_answers(path, images), path.name, "fp32")
+def test_the_graph_of_a_stem_with_skips_passes_the_gate_and_runs_in_half_precision(tmp_path: Path):
+    """It has every operator of the stem without them."""
+    deployable = make_deployable(64, num_blocks=1, image_encoder="tiny_pyramid")
+    path = tmp_path / "model.onnx"
+    export_onnx(deployable, path)
+    gate = noise_gate(deployable, "ABCD")
+    found = gate.judge(onnx_answers(path, gate.tiles.images), path.name, "fp32")
     assert found.passed, found.failures
-    onnx.save(convert_to_half(onnx.load(str(path)), "fp16"), str(path))
-    assert engine_obstacles(path) == ()
-    labels = ort.InferenceSession(path).run(["labels"], {"image": images})[0]
-    assert (labels == answers(with_stem, images).labels.numpy()).mean() > 0.98
+    assert_runs_in_half_precision(path, deployable)
 
 
 @pytest.mark.parametrize("bias", [name for name, entry in STRATEGIES.items() if entry.learned])
 def test_folding_changes_no_answer_of_a_learned_strategy(bias: str):
-    deployable = make_deployable(64, bias)
-    images = tiles(2, 64)
-    expected = answers(deployable, images)
-    folded = FoldedSegmenter(deployable, AttentionForm()).eval()
-    assert_same(answers(folded, images), expected)
-    without = answers(make_deployable(64, "none"), images).low_res_logits
+    expected = assert_folds(make_deployable(64, bias), 64)
+    without = answers(make_deployable(64, "none"), tiles(2, 64)).low_res_logits
     assert (expected.low_res_logits - without).abs().max() > 1e-2
 
 
@@ -194,22 +194,11 @@ def test_each_other_kind_of_encoder_is_exported_with_any_batch_for_every_runtime
     export_onnx(deployable, path)
     assert_graph_answers(path, deployable, 64)
     assert engine_obstacles(path) == ()
-    onnx.save(convert_to_half(onnx.load(str(path)), "fp16"), str(path))
-    assert engine_obstacles(path) == ()
-    labels = ort.InferenceSession(path).run(["labels"], {"image": tiles(3, 64)})[0]
-    assert (labels == answers(deployable, tiles(3, 64)).labels.numpy()).mean() > 0.98
+    assert_runs_in_half_precision(path, deployable)
 
 
 def test_the_graph_answers_as_torch_does_for_any_batch(graph_file: Path, padded: Deployable):
     assert_graph_answers(graph_file, padded, PADDED)
-
-
-def assert_graph_answers(path: Path, deployable: Deployable, side: int):
-    session = ort.InferenceSession(path)
-    for count in (1, 3):
-        images = tiles(count, side)
-        found = [torch.from_numpy(answer) for answer in session.run(None, {"image": images})]
-        assert_same(DeployableOutput(*found), answers(deployable, images))
 
 
 def test_the_graph_breaks_no_rule_of_tensorrts_parser(graph_file: Path):
@@ -245,20 +234,13 @@ def test_masks_of_the_unlabelled_and_the_single_mask_token_are_not_computed(grap
     assert scores.dims[-1] == NUM_CLASSES
 
 
-def test_a_bias_of_zero_stays_in_the_graph(tmp_path: Path):
-    export_onnx(make_deployable(64, bias="none", num_blocks=0), tmp_path / "model.onnx")
-    constants = onnx.load(str(tmp_path / "model.onnx")).graph.initializer
-    (bias,) = [entry for entry in constants if entry.name == BIAS_NAME]
-    assert not onnx.numpy_helper.to_array(bias).any()
-
-
-def test_the_form_of_attention_is_the_callers_choice(padded: Deployable, tmp_path: Path):
-    form = AttentionForm(window_positions="extended", max_queries=40)
-    export_onnx(padded, tmp_path / "model.onnx", form=form)
-    num_softmax = sum(
-        node.op_type == "Softmax" for node in onnx.load(str(tmp_path / "model.onnx")).graph.node
-    )
-    # In two parts in two blocks of 64-token windows, in three in two global blocks of 81 tokens and
-    # in one of 82; then six attentions of the decoder, and the probabilities.
-    assert num_softmax == 2 * 2 + 3 * 3 + 6 + 1
-    assert_graph_answers(tmp_path / "model.onnx", padded, PADDED)
+def test_the_form_of_attention_is_the_callers_choice(tmp_path: Path):
+    deployable = make_deployable(PADDED, num_blocks=3)
+    form = AttentionForm(positions="extended", max_queries=40)
+    export_onnx(deployable, tmp_path / "model.onnx", form=form)
+    nodes = onnx.load(str(tmp_path / "model.onnx")).graph.node
+    num_softmax = sum(node.op_type == "Softmax" for node in nodes)
+    # In two parts in two blocks of 64-token windows, in three in a global block of 81 tokens and in
+    # one of 82; then six attentions of the decoder, and the probabilities.
+    assert num_softmax == 2 * 2 + 2 * 3 + 6 + 1
+    assert_graph_answers(tmp_path / "model.onnx", deployable, PADDED)
