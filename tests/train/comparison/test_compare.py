@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ import train.comparison.run
 from tests.support.errors import raises
 from tests.support.toy_data import toy_settings
 from train.cli import main
-from train.comparison.compare import Comparison, choose_panels, compare
+from train.comparison.compare import Comparison, choose_panels, compare, data_fingerprint
+from train.comparison.inputs import Inputs, changes, inputs_of
 from train.comparison.methods import BASELINE, UNET, RowName, all_rows, choose_rows, paper_rows
 from train.comparison.report import write_report
 from train.comparison.run import RowRun
@@ -30,7 +32,6 @@ from train.fitting.task import SegmentationTask, named_scores
 from train.metrics import class_scores, image_confusion
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.class_bias import ClassStatistics, difficulty_bias
-from train.model.segmenter import Segmenter
 from train.model.weight_files import weights_sha256
 from train.presets import bcss
 from train.settings import RuntimeSettings, Settings, WeightsSettings
@@ -200,37 +201,47 @@ def test_a_changed_setting_trains_every_row_again(
     assert (aside / "model.safetensors").is_file()
 
 
-@pytest.mark.slow
-def test_weights_count_by_their_content_and_other_paths_not_at_all(
-    toy_data: Path, tmp_path: Path, trained: list[tuple[str, bool]]
-):
-    torch.manual_seed(0)
-    encoder = Segmenter(toy_settings().model, 5).pathology_encoder
+def test_weights_count_by_their_content_and_other_paths_not_at_all(tmp_path: Path):
     first, second = tmp_path / "here.pth", tmp_path / "there.pth"
-    torch.save(encoder.vit.state_dict(), first)
-    shared = short_settings()
-    frozen = replace(
-        shared,
-        model=replace(shared.model, encoders_frozen=True),
-        augmentation=replace(shared.augmentation, augment="none"),
-        weights=WeightsSettings(pathology_weights=str(first), random_encoders=True),
-        runtime=RuntimeSettings(embedding_cache=str(tmp_path / "cache")),
-    )
-    run_again(tmp_path / "out", toy_data, frozen)
-    del trained[:]
+    torch.save({"weight": torch.zeros(2)}, first)
+
+    def inputs(weights: Path, **runtime: object) -> Inputs:
+        settings = replace(
+            short_settings(),
+            weights=WeightsSettings(pathology_weights=str(weights), random_encoders=True),
+            runtime=RuntimeSettings(**runtime),  # type: ignore[arg-type]
+        )
+        return inputs_of(settings, "fingerprint", None)
+
+    before = inputs(first)
     first.rename(second)
-    moved = replace(
-        frozen,
-        weights=replace(frozen.weights, pathology_weights=str(second)),
-        runtime=RuntimeSettings(compile=True),
-    )
-    run_again(tmp_path / "out", toy_data, moved)
-    assert not trained
-    torch.save({name: 2 * v for name, v in encoder.vit.state_dict().items()}, first)
-    other = replace(frozen, weights=replace(frozen.weights, pathology_weights=str(first)))
+    assert changes(before, inputs(second, compile=True), "synthetic") == []
+    torch.save({"weight": torch.ones(2)}, first)
     weights_sha256.cache_clear()
-    run_again(tmp_path / "out", toy_data, other)
-    assert trained == [(BASELINE.name, False), ("hcfa", False)]
+    (change,) = changes(before, inputs(first), "synthetic")
+    assert change.startswith("pathology_weights ")
+
+
+def changes_of_hcfa(out: Path, data: Path) -> list[str]:
+    """What its finished run no longer agrees with."""
+    row = all_rows()["hcfa"]
+    fingerprint = data_fingerprint(read_tile_folder(data))
+    return RowRun(row, 0, row.settings(short_settings(), 0), out / "runs", fingerprint).changes
+
+
+def test_other_data_or_another_baseline_is_another_input(out: Path, toy_data: Path, tmp_path: Path):
+    assert changes_of_hcfa(out, toy_data) == []
+    data = copytree(toy_data, tmp_path / "data")
+    with Image.open(data / "img" / "tile3.png") as image:
+        changed = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    changed.save(data / "img" / "tile3.png")
+    assert changes_of_hcfa(out, data) == ["data_sha256"]
+    card = out / "runs" / BASELINE.name / "seed0" / "model.json"
+    content = json.loads(card.read_text())
+    content["metrics"]["dice/Tumor"] = 0.99
+    card.write_text(json.dumps(content))
+    (change,) = changes_of_hcfa(out, toy_data)
+    assert change.startswith("baseline_dice ")
 
 
 def test_a_row_of_a_former_version_is_not_trained_again_for_settings_that_came_or_went(
@@ -328,30 +339,6 @@ def test_hcfa_is_left_until_the_baseline_that_another_process_trains_is_there(
 
 
 @pytest.mark.slow
-def test_changed_data_trains_every_row_again(
-    out: Path, toy_data: Path, tmp_path: Path, trained: list[tuple[str, bool]]
-):
-    data = copytree(toy_data, tmp_path / "data")
-    with Image.open(data / "img" / "tile3.png") as image:
-        changed = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    changed.save(data / "img" / "tile3.png")
-    run_again(out, data)
-    assert trained == [(BASELINE.name, False), ("hcfa", False)]
-
-
-@pytest.mark.slow
-def test_another_baseline_trains_hcfa_again(
-    out: Path, toy_data: Path, trained: list[tuple[str, bool]]
-):
-    card = out / "runs" / BASELINE.name / "seed0" / "model.json"
-    content = json.loads(card.read_text())
-    content["metrics"]["dice/Tumor"] = 0.99
-    card.write_text(json.dumps(content))
-    run_again(out, toy_data)
-    assert trained == [("hcfa", False)]
-
-
-@pytest.mark.slow
 def test_an_interrupted_row_is_resumed_and_its_time_counts(
     toy_data: Path, tmp_path: Path, trained: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
 ):
@@ -434,35 +421,27 @@ def test_panels_show_the_test_tiles_with_the_most_classes(toy_data: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "options", "named"),
     [
-        (lambda s: replace(s, model=replace(s.model, bias="cffa")), ("cffa", "--bias", "--rows")),
-        (lambda s: replace(s, loss=replace(s.loss, focal=False)), ("--no-focal", "--rows")),
-        (lambda s: replace(s, runtime=replace(s.runtime, devices=2)), ("2 devices", "--out")),
+        ({"model": {"bias": "cffa"}}, {}, ("cffa", "--bias", "--rows")),
+        ({"loss": {"focal": False}}, {}, ("--no-focal", "--rows")),
+        ({"runtime": {"devices": 2}}, {}, ("2 devices", "--out")),
+        ({}, {"num_seeds": 0}, ("--seeds is 0",)),
+        ({}, {"rows": ("dfaa",)}, ("dfaa", "dfa_masks")),
     ],
-    ids=["bias", "focal", "devices"],
+    ids=["bias", "focal", "devices", "no seed", "unknown row"],
 )
-def test_what_a_comparison_sets_itself_is_refused(
-    change: Callable[[Settings], Settings],
+def test_what_does_not_fit_a_comparison_is_refused(
+    change: dict[str, dict[str, object]],
+    options: dict[str, Any],
     named: tuple[str, ...],
     toy_data: Path,
     tmp_path: Path,
 ):
-    with pytest.raises(SettingsError) as caught:
-        compare(change(short_settings()), toy_data, tmp_path)
-    assert all(name in str(caught.value) for name in named)
-
-
-def test_no_seed_is_refused(toy_data: Path, tmp_path: Path):
-    with pytest.raises(SettingsError) as caught:
-        compare(short_settings(), toy_data, tmp_path, num_seeds=0)
-    assert "--seeds is 0" in str(caught.value)
-
-
-def test_an_unknown_row_is_refused_with_the_rows_that_there_are(toy_data: Path, tmp_path: Path):
-    with pytest.raises(SettingsError) as caught:
-        compare(short_settings(), toy_data, tmp_path, rows=("dfaa",))
-    assert all(name in str(caught.value) for name in ("dfaa", "dfa_masks"))
+    settings = short_settings()
+    groups = {name: replace(getattr(settings, name), **values) for name, values in change.items()}
+    with raises(SettingsError, *named):
+        compare(replace(settings, **groups), toy_data, tmp_path, **options)
 
 
 def test_data_without_test_tiles_is_refused_before_training(
