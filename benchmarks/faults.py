@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import httpx
@@ -95,18 +95,21 @@ def triton_killed(
     return do
 
 
-def worker_killed(
-    pid: int, *, after_s: float
+def workers_killed(
+    pid: int, *, pauses_s: Sequence[float]
 ) -> Callable[[Callable[[str], None]], Awaitable[None]]:
-    """Make a fault that kills a worker process with SIGKILL and waits for its replacement."""
+    """Make a fault that kills a worker with SIGKILL after each pause, and waits for new ones."""
 
     async def do(happened: Callable[[str], None]) -> None:
-        await asyncio.sleep(after_s)
         before = workers_of(pid)
-        happened("killing")
-        before[0].kill()
-        happened("killed")
-        while len({one.pid for one in workers_of(pid)} - {one.pid for one in before}) < 1:
+        for number, (worker, pause_s) in enumerate(zip(before, pauses_s, strict=False), start=1):
+            await asyncio.sleep(pause_s)
+            suffix = "" if number == 1 else f" {number}"
+            happened(f"killing{suffix}")
+            worker.kill()
+            happened(f"killed{suffix}")
+        old = {worker.pid for worker in before}
+        while len({worker.pid for worker in workers_of(pid)} - old) < len(pauses_s):
             await asyncio.sleep(_SAMPLE_EVERY_S)
         happened("started")
 

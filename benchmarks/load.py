@@ -22,7 +22,7 @@ import httpx
 import psutil
 import tyro
 
-from benchmarks.faults import FaultRun, run_with_fault, triton_killed, worker_killed, workers_of
+from benchmarks.faults import FaultRun, run_with_fault, triton_killed, workers_killed, workers_of
 from benchmarks.load_report import as_markdown, draw
 from export.triton import publish
 from serve.client.benchmark import describe_machine
@@ -178,7 +178,7 @@ def triton_fault(folder: Path, seconds: float) -> dict[str, Any]:
 def worker_fault(folder: Path, seconds: float, num_workers: int) -> dict[str, Any]:
     """Kill one worker of the service under load."""
     with started(folder, workers=str(num_workers)) as (url, process):
-        fault = worker_killed(process.pid, after_s=seconds / 5)
+        fault = workers_killed(process.pid, pauses_s=[seconds / 5])
         run = asyncio.run(
             run_with_fault(url, probes(NUM_CLIENTS_IN_FAULTS), fault, seconds=seconds)
         )
