@@ -5,10 +5,11 @@ A format is a file in this folder and an entry of `FORMATS`; the content decides
 
 import codecs
 import gzip
+import re
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,7 +21,7 @@ from train.data.convert.asap import read_asap
 from train.data.convert.dsa_annotations import read_dsa
 from train.data.convert.imagescope import read_imagescope
 from train.data.convert.qupath import read_qupath
-from train.data.convert.shapes import Annotation
+from train.data.convert.shapes import Annotation, plain_label
 from train.errors import AnnotationError
 
 SUFFIXES = (
@@ -28,6 +29,13 @@ SUFFIXES = (
     *(".geojson.zip", ".json.zip", ".zip"),
 )
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\3\4"
+_IS_BESIDE = re.compile(r"/$|^__MACOSX/|(^|/)\.DS_Store$")
+"""Folders, and what macOS adds to archives."""
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, LookupError, RuntimeError),
+    *(zlib.error, zipfile.BadZipFile, ParseError),
+)
+"""Of a zip archive with a password, a RuntimeError; of an unknown encoding, a LookupError."""
 _BEFORE_XML = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"
 """Byte-order marks, and white space."""
 
@@ -98,17 +106,22 @@ def read_annotation_file(path: Path) -> tuple[list[Annotation], Format]:
     """
     try:
         content = parse(_unpacked(path))
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, ParseError) as error:
+    except _UNREADABLE as error:
         raise AnnotationError(
             f"{path} cannot be read as JSON or XML ({error}). Export it again."
         ) from error
     for entry in FORMATS:
         if entry.takes(content):
-            return entry.read(path, content), entry
+            return [_with_plain_label(found) for found in entry.read(path, content)], entry
     raise AnnotationError(
         f"{path} is in no known format of annotations; expected "
         f"{', '.join(entry.name for entry in FORMATS)}. Export the annotations again."
     )
+
+
+def _with_plain_label(annotation: Annotation) -> Annotation:
+    """Of labels that look the same, one: umlauts may have two parts, and spaces beside them."""
+    return replace(annotation, label=plain_label(annotation.label))
 
 
 def _unpacked(path: Path) -> bytes:
@@ -119,7 +132,7 @@ def _unpacked(path: Path) -> bytes:
     if not stored.startswith(_ZIP):
         return stored
     with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/")]
+        names = [name for name in archive.namelist() if not _IS_BESIDE.search(name)]
         if len(names) != 1:
             raise ValueError(f"the archive holds {len(names)} files, expected one")
         return archive.read(names[0])

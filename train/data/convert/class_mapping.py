@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from serve.contract.json_text import parse_json
-from train.data.convert.shapes import UNNAMED, Annotation
+from train.data.convert.shapes import UNNAMED, Annotation, plain_label
 from train.data.folder import is_color, read_classes
 from train.errors import AnnotationError
 from train.files import unique_keys, whole_file, write_errors_explained
@@ -64,7 +64,10 @@ def read_mapping(path: Path, found: Sequence[str]) -> ClassMapping:
         content = parse_json(path.read_bytes(), object_pairs_hook=unique_keys)
         mapping = ClassMapping(
             classes=read_classes(path, content["classes"], AnnotationError, _MEANINGS),
-            labels={str(label): str(meaning) for label, meaning in content["labels"].items()},
+            labels={
+                plain_label(str(label)): str(meaning)
+                for label, meaning in content["labels"].items()
+            },
             uncovered=str(content.get("uncovered", UNLABELLED)),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

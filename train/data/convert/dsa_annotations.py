@@ -112,10 +112,11 @@ def _placed(unit: Ring, element: dict[str, Any], width: float, height: float) ->
     `rotation` is in radians, from the image's x axis towards its y axis, which points down. The
     archive's own viewer draws it so, although its schema says counterclockwise.
     """
-    numbers = [float(element.get("rotation") or 0), width, height, *element["center"][:2]]
+    x, y = element["center"][:2]
+    numbers = [float(element.get("rotation") or 0), width, height, x, y]
     if not np.isfinite(np.asarray(numbers, np.float64)).all():
         raise ValueError(f"a {element['type']} has the numbers {numbers}")
     angle = numbers[0]
     cos, sin = math.cos(angle), math.sin(angle)
     turned = unit * [width, height] @ np.array([[cos, sin], [-sin, cos]])
-    return np.asarray(turned + np.asarray(element["center"][:2], dtype=np.float64))
+    return np.asarray(turned + np.array([x, y], np.float64))

@@ -41,6 +41,8 @@ def read_qupath(path: Path, content: Any) -> list[Annotation]:
 def _annotations(feature: dict[str, Any], place: str) -> list[Annotation]:
     properties = feature.get("properties") or {}
     classification = properties.get("classification") or {}
+    if isinstance(classification, str):  # as other programs write it
+        classification = {"name": classification}
     name = ": ".join(classification.get("names") or ()) or classification.get("name")
     geometry = feature["geometry"] or {"type": "object without a geometry"}
     kind = geometry["type"]

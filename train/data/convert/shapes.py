@@ -1,6 +1,7 @@
 """Annotated areas of any format, and how they become labels of pixels."""
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,11 @@ UNNAMED = "unclassified"
 _ANGLES = np.linspace(0, 2 * math.pi, 128, endpoint=False)
 CIRCLE: Ring = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
 """Of radius 1, around 0."""
+
+
+def plain_label(label: str) -> str:
+    """One spelling of labels that look the same: letters in one part, no space at the ends."""
+    return unicodedata.normalize("NFC", label).strip() or UNNAMED
 
 
 def ring_of(points: Sequence[Any]) -> Ring:

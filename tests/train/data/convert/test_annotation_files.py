@@ -73,6 +73,9 @@ def dsa(**element: Any) -> str:
         ("a.geojson", json.dumps([feature(classification={"color": [float("inf")] * 3})])),
         ("a.geojson", json.dumps([feature() | {"geometry": {"type": "Polygon"}}])),
         ("a.json", dsa()),
+        ("a.json", dsa(center=[1])),
+        ("a.json", "[" * 100_000),
+        ("a.xml", declared("klingon")),
         ("a.json", dsa(center=[float("nan"), 1, 0])),
         ("a.json", dsa(center=[1, 1, 0], rotation=float("inf"))),
         ("a.json", dsa(center=[1, 1, 0], width=10**400)),
@@ -94,6 +97,39 @@ def zipped(path: Path, *names: str) -> Path:
 def test_qupaths_zip_is_read(tmp_path: Path):
     (found,), entry = read_annotation_file(zipped(tmp_path / "a.zip", "a.geojson"))
     assert (found.label, entry.name) == ("Drüse", "QuPath GeoJSON")
+
+
+def test_what_macos_adds_to_a_zip_is_passed_over(tmp_path: Path):
+    path = zipped(tmp_path / "a.zip", ".DS_Store", "x/a.geojson", "__MACOSX/x/._a.geojson")
+    (found,), _ = read_annotation_file(path)
+    assert found.label == "Drüse"
+
+
+@pytest.mark.parametrize(("place", "value"), [(6, 1), (8, 99)])
+def test_a_zip_with_a_password_or_an_unknown_compression_is_one_error(
+    tmp_path: Path, place: int, value: int
+):
+    """Bytes 6 and 8 of an entry are its flags and its compression; 2 more in the directory."""
+    path = zipped(tmp_path / "a.zip", "a.geojson")
+    stored = bytearray(path.read_bytes())
+    for at in (place, stored.index(b"PK\1\2") + place + 2):
+        stored[at] = value
+    path.write_bytes(stored)
+    with raises(AnnotationError, "a.zip"):
+        read_annotation_file(path)
+
+
+@pytest.mark.parametrize("label", ["Dru\u0308se", " Drüse ", "Drüse\n"])
+def test_labels_that_look_the_same_are_the_same(tmp_path: Path, label: str):
+    document = [feature(classification={"name": label}), feature(classification=label)]
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps(document), "utf-8")
+    found, _ = read_annotation_file(path)
+    assert [annotation.label for annotation in found] == ["Drüse", "Drüse"]
+    classes = [{"name": name, "color": "#112233"} for name in ("Gland", "Other")]
+    mapping = {"classes": classes, "labels": {label: "Gland"}}
+    path.write_text(json.dumps(mapping), "utf-8")
+    assert read_mapping(path, ["Drüse"]).value("Drüse") == 1
 
 
 def test_a_zip_of_several_files_is_refused(tmp_path: Path):
