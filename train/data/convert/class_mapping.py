@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from serve.contract.json_text import parse_json
-from train.data.convert.shapes import UNNAMED, Annotation, plain_label
+from train.data.convert.shapes import Annotation, plain_label
 from train.data.folder import is_color, read_classes
 from train.errors import AnnotationError
 from train.files import unique_keys, whole_file, write_errors_explained
@@ -105,14 +105,14 @@ def write_template(path: Path, annotations: Sequence[Annotation]) -> None:
         elif label.casefold() == _QUPATHS_IGNORE:
             labels[label] = UNLABELLED
         else:
-            labels[label] = name = " ".join(label.split()) or UNNAMED
-            if name in (*classes, *_MEANINGS):  # the same but for spaces, or a meaning
+            labels[label] = label
+            if label in _MEANINGS:
                 continue
             color = annotation.color or ""
             if not is_color(color) or color in _used(classes):
                 free = (c for c in PALETTE if c not in _used(classes))
                 color = next(free, PALETTE[len(classes) % len(PALETTE)])
-            classes[name] = LabelClass(name=name, color=color.lower())
+            classes[label] = LabelClass(name=label, color=color.lower())
     content = {
         "classes": [asdict(entry) for entry in classes.values()],
         "labels": labels,

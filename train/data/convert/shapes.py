@@ -21,8 +21,8 @@ CIRCLE: Ring = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
 
 
 def plain_label(label: str) -> str:
-    """One spelling of labels that look the same: letters in one part, no space at the ends."""
-    return unicodedata.normalize("NFC", label).strip() or UNNAMED
+    """One spelling of labels that look the same: letters in one part, single spaces between."""
+    return " ".join(unicodedata.normalize("NFC", label).split()) or UNNAMED
 
 
 def ring_of(points: Sequence[Any]) -> Ring:

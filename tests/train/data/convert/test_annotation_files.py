@@ -173,7 +173,7 @@ def test_a_template_can_be_used_whatever_labels_look_like(tmp_path: Path):
     write_template(tmp_path / "mapping.json", found)
     mapping = read_mapping(tmp_path / "mapping.json", [one.label for one in found])
     assert [entry.name for entry in mapping.classes] == ["Gland", "Tumor cells", "unclassified"]
-    assert [mapping.value(name) for name in names] == [1, 1, 2, 3, None, 0]
+    assert [mapping.value(one.label) for one in found] == [1, 1, 2, 3, None, 0]
 
 
 def region(number: int, points: list[list[int]], kind: int = 0, parent: int | None = None) -> str:
