@@ -108,11 +108,11 @@ def run_slides(command: Slides) -> int:
 
 def _run(command: Run) -> int:
     from serve.slides.cohort import find_slides
-    from serve.slides.finished import refuse_other_summary, write_cohort_csv
     from serve.slides.outputs.registry import formats_of
     from serve.slides.progress import watcher_of
     from serve.slides.run import Cohort, run_cohort
     from serve.slides.shard import Shard, write_list
+    from serve.slides.summary_csv import refuse_other_summary, write_cohort_csv
 
     shard = Shard.parse(command.shard) if command.shard else Shard(0, 1)
     formats = formats_of(command.format)
@@ -232,7 +232,8 @@ def _status(command: Status) -> int:
 
 
 def _verify(command: Verify) -> int:
-    from serve.slides.status import read_status, results_in, verify, verify_csv
+    from serve.slides.status import read_status, results_in, verify
+    from serve.slides.summary_csv import verify_csv
 
     found = read_status(command.out)
     folders = results_in(command.out)

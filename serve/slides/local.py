@@ -7,7 +7,7 @@ planned and its first tiles are read, so that a GPU does not wait for any of it.
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,10 @@ from serve.inference.backend import RunsOn
 from serve.inference.batching import TileRunner
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.settings import InferenceSettings
-from serve.slides.errors import CohortError
-from serve.slides.finish import OnStep
-from serve.slides.finished import plan_in
+from serve.slides.errors import CohortError, ResultError
+from serve.slides.finish import OnStep, read_passport
 from serve.slides.job import WORK_FOLDER, SlideJob, conclude, prepare
-from serve.slides.plan import Block, ModelInfo
+from serve.slides.plan import Block, ModelInfo, Plan
 from serve.slides.store import WorkFolder
 from serve.slides.throughput import for_throughput
 from serve.slides.worker import BlockWorker, OnBlock, OnTiles
@@ -191,7 +190,7 @@ def model_of(segmenter: TileSegmenter) -> ModelInfo:
 def ran_on(out: Path) -> RunsOn | None:
     """What computed the results in a folder, or the work that was begun there."""
     for path in (*sorted(out.glob(f"{WORK_FOLDER}/*")), *sorted(out.glob("*"))):
-        plan = plan_in(path)
+        plan = _plan_in(path)
         if plan is not None:
             return RunsOn(
                 provider=plan.model.runs_on,
@@ -200,4 +199,13 @@ def ran_on(out: Path) -> RunsOn | None:
                 processor="",
                 reason="results in the output folder",
             )
+    return None
+
+
+def _plan_in(folder: Path) -> Plan | None:
+    """The plan of a result, or of work in progress; None where there is none that can be read."""
+    with suppress(ResultError):
+        return read_passport(folder).plan
+    with suppress(ResultError):
+        return WorkFolder(folder).plan()
     return None

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.images.readers.scaled import ScaledView
+from serve.images.readers.squares import squares_of
 from serve.images.tiles import pad_by_reflection
 from serve.slides.tiling import TileRow
 
@@ -56,20 +57,14 @@ class TilePixels:
     def _chunks(self, row: TileRow) -> list[_Chunk]:
         """The chunks that a row of tiles lies on, row by row."""
         bottom = min(row.y + self._tile, self._view.height_px)
-        columns = sorted(
-            {
-                column
-                for x in row.x
-                for column in range(
-                    x // CHUNK_PX, -(-min(x + self._tile, self._view.width_px) // CHUNK_PX)
-                )
-            }
-        )
-        return [
-            (line, column)
-            for line in range(row.y // CHUNK_PX, -(-bottom // CHUNK_PX))
-            for column in columns
-        ]
+        found = {
+            (square.row, square.column)
+            for x in row.x
+            for square in squares_of(
+                row.y, x, bottom, min(x + self._tile, self._view.width_px), CHUNK_PX
+            )
+        }
+        return sorted(found)
 
     def _read(
         self, row: TileRow, held: dict[_Chunk, NDArray[np.uint8]]
@@ -103,14 +98,8 @@ class TilePixels:
         bottom = min(y + self._tile, self._view.height_px)
         right = min(x + self._tile, self._view.width_px)
         tile = np.empty((bottom - y, right - x, 3), np.uint8)
-        for line in range(y // CHUNK_PX, -(-bottom // CHUNK_PX)):
-            for column in range(x // CHUNK_PX, -(-right // CHUNK_PX)):
-                top, left = line * CHUNK_PX, column * CHUNK_PX
-                rows = slice(max(y, top), min(bottom, top + CHUNK_PX))
-                columns = slice(max(x, left), min(right, left + CHUNK_PX))
-                tile[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x] = held[
-                    line, column
-                ][rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        for square in squares_of(y, x, bottom, right, CHUNK_PX):
+            tile[square.place] = held[square.row, square.column][square.inside]
         return pad_by_reflection(tile, self._tile, self._tile)
 
 

@@ -67,7 +67,7 @@ class _Run:
     def __init__(self, cohort: Cohort) -> None:
         self.outcomes: dict[str, Outcome] = {}
         self._cohort = cohort
-        self._check_bundle = _BundleCheck(cohort.bundle)
+        self._manifest = self._read_manifest()
         self._is_stopping = False
         """What a closed engine raises is then not the slides' failure."""
 
@@ -131,6 +131,21 @@ class _Run:
         self.outcomes[task.name] = outcome
         self._cohort.watcher.end_slide(outcome)
 
+    def _check_bundle(self) -> None:
+        """Raise ResultError where the bundle was replaced after the model was opened."""
+        if self._read_manifest() != self._manifest:
+            raise ResultError(
+                f"{MANIFEST_FILE} of {self._cohort.bundle} was replaced while slides were "
+                "segmented. Start again, so that all slides get the same model."
+            )
+
+    def _read_manifest(self) -> bytes | None:
+        try:
+            bundle = self._cohort.bundle
+            return None if bundle is None else (bundle / MANIFEST_FILE).read_bytes()
+        except OSError:
+            return b""
+
 
 def _segment(cohort: Cohort, task: SlideTask) -> dict[str, Any]:
     """Segment one slide; returns how it ended and how many tiles ran."""
@@ -170,24 +185,3 @@ def _compute(cohort: Cohort, work: WorkFolder) -> int:
         )
     records = (record for block, record in work.records().items() if block not in done)
     return sum(record.num_tiles - record.num_reused for record in records)
-
-
-class _BundleCheck:
-    """Notices that the bundle was replaced after the model was opened."""
-
-    def __init__(self, bundle: Path | None) -> None:
-        self._manifest = None if bundle is None else bundle / MANIFEST_FILE
-        self._content = self._read()
-
-    def _read(self) -> bytes | None:
-        try:
-            return None if self._manifest is None else self._manifest.read_bytes()
-        except OSError:
-            return b""
-
-    def __call__(self) -> None:
-        if self._read() != self._content:
-            raise ResultError(
-                f"{self._manifest} was replaced while slides were segmented. Start again, so that "
-                "all slides get the same model."
-            )

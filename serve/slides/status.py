@@ -17,12 +17,10 @@ from serve.slides.finish import (
     read_passport,
     read_summary,
 )
-from serve.slides.finished import SUMMARY_CSV, finished
 from serve.slides.job import WORK_FOLDER
 from serve.slides.lock import SlideBusyError, slide_lock
 from serve.slides.shard import read_list
 from serve.slides.store import WorkFolder
-from serve.slides.summary import cohort_csv
 from serve.slides.tiling import Tiling
 
 
@@ -150,20 +148,3 @@ def verify(folder: Path) -> int:
             if path.is_file() and path.relative_to(folder).as_posix() not in passport.files:
                 raise ResultDamagedError(f"{path} is not of the result. Remove it.")
     return len(passport.files)
-
-
-def verify_csv(out: Path) -> None:
-    """Check that each row of `summary.csv` is a result's; a run that was stopped may lack rows.
-
-    Raises:
-        ResultDamagedError: a row differs from what the results say.
-    """
-    path = out / SUMMARY_CSV
-    if not path.is_file():
-        return
-    expected = cohort_csv(finished(out)).splitlines()
-    if wrong := [row for row in path.read_bytes().splitlines() if row not in expected]:
-        raise ResultDamagedError(
-            f"{path} has {len(wrong)} rows that differ from the results' summary.json. Give the "
-            "command of the run again: it writes the file again."
-        )

@@ -1,9 +1,6 @@
 """A slide's result in numbers: mm2, shares of the tissue and confidence per class."""
 
-import csv
-import io
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from pydantic import Field
 
@@ -111,26 +108,3 @@ def summarise(
 
 def _share(part: float, whole: float) -> float | None:
     return round(part / whole, 6) if whole else None
-
-
-def cohort_csv(summaries: Mapping[str, SlideSummary]) -> bytes:
-    """One line per slide and class."""
-    rows: list[dict[str, Any]] = []
-    for name, summary in sorted(summaries.items()):
-        slide = {
-            "slide": name,
-            "model": summary.model.name,
-            "version": summary.model.version,
-            "mpp": summary.mpp,
-            "mpp_source": summary.mpp_source,
-            "tissue_mm2": summary.tissue_mm2,
-        }
-        for found in summary.classes:
-            numbers = found.model_dump(exclude={"color", "cells", "name"})
-            rows.append({**slide, "class": found.name, **numbers})
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue().encode()

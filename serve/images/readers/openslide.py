@@ -31,6 +31,7 @@ from serve.images.readers.generic_tiff import (
 )
 from serve.images.readers.reader import Bounds, RegionReader, pyramid
 from serve.images.readers.slide_files import check_complete, missing_parts
+from serve.images.readers.squares import squares_of
 
 LEAST_VERSION = (4, 0, 1)
 _LATTICE_PX = 1024
@@ -77,16 +78,11 @@ class OpenSlideReader(RegionReader):
         # OpenSlide takes corners in whole pixels of level 0. Between pixels of the level it
         # interpolates, differently for each corner: so every pixel is read from a fixed one.
         found = np.empty((height, width, 3), np.uint8)
-        for top in range(y // _LATTICE_PX * _LATTICE_PX, y + height, _LATTICE_PX):
-            for left in range(x // _LATTICE_PX * _LATTICE_PX, x + width, _LATTICE_PX):
-                bottom, right = (
-                    min(top + _LATTICE_PX, y + height),
-                    min(left + _LATTICE_PX, x + width),
-                )
-                part = self._read_from(level, left, top, right - left, bottom - top)
-                first_row, first_column = max(y - top, 0), max(x - left, 0)
-                place = slice(max(top - y, 0), bottom - y), slice(max(left - x, 0), right - x)
-                found[place] = part[first_row:, first_column:]
+        for square in squares_of(y, x, y + height, x + width, _LATTICE_PX):
+            corner = square.column * _LATTICE_PX, square.row * _LATTICE_PX
+            rows, columns = square.inside
+            part = self._read_from(level, *corner, columns.stop, rows.stop)
+            found[square.place] = part[square.inside]
         return found
 
     def _read_from(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from serve.images.readers.errors import SlideReadError
+from serve.images.readers.squares import squares_of
 
 # Of a damaged file it tells each wrong tag on standard error; our one error says enough.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -59,19 +60,13 @@ class TiledPage:
     def read(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read a region of the page, in its pixels; white beyond its edges."""
         found = np.full((height, width, 3), 255, np.uint8)
-        bottom, right = (
-            min(y + height, self._page.imagelength),
-            min(x + width, self._page.imagewidth),
-        )
-        for row in range(max(y, 0) // self._tile_height, -(-bottom // self._tile_height)):
-            for column in range(max(x, 0) // self._tile_width, -(-right // self._tile_width)):
-                top, left = row * self._tile_height, column * self._tile_width
-                tile = self._tile(row * self._across + column)
-                rows = slice(max(y, top, 0), min(bottom, top + self._tile_height))
-                columns = slice(max(x, left, 0), min(right, left + self._tile_width))
-                found[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x] = tile[
-                    rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-                ]
+        bottom, right = y + height, x + width
+        bottom, right = min(bottom, self._page.imagelength), min(right, self._page.imagewidth)
+        top, left = max(y, 0), max(x, 0)
+        within = found[top - y :, left - x :]
+        for square in squares_of(top, left, bottom, right, self._tile_height, self._tile_width):
+            tile = self._tile(square.row * self._across + square.column)
+            within[square.place] = tile[square.inside]
         return found
 
     def close(self) -> None:

@@ -23,12 +23,12 @@ from serve.service.slides.jobs_file import JobsError
 from serve.settings import ServeSettings
 from serve.slides.cohort import Outcome, SlideTask
 from serve.slides.engine import Watcher
-from serve.slides.finished import write_cohort_csv
 from serve.slides.local import open_local_engine
 from serve.slides.options import RunOptions
 from serve.slides.outputs.ome_zarr import OME_ZARR
 from serve.slides.outputs.registry import formats_of
 from serve.slides.run import Cohort, run_cohort
+from serve.slides.summary_csv import write_cohort_csv
 
 NICENESS = 10
 """Lower priority than the service, so that interactive requests come first."""

@@ -17,13 +17,13 @@ from serve.slides.cohort import Outcome, SlideTask
 from serve.slides.engine import Watcher
 from serve.slides.errors import ResultDamagedError, ResultError
 from serve.slides.finish import read_passport, read_summary
-from serve.slides.finished import write_cohort_csv
 from serve.slides.local import LocalEngine, model_of, ran_on
 from serve.slides.lock import SlideBusyError, slide_lock
 from serve.slides.outputs.registry import FORMATS
 from serve.slides.run import run_cohort
-from serve.slides.status import read_status, verify, verify_csv
+from serve.slides.status import read_status, verify
 from serve.slides.store import LABELS, WorkFolder
+from serve.slides.summary_csv import verify_csv, write_cohort_csv
 from tests.support.errors import raises
 from tests.support.slide_runs import (
     Stop,

@@ -5,9 +5,9 @@ import pytest
 
 from serve.contract.errors import SettingsError
 from serve.slides.cohort import SlideTask
-from serve.slides.finished import write_cohort_csv
 from serve.slides.shard import Shard, write_list
 from serve.slides.status import read_status
+from serve.slides.summary_csv import write_cohort_csv
 from tests.support.errors import raises
 
 
@@ -46,8 +46,7 @@ def test_the_csv_is_right_when_a_slide_appears_while_it_is_written(
 ) -> None:
     """The run that writes last may have looked before another one had published."""
     looks = iter([b"a\n", b"a\nb\n", b"a\nb\n"])
-    monkeypatch.setattr("serve.slides.finished.finished", lambda out: out)
-    monkeypatch.setattr("serve.slides.finished.cohort_csv", lambda found: next(looks))
+    monkeypatch.setattr("serve.slides.summary_csv.cohort_csv", lambda out: next(looks))
     write_cohort_csv(tmp_path)
     assert (tmp_path / "summary.csv").read_bytes() == b"a\nb\n"
 
