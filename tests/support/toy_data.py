@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tests.support.toy_bundle import CLASSES, REFERENCE_RGB
+from train.data.folder import Tile, TileFolder
 from train.fitting.metrics_file import read_metrics
 from train.presets import synthetic
 from train.settings import AugmentationSettings, ModelSettings, OptimizationSettings, Settings
@@ -83,3 +85,12 @@ def write_twice_as_large(root: Path) -> None:
         larger.save(path)
     description = root / "dataset.json"
     description.write_text(description.read_text().replace('"mpp": 0.5', '"mpp": 0.25'))
+
+
+def one_image(root: Path, image: NDArray[np.uint8], mpp: float | None) -> TileFolder:
+    """A data set of one test image whose labels are all 1."""
+    root.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(root / "image.png")
+    Image.fromarray(np.ones(image.shape[:2], np.uint8)).save(root / "mask.png")
+    tile = Tile("image", root / "image.png", root / "mask.png", mpp)
+    return TileFolder(root, (), None, {"training": (), "validation": (), "test": (tile,)})

@@ -5,7 +5,6 @@ from serve.contract.refusal import as_flag
 from tests.support.commands import run_train
 from tests.support.errors import raises
 from train.errors import SettingsError
-from train.presets import PRESETS
 from train.settings import (
     AugmentationSettings,
     BiasSettings,
@@ -45,11 +44,6 @@ def test_a_value_that_cannot_be_is_refused_with_what_is_expected(
     with raises(SettingsError, f"{as_flag(name)} is {value}", expected) as caught:
         group(**{name: value})
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_is_within_its_own_bounds(preset: str):
-    assert PRESETS[preset]().preset == preset
 
 
 @pytest.mark.parametrize(

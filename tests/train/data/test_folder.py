@@ -44,12 +44,6 @@ def test_frequencies_are_shares_of_area_where_um_per_pixel_differ(data_copy: Pat
     np.testing.assert_allclose(class_frequencies(coarser), areas / areas.sum(), rtol=1e-6)
 
 
-def test_jpeg_images_are_found(data_copy: Path):
-    Image.open(data_copy / "img" / "tile0.png").save(data_copy / "img" / "tile0.jpg")
-    (data_copy / "img" / "tile0.png").unlink()
-    assert read_tile_folder(data_copy).tiles["training"][0].image.suffix == ".jpg"
-
-
 def test_files_saved_by_a_spreadsheet_are_read(data_copy: Path):
     for name in ("folds.csv", "dataset.json"):
         path = data_copy / name

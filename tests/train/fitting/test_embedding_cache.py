@@ -66,16 +66,6 @@ def test_cached_features_are_those_of_the_augmented_image(
         assert torch.equal(sample["labels"], plain["labels"])
 
 
-def test_files_of_the_cache_have_the_mode_that_the_umask_gives(
-    cache: EmbeddingCache, tmp_path: Path
-):
-    (tmp_path / "plain").touch()
-    cache.folder.mkdir(parents=True)
-    path = cache.path("0", 0)
-    cache.write(path, torch.zeros(2, 4, 4))
-    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
 def test_what_is_there_is_not_encoded_again(
     cache: EmbeddingCache, dataset: TileDataset, monkeypatch: pytest.MonkeyPatch
 ):
@@ -132,19 +122,6 @@ def test_a_cache_that_cannot_fit_is_refused_before_anything_is_written(
     with raises(StorageError, "GiB", cache.folder):
         cache.fill(dataset, range(1), batch_size=4)
     assert not cache.folder.exists()
-
-
-def test_a_disk_that_fills_up_ends_cleanly(
-    cache: EmbeddingCache, dataset: TileDataset, monkeypatch: pytest.MonkeyPatch
-):
-    def full(*arguments: object) -> None:
-        Path(str(arguments[1])).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("train.fitting.embedding_cache.save_file", full)
-    with raises(StorageError, "No space left"):
-        cache.fill(dataset, range(1), batch_size=4)
-    assert not list(cache.folder.iterdir())
 
 
 @pytest.fixture(scope="module")

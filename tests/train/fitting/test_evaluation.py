@@ -1,30 +1,20 @@
 """Whole images, predicted in training as the service answers them."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from serve.inference.segmenter import open_segmenter
 from serve.settings import ServeSettings
 from tests.support.pictures import blobs
-from train.data.folder import Tile, TileFolder
+from tests.support.toy_data import one_image
 from train.fitting.evaluation import predict_split
 from train.fitting.scores import evaluate
 from train.model.checkpoint import load_checkpoint, read_card
-
-
-def folder_of(root: Path, image: NDArray[np.uint8], mpp: float) -> TileFolder:
-    """A data set of one test image whose labels are all 1."""
-    Image.fromarray(image).save(root / "image.png")
-    Image.fromarray(np.ones(image.shape[:2], np.uint8)).save(root / "mask.png")
-    tile = Tile("image", root / "image.png", root / "mask.png", mpp)
-    return TileFolder(root, (), None, {"training": (), "validation": (), "test": (tile,)})
 
 
 @pytest.mark.slow
@@ -36,7 +26,7 @@ def test_the_labels_are_those_of_the_served_model(
     height: int, width: int, mpp: float, toy_run: Path, exported_bundle: Path, tmp_path: Path
 ):
     image = blobs(height, width)
-    folder = folder_of(tmp_path, image, mpp)
+    folder = one_image(tmp_path, image, mpp)
     (found,) = predict_split(*load_checkpoint(toy_run), folder, "test", tta=False)
     with open_segmenter(ServeSettings(bundle=exported_bundle, threads=1)) as segmenter:
         served = segmenter.segment(image, mpp=mpp).labels
@@ -50,8 +40,7 @@ def test_averaging_over_views_makes_the_answer_turn_with_the_image(toy_run: Path
     model = load_checkpoint(toy_run)
     answers = []
     for index, pixels in enumerate((image, np.rot90(image))):
-        (tmp_path / str(index)).mkdir()
-        folder = folder_of(tmp_path / str(index), np.ascontiguousarray(pixels), 0.5)
+        folder = one_image(tmp_path / str(index), np.ascontiguousarray(pixels), 0.5)
         (found,) = predict_split(*model, folder, "test", tta=True)
         answers.append(found.predicted)
     turned = torch.rot90(answers[0], 1, dims=(0, 1))
@@ -59,15 +48,14 @@ def test_averaging_over_views_makes_the_answer_turn_with_the_image(toy_run: Path
 
 
 @pytest.fixture
-def old_run(toy_run: Path, tmp_path: Path) -> Path:
+def old_run(run_copy: Path) -> Path:
     """The toy run as version 0.1 described it, scored at twice the tile's size."""
-    run = Path(shutil.copytree(toy_run, tmp_path / "old"))
-    card = json.loads((run / "model.json").read_text())
+    card = json.loads((run_copy / "model.json").read_text())
     model = card["settings"]["model"]
     del model["mpp"], model["squeeze"]
     model["score_size_px"] = 2 * model["tile_size_px"]
-    (run / "model.json").write_text(json.dumps(card))
-    return run
+    (run_copy / "model.json").write_text(json.dumps(card))
+    return run_copy
 
 
 def test_an_old_checkpoint_says_the_scale_that_its_network_saw(old_run: Path):
@@ -83,13 +71,8 @@ def test_an_old_checkpoint_squeezes_images_as_it_did_and_says_so(
     assert "version 0.1, which squeezed" in " ".join(capsys.readouterr().out.split())
     image = blobs(64, 64)
     double = np.asarray(Image.fromarray(image).resize((128, 64), Image.Resampling.NEAREST))
-    folders = [tmp_path / name for name in ("plain", "double")]
-    for folder in folders:
-        folder.mkdir()
-    plain, oblong = (
-        folder_of(folder, pixels, 0.5)
-        for folder, pixels in zip(folders, (image, double), strict=True)
-    )
+    plain = one_image(tmp_path / "plain", image, 0.5)
+    oblong = one_image(tmp_path / "double", double, 0.5)
     (expected,) = predict_split(*load_checkpoint(toy_run), plain, "test", tta=False)
     agreement = []
     for run in (old_run, toy_run):

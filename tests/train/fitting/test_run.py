@@ -33,13 +33,11 @@ from train.errors import (
     SettingsError,
     StorageError,
 )
-from train.fitting.evaluation import predict_split
 from train.fitting.metrics_file import read_metrics
 from train.fitting.run import fit
 from train.fitting.run_lock import only_run
 from train.fitting.scores import evaluate, print_scores
-from train.fitting.task import SegmentationTask, named_scores
-from train.metrics import class_scores, image_confusion
+from train.fitting.task import SegmentationTask
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.class_bias import ClassStatistics, centred_prior
 from train.model.segmenter import Segmenter
@@ -142,15 +140,6 @@ def test_a_warm_start_survives_the_decay_and_not_the_l2_term(
     kept = float(delta.detach().abs().max() / prior.abs().max())
     assert (kept > 0.95) == survives
     assert survives or kept < 0.3
-
-
-@pytest.mark.slow
-def test_same_seed_same_result(toy_run: Path, toy_data: Path, tmp_path: Path):
-    fit(toy_settings(), toy_data, tmp_path / "again")
-    first = load_file(toy_run / "model.safetensors")
-    second = load_file(tmp_path / "again" / "model.safetensors")
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert read_metrics(toy_run / "metrics.csv") == read_metrics(tmp_path / "again" / "metrics.csv")
 
 
 @pytest.mark.slow
@@ -277,20 +266,12 @@ def test_the_best_checkpoint_is_scored_as_during_training(toy_run: Path, toy_dat
 
 
 @pytest.mark.slow
-def test_a_run_of_mixed_precision_is_scored_alike_by_both_evaluators(
-    toy_data: Path, tmp_path: Path
-):
+def test_a_run_of_mixed_precision_is_scored_as_during_training(toy_data: Path, tmp_path: Path):
     settings = toy_settings(optimization={"epochs": 1, "precision": "bf16-mixed"})
-    fit(settings, toy_data, tmp_path / "run")
-    segmenter, card = load_checkpoint(tmp_path / "run")
-    scores = evaluate(segmenter, card, toy_data, "test")
-    folder = read_tile_folder(toy_data)
-    confusion = sum(
-        image_confusion(predicted, labels, len(card.classes))
-        for _, predicted, labels in predict_split(segmenter, card, folder, "test", tta=False)
-    )
-    found = named_scores(class_scores(torch.as_tensor(confusion)), card.classes)
-    assert found == pytest.approx(scores, abs=1e-6)
+    card = fit(settings, toy_data, tmp_path / "run")
+    segmenter, _ = load_checkpoint(tmp_path / "run")
+    scores = evaluate(segmenter, card, toy_data, "validation")
+    assert scores == pytest.approx(card.metrics, abs=1e-6)
 
 
 @pytest.mark.slow

@@ -55,23 +55,16 @@ def test_a_local_folder_of_timms_sets_everything_by_itself(tmp_path: Path):
     save_for_hf(theirs, str(tmp_path), model_args={**DINOV2, "img_size": 56})
     assert (tmp_path / "config.json").is_file()
     segmenter = started(starting_from(tmp_path))
+    model = starting_weights(starting_from(tmp_path)).settings.model  # all that the folder says
+    assert model.pathology_encoder == "vit_giant_patch14_reg4_dinov2"
+    assert (model.pathology_encoder_depth, model.pathology_positions) == (None, "timm")
+    assert set(Segmenter(model, 5).pathology_encoder.vit.state_dict()) == set(theirs.state_dict())
     image = torch.rand(1, 3, TILE_SIZE_PX, TILE_SIZE_PX)
     with torch.no_grad():
         mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
         small = torch.nn.functional.interpolate((image - mean) / std, 56, mode="bilinear")
         expected = theirs.forward_features(small)[:, 5:]
     torch.testing.assert_close(features(segmenter, image), expected, atol=1e-4, rtol=1e-4)
-
-
-def test_the_settings_that_come_back_build_the_model_without_the_folder(tmp_path: Path):
-    theirs = timm_model("vit_giant_patch14_reg4_dinov2", img_size=56, **DINOV2)
-    save_for_hf(theirs, str(tmp_path), model_args=DINOV2)
-    model = starting_weights(starting_from(tmp_path)).settings.model
-    assert model.pathology_encoder == "vit_giant_patch14_reg4_dinov2"
-    assert model.pathology_encoder_depth is None
-    assert model.pathology_positions == "timm"
-    names = set(Segmenter(model, 5).pathology_encoder.vit.state_dict())
-    assert names == set(theirs.state_dict())
 
 
 def write_config(folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> Path:

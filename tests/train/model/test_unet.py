@@ -12,9 +12,8 @@ from export.bundle import write_bundle
 from export.errors import GraphError
 from export.settings import BundleSettings
 from tests.support.errors import raises
-from tests.support.toy_data import TILE_SIZE_PX, changed, toy_settings
+from tests.support.toy_data import TILE_SIZE_PX, changed, one_image, toy_settings
 from train.comparison.methods import UNET
-from train.data.folder import Tile, TileFolder
 from train.errors import CheckpointError, SettingsError
 from train.fitting.evaluation import predict_split
 from train.fitting.run import fit
@@ -61,12 +60,7 @@ def test_its_masks_have_the_tiles_resolution_and_blend_to_the_same_labels(
 
 
 def predict(segmenter, card, image: np.ndarray, root: Path, mpp: float) -> torch.Tensor:
-    root.mkdir()
-    Image.fromarray(image).save(root / "image.png")
-    Image.fromarray(np.ones(image.shape[:2], np.uint8)).save(root / "mask.png")
-    tile = Tile("image", root / "image.png", root / "mask.png", mpp)
-    folder = TileFolder(root, (), None, {"training": (), "validation": (), "test": (tile,)})
-    (found,) = predict_split(segmenter, card, folder, "test", tta=False)
+    (found,) = predict_split(segmenter, card, one_image(root, image, mpp), "test", tta=False)
     return found.predicted
 
 

@@ -193,25 +193,20 @@ def a_point(source: Path) -> None:
     path.write_text(json.dumps(content))
 
 
-def outside(source: Path) -> None:
-    geojson(source / "annotations" / "a", [*AREAS, ("Tumor", [[[70, 5], [90, 5], [80, 9]]])])
+def also(name: str, ring: list[list[int]]) -> Callable[[Path], None]:
+    return lambda source: geojson(source / "annotations" / "a", [*AREAS, (name, [ring])])
 
 
-def an_unmapped_label(source: Path) -> None:
-    geojson(source / "annotations" / "a", [*AREAS, ("Necrosis", [SQUARE])])
+def mapping(**changes: Any) -> Callable[[Path], object]:
+    return lambda source: write_mapping(source / "mapping.json", **changes)
 
 
-def an_undefined_class(source: Path) -> None:
-    write_mapping(source / "mapping.json", labels={"Tumor": "Tumour", "Stroma": "Stroma"})
+def named(*classes: tuple[str, str]) -> Callable[[Path], object]:
+    return mapping(classes=[{"name": name, "color": color} for name, color in classes])
 
 
-def a_colour_that_is_a_word(source: Path) -> None:
-    write_mapping(source / "mapping.json", classes=[{"name": n, "color": "red"} for n in "AB"])
-
-
-def a_class_called_as_the_mean(source: Path) -> None:
-    classes = [{"name": name, "color": "#d62728"} for name in ("mean", "Stroma")]
-    write_mapping(source / "mapping.json", classes=classes)
+def moved(old: str, new: str) -> Callable[[Path], object]:
+    return lambda source: (source / old).rename(source / new)
 
 
 def a_label_with_two_meanings(source: Path) -> None:
@@ -219,21 +214,9 @@ def a_label_with_two_meanings(source: Path) -> None:
     path.write_text(path.read_text().replace('"ROI": "roi"', '"Tumor": "Stroma", "ROI": "roi"'))
 
 
-def a_name_that_is_not_utf_8(source: Path) -> None:
-    (source / "images" / "b.png").rename(source / "images" / os.fsdecode(b"\xff.png"))
-
-
 def a_name_with_a_space_at_its_end(source: Path) -> None:
     for folder, suffix in (("images", "png"), ("annotations", "geojson")):
-        (source / folder / f"b.{suffix}").rename(source / folder / f"b .{suffix}")
-
-
-def no_slide(source: Path) -> None:
-    (source / "images" / "b.png").unlink()
-
-
-def no_format(source: Path) -> None:
-    (source / "annotations" / "a.geojson").write_text('{"shapes": []}')
+        moved(f"{folder}/b.{suffix}", f"{folder}/b .{suffix}")(source)
 
 
 def cut_off(source: Path) -> None:
@@ -247,32 +230,58 @@ def no_annotations(source: Path) -> None:
         path.unlink()
 
 
-def no_folder(source: Path) -> None:
-    (source / "annotations").rename(source / "elsewhere")
-
-
 def a_file_for_a_folder(source: Path) -> None:
-    (source / "images").rename(source / "elsewhere")
+    moved("images", "elsewhere")(source)
     (source / "images").touch()
 
 
+NO_FORMAT, NOT_UTF_8 = '{"shapes": []}', os.fsdecode(b"images/\xff.png")
+BESIDE = [[70, 5], [90, 5], [80, 9]]
+MISSPELT = {"Tumor": "Tumour", "Stroma": "Stroma"}
+
+
 @pytest.mark.parametrize(
-    ("damage", "changes", "kind", "named"),
+    ("damage", "changes", "kind", "values"),
     [
         (a_point, {}, AnnotationError, ["a.geojson", "feature 2", "'Stroma'", "Point"]),
-        (outside, {}, AnnotationError, ["a.geojson", "feature 4", "70 to 90", "64 x 64"]),
-        (an_unmapped_label, {}, AnnotationError, ["mapping.json", "'Necrosis'"]),
-        (an_undefined_class, {}, AnnotationError, ["mapping.json", "'Tumour'", "Tumor, Stroma"]),
-        (a_colour_that_is_a_word, {}, AnnotationError, ["mapping.json", "'red'", "#rrggbb"]),
-        (a_class_called_as_the_mean, {}, AnnotationError, ["mapping.json", "'mean'"]),
+        (
+            also("Tumor", BESIDE),
+            {},
+            AnnotationError,
+            ["a.geojson", "feature 4", "70 to 90", "64 x 64"],
+        ),
+        (also("Necrosis", SQUARE), {}, AnnotationError, ["mapping.json", "'Necrosis'"]),
+        (
+            mapping(labels=MISSPELT),
+            {},
+            AnnotationError,
+            ["mapping.json", "'Tumour'", "Tumor, Stroma"],
+        ),
+        (
+            named(("A", "red"), ("B", "red")),
+            {},
+            AnnotationError,
+            ["mapping.json", "'red'", "#rrggbb"],
+        ),
+        (
+            named(("mean", "#d62728"), ("B", "#d62728")),
+            {},
+            AnnotationError,
+            ["mapping.json", "'mean'"],
+        ),
         (a_label_with_two_meanings, {}, AnnotationError, ["mapping.json", "'Tumor' is there"]),
-        (no_slide, {}, SourceError, ["b.geojson"]),
-        (a_name_that_is_not_utf_8, {}, SourceError, ["udcff.png", "UTF-8"]),
+        (moved("images/b.png", "b.png"), {}, SourceError, ["b.geojson"]),
+        (moved("images/b.png", NOT_UTF_8), {}, SourceError, ["udcff.png", "UTF-8"]),
         (a_name_with_a_space_at_its_end, {}, SourceError, ["b .png", "spaces"]),
-        (no_format, {}, AnnotationError, ["a.geojson", "ASAP XML"]),
+        (
+            lambda s: (s / "annotations/a.geojson").write_text(NO_FORMAT),
+            {},
+            AnnotationError,
+            ["a.geojson", "ASAP XML"],
+        ),
         (cut_off, {}, AnnotationError, ["a.geojson.gz"]),
         (no_annotations, {}, SourceError, ["no file of annotations", ".geojson.gz"]),
-        (no_folder, {}, SourceError, ["annotations is not a folder"]),
+        (moved("annotations", "elsewhere"), {}, SourceError, ["annotations is not a folder"]),
         (a_file_for_a_folder, {}, SourceError, ["images is not a folder"]),
         (lambda _: None, {"source_mpp": None}, ScaleError, ["a.png", "--source-mpp"]),
         (lambda _: None, {"source_mpp": 20.0}, ScaleError, ["a.png", "40 times"]),
@@ -280,13 +289,13 @@ def a_file_for_a_folder(source: Path) -> None:
 )
 def test_what_cannot_be_drawn_rightly_is_refused_before_anything_is_written(
     annotated: Path,
-    damage: Callable[[Path], None],
+    damage: Callable[[Path], object],
     changes: dict[str, Any],
     kind: type[FocalPathError],
-    named: list[str],
+    values: list[str],
 ):
     damage(annotated)
-    with raises(kind, *named):
+    with raises(kind, *values):
         prepare(annotated, **changes)
     assert not (annotated / "out").exists()
 
