@@ -63,11 +63,6 @@ class ImageFacts:
     digest: str
     """Of the size and pixels, to find copies; empty where all pixels are the same."""
 
-    @property
-    def mpp(self) -> float | None:
-        """Side of the square with a pixel's area, in um."""
-        return None if self.pixel_size is None else self.pixel_size.mean
-
 
 def inspect_image(path: Path) -> ImageFacts:
     """Decode an image to check it; once per process while the file stays the same.

@@ -32,12 +32,12 @@ from train.fitting.metrics_file import METRICS_FILE, MetricsFile
 from train.fitting.resume import ResumableEarlyStopping, RunInputs, resumed_epoch, run_inputs
 from train.fitting.run_lock import only_run
 from train.fitting.scores import baseline_dice
-from train.fitting.start import find_start
 from train.fitting.task import SegmentationTask
 from train.fitting.trainer import trainer_of
 from train.model.build import build_segmenter
 from train.model.checkpoint import (
     CARD_FILE,
+    MAX_WEIGHTS_BYTES,
     WEIGHTS_FILE,
     CheckpointCard,
     TrainingData,
@@ -45,7 +45,9 @@ from train.model.checkpoint import (
     read_card,
 )
 from train.model.class_bias import ClassStatistics, find_strategy
+from train.model.previous_run import EarlierRun, settings_after
 from train.model.segmenter import Segmenter
+from train.model.starting_weights import StartingWeights, starting_weights
 from train.settings import LabelClass, Settings
 
 FIGURE_FILE = "training.png"
@@ -81,7 +83,7 @@ def fit(
     may_exist = resume or overwrite
     _refuse_trained(run, may_exist=may_exist)
     folder = data if isinstance(data, TileFolder) else read_tile_folder(data)
-    start = find_start(settings)
+    start = _find_start(settings)
     settings = at_scale(start.settings, folder, ("training", "validation"))
     _check_shares(folder, settings)
     counts = require_trainable(folder)
@@ -91,7 +93,8 @@ def fit(
     first_epoch = resumed_epoch(run / LAST_FILE, inputs) if resume else 0
     L.seed_everything(settings.optimization.seed, workers=True, verbose=False)
     segmenter = _segmenter(settings, folder, ClassStatistics(frequencies, dice))
-    origins = start.load(segmenter, folder.classes)
+    _check_exportable(segmenter, settings)
+    origins = start.load_into(segmenter, folder.classes)
     card = _card(settings, folder, frequencies, origins)
     with write_errors_explained(run):
         run.mkdir(parents=True, exist_ok=True)
@@ -121,6 +124,50 @@ def _refuse_trained(run: Path, *, may_exist: bool) -> None:
         raise DestinationError(
             f"{run} has a trained model; expected a new folder. Add --resume to continue it from "
             f"{LAST_FILE}, where that is there, or --overwrite to replace it."
+        )
+
+
+def _find_start(settings: Settings) -> StartingWeights | EarlierRun:
+    """Find what a run starts from, before it trains.
+
+    Raises:
+        SettingsError: both an earlier run and published weights are given.
+        WeightsError: published weights are missing, or cannot be read.
+        CheckpointError: the earlier run has no checkpoint, or another architecture than asked for.
+    """
+    weights = settings.weights
+    if weights.from_run is None:
+        return starting_weights(settings)
+    if weights.sam_weights is not None or weights.pathology_weights is not None:
+        raise SettingsError(
+            f"--from {weights.from_run} is given together with published weights, which its own "
+            "would replace. Leave out --sam-weights and --pathology-weights."
+        )
+    run = Path(weights.from_run)
+    return EarlierRun(settings_after(settings, run), run)
+
+
+def _check_exportable(segmenter: Segmenter, settings: Settings) -> None:
+    """Refuse a U-Net, and a model that is too large for one ONNX file, before it trains.
+
+    Raises:
+        SettingsError: the model cannot be exported, and `exportable` is set.
+    """
+    if not settings.runtime.exportable:
+        return
+    if settings.model.network != "sam_path":
+        raise SettingsError(
+            f"--network {settings.model.network} is only there to compare with, and is not "
+            "exported. Add --no-exportable to train it for `evaluate` and `predict`."
+        )
+    num_bytes = sum(value.numel() * 4 for value in segmenter.state_dict().values())
+    if num_bytes > MAX_WEIGHTS_BYTES:
+        raise SettingsError(
+            f"the model has {num_bytes / 4e6:.0f} million parameters with the encoders "
+            f"{settings.model.image_encoder} and {settings.model.pathology_encoder}; at most "
+            f"{MAX_WEIGHTS_BYTES / 4e6:.0f} million can be exported, since an ONNX file holds "
+            "2 GiB. Choose smaller encoders, or add --no-exportable to train it for `evaluate` "
+            "and `predict` alone."
         )
 
 

@@ -1,7 +1,9 @@
 """Starts a run from another one: `fit --from RUN` takes the weights of an earlier checkpoint."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from rich.console import Console
 
 from train.errors import CheckpointError
 from train.model.checkpoint import (
@@ -25,6 +27,25 @@ _ARCHITECTURE = (
 )
 """Settings that describe the weights. A run that starts from another takes them from it."""
 _BIAS = "class_attention_bias."
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """An earlier run to go on from."""
+
+    settings: Settings
+    """Those of the new run; see `settings_after`."""
+    run: Path
+    """The earlier run's folder or weights."""
+
+    def load_into(
+        self, segmenter: Segmenter, classes: tuple[LabelClass, ...]
+    ) -> tuple[WeightsOrigin, ...]:
+        """Load its weights into a model of `settings`; see `load_run`. Tells what was left out."""
+        origins, left_out = load_run(segmenter, self.run, classes)
+        for name in left_out:
+            Console().print(f"not taken from {self.run}: {name}", markup=False, soft_wrap=True)
+        return origins
 
 
 def settings_after(settings: Settings, run: Path) -> Settings:

@@ -19,7 +19,7 @@ from train.model.weight_files import (
 )
 from train.model.weight_names import VitFacts, VitWeights, as_timm, vit_facts
 from train.presets import PRESETS
-from train.settings import ModelSettings, Settings
+from train.settings import LabelClass, ModelSettings, Settings
 
 _LAYER_SCALE = 1e-5
 _UNKNOWN_LICENCE = "its authors' terms, which FocalPath does not know"
@@ -34,8 +34,10 @@ class StartingWeights:
     origins: tuple[WeightsOrigin, ...]
     pathology: VitWeights | None
 
-    def load_into(self, segmenter: Segmenter) -> None:
-        """Load them into a model of `settings`.
+    def load_into(
+        self, segmenter: Segmenter, classes: tuple[LabelClass, ...]
+    ) -> tuple[WeightsOrigin, ...]:
+        """Load them into a model of `settings`, of any classes; returns where they come from.
 
         Raises:
             WeightsError: they are not of its architecture.
@@ -46,6 +48,7 @@ class StartingWeights:
         if self.pathology is not None:
             assert weights.pathology_weights is not None
             load_vit(segmenter, self.pathology, weights_file(Path(weights.pathology_weights)))
+        return self.origins
 
 
 def starting_weights(settings: Settings) -> StartingWeights:

@@ -116,6 +116,17 @@ def test_an_earlier_run_and_published_weights_exclude_each_other(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_that_is_too_large_to_be_exported_is_refused_before_training(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    weights = Segmenter(toy_settings().model, 5).state_dict()
+    num_bytes = 4 * sum(value.numel() for value in weights.values())
+    monkeypatch.setattr("train.fitting.run.MAX_WEIGHTS_BYTES", num_bytes - 1)
+    with raises(SettingsError, "--no-exportable"):
+        fit(toy_settings(), toy_data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("regularisation", "survives"), [("decay", True), ("off", True), ("l2", False)]
 )

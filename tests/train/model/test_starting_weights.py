@@ -40,7 +40,7 @@ def starting_from(path: Path, **model: Any) -> Settings:
 def started(settings: Settings) -> Segmenter:
     start = starting_weights(settings)
     segmenter = Segmenter(start.settings.model, 5).eval()
-    start.load_into(segmenter)
+    start.load_into(segmenter, ())
     return segmenter
 
 
