@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from serve.cli import main
 from serve.images.readers.reader import RegionReader
 from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
@@ -24,6 +25,12 @@ def engine_of(bundle: Path) -> LocalEngine:
     """The engine of one process, with a bundle's model."""
     segmenter = open_segmenter(InferenceSettings(bundle=bundle, threads=1))
     return LocalEngine(segmenter.backend, model_of(segmenter), max_batch_size=8)
+
+
+def segment(bundle: Path, out: Path, *arguments: object) -> int:
+    """The status of `python -m serve slides run` with small blocks on one core."""
+    settings = ["--bundle", str(bundle), "--out", str(out), "--threads", "1", "--block-cells", "64"]
+    return main(["slides", "run", *settings, *map(str, arguments)])
 
 
 def cohort(

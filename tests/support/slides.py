@@ -50,6 +50,46 @@ def write_aperio(
     return path
 
 
+def write_ome_zarr(
+    path: Path,
+    pixels: NDArray[Any],
+    *,
+    unit: str = "micrometer",
+    scale: float = 0.5,
+    of_all: float | None = None,
+    omero: dict[str, Any] | None = None,
+) -> Path:
+    """Write (H, W, C) pixels as two levels of an OME-Zarr 0.5, channels first.
+
+    Args:
+        path: the folder.
+        pixels: of level 0.
+        unit: of the scales.
+        scale: of each level's transformation.
+        of_all: scale of all levels, beside their own.
+        omero: what is said of the channels.
+    """
+    import zarr
+
+    group = zarr.open_group(path, mode="w", zarr_format=3)
+    for index, step in enumerate((1, 2)):
+        stored = np.moveaxis(pixels[::step, ::step], -1, 0)
+        group.create_array(str(index), data=np.ascontiguousarray(stored))
+    axes = [{"name": "c", "type": "channel"}]
+    axes += [{"name": name, "type": "space", "unit": unit} for name in "yx"]
+
+    def scaled(scale: float) -> list[dict[str, Any]]:
+        return [{"type": "scale", "scale": [1, scale, scale]}]
+
+    levels = [{"path": str(i), "coordinateTransformations": scaled(scale)} for i in (0, 1)]
+    image: dict[str, Any] = {"axes": axes, "datasets": levels}
+    if of_all is not None:
+        image["coordinateTransformations"] = scaled(of_all)
+    content = {"version": "0.5", "multiscales": [image], **({"omero": omero} if omero else {})}
+    group.attrs["ome"] = content
+    return path
+
+
 def tissue_pixels(height: int, width: int, *, seed: int = 0) -> NDArray[np.uint8]:
     """Smooth pink and purple with some noise, (height, width, 3) uint8."""
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ from serve.contract.errors import ImageError
 from serve.images import png
 from serve.images.png import decode_plain_png, is_cut_short
 from tests.support.errors import raises
-from tests.support.pictures import blobs, decode_image, encoded
+from tests.support.pictures import blobs, decode_image, encoded, png_chunk
 
 IMAGE = blobs(40, 50)
 PNG = encoded(IMAGE)
@@ -18,13 +18,8 @@ HEADER_END = 33
 PLATFORM_HAS_IT = pytest.mark.skipif(png.pyspng is None, reason="no wheel for this platform")
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    checksum = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
-
-
 def _with(kind: bytes, content: bytes) -> bytes:
-    return PNG[:HEADER_END] + _chunk(kind, content) + PNG[HEADER_END:]
+    return PNG[:HEADER_END] + png_chunk(kind, content) + PNG[HEADER_END:]
 
 
 def _by_pillow(data: bytes) -> np.ndarray:
@@ -65,7 +60,7 @@ def test_what_pillow_does_not_apply_is_not_applied(kind: bytes, content: bytes) 
         _with(b"acTL", struct.pack(">II", 1, 0)),
         _with(b"tEXt", b"Raw profile type exif\0x"),
         _with(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x/>"),
-        PNG[:-12] + _chunk(b"tEXt", b"a\0b") + _chunk(b"IDAT", b""),
+        PNG[:-12] + png_chunk(b"tEXt", b"a\0b") + png_chunk(b"IDAT", b""),
         PNG[: len(PNG) // 2],
         encoded(IMAGE, "JPEG"),
         encoded(IMAGE[:, :, 0]),
@@ -101,7 +96,7 @@ def test_a_png_that_ends_before_its_last_row_is_refused(
     header = struct.pack(">IIBBBBB", 50, 40, 8, color, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in image[:rows]))
     chunks = [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
-    data = PNG[:8] + b"".join(_chunk(kind, content) for kind, content in chunks)
+    data = PNG[:8] + b"".join(png_chunk(kind, content) for kind, content in chunks)
     with raises(ImageError, code="image_damaged"):
         decode_image(data)
 
@@ -131,7 +126,7 @@ def test_interlaced_rows_are_counted(size: tuple[int, int], bits: int, channels:
     header = struct.pack(">IIBBBBB", width, height, bits, 2 if channels == 3 else 0, 0, 0, 1)
     for missing in (0, 1):
         pixels = zlib.compress(bytes(length - missing))
-        data = PNG[:8] + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + PNG[-12:]
+        data = PNG[:8] + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", pixels) + PNG[-12:]
         assert is_cut_short(data) == bool(missing)
 
 

@@ -9,11 +9,11 @@ import zarr
 from numpy.typing import NDArray
 
 from export.triton import publish
-from serve.cli import main
 from serve.contract.manifest import read_bundle
 from serve.slides.finish import read_passport
 from serve.slides.store import CONFIDENCE, LABELS, array_of
 from tests.support.openvino import needs_openvino, passed_in_openvino
+from tests.support.slide_runs import segment
 from tests.support.slides import tissue_pixels, write_aperio
 from tests.support.toy_bundle import write_toy_bundle
 from tests.support.triton_server import TritonServer
@@ -43,9 +43,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def maps(slide: Path, bundle: Path, out: Path, *options: str) -> list[NDArray[np.uint8]]:
     """Labels and confidence of the slide."""
-    command = ["slides", "run", str(slide), "--bundle", str(bundle), "--out", str(out)]
-    command += ["--threads", "1", "--block-cells", "64", "--format", "ome-zarr"]
-    assert main([*command, "--progress", "quiet", *options]) == 0
+    quiet = ("--progress", "quiet", "--format", "ome-zarr")
+    assert segment(bundle, out, slide, *quiet, *options) == 0
     group = zarr.open_group(out / "slide" / "slide.ome.zarr", mode="r")
     return [np.asarray(array_of(group, name)[:]) for name in (LABELS, CONFIDENCE)]
 
@@ -86,7 +85,6 @@ def test_triton_gives_the_labels_of_onnx_runtime(
         check(maps(slide, bundle, tmp_path / "out", *options), expected)
         assert read_passport(tmp_path / "out" / "slide").plan.model.runs_on == "triton"
     shutil.rmtree(tmp_path / "out")
-    command = ["slides", "run", str(slide), "--bundle", str(bundle), *options]
-    assert main([*command, "--out", str(tmp_path / "out")]) == 1
+    assert segment(bundle, tmp_path / "out", slide, *options) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert server.grpc_url in line

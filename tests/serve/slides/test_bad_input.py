@@ -1,38 +1,40 @@
 """What users give by mistake, through the command line."""
 
 import json
-import os
 import resource
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from serve.cli import main
 from serve.slides.status import read_status, verify
-from tests.support import ROOT
 from tests.support.bad_slides import BAD_SLIDES
+from tests.support.slide_runs import segment
 from tests.support.slides import tissue_pixels, write_aperio
 from tests.support.toy_bundle import write_toy_bundle
 
 pytestmark = pytest.mark.slow
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
 
 
 @pytest.fixture
 def slide(tmp_path: Path) -> Path:
+    (tmp_path / "slides").mkdir()
     return write_aperio(tmp_path / "slides" / "good.svs", tissue_pixels(500, 600))
 
 
-@pytest.fixture(autouse=True)
-def _folder(tmp_path: Path) -> None:
-    (tmp_path / "slides").mkdir()
-
-
-def run(folder: Path, bundle: Path, *more: str) -> int:
-    settings = ("--bundle", str(bundle), "--threads", "1", "--block-cells", "64")
-    out = ("--out", str(folder.parent / "out"), "--progress", "quiet")
-    return main(["slides", "run", str(folder), *settings, *out, *more])
+@pytest.fixture
+def run(slide: Path, toy_bundle: Path, out: Path) -> Run:
+    """Segments the folder of the slide."""
+    quiet = ("--progress", "quiet")
+    return lambda *more, bundle=toy_bundle: segment(bundle, out, slide.parent, *quiet, *more)
 
 
 def codes(out: Path) -> dict[str, str]:
@@ -42,12 +44,12 @@ def codes(out: Path) -> dict[str, str]:
 
 
 def test_every_bad_slide_is_one_line_and_the_good_one_is_done(
-    slide: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+    slide: Path, capsys: pytest.CaptureFixture[str], run: Run, out: Path
 ) -> None:
-    folder, out = slide.parent, slide.parents[1] / "out"
+    folder = slide.parent
     for name, (write, _) in BAD_SLIDES.items():
         write(folder / name)
-    assert run(folder, toy_bundle) == 1
+    assert run() == 1
     lines = capsys.readouterr().err.splitlines()
     assert codes(out) == {name: code for name, (_, code) in BAD_SLIDES.items()}
     assert len(lines) == len(BAD_SLIDES)
@@ -62,57 +64,49 @@ def test_every_bad_slide_is_one_line_and_the_good_one_is_done(
     assert set(states.values()) == {"failed"}
 
 
-@pytest.mark.parametrize("kibibytes", [4, 40, 200])
+@contextmanager
+def small_files(num_bytes: int) -> Iterator[None]:
+    """A limit of a file's size stands for a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("kibibytes", [4, 40, 200], ids=["plan", "block", "output"])
 def test_a_disk_that_fills_up_keeps_what_is_done(
-    kibibytes: int, slide: Path, toy_bundle: Path
+    kibibytes: int, run: Run, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A limit of a file's size stands for the disk: in the plan, a block or an output."""
-    out = slide.parents[1] / "out"
-    command = [sys.executable, "-m", "serve", "slides", "run", str(slide), "--out", str(out)]
-    command += ["--bundle", str(toy_bundle), "--threads", "1", "--block-cells", "64"]
-    limit = 1024 * kibibytes
-
-    def fill() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    done = subprocess.run(
-        [*command, "--format", "ome-zarr", "overview", "ome-tiff", "--progress", "quiet"],
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if "COVERAGE" not in name},
-        preexec_fn=fill,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "cannot be written" in done.stderr
+    with small_files(1024 * kibibytes):
+        assert run("--format", "ome-zarr", "overview", "ome-tiff") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be written" in line
     assert not (out / "good").exists()
     assert not [path for path in out.rglob("*") if "partial" in path.name]
-    assert run(slide, toy_bundle, "--out", str(out)) == 0
+    assert run() == 0
     assert verify(out / "good")
 
 
 def test_a_bundle_that_is_replaced_before_the_work_goes_on_is_told(
-    slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Run
 ) -> None:
     bundle = write_toy_bundle(tmp_path / "bundle")
-    assert run(slide.parent, bundle) == 0
+    assert run(bundle=bundle) == 0
     write_toy_bundle(bundle, version="2.0.0")
-    assert run(slide.parent, bundle) == 1
+    assert run(bundle=bundle) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "the model" in line
     assert "--overwrite" in line
 
 
 def test_a_cluster_without_its_extra_is_told(
-    slide: Path,
-    toy_bundle: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Run
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("serve.slides.cluster")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert run(slide.parent, toy_bundle, "--cluster", "auto") == 1
+    assert run("--cluster", "auto") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "'.[cluster]'" in line

@@ -1,7 +1,7 @@
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,10 @@ from rich.console import Console
 from serve.cli import main
 from serve.slides.progress import Bar, JsonLines
 from tests.support.dicom_slides import write_dicom_slide
+from tests.support.slide_runs import segment
 from tests.support.slides import tissue_pixels, write_aperio
+
+Run = Callable[..., int]
 
 
 @pytest.fixture
@@ -18,17 +21,15 @@ def slide(tmp_path: Path) -> Path:
     return write_aperio(tmp_path / "slide.svs", tissue_pixels(300, 400))
 
 
-def run(slide: Path, bundle: Path, *more: str, others: Sequence[Path] = ()) -> int:
-    out = str(slide.parent / "out")
-    settings = ("--bundle", str(bundle), "--threads", "1", "--block-cells", "64")
-    slides = [str(path) for path in (slide, *others)]
-    return main(["slides", "run", *slides, "--out", out, *settings, *more])
+@pytest.fixture
+def run(slide: Path, toy_bundle: Path) -> Run:
+    """Segments the slide, or others, into the folder `out` beside it."""
+    out = slide.parent / "out"
+    return lambda *more, path=slide, bundle=toy_bundle: segment(bundle, out, path, *more)
 
 
-def test_run_status_and_verify(
-    slide: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(slide, toy_bundle, "--progress", "json") == 0
+def test_run_status_and_verify(slide: Path, capsys: pytest.CaptureFixture[str], run: Run) -> None:
+    assert run("--progress", "json") == 0
     printed = capsys.readouterr()
     events = [json.loads(line) for line in printed.err.splitlines()]
     assert [event["event"] for event in events][0 :: len(events) - 1] == ["begin", "end"]
@@ -47,13 +48,13 @@ def test_run_status_and_verify(
 
 @pytest.mark.slow
 def test_a_dicom_slide_without_its_finest_file_says_so(
-    tmp_path: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Run
 ) -> None:
     for name in ("whole", "part"):
         write_dicom_slide(tmp_path / name, tissue_pixels(256, 320), mpp=(0.25, 0.25))
     (tmp_path / "part" / "1.dcm").unlink()
     more = ("--format", "overview", "--tissue", "none")
-    assert run(tmp_path / "whole", toy_bundle, *more, others=[tmp_path / "part"]) == 0
+    assert run(tmp_path / "part", *more, path=tmp_path / "whole") == 0
     status = ["slides", "status", str(tmp_path / "out")]
     for printed in (capsys.readouterr().out, (main(status), capsys.readouterr().out)[1]):
         notes = [line for line in printed.splitlines() if line.startswith("note:")]
@@ -82,13 +83,13 @@ def test_verify_tells_that_there_is_no_result(
 
 @pytest.mark.slow
 def test_names_with_brackets_are_printed_as_they_are(
-    slide: Path, toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    slide: Path, toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Run
 ) -> None:
     named = slide.rename(slide.with_name("[bold]a.svs"))
     bundle = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
     manifest = (bundle / "manifest.json").read_text(encoding="utf-8")
     (bundle / "manifest.json").write_text(manifest.replace('"Other"', '"Other [/b]"'))
-    assert run(named, bundle, "--progress", "quiet") == 0
+    assert run("--progress", "quiet", path=named, bundle=bundle) == 0
     assert main(["slides", "status", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert printed.count("[bold]a") == 2
@@ -97,11 +98,11 @@ def test_names_with_brackets_are_printed_as_they_are(
 
 @pytest.mark.slow
 def test_a_path_with_a_line_feed_is_one_line_of_an_error(
-    slide: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+    slide: Path, capsys: pytest.CaptureFixture[str], run: Run
 ) -> None:
     odd = slide.parent / "line\nfeed.svs"
     odd.write_bytes(slide.read_bytes())
-    assert run(slide, toy_bundle, "--progress", "quiet", others=[odd]) == 1
+    assert run(odd, "--progress", "quiet") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "line\\nfeed.svs" in line
 
@@ -120,24 +121,20 @@ def test_a_path_with_a_line_feed_is_one_line_of_an_error(
     ],
 )
 def test_what_cannot_be_used_is_told_before_anything_starts(
-    arguments: tuple[str, str],
-    told: str,
-    slide: Path,
-    toy_bundle: Path,
-    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, str], told: str, slide: Path, capsys: pytest.CaptureFixture[str], run: Run
 ) -> None:
-    assert run(slide, toy_bundle, *arguments) == 1
+    assert run(*arguments) == 1
     assert told in capsys.readouterr().err
     assert not (slide.parent / "out").exists()
 
 
 def test_a_table_of_something_else_is_not_overwritten(
-    slide: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+    slide: Path, capsys: pytest.CaptureFixture[str], run: Run
 ) -> None:
     table = slide.parent / "out" / "summary.csv"
     table.parent.mkdir()
     table.write_text("patient;age\n1;70\n")
-    assert run(slide, toy_bundle) == 1
+    assert run() == 1
     assert str(table) in capsys.readouterr().err
     assert table.read_text() == "patient;age\n1;70\n"
 

@@ -60,12 +60,32 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_aperio(tmp_path_factory.mktemp("slides") / "slide.svs", pixels)
 
 
-def test_a_slide_becomes_a_whole_result_with_every_format(
-    tmp_path: Path, engine: LocalEngine, slide: Path
-) -> None:
-    outcome = run_one(cohort(tmp_path / "out", engine, formats=list(FORMATS)), slide)
+class Runs:
+    """Segments the slide, or another one, into one folder."""
+
+    def __init__(self, out: Path, engine: LocalEngine, slide: Path) -> None:
+        self.out = out
+        self._engine = engine
+        self._slide = slide
+
+    def __call__(self, path: Path | None = None, name: str = "", **options: Any) -> Outcome:
+        path = path or self._slide
+        (outcome,) = self.all([SlideTask(path=path, name=name or path.stem)], **options)
+        return outcome
+
+    def all(self, tasks: list[SlideTask], **options: Any) -> list[Outcome]:
+        return run_cohort(cohort(self.out, self._engine, **options), tasks)
+
+
+@pytest.fixture
+def run(tmp_path: Path, engine: LocalEngine, slide: Path) -> Runs:
+    return Runs(tmp_path / "out", engine, slide)
+
+
+def test_a_slide_becomes_a_whole_result_with_every_format(tmp_path: Path, run: Runs) -> None:
+    outcome = run(formats=list(FORMATS))
     assert outcome.status == "done", outcome.reason
-    result = tmp_path / "out" / "slide"
+    result = run.out / "slide"
     for entry in FORMATS.values():
         assert entry.path(result, "slide").exists(), entry.name
     assert verify(result) > 10
@@ -77,38 +97,32 @@ def test_a_slide_becomes_a_whole_result_with_every_format(
     tumor = next(entry for entry in summary.classes if entry.name == "Tumor")
     assert tumor.area_mm2 == pytest.approx(200 * 200 * 0.25e-6, rel=0.1)
     assert sum(entry.tissue_share or 0 for entry in summary.classes) == pytest.approx(1, abs=1e-4)
-    assert list((tmp_path / "out" / ".work").iterdir()) == []
-    before = ran_on(tmp_path / "out")
+    assert list((run.out / ".work").iterdir()) == []
+    before = ran_on(run.out)
     assert before is not None
     assert (before.provider, before.precision) == ("cpu", "fp32")
     assert ran_on(tmp_path) is None
-    write_cohort_csv(tmp_path / "out")
-    lines = (tmp_path / "out" / "summary.csv").read_text().splitlines()
+    write_cohort_csv(run.out)
+    lines = (run.out / "summary.csv").read_text().splitlines()
     assert len(lines) == 1 + len(summary.classes)
 
 
-def test_a_slide_whose_scale_is_given_otherwise_says_so_in_its_summary(
-    tmp_path: Path, engine: LocalEngine, slide: Path
-) -> None:
-    assert run_one(cohort(tmp_path, engine), slide, mpp=0.62).status == "done"
-    (note,) = read_summary(tmp_path / "slide").notes
+def test_a_slide_whose_scale_is_given_otherwise_says_so_in_its_summary(run: Runs) -> None:
+    assert run(mpp=0.62).status == "done"
+    (note,) = read_summary(run.out / "slide").notes
     assert note.endswith("says 0.5 um per pixel, 0.62 was given, and counts")
 
 
 @pytest.mark.slow
-def test_a_finished_slide_is_kept_and_other_settings_are_refused(
-    tmp_path: Path, engine: LocalEngine, slide: Path
-) -> None:
-    out = tmp_path / "out"
-    assert run_one(cohort(out, engine), slide).status == "done"
-    before = files_of(out / "slide")
-    assert run_one(cohort(out, engine), slide).status == "kept"
-    other = run_one(cohort(out, engine, block_cells=128), slide)
+def test_a_finished_slide_is_kept_and_other_settings_are_refused(run: Runs) -> None:
+    assert run().status == "done"
+    before = files_of(run.out / "slide")
+    assert run().status == "kept"
+    other = run(block_cells=128)
     assert (other.status, other.code) == ("failed", ResultError.code)
     assert "settings" in other.reason
-    assert files_of(out / "slide") == before
-    again = cohort(out, engine, block_cells=128, overwrite=True)
-    assert run_one(again, slide).status == "done"
+    assert files_of(run.out / "slide") == before
+    assert run(block_cells=128, overwrite=True).status == "done"
 
 
 @pytest.mark.slow
@@ -134,19 +148,16 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_a_stopped_run_that_replaces_a_result_goes_on_with_its_own_blocks(
-    tmp_path: Path, engine: LocalEngine, slide: Path
-) -> None:
-    out = tmp_path / "out"
-    run_one(cohort(out, engine, block_cells=128), slide)
+def test_a_stopped_run_that_replaces_a_result_goes_on_with_its_own_blocks(run: Runs) -> None:
+    run(block_cells=128)
     for _ in range(2):
         with pytest.raises(Stop):
-            run_one(cohort(out, engine, overwrite=True, watcher=Stopping(60)), slide)
-    outcome = run_one(cohort(out, engine, overwrite=True), slide)
-    passport = read_passport(out / "slide")
+            run(overwrite=True, watcher=Stopping(60))
+    outcome = run(overwrite=True)
+    passport = read_passport(run.out / "slide")
     assert passport.plan.settings.block_cells == 64
     assert 0 < outcome.num_tiles < passport.num_tiles
-    assert verify(out / "slide")
+    assert verify(run.out / "slide")
 
 
 @pytest.fixture(scope="module")
@@ -185,37 +196,26 @@ def of_other_cells(work: Path) -> None:
     ],
 )
 def test_work_that_was_damaged_is_done_again(
-    damage: Callable[[Path], None],
-    stopped: tuple[Path, dict[str, bytes]],
-    tmp_path: Path,
-    engine: LocalEngine,
-    slide: Path,
+    damage: Callable[[Path], None], stopped: tuple[Path, dict[str, bytes]], run: Runs
 ) -> None:
     begun, expected = stopped
-    out = Path(shutil.copytree(begun, tmp_path / "out"))
-    assert len(list((out / ".work/slide/done").iterdir())) >= 2
-    damage(out / ".work" / "slide")
-    outcome = run_one(cohort(out, engine), slide)
+    shutil.copytree(begun, run.out)
+    assert len(list((run.out / ".work/slide/done").iterdir())) >= 2
+    damage(run.out / ".work" / "slide")
+    outcome = run()
     assert outcome.status == "done", outcome.reason
-    assert files_of(out / "slide") == expected
+    assert files_of(run.out / "slide") == expected
 
 
 @pytest.mark.slow
-def test_two_runs_on_one_folder_share_the_work(
-    tmp_path: Path, engine: LocalEngine, slide: Path
-) -> None:
+def test_two_runs_on_one_folder_share_the_work(tmp_path: Path, slide: Path, run: Runs) -> None:
     paths = []
     for name in ("a", "b", "c"):
         paths.append(tmp_path / f"{name}.svs")
         shutil.copy(slide, paths[-1])
     tasks = [SlideTask(path=path, name=path.stem) for path in paths]
     found: list[list[Outcome]] = []
-    threads = [
-        threading.Thread(
-            target=lambda: found.append(run_cohort(cohort(tmp_path / "out", engine), tasks))
-        )
-        for _ in range(2)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(run.all(tasks))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -223,7 +223,7 @@ def test_two_runs_on_one_folder_share_the_work(
     statuses = [{outcome.name: outcome.status for outcome in outcomes} for outcomes in found]
     assert all(sorted((statuses[0][name], statuses[1][name])) == ["done", "kept"] for name in "abc")
     for name in "abc":
-        assert verify(tmp_path / "out" / name)
+        assert verify(run.out / name)
 
 
 def test_a_lock_goes_with_its_holder(tmp_path: Path) -> None:
@@ -236,35 +236,32 @@ def test_a_lock_goes_with_its_holder(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_slide_that_fails_fails_alone(tmp_path: Path, engine: LocalEngine, slide: Path) -> None:
+def test_a_slide_that_fails_fails_alone(tmp_path: Path, slide: Path, run: Runs) -> None:
     unscaled = write_aperio(tmp_path / "unscaled.svs", tissue_pixels(300, 300), mpp=None)
-    out = tmp_path / "out"
     tasks = [SlideTask(path=path, name=path.stem) for path in (unscaled, slide)]
     tasks.append(SlideTask(path=unscaled, name="coarse", mpp=20))  # 20x was meant
-    outcomes = run_cohort(cohort(out, engine), tasks)
+    outcomes = run.all(tasks)
     assert [outcome.code for outcome in outcomes] == ["slide_scale", "", "enlarged_too_far"]
     assert "--mpp" in outcomes[0].reason
-    states = {status.name: status.state for status in read_status(out)}
+    states = {status.name: status.state for status in read_status(run.out)}
     assert states == dict(unscaled="failed", slide="done", coarse="failed")
-    fixed = run_one(cohort(out, engine, mpp=0.5), unscaled)
+    fixed = run(unscaled, mpp=0.5)
     assert fixed.status == "done"
-    assert {status.state for status in read_status(out)} == {"failed", "done"}
+    assert {status.state for status in read_status(run.out)} == {"failed", "done"}
 
 
-def test_a_slide_without_tissue_has_a_result_that_says_so(
-    tmp_path: Path, engine: LocalEngine
-) -> None:
+def test_a_slide_without_tissue_has_a_result_that_says_so(tmp_path: Path, run: Runs) -> None:
     path = write_aperio(tmp_path / "glass.svs", np.full((500, 600, 3), 243, np.uint8))
-    outcome = run_one(cohort(tmp_path / "out", engine, formats=list(FORMATS)), path)
+    outcome = run(path, formats=list(FORMATS))
     assert (outcome.status, outcome.num_tiles) == ("done", 0)
-    summary = read_summary(tmp_path / "out" / "glass")
+    summary = read_summary(run.out / "glass")
     assert not summary.has_tissue
     assert summary.tissue_mm2 == 0
-    assert verify(tmp_path / "out" / "glass")
+    assert verify(run.out / "glass")
 
 
 def test_a_slide_that_is_replaced_while_it_runs_fails(
-    tmp_path: Path, engine: LocalEngine, slide: Path
+    tmp_path: Path, slide: Path, run: Runs
 ) -> None:
     path = tmp_path / "slide.svs"
     shutil.copy(slide, path)
@@ -273,39 +270,34 @@ def test_a_slide_that_is_replaced_while_it_runs_fails(
         def add_tiles(self, name: str, num_tiles: int) -> None:
             os.utime(path, (0, 0))
 
-    outcome = run_one(cohort(tmp_path / "out", engine, watcher=Replacing()), path)
+    outcome = run(path, watcher=Replacing())
     assert (outcome.status, outcome.code) == ("failed", "slide_unusable")
     assert "replaced" in outcome.reason
 
 
-def test_work_of_another_slide_under_the_same_name_is_refused(
-    tmp_path: Path, engine: LocalEngine, slide: Path
-) -> None:
-    out = tmp_path / "out"
+def test_work_of_another_slide_under_the_same_name_is_refused(tmp_path: Path, run: Runs) -> None:
     with pytest.raises(Stop):
-        run_one(cohort(out, engine, watcher=Stopping(30)), slide)
+        run(watcher=Stopping(30))
     other = write_aperio(tmp_path / "slide.svs", tissue_pixels(400, 400))
-    outcome = run_one(cohort(out, engine), other)
+    outcome = run(other)
     assert (outcome.status, outcome.code) == ("failed", ResultError.code)
     assert "slide.fingerprint" in outcome.reason
-    assert run_one(cohort(out, engine, overwrite=True), other).status == "done"
+    assert run(other, overwrite=True).status == "done"
 
 
-def test_a_folder_that_is_no_result_is_not_touched(
-    tmp_path: Path, engine: LocalEngine, slide: Path
-) -> None:
-    mine = tmp_path / "out" / "slide" / "mine.txt"
+def test_a_folder_that_is_no_result_is_not_touched(run: Runs) -> None:
+    mine = run.out / "slide" / "mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("precious")
     for overwrite in (False, True):
-        outcome = run_one(cohort(tmp_path / "out", engine, overwrite=overwrite), slide)
+        outcome = run(overwrite=overwrite)
         assert (outcome.status, outcome.code) == ("failed", ResultError.code)
     assert mine.read_text() == "precious"
 
 
 @pytest.mark.slow
 def test_a_bundle_that_is_replaced_meanwhile_stops_the_slides_after(
-    tmp_path: Path, engine: LocalEngine, bundle: Path, slide: Path
+    tmp_path: Path, bundle: Path, slide: Path, run: Runs
 ) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
@@ -316,17 +308,14 @@ def test_a_bundle_that_is_replaced_meanwhile_stops_the_slides_after(
 
     # The second may have begun before the first ended; the third has not.
     tasks = [SlideTask(path=slide, name=name) for name in ("first", "second", "third")]
-    work = cohort(tmp_path / "out", engine, watcher=Replacing(), bundle=copy)
-    outcomes = run_cohort(work, tasks)
+    outcomes = run.all(tasks, watcher=Replacing(), bundle=copy)
     assert outcomes[0].status == "done"
     assert outcomes[2].status == "failed"
     assert "manifest.json" in outcomes[2].reason
 
 
 @pytest.mark.slow
-def test_the_next_slide_is_computed_while_outputs_are_written(
-    tmp_path: Path, engine: LocalEngine, slide: Path
-) -> None:
+def test_the_next_slide_is_computed_while_outputs_are_written(slide: Path, run: Runs) -> None:
     computes = {name: threading.Event() for name in ("first", "second")}
     waited: list[bool] = []
 
@@ -340,13 +329,13 @@ def test_the_next_slide_is_computed_while_outputs_are_written(
                 waited.append(computes[other].wait(60))
 
     tasks = [SlideTask(path=slide, name=name) for name in computes]
-    outcomes = run_cohort(cohort(tmp_path / "out", engine, watcher=Waiting()), tasks)
+    outcomes = run.all(tasks, watcher=Waiting())
     assert [outcome.status for outcome in outcomes] == ["done", "done"]
     assert waited == [True]
 
 
 def test_what_a_closed_engine_raises_is_not_the_slides_failure(
-    tmp_path: Path, bundle: Path, slide: Path
+    bundle: Path, slide: Path, run: Runs
 ) -> None:
     at_work, closed = threading.Barrier(2), threading.Event()
 
@@ -366,17 +355,15 @@ def test_what_a_closed_engine_raises_is_not_the_slides_failure(
     engine = Interrupted(segmenter.backend, model_of(segmenter), max_batch_size=8)
     tasks = [SlideTask(path=slide, name=name) for name in ("first", "second")]
     with pytest.raises(KeyboardInterrupt):
-        run_cohort(cohort(tmp_path / "out", engine), tasks)
-    assert not list((tmp_path / "out").rglob("*.failed"))
+        run_cohort(cohort(run.out, engine), tasks)
+    assert not list((run.out).rglob("*.failed"))
 
 
 @pytest.mark.slow
-def test_verify_notices_a_changed_byte_in_every_file(
-    tmp_path: Path, engine: LocalEngine, slide: Path
-) -> None:
-    run_one(cohort(tmp_path / "out", engine, formats=("ome-zarr", "geojson", "overview")), slide)
-    write_cohort_csv(tmp_path / "out")
-    result = tmp_path / "out" / "slide"
+def test_verify_notices_a_changed_byte_in_every_file(run: Runs) -> None:
+    run(formats=("ome-zarr", "geojson", "overview"))
+    write_cohort_csv(run.out)
+    result = run.out / "slide"
     for path in [path for path in result.rglob("*") if path.is_file()]:
         stored = path.read_bytes()
         places = {len(stored) // 2}
@@ -388,19 +375,17 @@ def test_verify_notices_a_changed_byte_in_every_file(
                 verify(result)
         path.write_bytes(stored)
     assert verify(result)
-    table = tmp_path / "out" / "summary.csv"
-    verify_csv(tmp_path / "out")
+    table = run.out / "summary.csv"
+    verify_csv(run.out)
     table.write_bytes(table.read_bytes().replace(b"Tumor", b"Tumos"))
     with raises(ResultDamagedError, "summary.csv", "1 rows"):
-        verify_csv(tmp_path / "out")
+        verify_csv(run.out)
 
 
 @pytest.mark.slow
-def test_verify_notices_what_is_missing_and_what_was_added(
-    tmp_path: Path, engine: LocalEngine, slide: Path
-) -> None:
-    run_one(cohort(tmp_path / "out", engine), slide)
-    result = tmp_path / "out" / "slide"
+def test_verify_notices_what_is_missing_and_what_was_added(run: Runs) -> None:
+    run()
+    result = run.out / "slide"
     (result / ".DS_Store").touch()
     (result / "notes.txt").touch()
     assert verify(result)
@@ -417,33 +402,29 @@ def test_verify_notices_what_is_missing_and_what_was_added(
 
 
 @pytest.mark.slow
-def test_a_damaged_result_keeps_no_other_from_the_cohorts_numbers(
-    tmp_path: Path, engine: LocalEngine, slide: Path
-) -> None:
-    work = cohort(tmp_path / "out", engine)
+def test_a_damaged_result_keeps_no_other_from_the_cohorts_numbers(run: Runs) -> None:
     for name in ("good", "bad"):
-        run_one(work, slide, name=name)
-    (tmp_path / "out" / "bad" / "summary.json").write_text("{}")
-    outcome = run_one(work, slide, name="bad")
+        run(name=name)
+    (run.out / "bad" / "summary.json").write_text("{}")
+    outcome = run(name="bad")
     assert (outcome.status, outcome.code) == ("failed", ResultError.code)
     assert "--overwrite" in outcome.reason
-    write_cohort_csv(tmp_path / "out")
-    rows = (tmp_path / "out" / "summary.csv").read_text().splitlines()[1:]
+    write_cohort_csv(run.out)
+    rows = (run.out / "summary.csv").read_text().splitlines()[1:]
     assert {row.partition(",")[0] for row in rows} == {"good"}
-    states = {status.name: status.state for status in read_status(tmp_path / "out")}
+    states = {status.name: status.state for status in read_status(run.out)}
     assert states == {"good": "done", "bad": "failed"}
-    (tmp_path / "out" / "bad" / "run.json").write_text("{}")
-    again = cohort(tmp_path / "out", engine, overwrite=True)
-    assert run_one(again, slide, name="bad").status == "done"
+    (run.out / "bad" / "run.json").write_text("{}")
+    assert run(name="bad", overwrite=True).status == "done"
 
 
-def test_a_mask_says_where_to_look(tmp_path: Path, engine: LocalEngine, slide: Path) -> None:
+def test_a_mask_says_where_to_look(tmp_path: Path, run: Runs) -> None:
     mask = np.zeros((90, 110), np.uint8)
     mask[20:40, 30:60] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    outcome = run_one(cohort(tmp_path / "out", engine), slide, tissue=str(tmp_path / "mask.png"))
+    outcome = run(tissue=str(tmp_path / "mask.png"))
     assert outcome.status == "done", outcome.reason
-    area = read_summary(tmp_path / "out" / "slide").tissue_mm2
+    area = read_summary(run.out / "slide").tissue_mm2
     assert area == pytest.approx(200 * 300 * 0.25e-6, rel=0.15)
     labels = np.asarray(zarr.open_group(tmp_path / "out/slide/slide.ome.zarr", mode="r")[LABELS])
     assert not labels[:45].any()

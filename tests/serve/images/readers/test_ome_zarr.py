@@ -7,38 +7,12 @@ import numpy as np
 import pytest
 import zarr
 
-from serve.images.readers.errors import SlideChannelsError
+from serve.images.readers.errors import SlideChannelsError, SlideFormatError
 from serve.images.readers.registry import open_reader
 from tests.support.errors import raises
-from tests.support.slides import tissue_pixels
+from tests.support.slides import tissue_pixels, write_ome_zarr
 
 PIXELS = tissue_pixels(40, 56)
-
-
-def write(
-    path: Path,
-    *,
-    order: str = "RGB",
-    unit: str = "micrometer",
-    scale: float = 0.25,
-    of_all: float | None = None,
-    omero: dict[str, Any] | None = None,
-) -> Path:
-    group = zarr.open_group(path, mode="w", zarr_format=3)
-    stored = np.moveaxis(PIXELS[..., ["RGB".index(name) for name in order]], -1, 0)
-    group.create_array("0", data=np.ascontiguousarray(stored), chunks=(3, 40, 56))
-    axes = [{"name": "c", "type": "channel"}]
-    axes += [{"name": name, "type": "space", "unit": unit} for name in "yx"]
-    level = {
-        "path": "0",
-        "coordinateTransformations": [{"type": "scale", "scale": [1, scale, scale]}],
-    }
-    image: dict[str, Any] = {"axes": axes, "datasets": [level]}
-    if of_all is not None:
-        image["coordinateTransformations"] = [{"type": "scale", "scale": [1, of_all, of_all]}]
-    content = {"version": "0.5", "multiscales": [image], **({"omero": omero} if omero else {})}
-    group.attrs["ome"] = content
-    return path
 
 
 def channels(*found: str) -> dict[str, Any]:
@@ -53,7 +27,7 @@ def channels(*found: str) -> dict[str, Any]:
         ({"unit": "centimeter", "scale": 0.25e-4}, 0.25),
         ({"unit": "meter", "scale": 0.25e-6}, 0.25),
         ({"unit": "angstrom", "scale": 2500}, 0.25),
-        ({"unit": "\u00b5m"}, 0.25),
+        ({"unit": "\u00b5m", "scale": 0.25}, 0.25),
         ({"scale": 1, "of_all": 0.25}, 0.25),
         ({"scale": 0.5, "of_all": 0.5}, 0.25),
         ({"unit": "pixel"}, None),
@@ -64,7 +38,7 @@ def channels(*found: str) -> dict[str, Any]:
 def test_the_scale_is_read_in_every_unit_and_from_both_places(
     stated: dict[str, Any], mpp: float | None, tmp_path: Path
 ):
-    with open_reader(write(tmp_path / "a.zarr", **stated)) as slide:
+    with open_reader(write_ome_zarr(tmp_path / "a.zarr", PIXELS, **stated)) as slide:
         assert slide.mpp == (mpp and pytest.approx(mpp))
 
 
@@ -80,11 +54,47 @@ def test_the_scale_is_read_in_every_unit_and_from_both_places(
 def test_channels_are_red_green_and_blue_as_they_say(
     order: str, omero: dict[str, Any] | None, tmp_path: Path
 ):
-    with open_reader(write(tmp_path / "a.zarr", order=order, omero=omero)) as slide:
+    stored = PIXELS[..., ["RGB".index(name) for name in order]]
+    with open_reader(write_ome_zarr(tmp_path / "a.zarr", stored, omero=omero)) as slide:
         np.testing.assert_array_equal(slide.read(0, 0, 0, 56, 40), PIXELS)
 
 
 def test_three_channels_of_fluorescence_are_refused(tmp_path: Path):
-    path = write(tmp_path / "a.zarr", omero=channels("DAPI 0000FF", "FITC 00FF00", "Cy5 FF00FF"))
+    stains = channels("DAPI 0000FF", "FITC 00FF00", "Cy5 FF00FF")
+    path = write_ome_zarr(tmp_path / "a.zarr", PIXELS, omero=stains)
     with raises(SlideChannelsError, "a.zarr", "DAPI, FITC, Cy5"):
         open_reader(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("multiscales",), "text"),
+        (("multiscales", 0, "axes", 0), 5),
+        (("multiscales", 0, "axes", 1, "unit"), [1]),
+        (("multiscales", 0, "datasets", 0, "path"), "../other"),
+        (("multiscales", 0, "datasets", 0, "coordinateTransformations", 0), "scale"),
+        (("multiscales", 0, "datasets", 0, "coordinateTransformations", 0, "scale"), [1]),
+        (("multiscales", 0, "datasets"), []),
+    ],
+)
+def test_an_ome_zarr_with_metadata_of_another_form_is_refused(
+    tmp_path: Path, place: tuple[str | int, ...], value: object
+) -> None:
+    slide = write_ome_zarr(tmp_path / "odd.zarr", tissue_pixels(64, 64))
+    group = zarr.open_group(slide, mode="a")
+    metadata: Any = dict(group.attrs)["ome"]
+    part = metadata
+    for step in place[:-1]:
+        part = part[step]
+    part[place[-1]] = value
+    group.attrs["ome"] = metadata
+    with raises(SlideFormatError):
+        open_reader(slide)
+
+
+def test_an_ome_zarr_without_pixels_is_refused(tmp_path: Path) -> None:
+    slide = write_ome_zarr(tmp_path / "none.zarr", tissue_pixels(64, 64))
+    zarr.open_group(slide, mode="a").create_array("0", shape=(3, 0, 64), dtype="u1", overwrite=True)
+    with raises(SlideFormatError):
+        open_reader(slide)

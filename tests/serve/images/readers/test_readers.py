@@ -7,7 +7,6 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
-import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,7 +23,7 @@ from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import READERS, open_reader, reader_class
 from tests.support.errors import raises
 from tests.support.real_slide import real_dicom, real_slide
-from tests.support.slides import tissue_pixels, write_aperio
+from tests.support.slides import tissue_pixels, write_aperio, write_ome_zarr
 
 HEIGHT, WIDTH = 1003, 1302
 
@@ -37,20 +36,6 @@ def pixels() -> NDArray[np.uint8]:
 @pytest.fixture(scope="module")
 def svs(tmp_path_factory: pytest.TempPathFactory, pixels: NDArray[np.uint8]) -> Path:
     return write_aperio(tmp_path_factory.mktemp("slides") / "tiny.svs", pixels)
-
-
-def write_ome_zarr(path: Path, pixels: NDArray[Any], *, axes: str = "cyx") -> Path:
-    stored = pixels.transpose([("y", "x", "c").index(axis) for axis in axes])
-    group = zarr.open_group(path, mode="w", zarr_format=3)
-    transform = [{"type": "scale", "scale": [0.5 if axis in "xy" else 1.0 for axis in axes]}]
-    for index, step in enumerate((1, 2)):
-        cut = tuple(slice(None, None, step if axis in "xy" else 1) for axis in axes)
-        group.create_array(str(index), data=np.ascontiguousarray(stored[cut]))
-    units = [{"name": axis, **({"unit": "micrometer"} if axis in "xy" else {})} for axis in axes]
-    datasets = [{"path": str(index), "coordinateTransformations": transform} for index in (0, 1)]
-    image = {"axes": units, "datasets": datasets}
-    group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
-    return path
 
 
 def write_ome_tiff(path: Path, pixels: NDArray[Any], **options: Any) -> Path:
@@ -276,13 +261,9 @@ def test_deep_and_fluorescent_slides_are_refused_by_name(
         photometric="minisblack",
         metadata={"axes": "CYX"},
     )
-    paths = [
-        deep,
-        stack,
-        write_ome_zarr(tmp_path / "deep.zarr", pixels.astype(np.uint16)),
-        write_ome_zarr(tmp_path / "two.zarr", pixels[..., :2]),
-    ]
-    for path in paths:
+    deep_zarr = write_ome_zarr(tmp_path / "deep.zarr", pixels.astype(np.uint16))
+    two_channels = write_ome_zarr(tmp_path / "two.zarr", pixels[..., :2])
+    for path in (deep, stack, deep_zarr, two_channels):
         with raises(SlideChannelsError, path.name):
             open_reader(path)
 
@@ -325,37 +306,3 @@ def test_a_tiff_that_lists_fewer_tiles_than_it_has_is_damaged(tmp_path: Path) ->
         tiff.pages.first.tags["ImageLength"].overwrite(6000)
     with open_reader(slide) as reader, raises(SlideReadError, "tiles"):
         reader.read(0, 0, 5000, 300, 300)
-
-
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [
-        (("multiscales",), "text"),
-        (("multiscales", 0, "axes", 0), 5),
-        (("multiscales", 0, "axes", 1, "unit"), [1]),
-        (("multiscales", 0, "datasets", 0, "path"), "../other"),
-        (("multiscales", 0, "datasets", 0, "coordinateTransformations", 0), "scale"),
-        (("multiscales", 0, "datasets", 0, "coordinateTransformations", 0, "scale"), [1]),
-        (("multiscales", 0, "datasets"), []),
-    ],
-)
-def test_an_ome_zarr_with_metadata_of_another_form_is_refused(
-    tmp_path: Path, place: tuple[str | int, ...], value: object
-) -> None:
-    slide = write_ome_zarr(tmp_path / "odd.zarr", tissue_pixels(64, 64))
-    group = zarr.open_group(slide, mode="a")
-    metadata: Any = dict(group.attrs)["ome"]
-    part = metadata
-    for step in place[:-1]:
-        part = part[step]
-    part[place[-1]] = value
-    group.attrs["ome"] = metadata
-    with raises(SlideFormatError):
-        open_reader(slide)
-
-
-def test_an_ome_zarr_without_pixels_is_refused(tmp_path: Path) -> None:
-    slide = write_ome_zarr(tmp_path / "none.zarr", tissue_pixels(64, 64))
-    zarr.open_group(slide, mode="a").create_array("0", shape=(3, 0, 64), dtype="u1", overwrite=True)
-    with raises(SlideFormatError):
-        open_reader(slide)
