@@ -8,7 +8,6 @@ import hashlib
 import hmac
 import logging
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.datastructures import Headers
@@ -32,11 +31,8 @@ _EXPECTED = (
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Key:
-    name: str
-    digest: bytes
-    """SHA-256 of the key: all have the same length, and a memory dump shows no key."""
+_Key = tuple[str, bytes]
+"""Its name, and its SHA-256: all have the same length, and a memory dump shows no key."""
 
 
 class ApiKeys:
@@ -56,9 +52,9 @@ class ApiKeys:
         self._read_again_if_changed()
         digest = hashlib.sha256(presented).digest()
         found = None
-        for key in self._keys:  # to the end: the time must not tell which key was close
-            if hmac.compare_digest(key.digest, digest):
-                found = key.name
+        for name, known in self._keys:  # to the end: the time must not tell which key was close
+            if hmac.compare_digest(known, digest):
+                found = name
         return found
 
     def _read_again_if_changed(self) -> None:
@@ -138,7 +134,7 @@ def _parse(line: str, place: str) -> _Key:
     kind, _, digest = key.partition(":")
     if _NAME.fullmatch(name):
         if kind == "sha256" and _DIGEST.fullmatch(digest.lower()):
-            return _Key(name, bytes.fromhex(digest))
+            return name, bytes.fromhex(digest)
         if kind != "sha256" and len(key) >= _MIN_KEY_LENGTH and key.isascii() and " " not in key:
-            return _Key(name, hashlib.sha256(key.encode()).digest())
+            return name, hashlib.sha256(key.encode()).digest()
     raise SettingsError(f"{place} is not an API key. {_EXPECTED}")  # the line may hold a key

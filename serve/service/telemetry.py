@@ -38,6 +38,7 @@ batch). `encode`: writing the answer."""
 METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 SERVICE_NAME = "focalpath"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _TILES = (0, 1, 2, 4, 9, 16, 25, 64, 144, 400, 1024)
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1)
 _REASONS = {
@@ -62,113 +63,96 @@ class Telemetry:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._tracer = trace.get_tracer(SERVICE_NAME)
-        self._add_request_metrics(self._registry)
-        self._add_queue_metrics(self._registry)
-        self._add_model_metrics(self._registry)
-        self._add_slide_metrics(self._registry)
+        self._add_request_metrics()
+        self._add_model_metrics()
+        self._add_slide_metrics()
 
-    def _add_request_metrics(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
-            "focalpath_requests", "Answered requests.", ["endpoint", "status"], registry=registry
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self._registry)
+
+    def _histogram(
+        self, name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS
+    ) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self._registry)
+
+    def _gauge(
+        self, name: str, text: str, *labels: str, mode: Literal["livesum", "mostrecent"] = "livesum"
+    ) -> Gauge:
+        return Gauge(name, text, labels, multiprocess_mode=mode, registry=self._registry)
+
+    def _add_request_metrics(self) -> None:
+        self._requests = self._counter(
+            "focalpath_requests", "Answered requests.", "endpoint", "status"
         )
-        self._rejections = Counter(
-            "focalpath_rejections", "Refused requests.", ["reason"], registry=registry
-        )
-        self._request_seconds = Histogram(
+        self._rejections = self._counter("focalpath_rejections", "Refused requests.", "reason")
+        self._request_seconds = self._histogram(
             "focalpath_request_seconds",
             "Seconds from a request's header to the end of its answer.",
-            ["endpoint"],
-            buckets=_SECONDS,
-            registry=registry,
+            "endpoint",
         )
-        self._stage_seconds = Histogram(
+        self._stage_seconds = self._histogram(
             "focalpath_stage_seconds",
             "Seconds per stage of an answer; batch: a tile's wait, infer: a batch in the model.",
-            ["stage"],
-            buckets=_SECONDS,
-            registry=registry,
+            "stage",
         )
-        self._in_progress = Gauge(
-            "focalpath_requests_in_progress",
-            "Requests at work or waiting.",
-            multiprocess_mode="livesum",
-            registry=registry,
+        self._in_progress = self._gauge(
+            "focalpath_requests_in_progress", "Requests at work or waiting."
         )
-
-    def _add_queue_metrics(self, registry: CollectorRegistry) -> None:
-        self._image_tiles = Histogram(
+        self._image_tiles = self._histogram(
             "focalpath_image_tiles",
             "Tiles that an image costs; 0 where its result was kept.",
             buckets=_TILES,
-            registry=registry,
         )
-        self._waiting_tiles = Gauge(
+        self._waiting_tiles = self._gauge(
             "focalpath_tiles_in_progress",
             "Tiles of the images at work or waiting; see max_waiting_tiles.",
-            multiprocess_mode="livesum",
-            registry=registry,
         )
-        self._tile_rate = Gauge(
+        self._tile_rate = self._gauge(
             "focalpath_tiles_per_second",
             "Measured speed while there is work; Retry-After is reckoned from it.",
-            multiprocess_mode="livesum",
-            registry=registry,
         )
 
-    def _add_model_metrics(self, registry: CollectorRegistry) -> None:
-        self._batch_size = Histogram(
-            "focalpath_batch_size",
-            "Tiles per batch of the model.",
-            buckets=(1, 2, 4, 8, 16, 32, 64),
-            registry=registry,
+    def _add_model_metrics(self) -> None:
+        self._batch_size = self._histogram(
+            "focalpath_batch_size", "Tiles per batch of the model.", buckets=_BATCHES
         )
-        self._class_pixels = Counter(
-            "focalpath_class_pixels", "Pixels by their label.", ["class"], registry=registry
+        self._class_pixels = self._counter(
+            "focalpath_class_pixels", "Pixels by their label.", "class"
         )
-        self._low_confidence = Histogram(
+        self._low_confidence = self._histogram(
             "focalpath_low_confidence_share",
             "Share of an image's pixels whose label has a probability below 0.5.",
             buckets=_SHARES,
-            registry=registry,
         )
-        self._model_info = Gauge(
+        self._model_info = self._gauge(
             "focalpath_model_info",
             "1 for the model that answers, 0 for an earlier one.",
-            ["name", "version", "backend"],
-            multiprocess_mode="mostrecent",
-            registry=registry,
+            *("name", "version", "backend"),
+            mode="mostrecent",
         )
-        self._model_changes = Counter(
+        self._model_changes = self._counter(
             "focalpath_model_changes",
             "New versions of the model, by outcome; each worker counts its own.",
-            ["outcome"],
-            registry=registry,
+            "outcome",
         )
         # Present from the start, so that the first change is an increase.
         for outcome in ("swapped", "refused"):
             self._model_changes.labels(outcome)
 
-    def _add_slide_metrics(self, registry: CollectorRegistry) -> None:
-        self._slide_jobs = Gauge(
+    def _add_slide_metrics(self) -> None:
+        self._slide_jobs = self._gauge(
             "focalpath_slide_jobs",
             "Slides that wait to be segmented, and that are.",
-            ["status"],
-            multiprocess_mode="mostrecent",
-            registry=registry,
+            "status",
+            mode="mostrecent",
         )
-        self._slide_jobs_ended = Counter(
-            "focalpath_slide_jobs_ended",
-            "Jobs of slides, by how they ended.",
-            ["status"],
-            registry=registry,
+        self._slide_jobs_ended = self._counter(
+            "focalpath_slide_jobs_ended", "Jobs of slides, by how they ended.", "status"
         )
-        self._slide_tiles = Counter(
-            "focalpath_slide_tiles", "Tiles of ended jobs of slides.", registry=registry
-        )
-        self._slide_crashes = Counter(
+        self._slide_tiles = self._counter("focalpath_slide_tiles", "Tiles of ended jobs of slides.")
+        self._slide_crashes = self._counter(
             "focalpath_slide_reader_crashes",
             "Processes that read slides and ended or were ended.",
-            registry=registry,
         )
 
     @contextmanager
