@@ -15,17 +15,19 @@ import numpy as np
 import onnxruntime
 import pytest
 import tritonclient.grpc
-import tritonclient.http
 from PIL import Image
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from export.triton import Target, publish, render_config
 from serve.client import AsyncTritonClient, HttpClient, TritonClient
+from serve.client.benchmark_routes import TritonHttpBackend
 from serve.client.segment_files import main as segment_files
 from serve.contract.manifest import Manifest, read_bundle
+from serve.inference.backend import Backend
 from serve.inference.batching import TilePool
 from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.segmenter import Segmentation, TileSegmenter
+from serve.inference.triton import TritonBackend
 from tests.support.http_service import running_service, wait_until_ready
 from tests.support.pictures import encoded
 from tests.support.toy_bundle import REFERENCE_RGB, TILE_SIZE_PX, write_toy_bundle
@@ -38,7 +40,6 @@ from tests.support.triton_server import (
 
 pytestmark = pytest.mark.triton
 
-CLIENTS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 OUTPUTS = ("labels", "confidence", "low_res_probabilities", "iou_scores")
 SERVICE_TIMEOUT_S = 60
 Answer = dict[str, np.ndarray]
@@ -143,27 +144,6 @@ def _run_directly(session: onnxruntime.InferenceSession, images: np.ndarray) -> 
     return dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"image": images}), strict=True))
 
 
-def _result(
-    server: TritonServer,
-    transport: str,
-    images: np.ndarray,
-    outputs: tuple[str, ...],
-    model: str = "segmenter",
-) -> tritonclient.http.InferResult | tritonclient.grpc.InferResult:
-    client_of = CLIENTS[transport]
-    url = server.http_url if transport == "http" else server.grpc_url
-    tensor = client_of.InferInput("image", images.shape, np_to_triton_dtype(images.dtype))
-    tensor.set_data_from_numpy(images)
-    wanted = [client_of.InferRequestedOutput(name) for name in outputs]
-    with client_of.InferenceServerClient(url) as client:
-        return client.infer(model, [tensor], outputs=wanted)
-
-
-def _infer(server: TritonServer, transport: str, images: np.ndarray) -> Answer:
-    result = _result(server, transport, images, OUTPUTS)
-    return {name: result.as_numpy(name) for name in OUTPUTS}
-
-
 def _statistics(server: TritonServer) -> tritonclient.grpc.service_pb2.ModelStatistics:
     """What the server has counted, once that holds still: it counts after it has answered."""
     with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
@@ -218,13 +198,26 @@ def test_an_interrupted_installation_of_the_server_is_not_used(
 
 
 @pytest.mark.parametrize("num_tiles", [1, 3, 8])
-@pytest.mark.parametrize("transport", CLIENTS)
+@pytest.mark.parametrize("transport", ["HTTP", "gRPC", "shared memory"])
 def test_triton_and_onnx_runtime_answer_the_same_bytes(
-    server: TritonServer, direct: onnxruntime.InferenceSession, transport: str, num_tiles: int
+    server: TritonServer,
+    toy_bundle: Path,
+    direct: onnxruntime.InferenceSession,
+    transport: str,
+    num_tiles: int,
 ) -> None:
-    images = _tiles(num_tiles)
-
-    assert _bytes(_infer(server, transport, images)) == _bytes(_run_directly(direct, images))
+    images, manifest = _tiles(num_tiles), read_bundle(toy_bundle)
+    backend: Backend = (
+        TritonHttpBackend(server.http_url, manifest)
+        if transport == "HTTP"
+        else TritonBackend(
+            server.grpc_url, manifest, shared_memory="on" if transport != "gRPC" else "off"
+        )
+    )
+    with contextlib.closing(backend):
+        assert backend.is_ready()
+        assert _bytes(backend.infer(images, OUTPUTS)) == _bytes(_run_directly(direct, images))
+        assert set(backend.infer(images, ("confidence",))) == {"confidence"}
 
 
 def test_the_tiles_of_these_tests_have_every_label(direct: onnxruntime.InferenceSession) -> None:
@@ -233,21 +226,14 @@ def test_the_tiles_of_these_tests_have_every_label(direct: onnxruntime.Inference
     assert set(np.unique(labels)) == {1, 2, 3, 4, 5}
 
 
-@pytest.mark.parametrize("transport", CLIENTS)
-def test_only_the_outputs_that_are_asked_for_are_sent(server: TritonServer, transport: str) -> None:
-    result = _result(server, transport, _tiles(1), ("confidence",))
-
-    assert result.as_numpy("confidence") is not None
-    assert result.as_numpy("labels") is None
-
-
 def test_concurrent_requests_share_batches_and_each_gets_its_own_answer(
-    server: TritonServer, direct: onnxruntime.InferenceSession
+    server: TritonServer, toy_bundle: Path, direct: onnxruntime.InferenceSession
 ) -> None:
     tiles = _tiles(32, seed=1)[:, np.newaxis]
     before = _statistics(server)
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        answers = list(pool.map(lambda tile: _infer(server, "grpc", tile), tiles))
+    backend = TritonBackend(server.grpc_url, read_bundle(toy_bundle))
+    with contextlib.closing(backend), ThreadPoolExecutor(max_workers=16) as pool:
+        answers = list(pool.map(lambda tile: backend.infer(tile, OUTPUTS), tiles))
     after = _statistics(server)
 
     assert after.inference_count - before.inference_count == len(tiles)
@@ -260,23 +246,6 @@ def test_the_server_warms_the_model_up_before_it_is_ready(server: TritonServer) 
     assert "is running warmup sample 'batch_1'" in server.log
 
 
-@pytest.mark.parametrize("transport", CLIENTS)
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (np.zeros((1, 32, 32, 3), np.uint8), "unexpected shape for input 'image'"),
-        (np.zeros((1, TILE_SIZE_PX, TILE_SIZE_PX, 3), np.float32), "expects 'UINT8'"),
-        (np.zeros((9, TILE_SIZE_PX, TILE_SIZE_PX, 3), np.uint8), "batch-size must be <= 8"),
-    ],
-    ids=["shape", "type", "batch"],
-)
-def test_the_server_says_what_is_wrong_with_an_input(
-    server: TritonServer, transport: str, images: np.ndarray, message: str
-) -> None:
-    with pytest.raises(InferenceServerException, match=message):
-        _infer(server, transport, images)
-
-
 def test_a_new_export_takes_over_when_the_model_is_loaded_again(
     explicit_server: TritonServer, tmp_path: Path
 ) -> None:
@@ -285,15 +254,16 @@ def test_a_new_export_takes_over_when_the_model_is_loaded_again(
     publish(bundle, explicit_server.repository)
     _load(explicit_server, "reexported")
     larger = write_toy_bundle(tmp_path / "larger", tile_size_px=128)
-    _named(read_bundle(larger), "reexported").write(larger)
+    manifest = _named(read_bundle(larger), "reexported")
+    manifest.write(larger)
     publish(larger, explicit_server.repository)
     _load(explicit_server, "reexported")
 
     with tritonclient.grpc.InferenceServerClient(explicit_server.grpc_url) as client:
         assert client.get_model_metadata("reexported").versions == ["2"]
     images = np.zeros((1, 128, 128, 3), np.uint8)
-    result = _result(explicit_server, "grpc", images, ("labels",), "reexported")
-    assert result.as_numpy("labels").shape == (1, 128, 128)
+    with contextlib.closing(TritonBackend(explicit_server.grpc_url, manifest)) as backend:
+        assert backend.infer(images, ("labels",))["labels"].shape == (1, 128, 128)
 
 
 @pytest.mark.parametrize(
