@@ -7,6 +7,7 @@ import pytest
 from serve.contract.errors import SettingsError
 from serve.contract.machine import Gpu
 from serve.settings import ENVIRONMENT_PREFIX, InferenceSettings, ServeSettings
+from tests.support.errors import raises
 
 
 @pytest.fixture(autouse=True)
@@ -19,15 +20,6 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def _set(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name if name.startswith("FOCALPATH") else f"FOCALPATH_{name}", value)
-
-
-def _refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> str:
-    _set(monkeypatch, {name: value})
-    with pytest.raises(SettingsError) as refused:
-        ServeSettings.from_environment()
-    assert refused.value.code == "setting_invalid"
-    assert f"FOCALPATH_{name} is" in str(refused.value)
-    return str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +74,9 @@ def test_settings_made_by_a_program_do_not_read_the_environment(
 def test_a_variable_that_cannot_be_used_is_named_with_its_value(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert repr(value) in _refused(monkeypatch, name, value)
-
-
-def test_an_unknown_backend_is_refused_with_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
-    message = _refused(monkeypatch, "BACKEND", "cuda")
-    assert "onnxruntime" in message
-    assert "triton" in message
+    _set(monkeypatch, {name: value})
+    with raises(SettingsError, f"FOCALPATH_{name} is {value!r}"):
+        ServeSettings.from_environment()
 
 
 def test_a_variable_that_is_set_to_nothing_keeps_its_default(
@@ -106,10 +94,8 @@ def test_a_variable_that_is_no_setting_is_refused_with_the_nearest(
     variable: str, nearest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _set(monkeypatch, {variable: "3"})
-    with pytest.raises(SettingsError) as refused:
+    with raises(SettingsError, f"FOCALPATH_{variable}", nearest):
         InferenceSettings.from_environment()
-    assert f"FOCALPATH_{variable}" in str(refused.value)
-    assert nearest in str(refused.value)
 
 
 def test_what_kubernetes_sets_for_services_of_our_name_is_no_setting(
@@ -145,9 +131,8 @@ def test_a_list_may_have_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["thread", "Threads"])
 def test_a_setting_that_is_misspelt_in_a_program_is_refused(name: str) -> None:
-    with pytest.raises(SettingsError) as refused:
+    with raises(SettingsError, f"--{name}"):
         ServeSettings(**{name: 1})
-    assert f"--{name}" in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 import http.server
 import itertools
-import json
 import re
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from serve.client.benchmark import (
     SERVICE,
     BenchmarkReport,
     Measurement,
+    describe_machine,
     goals_of,
     measure,
 )
@@ -79,18 +81,17 @@ def test_a_number_that_makes_no_sense_is_one_message(
     assert flag in capsys.readouterr().err
 
 
+def _measure(ask: Callable[[], object] = lambda: None, **options: Any) -> Measurement:
+    route = Route("r", lambda: nullcontext(ask))
+    settings = {"levels": [1], "num_rounds": 1, "min_requests": 1, **options}
+    (one,) = measure([route], "image", tell=lambda _: None, **settings)
+    return one
+
+
 def test_percentiles_are_of_all_rounds_and_the_throughput_is_the_median_of_the_rounds() -> None:
     # Two rounds of two requests: of 10 and 30 ms, then of 20 and 60 ms.
     ticks = iter(np.cumsum([0, 0, 0.01, 0, 0.03, 0, 0, 0, 0.02, 0, 0.06, 0]).tolist())
-    (one,) = measure(
-        [Route("r", lambda: nullcontext(lambda: None))],
-        "image",
-        levels=[1],
-        num_rounds=2,
-        min_requests=2,
-        tell=lambda _: None,
-        clock=lambda: next(ticks),
-    )
+    one = _measure(num_rounds=2, min_requests=2, clock=lambda: next(ticks))
     assert (one.num_requests, one.p50_ms) == (4, pytest.approx(25))
     assert one.per_second == pytest.approx(np.median([2 / 0.04, 2 / 0.08]))
 
@@ -102,15 +103,7 @@ def test_a_percentile_needs_enough_requests(
     num_requests: int, expected: tuple[float | None, float | None]
 ) -> None:
     ticks = itertools.count(step=0.02)
-    (one,) = measure(
-        [Route("r", lambda: nullcontext(lambda: None))],
-        "image",
-        levels=[1],
-        num_rounds=1,
-        min_requests=num_requests,
-        tell=lambda _: None,
-        clock=lambda: next(ticks),
-    )
+    one = _measure(min_requests=num_requests, clock=lambda: next(ticks))
     assert (one.p95_ms, one.p99_ms) == tuple(v and pytest.approx(v) for v in expected)
 
 
@@ -120,11 +113,7 @@ def test_by_default_the_median_and_p95_of_one_client_have_enough_requests() -> N
 
 def test_so_many_clients_ask_at_the_same_time() -> None:
     together = threading.Barrier(3)
-    route = Route("r", lambda: nullcontext(lambda: together.wait(timeout=60)))
-    (one,) = measure(
-        [route], "image", levels=[3], num_rounds=1, min_requests=1, tell=lambda _: None
-    )
-    assert one.num_requests == 6
+    assert _measure(lambda: together.wait(timeout=60), levels=[3]).num_requests == 6
 
 
 def test_goals_are_met_or_missed_by_what_was_measured() -> None:
@@ -149,10 +138,7 @@ def test_the_report_shows_a_missed_goal_as_missed_and_tiles_apart() -> None:
     tile = _measured("Triton gRPC", 1, 5, 200).model_copy(update={"unit": "tile"})
     report = BenchmarkReport.model_validate(
         {
-            "machine": json.loads(
-                '{"processor": "P", "num_cpus": 2, "system": "S", "python": "3", "packages": {},'
-                ' "load_average": [0, 0]}'
-            ),
+            "machine": describe_machine(0.0).model_dump(),
             "model": "segmenter 1",
             "backend": "ONNX Runtime",
             "image_px": (100, 50),

@@ -9,7 +9,6 @@ from serve.cli import main
 from serve.client.load import (
     Answer,
     Load,
-    LoadReport,
     Probe,
     ask_for,
     make_probes,
@@ -101,22 +100,22 @@ def test_growth_is_that_of_the_line_and_not_of_its_ends() -> None:
     assert growth_of(at_s, [100.0 + index / 10 for index in at_s]) == pytest.approx(0.1)
 
 
-def report_of(outcome: str, growth: float = 0.0) -> LoadReport:
+@pytest.mark.parametrize(
+    ("outcome", "growth", "holds"),
+    [
+        ("429", 0.0, True),
+        ("200", 0.04, True),
+        ("200", 0.06, False),
+        *((outcome, 0.0, False) for outcome in ("wrong", "500", "503", "504", "400", "ReadError")),
+    ],
+)
+def test_a_service_that_fails_a_request_or_grows_does_not_hold(
+    outcome: str, growth: float, holds: bool
+) -> None:
     answers = [Answer(1.0, 0.1, "200"), Answer(1.0, 0.1, outcome)]
     report = summarise_answers(answers, num_clients=1, seconds=1)
     memory = Memory(at_s=[0], mebibytes=[1], growth_in_second_half=growth)
-    return report.model_copy(update={"memory": memory})
-
-
-@pytest.mark.parametrize("outcome", ["wrong", "500", "503", "504", "400", "ReadError"])
-def test_a_service_that_fails_a_request_does_not_hold(outcome: str) -> None:
-    assert report_of("429").holds
-    assert not report_of(outcome).holds
-
-
-def test_a_service_that_grows_does_not_hold() -> None:
-    assert report_of("200", 0.04).holds
-    assert not report_of("200", 0.06).holds
+    assert report.model_copy(update={"memory": memory}).holds == holds
 
 
 def test_latencies_are_those_of_right_answers() -> None:

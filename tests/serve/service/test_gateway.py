@@ -142,25 +142,25 @@ def test_beyond_the_limit_a_request_is_a_429_and_reading_is_not() -> None:
 class _Upload:
     """A request to /read whose body arrives when the test says so."""
 
-    def __init__(self, app: object) -> None:
-        self._rest, self.sent = asyncio.Event(), list[dict[str, object]]()
-        self._body = [{"type": "http.request", "body": b"a", "more_body": True}]
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self.messages: asyncio.Queue[dict[str, object]] = asyncio.Queue()
+        self.messages.put_nowait({"type": "http.request", "body": b"a", "more_body": True})
+        self.sent: list[dict[str, object]] = []
         scope = {"type": "http", "method": "POST", "path": "/read", "query_string": b""}
         scope |= {"headers": [(b"content-length", b"2")], "root_path": "", "client": None}
-        self.done = asyncio.create_task(app(scope | {"scheme": "http"}, self._receive, self._send))  # type: ignore[operator]
-
-    async def _receive(self) -> dict[str, object]:
-        if self._body:
-            return self._body.pop()
-        await self._rest.wait()
-        self._rest = asyncio.Event()  # then nothing comes any more
-        return {"type": "http.request", "body": b"b"}
+        app = client._transport.app  # type: ignore[attr-defined]
+        self.done = asyncio.create_task(
+            app(scope | {"scheme": "http"}, self.messages.get, self._send)
+        )
 
     async def _send(self, message: dict[str, object]) -> None:
         self.sent.append(message)
 
     def finish(self) -> None:
-        self._rest.set()
+        self.messages.put_nowait({"type": "http.request", "body": b"b"})
+
+    def leave(self) -> None:
+        self.messages.put_nowait({"type": "http.disconnect"})
 
     @property
     def status(self) -> object:
@@ -169,7 +169,7 @@ class _Upload:
 
 def test_slow_uploads_take_no_place_of_requests_that_are_ready() -> None:
     async def work(client: httpx.AsyncClient, endpoints: Endpoints) -> httpx.Response:
-        uploads = [_Upload(client._transport.app) for _ in range(80)]  # type: ignore[attr-defined]
+        uploads = [_Upload(client) for _ in range(80)]
         await asyncio.sleep(0)
         ready = await client.post("/id_seen", content=b"there")
         first, second, *others = uploads
@@ -194,7 +194,7 @@ def test_slow_uploads_take_no_place_of_requests_that_are_ready() -> None:
 def test_how_many_upload_at_the_same_time_is_bounded() -> None:
     async def work(client: httpx.AsyncClient, endpoints: Endpoints) -> httpx.Response:
         endpoints.released.set()
-        uploads = [_Upload(client._transport.app) for _ in range(3)]  # type: ignore[attr-defined]
+        uploads = [_Upload(client) for _ in range(3)]
         await asyncio.sleep(0)
         refused = await client.post("/id_seen", content=b"there")
         for upload in uploads:
@@ -219,29 +219,14 @@ def test_a_request_that_takes_too_long_is_a_504_and_leaves_its_place_to_others()
 def test_a_caller_who_has_left_is_a_499_and_leaves_its_place_to_others(
     access_log: Callable[[], list[dict[str, object]]],
 ) -> None:
-    async def work(client: httpx.AsyncClient, endpoints: Endpoints) -> httpx.Response:
-        left = asyncio.Event()
-        body = [{"type": "http.request", "body": b""}]
-
-        async def receive() -> dict[str, object]:
-            if body:
-                return body.pop()
-            await left.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: object) -> None:
-            sent.append(message)
-
-        scope = {"type": "http", "method": "POST", "path": "/read", "headers": []}
-        scope |= {"query_string": b"", "root_path": "", "client": None, "scheme": "http"}
-        sent: list[object] = []
-        app = client._transport.app  # type: ignore[attr-defined]
-        request = asyncio.create_task(app(scope, receive, send))
-        while body:
+    async def work(client: httpx.AsyncClient, _: Endpoints) -> httpx.Response:
+        upload = _Upload(client)
+        upload.finish()
+        while not upload.messages.empty():
             await asyncio.sleep(0)
-        left.set()
-        await asyncio.wait_for(request, 10)
-        assert sent == []
+        upload.leave()
+        await asyncio.wait_for(upload.done, 10)
+        assert upload.sent == []
         return await client.post("/id_seen")
 
     assert _run(work, max_waiting=1).status_code == 200
