@@ -103,21 +103,6 @@ def test_a_quarter_is_kept_for_small_images() -> None:
     _run(test)
 
 
-def test_large_images_leave_a_thread_to_small_ones() -> None:
-    async def test(images: _Images) -> None:
-        images.send("large 1", 40)
-        images.send("large 2", 40)
-        images.send("small", 1)
-        await images.settle()
-        assert images.begun == ["large 1", "small"]
-        await images.end("small")
-        assert images.begun == ["large 1", "small"]
-        await images.end("large 1")
-        assert images.begun[-1] == "large 2"
-
-    _run(test, concurrency=2)
-
-
 def test_large_images_take_half_of_the_threads_at_most() -> None:
     async def test(images: _Images) -> None:
         for index in range(3):
@@ -128,6 +113,10 @@ def test_large_images_take_half_of_the_threads_at_most() -> None:
         assert images.begun == ["large 0", "large 1", "small 0", "small 1"]
         await images.end("small 0")
         assert images.begun[-1] == "small 2"
+        await images.end("small 1")
+        assert images.begun[-1] == "small 2"  # though a thread is free
+        await images.end("large 0")
+        assert images.begun[-1] == "large 2"
 
     _run(test, concurrency=4)
 
