@@ -312,7 +312,7 @@ def test_a_job_survives_the_death_of_the_service(
     toy_bundle: Path, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy_of(slide, tmp_path / "slides", "case.svs")
-    monkeypatch.setenv("TEST_SLOW_S", "3")
+    monkeypatch.setenv("TEST_SLOW_S", "1.5")
     settings = {"slides": str(tmp_path / "slides"), "threads": "1"}
     with service_process(toy_bundle, tmp_path / "log.txt", **settings) as (url, service):
         with httpx.Client(base_url=url) as client:
