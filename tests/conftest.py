@@ -130,6 +130,24 @@ def toy_run(toy_data: Path, once: Once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def drawn_slides(once: Once) -> Path:
+    """Slides to pretrain on: two for training and one for testing, of 80 um."""
+    from train.data.synthetic.slides import SlideSettings, write_slides
+
+    drawn = SlideSettings(num_train=2, num_validation=0, num_test=1, side_um=80.0)
+    return once("drawn_slides", lambda folder: write_slides(folder, drawn))
+
+
+@pytest.fixture(scope="session")
+def labelled_slides(once: Once) -> Path:
+    """Slides to measure encoders on: two of each split, of 100 um."""
+    from train.data.synthetic.slides import SlideSettings, write_slides
+
+    drawn = SlideSettings(num_train=2, num_validation=2, num_test=2, side_um=100.0)
+    return once("labelled_slides", lambda folder: write_slides(folder, drawn))
+
+
+@pytest.fixture(scope="session")
 def _toy_export(toy_run: Path, once: Once) -> Path:
     """A folder with the toy run's bundle, and the float32 graph that it was made from."""
     import export.bundle

@@ -1,7 +1,7 @@
 import csv
 import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,12 +11,12 @@ from benchmarks.magnification import Study, encoder_of, measure_row, pretrain_ro
 from benchmarks.magnification_pace import Pace, steps_that_fit
 from benchmarks.magnification_trials import TRIALS, VARIATIONS, Trial
 from tests.support.errors import raises
-from train.data.synthetic.slides import SlideSettings, write_slides
+from tests.support.tiny_pretraining import tiniest_pretraining
 from train.errors import SettingsError
 from train.pretraining.magnification.evaluate import Evaluation
 from train.pretraining.magnification.labelled import open_labelled
 from train.pretraining.magnification.settings import EvaluationSettings
-from train.pretraining.settings import PretrainSettings, ViewSettings, synthetic
+from train.pretraining.settings import PretrainSettings, synthetic
 
 
 def _differing(first: PretrainSettings, second: PretrainSettings) -> set[str]:
@@ -68,15 +68,10 @@ def test_a_study_whose_steps_cannot_be_timed_ends_before_it_trains(
 
 
 @pytest.mark.slow
-def test_a_study_reports_the_rows_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    tiny = synthetic()
-    tiny = replace(
-        tiny,
-        views=ViewSettings(view_px=32, num_local=0, local_px=32),
-        distillation=replace(tiny.distillation, prototypes=16, head_hidden=16, head_bottleneck=8),
-        encoder=replace(tiny.encoder, depth=1, embed_dim=16, num_heads=1),
-    )
-    monkeypatch.setitem(magnification.PRESETS, "synthetic", lambda: tiny)
+def test_a_study_reports_the_rows_that_there_are(
+    labelled_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(magnification.PRESETS, "synthetic", tiniest_pretraining)
     study = Study(
         out=tmp_path / "study",
         evaluation=EvaluationSettings(tile_px=32, purity=0.3, tiles_per_slide=8, same_field=False),
@@ -87,11 +82,9 @@ def test_a_study_reports_the_rows_that_there_are(tmp_path: Path, monkeypatch: py
         num_workers=0,
         seeds=1,
     )
-    data = tmp_path / "data"
-    write_slides(data, SlideSettings(num_train=2, num_validation=2, num_test=2, side_um=100.0))
-    evaluation = Evaluation(open_labelled(data), study.evaluation)
+    evaluation = Evaluation(open_labelled(labelled_slides), study.evaluation)
     for row in (("mad", 0), ("mad-lr-3e-3", 0)):
-        pretrain_row(row, study, data)
+        pretrain_row(row, study, labelled_slides)
         measure_row(row, study, evaluation)
     measure_row(("random", 0), study, evaluation)
     report(study, evaluation)

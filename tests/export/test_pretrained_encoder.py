@@ -12,13 +12,12 @@ from export.bundle import write_bundle
 from export.precision.artefacts import PrecisionSettings
 from export.settings import BundleSettings
 from serve.contract.manifest import read_bundle
+from tests.support.tiny_pretraining import tiniest_pretraining
 from tests.support.toy_data import toy_settings
-from train.data.synthetic.slides import SlideSettings, write_slides
 from train.fitting.run import fit
 from train.model.checkpoint import load_checkpoint
 from train.presets import synthetic as synthetic_model
 from train.pretraining.run import pretrain
-from train.pretraining.settings import ViewSettings, synthetic
 from train.settings import Settings, WeightsSettings
 
 pytestmark = pytest.mark.slow
@@ -27,22 +26,11 @@ WIDTH, DEPTH = 48, 2
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def encoder(drawn_slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps of MAD, with all that a segmenter has to be told: width, depth, LayerScale."""
-    folder = tmp_path_factory.mktemp("mad")
-    slides = SlideSettings(num_train=2, num_validation=0, num_test=1, side_um=80.0)
-    write_slides(folder / "slides", slides)
-    base = synthetic()
-    settings = replace(
-        base,
-        views=ViewSettings(view_px=48, num_local=0, local_px=32),
-        distillation=replace(base.distillation, prototypes=16, head_hidden=16, head_bottleneck=8),
-        encoder=replace(
-            base.encoder, depth=DEPTH, embed_dim=WIDTH, num_heads=3, drop_path=0.0, layer_scale=True
-        ),
-        schedule=replace(base.schedule, steps=2, steps_per_epoch=1, batch_size=2),
-    )
-    return pretrain(settings, folder / "slides", folder / "run")
+    tiny = tiniest_pretraining(view_px=48, width=WIDTH)
+    deep = replace(tiny.encoder, depth=DEPTH, num_heads=3, drop_path=0.0, layer_scale=True)
+    return pretrain(replace(tiny, encoder=deep), drawn_slides, tmp_path_factory.mktemp("mad"))
 
 
 def test_timm_opens_it_in_one_line_at_any_size(encoder: Path) -> None:

@@ -10,19 +10,16 @@ from safetensors.torch import load_file
 
 from tests.support import ROOT
 from tests.support.distributed_pretraining import settings_of
-from train.data.synthetic.slides import SlideSettings, write_slides
 from train.pretraining.run import pretrain
 
 pytestmark = pytest.mark.slow
 
 
-def test_two_processes_pretrain_what_one_does(tmp_path: Path) -> None:
-    slides = tmp_path / "slides"
-    write_slides(slides, SlideSettings(num_train=2, num_validation=0, num_test=1, side_um=80.0))
+def test_two_processes_pretrain_what_one_does(drawn_slides: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.support.distributed_pretraining"]
     shared = tmp_path / "shared"
     finished = subprocess.run(
-        [*command, str(slides), str(shared), "2"],
+        [*command, str(drawn_slides), str(shared), "2"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
@@ -31,7 +28,7 @@ def test_two_processes_pretrain_what_one_does(tmp_path: Path) -> None:
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     alone = tmp_path / "alone"
-    pretrain(settings_of(batch_size=4), slides, alone)
+    pretrain(settings_of(batch_size=4), drawn_slides, alone)
     found, expected = (load_file(run / "encoder" / "model.safetensors") for run in (shared, alone))
     assert found.keys() == expected.keys()
     assert max((found[name] - expected[name]).abs().max() for name in expected) < 1e-5

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tests.support.gpu import DEVICE, needs_gpu, no_gpu
 from tests.support.tiny_pretraining import tiny_pretraining
-from train.data.synthetic.slides import SlideSettings, write_slides
 from train.pretraining.colors import change_colors
 from train.pretraining.losses import (
     Centers,
@@ -31,13 +30,6 @@ CPU = torch.device("cpu")
 SAMPLES, PROTOTYPES, PATCHES, WIDTH = 6, 32, 16, 24
 
 
-@pytest.fixture(scope="module")
-def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("slides") / "data"
-    write_slides(folder, SlideSettings(num_train=2, num_validation=0, num_test=1, side_um=80.0))
-    return folder
-
-
 def settings_of(precision: str) -> PretrainSettings:
     """With every loss, and nothing dropped."""
     return tiny_pretraining(drop_path=0.0, precision=precision)
@@ -50,12 +42,12 @@ def rows_of(run: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-3), ("bf16-mixed", 0.05)])
 def test_steps_of_all_losses_are_those_of_the_cpu(
-    precision: str, tolerance: float, slides: Path, tmp_path: Path
+    precision: str, tolerance: float, drawn_slides: Path, tmp_path: Path
 ):
     settings = settings_of(precision)
     for name, device in (("gpu", nullcontext()), ("cpu", no_gpu())):
         with device:
-            pretrain(settings, slides, tmp_path / name)
+            pretrain(settings, drawn_slides, tmp_path / name)
     for found, expected in zip(rows_of(tmp_path / "gpu"), rows_of(tmp_path / "cpu"), strict=True):
         assert {"context", "alignment", "ibot", "spread"} <= found.keys()
         assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
@@ -68,18 +60,18 @@ def test_steps_of_all_losses_are_those_of_the_cpu(
 
 
 @pytest.mark.parametrize("start", ["gpu", "cpu"])
-def test_a_run_goes_on_on_the_other_device(start: str, slides: Path, tmp_path: Path):
+def test_a_run_goes_on_on_the_other_device(start: str, drawn_slides: Path, tmp_path: Path):
     devices = {"gpu": nullcontext, "cpu": no_gpu}
     half = settings_of("32-true")
     half = replace(half, schedule=replace(half.schedule, steps=2))
     whole = replace(half, schedule=replace(half.schedule, steps=4))
     (other,) = set(devices) - {start}
     with devices[start]():
-        pretrain(half, slides, tmp_path / "half")
+        pretrain(half, drawn_slides, tmp_path / "half")
     before = torch.load(tmp_path / "half" / "last.ckpt", map_location="cpu", weights_only=True)
     with devices[other]():
-        pretrain(half, slides, tmp_path / "half", resume=True)
-        pretrain(whole, slides, tmp_path / "whole")
+        pretrain(half, drawn_slides, tmp_path / "half", resume=True)
+        pretrain(whole, drawn_slides, tmp_path / "whole")
     after = torch.load(tmp_path / "half" / "last.ckpt", map_location="cpu", weights_only=True)
     assert all(torch.equal(before["state_dict"][n], v) for n, v in after["state_dict"].items())
 

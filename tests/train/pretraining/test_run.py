@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from tests.support.errors import raises
 from tests.support.tiny_pretraining import tiny_pretraining
-from train.data.synthetic.slides import SlideSettings, write_slides
 from train.errors import (
     CollapseError,
     DestinationError,
@@ -32,17 +31,9 @@ from train.pretraining.views import ViewDataset, ViewSample
 
 
 @pytest.fixture(scope="module")
-def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("slides") / "data"
-    settings = SlideSettings(num_train=2, num_validation=0, num_test=1, side_um=80.0)
-    write_slides(folder, settings)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(drawn_slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "run"
-    pretrain(tiny_pretraining(), slides, folder)
+    pretrain(tiny_pretraining(), drawn_slides, folder)
     return folder
 
 
@@ -54,8 +45,10 @@ def test_a_run_writes_an_encoder_that_timm_opens_in_one_line(run: Path) -> None:
     assert config["pretrained_cfg"]["input_size"] == [3, 48, 48]
 
 
-def test_a_run_records_that_it_has_seen_training_slides_alone(slides: Path, run: Path) -> None:
-    with (slides / "folds.csv").open(newline="") as file:
+def test_a_run_records_that_it_has_seen_training_slides_alone(
+    drawn_slides: Path, run: Path
+) -> None:
+    with (drawn_slides / "folds.csv").open(newline="") as file:
         folds = {row["img_id"]: row["fold"] for row in csv.DictReader(file)}
     seen = json.loads((run / "pretrain.json").read_text())["slides"]
     assert seen == [name for name, fold in folds.items() if fold == "1"]
@@ -72,7 +65,7 @@ def test_metrics_tell_every_term_and_the_signs_of_collapse(run: Path) -> None:
 
 @pytest.mark.slow
 def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
-    slides: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn_slides: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = PretrainTask.training_step
 
@@ -84,8 +77,8 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
     with monkeypatch.context() as patch:
         patch.setattr(PretrainTask, "training_step", interrupt)
         with pytest.raises(RuntimeError, match="power cut"):
-            pretrain(tiny_pretraining(), slides, tmp_path / "run")
-    pretrain(tiny_pretraining(), slides, tmp_path / "run", resume=True)
+            pretrain(tiny_pretraining(), drawn_slides, tmp_path / "run")
+    pretrain(tiny_pretraining(), drawn_slides, tmp_path / "run", resume=True)
     found, expected = (
         load_file(folder / "encoder" / "model.safetensors") for folder in (tmp_path / "run", run)
     )
@@ -93,14 +86,14 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_only_the_same_run_is_resumed(slides: Path, run: Path) -> None:
+def test_only_the_same_run_is_resumed(drawn_slides: Path, run: Path) -> None:
     with raises(RunError, "batch_size 4 -> 2"):
-        pretrain(tiny_pretraining(batch_size=2), slides, run, resume=True)
+        pretrain(tiny_pretraining(batch_size=2), drawn_slides, run, resume=True)
 
 
-def test_an_encoder_is_replaced_only_on_request(slides: Path, run: Path) -> None:
+def test_an_encoder_is_replaced_only_on_request(drawn_slides: Path, run: Path) -> None:
     with raises(DestinationError, run, "--overwrite"):
-        pretrain(tiny_pretraining(), slides, run)
+        pretrain(tiny_pretraining(), drawn_slides, run)
 
 
 def test_no_gradient_reaches_the_teacher_which_follows_the_student() -> None:
@@ -111,7 +104,7 @@ def test_no_gradient_reaches_the_teacher_which_follows_the_student() -> None:
 
 
 def test_a_step_moves_each_centre_once_by_the_mean_of_all_that_its_head_said(
-    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[torch.Tensor] = []
     build, tasks = PretrainTask.__init__, []
@@ -122,7 +115,7 @@ def test_a_step_moves_each_centre_once_by_the_mean_of_all_that_its_head_said(
         task.teacher.cls_head.register_forward_hook(lambda *call: said.append(call[2].detach()))
 
     monkeypatch.setattr(PretrainTask, "__init__", recorded)
-    pretrain(tiny_pretraining(steps=1, steps_per_epoch=1), slides, tmp_path / "run")
+    pretrain(tiny_pretraining(steps=1, steps_per_epoch=1), drawn_slides, tmp_path / "run")
     (task,) = tasks
     (of_both_views,) = said  # 2 coarse views of 4 samples
     assert of_both_views.shape == (8, 32)
@@ -153,9 +146,9 @@ def test_a_run_starts_from_published_weights_and_their_normalisation(
 
 @pytest.mark.slow
 def test_half_precision_trains_on_a_cpu_and_hands_on_float32(
-    slides: Path, run: Path, tmp_path: Path
+    drawn_slides: Path, run: Path, tmp_path: Path
 ) -> None:
-    encoder = pretrain(tiny_pretraining(precision="bf16-mixed"), slides, tmp_path / "run")
+    encoder = pretrain(tiny_pretraining(precision="bf16-mixed"), drawn_slides, tmp_path / "run")
     found, expected = (load_file(f / "model.safetensors") for f in (encoder, run / "encoder"))
     assert all(value.dtype == torch.float32 for value in found.values())
     distances = [(found[name] - expected[name]).abs().max().item() for name in expected]
@@ -169,7 +162,7 @@ def _losses(run: Path) -> list[float]:
 
 
 def test_reading_and_training_are_timed_apart_and_nothing_is_written(
-    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     now = 0.0
@@ -188,18 +181,20 @@ def test_reading_and_training_are_timed_apart_and_nothing_is_written(
     getitem, step = ViewDataset.__getitem__, PretrainTask.training_step
     monkeypatch.setattr(ViewDataset, "__getitem__", taking(0.25, getitem))
     monkeypatch.setattr(PretrainTask, "training_step", taking(2.0, step))
-    speed = measure_speed(tiny_pretraining(), slides, num_steps=2)
+    speed = measure_speed(tiny_pretraining(), drawn_slides, num_steps=2)
     assert (speed.load_s, speed.step_s) == (speed.batch_size * 0.25, 2.0)
     assert "2.0 times" in speed.text
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_collapsed_run_ends_with_an_error_and_keeps_the_checkpoint_before(
-    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("train.pretraining.task.LEAST_ENTROPY", 1.1)
     with raises(CollapseError, "2 steps"):
-        pretrain(tiny_pretraining(warmup_share=0.5, collapse_patience=2), slides, tmp_path / "run")
+        pretrain(
+            tiny_pretraining(warmup_share=0.5, collapse_patience=2), drawn_slides, tmp_path / "run"
+        )
     assert (tmp_path / "run" / "last.ckpt").is_file()
     assert not (tmp_path / "run" / "encoder").exists()
 
@@ -216,12 +211,12 @@ def test_a_collapsed_run_ends_with_an_error_and_keeps_the_checkpoint_before(
     ],
 )
 def test_slides_that_cannot_show_the_views_are_refused_before_training(
-    slides: Path,
+    drawn_slides: Path,
     tmp_path: Path,
     views: ViewSettings,
     kind: type[FocalPathError],
     named: tuple[object, ...],
 ) -> None:
     with raises(kind, *named):
-        pretrain(replace(tiny_pretraining(), views=views), slides, tmp_path / "run")
+        pretrain(replace(tiny_pretraining(), views=views), drawn_slides, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ import tifffile
 from tests.support.coordinates import coordinate_colors, largest_error_px
 from tests.support.errors import raises
 from tests.support.slides import tissue_pixels
+from tests.support.tiny_pretraining import tiniest_pretraining
 from train.errors import DatasetError, FocalPathError, ScaleError, SourceError
 from train.pretraining import whole_slides
 from train.pretraining.footprints import Footprint
 from train.pretraining.regions import RegionSource
 from train.pretraining.run import pretrain
-from train.pretraining.settings import PretrainSettings, ViewSettings, synthetic
+from train.pretraining.settings import ViewSettings
 from train.pretraining.sources import open_source
 from train.pretraining.split_source import SplitSource, usable_slides
 
@@ -188,24 +188,14 @@ def test_results_beside_slides_are_no_slides(tmp_path: Path) -> None:
     assert [file.path.name for file in found] == ["a.svs", "series"]
 
 
-def _tiny() -> PretrainSettings:
-    base = synthetic()
-    return replace(
-        base,
-        views=ViewSettings(view_px=48, num_local=0, local_px=32),
-        distillation=replace(base.distillation, prototypes=16, head_hidden=16, head_bottleneck=8),
-        encoder=replace(base.encoder, depth=1, embed_dim=16, num_heads=1),
-        schedule=replace(base.schedule, steps=1, steps_per_epoch=1, batch_size=4, num_workers=2),
-    )
-
-
 @pytest.mark.slow
 def test_an_encoder_is_pretrained_on_the_training_slides_alone(tmp_path: Path) -> None:
+    tiny = tiniest_pretraining(view_px=48, steps=1, batch_size=4, num_workers=2)
     slides = tmp_path / "slides"
     slides.mkdir()
     for name in "abc":
         write_pyramid(slides / f"{name}.tiff", _half_glass())
     (slides / "folds.csv").write_text("img_id,fold\na,1\nb,-1\nc,0\n")
-    encoder = pretrain(_tiny(), slides, tmp_path / "run")
+    encoder = pretrain(tiny, slides, tmp_path / "run")
     assert (encoder / "model.safetensors").is_file()
     assert json.loads((tmp_path / "run" / "pretrain.json").read_text())["slides"] == ["a.tiff"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.errors import raises
-from train.data.synthetic.slides import SlideSettings, write_slides
+from tests.support.tiny_pretraining import tiniest_pretraining
 from train.errors import EncoderError, RunError, SourceError
 from train.pretraining.encoder import create_encoder, write_encoder
 from train.pretraining.magnification.evaluate import Evaluation
@@ -16,55 +16,36 @@ from train.pretraining.magnification.probe import CaseBootstrap
 from train.pretraining.magnification.run import compare_encoders, open_encoder
 from train.pretraining.magnification.settings import EvaluationSettings
 from train.pretraining.magnification.study import METHODS, pretrain_methods, student_tokens
-from train.pretraining.settings import PretrainSettings, ViewSettings, synthetic
+from train.pretraining.settings import synthetic
 
-
-def _tiny() -> PretrainSettings:
-    base = synthetic()
-    return replace(
-        base,
-        views=ViewSettings(view_px=32, num_local=0, local_px=32),
-        distillation=replace(base.distillation, prototypes=16, head_hidden=16, head_bottleneck=8),
-        encoder=replace(base.encoder, depth=1, embed_dim=16, num_heads=1),
-        schedule=replace(base.schedule, steps=2, steps_per_epoch=1, batch_size=2),
-    )
-
-
+TINY = tiniest_pretraining()
 SETTINGS = EvaluationSettings(tile_px=32, purity=0.3, tiles_per_slide=8)
 
 
-@pytest.fixture(scope="module")
-def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("labelled") / "data"
-    settings = SlideSettings(num_train=2, num_validation=2, num_test=2, side_um=100.0)
-    write_slides(folder, settings)
-    return folder
-
-
 def test_an_encoder_of_other_settings_is_not_taken_into_a_study(
-    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labelled_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pretrain_methods(_tiny(), slides, tmp_path, ["mad"], num_seeds=1)
+    pretrain_methods(TINY, labelled_slides, tmp_path, ["mad"], num_seeds=1)
     monkeypatch.setattr(f"{pretrain_methods.__module__}.pretrain", None)  # none is trained again
-    workers = replace(_tiny(), schedule=replace(_tiny().schedule, num_workers=7))
-    pretrain_methods(workers, slides, tmp_path, ["mad"], num_seeds=1)
-    longer = replace(_tiny(), schedule=replace(_tiny().schedule, steps=4))
+    workers = replace(TINY, schedule=replace(TINY.schedule, num_workers=7))
+    pretrain_methods(workers, labelled_slides, tmp_path, ["mad"], num_seeds=1)
+    longer = replace(TINY, schedule=replace(TINY.schedule, steps=4))
     with raises(RunError, tmp_path / "encoders" / "mad" / "seed0", "steps 2 -> 4"):
-        pretrain_methods(longer, slides, tmp_path, ["mad"], num_seeds=1)
-    wider = replace(_tiny(), views=replace(_tiny().views, scale_jitter=0.1))
+        pretrain_methods(longer, labelled_slides, tmp_path, ["mad"], num_seeds=1)
+    wider = replace(TINY, views=replace(TINY.views, scale_jitter=0.1))
     with raises(RunError, "scale_jitter 0.2 -> 0.1"):
-        pretrain_methods(wider, slides, tmp_path, ["mad"], num_seeds=1)
+        pretrain_methods(wider, labelled_slides, tmp_path, ["mad"], num_seeds=1)
 
 
 @pytest.mark.slow
 def test_a_study_pretrains_each_method_once_and_reports_beside_the_untrained_encoder(
-    slides: Path, tmp_path: Path
+    labelled_slides: Path, tmp_path: Path
 ) -> None:
-    encoders = pretrain_methods(_tiny(), slides, tmp_path, ["mad"], num_seeds=1)
+    encoders = pretrain_methods(TINY, labelled_slides, tmp_path, ["mad"], num_seeds=1)
     written = encoders["mad"][0].stat().st_mtime_ns
-    assert pretrain_methods(_tiny(), slides, tmp_path, ["mad"], 1)["mad"] == encoders["mad"]
+    assert pretrain_methods(TINY, labelled_slides, tmp_path, ["mad"], 1)["mad"] == encoders["mad"]
     assert encoders["mad"][0].stat().st_mtime_ns == written
-    readme = compare_encoders(encoders, _tiny(), slides, tmp_path / "report", SETTINGS)
+    readme = compare_encoders(encoders, TINY, labelled_slides, tmp_path / "report", SETTINGS)
     text = readme.read_text()
     assert "| random" in text
     assert "| mad" in text
@@ -77,18 +58,21 @@ def test_a_study_pretrains_each_method_once_and_reports_beside_the_untrained_enc
 
 
 def test_what_was_measured_is_kept_for_the_same_encoder_and_tiles_alone(
-    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labelled_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(SETTINGS, same_field=False)
-    first = compare_encoders({}, _tiny(), slides, tmp_path / "report", settings).read_text()
+    first = compare_encoders({}, TINY, labelled_slides, tmp_path / "report", settings).read_text()
     measured = []
     monkeypatch.setattr(Evaluation, "measure", lambda *given: measured.append(given))
-    assert compare_encoders({}, _tiny(), slides, tmp_path / "report", settings).read_text() == first
+    assert (
+        compare_encoders({}, TINY, labelled_slides, tmp_path / "report", settings).read_text()
+        == first
+    )
     assert not measured
-    other = replace(_tiny(), encoder=replace(_tiny().encoder, depth=2))
-    for changed in ((other, settings), (_tiny(), replace(settings, tiles_per_slide=7))):
+    other = replace(TINY, encoder=replace(TINY.encoder, depth=2))
+    for changed in ((other, settings), (TINY, replace(settings, tiles_per_slide=7))):
         with pytest.raises(TypeError):  # the patched measure gives nothing to report
-            compare_encoders({}, changed[0], slides, tmp_path / "report", changed[1])
+            compare_encoders({}, changed[0], labelled_slides, tmp_path / "report", changed[1])
     assert len(measured) == 2
 
 
@@ -118,19 +102,21 @@ def test_methods_train_on_as_many_student_tokens() -> None:
     assert all(total == pytest.approx(reference, rel=0.05) for total in totals.values())
 
 
-def test_slides_with_too_few_labelled_tiles_are_refused(slides: Path, tmp_path: Path) -> None:
+def test_slides_with_too_few_labelled_tiles_are_refused(
+    labelled_slides: Path, tmp_path: Path
+) -> None:
     settings = replace(SETTINGS, tile_px=96, purity=1.0)
     with raises(SourceError, "--purity"):
-        compare_encoders({}, _tiny(), slides, tmp_path, settings)
+        compare_encoders({}, TINY, labelled_slides, tmp_path, settings)
 
 
-def test_a_folder_that_is_no_encoder_is_refused(slides: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_encoder_is_refused(labelled_slides: Path, tmp_path: Path) -> None:
     with raises(EncoderError, "config.json"):
-        compare_encoders({"mine": [tmp_path]}, _tiny(), slides, tmp_path / "r", SETTINGS)
+        compare_encoders({"mine": [tmp_path]}, TINY, labelled_slides, tmp_path / "r", SETTINGS)
 
 
 def test_an_encoder_whose_config_contradicts_its_weights_is_refused(tmp_path: Path) -> None:
-    write_encoder(create_encoder(_tiny()), tmp_path, _tiny(), "")
+    write_encoder(create_encoder(TINY), tmp_path, TINY, "")
     assert open_encoder(tmp_path).embed_dim == 16  # type: ignore[union-attr]
     config = json.loads((tmp_path / "config.json").read_text())
     config["model_args"]["depth"] = 3
