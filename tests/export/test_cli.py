@@ -118,17 +118,6 @@ def test_a_bundle_with_an_engine_is_published_by_a_command_of_its_own(
     assert "was built with TensorRT 10.16.1.11 and loads in no other" in said
 
 
-def test_a_damaged_bundle_is_not_published(
-    toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bundle = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
-    (bundle / "model.onnx").write_text("damaged")
-    assert _fail("publish", bundle, "--model-repository", tmp_path / "models") == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "model.onnx is damaged" in line
-    assert not (tmp_path / "models").exists()
-
-
 def test_an_export_for_tensorrt_is_refused_with_the_three_commands_that_lead_there(
     toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,17 +131,6 @@ def test_an_export_for_tensorrt_is_refused_with_the_three_commands_that_lead_the
         "--keep 3",
     ]
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_export_onto_its_own_checkpoint_is_one_error_and_changes_nothing(
-    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = Path(shutil.copytree(toy_run, tmp_path / "run"))
-    before = sorted(tmp_path.rglob("*"))
-    assert _fail(run, "--out", run) == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith(f"error: --out is {run}, which is or contains the checkpoint")
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 def _interrupt(*arguments: object) -> None:

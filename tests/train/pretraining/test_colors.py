@@ -31,6 +31,13 @@ def test_gains_scale_each_channels_mean_density_and_contrast_what_is_around_it()
     np.testing.assert_allclose(after, expected, atol=1e-4)
 
 
+def test_a_grey_view_has_one_value_in_all_channels() -> None:
+    red, green, blue = _changed(_view(), 1, 1, 1, 1, 1, 0)
+    assert np.array_equal(red, green)
+    assert np.array_equal(green, blue)
+    assert red.std() > 1
+
+
 def test_the_blur_is_a_gaussian_of_sigma_pixels() -> None:
     found = _changed(_view(1), 1, 1, 1, 1, 0, 1.7)
     expected = [

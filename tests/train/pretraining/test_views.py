@@ -8,7 +8,6 @@ from torch.utils.data import DataLoader
 from tests.support.coordinates import coordinate_colors, largest_error_px
 from tests.support.errors import raises
 from train.errors import ScaleError
-from train.pretraining.colors import change_colors
 from train.pretraining.footprints import Footprint
 from train.pretraining.regions import ImageRegions, SlideInfo
 from train.pretraining.settings import ViewSettings
@@ -223,13 +222,3 @@ def test_a_views_blur_is_of_um_at_its_own_scale(monkeypatch: pytest.MonkeyPatch)
     )
     dataset[0, 0]
     assert drawn == pytest.approx(squares)
-
-
-def test_colours_stay_as_they_are_without_a_jitter_and_change_with_one() -> None:
-    views = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    same = torch.tensor([[1.0, 1, 1, 1, 0, 0]] * 2)
-    assert torch.allclose(change_colors(views, same), views.float(), atol=1e-2)
-    grey_and_blurred = torch.tensor([[1.0, 1, 1, 1, 1, 0], [1.0, 1, 1, 1, 0, 2.0]])
-    changed = change_colors(views, grey_and_blurred)
-    assert torch.allclose(changed[0, 0], changed[0, 2])
-    assert changed[1].std() < 0.4 * views[1].float().std()
