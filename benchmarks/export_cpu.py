@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ import onnx
 import tyro
 from rich.console import Console
 
-from benchmarks.export_cpu_worker import MATMUL_FILE
 from benchmarks.harness import (
     machine_line,
     median_speedup,
@@ -29,12 +28,7 @@ from benchmarks.harness import (
     take_turns,
     write_report,
 )
-from benchmarks.real_size_model import (
-    build_benchmark_model,
-    draw_tiles,
-    model_line,
-    write_model_settings,
-)
+from benchmarks.real_size_model import build_benchmark_model, draw_tiles, model_line
 from export.graph.nodes import PARITY_OUTPUT
 from export.graph.reference import Deployable
 from export.graph.to_onnx import drop_output, export_onnx
@@ -117,17 +111,21 @@ class CpuBenchmark:
             folder = Path(name)
             console.print("Exporting")
             _prepare(folder, self.model, variants)
-            (folder / MATMUL_FILE).write_text(str(self.matmul_size), encoding="ascii")
             report = self._measure(folder, [*dict.fromkeys([BASELINE, *variants])], console)
         write_report(self.out, "benchmark", report, markdown(report))
         return report
 
     def _measure(self, folder: Path, variants: Sequence[str], console: Console) -> CpuReport:
         load_before = os.getloadavg()[0]
+        work = {
+            "folder": str(folder),
+            "model": asdict(self.model),
+            "matmul_size": self.matmul_size,
+        }
         with ExitStack() as stack:
             workers, firsts = {}, {}
             for name in (*variants, "matmul"):  # one after another, so that loading is undisturbed
-                workers[name] = stack.enter_context(_worker(name, folder))
+                workers[name] = stack.enter_context(_worker(name, work))
                 firsts[name] = _answer(workers[name])["first_s"]
                 console.print(f"{LABELS.get(name, name)}: ready after {firsts[name]:.1f} s")
             answers = take_turns(
@@ -197,7 +195,6 @@ def _runs_here(variant: str) -> bool:
 
 
 def _prepare(folder: Path, settings: ModelSettings, variants: Sequence[str]) -> None:
-    write_model_settings(folder, settings)
     np.save(folder / "images.npy", draw_tiles(1, settings.tile_size_px))
     deployable = Deployable(build_benchmark_model(settings)).eval()
     for opset, name in ((20, "model.onnx"), (23, "model.opset23.onnx")):
@@ -240,8 +237,8 @@ Worker = subprocess.Popen[str]
 
 
 @contextmanager
-def _worker(variant: str, folder: Path) -> Iterator[Worker]:
-    command = [sys.executable, "-m", "benchmarks.export_cpu_worker", variant, str(folder)]
+def _worker(variant: str, work: Mapping[str, Any]) -> Iterator[Worker]:
+    command = [sys.executable, "-m", "benchmarks.export_cpu_worker", variant, json.dumps(work)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

@@ -158,15 +158,11 @@ class _Run:
         is_real_size = self._settings.model == ModelSettings()
         self._measurements.append(
             GpuMeasurement(
+                **measured.model_dump(),
                 variant=name,
                 batch_size=batch_size,
-                stages=measured.stages,
                 tiles_per_second=rate,
                 peak_share=rate * FLOPS_PER_TILE / self._peak.flops if is_real_size else None,
-                memory_gib=measured.memory_gib,
-                label_agreement=measured.label_agreement,
-                max_logit_difference=measured.max_logit_difference,
-                num_not_finite=measured.num_not_finite,
             )
         )
         self._tell(f"{name}, batch {batch_size}: {rate:.1f} tiles/s")

@@ -1,8 +1,6 @@
 """The report of `benchmarks.export_gpu`, as JSON and as a table."""
 
-from benchmarks.export_gpu_worker import (
-    Stages,
-)
+from benchmarks.export_gpu_worker import Measured
 from serve.contract.markdown import markdown_table
 from serve.contract.strict import Strict
 
@@ -10,24 +8,15 @@ GOAL = 0.5
 """Share of the peak to reach. SAM's ViT-B alone has been measured at 0.29 on an A100."""
 
 
-class GpuMeasurement(Strict):
+class GpuMeasurement(Measured):
     """One variant at one batch size."""
 
     variant: str
     batch_size: int
-    stages: Stages
     tiles_per_second: float
     """Rate of the computation alone."""
     peak_share: float | None
     """Share of the measured peak in bfloat16; only for the model of real size."""
-    memory_gib: float | None
-    """GPU memory in use after the runs, of all processes."""
-    label_agreement: float
-    """Share of pixels with the same label as the first variant that ran, usually eager float32."""
-    max_logit_difference: float | None
-    """Largest difference of a logit from that variant's."""
-    num_not_finite: int | None
-    """Logits that are NaN or infinite."""
 
 
 class GpuReport(Strict):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import onnx
@@ -73,15 +73,17 @@ class Throughput:
     flops: float
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(Strict):
     """The measurement of one variant at one batch size."""
 
     stages: Stages
     memory_gib: float | None
+    """GPU memory in use after the runs, of all processes."""
     label_agreement: float
-    max_logit_difference: float | None
-    num_not_finite: int | None
+    """Share of pixels with the same label as the first variant that ran, usually eager float32."""
+    max_logit_difference: float | None = None
+    """Largest difference of a logit from that variant's."""
+    num_not_finite: int | None = None
     """Logits that are NaN or infinite."""
 
 
@@ -154,7 +156,8 @@ def measure(task: Task, batch_size: int) -> Measured:
         memory_gib = (total - free) / 2**30
     labels = answer.labels.cpu().numpy().astype(np.uint8)
     logits = None if answer.logits is None else answer.logits.float().cpu().numpy()
-    return Measured(stages, memory_gib, *_compare(labels, logits, task))
+    compared = _compare(labels, logits, task)
+    return Measured(stages=stages, memory_gib=memory_gib, **compared)
 
 
 def _drawn(task: Task) -> Images:
@@ -176,15 +179,8 @@ def _load(task: Task) -> Compute:
     return _loaded[key]
 
 
-def _compare(
-    labels: Images, logits: NDArray[np.float32] | None, task: Task
-) -> tuple[float, float | None, int | None]:
-    """Compare with the first variant that ran, on the tiles of both.
-
-    Returns:
-        the share of labels that are the same, the largest difference of a logit, and how many
-        logits are NaN or infinite.
-    """
+def _compare(labels: Images, logits: NDArray[np.float32] | None, task: Task) -> dict[str, Any]:
+    """Compare with the first variant that ran, on the tiles of both; fields of `Measured`."""
     file = task.folder / EXPECTED_FILE
     stored = dict(np.load(file)) if file.is_file() else {"variant": np.array(task.variant)}
     if str(stored["variant"]) == task.variant:
@@ -196,12 +192,15 @@ def _compare(
     num_tiles = min(len(labels), len(expected))
     agreement = float((labels[:num_tiles] == expected[:num_tiles]).mean())
     if logits is None or "logits" not in stored:
-        return agreement, None, None
+        return {"label_agreement": agreement}
     num_tiles = min(len(logits), len(stored["logits"]))
     difference = np.abs(logits[:num_tiles] - stored["logits"][:num_tiles])
     finite = difference[np.isfinite(difference)]
-    largest = float(finite.max()) if finite.size else None
-    return agreement, largest, int((~np.isfinite(logits)).sum())
+    return {
+        "label_agreement": agreement,
+        "max_logit_difference": float(finite.max()) if finite.size else None,
+        "num_not_finite": int((~np.isfinite(logits)).sum()),
+    }
 
 
 def measure_stages(

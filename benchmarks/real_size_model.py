@@ -1,9 +1,5 @@
 """The model and the tiles of the benchmarks: real size, random weights."""
 
-import json
-from dataclasses import asdict
-from pathlib import Path
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,7 +12,6 @@ from train.settings import ModelSettings
 NUM_CLASSES = 6
 FLOPS_PER_TILE = 1.45e12
 """Operations of SAM's ViT-B, the ViT-S, neck and decoder on a tile of 1024 pixels."""
-_SETTINGS_FILE = "model.json"
 
 
 def build_benchmark_model(settings: ModelSettings) -> Segmenter:
@@ -46,13 +41,3 @@ def draw_tiles(num_tiles: int, tile_size_px: int) -> NDArray[np.uint8]:
     """Draw tiles of synthetic tissue: (N, H, W, 3) uint8 RGB."""
     rng = np.random.default_rng(0)
     return np.stack([make_tile(rng, tile_size_px)[0] for _ in range(num_tiles)])
-
-
-def write_model_settings(folder: Path, settings: ModelSettings) -> None:
-    """Write the model settings to `folder`, for the worker processes."""
-    (folder / _SETTINGS_FILE).write_text(json.dumps(asdict(settings)), encoding="utf-8")
-
-
-def read_model_settings(folder: Path) -> ModelSettings:
-    """Read the settings that `write_model_settings` wrote."""
-    return ModelSettings(**json.loads((folder / _SETTINGS_FILE).read_text(encoding="utf-8")))

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from benchmarks.export_gpu_variants import (
     Variant,
     engine_plan,
 )
-from benchmarks.real_size_model import draw_tiles, write_model_settings
+from benchmarks.real_size_model import draw_tiles
 from export.errors import FocalPathError
 from tests.support import ROOT
 from tests.support.errors import raises
@@ -41,12 +42,9 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_baseline_gives_the_labels_of_our_model(tmp_path: Path):
-    write_model_settings(tmp_path, MODEL)  # each worker builds the model from them
-    images = draw_tiles(2, MODEL.tile_size_px)
-    direct, ours = (
-        export_cpu_worker.VARIANTS[name](tmp_path)(images) for name in ("direct", "torch")
-    )
+def test_the_baseline_gives_the_labels_of_our_model():
+    images, work = draw_tiles(2, MODEL.tile_size_px), {"model": asdict(MODEL)}
+    direct, ours = (export_cpu_worker.VARIANTS[name](work)(images) for name in ("direct", "torch"))
     assert direct.min() >= 1
     np.testing.assert_array_equal(direct, ours)
 

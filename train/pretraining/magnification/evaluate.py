@@ -84,7 +84,7 @@ class Evaluation:
     def __init__(self, slides: LabelledSlides, settings: EvaluationSettings) -> None:
         self._slides, self._settings = slides, settings
         self._tiles = EvaluationTiles(slides, settings)
-        self.num_classes = len(slides.masks.classes)
+        self.num_classes = len(slides.classes)
         self._places_cases = np.array(
             [slides.info(slide).group for slide, _ in self._tiles.squares["test"]]
         )

@@ -1,15 +1,14 @@
 """Labelled tiles of the same slides at several scales."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.folder import Split, read_tile_folder
+from train.data.folder import Split, Tile, read_tile_folder
 from train.data.masks import read_mask
 from train.data.pixels import read_labels
 from train.errors import SourceError
@@ -24,21 +23,12 @@ _OCELOT_CLASSES = (
     LabelClass(name="Background", color="#56b4e9"),
     LabelClass(name="Cancer area", color="#d55e00"),
 )
-_OCELOT_LABELS = {1: 1, 2: 2}
-"""Labels by the published codes of the tissue masks. 255 is unknown."""
+_OCELOT_CODES = (1, 2)
+"""Published codes of the tissue masks, which are the labels. 255 is unknown."""
 
 
-class Masks(Protocol):
-    """Label maps of slides."""
-
-    classes: tuple[LabelClass, ...]
-    """The classes of labels 1..C."""
-
-    def read(self, slide: int) -> tuple[NDArray[np.uint8], float]:
-        """Labels (H, W) uint8, 0 unlabelled, 1..C, and their um per pixel."""
-        ...
-
-
+ReadLabels = Callable[[int], tuple[NDArray[np.uint8], float]]
+"""Of a slide: labels (H, W) uint8, 0 unlabelled, 1..C, and their um per pixel."""
 _KEPT_MASKS = 8
 """Masks kept decoded: the squares of one slide are looked up one after the other."""
 
@@ -48,7 +38,9 @@ class LabelledSlides:
     """Slides whose splits and labels are known."""
 
     found: SplitSource
-    masks: Masks
+    classes: tuple[LabelClass, ...]
+    """Of labels 1..C."""
+    read_labels: ReadLabels
 
     @property
     def source(self) -> RegionSource:
@@ -60,37 +52,6 @@ class LabelledSlides:
         return self.source.slides[slide]
 
 
-class _FolderMasks:
-    def __init__(self, root: Path) -> None:
-        folder = read_tile_folder(root)
-        self.classes = folder.classes
-        self._tiles = [tile for tiles in folder.tiles.values() for tile in tiles]
-        self.read = lru_cache(_KEPT_MASKS)(self._read)
-
-    def _read(self, slide: int) -> tuple[NDArray[np.uint8], float]:
-        tile = self._tiles[slide]
-        assert tile.mpp is not None, "checked when the folder was opened"
-        return read_labels(tile, len(self.classes)), tile.mpp
-
-
-class _OcelotMasks:
-    classes: tuple[LabelClass, ...] = _OCELOT_CLASSES
-
-    def __init__(self, root: Path, source: RegionSource) -> None:
-        self._paths = [
-            root / "annotations" / "train" / "tissue" / f"{info.name}.png" for info in source.slides
-        ]
-        self._mpps = [info.outer_mpp or info.base_mpp for info in source.slides]
-        self.read = lru_cache(_KEPT_MASKS)(self._read)
-
-    def _read(self, slide: int) -> tuple[NDArray[np.uint8], float]:
-        codes = read_mask(self._paths[slide], 255)
-        labels = np.zeros_like(codes)
-        for code, label in _OCELOT_LABELS.items():
-            labels[codes == code] = label
-        return labels, self._mpps[slide]
-
-
 def open_labelled(root: Path) -> LabelledSlides:
     """Open slides with their masks.
 
@@ -99,13 +60,36 @@ def open_labelled(root: Path) -> LabelledSlides:
     """
     found = open_source(root)
     if (root / "dataset.json").is_file():
-        return LabelledSlides(found, _FolderMasks(root))
+        folder = read_tile_folder(root)
+        tiles = [tile for tiles in folder.tiles.values() for tile in tiles]
+        return LabelledSlides(found, folder.classes, _folder_labels(tiles, len(folder.classes)))
     if isinstance(found.source, OcelotRegions):
-        return LabelledSlides(found, _OcelotMasks(root, found.source))
+        return LabelledSlides(found, _OCELOT_CLASSES, _ocelot_labels(root, found.source))
     raise SourceError(
         f"{root} has no masks; expected a data set's mask/ or OCELOT's annotations/. Encoders are "
         "compared on labelled tiles."
     )
+
+
+def _folder_labels(tiles: Sequence[Tile], num_classes: int) -> ReadLabels:
+    @lru_cache(_KEPT_MASKS)
+    def read(slide: int) -> tuple[NDArray[np.uint8], float]:
+        tile = tiles[slide]
+        assert tile.mpp is not None, "checked when the folder was opened"
+        return read_labels(tile, num_classes), tile.mpp
+
+    return read
+
+
+def _ocelot_labels(root: Path, source: RegionSource) -> ReadLabels:
+    @lru_cache(_KEPT_MASKS)
+    def read(slide: int) -> tuple[NDArray[np.uint8], float]:
+        info = source.slides[slide]
+        codes = read_mask(root / "annotations" / "train" / "tissue" / f"{info.name}.png", 255)
+        labels = np.where(np.isin(codes, _OCELOT_CODES), codes, 0).astype(np.uint8)
+        return labels, info.outer_mpp or info.base_mpp
+
+    return read
 
 
 @dataclass(frozen=True)
@@ -145,10 +129,10 @@ def labelled_tiles(
     """
     tiles: list[LabelledTile] = []
     for slide in slides.found.slides[split]:
-        labels, mpp = slides.masks.read(slide)
+        labels, mpp = slides.read_labels(slide)
         kept = []
         for square in _grid(slides.info(slide), side_um, finest_mpp):
-            label = _label(labels, mpp, square, purity, len(slides.masks.classes))
+            label = _label(labels, mpp, square, purity, len(slides.classes))
             if label:
                 kept.append(LabelledTile(slide, square, label))
         chosen = np.linspace(0, len(kept) - 1, min(len(kept), max_per_slide)).round().astype(int)

@@ -47,11 +47,11 @@ def _count_labels(
     slides: LabelledSlides, slide: int, square: Footprint, num_cells: int
 ) -> NDArray[np.int64]:
     """Pixels of each label in the cells of a square: (num_cells, num_cells, 1 + C)."""
-    labels, mpp = slides.masks.read(slide)
+    labels, mpp = slides.read_labels(slide)
     edges = np.linspace(0, square.side_um, num_cells + 1)
     rows = np.round((square.y_um + edges) / mpp).astype(int)
     columns = np.round((square.x_um + edges) / mpp).astype(int)
-    num_labels = len(slides.masks.classes) + 1
+    num_labels = len(slides.classes) + 1
     counts = np.zeros((num_cells, num_cells, num_labels), np.int64)
     for i in range(num_cells):
         for j in range(num_cells):

@@ -16,21 +16,11 @@ MPP = 0.5
 CLASSES = tuple(LabelClass(name=name, color="#000000") for name in ("A", "B"))
 
 
-class _OneMask:
-    classes = CLASSES
-
-    def __init__(self, labels: np.ndarray) -> None:
-        self.labels = labels
-
-    def read(self, slide: int) -> tuple[np.ndarray, float]:
-        return self.labels, MPP
-
-
 def _slides(labels: np.ndarray) -> LabelledSlides:
     height, width = (side * MPP for side in labels.shape)
     source: Any = type("Source", (), {"slides": [SlideInfo("s", width, height, MPP, "case")]})()
     found = SplitSource(source, {"training": (), "validation": (), "test": (0,)}, "hand-made")
-    return LabelledSlides(found, _OneMask(labels))
+    return LabelledSlides(found, CLASSES, lambda slide: (labels, MPP))
 
 
 def _square(*rows_of_label: tuple[int, int]) -> np.ndarray:
