@@ -27,7 +27,7 @@ from train.comparison.bootstrap import Floats, resample_dice
 from train.data.folder import TileFolder, read_tile_folder
 from train.fitting.evaluation import predict_split
 from train.fitting.run import fit
-from train.intervals import draw_counts
+from train.intervals import bootstrap_interval, draw_counts
 from train.metrics import class_scores, image_confusion
 from train.model.checkpoint import CARD_FILE, load_checkpoint
 from train.presets import PRESETS
@@ -165,15 +165,18 @@ def report(study: Robustness, folder: TileFolder, found: Mapping[str, Sequence[C
         )
         for name, runs in found.items()
     }  # seeds x factors
-    rows = [_row(study, name, values, resampled[name]) for name, values in dice.items()]
+    num_cases = len(set(cases))
+    rows = [_row(study, name, values, resampled[name], num_cases) for name, values in dice.items()]
     lines = [
         f"# Segmenters whose um per pixel is wrong: {study.preset}\n",
-        f"Mean Dice of the pooled pixels of {len(tiles)} test images of {len(set(cases))} cases, "
+        f"Mean Dice of the pooled pixels of {len(tiles)} test images of {num_cases} cases, "
         "mean over seeds; the stated um per pixel is the true one times the factor. Brackets are "
         f"95% intervals of {_NUM_RESAMPLES} resamples of cases and seeds. {machine_line()}\n",
         tabulate(rows, headers="keys", tablefmt="pipe"),
         "\nDifferences, of the same seeds and cases:\n",
-        tabulate(list(_differences(study, dice, resampled)), headers="keys", tablefmt="pipe"),
+        tabulate(
+            list(_differences(study, dice, resampled, num_cases)), headers="keys", tablefmt="pipe"
+        ),
         "\n![Mean Dice over the factor](scale.png)",
         "\nLines are means over the seeds, bands their range.",
     ]
@@ -182,14 +185,16 @@ def report(study: Robustness, folder: TileFolder, found: Mapping[str, Sequence[C
     draw(study, dice, study.out / "scale.png")
 
 
-def _row(study: Robustness, name: str, dice: Floats, resampled: Floats) -> dict[str, object]:
+def _row(
+    study: Robustness, name: str, dice: Floats, resampled: Floats, num_cases: int
+) -> dict[str, object]:
     """The line of an encoder: mean Dice at each factor, and what is kept of that at 1."""
     means = dict(zip(study.factors, dice.mean(axis=0), strict=True))
     return {
         "encoder": name,
         "seeds": len(dice),
         **{
-            f"x {factor:g}": _text(mean, resampled[:, f])
+            f"x {factor:g}": _text(mean, resampled[:, f], (len(dice), num_cases))
             for f, (factor, mean) in enumerate(means.items())
         },
         **{
@@ -228,7 +233,10 @@ def resampled_dice(runs: Sequence[Confusion], cases: Sequence[str]) -> Floats:
 
 
 def _differences(
-    study: Robustness, dice: Mapping[str, Floats], resampled: Mapping[str, Floats]
+    study: Robustness,
+    dice: Mapping[str, Floats],
+    resampled: Mapping[str, Floats],
+    num_cases: int,
 ) -> Iterable[dict[str, str]]:
     for ours in dice:
         for other in dice:
@@ -239,18 +247,19 @@ def _differences(
                 continue
             difference = dice[ours].mean(axis=0) - dice[other].mean(axis=0)
             drawn = resampled[ours] - resampled[other]
+            num_drawn = len(dice[ours]), num_cases
             yield {
                 "encoder": ours,
                 "minus": other,
                 **{
-                    f"x {factor:g}": _text(difference[f], drawn[:, f], sign="+")
+                    f"x {factor:g}": _text(difference[f], drawn[:, f], num_drawn, sign="+")
                     for f, factor in enumerate(study.factors)
                 },
             }
 
 
-def _text(value: float, drawn: Floats, *, sign: str = "") -> str:
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+def _text(value: float, drawn: Floats, num_drawn: Sequence[int], *, sign: str = "") -> str:
+    low, high = bootstrap_interval(drawn, num_drawn)
     return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import scale_robustness
-from benchmarks.scale_robustness import Robustness, resampled_dice, run_robustness
+from benchmarks.scale_robustness import Robustness, _text, resampled_dice, run_robustness
 from tests.support.toy_data import toy_settings, write_toy_data
 from train.settings import OptimizationSettings
 
@@ -26,6 +26,11 @@ def test_resamples_differ_where_cases_do():
     drawn = resampled_dice([run], ["good", "bad"])
     assert drawn.min() == 0
     assert drawn.max() == 1
+
+
+def test_intervals_are_expanded_for_few_seeds():
+    drawn = np.linspace(-1, 1, 2001)
+    assert _text(0.0, drawn, (5, 100)) == "0.000 [-0.998, 0.998]"  # and not 0.95
 
 
 @pytest.mark.slow
