@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from train.fitting.metrics_file import read_metrics
 from train.settings import LabelClass
 
-Row = dict[str, float]
-
 NAMED_CLASSES_MAX = 30
 """Figures name at most this many classes. More names would leave no room for the data."""
 
@@ -60,7 +58,8 @@ class Panels:
 
 def plot_training(metrics: Path, classes: Sequence[LabelClass], figure_path: Path) -> None:
     """Draw loss, validation Dice and bias per class over the epochs of `metrics` (CSV)."""
-    epochs = _read_epochs(metrics)
+    rows = read_metrics(metrics)
+    epochs = [{name: float(value) for name, value in row.items() if value} for row in rows]
     with matplotlib.rc_context(
         {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     ):
@@ -97,7 +96,7 @@ def _legend_below(axes: Axes) -> None:
 
 def _draw(
     axes: Axes,
-    epochs: Sequence[Row],
+    epochs: Sequence[dict[str, float]],
     name: str,
     label: str | None,
     color: str | None = None,
@@ -106,12 +105,6 @@ def _draw(
     points = [(row["epoch"], row[name]) for row in epochs if name in row]
     if points:
         axes.plot(*zip(*points, strict=True), label=label, color=color, linestyle=linestyle)
-
-
-def _read_epochs(path: Path) -> list[Row]:
-    return [
-        {name: float(value) for name, value in row.items() if value} for row in read_metrics(path)
-    ]
 
 
 def plot_share_against_dice(

@@ -33,8 +33,6 @@ from train.model.pathology_encoder import architecture, timm_args
 from train.model.segmenter import Segmenter, encode_for_training, encodes_in_bfloat16
 from train.settings import ModelSettings, Settings
 
-CachedSample = dict[str, object]
-"""tile_id str, features (D, H/16, W/16), labels (H, W) int64."""
 CachedTiles = TileDataset | WholeImageDataset
 
 
@@ -64,11 +62,12 @@ class EmbeddingCache:
             StorageError: the disk is too full, or cannot be written. Files already written stay
                 intact.
         """
-        missing = {
-            index: left
-            for index, stems in enumerate(tile_stems(dataset))
-            if (left := [t for t in _todo(stems, views) if not self.path(*t[1:]).is_file()])
-        }
+        missing: dict[int, list[tuple[int, int, Path]]] = {}
+        for index, stems in enumerate(tile_stems(dataset)):
+            for number, stem in enumerate(stems):
+                for view in views:
+                    if not (path := self.path(stem, view)).is_file():
+                        missing.setdefault(index, []).append((number, view, path))
         if not missing:
             return
         self._check_room(sum(map(len, missing.values())))
@@ -78,9 +77,9 @@ class EmbeddingCache:
             tiles = dataset.fixed_tiles(index)
             for start in range(0, len(left), batch_size):
                 part = left[start : start + batch_size]
-                images = torch.stack([turn(tiles[number], view) for number, _, view in part])
-                for (_, stem, view), features in zip(part, self._encode(images), strict=True):
-                    self.write(self.path(stem, view), features)
+                images = torch.stack([turn(tiles[number], view) for number, view, _ in part])
+                for (_, _, path), features in zip(part, self._encode(images), strict=True):
+                    self._write(path, features)
 
     def path(self, stem: str, view: int) -> Path:
         """Path of the features of one view of one tile."""
@@ -110,12 +109,7 @@ class EmbeddingCache:
         )
         return features.to(self._dtype).cpu()
 
-    def write(self, path: Path, features: Tensor) -> None:
-        """Write (D, H/16, W/16) features atomically.
-
-        Raises:
-            StorageError: the disk is full, or cannot be written.
-        """
+    def _write(self, path: Path, features: Tensor) -> None:
         features = features.contiguous()
         with whole_file(path) as partial:
             save_file({"features": features}, partial, {"crc32": _checksum(features)})
@@ -140,8 +134,8 @@ class EmbeddingCache:
             )
 
 
-class CachedTileDataset(Dataset[CachedSample]):
-    """Training tiles with features in place of images."""
+class CachedTileDataset(Dataset[dict[str, object]]):
+    """Training tiles with features (D, H/16, W/16) in place of images."""
 
     def __init__(self, dataset: TileDataset, cache: EmbeddingCache) -> None:
         self._dataset = dataset
@@ -151,7 +145,7 @@ class CachedTileDataset(Dataset[CachedSample]):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, key: int | TileKey) -> CachedSample:
+    def __getitem__(self, key: int | TileKey) -> dict[str, object]:
         """Load a tile's features by index, or by `TileKey` for that epoch's view."""
         epoch, index, copy = whole_key(key)
         view = self._dataset.view(epoch, index, copy)
@@ -190,11 +184,6 @@ def tile_stems(dataset: CachedTiles) -> Iterator[list[str]]:
         digest = hashlib.sha256(tile.image.read_bytes()).hexdigest()[:32]
         rows, columns = placement.size
         yield [f"{digest}-{rows}x{columns}-{y}-{x}" for y, x in placement.places]
-
-
-def _todo(stems: list[str], views: range) -> list[tuple[int, str, int]]:
-    """List tile number, file name and view of all features of an image."""
-    return [(number, stem, view) for number, stem in enumerate(stems) for view in views]
 
 
 def _fingerprint(segmenter: Segmenter, model: ModelSettings) -> str:

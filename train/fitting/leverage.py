@@ -6,7 +6,7 @@ use the part, and not that a model trained without it would be as good.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ from train.model.checkpoint import CheckpointCard
 from train.model.class_bias import ClassAttentionBias, ClassStatistics, find_strategy
 from train.model.segmenter import Segmenter, encode_for_training, labels_from_logits
 
+Change = Callable[[Segmenter], AbstractContextManager[object]]
 AS_TRAINED = "as trained"
 CAPTION = "Counted on tiles at the model's um per pixel. Nothing is trained again."
 
@@ -59,7 +60,7 @@ def measure_leverage(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     segmenter = segmenter.to(device).eval()
-    changes = {AS_TRAINED: _unchanged, **_changes(segmenter, card)}
+    changes: dict[str, Change] = {AS_TRAINED: nullcontext, **_changes(segmenter, card)}
     confusions = {name: PooledConfusion(len(card.classes)).to(device) for name in changes}
     changed = dict.fromkeys(changes, 0)
     num_labelled = 0
@@ -123,9 +124,6 @@ def _tiles(
             yield features, of_them.to(device).long()
 
 
-Change = Callable[[Segmenter], AbstractContextManager[None]]
-
-
 def _changes(segmenter: Segmenter, card: CheckpointCard) -> dict[str, Change]:
     """The changes that apply to the model's strategy."""
     bias, strategy = segmenter.class_attention_bias, find_strategy(card.settings.model.bias)
@@ -140,11 +138,6 @@ def _changes(segmenter: Segmenter, card: CheckpointCard) -> dict[str, Change]:
     if segmenter.image_to_token_attentions:
         changes["attention averaged over pixels"] = attention_averaged
     return changes
-
-
-@contextmanager
-def _unchanged(segmenter: Segmenter) -> Iterator[None]:
-    yield
 
 
 @contextmanager

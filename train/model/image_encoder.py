@@ -4,6 +4,7 @@ Shape letters: B images, H x W pixels, h = H/16, w = W/16, D channels.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
@@ -173,7 +174,7 @@ def build_image_encoder(size: ImageEncoderName, tile_size_px: int) -> nn.Module:
         mlp_ratio=4,
         qkv_bias=True,
         use_rel_pos=True,
-        norm_layer=_norm_layer,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
         embed_dim=kind.embed_dim,
         depth=kind.depth,
         num_heads=kind.num_heads,
@@ -191,7 +192,3 @@ def build_image_encoder(size: ImageEncoderName, tile_size_px: int) -> nn.Module:
 def size_of_image_encoder(embed_dim: int) -> str | None:
     """The name of the encoder with this many channels; None if there is none."""
     return next((n for n, kind in IMAGE_ENCODERS.items() if kind.embed_dim == embed_dim), None)
-
-
-def _norm_layer(dim: int) -> nn.LayerNorm:
-    return nn.LayerNorm(dim, eps=1e-6)

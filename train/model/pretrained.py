@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers.pos_embed import resample_abs_pos_embed
-from torch import Tensor, nn
+from torch import nn
 
 from train.errors import WeightsError
 from train.model.image_encoder import size_of_image_encoder
@@ -56,9 +56,11 @@ def load_sam_weights(segmenter: Segmenter, path: Path) -> None:
     for index in range(segmenter.num_classes + 2):
         for name, value in single.items():
             source[f"{_MLPS}{index}.{name}"] = value
+    assert isinstance(segmenter.mask_decoder, MaskDecoder)
+    last = len(segmenter.mask_decoder.iou_prediction_head.layers) - 1
     own_tokens = {
         r"mask_decoder\.mask_tokens\.weight$": "one token per class",
-        rf"mask_decoder\.iou_prediction_head\.layers\.{_last_layer(segmenter)}\.": "one per class",
+        rf"mask_decoder\.iou_prediction_head\.layers\.{last}\.": "one per class",
         re.escape(_MLPS): "one per class",
     }
     tokens = source.get("mask_decoder.mask_tokens.weight")
@@ -110,11 +112,6 @@ def _check_sam_size(source: Weights, segmenter: Segmenter, path: Path) -> None:
             f"{size_of_image_encoder(ours.shape[0]) or 'another'} ({ours.shape[0]} channels). Add "
             f"--image-encoder {size}, or take the file of the other size."
         )
-
-
-def _last_layer(segmenter: Segmenter) -> int:
-    assert isinstance(segmenter.mask_decoder, MaskDecoder)
-    return len(segmenter.mask_decoder.iou_prediction_head.layers) - 1
 
 
 def resize_image_encoder(source: Weights, segmenter: Segmenter) -> None:
@@ -216,17 +213,17 @@ def load_accounted(
             f"{path} does not fit the model, {len(problems)} weights differ: "
             f"{'; '.join(problems[:3])}. {_advice(source)}"
         )
-    broken = [name for name, value in fitting.items() if not _is_finite(value)]
+    broken = [
+        name
+        for name, value in fitting.items()
+        if value.is_floating_point() and not value.isfinite().all()
+    ]
     if broken:
         raise WeightsError(
             f"{path} has {len(broken)} weights that are not finite numbers, such as {broken[0]}. "
             "Download it again, or take an earlier checkpoint of that training."
         )
     module.load_state_dict(fitting, strict=False)
-
-
-def _is_finite(value: Tensor) -> bool:
-    return not value.is_floating_point() or bool(value.isfinite().all())
 
 
 def _advice(source: Weights) -> str:
