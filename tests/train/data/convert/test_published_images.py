@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from train.data.convert.images import FoldSettings
 from train.data.convert.ocelot import OcelotSettings, prepare_ocelot
 from train.data.folder import read_tile_folder
 from train.data.pixels import read_mask
-from train.errors import SourceError
+from train.errors import ImageFileError, MaskError, SourceError
 
 OFFICIAL = FoldSettings(parts="official")
 
@@ -109,6 +110,30 @@ def test_glas_by_grade_has_the_images_grade_for_its_glands(tmp_path: Path):
     masks = {p.stem: set(np.unique(Image.open(p))) for p in (tmp_path / "out" / "mask").iterdir()}
     assert masks["train_1"] == {1, 3}
     assert masks["train_4"] == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("write", "prepare", "settings", "mask"),
+    [
+        (write_ocelot, prepare_ocelot, OcelotSettings(), "annotations/train/tissue/003.png"),
+        (write_glas, prepare_glas, GlasSettings(), "train_3_anno.bmp"),
+    ],
+)
+def test_a_mask_of_another_size_than_its_image_is_refused_and_nothing_is_left(
+    tmp_path: Path, write: Any, prepare: Any, settings: object, mask: str
+):
+    source = write(tmp_path / "source")
+    Image.new("L", (5, 4), 1).save(source / mask)
+    with raises(ImageFileError, "3", "5 x 4"):
+        prepare(source, tmp_path / "out", settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_coloured_picture_of_glands_is_refused(tmp_path: Path):
+    source = write_glas(tmp_path / "source")
+    Image.new("RGB", (14, 9)).save(source / "train_3_anno.bmp")
+    with raises(MaskError, "train_3_anno.bmp", "RGB"):
+        prepare_glas(source, tmp_path / "out", GlasSettings())
 
 
 def test_an_image_of_glas_without_its_grade_is_named(tmp_path: Path):
