@@ -5,9 +5,8 @@ planned and its first tiles are read, so that a GPU does not wait for any of it.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,59 +45,30 @@ class LocalEngine:
         self._max_batch_size = max_batch_size
         self._read_threads = read_threads
         self._computing = threading.Lock()
-        self._closing = threading.Event()
 
     def prepare(self, job: SlideJob) -> bool:
         """See `Engine.prepare`."""
-        self._go_on()
         return prepare(job)
 
     def run(
-        self,
-        work: WorkFolder,
-        blocks: Sequence[Block],
-        *,
-        on_block: OnBlock,
-        on_tiles: OnTiles,
+        self, work: WorkFolder, blocks: Sequence[Block], *, on_block: OnBlock, on_tiles: OnTiles
     ) -> None:
         """See `Engine.run`."""
-
-        def on_more_tiles(num_tiles: int) -> None:
-            self._go_on()
-            on_tiles(num_tiles)
-
         with BlockWorker(
             work,
             self._runner,
             max_batch_size=self._max_batch_size,
             read_threads=self._read_threads,
         ) as worker:
-            worker.run(blocks, turn=self._turn(), on_block=on_block, on_tiles=on_more_tiles)
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Wait for the model: it works on one slide at a time."""
-        with self._computing:
-            self._go_on()
-            yield
+            # The model works on one slide at a time.
+            worker.run(blocks, turn=self._computing, on_block=on_block, on_tiles=on_tiles)
 
     def finish(self, job: SlideJob, on_step: OnStep) -> None:
         """See `Engine.finish`."""
-
-        def on_next_step(step: str) -> None:
-            self._go_on()
-            on_step(step)
-
-        conclude(job, on_next_step)
-
-    def _go_on(self) -> None:
-        """Raise CancelledError once this is closed."""
-        if self._closing.is_set():
-            raise CancelledError
+        conclude(job, on_step)
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._closing.set()
         self._runner.close()
 
 

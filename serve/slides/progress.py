@@ -46,7 +46,24 @@ class _Count:
         return (self.total - self.done) / self.per_second if self.per_second else None
 
 
-class JsonLines(Watcher):
+class _Counting(Watcher):
+    """Counts the tiles of each slide at work, and the slides that have ended."""
+
+    def __init__(self, num_slides: int) -> None:
+        self._num_slides = num_slides
+        self._ended = 0
+        self._counts: dict[str, _Count] = {}
+
+    def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
+        """See `Watcher`."""
+        self._counts[name] = _Count(num_tiles, num_done)
+
+    def end_slide(self, outcome: Outcome) -> None:
+        """See `Watcher`."""
+        self._ended += 1
+
+
+class JsonLines(_Counting):
     """One JSON object per line: what begins and ends, and every ten seconds how far it is.
 
     Args:
@@ -57,17 +74,15 @@ class JsonLines(Watcher):
     def __init__(
         self, num_slides: int, file: TextIO, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._num_slides = num_slides
+        super().__init__(num_slides)
         self._file = file
         self._clock = clock
-        self._ended = 0
-        self._counts: dict[str, _Count] = {}
         self._told = clock()
         self._lock = threading.Lock()
 
     def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
         """See `Watcher`."""
-        self._counts[name] = _Count(num_tiles, num_done)
+        super().begin_slide(name, num_tiles, num_done)
         self._tell(event="begin", slide=name, tiles=num_tiles, tiles_done=num_done)
 
     def add_tiles(self, name: str, num_tiles: int) -> None:
@@ -100,7 +115,7 @@ class JsonLines(Watcher):
 
     def end_slide(self, outcome: Outcome) -> None:
         """See `Watcher`."""
-        self._ended += 1
+        super().end_slide(outcome)
         self._tell(event="end", **outcome.model_dump())
 
     def note(self, text: str) -> None:
@@ -112,7 +127,7 @@ class JsonLines(Watcher):
             print(json.dumps(fields), file=self._file, flush=True)
 
 
-class Bar(Watcher):
+class Bar(_Counting):
     """A line per slide at work, with its bar, rate, time left and binding stage.
 
     Args:
@@ -121,6 +136,7 @@ class Bar(Watcher):
     """
 
     def __init__(self, num_slides: int, console: Console) -> None:
+        super().__init__(num_slides)
         self._progress = Progress(
             TextColumn("{task.fields[slides]}"),
             TextColumn("{task.description}", markup=False),
@@ -131,15 +147,12 @@ class Bar(Watcher):
             TextColumn("{task.fields[stage]}", style="dim"),
             console=console,
         )
-        self._num_slides = num_slides
-        self._ended = 0
         self._tasks: dict[str, TaskID] = {}
-        self._counts: dict[str, _Count] = {}
         self._progress.start()
 
     def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
         """See `Watcher`."""
-        self._counts[name] = _Count(num_tiles, num_done)
+        super().begin_slide(name, num_tiles, num_done)
         self._tasks[name] = self._progress.add_task(
             name,
             total=max(num_tiles, 1),
@@ -167,7 +180,7 @@ class Bar(Watcher):
 
     def end_slide(self, outcome: Outcome) -> None:
         """See `Watcher`."""
-        self._ended += 1
+        super().end_slide(outcome)
         task = self._tasks.pop(outcome.name, None)
         if task is not None:
             self._progress.remove_task(task)

@@ -11,7 +11,7 @@ A slide that fails does not stop the others. Repeat the command to continue wher
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from typing import Any
 
 from serve.contract.errors import FocalPathError, message_of
 from serve.contract.manifest import MANIFEST_FILE
+from serve.slides.block_record import BlockRecord
 from serve.slides.cohort import Outcome, SlideTask
 from serve.slides.disk import write_whole, written
 from serve.slides.engine import Engine, Watcher
@@ -114,7 +115,7 @@ class _Run:
                 folder.mkdir(parents=True, exist_ok=True)
             with slide_lock(folder / f"{task.name}.lock", wait=wait):
                 self._check_bundle()
-                ended = _segment(self._cohort, task)
+                ended = self._segment(task)
                 failed.unlink(missing_ok=True)
         except SlideBusyError:
             raise
@@ -131,6 +132,51 @@ class _Run:
         self.outcomes[task.name] = outcome
         self._cohort.watcher.end_slide(outcome)
 
+    def _segment(self, task: SlideTask) -> dict[str, Any]:
+        """Segment one slide; returns how it ended and how many tiles ran."""
+        engine = self._cohort.engine
+        job = SlideJob(
+            out=self._cohort.out,
+            task=task,
+            options=self._cohort.options,
+            formats=tuple(entry.name for entry in self._cohort.formats),
+            model=engine.model,
+        )
+        if not engine.prepare(job):
+            return {"status": "kept"}
+        num_tiles = self._compute(job.work)
+        engine.finish(job, lambda step: self._watcher().step(task.name, step))
+        publish(job.work, job.target)
+        return {"status": "done", "num_tiles": num_tiles}
+
+    def _compute(self, work: WorkFolder) -> int:
+        """Compute the blocks that are not done; returns how many tiles ran for them."""
+        tiling = Tiling(work.plan(), work.mask())
+        tiles = {block: tiling.num_tiles(block) for block in tiling.blocks}
+        done = work.records()
+        todo = [block for block in tiling.blocks if block not in done]
+        total = sum(tiles.values())
+        left = sum(tiles[block] for block in todo)
+        self._watcher().begin_slide(work.name, total, total - left)
+
+        def on_block(record: BlockRecord) -> None:
+            longest = max(record.seconds, key=lambda stage: record.seconds[stage])
+            self._watcher().bound_by(work.name, longest)
+
+        def on_tiles(count: int) -> None:
+            self._watcher().add_tiles(work.name, count)
+
+        if todo:
+            self._cohort.engine.run(work, todo, on_block=on_block, on_tiles=on_tiles)
+        records = (record for block, record in work.records().items() if block not in done)
+        return sum(record.num_tiles - record.num_reused for record in records)
+
+    def _watcher(self) -> Watcher:
+        """Who is told how it goes; ends this slide when the run is being stopped."""
+        if self._is_stopping:
+            raise CancelledError
+        return self._cohort.watcher
+
     def _check_bundle(self) -> None:
         """Raise ResultError where the bundle was replaced after the model was opened."""
         if self._read_manifest() != self._manifest:
@@ -145,43 +191,3 @@ class _Run:
             return None if bundle is None else (bundle / MANIFEST_FILE).read_bytes()
         except OSError:
             return b""
-
-
-def _segment(cohort: Cohort, task: SlideTask) -> dict[str, Any]:
-    """Segment one slide; returns how it ended and how many tiles ran."""
-    job = SlideJob(
-        out=cohort.out,
-        task=task,
-        options=cohort.options,
-        formats=tuple(entry.name for entry in cohort.formats),
-        model=cohort.engine.model,
-    )
-    if not cohort.engine.prepare(job):
-        return {"status": "kept"}
-    num_tiles = _compute(cohort, job.work)
-    cohort.engine.finish(job, lambda step: cohort.watcher.step(task.name, step))
-    publish(job.work, job.target)
-    return {"status": "done", "num_tiles": num_tiles}
-
-
-def _compute(cohort: Cohort, work: WorkFolder) -> int:
-    """Compute the blocks that are not done; returns how many tiles ran for them."""
-    tiling = Tiling(work.plan(), work.mask())
-    tiles = {block: tiling.num_tiles(block) for block in tiling.blocks}
-    done = work.records()
-    todo = [block for block in tiling.blocks if block not in done]
-    total = sum(tiles.values())
-    left = sum(tiles[block] for block in todo)
-    watcher = cohort.watcher
-    watcher.begin_slide(work.name, total, total - left)
-    if todo:
-        cohort.engine.run(
-            work,
-            todo,
-            on_block=lambda record: watcher.bound_by(
-                work.name, max(record.seconds, key=lambda stage: record.seconds[stage])
-            ),
-            on_tiles=lambda count: watcher.add_tiles(work.name, count),
-        )
-    records = (record for block, record in work.records().items() if block not in done)
-    return sum(record.num_tiles - record.num_reused for record in records)

@@ -36,25 +36,17 @@ def parts_of(path: Path) -> list[Path]:
 
     They are in the order of their names. Some of them may be missing.
     """
-    suffix = path.suffix.lower()
-    if suffix == _MIRAX:
-        text = path.with_suffix("") / _SLIDEDAT
-        return sorted({text, *_named(text, _REQUIRED), *_files_in(text.parent)})
-    if suffix in _HAMAMATSU:
-        return sorted({*_named(path, _REQUIRED), *_named(path, _OPTIONAL)})
-    return []
+    others: list[Path] = []
+    if path.suffix.lower() == _MIRAX:
+        others = _files_in(path.with_suffix(""))
+    elif path.suffix.lower() in _HAMAMATSU:
+        others = _named(path, _OPTIONAL)
+    return sorted({*_required(path), *others})
 
 
 def missing_parts(path: Path) -> list[Path]:
     """The files without which a slide cannot be read, and which are not there."""
-    suffix = path.suffix.lower()
-    required: list[Path] = []
-    if suffix == _MIRAX:
-        text = path.with_suffix("") / _SLIDEDAT
-        required = [text, *_named(text, _REQUIRED)]
-    elif suffix in _HAMAMATSU:
-        required = _named(path, _REQUIRED)
-    return [file for file in required if not is_file(file)]
+    return [file for file in _required(path) if not is_file(file)]
 
 
 def check_complete(path: Path) -> None:
@@ -119,6 +111,14 @@ def state_of(files: Sequence[Path]) -> FileState:
             raise SlideError(f"{file} cannot be read: {error.strerror}. Check the path.") from error
         found.append((file.name, state.st_ino, state.st_size, state.st_mtime_ns))
     return tuple(found)
+
+
+def _required(path: Path) -> list[Path]:
+    """The files without which a MIRAX, VMS or VMU file cannot be read."""
+    if path.suffix.lower() == _MIRAX:
+        text = path.with_suffix("") / _SLIDEDAT
+        return [text, *_named(text, _REQUIRED)]
+    return _named(path, _REQUIRED) if path.suffix.lower() in _HAMAMATSU else []
 
 
 def _files_in(folder: Path) -> list[Path]:

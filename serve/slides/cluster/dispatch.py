@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -185,7 +186,14 @@ class Dispatcher:
     def _take(self, reference: Any, expected: _Expected) -> None:
         worker, call = expected.worker, expected.call
         if expected.is_poll:
+            assert call is not None
             worker.polled = False
+            with suppress(RayError):  # what became of the worker is told by its call
+                ticket, tiles = ray.get(reference)
+                if ticket == call.ticket:
+                    call.tiles = tiles
+                call.slide.tell_tiles()
+            return
         try:
             answer = ray.get(reference)
         except RayTaskError as error:
@@ -193,21 +201,15 @@ class Dispatcher:
         except RayError:
             self._lost(expected)
         else:
-            if expected.is_poll:
-                assert call is not None
-                ticket, tiles = answer
-                if ticket == call.ticket:
-                    call.tiles = tiles
-                call.slide.tell_tiles()
-            elif call is not None and answer is None:
+            if call is None:
+                self._opened(worker, answer)
+            elif answer is None:
                 self._open(worker)
                 call.slide.give_back(call)
                 self._settle(call.slide)
-            elif call is not None:
+            else:
                 worker.state = "free"
                 self._returned(call, answer)
-            else:
-                self._opened(worker, answer)
 
     def _opened(self, worker: Worker, answer: Ready | Problem) -> None:
         if isinstance(answer, Problem):
@@ -228,8 +230,6 @@ class Dispatcher:
 
     def _failed(self, expected: _Expected, raised: RayTaskError) -> None:
         """A worker raised an unexpected error: the slide fails, and the worker continues."""
-        if expected.is_poll:
-            return
         cause = raised.cause
         reason = f"{type(cause).__name__}: {cause}" if cause else str(raised)
         reason = f"the worker failed: {' '.join(reason.split())}"
@@ -245,8 +245,6 @@ class Dispatcher:
     def _lost(self, expected: _Expected) -> None:
         """A worker or its machine died: its blocks go to others, at most three times."""
         worker, call = expected.worker, expected.call
-        if expected.is_poll:
-            return
         if call is None:
             self._leave_out(
                 worker,
