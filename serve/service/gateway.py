@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.service.access import AccessControl, ApiKeys
 from serve.service.error_answers import EXCEPTION_HANDLERS
@@ -109,23 +109,19 @@ class RootPath:
 
 
 class HeadRequests:
-    """ASGI middleware that answers HEAD as GET without a body, as HTTP asks of every resource."""
+    """ASGI middleware that answers HEAD as GET, as HTTP asks of every resource.
+
+    The server, which saw the HEAD, sends no body.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass HEAD on as a GET whose body is dropped."""
-        if scope["type"] != "http" or scope["method"] != "HEAD":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_head(message: Message) -> None:
-            if message["type"] == "http.response.body":
-                message = {**message, "body": b""}
-            await send(message)
-
-        await self._app({**scope, "method": "GET", IS_HEAD: True}, receive, send_head)
+        """Pass HEAD on as a GET."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET", IS_HEAD: True}
+        await self._app(scope, receive, send)
 
 
 def _paths(app: Starlette) -> set[str]:

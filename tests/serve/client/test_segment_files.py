@@ -379,6 +379,7 @@ def test_images_at_the_same_time_get_their_own_outputs(
     ("theirs", "named"),
     [
         ("slide.labels.png", ["slide.png", "slide.labels.png"]),  # a mask of their own, an image
+        ("slide.labels.png", ["slide.png", "slide.labels.png", "--again"]),
         ("slide.labels.png", ["slide.png"]),
         ("slide.json", ["slide.png"]),  # annotations, for example
         ("slide.geojson", ["slide.png", "--format", "geojson"]),
