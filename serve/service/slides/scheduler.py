@@ -4,7 +4,6 @@ Several processes of the service may share the jobs: the one that holds the lock
 and another takes over when it ends.
 """
 
-import fcntl
 import logging
 import os
 import subprocess
@@ -14,6 +13,8 @@ import threading
 import time
 from dataclasses import dataclass
 from typing import IO
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from serve.service.slides.documents import Job
 from serve.service.slides.jobs import MAX_ATTEMPTS, JobStore
@@ -69,7 +70,7 @@ class Scheduler:
             self._thread.join(GRACE_S + 5)
 
     def _work(self) -> None:
-        lock = os.open(self._store.path.with_name(LOCK_FILE), os.O_RDWR | os.O_CREAT, 0o644)
+        lock = FileLock(self._store.path.with_name(LOCK_FILE))
         try:
             while not self._take(lock):
                 if self._stopping.wait(LOOK_EVERY_S):
@@ -79,16 +80,16 @@ class Scheduler:
                 self._look()
             self._end_all()
         finally:
-            os.close(lock)
+            lock.release()
 
     @staticmethod
-    def _take(lock: int) -> bool:
+    def _take(lock: BaseFileLock) -> bool:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire(blocking=False)
+        except Timeout:
             return False
-        except OSError:  # this file system has no locks, so that only one service may use it
-            return True
+        except (NotImplementedError, OSError) as error:
+            _log.warning("jobs cannot be locked, so only one service may use them: %s", error)
         return True
 
     def _resume(self) -> None:
