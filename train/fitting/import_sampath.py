@@ -81,7 +81,9 @@ def import_sampath(
             f"{run} has a trained model; expected a new folder. Add --overwrite to replace it."
         )
     folder = None if data is None else read_tile_folder(data)
-    classes = _classes(checkpoint, settings.preset, folder, class_names)
+    weights = _read(checkpoint)
+    num_classes = len(weights[_MASK_TOKENS]) - 2  # one token for a single mask, one for unlabelled
+    classes = _classes(checkpoint, num_classes, settings.preset, folder, class_names)
     if folder is not None:
         settings = at_scale(settings, folder, ("validation",) if score else ())
     resized_from_px, label_note = _resizing(settings, folder)
@@ -93,7 +95,7 @@ def import_sampath(
     )
     settings = replace(settings, model=model)
     segmenter = Segmenter(settings.model, len(classes))
-    load_sampath_weights(segmenter, checkpoint)
+    _load(segmenter, weights, checkpoint)
     card = CheckpointCard(
         settings=settings,
         classes=classes,
@@ -137,8 +139,8 @@ def _resizing(settings: Settings, folder: TileFolder | None) -> tuple[int | None
     )
 
 
-def load_sampath_weights(segmenter: Segmenter, path: Path) -> None:
-    """Load a SAM-Path checkpoint, key by key.
+def _load(segmenter: Segmenter, weights: Weights, path: Path) -> None:
+    """Load a SAM-Path checkpoint's weights, key by key.
 
     Position embeddings of the pathology encoder are resized as SAM-Path does, in DINO's way.
 
@@ -146,7 +148,7 @@ def load_sampath_weights(segmenter: Segmenter, path: Path) -> None:
         WeightsError: a key is not accounted for, or of another shape.
     """
     source: Weights = {}
-    for name, value in _read(path).items():
+    for name, value in weights.items():
         for theirs, ours in _NAMES.items():
             if name.startswith(theirs):
                 name = ours + name.removeprefix(theirs)
@@ -161,15 +163,6 @@ def load_sampath_weights(segmenter: Segmenter, path: Path) -> None:
     }
     expected = {n for n in segmenter.state_dict() if not n.startswith("class_attention_bias.")}
     load_accounted(segmenter, source, expected, left_out, path)
-
-
-def num_sampath_classes(path: Path) -> int:
-    """How many classes a SAM-Path checkpoint has: its mask tokens are 2 + C.
-
-    Raises:
-        CheckpointError: the file is not of SAM-Path's late fusion model.
-    """
-    return int(_read(path)[_MASK_TOKENS].shape[0]) - 2
 
 
 def _read(path: Path) -> Weights:
@@ -200,14 +193,17 @@ def _read(path: Path) -> Weights:
 
 
 def _classes(
-    checkpoint: Path, preset: str, folder: TileFolder | None, names: Sequence[str]
+    checkpoint: Path,
+    num_classes: int,
+    preset: str,
+    folder: TileFolder | None,
+    names: Sequence[str],
 ) -> tuple[LabelClass, ...]:
     """The classes, as many as the checkpoint has.
 
     Raises:
         CheckpointError: their number is not the checkpoint's, or the preset is for other data.
     """
-    num_classes = num_sampath_classes(checkpoint)
     of_preset = _CLASSES.get(preset, ())
     fitting = [name for name, classes in _CLASSES.items() if len(classes) == num_classes]
     if of_preset and fitting and len(of_preset) != num_classes:

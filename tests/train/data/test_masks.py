@@ -154,12 +154,6 @@ def test_labels_do_not_depend_on_which_of_them_a_compressed_mask_has(
     assert mask_values(path) == {2, 3, 255}
 
 
-def test_a_table_of_indices_is_one_of_indices(tmp_path: Path) -> None:
-    code = mask_code(NAMES, COLORS, mask_values={"0": "Tumor", "1": "Stroma"})
-    black_and_white = palette(np.array([[0, 1]]), np.array([[0] * 3, [255] * 3]))
-    assert labels(saved(tmp_path, black_and_white), code) == [[1, 2]]
-
-
 @pytest.mark.parametrize("num_channels", [3, 4])
 def test_a_mask_of_several_deep_channels_is_refused(num_channels: int, tmp_path: Path) -> None:
     """Pillow keeps the upper 8 bits, which are 0 for small labels."""
@@ -186,21 +180,30 @@ def test_a_mask_that_is_lossy_inside_is_refused_whatever_it_is_called(
         read_mask(path, 3, CODE)
 
 
-def test_values_may_have_a_table(tmp_path: Path) -> None:
-    code = mask_code(NAMES, COLORS, mask_values={"0": "Tumor", "7": "Stroma", "9": None})
-    assert labels(saved(tmp_path, np.array([[0, 7, 9, 255]], np.uint8)), code) == [[1, 2, 0, 0]]
+BOTH = {"0": "Tumor", "1": "Stroma"}
+COLOR_TABLE = {"#ffffff": None, "#000000": "Fat", "#FF0000": "Tumor"}
+SOME_COLORS = np.array([[[255] * 3, [0] * 3, [255, 0, 0]]], np.uint8)
+BLACK_AND_WHITE = palette(np.array([[0, 1]]), np.array([[0] * 3, [255] * 3]))
 
 
-def test_a_bilevel_mask_with_a_table_has_two_classes(tmp_path: Path) -> None:
-    code = mask_code(NAMES, COLORS, mask_values={"0": "Tumor", "1": "Stroma"})
-    assert labels(saved(tmp_path, np.array([[False, True]])), code) == [[1, 2]]
-
-
-def test_colours_may_have_a_table(tmp_path: Path) -> None:
-    table = {"#ffffff": None, "#000000": "Fat", "#FF0000": "Tumor"}
-    code = mask_code(NAMES, COLORS, mask_colors=table)
-    pixels = np.array([[[255, 255, 255], [0, 0, 0], [255, 0, 0]]], np.uint8)
-    assert labels(saved(tmp_path, pixels), code) == [[0, 3, 1]]
+@pytest.mark.parametrize(
+    ("tables", "pixels", "expected"),
+    [
+        (
+            {"mask_values": {"0": "Tumor", "7": "Stroma", "9": None}},
+            np.array([[0, 7, 9, 255]], np.uint8),
+            [[1, 2, 0, 0]],
+        ),
+        ({"mask_values": BOTH}, np.array([[False, True]]), [[1, 2]]),
+        ({"mask_values": BOTH}, BLACK_AND_WHITE, [[1, 2]]),  # a table of indices
+        ({"mask_colors": COLOR_TABLE}, SOME_COLORS, [[0, 3, 1]]),
+    ],
+    ids=["values", "two levels", "indices", "colours"],
+)
+def test_values_indices_and_colours_may_have_a_table(
+    tables: dict[str, Any], pixels: Any, expected: list[list[int]], tmp_path: Path
+) -> None:
+    assert labels(saved(tmp_path, pixels), mask_code(NAMES, COLORS, **tables)) == expected
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,20 @@ from tests.support.sam_path_oracle import SamPath, random_sam_path
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
 from train.commands.fitting import ImportSampath
 from train.data.folder import read_tile_folder
-from train.errors import CheckpointError, DestinationError, FocalPathError
+from train.errors import (
+    CheckpointError,
+    DatasetError,
+    DestinationError,
+    FocalPathError,
+    WeightsError,
+)
 from train.fitting.evaluation import predict_split
-from train.fitting.import_sampath import import_sampath, load_sampath_weights, num_sampath_classes
+from train.fitting.import_sampath import import_sampath
 from train.fitting.predict import predict_images
 from train.fitting.run import fit
 from train.fitting.scores import evaluate
 from train.model.checkpoint import load_checkpoint, read_card
-from train.model.segmenter import Segmenter, labels_from_logits
+from train.model.segmenter import labels_from_logits
 from train.model.weight_files import read_weights
 from train.presets import CRAG_MPP
 
@@ -160,16 +166,11 @@ def test_an_import_that_cannot_resize_as_sam_path_says_so(
     assert card.label_note in capsys.readouterr().err
 
 
-def test_a_sampath_checkpoint_tells_its_number_of_classes(sampath_file: Path):
-    assert num_sampath_classes(sampath_file) == NUM_CLASSES
-
-
 @pytest.mark.parametrize("content", [torch.zeros(3), [1]])
 def test_a_state_dict_that_is_none_is_refused(tmp_path: Path, content: object):
     torch.save({"state_dict": content}, tmp_path / "sampath.ckpt")
-    with pytest.raises(FocalPathError) as raised:
-        num_sampath_classes(tmp_path / "sampath.ckpt")
-    assert raised.value.code == "weights"
+    with raises(WeightsError, "sampath.ckpt"):
+        import_sampath(tmp_path / "sampath.ckpt", tmp_path / "run", BCSS)
 
 
 def test_the_configuration_in_a_sampath_checkpoint_is_read_as_plain_values(sampath_file: Path):
@@ -194,20 +195,15 @@ def test_an_import_with_data_has_its_classes_shares_and_scores(
     )
 
 
-def test_an_import_without_data_takes_the_presets_classes(sampath_file: Path, tmp_path: Path):
+def test_an_import_without_data_has_the_presets_classes_and_says_whose_weights_it_has(
+    sampath_file: Path, tmp_path: Path
+):
     import_sampath(sampath_file, tmp_path / "run", toy_settings(preset="bcss", model={"mpp": 0.25}))
     card = read_card(tmp_path / "run")
     assert [entry.name for entry in card.classes][:2] == ["Tumor", "Stroma"]
     assert card.mpp == 0.25
     assert card.pixel_frequencies is None
     assert not card.metrics
-
-
-def test_an_import_says_whose_weights_it_has_and_under_which_terms(
-    sampath_file: Path, tmp_path: Path
-):
-    import_sampath(sampath_file, tmp_path / "run", BCSS)
-    card = read_card(tmp_path / "run")
     assert card.imported_from == "SAM-Path"
     terms = {origin.part: origin.licence for origin in card.origins}
     assert "Commons Clause" in terms["pathology encoder"]
@@ -238,27 +234,35 @@ def no_pathology_encoder(theirs: SamPath, path: Path) -> None:
     torch.save({"state_dict": kept}, path)
 
 
+def an_unknown_weight(theirs: SamPath, path: Path) -> None:
+    content = theirs.checkpoint()
+    content["state_dict"]["model.model.mask_decoder.extra.weight"] = torch.ones(4)
+    torch.save(content, path)
+
+
 def another_model(theirs: SamPath, path: Path) -> None:
     torch.save({"state_dict": {"conv.weight": torch.ones(1)}}, path)
 
 
 @pytest.mark.parametrize(
-    ("make", "values"),
+    ("make", "kind", "values"),
     [
-        (two_classes, ["2 classes", "bcss", "crag"]),
-        (a_dense_prompt_decoder, ["dense_prompt_decoder", "late fusion"]),
-        (no_pathology_encoder, ["extra_encoder", "late fusion"]),
-        (another_model, ["mask_tokens"]),
+        (an_unknown_weight, WeightsError, ["mask_decoder.extra.weight"]),
+        (two_classes, CheckpointError, ["2 classes", "bcss", "crag"]),
+        (a_dense_prompt_decoder, CheckpointError, ["dense_prompt_decoder", "late fusion"]),
+        (no_pathology_encoder, CheckpointError, ["extra_encoder", "late fusion"]),
+        (another_model, CheckpointError, ["mask_tokens"]),
     ],
 )
 def test_a_checkpoint_of_something_else_is_refused_for_its_reason(
     sam_path: SamPath,
     tmp_path: Path,
     make: Callable[[SamPath, Path], None],
+    kind: type[FocalPathError],
     values: list[str],
 ):
     make(sam_path, tmp_path / "other.ckpt")
-    with raises(CheckpointError, *values):
+    with raises(kind, *values):
         import_sampath(tmp_path / "other.ckpt", tmp_path / "run", BCSS)
     assert not (tmp_path / "run").exists()
 
@@ -280,25 +284,13 @@ def test_an_import_replaces_no_trained_model_unasked(sampath_file: Path, tmp_pat
     load_checkpoint(tmp_path)
 
 
-def test_a_weight_that_is_unknown_is_refused_by_name(
-    sam_path: SamPath, sampath_file: Path, tmp_path: Path
-):
-    content = sam_path.checkpoint()
-    content["state_dict"]["model.model.mask_decoder.extra.weight"] = torch.ones(4)
-    torch.save(content, sampath_file)
-    with pytest.raises(FocalPathError) as raised:
-        load_sampath_weights(Segmenter(toy_settings().model, NUM_CLASSES), sampath_file)
-    assert "mask_decoder.extra.weight" in str(raised.value)
-
-
 def test_masks_of_0_and_1_as_in_sam_paths_crag_are_recognised(tmp_path: Path):
     data = write_larger_images(tmp_path / "data", smooth_images(3, 96), "cv.csv")
     for path in (data / "mask").iterdir():
         Image.fromarray(np.asarray(Image.open(path)) - 1).save(path)
     torch.save(random_sam_path(2).checkpoint(), tmp_path / "sampath.ckpt")
-    with pytest.raises(FocalPathError) as raised:
+    with raises(DatasetError, "Gland", "0, 1", "mask_values"):
         import_sampath(tmp_path / "sampath.ckpt", tmp_path / "run", toy_settings(), data=data)
-    assert all(text in str(raised.value) for text in ("Gland", "0, 1", "mask_values"))
 
 
 @pytest.mark.slow

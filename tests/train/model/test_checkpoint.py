@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,20 +66,16 @@ def put_in_a_nan(run: Path) -> None:
     _write_weights_without_checksum(run, weights)
 
 
-def add_a_setting(run: Path) -> None:
-    edit_card(run, lambda card: card.update(shoe_size=43))
+def edited(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    return lambda run: edit_card(run, edit)
 
 
-def remove_the_settings(run: Path) -> None:
-    edit_card(run, lambda card: card.pop("settings"))
+def train_no_epochs(card: dict[str, Any]) -> None:
+    card["settings"]["optimization"]["epochs"] = "many"
 
 
-def train_no_epochs(run: Path) -> None:
-    edit_card(run, lambda card: card["settings"]["optimization"].update(epochs="many"))
-
-
-def widen_decoder(run: Path) -> None:
-    edit_card(run, lambda card: card["settings"]["model"].update(decoder_dim=64))
+def widen_decoder(card: dict[str, Any]) -> None:
+    card["settings"]["model"]["decoder_dim"] = 64
 
 
 def remove_a_weight(run: Path) -> None:
@@ -106,10 +103,13 @@ def edit_card(run: Path, edit: Callable[[dict], None]) -> None:
         (truncate_weights, ["model.safetensors", "not a readable safetensors"]),
         (flip_a_bit, ["model.safetensors", "SHA-256"]),
         (put_in_a_nan, ["neck.0.weight", "not finite"]),
-        (add_a_setting, ["shoe_size is unknown"]),
-        (remove_the_settings, ["model.json", "settings is missing", "Train again"]),
-        (train_no_epochs, ["optimization.epochs is 'many'; expected a whole number"]),
-        (widen_decoder, ["neck.0.weight", "(32, 320, 1, 1)", "(64, 320, 1, 1)"]),
+        (edited(lambda card: card.update(shoe_size=43)), ["shoe_size is unknown"]),
+        (
+            edited(lambda card: card.pop("settings")),
+            ["model.json", "settings is missing", "Train again"],
+        ),
+        (edited(train_no_epochs), ["optimization.epochs is 'many'; expected a whole number"]),
+        (edited(widen_decoder), ["neck.0.weight", "(32, 320, 1, 1)", "(64, 320, 1, 1)"]),
         (remove_a_weight, ["mask_decoder.iou_token.weight", "missing"]),
     ],
 )

@@ -1,5 +1,4 @@
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,20 +160,14 @@ def test_a_folder_of_transformers_is_taken_with_its_preprocessor(tmp_path: Path)
     assert started(starting_from(folder)).pathology_encoder.embed_dim == 48
 
 
-def no_weights(folder: Path) -> None:
-    (folder / "config.json").write_text("{}")
-
-
-def two_files(folder: Path) -> None:
-    for name in ("a.pth", "b.safetensors"):
-        (folder / name).touch()
-
-
-@pytest.mark.parametrize(("fill", "value"), [(no_weights, "0 files"), (two_files, "2 files")])
+@pytest.mark.parametrize(
+    ("names", "value"), [(["config.json"], "0 files"), (["a.pth", "b.safetensors"], "2 files")]
+)
 def test_a_folder_without_one_file_of_weights_is_refused(
-    tmp_path: Path, fill: Callable[[Path], None], value: str
+    tmp_path: Path, names: list[str], value: str
 ):
-    fill(tmp_path)
+    for name in names:
+        (tmp_path / name).write_text("{}")
     with raises(WeightsError, value):
         starting_weights(starting_from(tmp_path))
 
@@ -233,21 +226,23 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
         started(starting_from(tmp_path / "vit.pth"))
 
 
-def test_a_short_name_says_the_licence_of_its_weights(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("name", "title", "licence"),
+    [
+        ("hipt", ENCODER_KINDS["hipt"].title, "Commons Clause"),
+        ("vit_small_patch16_224", "vit_small_patch16_224", "does not know"),
+    ],
+)
+def test_the_licence_of_weights_is_that_of_their_short_name_or_said_to_be_unknown(
+    tmp_path: Path, name: str, title: str, licence: str
+):
     weights = timm_model("vit_small_patch16_224", depth=1).state_dict()
     torch.save(weights, tmp_path / "vit.pth")
-    (origin,) = starting_weights(
-        starting_from(tmp_path / "vit.pth", pathology_encoder="hipt")
-    ).origins
-    assert origin.name == ENCODER_KINDS["hipt"].title
-    assert "Commons Clause" in origin.licence
+    settings = starting_from(tmp_path / "vit.pth", pathology_encoder=name)
+    (origin,) = starting_weights(settings).origins
+    assert origin.name == title
+    assert licence in origin.licence
     assert origin.sha256 is not None
-
-
-def test_the_licence_of_an_unknown_file_is_said_to_be_unknown(tmp_path: Path):
-    torch.save(timm_model("vit_tiny_patch16_224", depth=1).state_dict(), tmp_path / "vit.pth")
-    (origin,) = starting_weights(starting_from(tmp_path / "vit.pth")).origins
-    assert "does not know" in origin.licence
 
 
 def test_frozen_encoders_without_weights_are_refused():

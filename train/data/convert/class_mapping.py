@@ -109,8 +109,9 @@ def write_template(path: Path, annotations: Sequence[Annotation]) -> None:
             if label in _MEANINGS:
                 continue
             color = annotation.color or ""
-            if not is_color(color) or color in _used(classes):
-                free = (c for c in PALETTE if c not in _used(classes))
+            used = {entry.color for entry in classes.values()}
+            if not is_color(color) or color in used:
+                free = (c for c in PALETTE if c not in used)
                 color = next(free, PALETTE[len(classes) % len(PALETTE)])
             classes[label] = LabelClass(name=label, color=color.lower())
     content = {
@@ -122,7 +123,3 @@ def write_template(path: Path, annotations: Sequence[Annotation]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
         partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-
-
-def _used(classes: Mapping[str, LabelClass]) -> set[str]:
-    return {entry.color for entry in classes.values()}
