@@ -17,7 +17,7 @@ from train.data.folder import Split, read_tile_folder
 from train.data.scale import TileScale
 from train.data.synthetic.dataset import SyntheticSettings, write_dataset
 from train.data.synthetic.tissue import CLASSES
-from train.fitting.embedding_cache import CachedTileDataset, EmbeddingCache
+from train.fitting.embedding_cache import EmbeddingCache
 from train.metrics import PooledConfusion
 from train.model.segmenter import (
     SegmenterOutput,
@@ -25,8 +25,6 @@ from train.model.segmenter import (
     labels_from_logits,
 )
 from train.settings import RuntimeSettings, Settings
-
-Tiles = TileDataset | CachedTileDataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +59,7 @@ class TrainingBenchmark(Learner):
         cache = EmbeddingCache(self.training, self.segmenter)
         for tiles in self.tiles:
             cache.fill(tiles, range(1), settings.batch_size)
-        self.cached = [CachedTileDataset(tiles, cache) for tiles in self.tiles]
+        self.cached = [cache.in_place_of_pixels(tiles) for tiles in self.tiles]
         self.batch_size = settings.batch_size
 
     def direct(self) -> float:
@@ -92,7 +90,7 @@ class TrainingBenchmark(Learner):
         """An epoch with all tiles in the cache, as every epoch after the first."""
         return self._epoch(*self.cached)
 
-    def _epoch(self, training: Tiles, validation: Tiles) -> int:
+    def _epoch(self, training: TileDataset, validation: TileDataset) -> int:
         """Train on every tile, predict the validation tiles, and return their number of pixels."""
         confusion = PooledConfusion(len(CLASSES)).to(self.device)
         for batch in self._batches(training):
@@ -105,14 +103,14 @@ class TrainingBenchmark(Learner):
                 confusion.update(predicted, labels)
         return int(confusion.compute().sum())
 
-    def _batches(self, tiles: Tiles) -> Any:
+    def _batches(self, tiles: TileDataset) -> Any:
         for batch in DataLoader(tiles, batch_size=self.batch_size):
             yield {
                 name: value.to(self.device) if isinstance(value, Tensor) else value
                 for name, value in batch.items()
             }
 
-    def _batch(self, tiles: Tiles) -> dict[str, Any]:
+    def _batch(self, tiles: TileDataset) -> dict[str, Any]:
         batch: dict[str, Any] = next(self._batches(tiles))
         return batch
 

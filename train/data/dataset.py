@@ -4,7 +4,7 @@ Shape legend: H, W: the image on disk; T: tile size; N: tiles of an image.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NotRequired, TypedDict
 
 import numpy as np
@@ -27,14 +27,21 @@ _KEPT_BYTES = 512 * 2**20
 """Decoded images that each loading process keeps in memory (our choice)."""
 
 
+Features = Callable[[int, int, int], Tensor]
+"""Cached features (D, T/16, T/16) of a tile, by the image's index, the tile's number and the view.
+They take the place of pixels; the tiles are then those that cover the image."""
+
+
 class Sample(TypedDict):
     """A tile to train on.
 
-    image: (3, T, T) uint8, RGB in [0, 255]. labels: (T, T) int64, 0..C.
+    image: (3, T, T) uint8, RGB in [0, 255], or features: (D, T/16, T/16), where they are cached.
+    labels: (T, T) int64, 0..C.
     """
 
     tile_id: str
-    image: Tensor
+    image: NotRequired[Tensor]
+    features: NotRequired[Tensor]
     labels: Tensor
 
 
@@ -107,6 +114,7 @@ class TileDataset(Dataset[Sample]):
         self._augmentation = augmentation or AugmentationSettings(augment="none")
         self._fixed = fixed or scale.squeeze or self._augmentation.augment == "none"
         self._images = _Images(tiles, num_classes)
+        self.features: Features | None = None
         self.placements = [scale.place(*image_size(tile.image), tile.pixel_size) for tile in tiles]
         self.items = [
             (index, number)
@@ -123,10 +131,16 @@ class TileDataset(Dataset[Sample]):
         (epoch, index, copy) draws another one for a tile that the epoch shows again.
         """
         epoch, index, copy = whole_key(key)
-        image, labels = self._draw(epoch, index, copy)
         view = self.view(epoch, index, copy)
+        image_index, number = self.items[index]
+        tile_id = self.tiles[image_index].tile_id
+        if self.features is not None:
+            labels = self.fixed_labels(image_index)[number]
+            features = self.features(image_index, number, view)
+            return {"tile_id": tile_id, "features": features, "labels": turn(labels, view).long()}
+        image, labels = self._draw(epoch, index, copy)
         return {
-            "tile_id": self.tiles[self.items[index][0]].tile_id,
+            "tile_id": tile_id,
             "image": turn(image, view).contiguous(),
             "labels": turn(labels, view).long(),
         }
@@ -213,6 +227,7 @@ class WholeImageDataset(Dataset[WholeImage]):
         self.tiles = tiles
         self.scale = scale
         self._num_classes = num_classes
+        self.features: Features | None = None
         self.sizes = [image_size(tile.image) for tile in tiles]
         self.placements = [
             scale.place(*size, tile.pixel_size)
@@ -225,7 +240,11 @@ class WholeImageDataset(Dataset[WholeImage]):
     def __getitem__(self, index: int) -> WholeImage:
         """Read and cut an image."""
         sample = self.labels(index)
-        sample["tiles"] = self.fixed_tiles(index)
+        if self.features is None:
+            sample["tiles"] = self.fixed_tiles(index)
+        else:
+            numbers = range(len(self.placements[index].places))
+            sample["features"] = torch.stack([self.features(index, n, 0) for n in numbers])
         return sample
 
     def fixed_tiles(self, index: int) -> Tensor:

@@ -9,11 +9,14 @@ Training sees only cached views. So tiles have fixed positions, as in serving. T
 rotated (`--augment dihedral`, 8 views) or left unchanged (`none`).
 """
 
+import copy
 import hashlib
 import shutil
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -21,11 +24,9 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from train.data.augmentation import NUM_VIEWS, turn
-from train.data.dataset import TileDataset, WholeImage, WholeImageDataset
-from train.data.order import TileKey, whole_key
+from train.data.dataset import TileDataset, WholeImageDataset
 from train.errors import StorageError
 from train.files import whole_file, write_errors_explained
 from train.model.encoder_kinds import with_kind_written_out
@@ -33,7 +34,7 @@ from train.model.pathology_encoder import architecture, timm_args
 from train.model.segmenter import Segmenter, encode_for_training, encodes_in_bfloat16
 from train.settings import ModelSettings, Settings
 
-CachedTiles = TileDataset | WholeImageDataset
+D = TypeVar("D", TileDataset, WholeImageDataset)
 
 
 class EmbeddingCache:
@@ -55,7 +56,7 @@ class EmbeddingCache:
             f"{runtime.embedding_dtype}"
         )
 
-    def fill(self, dataset: CachedTiles, views: range, batch_size: int) -> None:
+    def fill(self, dataset: TileDataset | WholeImageDataset, views: range, batch_size: int) -> None:
         """Encode every view of every tile that is not in the cache yet.
 
         Raises:
@@ -63,10 +64,10 @@ class EmbeddingCache:
                 intact.
         """
         missing: dict[int, list[tuple[int, int, Path]]] = {}
-        for index, stems in enumerate(tile_stems(dataset)):
+        for index, stems in enumerate(_tile_stems(dataset)):
             for number, stem in enumerate(stems):
                 for view in views:
-                    if not (path := self.path(stem, view)).is_file():
+                    if not (path := self._path(stem, view)).is_file():
                         missing.setdefault(index, []).append((number, view, path))
         if not missing:
             return
@@ -81,9 +82,17 @@ class EmbeddingCache:
                 for (_, _, path), features in zip(part, self._encode(images), strict=True):
                     self._write(path, features)
 
-    def path(self, stem: str, view: int) -> Path:
-        """Path of the features of one view of one tile."""
+    def _path(self, stem: str, view: int) -> Path:
         return self.folder / f"{stem}-{view}.safetensors"
+
+    def in_place_of_pixels(self, dataset: D) -> D:
+        """The same data with features of the cache, which must have them, in place of pixels."""
+        cached = copy.copy(dataset)
+        cached.features = partial(self._features_of, list(_tile_stems(dataset)))
+        return cached
+
+    def _features_of(self, stems: list[list[str]], image: int, number: int, view: int) -> Tensor:
+        return self.read(self._path(stems[image][number], view))
 
     def read(self, path: Path) -> Tensor:
         """Read (D, H/16, W/16) features.
@@ -134,51 +143,7 @@ class EmbeddingCache:
             )
 
 
-class CachedTileDataset(Dataset[dict[str, object]]):
-    """Training tiles with features (D, H/16, W/16) in place of images."""
-
-    def __init__(self, dataset: TileDataset, cache: EmbeddingCache) -> None:
-        self._dataset = dataset
-        self._cache = cache
-        self._stems = list(tile_stems(dataset))
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, key: int | TileKey) -> dict[str, object]:
-        """Load a tile's features by index, or by `TileKey` for that epoch's view."""
-        epoch, index, copy = whole_key(key)
-        view = self._dataset.view(epoch, index, copy)
-        image, number = self._dataset.items[index]
-        labels = self._dataset.fixed_labels(image)[number]
-        return {
-            "tile_id": self._dataset.tiles[image].tile_id,
-            "features": self._cache.read(self._cache.path(self._stems[image][number], view)),
-            "labels": turn(labels, view).long(),
-        }
-
-
-class CachedWholeImages(Dataset[WholeImage]):
-    """Whole images with features in place of their tiles."""
-
-    def __init__(self, dataset: WholeImageDataset, cache: EmbeddingCache) -> None:
-        self._dataset = dataset
-        self._cache = cache
-        self.placements = dataset.placements
-        self._stems = list(tile_stems(dataset))
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> WholeImage:
-        """Load an image's labels and the features of its tiles."""
-        sample = self._dataset.labels(index)
-        features = [self._cache.read(self._cache.path(stem, 0)) for stem in self._stems[index]]
-        sample["features"] = torch.stack(features)
-        return sample
-
-
-def tile_stems(dataset: CachedTiles) -> Iterator[list[str]]:
+def _tile_stems(dataset: TileDataset | WholeImageDataset) -> Iterator[list[str]]:
     """Yield, per image, the file names of its tiles' features, without the view."""
     for tile, placement in zip(dataset.tiles, dataset.placements, strict=True):
         digest = hashlib.sha256(tile.image.read_bytes()).hexdigest()[:32]

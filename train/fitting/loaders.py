@@ -13,7 +13,7 @@ from train.data.folder import TileFolder
 from train.data.order import BalancedSampler, EpochSampler, balanced_weights
 from train.data.pixels import pixel_areas
 from train.data.scale import TileScale
-from train.fitting.embedding_cache import CachedTileDataset, CachedWholeImages, EmbeddingCache
+from train.fitting.embedding_cache import EmbeddingCache
 from train.fitting.loading import TileLoader, whole_image_loader
 from train.model.segmenter import Segmenter
 from train.settings import Settings
@@ -35,7 +35,7 @@ def make_loaders(
     batch_size, num_workers = settings.optimization.batch_size, settings.augmentation.num_workers
     scale = TileScale(tile_size_px=model.tile_size_px, mpp=model.mpp)
     num_classes = len(folder.classes)
-    training: Any = TileDataset(
+    training = TileDataset(
         folder.tiles["training"],
         num_classes,
         scale,
@@ -43,7 +43,7 @@ def make_loaders(
         seed=settings.optimization.seed,
         fixed=is_cached,
     )
-    validation: Any = WholeImageDataset(folder.tiles["validation"], num_classes, scale)
+    validation = WholeImageDataset(folder.tiles["validation"], num_classes, scale)
     ranks = {"rank": trainer.global_rank, "num_ranks": trainer.world_size}
     # Workers ask it for tiles before Lightning tells it the epoch that a resumed run is in.
     where = {"seed": settings.optimization.seed, "epoch": first_epoch, **ranks}
@@ -69,10 +69,10 @@ def make_loaders(
 
 def _from_cache(
     training: TileDataset, validation: WholeImageDataset, settings: Settings, segmenter: Segmenter
-) -> tuple[CachedTileDataset, CachedWholeImages]:
+) -> tuple[TileDataset, WholeImageDataset]:
     """Encode what is not in the cache yet; returns the same data with features for images."""
     cache = EmbeddingCache(settings, segmenter)
     num_views = NUM_VIEWS if settings.augmentation.augment == "dihedral" else 1
     cache.fill(training, range(num_views), settings.optimization.batch_size)
     cache.fill(validation, range(1), settings.optimization.batch_size)
-    return CachedTileDataset(training, cache), CachedWholeImages(validation, cache)
+    return cache.in_place_of_pixels(training), cache.in_place_of_pixels(validation)

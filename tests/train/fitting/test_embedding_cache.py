@@ -13,7 +13,7 @@ from train.data.dataset import TileDataset
 from train.data.folder import read_tile_folder
 from train.data.scale import TileScale
 from train.errors import SettingsError, StorageError
-from train.fitting.embedding_cache import CachedTileDataset, EmbeddingCache
+from train.fitting.embedding_cache import EmbeddingCache
 from train.fitting.run import fit
 from train.fitting.task import SegmentationTask
 from train.model.segmenter import Segmenter
@@ -58,7 +58,7 @@ def test_cached_features_are_those_of_the_augmented_image(
     cache: EmbeddingCache, dataset: TileDataset, segmenter: Segmenter
 ):
     cache.fill(dataset, range(8), batch_size=4)
-    cached = CachedTileDataset(dataset, cache)
+    cached = cache.in_place_of_pixels(dataset)
     for key in [(0, 5), (1, 5), (1, 5, 1), (1, 5, 2)]:
         plain, sample = dataset[key], cached[key]
         expected = segmenter.encode(plain["image"][None].float())[0]
