@@ -7,27 +7,34 @@ costs is the answer there, what a false hit costs is time: so the tissue is grow
 Marks of a green pen and what is nearly black, such as borders, are left out (our choice).
 """
 
+import gzip
 import json
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 from shapely.errors import ShapelyError
 from shapely.geometry import shape
 
 from serve.contract.json_text import parse_json
 from serve.contract.manifest import LOW_RES_STRIDE
+from serve.images.kinds import HEAD_BYTES, kind_of
 from serve.images.readers.geojson import begins_at_bounds, is_focalpath, stated_origin
 from serve.images.readers.scaled import ScaledView
+from serve.images.refusals import DECODER_ERRORS
 from serve.slides.errors import MaskError
 from serve.slides.options import TissueRule
 
 TISSUE_MPP = 8.0
 """um per pixel at which tissue is looked for."""
 
+_GZIP, _PNG = b"\x1f\x8b", b"\x89PNG"
+_UNPACKING = (OSError, EOFError, zlib.error)
 _VALUES = ("1", "L", "P", "I;16", "I")
 """Pillow's modes of one channel of whole numbers."""
 
@@ -75,8 +82,9 @@ def read_mask(path: Path, view: ScaledView) -> Mask:
 
     Args:
         path: PNG as large as the scanned part of the slide, at any um per pixel, tissue where it is
-            not 0; or GeoJSON with polygons in pixels of level 0. QuPath's count from the scanned
-            part, and FocalPath's from where they say.
+            not 0; or GeoJSON, also compressed by gzip, with polygons in pixels of level 0. QuPath's
+            count from the scanned part, and FocalPath's from where they say. The content decides,
+            not the name.
         view: the slide at the model's um per pixel.
 
     Raises:
@@ -86,7 +94,12 @@ def read_mask(path: Path, view: ScaledView) -> Mask:
         content = path.read_bytes()
     except OSError as error:
         raise MaskError(f"the mask {path} cannot be read: {error.strerror}.") from error
-    if path.suffix.lower() in (".json", ".geojson"):
+    if content.startswith(_GZIP):
+        try:
+            content = gzip.decompress(content)
+        except _UNPACKING as error:
+            raise MaskError(f"{path} cannot be unpacked: {error}. Copy it again.") from error
+    if not content.startswith(_PNG):
         polygons = _polygons(path, content, view)
         mask = _rasterise(polygons, view)
         if not mask.any():
@@ -98,9 +111,9 @@ def read_mask(path: Path, view: ScaledView) -> Mask:
             given = np.asarray(image if image.mode in _VALUES else image.convert("L")) > 0
             if image.has_transparency_data and image.mode not in ("I;16", "I"):
                 given &= np.asarray(image.convert("RGBA").getchannel("A")) > 0
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+    except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
         raise MaskError(
-            f"the mask {path} is not a PNG: {error}. Give a PNG, or GeoJSON with polygons."
+            f"the mask {path} is a damaged PNG: {error}. Give another, or GeoJSON with polygons."
         ) from error
     return _fit(given, view, path)
 
@@ -134,8 +147,13 @@ def _polygons(path: Path, content: bytes, view: ScaledView) -> list[Any]:
         with np.errstate(invalid="ignore"):  # NaN is refused below
             found = [shape(geometry) for geometry in geometries if geometry is not None]
         origin = _origin(document, view)
+        if not np.isfinite(origin).all():
+            raise ValueError(origin)
     except json.JSONDecodeError as error:
-        raise MaskError(f"{path} is not JSON: {error}. Export the regions again.") from error
+        kind = kind_of(content[:HEAD_BYTES]) or "neither a PNG nor JSON"
+        raise MaskError(
+            f"{path} is {kind} ({error}), expected a PNG or GeoJSON. Export the regions again."
+        ) from error
     except (ValueError, LookupError, TypeError, AttributeError, ShapelyError) as error:
         raise MaskError(
             f"{path} is not GeoJSON: expected features with a geometry each, of which the areas "
@@ -144,7 +162,7 @@ def _polygons(path: Path, content: bytes, view: ScaledView) -> list[Any]:
     polygons = [
         part
         for geometry in found
-        for part in getattr(geometry, "geoms", [geometry])
+        for part in _parts(geometry)
         if part.geom_type == "Polygon" and not part.is_empty
     ]
     if not polygons:
@@ -155,6 +173,14 @@ def _polygons(path: Path, content: bytes, view: ScaledView) -> list[Any]:
         raise MaskError(f"{path} has coordinates that are not numbers. Export the regions again.")
     moved: list[Any] = shapely.transform(polygons, lambda places: places + origin).tolist()
     return moved
+
+
+def _parts(geometry: Any) -> Iterator[Any]:
+    """The geometries of a collection, and of those in it; or the one that is given."""
+    for part in getattr(geometry, "geoms", ()):
+        yield from _parts(part)
+    if not hasattr(geometry, "geoms"):
+        yield geometry
 
 
 def _origin(document: Any, view: ScaledView) -> tuple[float, float]:

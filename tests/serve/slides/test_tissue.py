@@ -1,4 +1,6 @@
+import gzip
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from serve.slides.errors import MaskError
 from serve.slides.options import TissueRule
 from serve.slides.tissue import TISSUE_MPP, read_mask, tissue_of
 from tests.support.errors import raises
+from tests.support.pictures import encoded, png_chunk
 from tests.support.real_slide import real_slide
 from tests.support.slides import VirtualSlide
 
@@ -107,6 +110,16 @@ FEATURE["geometry"]["coordinates"].append([])
 FEATURES = [FEATURE, {"type": "Feature", "geometry": None}]
 
 
+COLLECTION = {"type": "GeometryCollection", "geometries": [FEATURE["geometry"]]}
+NESTED = [{**FEATURE, "geometry": {"type": "GeometryCollection", "geometries": [COLLECTION]}}]
+
+
+def bomb() -> bytes:
+    """A PNG whose text unpacks to more than Pillow allows, which it says with a ValueError."""
+    plain = encoded(RECTANGLE)
+    return plain[:33] + png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**21))) + plain[33:]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "has_hole"),
     [
@@ -114,6 +127,9 @@ FEATURES = [FEATURE, {"type": "Feature", "geometry": None}]
         ("white.png", np.dstack([np.full_like(RECTANGLE, 255), RECTANGLE]), False),
         ("features.geojson", {"type": "FeatureCollection", "features": FEATURES}, True),
         ("list.geojson", FEATURES, True),
+        ("any.name", FEATURES, True),
+        ("regions.geojson.gz", gzip.compress(json.dumps(FEATURES).encode("utf-16")), True),
+        ("nested.geojson", NESTED, True),
     ],
 )
 def test_a_mask_or_regions_say_where_tissue_is(
@@ -139,6 +155,11 @@ def test_a_mask_or_regions_say_where_tissue_is(
         ("nan.geojson", b'{"type":"Polygon","coordinates":[[[0,0],[9,0],[NaN,9],[0,0]]]}'),
         ("far.geojson", json.loads(shapely.to_geojson(shapely.box(8e6, 0, 9e6, 9)))),
         ("gone.png", None),
+        ("bomb.png", bomb()),
+        ("cut.png", encoded(RECTANGLE)[:60]),
+        ("cut.geojson.gz", gzip.compress(json.dumps(FEATURES).encode())[:-9]),
+        ("deep.geojson", b"[" * 100_000),
+        ("origin.geojson", {"focalpath": {"origin_px": [float("nan"), 0]}, "features": FEATURES}),
     ],
 )
 def test_a_mask_that_cannot_be_used_is_named(
