@@ -19,15 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.export_gpu_variants import (
-    FORMS,
-    VARIANTS,
-    Answer,
-    Compute,
-    Device,
-    Images,
-    Task,
-)
+from benchmarks.export_gpu_variants import FORMS, VARIANTS, Answer, Compute, Device, Images, Task
 from benchmarks.harness import seconds_of
 from benchmarks.real_size_model import build_benchmark_model, draw_tiles
 from export.errors import FocalPathError

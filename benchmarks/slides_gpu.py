@@ -17,13 +17,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks.generated_slide import (
-    Clock,
-    SlideOptions,
-    segment,
-    tiles_in_memory,
-    write_slide,
-)
+from benchmarks.generated_slide import Clock, SlideOptions, segment, tiles_in_memory, write_slide
 from benchmarks.gpu_watch import watched_gpu
 from benchmarks.harness import one_line_errors, write_report
 from benchmarks.slides_gpu_report import Row, SlidesGpuReport, markdown

@@ -24,13 +24,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import (
-    median_speedup,
-    one_line_errors,
-    seconds_of,
-    take_turns,
-    write_report,
-)
+from benchmarks.harness import median_speedup, one_line_errors, seconds_of, take_turns, write_report
 from benchmarks.training_model import machine, peak_memory_gib
 from benchmarks.training_variants import BenchmarkSettings, TrainingBenchmark
 

@@ -19,11 +19,7 @@ from train.data.synthetic.dataset import SyntheticSettings, write_dataset
 from train.data.synthetic.tissue import CLASSES
 from train.fitting.embedding_cache import EmbeddingCache
 from train.metrics import PooledConfusion
-from train.model.segmenter import (
-    SegmenterOutput,
-    encode_for_training,
-    labels_from_logits,
-)
+from train.model.segmenter import SegmenterOutput, encode_for_training, labels_from_logits
 from train.settings import RuntimeSettings, Settings
 
 

@@ -33,11 +33,7 @@ from export.triton import ENGINE_PRECISIONS
 from serve.contract import openvino
 from serve.contract.certificate import ScaleCertificate
 from serve.contract.machine import this_processor
-from serve.contract.manifest import (
-    Artefact,
-    Manifest,
-    sha256_of,
-)
+from serve.contract.manifest import Artefact, Manifest, sha256_of
 from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
 
 

@@ -13,12 +13,7 @@ from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from export.graph.attention import (
-    AttentionForm,
-    GlobalAttention,
-    Projection,
-    WindowAttention,
-)
+from export.graph.attention import AttentionForm, GlobalAttention, Projection, WindowAttention
 from export.graph.decoder import FoldedDecoder, TokenNorm
 from export.graph.folding import fold_patch_embedding, images_of, patches_of, with_projections
 from export.graph.pathology_encoder import FoldedPathologyEncoder, UnfoldedPathologyEncoder

@@ -4,9 +4,7 @@ import copy
 
 from torch import Tensor, nn
 
-from export.graph.attention import (
-    Projection,
-)
+from export.graph.attention import Projection
 from train.model.image_encoder import PATCH_SIZE
 
 

@@ -8,11 +8,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from export.graph.attention import (
-    AttentionForm,
-    PathologyAttention,
-    Projection,
-)
+from export.graph.attention import AttentionForm, PathologyAttention, Projection
 from export.graph.folding import copied, fold_patch_embedding, images_of, with_projections
 from train.model.image_encoder import PATCH_SIZE
 from train.model.pathology_encoder import PathologyEncoder

@@ -8,11 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
-from export.errors import (
-    GateError,
-    WrongMachineError,
-    errors_translated,
-)
+from export.errors import GateError, WrongMachineError, errors_translated
 from export.files import staging_folder, uninterrupted
 from export.gate.answers import onnx_answers
 from export.gate.gate import Gate

@@ -15,14 +15,7 @@ from benchmarks import export_cpu, export_cpu_worker, export_gpu, export_gpu_wor
 from benchmarks.export_cpu import CpuBenchmark, CpuReport
 from benchmarks.export_gpu import GpuBenchmark, NoGpuError
 from benchmarks.export_gpu_report import GpuReport
-from benchmarks.export_gpu_variants import (
-    VARIANTS,
-    Answer,
-    Compute,
-    Task,
-    Variant,
-    engine_plan,
-)
+from benchmarks.export_gpu_variants import VARIANTS, Answer, Compute, Task, Variant, engine_plan
 from benchmarks.real_size_model import draw_tiles
 from export.errors import FocalPathError
 from tests.support import ROOT

@@ -19,15 +19,7 @@ from train.comparison.bootstrap import NUM_RESAMPLES, NUM_SEEDS_MIN, Bootstrap, 
 from train.comparison.claim import claim_section
 from train.comparison.compare import NUM_PANELS, PANEL_SHARE_MIN, Comparison
 from train.comparison.figures import figures_section
-from train.comparison.methods import (
-    BASELINE,
-    COLD,
-    DFA,
-    FROZEN,
-    UNET_LEARNING_RATE,
-    Row,
-    RowName,
-)
+from train.comparison.methods import BASELINE, COLD, DFA, FROZEN, UNET_LEARNING_RATE, Row, RowName
 from train.comparison.run import RowResult
 from train.comparison.tables import Table1, difference_table, mean_std, write_intervals
 from train.config import write_settings

@@ -37,12 +37,7 @@ from train.fitting.evaluation import predict_split
 from train.fitting.leverage import Leverage, measure_leverage
 from train.fitting.run import LAST_FILE, fit
 from train.metrics import image_confusion
-from train.model.checkpoint import (
-    WEIGHTS_FILE,
-    CheckpointCard,
-    load_checkpoint,
-    read_card,
-)
+from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
 from train.settings import LabelClass, Settings
 
 _MARKER_FILE, _SCORES_FILE, _PANELS = "row.json", "test.npz", "panels"

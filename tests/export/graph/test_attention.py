@@ -1,10 +1,6 @@
 import pytest
 import torch
-from segment_anything.modeling.image_encoder import (
-    Attention,
-    window_partition,
-    window_unpartition,
-)
+from segment_anything.modeling.image_encoder import Attention, window_partition, window_unpartition
 from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor, nn
 

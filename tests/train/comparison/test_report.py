@@ -21,11 +21,7 @@ from train.fitting.leverage import Leverage
 from train.intervals import percentiles
 from train.metrics import class_scores
 from train.model.class_bias import STRATEGIES, BiasStrategy, no_bias
-from train.settings import (
-    LabelClass,
-    RuntimeSettings,
-    WeightsSettings,
-)
+from train.settings import LabelClass, RuntimeSettings, WeightsSettings
 
 BASE: RowName = "base_with_focal"
 ALL_ROWS = list(paper_rows())

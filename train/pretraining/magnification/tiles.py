@@ -10,11 +10,7 @@ from numpy.typing import NDArray
 from train.data.folder import Split
 from train.errors import SourceError
 from train.pretraining.footprints import Footprint
-from train.pretraining.magnification.embedding import (
-    color_matched,
-    color_target,
-    read_squares,
-)
+from train.pretraining.magnification.embedding import color_matched, color_target, read_squares
 from train.pretraining.magnification.labelled import (
     LabelledSlides,
     LabelledTile,
