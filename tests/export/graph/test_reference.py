@@ -243,4 +243,5 @@ def test_the_form_of_attention_is_the_callers_choice(tmp_path: Path):
     # In two parts in two blocks of 64-token windows, in three in a global block of 81 tokens and in
     # one of 82; then six attentions of the decoder, and the probabilities.
     assert num_softmax == 2 * 2 + 2 * 3 + 6 + 1
+    assert any("one_hot" in name for node in nodes for name in node.input), "extended positions"
     assert_graph_answers(tmp_path / "model.onnx", deployable, PADDED)

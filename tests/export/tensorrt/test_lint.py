@@ -160,6 +160,11 @@ REFUSED = {
         "the_Resize: ",
         "[attribute]",
     ),
+    "a resize of some axes": (
+        _model("float[2] scales = {4, 4}; y = Resize <axes = [2, 3]> (x, , scales)"),
+        "the_Resize: Resize has the attribute axes",
+        "Leave it out. [attribute]",
+    ),
     "a dilated pool": (
         _model("y = MaxPool <kernel_shape = [2, 2], dilations = [1, 2]> (x)"),
         "the_MaxPool: MaxPool with dilations = 1, 2",
