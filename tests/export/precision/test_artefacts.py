@@ -5,15 +5,12 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from export.errors import SettingsError
 from export.gate.answers import onnx_answers
 from export.gate.gate import Gate
 from export.gate.schema import ArtefactParity, Tolerances
 from export.gate.tiles import ValidationTiles
 from export.precision.artefacts import HalfMaker, PrecisionSettings
 from export.precision.audit import Peak
-from serve.contract.refusal import as_flag
-from tests.support.errors import raises
 from tests.support.half_graphs import FIRST, SECOND, two_blocks
 
 PEAKS = {FIRST: Peak(10.0, "tile_0"), SECOND: Peak(9_000.0, "tile_1")}
@@ -140,11 +137,3 @@ def test_without_tiles_to_emulate_on_the_overflow_passes_unseen(
     """Why the emulation is there."""
     found = _make(tmp_path, said, gain=60_000.0, num_emulated_tiles=0)
     assert (found.passed, found.emulation) == (True, None)
-
-
-@pytest.mark.parametrize(
-    "settings", [{"fp16_range_share": 0.0}, {"fp16_range_share": 1.5}, {"num_emulated_tiles": -1}]
-)
-def test_settings_that_mean_nothing_are_refused(settings: dict[str, float]) -> None:
-    with raises(SettingsError, *map(as_flag, settings), *settings.values()):
-        PrecisionSettings(**settings)  # type: ignore[arg-type]
