@@ -57,10 +57,11 @@ def _key(evaluation: Evaluation, encoder: nn.Module) -> str:
 
 
 def _read(path: Path, key: str) -> EncoderResult | None:
+    """The stored result; None where it is missing, damaged or of another encoder or tiles."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.get("key") == key:
+            return TypeAdapter(EncoderResult).validate_python(content)
     except (OSError, ValueError):
-        return None
-    if not isinstance(content, dict) or content.get("key") != key:
-        return None
-    return TypeAdapter(EncoderResult).validate_python(content)
+        pass
+    return None
