@@ -32,14 +32,6 @@ def test_scores_equal_torchmetrics_f1_and_jaccard_over_all_pixels(
     torch.testing.assert_close(scores.iou, jaccard.compute())
 
 
-def test_iou_is_dice_over_two_minus_dice(batches: list[tuple[torch.Tensor, torch.Tensor]]):
-    confusion = PooledConfusion(NUM_CLASSES)
-    for predicted, target in batches:
-        confusion.update(predicted, target)
-    scores = class_scores(confusion.compute())
-    torch.testing.assert_close(scores.iou, scores.dice / (2 - scores.dice))
-
-
 def test_unlabelled_pixels_are_ignored():
     confusion = PooledConfusion(NUM_CLASSES)
     confusion.update(torch.tensor([[[1, 2, 3]]]), torch.tensor([[[1, 2, 0]]]))

@@ -30,11 +30,11 @@ from train.data.folds import folds_file, read_folds
 from train.data.pixels import count_all, require_trainable
 from train.errors import DatasetError, RunError, SettingsError
 from train.files import whole_file, write_errors_explained, write_json
-from train.fitting.evaluation import predict_split
+from train.fitting.evaluation import count_split
 from train.fitting.resume import changed_inputs, run_inputs
 from train.fitting.run import LAST_FILE, fit
 from train.fitting.task import named_scores
-from train.metrics import PooledConfusion, class_scores
+from train.metrics import class_scores
 from train.model.checkpoint import load_checkpoint
 from train.settings import LabelClass, Settings
 
@@ -182,11 +182,8 @@ def _fold(settings: Settings, part: TileFolder, run: Path, *, overwrite: bool) -
     Console().rule(escape(run.name))
     resume = (run / LAST_FILE).is_file() and not overwrite
     fit(settings, part, run, resume=resume, overwrite=not resume)
-    segmenter, card = load_checkpoint(run)
-    confusion = PooledConfusion(len(card.classes))
-    for image in predict_split(segmenter, card, part, "validation", tta=False):
-        confusion.update(image.predicted[None], image.labels[None])
-    counts = confusion.compute().long().numpy()
+    confusion = count_split(*load_checkpoint(run), part, "validation", tta=False)
+    counts = confusion.long().numpy()
     write_json(run / _DONE_FILE, {"inputs": inputs, "confusion": counts.tolist()})
     return np.asarray(counts, np.int64)
 

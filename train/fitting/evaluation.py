@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -21,6 +22,7 @@ from train.data.dataset import WholeImage, WholeImageDataset
 from train.data.folder import Split, TileFolder
 from train.data.scale import Placement, TileScale
 from train.fitting.loading import whole_image_loader
+from train.metrics import PooledConfusion
 from train.model.checkpoint import CheckpointCard
 from train.model.image_encoder import PATCH_SIZE
 from train.model.segmenter import Segmenter, SegmenterOutput, encode_for_training
@@ -70,6 +72,17 @@ def predict_split(
         predictions = label_images(segment, images, batch_size, tta=tta)
         for image, predicted in zip(images, predictions, strict=True):
             yield LabelledImage(image["tile_id"], predicted, image["labels"].long())
+
+
+def count_split(
+    segmenter: Segmenter, card: CheckpointCard, folder: TileFolder, split: Split, *, tta: bool
+) -> Tensor:
+    """The confusion (C, C) of all pixels of a split, target x prediction; see `predict_split`."""
+    confusion = PooledConfusion(len(card.classes))
+    images = predict_split(segmenter, card, folder, split, tta=tta)
+    for image in track(images, f"Scoring {split} images", total=len(folder.tiles[split])):
+        confusion.update(image.predicted[None], image.labels[None])
+    return Tensor(confusion.compute())
 
 
 def segment_on_device(segmenter: Segmenter, card: CheckpointCard) -> Segment:

@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -16,9 +15,9 @@ from train.data.folder import Split, TileFolder, read_tile_folder
 from train.data.pixels import require_labelled
 from train.data.scale import resolve_mpp
 from train.errors import BaselineError
-from train.fitting.evaluation import predict_split
+from train.fitting.evaluation import count_split
 from train.fitting.task import named_scores
-from train.metrics import PooledConfusion, class_scores
+from train.metrics import class_scores
 from train.model.checkpoint import CheckpointCard, check_classes, read_card
 from train.model.class_bias import STRATEGIES, find_strategy
 from train.model.segmenter import Segmenter
@@ -49,11 +48,8 @@ def evaluate(
     check_classes(card, "the checkpoint", folder.classes)
     _check_scale(card, folder, split)
     require_labelled(folder, split)
-    confusion = PooledConfusion(len(card.classes))
-    images = predict_split(segmenter, card, folder, split, tta=tta)
-    for image in track(images, f"Scoring {split} images", total=len(folder.tiles[split])):
-        confusion.update(image.predicted[None], image.labels[None])
-    return named_scores(class_scores(confusion.compute()), card.classes)
+    confusion = count_split(segmenter, card, folder, split, tta=tta)
+    return named_scores(class_scores(confusion), card.classes)
 
 
 @rank_zero_only

@@ -30,9 +30,6 @@ def make_trainer(
     *,
     devices: int,
     nodes: int = 1,
-    epochs: int,
-    precision: Any,
-    gradient_clip: float,
     **options: Any,
 ) -> L.Trainer:
     """Build a quiet Trainer that writes its state atomically.
@@ -42,10 +39,7 @@ def make_trainer(
         callbacks: of the run.
         devices: GPUs, or processes on the CPU, of each node.
         nodes: machines.
-        epochs: passes over the training data.
-        precision: Lightning's name of the arithmetic.
-        gradient_clip: largest gradient norm.
-        **options: others of `lightning.Trainer`.
+        **options: others of `lightning.Trainer`, by its own names.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _WARNINGS_OF_OTHERS:
@@ -55,9 +49,6 @@ def make_trainer(
         devices=devices,
         num_nodes=nodes,
         strategy="ddp" if devices * nodes > 1 else "auto",
-        max_epochs=epochs,
-        precision=precision,
-        gradient_clip_val=gradient_clip,
         callbacks=callbacks,
         plugins=[WholeStateIO()],
         enable_model_summary=False,
@@ -81,9 +72,9 @@ def trainer_of(settings: Settings, run: Path, callbacks: list[Callback]) -> L.Tr
         callbacks,
         devices=runtime.devices,
         nodes=runtime.nodes,
-        epochs=optimization.epochs,
+        max_epochs=optimization.epochs,
         precision=optimization.precision,
-        gradient_clip=optimization.gradient_clip,
+        gradient_clip_val=optimization.gradient_clip,
         accumulate_grad_batches=optimization.accumulate_batches,
         logger=_loggers(settings, run),
     )

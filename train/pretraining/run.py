@@ -136,9 +136,9 @@ def _trainer(settings: PretrainSettings, run: Path, inputs: dict[str, Any]) -> L
         run,
         callbacks,
         devices=schedule.devices,
-        epochs=schedule.steps // schedule.steps_per_epoch,
+        max_epochs=schedule.steps // schedule.steps_per_epoch,
         precision=schedule.precision,
-        gradient_clip=schedule.gradient_clip,
+        gradient_clip_val=schedule.gradient_clip,
         logger=False,
         limit_val_batches=0,
     )

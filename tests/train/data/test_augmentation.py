@@ -93,21 +93,6 @@ def test_stains_are_scaled_and_shifted_in_optical_density():
         np.testing.assert_allclose(changed, 256 * np.exp(-stains.T @ varied) - 1, rtol=1e-4)
 
 
-def test_gray_stays_gray_when_hue_and_saturation_vary():
-    gray = torch.full((3, 8, 8), 120, dtype=torch.uint8)
-    settings = AugmentationSettings(color_jitter=0.5)
-    for seed in range(5):
-        varied = vary_colors(gray, np.random.default_rng(seed), settings)
-        assert (varied[0].int() - varied[1:].int()).abs().max() <= 1
-
-
-def test_white_glass_stays_bright_when_stains_vary():
-    white = torch.full((3, 8, 8), 255, dtype=torch.uint8)
-    settings = AugmentationSettings(color_jitter=0, stain_jitter=0.05)
-    for seed in range(10):
-        assert vary_colors(white, np.random.default_rng(seed), settings).min() > 215
-
-
 def test_a_window_without_a_label_is_drawn_again():
     labels = np.zeros((64, 64), np.uint8)
     labels[:32] = 1

@@ -31,23 +31,6 @@ def test_crag_images_of_valid_are_for_testing(tmp_path: Path) -> None:
     assert {0} < {fold for name, fold in rows.items() if name.startswith("train")}
 
 
-def test_crag_folds_depend_on_the_seed_only(tmp_path: Path) -> None:
-    drawn = []
-    for index, seed in enumerate((0, 0, 1)):
-        source = tmp_path / str(index) / "in"
-        write_crag(source, num_train=12)
-        drawn.append(folds(prepare(source, seed=seed)))
-    assert drawn[0] == drawn[1]
-    assert drawn[0] != drawn[2]
-
-
-def test_crag_images_are_padded_not_stretched(tmp_path: Path) -> None:
-    write_crag(tmp_path / "in", side=24)
-    labels = read_mask(prepare(tmp_path / "in") / "mask" / "train_1.png", 2)
-    assert labels.shape == (SIDE, SIDE)
-    assert np.count_nonzero(labels) == 24 * 24
-
-
 def test_crag_masks_with_more_than_255_glands_are_read(tmp_path: Path) -> None:
     write_crag(tmp_path / "in")
     glands = np.full((SIDE, SIDE), 256, np.uint16)

@@ -39,6 +39,12 @@ def test_the_largest_patient_is_not_for_validation() -> None:
     assert assign_folds({"large": 10, "small": 1, "other": 1}, 3, seed=0)["large"] != 0
 
 
+def test_folds_depend_on_the_seed_only() -> None:
+    patients = {str(index): 1 for index in range(12)}
+    drawn = [assign_folds(patients, 5, seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 def test_a_patient_alone_cannot_be_split_into_training_and_validation() -> None:
     with raises(SourceError, "one"):
         assign_folds({"one": 100}, 5, seed=0)
