@@ -80,7 +80,9 @@ class TileBatcher:
         self._max_batch_size = max_batch_size
         self._max_delay_s = max_delay_s
         self._observe_wait = observe_wait
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        # Not a SimpleQueue: a thread in its get() with a timeout that is woken for a tile which
+        # another thread takes may wait for ever (CPython 3.11 and 3.12: the rest is negative).
+        self._queue: queue.Queue[_Waiting | None] = queue.Queue()
         self._last_size = 1
         self._closing = threading.Lock()
         self._closed = False

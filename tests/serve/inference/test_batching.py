@@ -1,4 +1,6 @@
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -229,3 +231,28 @@ def test_what_waits_is_answered_by_all_threads_before_they_end(backend: EchoBack
     futures = [batcher.submit(_tile(value), ("labels",)) for value in range(50)]
     batcher.close()
     assert [future.result(10)["labels"] for future in futures] == list(range(50))
+
+
+def test_a_batch_ends_its_wait_where_another_thread_takes_the_tile_that_woke_it(
+    backend: EchoBackend,
+) -> None:
+    batcher = TileBatcher(backend, max_batch_size=4, max_delay_s=0.05)
+    _hold(backend, batcher)
+    futures = [batcher.submit(_tile(value), ("labels",)) for value in (1, 2)]
+    backend.is_held = False
+    backend.go_on.release()
+    assert [future.result(10)["labels"] for future in futures] == [1, 2]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(10)  # no other thread runs while this one computes
+    try:
+        future = batcher.submit(_tile(3), ("labels",))  # the batch before had two: it waits
+        time.sleep(0.01)
+        batcher._queue.put(None)
+        assert batcher._queue.get_nowait() is None
+        end = time.perf_counter() + 0.06
+        while time.perf_counter() < end:
+            pass
+    finally:
+        sys.setswitchinterval(interval)
+    assert future.result(10)["labels"] == 3
+    batcher.close()
