@@ -104,18 +104,19 @@ def _format_route(entry: AnswerFormat, schemas: Schemas) -> Route:
         return await answer_image(request.app.state, upload.data, job, upload.name)
 
     answer.__doc__ = entry.description
-    responses = {**schemas.answer(entry), **UPLOAD_ERRORS}
-    return _upload_route(entry.path, answer, responses, format_query(entry), IMAGE_BODY)
+    answers = schemas.answer(entry)
+    return _upload_route(entry.path, answer, answers, format_query(entry), IMAGE_BODY)
 
 
 def _upload_route(
     path: str,
     endpoint: Endpoint,
-    responses: Responses,
+    answers: Responses,
     query: type[ImageQuery],
     body: dict[str, Any],
 ) -> Route:
     endpoint.__annotations__["query"] = Annotated[query, Query()]  # which FastAPI reads
+    responses = {**answers, **UPLOAD_ERRORS}
     return Route("POST", path, endpoint, responses, query, body, name=path[1:])
 
 
@@ -245,12 +246,11 @@ def build_app(settings: ServeSettings) -> FastAPI:
 
 def _add_routes(app: FastAPI, key_errors: Responses) -> None:
     schemas = Schemas()
-    picture = {**binary_answer("image/png"), **UPLOAD_ERRORS}
-    lines = {**schemas.lines(), **UPLOAD_ERRORS}
+    picture = binary_answer("image/png")
     routes = (
         *(_format_route(entry, schemas) for entry in FORMATS.values()),
         _upload_route("/image", _image, picture, ImageQuery, IMAGE_BODY),
-        _upload_route(BATCH_PATH, _batch, lines, batch_query(), BATCH_BODY),
+        _upload_route(BATCH_PATH, _batch, schemas.lines(), batch_query(), BATCH_BODY),
     )
     add_routes(app, routes, key_errors)
     responses = {**MANIFEST, **ERRORS, **key_errors}

@@ -222,24 +222,16 @@ def _is_known(request: Request, headers: Mapping[str, str]) -> bool:
 def slide_routes() -> tuple[Route, ...]:
     """The routes, of an application whose state has `slides`."""
     slide = "/slides/{slide_id}"
-    tile, result_tile = (
-        f"{slide}/tiles/{{level}}/{{name}}",
-        f"{slide}/result/tiles/{{level}}/{{name}}",
-    )
+    thumbnail, file = f"{slide}/thumbnail.jpeg", f"{slide}/result/files/{{file}}"
+    tile = f"{slide}/tiles/{{level}}/{{name}}"
+    result_tile = f"{slide}/result/tiles/{{level}}/{{name}}"
     found = (400, 404, 429, 503)
-    file = with_errors(RESULT_FILE, 400, 404, 503)
     return (
         Route("GET", "/slides", _list, with_errors(SLIDES, 400, 503)),
         Route("GET", slide, _slide, with_errors(SLIDE, *found)),
-        Route(
-            "GET",
-            f"{slide}/thumbnail.jpeg",
-            _thumbnail,
-            with_errors(THUMBNAIL, *found),
-            TileQuery,
-        ),
+        Route("GET", thumbnail, _thumbnail, with_errors(THUMBNAIL, *found), TileQuery),
         Route("GET", tile, _tile, with_errors(TILE, *found), TileQuery),
         Route("GET", result_tile, _result_tile, with_errors(RESULT_TILE, *found), ResultTileQuery),
         REGION_ROUTE,
-        Route("GET", f"{slide}/result/files/{{file}}", _file, file),
+        Route("GET", file, _file, with_errors(RESULT_FILE, 400, 404, 503)),
     )
