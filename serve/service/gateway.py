@@ -22,8 +22,6 @@ from serve.service.error_answers import EXCEPTION_HANDLERS
 from serve.service.kept import KEEP_HEADER
 from serve.service.request_limits import RequestLimits
 from serve.service.request_log import REQUEST_ID_HEADER, RequestLog
-from serve.service.telemetry import Telemetry
-from serve.service.work_queue import WorkQueue
 from serve.service.worker import MPP_HEADER, MPP_SOURCE_HEADER
 from serve.settings import ServeSettings
 
@@ -31,15 +29,13 @@ IS_HEAD = "focalpath.is_head"
 """In the scope of a request whose body nobody gets, for endpoints whose body costs much."""
 
 
-def build_gateway(
-    app: Starlette, settings: ServeSettings, telemetry: Telemetry, queue: WorkQueue | None = None
-) -> Starlette:
-    """Put the middleware around the endpoints.
+def build_gateway(app: Starlette, settings: ServeSettings) -> Starlette:
+    """Put the middleware around the endpoints, whose state has the telemetry and the worker.
 
     Raises:
         SettingsError: the file of API keys cannot be used.
     """
-    middleware = [Middleware(RequestLog, telemetry=telemetry, paths=_paths(app))]
+    middleware = [Middleware(RequestLog, telemetry=app.state.telemetry, paths=_paths(app))]
     if settings.root_path:
         middleware.insert(0, Middleware(RootPath, root_path=settings.root_path))
     if settings.allowed_origins:
@@ -67,7 +63,7 @@ def build_gateway(
             max_requests=settings.max_waiting,
             max_uploads=settings.max_uploads,
             timeout_s=settings.request_timeout_s,
-            queue=queue,
+            queue=app.state.worker.queue,
         )
     )
     middleware.append(Middleware(HeadRequests))

@@ -62,7 +62,7 @@ class RequestLimits:
         max_requests: int,
         max_uploads: int,
         timeout_s: float,
-        queue: WorkQueue | None = None,
+        queue: WorkQueue,
     ) -> None:
         self._app = app
         self._max_requests = max_requests
@@ -110,12 +110,12 @@ class RequestLimits:
         if self._uploads >= self._max_uploads:
             return BusyError(f"{self._uploads} uploads are under way already. Try again later.")
         # What it costs is not known yet, so only where not even one tile would be taken.
-        return self._queue.refusal() if self._queue else None
+        return self._queue.refusal()
 
     def _too_many(self) -> BusyError:
         return BusyError(
             f"{self._max_requests} requests are waiting already. Try again later.",
-            retry_after_s=self._queue.seconds_for_one() if self._queue else 1,
+            retry_after_s=self._queue.seconds_for_one(),
         )
 
     async def _within_time(self, scope: Scope, caller: _Caller, send: Send) -> None:

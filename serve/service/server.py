@@ -37,7 +37,7 @@ app = build_app(_settings)
     metrics={"enabled": False},
     tracing={"excluded_urls": ".*"},
 )
-@bentoml.asgi_app(build_gateway(app, _settings, app.state.telemetry, app.state.worker.queue))
+@bentoml.asgi_app(build_gateway(app, _settings))
 class SegmentationService:
     """Segments histopathology images: see `serve.service.endpoints`."""
 

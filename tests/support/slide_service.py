@@ -34,7 +34,7 @@ def slide_client(bundle: Path, slides: Path, **settings: object) -> Iterator[Tes
     fields = {"bundle": bundle, "slides": slides, "threads": 1, "slide_readers": 1, **settings}
     chosen = ServeSettings.model_validate(fields)
     app = build_app(chosen)
-    gateway = build_gateway(app, chosen, app.state.telemetry)
+    gateway = build_gateway(app, chosen)
     app.state.slides.start()
     try:
         with TestClient(gateway, raise_server_exceptions=False) as client:

@@ -22,6 +22,7 @@ from serve.service.slides.jobs_file import JOBS_FILE, JobsError, JobsFile
 MAX_ATTEMPTS = 3
 """A job fails after its process has died this many times."""
 _RETRY_AFTER_S = 60
+_MOST_LISTED = 200
 _OPEN = "('waiting', 'running')"
 
 
@@ -101,11 +102,11 @@ class JobStore:
         """The file of a job's slide."""
         return Path(self._row(job_id)["path"])
 
-    def list(self, limit: int = 200) -> list[Job]:
+    def list(self) -> list[Job]:
         """The last jobs, the newest first."""
         with self._transaction() as database:
             rows = database.execute(
-                "SELECT * FROM jobs ORDER BY number DESC LIMIT ?", (limit,)
+                f"SELECT * FROM jobs ORDER BY number DESC LIMIT {_MOST_LISTED}"
             ).fetchall()
         return [_job(row) for row in rows]
 

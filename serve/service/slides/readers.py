@@ -47,7 +47,7 @@ class _Process:
         self._connection: Connection | None = None
         self._said: Any = None
 
-    def ask(self, request: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any], bytes]:
+    def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """Send a request and wait for its answer.
 
         Raises:
@@ -58,7 +58,7 @@ class _Process:
         assert self._connection is not None
         try:
             self._connection.send_bytes(json.dumps(request).encode())
-            if not self._connection.poll(timeout_s):
+            if not self._connection.poll(ANSWER_TIMEOUT_S):
                 raise TimeoutError
             fields = json.loads(self._connection.recv_bytes(_MAX_ANSWER_BYTES))
             return fields, self._connection.recv_bytes(_MAX_ANSWER_BYTES)
@@ -121,17 +121,9 @@ class SlideReaders:
     Args:
         num_processes: how many.
         on_crash: called after a slide has crashed a process.
-        timeout_s: for one answer.
     """
 
-    def __init__(
-        self,
-        num_processes: int,
-        *,
-        on_crash: Callable[[], None] = lambda: None,
-        timeout_s: float = ANSWER_TIMEOUT_S,
-    ) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, num_processes: int, *, on_crash: Callable[[], None]) -> None:
         self._on_crash = on_crash
         self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="slide-reader")
         self._free: LifoQueue[_Process] = LifoQueue()
@@ -171,9 +163,9 @@ class SlideReaders:
         self._refuse_what_crashed(key)
         process = self._free.get()
         try:
-            fields, content = process.ask(request, self._timeout_s)
+            fields, content = process.ask(request)
         except TimeoutError as error:
-            reason = f"reading it took more than {self._timeout_s:g} s"
+            reason = f"reading it took more than {ANSWER_TIMEOUT_S:g} s"
             raise self._crashed(key, request, reason) from error
         except EOFError as error:
             _log.warning("a process that reads slides has ended: %s", error)

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -18,6 +19,7 @@ from serve.service.error_answers import EXCEPTION_HANDLERS
 from serve.service.gateway import build_gateway
 from serve.service.logs import JsonFormatter, TextFormatter, configure_logging, current_request
 from serve.service.telemetry import Telemetry
+from serve.service.work_queue import WorkQueue
 from serve.settings import ServeSettings
 from tests.support.errors import refusal_of
 
@@ -74,7 +76,9 @@ class Endpoints:
         ]
         handlers = EXCEPTION_HANDLERS | {Exception: failed}
         inner = Starlette(routes=routes, exception_handlers=handlers)
-        return build_gateway(inner, ServeSettings(**settings), self.telemetry)  # type: ignore[arg-type]
+        inner.state.telemetry = self.telemetry
+        inner.state.worker = SimpleNamespace(queue=WorkQueue(1, 1024))
+        return build_gateway(inner, ServeSettings(**settings))  # type: ignore[arg-type]
 
 
 def _run(

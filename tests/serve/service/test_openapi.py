@@ -208,7 +208,7 @@ def test_the_service_does_what_its_openapi_document_says(app: Any) -> None:
 
     for media_type, content in FILES.items():
         schemathesis.openapi.media_type(media_type, strategies.just(content))
-    gateway = build_gateway(app, app.state.settings, app.state.telemetry)
+    gateway = build_gateway(app, app.state.settings)
     schema = schemathesis.openapi.from_asgi("/openapi.json", gateway).exclude(path=sorted(HEALTH))
 
     @hypothesis.settings(

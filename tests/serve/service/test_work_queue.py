@@ -217,7 +217,7 @@ class _Service:
         monkeypatch.setattr(TileSegmenter, "segment", slow)
         queue = app.state.worker.queue
         self.queue: WorkQueue = queue
-        gateway = build_gateway(app, chosen, app.state.telemetry, queue)
+        gateway = build_gateway(app, chosen)
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(gateway), base_url="http://service"
         )
