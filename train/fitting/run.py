@@ -93,7 +93,6 @@ def fit(
     first_epoch = resumed_epoch(run / LAST_FILE, inputs) if resume else 0
     L.seed_everything(settings.optimization.seed, workers=True, verbose=False)
     segmenter = _segmenter(settings, folder, ClassStatistics(frequencies, dice))
-    _check_exportable(segmenter, settings)
     origins = start.load_into(segmenter, folder.classes)
     card = _card(settings, folder, frequencies, origins)
     with write_errors_explained(run):
@@ -151,10 +150,8 @@ def _check_exportable(segmenter: Segmenter, settings: Settings) -> None:
     """Refuse a U-Net, and a model that is too large for one ONNX file, before it trains.
 
     Raises:
-        SettingsError: the model cannot be exported, and `exportable` is set.
+        SettingsError: it is one of these.
     """
-    if not settings.runtime.exportable:
-        return
     if settings.model.network != "sam_path":
         raise SettingsError(
             f"--network {settings.model.network} is only there to compare with, and is not "
@@ -172,9 +169,15 @@ def _check_exportable(segmenter: Segmenter, settings: Settings) -> None:
 
 
 def _segmenter(settings: Settings, folder: TileFolder, statistics: ClassStatistics) -> Segmenter:
-    """The model with random weights and the class bias at its start."""
+    """The model with random weights and the class bias at its start.
+
+    Raises:
+        SettingsError: the model cannot be exported, and `exportable` is set.
+    """
     strategy = find_strategy(settings.model.bias)
     segmenter = build_segmenter(settings.model, len(folder.classes))
+    if settings.runtime.exportable:
+        _check_exportable(segmenter, settings)
     segmenter.class_attention_bias.start(
         strategy.initial(settings.bias, statistics),
         learned=strategy.learned and not settings.bias.bias_frozen,
