@@ -107,7 +107,6 @@ class TileAnswers:
             while pending:
                 yield self._answered(*pending.popleft())
         finally:
-            self._kept.clear()
             for _, answer in pending:
                 if answer is not None:
                     answer.cancel()

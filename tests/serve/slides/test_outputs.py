@@ -232,6 +232,7 @@ def test_annotations_are_in_the_frame_of_level_0(
         assert document["type"] == "FeatureCollection"
         shapes = [shapely.geometry.shape(f["geometry"]) for f in document["features"]]
         names = [f["properties"]["classification"]["name"] for f in document["features"]]
+        measured = [f["properties"]["measurements"] for f in document["features"]]
     else:
         points = [(e["points"], e["holes"]) for e in document["elements"]]
         shapes = [
@@ -239,10 +240,15 @@ def test_annotations_are_in_the_frame_of_level_0(
             for shell, holes in points
         ]
         names = [element["label"]["value"] for element in document["elements"]]
+        measured = [element["user"] for element in document["elements"]]
     assert "level 0" in (document.get("focalpath") or document["attributes"]["focalpath"])["frame"]
     bounds = shapely.total_bounds(np.array(shapes))
     assert bounds[0] >= 400
     assert bounds[1] >= 84
+    for shape, found in zip(shapes, measured, strict=True):
+        assert found["Area px^2"] == pytest.approx(shape.area, rel=0.2)
+        assert found["Area um^2"] == pytest.approx(found["Area px^2"] * 0.5**2)
+        assert found["Mean confidence"] == pytest.approx(200 / 255, abs=1e-4)
     tree = shapely.STRtree(shapes)
     rng = np.random.default_rng(0)
     right = 0

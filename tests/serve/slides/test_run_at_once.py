@@ -140,6 +140,27 @@ def test_what_stops_one_slide_stops_all_and_none_is_told_as_failed(tmp_path: Pat
     assert not list((tmp_path / "out" / ".work").glob("*.failed"))
 
 
+def test_a_slide_whose_model_goes_on_ends_when_another_stops_the_run(tmp_path: Path) -> None:
+    stopping, closed = threading.Event(), threading.Event()
+
+    class Engine(LocalEngine):
+        def close(self) -> None:
+            closed.set()
+
+    class Stopping(Watcher):
+        def add_tiles(self, name: str, num_tiles: int) -> None:
+            if not stopping.is_set():  # whichever slide has the model first
+                stopping.set()
+                raise RuntimeError
+            assert closed.wait(60)
+
+    engine = Engine(PositionModel(), model_info(), max_batch_size=2)
+    cohort = Cohort(tmp_path / "out", engine, RunOptions(), (), Stopping())
+    with pytest.raises(RuntimeError):
+        run_cohort(cohort, tasks_of(tmp_path, 2))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".work"]
+
+
 def test_an_interrupt_that_does_not_wake_the_main_thread_stops_the_slides(tmp_path: Path) -> None:
     stopped: list[bool] = []
 

@@ -211,9 +211,10 @@ def test_a_slow_model_has_few_tiles_at_work(
                 now[0] += self.seconds
                 return found
 
-            return SimpleNamespace(result=result, cancel=lambda: None)
+            return SimpleNamespace(result=result, cancel=lambda: cancelled.append(tile))
 
-    at_work = []
+    at_work: list[int] = []
+    cancelled: list[object] = []
     for seconds in (0.01, 5.0, 30.0):
         model = Slow()
         model.seconds = seconds
@@ -223,6 +224,7 @@ def test_a_slow_model_has_few_tiles_at_work(
                 next(answered)
                 at_work.append(model.num_tiles - number)
     assert at_work == [2, 16, 2, 4, 2, 2]
+    assert len(cancelled) == 16 + 4 + 2
 
 
 def test_done_blocks_are_not_run_again(tmp_path: Path) -> None:
@@ -266,10 +268,10 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     reader = virtual(tmp_path / "in")
     work, plan = begin(tmp_path / "work", reader, block_cells=64)
 
-    def full(*_: object, **__: object) -> None:
+    async def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("serve.slides.store.write_whole", full)
+    monkeypatch.setattr("zarr.storage.LocalStore.set", full)
     with raises(OutputError, "No space left"):
         run(work, plan, reader)
     assert work.records() == {}
