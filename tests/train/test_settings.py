@@ -5,6 +5,7 @@ from serve.contract.refusal import as_flag
 from tests.support.commands import run_train
 from tests.support.errors import raises
 from train.errors import SettingsError
+from train.presets import bcss, bdsa, crag
 from train.settings import (
     AugmentationSettings,
     BiasSettings,
@@ -83,3 +84,11 @@ def test_settings_that_an_earlier_version_stored_keep_their_meaning():
     assert ModelSettings(**upgraded["model"]) == ModelSettings()
     assert upgraded["bias"]["bias_regularisation"] == "l2"
     assert stored["model"] == {"bias": "dfa", "resize": "antialiased"}
+
+
+def test_presets_have_the_papers_values():
+    assert bcss().optimization.epochs == bdsa().optimization.epochs == 32
+    assert (crag().optimization.epochs, crag().optimization.warmup_steps) == (60, 46)
+    assert (crag().loss.focal_weight, crag().loss.iou_weight) == (0.125, 0.0)
+    assert (bcss().loss.focal_weight, bcss().loss.iou_weight) == (0.25, 0.0625)
+    assert bcss().bias.bias_lr_factor == 100

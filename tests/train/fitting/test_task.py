@@ -43,3 +43,34 @@ def test_a_step_pulls_the_bias_to_its_prior_by_its_own_learning_rate():
     configured["optimizer"].step()
     left = 1 - 0.2 * (100 * 1e-3 / 4)  # the first of four steps of warm-up
     assert class_bias.delta.tolist() == pytest.approx([0.5 + left, -0.5 + left], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("regularisation", "survives"), [("decay", True), ("off", True), ("l2", False)]
+)
+def test_a_warm_start_survives_the_decay_and_not_the_l2_term(regularisation: str, survives: bool):
+    """Steps of the optimiser with a gradient from the regularisation alone, as in a long run."""
+    prior = torch.tensor([0.6, -0.5])
+    task: Any = task_of(toy_settings(bias={"bias_regularisation": regularisation}))
+    task.segmenter.class_attention_bias.start(prior, learned=True)
+    task._trainer = SimpleNamespace(estimated_stepping_batches=400)
+    optimizer = task.configure_optimizers()["optimizer"]
+    delta = task.segmenter.class_attention_bias.delta
+    for _ in range(400):
+        penalty = task.bias_penalty()
+        optimizer.zero_grad()
+        (penalty + 0 * delta.sum()).backward()
+        optimizer.step()
+    kept = float(delta.detach().abs().max() / prior.abs().max())
+    assert (kept > 0.95) == survives
+    assert survives or kept < 0.3
+
+
+def test_the_bias_has_its_own_learning_rate_and_no_weight_decay():
+    task: Any = task_of(toy_settings())
+    task._trainer = SimpleNamespace(estimated_stepping_batches=10)
+    weights, bias = task.configure_optimizers()["optimizer"].param_groups
+    assert bias["params"] == [task.segmenter.class_attention_bias.delta]
+    assert bias["initial_lr"] == pytest.approx(10 * weights["initial_lr"])
+    assert bias["weight_decay"] == 0.0
+    assert weights["weight_decay"] == 1e-2
