@@ -3,10 +3,8 @@
 import contextlib
 import json
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +16,14 @@ import pytest
 from export.triton import publish
 from serve.contract.errors import ModelChangedError
 from serve.contract.manifest import Manifest, read_bundle, sha256_of
-from serve.inference.summary import Summary
 from serve.inference.triton import TritonBackend, load_on_triton
 from serve.settings import ServeSettings
+from tests.support.callers import calling
 from tests.support.deployed import dashboard_queries, metrics_in, metrics_of
 from tests.support.errors import raises
 from tests.support.http_service import running_service, wait_until_ready
 from tests.support.otlp_collector import Collector, running_collector
-from tests.support.pictures import blobs, encoded, painted
+from tests.support.pictures import blobs, encoded
 from tests.support.toy_bundle import TILE_SIZE_PX, replace_bundle, write_toy_bundle
 from tests.support.triton_server import TritonServer
 
@@ -52,42 +50,6 @@ def _retrain(bundle: Path) -> None:
     manifest.model_copy(update={"artefacts": (artefact,)}).write(bundle)
 
 
-class Callers:
-    """Callers who ask one after the other, each for an image of one class, and check the answer."""
-
-    def __init__(self, url: str, pool: ThreadPoolExecutor) -> None:
-        self._url = url
-        self._stop = threading.Event()
-        self.seen: dict[str, int] = {}
-        self._asking: list[Future[None]] = [pool.submit(self._ask, label) for label in (1, 2, 3)]
-
-    def _ask(self, label: int) -> None:
-        files = {"image": encoded(painted(np.full((150, 90), label)))}
-        while not self._stop.is_set():
-            response = httpx.post(f"{self._url}/segment", files=files, timeout=60)
-            assert response.status_code == 200, response.text
-            summary = Summary.model_validate_json(response.content)
-            assert summary.classes[label - 1].pixel_share == 1.0
-            version = summary.model.version
-            self.seen[version] = self.seen.get(version, 0) + 1
-
-    def wait_for(self, version: str, log: Callable[[], str]) -> None:
-        """Wait until some answers are the version's; what fails meanwhile fails here."""
-        deadline = time.monotonic() + TIMEOUT_S
-        while self.seen.get(version, 0) < 6:
-            for one in self._asking:
-                if one.done():
-                    one.result()
-            assert time.monotonic() < deadline, log()
-            time.sleep(0.02)
-
-    def end(self) -> None:
-        """Stop asking; all answers have to be right."""
-        self._stop.set()
-        for one in self._asking:
-            one.result()
-
-
 @pytest.mark.parametrize("mode", ["explicit", "poll"])
 def test_a_new_version_is_served_without_losing_a_request(
     bundle: Path, tmp_path: Path, mode: str
@@ -106,20 +68,14 @@ def test_a_new_version_is_served_without_losing_a_request(
             "triton_load": str(mode == "explicit"),
             "bundle_poll_s": "0.3",
         }
-        with (
-            running_service(bundle, log, **settings) as url,
-            ThreadPoolExecutor(3) as pool,
-        ):
+        with running_service(bundle, log, **settings) as url:
             wait_until_ready(url)
-            callers = Callers(url, pool)
-            try:
-                callers.wait_for("1", log.read_text)
+            with calling(url, log) as callers:
+                callers.wait_for_version("1")
                 for version, tile_size_px in (("2", 128), ("3", 64)):
                     replace_bundle(bundle, version, tile_size_px=tile_size_px)
                     publish(bundle, tmp_path / "repository")
-                    callers.wait_for(version, lambda: f"{log.read_text()}\n{triton.log[-3000:]}")
-            finally:
-                callers.end()
+                    callers.wait_for_version(version)
     assert set(callers.seen) == {"1", "2", "3"}
 
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,10 +15,10 @@ import httpx
 import numpy as np
 import pytest
 
-from serve.inference.summary import Summary
+from tests.support.callers import calling
 from tests.support.http_service import running_service, service_process, wait_until_ready
 from tests.support.otlp_collector import Collector, running_collector
-from tests.support.pictures import blobs, encoded, painted
+from tests.support.pictures import blobs, encoded
 from tests.support.toy_bundle import replace_bundle, write_toy_bundle
 
 KEY = "0123456789abcdef-of-alice"
@@ -143,34 +142,18 @@ def test_only_the_temporary_folder_is_written_to(guarded: Guarded, toy_bundle: P
 def test_a_new_bundle_is_served_without_losing_a_request(tmp_path: Path) -> None:
     bundle = write_toy_bundle(tmp_path / "bundle", version="1")
     settings = {"bundle_poll_s": "0.1", "workers": "2", "threads": "1"}
-    with running_service(bundle, tmp_path / "log.txt", **settings) as url:
+    log = tmp_path / "log.txt"
+    with running_service(bundle, log, **settings) as url:
         wait_until_ready(url)
-        stop = threading.Event()
-        seen: dict[str, int] = {}
-
-        def ask(label: int) -> None:
-            image = painted(np.full((90, 70), label))
-            while not stop.is_set():
-                response = _segment(url, image)
-                assert response.status_code == 200, response.text
-                summary = Summary.model_validate_json(response.content)
-                assert summary.classes[label - 1].pixel_share == 1.0
-                seen[summary.model.version] = seen.get(summary.model.version, 0) + 1
-
-        with ThreadPoolExecutor(4) as pool:
-            asking = [pool.submit(ask, label) for label in (1, 2, 3, 4)]
-            for version in ("1", "2", "3"):
-                if version != "1":
-                    replace_bundle(bundle, version, tile_size_px=128 if version == "3" else 64)
-                _wait_for(lambda version=version: seen.get(version, 0) > 8, asking)
+        with calling(url, log) as callers:
+            callers.wait_for_version("1")
+            for version, tile_size_px in (("2", 64), ("3", 128)):
+                replace_bundle(bundle, version, tile_size_px=tile_size_px)
+                callers.wait_for_version(version)
             replace_bundle(bundle, "4", is_broken=True)
-            _wait_for(lambda: "is refused" in (tmp_path / "log.txt").read_text(), asking)
-            after = seen["3"]
-            _wait_for(lambda: seen["3"] > after + 8, asking)
-            stop.set()
-            for one in asking:
-                one.result()
-    assert set(seen) == {"1", "2", "3"}
+            callers.wait_for(lambda: "is refused" in log.read_text())
+            callers.wait_for_version("3")
+    assert set(callers.seen) == {"1", "2", "3"}
 
 
 def test_a_request_at_work_is_finished_and_traced_when_the_service_is_told_to_stop(

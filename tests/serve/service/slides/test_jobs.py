@@ -246,21 +246,6 @@ def test_a_slide_whose_result_is_damaged_is_shown_without_it(
             assert refusal_of(answer) == (404, "result_differs")
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "code"),
-    [
-        ({}, 400, "option_invalid"),
-        ({"slide": "none"}, 404, "not_found"),
-        ({"slide": "none", "path": "/etc/passwd"}, 400, "option_invalid"),
-        ({"slide": "none", "tissue": "/etc/passwd"}, 400, "option_invalid"),
-        ({"slide": "none", "mpp": 1000}, 400, "option_invalid"),
-        ([], 400, "option_invalid"),
-    ],
-)
-def test_a_job_that_cannot_be_is_refused(done: Done, body: Any, status: int, code: str) -> None:
-    assert refusal_of(done[0].post("/jobs", json=body)) == (status, code)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("slow")
 def test_a_cancelled_job_goes_on_with_the_next_and_the_queue_has_an_end(

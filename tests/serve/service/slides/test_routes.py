@@ -334,6 +334,9 @@ def test_a_region_that_cannot_be_is_refused(
         (b'{"slide": "x", "mpp": true}', "True; expected a number"),
         (b'{"slide": "x", "tisue": "none"}', "'tissue'"),
         (b'{"slide": "x", "formats": ["pdf"]}', "pdf"),
+        (b'{"slide": "x", "path": "/etc/passwd"}', "'path'"),
+        (b'{"slide": "x", "tissue": "/etc/passwd"}', "/etc/passwd"),
+        (b'{"slide": "x", "mpp": 1000}', "1000"),
         (b'{"slide": "' + b"x" * 9000 + b'"}', "at most 64"),
     ],
 )
@@ -343,6 +346,10 @@ def test_a_job_that_makes_no_sense_is_refused_in_one_short_sentence(
     answer = client.post("/jobs", content=body, headers={"Content-Type": "application/json"})
     assert refusal_of(answer, named) == (400, "option_invalid")
     assert len(answer.json()["error"]) < 250
+
+
+def test_a_job_of_a_slide_that_is_not_there_is_a_404(client: TestClient) -> None:
+    assert refusal_of(client.post("/jobs", json={"slide": "none"})) == (404, "not_found")
 
 
 @pytest.mark.slow
