@@ -90,23 +90,20 @@ def test_a_full_gpu_fails_one_batch_and_the_next_one_runs(
     toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
     manifest = read_bundle(toy_bundle)
-    plain = OnnxRuntimeBackend(toy_bundle, manifest)
-    run = plain._session.run
+    session = onnxruntime.InferenceSession(
+        toy_bundle / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    run = session.run
+    failures = [ort.RuntimeException(message), ort.Fail(message)]
 
-    class Session:
-        failures: tuple[Exception, ...] = (ort.RuntimeException(message), ort.Fail(message))
+    def fail_first(*arguments: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return run(*arguments)
 
-        def get_providers(self) -> list[str]:
-            return [cuda.PROVIDER]
-
-        def run(self, *arguments: Any) -> Any:
-            if self.failures:
-                first, *rest = self.failures
-                self.failures = tuple(rest)
-                raise first
-            return run(*arguments)
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: Session())
+    monkeypatch.setattr(session, "run", fail_first)
+    monkeypatch.setattr(session, "get_providers", lambda: [cuda.PROVIDER])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: session)
     backend = OnnxRuntimeBackend(toy_bundle, manifest, provider="cuda")
     image = np.zeros((1, manifest.tile_size_px, manifest.tile_size_px, 3), np.uint8)
     for _ in range(2):
