@@ -61,8 +61,7 @@ def read_config(arguments: Sequence[str]) -> tuple[Settings | None, list[str]]:
 def choices(names: Mapping[object, Sequence[str]]) -> ConstructorRegistry:
     """Offer registered names as the choices of options.
 
-    Args:
-        names: of each type of option, what it may be.
+    `names` has the values of each type of option.
     """
     registry = ConstructorRegistry()
 

@@ -58,9 +58,7 @@ def require_trainable(
 ) -> NDArray[np.int64]:
     """Refuse a data set that training would refuse or stop at. Decodes every mask once.
 
-    Args:
-        folder: the data set.
-        counts: those of `count_all`, where they are known already.
+    `counts` are those of `count_all`, where they are known already.
 
     Returns:
         The training images' counts, as `count_each` returns them.

@@ -89,11 +89,6 @@ def seen_at(image: NDArray[np.uint8], image_mpp: Mpp, mpp: float) -> NDArray[np.
 
     A coarser source lacks detail. A finer one would have more, which no resampling can add: the
     image is then only enlarged.
-
-    Args:
-        image: RGB in [0, 255].
-        image_mpp: its um per pixel.
-        mpp: um per pixel of the source.
     """
     height, width = image.shape[:2]
     return resample(image, *scaled_size(height, width, scale_to(mpp, image_mpp)))

@@ -56,12 +56,8 @@ def predict_split(
 ) -> Iterator[LabelledImage]:
     """Segment every image of a split, in order, on a GPU where there is one.
 
-    Args:
-        segmenter: The model.
-        card: What it is.
-        folder: A data set with its classes.
-        split: Which images.
-        tta: Average over the flips and quarter turns of each tile (test-time augmentation).
+    With `tta`, each tile's answer is the mean over its flips and quarter turns (test-time
+    augmentation).
     """
     settings = card.settings
     dataset = WholeImageDataset(folder.tiles[split], len(card.classes), scale_of(card))

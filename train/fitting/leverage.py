@@ -49,11 +49,7 @@ def measure_leverage(
     Images are encoded once, and their tiles are decoded and scored with each change, at the model's
     own um per pixel.
 
-    Args:
-        segmenter: The model; it is left as it was.
-        card: What it is.
-        folder: A data set with its classes.
-        split: Which images.
+    The model is left as it was.
 
     Returns:
         The model as trained, then one entry per change.

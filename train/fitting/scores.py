@@ -29,12 +29,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Score a checkpoint on one split of a data set, whole images on their own grids.
 
-    Args:
-        segmenter: The model.
-        card: What it is.
-        data: A data set with its classes.
-        split: Which images.
-        tta: Average over the flips and quarter turns of each tile (test-time augmentation).
+    With `tta`, each tile's answer is the mean over its flips and quarter turns (test-time
+    augmentation).
 
     Returns:
         Dice and IoU under names such as `dice/mean` and `iou/Tumor`.

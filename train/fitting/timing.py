@@ -12,13 +12,7 @@ from train.fitting.trainer import make_trainer
 
 
 def timed_trainer(clock: Callback, *, precision: Any, gradient_clip: float) -> L.Trainer:
-    """Build a Trainer of one epoch on one device that writes, logs and shows nothing.
-
-    Args:
-        clock: takes the times.
-        precision: Lightning's name of the arithmetic.
-        gradient_clip: largest gradient norm.
-    """
+    """Build a Trainer of one epoch on one device that writes, logs and shows nothing."""
     return make_trainer(
         Path.cwd(),
         [clock],

@@ -51,10 +51,6 @@ class EarlierRun:
 def settings_after(settings: Settings, run: Path) -> Settings:
     """Give a new run the encoders and the decoder of an earlier one.
 
-    Args:
-        settings: Those of the new run.
-        run: The earlier run's folder or weights.
-
     Raises:
         CheckpointError: the earlier run has no checkpoint, or the new settings ask for another
             architecture.
@@ -86,10 +82,7 @@ def load_run(
     Position embeddings are resized to the tile. A learned bias is taken where both models learn
     one of the same kind; otherwise the new one keeps its start.
 
-    Args:
-        segmenter: The model; its bias has its start already.
-        run: The earlier run's folder or weights.
-        classes: The new run's classes, in the order of their labels.
+    The model's bias must have its start already, and `classes` be in the order of their labels.
 
     Returns:
         Where the weights come from: the run, and what that started from. And the weights of the run

@@ -69,10 +69,6 @@ class VitFacts:
 def as_timm(content: Mapping[str, Any], path: Path) -> VitWeights:
     """Rename the weights in a file to timm's names.
 
-    Args:
-        content: What `read_weights` returned.
-        path: The file, for messages.
-
     Raises:
         WeightsError: there are no tensors, or two have the same name.
     """

@@ -16,10 +16,6 @@ _AREAS = ("Polygon", "Rectangle")
 def read_asap(path: Path, root: Element) -> list[Annotation]:
     """Read what ASAP saves.
 
-    Args:
-        path: The file, for messages.
-        root: The root of its XML.
-
     Raises:
         AnnotationError: a coordinate is missing or not a number.
     """

@@ -25,10 +25,6 @@ def read_dsa(path: Path, content: Any) -> list[Annotation]:
 
     The label of an element is its `group`, else its `label.value`, else the document's name.
 
-    Args:
-        path: The file, for messages.
-        content: The parsed JSON.
-
     Raises:
         AnnotationError: the file is not an annotation export.
     """

@@ -20,10 +20,6 @@ _AREAS = ("freehand", "rectangle", "ellipse")
 def read_imagescope(path: Path, root: Element) -> list[Annotation]:
     """Read what ImageScope saves.
 
-    Args:
-        path: The file, for messages.
-        root: The root of its XML.
-
     Raises:
         AnnotationError: a vertex is missing or not a number.
     """

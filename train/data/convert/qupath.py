@@ -17,10 +17,6 @@ _AREAS = ("Polygon", "MultiPolygon")
 def read_qupath(path: Path, content: Any) -> list[Annotation]:
     """Read what QuPath exports.
 
-    Args:
-        path: The file, for messages.
-        content: What its JSON says.
-
     Raises:
         AnnotationError: it is not such GeoJSON.
     """

@@ -56,9 +56,7 @@ def write_dataset(folder: Path, settings: SyntheticSettings) -> None:
 
     The folder appears whole or not at all.
 
-    Args:
-        folder: the target; missing parents are created.
-        settings: what to draw.
+    Missing parents are created.
 
     Raises:
         DestinationError: the folder has other content.

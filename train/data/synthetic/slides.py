@@ -72,10 +72,7 @@ def make_slide(
 def write_slides(folder: Path, settings: SlideSettings, pool: Executor | None = None) -> None:
     """Write the whole folder, or leave it unchanged if it exists with the same settings.
 
-    Args:
-        folder: the target.
-        settings: what to draw.
-        pool: threads or processes that draw; four threads by default.
+    `pool` are the threads or processes that draw; four threads by default.
 
     Raises:
         DestinationError: the folder has other content.
