@@ -149,7 +149,7 @@ def _polygons(path: Path, content: bytes, view: ScaledView) -> list[Any]:
         origin = _origin(document, view)
         if not np.isfinite(origin).all():
             raise ValueError(origin)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         kind = kind_of(content[:HEAD_BYTES]) or "neither a PNG nor JSON"
         raise MaskError(
             f"{path} is {kind} ({error}), expected a PNG or GeoJSON. Export the regions again."

@@ -13,6 +13,7 @@ import openslide
 from numpy.typing import NDArray
 from PIL import Image
 
+from serve.images.descriptions import aperio_sides
 from serve.images.mpp import Stated, judge
 from serve.images.readers.channels import refuse_stated, refuse_tiles, refuse_unlit, refuse_vmu
 from serve.images.readers.dicom import check_frames, series_in
@@ -150,6 +151,9 @@ class OpenSlideReader(RegionReader):
         if vendor == GENERIC:  # OpenSlide knows its resolution tags only
             return look_at(self.path).stated
         sides = self._numbers("openslide.mpp-x", "openslide.mpp-y")
+        if vendor == "aperio":  # OpenSlide takes a reduced copy's um per pixel for the slide's own
+            description = self.properties.get("openslide.comment", "").encode()
+            sides = aperio_sides(description, (self.width_px, self.height_px)) or sides
         source = "Aperio MPP" if vendor == "aperio" else f"OpenSlide ({vendor})"
         return Stated() if sides is None else judge(*sides, source)
 

@@ -125,6 +125,14 @@ def test_of_focal_planes_the_fast_reader_shows_the_one_that_openslide_shows(
         assert np.abs(fast.read(0, 0, 0, 400, 300).astype(int) - pixels).mean() < 3
 
 
+@pytest.mark.parametrize("name", ["tiff", "openslide"])
+def test_a_reduced_copy_of_an_aperio_slide_has_its_own_mpp(name: str, tmp_path: Path) -> None:
+    text = "Aperio Image Library v12\r\n4000x3000 (240x240) -> 400x300 JPEG/RGB|MPP = 0.25"
+    tifffile.imwrite(tmp_path / "a.svs", tissue_pixels(300, 400), **tiled(description=text))
+    with open_reader(tmp_path / "a.svs", name) as reader:
+        assert (reader.mpp, reader.mpp_source) == (pytest.approx(2.5), "Aperio MPP")
+
+
 def test_tiles_that_philips_left_out_are_white(tmp_path: Path) -> None:
     pixels = coordinate_colors(256, 320)
     with open_reader(
