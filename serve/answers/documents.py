@@ -1,49 +1,38 @@
 """The JSON documents of other programs, and the lines of a batch, as types with an example each."""
 
+import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import shapely
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from serve.answers.format import AnswerFormat
+from serve.answers.outlines import Legend, dsa_annotation, geojson
+from serve.answers.polygons import Regions
+from serve.contract.manifest import TissueClass
 from serve.inference.summary import SUMMARY_EXAMPLE, ClassSummary, ImageInfo, ModelName
 
-_MEASUREMENTS = {"Area px^2": 262144.0, "Area um^2": 16384.0, "Mean confidence": 0.93}
-_SQUARE: list[list[float]] = [[0, 0], [512, 0], [512, 512], [0, 512]]
-_GEOJSON_EXAMPLE: dict[str, Any] = {
-    "type": "FeatureCollection",
-    "features": [
-        {
-            "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [[*_SQUARE, [0, 0]]]},
-            "properties": {
-                "objectType": "annotation",
-                "classification": {"name": "Tumor", "color": [214, 39, 40]},
-                "measurements": _MEASUREMENTS,
-            },
-        }
-    ],
-}
-_DSA_EXAMPLE: dict[str, Any] = {
-    "name": "segmenter 1.0.0",
-    "description": "Regions found by FocalPath. For research use only.",
-    "attributes": {name: SUMMARY_EXAMPLE[name] for name in ("model", "image", "classes")},
-    "elements": [
-        {
-            "type": "polyline",
-            "closed": True,
-            "points": [[*point, 0] for point in _SQUARE],
-            "holes": [],
-            "fillColor": "rgba(214, 39, 40, 0.25)",
-            "lineColor": "rgb(214, 39, 40)",
-            "lineWidth": 2,
-            "label": {"value": "Tumor"},
-            "group": "Tumor",
-            "user": _MEASUREMENTS,
-        }
-    ],
-}
+_REGION = Regions(
+    np.array([shapely.box(0, 0, 512, 512)]),
+    np.array([1], np.uint8),
+    np.array([512 * 512]),
+    np.array([0.93]),
+)
+_LEGEND = Legend((TissueClass(name="Tumor", color="#d62728"),), um2_per_px=0.25**2)
+_GEOJSON_EXAMPLE = json.loads(b"".join(geojson([_REGION], _LEGEND)))
+_DSA_EXAMPLE = json.loads(
+    b"".join(
+        dsa_annotation(
+            [_REGION],
+            _LEGEND,
+            ModelName.model_validate(SUMMARY_EXAMPLE["model"]),
+            {name: SUMMARY_EXAMPLE[name] for name in ("model", "image", "classes")},
+        )
+    )
+)
 _BATCH_EXAMPLES: list[dict[str, Any]] = [
     {
         "index": 0,

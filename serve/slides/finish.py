@@ -144,7 +144,7 @@ def _passport(
         machine=this_machine(),
         hosts=tuple(sorted({record.host for record in records if record.host})),
         packages=installed_versions(_PACKAGES),
-        files=hash_files(work.result, skip=None if OME_ZARR in formats else work.store),
+        files=_hash_files(work.result, None if OME_ZARR in formats else work.store),
     ).sealed()
 
 
@@ -201,12 +201,10 @@ def _read(path: Path, kind: type[T]) -> T:
         raise ResultError(f"{path} cannot be read: {error.strerror}. {REMEDY}") from error
 
 
-def hash_files(folder: Path, *, skip: Path | None = None) -> dict[str, str]:
-    """SHA-256 of every file of a result, by its path in the folder; without the passport.
+def _hash_files(folder: Path, skip: Path | None) -> dict[str, str]:
+    """SHA-256 of every file of a result, by its path in the folder.
 
-    Args:
-        folder: of the result.
-        skip: a folder in it that is left out.
+    Without the passport, and without what is below `skip`.
     """
     return {
         path.relative_to(folder).as_posix(): sha256_of(path)

@@ -76,13 +76,8 @@ class Tiling:
 
     def num_unique_tiles(self) -> int:
         """How many tiles have tissue under them; without those that two blocks run."""
-        tile_cells = self.plan.model.tile_size_px // LOW_RES_STRIDE
-        rows, columns = self.plan.shape
-        return sum(
-            self._has_tissue(Rectangle(top, left, bottom, right))
-            for top, bottom in (_overlap(y, tile_cells, 0, rows) for y in self._rows)
-            for left, right in (_overlap(x, tile_cells, 0, columns) for x in self._columns)
-        )
+        rows = (row for block in self.blocks for row in self.tile_rows(block))
+        return len({(row.y, x) for row in rows for x in row.x})
 
     def cell_mask(self, rectangle: Rectangle) -> Mask:
         """Which cells of a rectangle are tissue, (rows, columns) bool."""

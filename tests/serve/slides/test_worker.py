@@ -129,11 +129,12 @@ def check_places(plan: Plan, labels: NDArray[np.uint8], confidence: NDArray[np.u
         assert np.abs(error[told]).max(initial=0) <= 1 + step / 8
 
 
-def test_a_block_is_computed_again_to_the_same_bytes(tmp_path: Path) -> None:
+def test_done_blocks_are_not_run_again_and_others_to_the_same_bytes(tmp_path: Path) -> None:
     reader = virtual(tmp_path / "in")
     work, plan = begin(tmp_path / "work", reader, block_cells=64)
     run(work, plan, reader)
     first = {path: path.read_bytes() for path in work.store.rglob("*") if path.is_file()}
+    assert run(work, plan, reader).num_tiles == 0
     for marker in work.path.glob("done/*.json"):
         marker.unlink()
     run(work, plan, reader)
@@ -225,13 +226,6 @@ def test_a_slow_model_has_few_tiles_at_work(
                 at_work.append(model.num_tiles - number)
     assert at_work == [2, 16, 2, 4, 2, 2]
     assert len(cancelled) == 16 + 4 + 2
-
-
-def test_done_blocks_are_not_run_again(tmp_path: Path) -> None:
-    reader = virtual(tmp_path / "in")
-    work, plan = begin(tmp_path / "work", reader, block_cells=64)
-    run(work, plan, reader)
-    assert run(work, plan, reader).num_tiles == 0
 
 
 def test_tiles_without_tissue_in_the_block_do_not_run(tmp_path: Path) -> None:

@@ -171,30 +171,30 @@ def test_every_block_is_done_once_whatever_becomes_of_a_worker(
     assert len(crew.told) == script.count("die")
 
 
-def test_a_block_that_kills_its_worker_three_times_gives_its_slide_up(
-    crew: Crew, slide: Slide, tmp_path: Path
+@pytest.mark.parametrize(
+    ("script", "kind", "named"),
+    [
+        (("die", "die", "die"), WorkerDiedError, "block 0_0"),
+        (("raise",), WorkerFailedError, "TypeError: a bug"),
+    ],
+)
+def test_what_kills_its_worker_or_nobody_expected_fails_its_slide_alone(
+    script: tuple[str, ...],
+    kind: type[ClusterError],
+    named: str,
+    crew: Crew,
+    slide: Slide,
+    tmp_path: Path,
 ) -> None:
-    actor = Actor("die", "die", "die")
+    actor = Actor(*script)
     dispatcher = crew.of(actor)
-    with raises(WorkerDiedError, "block 0_0") as caught:
+    with raises(kind, named) as caught:
         dispatcher.run(slide.run)
-    assert caught.value.code == "worker_died"
+    assert "\n" not in str(caught.value)
     assert not actor.ran
     other = Slide(tmp_path / "other")
     dispatcher.run(other.run)
     assert actor.ran == Counter(other.blocks)
-
-
-def test_what_nobody_expected_fails_the_slide_alone(
-    crew: Crew, slide: Slide, tmp_path: Path
-) -> None:
-    dispatcher = crew.of(Actor("raise"))
-    with raises(WorkerFailedError, "TypeError: a bug") as caught:
-        dispatcher.run(slide.run)
-    assert "\n" not in str(caught.value)
-    other = Slide(tmp_path / "other")
-    dispatcher.run(other.run)
-    assert len(other.recorded) == 10
 
 
 def test_a_users_mistake_keeps_its_code(crew: Crew, slide: Slide) -> None:
