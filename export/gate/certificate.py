@@ -116,7 +116,6 @@ def certificate_section(
         mpp: the model's um per pixel.
     """
     yield "## Scale certificate"
-    yield ""
     if certificate is None or mpp is None:
         yield (
             "Not measured: it was left out, or the model's um per pixel is not known. Serving "
@@ -133,22 +132,18 @@ def certificate_section(
     )
     enlarged = [p.factor for p in certificate.points if p.factor < certificate.real_detail_from]
     if enlarged:
-        yield ""
         yield (
             f"At {', '.join(f'{factor * mpp:.4g}' for factor in enlarged)} um per pixel the tiles "
             "had no finer pixels to show and were only enlarged: these rows tell what two "
             "resamplings cost, not what a finer scan shows."
         )
-    yield ""
     yield _table(certificate, class_names, mpp)
-    yield ""
     yield (
         f"Serving warns where fewer than {certificate.min_agreement:.0%} of the labels stay, or a "
         f"class loses more than {100 * certificate.max_dice_loss:g} Dice points, and about every "
         f"image coarser than {certificate.points[-1].factor * mpp:.4g} um per pixel, which was "
         "not tried."
     )
-    yield ""
     yield f"![Labels and Dice over the source's um per pixel]({CURVE_FILE})"
 
 

@@ -44,39 +44,35 @@ def write_model_card(
         _limits(manifest, card),
         _licences(card),
     )
-    lines = [line for section in sections for line in (*section, "")]
-    (folder / MODEL_CARD_FILE).write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
+    text = "\n\n".join(part for section in sections for part in section)
+    (folder / MODEL_CARD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _head(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
     mpp = "not known" if manifest.mpp is None else f"{manifest.mpp:g} um per pixel"
     model = card.settings.model
     yield f"# {manifest.name} {manifest.version}"
-    yield ""
     yield "**Research use only.** Not a medical device, not for diagnosis or treatment."
-    yield ""
     method = "SAM-Path (arXiv 2307.09570)"
     if any(card.class_attention_bias):
         method += " with a bias per class in its attention (arXiv 2604.13479)"
     yield f"Semantic segmentation of haematoxylin-and-eosin tissue: {method}."
     if card.imported_from is not None:
-        yield ""
         yield (
             f"**FocalPath did not train this model.** {card.imported_from} did, with settings that "
             "its checkpoint does not fully state; FocalPath imported the weights."
         )
-    yield ""
-    yield f"- Input: {manifest.tile_size_px} x {manifest.tile_size_px} pixels RGB, at {mpp}"
+    side = manifest.tile_size_px
     yield (
+        f"- Input: {side} x {side} pixels RGB, at {mpp}\n"
         f"- Encoders: SAM {model.image_encoder} and {model.pathology_encoder}, "
-        f"{'frozen' if model.encoders_frozen else 'trained'}"
+        f"{'frozen' if model.encoders_frozen else 'trained'}\n"
+        f"- Checkpoint SHA-256: `{manifest.checkpoint_sha256}`, FocalPath {card.code_version}"
     )
-    yield f"- Checkpoint SHA-256: `{manifest.checkpoint_sha256}`, FocalPath {card.code_version}"
 
 
 def _classes(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
     yield "## Classes"
-    yield ""
     headers = (
         *("Label", "Class", "Colour", "Share of training pixels", "Bias in the attention"),
         *("Validation Dice", "Validation IoU"),
@@ -97,7 +93,6 @@ def _classes(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
     means = (_number(card.metrics, f"{score}/mean") for score in ("dice", "iou"))
     rows.append(("", "Mean", "", "", "", *means))
     yield markdown_table(headers, rows, align="rllrrrr")
-    yield ""
     if any(card.class_attention_bias):
         strategy = find_strategy(card.settings.model.bias)
         yield (
@@ -111,51 +106,46 @@ def _classes(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
 
 def _data(card: CheckpointCard) -> Iterator[str]:
     yield "## Data"
-    yield ""
+    trained = "The checkpoint does not say on which data it was trained."
     if card.data is not None:
-        yield (
+        trained = (
             f"Trained on the data set `{card.data.name}`: {card.data.num_training_tiles:,} "
             f"training and {card.data.num_validation_tiles:,} validation tiles."
         )
-    else:
-        yield "The checkpoint does not say on which data it was trained."
     yield (
-        "The data's terms of use go with the weights. Where the tiles are drawn "
+        f"{trained}\nThe data's terms of use go with the weights. Where the tiles are drawn "
         "(`python -m train prepare synthetic`), the scores say nothing about real tissue."
     )
 
 
 def _scores(card: CheckpointCard) -> Iterator[str]:
     yield "## How the scores were measured"
-    yield ""
     if not card.metrics:
         yield "The checkpoint has no scores. `python -m train evaluate` measures them on your data."
         return
-    yield (
-        "Dice and IoU are pooled over the pixels of all validation tiles, unlabelled pixels left "
-        "out, with torch."
-    )
-    if card.imported_from is None and card.settings.optimization.keep_epoch == "last":
-        yield "The checkpoint is that of the last epoch."
-    elif card.imported_from is None:
-        yield (
+    if card.imported_from is not None:
+        chosen = "They were measured at the import; how the checkpoint was chosen is not known."
+    elif card.settings.optimization.keep_epoch == "last":
+        chosen = "The checkpoint is that of the last epoch."
+    else:
+        chosen = (
             "The checkpoint is the one of the best mean validation Dice, so they flatter it a "
             "little."
         )
-    else:
-        yield "They were measured at the import; how the checkpoint was chosen is not known."
-    yield "`python -m train evaluate` gives the scores of the test tiles."
+    yield (
+        "Dice and IoU are pooled over the pixels of all validation tiles, unlabelled pixels left "
+        f"out, with torch.\n{chosen}\n"
+        "`python -m train evaluate` gives the scores of the test tiles."
+    )
 
 
 def _precision(report: ParityReport, engine_obstacles: Sequence[str]) -> Iterator[str]:
     yield "## Precision of the artefacts"
-    yield ""
     yield (
         f"Against torch in float32 on {report.num_tiles} tiles ({report.tiles}). "
         f"{measured_against(report)} [parity_report.md](parity_report.md) has each class, the "
         "tiles that differ most, and what a CPU cannot prove about fp16."
     )
-    yield ""
     headers = (
         *("Artefact", "Same label", "Largest logit difference", "Largest IoU score difference"),
         *("Mean confidence difference", "Most Dice points lost", "Recall of the rarest class"),
@@ -165,10 +155,8 @@ def _precision(report: ParityReport, engine_obstacles: Sequence[str]) -> Iterato
     yield markdown_table(headers, passed, align="lrrrrrrl")
     for artefact in report.artefacts:
         if not artefact.passed:
-            yield ""
             yield f"{artefact.title} was tried and left out: {'; '.join(artefact.failures)}."
     if engine_obstacles:
-        yield ""
         yield (
             "No TensorRT engine can be built: its parser would refuse the graph. "
             f"{engine_obstacles[0]}"
@@ -198,7 +186,10 @@ def _artefact_row(artefact: ArtefactParity) -> Sequence[str]:
 
 def _limits(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
     yield "## Limits"
-    yield ""
+    yield "\n".join(_limits_of(manifest, card))
+
+
+def _limits_of(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
     yield "- Research use only: no clinical validation of any kind."
     yield (
         "- Other scanners, stains, organs and resolutions than those of the training data are "
@@ -227,11 +218,13 @@ def _limits(manifest: Manifest, card: CheckpointCard) -> Iterator[str]:
 
 
 def _licences(card: CheckpointCard) -> Iterator[str]:
-    weights = card.settings.weights
     yield "## Licences"
-    yield ""
     yield "The code is Apache-2.0. The weights are also under the terms of what they started from:"
-    yield ""
+    yield "\n".join(_terms(card))
+
+
+def _terms(card: CheckpointCard) -> Iterator[str]:
+    weights = card.settings.weights
     if card.origins:
         for origin in card.origins:
             yield f"- {origin.part}: {origin.name}, `{origin.file}`. Its terms: {origin.licence}"

@@ -24,22 +24,20 @@ _DIFFERENT_COLOR = "#d6001c"
 
 def write_report(report: ParityReport, pictures: Sequence[str], folder: Path) -> None:
     """Write `parity_report.md`; `pictures` are files beside it, by `picture_name`."""
-    lines = [
+    parts = [
         "# Parity with torch",
-        "",
         f"Every artefact against torch in float32 on {report.tiles}. {measured_against(report)}",
-        "",
-        *_summary(report),
+        _summary(report),
     ]
     for artefact in report.artefacts:
-        lines += ["", *_section(artefact, picture_name(artefact) in pictures)]
+        parts += _section(artefact, picture_name(artefact) in pictures)
     if report.artefacts:
         names = [entry.name for entry in report.artefacts[0].classes]
-        lines += ["", *certificate_section(report.scale_certificate, names, report.mpp)]
+        parts += certificate_section(report.scale_certificate, names, report.mpp)
     if report.peaks:
-        lines += ["", *_audit(report)]
-    lines += ["", *_how(report)]
-    (folder / REPORT_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        parts += _audit(report)
+    parts += _how(report)
+    (folder / REPORT_FILE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def measured_against(report: ParityReport) -> str:
@@ -124,7 +122,7 @@ def _paint_difference(image: Any, different: Any) -> Any:
     return painted
 
 
-def _summary(report: ParityReport) -> Iterator[str]:
+def _summary(report: ParityReport) -> str:
     headers = (
         *("Artefact", "Passed", "Measured with", "Same label", "Largest logit difference"),
         *("Largest IoU score difference", "Mean confidence difference", "Float32 islands"),
@@ -142,7 +140,7 @@ def _summary(report: ParityReport) -> Iterator[str]:
         )
         for artefact in report.artefacts
     ]
-    yield markdown_table(headers, rows, align="lllrrrrl")
+    return markdown_table(headers, rows, align="lllrrrrl")
 
 
 def logit_difference(artefact: ArtefactParity) -> str:
@@ -153,14 +151,11 @@ def logit_difference(artefact: ArtefactParity) -> str:
 
 def _section(artefact: ArtefactParity, has_picture: bool) -> Iterator[str]:
     yield f"## {artefact.title}"
-    yield ""
     if artefact.failures:
         yield "Not passed, and not served:"
-        yield ""
-        yield from (f"- {failure}" for failure in artefact.failures)
+        yield "\n".join(f"- {failure}" for failure in artefact.failures)
     else:
         yield "Passed."
-    yield ""
     yield markdown_table(
         ("Class", "Pixels", "Torch's label kept", "Dice", "IoU", "Recall"),
         [
@@ -176,12 +171,9 @@ def _section(artefact: ArtefactParity, has_picture: bool) -> Iterator[str]:
         ],
         align="lrrrrr",
     )
-    yield ""
     yield "In brackets the difference from torch's scores."
-    yield ""
     yield f"NaN: {artefact.num_nan}, infinite: {artefact.num_inf}, in logits and IoU scores."
     if artefact.emulation is not None:
-        yield ""
         tiles = _counted(artefact.emulation.num_tiles, "tile")
         yield (
             f"With each node's result rounded, on {tiles}: "
@@ -189,11 +181,9 @@ def _section(artefact: ArtefactParity, has_picture: bool) -> Iterator[str]:
             f"{sum(artefact.emulation.nonfinite.values())} NaN or infinite values on the way."
         )
     worst = sorted(artefact.tiles, key=lambda tile: tile.label_agreement)[:NUM_PICTURED_TILES]
-    yield ""
     listing = ", ".join(f"{tile.name} {tile.label_agreement:.3%}" for tile in worst)
     yield f"Tiles with the fewest of torch's labels: {listing}."
     if has_picture:
-        yield ""
         yield f"![Tiles that differ most]({picture_name(artefact)})"
 
 
@@ -205,13 +195,11 @@ def _score(before: float | None, after: float | None) -> str:
 
 def _audit(report: ParityReport) -> Iterator[str]:
     yield "## Activations"
-    yield ""
     yield (
         "The largest magnitude of each block in torch and float32, attention logits and weights "
         f"included. fp16 ends at 65,504; a block beyond {report.activation_limit:,.0f} is not "
         "computed in fp16."
     )
-    yield ""
     yield markdown_table(
         ("Block", "Largest magnitude", "Tile", "In half precision"),
         [
@@ -229,27 +217,25 @@ def _audit(report: ParityReport) -> Iterator[str]:
 
 def _how(report: ParityReport) -> Iterator[str]:
     yield "## How this was measured"
-    yield ""
-    yield (
+    measured = [
         "Torch runs the trained model in float32 on the CPU; ONNX Runtime runs each artefact on "
         "the CPU, one tile alone and then three at a time. Its CPU backend computes fp16 in "
         "float32 and leaves roundings out, so it cannot prove fp16 safe: therefore the activations "
         "above, and an emulation in which every node runs by itself and its result is rounded to "
         "the graph's type, as a GPU's kernels do. Neither is a GPU: a TensorRT plan is compared "
         "again where it is built."
-    )
+    ]
     of_bf16 = {entry.measured_with for entry in report.artefacts if entry.precision == "bf16"}
     if of_bf16:
         alone = " alone" if of_bf16 == {"emulation"} else ", and in OpenVINO"
-        yield f"That backend does not run bf16: it is measured by the emulation{alone}."
+        measured.append(f"That backend does not run bf16: it is measured by the emulation{alone}.")
     if any(entry.measured_with == "OpenVINO" for entry in report.artefacts):
-        yield "OpenVINO runs each graph in the precision that the graph is written in."
+        measured.append("OpenVINO runs each graph in the precision that the graph is written in.")
+    yield "\n".join(measured)
     if report.processor is not None:
-        yield ""
         yield (
             f"Runtimes choose their kernels by the processor. This one was {report.processor}; on "
             "another kind the service compares itself with the bundle's warm-up image first."
         )
-    yield ""
     limits = ", ".join(f"{name} {value:g}" for name, value in report.tolerances.items())
     yield f"Tolerances: {limits}."

@@ -214,7 +214,7 @@ def _install(
     if (bundle / MODEL_CARD_FILE).is_file():
         # An earlier build's section is the last one; replace it.
         card, _, _ = (bundle / MODEL_CARD_FILE).read_text("utf-8").partition(f"\n{CARD_HEADING}\n")
-        section = "\n".join(report.card())
+        section = "\n\n".join(report.card())
         (staging / MODEL_CARD_FILE).write_text(f"{card}\n{section}\n", "utf-8")
         names.insert(0, MODEL_CARD_FILE)
     with uninterrupted(f"{plan.plan_file} is in the bundle already"):

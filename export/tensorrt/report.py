@@ -80,7 +80,6 @@ class EngineReport(Strict):
         )
         against = "the masks" if self.has_masks else "ONNX Runtime's labels"
         yield CARD_HEADING
-        yield ""
         place = self.container_image or "outside a container"
         yield (
             f"Built with TensorRT {self.tensorrt_version} on {self.gpu} (compute capability "
@@ -90,7 +89,6 @@ class EngineReport(Strict):
             f"{100 * max(lost.dice_loss, 0.0):.3f} Dice points per class ({lost.name}, against "
             f"{against}). {self.num_fused_attention} of {self.num_attention} attentions are fused."
         )
-        yield ""
         times = [(batch.latency, batch.cuda_graph_latency) for batch in self.batches]
         yield markdown_table(
             ("Batch", "p50", "p99", "p50 as a CUDA graph", "p99 as a CUDA graph"),
