@@ -25,6 +25,7 @@ from benchmarks.harness import (
     machine_line,
     median_speedup,
     one_line_errors,
+    packages_text,
     take_turns,
     write_report,
 )
@@ -150,42 +151,34 @@ class CpuBenchmark:
 
 def markdown(report: CpuReport) -> str:
     """Write the report as a table, with the notes that it needs."""
-    lines = [
-        "# The exported graph on a CPU",
-        "",
-        f"{report.machine}; "
-        + ", ".join(f"{name} {found}" for name, found in report.versions.items())
-        + ".",
-        f"{report.model}; one tile of {report.tile_size_px} pixels; {report.num_rounds} rounds in "
-        "which the variants take turns. Written by `make benchmark-export`.",
-        "",
-        markdown_table(
-            ("variant", "seconds per tile", "times as fast", "peak memory", "same label as (a)"),
-            [
-                (
-                    row.label,
-                    f"{row.median_seconds:.2f}",
-                    f"{row.speedup:.2f}",
-                    f"{row.peak_memory_mib / 1024:.2f} GiB",
-                    f"{row.label_agreement:.3%}",
-                )
-                for row in report.measurements
-            ],
-            align="lrrrr",
-        ),
-    ]
-    lines += [
-        "",
-        f"PyTorch multiplies float32 matrices at {report.matmul_gflops:.0f} GFLOP/s here.",
-    ]
-    lines += [
-        f"Load before and after: {report.load_average[0]:.1f} and {report.load_average[1]:.1f}. "
-        "The weights are random, so logits nearly tie, and labels flip more easily than a trained "
-        "model's: the agreement is a lower bound. Memory is that of the whole process, including "
-        "its Python packages.",
-        "",
-    ]
-    return "\n".join(lines)
+    table = markdown_table(
+        ("variant", "seconds per tile", "times as fast", "peak memory", "same label as (a)"),
+        [
+            (
+                row.label,
+                f"{row.median_seconds:.2f}",
+                f"{row.speedup:.2f}",
+                f"{row.peak_memory_mib / 1024:.2f} GiB",
+                f"{row.label_agreement:.3%}",
+            )
+            for row in report.measurements
+        ],
+        align="lrrrr",
+    )
+    before, after = report.load_average
+    return f"""# The exported graph on a CPU
+
+{report.machine}; {packages_text(report.versions)}.
+{report.model}; one tile of {report.tile_size_px} pixels; {report.num_rounds} rounds in which the \
+variants take turns. Written by `make benchmark-export`.
+
+{table}
+
+PyTorch multiplies float32 matrices at {report.matmul_gflops:.0f} GFLOP/s here.
+Load before and after: {before:.1f} and {after:.1f}. The weights are random, so logits nearly tie, \
+and labels flip more easily than a trained model's: the agreement is a lower bound. Memory is that \
+of the whole process, including its Python packages.
+"""
 
 
 def _runs_here(variant: str) -> bool:

@@ -1,6 +1,7 @@
 """The report of `benchmarks.export_gpu`, as JSON and as a table."""
 
 from benchmarks.export_gpu_worker import Measured
+from benchmarks.harness import packages_text
 from serve.contract.markdown import markdown_table
 from serve.contract.strict import Strict
 
@@ -36,21 +37,19 @@ class GpuReport(Strict):
 
 def markdown(report: GpuReport) -> str:
     """Write the report as a table."""
-    lines = [
-        "# The model on a GPU",
-        "",
-        f"{report.device}, {report.peak_tflops:.0f} TFLOP/s measured in bfloat16; "
-        + ", ".join(f"{name} {found}" for name, found in report.versions.items())
-        + ".",
-        f"{report.model}; tiles of {report.tile_size_px} pixels; medians of {report.num_runs} "
-        f"runs, milliseconds per batch; `first` is the first run of a batch size. Goal: {GOAL:.0%} "
-        "of the peak. Labels and logits are compared with the first variant's. Written by "
-        "`make benchmark-gpu`.",
-        "",
-        _table(report),
-    ]
-    lines += ["", *(f"- {name} did not run: {why}" for name, why in report.skipped.items())]
-    return "\n".join(lines).rstrip() + "\n"
+    skipped = "\n".join(f"- {name} did not run: {why}" for name, why in report.skipped.items())
+    text = f"""# The model on a GPU
+
+{report.device}, {report.peak_tflops:.0f} TFLOP/s measured in bfloat16; \
+{packages_text(report.versions)}.
+{report.model}; tiles of {report.tile_size_px} pixels; medians of {report.num_runs} runs, \
+milliseconds per batch; `first` is the first run of a batch size. Goal: {GOAL:.0%} of the peak. \
+Labels and logits are compared with the first variant's. Written by `make benchmark-gpu`.
+
+{_table(report)}
+
+{skipped}"""
+    return text.rstrip() + "\n"
 
 
 def _table(report: GpuReport) -> str:

@@ -73,6 +73,11 @@ def machine_line() -> str:
     return f"{processor.name} ({processor.kind}), {usable_cpus()} CPUs"
 
 
+def packages_text(versions: Mapping[str, str]) -> str:
+    """Packages and their versions, for the head of a report."""
+    return ", ".join(f"{name} {found}" for name, found in versions.items())
+
+
 def write_report(
     folder: Path, name: str, report: BaseModel | Mapping[str, Any], markdown: str | None = None
 ) -> None:

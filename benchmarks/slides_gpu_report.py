@@ -1,6 +1,7 @@
 """The report of `benchmarks.slides_gpu`, as JSON and as a table."""
 
 from benchmarks.gpu_watch import GpuUse
+from benchmarks.harness import packages_text
 from serve.contract.machine import Machine
 from serve.contract.markdown import markdown_table
 from serve.contract.strict import Strict
@@ -69,19 +70,13 @@ def markdown(report: SlidesGpuReport) -> str:
         *("", "batches at a time", "readers", "block", "tiles", "tiles/s", "without halos"),
         *("of the model", "GPU busy", "GPU memory", "CPU ms/tile", "blending thread, s"),
     )
-    return "\n".join(
-        [
-            "# The slide engine on a GPU",
-            "",
-            f"{gpus}; {report.machine.processor.name}, {report.machine.num_cpus} CPUs; "
-            + ", ".join(f"{name} {found}" for name, found in report.packages.items())
-            + ".",
-            f"{report.model} in {report.precision} on {report.provider}, tiles of "
-            f"{report.tile_size_px} pixels, batches of {report.max_batch_size}; a slide of "
-            f"{report.slide_px} pixels a side, all tissue. This process took "
-            f"{report.peak_memory_gib:.1f} GiB. Written by `python -m benchmarks.slides_gpu`.",
-            "",
-            markdown_table(headers, rows, align="lrrrrrrrrrrl"),
-            "",
-        ]
-    )
+    return f"""# The slide engine on a GPU
+
+{gpus}; {report.machine.processor.name}, {report.machine.num_cpus} CPUs; \
+{packages_text(report.packages)}.
+{report.model} in {report.precision} on {report.provider}, tiles of {report.tile_size_px} pixels, \
+batches of {report.max_batch_size}; a slide of {report.slide_px} pixels a side, all tissue. This \
+process took {report.peak_memory_gib:.1f} GiB. Written by `python -m benchmarks.slides_gpu`.
+
+{markdown_table(headers, rows, align="lrrrrrrrrrrl")}
+"""
