@@ -9,20 +9,14 @@ import pytest
 from export.__main__ import main
 from export.tensorrt.plan import plan_for
 from serve.contract.manifest import TensorRTBuild, read_bundle, sha256_of
+from tests.support.commands import failed_export
 from tests.support.interrupts import wait_while_interrupted
-
-
-def _fail(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
 
 
 def test_a_missing_checkpoint_is_one_error_and_status_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _fail(tmp_path / "no_run", "--out", tmp_path / "bundle") == 1
+    assert failed_export(tmp_path / "no_run", "--out", tmp_path / "bundle") == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: no checkpoint:")
     assert list(tmp_path.iterdir()) == []
@@ -43,7 +37,7 @@ def test_a_missing_checkpoint_is_one_error_and_status_1(
 def test_an_option_out_of_its_range_is_one_line_with_value_and_range(
     option: str, value: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _fail(tmp_path, "--out", tmp_path / "bundle", option, value) == 1
+    assert failed_export(tmp_path, "--out", tmp_path / "bundle", option, value) == 1
     found = float(value) if "." in value or not value.lstrip("-").isdigit() else int(value)
     assert capsys.readouterr().err == f"error: {option} is {found}; expected {expected}.\n"
 
@@ -52,7 +46,7 @@ def test_keeping_no_version_is_refused_before_the_export(
     toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ("--out", tmp_path / "bundle", "--model-repository", tmp_path, "--keep", "0")
-    assert _fail(toy_run, *arguments) == 1
+    assert failed_export(toy_run, *arguments) == 1
     assert "--keep is 0; expected at least 1" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -61,12 +55,12 @@ def test_a_folder_that_cannot_be_written_is_one_error(
     toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert _fail(toy_run, "--out", tmp_path / "file" / "bundle") == 1
+    assert failed_export(toy_run, "--out", tmp_path / "file" / "bundle") == 1
     assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_the_settings_are_flat_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _fail("--help") == 0
+    assert failed_export("--help") == 0
     shown = capsys.readouterr().out
     options = ("--fp32-islands", "--bf16", "--int8", "--half-agreement", "--keep", "--target")
     for option in (*options, "--positions", "--max-queries"):
@@ -123,7 +117,7 @@ def test_an_export_for_tensorrt_is_refused_with_the_three_commands_that_lead_the
 ) -> None:
     out, repository = tmp_path / "bundle", tmp_path / "models"
     arguments = ("--out", out, "--model-repository", repository, "--target", "tensorrt-a100")
-    assert _fail(toy_run, *arguments, "--keep", "3") == 1
+    assert failed_export(toy_run, *arguments, "--keep", "3") == 1
     assert capsys.readouterr().err.splitlines()[1:] == [
         f"python -m export {toy_run} --out {out}",
         f"python -m export engine {out}",
@@ -144,7 +138,7 @@ def test_an_interrupted_export_changes_nothing_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("export.bundle.torch_answers", _interrupt)
-    assert _fail(toy_run, "--out", tmp_path / "bundle") == 130
+    assert failed_export(toy_run, "--out", tmp_path / "bundle") == 130
     assert capsys.readouterr().err == "error: interrupted; nothing was changed\n"
     assert list(tmp_path.iterdir()) == []
 
@@ -157,7 +151,7 @@ def test_an_interrupted_publication_says_that_the_bundle_is_new_and_how_to_publi
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("shutil.copyfile", _interrupt)
-    assert _fail("run", "--out", toy_bundle, "--model-repository", tmp_path) == 130
+    assert failed_export("run", "--out", toy_bundle, "--model-repository", tmp_path) == 130
     assert capsys.readouterr().err == (
         f"error: interrupted; {toy_bundle} is the new bundle; it is not published: python -m "
         f"export publish {toy_bundle} --model-repository {tmp_path} --target onnxruntime\n"
@@ -179,7 +173,7 @@ def test_an_interrupt_that_comes_too_late_says_that_the_version_is_published(
         return rename(source, target)
 
     monkeypatch.setattr(Path, "rename", interrupt)
-    assert _fail("run", "--out", toy_bundle, "--model-repository", tmp_path) == 130
+    assert failed_export("run", "--out", toy_bundle, "--model-repository", tmp_path) == 130
     version = tmp_path / "segmenter" / "1"
     assert f"{toy_bundle} is the new bundle; {version} is published" in capsys.readouterr().err
     assert (version / "model.onnx").is_file()
@@ -188,14 +182,14 @@ def test_an_interrupt_that_comes_too_late_says_that_the_version_is_published(
 
 def test_ctrl_c_ends_every_wait_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.cli.Engine.run", lambda _: wait_while_interrupted())
-    assert _fail("engine", "bundle") == 130
+    assert failed_export("engine", "bundle") == 130
 
 
 def test_an_interrupt_while_the_options_are_read_ends_with_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tyro.cli", lambda *arguments, **settings: _interrupt())
-    assert _fail("run", "--out", "bundle") == 130
+    assert failed_export("run", "--out", "bundle") == 130
     assert capsys.readouterr().err == "error: interrupted; nothing was changed\n"
 
 

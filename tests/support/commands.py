@@ -1,10 +1,11 @@
-"""Runs a command of `python -m train` in this process."""
+"""Runs commands of `python -m train` and `python -m export` in this process."""
 
 import signal
 import sys
 
 import pytest
 
+from export.__main__ import main as main_of_export
 from train.cli import main
 
 
@@ -18,3 +19,11 @@ def run_train(*arguments: object) -> None:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+def failed_export(*arguments: object) -> int:
+    """Run a command of `python -m export` that does not end well; returns its exit status."""
+    with pytest.raises(SystemExit) as caught:
+        main_of_export([str(argument) for argument in arguments])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code

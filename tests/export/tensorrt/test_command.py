@@ -12,6 +12,7 @@ from export.__main__ import main
 from export.tensorrt.container import CHECKOUT, ContainerBuild
 from export.tensorrt.plan import plan_for, read_engine_plan
 from serve.contract.manifest import read_bundle
+from tests.support.commands import failed_export
 from tests.support.fake_tensorrt import FakeGpu, FakeTensorRT
 
 A100 = "NVIDIA A100-SXM4-80GB, 8.0, 81920, 570.86.15\n"
@@ -34,13 +35,6 @@ def _no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class Replaced(Exception):
     """In place of the process that would run instead of this one."""
-
-
-def _fail(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
 
 
 Pretend = Callable[..., list[list[str]]]
@@ -79,7 +73,7 @@ def test_on_the_wrong_machine_it_ends_with_status_2_and_the_one_line_to_type(
     bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(bundle.iterdir())
-    assert _fail("engine", bundle) == 2
+    assert failed_export("engine", bundle) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[0].startswith("error: TensorRT cannot be imported on this machine")
     build, run = lines[-1].split(" && ")
@@ -98,16 +92,8 @@ def test_an_installed_focalpath_asks_for_its_source_instead(
     assert "Get its source" in line
     assert line.endswith(f"python -m export engine {bundle} --docker")
     commands = pretend()
-    assert _fail("engine", bundle, "--docker") == 2
+    assert failed_export("engine", bundle, "--docker") == 2
     assert commands == []
-
-
-def test_without_a_bundle_it_is_one_error_and_status_1(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _fail("engine", tmp_path / "nothing") == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: no bundle at")
 
 
 def test_it_builds_for_the_server_and_compares_with_the_masks_that_it_is_given(
@@ -137,7 +123,7 @@ class TestDocker:
     def test_the_image_is_made_and_then_takes_the_place_of_this_process(
         self, bundle: Path, pretend: Pretend
     ) -> None:
-        commands = pretend()
+        commands = pretend(gpus=H200 + A100)  # one of the planned kind is enough
         with pytest.raises(Replaced):
             main(["engine", str(bundle), "--docker"])
         image, plan = commands
@@ -165,33 +151,31 @@ class TestDocker:
         monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal, raising=False)
         assert ({"--interactive", "--tty"} <= set(_command(bundle).plan)) is is_terminal
 
-    def test_the_wrong_gpu_is_told_before_anything_is_pulled(
-        self, bundle: Path, pretend: Pretend, capsys: pytest.CaptureFixture[str]
+    @pytest.mark.parametrize(
+        ("gpus", "said"), [(H200, "NVIDIA H200 has compute capability 9.0"), ("", "TensorRT")]
+    )
+    def test_without_a_gpu_of_the_planned_kind_nothing_is_pulled(
+        self,
+        bundle: Path,
+        pretend: Pretend,
+        capsys: pytest.CaptureFixture[str],
+        gpus: str,
+        said: str,
     ) -> None:
-        commands = pretend(gpus=H200)
-        assert _fail("engine", bundle, "--docker") == 2
-        assert "NVIDIA H200 has compute capability 9.0" in capsys.readouterr().err
-        assert commands == []
-
-    def test_one_gpu_of_the_planned_kind_is_enough(self, bundle: Path, pretend: Pretend) -> None:
-        pretend(gpus=H200 + A100)
-        with pytest.raises(Replaced):
-            main(["engine", str(bundle), "--docker"])
-
-    def test_without_a_gpu_nothing_is_pulled(self, bundle: Path, pretend: Pretend) -> None:
-        commands = pretend(gpus="")
-        assert _fail("engine", bundle, "--docker") == 2
+        commands = pretend(gpus=gpus)
+        assert failed_export("engine", bundle, "--docker") == 2
+        assert said in capsys.readouterr().err
         assert commands == []
 
     def test_an_image_that_cannot_be_made_leaves_the_command_to_the_user(
         self, bundle: Path, pretend: Pretend, capsys: pytest.CaptureFixture[str]
     ) -> None:
         pretend(build_status=1)
-        assert _fail("engine", bundle, "--docker") == 2
+        assert failed_export("engine", bundle, "--docker") == 2
         assert capsys.readouterr().err.strip().splitlines()[-1].startswith("docker build")
 
     def test_without_docker_the_flag_changes_nothing(
         self, bundle: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(shutil, "which", lambda name: None)
-        assert _fail("engine", bundle, "--docker") == 2
+        assert failed_export("engine", bundle, "--docker") == 2
