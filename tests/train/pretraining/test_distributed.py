@@ -18,17 +18,17 @@ pytestmark = pytest.mark.slow
 def test_two_processes_pretrain_what_one_does(drawn_slides: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.support.distributed_pretraining"]
     shared = tmp_path / "shared"
-    finished = subprocess.run(
+    alone = tmp_path / "alone"
+    with subprocess.Popen(
         [*command, str(drawn_slides), str(shared), "2"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    alone = tmp_path / "alone"
-    pretrain(settings_of(batch_size=4), drawn_slides, alone)
+    ) as together:
+        pretrain(settings_of(batch_size=4), drawn_slides, alone)  # meanwhile
+        _, errors = together.communicate(timeout=300)
+    assert together.returncode == 0, errors[-3000:]
     found, expected = (load_file(run / "encoder" / "model.safetensors") for run in (shared, alone))
     assert found.keys() == expected.keys()
     assert max((found[name] - expected[name]).abs().max() for name in expected) < 1e-5
