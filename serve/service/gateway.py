@@ -4,9 +4,6 @@
 browser's preflight request has none. The limits come last: a request without a key takes no place.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from typing import Any
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -71,12 +68,7 @@ def build_gateway(app: Starlette, settings: ServeSettings) -> Starlette:
         routes=[Mount("/", app)],  # which takes no path with a line break in it
         middleware=middleware,
         exception_handlers={HTTPException: EXCEPTION_HANDLERS[HTTPException]},
-        lifespan=_lifespan_of(app),
     )
-
-
-def _lifespan_of(app: Starlette) -> Callable[[Starlette], AbstractAsyncContextManager[Any]]:
-    return lambda _: app.router.lifespan_context(app)
 
 
 class RootPath:
@@ -96,12 +88,10 @@ class RootPath:
             if path == self._root_path:  # the page's addresses are relative to the slash
                 await RedirectResponse(f"{self._root_path}/", 308)(scope, receive, send)
                 return
-            path = path.removeprefix(self._root_path) if self._is_below(path) else path
+            if path.startswith(f"{self._root_path}/"):
+                path = path.removeprefix(self._root_path)
             scope = {**scope, "path": path, "raw_path": quote(path).encode()}
         await self._app(scope, receive, send)
-
-    def _is_below(self, path: str) -> bool:
-        return path.startswith(f"{self._root_path}/")
 
 
 class HeadRequests:

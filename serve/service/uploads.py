@@ -86,7 +86,9 @@ class BodyLimit:
                 async with asyncio.timeout(None if is_complete else self._max_pause_s):
                     message = await receive()
             except TimeoutError:
-                raise self._too_slow() from None
+                raise UploadTooSlowError(
+                    f"No more of the upload has arrived for {self._max_pause_s:g} s. Send it again."
+                ) from None
             is_complete = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > limit.max_bytes:
@@ -98,11 +100,6 @@ class BodyLimit:
             await error_answer(limit.refusal())(scope, receive, send)
             return
         await self._app(scope, counted, send)
-
-    def _too_slow(self) -> UploadTooSlowError:
-        return UploadTooSlowError(
-            f"No more of the upload has arrived for {self._max_pause_s:g} s. Send it again."
-        )
 
 
 async def read_form(request: Request, field: str, *, max_files: int = 1) -> FormData:
