@@ -18,7 +18,7 @@ from train.model.image_encoder import size_of_image_encoder
 from train.model.mask_decoder import MaskDecoder
 from train.model.segmenter import Segmenter
 from train.model.weight_files import Weights, differing, read_weights, tensors
-from train.model.weight_names import Positions, VitWeights, as_timm, vit_facts
+from train.model.weight_names import Positions, VitWeights, vit_facts
 
 _NO_PROMPT = "prompts are not used"
 _OTHER_NECK = "the fusion neck replaces it"
@@ -75,19 +75,10 @@ def load_sam_weights(segmenter: Segmenter, path: Path) -> None:
     load_accounted(segmenter, source, expected - may_stay, left_out, path)
 
 
-def load_pathology_weights(segmenter: Segmenter, path: Path) -> None:
-    """Load a pathology encoder's file: timm's, DINO's, HIPT's, DINOv2's or transformers'.
-
-    Of a training with a teacher, the teacher is taken. Position embeddings are resized to the tile.
-
-    Raises:
-        WeightsError: the file is not of this architecture.
-    """
-    load_vit(segmenter, as_timm(read_weights(path), path), path)
-
-
 def load_vit(segmenter: Segmenter, weights: VitWeights, path: Path) -> None:
     """Load a vision transformer's weights into the pathology encoder.
+
+    Position embeddings are resized to the tile.
 
     Raises:
         WeightsError: they are not of this architecture.

@@ -10,8 +10,10 @@ from tests.support.errors import raises
 from tests.support.toy_data import toy_settings
 from train.errors import EncoderError, WeightsError
 from train.model.pathology_encoder import PathologyEncoder
-from train.model.pretrained import load_pathology_weights
+from train.model.pretrained import load_vit
 from train.model.segmenter import Segmenter
+from train.model.weight_files import read_weights
+from train.model.weight_names import as_timm
 from train.settings import ModelSettings
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -19,6 +21,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def _model(**changes: Any) -> ModelSettings:
     return replace(toy_settings().model, **changes)
+
+
+def load_file_of_vit(segmenter: Segmenter, path: Path) -> None:
+    load_vit(segmenter, as_timm(read_weights(path), path), path)
 
 
 def test_hipts_architecture_is_normalised_as_hipt() -> None:
@@ -46,7 +52,7 @@ def test_weights_with_layer_scale_and_imagenets_normalisation_give_timms_feature
         pathology_layer_scale=True, pathology_mean=IMAGENET_MEAN, pathology_std=IMAGENET_STD
     )
     segmenter = Segmenter(model, 5).eval()
-    load_pathology_weights(segmenter, tmp_path / "uni.bin")
+    load_file_of_vit(segmenter, tmp_path / "uni.bin")
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
@@ -62,7 +68,7 @@ def test_layer_scale_weights_in_a_model_without_are_refused(tmp_path: Path) -> N
     torch.save(theirs.state_dict(), tmp_path / "uni.bin")
     segmenter = Segmenter(toy_settings().model, 5)
     with raises(WeightsError, "blocks.0.ls1.gamma", "LayerScale"):
-        load_pathology_weights(segmenter, tmp_path / "uni.bin")
+        load_file_of_vit(segmenter, tmp_path / "uni.bin")
 
 
 def test_a_name_that_timm_does_not_know_is_refused() -> None:

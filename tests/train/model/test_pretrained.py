@@ -12,11 +12,16 @@ from tests.support.sam_path_oracle import sam_of
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
 from train.errors import WeightsError
 from train.fitting.run import fit
-from train.model.pretrained import load_pathology_weights, load_sam_weights
+from train.model.pretrained import load_sam_weights, load_vit
 from train.model.segmenter import Segmenter
 from train.model.weight_files import read_weights
+from train.model.weight_names import as_timm
 
 NUM_CLASSES = 5
+
+
+def load_file_of_vit(segmenter: Segmenter, path: Path) -> None:
+    load_vit(segmenter, as_timm(read_weights(path), path), path)
 
 
 @pytest.fixture
@@ -127,7 +132,7 @@ def test_a_dino_teacher_loads_with_its_prefixes_stripped(
         "epoch": 3,
     }
     torch.save(content, tmp_path / "dino.pth")
-    load_pathology_weights(segmenter, tmp_path / "dino.pth")
+    load_file_of_vit(segmenter, tmp_path / "dino.pth")
     loaded = segmenter.pathology_encoder.vit.state_dict()
     assert torch.equal(loaded["cls_token"], teacher["module.backbone.cls_token"])
     assert torch.equal(
@@ -141,7 +146,7 @@ def test_pathology_weights_of_another_width_are_refused(segmenter: Segmenter, tm
     vit = segmenter.pathology_encoder.vit.state_dict()
     torch.save({**vit, "norm.weight": torch.ones(384)}, tmp_path / "vit.pth")
     with raises(WeightsError, "norm.weight", "(384,)", "(192,)"):
-        load_pathology_weights(segmenter, tmp_path / "vit.pth")
+        load_file_of_vit(segmenter, tmp_path / "vit.pth")
 
 
 class Unsafe:
