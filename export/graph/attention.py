@@ -119,8 +119,15 @@ class PathologyAttention(FusedProjections):
         return self.output(join_heads(attended))  # type: ignore[no-any-return]
 
 
-class GlobalAttention(FusedProjections):
-    """SAM's self-attention over the whole image, with decomposed relative position."""
+class PositionedAttention(FusedProjections):
+    """SAM's self-attention with decomposed relative position, on a grid of g x g tokens.
+
+    Attributes:
+        rows, columns: (g, d, g), SAM's tables divided by the scale of the queries, indexed by the
+            query's and the key's row or column.
+        one_hot: (1, 1, g*g, d + 2*g rounded up to a multiple of 8), the row and column of each
+            key; only in the extended form.
+    """
 
     rows: Tensor
     columns: Tensor
@@ -129,7 +136,46 @@ class GlobalAttention(FusedProjections):
     def __init__(self, attention: SamAttention, grid: int, form: AttentionForm) -> None:
         super().__init__(attention.qkv, attention.proj, attention.num_heads, attention.scale)
         self.grid, self.form = grid, form
-        _register_positions(self, attention, grid)
+        for name, table in (("rows", attention.rel_pos_h), ("columns", attention.rel_pos_w)):
+            positions = get_rel_pos(grid, grid, table.detach()).transpose(1, 2)
+            self.register_buffer(name, (positions / attention.scale).contiguous())
+        if form.positions == "dense":
+            return
+        place, head_dim = torch.arange(grid**2), attention.rel_pos_h.shape[1]
+        one_hot = torch.zeros(1, 1, grid**2, -(-(head_dim + 2 * grid) // 8) * 8)
+        one_hot[0, 0, place, head_dim + place // grid] = 1
+        one_hot[0, 0, place, head_dim + grid + place % grid] = 1
+        self.register_buffer("one_hot", one_hot)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attend with SAM's relative position (arXiv 2304.02643, after arXiv 2112.01526).
+
+        For the key in row i and column j, a query's logit gains `row_logits[i] + column_logits[j]`.
+        Both depend on the query's content and position.
+        """
+        num_chunks = self.form.num_chunks(queries.shape[2])
+        side = self.grid
+        queries = queries.reshape(-1, self.num_heads, side, side, queries.shape[3])
+        row_logits = queries @ self.rows  # B x heads x h x w x rows
+        column_logits = (queries.transpose(2, 3) @ self.columns).transpose(2, 3)
+        if self.form.positions == "extended":
+            padding = self.one_hot.shape[-1] - queries.shape[-1] - 2 * side
+            keys = F.pad(keys, (0, self.one_hot.shape[-1] - keys.shape[-1])) + self.one_hot
+            queries = torch.cat([queries, row_logits, column_logits], dim=-1)
+            queries = F.pad(queries, (0, padding)) if padding else queries
+            return _joined(
+                attend(part.flatten(2, 3), keys, values, None, self.form)
+                for part in _chunks(queries, num_chunks)
+            )
+        chunks = (_chunks(whole, num_chunks) for whole in (queries, row_logits, column_logits))
+        return _joined(
+            attend(part.flatten(2, 3), keys, values, _dense_bias(in_row, in_column), self.form)
+            for part, in_row, in_column in zip(*chunks, strict=True)
+        )
+
+
+class GlobalAttention(PositionedAttention):
+    """Attention over the whole image."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Attend among (B, N, D), row by row."""
@@ -137,35 +183,28 @@ class GlobalAttention(FusedProjections):
             split_heads(projection(tokens), self.num_heads)
             for projection in (self.query, self.key, self.value)
         )
-        attended = attend_by_position(self, queries, keys, values)
-        return self.output(join_heads(attended))  # type: ignore[no-any-return]
+        return self.output(join_heads(self.attend(queries, keys, values)))  # type: ignore[no-any-return]
 
 
-class WindowAttention(FusedProjections):
-    """SAM's self-attention inside w x w windows. Zeros pad the last windows.
+class WindowAttention(PositionedAttention):
+    """Attention inside w x w windows. Zeros pad the last windows.
 
     Padded tokens act as keys. The projections run on the real tokens only.
     """
 
-    rows: Tensor
-    columns: Tensor
-    one_hot: Tensor
-
     def __init__(
-        self, attention: SamAttention, grid: int, window_size: int, form: AttentionForm
+        self, attention: SamAttention, side: int, window_size: int, form: AttentionForm
     ) -> None:
-        super().__init__(attention.qkv, attention.proj, attention.num_heads, attention.scale)
-        self.tokens_per_side, self.grid, self.form = grid, window_size, form
-        self.windows_per_side = -(-grid // window_size)
-        _register_positions(self, attention, window_size)
+        super().__init__(attention, window_size, form)
+        self.tokens_per_side = side
+        self.windows_per_side = -(-side // window_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Attend inside the windows of (B, N, D), row by row."""
         queries, keys, values = (
             self._partition(projection(tokens)) for projection in (self.query, self.key, self.value)
         )
-        attended = attend_by_position(self, queries, keys, values)
-        return self.output(self._join(attended))  # type: ignore[no-any-return]
+        return self.output(self._join(self.attend(queries, keys, values)))  # type: ignore[no-any-return]
 
     def _partition(self, tokens: Tensor) -> Tensor:
         """Split (B, N, D) into (B * windows, heads, w*w, d)."""
@@ -207,38 +246,6 @@ def attend(
     return logits.softmax(dim=-1) @ values
 
 
-def attend_by_position(
-    tables: GlobalAttention | WindowAttention,
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-) -> Tensor:
-    """Attend with SAM's decomposed relative position (arXiv 2304.02643, after arXiv 2112.01526).
-
-    For the key in row i and column j, a query's logit gains `row_logits[i] + column_logits[j]`.
-    Both depend on the query's content and position.
-    """
-    num_chunks = tables.form.num_chunks(queries.shape[2])
-    side = tables.grid
-    queries = queries.reshape(-1, tables.num_heads, side, side, queries.shape[3])
-    row_logits = queries @ tables.rows  # B x heads x h x w x rows
-    column_logits = (queries.transpose(2, 3) @ tables.columns).transpose(2, 3)
-    if tables.form.positions == "extended":
-        padding = tables.one_hot.shape[-1] - queries.shape[-1] - 2 * side
-        keys = F.pad(keys, (0, tables.one_hot.shape[-1] - keys.shape[-1])) + tables.one_hot
-        queries = torch.cat([queries, row_logits, column_logits], dim=-1)
-        queries = F.pad(queries, (0, padding)) if padding else queries
-        return _joined(
-            attend(part.flatten(2, 3), keys, values, None, tables.form)
-            for part in _chunks(queries, num_chunks)
-        )
-    chunks = (_chunks(whole, num_chunks) for whole in (queries, row_logits, column_logits))
-    return _joined(
-        attend(part.flatten(2, 3), keys, values, _dense_bias(in_row, in_column), tables.form)
-        for part, in_row, in_column in zip(*chunks, strict=True)
-    )
-
-
 def _chunks(queries: Tensor, num_chunks: int) -> Sequence[Tensor]:
     """Cut (B, heads, Q, ...) along the queries."""
     return queries.chunk(num_chunks, dim=2) if num_chunks > 1 else (queries,)
@@ -253,28 +260,6 @@ def _dense_bias(row_logits: Tensor, column_logits: Tensor) -> Tensor:
     """Add (B, heads, h, w, rows) and (B, heads, h, w, columns): (B, heads, h*w, rows*columns)."""
     bias = row_logits[..., None] + column_logits[..., None, :]
     return bias.flatten(4, 5).flatten(2, 3)
-
-
-def _register_positions(
-    module: GlobalAttention | WindowAttention, attention: SamAttention, grid: int
-) -> None:
-    """Register SAM's tables for a grid of g x g tokens, divided by the scale of the queries.
-
-    rows, columns: (g, d, g), indexed by the query's and the key's row or column.
-    one_hot: (1, 1, g*g, d + 2*g rounded up to a multiple of 8), the row and column of each key;
-        only in the extended form.
-    """
-    for name, table in (("rows", attention.rel_pos_h), ("columns", attention.rel_pos_w)):
-        positions = get_rel_pos(grid, grid, table.detach()).transpose(1, 2)
-        module.register_buffer(name, (positions / attention.scale).contiguous())
-    if module.form.positions == "dense":
-        return
-    row, column = torch.arange(grid**2) // grid, torch.arange(grid**2) % grid
-    head_dim = attention.rel_pos_h.shape[1]
-    one_hot = torch.zeros(1, 1, grid**2, -(-(head_dim + 2 * grid) // 8) * 8)
-    one_hot[0, 0, torch.arange(grid**2), head_dim + row] = 1
-    one_hot[0, 0, torch.arange(grid**2), head_dim + grid + column] = 1
-    module.register_buffer("one_hot", one_hot)
 
 
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
