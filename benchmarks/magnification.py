@@ -24,7 +24,6 @@ from pathlib import Path
 
 import torch
 import tyro
-from torch import nn
 
 from benchmarks.harness import machine_line, one_line_errors
 from benchmarks.jobs import Jobs, Row, starter
@@ -103,6 +102,27 @@ class Study:
             num_workers=self.num_workers,
         )
         return replace(preset, schedule=schedule)
+
+    def run_of(self, row: Row) -> Path:
+        """The folder of one pretraining."""
+        return self.out / "encoders" / row[0] / f"seed{row[1]}"
+
+    def encoder_of(self, row: Row) -> Path:
+        """The folder of its encoder."""
+        return self.run_of(row) / ENCODER_FOLDER
+
+    def measured(self, row: Row, evaluation: Evaluation) -> EncoderResult:
+        """Measure an encoder, or read what was measured of it."""
+        if row[0] == RANDOM:
+            torch.manual_seed(row[1])
+            encoder = create_encoder(self.base())
+        else:
+            encoder = open_encoder(self.encoder_of(row))
+        return measured_once(evaluation, encoder, self.measured_file(row))
+
+    def measured_file(self, row: Row) -> Path:
+        """What was measured of one encoder."""
+        return self.out / "measured" / row[0] / f"seed{row[1]}.json"
 
     def rows(self) -> list[Row]:
         """Trials and seeds, the most important first."""
@@ -188,22 +208,12 @@ def write_times(study: Study, seconds: Mapping[Row, float], study_s: float) -> N
     (study.out / "times.json").write_text(json.dumps(times, indent=2) + "\n", encoding="utf-8")
 
 
-def run_of(study: Study, row: Row) -> Path:
-    """The folder of one pretraining."""
-    return study.out / "encoders" / row[0] / f"seed{row[1]}"
-
-
-def encoder_of(study: Study, row: Row) -> Path:
-    """The folder of its encoder."""
-    return run_of(study, row) / ENCODER_FOLDER
-
-
 def pretrain_row(row: Row, study: Study, data: Path) -> None:
     """Pretrain one encoder, or continue; does nothing if it is there."""
     torch.set_num_threads(1)
-    run = run_of(study, row)
+    run = study.run_of(row)
     run.mkdir(parents=True, exist_ok=True)
-    if encoder_of(study, row).is_dir():
+    if study.encoder_of(row).is_dir():
         return
     base = study.base()
     settings = TRIALS[row[0]].settings(base, base.schedule.seed + row[1])
@@ -213,19 +223,7 @@ def pretrain_row(row: Row, study: Study, data: Path) -> None:
 
 def measure_row(row: Row, study: Study, evaluation: Evaluation) -> None:
     """Measure one encoder and keep what was found."""
-    measured_once(evaluation, _encoder(study, row), measured_file(study, row))
-
-
-def _encoder(study: Study, row: Row) -> nn.Module:
-    if row[0] != RANDOM:
-        return open_encoder(encoder_of(study, row))
-    torch.manual_seed(row[1])
-    return create_encoder(study.base())
-
-
-def measured_file(study: Study, row: Row) -> Path:
-    """What was measured of one encoder."""
-    return study.out / "measured" / row[0] / f"seed{row[1]}.json"
+    study.measured(row, evaluation)
 
 
 def _results(
@@ -236,10 +234,8 @@ def _results(
     for name in names:
         for seed in range(study.seeds):
             row = (name, seed)
-            if not measured_file(study, row).is_file():
-                continue
-            found = measured_once(evaluation, _encoder(study, row), measured_file(study, row))
-            results.setdefault(name, []).append(found)
+            if study.measured_file(row).is_file():
+                results.setdefault(name, []).append(study.measured(row, evaluation))
     return results
 
 
@@ -268,7 +264,7 @@ def report(study: Study, evaluation: Evaluation) -> None:
 
 def _epochs(study: Study, row: Row, kept: Sequence[str]) -> list[dict[str, object]]:
     """One line per epoch of a pretraining; none where it has no metrics."""
-    metrics = run_of(study, row) / METRICS_FILE
+    metrics = study.run_of(row) / METRICS_FILE
     if not metrics.is_file():
         return []
     return [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import magnification
-from benchmarks.magnification import Study, encoder_of, measure_row, pretrain_row, report
+from benchmarks.magnification import Study, measure_row, pretrain_row, report
 from benchmarks.magnification_pace import Pace, steps_that_fit
 from benchmarks.magnification_trials import TRIALS, VARIATIONS, Trial
 from tests.support.errors import raises
@@ -96,7 +96,5 @@ def test_a_study_reports_the_rows_that_there_are(
         assert [(r["encoder"], r["steps"]) for r in csv.DictReader(file)] == [
             (name, steps) for name in ("mad", "mad-lr-3e-3") for steps in ("1", "2")
         ]
-    record = json.loads(
-        (encoder_of(study, ("mad-lr-3e-3", 0)).parent / "pretrain.json").read_text()
-    )
+    record = json.loads((study.encoder_of(("mad-lr-3e-3", 0)).parent / "pretrain.json").read_text())
     assert record["schedule"]["learning_rate"] == 3e-3
