@@ -209,19 +209,13 @@ def _decode_with_pillow(data: bytes, max_pixels: int, orientation: int = 1) -> P
     with _open(data, max_pixels) as image:
         try:
             picture = _upright_rgb(image, orientation)
-            if image.format == "PNG" and _ends_black(image) and is_cut_short(data):
+            if is_cut_short(image, data):
                 raise damaged_file(EOFError("it ends before its last row"))
             return _with_mpp(picture, stated)
         except ImageError:
             raise
         except DECODER_ERRORS as error:
             raise damaged_file(error) from error
-
-
-def _ends_black(image: Image.Image) -> bool:
-    """Whether the last rows of a loaded image are zero: Pillow leaves missing ones so."""
-    last = image.crop((0, max(image.height - 2, 0), image.width, image.height))
-    return any(not any(last.crop((0, row, last.width, row + 1)).tobytes()) for row in (0, 1))
 
 
 def _with_mpp(picture: Picture, stated: Stated) -> Picture:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 try:
     import pyspng
@@ -51,8 +52,24 @@ def decode_plain_png(data: bytes) -> NDArray[np.uint8] | None:
     return np.asarray(pixels, np.uint8)
 
 
-def is_cut_short(data: bytes) -> bool:
-    """Whether a PNG's compressed pixels end before the size in its header is reached."""
+def is_cut_short(image: Image.Image, data: bytes) -> bool:
+    """Whether a PNG's compressed pixels end before the size in its header is reached.
+
+    Args:
+        image: loaded; where it is black at its end, which is how Pillow leaves missing rows, they
+            are counted.
+        data: the file.
+    """
+    return image.format == "PNG" and _ends_black(image) and not has_all_rows(data)
+
+
+def _ends_black(image: Image.Image) -> bool:
+    last = image.crop((0, max(image.height - 2, 0), image.width, image.height))
+    return any(not any(last.crop((0, row, last.width, row + 1)).tobytes()) for row in (0, 1))
+
+
+def has_all_rows(data: bytes) -> bool:
+    """Whether a PNG's compressed pixels are as many as its header says; unpacks them again."""
     chunks = list(_chunks(data))
     width, height, bits, color, _, _, is_interlaced = struct.unpack(">IIBBBBB", chunks[0][1][8:-4])
     needed = 0
@@ -65,7 +82,7 @@ def is_cut_short(data: bytes) -> bool:
         while rest and found < needed:
             found += len(stream.decompress(rest, _MAX_PART))
             rest = stream.unconsumed_tail
-    return found < needed
+    return found >= needed
 
 
 def _is_plain(kind: bytes, chunk: memoryview) -> bool:

@@ -16,7 +16,7 @@ from serve.contract.errors import ImageError
 from serve.contract.extras import how_to_install
 from serve.images.bombs import refuse_bombs
 from serve.images.refusals import DECODER_ERRORS
-from serve.images.tiff_pages import Page
+from serve.images.tiff_pages import Page, read_pages, refuse_unstated
 from serve.images.tiff_tags import MAX_PLACES, Structure
 
 try:
@@ -158,6 +158,21 @@ def check_segments(data: bytes, page: Page) -> None:
                 "again.",
                 code="image_damaged",
             )
+
+
+def whole_tiff(data: bytes) -> bytes:
+    """A TIFF as Pillow reads it, whose first page has all its strips or tiles.
+
+    Raises:
+        ImageError: it has not, or does not say what its pixels are.
+        struct.error: it ends before what its tags name.
+    """
+    structure = Structure(data)
+    first = read_pages(structure)[0]
+    refuse_unstated(first)
+    content = structure.with_first(structure.first)
+    check_segments(content, first)
+    return content
 
 
 def _segments(data: bytes, page: Page) -> tuple[int, int, list[tuple[int, int]]]:

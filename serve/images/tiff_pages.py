@@ -112,12 +112,7 @@ def check_page(page: Page, *, are_colors_known: bool = False) -> None:
             "so that you choose which value is white.",
             code="image_depth",
         )
-    if page.photometric == _NOT_STATED:
-        raise ImageError(
-            "The TIFF does not say what its pixels are (PhotometricInterpretation is missing), "
-            "expected RGB, grey or the like. Save it as RGB.",
-            code="image_colors",
-        )
+    refuse_unstated(page)
     name = _PHOTOMETRICS.get(page.photometric, "unknown")
     if page.photometric not in _NUM_COLORS:
         raise ImageError(
@@ -140,6 +135,16 @@ def check_page(page: Page, *, are_colors_known: bool = False) -> None:
             f"The TIFF has {page.num_samples} channels that do not say which is red, green and "
             f"blue (PhotometricInterpretation {page.photometric}). Save it as RGB.",
             code="image_stack",
+        )
+
+
+def refuse_unstated(page: Page) -> None:
+    """Raise ImageError for a page without its colours' meaning: programs then guess differently."""
+    if page.photometric == _NOT_STATED:
+        raise ImageError(
+            "The TIFF does not say what its pixels are (PhotometricInterpretation is missing), "
+            "expected RGB, grey or the like. Write it again with another program.",
+            code="image_colors",
         )
 
 

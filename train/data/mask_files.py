@@ -1,22 +1,23 @@
 """Files of masks: opened, turned upright, and what their pixels are before they mean labels."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from serve.contract.errors import ImageError
 from serve.images.colors import repair_palette
+from serve.images.kinds import HEAD_BYTES, kind_of
+from serve.images.png import is_cut_short
+from serve.images.refusals import DECODER_ERRORS
+from serve.images.tiff import is_tiff
+from serve.images.tiff_codecs import whole_tiff
 from train.errors import MaskError
 
 ONE_CHANNEL = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")
-_DECODER_ERRORS = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    ValueError,
-)
+_UNREADABLE = (*DECODER_ERRORS, Image.DecompressionBombError, ImageError)
 _LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
 _LOSSY_COMPRESSIONS = ("jpeg", "tiff_jpeg", "webp", "jpeg2000")
 """Of TIFF, as Pillow calls them."""
@@ -30,7 +31,8 @@ def open_mask(path: Path) -> Image.Image:
         MaskError: it cannot be read, is lossy, holds several pages, or channels of 16 bits.
     """
     try:
-        with Image.open(path) as image:
+        content = _content(path)
+        with Image.open(io.BytesIO(content)) as image:
             if (pages := getattr(image, "n_frames", 1)) > 1:
                 raise MaskError(f"{path} holds {pages} pages, expected one. Save the mask alone.")
             if (how := _lossy(image)) is not None:
@@ -45,16 +47,29 @@ def open_mask(path: Path) -> Image.Image:
                     "to 32 bits, or colours of 8. Save the mask with 8 bits per channel."
                 )
             image.load()
+            if is_cut_short(image, content):
+                raise EOFError("it ends before its last row")
             repair_palette(image)
             upright = ImageOps.exif_transpose(image)
             return upright if step == 1 else upright.point(lambda value: value // step)
     except MaskError:
         raise
-    except _DECODER_ERRORS as error:
+    except UnidentifiedImageError as error:
+        kind = kind_of(content[:HEAD_BYTES]) or "not an image that can be read"
+        raise MaskError(
+            f"{path} is {kind}; expected a mask in PNG, TIFF, BMP or GIF. Save it as PNG."
+        ) from error
+    except _UNREADABLE as error:
         raise MaskError(
             f"{path} cannot be read as a mask ({error}). Replace the file or remove it from "
             "folds.csv.",
         ) from error
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file; of a TIFF, as Pillow reads it."""
+    content = path.read_bytes()
+    return whole_tiff(content) if is_tiff(content) else content
 
 
 def _lossy(image: Image.Image) -> str | None:
@@ -98,7 +113,7 @@ def transparent_pixels(path: Path, image: Image.Image) -> NDArray[np.bool_] | No
 
 def has_orientation(path: Path) -> bool:
     """Whether a mask's file says itself which way is up."""
-    with Image.open(path) as image:
+    with Image.open(io.BytesIO(_content(path))) as image:
         return _ORIENTATION in image.getexif()
 
 

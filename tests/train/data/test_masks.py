@@ -11,6 +11,8 @@ import tifffile
 from PIL import Image
 
 from tests.support.errors import raises
+from tests.support.pictures import png_chunk
+from tests.support.raw_tiff import raw_page, raw_tiff
 from train.data.masks import MaskCode, mask_code, mask_values, read_mask
 from train.errors import MaskError
 
@@ -100,10 +102,12 @@ def test_a_mask_may_have_another_format(suffix: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
 @pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("is_big", [False, True])
 def test_a_deep_tiff_is_read_in_both_byte_orders(
-    byteorder: str, dtype: type, tmp_path: Path
+    byteorder: str, is_big: bool, dtype: type, tmp_path: Path
 ) -> None:
-    tifffile.imwrite(tmp_path / "mask.tif", LABELS.astype(dtype), byteorder=byteorder)
+    options: dict[str, Any] = {"byteorder": byteorder, "bigtiff": is_big}
+    tifffile.imwrite(tmp_path / "mask.tif", LABELS.astype(dtype), **options)
     assert labels(tmp_path / "mask.tif") == LABELS.tolist()
 
 
@@ -230,7 +234,25 @@ def test_smoothed_colours_are_told_by_their_number(tmp_path: Path) -> None:
         labels(saved(tmp_path, pixels))
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
+def short_png() -> bytes:
+    """A row of four pixels, where the header says three rows."""
+    header = struct.pack(">IIBBBBB", 4, 3, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0\1\1\1\1")), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(kind, content) for kind, content in chunks)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no image",
+        b"\x89PNG\r\n\x1a\n",
+        short_png(),
+        raw_tiff(raw_page(LABELS, t278=2, segments=[LABELS[:2].tobytes()])),
+        raw_tiff(raw_page(LABELS, t262=None)),
+    ],
+    ids=["empty", "text", "head", "rows", "strips", "colours"],
+)
 def test_a_damaged_mask_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(content)
     with raises(MaskError, "mask.png"):
