@@ -93,25 +93,19 @@ def test_a_variable_that_cannot_be_read_is_one_message(
     assert "FOCALPATH_THREADS is 'many'" in _fails(capsys, "segment", image)
 
 
-def test_ctrl_c_is_one_word(
-    image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(_: object) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("serve.cli.run_segment", interrupted)
-    assert main(["segment", str(image)]) == 130
-    assert capsys.readouterr().err == "stopped\n"
-
-
 @pytest.mark.parametrize("command", ["serve.cli.main", "serve.client.segment_files.main"])
 def test_ctrl_c_ends_every_wait_of_a_command(
-    command: str, image: Path, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    image: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     module, _, _ = command.rpartition(".")
     monkeypatch.setattr(f"{module}.run_segment", lambda _: wait_while_interrupted())
     arguments = ["segment"] if module == "serve.cli" else []
     assert pkgutil.resolve_name(command)([*arguments, str(image)]) == 130
+    told = capsys.readouterr().err
+    assert (told.startswith("stopped"), told.count("\n")) == (True, 1)
 
 
 @pytest.mark.slow

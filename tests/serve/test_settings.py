@@ -42,10 +42,6 @@ def test_settings_survive_the_environment(
     assert ServeSettings.from_environment() == settings
 
 
-def test_an_empty_environment_gives_the_defaults() -> None:
-    assert ServeSettings.from_environment() == ServeSettings()
-
-
 def test_settings_made_by_a_program_do_not_read_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -68,17 +68,9 @@ def _hold(backend: EchoBackend, batcher: TileBatcher) -> None:
     assert backend.running.acquire(timeout=60)
 
 
-def test_tiles_that_wait_while_a_batch_runs_are_the_next_one(
+def test_tiles_that_wait_while_a_batch_runs_are_the_next_ones_up_to_the_largest(
     backend: EchoBackend, batcher: TileBatcher
 ) -> None:
-    _hold(backend, batcher)
-    futures = [batcher.submit(_tile(value), ("labels",)) for value in (1, 2, 3)]
-    backend.go_on.release(2)
-    assert [future.result(10)["labels"] for future in futures] == [1, 2, 3]
-    assert [size for size, _ in backend.batches] == [1, 3]
-
-
-def test_a_batch_is_not_larger_than_the_largest(backend: EchoBackend, batcher: TileBatcher) -> None:
     _hold(backend, batcher)
     futures = [batcher.submit(_tile(value), ("labels",)) for value in range(6)]
     backend.go_on.release(3)

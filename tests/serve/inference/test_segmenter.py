@@ -32,16 +32,6 @@ def _unscaled(toy_bundle: Path) -> TileSegmenter:
     return TileSegmenter(pool, manifest)
 
 
-def test_without_mpp_the_models_own_is_assumed_and_said_so(segmenter: TileSegmenter) -> None:
-    image = segmenter.segment(IMAGE).summary.image
-    assert (image.mpp, image.mpp_source) == (0.5, "model (assumed)")
-
-
-def test_the_answer_says_who_stated_the_mpp(segmenter: TileSegmenter) -> None:
-    image = segmenter.segment(IMAGE, mpp=0.7, mpp_source="OME-XML").summary.image
-    assert (image.mpp, image.mpp_source) == (0.7, "OME-XML")
-
-
 def test_an_image_of_another_mpp_is_resampled(segmenter: TileSegmenter) -> None:
     coarse = segmenter.segment(IMAGE, mpp=1.0, with_probabilities=True).low_res
     assert coarse is not None

@@ -238,12 +238,6 @@ def test_probabilities_cover_the_image_and_agree_with_its_labels(
     assert (near == prediction.labels).mean() > 0.9
 
 
-def test_probabilities_are_left_out_unless_they_are_asked_for(
-    backend: TilePool, manifest: Manifest
-) -> None:
-    assert predict(blobs(150, 150), backend, manifest).low_res is None
-
-
 @pytest.mark.parametrize("kind", [TileBatcher, TilePool])
 def test_tiles_that_share_a_model_give_the_same_answer(
     kind: type, toy_bundle: Path, backend: TilePool, manifest: Manifest

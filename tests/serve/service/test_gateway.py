@@ -108,16 +108,11 @@ def access_log(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, 
     return entries
 
 
-def test_a_sane_request_id_is_kept_and_answered() -> None:
-    response = _run(lambda client, _: client.get("/id_seen", headers={"X-Request-ID": "run-7:a.b"}))
-    assert (response.text, response.headers["X-Request-ID"]) == ("run-7:a.b", "run-7:a.b")
-
-
-@pytest.mark.parametrize("given", ["", "a b", "x" * 65, '"},{"', "\xe9"])
-def test_any_other_request_id_is_replaced(given: str) -> None:
+@pytest.mark.parametrize("given", ["run-7:a.b", "", "a b", "x" * 65, '"},{"', "\xe9"])
+def test_a_sane_request_id_is_kept_and_any_other_replaced(given: str) -> None:
     headers = {"X-Request-ID": given.encode("latin-1")}
     response = _run(lambda client, _: client.get("/id_seen", headers=headers))
-    assert len(response.text) == 32
+    assert response.text == "run-7:a.b" if given == "run-7:a.b" else len(response.text) == 32
     assert response.headers["X-Request-ID"] == response.text
 
 

@@ -81,11 +81,14 @@ def test_a_link_that_leads_to_a_new_bundle_is_noticed(bundle: Path) -> None:
     assert _version(model) == "2"
 
 
-def test_a_bundle_that_stays_is_not_opened_again(bundle: Path) -> None:
+def test_a_bundle_that_stays_or_is_gone_for_a_moment_changes_nothing(bundle: Path) -> None:
     model = _model(bundle)
     before = model.run(lambda segmenter: segmenter)
     model.look_for_update()
+    bundle.rename(bundle.parent / "away")
+    model.look_for_update()
     assert model.run(lambda segmenter: segmenter) is before
+    assert model.is_ready()
 
 
 def test_a_broken_new_bundle_is_refused_until_it_is_mended_and_the_old_model_answers_on(
@@ -105,15 +108,6 @@ def test_a_broken_new_bundle_is_refused_until_it_is_mended_and_the_old_model_ans
     (bundle / "model.onnx").write_bytes(whole)
     model.look_for_update()
     assert _version(model) == "2"
-
-
-def test_a_bundle_that_is_gone_for_a_moment_changes_nothing(bundle: Path) -> None:
-    model = _model(bundle)
-    _version(model)
-    bundle.rename(bundle.parent / "away")
-    model.look_for_update()
-    assert _version(model) == "1"
-    assert model.is_ready()
 
 
 def test_what_began_with_the_old_model_ends_with_it_before_it_is_closed(

@@ -17,10 +17,6 @@ def executor() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-def test_what_is_read_is_what_was_written(executor: ThreadPoolExecutor) -> None:
-    assert b"".join(WrittenAhead(iter(BLOCKS), executor)) == b"".join(BLOCKS)
-
-
 def test_the_first_block_is_read_before_the_last_is_written(executor: ThreadPoolExecutor) -> None:
     may_end = threading.Event()
 
