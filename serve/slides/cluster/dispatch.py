@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from serve.slides.cluster.slide_run import MOST_TRIES, Call, SlideRun, choose
-from serve.slides.cluster.worker import Opening, Problem, Ready, Report
+from serve.slides.cluster.worker import Opening, Problem, Ready
 from serve.slides.errors import ClusterError, WorkerFailedError
 
 _WAIT_S = 0.1
@@ -209,7 +209,9 @@ class Dispatcher:
                 self._settle(call.slide)
             else:
                 worker.state = "free"
-                self._returned(call, answer)
+                problem = answer.problem and answer.problem.error()
+                call.slide.end(call, answer.records, problem)
+                self._settle(call.slide)
 
     def _opened(self, worker: Worker, answer: Ready | Problem) -> None:
         if isinstance(answer, Problem):
@@ -222,11 +224,6 @@ class Dispatcher:
         self._workers.remove(worker)
         ray.kill(worker.handle)
         self._tell(f"a worker is left out, {len(self._workers)} go on: {reason}")
-
-    def _returned(self, call: Call, report: Report) -> None:
-        problem = report.problem
-        call.slide.end(call, report.records, None if problem is None else problem.error())
-        self._settle(call.slide)
 
     def _failed(self, expected: _Expected, raised: RayTaskError) -> None:
         """A worker raised an unexpected error: the slide fails, and the worker continues."""
