@@ -16,7 +16,7 @@ from serve.contract.errors import FocalPathError, SettingsError, message_of
 from serve.contract.extras import how_to_install
 from serve.settings import InferenceSettings
 from serve.slides.errors import ExtraMissingError, ResultError
-from serve.slides.options import ClusterOptions, RunOptions
+from serve.slides.options import ClusterOptions, RunOptions, mask_file
 
 if TYPE_CHECKING:
     from serve.slides.cohort import Outcome
@@ -182,7 +182,8 @@ def _refuse_missing(options: RunOptions) -> None:
 
     if options.reader is not None:
         reader_class(options.reader)
-    if options.tissue not in ("auto", "none") and not Path(options.tissue).is_file():
+    mask = mask_file(options.tissue)
+    if mask is not None and not mask.is_file():
         raise MaskError(
             f"--tissue is {options.tissue!r}, which is no file; expected auto, none, or a file "
             "with a mask or regions."

@@ -15,6 +15,7 @@ from serve.images.readers.dicom import series_in
 from serve.images.readers.registry import READERS
 from serve.images.readers.slide_files import is_file, is_folder_of_mirax, parts_in
 from serve.slides.errors import CohortError
+from serve.slides.options import absolute_tissue, mask_file
 
 SUFFIXES = (
     *(".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".avs", ".czi", ".svslide"),
@@ -54,9 +55,7 @@ class SlideTask(Strict):
 
     def absolute(self) -> "SlideTask":
         """The same with absolute paths, for other processes."""
-        tissue = self.tissue
-        if tissue not in ("", "auto", "none"):
-            tissue = str(Path(tissue).absolute())
+        tissue = absolute_tissue(self.tissue)
         return self.model_copy(update={"path": self.path.absolute(), "tissue": tissue})
 
 
@@ -189,7 +188,7 @@ def _read_row(path: Path, line: int, row: Mapping[str, str]) -> SlideTask:
             f"{where}: reader is {task.reader!r}, expected one of {', '.join(READERS)}, or nothing."
         )
     tissue = task.tissue
-    if tissue not in ("", "auto", "none"):
+    if mask_file(tissue) is not None:
         mask = named_file(path.parent, tissue)
         if not exists(mask):
             raise CohortError(

@@ -15,6 +15,17 @@ Overlap = Annotated[float, Field(ge=0, le=0.75)]
 BlockCells = Annotated[int, Field(ge=16, le=16_384, multiple_of=16)]
 
 
+def mask_file(tissue: str) -> Path | None:
+    """The file that says where tissue is; None where the option names none."""
+    return None if tissue in ("", "auto", "none") else Path(tissue)
+
+
+def absolute_tissue(tissue: str) -> str:
+    """The same with an absolute path, for other processes."""
+    file = mask_file(tissue)
+    return tissue if file is None else str(file.absolute())
+
+
 class TissueRule(CommandOptions):
     """How tissue is told from glass; see `serve.slides.tissue`."""
 
@@ -85,9 +96,7 @@ class RunOptions(CommandOptions):
 
     def absolute(self) -> "RunOptions":
         """The same with absolute paths, for other processes."""
-        if self.tissue in ("auto", "none"):
-            return self
-        return self.model_copy(update={"tissue": str(Path(self.tissue).absolute())})
+        return self.model_copy(update={"tissue": absolute_tissue(self.tissue)})
 
 
 class ClusterOptions(CommandOptions):

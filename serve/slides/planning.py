@@ -10,7 +10,7 @@ from serve.images.readers.errors import SlideError
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
 from serve.slides.errors import MaskError
-from serve.slides.options import RunOptions, Settings
+from serve.slides.options import RunOptions, Settings, mask_file
 from serve.slides.plan import ModelInfo, Plan, make_plan, open_view
 from serve.slides.tissue import Mask, find_tissue, mask_shape, read_mask
 
@@ -47,12 +47,12 @@ def settings_of(options: RunOptions, tissue: str) -> Settings:
     Raises:
         MaskError: the file cannot be read.
     """
-    sha256 = ""
-    if tissue not in ("auto", "none"):
+    file, sha256 = mask_file(tissue), ""
+    if file is not None:
         try:
-            tissue, sha256 = "mask", sha256_of(Path(tissue))
+            tissue, sha256 = "mask", sha256_of(file)
         except OSError as error:
-            raise MaskError(f"the mask {tissue} cannot be read: {error.strerror}.") from error
+            raise MaskError(f"the mask {file} cannot be read: {error.strerror}.") from error
     return Settings(
         overlap=options.overlap,
         block_cells=options.block_cells,

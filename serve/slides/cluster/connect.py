@@ -1,9 +1,12 @@
-"""The connection to a Ray cluster, and how many workers of which size it has room for."""
+"""The connection to a Ray cluster: whether its head answers, and how many workers have room."""
 
 import os
 import secrets
+import socket
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +16,15 @@ import ray
 from ray.exceptions import RayError
 
 from serve.settings import InferenceSettings
-from serve.slides.cluster.head import check_listening
 from serve.slides.errors import ClusterError
 from serve.slides.options import ClusterOptions
 
 _CONNECT_S = 10.0
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Of a cluster that is started here. Small: only numbers and names go through it, no tiles."""
+_EVERY_S = 2.0
+_GIVE_UP_S = 30.0
+"""Ray itself gives up after 60. A head that is started again in time is found again."""
 
 
 def connect(address: str) -> None:
@@ -68,6 +73,70 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
             sys.stderr.flush()
             os.dup2(before, 2)
             os.close(before)
+
+
+class HeadWatch:
+    """Checks every two seconds whether the head listens, in its own thread.
+
+    Without it Ray ends this process after a minute, with advice on logs that the user may not have.
+
+    Args:
+        address: host:port of the head.
+        tell: called with one line for the user.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        tell: Callable[[str], None],
+        *,
+        every_s: float = _EVERY_S,
+        give_up_s: float = _GIVE_UP_S,
+    ) -> None:
+        self._address = address
+        self._tell = tell
+        self._every_s, self._give_up_s = every_s, give_up_s
+        self._stop = threading.Event()
+        self.error: ClusterError | None = None
+        """Set once the head has not answered for too long."""
+        self._thread = threading.Thread(target=self._run, name="head", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        since: float | None = None
+        while not self._stop.wait(self._every_s):
+            try:
+                check_listening(self._address, self._every_s)
+            except OSError:
+                now = time.monotonic()
+                if since is None:
+                    since = now
+                    self._tell(
+                        f"the head of the cluster at {self._address} does not answer; waiting "
+                        f"{self._give_up_s:g} s for it"
+                    )
+                if now - since >= self._give_up_s:
+                    self.error = ClusterError(
+                        f"the head of the cluster at {self._address} has not answered for "
+                        f"{self._give_up_s:g} s. Start the cluster again and give the same command "
+                        "again, or the same without --cluster: finished blocks are kept."
+                    )
+                    return
+            else:
+                if since is not None:
+                    since = None
+                    self._tell("the head of the cluster answers again")
+
+
+def check_listening(address: str, timeout_s: float) -> None:
+    """Raise OSError if nothing listens at host:port."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
 
 
 @dataclass(frozen=True)

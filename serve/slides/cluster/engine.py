@@ -18,9 +18,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from serve.contract.machine import installed_versions
 from serve.settings import InferenceSettings
-from serve.slides.cluster.connect import Crew, connect, rooms, size_crew
+from serve.slides.cluster.connect import Crew, HeadWatch, connect, rooms, size_crew
 from serve.slides.cluster.dispatch import Dispatcher, Tell, Worker
-from serve.slides.cluster.head import HeadWatch
 from serve.slides.cluster.slide_run import MOST_TRIES, SlideRun
 from serve.slides.cluster.worker import (
     ClusterWorker,

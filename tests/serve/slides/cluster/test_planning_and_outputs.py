@@ -11,8 +11,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from serve.contract.errors import FocalPathError
 from serve.slides.cluster import engine as module
+from serve.slides.cluster.connect import HeadWatch
 from serve.slides.cluster.engine import ClusterEngine
-from serve.slides.cluster.head import HeadWatch
 from serve.slides.cluster.worker import Problem
 from serve.slides.cohort import SlideTask
 from serve.slides.errors import WorkerDiedError, WorkerFailedError
