@@ -48,7 +48,7 @@ def load_sam_weights(segmenter: Segmenter, path: Path) -> None:
     Raises:
         WeightsError: the file is not of this architecture.
     """
-    source = tensors(read_weights(path), path)
+    source = _without_wrapper(read_weights(path), path)
     _check_sam_size(source, segmenter, path)
     resize_image_encoder(source, segmenter)
     target = segmenter.state_dict()
@@ -66,13 +66,22 @@ def load_sam_weights(segmenter: Segmenter, path: Path) -> None:
     tokens = source.get("mask_decoder.mask_tokens.weight")
     if tokens is not None:
         mixed = target["mask_decoder.mask_tokens.weight"].clone()
-        if tokens.shape[1:] == mixed.shape[1:]:
+        if len(tokens.shape) == 2 and len(tokens) and tokens.shape[1:] == mixed.shape[1:]:
             mixed[0] = tokens[0]
         source["mask_decoder.mask_tokens.weight"] = mixed
     expected = {name for name in target if name.split(".")[0] in _SAM_PARTS}
     left_out = {**NOT_OURS_IN_SAM, **own_tokens}
     may_stay = {name for name in expected if re.match("|".join(own_tokens), name)}
     load_accounted(segmenter, source, expected - may_stay, left_out, path)
+
+
+def _without_wrapper(content: Mapping[str, Any], path: Path) -> Weights:
+    """SAM's weights from a file of a training, which may nest them or put a word before names."""
+    nested = (content[key] for key in ("state_dict", "model") if key in content)
+    source = tensors(next(nested, content), path)
+    positions = "image_encoder.pos_embed"
+    wrapper = next((n.removesuffix(positions) for n in source if n.endswith(positions)), "")
+    return {name.removeprefix(wrapper): value for name, value in source.items()}
 
 
 def load_vit(segmenter: Segmenter, weights: VitWeights, path: Path) -> None:
@@ -94,7 +103,7 @@ def _check_sam_size(source: Weights, segmenter: Segmenter, path: Path) -> None:
     name = "patch_embed.proj.weight"
     found = source.get(f"image_encoder.{name}")
     ours = segmenter.image_encoder.state_dict()[name]
-    if found is None or found.shape[0] == ours.shape[0]:
+    if found is None or found.ndim != ours.ndim or found.shape[0] == ours.shape[0]:
         return
     size = size_of_image_encoder(found.shape[0])
     if size is not None:
@@ -111,6 +120,8 @@ def resize_image_encoder(source: Weights, segmenter: Segmenter) -> None:
         value = source.get(f"image_encoder.{name}")
         if value is None or value.shape == target.shape:
             continue
+        if value.ndim != target.ndim or not value.numel():
+            continue  # told with all others that do not fit
         if name == "pos_embed" and value.shape[-1] == target.shape[-1]:
             grid = target.shape[1:3]
             value = F.interpolate(value.permute(0, 3, 1, 2), grid, mode="bicubic", antialias=False)
@@ -149,6 +160,8 @@ def resize_position_embedding(source: Weights, vit: Any, way: Positions, path: P
     value, target = source.get("pos_embed"), getattr(vit, "pos_embed", None)
     if value is None or target is None or value.shape == target.shape:
         return
+    if value.ndim != target.ndim:
+        return  # told with all others that do not fit
     grid: int = vit.patch_embed.grid_size[0]
     num_prefix = target.shape[1] - grid**2
     num_patches = value.shape[1] - num_prefix

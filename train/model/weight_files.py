@@ -163,6 +163,10 @@ def weights_file(path: Path) -> Path:
     return found[0]
 
 
+_DTYPES = frozenset(
+    (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32)
+)
+"""Whole numbers of 32 and 64 bits are counters and indices; shorter ones are quantised weights."""
 _NAMES_IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 _ENDINGS = (".safetensors", ".bin", ".pth", ".pt")
 
@@ -219,12 +223,23 @@ def tensors(content: Any, path: Path) -> Weights:
             f"{path} has a {type(content).__name__} where a dictionary of tensors by name was "
             "expected. Give the weights' own file."
         )
-    other = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    other = [
+        name
+        for name, value in content.items()
+        if not isinstance(name, str) or not isinstance(value, Tensor)
+    ]
     if other or not content:
         raise WeightsError(
             f"{path} has {', '.join(map(repr, other[:3])) or 'nothing'} where tensors were "
             "expected. Give the weights' own file."
         )
+    for name, value in content.items():
+        if value.dtype not in _DTYPES or value.layout != torch.strided or value.is_meta:
+            form = "without content" if value.is_meta else f"{value.dtype}, {value.layout}"
+            raise WeightsError(
+                f"{path} has weights that cannot be used as they are stored ({name} is {form}); "
+                "expected dense ones of 16 bits or more. Save them so, or take the original file."
+            )
     return dict(content)
 
 

@@ -91,6 +91,8 @@ def vit_facts(weights: Weights) -> VitFacts | None:
     first, second = (weights.get(f"blocks.0.mlp.fc{index}.weight") for index in (1, 2))
     if patches is None or patches.ndim != 4 or first is None or second is None:
         return None
+    if first.ndim != 2 or second.ndim != 2:
+        return None
     blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
     registers = weights.get("reg_token")
     return VitFacts(
@@ -98,7 +100,7 @@ def vit_facts(weights: Weights) -> VitFacts | None:
         embed_dim=patches.shape[0],
         depth=len(blocks),
         mlp_width=first.shape[0],
-        num_registers=0 if registers is None else registers.shape[1],
+        num_registers=registers.shape[1] if registers is not None and registers.ndim > 1 else 0,
         has_layer_scale="blocks.0.ls1.gamma" in weights,
         has_swiglu=first.shape[0] == 2 * second.shape[1],
     )
@@ -132,8 +134,10 @@ def _of_transformers(source: Weights) -> Weights:
             name = re.sub(pattern, ours, name)
         renamed[name] = value
     for name in [name for name in renamed if ".attn.query." in name]:
-        parts = [renamed.pop(name.replace(".query.", f".{p}.")) for p in ("query", "key", "value")]
-        renamed[name.replace(".query.", ".qkv.")] = torch.cat(parts)
+        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if renamed.keys() >= set(parts):
+            joined = torch.cat([renamed.pop(part) for part in parts])
+            renamed[name.replace(".query.", ".qkv.")] = joined
     return renamed
 
 
@@ -145,9 +149,11 @@ def _of_dinov2(source: Weights) -> Weights:
         name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
         name = re.sub(r"\.mlp\.w12\.", ".mlp.fc1.", name)
         renamed[re.sub(r"\.mlp\.w3\.", ".mlp.fc2.", name)] = value
-    if "register_tokens" in renamed and "pos_embed" in renamed:
+    if "register_tokens" in renamed:
         renamed["reg_token"] = renamed.pop("register_tokens")
-        positions = renamed["pos_embed"]
-        renamed["cls_token"] = renamed["cls_token"] + positions[:, :1]
-        renamed["pos_embed"] = positions[:, 1:]
+        token, positions = renamed.get("cls_token"), renamed.get("pos_embed")
+        shapes = [value.shape[2:] for value in (token, positions) if value is not None]
+        if token is not None and positions is not None and shapes[0] and shapes[0] == shapes[1]:
+            renamed["cls_token"] = token + positions[:, :1]
+            renamed["pos_embed"] = positions[:, 1:]
     return renamed

@@ -231,3 +231,55 @@ def test_frozen_encoders_keep_the_published_weights(
     assert torch.equal(trained[f"segmenter.{name}"], published[name])
     name = "mask_decoder.iou_token.weight"
     assert not torch.equal(trained[f"segmenter.{name}"], published[name])
+
+
+@pytest.mark.parametrize("nested", ["", "state_dict", "model"])
+@pytest.mark.parametrize("wrapper", ["", "module.", "sam."])
+def test_sam_weights_of_a_training_may_be_nested_and_wrapped(
+    segmenter: Segmenter, sam_file: Path, tmp_path: Path, nested: str, wrapper: str
+):
+    published = torch.load(sam_file, weights_only=True)
+    content = {wrapper + name: value for name, value in published.items()}
+    torch.save({nested: content, "epoch": 3} if nested else content, tmp_path / "sam.pth")
+    load_sam_weights(segmenter, tmp_path / "sam.pth")
+    name = "image_encoder.pos_embed"
+    assert torch.equal(segmenter.state_dict()[name], published[name])
+
+
+FEW = torch.zeros(2, 2)
+REGISTERS = {"register_tokens": torch.zeros(1, 4, 192)}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {1: FEW},
+        {("a", "b"): FEW},
+        {"cls_token": FEW.to(torch.int8)},
+        {"cls_token": FEW > 0},
+        {"cls_token": FEW.to(torch.float8_e4m3fn)},
+        {"cls_token": FEW.to(torch.complex64)},
+        {"cls_token": FEW.to("meta")},
+        {"pos_embed": torch.zeros(5)},
+        {"pos_embed": torch.zeros(1, 5, 3), **REGISTERS},
+        {"pos_embed": torch.zeros(5), **REGISTERS},
+        {"patch_embed.proj.weight": torch.tensor(0.0)},
+        {"blocks.0.mlp.fc1.weight": torch.tensor(0.0)},
+        {"blocks.0.attn.query.weight": FEW, "embeddings.cls_token": FEW},
+        {"image_encoder.pos_embed": torch.zeros(4, 4, 128)},
+        {"image_encoder.pos_embed": torch.zeros(1, 0, 0, 128)},
+        {"image_encoder.blocks.0.attn.rel_pos_h": torch.zeros(0, 32)},
+        {"image_encoder.patch_embed.proj.weight": torch.tensor(0.0)},
+    ],
+)
+def test_weights_of_another_form_are_one_error(
+    segmenter: Segmenter, sam_file: Path, tmp_path: Path, odd: dict[object, torch.Tensor]
+):
+    whole = torch.load(sam_file, weights_only=True)
+    path = tmp_path / "weights.pth"
+    torch.save({**whole, **odd}, path)
+    with raises(WeightsError, path):
+        load_sam_weights(segmenter, path)
+    torch.save({**segmenter.pathology_encoder.vit.state_dict(), **odd}, path)
+    with raises(WeightsError, path):
+        load_file_of_vit(segmenter, path)
