@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any
 
 from starlette.datastructures import UploadFile
@@ -41,8 +42,17 @@ class BatchFile:
     """One file of a batch."""
 
     name: str
-    read: Callable[[], bytes]
-    """Returns its content; raises a FocalPathError if the file cannot be used."""
+    content: Callable[[], bytes]
+    """Reads it; may raise a FocalPathError."""
+
+    def read(self) -> bytes:
+        """Its content.
+
+        Raises:
+            FocalPathError: the file cannot be used.
+        """
+        check_name(self.name)
+        return self.content()
 
 
 def batch_files(
@@ -68,7 +78,8 @@ def batch_files(
         start = upload.file.read(len(_ZIP_START))
         upload.file.seek(0)
         if start != _ZIP_START:
-            files.append(_checked(name, _reader(upload.file, max_bytes)))
+            # One byte more, so that decoding refuses it.
+            files.append(BatchFile(name, partial(upload.file.read, max_bytes + 1)))
             continue
         try:
             _check_directory(upload.file, max_files)
@@ -85,7 +96,7 @@ def batch_files(
             files.append(BatchFile(name, _failing(empty)))
         expanded += sum(info.file_size for _, info in members)
         files += [
-            _checked(member, _member_reader(archive, info, max_bytes)) for member, info in members
+            BatchFile(member, _member_reader(archive, info, max_bytes)) for member, info in members
         ]
     if len(files) > max_files:
         raise ImageTooLargeError(
@@ -150,23 +161,11 @@ def check_name(name: str) -> None:
         )
 
 
-def _checked(name: str, read: Callable[[], bytes]) -> BatchFile:
-    try:
-        check_name(name)
-    except ImageError as error:
-        read = _failing(error)
-    return BatchFile(name, read)
-
-
 def _failing(error: FocalPathError) -> Callable[[], bytes]:
     def read() -> bytes:
         raise error
 
     return read
-
-
-def _reader(file: IO[bytes], max_bytes: int) -> Callable[[], bytes]:
-    return lambda: file.read(max_bytes + 1)  # one more, so that decoding refuses it
 
 
 def _member_reader(

@@ -5,7 +5,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -85,12 +86,9 @@ class Model:
         Raises:
             FocalPathError: no model answers now.
         """
-        opened = self._acquire()
-        try:
+        with self._in_use() as opened:
             assert opened.segmenter.runs_on is not None, "`open_segmenter` says so"
             return opened.segmenter.runs_on
-        finally:
-            self._release(opened)
 
     def run(self, work: Callable[[TileSegmenter], T]) -> T:
         """Do `work` with the open segmenter; waits while it is being opened.
@@ -102,13 +100,11 @@ class Model:
             FocalPathError: the segmenter cannot be opened now, or `work` raises it.
         """
         for attempt in range(_ATTEMPTS):
-            opened = self._acquire()
-            try:
-                return work(opened.segmenter)
-            except ModelChangedError as error:
-                changed = error
-            finally:
-                self._release(opened)
+            with self._in_use() as opened:
+                try:
+                    return work(opened.segmenter)
+                except ModelChangedError as error:
+                    changed = error
             if attempt:
                 time.sleep(_PAUSE_S)
             try:
@@ -126,14 +122,11 @@ class Model:
         if self._current is None and self._opening.locked():
             return "The model is being opened."
         try:
-            opened = self._acquire()
+            with self._in_use() as opened:
+                return None if opened.segmenter.is_ready() else "The backend does not answer."
         except FocalPathError as error:
             _log.warning("not ready: %s", error)
             return str(error)
-        try:
-            return None if opened.segmenter.is_ready() else "The backend does not answer."
-        finally:
-            self._release(opened)
 
     def open_in_background(self) -> None:
         """Open the segmenter and watch the bundle, in a thread of their own."""
@@ -169,6 +162,19 @@ class Model:
             time.sleep(self._settings.bundle_poll_s)
             self.look_for_update()
 
+    @contextmanager
+    def _in_use(self) -> Iterator[_Opened]:
+        """Keep the segmenter open within the block; opens it if it is not open."""
+        opened = self._acquire()
+        try:
+            yield opened
+        finally:
+            with self._guard:
+                opened.users -= 1
+                is_unused = opened.is_retired and opened.users == 0
+            if is_unused:
+                opened.segmenter.close()
+
     def _acquire(self) -> _Opened:
         while True:
             with self._guard:
@@ -178,13 +184,6 @@ class Model:
                     self._current.users += 1
                     return self._current
             self._open_first()
-
-    def _release(self, opened: _Opened) -> None:
-        with self._guard:
-            opened.users -= 1
-            is_unused = opened.is_retired and opened.users == 0
-        if is_unused:
-            opened.segmenter.close()
 
     def _open_first(self) -> None:
         with self._opening:

@@ -214,14 +214,15 @@ def test_the_model_info_names_the_model_that_answers(bundle: Path) -> None:
     assert f"{swapped} 1.0" in lines
 
 
+@pytest.mark.parametrize("kind", [BackendUnavailableError, ModelChangedError])
 def test_a_failure_to_open_is_answered_at_once_for_a_while(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[BackendUnavailableError], bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
 
     def fail(*_: object, **__: object) -> TileSegmenter:
         opened.append(1)
-        raise BackendUnavailableError("not now")
+        raise kind("not now")
 
     now = [100.0]
     monkeypatch.setattr("serve.service.model.open_segmenter", fail)
@@ -229,7 +230,7 @@ def test_a_failure_to_open_is_answered_at_once_for_a_while(
     model = _model(bundle)
     for wait in (0.0, 0.5, 1.0):
         now[0] += wait
-        with raises(BackendUnavailableError, "not now"):
+        with raises(kind, "not now"):
             _version(model)
     assert len(opened) == 2
 
