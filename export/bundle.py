@@ -75,9 +75,8 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
         manifest = export.write_manifest(sha256_of(weights), earlier=bundle)
         report = export.write_parity(staging)
         write_model_card(manifest, card, report, staging, engine_obstacles=export.engine_obstacles)
-        bundle_destination(
-            bundle, needed
-        )  # again: the work takes minutes, and files may have been written there meanwhile
+        # Again: the work takes minutes, and files may have been written there meanwhile.
+        bundle_destination(bundle, needed)
     if refused.exists() and is_report(refused):
         with uninterrupted(f"{bundle} is the new bundle"):
             shutil.rmtree(refused, ignore_errors=True)  # of an earlier try

@@ -6,7 +6,7 @@ or our choice, as the field's text says.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -246,17 +246,10 @@ def synthetic() -> PretrainSettings:
 
 def ocelot() -> PretrainSettings:
     """A small encoder on OCELOT's pairs: 0.778 and 0.194 um per pixel of the same tissue."""
-    base = synthetic()
     views = ViewSettings(
         coarse_mpp=0.778, fine_mpps=(0.389, 0.194), view_px=96, num_local=0, local_px=48
     )
-    return PretrainSettings(
-        preset="ocelot",
-        views=views,
-        distillation=base.distillation,
-        encoder=base.encoder,
-        schedule=base.schedule,
-    )
+    return replace(synthetic(), preset="ocelot", views=views)
 
 
 PRESETS: dict[str, Callable[[], PretrainSettings]] = {
