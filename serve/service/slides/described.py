@@ -4,14 +4,7 @@ from typing import Any
 
 from serve.contract.errors import NotFoundError
 from serve.images.readers.errors import SlideFormatError
-from serve.service.openapi import (
-    ERRORS,
-    UPLOAD_ERRORS,
-    Responses,
-    binary_answer,
-    document,
-    error,
-)
+from serve.service.openapi import ERRORS, UPLOAD_ERRORS, Responses, document, error
 from serve.service.slides.documents import Job, JobList, SlideInfo, SlideList
 
 _ID, _JOB_ID = "0f2d8c6b7e3a4d5f", "0f2d8c6b7e3a4d5f9b1c2a3e4d5f6a7b"
@@ -69,14 +62,14 @@ _SLIDE_EXAMPLE: dict[str, Any] = {
 }
 
 
-def _binary(*media_types: str) -> dict[str, Any]:
+def _files(description: str, *media_types: str) -> Responses:
+    """An answer that is a file of one of these types."""
     binary = {"type": "string", "format": "binary"}
-    return {
-        "content": {
-            media_type: {"schema": {"type": "object"} if "json" in media_type else binary}
-            for media_type in media_types
-        }
+    content = {
+        media_type: {"schema": {"type": "object"} if "json" in media_type else binary}
+        for media_type in media_types
     }
+    return {200: {"description": description, "content": content}}
 
 
 _NOT_MODIFIED: Responses = {
@@ -84,26 +77,19 @@ _NOT_MODIFIED: Responses = {
 }
 SLIDES: Responses = {200: document(SlideList, {"slides": [_ENTRY]}, description="The slides.")}
 SLIDE: Responses = {200: document(SlideInfo, _SLIDE_EXAMPLE, description="The slide.")}
-TILE: Responses = {**binary_answer("image/jpeg", "The tile."), **_NOT_MODIFIED}
-THUMBNAIL: Responses = {**binary_answer("image/jpeg", "The thumbnail."), **_NOT_MODIFIED}
-RESULT_TILE: Responses = {
-    200: {"description": "The tile.", **_binary("image/png", "application/x-npz")},
-    **_NOT_MODIFIED,
-}
-REGION: Responses = {
-    200: {
-        "description": "As the route of the format answers.",
-        **_binary("application/json", "application/geo+json", "image/png", "application/x-npz"),
-    }
-}
+TILE = _files("The tile.", "image/jpeg") | _NOT_MODIFIED
+THUMBNAIL = _files("The thumbnail.", "image/jpeg") | _NOT_MODIFIED
+RESULT_TILE = _files("The tile.", "image/png", "application/x-npz") | _NOT_MODIFIED
+REGION = _files(
+    "As the route of the format answers.",
+    *("application/json", "application/geo+json", "image/png", "application/x-npz"),
+)
 RESULT_FILE: Responses = {
-    200: {
-        "description": "The file.",
-        **_binary(
-            *("application/json", "application/geo+json", "application/gzip", "application/zip"),
-            *("application/dicom", "image/png", "image/tiff"),
-        ),
-    },
+    **_files(
+        "The file.",
+        *("application/json", "application/geo+json", "application/gzip", "application/zip"),
+        *("application/dicom", "image/png", "image/tiff"),
+    ),
     206: {"description": "The part of the file that the `Range` of the request asks for."},
     416: {"description": "The file has no part that the `Range` of the request asks for."},
     **_NOT_MODIFIED,
