@@ -87,9 +87,8 @@ def finish(
     reader: RegionReader,
     formats: Sequence[SlideFormat],
     options: OutputOptions,
-    *,
-    on_step: OnStep = lambda _: None,
-) -> SlideSummary:
+    on_step: OnStep,
+) -> None:
     """Write all outputs into the work folder's result.
 
     What is there already was written whole, by a run that was stopped, and is kept.
@@ -103,9 +102,7 @@ def finish(
     assert not missing, missing
     notes = (*reader.notes, *reader.contradiction)
     summary = summarise(work.name, plan, records.values(), notes)
-    result = SlideResult(
-        work.name, work.result, work.store, plan, tiling.mask, summary, reader, options
-    )
+    result = SlideResult(work.name, work.store, plan, summary, reader, options)
     seconds = _stage_seconds(records.values())
     with written(work.path):
         shutil.copyfile(work.path / MASK_FILE, work.result / MASK_FILE)
@@ -117,7 +114,6 @@ def finish(
         write_whole(
             work.result / PASSPORT_FILE, passport.model_dump_json(indent=2).encode() + b"\n"
         )
-    return summary
 
 
 def _passport(

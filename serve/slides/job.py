@@ -116,4 +116,4 @@ def conclude(job: SlideJob, on_step: OnStep = lambda _: None) -> None:
     plan = job.work.plan()
     with open_planned(plan) as slide:
         formats = formats_of(job.formats)
-        finish(job.work, plan, slide, formats, job.options.outputs, on_step=on_step)
+        finish(job.work, plan, slide, formats, job.options.outputs, on_step)

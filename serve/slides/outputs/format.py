@@ -15,7 +15,6 @@ from serve.slides.options import OutputOptions
 from serve.slides.plan import Plan, Rectangle
 from serve.slides.store import CONFIDENCE, LABELS, array_of
 from serve.slides.summary import SlideSummary
-from serve.slides.tissue import Mask
 
 T = TypeVar("T")
 
@@ -25,12 +24,9 @@ class SlideResult:
     """The label and confidence maps of a slide, all blocks done."""
 
     name: str
-    folder: Path
-    """Where outputs are written to."""
     store: Path
     """The OME-Zarr group."""
     plan: Plan
-    mask: Mask
     summary: SlideSummary
     reader: RegionReader
     options: OutputOptions
@@ -51,16 +47,13 @@ class SlideResult:
         """(h, w) uint8, 0 outside of the tissue, 1..C; of a level of the pyramid."""
         return array_of(self._group, f"{LABELS[:-1]}{level}")
 
-    def confidence(self, level: int = 0) -> "zarr.Array[Any]":
-        """(h, w) uint8, 255 = 1.0; 0 outside of the tissue."""
-        return array_of(self._group, f"{CONFIDENCE[:-1]}{level}")
-
     def cut(self, cells: Rectangle) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Labels and confidence of a rectangle of cells."""
-        rows, columns = cells.slices
-        return np.asarray(self.labels()[rows, columns]), np.asarray(
-            self.confidence()[rows, columns]
-        )
+        """Labels and confidence of a rectangle of cells, (h, w) uint8.
+
+        The confidence is 255 = 1.0, and 0 outside of the tissue.
+        """
+        place, confidence = cells.slices, array_of(self._group, CONFIDENCE)
+        return np.asarray(self.labels()[place]), np.asarray(confidence[place])
 
     @property
     def colors(self) -> NDArray[np.uint8]:

@@ -55,8 +55,7 @@ def make_result(
     reader: RegionReader = VirtualSlide(folder / "slide", size, bounds=bounds)
     work, plan = begin(folder / "work" / "slide", reader, block_cells=block)
     assert plan.shape == labels.shape
-    mask = work.mask()
-    for one in Tiling(plan, mask).blocks:
+    for one in Tiling(plan, work.mask()).blocks:
         part = labels[plan.rectangle(one).slices]
         cells = tuple(np.bincount(part.ravel(), minlength=4).tolist())
         record = BlockRecord(
@@ -70,10 +69,7 @@ def make_result(
         )
         work.write_block(plan, record, part, np.full_like(part, 200) * (part > 0))
     summary = summarise("slide", plan, work.records().values())
-    result = SlideResult(
-        *("slide", work.result, work.store, plan, mask, summary, reader),
-        OutputOptions(**options),
-    )
+    result = SlideResult("slide", work.store, plan, summary, reader, OutputOptions(**options))
     write_ome_zarr(result, work.store)
     return result
 
