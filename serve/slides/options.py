@@ -91,6 +91,8 @@ class RunOptions(CommandOptions):
     ones repeat fewer tiles at their edges and lose more work when they are stopped."""
     outputs: Annotated[OutputOptions, tyro.conf.arg(name="")] = OutputOptions()
     """How outputs are drawn."""
+    read_threads: int = Field(2, ge=1, le=256)
+    """Threads that read the slide."""
     overwrite: bool = False
     """Replace results and work of other settings, models or slides."""
 

@@ -148,7 +148,7 @@ def test_the_jobs_of_a_slurm_array_have_all_shards(tmp_path: Path) -> None:
         assert words[:3] == ["python", "-m", "serve"]
         run = parsed(words[3:])
         assert run.slides == (Path("my slides"),)
-        assert (run.mpp, run.read_threads) == (0.25, 4)
+        assert (run.options.mpp, run.options.read_threads) == (0.25, 4)
         names += [task.name for task in Shard.parse(run.shard).of(tasks)]
     assert sorted(names) == sorted(task.name for task in tasks)
     options = [line for line in SBATCH.read_text().splitlines() if line.startswith("#SBATCH")]
