@@ -28,7 +28,7 @@ from export.precision.audit import Peak, audit_activations
 from export.precision.half import HalfPrecision, half_blocks
 from export.settings import BundleSettings
 from export.tensorrt.lint import engine_obstacles
-from export.tensorrt.plan import EnginePlan, plan_for
+from export.tensorrt.plan import plan_for
 from export.triton import ENGINE_PRECISIONS
 from serve.contract import openvino
 from serve.contract.certificate import ScaleCertificate
@@ -74,7 +74,7 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
         export.certify_scale()
         manifest = export.write_manifest(sha256_of(weights), earlier=bundle)
         report = export.write_parity(staging)
-        write_model_card(manifest, card, report, staging, engine_obstacles=export.engine_obstacles)
+        write_model_card(manifest, card, report, staging, engine_obstacles=export.plan.obstacles)
         # Again: the work takes minutes, and files may have been written there meanwhile.
         bundle_destination(bundle, needed)
     if refused.exists() and is_report(refused):
@@ -129,12 +129,11 @@ class _Export:
         self._tell(f"Comparing with torch on {tiles.source}")
         answers = onnx_answers(self._source, tiles.images)
         found = self._gate.judge(answers, MODEL_FILE, "fp32")
-        self._note(found, answers)
+        self._take(found, answers, self._source)
         if not found.passed:
             raise GateError(
                 f"{MODEL_FILE} does not answer as torch does: {'; '.join(found.failures)}"
             )
-        self._keep(self._source, found)
 
     def write_other_precisions(self) -> None:
         """Write the other precisions that pass the gate."""
@@ -145,7 +144,7 @@ class _Export:
         self._peaks = audit_activations(folded, self._gate.tiles)
         self._half_blocks = half_blocks(onnx.load(str(source)))
         if precision.openvino:
-            self._note(*judge_in_openvino(source, self._gate))
+            self._take(*judge_in_openvino(source, self._gate))
         halves: list[HalfPrecision] = []
         if precision.fp16:
             halves.append("fp16")
@@ -155,21 +154,19 @@ class _Export:
             target = self._folder / f"with_logits.{half}.onnx"
             maker = HalfMaker(source, half, self._gate, precision, self._tell)
             found, answers = maker.make(target, self._peaks)
-            self._note(found, answers)
-            self._keep(target, found)
+            self._take(found, answers, target)
         if precision.int8:
             target = self._folder / "with_logits.int8.onnx"
             found, answers = make_int8(source, target, self._gate)
-            self._note(found, answers)
-            self._keep(target, found)
+            self._take(found, answers, target)
         for path in self._folder.glob("with_logits*"):
             path.unlink()
 
     def certify_scale(self) -> None:
         """Measure what images of another um per pixel cost, and draw the curve."""
-        model = self._folder / MODEL_FILE
-        found = measure_certificate(self._gate, model, self._settings.certificate)
-        self._certificate = found
+        found = self._certificate = measure_certificate(
+            self._gate, self._folder / MODEL_FILE, self._settings.certificate
+        )
         if found is not None and self._card.input_mpp is not None:
             draw_curve(found, self._card.classes, self._card.input_mpp, self._folder)
 
@@ -191,14 +188,14 @@ class _Export:
             certificate=self._certificate,
         )
         source = self._engine_source(artefacts)
-        self._plan = plan_for(
+        self.plan = plan_for(
             manifest,
             source,
             tolerances=self._settings.tolerances,
             obstacles=self._obstacles[source.file],
         )
-        self._plan.write(self._folder)
-        self._keep_of_engine(self._plan, earlier)
+        self.plan.write(self._folder)
+        self._keep_of_engine(earlier)
         manifest.write(self._folder)
         return manifest
 
@@ -226,21 +223,16 @@ class _Export:
             )
         return source
 
-    def _keep_of_engine(self, plan: EnginePlan, earlier: Path) -> None:
+    def _keep_of_engine(self, earlier: Path) -> None:
         """Keep the timings of an earlier engine, which make the next one's build short."""
-        timings = earlier / plan.timing_cache_file
+        timings = earlier / self.plan.timing_cache_file
         if timings.is_file():
             shutil.copyfile(timings, self._folder / timings.name)
-        if (earlier / plan.plan_file).is_file():
+        if (plan := earlier / self.plan.plan_file).is_file():
             self._tell(
-                f"{earlier / plan.plan_file} is of the earlier bundle and is not kept; build this "
+                f"{plan} is of the earlier bundle and is not kept; build this "
                 "one's with `python -m export engine`"
             )
-
-    @property
-    def engine_obstacles(self) -> tuple[str, ...]:
-        """Why no TensorRT engine can be built from the planned graph; empty where one can."""
-        return self._plan.obstacles
 
     def write_parity(self, folder: Path) -> ParityReport:
         """Write `parity.json` and the report with its pictures into `folder`."""
@@ -272,8 +264,8 @@ class _Export:
                 shutil.copyfile(self._folder / name, folder / name)
         return report
 
-    def _note(self, found: ArtefactParity, answers: Answers) -> None:
-        """Keep the verdict, draw the worst tiles, and say what did not pass."""
+    def _take(self, found: ArtefactParity, answers: Answers, graph: Path | None = None) -> None:
+        """Keep the verdict, draw the worst tiles, and put a graph that passes into the bundle."""
         self._judged.append(found)
         picture = draw_worst_tiles(found, answers, self._gate, self._card.classes, self._folder)
         if picture is not None:
@@ -282,15 +274,11 @@ class _Export:
             first, *others = found.failures
             more = f" (and {len(others)} more, see {REPORT_FILE})" if others else ""
             self._tell(f"{found.title} does not pass: {first}{more}")
-
-    def _keep(self, source: Path, found: ArtefactParity) -> None:
-        """Put what passed into the bundle."""
-        if not found.passed:
-            return
-        target = self._folder / found.file
-        drop_output(source, target, PARITY_OUTPUT)
-        if found.precision != "int8":
-            self._obstacles[found.file] = engine_obstacles(target)
+        elif graph is not None:
+            target = self._folder / found.file
+            drop_output(graph, target, PARITY_OUTPUT)
+            if found.precision != "int8":
+                self._obstacles[found.file] = engine_obstacles(target)
 
     def _tell(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
