@@ -12,7 +12,6 @@ Where neither dataset.json nor folds.csv has any um per pixel, what the image fi
 as it does in serving.
 """
 
-import glob
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -155,7 +154,7 @@ def _read_description(path: Path) -> tuple[tuple[LabelClass, ...], float | None,
         mpp = None if content.get("mpp") is None else float(content["mpp"])
         if isinstance(content.get("mpp"), bool):
             raise ValueError(f"mpp is {content['mpp']}")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DatasetError(
             f"{path} cannot be read ({error}); expected "
             '{"mpp": 0.25, "classes": [{"name": "Tumor", "color": "#d62728"}, ...]}'
@@ -258,7 +257,8 @@ def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _missing(tile_id: str, folder: Path, suffixes: tuple[str, ...]) -> DatasetError:
-    lossy = [path.name for path in folder.glob(f"{glob.escape(tile_id)}.[jJ][pP]*")]
+    alike = (path for path in folder.glob("*.*") if path.stem == tile_id)
+    lossy = [path.name for path in alike if path.suffix.lower().startswith(".jp")]
     if lossy:
         return DatasetError(
             f"{folder / lossy[0]} is a JPEG, which changes labels along edges; expected "

@@ -145,6 +145,10 @@ RED, GREEN = "#ff0000", "#00ff00"
         (classes(("mean", RED), ("Stroma", GREEN)), ("'mean'",)),
         (edited("dataset.json", '"mpp"', '"mpp": 0.25, "mpp"'), ("'mpp' is there twice",)),
         (edited("dataset.json", "0.5", "true"), ("mpp is True",)),
+        (edited("dataset.json", "0.5", "9" * 400), ("too large",)),
+        (edited("dataset.json", "{", "[" * 100_000), ("nested too deeply",)),
+        (edited("folds.csv", "tile1,", "/tmp/tile1,"), ("/tmp/tile1",)),
+        (edited("folds.csv", "tile1,", "../tile1,"), ("../tile1",)),
         (write_folds_in_latin_1, ("folds.csv", "UTF-8")),
     ],
 )
