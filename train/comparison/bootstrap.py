@@ -3,9 +3,10 @@
 A case is a patient or slide, as folds.csv groups the images, or an image where it does not. A
 resample draws as many seeds and as many test cases as there are, both with replacement, pools the
 pixels of the cases that it drew, and averages Dice over the seeds that it drew (our choice). The
-percentiles are expanded for the smaller of both numbers (`train.intervals`). A resample is
-the same for every row, so differences between rows are paired by seed and case. A claim about a
-method rests on its seeds: intervals over cases alone would say only that these very models differ.
+percentiles are expanded for the smaller of both numbers (`train.intervals`); of a class, the cases
+that have it count. A resample is the same for every row, so differences between rows are paired by
+seed and case. A claim about a method rests on its seeds: intervals over cases alone would say only
+that these very models differ.
 """
 
 from typing import Literal, NamedTuple
@@ -82,6 +83,10 @@ class Bootstrap:
         names = [tile.group or tile.tile_id for tile in comparison.data.tiles["test"]]
         _, self._case_of_image = np.unique(names, return_inverse=True)
         self.num_cases = int(self._case_of_image.max()) + 1
+        labels = next(iter(comparison.results.values())).confusion.sum(axis=2)  # images x C
+        has_class = np.zeros((self.num_cases, labels.shape[1]), bool)
+        np.logical_or.at(has_class, self._case_of_image, labels > 0)
+        self._cases_of_column = [self.num_cases, *has_class.sum(axis=0).tolist()]
         # How often each case and each seed was drawn, (resamples, cases) and (resamples, S).
         self._cases = draw_counts(rng, self.num_cases, NUM_RESAMPLES)
         self._seeds = draw_counts(rng, len(comparison.seeds), NUM_RESAMPLES)
@@ -109,10 +114,13 @@ class Bootstrap:
         return len(self.comparison.seeds), self.num_cases
 
     def _intervals(self, estimates: Floats, resampled: Floats) -> list[Interval]:
-        """The interval of each column."""
+        """The interval of the mean over classes, and of each class with the cases that have it."""
+        num_seeds, _ = self.num_drawn
         return [
-            Interval(estimate, *bootstrap_interval(column, self.num_drawn))
-            for estimate, column in zip(estimates.tolist(), resampled.T, strict=True)
+            Interval(estimate, *bootstrap_interval(column, (num_seeds, num_cases)))
+            for estimate, column, num_cases in zip(
+                estimates.tolist(), resampled.T, self._cases_of_column, strict=True
+            )
         ]
 
     def _resample(self, name: RowName) -> Floats:

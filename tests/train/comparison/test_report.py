@@ -9,7 +9,14 @@ from PIL import Image
 
 from tests.support.toy_comparison import CLASSES, NUM_TILES, confusion, toy_comparison, with_panels
 from tests.support.toy_data import toy_settings
-from train.comparison.bootstrap import Bootstrap, Difference, Interval, seed_scores
+from train.comparison.bootstrap import (
+    NUM_RESAMPLES,
+    Bootstrap,
+    Difference,
+    Interval,
+    resample_dice,
+    seed_scores,
+)
 from train.comparison.claim import Claim, claim_section, judge_claim
 from train.comparison.compare import Comparison
 from train.comparison.figures import correlate
@@ -18,7 +25,7 @@ from train.comparison.report import write_report
 from train.comparison.tables import Table1
 from train.config import read_settings
 from train.fitting.leverage import Leverage
-from train.intervals import percentiles
+from train.intervals import bootstrap_interval, draw_counts, percentiles
 from train.metrics import class_scores
 from train.model.class_bias import STRATEGIES, BiasStrategy, no_bias
 from train.settings import LabelClass, RuntimeSettings, WeightsSettings
@@ -94,6 +101,16 @@ def test_a_class_without_a_test_pixel_is_in_no_mean_whether_predicted_or_not(num
     assert np.isnan(classes[4]).all()
     assert mean.estimate == pytest.approx(np.mean([interval.estimate for interval in classes[:4]]))
     assert mean.low < mean.estimate < mean.high
+
+
+def test_the_interval_of_a_class_is_expanded_for_the_cases_that_have_it():
+    comparison = toy_comparison({BASE: (0.8,)})
+    tiles = comparison.results[BASE, 0].confusion
+    tiles[6:, 4] = 0
+    _, cases = np.unique([t.tile_id for t in comparison.data.tiles["test"]], return_inverse=True)
+    drawn = draw_counts(np.random.default_rng(0), NUM_TILES, NUM_RESAMPLES)
+    expected = bootstrap_interval(resample_dice(tiles, cases, drawn)[:, 5], (1, 6))
+    assert Bootstrap(comparison).dice(BASE)[5][1:] == expected
 
 
 def of_two_patients(comparison: Comparison) -> Comparison:

@@ -33,8 +33,9 @@ every scale, on slides that no encoder has seen. Balanced accuracy; chance is {c
 arXiv 2512.14796 (0.967 there, on other data, with an encoder and tiles that are not known);
 `above chance` is the same with chance taken off; `of ceiling` is M({coarse:g} to {fine:g}) over
 M({fine:g} to {fine:g}). Brackets are 95% intervals of a bootstrap of {resamples} resamples, each
-of which draws cases and seeds with replacement; the percentiles are expanded for the number of
-seeds or cases (Hesterberg 2015, arXiv 1411.5279).
+of which draws cases and seeds with replacement; the percentiles are expanded for few seeds or
+cases (Hesterberg 2015, arXiv 1411.5279). Where most of the spread is between 2 or 3 of them, only
+50% or 75% of the intervals hold the true value.
 
 The ratios alone say nothing: an encoder at chance everywhere retains 100%. `random` is an untrained
 encoder; mean colour survives any change of scale, so only colour-matched rows (each tile's optical
