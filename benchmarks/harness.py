@@ -69,8 +69,7 @@ def median_speedup(baseline: Sequence[float], own: Sequence[float]) -> float:
 
 def machine_line() -> str:
     """The processor and the number of usable CPUs, for the head of a report."""
-    processor = this_processor()
-    return f"{processor.name} ({processor.kind}), {usable_cpus()} CPUs"
+    return f"{this_processor().title}, {usable_cpus()} CPUs"
 
 
 def packages_text(versions: Mapping[str, str]) -> str:

@@ -241,7 +241,7 @@ class _Export:
             tiles=tiles.source,
             num_tiles=len(tiles),
             has_masks=tiles.masks is not None,
-            processor=f"{this_processor().name} ({this_processor().kind})",
+            processor=this_processor().title,
             tolerances=asdict(self._settings.tolerances),
             activation_limit=precision.activation_limit,
             peaks=tuple(

@@ -73,10 +73,9 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name the processor: what runs, and how it rounds, differs between processors."""
-    processor = this_processor()
     precisions = [name for name in get_args(openvino.GraphPrecision) if not openvino.problem(name)]
     terminalreporter.write_line(
-        f"processor: {processor.name} ({processor.kind}); "
+        f"processor: {this_processor().title}; "
         f"OpenVINO computes in: {', '.join(precisions) or 'nothing here'}"
     )
 

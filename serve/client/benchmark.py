@@ -93,7 +93,7 @@ def describe_machine(load_before: float) -> Machine:
     """Describe the machine this runs on."""
     machine = this_machine()
     return Machine(
-        processor=f"{machine.processor.name} ({machine.processor.kind})",
+        processor=machine.processor.title,
         num_cpus=machine.num_cpus,
         system=machine.system,
         python=machine.python,

@@ -67,6 +67,11 @@ class Processor(Strict):
         """
         return " ".join((self.architecture, self.vendor, *self.instruction_sets))
 
+    @property
+    def title(self) -> str:
+        """Its name and its kind, for reports."""
+        return f"{self.name} ({self.kind})"
+
 
 class Gpu(Strict):
     """An NVIDIA GPU, as its driver describes it."""

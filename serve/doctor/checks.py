@@ -86,9 +86,8 @@ def look(settings: ServeSettings, machine: Machine) -> Iterator[Finding]:
 
 def look_at_machine(machine: Machine) -> Iterator[Finding]:
     """The processor, the memory and the GPUs."""
-    processor = machine.processor
     yield _found("Machine", "system", f"{machine.system}, Python {machine.python}")
-    yield _found("Machine", "processor", f"{processor.name} ({processor.kind})")
+    yield _found("Machine", "processor", machine.processor.title)
     memory = "" if machine.memory_gib is None else f", {machine.memory_gib:.1f} GiB of memory"
     yield _found("Machine", "CPUs", f"{machine.num_cpus} that this process may use{memory}")
     for gpu in machine.gpus:

@@ -183,12 +183,11 @@ def _open(
         if found is not None:
             checked = f"{found:.3%} of the warm-up image's labels are the export's"
         reason += f"; the export's gate did not run on this kind of processor: {checked}"
-    processor = this_processor()
     runs_on = RunsOn(
         provider=candidate.provider,
         precision=candidate.precision,
         runtime=_runtime(candidate.provider),
-        processor=f"{processor.name} ({processor.kind})",
+        processor=this_processor().title,
         reason=reason,
         trials=tuple(trials or ()),
     )

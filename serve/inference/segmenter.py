@@ -259,12 +259,11 @@ def open_backend(
         timeout_s=settings.triton_timeout_s,
         shared_memory=settings.triton_shared_memory,
     )
-    processor = this_processor()
     return backend, RunsOn(
         provider="triton",
         precision=None,
         runtime=f"Triton at {settings.triton_url}",
-        processor=f"{processor.name} ({processor.kind})",
+        processor=this_processor().title,
         reason="the settings name it",
     )
 

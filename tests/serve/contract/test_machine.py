@@ -58,6 +58,7 @@ def test_a_processors_kind_is_its_vendor_and_its_instruction_sets(
 ) -> None:
     processor = parse_cpu_info(text, architecture)
     assert (processor.name, processor.kind) == (name, kind)
+    assert processor.title == f"{name} ({kind})"
 
 
 def test_gpus_are_those_that_the_driver_lists(monkeypatch: pytest.MonkeyPatch) -> None:
