@@ -64,10 +64,7 @@ def read_mapping(path: Path, found: Sequence[str]) -> ClassMapping:
         content = parse_json(path.read_bytes(), object_pairs_hook=unique_keys)
         mapping = ClassMapping(
             classes=read_classes(path, content["classes"], AnnotationError, _MEANINGS),
-            labels={
-                plain_label(str(label)): str(meaning)
-                for label, meaning in content["labels"].items()
-            },
+            labels=_read_labels(path, content["labels"]),
             uncovered=str(content.get("uncovered", UNLABELLED)),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -88,6 +85,23 @@ def read_mapping(path: Path, found: Sequence[str]) -> ClassMapping:
             f"them. Add them to labels: a class, {UNLABELLED}, {ROI} or {IGNORE}."
         )
     return mapping
+
+
+def _read_labels(path: Path, stored: Mapping[str, object]) -> dict[str, str]:
+    """The meaning of each label in its one spelling.
+
+    Raises:
+        AnnotationError: labels that look the same have several meanings.
+    """
+    labels: dict[str, str] = {}
+    for label, meaning in ((plain_label(label), str(value)) for label, value in stored.items()):
+        if labels.setdefault(label, meaning) != meaning:
+            raise AnnotationError(
+                f"{path} maps {label!r}, written in several ways, to {labels[label]!r} and to "
+                f"{meaning!r}; expected one meaning, since more spaces make no other label. Remove "
+                "one of them."
+            )
+    return labels
 
 
 def write_template(path: Path, annotations: Sequence[Annotation]) -> None:

@@ -62,6 +62,6 @@ def _read(path: Path, key: str) -> EncoderResult | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and content.get("key") == key:
             return TypeAdapter(EncoderResult).validate_python(content)
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         pass
     return None

@@ -252,6 +252,12 @@ MISSPELT = {"Tumor": "Tumour", "Stroma": "Stroma"}
         ),
         (also("Necrosis", SQUARE), {}, AnnotationError, ["mapping.json", "'Necrosis'"]),
         (
+            mapping(labels={"Tumor": "Tumor", "Tumor ": "Stroma"}),
+            {},
+            AnnotationError,
+            ["mapping.json", "'Tumor'", "'Stroma'"],
+        ),
+        (
             mapping(labels=MISSPELT),
             {},
             AnnotationError,

@@ -71,10 +71,11 @@ def test_what_was_measured_is_kept_for_the_same_encoder_and_tiles_alone(
     assert not measured
     (kept,) = (tmp_path / "measured").rglob("*.json")
     content = json.loads(kept.read_text())
-    kept.write_text(json.dumps(content | {"probes": {}, "retrieval": 3}))
-    with pytest.raises(TypeError):  # the patched measure gives nothing to report
-        compare_encoders({}, TINY, labelled_slides, tmp_path / "report", settings)
-    assert measured.pop(), "what is damaged is measured again"
+    for damage in ({"probes": {}, "retrieval": 3}, {"probes": {"as is": {"matrix": {}}}}):
+        kept.write_text(json.dumps(content | damage))
+        with pytest.raises(TypeError):  # the patched measure gives nothing to report
+            compare_encoders({}, TINY, labelled_slides, tmp_path / "report", settings)
+        assert measured.pop(), "what is damaged is measured again"
     other = replace(TINY, encoder=replace(TINY.encoder, depth=2))
     for changed in ((other, settings), (TINY, replace(settings, tiles_per_slide=7))):
         with pytest.raises(TypeError):  # the patched measure gives nothing to report
