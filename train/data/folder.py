@@ -246,6 +246,8 @@ def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
+        if not path.is_file():  # a folder, or a named pipe that nobody writes to
+            continue
         name = unicodedata.normalize("NFC", path.stem)
         if name in found:
             raise DatasetError(

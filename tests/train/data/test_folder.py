@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,15 @@ def test_other_names_are_the_users_own(data_copy: Path):
         path.read_text().replace('"mpp"', '"licence": "CC0", "magnification": 20, "mpp"')
     )
     assert read_tile_folder(data_copy).tiles["training"]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_folder_or_a_pipe_is_no_image(data_copy: Path, make: Callable[[Path], None]):
+    path = data_copy / "img" / "tile0.png"
+    path.unlink()
+    make(path)
+    with raises(DatasetError, "tile0", path.parent):
+        read_tile_folder(data_copy)
 
 
 @pytest.mark.parametrize("written", ["7", "07.PNG", "7.0", "img/007.png", "C:\\img\\007", "x007"])
