@@ -11,13 +11,14 @@ from pydantic import Field
 from serve.answers.format import AnswerFormat, ClassOptions, Options, Source
 
 
-def rgb_png(image: NDArray[np.uint8]) -> bytes:
-    """An (H, W, 3) uint8 image as a PNG, quickly rather than small.
+def rgb_png(image: NDArray[np.uint8] | Image.Image) -> bytes:
+    """An (H, W, 3) uint8 or RGB image as a PNG, quickly rather than small.
 
     Without a search for repeated bytes, of which filtered tissue has few: 10% less time and 10%
     fewer bytes than with the search at the same level.
     """
-    return _to_png(Image.fromarray(image), compress_level=1, compress_type=zlib.Z_RLE)
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    return _to_png(picture, compress_level=1, compress_type=zlib.Z_RLE)
 
 
 def _labels(source: Source, _: Options) -> bytes:
@@ -58,7 +59,7 @@ def _overlay(source: Source, options: OverlayOptions) -> bytes:
         visible = np.isin(np.arange(256), shown) * np.uint8(255)
         mask = Image.fromarray(visible[source.result.labels])
         blended = Image.composite(blended, picture, mask)
-    return rgb_png(np.asarray(blended))
+    return rgb_png(blended)
 
 
 LABELS = AnswerFormat(

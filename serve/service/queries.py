@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from fastapi import Request
@@ -34,14 +34,14 @@ def unknown_option(name: str, known: Collection[str]) -> OptionError:
     return OptionError(f"{name!r} is not an option here.{hint} {listed}")
 
 
-def refuse_other_queries(query: type[BaseModel] | None) -> Callable[[Request], None]:
+def refuse_other_queries(query: type[BaseModel] | None) -> Callable[[Request], Awaitable[None]]:
     """A dependency of a route: refuses what is not in its query, and repeated single values.
 
     Else one of the values would win silently.
     """
     fields = {} if query is None else query.model_fields
 
-    def check(request: Request) -> None:
+    async def check(request: Request) -> None:  # else FastAPI asks for a thread
         for name, times in Counter(key for key, _ in request.query_params.multi_items()).items():
             if name not in fields:
                 raise unknown_option(name, fields)

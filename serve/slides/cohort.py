@@ -55,7 +55,7 @@ class SlideTask(Strict):
 
     def absolute(self) -> "SlideTask":
         """The same with absolute paths, for other processes."""
-        tissue = absolute_tissue(self.tissue)
+        tissue = self.tissue and absolute_tissue(self.tissue)
         return self.model_copy(update={"path": self.path.absolute(), "tissue": tissue})
 
 
@@ -188,7 +188,7 @@ def _read_row(path: Path, line: int, row: Mapping[str, str]) -> SlideTask:
             f"{where}: reader is {task.reader!r}, expected one of {', '.join(READERS)}, or nothing."
         )
     tissue = task.tissue
-    if mask_file(tissue) is not None:
+    if tissue and mask_file(tissue) is not None:
         mask = named_file(path.parent, tissue)
         if not exists(mask):
             raise CohortError(

@@ -161,12 +161,19 @@ def publish(work: WorkFolder, target: Path) -> None:
 
 
 def refuse_no_result(folder: Path) -> None:
-    """Raise ResultError for what is no result, damaged or not, and so is never replaced."""
-    if not (folder / PASSPORT_FILE).exists():
+    """Raise ResultError for what is no result, damaged or not, and so is never replaced.
+
+    Also for a folder that may not be looked into, such as a file system's `lost+found`.
+    """
+    try:
+        (folder / PASSPORT_FILE).stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ResultError(
             f"{folder} has no {PASSPORT_FILE}, so it is not a finished result. Move it away or "
             "choose another --out."
-        )
+        ) from error
+    except OSError as error:
+        raise _unopened(folder / PASSPORT_FILE, error) from error
 
 
 def read_passport(folder: Path) -> Passport:
@@ -194,7 +201,11 @@ def _read(path: Path, kind: type[T]) -> T:
     except ValidationError as error:
         raise unreadable(path, REMEDY) from error
     except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror}. {REMEDY}") from error
+        raise _unopened(path, error) from error
+
+
+def _unopened(path: Path, error: OSError) -> ResultError:
+    return ResultError(f"{path} cannot be read: {error.strerror}. {REMEDY}")
 
 
 def _hash_files(folder: Path, skip: Path | None) -> dict[str, str]:

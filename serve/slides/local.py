@@ -176,6 +176,6 @@ def _plan_in(folder: Path) -> Plan | None:
     """The plan of a result, or of work in progress; None where there is none that can be read."""
     with suppress(ResultError):
         return read_passport(folder).plan
-    with suppress(ResultError):
+    with suppress(ResultError, OSError):
         return WorkFolder(folder).plan()
     return None

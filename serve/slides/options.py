@@ -17,7 +17,7 @@ BlockCells = Annotated[int, Field(ge=16, le=16_384, multiple_of=16)]
 
 def mask_file(tissue: str) -> Path | None:
     """The file that says where tissue is; None where the option names none."""
-    return None if tissue in ("", "auto", "none") else Path(tissue)
+    return None if tissue in ("auto", "none") else Path(tissue)
 
 
 def absolute_tissue(tissue: str) -> str:

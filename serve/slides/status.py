@@ -8,15 +8,10 @@ from pydantic import ValidationError
 
 from serve.contract.manifest import sha256_of
 from serve.contract.strict import Strict
-from serve.slides.cohort import Outcome
+from serve.images.readers.slide_files import is_file
+from serve.slides.cohort import RESULT_FILES, Outcome
 from serve.slides.errors import ResultDamagedError, ResultError
-from serve.slides.finish import (
-    PASSPORT_FILE,
-    REMEDY,
-    SUMMARY_FILE,
-    read_passport,
-    read_summary,
-)
+from serve.slides.finish import PASSPORT_FILE, REMEDY, read_passport, read_summary
 from serve.slides.job import WORK_FOLDER
 from serve.slides.lock import SlideBusyError, slide_lock
 from serve.slides.shard import read_list
@@ -72,8 +67,7 @@ def results_in(out: Path) -> list[Path]:
     return [
         folder
         for folder in sorted(out.iterdir())
-        if not folder.name.startswith(".")
-        and any((folder / name).exists() for name in (PASSPORT_FILE, SUMMARY_FILE))
+        if not folder.name.startswith(".") and any(is_file(folder / name) for name in RESULT_FILES)
     ]
 
 

@@ -99,10 +99,10 @@ class WorkFolder:
         Raises:
             ResultError: there is none, or it cannot be read.
         """
-        if not self.has_plan:
-            raise ResultError(f"{self.path} has no plan: begin the slide first.")
         try:
             return Plan.model_validate_json((self.path / PLAN_FILE).read_bytes())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ResultError(f"{self.path} has no plan: begin the slide first.") from error
         except ValidationError as error:
             raise unreadable(self.path / PLAN_FILE, _REMEDY) from error
 

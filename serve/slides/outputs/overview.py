@@ -41,7 +41,7 @@ def write_overview(result: SlideResult, path: Path) -> None:
     um_per_px = result.plan.um_per_cell * result.plan.shape[1] / width
     _draw_scale(draw, (_MARGIN, _MARGIN + height), width, um_per_px)
     _draw_legend(draw, left, result.summary)
-    path.write_bytes(rgb_png(np.asarray(canvas)))
+    path.write_bytes(rgb_png(canvas))
 
 
 def _small(result: SlideResult) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -117,6 +117,7 @@ def test_a_path_with_a_line_feed_is_one_line_of_an_error(
         (("--read-threads", "0"), "read-threads"),
         (("--bundle", "gone"), "gone"),
         (("--tissue", "autp"), "autp"),
+        (("--tissue", ""), "''"),
         (("--reader", "opensl"), "opensl"),
     ],
 )

@@ -1,3 +1,4 @@
+import os
 import threading
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 
 from serve.contract.errors import SettingsError
 from serve.slides.cohort import SlideTask
+from serve.slides.local import ran_on
 from serve.slides.shard import Shard, write_list
 from serve.slides.status import read_status
 from serve.slides.summary_csv import write_cohort_csv
@@ -68,3 +70,10 @@ def test_runs_that_end_at_once_do_not_harm_each_others_csv(tmp_path: Path) -> No
         thread.join()
     assert failed == []
     assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")
+def test_a_folder_that_may_not_be_entered_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir(mode=0)
+    write_cohort_csv(tmp_path)
+    assert (read_status(tmp_path), ran_on(tmp_path)) == ([], None)
