@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.files import whole_folder
+from train.files import refuse_existing, whole_folder
 from train.settings import LabelClass
 
 
@@ -21,8 +21,10 @@ def whole_dataset(folder: Path) -> Iterator[Path]:
     """Give a new folder with img/ and mask/ to fill. It becomes `folder` at the end.
 
     Raises:
-        StorageError: the disk is full or cannot be written, or `folder` holds something.
+        DestinationError: `folder` holds something.
+        StorageError: the disk is full or cannot be written.
     """
+    refuse_existing(folder)
     with whole_folder(folder) as partial:
         for kind in ("img", "mask"):
             (partial / kind).mkdir()
