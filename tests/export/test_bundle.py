@@ -26,8 +26,6 @@ from tests.support.errors import raises
 from tests.support.openvino import needs_openvino
 from train.model.checkpoint import load_checkpoint, save_checkpoint
 
-pytestmark = pytest.mark.slow
-
 FILES = {
     "MODEL_CARD.md",
     "engine_plan.json",
@@ -186,6 +184,7 @@ def test_parity_json_has_the_emulation_of_half_precision(exported_bundle: Path) 
     assert half.emulation.nonfinite == {}
 
 
+@pytest.mark.slow
 def test_a_half_precision_graph_that_fails_is_left_out_and_the_report_says_why(
     export: Export, toy_data: Path
 ) -> None:
@@ -203,6 +202,7 @@ def test_a_half_precision_graph_that_fails_is_left_out_and_the_report_says_why(
         assert "an IoU score differs by" in (bundle / name).read_text()
 
 
+@pytest.mark.slow
 def test_where_fp16_is_refused_the_engine_is_planned_from_bf16_which_is_emulated(
     export: Export, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,6 +215,7 @@ def test_where_fp16_is_refused_the_engine_is_planned_from_bf16_which_is_emulated
     assert "would be built from model.bf16.onnx: fp16 did not pass the gate" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("largest", "kept"), [(1.0, True), (0.0, False)])
 def test_int8_is_kept_only_if_it_passes(export: Export, largest: float, kept: bool) -> None:
     precision = PrecisionSettings(fp16=False, int8=True)
@@ -223,6 +224,7 @@ def test_int8_is_kept_only_if_it_passes(export: Export, largest: float, kept: bo
     assert _report(bundle).artefacts[1].passed is kept
 
 
+@pytest.mark.slow
 def test_a_float32_graph_that_fails_leaves_the_earlier_bundle_and_a_report_until_one_passes(
     exported_bundle: Path, export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +250,7 @@ def test_a_float32_graph_that_fails_leaves_the_earlier_bundle_and_a_report_until
     assert _names(tmp_path) == {"bundle"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("largest", "in_openvino"),
     [(1.0, {"model.onnx": True, "model.bf16.onnx": True}), (0.0, {"model.onnx": True})],
@@ -266,6 +269,7 @@ def test_openvino_may_serve_what_passed_the_gate_there(
     assert titles == ["model.onnx", "model.onnx in OpenVINO", "model.bf16.onnx in OpenVINO"]
 
 
+@pytest.mark.slow
 def test_on_a_processor_without_bfloat16_only_float32_is_tried_in_openvino(
     export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +287,7 @@ def test_without_openvino_nothing_may_be_served_there(exported_bundle: Path) -> 
     assert not any(a.passed_with("openvino") for a in read_bundle(exported_bundle).artefacts)
 
 
+@pytest.mark.slow
 def test_an_unknown_island_leaves_nothing_behind(export: Export, tmp_path: Path) -> None:
     settings = BundleSettings(precision=PrecisionSettings(fp32_islands=("block_7",)))
     with raises(SettingsError, "block_7", "image_encoder.blocks.0"):
@@ -290,6 +295,7 @@ def test_an_unknown_island_leaves_nothing_behind(export: Export, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_new_export_replaces_the_bundle_behind_a_link_whole_but_for_an_engines_timings(
     exported_bundle: Path, export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,6 +313,7 @@ def test_a_new_export_replaces_the_bundle_behind_a_link_whole_but_for_an_engines
     assert _names(tmp_path) == {"bundle", "current"}
 
 
+@pytest.mark.slow
 def test_what_came_to_the_bundles_place_during_the_work_stays(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +330,7 @@ def test_what_came_to_the_bundles_place_during_the_work_stays(
     assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "notes.txt"]
 
 
+@pytest.mark.slow
 def test_attention_is_exported_as_asked_for_and_the_manifest_has_the_graphs_own_opset(
     export: Export, asked: list[object]
 ) -> None:

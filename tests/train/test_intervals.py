@@ -33,13 +33,13 @@ def test_a_bound_is_nan_only_where_no_resample_has_a_value() -> None:
 def test_without_a_difference_few_intervals_leave_out_0(num_seeds: int, num_cases: int) -> None:
     rng = np.random.default_rng(0)
     wrong = {"expanded": 0, "plain": 0}
-    repeats = 400
+    repeats = 200
     for _ in range(repeats):
         of_seeds = rng.standard_normal((num_seeds, 1))
         of_cases = rng.standard_normal((1, num_cases))
         scores = of_seeds + of_cases + rng.standard_normal((num_seeds, num_cases))
         seeds, cases = (
-            rng.multinomial(number, np.full(number, 1 / number), 1000) / number
+            rng.multinomial(number, np.full(number, 1 / number), 500) / number
             for number in (num_seeds, num_cases)
         )
         resampled = ((seeds @ scores) * cases).sum(axis=1)

@@ -8,8 +8,6 @@ from export.gate.schema import PARITY_FILE, ParityReport
 from serve.contract.manifest import read_bundle
 from train.model.checkpoint import CheckpointCard, WeightsOrigin, read_card
 
-pytestmark = pytest.mark.slow
-
 
 def _card_of(bundle: Path, card: CheckpointCard, folder: Path) -> str:
     report = ParityReport.model_validate_json((bundle / PARITY_FILE).read_bytes())

@@ -22,8 +22,6 @@ from tests.support.toy_gate import noise_gate
 from train.model.class_bias import STRATEGIES
 from train.model.segmenter import Segmenter
 
-pytestmark = pytest.mark.slow
-
 NUM_CLASSES = 4
 PADDED, EXACT = 144, 128
 """Tiles of 9 x 9 and 8 x 8 tokens; windows are 8 x 8."""
@@ -143,6 +141,7 @@ def test_folding_changes_no_answer_of_a_convolutional_stem(image_encoder: str):
     assert_folds(deployable, 64)
 
 
+@pytest.mark.slow
 def test_the_graph_of_a_stem_with_skips_passes_the_gate_and_runs_in_half_precision(tmp_path: Path):
     """It has every operator of the stem without them."""
     deployable = make_deployable(64, num_blocks=1, image_encoder="tiny_pyramid")
@@ -161,6 +160,7 @@ def test_folding_changes_no_answer_of_a_learned_strategy(bias: str):
     assert (expected.low_res_logits - without).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", ["dfa_heads", "dfa_temperature", "dfa_masks"])
 def test_the_graph_of_our_strategies_answers_as_torch_does(bias: str, tmp_path: Path):
     deployable = make_deployable(64, bias, num_blocks=0)
@@ -171,6 +171,7 @@ def test_the_graph_of_our_strategies_answers_as_torch_does(bias: str, tmp_path: 
 SMALL: dict[str, object] = {"embed_dim": 64, "num_heads": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -197,14 +198,17 @@ def test_each_other_kind_of_encoder_is_exported_with_any_batch_for_every_runtime
     assert_runs_in_half_precision(path, deployable)
 
 
+@pytest.mark.slow
 def test_the_graph_answers_as_torch_does_for_any_batch(graph_file: Path, padded: Deployable):
     assert_graph_answers(graph_file, padded, PADDED)
 
 
+@pytest.mark.slow
 def test_the_graph_breaks_no_rule_of_tensorrts_parser(graph_file: Path):
     assert lint(onnx.load(str(graph_file))) == []
 
 
+@pytest.mark.slow
 def test_nothing_that_no_image_changes_is_computed(graph_file: Path):
     """No positions, no shapes, no copies of constants: all nodes come after the image."""
     graph = onnx.load(str(graph_file)).graph
@@ -217,6 +221,7 @@ def test_nothing_that_no_image_changes_is_computed(graph_file: Path):
     assert not operators.keys() & {"Sin", "Cos", "Shape", "Expand", "Tile", "ConvTranspose"}
 
 
+@pytest.mark.slow
 def test_opset_23_writes_the_encoders_attention_as_one_operator(
     graph_file: Path, padded: Deployable
 ):
@@ -226,6 +231,7 @@ def test_opset_23_writes_the_encoders_attention_as_one_operator(
     assert found == (num_blocks if model.opset_import[0].version >= 23 else 0)
 
 
+@pytest.mark.slow
 def test_masks_of_the_unlabelled_and_the_single_mask_token_are_not_computed(graph_file: Path):
     constants = {entry.name: entry for entry in onnx.load(str(graph_file)).graph.initializer}
     hypernetwork = constants["mask_decoder.output_hypernetworks_mlps.layers.0.weight"]
@@ -234,6 +240,7 @@ def test_masks_of_the_unlabelled_and_the_single_mask_token_are_not_computed(grap
     assert scores.dims[-1] == NUM_CLASSES
 
 
+@pytest.mark.slow
 def test_the_form_of_attention_is_the_callers_choice(tmp_path: Path):
     deployable = make_deployable(PADDED, num_blocks=3)
     form = AttentionForm(positions="extended", max_queries=40)

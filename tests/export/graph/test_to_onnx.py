@@ -15,8 +15,6 @@ from tests.support.errors import raises
 from train.model.checkpoint import load_checkpoint
 from train.model.segmenter import labels_from_logits
 
-pytestmark = pytest.mark.slow
-
 SIDE, NUM_CLASSES = 64, 5
 
 

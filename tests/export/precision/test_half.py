@@ -11,8 +11,6 @@ from export.precision.half import convert_to_half, half_blocks
 from tests.support.errors import raises
 from tests.support.half_graphs import FIRST, SECOND, UPSCALING, two_blocks
 
-pytestmark = pytest.mark.slow
-
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 

@@ -47,6 +47,7 @@ def test_each_endpoint_says_what_it_answers_with(entry: AnswerFormat, service_ur
     assert response.headers["content-type"] == entry.media_type
 
 
+@pytest.mark.slow
 def test_a_large_geojson_is_streamed_and_a_small_one_is_not(service_url: str) -> None:
     labels = np.random.default_rng(0).integers(1, 6, (100, 100)).repeat(8, 0).repeat(8, 1)
     large = _post(service_url, "geojson", encoded(painted(labels)))

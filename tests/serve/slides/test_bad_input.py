@@ -15,7 +15,6 @@ from tests.support.slide_runs import segment
 from tests.support.slides import tissue_pixels, write_aperio
 from tests.support.toy_bundle import write_toy_bundle
 
-pytestmark = pytest.mark.slow
 Run = Callable[..., int]
 
 
@@ -43,6 +42,7 @@ def codes(out: Path) -> dict[str, str]:
     return {Path(note["path"]).name: note["code"] for note in notes}
 
 
+@pytest.mark.slow
 def test_every_bad_slide_is_one_line_and_the_good_one_is_done(
     slide: Path, capsys: pytest.CaptureFixture[str], run: Run, out: Path
 ) -> None:
@@ -75,6 +75,7 @@ def small_files(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kibibytes", [4, 40, 200], ids=["plan", "block", "output"])
 def test_a_disk_that_fills_up_keeps_what_is_done(
     kibibytes: int, run: Run, out: Path, capsys: pytest.CaptureFixture[str]
@@ -89,6 +90,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done(
     assert verify(out / "good")
 
 
+@pytest.mark.slow
 def test_a_bundle_that_is_replaced_before_the_work_goes_on_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Run
 ) -> None:

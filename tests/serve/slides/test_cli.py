@@ -67,7 +67,6 @@ def test_a_dicom_slide_without_its_finest_file_says_so(
     assert {name: len(one["notes"]) for name, one in found.items()} == {"whole": 0, "part": 1}
 
 
-@pytest.mark.slow
 def test_verify_tells_that_there_is_no_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,7 +106,6 @@ def test_a_path_with_a_line_feed_is_one_line_of_an_error(
     assert "line\\nfeed.svs" in line
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

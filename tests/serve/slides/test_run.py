@@ -82,6 +82,7 @@ def run(tmp_path: Path, engine: LocalEngine, slide: Path) -> Runs:
     return Runs(tmp_path / "out", engine, slide)
 
 
+@pytest.mark.slow
 def test_a_slide_becomes_a_whole_result_with_every_format(tmp_path: Path, run: Runs) -> None:
     outcome = run(formats=list(FORMATS))
     assert outcome.status == "done", outcome.reason
@@ -107,6 +108,7 @@ def test_a_slide_becomes_a_whole_result_with_every_format(tmp_path: Path, run: R
     assert len(lines) == 1 + len(summary.classes)
 
 
+@pytest.mark.slow
 def test_a_slide_whose_scale_is_given_otherwise_says_so_in_its_summary(run: Runs) -> None:
     assert run(mpp=0.62).status == "done"
     (note,) = read_summary(run.out / "slide").notes

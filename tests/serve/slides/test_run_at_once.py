@@ -57,6 +57,7 @@ def tasks_of(folder: Path, count: int) -> list[SlideTask]:
     return [SlideTask(path=slide, name=f"slide{number}") for number in range(count)]
 
 
+@pytest.mark.slow
 def test_as_many_slides_are_at_work_as_the_engine_asks_for(tmp_path: Path) -> None:
     engine = AtOnce(3)  # none goes on before three are there
     outcomes = run_cohort(

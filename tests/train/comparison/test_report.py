@@ -340,6 +340,7 @@ def test_254_classes_have_a_report(toy_data: Path, tmp_path: Path):
     assert "With 254 classes the figures name none" in text
 
 
+@pytest.mark.slow
 def test_the_report_has_the_settings_without_this_machines_folders(toy_data: Path, tmp_path: Path):
     settings = toy_settings(
         weights=WeightsSettings(sam_weights="/home/me/sam.pth", random_encoders=True),

@@ -246,6 +246,7 @@ def test_the_checkpoint_has_the_scale_that_the_network_saw_and_doubts_are_told(
     assert "1 files state another um per pixel, such as tile1.png (0.25" in told
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_written_is_told(
     toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
