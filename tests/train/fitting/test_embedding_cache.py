@@ -153,6 +153,19 @@ def test_a_folder_that_cannot_be_written_is_told(
         cache.fill(dataset, range(1), batch_size=4)
 
 
+def test_a_disk_that_fills_up_leaves_no_half_file(
+    cache: EmbeddingCache, dataset: TileDataset, monkeypatch: pytest.MonkeyPatch
+):
+    def full(_: object, path: Path, __: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("train.fitting.embedding_cache.save_file", full)
+    with raises(StorageError, "No space left"):
+        cache.fill(dataset, range(1), batch_size=4)
+    assert not list(cache.folder.iterdir())
+
+
 def test_tiles_are_encoded_on_the_device_that_trains(
     toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
