@@ -33,12 +33,17 @@ def test_a_run_of_mixed_precision_is_scored_as_during_training(toy_data: Path, t
     assert scores == pytest.approx(card.metrics, abs=1e-6)
 
 
-def test_a_checkpoint_is_not_scored_on_other_classes(toy_run: Path, data_copy: Path):
+def test_a_checkpoint_is_not_scored_on_other_classes_nor_a_baseline_of_them(
+    toy_run: Path, data_copy: Path, tmp_path: Path
+):
     description = data_copy / "dataset.json"
     description.write_text(description.read_text().replace("Tumor", "Gland"))
     segmenter, card = load_checkpoint(toy_run)
     with raises(CheckpointError, "Tumor", "Gland"):
         evaluate(segmenter, card, data_copy, "test")
+    hcfa = toy_settings(model={"bias": "hcfa"})
+    with raises(CheckpointError, "baseline", "Tumor", "Gland"):
+        fit(hcfa, data_copy, tmp_path / "new", difficulty_from=toy_run)
 
 
 def test_images_of_another_scale_are_resampled_before_they_are_scored(

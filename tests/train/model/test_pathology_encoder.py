@@ -94,3 +94,8 @@ def test_a_model_without_tokens_of_16_pixels_is_refused(name: str) -> None:
 def test_a_transformer_with_other_patches_is_refused() -> None:
     with raises(EncoderError, "32"):
         PathologyEncoder(_model(pathology_encoder="vit_small_patch32_224"))
+
+
+def test_a_transformer_that_drops_tokens_is_refused() -> None:
+    with raises(EncoderError, "vit_tiny_patch16_224", "64 pixels"):
+        PathologyEncoder(_model(pathology_args={"patch_drop_rate": 0.5}))
