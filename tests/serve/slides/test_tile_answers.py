@@ -1,0 +1,56 @@
+import weakref
+from concurrent.futures import Future
+from contextlib import closing
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from serve.inference.batching import TileRunner
+from serve.slides.plan import Plan
+from serve.slides.reuse import Use
+from serve.slides.tile_answers import OUTPUT, Stages, Tile, TileAnswers
+
+
+def test_a_kept_answer_is_held_without_its_batch_and_until_its_last_use() -> None:
+    batches = []
+
+    class Model:
+        def submit(self, tile: Any, outputs: Any) -> Future[Any]:
+            batch = np.zeros((2, 1, 1, 1), np.uint8)
+            batches.append(weakref.ref(batch))
+            answer = Future[Any]()
+            answer.set_result({OUTPUT: batch[0]})
+            return answer
+
+    use = Use(0, 0, is_kept=False, keep=True)
+    tiles = (
+        Tile(use, np.zeros((4, 4, 3), np.uint8)),
+        Tile(Use(0, 0, is_kept=True, keep=False), None),
+    )
+    items = _answers(Model()).in_order(iter(tiles))
+    assert next(items).use is use
+    assert [batch() for batch in batches] == [None]
+    kept = weakref.ref(next(items).probabilities)
+    assert kept() is None
+
+
+def test_tiles_are_cancelled_once_one_has_failed() -> None:
+    futures: list[Future[Any]] = []
+
+    class Model:
+        def submit(self, tile: Any, outputs: Any) -> Future[Any]:
+            futures.append(Future())
+            if len(futures) == 3:
+                futures[0].set_exception(RuntimeError())
+            return futures[-1]
+
+    tiles = (Tile(Use(0, x, is_kept=False, keep=False), np.zeros(0)) for x in range(9))
+    with closing(_answers(Model()).in_order(tiles)) as items, pytest.raises(RuntimeError):
+        next(items)
+    assert [future.cancelled() for future in futures] == [False, True, True]
+
+
+def _answers(model: Any) -> TileAnswers:
+    plan = cast(Plan, None)  # it is for messages only
+    return TileAnswers(plan, cast(TileRunner, model), Stages(), most_pending=2, soon_s=1)
