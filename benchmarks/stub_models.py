@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from serve.inference.batching import TileAnswer, TileRunner
 
 
-class InstantModel:
+class InstantModel(TileRunner):
     """Answers at once, by the tile's first pixel, with one of the maps that it was given.
 
     Args:

@@ -34,6 +34,10 @@ class TileRunner(Protocol):
         """Queue a (T, T, 3) uint8 RGB tile; the future gets the outputs without the batch axis."""
         ...
 
+    def ask(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> TileAnswer:
+        """The answer for the only tile of an image, of the same shape."""
+        return self.submit(tile, outputs).result()
+
     def is_ready(self) -> bool:
         """Whether the backend can answer now."""
         ...
@@ -52,7 +56,7 @@ class _Waiting:
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
 
-class TileBatcher:
+class TileBatcher(TileRunner):
     """Runs a backend on the tiles of all requests, by default one batch at a time.
 
     Tiles that arrive while a batch runs form the next one, so batches grow under load. A batch that
@@ -166,7 +170,7 @@ class TileBatcher:
             waiting.future.set_result(answer)
 
 
-class TilePool:
+class TilePool(TileRunner):
     """Sends single tiles to a backend concurrently: to Triton, which batches them itself.
 
     Args:
@@ -181,9 +185,10 @@ class TilePool:
     def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[TileAnswer]:
         """See `TileRunner.submit`."""
         context = contextvars.copy_context()  # for the trace
-        return self._pool.submit(context.run, self._infer_tile, tile, outputs)
+        return self._pool.submit(context.run, self.ask, tile, outputs)
 
-    def _infer_tile(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> TileAnswer:
+    def ask(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> TileAnswer:
+        """See `TileRunner.ask`; waits for no tile of larger images that is queued here."""
         answers = self._backend.infer(tile[None], outputs)
         return {name: answers[name][0] for name in outputs}
 

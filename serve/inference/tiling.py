@@ -122,7 +122,7 @@ def _predict_one_tile(
     names = ["labels", "confidence", "iou_scores"]
     if with_probabilities:
         names.append("low_res_probabilities")
-    answer = runner.submit(pad_by_reflection(image, tile, tile), names).result()
+    answer = runner.ask(pad_by_reflection(image, tile, tile), names)
     low_res = None
     if with_probabilities:
         extent = height / LOW_RES_STRIDE, width / LOW_RES_STRIDE

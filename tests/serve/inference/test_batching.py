@@ -205,6 +205,20 @@ def test_a_pool_has_several_tiles_at_the_backend_at_once(backend: EchoBackend) -
     assert backend.is_closed
 
 
+def test_an_image_of_one_tile_does_not_wait_for_those_of_larger_images(
+    backend: EchoBackend,
+) -> None:
+    pool = TilePool(backend, max_tiles=1)
+    backend.is_held = True
+    futures = [pool.submit(_tile(value), ("labels",)) for value in range(3)]
+    assert backend.running.acquire(timeout=60)
+    backend.is_held = False
+    assert pool.ask(_tile(7), ("labels",)) == {"labels": 7}
+    assert not any(future.done() for future in futures)
+    backend.go_on.release()
+    pool.close()
+
+
 def test_as_many_batches_run_at_the_same_time_as_are_allowed(backend: EchoBackend) -> None:
     batcher = TileBatcher(backend, max_batch_size=1, parallel=2)
     backend.is_held = True
