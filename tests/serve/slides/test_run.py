@@ -19,6 +19,7 @@ from serve.slides.errors import ResultDamagedError, ResultError
 from serve.slides.finish import read_passport, read_summary
 from serve.slides.local import LocalEngine, model_of, ran_on
 from serve.slides.lock import SlideBusyError, slide_lock
+from serve.slides.options import OutputOptions
 from serve.slides.outputs.registry import FORMATS
 from serve.slides.run import run_cohort
 from serve.slides.status import read_status, verify
@@ -120,9 +121,16 @@ def test_a_finished_slide_is_kept_and_other_settings_are_refused(run: Runs) -> N
     assert run().status == "done"
     before = files_of(run.out / "slide")
     assert run().status == "kept"
-    other = run(block_cells=128)
-    assert (other.status, other.code) == ("failed", ResultError.code)
-    assert "settings" in other.reason
+    others: list[tuple[str, dict[str, Any]]] = [
+        ("the settings", {"block_cells": 128}),
+        ("its um per pixel", {"mpp": 0.6}),
+        ("the formats", {"formats": ("overview",)}),
+        ("the options of outputs", {"outputs": OutputOptions(simplify_cells=3)}),
+    ]
+    for named, options in others:
+        other = run(**options)
+        assert (other.status, other.code) == ("failed", ResultError.code)
+        assert f"was made differently: {named} differ" in other.reason
     assert files_of(run.out / "slide") == before
     assert run(block_cells=128, overwrite=True).status == "done"
 

@@ -1,10 +1,8 @@
 import weakref
 from concurrent.futures import Future
-from contextlib import closing
 from typing import Any, cast
 
 import numpy as np
-import pytest
 
 from serve.inference.batching import TileRunner
 from serve.slides.plan import Plan
@@ -33,22 +31,6 @@ def test_a_kept_answer_is_held_without_its_batch_and_until_its_last_use() -> Non
     assert [batch() for batch in batches] == [None]
     kept = weakref.ref(next(items).probabilities)
     assert kept() is None
-
-
-def test_tiles_are_cancelled_once_one_has_failed() -> None:
-    futures: list[Future[Any]] = []
-
-    class Model:
-        def submit(self, tile: Any, outputs: Any) -> Future[Any]:
-            futures.append(Future())
-            if len(futures) == 3:
-                futures[0].set_exception(RuntimeError())
-            return futures[-1]
-
-    tiles = (Tile(Use(0, x, is_kept=False, keep=False), np.zeros(0)) for x in range(9))
-    with closing(_answers(Model()).in_order(tiles)) as items, pytest.raises(RuntimeError):
-        next(items)
-    assert [future.cancelled() for future in futures] == [False, True, True]
 
 
 def _answers(model: Any) -> TileAnswers:
