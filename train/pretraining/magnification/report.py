@@ -111,7 +111,8 @@ def _probe_row(
     matrices, num_drawn = _matrix(found, color), (len(found), num_cases)
     resampled = _resampled(name, [result.probes[color].resampled for result in found])
     ratios = retention(matrices, num_classes)
-    drawn = resampled[:, 0, -1] / resampled[:, 0, 0]
+    home, away = resampled[:, 0, 0], resampled[:, 0, -1]
+    drawn = np.divide(away, home, out=np.full_like(away, np.nan), where=home > 0)
     return {
         "encoder": name,
         "seeds": len(found),
