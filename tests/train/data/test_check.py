@@ -118,7 +118,7 @@ TCGA = ["TCGA-A1-A0SK-DX1_0_0", "TCGA-A1-A0SK-DX1_0_790", "TCGA-OL-A66P-DX1_0_0"
         ("ab", (1, 0), ("one", "two"), "no test tile: there is nothing to report"),
         ("abc", (1, 0, -1), ("P1", "p1", "x"), "may be written in several ways, such as 'P1'"),
         ("abc", (1, 0, -1), ("P 7", "P-007", "x"), "such as 'P 7' and 'P-007'"),
-        ("abc", (1, 0, -1), ("one", "", "x"), "1 of 3 images have no group in folds.csv"),
+        ("abc", (1, 0, -1), ("", "", "x"), "2 of 3 images have no group in folds.csv"),
         ("abc", (1, 0, -1), ("P1-1", "P11", "P10"), None),
     ],
 )

@@ -1,12 +1,13 @@
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.support.errors import raises
 from tests.support.toy_data import changed, toy_settings
 from train.errors import CheckpointError
 from train.model.checkpoint import load_checkpoint, read_card
-from train.model.previous_run import load_run, settings_after
+from train.model.previous_run import EarlierRun, load_run, settings_after
 from train.model.segmenter import Segmenter
 from train.presets import bcss
 from train.settings import BiasName
@@ -32,14 +33,16 @@ def test_a_run_has_the_architecture_of_the_one_that_it_goes_on_from(toy_run: Pat
     assert settings.model.tile_size_px == bcss().model.tile_size_px
 
 
-def test_a_bias_that_was_not_learned_starts_anew(toy_run: Path, tmp_path: Path):
+def test_a_bias_that_was_not_learned_starts_anew_and_is_told(
+    toy_run: Path, capsys: pytest.CaptureFixture[str]
+):
     card = read_card(toy_run)
     settings = toy_settings(model={"bias": BiasName("none")})
     segmenter = Segmenter(settings.model, len(card.classes))
-    _, left_out = load_run(segmenter, toy_run, card.classes)
+    EarlierRun(settings, toy_run).load_into(segmenter, card.classes)
     assert not segmenter.class_attention_bias.delta.any()
-    assert all(name.startswith("class_attention_bias.") for name in left_out)
-    assert left_out
+    (told,) = capsys.readouterr().out.splitlines()
+    assert told.startswith(f"not taken from {toy_run}: class_attention_bias.delta: ")
 
 
 def test_another_architecture_that_was_asked_for_is_refused(toy_run: Path):
