@@ -81,6 +81,11 @@ def test_area_and_confidence_are_those_of_the_regions_pixels() -> None:
         assert regions.mean_confidence[index] == pytest.approx(expected)
 
 
+def test_the_images_frame_stays_however_much_is_simplified() -> None:
+    regions = _trace([[1, 1, 2], [1, 1, 2]], simplify_px=50)
+    assert shapely.union_all(regions.polygons).equals(shapely.box(0, 0, 3, 2))
+
+
 def test_simplified_polygons_are_fewer_points_and_still_a_coverage_of_the_image() -> None:
     labels = _smooth_labels(120)
     exact, simple = _trace(labels), _trace(labels, simplify_px=3)
