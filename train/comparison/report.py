@@ -239,7 +239,7 @@ def _method(bootstrap: Bootstrap) -> str:
 - Intervals: a bootstrap of {NUM_RESAMPLES} resamples. Each draws {num_seeds} seeds and {num_cases}
   test cases with replacement, pools the cases' pixels, and averages Dice over the seeds; all rows
   see the same draws. A case is a patient or slide where folds.csv has a group, else an image. The
-  bounds are the {low:.3%} and {high:.3%} percentiles, which are expanded for few seeds or cases
+  bounds are the {low:.1%} and {high:.1%} percentiles, which are expanded for few seeds or cases
   (Hesterberg 2015, arXiv 1411.5279); of one class, the cases that have it count. Intervals cover
   other trainings and other test cases, but never reach beyond those that are there: where most of
   the spread is between 2, 3 or 5 seeds or cases, at most 50%, 75% or 94% of the intervals hold the
