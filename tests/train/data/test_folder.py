@@ -157,7 +157,7 @@ RED, GREEN = "#ff0000", "#00ff00"
         (edited("dataset.json", "0.5", "true"), ("mpp is True",)),
         (edited("dataset.json", "0.5", "9" * 400), ("too large",)),
         (edited("dataset.json", "{", "[" * 100_000), ("nested too deeply",)),
-        (edited("folds.csv", "tile1,", "/tmp/tile1,"), ("/tmp/tile1",)),
+        (edited("folds.csv", "tile1,", "/data/tile1,"), ("/data/tile1",)),
         (edited("folds.csv", "tile1,", "../tile1,"), ("../tile1",)),
         (write_folds_in_latin_1, ("folds.csv", "UTF-8")),
     ],
