@@ -173,6 +173,9 @@ def test_an_interrupt_that_does_not_wake_the_main_thread_stops_the_slides(tmp_pa
             stopped.append(self.closed.wait(60))
             raise CancelledError
 
+        def close(self) -> None:
+            self.closed.set()  # both have met by then: one may still be on its way from there
+
     engine = Engine(2)
     cohort = Cohort(tmp_path / "out", engine, RunOptions(), (), Watcher())
     with (
