@@ -29,6 +29,7 @@ def test_a_bound_is_nan_only_where_no_resample_has_a_value() -> None:
     assert bootstrap_interval(values, ()) == pytest.approx((0.025, 0.975))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_seeds", "num_cases"), [(5, 40), (5, 3), (3, 9)])
 def test_without_a_difference_few_intervals_leave_out_0(num_seeds: int, num_cases: int) -> None:
     rng = np.random.default_rng(0)

@@ -95,6 +95,7 @@ def test_versions_leave_out_what_is_not_installed() -> None:
     assert set(installed_versions(["numpy", "no-such-package"])) == {"numpy"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process inherits nothing")
 def test_peak_memory_is_of_the_process_alone_and_grows_with_what_it_allocates() -> None:
     ours = bytearray(2**28)

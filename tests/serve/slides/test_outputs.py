@@ -142,6 +142,7 @@ def wkb(polygon: Any) -> bytes:
     return bytes(shapely.to_wkb(shapely.normalize(shapely.simplify(polygon, 0))))
 
 
+@pytest.mark.slow
 def test_simplified_regions_cover_the_map_without_gaps_or_overlaps(
     tmp_path: Path, labels: NDArray[np.uint8]
 ) -> None:
@@ -219,6 +220,7 @@ def test_a_map_of_noise_is_traced_in_parts_and_simplified_to_the_budget(
     assert document["focalpath"]["simplified_by_cells"] > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["geojson", "dsa"])
 def test_annotations_are_in_the_frame_of_level_0(
     name: str, tmp_path: Path, result: SlideResult, labels: NDArray[np.uint8]

@@ -89,6 +89,7 @@ def test_every_reader_is_chosen_and_gives_regions_with_white_beyond_the_edges(
     assert (around == 255).all()
 
 
+@pytest.mark.slow
 def test_the_fast_reader_gives_the_pixels_of_openslide_on_a_real_slide() -> None:
     with open_reader(real_slide()) as fast, open_reader(real_slide(), "openslide") as slow:
         assert fast.name == "tiff"
@@ -105,6 +106,7 @@ def test_the_fast_reader_gives_the_pixels_of_openslide_on_every_level(svs: Path)
             assert np.abs(found.astype(int) - slow.read(level, 0, 0, 250, 200)).max() <= 1
 
 
+@pytest.mark.slow
 def test_openslide_gives_a_pixel_the_same_value_whatever_region_it_is_read_in(
     tmp_path: Path,
 ) -> None:

@@ -37,6 +37,7 @@ def test_a_view_is_right_to_half_a_pixel(mpp: float, bounds: Bounds | None, tmp_
         ].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mpp", [0.5, 0.77, 2.0, 5.1])
 def test_a_pixel_does_not_depend_on_the_region_that_it_is_read_in(
     mpp: float, tmp_path: Path
