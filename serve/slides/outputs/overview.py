@@ -1,5 +1,6 @@
 """One picture of a slide and its result: what a person looks at first."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def write_overview(result: SlideResult, path: Path) -> None:
     beside = width <= height  # the two pictures; else one below the other
     columns, rows = (2, 1) if beside else (1, 2)
     left = _MARGIN + columns * width + (columns - 1) * _GAP + _MARGIN
-    lines = len(result.summary.classes) + 6
+    lines = len(result.summary.classes) + 7
     body = max(rows * height + (rows - 1) * _GAP, lines * _LINE)
     canvas = Image.new("RGB", (left + _LEGEND_PX, body + 2 * _MARGIN), _PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -39,8 +40,7 @@ def write_overview(result: SlideResult, path: Path) -> None:
             (place[0] - 1, place[1] - 1, place[0] + width, place[1] + height), outline="#d1d9e0"
         )
     um_per_px = result.plan.um_per_cell * result.plan.shape[1] / width
-    _draw_scale(draw, (_MARGIN, _MARGIN + height), width, um_per_px)
-    _draw_legend(draw, left, result.summary)
+    _draw_legend(draw, left, result.summary, um_per_px)
     path.write_bytes(rgb_png(canvas))
 
 
@@ -69,6 +69,8 @@ def _overlay(
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]
+    edge[:, :-1] |= labels[:, 1:] == 0  # beside glass, which has no line of its own
+    edge[:-1] |= labels[1:] == 0
     picture = Image.fromarray(slide)
     found = Image.blend(picture, _painted(labels, colors), _OVERLAY)
     found.paste(_painted(labels, colors // 4 * 3), mask=Image.fromarray(edge))
@@ -83,45 +85,60 @@ def _painted(labels: NDArray[np.uint8], colors: NDArray[np.uint8]) -> Image.Imag
     return image.convert("RGB")
 
 
-def _draw_scale(
-    draw: ImageDraw.ImageDraw, corner: tuple[int, int], width: int, um_per_px: float
+def _draw_legend(
+    draw: ImageDraw.ImageDraw, left: int, summary: SlideSummary, um_per_px: float
 ) -> None:
-    """A bar of a round length in the lower left corner of a picture."""
-    least = min(_LEAST_SCALE_PX, width / 3)
-    um = next((um for um in _SCALES_UM if um / um_per_px >= least), _SCALES_UM[-1])
-    length = um / um_per_px
-    x, y = corner[0] + 14, corner[1] - 16
-    font = ImageFont.load_default(15)
-    text = f"{um / 1000:g} mm" if um >= 1000 else f"{um} um"
-    box_width = max(length, draw.textlength(text, font)) + 16
-    draw.rectangle((x - 8, y - 26, x + box_width - 8, y + 9), fill=_PAPER)
-    draw.rectangle((x, y, x + length, y + 3), fill=_TEXT)
-    draw.text((x, y - 6), text, fill=_TEXT, font=font, anchor="lb")
-
-
-def _draw_legend(draw: ImageDraw.ImageDraw, left: int, summary: SlideSummary) -> None:
     title, plain = ImageFont.load_default(20), ImageFont.load_default(16)
     right, y = left + _LEGEND_PX - _MARGIN, _MARGIN
-    draw.text((left, y), _fitting(draw, summary.name, title, right - left), _TEXT, title)
+    name = _in_ascii(summary.name, "slide")
+    draw.text((left, y), _fitting(draw, name, title, right - left), _TEXT, title)
     y += _LINE + 4
     scanned = f"{summary.width_px} x {summary.height_px} px, {summary.mpp:g} um per pixel"
-    for text in (scanned, f"{summary.model.name} {summary.model.version}"):
+    model = _in_ascii(f"{summary.model.name} {summary.model.version}", "")
+    for text in (scanned, model):
         draw.text((left, y), _fitting(draw, text, plain, right - left), _FAINT, plain)
         y += _LINE
-    found = f"Tissue {summary.tissue_mm2:.2f} mm2" if summary.has_tissue else "No tissue found"
+    _draw_scale(draw, (left, y + 6), um_per_px, plain)
+    y += _LINE + 4
+    found = f"Tissue {_area(summary.tissue_mm2)}" if summary.has_tissue else "No tissue found"
     draw.text((left, y + 6), found, _TEXT, plain)
     y += _LINE + 14
     for entry in sorted(summary.classes, key=lambda entry: -entry.cells):
         draw.rectangle((left, y + 2, left + 16, y + 18), fill=entry.color)
         color = _TEXT if entry.cells else _FAINT
         share = f"{100 * (entry.tissue_share or 0):.1f} %"
-        area = f"{entry.area_mm2:.2f} mm2"
-        name = _fitting(draw, entry.name, plain, right - left - 26 - 180)
+        name = _in_ascii(entry.name, f"label {entry.label}")
+        name = _fitting(draw, name, plain, right - left - 26 - 180)
         draw.text((left + 26, y), name, color, plain)
-        draw.text((right - 75, y), area, color, plain, anchor="ra")
+        draw.text((right - 75, y), _area(entry.area_mm2), color, plain, anchor="ra")
         draw.text((right, y), share, color, plain, anchor="ra")
         y += _LINE
     draw.text((left, y + 6), "Research use only. Not for diagnosis.", _FAINT, plain)
+
+
+def _draw_scale(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    um_per_px: float,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    """A bar of a round length; beside the pictures, which may be smaller than it."""
+    x, y = corner
+    um = next((um for um in _SCALES_UM if um / um_per_px >= _LEAST_SCALE_PX), _SCALES_UM[-1])
+    end = x + um / um_per_px
+    draw.rectangle((x, y + 8, end, y + 11), fill=_TEXT)
+    draw.text((end + 10, y), f"{um / 1000:g} mm" if um >= 1000 else f"{um} um", _TEXT, font)
+
+
+def _area(mm2: float) -> str:
+    return f"{mm2:.2f} mm2" if mm2 >= 0.1 or not mm2 else f"{mm2:.4f} mm2"
+
+
+def _in_ascii(text: str, instead: str) -> str:
+    """The text in letters that Pillow's font has: accents are left out, other letters are `?`."""
+    letters = (one for one in unicodedata.normalize("NFKD", text) if not unicodedata.combining(one))
+    found = "".join(letters).encode("ascii", "replace").decode()
+    return found if any(map(str.isalnum, found)) else instead
 
 
 def _fitting(

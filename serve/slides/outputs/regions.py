@@ -197,7 +197,7 @@ def _join(parts: list[Regions]) -> Regions:
         )
     total = np.bincount(group, area, count)
     return Regions(
-        united,
+        shapely.orient_polygons(united),  # a union may go round the other way
         labels[order[starts]],
         total.astype(np.int64),
         np.bincount(group, confidence, count) / total,

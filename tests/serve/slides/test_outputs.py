@@ -13,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 from ome_zarr_models.v05 import Image as OmeImage
 from ome_zarr_models.v05 import ImageLabel
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from serve.answers.polygons import Regions, join_parts, trace_regions
 from serve.images.mpp import PixelSize
@@ -153,6 +153,19 @@ def test_simplified_regions_cover_the_map_without_gaps_or_overlaps(
     assert shapely.get_type_id(polygons).tolist() == [3] * len(polygons)
     assert shapely.area(polygons).sum() == pytest.approx(filled.size * 16)
     assert shapely.union_all(polygons).area == pytest.approx(filled.size * 16)
+
+
+@pytest.mark.parametrize("simplify_cells", [0, 2])
+@pytest.mark.parametrize("block", [32, 2048])
+def test_outer_rings_run_counterclockwise_by_their_numbers_and_holes_clockwise(
+    block: int, simplify_cells: float, tmp_path: Path
+) -> None:
+    result = make_result(tmp_path, blob_labels(100, 120), block=block)
+    polygons = traced(result, simplify_cells, 16).polygons
+    holes = [hole for polygon in polygons for hole in polygon.interiors]
+    assert len(polygons) > len(holes) > 0
+    assert all(polygon.exterior.is_ccw for polygon in polygons)
+    assert not any(hole.is_ccw for hole in holes)
 
 
 def test_small_regions_are_left_out_after_they_were_joined(tmp_path: Path) -> None:
@@ -343,16 +356,28 @@ def test_dicom_seg_has_the_labels_and_their_place(
     assert [float(value) for value in shared.PixelSpacing] == [0.002, 0.002]
 
 
-def test_dicom_seg_has_names_in_any_letters(tmp_path: Path, result: SlideResult) -> None:
-    names = ["Drüse 腺", "Tumor\\Rand", "N" * 70]
+def named(result: SlideResult, *names: str) -> SlideResult:
+    """The result of a model whose classes have these names."""
     classes = tuple(
         entry.model_copy(update={"name": name})
         for entry, name in zip(result.plan.model.classes, names, strict=True)
     )
     model = result.plan.model.model_copy(update={"classes": classes})
     plan = result.plan.model_copy(update={"model": model})
-    path = write(dataclasses.replace(result, plan=plan), "dicom-seg", tmp_path)
-    found = pydicom.dcmread(path)
+    summary = result.summary.model_copy(
+        update={
+            "classes": tuple(
+                entry.model_copy(update={"name": name})
+                for entry, name in zip(result.summary.classes, names, strict=True)
+            )
+        }
+    )
+    return dataclasses.replace(result, plan=plan, summary=summary)
+
+
+def test_dicom_seg_has_names_in_any_letters(tmp_path: Path, result: SlideResult) -> None:
+    named_so = named(result, "Drüse 腺", "Tumor\\Rand", "N" * 70)
+    found = pydicom.dcmread(write(named_so, "dicom-seg", tmp_path))
     assert found.SpecificCharacterSet == "ISO_IR 192"
     segments = found.SegmentSequence[-3:]
     assert [one.SegmentLabel for one in segments] == ["Drüse 腺", "Tumor/Rand", "N" * 64]
@@ -367,6 +392,54 @@ def test_the_overview_shows_the_classes_over_the_slide(tmp_path: Path, result: S
     for entry in CLASSES:
         color = tuple(int(entry.color[index : index + 2], 16) for index in (1, 3, 5))
         assert (pixels == color).all(axis=-1).sum() >= 200, entry.name
+
+
+def test_the_overview_writes_names_in_letters_that_its_font_has(
+    tmp_path: Path, result: SlideResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "text", lambda _, xy, text, *a, **k: drawn.append(text)
+    )
+    written = named(result, "Drüse é", "🧬 DNA", "腫瘍")
+    summary = written.summary.model_copy(update={"name": "Präparat Ж 7"})
+    write(dataclasses.replace(written, summary=summary), "overview", tmp_path)
+    assert {"Praparat ? 7", "Druse e", "? DNA", "label 3"} <= set(drawn)
+    missing = bytes(ImageFont.load_default(16).getmask("\uffff"))
+    letters = {letter for text in drawn for letter in text}
+    assert not [one for one in letters if bytes(ImageFont.load_default(16).getmask(one)) == missing]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 900), (900, 8)])
+def test_the_scale_bar_covers_nothing_of_a_small_or_narrow_slide(
+    shape: tuple[int, int], tmp_path: Path
+) -> None:
+    result = make_result(tmp_path, np.zeros(shape, np.uint8), block=1024)
+    with Image.open(write(result, "overview", tmp_path)) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    longest = max(shape)
+    height, width = (round(side * min(1200 / longest, 4)) for side in shape)
+    slide = pixels[24 : 24 + height - 1, 24 : 24 + width - 1]
+    assert (slide[..., 2] == 40).all()  # as the virtual slide's pixels
+    bar = (pixels == (0x1F, 0x23, 0x28)).all(axis=-1)
+    assert max(np.flatnonzero(row).size for row in bar) >= 90
+
+
+def test_small_areas_are_not_zero_in_the_overview(
+    tmp_path: Path, result: SlideResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "text", lambda _, xy, text, *a, **k: drawn.append(text)
+    )
+    sizes = (12.346, 0.0042, 0.0)
+    classes = tuple(
+        entry.model_copy(update={"area_mm2": size})
+        for entry, size in zip(result.summary.classes, sizes, strict=True)
+    )
+    summary = result.summary.model_copy(update={"classes": classes})
+    write(dataclasses.replace(result, summary=summary), "overview", tmp_path)
+    assert {"12.35 mm2", "0.0042 mm2", "0.00 mm2"} <= set(drawn)
 
 
 def test_glass_around_the_tissue_changes_no_outline(
