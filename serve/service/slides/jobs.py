@@ -208,20 +208,24 @@ class JobStore:
 
 
 def _job(row: sqlite3.Row) -> Job:
+    try:
+        return _as_job(dict(row))
+    except (ValidationError, TypeError, KeyError) as error:
+        raise JobsError(
+            f"{JOBS_FILE}, the jobs in the folder of results (--slides-out), has a job that is "
+            "damaged or of another version of FocalPath. Move the file away: the results beside it "
+            "stay."
+        ) from error
+
+
+def _as_job(row: dict[str, Any]) -> Job:
     done, began = row["tiles_done"] - row["tiles_before"], row["started"]
     rate = left = None
     if row["status"] == "running" and done > 0 and time.time() > began:
         rate = done / (time.time() - began)
         left = (row["tiles"] - row["tiles_done"]) / rate
-    try:
-        request = JobRequest.model_validate_json(row["request"])
-    except ValidationError as error:
-        raise JobsError(
-            f"{JOBS_FILE}, the jobs in the folder of results (--slides-out), has a job of another "
-            "version of FocalPath. Move the file away: the results beside it stay."
-        ) from error
     return Job(
-        request=request,
+        request=JobRequest.model_validate_json(row["request"]),
         tiles_per_second=None if rate is None else round(rate, 3),
         seconds_left=None if left is None else round(left, 1),
         **{

@@ -63,7 +63,7 @@ class JobsFile:
             except BaseException:
                 database.rollback()
                 raise
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             # Callers read this: it does not say where the folder is.
             raise JobsError(
                 f"{self._path.name}, the jobs in the folder of results (--slides-out), cannot be "

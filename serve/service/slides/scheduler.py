@@ -16,6 +16,7 @@ from typing import IO
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from serve.contract.errors import NotFoundError
 from serve.service.slides.documents import Job
 from serve.service.slides.jobs import MAX_ATTEMPTS, JobStore
 from serve.service.slides.jobs_file import JobsError
@@ -56,6 +57,7 @@ class Scheduler:
         self._store = store
         self._telemetry = telemetry
         self._running: dict[str, _Running] = {}
+        self._told = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="slide-jobs", daemon=True)
 
@@ -101,8 +103,11 @@ class Scheduler:
 
     def _look(self) -> None:
         try:
-            for job_id in [*self._running]:
-                self._look_after(self._running[job_id])
+            for running in [*self._running.values()]:
+                try:
+                    self._look_after(running)
+                except NotFoundError:  # the file of jobs was removed or replaced meanwhile
+                    self._forget(running)
             for job_id in self._store.to_cancel() & self._running.keys():
                 self._end(self._running[job_id])
             while len(self._running) < self._settings.slide_jobs:
@@ -116,8 +121,11 @@ class Scheduler:
                     self._store.end(job.id, "failed", reason, "job_crashed")
                     _log.error("job %s of slide %s: %s", job.id, job.name, reason)
             self._telemetry.slide_jobs(self._store.counts())
+            self._told = ""
         except (JobsError, OSError) as error:
-            _log.error("%s", error)
+            if str(error) != self._told:  # not four times a second
+                _log.error("%s", error)
+            self._told = str(error)
 
     def _begin(self, job: Job) -> None:
         said = tempfile.TemporaryFile()  # noqa: SIM115  closed when the process has ended

@@ -1,9 +1,11 @@
+import contextlib
 import errno
 import io
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -366,6 +368,47 @@ def test_jobs_go_on_where_their_file_is_removed_or_replaced(tmp_path: Path) -> N
         store.list()
     tmp_path.mkdir()
     assert store.list() == others.list() == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("slow")
+def test_jobs_go_on_where_their_file_is_removed_while_one_runs(
+    toy_bundle: Path, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_of(slide, tmp_path / "slides", "case.svs")
+    with slide_client(toy_bundle, tmp_path / "slides") as client:
+        job_when(client, start(client)["id"], "running")
+        (process,) = wait_for(job_processes)
+        (tmp_path / "slides-results" / ".jobs.sqlite").unlink()
+        process.kill()
+        monkeypatch.setenv("TEST_SLOW_S", "0")
+        assert job_when(client, start(client)["id"], "done", "failed")["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE jobs SET status = 'odd'",
+        "UPDATE jobs SET tiles_done = 'many'",
+        "UPDATE jobs SET name = CAST(x'ff' AS TEXT)",
+        "UPDATE jobs SET request = x'00'",
+        "ALTER TABLE jobs RENAME COLUMN step TO stage",
+        "ALTER TABLE jobs RENAME TO other",
+        "PRAGMA writable_schema = 1; UPDATE sqlite_master SET sql = replace(sql, 'step', x'a0')",
+    ],
+)
+def test_a_file_of_jobs_that_is_damaged_inside_is_an_error_everywhere(
+    damage: str, tmp_path: Path
+) -> None:
+    store = JobStore(tmp_path, 3)
+    job, _ = store.add(JobRequest(slide="one"), "one", tmp_path)
+    with contextlib.closing(sqlite3.connect(store.path)) as database:
+        database.executescript(damage)
+    other = JobStore(tmp_path, 3)
+    for look in (lambda: other.get(job.id), other.list, other.last_by_slide):
+        with raises(JobsError, ".jobs.sqlite") as caught:
+            look()
+        assert str(tmp_path) not in str(caught.value)
 
 
 def test_a_job_of_another_version_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
