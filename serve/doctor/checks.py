@@ -19,7 +19,6 @@ from serve.inference.segmenter import open_segmenter
 from serve.inference.triton import TritonBackend, version_on_triton
 from serve.service.page import LIBRARY_FILE
 from serve.service.start import START_CHECKS
-from serve.service.warm_up import check_warm_up
 from serve.settings import MEBIBYTE, ServeSettings
 
 NEEDED = ("numpy", "pillow", "bentoml", "fastapi", "shapely", "tritonclient")
@@ -205,7 +204,8 @@ def look_at_warm_up(settings: ServeSettings, manifest: Manifest) -> Iterator[Fin
     try:
         segmenter = open_segmenter(settings, manifest)
     except FocalPathError as error:
-        yield _found("Bundle", "runs on", str(error), "failed")
+        name = "warm-up" if error.code == "warm_up_differs" else "runs on"
+        yield _found("Bundle", name, str(error), "failed")
         return
     with segmenter:
         ready_s = time.perf_counter() - started
@@ -214,7 +214,6 @@ def look_at_warm_up(settings: ServeSettings, manifest: Manifest) -> Iterator[Fin
         detail = f"{runs_on.title}, {runs_on.runtime}: {runs_on.reason}"
         yield _found("Bundle", "runs on", detail)
         try:
-            check_warm_up(segmenter, settings.bundle)
             started = time.perf_counter()
             segmenter.warm_up()
             tile_s = time.perf_counter() - started

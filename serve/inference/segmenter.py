@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.closing import Closing
-from serve.contract.errors import ImageError, ImageTooLargeError
+from serve.contract.errors import BundleError, FocalPathError, ImageError, ImageTooLargeError
 from serve.contract.machine import this_processor
 from serve.contract.manifest import Manifest, read_bundle
 from serve.images.decode import Picture
@@ -27,6 +28,7 @@ from serve.inference.batching import ObserveWait, TileBatcher, TileRunner, pool_
 from serve.inference.providers import open_in_process
 from serve.inference.summary import Summary, summarise
 from serve.inference.tiling import LowResProbabilities, predict
+from serve.inference.trial import too_few_labels, warm_up_tile
 from serve.inference.triton import TritonBackend
 from serve.settings import InferenceSettings
 
@@ -198,7 +200,7 @@ def open_segmenter(
     observe_wait: ObserveWait | None = None,
     before: RunsOn | None = None,
 ) -> TileSegmenter:
-    """Open a bundle's backend for many requests to share, and warm it up.
+    """Open a bundle's backend for many requests to share, and compare its warm-up image.
 
     Args:
         settings: name the bundle and the backend.
@@ -208,7 +210,8 @@ def open_segmenter(
         before: what the previous version of the model runs on.
 
     Raises:
-        BundleError: the bundle is missing, damaged or of another version.
+        BundleError: the bundle is missing, damaged or of another version, or the labels of its
+            warm-up image are not those of the export.
         BackendUnavailableError: Triton is not reachable or serves something else.
     """
     manifest = manifest or read_bundle(settings.bundle)
@@ -232,8 +235,37 @@ def open_segmenter(
         max_tiles=settings.max_image_tiles,
         runs_on=runs_on,
     )
-    segmenter.warm_up()
+    try:
+        check_warm_up(segmenter, settings.bundle)
+    except FocalPathError:
+        segmenter.close()
+        raise
     return segmenter
+
+
+def check_warm_up(segmenter: TileSegmenter, bundle: Path) -> None:
+    """Segment the bundle's warm-up image and compare with its labels at export, where it has one.
+
+    What answers may be another model of the same interface: a Triton's, or one that this machine
+    computes wrongly.
+
+    Raises:
+        BundleError: too few labels agree, or the file is not one of a warm-up image.
+    """
+    manifest = segmenter.manifest
+    image, labels = warm_up_tile(bundle, manifest)
+    found = segmenter.segment(image).labels
+    if manifest.warm_up is None or labels is None:
+        return
+    agreement = float(np.mean(found == labels)) if found.shape == labels.shape else 0.0
+    if agreement < manifest.warm_up.min_agreement:
+        raise BundleError(
+            f"{bundle / manifest.warm_up.file}: "
+            f"{too_few_labels(agreement, manifest.warm_up.min_agreement)}. Check that the runtime "
+            "and its precision suit this machine, or, with Triton, that it serves this bundle; "
+            "else export again.",
+            code="warm_up_differs",
+        )
 
 
 def open_backend(

@@ -4,6 +4,7 @@ import hashlib
 import os
 import statistics
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -68,11 +69,23 @@ def try_on(candidate: Candidate, bundle: Path, manifest: Manifest) -> Trial:
 
 
 def warm_up_tile(bundle: Path, manifest: Manifest) -> Tile:
-    """The bundle's warm-up image and its labels at export; a black tile where it has none."""
+    """The bundle's warm-up image and its labels at export; a black tile where it has none.
+
+    Raises:
+        BundleError: the file is not one of a warm-up image.
+    """
     if manifest.warm_up is None:
         return np.zeros((manifest.tile_size_px, manifest.tile_size_px, 3), np.uint8), None
-    with np.load(bundle / manifest.warm_up.file, allow_pickle=False) as arrays:
-        return arrays["image"], arrays["labels"]
+    path = bundle / manifest.warm_up.file
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["image"], arrays["labels"]
+    except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise BundleError(
+            f"{path} holds no warm-up image ({error}), expected arrays `image` and `labels`. "
+            "Export the checkpoint again.",
+            code="bundle_damaged",
+        ) from error
 
 
 def agreement(backend: Backend, tile: Tile) -> float | None:

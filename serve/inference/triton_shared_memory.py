@@ -27,6 +27,8 @@ _ERRORS = (InferenceServerException, shm.SharedMemoryException, OSError)
 _NOT_NOW = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED")
 """Triton cannot be reached, which says nothing about its memory."""
 _SHARED_MEMORY = Path("/dev/shm")
+_TIMEOUT_S = 2.0
+"""Seconds to wait for Triton to take or let go a region."""
 _PAUSES_S = (0.05, 0.2, 1.0)
 """Triton answers before it lets a request's regions go, and keeps what is in use."""
 
@@ -77,8 +79,9 @@ class SharedTensors:
             self._works = False
             places = [place for free in self._free.values() for place in free]
             self._free.clear()
+        answers = True
         for place in places:
-            place.close()
+            answers = place.close(ask=answers)
 
 
 class Place:
@@ -103,7 +106,9 @@ class Place:
         try:
             with (_SHARED_MEMORY / self._name).open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, size)  # a write to a full one is fatal
-            client.register_system_shared_memory(self._name, f"/{self._name}", size)
+            client.register_system_shared_memory(
+                self._name, f"/{self._name}", size, client_timeout=_TIMEOUT_S
+            )
         except (InferenceServerException, OSError):
             shm.destroy_shared_memory_region(self._region)
             raise
@@ -134,18 +139,27 @@ class Place:
             for name in names
         }
 
-    def close(self) -> None:
-        """Unregister the region, if Triton still knows it, and free it."""
-        for pause_s in (*_PAUSES_S, None):
+    def close(self, *, ask: bool = True) -> bool:
+        """Unregister the region, if Triton still knows it, and free it.
+
+        Args:
+            ask: Triton; false where it does not answer.
+
+        Returns:
+            Whether to ask it about the next one.
+        """
+        for pause_s in (*_PAUSES_S, None) if ask else ():
             try:
-                self._client.unregister_system_shared_memory(self._name)
+                self._client.unregister_system_shared_memory(self._name, client_timeout=_TIMEOUT_S)
                 break
             except InferenceServerException as error:
-                if pause_s is None or error.status() in _NOT_NOW:
+                ask = error.status() not in _NOT_NOW
+                if pause_s is None or not ask:
                     _log.debug("Triton did not give back %s: %s", self._name, error)
                     break
                 time.sleep(pause_s)
         shm.destroy_shared_memory_region(self._region)
+        return ask
 
 
 def is_about_shared_memory(error: InferenceServerException) -> bool:

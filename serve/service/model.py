@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from serve.contract.errors import (
     BackendUnavailableError,
+    BackendUnreachableError,
     BundleError,
     FocalPathError,
     ModelChangedError,
@@ -22,7 +23,6 @@ from serve.inference.backend import RunsOn
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.inference.triton import load_on_triton, version_on_triton
 from serve.service.telemetry import ObservedBackend, Telemetry
-from serve.service.warm_up import check_warm_up
 from serve.settings import ServeSettings
 
 _RETRY_AFTER_S = 1.0
@@ -62,6 +62,8 @@ class Model:
         self._guard = threading.Lock()
         """Held for short moments, to read or change the attributes below."""
         self._current: _Opened | None = None
+        self._served: Manifest | None = None
+        """Of the model that answered last."""
         self._closed = False
         self._checked: tuple[_Stamp | None, Manifest] | None = None
         self._failure: tuple[float, FocalPathError] | None = None
@@ -103,6 +105,9 @@ class Model:
             with self._in_use() as opened:
                 try:
                     return work(opened.segmenter)
+                except BackendUnreachableError:
+                    self._lose(opened)
+                    raise
                 except ModelChangedError as error:
                     changed = error
             if attempt:
@@ -123,7 +128,10 @@ class Model:
             return "The model is being opened."
         try:
             with self._in_use() as opened:
-                return None if opened.segmenter.is_ready() else "The backend does not answer."
+                if opened.segmenter.is_ready():
+                    return None
+                self._lose(opened)
+                return "The backend does not answer."
         except FocalPathError as error:
             _log.warning("not ready: %s", error)
             return str(error)
@@ -207,6 +215,14 @@ class Model:
             self._install(self._open(old))
         self._retire(old)
 
+    def _lose(self, opened: _Opened) -> None:
+        """Open the model anew for the next request: a Triton that restarts may have another one."""
+        with self._guard:
+            if self._current is not opened:
+                return
+            self._current = None
+        self._retire(opened)
+
     def _retire(self, opened: _Opened) -> None:
         """Close a segmenter as soon as no request uses it."""
         with self._guard:
@@ -219,7 +235,7 @@ class Model:
         with self._guard:
             is_late = self._closed
             if not is_late:
-                before, self._current = self._current, opened
+                self._current = opened
         if is_late:
             opened.segmenter.close()
             raise BackendUnavailableError(_STOPPING, code="stopping")
@@ -227,9 +243,8 @@ class Model:
         _log.info("%s %s answers requests now", manifest.name, manifest.version)
         if manifest.label_note:
             _log.warning("%s %s: %s", manifest.name, manifest.version, manifest.label_note)
-        self._telemetry.model_serves(
-            manifest, self._settings.backend, before.segmenter.manifest if before else None
-        )
+        self._telemetry.model_serves(manifest, self._settings.backend, self._served)
+        self._served = manifest
 
     def _open(self, old: _Opened | None = None) -> _Opened:
         for _ in range(_ATTEMPTS):
@@ -252,11 +267,6 @@ class Model:
             observe_wait=self._telemetry.observe_batch_wait,
             before=old.segmenter.runs_on if old else None,
         )
-        try:
-            check_warm_up(segmenter, self._settings.bundle)
-        except FocalPathError:
-            segmenter.close()
-            raise
         return _Opened(segmenter, stamp, triton_version)
 
     def _check_triton(self, manifest: Manifest, old: _Opened | None) -> str | None:

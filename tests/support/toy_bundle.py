@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from serve.contract.manifest import (
@@ -16,7 +17,9 @@ from serve.contract.manifest import (
     Manifest,
     Parity,
     TissueClass,
+    WarmUp,
     interface,
+    read_bundle,
     sha256_of,
 )
 
@@ -78,6 +81,37 @@ def replace_bundle(bundle: Path, version: str, *, is_broken: bool = False, **opt
         (new / "model.onnx").write_bytes(b"broken")
     bundle.rename(bundle.parent / f"before-{version}")
     new.rename(bundle)
+
+
+def add_warm_up(
+    bundle: Path,
+    image: NDArray[np.uint8],
+    labels: NDArray[np.generic],
+    *,
+    min_agreement: float = 0.98,
+) -> None:
+    """Give the bundle a warm-up image with these labels."""
+    np.savez(bundle / "warm_up.npz", image=image, labels=labels.astype(np.uint8))
+    warm_up = WarmUp(
+        file="warm_up.npz",
+        sha256=sha256_of(bundle / "warm_up.npz"),
+        min_agreement=min_agreement,
+    )
+    read_bundle(bundle).model_copy(update={"warm_up": warm_up}).write(bundle)
+
+
+def retrain(bundle: Path) -> None:
+    """Give the bundle a model of the same interface that labels the classes in reverse."""
+    model = onnx.load(bundle / "model.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.name in ("weight", "bias"):
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor)[::-1], tensor.name)
+            )
+    onnx.save(model, bundle / "model.onnx")
+    manifest = Manifest.model_validate_json((bundle / "manifest.json").read_text())
+    artefact = manifest.artefacts[0].model_copy(update={"sha256": sha256_of(bundle / "model.onnx")})
+    manifest.model_copy(update={"artefacts": (artefact,)}).write(bundle)
 
 
 def _model(tile_size_px: int) -> onnx.ModelProto:

@@ -155,6 +155,11 @@ class TritonServer(Closing):
         for region in regions:
             region.unlink(missing_ok=True)
 
+    def freeze(self) -> None:
+        """Stop the server where it is: it keeps its connections and answers nothing."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
     def close(self) -> None:
         """End the server and remove its log."""
         self.kill()

@@ -98,7 +98,7 @@ def test_a_bundle_that_does_not_give_its_own_labels_fails_the_warm_up(
     status, report = _report(capsys, "--bundle", bundle)
     assert status == 1
     assert _of(report, "Bundle", "warm-up")[0] == "failed"
-    assert "0.0%" in _of(report, "Bundle", "warm-up")[1]
+    assert "0.000%" in _of(report, "Bundle", "warm-up")[1]
 
 
 def test_a_provider_that_the_settings_name_has_to_be_there(

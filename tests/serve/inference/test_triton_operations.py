@@ -10,21 +10,30 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import onnx
 import pytest
+from PIL import Image
 
 from export.triton import publish
-from serve.contract.errors import ModelChangedError
-from serve.contract.manifest import Manifest, read_bundle, sha256_of
+from serve.cli import main
+from serve.client.segment_files import main as segment_files
+from serve.contract.errors import BackendUnavailableError, ModelChangedError
+from serve.contract.manifest import read_bundle
+from serve.inference.segmenter import open_segmenter
 from serve.inference.triton import TritonBackend, load_on_triton
-from serve.settings import ServeSettings
+from serve.settings import ServeSettings, SharedMemory
 from tests.support.callers import calling
 from tests.support.deployed import dashboard_queries, metrics_in, metrics_of
 from tests.support.errors import raises
 from tests.support.http_service import running_service, wait_until_ready
 from tests.support.otlp_collector import Collector, running_collector
-from tests.support.pictures import blobs, encoded
-from tests.support.toy_bundle import TILE_SIZE_PX, replace_bundle, write_toy_bundle
+from tests.support.pictures import blobs, encoded, painted
+from tests.support.toy_bundle import (
+    TILE_SIZE_PX,
+    add_warm_up,
+    replace_bundle,
+    retrain,
+    write_toy_bundle,
+)
 from tests.support.triton_server import TritonServer
 
 pytestmark = pytest.mark.triton
@@ -38,16 +47,6 @@ def bundle(tmp_path: Path) -> Path:
     bundle = write_toy_bundle(tmp_path / "bundle", version="1")
     publish(bundle, tmp_path / "repository")
     return bundle
-
-
-def _retrain(bundle: Path) -> None:
-    """Give the bundle another model of the same interface."""
-    model = onnx.load(bundle / "model.onnx")
-    model.doc_string = "another one"
-    onnx.save(model, bundle / "model.onnx")
-    manifest = Manifest.model_validate_json((bundle / "manifest.json").read_text())
-    artefact = manifest.artefacts[0].model_copy(update={"sha256": sha256_of(bundle / "model.onnx")})
-    manifest.model_copy(update={"artefacts": (artefact,)}).write(bundle)
 
 
 @pytest.mark.parametrize("mode", ["explicit", "poll"])
@@ -89,7 +88,7 @@ def test_an_answer_of_another_version_is_not_taken_for_one_of_the_models(
         settings = ServeSettings(backend="triton", triton_url=triton.grpc_url)
         with contextlib.closing(TritonBackend(triton.grpc_url, read_bundle(bundle))) as backend:
             assert backend.infer(images, ("labels",))["labels"].shape == images.shape[:3]
-            _retrain(bundle)
+            retrain(bundle)
             publish(bundle, tmp_path / "repository")
             load_on_triton(settings, read_bundle(bundle))
             with raises(ModelChangedError, "version 2", "version 1"):
@@ -112,6 +111,78 @@ def test_a_bundle_that_triton_has_not_loaded_yet_waits(bundle: Path, tmp_path: P
             assert response.json()["model"]["version"] == "1"
             assert httpx.get(f"{url}/readyz").status_code == 200
     assert log.read_text().count("the new bundle cannot be opened yet") == 1
+
+
+@pytest.fixture
+def checked(tmp_path: Path) -> Path:
+    """A bundle with a warm-up image; Triton's repository has another model of its interface."""
+    bundle, other = (write_toy_bundle(tmp_path / name) for name in ("bundle", "other"))
+    image = painted(np.arange(TILE_SIZE_PX**2).reshape(TILE_SIZE_PX, TILE_SIZE_PX) // 820 % 5 + 1)
+    with open_segmenter(ServeSettings(bundle=bundle)) as segmenter:
+        add_warm_up(bundle, image, segmenter.segment(image).labels)
+    retrain(other)
+    publish(other, tmp_path / "repository")
+    Image.fromarray(image).save(tmp_path / "image.png", dpi=(50800, 50800))
+    return bundle
+
+
+def test_no_door_takes_the_answers_of_another_model_of_the_same_interface(
+    checked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with TritonServer(tmp_path / "repository") as triton:
+        own = ["--backend", "triton", "--triton-url", triton.grpc_url, "--bundle", str(checked)]
+        to = [str(tmp_path / "image.png"), "--out", str(tmp_path / "out")]
+        for run in (segment_files, lambda words: main(["slides", "run", *words])):
+            assert run([*to, *own]) == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert "warm_up.npz" in line
+            assert "serves this bundle" in line
+
+
+def test_a_triton_that_comes_back_with_another_model_of_the_same_number_answers_nothing(
+    checked: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    repository.rename(tmp_path / "wrong")
+    publish(checked, repository)
+    with TritonServer(repository) as triton:
+        settings = {"backend": "triton", "triton_url": triton.grpc_url}
+        with running_service(checked, tmp_path / "log.txt", **settings) as url:
+            wait_until_ready(url)
+            files = {"image": (tmp_path / "image.png").read_bytes()}
+            labels = httpx.post(f"{url}/labels", files=files).content
+            triton.kill()
+            repository.rename(tmp_path / "right")
+            (tmp_path / "wrong").rename(repository)
+            assert httpx.post(f"{url}/labels", files=files).status_code == 503
+            triton.start()
+            wait_until_ready(url, status=503)
+            assert "warm_up_differs" in httpx.post(f"{url}/labels", files=files).text
+            triton.kill()
+            repository.rename(tmp_path / "wrong")
+            (tmp_path / "right").rename(repository)
+            triton.start()
+            wait_until_ready(url)
+            assert httpx.post(f"{url}/labels", files=files).content == labels
+
+
+@pytest.mark.parametrize("shared_memory", ["on", "off"])
+def test_a_triton_that_hangs_ends_in_an_error_within_seconds(
+    bundle: Path, tmp_path: Path, shared_memory: SharedMemory
+) -> None:
+    images = blobs(TILE_SIZE_PX, TILE_SIZE_PX)[np.newaxis]
+    with TritonServer(tmp_path / "repository") as triton:
+        backend = TritonBackend(
+            triton.grpc_url, read_bundle(bundle), timeout_s=2, shared_memory=shared_memory
+        )
+        with contextlib.closing(backend):
+            backend.infer(images, ("labels",))
+            triton.freeze()
+            for _ in range(2):
+                started = time.monotonic()
+                with raises(BackendUnavailableError, "did not answer within 2 s"):
+                    backend.infer(images, ("labels",))
+                assert time.monotonic() - started < 30
 
 
 @dataclass(frozen=True)

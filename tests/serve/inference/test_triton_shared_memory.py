@@ -19,11 +19,11 @@ class FakeTriton:
     """Statuses of the next refusals to unregister a region."""
     num_unregistered = 0
 
-    def register_system_shared_memory(self, *_: object) -> None:
+    def register_system_shared_memory(self, *_: object, client_timeout: float) -> None:
         if self.status is not None:
             raise InferenceServerException("no", f"StatusCode.{self.status}")
 
-    def unregister_system_shared_memory(self, _: str) -> None:
+    def unregister_system_shared_memory(self, _: str, client_timeout: float) -> None:
         if self.in_use:
             status, *rest = self.in_use
             self.in_use = tuple(rest)
@@ -76,6 +76,23 @@ def test_a_region_that_triton_still_uses_is_given_back_a_moment_later(
     triton.in_use = refusals
     place.close()
     assert triton.num_unregistered == given_back
+    assert _regions() == before
+
+
+@pytest.mark.parametrize(
+    ("refusal", "asked"), [("DEADLINE_EXCEEDED", 1), ("UNAVAILABLE", 1), (None, 3)]
+)
+def test_a_triton_that_does_not_answer_is_asked_once_at_the_end(
+    refusal: str | None, asked: int, triton: FakeTriton, tensors: SharedTensors
+) -> None:
+    before = _regions()
+    places = [tensors.take(1) for _ in range(3)]
+    for place in places:
+        assert place is not None
+        tensors.give_back(place)
+    triton.in_use = (refusal,) * 3 if refusal else ()
+    tensors.close()
+    assert triton.num_unregistered + (3 if refusal else 0) - len(triton.in_use) == asked
     assert _regions() == before
 
 

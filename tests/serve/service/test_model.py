@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 
 from serve.contract.errors import BackendUnavailableError, BundleError, ModelChangedError
-from serve.contract.manifest import WarmUp, read_bundle, sha256_of
+from serve.contract.manifest import read_bundle
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.service.model import Model
 from serve.service.telemetry import Telemetry
-from serve.service.warm_up import check_warm_up
 from serve.settings import ServeSettings
 from tests.support.errors import raises
 from tests.support.pictures import blobs, painted
 from tests.support.ports import free_port
-from tests.support.toy_bundle import TILE_SIZE_PX, replace_bundle, write_toy_bundle
+from tests.support.toy_bundle import TILE_SIZE_PX, add_warm_up, replace_bundle, write_toy_bundle
 
 LABELS = np.repeat([[1, 2, 3, 4]], 4, axis=0).repeat(TILE_SIZE_PX // 4, 0).repeat(16, 1)
 
@@ -43,16 +42,6 @@ def _model(bundle: Path, **settings: Any) -> Model:
 
 def _version(model: Model) -> str:
     return model.run(lambda segmenter: segmenter.manifest.version)
-
-
-def _add_warm_up(bundle: Path, labels: np.ndarray, *, min_agreement: float = 0.98) -> None:
-    np.savez(bundle / "warm_up.npz", image=painted(LABELS), labels=labels.astype(np.uint8))
-    warm_up = WarmUp(
-        file="warm_up.npz",
-        sha256=sha256_of(bundle / "warm_up.npz"),
-        min_agreement=min_agreement,
-    )
-    read_bundle(bundle).model_copy(update={"warm_up": warm_up}).write(bundle)
 
 
 def test_a_new_bundle_in_the_folder_answers_from_then_on_and_the_old_model_is_closed(
@@ -238,46 +227,43 @@ def test_a_failure_to_open_is_answered_at_once_for_a_while(
 def test_the_warm_up_image_gets_the_labels_of_the_export(bundle: Path) -> None:
     with open_segmenter(ServeSettings(bundle=bundle, threads=1)) as segmenter:
         labels = segmenter.segment(painted(LABELS)).labels
-    _add_warm_up(bundle, labels)
+    add_warm_up(bundle, painted(LABELS), labels)
     assert _model(bundle).is_ready()
 
 
 def test_a_model_that_labels_the_warm_up_image_otherwise_is_not_ready(
     bundle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _add_warm_up(bundle, np.full_like(LABELS, 5))
+    add_warm_up(bundle, painted(LABELS), np.full_like(LABELS, 5))
     model = _model(bundle)
     with caplog.at_level(logging.WARNING):
         assert not model.is_ready()
-    assert "3.1% of the warm-up image's labels are those of the export" in caplog.text
+    assert "3.125% of the warm-up image's labels are those of the export" in caplog.text
 
 
 def test_labels_of_another_size_do_not_agree(bundle: Path) -> None:
-    _add_warm_up(bundle, LABELS[:10])
-    with (
-        open_segmenter(ServeSettings(bundle=bundle, threads=1)) as segmenter,
-        raises(BundleError, "warm_up.npz", "0.0%", code="warm_up_differs"),
-    ):
-        check_warm_up(segmenter, bundle)
+    add_warm_up(bundle, painted(LABELS), LABELS[:10])
+    with raises(BundleError, "warm_up.npz", "0.000%", code="warm_up_differs"):
+        open_segmenter(ServeSettings(bundle=bundle, threads=1))
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", "pickle", "other"])
 def test_a_file_without_a_warm_up_image_is_a_damaged_bundle(
     bundle: Path, content: bytes | str
 ) -> None:
-    _add_warm_up(bundle, LABELS)
-    with open_segmenter(ServeSettings(bundle=bundle, threads=1)) as segmenter:
-        if isinstance(content, bytes):
-            (bundle / "warm_up.npz").write_bytes(content)
-        else:
-            image = np.array([{}], object) if content == "pickle" else painted(LABELS)
-            np.savez(bundle / "warm_up.npz", **{"image": image, content: LABELS})
-        with raises(BundleError, "warm_up.npz", code="bundle_damaged"):
-            check_warm_up(segmenter, bundle)
+    add_warm_up(bundle, painted(LABELS), LABELS)
+    manifest = read_bundle(bundle)
+    if isinstance(content, bytes):
+        (bundle / "warm_up.npz").write_bytes(content)
+    else:
+        image = np.array([{}], object) if content == "pickle" else painted(LABELS)
+        np.savez(bundle / "warm_up.npz", **{"image": image, content: LABELS})
+    with raises(BundleError, "warm_up.npz", code="bundle_damaged"):
+        open_segmenter(ServeSettings(bundle=bundle, threads=1), manifest)
 
 
 def test_a_damaged_warm_up_image_is_a_damaged_bundle(bundle: Path) -> None:
-    _add_warm_up(bundle, LABELS)
+    add_warm_up(bundle, painted(LABELS), LABELS)
     with (bundle / "warm_up.npz").open("ab") as file:
         file.write(b"x")
     with raises(BundleError, "warm_up.npz", code="bundle_damaged"):
