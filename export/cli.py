@@ -16,7 +16,7 @@ from export.errors import FocalPathError, SettingsError, errors_translated
 from export.settings import BundleSettings
 from export.tensorrt.command import Engine
 from export.tensorrt.plan import read_engine_plan
-from export.triton import Target, check_keep, publish
+from export.triton import Target, check_folder, check_keep, publish
 from serve.contract.interrupts import signals_wake_main_thread
 from serve.contract.manifest import Manifest, read_bundle
 from serve.contract.printing import print_in_any_locale
@@ -80,6 +80,7 @@ class Export:
             )
         if self.model_repository is not None:
             check_repository(self.model_repository, self.out)
+            check_folder(self.model_repository, self.bundle.name)
 
 
 @dataclass(frozen=True, kw_only=True)

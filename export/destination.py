@@ -77,8 +77,8 @@ def check_repository(repository: Path, out: Path) -> None:
         )
     if _resolved(out).is_relative_to(_resolved(repository)):
         raise DestinationError(
-            f"--out is {out}, inside the model repository {repository}, where Triton would take it "
-            "for another model. Give --out a folder elsewhere."
+            f"the bundle {out} is inside the model repository {repository}, where Triton would "
+            "take it for another model. Give it, or the repository, a folder elsewhere."
         )
 
 

@@ -7,8 +7,11 @@ repository/segmenter/2/model.onnx     the newest: the only one that Triton loads
 ```
 """
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,14 +19,18 @@ from typing import Literal, get_args
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
-from export.errors import BundleError, SettingsError, errors_translated
+from export.errors import BundleError, DestinationError, SettingsError, errors_translated
 from export.files import staging_folder, uninterrupted
 from serve.contract.manifest import Artefact, Manifest, TensorSpec, read_bundle, sha256_of
+from train.files import write_errors_explained
 
 Target = Literal["onnxruntime", "onnxruntime-gpu", "tensorrt-a100"]
 """What executes the model inside Triton."""
 
 CONFIG_FILE = "config.pbtxt"
+_HEADER = "# Rendered from the bundle's manifest by export/triton.py"
+"""Begins every config of ours, of this version and others."""
+_STAGING = ".staging-"
 MAX_QUEUE_DELAY_US = 2_000
 """How long a request may wait for others to share its batch: little beside a tile's inference."""
 
@@ -108,10 +115,7 @@ def render_config(manifest: Manifest, target: Target = "onnxruntime") -> str:
     for batch_size in _batch_sizes(manifest.max_batch_size) if runtime.on_gpu else (1,):
         _warm_up(config, manifest, batch_size)
     text: str = text_format.MessageToString(config, use_short_repeated_primitives=True)
-    return (
-        f"# Rendered from the bundle's manifest by export/triton.py, target {target}.\n"
-        f"# Do not edit: the next export writes it again.\n{text}"
-    )
+    return f"{_HEADER}, target {target}.\n# Do not edit: the next export writes it again.\n{text}"
 
 
 @errors_translated()
@@ -132,6 +136,7 @@ def publish(
 
     Raises:
         BundleError: the bundle is damaged, incomplete, or has no artefact for the target.
+        DestinationError: the repository has another model of this name, or something else there.
         SettingsError: the target is not known, or `keep` is below 1.
         StorageError: the disk is full, or may not be written.
         KeyboardInterrupt: with what it says, where Ctrl-C came too late to stop the publication.
@@ -141,12 +146,14 @@ def publish(
     manifest = read_bundle(bundle)
     artefact = _select_artefact(manifest, runtime, target, bundle)
     folder = repository / manifest.name
+    check_folder(repository, manifest.name)
     is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    with write_errors_explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         # Inside the model's folder, where Triton ignores what is not a number: it would take a
         # folder in the repository for another model.
-        with staging_folder(folder, ".staging-") as staging:
+        with _one_at_a_time(folder), staging_folder(folder, _STAGING) as staging:
             (staging / CONFIG_FILE).write_text(render_config(manifest, target), encoding="utf-8")
             versions = _versions(folder)
             newest = folder / str(versions[-1]) if versions else None
@@ -163,6 +170,47 @@ def publish(
         if is_new and not any(folder.iterdir()):
             folder.rmdir()
     return newest
+
+
+def check_folder(repository: Path, name: str) -> None:
+    """Check that a model's folder is missing, or one that an export made.
+
+    Raises:
+        DestinationError: it is not.
+    """
+    folder = repository / name
+    for path in (repository, folder):
+        if os.path.lexists(path) and not path.is_dir():
+            raise DestinationError(
+                f"{path} is not a folder; expected Triton's model repository with a folder for "
+                "each model. Nothing was changed; move it away, or give another repository."
+            )
+    config = folder / CONFIG_FILE
+    try:
+        is_ours = config.read_text(encoding="utf-8").startswith(_HEADER)
+    except FileNotFoundError:
+        is_ours = True  # new, or the first publication was killed
+    except (IsADirectoryError, UnicodeDecodeError):
+        is_ours = False
+    if not is_ours:
+        raise DestinationError(
+            f"{folder} is of another model: its {CONFIG_FILE} was not written by an export. "
+            "Nothing was changed; export with another --name, or give another repository."
+        )
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait for other publications to the folder, and remove what one that was killed left there."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network shares have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            for left in folder.glob(f"{_STAGING}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        os.close(handle)
 
 
 def check_keep(keep: int | None) -> None:
@@ -229,8 +277,8 @@ def _select_artefact(
 
 
 def _versions(folder: Path) -> list[int]:
-    # As Triton reads them: a number without leading zeros.
-    names = (path.name for path in folder.iterdir() if path.is_dir())
+    # As Triton reads them: a number without leading zeros. A file takes its number, too.
+    names = (path.name for path in folder.iterdir())
     return sorted(int(name) for name in names if name.isdecimal() and name[0] != "0")
 
 

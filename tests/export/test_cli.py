@@ -51,6 +51,18 @@ def test_keeping_no_version_is_refused_before_the_export(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_another_model_in_the_repository_is_found_before_the_export(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "models" / "segmenter" / "config.pbtxt"
+    config.parent.mkdir(parents=True)
+    config.write_text('backend: "python"')
+    out = tmp_path / "bundle"
+    assert failed_export(toy_run, "--out", out, "--model-repository", tmp_path / "models") == 1
+    assert f"{config.parent} is of another model" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_folder_that_cannot_be_written_is_one_error(
     toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,6 @@
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import onnx
@@ -6,7 +8,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
-from export.errors import BundleError, SettingsError, StorageError
+from export.errors import BundleError, DestinationError, SettingsError, StorageError
 from export.triton import Target, publish, render_config
 from serve.contract.manifest import Artefact, Manifest, TensorRTBuild, read_bundle, sha256_of
 from tests.support import ROOT
@@ -141,6 +143,80 @@ def test_versions_are_counted_as_triton_reads_them(
     for name in there:
         (repository / "segmenter" / name).mkdir(parents=True)
     assert publish(toy_bundle, repository).name == expected
+
+
+def test_a_file_takes_its_number_too(toy_bundle: Path, repository: Path) -> None:
+    (repository / "segmenter").mkdir(parents=True)
+    (repository / "segmenter" / "4").touch()
+    assert publish(toy_bundle, repository).name == "5"
+
+
+@pytest.mark.parametrize(
+    "config", ['name: "segmenter"\nbackend: "python"\n', b"\xff\xfe", "", None]
+)
+def test_another_model_of_the_same_name_is_left_alone(
+    toy_bundle: Path, repository: Path, config: str | bytes | None
+) -> None:
+    version = repository / "segmenter" / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text("theirs")
+    path = repository / "segmenter" / "config.pbtxt"
+    if config is None:
+        path.mkdir()
+    else:
+        path.write_bytes(config if isinstance(config, bytes) else config.encode())
+    before = _files(repository)
+    with raises(DestinationError, repository / "segmenter", "config.pbtxt", "--name"):
+        publish(toy_bundle, repository, keep=1)
+    assert _files(repository) == before
+    assert (version / "model.py").read_text() == "theirs"
+    if config is not None:
+        assert path.read_bytes() == (config if isinstance(config, bytes) else config.encode())
+
+
+@pytest.mark.parametrize("at", ["repository", "repository/segmenter"])
+@pytest.mark.parametrize("kind", ["file", "broken link"])
+def test_a_repository_that_is_no_folder_is_refused(
+    toy_bundle: Path, repository: Path, at: str, kind: str
+) -> None:
+    path = repository.parent / at
+    path.parent.mkdir(exist_ok=True)
+    if kind == "file":
+        path.touch()
+    else:
+        path.symlink_to("/nowhere")
+    with raises(DestinationError, path, "not a folder"):
+        publish(toy_bundle, repository)
+
+
+def test_two_publications_at_once_become_two_versions(
+    toy_bundle: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles = [_retrain(toy_bundle, tmp_path / str(index)) for index in range(3)]
+
+    def slowly(source: Path, target: Path) -> None:
+        time.sleep(0.2)
+        target.write_bytes(source.read_bytes())
+
+    monkeypatch.setattr(shutil, "copyfile", slowly)
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda bundle: publish(bundle, repository), bundles))
+    assert sorted(version.name for version in found) == ["1", "2", "3"]
+    for version, bundle in zip(found, bundles, strict=True):
+        assert sha256_of(version / "model.onnx") == sha256_of(bundle / "model.onnx")
+
+
+def test_what_a_publication_that_was_killed_left_goes_with_the_next(
+    toy_bundle: Path, repository: Path
+) -> None:
+    publish(toy_bundle, repository)
+    left = repository / "segmenter" / ".staging-killed"
+    (left / "2").mkdir(parents=True)
+    (left / "2" / "model.onnx").write_text("half")
+    (repository / "segmenter" / "config.pbtxt").unlink()
+    assert publish(toy_bundle, repository).name == "1"
+    assert _files(repository) == ["segmenter/1/model.onnx", "segmenter/config.pbtxt"]
+    assert not left.exists()
 
 
 def _with_versions(repository: Path, count: int) -> None:
