@@ -30,7 +30,8 @@ class Run:
     out: Path = Path("artifacts/slides")
     """Folder to write to; made if it is missing."""
     format: tuple[str, ...] = ("ome-zarr", "overview", "geojson")
-    """What to write beside the numbers: ome-zarr, overview, geojson, dsa, ome-tiff, dicom-seg."""
+    """What to write beside the numbers: ome-zarr, overview, geojson, qupath (the same for slides
+    that QuPath crops), dsa, ome-tiff, dicom-seg."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
     """How slides are read and segmented."""
     progress: Literal["auto", "bar", "json", "quiet"] = "auto"

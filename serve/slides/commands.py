@@ -117,7 +117,8 @@ def _report(cohort: Cohort, outcomes: Sequence[Outcome]) -> None:
             mpp, tissue = f"{summary.mpp:.4g}", f"{summary.tissue_mm2:.2f}"
             notes += [f"note: {outcome.name}: {note}" for note in summary.notes]
             most = max(summary.classes, key=lambda entry: entry.cells)
-            largest = f"{most.name} {100 * (most.tissue_share or 0):.0f} %" if most.cells else "-"
+            share = f"{100 * (most.tissue_share or 0):.0f}\u00a0%"
+            largest = f"{most.name} {share}" if most.cells else "-"
         numbers = (str(outcome.num_tiles), f"{outcome.seconds:.1f}")
         table.add_row(escape(outcome.name), outcome.status, mpp, tissue, escape(largest), *numbers)
     Console().print(table)

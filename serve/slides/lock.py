@@ -47,6 +47,18 @@ def slide_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
         os.close(handle)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a lock file; who asks may not be allowed to write there."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no such file, or there are no locks here
+        pass
+    return False
+
+
 def _is_same(handle: int, path: Path) -> bool:
     try:
         found = path.stat()

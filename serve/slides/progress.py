@@ -116,7 +116,8 @@ class JsonLines(_Counting):
     def end_slide(self, outcome: Outcome) -> None:
         """See `Watcher`."""
         super().end_slide(outcome)
-        self._tell(event="end", **outcome.model_dump())
+        ended = outcome.model_dump(exclude={"name"})
+        self._tell(event="end", slide=outcome.name, **ended)
 
     def note(self, text: str) -> None:
         """See `Watcher`."""

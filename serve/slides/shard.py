@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from pydantic import TypeAdapter, ValidationError
+
 from serve.contract.errors import SettingsError
 from serve.slides.cohort import SlideTask
 from serve.slides.disk import write_whole, written
@@ -60,9 +62,8 @@ def write_list(out: Path, tasks: Sequence[SlideTask]) -> None:
 
 
 def read_list(out: Path) -> list[str]:
-    """The names that `write_list` kept; none where there is no such file."""
+    """The names that `write_list` kept; none where there is no such file, or it is damaged."""
     try:
-        names: list[str] = json.loads((out / WORK_FOLDER / LIST_FILE).read_bytes())
-    except FileNotFoundError:
+        return TypeAdapter(list[str]).validate_json((out / WORK_FOLDER / LIST_FILE).read_bytes())
+    except (FileNotFoundError, ValidationError):  # the next run writes it again
         return []
-    return names

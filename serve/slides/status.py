@@ -13,7 +13,7 @@ from serve.slides.cohort import RESULT_FILES, Outcome
 from serve.slides.errors import ResultDamagedError, ResultError
 from serve.slides.finish import PASSPORT_FILE, REMEDY, read_passport, read_summary
 from serve.slides.job import WORK_FOLDER
-from serve.slides.lock import SlideBusyError, slide_lock
+from serve.slides.lock import is_locked
 from serve.slides.shard import read_list
 from serve.slides.store import WorkFolder
 from serve.slides.tiling import Tiling
@@ -87,7 +87,7 @@ def _of_work(work: WorkFolder, failed: Path) -> SlideStatus:
         blocks = len(Tiling(work.plan(), work.mask()).blocks) if work.has_plan else 0
     except ResultError as error:
         return SlideStatus(name=work.name, state="failed", reason=str(error))
-    running = _is_locked(work.path.with_name(f"{work.name}.lock"))
+    running = is_locked(work.path.with_name(f"{work.name}.lock"))
     reason = "" if running else _reason(failed)
     return SlideStatus(
         name=work.name,
@@ -96,16 +96,6 @@ def _of_work(work: WorkFolder, failed: Path) -> SlideStatus:
         blocks_done=work.num_done(),
         reason=reason,
     )
-
-
-def _is_locked(path: Path) -> bool:
-    if not path.exists():
-        return False
-    try:
-        with slide_lock(path):
-            return False
-    except SlideBusyError:
-        return True
 
 
 def _reason(path: Path) -> str:

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from serve.cli import main
+from serve.slides.outputs.registry import FORMATS
 from serve.slides.progress import Bar, JsonLines
 from tests.support.dicom_slides import write_dicom_slide
 from tests.support.slide_runs import segment
@@ -33,6 +34,7 @@ def test_run_status_and_verify(slide: Path, capsys: pytest.CaptureFixture[str], 
     printed = capsys.readouterr()
     events = [json.loads(line) for line in printed.err.splitlines()]
     assert [event["event"] for event in events][0 :: len(events) - 1] == ["begin", "end"]
+    assert {event["slide"] for event in events} == {"slide"}
     assert "slide" in printed.out
     out = str(slide.parent / "out")
     assert main(["slides", "status", out]) == 0
@@ -65,6 +67,14 @@ def test_a_dicom_slide_without_its_finest_file_says_so(
     found = {name: json.loads(path.read_bytes()) for name, path in summaries.items()}
     assert {name: one["mpp"] for name, one in found.items()} == {"whole": 0.25, "part": 1.0}
     assert {name: len(one["notes"]) for name, one in found.items()} == {"whole": 0, "part": 1}
+
+
+def test_the_help_names_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["slides", "run", "--help"])
+    words = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    described = words.split("What to write beside the numbers:")[1].split("--progress")[0]
+    assert [name for name in FORMATS if f" {name}" not in described] == []
 
 
 def test_verify_tells_that_there_is_no_result(

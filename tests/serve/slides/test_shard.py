@@ -1,3 +1,4 @@
+import errno
 import os
 import threading
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 from serve.contract.errors import SettingsError
 from serve.slides.cohort import SlideTask
 from serve.slides.local import ran_on
+from serve.slides.lock import SlideBusyError, slide_lock
 from serve.slides.shard import Shard, write_list
 from serve.slides.status import read_status
 from serve.slides.summary_csv import write_cohort_csv
@@ -41,6 +43,37 @@ def test_status_names_the_slides_that_no_shard_has_begun(tmp_path: Path) -> None
         ("a", "waiting"),
         ("b", "waiting"),
     ]
+
+
+@pytest.mark.parametrize("content", [b"", b'["a", ', b'{"a": 1}', b"[1]", b"[null]", b"\xff\xfe"])
+def test_a_list_of_slides_that_a_power_failure_cut_off_ends_no_status(
+    content: bytes, tmp_path: Path
+) -> None:
+    write_list(tmp_path, tasks("a"))
+    (tmp_path / ".work" / ".slides.json").write_bytes(content)
+    assert read_status(tmp_path) == []
+
+
+def test_who_may_only_read_sees_which_slides_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("running", "stopped"):
+        (tmp_path / ".work" / name).mkdir(parents=True)
+    lock, stale = (tmp_path / ".work" / f"{name}.lock" for name in ("running", "stopped"))
+    stale.touch()
+    with slide_lock(lock):
+        with monkeypatch.context() as patched:
+            for name in ("open", "unlink"):
+                patched.setattr(os, name, refuse)
+            states = {slide.name: slide.state for slide in read_status(tmp_path)}
+        with pytest.raises(SlideBusyError), slide_lock(lock):
+            pass
+    assert states == {"running": "running", "stopped": "stopped"}
+    assert stale.exists()
+
+
+def refuse(*arguments: object, **options: object) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_the_csv_is_right_when_a_slide_appears_while_it_is_written(

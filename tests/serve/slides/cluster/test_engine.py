@@ -131,7 +131,7 @@ def test_a_slide_that_kills_its_workers_fails_alone_after_three_tries(
     assert process.wait(_DEADLINE_S) == 1, log.read_text()
     told = log.read_text()
     events = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
-    ended = {event["name"]: event for event in events if event["event"] == "end"}
+    ended = {event["slide"]: event for event in events if event["event"] == "end"}
     assert (ended["poison"]["status"], ended["poison"]["code"]) == ("failed", "worker_died")
     assert (out / ".work" / "poison" / "tries").read_text() == "tried\n" * 3
     assert told.count("error: ") == 1
