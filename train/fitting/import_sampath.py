@@ -1,5 +1,6 @@
 """SAM-Path's own checkpoints (arXiv 2307.09570): Lightning files, converted key by key to ours."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,8 @@ _NAMES = {
     "model.extra_encoder.model.": "pathology_encoder.vit.",
 }
 """Beginnings of SAM-Path's names, and of ours."""
+_WRAPPERS = re.compile(r"^module\.|\b_orig_mod\.")
+"""Words that data parallelism and torch.compile put into names."""
 _MASK_TOKENS = "model.model.mask_decoder.mask_tokens.weight"
 _SCORES = r"(train|valid|val|test)_metrics\."
 _CLASSES = {"bcss": bcss.CLASSES, "bdsa": bdsa.CLASSES, "crag": crag.CLASSES}
@@ -172,11 +175,14 @@ def _read(path: Path) -> Weights:
         CheckpointError: it is of another model.
     """
     content = read_weights(path)
-    weights = tensors(content.get("state_dict", content), path)
-    if _MASK_TOKENS not in weights:
+    stored = tensors(content.get("state_dict", content), path)
+    weights = {_WRAPPERS.sub("", name): value for name, value in stored.items()}
+    tokens = weights.get(_MASK_TOKENS)
+    if tokens is None or tokens.ndim != 2 or len(tokens) < 3 or len(weights) < len(stored):
+        found = "missing" if tokens is None else f"{tuple(tokens.shape)}, of {len(stored)} weights"
         raise CheckpointError(
-            f"{path} is not a SAM-Path checkpoint: {_MASK_TOKENS} is missing. Expected a Lightning "
-            ".ckpt of its late fusion model."
+            f"{path} is not a SAM-Path checkpoint: {_MASK_TOKENS} is {found}. Expected a Lightning "
+            ".ckpt of its late fusion model, with a token per class and two more."
         )
     parts = {name.split(".")[1] for name in weights if name.startswith("model.")}
     other = sorted(parts - {name.split(".")[1] for name in _NAMES})

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from train.data.folder import Split, TileFolder
 from train.errors import RunError
 from train.files import whole_file
+from train.model.weight_files import DAMAGED, check_sums
 from train.settings import Settings
 
 _MAY_CHANGE = ("preset", "num_workers", "track", "compile", "exportable")
@@ -95,13 +95,15 @@ def resumed_epoch(last: Path, inputs: Inputs) -> int:
             "out --resume to train from the start; add --overwrite to replace a trained model."
         )
     try:
+        check_sums(last)
         state = torch.load(last, map_location="cpu", mmap=True, weights_only=True)
         before: Inputs = state["callbacks"][RunInputs.__qualname__]["inputs"]
         epoch: int = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    except (UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+    except (OSError, *DAMAGED) as error:
+        first_line = str(error).partition("\n")[0]
         raise RunError(
-            f"{last} is damaged or from another version ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}), and cannot be resumed. Start over with --overwrite."
+            f"{last} is damaged or from another version ({type(error).__name__}: {first_line}), "
+            "and cannot be resumed. Start over with --overwrite."
         ) from error
     old, new = _by_setting(before), _by_setting(inputs)
     changes = [

@@ -197,7 +197,7 @@ def _missing_args(
     if facts.num_registers:
         needed["reg_tokens"] = facts.num_registers
     positions, has_class_token = vit.tensors.get("pos_embed"), "cls_token" in vit.tensors
-    if positions is not None and has_class_token:
+    if positions is not None and positions.ndim > 1 and has_class_token:
         is_square = round(positions.shape[1] ** 0.5) ** 2 == positions.shape[1]
         if is_square or facts.num_registers:
             needed["no_embed_class"] = is_square

@@ -5,6 +5,8 @@ PyTorch files are read with `weights_only=True`, so that no code in them runs.
 
 import re
 import struct
+import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import cache
@@ -83,9 +85,10 @@ _INERT: dict[Any, tuple[str, ...]] = {
 """Replacements for objects that say nothing about the weights. None of their code runs, and their
 packages need not be installed."""
 
-_DAMAGED = (
+DAMAGED = (
     *(UnpicklingError, SafetensorError, RuntimeError, EOFError, LookupError, TypeError),
     *(ValueError, AttributeError, AssertionError, ArithmeticError, MemoryError, struct.error),
+    *(zipfile.BadZipFile, NotImplementedError),
 )
 """What a damaged file can make torch's reader raise."""
 
@@ -109,8 +112,12 @@ def read_weights(path: Path) -> dict[str, Any]:
             raise WeightsError(
                 f"{path} is {kind}; expected weights of PyTorch or safetensors. Download it again."
             )
+        check_sums(path)
         stand_ins = [(stand_in, name) for stand_in, names in _INERT.items() for name in names]
-        with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
+        with (
+            torch.serialization.safe_globals(stand_ins),  # type: ignore[arg-type]
+            warnings.catch_warnings(action="ignore"),  # of pickles that torch did not write
+        ):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
@@ -118,13 +125,30 @@ def read_weights(path: Path) -> dict[str, Any]:
         raise WeightsError(
             f"{path} cannot be read: {error.strerror}. Check its permissions."
         ) from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise WeightsError(f"{path} {_damage(error)}") from error
     if not isinstance(content, dict):
         raise WeightsError(
             f"{path} holds a {type(content).__name__}; expected a dictionary of tensors by name"
         )
     return content
+
+
+def check_sums(path: Path) -> None:
+    """Compare what is in a PyTorch file with its checksums, which torch does not look at.
+
+    Raises:
+        zipfile.BadZipFile: something differs.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # of PyTorch before 1.6, which has none
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.CRC == 0:
+                continue  # empty, or written without (torch.serialization.set_crc32_options)
+            with archive.open(entry) as part:
+                while part.read(_CHUNK_BYTES):
+                    pass
 
 
 @cache
@@ -167,6 +191,7 @@ _DTYPES = frozenset(
     (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32)
 )
 """Whole numbers of 32 and 64 bits are counters and indices; shorter ones are quantised weights."""
+_CHUNK_BYTES = 2**24
 _NAMES_IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 _ENDINGS = (".safetensors", ".bin", ".pth", ".pt")
 
@@ -175,7 +200,9 @@ def _kind(path: Path) -> str:
     """Recognise a file by its first bytes: PyTorch, safetensors, or what else it seems to be."""
     with path.open("rb") as file:
         start = file.read(512)
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+    if start[:4] == b"PK\x03\x04":
+        return _kind_of_archive(path)
+    if start[:1] == b"\x80":
         return "PyTorch"
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return "safetensors"
@@ -187,6 +214,18 @@ def _kind(path: Path) -> str:
             return name
     is_text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start)
     return "plain text" if is_text else "neither"
+
+
+def _kind_of_archive(path: Path) -> str:
+    """What a zip archive is, as `_kind`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+    except zipfile.BadZipFile:
+        return "PyTorch"  # cut short
+    if "constants.pkl" in names:
+        return "a TorchScript program, not weights alone (save its state_dict())"
+    return "PyTorch" if "data.pkl" in names else "a zip archive of something else"
 
 
 _OTHER_KINDS = {

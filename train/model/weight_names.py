@@ -17,8 +17,12 @@ from train.model.weight_files import Weights, tensors
 
 Positions = Literal["timm", "dino"]
 
-_NESTED = ("teacher", "state_dict", "model_state_dict", "model")
-"""Keys under which training software stores the weights; for DINO, those of the teacher."""
+_NESTED = (
+    *("teacher", "state_dict_ema", "model_ema"),
+    *("state_dict", "model_state_dict", "model"),
+)
+"""Keys under which training software stores the weights, means over the training first: DINO's
+teacher, and those that timm takes first, too."""
 _WRAPPERS = ("module.", "_orig_mod.", "backbone.", "vit.", "dinov2.", "model.")
 _IN_TRANSFORMERS = "embeddings.patch_embeddings.projection.weight"
 _TRANSFORMERS = (

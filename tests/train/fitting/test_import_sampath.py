@@ -244,9 +244,29 @@ def another_model(theirs: SamPath, path: Path) -> None:
     torch.save({"state_dict": {"conv.weight": torch.ones(1)}}, path)
 
 
+def tokens_of(shape: tuple[int, ...], theirs: SamPath, path: Path) -> None:
+    content = theirs.checkpoint()
+    content["state_dict"]["model.model.mask_decoder.mask_tokens.weight"] = torch.ones(shape)
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize("wrapper", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}"])
+def test_words_around_the_names_are_read_past(sam_path: SamPath, tmp_path: Path, wrapper: str):
+    weights = sam_path.checkpoint()["state_dict"]
+    torch.save({n: v for n, v in weights.items()}, tmp_path / "plain.ckpt")
+    torch.save({wrapper.format(n): v for n, v in weights.items()}, tmp_path / "wrapped.ckpt")
+    runs = [tmp_path / name for name in ("plain", "wrapped")]
+    for run in runs:
+        import_sampath(run.with_suffix(".ckpt"), run, BCSS)
+    first, second = ((run / "model.safetensors").read_bytes() for run in runs)
+    assert first == second
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "values"),
     [
+        (partial(tokens_of, ()), CheckpointError, ["mask_tokens", "()"]),
+        (partial(tokens_of, (2, 32)), CheckpointError, ["mask_tokens", "(2, 32)"]),
         (an_unknown_weight, WeightsError, ["mask_decoder.extra.weight"]),
         (two_classes, CheckpointError, ["2 classes", "bcss", "crag"]),
         (a_dense_prompt_decoder, CheckpointError, ["dense_prompt_decoder", "late fusion"]),

@@ -96,7 +96,13 @@ def test_a_run_is_not_resumed_on_other_data(run_copy: Path, data_copy: Path):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda state: state[:1000], lambda _: b"", lambda _: b"not a checkpoint"]
+    "damage",
+    [
+        lambda state: state[:1000],
+        lambda _: b"",
+        lambda _: b"not a checkpoint",
+        lambda state: state[: len(state) // 2] + b"flipped" + state[len(state) // 2 + 7 :],
+    ],
 )
 def test_a_damaged_state_is_told(run_copy: Path, toy_data: Path, damage: Callable[[bytes], bytes]):
     last = run_copy / "last.ckpt"

@@ -1,4 +1,5 @@
 import argparse
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,37 @@ def test_half_a_download_is_told_to_be_one(sam_file: Path, tmp_path: Path):
     (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
     with raises(WeightsError, "cut short"):
         read_weights(tmp_path / "half.pth")
+
+
+@pytest.mark.parametrize("where", [0.3, 0.5, 0.9])
+def test_a_flipped_bit_is_found_by_the_files_own_checksums(
+    sam_file: Path, tmp_path: Path, where: float
+):
+    content = bytearray(sam_file.read_bytes())
+    content[int(where * len(content))] ^= 1
+    (tmp_path / "flipped.pth").write_bytes(content)
+    with raises(WeightsError, "damaged"):
+        read_weights(tmp_path / "flipped.pth")
+
+
+def test_a_file_that_was_written_without_checksums_is_read(tmp_path: Path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"weight": torch.arange(4.0)}, tmp_path / "fast.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_weights(tmp_path / "fast.pth")["weight"].tolist() == [0, 1, 2, 3]
+
+
+def test_archives_of_something_else_are_told_from_damaged_ones(tmp_path: Path):
+    np.savez(tmp_path / "arrays.pth", weight=np.ones(3))
+    with raises(WeightsError, "zip archive of something else"):
+        read_weights(tmp_path / "arrays.pth.npz")
+    with zipfile.ZipFile(tmp_path / "program.pth", "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
+            archive.writestr(f"program/{name}", b"")
+    with raises(WeightsError, "TorchScript", "state_dict()"):
+        read_weights(tmp_path / "program.pth")
 
 
 def test_safetensors_are_read_whatever_their_name(tmp_path: Path):

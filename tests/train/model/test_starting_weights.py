@@ -218,6 +218,15 @@ def test_a_dino_file_has_its_positions_resized_as_dino_does_and_the_settings_say
     assert not torch.equal(other.pathology_encoder.vit.pos_embed, positions)
 
 
+@pytest.mark.parametrize("name", ["pos_embed", "cls_token", "reg_token", "norm.weight"])
+@pytest.mark.parametrize("shape", [(), (17,), (17, 192), (0,)])
+def test_weights_of_an_odd_shape_are_one_error(tmp_path: Path, name: str, shape: tuple[int, ...]):
+    weights = timm_model("vit_tiny_patch16_224", depth=1).state_dict()
+    torch.save({**weights, name: torch.ones(shape)}, tmp_path / "vit.pth")
+    with raises(WeightsError, f"{name} is {shape}"):
+        started(starting_from(tmp_path / "vit.pth"))
+
+
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
     weights = timm_model("vit_tiny_patch16_224", depth=1).state_dict()
     weights["norm.bias"][3] = torch.inf

@@ -105,6 +105,13 @@ def test_the_kind_of_file_tells_how_positions_are_resized(content: dict[str, Any
     assert as_timm(content, FILE).positions == way
 
 
+@pytest.mark.parametrize("mean", ["teacher", "state_dict_ema", "model_ema"])
+def test_the_mean_over_a_training_is_taken_before_its_last_step(mean: str):
+    last = {"norm.weight": torch.zeros(1)}
+    content = {"model": last, "state_dict": last, mean: {"norm.weight": torch.ones(1)}}
+    assert as_timm(content, FILE).tensors["norm.weight"] == 1
+
+
 def test_two_encoders_in_one_file_are_refused():
     with raises(WeightsError, "norm.weight"):
         as_timm({"norm.weight": torch.ones(1), "backbone.norm.weight": torch.ones(1)}, FILE)
