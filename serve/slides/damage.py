@@ -3,6 +3,8 @@
 What a damaged block was is not known, so it is computed again, as if it had never been done.
 """
 
+from pathlib import Path
+
 import numpy as np
 import zarr
 import zarr.errors
@@ -58,6 +60,8 @@ def _arrays(work: WorkFolder, plan: Plan) -> "Arrays | None":
     try:
         group = zarr.open_group(work.store, mode="r")
         found = [group[name] for name in (LABELS, CONFIDENCE)]
+        for above in Path(LABELS).parents[:-1]:  # their metadata, which outputs are added to
+            zarr.open_group(work.store / above, mode="r")
     except _ZARR_ERRORS:
         return None
     arrays = [array for array in found if isinstance(array, zarr.Array)]

@@ -60,10 +60,12 @@ export class SlideJob {
     const isActive = Boolean(job) && ACTIVE.has(job.status);
     const { slide } = this.#state;
     $("job-progress").hidden = !isActive;
-    $("job-form").hidden = isActive || Boolean(slide.problem);
-    $("job-failure").textContent = job?.status === "failed" ? `The last run failed: ${job.error}` : "";
-    const words = { done: "Segment it again", stopped: "Go on with this slide" };
-    $("job-start").textContent = words[slide.result ? "done" : slide.state] ?? "Segment this slide";
+    $("job-form").hidden = isActive;
+    const hint = meetsOther(job) ? " “Replace it” does that here." : "";
+    $("job-failure").textContent = job?.status === "failed" ? `The last run failed: ${job.error}${hint}` : "";
+    const words = { other: "Replace it", done: "Segment it again", stopped: "Go on with this slide" };
+    const kind = meetsOther(job) ? "other" : slide.result ? "done" : slide.state;
+    $("job-start").textContent = words[kind] ?? "Segment this slide";
     if (isActive) {
       showProgress(job);
       this.#polling = setTimeout(() => this.#poll(job.id), POLL_MS);
@@ -74,7 +76,10 @@ export class SlideJob {
     const state = this.#state;
     if (state.slide?.job?.id !== id) return;
     try {
-      const job = await this.#service.json(`jobs/${id}`);
+      const job = await this.#service.json(`jobs/${id}`).catch((error) => {
+        if (error.status !== 404) throw error;
+        return { id, status: "gone" };
+      });
       if (state.slide?.job?.id !== id) return;
       const before = state.slide.job.status;
       state.slide.job = job;
@@ -84,7 +89,7 @@ export class SlideJob {
         return;
       }
       await this.#refresh();
-      const ends = { done: "The slide is segmented.", failed: "The run has failed.", cancelled: "The run is cancelled." };
+      const ends = { done: "The slide is segmented.", failed: "The run has failed.", cancelled: "The run is cancelled.", gone: "The service no longer knows this run." };
       speak(ends[job.status]);
     } catch (error) {
       $("job-failure").textContent = error.mayPass ? "" : error.message;
@@ -99,15 +104,17 @@ export class SlideJob {
       slide: slide.id,
       tissue: $("everywhere").checked ? "none" : "auto",
       formats: [...chosen].map((box) => box.value),
-      overwrite: Boolean(slide.result || slide.result_problem),
+      overwrite: Boolean(slide.result || slide.result_problem || meetsOther(slide.job)),
     };
     if (!$("mpp-field").hidden && $("mpp").value) body.mpp = Number($("mpp").value);
     $("job-failure").textContent = "";
     try {
-      this.#state.slide.job = await this.#service.json("jobs", { method: "POST", body });
-      this.show(this.#state.slide.job);
-      speak("The run has been started.");
-      $("job-cancel").focus();
+      slide.job = await this.#service.json("jobs", { method: "POST", body });
+      if (this.#state.slide === slide) {
+        this.show(slide.job);
+        speak("The run has been started.");
+        $("job-cancel").focus();
+      }
       await this.#list.load();
     } catch (error) {
       $("job-failure").textContent = error.message;
@@ -124,6 +131,9 @@ export class SlideJob {
     }
   }
 }
+
+/** Whether a job has failed for what was made with other settings or another model. */
+const meetsOther = (job) => job?.status === "failed" && job.code === "result_differs";
 
 const duration = (seconds) => {
   if (seconds < 90) return `${Math.ceil(seconds)} s`;

@@ -145,6 +145,7 @@ function present() {
   const notes = [squeezedNote(slide.mpp_xy), slide.problem, slide.result_problem, isOld ? "The result is of another file that was in this place. Segment the slide again." : ""];
   $("slide-note").textContent = notes.filter(Boolean).join(" ");
   $("slide-note").hidden = !$("slide-note").textContent;
+  $("job-section").hidden = Boolean(slide.problem);
   $("mpp-field").hidden = mpp !== null;
   $("mpp").required = mpp === null;
   region.showHelp();
@@ -165,7 +166,7 @@ function showSlideResult() {
   showTable(rows, `Of the slide: ${mm2(summary.tissue_mm2)} mm² of tissue`, summary);
 }
 
-const mm2 = (area) => (area >= 0.1 || !area ? area.toFixed(2) : area.toFixed(4));
+const mm2 = (area) => (area >= 0.1 || !area ? area.toFixed(2) : area < 0.0001 ? "<0.0001" : area.toFixed(4));
 
 /** @param {number | null} area in mm² */
 function rowOf({ label, name, color, mean_confidence: confidence }, share, area) {

@@ -19,6 +19,7 @@ _TEXT, _FAINT, _PAPER = "#1f2328", "#59636e", "#ffffff"
 _OVERLAY = 0.45
 _SCALES_UM = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 _LEAST_SCALE_PX = 90
+_LEAST_MM2 = 0.0001
 
 
 def write_overview(result: SlideResult, path: Path) -> None:
@@ -131,6 +132,8 @@ def _draw_scale(
 
 
 def _area(mm2: float) -> str:
+    if 0 < mm2 < _LEAST_MM2:
+        return f"<{_LEAST_MM2} mm2"
     return f"{mm2:.2f} mm2" if mm2 >= 0.1 or not mm2 else f"{mm2:.4f} mm2"
 
 

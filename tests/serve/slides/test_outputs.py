@@ -432,14 +432,14 @@ def test_small_areas_are_not_zero_in_the_overview(
     monkeypatch.setattr(
         ImageDraw.ImageDraw, "text", lambda _, xy, text, *a, **k: drawn.append(text)
     )
-    sizes = (12.346, 0.0042, 0.0)
+    sizes = (12.346, 0.0042, 0.00002)
     classes = tuple(
         entry.model_copy(update={"area_mm2": size})
         for entry, size in zip(result.summary.classes, sizes, strict=True)
     )
     summary = result.summary.model_copy(update={"classes": classes})
     write(dataclasses.replace(result, summary=summary), "overview", tmp_path)
-    assert {"12.35 mm2", "0.0042 mm2", "0.00 mm2"} <= set(drawn)
+    assert {"12.35 mm2", "0.0042 mm2", "<0.0001 mm2"} <= set(drawn)
 
 
 def test_glass_around_the_tissue_changes_no_outline(

@@ -158,6 +158,33 @@ def test_a_large_slide_is_shown_segmented_and_explained(page: Page) -> None:
     expect(page.get_by_role("button", name="Go on with this slide")).to_be_visible(timeout=SLOW_MS)
     expect(page.locator("#list small", has_text="stopped")).to_be_visible(timeout=SLOW_MS)
 
+    page.get_by_label("Segment everything").uncheck()  # other settings than those of the work
+    page.get_by_role("button", name="Go on with this slide").click()
+    expect(page.locator("#job-failure")).to_contain_text("other settings", timeout=SLOW_MS)
+    page.get_by_role("button", name="Replace it").click()
+    expect(page.locator("#job-detail")).to_contain_text("tiles", timeout=SLOW_MS)
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("button", name="Go on with this slide")).to_be_visible(timeout=SLOW_MS)
+
+
+def test_a_run_that_the_service_no_longer_knows_is_not_waited_for(page: Page) -> None:
+    """As where the file of jobs is removed."""
+
+    def forget(route: Route) -> None:
+        if "/jobs/" in route.request.url:
+            route.fulfill(status=404, json={"error": "There is no job.", "code": "not_found"})
+        else:
+            answer = route.fetch()
+            route.fulfill(response=answer, json={**answer.json(), "job": None, "state": "new"})
+
+    choose(page, "large")
+    page.get_by_role("button", name=re.compile("Go on with|Segment this")).click()
+    expect(page.locator("#job-progress")).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    page.route(re.compile("/jobs/|/slides/[0-9a-f]{16}$"), forget)
+    expect(page.get_by_role("button", name="Segment this slide")).to_be_visible(timeout=SLOW_MS)
+    expect(page.locator("#job-failure")).to_be_empty()
+
 
 def test_a_real_slide_is_segmented_and_its_result_can_be_looked_at_and_taken_home(
     page: Page, service: str
