@@ -66,6 +66,8 @@ class OpenSlideReader(RegionReader):
         self.properties: Mapping[str, str] = {name: found[name] for name in found if name in found}
         refuse_stated(path, self.properties)
         self.levels = pyramid(list(self._slide.level_dimensions))
+        # Kept, since OpenSlide answers nothing after one region that it could not read.
+        self._ratios = self._slide.level_downsamples
         self.version = f"OpenSlide {openslide.__library_version__}"
         self.bounds = self._bounds()
         self._stated = self._read_mpp()
@@ -73,7 +75,7 @@ class OpenSlideReader(RegionReader):
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """See `RegionReader.read`."""
-        ratio = self._slide.level_downsamples[level]
+        ratio = self._ratios[level]
         if ratio == round(ratio):
             return self._read_from(level, x, y, width, height)
         # OpenSlide takes corners in whole pixels of level 0. Between pixels of the level it
@@ -88,7 +90,7 @@ class OpenSlideReader(RegionReader):
 
     def _read_from(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read a region from its own corner on."""
-        ratio = self._slide.level_downsamples[level]
+        ratio = self._ratios[level]
         corner = round(x * ratio), round(y * ratio)
         try:
             region = self._slide.read_region(corner, level, (width, height))

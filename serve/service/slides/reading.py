@@ -17,7 +17,7 @@ from typing import Any
 
 from serve.answers.pictures import rgb_png
 from serve.contract.errors import FocalPathError
-from serve.images.readers.errors import SlideFormatError
+from serve.images.readers.errors import SlideFormatError, SlideReadError
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
 from serve.images.readers.slide_files import files_of
@@ -44,7 +44,7 @@ class OpenSlides:
         Raises:
             SlideError: it cannot be opened.
         """
-        key = (request["path"], request["version"], request.get("mpp"))
+        key = _key(request)
         reader = self._readers.get(key)
         if reader is None:
             _refuse_links_out(Path(request["path"]), Path(request["root"]))
@@ -54,6 +54,16 @@ class OpenSlides:
             self._readers[key] = reader
         self._readers.move_to_end(key)
         return reader
+
+    def close(self, request: dict[str, Any]) -> None:
+        """Close the slide of a request, so that the next one opens it anew."""
+        reader = self._readers.pop(_key(request), None)
+        if reader is not None:
+            reader.close()
+
+
+def _key(request: dict[str, Any]) -> tuple[str, str, float | None]:
+    return request["path"], request["version"], request.get("mpp")
 
 
 def _refuse_links_out(path: Path, root: Path) -> None:
@@ -138,6 +148,8 @@ def serve_requests(connection: Connection) -> None:
         try:
             fields, content = OPERATIONS[request["operation"]](slides, request)
         except FocalPathError as error:
+            if isinstance(error, SlideReadError):  # OpenSlide would read no other region, either
+                slides.close(request)
             kinds = [kind.__name__ for kind in type(error).__mro__]
             root = Path(request["root"]) if "root" in request else None
             message = without_folders(str(error), root)

@@ -232,8 +232,9 @@ def test_a_truncated_slide_fails_where_it_is_cut(
     broken.write_bytes(content)
     with open_reader(broken, reader) as slide:
         slide.read(0, 0, 0, 100, 100)
-        with raises(SlideReadError, broken.name):
-            slide.read(0, 0, 0, WIDTH, HEIGHT)
+        for _ in range(2):  # a thread that reads ahead asks OpenSlide again after its failure
+            with raises(SlideReadError, broken.name):
+                slide.read(0, 0, 0, WIDTH, HEIGHT)
 
 
 def test_a_compression_without_a_codec_is_named(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:

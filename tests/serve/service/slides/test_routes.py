@@ -24,7 +24,8 @@ from tests.support.bombs import BOMBS
 from tests.support.errors import raises, refusal_of
 from tests.support.pictures import png_chunk
 from tests.support.slide_service import HEIGHT, WIDTH, painted_slide, run_at_start, slide_client
-from tests.support.slides import write_aperio
+from tests.support.slides import tissue_pixels, write_aperio
+from tests.support.vendor_tiffs import write_philips
 
 
 @pytest.fixture(scope="module")
@@ -377,6 +378,27 @@ def test_a_slide_that_ends_its_process_is_refused_and_the_others_are_not(
 
 
 @pytest.mark.slow
+def test_one_damaged_region_does_not_hide_the_rest_of_a_slide(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "slides").mkdir()
+    slide = write_philips(tmp_path / "slides" / "damaged.tiff", tissue_pixels(640, 768))
+    with tifffile.TiffFile(slide) as tiff:
+        page = tiff.pages.first
+        place, size = page.dataoffsets[0], page.databytecounts[0]
+    content = bytearray(slide.read_bytes())
+    content[place : place + size] = bytes(size)
+    slide.write_bytes(content)
+    with slide_client(toy_bundle, slide.parent) as client:
+        url = f"/slides/{id_of(client, 'damaged.tiff')}"
+        level = client.get(url).json()["tiles"]["num_levels"] - 1
+        found = [
+            client.get(f"{url}/tiles/{level}/{place}.jpeg").status_code
+            for place in ("2_2", "0_0", "0_0", "2_2", "1_2")
+        ]
+    assert found == [200, 400, 400, 200, 200]
+
+
 def test_decompression_bombs_are_4xx(toy_bundle: Path, tmp_path: Path) -> None:
     slides = tmp_path / "slides"
     slides.mkdir()
