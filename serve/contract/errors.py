@@ -139,7 +139,7 @@ class ModelChangedError(BackendUnavailableError):
     code = "model_changed"
 
 
-def message_of(error: FocalPathError | OSError) -> str:
+def message_of(error: FocalPathError | OSError | MemoryError) -> str:
     """What to tell a user: our own words, or the file that the system refused, and why."""
     if isinstance(error, OSError) and error.filename is not None:
         return (

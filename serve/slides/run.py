@@ -119,7 +119,7 @@ class _Run:
                 failed.unlink(missing_ok=True)
         except SlideBusyError:
             raise
-        except (FocalPathError, OSError) as error:
+        except (FocalPathError, OSError, MemoryError) as error:
             if self._is_stopping:
                 raise
             reason, code = " ".join(message_of(error).split()), getattr(error, "code", "failed")

@@ -21,17 +21,22 @@ from PIL import Image, ImageDraw
 from shapely.errors import ShapelyError
 from shapely.geometry import shape
 
+from serve.contract.errors import ImageTooLargeError
 from serve.contract.json_text import parse_json
 from serve.contract.manifest import LOW_RES_STRIDE
 from serve.images.kinds import HEAD_BYTES, kind_of
 from serve.images.readers.geojson import begins_at_bounds, is_focalpath, stated_origin
 from serve.images.readers.scaled import ScaledView
 from serve.images.refusals import DECODER_ERRORS
+from serve.settings import MEGAPIXEL, PILLOW_LIMIT_MEGAPIXELS
 from serve.slides.errors import MaskError
 from serve.slides.options import TissueRule
 
 TISSUE_MPP = 8.0
 """um per pixel at which tissue is looked for."""
+
+MAX_MASK_PIXELS = PILLOW_LIMIT_MEGAPIXELS * MEGAPIXEL
+"""About 11,000 mm2, five times a usual glass."""
 
 _GZIP, _PNG = b"\x1f\x8b", b"\x89PNG"
 _UNPACKING = (OSError, EOFError, zlib.error)
@@ -42,7 +47,12 @@ Mask = NDArray[np.bool_]
 
 
 def find_tissue(view: ScaledView, rule: TissueRule) -> Mask:
-    """Find the tissue of a view: (h, w) bool, as large as `mask_shape` says."""
+    """Find the tissue of a view: (h, w) bool, as large as `mask_shape` says.
+
+    Raises:
+        ImageTooLargeError: it is larger than any glass.
+    """
+    mask_shape(view)  # before the memory is taken
     mask_px = mask_size(view.mpp)
     return tissue_of(view.overview(mask_px), rule, um_per_pixel=view.mpp * mask_px)
 
@@ -72,9 +82,22 @@ def mask_size(mpp: float) -> int:
 
 
 def mask_shape(view: ScaledView) -> tuple[int, int]:
-    """Rows and columns of the mask of a view."""
+    """Rows and columns of the mask of a view.
+
+    Raises:
+        ImageTooLargeError: it is larger than any glass.
+    """
     side = mask_size(view.mpp)
-    return -(-view.height_px // side), -(-view.width_px // side)
+    height, width = -(-view.height_px // side), -(-view.width_px // side)
+    if height * width > MAX_MASK_PIXELS:
+        mm = view.mpp / 1000
+        raise ImageTooLargeError(
+            f"The slide is {view.width_px * mm:.4g} x {view.height_px * mm:.4g} mm large, expected "
+            f"at most {MAX_MASK_PIXELS * (side * mm) ** 2:.0f} mm2: its um per pixel is wrong, or "
+            "the file is damaged.",
+            code="slide_too_large",
+        )
+    return height, width
 
 
 def read_mask(path: Path, view: ScaledView) -> Mask:
@@ -108,10 +131,16 @@ def read_mask(path: Path, view: ScaledView) -> Mask:
     try:
         with Image.open(path, formats=("PNG",)) as image:
             # The values count, not the colours that a palette gives them.
-            given = np.asarray(image if image.mode in _VALUES else image.convert("L")) > 0
+            values = np.asarray(image if image.mode in _VALUES else image.convert("RGB"))
+            given: Mask = np.any(values.reshape(*values.shape[:2], -1), axis=2)
             if image.has_transparency_data and image.mode not in ("I;16", "I"):
                 given &= np.asarray(image.convert("RGBA").getchannel("A")) > 0
-    except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise MaskError(
+            f"the mask {path} has more than {PILLOW_LIMIT_MEGAPIXELS} megapixels. Make it smaller: "
+            f"one pixel for {TISSUE_MPP:g} um is enough."
+        ) from error
+    except DECODER_ERRORS as error:
         raise MaskError(
             f"the mask {path} is a damaged PNG: {error}. Give another, or GeoJSON with polygons."
         ) from error
@@ -125,13 +154,18 @@ def _rasterise(polygons: list[Any], view: ScaledView) -> Mask:
     origin = np.array(view.origin_px[::-1])
     step = np.array(view.step_px[::-1]) * mask_size(view.mpp)
     for polygon in polygons:
-        drawn = Image.new("1", (width, height))
+        ends = (np.reshape(polygon.bounds, (2, 2)) - origin) / step
+        left, top = np.clip(ends[0] - 1, 0, (width, height)).astype(int).tolist()
+        right, bottom = np.clip(ends[1] + 2, 0, (width, height)).astype(int).tolist()
+        if left == right or top == bottom:
+            continue
+        drawn = Image.new("1", (right - left, bottom - top))  # there may be thousands of polygons
         draw = ImageDraw.Draw(drawn)
         for ring, fill in [(polygon.exterior, 1), *((hole, 0) for hole in polygon.interiors)]:
-            places = (np.asarray(ring.coords)[:, :2] - origin) / step - 0.5
+            places = (np.asarray(ring.coords)[:, :2] - origin) / step - 0.5 - (left, top)
             if len(places) >= 3:  # a hole may be empty
                 draw.polygon([(float(x), float(y)) for x, y in places], fill=fill)
-        canvas.paste(1, (0, 0), drawn)
+        canvas.paste(1, (left, top), drawn)
     return np.asarray(canvas, bool)
 
 
@@ -212,7 +246,7 @@ def _fit(given: Mask, view: ScaledView, path: Path) -> Mask:
     height, width = mask_shape(view)
     is_finer = given.shape[0] > height
     filter_ = Image.Resampling.BOX if is_finer else Image.Resampling.NEAREST
-    image = Image.fromarray(given.astype(np.uint8) * 255)
+    image = Image.fromarray(given.astype(np.float32))  # a mean of few of many is not 0
     return np.asarray(image.resize((width, height), filter_)) > 0
 
 

@@ -20,6 +20,7 @@ GENERIC = "generic-tiff"
 """OpenSlide's vendor of TIFFs in tiles that no scanner's program wrote."""
 _START_BYTES = 8
 _JPEG = 7
+_YCBCR, _CIELAB = 6, 8
 _OPENSLIDE_READS = frozenset({1, 5, _JPEG, 8, 32773, 32946, 50000})
 """Compressions of tiles: none, LZW, JPEG, Deflate, PackBits, Zstandard."""
 
@@ -92,6 +93,8 @@ def for_openslide(image: TiffImage) -> str:
         return "its colours are compressed by JPEG one by one"
     if page.num_samples > 4 or (page.num_samples == 4 and page.extra_sample not in (1, 2)):
         return f"it has {page.num_samples} channels"
+    if page.photometric == _CIELAB:
+        return "its colours are CIELab"  # libtiff takes another white than Pillow
     if page.compression not in _OPENSLIDE_READS:
         return f"OpenSlide does not read its compression ({page.compression})"
     return _for_any(image)
@@ -102,6 +105,8 @@ def for_tifffile(image: TiffImage) -> str:
     page = image.pages[0]
     if page.is_planar or page.num_samples != 3:
         return f"it has {page.num_samples} channels, or its colours apart"
+    if page.photometric == _CIELAB or (page.photometric == _YCBCR and page.compression != _JPEG):
+        return "its colours are stored as CIELab or YCbCr"
     return _for_any(image)
 
 

@@ -40,6 +40,9 @@ class OmeTiffReader(RegionReader):
         except SlideError:
             self._tiff.close()
             raise
+        except TIFF_ERRORS as error:
+            self._tiff.close()
+            raise SlideFormatError(f"{path.name} is damaged: {error}. Copy it again.") from error
         self._pages = [TiledPage(page, path) for page in pages]
         self.levels = pyramid([(page.imagewidth, page.imagelength) for page in pages])
         self.bounds = Bounds(0, 0, self.width_px, self.height_px)

@@ -1,6 +1,8 @@
 """OME-Zarr images, versions 0.4 and 0.5, that are brightfield RGB."""
 
+import lzma
 import math
+import zlib
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,12 +22,25 @@ from serve.images.readers.reader import Bounds, RegionReader, pyramid
 from serve.images.tiff_channels import color_of, rgb_order
 from serve.images.units import um_per_unit
 
-_ZARR_ERRORS = (zarr.errors.BaseZarrError, OSError, ValueError, KeyError, TypeError, RuntimeError)
+_ZARR_ERRORS = (
+    zarr.errors.BaseZarrError,
+    zlib.error,
+    lzma.LZMAError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+)
 """What zarr and its codecs raise on broken metadata and chunks."""
 
 
 class OmeZarrReader(RegionReader):
-    """See `RegionReader`. Takes the first multiscale image of the group."""
+    """See `RegionReader`. Takes the first multiscale image of the group.
+
+    Of a group in the layout of bioformats2raw, it takes the largest image, as of an OME-TIFF.
+    """
 
     name: ClassVar[str] = "ome-zarr"
 
@@ -35,9 +50,9 @@ class OmeZarrReader(RegionReader):
             self._open(path)
         except SlideError:
             raise
-        except (*_ZARR_ERRORS, IndexError, AttributeError) as error:
+        except (*_ZARR_ERRORS, AttributeError) as error:
             # Python's own words on metadata of another form than expected tell nobody anything.
-            is_plain = isinstance(error, KeyError | TypeError | IndexError | AttributeError)
+            is_plain = isinstance(error, LookupError | TypeError | AttributeError)
             found = "its metadata are of another form" if is_plain else str(error)
             raise SlideFormatError(
                 f"{path.name} is no OME-Zarr image: {found.replace(f'{path.parent}/', '')}. Name "
@@ -48,12 +63,15 @@ class OmeZarrReader(RegionReader):
 
     def _open(self, path: Path) -> None:
         group = zarr.open_group(path, mode="r")
-        attributes: dict[str, Any] = dict(group.attrs)
-        image = attributes.get("ome", attributes)["multiscales"][0]
+        if "bioformats2raw.layout" in _stated_of(group):
+            images = [one for _, one in group.groups() if "multiscales" in _stated_of(one)]
+            group = max(images, key=lambda one: _levels_of(one, path)[0].size, default=group)
+        image = _stated_of(group)["multiscales"][0]
         self._axes = "".join(axis["name"] for axis in image["axes"])
-        self._arrays = [_array(group, level["path"]) for level in image["datasets"]]
-        self._check_channels()
-        self._channel_order = self._order_of(attributes.get("ome", attributes).get("omero", {}))
+        self._arrays = _levels_of(group, path)
+        for array in self._arrays:
+            self._check_channels(array)
+        self._channel_order = self._order_of(_stated_of(group).get("omero") or {})
         y, x = self._axes.index("y"), self._axes.index("x")
         self.levels = pyramid([(array.shape[x], array.shape[y]) for array in self._arrays])
         self.properties = {"ome.name": str(image.get("name", ""))}
@@ -88,8 +106,8 @@ class OmeZarrReader(RegionReader):
     def close(self) -> None:
         """See `RegionReader.close`."""
 
-    def _check_channels(self) -> None:
-        shape, dtype = self._arrays[0].shape, self._arrays[0].dtype
+    def _check_channels(self, level: zarr.Array[Any]) -> None:
+        shape, dtype = level.shape, level.dtype
         sizes = dict(zip(self._axes, shape, strict=False))
         others = {axis: size for axis, size in sizes.items() if axis in "tz"}
         if dtype != np.uint8:
@@ -120,10 +138,27 @@ class OmeZarrReader(RegionReader):
         return order or [0, 1, 2]
 
 
-def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
-    found = group[path]
-    if not isinstance(found, zarr.Array):
-        raise ValueError(f"{path} is not an array")
+def _stated_of(group: zarr.Group) -> dict[str, Any]:
+    """What a group says of its images: in version 0.5 below `ome`."""
+    attributes: dict[str, Any] = dict(group.attrs)
+    found: dict[str, Any] = attributes.get("ome", attributes)
+    return found
+
+
+def _levels_of(group: zarr.Group, slide: Path) -> list[zarr.Array[Any]]:
+    """The arrays of the first image of a slide's group, the finest first.
+
+    Raises:
+        SlideFormatError: one is missing.
+    """
+    found = []
+    for level in _stated_of(group)["multiscales"][0]["datasets"]:
+        array = group.get(level["path"])
+        if not isinstance(array, zarr.Array):
+            raise SlideFormatError(
+                f"{slide.name} lacks its array {level['path']}. Copy all of the folder again."
+            )
+        found.append(array)
     return found
 
 

@@ -34,6 +34,8 @@ from serve.images.readers.slide_files import FileState, files_of, state_of, watc
 SQUARE = 0.02
 """Share by which the sides of a slide's pixels may differ and still be taken for squares (our
 choice); others are resampled along each axis."""
+_ROUNDED_PX, _ROUNDED = 2, 0.01
+"""By how many pixels, and by which share beyond them, scanners round the sides of levels."""
 _SAMPLE_BYTES = 2**16
 _NUM_SAMPLES = 64
 
@@ -47,6 +49,8 @@ class Level:
     downsample_x: float
     """Pixels of level 0 along x for one of this level."""
     downsample_y: float
+    is_whole: bool = True
+    """It may show what level 0 shows; else, a label for example, nothing is read from it."""
 
 
 @dataclass(frozen=True)
@@ -279,9 +283,21 @@ def pyramid(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
         )
     full_width, full_height = sizes[0]
     return tuple(
-        Level(width, height, _downsample(full_width, width), _downsample(full_height, height))
+        Level(
+            width,
+            height,
+            _downsample(full_width, width),
+            _downsample(full_height, height),
+            _is_alike(full_width / full_height * height, width)
+            or _is_alike(full_height / full_width * width, height),
+        )
         for width, height in sizes
     )
+
+
+def _is_alike(expected: float, found: int) -> bool:
+    """Whether a side of a level is what the other one lets expect."""
+    return abs(found - expected) <= _ROUNDED_PX + _ROUNDED * expected
 
 
 def _downsample(full: int, part: int) -> float:

@@ -209,7 +209,7 @@ def choose_level(
     fine = [
         index
         for index, level in enumerate(levels)
-        if level.downsample_y <= y and level.downsample_x <= x
+        if level.is_whole and level.downsample_y <= y and level.downsample_x <= x
     ]
     return max(fine, key=lambda index: levels[index].downsample_x, default=0)
 

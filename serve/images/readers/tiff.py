@@ -30,11 +30,12 @@ class TiffReader(OpenSlideReader):
         self._pages: dict[int, TiledPage] = {}
         try:
             self._tiff = tifffile.TiffFile(path)
+            is_fast = self.properties["openslide.vendor"] in VENDORS
+            pages = _fast_pages(self._tiff) if is_fast else {}
         except TIFF_ERRORS as error:
             raise SlideFormatError(
                 f"{path.name} is not a TIFF: {error}. Use the reader `openslide`."
             ) from error
-        pages = _fast_pages(self._tiff) if self.properties["openslide.vendor"] in VENDORS else {}
         for index, level in enumerate(self.levels):
             page = pages.pop((level.width_px, level.height_px), None)
             if page is not None:

@@ -22,11 +22,16 @@ _CACHED_BYTES = 64 * 2**20
 TIFF_ERRORS = (
     tifffile.TiffFileError,
     struct.error,
-    OSError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
     LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
     TypeError,
     ValueError,
-    RuntimeError,
 )
 """What tifffile and imagecodecs raise on broken files; imagecodecs' errors are RuntimeErrors."""
 

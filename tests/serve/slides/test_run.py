@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import threading
@@ -11,6 +12,7 @@ import zarr
 from PIL import Image
 
 from serve.contract.errors import BackendUnavailableError
+from serve.images.readers.reader import RegionReader
 from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
 from serve.slides.cohort import Outcome, SlideTask
@@ -21,10 +23,13 @@ from serve.slides.local import LocalEngine, model_of, ran_on
 from serve.slides.lock import SlideBusyError, slide_lock
 from serve.slides.options import OutputOptions
 from serve.slides.outputs.registry import FORMATS
+from serve.slides.plan import Plan
+from serve.slides.planning import plan_slide
 from serve.slides.run import run_cohort
 from serve.slides.status import read_status, verify
 from serve.slides.store import LABELS, WorkFolder
 from serve.slides.summary_csv import verify_csv, write_cohort_csv
+from serve.slides.tissue import Mask
 from tests.support.errors import raises
 from tests.support.slide_runs import (
     Stop,
@@ -34,7 +39,7 @@ from tests.support.slide_runs import (
     files_of,
     run_one,
 )
-from tests.support.slides import tissue_pixels, write_aperio
+from tests.support.slides import tissue_pixels, write_aperio, write_ome_zarr
 from tests.support.toy_bundle import write_toy_bundle
 
 ROOT = Path(__file__).parents[3]
@@ -261,6 +266,32 @@ def test_a_slide_that_fails_fails_alone(tmp_path: Path, slide: Path, run: Runs) 
     fixed = run(unscaled, mpp=0.5)
     assert fixed.status == "done"
     assert {status.state for status in read_status(run.out)} == {"failed", "done"}
+
+
+def test_a_slide_that_needs_too_much_memory_fails_alone(
+    tmp_path: Path, slide: Path, run: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(opened: RegionReader, *others: Any) -> tuple[Plan, Mask]:
+        if opened.path == hungry:
+            raise MemoryError("Unable to allocate 768 PiB")
+        return plan_slide(opened, *others)
+
+    hungry = write_aperio(tmp_path / "hungry.svs", tissue_pixels(300, 300))
+    monkeypatch.setattr("serve.slides.job.plan_slide", plan)
+    outcomes = run.all([SlideTask(path=path, name=path.stem) for path in (hungry, slide)])
+    assert [outcome.status for outcome in outcomes] == ["failed", "done"]
+    assert "768 PiB" in outcomes[0].reason
+
+
+def test_a_slide_larger_than_any_glass_fails_before_its_memory_is_taken(
+    tmp_path: Path, run: Runs
+) -> None:
+    path = write_ome_zarr(tmp_path / "huge.zarr", tissue_pixels(64, 64))
+    metadata = json.loads((path / "0" / "zarr.json").read_bytes())
+    metadata["shape"] = [3, 10**9, 10**9]
+    (path / "0" / "zarr.json").write_text(json.dumps(metadata))
+    for tissue in ("auto", "none"):
+        assert run(path, tissue=tissue).code == "slide_too_large"
 
 
 def test_a_slide_without_tissue_has_a_result_that_says_so(tmp_path: Path, run: Runs) -> None:

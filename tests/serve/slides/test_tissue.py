@@ -144,6 +144,27 @@ def test_a_mask_or_regions_say_where_tissue_is(
     assert (found != expected).sum() <= 70  # the edges are 144 long
 
 
+def test_the_least_of_a_fine_mask_counts_whatever_its_value(
+    view: ScaledView, tmp_path: Path
+) -> None:
+    """One pixel of the 1,024 that a pixel of the tissue mask covers, in the darkest blue."""
+    fine = np.zeros((1792, 2176, 3), np.uint8)
+    fine[900, 1000, 2] = 1
+    for name, given in (("grey.png", fine[..., 2]), ("blue.png", fine)):
+        found = read_mask(save(tmp_path / name, given), view)
+        assert np.argwhere(found).tolist() == [[28, 31]]
+
+
+def test_regions_that_reach_out_of_the_slide_are_cut_at_its_edges(
+    view: ScaledView, tmp_path: Path
+) -> None:
+    regions = shapely.union(shapely.box(-900, -50, 160, 1e6), shapely.box(-9e5, 800, 9e6, 850))
+    found = read_mask(save(tmp_path / "a.json", json.loads(shapely.to_geojson(regions))), view)
+    expected = np.zeros((56, 68), bool)
+    expected[:, :10] = expected[50:53] = True
+    assert (found ^ expected).sum() <= 56 + 2 * 68
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -157,6 +178,7 @@ def test_a_mask_or_regions_say_where_tissue_is(
         ("gone.png", None),
         ("bomb.png", bomb()),
         ("cut.png", encoded(RECTANGLE)[:60]),
+        ("178 megapixels.png", np.zeros((15_000, 18_000), bool)),
         ("cut.geojson.gz", gzip.compress(json.dumps(FEATURES).encode())[:-9]),
         ("deep.geojson", b"[" * 100_000),
         ("origin.geojson", {"focalpath": {"origin_px": [float("nan"), 0]}, "features": FEATURES}),

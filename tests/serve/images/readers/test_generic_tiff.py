@@ -93,6 +93,8 @@ def by_channels(names: str) -> Callable[[Path], None]:
         written(with_alpha(100), extrasamples=["UNASSALPHA"]),
         written(with_alpha(0), extrasamples=["UNSPECIFIED"]),
         written(np.dstack([PIXELS, PIXELS[..., :2]])),
+        written(PIXELS, photometric="cielab", compression="lzw"),
+        written(PIXELS, photometric="cielab", metadata={"axes": "YXS"}),
         by_channels("RGB"),
         by_channels("GBR"),
         written(description=b"ImageJ=1.48\nunit=\xb5m\n", resolution=(4, 4), resolutionunit="NONE"),
@@ -157,6 +159,34 @@ def test_the_pyramid_of_a_jpeg_ome_tiff_is_read(tmp_path: Path):
             (256, 192),
             (64, 48),
         ]
+
+
+def test_a_level_of_another_shape_is_no_level(tmp_path: Path):
+    path = tmp_path / "a.ome.tif"
+    options: dict[str, Any] = {"photometric": "rgb", "tile": (64, 64), "compression": "jpeg"}
+    size = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+    label = np.zeros((64, 32, 3), np.uint8)
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        tiff.write(PIXELS, subifds=2, metadata={"axes": "YXS", **size}, **options)
+        tiff.write(PIXELS[::2, ::2].copy(), subfiletype=1, metadata=None, **options)
+        tiff.write(label, subfiletype=1, metadata=None, **options)
+    with open_reader(path) as slide:
+        assert [level.is_whole for level in slide.levels] == [True, True, False]
+        assert slide.thumbnail(4.0).min() > 50
+
+
+def test_an_ome_tiff_whose_structure_is_damaged_is_told(tmp_path: Path):
+    path = tmp_path / "a.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        tiff.write(PIXELS, subifds=1, photometric="rgb", tile=(64, 64))
+        tiff.write(PIXELS[::2, ::2].copy(), photometric="rgb", tile=(64, 64))
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        tag = tiff.pages.first.tags["ImageLength"].offset
+    content[tag + 4] = 2  # two lengths
+    path.write_bytes(content)
+    with raises(SlideFormatError, path.name):
+        open_reader(path)
 
 
 def test_the_tags_are_read_once_until_the_file_changes(

@@ -1,13 +1,15 @@
 """Scale and channels of OME-Zarr as its metadata say them."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr
 
-from serve.images.readers.errors import SlideChannelsError, SlideFormatError
+from serve.images.readers.errors import SlideChannelsError, SlideFormatError, SlideReadError
 from serve.images.readers.registry import open_reader
 from tests.support.errors import raises
 from tests.support.slides import tissue_pixels, write_ome_zarr
@@ -91,6 +93,60 @@ def test_an_ome_zarr_with_metadata_of_another_form_is_refused(
     group.attrs["ome"] = metadata
     with raises(SlideFormatError):
         open_reader(slide)
+
+
+@pytest.mark.parametrize(
+    "shape_and_type",
+    [((3, 20, 28), "u2"), ((2, 20, 28), "u1"), ((4, 20, 28), "u1"), ((20, 28), "u1")],
+    ids=["16 bits", "2 channels", "4 channels", "no channels"],
+)
+def test_a_coarse_level_of_another_kind_is_refused(
+    shape_and_type: tuple[tuple[int, ...], str], tmp_path: Path
+) -> None:
+    path = write_ome_zarr(tmp_path / "a.zarr", PIXELS)
+    level = np.zeros(*shape_and_type)
+    zarr.open_group(path, mode="a").create_array("1", data=level, overwrite=True)
+    with raises(SlideChannelsError, "a.zarr"):
+        open_reader(path)
+
+
+def test_a_level_that_was_not_copied_is_named(tmp_path: Path) -> None:
+    path = write_ome_zarr(tmp_path / "a.zarr", PIXELS)
+    shutil.rmtree(path / "1")
+    with raises(SlideFormatError, "a.zarr", "array 1"):
+        open_reader(path)
+
+
+@pytest.mark.parametrize("damage", [slice(-400, None), slice(20, 400)], ids=["cut", "changed"])
+@pytest.mark.parametrize("name", ["gzip", "zlib", "lzma", "bz2", "zstd"])
+def test_a_damaged_chunk_is_told_whatever_compressed_it(
+    name: str, damage: slice, tmp_path: Path
+) -> None:
+    axes = [{"name": "c"}, *({"name": axis, "unit": "micrometer"} for axis in "yx")]
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    group.attrs["multiscales"] = [{"axes": axes, "datasets": [{"path": "0"}]}]
+    stored = np.ascontiguousarray(np.moveaxis(PIXELS, -1, 0))
+    codec = numcodecs.get_codec({"id": name})
+    group.create_array("0", data=stored, chunks=stored.shape, compressors=[codec])
+    with open_reader(tmp_path / "a.zarr") as slide:
+        np.testing.assert_array_equal(slide.read(0, 0, 0, 56, 40), PIXELS)
+        chunk = tmp_path / "a.zarr" / "0" / "0.0.0"
+        content = bytearray(chunk.read_bytes())
+        content[damage] = b"" if damage.stop is None else b"\xaa" * 380
+        chunk.write_bytes(content)
+        with raises(SlideReadError, "a.zarr"):
+            slide.read(0, 0, 0, 56, 40)
+
+
+def test_of_the_layout_of_bioformats2raw_the_largest_image_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    zarr.open_group(path, mode="w").attrs["ome"] = {"bioformats2raw.layout": 3}
+    for name, pixels in (("0", PIXELS[:8]), ("1", PIXELS), ("2", PIXELS[::4, ::4])):
+        write_ome_zarr(path / name, pixels)
+    zarr.open_group(path / "OME", mode="w")
+    with open_reader(path) as slide:
+        np.testing.assert_array_equal(slide.read(0, 0, 0, 56, 40), PIXELS)
+        assert slide.mpp == 0.5
 
 
 def test_an_ome_zarr_without_pixels_is_refused(tmp_path: Path) -> None:
