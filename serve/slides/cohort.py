@@ -88,7 +88,7 @@ def find_slides(paths: Sequence[Path]) -> tuple[list[SlideTask], list[Outcome]]:
     if not found:
         raise CohortError(
             f"there is no slide in {', '.join(map(str, paths))}. Looked for {', '.join(SUFFIXES)}, "
-            "*.dcm and OME-Zarr."
+            "DICOM and OME-Zarr."
         )
     return _named(found)
 
@@ -248,5 +248,7 @@ def name_problem(path: Path, name: str) -> str:
 
 def name_of(path: Path) -> str:
     """The name of a slide's result: that of its file, without the suffix."""
-    stem = path.name if path.is_dir() and path.suffix != ".zarr" else path.stem
+    has_suffix = any(map(str.isalpha, path.suffix))  # DICOM's are often called 1.2.840.1
+    is_folder = path.is_dir() and path.suffix != ".zarr"
+    stem = path.stem if has_suffix and not is_folder else path.name
     return stem.removesuffix(".ome").lstrip(".") or "slide"

@@ -20,6 +20,7 @@ from serve.contract import errors as serve_errors
 from serve.images.readers.errors import SlideScaleError
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
+from serve.images.readers.slide_files import dicom_files
 from train.data.folds import FoldsRow, read_folds
 from train.errors import DatasetError, FocalPathError, ScaleError, SourceError
 from train.pretraining.footprints import Footprint
@@ -59,7 +60,7 @@ def _is_slide(path: Path) -> bool:
     if path.suffix.lower() in _SUFFIXES:
         return True
     is_result = (path / "run.json").is_file() and (path / "summary.json").is_file()
-    return path.is_dir() and not is_result and any(path.glob("*.dcm"))
+    return path.is_dir() and not is_result and bool(dicom_files(path))
 
 
 def find_slides(root: Path) -> list[SlideFile]:

@@ -16,7 +16,7 @@ from PIL import Image
 from serve.images.descriptions import aperio_sides
 from serve.images.mpp import Stated, judge
 from serve.images.readers.channels import refuse_stated, refuse_tiles, refuse_unlit, refuse_vmu
-from serve.images.readers.dicom import check_frames, series_in
+from serve.images.readers.dicom import check_files, series_in
 from serve.images.readers.errors import (
     ReaderMissingError,
     SlideFormatError,
@@ -56,7 +56,7 @@ class OpenSlideReader(RegionReader):
             refuse_channels(entry)
             refuse(entry, for_openslide(look_at(entry)))
         elif vendor == _DICOM:
-            check_frames(entry)
+            check_files(entry)
         else:
             refuse_tiles(entry)
             refuse_vmu(entry)
@@ -124,7 +124,7 @@ class OpenSlideReader(RegionReader):
             series = series_in(path)
             if len(series) != 1:
                 raise SlideFormatError(
-                    f"{path} is a folder with {len(series)} DICOM series in its *.dcm, expected "
+                    f"{path} is a folder with {len(series)} DICOM series, expected "
                     "one: a slide is a series. Name one file of the series that is meant."
                 )
             return series[0][0]

@@ -22,6 +22,7 @@ _REQUIRED = re.compile(
 """Lines that name a file without which OpenSlide does not read the slide."""
 _OPTIONAL = re.compile(r"^\s*(?:ImageFile[^=]*|OptimisationFile)=[ \t]*(\S.*?)\s*$", re.MULTILINE)
 """Lines that name another file, of another focal plane for example."""
+_DICOM_AT, _DICOM = 128, b"DICM"
 _MAX_TEXT_BYTES = 2**20
 """OpenSlide reads no more of these texts, either."""
 _MAX_NAMED = 5
@@ -77,7 +78,7 @@ def files_of(path: Path) -> list[Path]:
     """All files of a slide that are there, the one that is opened first."""
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
-    if path.suffix.lower() == ".dcm":
+    if is_dicom(path):
         from serve.images.readers.dicom import siblings_of
 
         return list(siblings_of(path))
@@ -86,7 +87,7 @@ def files_of(path: Path) -> list[Path]:
 
 def watched_files(path: Path) -> list[Path]:
     """The files that must not change while a slide is read; of an OME-Zarr its folder alone."""
-    return [path, *sorted(path.glob("*.dcm"))] if path.is_dir() else files_of(path)
+    return [path, *dicom_files(path)] if path.is_dir() else files_of(path)
 
 
 def is_file(path: Path) -> bool:
@@ -95,6 +96,22 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # of a folder that may not be entered, or of a share that is gone
         return False
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as those of DICOM do; many have a suffix of their own, or none."""
+    if not is_file(path):
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(_DICOM_AT + len(_DICOM))[_DICOM_AT:] == _DICOM
+    except OSError:  # not permitted, or removed
+        return False
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files of a folder, by what they begin with."""
+    return sorted(filter(is_dicom, _files_in(folder)))
 
 
 def state_of(files: Sequence[Path]) -> FileState:

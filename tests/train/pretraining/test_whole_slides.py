@@ -181,7 +181,7 @@ def test_results_beside_slides_are_no_slides(tmp_path: Path) -> None:
     (tmp_path / "a.svs").touch()
     for folder in ("series", "a"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "1.dcm").touch()
+        (tmp_path / folder / "1").write_bytes(bytes(128) + b"DICM")
     for name in ("run.json", "summary.json"):
         (tmp_path / "a" / name).touch()
     found = whole_slides.find_slides(tmp_path)

@@ -1,16 +1,24 @@
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pydicom
 import pytest
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import SegmentationStorage
 
 from serve.images.readers.errors import SlideError, SlideFormatError
 from serve.images.readers.registry import open_reader
 from serve.images.readers.slide_files import files_of, is_folder_of_mirax, parts_in
+from serve.slides.cohort import find_slides, name_of
 from tests.support.coordinates import coordinate_colors
 from tests.support.dicom_slides import write_dicom_slide
 from tests.support.errors import raises
 from tests.support.hamamatsu import write_vms
+from tests.support.slides import write_aperio
 from tests.support.vendors import VENDORS
 
 
@@ -35,6 +43,17 @@ def dicom_folder(folder: Path) -> Path:
     return dicom(folder / "series").parent
 
 
+def dicom_without_suffix(folder: Path) -> Path:
+    return renamed(dicom_folder(folder), "1.2.840.{}") / "1.2.840.1"
+
+
+def renamed(series: Path, pattern: str) -> Path:
+    """Call the files of a DICOM series otherwise."""
+    for file in series.iterdir():
+        file.rename(series / pattern.format(file.stem))
+    return series
+
+
 def test_a_slide_is_all_of_its_files(tmp_path: Path) -> None:
     names = ["h.vms", "h(1,0).jpg", "h.jpg", "h_macro.jpg", "h_map2.jpg"]
     assert [file.name for file in files_of(vms(tmp_path))] == names
@@ -53,6 +72,7 @@ def test_a_slide_is_all_of_its_files(tmp_path: Path) -> None:
         (mirax, "m/Data0000.dat"),
         (dicom, "2.dcm"),
         (dicom_folder, "series/2.dcm"),
+        (dicom_without_suffix, "series/1.2.840.2"),
     ],
 )
 def test_a_slide_is_another_when_a_file_beside_it_changes(
@@ -68,6 +88,18 @@ def test_a_slide_is_another_when_a_file_beside_it_changes(
         with raises(SlideError, path.name):
             slide.check_unchanged()
         assert slide.fingerprint() != before
+
+
+PLACES = ((65, 65), (65, 1), (1, 65), (1, 1))
+"""Of the tiles of a level of 100 x 100 px, from the last to the first."""
+
+
+def frame_at(row: int, column: int) -> Dataset:
+    place, frame = Dataset(), Dataset()
+    place.RowPositionInTotalImagePixelMatrix = row
+    place.ColumnPositionInTotalImagePixelMatrix = column
+    frame.PlanePositionSlideSequence = [place]
+    return frame
 
 
 @KINDS
@@ -105,14 +137,77 @@ def test_a_text_that_names_nothing_is_no_slide(text: str, tmp_path: Path) -> Non
         open_reader(path)
 
 
+@pytest.mark.parametrize("pattern", ["{}.dcm", "{}.DCM", "IM{}", "1.2.840.{}", "{}.img"])
 @pytest.mark.parametrize("place", [2**31 - 1, 0])
-def test_a_dicom_file_with_a_damaged_table_of_frames_is_refused(place: int, tmp_path: Path) -> None:
+def test_a_dicom_file_with_a_damaged_table_of_frames_is_refused(
+    place: int, pattern: str, tmp_path: Path
+) -> None:
     """OpenSlide 4.0.1 crashes where frames lie beyond the end, or do not follow each other."""
-    path = dicom(tmp_path)
-    level = tmp_path / "1.dcm"
+    renamed(dicom(tmp_path).parent, pattern)
+    path, level = (tmp_path / pattern.format(number) for number in (2, 1))
     content = bytearray(level.read_bytes())
     table = content.index(bytes.fromhex("e07f1000")) + 12 + 8
     content[table + 4 : table + 8] = place.to_bytes(4, "little")
     level.write_bytes(content)
-    with raises(SlideFormatError, "1.dcm", str(len(content))):
+    with raises(SlideFormatError, level.name, str(len(content))):
         open_reader(path)
+
+
+@pytest.mark.parametrize("pattern", ["{}.DCM", "{}.dicom", "IM{}", "1.2.840.{}"])
+def test_dicom_files_are_known_whatever_they_are_called(pattern: str, tmp_path: Path) -> None:
+    series = renamed(dicom_folder(tmp_path), pattern)
+    (series / "README").write_text("no image")
+    assert [task.path for task in find_slides([tmp_path])[0]] == [series]
+    with open_reader(series) as slide:
+        assert len(slide.levels) == 2
+    write_aperio(series / "other.svs", coordinate_colors(64, 64))
+    tasks, problems = find_slides([tmp_path])
+    assert [task.path.name for task in tasks] == [pattern.format(0), "other.svs"]
+    assert not problems
+
+
+def test_the_name_of_a_file_without_a_suffix_is_whole(tmp_path: Path) -> None:
+    names = ("1.2.840.1", "1.2.840.2", "a.b.svs")
+    assert [name_of(tmp_path / name) for name in names] == ["1.2.840.1", "1.2.840.2", "a.b"]
+
+
+def test_other_dicom_files_beside_a_slide_are_no_slides(tmp_path: Path) -> None:
+    series = dicom_folder(tmp_path)
+    other = pydicom.dcmread(series / "0.dcm")
+    other.file_meta.MediaStorageSOPClassUID = other.SOPClassUID = SegmentationStorage
+    other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    other.SeriesInstanceUID = "1.2.4"
+    other.save_as(series / "map.seg.dcm", enforce_file_format=True)
+    with open_reader(series) as slide:
+        assert len(slide.levels) == 2
+
+
+@pytest.mark.parametrize("name", ["pipe.dcm", "pipe.txt"])
+def test_a_pipe_beside_a_dicom_slide_is_refused(name: str, tmp_path: Path) -> None:
+    """OpenSlide looks into every file of the folder, and would wait for ever."""
+    path = dicom(tmp_path)
+    os.mkfifo(tmp_path / name)
+    with raises(SlideFormatError, name):
+        open_reader(path)
+
+
+@pytest.mark.parametrize(("num_planes", "told"), [(0, "damaged"), (1, ""), (2, "8 frames for 4")])
+def test_frames_that_say_where_they_lie_are_read_there(
+    num_planes: int, told: str, tmp_path: Path
+) -> None:
+    path = dicom(tmp_path)
+    level = pydicom.dcmread(tmp_path / "1.dcm")
+    frames = list(generate_frames(level.PixelData, number_of_frames=level.NumberOfFrames))
+    level.DimensionOrganizationType = "TILED_SPARSE"
+    level.NumberOfFrames = len(frames) * max(num_planes, 1)
+    level.PixelData = encapsulate(frames[::-1] * max(num_planes, 1))
+    if num_planes:
+        level.PerFrameFunctionalGroupsSequence = [frame_at(*at) for at in PLACES] * num_planes
+    level.save_as(tmp_path / "1.dcm", enforce_file_format=True)
+    if told:
+        with raises(SlideFormatError, "1.dcm", told):
+            open_reader(path)
+    else:
+        with open_reader(path) as slide:
+            found = slide.read(0, 0, 0, 100, 100).astype(int)
+        assert np.abs(found - coordinate_colors(100, 100)).max() < 12
