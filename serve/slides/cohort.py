@@ -97,6 +97,8 @@ def _of(path: Path) -> Iterable[SlideTask]:
     if not exists(path):
         raise CohortError(f"{path} does not exist. Check the path; nothing was started.")
     if path.suffix.lower() == ".csv":
+        if not path.is_file():  # reading a pipe would wait for ever
+            raise CohortError(f"{path} is no file, expected a CSV. Check the path.")
         return _read_csv(path)
     if path.is_dir() and not is_slide_folder(path):
         return [SlideTask(path=slide) for slide in _slides_below(path)]
@@ -190,10 +192,10 @@ def _read_row(path: Path, line: int, row: Mapping[str, str]) -> SlideTask:
     tissue = task.tissue
     if tissue and mask_file(tissue) is not None:
         mask = named_file(path.parent, tissue)
-        if not exists(mask):
+        if not is_file(mask):
             raise CohortError(
                 f"{where}: tissue is {tissue!r}, expected auto, none, or a file with a mask or "
-                f"regions, and {mask} does not exist."
+                f"regions, and {mask} is no file."
             )
         tissue = str(mask)
     return task.model_copy(update={"path": slide, "tissue": tissue})
@@ -206,7 +208,7 @@ def _named(tasks: Sequence[SlideTask]) -> tuple[list[SlideTask], list[Outcome]]:
     for task in tasks:
         name = task.name or name_of(task.path)
         task = task.model_copy(update={"name": name})
-        key = name.casefold()
+        key = same_name(name)
         other = named.get(key)
         reason = name_problem(task.path, name)
         if reason:
@@ -228,6 +230,11 @@ def _named(tasks: Sequence[SlideTask]) -> tuple[list[SlideTask], list[Outcome]]:
     return list(named.values()), problems
 
 
+def same_name(name: str) -> str:
+    """The same for names that some system takes for one: in other letters, or spelt otherwise."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def name_problem(path: Path, name: str) -> str:
     """Why a slide cannot have a result of that name, without a full stop; empty where it can."""
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in f"{path}{name}"):
@@ -235,7 +242,7 @@ def name_problem(path: Path, name: str) -> str:
             "its path has control characters, or is not in UTF-8, so it cannot be written down. "
             "Rename the file or its folder"
         )
-    if name.casefold() in _RESERVED:
+    if same_name(name) in _RESERVED:
         return f"a result may not be called {name}. Rename the file"
     num_bytes = len(name.encode())
     if num_bytes > _MAX_NAME_BYTES:

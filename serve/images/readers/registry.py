@@ -74,7 +74,7 @@ def open_reader(path: Path, reader: str | None = None, *, mpp: float | None = No
 
 def _kind_of(path: Path) -> str | None:
     if not path.is_file():
-        return None
+        return "a folder without OME-Zarr and DICOM"
     with path.open("rb") as file:
         return kind_of(file.read(HEAD_BYTES))
 

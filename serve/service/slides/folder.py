@@ -12,7 +12,14 @@ from pathlib import Path
 from serve.contract.errors import FocalPathError, NotFoundError
 from serve.images.readers.errors import SlideError
 from serve.images.readers.slide_files import is_file, is_folder_of_mirax, parts_of, state_of
-from serve.slides.cohort import is_result, is_slide_folder, name_of, name_problem, slide_files
+from serve.slides.cohort import (
+    is_result,
+    is_slide_folder,
+    name_of,
+    name_problem,
+    same_name,
+    slide_files,
+)
 
 _ID_LENGTH = 16
 _LOOK_AGAIN_S = 1.0
@@ -173,13 +180,13 @@ def _version(files: Sequence[Path]) -> str:
 
 def _named(slides: list[SlideFile]) -> list[SlideFile]:
     """The slides in order. Those that would share a result get a problem."""
-    taken = Counter(slide.name.casefold() for slide in slides)
+    taken = Counter(same_name(slide.name) for slide in slides)
     found = []
     for slide in sorted(slides, key=lambda slide: slide.file):
         problem = name_problem(slide.path, slide.name)
         if problem:
             problem = f"{problem[0].upper()}{problem[1:]}."
-        elif taken[slide.name.casefold()] > 1:
+        elif taken[same_name(slide.name)] > 1:
             problem = f"Another slide's result would be called {slide.name}, too. Rename one."
         found.append(replace(slide, problem=problem))
     return found

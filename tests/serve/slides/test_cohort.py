@@ -113,6 +113,8 @@ def test_a_csv_says_what_is_special_about_a_slide(tmp_path: Path) -> None:
         ("path\ngone.svs\n", "gone.svs"),
         ("path,reader\na.svs,opensl\n", "line 2"),
         ("path,tissue\na.svs,Auto\n", "line 2"),
+        ("path,tissue\na.svs,.\n", "line 2"),
+        ("path,tissue\na.svs,pipe.png\n", "line 2"),
         ("path\n" + "x" * 5000, "line 2"),
         ("path\na.svs\n\n" + "x" * 200_000, "line 4"),
         ("path\nward, 7.svs\n", "line 2"),
@@ -127,21 +129,31 @@ def test_a_csv_that_cannot_be_used_is_told_by_its_line(
     content: str, told: str, tmp_path: Path
 ) -> None:
     touch(tmp_path / "a.svs")
+    os.mkfifo(tmp_path / "pipe.png")
     table = tmp_path / "cohort.csv"
     table.write_text(content)
     with raises(CohortError, told):
         find_slides([table])
 
 
-def test_names_that_are_the_same_or_differ_by_case_are_told_and_the_others_go_on(
-    tmp_path: Path,
+def test_a_pipe_is_no_csv(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with raises(CohortError, "pipe.csv"):
+        find_slides([tmp_path / "pipe.csv"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("a", "A"), ("Stra\u00dfe", "STRASSE"), ("\u00e9", "e\u0301")]
+)
+def test_names_that_some_system_takes_for_one_are_told_and_the_others_go_on(
+    one: str, other: str, tmp_path: Path
 ) -> None:
-    paths = [tmp_path / "x" / "a.svs", tmp_path / "y" / "A.svs", tmp_path / "y" / "b.svs"]
+    paths = [tmp_path / f"x/{one}.svs", tmp_path / f"y/{other}.svs", tmp_path / "y" / "b.svs"]
     touch(*paths)
     tasks, problems = find_slides(paths)
-    assert [task.name for task in tasks] == ["a", "b"]
+    assert [task.name for task in tasks] == [one, "b"]
     assert [problem.path for problem in problems] == [str(paths[1])]
-    assert "a.svs" in problems[0].reason
+    assert f"{one}.svs" in problems[0].reason
 
 
 def test_a_slide_that_is_named_twice_is_done_once(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_an_absurd_um_per_pixel_is_refused(mpp: float, svs: Path) -> None:
 def test_a_missing_file_and_an_empty_folder_are_named(tmp_path: Path) -> None:
     with raises(SlideFormatError, "gone.svs"):
         open_reader(tmp_path / "gone.svs")
-    with raises(SlideFormatError, tmp_path.name):
+    with raises(SlideFormatError, tmp_path.name, "folder"):
         open_reader(tmp_path)
 
 

@@ -123,8 +123,11 @@ def test_errors_of_slides_do_not_tell_where_their_folder_is(
         assert "slides/" not in message
 
 
-def test_two_slides_whose_results_would_have_one_name_are_told_apart(tmp_path: Path) -> None:
-    for name in ("a/Case.svs", "b/case.svs"):
+@pytest.mark.parametrize("names", [("a/Case.svs", "b/case.svs"), ("a/\u00e9.svs", "b/e\u0301.svs")])
+def test_two_slides_whose_results_would_have_one_name_are_told_apart(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    for name in names:
         painted_slide(tmp_path / "slides" / name)
     slides = SlideFolder(tmp_path / "slides", tmp_path / "out").slides()
     assert [bool(slide.problem) for slide in slides] == [True, True]
