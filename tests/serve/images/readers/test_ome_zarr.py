@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numcodecs
 import numpy as np
 import pytest
 import zarr
+from zarr.registry import get_numcodec
 
 from serve.images.readers.errors import SlideChannelsError, SlideFormatError, SlideReadError
 from serve.images.readers.registry import open_reader
@@ -126,7 +126,7 @@ def test_a_damaged_chunk_is_told_whatever_compressed_it(
     group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
     group.attrs["multiscales"] = [{"axes": axes, "datasets": [{"path": "0"}]}]
     stored = np.ascontiguousarray(np.moveaxis(PIXELS, -1, 0))
-    codec = numcodecs.get_codec({"id": name})
+    codec = get_numcodec({"id": name})
     group.create_array("0", data=stored, chunks=stored.shape, compressors=[codec])
     with open_reader(tmp_path / "a.zarr") as slide:
         np.testing.assert_array_equal(slide.read(0, 0, 0, 56, 40), PIXELS)
