@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 from rich.console import Console
 
@@ -133,6 +134,13 @@ class _Export:
         if not found.passed:
             raise GateError(
                 f"{MODEL_FILE} does not answer as torch does: {'; '.join(found.failures)}"
+            )
+        given = {self._card.classes[label - 1].name for label in np.unique(answers.labels)}
+        if len(given) == 1:
+            self._tell(
+                f"Both give every pixel the label {given.pop()}: their agreement proves little. "
+                "Look at the model with `python -m train evaluate`, or give tiles of its tissue "
+                "with --validate"
             )
 
     def write_other_precisions(self) -> None:

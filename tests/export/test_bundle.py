@@ -11,8 +11,9 @@ import torch
 
 from export.bundle import write_bundle
 from export.errors import DestinationError, GateError, GraphError, InputError, SettingsError
-from export.gate.answers import Answers, onnx_answers
+from export.gate.answers import Answers, onnx_answers, torch_answers
 from export.gate.schema import ParityReport, Tolerances
+from export.gate.tiles import Images
 from export.precision.artefacts import PrecisionSettings
 from export.precision.half import half_blocks
 from export.settings import BundleSettings
@@ -222,6 +223,29 @@ def test_int8_is_kept_only_if_it_passes(export: Export, largest: float, kept: bo
     bundle = export(_halves(precision, int8_iou_score_difference=largest))
     assert ("model.int8.onnx" in _names(bundle)) is kept
     assert _report(bundle).artefacts[1].passed is kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_labels", [1, 2])
+def test_agreement_in_one_label_alone_is_told(
+    export: Export,
+    num_labels: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found: list[Answers] = []
+
+    def few(_: object, images: Images) -> Answers:
+        if not found:
+            answers = torch_answers(_, images)  # type: ignore[arg-type]
+            found.append(replace(answers, labels=3 + answers.labels % num_labels))
+        return found[0]
+
+    monkeypatch.setattr("export.bundle.torch_answers", few)
+    monkeypatch.setattr("export.bundle.onnx_answers", few)
+    export(QUICK)
+    said = "every pixel the label Inflammatory" in capsys.readouterr().out
+    assert said == (num_labels == 1)
 
 
 @pytest.mark.slow

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from serve.images.tiles import SAME_MPP
 from train.data.convert import bcss, bdsa, crag
 from train.data.convert.class_mapping import PALETTE
-from train.data.folder import TileFolder, read_tile_folder
+from train.data.folder import TileFolder, read_classes, read_tile_folder
 from train.data.pixels import class_frequencies
 from train.errors import CheckpointError, DestinationError
 from train.fitting.run import at_scale
@@ -234,7 +234,7 @@ def _classes(
             f"({_listed(classes) or 'none'}). Expected as many different names, in the order of "
             "the labels 1, 2, ...: give --data or --class-names."
         )
-    return classes
+    return read_classes(Path(said_by), [asdict(entry) for entry in classes], CheckpointError)
 
 
 def _listed(classes: Sequence[LabelClass]) -> str:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from serve.contract.refusal import first_problem
+from train.data.folder import read_classes
 from train.errors import CheckpointError
 from train.files import sha256_of, whole_file, write_errors_explained
 from train.model.build import build_segmenter
@@ -153,7 +154,7 @@ def read_card(path: Path) -> CheckpointCard:
     if not card_path.is_file():
         raise _missing(card_path)
     try:
-        return _CARD.validate_json(card_path.read_bytes())
+        card = _CARD.validate_json(card_path.read_bytes())
     except OSError as error:
         raise _unreadable(card_path, error) from error
     except ValidationError as error:
@@ -161,6 +162,25 @@ def read_card(path: Path) -> CheckpointCard:
             f"{card_path} is not a checkpoint's description: {first_problem(error)}. Train "
             "again, or take the file of the same run."
         ) from error
+    read_classes(card_path, [asdict(entry) for entry in card.classes], CheckpointError)
+    if problem := _contradiction(card):
+        raise CheckpointError(
+            f"{card_path} contradicts itself: {problem}. Take the file that the training wrote."
+        )
+    return card
+
+
+def _contradiction(card: CheckpointCard) -> str | None:
+    """What of a card does not fit the rest of it, as in one that was edited by hand."""
+    if card.mpp != card.settings.model.mpp:
+        return f"mpp is {card.mpp}, and settings.model.mpp {card.settings.model.mpp}"
+    values = {"class_attention_bias": card.class_attention_bias}
+    if card.pixel_frequencies is not None:
+        values["pixel_frequencies"] = card.pixel_frequencies
+    for name, numbers in values.items():
+        if len(numbers) != len(card.classes) or not all(map(math.isfinite, numbers)):
+            return f"{name} is {numbers}; expected a finite number for each of the classes"
+    return None
 
 
 def _with_scale(stored: Any) -> Any:

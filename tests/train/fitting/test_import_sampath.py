@@ -287,7 +287,15 @@ def test_a_checkpoint_of_something_else_is_refused_for_its_reason(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("names", [["A", "B"], ["A", "B", "C", "D", "A"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["A", "B"],
+        ["A", "B", "C", "D", "A"],
+        ["A", "", "C", "D", "E"],
+        ["A", "B\n", "C", "D", "mean"],
+    ],
+)
 def test_class_names_that_are_not_as_many_and_different_are_refused(
     sampath_file: Path, tmp_path: Path, names: list[str]
 ):

@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,19 @@ def edit_card(run: Path, edit: Callable[[dict], None]) -> None:
             edited(lambda card: card.pop("settings")),
             ["model.json", "settings is missing", "Train again"],
         ),
+        (edited(lambda card: card.update(mpp=3.0)), ["mpp is 3.0", "settings.model.mpp 0.5"]),
+        (edited(lambda card: card.update(mpp=None)), ["mpp is None", "settings.model.mpp 0.5"]),
+        (edited(lambda card: card["class_attention_bias"].pop()), ["class_attention_bias"]),
+        (edited(lambda card: card["class_attention_bias"].append(0)), ["class_attention_bias"]),
+        (
+            edited(lambda card: card.update(class_attention_bias=[math.nan] * 5)),
+            ["class_attention_bias", "nan", "finite"],
+        ),
+        (edited(lambda card: card["pixel_frequencies"].pop()), ["pixel_frequencies"]),
+        (edited(lambda card: card["classes"][1].update(name="Tumor")), ["4 different"]),
+        (edited(lambda card: card["classes"][1].update(name="")), ["class ''"]),
+        (edited(lambda card: card["classes"][1].update(name="a\nb")), ["class 'a\\nb'"]),
+        (edited(lambda card: card["classes"][1].update(color="red")), ["'red'", "#rrggbb"]),
         (edited(train_no_epochs), ["optimization.epochs is 'many'; expected a whole number"]),
         (edited(widen_decoder), ["neck.0.weight", "(32, 320, 1, 1)", "(64, 320, 1, 1)"]),
         (remove_a_weight, ["mask_decoder.iou_token.weight", "missing"]),
