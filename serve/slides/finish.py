@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -126,6 +127,7 @@ def _passport(
     records = work.records().values()
     stages = {name: value for name, value in seconds.items() if "output" not in name}
     own_peak = round(peak_memory_mib())
+    machine, packages = _environment()
     return Passport(
         name=work.name,
         plan=result.plan,
@@ -137,11 +139,17 @@ def _passport(
         seconds=seconds,
         bound_by=max(stages, key=lambda name: stages[name]) if records else "nothing",
         peak_memory_mib=max([own_peak, *(record.peak_memory_mib for record in records)]),
-        machine=this_machine(),
+        machine=machine,
         hosts=tuple(sorted({record.host for record in records if record.host})),
-        packages=installed_versions(_PACKAGES),
+        packages=packages,
         files=_hash_files(work.result, None if OME_ZARR in formats else work.store),
     ).sealed()
+
+
+@cache
+def _environment() -> tuple[Machine, dict[str, str]]:
+    """This machine and the packages; drivers and files are asked once, not per slide."""
+    return this_machine(), installed_versions(_PACKAGES)
 
 
 def publish(work: WorkFolder, target: Path) -> None:

@@ -1,7 +1,8 @@
 """Which blocks a plan has, and which tiles run for each."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,8 @@ from serve.contract.manifest import LOW_RES_STRIDE
 from serve.images.tiles import tile_origins
 from serve.slides.plan import Block, Plan, Rectangle
 from serve.slides.tissue import Mask
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,10 @@ class Tiling:
         tile = plan.model.tile_size_px
         heights = max(plan.shape[0] * LOW_RES_STRIDE, tile)
         widths = max(plan.shape[1] * LOW_RES_STRIDE, tile)
-        self._rows = tile_origins(heights, tile, plan.settings.overlap)
-        self._columns = tile_origins(widths, tile, plan.settings.overlap)
+        self._rows, self._columns = (
+            np.array(tile_origins(length, tile, plan.settings.overlap))
+            for length in (heights, widths)
+        )
         padded = np.pad(mask, [(1, 0)] * 2)
         self._sums = padded.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
 
@@ -46,7 +51,8 @@ class Tiling:
     def blocks(self) -> tuple[Block, ...]:
         """The blocks with tissue, row by row."""
         blocks = self.plan.all_blocks()
-        return tuple(block for block in blocks if self._has_tissue(self.plan.rectangle(block)))
+        rectangles = [astuple(self.plan.rectangle(block)) for block in blocks]
+        return tuple(compress(blocks, self._has_tissue(*np.array(rectangles).T)))
 
     def tile_rows(self, block: Block) -> list[TileRow]:
         """The tiles that cover tissue of a block, row by row.
@@ -55,20 +61,14 @@ class Tiling:
         answered for cells that are cleared.
         """
         rectangle = self.plan.rectangle(block)
-        tile_cells = self.plan.model.tile_size_px // LOW_RES_STRIDE
-        found = []
-        for y in self._rows:
-            top, bottom = _overlap(y, tile_cells, rectangle.top, rectangle.bottom)
-            if top >= bottom:
-                continue
-            columns = []
-            for x in self._columns:
-                left, right = _overlap(x, tile_cells, rectangle.left, rectangle.right)
-                if left < right and self._has_tissue(Rectangle(top, left, bottom, right)):
-                    columns.append(x)
-            if columns:
-                found.append(TileRow(y, tuple(columns)))
-        return found
+        y, top, bottom = self._reaching(self._rows, rectangle.top, rectangle.bottom)
+        x, left, right = self._reaching(self._columns, rectangle.left, rectangle.right)
+        has_tissue = self._has_tissue(top[:, None], left, bottom[:, None], right)
+        return [
+            TileRow(int(start), tuple(x[covers].tolist()))
+            for start, covers in zip(y, has_tissue, strict=True)
+            if covers.any()
+        ]
 
     def num_tiles(self, block: Block) -> int:
         """How many tiles run for a block."""
@@ -91,16 +91,21 @@ class Tiling:
         top, left = rectangle.top % side, rectangle.left % side
         return cells[top : top + rows, left : left + columns]
 
-    def _has_tissue(self, cells: Rectangle) -> bool:
+    def _reaching(self, origins: Ints, start: int, end: int) -> tuple[Ints, Ints, Ints]:
+        """Tiles that reach into the cells [start, end) of an axis: origins, first and last cells.
+
+        The last one is exclusive.
+        """
+        cells = origins // LOW_RES_STRIDE
+        first = np.maximum(cells, start)
+        last = np.minimum(cells + self.plan.model.tile_size_px // LOW_RES_STRIDE, end)
+        reach = first < last
+        return origins[reach], first[reach], last[reach]
+
+    def _has_tissue(self, top: Ints, left: Ints, bottom: Ints, right: Ints) -> NDArray[np.bool_]:
+        """Whether rectangles of cells have tissue, for all at once."""
         side = self.plan.mask_px // LOW_RES_STRIDE
-        top, left = cells.top // side, cells.left // side
-        bottom, right = -(-cells.bottom // side), -(-cells.right // side)
+        top, left, bottom, right = top // side, left // side, -(-bottom // side), -(-right // side)
         sums = self._sums
-        total = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
-        return bool(total > 0)
-
-
-def _overlap(origin_px: int, tile_cells: int, start: int, end: int) -> tuple[int, int]:
-    """The cells of a tile along an axis that lie in [start, end)."""
-    first = origin_px // LOW_RES_STRIDE
-    return max(first, start), min(first + tile_cells, end)
+        total: Ints = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+        return total > 0

@@ -3,11 +3,11 @@
 import unicodedata
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from serve.answers.pictures import rgb_png
 from serve.slides.outputs.format import SlideFormat, SlideResult
 from serve.slides.summary import SlideSummary
 
@@ -42,7 +42,17 @@ def write_overview(result: SlideResult, path: Path) -> None:
         )
     um_per_px = result.plan.um_per_cell * result.plan.shape[1] / width
     _draw_legend(draw, left, result.summary, um_per_px)
-    path.write_bytes(rgb_png(canvas))
+    path.write_bytes(_png(canvas))
+
+
+def _png(picture: Image.Image) -> bytes:
+    """A PNG with the same filter for all rows: Pillow's search for the best takes twice the time.
+
+    It has 5% more bytes.
+    """
+    png = imagecodecs.PNG
+    options = {"strategy": png.STRATEGY.RLE, "filter": png.FILTER.UP}
+    return bytes(imagecodecs.png_encode(np.asarray(picture), png.COMPRESSION.SPEED, **options))
 
 
 def _small(result: SlideResult) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
