@@ -7,6 +7,8 @@ synthetic tissue on a third of it, glass around. Numbers are medians over the ro
 - `engine`: the whole command; its rate counts tiles while blocks are computed. What it takes longer
   than the model alone, by the wall clock, is all that lies beyond inference. Stages that run beside
   the model, on a core that would wait otherwise, add nothing to it.
+- `inference`: planning, reading and the model, as the engine runs them, with nothing blended or
+  written. What the whole command takes longer is merging and writing.
 - `several`: the whole command on three slides.
 - `repeated`: the whole command with recorded answers of the model: what all else takes.
 - `direct`: a simple loop: OpenSlide, one tile after another over the whole slide, ONNX Runtime on
@@ -63,8 +65,12 @@ class _Round:
     all_formats: Run
     double: Run
     """Of a slide of twice the area."""
+    merging: float
+    """How much longer the command takes than reading and the model, as a share."""
+    merging_larger: float
+    """The same of a slide of four times the area."""
     beyond_larger: float
-    """How much longer a slide of four times the area takes than the model alone, as a share."""
+    """How much longer that slide takes than the model alone."""
     beyond_several: float
     """The same of several slides in one command."""
     alone_s: float
@@ -75,11 +81,13 @@ class _Round:
     """Share of the tissue's cells with the label of the simple loop."""
 
     def __str__(self) -> str:
+        beyond = self.run.total / self.alone_s - 1
         return (
-            f"model {self.alone_s:.1f} s, engine {self.run.computing:.1f} of "
-            f"{self.run.total:.1f} s ({self.run.total / self.alone_s - 1:+.1%}), twice the area "
-            f"{self.double.total:.1f} s, four times {self.beyond_larger:+.1%}, {_NUM_SEVERAL} "
-            f"slides {self.beyond_several:+.1%}, direct {self.direct_s:.1f} s"
+            f"model {self.alone_s:.1f} s, engine {self.run.computing:.1f} of {self.run.total:.1f} "
+            f"s ({beyond:+.1%}, merging and writing {self.merging:+.1%}), twice the area "
+            f"{self.double.total:.1f} s, four times {self.beyond_larger:+.1%} "
+            f"({self.merging_larger:+.1%}), {_NUM_SEVERAL} slides {self.beyond_several:+.1%}, "
+            f"direct {self.direct_s:.1f} s"
         )
 
 
@@ -108,9 +116,15 @@ def _one_round(bench: Variants, slides: _Slides, num_tiles: int) -> _Round:
         alone.append(bench.model_alone(slides.tiles, num_tiles))
         return found, (alone[-2][0] + alone[-1][0]) / 2
 
+    def merging(run: Run, alone_s: float, slide: Path) -> float:
+        inference_s, alone_by_inference_s = beside(lambda: bench.inference(slide))
+        return run.total / alone_s / (inference_s / alone_by_inference_s) - 1
+
     run, alone_s = beside(lambda: bench.command(one))
+    merging_one = merging(run, alone_s, one)
     several_s, alone_by_several_s = beside(lambda: bench.several(slides.several))
     four, alone_by_four_s = beside(lambda: bench.command(slides.four))
+    merging_four = merging(four, alone_by_four_s, slides.four)
     double = bench.command(slides.two)
     repeated = bench.repeated(one, DEFAULT)
     all_formats = bench.repeated(one, tuple(FORMATS))
@@ -122,6 +136,8 @@ def _one_round(bench: Variants, slides: _Slides, num_tiles: int) -> _Round:
         repeated=repeated,
         all_formats=all_formats,
         double=double,
+        merging=merging_one,
+        merging_larger=merging_four,
         beyond_larger=four.total / (alone_by_four_s * four.num_tiles / num_tiles) - 1,
         beyond_several=several_s / (alone_by_several_s * _NUM_SEVERAL) - 1,
         alone_s=alone_s,
@@ -166,6 +182,8 @@ def _report(bench: Variants, command: SlidesBenchmark, rounds: Sequence[_Round])
         engine=_rates([r.run.computing for r in rounds], num_tiles),
         direct=_rates([r.direct_s for r in rounds], rounds[-1].num_direct),
         engine_share=median(r.alone_s / r.run.computing for r in rounds),
+        merging=median(r.merging for r in rounds),
+        merging_larger=median(r.merging_larger for r in rounds),
         beyond_inference=median(r.run.total / r.alone_s - 1 for r in rounds),
         beyond_inference_parts={
             "planning": median(r.run.planning / r.alone_s for r in rounds),

@@ -18,15 +18,25 @@ from serve.images.tiles import gaussian_window, tile_origins
 from serve.inference.batching import TileAnswer, TileRunner
 from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
-from serve.slides.cohort import Outcome
+from serve.slides.cohort import Outcome, SlideTask
 from serve.slides.engine import Watcher
+from serve.slides.job import SlideJob, prepare
 from serve.slides.local import LocalEngine, model_of
 from serve.slides.options import RunOptions
 from serve.slides.outputs.registry import DEFAULT, FORMATS, formats_of
 from serve.slides.run import Cohort
 from serve.slides.throughput import for_throughput
+from serve.slides.tiling import Tiling
+from serve.slides.worker import BlockWorker
 
 _OUTPUT = "low_res_probabilities"
+
+
+class _InferenceOnly(BlockWorker):
+    """Reads tiles and runs the model, and drops the answers."""
+
+    def _take(self, item: object) -> None:
+        pass
 
 
 class Variants:
@@ -66,6 +76,23 @@ class Variants:
         self._segment(slides, self.runner, DEFAULT, Watcher())
         return time.perf_counter() - started
 
+    def inference(self, slide: Path) -> float:
+        """Seconds to plan a slide, read its tiles and run the model, with nothing blended."""
+        started = time.perf_counter()
+        task = SlideTask(path=slide, name=slide.stem)
+        job = SlideJob(
+            out=self._new_folder(),
+            task=task,
+            options=RunOptions(),
+            formats=DEFAULT,
+            model=self._model,
+        )
+        prepare(job)
+        tiling = Tiling(job.work.plan(), job.work.mask())
+        with _InferenceOnly(job.work, self.runner, max_batch_size=self.batch) as worker:
+            worker.run(tiling.blocks)
+        return time.perf_counter() - started
+
     def repeated(self, slide: Path, formats: Sequence[str]) -> "Run":
         """CPU seconds of the whole command on a slide with recorded answers."""
         if slide not in self._recorded:
@@ -98,11 +125,14 @@ class Variants:
         self, slides: Sequence[Path], runner: TileRunner, formats: Sequence[str], watcher: Watcher
     ) -> tuple[Path, list[Outcome]]:
         """Run the whole command; returns its folder too."""
-        self._runs += 1
-        out = self._folder / f"out{self._runs}"
+        out = self._new_folder()
         engine = LocalEngine(runner, self._model, max_batch_size=self.batch)
         cohort = Cohort(out, engine, RunOptions(), formats_of(formats), watcher)
         return out, segment(cohort, slides)
+
+    def _new_folder(self) -> Path:
+        self._runs += 1
+        return self._folder / f"out{self._runs}"
 
     def close(self) -> None:
         """Close the model."""

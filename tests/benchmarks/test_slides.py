@@ -7,12 +7,16 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
+from benchmarks.generated_slide import write_slide
 from benchmarks.seams import measure_seams
 from benchmarks.slides import SlidesBenchmark, run_benchmark
 from benchmarks.slides_memory import Memory, measure
+from benchmarks.slides_variants import Variants
 from serve.contract.manifest import read_bundle
 from serve.inference.batching import pool_of
 from serve.settings import InferenceSettings
+from serve.slides.job import WORK_FOLDER
+from serve.slides.store import WorkFolder
 from tests.support.toy_bundle import write_toy_bundle
 
 
@@ -35,6 +39,24 @@ def test_the_benchmark_measures_the_toy_model(tmp_path: Path) -> None:
     assert min(report.beyond_inference_cpu.values()) > 0
     assert set(report.beyond_inference_parts) == {"planning", "tiles", "outputs"}
     assert sum(report.beyond_inference_parts.values()) == pytest.approx(report.beyond_inference)
+
+
+@pytest.mark.slow
+def test_inference_alone_runs_the_tiles_of_the_command_and_writes_no_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write_toy_bundle(tmp_path / "bundle", tile_size_px=256)
+    slide, folder = tmp_path / "slide.svs", tmp_path / "out"
+    bench = Variants(InferenceSettings(bundle=bundle, threads=1), folder)
+    write_slide(slide, 1024, 1024, bench.manifest.mpp or 0, drawn_px=128)
+    num_tiles = bench.command(slide).num_tiles
+    seen = []
+    submit = bench.runner.submit
+    monkeypatch.setattr(bench.runner, "submit", lambda *tile: seen.append(tile) or submit(*tile))
+    assert bench.inference(slide) > 0
+    bench.close()
+    assert len(seen) == num_tiles > 1
+    assert WorkFolder(folder / "out2" / WORK_FOLDER / "slide").records() == {}
 
 
 def test_the_generated_slide_is_segmented() -> None:
