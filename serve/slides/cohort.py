@@ -143,15 +143,21 @@ def slide_files(folder: Path) -> list[Path]:
 
 
 def _slides_below(folder: Path, seen: set[Path] | None = None) -> list[Path]:
-    """The slides of a folder and of those in it; links are followed, in a circle only once."""
+    """The slides of a folder and of those in it; links are followed, in a circle only once.
+
+    A folder that may not be looked into is among them, so that it fails alone and is told.
+    """
     seen = set() if seen is None else seen
     if folder.resolve() in seen:
         return []
     seen.add(folder.resolve())
     if is_result(folder):
         return []
-    found = slide_files(folder)
-    for path in sorted(folder.iterdir()):
+    try:
+        found, entries = slide_files(folder), sorted(folder.iterdir())
+    except OSError:
+        return [folder]
+    for path in entries:
         if path.is_dir() and not path.name.startswith(".") and not is_folder_of_mirax(path):
             found += [path] if is_slide_folder(path) else _slides_below(path, seen)
     return sorted(found)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from serve.answers.pictures import rgb_png
-from serve.contract.errors import FocalPathError
-from serve.images.readers.errors import SlideFormatError, SlideReadError
+from serve.contract.errors import FocalPathError, message_of
+from serve.images.readers.errors import SlideError, SlideFormatError, SlideReadError
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
 from serve.images.readers.slide_files import files_of
@@ -63,7 +63,7 @@ class OpenSlides:
 
 
 def _key(request: dict[str, Any]) -> tuple[str, str, float | None]:
-    return request["path"], request["version"], request.get("mpp")
+    return request.get("path", ""), request.get("version", ""), request.get("mpp")
 
 
 def _refuse_links_out(path: Path, root: Path) -> None:
@@ -147,13 +147,17 @@ def serve_requests(connection: Connection) -> None:
             return
         try:
             fields, content = OPERATIONS[request["operation"]](slides, request)
-        except FocalPathError as error:
-            if isinstance(error, SlideReadError):  # OpenSlide would read no other region, either
+        except (FocalPathError, OSError) as error:  # a file may not be read, or was removed
+            if isinstance(error, SlideReadError | OSError):  # OpenSlide would read nothing more
                 slides.close(request)
-            kinds = [kind.__name__ for kind in type(error).__mro__]
+            kind = SlideError if isinstance(error, OSError) else type(error)
             root = Path(request["root"]) if "root" in request else None
-            message = without_folders(str(error), root)
-            fields, content = {"error": message, "code": error.code, "kinds": kinds}, b""
+            fields = {
+                "error": without_folders(message_of(error), root),
+                "code": getattr(error, "code", kind.code),
+                "kinds": [parent.__name__ for parent in kind.__mro__],
+            }
+            content = b""
         connection.send_bytes(json.dumps(fields).encode())
         connection.send_bytes(content)
 

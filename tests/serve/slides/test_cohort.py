@@ -1,5 +1,5 @@
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +7,7 @@ import pytest
 from serve.images.readers.dicom import series_in, siblings_of
 from serve.images.readers.errors import SlideFormatError
 from serve.images.readers.openslide import OpenSlideReader
+from serve.images.readers.registry import open_reader
 from serve.service.slides.folder import SlideFolder
 from serve.slides.cohort import RESULT_FILES, find_slides
 from serve.slides.errors import CohortError
@@ -134,6 +135,25 @@ def test_a_csv_that_cannot_be_used_is_told_by_its_line(
     table.write_text(content)
     with raises(CohortError, told):
         find_slides([table])
+
+
+def test_a_folder_that_may_not_be_looked_into_is_told_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path / "a.svs", tmp_path / "lost+found" / "b.svs", tmp_path / "z" / "c.svs")
+    listed = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:  # root may look into every folder
+        if folder.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    tasks, problems = find_slides([tmp_path])
+    assert [task.name for task in tasks] == ["a", "lost+found", "c"]
+    assert not problems
+    with pytest.raises(PermissionError):
+        open_reader(tmp_path / "lost+found")
 
 
 def test_a_pipe_is_no_csv(tmp_path: Path) -> None:

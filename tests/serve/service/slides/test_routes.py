@@ -1,6 +1,9 @@
 import io
+import json
+import multiprocessing
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +16,12 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from serve.contract.errors import SettingsError
+from serve.images.readers.errors import SlideError
 from serve.images.readers.registry import open_reader
 from serve.service.endpoints import build_app
 from serve.service.slides.folder import SlideFolder
 from serve.service.slides.jobs_file import JobsError
+from serve.service.slides.reading import OPERATIONS, Answer, serve_requests
 from serve.service.slides.state import check_slides
 from serve.settings import ServeSettings
 from tests.support.bad_slides import BAD_SLIDES
@@ -380,7 +385,30 @@ def test_a_slide_that_ends_its_process_is_refused_and_the_others_are_not(
         assert "focalpath_slide_reader_crashes_total 1.0" in client.get("/metrics").text
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("operation", ["info", "cells"])
+def test_a_file_that_the_system_refuses_does_not_end_the_process(
+    operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> Answer:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "a.svs"))
+
+    monkeypatch.setitem(OPERATIONS, operation, refused)
+    ours, theirs = multiprocessing.Pipe()
+    for _ in range(2):
+        ours.send_bytes(json.dumps({"operation": operation, "root": str(tmp_path)}).encode())
+    answers = threading.Thread(target=serve_requests, args=[theirs])
+    answers.start()
+    for _ in range(2):
+        fields = json.loads(ours.recv_bytes())
+        assert fields["error"].startswith("a.svs cannot be used: Permission denied")
+        assert fields["code"] == SlideError.code
+        assert "SlideError" in fields["kinds"]
+        assert ours.recv_bytes() == b""
+    ours.close()
+    answers.join(timeout=5)
+    assert not answers.is_alive()
+
+
 def test_one_damaged_region_does_not_hide_the_rest_of_a_slide(
     toy_bundle: Path, tmp_path: Path
 ) -> None:
@@ -402,6 +430,7 @@ def test_one_damaged_region_does_not_hide_the_rest_of_a_slide(
     assert found == [200, 400, 400, 200, 200]
 
 
+@pytest.mark.slow
 def test_decompression_bombs_are_4xx(toy_bundle: Path, tmp_path: Path) -> None:
     slides = tmp_path / "slides"
     slides.mkdir()
