@@ -18,6 +18,7 @@ _ZARR_ERRORS = (
     zarr.errors.BaseZarrError,
     FileNotFoundError,
     ValueError,
+    AttributeError,
     KeyError,
     TypeError,
     RuntimeError,
@@ -60,12 +61,12 @@ def _arrays(work: WorkFolder, plan: Plan) -> "Arrays | None":
     try:
         group = zarr.open_group(work.store, mode="r")
         found = [group[name] for name in (LABELS, CONFIDENCE)]
-        for above in Path(LABELS).parents[:-1]:  # their metadata, which outputs are added to
-            zarr.open_group(work.store / above, mode="r")
+        groups = [group[str(above)] for above in Path(LABELS).parents[:-1]]  # that outputs add to
     except _ZARR_ERRORS:
         return None
     arrays = [array for array in found if isinstance(array, zarr.Array)]
-    return arrays if [array.shape for array in arrays] == [plan.shape] * 2 else None
+    is_whole = all(isinstance(one, zarr.Group) for one in groups)
+    return arrays if is_whole and [one.shape for one in arrays] == [plan.shape] * 2 else None
 
 
 def _cells(arrays: "Arrays", plan: Plan, block: Block) -> Cells | None:
