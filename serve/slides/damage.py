@@ -14,7 +14,7 @@ from serve.slides.block_record import BlockRecord, count_cells
 from serve.slides.plan import Block, Plan
 from serve.slides.store import CONFIDENCE, LABELS, WorkFolder
 
-_ZARR_ERRORS = (
+ZARR_ERRORS = (
     zarr.errors.BaseZarrError,
     FileNotFoundError,
     ValueError,
@@ -62,7 +62,7 @@ def _arrays(work: WorkFolder, plan: Plan) -> "Arrays | None":
         group = zarr.open_group(work.store, mode="r")
         found = [group[name] for name in (LABELS, CONFIDENCE)]
         groups = [group[str(above)] for above in Path(LABELS).parents[:-1]]  # that outputs add to
-    except _ZARR_ERRORS:
+    except ZARR_ERRORS:
         return None
     arrays = [array for array in found if isinstance(array, zarr.Array)]
     is_whole = all(isinstance(one, zarr.Group) for one in groups)
@@ -74,7 +74,7 @@ def _cells(arrays: "Arrays", plan: Plan, block: Block) -> Cells | None:
     place = plan.rectangle(block).slices
     try:
         labels, confidence = (np.asarray(array[place]) for array in arrays)
-    except _ZARR_ERRORS:
+    except ZARR_ERRORS:
         return None
     return labels, confidence
 

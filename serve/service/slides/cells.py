@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from serve.contract.errors import NotFoundError
+from serve.slides.damage import ZARR_ERRORS
 from serve.slides.store import CONFIDENCE, LABELS, array_of
 
 CELL_TILE = 256
@@ -64,17 +65,20 @@ def cells_png(
 
 
 def _cut(store: Path, name: str, level: int, column: int, row: int) -> NDArray[np.uint8]:
+    top, left = row * CELL_TILE, column * CELL_TILE
     try:
-        group = zarr.open_group(store, mode="r")
-        array = array_of(group, f"{name[:-1]}{level}")
+        array = array_of(zarr.open_group(store, mode="r"), f"{name[:-1]}{level}")
+        inside = 0 <= top < array.shape[0] and 0 <= left < array.shape[1]
+        cells = (
+            np.asarray(array[top : top + CELL_TILE, left : left + CELL_TILE]) if inside else None
+        )
     except KeyError as error:
         raise NotFoundError(f"The result has no level {level}. 0 is the finest.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, *ZARR_ERRORS) as error:
         raise NotFoundError(
             f"The result in {store.name} cannot be read. Segment the slide again.",
             code="result_damaged",
         ) from error
-    top, left = row * CELL_TILE, column * CELL_TILE
-    if level < 0 or row < 0 or column < 0 or top >= array.shape[0] or left >= array.shape[1]:
+    if cells is None or level < 0:
         raise NotFoundError(f"Level {level} of the result has no tile {column}_{row}.")
-    return np.asarray(array[top : top + CELL_TILE, left : left + CELL_TILE])
+    return cells
