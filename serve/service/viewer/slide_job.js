@@ -61,8 +61,8 @@ export class SlideJob {
     const { slide } = this.#state;
     $("job-progress").hidden = !isActive;
     $("job-form").hidden = isActive;
-    const hint = meetsOther(job) ? " “Replace it” does that here." : "";
-    $("job-failure").textContent = job?.status === "failed" ? `The last run failed: ${job.error}${hint}` : "";
+    const reason = meetsOther(job) ? job.error.replace(/\. \w[^.]*--overwrite.*$/, ". “Replace it” discards that.") : job?.error;
+    $("job-failure").textContent = job?.status === "failed" ? `The last run failed: ${reason}` : "";
     const words = { other: "Replace it", done: "Segment it again", stopped: "Go on with this slide" };
     const kind = meetsOther(job) ? "other" : slide.result ? "done" : slide.state;
     $("job-start").textContent = words[kind] ?? "Segment this slide";

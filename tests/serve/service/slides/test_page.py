@@ -161,6 +161,7 @@ def test_a_large_slide_is_shown_segmented_and_explained(page: Page) -> None:
     page.get_by_label("Segment everything").uncheck()  # other settings than those of the work
     page.get_by_role("button", name="Go on with this slide").click()
     expect(page.locator("#job-failure")).to_contain_text("other settings", timeout=SLOW_MS)
+    expect(page.locator("#job-failure")).not_to_contain_text("--overwrite")
     page.get_by_role("button", name="Replace it").click()
     expect(page.locator("#job-detail")).to_contain_text("tiles", timeout=SLOW_MS)
     page.get_by_role("button", name="Cancel").click()
