@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from serve.contract.manifest import sha256_of
 from serve.contract.strict import Strict
 from serve.images.readers.slide_files import is_file
-from serve.slides.cohort import RESULT_FILES, Outcome
+from serve.slides.cohort import RESULT_FILES, Outcome, is_result
 from serve.slides.errors import ResultDamagedError, ResultError
 from serve.slides.finish import PASSPORT_FILE, REMEDY, read_passport, read_summary
 from serve.slides.job import WORK_FOLDER
@@ -43,9 +43,7 @@ def read_status(out: Path) -> list[SlideStatus]:
     if not out.is_dir():
         raise ResultError(f"{out} is not a folder. Name the --out of a run.")
     waiting = (SlideStatus(name=name, state="waiting") for name in read_list(out))
-    found = {
-        status.name: status for status in (*waiting, *_finished(out), *_at_work(out / WORK_FOLDER))
-    }
+    found = {status.name: status for status in (*waiting, *_finished(out), *_at_work(out))}
     return [found[name] for name in sorted(found)]
 
 
@@ -71,13 +69,16 @@ def results_in(out: Path) -> list[Path]:
     ]
 
 
-def _at_work(folder: Path) -> Iterator[SlideStatus]:
+def _at_work(out: Path) -> Iterator[SlideStatus]:
     """The slides that are begun or failed; of one that failed and runs again, that it runs."""
+    folder = out / WORK_FOLDER
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
         if path.is_dir():
-            yield _of_work(WorkFolder(path), failed=path.with_name(f"{path.name}.failed"))
+            work = WorkFolder(path)
+            if work.result.is_dir() or not is_result(out / path.name):  # else it is being removed
+                yield _of_work(work, failed=path.with_name(f"{path.name}.failed"))
         elif path.suffix == ".failed" and not path.with_suffix("").is_dir():
             yield SlideStatus(name=path.stem, state="failed", reason=_reason(path))
 

@@ -44,6 +44,8 @@ class JobProgress(Watcher):
     def __init__(self, store: JobStore, job_id: str) -> None:
         self._store = store
         self._id = job_id
+        self._begun: tuple[int, int] | None = None
+        """All tiles and those that were done before, until they are written."""
         self._done = 0
         self._step = ""
         self._written_s = 0.0
@@ -51,8 +53,10 @@ class JobProgress(Watcher):
 
     def begin_slide(self, name: str, num_tiles: int, num_done: int) -> None:
         """See `Watcher`."""
-        self._done = num_done
-        self._store.begin_tiles(self._id, num_tiles, num_done)
+        with self._lock:
+            self._begun, self._done = (num_tiles, num_done), num_done
+            self._write()
+            self._written_s = 0.0  # so that the first tile is told at once
 
     def add_tiles(self, name: str, num_tiles: int) -> None:
         """See `Watcher`."""
@@ -74,6 +78,9 @@ class JobProgress(Watcher):
 
     def _write(self) -> None:
         try:
+            if self._begun is not None:
+                self._store.begin_tiles(self._id, *self._begun)
+                self._begun = None
             self._store.progress(self._id, self._done, self._step)
         except JobsError as error:  # the slide itself continues
             _log.warning("progress cannot be written: %s", error)

@@ -227,6 +227,22 @@ def test_work_that_was_damaged_is_done_again(
 
 
 @pytest.mark.slow
+def test_a_result_is_done_while_its_work_is_removed_or_cannot_be(
+    run: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill in the middle of it, or where a network share keeps open files."""
+    with monkeypatch.context() as patched:
+        patched.setattr(WorkFolder, "remove", lambda self: None)
+        assert run().status == "done"
+    assert (run.out / ".work" / "slide" / "plan.json").is_file()
+    (status,) = read_status(run.out)
+    assert (status.state, status.blocks_done) == ("done", status.blocks)
+    assert run(overwrite=True).status == "done"
+    assert verify(run.out / "slide")
+    assert list((run.out / ".work").iterdir()) == []
+
+
+@pytest.mark.slow
 def test_two_runs_on_one_folder_share_the_work(tmp_path: Path, slide: Path, run: Runs) -> None:
     paths = []
     for name in ("a", "b", "c"):

@@ -20,8 +20,9 @@ import zarr
 from PIL import Image
 from starlette.testclient import TestClient
 
-from serve.service.slides import scheduler
+from serve.service.slides import jobs_file, scheduler
 from serve.service.slides.documents import JobRequest
+from serve.service.slides.job_process import JobProgress
 from serve.service.slides.jobs import MAX_ATTEMPTS, JobStore
 from serve.service.slides.jobs_file import JobsError
 from serve.slides.status import verify
@@ -368,6 +369,24 @@ def test_jobs_go_on_where_their_file_is_removed_or_replaced(tmp_path: Path) -> N
         store.list()
     tmp_path.mkdir()
     assert store.list() == others.list() == []
+
+
+def test_a_slide_goes_on_while_the_file_of_jobs_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_file, "_WAIT_FOR_LOCK_S", 0.05)
+    store = JobStore(tmp_path, 3)
+    store.add(JobRequest(slide="one"), "one", tmp_path)
+    job = store.next_waiting()
+    assert job is not None
+    progress = JobProgress(store, job.id)
+    with contextlib.closing(sqlite3.connect(store.path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        progress.begin_slide("one", 10, 2)
+        progress.step("one", "Overview")
+    progress.step("one", "GeoJSON")
+    found = store.get(job.id)
+    assert (found.tiles, found.tiles_done, found.step) == (10, 2, "GeoJSON")
 
 
 @pytest.mark.slow
