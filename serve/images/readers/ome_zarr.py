@@ -1,7 +1,10 @@
 """OME-Zarr images, versions 0.4 and 0.5, that are brightfield RGB."""
 
+import contextlib
+import itertools
 import lzma
 import math
+import os
 import zlib
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,10 +33,14 @@ _ZARR_ERRORS = (
     EOFError,
     ValueError,
     LookupError,
+    MemoryError,
     TypeError,
     RuntimeError,
+    SystemError,
 )
 """What zarr and its codecs raise on broken metadata and chunks."""
+_BLOSC_HEAD_BYTES, _BLOSC_SIZE_AT = 16, 12
+"""A chunk's own size is in the last four bytes of its head."""
 
 
 class OmeZarrReader(RegionReader):
@@ -88,6 +95,7 @@ class OmeZarrReader(RegionReader):
         rows, columns = (slice(max(y, 0), max(y + height, 0)), slice(max(x, 0), max(x + width, 0)))
         place = tuple({"y": rows, "x": columns}.get(axis, slice(None)) for axis in self._axes)
         try:
+            self._refuse_cut_off(self._arrays[level], place)
             part = np.asarray(self._arrays[level][place])
         except _ZARR_ERRORS as error:
             raise SlideReadError(
@@ -105,6 +113,28 @@ class OmeZarrReader(RegionReader):
 
     def close(self) -> None:
         """See `RegionReader.close`."""
+
+    def _refuse_cut_off(self, array: zarr.Array[Any], place: tuple[slice, ...]) -> None:
+        """Raise ValueError for a chunk of Blosc that was cut off: it would be read beyond its end.
+
+        Args:
+            array: of a level.
+            place: rows and columns that are wanted; of other axes everything.
+        """
+        names = {type(codec).__name__ for codec in array.compressors}
+        if array.shards is not None or names.isdisjoint(("Blosc", "BloscCodec")):
+            return
+        spans = []
+        for part, side, size in zip(place, array.chunks, array.shape, strict=True):
+            start, stop, _ = part.indices(size)
+            spans.append(range(start // side, -(-stop // side)))
+        for index in itertools.product(*spans):
+            chunk = Path(self.path, array.path, array.metadata.encode_chunk_key(index))
+            with contextlib.suppress(FileNotFoundError), chunk.open("rb") as file:
+                stated = int.from_bytes(file.read(_BLOSC_HEAD_BYTES)[_BLOSC_SIZE_AT:], "little")
+                size = os.fstat(file.fileno()).st_size
+                if size < max(stated, _BLOSC_HEAD_BYTES):
+                    raise ValueError(f"the chunk {chunk.relative_to(self.path)} is cut off")
 
     def _check_channels(self, level: zarr.Array[Any]) -> None:
         shape, dtype = level.shape, level.dtype

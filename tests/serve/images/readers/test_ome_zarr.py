@@ -2,11 +2,12 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import BloscCodec
 from zarr.registry import get_numcodec
 
 from serve.images.readers.errors import SlideChannelsError, SlideFormatError, SlideReadError
@@ -136,6 +137,29 @@ def test_a_damaged_chunk_is_told_whatever_compressed_it(
         chunk.write_bytes(content)
         with raises(SlideReadError, "a.zarr"):
             slide.read(0, 0, 0, 56, 40)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("length", [0, 10, 16, 300, -1])
+def test_a_chunk_of_blosc_that_was_cut_off_is_told(
+    length: int, zarr_format: Literal[2, 3], tmp_path: Path
+) -> None:
+    """It is read beyond its end otherwise, without an error where nothing could be compressed."""
+    path = tmp_path / "a.zarr"
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 80, 80), np.uint8)
+    codec = BloscCodec() if zarr_format == 3 else get_numcodec({"id": "blosc"})
+    axes = [{"name": "c"}, *({"name": axis, "unit": "micrometer"} for axis in "yx")]
+    image = {"multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}
+    group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
+    group.attrs.update(image if zarr_format == 2 else {"ome": image})
+    group.create_array("0", data=pixels, chunks=(1, 40, 40), compressors=[codec])
+    with open_reader(path) as slide:
+        np.testing.assert_array_equal(slide.read(0, 0, 0, 80, 80), np.moveaxis(pixels, 0, -1))
+        chunk = path / "0" / ("c/1/1/0" if zarr_format == 3 else "1.1.0")
+        chunk.write_bytes(chunk.read_bytes()[:length])
+        slide.read(0, 40, 0, 40, 80)
+        with raises(SlideReadError, "a.zarr"):
+            slide.read(0, 0, 60, 10, 10)
 
 
 def test_of_the_layout_of_bioformats2raw_the_largest_image_is_read(tmp_path: Path) -> None:
