@@ -12,6 +12,7 @@ from export.gate.schema import Tolerances
 from export.graph.attention import AttentionForm, Positions
 from export.graph.to_onnx import OPSETS
 from export.precision.artefacts import PrecisionSettings
+from serve.contract.manifest import MAX_BATCH_SIZE
 
 _NAME = r"^[a-z0-9][a-z0-9_-]*$"
 """What the manifest and Triton accept."""
@@ -27,7 +28,7 @@ class BundleSettings(CheckedSettings):
     """The model's version. By default the first 12 digits of the checkpoint's SHA-256."""
     opset: Annotated[int, Field(ge=OPSETS[0], le=OPSETS[-1])] = 20
     """ONNX opset of the graph, 20 to 24. From 23 on, attention is ONNX's own operator."""
-    max_batch_size: Count = 8
+    max_batch_size: Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)] = 8
     """Largest batch that a server may send."""
     validate: Path | None = None
     """Data set whose tiles are compared with torch. By default drawn tissue."""

@@ -11,6 +11,7 @@ from pydantic_settings import EnvSettingsSource, NoDecode
 
 from serve.contract.errors import SettingsError
 from serve.contract.machine import visible_gpus
+from serve.contract.manifest import MAX_BATCH_SIZE
 from serve.contract.strict import CommandOptions
 
 ENVIRONMENT_PREFIX = "FOCALPATH_"
@@ -67,7 +68,7 @@ class InferenceSettings(CommandOptions):
     """Most tiles of one image, after it is resampled to the model's um per pixel. Larger images are
     refused before any tile is computed (HTTP 413). 0: no limit besides max_image_megapixels. Set it
     to what the machine can compute within request_timeout_s."""
-    max_batch_size: int = Field(0, ge=0, le=1024)
+    max_batch_size: int = Field(0, ge=0, le=MAX_BATCH_SIZE)
     """Most tiles in one batch, also of different requests; 0: as many as the model takes."""
     batch_delay_ms: float = Field(2.0, ge=0, le=1000)
     """Milliseconds that a tile waits for others to share its batch."""

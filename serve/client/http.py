@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.client.calls import Call, manifest_call, segment_call
-from serve.client.patience import Patience
 from serve.contract.closing import AsyncClosing, Closing
 from serve.contract.errors import BackendUnavailableError, SettingsError
 from serve.contract.manifest import Manifest
 from serve.images.mpp import FROM_REQUEST, MppSource
+from serve.inference.patience import Patience
 from serve.inference.segmenter import Segmentation
 
 C = TypeVar("C", httpx.Client, httpx.AsyncClient)

@@ -33,7 +33,7 @@ from serve.contract.printing import print_in_any_locale
 from serve.contract.strict import CommandOptions
 from serve.images.decode import read_picture
 from serve.images.mpp import check_mpp
-from serve.inference.segmenter import TileSegmenter, check_warm_up, open_segmenter
+from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.inference.summary import Summary
 from serve.settings import InferenceSettings
 
@@ -182,20 +182,15 @@ def _open(command: Segment) -> HttpClient | TileSegmenter:
         else:
             return HttpClient(url, api_key=read_key(command.api_key_file))
     if settings.backend == "triton":
-        client = TritonClient(
+        return TritonClient(
             settings.triton_url,
             read_bundle(settings.bundle),
             timeout_s=settings.triton_timeout_s,
             shared_memory=settings.triton_shared_memory,
             max_pixels=settings.max_image_pixels,
             max_tiles=settings.max_image_tiles,
+            bundle=settings.bundle,
         )
-        try:
-            check_warm_up(client, settings.bundle)
-        except FocalPathError:
-            client.close()
-            raise
-        return client
     return open_segmenter(settings)
 
 

@@ -4,21 +4,19 @@ Both cut, blend and count on this side, with the segmenter that the service runs
 """
 
 import asyncio
-import time
-from collections.abc import Sequence
-from typing import Any, TypedDict, Unpack
+from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.client.patience import Patience
 from serve.contract.closing import AsyncClosing
-from serve.contract.errors import BackendUnreachableError
+from serve.contract.errors import FocalPathError
 from serve.contract.manifest import Manifest
 from serve.images.mpp import FROM_REQUEST, Mpp, MppSource
 from serve.inference.batching import pool_of
-from serve.inference.segmenter import MAX_PIXELS, Segmentation, TileSegmenter
-from serve.inference.triton import TritonBackend
+from serve.inference.patient_triton import PatientTriton
+from serve.inference.segmenter import MAX_PIXELS, Segmentation, TileSegmenter, check_warm_up
 from serve.settings import SharedMemory
 
 
@@ -30,24 +28,7 @@ class TritonOptions(TypedDict, total=False):
     max_pixels: int
     max_tiles: int
     patience_s: float
-
-
-class _PatientTriton(TritonBackend):
-    """Sends a batch again while the server, which has answered before, cannot be reached."""
-
-    patience_s = 0.0
-
-    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """See `Backend.infer`."""
-        patience = Patience(self.patience_s)
-        while True:
-            try:
-                return super().infer(images, outputs)
-            except BackendUnreachableError:
-                pause_s = patience.after_failure()
-                if pause_s is None:
-                    raise
-            time.sleep(pause_s)
+    bundle: Path | None
 
 
 class TritonClient(TileSegmenter):
@@ -62,9 +43,12 @@ class TritonClient(TileSegmenter):
         max_tiles: most tiles of one image; 0 sets no limit besides `max_pixels`.
         patience_s: seconds during which a tile is sent again while Triton cannot be reached, as
             when it restarts, with growing pauses.
+        bundle: folder of that bundle. With it, the labels of its warm-up image are compared, also
+            after Triton was lost: Triton alone cannot tell another model of the same interface.
 
     Raises:
         BackendUnavailableError: Triton cannot be reached or serves something else.
+        BundleError: too few labels of the warm-up image are those of the export.
     """
 
     def __init__(
@@ -77,11 +61,24 @@ class TritonClient(TileSegmenter):
         max_pixels: int = MAX_PIXELS,
         max_tiles: int = 0,
         patience_s: float = 120.0,
+        bundle: Path | None = None,
     ) -> None:
-        backend = _PatientTriton(url, manifest, timeout_s=timeout_s, shared_memory=shared_memory)
-        backend.patience_s = patience_s
+        backend = PatientTriton(
+            url,
+            manifest,
+            bundle=bundle,
+            patience_s=patience_s,
+            timeout_s=timeout_s,
+            shared_memory=shared_memory,
+        )
         runner = pool_of(backend, manifest)
         super().__init__(runner, manifest, max_pixels=max_pixels, max_tiles=max_tiles)
+        if bundle is not None:
+            try:
+                check_warm_up(self, bundle)
+            except FocalPathError:
+                self.close()
+                raise
 
 
 class AsyncTritonClient(AsyncClosing):

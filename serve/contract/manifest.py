@@ -18,6 +18,8 @@ from serve.contract.strict import Strict
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_FILE = "manifest.json"
+MAX_BATCH_SIZE = 1024
+"""Most tiles of one batch: Triton's configuration has warm-up samples up to it."""
 LOW_RES_STRIDE = 4
 """Pixels of the tile for one pixel of `low_res_probabilities`, along each axis."""
 
@@ -143,7 +145,7 @@ class Manifest(Strict):
         gt=0, allow_inf_nan=False, description="um per pixel that the model was trained at"
     )
     tile_size_px: int = Field(gt=0, multiple_of=LOW_RES_STRIDE)
-    max_batch_size: int = Field(gt=0)
+    max_batch_size: int = Field(gt=0, le=MAX_BATCH_SIZE)
     opset: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

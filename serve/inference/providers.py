@@ -172,7 +172,7 @@ def _open(
 ) -> tuple[Backend, RunsOn]:
     backend = candidate.open()
     if trials is None and not candidate.is_proven and candidate.provider != "cpu":
-        found = agreement(backend, warm_up_tile(settings.bundle, manifest))
+        found = agreement(backend.infer, warm_up_tile(settings.bundle, manifest))
         if found is not None and found < candidate.min_agreement:
             backend.close()
             raise BundleError(

@@ -25,11 +25,11 @@ from serve.images.mpp import (
 from serve.images.tiles import UNSCALED, Scale, check_enlargement, num_tiles, scale_to, scaled_size
 from serve.inference.backend import Backend, RunsOn
 from serve.inference.batching import ObserveWait, TileBatcher, TileRunner, pool_of
+from serve.inference.patient_triton import PatientTriton
 from serve.inference.providers import open_in_process
 from serve.inference.summary import Summary, summarise
 from serve.inference.tiling import LowResProbabilities, predict
 from serve.inference.trial import too_few_labels, warm_up_tile
-from serve.inference.triton import TritonBackend
 from serve.settings import InferenceSettings
 
 MAX_PIXELS = InferenceSettings().max_image_pixels
@@ -199,6 +199,7 @@ def open_segmenter(
     observe: Callable[[Backend], Backend] = lambda backend: backend,
     observe_wait: ObserveWait | None = None,
     before: RunsOn | None = None,
+    patience_s: float = 0.0,
 ) -> TileSegmenter:
     """Open a bundle's backend for many requests to share, and compare its warm-up image.
 
@@ -208,6 +209,7 @@ def open_segmenter(
         observe: wraps the backend, for instance to measure every batch.
         observe_wait: called with the seconds that each tile waited for its batch.
         before: what the previous version of the model runs on.
+        patience_s: seconds during which a tile is sent again to a Triton that cannot be reached.
 
     Raises:
         BundleError: the bundle is missing, damaged or of another version, or the labels of its
@@ -215,7 +217,7 @@ def open_segmenter(
         BackendUnavailableError: Triton is not reachable or serves something else.
     """
     manifest = manifest or read_bundle(settings.bundle)
-    opened, runs_on = open_backend(settings, manifest, before)
+    opened, runs_on = open_backend(settings, manifest, before, patience_s=patience_s)
     backend = observe(opened)
     shared: TileRunner
     if settings.backend == "triton":
@@ -269,7 +271,11 @@ def check_warm_up(segmenter: TileSegmenter, bundle: Path) -> None:
 
 
 def open_backend(
-    settings: InferenceSettings, manifest: Manifest, before: RunsOn | None = None
+    settings: InferenceSettings,
+    manifest: Manifest,
+    before: RunsOn | None = None,
+    *,
+    patience_s: float = 0.0,
 ) -> tuple[Backend, RunsOn]:
     """Open the backend that the settings name, and describe what it runs on.
 
@@ -277,6 +283,7 @@ def open_backend(
         settings: name the bundle and the backend.
         manifest: the bundle's.
         before: what the previous version of the model runs on.
+        patience_s: see `open_segmenter`.
 
     Raises:
         BundleError: the bundle has no file that the backend may run.
@@ -285,9 +292,11 @@ def open_backend(
     """
     if settings.backend == "onnxruntime":
         return open_in_process(settings, manifest, before)
-    backend = TritonBackend(
+    backend = PatientTriton(
         settings.triton_url,
         manifest,
+        bundle=settings.bundle,
+        patience_s=patience_s,
         timeout_s=settings.triton_timeout_s,
         shared_memory=settings.triton_shared_memory,
     )

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from serve.contract.errors import BundleError, FocalPathError
 from serve.contract.manifest import Manifest
-from serve.inference.backend import Backend, Trial
+from serve.inference.backend import Backend, InferBatch, Trial
 
 HOME_VARIABLE = "BENTOML_HOME"
 """Names a folder that the processes of one service share; deleted when the service stops."""
@@ -88,10 +88,10 @@ def warm_up_tile(bundle: Path, manifest: Manifest) -> Tile:
         ) from error
 
 
-def agreement(backend: Backend, tile: Tile) -> float | None:
-    """Share of the tile's labels that the backend reproduces; None if they are not known."""
+def agreement(infer: InferBatch, tile: Tile) -> float | None:
+    """Share of the tile's labels that a backend reproduces; None if they are not known."""
     image, labels = tile
-    found = backend.infer(image[None], ("labels",))["labels"][0]
+    found = infer(image[None], ("labels",))["labels"][0]
     if labels is None:
         return None
     return float(np.mean(found == labels)) if found.shape == labels.shape else 0.0
@@ -154,7 +154,7 @@ def shared_trials(key: Sequence[object], run: Callable[[], list[Trial]]) -> list
 
 def _measure(trial: Trial, candidate: Candidate, backend: Backend, tile: Tile) -> Trial:
     started = time.perf_counter()
-    found = agreement(backend, tile)
+    found = agreement(backend.infer, tile)
     seconds = [time.perf_counter() - started]
     trial = trial.model_copy(update={"label_agreement": found})
     if found is not None and found < candidate.min_agreement:

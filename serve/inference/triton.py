@@ -221,7 +221,8 @@ def _is_loopback(address: str) -> bool:
 def _host_and_port(url: str) -> str:
     address = url.removeprefix("grpc://")
     host, _, port = address.rpartition(":")
-    if not host or "/" in address or not port.isdigit():
+    is_port = port.isascii() and port.isdigit() and 0 < int(port) <= 65_535
+    if not host or "/" in address or not is_port:
         raise BackendUnavailableError(
             f"{url!r} is not the address of Triton's gRPC endpoint; expected host:port, "
             "such as 127.0.0.1:8001."

@@ -23,6 +23,9 @@ from serve.slides.store import WorkFolder
 from serve.slides.throughput import for_throughput
 from serve.slides.worker import BlockWorker, OnBlock, OnTiles
 
+_PATIENCE_S = 120.0
+"""Seconds during which a tile is sent again to a Triton that restarts; a slide is hours of work."""
+
 
 class LocalEngine:
     """See `serve.slides.engine.Engine`.
@@ -124,7 +127,7 @@ def open_model(
     """
     manifest = read_bundle(settings.bundle)
     settings = for_throughput(settings, manifest, cores=cores)
-    segmenter = open_segmenter(settings, manifest, before=before)
+    segmenter = open_segmenter(settings, manifest, before=before, patience_s=_PATIENCE_S)
     size = settings.max_batch_size or manifest.max_batch_size
     return OpenModel(segmenter.backend, model_of(segmenter), size * settings.parallel_batches)
 

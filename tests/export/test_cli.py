@@ -27,6 +27,7 @@ def test_a_missing_checkpoint_is_one_error_and_status_1(
     [
         ("--opset", "19", "20 to 24"),
         ("--max-queries", "0", "at least 1"),
+        ("--max-batch-size", "3000000000", "1 to 1024"),
         ("--scale-tiles", "-1", "at least 0"),
         ("--num-emulated-tiles", "-1", "at least 0"),
         ("--fp16-range-share", "1.5", "more than 0, at most 1"),

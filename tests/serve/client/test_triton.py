@@ -1,4 +1,5 @@
 import asyncio
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,30 +13,40 @@ from serve.client.segment_files import main as segment_files
 from serve.contract.errors import (
     BackendUnavailableError,
     BackendUnreachableError,
+    BundleError,
     FocalPathError,
     ImageTooLargeError,
     ModelChangedError,
 )
-from serve.contract.manifest import read_bundle
+from serve.contract.manifest import Manifest, read_bundle
 from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.inference.triton import TritonBackend
 from serve.settings import InferenceSettings
 from tests.support.errors import raises
-from tests.support.pictures import blobs, encoded
+from tests.support.pictures import blobs, encoded, painted
 from tests.support.ports import free_port
+from tests.support.toy_bundle import add_warm_up
 
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the client would have waited."""
     found: list[float] = []
-    monkeypatch.setattr("serve.client.triton.time.sleep", found.append)
+    monkeypatch.setattr("serve.inference.patient_triton.time.sleep", found.append)
     return found
 
 
 @pytest.fixture
-def lossy(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[FocalPathError]:
+def version() -> list[str]:
+    """What Triton says that it serves."""
+    return ["1"]
+
+
+@pytest.fixture
+def lossy(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, version: list[str]
+) -> list[FocalPathError]:
     """What Triton fails with first; it then answers as ONNX Runtime does."""
     errors: list[FocalPathError] = []
     own = OnnxRuntimeBackend(toy_bundle, read_bundle(toy_bundle))
@@ -45,14 +56,18 @@ def lossy(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[FocalPathEr
             raise errors.pop()
         return own.infer(images, outputs)
 
-    monkeypatch.setattr(TritonBackend, "__init__", lambda *_, **__: None)
+    def begin(self: TritonBackend, url: str, manifest: Manifest, **_: object) -> None:
+        self._url, self._manifest, self._version = url, manifest, "1"
+
+    monkeypatch.setattr(TritonBackend, "__init__", begin)
     monkeypatch.setattr(TritonBackend, "infer", infer)
+    monkeypatch.setattr(TritonBackend, "_check_interface", lambda _: version[0])
     monkeypatch.setattr(TritonBackend, "close", lambda _: None)
     return errors
 
 
-def _client(bundle: Path, **options: Any) -> TritonClient:
-    return TritonClient("127.0.0.1:8001", read_bundle(bundle), **options)
+def _client(path: Path, **options: Any) -> TritonClient:
+    return TritonClient("127.0.0.1:8001", read_bundle(path), **options)
 
 
 @pytest.mark.parametrize(("num_lost", "expected"), [(0, []), (1, [1]), (3, [1, 2, 4])])
@@ -70,6 +85,37 @@ def test_tiles_are_sent_again_to_a_triton_that_was_lost(
     with _client(toy_bundle) as client:
         assert np.array_equal(client.segment(image).labels, labels)
     assert pauses == expected
+
+
+@pytest.mark.parametrize("number", ["1", "2"])
+def test_what_comes_back_with_another_model_answers_nothing(
+    number: str,
+    toy_bundle: Path,
+    tmp_path: Path,
+    lossy: list[FocalPathError],
+    pauses: list[float],
+    version: list[str],
+) -> None:
+    bundle = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
+    side = read_bundle(bundle).tile_size_px
+    image = painted(np.arange(side**2).reshape(side, side) * 5 // side**2 + 1)
+    with open_segmenter(InferenceSettings(bundle=bundle)) as segmenter:
+        add_warm_up(bundle, image, segmenter.segment(image).labels)
+    with _client(bundle, bundle=bundle) as client:
+        version[0] = number
+        np.savez(bundle / "warm_up.npz", image=image, labels=np.full((side, side), 2))
+        lossy.append(BackendUnreachableError("gone"))
+        with raises(
+            ModelChangedError,
+            "version 2" if number == "2" else "warm-up image's labels",
+            code="model_changed",
+        ):
+            client.segment(image)
+    shutil.copy(toy_bundle / "manifest.json", bundle)
+    add_warm_up(bundle, image, np.full((side, side), 2))
+    with raises(BundleError, "warm_up.npz", code="warm_up_differs"):
+        _client(bundle, bundle=bundle)
+    assert pauses == [1]
 
 
 @pytest.mark.parametrize(

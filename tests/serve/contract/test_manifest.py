@@ -42,6 +42,7 @@ def test_a_missing_bundle_says_how_to_make_one(tmp_path: Path) -> None:
         ({"mpp": [0.5]}, "mpp is [0.5]; expected a number"),
         ({"mpp": float("inf")}, "mpp is inf; expected a finite number"),
         ({"version": ""}, "version is ''"),
+        ({"max_batch_size": 2**31}, "max_batch_size is 2147483648; expected at most 1024"),
         ({"colour_space": "sRGB"}, "colour_space"),
         ({"schema_version": 2}, "schema_version"),
     ],

@@ -430,7 +430,7 @@ def test_a_client_waits_for_a_triton_that_restarts(
     in_process: TileSegmenter,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serve.client.patience.MAX_FAILURES", 7)  # this machine may be busy
+    monkeypatch.setattr("serve.inference.patience.MAX_FAILURES", 7)  # this machine may be busy
     image = _larger_image()
     publish(toy_bundle, tmp_path / "repository")
     with (

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from export.triton import publish
 from serve.contract.manifest import read_bundle
+from serve.inference.triton import TritonBackend
 from serve.slides.finish import read_passport
 from serve.slides.store import CONFIDENCE, LABELS, array_of
 from tests.support.openvino import needs_openvino, passed_in_openvino
@@ -88,3 +90,28 @@ def test_triton_gives_the_labels_of_onnx_runtime(
     assert segment(bundle, tmp_path / "out", slide, *options) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert server.grpc_url in line
+
+
+@pytest.mark.triton
+def test_a_triton_that_restarts_in_the_middle_of_a_slide_costs_no_tile(
+    slide: Path,
+    bundle: Path,
+    expected: list[NDArray[np.uint8]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    publish(bundle, tmp_path / "repository")
+    with TritonServer(tmp_path / "repository") as server:
+        left, infer = iter(range(20)), TritonBackend.infer
+
+        def infer_or_restart(self: TritonBackend, *arguments: Any) -> Any:
+            if next(left, None) == 10:
+                server.kill()
+                server.start()
+            return infer(self, *arguments)
+
+        monkeypatch.setattr(TritonBackend, "infer", infer_or_restart)
+        monkeypatch.setattr("serve.inference.patience.MAX_FAILURES", 7)  # this machine may be busy
+        options = ("--backend", "triton", "--triton-url", server.grpc_url)
+        check(maps(slide, bundle, tmp_path / "out", *options), expected)
+        assert next(left, None) is None

@@ -1,0 +1,81 @@
+"""A Triton server that may restart meanwhile: tiles are sent again until it is back."""
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.contract.errors import BackendUnreachableError
+from serve.contract.manifest import Manifest
+from serve.inference.patience import Patience
+from serve.inference.trial import agreement, too_few_labels, warm_up_tile
+from serve.inference.triton import TritonBackend
+from serve.settings import SharedMemory
+
+
+class PatientTriton(TritonBackend):
+    """Sends a batch again while the server, which has answered before, cannot be reached.
+
+    A server that comes back may have another model: what it serves is compared again.
+
+    Args:
+        url: host:port of Triton's gRPC endpoint.
+        manifest: of the model that Triton must serve.
+        bundle: whose warm-up image is compared; None compares the interface and the version only.
+        patience_s: seconds during which a batch is sent again, with growing pauses.
+        timeout_s: seconds to wait for one answer.
+        shared_memory: whether to pass tensors through it; see `InferenceSettings`.
+
+    Raises:
+        BackendUnavailableError: Triton cannot be reached or serves something else.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        manifest: Manifest,
+        *,
+        bundle: Path | None,
+        patience_s: float,
+        timeout_s: float = 30.0,
+        shared_memory: SharedMemory = "auto",
+    ) -> None:
+        super().__init__(url, manifest, timeout_s=timeout_s, shared_memory=shared_memory)
+        self._bundle = bundle
+        self._patience_s = patience_s
+        self._was_lost = False
+        self._comparing = threading.Lock()
+
+    def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """See `Backend.infer`."""
+        patience = Patience(self._patience_s)
+        while True:
+            try:
+                with self._comparing:
+                    if self._was_lost:
+                        self._compare()
+                        self._was_lost = False
+                return super().infer(images, outputs)
+            except BackendUnreachableError:
+                self._was_lost = True
+                pause_s = patience.after_failure()
+                if pause_s is None:
+                    raise
+            time.sleep(pause_s)
+
+    def _compare(self) -> None:
+        """Raise ModelChangedError if Triton serves another model than before it was lost."""
+        if (version := self._check_interface()) != self._version:
+            raise self._changed(f"version {version}")
+        warm_up = self._manifest.warm_up
+        if self._bundle is None or warm_up is None:
+            return
+        found = agreement(super().infer, warm_up_tile(self._bundle, self._manifest))
+        if found is not None and found < warm_up.min_agreement:
+            raise self._changed(
+                too_few_labels(found, warm_up.min_agreement), "the model that it was opened with"
+            )
