@@ -100,7 +100,7 @@ class OmeZarrReader(RegionReader):
         except _ZARR_ERRORS as error:
             raise SlideReadError(
                 f"{self.path.name}: the region at x {x}, y {y} of level {level} cannot be read: "
-                f"{error}. Copy the slide again."
+                f"{str(error).rstrip('.')}. Copy the slide again."
             ) from error
         for axis in reversed(range(part.ndim)):  # time and depth are 1
             if self._axes[axis] in "tz":
@@ -115,26 +115,30 @@ class OmeZarrReader(RegionReader):
         """See `RegionReader.close`."""
 
     def _refuse_cut_off(self, array: zarr.Array[Any], place: tuple[slice, ...]) -> None:
-        """Raise ValueError for a chunk of Blosc that was cut off: it would be read beyond its end.
+        """Raise ValueError for a file of chunks that was cut off, where zarr would not.
+
+        An empty file of shards counts as one that was never written. A chunk of Blosc is read
+        beyond its end.
 
         Args:
             array: of a level.
             place: rows and columns that are wanted; of other axes everything.
         """
         names = {type(codec).__name__ for codec in array.compressors}
-        if array.shards is not None or names.isdisjoint(("Blosc", "BloscCodec")):
-            return
+        is_blosc = array.shards is None and not names.isdisjoint(("Blosc", "BloscCodec"))
         spans = []
-        for part, side, size in zip(place, array.chunks, array.shape, strict=True):
+        sides = array.shards or array.chunks
+        for part, side, size in zip(place, sides, array.shape, strict=True):
             start, stop, _ = part.indices(size)
             spans.append(range(start // side, -(-stop // side)))
         for index in itertools.product(*spans):
-            chunk = Path(self.path, array.path, array.metadata.encode_chunk_key(index))
-            with contextlib.suppress(FileNotFoundError), chunk.open("rb") as file:
-                stated = int.from_bytes(file.read(_BLOSC_HEAD_BYTES)[_BLOSC_SIZE_AT:], "little")
-                size = os.fstat(file.fileno()).st_size
-                if size < max(stated, _BLOSC_HEAD_BYTES):
-                    raise ValueError(f"the chunk {chunk.relative_to(self.path)} is cut off")
+            path = Path(self.path, array.path, array.metadata.encode_chunk_key(index))
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                head = file.read(_BLOSC_HEAD_BYTES)
+                stated = int.from_bytes(head[_BLOSC_SIZE_AT:], "little") if is_blosc else 0
+                least = max(stated, _BLOSC_HEAD_BYTES if is_blosc else 1)
+                if os.fstat(file.fileno()).st_size < least:
+                    raise ValueError(f"{path.relative_to(self.path)} is cut off")
 
     def _check_channels(self, level: zarr.Array[Any]) -> None:
         shape, dtype = level.shape, level.dtype

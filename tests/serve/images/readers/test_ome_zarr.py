@@ -162,6 +162,21 @@ def test_a_chunk_of_blosc_that_was_cut_off_is_told(
             slide.read(0, 0, 60, 10, 10)
 
 
+@pytest.mark.parametrize("length", [0, 3, -1])
+def test_a_file_of_shards_that_was_cut_off_is_told(length: int, tmp_path: Path) -> None:
+    path = write_ome_zarr(tmp_path / "a.zarr", PIXELS)
+    stored = np.ascontiguousarray(np.moveaxis(PIXELS, -1, 0))
+    options: dict[str, Any] = {"chunks": (1, 10, 14), "shards": (3, 20, 28), "overwrite": True}
+    zarr.open_group(path, mode="a").create_array("0", data=stored, **options)
+    with open_reader(path) as slide:
+        np.testing.assert_array_equal(slide.read(0, 0, 0, 56, 40), PIXELS)
+        shard = path / "0" / "c" / "0" / "1" / "1"
+        shard.write_bytes(shard.read_bytes()[:length])
+        np.testing.assert_array_equal(slide.read(0, 0, 0, 56, 20), PIXELS[:20])
+        with raises(SlideReadError, "a.zarr"):
+            slide.read(0, 30, 30, 10, 10)
+
+
 def test_of_the_layout_of_bioformats2raw_the_largest_image_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.zarr"
     zarr.open_group(path, mode="w").attrs["ome"] = {"bioformats2raw.layout": 3}
