@@ -140,13 +140,15 @@ class OpenSlideReader(RegionReader):
         )
 
     def _bounds(self) -> Bounds:
+        whole = Bounds(0, 0, self.width_px, self.height_px)
         names = ("bounds-x", "bounds-y", "bounds-width", "bounds-height")
         found = [self.properties.get(f"openslide.{name}") for name in names]
         if any(value is None for value in found):
-            return Bounds(0, 0, self.width_px, self.height_px)
+            return whole
         x, y, width, height = (int(value) for value in found if value is not None)
         width, height = min(width, self.width_px - x), min(height, self.height_px - y)
-        return Bounds(x, y, width, height)
+        is_some = min(x, y) >= 0 and min(width, height) > 0
+        return Bounds(x, y, width, height) if is_some else whole  # nothing was scanned: all white
 
     def _read_mpp(self) -> Stated:
         vendor = self.properties.get("openslide.vendor", "")

@@ -21,6 +21,7 @@ READERS = {
     "picture": "serve.images.readers.picture:PictureReader",
 }
 """By name, in the order in which they are asked whether they take a file. DICOM is OpenSlide's."""
+_PICTURES, _PICTURE = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"RIFF"), "a JPEG, PNG or WebP image"
 _ENCRYPTED = 1
 """Bit of a zip entry's flags."""
 
@@ -63,6 +64,11 @@ def open_reader(path: Path, reader: str | None = None, *, mpp: float | None = No
     if archive is not None:
         raise SlideFormatError(f"{path.name} is {archive}")
     kind = _kind_of(path)
+    if kind == _PICTURE:
+        raise SlideFormatError(
+            f"{path.name} is {_PICTURE}, whose name does not say so. Call it *.jpg, *.png or "
+            "*.webp, or name the reader `picture`."
+        )
     what = "is not a slide or image that can be read: it is damaged, or of a kind that"
     if kind is not None:
         what = f"is {kind}, which"
@@ -76,7 +82,8 @@ def _kind_of(path: Path) -> str | None:
     if not path.is_file():
         return "a folder without OME-Zarr and DICOM"
     with path.open("rb") as file:
-        return kind_of(file.read(HEAD_BYTES))
+        head = file.read(HEAD_BYTES)
+    return _PICTURE if head.startswith(_PICTURES) else kind_of(head)
 
 
 def _archive_hint(path: Path) -> str | None:

@@ -13,6 +13,7 @@ from serve.images.decode import decode_picture
 from serve.images.readers import generic_tiff
 from serve.images.readers.errors import SlideChannelsError, SlideFormatError
 from serve.images.readers.generic_tiff import MAX_PIXELS
+from serve.images.readers.reader import Bounds
 from serve.images.readers.registry import open_reader
 from serve.images.tiff import TiffImage, find_image
 from tests.support.errors import raises
@@ -173,6 +174,18 @@ def test_a_level_of_another_shape_is_no_level(tmp_path: Path):
     with open_reader(path) as slide:
         assert [level.is_whole for level in slide.levels] == [True, True, False]
         assert slide.thumbnail(4.0).min() > 50
+
+
+def test_a_slide_all_of_whose_tiles_are_missing_is_white(tmp_path: Path):
+    path = tmp_path / "empty.tif"
+    written(compression="lzw")(path)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        for name in ("TileOffsets", "TileByteCounts"):
+            tag = tiff.pages.first.tags[name]
+            tag.overwrite([0] * tag.count)
+    with open_reader(path) as slide:
+        assert slide.bounds == Bounds(0, 0, 256, 192)
+        assert slide.read(0, 0, 0, 256, 192).min() == 255
 
 
 def test_an_ome_tiff_whose_structure_is_damaged_is_told(tmp_path: Path):

@@ -217,6 +217,17 @@ def test_a_missing_file_and_an_empty_folder_are_named(tmp_path: Path) -> None:
         open_reader(tmp_path)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("a.svs", "JPEG"), ("a", "PNG"), ("a.ndpi", "WEBP")])
+def test_a_picture_that_is_called_otherwise_is_told(
+    name: str, kind: str, tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    Image.fromarray(pixels).save(tmp_path / name, kind)
+    with raises(SlideFormatError, name, "`picture`"):
+        open_reader(tmp_path / name)
+    with open_reader(tmp_path / name, "picture") as slide:
+        assert (slide.width_px, slide.height_px) == (WIDTH, HEIGHT)
+
+
 @pytest.mark.parametrize("reader", ["tiff", "openslide"])
 def test_a_truncated_slide_fails_where_it_is_cut(
     reader: str, tmp_path: Path, pixels: NDArray[np.uint8]
