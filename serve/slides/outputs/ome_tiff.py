@@ -35,13 +35,7 @@ def write_ome_tiff(result: SlideResult, path: Path) -> None:
         "PhysicalSizeXUnit": "\u00b5m",
         "PhysicalSizeY": um["Y"],
         "PhysicalSizeYUnit": "\u00b5m",
-        "Description": "; ".join(
-            [
-                *(f"{n} {tissue.name}" for n, tissue in enumerate(result.plan.model.classes, 1)),
-                f"origin x {result.summary.origin_px[0]:g}, y {result.summary.origin_px[1]:g} px "
-                "of the slide's level 0",
-            ]
-        ),
+        "Description": _description(result),
     }
     with tifffile.TiffWriter(path, bigtiff=True, ome=True) as tiff:
         for level in range(result.num_levels):
@@ -59,6 +53,14 @@ def write_ome_tiff(result: SlideResult, path: Path) -> None:
                 **options,
                 **first,
             )
+
+
+def _description(result: SlideResult) -> str:
+    """The labels' names and the map's place; XML allows no control characters."""
+    x, y = result.summary.origin_px
+    names = (f"{label} {one.name}" for label, one in enumerate(result.plan.model.classes, 1))
+    text = "; ".join([*names, f"origin x {x:g}, y {y:g} px of the slide's level 0"])
+    return "".join(one if one.isprintable() else " " for one in text)
 
 
 def _tiles(result: SlideResult, level: int) -> Iterator[NDArray[np.uint8]]:

@@ -3,6 +3,7 @@ import gzip
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pydicom
@@ -335,6 +336,16 @@ def test_ome_tiff_has_the_levels_the_colours_and_the_scale_along_each_axis(
         assert "partial" not in page.description
         (x, per_x), (y, per_y) = (page.tags[f"{axis}Resolution"].value for axis in "XY")
     assert (x / per_x, y / per_y) == pytest.approx((1e4 / 2.0, 1e4 / 2.4), rel=1e-6)
+
+
+def test_ome_tiff_is_valid_xml_whatever_a_class_is_called(
+    tmp_path: Path, result: SlideResult
+) -> None:
+    path = write(named(result, "A\x01B\uffff", "New\nline", "<&>\"' 腺"), "ome-tiff", tmp_path)
+    with tifffile.TiffFile(path) as tiff:
+        document = ElementTree.fromstring(tiff.ome_metadata or "")
+    described = document.findtext(".//{*}Description")
+    assert (described or "").startswith("1 A B ; 2 New line; 3 <&>\"' 腺; origin x 400")
 
 
 def test_dicom_seg_has_the_labels_and_their_place(
