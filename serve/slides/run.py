@@ -6,9 +6,11 @@
     OUT/.work/NAME.lock     held by the process that works on it
     OUT/.work/NAME.failed   why a slide failed, until it is done
 
-A slide that fails does not stop the others. Repeat the command to continue where it stopped.
+A slide that fails does not stop the others, whatever the reason. Repeat the command to continue
+where it stopped.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
@@ -32,6 +34,8 @@ from serve.slides.options import RunOptions
 from serve.slides.outputs.format import SlideFormat
 from serve.slides.store import WorkFolder
 from serve.slides.tiling import Tiling
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class _Run:
         self._manifest = self._read_manifest()
         self._is_stopping = False
         """What a closed engine raises is then not the slides' failure."""
+        self._stopped_by: BaseException | None = None
+        """What the watcher has raised."""
 
     def for_each(self, segment: Callable[[SlideTask], None], tasks: Sequence[SlideTask]) -> None:
         """Call a function with every slide."""
@@ -119,11 +125,10 @@ class _Run:
                 failed.unlink(missing_ok=True)
         except SlideBusyError:
             raise
-        except (FocalPathError, OSError, MemoryError) as error:
-            if self._is_stopping:
+        except Exception as error:
+            if self._is_stopping or error is self._stopped_by:
                 raise
-            reason, code = " ".join(message_of(error).split()), getattr(error, "code", "failed")
-            ended = {"status": "failed", "reason": reason, "code": code}
+            ended = {"status": "failed", **_told(error, task.name)}
         seconds = round(time.perf_counter() - started, 3)
         outcome = Outcome(name=task.name, path=str(task.path), seconds=seconds, **ended)
         if outcome.status == "failed":
@@ -164,7 +169,11 @@ class _Run:
             self._watcher().bound_by(work.name, longest)
 
         def on_tiles(count: int) -> None:
-            self._watcher().add_tiles(work.name, count)
+            try:
+                self._watcher().add_tiles(work.name, count)
+            except BaseException as error:
+                self._stopped_by = error
+                raise
 
         if todo:
             self._cohort.engine.run(work, todo, on_block=on_block, on_tiles=on_tiles)
@@ -191,3 +200,15 @@ class _Run:
             return None if bundle is None else (bundle / MANIFEST_FILE).read_bytes()
         except OSError:
             return b""
+
+
+def _told(error: Exception, name: str) -> dict[str, str]:
+    """The reason and the code of a failure; one that nobody expected is logged, too."""
+    if isinstance(error, FocalPathError | OSError | MemoryError):
+        return {
+            "reason": " ".join(message_of(error).split()),
+            "code": getattr(error, "code", "failed"),
+        }
+    _log.error("slide %s failed unexpectedly", name, exc_info=error)
+    reason = " ".join(f"unexpected {type(error).__name__}: {error}".split())
+    return {"reason": f"{reason}. Please report it with the lines above.", "code": "unexpected"}

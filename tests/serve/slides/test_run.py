@@ -19,6 +19,7 @@ from serve.slides.cohort import Outcome, SlideTask
 from serve.slides.engine import Watcher
 from serve.slides.errors import ResultDamagedError, ResultError
 from serve.slides.finish import read_passport, read_summary
+from serve.slides.job import SlideJob
 from serve.slides.local import LocalEngine, model_of, ran_on
 from serve.slides.lock import SlideBusyError, slide_lock
 from serve.slides.options import OutputOptions
@@ -309,6 +310,32 @@ def test_a_slide_larger_than_any_glass_fails_before_its_memory_is_taken(
     (path / "0" / "zarr.json").write_text(json.dumps(metadata))
     for tissue in ("auto", "none"):
         assert run(path, tissue=tissue).code == "slide_too_large"
+
+
+@pytest.mark.parametrize("step", ["prepare", "run", "finish"])
+def test_what_nobody_expected_fails_its_slide_alone(
+    step: str,
+    slide: Path,
+    run: Runs,
+    engine: LocalEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole = getattr(engine, step)
+
+    def odd(about: SlideJob | WorkFolder, *arguments: Any, **options: Any) -> Any:
+        if (about.task if isinstance(about, SlideJob) else about).name == "odd":
+            raise ValueError("tags of\nanother kind")
+        return whole(about, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, step, odd)
+        tasks = [SlideTask(path=slide, name=name) for name in ("odd", "other")]
+        failed, other = run.all(tasks)
+    assert (failed.status, failed.code, other.status) == ("failed", "unexpected", "done")
+    assert "ValueError: tags of another kind" in failed.reason
+    assert "Traceback" in caplog.text
+    assert run(name="odd").status == "done"
 
 
 def test_a_slide_without_tissue_has_a_result_that_says_so(tmp_path: Path, run: Runs) -> None:
