@@ -21,6 +21,7 @@ from pydicom.uid import (
 from serve.contract.extras import how_to_install
 from serve.images.readers.dicom import series_in, siblings_of
 from serve.images.readers.errors import ReaderMissingError
+from serve.images.readers.slide_files import is_dicom
 from serve.slides.errors import OutputError
 from serve.slides.outputs.format import SlideFormat, SlideResult
 
@@ -94,7 +95,7 @@ def _highdicom() -> Any:
 def _source(result: SlideResult) -> Any:
     """The data set of the slide's level 0, or one that stands for a slide that is not DICOM."""
     path = Path(result.plan.slide.path)
-    if path.is_dir() or path.suffix.lower() == ".dcm":
+    if path.is_dir() or is_dicom(path):
         files = siblings_of(path) if path.is_file() else [f for s in series_in(path) for f in s]
         found = [dcmread(file, stop_before_pixels=True) for file in files]
         size = result.plan.slide.height_px, result.plan.slide.width_px

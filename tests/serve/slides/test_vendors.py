@@ -88,7 +88,10 @@ def is_far(
     return np.asarray(found)
 
 
-def test_a_segmentation_of_a_dicom_slide_refers_to_the_file_of_its_level_0(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["slide", "slide/2.dcm", "slide/IM2"])
+def test_a_segmentation_of_a_dicom_slide_refers_to_the_file_of_its_level_0(
+    name: str, tmp_path: Path
+) -> None:
     import highdicom
 
     series = write_dicom_slide(tmp_path / "slide", painted(120, 200, 160)).parent
@@ -96,8 +99,11 @@ def test_a_segmentation_of_a_dicom_slide_refers_to_the_file_of_its_level_0(tmp_p
         file = pydicom.dcmread(path)
         file.SpecificCharacterSet, file.PatientName = "ISO_IR 100", "Müller^Jörg"
         file.save_as(path)
-    assert run(series, tmp_path / "out", "dicom-seg").status == "done"
-    found = highdicom.seg.segread(tmp_path / "out" / "slide" / "slide.seg.dcm")
+    if name.endswith("IM2"):
+        (series / "2.dcm").rename(series / "IM2")
+    slide = tmp_path / name
+    assert run(slide, tmp_path / "out", "dicom-seg").status == "done"
+    found = highdicom.seg.segread(tmp_path / "out" / slide.stem / f"{slide.stem}.seg.dcm")
     volume = pydicom.dcmread(series / "1.dcm", stop_before_pixels=True)
     assert found.SeriesInstanceUID != volume.SeriesInstanceUID
     assert found.StudyInstanceUID == volume.StudyInstanceUID
