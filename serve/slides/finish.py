@@ -1,6 +1,7 @@
 """From done blocks to a result: outputs, summary, passport, and the folder that appears whole."""
 
 import hashlib
+import json
 import shutil
 import threading
 import time
@@ -265,10 +266,10 @@ def _write_all(
 
 
 def _write_once(work: WorkFolder, result: SlideResult, entry: SlideFormat) -> None:
-    """Write an output unless it is there; it appears whole."""
+    """Write an output unless it is there as it was written; it appears whole."""
     path = entry.path(work.result, work.name)
     done = work.path / f"{OUTPUT_MARKER}{entry.name}"
-    if done.exists() and path.exists():
+    if done.exists() and done.read_bytes() == _digest(path):
         return
     if entry is OME_ZARR:  # in place: its blocks are written whole, and its metadata last
         entry.write(result, path)
@@ -279,7 +280,14 @@ def _write_once(work: WorkFolder, result: SlideResult, entry: SlideFormat) -> No
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)  # what a full disk left
-    done.touch()
+    write_whole(done, _digest(path))
+
+
+def _digest(path: Path) -> bytes:
+    """Of a file, or of all files of a folder, to notice what a power failure has damaged."""
+    if path.is_dir():
+        return hashlib.sha256(json.dumps(_hash_files(path, None)).encode()).digest()
+    return sha256_of(path).encode() if path.is_file() else b""
 
 
 def _remove_partials(folder: Path) -> None:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from serve.contract.errors import BackendUnavailableError
 from serve.images.readers.reader import RegionReader
 from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
+from serve.slides import finish
 from serve.slides.cohort import Outcome, SlideTask
 from serve.slides.engine import Watcher
 from serve.slides.errors import ResultDamagedError, ResultError
@@ -225,6 +227,53 @@ def test_work_that_was_damaged_is_done_again(
     outcome = run()
     assert outcome.status == "done", outcome.reason
     assert files_of(run.out / "slide") == expected
+
+
+@pytest.fixture(scope="module")
+def stopped_at_the_end(
+    tmp_path_factory: pytest.TempPathFactory, engine: LocalEngine, slide: Path
+) -> tuple[Path, dict[str, bytes]]:
+    """A folder with a run that was stopped when all outputs were written, and its files."""
+    out = tmp_path_factory.mktemp("stopped") / "out"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(finish, "_passport", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_one(cohort(out, engine, formats=list(FORMATS)), slide)
+    files = files_of(out / ".work/slide/result")
+    assert "slide.ome.zarr/1/zarr.json" in files
+    return out, files
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [emptied, Path.unlink])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "slide.overview.png",
+        "slide.geojson.gz",
+        "slide.labels.ome.tif",
+        "slide.seg.dcm",
+        "slide.ome.zarr/zarr.json",
+        "slide.ome.zarr/1/zarr.json",
+        "slide.ome.zarr/labels/classes/1/c/0/0",
+    ],
+)
+def test_an_output_that_was_damaged_since_is_written_again(
+    file: str,
+    damage: Callable[[Path], None],
+    stopped_at_the_end: tuple[Path, dict[str, bytes]],
+    run: Runs,
+) -> None:
+    begun, expected = stopped_at_the_end
+    shutil.copytree(begun, run.out)
+    damage(run.out / ".work/slide/result" / file)
+    assert run(formats=list(FORMATS)).status == "done"
+    found = files_of(run.out / "slide")
+    assert {name: found[name] for name in expected} == expected
 
 
 @pytest.mark.slow
