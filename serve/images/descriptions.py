@@ -77,6 +77,8 @@ class OmeImage:
     channels: list[dict[str, str]] = field(default_factory=list)
     planes: list[dict[str, str]] = field(default_factory=list)
     """The attributes of its `TiffData` elements."""
+    files: set[str] = field(default_factory=set)
+    """The UUIDs of the files with its pages, where they are stated."""
 
     def size(self, axis: str) -> int:
         """Pixels, channels, planes or times along X, Y, C, Z or T; 1 where it is not stated."""
@@ -89,14 +91,24 @@ class _Stop(ValueError):
 
 
 def read_ome(description: bytes) -> list[OmeImage]:
-    """Read the images that a description states; none if it is not OME-XML."""
+    """Read the images that a description states; none if it is not OME-XML.
+
+    Of a set of files, which all state the images of the whole set, those that have no page in this
+    file are left out.
+    """
     if b"<" not in description[:64] or b"Pixels" not in description[:_MAX_XML_BYTES]:
         return []
     images: list[OmeImage] = []
+    own, texts = "", list[str]()
 
     def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal own
         kind = name.rpartition(":")[2]
-        if kind == "Pixels":
+        if kind == "OME":
+            own = attributes.get("UUID", "")
+        elif kind == "UUID" and images:
+            texts.clear()
+        elif kind == "Pixels":
             if len(images) == _MAX_IMAGES:
                 raise _Stop
             images.append(OmeImage(attributes))
@@ -105,16 +117,21 @@ def read_ome(description: bytes) -> list[OmeImage]:
         elif images and kind == "TiffData" and len(images[-1].planes) < _MAX_CHANNELS:
             images[-1].planes.append(attributes)
 
+    def end(name: str) -> None:
+        if name.rpartition(":")[2] == "UUID" and images:
+            images[-1].files.add("".join(texts).strip())
+
     def refuse(*_: object) -> None:
         raise _Stop
 
     parser = expat.ParserCreate()
-    parser.StartElementHandler = start
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler = texts.append
     parser.StartDoctypeDeclHandler = refuse
     # An odd encoding is a ValueError or LookupError.
     with contextlib.suppress(expat.ExpatError, _Stop, ValueError, LookupError):
         parser.Parse(description[:_MAX_XML_BYTES].strip(b"\0 \r\n\t"), True)
-    return images
+    return [image for image in images if not image.files or own in image.files] or images
 
 
 def image_of_size(images: list[OmeImage], width: int, height: int) -> OmeImage | None:

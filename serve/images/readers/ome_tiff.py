@@ -15,7 +15,7 @@ from serve.images.readers.generic_tiff import (
     refuse,
 )
 from serve.images.readers.reader import Bounds, RegionReader, pyramid
-from serve.images.readers.tiff_pages import TIFF_ERRORS, TiledPage, first_page
+from serve.images.readers.tiff_pages import TIFF_ERRORS, TiledPage, first_page, open_tiff
 
 
 class OmeTiffReader(RegionReader):
@@ -28,7 +28,7 @@ class OmeTiffReader(RegionReader):
         image = look_at(path)
         self._stated = image.stated
         try:
-            self._tiff = tifffile.TiffFile(path)
+            self._tiff = open_tiff(path)
         except TIFF_ERRORS as error:
             raise SlideFormatError(
                 f"{path.name} is not a TIFF: {error}. Check the file."
@@ -65,7 +65,7 @@ class OmeTiffReader(RegionReader):
         if not path.is_file():
             return False
         try:
-            with tifffile.TiffFile(path) as tiff:
+            with open_tiff(path) as tiff:
                 is_tiled = first_page(tiff).is_tiled
                 return bool(tiff.is_ome) and is_tiled and not is_for_pictures(path, for_tifffile)
         except TIFF_ERRORS:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from serve.images.readers.errors import SlideFormatError
 from serve.images.readers.openslide import OpenSlideReader
-from serve.images.readers.tiff_pages import TIFF_ERRORS, TiledPage, first_page
+from serve.images.readers.tiff_pages import TIFF_ERRORS, TiledPage, first_page, open_tiff
 
 VENDORS = ("aperio", "generic-tiff")
 _RGB, _YCBCR = 2, 6
@@ -29,7 +29,7 @@ class TiffReader(OpenSlideReader):
         super().__init__(path, mpp=mpp)
         self._pages: dict[int, TiledPage] = {}
         try:
-            self._tiff = tifffile.TiffFile(path)
+            self._tiff = open_tiff(path)
             is_fast = self.properties["openslide.vendor"] in VENDORS
             pages = _fast_pages(self._tiff) if is_fast else {}
         except TIFF_ERRORS as error:
@@ -64,7 +64,7 @@ class TiffReader(OpenSlideReader):
         if not super().takes(path):
             return False
         try:
-            with tifffile.TiffFile(path) as tiff:
+            with open_tiff(path) as tiff:
                 first = first_page(tiff)
                 if tiff.is_ome and (first.subifds or len(tiff.series) > 1):
                     return False  # the reader of OME-TIFF knows its levels and images

@@ -36,6 +36,11 @@ TIFF_ERRORS = (
 """What tifffile and imagecodecs raise on broken files; imagecodecs' errors are RuntimeErrors."""
 
 
+def open_tiff(path: Path) -> tifffile.TiffFile:
+    """Open a TIFF alone: the OME-XML of a set names other files, with pages of their own."""
+    return tifffile.TiffFile(path, _multifile=False)
+
+
 def first_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
     """The first page of a TIFF, which is always read in full."""
     page = tiff.pages[0]

@@ -176,6 +176,37 @@ def test_a_level_of_another_shape_is_no_level(tmp_path: Path):
         assert slide.thumbnail(4.0).min() > 50
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("compression", [None, "jpeg", "deflate"])
+def test_each_file_of_a_set_of_ome_tiffs_is_its_own_slide(
+    compression: str | None, order: tuple[int, int], tmp_path: Path
+) -> None:
+    """The OME-XML of each file states the images of all, here of one size."""
+    scales, pixels = (0.25, 0.5), (PIXELS, 255 - PIXELS)
+    images = "".join(
+        f'<Image ID="Image:{i}"><Pixels ID="Pixels:{i}" DimensionOrder="XYCZT" Type="uint8" '
+        f'SizeX="256" SizeY="192" SizeC="3" SizeZ="1" SizeT="1" PhysicalSizeX="{scales[i]}" '
+        f'PhysicalSizeY="{scales[i]}"><Channel ID="Channel:{i}:0" SamplesPerPixel="3"/>'
+        f'<TiffData IFD="0"><UUID FileName="{i}.ome.tif">urn:uuid:{i}</UUID></TiffData>'
+        "</Pixels></Image>"
+        for i in order
+    )
+    names = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+    options: dict[str, Any] = {"compression": compression, "photometric": "rgb", "metadata": None}
+    for i in order:
+        with tifffile.TiffWriter(tmp_path / f"{i}.ome.tif") as tiff:
+            text = f'<OME xmlns="{names}" UUID="urn:uuid:{i}">{images}</OME>'
+            tiff.write(pixels[i], description=text, subifds=1, tile=(64, 64), **options)
+            tiff.write(pixels[i][::2, ::2].copy(), tile=(64, 64), **options)
+    for i in order:
+        path = tmp_path / f"{i}.ome.tif"
+        assert decode_picture(path.read_bytes()).pixel_size == (scales[i], scales[i])
+        with open_reader(path) as slide:
+            assert (slide.name, slide.mpp, len(slide.levels)) == ("ome-tiff", scales[i], 2)
+            found = slide.read(0, 0, 0, 256, 192).astype(int)
+        assert np.abs(found - pixels[i]).max() < 60
+
+
 def test_a_slide_all_of_whose_tiles_are_missing_is_white(tmp_path: Path):
     path = tmp_path / "empty.tif"
     written(compression="lzw")(path)
