@@ -1,4 +1,4 @@
-# Images of FocalPath. `docker build --target serve --tag focalpath-serve .`
+# Images of FocalPath. `docker build --target serve --tag focalpath-serve:0.1.0 .`
 
 ARG PYTHON=python:3.12.12-slim-bookworm
 # The release that export/tensorrt/plan.py plans for: a plan runs only on the TensorRT that built it.

@@ -1,6 +1,7 @@
 """The templates that run slides on many machines."""
 
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from serve.slides.cli import Run
 from serve.slides.cohort import SlideTask
 from serve.slides.shard import Shard
+from tests.support import ROOT
 from tests.support.deployed import DEPLOY
 
 KUBERNETES = DEPLOY / "kubernetes/slides"
@@ -113,6 +115,26 @@ def test_no_ray_process_reports_what_it_is_used_for() -> None:
         environment = template["spec"]["containers"][0]["env"]
         assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in environment
     assert "RAY_USAGE_STATS_ENABLED=0" in (KUBERNETES / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "manifests"),
+    [
+        (
+            KUBERNETES / "Dockerfile",
+            ["kubernetes/slides/job.yaml", "kubernetes/slides/ray-job.yaml"],
+        ),
+        (ROOT / "Dockerfile", ["compose.yaml"]),
+    ],
+)
+def test_an_image_is_built_under_the_name_that_manifests_ask_for(
+    dockerfile: Path, manifests: list[str]
+) -> None:
+    (built,) = re.findall(r"--tag (\S+) ", dockerfile.read_text().splitlines()[0])
+    name = built.partition(":")[0]
+    for manifest in manifests:
+        asked = re.findall(rf"image: ({name}\S*)", (DEPLOY / manifest).read_text())
+        assert set(asked) == {built}, manifest
 
 
 def test_claims_and_policies_fit_the_pods() -> None:
