@@ -98,7 +98,7 @@ class EnginePlan(Strict):
 
     def takes_version(self, version: str) -> bool:
         """Return whether a TensorRT version, such as `11.0.0.114`, is the planned one."""
-        return _major_minor(version) == _major_minor(self.tensorrt_version)
+        return version.split(".")[:2] == self.tensorrt_version.split(".")
 
     def for_server(
         self, *, tensorrt_version: str | None = None, compute_capability: str | None = None
@@ -120,7 +120,13 @@ class EnginePlan(Strict):
             ) from error
 
     def serving_mismatch(self, build: TensorRTBuild) -> str | None:
-        """The reason why the planned serving image cannot load a plan, or None if it can."""
+        """The reason why the planned server cannot load a plan, or None if it can."""
+        if build.compute_capability != self.compute_capability:
+            return (
+                f"{self.plan_file} was built for compute capability {build.compute_capability} and "
+                f"runs on no other GPU; {ENGINE_PLAN_FILE} plans {self.compute_capability} (an "
+                "A100 has 8.0). Serve it on that kind of GPU, or build it again."
+            )
         if self.takes_version(build.version):
             return None
         return (

@@ -23,7 +23,7 @@ def write_together(folder: Path, contents: Mapping[str, bytes | Iterable[bytes]]
             order.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError: a file cannot be written; it names the file or the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _guard:
@@ -36,6 +36,10 @@ def write_together(folder: Path, contents: Mapping[str, bytes | Iterable[bytes]]
         with _guard:
             for name in contents:
                 (scratch / name).replace(folder / name)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a full disk names no file
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+        raise
     finally:
         with _guard:
             shutil.rmtree(scratch, ignore_errors=True)

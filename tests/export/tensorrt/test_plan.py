@@ -100,6 +100,14 @@ def test_only_the_tensorrt_of_the_image_that_serves_loads_a_plan(
     assert taken or "tritonserver:26.06-py3 has 11.0" in str(mismatch)
 
 
+def test_a_plan_of_another_gpu_is_told_whatever_its_version(plan: EnginePlan) -> None:
+    for version in ("11.0.0.114", "10.16", "eleven"):
+        mismatch = plan.serving_mismatch(TensorRTBuild(version=version, compute_capability="9.0"))
+        assert "compute capability 9.0" in str(mismatch)
+    odd = plan.serving_mismatch(TensorRTBuild(version="eleven", compute_capability="8.0"))
+    assert "TensorRT eleven" in str(odd)
+
+
 @pytest.mark.parametrize(
     "change",
     [
