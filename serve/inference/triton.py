@@ -222,10 +222,11 @@ def _host_and_port(url: str) -> str:
     address = url.removeprefix("grpc://")
     host, _, port = address.rpartition(":")
     is_port = port.isascii() and port.isdigit() and 0 < int(port) <= 65_535
-    if not host or "/" in address or not is_port:
+    is_host = bool(host) and (":" not in host or (host[0], host[-1]) == ("[", "]"))  # IPv6
+    if not is_host or "/" in address or not is_port:
         raise BackendUnavailableError(
             f"{url!r} is not the address of Triton's gRPC endpoint; expected host:port, "
-            "such as 127.0.0.1:8001."
+            "such as 127.0.0.1:8001 or [::1]:8001."
         )
     return address
 

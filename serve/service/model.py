@@ -243,7 +243,8 @@ class Model:
         _log.info("%s %s answers requests now", manifest.name, manifest.version)
         if manifest.label_note:
             _log.warning("%s %s: %s", manifest.name, manifest.version, manifest.label_note)
-        self._telemetry.model_serves(manifest, self._settings.backend, self._served)
+        if manifest != self._served:  # else Triton was lost and is back
+            self._telemetry.model_serves(manifest, self._settings.backend, self._served)
         self._served = manifest
 
     def _open(self, old: _Opened | None = None) -> _Opened:

@@ -19,7 +19,7 @@ def test_a_disk_that_takes_no_more_is_named_and_keeps_what_was_there(
     tmp_path: Path, number: int
 ) -> None:
     (tmp_path / "first").write_bytes(b"before")
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
         write_together(tmp_path, {"first": b"new", "second": full(number)})
     assert caught.value.errno == number
     message = message_of(caught.value)

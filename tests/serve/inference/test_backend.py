@@ -150,7 +150,16 @@ def test_a_triton_that_is_not_there_is_named_with_what_to_do(manifest: Manifest)
 
 @pytest.mark.parametrize(
     "url",
-    ["http://127.0.0.1:8000", "127.0.0.1", "localhost:grpc", "", "h:0", "h:65536", "h:٨٠٠١"],
+    [
+        "http://127.0.0.1:8000",
+        "127.0.0.1",
+        "localhost:grpc",
+        "",
+        "h:0",
+        "h:65536",
+        "h:٨٠٠١",
+        "::1:80",
+    ],
 )
 def test_an_address_that_is_no_host_and_port_is_refused(url: str, manifest: Manifest) -> None:
     with raises(BackendUnavailableError, url, "host:port"):

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.contract.errors import BackendUnavailableError, BundleError, ModelChangedError
+from serve.contract.errors import (
+    BackendUnavailableError,
+    BackendUnreachableError,
+    BundleError,
+    ModelChangedError,
+)
 from serve.contract.manifest import read_bundle
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.service.model import Model
@@ -201,6 +206,32 @@ def test_the_model_info_names_the_model_that_answers(bundle: Path) -> None:
     info = 'focalpath_model_info{backend="onnxruntime",name="segmenter",version='
     assert {f'{info}"1"}} 0.0', f'{info}"2"}} 1.0'} < set(lines)
     assert f"{swapped} 1.0" in lines
+
+
+def test_a_backend_that_was_lost_is_opened_and_compared_anew(
+    bundle: Path, closed: list[str]
+) -> None:
+    model = _model(bundle)
+    work, versions = _work_that_fails(1, BackendUnreachableError("gone"))
+    with raises(BackendUnreachableError, "gone"):
+        model.run(work)
+    assert closed == ["1"]
+    add_warm_up(bundle, painted(LABELS), np.full_like(LABELS, 5))  # another one is back
+    with raises(BundleError, "warm_up.npz", code="warm_up_differs"):
+        model.run(work)
+    assert versions == ["1"]
+
+
+def test_a_backend_that_is_not_ready_is_opened_anew(
+    bundle: Path, closed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _model(bundle)
+    assert model.is_ready()
+    with monkeypatch.context() as patch:
+        patch.setattr(TileSegmenter, "is_ready", lambda _: False)
+        assert not model.is_ready()
+    assert closed == ["1"]
+    assert model.is_ready()
 
 
 @pytest.mark.parametrize("kind", [BackendUnavailableError, ModelChangedError])
