@@ -181,14 +181,19 @@ def _polygons(path: Path, content: bytes, view: ScaledView) -> list[Any]:
         with np.errstate(invalid="ignore"):  # NaN is refused below
             found = [shape(geometry) for geometry in geometries if geometry is not None]
         origin = _origin(document, view)
-        if not np.isfinite(origin).all():
-            raise ValueError(origin)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         kind = kind_of(content[:HEAD_BYTES]) or "neither a PNG nor JSON"
         raise MaskError(
             f"{path} is {kind} ({error}), expected a PNG or GeoJSON. Export the regions again."
         ) from error
-    except (ValueError, LookupError, TypeError, AttributeError, ShapelyError) as error:
+    except (
+        AttributeError,
+        LookupError,
+        OverflowError,
+        TypeError,
+        ValueError,
+        ShapelyError,
+    ) as error:
         raise MaskError(
             f"{path} is not GeoJSON: expected features with a geometry each, of which the areas "
             "are polygons. Export the regions again."

@@ -1,5 +1,6 @@
 """Where the coordinates of GeoJSON begin: not every program counts from a slide's own corner."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,8 +21,13 @@ def stated_origin(document: Any) -> tuple[float, float]:
     Raises:
         ValueError: the document states something else.
     """
-    x, y = document["focalpath"].get(STATED, (0.0, 0.0))
-    return float(x), float(y)
+    try:
+        x, y = map(float, document["focalpath"].get(STATED, (0.0, 0.0)))
+    except (OverflowError, TypeError) as error:
+        raise ValueError(error) from error
+    if not math.isfinite(x + y):
+        raise ValueError(f"{x}, {y}")
+    return x, y
 
 
 def begins_at_bounds(document: Any) -> bool:

@@ -181,6 +181,8 @@ def test_regions_that_reach_out_of_the_slide_are_cut_at_its_edges(
         ("178 megapixels.png", np.zeros((15_000, 18_000), bool)),
         ("cut.geojson.gz", gzip.compress(json.dumps(FEATURES).encode())[:-9]),
         ("deep.geojson", b"[" * 100_000),
+        ("digits.geojson", {"type": "Polygon", "coordinates": [[[0, 0], [10**400, 0], [9, 9]]]}),
+        ("far origin.geojson", {"focalpath": {"origin_px": [10**400, 0]}, "features": FEATURES}),
         ("origin.geojson", {"focalpath": {"origin_px": [float("nan"), 0]}, "features": FEATURES}),
     ],
 )

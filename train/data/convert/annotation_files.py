@@ -70,7 +70,7 @@ def _is_ours(content: Any) -> bool:
 def _read_ours(path: Path, content: Any) -> list[Annotation]:
     try:
         origin = stated_origin(content)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise AnnotationError(
             f"{path} states no place at which it begins: its focalpath.{STATED} is not x and y "
             f"({error}). Write the outlines again."

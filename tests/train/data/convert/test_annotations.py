@@ -503,7 +503,9 @@ def test_our_own_outlines_begin_where_they_say(tmp_path: Path, stated: dict[str,
         np.testing.assert_array_equal(one.rings[0], other.rings[0] + corner)
 
 
-@pytest.mark.parametrize("origin", [None, 3, ["a", "b"], [1, 2, 3]])
+@pytest.mark.parametrize(
+    "origin", [None, 3, ["a", "b"], [1, 2, 3], [10**400, 0], [0, float("nan")]]
+)
 def test_an_origin_that_is_no_place_is_refused(tmp_path: Path, origin: Any):
     path = tmp_path / "a.geojson"
     document = {"type": "FeatureCollection", "features": [], "focalpath": {"origin_px": origin}}
