@@ -14,6 +14,8 @@ from train.errors import SettingsError
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(gt=0, le=1)]
+"""Standard deviation of a colour in [0, 1]."""
 HalfAtMost = Annotated[float, Field(ge=0, le=0.5)]
 Count = Annotated[int, Field(ge=1)]
 NumberOf = Annotated[int, Field(ge=0)]

@@ -15,6 +15,7 @@ from pydantic_core.core_schema import CoreSchema, no_info_after_validator_functi
 from train.checked import (
     CheckedSettings,
     Count,
+    Deviation,
     HalfAtMost,
     Mpp,
     NotNegative,
@@ -109,10 +110,10 @@ class ModelSettings(CheckedSettings):
     """Number of its blocks; None keeps the architecture's own."""
     pathology_layer_scale: bool = False
     """The encoder has LayerScale, as UNI and other DINOv2 encoders have."""
-    pathology_mean: tuple[float, float, float] | None = None
+    pathology_mean: tuple[Share, Share, Share] | None = None
     """Mean of the RGB inputs that the encoder was trained on, in [0, 1]; None takes timm's for its
     name (0.5 for vit_small_patch16_224, as HIPT)."""
-    pathology_std: tuple[Positive, Positive, Positive] | None = None
+    pathology_std: tuple[Deviation, Deviation, Deviation] | None = None
     """Standard deviation of the RGB inputs that the encoder was trained on, in [0, 1]."""
     pathology_positions: Literal["timm", "dino"] | None = None
     """How position embeddings of another grid are resized. timm: bicubic with antialiasing; dino:

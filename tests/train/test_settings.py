@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from benchmarks.training_variants import BenchmarkSettings
@@ -26,6 +28,9 @@ from train.settings import (
         (ModelSettings, "decoder_dim", 100, "multiple of 16"),
         (ModelSettings, "tile_size_px", 100, "multiple of 16"),
         (ModelSettings, "pathology_std", (0.2, 0.2, 0.0), "more than 0"),
+        (ModelSettings, "pathology_std", (58.4, 57.1, 57.4), "at most 1"),
+        (ModelSettings, "pathology_mean", (123.7, 116.3, 103.5), "0 to 1"),
+        (ModelSettings, "pathology_mean", (0.5, 0.5, math.nan), "0 to 1"),
         (LossSettings, "focal_weight", 2.0, "0 to 1"),
         (LossSettings, "iou_weight", -1.0, "at least 0"),
         (OptimizationSettings, "epochs", 0, "at least 1"),

@@ -139,7 +139,9 @@ def _rgb(value: object, name: str, path: Path) -> Rgb | None:
     if value is None:
         return None
     is_rgb = isinstance(value, list) and len(value) == 3
-    if not is_rgb or not all(isinstance(number, int | float) for number in value):  # type: ignore[attr-defined]
-        raise WeightsError(f"{path} has {name} {value!r}; expected three numbers")
+    if not is_rgb or not all(isinstance(n, int | float) and 0 <= n <= 1 for n in value):  # type: ignore[attr-defined]
+        raise WeightsError(
+            f"{path} has {name} {value!r}; expected three numbers in [0, 1], of RGB in [0, 1]"
+        )
     red, green, blue = map(float, value)  # type: ignore[call-overload]
     return red, green, blue

@@ -119,7 +119,7 @@ def _create(model: ModelSettings) -> Any:
         vit = cast(Any, timm.create_model(name, img_size=img_size, num_classes=0, **args))
         found = tuple(vit.patch_embed.patch_size)
         _ = vit.num_prefix_tokens  # where there is none, there are no tokens
-    except (TypeError, AttributeError, ValueError, RuntimeError, AssertionError) as error:
+    except (TypeError, AttributeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
         raise EncoderError(
             f"{name} is not a plain vision transformer of timm's, or not with these settings "
             f"({error}); expected one that turns patches of 14 or 16 pixels into tokens, such as "

@@ -131,6 +131,9 @@ def test_a_config_that_contradicts_its_weights_is_refused(
         ('{"architecture": "x", "model_args": {"in_chans": 1}}', "in_chans"),
         ('{"architecture": "x", "model_args": {"norm_layer": {}}}', "norm_layer"),
         ('{"architecture": "x", "mean": [0.5]}', "mean"),
+        ('{"architecture": "x", "mean": [123.7, 116.3, 103.5]}', "[0, 1]"),
+        ('{"architecture": "x", "mean": [0.5, 0.5, NaN]}', "[0, 1]"),
+        ('{"architecture": "x", "std": [-1, 1, 1]}', "[0, 1]"),
     ],
 )
 def test_a_config_that_cannot_be_used_is_refused(tmp_path: Path, content: str, value: str):
@@ -260,8 +263,9 @@ def test_frozen_encoders_without_weights_are_refused():
         starting_weights(settings)
 
 
-def test_a_wrong_mlp_layer_is_refused():
+@pytest.mark.parametrize("name", ["mlp_layer", "act_layer", "norm_layer"])
+def test_a_wrong_layer_is_refused(name: str):
     settings = toy_settings()
-    model = replace(settings.model, pathology_args={"mlp_layer": "Magic"})
-    with raises(EncoderError, "Magic"):
+    model = replace(settings.model, pathology_args={name: "Magic"})
+    with raises(EncoderError, "agic"):  # timm writes it small
         Segmenter(model, 5)
