@@ -1,6 +1,10 @@
 import io
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +14,7 @@ from rich.console import Console
 from serve.cli import main
 from serve.slides.outputs.registry import FORMATS
 from serve.slides.progress import Bar, JsonLines
+from tests.support import ROOT
 from tests.support.dicom_slides import write_dicom_slide
 from tests.support.slide_runs import segment
 from tests.support.slides import tissue_pixels, write_aperio
@@ -67,6 +72,28 @@ def test_a_dicom_slide_without_its_finest_file_says_so(
     found = {name: json.loads(path.read_bytes()) for name, path in summaries.items()}
     assert {name: one["mpp"] for name, one in found.items()} == {"whole": 0.25, "part": 1.0}
     assert {name: len(one["notes"]) for name, one in found.items()} == {"whole": 0, "part": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_end_leaves_what_it_has_done_and_nothing_else(
+    number: int, toy_bundle: Path, tmp_path: Path
+) -> None:
+    slide = write_aperio(tmp_path / "slide.svs", tissue_pixels(2000, 3000))
+    command = [sys.executable, "-m", "serve", "slides", "run", str(slide), "--threads", "1"]
+    command += ["--bundle", str(toy_bundle), "--out", str(tmp_path / "out"), "--block-cells", "64"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        work = tmp_path / "out" / ".work"
+        deadline = time.monotonic() + 60
+        while len(list(work.glob("slide/done/*.json"))) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert b"Traceback" not in said
+    assert {path.name for path in work.iterdir()} == {"slide", ".slides.json"}  # and no lock
+    assert list(work.rglob("*.partial")) == []
 
 
 def test_the_help_names_every_format(capsys: pytest.CaptureFixture[str]) -> None:
