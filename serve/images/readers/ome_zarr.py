@@ -29,6 +29,7 @@ _ZARR_ERRORS = (
     zarr.errors.BaseZarrError,
     zlib.error,
     lzma.LZMAError,
+    ArithmeticError,
     OSError,
     EOFError,
     ValueError,

@@ -1,5 +1,6 @@
 """Scale and channels of OME-Zarr as its metadata say them."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +80,10 @@ def test_three_channels_of_fluorescence_are_refused(tmp_path: Path):
         (("multiscales", 0, "datasets", 0, "coordinateTransformations", 0), "scale"),
         (("multiscales", 0, "datasets", 0, "coordinateTransformations", 0, "scale"), [1]),
         (("multiscales", 0, "datasets"), []),
+        (
+            ("multiscales", 0, "datasets", 0, "coordinateTransformations", 0, "scale"),
+            [1, 10**400, 1],
+        ),
     ],
 )
 def test_an_ome_zarr_with_metadata_of_another_form_is_refused(
@@ -186,6 +191,15 @@ def test_of_the_layout_of_bioformats2raw_the_largest_image_is_read(tmp_path: Pat
     with open_reader(path) as slide:
         np.testing.assert_array_equal(slide.read(0, 0, 0, 56, 40), PIXELS)
         assert slide.mpp == 0.5
+
+
+@pytest.mark.parametrize(("key", "value"), [("fill_value", -1), ("shape", [3, 10**400, 9])])
+def test_an_array_of_impossible_numbers_is_refused(key: str, value: Any, tmp_path: Path) -> None:
+    slide = write_ome_zarr(tmp_path / "odd.zarr", tissue_pixels(64, 64))
+    path = slide / "0" / "zarr.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {key: value}))
+    with raises(SlideFormatError, "odd.zarr"):
+        open_reader(slide)
 
 
 def test_an_ome_zarr_without_pixels_is_refused(tmp_path: Path) -> None:
