@@ -37,6 +37,8 @@ _VERSIONS = "Check the address, and use the same version on both sides."
 _ZIP = b"PK"
 _UNPACKING = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, TypeError)
 """What zipfile and NumPy raise on damaged archives, besides ValueError and the like."""
+_MOST_SAID = 200
+"""Characters of another software's message that are told."""
 _PROXY_HINTS = {
     413: "A proxy before the service refuses uploads of this size: raise its limit (nginx: "
     "client_max_body_size), or send a smaller image.",
@@ -208,20 +210,22 @@ def check_answer(found: Segmentation, size: tuple[int, ...], manifest: Manifest)
 
 def _error_of(response: httpx.Response, url: str) -> FocalPathError:
     """The error that an answer tells, with the service's own code if it has one."""
-    status = response.status_code
+    status, said = response.status_code, "without a message"
     code: str | None = None
     try:
         fields = response.json()
         message, code = fields["error"], fields.get("code")
-        if not (isinstance(message, str) and message and isinstance(code, str | None)):
+        if not (isinstance(message, str) and message and isinstance(code, str)):
+            said = f"{str(message)[:_MOST_SAID]!r} without a code"  # such as Triton's
             raise ValueError(f"no message of FocalPath: {fields}")
     except (ValueError, LookupError, TypeError):
+        code = None
         hint = _PROXY_HINTS.get(
             status, "FocalPath's service does not answer so. Check the address."
         )
         if response.has_redirect_location:
             hint = f"It sends callers to {response.headers['Location']}. {hint}"
-        message = f"{url} answers {status} without a message. {hint}"
+        message = f"{url} answers {status} {said}. {hint}"
     match status:
         case 400:
             return ImageError(message, code=code)

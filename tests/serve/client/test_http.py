@@ -296,6 +296,18 @@ def test_an_answer_of_a_proxy_is_told_as_one(
     assert str(status) in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "content", [{"error": "Not Found"}, {"error": "Not Found", "code": 5}, {"detail": "Not Found"}]
+)
+def test_an_error_of_another_software_is_told_with_its_address(
+    content: dict[str, object], answered_by: Any
+) -> None:
+    answered_by(httpx.Response(404, json=content))
+    with raises(BackendUnavailableError, f"{URL} answers 404", "Check the address") as raised:
+        segment(HttpClient, URL, patience_s=0)
+    assert ("'Not Found'" in str(raised.value)) == ("error" in content)
+
+
 def answered(**changes: object) -> bytes:
     """What the service answers for an image of 4 x 6 pixels, with other arrays."""
     labels = np.ones((4, 6), np.uint8)
