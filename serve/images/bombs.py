@@ -102,7 +102,7 @@ def _check_tiff(data: bytes) -> None:
                 _check_tag(tag)
                 if tag.number in _TIFF_FOLDER_TAGS and len(seen) < 2 * len(_TIFF_FOLDER_TAGS):
                     places.append(tag.value)
-    except (struct.error, OverflowError):
+    except (struct.error, ArithmeticError):
         return  # truncated: Pillow says so
 
 

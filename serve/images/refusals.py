@@ -15,7 +15,7 @@ DECODER_ERRORS = (
     TypeError,
     LookupError,
     EOFError,
-    OverflowError,
+    ArithmeticError,
     RuntimeError,
     AttributeError,
     struct.error,

@@ -62,7 +62,7 @@ def find_image(data: bytes | mmap.mmap) -> TiffImage:
     structure = Structure(data)
     try:
         return _find_image(structure)
-    except (struct.error, OverflowError, MemoryError) as error:
+    except (struct.error, ArithmeticError, MemoryError) as error:
         raise ImageError(
             f"The TIFF is damaged or truncated: {error}. Send the file again.", code="image_damaged"
         ) from error

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from serve.contract.errors import ImageError
-from serve.images.readers.errors import SlideChannelsError
+from serve.images.readers.errors import SlideChannelsError, SlideFormatError
 from serve.images.tiff import is_tiff
-from serve.images.tiff_pages import Page, read_pages
+from serve.images.tiff_pages import MAX_TILE_SIDE, Page, read_pages
 from serve.images.tiff_tags import STARTS, Structure
 
 _STATED = {
@@ -39,7 +39,8 @@ def refuse_channels_of(path: Path, page: Page) -> None:
 def refuse_tiles(path: Path) -> None:
     """Raise SlideChannelsError for a scanner's TIFF whose largest page in tiles is not such RGB.
 
-    Of several pages of that size one has to be: a slide may have been scanned with other light,
+    And SlideFormatError for tiles so large that OpenSlide ends the process for want of memory. Of
+    several pages of that size one has to be: a slide may have been scanned with other light,
     too, and OpenSlide leaves that out. What cannot be read here is left to OpenSlide.
     """
     with path.open("rb") as file:
@@ -48,8 +49,14 @@ def refuse_tiles(path: Path) -> None:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 pages = [page for page in read_pages(Structure(data)) if page.tile is not None]
-            except (ImageError, struct.error, OverflowError, MemoryError):
+            except (ImageError, struct.error, ArithmeticError, MemoryError):
                 return
+    for width, height in (page.tile for page in pages if page.tile is not None):
+        if max(width, height) > MAX_TILE_SIDE:
+            raise SlideFormatError(
+                f"{path.name} is damaged: it has tiles of {width} x {height} pixels, expected at "
+                f"most {MAX_TILE_SIDE} a side. Copy it again."
+            )
     largest = max((page.num_pixels for page in pages), default=0)
     pages = [page for page in pages if page.num_pixels == largest]
     if pages and not any(map(_is_rgb, pages)):

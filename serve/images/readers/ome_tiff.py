@@ -37,13 +37,13 @@ class OmeTiffReader(RegionReader):
             refuse(path, for_tifffile(image))
             found = [s for s in self._tiff.series if s.keyframe.offset == image.pages[0].folder]
             pages = [_page_of(level, path) for level in (found or self._tiff.series)[0].levels]
+            self._pages = [TiledPage(page, path) for page in pages]
         except SlideError:
             self._tiff.close()
             raise
         except TIFF_ERRORS as error:
             self._tiff.close()
             raise SlideFormatError(f"{path.name} is damaged: {error}. Copy it again.") from error
-        self._pages = [TiledPage(page, path) for page in pages]
         self.levels = pyramid([(page.imagewidth, page.imagelength) for page in pages])
         self.bounds = Bounds(0, 0, self.width_px, self.height_px)
         self.properties = {"tiff.ImageDescription": pages[0].description}

@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from serve.images.readers.errors import SlideReadError
+from serve.images.readers.errors import SlideFormatError, SlideReadError
 from serve.images.readers.squares import squares_of
 
 # Of a damaged file it tells each wrong tag on standard error; our one error says enough.
@@ -54,9 +54,18 @@ class TiledPage:
     Args:
         page: of an open TIFF.
         path: of that TIFF, for messages and for reading without a lock.
+
+    Raises:
+        SlideFormatError: the sides of the page or its tiles are no numbers of pixels.
     """
 
     def __init__(self, page: tifffile.TiffPage, path: Path) -> None:
+        sides = page.imagewidth, page.imagelength, page.tilewidth, page.tilelength
+        if not all(isinstance(side, int) and side > 0 for side in sides):
+            raise SlideFormatError(
+                f"{path.name} is damaged: it has a level of {sides[0]} x {sides[1]} pixels in "
+                f"tiles of {sides[2]} x {sides[3]}. Copy it again."
+            )
         self._page = page
         self._name = path.name
         self._file = os.open(path, os.O_RDONLY)

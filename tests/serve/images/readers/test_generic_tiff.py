@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from serve.images.readers.errors import SlideChannelsError, SlideFormatError
 from serve.images.readers.generic_tiff import MAX_PIXELS
 from serve.images.readers.reader import Bounds
 from serve.images.readers.registry import open_reader
+from serve.images.readers.tiff_pages import TiledPage
 from serve.images.tiff import TiffImage, find_image
 from tests.support.errors import raises
-from tests.support.slides import tissue_pixels
+from tests.support.slides import tissue_pixels, write_aperio
+from tests.support.vendor_tiffs import write_philips, write_ventana_tiff
 
 PIXELS = tissue_pixels(192, 256)
 Pixels = NDArray[np.uint8]
@@ -207,6 +210,26 @@ def test_each_file_of_a_set_of_ome_tiffs_is_its_own_slide(
         assert np.abs(found - pixels[i]).max() < 60
 
 
+@pytest.mark.parametrize("write", [write_philips, write_ventana_tiff, write_aperio])
+def test_tiles_too_large_for_any_memory_are_refused(
+    write: Callable[[Path, Pixels], Path], tmp_path: Path
+) -> None:
+    """OpenSlide 4.0.1 would end the process."""
+    path = write(tmp_path / "large.tif", tissue_pixels(256, 256))
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        page = next(page for page in tiff.pages if page.is_tiled)
+        page.tags["TileWidth"].overwrite(2**31 - 16)
+    with raises(SlideFormatError, path.name, str(2**31 - 16)):
+        open_reader(path)
+
+
+@pytest.mark.parametrize("side", [0, 16.0, (1, 2)])
+def test_tiles_whose_sides_are_no_numbers_of_pixels_are_refused(side: Any, tmp_path: Path) -> None:
+    page = SimpleNamespace(imagewidth=64, imagelength=64, tilewidth=16, tilelength=side)
+    with raises(SlideFormatError, "a.tif", side):
+        TiledPage(cast(tifffile.TiffPage, page), tmp_path / "a.tif")
+
+
 def test_a_slide_all_of_whose_tiles_are_missing_is_white(tmp_path: Path):
     path = tmp_path / "empty.tif"
     written(compression="lzw")(path)
@@ -219,18 +242,24 @@ def test_a_slide_all_of_whose_tiles_are_missing_is_white(tmp_path: Path):
         assert slide.read(0, 0, 0, 256, 192).min() == 255
 
 
-def test_an_ome_tiff_whose_structure_is_damaged_is_told(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [("ImageLength", 4, 2), ("SamplesPerPixel", 8, 0)],  # of two lengths; of no channels
+)
+def test_an_ome_tiff_whose_structure_is_damaged_is_told(
+    name: str, place: int, value: int, tmp_path: Path
+):
     path = tmp_path / "a.ome.tif"
     with tifffile.TiffWriter(path, ome=True) as tiff:
         tiff.write(PIXELS, subifds=1, photometric="rgb", tile=(64, 64))
         tiff.write(PIXELS[::2, ::2].copy(), photometric="rgb", tile=(64, 64))
     content = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as tiff:
-        tag = tiff.pages.first.tags["ImageLength"].offset
-    content[tag + 4] = 2  # two lengths
+        tag = tiff.pages.first.tags[name].offset
+    content[tag + place] = value
     path.write_bytes(content)
     with raises(SlideFormatError, path.name):
-        open_reader(path)
+        open_reader(path, "ome-tiff")
 
 
 def test_the_tags_are_read_once_until_the_file_changes(
