@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import socket
 import sys
 import tempfile
@@ -45,7 +46,8 @@ def connect(address: str) -> None:
         try:
             named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
             check_listening(named, _CONNECT_S)  # Ray itself would try for minutes
-            ray.init(address=address, **options)
+            with _own_sigterm():
+                ray.init(address=address, **options)
         except (OSError, RuntimeError, ValueError, RayError) as error:
             if "InvalidAuthToken" in warnings():
                 raise ClusterError(
@@ -58,6 +60,15 @@ def connect(address: str) -> None:
                 "--head`, join the other machines with `ray start --address=HEAD:6379`, and give "
                 "all of them the same RAY_AUTH_TOKEN, this process too."
             ) from error
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM: Ray's prints a stack of its own C++."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

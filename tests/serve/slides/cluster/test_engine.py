@@ -121,6 +121,18 @@ def refused(
     return other.start("-m", "serve", *arguments, log=folder / "run.log"), folder
 
 
+def test_a_run_that_is_told_to_end_does_so_without_a_word(
+    nodes: RayCluster, slides: dict[str, Path], bundle: Path, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "run.log"
+    arguments = command_line(nodes, bundle, out, slides["small"])
+    process = nodes.start("-m", "serve", *arguments, log=log)
+    wait_for(process, lambda: (out / ".work" / "small" / "plan.json").is_file())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(_DEADLINE_S) == 143
+    assert [line for line in log.read_text().splitlines() if not line.startswith("{")] == []
+
+
 @pytest.mark.usefixtures("refused")
 def test_a_slide_that_kills_its_workers_fails_alone_after_three_tries(
     nodes: RayCluster, slides: dict[str, Path], bundle: Path, expected: Path, tmp_path: Path
