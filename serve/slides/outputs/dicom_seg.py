@@ -1,7 +1,8 @@
 """The labels as a DICOM Segmentation (LABELMAP), tiled as whole slides are, through highdicom.
 
 Where the slide is DICOM, the segmentation refers to its level 0 and shares its frame of reference,
-patient and study. Elsewhere it stands alone, with the slide's name as the container's identifier.
+patient and study. Elsewhere it stands alone, with the slide's name as the container's identifier;
+all segmentations of a slide then share a study and a frame of reference, too.
 """
 
 import datetime
@@ -113,10 +114,10 @@ def _stand_in(result: SlideResult) -> Any:
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID = VLWholeSlideMicroscopyImageStorage
-    dataset.SOPInstanceUID = _uid(result, "slide")
-    dataset.StudyInstanceUID = _uid(result, "study")
-    dataset.SeriesInstanceUID = _uid(result, "slide series")
-    dataset.FrameOfReferenceUID = _uid(result, "frame of reference")
+    dataset.SOPInstanceUID = _slide_uid(result, "slide")
+    dataset.StudyInstanceUID = _slide_uid(result, "study")
+    dataset.SeriesInstanceUID = _slide_uid(result, "slide series")
+    dataset.FrameOfReferenceUID = _slide_uid(result, "frame of reference")
     for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID"):
         setattr(dataset, name, "")
     for name in ("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"):
@@ -149,7 +150,7 @@ def _stand_in(result: SlideResult) -> Any:
 def _specimen(result: SlideResult) -> Any:
     specimen = Dataset()
     specimen.SpecimenIdentifier = _text(result.name)
-    specimen.SpecimenUID = _uid(result, "specimen")
+    specimen.SpecimenUID = _slide_uid(result, "specimen")
     specimen.IssuerOfTheSpecimenIdentifierSequence = []
     specimen.SpecimenPreparationSequence = []
     return specimen
@@ -225,7 +226,17 @@ def _make_repeatable(segmentation: Any, result: SlideResult) -> None:
 
 def _uid(result: SlideResult, kind: str) -> str:
     """A UID that follows from the result alone."""
-    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, f'{result.plan.key} {kind}').int}"
+    return _derived_uid(result.plan.key, kind)
+
+
+def _slide_uid(result: SlideResult, kind: str) -> str:
+    """A UID that follows from the slide alone: the results of all models lie over each other."""
+    slide = result.plan.slide
+    return _derived_uid(f"{slide.fingerprint} {slide.pixel_size}", kind)
+
+
+def _derived_uid(of: str, kind: str) -> str:
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, f'{of} {kind}').int}"
 
 
 DICOM_SEG = SlideFormat(

@@ -386,6 +386,18 @@ def named(result: SlideResult, *names: str) -> SlideResult:
     return dataclasses.replace(result, plan=plan, summary=summary)
 
 
+def test_segmentations_of_a_slide_by_two_models_lie_over_each_other(
+    tmp_path: Path, result: SlideResult
+) -> None:
+    (tmp_path / "other").mkdir()
+    one = pydicom.dcmread(write(result, "dicom-seg", tmp_path))
+    other = pydicom.dcmread(write(named(result, "A", "B", "C"), "dicom-seg", tmp_path / "other"))
+    for shared in ("FrameOfReferenceUID", "StudyInstanceUID", "ReferencedSeriesSequence"):
+        assert one[shared] == other[shared], shared
+    for own in ("SOPInstanceUID", "SeriesInstanceUID"):
+        assert one[own] != other[own], own
+
+
 def test_dicom_seg_has_names_in_any_letters(tmp_path: Path, result: SlideResult) -> None:
     named_so = named(result, "Drüse 腺", "Tumor\\Rand", "N" * 70)
     found = pydicom.dcmread(write(named_so, "dicom-seg", tmp_path))
