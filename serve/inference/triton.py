@@ -85,7 +85,10 @@ class TritonBackend:
             result = self._ask(tensor, [triton.InferRequestedOutput(name) for name in outputs])
         except InferenceServerException as error:
             raise self._unavailable(error) from error
-        return {name: result.as_numpy(name) for name in outputs}
+        try:
+            return {name: result.as_numpy(name) for name in outputs}
+        except ValueError as error:  # fewer values than its shape has
+            raise self._changed(first_line(error), "whole outputs") from error
 
     def _infer_shared(
         self, images: NDArray[np.uint8], outputs: Sequence[str]
@@ -122,6 +125,15 @@ class TritonBackend:
         )
         if (found := result.get_response().model_version) != self._version:
             raise self._changed(f"version {found}")
+        expected = _as_triton(self._manifest.outputs)
+        for name in (output.name() for output in wanted):
+            datatype, (_, *sides) = expected[name]
+            shape = [tensor.shape()[0], *sides]
+            output = result.get_output(name)
+            # In shared memory, what is not written is the answer of another request.
+            if output is None or (output.datatype, list(output.shape)) != (datatype, shape):
+                told = "nothing" if output is None else f"{output.datatype} {list(output.shape)}"
+                raise self._changed(f"{name} is {told}", f"{datatype} {shape}")
         return result
 
     def is_ready(self) -> bool:
