@@ -111,6 +111,11 @@ def finish(
         _remove_partials(work.result)
         seconds |= _write_all(work, result, formats, on_step)
         write_whole(work.result / SUMMARY_FILE, summary.model_dump_json(indent=2).encode())
+        if work.records().keys() != records.keys():
+            raise ResultError(
+                f"{work.path} was changed by another run meanwhile. Give the same command again "
+                "when no other run works on the slide."
+            )
         on_step("passport")
         passport = _passport(work, result, formats, seconds, tiling.num_unique_tiles())
         write_whole(

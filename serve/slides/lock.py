@@ -16,11 +16,12 @@ class SlideBusyError(ResultError):
 
 
 @contextmanager
-def slide_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+def slide_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """Hold the lock file `path`.
 
-    Where the file system has no locks, such as some network shares, nothing is held: blocks and
-    results are written so that two at once do no harm.
+    Yields:
+        Whether it is held. Where the file system has no locks, such as some network shares, it is
+        not, and two processes that work on the slide would take each other's files away.
 
     Raises:
         SlideBusyError: another process holds it, and `wait` is false.
@@ -28,6 +29,7 @@ def slide_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        is_held = True
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
@@ -36,12 +38,12 @@ def slide_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
                 f"another run works on {path.stem}. Wait until it has ended."
             ) from error
         except OSError:  # no locks here
-            pass
+            is_held = False
         if _is_same(handle, path):
             break
         os.close(handle)  # who held it has deleted the file
     try:
-        yield
+        yield is_held
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)

@@ -75,6 +75,8 @@ class _Run:
         self._manifest = self._read_manifest()
         self._is_stopping = False
         """What a closed engine raises is then not the slides' failure."""
+        self._is_told = False
+        """That the file system has no locks."""
         self._stopped_by: BaseException | None = None
         """What the watcher has raised."""
 
@@ -119,7 +121,9 @@ class _Run:
         try:
             with written(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            with slide_lock(folder / f"{task.name}.lock", wait=wait):
+            with slide_lock(folder / f"{task.name}.lock", wait=wait) as is_held:
+                if not is_held:
+                    self._tell_that_there_are_no_locks()
                 self._check_bundle()
                 ended = self._segment(task)
                 failed.unlink(missing_ok=True)
@@ -136,6 +140,14 @@ class _Run:
                 write_whole(failed, outcome.model_dump_json(indent=2).encode())
         self.outcomes[task.name] = outcome
         self._cohort.watcher.end_slide(outcome)
+
+    def _tell_that_there_are_no_locks(self) -> None:
+        if not self._is_told:
+            self._cohort.watcher.note(
+                f"the file system of {self._cohort.out} has no locks: no other run may work on the "
+                "same slides. Share them out with --shard."
+            )
+        self._is_told = True
 
     def _segment(self, task: SlideTask) -> dict[str, Any]:
         """Segment one slide; returns how it ended and how many tiles ran."""

@@ -1,10 +1,12 @@
+import errno
+import fcntl
 import json
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import Mock
 
 import numpy as np
@@ -274,6 +276,40 @@ def test_an_output_that_was_damaged_since_is_written_again(
     assert run(formats=list(FORMATS)).status == "done"
     found = files_of(run.out / "slide")
     assert {name: found[name] for name in expected} == expected
+
+
+def test_a_run_says_once_that_there_are_no_locks(
+    run: Runs, slide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    class Notes(Watcher):
+        told: ClassVar[list[str]] = []
+
+        def note(self, text: str) -> None:
+            self.told.append(text)
+
+    tasks = [SlideTask(path=slide, name=name) for name in ("a", "b")]
+    run.all(tasks, watcher=Notes())
+    assert Notes.told == []
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert [outcome.status for outcome in run.all(tasks, watcher=Notes())] == ["kept", "kept"]
+    (told,) = Notes.told
+    assert "--shard" in told
+
+
+def test_a_result_whose_blocks_another_run_takes_away_is_not_published(run: Runs) -> None:
+    """As without locks, where two runs work on one slide."""
+
+    class Taking(Watcher):
+        def step(self, name: str, step: str) -> None:
+            shutil.rmtree(run.out / ".work" / name / "done", ignore_errors=True)
+
+    outcome = run(watcher=Taking())
+    assert (outcome.status, outcome.code) == ("failed", "result_differs")
+    assert not (run.out / "slide").exists()
+    assert run().status == "done"
 
 
 @pytest.mark.slow
