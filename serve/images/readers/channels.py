@@ -23,6 +23,7 @@ _STATED = {
 """OpenSlide's properties and values that tell, and what they mean."""
 _NO_BRIGHTFIELD = "Can't find main image"
 """OpenSlide's reason for a Leica slide whose images are all of fluorescence."""
+_TILE_BYTES = 325
 _VMU = "[Uncompressed Virtual Microscope Specimen]"
 _VMU_LINE = re.compile(r"^\s*(BitsPerPixel|PixelOrder)\s*=[ \t]*(\S*)", re.MULTILINE)
 _VMU_COLORS = {"BitsPerPixel": "36", "PixelOrder": "RGB"}
@@ -39,18 +40,25 @@ def refuse_channels_of(path: Path, page: Page) -> None:
 def refuse_tiles(path: Path) -> None:
     """Raise SlideChannelsError for a scanner's TIFF whose largest page in tiles is not such RGB.
 
-    And SlideFormatError for tiles so large that OpenSlide ends the process for want of memory. Of
-    several pages of that size one has to be: a slide may have been scanned with other light,
-    too, and OpenSlide leaves that out. What cannot be read here is left to OpenSlide.
+    And SlideFormatError for tiles of so many pixels or bytes that OpenSlide ends the process for
+    want of memory. Of several pages of that size one has to be: a slide may have been scanned with
+    other light, too, and OpenSlide leaves that out. What cannot be read here is left to OpenSlide.
     """
     with path.open("rb") as file:
         if not is_tiff(file.read(_START_BYTES)):
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                pages = [page for page in read_pages(Structure(data)) if page.tile is not None]
+                structure = Structure(data)
+                pages = [page for page in read_pages(structure) if page.tile is not None]
+                most_bytes = max((_most_bytes(structure, page) for page in pages), default=0)
             except (ImageError, struct.error, ArithmeticError, MemoryError):
                 return
+    if most_bytes > path.stat().st_size:
+        raise SlideFormatError(
+            f"{path.name} is damaged: it has a tile of {most_bytes} bytes, more than the file has. "
+            "Copy it again."
+        )
     for width, height in (page.tile for page in pages if page.tile is not None):
         if max(width, height) > MAX_TILE_SIDE:
             raise SlideFormatError(
@@ -61,6 +69,14 @@ def refuse_tiles(path: Path) -> None:
     pages = [page for page in pages if page.num_pixels == largest]
     if pages and not any(map(_is_rgb, pages)):
         refuse_channels_of(path, pages[0])
+
+
+def _most_bytes(structure: Structure, page: Page) -> int:
+    """Bytes of the largest tile of a page, as its tags say."""
+    tags = (tag for tag in structure.tags(page.folder) if tag.number == _TILE_BYTES)
+    return max(
+        (int(size) for tag in tags for size in structure.values(tag, tag.num_values)), default=0
+    )
 
 
 def refuse_stated(path: Path, properties: Mapping[str, str]) -> None:

@@ -210,16 +210,22 @@ def test_each_file_of_a_set_of_ome_tiffs_is_its_own_slide(
         assert np.abs(found - pixels[i]).max() < 60
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("TileWidth", 2**31 - 16), ("TileByteCounts", 2**31 - 1)]
+)
 @pytest.mark.parametrize("write", [write_philips, write_ventana_tiff, write_aperio])
 def test_tiles_too_large_for_any_memory_are_refused(
-    write: Callable[[Path, Pixels], Path], tmp_path: Path
+    name: str, value: int, write: Callable[[Path, Pixels], Path], tmp_path: Path
 ) -> None:
     """OpenSlide 4.0.1 would end the process."""
     path = write(tmp_path / "large.tif", tissue_pixels(256, 256))
     with tifffile.TiffFile(path, mode="r+b") as tiff:
         page = next(page for page in tiff.pages if page.is_tiled)
-        page.tags["TileWidth"].overwrite(2**31 - 16)
-    with raises(SlideFormatError, path.name, str(2**31 - 16)):
+        found = page.tags[name].value
+        values = [found] if isinstance(found, int) else list(found)
+        values[-1] = value
+        page.tags[name].overwrite(values, dtype="I")
+    with raises(SlideFormatError, path.name, value):
         open_reader(path)
 
 
