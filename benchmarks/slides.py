@@ -116,15 +116,9 @@ def _one_round(bench: Variants, slides: _Slides, num_tiles: int) -> _Round:
         alone.append(bench.model_alone(slides.tiles, num_tiles))
         return found, (alone[-2][0] + alone[-1][0]) / 2
 
-    def merging(run: Run, alone_s: float, slide: Path) -> float:
-        inference_s, alone_by_inference_s = beside(lambda: bench.inference(slide))
-        return run.total / alone_s / (inference_s / alone_by_inference_s) - 1
-
     run, alone_s = beside(lambda: bench.command(one))
-    merging_one = merging(run, alone_s, one)
     several_s, alone_by_several_s = beside(lambda: bench.several(slides.several))
     four, alone_by_four_s = beside(lambda: bench.command(slides.four))
-    merging_four = merging(four, alone_by_four_s, slides.four)
     double = bench.command(slides.two)
     repeated = bench.repeated(one, DEFAULT)
     all_formats = bench.repeated(one, tuple(FORMATS))
@@ -136,8 +130,8 @@ def _one_round(bench: Variants, slides: _Slides, num_tiles: int) -> _Round:
         repeated=repeated,
         all_formats=all_formats,
         double=double,
-        merging=merging_one,
-        merging_larger=merging_four,
+        merging=_merging(bench, one),
+        merging_larger=_merging(bench, slides.four),
         beyond_larger=four.total / (alone_by_four_s * four.num_tiles / num_tiles) - 1,
         beyond_several=several_s / (alone_by_several_s * _NUM_SEVERAL) - 1,
         alone_s=alone_s,
@@ -146,6 +140,12 @@ def _one_round(bench: Variants, slides: _Slides, num_tiles: int) -> _Round:
         num_direct=num_direct,
         same_labels=float(same.mean()),
     )
+
+
+def _merging(bench: Variants, slide: Path) -> float:
+    """How much longer the command takes than planning, reading and the model before and after."""
+    before, run, after = bench.inference(slide), bench.command(slide), bench.inference(slide)
+    return 2 * run.total / (before + after) - 1
 
 
 def run_benchmark(command: SlidesBenchmark, console: Console) -> SlidesReport:
