@@ -417,13 +417,19 @@ def test_the_overview_shows_the_classes_over_the_slide(tmp_path: Path, result: S
         assert (pixels == color).all(axis=-1).sum() >= 200, entry.name
 
 
-def test_the_overview_writes_names_in_letters_that_its_font_has(
-    tmp_path: Path, result: SlideResult, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn = []
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that pictures get from here on; collected, not drawn."""
+    texts: list[str] = []
     monkeypatch.setattr(
-        ImageDraw.ImageDraw, "text", lambda _, xy, text, *a, **k: drawn.append(text)
+        ImageDraw.ImageDraw, "text", lambda _, xy, text, *a, **k: texts.append(text)
     )
+    return texts
+
+
+def test_the_overview_writes_names_in_letters_that_its_font_has(
+    tmp_path: Path, result: SlideResult, drawn: list[str]
+) -> None:
     written = named(result, "Drüse é", "🧬 DNA", "腫瘍")
     summary = written.summary.model_copy(update={"name": "Präparat Ж 7"})
     write(dataclasses.replace(written, summary=summary), "overview", tmp_path)
@@ -449,12 +455,8 @@ def test_the_scale_bar_covers_nothing_of_a_small_or_narrow_slide(
 
 
 def test_small_areas_are_not_zero_in_the_overview(
-    tmp_path: Path, result: SlideResult, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, result: SlideResult, drawn: list[str]
 ) -> None:
-    drawn = []
-    monkeypatch.setattr(
-        ImageDraw.ImageDraw, "text", lambda _, xy, text, *a, **k: drawn.append(text)
-    )
     sizes = (12.346, 0.0042, 0.00002)
     classes = tuple(
         entry.model_copy(update={"area_mm2": size})
