@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.closing import AsyncClosing
-from serve.contract.errors import FocalPathError
 from serve.contract.manifest import Manifest
 from serve.images.mpp import FROM_REQUEST, Mpp, MppSource
 from serve.inference.batching import pool_of
@@ -74,11 +73,7 @@ class TritonClient(TileSegmenter):
         runner = pool_of(backend, manifest)
         super().__init__(runner, manifest, max_pixels=max_pixels, max_tiles=max_tiles)
         if bundle is not None:
-            try:
-                check_warm_up(self, bundle)
-            except FocalPathError:
-                self.close()
-                raise
+            check_warm_up(self, bundle)
 
 
 class AsyncTritonClient(AsyncClosing):

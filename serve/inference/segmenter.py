@@ -29,7 +29,7 @@ from serve.inference.patient_triton import PatientTriton
 from serve.inference.providers import open_in_process
 from serve.inference.summary import Summary, summarise
 from serve.inference.tiling import LowResProbabilities, predict
-from serve.inference.trial import too_few_labels, warm_up_tile
+from serve.inference.trial import share_of_equal, too_few_labels, warm_up_tile
 from serve.settings import InferenceSettings
 
 MAX_PIXELS = InferenceSettings().max_image_pixels
@@ -237,11 +237,7 @@ def open_segmenter(
         max_tiles=settings.max_image_tiles,
         runs_on=runs_on,
     )
-    try:
-        check_warm_up(segmenter, settings.bundle)
-    except FocalPathError:
-        segmenter.close()
-        raise
+    check_warm_up(segmenter, settings.bundle)
     return segmenter
 
 
@@ -249,17 +245,25 @@ def check_warm_up(segmenter: TileSegmenter, bundle: Path) -> None:
     """Segment the bundle's warm-up image and compare with its labels at export, where it has one.
 
     What answers may be another model of the same interface: a Triton's, or one that this machine
-    computes wrongly.
+    computes wrongly. Then, and where it does not answer, the segmenter is closed.
 
     Raises:
         BundleError: too few labels agree, or the file is not one of a warm-up image.
     """
+    try:
+        _compare_warm_up(segmenter, bundle)
+    except FocalPathError:
+        segmenter.close()
+        raise
+
+
+def _compare_warm_up(segmenter: TileSegmenter, bundle: Path) -> None:
     manifest = segmenter.manifest
     image, labels = warm_up_tile(bundle, manifest)
     found = segmenter.segment(image).labels
     if manifest.warm_up is None or labels is None:
         return
-    agreement = float(np.mean(found == labels)) if found.shape == labels.shape else 0.0
+    agreement = share_of_equal(found, labels)
     if agreement < manifest.warm_up.min_agreement:
         raise BundleError(
             f"{bundle / manifest.warm_up.file}: "

@@ -92,8 +92,11 @@ def agreement(infer: InferBatch, tile: Tile) -> float | None:
     """Share of the tile's labels that a backend reproduces; None if they are not known."""
     image, labels = tile
     found = infer(image[None], ("labels",))["labels"][0]
-    if labels is None:
-        return None
+    return None if labels is None else share_of_equal(found, labels)
+
+
+def share_of_equal(found: NDArray[np.uint8], labels: NDArray[np.uint8]) -> float:
+    """Share of labels that are as expected; 0 where there are more or fewer of them."""
     return float(np.mean(found == labels)) if found.shape == labels.shape else 0.0
 
 
