@@ -50,6 +50,34 @@ def copy_of(slide: Path, folder: Path, name: str) -> Path:
     return Path(shutil.copyfile(slide, folder / name))
 
 
+_SLOW = """
+import os, sys, time
+if 'serve.service.slides.job_process' in ' '.join(sys.orig_argv):
+    slide = os.environ['TEST_SLOW_SLIDE']
+    def look(event, arguments):
+        name = str(arguments[0]) if event == 'open' else ''
+        if '/done/' in name and name.endswith('.partial') and slide in name:
+            time.sleep(float(os.environ['TEST_SLOW_S']))
+    sys.addaudithook(look)
+"""
+
+
+def slow_jobs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, seconds: float, slide: str = ""
+) -> None:
+    """Have jobs wait before they mark a block as done, so that tests meet them at work.
+
+    Args:
+        folder: for the code that does it.
+        monkeypatch: sets the environment of the processes to come.
+        seconds: how long they wait; TEST_SLOW_S changes it.
+        slide: only slides with this in their name.
+    """
+    run_at_start(_SLOW, folder, monkeypatch)
+    monkeypatch.setenv("TEST_SLOW_S", str(seconds))
+    monkeypatch.setenv("TEST_SLOW_SLIDE", slide)
+
+
 def run_at_start(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each Python process that starts run this code first."""
     hook = folder / "hook"

@@ -28,20 +28,15 @@ from serve.service.slides.jobs_file import JobsError
 from serve.slides.status import verify
 from tests.support.errors import raises, refusal_of
 from tests.support.http_service import service_process
-from tests.support.slide_service import copy_of, painted_slide, run_at_start, slide_client
+from tests.support.slide_service import (
+    copy_of,
+    painted_slide,
+    run_at_start,
+    slide_client,
+    slow_jobs,
+)
 
 TIMEOUT_S = 60.0
-SLOW = """
-import os, sys, time
-if 'serve.service.slides.job_process' in ' '.join(sys.orig_argv):
-    def look(event, arguments):
-        name = str(arguments[0]) if event == 'open' else ''
-        if '/done/' in name and name.endswith('.partial'):
-            time.sleep(float(os.environ['TEST_SLOW_S']))
-    sys.addaudithook(look)
-"""
-"""Makes a job wait before it marks a block as done, so that tests meet it at work."""
-
 
 Done = tuple[TestClient, dict[str, Any], Path]
 """A client, a slide's description once its job is done, and the folder of results."""
@@ -96,8 +91,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_at_start(SLOW, tmp_path, monkeypatch)
-    monkeypatch.setenv("TEST_SLOW_S", "60")
+    slow_jobs(tmp_path, monkeypatch, seconds=60)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from tests.support.browser import contrasts_of, running_browser
 from tests.support.http_service import running_service, wait_until_ready
 from tests.support.nginx import running_nginx
 from tests.support.real_slide import real_slide
+from tests.support.slide_service import slow_jobs
 from tests.support.toy_bundle import CLASSES
 
 pytestmark = [
@@ -37,9 +39,10 @@ REFUSAL = "Failed to load resource: the server responded with a status of"
 
 
 def write_large(path: Path) -> None:
-    """A slide of 36 megapixels: stripes, and a square of the toy model's Tumor."""
-    row = np.where(np.arange(LARGE_SIDE) // 500 % 2, 150, 235).astype(np.uint8)
-    pixels = np.repeat(np.broadcast_to(row[None, :, None], (LARGE_SIDE, LARGE_SIDE, 1)), 3, axis=2)
+    """A slide of 36 megapixels: stripes of tissue, and a square of the toy model's Tumor."""
+    stripes = np.array([(150, 60, 120), (220, 120, 180)], np.uint8)
+    row = stripes[np.arange(LARGE_SIDE) // 500 % 2]
+    pixels = np.broadcast_to(row, (LARGE_SIDE, LARGE_SIDE, 3)).copy()
     pixels[1000:2000, 4000:5000] = (200, 30, 30)
     options: dict[str, Any] = {
         "photometric": "rgb",
@@ -57,7 +60,10 @@ def write_large(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def service(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Real, large, small and damaged slides, behind a prefix and with a key."""
+    """Real, large, small and damaged slides, behind a prefix and with a key.
+
+    The large one takes many seconds, so that a run of it can be cancelled.
+    """
     root = tmp_path_factory.mktemp("page")
     slides = root / "slides"
     slides.mkdir()
@@ -68,12 +74,13 @@ def service(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     (root / "keys").write_text(f"ward:{KEY}\n")
     settings = {"slides": str(slides), "api_keys_file": str(root / "keys"), "threads": "1"}
     settings |= {"root_path": "/focalpath", "max_image_megapixels": "2"}
-    with running_service(toy_bundle, root / "log.txt", **settings) as url:
+    with pytest.MonkeyPatch.context() as monkeypatch, ExitStack() as stack:
+        slow_jobs(root, monkeypatch, seconds=5, slide="large")
+        url = stack.enter_context(running_service(toy_bundle, root / "log.txt", **settings))
         wait_until_ready(url)
         port = urlsplit(url).port
         assert port is not None
-        with running_nginx(tmp_path_factory.mktemp("nginx"), port) as proxied:
-            yield proxied
+        yield stack.enter_context(running_nginx(tmp_path_factory.mktemp("nginx"), port))
 
 
 @pytest.fixture(scope="module")
