@@ -114,13 +114,19 @@ class TileSegmenter(Closing):
         return Segmentation(prediction.labels, prediction.confidence, summary, prediction.low_res)
 
     def segment_picture(
-        self, picture: Picture, *, mpp: float | None = None, with_probabilities: bool = False
+        self,
+        picture: Picture,
+        *,
+        mpp: float | None = None,
+        mpp_source: MppSource = FROM_REQUEST,
+        with_probabilities: bool = False,
     ) -> Segmentation:
         """Segment a decoded file; the summary has the notes from reading it.
 
         Args:
             picture: the file's pixels, and what it states of them.
             mpp: um per pixel that comes before the file's own.
+            mpp_source: where `mpp` comes from.
             with_probabilities: also return the probabilities of all classes.
 
         Raises:
@@ -129,7 +135,7 @@ class TileSegmenter(Closing):
         result = self.segment(
             picture.pixels,
             mpp=picture.pixel_size if mpp is None else mpp,
-            mpp_source=picture.mpp_source if mpp is None else FROM_REQUEST,
+            mpp_source=picture.mpp_source if mpp is None else mpp_source,
             with_probabilities=with_probabilities,
         )
         summary = result.summary.with_notes(picture.mpp_note, picture.notes_at(mpp))

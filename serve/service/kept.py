@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from serve.contract.manifest import Manifest
+from serve.images.mpp import MppSource
 from serve.inference.segmenter import Segmentation
 
 KEEP_HEADER = "X-Keep-Result"
@@ -22,16 +23,18 @@ class ResultKey:
     sha256: str
     """Of the uploaded file."""
     mpp: float | None
-    """um per pixel that the request states."""
+    """um per pixel that comes before the file's own."""
+    mpp_source: MppSource
+    """Where `mpp` comes from: it is in the result."""
     model: tuple[str, ...]
     """Name and version, and the checksums of the files."""
 
     @classmethod
-    def of(cls, data: bytes, mpp: float | None, manifest: Manifest) -> Self:
+    def of(cls, data: bytes, mpp: float | None, mpp_source: MppSource, manifest: Manifest) -> Self:
         """The key of an upload's result by a model."""
         files = sorted(artefact.sha256 for artefact in manifest.artefacts)
         model = (manifest.name, manifest.version, *files)
-        return cls(hashlib.sha256(data).hexdigest(), mpp, model)
+        return cls(hashlib.sha256(data).hexdigest(), mpp, mpp_source, model)
 
 
 class KeptResults:

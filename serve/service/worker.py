@@ -17,7 +17,7 @@ from serve.answers.pictures import rgb_png
 from serve.answers.registry import FORMATS, needs_probabilities
 from serve.contract.errors import ImageTooLargeError
 from serve.images.decode import Picture, decode_picture, read_head
-from serve.images.mpp import FROM_REQUEST
+from serve.images.mpp import FROM_REQUEST, MppSource
 from serve.inference.segmenter import Segmentation, TileSegmenter
 from serve.inference.summary import ImageInfo
 from serve.service.kept import KeptResults, ResultKey
@@ -41,7 +41,9 @@ class Job:
     formats: Sequence[str]
     """Names of the answer formats."""
     mpp: float | None = None
-    """um per pixel that the request states."""
+    """um per pixel that comes before the file's own."""
+    mpp_source: MppSource = FROM_REQUEST
+    """Where `mpp` comes from: what a slide's file states where the image is a region of it."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Values of the formats' options, by name."""
     keep: bool = False
@@ -124,7 +126,7 @@ class Worker:
             if self._find_kept(segmenter, data, job) is not None:
                 return 0
             mpp = head.pixel_size if job.mpp is None else job.mpp
-            source = head.mpp_source if job.mpp is None else FROM_REQUEST
+            source = head.mpp_source if job.mpp is None else job.mpp_source
             return segmenter.num_tiles(head.height, head.width, mpp, source)
 
         head = read_head(data, **self._limits)
@@ -167,7 +169,7 @@ class Worker:
                 try:
                     blocks = [FORMATS[one].blocks(source, job.options) for one in job.formats]
                 except ImageTooLargeError:  # the same image with other options need not run again
-                    key = ResultKey.of(data, job.mpp, segmenter.manifest)
+                    key = ResultKey.of(data, job.mpp, job.mpp_source, segmenter.manifest)
                     self._kept.put(key, result, for_all=True)
                     raise
                 contents = [self._begun(one) for one in blocks]
@@ -190,10 +192,12 @@ class Worker:
             return kept
         with self._telemetry.stage("segment"):
             wanted = needs_probabilities(job.formats, job.options)
-            result = segmenter.segment_picture(picture, mpp=job.mpp, with_probabilities=wanted)
+            result = segmenter.segment_picture(
+                picture, mpp=job.mpp, mpp_source=job.mpp_source, with_probabilities=wanted
+            )
         self._telemetry.observe_summary(result.summary)
         if job.keep:
-            self._kept.put(ResultKey.of(data, job.mpp, segmenter.manifest), result)
+            self._kept.put(ResultKey.of(data, job.mpp, job.mpp_source, segmenter.manifest), result)
         return result
 
     def _find_kept(self, segmenter: TileSegmenter, data: bytes, job: Job) -> Segmentation | None:
@@ -201,7 +205,7 @@ class Worker:
         if not (job.keep or self._kept.has_for_all):
             return None
         return self._kept.get(
-            ResultKey.of(data, job.mpp, segmenter.manifest),
+            ResultKey.of(data, job.mpp, job.mpp_source, segmenter.manifest),
             with_probabilities=needs_probabilities(job.formats, job.options),
             asked=job.keep,
         )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from serve.contract.errors import ImageTooLargeError
+from serve.images.mpp import FROM_REQUEST
 from serve.inference.segmenter import Segmentation, TileSegmenter
 from serve.service.kept import KeptResults, ResultKey
 from serve.service.model import Model
@@ -117,6 +118,6 @@ def test_the_oldest_results_go_when_the_memory_is_full(
 
 def test_no_result_is_kept_where_the_setting_says_so() -> None:
     kept = KeptResults(0)
-    key = ResultKey("0", None, ())
+    key = ResultKey("0", None, FROM_REQUEST, ())
     kept.put(key, Segmentation(*np.zeros((2, 3, 3), np.uint8), summary=None))  # type: ignore[arg-type]
     assert kept.get(key, with_probabilities=False) is None

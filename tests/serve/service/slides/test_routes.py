@@ -260,6 +260,16 @@ def test_a_region_is_segmented_where_it_lies(client: TestClient, slide: str) -> 
     assert (summary["image"]["width_px"], summary["image"]["height_px"]) == (240, 240)
 
 
+def test_a_region_says_who_stated_the_um_per_pixel(client: TestClient, slide: str) -> None:
+    region = {"x": 380, "y": 280, "width": 240, "height": 240}
+    described = client.get(slide).json()
+    kept = {"X-Keep-Result": "yes"}
+    for change, source in (({}, described["mpp_source"]), ({"mpp": described["mpp"]}, "request")):
+        answer = client.post(f"{slide}/region/segment", params=region | change, headers=kept)
+        assert answer.json()["image"]["mpp_source"] == source
+        assert answer.headers["x-mpp-source"] == source
+
+
 def test_a_region_is_scaled_to_the_models_um_per_pixel(client: TestClient, slide: str) -> None:
     region = {"x": 0, "y": 0, "width": 200, "height": 100, "mpp": 0.25}
     answer = client.post(f"{slide}/region/segment", params=region).json()
