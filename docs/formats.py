@@ -11,7 +11,17 @@ What the service, `focalpath-segment` and the page answer for one image, and the
 answer. What comes out of whole slides is in [slides.md](slides.md#what-comes-out); what the numbers
 mean is in [viewing.md](viewing.md#what-the-numbers-mean).
 
-`/batch` takes many images, and `POST /segment?mpp=0.25` states the um per pixel, as on all routes.
+`POST /segment?mpp=0.25` states the um per pixel, as on all routes. `/batch` takes many images, or
+zips of them, and answers one line of JSON for each, in their order; without `outputs` as `/segment`
+does, and PNGs in base64:
+
+```sh
+curl -F images=@a.png -F images=@b.zip "http://127.0.0.1:3000/batch?outputs=json&outputs=labels"
+```
+
+`GET /model` has the classes, `GET /runtime` what the model runs on, and `POST /image` gives a
+file's image as a PNG, for browsers that cannot show a TIFF. `/openapi.json` describes every route.
+
 `python docs/formats.py` writes this page from the registry (`serve/answers/registry.py`). Routes,
 OpenAPI, the command line and the page's downloads derive from it, too.
 

@@ -4,8 +4,9 @@ import re
 
 from serve.contract.errors import FocalPathError
 from serve.service import error_answers
+from serve.service.telemetry import Telemetry
 from tests.support import ROOT
-from tests.support.deployed import DEPLOY
+from tests.support.deployed import DEPLOY, metrics_in, metrics_of
 
 README = (DEPLOY / "README.md").read_text(encoding="utf-8")
 
@@ -21,6 +22,11 @@ def test_every_code_that_the_service_answers_is_in_its_table() -> None:
             answered |= set(re.findall(r'\bcode="([a-z_]+)"', path.read_text(encoding="utf-8")))
     never = {"failed", "setting_invalid"}  # the command line's
     assert answered - never <= table
+
+
+def test_its_table_of_metrics_has_every_one_of_the_service_and_no_other() -> None:
+    table = README.partition("## Metrics")[2].partition("\nWatch at least")[0]
+    assert metrics_in([table], "focalpath_") == metrics_of(Telemetry().render().decode())
 
 
 def _kinds(kind: type[FocalPathError]) -> set[type[FocalPathError]]:

@@ -1,4 +1,4 @@
-"""What the documents name exists: files, headings, options and targets."""
+"""What the documents name exists: files, headings, options, variables, metrics and targets."""
 
 import re
 from functools import cache
@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from serve.service.telemetry import Telemetry
+from serve.settings import _NOT_SETTINGS, ENVIRONMENT_PREFIX, ServeSettings
 from tests.support import ROOT
+from tests.support.deployed import metrics_in, metrics_of
 
 DOCUMENTS = sorted(
     path for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md") for path in ROOT.glob(pattern)
@@ -72,6 +75,18 @@ def test_options_are_those_of_a_command(document: Path) -> None:
         name = option[2:].rpartition(".")[2].removeprefix("no-").replace("-", "_")
         field = re.search(rf'\b{name}: |{option}"|"{name.replace("_", "-")}"', sources())
         assert field, f"{option} is no option of FocalPath"
+
+
+@names
+def test_variables_are_settings(document: Path) -> None:
+    found = re.findall(rf"{ENVIRONMENT_PREFIX}([A-Z_]+)\b", document.read_text(encoding="utf-8"))
+    assert {name.lower() for name in found} <= {*ServeSettings.model_fields, *_NOT_SETTINGS}
+
+
+@names
+def test_metrics_are_those_of_the_service(document: Path) -> None:
+    named = metrics_in([document.read_text(encoding="utf-8")], "focalpath_")
+    assert named <= metrics_of(Telemetry().render().decode())
 
 
 @names
