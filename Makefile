@@ -120,13 +120,14 @@ benchmark-train: install
 compare: data
 	$(RUN) -m train compare synthetic --data $(DATA) --out artifacts/compare/synthetic
 
-# Real tissue, from `python -m train prepare glas SOURCE DATA --classes grade` or `prepare ocelot
-# SOURCE DATA`. The terms of both sets allow no pictures of them.
+# Real tissue, from `python -m train prepare glas SOURCE DATA` (with `--classes grade`: three
+# classes) or `prepare ocelot SOURCE DATA`. The terms of both sets allow no pictures of them.
 compare-glas compare-ocelot: compare-%: install
 	@test "$(origin DATA)" = "command line" || { echo "error: no DATA was given; expected" \
 		"make $@ DATA=FOLDER, which python -m train prepare $* wrote" >&2; exit 2; }
 	$(RUN) -m train compare $* --data $(DATA) --out artifacts/compare/$* --no-pictures \
-		--rows base_without_focal base_with_focal dfa dfa_l2 dfa_masks unet
+		--rows base_without_focal base_with_focal cffa hcfa dfa dfa_cold dfa_frozen dfa_l2 dfa_masks \
+		encoder_tiny_conv unet
 
 # With the tests' Triton and its perf_analyzer, where they can be had.
 benchmark: install

@@ -1,5 +1,6 @@
 """What the documents name exists: files, headings, options, variables, metrics and targets."""
 
+import csv
 import re
 from functools import cache
 from pathlib import Path
@@ -87,6 +88,14 @@ def test_variables_are_settings(document: Path) -> None:
 def test_metrics_are_those_of_the_service(document: Path) -> None:
     named = metrics_in([document.read_text(encoding="utf-8")], "focalpath_")
     assert named <= metrics_of(Telemetry().render().decode())
+
+
+@pytest.mark.parametrize("data", ["glas", "glas_two_classes", "ocelot"])
+def test_make_repeats_every_row_of_the_comparisons_of_real_tissue(data: str) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    (trained,) = re.findall(r"--rows ([\w ]+)\n", re.sub(r"[ \t]+", " ", makefile))
+    with (ROOT / "docs/results" / data / "intervals.csv").open(encoding="utf-8") as table:
+        assert {line["row"] for line in csv.DictReader(table)} <= {*trained.split()}
 
 
 @names
