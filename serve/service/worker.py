@@ -5,7 +5,7 @@ import contextvars
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TypeVar
 
@@ -44,6 +44,8 @@ class Job:
     """um per pixel that comes before the file's own."""
     mpp_source: MppSource = FROM_REQUEST
     """Where `mpp` comes from: what a slide's file states where the image is a region of it."""
+    notes: tuple[str, ...] = ()
+    """On the image, beside those from reading its file."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Values of the formats' options, by name."""
     keep: bool = False
@@ -161,6 +163,7 @@ class Worker:
             FocalPathError: the file or an option cannot be used, or the model is not available.
         """
         picture = self._decode(data)
+        picture = replace(picture, notes=(*picture.notes, *job.notes))
 
         def work(segmenter: TileSegmenter) -> Answer:
             result = self._segment(segmenter, picture, data, job)

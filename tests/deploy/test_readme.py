@@ -16,7 +16,7 @@ def test_every_code_that_the_service_answers_is_in_its_table() -> None:
     answered = {error_answers.INTERNAL_CODE, "http_invalid", *error_answers._CODES.values()}
     answered |= {kind.code for kind in _kinds(FocalPathError)}
     for room in ("contract", "images", "inference", "service"):
-        for path in (ROOT / "serve" / room).glob("*.py"):
+        for path in (ROOT / "serve" / room).rglob("*.py"):
             if path.name == "start.py":  # its errors end the command line
                 continue
             answered |= set(re.findall(r'\bcode="([a-z_]+)"', path.read_text(encoding="utf-8")))

@@ -94,6 +94,7 @@ def _info(slides: OpenSlides, request: dict[str, Any]) -> Answer:
         "mpp": reader.mpp,
         "mpp_xy": None if size is None or size.x == size.y else [size.x, size.y],
         "mpp_source": reader.mpp_source,
+        "notes": reader.contradiction,
         "reader": reader.name,
         "num_levels": DeepZoom(bounds).num_levels,
         "fingerprint": reader.fingerprint(),

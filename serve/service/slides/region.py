@@ -68,7 +68,13 @@ async def _region(
     name = f"{slide.name} [x={query.x:.2f},y={query.y:.2f},w={width:.4f},h={height:.4f}].png"
     entry = next(entry for entry in FORMATS.values() if entry.path[1:] == format_)
     keep = request.headers.get(KEEP_HEADER, "no") != "no"
-    job = Job(formats=(entry.name,), mpp=target, mpp_source=found["mpp_source"], keep=keep)
+    job = Job(
+        formats=(entry.name,),
+        mpp=target,
+        mpp_source=found["mpp_source"],
+        notes=tuple(found["notes"]),
+        keep=keep,
+    )
     return await answer_image(state, png, job, name)
 
 

@@ -268,6 +268,17 @@ def test_a_region_says_who_stated_the_um_per_pixel(client: TestClient, slide: st
         answer = client.post(f"{slide}/region/segment", params=region | change, headers=kept)
         assert answer.json()["image"]["mpp_source"] == source
         assert answer.headers["x-mpp-source"] == source
+        assert answer.json()["image"]["notes"] == []
+
+
+def test_a_region_tells_that_a_requested_um_per_pixel_is_not_the_files(
+    client: TestClient, slide: str
+) -> None:
+    region = {"x": 380, "y": 280, "width": 240, "height": 240}
+    region["mpp"] = 0.8 * client.get(slide).json()["mpp"]
+    answer = client.post(f"{slide}/region/segment", params=region).json()
+    (note,) = answer["image"]["notes"]
+    assert "was given, and counts" in note
 
 
 def test_a_region_is_scaled_to_the_models_um_per_pixel(client: TestClient, slide: str) -> None:
