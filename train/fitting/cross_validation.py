@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
@@ -31,11 +32,11 @@ from train.data.pixels import count_all, require_trainable
 from train.errors import DatasetError, RunError, SettingsError
 from train.files import whole_file, write_errors_explained, write_json
 from train.fitting.evaluation import count_split
-from train.fitting.resume import changed_inputs, run_inputs
+from train.fitting.resume import Inputs, changed_inputs, run_inputs
 from train.fitting.run import LAST_FILE, fit
 from train.fitting.task import named_scores
 from train.metrics import class_scores
-from train.model.checkpoint import load_checkpoint
+from train.model.checkpoint import load_checkpoint, read_card
 from train.settings import LabelClass, Settings
 
 _DONE_FILE = "cross_validation.json"
@@ -84,13 +85,17 @@ def cross_validate(
     folds = assign(folder, num_folds, settings.optimization.seed)
     parts = [_part(folder, folds, fold) for fold in range(num_folds)]
     _require_trainable(folder, parts)
+    if settings.weights.from_run is not None:
+        _warn_of_start(Path(settings.weights.from_run))
     with write_errors_explained(run):
         run.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            _forget(run)
+    runs = [run / f"fold{number}" for number in range(num_folds)]
+    for part, each in zip(parts, runs, strict=True):  # before anything is written
+        _read_done(each, run_inputs(settings, part, None))
     _write_assignment(run / "folds.csv", folds)
-    confusions = [
-        _fold(settings, part, run / f"fold{number}", overwrite=overwrite)
-        for number, part in enumerate(parts)
-    ]
+    confusions = [_fold(settings, part, each) for part, each in zip(parts, runs, strict=True)]
     scores = [named_scores(class_scores(torch.as_tensor(c)), folder.classes) for c in confusions]
     total = torch.as_tensor(np.sum(confusions, axis=0))
     pooled = named_scores(class_scores(total), folder.classes)
@@ -168,19 +173,31 @@ def _require_trainable(folder: TileFolder, parts: Sequence[TileFolder]) -> None:
             ) from error
 
 
-def _fold(settings: Settings, part: TileFolder, run: Path, *, overwrite: bool) -> NDArray[np.int64]:
+def _warn_of_start(earlier: Path) -> None:
+    """Tell that the run which all folds start from may know the images that they are scored on."""
+    data = read_card(earlier).data
+    warn(
+        f"every fold starts from {earlier}, which was trained on "
+        f"{'unknown images' if data is None else f'images of {data.name}'}: where a fold's own "
+        "are among them, scores will be better than on new patients"
+    )
+
+
+@rank_zero_only
+def _forget(run: Path) -> None:
+    """Remove what would count as done or begun, so that no earlier fold is mixed with new ones."""
+    for name in ("folds.json", f"fold*/{_DONE_FILE}", f"fold*/{LAST_FILE}"):
+        for path in run.glob(name):
+            path.unlink(missing_ok=True)
+
+
+def _fold(settings: Settings, part: TileFolder, run: Path) -> NDArray[np.int64]:
     """Train a fold unless that was done; returns the (C, C) confusion of its images."""
     inputs = run_inputs(settings, part, None)
-    done = _read_done(run / _DONE_FILE)
-    if done is not None and not overwrite:
-        if changes := changed_inputs(done["inputs"], inputs):
-            raise RunError(
-                f"{run} was trained with other settings or data ({', '.join(changes.values())}); "
-                "expected the same. Give another folder, or --overwrite to train all folds again."
-            )
-        return np.array(done["confusion"], np.int64)
+    if (done := _read_done(run, inputs)) is not None:
+        return done
     Console().rule(escape(run.name))
-    resume = (run / LAST_FILE).is_file() and not overwrite
+    resume = (run / LAST_FILE).is_file()
     fit(settings, part, run, resume=resume, overwrite=not resume)
     confusion = count_split(*load_checkpoint(run), part, "validation", tta=False)
     counts = confusion.long().numpy()
@@ -188,12 +205,23 @@ def _fold(settings: Settings, part: TileFolder, run: Path, *, overwrite: bool) -
     return np.asarray(counts, np.int64)
 
 
-def _read_done(path: Path) -> dict[str, Any] | None:
+def _read_done(run: Path, inputs: Inputs) -> NDArray[np.int64] | None:
+    """The (C, C) confusion of a finished fold's images; None where it is not finished.
+
+    Raises:
+        RunError: it was trained with other inputs.
+    """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return content if content.keys() >= {"inputs", "confusion"} else None
-    except (OSError, ValueError, AttributeError):
+        content: dict[str, Any] = json.loads((run / _DONE_FILE).read_text(encoding="utf-8"))
+        before, confusion = content["inputs"], np.array(content["confusion"], np.int64)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    if changes := changed_inputs(before, inputs):
+        raise RunError(
+            f"{run} was trained with other settings or data ({', '.join(changes.values())}); "
+            "expected the same. Give another folder, or --overwrite to train all folds again."
+        )
+    return confusion
 
 
 def _write_assignment(path: Path, folds: dict[str, int]) -> None:

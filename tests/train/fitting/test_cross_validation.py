@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.support.errors import raises
-from tests.support.toy_data import toy_settings
+from tests.support.toy_data import changed, toy_settings
 from train.data.folder import read_tile_folder
 from train.errors import DatasetError, FocalPathError, RunError, SettingsError
 from train.fitting import cross_validation
@@ -102,6 +102,55 @@ def test_a_fold_of_other_settings_is_not_taken_for_this_one(
 ):
     with raises(RunError, "fold0"):
         cross_validate(toy_settings(), grouped, validated[0], 3)
+
+
+def test_a_refusal_leaves_the_list_of_folds_as_it_was(
+    validated: tuple[Path, CrossValidation], grouped: Path
+):
+    run, _ = validated
+    before = (run / "folds.csv").read_bytes()
+    with raises(RunError, "fold0"):
+        cross_validate(SETTINGS, grouped, run, 2)
+    assert (run / "folds.csv").read_bytes() == before
+
+
+def test_no_earlier_fold_counts_after_an_interrupted_overwrite(
+    validated: tuple[Path, CrossValidation],
+    grouped: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    run = Path(shutil.copytree(validated[0], tmp_path / "run"))
+    asked: list[tuple[str, bool]] = []
+
+    def interrupted(_: object, __: object, fold: Path, *, resume: bool, overwrite: bool) -> None:
+        asked.append((fold.name, resume))
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cross_validation, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(SETTINGS, grouped, run, 3, overwrite=True)
+    assert not (run / "folds.json").exists()
+    cross_validate(SETTINGS, grouped, run, 3)
+    assert asked == [(f"fold{n}", False) for n in (0, 0, 1, 2)]
+
+
+def test_folds_that_start_from_a_run_are_warned_about(
+    validated: tuple[Path, CrossValidation],
+    grouped: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    earlier = validated[0] / "fold0"
+    run = Path(shutil.copytree(validated[0], tmp_path / "run"))
+    monkeypatch.setattr(cross_validation, "fit", lambda *_, **__: None)
+    settings = changed(SETTINGS, weights={"from_run": str(earlier)})
+    cross_validate(settings, grouped, run, 3, overwrite=True)
+    assert f"{earlier}, which was trained on images of data" in capsys.readouterr().out
+    cross_validate(SETTINGS, grouped, run, 3, overwrite=True)
+    assert "every fold starts from" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
