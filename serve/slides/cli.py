@@ -35,7 +35,8 @@ class Run:
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
     """How slides are read and segmented."""
     progress: Literal["auto", "bar", "json", "quiet"] = "auto"
-    """bar, json (one object per line) or quiet, on standard error; auto: bar in a terminal."""
+    """bar, json (one object per line) or quiet, on standard error; auto: bar in a
+    terminal, json elsewhere."""
     on: Annotated[ClusterOptions, tyro.conf.arg(name="")] = field(default_factory=ClusterOptions)
     """Many machines."""
     shard: str = ""
