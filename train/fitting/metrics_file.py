@@ -6,6 +6,7 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from train.errors import RunError
 from train.files import whole_file
 
 METRICS_FILE = "metrics.csv"
@@ -45,10 +46,20 @@ def read_metrics(path: Path) -> list[Row]:
     """The rows of a metrics.csv, with the epochs counted from 1.
 
     Earlier versions of FocalPath counted from 0; the rows of their files are renumbered.
+
+    Raises:
+        RunError: it is not as a run writes it, such as one that a spreadsheet saved.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if rows and rows[0]["epoch"] == "0":
-        for row in rows:
-            row["epoch"] = str(int(row["epoch"]) + 1)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        epochs = [int(row["epoch"]) for row in rows]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise RunError(
+            f"{path} is not as the run wrote it ({type(error).__name__}: {error}); expected a "
+            "column epoch, and commas. Restore the file, or remove it to go on without its rows."
+        ) from error
+    first = 1 if epochs and epochs[0] == 0 else 0
+    for row, epoch in zip(rows, epochs, strict=True):
+        row["epoch"] = str(epoch + first)
     return rows

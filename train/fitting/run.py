@@ -23,7 +23,7 @@ from train.data.folder import Split, TileFolder, read_tile_folder
 from train.data.leaks import leak_warnings
 from train.data.pixels import class_frequencies, require_trainable
 from train.data.scale import resolve_mpp
-from train.errors import DestinationError, SettingsError
+from train.errors import DestinationError, RunError, SettingsError
 from train.files import write_errors_explained
 from train.fitting.callbacks import BestCheckpoint, ClassProgressBar, OwnSigterm
 from train.fitting.curves import plot_training
@@ -91,6 +91,11 @@ def fit(
     dice = baseline_dice(settings, difficulty_from, folder)
     inputs = run_inputs(settings, folder, dice)
     first_epoch = resumed_epoch(run / LAST_FILE, inputs) if resume else 0
+    if resume and not (run / WEIGHTS_FILE).is_file():
+        raise RunError(
+            f"{run} has {LAST_FILE} without {WEIGHTS_FILE}, the best epoch's weights, which a "
+            "later epoch may not reach. Restore that file, or start over with --overwrite."
+        )
     L.seed_everything(settings.optimization.seed, workers=True, verbose=False)
     segmenter = _segmenter(settings, folder, ClassStatistics(frequencies, dice))
     origins = start.load_into(segmenter, folder.classes)

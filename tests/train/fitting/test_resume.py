@@ -152,3 +152,10 @@ def test_a_finished_run_goes_on_with_more_epochs(run_copy: Path, toy_data: Path)
     assert [row["epoch"] for row in rows_of(run_copy)] == [1, 2, 3]
     with raises(RunError, "epochs 3 -> 2"):
         fit(toy_settings(), toy_data, run_copy, resume=True)
+
+
+def test_a_run_whose_best_weights_are_gone_is_not_resumed(toy_data: Path, run_copy: Path):
+    (run_copy / "model.safetensors").unlink()
+    with raises(RunError, "last.ckpt without model.safetensors", "--overwrite"):
+        fit(toy_settings(optimization={"epochs": 3}), toy_data, run_copy, resume=True)
+    assert len(rows_of(run_copy)) == 2
