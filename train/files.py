@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -106,6 +107,15 @@ def write_json(path: Path, content: object) -> None:
     """
     with whole_file(path) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def null_for_nan(content: Any) -> Any:
+    """The same content with None for each NaN: JSON has no NaN, and other programs refuse it."""
+    if isinstance(content, dict):
+        return {key: null_for_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [null_for_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def sha256_of(path: Path) -> str:

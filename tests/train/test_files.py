@@ -1,4 +1,5 @@
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 
 from tests.support.errors import raises
 from train.errors import DestinationError, StorageError
-from train.files import refuse_existing, whole_file, whole_folder
+from train.files import null_for_nan, refuse_existing, whole_file, whole_folder, write_json
 
 DISK_ERRORS = [
     OSError(errno.ENOSPC, "No space left on device"),
@@ -107,3 +108,11 @@ def test_a_run_can_be_read_by_who_may_read_other_files(toy_run: Path, tmp_path: 
     files = [path for path in toy_run.rglob("*") if path.is_file()]
     assert len(files) > 2
     assert {path.stat().st_mode for path in files} == {(tmp_path / "plain").stat().st_mode}
+
+
+def test_a_score_that_is_not_known_is_null_in_json(tmp_path: Path):
+    scores = {"dice/a": 0.5, "dice/b": float("nan"), "folds": ({"iou/b": float("nan")}, 1)}
+    write_json(tmp_path / "scores.json", null_for_nan(scores))
+    text = (tmp_path / "scores.json").read_text()
+    expected = {"dice/a": 0.5, "dice/b": None, "folds": [{"iou/b": None}, 1]}
+    assert json.loads(text, parse_constant=pytest.fail) == expected

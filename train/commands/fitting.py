@@ -9,7 +9,7 @@ import tyro
 from train.commands.presets import Trains
 from train.data.folder import Split, read_tile_folder
 from train.errors import SettingsError
-from train.files import write_json
+from train.files import null_for_nan, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class Evaluate:
         print_leverage(leverage)
         if self.out is not None:
             found = {**scores, "leverage": [asdict(entry) for entry in leverage]}
-            write_json(self.out, found)
+            write_json(self.out, null_for_nan(found))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from train.data.folder import Split, Tile, TileFolder, read_tile_folder
 from train.data.folds import folds_file, read_folds
 from train.data.pixels import count_all, require_trainable
 from train.errors import DatasetError, RunError, SettingsError
-from train.files import whole_file, write_errors_explained, write_json
+from train.files import null_for_nan, whole_file, write_errors_explained, write_json
 from train.fitting.evaluation import count_split
 from train.fitting.resume import Inputs, changed_inputs, run_inputs
 from train.fitting.run import LAST_FILE, fit
@@ -92,10 +92,14 @@ def cross_validate(
         if overwrite:
             _forget(run)
     runs = [run / f"fold{number}" for number in range(num_folds)]
-    for part, each in zip(parts, runs, strict=True):  # before anything is written
-        _read_done(each, run_inputs(settings, part, None))
+    if not overwrite:
+        for part, each in zip(parts, runs, strict=True):  # before anything is written
+            _read_done(each, run_inputs(settings, part, None))
     _write_assignment(run / "folds.csv", folds)
-    confusions = [_fold(settings, part, each) for part, each in zip(parts, runs, strict=True)]
+    confusions = [
+        _fold(settings, part, each, overwrite=overwrite)
+        for part, each in zip(parts, runs, strict=True)
+    ]
     scores = [named_scores(class_scores(torch.as_tensor(c)), folder.classes) for c in confusions]
     total = torch.as_tensor(np.sum(confusions, axis=0))
     pooled = named_scores(class_scores(total), folder.classes)
@@ -108,7 +112,7 @@ def cross_validate(
         "mean": {name: mean for name, (mean, _) in spreads.items()},
         "standard_deviation": {name: deviation for name, (_, deviation) in spreads.items()},
     }
-    write_json(run / "folds.json", content)
+    write_json(run / "folds.json", null_for_nan(content))
     return result
 
 
@@ -191,13 +195,17 @@ def _forget(run: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _fold(settings: Settings, part: TileFolder, run: Path) -> NDArray[np.int64]:
-    """Train a fold unless that was done; returns the (C, C) confusion of its images."""
+def _fold(settings: Settings, part: TileFolder, run: Path, *, overwrite: bool) -> NDArray[np.int64]:
+    """Train a fold unless that was done; returns the (C, C) confusion of its images.
+
+    With `overwrite` no file decides: processes that start together may look before rank 0 has
+    removed them.
+    """
     inputs = run_inputs(settings, part, None)
-    if (done := _read_done(run, inputs)) is not None:
+    if not overwrite and (done := _read_done(run, inputs)) is not None:
         return done
     Console().rule(escape(run.name))
-    resume = (run / LAST_FILE).is_file()
+    resume = (run / LAST_FILE).is_file() and not overwrite
     fit(settings, part, run, resume=resume, overwrite=not resume)
     confusion = count_split(*load_checkpoint(run), part, "validation", tta=False)
     counts = confusion.long().numpy()

@@ -78,7 +78,7 @@ def test_each_fold_leaves_a_checkpoint_and_all_images_are_scored(
 ):
     run, result = validated
     assert all((run / f"fold{n}" / "model.safetensors").is_file() for n in range(3))
-    saved = json.loads((run / "folds.json").read_text())
+    saved = json.loads((run / "folds.json").read_text(), parse_constant=pytest.fail)
     assert saved["pooled"]["dice/mean"] == result.pooled["dice/mean"]
     confusions = [
         np.array(json.loads((run / f"fold{n}" / "cross_validation.json").read_text())["confusion"])
