@@ -19,7 +19,7 @@ from export.tensorrt.plan import read_engine_plan
 from export.triton import Target, check_folder, check_keep, publish
 from serve.contract.interrupts import signals_wake_main_thread
 from serve.contract.manifest import Manifest, read_bundle
-from serve.contract.printing import print_in_any_locale
+from serve.contract.printing import printing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +131,8 @@ _COMMANDS = {"engine": Engine, "publish": Publish}
 @signals_wake_main_thread()
 def run(arguments: Sequence[str]) -> None:
     """Run a command. An error that the user can fix ends with one line and its exit status."""
-    print_in_any_locale()
     try:
-        with errors_translated():
+        with errors_translated(), printing():
             _parsed(arguments).run()
     except FocalPathError as error:
         print(f"error: {error}", file=sys.stderr)

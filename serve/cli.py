@@ -15,7 +15,7 @@ from serve.client.load import Load, run_load
 from serve.client.segment_files import Segment, run_segment
 from serve.contract.errors import FocalPathError, message_of
 from serve.contract.interrupts import signals_wake_main_thread
-from serve.contract.printing import print_in_any_locale
+from serve.contract.printing import printing
 from serve.doctor.command import Doctor, run_doctor
 from serve.service.logs import configure_logging
 from serve.service.start import check_start
@@ -75,26 +75,26 @@ def run_http(command: Http) -> None:
 @signals_wake_main_thread()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    print_in_any_locale()
     try:
-        command: Http | Doctor | Segment | Slides | Benchmark | Load = tyro.cli(
-            Command, prog="python -m serve", description=__doc__, args=arguments
-        )
-        match command:
-            case Http():
-                run_http(command)
-            case Doctor():
-                return run_doctor(command)
-            case Segment():
-                return run_segment(command)
-            case Slides():
-                return run_slides(command)
-            case Benchmark():
-                run_benchmark(command)
-            case Load():
-                return run_load(command)
-            case _:
-                assert_never(command)
+        with printing():
+            command: Http | Doctor | Segment | Slides | Benchmark | Load = tyro.cli(
+                Command, prog="python -m serve", description=__doc__, args=arguments
+            )
+            match command:
+                case Http():
+                    run_http(command)
+                case Doctor():
+                    return run_doctor(command)
+                case Segment():
+                    return run_segment(command)
+                case Slides():
+                    return run_slides(command)
+                case Benchmark():
+                    run_benchmark(command)
+                case Load():
+                    return run_load(command)
+                case _:
+                    assert_never(command)
     except (FocalPathError, OSError) as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         return 1

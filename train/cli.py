@@ -24,7 +24,7 @@ import tyro
 
 from serve.contract.errors import FocalPathError as ServeError
 from serve.contract.errors import message_of
-from serve.contract.printing import print_in_any_locale
+from serve.contract.printing import printing
 from train.commands.comparison import Compare, RowChoice
 from train.commands.data import Check, Prepare, prepare_command
 from train.commands.fitting import Evaluate, Fit, ImportSampath, Predict
@@ -78,12 +78,12 @@ def _after_interrupt(command: object) -> str:
     return "repeat the command"
 
 
+@printing()
 def main() -> None:
     """Run one command; a user's mistake ends with one line and exit status 1.
 
     An interrupt ends with one line and the shell's status for its signal.
     """
-    print_in_any_locale()
     config = (
         tyro.conf.OmitArgPrefixes,
         tyro.conf.OmitSubcommandPrefixes,

@@ -29,7 +29,7 @@ from serve.contract.errors import FocalPathError, SettingsError, message_of
 from serve.contract.interrupts import signals_wake_main_thread
 from serve.contract.key_file import read_key
 from serve.contract.manifest import read_bundle
-from serve.contract.printing import print_in_any_locale
+from serve.contract.printing import printing
 from serve.contract.strict import CommandOptions
 from serve.images.decode import read_picture
 from serve.images.mpp import check_mpp
@@ -283,10 +283,10 @@ def _report(command: Segment, summaries: dict[Path, Summary], num_made: int) -> 
 @signals_wake_main_thread()
 def main(arguments: Sequence[str] | None = None) -> int:
     """`focalpath-segment`: run the command line and return its exit status."""
-    print_in_any_locale()
     try:
-        command = tyro.cli(Segment, prog="focalpath-segment", args=arguments)
-        return run_segment(command)
+        with printing():
+            command = tyro.cli(Segment, prog="focalpath-segment", args=arguments)
+            return run_segment(command)
     except (FocalPathError, OSError) as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         return 1

@@ -1,6 +1,8 @@
-"""Every command prints in every locale."""
+"""Every command prints in every locale, and ends quietly where nobody reads on."""
 
 import io
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,3 +35,33 @@ def test_a_letter_that_a_terminal_lacks_ends_no_command(
         command()
     print("Drüse ■", flush=True)
     assert written.getvalue().endswith(b"Dr?se ?\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-m", "train", "check", "--help"],
+        ["-m", "serve", "--help"],
+        ["-m", "serve", "doctor"],
+        ["-c", "from serve.client.segment_files import main; main(['--help'])"],
+        ["-m", "export", "--help"],
+    ],
+    ids=["train", "serve", "doctor", "focalpath-segment", "export"],
+)
+def test_a_reader_that_leaves_early_is_no_error(words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, *words]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_mistake_is_told_also_where_nobody_reads_the_rest() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "train", "check", "gone"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.returncode == 1
+    assert "gone" in done.stderr
