@@ -92,13 +92,17 @@ def cross_validate(
         if overwrite:
             _forget(run)
     runs = [run / f"fold{number}" for number in range(num_folds)]
-    if not overwrite:
-        for part, each in zip(parts, runs, strict=True):  # before anything is written
-            _read_done(each, run_inputs(settings, part, None))
+    inputs = [run_inputs(settings, part, None) for part in parts]
+    # With `overwrite` no file decides: processes that start together may look before rank 0 has
+    # removed them.
+    done = [
+        None if overwrite else _read_done(each, known)
+        for each, known in zip(runs, inputs, strict=True)
+    ]
     _write_assignment(run / "folds.csv", folds)
     confusions = [
-        _fold(settings, part, each, overwrite=overwrite)
-        for part, each in zip(parts, runs, strict=True)
+        _fold(settings, part, each, known, overwrite=overwrite) if found is None else found
+        for part, each, known, found in zip(parts, runs, inputs, done, strict=True)
     ]
     scores = [named_scores(class_scores(torch.as_tensor(c)), folder.classes) for c in confusions]
     total = torch.as_tensor(np.sum(confusions, axis=0))
@@ -195,15 +199,10 @@ def _forget(run: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _fold(settings: Settings, part: TileFolder, run: Path, *, overwrite: bool) -> NDArray[np.int64]:
-    """Train a fold unless that was done; returns the (C, C) confusion of its images.
-
-    With `overwrite` no file decides: processes that start together may look before rank 0 has
-    removed them.
-    """
-    inputs = run_inputs(settings, part, None)
-    if not overwrite and (done := _read_done(run, inputs)) is not None:
-        return done
+def _fold(
+    settings: Settings, part: TileFolder, run: Path, inputs: Inputs, *, overwrite: bool
+) -> NDArray[np.int64]:
+    """Train a fold; returns the (C, C) confusion of its images."""
     Console().rule(escape(run.name))
     resume = (run / LAST_FILE).is_file() and not overwrite
     fit(settings, part, run, resume=resume, overwrite=not resume)
