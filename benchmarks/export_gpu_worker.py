@@ -124,14 +124,18 @@ def write_graphs(model: ModelSettings, folder: Path, form: str) -> None:
     if not source.is_file():
         building = source.with_suffix(".part")
         deployable = Deployable(build_benchmark_model(model)).eval()
-        opset = _OPERATOR_OPSET if FORMS[form].operator else OPSETS[0]
-        export_onnx(deployable, building, opset=opset, form=FORMS[form])
+        export_onnx(deployable, building, opset=opset_of(form), form=FORMS[form])
         building.rename(source)
     half = folder / f"{form}.fp16.logits.onnx"
     if not half.is_file():
         onnx.save(convert_to_half(onnx.load(str(source)), "fp16"), str(half))
     for path in (source, half):
         drop_output(path, folder / path.name.replace(".logits", ""), PARITY_OUTPUT)
+
+
+def opset_of(form: str) -> int:
+    """ONNX opset of a form's graphs."""
+    return _OPERATOR_OPSET if FORMS[form].operator else OPSETS[0]
 
 
 @_or_failed

@@ -12,7 +12,8 @@ import numpy as np
 import onnxruntime
 import tyro
 
-from benchmarks.export_gpu_worker import Failed, write_graphs
+from benchmarks.export_gpu_variants import FORMS
+from benchmarks.export_gpu_worker import Failed, opset_of, write_graphs
 from benchmarks.real_size_model import NUM_CLASSES, draw_tiles
 from export.errors import GraphError
 from export.manifest import MIN_WARM_UP_AGREEMENT, MODEL_FILE, WARM_UP_FILE
@@ -30,10 +31,7 @@ from serve.contract.manifest import (
 )
 from train.settings import ModelSettings
 
-FORM = "chunked"
-"""How attention is written, as in every bundle by default."""
 _FILES = {"fp32": MODEL_FILE, "fp16": "model.fp16.onnx"}
-_OPSET = 20
 _MPP = 0.5
 
 
@@ -45,6 +43,8 @@ class RealSizeBundle:
     """Folder of the bundle."""
     graphs: Path
     """Folder of the graphs, which `benchmarks.export_gpu --graphs` takes too."""
+    form: str = "chunked"
+    """How attention is written: chunked, as in every bundle by default, or another of FORMS."""
     max_batch_size: int = 8
     model: ModelSettings = field(default_factory=ModelSettings)
 
@@ -52,15 +52,17 @@ class RealSizeBundle:
         """Export what is missing, and write the bundle.
 
         Raises:
-            GraphError: the model cannot be exported.
+            GraphError: the form is unknown, or the model cannot be exported.
         """
+        if self.form not in FORMS:
+            raise GraphError(f"unknown form {self.form!r}; expected one of {', '.join(FORMS)}")
         self.graphs.mkdir(parents=True, exist_ok=True)
-        written = write_graphs(self.model, self.graphs, FORM)
+        written = write_graphs(self.model, self.graphs, self.form)
         if isinstance(written, Failed):
             raise GraphError(f"the model cannot be exported: {written.why}")
         self.out.mkdir(parents=True, exist_ok=True)
         for precision, name in _FILES.items():
-            shutil.copyfile(self.graphs / f"{FORM}.{precision}.onnx", self.out / name)
+            shutil.copyfile(self.graphs / f"{self.form}.{precision}.onnx", self.out / name)
         tile = self.model.tile_size_px
         inputs, outputs = interface(tile, NUM_CLASSES)
         manifest = Manifest(
@@ -73,7 +75,7 @@ class RealSizeBundle:
             mpp=self.model.mpp or _MPP,
             tile_size_px=tile,
             max_batch_size=self.max_batch_size,
-            opset=_OPSET,
+            opset=opset_of(self.form),
             inputs=inputs,
             outputs=outputs,
             class_attention_bias=(0.0,) * NUM_CLASSES,
