@@ -125,11 +125,11 @@ def fastest(trials: Sequence[Trial]) -> Trial:
 
 
 def in_words(trials: Sequence[Trial]) -> str:
-    """Summarise the trials in one line."""
+    """Summarise the trials in one line, the fastest first, what may not run last."""
+    right = sorted((t.seconds, t.title) for t in trials if t.seconds is not None and not t.problem)
     return "; ".join(
-        f"{trial.title} "
-        + (f"takes {trial.seconds:.3g} s for a tile" if not trial.problem else trial.problem)
-        for trial in trials
+        [f"{title} takes {seconds:.3g} s for a tile" for seconds, title in right]
+        + [f"{t.title} was left out: {t.problem.rstrip('.')}" for t in trials if t.problem]
     )
 
 

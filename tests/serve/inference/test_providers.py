@@ -54,6 +54,7 @@ class Machine:
         self.now_s = 0.0
         monkeypatch.setattr(time, "perf_counter", lambda: self.now_s)
         monkeypatch.setattr(providers, "_open_backend", self._open)
+        monkeypatch.setattr("serve.contract.cuda.is_built_in", lambda: False)
         monkeypatch.setattr("serve.contract.openvino.problem", lambda precision: None)
         monkeypatch.setattr("serve.contract.openvino.version", lambda: "2026.4.1")
 
@@ -253,6 +254,7 @@ def test_what_does_not_open_is_left_out_and_where_nothing_is_right_the_error_has
     machine.seconds = {("cpu", "fp32"): 2.0, ("openvino", "fp32"): None}
     runs_on = _chosen(bundle, manifest)
     assert (runs_on.provider, runs_on.trials[1].problem) == ("cpu", "no openvino here")
+    assert runs_on.reason.endswith("s for a tile; openvino in fp32 was left out: no openvino here")
     machine.wrong = {("cpu", "fp32"): 0.5}
     with raises(BundleError, "cpu in fp32: 50.000%", "no openvino here"):
         _chosen(bundle, manifest)
@@ -263,6 +265,7 @@ def test_without_openvino_auto_runs_on_the_cpu(
 ) -> None:
     forget_openvino(monkeypatch)
     monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr("serve.contract.cuda.is_built_in", lambda: False)
     manifest = read_bundle(toy_bundle)
     artefacts = (_artefact(manifest.artefacts[0], "fp32", cpu=HERE, openvino=HERE),)
     passed = manifest.model_copy(update={"artefacts": artefacts})

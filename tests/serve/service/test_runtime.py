@@ -14,14 +14,18 @@ from tests.support.toy_bundle import write_toy_bundle
 
 def test_the_service_says_what_the_model_runs_on(service_url: str) -> None:
     runs_on = RunsOn.model_validate_json(httpx.get(f"{service_url}/runtime").content)
-    assert (runs_on.provider, runs_on.precision) == ("cpu", "fp32")
+    assert runs_on.provider in ("cpu", "cuda")
+    assert runs_on.precision == "fp32"
     assert this_processor().kind in runs_on.processor
     assert runs_on.reason
 
 
 @pytest.mark.slow
-def test_all_workers_run_on_what_the_first_one_found_fastest(tmp_path: Path) -> None:
+def test_all_workers_run_on_what_the_first_one_found_fastest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     needs_openvino()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of a GPU, the CPU's providers are not tried
     bundle = write_toy_bundle(tmp_path / "bundle")
     manifest = read_bundle(bundle)
     (artefact,) = manifest.artefacts
@@ -38,6 +42,6 @@ def test_all_workers_run_on_what_the_first_one_found_fastest(tmp_path: Path) -> 
         answers = {httpx.get(f"{url}/runtime").text for _ in range(30)}
         assert httpx.post(f"{url}/labels", files={"image": encoded(blobs(80, 90))}).is_success
     (answer,) = answers
-    trials = {t.provider: t.problem for t in RunsOn.model_validate_json(answer).trials}
-    assert trials == {"cpu": None, "openvino": None}
+    trials = RunsOn.model_validate_json(answer).trials
+    assert {trial.provider for trial in trials if trial.problem is None} == {"cpu", "openvino"}
     assert log.read_text(encoding="utf-8").count("the fastest here") == 2
