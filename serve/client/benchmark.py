@@ -1,22 +1,23 @@
 """Measures latency and throughput of every route to a segmentation: `python -m serve benchmark`.
 
 The routes take turns within each number of clients and each round, so that other load on the
-machine affects all of them. Each client sends its next request as soon as it has an answer. The
-clients run on the machine that is measured and use part of its processors.
+machine affects all of them. Each client sends its next request as soon as it has an answer, and
+answers count while all clients do so: in a short run the start and the end, when some clients have
+nothing to do, would be a tenth of the time. The clients run on the machine that is measured and use
+part of its processors.
 """
 
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel
 
-from serve.client.benchmark_routes import Ask, Route
+from serve.client.benchmark_routes import Route
 from serve.contract.machine import installed_versions, this_machine
 
 GOAL_CLIENTS = 8
@@ -144,39 +145,54 @@ def measure(
 def _one_turn(
     route: Route, clients: int, num_requests: int, clock: Callable[[], float]
 ) -> tuple[float, list[float]]:
-    """Seconds that all requests took together, and the seconds of each."""
-    left = iter(range(num_requests))
-    guard = threading.Lock()
-    ready = threading.Barrier(clients + 1)
+    """Seconds in which so many requests were answered, and the seconds of each."""
+    window = _Window(clients, num_requests, clock)
 
-    def work() -> list[float]:
-        with ExitStack() as stack:
-            try:
-                ask = stack.enter_context(route.connect())
+    def work() -> None:
+        try:
+            with route.connect() as ask:
                 ask()  # the first request of a connection pays for lazy initialisation
-            finally:
-                ready.wait()
-            return _ask_while_there_are(left, guard, ask, clock)
+                window.enter()
+                while not window.is_over:
+                    start = clock()
+                    ask()
+                    window.add(start)
+        finally:
+            window.is_over = True
 
     with ThreadPoolExecutor(clients) as pool:
-        working = [pool.submit(work) for _ in range(clients)]
-        ready.wait()
-        start = clock()
-        taken = [seconds for one in working for seconds in one.result()]
-        return clock() - start, taken
+        for working in [pool.submit(work) for _ in range(clients)]:
+            working.result()
+    return window.seconds, window.taken
 
 
-def _ask_while_there_are(
-    left: Iterator[int], guard: threading.Lock, ask: Ask, clock: Callable[[], float]
-) -> list[float]:
-    taken: list[float] = []
-    while True:
-        with guard:
-            if next(left, None) is None:
-                return taken
-        start = clock()
-        ask()
-        taken.append(clock() - start)
+class _Window:
+    """The time in which all clients are busy: neither the first is alone nor the last."""
+
+    def __init__(self, clients: int, num_requests: int, clock: Callable[[], float]) -> None:
+        self._missing, self._num_requests, self._clock = clients, num_requests, clock
+        self._guard = threading.Lock()
+        self._began = self.seconds = 0.0
+        self.taken: list[float] = []
+        self.is_over = False
+
+    def enter(self) -> None:
+        """Say that a client has its first answer. With the last client's the time begins."""
+        with self._guard:
+            self._missing -= 1
+            if not self._missing:
+                self._began = self._clock()
+
+    def add(self, start: float) -> None:
+        """Count an answer, if all clients are there. With the last of them the time ends."""
+        with self._guard:
+            if self._missing or self.is_over:
+                return
+            now = self._clock()
+            self.taken.append(now - start)
+            if len(self.taken) == self._num_requests:
+                self.seconds = now - self._began
+                self.is_over = True
 
 
 def _summary(

@@ -2,8 +2,8 @@ import http.server
 import itertools
 import re
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def _measure(ask: Callable[[], object] = lambda: None, **options: Any) -> Measur
 
 def test_percentiles_are_of_all_rounds_and_the_throughput_is_the_median_of_the_rounds() -> None:
     # Two rounds of two requests: of 10 and 30 ms, then of 20 and 60 ms.
-    ticks = iter(np.cumsum([0, 0, 0.01, 0, 0.03, 0, 0, 0, 0.02, 0, 0.06, 0]).tolist())
+    ticks = iter(np.cumsum([0, 0, 0.01, 0, 0.03, 0, 0, 0.02, 0, 0.06]).tolist())
     one = _measure(num_rounds=2, min_requests=2, clock=lambda: next(ticks))
     assert (one.num_requests, one.p50_ms) == (4, pytest.approx(25))
     assert one.per_second == pytest.approx(np.median([2 / 0.04, 2 / 0.08]))
@@ -112,8 +112,47 @@ def test_by_default_the_median_and_p95_of_one_client_have_enough_requests() -> N
 
 
 def test_so_many_clients_ask_at_the_same_time() -> None:
-    together = threading.Barrier(3)
-    assert _measure(lambda: together.wait(timeout=60), levels=[3]).num_requests == 6
+    together, client = threading.Barrier(3), threading.local()
+
+    def ask() -> None:
+        if not hasattr(client, "was_here"):
+            together.wait(timeout=60)
+            client.was_here = True
+
+    assert _measure(ask, levels=[3]).num_requests == 6
+
+
+def test_answers_count_only_while_all_clients_are_asking() -> None:
+    asked, is_first = itertools.count(1), iter((True, False))
+    others_asked = threading.Event()
+
+    def ask() -> None:
+        if next(asked) == 9:
+            others_asked.set()
+
+    @contextmanager
+    def connect() -> Iterator[Callable[[], None]]:
+        if next(is_first):
+            assert others_asked.wait(timeout=60)
+        yield ask
+
+    (one,) = measure(
+        [Route("r", connect)], "image", levels=[2], num_rounds=1, min_requests=5,
+        tell=lambda _: None,
+    )  # fmt: skip
+    assert one.num_requests == 5
+    assert next(asked) > 9 + 5
+
+
+def test_a_client_that_fails_ends_the_measurement() -> None:
+    asked = itertools.count()
+
+    def ask() -> None:
+        if next(asked) == 40:
+            raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError):
+        _measure(ask, levels=[3], min_requests=10**9)
 
 
 def test_goals_are_met_or_missed_by_what_was_measured() -> None:
