@@ -27,6 +27,6 @@ if __name__ == "__main__":
     status: object = 1
     try:
         status = main()
-    except SystemExit as error:
+    except SystemExit as error:  # Ray's waits make a SystemExit with status 1 of any other
         status = error.code
     sys.exit(143 if is_told_to_end and status else status)

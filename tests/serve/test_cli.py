@@ -2,6 +2,8 @@ import pkgutil
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,3 +163,21 @@ def test_what_the_bundle_cannot_do_is_refused_before_the_service_starts(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # also where there is a GPU
     assert expected in _fails(capsys, "http", "--bundle", toy_bundle, *flags)
+
+
+@pytest.mark.parametrize(("ends", "status"), [("raise SystemExit(1)", 143), ("return 0", 0)])
+def test_the_status_of_a_command_that_was_told_to_end_says_so_unless_it_had_done_its_work(
+    ends: str, status: int
+) -> None:
+    """What runs the command may make another SystemExit of ours, as Ray does."""
+    script = f"""
+import os, runpy, serve.cli, signal
+def main():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except SystemExit:
+        {ends}
+serve.cli.main = main
+runpy.run_module("serve", run_name="__main__")
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == status
