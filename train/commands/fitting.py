@@ -31,7 +31,7 @@ class Fit(Trains):
     images. Repeat the command to continue."""
 
     def run(self) -> None:
-        """Train and print the scores of the best epoch."""
+        """Train and print the scores of the epoch that is kept."""
         from train.fitting.run import fit
         from train.fitting.scores import print_scores
 
@@ -46,7 +46,8 @@ class Fit(Trains):
             overwrite=self.overwrite,
             difficulty_from=self.difficulty_from,
         )
-        print_scores(card.metrics, card, f"Validation, best epoch ({self.out})")
+        kept = self.settings.optimization.keep_epoch
+        print_scores(card.metrics, card, f"Validation, {kept} epoch ({self.out})")
 
     def _cross_validate(self, num_folds: int) -> None:
         from train.fitting.cross_validation import cross_validate, print_folds
