@@ -23,7 +23,7 @@ _MAX_MEBIBYTES = 4096
 """Largest image file of a data set. The user's own files may be larger than an upload."""
 
 
-def read_picture(path: Path) -> Picture:
+def read_picture(path: Path, max_megapixels: int = PILLOW_LIMIT_MEGAPIXELS) -> Picture:
     """Read an image as serving does; see `serve.images.decode`.
 
     Raises:
@@ -33,7 +33,7 @@ def read_picture(path: Path) -> Picture:
         return decode_picture(
             path.read_bytes(),
             max_bytes=_MAX_MEBIBYTES * MEBIBYTE,
-            max_pixels=PILLOW_LIMIT_MEGAPIXELS * MEGAPIXEL,
+            max_pixels=max_megapixels * MEGAPIXEL,
         )
     except (ImageError, OSError) as error:
         raise _unreadable(path, error) from error
@@ -122,8 +122,8 @@ def image_size(path: Path) -> tuple[int, int]:
 def _unreadable(path: Path, error: Exception) -> ImageFileError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return ImageFileError(
-        f"{path} cannot be read as an image: {reason.rstrip('.')}. Replace the file or remove it "
-        "from folds.csv."
+        f"{path} cannot be read as an image: {reason.rstrip('.')}. Replace the file, or leave "
+        "it out."
     )
 
 

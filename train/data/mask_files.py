@@ -61,8 +61,7 @@ def open_mask(path: Path) -> Image.Image:
         ) from error
     except _UNREADABLE as error:
         raise MaskError(
-            f"{path} cannot be read as a mask ({error}). Replace the file or remove it from "
-            "folds.csv.",
+            f"{path} cannot be read as a mask ({error}). Replace the file, or leave it out."
         ) from error
 
 

@@ -6,12 +6,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from serve.images.tiles import SAME_MPP
+from train.config import SETTINGS_FILE
 from train.data.convert import bcss, bdsa, crag
 from train.data.convert.class_mapping import PALETTE
 from train.data.folder import TileFolder, read_classes, read_tile_folder
 from train.data.pixels import class_frequencies
-from train.errors import CheckpointError, DestinationError
-from train.fitting.run import at_scale
+from train.errors import CheckpointError, DestinationError, SettingsError
+from train.fitting.metrics_file import METRICS_FILE
+from train.fitting.run import FIGURE_FILE, LAST_FILE, at_scale
 from train.fitting.scores import evaluate
 from train.model.checkpoint import (
     WEIGHTS_FILE,
@@ -38,8 +40,8 @@ _NAMES = {
     "model.extra_encoder.model.": "pathology_encoder.vit.",
 }
 """Beginnings of SAM-Path's names, and of ours."""
-_WRAPPERS = re.compile(r"^module\.|\b_orig_mod\.")
-"""Words that data parallelism and torch.compile put into names."""
+_WRAPPERS = re.compile(r"^module\.|\b(_forward_module|_orig_mod)\.")
+"""Words that data parallelism, Lightning's strategies and torch.compile put into names."""
 _MASK_TOKENS = "model.model.mask_decoder.mask_tokens.weight"
 _SCORES = r"(train|valid|val|test)_metrics\."
 _CLASSES = {"bcss": bcss.CLASSES, "bdsa": bdsa.CLASSES, "crag": crag.CLASSES}
@@ -68,7 +70,7 @@ def import_sampath(
         data: That data set, for class names, um per pixel and pixel shares; None does without.
         class_names: Names of the classes in the order of their labels, where there is no data set;
             by default those of the preset.
-        overwrite: Replace the trained model that `run` has.
+        overwrite: Replace the trained model that `run` has, with what its training left there.
         score: Score the validation tiles of `data`, so that HCFA can take the run as its baseline.
 
     Returns:
@@ -78,8 +80,14 @@ def import_sampath(
         WeightsError: a weight is not accounted for.
         CheckpointError: the file is of another model, or the number of classes differs.
         DestinationError: the folder has a trained model.
+        SettingsError: both a data set and class names are given.
     """
-    if (run / WEIGHTS_FILE).exists() and not overwrite:
+    if data is not None and class_names:
+        raise SettingsError(
+            f"both --data and --class-names are given; expected one of them, as {data} names the "
+            "classes. Leave out --class-names, or correct the data set's dataset.json."
+        )
+    if any((run / name).exists() for name in (WEIGHTS_FILE, LAST_FILE)) and not overwrite:
         raise DestinationError(
             f"{run} has a trained model; expected a new folder. Add --overwrite to replace it."
         )
@@ -112,6 +120,9 @@ def import_sampath(
     if score and data is not None:
         card = replace(card, metrics=evaluate(segmenter, card, data, "validation"))
     save_checkpoint(run, segmenter, card)
+    for name in (LAST_FILE, METRICS_FILE, FIGURE_FILE, SETTINGS_FILE):
+        # Else `fit --resume` would go on with another model.
+        (run / name).unlink(missing_ok=True)
     return card
 
 
@@ -174,6 +185,10 @@ def _read(path: Path) -> Weights:
     Raises:
         CheckpointError: it is of another model.
     """
+    if not path.exists():
+        raise CheckpointError(
+            f"there is no {path}; expected a Lightning .ckpt of SAM-Path. Give its path."
+        )
     content = read_weights(path)
     stored = tensors(content.get("state_dict", content), path)
     weights = {_WRAPPERS.sub("", name): value for name, value in stored.items()}

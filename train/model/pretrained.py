@@ -120,7 +120,7 @@ def resize_image_encoder(source: Weights, segmenter: Segmenter) -> None:
         value = source.get(f"image_encoder.{name}")
         if value is None or value.shape == target.shape:
             continue
-        if value.ndim != target.ndim or not value.numel():
+        if value.ndim != target.ndim or not value.numel() or not value.is_floating_point():
             continue  # told with all others that do not fit
         if name == "pos_embed" and value.shape[-1] == target.shape[-1]:
             grid = target.shape[1:3]
@@ -160,7 +160,7 @@ def resize_position_embedding(source: Weights, vit: Any, way: Positions, path: P
     value, target = source.get("pos_embed"), getattr(vit, "pos_embed", None)
     if value is None or target is None or value.shape == target.shape:
         return
-    if value.ndim != target.ndim:
+    if value.ndim != target.ndim or not value.is_floating_point():
         return  # told with all others that do not fit
     grid: int = vit.patch_embed.grid_size[0]
     num_prefix = target.shape[1] - grid**2
@@ -216,6 +216,12 @@ def load_accounted(
         raise WeightsError(
             f"{path} does not fit the model, {len(problems)} weights differ: "
             f"{'; '.join(problems[:3])}. {_advice(source)}"
+        )
+    whole = [n for n, v in fitting.items() if target[n].is_floating_point() > v.is_floating_point()]
+    if whole:
+        raise WeightsError(
+            f"{path} has whole numbers for {len(whole)} weights, such as {whole[0]}; expected "
+            "floating point. Take the file from before it was quantised or rounded."
         )
     broken = [
         name

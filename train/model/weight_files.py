@@ -3,6 +3,7 @@
 PyTorch files are read with `weights_only=True`, so that no code in them runs.
 """
 
+import errno
 import re
 import struct
 import warnings
@@ -121,11 +122,12 @@ def read_weights(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
-    except OSError as error:
-        raise WeightsError(
-            f"{path} cannot be read: {error.strerror}. Check its permissions."
-        ) from error
-    except DAMAGED as error:
+    except (OSError, *DAMAGED) as error:
+        # Looking for the end of a file that is cut short, torch asks for a place before its start.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise WeightsError(
+                f"{path} cannot be read: {error.strerror}. Check its permissions."
+            ) from error
         raise WeightsError(f"{path} {_damage(error)}") from error
     if not isinstance(content, dict):
         raise WeightsError(

@@ -26,6 +26,7 @@ from train.errors import (
     DatasetError,
     DestinationError,
     FocalPathError,
+    SettingsError,
     WeightsError,
 )
 from train.fitting.evaluation import predict_split
@@ -250,7 +251,9 @@ def tokens_of(shape: tuple[int, ...], theirs: SamPath, path: Path) -> None:
     torch.save(content, path)
 
 
-@pytest.mark.parametrize("wrapper", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}"])
+@pytest.mark.parametrize(
+    "wrapper", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "_forward_module.{}"]
+)
 def test_words_around_the_names_are_read_past(sam_path: SamPath, tmp_path: Path, wrapper: str):
     weights = sam_path.checkpoint()["state_dict"]
     torch.save({n: v for n, v in weights.items()}, tmp_path / "plain.ckpt")
@@ -262,9 +265,15 @@ def test_words_around_the_names_are_read_past(sam_path: SamPath, tmp_path: Path,
     assert first == second
 
 
+def whole_numbers(part: str, theirs: SamPath, path: Path) -> None:
+    weights = theirs.checkpoint()["state_dict"]
+    torch.save({n: v.long() if part in n else v for n, v in weights.items()}, path)
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "values"),
     [
+        (partial(whole_numbers, "mask_tokens"), WeightsError, ["whole numbers", "mask_tokens"]),
         (partial(tokens_of, ()), CheckpointError, ["mask_tokens", "()"]),
         (partial(tokens_of, (2, 32)), CheckpointError, ["mask_tokens", "(2, 32)"]),
         (an_unknown_weight, WeightsError, ["mask_decoder.extra.weight"]),
@@ -287,6 +296,16 @@ def test_a_checkpoint_of_something_else_is_refused_for_its_reason(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("part", ["image_encoder.pos_embed", "rel_pos", "extra_encoder.model.pos"])
+def test_whole_numbers_are_not_resized_to_another_tile(
+    sam_path: SamPath, tmp_path: Path, part: str
+):
+    whole_numbers(part, sam_path, tmp_path / "other.ckpt")
+    settings = toy_settings(preset="bcss", model={"tile_size_px": 2 * TILE_SIZE_PX})
+    with raises(WeightsError, "pos"):
+        import_sampath(tmp_path / "other.ckpt", tmp_path / "run", settings)
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -304,12 +323,32 @@ def test_class_names_that_are_not_as_many_and_different_are_refused(
 
 
 def test_an_import_replaces_no_trained_model_unasked(sampath_file: Path, tmp_path: Path):
-    importing = partial(import_sampath, sampath_file, tmp_path, BCSS)
-    (tmp_path / "model.safetensors").write_bytes(b"trained")
-    with raises(DestinationError, tmp_path, "--overwrite"):
-        importing()
+    run = tmp_path / "run"
+    run.mkdir()
+    importing = partial(import_sampath, sampath_file, run, BCSS)
+    left = ["last.ckpt", "metrics.csv", "model.safetensors", "run.yaml", "training.png"]
+    for name in left:
+        (run / name).write_bytes(b"trained")
+        if name.endswith(("ckpt", "safetensors")):
+            with raises(DestinationError, run, "--overwrite"):
+                importing()
+    assert sorted(path.name for path in run.iterdir()) == left
     importing(overwrite=True)
-    load_checkpoint(tmp_path)
+    load_checkpoint(run)
+    assert sorted(path.name for path in run.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_class_names_beside_a_data_set_are_refused(
+    sampath_file: Path, toy_data: Path, tmp_path: Path
+):
+    names = [entry.name for entry in read_tile_folder(toy_data).classes]
+    with raises(SettingsError, "--data", "--class-names"):
+        import_sampath(sampath_file, tmp_path / "run", BCSS, data=toy_data, class_names=names)
+
+
+def test_a_checkpoint_that_is_not_there_is_one_of_sam_path(tmp_path: Path):
+    with raises(CheckpointError, tmp_path / "no.ckpt", "SAM-Path"):
+        import_sampath(tmp_path / "no.ckpt", tmp_path / "run", BCSS)
 
 
 def test_masks_of_0_and_1_as_in_sam_paths_crag_are_recognised(tmp_path: Path):

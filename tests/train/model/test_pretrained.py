@@ -193,9 +193,19 @@ def test_a_file_that_is_something_else_is_told_in_one_sentence(
 
 def test_half_a_download_is_told_to_be_one(sam_file: Path, tmp_path: Path):
     whole = sam_file.read_bytes()
-    (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
-    with raises(WeightsError, "cut short"):
-        read_weights(tmp_path / "half.pth")
+    for share in (1e-2, 0.1, 0.5, 0.9, 0.99):
+        (tmp_path / "half.pth").write_bytes(whole[: round(share * len(whole))])
+        with raises(WeightsError, "cut short"):
+            read_weights(tmp_path / "half.pth")
+
+
+def test_the_start_of_a_download_is_told_to_be_one(tmp_path: Path):
+    torch.save({"a": torch.ones(9)}, tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    for num_bytes in range(9, len(whole) - 9, 50):
+        (tmp_path / "part.pth").write_bytes(whole[:num_bytes])
+        with raises(WeightsError, "cut short"):
+            read_weights(tmp_path / "part.pth")
 
 
 @pytest.mark.parametrize("where", [0.3, 0.5, 0.9])

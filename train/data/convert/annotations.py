@@ -48,6 +48,8 @@ from train.data.scale import refuse_enlarging
 from train.errors import AnnotationError, ImageFileError, ScaleError, SettingsError, SourceError
 from train.files import refuse_existing
 
+_MAPPING = ".mapping.json"
+"""How the name of a mapping of labels ends, by default."""
 _BEYOND = 0.05
 """Share of the slide's side by which an area may reach beyond it without a warning (our choice)."""
 _SLIDES = (
@@ -109,9 +111,9 @@ def prepare_annotations(
             annotation has no area or lies outside its slide, or `out` exists.
     """
     refuse_existing(out)
-    slides, warnings = _find_slides(source, annotations, settings)
+    mapping_file = settings.mapping or out.with_name(f"{out.name}{_MAPPING}")
+    slides, warnings = _find_slides(source, annotations, settings, mapping_file)
     found = [annotation for slide in slides for annotation in slide.annotations]
-    mapping_file = settings.mapping or out.with_name(f"{out.name}.mapping.json")
     if not mapping_file.exists():
         write_template(mapping_file, found)
         labels = ", ".join(sorted({annotation.label for annotation in found})) or "none"
@@ -137,11 +139,18 @@ def prepare_annotations(
 
 
 def _find_slides(
-    source: Path, annotations: Path, settings: AnnotationSettings
+    source: Path, annotations: Path, settings: AnnotationSettings, mapping_file: Path
 ) -> tuple[list[_Slide], list[str]]:
-    """Match slides and annotations by name, and read the annotations."""
+    """Match slides and annotations by name, and read the annotations.
+
+    Mappings of labels may lie beside the annotations.
+    """
     images = find_images(source, _SLIDES)
-    files = find_images(annotations, SUFFIXES, "file of annotations")
+    files = {
+        name: path
+        for name, path in find_images(annotations, SUFFIXES, "file of annotations").items()
+        if not path.name.endswith(_MAPPING) and path.resolve() != mapping_file.resolve()
+    }
     if missing := sorted(files.keys() - images.keys()):
         raise SourceError(
             f"{source} has no slide for {len(missing)} files of annotations, such as "

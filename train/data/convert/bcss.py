@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from train.checked import CheckedSettings, Mpp
 from train.data.check import report
 from train.data.convert.layout import TileSettings, read_region, write_dataset
-from train.data.convert.source_files import find_folder, find_images, read_region_image
+from train.data.convert.source_files import find_folder, find_images, read_numbers
 from train.data.synthetic import tissue
 from train.errors import MaskError, ScaleError, SourceError
 from train.files import refuse_existing
@@ -175,16 +175,15 @@ def _check_codes(path: Path) -> None:
 
 def _read_labels(path: Path, unknown: dict[Path, Counter[int]]) -> NDArray[np.uint8]:
     """Read codes as labels, (H, W) uint8; count the pixels of unknown codes in `unknown`."""
-    mask = read_region_image(path)
-    if mask.mode not in ("L", "P"):
+    codes = read_numbers(path, "one channel with the codes 0 to 21")
+    if codes.dtype != np.uint8:
         raise MaskError(
-            f"{path} has the mode {mask.mode}; expected one channel of 8 bits with the codes "
-            "0 to 21, not a coloured picture of them. Download BCSS's masks again."
+            f"{path} has {codes.itemsize * 8} bits; expected 8, with the codes 0 to 21. Download "
+            "BCSS's masks again."
         )
     table = np.zeros(256, np.uint8)
     for code, label in CODES.values():
         table[code] = label
-    codes = np.asarray(mask)
     counts = np.bincount(codes.ravel(), minlength=256)
     if counts[len(CODES) :].any():
         unknown[path] = Counter({code: int(counts[code]) for code in range(len(CODES), 256)})

@@ -40,7 +40,7 @@ from train.data.convert.layout import (
     write_dataset,
 )
 from train.data.convert.shapes import UNNAMED, area_of, fill_shape, vanished
-from train.data.convert.source_files import find_folder, find_images, read_region_rgb
+from train.data.convert.source_files import find_folder, find_images, read_region_picture
 from train.data.scale import refuse_enlarging
 from train.errors import AnnotationError, SettingsError, SourceError
 from train.files import refuse_existing
@@ -236,7 +236,7 @@ def _read_regions(
     """Yield the regions one by one; add hidden elements and empty regions to `warnings`."""
     missed, hidden = [], []
     for source in sources:
-        original = read_region_rgb(source.image)
+        original = read_region_picture(source.image).pixels
         image = resample_image(original, source.mpp / settings.tiles.mpp)
         shapes = [found for found in read_export(source.annotation) if found.rings]
         if settings.overlap == "area":
@@ -245,7 +245,9 @@ def _read_regions(
         if settings.uncovered == "background":
             labels[:] = _BACKGROUND
         # Computed from the sizes, because resampling rounds them to whole pixels.
-        scale = np.array(labels.shape[::-1]) / original.size * (source.base_mpp / source.mpp)
+        scale = (
+            np.array(labels.shape[::-1]) / original.shape[1::-1] * (source.base_mpp / source.mpp)
+        )
         drawn = []
         for shape in shapes:
             value = meanings[_normalised(shape.label)]

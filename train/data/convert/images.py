@@ -13,16 +13,18 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 
+from serve.images.colors import to_rgb
 from train.checked import CheckedSettings, NumFolds, Seed, TestShare
 from train.data.convert.layout import TEST_FOLD, assign_folds, draw_test_groups
-from train.data.convert.source_files import read_region_rgb, refuse_other_size
+from train.data.convert.source_files import refuse_other_size
 from train.data.folder import IMAGE_SUFFIXES
 from train.data.images import read_image
 from train.data.leaks import straddling
 from train.data.writing import whole_dataset, write_description
+from train.errors import ImageFileError
 from train.settings import LabelClass
 
 VALIDATION_FOLD = 0
@@ -132,11 +134,26 @@ def _write_pair(folder: Path, image: SourceImage) -> None:
     labels = image.read_labels()
     suffix = image.path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
-        height, width, _ = read_image(image.path).shape
-        refuse_other_size(image.path, (width, height), labels)
+        refuse_other_size(image.path, read_image(image.path), labels)
         shutil.copyfile(image.path, folder / "img" / f"{image.name}{suffix}")
     else:
-        pixels = read_region_rgb(image.path)
-        refuse_other_size(image.path, pixels.size, labels)
-        pixels.save(folder / "img" / f"{image.name}.png", compress_level=3)
+        pixels = _read_bmp(image.path)
+        refuse_other_size(image.path, pixels, labels)
+        Image.fromarray(pixels).save(folder / "img" / f"{image.name}.png", compress_level=3)
     Image.fromarray(labels).save(folder / "mask" / f"{image.name}.png")
+
+
+def _read_bmp(path: Path) -> NDArray[np.uint8]:
+    """Read a BMP, which serving does not: (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageFileError: it cannot be read.
+    """
+    try:
+        with Image.open(path, formats=("BMP",)) as image:
+            image.load()
+            return np.asarray(to_rgb(image)[0])
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ImageFileError(
+            f"{path} cannot be read as a BMP ({error}). Copy or download it again, or remove it."
+        ) from error

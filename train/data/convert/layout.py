@@ -19,9 +19,9 @@ from pydantic import Field
 from rich.progress import track
 
 from train.checked import CheckedSettings, Count, Mpp, NumFolds, Seed
-from train.data.convert.source_files import read_region_rgb, refuse_other_size
+from train.data.convert.source_files import read_region_picture, refuse_other_size
 from train.data.writing import save_tile, whole_dataset, write_description
-from train.errors import MaskError, SourceError
+from train.errors import ImageFileError, MaskError, SourceError
 from train.settings import LabelClass
 
 TEST_FOLD = -1
@@ -73,14 +73,20 @@ def read_region(
     """Read a published image and its mask, and resample both by `scale`.
 
     Raises:
-        FocalPathError: a file cannot be read, or they differ in size.
+        FocalPathError: a file cannot be read, they differ in size, or the image is turned by its
+            EXIF orientation: then nothing says which way the mask is up.
     """
-    image, labels = read_region_rgb(image_path), read_labels(mask_path)
-    refuse_other_size(image_path, image.size, labels)
+    picture, labels = read_region_picture(image_path), read_labels(mask_path)
+    if picture.orientation != 1:
+        raise ImageFileError(
+            f"{image_path} is turned by its EXIF orientation {picture.orientation}, and its mask "
+            "may not be; expected an image without one, as published. Download it again."
+        )
+    refuse_other_size(image_path, picture.pixels, labels)
     return Region(
         name,
         group,
-        resample_image(image, scale),
+        resample_image(picture.pixels, scale),
         resample_labels(labels, scale),
         TEST_FOLD if is_test else None,
     )
@@ -245,10 +251,11 @@ def _fold_rows(
     ]
 
 
-def resample_image(image: Image.Image, scale: float) -> NDArray[np.uint8]:
-    """Resample to (H, W, 3) uint8 RGB: area mean to shrink, bicubic to enlarge."""
+def resample_image(pixels: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+    """Resample (H, W, 3) uint8 RGB: area mean to shrink, bicubic to enlarge."""
+    image = Image.fromarray(pixels)
     method = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
-    return np.asarray(image.convert("RGB").resize(resampled_size(image.size, scale), method))
+    return np.asarray(image.resize(resampled_size(image.size, scale), method))
 
 
 def resample_labels(labels: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:

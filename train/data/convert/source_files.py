@@ -1,13 +1,17 @@
 """Finds and reads the files of a published data set."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from serve.images.decode import Picture
+from train.data.images import read_picture
+from train.data.mask_files import ONE_CHANNEL, greys_of, open_mask, whole_numbers
 from train.errors import ImageFileError, MaskError, SourceError
 from train.settings import is_name
 
@@ -69,58 +73,56 @@ def find_folder(source: Path, names: Sequence[str], contents: str) -> Path:
     )
 
 
-def read_region_image(path: Path) -> Image.Image:
-    """Read an image of any size up to `MAX_REGION_MEGAPIXELS`.
-
-    Pillow refuses such large images to guard against decompression bombs. We trust the data that
-    a user prepares, up to our own limit.
+def read_region_picture(path: Path) -> Picture:
+    """Read an image as training and serving do, but up to `MAX_REGION_MEGAPIXELS`.
 
     Raises:
-        ImageFileError: the file cannot be read, or is too large.
+        ImageFileError: the file cannot be read, is too large, or would be read wrongly.
     """
+    with _large_regions():
+        return read_picture(path, max_megapixels=MAX_REGION_MEGAPIXELS)
+
+
+def read_numbers(path: Path, what: str) -> NDArray[np.integer]:
+    """Read a mask of one channel as its (H, W) numbers, of a palette of greys as these.
+
+    Args:
+        path: the file.
+        what: the channel that is expected, for the error.
+
+    Raises:
+        MaskError: the mask cannot be read, or has colours.
+    """
+    with _large_regions():
+        mask = open_mask(path)
+    if mask.mode not in (*ONE_CHANNEL, "P"):
+        raise MaskError(
+            f"{path} has the mode {mask.mode}; expected {what}, not a coloured picture of them. "
+            "Download the published mask again."
+        )
+    greys = greys_of(mask) if mask.mode == "P" else None
+    return whole_numbers(mask) if greys is None else greys
+
+
+@contextmanager
+def _large_regions() -> Iterator[None]:
+    """Pillow guards against decompression bombs; we trust the data that a user prepares."""
     pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_REGION_MEGAPIXELS * 1_000_000:
-                raise ImageFileError(
-                    f"{path} is {image.width} x {image.height} pixels; expected at most "
-                    f"{MAX_REGION_MEGAPIXELS} megapixels. Cut the region into smaller ones."
-                )
-            image.load()
-            return image
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ImageFileError(
-            f"{path} cannot be read as an image ({error}). Copy or download it again, or remove it."
-        ) from error
+        yield
     finally:
         Image.MAX_IMAGE_PIXELS = pillow_limit
 
 
-def read_region_rgb(path: Path) -> Image.Image:
-    """Read an image as serving would: RGB of 8 bits, on white where it is transparent.
-
-    Raises:
-        ImageFileError: the file cannot be read, is too large, or has more than 8 bits.
-    """
-    image = read_region_image(path)
-    if image.mode.startswith(("I", "F")):
-        raise ImageFileError(
-            f"{path} has more than 8 bits per channel (mode {image.mode}); expected RGB of 8 bits. "
-            "Convert it, so that you choose which value is white."
-        )
-    if image.has_transparency_data:
-        over = image.convert("RGBA")
-        white = Image.new("RGBA", over.size, "white")
-        return Image.alpha_composite(white, over).convert("RGB")
-    return image.convert("RGB")
-
-
-def refuse_other_size(image_path: Path, size: tuple[int, int], labels: NDArray[np.uint8]) -> None:
-    """Raise an ImageFileError if an image of (width, height) and its labels differ in size."""
-    if size != labels.shape[::-1]:
+def refuse_other_size(
+    image_path: Path, pixels: NDArray[np.uint8], labels: NDArray[np.uint8]
+) -> None:
+    """Raise an ImageFileError if an image (H, W, 3) and its labels (H, W) differ in size."""
+    height, width, _ = pixels.shape
+    if (height, width) != labels.shape:
         raise ImageFileError(
             f"the mask of {image_path} is {labels.shape[1]} x {labels.shape[0]} pixels, the image "
-            f"{size[0]} x {size[1]}; expected the same size. Download both again."
+            f"{width} x {height}; expected the same size. Download both again."
         )
 
 
@@ -128,13 +130,7 @@ def read_glands(path: Path, gland: int = 2) -> NDArray[np.uint8]:
     """Read a mask of numbered glands as (H, W) uint8 labels: `gland`, and 1 for the rest.
 
     Raises:
-        FocalPathError: the mask cannot be read, or is not one channel of numbers.
+        MaskError: the mask cannot be read, or is not one channel of numbers.
     """
-    mask = read_region_image(path)
-    # Accepts 16 bits, too: an image may have more than 255 glands.
-    if mask.mode not in ("1", "L", "P", "I", "I;16"):
-        raise MaskError(
-            f"{path} has the mode {mask.mode}; expected one channel with the numbers of the "
-            "glands, not a coloured picture of them. Download the published mask again."
-        )
-    return np.where(np.asarray(mask) > 0, gland, 1).astype(np.uint8)
+    numbers = read_numbers(path, "one channel with the numbers of the glands")
+    return np.where(numbers > 0, gland, 1).astype(np.uint8)

@@ -186,6 +186,13 @@ def test_the_first_call_writes_a_template_and_nothing_else(
     assert "mapping.json" in capsys.readouterr().out.replace("\n", "")
 
 
+@pytest.mark.parametrize("name", ["mapping.json", "other.mapping.json"])
+def test_a_mapping_may_lie_beside_the_annotations(name: str, annotated: Path):
+    mapping = (annotated / "mapping.json").rename(annotated / "annotations" / name)
+    write_mapping(annotated / "annotations" / "earlier.mapping.json")
+    assert set(masks_of(prepare(annotated, mapping=mapping, test_share=0.0))) == {"a", "b"}
+
+
 def a_point(source: Path) -> None:
     path = source / "annotations" / "a.geojson"
     content = json.loads(path.read_text())

@@ -1,15 +1,10 @@
-import warnings
-from pathlib import Path
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.support.errors import raises
-from train.data.convert import layout, source_files
+from train.data.convert import layout
 from train.data.convert.layout import assign_folds, tile_starts
 from train.errors import (
-    ImageFileError,
     SourceError,
 )
 
@@ -57,29 +52,9 @@ def test_with_fewer_patients_than_folds_some_are_still_for_validation() -> None:
 def test_images_are_averaged_when_made_smaller() -> None:
     stripes = np.zeros((4, 4, 3), np.uint8)
     stripes[:, ::2] = 200
-    assert (layout.resample_image(Image.fromarray(stripes), 0.5) == 100).all()
+    assert (layout.resample_image(stripes, 0.5) == 100).all()
 
 
 def test_labels_are_never_mixed_when_made_smaller() -> None:
     labels = np.kron(np.array([[1, 5], [5, 1]], np.uint8), np.ones((3, 3), np.uint8))
     assert set(np.unique(layout.resample_labels(labels, 0.5))) == {1, 5}
-
-
-def test_regions_beyond_pillows_bomb_limit_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Image.new("L", (64, 64)).save(tmp_path / "large.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert source_files.read_region_image(tmp_path / "large.png").size == (64, 64)
-    assert Image.MAX_IMAGE_PIXELS == 100
-
-
-def test_regions_beyond_our_own_limit_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Image.new("L", (1200, 1000)).save(tmp_path / "large.png")
-    monkeypatch.setattr(source_files, "MAX_REGION_MEGAPIXELS", 1)
-    with raises(ImageFileError, "1200 x 1000", "1 megapixels"):
-        source_files.read_region_image(tmp_path / "large.png")
