@@ -29,10 +29,14 @@ CANNOT_WRITE = (
 def refuse_existing(folder: Path) -> None:
     """Refuse a place that holds something: a file, or a folder that is not empty.
 
+    The current folder is refused, too: a new one takes its place, and whoever is in it is lost.
+
     Raises:
         DestinationError: it does.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.realpath(folder) == os.path.realpath(".") or (
+        folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    ):
         raise DestinationError(
             f"{folder} exists; expected a new folder. Give another one, or delete this one first."
         )
@@ -42,12 +46,14 @@ def refuse_existing(folder: Path) -> None:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Give a new folder beside `folder` to fill. It becomes `folder` at the end.
 
+    A link is followed, so that it may lead to another disk.
+
     On any failure it is removed, and `folder` stays as it was. Missing parents are created.
 
     Raises:
         StorageError: the disk is full or cannot be written, or `folder` holds something.
     """
-    folder = folder.absolute()
+    folder = Path(os.path.realpath(folder))
     partial = _beside(folder)
     with write_errors_explained(folder):
         try:

@@ -116,3 +116,26 @@ def test_a_score_that_is_not_known_is_null_in_json(tmp_path: Path):
     text = (tmp_path / "scores.json").read_text()
     expected = {"dice/a": 0.5, "dice/b": None, "folds": [{"iou/b": None}, 1]}
     assert json.loads(text, parse_constant=pytest.fail) == expected
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_leads_to_the_folder_that_is_written(exists: bool, tmp_path: Path):
+    if exists:
+        (tmp_path / "disk").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "disk")
+    refuse_existing(tmp_path / "data")
+    with whole_folder(tmp_path / "data") as new:
+        (new / "file").write_text("text")
+    assert (tmp_path / "data").is_symlink()
+    assert (tmp_path / "disk" / "file").read_text() == "text"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "disk"]
+
+
+@pytest.mark.parametrize("path", [".", "../here", "sub/.."])
+def test_the_current_folder_is_no_place_to_write(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with raises(DestinationError, path):
+        refuse_existing(Path(path))

@@ -41,6 +41,7 @@ def open_mask(path: Path) -> Image.Image:
                     "pixels. Save the mask as PNG where it was made."
                 )
             step = _step_of(image)
+            is_packed = image.mode == "P" and "P;" in _stored(image)
             if ";16" in _stored(image) and len(image.getbands()) > 1:
                 raise MaskError(
                     f"{path} has {len(image.getbands())} channels of 16 bits, expected one of up "
@@ -50,6 +51,12 @@ def open_mask(path: Path) -> Image.Image:
             if is_cut_short(image, content):
                 raise EOFError("it ends before its last row")
             repair_palette(image)
+            if is_packed and lacks_colors(image):
+                raise MaskError(
+                    f"{path} has pixels without a colour in its palette: the program that wrote "
+                    "it had more values than colours, and may have cut them off. Save the mask "
+                    "again, as greys or with a colour per value."
+                )
             upright = ImageOps.exif_transpose(image)
             return upright if step == 1 else upright.point(lambda value: value // step)
     except MaskError:
@@ -130,9 +137,23 @@ def whole_numbers(image: Image.Image) -> NDArray[np.integer]:
 
 
 def greys_of(image: Image.Image) -> NDArray[np.uint8] | None:
-    """The (H, W) greys of a palette image; None where its palette has a colour, used or not."""
-    palette = palette_of(image)
-    return palette[:, 0][np.asarray(image)] if (palette == palette[:, :1]).all() else None
+    """The (H, W) greys of a palette image.
+
+    None where its palette has a colour, used or not, and where the greys tell less than the
+    indices: two values have one grey, or a value has none.
+    """
+    indices, palette = np.asarray(image), palette_of(image)
+    used = used_values(indices)
+    is_grey = (palette == palette[:, :1]).all()
+    if not is_grey or lacks_colors(image) or len(set(palette[used, 0].tolist())) < len(used):
+        return None
+    return palette[:, 0][indices]
+
+
+def lacks_colors(image: Image.Image) -> bool:
+    """Whether a palette image has pixels for which its file has no colour."""
+    stored = image.getpalette("RGB") or []
+    return int(np.asarray(image).max(initial=0)) >= len(stored) // 3
 
 
 def palette_of(image: Image.Image) -> NDArray[np.uint8]:

@@ -24,6 +24,7 @@ from PIL import Image
 from train.data.mask_files import (
     ONE_CHANNEL,
     greys_of,
+    lacks_colors,
     open_mask,
     palette_of,
     transparent_pixels,
@@ -197,7 +198,8 @@ def _from_palette(
     used = used_values(indices if ignored is None else indices[~ignored])
     number = [int.from_bytes(bytes(color)) for color in palette_of(image)[used].tolist()]
     table = dict(code.colors)
-    if code.values is None and any(number) and table.keys() >= set(number):
+    has_colors = any(number) and number.count(0) <= 1 and not lacks_colors(image)
+    if code.values is None and has_colors and table.keys() >= set(number):
         labels = np.zeros(256, np.uint8)
         labels[used] = [table[color] for color in number]
         return np.asarray(labels[indices])

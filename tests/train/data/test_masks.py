@@ -53,6 +53,9 @@ FORMS: dict[str, Any] = {
     "palette of any colours": palette(LABELS, np.arange(12).reshape(4, 3) + 40),
     "palette of the classes": palette(LABELS, RGB),
     "palette of greys": palette(LABELS, np.arange(4).repeat(3).reshape(4, 3)),
+    "palette that is black": palette(LABELS, np.zeros((4, 3))),
+    "palette of equal greys": palette(LABELS, np.array([0, 255, 255, 255]).repeat(3).reshape(4, 3)),
+    "palette of few colours": palette(LABELS, np.vstack([RGB[:2], RGB[:1], RGB[:1]])),
     "palette of greys in another order": palette(
         REORDERED[LABELS], np.argsort(REORDERED).repeat(3).reshape(4, 3)
     ),
@@ -63,6 +66,19 @@ FORMS: dict[str, Any] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_mask_means_the_same_labels_in_every_form(form: str, tmp_path: Path) -> None:
     assert labels(saved(tmp_path, FORMS[form])) == LABELS.tolist()
+
+
+@pytest.mark.parametrize("first", [RGB, np.arange(4).repeat(3).reshape(4, 3)])
+def test_a_value_beyond_the_palette_is_not_black(first: np.ndarray, tmp_path: Path) -> None:
+    pixels = np.where(LABELS == 0, np.uint8(200), LABELS)
+    colors = np.vstack([first, np.full((17, 3), 77)])  # 21, so that values are stored in 8 bits
+    with raises(MaskError, "label 200"):
+        labels(saved(tmp_path, palette(pixels, colors)))
+
+
+def test_values_that_were_cut_off_with_their_colours_are_refused(tmp_path: Path) -> None:
+    with raises(MaskError, "mask.png", "palette"):
+        labels(saved(tmp_path, palette(LABELS, RGB[:1])))
 
 
 def packed_png(values: np.ndarray, bits: int) -> bytes:

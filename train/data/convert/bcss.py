@@ -25,10 +25,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.images.mpp import MAX_MPP, MIN_MPP
 from train.checked import CheckedSettings, Mpp
 from train.data.check import report
 from train.data.convert.layout import TileSettings, read_region, write_dataset
 from train.data.convert.source_files import find_folder, find_images, read_numbers
+from train.data.scale import refuse_enlarging
 from train.data.synthetic import tissue
 from train.errors import MaskError, ScaleError, SourceError
 from train.files import refuse_existing
@@ -128,6 +130,12 @@ def _parse_name(path: Path, settings: BcssSettings) -> _Name:
             f"{path.name} names no resolution; expected a part such as MPP-0.2500. "
             "Give the resolution with --source-mpp."
         )
+    if not MIN_MPP <= mpp <= MAX_MPP:
+        raise ScaleError(
+            f"{path.name} names {mpp:g} um per pixel; expected {MIN_MPP:g} to {MAX_MPP:g}. Restore "
+            "the published name."
+        )
+    refuse_enlarging(settings.tiles.mpp, mpp, path.name)
     return _Name(match["patient"], match["institute"], mpp)
 
 

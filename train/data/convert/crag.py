@@ -19,6 +19,7 @@ from train.checked import CheckedSettings, Mpp
 from train.data.check import report
 from train.data.convert.layout import TileSettings, read_region, write_dataset
 from train.data.convert.source_files import find_folder, find_images, read_glands
+from train.data.scale import refuse_enlarging
 from train.errors import SourceError
 from train.files import refuse_existing
 from train.presets import CRAG_MPP
@@ -56,6 +57,7 @@ def prepare_crag(source: Path, out: Path, settings: CragSettings) -> None:
         folder = find_folder(source, folders, f"CRAG's {split} images")
         sources += _find_pairs(folder, split, warnings)
     recipe = {"source": "crag", **asdict(settings)}
+    refuse_enlarging(settings.tiles.mpp, settings.source_mpp, "CRAG's images")
     scale = settings.source_mpp / settings.tiles.mpp
     regions = (
         read_region(name, name, image, mask, read_glands, scale, is_test=name.startswith("test_"))

@@ -100,7 +100,7 @@ def _read_grades(path: Path) -> Mapping[str, _Case]:
             f"{path} cannot be read ({error}); expected GlaS's table of patients and grades, with "
             "the columns name, patient ID, grade (GlaS)"
         ) from error
-    cases = {}
+    cases: dict[str, _Case] = {}
     for number, row in rows:
         values = {name.lower(): cell for name, cell in row.items()}
         grade = next((v.lower() for k, v in values.items() if k.startswith("grade (glas")), None)
@@ -109,5 +109,10 @@ def _read_grades(path: Path) -> Mapping[str, _Case]:
                 f"{path}, line {number}: found {values}; expected name, patient ID and "
                 f"grade (GlaS), {' or '.join(_GRADES)}"
             )
-        cases[values["name"]] = _Case(values["patient id"], grade)
+        case = _Case(values["patient id"], grade)
+        if cases.setdefault(values["name"], case) != case:
+            raise SourceError(
+                f"{path}, line {number}: {values['name']} is there twice, with other content; "
+                "expected one row per image. Download it again."
+            )
     return cases

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.json_text import parse_json
+from serve.images.mpp import MAX_MPP, MIN_MPP
 from train.checked import CheckedSettings
 from train.data.check import report
 from train.data.convert.images import FoldSettings, SourceImage, write_images
@@ -95,6 +96,8 @@ def find_images(source: Path) -> tuple[list[SourceImage], list[str]]:
         try:
             part, slide = str(pair["subset"]), str(pair["slide_name"])
             mpp = float(pair["tissue"]["resized_mpp_x"])
+            if not MIN_MPP <= mpp <= MAX_MPP:
+                raise ValueError(f"{mpp} um per pixel")
         except (KeyError, TypeError, ValueError) as error:
             raise SourceError(
                 f"{source / 'metadata.json'}, pair {name}: {error!r} is not as published; expected "

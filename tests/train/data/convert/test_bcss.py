@@ -161,6 +161,8 @@ def no_label(source: Path) -> None:
         (lambda source: write_bcss(source, ["slide-one"]), SourceError, ("slide-one",)),
         (lambda source: write_bcss(source, PATIENTS, mpp=""), ScaleError, ("--source-mpp",)),
         (no_label, MaskError, ("2 tiles", 0.0)),
+        (lambda source: write_bcss(source, PATIENTS, mpp="_MPP-25"), ScaleError, (25, 20)),
+        (lambda source: write_bcss(source, PATIENTS, mpp="_MPP-1.5"), ScaleError, ("6 times",)),
     ],
 )
 def test_bcss_that_is_wrong_is_refused_and_nothing_is_left(

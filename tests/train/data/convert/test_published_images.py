@@ -136,6 +136,28 @@ def test_a_coloured_picture_of_glands_is_refused(tmp_path: Path):
         prepare_glas(source, tmp_path / "out", GlasSettings())
 
 
+def test_an_image_of_glas_with_two_patients_is_refused(tmp_path: Path):
+    source = write_glas(tmp_path / "source")
+    grades = source / "Grade.csv"
+    same = grades.read_text() + "\ntrain_1, 0, malignant, moderate"
+    grades.write_text(same)
+    prepare_glas(source, tmp_path / "out", GlasSettings())
+    grades.write_text(same.replace("train_1, 0", "train_1, 3", 1))
+    with raises(SourceError, grades, "train_1", "twice"):
+        prepare_glas(source, tmp_path / "again", GlasSettings())
+
+
+@pytest.mark.parametrize("mpp", [0, -1, float("nan"), 1e9])
+def test_an_um_per_pixel_of_ocelot_that_none_has_is_refused(mpp: float, tmp_path: Path):
+    source = write_ocelot(tmp_path / "source")
+    content = json.loads((source / "metadata.json").read_text())
+    content["sample_pairs"]["000"]["tissue"]["resized_mpp_x"] = mpp
+    (source / "metadata.json").write_text(json.dumps(content))
+    with raises(SourceError, "pair 000", mpp):
+        prepare_ocelot(source, tmp_path / "out", OcelotSettings())
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_image_of_glas_without_its_grade_is_named(tmp_path: Path):
     source = write_glas(tmp_path / "source")
     grades = source / "Grade.csv"
