@@ -147,7 +147,7 @@ def greys_of(image: Image.Image) -> NDArray[np.uint8] | None:
     is_grey = (palette == palette[:, :1]).all()
     if not is_grey or lacks_colors(image) or len(set(palette[used, 0].tolist())) < len(used):
         return None
-    return palette[:, 0][indices]
+    return np.asarray(palette[:, 0][indices])
 
 
 def lacks_colors(image: Image.Image) -> bool:

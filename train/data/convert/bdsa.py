@@ -186,6 +186,7 @@ def _label_meanings(rename: Sequence[str]) -> dict[str, int | None]:
     }
     meanings = dict(targets)
     targets |= {"unlabelled": 0, "ignore": None}
+    renamed: dict[str, str] = {}
     for text in rename:
         old, equals, new = text.partition("=")
         if not equals or _normalised(new) not in targets:
@@ -194,7 +195,13 @@ def _label_meanings(rename: Sequence[str]) -> dict[str, int | None]:
                 f"--rename has {text!r}; expected OLD=NEW, where NEW is one of {names}, "
                 "unlabelled, ignore"
             )
-        meanings[_normalised(old or UNNAMED)] = targets[_normalised(new)]
+        label = _normalised(old or UNNAMED)
+        if renamed.setdefault(label, _normalised(new)) != _normalised(new):
+            raise SettingsError(
+                f"--rename gives {label!r} two meanings, {renamed[label]!r} and {new!r}; expected "
+                "one. Remove one of them."
+            )
+        meanings[label] = targets[_normalised(new)]
     return meanings
 
 

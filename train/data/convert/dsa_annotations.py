@@ -115,4 +115,4 @@ def _placed(unit: Ring, element: dict[str, Any], width: float, height: float) ->
     angle = numbers[0]
     cos, sin = math.cos(angle), math.sin(angle)
     turned = unit * [width, height] @ np.array([[cos, sin], [-sin, cos]])
-    return np.asarray(turned + np.array([x, y], np.float64))
+    return ring_of(turned + np.array([x, y], np.float64))

@@ -14,6 +14,8 @@ Ring = NDArray[np.float64]
 UNNAMED = "unclassified"
 """The label of annotations that have none."""
 
+_FARTHEST = 1e9
+"""In pixels; what is beyond it is a mistake, and overflows."""
 
 _ANGLES = np.linspace(0, 2 * math.pi, 128, endpoint=False)
 CIRCLE: Ring = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
@@ -29,10 +31,10 @@ def ring_of(points: Sequence[Any]) -> Ring:
     """The x and y of points, which may have more coordinates.
 
     Raises:
-        ValueError: one is not a finite number.
+        ValueError: one is not a number, or is no place on any slide.
     """
     ring = np.array([point[:2] for point in points], dtype=np.float64).reshape(len(points), 2)
-    if not np.isfinite(ring).all():
+    if not (np.abs(ring) < _FARTHEST).all():
         raise ValueError(f"an outline has the points {str(points)[:80]}")
     return ring
 

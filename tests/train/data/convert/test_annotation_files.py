@@ -79,6 +79,8 @@ def dsa(**element: Any) -> str:
         ("a.json", dsa(center=[float("nan"), 1, 0])),
         ("a.json", dsa(center=[1, 1, 0], rotation=float("inf"))),
         ("a.json", dsa(center=[1, 1, 0], width=10**400)),
+        ("a.json", dsa(center=[1, 1, 0], width=1e308)),
+        ("a.xml", XML.replace('Y="8"', 'Y="-1e308"', 1)),
     ],
 )
 def test_what_is_missing_or_no_number_is_one_error(tmp_path: Path, name: str, content: str):

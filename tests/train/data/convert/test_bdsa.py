@@ -181,6 +181,7 @@ def test_renamed_labels_are_drawn_unlabelled_or_not_at_all(
     [
         ("Artefact", AnnotationError, "'Artefact' (2)", {}),
         ("Gray Matter", SettingsError, "OLD=NEW", {"rename": ("GM=Grey Stuff",)}),
+        ("GM", SettingsError, "'gm'", {"rename": ("GM=Gray Matter", "gm=White Matter")}),
         ("Gray Matter", SourceError, "--source-mpp", {"source_mpp": None}),
     ],
 )
