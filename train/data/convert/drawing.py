@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,9 +107,9 @@ class Drawing:
         right, bottom = min(columns, int(np.ceil(high[0]))), min(rows, int(np.ceil(high[1])))
         if rows <= side and columns <= side:  # a small image is taken as it is
             left, top, right, bottom = 0, 0, columns, rows
-        for y in range(top, bottom, side):
-            for x in range(left, right, side):
-                yield y, x, min(side, bottom - y), min(side, right - x)
+        for y, y_end in _spans(top, bottom, side):
+            for x, x_end in _spans(left, right, side):
+                yield y, x, y_end - y, x_end - x
 
     def _touching(self, y: int, x: int, height: int, width: int) -> list[_Drawn]:
         """The shapes whose boxes reach a chunk, in its pixels."""
@@ -118,6 +119,13 @@ class Drawing:
             if high[0] > 0 and high[1] > 0 and low[0] < width and low[1] < height:
                 found.append((name, value, tuple(ring - [x, y] for ring in rings)))
         return found
+
+
+def _spans(start: int, end: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut a length into the fewest parts of about one length: none is a narrow rest."""
+    length = max(0, end - start)
+    num = max(1, -(-length // most))
+    return pairwise(start + length * part // num for part in range(num + 1))
 
 
 def drawing_of(
