@@ -186,7 +186,8 @@ def read_classes(
     if not 2 <= len(names) <= MAX_CLASSES or len(set(names)) < len(names):
         raise error(
             f"{path} names {len(names)} classes ({len(set(names))} different); expected 2 to "
-            f"{MAX_CLASSES}, each with its own name"
+            f"{MAX_CLASSES}, each with its own name. For one class against the rest, name "
+            "the rest, too"
         )
     for entry in classes:
         if entry.name in ("mean", *reserved) or not is_name(entry.name):

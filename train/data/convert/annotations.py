@@ -8,8 +8,8 @@ by the code that serves them, at the tiles' um per pixel; areas are drawn at tha
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,6 +38,7 @@ from train.data.convert.layout import (
     TEST_FOLD,
     Region,
     TileSettings,
+    assign_folds,
     draw_test_groups,
     write_dataset,
 )
@@ -124,6 +125,10 @@ def prepare_annotations(
         )
         return
     mapping = read_mapping(mapping_file, [annotation.label for annotation in found])
+    groups = {slide.name: _group(slide.name, settings) for slide in slides}
+    test = draw_test_groups(groups.values(), settings.test_share, settings.tiles.seed)
+    open_groups = Counter(group for group in groups.values() if group not in test)
+    assign_folds(open_groups, settings.tiles.num_folds, settings.tiles.seed)  # refuses too few
     lost = Lost()
     for slide in slides:
         _check_slide(slide, mapping, settings, lost)
@@ -133,7 +138,7 @@ def prepare_annotations(
         "mapping": None,
         "labels": dict(mapping.labels),
     }
-    regions = _regions(slides, mapping, settings, lost)
+    regions = _regions(slides, groups, test, mapping, settings, lost)
     warnings += write_dataset(out, regions, len(slides), mapping.classes, settings.tiles, recipe)
     report(out, warnings + _doubtful_patients(slides, settings) + lost.warnings())
 
@@ -234,13 +239,13 @@ def _check_slide(
 
 def _regions(
     slides: Sequence[_Slide],
+    groups: Mapping[str, str],
+    test: Set[str],
     mapping: ClassMapping,
     settings: AnnotationSettings,
     lost: Lost,
 ) -> Iterator[Region]:
     """Read one chunk after another; `lost` gets what nothing comes of."""
-    groups = {slide.name: _group(slide.name, settings) for slide in slides}
-    test = draw_test_groups(groups.values(), settings.test_share, settings.tiles.seed)
     for slide in slides:
         group = groups[slide.name]
         has_region = False

@@ -15,6 +15,7 @@ from PIL import Image
 from tests.support.errors import raises
 from tests.support.real_slide import SHARED_DATA
 from tests.support.slides import tissue_pixels, write_aperio
+from train.data.convert import annotations
 from train.data.convert.annotation_files import read_annotation_file
 from train.data.convert.annotations import AnnotationSettings, prepare_annotations
 from train.data.convert.layout import TileSettings
@@ -469,6 +470,14 @@ def test_no_tile_of_a_large_image_is_a_narrow_rest(side: int, source: Path):
     expected = np.ones((side, side), np.uint8)
     expected[6:60, 40:60] = 2
     np.testing.assert_array_equal(seen, expected)
+
+
+def test_too_few_patients_are_refused_before_anything_is_cut(
+    annotated: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(annotations, "write_dataset", pytest.fail)
+    with raises(SourceError, "found 1 patients"):
+        prepare(annotated, test_share=0.5)
 
 
 def test_tiles_that_would_have_one_name_are_refused(annotated: Path):
