@@ -161,9 +161,10 @@ def publish(
                 newest = folder / str(versions[-1] + 1 if versions else 1)
                 _stage_version(bundle / artefact.file, staging / newest.name / runtime.model_file)
             with uninterrupted(f"{newest} is published"):
+                # The config first: versions without one are of another model, see `check_folder`.
+                (staging / CONFIG_FILE).replace(folder / CONFIG_FILE)
                 if (staging / newest.name).exists():
                     (staging / newest.name).rename(newest)
-                (staging / CONFIG_FILE).replace(folder / CONFIG_FILE)
                 if keep is not None:
                     _prune(folder, staging, keep, {int(newest.name), *versions[-1:]})
     finally:
@@ -189,12 +190,13 @@ def check_folder(repository: Path, name: str) -> None:
     try:
         is_ours = config.read_text(encoding="utf-8").startswith(_HEADER)
     except FileNotFoundError:
-        is_ours = True  # new, or the first publication was killed
+        # New, or the first publication was killed. Triton serves models without a config, too.
+        is_ours = not folder.exists() or not _versions(folder)
     except (IsADirectoryError, UnicodeDecodeError):
         is_ours = False
     if not is_ours:
         raise DestinationError(
-            f"{folder} is of another model: its {CONFIG_FILE} was not written by an export. "
+            f"{folder} is of another model: its {CONFIG_FILE} is missing, or not of an export. "
             "Nothing was changed; export with another --name, or give another repository."
         )
 

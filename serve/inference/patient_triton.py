@@ -1,4 +1,8 @@
-"""A Triton server that may restart meanwhile: tiles are sent again until it is back."""
+"""A Triton server that may restart, or load its model again, while it is asked.
+
+Tiles are sent again until a server that restarts is back. A model that was loaded again is compared
+again, also where its version has the same number.
+"""
 
 import threading
 import time
@@ -20,7 +24,8 @@ from serve.settings import SharedMemory
 class PatientTriton(TritonBackend):
     """Sends a batch again while the server, which has answered before, cannot be reached.
 
-    A server that comes back may have another model: what it serves is compared again.
+    A server that comes back may have another model, and so may one whose repository was made anew
+    and numbers its versions from 1 again: what it serves is compared again.
 
     Args:
         url: host:port of Triton's gRPC endpoint.
@@ -49,17 +54,23 @@ class PatientTriton(TritonBackend):
         self._patience_s = patience_s
         self._was_lost = False
         self._comparing = threading.Lock()
+        self._num_counted = self._count_tiles() or 0
 
     def infer(self, images: NDArray[np.uint8], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """See `Backend.infer`."""
         patience = Patience(self._patience_s)
         while True:
             try:
-                with self._comparing:
-                    if self._was_lost:
-                        self._compare()
-                        self._was_lost = False
-                return super().infer(images, outputs)
+                self._compare_if_lost()
+                least = self._num_counted + len(images)
+                answers = super().infer(images, outputs)
+                count = self._count_tiles()
+                if count is not None and count < least:  # it counts from 0 when it loads a model
+                    self._was_lost = True
+                    self._compare_if_lost()
+                elif count is not None:
+                    self._num_counted = count
+                return answers
             except BackendUnreachableError:
                 self._was_lost = True
                 pause_s = patience.after_failure()
@@ -67,8 +78,15 @@ class PatientTriton(TritonBackend):
                     raise
             time.sleep(pause_s)
 
+    def _compare_if_lost(self) -> None:
+        with self._comparing:
+            if self._was_lost:
+                self._compare()
+                self._num_counted = self._count_tiles() or 0
+                self._was_lost = False
+
     def _compare(self) -> None:
-        """Raise ModelChangedError if Triton serves another model than before it was lost."""
+        """Raise ModelChangedError if Triton serves another model than when it was opened."""
         if (version := self._check_interface()) != self._version:
             raise self._changed(f"version {version}")
         warm_up = self._manifest.warm_up

@@ -167,6 +167,16 @@ class TritonBackend:
                 raise self._changed(str(found), str(expected))
         return _newest(metadata.versions)
 
+    def _count_tiles(self) -> int | None:
+        """How many tiles Triton has answered since it loaded the model; None if it does not say."""
+        try:
+            found = self._client.get_inference_statistics(
+                self._manifest.name, self._version, client_timeout=_CHECK_TIMEOUT_S
+            )
+        except InferenceServerException:
+            return None
+        return sum(int(model.inference_count) for model in found.model_stats)
+
     def _changed(self, found: str, expected: str | None = None) -> ModelChangedError:
         expected = expected or f"version {self._version}, as when it was opened"
         return ModelChangedError(

@@ -1,5 +1,6 @@
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
 from export.errors import BundleError, DestinationError, SettingsError, StorageError
-from export.triton import Target, publish, render_config
+from export.triton import CONFIG_FILE, Target, publish, render_config
 from serve.contract.manifest import Artefact, Manifest, TensorRTBuild, read_bundle, sha256_of
 from tests.support import ROOT
 from tests.support.errors import raises
@@ -134,6 +135,11 @@ def test_a_bundle_becomes_the_next_version_unless_the_newest_serves_it_already(
     assert _version_names(repository) == ["1", "2", "3"]
 
 
+def _write_config(repository: Path) -> None:
+    """As of an earlier publication."""
+    (repository / "segmenter" / "config.pbtxt").write_bytes(GOLDEN.read_bytes())
+
+
 @pytest.mark.parametrize(
     ("there", "expected"), [(["9", "10"], "11"), (["007", "notes", ".staging-interrupted"], "1")]
 )
@@ -142,36 +148,39 @@ def test_versions_are_counted_as_triton_reads_them(
 ) -> None:
     for name in there:
         (repository / "segmenter" / name).mkdir(parents=True)
+    _write_config(repository)
     assert publish(toy_bundle, repository).name == expected
 
 
 def test_a_file_takes_its_number_too(toy_bundle: Path, repository: Path) -> None:
     (repository / "segmenter").mkdir(parents=True)
     (repository / "segmenter" / "4").touch()
+    _write_config(repository)
     assert publish(toy_bundle, repository).name == "5"
 
 
 @pytest.mark.parametrize(
-    "config", ['name: "segmenter"\nbackend: "python"\n', b"\xff\xfe", "", None]
+    "config", ['name: "segmenter"\nbackend: "python"\n', b"\xff\xfe", "", "a folder", "missing"]
 )
 def test_another_model_of_the_same_name_is_left_alone(
-    toy_bundle: Path, repository: Path, config: str | bytes | None
+    toy_bundle: Path, repository: Path, config: str | bytes
 ) -> None:
     version = repository / "segmenter" / "1"
     version.mkdir(parents=True)
     (version / "model.py").write_text("theirs")
     path = repository / "segmenter" / "config.pbtxt"
-    if config is None:
+    content = config if isinstance(config, bytes) else config.encode()
+    if config == "a folder":
         path.mkdir()
-    else:
-        path.write_bytes(config if isinstance(config, bytes) else config.encode())
+    elif config != "missing":
+        path.write_bytes(content)
     before = _files(repository)
     with raises(DestinationError, repository / "segmenter", "config.pbtxt", "--name"):
         publish(toy_bundle, repository, keep=1)
     assert _files(repository) == before
     assert (version / "model.py").read_text() == "theirs"
-    if config is not None:
-        assert path.read_bytes() == (config if isinstance(config, bytes) else config.encode())
+    if path.is_file():
+        assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("at", ["repository", "repository/segmenter"])
@@ -209,14 +218,37 @@ def test_two_publications_at_once_become_two_versions(
 def test_what_a_publication_that_was_killed_left_goes_with_the_next(
     toy_bundle: Path, repository: Path
 ) -> None:
-    publish(toy_bundle, repository)
     left = repository / "segmenter" / ".staging-killed"
     (left / "2").mkdir(parents=True)
     (left / "2" / "model.onnx").write_text("half")
-    (repository / "segmenter" / "config.pbtxt").unlink()
     assert publish(toy_bundle, repository).name == "1"
     assert _files(repository) == ["segmenter/1/model.onnx", "segmenter/config.pbtxt"]
     assert not left.exists()
+
+
+@pytest.mark.parametrize("written", [CONFIG_FILE, "1"])
+def test_a_first_publication_that_was_killed_anywhere_is_done_again(
+    toy_bundle: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def then_killed(move: Callable[..., Path]) -> Callable[..., Path]:
+        def moved(path: Path, to: Path) -> Path:
+            done = move(path, to)
+            if to.name == written:
+                raise Killed
+            return done
+
+        return moved
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace"):
+            patch.setattr(Path, name, then_killed(getattr(Path, name)))
+        with pytest.raises(Killed):
+            publish(toy_bundle, repository)
+    assert publish(toy_bundle, repository).name == "1"
+    assert _files(repository) == ["segmenter/1/model.onnx", "segmenter/config.pbtxt"]
 
 
 def _with_versions(repository: Path, count: int) -> None:
@@ -224,6 +256,8 @@ def _with_versions(repository: Path, count: int) -> None:
         folder = repository / "segmenter" / str(version)
         folder.mkdir(parents=True)
         (folder / "model.onnx").write_text(str(version))
+    if count:
+        _write_config(repository)
 
 
 @pytest.mark.parametrize(

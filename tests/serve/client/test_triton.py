@@ -62,6 +62,7 @@ def lossy(
     monkeypatch.setattr(TritonBackend, "__init__", begin)
     monkeypatch.setattr(TritonBackend, "infer", infer)
     monkeypatch.setattr(TritonBackend, "_check_interface", lambda _: version[0])
+    monkeypatch.setattr(TritonBackend, "_count_tiles", lambda _: None)
     monkeypatch.setattr(TritonBackend, "close", lambda _: None)
     return errors
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from PIL import Image
 from export.triton import publish
 from serve.cli import main
 from serve.client.segment_files import main as segment_files
+from serve.client.triton import TritonClient
 from serve.contract.errors import BackendUnavailableError, ModelChangedError
 from serve.contract.manifest import read_bundle
 from serve.inference.segmenter import open_segmenter
@@ -126,6 +128,13 @@ def checked(tmp_path: Path) -> Path:
     return bundle
 
 
+def _load_from(folder: Path, repository: Path, url: str, bundle: Path) -> None:
+    """Make Triton load what a folder has in place of its repository, as a new publication there."""
+    shutil.rmtree(repository, ignore_errors=True)
+    shutil.copytree(folder, repository, copy_function=shutil.copyfile)  # with new times
+    load_on_triton(ServeSettings(backend="triton", triton_url=url), read_bundle(bundle))
+
+
 def test_no_door_takes_the_answers_of_another_model_of_the_same_interface(
     checked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +173,54 @@ def test_a_triton_that_comes_back_with_another_model_of_the_same_number_answers_
             triton.start()
             wait_until_ready(url)
             assert httpx.post(f"{url}/labels", files=files).content == labels
+
+
+@pytest.mark.parametrize("shared_memory", ["on", "off"])
+@pytest.mark.parametrize("num_answered", [1, 20])
+def test_another_model_that_triton_loads_under_the_same_number_answers_nothing(
+    checked: Path, tmp_path: Path, num_answered: int, shared_memory: SharedMemory
+) -> None:
+    """As after `rm -r` of the repository and a new publication, while Triton is up all the time."""
+    wrong, right, repository = (tmp_path / name for name in ("repository", "right", "served"))
+    publish(checked, right)
+    shutil.copytree(right, repository)
+    image = blobs(3 * TILE_SIZE_PX, 3 * TILE_SIZE_PX)
+    with TritonServer(
+        repository, control_mode="explicit", extra_arguments=["--load-model=*"]
+    ) as triton:
+        options = {"bundle": checked, "shared_memory": shared_memory}
+        url, manifest = triton.grpc_url, read_bundle(checked)
+        with TritonClient(url, manifest, **options) as client:  # type: ignore[arg-type]
+            found = [client.segment(image).labels for _ in range(num_answered)]
+            _load_from(right, repository, url, checked)
+            found.append(client.segment(image).labels)
+            _load_from(wrong, repository, url, checked)
+            for _ in range(2):
+                with raises(ModelChangedError, "warm-up image"):
+                    client.segment(image)
+            _load_from(right, repository, url, checked)
+            found.append(client.segment(image).labels)
+    assert all(np.array_equal(labels, found[0]) for labels in found)
+
+
+def test_the_service_refuses_another_model_that_triton_loads_under_the_same_number(
+    checked: Path, tmp_path: Path
+) -> None:
+    wrong, repository = tmp_path / "repository", tmp_path / "served"
+    publish(checked, repository)
+    files = {"image": (tmp_path / "image.png").read_bytes()}
+    with TritonServer(
+        repository, control_mode="explicit", extra_arguments=["--load-model=*"]
+    ) as triton:
+        settings = {"backend": "triton", "triton_url": triton.grpc_url}
+        with running_service(checked, tmp_path / "log.txt", **settings) as url:
+            wait_until_ready(url)
+            assert httpx.post(f"{url}/labels", files=files).status_code == 200
+            _load_from(wrong, repository, triton.grpc_url, checked)
+            for _ in range(2):
+                answer = httpx.post(f"{url}/labels", files=files)
+                assert answer.status_code == 503
+                assert "warm_up_differs" in answer.text
 
 
 @pytest.mark.parametrize("shared_memory", ["on", "off"])
