@@ -86,10 +86,15 @@ class Magnification:
 
     def run(self) -> None:
         """Pretrain what is missing, measure and report."""
-        from train.pretraining.magnification.run import compare_encoders, named_folders
+        from train.pretraining.magnification.run import (
+            check_study,
+            compare_encoders,
+            named_folders,
+        )
         from train.pretraining.magnification.study import pretrain_methods
 
-        given = named_folders(self.encoders)
+        given = named_folders(self.encoders, self.methods)
+        check_study(given, self.settings, self.data, self.evaluation)
         trained = pretrain_methods(self.settings, self.data, self.out, self.methods, self.seeds)
         report = compare_encoders(
             {**trained, **given}, self.settings, self.data, self.out / "report", self.evaluation

@@ -9,10 +9,12 @@ from typing import Any, cast
 
 import timm
 from timm.models import save_for_hf
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from train.errors import EncoderError
+from train.errors import EncoderError, SettingsError
 from train.model.encoder_folder import read_encoder_config
+from train.model.pathology_encoder import PATCH_SIZES
 from train.model.pretrained import NOT_OURS_IN_VIT, load_accounted, resize_position_embedding
 from train.model.weight_files import read_weights, weights_file
 from train.model.weight_names import as_timm
@@ -26,7 +28,8 @@ def create_encoder(settings: PretrainSettings, *, drop_path: float = 0.0) -> nn.
     """Create the encoder with random weights, for any image whose side is a multiple of the patch.
 
     Raises:
-        EncoderError: timm does not know it, or it is not a plain vision transformer.
+        EncoderError: timm does not know it, or it is not such a vision transformer.
+        SettingsError: views are no whole number of patches.
     """
     encoder = settings.encoder
     if not timm.is_model(encoder.encoder):
@@ -54,13 +57,43 @@ def create_encoder(settings: PretrainSettings, *, drop_path: float = 0.0) -> nn.
             pretrained_cfg_overlay=overlay,
             **architecture(settings),
         )
-        cast(Any, vit).num_prefix_tokens, cast(Any, vit).patch_embed.patch_size  # noqa: B018
     except (TypeError, AttributeError, ValueError, AssertionError) as error:
         raise EncoderError(
             f"{encoder.encoder} cannot be pretrained with these settings ({error}); expected a "
             "plain vision transformer of timm's, such as vit_small_patch16_224"
         ) from error
+    _check(vit, settings)
     return vit
+
+
+def _check(vit: nn.Module, settings: PretrainSettings) -> None:
+    """Refuse an encoder that cannot be distilled or handed on, and views that it cannot cut.
+
+    Raises:
+        EncoderError: it is no plain vision transformer with a class token and patches of 14 or 16.
+        SettingsError: views are no whole number of patches.
+    """
+    name = settings.encoder.encoder
+    if not isinstance(vit, VisionTransformer) or not vit.has_class_token:
+        raise EncoderError(
+            f"{name} is a {type(vit).__name__}, perhaps without a class token; expected a plain "
+            "vision transformer of timm's with one, such as vit_small_patch16_224"
+        )
+    size = patch_size(vit)
+    if size not in PATCH_SIZES:
+        raise EncoderError(
+            f"{name} cuts patches of {size} pixels; expected 14 or 16, which the segmenter takes. "
+            "Take a model with patch14 or patch16 in its name."
+        )
+    views = settings.views
+    sides = {"view_px": views.view_px, "local_px": views.local_px if views.num_local else size}
+    for side, pixels in sides.items():
+        if pixels % size:
+            raise SettingsError(
+                f"{side} is {pixels}; expected a multiple of the {size} pixels of a patch of "
+                f"{name}. Change --{side.replace('_', '-')}, for example to "
+                f"{max(1, round(pixels / size)) * size}."
+            )
 
 
 def load_encoder(vit: nn.Module, path: Path) -> None:

@@ -66,10 +66,11 @@ def pretrain(
         CollapseError: the teacher collapsed.
     """
     encoder = run / ENCODER_FOLDER
-    if encoder.exists() and not (resume or overwrite):
+    is_there = [name for name in (ENCODER_FOLDER, LAST_FILE) if (run / name).exists()]
+    if is_there and not (resume or overwrite):
         raise DestinationError(
-            f"{run} has an encoder already; expected a new folder. Add --resume to continue from "
-            f"{LAST_FILE}, or --overwrite to replace it."
+            f"{run} has {' and '.join(is_there)} of an earlier run; expected a new folder. Add "
+            f"--resume to continue from {LAST_FILE}, or --overwrite to start over."
         )
     found = open_source(data) if folds is None else with_folds(open_source(data), folds)
     slides = usable_slides(found, found.slides["training"], settings.views)
@@ -204,22 +205,27 @@ def _settings_of(settings: PretrainSettings) -> dict[str, dict[str, Any]]:
     return cast("dict[str, dict[str, Any]]", json.loads(json.dumps(content)))
 
 
-def trained_otherwise(run: Path, settings: PretrainSettings) -> list[str]:
-    """What differs from the settings that a finished run was trained with, as `steps 4 -> 8`.
+def trained_otherwise(run: Path, settings: PretrainSettings, found: SplitSource) -> list[str]:
+    """What differs from what a finished run was trained with, as `steps 4 -> 8`.
 
-    Empty where nothing differs, and where the run has no record of them.
+    Empty where nothing differs, and where the run has no record of it.
     """
     try:
         before = json.loads((run / RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    return [
+    changes = [
         f"{name} {before[group].get(name)} -> {value}"
         for group, values in _settings_of(settings).items()
         if isinstance(before, dict) and isinstance(before.get(group), dict)
         for name, value in values.items()
         if before[group].get(name) != value
     ]
+    training = {found.source.slides[slide].name for slide in found.slides["training"]}
+    seen = before.get("slides") if isinstance(before, dict) else None
+    if isinstance(seen, list) and (others := sorted(set(map(str, seen)) - training)):
+        changes.append(f"{len(others)} slides that are not for training here, such as {others[0]}")
+    return changes
 
 
 def _write_record(path: Path, inputs: dict[str, Any]) -> None:

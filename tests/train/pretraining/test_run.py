@@ -17,7 +17,10 @@ from tests.support.tiny_pretraining import tiny_pretraining
 from train.errors import (
     CollapseError,
     DestinationError,
+    EncoderError,
+    FocalPathError,
     RunError,
+    SettingsError,
     SourceError,
     WeightsError,
 )
@@ -92,6 +95,48 @@ def test_only_the_same_run_is_resumed(drawn_slides: Path, run: Path) -> None:
 def test_an_encoder_is_replaced_only_on_request(drawn_slides: Path, run: Path) -> None:
     with raises(DestinationError, run, "--overwrite"):
         pretrain(tiny_pretraining(), drawn_slides, run)
+
+
+def test_an_interrupted_run_is_not_started_over_without_a_word(
+    drawn_slides: Path, run: Path, tmp_path: Path
+) -> None:
+    shutil.copy(run / "last.ckpt", tmp_path)
+    before = (tmp_path / "last.ckpt").read_bytes()
+    with raises(DestinationError, "last.ckpt", "--resume", "--overwrite"):
+        pretrain(tiny_pretraining(), drawn_slides, tmp_path)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("encoder", "views", "kind", "named"),
+    [
+        ("vit_small_patch16_224", {"view_px": 50}, SettingsError, ["view_px is 50", "48"]),
+        ("vit_small_patch16_224", {"local_px": 40}, SettingsError, ["local_px is 40", "32"]),
+        ("vit_small_patch14_dinov2", {"view_px": 56}, SettingsError, ["local_px is 32", "28"]),
+        ("vit_small_patch32_224", {}, EncoderError, ["32 pixels", "14 or 16"]),
+        ("vit_base_patch16_siglip_224", {}, EncoderError, ["class token"]),
+        ("vit_medium_patch16_gap_240", {}, EncoderError, ["class token"]),
+        ("eva02_tiny_patch14_224", {"view_px": 56}, EncoderError, ["Eva"]),
+        ("resnet50", {}, EncoderError, ["plain vision transformer"]),
+    ],
+)
+def test_encoders_and_views_that_cannot_be_pretrained_are_refused_before_anything_is_written(
+    drawn_slides: Path,
+    tmp_path: Path,
+    encoder: str,
+    views: dict[str, int],
+    kind: type[FocalPathError],
+    named: list[str],
+) -> None:
+    tiny = tiny_pretraining()
+    settings = replace(
+        tiny,
+        encoder=replace(tiny.encoder, encoder=encoder),
+        views=replace(tiny.views, **views),  # type: ignore[arg-type]
+    )
+    with raises(kind, *named):
+        pretrain(settings, drawn_slides, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_gradient_reaches_the_teacher_which_follows_the_student() -> None:

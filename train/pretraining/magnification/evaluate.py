@@ -30,6 +30,7 @@ from train.pretraining.magnification.segmentation import (
     fit_head,
     mean_iou,
     predict_map,
+    require_patches,
     score_maps,
     true_map,
 )
@@ -78,12 +79,14 @@ class Evaluation:
     """Tiles read once, and every encoder measured on them.
 
     Raises:
-        SourceError: a split has too few labelled tiles, or tiles of one class, at some scale.
+        SourceError: a split has too few labelled tiles, or tiles of one class, at some scale, or
+            nothing to segment.
     """
 
     def __init__(self, slides: LabelledSlides, settings: EvaluationSettings) -> None:
         self._slides, self._settings = slides, settings
         self._tiles = EvaluationTiles(slides, settings)
+        require_patches(slides, self._tiles.squares, settings.tile_px // settings.patch_px)
         self.num_classes = len(slides.classes)
         self._places_cases = np.array(
             [slides.info(slide).group for slide, _ in self._tiles.squares["test"]]

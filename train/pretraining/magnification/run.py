@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from train.errors import EncoderError, SettingsError
-from train.pretraining.encoder import create_encoder
+from train.pretraining.encoder import create_encoder, patch_size
 from train.pretraining.magnification.evaluate import EncoderResult, Evaluation
 from train.pretraining.magnification.labelled import open_labelled
 from train.pretraining.magnification.measured import measured_once
@@ -41,11 +41,8 @@ def compare_encoders(
     Raises:
         FocalPathError: an encoder cannot be opened, or the slides have too few labelled tiles.
     """
-    opened = {
-        name: [open_encoder(folder) for folder in folders] for name, folders in encoders.items()
-    }
-    slides = open_labelled(data)
-    evaluation = Evaluation(slides, settings)
+    opened = _open_encoders(encoders, settings)
+    evaluation = Evaluation(open_labelled(data), settings)
     num_seeds = max((len(folders) for folders in encoders.values()), default=1)
     for seed in range(num_seeds):
         torch.manual_seed(seed)
@@ -61,6 +58,50 @@ def compare_encoders(
     return write_report(
         results, settings, evaluation.num_classes, len(evaluation.bootstrap.cases), out
     )
+
+
+def check_study(
+    encoders: Mapping[str, Sequence[Path]],
+    architecture: PretrainSettings,
+    data: Path,
+    settings: EvaluationSettings,
+) -> None:
+    """Check what an evaluation needs, before hours are spent on training its encoders.
+
+    Args:
+        encoders: those that are there already.
+        architecture: what the others will look like.
+        data: slides with masks.
+        settings: which tiles.
+
+    Raises:
+        FocalPathError: an encoder cannot be opened, or the slides have too few labelled tiles.
+    """
+    _open_encoders(encoders, settings)
+    _check_patches(architecture.encoder.encoder, create_encoder(architecture), settings)
+    Evaluation(open_labelled(data), settings)
+
+
+def _open_encoders(
+    encoders: Mapping[str, Sequence[Path]], settings: EvaluationSettings
+) -> dict[str, list[nn.Module]]:
+    opened = {
+        name: [open_encoder(folder) for folder in folders] for name, folders in encoders.items()
+    }
+    for name, models in opened.items():
+        for model in models:
+            _check_patches(name, model, settings)
+    return opened
+
+
+def _check_patches(name: str, model: nn.Module, settings: EvaluationSettings) -> None:
+    """Raise SettingsError where tiles are no whole number of an encoder's patches."""
+    if settings.patch_px % (size := patch_size(model)):
+        raise SettingsError(
+            f"the encoder {name} has patches of {size} pixels, and --patch-px is "
+            f"{settings.patch_px}; expected a multiple of all encoders' patches. Change --patch-px "
+            "and --tile-px."
+        )
 
 
 def open_encoder(folder: Path) -> nn.Module:
@@ -86,19 +127,23 @@ def open_encoder(folder: Path) -> nn.Module:
     return model
 
 
-def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
+def named_folders(given: Sequence[str], taken: Sequence[str] = ()) -> dict[str, list[Path]]:
     """Read NAME=FOLDER; the same name again is another seed.
 
+    Args:
+        given: as on the command line.
+        taken: names of other encoders of the study.
+
     Raises:
-        SettingsError: one has another form, or the name of the untrained encoder.
+        SettingsError: one has another form, or the name of another encoder.
     """
     folders: dict[str, list[Path]] = {}
     for text in given:
         name, _, folder = text.partition("=")
-        if not name or not folder or name == RANDOM:
+        if not folder or name in ("", ".", "..", RANDOM, *taken) or "/" in name:
             raise SettingsError(
                 f"--encoders has {text!r}; expected NAME=FOLDER, such as mine=runs/mad/encoder, "
-                f"with a name other than {RANDOM}"
+                f"with a name, without a slash, other than {', '.join((RANDOM, *taken))}"
             )
         folders.setdefault(name, []).append(Path(folder))
     return folders

@@ -4,7 +4,7 @@ Maps are compared on cells of 8 um. A constant map is perfectly consistent, so r
 consistency beside retention.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import nn
 
+from train.data.folder import Split
+from train.errors import SourceError
 from train.pretraining.footprints import Footprint
 from train.pretraining.magnification.embedding import Square, encode
 from train.pretraining.magnification.labelled import LabelledSlides
@@ -58,6 +60,33 @@ def _count_labels(
             part = labels[rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
             counts[i, j] = np.bincount(part.ravel(), minlength=num_labels)
     return counts
+
+
+def require_patches(
+    slides: LabelledSlides, squares: Mapping[Split, Sequence[Square]], side: int
+) -> None:
+    """Check that a head can be fitted and scored.
+
+    Args:
+        slides: what the squares are cut from.
+        squares: of each split.
+        side: patches along a side of a square.
+
+    Raises:
+        SourceError: a split has no square, the training squares have clear patches of one class
+            alone, or the validation squares have none.
+    """
+    needed: dict[Split, int] = {"training": 2, "validation": 1, "test": 0}
+    for split, least in needed.items():
+        of_split = squares[split]
+        found = [_patch_labels(slides, slide, square, side) for slide, square in of_split]
+        num_classes = len(set(np.concatenate([*found, np.zeros(1, np.int64)]).tolist()) - {0})
+        if not of_split or num_classes < least:
+            raise SourceError(
+                f"the {split} slides have {len(of_split)} squares to segment, with patches of "
+                f"{num_classes} classes; expected squares, with at least {least}. Raise "
+                "--squares-per-slide, lower --tile-px, or take more slides."
+            )
 
 
 def fit_head(

@@ -12,6 +12,8 @@ from train.errors import RunError, SettingsError
 from train.pretraining.encoder import create_encoder, patch_size
 from train.pretraining.run import ENCODER_FOLDER, pretrain, trained_otherwise
 from train.pretraining.settings import PretrainSettings, ViewSettings
+from train.pretraining.sources import open_source
+from train.pretraining.split_source import SplitSource
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ def pretrain_methods(
     """Pretrain each method with each seed, and return the encoders' folders by method.
 
     Raises:
-        SettingsError: a method is unknown.
-        RunError: an encoder is there that was trained with other settings.
+        SettingsError: a method is unknown or there twice, or there are no seeds.
+        RunError: an encoder is there that was trained with other settings, or on other slides.
         FocalPathError: a run fails.
     """
     for name in methods:
@@ -72,6 +74,14 @@ def pretrain_methods(
             raise SettingsError(
                 f"no method {name!r}; expected one of {', '.join(METHODS)}. Change --methods."
             )
+    if len(set(methods)) < len(methods):
+        raise SettingsError(
+            f"--methods names one twice ({', '.join(methods)}); expected each once. Give --seeds "
+            "for more runs of each."
+        )
+    if num_seeds < 1:
+        raise SettingsError(f"--seeds is {num_seeds}; expected at least 1")
+    found = open_source(data)
     encoders: dict[str, list[Path]] = {}
     for number in range(num_seeds):
         for name in methods:
@@ -79,7 +89,7 @@ def pretrain_methods(
             encoder = run / ENCODER_FOLDER
             settings = METHODS[name].settings(base, base.schedule.seed + number)
             if encoder.exists():
-                _refuse_others(run, settings)
+                _refuse_others(run, settings, found)
             else:
                 print(f"{name}, seed {number}: {settings.schedule.steps} steps", flush=True)
                 pretrain(settings, data, run, resume=(run / "last.ckpt").is_file())
@@ -87,10 +97,13 @@ def pretrain_methods(
     return encoders
 
 
-def _refuse_others(run: Path, settings: PretrainSettings) -> None:
-    """Raise RunError for a finished run of other settings: it would stand for what it is not."""
-    if changes := trained_otherwise(run, settings):
+def _refuse_others(run: Path, settings: PretrainSettings, found: SplitSource) -> None:
+    """Raise RunError for a finished run that would stand for what it is not.
+
+    That is one of other settings, or one that may have learned from slides that are for testing.
+    """
+    if changes := trained_otherwise(run, settings, found):
         raise RunError(
-            f"{run} was trained with other settings: {', '.join(changes)}; expected the same for "
-            "all encoders of a study. Give another --out, or remove that folder."
+            f"{run} was trained otherwise: {', '.join(changes)}; expected the same settings and "
+            "data for all encoders of a study. Give another --out, or remove that folder."
         )

@@ -1,7 +1,10 @@
 import csv
 import json
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,11 +12,19 @@ import pytest
 
 from tests.support.errors import raises
 from tests.support.tiny_pretraining import tiniest_pretraining
-from train.errors import EncoderError, RunError, SourceError
+from train.data.folder import Split
+from train.errors import EncoderError, RunError, SettingsError, SourceError
 from train.pretraining.encoder import create_encoder, write_encoder
+from train.pretraining.footprints import Footprint
 from train.pretraining.magnification.evaluate import Evaluation
 from train.pretraining.magnification.probe import CaseBootstrap
-from train.pretraining.magnification.run import compare_encoders, open_encoder
+from train.pretraining.magnification.run import (
+    check_study,
+    compare_encoders,
+    named_folders,
+    open_encoder,
+)
+from train.pretraining.magnification.segmentation import require_patches
 from train.pretraining.magnification.settings import EvaluationSettings
 from train.pretraining.magnification.study import METHODS, pretrain_methods, student_tokens
 from train.pretraining.settings import synthetic
@@ -35,6 +46,102 @@ def test_an_encoder_of_other_settings_is_not_taken_into_a_study(
     wider = replace(TINY, views=replace(TINY.views, scale_jitter=0.1))
     with raises(RunError, "scale_jitter 0.2 -> 0.1"):
         pretrain_methods(wider, labelled_slides, tmp_path, ["mad"], num_seeds=1)
+
+
+def test_an_encoder_that_has_seen_slides_for_testing_is_not_taken_into_a_study(
+    labelled_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain_methods(TINY, labelled_slides, tmp_path, ["mad"], num_seeds=1)
+    monkeypatch.setattr(f"{pretrain_methods.__module__}.pretrain", None)  # none is trained again
+    other = Path(shutil.copytree(labelled_slides, tmp_path / "other"))
+    folds = (other / "folds.csv").read_text().splitlines()
+    swapped = [{"1": "-1", "-1": "1"}.get(fold, fold) for fold in _column(folds, "fold")]
+    _set_column(folds, "fold", swapped)
+    (other / "folds.csv").write_text("\n".join(folds) + "\n")
+    with raises(RunError, tmp_path / "encoders" / "mad" / "seed0", "2 slides", "not for training"):
+        pretrain_methods(TINY, other, tmp_path, ["mad"], num_seeds=1)
+
+
+def _column(lines: list[str], name: str) -> list[str]:
+    return [line.split(",")[lines[0].split(",").index(name)] for line in lines]
+
+
+def _set_column(lines: list[str], name: str, values: list[str]) -> None:
+    at = lines[0].split(",").index(name)
+    for number, value in enumerate(values):
+        cells = lines[number].split(",")
+        lines[number] = ",".join([*cells[:at], value, *cells[at + 1 :]])
+
+
+@pytest.mark.parametrize(
+    ("methods", "num_seeds", "named"),
+    [(["mad", "mad"], 1, "--methods"), (["mad"], 0, "--seeds"), (["mad"], -1, "--seeds")],
+)
+def test_a_study_counts_no_encoder_twice_and_needs_one(
+    labelled_slides: Path, tmp_path: Path, methods: list[str], num_seeds: int, named: str
+) -> None:
+    with raises(SettingsError, named):
+        pretrain_methods(TINY, labelled_slides, tmp_path, methods, num_seeds)
+
+
+@pytest.mark.parametrize("text", ["mad=x", "random=x", "=x", "mine=", "mine", "../a=x", "..=x"])
+def test_an_encoder_that_is_given_has_a_name_of_its_own(text: str) -> None:
+    with raises(SettingsError, repr(text)):
+        named_folders(["mine=a", text], ["mad"])
+
+
+def test_what_an_evaluation_lacks_is_told_before_encoders_are_trained(
+    labelled_slides: Path, tmp_path: Path
+) -> None:
+    with raises(EncoderError, "config.json"):
+        check_study({"mine": [tmp_path]}, TINY, labelled_slides, SETTINGS)
+    with raises(SourceError, "--purity"):
+        check_study({}, TINY, labelled_slides, replace(SETTINGS, tile_px=96, purity=1.0))
+    for patch in (14, 16):
+        of_patch = replace(
+            TINY,
+            views=replace(TINY.views, view_px=112, local_px=112),
+            encoder=replace(TINY.encoder, encoder=f"vit_small_patch{patch}_dinov2")
+            if patch == 14
+            else TINY.encoder,
+        )
+        write_encoder(create_encoder(of_patch), tmp_path / str(patch), of_patch, "")
+    wide = {"mine": [tmp_path / "16"], "other": [tmp_path / "14"]}
+    with raises(SettingsError, "other", "14 pixels", "--patch-px"):
+        check_study(wide, TINY, labelled_slides, SETTINGS)
+
+
+def _slides(classes: dict[Split, list[int]]) -> Any:
+    """Slides of one label each, and a square of every one of them."""
+    flat = [label for labels in classes.values() for label in labels]
+    squares: dict[Split, list[Any]] = {}
+    for split, labels in classes.items():
+        start = sum(map(len, squares.values()))
+        squares[split] = [(start + i, Footprint(0, 0, 32)) for i in range(len(labels))]
+    slides = SimpleNamespace(
+        classes=("a", "b"),
+        read_labels=lambda slide: (np.full((32, 32), flat[slide], np.uint8), 1.0),
+    )
+    return slides, squares
+
+
+@pytest.mark.parametrize(
+    ("training", "validation", "test", "named"),
+    [
+        ([1, 1], [1, 2], [1, 2], ["training", "1 classes"]),
+        ([], [1], [1], ["training", "0 squares"]),
+        ([1, 2], [0], [1], ["validation", "0 classes"]),
+        ([1, 2], [], [1], ["validation", "0 squares"]),
+        ([1, 2], [1], [], ["test", "0 squares"]),
+        ([1, 2], [1], [0], []),
+    ],
+)
+def test_squares_that_no_head_can_be_fitted_on_are_refused(
+    training: list[int], validation: list[int], test: list[int], named: list[str]
+) -> None:
+    slides, squares = _slides({"training": training, "validation": validation, "test": test})
+    with raises(SourceError, *named) if named else nullcontext():
+        require_patches(slides, squares, 2)
 
 
 @pytest.mark.slow
