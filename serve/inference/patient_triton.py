@@ -20,6 +20,9 @@ from serve.inference.trial import agreement, too_few_labels, warm_up_tile
 from serve.inference.triton import TritonBackend
 from serve.settings import SharedMemory
 
+_COUNTED_WITHIN_S = 0.02
+"""How long after an answer Triton has surely counted it."""
+
 
 class PatientTriton(TritonBackend):
     """Sends a batch again while the server, which has answered before, cannot be reached.
@@ -64,12 +67,9 @@ class PatientTriton(TritonBackend):
                 self._compare_if_lost()
                 least = self._num_counted + len(images)
                 answers = super().infer(images, outputs)
-                count = self._count_tiles()
-                if count is not None and count < least:  # it counts from 0 when it loads a model
+                if self._was_loaded_again(least):
                     self._was_lost = True
                     self._compare_if_lost()
-                elif count is not None:
-                    self._num_counted = count
                 return answers
             except BackendUnreachableError:
                 self._was_lost = True
@@ -77,6 +77,20 @@ class PatientTriton(TritonBackend):
                 if pause_s is None:
                     raise
             time.sleep(pause_s)
+
+    def _was_loaded_again(self, least: int) -> bool:
+        """Whether Triton has counted fewer tiles: it counts from 0 when it loads a model.
+
+        It may count a moment after it has answered, so a low count is asked for once more.
+        """
+        count = self._count_tiles()
+        if count is not None and count < least:
+            time.sleep(_COUNTED_WITHIN_S)
+            count = self._count_tiles()
+        if count is not None and count < least:
+            return True
+        self._num_counted = count or self._num_counted
+        return False
 
     def _compare_if_lost(self) -> None:
         with self._comparing:
