@@ -8,6 +8,7 @@ import pytest
 
 from export.__main__ import main
 from export.tensorrt.plan import plan_for
+from export.triton import publish
 from serve.contract.manifest import TensorRTBuild, read_bundle, sha256_of
 from tests.support.commands import failed_export
 from tests.support.interrupts import wait_while_interrupted
@@ -92,8 +93,9 @@ def _exported(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_export_publishes_for_the_target_and_keeps_so_many_versions(
     toy_bundle: Path, tmp_path: Path
 ) -> None:
-    for version in ("1", "2", "3"):
-        (tmp_path / "segmenter" / version).mkdir(parents=True)
+    publish(toy_bundle, tmp_path)
+    for version in ("2", "3"):
+        (tmp_path / "segmenter" / version).mkdir()
     where = ["--out", str(toy_bundle), "--model-repository", str(tmp_path)]
     main(["checkpoint", *where, "--target", "onnxruntime", "--keep", "2"])
     names = sorted(path.name for path in (tmp_path / "segmenter").iterdir())
