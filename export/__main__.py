@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from serve.contract.interrupts import ending_signals
 from serve.contract.quick_imports import no_garbage_collection
 
 
@@ -19,8 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with no_garbage_collection():
         from export.cli import run
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # A terminated export then cleans up as an interrupted one does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in ending_signals():  # so it cleans up, as an interrupted one does
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     run(sys.argv[1:] if arguments is None else list(arguments))
 
 

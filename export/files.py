@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from export.errors import StorageError
+from serve.contract.interrupts import ending_signals
 from train.files import CANNOT_WRITE
 
 
@@ -73,7 +74,7 @@ def _write_errors_explained(place: Path) -> Iterator[None]:
 
 @contextmanager
 def uninterrupted(outcome: str) -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block is done.
+    """Hold the signals that end a command back until the block is done.
 
     Raises:
         KeyboardInterrupt: Ctrl-C came during the block; its message is `outcome`.
@@ -84,7 +85,7 @@ def uninterrupted(outcome: str) -> Iterator[None]:
     held: list[int] = []
     handlers = {
         number: signal.signal(number, lambda number, _: held.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, *ending_signals())
     }
     try:
         yield

@@ -4,6 +4,7 @@ import signal
 import sys
 from typing import NoReturn
 
+from serve.contract.interrupts import ending_signals
 from serve.contract.quick_imports import no_garbage_collection
 
 if __name__ == "__main__":
@@ -14,19 +15,20 @@ if __name__ == "__main__":
         from serve.cli import main
     if heeds_interrupts:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    is_told_to_end = False
+    told_by: int | None = None
 
-    def _end(*_: object) -> NoReturn:
-        global is_told_to_end
-        is_told_to_end = True
-        sys.exit(143)
+    def _end(number: int, _: object) -> NoReturn:
+        global told_by
+        told_by = number
+        sys.exit(128 + number)
 
     # Ends through every `finally`, as an interrupt does. Without a handler the first process of a
     # container would not end at all.
-    signal.signal(signal.SIGTERM, _end)
+    for ending in ending_signals():
+        signal.signal(ending, _end)
     status: object = 1
     try:
         status = main()
     except SystemExit as error:  # Ray's waits make a SystemExit with status 1 of any other
         status = error.code
-    sys.exit(143 if is_told_to_end and status else status)
+    sys.exit(128 + told_by if told_by and status else status)

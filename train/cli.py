@@ -24,6 +24,7 @@ import tyro
 
 from serve.contract.errors import FocalPathError as ServeError
 from serve.contract.errors import message_of
+from serve.contract.interrupts import ending_signals
 from serve.contract.printing import printing
 from train.commands.comparison import Compare, RowChoice
 from train.commands.data import Check, Prepare, prepare_command
@@ -56,12 +57,16 @@ def _commands(config: Settings | None) -> Any:
     )
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, handled as Ctrl-C is."""
+class _Ended(KeyboardInterrupt):
+    """A signal of `ending_signals`, handled as Ctrl-C is."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
-def _terminate(*_: object) -> Never:
-    raise _Terminated
+def _end(number: int, _: object) -> Never:
+    raise _Ended(number)
 
 
 def _after_interrupt(command: object) -> str:
@@ -101,7 +106,8 @@ def main() -> None:
         )
     except FocalPathError as error:
         sys.exit(f"error: {error}")
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in ending_signals():
+        signal.signal(number, _end)
     try:
         command.run()
     except (FocalPathError, ServeError) as error:  # of a file that serving's code reads
@@ -117,5 +123,4 @@ def main() -> None:
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"interrupted; {_after_interrupt(command)}", file=sys.stderr)
-        number = signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
-        sys.exit(128 + number)
+        sys.exit(128 + (interrupt.number if isinstance(interrupt, _Ended) else signal.SIGINT))

@@ -1,4 +1,4 @@
-"""Signals that end a wait of the main thread, such as Ctrl-C in a wait for another thread.
+"""Signals that end a command, and how they end a wait of its main thread for other threads.
 
 Python runs signal handlers in the main thread. A signal that comes just before that thread begins
 to wait for a lock, or that another thread receives, does not end the wait: the handler would run
@@ -16,6 +16,18 @@ _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
 _STOP = b"\0"
 """Ends the thread that wakes the main thread; no signal has this number."""
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """The signals that tell a command to end and that Python does not handle by itself.
+
+    SIGTERM and, of a terminal that is closed, SIGHUP: not where the command is to outlive its
+    terminal (`nohup` has it ignored), nor on Windows, which has none.
+    """
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is None or signal.getsignal(hang_up) == signal.SIG_IGN:
+        return (signal.SIGTERM,)
+    return (signal.SIGTERM, hang_up)
 
 
 @contextmanager
@@ -48,7 +60,7 @@ def signals_wake_main_thread() -> Iterator[None]:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def note_awake(*_: object) -> None:
-        # SIGURG has a higher number than SIGINT and SIGTERM, whose handlers have run by now.
+        # SIGURG has a higher number than those that end a command, whose handlers have run by now.
         nonlocal is_awake
         is_awake = True
 

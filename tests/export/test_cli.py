@@ -158,6 +158,16 @@ def test_an_interrupted_export_changes_nothing_and_says_so(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("_terminal")
+def test_an_export_that_is_told_to_end_leaves_nothing(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr("export.bundle.torch_answers", lambda *_: signal.raise_signal(number))
+    assert failed_export(toy_run, "--out", tmp_path / "bundle") == 128 + number
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.usefixtures("_exported")
 def test_an_interrupted_publication_says_that_the_bundle_is_new_and_how_to_publish_it(
     toy_bundle: Path,

@@ -1,6 +1,7 @@
 import pkgutil
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -165,16 +166,24 @@ def test_what_the_bundle_cannot_do_is_refused_before_the_service_starts(
     assert expected in _fails(capsys, "http", "--bundle", toy_bundle, *flags)
 
 
-@pytest.mark.parametrize(("ends", "status"), [("raise SystemExit(1)", 143), ("return 0", 0)])
+@pytest.mark.parametrize(
+    ("number", "ends", "status"),
+    [
+        (signal.SIGTERM, "raise SystemExit(1)", 143),
+        (signal.SIGHUP, "raise SystemExit(1)", 129),
+        (signal.SIGTERM, "return 0", 0),
+    ],
+)
+@pytest.mark.usefixtures("_terminal")
 def test_the_status_of_a_command_that_was_told_to_end_says_so_unless_it_had_done_its_work(
-    ends: str, status: int
+    number: int, ends: str, status: int
 ) -> None:
     """What runs the command may make another SystemExit of ours, as Ray does."""
     script = f"""
-import os, runpy, serve.cli, signal
+import os, runpy, serve.cli
 def main():
     try:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), {number:d})
     except SystemExit:
         {ends}
 serve.cli.main = main

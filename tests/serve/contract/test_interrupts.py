@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from serve.contract import interrupts
-from serve.contract.interrupts import signals_wake_main_thread
+from serve.contract.interrupts import ending_signals, signals_wake_main_thread
 from tests.support.interrupts import wait_while_interrupted
 
 
@@ -81,3 +81,14 @@ def test_it_does_nothing_in_another_thread() -> None:
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGURG)]
+
+
+@pytest.mark.usefixtures("_terminal")
+def test_a_closed_terminal_ends_a_command_unless_that_is_to_outlive_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert ending_signals() == (signal.SIGTERM, signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    assert ending_signals() == (signal.SIGTERM,)
+    monkeypatch.delattr(interrupts.signal, "SIGHUP")  # as on Windows
+    assert ending_signals() == (signal.SIGTERM,)

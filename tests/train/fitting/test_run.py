@@ -307,7 +307,8 @@ def test_lightning_does_not_take_sigterm_over(
     assert set(handlers) == {signal.getsignal(signal.SIGTERM)}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("_terminal")
 def test_an_interrupted_preparation_leaves_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
