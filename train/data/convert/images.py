@@ -19,9 +19,9 @@ from rich.progress import track
 from serve.images.colors import to_rgb
 from train.checked import CheckedSettings, NumFolds, Seed, TestShare
 from train.data.convert.layout import TEST_FOLD, assign_folds, draw_test_groups
-from train.data.convert.source_files import refuse_other_size
+from train.data.convert.source_files import refuse_other_size, refuse_turned
 from train.data.folder import IMAGE_SUFFIXES
-from train.data.images import read_image
+from train.data.images import read_picture
 from train.data.leaks import straddling
 from train.data.writing import whole_dataset, write_description
 from train.errors import ImageFileError
@@ -82,8 +82,8 @@ def write_images(
         Warnings about the folds.
 
     Raises:
-        FocalPathError: an image or mask is damaged or of another size, or there are too few
-            groups.
+        FocalPathError: an image or mask is damaged, of another size or turned by EXIF, or there are
+            too few groups.
     """
     folds = folds_of(images, settings)
     with whole_dataset(out) as partial:
@@ -134,7 +134,9 @@ def _write_pair(folder: Path, image: SourceImage) -> None:
     labels = image.read_labels()
     suffix = image.path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
-        refuse_other_size(image.path, read_image(image.path), labels)
+        picture = read_picture(image.path)
+        refuse_turned(image.path, picture)
+        refuse_other_size(image.path, picture.pixels, labels)
         shutil.copyfile(image.path, folder / "img" / f"{image.name}{suffix}")
     else:
         pixels = _read_bmp(image.path)

@@ -19,9 +19,13 @@ from pydantic import Field
 from rich.progress import track
 
 from train.checked import CheckedSettings, Count, Mpp, NumFolds, Seed
-from train.data.convert.source_files import read_region_picture, refuse_other_size
+from train.data.convert.source_files import (
+    read_region_picture,
+    refuse_other_size,
+    refuse_turned,
+)
 from train.data.writing import save_tile, whole_dataset, write_description
-from train.errors import ImageFileError, MaskError, SourceError
+from train.errors import MaskError, SourceError
 from train.settings import LabelClass
 
 TEST_FOLD = -1
@@ -77,11 +81,7 @@ def read_region(
             EXIF orientation: then nothing says which way the mask is up.
     """
     picture, labels = read_region_picture(image_path), read_labels(mask_path)
-    if picture.orientation != 1:
-        raise ImageFileError(
-            f"{image_path} is turned by its EXIF orientation {picture.orientation}, and its mask "
-            "may not be; expected an image without one, as published. Download it again."
-        )
+    refuse_turned(image_path, picture)
     refuse_other_size(image_path, picture.pixels, labels)
     return Region(
         name,

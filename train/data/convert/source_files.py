@@ -114,6 +114,15 @@ def _large_regions() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = pillow_limit
 
 
+def refuse_turned(image_path: Path, picture: Picture) -> None:
+    """Raise an ImageFileError if EXIF turns an image: nothing says which way its mask is up."""
+    if picture.orientation != 1:
+        raise ImageFileError(
+            f"{image_path} is turned by its EXIF orientation {picture.orientation}, and its mask "
+            "may not be; expected an image without one, as published. Download it again."
+        )
+
+
 def refuse_other_size(
     image_path: Path, pixels: NDArray[np.uint8], labels: NDArray[np.uint8]
 ) -> None:

@@ -129,6 +129,29 @@ def test_a_mask_of_another_size_than_its_image_is_refused_and_nothing_is_left(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+@pytest.mark.parametrize(
+    ("write", "prepare", "settings", "image"),
+    [
+        (write_ocelot, prepare_ocelot, OcelotSettings(), "images/train/tissue/003.jpg"),
+        (write_glas, prepare_glas, GlasSettings(), "train_3.png"),
+    ],
+)
+def test_an_image_that_exif_turns_is_refused_and_nothing_is_left(
+    tmp_path: Path, write: Any, prepare: Any, settings: object, image: str
+):
+    source = write(tmp_path / "source")
+    for path in (source / "train_3.bmp", source / "train_3_anno.bmp"):
+        if path.exists():
+            Image.open(path).save(path.with_suffix(".png"))
+            path.unlink()
+    turned = Image.open(source / image)
+    turned.getexif()[0x0112] = 3  # half a turn, which leaves the size as it is
+    turned.save(source / image, exif=turned.getexif())
+    with raises(ImageFileError, image, "orientation 3"):
+        prepare(source, tmp_path / "out", settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_a_coloured_picture_of_glands_is_refused(tmp_path: Path):
     source = write_glas(tmp_path / "source")
     Image.new("RGB", (14, 9)).save(source / "train_3_anno.bmp")
