@@ -11,7 +11,8 @@ from train.cli import main
 
 def run_train(*arguments: object) -> None:
     """Run it; the handlers of signals are put back afterwards."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in ending}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train", *map(str, arguments)])
         try:

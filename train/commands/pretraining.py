@@ -34,7 +34,7 @@ class Pretrain:
     """Continue the run in --out from its last epoch."""
     overwrite: bool = False
     """Replace the encoder that --out has."""
-    measure_steps: int = 0
+    measure_steps: int | None = None
     """Only measure how fast views are read and how fast a step is, over this many steps, and write
     nothing."""
 
@@ -43,8 +43,8 @@ class Pretrain:
         from train.pretraining.run import pretrain
         from train.pretraining.speed import measure_speed
 
-        if self.measure_steps > 0:
-            print(measure_speed(self.settings, self.data, self.measure_steps).text)
+        if self.measure_steps is not None:
+            print(measure_speed(self.settings, self.data, self.measure_steps, self.folds).text)
             return
         encoder = pretrain(
             self.settings,

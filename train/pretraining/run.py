@@ -30,7 +30,7 @@ from train.fitting.trainer import make_trainer
 from train.pretraining.encoder import write_encoder
 from train.pretraining.settings import PretrainSettings
 from train.pretraining.sources import open_source
-from train.pretraining.split_source import SplitSource, usable_slides, with_folds
+from train.pretraining.split_source import SplitSource, usable_slides
 from train.pretraining.task import PretrainTask
 from train.pretraining.views import ViewDataset
 
@@ -72,7 +72,7 @@ def pretrain(
             f"{run} has {' and '.join(is_there)} of an earlier run; expected a new folder. Add "
             f"--resume to continue from {LAST_FILE}, or --overwrite to start over."
         )
-    found = open_source(data) if folds is None else with_folds(open_source(data), folds)
+    found = open_source(data, folds)
     slides = usable_slides(found, found.slides["training"], settings.views)
     inputs = _inputs(settings, found, slides)
     first_epoch = resumed_epoch(run / LAST_FILE, inputs) if resume else 0

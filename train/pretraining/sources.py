@@ -14,7 +14,7 @@ from train.data.images import image_size
 from train.errors import ScaleError, SourceError
 from train.pretraining.ocelot_pairs import open_ocelot
 from train.pretraining.regions import ImageRegions, SlideInfo
-from train.pretraining.split_source import OpenImage, SplitSource, split_by_fold
+from train.pretraining.split_source import OpenImage, SplitSource, split_by_fold, with_folds
 from train.pretraining.whole_slides import WholeSlides, find_slides, has_slides
 
 
@@ -97,14 +97,20 @@ SOURCES: tuple[SourceKind, ...] = (
 )
 
 
-def open_source(root: Path) -> SplitSource:
+def open_source(root: Path, folds: Path | None = None) -> SplitSource:
     """Open a folder of any kind in `SOURCES`.
+
+    Args:
+        root: the folder.
+        folds: a folds.csv that counts in place of the source's own (see `with_folds`).
 
     Raises:
         SourceError: the folder is of no known kind.
+        DatasetError: `folds` cannot be used, or leaves a slide out.
     """
     for kind in SOURCES:
         if kind.matches(root):
-            return kind.open(root)
+            found = kind.open(root)
+            return found if folds is None else with_folds(found, folds)
     expected = "; or ".join(kind.expected for kind in SOURCES)
     raise SourceError(f"{root} is not a source of slides. Expected {expected}.")

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Dataset
 
+from train.errors import SettingsError
 from train.fitting.timing import seconds_now, timed_trainer
 from train.pretraining.run import view_loader
 from train.pretraining.settings import PretrainSettings
@@ -47,7 +48,9 @@ class Speed:
         )
 
 
-def measure_speed(settings: PretrainSettings, data: Path, num_steps: int) -> Speed:
+def measure_speed(
+    settings: PretrainSettings, data: Path, num_steps: int, folds: Path | None = None
+) -> Speed:
     """Read and train a few steps on one device, and write nothing.
 
     The first step is left out, as it sets up what later ones use, and so are the batches that
@@ -57,11 +60,14 @@ def measure_speed(settings: PretrainSettings, data: Path, num_steps: int) -> Spe
         settings: the run's.
         data: its slides.
         num_steps: how many steps to time.
+        folds: a folds.csv that counts in place of the source's own.
 
     Raises:
         FocalPathError: the data or the settings cannot be used.
     """
-    found = open_source(data)
+    if num_steps < 1:
+        raise SettingsError(f"--measure-steps is {num_steps}; expected at least 1")
+    found = open_source(data, folds)
     slides = usable_slides(found, found.slides["training"], settings.views)
     L.seed_everything(settings.schedule.seed, workers=True, verbose=False)
     task = PretrainTask(settings)

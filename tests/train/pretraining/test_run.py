@@ -12,6 +12,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from tests.support.commands import run_train
 from tests.support.errors import raises
 from tests.support.tiny_pretraining import tiny_pretraining
 from train.errors import (
@@ -228,6 +229,25 @@ def test_reading_and_training_are_timed_apart_and_nothing_is_written(
     assert (speed.load_s, speed.step_s) == (speed.batch_size * 0.25, 2.0)
     assert "2.0 times" in speed.text
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "told"), [(("--measure-steps", 0), "is 0"), (("--measure-steps", 2), "no line for 2")]
+)
+def test_speed_is_measured_of_some_steps_and_of_the_slides_of_the_given_folds(
+    drawn_slides: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[object, ...],
+    told: str,
+) -> None:
+    folds = tmp_path / "folds.csv"
+    folds.write_text("img_id,fold\nslide_0000,1\n")
+    with pytest.raises(SystemExit) as end:
+        run_train(
+            "pretrain", "synthetic", "--data", drawn_slides, "--out", "run", "--folds", folds, *more
+        )
+    assert told in str(end.value.code)
 
 
 def test_a_collapsed_run_ends_with_an_error_and_keeps_the_checkpoint_before(

@@ -12,7 +12,6 @@ from train.data.convert.images import FoldSettings
 from train.data.convert.ocelot import OcelotSettings, prepare_ocelot
 from train.errors import DatasetError, ScaleError, SourceError
 from train.pretraining.sources import open_source
-from train.pretraining.split_source import with_folds
 
 SIDE = 32
 
@@ -87,12 +86,12 @@ def test_the_folds_of_a_data_set_that_was_prepared_otherwise_can_be_given(
     with file.open(newline="") as opened:
         tests = {row["img_id"] for row in csv.DictReader(opened) if row["fold"] == "-1"}
     own = open_source(ocelot)
-    found = with_folds(own, file)
+    found = open_source(ocelot, file)
     assert {found.source.slides[slide].name for slide in found.slides["test"]} == tests
     assert found.slides["test"] != own.slides["test"]
     file.write_text("img_id,fold\n000,1\n")
     with raises(DatasetError, file, 23, 24):
-        with_folds(own, file)
+        open_source(ocelot, file)
 
 
 def test_a_data_set_without_um_per_pixel_is_refused(toy_data: Path, tmp_path: Path) -> None:
