@@ -233,6 +233,8 @@ def _upright_rgb(image: Image.Image, orientation: int = 1) -> Picture:
         image: not loaded yet.
         orientation: a TIFF's, which Pillow applies and forgets while it loads it.
     """
+    if image.format == "TIFF":  # its tag says which way is up; Pillow would take XMP's copy, too
+        image.info.pop("xmp", None)
     image.load()  # turns a TIFF itself
     repair_palette(image)
     refuse_large_exif(image.info.get("exif"))

@@ -19,7 +19,7 @@ _MAX_IMAGES = 256
 _MAX_CHANNELS = 64
 """Per image."""
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
-_APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*([0-9.,]{1,32})\s*(?:\||$)")
+_APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*([0-9.,eE+-]{1,32})\s*(?:\||$)")
 _SIZE = r"([1-9]\d{0,8})x([1-9]\d{0,8})"
 _APERIO_REDUCED = re.compile(rf"\n{_SIZE}(?: \[\d+,\d+ {_SIZE}\])?(?: \(\d+x\d+\))? -> {_SIZE}\b")
 """The sizes of the slide, of its part that is shown, and of the reduced page that shows it."""

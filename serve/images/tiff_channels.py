@@ -1,16 +1,19 @@
 """Which of three channels is red, green and blue, where a TIFF's metadata says so."""
 
+import re
 import struct
 from collections.abc import Sequence
 
 from serve.images.descriptions import OmeImage, read_imagej
 from serve.images.tiff_tags import Structure
 
-_OME_COLORS = {-16776961: "red", 0xFF0000FF: "red", 16711935: "green", 65535: "blue"}
-"""OME's RGBA as a signed integer, as its schema has it, or unsigned."""
 _COLORS = {"r": "red", "g": "green", "b": "blue", "red": "red", "green": "green", "blue": "blue"}
 RGB_COLORS = ("red", "green", "blue")
 _HEX_COLORS = {"ff0000": "red", "00ff00": "green", "0000ff": "blue"}
+_NO_NAME = re.compile(r"(?:channel|ch|c)?[\d\s:_.#-]*", re.IGNORECASE)
+"""What programs call channels that nobody named."""
+_FLUORESCENCE = frozenset({"EmissionWavelength", "ExcitationWavelength", "Fluor"})
+"""OME's attributes of channels that were not seen in transmitted light."""
 _IMAGEJ_COUNTS, _IMAGEJ_DATA = 50838, 50839
 _IMAGEJ_LUT, _IMAGEJ_LABEL = b"luts", b"labl"
 _LUT_BYTES = 768
@@ -31,9 +34,13 @@ def rgb_order(colors: Sequence[str]) -> list[int] | None:
 
 
 def color_of(name: str, shown: str) -> str:
-    """The colour of a channel by its name, else by how it is shown, as #rrggbb; may be empty."""
-    named = _COLORS.get(name.strip().casefold(), "")
-    return named or _HEX_COLORS.get(shown.strip().lstrip("#").casefold(), "")
+    """The colour of a channel by its name, or of one without by how it is shown, as #rrggbb.
+
+    Empty if it has none: a stain that is shown in red is not the red of a brightfield image.
+    """
+    if _NO_NAME.fullmatch(name.strip()):
+        return _HEX_COLORS.get(shown.strip().lstrip("#").casefold(), "")
+    return _COLORS.get(name.strip().casefold(), "")
 
 
 def _ome_colors(image: OmeImage | None) -> list[str] | None:
@@ -52,10 +59,10 @@ def _ome_colors(image: OmeImage | None) -> list[str] | None:
 
 
 def _channel_color(channel: dict[str, str]) -> str:
-    named = _COLORS.get(channel.get("Name", "").strip().casefold())
     stated = channel.get("Color", "")
     is_number = stated.removeprefix("-").isdecimal() and len(stated) < 12
-    return named or (_OME_COLORS.get(int(stated), "") if is_number else "")
+    shown = f"{int(stated) >> 8 & 0xFFFFFF:06x}" if is_number else ""
+    return "" if _FLUORESCENCE & channel.keys() else color_of(channel.get("Name", ""), shown)
 
 
 def _imagej_colors(structure: Structure, description: bytes) -> list[str] | None:

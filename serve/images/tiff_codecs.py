@@ -39,6 +39,8 @@ _NAMES = {
 _APERIO_YCBCR = 33003
 _YCBCR = 6
 _OLD_JPEG = 6
+_ICC_PROFILE = 34675
+_MULTIPLIED = 1
 
 _SEGMENT_ERRORS = (
     *DECODER_ERRORS,
@@ -97,13 +99,26 @@ def decode_segments(data: bytes, page: Page) -> Image.Image:
         part[...] = segment[: part.shape[0], : part.shape[1]]
     if page.photometric == 0:
         pixels = 255 - pixels
-    image = Image.fromarray(pixels[..., 0] if page.num_samples == 1 else pixels)
-    if page.compression in _JPEG_2000 and page.num_samples == 3:
-        offset, size = places[0]
-        is_stated = page.compression == _APERIO_YCBCR or page.photometric == _YCBCR
-        if is_stated and not _is_transformed(data[offset : offset + size]):
-            return Image.fromarray(pixels, "YCbCr")
+    image = _as_image(pixels, page, data[slice(places[0][0], sum(places[0]))])
+    structure = Structure(data)
+    for tag in structure.tags(structure.first):
+        if tag.number == _ICC_PROFILE:
+            image.info["icc_profile"] = structure.text(tag)
     return image
+
+
+def _as_image(pixels: NDArray[np.uint8], page: Page, segment: bytes) -> Image.Image:
+    """The pixels in the mode that says what their channels are; `segment` is the first."""
+    if page.num_samples == 1:
+        return Image.fromarray(pixels[..., 0])
+    if page.num_samples == 4 and not page.extra_sample:  # not an alpha channel
+        return Image.fromarray(pixels[..., :3].copy())
+    if page.num_samples == 4:
+        return Image.fromarray(pixels, "RGBa" if page.extra_sample == _MULTIPLIED else "RGBA")
+    is_stated = page.compression == _APERIO_YCBCR or page.photometric == _YCBCR
+    if page.compression in _JPEG_2000 and is_stated and not _is_transformed(segment):
+        return Image.fromarray(pixels, "YCbCr")
+    return Image.fromarray(pixels)
 
 
 def _is_transformed(codestream: bytes) -> bool:

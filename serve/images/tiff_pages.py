@@ -17,6 +17,8 @@ _NOT_THE_IMAGE = re.compile(
 """How Aperio, Ventana and Hamamatsu describe pages beside the slide: a word, at most with a size.
 Sentences that begin with such a word are users' own."""
 _DESCRIPTION_START = 256
+_HAMAMATSU_LENS = 65421
+"""The lens: 20 or 40; -1 of the macro, -2 of the map."""
 MAX_TILE_SIDE = 8_192
 """Pixels. A small page may claim huge tiles, which are decoded as a whole."""
 GREY = (0, 1)
@@ -205,6 +207,7 @@ def _read_page(structure: Structure, folder: int) -> Page:
     beginning = structure.text(tags[270])[:_DESCRIPTION_START] if 270 in tags else b""
     subfile = number(254, 0)
     is_reduced = bool(subfile & 0b101) or number(255, 1) == 2  # smaller, or a mask
+    is_reduced |= number(_HAMAMATSU_LENS, 0) < 0  # a macro or a map
     return Page(
         folder=folder,
         width=number(256, 0),

@@ -3,6 +3,7 @@
 Classic TIFF and BigTIFF in both byte orders (TIFF 6.0; BigTIFF as libtiff defines it).
 """
 
+import math
 import mmap
 import struct
 from collections.abc import Iterator, Mapping
@@ -167,7 +168,8 @@ class Structure:
                 for top, bottom in zip(pairs[::2], pairs[1::2], strict=True)
             )
         letter = _FORMATS.get(tag.kind, "s")
-        return () if letter == "s" else self._unpack(f"{count}{letter}", place)
+        values = () if letter == "s" else self._unpack(f"{count}{letter}", place)
+        return tuple(value if math.isfinite(value) else 0.0 for value in values)
 
     def text(self, tag: Tag) -> bytes:
         """A tag's bytes, cut at MAX_TEXT_BYTES."""

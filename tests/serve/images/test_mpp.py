@@ -125,6 +125,7 @@ def test_an_imagej_tiff_states_its_mpp_in_its_own_unit(unit: str, per_unit: floa
             *(0.2525, "Aperio MPP"),
         ),
         (aperio("Aperio Leica Biosystems GT450|AppMag = 20|MPP = 0.5"), 0.5, "Aperio MPP"),
+        (aperio("Aperio Image Library|AppMag = 20|MPP = 5.0E-01|Left = 1"), 0.5, "Aperio MPP"),
         (aperio("Aperio\n600x400 -> 60x40 - |AppMag = 20|MPP = 0.25|Left = 1"), 2.5, "Aperio MPP"),
         (aperio("Aperio\n600x400 [9,9 240x160] (9x9) -> 60x40|MPP = 0.25|"), 1.0, "Aperio MPP"),
         (aperio("Aperio\n600x400 [9,9 240x160] (9x9) -> 30x20|MPP = 0.25|"), 0.25, "Aperio MPP"),

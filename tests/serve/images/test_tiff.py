@@ -1,13 +1,15 @@
 """TIFFs of many makes: the right pixels, or a refusal that names what was found."""
 
+import contextlib
 import io
+import struct
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 
 from serve.contract.errors import ImageError
 from serve.images.decode import Picture, decode_picture
@@ -108,6 +110,63 @@ def test_jpeg_2000_in_aperios_kinds_has_the_right_colours(compression: int) -> N
         assert np.abs(decode_picture(content).pixels.astype(int) - IMAGE).max() <= 3
 
 
+CODECS = ["webp", "jpeg2000", "png", "lerc", "jpegxl"]
+LOSSLESS = {
+    "webp": {"compressionargs": {"lossless": True}},
+    "jpegxl": {"compressionargs": {"lossless": True}},
+    "jpeg2000": {"compressionargs": {"level": 0}},
+}
+
+
+@pytest.mark.parametrize("compression", ["zlib", *CODECS])
+@pytest.mark.parametrize("kind", ["ASSOCALPHA", "UNASSALPHA", "UNSPECIFIED"])
+def test_a_fourth_channel_is_what_the_tiff_says(compression: str, kind: str) -> None:
+    pytest.importorskip("imagecodecs")
+    alpha = np.full(IMAGE.shape[:2], 255, np.uint8)
+    alpha[:8], alpha[8:16] = 0, 128
+    share = alpha[..., None] / 255
+    stored = np.rint(IMAGE * share).astype(np.uint8) if kind == "ASSOCALPHA" else IMAGE
+    expected = IMAGE if kind == "UNSPECIFIED" else IMAGE * share + 255 * (1 - share)
+    options = {"extrasamples": [kind], "compression": compression, **LOSSLESS.get(compression, {})}
+    picture = decode_picture(tiff(np.dstack([stored, alpha]), photometric="rgb", **options))
+    assert np.abs(picture.pixels - expected).max() <= 2
+    assert bool(picture.notes) == (kind != "UNSPECIFIED")
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", *CODECS])
+def test_a_tiffs_colour_profile_is_applied_whatever_its_compression(compression: str) -> None:
+    pytest.importorskip("imagecodecs")
+    profile = swapped_profile()
+    options = {"compression": compression, **LOSSLESS.get(compression, {})}
+    picture = decode_picture(tiff(IMAGE, photometric="rgb", iccprofile=profile, **options))
+    assert np.abs(picture.pixels.astype(int) - IMAGE[..., ::-1]).max() <= 3
+    assert picture.notes
+
+
+def swapped_profile() -> bytes:
+    """sRGB whose red is blue."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    red, blue, other = b"rXYZ", b"bXYZ", b"xxxx"
+    return srgb.replace(red, other).replace(blue, red).replace(other, blue)
+
+
+@pytest.mark.parametrize("tag", [[], [(274, 3, 1, 1, True)], [(274, 3, 1, 6, True)]])
+@pytest.mark.parametrize("compression", [None, "lzw", "webp"])
+def test_a_tiffs_tag_says_which_way_is_up_and_not_xmp(
+    tag: list[tuple[Any, ...]], compression: str | None
+) -> None:
+    pytest.importorskip("imagecodecs")
+    xmp = b'<rdf:Description tiff:Orientation="8"/>'
+    tags = [*tag, (700, 1, len(xmp), xmp, True)]
+    options = {"compression": compression, "metadata": None, **LOSSLESS.get(compression or "", {})}
+    resolution = {"resolution": (40_000, 20_000), "resolutionunit": "CENTIMETER"}
+    content = tiff(IMAGE, photometric="rgb", extratags=tags, **options, **resolution)
+    picture = decode_picture(content)
+    is_turned = bool(tag) and tag[0][3] == 6
+    assert np.array_equal(picture.pixels, np.rot90(IMAGE, -1) if is_turned else IMAGE)
+    assert picture.pixel_size == pytest.approx((0.5, 0.25) if is_turned else (0.25, 0.5))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("compression", [None, "webp"])
 def test_a_tiff_is_turned_upright(orientation: int, compression: str | None) -> None:
@@ -131,6 +190,8 @@ def test_a_tiff_is_turned_upright(orientation: int, compression: str | None) -> 
     assert bool(picture.notes) == (orientation != 1)
 
 
+SHOWN = [-16776961, 16711935, 65535]
+"""OME's red, green and blue."""
 NAMED = {"Channel": {"Name": ["Red", "Green", "Blue"]}}
 
 
@@ -139,7 +200,8 @@ NAMED = {"Channel": {"Name": ["Red", "Green", "Blue"]}}
     [
         (ome(**NAMED, PhysicalSizeX=0.5, PhysicalSizeY=0.5), 0.5),
         (ome(Channel={"Name": ["r", "g", "b"]}), None),
-        (ome(Channel={"Color": [-16776961, 16711935, 65535]}), None),
+        (ome(Channel={"Color": SHOWN}), None),
+        (ome(Channel={"Name": ["C1", "C2", "C3"], "Color": SHOWN}), None),
         (ome(PLANES[::-1].copy(), Channel={"Name": ["Blue", "Green", "Red"]}), None),
         (ome(IMAGE, "YXC", planarconfig="contig", **NAMED), None),  # all in one page
         (ome(planarconfig="separate", **NAMED), None),
@@ -168,6 +230,9 @@ def test_planes_that_say_that_they_are_red_green_and_blue_are_one_image(
         (imagej(mode="grayscale"), "channels 3"),
         (imagej(mode="color", LUTs=[lut("red"), lut("green"), lut("red")]), "channels 3"),
         (ome(Channel={"Name": ["DAPI", "FITC", "TRITC"]}), "DAPI, FITC, TRITC"),
+        (ome(Channel={"Name": ["TRITC", "FITC", "DAPI"], "Color": SHOWN}), "TRITC, FITC, DAPI"),
+        (ome(Channel={"EmissionWavelength": [600, 520, 460], "Color": SHOWN}), "C 3"),
+        (ome(Channel={**NAMED["Channel"], "Fluor": ["TRITC", "FITC", "DAPI"]}), "C 3"),
         (ome(), "C 3"),
         (ome(axes="ZYX"), "Z 3"),
         (ome(PLANES[:2].copy()), "C 2"),
@@ -187,6 +252,11 @@ SMALL = IMAGE[::4, ::4].copy()
 LARGE_LABEL = blobs(128, 128)
 
 
+def lens(magnification: float) -> tuple[int, int, int, float, bool]:
+    """Hamamatsu's tag: -1 is the macro."""
+    return 65421, 11, 1, magnification, True
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -197,6 +267,7 @@ LARGE_LABEL = blobs(128, 128)
         pages((LARGE_LABEL, {"description": "Label_Image"}), (IMAGE, {})),
         pages((IMAGE, {}), (LARGE_LABEL, {"description": "Aperio Image\nmacro 128x128"})),
         pages((SMALL, {}), (IMAGE, {"tile": (32, 32)}), bigtiff=True, byteorder=">"),
+        pages((IMAGE, {"extratags": [lens(20.0)]}), (LARGE_LABEL, {"extratags": [lens(-1.0)]})),
         pages((IMAGE, {"description": "Map of the tissue"}), (SMALL, {})),
         pages((LARGE_LABEL, {"description": "Macro 128x128"}), (IMAGE, {})),
         pages((LARGE_LABEL, {"description": "Aperio\nlabel 128x128\n|a"}), (IMAGE, {})),
@@ -356,3 +427,15 @@ def test_rows_per_strip_without_a_value_are_those_of_the_image() -> None:
         entry = file.pages[0].tags["RowsPerStrip"].offset
     content[entry + 2 : entry + 4] = b"\x02\x00"  # text, which has no number
     assert np.array_equal(decode_picture(bytes(content)).pixels, IMAGE)
+
+
+@pytest.mark.parametrize("tag", [257, 258, 274, 277, 278, 279, 284, 296])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_tag_that_is_no_number_is_refused_or_ignored(tag: int, value: float) -> None:
+    orientation = [(274, 3, 1, 1, True)]
+    content = bytearray(tiff(IMAGE, photometric="rgb", metadata=None, extratags=orientation))
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        entry = file.pages[0].tags[tag].offset
+    struct.pack_into("<HLf", content, entry + 2, 11, 1, value)
+    with contextlib.suppress(ImageError):
+        assert decode_picture(bytes(content)).pixels.shape[2] == 3
