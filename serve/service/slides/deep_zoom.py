@@ -71,10 +71,13 @@ def tile_jpeg(reader: RegionReader, level: int, column: int, row: int) -> bytes:
         SlideReadError: the file is damaged there, or has no pyramid and is too large without.
     """
     zoom = DeepZoom(reader.bounds)
-    x, y, width, height = zoom.place(level, column, row)
+    zoom.place(level, column, row)
+    # Below the thumbnail a level is one tile, of few pixels that reach far beyond the slide.
+    finer = max(level, _thumbnail_level(zoom))
+    pixels = _read(reader, zoom, zoom.scale(finer), zoom.place(finer, column, row))
     buffer = io.BytesIO()
-    pixels = _read(reader, zoom, zoom.scale(level), (x, y, width, height))
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    picture = Image.fromarray(pixels).reduce(2 ** (finer - level))
+    picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)
     return buffer.getvalue()
 
 
@@ -84,8 +87,11 @@ def thumbnail_jpeg(reader: RegionReader) -> bytes:
     Raises:
         SlideReadError: the file is damaged there, or has no pyramid and is too large without.
     """
-    last = DeepZoom(reader.bounds).num_levels - 1
-    return tile_jpeg(reader, min(int(math.log2(THUMBNAIL_PX)), last), 0, 0)
+    return tile_jpeg(reader, _thumbnail_level(DeepZoom(reader.bounds)), 0, 0)
+
+
+def _thumbnail_level(zoom: DeepZoom) -> int:
+    return min(int(math.log2(THUMBNAIL_PX)), zoom.num_levels - 1)
 
 
 def _read(

@@ -1,8 +1,10 @@
 """The labels as a DICOM Segmentation (LABELMAP), tiled as whole slides are, through highdicom.
 
 Where the slide is DICOM, the segmentation refers to its level 0 and shares its frame of reference,
-patient and study. Elsewhere it stands alone, with the slide's name as the container's identifier;
-all segmentations of a slide then share a study and a frame of reference, too.
+patient and study. In that frame the slide has the um per pixel that its file states, so the
+segmentation has them, too, whatever was given. Elsewhere it stands alone, with the slide's name as
+the container's identifier; all segmentations of a slide then share a study and a frame of
+reference, too.
 """
 
 import datetime
@@ -45,10 +47,10 @@ def write_dicom_seg(result: SlideResult, path: Path) -> None:
         level += 1
     source = _source(result)
     pixels = np.asarray(result.labels(level)[:])[None]
-    size = result.plan.slide.pixel_size
+    sides = _pixel_mm(result, source)
     mm = [
-        side * step * 2**level / _UM_PER_MM
-        for side, step in zip((size.y, size.x), result.plan.level0_px_per_cell, strict=True)
+        side * step * 2**level
+        for side, step in zip(sides, result.plan.level0_px_per_cell, strict=True)
     ]
     try:
         segmentation = highdicom.seg.Segmentation(
@@ -188,12 +190,23 @@ def _segments(result: SlideResult, highdicom: Any) -> list[Any]:
     ]
 
 
+def _pixel_mm(result: SlideResult, source: Any) -> tuple[float, float]:
+    """Height and width of a pixel of level 0, as the source has it in its frame of reference."""
+    try:
+        measures = source.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        y, x = map(float, measures.PixelSpacing)
+    except (AttributeError, LookupError, TypeError, ValueError):  # it does not say
+        size = result.plan.slide.pixel_size
+        y, x = size.y / _UM_PER_MM, size.x / _UM_PER_MM
+    return y, x
+
+
 def _position(result: SlideResult, source: Any, highdicom: Any) -> Any:
     """Where the map's corner lies on the slide, in mm."""
     origin = source.TotalPixelMatrixOriginSequence[0]
     orientation = [float(value) for value in source.ImageOrientationSlide]
-    size, (top, left) = result.plan.slide.pixel_size, result.plan.origin_px
-    y, x = top * size.y / _UM_PER_MM, left * size.x / _UM_PER_MM
+    sides = _pixel_mm(result, source)
+    y, x = (start * side for start, side in zip(result.plan.origin_px, sides, strict=True))
     row, column = np.array(orientation[:3]), np.array(orientation[3:])  # along x, along y
     place = row * x + column * y
     return highdicom.PlanePositionSequence(

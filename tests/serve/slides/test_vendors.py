@@ -35,13 +35,12 @@ def painted(x: int, y: int, side: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def run(path: Path, out: Path, *formats: str) -> Outcome:
+def run(path: Path, out: Path, *formats: str, mpp: float | None = None) -> Outcome:
     engine = LocalEngine(PositionModel(), model_info(), max_batch_size=4)
     rule = TissueRule(grow_um=0, close_px=1, median_px=1)
     with closing(engine):
-        return run_one(
-            cohort(out, engine, formats=("ome-zarr", *(formats or ("geojson",))), rule=rule), path
-        )
+        chosen = ("ome-zarr", *(formats or ("geojson",)))
+        return run_one(cohort(out, engine, formats=chosen, rule=rule, mpp=mpp), path)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +114,32 @@ def test_a_segmentation_of_a_dicom_slide_refers_to_the_file_of_its_level_0(
     rows, columns = np.nonzero(labels == 3)
     assert (rows.min(), rows.max() + 1) == pytest.approx((50, 90), abs=1)
     assert (columns.min(), columns.max() + 1) == pytest.approx((30, 70), abs=1)
+
+
+@pytest.mark.parametrize(
+    ("mpp", "given"),
+    [((0.5, 0.508), None), ((0.5, 0.6), None), ((0.5, 0.5), 0.25), ((0.25, 0.5), 1.0)],
+)
+def test_a_segmentation_lies_over_its_dicom_slide_in_mm_whatever_um_per_pixel_are_used(
+    mpp: tuple[float, float], given: float | None, tmp_path: Path
+) -> None:
+    slide = write_dicom_slide(tmp_path / "slide", painted(120, 200, 160), mpp=mpp).parent
+    assert run(slide, tmp_path / "out", "dicom-seg", mpp=given).status == "done"
+    found = pydicom.dcmread(tmp_path / "out" / "slide" / "slide.seg.dcm")
+    volume = pydicom.dcmread(slide / "1.dcm", stop_before_pixels=True)
+    assert found.FrameOfReferenceUID == volume.FrameOfReferenceUID
+    cell = np.array(_pixel_mm(found)) / _pixel_mm(volume)
+    cells = found.TotalPixelMatrixRows, found.TotalPixelMatrixColumns
+    # The last cell may reach beyond the slide.
+    assert np.array(cells) * cell == pytest.approx((640, 768), abs=cell.max())
+    corners = [one.TotalPixelMatrixOriginSequence[0] for one in (found, volume)]
+    for axis in ("XOffsetInSlideCoordinateSystem", "YOffsetInSlideCoordinateSystem"):
+        assert corners[0][axis].value == corners[1][axis].value
+
+
+def _pixel_mm(dataset: pydicom.Dataset) -> list[float]:
+    measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    return [float(side) for side in measures.PixelSpacing]
 
 
 def test_a_folder_lists_each_slide_once_and_none_of_its_parts(tmp_path: Path) -> None:
