@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serve.contract.errors import ImageError, ImageTooLargeError
+from serve.images import jpeg, png
 from serve.images.bombs import refuse_bombs, refuse_large_exif
 from serve.images.colors import repair_palette, to_rgb
 from serve.images.mpp import (
@@ -25,7 +26,6 @@ from serve.images.mpp import (
     first_believed,
     resolution,
 )
-from serve.images.png import decode_plain_png, is_cut_short
 from serve.images.refusals import (
     DECODER_ERRORS,
     damaged_file,
@@ -204,12 +204,12 @@ def _decode_with_pillow(data: bytes, max_pixels: int, orientation: int = 1) -> P
             image.verify()  # checks PNG's checksums, and leaves the image unusable
         except DECODER_ERRORS as error:
             raise damaged_file(error) from error
-    if (pixels := decode_plain_png(data)) is not None:
+    if (pixels := png.decode_plain_png(data)) is not None:
         return _with_mpp(Picture(pixels), stated)
     with _open(data, max_pixels) as image:
         try:
             picture = _upright_rgb(image, orientation)
-            if is_cut_short(image, data):
+            if png.is_cut_short(image, data) or jpeg.is_cut_short(image, data):
                 raise damaged_file(EOFError("it ends before its last row"))
             return _with_mpp(picture, stated)
         except ImageError:

@@ -1,5 +1,7 @@
 """What a file that is not read as an image is, by its first bytes, for the error that says so."""
 
+from collections.abc import Iterator
+
 _STARTS = {
     b"BM": "a BMP image",
     b"GIF8": "a GIF image",
@@ -40,7 +42,7 @@ _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1"), "a HEIC image"),
 }
 _DICOM, _DICOM_OFFSET = b"DICM", 128
-_JPEG_START, _JPEG_SCAN = b"\xff\xd8", 0xDA
+_JPEG_START, JPEG_SCAN = b"\xff\xd8", 0xDA
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_LS_FRAME = 0xF7
 HEAD_BYTES = 256
@@ -66,12 +68,18 @@ def jpeg_frame(data: bytes) -> tuple[int, bool]:
     Args:
         data: the file, whose header is of a size that was found acceptable.
     """
+    for marker, position in jpeg_segments(data):
+        if marker in _JPEG_FRAMES or marker == _JPEG_LS_FRAME:
+            return data[position + 4], marker == _JPEG_LS_FRAME
+    return 0, False
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """The marker of each segment of a JPEG and where it is, up to the first scan's."""
     position = len(_JPEG_START) if data.startswith(_JPEG_START) else len(data)
     while position + 5 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
-        if marker in _JPEG_FRAMES or marker == _JPEG_LS_FRAME:
-            return data[position + 4], marker == _JPEG_LS_FRAME
-        if marker == _JPEG_SCAN:
-            break
+        yield marker, position
+        if marker == JPEG_SCAN:
+            return
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return 0, False
