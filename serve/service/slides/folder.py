@@ -10,8 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serve.contract.errors import FocalPathError, NotFoundError
+from serve.images.readers.dicom import series_in
 from serve.images.readers.errors import SlideError
-from serve.images.readers.slide_files import is_file, is_folder_of_mirax, parts_of, state_of
+from serve.images.readers.slide_files import (
+    dicom_files,
+    is_file,
+    is_folder_of_mirax,
+    parts_of,
+    state_of,
+)
 from serve.slides.cohort import (
     is_result,
     is_slide_folder,
@@ -48,7 +55,7 @@ class SlideFile:
     version: str
     """Changes with its files."""
     files: tuple[Path, ...]
-    """What it consists of, as far as its name tells; of a DICOM series the first file."""
+    """What its version is of: its files, and for DICOM the folder, to which others may be added."""
     problem: str = ""
     """Why its name keeps it from being segmented."""
 
@@ -78,7 +85,7 @@ class SlideFolder:
             raise SlidesAwayError(
                 "The service's folder of slides (--slides) is not there. Is its share mounted?"
             )
-        found = _named([self._describe(path) for path in self._paths()])
+        found = _named([self._describe(files) for files in self._paths()])
         with self._lock:
             self._known = {slide.id: slide for slide in found}
             self._looked_s = time.monotonic()
@@ -100,7 +107,8 @@ class SlideFolder:
             raise NotFoundError(f"There is no slide {slide_id!r}. GET /slides lists all.")
         return slide
 
-    def _paths(self) -> Iterator[Path]:
+    def _paths(self) -> Iterator[tuple[Path, ...]]:
+        """See `SlideFile.files`."""
         for folder, folders, _ in os.walk(self.path, followlinks=False):
             below = sorted(name for name in folders if not name.startswith("."))
             folders[:] = []  # folders still to visit
@@ -111,17 +119,17 @@ class SlideFolder:
                 if is_folder_of_mirax(path) or is_result(path):
                     continue
                 if is_slide_folder(path):
-                    yield path
+                    yield path, *dicom_files(path)
                 elif not path.is_symlink():
                     folders.append(name)
-            for path in _slide_files(Path(folder)):
-                if is_file(path) and is_inside(path, self.path):
-                    yield path
+            for files in _slide_files(Path(folder)):
+                if is_file(files[0]) and is_inside(files[0], self.path):
+                    yield files
 
-    def _describe(self, path: Path) -> SlideFile:
+    def _describe(self, files: tuple[Path, ...]) -> SlideFile:
+        path = files[0]
         file = path.relative_to(self.path).as_posix()
         digest = hashlib.sha256(file.encode("utf-8", "surrogateescape")).hexdigest()
-        files = (path, *filter(is_file, parts_of(path)))
         return SlideFile(
             id=digest[:_ID_LENGTH],
             path=path,
@@ -150,16 +158,23 @@ def without_folders(message: str, *folders: Path | None) -> str:
     return message
 
 
-def _slide_files(folder: Path) -> list[Path]:
+def _slide_files(folder: Path) -> list[tuple[Path, ...]]:
+    """The slides of a folder that are files themselves; see `SlideFile.files`."""
     try:
-        return slide_files(folder)
+        series = {files[0]: (*files, folder) for files in series_in(folder)}
+        return [
+            series.get(path) or (path, *filter(is_file, parts_of(path)))
+            for path in slide_files(folder)
+        ]
     except OSError:  # not permitted, or removed since it was listed
         return []
 
 
 def _num_bytes(files: Sequence[Path]) -> int | None:
     try:
-        return sum(file.stat().st_size for file in files) if files[0].is_file() else None
+        if files[0].is_dir():
+            return None
+        return sum(file.stat().st_size for file in files if file.is_file())
     except OSError:  # removed since it was listed
         return None
 

@@ -10,8 +10,10 @@ from serve.images.readers.errors import SlideFormatError
 from serve.service.slides.folder import SlideFile, SlideFolder, SlidesAwayError
 from serve.service.slides.reading import OpenSlides
 from tests.support.coordinates import coordinate_colors
+from tests.support.dicom_slides import write_dicom_slide
 from tests.support.errors import raises
 from tests.support.hamamatsu import write_vms
+from tests.support.slides import write_dicom_head
 from tests.support.vendors import VENDORS
 
 
@@ -55,6 +57,29 @@ def test_a_slide_has_another_version_when_a_file_beside_it_changes(
     before = listed(folder)[file].version
     os.utime(folder / part, ns=(1, 1))
     assert listed(folder)[file].version != before
+
+
+@pytest.mark.parametrize("folders", ["one series", "two series"])
+def test_a_slide_of_dicom_is_another_when_any_file_of_it_changes_or_comes(
+    folders: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "slides" / "study"
+    write_dicom_slide(place, coordinate_colors(256, 256))
+    if folders == "two series":
+        write_dicom_head(place / "z.dcm", "1.2.3.4")
+    finest = place / "1.dcm"
+    finest.rename(tmp_path / "late.dcm")
+    slides = SlideFolder(tmp_path / "slides", tmp_path / "out")
+    before = slides.slides()[0]
+    finest.write_bytes((tmp_path / "late.dcm").read_bytes())
+    come = slides.find(before.id)
+    finest.write_bytes(finest.read_bytes() + b"\0")  # into the file that is there
+    changed = slides.find(before.id)
+    assert len({before.version, come.version, changed.version}) == 3
+    assert changed.version == slides.slides()[0].version
+    if folders == "two series":
+        series = [file for file in place.iterdir() if file.name != "z.dcm"]
+        assert changed.num_bytes == sum(file.stat().st_size for file in series)
 
 
 def test_a_folder_that_is_away_is_not_taken_for_an_empty_one(folder: Path) -> None:
