@@ -51,9 +51,9 @@ def assumed_line(summaries: Mapping[Path, Summary]) -> str:
         text += f"; {len(others)} files, such as {others[0].name}, state another than --mpp"
     if not assumed:
         return text
-    notes = {summaries[path].image.mpp_note for path in assumed} - {""}
-    why = f" {min(notes)}" if notes else ""
-    return f"{text}, such as {assumed[0].name}. State it with --mpp if you know it.{why}"
+    example = next((p for p in assumed if summaries[p].image.mpp_note), assumed[0])
+    why = f" {summaries[example].image.mpp_note}".rstrip()
+    return f"{text}, such as {example.name}. State it with --mpp if you know it.{why}"
 
 
 def image_table(path: Path, summary: Summary) -> Table:

@@ -3,6 +3,7 @@
 The service opens nothing that a client names. It only repeats a file's name in the answer.
 """
 
+import lzma
 import re
 import zipfile
 import zlib
@@ -24,15 +25,18 @@ _CLUTTER = frozenset({"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"})
 """Names that Finder and Explorer leave in folders, and so in zips of them."""
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
+    lzma.LZMAError,
     zlib.error,
     NotImplementedError,  # a compression that Python lacks
-    RuntimeError,  # a password
+    RuntimeError,
     OSError,
     EOFError,
     ValueError,
     LookupError,
 )
 """What zipfile raises on broken or unusual archives."""
+_ENCRYPTED = 1
+"""Bit of a zip entry's flags."""
 _PATH_TRICK = re.compile(r"(^|/)\.\.(/|$)|^/|\\|[\x00-\x1f\x7f]")
 _DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -157,7 +161,9 @@ def check_name(name: str) -> None:
         )
     if _PATH_TRICK.search(name):
         raise ImageError(
-            f"The name {name!r} leads out of its folder. Rename the file.", code="name_unsafe"
+            f"The name {name!r} leads out of its folder, or has characters that are no text. "
+            "Rename the file.",
+            code="name_unsafe",
         )
 
 
@@ -172,6 +178,11 @@ def _member_reader(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, max_bytes: int
 ) -> Callable[[], bytes]:
     def read() -> bytes:
+        if info.flag_bits & _ENCRYPTED:
+            raise ImageError(
+                "The zip is protected by a password. Zip the images without one.",
+                code="zip_damaged",
+            )
         try:
             with archive.open(info) as member:
                 return member.read(max_bytes + 1)  # its header may lie about the size

@@ -108,8 +108,13 @@ def test_the_end_says_for_how_many_images_the_mpp_was_assumed(
     assert main([str(known), str(unknown), *command]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert "assumed for 1 of 2 images" in last
-    assert "unknown.png" in last
+    assert "such as unknown.png. State it" in last
     assert "300 dpi" in last
+    silent = tmp_path / "silent.png"
+    silent.write_bytes(encoded(IMAGE))
+    assert main([str(silent), str(unknown), *command, "--again"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "assumed for 2 of 2 images, such as unknown.png. State it" in last  # who says 300 dpi
     assert main([str(known), str(unknown), *command, "--mpp", "0.5"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert "assumed for 0 of 2 images; 1 files, such as known.png, state another" in last

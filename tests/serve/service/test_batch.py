@@ -240,6 +240,27 @@ def test_a_damaged_zip_is_one_file_that_cannot_be_read() -> None:
         file.read()
 
 
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_damaged_member_of_any_compression_is_told(method: int) -> None:
+    content = bytearray(_zip([("1.png", _image(1))], compression=method))
+    content[60:70] = bytes(10)
+    (file,) = _listed(("damaged.zip", bytes(content)))
+    with raises(ImageError, "cannot be unpacked", code="zip_damaged"):
+        file.read()
+
+
+def test_a_zip_with_a_password_says_so() -> None:
+    content = bytearray(_zip([("1.png", _image(1))]))
+    for start, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        content[content.index(start) + flags] |= 1
+    (file,) = _listed(("locked.zip", bytes(content)))
+    with raises(ImageError, "protected by a password", code="zip_damaged"):
+        file.read()
+
+
 def test_a_zip_in_a_zip_is_no_image(service_url: str) -> None:
     nested = _zip([("inner.zip", _zip([("1.png", _image(1))]))])
     (line,) = _lines(_post(service_url, [("outer.zip", nested)]))
