@@ -10,14 +10,15 @@ Marks of a green pen and what is nearly black, such as borders, are left out (ou
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 from shapely.errors import ShapelyError
 from shapely.geometry import shape
 
@@ -148,7 +149,10 @@ def read_mask(path: Path, view: ScaledView) -> Mask:
 
 
 def _rasterise(polygons: list[Any], view: ScaledView) -> Mask:
-    """The mask of shapely polygons in pixels of level 0; holes are left out."""
+    """The mask of shapely polygons in pixels of level 0: all that a region reaches into.
+
+    Holes are left out, as far as pixels lie in them as a whole.
+    """
     height, width = mask_shape(view)
     canvas = Image.new("1", (width, height))
     origin = np.array(view.origin_px[::-1])
@@ -159,14 +163,35 @@ def _rasterise(polygons: list[Any], view: ScaledView) -> Mask:
         right, bottom = np.clip(ends[1] + 2, 0, (width, height)).astype(int).tolist()
         if left == right or top == bottom:
             continue
-        drawn = Image.new("1", (right - left, bottom - top))  # there may be thousands of polygons
-        draw = ImageDraw.Draw(drawn)
-        for ring, fill in [(polygon.exterior, 1), *((hole, 0) for hole in polygon.interiors)]:
-            places = (np.asarray(ring.coords)[:, :2] - origin) / step - 0.5 - (left, top)
-            if len(places) >= 3:  # a hole may be empty
-                draw.polygon([(float(x), float(y)) for x, y in places], fill=fill)
+        rings = [
+            (np.asarray(ring.coords)[:, :2] - origin) / step - (left, top)
+            for ring in (polygon.exterior, *polygon.interiors)
+        ]
+        size = right - left, bottom - top  # there may be thousands of polygons
+        drawn = Image.new("1", size, 1)
+        # A line between two pixels is of neither: it has to be within at either of them.
+        for on_line in product((0, 1), repeat=2):
+            drawn = ImageChops.logical_and(drawn, _draw(rings, size, on_line))
         canvas.paste(1, (left, top), drawn)
     return np.asarray(canvas, bool)
+
+
+def _draw(
+    rings: Iterable[NDArray[np.float64]], size: tuple[int, int], on_line: tuple[int, ...]
+) -> Image.Image:
+    """Fill the first of some rings with its edge, and clear the others within.
+
+    `on_line` says of x and y whether what lies between two pixels is in the one before.
+    """
+    drawn = Image.new("1", size)
+    draw = ImageDraw.Draw(drawn)
+    for index, ring in enumerate(rings):
+        pixels = np.where(on_line, np.ceil(ring) - 1, np.floor(ring))
+        places = [(float(x), float(y)) for x, y in pixels]
+        if len(places) >= 3:  # a hole may be empty
+            draw.polygon(places, fill=int(index == 0), outline=1)
+            draw.point(places, fill=1)  # where all are in one pixel
+    return drawn
 
 
 def _polygons(path: Path, content: bytes, view: ScaledView) -> list[Any]:
