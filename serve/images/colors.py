@@ -32,10 +32,13 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     notes = []
     if image.mode == "La":  # Pillow converts that to nothing else
         image = image.convert("LA")
+    is_grey = image.mode in ("1", "L", "LA")
     if image.has_transparency_data or image.mode in ("LA", "PA", "RGBA"):
         image, is_changed = _on_white(image)
         notes += ["transparent pixels became white"] if is_changed else []
-    if image.mode not in ("RGB", "L", "CMYK", "LAB"):
+    if is_grey:  # so that a profile of greys fits
+        image = image.convert("L")
+    elif image.mode not in ("RGB", "CMYK", "LAB"):
         image = image.convert("RGB")
     if isinstance(profile, bytes) and profile:
         converted, note = _apply_profile(image, profile)

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 
 from serve.images.decode import decode_picture
 from tests.support.toy_bundle import REFERENCE_RGB
@@ -36,6 +36,13 @@ def encoded(image: Image.Image | NDArray[np.uint8], kind: str = "PNG", **options
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def swapped_profile() -> bytes:
+    """sRGB whose red and blue are exchanged: what it does cannot be missed."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    red, blue, other = b"rXYZ", b"bXYZ", b"xxxx"
+    return srgb.replace(red, other).replace(blue, red).replace(other, blue)
 
 
 def png_chunk(name: bytes, content: bytes) -> bytes:

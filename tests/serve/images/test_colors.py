@@ -1,28 +1,17 @@
 """Colours of files that are not plain sRGB."""
 
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from skimage.color import lab2rgb
 
 from serve.images.decode import decode_picture
-from tests.support.pictures import blobs, encoded
+from tests.support.pictures import blobs, encoded, swapped_profile
 
 IMAGE = blobs(40, 60, noise=0)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-
-
-def swapped_profile() -> bytes:
-    """An RGB profile whose red and blue primaries are exchanged: what it does cannot be missed."""
-    profile = bytearray(SRGB)
-    count = int.from_bytes(profile[128:132], "big")
-    entries = {
-        bytes(profile[place : place + 4]): place for place in range(132, 132 + 12 * count, 12)
-    }
-    red, blue = entries[b"rXYZ"], entries[b"bXYZ"]
-    where = slice(red + 4, red + 12), slice(blue + 4, blue + 12)
-    profile[where[0]], profile[where[1]] = profile[where[1]], profile[where[0]]
-    return bytes(profile)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
@@ -55,6 +44,34 @@ def test_a_profile_of_other_channels_is_noted() -> None:
     picture = decode_picture(encoded(cmyk, "TIFF", icc_profile=SRGB))
     assert picture.pixels[0, 0].tolist() == [255, 0, 0]
     assert any("not applied" in note for note in picture.notes)
+
+
+@pytest.mark.parametrize(("mode", "middle", "shown"), [("1", 255, 255), ("LA", 128, 188)])
+def test_a_profile_of_greys_is_applied_to_two_levels_and_to_grey_with_alpha(
+    mode: str, middle: int, shown: int
+) -> None:
+    """Half of the light is 188 in sRGB; black and white stay."""
+    grey = Image.fromarray(np.array([[0, middle, 255]], np.uint8))
+    picture = decode_picture(encoded(grey.convert(mode), icc_profile=linear_grey_profile()))
+    assert picture.pixels[0, :, 0].tolist() == [0, shown, 255]
+    assert "not applied" not in "".join(picture.notes)
+
+
+def linear_grey_profile() -> bytes:
+    """Grey in steps of light (ICC.1, version 2)."""
+    white = struct.pack(">3i", 63190, 65536, 54061)  # D50, in 1/65536
+    description = b"desc" + bytes(4) + struct.pack(">I5s", 5, b"grey") + bytes(81)
+    curve = b"curv" + bytes(4) + struct.pack(">IHH", 1, 256, 0)
+    parts = {b"desc": description, b"wtpt": b"XYZ " + bytes(4) + white, b"kTRC": curve}
+    table, body = struct.pack(">I", len(parts)), b""
+    start = 128 + 4 + 12 * len(parts)
+    for name, part in parts.items():
+        table += name + struct.pack(">II", start + len(body), len(part))
+        body += part + bytes(-len(part) % 4)
+    head = struct.pack(
+        ">II4s4s4s4s", start + len(body), 0, b"\2\x40\0\0", b"mntr", b"GRAY", b"XYZ "
+    )
+    return (head + bytes(12) + b"acsp" + bytes(28) + white).ljust(128, b"\0") + table + body
 
 
 def test_cielab_becomes_srgb() -> None:

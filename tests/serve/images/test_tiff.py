@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image
 
 from serve.contract.errors import ImageError
 from serve.images.decode import Picture, decode_picture
 from tests.support.errors import raises
-from tests.support.pictures import blobs, encoded
+from tests.support.pictures import blobs, encoded, swapped_profile
 
 IMAGE = blobs(64, 96)
 PLANES = np.ascontiguousarray(IMAGE.transpose(2, 0, 1))  # 3 x H x W
@@ -141,13 +141,6 @@ def test_a_tiffs_colour_profile_is_applied_whatever_its_compression(compression:
     picture = decode_picture(tiff(IMAGE, photometric="rgb", iccprofile=profile, **options))
     assert np.abs(picture.pixels.astype(int) - IMAGE[..., ::-1]).max() <= 3
     assert picture.notes
-
-
-def swapped_profile() -> bytes:
-    """sRGB whose red is blue."""
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    red, blue, other = b"rXYZ", b"bXYZ", b"xxxx"
-    return srgb.replace(red, other).replace(blue, red).replace(other, blue)
 
 
 @pytest.mark.parametrize("tag", [[], [(274, 3, 1, 1, True)], [(274, 3, 1, 6, True)]])
