@@ -12,8 +12,8 @@ from serve.contract.errors import OptionError
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _NUMBER = r"\d+(?:[.,]\d+)?"
 """Programs write a decimal comma where the system does."""
-_REGION = re.compile(rf"(?:[dxywhzt]=-?{_NUMBER},?)+")
-_PART = re.compile(rf"([dxywhzt])=(-?{_NUMBER})")
+_REGION = re.compile(rf"(?:[dxywhzt]=-?{_NUMBER}(?:x{_NUMBER})?,?)+")
+_PART = re.compile(rf"([dxywhzt])=(-?{_NUMBER})(?:x({_NUMBER}))?")
 
 _SAME = 0.02
 """Share by which sizes may differ and still be the same (our choice)."""
@@ -47,8 +47,10 @@ def frame_in_name(
     """The frame that QuPath writes into the name of an image of a region.
 
     QuPath's export of tiles names them `slide [d=2,x=1024,y=2048,w=512,h=512].png`: x, y, w and h
-    are in pixels of the slide, and d, the downsample, is left out where it is 1. Without it, the
-    image's size tells the downsample from w and h.
+    are in pixels of the slide, and d, the downsample, is left out where it is 1. At the slide's
+    edges, w and h are what of the tile is on the slide, and the image is filled up. Without d, the
+    image's size tells the downsample from w and h, if along both axes the same. `d=2x4` is ours,
+    where pixels are not squares.
 
     Args:
         name: of the file.
@@ -60,36 +62,48 @@ def frame_in_name(
         The slide's frame; the image's own where the name says nothing.
 
     Raises:
-        OptionError: the image was resized after its name was written, so that d is wrong.
+        OptionError: the image was resized, turned or cut after its name was written.
     """
     for brackets in reversed(_BRACKETS.findall(name)):
         text = brackets.replace(" ", "")
         if not _REGION.fullmatch(text):
             continue
-        found = _PART.findall(text)
-        parts = {letter: float(number.replace(",", ".")) for letter, number in found}
+        parts: dict[str, tuple[float, float]] = {}
+        for letter, *numbers in _PART.findall(text):
+            first, second = (number.replace(",", ".") for number in numbers)
+            parts[letter] = float(first), float(second or first)
         if {"x", "y"} <= parts.keys():
-            across = parts.get("d", parts.get("w", 0.0) / width_px or 1.0)
-            down = parts.get("d", parts.get("h", 0.0) / height_px or across)
-            if min(across, down) > 0:
-                if not is_downsample_given and {"d", "w", "h"} <= parts.keys():
-                    _refuse_resized(name, parts, width_px, height_px)
-                return Frame((parts["x"], parts["y"]), (across, down))
+            named = parts.get("w", (0.0,))[0], parts.get("h", (0.0,))[0]
+            downsample = parts.get("d") or _downsample(named, (width_px, height_px))
+            if min(downsample) > 0:
+                if not is_downsample_given and min(named) > 0:
+                    _refuse_changed(name, named, downsample, (width_px, height_px))
+                return Frame((parts["x"][0], parts["y"][0]), downsample)
     return Frame()
 
 
-def _refuse_resized(name: str, parts: dict[str, float], width_px: int, height_px: int) -> None:
-    """Raise OptionError where both sides of an image differ from its name's by the same factor."""
-    width, height = parts["w"] / parts["d"], parts["h"] / parts["d"]
-    factors = width_px / max(width, 1), height_px / max(height, 1)
+def _downsample(named: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
+    """Pixels of the slide for one of the image, by the width and height that its name has."""
+    across = named[0] / size[0] or 1.0
+    down = named[1] / size[1] or across
+    is_rounded = abs(named[1] / across - size[1]) <= _ROUNDED_PX
+    return (across, down) if abs(across / down - 1) < _SAME or is_rounded else (1.0, 1.0)
+
+
+def _refuse_changed(
+    name: str, named: tuple[float, float], downsample: tuple[float, float], size: tuple[int, int]
+) -> None:
+    """Raise OptionError where both sides of an image differ from its name's, and no fill is why."""
+    width, height = (length / step for length, step in zip(named, downsample, strict=True))
+    factors = size[0] / max(width, 1), size[1] / max(height, 1)
     is_uniform = abs(factors[0] / factors[1] - 1) < _SAME
-    is_resized = all(
-        abs(size - named) > max(_SAME * named, _ROUNDED_PX)
-        for size, named in ((width_px, width), (height_px, height))
+    is_changed = all(
+        abs(found - expected) > max(_SAME * expected, _ROUNDED_PX)
+        for found, expected in zip(size, (width, height), strict=True)
     )
-    if is_uniform and is_resized:
+    if is_changed and (is_uniform or min(factors) < 1):
         raise OptionError(
-            f"{name!r} names a region of {width:.0f} x {height:.0f} pixels at d={parts['d']:g}, "
-            f"and the image has {width_px} x {height_px}. Was it resized or cut? State "
+            f"{name!r} names a region of {width:.0f} x {height:.0f} pixels at d={downsample[0]:g}, "
+            f"and the image has {size[0]} x {size[1]}. Was it resized, turned or cut? State "
             "`downsample`, the pixels of the slide for one of the image, or rename the file."
         )

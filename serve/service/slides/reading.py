@@ -118,7 +118,7 @@ def _region(slides: OpenSlides, request: dict[str, Any]) -> Answer:
     height = max(round(request["height"] * own.y / mpp), 1)
     width = max(round(request["width"] * own.x / mpp), 1)
     pixels = reader.read_um(request["y"] * own.y, request["x"] * own.x, height, width, mpp)
-    return {"level0_px": [width * mpp / own.x, height * mpp / own.y]}, rgb_png(pixels)
+    return {"downsample": [mpp / own.x, mpp / own.y]}, rgb_png(pixels)
 
 
 def _cells(_: OpenSlides, request: dict[str, Any]) -> Answer:

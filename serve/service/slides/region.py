@@ -64,8 +64,8 @@ async def _region(
     drawn, png = await slides.readers.ask(
         "region", **slides.place(slide), mpp=query.mpp, target_mpp=target, **place
     )
-    width, height = drawn["level0_px"]
-    name = f"{slide.name} [x={query.x:.2f},y={query.y:.2f},w={width:.4f},h={height:.4f}].png"
+    across, down = drawn["downsample"]
+    name = f"{slide.name} [d={across:.9f}x{down:.9f},x={query.x:.2f},y={query.y:.2f}].png"
     entry = next(entry for entry in FORMATS.values() if entry.path[1:] == format_)
     keep = request.headers.get(KEEP_HEADER, "no") != "no"
     job = Job(
