@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from train.console import warn
-from train.data.convert.layout import assign_folds
+from train.data.convert.layout import TEST_FOLD, assign_folds
 from train.data.folder import Split, Tile, TileFolder, read_tile_folder
 from train.data.folds import folds_file, read_folds
 from train.data.pixels import count_all, require_trainable
@@ -128,7 +128,8 @@ def assign(folder: TileFolder, num_folds: int, seed: int) -> dict[str, int]:
     Raises:
         DatasetError: there are fewer groups than folds.
     """
-    own = {row.tile_id: row.fold for row in read_folds(folds_file(folder.root)) if row.fold >= 0}
+    rows = read_folds(folds_file(folder.root))
+    own = {row.tile_id: row.fold for row in rows if row.fold != TEST_FOLD}
     if len(set(own.values())) == num_folds:
         order = sorted(set(own.values()))
         return {name: order.index(fold) for name, fold in own.items()}

@@ -53,6 +53,20 @@ def test_images_of_a_patient_share_a_fold(grouped: Path):
     assert all(folds[f"tile{n}"] == folds[f"tile{n + 1}"] for n in range(0, 10, 2))
 
 
+@pytest.mark.parametrize("num_folds", [2, 3])
+def test_any_fold_but_that_of_the_test_images_takes_part(
+    grouped: Path, tmp_path: Path, num_folds: int
+):
+    data = Path(shutil.copytree(grouped, tmp_path / "data"))
+    folds = data / "folds.csv"
+    folds.write_text(folds.read_text().replace("tile1,1,", "tile1,-2,"))
+    folder = read_tile_folder(data)
+    assigned = assign(folder, num_folds, seed=0)
+    open_tiles = [*folder.tiles["training"], *folder.tiles["validation"]]
+    assert assigned.keys() == {tile.tile_id for tile in open_tiles}
+    assert set(assigned.values()) == set(range(num_folds))
+
+
 def test_sam_paths_own_list_of_folds_is_taken(grouped: Path, tmp_path: Path):
     data = Path(shutil.copytree(grouped, tmp_path / "data"))
     (data / "folds.csv").rename(data / "cv.csv")

@@ -50,6 +50,8 @@ class Format:
     read: Callable[[Path, Any], list[Annotation]]
     within_bounds: bool = False
     """Coordinates begin where the scanned part of a slide does."""
+    upright: bool = False
+    """Coordinates are of an image as FocalPath reads it: turned by its EXIF orientation."""
 
 
 def _is_geojson(content: Any) -> bool:
@@ -89,7 +91,7 @@ def _has_root(name: str) -> Callable[[Any], bool]:
 
 FORMATS = (
     # Outlines of a whole slide, as `serve slides run` writes them.
-    Format(name="FocalPath GeoJSON", takes=_is_ours, read=_read_ours),
+    Format(name="FocalPath GeoJSON", takes=_is_ours, read=_read_ours, upright=True),
     Format(name="QuPath GeoJSON", takes=_is_qupaths, read=read_qupath, within_bounds=True),
     Format(name="GeoJSON", takes=_is_geojson, read=read_qupath),
     Format(name="Digital Slide Archive JSON", takes=_is_dsa, read=read_dsa),

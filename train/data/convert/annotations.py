@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from serve.contract.errors import FocalPathError as ServeError
 from serve.images.mpp import contradiction
+from serve.images.readers.picture import PictureReader
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
 from train.checked import CheckedSettings, Mpp, TestShare
@@ -98,6 +99,8 @@ class _Slide:
     path: Path
     file: Path
     annotations: tuple[Annotation, ...]
+    upright: bool
+    """Whether they lie on the image as it is read, turned by its EXIF orientation."""
 
 
 def prepare_annotations(
@@ -173,7 +176,7 @@ def _find_slides(
         if file_format.within_bounds:
             with _open(images[name], settings) as reader:
                 found = [a.moved(reader.bounds.x, reader.bounds.y) for a in found]
-        slides.append(_Slide(name, images[name], file, tuple(found)))
+        slides.append(_Slide(name, images[name], file, tuple(found), file_format.upright))
     return slides, warnings
 
 
@@ -206,6 +209,12 @@ def _check_slide(
                 f"its label to {IGNORE}."
             )
     with _open(slide.path, settings) as reader:
+        if isinstance(reader, PictureReader) and reader.orientation != 1 and not slide.upright:
+            raise ImageFileError(
+                f"{slide.path} is turned by its EXIF orientation {reader.orientation}, which not "
+                "all programs heed, so its annotations may lie elsewhere; expected an image "
+                "without one. Save it as it was shown when it was annotated."
+            )
         if reader.mpp is None:
             raise ScaleError(
                 f"{slide.path}: the file states no believable um per pixel, which is needed to cut "

@@ -36,6 +36,10 @@ class Lost:
         "areas, such as {}, are completely covered by later ones. To draw smaller areas on top, "
         "use --overlap area."
     )
+    outside: list[str] = _told(
+        "areas, such as {}, lie outside of the regions of interest of their slide, so nothing is "
+        "left of them. Draw regions around them, or map their label to ignore."
+    )
     tiny: list[str] = _told(
         "areas, such as {}, are smaller than a pixel of the tiles, so nothing is left of them. "
         "Remove them, or choose a smaller --mpp."
@@ -70,27 +74,35 @@ class Drawing:
 
         Args:
             tile: side of a tile in pixels.
-            lost: gets the names of shapes that reach no pixel, and of those that others cover.
+            lost: gets the names of shapes that reach no pixel, of those that others cover, and of
+                those that lie outside of all regions of interest.
         """
         names: set[str] = set()
         reached: set[str] = set()
         shown: set[str] = set()
+        kept: set[str] = set()
         for y, x, height, width in self._chunks(tile):
             labels = np.full((height, width), self.uncovered, np.uint8)
             shapes = self._touching(y, x, height, width)
             here = {name for name, value, rings in shapes if fill_shape(labels, rings, value)}
             names |= {name for name, _, _ in shapes}
             reached |= here
-            shown |= here - set(vanished(shapes, labels))
+            visible = here - set(vanished(shapes, labels))
+            shown |= visible
             if self.rois:
                 inside = np.zeros((height, width), np.uint8)
                 for rings in self.rois:
                     fill_shape(inside, tuple(ring - [x, y] for ring in rings), 1)
                 labels[inside == 0] = 0
+                visible -= set(vanished(shapes, labels))
+            kept |= visible
             if labels.any():
                 yield y, x, labels
         lost.hidden += sorted(reached - shown)
         lost.tiny += sorted(names - reached)
+        if self.rois:
+            elsewhere = {name for name, value, _ in self.shapes if value} - names
+            lost.outside += sorted(elsewhere | (shown - kept))
 
     def _chunks(self, tile: int) -> Iterator[tuple[int, int, int, int]]:
         """(y, x, height, width) of what is read at once, where something is drawn."""

@@ -328,6 +328,8 @@ def test_an_area_that_a_later_one_covers_is_warned_about(
 
 
 FAR, DOT = [[60, 60], [90, 60], [90, 90]], [[5.1, 5.1], [5.3, 5.1], [5.3, 5.3]]
+BELOW = [[8, 50], [30, 50], [30, 60], [8, 60]]
+CORNER = [[0, 0], [8, 0], [8, 8], [0, 8]]
 
 
 @pytest.mark.parametrize(
@@ -335,6 +337,9 @@ FAR, DOT = [[60, 60], [90, 60], [90, 90]], [[5.1, 5.1], [5.3, 5.1], [5.3, 5.3]]
     [
         ([*AREAS, ("Tumor", [FAR])], "1 areas, such as 'Tumor', feature 4 of a.geojson, reach far"),
         ([*AREAS, ("Tumor", [DOT])], "1 areas, such as 'Tumor', feature 4 of a.geojson, are small"),
+        ([*AREAS, ("Tumor", [BELOW])], "1 areas, such as 'Tumor', feature 4 of a.geojson, lie out"),
+        ([("Tumor", [SQUARE]), ("ROI", [CORNER])], "1 areas, such as 'Tumor', feature 1 of a.geo"),
+        ([*AREAS, ("Hole", [BELOW])], ""),
         ([("ROI", [ROI])], "1 slides, such as a, give no tile"),
         ([], "1 slides, such as a, give no tile"),
         (AREAS, ""),
@@ -351,6 +356,37 @@ def test_what_does_not_arrive_in_the_data_set_is_warned_about(
     told = " ".join(capsys.readouterr().out.split())
     assert warning in told
     assert ("such as" in told) == bool(warning)
+
+
+def test_areas_are_outside_where_a_large_slide_is_not_read_at_all(
+    source: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("a", "b"):
+        geojson(source / "annotations" / name, [("Tumor", [BELOW]), ("ROI", [CORNER])])
+    write_mapping(source / "mapping.json", uncovered="Stroma")
+    prepare(source, tile_size_px=8, test_share=0.0)
+    assert (
+        "2 areas, such as 'Tumor', feature 1 of a.geojson, lie outside of the regions"
+        in " ".join(capsys.readouterr().out.split())
+    )
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_annotations_of_an_image_that_exif_turns_are_taken_only_if_they_are_ours(
+    annotated: Path, orientation: int
+):
+    """Viewers differ in whether they turn it; half a turn leaves every area within the image."""
+    path = annotated / "images" / "a.png"
+    with Image.open(path) as image:
+        image.getexif()[0x0112] = orientation
+        image.save(path, exif=image.getexif())
+    with raises(ImageFileError, "a.png", f"orientation {orientation}"):
+        prepare(annotated)
+    assert not (annotated / "out").exists()
+    file = annotated / "annotations" / "a.geojson"
+    file.write_text(json.dumps({"focalpath": {}, **json.loads(file.read_text())}))
+    masks = masks_of(prepare(annotated, test_share=0.0))
+    np.testing.assert_array_equal(masks["a"], expected())
 
 
 @pytest.mark.parametrize("content", ['{"type": "FeatureCollection", "features": []}', "[]"])
