@@ -57,6 +57,7 @@ class Recipe:
         # A run that was killed may have left files of an image without its record.
         made = {image: _is_ours(self.outputs(image, out)[-1]) for image in images}
         is_our_folder = any(made.values())
+        writers: dict[Path, Path] = {}
         for image in images:
             outputs = self.outputs(image, out)
             for output in outputs:
@@ -69,6 +70,11 @@ class Recipe:
                     raise SettingsError(
                         f"{places[output]} is an image to segment, and would be overwritten by the "
                         f"output of {image}. Give --out another folder; nothing was segmented."
+                    )
+                if (other := writers.setdefault(output, image)) != image:
+                    raise SettingsError(
+                        f"{other} and {image} would both have the output {output.name}. Rename "
+                        "one, or give --out different folders; nothing was segmented."
                     )
             if not again and not made[image]:
                 for output in filter(Path.exists, outputs[-1:] if is_our_folder else outputs):

@@ -292,6 +292,18 @@ def test_two_images_of_one_name_are_refused(
     assert str(other) in message
 
 
+def test_an_image_whose_record_is_called_as_the_outlines_of_another_is_refused(
+    image: Path, toy_bundle: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = image.with_name("slide.dsa.png")
+    other.write_bytes(encoded(IMAGE))
+    formats = ("--format", "dsa", "labels")
+    message = _fails(capsys, image, other, "--bundle", toy_bundle, "--out", out, *formats)
+    assert "slide.dsa.json" in message
+    assert not out.exists()
+    assert _segment(image, other, "--bundle", toy_bundle, "--out", out, "--format", "labels") == 0
+
+
 def test_an_output_folder_that_is_a_file_is_one_message(
     image: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
