@@ -25,6 +25,9 @@ _PIXELS_AT_ONCE = 16_000_000
 _SLACK = 1.001
 """A level that is coarser than wanted by less than this is as wanted: sizes are rounded."""
 _BICUBIC_SUPPORT = 2.0
+_WHITE = 255
+_NOTHING_PX = 1e-6
+"""Part of a pixel that is none: numbers are rounded."""
 
 
 class ScaledView:
@@ -104,7 +107,7 @@ class ScaledView:
         return found
 
     def overview(self, factor: int) -> NDArray[np.uint8]:
-        """The whole view, one pixel for `factor` x `factor` of it; white where the last reach out.
+        """The whole view, one pixel for `factor` x `factor` of it; the last may reach beyond it.
 
         Returns:
             (ceil(height_px / factor), ceil(width_px / factor), 3) uint8, RGB in [0, 255].
@@ -250,13 +253,47 @@ def _read_strip(
     size: tuple[int, int],
     scale: tuple[float, float],
 ) -> NDArray[np.uint8]:
-    """Read a region at once, from the level of this index."""
+    """Read a region at once, from the level of this index.
+
+    Pixels at the slide's edge are made of the slide alone, as in `ScaledView` and where images are
+    resampled whole; those that reach beyond it continue its edge.
+    """
     (y, x), (height, width), level = corner, size, reader.levels[index]
-    rows = y / level.downsample_y, (y + height * scale[0]) / level.downsample_y
-    columns = x / level.downsample_x, (x + width * scale[1]) / level.downsample_x
     margin = math.ceil(_BICUBIC_SUPPORT * max(max(scale) / level.downsample_x, 1)) + 1
-    top, left = math.floor(rows[0]) - margin, math.floor(columns[0]) - margin
-    bottom, right = math.ceil(rows[1]) + margin, math.ceil(columns[1]) + margin
+    rows = _Span(y / level.downsample_y, scale[0] / level.downsample_y, height, level.height_px)
+    columns = _Span(x / level.downsample_x, scale[1] / level.downsample_x, width, level.width_px)
+    found = np.full((height, width, 3), _WHITE, np.uint8)
+    if not (rows.is_within.any() and columns.is_within.any()):
+        return found
+    (top, bottom), (left, right) = rows.source(margin), columns.source(margin)
     pixels = reader.read(index, left, top, right - left, bottom - top)
-    row_box, column_box = (rows[0] - top, rows[1] - top), (columns[0] - left, columns[1] - left)
-    return _resize(pixels, height, width, row_box, column_box)
+    pixels = np.pad(pixels, (rows.beyond, columns.beyond, (0, 0)), mode="edge")
+    resized = _resize(pixels, height, width, rows.box(margin), columns.box(margin))
+    places = np.ix_(rows.is_within, columns.is_within)
+    found[places] = resized[places]
+    return found
+
+
+class _Span:
+    """One axis of a region in pixels of a level, which may reach beyond the level's edges."""
+
+    def __init__(self, start: float, step: float, count: int, length: int) -> None:
+        self._start, self._end, self._length = start, start + step * count, length
+        edges = start + step * np.arange(count + 1)
+        self.is_within: NDArray[np.bool_] = (edges[1:] > _NOTHING_PX) & (
+            edges[:-1] < length - _NOTHING_PX
+        )
+        """Of each pixel that is wanted, whether any of it lies in the level."""
+        before = max(-math.floor(start + _NOTHING_PX), 0)
+        self.beyond = before, max(math.ceil(self._end - _NOTHING_PX) - length, 0)
+        """Pixels that the region reaches beyond the level, before and behind it."""
+
+    def source(self, margin: int) -> tuple[int, int]:
+        """Where the level is read: the region and a margin, as far as they lie in it."""
+        start = max(math.floor(self._start) - margin, 0)
+        return start, min(math.ceil(self._end) + margin, self._length)
+
+    def box(self, margin: int) -> tuple[float, float]:
+        """The region in what was read, with the pixels beyond."""
+        shift = self.beyond[0] - self.source(margin)[0]
+        return max(self._start + shift, 0.0), self._end + shift

@@ -9,6 +9,7 @@ from PIL import Image
 from serve.images.readers import scaled
 from serve.images.readers.reader import Bounds, Level, pyramid
 from serve.images.readers.scaled import choose_level
+from serve.images.tiles import resample
 from tests.support.slides import VirtualSlide, position_byte
 
 
@@ -89,6 +90,30 @@ def test_a_region_is_read_at_any_place_and_scale(tmp_path: Path) -> None:
     assert np.abs(found[30, :, 0].astype(float) - position_byte(place))[~turns].max() <= 1.5
     beyond = opened.read_um(-50, -50, 20, 20, 1.0)
     assert (beyond == 255).all()
+
+
+@pytest.mark.parametrize("mpp", [0.4, 0.5, 0.625, 2.5])
+def test_pixels_at_the_slides_edge_are_made_of_the_slide_alone(mpp: float, tmp_path: Path) -> None:
+    (tmp_path / "slide").touch()
+    opened = VirtualSlide(tmp_path / "slide", (300, 400))
+    whole = opened.read(0, 0, 0, opened.width_px, opened.height_px)
+    height, width = (round(side * 0.5 / mpp) for side in whole.shape[:2])
+    expected = resample(whole, height, width).astype(int)
+    inner = opened.read_um(0, 0, height, width, mpp)
+    assert np.abs(inner - expected).max() <= 1
+    outer = opened.read_um(-3 * mpp, -2 * mpp, height + 8, width + 7, mpp)
+    assert np.abs(outer[3:-5, 2:-5] - expected).max() <= 1
+    for beyond in (outer[:3], outer[-5:], outer[:, :2], outer[:, -5:]):
+        assert (beyond == 255).all()
+
+
+def test_a_pixel_that_reaches_beyond_the_slide_has_the_slides_colour(tmp_path: Path) -> None:
+    (tmp_path / "slide").touch()
+    opened = VirtualSlide(tmp_path / "slide", (300, 400))
+    rows = opened.read_um(0, 0, 30, 40, 5.0).astype(int)
+    shifted = opened.read_um(-0.4 * 5, 0, 32, 40, 5.0).astype(int)
+    assert np.abs(shifted[[0, 30]] - rows[[0, 29]]).max() <= 8
+    assert (shifted[31] == 255).all()
 
 
 @pytest.mark.parametrize(
