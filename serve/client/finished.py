@@ -40,7 +40,9 @@ class Recipe:
         return [out / f"{image.stem}{FORMATS[name].suffix}" for name in self.formats]
 
     def refuse_overwriting(self, images: Sequence[Path], out: Path, *, again: bool) -> None:
-        """Raise SettingsError where an output would replace a file that is not ours, or cannot be.
+        """Raise SettingsError where an output cannot be, or would replace what is not its own.
+
+        That is a file of the user's, an image, or the output of another image.
 
         Args:
             images: all image files.
@@ -71,11 +73,13 @@ class Recipe:
                         f"{places[output]} is an image to segment, and would be overwritten by the "
                         f"output of {image}. Give --out another folder; nothing was segmented."
                     )
-                if (other := writers.setdefault(output, image)) != image:
+                if output in writers:
                     raise SettingsError(
-                        f"{other} and {image} would both have the output {output.name}. Rename "
-                        "one, or give --out different folders; nothing was segmented."
+                        f"{writers[output]} and {image} would both have the output {output.name}. "
+                        "Rename one, or segment them into different folders with --out; nothing "
+                        "was segmented."
                     )
+                writers[output] = image
             if not again and not made[image]:
                 for output in filter(Path.exists, outputs[-1:] if is_our_folder else outputs):
                     raise SettingsError(

@@ -18,8 +18,8 @@ def find_images(paths: Iterable[Path], out: Path) -> tuple[Path, ...]:
         out: folder of the outputs. It cannot be one of the folders: its pictures are no images.
 
     Raises:
-        ImageError: there is no image, a path does not exist, a folder cannot be read or has no
-            image in it, or the outputs of two images would have the same name.
+        ImageError: there is no image, a path does not exist, or a folder cannot be read or has no
+            image in it.
         SettingsError: `out` is one of the folders.
     """
     paths = tuple(paths)
@@ -32,7 +32,6 @@ def find_images(paths: Iterable[Path], out: Path) -> tuple[Path, ...]:
     images = tuple(image for path in paths for image in _images_at(path))
     if not images:
         raise ImageError("no image is named. Name one or more files.")
-    stems: dict[str, Path] = {}
     for path in images:
         if not path.is_file():
             raise ImageError(f"{path} is not a file. Check the path; nothing was segmented.")
@@ -41,12 +40,6 @@ def find_images(paths: Iterable[Path], out: Path) -> tuple[Path, ...]:
                 f"{str(path)!a} is not in UTF-8, so it cannot be written into the results. Rename "
                 "the file or its folder; nothing was segmented."
             )
-        if path.stem in stems:
-            raise ImageError(
-                f"{stems[path.stem]} and {path} have the same name, so their outputs would "
-                "overwrite each other. Segment them into different folders with --out."
-            )
-        stems[path.stem] = path
     return images
 
 

@@ -127,19 +127,19 @@ def is_slide_name(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def slide_files(folder: Path) -> list[Path]:
-    """The slides in a folder that are not folders; of a DICOM series, its first file.
+def slide_files(folder: Path) -> list[tuple[Path, ...]]:
+    """The slides in a folder that are not folders: a file each, or the files of a DICOM series.
 
     What is called as slides are, and is a pipe or a link to nothing, is among them. Pictures that
     a VMS or VMU file names are not.
     """
     parts = parts_in(folder)
     found = [
-        path
+        (path,)
         for path in folder.iterdir()
         if is_slide_name(path) and path not in parts and not path.is_dir()
     ]
-    return sorted([*found, *(files[0] for files in series_in(folder))])
+    return sorted([*found, *series_in(folder)])
 
 
 def _slides_below(folder: Path, seen: set[Path] | None = None) -> list[Path]:
@@ -154,7 +154,8 @@ def _slides_below(folder: Path, seen: set[Path] | None = None) -> list[Path]:
     if is_result(folder):
         return []
     try:
-        found, entries = slide_files(folder), sorted(folder.iterdir())
+        found = [files[0] for files in slide_files(folder)]
+        entries = sorted(folder.iterdir())
     except OSError:
         return [folder]
     for path in entries:

@@ -27,7 +27,6 @@ class PictureReader(RegionReader):
         picture = read_picture(path, _LIMITS)
         self._pixels = picture.pixels
         self.orientation = picture.orientation
-        """Of the stored pixels, as EXIF has it; those that are read are upright."""
         self._stated = Stated(picture.pixel_size, picture.mpp_source, picture.mpp_note)
         height, width = self._pixels.shape[:2]
         self.levels = pyramid([(width, height)])

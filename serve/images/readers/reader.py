@@ -87,6 +87,8 @@ class RegionReader(Closing):
     """Name and version of the library that reads."""
     notes: tuple[str, ...] = ()
     """What a user should know of the slide; sentences."""
+    orientation: int = 1
+    """Of the stored pixels, as EXIF has it, 1 upright; those that are read are upright."""
 
     def __init__(self, path: Path, *, mpp: float | None = None) -> None:
         self.path = path

@@ -260,15 +260,16 @@ def _read_strip(
     """
     (y, x), (height, width), level = corner, size, reader.levels[index]
     margin = math.ceil(_BICUBIC_SUPPORT * max(max(scale) / level.downsample_x, 1)) + 1
-    rows = _Span(y / level.downsample_y, scale[0] / level.downsample_y, height, level.height_px)
-    columns = _Span(x / level.downsample_x, scale[1] / level.downsample_x, width, level.width_px)
+    y_step, x_step = scale[0] / level.downsample_y, scale[1] / level.downsample_x
+    rows = _Span(y / level.downsample_y, y_step, height, level.height_px, margin)
+    columns = _Span(x / level.downsample_x, x_step, width, level.width_px, margin)
     found = np.full((height, width, 3), _WHITE, np.uint8)
     if not (rows.is_within.any() and columns.is_within.any()):
         return found
-    (top, bottom), (left, right) = rows.source(margin), columns.source(margin)
+    (top, bottom), (left, right) = rows.source, columns.source
     pixels = reader.read(index, left, top, right - left, bottom - top)
     pixels = np.pad(pixels, (rows.beyond, columns.beyond, (0, 0)), mode="edge")
-    resized = _resize(pixels, height, width, rows.box(margin), columns.box(margin))
+    resized = _resize(pixels, height, width, rows.box, columns.box)
     places = np.ix_(rows.is_within, columns.is_within)
     found[places] = resized[places]
     return found
@@ -277,23 +278,22 @@ def _read_strip(
 class _Span:
     """One axis of a region in pixels of a level, which may reach beyond the level's edges."""
 
-    def __init__(self, start: float, step: float, count: int, length: int) -> None:
-        self._start, self._end, self._length = start, start + step * count, length
-        edges = start + step * np.arange(count + 1)
+    def __init__(self, start: float, step: float, count: int, length: int, margin: int) -> None:
+        end, edges = start + step * count, start + step * np.arange(count + 1)
         self.is_within: NDArray[np.bool_] = (edges[1:] > _NOTHING_PX) & (
             edges[:-1] < length - _NOTHING_PX
         )
         """Of each pixel that is wanted, whether any of it lies in the level."""
-        before = max(-math.floor(start + _NOTHING_PX), 0)
-        self.beyond = before, max(math.ceil(self._end - _NOTHING_PX) - length, 0)
+        self.beyond = (
+            max(-math.floor(start + _NOTHING_PX), 0),
+            max(math.ceil(end - _NOTHING_PX) - length, 0),
+        )
         """Pixels that the region reaches beyond the level, before and behind it."""
-
-    def source(self, margin: int) -> tuple[int, int]:
-        """Where the level is read: the region and a margin, as far as they lie in it."""
-        start = max(math.floor(self._start) - margin, 0)
-        return start, min(math.ceil(self._end) + margin, self._length)
-
-    def box(self, margin: int) -> tuple[float, float]:
+        self.source = (
+            max(math.floor(start) - margin, 0),
+            min(math.ceil(end) + margin, length),
+        )
+        """Where the level is read: the region and the margin, as far as they lie in it."""
+        shift = self.beyond[0] - self.source[0]
+        self.box = max(start + shift, 0.0), end + shift
         """The region in what was read, with the pixels beyond."""
-        shift = self.beyond[0] - self.source(margin)[0]
-        return max(self._start + shift, 0.0), self._end + shift

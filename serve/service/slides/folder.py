@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serve.contract.errors import FocalPathError, NotFoundError
-from serve.images.readers.dicom import series_in
 from serve.images.readers.errors import SlideError
 from serve.images.readers.slide_files import (
     dicom_files,
@@ -22,6 +21,7 @@ from serve.images.readers.slide_files import (
 from serve.slides.cohort import (
     is_result,
     is_slide_folder,
+    is_slide_name,
     name_of,
     name_problem,
     same_name,
@@ -161,10 +161,11 @@ def without_folders(message: str, *folders: Path | None) -> str:
 def _slide_files(folder: Path) -> list[tuple[Path, ...]]:
     """The slides of a folder that are files themselves; see `SlideFile.files`."""
     try:
-        series = {files[0]: (*files, folder) for files in series_in(folder)}
         return [
-            series.get(path) or (path, *filter(is_file, parts_of(path)))
-            for path in slide_files(folder)
+            (*files, *filter(is_file, parts_of(files[0])))
+            if is_slide_name(files[0])
+            else (*files, folder)
+            for files in slide_files(folder)
         ]
     except OSError:  # not permitted, or removed since it was listed
         return []

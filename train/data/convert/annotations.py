@@ -20,7 +20,6 @@ from rich.markup import escape
 
 from serve.contract.errors import FocalPathError as ServeError
 from serve.images.mpp import contradiction
-from serve.images.readers.picture import PictureReader
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
 from train.checked import CheckedSettings, Mpp, TestShare
@@ -209,7 +208,7 @@ def _check_slide(
                 f"its label to {IGNORE}."
             )
     with _open(slide.path, settings) as reader:
-        if isinstance(reader, PictureReader) and reader.orientation != 1 and not slide.upright:
+        if reader.orientation != 1 and not slide.upright:
             raise ImageFileError(
                 f"{slide.path} is turned by its EXIF orientation {reader.orientation}, which not "
                 "all programs heed, so its annotations may lie elsewhere; expected an image "

@@ -112,6 +112,13 @@ def test_glas_by_grade_has_the_images_grade_for_its_glands(tmp_path: Path):
     assert masks["train_4"] == {1, 2}
 
 
+def assert_refused(prepare: Any, source: Path, settings: object, *told: str) -> None:
+    """Check that a source is not converted, and that nothing is left beside it."""
+    with raises(ImageFileError, *told):
+        prepare(source, source.with_name("out"), settings)
+    assert [path.name for path in source.parent.iterdir()] == ["source"]
+
+
 @pytest.mark.parametrize(
     ("write", "prepare", "settings", "mask"),
     [
@@ -124,9 +131,7 @@ def test_a_mask_of_another_size_than_its_image_is_refused_and_nothing_is_left(
 ):
     source = write(tmp_path / "source")
     Image.new("L", (5, 4), 1).save(source / mask)
-    with raises(ImageFileError, "3", "5 x 4"):
-        prepare(source, tmp_path / "out", settings)
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    assert_refused(prepare, source, settings, "3", "5 x 4")
 
 
 @pytest.mark.parametrize(
@@ -147,9 +152,7 @@ def test_an_image_that_exif_turns_is_refused_and_nothing_is_left(
     turned = Image.open(source / image)
     turned.getexif()[0x0112] = 3  # half a turn, which leaves the size as it is
     turned.save(source / image, exif=turned.getexif())
-    with raises(ImageFileError, image, "orientation 3"):
-        prepare(source, tmp_path / "out", settings)
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    assert_refused(prepare, source, settings, image, "orientation 3")
 
 
 def test_a_coloured_picture_of_glands_is_refused(tmp_path: Path):
