@@ -35,11 +35,12 @@ export OMP_WAIT_POLICY := PASSIVE
 
 install: $(VENV)/.installed page
 
+# Python compiles a module when it is first imported; all at once would take a minute more.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else \
 		f"error: Python {sys.version.split()[0]} found, 3.11 or 3.12 expected: make PYTHON=python3.11")'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --progress-bar on $(PIP_FLAGS) \
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile --progress-bar on $(PIP_FLAGS) \
 		--constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 

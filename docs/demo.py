@@ -44,7 +44,7 @@ def main() -> None:
     _step("1/6  Synthetic tissue", "train", "prepare", "synthetic", paths.data)
     fit = ("train", "fit", "synthetic", "--data", paths.data, "--out", paths.checkpoint)
     # Fewer epochs than the preset's: installation and demo end within ten minutes on 2 slow cores.
-    fit = (*fit, "--overwrite", "--epochs", "10")
+    fit = (*fit, "--overwrite", "--epochs", "8")
     _step("2/6  Training with Dynamic Focal Attention", *fit)
     _step("3/6  Held-out tiles", "train", "evaluate", paths.checkpoint, "--data", paths.data)
     export = ("export", paths.checkpoint, "--out", paths.bundle, "--validate", paths.data)
