@@ -57,18 +57,21 @@ class RegionOptions(ClassOptions):
         examples=[4.0],
     )
 
-    def frame(self, name: str, width_px: int, height_px: int) -> Frame:
-        """Where the image lies: as the options say, or else its name.
+    def frame(self, source: Source) -> Frame:
+        """Where the image lies: as the options say, or else the source.
 
         Raises:
             OptionError: the name is of an image of another size.
         """
-        named = frame_in_name(name, width_px, height_px, is_downsample_given=self.downsample > 0)
+        height_px, width_px = source.result.labels.shape
+        frame = source.frame or frame_in_name(
+            source.name, width_px, height_px, is_downsample_given=self.downsample > 0
+        )
         if self.origin:
-            named = replace(named, origin=(self.origin[0], self.origin[1]))
+            frame = replace(frame, origin=(self.origin[0], self.origin[1]))
         if self.downsample:
-            named = replace(named, downsample=(self.downsample, self.downsample))
-        return named
+            frame = replace(frame, downsample=(self.downsample, self.downsample))
+        return frame
 
 
 def _regions(source: Source, options: RegionOptions) -> Iterator[Regions]:
@@ -80,8 +83,7 @@ def _regions(source: Source, options: RegionOptions) -> Iterator[Regions]:
         min_area_px=options.min_area_px,
         shown=options.shown(source.manifest),
     )
-    height_px, width_px = source.result.labels.shape
-    frame = options.frame(source.name, width_px, height_px)
+    frame = options.frame(source)
     return (part._replace(polygons=frame.place(part.polygons)) for part in parts)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
+from serve.answers.frame import Frame
 from serve.contract.errors import OptionError
 from serve.contract.manifest import Manifest, TissueClass
 from serve.contract.refusal import first_problem
@@ -31,6 +32,8 @@ class Source:
     """Of the model that made the result."""
     name: str = ""
     """Of the image's file; it may say where the image lies in its slide."""
+    frame: Frame | None = None
+    """Where the image lies in its slide, if that is known; it comes before the name."""
 
 
 class Options(Strict):

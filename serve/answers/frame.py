@@ -12,8 +12,8 @@ from serve.contract.errors import OptionError
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _NUMBER = r"\d+(?:[.,]\d+)?"
 """Programs write a decimal comma where the system does."""
-_REGION = re.compile(rf"(?:[dxywhzt]=-?{_NUMBER}(?:x{_NUMBER})?,?)+")
-_PART = re.compile(rf"([dxywhzt])=(-?{_NUMBER})(?:x({_NUMBER}))?")
+_REGION = re.compile(rf"(?:[dxywhzt]=-?{_NUMBER},?)+")
+_PART = re.compile(rf"([dxywhzt])=(-?{_NUMBER})")
 
 _SAME = 0.02
 """Share by which sizes may differ and still be the same (our choice)."""
@@ -49,8 +49,7 @@ def frame_in_name(
     QuPath's export of tiles names them `slide [d=2,x=1024,y=2048,w=512,h=512].png`: x, y, w and h
     are in pixels of the slide, and d, the downsample, is left out where it is 1. At the slide's
     edges, w and h are what of the tile is on the slide, and the image is filled up. Without d, the
-    image's size tells the downsample from w and h, if along both axes the same. `d=2x4` is ours,
-    where pixels are not squares.
+    image's size tells the downsample from w and h, if along both axes the same.
 
     Args:
         name: of the file.
@@ -68,17 +67,14 @@ def frame_in_name(
         text = brackets.replace(" ", "")
         if not _REGION.fullmatch(text):
             continue
-        parts: dict[str, tuple[float, float]] = {}
-        for letter, *numbers in _PART.findall(text):
-            first, second = (number.replace(",", ".") for number in numbers)
-            parts[letter] = float(first), float(second or first)
+        parts = {letter: float(part.replace(",", ".")) for letter, part in _PART.findall(text)}
         if {"x", "y"} <= parts.keys():
-            named = parts.get("w", (0.0,))[0], parts.get("h", (0.0,))[0]
-            downsample = parts.get("d") or _downsample(named, (width_px, height_px))
+            named, size = (parts.get("w", 0.0), parts.get("h", 0.0)), (width_px, height_px)
+            downsample = (parts["d"], parts["d"]) if "d" in parts else _downsample(named, size)
             if min(downsample) > 0:
                 if not is_downsample_given and min(named) > 0:
-                    _refuse_changed(name, named, downsample, (width_px, height_px))
-                return Frame((parts["x"][0], parts["y"][0]), downsample)
+                    _refuse_changed(name, named, downsample, size)
+                return Frame((parts["x"], parts["y"]), downsample)
     return Frame()
 
 

@@ -13,6 +13,7 @@ from starlette.datastructures import State
 from starlette.responses import Response, StreamingResponse
 
 from serve.answers.format import Source
+from serve.answers.frame import Frame
 from serve.answers.pictures import rgb_png
 from serve.answers.registry import FORMATS, needs_probabilities
 from serve.contract.errors import ImageTooLargeError
@@ -46,6 +47,8 @@ class Job:
     """Where `mpp` comes from: what a slide's file states where the image is a region of it."""
     notes: tuple[str, ...] = ()
     """On the image, beside those from reading its file."""
+    frame: Frame | None = None
+    """Where the image lies in its slide, where it is a region of it."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Values of the formats' options, by name."""
     keep: bool = False
@@ -168,7 +171,7 @@ class Worker:
         def work(segmenter: TileSegmenter) -> Answer:
             result = self._segment(segmenter, picture, data, job)
             with self._telemetry.stage("encode"):
-                source = Source(picture.pixels, result, segmenter.manifest, name)
+                source = Source(picture.pixels, result, segmenter.manifest, name, job.frame)
                 try:
                     blocks = [FORMATS[one].blocks(source, job.options) for one in job.formats]
                 except ImageTooLargeError:  # the same image with other options need not run again

@@ -6,6 +6,7 @@ from fastapi import Path, Query, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from serve.answers.frame import Frame
 from serve.answers.registry import FORMATS
 from serve.contract.errors import ImageTooLargeError, OptionError
 from serve.contract.strict import Strict
@@ -65,7 +66,6 @@ async def _region(
         "region", **slides.place(slide), mpp=query.mpp, target_mpp=target, **place
     )
     across, down = drawn["downsample"]
-    name = f"{slide.name} [d={across:.9f}x{down:.9f},x={query.x:.2f},y={query.y:.2f}].png"
     entry = next(entry for entry in FORMATS.values() if entry.path[1:] == format_)
     keep = request.headers.get(KEEP_HEADER, "no") != "no"
     job = Job(
@@ -73,9 +73,10 @@ async def _region(
         mpp=target,
         mpp_source=found["mpp_source"],
         notes=tuple(found["notes"]),
+        frame=Frame((query.x, query.y), (across, down)),
         keep=keep,
     )
-    return await answer_image(state, png, job, name)
+    return await answer_image(state, png, job, slide.name)
 
 
 def _refuse_outside(query: RegionQuery, bounds: tuple[int, int, int, int], file: str) -> None:

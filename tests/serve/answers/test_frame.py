@@ -11,8 +11,6 @@ from tests.support.errors import raises
         ("slide [x=1024,y=2048,w=512,h=256].png", Frame((1024, 2048), (1, 1))),
         ("slide [d=4,x=1024,y=2048,w=2048,h=1024].tif", Frame((1024, 2048), (4, 4))),
         ("slide [x=8,y=9,w=1024,h=512].png", Frame((8, 9), (2, 2))),  # 512 px wide
-        ("slide [d=2x4,x=8,y=9].png", Frame((8, 9), (2, 4))),  # pixels are not squares
-        ("slide [d=0.5x1,x=8,y=9].png", Frame((8, 9), (0.5, 1))),
         ("slide [x=8,y=9,w=1024].png", Frame((8, 9), (2, 2))),
         ("s[1] [d=2.5,x=0,y=10,w=1280,h=640,z=3,t=1]_labels.png", Frame((0, 10), (2.5, 2.5))),
         ("folder/slide [d=2, x=-4, y=6].png", Frame((-4, 6), (2, 2))),
