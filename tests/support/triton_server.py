@@ -53,8 +53,8 @@ def _build(folder: Path) -> None:
     package = folder / "package"
     venv.create(folder / "venv", symlinks=True)
     stub_python = folder / "venv" / "bin" / "python"
-    pip("install", "--no-compile", "--no-deps", "--target", str(package), SERVER_PACKAGE)
-    pip("--python", str(stub_python), "install", "--no-compile", *_STUB_PACKAGES)
+    pip("install", "--no-deps", "--target", str(package), SERVER_PACKAGE)
+    pip("--python", str(stub_python), "install", *_STUB_PACKAGES)
     server = package / "pytriton" / "tritonserver"
     stub = server / "python_backend_stubs" / _PYTHON / "triton_python_backend_stub"
     shutil.copy2(stub, server / "backends" / "python")
