@@ -53,7 +53,7 @@ def copy_of(slide: Path, folder: Path, name: str) -> Path:
 _SLOW = """
 import os, sys, time
 if 'serve.service.slides.job_process' in ' '.join(sys.orig_argv):
-    slide = os.environ['TEST_SLOW_SLIDE']
+    slide = os.environ.get('TEST_SLOW_SLIDE', '')
     def look(event, arguments):
         name = str(arguments[0]) if event == 'open' else ''
         if '/done/' in name and name.endswith('.partial') and slide in name:
@@ -78,9 +78,20 @@ def slow_jobs(
     monkeypatch.setenv("TEST_SLOW_SLIDE", slide)
 
 
+_RUN_OR_END = """
+try:
+    import at_start
+except BaseException:  # Python would go on without it
+    import os, traceback
+    traceback.print_exc()
+    os._exit(70)
+"""
+
+
 def run_at_start(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have each Python process that starts run this code first."""
+    """Have each Python process that starts run this code first, and end where that fails."""
     hook = folder / "hook"
     hook.mkdir()
-    (hook / "sitecustomize.py").write_text(code)
+    (hook / "at_start.py").write_text(code)
+    (hook / "sitecustomize.py").write_text(_RUN_OR_END)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hook), str(ROOT)]))
