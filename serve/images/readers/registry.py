@@ -10,7 +10,8 @@ from pathlib import Path
 
 from serve.contract.extras import how_to_install
 from serve.images.kinds import HEAD_BYTES, kind_of
-from serve.images.readers.errors import ReaderMissingError, SlideFormatError
+from serve.images.readers.errors import ReaderMissingError, SlideError, SlideFormatError
+from serve.images.readers.generic_tiff import look_at
 from serve.images.readers.reader import RegionReader
 
 READERS = {
@@ -21,7 +22,11 @@ READERS = {
     "picture": "serve.images.readers.picture:PictureReader",
 }
 """By name, in the order in which they are asked whether they take a file. DICOM is OpenSlide's."""
-_PICTURES, _PICTURE = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"RIFF"), "a JPEG, PNG or WebP image"
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"RIFF")
+_PICTURE, _IN_STRIPS = (
+    "a JPEG, PNG or WebP image",
+    "a TIFF in strips, which OpenSlide does not read",
+)
 _ENCRYPTED = 1
 """Bit of a zip entry's flags."""
 
@@ -64,10 +69,10 @@ def open_reader(path: Path, reader: str | None = None, *, mpp: float | None = No
     if archive is not None:
         raise SlideFormatError(f"{path.name} is {archive}")
     kind = _kind_of(path)
-    if kind == _PICTURE:
+    if kind in (_PICTURE, _IN_STRIPS):
         raise SlideFormatError(
-            f"{path.name} is {_PICTURE}, whose name does not say so. Call it *.jpg, *.png or "
-            "*.webp, or name the reader `picture`."
+            f"{path.name} is {kind}, and its name does not say that it is an image. Call it *.jpg, "
+            "*.png, *.webp or *.tif, or name the reader `picture`."
         )
     what = "is not a slide or image that can be read: it is damaged, or of a kind that"
     if kind is not None:
@@ -83,7 +88,16 @@ def _kind_of(path: Path) -> str | None:
         return "a folder without OME-Zarr and DICOM"
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
-    return _PICTURE if head.startswith(_PICTURES) else kind_of(head)
+    if head.startswith(_PICTURES):
+        return _PICTURE
+    return _IN_STRIPS if _is_in_strips(path) else kind_of(head)
+
+
+def _is_in_strips(path: Path) -> bool:
+    try:
+        return look_at(path).pages[0].tile is None
+    except SlideError:  # no TIFF, damaged, or not of one image
+        return False
 
 
 def _archive_hint(path: Path) -> str | None:

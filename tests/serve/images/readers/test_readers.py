@@ -217,7 +217,9 @@ def test_a_missing_file_and_an_empty_folder_are_named(tmp_path: Path) -> None:
         open_reader(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("a.svs", "JPEG"), ("a", "PNG"), ("a.ndpi", "WEBP")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.svs", "JPEG"), ("a", "PNG"), ("a.ndpi", "WEBP"), ("b.svs", "TIFF")]
+)
 def test_a_picture_that_is_called_otherwise_is_told(
     name: str, kind: str, tmp_path: Path, pixels: NDArray[np.uint8]
 ) -> None:
