@@ -139,17 +139,22 @@ class ViewDataset(Dataset[ViewSample]):
 
     def draw_layout(self, rng: np.random.Generator) -> Layout:
         """Choose the squares of a sample: on tissue, after at most 20 draws the best seen."""
+        layout = self._on_tissue(rng, self.slides, self._shares)
+        return layout if self.settings.pairing != "shuffled" else self._shuffled(rng, layout)
+
+    def _on_tissue(
+        self, rng: np.random.Generator, slides: Sequence[int], shares: NDArray[np.float64] | None
+    ) -> Layout:
         best: tuple[float, Layout] | None = None
         for _ in range(_MAX_DRAWS):
-            slide = int(rng.choice(self.slides, p=self._shares))
-            layout = self._lay_out(rng, slide)
+            layout = self._lay_out(rng, int(rng.choice(slides, p=shares)))
             missing = self._missing_tissue(layout)
             if best is None or missing < best[0]:
                 best = (missing, layout)
             if missing <= 0:
                 break
         assert best is not None
-        return best[1] if self.settings.pairing != "shuffled" else self._shuffled(rng, best[1])
+        return best[1]
 
     def _lay_out(self, rng: np.random.Generator, slide: int) -> Layout:
         settings, info = self.settings, self.source.slides[slide]
@@ -191,13 +196,13 @@ class ViewDataset(Dataset[ViewSample]):
     def _shuffled(self, rng: np.random.Generator, layout: Layout) -> Layout:
         """The control: fine views from another slide, laid out as they would be there."""
         others = [slide for slide in self.slides if slide != layout.slide]
-        other = self._lay_out(rng, int(rng.choice(others or [layout.slide])))
+        other = self._on_tissue(rng, others or [layout.slide], None)
         return Layout(layout.slide, layout.coarse, other.fine, other.slide, layout.scale)
 
     def _missing_tissue(self, layout: Layout) -> float:
         found = self.source.tissue_share
         coarse = [_COARSE_TISSUE - found(layout.slide, square) for square in layout.coarse]
-        fine = [_FINE_TISSUE - found(layout.fine_slide, square) for square in layout.fine]
+        fine = [_FINE_TISSUE - found(layout.slide, square) for square in layout.fine]
         return max((*coarse, *fine))
 
     def _weights(self, layout: Layout, coarse: Footprint, move: int) -> NDArray[np.float32]:

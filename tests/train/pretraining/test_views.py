@@ -88,13 +88,12 @@ def test_fine_views_lie_in_both_coarse_views_and_weights_find_them() -> None:
         layout = dataset.draw_layout(np.random.default_rng(number))
         assert len(layout.fine) == 2
         assert all(coarse.contains(fine) for coarse in layout.coarse for fine in layout.fine)
-    sample = dataset[(0, 1)]
-    rows = sample["coarse"][:, 0].float()  # 2 x P x P, not yet jittered
-    cells = torch.nn.functional.avg_pool2d(rows[:, None], 16)[:, 0]  # 2 x G x G
-    place = torch.einsum("afij,aij->af", sample["weights"], cells)
-    detail = sample["fine"][:, 0].float().mean(dim=(1, 2))
-    patch_um = 16 * 1.0 * np.exp(0.2)
-    assert (place - detail).abs().max() * UM_PER_LEVEL < patch_um / 2
+        sample = dataset[(0, number)]  # turned and flipped by chance, not yet jittered
+        cells = torch.nn.functional.avg_pool2d(sample["coarse"].float(), 16)  # 2 x 3 x G x G
+        place = torch.einsum("afij,acij->afc", sample["weights"], cells)
+        detail = sample["fine"].float().mean(dim=(2, 3))
+        patch_um = 16 * 1.0 * np.exp(0.2)
+        assert (place - detail).abs().max() * UM_PER_LEVEL < patch_um / 2
 
 
 def test_views_are_drawn_on_tissue_and_slides_by_their_area() -> None:
@@ -125,6 +124,21 @@ def test_views_are_drawn_on_tissue_and_slides_by_their_area() -> None:
 def test_the_shuffled_control_takes_fine_views_from_elsewhere() -> None:
     layout = _dataset(pairing="shuffled").draw_layout(np.random.default_rng(0))
     assert layout.fine_slide != layout.slide
+
+
+def test_fine_views_from_elsewhere_are_on_tissue_too() -> None:
+    pixels = np.full((SIDE_PX, SIDE_PX, 3), 245, np.uint8)
+    pixels[:, SIDE_PX // 2 :] = (180, 90, 150)
+    info = SlideInfo("slide", SIDE_UM, SIDE_UM, MPP, "case")
+    source = ImageRegions([info] * 2, lambda _: pixels)
+    views = ViewSettings(
+        view_px=64, fine_mpps=(0.25,), num_local=0, local_px=32, pairing="shuffled"
+    )
+    dataset = ViewDataset(source, [0, 1], views, patch_size=16, num_samples=8, seed=0)
+    for seed in range(40):
+        layout = dataset.draw_layout(np.random.default_rng(seed))
+        (fine,) = layout.fine
+        assert source.tissue_share(layout.fine_slide, fine) >= 0.6
 
 
 @pytest.mark.parametrize(
@@ -191,6 +205,34 @@ def test_slides_that_are_fine_in_a_part_show_fine_scales_there_and_nothing_is_en
     mpps = [mpp for _, mpp in source.asked]
     assert (min(mpps) < 0.25) == (scales != "coarse")
     assert (max(mpps) > 0.7) == (scales != "fine")
+
+
+def test_another_seed_epoch_or_number_is_another_sample() -> None:
+    dataset, other = _dataset(), _dataset()
+    other.seed += 1
+    drawn = [dataset[(0, 1)], dataset[(1, 1)], dataset[(0, 2)], other[(0, 1)]]
+    assert len({sample["coarse"].numpy().tobytes() for sample in drawn}) == len(drawn)
+
+
+@pytest.mark.parametrize("width_px", [200, 300])
+def test_views_stay_on_a_slide_that_is_smaller_than_they_are(width_px: int) -> None:
+    info = SlideInfo("slide", width_px * MPP, SIDE_UM, MPP, "case")
+    source = ImageRegions([info], lambda _: coordinate_colors(SIDE_PX, width_px))
+    views = ViewSettings(
+        view_px=96,
+        fine_mpps=(0.25,),
+        num_local=1,
+        local_px=96,
+        local_share=(0.9, 1.0),
+    )
+    dataset = ViewDataset(source, [0], views, patch_size=16, num_samples=8, seed=3)
+    asked: list[Footprint] = []
+    read = source.read
+    source.read = lambda slide, at, size: asked.append(at) or read(slide, at, size)  # type: ignore[method-assign,func-returns-value]
+    for number in range(8):
+        dataset[(0, number)]
+    edges = [(at.x_um, info.width_um - at.x_um - at.side_um) for at in asked]
+    assert np.min(edges) >= -1e-6
 
 
 @pytest.mark.slow
