@@ -44,3 +44,12 @@ def test_a_class_that_is_absent_and_not_predicted_leaves_the_mean():
     scores = class_scores(confusion.compute())
     assert scores.dice.isnan().tolist() == [False, False, True, True]
     assert scores.mean_dice == 1.0
+
+
+def test_a_class_that_is_absent_and_predicted_is_no_part_of_either_mean():
+    confusion = PooledConfusion(NUM_CLASSES)
+    confusion.update(torch.tensor([[[1, 1, 2, 3]]]), torch.tensor([[[1, 2, 2, 2]]]))
+    scores = class_scores(confusion.compute())
+    assert scores.iou.isnan().tolist() == scores.dice.isnan().tolist() == [False, False, True, True]
+    assert scores.mean_dice == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert scores.mean_iou == pytest.approx((1 / 2 + 1 / 3) / 2)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import shapely
 from numpy.typing import NDArray
 
+from serve.answers.frame import Frame
 from serve.answers.outlines import BLOCK_BYTES
 from serve.answers.registry import FORMATS
 from serve.contract.errors import ImageTooLargeError
@@ -80,6 +82,49 @@ def test_a_dsa_document_is_closed_polylines_by_large_images_own_schema(manifest:
     assert outer["label"] == {"value": outer["group"]} == {"value": "Tumor"}
     with pytest.raises(jsonschema.ValidationError, match="colour"):
         DSA_SCHEMA.validate({**document, "elements": [{**outer, "colour": "red"}]})
+
+
+NAME = "slide [d=2,x=100,y=50,w=20,h=16].png"
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "frame", "box"),
+    [
+        ({}, "", None, (3, 2, 7, 6)),
+        ({}, NAME, None, (106, 54, 114, 62)),
+        ({"origin": [1000, 3000]}, NAME, None, (1006, 3004, 1014, 3012)),
+        ({"downsample": 4}, NAME, None, (112, 58, 128, 74)),
+        ({"downsample": 4}, "slide [d=2,x=100,y=50,w=99,h=80].png", None, (112, 58, 128, 74)),
+        ({}, "slide [x=100,y=50,w=80,h=64].png", None, (124, 66, 156, 98)),
+        ({}, NAME, Frame((5, 7), (2, 3)), (11, 13, 19, 25)),
+        ({"origin": [0, 1]}, NAME, Frame((5, 7), (2, 3)), (6, 7, 14, 19)),
+    ],
+)
+def test_regions_lie_where_the_options_or_the_source_or_its_name_say(
+    options: dict[str, object],
+    name: str,
+    frame: Frame | None,
+    box: tuple[int, ...],
+    manifest: Manifest,
+) -> None:
+    source = replace(source_of(manifest, LABELS), name=name, frame=frame)
+    _, inner = json.loads(FORMATS["geojson"].render(source, options))["features"]
+    assert shapely.geometry.shape(inner["geometry"]).equals(shapely.box(*box))
+
+
+def test_outlines_are_simplified_and_small_regions_left_out_as_asked(manifest: Manifest) -> None:
+    labels = np.tri(30, dtype=np.uint8) + 1  # a diagonal of steps
+    labels[20:22, :2] = 3
+    source = source_of(manifest, labels)
+
+    def outlines(**options: object) -> list[int]:
+        document = json.loads(FORMATS["dsa"].render(source, options))
+        return [len(element["points"]) for element in document["elements"]]
+
+    exact = outlines()
+    assert len(exact) == 3
+    assert len(outlines(min_area_px=5)) == 2
+    assert max(outlines(simplify_px=3)) < max(exact) / 2
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from tests.support.errors import raises
         ("slide [x=8,y=9,w=350,h=256].png", Frame((8, 9), (1, 1))),  # the same at full size
         ("slide [x=8,y=9,w=512,h=99].png", Frame((8, 9), (1, 1))),
         ("slide [x=8,y=9,w=350,h=99].png", Frame((8, 9), (1, 1))),  # a corner
+        ("s [d=2,x=1,y=2] [d=4,x=8,y=9].png", Frame((8, 9), (4, 4))),  # the last tells
         ("slide.png", Frame()),
         ("slide [HE] [1].png", Frame()),
         ("slide [d=2].png", Frame()),

@@ -5,7 +5,7 @@ import pytest
 import shapely
 from numpy.typing import NDArray
 
-from serve.answers import edges
+from serve.answers import components, edges
 from serve.answers.polygons import Regions, join_parts, trace_regions
 from serve.contract.errors import ImageTooLargeError
 from tests.support.errors import raises
@@ -146,6 +146,12 @@ def test_outer_rings_run_counterclockwise_by_their_numbers_and_holes_clockwise(
     holes = [hole for polygon in regions.polygons for hole in polygon.interiors]
     assert holes
     assert not any(hole.is_ccw for hole in holes)
+
+
+def test_labels_that_change_too_often_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(components, "MAX_RUNS", 100)
+    with raises(ImageTooLargeError, 400, 100):
+        _trace(np.indices((20, 20)).sum(0).astype(np.uint8) % 2)
 
 
 def test_small_regions_are_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:

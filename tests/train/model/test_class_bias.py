@@ -9,7 +9,13 @@ from torch import Tensor
 
 from tests.support.errors import raises
 from train.errors import BaselineError
-from train.model.class_bias import STRATEGIES, ClassAttentionBias, ClassStatistics, ClassTerms
+from train.model.class_bias import (
+    STRATEGIES,
+    BiasStrategy,
+    ClassAttentionBias,
+    ClassStatistics,
+    ClassTerms,
+)
 from train.model.mask_decoder import BiasedAttention, MaskDecoder
 from train.settings import BiasSettings
 
@@ -74,6 +80,46 @@ def test_each_block_alone_uses_the_bias(
     attention.forward = lambda q, k, v, key_bias: forward(q, k, v)
     biased, _ = decoder(*image, started(BIAS)())
     assert (biased - unbiased).abs().max() > 1e-4
+
+
+def test_a_large_bias_draws_the_attention_of_every_pixel_to_its_class(
+    decoder: MaskDecoder, image: tuple[Tensor, Tensor]
+):
+    attention = decoder.transformer.layers[0].cross_attn_image_to_token
+    taken: list[tuple[Tensor, Tensor]] = []
+    attention.register_forward_hook(
+        lambda module, _, given, found: taken.append((module.v_proj(given["v"]), found)),
+        with_kwargs=True,
+    )
+    decoder(*image, started(torch.tensor([0.0, 0.0, 1e4, 0.0, 0.0]))())
+    ((values, found),) = taken
+    alone = attention.out_proj(values[:, 3 + 2, None]).expand_as(found)
+    torch.testing.assert_close(found, alone)
+
+
+def test_a_temperature_reaches_every_attention_of_the_tokens_to_the_image(
+    decoder: MaskDecoder, image: tuple[Tensor, Tensor]
+):
+    given: list[Tensor] = []
+    for module in decoder.transformer.modules():
+        if isinstance(module, BiasedAttention):
+            module.register_forward_hook(
+                lambda module, _, taken, found: given.append(taken.get("query_scale")),
+                with_kwargs=True,
+            )
+    bias = STRATEGIES["dfa_temperature"].module(NUM_CLASSES)
+    with torch.no_grad():
+        bias.log_temperature.copy_(BIAS)
+    decoder(*image, bias())
+    scales = [scale.tolist() for scale in given if scale is not None]
+    assert scales == [pytest.approx([1.0] * 3 + BIAS.exp().tolist())] * 3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+def test_a_bias_that_is_not_learned_stays_as_it_started(strategy: BiasStrategy):
+    bias = strategy.module(NUM_CLASSES)
+    bias.start(BIAS, learned=strategy.learned)
+    assert {parameter.requires_grad for parameter in bias.parameters()} == {strategy.learned}
 
 
 class QueryBiasedAttention(BiasedAttention):

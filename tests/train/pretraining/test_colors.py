@@ -47,6 +47,19 @@ def test_the_blur_is_a_gaussian_of_sigma_pixels() -> None:
     np.testing.assert_allclose(found, expected, atol=0.02)
 
 
+def test_each_view_of_a_batch_has_its_own_colours() -> None:
+    views = np.stack([_view(seed) for seed in range(4)])
+    colors = [
+        [0.8, 1.2, 1.4, 0.7, 0, 1.7],
+        [1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 0, 2],
+        [1] * 4 + [0, 0],
+    ]
+    together = change_colors(torch.from_numpy(views), torch.tensor(colors)).numpy()
+    alone = [_changed(view, *each) for view, each in zip(views, colors, strict=True)]
+    np.testing.assert_allclose(together, alone, atol=0.1)
+
+
 def test_what_is_drawn_stays_in_its_ranges_and_blurs_in_um() -> None:
     rng, settings = np.random.default_rng(0), ViewSettings(stain_jitter=1.0)
     drawn = np.array([draw_colors(rng, 0.5, settings) for _ in range(2000)])
