@@ -359,6 +359,25 @@ def test_the_gates_tolerance_is_the_plans(shop: Workshop, agreement: float, pass
             shop.build()
 
 
+@pytest.mark.parametrize(("most", "passes"), [(2, False), (3, True)])
+def test_no_confidence_differs_by_more_than_the_plan_allows(
+    shop: Workshop, most: int, passes: bool
+) -> None:
+    def distort(outputs: Outputs) -> Outputs:
+        confidence = outputs["confidence"].copy()
+        confidence[:, 0, 0] = confidence[:, 0, 0] - 3  # 51 is the least of 5 classes
+        return outputs | {"confidence": confidence}
+
+    shop.plan(max_byte_difference=most)
+    assert shop.trt is not None
+    shop.trt.distort = distort
+    if passes:
+        shop.build()
+    else:
+        with raises(GateError, "differs by 3 of 255", "at most 2"):
+            shop.build()
+
+
 def test_with_masks_the_scores_are_against_them(shop: Workshop) -> None:
     """Tiles of one class with a spot of a rare one, of which the masks have twice as much."""
     labels = np.full((3, TILE_SIZE_PX, TILE_SIZE_PX), OTHER, np.uint8)

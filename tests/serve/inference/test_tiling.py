@@ -210,18 +210,21 @@ def test_a_large_image_gets_its_labels_in_its_own_pixels_also_where_it_is_resamp
     assert (prediction.labels == truth).mean() > 0.98
 
 
+@pytest.mark.parametrize(("size", "factor"), [((300, 400), 0.5), ((80, 120), 0.5), ((20, 30), 2.0)])
 def test_a_resampled_image_is_seen_by_the_model_at_the_models_scale(
-    backend: TilePool, manifest: Manifest
+    size: tuple[int, int], factor: float, backend: TilePool, manifest: Manifest
 ) -> None:
-    image = blobs(300, 400, scale=3)
-    half = np.asarray(Image.fromarray(image).resize((200, 150), Image.Resampling.BICUBIC))
-    at_once = predict(half, backend, manifest, with_probabilities=True).low_res
-    resampled = predict(image, backend, manifest, scale=(0.5, 0.5), with_probabilities=True).low_res
+    """Also where it is one tile then."""
+    image, (rows, columns) = blobs(*size, scale=3), (round(factor * length) for length in size)
+    seen = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC))
+    at_once = predict(seen, backend, manifest, with_probabilities=True).low_res
+    scale = factor, factor
+    resampled = predict(image, backend, manifest, scale=scale, with_probabilities=True).low_res
     assert at_once is not None
     assert resampled is not None
     assert np.array_equal(at_once.probabilities, resampled.probabilities)
     assert at_once.stride_px == (4, 4)
-    assert resampled.stride_px == (8, 8)
+    assert resampled.stride_px == (4 / factor, 4 / factor)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (10, 21), (150, 333)])

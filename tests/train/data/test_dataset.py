@@ -120,3 +120,20 @@ def test_pixels_that_are_not_square_are_resampled_along_each_axis(large_data: Pa
     assert dataset.placements[0].size == (height, round(width / 2))
     sample = TileDataset([flat], 5, SCALE, AugmentationSettings(augment="dihedral"))[0]
     assert sample["image"].shape == (3, TILE_SIZE_PX, TILE_SIZE_PX)
+
+
+@pytest.mark.parametrize("sides", [PixelSize(0.25, 0.5), PixelSize(0.5, 0.25)])
+def test_a_crop_of_pixels_that_are_not_square_shows_a_square_of_tissue(
+    sides: PixelSize, large_data: Path, tmp_path: Path
+):
+    rows, columns = np.mgrid[:160, :160]
+    picture, mask = tmp_path / "image.png", tmp_path / "mask.png"
+    colors = np.stack([columns, rows, rows], axis=-1).astype(np.uint8)
+    Image.fromarray(colors).save(picture)
+    Image.fromarray(np.ones((160, 160), np.uint8)).save(mask)
+    tile = read_tile_folder(large_data).tiles["training"][1]
+    tile = replace(tile, image=picture, mask=mask, mpp=sides.mean, sides=sides)
+    sample = TileDataset([tile], 5, SCALE, AugmentationSettings(augment="dihedral"))[0]
+    extent = (sample["image"].amax((1, 2)) - sample["image"].amin((1, 2))).tolist()
+    shown_um = (extent[0] * sides.x, extent[1] * sides.y)
+    assert shown_um == pytest.approx([TILE_SIZE_PX * 0.5] * 2, abs=2)

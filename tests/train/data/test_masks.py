@@ -214,11 +214,16 @@ BLACK_AND_WHITE = palette(np.array([[0, 1]]), np.array([[0] * 3, [255] * 3]))
             np.array([[0, 7, 9, 255]], np.uint8),
             [[1, 2, 0, 0]],
         ),
+        (
+            {"mask_values": {"0": "Tumor", "255": "Stroma"}},
+            np.array([[0, 255]], np.uint8),
+            [[1, 2]],
+        ),
         ({"mask_values": BOTH}, np.array([[False, True]]), [[1, 2]]),
         ({"mask_values": BOTH}, BLACK_AND_WHITE, [[1, 2]]),  # a table of indices
         ({"mask_colors": COLOR_TABLE}, SOME_COLORS, [[0, 3, 1]]),
     ],
-    ids=["values", "two levels", "indices", "colours"],
+    ids=["values", "0 and 255", "two levels", "indices", "colours"],
 )
 def test_values_indices_and_colours_may_have_a_table(
     tables: dict[str, Any], pixels: Any, expected: list[list[int]], tmp_path: Path

@@ -10,7 +10,7 @@ from serve.images.mpp import PixelSize
 from tests.support.errors import raises
 from tests.support.pictures import blobs
 from train.data.folder import Tile
-from train.data.scale import TileScale, cut_image, cut_labels, resolve_mpp
+from train.data.scale import TileScale, cut_image, cut_labels, nearest, resolve_mpp
 from train.errors import ScaleError
 
 SCALE = TileScale(tile_size_px=64, mpp=0.5)
@@ -48,11 +48,18 @@ def test_padding_is_unlabelled():
 def test_the_same_tissue_at_another_scale_is_the_same_tile(mpp: float, side: int):
     placement = SCALE.place(side, side, mpp)
     assert placement.size == (64, 64)
+    assert placement.own_pixels == (side == 64)
     labels = np.zeros((side, side), np.uint8)
     labels[: side // 2] = 1
     (seen,) = cut_labels(labels, placement, SCALE)
     np.testing.assert_array_equal(seen[:32], 1)
     np.testing.assert_array_equal(seen[32:], 0)
+
+
+def test_a_label_is_that_of_the_pixel_that_holds_its_centre():
+    labels = np.arange(6, dtype=np.uint8)[None].repeat(3, axis=0)
+    assert nearest(labels, 1, 2).tolist() == [[1, 4]]
+    assert nearest(labels.T, 2, 1).tolist() == [[1], [4]]
 
 
 def test_the_settings_scale_comes_before_the_data_sets():

@@ -67,10 +67,10 @@ def test_a_warm_start_survives_the_decay_and_not_the_l2_term(regularisation: str
 
 
 def test_the_bias_has_its_own_learning_rate_and_no_weight_decay():
-    task: Any = task_of(toy_settings())
+    task: Any = task_of(toy_settings(optimization={"weight_decay": 0.3}))
     task._trainer = SimpleNamespace(estimated_stepping_batches=10)
     weights, bias = task.configure_optimizers()["optimizer"].param_groups
     assert bias["params"] == [task.segmenter.class_attention_bias.delta]
     assert bias["initial_lr"] == pytest.approx(10 * weights["initial_lr"])
     assert bias["weight_decay"] == 0.0
-    assert weights["weight_decay"] == 1e-2
+    assert weights["weight_decay"] == 0.3

@@ -234,3 +234,22 @@ def test_slides_and_annotations_find_each_other_by_name(tmp_path: Path):
     for name in ("Dru\u0308se.ome.tif", "b.TIF", "._b.tif"):
         (tmp_path / name).touch()
     assert list(find_images(tmp_path, (".tif",))) == ["Dr\u00fcse", "b"]
+
+
+_LAYER = '<Annotations><Annotation Id="1" LineColor="{}"><Regions><Region/></Regions></Annotation>'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(feature(classification={"name": "a", "color": [255, 128, 0]})),
+        json.dumps(feature(classification={"name": "a", "colorRGB": 0xFF8000 - 2**24})),
+        _LAYER.format(255 + 128 * 256) + "</Annotations>",
+        XML.replace('Name="a"', 'Name="a" Color="#ff8000"'),
+    ],
+    ids=["QuPath", "QuPath 0.2", "ImageScope", "ASAP"],
+)
+def test_an_areas_colour_is_read(content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
+    ((annotation,), _) = read_annotation_file(tmp_path / "a.json")
+    assert annotation.color == "#ff8000"

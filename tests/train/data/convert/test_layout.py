@@ -58,3 +58,13 @@ def test_images_are_averaged_when_made_smaller() -> None:
 def test_labels_are_never_mixed_when_made_smaller() -> None:
     labels = np.kron(np.array([[1, 5], [5, 1]], np.uint8), np.ones((3, 3), np.uint8))
     assert set(np.unique(layout.resample_labels(labels, 0.5))) == {1, 5}
+
+
+def test_a_region_smaller_than_a_tile_is_padded_with_white_unlabelled_pixels() -> None:
+    region = layout.Region("a", "case", np.zeros((2, 3, 3), np.uint8), np.ones((2, 3), np.uint8))
+    ((name, image, labels),) = layout._cut(region, 4)
+    assert name == "a"
+    outside = np.ones((4, 4), bool)
+    outside[:2, :3] = False
+    np.testing.assert_array_equal(labels == 0, outside)
+    np.testing.assert_array_equal((image == 255).all(axis=2), outside)
