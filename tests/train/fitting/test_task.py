@@ -74,3 +74,29 @@ def test_the_bias_has_its_own_learning_rate_and_no_weight_decay():
     assert bias["initial_lr"] == pytest.approx(10 * weights["initial_lr"])
     assert bias["weight_decay"] == 0.0
     assert weights["weight_decay"] == 0.3
+
+
+@pytest.mark.parametrize("regularisation", ["off", "l2"])
+def test_nothing_pulls_the_bias_to_its_prior_unless_that_is_asked_for(regularisation: str):
+    bias = {"bias_regularisation": regularisation, "bias_decay": 0.5, "bias_lr_factor": 100.0}
+    task: Any = task_of(toy_settings(bias=bias))
+    class_bias = task.segmenter.class_attention_bias
+    class_bias.start(torch.tensor([0.5, -0.5]), learned=True)
+    with torch.no_grad():
+        class_bias.delta.add_(1)
+    class_bias.delta.grad = torch.zeros(2)
+    task._trainer = SimpleNamespace(estimated_stepping_batches=20)
+    configured = task.configure_optimizers()
+    configured["optimizer"].step()
+    assert class_bias.delta.tolist() == [1.5, 0.5]
+
+
+def test_the_scores_of_an_epoch_are_of_that_epoch_alone(monkeypatch: pytest.MonkeyPatch):
+    task = task_of(toy_settings())
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: value}))
+    target = torch.tensor([[[1, 2]]])
+    for predicted, dice in ((3 - target, 0), (target, 1)):
+        task.confusion.update(predicted, target)
+        task.on_validation_epoch_end()
+        assert logged["validation/dice/mean"] == dice
