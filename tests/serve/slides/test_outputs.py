@@ -21,7 +21,7 @@ from serve.images.mpp import PixelSize
 from serve.images.readers.reader import Bounds, RegionReader
 from serve.slides.block_record import BlockRecord
 from serve.slides.options import OutputOptions
-from serve.slides.outputs import regions
+from serve.slides.outputs import dicom_seg, regions
 from serve.slides.outputs.format import SlideResult
 from serve.slides.outputs.ome_zarr import write_ome_zarr
 from serve.slides.outputs.regions import Budget, trace
@@ -365,6 +365,17 @@ def test_dicom_seg_has_the_labels_and_their_place(
     assert [float(value) for value in place] == pytest.approx([84 * 0.5e-3, 400 * 0.5e-3])
     shared = pydicom.dcmread(path).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     assert [float(value) for value in shared.PixelSpacing] == [0.002, 0.002]
+
+
+def test_dicom_seg_of_a_map_too_large_for_memory_is_of_a_coarser_level(
+    tmp_path: Path, result: SlideResult, labels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dicom_seg, "_MOST_CELLS", labels.size - 1)
+    found = pydicom.dcmread(write(result, "dicom-seg", tmp_path))
+    sides = found.TotalPixelMatrixRows, found.TotalPixelMatrixColumns
+    assert sides == labels[::2, ::2].shape
+    measures = found.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert [float(value) for value in measures.PixelSpacing] == [0.004, 0.004]
 
 
 def named(result: SlideResult, *names: str) -> SlideResult:

@@ -356,6 +356,20 @@ def test_a_lock_goes_with_its_holder(tmp_path: Path) -> None:
     assert not lock.exists()
 
 
+def test_a_lock_whose_file_its_holder_has_just_deleted_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock_after_its_holder(*arguments: int) -> None:
+        monkeypatch.undo()
+        lock.unlink()
+        fcntl.flock(*arguments)
+
+    lock = tmp_path / "slide.lock"
+    monkeypatch.setattr(fcntl, "flock", flock_after_its_holder)
+    with slide_lock(lock), pytest.raises(SlideBusyError), slide_lock(lock):
+        pass
+
+
 @pytest.mark.slow
 def test_a_slide_that_fails_fails_alone(tmp_path: Path, slide: Path, run: Runs) -> None:
     unscaled = write_aperio(tmp_path / "unscaled.svs", tissue_pixels(300, 300), mpp=None)

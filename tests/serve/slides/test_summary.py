@@ -33,7 +33,7 @@ def test_areas_are_of_the_slides_own_pixels_and_shares_of_the_tissue(
     reader = VirtualSlide(tmp_path / "slide", (800, 1600), mpp=size.mean)
     monkeypatch.setattr(VirtualSlide, "pixel_size", size)
     _, plan = begin(tmp_path / "work", reader)
-    records = [_record((7, 100, 0, 300), 204, (0, 10, 0, 0)), _record((0, 100), 102, (0, 90))]
+    records = [_record((7, 100, 0, 300), 204, (7, 10, 0, 0)), _record((0, 100), 102, (0, 90))]
     found = summarise("slide", plan, records)
     first, second, third = found.classes
     assert (first.cells, second.cells, third.cells) == (200, 0, 300)

@@ -250,11 +250,14 @@ def test_a_failing_model_names_the_tile_and_leaves_no_marker(tmp_path: Path) -> 
 
     reader = virtual(tmp_path / "in")
     work, plan = begin(tmp_path / "work", reader, block_cells=1024)
+    tiling = Tiling(plan, work.mask())
+    rows = tiling.tile_rows(tiling.blocks[0])
+    x, y = [(x, row.y) for row in rows for x in row.x][21]
     with (
         BlockWorker(work, Failing(), reader=reader) as worker,
-        raises(BackendUnavailableError, "slide", "tile at x", ", y"),
+        raises(BackendUnavailableError, "slide", f"tile at x {x}, y {y} of level 0"),
     ):
-        worker.run(Tiling(plan, work.mask()).blocks)
+        worker.run(tiling.blocks)
     assert work.records() == {}
 
 

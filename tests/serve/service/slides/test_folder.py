@@ -13,7 +13,7 @@ from tests.support.coordinates import coordinate_colors
 from tests.support.dicom_slides import write_dicom_slide
 from tests.support.errors import raises
 from tests.support.hamamatsu import write_vms
-from tests.support.slides import write_dicom_head
+from tests.support.slides import tissue_pixels, write_aperio, write_dicom_head
 from tests.support.vendors import VENDORS
 
 
@@ -57,6 +57,17 @@ def test_a_slide_has_another_version_when_a_file_beside_it_changes(
     before = listed(folder)[file].version
     os.utime(folder / part, ns=(1, 1))
     assert listed(folder)[file].version != before
+
+
+def test_a_slide_of_another_version_is_opened_anew(tmp_path: Path) -> None:
+    slides, path = OpenSlides(), tmp_path / "case.svs"
+    for version, width in (("1", 300), ("2", 400)):
+        path.unlink(missing_ok=True)
+        write_aperio(path, tissue_pixels(300, width))
+        place = {"path": str(path), "version": version, "root": str(tmp_path)}
+        assert slides.get(place).width_px == width
+    for version in ("1", "2"):
+        slides.close({**place, "version": version})
 
 
 @pytest.mark.parametrize("folders", ["one series", "two series"])

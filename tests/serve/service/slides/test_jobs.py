@@ -10,6 +10,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -20,11 +21,12 @@ import zarr
 from PIL import Image
 from starlette.testclient import TestClient
 
-from serve.service.slides import jobs_file, scheduler
+from serve.service.slides import jobs, jobs_file, scheduler
 from serve.service.slides.documents import JobRequest
 from serve.service.slides.job_process import JobProgress
 from serve.service.slides.jobs import MAX_ATTEMPTS, JobStore
 from serve.service.slides.jobs_file import JobsError
+from serve.slides.finish import read_passport
 from serve.slides.status import verify
 from tests.support.errors import raises, refusal_of
 from tests.support.http_service import service_process
@@ -176,6 +178,7 @@ def test_the_tiles_of_a_result_are_its_pyramid(done: Done) -> None:
     assert np.array_equal(
         rgba[..., 3] == 255, np.asarray(group["labels/classes/0"])[:256, :256] == 1
     )
+    assert only.headers["etag"] != client.get(f"{base}/0/0_0.png").headers["etag"]
     unknown = client.get(f"{base}/0/0_0.png", params={"classes": ["Bone"]})
     assert refusal_of(unknown, "Bone") == (400, "option_invalid")
 
@@ -219,11 +222,13 @@ def test_a_download_goes_on_and_is_not_sent_twice(done: Done) -> None:
 @pytest.mark.slow
 def test_a_result_of_other_settings_is_kept_until_it_is_to_be_replaced(done: Done) -> None:
     client, _, out = done
-    job = job_when(client, start(client, tissue="none")["id"], "done", "failed")
+    job = job_when(client, start(client, tissue="none", mpp=0.6)["id"], "done", "failed")
     assert (job["status"], job["code"]) == ("failed", "result_differs")
     assert str(out) not in job["error"]
-    again = start(client, overwrite=True, formats=["overview", "geojson"])
+    assert "its um per pixel, the settings, the formats differ" in job["error"]
+    again = start(client, overwrite=True, formats=["overview"])
     assert job_when(client, again["id"], "done", "failed")["status"] == "done"
+    assert read_passport(out / "case").formats == ("ome-zarr", "overview")
 
 
 @pytest.mark.slow
@@ -349,6 +354,53 @@ def test_a_job_whose_process_cannot_be_started_fails_and_the_next_one_starts(
         assert failed["code"] == "job_crashed"
         assert "No space left" in failed["error"]
         assert job_when(client, start(client)["id"], "done", "failed")["status"] == "done"
+
+
+def test_jobs_run_in_their_order_and_one_that_is_cancelled_is_not_taken_for_the_next(
+    tmp_path: Path,
+) -> None:
+    store = JobStore(tmp_path, 3)
+    first, second = (store.add(JobRequest(slide=s), s, tmp_path)[0] for s in ("one", "two"))
+    running = store.next_waiting()
+    assert running is not None
+    assert running.id == first.id
+    store.cancel(first.id)
+    again, is_new = store.add(JobRequest(slide="one"), "one", tmp_path)
+    assert is_new
+    assert [job.id for job in store.list()] == [again.id, second.id, first.id]
+    assert store.last_by_slide()["one"].id == again.id
+    store.resume_interrupted()
+    assert store.get(first.id).status == "cancelled"
+
+
+def test_the_end_of_the_service_is_no_attempt_of_a_job(tmp_path: Path) -> None:
+    store = JobStore(tmp_path, 3)
+    store.add(JobRequest(slide="one"), "one", tmp_path)
+    for _ in range(2):
+        job = store.next_waiting()
+        assert job is not None
+        assert job.attempts == 1
+        store.resume_interrupted()
+
+
+def test_the_rate_of_a_job_is_of_the_tiles_of_this_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(time=lambda: now_s))
+    store = JobStore(tmp_path, 3)
+    added, _ = store.add(JobRequest(slide="one"), "one", tmp_path)
+    store.next_waiting()
+    store.begin_tiles(added.id, 100, 60)
+    store.progress(added.id, 80, "")
+    now_s += 10
+    job = store.get(added.id)
+    assert (job.tiles_per_second, job.seconds_left) == (2, 10)
+    store.resume_interrupted()
+    store.next_waiting()
+    now_s += 10
+    job = store.get(added.id)
+    assert (job.tiles_done, job.tiles_per_second, job.seconds_left) == (80, None, None)
 
 
 def test_jobs_go_on_where_their_file_is_removed_or_replaced(tmp_path: Path) -> None:

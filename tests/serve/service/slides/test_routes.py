@@ -324,6 +324,10 @@ def test_a_region_that_is_too_large_or_has_no_scale_is_refused(
     most = client.get(slide).json()["max_region_px"]
     assert refusal_of(answer, most) == (413, "image_too_large")
     assert 21e6 < most < 64e6  # 64 MiB, however badly a PNG of them compresses
+    coarse = {**region, "width": 1000, "height": most // 3000, "mpp": 1.0}  # twice the model's
+    answer = client.post(f"{slide}/region/segment", params=coarse)
+    pixels = 4 * coarse["width"] * coarse["height"]
+    assert refusal_of(answer, f"{pixels} pixels") == (413, "image_too_large")
     unscaled = f"/slides/{id_of(client, 'no-mpp.svs')}"
     region |= {"width": 9, "height": 9}
     answer = client.post(f"{unscaled}/region/segment", params=region)
@@ -336,6 +340,8 @@ def test_a_region_that_is_too_large_or_has_no_scale_is_refused(
     ("change", "named"),
     [
         ({"x": 900}, "900"),
+        ({"x": -20}, "900"),
+        ({"y": 700}, "700"),
         ({"y": -20}, "700"),
         ({"x": 1e7, "y": 1e7}, "case 7.svs"),
         ({"width": 1e-9}, "expected at least 1"),
