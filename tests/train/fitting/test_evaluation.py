@@ -1,20 +1,25 @@
 """Whole images, predicted in training as the service answers them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import avg_pool2d
 
 from serve.inference.segmenter import open_segmenter
 from serve.settings import ServeSettings
 from tests.support.pictures import blobs
 from tests.support.toy_data import one_image
-from train.fitting.evaluation import predict_split
+from train.data.dataset import WholeImageDataset
+from train.data.scale import TileScale
+from train.fitting.evaluation import label_images, predict_split
 from train.fitting.scores import evaluate
 from train.model.checkpoint import load_checkpoint, read_card
+from train.model.segmenter import SegmenterOutput
 
 
 @pytest.mark.slow
@@ -45,6 +50,22 @@ def test_averaging_over_views_makes_the_answer_turn_with_the_image(toy_run: Path
         answers.append(found.predicted)
     turned = torch.rot90(answers[0], 1, dims=(0, 1))
     assert (turned == answers[1]).float().mean() > 0.995
+
+
+def test_views_of_a_model_that_turns_with_its_image_average_to_its_answer(tmp_path: Path):
+    """In values, too: a sum over the views, or one turned back wrongly, is seen."""
+    image = np.random.default_rng(0).integers(0, 256, (150, 97, 3), np.uint8)
+    folder = one_image(tmp_path, image, 0.5)
+    whole = WholeImageDataset(folder.tiles["test"], 3, TileScale(tile_size_px=64, mpp=0.5))[0]
+
+    def segment(batch: Mapping[str, torch.Tensor]) -> SegmenterOutput:
+        logits = avg_pool2d(batch["image"].float(), 4)
+        unlabelled = torch.zeros_like(logits[:, :1])
+        return SegmenterOutput(torch.cat([unlabelled, logits], dim=1), torch.zeros(0))
+
+    plain, averaged = (label_images(segment, [whole], 4, tta=tta)[0] for tta in (False, True))
+    assert (plain == averaged).float().mean() > 0.999
+    assert len(plain.unique()) == 3
 
 
 @pytest.fixture
