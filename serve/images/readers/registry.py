@@ -23,10 +23,8 @@ READERS = {
 }
 """By name, in the order in which they are asked whether they take a file. DICOM is OpenSlide's."""
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"RIFF")
-_PICTURE, _IN_STRIPS = (
-    "a JPEG, PNG or WebP image",
-    "a TIFF in strips, which OpenSlide does not read",
-)
+_PICTURE = "a JPEG, PNG or WebP image"
+_IN_STRIPS = "a TIFF in strips, which OpenSlide does not read"
 _ENCRYPTED = 1
 """Bit of a zip entry's flags."""
 
