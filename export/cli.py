@@ -17,7 +17,7 @@ from export.settings import BundleSettings
 from export.tensorrt.command import Engine
 from export.tensorrt.plan import read_engine_plan
 from export.triton import Target, check_folder, check_keep, publish
-from serve.contract.interrupts import signals_wake_main_thread
+from serve.contract.interrupts import safe_interrupts
 from serve.contract.manifest import Manifest, read_bundle
 from serve.contract.printing import printing
 
@@ -128,7 +128,7 @@ class Publish:
 _COMMANDS = {"engine": Engine, "publish": Publish}
 
 
-@signals_wake_main_thread()
+@safe_interrupts()
 def run(arguments: Sequence[str]) -> None:
     """Run a command. An error that the user can fix ends with one line and its exit status."""
     try:

@@ -14,7 +14,7 @@ from serve.client.benchmark_run import Benchmark, run_benchmark
 from serve.client.load import Load, run_load
 from serve.client.segment_files import Segment, run_segment
 from serve.contract.errors import FocalPathError, message_of
-from serve.contract.interrupts import signals_wake_main_thread
+from serve.contract.interrupts import safe_interrupts
 from serve.contract.printing import printing
 from serve.doctor.command import Doctor, run_doctor
 from serve.service.logs import configure_logging
@@ -72,7 +72,7 @@ def run_http(command: Http) -> None:
         run(settings.host, settings.port)
 
 
-@signals_wake_main_thread()
+@safe_interrupts()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:

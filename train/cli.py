@@ -24,7 +24,7 @@ import tyro
 
 from serve.contract.errors import FocalPathError as ServeError
 from serve.contract.errors import message_of
-from serve.contract.interrupts import ending_signals
+from serve.contract.interrupts import ending_signals, safe_interrupts
 from serve.contract.printing import printing
 from train.commands.comparison import Compare, RowChoice
 from train.commands.data import Check, Prepare, prepare_command
@@ -109,7 +109,8 @@ def main() -> None:
     for number in ending_signals():
         signal.signal(number, _end)
     try:
-        command.run()
+        with safe_interrupts():
+            command.run()
     except (FocalPathError, ServeError) as error:  # of a file that serving's code reads
         sys.exit(f"error: {error}")
     except OSError as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from serve.client.whole_files import abandon_writing
+from serve.contract.interrupts import outside_locks
 
 EXIT_STATUS = 130
 """Of a command that was ended by Ctrl-C."""
@@ -22,7 +23,7 @@ def second_interrupt_ends() -> Iterator[None]:
     """
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
-    if not is_main or before != signal.default_int_handler:
+    if not (is_main and callable(before)):
         yield
         return
     was_interrupted = False
@@ -35,7 +36,7 @@ def second_interrupt_ends() -> Iterator[None]:
         # In another thread, since this one may hold the lock that `abandon_writing` takes.
         threading.Thread(target=_end_at_once).start()
 
-    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGINT, outside_locks(handle))
     try:
         yield
     finally:

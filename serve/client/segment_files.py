@@ -26,7 +26,7 @@ from serve.client.segment_report import assumed_line, image_table, summary_csv
 from serve.client.triton import TritonClient
 from serve.client.whole_files import write_together
 from serve.contract.errors import FocalPathError, SettingsError, message_of
-from serve.contract.interrupts import signals_wake_main_thread
+from serve.contract.interrupts import safe_interrupts
 from serve.contract.key_file import read_key
 from serve.contract.manifest import read_bundle
 from serve.contract.printing import printing
@@ -280,7 +280,7 @@ def _report(command: Segment, summaries: dict[Path, Summary], num_made: int) -> 
         print(assumed_line(summaries), flush=True)
 
 
-@signals_wake_main_thread()
+@safe_interrupts()
 def main(arguments: Sequence[str] | None = None) -> int:
     """`focalpath-segment`: run the command line and return its exit status."""
     try:

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from serve.contract.errors import FocalPathError
-from serve.contract.interrupts import signals_wake_main_thread
+from serve.contract.interrupts import safe_interrupts
 from serve.service.slides.documents import Job
 from serve.service.slides.folder import without_folders
 from serve.service.slides.jobs import JobStore
@@ -111,11 +111,15 @@ def run_job(settings: ServeSettings, store: JobStore, job: Job) -> Outcome:
     return outcome
 
 
-@signals_wake_main_thread()
 def main() -> int:
     """Run the named job, and store how it ended."""
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service handles it, and ends this process
+    with safe_interrupts():
+        return _run_named_job()
+
+
+def _run_named_job() -> int:
     threading.Thread(target=_end_with_the_service, daemon=True).start()
     os.nice(NICENESS)
     settings = ServeSettings.from_environment()

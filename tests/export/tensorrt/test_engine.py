@@ -19,7 +19,7 @@ from export.tensorrt.plan import plan_for, read_engine_plan
 from export.tensorrt.report import EngineReport
 from export.tensorrt.requirements import load_tensorrt
 from export.tensorrt.session import count_attention
-from serve.contract.interrupts import signals_wake_main_thread
+from serve.contract.interrupts import safe_interrupts
 from serve.contract.manifest import Manifest, TensorRTBuild, read_bundle, sha256_of
 from tests.support.errors import raises
 from tests.support.fake_tensorrt import FakeGpu, FakeTensorRT, Outputs
@@ -200,7 +200,7 @@ def test_a_signal_stops_the_build_and_leaves_nothing(
     earlier = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as the command does
     try:
         # As in the command. The build's thread receives the signal.
-        with signals_wake_main_thread(), deaf_main_thread(number), pytest.raises(raised):
+        with safe_interrupts(), deaf_main_thread(number), pytest.raises(raised):
             shop.build()
     finally:
         signal.signal(signal.SIGTERM, earlier)

@@ -56,7 +56,7 @@ import signal
 import threading
 import time
 from serve.client.interrupts import second_interrupt_ends
-from serve.contract.interrupts import signals_wake_main_thread
+from serve.contract.interrupts import safe_interrupts
 
 def wait_for_ever():
     threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
@@ -66,7 +66,7 @@ def wait_for_ever():
     print("waiting", flush=True)
     lock.acquire()
 
-with signals_wake_main_thread(), second_interrupt_ends():
+with safe_interrupts(), second_interrupt_ends():
     try:
         wait_for_ever()
     except KeyboardInterrupt:

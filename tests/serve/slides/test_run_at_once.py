@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serve.contract.interrupts import signals_wake_main_thread
+from serve.contract.interrupts import safe_interrupts
 from serve.inference.batching import TileAnswer
 from serve.slides.cohort import SlideTask
 from serve.slides.engine import Watcher
@@ -179,7 +179,7 @@ def test_an_interrupt_that_does_not_wake_the_main_thread_stops_the_slides(tmp_pa
     engine = Engine(2)
     cohort = Cohort(tmp_path / "out", engine, RunOptions(), (), Watcher())
     with (
-        signals_wake_main_thread(),
+        safe_interrupts(),
         deaf_main_thread(),
         pytest.raises(KeyboardInterrupt),
     ):

@@ -13,7 +13,7 @@ pytest.importorskip("ray", reason="the extra `cluster` is not installed")
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from serve.contract.errors import FocalPathError
-from serve.contract.interrupts import signals_wake_main_thread
+from serve.contract.interrupts import safe_interrupts
 from serve.settings import InferenceSettings
 from serve.slides.block_record import BlockRecord
 from serve.slides.cluster import dispatch
@@ -260,7 +260,7 @@ def test_an_interrupt_that_does_not_wake_the_main_thread_stops_its_wait(
 
     slide.run.on_block = interrupt
     dispatcher = crew.of(Actor())
-    with signals_wake_main_thread(), deaf_main_thread():
+    with safe_interrupts(), deaf_main_thread():
         try:
             with pytest.raises(KeyboardInterrupt):
                 dispatcher.run(slide.run)
