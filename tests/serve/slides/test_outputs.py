@@ -317,12 +317,17 @@ def test_ome_zarr_follows_the_specification(result: SlideResult, labels: NDArray
     assert first[1].translation == [84 / 2 + 1, 400 / 2 + 1]
 
 
+def oblong(result: SlideResult) -> SlideResult:
+    """The result as if the slide's pixels were 0.5 um wide and 0.6 um high."""
+    slide = result.plan.slide.model_copy(update={"mpp_xy": PixelSize(x=0.5, y=0.6)})
+    plan = result.plan.model_copy(update={"slide": slide})
+    return dataclasses.replace(result, plan=plan)
+
+
 def test_ome_tiff_has_the_levels_the_colours_and_the_scale_along_each_axis(
     tmp_path: Path, result: SlideResult, labels: NDArray[np.uint8]
 ) -> None:
-    slide = result.plan.slide.model_copy(update={"mpp_xy": PixelSize(x=0.5, y=0.6)})
-    plan = result.plan.model_copy(update={"slide": slide})
-    path = write(dataclasses.replace(result, plan=plan), "ome-tiff", tmp_path)
+    path = write(oblong(result), "ome-tiff", tmp_path)
     with tifffile.TiffFile(path) as tiff:
         levels = tiff.series[0].levels
         assert len(levels) == result.num_levels
@@ -336,6 +341,31 @@ def test_ome_tiff_has_the_levels_the_colours_and_the_scale_along_each_axis(
         assert "partial" not in page.description
         (x, per_x), (y, per_y) = (page.tags[f"{axis}Resolution"].value for axis in "XY")
     assert (x / per_x, y / per_y) == pytest.approx((1e4 / 2.0, 1e4 / 2.4), rel=1e-6)
+
+
+def test_ome_zarr_has_the_scale_and_the_corner_along_each_axis(tmp_path: Path) -> None:
+    made = make_result(tmp_path, blob_labels(ROWS, COLUMNS), bounds=Bounds(400, 84, 0, 0))
+    write_ome_zarr(oblong(made), made.store)
+    group = zarr.open_group(made.store, mode="r")
+    for one in (OmeImage.from_zarr(group), ImageLabel.from_zarr(group["labels/classes"])):
+        (multiscale,) = one.attributes.ome.multiscales
+        assert [axis.name for axis in multiscale.axes] == ["y", "x"]
+        assert len(multiscale.datasets) == made.num_levels > 1
+        for level, dataset in enumerate(multiscale.datasets):
+            scale, translation = dataset.coordinateTransformations
+            assert scale.scale == pytest.approx([2.4 * 2**level, 2.0 * 2**level])
+            assert translation.translation == pytest.approx([84 * 0.6 + 1.2, 400 * 0.5 + 1.0])
+
+
+def test_dicom_seg_has_the_scale_and_the_corner_along_each_axis(
+    tmp_path: Path, result: SlideResult
+) -> None:
+    segmentation = pydicom.dcmread(write(oblong(result), "dicom-seg", tmp_path))
+    measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert [float(value) for value in measures.PixelSpacing] == [0.0024, 0.002]  # rows first
+    origin = segmentation.TotalPixelMatrixOriginSequence[0]
+    place = (origin.XOffsetInSlideCoordinateSystem, origin.YOffsetInSlideCoordinateSystem)
+    assert [float(value) for value in place] == pytest.approx([84 * 0.6e-3, 400 * 0.5e-3])
 
 
 def test_ome_tiff_is_valid_xml_whatever_a_class_is_called(
