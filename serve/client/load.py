@@ -24,6 +24,7 @@ from serve.client.http import HttpClient
 from serve.client.memory_watch import Memory, MemoryWatch
 from serve.client.whole_files import write_together
 from serve.contract.errors import BackendUnavailableError, SettingsError
+from serve.contract.interrupts import interrupts_left_to_asyncio
 from serve.contract.key_file import read_key
 
 MAX_MEMORY_GROWTH = 0.05
@@ -239,7 +240,8 @@ def run_load(command: Load) -> int:
     load = measure_load(
         command.url, make_probes(command), command.seconds, pid=command.pid, api_key=key
     )
-    report = asyncio.run(load)
+    with interrupts_left_to_asyncio():
+        report = asyncio.run(load)
     print_load(report)
     out = command.out
     write_together(out.parent, {out.name: report.model_dump_json(indent=2).encode()})

@@ -187,3 +187,21 @@ def safe_interrupts() -> Iterator[None]:
                 signal.signal(number, before[number])
         waker, _waker = _waker, outer
         waker.close()
+
+
+@contextmanager
+def interrupts_left_to_asyncio() -> Iterator[None]:
+    """Within the block, `asyncio.run` cancels its tasks at Ctrl-C, as it does for no other handler.
+
+    Does nothing outside of the main thread, or where Ctrl-C is ignored.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    if not (is_main and callable(before)):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

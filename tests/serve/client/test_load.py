@@ -1,11 +1,13 @@
 import asyncio
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from serve.cli import main
+from serve.client import load
 from serve.client.load import (
     Answer,
     Load,
@@ -92,6 +94,28 @@ def test_a_load_without_bounds_is_refused(
 ) -> None:
     assert main(["load", *options]) == 1
     assert "expected 1 to 1024" in capsys.readouterr().err
+
+
+def test_ctrl_c_cancels_what_is_under_way_and_ends_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cancelled = []
+
+    async def interrupted(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    monkeypatch.setattr(load, "make_probes", lambda _: [])
+    monkeypatch.setattr(load, "measure_load", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["load"]) == 130
+    assert cancelled == [True]
+    assert capsys.readouterr().err == "stopped\n"
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_growth_is_that_of_the_line_and_not_of_its_ends() -> None:
