@@ -10,16 +10,13 @@ import sys
 from collections.abc import Sequence
 
 from serve.contract.interrupts import ending_signals
-from serve.contract.quick_imports import no_garbage_collection
+from serve.contract.quick_imports import quick_imports
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. An error that the user can fix ends with one line and its exit status."""
-    # The imports take seconds, and an interrupt inside them would end in their tracebacks.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with no_garbage_collection():
+    with quick_imports():
         from export.cli import run
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in ending_signals():  # so it cleans up, as an interrupted one does
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     run(sys.argv[1:] if arguments is None else list(arguments))

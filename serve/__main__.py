@@ -5,16 +5,11 @@ import sys
 from typing import NoReturn
 
 from serve.contract.interrupts import ending_signals
-from serve.contract.quick_imports import no_garbage_collection
+from serve.contract.quick_imports import quick_imports
 
 if __name__ == "__main__":
-    heeds_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if heeds_interrupts:  # one inside the imports would end in their traceback
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with no_garbage_collection():
+    with quick_imports():
         from serve.cli import main
-    if heeds_interrupts:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     told_by: int | None = None
 
     def _end(number: int, _: object) -> NoReturn:

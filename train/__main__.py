@@ -1,8 +1,8 @@
 """`python -m train`: the commands of `train/cli.py`."""
 
-from serve.contract.quick_imports import no_garbage_collection
+from serve.contract.quick_imports import quick_imports
 
 if __name__ == "__main__":
-    with no_garbage_collection():
+    with quick_imports():
         from train.cli import main
     main()

@@ -83,33 +83,35 @@ def _after_interrupt(command: object) -> str:
     return "repeat the command"
 
 
+def _parsed(arguments: list[str]) -> Any:
+    """The command that the arguments name."""
+    settings, arguments = read_config(arguments)
+    return tyro.cli(
+        _commands(settings),
+        args=arguments,
+        prog="python -m train",
+        description=__doc__.splitlines()[0],
+        config=(
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.CascadeSubcommandArgs,
+        ),
+        registry=choices({BiasName: list(STRATEGIES), RowChoice: list(all_rows())}),
+    )
+
+
 @printing()
 def main() -> None:
     """Run one command; a user's mistake ends with one line and exit status 1.
 
     An interrupt ends with one line and the shell's status for its signal.
     """
-    config = (
-        tyro.conf.OmitArgPrefixes,
-        tyro.conf.OmitSubcommandPrefixes,
-        tyro.conf.CascadeSubcommandArgs,
-    )
-    try:
-        settings, arguments = read_config(sys.argv[1:])
-        command = tyro.cli(
-            _commands(settings),
-            args=arguments,
-            prog="python -m train",
-            description=__doc__.splitlines()[0],
-            config=config,
-            registry=choices({BiasName: list(STRATEGIES), RowChoice: list(all_rows())}),
-        )
-    except FocalPathError as error:
-        sys.exit(f"error: {error}")
     for number in ending_signals():
         signal.signal(number, _end)
+    command = None
     try:
         with safe_interrupts():
+            command = _parsed(sys.argv[1:])
             command.run()
     except (FocalPathError, ServeError) as error:  # of a file that serving's code reads
         sys.exit(f"error: {error}")

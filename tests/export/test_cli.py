@@ -1,7 +1,5 @@
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -216,19 +214,3 @@ def test_an_interrupt_while_the_options_are_read_ends_with_one_line(
     monkeypatch.setattr("tyro.cli", lambda *arguments, **settings: _interrupt())
     assert failed_export("run", "--out", "bundle") == 130
     assert capsys.readouterr().err == "error: interrupted; nothing was changed\n"
-
-
-def test_an_interrupt_while_the_imports_run_ends_without_a_traceback() -> None:
-    program = """
-import builtins, signal
-from export.__main__ import main
-imported = builtins.__import__
-def interrupt(name, *arguments):
-    if name == "export.cli":
-        signal.raise_signal(signal.SIGINT)
-    return imported(name, *arguments)
-builtins.__import__ = interrupt
-main(["--help"])
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, b"", b"")

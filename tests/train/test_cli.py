@@ -1,3 +1,4 @@
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +92,16 @@ def test_what_the_system_or_servings_code_refuses_is_one_line(
     with pytest.raises(SystemExit) as ended:
         run_train("check", "data")
     assert str(ended.value).startswith(f"error: {told}")
+
+
+def test_an_interrupt_while_the_options_are_read_ends_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("tyro.cli", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as ended:
+        run_train("check", "data")
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted; repeat the command\n"
 
 
 def test_an_unknown_bias_or_row_is_refused_with_the_choices(capsys: pytest.CaptureFixture[str]):
