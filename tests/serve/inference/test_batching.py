@@ -74,7 +74,7 @@ def test_tiles_that_wait_while_a_batch_runs_are_the_next_ones_up_to_the_largest(
     _hold(backend, batcher)
     futures = [batcher.submit(_tile(value), ("labels",)) for value in range(6)]
     backend.go_on.release(3)
-    assert [future.result(10)["labels"] for future in futures] == list(range(6))
+    assert [future.result(60)["labels"] for future in futures] == list(range(6))
     assert [size for size, _ in backend.batches] == [1, 4, 2]
 
 
@@ -83,10 +83,10 @@ def test_after_a_shared_batch_the_next_waits_until_it_is_full(backend: EchoBacke
     _hold(backend, batcher)
     shared = [batcher.submit(_tile(value), ("labels",)) for value in (1, 2)]
     backend.go_on.release(10)
-    assert [future.result(10)["labels"] for future in shared] == [1, 2]
+    assert [future.result(60)["labels"] for future in shared] == [1, 2]
     first = batcher.submit(_tile(3), ("labels",))
     second = batcher.submit(_tile(4), ("labels",))
-    assert (first.result(10)["labels"], second.result(10)["labels"]) == (3, 4)
+    assert (first.result(60)["labels"], second.result(60)["labels"]) == (3, 4)
     batcher.close()
     assert [size for size, _ in backend.batches] == [1, 2, 2]
 
@@ -95,7 +95,7 @@ def test_a_single_caller_never_waits_for_others(backend: EchoBackend) -> None:
     batcher = TileBatcher(backend, max_batch_size=8, max_delay_s=600)
     for value in range(3):
         future = batcher.submit(_tile(value), ("labels",))
-        assert future.result(10)["labels"] == value
+        assert future.result(60)["labels"] == value
     batcher.close()
 
 
@@ -106,8 +106,8 @@ def test_each_gets_the_outputs_that_it_asked_for(
     first = batcher.submit(_tile(1), ("labels", "confidence"))
     second = batcher.submit(_tile(2), ("iou_scores", "labels"))
     backend.go_on.release(2)
-    assert set(first.result(10)) == {"labels", "confidence"}
-    assert set(second.result(10)) == {"iou_scores", "labels"}
+    assert set(first.result(60)) == {"labels", "confidence"}
+    assert set(second.result(60)) == {"iou_scores", "labels"}
     assert backend.batches[1] == (2, ("labels", "confidence", "iou_scores"))
 
 
@@ -125,9 +125,9 @@ def test_an_error_reaches_all_who_wait_for_the_batch_and_nobody_after(
     backend.error = BackendUnavailableError("lost")
     future = batcher.submit(_tile(1), ("labels",))
     with raises(BackendUnavailableError, "lost"):
-        future.result(10)
+        future.result(60)
     backend.error = None
-    assert batcher.submit(_tile(2), ("labels",)).result(10)["labels"] == 2
+    assert batcher.submit(_tile(2), ("labels",)).result(60)["labels"] == 2
 
 
 def test_a_tile_that_nobody_waits_for_any_more_is_not_run(
@@ -138,7 +138,7 @@ def test_a_tile_that_nobody_waits_for_any_more_is_not_run(
     kept = batcher.submit(_tile(2), ("labels",))
     assert gone.cancel()
     backend.go_on.release(2)
-    assert kept.result(10)["labels"] == 2
+    assert kept.result(60)["labels"] == 2
     assert [size for size, _ in backend.batches] == [1, 1]
 
 
@@ -151,7 +151,7 @@ def test_closing_finishes_what_waits_and_then_closes_the_backend(
     closing.start()
     assert not backend.is_closed
     backend.go_on.release(2)
-    closing.join(10)
+    closing.join(60)
     assert [future.result(0)["labels"] for future in futures] == [1, 2]
     assert backend.is_closed
 
@@ -172,7 +172,7 @@ def test_the_wait_is_told_in_the_context_of_the_request(backend: EchoBackend) ->
         observe_wait=lambda seconds: waits.append((request.get(), seconds >= 0)),
     )
     request.set("mine")
-    batcher.submit(_tile(1), ("labels",)).result(10)
+    batcher.submit(_tile(1), ("labels",)).result(60)
     batcher.close()
     assert waits == [("mine", True)]
 
@@ -187,8 +187,8 @@ def test_whatever_fails_in_a_batch_the_next_one_is_answered(backend: EchoBackend
 
     batcher = TileBatcher(backend, max_batch_size=4, observe_wait=observe)
     with raises(OSError, "no space left for metrics"):
-        batcher.submit(_tile(1), ("labels",)).result(10)
-    assert batcher.submit(_tile(2), ("labels",)).result(10)["labels"] == 2
+        batcher.submit(_tile(1), ("labels",)).result(60)
+    assert batcher.submit(_tile(2), ("labels",)).result(60)["labels"] == 2
     batcher.close()
 
 
@@ -200,7 +200,7 @@ def test_a_pool_has_several_tiles_at_the_backend_at_once(backend: EchoBackend) -
         assert backend.running.acquire(timeout=60)
     assert len(backend.batches) == 3
     backend.go_on.release(5)
-    assert [future.result(10)["labels"] for future in futures] == list(range(5))
+    assert [future.result(60)["labels"] for future in futures] == list(range(5))
     pool.close()
     assert backend.is_closed
 
@@ -227,7 +227,7 @@ def test_as_many_batches_run_at_the_same_time_as_are_allowed(backend: EchoBacken
         assert backend.running.acquire(timeout=60)
     assert not backend.running.acquire(timeout=0.05)
     backend.go_on.release(3)
-    assert [future.result(10)["labels"] for future in futures] == [0, 1, 2]
+    assert [future.result(60)["labels"] for future in futures] == [0, 1, 2]
     batcher.close()
     assert backend.is_closed
 
@@ -236,7 +236,7 @@ def test_what_waits_is_answered_by_all_threads_before_they_end(backend: EchoBack
     batcher = TileBatcher(backend, max_batch_size=2, parallel=3)
     futures = [batcher.submit(_tile(value), ("labels",)) for value in range(50)]
     batcher.close()
-    assert [future.result(10)["labels"] for future in futures] == list(range(50))
+    assert [future.result(60)["labels"] for future in futures] == list(range(50))
 
 
 def test_a_batch_ends_its_wait_where_another_thread_takes_the_tile_that_woke_it(
@@ -247,7 +247,7 @@ def test_a_batch_ends_its_wait_where_another_thread_takes_the_tile_that_woke_it(
     futures = [batcher.submit(_tile(value), ("labels",)) for value in (1, 2)]
     backend.is_held = False
     backend.go_on.release()
-    assert [future.result(10)["labels"] for future in futures] == [1, 2]
+    assert [future.result(60)["labels"] for future in futures] == [1, 2]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(10)  # no other thread runs while this one computes
     try:
@@ -260,5 +260,5 @@ def test_a_batch_ends_its_wait_where_another_thread_takes_the_tile_that_woke_it(
             pass
     finally:
         sys.setswitchinterval(interval)
-    assert future.result(10)["labels"] == 3
+    assert future.result(60)["labels"] == 3
     batcher.close()

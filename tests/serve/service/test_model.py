@@ -112,8 +112,8 @@ def test_what_began_with_the_old_model_ends_with_it_before_it_is_closed(
 
     def work(may_end: threading.Event) -> str:
         def wait_and_segment(segmenter: TileSegmenter) -> str:
-            begun.wait(10)
-            assert may_end.wait(10)
+            begun.wait(60)
+            assert may_end.wait(60)
             segmenter.segment(blobs(20, 20))
             return segmenter.manifest.version
 
@@ -122,7 +122,7 @@ def test_what_began_with_the_old_model_ends_with_it_before_it_is_closed(
     with ThreadPoolExecutor(2) as pool:
         events = [threading.Event(), threading.Event()]
         first, second = [pool.submit(work, event) for event in events]
-        begun.wait(10)
+        begun.wait(60)
         replace_bundle(bundle, "2")
         model.look_for_update()
         assert _version(model) == "2"

@@ -39,7 +39,7 @@ class _Images:
 
         def work() -> str:
             self.begun.append(name)
-            assert self._may_end[name].wait(10)
+            assert self._may_end[name].wait(60)
             return name
 
         self.tasks[name] = asyncio.create_task(self.queue.run(work, tiles=tiles, **options))
@@ -211,7 +211,7 @@ class _Service:
         assert app.state.model.is_ready()
 
         def slow(segmenter: TileSegmenter, image: np.ndarray, **options: Any) -> Segmentation:
-            assert self.may_work.wait(10)
+            assert self.may_work.wait(60)
             return segment(segmenter, image, **options)
 
         monkeypatch.setattr(TileSegmenter, "segment", slow)

@@ -22,7 +22,7 @@ def test_the_first_block_is_read_before_the_last_is_written(executor: ThreadPool
 
     def blocks() -> Iterator[bytes]:
         yield b"first"
-        assert may_end.wait(10)
+        assert may_end.wait(60)
         yield b"last"
 
     answer = iter(WrittenAhead(blocks(), executor))
@@ -34,7 +34,7 @@ def test_the_first_block_is_read_before_the_last_is_written(executor: ThreadPool
 def test_all_is_written_though_nobody_reads(executor: ThreadPoolExecutor) -> None:
     source = iter(BLOCKS)
     answer = WrittenAhead(source, executor)
-    executor.submit(lambda: None).result(10)  # after the writing, which has the only thread
+    executor.submit(lambda: None).result(60)  # after the writing, which has the only thread
     assert next(source, None) is None
     assert b"".join(answer) == b"".join(BLOCKS)
 
@@ -44,7 +44,7 @@ def test_a_reader_who_leaves_ends_the_writing(executor: ThreadPoolExecutor) -> N
 
     def blocks() -> Iterator[bytes]:
         yield b"first"
-        assert may_go_on.wait(10)
+        assert may_go_on.wait(60)
         yield b"second"
         yield b"third, which nobody asks for"
 
@@ -53,7 +53,7 @@ def test_a_reader_who_leaves_ends_the_writing(executor: ThreadPoolExecutor) -> N
     assert next(answer) == b"first"
     answer.close()  # type: ignore[attr-defined]
     may_go_on.set()
-    executor.submit(lambda: None).result(10)
+    executor.submit(lambda: None).result(60)
     assert next(source) == b"third, which nobody asks for"
 
 

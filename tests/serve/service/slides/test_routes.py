@@ -432,7 +432,7 @@ def test_a_file_that_the_system_refuses_does_not_end_the_process(
         assert "SlideError" in fields["kinds"]
         assert ours.recv_bytes() == b""
     ours.close()
-    answers.join(timeout=5)
+    answers.join(timeout=60)
     assert not answers.is_alive()
 
 

@@ -31,7 +31,7 @@ pytest.importorskip("ray", reason="the extra `cluster` is not installed")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 _SETTINGS = ("--threads", "1", "--block-cells", "64", "--format", "ome-zarr", "geojson")
-_DEADLINE_S = 90
+_DEADLINE_S = 240
 
 
 @pytest.fixture(scope="module")
