@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from train.commands.presets import Trains
 from train.comparison.methods import paper_rows
+from train.fitting.run_lock import file_lock
 
 
 class RowChoice(str):
@@ -50,5 +49,5 @@ class Compare(Trains):
             smallest_difference=self.smallest_difference,
             with_pictures=self.pictures,
         )
-        with FileLock(self.out / ".report.lock"):
+        with file_lock(self.out / ".report.lock", wait=True):
             print(f"report: {write_report(comparison, self.out / 'report')}")

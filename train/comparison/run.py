@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from pydantic import TypeAdapter, ValidationError
@@ -36,6 +35,7 @@ from train.files import whole_file, write_json
 from train.fitting.evaluation import predict_split
 from train.fitting.leverage import Leverage, measure_leverage
 from train.fitting.run import LAST_FILE, fit
+from train.fitting.run_lock import file_lock
 from train.metrics import image_confusion
 from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
 from train.settings import LabelClass, Settings
@@ -86,22 +86,11 @@ class RowRun:
 
     @contextmanager
     def lock(self, *, wait: bool) -> Iterator[bool]:
-        """Keep other processes from this run; yields whether it was free, or has become so.
-
-        The lock of a process that dies is free again.
-        """
+        """Keep other processes from this run; yields whether it was free, or has become so."""
         path = self.folder.with_name(f".{self.folder.name}.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(blocking=wait)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        with file_lock(path, wait=wait) as free:
+            yield free
 
     @property
     def marker(self) -> dict[str, Any]:
