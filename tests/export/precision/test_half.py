@@ -7,9 +7,9 @@ from onnx import TensorProto, numpy_helper
 
 from export.errors import GraphError, SettingsError
 from export.graph.nodes import ModelGraph, block_of_module
-from export.precision.half import convert_to_half, half_blocks
+from export.precision.half import constants_beyond, convert_to_half, half_blocks
 from tests.support.errors import raises
-from tests.support.half_graphs import FIRST, SECOND, UPSCALING, two_blocks
+from tests.support.half_graphs import FIRST, SECOND, UPSCALING, noted, two_blocks
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
@@ -76,23 +76,40 @@ def test_all_from_the_upscaling_on_stays_in_float32(toy_half: onnx.ModelProto) -
         assert index in graph.tail() or graph.nodes[index].op_type == "Cast"
 
 
-def test_a_norm_that_is_written_out_stays_in_float32() -> None:
+@pytest.mark.parametrize(
+    "written_out",
+    [
+        """mean = ReduceMean (first, last)  centred = Sub (first, mean)
+        squared = Pow (centred, two)  variance = ReduceMean (squared, last)
+        positive = Add (variance, epsilon)
+        deviation = Sqrt (positive)  scaled = Div (centred, deviation)
+        normed = Mul (scaled, norm_weight)""",
+        """length = ReduceL2 (first, last)  inverse = Reciprocal (length)
+        normed = Mul (first, inverse)""",
+        """squares = ReduceSumSquare (first, last)  length = Sqrt (squares)
+        normed = Div (first, length)""",
+        "total = ReduceSum (first, last)  normed = Sub (first, total)",
+    ],
+    ids=["layer", "l2", "squares", "sum"],
+)
+def test_a_norm_that_is_written_out_stays_in_float32(written_out: str) -> None:
     model = two_blocks()
     node = next(n for n in model.graph.node if n.op_type == "LayerNormalization")
     place = list(model.graph.node).index(node)
-    written_out = [
-        onnx.helper.make_node("ReduceMean", ["first", "last"], ["mean"], keepdims=1),
-        onnx.helper.make_node("Sub", ["first", "mean"], ["centred"]),
-        onnx.helper.make_node("Mul", ["centred", "norm_weight"], ["normed"]),
-    ]
+    nodes = onnx.parser.parse_graph(
+        f"norm (float[4] first) => (float[4] normed) {{ {written_out} }}"
+    )
     del model.graph.node[place]
-    for offset, new in enumerate(written_out):
+    for offset, new in enumerate(nodes.node):
         model.graph.node.insert(place + offset, new)
-    model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "last"))
+    constants = {"last": np.array([-1]), "two": np.float32(2), "epsilon": np.float32(1e-6)}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
+    )
 
     types = _types(convert_to_half(model, "fp16"))
 
-    assert {types[name] for name in ("mean", "centred", "normed")} == {TensorProto.FLOAT}
+    assert {types[n.output[0]] for n in nodes.node} == {TensorProto.FLOAT}
     assert types["product"] == TensorProto.FLOAT16
 
 
@@ -131,9 +148,56 @@ def test_a_constant_of_one_type_keeps_its_name_and_one_of_both_is_stored_twice()
     assert (types["shared"], types["shared_fp16"]) == (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
-def test_a_constant_beyond_float16_names_its_block() -> None:
+@pytest.mark.parametrize("gain", [1e6, -1e6])
+def test_a_constant_beyond_float16_names_its_block(gain: float) -> None:
+    model = two_blocks(gain=gain)
     with raises(SettingsError, "gain", "1e+06", f"--fp32-islands {FIRST}"):
-        convert_to_half(two_blocks(gain=1e6), "fp16")
+        convert_to_half(model, "fp16")
+    ((block, reason),) = constants_beyond(model).items()
+    assert block == FIRST
+    assert "gain" in reason
+    assert _types(convert_to_half(model, "bf16"))["gain"] == TensorProto.BFLOAT16
+
+
+def test_a_constant_at_the_end_of_float16_is_in_half() -> None:
+    model = two_blocks(gain=65_504.0)
+    assert constants_beyond(model) == {}
+    assert _types(convert_to_half(model, "fp16"))["gain"] == TensorProto.FLOAT16
+
+
+def test_large_constants_of_float32_and_of_integers_are_no_reason() -> None:
+    model = two_blocks()
+    large = numpy_helper.from_array(np.full(4, 1e6, np.float32), "shared")
+    next(n for n in model.graph.initializer if n.name == "shared").CopyFrom(large)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.array([value]), name)
+        for name, value in (("zero", 0), ("end", np.iinfo(np.int64).max))
+    )
+    cut = onnx.helper.make_node("Slice", ["first", "zero", "end"], ["cut"])
+    model.graph.node.insert(4, cut)
+    assert list(constants_beyond(model)) == [SECOND]  # and not what follows the upscaling
+
+
+def test_truth_values_and_casts_of_the_model_keep_their_types() -> None:
+    model = two_blocks()
+    nodes = {node.name: node for node in model.graph.node}
+    place = list(model.graph.node).index(nodes["node_upscaled"])
+    nodes["node_upscaled"].input[0] = "cast"
+    shifted = nodes["node_shifted"]
+    shifted.op_type = "Where"
+    shifted.input[:] = ["above", "upscaled", "shared"]
+    between = onnx.parser.parse_graph(
+        """between (float[4] second) => (float[4] cast)
+        { above = Greater (second, shared)  single = Cast <to = 1> (second)
+          cast = Mul (single, shared) }"""
+    )
+    for offset, new in enumerate(between.node):
+        model.graph.node.insert(place + offset, new)
+
+    types = _types(convert_to_half(model, "fp16"))
+
+    assert types["above"] == TensorProto.BOOL
+    assert (types["single"], types["cast"]) == (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def test_an_island_stays_in_float32_and_its_neighbours_do_not() -> None:
@@ -143,7 +207,15 @@ def test_an_island_stays_in_float32_and_its_neighbours_do_not() -> None:
 
 
 def test_the_blocks_are_named_in_their_order() -> None:
-    assert half_blocks(two_blocks()) == (FIRST, SECOND)
+    model = two_blocks()
+    for entry in (entry for node in model.graph.node for entry in node.metadata_props):
+        entry.value = entry.value.replace("blocks.0", "blocks.9").replace("blocks.1", "blocks.10")
+    assert half_blocks(model) == ("image_encoder.blocks.9", "image_encoder.blocks.10")
+
+
+def test_an_island_that_is_no_block_is_refused() -> None:
+    with raises(SettingsError, "image_encoder.blocks.7", FIRST, SECOND):
+        convert_to_half(two_blocks(), "fp16", {FIRST, "image_encoder.blocks.7"})
 
 
 def test_islands_everywhere_are_refused() -> None:
@@ -164,9 +236,14 @@ def test_bfloat16_leaves_operators_that_do_not_know_it_in_float32() -> None:
     kernel = np.ones((2, 3, 1, 1), np.float32)
     convolution.graph.initializer.append(numpy_helper.from_array(kernel, "kernel"))
     convolution.graph.initializer.append(numpy_helper.from_array(kernel[:, :2], "other"))
+    for node, block in zip(convolution.graph.node, ("", FIRST, SECOND, UPSCALING), strict=True):
+        noted(node, block)
     # A Conv learns bfloat16 in opset 22.
     types = _types(convert_to_half(convolution, "bf16"))
     assert (types["a"], types["b"]) == (TensorProto.FLOAT, TensorProto.BFLOAT16)
+    assert half_blocks(convolution, "bf16") == (SECOND,)
+    with raises(SettingsError, FIRST):
+        convert_to_half(convolution, "bf16", {FIRST})
 
 
 def test_a_node_without_a_note_belongs_to_the_block_before_it() -> None:

@@ -115,6 +115,8 @@ TCGA = ["TCGA-A1-A0SK-DX1_0_0", "TCGA-A1-A0SK-DX1_0_790", "TCGA-OL-A66P-DX1_0_0"
     [
         ("abc", (1, 0, -1), ("one", "one", "x"), "1 of 2 patients or slides are in several folds"),
         (TCGA, (1, 0, -1), ("", "", ""), "TCGA-A1-A0SK in 0 and 1"),
+        ([f"roi_{name}" for name in TCGA], (1, 0, -1), ("", "", ""), "TCGA-A1-A0SK in 0 and 1"),
+        (TCGA, (1, 0, -1), ("one", "two", "x"), None),
         ("ab", (1, 0), ("one", "two"), "no test tile: there is nothing to report"),
         ("abc", (1, 0, -1), ("P1", "p1", "x"), "may be written in several ways, such as 'P1'"),
         ("abc", (1, 0, -1), ("P 7", "P-007", "x"), "such as 'P 7' and 'P-007'"),

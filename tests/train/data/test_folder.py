@@ -12,7 +12,7 @@ from tests.support.errors import raises
 from tests.support.toy_data import write_toy_data
 from train.data.folder import read_tile_folder
 from train.data.pixels import class_frequencies, count_each
-from train.errors import DatasetError
+from train.errors import DatasetError, ScaleError
 
 
 def test_folds_become_splits(toy_data: Path):
@@ -62,6 +62,16 @@ def test_folds_may_have_empty_rows_decimal_points_and_decimal_commas(data_copy: 
     assert {(tile.mpp, tile.group) for tile in found["training"]} == {(0.5, "P1")}
 
 
+@pytest.mark.parametrize("mpp", ["40x", "40", "0", "nan", "-0.5"])
+def test_an_absurd_scale_of_an_image_is_refused_with_its_line(data_copy: Path, mpp: str):
+    path = data_copy / "folds.csv"
+    path.write_text(
+        path.read_text().replace("fold\n", "fold,mpp\n").replace("0,1\n", f"0,1,{mpp}\n")
+    )
+    with raises(ScaleError, path, "line 2", f"{mpp!r}"):
+        read_tile_folder(data_copy)
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "meant"),
     [
@@ -89,6 +99,11 @@ def test_other_names_are_the_users_own(data_copy: Path):
         path.read_text().replace('"mpp"', '"licence": "CC0", "magnification": 20, "mpp"')
     )
     assert read_tile_folder(data_copy).tiles["training"]
+
+
+def test_folds_csv_goes_before_sam_paths_own_list(data_copy: Path):
+    (data_copy / "cv.csv").write_text("img_id,fold\ntile0,1\n")
+    assert len(read_tile_folder(data_copy).tiles["training"]) == 8
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
@@ -144,6 +159,8 @@ RED, GREEN = "#ff0000", "#00ff00"
         (removed("folds.csv"), ("folds.csv",)),
         (removed("dataset.json"), ("dataset.json",)),
         (edited("folds.csv", "img_id", "image"), ("img_id", "fold")),
+        (edited("folds.csv", "fold", "split"), ("img_id", "fold")),
+        (edited("folds.csv", "tile1,1", "tile1,1.5"), ("line 3", "'1.5'")),
         (edited("folds.csv", "tile1,1", "tile1,train"), ("line 3", "'train'")),
         (classes(("Tumor", RED)), ("1 class",)),
         (classes(("Tumor", RED), ("Tumor", RED)), ("1 different",)),

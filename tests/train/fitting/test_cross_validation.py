@@ -1,7 +1,9 @@
 """A model per fold, and the scores of all images."""
 
+import csv
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -11,10 +13,16 @@ from PIL import Image
 
 from tests.support.errors import raises
 from tests.support.toy_data import changed, toy_settings
-from train.data.folder import read_tile_folder
-from train.errors import DatasetError, FocalPathError, RunError, SettingsError
+from train.data.folder import TileFolder, read_tile_folder
+from train.errors import DatasetError, FocalPathError, RunError, SettingsError, StorageError
 from train.fitting import cross_validation
-from train.fitting.cross_validation import CrossValidation, assign, cross_validate
+from train.fitting.cross_validation import (
+    CrossValidation,
+    assign,
+    cross_validate,
+    print_folds,
+)
+from train.settings import LabelClass
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +50,7 @@ def test_the_spread_is_the_sample_deviation_of_the_folds_that_have_the_class():
     folds = tuple({"dice/A": value} for value in (0.5, math.nan, 0.7, 0.9))
     found = CrossValidation((), folds, {})
     assert found.spread("dice/A") == pytest.approx((0.7, 0.2))
+    assert CrossValidation((), folds[:2], {}).spread("dice/A") == (0.5, 0.0)
     nowhere = CrossValidation((), ({"dice/A": math.nan},), {})
     assert all(math.isnan(value) for value in nowhere.spread("dice/A"))
 
@@ -67,6 +76,32 @@ def test_any_fold_but_that_of_the_test_images_takes_part(
     assert set(assigned.values()) == set(range(num_folds))
 
 
+def test_own_folds_are_taken_where_they_are_as_many(toy_data: Path):
+    folder = read_tile_folder(toy_data)
+    assert assign(folder, 2, seed=0) == {f"tile{n}": int(n < 8) for n in range(10)}
+
+
+def test_folds_by_image_are_warned_about(
+    toy_data: Path, grouped: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert set(assign(read_tile_folder(grouped), 5, seed=0).values()) == set(range(5))
+    assert capsys.readouterr().out == ""
+    assign(read_tile_folder(toy_data), 5, seed=0)
+    assert "group" in capsys.readouterr().out
+
+
+def test_the_fold_of_each_image_is_drawn_by_the_seed_and_written(
+    grouped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cross_validation, "fit", None)
+    with pytest.raises(TypeError, match="not callable"):
+        cross_validate(changed(SETTINGS, optimization={"seed": 1}), grouped, tmp_path / "run", 3)
+    with (tmp_path / "run" / "folds.csv").open(newline="") as file:
+        written = {row["img_id"]: int(row["fold"]) for row in csv.DictReader(file)}
+    folder = read_tile_folder(grouped)
+    assert written == assign(folder, 3, 1) != assign(folder, 3, 0)
+
+
 def test_sam_paths_own_list_of_folds_is_taken(grouped: Path, tmp_path: Path):
     data = Path(shutil.copytree(grouped, tmp_path / "data"))
     (data / "folds.csv").rename(data / "cv.csv")
@@ -88,7 +123,7 @@ def test_a_fold_that_lacks_a_class_is_told_before_any_is_trained(grouped: Path, 
 
 
 def test_each_fold_leaves_a_checkpoint_and_all_images_are_scored(
-    validated: tuple[Path, CrossValidation],
+    validated: tuple[Path, CrossValidation], grouped: Path
 ):
     run, result = validated
     assert all((run / f"fold{n}" / "model.safetensors").is_file() for n in range(3))
@@ -101,6 +136,13 @@ def test_each_fold_leaves_a_checkpoint_and_all_images_are_scored(
     total = np.sum(confusions, axis=0)
     dice = 2 * total[0, 0] / (total[0].sum() + total[:, 0].sum())
     assert result.pooled["dice/Tumor"] == pytest.approx(dice, abs=1e-6)
+    masks = [np.asarray(Image.open(grouped / "mask" / f"tile{n}.png")) for n in range(10)]
+    assert total.sum() == np.count_nonzero(masks)
+    assert saved["folds"] == list(result.folds)
+    assert len(saved["folds"]) == 3
+    for name in result.pooled:
+        found = (saved["mean"][name], saved["standard_deviation"][name])
+        assert found == result.spread(name)
 
 
 def test_a_finished_fold_is_not_trained_again(
@@ -109,6 +151,32 @@ def test_a_finished_fold_is_not_trained_again(
     run, result = validated
     monkeypatch.setattr(cross_validation, "fit", None)
     assert cross_validate(SETTINGS, grouped, run, 3).pooled == result.pooled
+
+
+def test_a_fold_that_has_begun_goes_on_and_learns_from_no_image_that_it_is_scored_on(
+    validated: tuple[Path, CrossValidation],
+    grouped: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    run = Path(shutil.copytree(validated[0], tmp_path / "run"))
+    for fold, damaged in enumerate(("", "{}", "[]")):
+        (run / f"fold{fold}" / "cross_validation.json").write_text(damaged)
+    (run / "fold2" / "last.ckpt").unlink()
+    asked: list[tuple[str, bool, bool]] = []
+    folds = assign(read_tile_folder(grouped), 3, seed=0)
+
+    def spy(_: object, part: TileFolder, fold: Path, *, resume: bool, overwrite: bool) -> None:
+        asked.append((fold.name, resume, overwrite))
+        known, held_out = (
+            {tile.tile_id for tile in part.tiles[split]} for split in ("training", "validation")
+        )
+        assert held_out == {name for name in folds if f"fold{folds[name]}" == fold.name}
+        assert known == folds.keys() - held_out
+
+    monkeypatch.setattr(cross_validation, "fit", spy)
+    assert cross_validate(SETTINGS, grouped, run, 3) == validated[1]
+    assert asked == [("fold0", True, False), ("fold1", True, False), ("fold2", False, True)]
 
 
 def test_a_fold_of_other_settings_is_not_taken_for_this_one(
@@ -165,6 +233,55 @@ def test_folds_that_start_from_a_run_are_warned_about(
     assert f"{earlier}, which was trained on images of data" in capsys.readouterr().out
     cross_validate(SETTINGS, grouped, run, 3, overwrite=True)
     assert "every fold starts from" not in capsys.readouterr().out
+
+
+def test_a_score_that_no_image_has_is_no_number_in_json(
+    validated: tuple[Path, CrossValidation],
+    grouped: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    run = Path(shutil.copytree(validated[0], tmp_path / "run"))
+    for path in run.glob("fold*/cross_validation.json"):
+        content = json.loads(path.read_text())
+        confusion = np.array(content["confusion"])
+        confusion[3] = confusion[:, 3] = 0
+        path.write_text(json.dumps({**content, "confusion": confusion.tolist()}))
+    monkeypatch.setattr(cross_validation, "fit", None)
+    cross_validate(SETTINGS, grouped, run, 3)
+    saved = json.loads((run / "folds.json").read_text(), parse_constant=pytest.fail)
+    for scores in (*saved["folds"], *(saved[name] for name in ("pooled", "mean"))):
+        assert scores["dice/Necrosis"] is None
+
+
+def test_a_place_that_cannot_be_written_is_told(grouped: Path, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with raises(StorageError, tmp_path / "file"):
+        cross_validate(SETTINGS, grouped, tmp_path / "file" / "run", 3)
+
+
+def test_the_table_has_the_pooled_score_and_the_spread_of_each_class(
+    capsys: pytest.CaptureFixture[str],
+):
+    folds = [
+        {"dice/A": 0.1, "iou/A": 0.3, "dice/mean": 0.5, "iou/mean": 0.7},
+        {"dice/A": 0.3, "iou/A": 0.5, "dice/mean": 0.7, "iou/mean": 0.9},
+    ]
+    pooled = {"dice/A": 0.11, "iou/A": 0.12, "dice/mean": 0.13, "iou/mean": 0.14}
+    print_folds(CrossValidation((LabelClass(name="A", color="#ff0000"),), tuple(folds), pooled))
+    out = capsys.readouterr().out
+    assert re.findall(r"(?:Class|Dice|IoU)(?:, \w+)?", out) == [
+        "Class",
+        "Dice, pooled",
+        "Dice, folds",
+        "IoU, pooled",
+        "IoU, folds",
+    ]
+    rows = [re.findall(r"[\d.]+", line) for line in out.splitlines() if "±" in line]
+    assert rows == [
+        ["0.1100", "0.2000", "0.1414", "0.1200", "0.4000", "0.1414"],
+        ["0.1300", "0.6000", "0.1414", "0.1400", "0.8000", "0.1414"],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.support.toy_data import toy_settings
 from train.data.dataset import WholeImageDataset
 from train.data.folder import TileFolder, read_tile_folder
 from train.data.pixels import class_frequencies
 from train.fitting.evaluation import scale_of
-from train.fitting.leverage import Leverage, attention_averaged, measure_leverage
+from train.fitting.leverage import Leverage, attention_averaged, measure_leverage, print_leverage
+from train.metrics import PooledConfusion, class_scores
 from train.model.checkpoint import CheckpointCard
 from train.model.class_bias import STRATEGIES, ClassStatistics
 from train.model.segmenter import Segmenter, labels_from_logits
@@ -69,21 +72,66 @@ def test_a_bias_at_its_prior_changes_nothing_when_it_is_replaced_by_it(
     assert found[REMOVED].labels_changed > 0
 
 
-def test_only_labelled_pixels_count_as_changed(folder: TileFolder):
+def test_labelled_pixels_alone_count_as_changed_and_dice_is_that_of_each_change(folder: TileFolder):
     segmenter, card = model("dfa_masks", folder)
     with torch.no_grad():
         segmenter.class_attention_bias.delta.zero_()
         segmenter.class_attention_bias.delta[0] = 50.0  # everything is the first class
-    share = measure(segmenter, card, folder)[REMOVED].labels_changed
-    changed = labelled = 0
+    measured = measure(segmenter, card, folder)
+    num_changed = num_labelled = 0
+    with_bias, without = PooledConfusion(5), PooledConfusion(5)
     with torch.no_grad():
         segmenter.class_attention_bias.delta.zero_()
         for image in WholeImageDataset(folder.tiles["test"], 5, scale_of(card)):
             logits = segmenter(image["tiles"].float()).low_res_logits
-            is_labelled = image["tile_labels"] > 0
-            changed += int(((labels_from_logits(logits, 64) != 1) & is_labelled).sum())
-            labelled += int(is_labelled.sum())
-    assert share == pytest.approx(changed / labelled)
+            predicted, labels = labels_from_logits(logits, 64), image["tile_labels"].long()
+            num_changed += int(((predicted != 1) & (labels > 0)).sum())
+            num_labelled += int((labels > 0).sum())
+            with_bias.update(torch.ones_like(predicted), labels)
+            without.update(predicted, labels)
+    assert measured[REMOVED].labels_changed == pytest.approx(num_changed / num_labelled)
+    trained, removed = (class_scores(confusion.compute()) for confusion in (with_bias, without))
+    found = measured["as trained"].mean_dice, measured[REMOVED].mean_dice
+    assert found == pytest.approx((trained.mean_dice, removed.mean_dice))
+    assert trained.mean_dice != pytest.approx(removed.mean_dice)
+    changes = (removed.dice - trained.dice).tolist()
+    assert measured[REMOVED].dice_changes == pytest.approx(changes, nan_ok=True)
+
+
+def test_a_temperature_is_a_part_of_the_bias_and_starts_at_1(folder: TileFolder):
+    segmenter, card = model("dfa_temperature", folder)
+    plain = measure(segmenter, card, folder)["as trained"].mean_dice
+    with torch.no_grad():
+        segmenter.class_attention_bias.log_temperature.copy_(torch.tensor([9.0, 0, -9, 9, -9]))
+    found = measure(segmenter, card, folder)
+    assert found[PRIOR].labels_changed > 0
+    assert found[PRIOR].mean_dice == plain
+    with torch.no_grad():
+        segmenter.class_attention_bias.delta.zero_()
+    assert found.keys() == measure(segmenter, card, folder).keys()
+
+
+def test_images_without_a_label_and_a_model_of_unknown_frequencies_are_measured(
+    folder: TileFolder, data_copy: Path
+):
+    segmenter, card = model("dfa", folder)
+    for tile in folder.tiles["test"]:
+        path = data_copy / "mask" / tile.mask.name
+        with Image.open(path) as mask:
+            blank = Image.new(mask.mode, mask.size)
+        blank.save(path)
+    unlabelled = read_tile_folder(data_copy)
+    found = measure(segmenter, replace(card, pixel_frequencies=()), unlabelled)
+    assert list(found) == ["as trained", REMOVED, INVERTED, AVERAGED]
+    assert {entry.labels_changed for entry in found.values()} == {0}
+
+
+def test_the_table_has_shares_and_what_dice_becomes(capsys: pytest.CaptureFixture[str]):
+    trained = Leverage(change="as trained", labels_changed=0.0, mean_dice=0.75, dice_changes=(0.0,))
+    print_leverage([trained, replace(trained, change=REMOVED, labels_changed=0.1, mean_dice=0.5)])
+    rows = [line.strip(" │").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["as", "trained", "│", "0.00%", "│", "0.7500"] in rows
+    assert ["bias", "removed", "│", "10.00%", "│", "0.5000", "(-0.2500)"] in rows
 
 
 def test_a_model_without_a_bias_tells_of_the_attention_alone(folder: TileFolder):

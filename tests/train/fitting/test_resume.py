@@ -1,4 +1,5 @@
 import json
+import math
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,11 @@ import torch
 from PIL import Image, ImageOps
 
 from tests.support.errors import raises
-from tests.support.toy_data import rows_of, toy_settings, write_toy_data
+from tests.support.toy_data import changed, rows_of, toy_settings, write_toy_data
 from train.comparison.compare import data_fingerprint
 from train.data.folder import read_tile_folder
 from train.errors import RunError, StorageError
-from train.fitting.resume import WholeStateIO, changed_inputs, run_inputs
+from train.fitting.resume import WholeStateIO, changed_inputs, resumed_epoch, run_inputs
 from train.fitting.run import fit
 from train.fitting.trainer import trainer_of
 from train.settings import Settings
@@ -28,12 +29,16 @@ def swap_classes(data: Path) -> None:
     path.write_text(json.dumps(content))
 
 
-def mirror_a_mask(data: Path) -> None:
-    path = data / "mask" / "tile0.bmp"
+def mirror_a_mask(data: Path, name: str = "tile0") -> None:
+    path = data / "mask" / f"{name}.bmp"
     size = path.stat().st_size
     with Image.open(path) as mask:
         ImageOps.mirror(mask).save(path)
     assert path.stat().st_size == size
+
+
+def mirror_a_validation_mask(data: Path) -> None:
+    mirror_a_mask(data, "tile2")
 
 
 def state_an_images_scale(data: Path) -> None:
@@ -47,9 +52,61 @@ def test_inputs_of_an_earlier_version_say_nothing_of_masks():
     now = {"seed": 1, "labels": "abc"}
     assert changed_inputs({"seed": 1}, now) == {}
     assert list(changed_inputs({"seed": 2, "labels": "d"}, now)) == ["labels", "seed"]
+    assert list(changed_inputs({}, now)) == ["seed"]
+    assert changed_inputs({"optimization": {"seed": 1}}, now) == {}
 
 
-@pytest.mark.parametrize("change", [swap_classes, mirror_a_mask, state_an_images_scale])
+def test_how_a_run_is_computed_is_no_input_but_rounded_features_are(toy_data: Path):
+    plain = toy_settings(model={"encoders_frozen": True}, augmentation={"augment": "none"})
+    cached = changed(plain, runtime={"embedding_cache": "cache"})
+    elsewhere = {"embedding_cache": "moved", "track": "mlflow", "compile": True}
+    other = changed(
+        cached,
+        preset="small",
+        augmentation={"num_workers": 3},
+        runtime={**elsewhere, "exportable": False},
+    )
+    folder = read_tile_folder(toy_data)
+    inputs = [run_inputs(settings, folder, None) for settings in (plain, cached, other)]
+    assert list(changed_inputs(*inputs[:2])) == ["embedding_cache"]
+    assert changed_inputs(*inputs[1:]) == {}
+
+
+def test_the_difficulty_is_an_input_also_where_a_class_has_none(toy_data: Path):
+    folder = read_tile_folder(toy_data)
+    inputs = [
+        run_inputs(toy_settings(), folder, torch.tensor([dice, math.nan]))
+        for dice in (0.5, 0.5, 0.25)
+    ]
+    assert inputs[0]["difficulty_from"] == [0.5, None]  # NaN is not equal to itself
+    assert changed_inputs(*inputs[:2]) == {}
+    assert list(changed_inputs(*inputs[1:])) == ["difficulty_from"]
+
+
+def rename_a_class(data: Path) -> None:
+    path = data / "dataset.json"
+    path.write_text(path.read_text().replace('"Tumor"', '"Tumour"'))
+
+
+def halve_the_scale(data: Path) -> None:
+    path = data / "dataset.json"
+    path.write_text(path.read_text().replace('"mpp": 0.5', '"mpp": 0.25'))
+
+
+def enlarge_an_image(data: Path) -> None:
+    path = data / "img" / "tile0.png"
+    with Image.open(path) as image:
+        larger = image.resize((65, 64))
+    larger.save(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(swap_classes, mirror_a_mask, mirror_a_validation_mask),
+        *(rename_a_class, halve_the_scale, state_an_images_scale, enlarge_an_image),
+    ],
+)
 def test_what_labels_mean_is_an_input_of_a_run_and_of_a_comparison(
     change: Callable[[Path], None], tmp_path: Path
 ):
@@ -109,6 +166,18 @@ def test_a_damaged_state_is_told(run_copy: Path, toy_data: Path, damage: Callabl
     last.write_bytes(damage(last.read_bytes()))
     with raises(RunError, "last.ckpt", "--overwrite"):
         fit(toy_settings(), toy_data, run_copy, resume=True)
+
+
+def test_a_run_without_a_state_is_told(tmp_path: Path):
+    last = tmp_path / "last.ckpt"
+    with raises(RunError, last, "--resume"):
+        resumed_epoch(last, {})
+
+
+def test_a_run_goes_on_from_the_epoch_after_its_last(toy_run: Path):
+    last = toy_run / "last.ckpt"
+    inputs = torch.load(last, weights_only=True)["callbacks"]["RunInputs"]["inputs"]
+    assert resumed_epoch(last, inputs) == 2  # counted from 0
 
 
 def test_a_finished_run_is_resumed_from_a_moved_data_set_and_left_as_it_is(

@@ -14,8 +14,10 @@ from export.settings import BundleSettings
 from tests.support.errors import raises
 from tests.support.toy_data import TILE_SIZE_PX, changed, one_image, toy_settings
 from train.comparison.methods import UNET
+from train.data.folder import read_tile_folder
 from train.errors import CheckpointError, SettingsError
 from train.fitting.evaluation import predict_split
+from train.fitting.leverage import measure_leverage
 from train.fitting.run import fit
 from train.fitting.scores import evaluate
 from train.model.build import build_segmenter
@@ -62,6 +64,11 @@ def test_its_masks_have_the_tiles_resolution_and_blend_to_the_same_labels(
 def predict(segmenter, card, image: np.ndarray, root: Path, mpp: float) -> torch.Tensor:
     (found,) = predict_split(segmenter, card, one_image(root, image, mpp), "test", tta=False)
     return found.predicted
+
+
+def test_it_has_neither_a_bias_nor_an_attention_to_take_away(unet_run: Path, toy_data: Path):
+    found = measure_leverage(*load_checkpoint(unet_run), read_tile_folder(toy_data), "test")
+    assert [entry.change for entry in found] == ["as trained"]
 
 
 def test_it_is_neither_exported_nor_gone_on_from(unet_run: Path, tmp_path: Path):
