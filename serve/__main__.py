@@ -1,4 +1,4 @@
-"""`python -m serve`: the commands of `serve/cli.py`."""
+"""`python -m serve`: the commands of `serve/cli.py`; and `focalpath-segment`."""
 
 import signal
 import sys
@@ -6,6 +6,14 @@ from typing import NoReturn
 
 from serve.contract.interrupts import ending_signals
 from serve.contract.quick_imports import quick_imports
+
+
+def segment_files() -> int:
+    """`focalpath-segment`: run the command line and return its exit status."""
+    with quick_imports():
+        from serve.client.segment_files import main
+    return main()
+
 
 if __name__ == "__main__":
     with quick_imports():

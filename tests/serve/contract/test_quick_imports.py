@@ -12,12 +12,13 @@ INTERRUPTED = """
 import builtins, runpy, signal
 imported = builtins.__import__
 def interrupt(name, *arguments, **named):
-    if name == "{package}.cli":
+    if name == "{imported}":
         signal.raise_signal(signal.SIGINT)
     return imported(name, *arguments, **named)
 builtins.__import__ = interrupt
-runpy.run_module("{package}", run_name="__main__")
+{start}
 """
+RUN = 'runpy.run_module("{}", run_name="__main__")'
 
 
 @pytest.fixture
@@ -28,9 +29,19 @@ def _process_is_as_before() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("package", ["train", "export", "serve"])
-def test_an_interrupt_while_the_imports_run_ends_without_a_traceback(package: str) -> None:
-    program = INTERRUPTED.format(package=package)
+@pytest.mark.parametrize(
+    ("imported", "start"),
+    [
+        ("train.cli", RUN.format("train")),
+        ("export.cli", RUN.format("export")),
+        ("serve.cli", RUN.format("serve")),
+        ("serve.client.http", "from serve.__main__ import segment_files; segment_files()"),
+    ],
+)
+def test_an_interrupt_while_the_imports_run_ends_without_a_traceback(
+    imported: str, start: str
+) -> None:
+    program = INTERRUPTED.format(imported=imported, start=start)
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, b"", b"")
 
