@@ -115,7 +115,7 @@ class TiledPage:
             data = os.pread(self._file, count, offset)
             if len(data) < count:
                 raise ValueError(f"the file ends {count - len(data)} bytes early")
-            decoded = page.decode(data, index, jpegtables=page.jpegtables)[0]
+            decoded = page.decode(data or None, index, jpegtables=page.jpegtables)[0]
         except TIFF_ERRORS as error:
             row, column = divmod(index, self._across)
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

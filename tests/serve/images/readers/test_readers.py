@@ -117,6 +117,58 @@ def test_openslide_gives_a_pixel_the_same_value_whatever_region_it_is_read_in(
     assert np.array_equal(part, whole[57:187, 101:301])
 
 
+@pytest.mark.parametrize("tile", [(128, 256), (256, 128)])
+def test_tiles_need_not_be_squares(
+    tile: tuple[int, int], tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    path = tmp_path / "slide.tif"
+    tifffile.imwrite(path, pixels, tile=tile, photometric="rgb", compression="jpeg", metadata=None)
+    region = (0, 301, -7, WIDTH, 900)
+    with open_reader(path) as fast, open_reader(path, "openslide") as slow:
+        assert fast.name == "tiff"
+        found = fast.read(*region).astype(int)
+        assert np.abs(found - slow.read(*region)).max() <= 1
+
+
+@pytest.mark.parametrize("compression", [None, "jpeg", "zlib"])
+def test_a_tile_that_an_ome_tiff_leaves_out_is_white(
+    compression: str | None, tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    path = write_ome_tiff(
+        tmp_path / "sparse.ome.tif", pixels, tile=(128, 256), compression=compression
+    )
+    with open_reader(path) as slide:
+        expected = slide.read(0, 0, 0, WIDTH, HEIGHT)
+    set_tile(path, 8, TileOffsets=0, TileByteCounts=0)
+    expected[128:256, 512:768] = 255  # in rows of 6
+    with open_reader(path) as slide:
+        assert slide.name == "ome-tiff"
+        assert np.array_equal(slide.read(0, 0, 0, WIDTH, HEIGHT), expected)
+
+
+def test_a_tile_of_which_the_file_has_the_beginning_is_told(
+    tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    """The rest of such a JPEG would be grey."""
+    path = write_ome_tiff(tmp_path / "cut.ome.tif", pixels, tile=(128, 256), compression="jpeg")
+    content = path.read_bytes()
+    with tifffile.TiffFile(path) as tiff:
+        place, size = tiff.pages.first.dataoffsets[8], tiff.pages.first.databytecounts[8]
+    set_tile(path, 8, TileOffsets=len(content))
+    with path.open("ab") as file:
+        file.write(content[place : place + size - 100])
+    with open_reader(path) as slide, raises(SlideReadError, "x 512, y 128", "100 bytes early"):
+        slide.read(0, 0, 0, WIDTH, HEIGHT)
+
+
+def set_tile(path: Path, index: int, **values: int) -> None:
+    """Change where the file says that a tile of its first page is, or how many bytes it has."""
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        for name, value in values.items():
+            tag = tiff.pages.first.tags[name]
+            tag.overwrite([*tag.value[:index], value, *tag.value[index + 1 :]])
+
+
 def test_a_dicom_series_is_opened_by_its_folder() -> None:
     with open_reader(real_dicom()) as slide:
         assert (slide.name, slide.width_px, slide.height_px) == ("openslide", 2220, 2967)
