@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve.client.interrupts import second_interrupt_ends
 from tests.support.pictures import blobs, encoded
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200, func_only=True)]
@@ -176,6 +178,18 @@ def test_both_wake_a_main_thread_that_did_not_receive_the_signal() -> None:
         finally:
             process.kill()
     assert process.returncode == 130
+
+
+def test_ctrl_c_is_as_before_after_the_work_and_in_other_threads() -> None:
+    def handler() -> object:
+        with second_interrupt_ends():
+            return signal.getsignal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(handler).result() is before
+    assert handler() is not before
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_that_is_ignored_stays_ignored(toy_bundle: Path, out: Path, tmp_path: Path) -> None:

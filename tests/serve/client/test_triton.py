@@ -1,8 +1,10 @@
 import asyncio
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from serve.contract.errors import (
 )
 from serve.contract.manifest import Manifest, read_bundle
 from serve.inference.onnxruntime import OnnxRuntimeBackend
-from serve.inference.segmenter import TileSegmenter, open_segmenter
+from serve.inference.segmenter import Segmentation, TileSegmenter, open_segmenter
 from serve.inference.triton import TritonBackend
 from serve.settings import InferenceSettings
 from tests.support.errors import raises
@@ -175,20 +177,74 @@ def test_the_command_line_waits_and_limits_tiles_too(
 
 
 @pytest.mark.usefixtures("lossy")
-def test_the_async_client_takes_the_same_options_and_gives_the_same(toy_bundle: Path) -> None:
-    image = blobs(90, 70)
-    with _client(toy_bundle) as client:
-        labels = client.segment(image).labels
+def test_the_connection_and_the_largest_image_are_as_the_caller_says(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noted(self: TritonBackend, url: str, manifest: Manifest, **options: object) -> None:
+        found.update(options)
+        begin(self, url, manifest)
 
-    async def segment() -> NDArray[np.uint8]:
+    found: dict[str, object] = {}
+    begin = TritonBackend.__init__
+    monkeypatch.setattr(TritonBackend, "__init__", noted)
+    options: dict[str, object] = {"timeout_s": 7.0, "shared_memory": "off"}
+    with _client(toy_bundle, max_pixels=8000, **options) as client:
+        assert found == options
+        mpp = 2 * client.manifest.mpp
+        assert client.segment(blobs(40, 50), mpp=mpp).labels.shape == (40, 50)
+        with raises(ImageTooLargeError, "8000 pixels", code="too_many_tiles"):
+            client.segment(blobs(45, 50), mpp=mpp)
+
+
+@pytest.mark.usefixtures("lossy")
+def test_the_async_client_takes_the_same_options_and_gives_the_same(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = blobs(90, 70)
+    options: dict[str, Any] = {"mpp": 0.4, "mpp_source": "OME-XML", "with_probabilities": True}
+    close = Mock()
+    monkeypatch.setattr(TritonBackend, "close", close)
+    with _client(toy_bundle) as client:
+        expected = client.segment(image, **options)
+    close.reset_mock()
+
+    async def segment() -> Segmentation:
         manifest = read_bundle(toy_bundle)
         async with AsyncTritonClient("127.0.0.1:8001", manifest, max_tiles=9) as asynchronous:
             assert await asynchronous.manifest() == manifest
             with raises(ImageTooLargeError, "9 tiles", code="too_many_tiles"):
                 await asynchronous.segment(blobs(300, 300))
-            return (await asynchronous.segment(image)).labels
+            return await asynchronous.segment(image, **options)
 
-    assert np.array_equal(asyncio.run(segment()), labels)
+    found = asyncio.run(segment())
+    assert np.array_equal(found.labels, expected.labels)
+    assert found.low_res is not None
+    assert expected.low_res is not None
+    assert np.array_equal(found.low_res.probabilities, expected.low_res.probabilities)
+    assert found.summary.image == expected.summary.image
+    close.assert_called_once()
+
+
+@pytest.mark.usefixtures("lossy")
+def test_other_work_goes_on_while_the_async_client_waits(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def infer_when_told(*arguments: Any) -> Any:
+        assert told.wait(20)
+        return infer(*arguments)
+
+    told, infer = threading.Event(), TritonBackend.infer
+    monkeypatch.setattr(TritonBackend, "infer", infer_when_told)
+
+    async def segment() -> Segmentation:
+        manifest = read_bundle(toy_bundle)
+        async with AsyncTritonClient("127.0.0.1:8001", manifest) as client:
+            waiting = asyncio.create_task(client.segment(blobs(40, 50)))
+            await asyncio.sleep(0)
+            told.set()
+            return await waiting
+
+    assert asyncio.run(segment()).labels.shape == (40, 50)
 
 
 @pytest.mark.parametrize("kind", [TritonClient, AsyncTritonClient])

@@ -179,6 +179,32 @@ def test_a_level_of_another_shape_is_no_level(tmp_path: Path):
         assert slide.thumbnail(4.0).min() > 50
 
 
+HALF = np.ascontiguousarray(PIXELS[::2, ::2])
+
+
+@pytest.mark.parametrize(
+    ("level", "options", "kind", "told"),
+    [
+        (HALF.astype(np.uint16), {}, SlideChannelsError, "uint16"),
+        (HALF[..., 0], {"photometric": "minisblack"}, SlideChannelsError, "RGB"),
+        (np.dstack([HALF, HALF]), {}, SlideChannelsError, "RGB"),
+        (np.moveaxis(HALF, -1, 0), {"planarconfig": "separate"}, SlideChannelsError, "RGB"),
+        (HALF, {"tile": None}, SlideFormatError, "not stored in tiles"),
+    ],
+    ids=["deep", "grey", "more channels", "planes", "strips"],
+)
+def test_a_level_that_is_stored_otherwise_than_in_tiles_of_8_bit_rgb_is_refused(
+    level: NDArray[Any], options: dict[str, Any], kind: type, told: str, tmp_path: Path
+):
+    path = tmp_path / "a.ome.tif"
+    shared: dict[str, Any] = {"photometric": "rgb", "tile": (64, 64)}
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        tiff.write(PIXELS, subifds=1, metadata={"axes": "YXS"}, **shared)
+        tiff.write(level, subfiletype=1, metadata=None, **{**shared, **options})
+    with raises(kind, path.name, told):
+        open_reader(path)
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("compression", [None, "jpeg", "deflate"])
 def test_each_file_of_a_set_of_ome_tiffs_is_its_own_slide(

@@ -1,5 +1,7 @@
 import os
 import shutil
+import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +9,10 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate, generate_frames
-from pydicom.uid import SegmentationStorage
+from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
+from pydicom.uid import DeflatedExplicitVRLittleEndian, SegmentationStorage
 
+from serve.images.readers.dicom import check_files, siblings_of
 from serve.images.readers.errors import SlideError, SlideFormatError
 from serve.images.readers.registry import open_reader
 from serve.images.readers.slide_files import files_of, is_folder_of_mirax, parts_in
@@ -151,6 +154,57 @@ def test_a_dicom_file_with_a_damaged_table_of_frames_is_refused(
     level.write_bytes(content)
     with raises(SlideFormatError, level.name, str(len(content))):
         open_reader(path)
+
+
+def test_a_dicom_slide_may_have_a_table_of_frames_beyond_4_gib(tmp_path: Path) -> None:
+    path, level = dicom(tmp_path), tmp_path / "1.dcm"
+    dataset = pydicom.dcmread(level)
+    frames = generate_frames(dataset.PixelData, number_of_frames=dataset.NumberOfFrames)
+    dataset.PixelData, table, lengths = encapsulate_extended(list(frames))
+    dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = table, lengths
+    dataset.save_as(level, enforce_file_format=True)
+    with open_reader(path) as slide:
+        found = slide.read(0, 0, 0, 100, 100).astype(int)
+        assert np.abs(found - coordinate_colors(100, 100)).max() < 12
+    content = level.read_bytes()
+    beyond = len(content) - 1  # counted from the first frame
+    for number, (index, place) in enumerate(((1, 0), (1, 2**33), (3, beyond))):
+        places = [*struct.unpack("<4Q", table)]
+        places[index] = place
+        level.write_bytes(content.replace(table, struct.pack("<4Q", *places)))
+        os.utime(level, (number, number))  # else what was found before may still hold
+        with raises(SlideFormatError, level.name, "table of 4 frames"):
+            open_reader(path)
+
+
+def test_files_that_do_not_say_of_which_series_they_are_are_looked_at(tmp_path: Path) -> None:
+    """OpenSlide opens all files of a folder, and crashes on what is damaged."""
+    path, level = dicom(tmp_path), tmp_path / "1.dcm"
+    for file in (level, tmp_path / "2.dcm"):
+        dataset = pydicom.dcmread(file)
+        dataset.SeriesInstanceUID = ""
+        dataset.save_as(file, enforce_file_format=True)
+    assert siblings_of(level) == (level,)
+    content = bytearray(level.read_bytes())
+    table = content.index(bytes.fromhex("e07f1000")) + 12 + 8
+    content[table + 4 : table + 8] = bytes(4)
+    level.write_bytes(content)
+    with raises(SlideFormatError, level.name, "table of 4 frames"):
+        open_reader(path)
+
+
+def test_a_deflated_dicom_file_beside_a_slide_is_not_unpacked(tmp_path: Path) -> None:
+    path = dicom(tmp_path)
+    other = pydicom.dcmread(tmp_path / "1.dcm")
+    other.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    other.PixelData = bytes(2**25)
+    other.save_as(tmp_path / "packed.dcm", enforce_file_format=True)
+    tracemalloc.start()
+    try:
+        check_files(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("pattern", ["{}.DCM", "{}.dicom", "IM{}", "1.2.840.{}"])
