@@ -178,6 +178,26 @@ def test_large_constants_of_float32_and_of_integers_are_no_reason() -> None:
     assert list(constants_beyond(model)) == [SECOND]  # and not what follows the upscaling
 
 
+def test_the_block_that_is_named_is_one_in_half() -> None:
+    model = two_blocks(gain=1e6)
+    before = onnx.helper.make_node("Mul", ["pixels", "gain"], ["bright"])  # in float32
+    model.graph.node.insert(1, before)
+    next(n for n in model.graph.node if n.name == "node_embedded").input[0] = "bright"
+    with raises(SettingsError, "gain", f"--fp32-islands {FIRST}"):
+        convert_to_half(model, "fp16")
+
+
+def test_the_scales_of_a_resize_in_half_stay_in_float32() -> None:
+    model = two_blocks()
+    resize = onnx.helper.make_node("Resize", ["product", "", "scales"], ["resized"])
+    model.graph.node.insert(6, resize)
+    next(n for n in model.graph.node if n.name == "node_second").input[0] = "resized"
+    scales = numpy_helper.from_array(np.ones(4, np.float32), "scales")
+    model.graph.initializer.append(scales)
+    types = _types(convert_to_half(model, "fp16"))
+    assert (types["resized"], types["scales"]) == (TensorProto.FLOAT16, TensorProto.FLOAT)
+
+
 def test_truth_values_and_casts_of_the_model_keep_their_types() -> None:
     model = two_blocks()
     nodes = {node.name: node for node in model.graph.node}

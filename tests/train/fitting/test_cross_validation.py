@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from train.fitting.cross_validation import (
     cross_validate,
     print_folds,
 )
+from train.model.checkpoint import read_card
 from train.settings import LabelClass
 
 
@@ -138,6 +140,9 @@ def test_each_fold_leaves_a_checkpoint_and_all_images_are_scored(
     assert result.pooled["dice/Tumor"] == pytest.approx(dice, abs=1e-6)
     masks = [np.asarray(Image.open(grouped / "mask" / f"tile{n}.png")) for n in range(10)]
     assert total.sum() == np.count_nonzero(masks)
+    for fold, scores in enumerate(result.folds):
+        metrics = read_card(run / f"fold{fold}").metrics
+        assert scores["dice/mean"] == pytest.approx(metrics["dice/mean"], abs=1e-5)
     assert saved["folds"] == list(result.folds)
     assert len(saved["folds"]) == 3
     for name in result.pooled:
@@ -282,6 +287,14 @@ def test_the_table_has_the_pooled_score_and_the_spread_of_each_class(
         ["0.1100", "0.2000", "0.1414", "0.1200", "0.4000", "0.1414"],
         ["0.1300", "0.6000", "0.1414", "0.1400", "0.8000", "0.1414"],
     ]
+
+
+def test_an_imported_run_to_start_from_knew_unknown_images(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(cross_validation, "read_card", lambda _: SimpleNamespace(data=None))
+    cross_validation._warn_of_start(Path("imported"))
+    assert "imported, which was trained on unknown images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

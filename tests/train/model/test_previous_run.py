@@ -90,10 +90,19 @@ def test_positions_are_resized_to_a_larger_tile_in_the_encoders_way(toy_run: Pat
     assert not torch.equal(*positions)
 
 
-def test_weights_of_another_shape_are_refused(toy_run: Path):
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"decoder_dim": 64}, ("(32,)", "(64,)")),
+        ({"pathology_encoder_depth": 2}, ("blocks.1", "missing")),
+    ],
+)
+def test_weights_of_another_shape_or_number_are_refused(
+    toy_run: Path, other: dict[str, int], named: tuple[str, ...]
+):
     card = read_card(toy_run)
-    segmenter = Segmenter(toy_settings(model={"decoder_dim": 64}).model, len(card.classes))
-    with raises(CheckpointError, toy_run, "(32,)", "(64,)"):
+    segmenter = Segmenter(toy_settings(model=other).model, len(card.classes))
+    with raises(CheckpointError, toy_run, *named):
         load_run(segmenter, toy_run, card.classes)
 
 
