@@ -176,7 +176,7 @@ def _read_csv(path: Path) -> list[SlideTask]:
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
     known = list(SlideTask.model_fields)
-    if "path" not in columns or set(columns) - set(known) or len(set(columns)) < len(columns):
+    if "path" not in columns or set(columns) - set(known):
         raise CohortError(
             f"{path} has the columns {', '.join(columns) or 'none'}, expected path and any of "
             f"{', '.join(known[1:])}, each once."

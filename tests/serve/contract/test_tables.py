@@ -55,6 +55,12 @@ def test_a_first_line_may_tell_the_separator(tmp_path: Path, separator: str):
     assert list(read_table(path).records()) == [(3, {"name": cells[0], "mpp": "0.5"})]
 
 
+def test_several_columns_in_the_middle_may_have_no_name(tmp_path: Path):
+    path = tmp_path / "table.csv"
+    path.write_text("name,,,mpp\na,x,y,0.5\n")
+    assert read_table(path).columns == ("name", "", "", "mpp")
+
+
 def test_an_empty_file_has_no_columns(tmp_path: Path):
     (tmp_path / "table.csv").touch()
     table = read_table(tmp_path / "table.csv")

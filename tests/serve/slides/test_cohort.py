@@ -9,7 +9,7 @@ from serve.images.readers.errors import SlideFormatError
 from serve.images.readers.openslide import OpenSlideReader
 from serve.images.readers.registry import open_reader
 from serve.service.slides.folder import SlideFolder
-from serve.slides.cohort import RESULT_FILES, find_slides
+from serve.slides.cohort import RESULT_FILES, SlideTask, find_slides
 from serve.slides.errors import CohortError
 from tests.support.errors import raises
 from tests.support.slides import write_dicom_head
@@ -23,16 +23,17 @@ def touch(*paths: Path) -> None:
 
 def test_a_folder_gives_its_slides_and_those_below(tmp_path: Path) -> None:
     touch(
-        *(tmp_path / name for name in ("b.svs", "a.ndpi", "notes.txt", ".hidden.svs")),
+        *(tmp_path / name for name in ("B.SVS", "a.ndpi", "notes.txt", ".hidden.svs")),
         *(tmp_path / "below" / name for name in ("c.ome.tif", "d.mrxs")),
-        tmp_path / "below" / "d" / "Data0001.dat",
+        *(tmp_path / "below" / "d" / name for name in ("Slidedat.ini", "label.jpg")),
         tmp_path / "e.zarr" / "zarr.json",
+        tmp_path / "f.zarr" / ".zattrs",
     )
     write_dicom_head(tmp_path / "series" / "1.dcm", "1.2.5")
     write_dicom_head(tmp_path / "series" / "2.dcm", "1.2.5")
     tasks, problems = find_slides([tmp_path])
     assert problems == []
-    assert [task.name for task in tasks] == ["a", "b", "c", "d", "e", "series"]
+    assert [task.name for task in tasks] == ["B", "a", "c", "d", "e", "f", "series"]
     assert tasks[-1].path == tmp_path / "series"
 
 
@@ -63,6 +64,9 @@ def test_dicom_series_beside_other_slides_are_a_slide_each(tmp_path: Path) -> No
     assert siblings_of(tmp_path / "y2.dcm") == (tmp_path / "y1.dcm", tmp_path / "y2.dcm")
     with raises(SlideFormatError, "3"):
         OpenSlideReader(tmp_path)
+    touch(tmp_path / "below" / "further" / "b.svs")
+    tasks, _ = find_slides([tmp_path / "below"])
+    assert [task.name for task in tasks] == ["b", "z"]
 
 
 def deflated(content: bytes) -> bytes:
@@ -108,7 +112,10 @@ def test_a_csv_says_what_is_special_about_a_slide(tmp_path: Path) -> None:
         ("slide\na.svs\n", "slide"),
         ("path,magnification\na.svs,40\n", "magnification"),
         ("path,mpp\na.svs,big\n", "line 2"),
-        ("path,name\na.svs,../x\n", "line 2"),
+        *(
+            (f"path,name\na.svs,{name}\n", "line 2")
+            for name in ("../x", "x/y", ".x", "x\\y", "a:b")
+        ),
         ("path,mpp\na.svs,nan\n", "line 2"),
         ("path,mpp\na.svs,-0.5\n", "0.05"),
         ("path\ngone.svs\n", "gone.svs"),
@@ -178,7 +185,9 @@ def test_names_that_some_system_takes_for_one_are_told_and_the_others_go_on(
 
 def test_a_slide_that_is_named_twice_is_done_once(tmp_path: Path) -> None:
     touch(tmp_path / "a.svs")
-    tasks, problems = find_slides([tmp_path, tmp_path / "a.svs"])
+    (tmp_path / "link").symlink_to(tmp_path)
+    again = tmp_path / "a.svs", tmp_path / "link" / "a.svs"
+    tasks, problems = find_slides([tmp_path, *again])
     assert (len(tasks), problems) == (1, [])
 
 
@@ -221,6 +230,15 @@ def test_a_slide_that_is_listed_twice_with_other_options_is_told(tmp_path: Path)
     assert "twice" in problem.reason
 
 
+def test_other_processes_are_told_where_a_slide_and_its_mask_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for tissue, told in (("mask.png", str(tmp_path / "mask.png")), ("auto", "auto"), ("", "")):
+        task = SlideTask(path=Path("a.svs"), tissue=tissue).absolute()
+        assert (task.path, task.tissue) == (tmp_path / "a.svs", told)
+
+
 def test_folders_that_are_linked_in_a_circle_are_looked_at_once(tmp_path: Path) -> None:
     touch(tmp_path / "ward" / "a.svs", tmp_path / "other" / "b.svs")
     for name in ("first", "second"):
@@ -230,7 +248,13 @@ def test_folders_that_are_linked_in_a_circle_are_looked_at_once(tmp_path: Path) 
     assert problems == []
 
 
-@pytest.mark.parametrize("name", [b"line\nfeed.svs", b"latin-\xfc.svs", b"x" * 220 + b".svs"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(b"line\nfeed.svs", b"latin-\xfc.svs", b"x" * 220 + b".svs"),
+        *("\xfc".encode() * 110 + b".svs", b"Summary.svs", b"run.svs"),
+    ],
+)
 def test_a_file_whose_name_cannot_be_a_results_is_told(tmp_path: Path, name: bytes) -> None:
     touch(tmp_path / "a.svs", tmp_path / os.fsdecode(name))
     tasks, problems = find_slides([tmp_path])

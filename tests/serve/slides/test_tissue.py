@@ -9,6 +9,7 @@ import shapely
 from numpy.typing import NDArray
 from PIL import Image
 
+from serve.images.readers.reader import Bounds
 from serve.images.readers.registry import open_reader
 from serve.images.readers.scaled import ScaledView
 from serve.slides.errors import MaskError
@@ -107,7 +108,8 @@ RECTANGLE[20:40, 30:60] = 255
 SQUARE = shapely.box(480, 320, 960, 640) - shapely.box(560, 400, 640, 480)
 FEATURE = {"type": "Feature", "geometry": json.loads(shapely.to_geojson(SQUARE)), "properties": {}}
 FEATURE["geometry"]["coordinates"].append([])
-FEATURES = [FEATURE, {"type": "Feature", "geometry": None}]
+EMPTY = {"type": "Polygon", "coordinates": []}
+FEATURES = [FEATURE, *({"type": "Feature", "geometry": nothing} for nothing in (None, EMPTY))]
 
 
 COLLECTION = {"type": "GeometryCollection", "geometries": [FEATURE["geometry"]]}
@@ -142,6 +144,19 @@ def test_a_mask_or_regions_say_where_tissue_is(
     found = read_mask(save(tmp_path / name, content), view)
     assert found.shape == expected.shape
     assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "mark", [{"id": "PathAnnotationObject"}, {"properties": {"objectType": "annotation"}}]
+)
+def test_regions_of_qupath_begin_where_the_scanned_part_does(
+    mark: dict[str, object], tmp_path: Path
+) -> None:
+    (tmp_path / "slide").touch()
+    slide = VirtualSlide(tmp_path / "slide", (1200, 1500), bounds=Bounds(320, 160, 1088, 896))
+    regions = save(tmp_path / "regions.geojson", [{**FEATURE, **mark}])
+    found = read_mask(regions, slide.at_mpp(0.5))
+    assert np.argwhere(found).min(axis=0).tolist() == [20, 30]
 
 
 def test_the_least_of_a_fine_mask_counts_whatever_its_value(
@@ -211,6 +226,8 @@ def test_regions_of_any_shape_are_not_moved(view: ScaledView, tmp_path: Path) ->
         ("words.geojson", ["a"]),
         ("nan.geojson", b'{"type":"Polygon","coordinates":[[[0,0],[9,0],[NaN,9],[0,0]]]}'),
         ("inf.geojson", b'{"type":"Polygon","coordinates":[[[0,0],[900,0],[1e999,900],[0,0]]]}'),
+        ("circle.geojson", {"type": "Circle", "coordinates": [5, 5]}),
+        ("bare.geojson", {"type": "Polygon"}),
         ("text.geojson", b'{"type":"Polygon","coordinates":[[["x",0],[9,0],[9,9],["x",0]]]}'),
         ("null.geojson", b'{"type":"Polygon","coordinates":[[[0,0],[9,null],[9,9],[0,0]]]}'),
         ("far.geojson", json.loads(shapely.to_geojson(shapely.box(8e6, 0, 9e6, 9)))),
