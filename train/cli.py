@@ -119,11 +119,21 @@ def main() -> None:
         if error.filename is None:  # of no file that the user could look at
             raise
         sys.exit(f"error: {message_of(error)}")
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Where it trains, Lightning turns an interrupt into exit status 1.
-        interrupt = error if isinstance(error, KeyboardInterrupt) else error.__context__
-        if not isinstance(interrupt, KeyboardInterrupt):
+    except BaseException as error:
+        interrupt = _interrupt_before(error)
+        if interrupt is None:
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"interrupted; {_after_interrupt(command)}", file=sys.stderr)
         sys.exit(128 + (interrupt.number if isinstance(interrupt, _Ended) else signal.SIGINT))
+
+
+def _interrupt_before(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt that led to an error, if any.
+
+    Lightning turns it into exit status 1, and torch into an error where the processes that load
+    tiles got the signal, too.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error

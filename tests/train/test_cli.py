@@ -104,6 +104,32 @@ def test_an_interrupt_while_the_options_are_read_ends_with_one_line(
     assert capsys.readouterr().err == "interrupted; repeat the command\n"
 
 
+@pytest.mark.parametrize("error", [SystemExit(1), RuntimeError("DataLoader worker is killed")])
+def test_what_goes_wrong_while_an_interrupt_is_handled_is_told_as_the_interrupt(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            raise error
+
+    monkeypatch.setattr("train.commands.data.report", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        run_train("check", "data")
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "interrupted; repeat the command\n"
+
+
+def test_an_error_without_an_interrupt_is_not_told_as_one(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("train.commands.data.report", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_train("check", "data")
+
+
 def test_an_unknown_bias_or_row_is_refused_with_the_choices(capsys: pytest.CaptureFixture[str]):
     places = ("--data", "data", "--out", "out")
     for arguments in (("fit", "synthetic", "--bias"), ("compare", "synthetic", "--rows")):
