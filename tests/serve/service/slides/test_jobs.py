@@ -38,7 +38,7 @@ from tests.support.slide_service import (
     slow_jobs,
 )
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 
 Done = tuple[TestClient, dict[str, Any], Path]
 """A client, a slide's description once its job is done, and the folder of results."""
