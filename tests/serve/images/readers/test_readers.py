@@ -146,6 +146,16 @@ def test_a_tile_that_an_ome_tiff_leaves_out_is_white(
         assert np.array_equal(slide.read(0, 0, 0, WIDTH, HEIGHT), expected)
 
 
+def test_a_tile_that_a_scanner_left_out_is_as_openslide_shows_it(
+    tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    path = write_aperio(tmp_path / "sparse.svs", pixels)
+    set_tile(path, 1, page=2, TileOffsets=0, TileByteCounts=0)
+    with open_reader(path, "tiff") as fast, open_reader(path, "openslide") as slow:
+        region = (1, 0, 0, WIDTH // 4, HEIGHT // 4)
+        assert np.array_equal(fast.read(*region), slow.read(*region))
+
+
 def test_a_tile_of_which_the_file_has_the_beginning_is_told(
     tmp_path: Path, pixels: NDArray[np.uint8]
 ) -> None:
@@ -161,11 +171,11 @@ def test_a_tile_of_which_the_file_has_the_beginning_is_told(
         slide.read(0, 0, 0, WIDTH, HEIGHT)
 
 
-def set_tile(path: Path, index: int, **values: int) -> None:
-    """Change where the file says that a tile of its first page is, or how many bytes it has."""
+def set_tile(path: Path, index: int, *, page: int = 0, **values: int) -> None:
+    """Change where the file says that a tile of a page is, or how many bytes it has."""
     with tifffile.TiffFile(path, mode="r+b") as tiff:
         for name, value in values.items():
-            tag = tiff.pages.first.tags[name]
+            tag = tiff.pages[page].tags[name]
             tag.overwrite([*tag.value[:index], value, *tag.value[index + 1 :]])
 
 

@@ -10,9 +10,13 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
-from pydicom.uid import DeflatedExplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    SegmentationStorage,
+)
 
-from serve.images.readers.dicom import check_files, siblings_of
+from serve.images.readers.dicom import check_files, series_in, siblings_of
 from serve.images.readers.errors import SlideError, SlideFormatError
 from serve.images.readers.registry import open_reader
 from serve.images.readers.slide_files import files_of, is_folder_of_mirax, parts_in
@@ -185,12 +189,23 @@ def test_files_that_do_not_say_of_which_series_they_are_are_looked_at(tmp_path: 
         dataset.SeriesInstanceUID = ""
         dataset.save_as(file, enforce_file_format=True)
     assert siblings_of(level) == (level,)
+    assert [len(files) for files in series_in(tmp_path)] == [2, 1, 1]
     content = bytearray(level.read_bytes())
     table = content.index(bytes.fromhex("e07f1000")) + 12 + 8
     content[table + 4 : table + 8] = bytes(4)
     level.write_bytes(content)
     with raises(SlideFormatError, level.name, "table of 4 frames"):
         open_reader(path)
+
+
+def test_pixels_that_are_not_compressed_are_no_table_of_frames(tmp_path: Path) -> None:
+    path, level = dicom(tmp_path), tmp_path / "1.dcm"
+    dataset = pydicom.dcmread(level)
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.PhotometricInterpretation = "RGB"
+    dataset.PixelData = b"\7" * (dataset.NumberOfFrames * dataset.Rows * dataset.Columns * 3)
+    dataset.save_as(level, enforce_file_format=True)
+    check_files(path)
 
 
 def test_a_deflated_dicom_file_beside_a_slide_is_not_unpacked(tmp_path: Path) -> None:
