@@ -21,9 +21,12 @@ def stated_origin(document: Any) -> tuple[float, float]:
     Raises:
         ValueError: the document states something else.
     """
+    stated = document["focalpath"].get(STATED, [0.0, 0.0])
+    if not (isinstance(stated, list) and all(type(one) in (int, float) for one in stated)):
+        raise ValueError(f"{stated!r}, expected two numbers")  # a text of two figures is none
     try:
-        x, y = map(float, document["focalpath"].get(STATED, (0.0, 0.0)))
-    except (OverflowError, TypeError) as error:
+        x, y = map(float, stated)
+    except OverflowError as error:
         raise ValueError(error) from error
     if not math.isfinite(x + y):
         raise ValueError(f"{x}, {y}")

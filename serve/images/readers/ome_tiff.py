@@ -86,9 +86,11 @@ def _page_of(level: tifffile.TiffPageSeries, path: Path) -> tifffile.TiffPage:
             "that you choose which value is white."
         )
     if len(level.pages) != 1 or page.samplesperpixel != 3 or page.planarconfig != 1:
-        channels = dict(zip(level.axes, level.shape, strict=True))
+        axes = dict(zip(level.axes, level.shape, strict=True))
+        planes = "" if page.planarconfig == 1 else ", in planes"
         raise SlideChannelsError(
-            f"{path.name} is {channels}, expected one brightfield image in RGB, channels last. "
+            f"{path.name} is {axes}, and a level of it has {len(level.pages)} images of "
+            f"{page.samplesperpixel} channels{planes}; expected one of 3, RGB, channels last. "
             "Fluorescence and stacks are not segmented; convert what is brightfield to RGB."
         )
     if not page.is_tiled:

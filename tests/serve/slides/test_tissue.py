@@ -240,6 +240,9 @@ def test_regions_of_any_shape_are_not_moved(view: ScaledView, tmp_path: Path) ->
         ("digits.geojson", {"type": "Polygon", "coordinates": [[[0, 0], [10**400, 0], [9, 9]]]}),
         ("far origin.geojson", {"focalpath": {"origin_px": [10**400, 0]}, "features": FEATURES}),
         ("origin.geojson", {"focalpath": {"origin_px": [float("nan"), 0]}, "features": FEATURES}),
+        ("text origin.geojson", {"focalpath": {"origin_px": "12"}, "features": FEATURES}),
+        ("true origin.geojson", {"focalpath": {"origin_px": [True, 0]}, "features": FEATURES}),
+        ("long origin.geojson", {"focalpath": {"origin_px": [1, 2, 3]}, "features": FEATURES}),
     ],
 )
 def test_a_mask_that_cannot_be_used_is_named(
