@@ -38,7 +38,7 @@ _TAKE_OR_FREE = frozenset(
 )
 """Functions that take a lock and return, or free one that their caller has taken."""
 _WITH_SUCH_FUNCTIONS = frozenset({"logging", "importlib._bootstrap"})
-"""Modules of which several are."""
+"""Modules that have several such functions."""
 
 Handler = Callable[[int, FrameType | None], object]
 
