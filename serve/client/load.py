@@ -6,6 +6,7 @@ are refused at once, and the memory of the service does not grow.
 
 import asyncio
 import io
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from serve.client.http import HttpClient
 from serve.client.memory_watch import Memory, MemoryWatch
 from serve.client.whole_files import write_together
 from serve.contract.errors import BackendUnavailableError, SettingsError
-from serve.contract.interrupts import interrupts_left_to_asyncio
+from serve.contract.interrupts import ctrl_c_handler
 from serve.contract.key_file import read_key
 
 MAX_MEMORY_GROWTH = 0.05
@@ -240,7 +241,7 @@ def run_load(command: Load) -> int:
     load = measure_load(
         command.url, make_probes(command), command.seconds, pid=command.pid, api_key=key
     )
-    with interrupts_left_to_asyncio():
+    with ctrl_c_handler(signal.default_int_handler):  # else asyncio would not cancel its tasks
         report = asyncio.run(load)
     print_load(report)
     out = command.out

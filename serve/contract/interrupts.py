@@ -89,7 +89,7 @@ class _Waker:
 
     def postpones(self, number: int, frame: FrameType | None) -> bool:
         """Whether the handler of a signal would raise at a bad place, and is called again soon."""
-        is_own = self._is_open and os.getpid() == self._process  # a fork has no thread to wake it
+        is_own = os.getpid() == self._process  # a fork has no thread to wake it
         if not is_own or frame is None or self._may_raise(frame):
             self._place = None
             return False
@@ -190,17 +190,18 @@ def safe_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def interrupts_left_to_asyncio() -> Iterator[None]:
-    """Within the block, `asyncio.run` cancels its tasks at Ctrl-C, as it does for no other handler.
+def ctrl_c_handler(handler: Handler | signal.Handlers) -> Iterator[None]:
+    """Within the block, Ctrl-C has another handler.
 
-    Does nothing outside of the main thread, or where Ctrl-C is ignored.
+    Does nothing outside of the main thread, or where Ctrl-C is ignored, as in what a shell starts
+    in the background.
     """
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
     if not (is_main and callable(before)):
         yield
         return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:

@@ -5,6 +5,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from serve.contract.interrupts import ctrl_c_handler
+
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
@@ -12,16 +14,12 @@ def quick_imports() -> Iterator[None]:
 
     Imports make many objects that stay, and no garbage; looking for some takes an eighth to a
     quarter of their time. An interrupt inside them would end in their tracebacks. Where Ctrl-C is
-    ignored, as in what a shell starts in the background, it stays so.
+    ignored, it stays so.
     """
-    heeds_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if heeds_interrupts:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.disable()
     try:
-        yield
+        with ctrl_c_handler(signal.SIG_DFL):
+            yield
     finally:
         gc.freeze()
         gc.enable()
-        if heeds_interrupts:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
