@@ -24,6 +24,11 @@ class Stop(Exception):
     pass
 
 
+ENDING = pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stop)]
+)
+
+
 @pytest.fixture
 def _sigterm_stops() -> Iterator[None]:
     def stop(*_: object) -> None:
@@ -34,9 +39,7 @@ def _sigterm_stops() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.parametrize(
-    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stop)]
-)
+@ENDING
 @pytest.mark.usefixtures("_sigterm_stops")
 def test_a_signal_that_another_thread_receives_ends_the_wait_every_time(
     number: int, raised: type[BaseException]
@@ -77,9 +80,7 @@ def _enter(condition: threading.Condition) -> None:
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize(
-    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stop)]
-)
+@ENDING
 @pytest.mark.usefixtures("_sigterm_stops")
 def test_a_signal_that_comes_when_a_lock_was_just_taken_leaves_it_free(
     number: int, raised: type[BaseException]

@@ -48,6 +48,12 @@ def validated(
     return run, cross_validate(SETTINGS, grouped, run, 3)
 
 
+@pytest.fixture
+def copied(validated: tuple[Path, CrossValidation], tmp_path: Path) -> Path:
+    """The finished run, to be changed."""
+    return Path(shutil.copytree(validated[0], tmp_path / "run"))
+
+
 def test_the_spread_is_the_sample_deviation_of_the_folds_that_have_the_class():
     folds = tuple({"dice/A": value} for value in (0.5, math.nan, 0.7, 0.9))
     found = CrossValidation((), folds, {})
@@ -161,13 +167,12 @@ def test_a_finished_fold_is_not_trained_again(
 def test_a_fold_that_has_begun_goes_on_and_learns_from_no_image_that_it_is_scored_on(
     validated: tuple[Path, CrossValidation],
     grouped: Path,
-    tmp_path: Path,
+    copied: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    run = Path(shutil.copytree(validated[0], tmp_path / "run"))
     for fold, damaged in enumerate(("", "{}", "[]")):
-        (run / f"fold{fold}" / "cross_validation.json").write_text(damaged)
-    (run / "fold2" / "last.ckpt").unlink()
+        (copied / f"fold{fold}" / "cross_validation.json").write_text(damaged)
+    (copied / "fold2" / "last.ckpt").unlink()
     asked: list[tuple[str, bool, bool]] = []
     folds = assign(read_tile_folder(grouped), 3, seed=0)
 
@@ -180,7 +185,7 @@ def test_a_fold_that_has_begun_goes_on_and_learns_from_no_image_that_it_is_score
         assert known == folds.keys() - held_out
 
     monkeypatch.setattr(cross_validation, "fit", spy)
-    assert cross_validate(SETTINGS, grouped, run, 3) == validated[1]
+    assert cross_validate(SETTINGS, grouped, copied, 3) == validated[1]
     assert asked == [("fold0", True, False), ("fold1", True, False), ("fold2", False, True)]
 
 
@@ -202,12 +207,10 @@ def test_a_refusal_leaves_the_list_of_folds_as_it_was(
 
 
 def test_no_earlier_fold_counts_after_an_interrupted_overwrite(
-    validated: tuple[Path, CrossValidation],
     grouped: Path,
-    tmp_path: Path,
+    copied: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    run = Path(shutil.copytree(validated[0], tmp_path / "run"))
     asked: list[tuple[str, bool]] = []
 
     def interrupted(_: object, __: object, fold: Path, *, resume: bool, overwrite: bool) -> None:
@@ -217,44 +220,41 @@ def test_no_earlier_fold_counts_after_an_interrupted_overwrite(
 
     monkeypatch.setattr(cross_validation, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        cross_validate(SETTINGS, grouped, run, 3, overwrite=True)
-    assert not (run / "folds.json").exists()
-    cross_validate(SETTINGS, grouped, run, 3)
+        cross_validate(SETTINGS, grouped, copied, 3, overwrite=True)
+    assert not (copied / "folds.json").exists()
+    cross_validate(SETTINGS, grouped, copied, 3)
     assert asked == [(f"fold{n}", False) for n in (0, 0, 1, 2)]
 
 
 def test_folds_that_start_from_a_run_are_warned_about(
     validated: tuple[Path, CrossValidation],
     grouped: Path,
-    tmp_path: Path,
+    copied: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
     earlier = validated[0] / "fold0"
-    run = Path(shutil.copytree(validated[0], tmp_path / "run"))
     monkeypatch.setattr(cross_validation, "fit", lambda *_, **__: None)
     settings = changed(SETTINGS, weights={"from_run": str(earlier)})
-    cross_validate(settings, grouped, run, 3, overwrite=True)
+    cross_validate(settings, grouped, copied, 3, overwrite=True)
     assert f"{earlier}, which was trained on images of data" in capsys.readouterr().out
-    cross_validate(SETTINGS, grouped, run, 3, overwrite=True)
+    cross_validate(SETTINGS, grouped, copied, 3, overwrite=True)
     assert "every fold starts from" not in capsys.readouterr().out
 
 
 def test_a_score_that_no_image_has_is_no_number_in_json(
-    validated: tuple[Path, CrossValidation],
     grouped: Path,
-    tmp_path: Path,
+    copied: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    run = Path(shutil.copytree(validated[0], tmp_path / "run"))
-    for path in run.glob("fold*/cross_validation.json"):
+    for path in copied.glob("fold*/cross_validation.json"):
         content = json.loads(path.read_text())
         confusion = np.array(content["confusion"])
         confusion[3] = confusion[:, 3] = 0
         path.write_text(json.dumps({**content, "confusion": confusion.tolist()}))
     monkeypatch.setattr(cross_validation, "fit", None)
-    cross_validate(SETTINGS, grouped, run, 3)
-    saved = json.loads((run / "folds.json").read_text(), parse_constant=pytest.fail)
+    cross_validate(SETTINGS, grouped, copied, 3)
+    saved = json.loads((copied / "folds.json").read_text(), parse_constant=pytest.fail)
     for scores in (*saved["folds"], *(saved[name] for name in ("pooled", "mean"))):
         assert scores["dice/Necrosis"] is None
 
