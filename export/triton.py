@@ -159,7 +159,13 @@ def publish(
             newest = folder / str(versions[-1]) if versions else None
             if newest is None or not _serves(newest, runtime, artefact):
                 newest = folder / str(versions[-1] + 1 if versions else 1)
-                _stage_version(bundle / artefact.file, staging / newest.name / runtime.model_file)
+                staged = staging / newest.name / runtime.model_file
+                _stage_version(bundle / artefact.file, staged)
+                if sha256_of(staged) != artefact.sha256:
+                    raise BundleError(
+                        f"{bundle} was replaced while it was published; nothing was changed in "
+                        f"{repository}. Publish it again."
+                    )
             with uninterrupted(f"{newest} is published"):
                 # The config first: versions without one are of another model, see `check_folder`.
                 (staging / CONFIG_FILE).replace(folder / CONFIG_FILE)

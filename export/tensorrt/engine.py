@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
-from export.errors import GateError, WrongMachineError, errors_translated
+from export.errors import BundleError, GateError, WrongMachineError, errors_translated
 from export.files import staging_folder, uninterrupted
 from export.gate.answers import onnx_answers
 from export.gate.gate import Gate
@@ -73,7 +73,8 @@ def build_engine(
 
     Raises:
         GraphError: TensorRT cannot read the graph; `engine_plan.json` says why.
-        BundleError: the bundle is damaged, or its ONNX file is not the planned one.
+        BundleError: the bundle is damaged, its ONNX file is not the planned one, or another
+            bundle took its place meanwhile.
         WrongMachineError: TensorRT or the GPU is missing, or not the planned one.
         EngineError: TensorRT cannot read, build or run the model.
         GateError: the plan fails the gate.
@@ -92,6 +93,11 @@ def build_engine(
     with staging_folder(bundle, ".engine-") as staging:
         serialized = build_plan(trt, plan, bundle)
         report = check_plan(trt, gpu, serialized, bundle, manifest, plan, tiles)
+        if read_bundle(bundle) != manifest:
+            raise BundleError(
+                f"{bundle} was replaced while its engine was built; the new bundle has none. "
+                "Build it again."
+            )
         (staging / plan.plan_file).write_bytes(serialized)
         _install(bundle, staging, manifest, plan, report)
     return report

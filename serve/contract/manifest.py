@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from serve.contract.bundle_changes import while_unchanged
 from serve.contract.certificate import ScaleCertificate
 from serve.contract.errors import BundleError
 from serve.contract.json_text import parse_json
@@ -231,9 +232,16 @@ def sha256_of(path: Path) -> str:
 def read_bundle(folder: Path) -> Manifest:
     """Read a bundle's manifest and check every file that it names.
 
+    A bundle that is replaced meanwhile is read again.
+
     Raises:
         BundleError: the folder, the manifest or a file is missing, unknown or damaged.
+        BackendUnavailableError: the files change again and again.
     """
+    return while_unchanged(folder, lambda: _read_bundle(folder))
+
+
+def _read_bundle(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise BundleError(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.bundle_changes import while_unchanged
 from serve.contract.closing import Closing
 from serve.contract.errors import BundleError, FocalPathError, ImageError, ImageTooLargeError
 from serve.contract.machine import this_processor
@@ -222,7 +223,19 @@ def open_segmenter(
             warm-up image are not those of the export.
         BackendUnavailableError: Triton is not reachable or serves something else.
     """
-    manifest = manifest or read_bundle(settings.bundle)
+    if manifest is None:
+        return while_unchanged(
+            settings.bundle,
+            lambda: open_segmenter(
+                settings,
+                read_bundle(settings.bundle),
+                observe=observe,
+                observe_wait=observe_wait,
+                before=before,
+                patience_s=patience_s,
+            ),
+            discard=TileSegmenter.close,
+        )
     opened, runs_on = open_backend(settings, manifest, before, patience_s=patience_s)
     backend = observe(opened)
     shared: TileRunner

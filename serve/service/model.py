@@ -2,15 +2,14 @@
 
 import copy
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
+from serve.contract.bundle_changes import Stamp, stamp_of, while_unchanged
 from serve.contract.errors import (
     BackendUnavailableError,
     BackendUnreachableError,
@@ -35,7 +34,6 @@ _STOPPING = "The service is being stopped. Try again."
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_Stamp = tuple[tuple[str, int, int, int], ...]
 
 
 @dataclass
@@ -43,7 +41,7 @@ class _Opened:
     """An open segmenter, and how many requests use it."""
 
     segmenter: TileSegmenter
-    stamp: _Stamp | None
+    stamp: Stamp
     """The bundle's files as they were when it was opened."""
     triton_version: str | None
     """Triton's own number of the version, where it is asked."""
@@ -65,9 +63,9 @@ class Model:
         self._served: Manifest | None = None
         """Of the model that answered last."""
         self._closed = False
-        self._checked: tuple[_Stamp | None, Manifest] | None = None
+        self._checked: tuple[Stamp, Manifest] | None = None
         self._failure: tuple[float, FocalPathError] | None = None
-        self._refused: _Stamp | None = None
+        self._refused: Stamp | None = None
         self._obstacle = ""
 
     def manifest(self) -> Manifest:
@@ -80,7 +78,7 @@ class Model:
             if self._current is not None:
                 return self._current.segmenter.manifest
         with self._opening:
-            return self._read_bundle(_stamp(self._settings.bundle))
+            return self._read_bundle(stamp_of(self._settings.bundle))
 
     def runs_on(self) -> RunsOn:
         """What the model runs on, and why.
@@ -142,8 +140,11 @@ class Model:
 
     def look_for_update(self) -> None:
         """Replace the segmenter if the bundle is new and works; otherwise keep it."""
-        stamp, current = _stamp(self._settings.bundle), self._current
-        if current is None or stamp is None or stamp in (current.stamp, self._refused):
+        bundle, current = self._settings.bundle, self._current
+        stamp = stamp_of(bundle)
+        if current is None or stamp in (current.stamp, self._refused):
+            return
+        if not (bundle / MANIFEST_FILE).is_file():  # it is being replaced
             return
         try:
             self._replace(current)
@@ -248,17 +249,14 @@ class Model:
         self._served = manifest
 
     def _open(self, old: _Opened | None = None) -> _Opened:
-        for _ in range(_ATTEMPTS):
-            opened = self._open_once(old)
-            if opened.stamp == _stamp(self._settings.bundle):
-                return opened
-            opened.segmenter.close()  # its files may be of two bundles
-        raise BackendUnavailableError(
-            f"{self._settings.bundle} changes again and again. Replace a bundle as a whole."
+        return while_unchanged(
+            self._settings.bundle,
+            lambda: self._open_once(old),
+            discard=lambda opened: opened.segmenter.close(),
         )
 
     def _open_once(self, old: _Opened | None) -> _Opened:
-        stamp = _stamp(self._settings.bundle)
+        stamp = stamp_of(self._settings.bundle)
         manifest = self._read_bundle(stamp)
         triton_version = self._check_triton(manifest, old)
         segmenter = open_segmenter(
@@ -286,19 +284,8 @@ class Model:
             )
         return version
 
-    def _read_bundle(self, stamp: _Stamp | None) -> Manifest:
-        if self._checked is None or stamp is None or self._checked[0] != stamp:
+    def _read_bundle(self, stamp: Stamp) -> Manifest:
+        if self._checked is None or self._checked[0] != stamp:
             # Checks the files' SHA-256, so once only for the same files.
             self._checked = (stamp, read_bundle(self._settings.bundle))
         return self._checked[1]
-
-
-def _stamp(bundle: Path) -> _Stamp | None:
-    """A value that changes with every file of the bundle; None while the bundle is incomplete."""
-    try:
-        files = [(entry.name, entry.stat()) for entry in os.scandir(bundle)]
-    except OSError:  # it is being replaced
-        return None
-    if all(name != MANIFEST_FILE for name, _ in files):
-        return None
-    return tuple(sorted((n, s.st_ino, s.st_mtime_ns, s.st_size) for n, s in files))

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve.contract.bundle_changes import while_unchanged
 from serve.contract.manifest import read_bundle
 from serve.inference.backend import RunsOn
 from serve.inference.batching import TileRunner
@@ -125,11 +126,15 @@ def open_model(
         BackendUnavailableError: the backend does not answer.
         CohortError: the bundle does not state its um per pixel.
     """
-    manifest = read_bundle(settings.bundle)
-    settings = for_throughput(settings, manifest, cores=cores)
-    segmenter = open_segmenter(settings, manifest, before=before, patience_s=_PATIENCE_S)
-    size = settings.max_batch_size or manifest.max_batch_size
-    return OpenModel(segmenter.backend, model_of(segmenter), size * settings.parallel_batches)
+
+    def open_once() -> OpenModel:
+        manifest = read_bundle(settings.bundle)
+        wanted = for_throughput(settings, manifest, cores=cores)
+        segmenter = open_segmenter(wanted, manifest, before=before, patience_s=_PATIENCE_S)
+        size = wanted.max_batch_size or manifest.max_batch_size
+        return OpenModel(segmenter.backend, model_of(segmenter), size * wanted.parallel_batches)
+
+    return while_unchanged(settings.bundle, open_once, discard=lambda opened: opened.runner.close())
 
 
 def model_of(segmenter: TileSegmenter) -> ModelInfo:

@@ -14,7 +14,7 @@ from export.triton import CONFIG_FILE, Target, publish, render_config
 from serve.contract.manifest import Artefact, Manifest, TensorRTBuild, read_bundle, sha256_of
 from tests.support import ROOT
 from tests.support.errors import raises
-from tests.support.toy_bundle import write_toy_bundle
+from tests.support.toy_bundle import replace_bundle, write_toy_bundle
 
 GOLDEN = ROOT / "model_repository" / "segmenter" / "config.pbtxt"
 
@@ -318,6 +318,27 @@ def test_a_publication_that_fails_half_way_leaves_everything_as_it_was(
         publish(toy_bundle, repository, keep=1)
     assert _files(repository) == before
     assert bool(list(repository.iterdir())) is bool(num_versions)
+
+
+def test_a_bundle_that_is_replaced_while_it_is_published_is_not_published(
+    toy_bundle: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(toy_bundle, repository)
+    before = (repository / "segmenter" / CONFIG_FILE).read_bytes()
+    bundle = write_toy_bundle(tmp_path / "bundle", tile_size_px=128, version="2")
+    copy = shutil.copyfile
+
+    def replace_and_copy(source: Path, destination: Path) -> None:
+        replace_bundle(bundle, "3", tile_size_px=32)
+        copy(source, destination)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", replace_and_copy)
+        with raises(BundleError, bundle, "was replaced", repository):
+            publish(bundle, repository)
+    assert _files(repository) == ["segmenter/1/model.onnx", "segmenter/config.pbtxt"]
+    assert (repository / "segmenter" / CONFIG_FILE).read_bytes() == before
+    assert publish(bundle, repository).name == "2"
 
 
 def test_an_export_of_another_tile_size_changes_the_config(

@@ -24,7 +24,7 @@ from serve.contract.manifest import Manifest, TensorRTBuild, read_bundle, sha256
 from tests.support.errors import raises
 from tests.support.fake_tensorrt import FakeGpu, FakeTensorRT, Outputs
 from tests.support.interrupts import deaf_main_thread
-from tests.support.toy_bundle import REFERENCE_RGB, TILE_SIZE_PX
+from tests.support.toy_bundle import REFERENCE_RGB, TILE_SIZE_PX, replace_bundle
 
 NECROSIS, OTHER = 4, 5
 
@@ -207,6 +207,23 @@ def test_a_signal_stops_the_build_and_leaves_nothing(
     assert trt.stopped
     assert shop.files() == before
     assert not list(shop.bundle.glob(".engine-*"))
+
+
+def test_a_bundle_that_is_replaced_during_the_build_does_not_get_the_engine(
+    shop: Workshop,
+) -> None:
+    trt = shop.trt = FakeTensorRT()
+    versions = iter("2")
+
+    def replace_meanwhile(outputs: Outputs) -> Outputs:
+        for version in versions:
+            replace_bundle(shop.bundle, version)
+        return outputs
+
+    trt.distort = replace_meanwhile
+    with raises(BundleError, shop.bundle, "was replaced while its engine was built"):
+        shop.build()
+    assert set(shop.files()) == {"manifest.json", "model.onnx"}
 
 
 def test_the_timing_cache_is_kept_for_the_next_build_on_this_gpu(shop: Workshop) -> None:

@@ -15,7 +15,7 @@ from serve.contract.errors import (
     BundleError,
     ModelChangedError,
 )
-from serve.contract.manifest import read_bundle
+from serve.contract.manifest import Manifest, read_bundle
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.service.model import Model
 from serve.service.telemetry import Telemetry
@@ -75,14 +75,20 @@ def test_a_link_that_leads_to_a_new_bundle_is_noticed(bundle: Path) -> None:
     assert _version(model) == "2"
 
 
-def test_a_bundle_that_stays_or_is_gone_for_a_moment_changes_nothing(bundle: Path) -> None:
+def test_a_bundle_that_stays_or_is_gone_for_a_moment_changes_nothing(
+    bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = _model(bundle)
     before = model.run(lambda segmenter: segmenter)
     model.look_for_update()
     bundle.rename(bundle.parent / "away")
     model.look_for_update()
+    bundle.mkdir()  # a copy is on its way
+    (bundle / "model.onnx").touch()
+    model.look_for_update()
     assert model.run(lambda segmenter: segmenter) is before
     assert model.is_ready()
+    assert "is refused" not in caplog.text
 
 
 def test_a_broken_new_bundle_is_refused_until_it_is_mended_and_the_old_model_answers_on(
@@ -342,7 +348,7 @@ def test_a_model_that_changes_again_and_again_ends_in_an_error(
 
 
 def test_a_bundle_that_is_replaced_while_it_is_opened_is_opened_again(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, closed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
 
@@ -355,6 +361,21 @@ def test_a_bundle_that_is_replaced_while_it_is_opened_is_opened_again(
     monkeypatch.setattr("serve.service.model.open_segmenter", open_slowly)
     assert _version(_model(bundle)) == "2"
     assert len(opened) == 2
+    assert closed == ["1"]
+
+
+def test_a_bundle_that_is_replaced_where_it_is_opened_first_is_no_error(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = iter("2")
+
+    def open_too_late(settings: ServeSettings, manifest: Manifest, **options: Any) -> TileSegmenter:
+        for version in versions:
+            replace_bundle(bundle, version, tile_size_px=128)
+        return open_segmenter(settings, manifest, **options)  # refuses the other tile size
+
+    monkeypatch.setattr("serve.service.model.open_segmenter", open_too_late)
+    assert _version(_model(bundle)) == "2"
 
 
 def test_a_copy_with_the_same_content_is_no_error(bundle: Path) -> None:
