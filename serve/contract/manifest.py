@@ -10,12 +10,12 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from serve.contract.bundle_changes import while_unchanged
 from serve.contract.certificate import ScaleCertificate
 from serve.contract.errors import BundleError
 from serve.contract.json_text import parse_json
 from serve.contract.refusal import first_problem
 from serve.contract.strict import Strict
+from serve.contract.unchanged import while_unchanged
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_FILE = "manifest.json"

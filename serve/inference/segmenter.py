@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.contract.bundle_changes import while_unchanged
 from serve.contract.closing import Closing
 from serve.contract.errors import BundleError, FocalPathError, ImageError, ImageTooLargeError
 from serve.contract.machine import this_processor
 from serve.contract.manifest import Manifest, read_bundle
+from serve.contract.unchanged import while_unchanged
 from serve.images.decode import Picture
 from serve.images.mpp import (
     ASSUMED,

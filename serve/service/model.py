@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from serve.contract.bundle_changes import Stamp, stamp_of, while_unchanged
 from serve.contract.errors import (
     BackendUnavailableError,
     BackendUnreachableError,
@@ -18,6 +17,7 @@ from serve.contract.errors import (
     ModelChangedError,
 )
 from serve.contract.manifest import MANIFEST_FILE, Manifest, read_bundle
+from serve.contract.unchanged import Stamp, stamp_of, while_unchanged
 from serve.inference.backend import RunsOn
 from serve.inference.segmenter import TileSegmenter, open_segmenter
 from serve.inference.triton import load_on_triton, version_on_triton

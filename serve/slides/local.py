@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve.contract.bundle_changes import while_unchanged
 from serve.contract.manifest import read_bundle
+from serve.contract.unchanged import while_unchanged
 from serve.inference.backend import RunsOn
 from serve.inference.batching import TileRunner
 from serve.inference.segmenter import TileSegmenter, open_segmenter

@@ -17,7 +17,12 @@ from multiprocessing.connection import Connection
 from queue import LifoQueue
 from typing import Any
 
-from serve.contract.errors import BusyError, ImageTooLargeError, NotFoundError
+from serve.contract.errors import (
+    BackendUnavailableError,
+    BusyError,
+    ImageTooLargeError,
+    NotFoundError,
+)
 from serve.images.readers.errors import SlideError, SlideScaleError
 
 ANSWER_TIMEOUT_S = 60.0
@@ -26,7 +31,7 @@ _MAX_ANSWER_BYTES = 2**30
 _MAX_WAITING = 512
 _REFUSED_FOR_S = 60.0
 """How long a slide is refused after it has crashed a process."""
-_KINDS = (NotFoundError, ImageTooLargeError, SlideScaleError, SlideError)
+_KINDS = (NotFoundError, ImageTooLargeError, BackendUnavailableError, SlideScaleError, SlideError)
 """Errors that are passed on from the processes; a subclass becomes the first class that fits."""
 _FEW_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 """Threads take address space, which is limited: on many cores nothing would be left for slides."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from serve.answers.pictures import rgb_png
 from serve.contract.errors import FocalPathError, message_of
+from serve.contract.unchanged import while_unchanged
 from serve.images.readers.errors import SlideError, SlideFormatError, SlideReadError
 from serve.images.readers.reader import RegionReader
 from serve.images.readers.registry import open_reader
@@ -123,10 +124,15 @@ def _region(slides: OpenSlides, request: dict[str, Any]) -> Answer:
 
 def _cells(_: OpenSlides, request: dict[str, Any]) -> Answer:
     """A tile of a result."""
-    place = (Path(request["store"]), request["level"], request["column"], request["row"])
-    if request["form"] == "npz":
-        return {}, cells_npz(*place)
-    return {}, cells_png(*place, colors=request["colors"], shown=request["shown"])
+    store = Path(request["store"])
+    place = (store, request["level"], request["column"], request["row"])
+
+    def cut() -> bytes:
+        if request["form"] == "npz":
+            return cells_npz(*place)
+        return cells_png(*place, colors=request["colors"], shown=request["shown"])
+
+    return {}, while_unchanged(store.parent, cut)
 
 
 OPERATIONS: dict[str, Callable[[OpenSlides, dict[str, Any]], Answer]] = {

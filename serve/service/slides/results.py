@@ -1,12 +1,17 @@
-"""Finished results of the service's slides: what is in them, and their files to download."""
+"""Finished results of the service's slides: what is in them, and their files to download.
+
+A result may be replaced by another at any time, as when its slide is segmented again.
+"""
 
 import io
+import os
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serve.contract.errors import NotFoundError
+from serve.contract.unchanged import stamp_of, while_unchanged
 from serve.service.slides.cells import CELL_TILE
 from serve.service.slides.documents import ResultFile, ResultInfo
 from serve.service.slides.folder import without_folders
@@ -34,6 +39,8 @@ class Result:
     folder: Path
     passport: Passport
     summary: SlideSummary
+    files: tuple[ResultFile, ...]
+    """That can be downloaded."""
     version: str
 
     @property
@@ -44,35 +51,12 @@ class Result:
             NotFoundError: it was not written.
         """
         store = OME_ZARR.path(self.folder, self.folder.name)
-        if not store.is_dir():
+        if all(entry.file != store.name for entry in self.files):
             raise NotFoundError(
                 f"The result of {self.folder.name} has no OME-Zarr. Segment it again with ome-zarr "
                 "among its formats."
             )
         return store
-
-    def files(self) -> tuple[ResultFile, ...]:
-        """The files that can be downloaded."""
-        name = self.folder.name
-        listed = [
-            (entry.file.format(name=name), entry.title, entry.description, entry.media_type)
-            for entry in FORMATS.values()
-        ]
-        found = []
-        for file, title, description, media_type in (*listed, *_OTHERS):
-            path = self.folder / file
-            if path.exists():
-                num_bytes = None if path.is_dir() else path.stat().st_size
-                found.append(
-                    ResultFile(
-                        file=file,
-                        title=title,
-                        description=description,
-                        media_type="application/zip" if path.is_dir() else media_type,
-                        num_bytes=num_bytes,
-                    )
-                )
-        return tuple(found)
 
     def info(self, fingerprint: str) -> ResultInfo:
         """The description of the result.
@@ -92,7 +76,7 @@ class Result:
             tile_cells=CELL_TILE,
             num_levels=num_levels(plan.shape),
             version=self.version,
-            files=self.files(),
+            files=self.files,
         )
 
 
@@ -109,24 +93,26 @@ class Results:
         Raises:
             NotFoundError: it is damaged, or of another version.
         """
-        folder = self.out / name
-        try:
-            found = (folder / PASSPORT_FILE).stat()
-        except OSError:
+        if name not in self._kept and not self.has(name):
             return None
-        version = f"{found.st_ino:x}{found.st_mtime_ns:x}"
-        kept = self._kept.get(name)
-        if kept is not None and kept.version == version:
-            return kept
         try:
-            passport = read_passport(folder)
-            summary = read_summary(folder)
+            return while_unchanged(self.out / name, lambda: self._find(name))
+        except FileNotFoundError:
+            self._kept.pop(name, None)
+            return None
         except ResultError as error:
             message = without_folders(str(error), self.out)
             raise NotFoundError(message, code=error.code) from error
-        result = Result(folder, passport, summary, version)
-        self._kept[name] = result
-        return result
+
+    def _find(self, name: str) -> Result:
+        folder = self.out / name
+        found = (folder / PASSPORT_FILE).stat()
+        version = f"{found.st_ino:x}{found.st_mtime_ns:x}"
+        kept = self._kept.get(name)
+        if kept is None or kept.version != version:
+            kept = Result(folder, read_passport(folder), read_summary(folder), (), version)
+            self._kept[name] = kept
+        return replace(kept, files=_files(folder))
 
     def has(self, name: str) -> bool:
         """Whether there is a finished result."""
@@ -143,17 +129,45 @@ class Results:
             raise NotFoundError(f"{name} has no result yet. POST /jobs segments it.")
         return result
 
-    def download(self, name: str, file: str) -> tuple[Path, ResultFile]:
+    def download(self, name: str, file: str) -> tuple[Path, os.stat_result, ResultFile]:
         """The path of an output, by its name in the list of a result's files.
 
         Raises:
             NotFoundError: there is no such result or file.
         """
-        result = self.get(name)
-        for entry in result.files():
-            if entry.file == file:
-                return result.folder / file, entry
-        raise NotFoundError(f"The result of {name} has no file {file!r}.")
+
+        def find() -> tuple[Path, os.stat_result, ResultFile]:
+            result = self.get(name)
+            for entry in result.files:
+                if entry.file == file:
+                    path = result.folder / file
+                    return path, path.stat(), entry
+            raise NotFoundError(f"The result of {name} has no file {file!r}.")
+
+        return while_unchanged(self.out / name, find)
+
+
+def _files(folder: Path) -> tuple[ResultFile, ...]:
+    name = folder.name
+    listed = [
+        (entry.file.format(name=name), entry.title, entry.description, entry.media_type)
+        for entry in FORMATS.values()
+    ]
+    found = []
+    for file, title, description, media_type in (*listed, *_OTHERS):
+        path = folder / file
+        if path.exists():
+            is_folder = path.is_dir()
+            found.append(
+                ResultFile(
+                    file=file,
+                    title=title,
+                    description=description,
+                    media_type="application/zip" if is_folder else media_type,
+                    num_bytes=None if is_folder else path.stat().st_size,
+                )
+            )
+    return tuple(found)
 
 
 class _Sink(io.RawIOBase):
@@ -178,11 +192,16 @@ class _Sink(io.RawIOBase):
 
 
 def zip_folder(folder: Path) -> Iterator[bytes]:
-    """The parts of a folder's zip, which is kept neither in memory nor on disk.
+    """The parts of the zip of a result's folder, which is kept neither in memory nor on disk.
 
     Its files are stored as they are, since they are compressed.
+
+    Raises:
+        ResultError: another result took the place of this one; the zip must not end as if whole.
+        OSError: likewise.
     """
     sink = _Sink()
+    before = stamp_of(folder.parent)
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(folder.rglob("*")):
             if not path.is_file():
@@ -192,4 +211,6 @@ def zip_folder(folder: Path) -> Iterator[bytes]:
                 while chunk := file.read(_CHUNK_BYTES):
                     target.write(chunk)
                     yield sink.taken()
+        if not before or stamp_of(folder.parent) != before:
+            raise ResultError(f"{folder.name} was replaced while it was downloaded.")
     yield sink.taken()

@@ -11,6 +11,7 @@ GET  /slides/{id}/result/files/{file}               an output; a folder comes as
 
 import hashlib
 import re
+import stat
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -157,8 +158,8 @@ async def _file(
 ) -> Response:
     """An output of the result; the OME-Zarr comes as a zip."""
     slides, slide = await slide_of(request, slide_id)
-    path, entry = await run_in_threadpool(slides.results.download, slide.name, file)
-    if path.is_dir():
+    path, found, entry = await run_in_threadpool(slides.results.download, slide.name, file)
+    if stat.S_ISDIR(found.st_mode):
         name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{file}.zip")
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         parts = () if IS_HEAD in request.scope else zip_folder(path)
@@ -169,7 +170,7 @@ async def _file(
         media_type=entry.media_type,
         filename=file,
         headers={"Cache-Control": _ASK_AGAIN, "X-Content-Type-Options": "nosniff"},
-        stat_result=await run_in_threadpool(path.stat),
+        stat_result=found,
     )
     if _is_known(request, answer.headers):
         kept = {name: answer.headers[name] for name in ("ETag", "Cache-Control", "Last-Modified")}
