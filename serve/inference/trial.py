@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from serve.contract.errors import BundleError, FocalPathError
+from serve.contract.file_lock import file_lock
 from serve.contract.manifest import Manifest
 from serve.inference.backend import Backend, InferBatch, Trial
 
@@ -146,7 +146,7 @@ def shared_trials(key: Sequence[object], run: Callable[[], list[Trial]]) -> list
     # The processes of one service have one parent.
     name = hashlib.sha256(repr((os.getppid(), *key)).encode()).hexdigest()[:16]
     path = Path(home) / f"focalpath-trial-{name}.json"
-    with FileLock(path.with_suffix(".lock")):
+    with file_lock(path.with_suffix(".lock"), wait=True):
         try:
             return _TRIALS.validate_json(path.read_bytes())
         except (FileNotFoundError, ValidationError):  # none yet, or of a process that was killed

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve.contract.file_lock import file_lock
 from train.commands.presets import Trains
 from train.comparison.methods import paper_rows
-from train.fitting.run_lock import file_lock
 
 
 class RowChoice(str):

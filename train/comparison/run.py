@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from serve.contract.file_lock import file_lock
 from serve.contract.machine import this_processor
 from serve.contract.refusal import first_problem
 from train.comparison.inputs import Inputs, changes, inputs_of
@@ -35,7 +36,6 @@ from train.files import whole_file, write_json
 from train.fitting.evaluation import predict_split
 from train.fitting.leverage import Leverage, measure_leverage
 from train.fitting.run import LAST_FILE, fit
-from train.fitting.run_lock import file_lock
 from train.metrics import image_confusion
 from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
 from train.settings import LabelClass, Settings

@@ -72,7 +72,8 @@ class Scheduler:
             self._thread.join(GRACE_S + 5)
 
     def _work(self) -> None:
-        lock = FileLock(self._store.path.with_name(LOCK_FILE))
+        # Where there are no locks, a file would be taken for one, also after its holder was killed.
+        lock = FileLock(self._store.path.with_name(LOCK_FILE), fallback_to_soft=False)
         try:
             while not self._take(lock):
                 if self._stopping.wait(LOOK_EVERY_S):

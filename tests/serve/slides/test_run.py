@@ -37,6 +37,7 @@ from serve.slides.store import LABELS, WorkFolder
 from serve.slides.summary_csv import verify_csv, write_cohort_csv
 from serve.slides.tissue import Mask
 from tests.support.errors import raises
+from tests.support.locks import break_locks
 from tests.support.slide_runs import (
     Stop,
     Stopping,
@@ -282,9 +283,6 @@ def test_an_output_that_was_damaged_since_is_written_again(
 def test_a_run_says_once_that_there_are_no_locks(
     run: Runs, slide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def flock(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
     class Notes(Watcher):
         told: ClassVar[list[str]] = []
 
@@ -294,7 +292,7 @@ def test_a_run_says_once_that_there_are_no_locks(
     tasks = [SlideTask(path=slide, name=name) for name in ("a", "b")]
     run.all(tasks, watcher=Notes())
     assert Notes.told == []
-    monkeypatch.setattr(fcntl, "flock", flock)
+    break_locks(monkeypatch, errno.ENOLCK)
     assert [outcome.status for outcome in run.all(tasks, watcher=Notes())] == ["kept", "kept"]
     (told,) = Notes.told
     assert "--shard" in told

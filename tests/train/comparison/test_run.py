@@ -1,11 +1,10 @@
 import errno
-import fcntl
-import os
 from pathlib import Path
 
 import pytest
 
 from tests.support.errors import raises
+from tests.support.locks import break_locks
 from tests.support.toy_data import toy_settings
 from train.comparison.methods import BASELINE
 from train.comparison.run import RowRun, _read_leverage
@@ -24,9 +23,6 @@ def test_damaged_measurements_of_the_bias_are_one_line_with_the_file(content: st
 def test_a_row_counts_as_free_where_the_file_system_has_no_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def flock(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+    break_locks(monkeypatch, errno.ENOLCK)
     with RowRun(BASELINE, 0, toy_settings(), tmp_path, "").lock(wait=False) as free:
         assert free

@@ -30,6 +30,7 @@ from serve.slides.finish import read_passport
 from serve.slides.status import verify
 from tests.support.errors import raises, refusal_of
 from tests.support.http_service import service_process
+from tests.support.locks import break_locks
 from tests.support.slide_service import (
     copy_of,
     painted_slide,
@@ -337,6 +338,20 @@ def test_of_two_processes_of_the_service_one_runs_the_jobs(
         assert one.get(f"/jobs/{second['id']}").json()["status"] == "waiting"
         other.delete(f"/jobs/{first['id']}")
         job_when(one, second["id"], "running")
+
+
+@pytest.mark.slow
+def test_where_the_file_system_has_no_locks_jobs_run_also_after_a_service_that_was_killed(
+    toy_bundle: Path, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_of(slide, tmp_path / "slides", "case.svs")
+    left = tmp_path / "slides-results" / scheduler.LOCK_FILE
+    left.parent.mkdir()
+    left.write_text("7\nof-another-machine\n")  # as a lock that is but a file looks
+    break_locks(monkeypatch, errno.ENOSYS)
+    with slide_client(toy_bundle, tmp_path / "slides") as client:
+        job = start(client, formats=["overview"])
+        assert job_when(client, job["id"], "done", "failed")["status"] == "done"
 
 
 @pytest.mark.slow
