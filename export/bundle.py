@@ -34,7 +34,7 @@ from export.triton import ENGINE_PRECISIONS
 from serve.contract import openvino
 from serve.contract.certificate import ScaleCertificate
 from serve.contract.machine import this_processor
-from serve.contract.manifest import Artefact, Manifest, sha256_of
+from serve.contract.manifest import Artefact, Manifest
 from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
 
 
@@ -54,10 +54,10 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
     if settings.precision.openvino:
         openvino.require("fp32")  # a missing package is reported before the work
     weights = checkpoint / WEIGHTS_FILE if checkpoint.is_dir() else checkpoint
-    card = read_card(checkpoint)
-    check_model(weights, card.settings.model)
+    check_model(weights, read_card(checkpoint).settings.model)
     # First: damaged files and weights that are not numbers are reported before any work.
-    deployable = Deployable(load_checkpoint(checkpoint)[0]).eval()
+    segmenter, card = load_checkpoint(checkpoint)
+    deployable = Deployable(segmenter).eval()
     tiles = _tiles(settings, card)
     refused = refused_folder(bundle)
     with replaced_whole(bundle) as staging:
@@ -73,7 +73,7 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
             ) from error
         export.write_other_precisions()
         export.certify_scale()
-        manifest = export.write_manifest(sha256_of(weights), earlier=bundle)
+        manifest = export.write_manifest(earlier=bundle)
         report = export.write_parity(staging)
         write_model_card(manifest, card, report, staging, engine_obstacles=export.plan.obstacles)
         # Again: the work takes minutes, and files may have been written there meanwhile.
@@ -178,18 +178,16 @@ class _Export:
         if found is not None and self._card.input_mpp is not None:
             draw_curve(found, self._card.classes, self._card.input_mpp, self._folder)
 
-    def write_manifest(self, checkpoint_sha256: str, earlier: Path) -> Manifest:
+    def write_manifest(self, earlier: Path) -> Manifest:
         """Write the manifest, the warm-up sample and the plan of the TensorRT engine.
 
         Args:
-            checkpoint_sha256: of the checkpoint's weights.
             earlier: the bundle that is replaced, if it exists.
         """
         artefacts = artefacts_of(self._judged, self._folder, self._settings.tolerances)
         manifest = build_manifest(
             self._settings,
             self._card,
-            checkpoint_sha256,
             artefacts,
             self._folder,
             warm_up=write_warm_up(self._folder, self._gate.tiles.images[:1]),

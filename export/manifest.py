@@ -80,7 +80,6 @@ def _proofs(judged: Sequence[ArtefactParity], file: str) -> Iterator[Proof]:
 def build_manifest(
     settings: BundleSettings,
     card: CheckpointCard,
-    checkpoint_sha256: str,
     artefacts: tuple[Artefact, ...],
     folder: Path,
     *,
@@ -91,13 +90,14 @@ def build_manifest(
 
     Args:
         settings: of the export.
-        card: what the checkpoint is.
-        checkpoint_sha256: of the checkpoint's weights.
+        card: what the checkpoint is, with the checksum of its weights.
         artefacts: that are in the bundle.
         folder: the bundle's, which has the float32 graph.
         warm_up: the sample that a server compares itself with.
         certificate: what images of another um per pixel cost; None where it was not measured.
     """
+    checkpoint_sha256 = card.weights_sha256
+    assert checkpoint_sha256 is not None, "a card that was loaded with its weights has it"
     tile_size_px = card.settings.model.input_px
     inputs, outputs = interface(tile_size_px, len(card.classes))
     return Manifest(

@@ -87,15 +87,15 @@ class Recipe:
                         "--out another folder, or --again to replace it; nothing was segmented."
                     )
 
-    def record(self, image: Path, document: bytes, manifest: Manifest) -> bytes:
+    def record(self, image_sha256: str, document: bytes, manifest: Manifest) -> bytes:
         """Add to the JSON of an image how its files were made.
 
         Args:
-            image: the image file.
+            image_sha256: of the image file.
             document: the JSON.
             manifest: of the model that made them. Its version is a name that may be given twice.
         """
-        made_with = {**self._of(image), _CHECKPOINT: manifest.checkpoint_sha256}
+        made_with = {**self._of(image_sha256), _CHECKPOINT: manifest.checkpoint_sha256}
         fields = json.loads(document) | {_MADE_WITH: made_with}
         return json.dumps(fields, indent=2, ensure_ascii=False).encode()
 
@@ -111,6 +111,7 @@ class Recipe:
         if not all(output.is_file() for output in outputs):
             return None
         try:
+            wanted = self._of(sha256_of(image))
             content = json.loads(outputs[-1].read_bytes())
             found = content.pop(_MADE_WITH)
             summary = Summary.model_validate(content)
@@ -118,7 +119,8 @@ class Recipe:
             checkpoint = found.pop(_CHECKPOINT, manifest.checkpoint_sha256)  # older ones lack it
         except (ValueError, LookupError, TypeError, AttributeError):  # not ours, or older
             return None
-        wanted = self._of(image)
+        except OSError:  # removed meanwhile: told of the image alone
+            return None
         is_same = formats.issuperset(wanted.pop("formats")) and found == wanted
         model = summary.model
         is_same_model = (model.name, model.version, checkpoint) == (
@@ -128,9 +130,9 @@ class Recipe:
         )
         return summary if is_same and is_same_model else None
 
-    def _of(self, image: Path) -> dict[str, Any]:
+    def _of(self, image_sha256: str) -> dict[str, Any]:
         return {
-            "image_sha256": sha256_of(image),
+            "image_sha256": image_sha256,
             **self.options,
             "formats": list(self.formats),
         }

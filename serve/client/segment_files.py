@@ -25,10 +25,10 @@ from serve.client.interrupts import EXIT_STATUS, second_interrupt_ends
 from serve.client.segment_report import assumed_line, image_table, summary_csv
 from serve.client.triton import TritonClient
 from serve.client.whole_files import write_together
-from serve.contract.errors import FocalPathError, SettingsError, message_of
+from serve.contract.errors import FocalPathError, ImageError, SettingsError, message_of
 from serve.contract.interrupts import safe_interrupts
 from serve.contract.key_file import read_key
-from serve.contract.manifest import read_bundle
+from serve.contract.manifest import read_bundle, sha256_of
 from serve.contract.printing import printing
 from serve.contract.strict import CommandOptions
 from serve.images.decode import read_picture
@@ -229,6 +229,7 @@ def _segment_all(
 
 
 def _segment_one(command: Segment, segmenter: HttpClient | TileSegmenter, path: Path) -> Summary:
+    sha256 = _sha256_of(path)
     picture = read_picture(path, command.settings)
     options, recipe = dict(command.options), command.recipe
     with_probabilities = needs_probabilities(recipe.formats, options)
@@ -239,15 +240,24 @@ def _segment_one(command: Segment, segmenter: HttpClient | TileSegmenter, path: 
         result = segmenter.segment_picture(
             picture, mpp=command.mpp, with_probabilities=with_probabilities
         )
+    if _sha256_of(path) != sha256:  # its files would be of two images, and count as finished
+        raise ImageError("it was replaced while it was segmented. Give the same command again.")
     source = Source(picture.pixels, result, segmenter.manifest, path.name)
     files: dict[str, Iterable[bytes]] = {}
     for name in recipe.formats:
         blocks: Iterable[bytes] = FORMATS[name].blocks(source, options)
         if name == RECORD_FORMAT:
-            blocks = (recipe.record(path, b"".join(blocks), segmenter.manifest),)
+            blocks = (recipe.record(sha256, b"".join(blocks), segmenter.manifest),)
         files[f"{path.stem}{FORMATS[name].suffix}"] = blocks
     write_together(command.out, files)
     return result.summary
+
+
+def _sha256_of(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:  # an image that was removed fails alone
+        raise ImageError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
 
 
 def _with_name(path: Path, error: FocalPathError) -> str:

@@ -97,6 +97,7 @@ def finish(
 
     Raises:
         OutputError: the disk is full or may not be written.
+        SlideError: the slide was replaced meanwhile.
     """
     records = work.records()
     tiling = Tiling(plan, work.mask())
@@ -116,6 +117,7 @@ def finish(
                 f"{work.path} was changed by another run meanwhile. Give the same command again "
                 "when no other run works on the slide."
             )
+        reader.check_unchanged()  # outputs have pictures of it
         on_step("passport")
         passport = _passport(work, result, formats, seconds, tiling.num_unique_tiles())
         write_whole(

@@ -28,7 +28,7 @@ def plan_slide(
 
     Raises:
         SlideScaleError: the slide's um per pixel is not known.
-        MaskError: the file cannot be used.
+        MaskError: the file cannot be used, or is another by now.
     """
     view = open_view(slide, model)
     match settings.tissue:
@@ -37,7 +37,10 @@ def plan_slide(
         case "none":
             mask = np.ones(mask_shape(view), bool)
         case "mask":
-            mask = read_mask(Path(tissue), view)
+            file = Path(tissue)
+            mask = read_mask(file, view)
+            if sha256_of(file) != settings.mask_file_sha256:
+                raise MaskError(f"the mask {file} was replaced while it was read. Run it again.")
     return make_plan(slide, model, settings, mask), mask
 
 

@@ -1,21 +1,25 @@
 """What is in an output folder: how far each slide is, and whether its files are whole."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
+from serve.contract.errors import FocalPathError
 from serve.contract.manifest import sha256_of
 from serve.contract.strict import Strict
+from serve.contract.unchanged import while_unchanged
 from serve.images.readers.slide_files import is_file
 from serve.slides.cohort import RESULT_FILES, Outcome, is_result
 from serve.slides.errors import ResultDamagedError, ResultError
-from serve.slides.finish import PASSPORT_FILE, REMEDY, read_passport, read_summary
+from serve.slides.finish import PASSPORT_FILE, REMEDY, Passport, read_passport, read_summary
 from serve.slides.job import WORK_FOLDER
 from serve.slides.lock import is_locked
 from serve.slides.shard import read_list
 from serve.slides.store import WorkFolder
+from serve.slides.summary import SlideSummary
 from serve.slides.tiling import Tiling
 
 
@@ -42,22 +46,27 @@ def read_status(out: Path) -> list[SlideStatus]:
     """
     if not out.is_dir():
         raise ResultError(f"{out} is not a folder. Name the --out of a run.")
-    waiting = (SlideStatus(name=name, state="waiting") for name in read_list(out))
-    found = {status.name: status for status in (*waiting, *_finished(out), *_at_work(out))}
+    waiting = [SlideStatus(name=name, state="waiting") for name in read_list(out)]
+    at_work = list(_at_work(out))  # first: a slide that ends meanwhile is then in one of both
+    found = {status.name: status for status in (*waiting, *_finished(out), *at_work)}
     return [found[name] for name in sorted(found)]
 
 
 def _finished(out: Path) -> Iterator[SlideStatus]:
     for folder in results_in(out):
         try:
-            blocks = read_passport(folder).num_blocks
-            notes = read_summary(folder).notes
-        except ResultError as error:
+            passport, summary = while_unchanged(folder, partial(_numbers, folder))
+        except FocalPathError as error:
             yield SlideStatus(name=folder.name, state="failed", reason=str(error))
             continue
+        blocks = passport.num_blocks
         yield SlideStatus(
-            name=folder.name, state="done", blocks=blocks, blocks_done=blocks, notes=notes
+            name=folder.name, state="done", blocks=blocks, blocks_done=blocks, notes=summary.notes
         )
+
+
+def _numbers(folder: Path) -> tuple[Passport, SlideSummary]:
+    return read_passport(folder), read_summary(folder)
 
 
 def results_in(out: Path) -> list[Path]:
@@ -77,18 +86,20 @@ def _at_work(out: Path) -> Iterator[SlideStatus]:
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             work = WorkFolder(path)
+            status = _of_work(work, failed=path.with_name(f"{path.name}.failed"))
             if work.result.is_dir() or not is_result(out / path.name):  # else it is being removed
-                yield _of_work(work, failed=path.with_name(f"{path.name}.failed"))
+                yield status
         elif path.suffix == ".failed" and not path.with_suffix("").is_dir():
             yield SlideStatus(name=path.stem, state="failed", reason=_reason(path))
 
 
 def _of_work(work: WorkFolder, failed: Path) -> SlideStatus:
+    blocks, running = 0, is_locked(work.path.with_name(f"{work.name}.lock"))
     try:
         blocks = len(Tiling(work.plan(), work.mask()).blocks) if work.has_plan else 0
     except ResultError as error:
-        return SlideStatus(name=work.name, state="failed", reason=str(error))
-    running = is_locked(work.path.with_name(f"{work.name}.lock"))
+        if not running:  # else who works on it is beginning or removing it
+            return SlideStatus(name=work.name, state="failed", reason=str(error))
     reason = "" if running else _reason(failed)
     return SlideStatus(
         name=work.name,
@@ -109,9 +120,15 @@ def _reason(path: Path) -> str:
 def verify(folder: Path) -> int:
     """Check that a finished result is what was written; returns how many files were checked.
 
+    One that is replaced meanwhile is checked again.
+
     Raises:
         ResultDamagedError: a file is missing, changed or not of the result.
     """
+    return while_unchanged(folder, lambda: _verify(folder))
+
+
+def _verify(folder: Path) -> int:
     passport = read_passport(folder)
     if not passport.is_as_written:
         raise ResultDamagedError(

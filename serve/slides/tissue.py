@@ -8,6 +8,7 @@ Marks of a green pen and what is nearly black, such as borders, are left out (ou
 """
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
@@ -130,7 +131,7 @@ def read_mask(path: Path, view: ScaledView) -> Mask:
             raise _outside(path, polygons, view)
         return mask
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             # The values count, not the colours that a palette gives them.
             values = np.asarray(image if image.mode in _VALUES else image.convert("RGB"))
             given: Mask = np.any(values.reshape(*values.shape[:2], -1), axis=2)

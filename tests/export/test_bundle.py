@@ -2,6 +2,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -9,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
+from export import bundle as bundle_module
 from export.bundle import write_bundle
 from export.errors import DestinationError, GateError, GraphError, InputError, SettingsError
 from export.gate.answers import Answers, onnx_answers, torch_answers
@@ -24,8 +26,9 @@ from serve.contract.machine import this_processor
 from serve.contract.manifest import read_bundle
 from tests.support import ROOT
 from tests.support.errors import raises
+from tests.support.meanwhile import before_call
 from tests.support.openvino import needs_openvino
-from train.model.checkpoint import load_checkpoint, save_checkpoint
+from train.model.checkpoint import CheckpointCard, load_checkpoint, read_card, save_checkpoint
 
 FILES = {
     "MODEL_CARD.md",
@@ -61,12 +64,20 @@ def export(
         shutil.copyfile(toy_graph, path)
         asked.append(settings)
 
-    def run(settings: BundleSettings, out: Path = tmp_path / "bundle") -> Path:
-        write_bundle(toy_run, out, settings)
+    def export_run(
+        settings: BundleSettings, out: Path = tmp_path / "bundle", run: Path = toy_run
+    ) -> Path:
+        write_bundle(run, out, settings)
         return out
 
     monkeypatch.setattr("export.bundle.export_onnx", copy)
-    return run
+    return export_run
+
+
+@pytest.fixture
+def run_copy(toy_run: Path, tmp_path: Path) -> Path:
+    """A copy of the toy run that a test may change."""
+    return Path(shutil.copytree(toy_run, tmp_path / "run"))
 
 
 def _halves(precision: PrecisionSettings, **tolerances: float) -> BundleSettings:
@@ -108,6 +119,40 @@ def test_all_files_have_the_mode_that_the_umask_gives(
     (tmp_path / "plain").touch()
     modes = {path.stat().st_mode for path in exported_bundle.iterdir()}
     assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
+@pytest.fixture
+def other_card(run_copy: Path) -> CheckpointCard:
+    """The card of a later epoch of the run."""
+    return replace(read_card(run_copy), class_attention_bias=(7.0,) * 5)
+
+
+def test_a_bundle_has_what_the_card_of_its_own_weights_says(
+    export: Export, run_copy: Path, other_card: CheckpointCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter, _ = load_checkpoint(run_copy)
+    later = partial(save_checkpoint, run_copy, segmenter, other_card)
+    before_call(monkeypatch, bundle_module, "load_checkpoint", later)
+    found = read_bundle(export(QUICK, run=run_copy))
+    assert found.class_attention_bias == other_card.class_attention_bias
+
+
+@pytest.mark.parametrize("place", ["validation_tiles", "write_warm_up"])
+def test_a_bundle_names_its_own_weights_also_where_the_training_goes_on(
+    export: Export,
+    run_copy: Path,
+    other_card: CheckpointCard,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    segmenter, card = load_checkpoint(run_copy)
+    next(segmenter.parameters()).data += 1
+    later = partial(save_checkpoint, run_copy, segmenter, other_card)
+    before_call(monkeypatch, bundle_module, place, later)
+    found = read_bundle(export(QUICK, run=run_copy))
+    assert found.checkpoint_sha256 == card.weights_sha256 != read_card(run_copy).weights_sha256
+    assert found.version == found.checkpoint_sha256[:12]
+    assert found.class_attention_bias == card.class_attention_bias
 
 
 def test_the_float32_graph_answers_as_torch(exported_bundle: Path) -> None:

@@ -31,13 +31,14 @@ from serve.contract.refusal import first_problem
 from train.comparison.inputs import Inputs, changes, inputs_of
 from train.comparison.methods import BASELINE, Row
 from train.data.folder import Tile, TileFolder
-from train.errors import StorageError
+from train.errors import RunError, StorageError
 from train.files import whole_file, write_json
 from train.fitting.evaluation import predict_split
 from train.fitting.leverage import Leverage, measure_leverage
 from train.fitting.run import LAST_FILE, fit
 from train.metrics import image_confusion
 from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
+from train.model.weight_files import weights_sha256
 from train.settings import LabelClass, Settings
 
 _MARKER_FILE, _SCORES_FILE, _PANELS = "row.json", "test.npz", "panels"
@@ -187,6 +188,13 @@ class RowRun:
             overwrite=not resume,
             difficulty_from=self.baseline.folder if self.baseline else None,
         )
+        weights_sha256.cache_clear()
+        if changed := self.changes:
+            raise RunError(
+                f"what {self.folder} starts from was replaced while it was trained "
+                f"({', '.join(changed)}). Repeat the command: rows that started from something "
+                "else are trained again."
+            )
         seconds = before + time.time() - started
         cpu_seconds = None if resume else time.process_time() - cpu_started
         times = {"train_seconds": seconds, "cpu_seconds": cpu_seconds}

@@ -104,6 +104,11 @@ def cross_validate(
         _fold(settings, part, each, known, overwrite=overwrite) if found is None else found
         for part, each, known, found in zip(parts, runs, inputs, done, strict=True)
     ]
+    if len({read_card(each).origins for each in runs}) > 1:
+        warn(
+            f"the folds in {run} started from different weights, which were replaced meanwhile; "
+            "their scores are of different models. Train all of them again with --overwrite"
+        )
     scores = [named_scores(class_scores(torch.as_tensor(c)), folder.classes) for c in confusions]
     total = torch.as_tensor(np.sum(confusions, axis=0))
     pooled = named_scores(class_scores(total), folder.classes)

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from train.data.augmentation import NUM_VIEWS, turn
 from train.data.dataset import TileDataset, WholeImageDataset
-from train.errors import StorageError
-from train.files import whole_file, write_errors_explained
+from train.errors import ImageFileError, StorageError
+from train.files import sha256_of, whole_file, write_errors_explained
 from train.model.encoder_kinds import with_kind_written_out
 from train.model.pathology_encoder import architecture, timm_args
 from train.model.segmenter import Segmenter, encode_for_training, encodes_in_bfloat16
@@ -64,7 +64,8 @@ class EmbeddingCache:
                 intact.
         """
         missing: dict[int, list[tuple[int, int, Path]]] = {}
-        for index, stems in enumerate(_tile_stems(dataset)):
+        names = list(_tile_stems(dataset))
+        for index, stems in enumerate(names):
             for number, stem in enumerate(stems):
                 for view in views:
                     if not (path := self._path(stem, view)).is_file():
@@ -76,6 +77,11 @@ class EmbeddingCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         for index, left in track(missing.items(), "Encoding images for the cache"):
             tiles = dataset.fixed_tiles(index)
+            if _stems_of(dataset, index) != names[index]:
+                raise ImageFileError(
+                    f"{dataset.tiles[index].image} was replaced while it was encoded for the "
+                    "cache. Start again once the data set is whole."
+                )
             for start in range(0, len(left), batch_size):
                 part = left[start : start + batch_size]
                 images = torch.stack([turn(tiles[number], view) for number, view, _ in part])
@@ -144,11 +150,15 @@ class EmbeddingCache:
 
 
 def _tile_stems(dataset: TileDataset | WholeImageDataset) -> Iterator[list[str]]:
-    """Yield, per image, the file names of its tiles' features, without the view."""
-    for tile, placement in zip(dataset.tiles, dataset.placements, strict=True):
-        digest = hashlib.sha256(tile.image.read_bytes()).hexdigest()[:32]
-        rows, columns = placement.size
-        yield [f"{digest}-{rows}x{columns}-{y}-{x}" for y, x in placement.places]
+    """Per image, the file names of its tiles' features, without the view."""
+    return (_stems_of(dataset, index) for index in range(len(dataset.tiles)))
+
+
+def _stems_of(dataset: TileDataset | WholeImageDataset, index: int) -> list[str]:
+    placement = dataset.placements[index]
+    digest = sha256_of(dataset.tiles[index].image)[:32]
+    rows, columns = placement.size
+    return [f"{digest}-{rows}x{columns}-{y}-{x}" for y, x in placement.places]
 
 
 def _fingerprint(segmenter: Segmenter, model: ModelSettings) -> str:

@@ -24,7 +24,7 @@ from train.data.leaks import leak_warnings
 from train.data.pixels import class_frequencies, require_trainable
 from train.data.scale import resolve_mpp
 from train.errors import DestinationError, RunError, SettingsError
-from train.files import write_errors_explained
+from train.files import sha256_of, write_errors_explained
 from train.fitting.callbacks import BestCheckpoint, ClassProgressBar, OwnSigterm
 from train.fitting.curves import plot_training
 from train.fitting.loaders import make_loaders
@@ -43,6 +43,7 @@ from train.model.checkpoint import (
     TrainingData,
     WeightsOrigin,
     read_card,
+    weights_file,
 )
 from train.model.class_bias import ClassStatistics, find_strategy
 from train.model.previous_run import EarlierRun, settings_after
@@ -148,7 +149,7 @@ def _find_start(settings: Settings) -> StartingWeights | EarlierRun:
             "would replace. Leave out --sam-weights and --pathology-weights."
         )
     run = Path(weights.from_run)
-    return EarlierRun(settings_after(settings, run), run)
+    return EarlierRun(settings_after(settings, run), run, sha256_of(weights_file(run)))
 
 
 def _check_exportable(segmenter: Segmenter, settings: Settings) -> None:

@@ -15,7 +15,9 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from serve.contract.errors import BackendUnavailableError
 from serve.contract.refusal import first_problem
+from serve.contract.unchanged import while_unchanged
 from train.data.folder import read_classes
 from train.errors import CheckpointError
 from train.files import sha256_of, whole_file, write_errors_explained
@@ -131,8 +133,7 @@ def load_checkpoint(path: Path) -> tuple[Segmenter, CheckpointCard]:
         CheckpointError: a file is missing or damaged, a weight is not a finite number, or the
             weights are of another architecture.
     """
-    card = read_card(path)
-    weights = read_checkpoint_weights(path, card)
+    card, weights = read_checkpoint(path)
     segmenter = build_segmenter(card.settings.model, len(card.classes))
     if problems := differing(weights, segmenter.state_dict()):
         raise CheckpointError(
@@ -144,13 +145,33 @@ def load_checkpoint(path: Path) -> tuple[Segmenter, CheckpointCard]:
     return segmenter.eval(), card
 
 
+def read_checkpoint(path: Path) -> tuple[CheckpointCard, dict[str, torch.Tensor]]:
+    """Read what a checkpoint is, with the weights' checksum, and the weights.
+
+    Both are of one epoch, also where the training goes on or another one replaces its run.
+
+    Raises:
+        CheckpointError: a file is missing, cannot be read or damaged, or a weight is not a finite
+            number.
+    """
+    file = weights_file(path)
+
+    names = (file.name, _card_file(path).name)
+    try:
+        return while_unchanged(
+            file.parent, lambda: _read_weights(file, read_card(path)), names=names
+        )
+    except BackendUnavailableError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
 def read_card(path: Path) -> CheckpointCard:
     """Read what a checkpoint is, from a run's folder or the path of its weights.
 
     Raises:
         CheckpointError: the file is missing, cannot be read, or is not of this version.
     """
-    card_path = path / CARD_FILE if path.is_dir() else path.with_suffix(".json")
+    card_path = _card_file(path)
     if not card_path.is_file():
         raise _missing(card_path)
     try:
@@ -210,17 +231,14 @@ _CARD: TypeAdapter[CheckpointCard] = TypeAdapter(
 )
 
 
-def read_checkpoint_weights(path: Path, card: CheckpointCard) -> dict[str, torch.Tensor]:
-    """Read the weights that `card` describes, from a run's folder or their own path.
-
-    Raises:
-        CheckpointError: the file is missing or damaged, or a weight is not a finite number.
-    """
-    file = weights_file(path)
+def _read_weights(
+    file: Path, card: CheckpointCard
+) -> tuple[CheckpointCard, dict[str, torch.Tensor]]:
+    """The weights that `card` describes, and the card with their checksum."""
     if not file.is_file():
         raise _missing(file)
     try:
-        found = sha256_of(file) if card.weights_sha256 is not None else None
+        found = sha256_of(file)
         weights = load_file(file)
     except OSError as error:
         raise _unreadable(file, error) from error
@@ -228,7 +246,7 @@ def read_checkpoint_weights(path: Path, card: CheckpointCard) -> dict[str, torch
         raise CheckpointError(
             f"{file} is not a readable safetensors file ({error}). Copy it again."
         ) from error
-    if found != card.weights_sha256:
+    if card.weights_sha256 not in (None, found):
         raise CheckpointError(
             f"{file} has the SHA-256 {found}, and {CARD_FILE} says {card.weights_sha256}: the file "
             "was damaged, changed or exchanged. Copy both files of the run again."
@@ -240,12 +258,16 @@ def read_checkpoint_weights(path: Path, card: CheckpointCard) -> dict[str, torch
             "the model would answer nonsense. Train again with a lower --learning-rate or "
             "--precision 32-true."
         )
-    return weights
+    return replace(card, weights_sha256=found), weights
 
 
 def weights_file(path: Path) -> Path:
     """The file of weights of a run's folder, or `path` itself."""
     return path / WEIGHTS_FILE if path.is_dir() else path
+
+
+def _card_file(path: Path) -> Path:
+    return path / CARD_FILE if path.is_dir() else path.with_suffix(".json")
 
 
 def check_classes(card: CheckpointCard, described: str, classes: tuple[LabelClass, ...]) -> None:

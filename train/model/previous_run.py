@@ -10,7 +10,7 @@ from train.model.checkpoint import (
     WeightsOrigin,
     check_classes,
     read_card,
-    read_checkpoint_weights,
+    read_checkpoint,
     weights_file,
 )
 from train.model.pretrained import resize_image_encoder, resize_pathology_positions
@@ -37,12 +37,23 @@ class EarlierRun:
     """Those of the new run; see `settings_after`."""
     run: Path
     """The earlier run's folder or weights."""
+    sha256: str
+    """Of its weights."""
 
     def load_into(
         self, segmenter: Segmenter, classes: tuple[LabelClass, ...]
     ) -> tuple[WeightsOrigin, ...]:
-        """Load its weights into a model of `settings`; see `load_run`. Tells what was left out."""
+        """Load its weights into a model of `settings`; see `load_run`. Tells what was left out.
+
+        Raises:
+            CheckpointError: it has other weights by now.
+        """
         origins, left_out = load_run(segmenter, self.run, classes)
+        if origins[0].sha256 != self.sha256:
+            raise CheckpointError(
+                f"{self.run} has other weights now than when this training began: it is trained "
+                "on, or was replaced. Start again from a copy of it, or when it has ended."
+            )
         for name in left_out:
             Console().print(f"not taken from {self.run}: {name}", markup=False, soft_wrap=True)
         return origins
@@ -91,10 +102,9 @@ def load_run(
     Raises:
         CheckpointError: the run has other classes or shapes, or is damaged.
     """
-    card = read_card(run)
+    card, source = read_checkpoint(run)
     check_classes(card, str(run), classes)
     path = weights_file(run)
-    source = read_checkpoint_weights(run, card)
     resize_image_encoder(source, segmenter)
     resize_pathology_positions(
         source, segmenter, segmenter.pathology_encoder.positions or "timm", path

@@ -237,9 +237,14 @@ class RegionReader(Closing):
         Sampled, because a slide has gigabytes: it tells slides apart and sees that a file was
         replaced or cut off, and does not see a single changed byte. A run opens a slide three
         times; it is sampled once, as long as no file's size or time of change is another.
+
+        Raises:
+            SlideError: another slide has taken its place since it was opened.
         """
         files = tuple(files_of(self.path))
-        return _fingerprint(self.path, files, state_of(files))
+        found = _fingerprint(self.path, files, state_of(files))
+        self.check_unchanged()
+        return found
 
     def check_unchanged(self) -> None:
         """Raise SlideError where one of its files was replaced or changed since it was opened."""

@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -15,10 +16,12 @@ import shapely
 from PIL import Image
 
 from serve.answers.format import AnswerFormat
+from serve.client import segment_files
 from serve.client.segment_files import main
 from serve.contract.errors import BackendUnavailableError
 from serve.inference.segmenter import Segmentation, TileSegmenter
 from serve.inference.summary import Summary
+from tests.support.meanwhile import before_call
 from tests.support.pictures import blobs, encoded, painted
 from tests.support.ports import free_port
 from tests.support.toy_bundle import CLASSES, write_toy_bundle
@@ -86,6 +89,51 @@ def test_the_service_and_a_bundle_give_the_same_files(
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
     here, there = (_summary(tmp_path / name / "slide.json") for name in ("here", "there"))
     assert here == there
+
+
+@pytest.mark.parametrize("place", ["read_picture", "check_answer"])
+def test_an_image_that_is_replaced_while_it_is_segmented_is_not_finished(
+    image: Path,
+    out: Path,
+    service_url: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    other = encoded(IMAGE[::-1])
+    before_call(monkeypatch, segment_files, place, lambda: image.write_bytes(other))
+    arguments = (image, "--url", service_url, "--out", out, "--mpp", "0.7")
+    assert _segment(*arguments) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {image}: it was replaced")
+    assert told.count("\n") == 1
+    assert not out.exists()
+    assert _segment(*arguments) == 0
+    made_with = json.loads((out / "slide.json").read_text())["made_with"]
+    assert made_with["image_sha256"] == hashlib.sha256(other).hexdigest()
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_an_image_that_is_removed_meanwhile_fails_alone(
+    image: Path,
+    out: Path,
+    toy_bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_finished: bool,
+) -> None:
+    images = image.with_name("images")
+    images.mkdir()
+    for name in ("first.png", "second.png"):
+        shutil.copy(image, images / name)
+    arguments = (images, "--bundle", toy_bundle, "--out", out)
+    if is_finished:
+        assert _segment(*arguments) == 0
+        capsys.readouterr()
+    before_call(monkeypatch, segment_files, "_open", (images / "first.png").unlink)
+    assert "first.png cannot be read" in _fails(capsys, *arguments)
+    assert (out / "second.json").is_file()
 
 
 def test_the_mpp_of_a_file_is_taken_and_said_to_be_the_files_also_over_http(

@@ -47,7 +47,9 @@ def test_what_was_read_of_two_bundles_is_discarded_and_read_again(bundle: Path) 
     assert discarded == [0]
 
 
-@pytest.mark.parametrize("error", [BundleError("a part of each"), FileNotFoundError("gone")])
+@pytest.mark.parametrize(
+    "error", [BundleError("a part of each"), FileNotFoundError("gone"), KeyError("a name")]
+)
 def test_an_error_counts_where_the_bundle_stayed_as_it_was(
     bundle: Path, in_the_pause: During, error: Exception
 ) -> None:
@@ -77,6 +79,17 @@ def test_a_bundle_that_changes_at_every_attempt_is_told_as_that(bundle: Path) ->
     with raises(BackendUnavailableError, bundle.name, "changes again and again"):
         while_unchanged(bundle, read, discard=discarded.append)
     assert discarded == [0, 1, 2, 3, 4]
+
+
+def test_files_that_do_not_count_may_change(bundle: Path) -> None:
+    def read(name: str) -> int:
+        (bundle / name).touch()
+        return next(numbers)
+
+    numbers = iter(range(9))
+    assert while_unchanged(bundle, lambda: read(f"{next(numbers)}"), names=("model.onnx",)) == 1
+    with raises(BackendUnavailableError, bundle.name):
+        while_unchanged(bundle, lambda: read("model.onnx"), names=("model.onnx",))
 
 
 def test_a_folder_within_the_bundle_is_none_of_its_files(bundle: Path) -> None:

@@ -12,10 +12,13 @@ import pytest
 from rich.console import Console
 
 from serve.cli import main
+from serve.slides import commands
+from serve.slides.lock import slide_lock
 from serve.slides.outputs.registry import FORMATS
 from serve.slides.progress import Bar, JsonLines
 from tests.support import ROOT
 from tests.support.dicom_slides import write_dicom_slide
+from tests.support.meanwhile import before_call
 from tests.support.slide_runs import segment
 from tests.support.slides import tissue_pixels, write_aperio
 
@@ -51,6 +54,39 @@ def test_run_status_and_verify(slide: Path, capsys: pytest.CaptureFixture[str], 
         assert name in capsys.readouterr().err
     assert main(["slides", "status", out]) == 0
     assert "failed" in capsys.readouterr().out
+
+
+def test_a_result_that_is_moved_away_during_the_run_keeps_no_other_from_the_report(
+    tmp_path: Path,
+    slide: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    run: Run,
+) -> None:
+    shutil.copy(slide, tmp_path / "first.svs")
+    moved = tmp_path / "out" / "first", tmp_path / "moved"
+    before_call(monkeypatch, commands, "_report", lambda: moved[0].rename(moved[1]))
+    assert run(tmp_path / "first.svs", "--progress", "quiet") == 0
+    printed = capsys.readouterr()
+    assert "note: first: " in printed.out
+    assert printed.err == ""
+    rows = (tmp_path / "out" / "summary.csv").read_text().splitlines()[1:]
+    assert {row.partition(",")[0] for row in rows} == {"slide"}
+
+
+def test_verify_leaves_the_table_alone_that_a_run_at_work_will_write(
+    slide: Path, capsys: pytest.CaptureFixture[str], run: Run
+) -> None:
+    out = slide.parent / "out"
+    assert run("--progress", "quiet") == 0
+    assert run("--progress", "quiet", "--mpp", "0.45", "--overwrite") == 0
+    (out / "summary.csv").write_text("slide,class\nslide,Tumor\n")
+    (out / ".work" / "next").mkdir()
+    with slide_lock(out / ".work" / "next.lock"):
+        assert main(["slides", "verify", str(out)]) == 0
+    assert "summary.csv is not verified" in capsys.readouterr().out
+    assert main(["slides", "verify", str(out)]) == 1
+    assert "summary.csv" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 from unittest.mock import Mock
 
@@ -15,14 +16,15 @@ import pytest
 import zarr
 from PIL import Image
 
+from serve.contract import unchanged
 from serve.contract.errors import BackendUnavailableError
 from serve.images.readers.reader import RegionReader
 from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
-from serve.slides import finish
+from serve.slides import finish, planning, status
 from serve.slides.cohort import Outcome, SlideTask
 from serve.slides.engine import Watcher
-from serve.slides.errors import ResultDamagedError, ResultError
+from serve.slides.errors import MaskError, ResultDamagedError, ResultError
 from serve.slides.finish import read_passport, read_summary
 from serve.slides.job import SlideJob
 from serve.slides.local import LocalEngine, model_of, ran_on
@@ -38,6 +40,7 @@ from serve.slides.summary_csv import verify_csv, write_cohort_csv
 from serve.slides.tissue import Mask
 from tests.support.errors import raises
 from tests.support.locks import break_locks
+from tests.support.meanwhile import before_call
 from tests.support.slide_runs import (
     Stop,
     Stopping,
@@ -490,6 +493,28 @@ def test_a_slide_that_is_replaced_while_it_runs_fails(
     assert "replaced" in outcome.reason
 
 
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [(planning, "find_tissue"), (planning, "make_plan"), (finish, "summarise")],
+)
+def test_a_slide_that_is_replaced_while_it_is_planned_or_drawn_fails(
+    tmp_path: Path,
+    slide: Path,
+    run: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+    place: ModuleType,
+    name: str,
+) -> None:
+    path = tmp_path / "slide.svs"
+    shutil.copy(slide, path)
+    other = write_aperio(tmp_path / "other.svs", tissue_pixels(900, 1100))
+    before_call(monkeypatch, place, name, lambda: other.replace(path))
+    outcome = run(path)
+    assert (outcome.status, outcome.code) == ("failed", "slide_unusable")
+    assert "replaced" in outcome.reason
+    assert not (run.out / "slide").exists()
+
+
 def test_work_of_another_slide_under_the_same_name_is_refused(tmp_path: Path, run: Runs) -> None:
     with pytest.raises(Stop):
         run(watcher=Stopping(30))
@@ -616,6 +641,91 @@ def test_verify_notices_what_is_missing_and_what_was_added(run: Runs) -> None:
         verify(result)
 
 
+@pytest.fixture
+def two(run: Runs, tmp_path: Path) -> Callable[[], None]:
+    """Makes a result and another one of it, which then takes its place, once."""
+    assert run().status == "done"
+    write_cohort_csv(run.out)
+    other = Runs(tmp_path / "other", run._engine, run._slide)
+    assert other(mpp=0.45).status == "done"
+
+    def replace() -> None:
+        if other.out.exists():
+            (run.out / "slide").rename(other.out / "old")
+            (other.out / "slide").rename(run.out / "slide")
+            other.out.rename(tmp_path / "used")
+
+    return replace
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_a_result_that_is_replaced_while_it_is_verified_is_not_damaged(
+    run: Runs, two: Callable[[], None], monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    before_call(monkeypatch, status, "sha256_of", two, at=at)
+    assert verify(run.out / "slide")
+
+
+@pytest.mark.parametrize("place", ["read_passport", "read_summary"])
+def test_the_status_of_a_result_is_of_one_also_while_it_is_replaced(
+    run: Runs, two: Callable[[], None], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    before_call(monkeypatch, status, place, two)
+    (found,) = read_status(run.out)
+    assert found.state == "done"
+    assert found.blocks == read_passport(run.out / "slide").num_blocks
+    assert found.notes == read_summary(run.out / "slide").notes != ()
+
+
+def test_a_result_that_is_away_for_a_moment_has_not_failed(
+    run: Runs, two: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run.out / "slide"
+
+    def away() -> None:
+        result.rename(run.out / "away")
+
+    before_call(monkeypatch, status, "read_passport", away)
+    monkeypatch.setattr(unchanged.time, "sleep", lambda _: (run.out / "away").rename(result))
+    (found,) = read_status(run.out)
+    assert found.state == "done"
+
+
+@pytest.mark.parametrize("place", ["plan", "mask"])
+def test_a_slide_that_ends_while_its_status_is_read_is_done(
+    run: Runs, two: Callable[[], None], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    with pytest.raises(Stop):
+        run(overwrite=True, mpp=0.4, watcher=Stopping(30))
+    before_call(monkeypatch, WorkFolder, place, lambda: shutil.rmtree(run.out / ".work" / "slide"))
+    (found,) = read_status(run.out)
+    assert (found.state, found.reason) == ("done", "")
+
+
+def test_a_slide_that_ends_between_two_looks_is_in_the_status(
+    run: Runs, two: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, work = run.out / "slide", run.out / ".work" / "slide"
+    result.rename(run.out / ".result")
+    work.mkdir(parents=True)
+
+    def end() -> None:
+        (run.out / ".result").rename(result)
+        work.rmdir()
+
+    before_call(monkeypatch, status, "_at_work", end)
+    assert [found.name for found in read_status(run.out)] == ["slide"]
+
+
+def test_work_that_its_run_begins_anew_has_not_failed(run: Runs) -> None:
+    with pytest.raises(Stop):
+        run(watcher=Stopping(30))
+    (run.out / ".work" / "slide" / "tissue.png").unlink()
+    assert [found.state for found in read_status(run.out)] == ["failed"]
+    with slide_lock(run.out / ".work" / "slide.lock"):
+        assert [found.state for found in read_status(run.out)] == ["running"]
+
+
 @pytest.mark.slow
 def test_a_damaged_result_keeps_no_other_from_the_cohorts_numbers(run: Runs) -> None:
     for name in ("good", "bad"):
@@ -644,3 +754,16 @@ def test_a_mask_says_where_to_look(tmp_path: Path, run: Runs) -> None:
     labels = np.asarray(zarr.open_group(tmp_path / "out/slide/slide.ome.zarr", mode="r")[LABELS])
     assert not labels[:45].any()
     assert labels[55:95, 80:145].all()
+
+
+def test_a_mask_that_is_replaced_between_its_checksum_and_its_pixels_is_refused(
+    tmp_path: Path, run: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = tmp_path / "mask.png"
+    Image.fromarray(np.full((90, 110), 255, np.uint8)).save(mask)
+    other = Image.fromarray(np.eye(90, 110, dtype=np.uint8))
+    before_call(monkeypatch, planning, "read_mask", lambda: other.save(mask))
+    outcome = run(tissue=str(mask))
+    assert (outcome.status, outcome.code) == ("failed", MaskError.code)
+    assert "was replaced" in outcome.reason
+    assert run(tissue=str(mask)).status == "done"

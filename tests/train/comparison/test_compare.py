@@ -25,12 +25,12 @@ from train.comparison.run import RowRun
 from train.comparison.tables import published_scores
 from train.data.folder import read_tile_folder
 from train.data.pixels import class_frequencies
-from train.errors import DatasetError, SettingsError
+from train.errors import DatasetError, RunError, SettingsError
 from train.fitting.run import fit
 from train.fitting.scores import evaluate
 from train.fitting.task import SegmentationTask, named_scores
 from train.metrics import class_scores, image_confusion
-from train.model.checkpoint import load_checkpoint, read_card
+from train.model.checkpoint import load_checkpoint, read_card, save_checkpoint
 from train.model.class_bias import ClassStatistics, difficulty_bias
 from train.model.weight_files import weights_sha256
 from train.presets import bcss
@@ -220,6 +220,28 @@ def test_weights_count_by_their_content_and_other_paths_not_at_all(tmp_path: Pat
     weights_sha256.cache_clear()
     (change,) = changes(before, inputs(first), "synthetic")
     assert change.startswith("pathology_weights ")
+
+
+def test_a_row_is_not_done_whose_start_was_replaced_while_it_was_trained(
+    toy_run: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    earlier = copytree(toy_run, tmp_path / "earlier")
+    settings = replace(short_settings(), weights=WeightsSettings(from_run=str(earlier)))
+    trained: list[str] = []
+
+    def fit_and_replace(settings: Settings, data: Path, run: Path, **_: object) -> None:
+        copytree(toy_run, run, dirs_exist_ok=True)
+        trained.append(run.parent.name)
+        segmenter, card = load_checkpoint(earlier)
+        next(segmenter.parameters()).data += 1
+        save_checkpoint(earlier, segmenter, card)
+
+    monkeypatch.setattr(train.comparison.run, "fit", fit_and_replace)
+    with raises(RunError, BASELINE.name, "was replaced while it was trained", "from_run"):
+        compare(settings, toy_data, tmp_path / "out", num_seeds=1, rows=ROWS)
+    assert trained == [BASELINE.name]
+    run = RowRun(BASELINE, 0, settings, tmp_path / "out" / "runs", "")
+    assert run.marker["stage"] == "training"
 
 
 def changes_of_hcfa(out: Path, data: Path) -> list[str]:

@@ -242,6 +242,24 @@ def test_folds_that_start_from_a_run_are_warned_about(
     assert "every fold starts from" not in capsys.readouterr().out
 
 
+def test_folds_that_started_from_different_weights_are_told(
+    grouped: Path,
+    copied: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(cross_validation, "fit", None)
+    cross_validate(SETTINGS, grouped, copied, 3)
+    assert "different weights" not in capsys.readouterr().out
+    card = json.loads((copied / "fold1" / "model.json").read_text())
+    card["origins"] = [
+        {"part": "whole model", "name": "the run a", "file": "a", "sha256": "0", "licence": "x"}
+    ]
+    (copied / "fold1" / "model.json").write_text(json.dumps(card))
+    cross_validate(SETTINGS, grouped, copied, 3)
+    assert "different weights" in capsys.readouterr().out
+
+
 def test_a_score_that_no_image_has_is_no_number_in_json(
     grouped: Path,
     copied: Path,

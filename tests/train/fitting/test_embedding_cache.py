@@ -8,11 +8,12 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors.torch import load_file
 
 from tests.support.errors import raises
+from tests.support.meanwhile import before_call
 from tests.support.toy_data import TILE_SIZE_PX, changed, toy_settings
 from train.data.dataset import TileDataset
 from train.data.folder import read_tile_folder
 from train.data.scale import TileScale
-from train.errors import SettingsError, StorageError
+from train.errors import ImageFileError, SettingsError, StorageError
 from train.fitting.embedding_cache import EmbeddingCache
 from train.fitting.run import fit
 from train.fitting.task import SegmentationTask
@@ -99,6 +100,25 @@ def test_the_same_weights_in_another_architecture_take_other_files(tmp_path: Pat
     one = EmbeddingCache(settings, segmenter)
     assert one.folder == EmbeddingCache(settings, segmenter).folder
     assert one.folder != EmbeddingCache(gelu, other).folder
+
+
+def test_features_of_an_image_are_never_kept_as_those_of_the_one_that_it_replaced(
+    toy_data: Path, segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data = Path(shutil.copytree(toy_data, tmp_path / "data"))
+    tiles = read_tile_folder(data).tiles["training"]
+    dataset = TileDataset(tiles, 5, SCALE, DIHEDRAL, seed=3, fixed=True)
+    cache = EmbeddingCache(frozen_settings(tmp_path / "cache"), segmenter)
+    before_call(
+        monkeypatch,
+        TileDataset,
+        "fixed_tiles",
+        lambda: shutil.copy(tiles[2].image, tiles[1].image),
+        at=1,
+    )
+    with raises(ImageFileError, tiles[1].image, "was replaced"):
+        cache.fill(dataset, range(1), batch_size=4)
+    assert len(list(cache.folder.iterdir())) == len(dataset.placements[0].places)
 
 
 def test_a_damaged_file_is_named(cache: EmbeddingCache, dataset: TileDataset):

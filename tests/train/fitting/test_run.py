@@ -13,14 +13,17 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+import train.fitting.run
 from tests.support.commands import run_train
 from tests.support.errors import raises
 from tests.support.locks import break_locks
+from tests.support.meanwhile import before_call
 from tests.support.toy_data import changed, rows_of, toy_settings
 from train.config import read_settings
 from train.data.folder import read_tile_folder
 from train.data.pixels import class_frequencies
 from train.errors import (
+    CheckpointError,
     DestinationError,
     MissingPackageError,
     RunError,
@@ -31,7 +34,7 @@ from train.fitting.metrics_file import read_metrics
 from train.fitting.run import fit
 from train.fitting.run_lock import only_run
 from train.fitting.task import SegmentationTask
-from train.model.checkpoint import load_checkpoint, read_card
+from train.model.checkpoint import load_checkpoint, read_card, save_checkpoint
 from train.model.class_bias import ClassStatistics, centred_prior
 from train.model.segmenter import Segmenter
 from train.settings import BiasSettings
@@ -115,6 +118,23 @@ def test_a_run_writes_its_settings_and_another_goes_on_from_it(
     for name in ("neck.0.weight", "class_attention_bias.delta"):
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
     assert read_card(tmp_path / "run").origins
+
+
+def test_a_run_is_not_begun_with_the_settings_of_one_model_and_the_weights_of_another(
+    run_copy: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    segmenter, card = load_checkpoint(run_copy)
+    next(segmenter.parameters()).data += 1
+    before_call(
+        monkeypatch,
+        train.fitting.run,
+        "require_trainable",
+        lambda: save_checkpoint(run_copy, segmenter, card),
+    )
+    settings = changed(card.settings, weights={"from_run": str(run_copy)})
+    with raises(CheckpointError, run_copy, "other weights now"):
+        fit(settings, toy_data, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_earlier_run_and_published_weights_exclude_each_other(

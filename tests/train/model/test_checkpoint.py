@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.errors import raises
+from tests.support.meanwhile import before_call
 from train.errors import CheckpointError
-from train.model.checkpoint import load_checkpoint, read_card, save_checkpoint
+from train.files import sha256_of
+from train.model import checkpoint
+from train.model.checkpoint import load_checkpoint, read_card, read_checkpoint, save_checkpoint
 
 
 def test_a_saved_model_answers_the_same_after_loading(toy_run: Path, tmp_path: Path):
@@ -137,7 +141,79 @@ def test_a_checkpoint_that_is_wrong_is_refused(
 
 def test_a_checkpoint_of_an_older_version_without_checksum_loads(run_copy: Path):
     _write_weights_without_checksum(run_copy, load_file(run_copy / "model.safetensors"))
-    assert load_checkpoint(run_copy)[1].weights_sha256 is None
+    assert read_card(run_copy).weights_sha256 is None
+    assert load_checkpoint(run_copy)[1].weights_sha256 == sha256_of(run_copy / "model.safetensors")
+
+
+@pytest.fixture
+def train_on(run_copy: Path) -> Callable[[], None]:
+    """Replaces the checkpoint of the run by that of a later epoch, once."""
+    segmenter, card = load_checkpoint(run_copy)
+    with torch.no_grad():
+        for value in segmenter.parameters():
+            value += 1
+    later = replace(card, metrics={"dice/mean": 0.99}, class_attention_bias=(7.0,) * 5)
+    epochs = iter([later])
+
+    def save() -> None:
+        for epoch in epochs:
+            save_checkpoint(run_copy, segmenter, epoch)
+
+    return save
+
+
+@pytest.mark.parametrize("place", ["read_card", "sha256_of", "load_file"])
+def test_card_and_weights_are_of_one_epoch_also_where_the_training_goes_on(
+    run_copy: Path, train_on: Callable[[], None], monkeypatch: pytest.MonkeyPatch, place: str
+):
+    before_call(monkeypatch, checkpoint, place, train_on)
+    card, weights = read_checkpoint(run_copy)
+    assert card == read_card(run_copy)
+    assert card.metrics == {"dice/mean": 0.99}
+    later = load_file(run_copy / "model.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in later.items())
+
+
+def test_a_checkpoint_of_which_one_file_is_replaced_already_is_waited_for(
+    run_copy: Path, train_on: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+):
+    weights = run_copy / "model.safetensors"
+    earlier = weights.read_bytes()
+    train_on()
+    later = run_copy / "later"
+    weights.rename(later)
+    weights.write_bytes(earlier)
+    before_call(monkeypatch, checkpoint, "load_file", lambda: later.replace(weights))
+    assert load_checkpoint(run_copy)[1] == read_card(run_copy)
+
+
+def test_other_files_of_a_run_may_change_while_its_checkpoint_is_read(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    numbers = iter(range(9))
+
+    def load_while_metrics_grow(path: Path) -> dict[str, torch.Tensor]:
+        (run_copy / f"metrics-{next(numbers)}").touch()
+        return load_file(path)
+
+    monkeypatch.setattr(checkpoint, "load_file", load_while_metrics_grow)
+    assert load_checkpoint(run_copy)[1] == read_card(run_copy)
+    assert next(numbers) == 1
+
+
+def test_a_checkpoint_that_is_written_again_and_again_is_told_as_that(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    weights = run_copy / "model.safetensors"
+
+    def replace_and_load(path: Path) -> dict[str, torch.Tensor]:
+        shutil.copy(weights, run_copy / "same")
+        (run_copy / "same").replace(weights)
+        return load_file(path)
+
+    monkeypatch.setattr(checkpoint, "load_file", replace_and_load)
+    with raises(CheckpointError, run_copy, "changes again and again"):
+        load_checkpoint(run_copy)
 
 
 def test_an_iou_head_whose_error_had_no_weight_counts_as_untrained(toy_run: Path):

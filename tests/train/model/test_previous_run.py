@@ -8,13 +8,13 @@ import torch
 from tests.support.errors import raises
 from tests.support.toy_data import changed, toy_settings
 from train.errors import CheckpointError
-from train.model import previous_run
+from train.model import checkpoint, previous_run
 from train.model.checkpoint import (
     CheckpointCard,
     WeightsOrigin,
     load_checkpoint,
     read_card,
-    read_checkpoint_weights,
+    read_checkpoint,
 )
 from train.model.previous_run import EarlierRun, load_run, settings_after
 from train.model.segmenter import Segmenter
@@ -30,7 +30,8 @@ def earlier(toy_run: Path, monkeypatch: pytest.MonkeyPatch) -> EarlierCard:
 
     def change(**changes: object) -> CheckpointCard:
         card: CheckpointCard = replace(read_card(toy_run), **changes)  # type: ignore[arg-type]
-        monkeypatch.setattr(previous_run, "read_card", lambda _: card)
+        for module in (checkpoint, previous_run):
+            monkeypatch.setattr(module, "read_card", lambda _: card)
         return card
 
     return change
@@ -139,10 +140,9 @@ def test_a_bias_that_the_new_run_freezes_keeps_its_start(toy_run: Path):
 def test_the_temperature_of_an_earlier_run_is_left_out_of_a_plain_bias(
     toy_run: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    card = read_card(toy_run)
-    weights = read_checkpoint_weights(toy_run, card)
+    card, weights = read_checkpoint(toy_run)
     weights["class_attention_bias.log_temperature"] = torch.ones(5)
-    monkeypatch.setattr(previous_run, "read_checkpoint_weights", lambda *_: weights)
+    monkeypatch.setattr(previous_run, "read_checkpoint", lambda _: (card, weights))
     segmenter = Segmenter(toy_settings().model, len(card.classes))
     _, left_out = load_run(segmenter, toy_run, card.classes)
     assert [name.partition(":")[0].rpartition(".")[2] for name in left_out] == [
@@ -157,10 +157,18 @@ def test_a_bias_that_was_not_learned_starts_anew_and_is_told(
     card = read_card(toy_run)
     settings = toy_settings(model={"bias": BiasName("none")})
     segmenter = Segmenter(settings.model, len(card.classes))
-    EarlierRun(settings, toy_run).load_into(segmenter, card.classes)
+    assert card.weights_sha256 is not None
+    EarlierRun(settings, toy_run, card.weights_sha256).load_into(segmenter, card.classes)
     assert not segmenter.class_attention_bias.delta.any()
     (told,) = capsys.readouterr().out.splitlines()
     assert told.startswith(f"not taken from {toy_run}: class_attention_bias.delta: ")
+
+
+def test_a_run_that_has_other_weights_by_now_is_not_gone_on_from(toy_run: Path):
+    card = read_card(toy_run)
+    segmenter = Segmenter(toy_settings().model, len(card.classes))
+    with raises(CheckpointError, toy_run, "other weights now"):
+        EarlierRun(toy_settings(), toy_run, "0" * 64).load_into(segmenter, card.classes)
 
 
 def test_another_architecture_that_was_asked_for_is_refused(toy_run: Path):

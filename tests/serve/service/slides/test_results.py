@@ -3,9 +3,7 @@ import io
 import shutil
 import zipfile
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from serve.service.slides.results import Results, zip_folder
 from serve.slides.errors import ResultError
 from serve.slides.finish import read_summary
 from tests.support.errors import raises, refusal_of
+from tests.support.meanwhile import before_call
 from tests.support.slide_runs import segment
 from tests.support.slide_service import painted_slide, run_at_start, slide_client
 from tests.support.toy_bundle import retrain, write_toy_bundle
@@ -58,20 +57,6 @@ def swap(written: dict[str, Path], out: Path) -> Swap:
             new.rename(out / "case")
 
     return move
-
-
-def before_call(
-    monkeypatch: pytest.MonkeyPatch, place: Any, name: str, work: Swap, *, at: int = 0
-) -> None:
-    """Have a function do `work` before the call of this number."""
-    real, numbers = getattr(place, name), count()
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        if next(numbers) == at:
-            work()
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(place, name, call)
 
 
 @pytest.mark.parametrize("place", ["read_passport", "read_summary", "_files"])
@@ -203,7 +188,7 @@ import itertools, sys
 if 'serve.service.slides.reading' in ' '.join(sys.orig_argv):
     from serve.contract import unchanged
     numbers = itertools.count(1)
-    unchanged.stamp_of = lambda _: next(numbers)
+    unchanged.stamp_of = lambda *_: next(numbers)
 """
 
 
