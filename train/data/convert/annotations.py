@@ -132,15 +132,14 @@ def prepare_annotations(
     open_groups = Counter(group for group in groups.values() if group not in test)
     assign_folds(open_groups, settings.tiles.num_folds, settings.tiles.seed)  # refuses too few
     lost = Lost()
-    for slide in slides:
-        _check_slide(slide, mapping, settings, lost)
+    fingerprints = {s.name: _check_slide(s, mapping, settings, lost) for s in slides}
     recipe = {
         "source": "annotations",
         **asdict(settings),
         "mapping": None,
         "labels": dict(mapping.labels),
     }
-    regions = _regions(slides, groups, test, mapping, settings, lost)
+    regions = _regions(slides, fingerprints, groups, test, mapping, settings, lost)
     warnings += write_dataset(out, regions, len(slides), mapping.classes, settings.tiles, recipe)
     report(out, warnings + _doubtful_patients(slides, settings) + lost.warnings())
 
@@ -198,8 +197,12 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _check_slide(
     slide: _Slide, mapping: ClassMapping, settings: AnnotationSettings, lost: Lost
-) -> None:
-    """Refuse what cannot be drawn correctly, before anything is written."""
+) -> str:
+    """Refuse what cannot be drawn correctly, before anything is written.
+
+    Returns:
+        The slide's fingerprint.
+    """
     for annotation in slide.annotations:
         if not annotation.rings and mapping.labels[annotation.label] != IGNORE:
             raise AnnotationError(
@@ -223,6 +226,8 @@ def _check_slide(
             lost.other_mpp.append(f"{slide.path.name} ({reader.mpp:g} by its {reader.mpp_source})")
         refuse_enlarging(settings.tiles.mpp, reader.pixel_size, str(slide.path))
         width, height = reader.width_px, reader.height_px
+        with _explained(slide.path):
+            fingerprint = reader.fingerprint()
         has_roi = any(mapping.labels[a.label] == ROI for a in slide.annotations)
         if mapping.uncovered != UNLABELLED and not has_roi and reader.name != "picture":
             raise AnnotationError(
@@ -243,10 +248,12 @@ def _check_slide(
             beyond = max(-left / width, -top / height, right / width - 1, bottom / height - 1)
             if beyond > _BEYOND:
                 lost.beyond.append(f"{annotation.label!r}, {annotation.place} of {slide.file.name}")
+    return fingerprint
 
 
 def _regions(
     slides: Sequence[_Slide],
+    fingerprints: Mapping[str, str],
     groups: Mapping[str, str],
     test: Set[str],
     mapping: ClassMapping,
@@ -274,6 +281,13 @@ def _regions(
                     image = reader.read_um(y * mpp, x * mpp, height, width, mpp)
                 name = slide.name if drawing.size == labels.shape else f"{slide.name}_{y}_{x}"
                 yield Region(name, group, image, labels, TEST_FOLD if group in test else None)
+            with _explained(slide.path):
+                is_checked = reader.fingerprint() == fingerprints[slide.name]
+        if not is_checked:
+            raise ImageFileError(
+                f"{slide.path} was replaced after it was checked. Repeat the command once nothing "
+                "writes to it."
+            )
         if not has_region:
             lost.slides.append(slide.name)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.support.errors import raises
+from tests.support.meanwhile import before_call
 from tests.support.real_slide import SHARED_DATA
 from tests.support.slides import tissue_pixels, write_aperio
 from train.data.convert import annotations
@@ -470,6 +471,19 @@ def test_what_a_slide_states_of_its_scale_counts_before_what_is_given_for_all(
     assert areas["b"] == pytest.approx(4 * areas["a"], rel=0.1)
     told = " ".join(capsys.readouterr().out.split())
     assert "1 slides, such as a.svs (0.25 by its Aperio MPP), state another" in told
+
+
+@pytest.mark.parametrize("place", ["write_dataset", "drawing_of"])
+def test_a_slide_that_is_replaced_after_it_was_checked_is_refused(
+    annotated: Path, monkeypatch: pytest.MonkeyPatch, place: str
+):
+    slide = annotated / "images" / "a.png"
+    with Image.open(slide) as image:
+        other = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    before_call(monkeypatch, annotations, place, lambda: other.save(slide))
+    with raises(ImageFileError, slide, "was replaced"):
+        prepare(annotated, test_share=0.0)
+    assert not (annotated / "out").exists()
 
 
 def test_a_slide_that_is_damaged_in_the_middle_is_named(annotated: Path):
