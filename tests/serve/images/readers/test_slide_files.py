@@ -94,6 +94,9 @@ def test_a_slide_is_another_when_a_file_beside_it_changes(
         (tmp_path / data).write_bytes(content)
         with raises(SlideError, path.name):
             slide.check_unchanged()
+        with raises(SlideError, path.name):  # it would be that of the new one
+            slide.fingerprint()
+    with open_reader(path) as slide:
         assert slide.fingerprint() != before
 
 
