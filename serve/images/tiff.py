@@ -9,7 +9,6 @@
 """
 
 import math
-import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from serve.images.descriptions import OmeImage, image_of_size, read_imagej, read
 from serve.images.mpp import Stated, tiff_mpp
 from serve.images.tiff_channels import stated_order
 from serve.images.tiff_pages import GREY, RGB, Page, check_page, read_pages
-from serve.images.tiff_tags import STARTS, Structure
+from serve.images.tiff_tags import STARTS, FileBytes, Structure
 
 _DESCRIPTION = 270
 _PHOTOMETRIC, _EXTRA_SAMPLES = 262, 338
@@ -52,8 +51,8 @@ def is_tiff(data: bytes) -> bool:
     return data.startswith(STARTS)
 
 
-def find_image(data: bytes | mmap.mmap) -> TiffImage:
-    """Find the image of a TIFF. Of a file that is mapped, only tags are read.
+def find_image(data: bytes | FileBytes) -> TiffImage:
+    """Find the image of a TIFF. Of a file, only tags are read.
 
     Raises:
         ImageError: the file is damaged, holds pixels of a kind that is not read, or a stack of

@@ -4,10 +4,11 @@ Classic TIFF and BigTIFF in both byte orders (TIFF 6.0; BigTIFF as libtiff defin
 """
 
 import math
-import mmap
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import BinaryIO
 
 STARTS = (b"II*\0", b"II\0*", b"II+\0", b"MM\0*", b"MM*\0", b"MM\0+")
 """As Pillow takes them, wrong ones among them; with a `+` it is a BigTIFF."""
@@ -46,6 +47,26 @@ class Tag:
     """Where the value's field is in the file."""
 
 
+class FileBytes:
+    """The bytes of an open file, which are read where they are asked for.
+
+    They are not mapped into memory: that would end the process where another one cuts the file
+    short, or a disk or share fails.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        self._file.seek(start)
+        return self._file.read(max(stop - start, 0))
+
+
 class Structure:
     """A TIFF's bytes, read tag by tag.
 
@@ -53,7 +74,7 @@ class Structure:
         struct.error: (every method) the file ends before what it names.
     """
 
-    def __init__(self, data: bytes | mmap.mmap) -> None:
+    def __init__(self, data: bytes | FileBytes) -> None:
         self.data = data
         self.order = "<" if data[:2] == b"II" else ">"
         self.is_big = b"+" in data[2:4]
@@ -78,7 +99,7 @@ class Structure:
         if replaced or (self.is_big and self.order == ">"):
             return self._as_classic(folder, replaced or {})
         if folder == self.first:
-            return bytes(self.data)
+            return self.data[:]
         field = self._pack("Q" if self.is_big else "L", folder)
         end = self._first_place + len(field)
         return self.data[: self._first_place] + field + self.data[end:]
@@ -86,7 +107,7 @@ class Structure:
     def _as_classic(self, folder: int, replaced: Mapping[int, int | None]) -> bytes:
         """A classic TIFF around the same bytes: its only folder and what that needs at the end."""
         kept = [tag for tag in self.tags(folder) if replaced.get(tag.number, 0) is not None]
-        parts, end = [self.data, b"\0" * (-len(self.data) % 4)], -(-len(self.data) // 4) * 4
+        parts, end = [b"", b"\0" * (-len(self.data) % 4)], -(-len(self.data) // 4) * 4
         entries = []
         for tag in kept:
             kind, count, field = tag.kind, tag.num_values, self._pack("L", 0)
@@ -191,6 +212,7 @@ class Structure:
         return int(self._unpack("Q" if self.is_big else "L", place)[0])
 
     def _unpack(self, formats: str, place: int) -> tuple[int, ...]:
-        if place < 0 or place > len(self.data):  # struct takes the first from the end
+        if place < 0 or place > len(self.data):  # a slice takes the first from the end
             raise struct.error(f"offset {place} of {len(self.data)} bytes")
-        return struct.unpack_from(self.order + formats, self.data, place)
+        end = place + struct.calcsize(self.order + formats)
+        return struct.unpack(self.order + formats, self.data[place:end])

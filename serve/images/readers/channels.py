@@ -4,7 +4,6 @@ OpenSlide turns all that it opens into RGB with 8 bits, unasked: grey to grey, a
 upper 8, which is nearly black where a camera gave 12 or 14.
 """
 
-import mmap
 import re
 import struct
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from serve.contract.errors import ImageError
 from serve.images.readers.errors import SlideChannelsError, SlideFormatError
 from serve.images.tiff import is_tiff
 from serve.images.tiff_pages import MAX_TILE_SIDE, Page, read_pages
-from serve.images.tiff_tags import STARTS, Structure
+from serve.images.tiff_tags import STARTS, FileBytes, Structure
 
 _STATED = {
     ("zeiss.Information.Image.PixelType", "Bgr48"): "colours of 16 bits (Bgr48)",
@@ -47,13 +46,12 @@ def refuse_tiles(path: Path) -> None:
     with path.open("rb") as file:
         if not is_tiff(file.read(_START_BYTES)):
             return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            try:
-                structure = Structure(data)
-                pages = [page for page in read_pages(structure) if page.tile is not None]
-                most_bytes = max((_most_bytes(structure, page) for page in pages), default=0)
-            except (ImageError, struct.error, ArithmeticError, MemoryError):
-                return
+        try:
+            structure = Structure(FileBytes(file))
+            pages = [page for page in read_pages(structure) if page.tile is not None]
+            most_bytes = max((_most_bytes(structure, page) for page in pages), default=0)
+        except (ImageError, struct.error, ArithmeticError, MemoryError):
+            return
     if most_bytes > path.stat().st_size:
         raise SlideFormatError(
             f"{path.name} is damaged: it has a tile of {most_bytes} bytes, more than the file has. "

@@ -4,7 +4,6 @@ OpenSlide takes the first page for the slide, whatever its tags say. Neither it 
 pixels upright. What is small enough is left to the reader of pictures; the rest is refused.
 """
 
-import mmap
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from serve.images.readers.errors import SlideChannelsError, SlideError, SlideFor
 from serve.images.readers.picture import MAX_PIXELS, PictureReader
 from serve.images.readers.slide_files import FileState, state_of
 from serve.images.tiff import TiffImage, find_image, is_tiff
+from serve.images.tiff_tags import FileBytes
 
 GENERIC = "generic-tiff"
 """OpenSlide's vendor of TIFFs in tiles that no scanner's program wrote."""
@@ -44,8 +44,7 @@ def _look_at(path: Path, state: FileState) -> TiffImage:
         if not is_tiff(file.read(_START_BYTES)):
             raise SlideFormatError(f"{path.name} is not a TIFF. Use another reader.")
         try:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return find_image(data)
+            return find_image(FileBytes(file))
         except ImageError as error:
             kind = SlideFormatError if error.code == "image_damaged" else SlideChannelsError
             raise kind(f"{path.name}: {error}") from error

@@ -1,8 +1,9 @@
 """A TIFF means the same pixels and um per pixel as a slide and as an image."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -11,14 +12,15 @@ import tifffile
 from numpy.typing import NDArray
 
 from serve.images.decode import decode_picture
-from serve.images.readers import generic_tiff
-from serve.images.readers.errors import SlideChannelsError, SlideFormatError
+from serve.images.readers import channels, generic_tiff
+from serve.images.readers.errors import SlideChannelsError, SlideError, SlideFormatError
 from serve.images.readers.generic_tiff import MAX_PIXELS
 from serve.images.readers.reader import Bounds
 from serve.images.readers.registry import open_reader
 from serve.images.readers.tiff_pages import TiledPage
 from serve.images.tiff import TiffImage, find_image
 from tests.support.errors import raises
+from tests.support.meanwhile import before_call
 from tests.support.slides import tissue_pixels, write_aperio
 from tests.support.vendor_tiffs import write_philips, write_ventana_tiff
 
@@ -311,3 +313,20 @@ def test_the_tags_are_read_once_until_the_file_changes(
             with open_reader(path) as slide:
                 assert slide.mpp == pytest.approx(mpp)
         assert len(calls) == num_calls
+
+
+@pytest.mark.parametrize("size", [0, 16, 5000])
+@pytest.mark.parametrize(
+    ("module", "place"), [(generic_tiff, "find_image"), (channels, "read_pages")]
+)
+def test_a_tiff_that_is_cut_short_while_it_is_opened_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, place: str, size: int
+) -> None:
+    path = tmp_path / "slide.svs"
+    if module is channels:
+        write_aperio(path, PIXELS)
+    else:
+        written()(path)
+    before_call(monkeypatch, module, place, lambda: os.truncate(path, size))
+    with pytest.raises(SlideError, match=path.name):
+        open_reader(path)
