@@ -97,12 +97,18 @@ def read_table(path: Path) -> Table:
 
 
 def is_other_file(path: Path, columns: Iterable[str]) -> bool:
-    """Whether something with content is at a path that is no CSV with these columns."""
+    """Whether something with content is at a path that is no CSV with these columns.
+
+    Raises:
+        PermissionError: it may not be looked at.
+    """
     try:
         with path.open("rb") as file:
             head = decode_text(file.readline())
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except PermissionError:
+        raise
     except (OSError, UnicodeDecodeError):
         return True
     return bool(head.strip()) and not set(columns) <= set(head.strip().split(","))

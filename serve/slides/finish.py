@@ -221,7 +221,8 @@ def _read(path: Path, kind: type[T]) -> T:
 
 
 def _unopened(path: Path, error: OSError) -> ResultError:
-    return ResultError(f"{path} cannot be read: {error.strerror}. {REMEDY}")
+    remedy = "Ask its owner to let you." if isinstance(error, PermissionError) else REMEDY
+    return ResultError(f"{path} cannot be read: {error.strerror}. {remedy}")
 
 
 def _hash_files(folder: Path, skip: Path | None) -> dict[str, str]:

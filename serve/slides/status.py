@@ -70,12 +70,28 @@ def _numbers(folder: Path) -> tuple[Passport, SlideSummary]:
 
 
 def results_in(out: Path) -> list[Path]:
-    """The folders of finished results, damaged ones among them."""
+    """The folders of finished results: also damaged ones, and those that may not be opened."""
+    listed = read_list(out)  # not each closed folder is a result: some file systems have one
     return [
         folder
         for folder in sorted(out.iterdir())
-        if not folder.name.startswith(".") and any(is_file(folder / name) for name in RESULT_FILES)
+        if not folder.name.startswith(".")
+        and (
+            any(is_file(folder / name) for name in RESULT_FILES)
+            or (folder.name in listed and _is_closed(folder))
+        )
     ]
+
+
+def _is_closed(folder: Path) -> bool:
+    """Whether it may not be looked into, as that of a user who shares nothing."""
+    try:
+        (folder / PASSPORT_FILE).stat()
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _at_work(out: Path) -> Iterator[SlideStatus]:

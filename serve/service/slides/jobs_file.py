@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from serve.contract.errors import FocalPathError
@@ -78,6 +78,9 @@ class JobsFile:
             return kept
         if "database" in local:
             local.pop("database").close()
+        if file is None:
+            with suppress(OSError):  # SQLite tells it
+                self._path.touch()  # with the mode of the umask; SQLite makes it the owner's alone
         database = sqlite3.connect(self._path, timeout=_WAIT_FOR_LOCK_S, isolation_level=None)
         database.row_factory = sqlite3.Row
         (version,) = database.execute("PRAGMA user_version").fetchone()

@@ -13,7 +13,7 @@ from serve.service.slides.deep_zoom import OVERLAP_PX, TILE_PX
 from serve.service.slides.documents import Job, SlideEntry, SlideInfo, State, Tiles
 from serve.service.slides.folder import SlideFile, SlideFolder
 from serve.service.slides.jobs import JobStore
-from serve.service.slides.jobs_file import JobsError
+from serve.service.slides.jobs_file import JOBS_FILE, JobsError
 from serve.service.slides.readers import SlideReaders
 from serve.service.slides.results import Results
 from serve.service.slides.scheduler import Scheduler
@@ -189,5 +189,6 @@ def check_slides(settings: ServeSettings) -> None:
         JobStore(out, settings.max_slide_jobs)
     except JobsError as error:
         raise JobsError(f"{out}: {error}") from error
-    if not os.access(out, os.W_OK):
-        raise FocalPathError(f"{out} cannot be written to. Name another with --slides-out.")
+    for path in (out, out / JOBS_FILE):
+        if not os.access(path, os.W_OK):
+            raise FocalPathError(f"{path} cannot be written to. Name another --slides-out.")

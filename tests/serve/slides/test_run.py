@@ -3,6 +3,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -384,6 +385,15 @@ def test_a_lock_goes_with_its_holder(tmp_path: Path) -> None:
     with slide_lock(lock):
         pass
     assert not lock.exists()
+
+
+def test_a_group_may_take_a_lock_that_one_of_it_has_left_behind(tmp_path: Path) -> None:
+    umask = os.umask(0o002)
+    try:
+        with slide_lock(tmp_path / "slide.lock"):
+            assert stat.filemode((tmp_path / "slide.lock").stat().st_mode) == "-rw-rw-r--"
+    finally:
+        os.umask(umask)
 
 
 def test_a_lock_whose_file_its_holder_has_just_deleted_is_taken_anew(

@@ -7,11 +7,12 @@ import pytest
 
 from serve.contract.errors import SettingsError
 from serve.slides.cohort import SlideTask
+from serve.slides.commands import verify
 from serve.slides.local import ran_on
 from serve.slides.lock import SlideBusyError, slide_lock
 from serve.slides.shard import Shard, write_list
 from serve.slides.status import read_status
-from serve.slides.summary_csv import write_cohort_csv
+from serve.slides.summary_csv import refuse_other_summary, write_cohort_csv
 from tests.support.errors import raises
 
 
@@ -110,3 +111,24 @@ def test_a_folder_that_may_not_be_entered_is_no_result(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir(mode=0)
     write_cohort_csv(tmp_path)
     assert (read_status(tmp_path), ran_on(tmp_path)) == ([], None)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")
+def test_a_result_that_its_owner_does_not_share_is_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_list(tmp_path, tasks("closed", "next"))
+    (tmp_path / "closed").mkdir(mode=0)
+    closed, following = read_status(tmp_path)
+    assert (closed.state, following.state) == ("failed", "waiting")
+    assert "Permission denied" in closed.reason
+    assert "--overwrite" not in closed.reason
+    assert verify(tmp_path) == 1
+    assert closed.reason in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_summary_that_may_not_be_read_is_told_as_that(tmp_path: Path) -> None:
+    (tmp_path / "summary.csv").touch(mode=0)
+    with raises(PermissionError, "summary.csv"):
+        refuse_other_summary(tmp_path)

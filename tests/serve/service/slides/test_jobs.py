@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import stat
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,11 +22,14 @@ import zarr
 from PIL import Image
 from starlette.testclient import TestClient
 
+from serve.contract.errors import FocalPathError
 from serve.service.slides import jobs, jobs_file, scheduler
 from serve.service.slides.documents import JobRequest
 from serve.service.slides.job_process import JobProgress
 from serve.service.slides.jobs import MAX_ATTEMPTS, JobStore
 from serve.service.slides.jobs_file import JobsError
+from serve.service.slides.state import check_slides
+from serve.settings import ServeSettings
 from serve.slides.finish import read_passport
 from serve.slides.status import verify
 from tests.support.errors import raises, refusal_of
@@ -430,6 +434,24 @@ def test_jobs_go_on_where_their_file_is_removed_or_replaced(tmp_path: Path) -> N
         store.list()
     tmp_path.mkdir()
     assert store.list() == others.list() == []
+
+
+def test_the_file_of_jobs_has_the_mode_that_the_umask_gives(tmp_path: Path) -> None:
+    umask = os.umask(0o002)
+    try:
+        store = JobStore(tmp_path, 3)
+    finally:
+        os.umask(umask)
+    assert stat.filemode(store.path.stat().st_mode) == "-rw-rw-r--"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write every file")
+def test_a_file_of_jobs_that_may_not_be_written_ends_the_start(tmp_path: Path) -> None:
+    settings = ServeSettings(slides=tmp_path, slides_out=tmp_path / "out")
+    check_slides(settings)
+    (tmp_path / "out" / ".jobs.sqlite").chmod(0o444)
+    with raises(FocalPathError, tmp_path / "out" / ".jobs.sqlite"):
+        check_slides(settings)
 
 
 def test_a_slide_goes_on_while_the_file_of_jobs_is_locked(
