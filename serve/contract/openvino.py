@@ -7,6 +7,7 @@ both compile graphs with this class, so the service runs exactly what the gate m
 
 import os
 import queue
+import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
@@ -162,6 +163,9 @@ def _reason(error: RuntimeError) -> str:
 
 
 def _module() -> Any:
+    # Imported with this package, OpenVINO sends usage data to its maker, writes an id into the home
+    # folder, and fails where there is none. Without it, it does none of that.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         return import_module("openvino")
     except ModuleNotFoundError as error:

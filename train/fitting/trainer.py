@@ -91,6 +91,7 @@ def _loggers(settings: Settings, run: Path) -> list[Logger]:
         if settings.runtime.track == "tensorboard":
             loggers.append(TensorBoardLogger(run, name="", version="tensorboard"))
         elif settings.runtime.track == "mlflow":
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # usage data for its makers
             # MLflow's own default; Lightning's, a folder of files, is no longer taken.
             place = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
             name = settings.preset

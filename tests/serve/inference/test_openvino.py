@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,23 @@ def test_threads_get_the_answers_to_their_own_tiles(backend: OpenVinoBackend) ->
 def test_what_did_not_pass_in_it_is_refused(toy_bundle: Path) -> None:
     with raises(BundleError, "model.onnx", "--openvino"):
         OpenVinoBackend(toy_bundle, read_bundle(toy_bundle))
+
+
+def test_it_sends_no_usage_data_and_leaves_the_home_folder_alone(tmp_path: Path) -> None:
+    needs_openvino()
+    script = "from serve.contract import openvino; print(openvino.problem('fp32'))"
+    of_tests = ("CI", "TF_BUILD", "JENKINS_URL")  # where OpenVINO sends nothing by itself
+    environment = {name: value for name, value in os.environ.items() if name not in of_tests}
+    for home in (tmp_path, tmp_path / "none"):
+        finished = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**environment, "HOME": str(home)},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert (finished.stdout, finished.stderr) == ("None\n", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
