@@ -2,6 +2,9 @@
 
 import os
 
+from serve.contract.proxies import spare_loopback
+
 # ONNX Runtime 1.29 and later otherwise sends usage data to its maker, and writes an id of this
 # machine into the home folder. It reads this when it is loaded, so before any import of it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+spare_loopback()

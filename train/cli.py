@@ -90,7 +90,7 @@ def _parsed(arguments: list[str]) -> Any:
         _commands(settings),
         args=arguments,
         prog="python -m train",
-        description=__doc__.splitlines()[0],
+        description=(__doc__ or "").partition("\n")[0],
         config=(
             tyro.conf.OmitArgPrefixes,
             tyro.conf.OmitSubcommandPrefixes,

@@ -200,7 +200,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Callable
     deadline = time.monotonic() + _START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
         with suppress(httpx.TransportError):
-            if httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30).is_success:
+            if httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30, trust_env=False).is_success:
                 return
         time.sleep(_POLL_S)
     raise BackendUnavailableError(f"the service for the benchmark did not start:\n{log()}")

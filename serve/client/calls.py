@@ -26,6 +26,7 @@ from serve.contract.errors import (
     ModelChangedError,
 )
 from serve.contract.manifest import Manifest
+from serve.contract.proxies import is_proxied
 from serve.contract.refusal import first_problem
 from serve.images.mpp import FROM_REQUEST, MppSource, check_mpp
 from serve.inference.segmenter import Segmentation, check_image
@@ -47,6 +48,12 @@ _PROXY_HINTS = {
     "proxy_read_timeout), or send a smaller image.",
 }
 """Advice by status, for error answers that do not come from the service itself."""
+
+
+THROUGH_PROXY = (
+    " The request went through the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names; list the "
+    "service's host in NO_PROXY if it is inside your network."
+)
 
 
 @dataclass(frozen=True)
@@ -223,6 +230,7 @@ def _error_of(response: httpx.Response, url: str) -> FocalPathError:
         hint = _PROXY_HINTS.get(
             status, "FocalPath's service does not answer so. Check the address."
         )
+        hint += THROUGH_PROXY if is_proxied(url) else ""
         if response.has_redirect_location:
             hint = f"It sends callers to {response.headers['Location']}. {hint}"
         message = f"{url} answers {status} {said}. {hint}"

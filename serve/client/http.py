@@ -9,10 +9,11 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.client.calls import Call, manifest_call, segment_call
+from serve.client.calls import THROUGH_PROXY, Call, manifest_call, segment_call
 from serve.contract.closing import AsyncClosing, Closing
 from serve.contract.errors import BackendUnavailableError, SettingsError
 from serve.contract.manifest import Manifest
+from serve.contract.proxies import is_proxied
 from serve.images.mpp import FROM_REQUEST, MppSource
 from serve.inference.patience import Patience
 from serve.inference.segmenter import Segmentation
@@ -22,6 +23,14 @@ T = TypeVar("T")
 _NO_ANSWER = (httpx.RequestError, httpx.InvalidURL)
 _LOST = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 _SLOW = (httpx.ReadTimeout, httpx.WriteTimeout)
+
+
+def needs_environment(url: str) -> bool:
+    """Whether an address is reached through a proxy or with certificates that variables name.
+
+    Where it is not, they cannot be in the way.
+    """
+    return url.startswith("https://") or is_proxied(url)
 
 
 class _HttpClient(Generic[C]):
@@ -47,7 +56,15 @@ class _HttpClient(Generic[C]):
         self._patience_s = patience_s
         self._has_answered = False
         headers = {} if api_key is None else {"X-API-Key": api_key}
-        self._client: C = self._transport(timeout=timeout_s, headers=headers)
+        try:
+            self._client: C = self._transport(
+                timeout=timeout_s, headers=headers, trust_env=needs_environment(url)
+            )
+        except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
+            raise SettingsError(
+                f"the variables of this environment allow no calls: {str(error).rstrip('.')}. "
+                "Check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR."
+            ) from error
 
     def _pause_s(self, outcome: httpx.Response | Exception, patience: Patience) -> float | None:
         """Seconds to wait before the next attempt; None if the outcome is final."""
@@ -76,6 +93,10 @@ class _HttpClient(Generic[C]):
             advice = "Send a smaller image, or give the client more time."
         if isinstance(outcome, httpx.DecodingError):
             advice = "What it sends cannot be unpacked: check the proxies before it."
+        if "CERTIFICATE_VERIFY_FAILED" in str(outcome):
+            advice = "Set SSL_CERT_FILE to a PEM file with the certificate of who signed its own."
+        if is_proxied(self._url):
+            advice += THROUGH_PROXY
         raise BackendUnavailableError(
             f"no answer from a service at {self._url}: {outcome}. {advice}"
         ) from outcome
@@ -94,7 +115,8 @@ class HttpClient(_HttpClient[httpx.Client], Closing):
 
     Raises:
         BackendUnavailableError: `url` is not the address of a service.
-        SettingsError: `api_key` cannot be one.
+        SettingsError: `api_key` cannot be one, or a variable names a proxy or certificates that
+            cannot be used.
     """
 
     _transport = httpx.Client

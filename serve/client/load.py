@@ -21,7 +21,7 @@ from PIL import Image
 from pydantic import BaseModel
 from rich.console import Console
 
-from serve.client.http import HttpClient
+from serve.client.http import HttpClient, needs_environment
 from serve.client.memory_watch import Memory, MemoryWatch
 from serve.client.whole_files import write_together
 from serve.contract.errors import BackendUnavailableError, SettingsError
@@ -127,7 +127,9 @@ async def ask_for(
     headers = {} if api_key is None else {"X-API-Key": api_key}
     limits = httpx.Limits(max_connections=len(probes), max_keepalive_connections=len(probes))
     answers: list[Answer] = []
-    async with httpx.AsyncClient(headers=headers, limits=limits, timeout=_TIMEOUT_S) as client:
+    async with httpx.AsyncClient(
+        headers=headers, limits=limits, timeout=_TIMEOUT_S, trust_env=needs_environment(url)
+    ) as client:
         start = time.perf_counter()
 
         async def ask(probe: Probe) -> None:

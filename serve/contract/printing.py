@@ -3,12 +3,15 @@
 import io
 import os
 import select
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _READER_LEFT = 128 + 13
 """The exit status of a program that SIGPIPE ends."""
+_MIN_WIDTH = 100
+"""Characters of a line outside terminals; in 80, tables with many columns would cut numbers."""
 
 
 @contextmanager
@@ -16,16 +19,18 @@ def printing() -> Iterator[None]:
     """Print in every locale, and end without a word where nobody reads on, such as `| head`.
 
     A question mark stands for what a terminal's encoding lacks: names of classes and files may have
-    any letters, and our tables have frames.
+    any letters, and our tables have frames. Streams that were closed swallow what is printed.
 
     Raises:
         SystemExit: the reader of standard output has left.
     """
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        yield
+        with _wide_tables():
+            yield
     except BaseException as error:
         if not _is_of_reader(error):
             raise
@@ -33,6 +38,38 @@ def printing() -> Iterator[None]:
         if _is_read():
             return
     sys.exit(_READER_LEFT)
+
+
+def _open_streams() -> None:
+    """Open the standard streams that are closed, as they may be under a supervisor.
+
+    Otherwise the next file that is opened gets their number, and what a library prints.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            null = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 (it stays open)
+            try:
+                os.fstat(number)  # taken by a file already
+            except OSError:
+                os.dup2(null.fileno(), number)
+            setattr(sys, name, null)
+
+
+@contextmanager
+def _wide_tables() -> Iterator[None]:
+    """Cut no tables in files, logs and pipes, whatever COLUMNS and the terminal beside them say."""
+    given = os.environ.get("COLUMNS")
+    if given == "0":  # nobody knows
+        del os.environ["COLUMNS"]
+    if not sys.stdout.isatty():
+        os.environ["COLUMNS"] = str(max(shutil.get_terminal_size().columns, _MIN_WIDTH))
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if given is not None:
+            os.environ["COLUMNS"] = given
 
 
 def _is_of_reader(error: BaseException) -> bool:

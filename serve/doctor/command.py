@@ -13,8 +13,6 @@ from serve.contract.machine import this_machine
 from serve.doctor.checks import Report, Status, look
 from serve.settings import ServeSettings
 
-_MIN_WIDTH = 100
-"""Columns of the table where the output is not a terminal."""
 _STYLES: dict[Status, str] = {
     "ok": "green",
     "absent": "dim",
@@ -48,8 +46,7 @@ def run_doctor(command: Doctor) -> int:
     if command.json:
         sys.stdout.write(report.model_dump_json(indent=2) + "\n")
     else:
-        out = Console()
-        print_report(report, out if out.is_terminal else Console(width=max(_MIN_WIDTH, out.width)))
+        print_report(report, Console())
     return 1 if report.failed else 0
 
 

@@ -49,17 +49,7 @@ class TritonBackend:
         self._url = _host_and_port(url)
         self._manifest = manifest
         self._timeout_s = timeout_s
-        self._client = triton.InferenceServerClient(
-            self._url,
-            channel_args=[
-                ("grpc.max_send_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
-                ("grpc.max_receive_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
-                # By default gRPC waits up to two minutes before it tries a lost server again.
-                ("grpc.initial_reconnect_backoff_ms", 200),
-                ("grpc.max_reconnect_backoff_ms", 2_000),
-                ("grpc.enable_http_proxy", 0),
-            ],
-        )
+        self._client = _client_of(self._url)
         is_used = shared_memory == "on" or (shared_memory == "auto" and _is_loopback(self._url))
         self._shared = SharedTensors(self._client, manifest) if is_used else None
         try:
@@ -211,7 +201,7 @@ def load_on_triton(settings: InferenceSettings, manifest: Manifest) -> None:
         BackendUnavailableError: Triton is not reachable, does not run with
             `--model-control-mode=explicit`, or cannot load the model.
     """
-    with triton.InferenceServerClient(_host_and_port(settings.triton_url)) as client:
+    with _client_of(_host_and_port(settings.triton_url)) as client:
         try:
             client.load_model(manifest.name, client_timeout=settings.triton_timeout_s)
         except InferenceServerException as error:
@@ -224,12 +214,26 @@ def load_on_triton(settings: InferenceSettings, manifest: Manifest) -> None:
 
 def version_on_triton(settings: InferenceSettings, manifest: Manifest) -> str | None:
     """The version number under which Triton serves the model; None if Triton does not answer."""
-    with triton.InferenceServerClient(_host_and_port(settings.triton_url)) as client:
+    with _client_of(_host_and_port(settings.triton_url)) as client:
         try:
             metadata = client.get_model_metadata(manifest.name, client_timeout=_CHECK_TIMEOUT_S)
         except InferenceServerException:
             return None
         return _newest(metadata.versions)
+
+
+def _client_of(address: str) -> triton.InferenceServerClient:
+    return triton.InferenceServerClient(
+        address,
+        channel_args=[
+            ("grpc.max_send_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
+            ("grpc.max_receive_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
+            # By default gRPC waits up to two minutes before it tries a lost server again.
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+            ("grpc.enable_http_proxy", 0),
+        ],
+    )
 
 
 def _is_loopback(address: str) -> bool:

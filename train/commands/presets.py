@@ -40,7 +40,7 @@ class Trains:
 def preset_subcommands(presets: Mapping[str, Callable[[], Any]]) -> Any:
     """A type that tyro shows as one subcommand per preset, described by its docstring."""
     defaults = {name: preset() for name, preset in presets.items()}
-    about = {name: (preset.__doc__ or "").splitlines()[0] for name, preset in presets.items()}
+    about = {name: (preset.__doc__ or "").partition("\n")[0] for name, preset in presets.items()}
     return tyro.extras.subcommand_type_from_defaults(defaults, about)
 
 

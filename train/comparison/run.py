@@ -170,10 +170,10 @@ class RowRun:
             worked = last.stat().st_mtime - marker["started_at"]
             before = marker["train_seconds"] + max(0.0, worked)
             Console().print(f"  interrupted after {duration_text(before)}: resumed")
-        started, cpu_started = time.time(), time.process_time()
+        started, cpu_started = time.monotonic(), time.process_time()
         marker = {
             "stage": "training",
-            "started_at": started,
+            "started_at": time.time(),
             "train_seconds": before,
             "cpu_seconds": None,
             "device": _device_name(),
@@ -195,7 +195,7 @@ class RowRun:
                 f"({', '.join(changed)}). Repeat the command: rows that started from something "
                 "else are trained again."
             )
-        seconds = before + time.time() - started
+        seconds = before + time.monotonic() - started
         cpu_seconds = None if resume else time.process_time() - cpu_started
         times = {"train_seconds": seconds, "cpu_seconds": cpu_seconds}
         self._mark({**marker, **times, "stage": "trained"})

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
-from train.errors import MissingPackageError
+from train.errors import MissingPackageError, SettingsError
 from train.fitting.resume import WholeStateIO
 from train.settings import Settings
 
@@ -40,6 +43,9 @@ def make_trainer(
         devices: GPUs, or processes on the CPU, of each node.
         nodes: machines.
         **options: others of `lightning.Trainer`, by its own names.
+
+    Raises:
+        SettingsError: Slurm has started another number of processes.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _WARNINGS_OF_OTHERS:
@@ -50,7 +56,7 @@ def make_trainer(
         num_nodes=nodes,
         strategy="ddp" if devices * nodes > 1 else "auto",
         callbacks=callbacks,
-        plugins=[WholeStateIO()],
+        plugins=[WholeStateIO(), *_own_processes(devices * nodes)],
         enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
@@ -58,6 +64,28 @@ def make_trainer(
         default_root_dir=run,
         **options,
     )
+
+
+def _own_processes(num_processes: int) -> list[LightningEnvironment]:
+    """The plugin that starts the processes, in a job of Slurm whose processes srun did not start.
+
+    Lightning itself would wait for them wherever it sees a job of Slurm, also inside `salloc`.
+
+    Raises:
+        SettingsError: srun has started another number of processes.
+    """
+    num_tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)  # srun alone sets it
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    if num_tasks == 1:
+        return [LightningEnvironment()]
+    if num_tasks != num_processes or "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise SettingsError(
+            f"srun has started {num_tasks} processes (SLURM_STEP_NUM_TASKS); expected "
+            f"{num_processes}, as --devices times --nodes says, by --ntasks-per-node. Change "
+            "one of them."
+        )
+    return []
 
 
 def trainer_of(settings: Settings, run: Path, callbacks: list[Callback]) -> L.Trainer:

@@ -23,6 +23,7 @@ from serve.contract.errors import (
     SettingsError,
 )
 from serve.contract.manifest import read_bundle
+from serve.contract.proxies import spare_loopback
 from serve.inference.segmenter import Segmentation, TileSegmenter, open_segmenter
 from serve.settings import ServeSettings
 from tests.support.errors import raises
@@ -386,3 +387,62 @@ def test_an_answer_for_another_image_or_model_is_refused(
     check_answer(found, (4, 6), same)
     with raises(BackendUnavailableError, "6 x 4", "4 x 6"):
         check_answer(found, (6, 4), same)
+
+
+@both
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"HTTP_PROXY": "http://127.0.0.1:1"},
+        {"ALL_PROXY": "socks5://127.0.0.1:1"},
+        {"ALL_PROXY": "http://127.0.0.1:none"},
+        {"SSL_CERT_FILE": "/gone.pem"},
+    ],
+    ids=lambda variables: "".join(variables),
+)
+def test_a_service_on_this_machine_is_asked_whatever_the_network_needs(
+    kind: type,
+    host: str,
+    variables: dict[str, str],
+    service_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"NO_PROXY": "", "no_proxy": "", **variables}.items():
+        monkeypatch.setenv(name, value)
+    spare_loopback()
+    assert segment(kind, service_url.replace("127.0.0.1", host)).labels.shape == (4, 6)
+
+
+@both
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1"),
+        ("ALL_PROXY", "ftp://127.0.0.1:1"),
+        ("ALL_PROXY", "http://127.0.0.1:none"),
+        ("SSL_CERT_FILE", "/gone.pem"),
+    ],
+)
+def test_variables_that_allow_no_calls_are_named(
+    kind: type, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with raises(SettingsError, name):
+        segment(kind, "https://service.example")
+
+
+@both
+def test_a_proxy_that_does_not_answer_is_told(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    with raises(BackendUnavailableError, "NO_PROXY"):
+        segment(kind, URL)
+
+
+def test_a_proxy_that_answers_itself_is_told(
+    answered_by: Callable[[Answer | httpx.Response], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered_by(httpx.Response(407, text="who are you?"))
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:8080")
+    with raises(BackendUnavailableError, "407", "NO_PROXY"):
+        segment(HttpClient, URL)

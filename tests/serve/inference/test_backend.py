@@ -1,6 +1,8 @@
 """What all backends of this process do alike, and which one the settings open."""
 
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,12 @@ from numpy.typing import NDArray
 
 from serve.contract.errors import BackendUnavailableError, BackendUnreachableError, BundleError
 from serve.contract.manifest import Manifest, read_bundle
+from serve.inference import triton
 from serve.inference.backend import Backend, in_batches
 from serve.inference.onnxruntime import OnnxRuntimeBackend
 from serve.inference.openvino import OpenVinoBackend
 from serve.inference.segmenter import open_backend
-from serve.inference.triton import TritonBackend
+from serve.inference.triton import TritonBackend, load_on_triton, version_on_triton
 from serve.settings import ServeSettings
 from tests.support.errors import raises
 from tests.support.openvino import needs_openvino, passed_in_openvino
@@ -164,3 +167,19 @@ def test_a_triton_that_is_not_there_is_named_with_what_to_do(manifest: Manifest)
 def test_an_address_that_is_no_host_and_port_is_refused(url: str, manifest: Manifest) -> None:
     with raises(BackendUnavailableError, url, "host:port"):
         TritonBackend(url, manifest)
+
+
+@pytest.mark.parametrize("ask", [load_on_triton, version_on_triton, None])
+def test_triton_is_asked_through_no_proxy(
+    ask: Callable[..., object] | None, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ServeSettings(triton_url="192.0.2.1:8001", triton_timeout_s=0.2)  # answers never
+    with socket.create_server(("127.0.0.1", 0)) as proxy, suppress(BackendUnavailableError):
+        proxy.settimeout(0.2)
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.setattr(triton, "_CHECK_TIMEOUT_S", 0.2)
+        try:
+            ask(asked, manifest) if ask else TritonBackend(asked.triton_url, manifest)
+        finally:
+            with pytest.raises(TimeoutError):
+                proxy.accept()
