@@ -13,7 +13,7 @@ import tyro
 from serve.client.benchmark_run import Benchmark, run_benchmark
 from serve.client.load import Load, run_load
 from serve.client.segment_files import Segment, run_segment
-from serve.contract.errors import FocalPathError, message_of
+from serve.contract.errors import FocalPathError, SettingsError, message_of
 from serve.contract.interrupts import safe_interrupts
 from serve.contract.printing import printing
 from serve.doctor.command import Doctor, run_doctor
@@ -51,6 +51,7 @@ Command = (
 
 def run_http(command: Http) -> None:
     """Check what can be checked, then hand over to BentoML, which returns when it is stopped."""
+    _check_python()
     # Absolute, since workers start in another folder. Links stay links: their targets may change.
     paths = ("bundle", "api_keys_file", "slides", "slides_out")
     given = {name: getattr(command.settings, name) for name in paths}
@@ -72,6 +73,15 @@ def run_http(command: Http) -> None:
         run(settings.host, settings.port)
 
 
+def _check_python() -> None:
+    """Raise SettingsError where asserts are left out: zarr reads files by them."""
+    if sys.flags.optimize:
+        raise SettingsError(
+            "Python runs optimized (-O, PYTHONOPTIMIZE), with which BentoML and zarr fail. Start "
+            "it without."
+        )
+
+
 @safe_interrupts()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
@@ -88,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 case Segment():
                     return run_segment(command)
                 case Slides():
+                    _check_python()
                     return run_slides(command)
                 case Benchmark():
                     run_benchmark(command)

@@ -97,6 +97,14 @@ def test_train_starts_without_docstrings() -> None:
     assert "--resume" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.parametrize("command", [["http"], ["slides", "run", "gone"]], ids=" ".join)
+def test_serve_says_that_its_packages_need_asserts(command: list[str]) -> None:
+    words = [sys.executable, "-O", "-m", "serve", *command]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "PYTHONOPTIMIZE" in done.stderr
+
+
 @pytest.mark.parametrize("columns", ["0", "20", None])
 def test_tables_are_not_cut_where_no_terminal_is(
     columns: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -1,11 +1,14 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -382,6 +385,17 @@ def test_an_interrupted_row_is_resumed_and_its_time_counts(
     comparison = run_again(tmp_path / "out", toy_data, toy_settings())
     assert trained == [(BASELINE.name, False), (BASELINE.name, True), ("hcfa", False)]
     assert comparison.results[BASELINE.name, 0].train_seconds > 1000
+
+
+@pytest.mark.slow
+def test_the_time_of_a_row_is_right_where_the_clock_is_set_back(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = count(2_000_000_000, -3600)
+    clock = SimpleNamespace(**{**vars(time), "time": lambda: next(now)})
+    monkeypatch.setattr(train.comparison.run, "time", clock)
+    comparison = run_again(tmp_path / "out", toy_data, toy_settings())
+    assert all(0 < result.train_seconds < 3600 for result in comparison.results.values())
 
 
 def test_a_row_that_was_stopped_before_its_scores_is_only_scored(
