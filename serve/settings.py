@@ -52,7 +52,7 @@ class InferenceSettings(CommandOptions):
     those that passed the export's gate. cpu, cuda: ONNX Runtime. openvino: OpenVINO on the CPU, for
     bundles exported with --openvino. GET /runtime tells which it is."""
     threads: int = Field(0, ge=0, le=1024)
-    """CPU threads for one inference in this process; 0: one per core."""
+    """CPU threads for one inference in this process; 0: one per core that it may use."""
     triton_url: str = "127.0.0.1:8001"
     """host:port of Triton's gRPC endpoint."""
     triton_timeout_s: float = Field(30.0, ge=0.001, le=DAY_S)

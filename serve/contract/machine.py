@@ -13,6 +13,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from serve.contract.cpu_quota import cpu_quota
 from serve.contract.strict import Strict
 
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -153,10 +154,12 @@ def parse_cpu_info(text: str, architecture: str) -> Processor:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use."""
+    """CPUs that this process may use, by its affinity and the quota of its container."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        num_cpus = len(os.sched_getaffinity(0))
+    else:
+        num_cpus = os.cpu_count() or 1
+    return min(num_cpus, cpu_quota() or num_cpus)
 
 
 def visible_gpus() -> tuple[Gpu, ...]:

@@ -13,6 +13,7 @@ from functools import partial
 import onnxruntime
 
 from serve.contract import cuda, openvino
+from serve.contract.cpu_quota import cpu_quota
 from serve.contract.errors import BundleError
 from serve.contract.machine import this_processor
 from serve.contract.manifest import Artefact, Manifest
@@ -137,7 +138,7 @@ def _open_backend(
             settings.bundle,
             manifest,
             precision=precision,
-            threads=settings.threads,
+            threads=settings.threads or cpu_quota(),
             parallel=settings.parallel_batches,
         )
     return OnnxRuntimeBackend(
@@ -145,7 +146,7 @@ def _open_backend(
         manifest,
         precision=precision,
         provider="cuda" if provider == "cuda" else "cpu",
-        threads=settings.threads,
+        threads=settings.threads or cpu_quota(),
     )
 
 

@@ -271,3 +271,21 @@ def test_without_openvino_auto_runs_on_the_cpu(
     passed = manifest.model_copy(update={"artefacts": artefacts})
     runs_on = _chosen(toy_bundle, passed, threads=1)
     assert (runs_on.provider, runs_on.trials) == ("cpu", ())
+
+
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+@pytest.mark.parametrize(("threads", "quota", "expected"), [(0, 3, 3), (0, 0, 0), (2, 3, 2)])
+def test_an_inference_takes_no_more_threads_than_its_container_has_cpus(
+    provider: str,
+    threads: int,
+    quota: int,
+    expected: int,
+    toy_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(providers, "cpu_quota", lambda: quota)
+    for kind in ("OnnxRuntimeBackend", "OpenVinoBackend"):
+        monkeypatch.setattr(providers, kind, lambda *_, **options: options["threads"])
+    settings = InferenceSettings(threads=threads)
+    found = providers._open_backend(settings, read_bundle(toy_bundle), provider, "fp32")
+    assert found == expected

@@ -8,7 +8,6 @@ settings.json   the settings of the data set
 """
 
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from pydantic import Field
 from rich.progress import track
 
+from serve.contract.machine import usable_cpus
 from train.checked import CheckedSettings, NumberOf, Seed, TissueMpp
 from train.data.synthetic.tissue import CLASSES, Drawing, make_tile
 from train.data.writing import save_tile, whole_dataset, write_description
@@ -128,7 +128,7 @@ def write_drawings(
     names = [name.format(number) for number in range(len(folds))]
     with whole_dataset(folder) as unfinished:
         # numpy and scipy release the GIL.
-        pool = pool or ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        pool = pool or ThreadPoolExecutor(min(4, usable_cpus()))
         write = partial(_write_drawing, unfinished, draw, seed)
         try:
             written = pool.map(write, range(len(names)), names)
