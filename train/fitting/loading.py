@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from train.data.order import pack_images
-from train.errors import FocalPathError
+from train.errors import FocalPathError, StorageError
 
 
 class TileLoader(DataLoader[Any]):
@@ -75,11 +76,36 @@ def _raising(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 class _Collate:
-    """Raises the first error of a batch, else hands on the batch."""
+    """Hands on the first error of a batch, else the batch."""
 
     def __init__(self, collate: Any) -> None:
         self._collate = collate
 
     def __call__(self, samples: list[Any]) -> Any:
         errors = (sample for sample in samples if isinstance(sample, FocalPathError))
-        return next(errors, None) or self._collate(samples)
+        if (error := next(errors, None)) is not None:
+            return error
+        try:
+            batch = self._collate(samples)
+            if get_worker_info() is not None:
+                # Else a thread of torch's does it, whose error no one hears: the loop would wait
+                # for the batch for ever.
+                _share(batch)
+        except RuntimeError as error:
+            if "</torch_" not in str(error):  # how torch names files in shared memory
+                raise
+            return StorageError(
+                "the processes that load images have no room left in shared memory (/dev/shm). "
+                "Give it more, such as --shm-size=8g of docker run, or train with fewer of them: "
+                "--num-workers."
+            )
+        return batch
+
+
+def _share(found: Any) -> None:
+    """Move all tensors to the memory that processes share."""
+    if isinstance(found, Tensor):
+        found.share_memory_()
+    elif isinstance(found, dict | list | tuple):
+        for part in found.values() if isinstance(found, dict) else found:
+            _share(part)

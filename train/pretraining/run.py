@@ -17,12 +17,13 @@ import lightning as L
 import timm
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from train.data.order import EpochSampler
 from train.errors import DestinationError
 from train.files import whole_folder, write_errors_explained, write_json
 from train.fitting.callbacks import EpochProgressBar, OwnSigterm
+from train.fitting.loading import TileLoader
 from train.fitting.metrics_file import METRICS_FILE, MetricsFile
 from train.fitting.resume import RunInputs, resumed_epoch
 from train.fitting.run_lock import only_run
@@ -178,14 +179,13 @@ def view_loader(
     sampler = EpochSampler(
         len(dataset), schedule.seed, rank=rank, num_ranks=num_ranks, epoch=first_epoch
     )
-    return DataLoader(
-        cast("Dataset[Any]", dataset),
+    return TileLoader(
+        dataset,
         batch_size=schedule.batch_size,
         sampler=sampler,
         drop_last=True,
         num_workers=schedule.num_workers,
         persistent_workers=schedule.num_workers > 0,  # they keep decoded images and open slides
-        pin_memory=torch.cuda.is_available(),
     )
 
 

@@ -57,6 +57,18 @@ def test_a_run_records_that_it_has_seen_training_slides_alone(
     assert len(seen) == 2
 
 
+def test_what_a_loading_process_meets_is_the_one_message_that_it_is(
+    drawn_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> ViewSample:
+        raise SourceError("slide0 has no place")
+
+    monkeypatch.setattr(ViewDataset, "__getitem__", refuse)
+    with raises(SourceError, "slide0 has no place") as found:
+        pretrain(tiny_pretraining(num_workers=1), drawn_slides, tmp_path / "run")
+    assert "Traceback" not in str(found.value)
+
+
 def test_metrics_tell_every_term_and_the_signs_of_collapse(run: Path) -> None:
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
