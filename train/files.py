@@ -81,7 +81,8 @@ def whole_file(path: Path) -> Iterator[Path]:
             partial.touch()
             mode = stat.S_IMODE(partial.stat().st_mode)
             yield partial
-            partial.chmod(mode)
+            if stat.S_IMODE(partial.stat().st_mode) != mode:  # some network shares allow no change
+                partial.chmod(mode)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

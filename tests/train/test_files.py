@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,17 @@ def test_a_file_has_the_mode_that_the_umask_gives_whatever_the_library_sets(tmp_
     (tmp_path / "plain").touch()
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes["weights.safetensors"] == modes["plain"]
+
+
+def test_a_file_is_written_where_modes_cannot_be_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    write_json(tmp_path / "run.json", {})
+    assert (tmp_path / "run.json").read_text() == "{}\n"
 
 
 def test_a_run_can_be_read_by_who_may_read_other_files(toy_run: Path, tmp_path: Path):
