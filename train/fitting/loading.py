@@ -105,7 +105,7 @@ class _Collate:
 def _share(found: Any) -> None:
     """Move all tensors to the memory that processes share."""
     if isinstance(found, Tensor):
-        found.share_memory_()
+        found.share_memory_()  # type: ignore[no-untyped-call]
     elif isinstance(found, dict | list | tuple):
         for part in found.values() if isinstance(found, dict) else found:
             _share(part)
