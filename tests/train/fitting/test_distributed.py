@@ -111,7 +111,8 @@ def torchrun(node: int, local: int) -> dict[str, int | str]:
 def slurm(node: int, local: int) -> dict[str, int | str]:
     ids = {"SLURM_PROCID": 2 * node + local, "SLURM_LOCALID": local, "SLURM_NODEID": node}
     job = {"SLURM_JOB_NAME": "fit", "SLURM_JOB_ID": 1, "SLURM_NNODES": 2, "SLURM_NODELIST": "a"}
-    return {"SLURM_NTASKS": 4, "SLURM_NTASKS_PER_NODE": 2, **ids, **job}
+    tasks = {"SLURM_NTASKS": 4, "SLURM_NTASKS_PER_NODE": 2, "SLURM_STEP_NUM_TASKS": 4}
+    return {**tasks, **ids, **job}
 
 
 @pytest.mark.parametrize("launcher", [lightning, torchrun, slurm])
