@@ -94,7 +94,9 @@ class _HttpClient(Generic[C]):
         if isinstance(outcome, httpx.DecodingError):
             advice = "What it sends cannot be unpacked: check the proxies before it."
         if "CERTIFICATE_VERIFY_FAILED" in str(outcome):
-            advice = "Set SSL_CERT_FILE to a PEM file with the certificate of who signed its own."
+            advice = (
+                "If your own authority signed it, set SSL_CERT_FILE to the authority's PEM file."
+            )
         if is_proxied(self._url):
             advice += THROUGH_PROXY
         raise BackendUnavailableError(

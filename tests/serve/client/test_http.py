@@ -446,3 +446,15 @@ def test_a_proxy_that_answers_itself_is_told(
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:8080")
     with raises(BackendUnavailableError, "407", "NO_PROXY"):
         segment(HttpClient, URL)
+
+
+@both
+def test_a_certificate_of_ones_own_authority_needs_its_file(
+    kind: type, answered_by: Callable[[Answer | httpx.Response], None]
+) -> None:
+    def refuse(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+
+    answered_by(refuse)
+    with raises(BackendUnavailableError, "https://service.example", "SSL_CERT_FILE"):
+        segment(kind, "https://service.example")
