@@ -35,7 +35,7 @@ from serve.contract import openvino
 from serve.contract.certificate import ScaleCertificate
 from serve.contract.machine import this_processor
 from serve.contract.manifest import Artefact, Manifest
-from train.model.checkpoint import WEIGHTS_FILE, CheckpointCard, load_checkpoint, read_card
+from train.model.checkpoint import CheckpointCard, load_checkpoint, read_card, weights_file
 
 
 @errors_translated()
@@ -53,7 +53,7 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
     bundle = bundle_destination(bundle, needed)
     if settings.precision.openvino:
         openvino.require("fp32")  # a missing package is reported before the work
-    weights = checkpoint / WEIGHTS_FILE if checkpoint.is_dir() else checkpoint
+    weights = weights_file(checkpoint)
     check_model(weights, read_card(checkpoint).settings.model)
     # First: damaged files and weights that are not numbers are reported before any work.
     segmenter, card = load_checkpoint(checkpoint)

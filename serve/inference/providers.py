@@ -133,12 +133,13 @@ def _candidate(
 def _open_backend(
     settings: InferenceSettings, manifest: Manifest, provider: str, precision: str
 ) -> Backend:
+    threads = settings.threads or cpu_quota()
     if provider == "openvino":
         return OpenVinoBackend(
             settings.bundle,
             manifest,
             precision=precision,
-            threads=settings.threads or cpu_quota(),
+            threads=threads,
             parallel=settings.parallel_batches,
         )
     return OnnxRuntimeBackend(
@@ -146,7 +147,7 @@ def _open_backend(
         manifest,
         precision=precision,
         provider="cuda" if provider == "cuda" else "cpu",
-        threads=settings.threads or cpu_quota(),
+        threads=threads,
     )
 
 

@@ -155,7 +155,6 @@ def read_checkpoint(path: Path) -> tuple[CheckpointCard, dict[str, torch.Tensor]
             number.
     """
     file = weights_file(path)
-
     names = (file.name, _card_file(path).name)
     try:
         return while_unchanged(

@@ -1,6 +1,6 @@
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -8,12 +8,13 @@ from serve.contract import manifest, unchanged
 from serve.contract.errors import BackendUnavailableError, BundleError
 from serve.contract.manifest import read_bundle, sha256_of
 from serve.contract.unchanged import while_unchanged
-from serve.inference.backend import Backend, RunsOn
+from serve.inference import segmenter
 from serve.inference.batching import TileBatcher
-from serve.inference.segmenter import open_backend, open_segmenter
+from serve.inference.segmenter import open_segmenter
 from serve.settings import InferenceSettings
 from serve.slides.local import open_model
 from tests.support.errors import raises
+from tests.support.meanwhile import before_call
 from tests.support.toy_bundle import replace_bundle, write_toy_bundle
 
 During = Callable[[Callable[[], object]], None]
@@ -107,14 +108,8 @@ def test_a_folder_within_the_bundle_is_none_of_its_files(bundle: Path) -> None:
 def test_a_bundle_that_is_replaced_between_its_manifest_and_its_model_is_read_again(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    versions = iter("2")
-
-    def replace_first(path: Path) -> str:
-        for version in versions:
-            replace_bundle(bundle, version, tile_size_px=128)
-        return sha256_of(path)
-
-    monkeypatch.setattr(manifest, "sha256_of", replace_first)
+    replace = partial(replace_bundle, bundle, "2", tile_size_px=128)
+    before_call(monkeypatch, manifest, "sha256_of", replace)
     assert read_bundle(bundle).version == "2"
 
 
@@ -122,14 +117,9 @@ def test_a_bundle_that_is_replaced_between_its_manifest_and_its_model_is_read_ag
 def test_a_model_is_never_opened_with_the_manifest_of_another_bundle(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, opener: str
 ) -> None:
-    versions, closed = iter("2"), list[str]()
-
-    def replace_first(*arguments: Any, **options: Any) -> tuple[Backend, RunsOn]:
-        for version in versions:
-            replace_bundle(bundle, version)  # of the same interface: both open
-        return open_backend(*arguments, **options)
-
-    monkeypatch.setattr("serve.inference.segmenter.open_backend", replace_first)
+    closed: list[str] = []
+    replace = partial(replace_bundle, bundle, "2")  # of the same interface: both open
+    before_call(monkeypatch, segmenter, "open_backend", replace)
     close = TileBatcher.close
 
     def noted(batcher: TileBatcher) -> None:
@@ -139,8 +129,8 @@ def test_a_model_is_never_opened_with_the_manifest_of_another_bundle(
     monkeypatch.setattr(TileBatcher, "close", noted)
     settings = InferenceSettings(bundle=bundle, threads=1)
     if opener == "segmenter":
-        with open_segmenter(settings) as segmenter:
-            assert segmenter.manifest.version == "2"
+        with open_segmenter(settings) as found:
+            assert found.manifest.version == "2"
             assert closed == ["closed"]
     else:
         opened = open_model(settings)

@@ -3,6 +3,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from serve.contract.errors import (
     BundleError,
     ModelChangedError,
 )
-from serve.contract.manifest import Manifest, read_bundle
+from serve.contract.manifest import read_bundle
 from serve.inference.segmenter import TileSegmenter, open_segmenter
+from serve.service import model as model_module
 from serve.service.model import Model
 from serve.service.telemetry import Telemetry
 from serve.settings import ServeSettings
 from tests.support.errors import raises
+from tests.support.meanwhile import before_call
 from tests.support.pictures import blobs, painted
 from tests.support.ports import free_port
 from tests.support.toy_bundle import TILE_SIZE_PX, add_warm_up, replace_bundle, write_toy_bundle
@@ -367,14 +370,9 @@ def test_a_bundle_that_is_replaced_while_it_is_opened_is_opened_again(
 def test_a_bundle_that_is_replaced_where_it_is_opened_first_is_no_error(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    versions = iter("2")
-
-    def open_too_late(settings: ServeSettings, manifest: Manifest, **options: Any) -> TileSegmenter:
-        for version in versions:
-            replace_bundle(bundle, version, tile_size_px=128)
-        return open_segmenter(settings, manifest, **options)  # refuses the other tile size
-
-    monkeypatch.setattr("serve.service.model.open_segmenter", open_too_late)
+    replace = partial(replace_bundle, bundle, "2", tile_size_px=128)
+    # It refuses the other tile size.
+    before_call(monkeypatch, model_module, "open_segmenter", replace)
     assert _version(_model(bundle)) == "2"
 
 
