@@ -4,8 +4,6 @@
 """
 
 import io
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +24,7 @@ from serve.contract.errors import (
     ModelChangedError,
 )
 from serve.contract.manifest import Manifest
+from serve.contract.npz import read_npz
 from serve.contract.proxies import is_proxied
 from serve.contract.refusal import first_problem
 from serve.images.mpp import FROM_REQUEST, MppSource, check_mpp
@@ -36,8 +35,6 @@ from serve.inference.tiling import LowResProbabilities
 T = TypeVar("T")
 _VERSIONS = "Check the address, and use the same version on both sides."
 _ZIP = b"PK"
-_UNPACKING = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, TypeError)
-"""What zipfile and NumPy raise on damaged archives, besides ValueError and the like."""
 _MOST_SAID = 200
 """Characters of another software's message that are told."""
 _PROXY_HINTS = {
@@ -143,20 +140,20 @@ def _read_arrays(
     try:
         if not content.startswith(_ZIP):
             raise ValueError(f"it begins with {content[:40]!r}")
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            summary = Summary.model_validate_json(arrays["summary"].tobytes())
-            low_res = None
-            if "probabilities" in arrays:
-                low_res = LowResProbabilities(
-                    arrays["probabilities"],
-                    tuple(arrays["origin_px"].tolist()),
-                    tuple(arrays["stride_px"].tolist()),
-                )
-            labels, confidence = arrays["labels"], arrays["confidence"]
+        arrays = read_npz(io.BytesIO(content))
+        summary = Summary.model_validate_json(arrays["summary"].tobytes())
+        low_res = None
+        if "probabilities" in arrays:
+            low_res = LowResProbabilities(
+                arrays["probabilities"],
+                tuple(arrays["origin_px"].tolist()),
+                tuple(arrays["stride_px"].tolist()),
+            )
+        labels, confidence = arrays["labels"], arrays["confidence"]
         if size is not None and labels.shape != size:
             raise ValueError(f"labels are {labels.shape}, expected the image's {size}")
         _check_arrays(labels, confidence, low_res, summary)
-    except (*_UNPACKING, ValueError, LookupError, EOFError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         reason = first_problem(error) if isinstance(error, ValidationError) else error
         raise BackendUnavailableError(
             f"{url}/arrays does not answer with the arrays of FocalPath's service: {reason}. "

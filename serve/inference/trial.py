@@ -4,7 +4,6 @@ import hashlib
 import os
 import statistics
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from serve.contract.errors import BundleError, FocalPathError
 from serve.contract.file_lock import file_lock
 from serve.contract.manifest import Manifest
+from serve.contract.npz import read_npz
 from serve.inference.backend import Backend, InferBatch, Trial
 
 HOME_VARIABLE = "BENTOML_HOME"
@@ -78,9 +78,9 @@ def warm_up_tile(bundle: Path, manifest: Manifest) -> Tile:
         return np.zeros((manifest.tile_size_px, manifest.tile_size_px, 3), np.uint8), None
     path = bundle / manifest.warm_up.file
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays["image"], arrays["labels"]
-    except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        arrays = read_npz(path)
+        return arrays["image"], arrays["labels"]
+    except (OSError, ValueError, LookupError) as error:
         raise BundleError(
             f"{path} holds no warm-up image ({error}), expected arrays `image` and `labels`. "
             "Export the checkpoint again.",

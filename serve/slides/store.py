@@ -15,7 +15,6 @@ does not say that a block is still to do; its marker does.
 
 import io
 import shutil
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from PIL import Image
 from pydantic import ValidationError
 from zarr.codecs import ZstdCodec
 
+from serve.contract.npz import read_npz
 from serve.slides.blend import BlendState
 from serve.slides.block_record import BlockRecord
 from serve.slides.disk import appearing, write_whole, written
@@ -176,14 +176,11 @@ class WorkFolder:
     def part(self, block: Block) -> tuple[int, BlendState] | None:
         """How far a block is, as `write_part` kept it; None where nothing can be read."""
         try:
-            with (
-                self._part(block).open("rb") as file,
-                np.load(file, allow_pickle=False) as arrays,
-            ):
-                fields = {name: arrays[name] for name in BlendState._fields}
-                state = BlendState(**{**fields, "top": int(fields["top"])})
-                return int(arrays["num_tiles"]), state
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            arrays = read_npz(self._part(block))
+            fields: dict[str, Any] = {name: arrays[name] for name in BlendState._fields}
+            state = BlendState(**{**fields, "top": int(fields["top"])})
+            return int(arrays["num_tiles"]), state
+        except (OSError, ValueError, LookupError, TypeError):
             return None
 
     def _part(self, block: Block) -> Path:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from serve.contract.file_lock import file_lock
 from serve.contract.machine import this_processor
+from serve.contract.npz import read_npz
 from serve.contract.refusal import first_problem
 from train.comparison.inputs import Inputs, changes, inputs_of
 from train.comparison.methods import BASELINE, Row
@@ -146,11 +147,9 @@ class RowRun:
 
     def result(self) -> RowResult:
         """Read the files that `complete` wrote."""
-        with np.load(self.folder / _SCORES_FILE) as scores:
-            confusion = scores["confusion"]
         return RowResult(
             card=read_card(self.folder),
-            confusion=confusion,
+            confusion=read_npz(self.folder / _SCORES_FILE)["confusion"],
             train_seconds=self.marker["train_seconds"],
             cpu_seconds=self.marker["cpu_seconds"],
             device=self.marker["device"],
