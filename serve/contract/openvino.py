@@ -8,6 +8,7 @@ both compile graphs with this class, so the service runs exactly what the gate m
 import os
 import queue
 import sys
+import threading
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
@@ -27,6 +28,7 @@ GraphPrecision = Literal["bf16", "fp32"]
 PACKAGE = "openvino"
 _BEFORE_AVX512 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
 """Instruction sets as oneDNN names them."""
+_opening_core = threading.Lock()
 _HINTS = {"bf16": "bf16", "fp32": "f32"}
 
 
@@ -176,9 +178,15 @@ def _module() -> Any:
         ) from error
 
 
-@cache
 def _core() -> Any:
-    """The process's one core, which is never closed.
+    """The process's one core; a cache alone lets threads that ask at once open one each."""
+    with _opening_core:
+        return _one_core()
+
+
+@cache
+def _one_core() -> Any:
+    """A core, which is never closed.
 
     Each core gives the thread that opens it a stack for signals. Two of them, closed in the order
     in which they were opened, leave one that is unmapped, and the next signal kills the process

@@ -25,6 +25,7 @@ TileAnswer = dict[str, NDArray[Any]]
 """The outputs of one tile, without the batch axis."""
 ObserveWait = Callable[[float], None]
 """Called with the seconds that a tile waited for its batch, in the context of its request."""
+_CLOSED = "The model is being closed. Try again."
 
 
 class TileRunner(Protocol):
@@ -105,7 +106,7 @@ class TileBatcher(TileRunner):
         waiting = _Waiting(tile, outputs)
         with self._closing:
             if self._closed:
-                raise BackendUnavailableError("The model is being closed. Try again.")
+                raise BackendUnavailableError(_CLOSED)
             self._queue.put(waiting)
         return waiting.future
 
@@ -181,15 +182,38 @@ class TilePool(TileRunner):
     def __init__(self, backend: Backend, *, max_tiles: int) -> None:
         self._backend = backend
         self._pool = ThreadPoolExecutor(max_tiles, thread_name_prefix="tiles")
+        self._asking = threading.Condition()
+        self._num_asking = 0
+        self._closed = False
 
     def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[TileAnswer]:
-        """See `TileRunner.submit`."""
+        """See `TileRunner.submit`.
+
+        Raises:
+            BackendUnavailableError: this was closed.
+        """
         context = contextvars.copy_context()  # for the trace
-        return self._pool.submit(context.run, self.ask, tile, outputs)
+        try:
+            return self._pool.submit(context.run, self.ask, tile, outputs)
+        except RuntimeError as error:
+            raise BackendUnavailableError(_CLOSED) from error
 
     def ask(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> TileAnswer:
-        """See `TileRunner.ask`; waits for no tile of larger images that is queued here."""
-        answers = self._backend.infer(tile[None], outputs)
+        """See `TileRunner.ask`; waits for no tile of larger images that is queued here.
+
+        Raises:
+            BackendUnavailableError: this was closed.
+        """
+        with self._asking:
+            if self._closed:
+                raise BackendUnavailableError(_CLOSED)
+            self._num_asking += 1
+        try:
+            answers = self._backend.infer(tile[None], outputs)
+        finally:
+            with self._asking:
+                self._num_asking -= 1
+                self._asking.notify_all()
         return {name: answers[name][0] for name in outputs}
 
     def is_ready(self) -> bool:
@@ -199,6 +223,9 @@ class TilePool(TileRunner):
     def close(self) -> None:
         """See `TileRunner.close`."""
         self._pool.shutdown()
+        with self._asking:
+            self._closed = True
+            self._asking.wait_for(lambda: not self._num_asking)
         self._backend.close()
 
 

@@ -94,10 +94,15 @@ class PatientTriton(TritonBackend):
 
     def _compare_if_lost(self) -> None:
         with self._comparing:
-            if self._was_lost:
+            if not self._was_lost:
+                return
+            self._was_lost = False  # first: another thread may lose it again meanwhile
+            try:
                 self._compare()
-                self._num_counted = self._count_tiles() or 0
-                self._was_lost = False
+            except BaseException:
+                self._was_lost = True
+                raise
+            self._num_counted = self._count_tiles() or 0
 
     def _compare(self) -> None:
         """Raise ModelChangedError if Triton serves another model than when it was opened."""

@@ -103,5 +103,6 @@ def _write_line(scope: Scope, status: int, seconds: float, record: RequestRecord
         fields["key"] = record.key_name
     if record.tiles is not None:
         fields["tiles"] = record.tiles
-    fields |= {f"{stage}_ms": round(ms, 1) for stage, ms in record.stage_ms.items()}
+    # A copy: where the client has left, a thread may still be at work and end a stage.
+    fields |= {f"{stage}_ms": round(ms, 1) for stage, ms in record.stage_ms.copy().items()}
     _log.info("answered", extra={"fields": fields})

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -211,5 +212,5 @@ class WorkQueue:
 
 def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
     """Call a function in an event loop from another thread, unless the loop has ended."""
-    if not loop.is_closed():
+    with suppress(RuntimeError):  # of a closed loop; it may be closed at this moment
         loop.call_soon_threadsafe(call)

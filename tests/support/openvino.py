@@ -24,7 +24,7 @@ def forget_openvino(patch: pytest.MonkeyPatch) -> None:
     which a second core that is closed after the first leaves unmapped. The next signal, a child's
     end for one, would then kill the process.
     """
-    for function in (openvino._core, openvino.problem):
+    for function in (openvino._one_core, openvino.problem):
         patch.setattr(openvino, function.__name__, cache(function.__wrapped__))
 
 

@@ -73,7 +73,7 @@ class SlideFolder:
         self._out = out.absolute()
         self._lock = threading.Lock()
         self._known: dict[str, SlideFile] = {}
-        self._looked_s = -_LOOK_AGAIN_S
+        self._known_s = self._looked_s = -_LOOK_AGAIN_S
 
     def slides(self) -> list[SlideFile]:
         """All slides, by their path.
@@ -85,9 +85,11 @@ class SlideFolder:
             raise SlidesAwayError(
                 "The service's folder of slides (--slides) is not there. Is its share mounted?"
             )
+        began_s = time.monotonic()
         found = _named([self._describe(files) for files in self._paths()])
         with self._lock:
-            self._known = {slide.id: slide for slide in found}
+            if began_s >= self._known_s:  # else another thread has looked later, and was faster
+                self._known, self._known_s = {slide.id: slide for slide in found}, began_s
             self._looked_s = time.monotonic()
         return found
 

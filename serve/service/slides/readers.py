@@ -35,6 +35,7 @@ _KINDS = (NotFoundError, ImageTooLargeError, BackendUnavailableError, SlideScale
 """Errors that are passed on from the processes; a subclass becomes the first class that fits."""
 _FEW_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 """Threads take address space, which is limited: on many cores nothing would be left for slides."""
+_STOPPED = "the service is being stopped"
 _log = logging.getLogger(__name__)
 
 
@@ -60,13 +61,15 @@ class _Process:
             TimeoutError: it took too long, and was ended.
         """
         self.start()
-        assert self._connection is not None
+        connection = self._connection
+        if connection is None:  # `close` came in between
+            raise EOFError(_STOPPED)
         try:
-            self._connection.send_bytes(json.dumps(request).encode())
-            if not self._connection.poll(ANSWER_TIMEOUT_S):
+            connection.send_bytes(json.dumps(request).encode())
+            if not connection.poll(ANSWER_TIMEOUT_S):
                 raise TimeoutError
-            fields = json.loads(self._connection.recv_bytes(_MAX_ANSWER_BYTES))
-            return fields, self._connection.recv_bytes(_MAX_ANSWER_BYTES)
+            fields = json.loads(connection.recv_bytes(_MAX_ANSWER_BYTES))
+            return fields, connection.recv_bytes(_MAX_ANSWER_BYTES)
         except TimeoutError:
             self.close()
             raise
@@ -95,26 +98,31 @@ class _Process:
 
     def _end(self) -> str:
         """End the process. Returns how it ended, and the end of its output."""
-        if self._process is None:
-            return "the service is being stopped"
+        process, said = self._process, self._said
+        if process is None or said is None:
+            return _STOPPED
         try:
-            status = self._process.wait(timeout=5)
+            status = process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             status = None
-        self._said.seek(0)
-        words = self._said.read().decode(errors="replace").strip().splitlines()
+        try:
+            said.seek(0)
+            words = said.read().decode(errors="replace").strip().splitlines()
+        except ValueError:  # it was closed meanwhile
+            return _STOPPED
         self.close()
         return f"status {status}: {words[-1] if words else 'without a word'}"
 
     def close(self) -> None:
-        """End the process."""
-        if self._connection is not None:
-            self._connection.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._said.close()
-        self._connection = self._process = None
+        """End the process; the thread that waits for its answer may do so at the same time."""
+        process, connection, said = self._process, self._connection, self._said
+        self._process = self._connection = self._said = None
+        if process is not None:
+            process.kill()
+            process.wait()
+            said.close()
+        if connection is not None:
+            connection.close()
 
 
 class SlideReaders:

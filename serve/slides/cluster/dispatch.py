@@ -81,6 +81,9 @@ class Dispatcher:
         """Compute the blocks of a slide; returns when none is running any more."""
         self.check_open()
         self._new.put(slide)
+        if self._closing.is_set():  # the thread may have looked for new slides for the last time
+            self._thread.join()
+            slide.stop(self._head() or CancelledError())
         slide.future.result()
 
     def check_open(self) -> None:

@@ -262,3 +262,27 @@ def test_a_batch_ends_its_wait_where_another_thread_takes_the_tile_that_woke_it(
         sys.setswitchinterval(interval)
     assert future.result(60)["labels"] == 3
     batcher.close()
+
+
+def test_a_pool_closes_its_backend_after_an_image_of_one_tile(backend: EchoBackend) -> None:
+    pool = TilePool(backend, max_tiles=1)
+    backend.is_held = True
+    with ThreadPoolExecutor(2) as threads:
+        asking = threads.submit(pool.ask, _tile(7), ("labels",))
+        assert backend.running.acquire(timeout=60)
+        closing = threads.submit(pool.close)
+        with pytest.raises(TimeoutError):
+            closing.result(0.05)
+        assert not backend.is_closed
+        backend.go_on.release()
+        assert asking.result(60) == {"labels": 7}
+    assert backend.is_closed
+
+
+@pytest.mark.parametrize("ask", ["ask", "submit"])
+def test_a_pool_that_is_closed_refuses_tiles(ask: str, backend: EchoBackend) -> None:
+    pool = TilePool(backend, max_tiles=1)
+    pool.close()
+    with raises(BackendUnavailableError, "closed"):
+        getattr(pool, ask)(_tile(1), ("labels",))
+    assert not backend.batches

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,6 +133,25 @@ def test_a_mask_that_only_a_part_of_it_obeys_is_refused_before_anything_runs(
         found = str(runtime.problem("bf16"))
         assert (f"{name}=avx2" in found) == is_refused
         assert ("An old processor" in found) != is_refused
+
+
+@pytest.mark.usefixtures("_looked_for_again")
+def test_threads_that_ask_at_once_share_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores: list[OldProcessor] = []
+
+    class Core(OldProcessor):
+        def __init__(self) -> None:
+            cores.append(self)
+            if len(cores) == 1:
+                other.start()
+                other.join(0.2)  # it waits for this core
+
+    other = threading.Thread(target=runtime._core)
+    monkeypatch.setattr(runtime, "_module", lambda: SimpleNamespace(Core=Core))
+    monkeypatch.setattr(runtime, "_refuse_mask", lambda: None)
+    core = runtime._core()
+    other.join()
+    assert cores == [core]
 
 
 def test_a_processor_that_has_bfloat16_runs_a_graph_in_it(toy_bundle: Path) -> None:

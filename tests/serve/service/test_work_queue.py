@@ -12,11 +12,13 @@ import pytest
 
 from serve.contract.errors import BusyError
 from serve.inference.segmenter import Segmentation, TileSegmenter
+from serve.service import work_queue
 from serve.service.endpoints import build_app
 from serve.service.gateway import build_gateway
 from serve.service.work_queue import TileRate, WorkQueue
 from serve.settings import ServeSettings
 from tests.support.errors import refusal_of
+from tests.support.meanwhile import before_call
 from tests.support.pictures import blobs, encoded
 
 pytestmark = pytest.mark.timeout(20)
@@ -263,3 +265,13 @@ def test_what_the_options_make_impossible_is_refused_before_the_image_waits(
         assert refusal_of(refused, "Tumour", "Tumor") == (400, "option_invalid")
 
     asyncio.run(main())
+
+
+def test_work_that_ends_just_as_its_loop_is_closed_fails_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.new_event_loop()
+    before_call(monkeypatch, loop, "call_soon_threadsafe", loop.close)
+    called: list[None] = []
+    work_queue._call_in(loop, lambda: called.append(None))
+    assert not called

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from serve.images.readers.errors import SlideFormatError
+from serve.service.slides import folder as folder_module
 from serve.service.slides.folder import SlideFile, SlideFolder, SlidesAwayError
 from serve.service.slides.reading import OpenSlides
 from tests.support.coordinates import coordinate_colors
 from tests.support.dicom_slides import write_dicom_slide
 from tests.support.errors import raises
 from tests.support.hamamatsu import write_vms
+from tests.support.meanwhile import before_call
 from tests.support.slides import tissue_pixels, write_aperio, write_dicom_head
 from tests.support.vendors import VENDORS
 
@@ -123,3 +125,18 @@ def test_no_file_of_a_slide_is_read_from_outside_of_the_folder(
         (folder / text).write_text(content.replace(Path(part).name, "../../secret.jpg"))
     with raises(SlideFormatError, Path(file).name, "outside"):
         opened(folder, file)
+
+
+def test_a_slower_listing_does_not_replace_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slides = SlideFolder(tmp_path, tmp_path / "out")
+    found: list[SlideFile] = []
+
+    def look_later() -> None:
+        write_aperio(tmp_path / "new.svs", tissue_pixels(64, 64))
+        found.extend(slides.slides())
+
+    before_call(monkeypatch, folder_module, "_named", look_later)
+    assert slides.slides() == []
+    assert slides.find(found[0].id) == found[0]

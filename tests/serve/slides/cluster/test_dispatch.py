@@ -1,8 +1,10 @@
 """What becomes of blocks whose workers fail, with actors that do as they are told."""
 
+import queue
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from serve.slides.plan import Block
 from serve.slides.store import WorkFolder
 from tests.support.errors import raises
 from tests.support.interrupts import DEADLINE_S, deaf_main_thread, send_from_here
+from tests.support.meanwhile import before_call
 from tests.support.slide_models import model_info
 
 
@@ -278,3 +281,25 @@ def test_when_the_head_is_lost_every_slide_fails_with_that(crew: Crew, tmp_path:
     for run in (slide.run, later.run):
         with raises(ClusterError, "the head is lost"):
             dispatcher.run(run)
+
+
+@pytest.mark.parametrize("lost", [None, ClusterError("the head is lost")])
+def test_a_slide_that_comes_just_as_the_run_ends_does_not_wait_for_ever(
+    lost: ClusterError | None, crew: Crew, slide: Slide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[ClusterError] = []
+    dispatcher = crew.of(Actor(), head=lambda: told[0] if told else None)
+
+    class New(queue.SimpleQueue[SlideRun]):
+        def put(self, item: SlideRun, block: bool = True, timeout: float | None = None) -> None:
+            told.extend([lost] if lost else [])
+            dispatcher.close()
+            super().put(item)
+
+    def is_over() -> None:
+        assert slide.run.future.done()
+
+    monkeypatch.setattr(dispatcher, "_new", New())
+    before_call(monkeypatch, slide.run.future, "result", is_over)
+    with pytest.raises(ClusterError if lost else CancelledError):
+        dispatcher.run(slide.run)
