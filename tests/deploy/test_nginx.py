@@ -18,7 +18,7 @@ from serve.contract.errors import (
     UploadTooLargeError,
 )
 from serve.settings import ServeSettings
-from tests.support.browser import running_browser
+from tests.support.browser import SLOW_MS, running_browser
 from tests.support.errors import refusal_of
 from tests.support.http_service import running_service, wait_until_ready
 from tests.support.nginx import EXAMPLE, running_nginx
@@ -66,6 +66,7 @@ def test_the_page_and_all_that_it_loads_are_under_the_prefix(proxied: str) -> No
 def test_the_page_segments_an_image_under_the_prefix(proxied: str) -> None:
     with running_browser() as browser:
         page = browser.new_page()
+        page.set_default_timeout(SLOW_MS)
         page.goto(proxied)
         page.get_by_label("Access key", exact=True).fill(KEY)
         page.get_by_role("button", name="Use this key").click()

@@ -5,7 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+SLOW_MS = 120_000
+"""How long a page may take for anything: it may have to wait for a core."""
+expect.set_options(timeout=SLOW_MS)  # Playwright's own is 5 s
 
 _FLAGS = (
     "--no-sandbox",
@@ -52,7 +56,9 @@ def running_browser() -> Iterator[Browser]:
     if executable is None:
         pytest.skip("no Chromium on PATH: `apt-get install -y chromium` brings it")
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=executable, args=_FLAGS)
+        running = playwright.chromium.launch(
+            executable_path=executable, args=_FLAGS, timeout=SLOW_MS
+        )
         yield running
         running.close()
 

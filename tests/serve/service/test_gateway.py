@@ -23,8 +23,6 @@ from serve.service.work_queue import WorkQueue
 from serve.settings import ServeSettings
 from tests.support.errors import refusal_of
 
-pytestmark = pytest.mark.timeout(20)
-
 NO_SECONDS = 0.001
 
 
@@ -224,7 +222,7 @@ def test_a_caller_who_has_left_is_a_499_and_leaves_its_place_to_others(
         while not upload.messages.empty():
             await asyncio.sleep(0)
         upload.leave()
-        await asyncio.wait_for(upload.done, 10)
+        await upload.done
         assert upload.sent == []
         return await client.post("/id_seen")
 

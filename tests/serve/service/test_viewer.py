@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import BrowserContext, Page, Route, expect
 
-from tests.support.browser import contrasts_of, running_browser
+from tests.support.browser import SLOW_MS, contrasts_of, running_browser
 from tests.support.http_service import running_service, wait_until_ready
 from tests.support.pictures import encoded, painted
 from tests.support.toy_bundle import CLASSES, REFERENCE_RGB
@@ -142,6 +142,7 @@ def contexts(service_url: str) -> Iterator[Callable[[bool], BrowserContext]]:
         def context_of(has_touch: bool) -> BrowserContext:
             if has_touch not in opened:
                 opened[has_touch] = browser.new_context(locale="en-GB", has_touch=has_touch)
+                opened[has_touch].set_default_timeout(SLOW_MS)
                 opened[has_touch].new_page().goto(service_url)
             return opened[has_touch]
 
@@ -166,7 +167,6 @@ def open_page(
         visits.append(visit)
         visit.page.set_viewport_size({"width": size[0], "height": size[1]})
         visit.page.emulate_media(**media)
-        visit.page.set_default_timeout(15_000)
         visit.page.on(
             "console",
             lambda message: message.type == "error" and visit.console.append(message.text),
@@ -195,7 +195,7 @@ def test_an_uploaded_image_gets_a_row_for_each_class_and_is_told_to_screen_reade
 ) -> None:
     visit.segment(encoded(tissue()[: SIDE // 2]))
     rows = visit.page.locator("#classes tr")
-    assert rows.locator(".name").all_inner_texts() == [tissue.name for tissue in CLASSES]
+    expect(rows.locator(".name")).to_have_text([tissue.name for tissue in CLASSES])
     shares = rows.locator("td:nth-child(2)").all_inner_texts()
     assert shares == ["0.0 %", "50.0 %", "0.0 %", "50.0 %", "0.0 %"]
     spoken = visit.page.get_by_role("status").filter(has_text="Segmented")

@@ -21,8 +21,6 @@ from tests.support.errors import refusal_of
 from tests.support.meanwhile import before_call
 from tests.support.pictures import blobs, encoded
 
-pytestmark = pytest.mark.timeout(20)
-
 LIMIT = 128
 """A quarter, 32 tiles, is kept for images of at most 4."""
 
@@ -33,6 +31,7 @@ class _Images:
     def __init__(self, queue: WorkQueue) -> None:
         self.queue = queue
         self.begun: list[str] = []
+        self.num_ended = 0
         self._may_end: dict[str, threading.Event] = {}
         self.tasks: dict[str, asyncio.Task[str]] = {}
 
@@ -47,13 +46,16 @@ class _Images:
         self.tasks[name] = asyncio.create_task(self.queue.run(work, tiles=tiles, **options))
 
     async def settle(self) -> None:
-        """Let tasks and threads that can begin do so."""
+        """Let all that can begin do so, and all that may not."""
         for _ in range(20):
+            await asyncio.sleep(0.001)
+        while len(self.begun) < self.num_ended + len(self.queue._at_work):  # a thread may be late
             await asyncio.sleep(0.001)
 
     async def end(self, name: str) -> None:
         self._may_end[name].set()
         await self.tasks[name]
+        self.num_ended += 1
         await self.settle()
 
     async def end_all(self) -> None:
