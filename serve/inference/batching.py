@@ -182,8 +182,9 @@ class TilePool(TileRunner):
     def __init__(self, backend: Backend, *, max_tiles: int) -> None:
         self._backend = backend
         self._pool = ThreadPoolExecutor(max_tiles, thread_name_prefix="tiles")
-        self._asking = threading.Condition()
-        self._num_asking = 0
+        self._changed = threading.Condition()
+        self._asking: set[int] = set()
+        """Threads in `ask`."""
         self._closed = False
 
     def submit(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> Future[TileAnswer]:
@@ -193,10 +194,9 @@ class TilePool(TileRunner):
             BackendUnavailableError: this was closed.
         """
         context = contextvars.copy_context()  # for the trace
-        try:
-            return self._pool.submit(context.run, self.ask, tile, outputs)
-        except RuntimeError as error:
-            raise BackendUnavailableError(_CLOSED) from error
+        with self._changed:
+            self._refuse_if_closed()
+            return self._pool.submit(context.run, self._infer, tile, outputs)
 
     def ask(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> TileAnswer:
         """See `TileRunner.ask`; waits for no tile of larger images that is queued here.
@@ -204,16 +204,22 @@ class TilePool(TileRunner):
         Raises:
             BackendUnavailableError: this was closed.
         """
-        with self._asking:
-            if self._closed:
-                raise BackendUnavailableError(_CLOSED)
-            self._num_asking += 1
         try:
-            answers = self._backend.infer(tile[None], outputs)
+            with self._changed:
+                self._refuse_if_closed()
+                self._asking.add(threading.get_ident())
+            return self._infer(tile, outputs)
         finally:
-            with self._asking:
-                self._num_asking -= 1
-                self._asking.notify_all()
+            with self._changed:
+                self._asking.discard(threading.get_ident())
+                self._changed.notify_all()
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise BackendUnavailableError(_CLOSED)
+
+    def _infer(self, tile: NDArray[np.uint8], outputs: Sequence[str]) -> TileAnswer:
+        answers = self._backend.infer(tile[None], outputs)
         return {name: answers[name][0] for name in outputs}
 
     def is_ready(self) -> bool:
@@ -222,10 +228,11 @@ class TilePool(TileRunner):
 
     def close(self) -> None:
         """See `TileRunner.close`."""
-        self._pool.shutdown()
-        with self._asking:
+        with self._changed:
             self._closed = True
-            self._asking.wait_for(lambda: not self._num_asking)
+            # This thread asks no more; Ctrl-C may have left it in the list.
+            self._changed.wait_for(lambda: self._asking <= {threading.get_ident()})
+        self._pool.shutdown()
         self._backend.close()
 
 

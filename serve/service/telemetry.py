@@ -9,7 +9,7 @@ and a caller's `traceparent` is still passed on to Triton.
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -272,4 +272,5 @@ def forget_dead_workers() -> None:
     for file in folder.glob("gauge_live*_*.db"):
         pid = int(file.stem.rpartition("_")[2])
         if not psutil.pid_exists(pid):
-            multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+            with suppress(FileNotFoundError):  # another worker starts at the same time
+                multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]

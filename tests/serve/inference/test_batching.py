@@ -286,3 +286,19 @@ def test_a_pool_that_is_closed_refuses_tiles(ask: str, backend: EchoBackend) -> 
     with raises(BackendUnavailableError, "closed"):
         getattr(pool, ask)(_tile(1), ("labels",))
     assert not backend.batches
+
+
+def test_a_pool_is_closed_after_an_interrupt_came_in_the_middle_of_asking(
+    backend: EchoBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asking(set[int]):
+        def discard(self, _: int) -> None:
+            raise KeyboardInterrupt
+
+    pool = TilePool(backend, max_tiles=1)
+    monkeypatch.setattr(pool, "_asking", Asking())
+    with pytest.raises(KeyboardInterrupt):
+        pool.ask(_tile(1), ("labels",))
+    assert pool._asking
+    pool.close()
+    assert backend.is_closed

@@ -15,6 +15,7 @@ from serve.service.telemetry import ObservedBackend, Telemetry, forget_dead_work
 from serve.service.tracing import check_tracing
 from serve.settings import ServeSettings
 from tests.support.errors import raises
+from tests.support.meanwhile import before_call
 from tests.support.pictures import blobs, painted
 from tests.support.toy_bundle import TILE_SIZE_PX
 
@@ -100,6 +101,17 @@ def test_a_worker_that_ended_is_taken_out_of_the_gauges(
         f"counter_{os.getpid()}.db",
         f"counter_{NO_PROCESS}.db",
     }
+
+
+def test_workers_that_start_at_once_forget_the_same_dead_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    gauge = tmp_path / f"gauge_livesum_{NO_PROCESS}.db"
+    gauge.touch()
+    before_call(monkeypatch, os, "remove", gauge.unlink)
+    forget_dead_workers()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_address_for_traces_without_the_exporter_is_one_message(
