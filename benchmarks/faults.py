@@ -14,6 +14,10 @@ from tests.support.triton_server import TritonServer
 _SAMPLE_EVERY_S = 0.25
 
 
+async def _nothing() -> None:
+    pass
+
+
 @dataclass
 class FaultRun:
     """Answers, samples of `/readyz` and times of events, in seconds after the start."""
@@ -72,15 +76,20 @@ async def run_with_fault(
 
     sampling = asyncio.ensure_future(sample())
     fault = asyncio.ensure_future(inject_and_recover())
-    run.answers, _ = await asyncio.gather(ask_for(url, probes, seconds, until=fault.done), fault)
+    asking = ask_for(url, probes, seconds, until=fault.done, start=start)
+    run.answers, _ = await asyncio.gather(asking, fault)
     sampling.cancel()
     return run
 
 
 def triton_killed(
-    triton: TritonServer, *, after_s: float, down_s: float
+    triton: TritonServer,
+    *,
+    after_s: float,
+    down_s: float,
+    meanwhile: Callable[[], Awaitable[None]] = _nothing,
 ) -> Callable[[Callable[[str], None]], Awaitable[None]]:
-    """Make a fault that kills Triton with SIGKILL and restarts it."""
+    """Make a fault that kills Triton with SIGKILL, does `meanwhile`, and restarts it."""
 
     async def do(happened: Callable[[str], None]) -> None:
         await asyncio.sleep(after_s)
@@ -88,6 +97,7 @@ def triton_killed(
         await asyncio.to_thread(triton.kill)
         happened("killed")
         await asyncio.sleep(down_s)
+        await meanwhile()
         happened("starting")
         await asyncio.to_thread(triton.start)
         happened("started")
@@ -96,14 +106,19 @@ def triton_killed(
 
 
 def workers_killed(
-    pid: int, *, pauses_s: Sequence[float]
+    pid: int, *, pauses_s: Sequence[float], meanwhile: Callable[[], Awaitable[None]] = _nothing
 ) -> Callable[[Callable[[str], None]], Awaitable[None]]:
-    """Make a fault that kills a worker with SIGKILL after each pause, and waits for new ones."""
+    """Make a fault that kills a worker with SIGKILL after each pause, and waits for new ones.
+
+    It does `meanwhile` before each but the first.
+    """
 
     async def do(happened: Callable[[str], None]) -> None:
         before = workers_of(pid)
         for number, (worker, pause_s) in enumerate(zip(before, pauses_s, strict=False), start=1):
             await asyncio.sleep(pause_s)
+            if number > 1:
+                await meanwhile()
             suffix = "" if number == 1 else f" {number}"
             happened(f"killing{suffix}")
             worker.kill()

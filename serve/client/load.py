@@ -111,6 +111,7 @@ async def ask_for(
     *,
     until: Callable[[], bool] = lambda: True,
     api_key: str | None = None,
+    start: float | None = None,
 ) -> list[Answer]:
     """Run one client per probe.
 
@@ -120,6 +121,7 @@ async def ask_for(
         seconds: how long, at least.
         until: whether that was long enough.
         api_key: of the service, if it asks for one.
+        start: of the load, by `time.perf_counter`; now, if there is none.
 
     Returns:
         All answers in order of time.
@@ -130,7 +132,7 @@ async def ask_for(
     async with httpx.AsyncClient(
         headers=headers, limits=limits, timeout=_TIMEOUT_S, trust_env=needs_environment(url)
     ) as client:
-        start = time.perf_counter()
+        start = time.perf_counter() if start is None else start
 
         async def ask(probe: Probe) -> None:
             while time.perf_counter() - start < seconds or not until():

@@ -13,7 +13,7 @@ import numpy as np
 from serve.inference.summary import Summary
 from tests.support.pictures import encoded, painted
 
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 120.0
 _NUM_CALLERS = 3
 
 

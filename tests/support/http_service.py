@@ -12,7 +12,7 @@ import httpx
 
 from tests.support.ports import free_port
 
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 120.0
 _START_ATTEMPTS = 3
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 
 
 @contextmanager

@@ -31,7 +31,7 @@ http {{
     include {folder}/focalpath.conf;
 }}
 """
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 120.0
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)

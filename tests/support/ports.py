@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import random
 import socket
 from pathlib import Path
@@ -12,10 +13,15 @@ _USUAL_RANGE = "32768 60999"
 
 
 def _candidates() -> list[int]:
-    """Ports below those that the system gives to connections and to servers that ask for any."""
+    """Ports below those that the system gives to connections and to servers that ask for any.
+
+    Each process of pytest-xdist has its own.
+    """
     text = _RANGE_FILE.read_text() if _RANGE_FILE.is_file() else _USUAL_RANGE
-    ports = list(range(_LOWEST, int(text.split()[0])))
-    random.SystemRandom().shuffle(ports)  # other processes of tests draw other ones
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ports = list(range(_LOWEST + number, int(text.split()[0]), processes))
+    random.SystemRandom().shuffle(ports)  # another run draws other ones
     return ports
 
 

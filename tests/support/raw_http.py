@@ -4,7 +4,7 @@ import contextlib
 import socket
 from urllib.parse import urlsplit
 
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 """Seconds without a byte after which a service that should answer or hang up fails the test."""
 POST = b"POST /segment HTTP/1.1\r\nHost: x\r\n"
 FORM = b"Content-Type: multipart/form-data; boundary=x\r\n"

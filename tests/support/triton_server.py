@@ -29,8 +29,8 @@ from tests.support.ports import free_ports
 
 CACHE_VARIABLE = "FOCALPATH_TRITON_CACHE"
 SERVER_PACKAGE = "nvidia-pytriton==0.7.0"  # Triton 2.51.0, 24.10
-READY_TIMEOUT_S = 60
-STOP_TIMEOUT_S = 30
+READY_TIMEOUT_S = 120
+STOP_TIMEOUT_S = 120
 
 _STAND_INS = Path(__file__).resolve().parent / "triton_backends"
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -16,7 +16,7 @@ from PIL import Image
 from serve.client.interrupts import second_interrupt_ends
 from tests.support.pictures import blobs, encoded
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200, func_only=True)]
+pytestmark = pytest.mark.slow
 
 DEADLINE_S = 60
 COMMAND = """

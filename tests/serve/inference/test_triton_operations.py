@@ -41,7 +41,7 @@ from tests.support.triton_server import TritonServer
 pytestmark = pytest.mark.triton
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 
 
 @pytest.fixture
@@ -229,17 +229,16 @@ def test_a_triton_that_hangs_ends_in_an_error_within_seconds(
 ) -> None:
     images = blobs(TILE_SIZE_PX, TILE_SIZE_PX)[np.newaxis]
     with TritonServer(tmp_path / "repository") as triton:
-        backend = TritonBackend(
-            triton.grpc_url, read_bundle(bundle), timeout_s=2, shared_memory=shared_memory
-        )
+        backend = TritonBackend(triton.grpc_url, read_bundle(bundle), shared_memory=shared_memory)
         with contextlib.closing(backend):
             backend.infer(images, ("labels",))
+            backend._timeout_s = 2
             triton.freeze()
             for _ in range(2):
                 started = time.monotonic()
                 with raises(BackendUnavailableError, "did not answer within 2 s"):
                     backend.infer(images, ("labels",))
-                assert time.monotonic() - started < 30
+                assert time.monotonic() - started < 60
 
 
 @dataclass(frozen=True)

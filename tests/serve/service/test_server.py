@@ -40,7 +40,6 @@ def _post(url: str, content: bytes, endpoint: str = "segment") -> httpx.Response
     return httpx.post(f"{url}/{endpoint}", files={"image": ("name.png", content)}, timeout=60)
 
 
-@pytest.mark.timeout(30, func_only=True)
 def test_slow_uploads_keep_no_place_from_a_request_that_is_ready(service_url: str) -> None:
     head = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n"
     head += b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
@@ -145,7 +144,6 @@ def test_head_answers_as_get_without_the_body(path: str, service_url: str) -> No
     assert answer.headers["content-type"] == got.headers["content-type"]
 
 
-@pytest.mark.timeout(150)
 def test_a_service_that_is_killed_leaves_no_worker_behind(toy_bundle: Path, tmp_path: Path) -> None:
     """An orphan would keep the port, and the service could not be started again."""
     with service_process(toy_bundle, tmp_path / "log.txt") as (url, process):
@@ -153,7 +151,7 @@ def test_a_service_that_is_killed_leaves_no_worker_behind(toy_bundle: Path, tmp_
         assert workers
         wait_until_ready(url)
         process.kill()
-        _, left = psutil.wait_procs(workers, timeout=40)
+        _, left = psutil.wait_procs(workers, timeout=TIMEOUT_S)
         for worker in left:
             worker.kill()
         assert left == []
@@ -183,7 +181,6 @@ def test_a_name_that_leads_out_of_its_folder_is_a_400(name: str, service_url: st
     assert refusal_of(response, repr(name)) == (400, "name_unsafe")
 
 
-@pytest.mark.timeout(20)
 def test_an_upload_that_stops_arriving_is_a_408() -> None:
     async def first_part_only() -> AsyncIterator[bytes]:
         yield b"--x\r\n"

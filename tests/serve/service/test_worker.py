@@ -17,9 +17,6 @@ from tests.support.errors import raises
 from tests.support.pictures import blobs, encoded
 from tests.support.toy_bundle import write_toy_bundle
 
-pytestmark = pytest.mark.timeout(30)
-
-
 Answer = Callable[..., bytes]
 
 

@@ -20,6 +20,7 @@ from tests.support import ROOT
 from tests.support.dicom_slides import write_dicom_slide
 from tests.support.meanwhile import before_call
 from tests.support.slide_runs import segment
+from tests.support.slide_service import run_at_start
 from tests.support.slides import tissue_pixels, write_aperio
 
 Run = Callable[..., int]
@@ -110,22 +111,33 @@ def test_a_dicom_slide_without_its_finest_file_says_so(
     assert {name: len(one["notes"]) for name, one in found.items()} == {"whole": 0, "part": 1}
 
 
+SLOW = """
+import sys, time
+def look(event, arguments):
+    if event == "open" and "/done/" in str(arguments[0]):
+        time.sleep(0.5)
+sys.addaudithook(look)
+"""
+"""Each of a hundred blocks takes a while, so that a signal meets the run at work."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_told_to_end_leaves_what_it_has_done_and_nothing_else(
-    number: int, toy_bundle: Path, tmp_path: Path
+    number: int, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run_at_start(SLOW, tmp_path, monkeypatch)
     slide = write_aperio(tmp_path / "slide.svs", tissue_pixels(2000, 3000))
     command = [sys.executable, "-m", "serve", "slides", "run", str(slide), "--threads", "1"]
     command += ["--bundle", str(toy_bundle), "--out", str(tmp_path / "out"), "--block-cells", "64"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT) as process:
         work = tmp_path / "out" / ".work"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while len(list(work.glob("slide/done/*.json"))) < 3:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert b"Traceback" not in said
     assert {path.name for path in work.iterdir()} == {"slide", ".slides.json"}  # and no lock

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from tests.support import ROOT
 from tests.support.distributed_pretraining import settings_of
+from tests.support.ports import free_port
 from train.pretraining.run import pretrain
 
 pytestmark = pytest.mark.slow
@@ -22,7 +23,8 @@ def test_two_processes_pretrain_what_one_does(drawn_slides: Path, tmp_path: Path
     with subprocess.Popen(
         [*command, str(drawn_slides), str(shared), "2"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        | {"MASTER_PORT": str(free_port())},
         stderr=subprocess.PIPE,
         text=True,
     ) as together:

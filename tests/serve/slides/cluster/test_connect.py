@@ -12,6 +12,7 @@ pytest.importorskip("ray", reason="the extra `cluster` is not installed")
 from serve.slides.cluster.connect import Crew, HeadWatch, Room, connect, size_crew
 from serve.slides.errors import ClusterError
 from tests.support.errors import raises
+from tests.support.ports import free_port
 
 HEAD, GPUS, CPUS = Room(0, 0), Room(64, 8), Room(16, 0)
 
@@ -53,9 +54,7 @@ def test_a_cluster_without_room_is_told(options: dict[str, object]) -> None:
 def test_a_cluster_that_is_not_there_is_told_at_once(
     by_variable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     if by_variable:
         monkeypatch.setenv("RAY_ADDRESS", address)
     with raises(ClusterError, "ray start") as caught:
@@ -70,39 +69,38 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         ClusterOptions(cluster=address)
 
 
-def listen(port: int = 0) -> socket.socket:
+def listen(port: int) -> socket.socket:
     return socket.create_server(("127.0.0.1", port))
 
 
 def test_a_head_that_is_gone_too_long_is_an_error_and_told_before() -> None:
-    server = listen()
+    port = free_port()
+    server = listen(port)
     told: list[str] = []
-    address = f"127.0.0.1:{server.getsockname()[1]}"
+    address = f"127.0.0.1:{port}"
     watch = HeadWatch(address, told.append, every_s=0.02, give_up_s=0.2)
     server.accept()[0].close()  # it has looked
     assert watch.error is None
     server.close()
-    watch._thread.join(30)
+    watch._thread.join(60)
     assert isinstance(watch.error, ClusterError)
     assert address in str(watch.error)
     assert len(told) == 1
 
 
 def test_a_head_that_comes_back_in_time_is_found_again() -> None:
-    server = listen()
-    port = server.getsockname()[1]
-    server.close()
+    port = free_port()
     told: list[str] = []
-    watch = HeadWatch(f"127.0.0.1:{port}", told.append, every_s=0.02, give_up_s=60)
+    watch = HeadWatch(f"127.0.0.1:{port}", told.append, every_s=0.02, give_up_s=600)
     while not told:
         assert watch._thread.is_alive()
         time.sleep(0.01)
     with listen(port) as again:
         again.accept()[0].close()
         while len(told) < 2:
-            again.settimeout(30)
+            again.settimeout(60)
             again.accept()[0].close()
     watch.close()
-    watch._thread.join(30)
+    watch._thread.join(60)
     assert watch.error is None
     assert "again" in told[1]

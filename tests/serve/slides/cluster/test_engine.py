@@ -28,6 +28,9 @@ from tests.support.slides import tissue_pixels, write_aperio
 from tests.support.toy_bundle import write_toy_bundle
 
 pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+
+from tests.support.slow_cluster_run import HOLD_FILE
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 _SETTINGS = ("--threads", "1", "--block-cells", "64", "--format", "ome-zarr", "geojson")
@@ -80,15 +83,23 @@ def hosts_of(work: WorkFolder) -> set[str]:
     return {record.host.rpartition(" ")[2] for record in work.records().values()}
 
 
+def hold_from(folder: Path, num_blocks: int) -> None:
+    """Let the run beside go on until so many blocks are done; see `slow_cluster_run`."""
+    (folder / "next").write_text(str(num_blocks))
+    (folder / "next").rename(folder / HOLD_FILE)
+
+
 def kill_worker_and_node(
-    cluster: RayCluster, work: WorkFolder, process: "subprocess.Popen[bytes]"
+    cluster: RayCluster, work: WorkFolder, process: "subprocess.Popen[bytes]", folder: Path
 ) -> None:
     wait_for(process, lambda: bool(cluster.workers()))
     before = work.num_done()
     os.kill(cluster.workers()[0].pid, signal.SIGKILL)
+    hold_from(folder, before + 1)
     wait_for(process, lambda: work.num_done() > before)
     cluster.kill_node(1)
     assert work.num_done() < 25, "too little was left to do"
+    (folder / HOLD_FILE).unlink()
 
 
 @contextlib.contextmanager
@@ -126,7 +137,8 @@ def test_a_run_that_is_told_to_end_does_so_without_a_word(
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "run.log"
     arguments = command_line(nodes, bundle, out, slides["small"])
-    process = nodes.start("-m", "serve", *arguments, log=log)
+    hold_from(tmp_path, 1)
+    process = nodes.start("-m", "tests.support.slow_cluster_run", *arguments, log=log)
     wait_for(process, lambda: (out / ".work" / "small" / "plan.json").is_file())
     process.send_signal(signal.SIGTERM)
     assert process.wait(_DEADLINE_S) == 143
@@ -161,10 +173,11 @@ def test_a_killed_worker_and_a_killed_node_change_no_byte(
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "run.log"
     arguments = command_line(nodes, bundle, out, slides["large"])
+    hold_from(tmp_path, 1)
     process = nodes.start("-m", "tests.support.slow_cluster_run", *arguments, log=log)
     work = WorkFolder(out / ".work" / "large")
     wait_for(process, lambda: hosts_of(work) == nodes.addresses)
-    kill_worker_and_node(nodes, work, process)
+    kill_worker_and_node(nodes, work, process, tmp_path)
     assert process.wait(_DEADLINE_S) == 0, log.read_text()
     told = log.read_text()
     events = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
