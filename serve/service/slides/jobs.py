@@ -24,6 +24,11 @@ MAX_ATTEMPTS = 3
 _RETRY_AFTER_S = 60
 _MOST_LISTED = 200
 _OPEN = "('waiting', 'running')"
+_WAITS_AGAIN = (
+    "status = CASE cancel WHEN 1 THEN 'cancelled' ELSE 'waiting' END, "
+    "ended = CASE cancel WHEN 1 THEN ? END"
+)
+"""Of a running job whose process has died."""
 
 
 class JobStore:
@@ -125,11 +130,13 @@ class JobStore:
             NotFoundError: there is none of this id.
         """
         self._row(job_id)
-        self._write(
-            "UPDATE jobs SET status = 'cancelled', ended = ? WHERE id = ? AND status = 'waiting'",
+        self._write(  # at once: a job that runs may wait again meanwhile
+            "UPDATE jobs SET cancel = status = 'running', "
+            "ended = CASE status WHEN 'waiting' THEN ? ELSE ended END, "
+            "status = CASE status WHEN 'waiting' THEN 'cancelled' ELSE status END "
+            f"WHERE id = ? AND status IN {_OPEN}",
             (time.time(), job_id),
         )
-        self._write("UPDATE jobs SET cancel = 1 WHERE id = ? AND status = 'running'", (job_id,))
         return self.get(job_id)
 
     def next_waiting(self) -> Job | None:
@@ -163,8 +170,8 @@ class JobStore:
     def resume_interrupted(self) -> int:
         """Requeue the jobs that ran when the service ended. This does not count as an attempt."""
         return self._write(
-            "UPDATE jobs SET status = CASE cancel WHEN 1 THEN 'cancelled' ELSE 'waiting' END, "
-            "attempts = attempts - 1 WHERE status = 'running'"
+            f"UPDATE jobs SET {_WAITS_AGAIN}, attempts = attempts - 1 WHERE status = 'running'",
+            (time.time(),),
         )
 
     def end(self, job_id: str, status: Status, error: str = "", code: str = "") -> None:
@@ -176,9 +183,10 @@ class JobStore:
         )
 
     def try_again(self, job_id: str) -> None:
-        """Requeue a job whose process died."""
+        """Requeue a job whose process died, unless it was cancelled at that moment."""
         self._write(
-            "UPDATE jobs SET status = 'waiting' WHERE id = ? AND status = 'running'", (job_id,)
+            f"UPDATE jobs SET {_WAITS_AGAIN} WHERE id = ? AND status = 'running'",
+            (time.time(), job_id),
         )
 
     def begin_tiles(self, job_id: str, tiles: int, done: int) -> None:

@@ -35,6 +35,7 @@ from serve.slides.status import verify
 from tests.support.errors import raises, refusal_of
 from tests.support.http_service import service_process
 from tests.support.locks import break_locks
+from tests.support.meanwhile import before_call
 from tests.support.slide_service import (
     copy_of,
     painted_slide,
@@ -470,6 +471,36 @@ def test_a_slide_goes_on_while_the_file_of_jobs_is_locked(
     progress.step("one", "GeoJSON")
     found = store.get(job.id)
     assert (found.tiles, found.tiles_done, found.step) == (10, 2, "GeoJSON")
+
+
+@pytest.mark.parametrize("moment", ["just after", "within"])
+def test_a_job_that_is_cancelled_as_its_process_dies_does_not_start_again(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = JobStore(tmp_path, 3)
+    store.add(JobRequest(slide="one"), "one", tmp_path)
+    job = store.next_waiting()
+    assert job is not None
+    if moment == "within":  # between its second and third transaction, if it has a third
+        before_call(monkeypatch, store, "_write", lambda: store.try_again(job.id), at=1)
+    store.cancel(job.id)
+    store.try_again(job.id)
+    assert store.next_waiting() is None
+    found = store.get(job.id)
+    assert found.status == "cancelled"
+    assert found.ended is not None
+
+
+def test_a_job_that_waits_is_cancelled_at_once_and_one_that_runs_soon(tmp_path: Path) -> None:
+    store = JobStore(tmp_path, 3)
+    jobs = [store.add(JobRequest(slide=name), name, tmp_path)[0] for name in ("one", "two")]
+    assert store.next_waiting() is not None
+    running, waiting = (store.cancel(job.id) for job in jobs)
+    assert (running.status, running.ended) == ("running", None)
+    assert store.to_cancel() == {running.id}
+    assert waiting.status == "cancelled"
+    assert waiting.ended is not None
+    assert store.cancel(waiting.id) == waiting
 
 
 @pytest.mark.slow
