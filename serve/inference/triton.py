@@ -145,7 +145,7 @@ class TritonBackend:
         """Compare Triton's model with the manifest; return Triton's version number of it."""
         try:
             metadata = self._client.get_model_metadata(
-                self._manifest.name, client_timeout=min(self._timeout_s, _CHECK_TIMEOUT_S)
+                self._manifest.name, client_timeout=self._timeout_s
             )
         except InferenceServerException as error:
             raise self._unavailable(error) from error

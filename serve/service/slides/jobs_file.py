@@ -10,7 +10,7 @@ from serve.contract.errors import FocalPathError
 
 JOBS_FILE = ".jobs.sqlite"
 _SCHEMA_VERSION = 1
-_WAIT_FOR_LOCK_S = 10.0
+_WAIT_FOR_LOCK_S = 30.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -1,6 +1,7 @@
 """What all backends of this process do alike, and which one the settings open."""
 
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -151,6 +152,18 @@ def test_a_triton_that_is_not_there_is_named_with_what_to_do(manifest: Manifest)
         open_backend(settings, manifest)
 
 
+def test_a_triton_that_is_slow_has_the_time_that_the_error_names(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton, "_CHECK_TIMEOUT_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"127.0.0.1:{silent.getsockname()[1]}"
+        start = time.monotonic()
+        with raises(BackendUnavailableError, url, "within 0.5 s"):
+            TritonBackend(url, manifest, timeout_s=0.5)
+        assert time.monotonic() - start >= 0.5
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -179,7 +192,10 @@ def test_triton_is_asked_through_no_proxy(
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
         monkeypatch.setattr(triton, "_CHECK_TIMEOUT_S", 0.2)
         try:
-            ask(asked, manifest) if ask else TritonBackend(asked.triton_url, manifest)
+            if ask:
+                ask(asked, manifest)
+            else:
+                TritonBackend(asked.triton_url, manifest, timeout_s=asked.triton_timeout_s)
         finally:
             with pytest.raises(TimeoutError):
                 proxy.accept()

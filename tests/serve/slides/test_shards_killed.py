@@ -22,7 +22,7 @@ from tests.support.toy_bundle import write_toy_bundle
 pytestmark = pytest.mark.slow
 
 _SHARDS, _AT_ONCE, _KILLS = 8, 3, 10
-_DEADLINE_S = 120
+_DEADLINE_S = 270
 
 
 def size_of(path: Path) -> int:

@@ -45,7 +45,8 @@ def test_a_damaged_image_reaches_the_loop_as_the_one_message_that_it_is(
     dataset = TileDataset(tiles, 5, TileScale(tile_size_px=64, mpp=0.5))
     tiles[1].image.write_bytes(tiles[1].image.read_bytes()[:500])
     loader = TileLoader(dataset, batch_size=len(dataset), num_workers=1)
+    before = set(multiprocessing.active_children())
     with raises(ImageFileError, "tile1.png") as found:
         next(iter(loader))
     assert "Traceback" not in str(found.value)
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before
