@@ -1,7 +1,6 @@
 """Triton or a worker dies while clients ask: some are refused, nobody gets a wrong answer."""
 
 import asyncio
-import time
 from pathlib import Path
 
 import httpx
@@ -10,7 +9,7 @@ import pytest
 from benchmarks.faults import run_with_fault, triton_killed, workers_killed, workers_of
 from export.triton import publish
 from serve.client.load import Probe
-from tests.support.http_service import service_process, wait_until_ready
+from tests.support.http_service import service_process, wait_for_workers, wait_until_ready
 from tests.support.probes import probe_of
 from tests.support.triton_server import TritonServer
 
@@ -68,10 +67,7 @@ def test_workers_that_are_killed_cost_their_own_requests_only_and_are_replaced(
                 assert answer.status_code == 200
 
     with service_process(toy_bundle, log, **settings) as (url, process):
-        deadline = time.monotonic() + 120
-        while log.read_text().count("1.0.0 answers") < 2:  # each says in the log that it answers
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+        wait_for_workers(log, 2)
         assert len(workers_of(process.pid)) == 2
         fault = workers_killed(process.pid, pauses_s=[0.5, 0.5], meanwhile=other_answers)
         run = asyncio.run(run_with_fault(url, probes(), fault))

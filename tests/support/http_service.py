@@ -62,6 +62,14 @@ def wait_until_ready(url: str, *, status: int = 200) -> None:
         time.sleep(0.05)
 
 
+def wait_for_workers(log: Path, count: int) -> None:
+    """Wait until so many workers say in the log that they answer; `/readyz` asks only one."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while (text := log.read_text(encoding="utf-8")).count("answers requests now") < count:
+        assert time.monotonic() < deadline, text
+        time.sleep(0.05)
+
+
 def _is_alive(process: subprocess.Popen[bytes], url: str, log: Path) -> bool:
     """Wait until the service is alive; False if its port was taken."""
     deadline = time.monotonic() + _TIMEOUT_S

@@ -16,7 +16,12 @@ import numpy as np
 import pytest
 
 from tests.support.callers import calling
-from tests.support.http_service import running_service, service_process, wait_until_ready
+from tests.support.http_service import (
+    running_service,
+    service_process,
+    wait_for_workers,
+    wait_until_ready,
+)
 from tests.support.otlp_collector import Collector, running_collector
 from tests.support.pictures import blobs, encoded
 from tests.support.toy_bundle import replace_bundle, write_toy_bundle
@@ -55,7 +60,7 @@ def guarded(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
         settings["otlp_endpoint"] = collector.url
         with running_service(bundle, folder / "log.txt", **settings) as url:
-            wait_until_ready(url)
+            wait_for_workers(folder / "log.txt", 2)
             yield Guarded(url, folder / "log.txt", folder / "HOME", bundle, collector)
 
 
@@ -149,7 +154,7 @@ def test_a_new_bundle_is_served_without_losing_a_request(tmp_path: Path) -> None
     settings = {"bundle_poll_s": "0.1", "workers": "2", "threads": "1"}
     log = tmp_path / "log.txt"
     with running_service(bundle, log, **settings) as url:
-        wait_until_ready(url)
+        wait_for_workers(log, 2)
         with calling(url, log) as callers:
             callers.wait_for_version("1")
             for version, tile_size_px in (("2", 64), ("3", 128)):

@@ -6,7 +6,7 @@ import pytest
 from serve.contract.machine import this_processor
 from serve.contract.manifest import Proof, read_bundle
 from serve.inference.backend import RunsOn
-from tests.support.http_service import running_service, wait_until_ready
+from tests.support.http_service import running_service, wait_for_workers
 from tests.support.openvino import needs_openvino
 from tests.support.pictures import blobs, encoded
 from tests.support.toy_bundle import write_toy_bundle
@@ -38,7 +38,7 @@ def test_all_workers_run_on_what_the_first_one_found_fastest(
     manifest.model_copy(update={"artefacts": (artefact,)}).write(bundle)
     log = tmp_path / "log.txt"
     with running_service(bundle, log, workers="2", threads="1", log_format="text") as url:
-        wait_until_ready(url)
+        wait_for_workers(log, 2)
         answers = {httpx.get(f"{url}/runtime").text for _ in range(30)}
         assert httpx.post(f"{url}/labels", files={"image": encoded(blobs(80, 90))}).is_success
     (answer,) = answers
