@@ -31,6 +31,7 @@ CACHE_VARIABLE = "FOCALPATH_TRITON_CACHE"
 SERVER_PACKAGE = "nvidia-pytriton==0.7.0"  # Triton 2.51.0, 24.10
 READY_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 120
+_STARTS = 3
 
 _STAND_INS = Path(__file__).resolve().parent / "triton_backends"
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -40,6 +41,10 @@ _STUB_PACKAGES = ("numpy>=1.26,<2", f"onnxruntime=={onnxruntime.__version__}")
 
 class TritonSetupError(RuntimeError):
     """The server could not be installed or did not start."""
+
+
+class TritonAbortedError(TritonSetupError):
+    """The server was ended by a signal before it was ready."""
 
 
 def install_triton() -> Path:
@@ -113,9 +118,20 @@ class TritonServer(Closing):
     def start(self) -> None:
         """Start the server and wait until all its models are ready.
 
+        Where its processes stand still at the wrong moment, the server's Python backend, which
+        only the tests use, aborts (boost's lock_exception): it is started again.
+
         Raises:
             TritonSetupError: it ended or did not get ready; the message holds its log.
         """
+        for _ in range(_STARTS - 1):
+            try:
+                return self._start()
+            except TritonAbortedError:
+                continue
+        return self._start()
+
+    def _start(self) -> None:
         assert self._process is None, "the server is running"
         package = install_triton() / "package"
         with self._log_path.open("ab") as log:
@@ -205,7 +221,8 @@ class TritonServer(Closing):
         deadline = time.monotonic() + READY_TIMEOUT_S
         while not self._is_ready():
             if process.poll() is not None:
-                raise TritonSetupError(
+                kind = TritonAbortedError if process.returncode < 0 else TritonSetupError
+                raise kind(
                     f"the Triton server ended with status {process.returncode}:\n{self._log_tail()}"
                 )
             if time.monotonic() > deadline:
