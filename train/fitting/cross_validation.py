@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from rich.console import Console
@@ -34,6 +35,7 @@ from train.files import null_for_nan, whole_file, write_errors_explained, write_
 from train.fitting.evaluation import count_split
 from train.fitting.resume import Inputs, changed_inputs, run_inputs
 from train.fitting.run import LAST_FILE, fit
+from train.fitting.run_lock import only_run
 from train.fitting.task import named_scores
 from train.metrics import class_scores
 from train.model.checkpoint import load_checkpoint, read_card
@@ -77,7 +79,7 @@ def cross_validate(
     Raises:
         SettingsError: there are fewer than two folds.
         DatasetError: there are fewer groups than folds, or a fold cannot be trained on.
-        RunError: a fold was trained with other settings.
+        RunError: a fold was trained with other settings, or another process trains there.
     """
     if num_folds < 2:
         raise SettingsError(f"--folds is {num_folds}; expected 2 or more")
@@ -87,11 +89,32 @@ def cross_validate(
     _require_trainable(folder, parts)
     if settings.weights.from_run is not None:
         _warn_of_start(Path(settings.weights.from_run))
+    is_first = bool(_is_first())
     with write_errors_explained(run):
         run.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            _forget(run)
-    runs = [run / f"fold{number}" for number in range(num_folds)]
+        with only_run(run, is_first=is_first):
+            if is_first and overwrite:
+                _forget(run)
+            return _all_folds(settings, folder, folds, parts, run, overwrite=overwrite)
+
+
+@rank_zero_only
+def _is_first() -> bool:
+    """Whether this process is the first of those that train together."""
+    return LightningEnvironment().node_rank() == 0  # before a trainer, each node has a rank 0
+
+
+def _all_folds(
+    settings: Settings,
+    folder: TileFolder,
+    folds: dict[str, int],
+    parts: Sequence[TileFolder],
+    run: Path,
+    *,
+    overwrite: bool,
+) -> CrossValidation:
+    """Train the folds that are not finished, and score all."""
+    runs = [run / f"fold{number}" for number in range(len(parts))]
     inputs = [run_inputs(settings, part, None) for part in parts]
     # With `overwrite` no file decides: processes that start together may look before rank 0 has
     # removed them.
@@ -197,7 +220,6 @@ def _warn_of_start(earlier: Path) -> None:
     )
 
 
-@rank_zero_only
 def _forget(run: Path) -> None:
     """Remove what would count as done or begun, so that no earlier fold is mixed with new ones."""
     for name in ("folds.json", f"fold*/{_DONE_FILE}", f"fold*/{LAST_FILE}"):
@@ -237,6 +259,7 @@ def _read_done(run: Path, inputs: Inputs) -> NDArray[np.int64] | None:
     return confusion
 
 
+@rank_zero_only
 def _write_assignment(path: Path, folds: dict[str, int]) -> None:
     with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")

@@ -12,8 +12,10 @@ from train.data.convert.class_mapping import PALETTE
 from train.data.folder import TileFolder, read_classes, read_tile_folder
 from train.data.pixels import class_frequencies
 from train.errors import CheckpointError, DestinationError, SettingsError
+from train.files import write_errors_explained
 from train.fitting.metrics_file import METRICS_FILE
 from train.fitting.run import FIGURE_FILE, LAST_FILE, at_scale
+from train.fitting.run_lock import only_run
 from train.fitting.scores import evaluate
 from train.model.checkpoint import (
     WEIGHTS_FILE,
@@ -80,6 +82,7 @@ def import_sampath(
         WeightsError: a weight is not accounted for.
         CheckpointError: the file is of another model, or the number of classes differs.
         DestinationError: the folder has a trained model.
+        RunError: another process trains there.
         SettingsError: both a data set and class names are given.
     """
     if data is not None and class_names:
@@ -87,10 +90,7 @@ def import_sampath(
             f"both --data and --class-names are given; expected one of them, as {data} names the "
             "classes. Leave out --class-names, or correct the data set's dataset.json."
         )
-    if any((run / name).exists() for name in (WEIGHTS_FILE, LAST_FILE)) and not overwrite:
-        raise DestinationError(
-            f"{run} has a trained model; expected a new folder. Add --overwrite to replace it."
-        )
+    _refuse_trained(run, may_exist=overwrite)
     folder = None if data is None else read_tile_folder(data)
     weights = _read(checkpoint)
     num_classes = len(weights[_MASK_TOKENS]) - 2  # one token for a single mask, one for unlabelled
@@ -119,11 +119,22 @@ def import_sampath(
     )
     if score and data is not None:
         card = replace(card, metrics=evaluate(segmenter, card, data, "validation"))
-    save_checkpoint(run, segmenter, card)
-    for name in (LAST_FILE, METRICS_FILE, FIGURE_FILE, SETTINGS_FILE):
-        # Else `fit --resume` would go on with another model.
-        (run / name).unlink(missing_ok=True)
+    with write_errors_explained(run):
+        run.mkdir(parents=True, exist_ok=True)
+        with only_run(run, is_first=True):
+            _refuse_trained(run, may_exist=overwrite)
+            save_checkpoint(run, segmenter, card)
+            for name in (LAST_FILE, METRICS_FILE, FIGURE_FILE, SETTINGS_FILE):
+                # Else `fit --resume` would go on with another model.
+                (run / name).unlink(missing_ok=True)
     return card
+
+
+def _refuse_trained(run: Path, *, may_exist: bool) -> None:
+    if any((run / name).exists() for name in (WEIGHTS_FILE, LAST_FILE)) and not may_exist:
+        raise DestinationError(
+            f"{run} has a trained model; expected a new folder. Add --overwrite to replace it."
+        )
 
 
 def _resizing(settings: Settings, folder: TileFolder | None) -> tuple[int | None, str]:

@@ -107,8 +107,11 @@ def fit(
         trainer = trainer_of(settings, run, callbacks)
         with only_run(run, is_first=trainer.is_global_zero):
             _refuse_trained(run, may_exist=may_exist or not trainer.is_global_zero)
+            if resume:  # again: another process may have gone on with it meanwhile
+                first_epoch = resumed_epoch(run / LAST_FILE, inputs)
             loaders = make_loaders(folder, settings, segmenter, trainer, first_epoch, counts)
-            _remove_old(run, keep_results=resume)
+            if trainer.is_global_zero:  # another does not know whether the folder is free
+                _remove_old(run, keep_results=resume)
             task = SegmentationTask(segmenter, settings, folder.classes, frequencies)
             if trainer.is_global_zero:
                 # What makes a model or its scores wrong without a failure.

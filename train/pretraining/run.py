@@ -67,12 +67,8 @@ def pretrain(
         CollapseError: the teacher collapsed.
     """
     encoder = run / ENCODER_FOLDER
-    is_there = [name for name in (ENCODER_FOLDER, LAST_FILE) if (run / name).exists()]
-    if is_there and not (resume or overwrite):
-        raise DestinationError(
-            f"{run} has {' and '.join(is_there)} of an earlier run; expected a new folder. Add "
-            f"--resume to continue from {LAST_FILE}, or --overwrite to start over."
-        )
+    may_exist = resume or overwrite
+    _refuse_earlier_run(run, may_exist=may_exist)
     found = open_source(data, folds)
     slides = usable_slides(found, found.slides["training"], settings.views)
     inputs = _inputs(settings, found, slides)
@@ -84,7 +80,11 @@ def pretrain(
         run.mkdir(parents=True, exist_ok=True)
         trainer = _trainer(settings, run, inputs)
         with only_run(run, is_first=trainer.is_global_zero):
-            if not resume:
+            # Again: another process may have trained there meanwhile.
+            _refuse_earlier_run(run, may_exist=may_exist or not trainer.is_global_zero)
+            if resume:
+                first_epoch = resumed_epoch(run / LAST_FILE, inputs)
+            elif trainer.is_global_zero:  # another does not know whether the folder is free
                 _remove_earlier_run(run)
             loader = view_loader(
                 found,
@@ -103,6 +103,15 @@ def pretrain(
                 with whole_folder(encoder) as partial:
                     write_encoder(task.teacher_encoder(), partial, settings, card)
     return encoder
+
+
+def _refuse_earlier_run(run: Path, *, may_exist: bool) -> None:
+    is_there = [name for name in (ENCODER_FOLDER, LAST_FILE) if (run / name).exists()]
+    if is_there and not may_exist:
+        raise DestinationError(
+            f"{run} has {' and '.join(is_there)} of an earlier run; expected a new folder. Add "
+            f"--resume to continue from {LAST_FILE}, or --overwrite to start over."
+        )
 
 
 def _remove_earlier_run(run: Path) -> None:

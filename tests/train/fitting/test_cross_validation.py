@@ -23,6 +23,7 @@ from train.fitting.cross_validation import (
     cross_validate,
     print_folds,
 )
+from train.fitting.run_lock import only_run
 from train.model.checkpoint import read_card
 from train.settings import LabelClass
 
@@ -204,6 +205,28 @@ def test_a_refusal_leaves_the_list_of_folds_as_it_was(
     with raises(RunError, "fold0"):
         cross_validate(SETTINGS, grouped, run, 2)
     assert (run / "folds.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folds_that_another_process_trains_are_left_alone(
+    copied: Path, grouped: Path, overwrite: bool
+):
+    for done in copied.glob("fold*/cross_validation.json"):  # the other has just begun
+        done.unlink()
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    with only_run(copied, is_first=True):
+        with raises(RunError, copied):
+            cross_validate(SETTINGS, grouped, copied, 2, overwrite=overwrite)
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(("variable", "number"), [("NODE_RANK", "1"), ("GROUP_RANK", "1")])
+def test_the_process_of_another_node_trains_with_the_first(
+    copied: Path, grouped: Path, monkeypatch: pytest.MonkeyPatch, variable: str, number: str
+):
+    monkeypatch.setenv(variable, number)
+    with only_run(copied, is_first=True):
+        cross_validate(SETTINGS, grouped, copied, 3)
 
 
 def test_no_earlier_fold_counts_after_an_interrupted_overwrite(

@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import train.fitting.import_sampath
 from tests.support.commands import run_train
 from tests.support.errors import raises
+from tests.support.meanwhile import before_call
 from tests.support.sam_path_oracle import SamPath, random_sam_path
 from tests.support.toy_data import TILE_SIZE_PX, toy_settings
 from train.commands.fitting import ImportSampath
@@ -26,6 +28,7 @@ from train.errors import (
     DatasetError,
     DestinationError,
     FocalPathError,
+    RunError,
     SettingsError,
     WeightsError,
 )
@@ -33,6 +36,7 @@ from train.fitting.evaluation import predict_split
 from train.fitting.import_sampath import import_sampath
 from train.fitting.predict import predict_images
 from train.fitting.run import fit
+from train.fitting.run_lock import only_run
 from train.fitting.scores import evaluate
 from train.model.checkpoint import load_checkpoint, read_card
 from train.model.segmenter import labels_from_logits
@@ -336,6 +340,28 @@ def test_an_import_replaces_no_trained_model_unasked(sampath_file: Path, tmp_pat
     importing(overwrite=True)
     load_checkpoint(run)
     assert sorted(path.name for path in run.iterdir()) == ["model.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_import_leaves_a_folder_in_which_a_process_trains_alone(
+    sampath_file: Path, tmp_path: Path, overwrite: bool
+):
+    with only_run(tmp_path, is_first=True):
+        with raises(RunError, tmp_path):
+            import_sampath(sampath_file, tmp_path, BCSS, overwrite=overwrite)
+        assert [path.name for path in tmp_path.iterdir() if path != sampath_file] == [".lock"]
+
+
+def test_a_run_that_ends_during_an_import_is_not_replaced_unasked(
+    sampath_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "run"
+    run.mkdir()
+    trained = partial((run / "model.safetensors").write_bytes, b"trained")
+    before_call(monkeypatch, train.fitting.import_sampath, "only_run", trained)
+    with raises(DestinationError, run, "--overwrite"):
+        import_sampath(sampath_file, run, BCSS)
+    assert (run / "model.safetensors").read_bytes() == b"trained"
 
 
 def test_class_names_beside_a_data_set_are_refused(

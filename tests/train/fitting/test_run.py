@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,6 +84,46 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(
         with only_run(run_copy, is_first=False):  # another process of the same training
             pass
     assert {path: path.stat().st_mtime_ns for path in run_copy.iterdir()} == before
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def test_a_later_process_of_another_training_takes_nothing_away(
+    run_copy: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As torchrun and srun start it beside the first, which finds that the folder is taken."""
+    (run_copy / ".last.ckpt.partial-0").touch()  # which the training writes
+    before = {path: path.stat().st_mtime_ns for path in run_copy.iterdir()}
+
+    def stopped(*_: object, **__: object) -> None:
+        raise _StoppedError
+
+    later = SimpleNamespace(is_global_zero=False, fit=stopped)
+    monkeypatch.setattr(train.fitting.run, "trainer_of", lambda *_: later)
+    monkeypatch.setattr(train.fitting.run, "make_loaders", lambda *_: ())
+    with pytest.raises(_StoppedError):
+        fit(toy_settings(), toy_data, run_copy, overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in run_copy.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_where_another_process_left_it_meanwhile(
+    run_copy: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    epochs = iter((1, 2))
+    monkeypatch.setattr(train.fitting.run, "resumed_epoch", lambda *_: next(epochs))
+    begun: list[int] = []
+
+    def loaders(*arguments: object) -> None:
+        begun.append(int(str(arguments[4])))
+        raise _StoppedError
+
+    monkeypatch.setattr(train.fitting.run, "make_loaders", loaders)
+    with pytest.raises(_StoppedError):
+        fit(toy_settings(), toy_data, run_copy, resume=True)
+    assert begun == [2]
 
 
 def test_where_the_file_system_has_no_locks_a_run_is_not_held(

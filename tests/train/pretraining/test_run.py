@@ -3,6 +3,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,10 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+import train.pretraining.run
 from tests.support.commands import run_train
 from tests.support.errors import raises
+from tests.support.meanwhile import before_call
 from tests.support.tiny_pretraining import tiny_pretraining
 from train.errors import (
     CollapseError,
@@ -55,6 +58,48 @@ def test_a_run_records_that_it_has_seen_training_slides_alone(
     seen = json.loads((run / "pretrain.json").read_text())["slides"]
     assert seen == [name for name, fold in folds.items() if fold == "1"]
     assert len(seen) == 2
+
+
+def test_a_run_that_ended_while_this_one_started_is_kept(
+    drawn_slides: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "run"
+    before_call(
+        monkeypatch,
+        train.pretraining.run,
+        "_trainer",
+        lambda: shutil.copytree(run, mine, dirs_exist_ok=True),
+    )
+    with raises(DestinationError, mine, "--overwrite"):
+        pretrain(tiny_pretraining(), drawn_slides, mine)
+    assert _files(mine) == _files(run)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_later_process_of_another_pretraining_takes_nothing_away(
+    drawn_slides: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """As torchrun and srun start it beside the first, which finds that the folder is taken."""
+    mine = tmp_path / "run"
+    copy = partial(shutil.copytree, run, mine, dirs_exist_ok=True)
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    later = SimpleNamespace(is_global_zero=False, global_rank=1, world_size=2, fit=stopped)
+    monkeypatch.setattr(train.pretraining.run, "_trainer", lambda *_: later)
+    before_call(monkeypatch, train.pretraining.run, "_trainer", copy)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(tiny_pretraining(), drawn_slides, mine, overwrite=overwrite)
+    assert _files(mine) == _files(run)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_what_a_loading_process_meets_is_the_one_message_that_it_is(
