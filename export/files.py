@@ -3,13 +3,14 @@
 `train.files.whole_file` does the same for one file.
 """
 
+import fcntl
 import os
 import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from export.errors import StorageError
@@ -46,7 +47,7 @@ def replaced_whole(folder: Path) -> Iterator[Path]:
         new, old = staging / "new", staging / "old"
         new.mkdir()
         yield new
-        with uninterrupted(f"{folder} is the new one"):
+        with one_at_a_time(folder.parent), uninterrupted(f"{folder} is the new one"):
             if folder.exists():
                 os.replace(folder, old)
             try:
@@ -56,6 +57,25 @@ def replaced_whole(folder: Path) -> Iterator[Path]:
                     os.replace(old, folder)
                 raise
             shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[bool]:
+    """Wait for other processes that hold the lock of a folder, and hold it.
+
+    Yields:
+        Whether it is held: some network shares have no locks.
+    """
+    handle, is_held = None, False
+    try:
+        with suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            is_held = True
+        yield is_held
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 @contextmanager

@@ -7,11 +7,10 @@ repository/segmenter/2/model.onnx     the newest: the only one that Triton loads
 ```
 """
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,7 +19,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
 from export.errors import BundleError, DestinationError, SettingsError, errors_translated
-from export.files import staging_folder, uninterrupted
+from export.files import one_at_a_time, staging_folder, uninterrupted
 from serve.contract.manifest import Artefact, Manifest, TensorSpec, read_bundle, sha256_of
 from train.files import write_errors_explained
 
@@ -147,35 +146,28 @@ def publish(
     artefact = _select_artefact(manifest, runtime, target, bundle)
     folder = repository / manifest.name
     check_folder(repository, manifest.name)
-    is_new = not folder.exists()
-    with write_errors_explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        # Inside the model's folder, where Triton ignores what is not a number: it would take a
-        # folder in the repository for another model.
-        with _one_at_a_time(folder), staging_folder(folder, _STAGING) as staging:
-            (staging / CONFIG_FILE).write_text(render_config(manifest, target), encoding="utf-8")
-            versions = _versions(folder)
-            newest = folder / str(versions[-1]) if versions else None
-            if newest is None or not _serves(newest, runtime, artefact):
-                newest = folder / str(versions[-1] + 1 if versions else 1)
-                staged = staging / newest.name / runtime.model_file
-                _stage_version(bundle / artefact.file, staged)
-                if sha256_of(staged) != artefact.sha256:
-                    raise BundleError(
-                        f"{bundle} was replaced while it was published; nothing was changed in "
-                        f"{repository}. Publish it again."
-                    )
-            with uninterrupted(f"{newest} is published"):
-                # The config first: versions without one are of another model, see `check_folder`.
-                (staging / CONFIG_FILE).replace(folder / CONFIG_FILE)
-                if (staging / newest.name).exists():
-                    (staging / newest.name).rename(newest)
-                if keep is not None:
-                    _prune(folder, staging, keep, {int(newest.name), *versions[-1:]})
-    finally:
-        if is_new and not any(folder.iterdir()):
-            folder.rmdir()
+    # Inside the model's folder, where Triton ignores what is not a number: it would take a
+    # folder in the repository for another model.
+    with _one_at_a_time(folder), staging_folder(folder, _STAGING) as staging:
+        (staging / CONFIG_FILE).write_text(render_config(manifest, target), encoding="utf-8")
+        versions = _versions(folder)
+        newest = folder / str(versions[-1]) if versions else None
+        if newest is None or not _serves(newest, runtime, artefact):
+            newest = folder / str(versions[-1] + 1 if versions else 1)
+            staged = staging / newest.name / runtime.model_file
+            _stage_version(bundle / artefact.file, staged)
+            if sha256_of(staged) != artefact.sha256:
+                raise BundleError(
+                    f"{bundle} was replaced while it was published; nothing was changed in "
+                    f"{repository}. Publish it again."
+                )
+        with uninterrupted(f"{newest} is published"):
+            # The config first: versions without one are of another model, see `check_folder`.
+            (staging / CONFIG_FILE).replace(folder / CONFIG_FILE)
+            if (staging / newest.name).exists():
+                (staging / newest.name).rename(newest)
+            if keep is not None:
+                _prune(folder, staging, keep, {int(newest.name), *versions[-1:]})
     return newest
 
 
@@ -193,11 +185,13 @@ def check_folder(repository: Path, name: str) -> None:
                 "each model. Nothing was changed; move it away, or give another repository."
             )
     config = folder / CONFIG_FILE
+    # First: the config of a version is there before it.
+    has_versions = folder.exists() and bool(_versions(folder))
     try:
         is_ours = config.read_text(encoding="utf-8").startswith(_HEADER)
     except FileNotFoundError:
         # New, or the first publication was killed. Triton serves models without a config, too.
-        is_ours = not folder.exists() or not _versions(folder)
+        is_ours = not has_versions
     except (IsADirectoryError, UnicodeDecodeError):
         is_ours = False
     if not is_ours:
@@ -209,16 +203,23 @@ def check_folder(repository: Path, name: str) -> None:
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait for other publications to the folder, and remove what one that was killed left there."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network shares have no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            for left in folder.glob(f"{_STAGING}*"):
+    """Wait for other publications, make the folder, and remove what one that was killed left there.
+
+    A new folder in which nothing is published is removed. So the lock is the repository's.
+    """
+    with write_errors_explained(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(folder.parent) as is_held:
+        is_new = not folder.exists()
+        with write_errors_explained(folder):
+            folder.mkdir(exist_ok=True)
+        try:
+            for left in folder.glob(f"{_STAGING}*") if is_held else ():
                 shutil.rmtree(left, ignore_errors=True)
-        yield
-    finally:
-        os.close(handle)
+            yield
+        finally:
+            if is_new and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def check_keep(keep: int | None) -> None:

@@ -3,13 +3,14 @@
 Checks the machine, builds the plan and runs it. Keeps the plan only if it passes the gate.
 """
 
+import os
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
 from export.errors import BundleError, GateError, WrongMachineError, errors_translated
-from export.files import staging_folder, uninterrupted
+from export.files import one_at_a_time, staging_folder, uninterrupted
 from export.gate.answers import onnx_answers
 from export.gate.gate import Gate
 from export.gate.model_card import MODEL_CARD_FILE
@@ -93,13 +94,15 @@ def build_engine(
     with staging_folder(bundle, ".engine-") as staging:
         serialized = build_plan(trt, plan, bundle)
         report = check_plan(trt, gpu, serialized, bundle, manifest, plan, tiles)
-        if read_bundle(bundle) != manifest:
-            raise BundleError(
-                f"{bundle} was replaced while its engine was built; the new bundle has none. "
-                "Build it again."
-            )
-        (staging / plan.plan_file).write_bytes(serialized)
-        _install(bundle, staging, manifest, plan, report)
+        # As the export that replaces a bundle, see `replaced_whole`.
+        with one_at_a_time(Path(os.path.realpath(bundle)).parent):
+            if read_bundle(bundle) != manifest:
+                raise BundleError(
+                    f"{bundle} was replaced while its engine was built; the new bundle has none. "
+                    "Build it again."
+                )
+            (staging / plan.plan_file).write_bytes(serialized)
+            _install(bundle, staging, manifest, plan, report)
     return report
 
 

@@ -24,6 +24,8 @@ from serve.service.tracing import configure_tracing, flush_traces
 from serve.settings import ServeSettings
 
 _LOOK_EVERY_S = 1.0
+_PARENT_VARIABLE = "PARENT_OF_FOCALPATH"
+"""Of the process that starts the workers: it may be gone before they can ask for it."""
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # BentoML reads it when it starts to serve
 apply_patches()
 _settings = ServeSettings.from_environment()
@@ -66,7 +68,7 @@ class SegmentationService:
 
 def _end_with_the_parent() -> None:
     """End this worker when the process that started it is killed: else it would keep the port."""
-    parent = os.getppid()
+    parent = int(os.environ.get(_PARENT_VARIABLE, os.getppid()))
     while os.getppid() == parent:
         time.sleep(_LOOK_EVERY_S)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -74,5 +76,6 @@ def _end_with_the_parent() -> None:
 
 def run(host: str, port: int) -> None:
     """Serve at an IP address and port; returns when the process is told to stop."""
+    os.environ[_PARENT_VARIABLE] = str(os.getpid())
     service: Any = SegmentationService  # the decorator made it a `bentoml.Service`
     service.serve_http(host=host, port=port)

@@ -1,6 +1,7 @@
 import errno
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,23 @@ def _refuse() -> None:
 def test_a_folder_is_replaced_whole(folder: Path) -> None:
     (folder / "other").write_text("gone")
     _replace(folder)
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("file", "new")]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_two_that_replace_a_folder_at_once_both_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second comes while the folder is away."""
+    second = threading.Thread(target=_replace, args=(folder,))
+
+    def at_once() -> None:
+        second.start()
+        second.join(0.3)  # as far as it gets
+
+    _before_rename(monkeypatch, 2, at_once)
+    _replace(folder)
+    second.join()
     assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("file", "new")]
     assert list(folder.parent.iterdir()) == [folder]
 

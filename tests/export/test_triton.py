@@ -1,8 +1,9 @@
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -213,6 +214,46 @@ def test_two_publications_at_once_become_two_versions(
     assert sorted(version.name for version in found) == ["1", "2", "3"]
     for version, bundle in zip(found, bundles, strict=True):
         assert sha256_of(version / "model.onnx") == sha256_of(bundle / "model.onnx")
+
+
+def test_a_first_publication_that_ends_while_another_looks_is_not_of_another_model(
+    toy_bundle: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_text = Path.read_text
+
+    def just_too_early(path: Path, *arguments: Any, **options: Any) -> str:
+        if path.name != CONFIG_FILE:
+            return read_text(path, *arguments, **options)
+        monkeypatch.undo()
+        publish(toy_bundle, repository)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", just_too_early)
+    assert publish(_retrain(toy_bundle, tmp_path / "other"), repository).name == "2"
+
+
+def test_a_publication_goes_on_where_the_first_failed_meanwhile(
+    toy_bundle: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first made the model's folder, and takes it away again."""
+    damaged = _retrain(toy_bundle, tmp_path / "damaged")
+    copyfile = shutil.copyfile
+
+    def copy(source: Path, target: Path) -> None:
+        if damaged not in source.parents:
+            copyfile(source, target)
+            return
+        found.append(pool.submit(publish, toy_bundle, repository))
+        wait(found, 0.3)  # as far as it gets
+        target.write_text("another")
+
+    found: list[Future[Path]] = []
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    with ThreadPoolExecutor() as pool:
+        with raises(BundleError, "was replaced"):
+            publish(damaged, repository)
+        assert found[0].result().name == "1"
+    assert _files(repository) == ["segmenter/1/model.onnx", "segmenter/config.pbtxt"]
 
 
 def test_what_a_publication_that_was_killed_left_goes_with_the_next(

@@ -1,3 +1,5 @@
+import fcntl
+import os
 import shutil
 import signal
 import sys
@@ -10,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+import export.tensorrt.engine
 from export.errors import BundleError, EngineError, GateError, GraphError, WrongMachineError
 from export.gate.schema import Tolerances
 from export.gate.tiles import ValidationTiles
@@ -24,6 +27,7 @@ from serve.contract.manifest import Manifest, TensorRTBuild, read_bundle, sha256
 from tests.support.errors import raises
 from tests.support.fake_tensorrt import FakeGpu, FakeTensorRT, Outputs
 from tests.support.interrupts import deaf_main_thread
+from tests.support.meanwhile import before_call
 from tests.support.toy_bundle import REFERENCE_RGB, TILE_SIZE_PX, replace_bundle
 
 NECROSIS, OTHER = 4, 5
@@ -207,6 +211,24 @@ def test_a_signal_stops_the_build_and_leaves_nothing(
     assert trt.stopped
     assert shop.files() == before
     assert not list(shop.bundle.glob(".engine-*"))
+
+
+def test_an_export_waits_while_an_engine_is_put_into_its_bundle(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def ask() -> None:
+        handle = os.open(shop.bundle.parent, os.O_RDONLY)  # which an export locks
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(handle)
+        asked.append(True)
+
+    before_call(monkeypatch, export.tensorrt.engine, "read_bundle", ask, at=1)
+    before_call(monkeypatch, export.tensorrt.engine, "_install", ask)
+    shop.build()
+    assert asked == [True, True]
 
 
 def test_a_bundle_that_is_replaced_during_the_build_does_not_get_the_engine(

@@ -1,6 +1,9 @@
 import asyncio
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -157,6 +160,22 @@ def test_a_service_that_is_killed_leaves_no_worker_behind(toy_bundle: Path, tmp_
         assert left == []
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/livez")
+
+
+def test_a_service_that_is_killed_while_it_starts_leaves_no_worker_behind(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "serve", "http", "--port", str(free_port())]
+    environment = {**os.environ, "FOCALPATH_BUNDLE": str(toy_bundle)}
+    process = psutil.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while not (workers := process.children(recursive=True)):
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    _, left = psutil.wait_procs(workers, timeout=TIMEOUT_S)
+    for worker in left:
+        worker.kill()
+    assert left == []
 
 
 def test_without_triton_the_service_is_alive_but_not_ready_and_says_what_to_do(

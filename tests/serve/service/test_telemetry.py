@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prometheus_client import values
 
 from serve.contract.errors import SettingsError
 from serve.contract.manifest import read_bundle
@@ -112,6 +113,20 @@ def test_workers_that_start_at_once_forget_the_same_dead_one(
     before_call(monkeypatch, os, "remove", gauge.unlink)
     forget_dead_workers()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_metrics_do_not_wait_for_a_worker_that_is_just_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    (tmp_path / "counter_1.db").touch()  # as it is before it has its size
+    gone = tmp_path / f"gauge_livesum_{NO_PROCESS}.db"
+    gone.write_bytes(bytes(8))
+    before_call(monkeypatch, Path, "stat", gone.unlink)
+    assert Telemetry().render() == b""
+    counted = values.MultiProcessValue(lambda: 2)  # type: ignore[no-untyped-call]
+    counted("counter", "tiles", "tiles_total", (), (), "Tiles.").inc(3)
+    assert b"tiles_total 3.0" in Telemetry().render()
 
 
 def test_an_address_for_traces_without_the_exporter_is_one_message(

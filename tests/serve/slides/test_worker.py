@@ -15,7 +15,7 @@ from serve.contract.manifest import LOW_RES_STRIDE
 from serve.images.readers.reader import Bounds, RegionReader
 from serve.images.readers.registry import open_reader
 from serve.images.tiles import Blend, cut, pad_to_tiles
-from serve.slides.errors import OutputError
+from serve.slides.errors import OutputError, ResultError
 from serve.slides.plan import Plan, open_view
 from serve.slides.reuse import Use
 from serve.slides.store import CONFIDENCE, LABELS, WorkFolder
@@ -178,6 +178,30 @@ def test_a_block_goes_on_in_the_middle_to_the_same_bytes(
         assert np.array_equal(one, other)
     assert work.records()[block].num_tiles == num_tiles
     assert not list(work.path.rglob("*.npz"))
+
+
+@pytest.mark.parametrize("save_every_s", [0.0, 20.0])
+def test_a_worker_that_outlives_its_run_leaves_a_slide_that_was_begun_anew_alone(
+    save_every_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.slides.worker.SAVE_EVERY_S", save_every_s)
+    reader = virtual(tmp_path / "in")
+    work, plan = begin(tmp_path / "work", reader, block_cells=1024)
+    mask = work.mask()
+    newer = plan.model.model_copy(update={"version": "newer"})
+
+    def begin_anew(_: int) -> None:
+        work.remove()
+        work.begin(plan.model_copy(update={"model": newer}), mask)
+
+    with (
+        BlockWorker(work, PositionModel(), reader=reader, max_batch_size=2) as worker,
+        raises(ResultError, work.path, "begun anew"),
+    ):
+        worker.run(Tiling(plan, mask).blocks, on_tiles=begin_anew)
+    assert work.records() == {}
+    assert not list(work.path.rglob("*.npz"))
+    assert not any(array.any() for array in stored(work))
 
 
 def test_a_part_that_cannot_be_read_is_computed_again(tmp_path: Path) -> None:
