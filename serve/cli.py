@@ -17,6 +17,7 @@ from serve.contract.errors import FocalPathError, SettingsError, message_of
 from serve.contract.interrupts import safe_interrupts
 from serve.contract.printing import printing
 from serve.doctor.command import Doctor, run_doctor
+from serve.inference.trial import HOME_VARIABLE
 from serve.service.logs import configure_logging
 from serve.service.start import check_start
 from serve.settings import ServeSettings
@@ -63,6 +64,7 @@ def run_http(command: Http) -> None:
     with tempfile.TemporaryDirectory(prefix="focalpath-") as home:
         # One folder per server: in a shared one a second server would delete the metrics.
         os.environ.setdefault("BENTOML_HOME", home)
+        os.environ[HOME_VARIABLE] = home  # never one that outlives it, or that machines share
         from serve.service.server import run
 
         configure_logging(settings.log_format)

@@ -19,7 +19,7 @@ from serve.contract.manifest import Manifest
 from serve.contract.npz import read_npz
 from serve.inference.backend import Backend, InferBatch, Trial
 
-HOME_VARIABLE = "BENTOML_HOME"
+HOME_VARIABLE = "HOME_OF_FOCALPATH"
 """Names a folder that the processes of one service share; deleted when the service stops."""
 _LONG_RUN_S = 5.0
 """A tile that took longer is not timed again."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import secrets
 import shutil
 import threading
 import time
@@ -281,10 +282,12 @@ def _write_once(work: WorkFolder, result: SlideResult, entry: SlideFormat) -> No
         return
     if entry is OME_ZARR:  # in place: its blocks are written whole, and its metadata last
         entry.write(result, path)
+        work.check_plan(result.plan)
     else:
-        partial = path.with_name(f".partial-{path.name}")
+        partial = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
         try:
             entry.write(result, partial)
+            work.check_plan(result.plan)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)  # what a full disk left

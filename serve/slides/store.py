@@ -106,6 +106,14 @@ class WorkFolder:
         except ValidationError as error:
             raise unreadable(self.path / PLAN_FILE, _REMEDY) from error
 
+    def check_plan(self, plan: Plan) -> None:
+        """Raise ResultError where another run has begun the slide anew, with another plan.
+
+        What is left of a run that was killed may live a while longer, on another machine.
+        """
+        if self.plan().key != plan.key:
+            raise ResultError(f"{self.path} was begun anew by another run meanwhile.")
+
     def mask(self) -> Mask:
         """The tissue mask that the plan was made with.
 

@@ -20,7 +20,6 @@ from serve.inference.batching import TileRunner
 from serve.slides.ahead import ahead
 from serve.slides.blend import BlendState, BlockBlend
 from serve.slides.block_record import BlockRecord, count_cells
-from serve.slides.errors import ResultError
 from serve.slides.pixels import TilePixels
 from serve.slides.plan import Block, open_view
 from serve.slides.planning import open_planned
@@ -180,7 +179,7 @@ class BlockWorker(Closing):
             return
         assert self._block is not None
         with self._stages.timed("write"):
-            self._check_plan()
+            self._work.check_plan(self._plan)
             self._work.write_part(self._block, self._blended, blend.state())
         self._saved = time.monotonic()
 
@@ -209,19 +208,11 @@ class BlockWorker(Closing):
                 peak_memory_mib=round(peak_memory_mib()),
                 **dict(count_cells(labels, confidence)),
             )
-            self._check_plan()
+            self._work.check_plan(self._plan)
             self._work.write_block(self._plan, record, labels, confidence)
             self._on_block(record)
 
         self._writing = self._write_pool.submit(write)
-
-    def _check_plan(self) -> None:
-        """Raise ResultError where another run has begun the slide anew: its blocks are its own.
-
-        A worker of a run that was killed may live a while longer, on another machine.
-        """
-        if self._work.plan().key != self._plan.key:
-            raise ResultError(f"{self._work.path} was begun anew by another run meanwhile.")
 
     def _finish_writing(self) -> None:
         """Wait for the block that is being written: at most one is."""

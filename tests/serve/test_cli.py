@@ -1,3 +1,4 @@
+import os
 import pkgutil
 import re
 import shutil
@@ -6,10 +7,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 
 from serve.cli import main
+from serve.inference.trial import HOME_VARIABLE
 from serve.settings import InferenceSettings, ServeSettings
 from tests.support.interrupts import wait_while_interrupted
 from tests.support.pictures import blobs, encoded
@@ -112,6 +116,23 @@ def test_ctrl_c_ends_every_wait_of_a_command(
 
 
 @pytest.mark.slow
+def test_services_share_no_folder_for_what_their_processes_agree_on(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BentoML's may be of the user, outlive the service, and be another machine's as well."""
+    homes: list[str] = []
+
+    def run(*_: object) -> None:
+        homes.append(os.environ[HOME_VARIABLE])
+        assert Path(homes[-1]).is_dir()
+
+    monkeypatch.setitem(sys.modules, "serve.service.server", SimpleNamespace(run=run))
+    command = ["http", "--bundle", str(toy_bundle), "--port", "0"]
+    with patch.dict(os.environ, {"BENTOML_HOME": str(tmp_path)}):
+        assert [main(command), main(command)] == [0, 0]
+    assert len({*homes, str(tmp_path)}) == 3
+
+
 def test_flags_come_before_the_environment(
     image: Path, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

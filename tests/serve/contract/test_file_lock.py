@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from serve.contract.file_lock import file_lock
-from serve.inference.trial import Trial, shared_trials
+from serve.inference.trial import HOME_VARIABLE, Trial, shared_trials
 from tests.support.errors import raises
 from tests.support.locks import break_locks
 
@@ -45,7 +45,7 @@ def test_another_failure_of_a_lock_is_not_passed_over(
 def test_providers_are_tried_also_where_the_temporary_folder_has_no_locks(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("BENTOML_HOME", str(tmp_path))
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
     break_locks(monkeypatch, code)
     found = [Trial(provider="cpu", precision="fp32", is_proven=True, seconds=0.1)]
     assert shared_trials(["key"], lambda: found) == found

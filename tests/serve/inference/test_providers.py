@@ -14,6 +14,7 @@ from serve.contract.manifest import Artefact, Manifest, Proof, WarmUp, read_bund
 from serve.inference import providers
 from serve.inference.backend import RunsOn
 from serve.inference.providers import candidates_for, open_in_process
+from serve.inference.trial import HOME_VARIABLE
 from serve.settings import InferenceSettings
 from tests.support.errors import raises
 from tests.support.openvino import forget_openvino
@@ -228,7 +229,7 @@ def test_the_processes_of_a_service_choose_once(
 ) -> None:
     home = bundle / "home"
     home.mkdir()
-    monkeypatch.setenv("BENTOML_HOME", str(home))
+    monkeypatch.setenv(HOME_VARIABLE, str(home))
     machine.seconds = {("cpu", "fp32"): 1.0, ("openvino", "fp32"): 2.0}
     first = _chosen(bundle, manifest)
     machine.seconds = {("cpu", "fp32"): 3.0, ("openvino", "fp32"): 2.0}

@@ -18,9 +18,11 @@ from serve.slides.cluster.worker import (
     told,
 )
 from serve.slides.cohort import SlideTask
+from serve.slides.errors import ResultError
 from serve.slides.job import SlideJob, conclude, prepare
 from serve.slides.options import RunOptions
 from serve.slides.tiling import Tiling
+from tests.support.errors import raises
 from tests.support.slides import tissue_pixels, write_aperio
 
 
@@ -74,6 +76,29 @@ def test_a_slide_is_planned_computed_and_finished(
     assert report.problem is None
     assert told(conclude, work) is None
     assert (work.work.result / "run.json").is_file()
+
+
+@pytest.mark.parametrize("title", ["OME-Zarr", "Overview"])
+def test_outputs_of_a_run_that_was_killed_are_not_taken_for_those_of_the_next(
+    title: str, worker: ClusterWorker, tmp_path: Path, toy_bundle: Path
+) -> None:
+    first = job(tmp_path, opened(worker, toy_bundle))
+    first = first.model_copy(update={"formats": ("ome-zarr", "overview")})
+    work = first.work
+    assert prepare(first)
+    plan, mask = work.plan(), work.mask()
+    worker.run(work.path, tuple(Tiling(plan, mask).blocks), 1)
+
+    def begin_anew(step: str) -> None:
+        if title in step:
+            newer = plan.model.model_copy(update={"version": "newer"})
+            work.remove()
+            work.begin(plan.model_copy(update={"model": newer}), mask)
+
+    with raises(ResultError, work.path, "begun anew"):
+        conclude(first, begin_anew)
+    written = {path.name for path in work.path.rglob("*") if path.is_file()}
+    assert not [name for name in written if "overview" in name or "output" in name]
 
 
 def test_a_users_mistake_is_a_value_that_names_the_machine(
