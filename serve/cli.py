@@ -62,9 +62,9 @@ def run_http(command: Http) -> None:
     manifest = check_start(settings)
     os.environ.update(settings.to_environment())  # for the worker processes
     with tempfile.TemporaryDirectory(prefix="focalpath-") as home:
-        # One folder per server: in a shared one a second server would delete the metrics.
-        os.environ.setdefault("BENTOML_HOME", home)
-        os.environ[HOME_VARIABLE] = home  # never one that outlives it, or that machines share
+        # One folder per server, also where the user names one: in a shared one a second server
+        # would delete the metrics.
+        os.environ["BENTOML_HOME"] = os.environ[HOME_VARIABLE] = home
         from serve.service.server import run
 
         configure_logging(settings.log_format)

@@ -119,12 +119,13 @@ def test_ctrl_c_ends_every_wait_of_a_command(
 def test_services_share_no_folder_for_what_their_processes_agree_on(
     toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """BentoML's may be of the user, outlive the service, and be another machine's as well."""
+    """Nor what they count. BentoML's may be the user's, and another machine's as well."""
     homes: list[str] = []
 
     def run(*_: object) -> None:
         homes.append(os.environ[HOME_VARIABLE])
         assert Path(homes[-1]).is_dir()
+        assert os.environ["BENTOML_HOME"] == homes[-1]
 
     monkeypatch.setitem(sys.modules, "serve.service.server", SimpleNamespace(run=run))
     command = ["http", "--bundle", str(toy_bundle), "--port", "0"]
