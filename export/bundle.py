@@ -11,7 +11,7 @@ from rich.console import Console
 
 from export.destination import bundle_destination, is_report, refused_folder
 from export.errors import GateError, errors_translated
-from export.files import replaced_whole, uninterrupted
+from export.files import one_at_a_time, replaced_whole, uninterrupted
 from export.gate.answers import Answers, onnx_answers, torch_answers
 from export.gate.certificate import draw_curve, measure_certificate
 from export.gate.gate import Gate
@@ -76,8 +76,10 @@ def write_bundle(checkpoint: Path, bundle: Path, settings: BundleSettings) -> Ma
         manifest = export.write_manifest(earlier=bundle)
         report = export.write_parity(staging)
         write_model_card(manifest, card, report, staging, engine_obstacles=export.plan.obstacles)
-        # Again: the work takes minutes, and files may have been written there meanwhile.
-        bundle_destination(bundle, needed)
+        # Again: the work takes minutes, and files may have been written there meanwhile. Another
+        # export may just be changing the folder: while it does, there is none for a moment.
+        with one_at_a_time(bundle.parent):
+            bundle_destination(bundle, needed)
     if refused.exists() and is_report(refused):
         with uninterrupted(f"{bundle} is the new bundle"):
             shutil.rmtree(refused, ignore_errors=True)  # of an earlier try

@@ -1,9 +1,11 @@
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import onnx
 import onnxruntime
@@ -11,8 +13,10 @@ import pytest
 import torch
 
 from export import bundle as bundle_module
+from export import destination
 from export.bundle import write_bundle
 from export.errors import DestinationError, GateError, GraphError, InputError, SettingsError
+from export.files import one_at_a_time
 from export.gate.answers import Answers, onnx_answers, torch_answers
 from export.gate.schema import ParityReport, Tolerances
 from export.gate.tiles import Images
@@ -153,6 +157,31 @@ def test_a_bundle_names_its_own_weights_also_where_the_training_goes_on(
     assert found.checkpoint_sha256 == card.weights_sha256 != read_card(run_copy).weights_sha256
     assert found.version == found.checkpoint_sha256[:12]
     assert found.class_attention_bias == card.class_attention_bias
+
+
+def test_another_export_that_ends_just_now_is_no_folder_of_the_users(
+    export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = export(QUICK)
+    away = bundle.with_name("away")
+
+    def change() -> None:
+        """As the other export does."""
+        with one_at_a_time(bundle.parent):
+            bundle.replace(away)
+            time.sleep(0.3)
+            away.replace(bundle)
+
+    other = Thread(target=change)
+
+    def begin() -> None:
+        other.start()
+        other.join(0.1)  # as far as it gets
+
+    before_call(monkeypatch, destination, "_is_bundle", begin, at=1)
+    export(QUICK)
+    other.join()
+    assert read_bundle(bundle)
 
 
 def test_the_float32_graph_answers_as_torch(exported_bundle: Path) -> None:
