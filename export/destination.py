@@ -29,10 +29,10 @@ def bundle_destination(out: Path, needed: Mapping[str, Path | None]) -> Path:
     Raises:
         DestinationError: something else than an earlier bundle is there or would be deleted.
     """
-    folder = _resolved(out)
+    folder = resolved(out)
     told = str(out) if folder == out.absolute() else f"{out} ({folder})"
     for what, path in {**needed, "the current directory": Path.cwd()}.items():
-        if path is not None and _resolved(path).is_relative_to(folder):
+        if path is not None and resolved(path).is_relative_to(folder):
             raise DestinationError(
                 f"--out is {told}, which is or contains {what}, {path}: the export would delete "
                 "it. Nothing was changed; give --out a folder of its own."
@@ -75,7 +75,7 @@ def check_repository(repository: Path, out: Path) -> None:
         raise DestinationError(
             f"--model-repository is {repository}, which is a file; expected a folder"
         )
-    if _resolved(out).is_relative_to(_resolved(repository)):
+    if resolved(out).is_relative_to(resolved(repository)):
         raise DestinationError(
             f"the bundle {out} is inside the model repository {repository}, where Triton would "
             "take it for another model. Give it, or the repository, a folder elsewhere."
@@ -96,8 +96,8 @@ def is_report(folder: Path) -> bool:
     )
 
 
-def _resolved(path: Path) -> Path:
-    # Path.resolve fails where links lead in a circle.
+def resolved(path: Path) -> Path:
+    """Follow all links, without an error where they lead in a circle (as Path.resolve has)."""
     return Path(os.path.realpath(path))
 
 

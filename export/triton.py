@@ -148,7 +148,7 @@ def publish(
     check_folder(repository, manifest.name)
     # Inside the model's folder, where Triton ignores what is not a number: it would take a
     # folder in the repository for another model.
-    with _one_at_a_time(folder), staging_folder(folder, _STAGING) as staging:
+    with _published_alone(folder), staging_folder(folder, _STAGING) as staging:
         (staging / CONFIG_FILE).write_text(render_config(manifest, target), encoding="utf-8")
         versions = _versions(folder)
         newest = folder / str(versions[-1]) if versions else None
@@ -202,7 +202,7 @@ def check_folder(repository: Path, name: str) -> None:
 
 
 @contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def _published_alone(folder: Path) -> Iterator[None]:
     """Wait for other publications, make the folder, and remove what one that was killed left there.
 
     A new folder in which nothing is published is removed. So the lock is the repository's.

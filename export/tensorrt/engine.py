@@ -3,12 +3,12 @@
 Checks the machine, builds the plan and runs it. Keeps the plan only if it passes the gate.
 """
 
-import os
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from export.destination import resolved
 from export.errors import BundleError, GateError, WrongMachineError, errors_translated
 from export.files import one_at_a_time, staging_folder, uninterrupted
 from export.gate.answers import onnx_answers
@@ -95,7 +95,7 @@ def build_engine(
         serialized = build_plan(trt, plan, bundle)
         report = check_plan(trt, gpu, serialized, bundle, manifest, plan, tiles)
         # As the export that replaces a bundle, see `replaced_whole`.
-        with one_at_a_time(Path(os.path.realpath(bundle)).parent):
+        with one_at_a_time(resolved(bundle).parent):
             if read_bundle(bundle) != manifest:
                 raise BundleError(
                     f"{bundle} was replaced while its engine was built; the new bundle has none. "

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import secrets
 import shutil
 import threading
 import time
@@ -20,7 +19,7 @@ from serve.contract.strict import Strict
 from serve.images.readers.reader import RegionReader
 from serve.slides.block_record import BlockRecord
 from serve.slides.cohort import RESULT_FILES
-from serve.slides.disk import write_whole, written
+from serve.slides.disk import appearing, write_whole, written
 from serve.slides.errors import ResultError, unreadable
 from serve.slides.options import OutputOptions
 from serve.slides.outputs.format import SlideFormat, SlideResult
@@ -284,13 +283,9 @@ def _write_once(work: WorkFolder, result: SlideResult, entry: SlideFormat) -> No
         entry.write(result, path)
         work.check_plan(result.plan)
     else:
-        partial = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
-        try:
+        with appearing(path) as partial:
             entry.write(result, partial)
             work.check_plan(result.plan)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)  # what a full disk left
     write_whole(done, _digest(path))
 
 
@@ -304,7 +299,7 @@ def _digest(path: Path) -> bytes:
 def _remove_partials(folder: Path) -> None:
     """Remove what a killed run left half-written."""
     for path in folder.rglob("*"):
-        if path.name.startswith(".partial-") or path.name.endswith(".partial"):
+        if path.name.endswith(".partial"):
             path.unlink()
 
 
